@@ -1,0 +1,1 @@
+"""How z is found and how its densities are computed."""

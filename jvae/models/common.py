@@ -1,0 +1,47 @@
+"""What every model file needs once: boxes around parameters, and decode states with a known example axis."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
+
+from jvae.api import DecodeState
+
+
+def _is_box(x: Any) -> bool:
+    return isinstance(x, nn.LogicallyPartitioned)
+
+
+def unboxed(init: Callable[[Key[Array, ""]], Any]) -> tuple[Callable[[Array], Any], Any]:
+    """Splits an init that returns boxed parameters into (init of plain arrays, tree of logical axis names)."""
+    boxed = jax.eval_shape(init, jax.random.key(0))
+    axes = jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=_is_box)
+    return (lambda key: nn.unbox(init(key))), axes
+
+
+def expander(example_axes: Any) -> Callable[[DecodeState, int], DecodeState]:
+    """`Generator.expand` for a cache whose example axes are `example_axes`, an int per leaf."""
+
+    def expand(state: DecodeState, k: int) -> DecodeState:
+        cache = jax.tree.map(lambda a, axis: jnp.repeat(a, k, axis=axis), state.cache, example_axes)
+        return DecodeState(cache, jnp.repeat(state.position_e, k))
+
+    return expand
+
+
+def reorderer(example_axes: Any) -> Callable[[DecodeState, Array], DecodeState]:
+    """`Generator.reorder` for a cache whose example axes are `example_axes`, an int per leaf."""
+
+    def reorder(state: DecodeState, idx_e: Int[Array, "e"]) -> DecodeState:
+        cache = jax.tree.map(lambda a, axis: jnp.take(a, idx_e, axis=axis), state.cache, example_axes)
+        return DecodeState(cache, state.position_e[idx_e])
+
+    return reorder
+
+
+def last_of_prompt(hidden_etd: Array, length_e: Int[Array, "e"]) -> Array:
+    """The state of the last real token of each right-padded prompt, (E, D)."""
+    return jnp.take_along_axis(hidden_etd, (length_e - 1)[:, None, None], axis=1)[:, 0]

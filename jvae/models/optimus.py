@@ -1,0 +1,198 @@
+"""Optimus: BERT encoder, GPT-2 decoder, one latent vector as attention memory and as embedding offset.
+
+Source: Li et al. 2020, arXiv 2004.04092, and the released code. Deviations: the encoder never sees padding (the released likelihood,
+MI and AU functions drop that mask), the injection flags are part of the config and so of every checkpoint, and the "deterministic"
+mode is named for what it is, a posterior of unit variance.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE
+from jvae.latent import amortized
+from jvae.latent.gaussian import Gaussian
+from jvae.models.common import expander, last_of_prompt, reorderer, unboxed
+from jvae.nn import bert, gpt2, pool
+from jvae.nn.attention import own_slot, spread
+from jvae.nn.config import TransformerConfig
+from jvae.nn.layers import Projection, fold_key, split_key, wide
+from jvae.nn.stack import init_stack
+
+POOLS = ("cls", "mean")
+LOG_VARIANCES = ("learned", "unit")
+
+
+@dataclass(frozen=True)
+class OptimusConfig:
+    """Sizes and choices of one Optimus.
+
+    `pool`: "cls" is the published head on BERT's tanh pooler of [CLS]; "mean" the mean of the last layer, without the pooler.
+    `log_var`: "learned", or "unit" for a posterior of variance 1 (the released `fb_mode=2`).
+    `log_var_shift`: added to the head's log-variance; 0 as published. A negative one starts with a nearly deterministic latent.
+    """
+
+    encoder: TransformerConfig
+    decoder: TransformerConfig
+    latent: int = 32
+    use_memory: bool = True
+    use_embedding: bool = True
+    pool: str = "cls"
+    log_var: str = "learned"
+    log_var_shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.use_memory or self.use_embedding):
+            raise ValueError("use_memory and use_embedding are both off: z would never reach the decoder")
+        if self.pool not in POOLS:
+            raise ValueError(f"pool is {self.pool!r}; expected one of {', '.join(POOLS)}")
+        if self.log_var not in LOG_VARIANCES:
+            raise ValueError(f"log_var is {self.log_var!r}; expected one of {', '.join(LOG_VARIANCES)}")
+        if self.latent < 1:
+            raise ValueError(f"latent is {self.latent}; expected at least 1")
+
+
+class _Context(NamedTuple):
+    side: Side
+    scored_bt: Array
+    x_btd: Array
+    drop: Key[Array, ""] | None
+
+
+class _Cache(NamedTuple):
+    kv: gpt2.KvCache
+    offset_ed: Array  # W_D z, added to every input embedding; zeros without `use_embedding`
+
+
+def _init(config: OptimusConfig, key: Key[Array, ""]) -> Any:
+    enc, dec = config.encoder, config.decoder
+    encoder_key, decoder_key, pooler_key, head_key, memory_key, offset_key = split_key(key, 6)
+    state = jnp.zeros((1, enc.width))
+    z = jnp.zeros((1, config.latent))
+    params = {
+        "encoder": bert.init(enc, encoder_key),
+        "posterior": {"head": _head(config).init(head_key, state)["params"]},
+        "decoder": gpt2.init(dec, decoder_key),
+    }
+    if config.pool == "cls":
+        params["posterior"]["pooler"] = _pooler(config).init(pooler_key, state)["params"]
+    if config.use_memory:
+        memory = Projection((dec.heads, dec.head), ("latent",), ("heads", "head"), use_bias=False)
+        params["decoder"]["memory"] = init_stack(
+            lambda k: memory.init(k, z)["params"], memory_key, dec.layers
+        )
+    if config.use_embedding:
+        params["decoder"]["offset"] = _offset(config).init(offset_key, z)["params"]
+    return params
+
+
+def _head(config: OptimusConfig) -> Projection:
+    return Projection((2, config.latent), ("embed",), (None, "latent"), use_bias=False)
+
+
+def _pooler(config: OptimusConfig) -> Projection:
+    return Projection((config.encoder.width,), ("embed",), (None,))
+
+
+def _offset(config: OptimusConfig) -> Projection:
+    return Projection((config.decoder.width,), ("latent",), ("embed",), use_bias=False)
+
+
+def pooled(
+    config: OptimusConfig, params: Any, x_btd: Float[Array, "b t d"], side: Side, slots: int
+) -> Float[Array, "e d"]:
+    """One feature vector per example from the encoder's last states."""
+    if config.pool == "mean":
+        return pool.mean(x_btd, side, slots)
+    first_ed = pool.first_token(x_btd, side, slots)
+    return jnp.tanh(_pooler(config).apply({"params": params["posterior"]["pooler"]}, first_ed))
+
+
+def build(config: OptimusConfig) -> TextVAE:
+    """The model of a config; see `jvae.api.TextVAE`."""
+    enc, dec = config.encoder, config.decoder
+    memory_slots = int(config.use_memory)
+    init, axes = unboxed(lambda key: _init(config, key))
+
+    def encode(params: Any, batch: Batch, drop: Key[Array, ""] | None, cond: Any) -> Gaussian:
+        del cond
+        side = batch.enc
+        x_btd, _ = bert.encode(enc, params["encoder"], side, fold_key(drop, 0))
+        h_ed = pooled(config, params, x_btd, side, batch.slots)
+        h_ed = h_ed.astype(wide(h_ed.dtype))
+        stats_egcz = _head(config).apply({"params": params["posterior"]["head"]}, h_ed)[:, None]
+        mean_egz, log_var_egz = stats_egcz[:, :, 0], stats_egcz[:, :, 1]
+        if config.log_var == "unit":
+            return Gaussian(mean_egz, jnp.zeros_like(mean_egz))
+        return Gaussian(mean_egz, log_var_egz + config.log_var_shift)
+
+    def project(params: Any, z_egz: Array, rows: int) -> tuple[gpt2.LatentKv | None, Array | None]:
+        """Memory slots of every layer, key = value, and the embedding offset (E, D)."""
+        z_ez = z_egz[:, 0].astype(dec.dtype)
+        memory = offset_ed = None
+        if config.use_memory:
+            kernel_lznh = params["decoder"]["memory"]["kernel"].astype(dec.dtype)
+            slot_lenh = jnp.einsum("ez,lznh->lenh", z_ez, kernel_lznh)
+            slot_lbmnh = slot_lenh.reshape(dec.layers, rows, -1, dec.heads, dec.head)
+            memory = gpt2.LatentKv(slot_lbmnh, slot_lbmnh)
+        if config.use_embedding:
+            offset_ed = _offset(config).apply({"params": params["decoder"]["offset"]}, z_ez)
+        return memory, offset_ed
+
+    def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):  # noqa: ANN202
+        del cond
+        position_bt = batch.dec.position_bt + memory_slots
+        x_btd = gpt2.embed(dec, params["decoder"], batch.dec.token_bt, position_bt)
+        return _Context(batch.dec, batch.scored_bt, x_btd, fold_key(drop, 1))
+
+    def log_lik(params: Any, ctx: _Context, z_egz: Array) -> Array:
+        rows = ctx.x_btd.shape[0]
+        memory, offset_ed = project(params, z_egz, rows)
+        x_btd = ctx.x_btd if offset_ed is None else ctx.x_btd + spread(offset_ed, ctx.side)
+        visible_btm = own_slot(ctx.side, z_egz.shape[0] // rows)
+        hidden_btd, _ = gpt2.teacher_forced(
+            dec, params["decoder"], x_btd, ctx.side, memory, visible_btm, ctx.drop
+        )
+        return gpt2.token_log_prob(dec, params["decoder"], hidden_btd, ctx.side, ctx.scored_bt)
+
+    def start(params: Any, z_egz: Array, prompt: Prompt, max_len: int, cond=None):  # noqa: ANN202
+        del cond
+        gpt2.check_room(dec, max_len + memory_slots)
+        examples, length = prompt.token_et.shape
+        memory, offset_ed = project(params, z_egz, examples)
+        if offset_ed is None:
+            offset_ed = jnp.zeros((examples, dec.width), dec.dtype)
+        position_et = jnp.broadcast_to(jnp.arange(length)[None] + memory_slots, (examples, length))
+        x_etd = gpt2.embed(dec, params["decoder"], prompt.token_et, position_et)
+        hidden_etd, kv = gpt2.prefill(
+            dec, params["decoder"], x_etd + offset_ed[:, None], max_len, memory
+        )
+        last_ed = last_of_prompt(hidden_etd, prompt.length_e)
+        state = DecodeState(_Cache(kv, offset_ed), prompt.length_e)
+        return gpt2.logits(dec, params["decoder"], last_ed), state
+
+    def step(params: Any, state: DecodeState, token_e: Array):  # noqa: ANN202
+        # With memory on, positions start at 1 and slot 0 of the cache is the memory: one number serves both.
+        place_e = state.position_e + memory_slots
+        x_ed = gpt2.embed(dec, params["decoder"], token_e, place_e) + state.cache.offset_ed
+        hidden_ed, kv = gpt2.step(dec, params["decoder"], x_ed, state.cache.kv, place_e)
+        next_state = DecodeState(_Cache(kv, state.cache.offset_ed), state.position_e + 1)
+        return gpt2.logits(dec, params["decoder"], hidden_ed), next_state
+
+    example_axes = _Cache(gpt2.KvCache(1, 1), 0)
+    generator = Generator(
+        condition=lambda params, batch, drop=None: None,
+        sample_prior=amortized.sample_standard(config.latent),
+        log_prior=amortized.log_prior_standard,
+        prepare=prepare,
+        log_lik=log_lik,
+        aux=lambda params, ctx, z_egz: {},
+        start=start,
+        step=step,
+        expand=expander(example_axes),
+        reorder=reorderer(example_axes),
+    )
+    posterior = amortized.posterior(encode)
+    return TextVAE(init, axes, generator, posterior, posterior, (1, config.latent))

@@ -1,0 +1,205 @@
+"""GPT-2 as a decoder of packed rows, with room for latent slots in every layer. Source: Radford et al. 2019.
+
+Three ways through the same weights: `teacher_forced` for rows, `prefill` and `step` for stepwise decoding with a static cache.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jvae.api import Side
+from jvae.nn import xent
+from jvae.nn.attention import Slots, attend, attend_cached, causal
+from jvae.nn.config import TransformerConfig
+from jvae.nn.layers import Embedding, LayerNorm, dropout, split_key
+from jvae.nn.stack import init_stack, run_stack
+from jvae.nn.transformer import Gpt2Layer
+
+
+class LatentKv(NamedTuple):
+    """Latent slots of every layer, M per row or example."""
+
+    key_lbmnh: Float[Array, "l b m n h"]
+    value_lbmnh: Float[Array, "l b m n h"]
+
+
+class KvCache(NamedTuple):
+    """Keys and values of every layer: the M latent slots first, then one place per token."""
+
+    key_lemnh: Float[Array, "l e m n h"]
+    value_lemnh: Float[Array, "l e m n h"]
+
+
+class Gpt2Embeddings(nn.Module):
+    """Token + position embeddings."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, token: Array, position: Array) -> Array:
+        c = self.config
+        x = Embedding(c.vocab_padded, c.width, "vocab", c.dtype, name="token")(token)
+        return x + Embedding(c.positions, c.width, "position", c.dtype, name="position")(position)
+
+
+def init(config: TransformerConfig, key: Key[Array, ""]) -> Any:
+    """Boxed parameters {embed, layers, norm}; the output head is the token embedding."""
+    embed_key, layers_key, norm_key = split_key(key, 3)
+    token = jnp.zeros((1, 1), jnp.int32)
+    x = jnp.zeros((1, 1, config.width), config.dtype)
+    layer = Gpt2Layer(config)
+    return {
+        "embed": Gpt2Embeddings(config).init(embed_key, token, token)["params"],
+        "layers": init_stack(
+            lambda k: layer.init(k, x, lambda q, k, v: (v, None))["params"],
+            layers_key,
+            config.layers,
+        ),
+        "norm": LayerNorm(config.norm_eps).init(norm_key, x)["params"],
+    }
+
+
+def check_room(config: TransformerConfig, places: int) -> None:
+    """Raises ValueError when more places are asked for than the position table has rows."""
+    if places > config.positions:
+        raise ValueError(f"{places} positions asked for; the decoder has {config.positions}")
+
+
+def embed(config: TransformerConfig, params: Any, token: Array, position: Array) -> Array:
+    """Token + position embeddings in the compute dtype."""
+    return Gpt2Embeddings(config).apply({"params": params["embed"]}, token, position)
+
+
+def _final_norm(config: TransformerConfig, params: Any, x: Array) -> Array:
+    return LayerNorm(config.norm_eps).apply({"params": params["norm"]}, x)
+
+
+def logits(config: TransformerConfig, params: Any, hidden: Float[Array, "... d"]) -> Array:
+    """Scores over the padded vocabulary, float32 or wider, -inf at padded columns."""
+    return xent.logits(hidden, params["embed"]["token"]["table"], config.vocab)
+
+
+def token_log_prob(
+    config: TransformerConfig, params: Any, hidden_btd: Float[Array, "b t d"], side: Side, scored_bt
+) -> Float[Array, "b t"]:
+    """Nats of each scored token at its own place: the state at t-1 predicts the token at t."""
+    table_vd = params["embed"]["token"]["table"]
+    target_bt = side.token_bt[:, 1:]
+    nats = xent.token_log_prob(
+        hidden_btd[:, :-1], table_vd, target_bt, config.vocab, config.xent_chunk
+    )
+    return jnp.pad(jnp.where(scored_bt[:, 1:], nats, 0.0), ((0, 0), (1, 0)))
+
+
+def teacher_forced(
+    config: TransformerConfig,
+    params: Any,
+    x_btd: Float[Array, "b t d"],
+    side: Side,
+    latent: LatentKv | None = None,
+    visible_btm: Bool[Array, "b t m"] | None = None,
+    drop: Key[Array, ""] | None = None,
+) -> tuple[Float[Array, "b t d"], Float[Array, "l b t d"]]:
+    """States after the final norm, and the input of every layer.
+
+    Args:
+      x_btd: input embeddings.
+      latent, visible_btm: latent slots and the tokens that see them.
+    """
+    drop_embed, drop_layers = split_key(drop, 2)
+    x_btd = dropout(drop_embed, config.dropout, x_btd)
+    mask_bts = causal(side)
+
+    def layer(layer_params, x_btd, kv, key):  # noqa: ANN001, ANN202
+        drop_weights, drop_layer = split_key(key, 2)
+        slots = None if kv is None else Slots(*kv, visible_btm)
+
+        def mix(q, k, v):  # noqa: ANN001, ANN202
+            y = attend(q, k, v, mask_bts, slots, drop=drop_weights, rate=config.dropout)
+            return y, None
+
+        y_btd, _ = Gpt2Layer(config).apply({"params": layer_params}, x_btd, mix, drop_layer)
+        return y_btd, x_btd
+
+    x_btd, inputs_lbtd = run_stack(
+        layer,
+        params["layers"],
+        x_btd,
+        latent,
+        drop=drop_layers,
+        remat=config.remat,
+        unroll=config.unroll,
+    )
+    return _final_norm(config, params, x_btd), inputs_lbtd
+
+
+def prefill(
+    config: TransformerConfig,
+    params: Any,
+    x_etd: Float[Array, "e t d"],
+    max_len: int,
+    latent: LatentKv | None = None,
+) -> tuple[Float[Array, "e t d"], KvCache]:
+    """States of a right-padded prompt and the cache it leaves, with room for `max_len` tokens.
+
+    What padding writes into the cache lies behind each example's own length and is overwritten by the tokens decoded there.
+    """
+    examples, length = x_etd.shape[:2]
+    slots = 0 if latent is None else latent.key_lbmnh.shape[2]
+    mask = jnp.tril(jnp.ones((length, length), bool))[None]
+
+    def layer(layer_params, x, kv, _):  # noqa: ANN001, ANN202
+        visible = jnp.ones((1, length, slots), bool)
+        latent_slots = None if kv is None else Slots(*kv, jnp.broadcast_to(visible, (examples, length, slots)))
+
+        def mix(q, k, v):  # noqa: ANN001, ANN202
+            rows = jnp.broadcast_to(mask, (examples, length, length))
+            return attend(q, k, v, rows, latent_slots), (k, v)
+
+        return Gpt2Layer(config).apply({"params": layer_params}, x, mix)
+
+    x_etd, (key, value) = run_stack(
+        layer, params["layers"], x_etd, latent, unroll=config.unroll
+    )
+    room = ((0, 0), (0, 0), (0, max_len - length), (0, 0), (0, 0))
+    key, value = jnp.pad(key, room), jnp.pad(value, room)
+    if latent is not None:
+        key = jnp.concatenate([latent.key_lbmnh.astype(key.dtype), key], axis=2)
+        value = jnp.concatenate([latent.value_lbmnh.astype(value.dtype), value], axis=2)
+    return _final_norm(config, params, x_etd), KvCache(key, value)
+
+
+def step(
+    config: TransformerConfig,
+    params: Any,
+    x_ed: Float[Array, "e d"],
+    cache: KvCache,
+    place_e: Int[Array, "e"],
+) -> tuple[Float[Array, "e d"], KvCache]:
+    """One token per example: its state after the final norm, and the cache with its keys and values at `place_e`.
+
+    The whole cache is a loop carry updated in place, layer by layer; as scanned input and output it would be copied each step.
+    """
+    example_e = jnp.arange(x_ed.shape[0])
+
+    def layer(carry, inputs):  # noqa: ANN001, ANN202
+        x, key, value = carry
+        layer_params, index = inputs
+
+        def mix(q, k, v):  # noqa: ANN001, ANN202
+            new_key = key.at[index, example_e, place_e].set(k[:, 0])
+            new_value = value.at[index, example_e, place_e].set(v[:, 0])
+            y = attend_cached(q[:, 0], new_key[index], new_value[index], place_e)
+            return y[:, None], (new_key, new_value)
+
+        x, (key, value) = Gpt2Layer(config).apply({"params": layer_params}, x, mix)
+        return (x, key, value), None
+
+    carry = (x_ed[:, None], cache.key_lemnh, cache.value_lemnh)
+    (x, key, value), _ = jax.lax.scan(
+        layer, carry, (params["layers"], jnp.arange(config.layers)), unroll=min(config.unroll, config.layers)
+    )
+    return _final_norm(config, params, x)[:, 0], KvCache(key, value)

@@ -1,0 +1,96 @@
+"""Building blocks of every stack: projections, norms, embeddings, dropout.
+
+Parameters are float32 and carry logical axis names; compute runs in the dtype of the input; norms reduce in float32 or wider.
+"""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+Initializer = Callable[..., Array]
+NORMAL = nn.initializers.normal(0.02)  # BERT, GPT-2 and both published VAE heads
+
+
+def wide(dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype of reductions: float32, or float64 where the compute dtype is."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+class Projection(nn.Module):
+    """y = x . kernel (+ bias) over the last `len(in_axes)` axes of x.
+
+    Kernels keep their own axes, (width, heads, head) for example, because a flattened kernel cannot be sharded by heads.
+    """
+
+    features: Sequence[int]
+    in_axes: Sequence[str | None]
+    out_axes: Sequence[str | None]
+    use_bias: bool = True
+    kernel_init: Initializer = NORMAL
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        n_in = len(self.in_axes)
+        shape = (*x.shape[-n_in:], *self.features)
+        names = (*self.in_axes, *self.out_axes)
+        kernel = self.param("kernel", nn.with_logical_partitioning(self.kernel_init, names), shape)
+        y = jnp.tensordot(x, kernel.astype(x.dtype), axes=n_in)
+        if self.use_bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, tuple(self.out_axes))
+            bias = self.param("bias", zeros, tuple(self.features)).astype(x.dtype)
+            y = y + jnp.reshape(bias, (1,) * (y.ndim - bias.ndim) + bias.shape)
+        return y
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis, statistics in float32 or wider."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        width = (x.shape[-1],)
+        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), width)
+        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)), width)
+        h = x.astype(wide(x.dtype))
+        h = h - jnp.mean(h, axis=-1, keepdims=True)
+        h = h * jax.lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + self.eps)
+        lead = (1,) * (x.ndim - 1) + (-1,)
+        return (h * scale.reshape(lead) + bias.reshape(lead)).astype(x.dtype)
+
+
+class Embedding(nn.Module):
+    """A table of `rows` vectors; `__call__` looks rows up in the compute dtype."""
+
+    rows: int
+    width: int
+    axis: str
+    dtype: str
+    init: Initializer = NORMAL
+
+    @nn.compact
+    def __call__(self, index: Int[Array, "..."]) -> Float[Array, "... d"]:
+        names = nn.with_logical_partitioning(self.init, (self.axis, "embed"))
+        table = self.param("table", names, (self.rows, self.width))
+        return jnp.take(table, index, axis=0, mode="clip").astype(self.dtype)
+
+
+def dropout(key: Key[Array, ""] | None, rate: float, x: Array) -> Array:
+    """Inverted dropout; the identity without a key."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def split_key(key: Key[Array, ""] | None, n: int) -> Sequence[Key[Array, ""] | None]:
+    """n keys from one, or n times None."""
+    return [None] * n if key is None else list(jax.random.split(key, n))
+
+
+def fold_key(key: Key[Array, ""] | None, data: int) -> Key[Array, ""] | None:
+    """A key for one named use, so that shared blocks on two paths never share a mask; None stays None."""
+    return None if key is None else jax.random.fold_in(key, data)

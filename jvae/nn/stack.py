@@ -1,0 +1,67 @@
+"""Stacks of equal layers as pure functions over parameters stacked on axis 0.
+
+Whatever the compute does (scan, partly or fully unrolled, rematerialised), the stored layout is one: every leaf of a stack has the
+layers in front. Importers, exporters and trainability rules speak of (path, layer range) and never see the compute choice.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Key
+
+REMAT = ("none", "dots", "full")
+
+
+def init_stack(init: Callable[[Array], Any], key: Key[Array, ""], layers: int) -> Any:
+    """Parameters of `layers` layers, stacked; `init(key)` makes one layer's boxed parameters."""
+    stacked = jax.vmap(init)(jax.random.split(key, layers))
+    return jax.tree.map(
+        lambda box: box.add_axis(0, {nn.PARTITION_NAME: "layers"}),
+        stacked,
+        is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
+    )
+
+
+def layer_range(params: Any, first: int, stop: int) -> Any:
+    """The parameters of layers first..stop-1 of a stack."""
+    return jax.tree.map(lambda p: p[first:stop], params)
+
+
+def run_stack(
+    layer: Callable[..., tuple[Array, Any]],
+    params: Any,
+    x: Array,
+    xs: Any = None,
+    *,
+    drop: Key[Array, ""] | None = None,
+    remat: str = "none",
+    unroll: int = 1,
+) -> tuple[Array, Any]:
+    """x through all layers of a stack.
+
+    Args:
+      layer: (params of one layer, x, the layer's slice of xs, dropout key or None) -> (x, output of the layer).
+      params: stacked parameters.
+      xs: per-layer inputs with the layers in front, or None.
+      drop: dropout key; each layer gets its own.
+
+    Returns: x after the last layer, and the layers' outputs stacked on axis 0.
+    Raises: ValueError for an unknown `remat`.
+    """
+    if remat not in REMAT:
+        raise ValueError(f"remat is {remat!r}; expected one of {', '.join(REMAT)}")
+    layers = jax.tree.leaves(params)[0].shape[0]
+    keys = None if drop is None else jax.random.split(drop, layers)
+
+    def body(x: Array, inputs: tuple[Any, Any, Any]) -> tuple[Array, Any]:
+        layer_params, layer_xs, key = inputs
+        return layer(layer_params, x, layer_xs, key)
+
+    if remat == "dots":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+    elif remat == "full":
+        body = jax.checkpoint(body, prevent_cse=False)
+    return jax.lax.scan(body, x, (params, xs, keys), unroll=min(unroll, layers))

@@ -1,0 +1,73 @@
+"""Log-probabilities of target tokens without ever holding the logits of a whole batch.
+
+The vocabulary is walked in chunks with a running log-sum-exp; each chunk is rematerialised in the backward pass. It is plain JAX
+throughout: gradients for the hidden states alone never form that of the output weights, and second derivatives (learned Langevin
+steps) and forward mode work.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jvae.nn.layers import wide
+
+
+def mask_padded_vocab(logits: Float[Array, "... v"], vocab: int) -> Float[Array, "... v"]:
+    """-inf at the columns at and past `vocab`, which exist only so that the table divides over a mesh."""
+    column = jnp.arange(logits.shape[-1]).reshape((1,) * (logits.ndim - 1) + (-1,))
+    return jnp.where(column < vocab, logits, -jnp.inf)
+
+
+def logits(
+    hidden: Float[Array, "... d"], table_vd: Float[Array, "v d"], vocab: int
+) -> Float[Array, "... v"]:
+    """Scores of every token in float32 or wider; padded columns are -inf."""
+    table_vd = table_vd.astype(hidden.dtype)
+    out = jnp.einsum("...d,vd->...v", hidden, table_vd, preferred_element_type=wide(hidden.dtype))
+    return mask_padded_vocab(out, vocab)
+
+
+def token_log_prob(
+    hidden_btd: Float[Array, "b t d"],
+    table_vd: Float[Array, "v d"],
+    target_bt: Int[Array, "b t"],
+    vocab: int,
+    chunk: int,
+) -> Float[Array, "b t"]:
+    """log softmax(hidden . table)[target] in nats, float32 or wider.
+
+    Args:
+      table_vd: output embedding; rows at and past `vocab` never take part.
+      chunk: vocabulary columns that exist at one time; at least the table's rows means the plain form.
+    """
+    if chunk >= table_vd.shape[0]:
+        log_prob = jax.nn.log_softmax(logits(hidden_btd, table_vd, vocab), axis=-1)
+        return jnp.take_along_axis(log_prob, target_bt[..., None], axis=-1)[..., 0]
+
+    table_vd = table_vd.astype(hidden_btd.dtype)
+    acc = wide(hidden_btd.dtype)
+    chunks = -(-table_vd.shape[0] // chunk)
+    rows = -(-table_vd.shape[0] // chunks)
+    table_cvd = jnp.pad(table_vd, ((0, chunks * rows - table_vd.shape[0]), (0, 0)))
+    table_cvd = table_cvd.reshape(chunks, rows, -1)
+    column = jnp.arange(rows)[None, None]
+    floor = jnp.finfo(acc).min
+
+    @jax.checkpoint
+    def body(carry, inputs):  # noqa: ANN001, ANN202
+        peak_bt, total_bt = carry
+        part_vd, first = inputs
+        score = jnp.einsum("btd,vd->btv", hidden_btd, part_vd, preferred_element_type=acc)
+        score = jnp.where(column < vocab - first, score, floor)
+        # The peak only steadies the exponentials; the result does not depend on it, so neither does the gradient.
+        top_bt = jax.lax.stop_gradient(jnp.maximum(peak_bt, jnp.max(score, axis=-1)))
+        total_bt = total_bt * jnp.exp(peak_bt - top_bt)
+        total_bt = total_bt + jnp.sum(jnp.exp(score - top_bt[..., None]), axis=-1)
+        return (top_bt, total_bt), None
+
+    start = (jnp.full(target_bt.shape, floor, acc), jnp.zeros(target_bt.shape, acc))
+    first_c = jnp.arange(chunks) * rows
+    (peak_bt, total_bt), _ = jax.lax.scan(body, start, (table_cvd, first_c))
+    chosen = jnp.take(table_vd, target_bt, axis=0, mode="clip")
+    chosen_bt = jnp.einsum("btd,btd->bt", hidden_btd, chosen, preferred_element_type=acc)
+    return chosen_bt - peak_bt - jnp.log(total_bt)
