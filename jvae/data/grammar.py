@@ -1,11 +1,12 @@
-"""The embedded corpus: captions drawn from a small grammar whose probabilities, factors and entropy are exact.
+"""The embedded corpus: captions of a small grammar with exact probabilities, factors and entropy.
 
     at dawn two young women in red coats are slowly feeding goats on a farm
     time    count look who  garment      tense manner action object place
 
-A sentence is twelve factor values. Each factor depends on one other at most (colour on garment, object on action, time on
-tense), so probability, marginals and entropy are sums over small tables. The grammar is unambiguous: no string has two
-vectors of values, hence the probability of the vector is that of the string. All is in nats.
+A sentence is twelve factor values. Each factor depends on one other at most (colour on garment,
+object on action, time on tense), so probability, marginals and entropy are sums over small tables.
+The grammar is unambiguous: no string has two vectors of values, hence the probability of the vector
+is that of the string. All is in nats.
 
     python -m jvae.data.grammar        prints the measured facts of the default corpus
 """
@@ -28,7 +29,7 @@ NONE = "none"  # the label of an optional factor that is absent, always value 0
 
 
 class Sentence(NamedTuple):
-    """A sentence, the value of each factor in the order of `FACTORS`, and its exact log-probability in nats."""
+    """A sentence, its factor values in `FACTORS` order, its exact log-probability in nats."""
 
     text: str
     factors: tuple[int, ...]
@@ -43,7 +44,10 @@ class Factor(NamedTuple):
 
 
 class _Node(NamedTuple):
-    """A factor given its parent (-1: none, one row). Integer weights keep the draws equal on every platform."""
+    """A factor given its parent (-1: none, one row).
+
+    Integer weights, because sums of floats could differ between platforms and move a draw.
+    """
 
     factor: Factor
     parent: int
@@ -68,7 +72,7 @@ def _optional(values: Sequence[str], percent: int) -> dict[str, int]:
 
 
 def _network() -> tuple[_Node, ...]:
-    """The factors, parents first. A row gives the weights of the values under one value of the parent."""
+    """The factors, parents first, each with one row of weights per value of its parent."""
     people = {noun.split()[0]: group for group in lexicon.PEOPLE for noun in group.nouns}
     actions = {verb.split()[0]: group for group in lexicon.ACTIONS for verb in group.verbs}
     times = {
@@ -102,7 +106,9 @@ def _network() -> tuple[_Node, ...]:
     add("object", "action", lambda action: _even(actions[action].objects))
     add("place", "action", lambda action: _even(actions[action].places))
     add("time", "tense", lambda tense: times[tense])
-    add("order", "time", lambda time: absent if time == NONE else _even(("time last", "time first")))
+    add(
+        "order", "time", lambda time: absent if time == NONE else _even(("time last", "time first"))
+    )
     return tuple(nodes)
 
 
@@ -111,7 +117,7 @@ _LOG_PROB = tuple((node.parent, node.log_prob_pv.tolist()) for node in _NODES)
 FACTORS: tuple[Factor, ...] = tuple(node.factor for node in _NODES)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Factor values to text.
 
 
@@ -124,13 +130,17 @@ def _surface(name: str) -> list[str]:
 _FORMS = ("base", "third", "past", "ing")
 _NOUN = [noun.split() for group in lexicon.PEOPLE for noun in group.nouns]  # [who][plural]
 _VERB = [verb.split() for group in lexicon.ACTIONS for verb in group.verbs]  # [action][form]
-_AUXILIARY = [tense.auxiliary.split() or ["", ""] for tense in lexicon.TENSES.values()]  # [tense][plural]
+_AUXILIARY = [
+    tense.auxiliary.split() or ["", ""] for tense in lexicon.TENSES.values()
+]  # [tense][plural]
 _FORM = [[_FORMS.index(form) for form in tense.form.split()] for tense in lexicon.TENSES.values()]
 _PLURAL_GARMENT = dict(garment.split() for group in lexicon.PEOPLE for garment in group.garments)
-_GARMENT = [[name, _PLURAL_GARMENT.get(name, "")] for name in _surface("garment")]  # [garment][plural]
+_GARMENT = [
+    [name, _PLURAL_GARMENT.get(name, "")] for name in _surface("garment")
+]  # [garment][plural]
 _COUNT, _LOOK, _COLOUR, _MANNER = map(_surface, ("count", "look", "colour", "manner"))
 _OBJECT, _PLACE, _TIME = map(_surface, ("object", "place", "time"))
-_FIRST = FACTORS[-1].values.index("time first")
+_LAST, _FIRST = (FACTORS[-1].values.index(order) for order in ("time last", "time first"))
 
 
 def _article(word: str) -> str:
@@ -168,12 +178,14 @@ def realise(factors: Sequence[int]) -> str:
 
 def vocabulary() -> tuple[str, ...]:
     """Every word a sentence can hold, sorted."""
-    inflected = (word for table in (_NOUN, _VERB, _AUXILIARY, _GARMENT) for row in table for word in row)
+    inflected = (
+        word for table in (_NOUN, _VERB, _AUXILIARY, _GARMENT) for row in table for word in row
+    )
     plain = (*_COUNT[1:], *_LOOK, *_COLOUR, *_MANNER, *_OBJECT, *_PLACE, *_TIME, "a", "an", "in")
     return tuple(sorted({word for phrase in (*inflected, *plain) for word in phrase.split()}))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Text to factor values.
 
 
@@ -221,10 +233,11 @@ _TENSE_OF = {  # auxiliary and form of the verb to tense
 
 
 def parse(text: str) -> tuple[int, ...] | None:
-    """The value of each factor in the order of `FACTORS`, or None when `text` is not a sentence of the grammar.
+    """The factor values in the order of `FACTORS`, or None when `text` is not in the language.
 
-    The pattern proposes the only values the phrases allow. They stand if the grammar can draw them (selection) and says
-    them in exactly these words (agreement), so no rule is written twice.
+    The pattern proposes the only values the phrases allow. They stand if the grammar can draw them
+    (selection) and says them in exactly these words (agreement), so no rule is written twice.
+    Nothing is normalised: capitals, full stops or extra spaces are not in the language.
     """
     match = _PATTERN.fullmatch(text)
     if match is None:
@@ -247,13 +260,13 @@ def parse(text: str) -> tuple[int, ...] | None:
         _OBJECTS[part["object"]],
         _PLACES[part["place"]],
         _TIMES[time],
-        0 if not time else _FIRST if part["time_first"] else 3 - _FIRST,
+        _FIRST if part["time_first"] else _LAST if time else 0,
     )
     legal = _log_prob_of(factors) > -math.inf and realise(factors) == text
     return factors if legal else None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Probability.
 
 
@@ -283,7 +296,10 @@ def _entropy_v(prob_v: Float[np.ndarray, "v"]) -> float:
 
 
 def factor_entropies() -> dict[str, float]:
-    """Exact entropy of each factor on its own, in nats. They add up to more than `entropy()`, as factors depend."""
+    """Exact entropy of each factor on its own, in nats.
+
+    Factors depend on each other, so these add up to more than `entropy()`.
+    """
     return {
         factor.name: _entropy_v(prob_v)
         for factor, prob_v in zip(FACTORS, _marginals(), strict=True)
@@ -291,7 +307,7 @@ def factor_entropies() -> dict[str, float]:
 
 
 def entropy() -> float:
-    """Exact entropy of a sentence in nats: the conditional entropies of the factors, added up by the chain rule."""
+    """Exact entropy of a sentence in nats: each factor's entropy given its parent, added up."""
     marginals = _marginals()
     total = 0.0
     for node in _NODES:
@@ -300,25 +316,28 @@ def entropy() -> float:
     return total
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Corpora.
 
 
 def corpus(split: str, n: int, seed: int = 0) -> list[Sentence]:
-    """Draws `n` independent sentences; splits and seeds are independent streams, a shorter corpus begins a longer one.
+    """Draws `n` independent sentences. A shorter corpus is the beginning of a longer one.
 
-    The draws use the raw 64-bit stream of `PCG64(SeedSequence(seed, spawn_key=(split index,)))`, which NumPy keeps fixed
-    across versions and platforms, and integer weights, so equal arguments give equal text everywhere.
+    Each (seed, split) is its own stream: `PCG64(SeedSequence(seed, spawn_key=(index of split,)))`,
+    read as raw 64-bit words, which NumPy keeps fixed across versions and platforms. With integer
+    weights, equal arguments give equal text everywhere.
 
     Args:
-      split: one of `SPLITS`. No split is filtered against another: that would void the exact entropy.
+      split: one of `SPLITS`. None is filtered against another: that would void the exact entropy.
       n: sentences; `TRAIN`, `VALID` and `TEST` are the default sizes.
     Raises: DataError for an unknown split or a negative number.
     """
     if split not in SPLITS:
         raise DataError(f"split {split!r} is not known; expected one of {', '.join(SPLITS)}")
     if n < 0 or seed < 0:
-        raise DataError(f"the embedded corpus needs n >= 0 and seed >= 0, got n={n} and seed={seed}")
+        raise DataError(
+            f"the embedded corpus needs n >= 0 and seed >= 0, got n={n} and seed={seed}"
+        )
     stream = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split),)))
     bits_nf = stream.random_raw(n * len(_NODES)).reshape(n, len(_NODES))
     uniform_nf = (bits_nf >> np.uint64(11)) * 2.0**-53
@@ -337,7 +356,7 @@ def corpus(split: str, n: int, seed: int = 0) -> list[Sentence]:
 
 
 def summary(n_train: int = TRAIN, n_test: int = TEST, seed: int = 0) -> dict[str, float]:
-    """Measured facts of a corpus: entropy in nats beside its sample mean, word types, overlap of the splits, lengths.
+    """Measured facts of a corpus: entropy beside its sample mean, word types, overlap, lengths.
 
     Raises: DataError if `n_train` or `n_test` is below 2, where there is no standard error.
     """

@@ -1,7 +1,8 @@
-"""Words of the embedded corpus: who may look and dress how, and what may be done with what, and where.
+"""Words of the embedded corpus: who may look and dress how, what may be done with what and where.
 
-A class is one entry of `PEOPLE` or `ACTIONS`: every combination inside a class is a sentence, none across classes is, unless
-both classes list the word. Shares are in percent; where none is given, the words of a row are equally likely.
+A class is one entry of `PEOPLE` or `ACTIONS`. Every combination inside a class makes a sentence,
+none across classes does unless both list the word. Shares are in percent; where none is given, the
+words of a row are equally likely.
 """
 
 from typing import NamedTuple
@@ -26,7 +27,7 @@ class People(NamedTuple):
 
 
 class Actions(NamedTuple):
-    """A class of actions. Verbs are "base third-person past participle-in-ing"; objects and places are whole phrases."""
+    """A class of actions. Verbs are "base third past ing"; objects and places are whole phrases."""
 
     verbs: tuple[str, ...]
     objects: tuple[str, ...]
@@ -34,11 +35,11 @@ class Actions(NamedTuple):
 
 
 class Tense(NamedTuple):
-    """How a tense is formed, its share, and the time phrases it admits besides those of `ANY_TIMES`."""
+    """How a tense is formed, its share, and the time phrases it admits besides `ANY_TIMES`."""
 
     percent: int
     auxiliary: str  # "singular plural", empty when there is none
-    form: str  # "singular plural" columns of `Actions.verbs`
+    form: str  # "singular plural", named as the columns of `Actions.verbs`
     times: tuple[str, ...]
 
 
@@ -69,7 +70,13 @@ PEOPLE = (
         garments=("shirt shirts", "sweater sweaters", "dress dresses", "cap caps"),
     ),
     People(
-        nouns=("farmer farmers", "nurse nurses", "chef chefs", "sailor sailors", "engineer engineers"),
+        nouns=(
+            "farmer farmers",
+            "nurse nurses",
+            "chef chefs",
+            "sailor sailors",
+            "engineer engineers",
+        ),
         looks=("tired", "strong", "skilled", "experienced"),
         garments=("apron aprons", "jacket jackets", "uniform uniforms", "vest vests"),
     ),
@@ -96,7 +103,11 @@ ACTIONS = (
         places=("on a playground", "on a beach", "in a gym", "in a park"),
     ),
     Actions(
-        verbs=("feed feeds fed feeding", "pet pets petted petting", "groom grooms groomed grooming"),
+        verbs=(
+            "feed feeds fed feeding",
+            "pet pets petted petting",
+            "groom grooms groomed grooming",
+        ),
         objects=("goats", "ponies", "lambs", "rabbits"),
         places=("on a farm", "at a zoo", "in a barn", "in a meadow"),
     ),
@@ -146,7 +157,11 @@ ACTIONS = (
         places=("along a river", "through a forest", "over a bridge", "across a square"),
     ),
     Actions(
-        verbs=("paddle paddles paddled paddling", "steer steers steered steering", "row rows rowed rowing"),
+        verbs=(
+            "paddle paddles paddled paddling",
+            "steer steers steered steering",
+            "row rows rowed rowing",
+        ),
         objects=("a canoe", "a raft", "a kayak", "a dinghy"),
         places=("on a lake", "near an island", "in a harbor", "down a canal"),
     ),
