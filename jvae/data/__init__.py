@@ -1,0 +1,1 @@
+"""From text to batches of packed rows, and the embedded corpus."""
