@@ -1,1 +1,1 @@
-"""Corpora: the embedded one, files on disk, and the rows a model reads."""
+"""From text to batches of packed rows, and the embedded corpus."""

@@ -20,6 +20,11 @@ class LmConfig:
     decoder: TransformerConfig
 
 
+def limits(config: LmConfig) -> dict[str, int]:
+    """Most tokens of one example; there is no encoder side."""
+    return {"dec": config.decoder.positions}
+
+
 class _Context(NamedTuple):
     side: Side
     scored_bt: Array

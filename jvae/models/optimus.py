@@ -54,6 +54,12 @@ class OptimusConfig:
             raise ValueError(f"latent is {self.latent}; expected at least 1")
 
 
+def limits(config: OptimusConfig) -> dict[str, int]:
+    """Most tokens of one example per side; memory takes position 0 of the decoder."""
+    memory = int(config.use_memory)
+    return {"enc": config.encoder.positions, "dec": config.decoder.positions - memory}
+
+
 class _Context(NamedTuple):
     side: Side
     scored_bt: Array

@@ -1,0 +1,1 @@
+"""Shipped configs: one file per system, presets in the config string (`optimus:base`)."""

@@ -1,0 +1,116 @@
+"""Sections and values that every config shares; a config file changes what its system needs."""
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    """All sections but `model`, for the embedded corpus."""
+    c = ConfigDict()
+    c.seed = 0
+    c.data = ConfigDict(
+        dict(
+            # Text files, one sentence per line, plain or .gz. No train file: the embedded corpus.
+            # Without valid or test files, sentences are held out of train.
+            train=(),
+            valid=(),
+            test=(),
+            # Folder or Hugging Face hub name; empty: one is trained on the train split.
+            encoder_tokenizer="",
+            decoder_tokenizer="",
+            vocab=8_000,  # entries of a tokenizer trained on text files
+            on_error="raise",  # or drop: bad lines are counted and left out
+            max_words=256,  # longer lines are bad lines
+            # Tokens of a row per side and examples of a row; 0: proposed from the lengths.
+            enc_row=0,
+            dec_row=0,
+            slots=0,
+            row_tokens=256,  # about the row length to propose
+            batch_rows=16,
+            packing="pack",  # or bucket: one sentence per row, like lengths together
+        )
+    )
+    c.objective = ConfigDict(
+        dict(
+            kl_floor="none",
+            floor=0.0,
+            length_weighted=False,
+            beta=dict(
+                kind="cyclic_zero_linear",
+                start=0.0,
+                stop=1.0,
+                n_cycle=1,
+                ratio_zero=0.5,
+                ratio_increase=0.25,
+            ),
+        )
+    )
+    c.optim = ConfigDict(
+        dict(
+            lr=5e-5,
+            schedule="linear",
+            warmup_steps=0,
+            b1=0.9,
+            b2=0.999,
+            eps=1e-8,
+            weight_decay=0.0,
+            no_decay=(r".*bias", r".*norm/scale"),
+            clip=1.0,
+        )
+    )
+    c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+    c.train = ConfigDict(
+        dict(
+            steps=10_000,
+            log_every=100,
+            check_every=1_000,  # validate, keep the best, save
+            keep=2,  # newest checkpoints kept beside the best
+            tensorboard=True,
+            collapse_kl=0.1,  # nats; a validation KL below it raises the alarm
+        )
+    )
+    c.evals = ConfigDict(
+        dict(
+            seed=0,
+            samples=100,  # K of NLL_K
+            sentences=500,  # at most so many sentences for NLL_K
+            chunk=1,  # posterior samples decoded together
+            generate=1_000,  # sentences drawn from the prior
+            interpolations=100,  # pairs of test sentences
+            interpolation_steps=11,
+        )
+    )
+    c.decode = ConfigDict(
+        dict(
+            method="sample",
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            min_length=0,
+            max_length=0,  # new tokens; 0: as long as the longest training sentence
+            beam_width=4,
+            length_penalty=1.0,
+            batch=256,  # latents decoded together
+        )
+    )
+    return c
+
+
+def transformer(**changes) -> dict:
+    """One stack; `vocab` is set from the tokenizer when it is 0."""
+    stack = dict(
+        layers=12,
+        width=768,
+        heads=12,
+        mlp=3072,
+        vocab=0,
+        positions=512,
+        dropout=0.1,
+        norm_eps=1e-5,
+        dtype="float32",
+        remat="none",
+        unroll=1,
+        vocab_multiple=128,
+        xent_chunk=8192,
+    )
+    return stack | changes

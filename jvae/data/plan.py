@@ -1,0 +1,270 @@
+"""Which examples share a row: pure NumPy functions of (lengths, settings, seed, epoch).
+
+Nothing here knows of processes, workers or tokens, so rows are the same on any number of devices,
+and (epoch, row) is enough
+to resume. Shuffles come from a hash instead of a NumPy generator, whose stream may change between
+NumPy versions; all
+arithmetic of the packer is in integers, so a plan is the same on every machine.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jvae.errors import DataError
+
+_UNIT = 1 << 20  # one whole row, in the packer's integer arithmetic
+_NEVER = np.int64(1 << 60)
+
+
+class Plan(NamedTuple):
+    """The rows of one epoch and how full they are, as shares of 1."""
+
+    rows: np.ndarray  # (rows, slots) int32: example of each slot, -1 where empty
+    fill: dict[str, float]  # per side: tokens / places
+    slot_fill: float  # examples / slots
+
+
+class RowProposal(NamedTuple):
+    """Row lengths and slots that suit a corpus, with the fill they give."""
+
+    row: dict[str, int]
+    slots: int
+    fill: dict[str, float]
+    slot_fill: float
+
+    def __str__(self) -> str:
+        sides = ", ".join(
+            f"data.{k}_row={v} (fill {self.fill[k]:.1%})" for k, v in self.row.items()
+        )
+        return f"{sides}, data.slots={self.slots} (fill {self.slot_fill:.1%})"
+
+
+def shuffled(n: int, seed: int, epoch: int, use: str) -> np.ndarray:
+    """A permutation of n indices (int64) fixed by its arguments; `use` tells shuffles apart.
+
+    Source: SplitMix64 of Steele, Lea & Flood 2014, its values sorted.
+    """
+    salt = hashlib.blake2b(f"{use}/{seed}/{epoch}".encode(), digest_size=8).digest()
+    x = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    x += np.frombuffer(salt, "<u8")
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.argsort(x ^ (x >> np.uint64(31)), kind="stable")
+
+
+def plan_epoch(
+    lengths: Mapping[str, np.ndarray],
+    row: Mapping[str, int],
+    slots: int,
+    seed: int = 0,
+    epoch: int = 0,
+    *,
+    window: int = 128,
+    shuffle: bool = True,
+) -> Plan:
+    """Packs every example into exactly one row, all sides at once.
+
+    Rows are filled one after another from the next `window` examples. Each row starts with the
+    example that has waited
+    longest. It then takes the one that leaves all sides and the slots equally far from full and,
+    when about two more
+    examples fit, the one that leaves least room. Time is linear: about 10 us an example.
+
+    Args:
+      lengths: tokens of each example, (examples,), per side.
+      row: row length in tokens, per side.
+      slots: most examples in a row.
+      window: examples to choose from. More fills better and mixes the file order further.
+      shuffle: False keeps the order of the file as far as packing allows, for evaluation.
+    Raises: DataError if an example is longer than a row; they are counted and named, never cut.
+    """
+    check_lengths(lengths, row)
+    n = len(next(iter(lengths.values())))
+    order = shuffled(n, seed, epoch, "examples") if shuffle else np.arange(n)
+    need_ne = np.stack([lengths[side] for side in row] + [np.ones(n, np.int64)]).astype(np.int64)
+    capacity = np.array([*row.values(), slots], np.int64)
+    rows = _pack(need_ne[:, order], capacity, window)
+    ids = np.full((len(rows), slots), -1, np.int32)
+    for r, members in enumerate(rows):
+        ids[r, : len(members)] = order[members if shuffle else sorted(members)]
+    if shuffle:
+        ids = ids[shuffled(len(ids), seed, epoch, "rows")]
+    places = np.maximum(len(rows), 1) * capacity
+    fill = need_ne.sum(axis=1) / places
+    return Plan(ids, dict(zip(row, fill.tolist(), strict=False)), float(fill[-1]))
+
+
+def _pack(need_dn: np.ndarray, capacity: np.ndarray, window: int) -> list[list[int]]:
+    """Indices of the examples of each row. Axis d runs over the sides and, last, the slots."""
+    n = need_dn.shape[1]
+    if n == 0:
+        return []
+    # Even use: what a row holds of each side if all rows were alike and the scarcest side full.
+    total = need_dn.sum(axis=1)
+    fewest_rows = (total / capacity).max()
+    unit_d = np.maximum(_UNIT * fewest_rows // np.maximum(total, 1), 1).astype(np.int64)
+    spare_d = np.maximum(capacity - np.ceil(total / fewest_rows).astype(np.int64), 0) * unit_d
+    endgame = int(2 * _UNIT * fewest_rows / n)  # about two mean examples from full
+    need_dn = need_dn * unit_d[:, None]
+    full_d = capacity * unit_d
+
+    width = min(window, n)
+    pool_dw = need_dn[:, :width].copy()
+    index_w = np.arange(width)  # order of arrival; _NEVER once a place stays vacant
+    arriving = width
+    rows: list[list[int]] = []
+    waiting = n
+    while waiting:
+        members: list[int] = []
+        room_d = full_d
+        pick = int(index_w.argmin())
+        while True:
+            members.append(int(index_w[pick]))
+            room_d = room_d - pool_dw[:, pick]
+            waiting -= 1
+            if arriving < n:
+                pool_dw[:, pick] = need_dn[:, arriving]
+                index_w[pick] = arriving
+                arriving += 1
+            else:
+                pool_dw[:, pick] = _NEVER
+                index_w[pick] = _NEVER
+            if not waiting:
+                break
+            left_dw = room_d[:, None] - pool_dw
+            fits_w = left_dw.min(axis=0) >= 0
+            gap_dw = left_dw - spare_d[:, None]
+            score_w = gap_dw.max(axis=0)
+            if (room_d - spare_d).min() > endgame:
+                score_w = score_w + 4 * (score_w - gap_dw.min(axis=0))
+            score_w[~fits_w] = _NEVER
+            pick = int(score_w.argmin())
+            if not fits_w[pick]:
+                break
+        rows.append(members)
+    return rows
+
+
+def propose_rows(
+    lengths: Mapping[str, np.ndarray],
+    tokens: int = 256,
+    *,
+    multiple: int = 8,
+    sample: int = 8_000,
+) -> RowProposal:
+    """Row lengths and slots that fill every side well, found by packing a sample of the corpus.
+
+    Args:
+      lengths: tokens of each example, per side.
+      tokens: about the row length wanted on the longest side; longer where an example needs it.
+      multiple: row lengths are multiples of this.
+      sample: examples the candidates are tried on.
+    """
+    n = len(next(iter(lengths.values())))
+    mean = {side: max(float(np.mean(x)), 1.0) for side, x in lengths.items()}
+    longest = {side: int(np.max(x)) for side, x in lengths.items()}
+    examples = max([tokens / max(mean.values())] + [longest[side] / mean[side] for side in lengths])
+    chosen = shuffled(n, 0, 0, "propose")[:sample]
+    some = {side: np.asarray(x)[chosen] for side, x in lengths.items()}
+    best: RowProposal | None = None
+    for slots in range(max(1, int(examples)), int(examples) + 3):
+        for margin in (1.0, 1.02):
+            row = {
+                side: -(-int(max(slots * mean[side] * margin, longest[side])) // multiple)
+                * multiple
+                for side in lengths
+            }
+            plan = plan_epoch(some, row, slots)
+            trial = RowProposal(row, slots, plan.fill, plan.slot_fill)
+            # Sides first, rounded so that the slots decide among equals.
+            rank = (round(min(trial.fill.values()), 2), trial.slot_fill)
+            if best is None or rank > (round(min(best.fill.values()), 2), best.slot_fill):
+                best = trial
+    assert best is not None
+    return best
+
+
+def bucket_lengths(
+    lengths: Mapping[str, np.ndarray], row: Mapping[str, int], count: int = 4, *, multiple: int = 8
+) -> dict[str, tuple[int, ...]]:
+    """Row lengths of at most `count` buckets per side that pad a corpus least, each at most `row`.
+
+    Lengths are multiples of `multiple`, cut at `row`. Found by dynamic programming over 64 cuts.
+    """
+    check_lengths(lengths, row)
+    levels = 64
+    share_e = np.max([np.asarray(lengths[side]) / row[side] for side in row], axis=0)
+    level_e = np.ceil(share_e * levels).astype(np.int64)
+    sizes = {}
+    for side, full in row.items():
+        longest = np.zeros(levels + 1, np.int64)
+        np.maximum.at(longest, level_e, lengths[side])
+        sizes[side] = np.minimum(-(-np.maximum.accumulate(longest) // multiple) * multiple, full)
+    size_j = sum(sizes.values())  # places of a row that holds levels up to j
+    below_j = np.cumsum(np.bincount(level_e, minlength=levels + 1))
+    # cost[j]: least places for levels up to j; cut[k][j]: where its last bucket begins.
+    cost, cuts = np.where(np.arange(levels + 1) == 0, 0.0, np.inf), []
+    for _ in range(count):
+        more_ij = cost[:, None] + np.maximum(below_j[None] - below_j[:, None], 0) * size_j[None]
+        more_ij[np.tril_indices(levels + 1, -1)] = np.inf
+        cuts.append(more_ij.argmin(axis=0))
+        cost = more_ij.min(axis=0)
+    ends, j = [], levels
+    for cut in reversed(cuts):
+        ends.append(j)
+        j = int(cut[j])
+    distinct = sorted(
+        {tuple(int(sizes[side][j]) for side in row) for j in ends} - {(0,) * len(row)}
+    )
+    return {side: tuple(one[d] for one in distinct) for d, side in enumerate(row)}
+
+
+def bucket_epoch(
+    lengths: Mapping[str, np.ndarray],
+    buckets: Mapping[str, Sequence[int]],
+    batch_rows: int,
+    seed: int = 0,
+    epoch: int = 0,
+    *,
+    shuffle: bool = True,
+) -> list[tuple[int, np.ndarray]]:
+    """One example per row, examples of like length together.
+
+    Returns: batches (bucket, ids (batch_rows,) int32), -1 at the empty rows of a bucket's last
+      batch. All sides of a batch
+      have the lengths `buckets[side][bucket]`.
+    Raises: DataError if an example is longer than the last bucket.
+    """
+    check_lengths(lengths, {side: sizes[-1] for side, sizes in buckets.items()})
+    n = len(next(iter(lengths.values())))
+    order = shuffled(n, seed, epoch, "examples") if shuffle else np.arange(n)
+    need_e = np.max(
+        [np.searchsorted(sizes, lengths[side]) for side, sizes in buckets.items()], axis=0
+    )[order]
+    batches: list[tuple[int, np.ndarray]] = []
+    for bucket in np.unique(need_e):
+        members = order[need_e == bucket]
+        for first in range(0, len(members), batch_rows):
+            ids = np.full(batch_rows, -1, np.int32)
+            part = members[first : first + batch_rows]
+            ids[: len(part)] = part
+            batches.append((int(bucket), ids))
+    if shuffle:
+        batches = [batches[i] for i in shuffled(len(batches), seed, epoch, "rows")]
+    return batches
+
+
+def check_lengths(lengths: Mapping[str, np.ndarray], row: Mapping[str, int]) -> None:
+    """Raises DataError, naming the examples, if any is longer than its row on some side."""
+    for side, full in row.items():
+        over = np.flatnonzero(np.asarray(lengths[side]) > full)
+        if len(over):
+            named = ", ".join(f"{i} ({lengths[side][i]} tokens)" for i in over[:5])
+            raise DataError(
+                f"{len(over)} examples do not fit a row of data.{side}_row={full} tokens: {named}"
+                f"{', ...' if len(over) > 5 else ''}. "
+                f"Raise data.{side}_row, or leave them out by data.on_error=drop"
+            )

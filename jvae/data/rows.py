@@ -1,0 +1,92 @@
+"""Encoded sentences to arrays of packed rows, at the cost of a few copies of the tokens."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32
+
+from jvae.api import Batch, Side
+
+
+class Encoded(NamedTuple):
+    """Token ids of many examples, special ones included: i is `flat[offset[i]:offset[i + 1]]`."""
+
+    flat: np.ndarray  # (tokens,) int32
+    offset: np.ndarray  # (examples + 1,) int64
+
+    @classmethod
+    def of(cls, examples: Sequence[np.ndarray]) -> "Encoded":
+        """Stores examples one after another."""
+        offset = np.zeros(len(examples) + 1, np.int64)
+        np.cumsum([len(one) for one in examples], out=offset[1:])
+        flat = np.concatenate(examples) if examples else np.zeros(0)
+        return cls(flat.astype(np.int32, copy=False), offset)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, (examples,) int64."""
+        return np.diff(self.offset)
+
+    def tokens(self, i: int) -> np.ndarray:
+        """Token ids of example i."""
+        return self.flat[self.offset[i] : self.offset[i + 1]]
+
+    def take(self, ids: np.ndarray) -> "Encoded":
+        """The examples `ids` (int), in that order."""
+        return Encoded.of([self.tokens(i) for i in ids])
+
+
+def pack_rows(
+    ids_bs: Int32[np.ndarray, "b s"],
+    sides: Mapping[str, Encoded | None],
+    row: Mapping[str, int],
+    pad: Mapping[str, int],
+) -> Batch:
+    """Lays out planned examples in rows; the same slot is the same segment on every side.
+
+    Args:
+      ids_bs: example of every slot, -1 where empty.
+      sides: 'dec' and, where the model reads them, 'enc' and 'cond'.
+      row: row length in tokens, per side.
+      pad: padding id, per side.
+    Returns: a Batch of NumPy arrays. Every token of `dec` but the first of its example is scored.
+    Raises: ValueError if the examples of a row exceed its length on some side.
+    """
+    made = {
+        name: _pack_side(name, ids_bs, side, row[name], pad[name])
+        for name, side in sides.items()
+        if side is not None
+    }
+    dec = made["dec"]
+    return Batch(
+        enc=made.get("enc"),
+        dec=dec,
+        cond=made.get("cond"),
+        scored_bt=dec.position_bt > 0,  # positions restart at each start id, and are 0 in padding
+        id_e=np.ascontiguousarray(ids_bs.reshape(-1), np.int32),  # pyright: ignore[reportArgumentType]
+    )
+
+
+def _pack_side(name: str, ids_bs: np.ndarray, side: Encoded, row: int, pad: int) -> Side:
+    rows, slots = ids_bs.shape
+    safe_bs = np.maximum(ids_bs, 0)
+    start_bs = side.offset[safe_bs]
+    length_bs = np.where(ids_bs >= 0, side.offset[safe_bs + 1] - start_bs, 0)
+    end_bs = np.cumsum(length_bs, axis=1)
+    if rows and end_bs[:, -1].max() > row:
+        worst = int(end_bs[:, -1].argmax())
+        raise ValueError(
+            f"row {worst} of side '{name}' holds {end_bs[worst, -1]} tokens, over its {row}"
+        )
+    length_e = length_bs.reshape(-1)
+    within = np.arange(length_e.sum()) - np.repeat(np.cumsum(length_e) - length_e, length_e)
+    first_e = (end_bs - length_bs + row * np.arange(rows)[:, None]).reshape(-1)
+    place = np.repeat(first_e, length_e) + within
+    token_bt = np.full((rows, row), pad, np.int32)
+    segment_bt = np.zeros((rows, row), np.int32)
+    position_bt = np.zeros((rows, row), np.int32)
+    token_bt.reshape(-1)[place] = side.flat[np.repeat(start_bs.reshape(-1), length_e) + within]
+    segment_bt.reshape(-1)[place] = np.repeat(np.tile(np.arange(1, slots + 1), rows), length_e)
+    position_bt.reshape(-1)[place] = within
+    return Side(token_bt, segment_bt, position_bt)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,300 @@
+"""Text to token ids and back, by any tokenizer with a `tokenizers` backend or one trained here.
+
+Conventions, each found from what the tokenizer holds rather than from its name:
+  [CLS] x [SEP]                BERT and its kin
+  <BOS> x <EOS>, pad <PAD>     GPT-2: the three are appended, in the order <PAD> <BOS> <EOS>
+  (Optimus)
+  <s> x </s>                   RoBERTa, BART, and those trained here
+  x </s>; decoder <pad> x </s> T5
+Byte-level BPE text always gets one space in front, so a first word has the id it has elsewhere;
+decoding takes it off.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
+
+from jvae.errors import ConfigError, DataError
+
+FILE = "tokenizer.json"
+_ROLES = ("encoder", "decoder")
+_START, _END, _PAD = (
+    ("[CLS]", "<s>", "<BOS>"),
+    ("[SEP]", "</s>", "<EOS>"),
+    ("[PAD]", "<pad>", "<PAD>"),
+)
+_UNK = ("[UNK]", "<unk>")
+_OWN = ("<pad>", "<s>", "</s>", "<unk>")  # ids 0 to 3 of a tokenizer trained here
+_SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+
+
+@dataclass(frozen=True, eq=False)
+class TextTokenizer:
+    """A tokenizer in one role. Made by `open_tokenizer`, `load` and `train_*`."""
+
+    name: str  # hub name, folder, or how it was trained: for messages and the reporting card
+    role: str  # 'encoder' or 'decoder'; they differ for T5 only
+    vocab_size: int  # added special tokens included
+    pad_id: int
+    start_id: int | None  # None for a T5 encoder
+    end_id: int
+    unk_id: int | None  # None where nothing is unknown
+    prefix: str  # put in front of every text
+    fingerprint: str  # SHA-256 of the canonical tokenizer.json
+    backend: Tokenizer = field(repr=False)
+
+    @property
+    def control_ids(self) -> tuple[int, ...]:
+        """Ids that no text may hold: padding, start and end."""
+        start = () if self.start_id is None else (self.start_id,)
+        return (self.pad_id, *start, self.end_id)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids (int32) of each text, between start and end id."""
+        before = [] if self.start_id is None else [self.start_id]
+        after = [self.end_id]
+        out: list[np.ndarray] = []
+        for first in range(0, len(texts), 4096):  # the backend's own records are large
+            part = [self.prefix + text for text in texts[first : first + 4096]]
+            for one in self.backend.encode_batch_fast(part, add_special_tokens=False):
+                out.append(np.array(before + one.ids + after, np.int32))
+        return out
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of token ids: up to the first end id, special tokens left out."""
+        kept = [int(i) for i in ids]
+        if kept and kept[0] == self.start_id:
+            kept = kept[1:]
+        if self.end_id in kept:
+            kept = kept[: kept.index(self.end_id)]
+        kept = [i for i in kept if i not in self.control_ids]
+        return self.backend.decode(kept, skip_special_tokens=False).removeprefix(self.prefix)
+
+    def for_role(self, role: str) -> "TextTokenizer":
+        """The same tokenizer for the other side."""
+        return _wrap(self.backend, role, self.name)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `tokenizer.json`, whole or not at all; `load` needs nothing else."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f"{FILE}.{os.getpid()}.part"
+        part.write_text(_canonical(self.backend), encoding="utf-8")
+        os.replace(part, folder / FILE)
+
+
+def open_tokenizer(name_or_folder: str | Path, role: str) -> TextTokenizer:
+    """A tokenizer by local folder or, where no such folder exists, by Hugging Face hub name.
+
+    Raises: DataError if there is none, if its files cannot be read, or if it has no usable special
+      tokens.
+    """
+    name = os.fspath(name_or_folder)
+    if Path(name).expanduser().exists():
+        return load(Path(name).expanduser(), role)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise DataError(
+            f"{name}: no such folder; "
+            f"expected one with {FILE}, vocab.json + merges.txt or vocab.txt"
+        )
+    return _wrap(_from_transformers(name), role, name)
+
+
+def load(folder: str | Path, role: str) -> TextTokenizer:
+    """A tokenizer from a folder written by `TextTokenizer.save` or in Hugging Face's layout."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "no such folder"
+        raise DataError(f"{folder}: {found}; expected the folder that holds {FILE}")
+    try:
+        if (folder / FILE).is_file():
+            backend = Tokenizer.from_file(str(folder / FILE))
+        elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+            backend = _byte_bpe(folder)
+        elif (folder / "vocab.txt").is_file():
+            backend = _word_pieces(folder)
+        elif any((folder / file).is_file() for file in _SENTENCEPIECE):
+            backend = _from_transformers(str(folder))
+        else:
+            raise DataError(
+                f"{folder}: no tokenizer files; "
+                f"expected {FILE}, vocab.json + merges.txt or vocab.txt"
+            )
+    except DataError:
+        raise
+    except Exception as error:  # the backend raises plain Exception for a damaged file
+        raise DataError(
+            f"{folder}: tokenizer files cannot be read ({error}); copy them again"
+        ) from error
+    return _wrap(backend, role, str(folder))
+
+
+def train_word_level(
+    texts: Iterable[str],
+    vocab_size: int | None = None,
+    min_count: int = 1,
+    role: str = "decoder",
+) -> TextTokenizer:
+    """Whole words split at blanks, the most frequent first, <unk> for the rest.
+
+    Args:
+      vocab_size: most entries, the four special tokens included; None keeps every word.
+      min_count: words seen less often are left out.
+    """
+    if vocab_size is not None and vocab_size <= len(_OWN):
+        raise ConfigError(
+            f"a vocabulary of {vocab_size} leaves no room for words; expected more than {len(_OWN)}"
+        )
+    # Counted here because a word that spells a special token must not get a second id.
+    count = Counter(word for text in texts for word in text.split())
+    words = [
+        w for w, n in sorted(count.items(), key=lambda item: (-item[1], item[0])) if n >= min_count
+    ]
+    entries = [*_OWN, *(word for word in words if word not in _OWN)][:vocab_size]
+    if len(entries) == len(_OWN):
+        raise DataError(
+            "no words to train a tokenizer on: the corpus is empty or min_count too high"
+        )
+    backend = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(entries)}, unk_token="<unk>")
+    )
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(_special(_OWN))
+    return _wrap(backend, role, f"word level, {len(entries)} entries")
+
+
+def train_bpe(
+    texts: Iterable[str], vocab_size: int = 8_000, role: str = "decoder"
+) -> TextTokenizer:
+    """Byte-level BPE, for which no text is unknown.
+
+    Args:
+      vocab_size: most entries, the 256 bytes and the four special tokens included.
+    """
+    smallest = 256 + len(_OWN)
+    if vocab_size < smallest:
+        raise ConfigError(
+            f"a vocabulary of {vocab_size} is too small; byte-level BPE needs {smallest}"
+        )
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=_special(_OWN),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator((f" {text}" for text in texts), trainer)
+    return _wrap(backend, role, f"byte-level BPE, {backend.get_vocab_size()} entries")
+
+
+def _wrap(backend: Tokenizer, role: str, name: str) -> TextTokenizer:
+    """Finds the conventions of a backend, on a copy of it."""
+    if role not in _ROLES:
+        raise ValueError(f"role {role!r}: expected one of {_ROLES}")
+    backend = Tokenizer.from_str(backend.to_str())
+    backend.no_padding()
+    backend.no_truncation()
+    if isinstance(backend.model, models.WordPiece):
+        # The usual clean-up rewrites words: "do not" would come back as "don't".
+        backend.decoder = decoders.WordPiece(cleanup=False)
+    byte_level = '"ByteLevel"' in json.dumps(json.loads(backend.to_str())["pre_tokenizer"])
+
+    def first(names: Sequence[str]) -> int | None:
+        return next((i for i in map(backend.token_to_id, names) if i is not None), None)
+
+    if byte_level and first(["<|endoftext|>"]) is not None and first(_END) is None:
+        backend.add_special_tokens(_special(("<PAD>", "<BOS>", "<EOS>")))
+    start, end, pad = first(_START), first(_END), first(_PAD)
+    if end is None or pad is None:
+        missing = " or ".join(_END if end is None else _PAD)
+        raise DataError(
+            f"{name}: the tokenizer has no {missing}; "
+            "expected one in the manner of BERT, GPT-2, RoBERTa or T5"
+        )
+    if start is None and role == "decoder":
+        start = pad  # T5
+    return TextTokenizer(
+        name=name,
+        role=role,
+        vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
+        pad_id=pad,
+        start_id=start,
+        end_id=end,
+        unk_id=None if byte_level else first(_UNK),
+        prefix=" " if byte_level else "",
+        fingerprint=hashlib.sha256(_canonical(backend).encode()).hexdigest(),
+        backend=backend,
+    )
+
+
+def _canonical(backend: Tokenizer) -> str:
+    return json.dumps(json.loads(backend.to_str()), sort_keys=True, separators=(",", ":"))
+
+
+def _special(names: Sequence[str]) -> list[str | AddedToken]:
+    return [AddedToken(name, special=True, normalized=False) for name in names]
+
+
+def _byte_bpe(folder: Path) -> Tokenizer:
+    model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    known = ("<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>")
+    backend.add_special_tokens(_special([s for s in known if backend.token_to_id(s) is not None]))
+    return backend
+
+
+def _word_pieces(folder: Path) -> Tokenizer:
+    """BERT from `vocab.txt`.
+
+    Deviation: without a config the case is read off the vocabulary; the reference lower-cases.
+    """
+    backend = Tokenizer(models.WordPiece.from_file(str(folder / "vocab.txt"), unk_token="[UNK]"))
+    known = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    cased = any(w != w.lower() for w in backend.get_vocab() if not w.startswith("["))
+    config = folder / "tokenizer_config.json"
+    options = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    backend.normalizer = normalizers.BertNormalizer(
+        lowercase=options.get("do_lower_case", not cased),
+        strip_accents=options.get("strip_accents"),
+        handle_chinese_chars=options.get("tokenize_chinese_chars", True),
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.add_special_tokens(_special([s for s in known if backend.token_to_id(s) is not None]))
+    return backend
+
+
+def _from_transformers(name: str) -> Tokenizer:
+    from transformers import AutoTokenizer  # 0.7 s, so only where it is needed
+
+    try:
+        found = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # OSError, ValueError, ImportError or hub errors, by cause
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{name}: no tokenizer by that name could be opened ({reason}). Expected a local "
+            "folder, or a Hugging Face name that is cached or reachable; a SentencePiece model alone "
+            f"needs a {FILE} beside it or the sentencepiece package"
+        ) from error
+    backend = getattr(found, "backend_tokenizer", None)
+    if backend is None:
+        raise DataError(f"{name}: its tokenizer has no `tokenizers` backend; provide a {FILE}")
+    return backend

@@ -1,0 +1,243 @@
+"""From a config to the things a run is made of: splits, tokenizers, model, mesh.
+
+Everything derived from the data (vocabulary sizes, row lengths) is settled here, once, and written into the config that the working
+directory and every checkpoint keep.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jvae import models
+from jvae.api import TextVAE
+from jvae.data import grammar, sources, tokenizers
+from jvae.data.dataset import Dataset, RowSpec, make_dataset
+from jvae.data.plan import propose_rows, shuffled
+from jvae.data.tokenizers import TextTokenizer
+from jvae.decode import DecodeConfig
+from jvae.errors import ConfigError, DataError
+from jvae.objectives import Objective
+
+SPLITS = ("train", "valid", "test")
+HELD_OUT = 1_000  # most sentences held out per split of a corpus that comes as one file
+TOKENIZER_FOLDER = "tokenizers"
+
+
+class Run(NamedTuple):
+    """What training, evaluation and the text modes share."""
+
+    config: ConfigDict  # finalised
+    workdir: Path
+    encoder: TextTokenizer
+    decoder: TextTokenizer
+    data: dict[str, Dataset]
+    rows: RowSpec
+    model: TextVAE
+    exact: dict[str, np.ndarray]  # -log p of each sentence by split, nats; embedded corpus only
+    log: list[str]  # what preparation has to say
+
+
+def dataclass_from(cls: type, section: Any, where: str) -> Any:
+    """A (nested) config dataclass from a config section; bad values name their key.
+
+    Raises: ConfigError.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values = {}
+    for key, value in section.items():
+        if key not in fields:
+            raise ConfigError(f"{where}.{key}: {cls.__name__} has no such field")
+        kind = fields[key].type
+        nested = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+        values[key] = dataclass_from(kind, value, f"{where}.{key}") if nested else value
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def build_model(config: ConfigDict) -> TextVAE:
+    """The model of a finalised config."""
+    family = models.family(config.model.family)
+    return family.build(_model_config(config))
+
+
+def _model_config(config: ConfigDict) -> Any:
+    family = models.family(config.model.family)
+    section = {k: v for k, v in config.model.items() if k != "family"}
+    return dataclass_from(family.config, section, "model")
+
+
+def build_objective(config: ConfigDict) -> Objective:
+    """The objective of a config."""
+    section = {k: v for k, v in config.objective.items() if k != "beta"}
+    return dataclass_from(Objective, section, "objective")
+
+
+def decode_config(config: ConfigDict, max_length: int, **changes: Any) -> DecodeConfig:
+    """Decoding settings of a config, as long as `max_length` where it leaves that open."""
+    section = {k: v for k, v in config.decode.items() if k != "batch"} | changes
+    section["max_length"] = section["max_length"] or max_length
+    return dataclass_from(DecodeConfig, section, "decode")
+
+
+def read_splits(config: ConfigDict) -> tuple[dict[str, sources.Lines], dict[str, np.ndarray]]:
+    """The lines of every split and, for the embedded corpus, the exact -log p of each in nats."""
+    data = config.data
+    if not data.train:
+        if data.valid or data.test:
+            raise ConfigError("data.valid or data.test is set but data.train is not: name the train file")
+        sizes = dict(train=grammar.TRAIN, valid=grammar.VALID, test=grammar.TEST)
+        corpora = {split: grammar.corpus(split, sizes[split]) for split in SPLITS}
+        lines = {
+            split: sources.lines_of([s.text for s in corpus], f"embedded corpus, {split}")
+            for split, corpus in corpora.items()
+        }
+        exact = {s: -np.array([x.log_prob for x in corpus]) for s, corpus in corpora.items()}
+        return lines, exact
+    lines = {
+        split: sources.read_lines(data[split], data.on_error, data.max_words)
+        for split in SPLITS
+        if data[split]
+    }
+    _hold_out(lines)
+    return lines, {}
+
+
+def _hold_out(lines: dict[str, sources.Lines]) -> None:
+    """Splits that were not given, cut out of train by a fixed permutation."""
+    for split in SPLITS[1:]:
+        if split in lines:
+            continue
+        train = lines["train"]
+        count = min(HELD_OUT, len(train) // 20)
+        if count < 1:
+            raise DataError(
+                f"{train.files[0].path}: {len(train)} sentences are too few to hold some out for {split}; "
+                f"set data.{split} or bring at least 20"
+            )
+        held = np.zeros(len(train), bool)
+        held[shuffled(len(train), 0, 0, f"hold out {split}")[:count]] = True
+        lines[split] = train.keep(held, {})
+        lines["train"] = train.keep(~held, {})
+
+
+def open_tokenizers(
+    config: ConfigDict, workdir: Path, train: Callable[[], list[str]]
+) -> tuple[TextTokenizer, TextTokenizer]:
+    """Encoder and decoder tokenizer: those of the working directory where it has them.
+
+    Args:
+      train: gives the train split's sentences, read only when a tokenizer has to be trained.
+    """
+    opened = []
+    for role in ("encoder", "decoder"):
+        folder = workdir / TOKENIZER_FOLDER / role
+        name = config.data[f"{role}_tokenizer"]
+        if folder.is_dir():
+            opened.append(tokenizers.load(folder, role))
+        elif name:
+            opened.append(tokenizers.open_tokenizer(name, role))
+        elif opened and not config.data.encoder_tokenizer:
+            opened.append(opened[0].for_role(role))
+        elif config.data.train:
+            opened.append(tokenizers.train_bpe(train(), config.data.vocab, role))
+        else:
+            opened.append(tokenizers.train_word_level(train(), role=role))
+    return opened[0], opened[1]
+
+
+def save_tokenizers(run: Run) -> None:
+    """Writes both tokenizers into the working directory, so that a run needs nothing else."""
+    run.encoder.save(run.workdir / TOKENIZER_FOLDER / "encoder")
+    run.decoder.save(run.workdir / TOKENIZER_FOLDER / "decoder")
+
+
+def open_run(config: ConfigDict, workdir: Path) -> Run:
+    """Reads and tokenises the data and builds the model; touches no device and writes nothing.
+
+    Raises: ConfigError, DataError.
+    """
+    log: list[str] = []
+    lines, exact = read_splits(config)
+    for split_lines in lines.values():
+        if warning := split_lines.warning():
+            log.append(warning)
+    encoder, decoder = open_tokenizers(config, workdir, lambda: list(lines["train"].text))
+
+    config = ConfigDict(config.to_dict())
+    for side, tokenizer in (("encoder", encoder), ("decoder", decoder)):
+        if side in config.model:
+            _settle_vocab(config.model[side], tokenizer, f"model.{side}.vocab")
+    family = models.family(config.model.family)
+    limits = family.limits(_model_config(config))
+    has_encoder = "enc" in limits
+    data = {
+        split: make_dataset(
+            split_lines,
+            decoder,
+            encoder if has_encoder else None,
+            limits=limits,
+            on_error=config.data.on_error,
+        )
+        for split, split_lines in lines.items()
+    }
+    for split, dataset in data.items():
+        log += [f"{split}: {note}" for note in dataset.notes]
+        if split in exact:
+            exact[split] = exact[split][dataset.lines.line_no - 1]
+    _settle_rows(config, data, log)
+    rows = RowSpec(
+        dec_row=config.data.dec_row,
+        enc_row=config.data.enc_row if has_encoder else None,
+        slots=config.data.slots,
+        batch_rows=config.data.batch_rows,
+        packing=config.data.packing,
+        seed=config.seed,
+    )
+    model = build_model(config)
+    return Run(config.lock(), workdir, encoder, decoder, data, rows, model, exact, log)
+
+
+def _settle_vocab(section: ConfigDict, tokenizer: TextTokenizer, key: str) -> None:
+    if section.vocab == 0:
+        section.vocab = tokenizer.vocab_size
+    elif section.vocab < tokenizer.vocab_size:
+        raise ConfigError(
+            f"{key} is {section.vocab}, but tokenizer {tokenizer.name} has {tokenizer.vocab_size} entries; "
+            "set it to 0 or to at least that"
+        )
+
+
+def _settle_rows(config: ConfigDict, data: dict[str, Dataset], log: list[str]) -> None:
+    """Row lengths and slots that fit every split, proposed from train where the config says 0."""
+    section = config.data
+    sides = data["train"].sides
+    lengths = {side: encoded.lengths for side, encoded in sides.items()}
+    longest = {s: max(int(d.sides[s].lengths.max()) for d in data.values()) for s in sides}
+    if section.packing == "bucket":
+        section.slots = 1
+        proposal = longest
+    else:
+        found = propose_rows(lengths, section.row_tokens)
+        proposal = found.row
+        section.slots = section.slots or found.slots
+    for side in sides:
+        key = f"{side}_row"
+        section[key] = section[key] or max(proposal[side], longest[side])
+        if section[key] < longest[side]:
+            raise ConfigError(
+                f"data.{key} is {section[key]}, but a sentence has {longest[side]} tokens on that side; "
+                "raise it, set it to 0, or drop long lines with data.max_words and data.on_error=drop"
+            )
+    shown = ", ".join(f"data.{side}_row={section[f'{side}_row']}" for side in sides)
+    log.append(f"rows: {shown}, data.slots={section.slots}, data.batch_rows={section.batch_rows}")
+
+
+def longest_sentence(run: Run) -> int:
+    """New tokens of the longest training sentence, its end included: the decoding limit."""
+    return int(run.data["train"].dec.lengths.max()) - 1
