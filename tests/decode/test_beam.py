@@ -32,7 +32,7 @@ def prompt_rows(prompt):
 
 
 def slow_beam(toy, params, z, prompt, cfg):
-    """One example at a time with lists; the rules of transformers 4.8 where norm_length is "total"."""
+    """One example at a time, with lists; transformers 4.8 where norm_length is "total"."""
 
     def norm(emitted, ended):
         length = emitted if cfg.norm_length == "new" else len(prompt) + emitted - ended
@@ -123,7 +123,7 @@ def test_the_widest_beam_is_exhaustive_search(toy):
     """1 + 3 outputs end before the third token, 9 * 4 with it: 40 places hold them all."""
     gen, _ = toy.make_generator()
     params, (z_egz, prompt) = toy.make_params(2), toy.make_inputs(3)
-    cfg = case(40, 3, 1.5, 1.0, "new", "never")
+    cfg = case(44, 3, 1.5, 1.0, "new", "never")
     beams = decode.beam_search(gen, params, z_egz, prompt, cfg, **toy.ids)
     best = decode.best(beams)
     for e, row in enumerate(prompt_rows(prompt)):
