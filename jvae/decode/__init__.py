@@ -1,0 +1,100 @@
+"""Decoding for every model of the contract: greedy, sampling and beam search, compiled loops."""
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from jvae.api import Cond, Generator, Params, Prompt
+from jvae.decode.beam import Beams, beam_search, best
+from jvae.decode.loop import Generated, expand_leading, generate, reorder_leading
+from jvae.decode.sampling import DecodeConfig
+
+__all__ = [
+    "Beams",
+    "DecodeConfig",
+    "Generated",
+    "beam_search",
+    "best",
+    "decode",
+    "decode_in_batches",
+    "expand_leading",
+    "generate",
+    "reorder_leading",
+]
+
+
+def decode(
+    gen: Generator,
+    params: Params,
+    z_egz: Float[Array, "e g z"],
+    prompt: Prompt,
+    key_e: Key[Array, "e"] | None,
+    cfg: DecodeConfig,
+    *,
+    end_id: int,
+    pad_id: int,
+    cond: Cond | None = None,
+) -> Generated:
+    """Continues every prompt by the method of `cfg`; beam search gives its best hypothesis.
+
+    Args:
+      key_e: one key per example; read by method "sample" only, may be None else.
+    Raises: ValueError without keys for method "sample".
+    """
+    if cfg.method == "beam":
+        return best(
+            beam_search(gen, params, z_egz, prompt, cfg, end_id=end_id, pad_id=pad_id, cond=cond)
+        )
+    return generate(gen, params, z_egz, prompt, key_e, cfg, end_id=end_id, pad_id=pad_id, cond=cond)
+
+
+def decode_in_batches(
+    gen: Generator,
+    params: Params,
+    z_egz: Float[Array | np.ndarray, "e g z"],
+    prompt: Prompt,
+    key_e: Key[Array, "e"] | None,
+    cfg: DecodeConfig,
+    *,
+    end_id: int,
+    pad_id: int,
+    batch_size: int,
+    cond: Cond | None = None,
+) -> Generated:
+    """`decode` for any number of examples in batches of one compiled size.
+
+    The last batch is filled up with copies of the last example, which are dropped. Batches are
+    queued without waiting for one another and fetched at the end. Inputs may be NumPy or JAX
+    arrays; the fields of the result are NumPy arrays.
+
+    Raises: ValueError if there are no examples or `batch_size` is below 1.
+    """
+    total = z_egz.shape[0]
+    if total < 1 or batch_size < 1:
+        raise ValueError(
+            f"need at least one example and a batch_size of 1, got {total} and {batch_size}"
+        )
+    outputs = []
+    for first in range(0, total, batch_size):
+        index = np.minimum(np.arange(first, first + batch_size), total - 1)
+        z, some, key, one_cond = _rows((z_egz, prompt, key_e, cond), index)
+        outputs.append(
+            decode(gen, params, z, some, key, cfg, end_id=end_id, pad_id=pad_id, cond=one_cond)
+        )
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *jax.device_get(outputs))
+
+
+@jax.jit
+def _take(leaf: Array, index: Array) -> Array:
+    return leaf[index]
+
+
+def _rows(tree, index: np.ndarray):
+    """Rows of every leaf, on the device; explicit transfers only, so a transfer guard may be on."""
+    on_device = jax.device_put(index)
+    return jax.tree.map(
+        lambda leaf: (
+            jax.device_put(leaf[index]) if isinstance(leaf, np.ndarray) else _take(leaf, on_device)
+        ),
+        tree,
+    )

@@ -1,0 +1,208 @@
+"""What a decoding run asks for, and the pure functions that turn logits into choices.
+
+Every function takes and gives float32 scores over the padded vocabulary. A column at -inf stays at
+-inf through all of them, so a padded column is never chosen.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jvae.errors import ConfigError
+
+METHODS = ("greedy", "sample", "beam")
+EARLY_STOPPING = ("always", "heuristic", "never")
+NORM_LENGTHS = ("new", "total")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+    """How to decode; hashable, so that it can be a static argument of a compiled function.
+
+    Attributes:
+      method: "greedy", "sample" (ancestral) or "beam".
+      temperature: divides the logits; read by "sample".
+      top_k: keeps the k best tokens and whatever ties with the last of them, 0 keeps all; read by
+        "sample".
+      top_p: keeps the fewest best tokens whose mass exceeds it, 1 keeps all; read by "sample".
+      repetition_penalty: above 1 makes tokens of the prompt and of the output so far less likely; 1
+        changes nothing.
+      min_length: new tokens before the end token may come; the end token does not count.
+      max_length: new tokens at most, the end token included.
+      beam_width: hypotheses kept per example; this and the following are read by "beam".
+      length_penalty: a hypothesis scores sum log p / length ** length_penalty.
+      norm_length: the length in that quotient. "new": new tokens, end token included. "total":
+        prompt and new tokens, end token left out; it is what transformers up to 4.34 does.
+      early_stopping: when an example with `beam_width` finished hypotheses is done. "always": at
+        once. "heuristic": when the best unfinished one would score no better if it ended now.
+        "never": when no continuation can score better.
+
+    Raises: ConfigError naming the key, its value and what it may be.
+    """
+
+    method: Literal["greedy", "sample", "beam"] = "greedy"
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    min_length: int = 0
+    max_length: int = 64
+    beam_width: int = 4
+    length_penalty: float = 1.0
+    norm_length: Literal["new", "total"] = "new"
+    early_stopping: Literal["always", "heuristic", "never"] = "heuristic"
+
+    def __post_init__(self):
+        _one_of("method", self.method, METHODS)
+        _one_of("norm_length", self.norm_length, NORM_LENGTHS)
+        _one_of("early_stopping", self.early_stopping, EARLY_STOPPING)
+        _integer("top_k", self.top_k, 0, "0 keeps every token")
+        _integer("min_length", self.min_length, 0, "new tokens before the end token may come")
+        _integer("max_length", self.max_length, 1, "new tokens, the end token included")
+        _integer("beam_width", self.beam_width, 1, "hypotheses per example")
+        _positive("temperature", self.temperature, "method=greedy is the limit of 0")
+        _positive("repetition_penalty", self.repetition_penalty, "1 is no penalty")
+        _positive("top_p", self.top_p, "1 keeps every token")
+        _number("length_penalty", self.length_penalty, "a finite number", "0 compares plain sums")
+        if self.top_p > 1:
+            raise ConfigError(
+                f"decode.top_p is {self.top_p}; it is a probability, at most 1 (keeps every token)."
+            )
+        if self.min_length > self.max_length:
+            raise ConfigError(
+                f"decode.min_length is {self.min_length}, above decode.max_length, which is "
+                f"{self.max_length}; raise max_length or lower min_length."
+            )
+
+
+def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"decode.{name} is {value!r}; it must be one of {', '.join(choices)}.")
+
+
+def _integer(name: str, value: object, least: int, hint: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(
+            f"decode.{name} is {value!r}; it must be an integer of at least {least} ({hint})."
+        )
+
+
+def _number(name: str, value: object, what: str, hint: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"decode.{name} is {value!r}; it must be {what} ({hint}).")
+
+
+def _positive(name: str, value: float, hint: str) -> None:
+    _number(name, value, "a finite number above 0", hint)
+    if value <= 0:
+        raise ConfigError(
+            f"decode.{name} is {value!r}; it must be a finite number above 0 ({hint})."
+        )
+
+
+def penalise_repetition(
+    score_ev: Float[Array, "e v"],
+    token_et: Int[Array, "e t"],
+    seen_et: Bool[Array, "e t"],
+    penalty: float,
+) -> Float[Array, "e v"]:
+    """Makes the tokens seen less likely, once each however often seen.
+
+    Scores below 0 are multiplied by the penalty, others divided by it. Costs O(E T): the tokens
+    themselves are gathered and scattered, so no mask over the vocabulary has to be kept.
+
+    Args:
+      token_et: tokens read so far, in any order.
+      seen_et: False at places of `token_et` that hold no token.
+    Source: Keskar et al. 2019 (CTRL), section 4.1. Deviation: negative scores are multiplied, as in
+      transformers, because dividing them would reward repetition.
+    """
+    if penalty == 1.0:
+        return score_ev
+    old_et = jnp.take_along_axis(score_ev, token_et, axis=1)
+    new_et = jnp.where(old_et < 0, old_et * penalty, old_et / penalty)
+    # Places without a token are sent past the vocabulary and dropped. Equal tokens write one value.
+    place_et = jnp.where(seen_et, token_et, score_ev.shape[1])
+    example_e1 = jnp.arange(score_ev.shape[0])[:, None]
+    return score_ev.at[example_e1, place_et].set(new_et, mode="drop")
+
+
+def forbid_end(
+    score_ev: Float[Array, "e v"], emitted: int | Int[Array, ""], min_length: int, end_id: int
+) -> Float[Array, "e v"]:
+    """-inf at the end token while fewer than `min_length` new tokens have been emitted."""
+    if min_length == 0:
+        return score_ev
+    return score_ev.at[:, end_id].add(jnp.where(emitted < min_length, -jnp.inf, 0.0))
+
+
+def keep_top_k(logits_ev: Float[Array, "e v"], k: int) -> Float[Array, "e v"]:
+    """-inf below the k-th best logit; ties with the k-th all stay, and 0 keeps every token."""
+    if k == 0 or k >= logits_ev.shape[1]:
+        return logits_ev
+    least_e = jax.lax.top_k(logits_ev, k)[0][:, -1]
+    return jnp.where(logits_ev < least_e[:, None], -jnp.inf, logits_ev)
+
+
+def keep_top_p(logits_ev: Float[Array, "e v"], p: float, among: int = 0) -> Float[Array, "e v"]:
+    """Keeps the fewest best tokens whose probability exceeds p, at least one; -inf elsewhere.
+
+    Of equal logits at the edge of the nucleus the lowest ids stay. 1 keeps every token.
+
+    Args:
+      among: after `keep_top_k` with this k, which leaves only the k best tokens and their ties to
+        look at: the k best are then selected instead of sorting the vocabulary. 0 sorts it.
+    Source: Holtzman et al. 2020, section 3.1; the token that crosses p belongs to the nucleus, as
+      in the Optimus code.
+    """
+    if p >= 1.0:
+        return logits_ev
+    width = logits_ev.shape[1]
+    count = min(among, width) or width
+    sorted_es = (
+        jax.lax.top_k(logits_ev, count)[0]
+        if count < width
+        else jnp.sort(logits_ev, axis=1, descending=True)
+    )
+    prob_es = jnp.exp(sorted_es - jax.nn.logsumexp(logits_ev, axis=1, keepdims=True))
+    mass_es = jnp.cumsum(prob_es, axis=1)
+    # A token stays if the mass before it is at most p, so the first stays always.
+    kept_e = 1 + jnp.sum(mass_es[:, :-1] <= p, axis=1)
+    if count < width:
+        # Ties with the k-th best past the end of the selection: each adds that probability again.
+        room_e = jnp.where(mass_es[:, -1] <= p, p - mass_es[:, -1], -1.0)
+        extra_e = jnp.floor(room_e / jnp.maximum(prob_es[:, -1], jnp.finfo(prob_es.dtype).tiny)) + 1
+        kept_e = kept_e + jnp.clip(extra_e, 0, width).astype(kept_e.dtype)
+    edge_e = jnp.take_along_axis(sorted_es, jnp.minimum(kept_e, count)[:, None] - 1, axis=1)
+    above_ev = logits_ev > edge_e
+    tied_ev = logits_ev == edge_e
+    tie_rank_ev = jnp.cumsum(tied_ev, axis=1)
+    spare_e = kept_e - jnp.sum(above_ev, axis=1)
+    return jnp.where(above_ev | (tied_ev & (tie_rank_ev <= spare_e[:, None])), logits_ev, -jnp.inf)
+
+
+def best_token(logits_ev: Float[Array, "e v"], step: int | Int[Array, ""]) -> Int[Array, "e"]:
+    """The best token of every example, of equal ones the lowest id, whatever the step."""
+    del step
+    return jnp.argmax(logits_ev, axis=1).astype(jnp.int32)
+
+
+def sample_token(
+    logits_ev: Float[Array, "e v"],
+    step: int | Int[Array, ""],
+    key_e: Key[Array, "e"],
+    cfg: DecodeConfig,
+) -> Int[Array, "e"]:
+    """One draw per example after temperature, top-k and top-p, in this order.
+
+    The draw of an example depends on its own key and the step, and so on neither its neighbours nor
+    their number.
+    """
+    logits_ev = logits_ev / cfg.temperature
+    logits_ev = keep_top_p(keep_top_k(logits_ev, cfg.top_k), cfg.top_p, among=cfg.top_k)
+    key_e = jax.vmap(lambda key: jax.random.fold_in(key, step))(key_e)
+    return jax.vmap(jax.random.categorical)(key_e, logits_ev).astype(jnp.int32)
