@@ -1,0 +1,97 @@
+"""Sentence BLEU against thousands of references, equal to sacreBLEU, each read once."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+ORDER = 4  # longest n-gram
+
+
+def sacre_bleu(*, sentence: bool) -> Any:
+    """The sacreBLEU metric with its default tokenizer (13a), case kept, exponential smoothing.
+
+    Args:
+      sentence: effective order on, as sacreBLEU's own `sentence_bleu` has it.
+    """
+    from sacrebleu.metrics.bleu import (
+        BLEU,
+    )  # here, so that evaluation without text metrics runs without the package
+
+    return BLEU(effective_order=sentence)
+
+
+def signature(nrefs: int, *, sentence: bool) -> str:
+    """What fixes a BLEU score, in sacreBLEU's form, for `nrefs` references of each line."""
+    import sacrebleu
+
+    order = "yes" if sentence else "no"
+    return (
+        f"nrefs:{nrefs}|case:mixed|eff:{order}|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
+    )
+
+
+def ngrams(words: Sequence[str], order: int) -> Iterator[tuple[str, ...]]:
+    """All n-grams of one order, in place."""
+    return (tuple(words[i : i + order]) for i in range(len(words) - order + 1))
+
+
+class References:
+    """Lines that all serve as references of one sentence.
+
+    Clipping needs, for each n-gram, the largest count in any reference. Keeping also how many
+    references reach it and the largest count below it lets one line be scored against all the
+    others without another pass.
+    """
+
+    def __init__(self, lines: Sequence[str]):
+        if not lines:
+            raise ValueError("References: no line. BLEU needs at least one reference.")
+        self._metric = sacre_bleu(sentence=True)
+        self._lengths: Counter[int] = Counter()
+        self._best: dict[tuple[str, ...], int] = {}
+        self._reached: dict[tuple[str, ...], int] = {}
+        self._second: dict[tuple[str, ...], int] = {}
+        for line in lines:
+            counts, length = self._grams(line)
+            self._lengths[length] += 1
+            for gram, count in counts.items():
+                best = self._best.get(gram, 0)
+                if count > best:
+                    self._best[gram], self._reached[gram] = count, 1
+                    if best:
+                        self._second[gram] = best
+                elif count == best:
+                    self._reached[gram] += 1
+                else:
+                    self._second[gram] = max(count, self._second.get(gram, 0))
+
+    def _grams(self, line: str) -> tuple[Counter[tuple[str, ...]], int]:
+        words = self._metric.tokenizer(line.rstrip()).split()
+        counts: Counter[tuple[str, ...]] = Counter()
+        for order in range(1, ORDER + 1):
+            counts.update(ngrams(words, order))
+        return counts, len(words)
+
+    def score(self, line: str, *, member: bool = False) -> float:
+        """Sentence BLEU-4 of a line against all references, 0 to 100.
+
+        Args:
+          member: the line is one of the references; it is scored against the others.
+        """
+        counts, length = self._grams(line)
+        correct, total = [0] * ORDER, [0] * ORDER
+        for gram, count in counts.items():
+            limit = self._best.get(gram, 0)
+            if member and limit == count and self._reached[gram] == 1:
+                limit = self._second.get(gram, 0)
+            correct[len(gram) - 1] += min(count, limit)
+            total[len(gram) - 1] += count
+        own = length if member and self._lengths[length] == 1 else None
+        closest = min(
+            (other for other in self._lengths if other != own),
+            key=lambda other: (abs(other - length), other),
+        )
+        score = self._metric.compute_bleu(
+            correct, total, length, closest, smooth_method="exp", effective_order=True
+        )
+        return float(score.score)

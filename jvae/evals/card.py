@@ -1,0 +1,337 @@
+"""Reporting card and table of an evaluation, each metric beside its control."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jvae.evals.latent import LatentResult, RecGap, collapse_reasons
+from jvae.evals.likelihood import LOOSE_ESS, LikelihoodResult, TextCounts
+
+DASH = "-"
+
+
+def clean(value: Any) -> Any:
+    """A value as JSON has it: plain numbers, lists, string keys; None for NaN and infinities."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, np.ndarray | jax.Array):
+        return clean(np.asarray(value).tolist())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: clean(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if hasattr(value, "_asdict"):
+        return clean(value._asdict())
+    if isinstance(value, Mapping):
+        return {str(key): clean(item) for key, item in value.items()}
+    if isinstance(value, Sequence | set | frozenset):
+        return [
+            clean(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)
+        ]
+    return str(value)
+
+
+def ids_hash(id_e: np.ndarray) -> str:
+    """SHA-256 of the ids of the sentences used, ascending little-endian 64-bit integers."""
+    return hashlib.sha256(np.sort(np.asarray(id_e)).astype("<i8").tobytes()).hexdigest()
+
+
+def file_record(path: str | Path) -> dict[str, Any]:
+    """Name, SHA-256 and number of lines of a data file."""
+    digest, lines, last = hashlib.sha256(), 0, b"\n"
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            lines += block.count(b"\n")
+            last = block[-1:]
+    return {
+        "name": Path(path).name,
+        "sha256": digest.hexdigest(),
+        "lines": lines + (last != b"\n"),
+    }
+
+
+def device_record() -> dict[str, Any]:
+    """Kind and number of the devices, and the version of JAX."""
+    return {
+        "kind": jax.devices()[0].device_kind,
+        "count": jax.device_count(),
+        "processes": jax.process_count(),
+        "jax": jax.__version__,
+    }
+
+
+@dataclasses.dataclass
+class Card:
+    """What makes a number a result. None is printed as a dash: not known or not applicable."""
+
+    commit: str | None = None
+    config: Mapping[str, Any] | None = None
+    weights: str | None = None  # where the parameters come from
+    data: Sequence[Mapping[str, Any]] | None = None  # `file_record` of each file
+    tokenizers: Mapping[str, str] | None = None  # by side
+    preset: str | None = None  # quick or headline
+    k: int | None = None
+    sentences: int | None = None
+    sentences_hash: str | None = None
+    words_with_end: int | None = None
+    tokens_with_end: int | None = None
+    chars_with_end: int | None = None
+    seen_in_train_pct: float | None = None
+    seeds: Mapping[str, int] | None = None
+    dropped: Mapping[str, Any] | None = None  # number of sentences over the limit, and the limit
+    special_tokens: Mapping[str, Any] | None = None
+    decode: Mapping[str, Any] | None = None
+    controls: Mapping[str, str] | None = (
+        None  # what stands in the control column, by group of metrics
+    )
+    signatures: Mapping[str, str] | None = None  # sacreBLEU, MAUVE
+    device: Mapping[str, Any] = dataclasses.field(default_factory=device_record)
+    dtype: str | None = None
+
+
+class Row(NamedTuple):
+    """One metric. `shown` replaces the value in the table, where a bare number would mislead."""
+
+    name: str
+    value: Any
+    unit: str
+    se: float | None = None
+    control: Any = None
+    note: str = ""
+    shown: str | None = None
+
+
+def show(value: Any) -> str:
+    """A value in a table cell: a dash for None and what is not finite."""
+    value = clean(value)
+    if value is None:
+        return DASH
+    if isinstance(value, float):
+        return f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.3g}"
+    return str(value)
+
+
+class Report:
+    """Rows of metrics and their card. Equal inputs give equal JSON, but for what is under `time`.
+
+    Args:
+      title: names the split; what the numbers rest on (K, sentences) is added to it.
+    """
+
+    def __init__(self, title: str, card: Card):
+        self.title = title
+        self.card = card
+        self.rows: list[Row] = []
+        self.notes: list[str] = []
+        self.details: dict[str, Any] = {}
+        self.time: dict[str, float | None] = {}
+
+    def add(self, name: str, value: Any, unit: str, **rest: Any) -> None:
+        """Appends a `Row`. Raises: ValueError if the name is taken."""
+        if any(row.name == name for row in self.rows):
+            raise ValueError(f"Report: two rows are named {name!r}. Expected one row per metric.")
+        self.rows.append(Row(name, value, unit, **rest))
+
+    def add_likelihood(
+        self,
+        result: LikelihoodResult,
+        counts: TextCounts | None = None,
+        rec_other_nats: float | None = None,
+    ) -> None:
+        """Rows of section likelihood; fills the card's K, sentences and counts.
+
+        Args:
+          rec_other_nats: the control of Rec, from `rec_gap`.
+        """
+        s = result.summary(counts)
+        self.card.k, self.card.sentences = result.k, s["sentences"]
+        self.card.sentences_hash = ids_hash(result.id_e)
+        for name in ("words_with_end", "tokens_with_end", "chars_with_end"):
+            setattr(self.card, name, s[name])
+        nats = "nats/sentence"
+        self.add("rec", s["rec_nats"], nats, se=s["rec_nats_se"], control=rec_other_nats)
+        self.add("neg_elbo", s["neg_elbo_nats"], nats, se=s["neg_elbo_nats_se"])
+        for k, value in s["nll_nats_at"].items():
+            if k != result.k:
+                self.add(f"nll_{k}", value, nats)
+        self.add(f"nll_{result.k}", s["nll_nats"], nats, se=s["nll_nats_se"])
+        self.add("ess", s["ess"], f"of {result.k} draws")
+        self.add("ppl_w", s["ppl_w"], "per word")
+        self.add("ppl_t", s["ppl_t"], "per token")
+        self.add("bpc", s["bpc"], "bits/character")
+        self.details["kl_of_likelihood_nats"] = s["kl_nats"]
+        if s["loose"]:
+            self.notes.append(
+                f"Effective sample size {s['ess']:.1f} is below {LOOSE_ESS:g}: the bound is loose."
+            )
+        bad = int(np.sum(~np.isfinite(result.scores.nll_e)))
+        if bad:
+            self.notes.append(f"{bad} sentences have no finite NLL; means over them are dashes.")
+
+    def add_latent(
+        self,
+        result: LatentResult | None,
+        control: LatentResult | None,
+        gap: RecGap | None = None,
+        prior: LatentResult | None = None,
+        control_name: str = "untrained model",
+    ) -> None:
+        """Rows of section latent use; all dashes for a model without a latent (`result` None).
+
+        Args:
+          control: the same metrics of the untrained model, or of chains replaced by prior draws.
+          prior: what a posterior equal to the prior scores, where that is not 0; its active units
+            must be 0.
+        Raises: ValueError if there is a result but no control, or `prior` has active units.
+        """
+        nats, gap = "nats/sentence", gap or RecGap(None, None, None)
+        if result is None:
+            for name in ("kl", "mi", "marginal_gap", "au_0.01", "au_0.2", "rec_gap", "collapsed"):
+                self.add(name, None, "")
+            return
+        if control is None:
+            raise ValueError(
+                "Report: latent metrics without their control. "
+                "Run latent_metrics on the untrained parameters too."
+            )
+        if prior is not None and any(prior.active.values()):
+            raise ValueError(
+                f"Report: prior draws read {prior.active} active units, expected 0. "
+                "The estimator is noise at this number of sentences; use 500 or more."
+            )
+        self.card.controls = {**(self.card.controls or {}), "latent": control_name}
+        self.add("kl", result.kl_nats, nats, control=control.kl_nats)
+        sizes = f"N = {result.sentences}, ln N = {result.ceiling_nats:.2f}, {result.mi_estimator}"
+        saturated = f"≥ {result.mi_nats:.2f} (saturated)" if result.saturated else None
+        self.add(
+            "mi",
+            result.mi_nats,
+            nats,
+            se=result.mi_nats_se,
+            control=control.mi_nats,
+            note=sizes,
+            shown=saturated,
+        )
+        self.add("marginal_gap", result.marginal_gap_nats, nats, control=control.marginal_gap_nats)
+        for limit, active in result.active.items():
+            groups = result.active_per_group[limit]
+            note = f"per layer {groups}" if len(groups) > 1 else ""
+            other = control.active[limit]
+            self.add(f"au_{limit:g}", active, f"of {result.units}", control=other, note=note)
+        # The gap is a difference with its control, the shuffled latent, which stands beside `rec`.
+        self.add(
+            "rec_gap", gap.gap_nats, nats, se=gap.gap_nats_se, note="latent of another sentence"
+        )
+        reasons = collapse_reasons(result, gap, prior)
+        verdict = "yes" if reasons else "no"
+        self.add("collapsed", bool(reasons), "", note="; ".join(reasons), shown=verdict)
+        self.details["latent"] = {
+            "saturated": result.saturated,
+            "kl_profile_nats": result.kl_profile_sorted,
+            "active_per_group": result.active_per_group,
+            "collapse_reasons": reasons,
+        }
+
+    def add_group(
+        self,
+        group: Mapping[str, Any],
+        control: Mapping[str, Any] | None = None,
+        prefix: str = "",
+    ) -> None:
+        """Rows of a mapping such as `text.reconstruction` returns; its signatures go to the card.
+
+        Args:
+          control: the same mapping for the control; names it lacks have none.
+        """
+        for name, value in group.items():
+            if name.endswith("_signature"):
+                found = {f"{prefix}{name.removesuffix('_signature')}": str(value)}
+                self.card.signatures = {**(self.card.signatures or {}), **found}
+                continue
+            unit = "%" if name.endswith("_pct") else ("0-100" if "bleu" in name else "")
+            self.add(
+                prefix + name.removesuffix("_pct"), value, unit, control=(control or {}).get(name)
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as JSON has it; wall times and ratios of them under `time` alone."""
+        metrics = {
+            row.name: {
+                "value": row.value,
+                "unit": row.unit,
+                "se": row.se,
+                "control": row.control,
+                "note": row.note,
+            }
+            for row in self.rows
+        }
+        return clean(
+            {
+                "title": self.heading(),
+                "card": self.card,
+                "metrics": metrics,
+                "details": self.details,
+                "notes": self.notes,
+                "time": self.time,
+            }
+        )
+
+    def to_json(self) -> str:
+        """`as_dict` with sorted keys, ending in a newline."""
+        return json.dumps(self.as_dict(), sort_keys=True, indent=2, allow_nan=False) + "\n"
+
+    def heading(self) -> str:
+        """The title with preset, K and number of sentences, as far as known."""
+        known = (
+            self.card.preset,
+            None if self.card.k is None else f"K = {self.card.k}",
+            None if self.card.sentences is None else f"{self.card.sentences} sentences",
+        )
+        rest = ", ".join(part for part in known if part is not None)
+        return f"{self.title} ({rest})" if rest else self.title
+
+    def table(self) -> str:
+        """The rows as aligned text, then notes, wall times and the card."""
+        head = ("metric", "value", "se", "control", "unit", "note")
+        body = [
+            (
+                row.name,
+                show(row.value) if row.shown is None else row.shown,
+                show(row.se),
+                show(row.control),
+                row.unit,
+                row.note,
+            )
+            for row in self.rows
+        ]
+        lines = [self.heading(), "", *aligned([head, *body])]
+        lines += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
+        lines += ["", *aligned([(name, show(value)) for name, value in sorted(self.time.items())])]
+        fields = sorted(clean(self.card).items())
+        lines += ["", "card", *aligned([(name, _compact(value)) for name, value in fields])]
+        return "\n".join(lines) + "\n"
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else show(value)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of left-aligned columns, two spaces apart, no trailing blanks."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

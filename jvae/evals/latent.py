@@ -1,0 +1,342 @@
+"""Use of the latent: mutual information, active units, KL profile, wrong-latent loss."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float, Int, Key
+
+from jvae.api import Batch, Generator, Params, Posterior, TextVAE, example_keys
+from jvae.errors import DataError
+from jvae.evals.collect import collect, mean_se, rows_of, to_host
+from jvae.evals.likelihood import LikelihoodResult, has_latent, nll_of, over_draws, wide
+
+CAP = 10_000  # the first so many sentences of a set
+THRESHOLDS = (0.01, 0.2)  # of the variance that makes a unit active
+SATURATION_NATS = 0.3  # closer than this to ln N, a mutual information is only a lower bound
+COLLAPSE_NATS = 0.1  # closer than this to its reference, a metric says the latent is not used
+
+
+class PosteriorSet(NamedTuple):
+    """The posterior of every sentence of a set, by id, on the host, with one draw (its draw 0)."""
+
+    id_e: Int[np.ndarray, "e"]
+    post: Any  # the model's own posterior, every leaf with leading axis E
+    mean_egz: Float[np.ndarray, "e g z"]
+    z_egz: Float[np.ndarray, "e g z"]
+    log_q_e: Float[np.ndarray, "e"]  # of the draw, under its own sentence's posterior
+    kl_e: Float[np.ndarray, "e"]
+    kl_egz: Float[np.ndarray, "e g z"] | None  # None where the KL has no closed form
+
+    def other(self, seed: int = 0) -> Int[np.ndarray, "e"]:
+        """For each sentence the place of another: one random cycle, so none meets itself.
+
+        Raises: DataError if there are fewer than two sentences.
+        """
+        count = self.id_e.size
+        if count < 2:
+            raise DataError(
+                f"evaluation: {count} sentence. Another sentence's latent needs at least 2; "
+                "use a larger set."
+            )
+        order = np.random.default_rng(seed).permutation(count)
+        place = np.empty(count, np.int64)
+        place[order] = np.roll(order, 1)
+        return place
+
+
+@partial(jax.jit, static_argnames=("gen", "post"))
+def _infer(
+    gen: Generator, post: Posterior, params: Params, batch: Batch, key: Array
+) -> dict[str, Any]:
+    chain_key, z_key = jax.random.split(key)
+    cond = gen.condition(params, batch)
+    q = post.encode(params, batch, cond=cond, key_e=example_keys(chain_key, batch.id_e))
+    z_kegz, kl_kegz = post.sample(params, q, example_keys(z_key, batch.id_e, jnp.arange(1)))
+    assert post.log_q is not None  # collect_posteriors has refused the model otherwise
+    log_q_e = wide(post.log_q(params, q, z_kegz[0]))
+    if kl_kegz is None:
+        kl_egz, kl_e = None, log_q_e - wide(gen.log_prior(params, z_kegz[0], cond))
+    else:
+        kl_egz = wide(kl_kegz[0])
+        kl_e = jnp.sum(kl_egz, axis=(1, 2))
+    return {
+        "post": q,
+        "mean_egz": wide(post.mean(params, q)),
+        "z_egz": wide(z_kegz[0]),
+        "log_q_e": log_q_e,
+        "kl_e": kl_e,
+        "kl_egz": kl_egz,
+    }
+
+
+def collect_posteriors(
+    model: TextVAE,
+    params: Params,
+    batches: Iterable[Batch],
+    key: Key[Array, ""],
+    cap: int = CAP,
+) -> PosteriorSet:
+    """Runs the encoder once over `batches`; keeps the `cap` sentences of lowest id.
+
+    Raises: ValueError if `model.metric_post` has no density; DataError if a sentence comes twice or
+    none comes.
+    """
+    if model.metric_post.log_q is None:
+        raise ValueError(
+            "collect_posteriors: model.metric_post.log_q is None. "
+            "Mutual information needs a posterior density."
+        )
+    id_e, found = collect(
+        (batch.id_e, _infer(model.gen, model.metric_post, params, batch, key)) for batch in batches
+    )
+    return PosteriorSet(id_e=id_e[:cap], **jax.tree.map(lambda leaf: leaf[:cap], found))
+
+
+def _take(tree: Any, place: np.ndarray) -> Any:
+    return jax.tree.map(lambda leaf: leaf[place], tree)
+
+
+@partial(jax.jit, static_argnames=("post",))
+def _log_q_sum(
+    post: Posterior, params: Params, q: Any, valid_e: Array, z_begz: Array
+) -> Float[Array, "b i"]:
+    """log sum_j q(z_i | x_j) over one block of posteriors, for blocks of draws."""
+    assert post.log_q is not None
+    log_q = post.log_q
+
+    def one(z_gz: Array) -> Array:
+        log_q_e = wide(log_q(params, q, jnp.broadcast_to(z_gz, (*valid_e.shape, *z_gz.shape))))
+        return logsumexp(jnp.where(valid_e, log_q_e, -jnp.inf))
+
+    return jax.lax.map(jax.vmap(one), z_begz)
+
+
+def log_aggregate(
+    model: TextVAE, params: Params, posts: PosteriorSet, block: int = 256, draws: int = 64
+) -> Float[np.ndarray, "e"]:
+    """log (1/N) sum_j q(z_i | x_j) of each draw under all posteriors, its own included.
+
+    Compiled once; on the device at any time are `block` posteriors and their densities of `draws`
+    draws.
+    """
+    count = posts.id_e.size
+    block, draws = min(block, count), min(draws, count)
+    padded = np.minimum(np.arange(-(-count // draws) * draws), count - 1)
+    z_begz = posts.z_egz[padded].reshape(-1, draws, *posts.z_egz.shape[1:])
+    total_e = np.full(count, -np.inf)
+    for first in range(0, count, block):
+        place = np.arange(first, first + block)
+        q = _take(posts.post, np.minimum(place, count - 1))
+        part = _log_q_sum(model.metric_post, params, q, place < count, z_begz)
+        total_e = np.logaddexp(total_e, to_host(part).astype(np.float64).reshape(-1)[:count])
+    return total_e - np.log(count)
+
+
+def gaussian_entropy(post: Any) -> Float[np.ndarray, "e"] | None:
+    """Entropy in nats of posteriors that are one diagonal Gaussian each; None for others.
+
+    Layer-wise posteriors are Gaussian given their earlier groups only, hence None.
+    """
+    if not (hasattr(post, "mean_egz") and hasattr(post, "log_var_egz")):
+        return None
+    log_var_egz = np.asarray(post.log_var_egz, np.float64)
+    if log_var_egz.ndim != 3 or log_var_egz.shape[1] != 1:
+        return None
+    return 0.5 * np.sum(1 + np.log(2 * np.pi) + log_var_egz, axis=(1, 2))
+
+
+def unit_covariance(
+    mean_egz: Float[np.ndarray, "e g z"], other_egz: Float[np.ndarray, "e g z"] | None = None
+) -> Float[np.ndarray, "g z"]:
+    """Variance over sentences of each posterior mean (N - 1 in the denominator), float64.
+
+    Args:
+      other_egz: means of a second, independent set of chains; the covariance with it is free of
+        noise that does not depend on the sentence.
+    Raises: DataError if there are fewer than two sentences.
+    """
+    if mean_egz.shape[0] < 2:
+        raise DataError("evaluation: a variance over sentences needs at least 2; use a larger set.")
+    a = np.asarray(mean_egz, np.float64)
+    b = a if other_egz is None else np.asarray(other_egz, np.float64)
+    return np.sum((a - a.mean(0)) * (b - b.mean(0)), axis=0) / (a.shape[0] - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentResult:
+    """Latent metrics of a set of sentences, in nats where not counts."""
+
+    sentences: int
+    units: int  # dimensions of the whole latent
+    kl_nats: float
+    mi_nats: float
+    mi_nats_se: float | None  # of the mean over sentences, the aggregate taken as given
+    mi_estimator: str
+    ceiling_nats: float  # ln N, which the mutual information cannot exceed in expectation
+    active: dict[float, int]  # by threshold
+    active_per_group: dict[float, list[int]]
+    variance_gz: np.ndarray
+    kl_profile_gz: (
+        np.ndarray | None
+    )  # mean KL of each dimension; None where the KL has no closed form
+
+    @property
+    def saturated(self) -> bool:
+        """True where the mutual information is only known to be at least the value."""
+        return self.mi_nats > self.ceiling_nats - SATURATION_NATS
+
+    @property
+    def marginal_gap_nats(self) -> float:
+        """KL(q(z) || p(z)): the mean KL less the mutual information."""
+        return self.kl_nats - self.mi_nats
+
+    @property
+    def kl_profile_sorted(self) -> list[float] | None:
+        """Mean KL of all dimensions, largest first."""
+        return (
+            None
+            if self.kl_profile_gz is None
+            else np.sort(self.kl_profile_gz.ravel())[::-1].tolist()
+        )
+
+
+def latent_metrics(
+    model: TextVAE, params: Params, posts: PosteriorSet, block: int = 256, draws: int = 64
+) -> LatentResult | None:
+    """Mutual information over the set, active units, KL profile; None without a latent.
+
+    The control is the same function on the posteriors of untrained parameters.
+
+    Args:
+      block, draws: posteriors and draws compared at a time; they change memory, not values.
+    """
+    if not has_latent(model):
+        return None
+    entropy_e = gaussian_entropy(posts.post)
+    first_e = posts.log_q_e.astype(np.float64) if entropy_e is None else -entropy_e
+    mi, mi_se = mean_se(first_e - log_aggregate(model, params, posts, block, draws))
+    variance_gz = unit_covariance(posts.mean_egz)
+    per_group = {limit: np.sum(variance_gz > limit, axis=1).tolist() for limit in THRESHOLDS}
+    profile_gz = None if posts.kl_egz is None else posts.kl_egz.astype(np.float64).mean(axis=0)
+    return LatentResult(
+        sentences=posts.id_e.size,
+        units=variance_gz.size,
+        kl_nats=mean_se(posts.kl_e)[0],
+        mi_nats=mi,
+        mi_nats_se=mi_se,
+        mi_estimator="same draws" if entropy_e is None else "analytic entropy",
+        ceiling_nats=float(np.log(posts.id_e.size)),
+        active={limit: sum(counts) for limit, counts in per_group.items()},
+        active_per_group=per_group,
+        variance_gz=variance_gz,
+        kl_profile_gz=profile_gz,
+    )
+
+
+@partial(jax.jit, static_argnames=("gen", "post", "k", "chunk"))
+def _rec_with(
+    gen: Generator,
+    post: Posterior,
+    k: int,
+    chunk: int,
+    params: Params,
+    batch: Batch,
+    q: Any,
+    id_e: Array,
+    key: Array,
+) -> Float[Array, "e"]:
+    """Mean -log p(x | z_k) for draws from `q`, made with the keys of the examples `id_e`."""
+    _, z_key = jax.random.split(key)
+    ctx = gen.prepare(params, batch, cond=gen.condition(params, batch))
+
+    def add(sum_e: Array, draw_k: Array) -> Array:
+        z_kegz, _ = post.sample(params, q, example_keys(z_key, id_e, draw_k))
+        nll_ke = jax.vmap(lambda z_egz: nll_of(gen, params, ctx, batch, z_egz))(z_kegz)
+        return sum_e + jnp.sum(nll_ke, axis=0)
+
+    return over_draws(add, jnp.zeros(batch.id_e.shape, jnp.result_type(float)), k, chunk) / k
+
+
+class RecGap(NamedTuple):
+    """Rec with the latent of another sentence, and the excess; None without a latent."""
+
+    rec_other_nats: float | None
+    gap_nats: float | None
+    gap_nats_se: float | None
+
+
+def rec_gap(
+    model: TextVAE,
+    params: Params,
+    batches: Iterable[Batch],
+    posts: PosteriorSet,
+    likelihood: LikelihoodResult,
+    key: Key[Array, ""],
+    *,
+    chunk: int = 1,
+) -> RecGap:
+    """Rec with another sentence's z minus Rec, over the sentences of `batches`.
+
+    Args:
+      batches: the sentences of `likelihood` again; its number of draws is used too.
+      posts: holds at least these sentences, made with the same key as `likelihood`.
+    Raises: DataError if a sentence is absent from `posts` or `likelihood`, or there are fewer than
+    two.
+    """
+    if not has_latent(model):
+        return RecGap(None, None, None)
+    other_e = posts.other()
+
+    def parts() -> Iterable[tuple[np.ndarray, Array]]:
+        for batch in batches:
+            id_e = to_host(batch.id_e)
+            place = other_e[_places(posts.id_e, id_e)]
+            arguments = (params, batch, _take(posts.post, place), posts.id_e[place], key)
+            yield id_e, _rec_with(model.gen, model.metric_post, likelihood.k, chunk, *arguments)
+
+    id_e, rec_other_e = collect(parts())
+    rec_e = likelihood.scores.rec_e[rows_of(likelihood.id_e, id_e, "the likelihood's sentences")]
+    gap, se = mean_se(rec_other_e.astype(np.float64) - rec_e)
+    return RecGap(mean_se(rec_other_e)[0], gap, se)
+
+
+def _places(known_e: np.ndarray, id_e: np.ndarray) -> np.ndarray:
+    """Places of a batch's ids, 0 at empty slots."""
+    filled = np.where(id_e < 0, known_e[0], id_e)
+    return rows_of(known_e, filled, "the collected posteriors")
+
+
+def collapse_reasons(
+    result: LatentResult, gap: RecGap | None = None, prior: LatentResult | None = None
+) -> list[str]:
+    """Why the latent counts as unused; empty where it is used.
+
+    Args:
+      prior: what a posterior equal to the prior scores under the same estimator; KL and MI of 0
+        when None.
+    """
+    lowest = min(THRESHOLDS)
+    kl_ref, mi_ref = (0.0, 0.0) if prior is None else (prior.kl_nats, prior.mi_nats)
+    tests = (
+        (result.active[lowest] == 0, f"no unit is active at {lowest}"),
+        (
+            not result.kl_nats - kl_ref > COLLAPSE_NATS,
+            f"KL within {COLLAPSE_NATS} nat of {kl_ref:.2f}",
+        ),
+        (
+            not result.mi_nats - mi_ref > COLLAPSE_NATS,
+            f"MI within {COLLAPSE_NATS} nat of {mi_ref:.2f}",
+        ),
+        (
+            gap is not None and gap.gap_nats is not None and not gap.gap_nats >= COLLAPSE_NATS,
+            f"another sentence's latent costs less than {COLLAPSE_NATS} nat",
+        ),
+    )
+    return list(itertools.compress((why for _, why in tests), (bool(hit) for hit, _ in tests)))

@@ -1,0 +1,337 @@
+"""Likelihood of sentences: importance-weighted bounds, their parts, perplexities, cost."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float, Int, Key
+
+from jvae.api import (
+    Batch,
+    Context,
+    Generator,
+    Params,
+    Posterior,
+    TextVAE,
+    example_keys,
+    per_example,
+)
+from jvae.evals.collect import collect, mean_se
+
+CURVE = (1, 10, 100, 500, 1000, 5000)  # K of the points of an NLL-vs-K curve, as far as K goes
+LOOSE_ESS = 5.0  # below this effective sample size the bound is called loose
+
+
+class Scores(NamedTuple):
+    """What K posterior draws say about each example, in nats; meaningless at empty slots."""
+
+    nll_e: Float[Array, "e"]  # -log (1/K) sum_k p(x, z_k) / q(z_k | x)
+    rec_e: Float[Array, "e"]  # mean over the draws of -log p(x | z_k)
+    kl_e: Float[Array, "e"]  # KL(q(z | x) || p(z)) by the same draws
+    ess_e: Float[Array, "e"]  # (sum w)^2 / sum w^2, between 1 and K
+    scored_e: Int[Array, "e"]  # scored tokens, end included
+    bound_e: dict[
+        int, Float[Array, "e"]
+    ]  # nll_e had only the first k draws been made, for each k named
+
+
+class TextCounts(NamedTuple):
+    """Size of each sentence of a split, by example id, the end of the sentence not counted."""
+
+    words_e: Int[np.ndarray, "e"]
+    chars_e: Int[np.ndarray, "e"]
+
+
+def text_counts(lines: Sequence[str]) -> TextCounts:
+    """Whitespace words and Unicode code points of each raw line, without its newline."""
+    lines = [line.rstrip("\r\n") for line in lines]
+    return TextCounts(
+        words_e=np.array([len(line.split()) for line in lines], np.int64),
+        chars_e=np.array([len(line) for line in lines], np.int64),
+    )
+
+
+class _Sums(NamedTuple):
+    """Running sums over draws; weights stay in log space, where none overflows or vanishes."""
+
+    log_w_ke: Array  # log sum of the weights of the first k draws, one row per bound
+    log_w2_e: Array  # log sum of all squared weights
+    rec_e: Array
+    kl_e: Array
+
+
+def has_latent(model: TextVAE) -> bool:
+    """False for a language model, whose z is empty."""
+    return model.latent_shape[0] * model.latent_shape[1] > 0
+
+
+def wide(x: Array) -> Array:
+    """Float32, or float64 where JAX runs with it: sums over tokens and draws need the digits."""
+    return x.astype(jnp.result_type(float))
+
+
+def nll_of(
+    gen: Generator, params: Params, ctx: Context, batch: Batch, z_egz: Float[Array, "e g z"]
+) -> Float[Array, "e"]:
+    """-log p(x | z) of each example, in nats."""
+    return -per_example(wide(gen.log_lik(params, ctx, z_egz)), batch)
+
+
+def over_draws(add: Callable[[Any, Array], Any], start: Any, k: int, chunk: int) -> Any:
+    """Folds draws 0..k-1 into `start`, `chunk` at a time: add(sums, draw_k) -> sums.
+
+    The last, shorter chunk is a second trace of `add`; a chunk that divides k avoids it.
+    """
+    chunk = min(chunk, k)
+    full = k // chunk
+
+    def body(sums: Any, first: Array) -> tuple[Any, None]:
+        return add(sums, first + jnp.arange(chunk)), None
+
+    sums, _ = jax.lax.scan(body, start, jnp.arange(full) * chunk)
+    return add(sums, jnp.arange(full * chunk, k)) if full * chunk < k else sums
+
+
+@partial(jax.jit, static_argnames=("gen", "post", "k", "chunk", "bounds"))
+def _score(
+    gen: Generator,
+    post: Posterior,
+    k: int,
+    chunk: int,
+    bounds: tuple[int, ...],
+    params: Params,
+    batch: Batch,
+    key: Array,
+) -> Scores:
+    chain_key, z_key = jax.random.split(key)
+    cond = gen.condition(params, batch)
+    q = post.encode(params, batch, cond=cond, key_e=example_keys(chain_key, batch.id_e))
+    ctx = gen.prepare(params, batch, cond=cond)
+    assert post.log_q is not None  # score_batch has refused the model otherwise
+    log_q = post.log_q
+
+    def log_densities(z_egz: Array) -> tuple[Array, Array, Array]:
+        return (
+            nll_of(gen, params, ctx, batch, z_egz),
+            wide(gen.log_prior(params, z_egz, cond)),
+            wide(log_q(params, q, z_egz)),
+        )
+
+    def add(sums: _Sums, draw_k: Array) -> _Sums:
+        z_kegz, kl_kegz = post.sample(params, q, example_keys(z_key, batch.id_e, draw_k))
+        nll_ke, log_p_ke, log_q_ke = jax.vmap(log_densities)(z_kegz)
+        log_w_ke = log_p_ke - nll_ke - log_q_ke
+        kl_ke = log_q_ke - log_p_ke if kl_kegz is None else jnp.sum(kl_kegz, axis=(2, 3))
+        # A bound sees the draws before its own K only: -inf is a draw that weighs nothing.
+        early = jnp.asarray(bounds)[:, None, None] > draw_k[None, :, None]
+        prefix_ke = logsumexp(jnp.where(early, log_w_ke[None], -jnp.inf), axis=1)
+        return _Sums(
+            log_w_ke=jnp.logaddexp(sums.log_w_ke, prefix_ke),
+            log_w2_e=jnp.logaddexp(sums.log_w2_e, logsumexp(2 * log_w_ke, axis=0)),
+            rec_e=sums.rec_e + jnp.sum(nll_ke, axis=0),
+            kl_e=sums.kl_e + jnp.sum(wide(kl_ke), axis=0),
+        )
+
+    nothing_e = jnp.full(batch.id_e.shape, -jnp.inf, jnp.result_type(float))
+    start = _Sums(
+        log_w_ke=jnp.tile(nothing_e, (len(bounds), 1)),
+        log_w2_e=nothing_e,
+        rec_e=jnp.zeros_like(nothing_e),
+        kl_e=jnp.zeros_like(nothing_e),
+    )
+    sums = over_draws(add, start, k, chunk)
+    bound_ke = jnp.log(wide(jnp.asarray(bounds)))[:, None] - sums.log_w_ke
+    last = bounds.index(k)
+    return Scores(
+        nll_e=bound_ke[last],
+        rec_e=sums.rec_e / k,
+        kl_e=sums.kl_e / k,
+        ess_e=jnp.exp(2 * sums.log_w_ke[last] - sums.log_w2_e),
+        scored_e=per_example(batch.scored_bt.astype(jnp.float32), batch).astype(jnp.int32),
+        bound_e={bound: bound_ke[i] for i, bound in enumerate(bounds)},
+    )
+
+
+def score_batch(
+    model: TextVAE, k: int, chunk: int = 1, bounds: Sequence[int] = CURVE
+) -> Callable[[Params, Batch, Key[Array, ""]], Scores]:
+    """The compiled function (params, batch, key) -> Scores, from K draws per example.
+
+    The encoder and all of the decoder that does not read z run once; memory grows with `chunk`, not
+    with K. Draw k of example i depends on (key, i, k) only. A model without a latent makes one
+    pass, which is exact for every K.
+
+    Args:
+      chunk: draws decoded together.
+      bounds: also record the bound after this many draws; those above K are left out, 1 and K
+        always in.
+    Raises: ValueError if k or chunk is below 1, or `model.metric_post` has no density.
+    """
+    if k < 1 or chunk < 1:
+        raise ValueError(f"score_batch: k={k}, chunk={chunk}. Expected both to be at least 1.")
+    if model.metric_post.log_q is None:
+        raise ValueError(
+            "score_batch: model.metric_post.log_q is None. A bound on the likelihood needs the density "
+            "of its draws; give the model a metric_post with one, such as a Gaussian fitted to the "
+            "sampler's end points."
+        )
+    points = tuple(sorted({1, k, *(bound for bound in bounds if 1 <= bound < k)}))
+    latent = has_latent(model)
+    scorer = partial(
+        _score, model.gen, model.metric_post, k if latent else 1, chunk, points if latent else (1,)
+    )
+
+    def score(params: Params, batch: Batch, key: Array) -> Scores:
+        scores = scorer(params, batch, key)
+        return scores if latent else scores._replace(bound_e=dict.fromkeys(points, scores.nll_e))
+
+    return score
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodResult:
+    """Scores of every sentence of a set, ordered by id, on the host."""
+
+    k: int
+    latent: bool  # False: z is empty, the NLL is exact and the KL 0
+    id_e: np.ndarray
+    scores: Scores  # of NumPy arrays
+
+    def summary(self, counts: TextCounts | None = None) -> dict[str, Any]:
+        """Means over sentences, standard errors (`_se`), perplexities; None where undefined.
+
+        Args:
+          counts: sizes by example id; without them `ppl_w` and `bpc` are None.
+        """
+        s = self.scores
+        neg_elbo_e = np.asarray(s.rec_e, np.float64) + np.asarray(s.kl_e, np.float64)
+        row: dict[str, Any] = {"sentences": int(self.id_e.size), "k": self.k}
+        for name, value_e in (
+            ("rec_nats", s.rec_e),
+            ("kl_nats", s.kl_e),
+            ("neg_elbo_nats", neg_elbo_e),
+            ("nll_nats", s.nll_e),
+        ):
+            row[name], row[f"{name}_se"] = mean_se(value_e)
+        row["ess"] = mean_se(s.ess_e)[0] if self.latent else None
+        row["loose"] = row["ess"] is not None and row["ess"] < LOOSE_ESS and self.k > 1
+        row["nll_nats_at"] = {k: mean_se(value_e)[0] for k, value_e in s.bound_e.items()}
+        row["tokens_with_end"] = int(s.scored_e.sum())
+        row["words_with_end"] = row["chars_with_end"] = None
+        if counts is not None:
+            row["words_with_end"] = int(counts.words_e[self.id_e].sum() + self.id_e.size)
+            row["chars_with_end"] = int(counts.chars_e[self.id_e].sum() + self.id_e.size)
+        total = float(np.sum(s.nll_e, dtype=np.float64))
+        row["ppl_w"] = _exp(total, row["words_with_end"])
+        row["ppl_t"] = _exp(total, row["tokens_with_end"])
+        chars = row["chars_with_end"]
+        row["bpc"] = total / (float(np.log(2.0)) * chars) if chars else None
+        return row
+
+
+def _exp(total_nats: float, count: int | None) -> float | None:
+    with np.errstate(over="ignore"):
+        return float(np.exp(total_nats / count)) if count else None
+
+
+def evaluate_likelihood(
+    model: TextVAE,
+    params: Params,
+    batches: Iterable[Batch],
+    key: Key[Array, ""],
+    k: int,
+    *,
+    chunk: int = 1,
+    bounds: Sequence[int] = CURVE,
+) -> LikelihoodResult:
+    """Scores each sentence of `batches` once with K draws; see `score_batch` for the arguments.
+
+    Raises: ValueError as `score_batch`; DataError if a sentence comes twice or none comes.
+    """
+    score = score_batch(model, k, chunk, bounds)
+    id_e, scores = collect((batch.id_e, score(params, batch, key)) for batch in batches)
+    return LikelihoodResult(k=k, latent=has_latent(model), id_e=id_e, scores=scores)
+
+
+class Excess(NamedTuple):
+    """NLL_K minus the exact -log p of the same sentences; below 0 by chance only."""
+
+    mean_nats: float
+    se_nats: float | None
+    suspicious: (
+        bool  # more than 4 standard errors below 0: the model leaks its target or counts wrongly
+    )
+
+
+def excess_over_exact(
+    result: LikelihoodResult, exact_e: Float[np.ndarray, "n"]
+) -> dict[int, Excess]:
+    """The excess at each K recorded.
+
+    Args:
+      exact_e: -log p of each sentence of the split under the distribution it was drawn from, by
+        example id, in nats.
+    """
+    found = {}
+    for k, bound_e in result.scores.bound_e.items():
+        mean, se = mean_se(np.asarray(bound_e, np.float64) - np.asarray(exact_e)[result.id_e])
+        found[k] = Excess(mean, se, se is not None and mean < -4 * se)
+    return found
+
+
+def draw_sentences(available: int, wanted: int, seed: int = 0) -> Int[np.ndarray, "n"]:
+    """Ids of at most `wanted` sentences of a split, ascending: by seed alone, not by model."""
+    order = np.random.default_rng(seed).permutation(available)
+    return np.sort(order[: min(wanted, available)])
+
+
+@partial(jax.jit, static_argnames=("gen", "post"))
+def _ready(
+    gen: Generator, post: Posterior, params: Params, batch: Batch, key: Array
+) -> tuple[Context, Array]:
+    chain_key, z_key = jax.random.split(key)
+    cond = gen.condition(params, batch)
+    q = post.encode(params, batch, cond=cond, key_e=example_keys(chain_key, batch.id_e))
+    z_kegz, _ = post.sample(params, q, example_keys(z_key, batch.id_e, jnp.arange(1)))
+    return gen.prepare(params, batch, cond=cond), z_kegz[0]
+
+
+_decoder_pass = jax.jit(nll_of, static_argnames=("gen",))
+
+
+def cost_ratio(
+    model: TextVAE,
+    params: Params,
+    batch: Batch,
+    key: Key[Array, ""],
+    k: int,
+    *,
+    chunk: int = 1,
+    repeats: int = 3,
+) -> float:
+    """Time of NLL_K over K times that of a bare decoder pass; medians, without compilation.
+
+    The pass leaves out what does not depend on z, so the ratio is not flattered by it.
+    """
+    score = score_batch(model, k, chunk)
+    ctx, z_egz = _ready(model.gen, model.metric_post, params, batch, key)
+
+    def seconds(run: Callable[[], Any]) -> float:
+        jax.block_until_ready(run())
+        times = []
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            jax.block_until_ready(run())
+            times.append(time.perf_counter() - begin)
+        return statistics.median(times)
+
+    passes = k if has_latent(model) else 1
+    whole = seconds(lambda: score(params, batch, key))
+    return whole / (passes * seconds(lambda: _decoder_pass(model.gen, params, ctx, batch, z_egz)))

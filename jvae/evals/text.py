@@ -1,0 +1,225 @@
+"""Text metrics: reconstructions against originals, samples against test and training sets."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from jvae.api import Batch, Generator, Params, Prompt, TextVAE
+from jvae.evals.bleu import References, ngrams, sacre_bleu
+from jvae.evals.bleu import signature as bleu_signature
+from jvae.evals.collect import collect, rows_of, to_host
+from jvae.evals.latent import PosteriorSet
+
+REFERENCE_CAP = 10_000  # test sentences a sample is scored against
+SELF_SAMPLES = 1_000  # samples scored against each other
+
+
+def _percent(share: float) -> float:
+    return 100.0 * share
+
+
+def exact_match(decoded: Sequence[str], original: Sequence[str]) -> float | None:
+    """Share of lines decoded without any difference, in %; None when there are none."""
+    _check_lengths(decoded, original)
+    if not decoded:
+        return None
+    return _percent(sum(a == b for a, b in zip(decoded, original, strict=True)) / len(decoded))
+
+
+def corpus_bleu(decoded: Sequence[str], original: Sequence[str]) -> tuple[float, str]:
+    """Corpus BLEU by sacreBLEU, 0 to 100, and its signature."""
+    _check_lengths(decoded, original)
+    metric = sacre_bleu(sentence=False)
+    score = metric.corpus_score(list(decoded), [list(original)]).score
+    return float(score), bleu_signature(1, sentence=False)
+
+
+def seen_share(lines: Sequence[str], train: Iterable[str]) -> float | None:
+    """Share of lines that are also in the training set, in %; None when there are none."""
+    known = set(train)
+    return _percent(sum(line in known for line in lines) / len(lines)) if lines else None
+
+
+def reconstruction(
+    decoded: Sequence[str], original: Sequence[str], train: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """Exact match in %, in total and on sentences not in train, and corpus BLEU.
+
+    Args:
+      decoded: one line for each of `original`, in its order.
+    Raises: ValueError if the numbers of lines differ or there are none.
+    """
+    if not original:
+        raise ValueError("reconstruction: no lines. Expected at least one sentence.")
+    score, signature = corpus_bleu(decoded, original)
+    row: dict[str, Any] = {
+        "exact_match_pct": exact_match(decoded, original),
+        "exact_match_unseen_pct": None,
+        "bleu": score,
+        "bleu_signature": signature,
+    }
+    if train is not None:
+        known = set(train)
+        unseen = [pair for pair in zip(decoded, original, strict=True) if pair[1] not in known]
+        row["exact_match_unseen_pct"] = exact_match([d for d, _ in unseen], [o for _, o in unseen])
+    return row
+
+
+def _check_lengths(decoded: Sequence[str], original: Sequence[str]) -> None:
+    if len(decoded) != len(original):
+        raise ValueError(
+            f"{len(decoded)} decoded lines for {len(original)} originals. Expected one for each."
+        )
+
+
+def unpack(
+    batch: Batch,
+) -> tuple[Int[np.ndarray, "e t"], Int[np.ndarray, "e"], np.ndarray]:
+    """Tokens of `batch.dec` by example, padded to a power of two; lengths; which are scored."""
+    token_bt, segment_bt, scored_bt = to_host(
+        (batch.dec.token_bt, batch.dec.segment_bt, batch.scored_bt)
+    )
+    slots = to_host(batch.id_e).shape[0] // token_bt.shape[0]
+    row, column = np.nonzero(segment_bt)
+    example = row * slots + segment_bt[row, column] - 1
+    length_e = np.bincount(example, minlength=token_bt.shape[0] * slots)
+    # Few widths, so that the step loop below is compiled a few times and not once per batch.
+    width = 1 << int(max(int(length_e.max()), 2) - 1).bit_length()
+    token_et = np.zeros((length_e.size, width), token_bt.dtype)
+    scored_et = np.zeros((length_e.size, width), bool)
+    order = np.argsort(example, kind="stable")
+    place = np.arange(example.size) - np.repeat(np.cumsum(length_e) - length_e, length_e)
+    token_et[example[order], place] = token_bt[row, column][order]
+    scored_et[example[order], place] = scored_bt[row, column][order]
+    return token_et, length_e, scored_et
+
+
+@partial(jax.jit, static_argnames=("gen",))
+def _hits(
+    gen: Generator, params: Params, batch: Batch, z_egz: Array, token_et: Array, scored_et: Array
+) -> Int[Array, "e"]:
+    """Scored tokens that the decoder ranks first when all earlier ones are given."""
+    prompt = Prompt(token_et[:, :1], jnp.ones(token_et.shape[0], jnp.int32))
+    cond = gen.condition(params, batch)
+    logits_ev, state = gen.start(params, z_egz, prompt, token_et.shape[1], cond)
+
+    def step(carry: tuple[Array, Any], column: tuple[Array, Array]) -> tuple[Any, Array]:
+        logits_ev, state = carry
+        token_e, scored_e = column
+        hit_e = (jnp.argmax(logits_ev, axis=-1) == token_e) & scored_e
+        return gen.step(params, state, token_e), hit_e
+
+    _, hit_te = jax.lax.scan(step, (logits_ev, state), (token_et[:, 1:].T, scored_et[:, 1:].T))
+    return jnp.sum(hit_te, axis=0)
+
+
+def token_accuracy(
+    model: TextVAE,
+    params: Params,
+    batches: Iterable[Batch],
+    posts: PosteriorSet,
+    *,
+    other: bool = False,
+) -> float:
+    """Share of scored tokens ranked first under teacher forcing from the posterior mean, in %.
+
+    Args:
+      posts: holds at least the sentences of `batches`.
+      other: the control: each sentence gets the mean of another one.
+    Raises: DataError if a sentence is absent from `posts` or comes twice.
+    """
+    source_e = posts.other() if other else np.arange(posts.id_e.size)
+
+    def parts() -> Iterable[tuple[np.ndarray, dict[str, Any]]]:
+        for batch in batches:
+            id_e = to_host(batch.id_e)
+            filled = np.where(id_e < 0, posts.id_e[0], id_e)
+            place = source_e[rows_of(posts.id_e, filled, "the collected posteriors")]
+            token_et, _, scored_et = unpack(batch)
+            mean_egz = posts.mean_egz[place]
+            hit_e = _hits(model.gen, params, batch, mean_egz, token_et, scored_et)
+            yield id_e, {"hit": hit_e, "scored": scored_et.sum(axis=1)}
+
+    _, count = collect(parts())
+    return _percent(float(count["hit"].sum()) / float(count["scored"].sum()))
+
+
+def distinct(lines: Sequence[str]) -> dict[str, float | None]:
+    """Dist-1 to Dist-4: distinct n-grams of whitespace words over all n-grams of the lines."""
+    words = [line.split() for line in lines]
+    row: dict[str, float | None] = {}
+    for order in range(1, 5):
+        grams = [gram for line in words for gram in ngrams(line, order)]
+        row[f"dist_{order}"] = len(set(grams)) / len(grams) if grams else None
+    return row
+
+
+def self_bleu(lines: Sequence[str], samples: int = SELF_SAMPLES, seed: int = 0) -> float | None:
+    """Mean sentence BLEU-4 of random lines, each against the others; None for fewer than two."""
+    if len(lines) < 2:
+        return None
+    chosen = np.random.default_rng(seed).permutation(len(lines))[:samples]
+    members: list[str] = [lines[int(i)] for i in chosen]
+    references = References(members)
+    return float(np.mean([references.score(line, member=True) for line in members]))
+
+
+def bleu_against(lines: Sequence[str], test: Sequence[str], cap: int = REFERENCE_CAP) -> float:
+    """Mean sentence BLEU-4 of each line with the first `cap` test sentences as its references."""
+    references = References(test[:cap])
+    return float(np.mean([references.score(line) for line in lines]))
+
+
+def fourgrams(lines: Iterable[str]) -> set[tuple[str, ...]]:
+    """The 4-grams of whitespace words in a corpus."""
+    return {gram for line in lines for gram in ngrams(line.split(), 4)}
+
+
+def memorised(lines: Iterable[str], known: set[tuple[str, ...]]) -> float | None:
+    """Share of the 4-gram occurrences of the lines that are in `known`, in %."""
+    hits = [gram in known for line in lines for gram in ngrams(line.split(), 4)]
+    return _percent(sum(hits) / len(hits)) if hits else None
+
+
+def generation(
+    samples: Sequence[str],
+    test: Sequence[str],
+    train: Iterable[str] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Diversity and fit of lines decoded from the prior: one decode setting, never a mixture.
+
+    BLEU splits raw text with sacreBLEU's 13a and smooths exponentially; Dist-n and memorisation use
+    whitespace words.
+
+    Raises: ValueError if there are no samples or no test sentences.
+    """
+    if not samples or not test:
+        raise ValueError(
+            f"generation: {len(samples)} samples, {len(test)} test sentences. "
+            "Expected some of both."
+        )
+    times = Counter(samples)
+    row: dict[str, Any] = {
+        "samples": len(samples),
+        "distinct_lines": len(times),
+        "duplicates_pct": _percent(sum(n for n in times.values() if n > 1) / len(samples)),
+        "bleu_test": bleu_against(samples, test),
+        "bleu_test_signature": bleu_signature(min(len(test), REFERENCE_CAP), sentence=True),
+        "self_bleu": self_bleu(samples, seed=seed),
+        "self_bleu_signature": bleu_signature(min(len(samples), SELF_SAMPLES) - 1, sentence=True),
+        **distinct(samples),
+        "memorised_pct": None,
+        "memorised_test_pct": None,
+    }
+    if train is not None:
+        known = fourgrams(train)
+        row["memorised_pct"] = memorised(samples, known)
+        row["memorised_test_pct"] = memorised(test, known)
+    return row
