@@ -1,0 +1,300 @@
+"""Configs: found by path or name, changed by flags of the right type, compared and stored as JSON.
+
+    --config=optimus:base                 a shipped config by name, preset `base`
+    --config=configs/optimus.py:base      the same by path
+    --config=mine.py                      an own file; without a preset, `tiny`
+    --config.optim.lr=3e-4                one value; its type is that of the default
+
+A config file defines `get_config(arg: str) -> ConfigDict`; what follows the colon is `arg`, see
+`preset`. It can import its neighbours with `from . import common`. Values are numbers, strings,
+booleans, None, tuples of these and sections: no callables.
+"""
+
+import copy
+import difflib
+import hashlib
+import importlib
+import json
+import math
+import sys
+import types
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import jvae
+from jvae.errors import ConfigError
+
+DEFAULT_PRESET = "tiny"
+ABSENT = "(absent)"  # stands in `diff` for the value of a key that one side lacks
+
+
+def shipped_dir() -> Path:
+    """Where the shipped configs live: in the installed package, or beside it in a checkout."""
+    package = Path(jvae.__file__).resolve().parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def load(spec: str) -> ConfigDict:
+    """The locked config that `spec` names: `optimus:base`, `configs/optimus.py:base`, `mine.py`.
+
+    A path that does not exist but names a shipped config (`configs/optimus.py`) means that one, so
+    the same command works outside a checkout.
+
+    Raises: ConfigError if there is no such config or it does not define what it must.
+    """
+    where, _, arg = spec.partition(":")
+    path = _find(where)
+    module = _import(path)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(
+            f"{path}: a config file must define get_config(arg) returning a ConfigDict"
+        )
+    cfg = module.get_config(arg or DEFAULT_PRESET)
+    if not isinstance(cfg, ConfigDict):
+        raise ConfigError(
+            f"{path}: get_config returned {type(cfg).__name__}, expected a ConfigDict"
+        )
+    return cfg.lock()
+
+
+def preset(arg: str, presets: Iterable[str], **options: str) -> tuple[str, dict[str, str]]:
+    """Splits the argument of `get_config`, such as "base,data=yelp", into preset and options.
+
+    Args:
+      presets: what the first word may be; it may be left out when it would be `tiny`.
+      options: every option with its default.
+    Raises: ConfigError naming the nearest match for an unknown preset or option.
+    """
+    words = [word for word in arg.split(",") if word]
+    name = DEFAULT_PRESET if not words or "=" in words[0] else words.pop(0)
+    if name not in (known := list(presets)):
+        raise ConfigError(
+            f"unknown preset {name!r}{_nearest(name, known)}; presets: {', '.join(known)}"
+        )
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in options:
+            raise ConfigError(
+                f"unknown option {word!r} of preset {name!r}{_nearest(key, options)}; "
+                f"options: {', '.join('='.join(item) for item in options.items()) or 'none'}"
+            )
+        options[key] = value
+    return name, options
+
+
+def from_argv(argv: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
+    """Takes `--config` and every `--config.key` out of a command line.
+
+    Returns: the config with its overrides, None if none was named; and all other arguments.
+    Raises: ConfigError.
+    """
+    spec, overrides, rest = None, [], []
+    waiting = list(argv)
+    while waiting:
+        flag, equals, value = waiting[0].partition("=")
+        word = waiting.pop(0)
+        if flag.lstrip("-").split(".")[0] != "config" or not flag.startswith("-"):
+            rest.append(word)
+            continue
+        if not equals:
+            if not waiting or waiting[0].startswith("--"):
+                raise ConfigError(f"{flag} needs a value: write {flag}=<value>")
+            value = waiting.pop(0)
+        name = flag.lstrip("-")
+        if name == "config":
+            spec = value
+        else:
+            overrides.append(f"--{name}={value}")
+    if spec is None:
+        if overrides:
+            raise ConfigError(f"{overrides[0]} given without a config: add --config=<name or path>")
+        return None, rest
+    return apply_overrides(load(spec), overrides), rest
+
+
+def apply_overrides(cfg: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
+    """A locked copy of `cfg` with values set from "--config.a.b=value" (or "a.b=value").
+
+    The default decides the type. Booleans are true, false, 1 or 0; tuples are written 1,2,3; an
+    integer does for a float; `none` is None except where the default is a string. A default of None
+    takes whatever the text looks like.
+
+    Raises: ConfigError for an unknown key, with the nearest match and the keys of that section, or
+      for a value of a wrong type.
+    """
+    cfg = copy.deepcopy(cfg)
+    for override in overrides:
+        key, equals, text = override.removeprefix("--").removeprefix("config.").partition("=")
+        if not equals:
+            raise ConfigError(f"{override!r} has no value: write --config.{key}=<value>")
+        section, name = _section_of(cfg, key)
+        old = section[name]
+        if isinstance(old, ConfigDict):
+            raise ConfigError(
+                f"--config.{key} is a section, set one of its keys: "
+                + ", ".join(f"{key}.{child}" for child in sorted(old))
+            )
+        try:
+            section[name] = _parse(text, old, section.get_type(name))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"--config.{key}={text}: {error} (the default is {old!r})") from None
+    return cfg.lock()
+
+
+def flatten(cfg: ConfigDict) -> dict[str, Any]:
+    """Values by dotted key, sorted, lists as tuples; an empty section is a value."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, section: ConfigDict) -> None:
+        for name in sorted(section):
+            value = section[name]
+            if isinstance(value, ConfigDict) and len(value):
+                walk(f"{prefix}{name}.", value)
+            else:
+                flat[prefix + name] = {} if isinstance(value, ConfigDict) else _tuples(value)
+
+    walk("", cfg)
+    return flat
+
+
+def to_json(cfg: ConfigDict) -> str:
+    """The config as JSON text, keys sorted; equal configs give equal text.
+
+    Raises: ConfigError naming the key of a value that JSON cannot hold.
+    """
+    for key, value in flatten(cfg).items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"config.{key} = {value!r}: expected a number, string, boolean, None or a tuple"
+            ) from None
+    return json.dumps(cfg.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """The locked config that `to_json` wrote; lists come back as tuples.
+
+    Raises: ConfigError if the text is not a JSON object.
+    """
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"stored config is not JSON: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError("stored config is not a JSON object")
+    return ConfigDict(_tuples(tree), convert_dict=True).lock()
+
+
+def diff(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose value or type differs, with (old, new); ABSENT where one is missing."""
+    a, b = flatten(old), flatten(new)
+    pairs = {key: (a.get(key, ABSENT), b.get(key, ABSENT)) for key in sorted(a.keys() | b.keys())}
+    return {key: pair for key, pair in pairs.items() if repr(pair[0]) != repr(pair[1])}
+
+
+def fingerprint(cfg: ConfigDict) -> str:
+    """Twelve hexadecimal digits, different for different configs, the same on every machine."""
+    return hashlib.sha256(to_json(cfg).encode()).hexdigest()[:12]
+
+
+def _find(where: str) -> Path:
+    path = Path(where).expanduser()
+    if path.suffix == ".py" and path.is_file():
+        return path.resolve()
+    shipped = shipped_dir()
+    by_name = path.suffix == "" and path.name == where
+    if by_name or path.parts == ("configs", path.name):
+        candidate = shipped / f"{path.name.removesuffix('.py')}.py"
+        if candidate.is_file():
+            return candidate
+    known = sorted(
+        file.stem for file in shipped.glob("*.py") if "def get_config" in file.read_text()
+    )
+    raise ConfigError(
+        f"no config {where!r}{_nearest(path.stem, known)}; "
+        f"give the path of a .py file, or one of: {', '.join(known) or f'(none in {shipped})'}"
+    )
+
+
+def _import(path: Path) -> types.ModuleType:
+    """Runs a config file as a member of a package made of its directory: `from . import` works.
+
+    Nothing is reused from an earlier load: a file edited in between counts.
+    """
+    package = "jvae_configs_" + hashlib.sha256(str(path.parent).encode()).hexdigest()[:12]
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        del sys.modules[name]
+    sys.modules[package] = types.ModuleType(package)
+    sys.modules[package].__path__ = [str(path.parent)]
+    importlib.invalidate_caches()
+    return importlib.import_module(f"{package}.{path.stem}")
+
+
+def _section_of(cfg: ConfigDict, key: str) -> tuple[ConfigDict, str]:
+    parent, here, prefix = cfg, cfg, "config"
+    for word in key.split("."):
+        if not isinstance(here, ConfigDict):
+            raise ConfigError(f"unknown config key {key!r}: {prefix} is a value, not a section")
+        if word not in here:
+            paths = list(flatten(cfg))
+            # The right name in the wrong section is as likely as a misspelling.
+            moved = [path for path in paths if path.rpartition(".")[2] == key.rpartition(".")[2]]
+            near = f"; did you mean {moved[0]!r}?" if moved else _nearest(key, paths)
+            raise ConfigError(
+                f"unknown config key {key!r}{near}; keys of {prefix}: {', '.join(sorted(here))}"
+            )
+        parent, here, prefix = here, here[word], f"{prefix}.{word}"
+    return parent, key.rpartition(".")[2]
+
+
+def _parse(text: str, old: Any, kind: type) -> Any:
+    """Raises: ValueError saying what was expected."""
+    if text.lower() == "none" and not isinstance(old, str):
+        return None
+    if kind is bool:
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise ValueError("expected true or false")
+        return text.lower() in ("true", "1")
+    if kind is int:
+        try:
+            return int(text)
+        except ValueError:
+            raise ValueError("expected an integer") from None
+    if kind is float:
+        try:
+            number = float(text)
+        except ValueError:
+            raise ValueError("expected a number") from None
+        if not math.isfinite(number):
+            raise ValueError("expected a finite number")
+        return number
+    if kind in (tuple, list):
+        words = [word.strip() for word in text.split(",")]
+        like = old[0] if old else None
+        return kind(_parse(word, like, type(like)) for word in words if word)
+    if kind is str:
+        return text
+    if kind is type(None):
+        for guess in (int, float, bool):
+            try:
+                return _parse(text, None, guess)
+            except ValueError:
+                continue
+        return text
+    raise ValueError(f"a value of type {kind.__name__} cannot be set by flag")
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _tuples(child) for name, child in value.items()}
+    return tuple(_tuples(child) for child in value) if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,114 @@
+"""Weights of the KL term over training: functions of the step that can be traced inside jit.
+
+Every schedule maps a step, counted from 0, to a float32 scalar, and stays at `stop` once its
+`n_iter` steps are over.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jvae.errors import ConfigError
+
+Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
+
+
+def constant(stop: float) -> Schedule:
+    """Always `stop`."""
+    return lambda step: jnp.full(jnp.shape(step), stop, jnp.float32)
+
+
+def linear(n_iter: int, start: float, stop: float) -> Schedule:
+    """From `start` at step 0 to `stop` at step `n_iter`."""
+    _require(n_iter >= 1, f"n_iter = {n_iter}, expected at least 1")
+
+    def schedule(step: Int[Array, ""] | int) -> Float[Array, ""]:
+        done = jnp.clip(jnp.asarray(step), 0, n_iter) / n_iter
+        return jnp.asarray(start + (stop - start) * done, jnp.float32)
+
+    return schedule
+
+
+def cyclic_zero_linear(
+    n_iter: int, start: float, stop: float, n_cycle: int, ratio_increase: float, ratio_zero: float
+) -> Schedule:
+    """`n_cycle` times: `start` for `ratio_zero` of it, a line for `ratio_increase`, then `stop`.
+
+    The line's first value is `start` itself, so a cycle holds one more step at `start` than the
+    ratio says. A cycle begins at the whole step below its real-valued place. A line that does not
+    fit in its cycle is cut by the next one.
+
+    Raises: ConfigError for values outside their range.
+    Source: Li et al. 2020 (Optimus), section 4.3 and the released `frange_cycle_zero_linear`.
+    """
+    _require(n_iter >= 1, f"n_iter = {n_iter}, expected at least 1")
+    _require(n_cycle >= 1, f"n_cycle = {n_cycle}, expected at least 1")
+    _require(start <= stop, f"start = {start} and stop = {stop}, expected start <= stop")
+    _require(ratio_increase > 0, f"ratio_increase = {ratio_increase}, expected a positive share")
+    _require(0 <= ratio_zero <= 1, f"ratio_zero = {ratio_zero}, expected a share from 0 to 1")
+    period = n_iter / n_cycle
+    begins = np.array([int(cycle * period) for cycle in range(n_cycle)], np.int32)
+    flat = math.ceil(period * ratio_zero)
+    rise = (stop - start) / (period * ratio_increase)
+
+    def schedule(step: Int[Array, ""] | int) -> Float[Array, ""]:
+        step = jnp.asarray(step, jnp.int32)
+        cycle = jnp.searchsorted(jnp.asarray(begins), step, side="right") - 1
+        # Integers until the last moment: float32 steps would be inexact after 2**24.
+        climbed = jnp.maximum(step - jnp.asarray(begins)[cycle] - flat, 0)
+        beta = jnp.minimum(start + rise * climbed.astype(jnp.float32), stop)
+        return jnp.where(step < n_iter, beta, stop).astype(jnp.float32)
+
+    return schedule
+
+
+def cyclic_linear(
+    n_iter: int, start: float, stop: float, n_cycle: int, ratio_increase: float
+) -> Schedule:
+    """`n_cycle` times: a line from `start` to `stop` for `ratio_increase` of a cycle, then `stop`.
+
+    Raises: ConfigError for values outside their range.
+    Source: Fu et al. 2019 and the released Optimus `frange_cycle_linear`.
+    """
+    return cyclic_zero_linear(n_iter, start, stop, n_cycle, ratio_increase, ratio_zero=0.0)
+
+
+KINDS: dict[str, Callable[..., Schedule]] = {
+    "constant": constant,
+    "linear": linear,
+    "cyclic_linear": cyclic_linear,
+    "cyclic_zero_linear": cyclic_zero_linear,
+}
+
+
+def build(cfg: Mapping[str, Any], total_steps: int) -> Schedule:
+    """The schedule of a config section: `kind` and the arguments of that function, by name.
+
+    A section may also hold arguments that only other kinds read, so that one flag switches the
+    kind. `n_iter` absent or None means `total_steps`.
+
+    Raises: ConfigError for an unknown kind, an argument no kind has, a missing one, or one outside
+      its range.
+    """
+    given = {name: value for name, value in dict(cfg).items() if name != "kind"}
+    kind = cfg.get("kind")
+    _require(kind in KINDS, f"kind = {kind!r}, expected one of {', '.join(KINDS)}")
+    arguments = {name: list(inspect.signature(make).parameters) for name, make in KINDS.items()}
+    for name in given:
+        known = {argument for names in arguments.values() for argument in names}
+        _require(name in known, f"unknown key {name!r}, known: {', '.join(sorted(known))}")
+    if given.get("n_iter") is None:
+        given["n_iter"] = total_steps
+    for name in arguments[kind]:
+        _require(given.get(name) is not None, f"kind {kind} needs the key {name!r}")
+    return KINDS[kind](**{name: given[name] for name in arguments[kind]})
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(f"schedule: {message}")

@@ -1,0 +1,13 @@
+"""Every test sees eight virtual CPU devices, no network, and no axes gained by accident."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = os.environ.get("JVAE_TEST_PLATFORM", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import jax  # noqa: E402  the variables above must be set before
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
