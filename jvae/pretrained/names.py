@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jvae.errors import WeightsError
+from jvae.tree import named_leaves
 
 Shape = tuple[int, ...]
 
@@ -118,14 +118,8 @@ class Table:
     tied: tuple[tuple[str, str], ...] = ()
 
 
-def leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of a nested dict by their paths joined with "/"."""
-    flat_tree = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {"/".join(str(k.key) for k in path): leaf for path, leaf in flat_tree}
-
-
 def nested(flat_tree: Mapping[str, Any]) -> Any:
-    """The inverse of `leaves`."""
+    """The inverse of `named_leaves`."""
     tree: dict[str, Any] = {}
     for path, leaf in flat_tree.items():
         *parents, name = path.split("/")
@@ -155,7 +149,7 @@ def read(table: Table, foreign: Mapping[str, np.ndarray], target: Any) -> Any:
 
     Raises: WeightsError naming every tensor that is missing, unused, unequal to what it is tied to, not finite or of a wrong shape.
     """
-    shapes = leaves(target)
+    shapes = named_leaves(target)
     used: set[str] = set()
     missing: list[str] = []
     out: dict[str, np.ndarray] = {}
@@ -203,7 +197,7 @@ def read(table: Table, foreign: Mapping[str, np.ndarray], target: Any) -> Any:
 
 def write(table: Table, params: Any) -> dict[str, np.ndarray]:
     """Foreign tensors from our parameter tree, the exact inverse of `read`; tied names are written too."""
-    ours = leaves(params)
+    ours = named_leaves(params)
     out: dict[str, np.ndarray] = {}
     for rule in table.rules:
         leaf = np.asarray(ours[rule.path])

@@ -5,7 +5,6 @@ Float32 within the tolerances of the fixtures' README, and in float64 within 1e-
 
 import dataclasses
 import json
-import os
 import re
 from pathlib import Path
 
@@ -25,8 +24,10 @@ from jvae.nn.config import TransformerConfig
 from jvae.objectives import Objective, batch_loss, per_sentence
 from jvae.optim import linear_warmup
 from jvae.pretrained import names, originals
+from jvae.tree import named_leaves
 
-FIXTURES = Path(os.environ.get("JVAE_SHARED", Path(__file__).parents[4] / "shared")) / "fixtures/optimus"
+SHARED = Path(__file__).parents[4] / "shared"
+FIXTURES = SHARED / "fixtures/optimus"
 pytestmark = pytest.mark.skipif(not FIXTURES.is_dir(), reason="the fixtures of the original code are not here")
 
 VARIANTS = ("memory", "emb", "both")
@@ -265,7 +266,7 @@ def test_four_optimizer_updates(case):
     objective = Objective(kl_floor="dim_masked", floor=0.3, length_weighted=True)
     # As released: GPT-2's norm weights do decay, because their names do not contain LayerNorm.weight.
     kept = (r".*bias", r"encoder/.*norm/scale")
-    paths = names.leaves(case.params)
+    paths = named_leaves(case.params)
     decays = names.nested({p: not any(re.fullmatch(k, p) for k in kept) for p in paths})
     schedule = linear_warmup(peak=2e-3, warmup=1, total=6)
     tx = optax.chain(
@@ -296,7 +297,13 @@ def test_four_optimizer_updates(case):
     stored = case.weights("train/final/")
     assert len(stored) >= 5
     for key, want in stored.items():
-        np.testing.assert_allclose(ours[key], want, rtol=1e-3, atol=2e-6, err_msg=key)
+        if key not in ours:  # the injection this variant leaves out is saved untrained
+            np.testing.assert_array_equal(want, case.data[f"param/{key}"])
+            continue
+        # The original adds eps before the bias correction, optax after it: where a gradient is
+        # nearly zero (one entry in 500) that is worth up to 1 % of an update of 2e-3.
+        np.testing.assert_allclose(ours[key], want, rtol=1e-3, atol=2e-5, err_msg=key)
+        assert np.mean(np.abs(ours[key] - want) > 2e-6 + 1e-3 * np.abs(want)) < 0.01
 
 
 @pytest.mark.parametrize("name", ["gen/greedy_ids", "gen/greedy_ids_stop"])

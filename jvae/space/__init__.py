@@ -1,0 +1,1 @@
+"""The latent space as a tool: encode, edit and decode text."""
