@@ -203,7 +203,7 @@ def bucket_lengths(
         longest = np.zeros(levels + 1, np.int64)
         np.maximum.at(longest, level_e, lengths[side])
         sizes[side] = np.minimum(-(-np.maximum.accumulate(longest) // multiple) * multiple, full)
-    size_j = sum(sizes.values())  # places of a row that holds levels up to j
+    size_j = np.sum(list(sizes.values()), axis=0)  # places of a row that holds levels up to j
     below_j = np.cumsum(np.bincount(level_e, minlength=levels + 1))
     # cost[j]: least places for levels up to j; cut[k][j]: where its last bucket begins.
     cost, cuts = np.where(np.arange(levels + 1) == 0, 0.0, np.inf), []

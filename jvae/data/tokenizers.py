@@ -291,8 +291,8 @@ def _from_transformers(name: str) -> Tokenizer:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"{name}: no tokenizer by that name could be opened ({reason}). Expected a local "
-            "folder, or a Hugging Face name that is cached or reachable; a SentencePiece model alone "
-            f"needs a {FILE} beside it or the sentencepiece package"
+            "folder, or a Hugging Face name that is cached or reachable; a SentencePiece model "
+            f"alone needs a {FILE} beside it or the sentencepiece package"
         ) from error
     backend = getattr(found, "backend_tokenizer", None)
     if backend is None:
