@@ -1,4 +1,5 @@
-"""Optimus. Source: Li et al. 2020, arXiv 2004.04092; values of `base` from sections 4.3, 5.1 and the released scripts.
+"""Optimus. Source: Li et al. 2020, arXiv 2004.04092; values of `base` from sections 4.3, 5.1 and
+the released scripts.
 """
 
 from ml_collections import ConfigDict

@@ -1,21 +1,26 @@
 """The contract every model of jvae fulfils: generator x posterior x objective.
 
-Every model is a *generator* (a prior and a decoder) with a *posterior* (how z is found). The trainer, the evaluator and the
-sampler know only the types of this file; no model's name appears in them.
+Every model is a *generator* (a prior and a decoder) with a *posterior* (how z is found). The
+trainer, the evaluator and the sampler know only the types of this file; no model's name appears in
+them.
 
-Letters of the array suffixes, one meaning each: B rows, E examples, T target position, S source or key position, D width,
-N heads, H head width, F hidden, V vocabulary, L layers, G latent groups, Z latent width, M memory slots, K posterior samples.
+Letters of the array suffixes, one meaning each: B rows, E examples, T target position, S source or
+key position, D width, N heads, H head width, F hidden, V vocabulary, L layers, G latent groups, Z
+latent width, M memory slots, K posterior samples.
 
-**Latents belong to examples, tokens to rows.** A row holds a static number of *slots*, each empty or one example, so
-E = B * slots and e = b * slots + (segment - 1), row-major: sharding E over the data axis is sharding rows. An unpacked batch
-is the case slots = 1. The same slot has the same segment id on every side of a batch.
+**Latents belong to examples, tokens to rows.** A row holds a static number of *slots*, each empty
+or one example, so E = B * slots and e = b * slots + (segment - 1), row-major: sharding E over the
+data axis is sharding rows. An unpacked batch is the case slots = 1. The same slot has the same
+segment id on every side of a batch.
 
-**Noise belongs to examples too.** Whatever is random in a latent is drawn from one key per example (`example_keys`), made from
-the example's own index. So the draws of a sentence do not depend on how it was packed, batched or sharded, nor on how K
-samples were cut into chunks. Dropout masks are the exception: they belong to rows and come from one key, `drop`; dropout is on
-exactly when that key is given.
+**Noise belongs to examples too.** Whatever is random in a latent is drawn from one key per example
+(`example_keys`), made from the example's own index. So the draws of a sentence do not depend on how
+it was packed, batched or sharded, nor on how K samples were cut into chunks. Dropout masks are the
+exception: they belong to rows and come from one key, `drop`; dropout is on exactly when that key is
+given.
 
-**Nats, float32.** Every log-probability and divergence here is in nats and at least float32, whatever the compute dtype.
+**Nats, float32.** Every log-probability and divergence here is in nats and at least float32,
+whatever the compute dtype.
 """
 
 from collections.abc import Callable
@@ -32,7 +37,9 @@ Context = Any  # opaque pytree: what log_lik needs that does not depend on z
 
 
 class Side(NamedTuple):
-    """One tokenised side of a batch of rows. Segment 0 is padding (no token id is); positions restart in each segment."""
+    """One tokenised side of a batch of rows. Segment 0 is padding (no token id is); positions
+    restart in each segment.
+    """
 
     token_bt: Int[Array, "b t"]
     segment_bt: Int[Array, "b t"]
@@ -40,12 +47,16 @@ class Side(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows of packed examples. Sides may differ in row length and tokenizer; a slot has one segment id on all of them."""
+    """Rows of packed examples. Sides may differ in row length and tokenizer; a slot has one segment
+    id on all of them.
+    """
 
     enc: Side | None  # what the posterior reads
     dec: Side  # what is scored, start id first
     cond: Side | None  # source text; None when unconditional
-    scored_bt: Bool[Array, "b t"]  # True where the token of `dec` is predicted: no start id, source prefix or padding
+    scored_bt: Bool[
+        Array, "b t"
+    ]  # True where the token of `dec` is predicted: no start id, source prefix or padding
     id_e: Int[Array, "e"]  # index of the example in its split; -1 at an empty slot
 
     @property
@@ -79,8 +90,8 @@ class Posterior(NamedTuple):
     encode(params, batch, drop=None, *, cond=None, key_e=None) -> post
       `key_e` is read by samplers without an encoder (Langevin) only.
     sample(params, post, key_ke) -> (z_kegz, kl_kegz | None)
-      One draw per key. The KL is per latent dimension, in nats, in closed form given the draw's own chain of earlier groups;
-      None where there is no closed form.
+      One draw per key. The KL is per latent dimension, in nats, in closed form given the draw's own
+      chain of earlier groups; None where there is no closed form.
     log_q(params, post, z_egz) -> nats_e
       Density of any z; the field is None where there is none.
     mean(params, post) -> z_egz
@@ -99,13 +110,14 @@ class Generator(NamedTuple):
     condition(params, batch, drop=None) -> Cond | None       reads batch.cond only
     sample_prior(params, key_e, cond=None) -> z_egz          ancestral over groups when layer-wise
     log_prior(params, z_egz, cond=None) -> nats_e
-    prepare(params, batch, drop=None, *, cond=None) -> ctx   all that does not depend on z, made once
-    log_lik(params, ctx, z_egz) -> nats_bt                   log p of each scored token at its own place in `dec`, 0 elsewhere
-    aux(params, ctx, z_egz) -> {name: nats_e}                further training terms; {} for most
-    start(params, z_egz, prompt, max_len, cond=None) -> (logits_ev, DecodeState)   room for max_len tokens, prompt included
-    step(params, state, token_e) -> (logits_ev, DecodeState)
-    expand(state, k) -> state                                E * k examples, copies of an example adjacent
-    reorder(state, idx_e) -> state                           state of example idx_e[i] at place i
+    prepare(params, batch, drop=None, *, cond=None) -> ctx   all that does not depend on z, made
+    once log_lik(params, ctx, z_egz) -> nats_bt                   log p of each scored token at its
+    own place in `dec`, 0 elsewhere aux(params, ctx, z_egz) -> {name: nats_e}                further
+    training terms; {} for most start(params, z_egz, prompt, max_len, cond=None) -> (logits_ev,
+    DecodeState)   room for max_len tokens, prompt included step(params, state, token_e) ->
+    (logits_ev, DecodeState) expand(state, k) -> state                                E * k
+    examples, copies of an example adjacent reorder(state, idx_e) -> state
+    state of example idx_e[i] at place i
 
     Logits are float32 over the padded vocabulary; columns at and past the vocabulary size are -inf.
     """
@@ -125,8 +137,9 @@ class Generator(NamedTuple):
 class TextVAE(NamedTuple):
     """A model: functions only, no arrays.
 
-    init(key) -> params; axes: a tree like params with a tuple of logical axis names per leaf. `latent_shape` is (G, Z), with
-    G = 0 for a language model. `metric_post` is `post` unless `post` has no density.
+    init(key) -> params; axes: a tree like params with a tuple of logical axis names per leaf.
+    `latent_shape` is (G, Z), with G = 0 for a language model. `metric_post` is `post` unless `post`
+    has no density.
     """
 
     init: Callable[[Array], Params]
@@ -147,8 +160,11 @@ class Terms(NamedTuple):
     valid_e: Bool[Array, "e"]
 
 
-def example_keys(key: Key[Array, ""], id_e: Int[Array, "e"], draws: Int[Array, "k"] | None = None) -> Key[Array, "..."]:
-    """One random key per example, or per draw and example (K, E) when the indices of the draws are given.
+def example_keys(
+    key: Key[Array, ""], id_e: Int[Array, "e"], draws: Int[Array, "k"] | None = None
+) -> Key[Array, "..."]:
+    """One random key per example, or per draw and example (K, E) when the indices of the draws are
+    given.
 
     Draw k of example i has the same key in every packing, batch size, chunking and device count.
     """
@@ -185,8 +201,12 @@ def measure(
     """
     chain_key, z_key = jax.random.split(key)
     cond = model.gen.condition(params, batch, drop)
-    post = model.post.encode(params, batch, drop, cond=cond, key_e=example_keys(chain_key, batch.id_e))
-    z_kegz, kl_kegz = model.post.sample(params, post, example_keys(z_key, batch.id_e, jnp.arange(1)))
+    post = model.post.encode(
+        params, batch, drop, cond=cond, key_e=example_keys(chain_key, batch.id_e)
+    )
+    z_kegz, kl_kegz = model.post.sample(
+        params, post, example_keys(z_key, batch.id_e, jnp.arange(1))
+    )
     ctx = model.gen.prepare(params, batch, drop, cond=cond)
     nll_e = -per_example(model.gen.log_lik(params, ctx, z_kegz[0]), batch)
     return Terms(

@@ -1,4 +1,6 @@
-"""The exceptions jvae raises on purpose. Each message says what was wrong, where, and what to do; `main` prints it alone."""
+"""The exceptions jvae raises on purpose. Each message says what was wrong, where, and what to do;
+`main` prints it alone.
+"""
 
 
 class JvaeError(Exception):

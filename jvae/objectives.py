@@ -1,6 +1,8 @@
-"""From measured terms to a loss: annealed ELBO, KL floors, auxiliary terms. Everything in nats per sentence.
+"""From measured terms to a loss: annealed ELBO, KL floors, auxiliary terms. Everything in nats per
+sentence.
 
-The KL that is reported is always the plain one; floors and weights are training devices and act on the loss alone.
+The KL that is reported is always the plain one; floors and weights are training devices and act on
+the loss alone.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,12 +23,16 @@ def _total(kl_egz: Array, floor: float) -> Array:
 
 
 def _dim_masked(kl_egz: Array, floor: float) -> Array:
-    """Dimensions at or below the floor contribute 0. Source: the released Optimus code (`fb_mode=1`)."""
+    """Dimensions at or below the floor contribute 0. Source: the released Optimus code
+    (`fb_mode=1`).
+    """
     return jnp.sum(jnp.where(kl_egz > floor, kl_egz, 0.0), axis=(1, 2))
 
 
 def _dim_max(kl_egz: Array, floor: float) -> Array:
-    """max(KL, floor) per dimension. Source: Li et al. 2020, eq. 9. Same gradient as `dim_masked` almost everywhere."""
+    """max(KL, floor) per dimension. Source: Li et al. 2020, eq. 9. Same gradient as `dim_masked`
+    almost everywhere.
+    """
     return jnp.sum(jnp.maximum(kl_egz, floor), axis=(1, 2))
 
 
@@ -37,8 +43,9 @@ FLOORS: dict[str, Floor] = {"none": _total, "dim_masked": _dim_masked, "dim_max"
 class Objective:
     """How terms are weighed.
 
-    kl_floor: a name of `FLOORS`; floor: its threshold in nats. length_weighted: the reconstruction is divided by the number of
-    tokens of the sentence, start and end id counted (released Optimus option; the KL never is, so the effective beta grows).
+    kl_floor: a name of `FLOORS`; floor: its threshold in nats. length_weighted: the reconstruction
+    is divided by the number of tokens of the sentence, start and end id counted (released Optimus
+    option; the KL never is, so the effective beta grows).
     aux_weight: weight of each auxiliary term by its name; terms without a weight are an error.
     """
 
@@ -63,7 +70,8 @@ class Loss(NamedTuple):
 
 
 def per_sentence(objective: Objective, terms: Terms, beta: Float[Array, ""] | float) -> Loss:
-    """The loss of every sentence: reconstruction + beta * floored KL + weighted auxiliary terms, in nats.
+    """The loss of every sentence: reconstruction + beta * floored KL + weighted auxiliary terms, in
+    nats.
 
     A model without a closed-form KL (`terms.kl_egz is None`) trains on its reconstruction alone.
     Raises: KeyError when an auxiliary term has no weight.
@@ -80,7 +88,9 @@ def per_sentence(objective: Objective, terms: Terms, beta: Float[Array, ""] | fl
     return Loss(total_e, kl_e)
 
 
-def batch_loss(objective: Objective, terms: Terms, beta: Float[Array, ""] | float) -> tuple[Array, Loss]:
+def batch_loss(
+    objective: Objective, terms: Terms, beta: Float[Array, ""] | float
+) -> tuple[Array, Loss]:
     """Mean over the valid sentences of the global batch, and its parts."""
     loss = per_sentence(objective, terms, beta)
     return mean_valid(loss.total_e, terms.valid_e), loss

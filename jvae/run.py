@@ -1,7 +1,7 @@
 """From a config to the things a run is made of: splits, tokenizers, model, mesh.
 
-Everything derived from the data (vocabulary sizes, row lengths) is settled here, once, and written into the config that the working
-directory and every checkpoint keep.
+Everything derived from the data (vocabulary sizes, row lengths) is settled here, once, and written
+into the config that the working directory and every checkpoint keep.
 """
 
 import dataclasses
@@ -90,7 +90,9 @@ def read_splits(config: ConfigDict) -> tuple[dict[str, sources.Lines], dict[str,
     data = config.data
     if not data.train:
         if data.valid or data.test:
-            raise ConfigError("data.valid or data.test is set but data.train is not: name the train file")
+            raise ConfigError(
+                "data.valid or data.test is set but data.train is not: name the train file"
+            )
         sizes = dict(train=grammar.TRAIN, valid=grammar.VALID, test=grammar.TEST)
         corpora = {split: grammar.corpus(split, sizes[split]) for split in SPLITS}
         lines = {
@@ -117,8 +119,8 @@ def _hold_out(lines: dict[str, sources.Lines]) -> None:
         count = min(HELD_OUT, len(train) // 20)
         if count < 1:
             raise DataError(
-                f"{train.files[0].path}: {len(train)} sentences are too few to hold some out for {split}; "
-                f"set data.{split} or bring at least 20"
+                f"{train.files[0].path}: {len(train)} sentences are too few to hold some out "
+                f"for {split}; set data.{split} or bring at least 20"
             )
         held = np.zeros(len(train), bool)
         held[shuffled(len(train), 0, 0, f"hold out {split}")[:count]] = True
@@ -208,8 +210,8 @@ def _settle_vocab(section: ConfigDict, tokenizer: TextTokenizer, key: str) -> No
         section.vocab = tokenizer.vocab_size
     elif section.vocab < tokenizer.vocab_size:
         raise ConfigError(
-            f"{key} is {section.vocab}, but tokenizer {tokenizer.name} has {tokenizer.vocab_size} entries; "
-            "set it to 0 or to at least that"
+            f"{key} is {section.vocab}, but tokenizer {tokenizer.name} has "
+            f"{tokenizer.vocab_size} entries; set it to 0 or to at least that"
         )
 
 
@@ -231,8 +233,9 @@ def _settle_rows(config: ConfigDict, data: dict[str, Dataset], log: list[str]) -
         section[key] = section[key] or max(proposal[side], longest[side])
         if section[key] < longest[side]:
             raise ConfigError(
-                f"data.{key} is {section[key]}, but a sentence has {longest[side]} tokens on that side; "
-                "raise it, set it to 0, or drop long lines with data.max_words and data.on_error=drop"
+                f"data.{key} is {section[key]}, but a sentence has {longest[side]} tokens on that "
+                "side; raise it, set it to 0, or drop long lines with data.max_words and "
+                "data.on_error=drop"
             )
     shown = ", ".join(f"data.{side}_row={section[f'{side}_row']}" for side in sides)
     log.append(f"rows: {shown}, data.slots={section.slots}, data.batch_rows={section.batch_rows}")

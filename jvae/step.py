@@ -30,7 +30,9 @@ class StepKeys(NamedTuple):
 
     @classmethod
     def at(cls, base: Key[Array, ""], step: Int[Array, ""]) -> "StepKeys":
-        """The keys of a step: a function of the run's base key and the step alone, so a resumed run repeats them."""
+        """The keys of a step: a function of the run's base key and the step alone, so a resumed run
+        repeats them.
+        """
         return cls(*jax.random.split(jax.random.fold_in(base, step)))
 
 
@@ -100,7 +102,9 @@ def make_train_step(
 def make_valid_step(
     model: TextVAE, objective: Objective, beta: float
 ) -> Callable[[Params, Batch, Key[Array, ""]], Sums]:
-    """step(params, batch, key) -> sums with dropout off and the final KL weight, so that runs and steps compare."""
+    """step(params, batch, key) -> sums with dropout off and the final KL weight, so that runs and
+    steps compare.
+    """
 
     def valid_step(params: Params, batch: Batch, key: Key[Array, ""]) -> Sums:
         terms = measure(model, params, batch, key)

@@ -1,4 +1,6 @@
-"""The flat amortised posterior: an encoder gives one diagonal Gaussian, the prior is standard normal."""
+"""The flat amortised posterior: an encoder gives one diagonal Gaussian, the prior is standard
+normal.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jvae.api import Posterior
-from jvae.latent.gaussian import Gaussian, kl_standard, log_density, log_standard, noise, reparameterize
+from jvae.latent.gaussian import (
+    Gaussian,
+    kl_standard,
+    log_density,
+    log_standard,
+    noise,
+    reparameterize,
+)
 
 
 def posterior(encode: Callable[..., Gaussian]) -> Posterior:

@@ -1,4 +1,6 @@
-"""The systems of jvae. Each file holds one: a small config dataclass and `build(config) -> TextVAE`."""
+"""The systems of jvae. Each file holds one: a small config dataclass and `build(config) ->
+TextVAE`.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,8 +13,8 @@ from jvae.models import lm, optimus
 class Family(NamedTuple):
     """One system.
 
-    config: its config dataclass. build(config) makes the model. limits(config) gives the most tokens of one example per side that
-    it reads, special tokens included.
+    config: its config dataclass. build(config) makes the model. limits(config) gives the most
+    tokens of one example per side that it reads, special tokens included.
     """
 
     config: type

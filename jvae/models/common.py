@@ -1,4 +1,6 @@
-"""What every model file needs once: boxes around parameters, and decode states with a known example axis."""
+"""What every model file needs once: boxes around parameters, and decode states with a known example
+axis.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +18,9 @@ def _is_box(x: Any) -> bool:
 
 
 def unboxed(init: Callable[[Key[Array, ""]], Any]) -> tuple[Callable[[Array], Any], Any]:
-    """Splits an init that returns boxed parameters into (init of plain arrays, tree of logical axis names)."""
+    """Splits an init that returns boxed parameters into (init of plain arrays, tree of logical axis
+    names).
+    """
     boxed = jax.eval_shape(init, jax.random.key(0))
     axes = jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=_is_box)
     return (lambda key: nn.unbox(init(key))), axes
@@ -36,7 +40,9 @@ def reorderer(example_axes: Any) -> Callable[[DecodeState, Array], DecodeState]:
     """`Generator.reorder` for a cache whose example axes are `example_axes`, an int per leaf."""
 
     def reorder(state: DecodeState, idx_e: Int[Array, "e"]) -> DecodeState:
-        cache = jax.tree.map(lambda a, axis: jnp.take(a, idx_e, axis=axis), state.cache, example_axes)
+        cache = jax.tree.map(
+            lambda a, axis: jnp.take(a, idx_e, axis=axis), state.cache, example_axes
+        )
         return DecodeState(cache, state.position_e[idx_e])
 
     return reorder

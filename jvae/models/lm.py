@@ -1,4 +1,6 @@
-"""A GPT-2 language model as a null-latent member of the contract: the baseline of every table, NLL exact for every K."""
+"""A GPT-2 language model as a null-latent member of the contract: the baseline of every table, NLL
+exact for every K.
+"""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -49,7 +51,9 @@ def build(config: LmConfig) -> TextVAE:
     def start(params: Any, z_egz: Array, prompt: Prompt, max_len: int, cond=None):  # noqa: ANN202
         del z_egz, cond
         gpt2.check_room(c, max_len)
-        position = jnp.broadcast_to(jnp.arange(prompt.token_et.shape[1])[None], prompt.token_et.shape)
+        position = jnp.broadcast_to(
+            jnp.arange(prompt.token_et.shape[1])[None], prompt.token_et.shape
+        )
         x_etd = gpt2.embed(c, params["decoder"], prompt.token_et, position)
         hidden_etd, cache = gpt2.prefill(c, params["decoder"], x_etd, max_len)
         last_ed = last_of_prompt(hidden_etd, prompt.length_e)

@@ -1,8 +1,10 @@
-"""Optimus: BERT encoder, GPT-2 decoder, one latent vector as attention memory and as embedding offset.
+"""Optimus: BERT encoder, GPT-2 decoder, one latent vector as attention memory and as embedding
+offset.
 
-Source: Li et al. 2020, arXiv 2004.04092, and the released code. Deviations: the encoder never sees padding (the released likelihood,
-MI and AU functions drop that mask), the injection flags are part of the config and so of every checkpoint, and the "deterministic"
-mode is named for what it is, a posterior of unit variance.
+Source: Li et al. 2020, arXiv 2004.04092, and the released code. Deviations: the encoder never sees
+padding (the released likelihood, MI and AU functions drop that mask), the injection flags are part
+of the config and so of every checkpoint, and the "deterministic" mode is named for what it is, a
+posterior of unit variance.
 """
 
 from dataclasses import dataclass
@@ -29,9 +31,10 @@ LOG_VARIANCES = ("learned", "unit")
 class OptimusConfig:
     """Sizes and choices of one Optimus.
 
-    `pool`: "cls" is the published head on BERT's tanh pooler of [CLS]; "mean" the mean of the last layer, without the pooler.
-    `log_var`: "learned", or "unit" for a posterior of variance 1 (the released `fb_mode=2`).
-    `log_var_shift`: added to the head's log-variance; 0 as published. A negative one starts with a nearly deterministic latent.
+    `pool`: "cls" is the published head on BERT's tanh pooler of [CLS]; "mean" the mean of the last
+    layer, without the pooler. `log_var`: "learned", or "unit" for a posterior of variance 1 (the
+    released `fb_mode=2`). `log_var_shift`: added to the head's log-variance; 0 as published. A
+    negative one starts with a nearly deterministic latent.
     """
 
     encoder: TransformerConfig
@@ -45,11 +48,15 @@ class OptimusConfig:
 
     def __post_init__(self) -> None:
         if not (self.use_memory or self.use_embedding):
-            raise ValueError("use_memory and use_embedding are both off: z would never reach the decoder")
+            raise ValueError(
+                "use_memory and use_embedding are both off: z would never reach the decoder"
+            )
         if self.pool not in POOLS:
             raise ValueError(f"pool is {self.pool!r}; expected one of {', '.join(POOLS)}")
         if self.log_var not in LOG_VARIANCES:
-            raise ValueError(f"log_var is {self.log_var!r}; expected one of {', '.join(LOG_VARIANCES)}")
+            raise ValueError(
+                f"log_var is {self.log_var!r}; expected one of {', '.join(LOG_VARIANCES)}"
+            )
         if self.latent < 1:
             raise ValueError(f"latent is {self.latent}; expected at least 1")
 
@@ -180,7 +187,8 @@ def build(config: OptimusConfig) -> TextVAE:
         return gpt2.logits(dec, params["decoder"], last_ed), state
 
     def step(params: Any, state: DecodeState, token_e: Array):  # noqa: ANN202
-        # With memory on, positions start at 1 and slot 0 of the cache is the memory: one number serves both.
+        # With memory on, positions start at 1 and slot 0 of the cache is the memory: one number
+        # serves both.
         place_e = state.position_e + memory_slots
         x_ed = gpt2.embed(dec, params["decoder"], token_e, place_e) + state.cache.offset_ed
         hidden_ed, kv = gpt2.step(dec, params["decoder"], x_ed, state.cache.kv, place_e)

@@ -1,7 +1,8 @@
 """Attention over packed rows, with latent slots.
 
-A batch never contains latent slots. They enter here, as extra keys and values in front of the row, one per slot of the row; a
-token sees the slot of its own segment and no other, whatever the causal mask says of tokens.
+A batch never contains latent slots. They enter here, as extra keys and values in front of the row,
+one per slot of the row; a token sees the slot of its own segment and no other, whatever the causal
+mask says of tokens.
 """
 
 from typing import NamedTuple
@@ -23,7 +24,9 @@ class Slots(NamedTuple):
 
 
 def same_segment(side: Side) -> Bool[Array, "b t t"]:
-    """True where query and key token belong to one segment; padding sees padding, so no row of the mask is empty."""
+    """True where query and key token belong to one segment; padding sees padding, so no row of the
+    mask is empty.
+    """
     return side.segment_bt[:, :, None] == side.segment_bt[:, None, :]
 
 
@@ -39,7 +42,7 @@ def own_slot(side: Side, slots: int) -> Bool[Array, "b t s"]:
 
 
 def spread(value_ed: Float[Array, "e d"], side: Side) -> Float[Array, "b t d"]:
-    """Each token's own example's vector; padding gets the first slot's, which no valid token sees."""
+    """Each token's own example's vector; padding, which no valid token sees, gets slot 0's."""
     rows = side.segment_bt.shape[0]
     value_bsd = value_ed.reshape(rows, -1, value_ed.shape[-1])
     index_bt = jnp.maximum(side.segment_bt - 1, 0)

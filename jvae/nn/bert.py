@@ -1,4 +1,6 @@
-"""BERT as an encoder of packed rows: embeddings, post-norm layers, no pooler. Source: Devlin et al. 2019."""
+"""BERT as an encoder of packed rows: embeddings, post-norm layers, no pooler. Source: Devlin et al.
+2019.
+"""
 
 from typing import Any
 
@@ -25,7 +27,9 @@ class BertEmbeddings(nn.Module):
     def __call__(self, side: Side) -> Array:
         c = self.config
         x = Embedding(c.vocab_padded, c.width, "vocab", c.dtype, name="token")(side.token_bt)
-        x = x + Embedding(c.positions, c.width, "position", c.dtype, name="position")(side.position_bt)
+        x = x + Embedding(c.positions, c.width, "position", c.dtype, name="position")(
+            side.position_bt
+        )
         kind = Embedding(TOKEN_TYPES, c.width, "type", c.dtype, name="type")
         x = x + kind(jnp.zeros_like(side.token_bt))
         return LayerNorm(c.norm_eps, name="norm")(x)

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes and compute choices of one stack; all widths in units of features, all lengths in tokens.
+    """Sizes and compute choices of one stack; all widths in units of features, all lengths in
+    tokens.
 
-    `vocab` counts real tokens; parameters hold `vocab_padded` rows so that the vocabulary divides over a mesh. `remat` is
-    "none", "dots" (keep matrix products) or "full"; `unroll` is how many layers of the scan are laid out in a row.
+    `vocab` counts real tokens; parameters hold `vocab_padded` rows so that the vocabulary divides
+    over a mesh. `remat` is "none", "dots" (keep matrix products) or "full"; `unroll` is how many
+    layers of the scan are laid out in a row.
     """
 
     layers: int

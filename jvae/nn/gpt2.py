@@ -1,6 +1,8 @@
-"""GPT-2 as a decoder of packed rows, with room for latent slots in every layer. Source: Radford et al. 2019.
+"""GPT-2 as a decoder of packed rows, with room for latent slots in every layer. Source: Radford et
+al. 2019.
 
-Three ways through the same weights: `teacher_forced` for rows, `prefill` and `step` for stepwise decoding with a static cache.
+Three ways through the same weights: `teacher_forced` for rows, `prefill` and `step` for stepwise
+decoding with a static cache.
 """
 
 from typing import Any, NamedTuple
@@ -145,7 +147,8 @@ def prefill(
 ) -> tuple[Float[Array, "e t d"], KvCache]:
     """States of a right-padded prompt and the cache it leaves, with room for `max_len` tokens.
 
-    What padding writes into the cache lies behind each example's own length and is overwritten by the tokens decoded there.
+    What padding writes into the cache lies behind each example's own length and is overwritten by
+    the tokens decoded there.
     """
     examples, length = x_etd.shape[:2]
     slots = 0 if latent is None else latent.key_lbmnh.shape[2]
@@ -153,7 +156,9 @@ def prefill(
 
     def layer(layer_params, x, kv, _):  # noqa: ANN001, ANN202
         visible = jnp.ones((1, length, slots), bool)
-        latent_slots = None if kv is None else Slots(*kv, jnp.broadcast_to(visible, (examples, length, slots)))
+        latent_slots = (
+            None if kv is None else Slots(*kv, jnp.broadcast_to(visible, (examples, length, slots)))
+        )
 
         def mix(q, k, v):  # noqa: ANN001, ANN202
             rows = jnp.broadcast_to(mask, (examples, length, length))
@@ -161,9 +166,7 @@ def prefill(
 
         return Gpt2Layer(config).apply({"params": layer_params}, x, mix)
 
-    x_etd, (key, value) = run_stack(
-        layer, params["layers"], x_etd, latent, unroll=config.unroll
-    )
+    x_etd, (key, value) = run_stack(layer, params["layers"], x_etd, latent, unroll=config.unroll)
     room = ((0, 0), (0, 0), (0, max_len - length), (0, 0), (0, 0))
     key, value = jnp.pad(key, room), jnp.pad(value, room)
     if latent is not None:
@@ -179,9 +182,11 @@ def step(
     cache: KvCache,
     place_e: Int[Array, "e"],
 ) -> tuple[Float[Array, "e d"], KvCache]:
-    """One token per example: its state after the final norm, and the cache with its keys and values at `place_e`.
+    """One token per example: its state after the final norm, and the cache with its keys and values
+    at `place_e`.
 
-    The whole cache is a loop carry updated in place, layer by layer; as scanned input and output it would be copied each step.
+    The whole cache is a loop carry updated in place, layer by layer; as scanned input and output it
+    would be copied each step.
     """
     example_e = jnp.arange(x_ed.shape[0])
 
@@ -200,6 +205,9 @@ def step(
 
     carry = (x_ed[:, None], cache.key_lemnh, cache.value_lemnh)
     (x, key, value), _ = jax.lax.scan(
-        layer, carry, (params["layers"], jnp.arange(config.layers)), unroll=min(config.unroll, config.layers)
+        layer,
+        carry,
+        (params["layers"], jnp.arange(config.layers)),
+        unroll=min(config.unroll, config.layers),
     )
     return _final_norm(config, params, x)[:, 0], KvCache(key, value)

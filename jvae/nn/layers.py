@@ -1,6 +1,7 @@
 """Building blocks of every stack: projections, norms, embeddings, dropout.
 
-Parameters are float32 and carry logical axis names; compute runs in the dtype of the input; norms reduce in float32 or wider.
+Parameters are float32 and carry logical axis names; compute runs in the dtype of the input; norms
+reduce in float32 or wider.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +23,8 @@ def wide(dtype: jnp.dtype) -> jnp.dtype:
 class Projection(nn.Module):
     """y = x . kernel (+ bias) over the last `len(in_axes)` axes of x.
 
-    Kernels keep their own axes, (width, heads, head) for example, because a flattened kernel cannot be sharded by heads.
+    Kernels keep their own axes, (width, heads, head) for example, because a flattened kernel cannot
+    be sharded by heads.
     """
 
     features: Sequence[int]
@@ -53,8 +55,12 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         width = (x.shape[-1],)
-        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), width)
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)), width)
+        scale = self.param(
+            "scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), width
+        )
+        bias = self.param(
+            "bias", nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)), width
+        )
         h = x.astype(wide(x.dtype))
         h = h - jnp.mean(h, axis=-1, keepdims=True)
         h = h * jax.lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + self.eps)
@@ -92,5 +98,7 @@ def split_key(key: Key[Array, ""] | None, n: int) -> Sequence[Key[Array, ""] | N
 
 
 def fold_key(key: Key[Array, ""] | None, data: int) -> Key[Array, ""] | None:
-    """A key for one named use, so that shared blocks on two paths never share a mask; None stays None."""
+    """A key for one named use, so that shared blocks on two paths never share a mask; None stays
+    None.
+    """
     return None if key is None else jax.random.fold_in(key, data)

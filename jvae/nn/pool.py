@@ -11,7 +11,9 @@ from jvae.nn.layers import wide
 def first_token(x_btd: Float[Array, "b t d"], side: Side, slots: int) -> Float[Array, "e d"]:
     """The state at position 0 of each segment ([CLS]); zeros at empty slots."""
     weight_bts = own_slot(side, slots) & (side.position_bt == 0)[:, :, None]
-    return jnp.einsum("bts,btd->bsd", weight_bts.astype(x_btd.dtype), x_btd).reshape(-1, x_btd.shape[-1])
+    return jnp.einsum("bts,btd->bsd", weight_bts.astype(x_btd.dtype), x_btd).reshape(
+        -1, x_btd.shape[-1]
+    )
 
 
 def mean(x_btd: Float[Array, "b t d"], side: Side, slots: int) -> Float[Array, "e d"]:

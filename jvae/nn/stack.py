@@ -1,7 +1,8 @@
 """Stacks of equal layers as pure functions over parameters stacked on axis 0.
 
-Whatever the compute does (scan, partly or fully unrolled, rematerialised), the stored layout is one: every leaf of a stack has the
-layers in front. Importers, exporters and trainability rules speak of (path, layer range) and never see the compute choice.
+Whatever the compute does (scan, partly or fully unrolled, rematerialised), the stored layout is
+one: every leaf of a stack has the layers in front. Importers, exporters and trainability rules
+speak of (path, layer range) and never see the compute choice.
 """
 
 from collections.abc import Callable
@@ -42,7 +43,8 @@ def run_stack(
     """x through all layers of a stack.
 
     Args:
-      layer: (params of one layer, x, the layer's slice of xs, dropout key or None) -> (x, output of the layer).
+      layer: (params of one layer, x, the layer's slice of xs, dropout key or None) -> (x, output of
+      the layer).
       params: stacked parameters.
       xs: per-layer inputs with the layers in front, or None.
       drop: dropout key; each layer gets its own.

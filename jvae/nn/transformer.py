@@ -1,7 +1,8 @@
 """One GPT-2 layer and one BERT layer.
 
-A layer computes queries, keys and values and hands them to `attend(q, k, v) -> (mixed_btnh, output)`. What a key may see, latent
-slots, caches and value fusion live in that function, so teacher forcing, prefill and stepwise decoding share these weights.
+A layer computes queries, keys and values and hands them to `attend(q, k, v) -> (mixed_btnh,
+output)`. What a key may see, latent slots, caches and value fusion live in that function, so
+teacher forcing, prefill and stepwise decoding share these weights.
 """
 
 from collections.abc import Callable
@@ -58,7 +59,9 @@ class Gpt2Layer(nn.Module):
     ) -> tuple[Array, Any]:
         c = self.config
         drop_attn, drop_mlp = split_key(drop, 2)
-        h, output = SelfAttention(c, name="attn")(LayerNorm(c.norm_eps, name="attn_norm")(x_btd), attend)
+        h, output = SelfAttention(c, name="attn")(
+            LayerNorm(c.norm_eps, name="attn_norm")(x_btd), attend
+        )
         x_btd = x_btd + dropout(drop_attn, c.dropout, h)
         h = Mlp(c, tanh_gelu=True, name="mlp")(LayerNorm(c.norm_eps, name="mlp_norm")(x_btd))
         return x_btd + dropout(drop_mlp, c.dropout, h), output

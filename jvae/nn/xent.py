@@ -1,8 +1,9 @@
 """Log-probabilities of target tokens without ever holding the logits of a whole batch.
 
-The vocabulary is walked in chunks with a running log-sum-exp; each chunk is rematerialised in the backward pass. It is plain JAX
-throughout: gradients for the hidden states alone never form that of the output weights, and second derivatives (learned Langevin
-steps) and forward mode work.
+The vocabulary is walked in chunks with a running log-sum-exp; each chunk is rematerialised in the
+backward pass. It is plain JAX
+throughout: gradients for the hidden states alone never form that of the output weights, and second
+derivatives (learned Langevin steps) and forward mode work.
 """
 
 import jax
@@ -13,7 +14,9 @@ from jvae.nn.layers import wide
 
 
 def mask_padded_vocab(logits: Float[Array, "... v"], vocab: int) -> Float[Array, "... v"]:
-    """-inf at the columns at and past `vocab`, which exist only so that the table divides over a mesh."""
+    """-inf at the columns at and past `vocab`, which exist only so that the table divides over a
+    mesh.
+    """
     column = jnp.arange(logits.shape[-1]).reshape((1,) * (logits.ndim - 1) + (-1,))
     return jnp.where(column < vocab, logits, -jnp.inf)
 
@@ -38,7 +41,8 @@ def token_log_prob(
 
     Args:
       table_vd: output embedding; rows at and past `vocab` never take part.
-      chunk: vocabulary columns that exist at one time; at least the table's rows means the plain form.
+      chunk: vocabulary columns that exist at one time; at least the table's rows means the plain
+      form.
     """
     if chunk >= table_vd.shape[0]:
         log_prob = jax.nn.log_softmax(logits(hidden_btd, table_vd, vocab), axis=-1)
@@ -59,7 +63,8 @@ def token_log_prob(
         part_vd, first = inputs
         score = jnp.einsum("btd,vd->btv", hidden_btd, part_vd, preferred_element_type=acc)
         score = jnp.where(column < vocab - first, score, floor)
-        # The peak only steadies the exponentials; the result does not depend on it, so neither does the gradient.
+        # The peak only steadies the exponentials; the result does not depend on it, so neither does
+        # the gradient.
         top_bt = jax.lax.stop_gradient(jnp.maximum(peak_bt, jnp.max(score, axis=-1)))
         total_bt = total_bt * jnp.exp(peak_bt - top_bt)
         total_bt = total_bt + jnp.sum(jnp.exp(score - top_bt[..., None]), axis=-1)

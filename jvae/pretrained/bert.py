@@ -9,7 +9,8 @@ def rules(vocab: int, prefix: str, path: str, pooler: str | None) -> tuple[Rule,
     Args:
       vocab: real tokens of the embedding.
       prefix: foreign prefix, such as "bert.".
-      path: our path of the encoder. pooler: our path of the pooler, or None where the model has none.
+      path: our path of the encoder. pooler: our path of the pooler, or None where the model has
+      none.
     """
     layer = f"{prefix}encoder.layer.{{i}}."
     qkv = ("query", "key", "value")
@@ -29,7 +30,9 @@ def rules(vocab: int, prefix: str, path: str, pooler: str | None) -> tuple[Rule,
     biases = tuple(f"{layer}attention.self.{name}.bias" for name in qkv)
     embeddings = f"{prefix}embeddings."
     return (
-        Rule(f"{path}/embed/token/table", (f"{embeddings}word_embeddings.weight",), vocab_rows(vocab)),
+        Rule(
+            f"{path}/embed/token/table", (f"{embeddings}word_embeddings.weight",), vocab_rows(vocab)
+        ),
         Rule(f"{path}/embed/position/table", (f"{embeddings}position_embeddings.weight",), flat(2)),
         Rule(f"{path}/embed/type/table", (f"{embeddings}token_type_embeddings.weight",), flat(2)),
         Rule(f"{path}/layers/attn/qkv/kernel", weights, joined_linear(3)),
@@ -40,5 +43,8 @@ def rules(vocab: int, prefix: str, path: str, pooler: str | None) -> tuple[Rule,
             Rule(f"{ours}/kernel", (f"{theirs}.weight",), linear(n_in))
             for ours, (theirs, n_in) in projections.items()
         ),
-        *(Rule(f"{ours}/bias", (f"{theirs}.bias",), flat(1)) for ours, (theirs, _) in projections.items()),
+        *(
+            Rule(f"{ours}/bias", (f"{theirs}.bias",), flat(1))
+            for ours, (theirs, _) in projections.items()
+        ),
     )

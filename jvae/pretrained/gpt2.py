@@ -1,4 +1,6 @@
-"""Names of GPT-2's tensors (Hugging Face layout; the originals use the same). Kernels are stored (in, out)."""
+"""Names of GPT-2's tensors (Hugging Face layout; the originals use the same). Kernels are stored
+(in, out).
+"""
 
 from jvae.pretrained.names import Rule, flat, kernel_rows, vocab_rows
 
@@ -7,7 +9,8 @@ def rules(vocab: int, prefix: str, path: str) -> tuple[Rule, ...]:
     """Rules of a GPT-2 decoder.
 
     Args:
-      vocab: real tokens of the embedding. prefix: foreign prefix, such as "transformer.". path: our path of the decoder.
+      vocab: real tokens of the embedding. prefix: foreign prefix, such as "transformer.". path: our
+      path of the decoder.
     """
     layer = f"{prefix}h.{{i}}."
     norms = {
@@ -30,5 +33,8 @@ def rules(vocab: int, prefix: str, path: str) -> tuple[Rule, ...]:
             Rule(f"{ours}/kernel", (f"{theirs}.weight",), kernel_rows(n_in))
             for ours, (theirs, n_in) in projections.items()
         ),
-        *(Rule(f"{ours}/bias", (f"{theirs}.bias",), flat(1)) for ours, (theirs, _) in projections.items()),
+        *(
+            Rule(f"{ours}/bias", (f"{theirs}.bias",), flat(1))
+            for ours, (theirs, _) in projections.items()
+        ),
     )

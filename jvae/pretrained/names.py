@@ -1,8 +1,9 @@
 """The engine of the name tables: foreign tensors <-> parameter tree.
 
-A table is a list of rules. A rule names one leaf of our tree and the foreign tensors it is made of; `{i}` in a foreign name runs over
-the layers, which our leaf holds stacked on axis 0. Every foreign tensor must be used, tied or on the ignore list, and every leaf of
-our tree must be filled, else the error names each culprit with its shape.
+A table is a list of rules. A rule names one leaf of our tree and the foreign tensors it is made of;
+`{i}` in a foreign name runs over the layers, which our leaf holds stacked on axis 0. Every foreign
+tensor must be used, tied or on the ignore list, and every leaf of our tree must be filled, else the
+error names each culprit with its shape.
 """
 
 import re
@@ -32,7 +33,9 @@ def _reshape(array: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 def flat(ndim: int) -> Transform:
-    """One tensor of `ndim` axes with the same order of elements (norms, biases, GPT-2's (in, out) kernels)."""
+    """One tensor of `ndim` axes with the same order of elements (norms, biases, GPT-2's (in, out)
+    kernels).
+    """
 
     def write(leaf: np.ndarray) -> list[np.ndarray]:
         return [leaf.reshape(-1) if ndim == 1 else leaf.reshape(leaf.shape[0], -1)]
@@ -81,7 +84,7 @@ def joined_bias(parts: int) -> Transform:
 
 
 def vocab_rows(vocab: int) -> Transform:
-    """An embedding of exactly `vocab` rows; ours has padding rows behind them, filled with zeros."""
+    """An embedding of exactly `vocab` rows; ours has padding rows behind them, zeros."""
 
     def read(arrays: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
         table = arrays[0]
@@ -110,7 +113,8 @@ class Rule:
 class Table:
     """Rules of one family.
 
-    ignored: patterns of foreign names that are no parameters (buffers). tied: foreign names that must equal another one.
+    ignored: patterns of foreign names that are no parameters (buffers). tied: foreign names that
+    must equal another one.
     """
 
     rules: tuple[Rule, ...]
@@ -147,7 +151,8 @@ def read(table: Table, foreign: Mapping[str, np.ndarray], target: Any) -> Any:
       foreign: tensors by foreign name; nothing but real arrays.
       target: tree of arrays or shape structs that gives paths, shapes and dtypes.
 
-    Raises: WeightsError naming every tensor that is missing, unused, unequal to what it is tied to, not finite or of a wrong shape.
+    Raises: WeightsError naming every tensor that is missing, unused, unequal to what it is tied to,
+    not finite or of a wrong shape.
     """
     shapes = named_leaves(target)
     used: set[str] = set()
@@ -196,7 +201,9 @@ def read(table: Table, foreign: Mapping[str, np.ndarray], target: Any) -> Any:
 
 
 def write(table: Table, params: Any) -> dict[str, np.ndarray]:
-    """Foreign tensors from our parameter tree, the exact inverse of `read`; tied names are written too."""
+    """Foreign tensors from our parameter tree, the exact inverse of `read`; tied names are written
+    too.
+    """
     ours = named_leaves(params)
     out: dict[str, np.ndarray] = {}
     for rule in table.rules:

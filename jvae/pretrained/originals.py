@@ -9,7 +9,9 @@ from jvae.pretrained.names import Rule, Shape, Table, Transform, linear
 
 
 def _memory_by_layer() -> Transform:
-    """W_M (layers * width, latent), whose output is cut layer by layer into our (layers, latent, heads, head)."""
+    """W_M (layers * width, latent), whose output is cut layer by layer into our (layers, latent,
+    heads, head).
+    """
 
     def read(arrays: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
         layers, latent, heads, head = shape
@@ -25,7 +27,8 @@ def _memory_by_layer() -> Transform:
 def optimus(encoder_vocab: int, decoder_vocab: int, memory: bool, embedding: bool) -> Table:
     """The full state dict of Optimus (`model_state_dict` of a released `training.bin`).
 
-    The released code saves both injections whatever was trained; those the model does not use are ignored.
+    The released code saves both injections whatever was trained; those the model does not use are
+    ignored.
     """
     transformer = "decoder.transformer."
     used, ignored = [], [rf"{transformer}h\.\d+\.attn\.bias"]

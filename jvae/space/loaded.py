@@ -68,7 +68,7 @@ class LoadedVAE:
     def decode(
         self, z_egz: Float[np.ndarray, "n g z"], seed: int | None = None, **settings: Any
     ) -> list[str]:
-        """Sentences of latents; greedy unless `settings` (fields of `DecodeConfig`) say otherwise."""
+        """Sentences of latents; greedy unless `settings` (`DecodeConfig` fields) say otherwise."""
         z_egz = np.asarray(z_egz, np.float32)
         if z_egz.ndim != 3 or z_egz.shape[1:] != self.model.latent_shape:
             expected = ("n", *self.model.latent_shape)

@@ -1,6 +1,6 @@
 """Optimus against numbers that the original code produced, through the public name table.
 
-Float32 within the tolerances of the fixtures' README, and in float64 within 1e-8, the stronger proof.
+Float32 within the tolerances of the fixtures' README; float64 within 1e-8, the stronger proof.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jvae.optim import linear_warmup
 
 from jvae.api import Batch, Prompt, Side, measure, per_example
 from jvae.decode import DecodeConfig, decode
@@ -22,13 +23,14 @@ from jvae.models import optimus
 from jvae.nn import bert, gpt2
 from jvae.nn.config import TransformerConfig
 from jvae.objectives import Objective, batch_loss, per_sentence
-from jvae.optim import linear_warmup
 from jvae.pretrained import names, originals
 from jvae.tree import named_leaves
 
 SHARED = Path(__file__).parents[4] / "shared"
 FIXTURES = SHARED / "fixtures/optimus"
-pytestmark = pytest.mark.skipif(not FIXTURES.is_dir(), reason="the fixtures of the original code are not here")
+pytestmark = pytest.mark.skipif(
+    not FIXTURES.is_dir(), reason="the fixtures of the original code are not here"
+)
 
 VARIANTS = ("memory", "emb", "both")
 GRADIENTS = ("fb0_beta1", "fb1_t0.2_beta0.3_lw")  # the settings whose gradients are stored
@@ -46,36 +48,56 @@ class Case:
         common = dict(dropout=0.0, positions=64, dtype=dtype)
         self.config = optimus.OptimusConfig(
             encoder=TransformerConfig(
-                size["bert_layers"], size["bert_hidden"], size["bert_heads"], 4 * size["bert_hidden"],
-                size["bert_vocab"], norm_eps=1e-12, **common,
+                size["bert_layers"],
+                size["bert_hidden"],
+                size["bert_heads"],
+                4 * size["bert_hidden"],
+                size["bert_vocab"],
+                norm_eps=1e-12,
+                **common,
             ),
             decoder=TransformerConfig(
-                size["gpt_layers"], size["gpt_hidden"], size["gpt_heads"], 4 * size["gpt_hidden"],
-                size["gpt_vocab"] + 3, xent_chunk=48, **common,
+                size["gpt_layers"],
+                size["gpt_hidden"],
+                size["gpt_heads"],
+                4 * size["gpt_hidden"],
+                size["gpt_vocab"] + 3,
+                xent_chunk=48,
+                **common,
             ),
             latent=size["latent"],
             use_memory=self.meta["latent_as_gpt_memory"],
             use_embedding=self.meta["latent_as_gpt_emb"],
-        )  # fmt: skip
+        )
         self.model = optimus.build(self.config)
         self.table = originals.optimus(
-            self.config.encoder.vocab, self.config.decoder.vocab,
-            self.config.use_memory, self.config.use_embedding,
-        )  # fmt: skip
+            self.config.encoder.vocab,
+            self.config.decoder.vocab,
+            self.config.use_memory,
+            self.config.use_embedding,
+        )
         target = jax.eval_shape(self.model.init, jax.random.key(0))
         like = jax.tree.map(lambda a: np.zeros(a.shape, dtype), target)
-        self.params = jax.tree.map(jnp.asarray, names.read(self.table, self.weights("param/"), like))
+        self.params = jax.tree.map(
+            jnp.asarray, names.read(self.table, self.weights("param/"), like)
+        )
         self.batch = self._batch()
         self.eps_egz = jnp.asarray(self.data["in/eps"], dtype)[:, None]
 
     def weights(self, prefix: str) -> dict[str, np.ndarray]:
         """Tensors under a prefix by their foreign names."""
-        return {k.removeprefix(prefix): self.data[k] for k in self.data.files if k.startswith(prefix)}
+        return {
+            k.removeprefix(prefix): self.data[k] for k in self.data.files if k.startswith(prefix)
+        }
 
     def __call__(self, name: str) -> np.ndarray:
         """The stored array, its float64 twin when the case is float64."""
         twin = f"f64/{name}"
-        return self.data[twin] if self.dtype == "float64" and twin in self.data.files else self.data[name]
+        return (
+            self.data[twin]
+            if self.dtype == "float64" and twin in self.data.files
+            else self.data[name]
+        )
 
     def _batch(self) -> Batch:
         lengths = self.data["in/lengths"]
@@ -103,13 +125,19 @@ class Case:
     def close(self, got, name: str, rtol: float, atol: float = 0.0, where=...):
         """Compares with a stored array at the README's tolerance; with its float64 twin at 1e-8."""
         want = self(name)
-        if self.dtype == "float64" and want.dtype == np.float64 and f"f64/{name}" in self.data.files:
+        if (
+            self.dtype == "float64"
+            and want.dtype == np.float64
+            and f"f64/{name}" in self.data.files
+        ):
             rtol, atol = 1e-8, 1e-8 * np.max(np.abs(want))
         got = np.asarray(got)[where]
         np.testing.assert_allclose(got, want[where], rtol=rtol, atol=atol, err_msg=name)
 
 
-@pytest.fixture(scope="module", params=[(v, d) for v in VARIANTS for d in ("float32", "float64")], ids="-".join)
+@pytest.fixture(
+    scope="module", params=[(v, d) for v in VARIANTS for d in ("float32", "float64")], ids="-".join
+)
 def case(request):
     variant, dtype = request.param
     with jax.enable_x64(dtype == "float64"):
@@ -264,7 +292,7 @@ def test_gradients(case, name):
 
 def test_four_optimizer_updates(case):
     objective = Objective(kl_floor="dim_masked", floor=0.3, length_weighted=True)
-    # As released: GPT-2's norm weights do decay, because their names do not contain LayerNorm.weight.
+    # As released: GPT-2's norm weights do decay, as their names do not contain LayerNorm.weight.
     kept = (r".*bias", r"encoder/.*norm/scale")
     paths = named_leaves(case.params)
     decays = names.nested({p: not any(re.fullmatch(k, p) for k in kept) for p in paths})
@@ -315,14 +343,12 @@ def test_greedy_ids(case, name):
     prompt = Prompt(jnp.full((n, 1), case.meta["gpt_bos"]), jnp.ones(n, jnp.int32))
     config = DecodeConfig(method="greedy", max_length=int(case.data["gen/max_seq_length"]) + 1)
     key_e = jax.random.split(jax.random.key(0), n)
-    out = decode(
-        case.model.gen, case.params, z_egz, prompt, key_e, config, end_id=end, pad_id=-1
-    )
+    out = decode(case.model.gen, case.params, z_egz, prompt, key_e, config, end_id=end, pad_id=-1)
     np.testing.assert_array_equal(np.asarray(out.token_et), want[:, 1:])
 
 
 def test_likelihood_with_the_stored_noise(case):
-    """The released function encodes padding as if it were text; a side without padding says the same."""
+    """The released function encodes padding as text; a side without padding says the same."""
     side = case.batch.enc
     place = jnp.broadcast_to(jnp.arange(side.token_bt.shape[1]), side.token_bt.shape)
     unmasked = case.batch._replace(enc=Side(side.token_bt, jnp.ones_like(place), place))
@@ -364,11 +390,20 @@ def test_round_trip_of_the_name_table(case):
 @pytest.mark.parametrize(
     "break_it, message",
     [
-        (lambda w: w.pop("decoder.transformer.ln_f.bias"), "missing: decoder.transformer.ln_f.bias"),
+        (
+            lambda w: w.pop("decoder.transformer.ln_f.bias"),
+            "missing: decoder.transformer.ln_f.bias",
+        ),
         (lambda w: w.update(extra=np.zeros(3)), r"no part of the model uses: extra \(3,\)"),
-        (lambda w: w.update({"encoder.linear.weight": np.zeros((15, 32))}), "encoder.linear.weight"),
+        (
+            lambda w: w.update({"encoder.linear.weight": np.zeros((15, 32))}),
+            "encoder.linear.weight",
+        ),
         (lambda w: w["decoder.transformer.wpe.weight"].fill(np.nan), "NaN"),
-        (lambda w: w["decoder.lm_head.weight"].fill(0.0), "must equal decoder.transformer.wte.weight"),
+        (
+            lambda w: w["decoder.lm_head.weight"].fill(0.0),
+            "must equal decoder.transformer.wte.weight",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_named(case, break_it, message):
