@@ -130,14 +130,11 @@ def _surface(name: str) -> list[str]:
 _FORMS = ("base", "third", "past", "ing")
 _NOUN = [noun.split() for group in lexicon.PEOPLE for noun in group.nouns]  # [who][plural]
 _VERB = [verb.split() for group in lexicon.ACTIONS for verb in group.verbs]  # [action][form]
-_AUXILIARY = [
-    tense.auxiliary.split() or ["", ""] for tense in lexicon.TENSES.values()
-]  # [tense][plural]
+# [tense][plural]
+_AUXILIARY = [tense.auxiliary.split() or ["", ""] for tense in lexicon.TENSES.values()]
 _FORM = [[_FORMS.index(form) for form in tense.form.split()] for tense in lexicon.TENSES.values()]
-_PLURAL_GARMENT = dict(garment.split() for group in lexicon.PEOPLE for garment in group.garments)
-_GARMENT = [
-    [name, _PLURAL_GARMENT.get(name, "")] for name in _surface("garment")
-]  # [garment][plural]
+_GARMENTS = dict(garment.split() for group in lexicon.PEOPLE for garment in group.garments)
+_GARMENT = [["", ""], *([one, many] for one, many in _GARMENTS.items())]  # [garment][plural]
 _COUNT, _LOOK, _COLOUR, _MANNER = map(_surface, ("count", "look", "colour", "manner"))
 _OBJECT, _PLACE, _TIME = map(_surface, ("object", "place", "time"))
 _LAST, _FIRST = (FACTORS[-1].values.index(order) for order in ("time last", "time first"))
