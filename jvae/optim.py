@@ -1,0 +1,103 @@
+"""AdamW with learning-rate schedules, clipping by global norm, and weight decay by parameter path.
+
+Config section:
+
+    lr              peak learning rate
+    schedule        constant | linear | cosine | rsqrt, see `learning_rate`
+    warmup_steps    linear warm-up from 0
+    b1, b2, eps     moments' decay rates; eps is added outside the root
+    weight_decay    decoupled, scaled by the learning rate
+    no_decay        patterns; parameters whose path matches one (re.search) are not decayed
+    clip            largest global norm of the gradient, None for no clipping
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from jvae.errors import ConfigError
+from jvae.tree import map_named, named_leaves
+
+SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
+
+
+def learning_rate(
+    cfg: Mapping[str, Any], total_steps: int
+) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
+    """The rate of an update, counted from 0: the very first update of a warm-up has rate 0.
+
+    After `warmup_steps`: `constant` stays; `linear` falls to 0 at `total_steps`; `cosine` falls to
+    0 there along half a period; `rsqrt` falls as sqrt(warmup_steps / step) and never ends.
+
+    Raises: ConfigError for an unknown schedule, or a warm-up that does not fit in the run.
+    Source: `linear` is get_linear_schedule_with_warmup of Hugging Face transformers.
+    """
+    peak, warmup, kind = float(cfg["lr"]), int(cfg["warmup_steps"]), cfg["schedule"]
+    if kind not in SCHEDULES:
+        raise ConfigError(
+            f"config.optim.schedule = {kind!r}, expected one of {', '.join(SCHEDULES)}"
+        )
+    if not 0 <= warmup <= total_steps:
+        raise ConfigError(
+            f"config.optim.warmup_steps = {warmup}, expected 0 to the run's {total_steps} steps"
+        )
+
+    def schedule(step: Int[Array, ""] | int) -> Float[Array, ""]:
+        step = jnp.asarray(step, jnp.int32)
+        left = jnp.clip((total_steps - step) / max(1, total_steps - warmup), 0.0, 1.0)
+        after = {
+            "constant": lambda: jnp.ones_like(left),
+            "linear": lambda: left,
+            "cosine": lambda: 0.5 * (1.0 - jnp.cos(jnp.pi * left)),
+            "rsqrt": lambda: jnp.sqrt(max(1, warmup) / jnp.maximum(step, max(1, warmup))),
+        }[kind]()
+        return jnp.asarray(peak * jnp.where(step < warmup, step / max(1, warmup), after))
+
+    return schedule
+
+
+def decay_mask(params: Any, patterns: Sequence[str]) -> Any:
+    """True at the leaves that are decayed: those whose path matches none of the patterns.
+
+    Raises: ConfigError for a pattern that is no regular expression or matches no parameter, which
+      would decay by accident what it was meant to spare.
+    """
+    compiled = []
+    for pattern in patterns:
+        try:
+            compiled.append(re.compile(pattern))
+        except re.error as error:
+            raise ConfigError(f"config.optim.no_decay: {pattern!r}: {error}") from None
+        if not any(compiled[-1].search(name) for name in named_leaves(params)):
+            examples = ", ".join(list(named_leaves(params))[:3])
+            raise ConfigError(
+                f"config.optim.no_decay: {pattern!r} matches no parameter (paths: {examples} ...)"
+            )
+    return map_named(lambda name, _: not any(pattern.search(name) for pattern in compiled), params)
+
+
+def build(cfg: Mapping[str, Any], params: Any, total_steps: int) -> optax.GradientTransformation:
+    """The optimizer of a config section for parameters of these paths; abstract ones will do.
+
+    Raises: ConfigError.
+    Source: Loshchilov & Hutter 2019. Deviation from transformers' old AdamW: eps is added after
+      the bias correction, and decay uses the parameter before the update; both differ by less than
+      1e-3 of an update.
+    """
+    decay = float(cfg["weight_decay"])
+    clip = cfg["clip"]
+    if clip is not None and clip <= 0:
+        raise ConfigError(f"config.optim.clip = {clip}, expected a positive norm, or none")
+    adamw = optax.adamw(
+        learning_rate(cfg, total_steps),
+        b1=cfg["b1"],
+        b2=cfg["b2"],
+        eps=cfg["eps"],
+        weight_decay=decay,
+        mask=decay_mask(params, cfg["no_decay"]) if decay else None,
+    )
+    return adamw if clip is None else optax.chain(optax.clip_by_global_norm(clip), adamw)

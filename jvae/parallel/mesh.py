@@ -1,0 +1,77 @@
+"""Device meshes from the config, with axes `data`, `fsdp`, `tensor`; one device is a mesh too."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jvae.errors import ConfigError
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")  # the mesh axes that batches are cut over
+
+log = logging.getLogger(__name__)
+
+
+def make_mesh(cfg: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of sizes such as {data: -1, fsdp: 1, tensor: 2}; -1 takes all devices that remain.
+
+    A product smaller than the number of devices uses the first ones and leaves the others idle, in
+    one process only. All axes are `Auto`: Linen's sharding constraints do not work with others.
+
+    Args:
+      devices: all devices of the program unless given; compile-only devices will do.
+    Raises: ConfigError for an unknown axis, a size that is neither -1 nor positive, more than one
+      -1, or a product that does not divide the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = {axis: int(cfg.get(axis, 1)) for axis in AXES}
+    asked = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    for axis in cfg:
+        if axis not in AXES:
+            raise ConfigError(f"config.mesh: unknown axis {axis!r}, expected {', '.join(AXES)}")
+    if any(size == 0 or size < -1 for size in sizes.values()):
+        raise ConfigError(f"config.mesh: {asked}: sizes are positive, or -1 for what remains")
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    if len(open_axes) > 1:
+        raise ConfigError(f"config.mesh: {asked}: only one size can be -1")
+    fixed = math.prod(size for size in sizes.values() if size > 0)
+    if len(devices) % fixed:
+        raise ConfigError(
+            f"config.mesh: {asked}: product {fixed} does not divide the {len(devices)} devices; "
+            f"choose sizes whose product does, or -1 for one of them"
+        )
+    if open_axes:
+        sizes[open_axes[0]] = len(devices) // fixed
+    used = math.prod(sizes.values())
+    if used < len(devices):
+        if jax.process_count() > 1:
+            raise ConfigError(
+                f"config.mesh: {asked}: product {used} leaves some of the {len(devices)} devices "
+                f"idle, which only a single process may do; set one size to -1"
+            )
+        log.warning("mesh %s uses %d of %d devices", asked, used, len(devices))
+    shape = tuple(sizes.values())
+    if used == len(jax.devices()) and devices == jax.devices():
+        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    # A part of the machine, or devices that are not there: plain order, nothing is known of links.
+    grid = np.array(devices[:used], dtype=object).reshape(shape)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A full copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """First axis, rows or examples, cut over `data` and `fsdp`; row-major slots make both agree."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def row_shards(mesh: Mesh) -> int:
+    """Into how many parts rows are cut: the global number of rows must be a multiple of it."""
+    return math.prod(mesh.shape[axis] for axis in ROWS)

@@ -1,0 +1,69 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from jvae.errors import ConfigError
+from jvae.parallel import mesh as meshes
+
+pytestmark = pytest.mark.multidevice
+
+
+@pytest.mark.parametrize(
+    ("cfg", "shape"),
+    [
+        ({"data": -1, "fsdp": 1, "tensor": 1}, (8, 1, 1)),
+        ({"data": 2, "fsdp": -1, "tensor": 2}, (2, 2, 2)),
+        ({"data": -1, "fsdp": 8}, (1, 8, 1)),
+        ({"data": 2, "fsdp": 4, "tensor": 1}, (2, 4, 1)),
+        ({"data": 2}, (2, 1, 1)),
+        ({}, (1, 1, 1)),
+    ],
+)
+def test_sizes(cfg, shape):
+    mesh = meshes.make_mesh(cfg)
+    assert mesh.axis_names == meshes.AXES
+    assert tuple(mesh.shape.values()) == shape
+    assert set(mesh.axis_types) == {AxisType.Auto}
+    assert meshes.row_shards(mesh) == shape[0] * shape[1]
+
+
+def test_devices_may_be_given():
+    devices = jax.devices()[4:6]
+    mesh = meshes.make_mesh({"data": -1}, devices)
+    assert list(mesh.devices.flat) == devices
+
+
+def test_idle_devices_are_mentioned(caplog):
+    meshes.make_mesh({"data": 4})
+    assert "uses 4 of 8 devices" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        ({"data": 3}, "product 3 does not divide the 8 devices"),
+        ({"data": -1, "tensor": 16}, "product 16 does not divide"),
+        ({"data": -1, "fsdp": -1}, "only one size can be -1"),
+        ({"data": 0}, "sizes are positive"),
+        ({"data": -2}, "sizes are positive"),
+        ({"dp": 2}, "unknown axis 'dp', expected data, fsdp, tensor"),
+    ],
+)
+def test_wrong_sizes(cfg, message):
+    with pytest.raises(ConfigError, match=message):
+        meshes.make_mesh(cfg)
+
+
+def test_rows_are_cut_over_data_and_fsdp():
+    mesh = meshes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    x_bt = jax.device_put(jnp.arange(16).reshape(8, 2), meshes.batch_sharding(mesh))
+    assert {shard.data.shape for shard in x_bt.addressable_shards} == {(2, 2)}
+    starts = {shard.device.id: shard.index[0].start for shard in x_bt.addressable_shards}
+    ids = np.vectorize(lambda device: device.id)(mesh.devices)
+    # Both devices of a tensor pair hold the same rows.
+    np.testing.assert_array_equal(
+        np.vectorize(starts.get)(ids), np.arange(0, 8, 2).reshape(2, 2, 1).repeat(2, 2)
+    )
+    assert jax.device_put(x_bt, meshes.replicated(mesh)).is_fully_replicated
