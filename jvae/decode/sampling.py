@@ -6,7 +6,6 @@ Every function takes and gives float32 scores over the padded vocabulary. A colu
 
 import dataclasses
 import math
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +43,7 @@ class DecodeConfig:
     Raises: ConfigError naming the key, its value and what it may be.
     """
 
-    method: Literal["greedy", "sample", "beam"] = "greedy"
+    method: str = "greedy"
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -53,8 +52,8 @@ class DecodeConfig:
     max_length: int = 64
     beam_width: int = 4
     length_penalty: float = 1.0
-    norm_length: Literal["new", "total"] = "new"
-    early_stopping: Literal["always", "heuristic", "never"] = "heuristic"
+    norm_length: str = "new"
+    early_stopping: str = "heuristic"
 
     def __post_init__(self):
         _one_of("method", self.method, METHODS)
@@ -91,14 +90,14 @@ def _integer(name: str, value: object, least: int, hint: str) -> None:
         )
 
 
-def _number(name: str, value: object, what: str, hint: str) -> None:
+def _number(name: str, value: object, what: str, hint: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigError(f"decode.{name} is {value!r}; it must be {what} ({hint}).")
+    return value
 
 
-def _positive(name: str, value: float, hint: str) -> None:
-    _number(name, value, "a finite number above 0", hint)
-    if value <= 0:
+def _positive(name: str, value: object, hint: str) -> None:
+    if _number(name, value, "a finite number above 0", hint) <= 0:
         raise ConfigError(
             f"decode.{name} is {value!r}; it must be a finite number above 0 ({hint})."
         )

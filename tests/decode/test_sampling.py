@@ -1,7 +1,9 @@
 """Config checks and logits processors against slow NumPy and against the official filtering."""
 
+import dataclasses
 import pathlib
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,6 @@ FIXTURE = pathlib.Path(__file__).parents[1] / "parity" / "optimus" / "metrics_se
         dict(temperature=0.0),
         dict(temperature=float("nan")),
         dict(top_k=-1),
-        dict(top_k=2.0),
         dict(top_p=0.0),
         dict(top_p=1.5),
         dict(repetition_penalty=-1.0),
@@ -32,13 +33,21 @@ FIXTURE = pathlib.Path(__file__).parents[1] / "parity" / "optimus" / "metrics_se
         dict(beam_width=0),
         dict(length_penalty=float("inf")),
         dict(norm_length="mean"),
-        dict(early_stopping=True),
+        dict(early_stopping="soon"),
         dict(min_length=9, max_length=8),
     ],
 )
 def test_config_names_the_wrong_key(wrong):
     with pytest.raises(ConfigError, match=rf"decode\.{next(iter(wrong))} is "):
         DecodeConfig(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [dict(top_k=2.0), dict(early_stopping=True), dict(top_p="1")])
+def test_config_checks_types(wrong):
+    """Past the constructor, where the type checks of a test run may answer first."""
+    fields = types.SimpleNamespace(**{**dataclasses.asdict(DecodeConfig()), **wrong})
+    with pytest.raises(ConfigError, match=rf"decode\.{next(iter(wrong))} is "):
+        DecodeConfig.__post_init__(fields)  # pyright: ignore[reportArgumentType]
 
 
 def test_config_is_a_value():
