@@ -62,7 +62,7 @@ def _from_scratch(c: ConfigDict) -> None:
     c.model.log_var_shift = -3.0
     c.objective.kl_floor = "none"
     c.objective.floor = 0.0
-    c.objective.beta.update(ratio_zero=0.1, ratio_increase=0.7, stop=0.5)
+    c.objective.beta.update(ratio_zero=0.2, ratio_increase=0.4, stop=0.8)
 
 
 def _published(c: ConfigDict) -> None:

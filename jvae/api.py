@@ -177,7 +177,7 @@ def example_keys(
 def per_example(value_bt: Float[Array, "b t"], batch: Batch) -> Float[Array, "e"]:
     """Sums a value per token of `batch.dec` over the tokens of each example; 0 at empty slots."""
     slot = jnp.arange(1, batch.slots + 1, dtype=batch.dec.segment_bt.dtype)
-    member_bts = batch.dec.segment_bt[:, :, None] == slot
+    member_bts = batch.dec.segment_bt[:, :, None] == slot[None, None]
     return jnp.einsum("bt,bts->bs", value_bt, member_bts.astype(value_bt.dtype)).reshape(-1)
 
 

@@ -9,11 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from jvae import models
-from jvae.api import TextVAE
+from jvae.api import Params, TextVAE
 from jvae.data import grammar, sources, tokenizers
 from jvae.data.dataset import Dataset, RowSpec, make_dataset
 from jvae.data.plan import propose_rows, shuffled
@@ -21,6 +24,7 @@ from jvae.data.tokenizers import TextTokenizer
 from jvae.decode import DecodeConfig
 from jvae.errors import ConfigError, DataError
 from jvae.objectives import Objective
+from jvae.parallel import rules
 
 SPLITS = ("train", "valid", "test")
 HELD_OUT = 1_000  # most sentences held out per split of a corpus that comes as one file
@@ -63,10 +67,11 @@ def dataclass_from(cls: type, section: Any, where: str) -> Any:
 def build_model(config: ConfigDict) -> TextVAE:
     """The model of a finalised config."""
     family = models.family(config.model.family)
-    return family.build(_model_config(config))
+    return family.build(model_config(config))
 
 
-def _model_config(config: ConfigDict) -> Any:
+def model_config(config: ConfigDict) -> Any:
+    """The config dataclass of the model section."""
     family = models.family(config.model.family)
     section = {k: v for k, v in config.model.items() if k != "family"}
     return dataclass_from(family.config, section, "model")
@@ -176,7 +181,7 @@ def open_run(config: ConfigDict, workdir: Path) -> Run:
         if side in config.model:
             _settle_vocab(config.model[side], tokenizer, f"model.{side}.vocab")
     family = models.family(config.model.family)
-    limits = family.limits(_model_config(config))
+    limits = family.limits(model_config(config))
     has_encoder = "enc" in limits
     data = {
         split: make_dataset(
@@ -244,3 +249,15 @@ def _settle_rows(config: ConfigDict, data: dict[str, Dataset], log: list[str]) -
 def longest_sentence(run: Run) -> int:
     """New tokens of the longest training sentence, its end included: the decoding limit."""
     return int(run.data["train"].dec.lengths.max()) - 1
+
+
+def seeds(seed: int) -> dict[str, Key[Array, ""]]:
+    """One seed split once into named keys."""
+    names = ("init", "train", "valid", "eval")
+    return dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
+
+
+def param_shardings(this: Run, mesh: Mesh) -> tuple[Params, Any]:
+    """Abstract parameters and where each of them lives."""
+    abstract = jax.eval_shape(this.model.init, jax.random.key(0))
+    return abstract, rules.shardings(this.model.axes, abstract, mesh)

@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
-from jvae.api import Batch, Params, TextVAE, measure
-from jvae.objectives import Objective, batch_loss
-
-Sums = dict[str, Float[Array, ""]]  # sums over valid sentences or steps; the host divides
+from jvae.api import Batch, Params, Terms, TextVAE, measure
+from jvae.metrics import Ratio, Sums
+from jvae.objectives import Loss, Objective, batch_loss
 
 
 class TrainState(NamedTuple):
@@ -42,20 +41,28 @@ def init_state(model: TextVAE, tx: optax.GradientTransformation, key: Key[Array,
     return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32))
 
 
-def _sums(loss: Any, terms: Any) -> Sums:
+def _sums(loss: Loss, terms: Terms, batch: Batch) -> Sums:
+    """What one pass says of its sentences, in nats, and of how full its rows are."""
     valid_e = terms.valid_e
+    sentences = jnp.sum(valid_e).astype(jnp.float32)
+    one = jnp.ones(())
 
-    def total(value_e: Array) -> Array:
-        return jnp.sum(jnp.where(valid_e, value_e, 0.0))
+    def mean(value_e: Array) -> Ratio:
+        return Ratio(jnp.sum(jnp.where(valid_e, value_e, 0.0)), sentences)
 
+    sides = [side for side in (batch.enc, batch.dec, batch.cond) if side is not None]
+    places = sum(side.segment_bt.size for side in sides) * one
+    read = sum(jnp.sum(side.segment_bt > 0) for side in sides).astype(jnp.float32)
     sums = {
-        "sentences": jnp.sum(valid_e).astype(jnp.float32),
-        "tokens": total(terms.scored_e.astype(jnp.float32)),
-        "loss": total(loss.total_e),
-        "rec": total(terms.nll_e),
-        "kl": total(loss.kl_e),
+        "loss": mean(loss.total_e),
+        "rec": mean(terms.nll_e),
+        "kl": mean(loss.kl_e),
+        "sentences": Ratio(sentences, one),
+        "tokens": Ratio(read, one),
+        "padding": Ratio(places - read, places),
+        "empty_slots": Ratio(valid_e.size - sentences, valid_e.size * one),
     }
-    return sums | {f"aux/{name}": total(value_e) for name, value_e in terms.aux.items()}
+    return sums | {f"aux/{name}": mean(value_e) for name, value_e in terms.aux.items()}
 
 
 def make_train_step(
@@ -78,7 +85,7 @@ def make_train_step(
         def loss_fn(params: Params):  # noqa: ANN202
             terms = measure(model, params, batch, keys.latent, keys.drop)
             value, loss = batch_loss(objective, terms, weight)
-            return value, _sums(loss, terms)
+            return value, _sums(loss, terms, batch)
 
         (value, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         norm = optax.tree.norm(grads)
@@ -88,11 +95,11 @@ def make_train_step(
         keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
         params = jax.tree.map(keep, params, state.params)
         opt_state = jax.tree.map(keep, opt_state, state.opt_state)
+        one = jnp.ones(())
         sums |= {
-            "steps": jnp.ones(()),
-            "finite": finite.astype(jnp.float32),
-            "grad_norm": norm,
-            "beta": jnp.asarray(weight, jnp.float32),
+            "finite": Ratio(finite.astype(jnp.float32), one),
+            "grad_norm": Ratio(norm, one),
+            "beta": Ratio(jnp.asarray(weight, jnp.float32), one),
         }
         return TrainState(params, opt_state, state.step + 1), sums
 
@@ -108,11 +115,6 @@ def make_valid_step(
 
     def valid_step(params: Params, batch: Batch, key: Key[Array, ""]) -> Sums:
         terms = measure(model, params, batch, key)
-        return _sums(batch_loss(objective, terms, beta)[1], terms)
+        return _sums(batch_loss(objective, terms, beta)[1], terms, batch)
 
     return valid_step
-
-
-def add(meter: Sums, sums: Sums) -> Sums:
-    """The meter with one more step's sums."""
-    return jax.tree.map(jnp.add, meter, sums)

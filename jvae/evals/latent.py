@@ -280,12 +280,14 @@ def rec_gap(
     likelihood: LikelihoodResult,
     key: Key[Array, ""],
     *,
+    k: int | None = None,
     chunk: int = 1,
 ) -> RecGap:
     """Rec with another sentence's z minus Rec, over the sentences of `batches`.
 
     Args:
-      batches: the sentences of `likelihood` again; its number of draws is used too.
+      batches: the sentences of `likelihood` again.
+      k: draws of the other sentence's latent; as many as `likelihood` has, unless given.
       posts: holds at least these sentences, made with the same key as `likelihood`.
     Raises: DataError if a sentence is absent from `posts` or `likelihood`, or there are fewer than
     two.
@@ -299,7 +301,8 @@ def rec_gap(
             id_e = to_host(batch.id_e)
             place = other_e[_places(posts.id_e, id_e)]
             arguments = (params, batch, _take(posts.post, place), posts.id_e[place], key)
-            yield id_e, _rec_with(model.gen, model.metric_post, likelihood.k, chunk, *arguments)
+            draws = likelihood.k if k is None else k
+            yield id_e, _rec_with(model.gen, model.metric_post, draws, chunk, *arguments)
 
     id_e, rec_other_e = collect(parts())
     rec_e = likelihood.scores.rec_e[rows_of(likelihood.id_e, id_e, "the likelihood's sentences")]

@@ -1,0 +1,87 @@
+"""Command line: `python -m jvae.main --config=configs/optimus.py`. Flags and modes, no logic."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from jvae import config as configs
+from jvae.errors import ConfigError, JvaeError
+
+MODES = ("train", "eval", "sample", "reconstruct", "interpolate")
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+    "workdir", None, "Folder of the run; runs/<name of the config> by default.", flag_values=FLAGS
+)
+flags.DEFINE_enum(
+    "mode", "train", MODES, "What to do; train ends in an evaluation.", flag_values=FLAGS
+)
+flags.DEFINE_multi_string(
+    "text", [], "A sentence for reconstruct or interpolate; lines of standard input otherwise.",
+    flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_integer("n", 10, "Sentences to sample.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("steps", 11, "Points of an interpolation.", lower_bound=2, flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "Seed of the text modes.", flag_values=FLAGS)
+
+USAGE = """\
+python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
+
+  --config=optimus:base          a shipped config; configs/optimus.py:base is the same by path
+  --config.data.train=my.txt     any value of the config
+  --mode=train                   train, evaluate, sample; the same command resumes
+  --mode=eval|sample|reconstruct|interpolate --workdir=DIR       on a trained run
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code. Errors a user can cause are one message."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    for noisy in ("absl", "orbax", "jax"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        config, rest = configs.from_argv(sys.argv[1:] if argv is None else argv)
+        return _run(config, rest)
+    except JvaeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except flags.Error as error:
+        print(f"error: {error}\n\n{USAGE}", file=sys.stderr)
+        return 2
+
+
+def _run(config: ConfigDict | None, rest: Sequence[str]) -> int:
+    if "--help" in rest or "-h" in rest:
+        print(USAGE + "\n" + FLAGS.get_help())
+        return 0
+    FLAGS.unparse_flags()
+    words = FLAGS(["jvae", *rest])[1:]
+    if words:
+        raise ConfigError(f"unexpected argument {words[0]!r}; flags are written --name=value")
+    if config is None and FLAGS.workdir is None:
+        raise ConfigError(f"no config: add --config=optimus, or the --workdir of a run\n\n{USAGE}")
+
+    from jvae import modes, workdir  # after the flags, so that a wrong one is told at once
+
+    if FLAGS.workdir is not None:
+        folder = Path(FLAGS.workdir)
+    else:
+        assert config is not None
+        folder = Path("runs") / config.name
+    if config is None:
+        config = workdir.saved_config(folder)
+    if FLAGS.mode == "train":
+        modes.train(config, folder)
+    elif FLAGS.mode == "eval":
+        modes.evaluate(config, folder)
+    else:
+        modes.text(FLAGS.mode, config, folder, list(FLAGS.text), FLAGS.n, FLAGS.steps, FLAGS.seed)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""What each `--mode` of the command line does."""
+
+import sys
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jvae import evaluation, run, workdir
+from jvae import train as training
+from jvae.errors import CheckpointError, ConfigError
+from jvae.parallel import mesh as meshes
+from jvae.space.loaded import LoadedVAE
+
+
+def train(config: ConfigDict, folder: Path) -> None:
+    """Trains, or goes on training, then evaluates the best checkpoint on the test split."""
+    table = folder / "eval" / "test.txt"
+    if table.is_file():
+        workdir.claim(folder, config)
+        print(f"{folder} is finished; --mode=eval measures it again\n\n{table.read_text()}", end="")
+        return
+    done = training.train(config, folder)
+    report = evaluation.evaluate(done.run, done.mesh, done.params, done.step)
+    _show(report.table(), folder)
+
+
+def evaluate(config: ConfigDict, folder: Path) -> None:
+    """Measures the best checkpoint of a run on its test split."""
+    this, mesh, params, step = _trained(config, folder)
+    _show(evaluation.evaluate(this, mesh, params, step).table(), folder)
+
+
+def text(
+    mode: str, config: ConfigDict, folder: Path, lines: list[str], n: int, steps: int, seed: int
+) -> None:
+    """sample, reconstruct or interpolate: sentences from `lines` or standard input, text out."""
+    if mode != "sample" and not lines:
+        lines = [one.rstrip("\n") for one in sys.stdin]
+    if mode == "reconstruct" and not lines:
+        raise ConfigError("nothing to reconstruct: give --text='...' or lines on standard input")
+    if mode == "interpolate" and len(lines) != 2:
+        raise ConfigError(f"interpolate takes two sentences, not {len(lines)}: give --text twice")
+    this, _, params, _ = _trained(config, folder)
+    vae: LoadedVAE = evaluation.loaded(this, params, seed)
+    settings = {k: v for k, v in config.decode.items() if k not in ("batch", "max_length")}
+    if mode == "sample":
+        found = vae.sample(n, **settings)
+    elif mode == "reconstruct":
+        found = vae.reconstruct(lines)
+    else:
+        found = vae.interpolate(lines[0], lines[1], steps)
+    print("\n".join(found))
+
+
+def _trained(config: ConfigDict, folder: Path):  # noqa: ANN202
+    if not (folder / workdir.CONFIG).is_file():
+        raise CheckpointError(f"{folder}: no run here; train it first, or give its --workdir")
+    workdir.claim(folder, config)
+    this = run.open_run(config, folder)
+    mesh = meshes.make_mesh(this.config.mesh)
+    params, step = training.load_params(this, mesh, folder)
+    return this, mesh, params, step
+
+
+def _show(table: str, folder: Path) -> None:
+    print(f"\n{table}\n\nFiles: {folder}/eval, {folder}/samples, {folder}/metrics.jsonl")
