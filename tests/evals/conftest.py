@@ -35,7 +35,7 @@ def gaussian_posterior(encode, closed_form=True):
     def sample(params, post, key_ke):
         one = lambda key: jax.random.normal(key, (post.mean_egz[0].size,))  # noqa: E731
         noise = jax.vmap(jax.vmap(one))(key_ke).reshape(*key_ke.shape, *post.mean_egz.shape[1:])
-        z_kegz = post.mean_egz + jnp.exp(0.5 * post.log_var_egz) * noise
+        z_kegz = post.mean_egz[None] + jnp.exp(0.5 * post.log_var_egz)[None] * noise
         kl_egz = 0.5 * (post.mean_egz**2 + jnp.exp(post.log_var_egz) - post.log_var_egz - 1)
         return z_kegz, jnp.broadcast_to(kl_egz, z_kegz.shape) if closed_form else None
 
@@ -133,10 +133,11 @@ def discrete(shape=(1, 2), reads_z=True, count=None):
     def encode(params, batch, drop=None, *, cond=None, key_e=None):
         note("encode")
         x_btd = params["embed"][batch.enc.token_bt]
-        member_bts = batch.enc.segment_bt[:, :, None] == jnp.arange(1, batch.slots + 1)
+        slot = jnp.arange(1, batch.slots + 1)
+        member_bts = batch.enc.segment_bt[:, :, None] == slot[None, None]
         x_bsd = jnp.einsum("btd,bts->bsd", x_btd, member_bts.astype(jnp.float32))
         mean_egz = (x_bsd / (LENGTH + 1)).reshape(batch.id_e.shape[0], *shape)
-        log_var = jnp.broadcast_to(params["log_var"].reshape(shape), mean_egz.shape)
+        log_var = jnp.broadcast_to(params["log_var"].reshape(1, *shape), mean_egz.shape)
         return Gaussian(mean_egz, log_var)
 
     def prepare(params, batch, drop=None, *, cond=None):

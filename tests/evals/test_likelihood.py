@@ -1,4 +1,5 @@
 import collections
+import time
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from jvae.api import measure
 from jvae.errors import DataError
 from jvae.evals.likelihood import (
     TextCounts,
+    cost_ratio,
     draw_sentences,
     evaluate_likelihood,
     excess_over_exact,
@@ -238,3 +240,12 @@ def test_the_quick_set_is_seeded_and_ascending():
     assert ids.tolist() == sorted(set(ids.tolist())) and ids.size == 500
     np.testing.assert_array_equal(ids, draw_sentences(1000, 500))
     assert draw_sentences(20, 500).tolist() == list(range(20))
+
+
+def test_cost_counts_k_passes(toys, monkeypatch):
+    seconds = iter(range(1000))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
+    model, params = toys.discrete(), toys.discrete_params()
+    (batch,) = toys.text_batches(toys.all_strings()[::6][:13], 13)
+    # On this clock everything takes a second: the whole of NLL_5, and each of 5 passes.
+    assert cost_ratio(model, params, batch, KEY, 5, chunk=5) == pytest.approx(1 / 5)
