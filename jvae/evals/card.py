@@ -31,8 +31,9 @@ def clean(value: Any) -> Any:
         return clean(np.asarray(value).tolist())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: clean(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if hasattr(value, "_asdict"):
-        return clean(value._asdict())
+    as_dict = getattr(value, "_asdict", None)
+    if as_dict is not None:
+        return clean(as_dict())
     if isinstance(value, Mapping):
         return {str(key): clean(item) for key, item in value.items()}
     if isinstance(value, Sequence | set | frozenset):

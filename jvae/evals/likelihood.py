@@ -178,7 +178,7 @@ def score_batch(
         raise ValueError(f"score_batch: k={k}, chunk={chunk}. Expected both to be at least 1.")
     if model.metric_post.log_q is None:
         raise ValueError(
-            "score_batch: model.metric_post.log_q is None. A bound on the likelihood needs the density "
+            "score_batch: model.metric_post.log_q is None. A likelihood bound needs the density "
             "of its draws; give the model a metric_post with one, such as a Gaussian fitted to the "
             "sampler's end points."
         )
