@@ -58,7 +58,6 @@ def _run(config: ConfigDict | None, rest: Sequence[str]) -> int:
     if "--help" in rest or "-h" in rest:
         print(USAGE + "\n" + FLAGS.get_help())
         return 0
-    FLAGS.unparse_flags()
     words = FLAGS(["jvae", *rest])[1:]
     if words:
         raise ConfigError(f"unexpected argument {words[0]!r}; flags are written --name=value")

@@ -172,7 +172,7 @@ def open_run(config: ConfigDict, workdir: Path) -> Run:
     log: list[str] = []
     lines, exact = read_splits(config)
     for split_lines in lines.values():
-        if warning := split_lines.warning():
+        if warning := split_lines.warning:
             log.append(warning)
     encoder, decoder = open_tokenizers(config, workdir, lambda: list(lines["train"].text))
 
