@@ -17,6 +17,7 @@ from jvae.api import Batch, Params
 from jvae.checkpoint import Checkpoints
 from jvae.data.dataset import batches, eval_batches
 from jvae.errors import ConfigError, TrainingError
+from jvae.loading import load_params
 from jvae.parallel import mesh as meshes
 from jvae.parallel import rules
 from jvae.tree import sizes
@@ -43,33 +44,36 @@ def train(config: ConfigDict, folder: Path) -> Trained:
 
     Raises: JvaeError for all that is wrong with config, data, folder or the run itself.
     """
-    # --- data and model ---------------------------------------------------------------------------
+    # --- what depends on the config alone, so that a mistake is told at once ----------------------
     begin = time.monotonic()
-    workdir.claim(folder, config)
+    objective = run.build_objective(config)
+    beta = schedules.build(config.objective.beta, config.train.steps)
+    mesh = meshes.make_mesh(config.mesh)
+    shards = meshes.row_shards(mesh)
+    if config.data.batch_rows % shards:
+        raise ConfigError(
+            f"data.batch_rows is {config.data.batch_rows}; the mesh cuts rows into {shards} parts, "
+            "so use a multiple of that"
+        )
+
+    # --- data and model ---------------------------------------------------------------------------
+    workdir.check(folder, config)
     this = run.open_run(config, folder)
+    workdir.claim(folder, config)
     run.save_tokenizers(this)
     for line in this.log:
         log.info(line)
     cfg, model = this.config, this.model
     key = run.seeds(cfg.seed)
 
-    # --- mesh and shardings -----------------------------------------------------------------------
-    mesh = meshes.make_mesh(cfg.mesh)
-    shards = meshes.row_shards(mesh)
-    if cfg.data.batch_rows % shards:
-        raise ConfigError(
-            f"data.batch_rows is {cfg.data.batch_rows}; the mesh cuts rows into {shards} parts, "
-            "so use a multiple of that"
-        )
-    abstract, where = run.param_shardings(this, mesh)
+    # --- shardings --------------------------------------------------------------------------------
+    abstract, where = run.param_shardings(model, mesh)
     tx = optim.build(cfg.optim, abstract, cfg.train.steps)
     state_where = step.TrainState(
         where, rules.optimizer_shardings(tx, abstract, where, mesh), meshes.replicated(mesh)
     )
 
     # --- steps ------------------------------------------------------------------------------------
-    objective = run.build_objective(cfg)
-    beta = schedules.build(cfg.objective.beta, cfg.train.steps)
     train_step = jax.jit(
         step.make_train_step(model, objective, beta, tx),
         donate_argnums=0,
@@ -129,28 +133,13 @@ def train(config: ConfigDict, folder: Path) -> Trained:
                 valid = check(state.params, done)
                 writer.write(done, {f"valid/{k}": v for k, v in valid.items()})
                 writer.flush()
-                meta = {"position": list(position), "config": configs.flatten(cfg)}
+                meta = {"position": list(position), "config": configs.to_json(cfg)}
                 ckpts.save_best(done, state, meta, valid["loss"])
                 ckpts.save(done, state, meta)
                 clock = _Clock(done)
 
     # --- best parameters --------------------------------------------------------------------------
-    return Trained(this, mesh, *load_params(this, mesh, folder))
-
-
-def load_params(this: run.Run, mesh: Mesh, folder: Path) -> tuple[Params, int]:
-    """The best parameters of the run in a folder, and their step.
-
-    Raises: CheckpointError if there is no checkpoint that fits.
-    """
-    abstract, where = run.param_shardings(this, mesh)
-    wanted = jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, where
-    )
-    with Checkpoints(folder, read_only=True) as ckpts:
-        best = ckpts.best() is not None
-        state, meta = ckpts.restore({"params": wanted}, best=best, partial=True)
-    return state["params"], meta["step"]
+    return Trained(this, mesh, *load_params(model, mesh, folder))
 
 
 class _Clock:

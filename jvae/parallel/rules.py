@@ -20,7 +20,8 @@ RULES: tuple[tuple[str, str | None], ...] = (
     ("head", None),
     ("mlp", "tensor"),
     ("latent", None),
-    ("memory", None),
+    ("norm", None),
+    ("type", None),
     ("position", None),
 )
 
