@@ -58,6 +58,7 @@ def _tiny(c: ConfigDict) -> None:
 
 
 def _from_scratch(c: ConfigDict) -> None:
+    c.model.encoder.init_std = c.model.decoder.init_std = 0.06
     c.model.pool = "mean"
     c.model.log_var_shift = -3.0
     c.objective.kl_floor = "none"

@@ -69,9 +69,8 @@ def train(config: ConfigDict, folder: Path) -> Trained:
     # --- shardings --------------------------------------------------------------------------------
     abstract, where = run.param_shardings(model, mesh)
     tx = optim.build(cfg.optim, abstract, cfg.train.steps)
-    state_where = step.TrainState(
-        where, rules.optimizer_shardings(tx, abstract, where, mesh), meshes.replicated(mesh)
-    )
+    opt_where = rules.optimizer_shardings(tx, abstract, where, mesh)
+    state_where = step.TrainState._make((where, opt_where, meshes.replicated(mesh)))
 
     # --- steps ------------------------------------------------------------------------------------
     train_step = jax.jit(
