@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jvae.optim import linear_warmup
 
 from jvae.api import Batch, Prompt, Side, measure, per_example
 from jvae.decode import DecodeConfig, decode
@@ -23,6 +22,7 @@ from jvae.models import optimus
 from jvae.nn import bert, gpt2
 from jvae.nn.config import TransformerConfig
 from jvae.objectives import Objective, batch_loss, per_sentence
+from jvae.optim import linear_warmup
 from jvae.pretrained import names, originals
 from jvae.tree import named_leaves
 
