@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvae.nn.layers import Projection, dropout
+from jvae.nn.layers import Projection
 from jvae.nn.stack import init_stack, layer_range, run_stack
 
 LAYERS, WIDTH = 3, 4
@@ -32,7 +32,9 @@ def per_layer():
 
 
 def layer(params, x, gain, key):
-    x = dropout(key, 0.5, jnp.tanh(x @ params["kernel"] + params["bias"][None]))
+    x = jnp.tanh(x @ params["kernel"] + params["bias"][None])
+    if key is not None:  # a number made of the key stands for a mask: far faster to compile
+        x = x * (1.0 + jax.random.key_data(key)[0] % 7)
     return x if gain is None else gain * x, jnp.sum(x)
 
 
@@ -61,8 +63,8 @@ def assert_same(got, want):
 
 
 @pytest.fixture(scope="module")
-def dropped(params, x, per_layer):
-    """The loop with dropout: one key per layer, split from one."""
+def looped(params, x, per_layer):
+    """The loop, with one key per layer, split from one."""
     keys = jax.random.split(jax.random.key(2), LAYERS)
     return both(lambda p, x, xs: slow(p, x, xs, keys))(params, x, per_layer)
 
@@ -70,13 +72,13 @@ def dropped(params, x, per_layer):
 @pytest.mark.parametrize(
     "remat, unroll", [("none", 1), ("none", 99), ("dots", 1), ("dots", 2), ("full", 1)]
 )
-def test_stack_equals_a_loop(params, x, per_layer, dropped, remat, unroll):
+def test_stack_equals_a_loop(params, x, per_layer, looped, remat, unroll):
     run = both(
         lambda p, x, xs: run_stack(
             layer, p, x, xs, drop=jax.random.key(2), remat=remat, unroll=unroll
         )
     )
-    assert_same(run(params, x, per_layer), dropped)
+    assert_same(run(params, x, per_layer), looped)
 
 
 def test_stack_without_inputs_or_dropout(params, x):
