@@ -51,7 +51,7 @@ def _tiny(c: ConfigDict) -> None:
     c.optim.lr = 3e-3
     c.optim.schedule = "cosine"
     c.optim.warmup_steps = 100
-    c.train.steps = 2_500
+    c.train.steps = 2_000
     c.train.check_every = 500
     c.objective.kl_floor = "dim_masked"
     c.objective.floor = 0.5
