@@ -41,6 +41,19 @@ class CrossKv(NamedTuple):
     value_lbsnh: Float[Array, "l b s n h"]
 
 
+class T5Embeddings(nn.Module):
+    """Token embeddings; there are no absolute positions."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, token: Array) -> Array:
+        c = self.config
+        return Embedding(c.vocab_padded, c.width, "vocab", c.dtype, normal(1.0), name="token")(
+            token
+        )
+
+
 def _cross_kv_projection(c: T5Config) -> Projection:
     axes = (None, "heads", "head")
     return Projection((2, c.heads, c.head), ("embed",), axes, False, normal(c.width**-0.5))
@@ -51,17 +64,13 @@ def init(encoder: T5Config, decoder: T5Config, key: Key[Array, ""]) -> Any:
     embed_key, encoder_key, decoder_key, head_key = split_key(key, 4)
     token = jnp.zeros((1, 1), jnp.int32)
     params = {
-        "embed": {"token": _embedding(encoder).init(embed_key, token)["params"]},
+        "embed": T5Embeddings(encoder).init(embed_key, token)["params"],
         "encoder": _init_stack(encoder, encoder_key),
         "decoder": _init_stack(decoder, decoder_key),
     }
     if not decoder.tied:
-        params["decoder"]["head"] = _embedding(decoder).init(head_key, token)["params"]
+        params["decoder"]["head"] = T5Embeddings(decoder).init(head_key, token)["params"]["token"]
     return params
-
-
-def _embedding(c: T5Config) -> Embedding:
-    return Embedding(c.vocab_padded, c.width, "vocab", c.dtype, normal(1.0))
 
 
 def _init_stack(c: T5Config, key: Key[Array, ""]) -> Any:
@@ -86,7 +95,7 @@ def _init_stack(c: T5Config, key: Key[Array, ""]) -> Any:
 
 def embed(config: T5Config, params: Any, token: Int[Array, "..."]) -> Array:
     """Token embeddings in the compute dtype."""
-    return _embedding(config).apply({"params": params["embed"]["token"]}, token)
+    return T5Embeddings(config).apply({"params": params["embed"]}, token)
 
 
 def _finish(c: T5Config, stack: Any, x: Array, drop: Key[Array, ""] | None = None) -> Array:
