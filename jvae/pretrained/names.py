@@ -190,6 +190,11 @@ def _some(words: Sequence[str], most: int = 20) -> str:
     return ", ".join(words[:most]) + more
 
 
+def _is_floating(dtype: Any) -> bool:
+    """Types that NumPy has no name for are a file's own, such as F8_E4M3, and not read."""
+    return not isinstance(dtype, str) and jnp.issubdtype(dtype, jnp.floating)
+
+
 def _absent_groups(table: Table, foreign: Mapping[str, Any]) -> set[str]:
     """Optional groups of which no tensor is there; these run over no layers."""
     groups = {rule.optional for rule in table.rules if rule.optional}
@@ -229,7 +234,7 @@ def fit(table: Table, foreign: Mapping[str, Any], target: Any) -> Fit:
             elif tuple(foreign[name].shape) != tuple(want):
                 have = tuple(foreign[name].shape)
                 wrong.append(f"{name} (for {rule.path}) has shape {have}; expected {tuple(want)}")
-            elif not jnp.issubdtype(foreign[name].dtype, jnp.floating):
+            elif not _is_floating(foreign[name].dtype):
                 wrong.append(f"{name} (for {rule.path}) holds {foreign[name].dtype}, not weights")
     used.update(name for name, _ in table.tied)
     extra = {name: tensor for name, tensor in foreign.items() if name not in used}
