@@ -270,8 +270,8 @@ def test_encoder_and_latent_slot_equal_the_original_t5_vae(dtype):
             np.testing.assert_allclose(np.asarray(state)[mask], want[mask], **close)
         want = _stored(data, "single/logits", dtype)
         if dtype == "float64":
-            # The original's softmax and variance are float32 whatever its dtype is; that is all
-            # that is left of the difference.
+            # The original computes variance and softmax in float32 whatever its dtype is, so its
+            # float64 numbers carry that rounding.
             close = dict(rtol=0.0, atol=1e-6)
         np.testing.assert_allclose(np.asarray(logits)[..., :vocab], want, **close)
 
