@@ -190,8 +190,10 @@ def check_tokenizer(checkpoint: Checkpoint, rows: int, tokenizer: TextTokenizer)
             f"{what}: the one beside the weights differs, first at id {i}: {token!r}"
         )
     for text in _PROBES:
-        ours, theirs = (t.backend.encode(text, False).ids for t in (tokenizer, beside))
-        if ours != theirs:
+        ours, theirs = (
+            t.backend.encode(text, add_special_tokens=False) for t in (tokenizer, beside)
+        )
+        if ours.ids != theirs.ids:
             raise WeightsError(f"{what}: the one beside the weights cuts {text!r} differently")
 
 
