@@ -90,8 +90,9 @@ def initial_params(run: Run, shardings: Any, key: Key[Array, ""]) -> Params:
 
 
 def _wanted(run: Run) -> list[tuple[Part, str]]:
-    family = run.config.model.family
-    asked = {k: name for k, name in dict(run.config.get("init", {})).items() if name}
+    config: Any = run.config
+    family = config.model.family
+    asked = {k: str(name) for k, name in config.get("init", {}).items() if name}
     parts = {part.key: part for part in PARTS.get(family, ())}
     for key in asked:
         if key not in parts:
@@ -102,14 +103,15 @@ def _wanted(run: Run) -> list[tuple[Part, str]]:
 
 def _load(run: Run, part: Part, name: str, target: Mapping[str, Any]) -> dict[str, jax.Array]:
     checkpoint = files.open_checkpoint(name)
-    model = run.config.model
+    config: Any = run.config
+    model = config.model
     for section in part.sections:
         backbones.check_sizes(part.backbone, checkpoint, model[section], f"model.{section}")
     tokenizer = run.encoder if part.role == "encoder" else run.decoder
     rows = backbones.sizes(part.backbone, checkpoint)["vocab"]
     check_tokenizer(checkpoint, rows, tokenizer)
     ours = model[part.sections[0]].vocab
-    table = part.table(model, Vocab(rows, ours, run.config.seed, part.std))
+    table = part.table(model, Vocab(rows, ours, config.seed, part.std))
     tensors = backbones.canonical(part.backbone, checkpoint)
     paths = {rule.path for rule in table.rules}
     like = {path: leaf for path, leaf in target.items() if path in paths}

@@ -184,7 +184,7 @@ def _sha256(path: Path) -> str:
 
 
 def _card(
-    config: ConfigDict,
+    config: Any,
     encoder: TextTokenizer,
     decoder: TextTokenizer,
     params: Params,

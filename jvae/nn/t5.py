@@ -61,7 +61,7 @@ def _cross_kv_projection(c: T5Config) -> Projection:
 
 def init(encoder: T5Config, decoder: T5Config, key: Key[Array, ""]) -> Any:
     """Boxed parameters {embed, encoder, decoder}; the stacks share the token embedding."""
-    embed_key, encoder_key, decoder_key, head_key = split_key(key, 4)
+    embed_key, encoder_key, decoder_key, head_key = jax.random.split(key, 4)
     token = jnp.zeros((1, 1), jnp.int32)
     params = {
         "embed": T5Embeddings(encoder).init(embed_key, token)["params"],
@@ -74,11 +74,11 @@ def init(encoder: T5Config, decoder: T5Config, key: Key[Array, ""]) -> Any:
 
 
 def _init_stack(c: T5Config, key: Key[Array, ""]) -> Any:
-    layers_key, bias_key, norm_key = split_key(key, 3)
+    layers_key, bias_key, norm_key = jax.random.split(key, 3)
     x = jnp.zeros((1, 1, c.width), c.dtype)
 
     def one_layer(key: Array) -> Any:
-        layer_key, kv_key = split_key(key, 2)
+        layer_key, kv_key = jax.random.split(key, 2)
         cross = (lambda q: q) if c.cross else None
         params = T5Layer(c).init(layer_key, x, lambda q, k, v: (v, None), cross)["params"]
         if c.cross:

@@ -88,7 +88,7 @@ def _torch(path: Path) -> Tensors:
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]  no dependency of ours
     except ImportError:
         raise WeightsError(
             f"{path}: is a torch file, which only torch can read without executing what is in it, "
