@@ -29,6 +29,8 @@ def base() -> ConfigDict:
             packing="pack",  # or bucket: one sentence per row, like lengths together
         )
     )
+    # Pretrained backbones for step 0: a folder or hub name in Hugging Face's layout; empty: none.
+    c.init = ConfigDict(dict(encoder="", decoder=""))
     c.objective = ConfigDict(
         dict(
             kl_floor="none",
