@@ -35,9 +35,8 @@ class StepKeys(NamedTuple):
         return cls(*jax.random.split(jax.random.fold_in(base, step)))
 
 
-def init_state(model: TextVAE, tx: optax.GradientTransformation, key: Key[Array, ""]) -> TrainState:
-    """Fresh parameters and optimizer state."""
-    params = model.init(key)
+def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
     return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32))
 
 

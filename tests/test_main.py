@@ -189,6 +189,7 @@ def start(words: list[str]) -> subprocess.Popen:
         env=env,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -217,7 +218,8 @@ def test_kill_and_resume_is_bit_exact(corpus, tmp_path):
     longer = ("--config.train.steps=40", "--config.train.log_every=1")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     process = start(command(corpus, whole, *longer))
-    assert process.wait(timeout=300) == 0, process.stderr.read().decode()
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
 
     process = start(command(corpus, broken, *longer))
     log = broken / "metrics.jsonl"
@@ -227,10 +229,11 @@ def test_kill_and_resume_is_bit_exact(corpus, tmp_path):
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.002)
-    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     process = start(command(corpus, broken, *longer))
-    error = process.stderr.read().decode()
-    assert process.wait(timeout=300) == 0, error
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
     assert "resumed at step" in error
 
     expected, found = state_of(whole), state_of(broken)

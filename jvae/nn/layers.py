@@ -79,18 +79,18 @@ class Embedding(nn.Module):
     width: int
     axis: str
     dtype: str
-    init: Initializer = NORMAL
+    table_init: Initializer = NORMAL
 
     @nn.compact
     def __call__(self, index: Int[Array, "..."]) -> Float[Array, "... d"]:
-        names = nn.with_logical_partitioning(self.init, (self.axis, "embed"))
+        names = nn.with_logical_partitioning(self.table_init, (self.axis, "embed"))
         table: Any = self.param("table", names, (self.rows, self.width))
         return jnp.take(table, index, axis=0, mode="clip").astype(self.dtype)
 
 
-def apply(module: nn.Module, params: Any, *args: Any) -> Any:
+def apply(module: nn.Module, params: Any, *args: Any, **options: Any) -> Any:
     """A module's output for these parameters."""
-    return module.apply({"params": params}, *args)
+    return module.apply({"params": params}, *args, **options)
 
 
 def dropout(key: Key[Array, ""] | None, rate: float, x: Array) -> Array:

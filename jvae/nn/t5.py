@@ -21,7 +21,7 @@ from jvae.api import Side
 from jvae.nn import xent
 from jvae.nn.attention import causal, same_segment
 from jvae.nn.gpt2 import KvCache, LatentKv
-from jvae.nn.layers import Embedding, Projection, dropout, split_key
+from jvae.nn.layers import Embedding, Projection, apply, dropout, split_key
 from jvae.nn.stack import init_stack, run_stack
 from jvae.nn.t5_layer import (
     AttendCross,
@@ -95,11 +95,11 @@ def _init_stack(c: T5Config, key: Key[Array, ""]) -> Any:
 
 def embed(config: T5Config, params: Any, token: Int[Array, "..."]) -> Array:
     """Token embeddings in the compute dtype."""
-    return T5Embeddings(config).apply({"params": params["embed"]}, token)
+    return apply(T5Embeddings(config), params["embed"], token)
 
 
 def _finish(c: T5Config, stack: Any, x: Array, drop: Key[Array, ""] | None = None) -> Array:
-    return dropout(drop, c.dropout, RmsNorm(c.norm_eps).apply({"params": stack["norm"]}, x))
+    return dropout(drop, c.dropout, apply(RmsNorm(c.norm_eps), stack["norm"], x))
 
 
 def encode(
@@ -112,13 +112,13 @@ def encode(
     distance_bts = side.position_bt[:, :, None] - side.position_bt[:, None, :]
     bias_bnts = relative_bias(c, stack, distance_bts, causal=False)
 
-    def layer(layer_params, x_btd, _, key):  # noqa: ANN001, ANN202
+    def layer(layer_params, x_btd, _, key):
         drop_weights, drop_layer = split_key(key, 2)
 
-        def mix(q, k, v):  # noqa: ANN001, ANN202
+        def mix(q, k, v):
             return attend(q, k, v, mask_bts, bias_bnts, drop=drop_weights, rate=c.dropout), None
 
-        y_btd, _ = T5Layer(c).apply({"params": layer_params}, x_btd, mix, drop=drop_layer)
+        y_btd, _ = apply(T5Layer(c), layer_params, x_btd, mix, drop=drop_layer)
         return y_btd, x_btd
 
     x_btd = dropout(drop_embed, c.dropout, embed(c, params, side.token_bt))
@@ -144,6 +144,7 @@ def _cross_hook(
     """`cross` is one layer's slice."""
     if cross is None:
         return None
+    assert seen_bts is not None  # comes with the source
     return lambda q: attend(q, *cross, seen_bts, drop=drop, rate=rate)
 
 
@@ -177,16 +178,16 @@ def teacher_forced(
         distance_bts = jnp.concatenate([slot_btm, distance_bts], axis=2)
     bias_bnts = relative_bias(c, stack, distance_bts, causal=True)
 
-    def layer(layer_params, x_btd, xs, key):  # noqa: ANN001, ANN202
+    def layer(layer_params, x_btd, xs, key):
         slots, source = xs
         drop_weights, drop_cross, drop_layer = split_key(key, 3)
 
-        def mix(q, k, v):  # noqa: ANN001, ANN202
+        def mix(q, k, v):
             k, v = _behind(slots, k, v)
             return attend(q, k, v, mask_bts, bias_bnts, drop=drop_weights, rate=c.dropout), None
 
         hook = _cross_hook(source, source_bts, drop_cross, c.dropout)
-        y_btd, _ = T5Layer(c).apply({"params": layer_params}, x_btd, mix, hook, drop_layer)
+        y_btd, _ = apply(T5Layer(c), layer_params, x_btd, mix, hook, drop_layer)
         return y_btd, x_btd
 
     x_btd = dropout(drop_embed, c.dropout, x_btd)
@@ -234,15 +235,15 @@ def prefill(
     distance_ets = place_t[None, :, None] - jnp.arange(length + slots)[None, None]
     bias_ents = relative_bias(c, stack, distance_ets, causal=True)
 
-    def layer(layer_params, x, xs, _):  # noqa: ANN001, ANN202
+    def layer(layer_params, x, xs, _):
         slot, source = xs
 
-        def mix(q, k, v):  # noqa: ANN001, ANN202
+        def mix(q, k, v):
             k, v = _behind(slot, k, v)
             return attend(q, k, v, distance_ets >= 0, bias_ents), (k, v)
 
         hook = _cross_hook(source, None if source_es is None else source_es[:, None])
-        return T5Layer(c).apply({"params": layer_params}, x, mix, hook)
+        return apply(T5Layer(c), layer_params, x, mix, hook)
 
     x_etd, (key, value) = run_stack(layer, stack["layers"], x_etd, (latent, cross), unroll=c.unroll)
     room = ((0, 0), (0, 0), (0, max_len - length), (0, 0), (0, 0))
@@ -276,18 +277,18 @@ def step(
     distance_ets = place_e[:, None, None] - jnp.arange(places)[None, None]
     bias_ents = relative_bias(c, stack, distance_ets, causal=True)
 
-    def layer(carry, inputs):  # noqa: ANN001, ANN202
+    def layer(carry, inputs):
         x, key, value = carry
         layer_params, index, source = inputs
 
-        def mix(q, k, v):  # noqa: ANN001, ANN202
+        def mix(q, k, v):
             new_key = key.at[index, example_e, place_e].set(k[:, 0])
             new_value = value.at[index, example_e, place_e].set(v[:, 0])
             y = attend(q, new_key[index], new_value[index], distance_ets >= 0, bias_ents)
             return y, (new_key, new_value)
 
         hook = _cross_hook(source, None if source_es is None else source_es[:, None])
-        x, (key, value) = T5Layer(c).apply({"params": layer_params}, x, mix, hook)
+        x, (key, value) = apply(T5Layer(c), layer_params, x, mix, hook)
         return (x, key, value), None
 
     carry = (x_ed[:, None], cache.key_lemnh, cache.value_lemnh)

@@ -75,7 +75,7 @@ class RmsNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-        scale = self.param("scale", ones, (x.shape[-1],))
+        scale: Any = self.param("scale", ones, (x.shape[-1],))
         h = x.astype(wide(x.dtype))
         h = h * jax.lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + self.eps)
         return (h * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)

@@ -95,7 +95,7 @@ def test_train_step_is_traced_once(system, sentences):
         return step(state, batch, base)
 
     compiled = system.jit(counted, donate_argnums=0)
-    abstract = jax.eval_shape(lambda key: init_state(system.model, tx, key), jax.random.key(0))
+    abstract = jax.eval_shape(lambda key: init_state(system.model.init(key), tx), jax.random.key(0))
     state = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), abstract)
     state = state._replace(params=jax.tree.map(jnp.copy, system.params))
     for packing in ("packed", "mixed", "first"):

@@ -20,7 +20,7 @@ from jvae.pretrained.export import export_backbone
 from jvae.tree import named_leaves
 
 HF = Path(__file__).parent / "hf"
-AGREE = dict(rtol=0.0, atol=3e-5)  # as closely as the two original classes agree
+AGREE = dict(rtol=2e-6, atol=3e-5)  # as the two original classes do among themselves
 FORMATS = ("model.safetensors", "flax_model.msgpack")
 
 
