@@ -74,7 +74,7 @@ def base() -> ConfigDict:
         dict(
             seed=0,
             samples=100,  # K of NLL_K
-            sentences=500,  # at most so many sentences for NLL_K
+            sentences=500,  # at most so many, a seeded draw, for all that decodes
             chunk=1,  # posterior samples decoded together
             generate=1_000,  # sentences drawn from the prior
             interpolations=100,  # pairs of test sentences

@@ -87,7 +87,7 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
         samples["prior_greedy"] = [one_line(s) for s in greedy]
         report.add_group(texts.generation(samples["prior"], data.texts, this.data["train"].texts))
         if latent is not None:
-            _reconstructions(this, vae, report, samples, split)
+            _reconstructions(this, vae, report, samples, [data.texts[i] for i in chosen])
     if split in this.exact:
         _exactness(this, report, likelihood, samples, split)
     _write(this.workdir, report, samples, split)
@@ -95,10 +95,14 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
 
 
 def _reconstructions(
-    this: run.Run, vae: LoadedVAE, report: Report, samples: dict[str, list[str]], split: str
+    this: run.Run,
+    vae: LoadedVAE,
+    report: Report,
+    samples: dict[str, list[str]],
+    original: list[str],
 ) -> None:
-    """Every sentence decoded from its posterior mean, and lines between pairs of them."""
-    cfg, original = this.config.evals, list(this.data[split].texts)
+    """Sentences decoded from their posterior means, and lines between pairs of them."""
+    cfg = this.config.evals
     z_egz = vae.encode(original)
     decoded = [one_line(s) for s in vae.decode(z_egz)]
     shuffled = vae.decode(np.roll(z_egz, 1, axis=0))
