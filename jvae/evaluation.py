@@ -87,7 +87,7 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
         samples["prior_greedy"] = [one_line(s) for s in greedy]
         report.add_group(texts.generation(samples["prior"], data.texts, this.data["train"].texts))
         if latent is not None:
-            _reconstructions(this, vae, report, samples, [data.texts[i] for i in chosen])
+            _reconstructions(this, vae, report, samples, [str(data.texts[i]) for i in chosen])
     if split in this.exact:
         _exactness(this, report, likelihood, samples, split)
     _write(this.workdir, report, samples, split)

@@ -128,6 +128,17 @@ def test_loaded_run(finished):
         vae.decode(z_egz[:, 0])
 
 
+def test_an_exported_run_loads_again(finished, tmp_path):
+    jvae.export(finished, tmp_path / "model")
+    texts = [s.text for s in grammar.corpus("test", 3)]
+    run_, exported = jvae.load(finished), jvae.load(tmp_path / "model")
+    np.testing.assert_array_equal(run_.encode(texts), exported.encode(texts))
+    assert run_.sample(3, seed=2) == exported.sample(3, seed=2)
+    assert "exact_match" in (tmp_path / "model" / "README.md").read_text()
+    with pytest.raises(jvae.errors.WeightsError, match="is there already"):
+        jvae.export(finished, tmp_path / "model")
+
+
 def test_held_out_sentences_are_not_trained_on(corpus, tmp_path):
     config, _ = configs.from_argv(command(corpus, tmp_path / "run")[:-1])
     splits, exact = run.read_splits(config)
