@@ -22,7 +22,12 @@ def finished_run(folder: Path, name: str = "optimus-tiny") -> Path:
         "config": {"name": name},
         "device": {"kind": "cpu", "jax": "0.0"},
     }
-    report = {"card": card, "metrics": metrics, "time": {"text_s": 1.0, "latent_s": 2.5}}
+    report = {
+        "card": card,
+        "metrics": metrics,
+        "time": {"text_s": 1.0, "latent_s": 2.5},
+        "details": {},
+    }
     (folder / "eval").mkdir(parents=True)
     (folder / "eval/test.json").write_text(json.dumps(report))
     laps = [(10, 100.0, 50.0), (20, 300.0, 40.0), (30, 200.0, 60.0)]
