@@ -22,7 +22,12 @@ class Console:
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
         of = f"/{self._total}" if self._total else ""
-        self._print(f"step {step}{of}  " + "  ".join(f"{n} {_short(v)}" for n, v in values.items()))
+        groups: dict[str, list[str]] = {}
+        for name, value in values.items():
+            group, _, rest = name.rpartition("/")
+            groups.setdefault(group, []).append(f"{rest} {_short(value)}")
+        shown = "  ".join(" ".join([name, *items]).strip() for name, items in groups.items())
+        self._print(f"step {step}{of}  {shown}")
 
     def progress(self, step: int) -> None:
         """Redraws the progress line at most ten times a second."""
@@ -66,7 +71,7 @@ class Console:
 
 
 def _short(value: Value) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _clock_time(seconds: float) -> str:

@@ -46,7 +46,7 @@ def loaded(this: run.Run, params: Params, seed: int = 0) -> LoadedVAE:
         decoder=this.decoder,
         rows=this.rows,
         limits=family.limits(run.model_config(this.config)),
-        max_length=this.config.decode.max_length or run.longest_sentence(this),
+        max_length=this.config.decode.max_length,
         decode_batch=this.config.decode.batch,
         seed=seed,
     )
@@ -154,7 +154,7 @@ def _exactness(
 
 def _untrained(this: run.Run, mesh: Mesh, rows: Any) -> LatentResult | None:
     """The control of every latent metric: the same estimators on fresh parameters."""
-    _, where = run.param_shardings(this, mesh)
+    _, where = run.param_shardings(this.model, mesh)
     params = jax.jit(this.model.init, out_shardings=where)(run.seeds(this.config.seed)["init"])
     posts = collect_posteriors(this.model, params, rows(), jax.random.key(this.config.evals.seed))
     return latent_metrics(this.model, params, posts)

@@ -5,11 +5,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jvae import evaluation, run, workdir
+from jvae import evaluation, loading, run, workdir
 from jvae import train as training
 from jvae.errors import CheckpointError, ConfigError
 from jvae.parallel import mesh as meshes
-from jvae.space.loaded import LoadedVAE
 
 
 def train(config: ConfigDict, folder: Path) -> None:
@@ -26,7 +25,12 @@ def train(config: ConfigDict, folder: Path) -> None:
 
 def evaluate(config: ConfigDict, folder: Path) -> None:
     """Measures the best checkpoint of a run on its test split."""
-    this, mesh, params, step = _trained(config, folder)
+    if not (folder / workdir.CONFIG).is_file():
+        raise CheckpointError(f"{folder}: no run here; train it first, or give its --workdir")
+    workdir.claim(folder, config)
+    this = run.open_run(config, folder)
+    mesh = meshes.make_mesh(this.config.mesh)
+    params, step = loading.load_params(this.model, mesh, folder)
     _show(evaluation.evaluate(this, mesh, params, step).table(), folder)
 
 
@@ -40,8 +44,7 @@ def text(
         raise ConfigError("nothing to reconstruct: give --text='...' or lines on standard input")
     if mode == "interpolate" and len(lines) != 2:
         raise ConfigError(f"interpolate takes two sentences, not {len(lines)}: give --text twice")
-    this, _, params, _ = _trained(config, folder)
-    vae: LoadedVAE = evaluation.loaded(this, params, seed)
+    vae = loading.load(folder, seed=seed)
     settings = {k: v for k, v in config.decode.items() if k not in ("batch", "max_length")}
     if mode == "sample":
         found = vae.sample(n, **settings)
@@ -50,16 +53,6 @@ def text(
     else:
         found = vae.interpolate(lines[0], lines[1], steps)
     print("\n".join(found))
-
-
-def _trained(config: ConfigDict, folder: Path):  # noqa: ANN202
-    if not (folder / workdir.CONFIG).is_file():
-        raise CheckpointError(f"{folder}: no run here; train it first, or give its --workdir")
-    workdir.claim(folder, config)
-    this = run.open_run(config, folder)
-    mesh = meshes.make_mesh(this.config.mesh)
-    params, step = training.load_params(this, mesh, folder)
-    return this, mesh, params, step
 
 
 def _show(table: str, folder: Path) -> None:

@@ -12,12 +12,13 @@ Config section:
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from jvae.errors import ConfigError
 from jvae.tree import map_named, named_leaves
@@ -25,9 +26,7 @@ from jvae.tree import map_named, named_leaves
 SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
 
 
-def learning_rate(
-    cfg: Mapping[str, Any], total_steps: int
-) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
+def learning_rate(cfg: Mapping[str, Any], total_steps: int) -> optax.Schedule:
     """The rate of an update, counted from 0: the very first update of a warm-up has rate 0.
 
     After `warmup_steps`: `constant` stays; `linear` falls to 0 at `total_steps`; `cosine` falls to
@@ -46,7 +45,7 @@ def learning_rate(
             f"config.optim.warmup_steps = {warmup}, expected 0 to the run's {total_steps} steps"
         )
 
-    def schedule(step: Int[Array, ""] | int) -> Float[Array, ""]:
+    def schedule(step: ArrayLike) -> Float[Array, ""]:
         step = jnp.asarray(step, jnp.int32)
         left = jnp.clip((total_steps - step) / max(1, total_steps - warmup), 0.0, 1.0)
         after = {

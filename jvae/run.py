@@ -24,7 +24,6 @@ from jvae.data.formats import Reader
 from jvae.data.plan import propose_rows, shuffled
 from jvae.data.prepare import prepare
 from jvae.data.tokenizers import TextTokenizer
-from jvae.decode import DecodeConfig
 from jvae.errors import ConfigError, DataError
 from jvae.objectives import Objective
 from jvae.parallel import rules
@@ -86,11 +85,18 @@ def build_objective(config: ConfigDict) -> Objective:
     return dataclass_from(Objective, section, "objective")
 
 
-def decode_config(config: ConfigDict, max_length: int, **changes: Any) -> DecodeConfig:
-    """Decoding settings of a config, as long as `max_length` where it leaves that open."""
-    section = {k: v for k, v in config.decode.items() if k != "batch"} | changes
-    section["max_length"] = section["max_length"] or max_length
-    return dataclass_from(DecodeConfig, section, "decode")
+def row_spec(config: ConfigDict, limits: dict[str, int]) -> RowSpec:
+    """The rows of a finalised config, for the sides that the model reads."""
+    data = config.data
+    return RowSpec(
+        dec_row=data.dec_row,
+        enc_row=data.enc_row if "enc" in limits else None,
+        cond_row=data.cond_row if "cond" in limits else None,
+        slots=data.slots,
+        batch_rows=data.batch_rows,
+        packing=data.packing,
+        seed=config.seed,
+    )
 
 
 def read_splits(
@@ -226,15 +232,10 @@ def open_run(config: ConfigDict, workdir: Path) -> Run:
         if split in exact:
             exact[split] = exact[split][dataset.lines.line_no - 1]
     _settle_rows(config, data, log)
-    rows = RowSpec(
-        dec_row=config.data.dec_row,
-        enc_row=config.data.enc_row if "enc" in by_side else None,
-        cond_row=config.data.cond_row if "cond" in by_side else None,
-        slots=config.data.slots,
-        batch_rows=config.data.batch_rows,
-        packing=config.data.packing,
-        seed=config.seed,
-    )
+    # Decoding stops where the longest training sentence does, its end included.
+    longest = int(data["train"].dec.lengths.max()) - 1
+    config.decode.max_length = config.decode.max_length or longest
+    rows = row_spec(config, limits)
     model = build_model(config)
     return Run(config.lock(), workdir, encoder, decoder, data, rows, model, exact, log)
 
@@ -288,18 +289,13 @@ def _settle_rows(config: ConfigDict, data: dict[str, Dataset], log: list[str]) -
     log.append(f"rows: {shown}, data.slots={section.slots}, data.batch_rows={section.batch_rows}")
 
 
-def longest_sentence(run: Run) -> int:
-    """New tokens of the longest training sentence, its end included: the decoding limit."""
-    return int(run.data["train"].dec.lengths.max()) - 1
-
-
 def seeds(seed: int) -> dict[str, Key[Array, ""]]:
     """One seed split once into named keys."""
     names = ("init", "train", "valid", "eval")
     return dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
 
 
-def param_shardings(this: Run, mesh: Mesh) -> tuple[Params, Any]:
+def param_shardings(model: TextVAE, mesh: Mesh) -> tuple[Params, Any]:
     """Abstract parameters and where each of them lives."""
-    abstract = jax.eval_shape(this.model.init, jax.random.key(0))
-    return abstract, rules.shardings(this.model.axes, abstract, mesh)
+    abstract = jax.eval_shape(model.init, jax.random.key(0))
+    return abstract, rules.shardings(model.axes, abstract, mesh)

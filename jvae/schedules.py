@@ -96,7 +96,7 @@ def build(cfg: Mapping[str, Any], total_steps: int) -> Schedule:
       its range.
     """
     given = {name: value for name, value in dict(cfg).items() if name != "kind"}
-    kind = cfg.get("kind")
+    kind = str(cfg.get("kind"))
     _require(kind in KINDS, f"kind = {kind!r}, expected one of {', '.join(KINDS)}")
     arguments = {name: list(inspect.signature(make).parameters) for name, make in KINDS.items()}
     for name in given:

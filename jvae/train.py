@@ -17,6 +17,7 @@ from jvae.api import Batch, Params
 from jvae.checkpoint import Checkpoints
 from jvae.data.dataset import batches, eval_batches
 from jvae.errors import ConfigError, TrainingError
+from jvae.loading import load_params
 from jvae.parallel import mesh as meshes
 from jvae.parallel import rules
 from jvae.tree import sizes
@@ -61,7 +62,7 @@ def train(config: ConfigDict, folder: Path) -> Trained:
             f"data.batch_rows is {cfg.data.batch_rows}; the mesh cuts rows into {shards} parts, "
             "so use a multiple of that"
         )
-    abstract, where = run.param_shardings(this, mesh)
+    abstract, where = run.param_shardings(model, mesh)
     tx = optim.build(cfg.optim, abstract, cfg.train.steps)
     state_where = step.TrainState(
         where, rules.optimizer_shardings(tx, abstract, where, mesh), meshes.replicated(mesh)
@@ -129,28 +130,13 @@ def train(config: ConfigDict, folder: Path) -> Trained:
                 valid = check(state.params, done)
                 writer.write(done, {f"valid/{k}": v for k, v in valid.items()})
                 writer.flush()
-                meta = {"position": list(position), "config": configs.flatten(cfg)}
+                meta = {"position": list(position), "config": configs.to_json(cfg)}
                 ckpts.save_best(done, state, meta, valid["loss"])
                 ckpts.save(done, state, meta)
                 clock = _Clock(done)
 
     # --- best parameters --------------------------------------------------------------------------
-    return Trained(this, mesh, *load_params(this, mesh, folder))
-
-
-def load_params(this: run.Run, mesh: Mesh, folder: Path) -> tuple[Params, int]:
-    """The best parameters of the run in a folder, and their step.
-
-    Raises: CheckpointError if there is no checkpoint that fits.
-    """
-    abstract, where = run.param_shardings(this, mesh)
-    wanted = jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, where
-    )
-    with Checkpoints(folder, read_only=True) as ckpts:
-        best = ckpts.best() is not None
-        state, meta = ckpts.restore({"params": wanted}, best=best, partial=True)
-    return state["params"], meta["step"]
+    return Trained(this, mesh, *load_params(model, mesh, folder))
 
 
 class _Clock:

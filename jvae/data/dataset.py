@@ -14,9 +14,9 @@ from jvae.api import Batch
 from jvae.data import plan as planning
 from jvae.data.encode import encode, special_tokens, unknown_note, unknown_tokens
 from jvae.data.prefetch import Prefetch
+from jvae.data.records import Records, StoredSide
 from jvae.data.rows import Encoded, pack_rows
 from jvae.data.sources import Lines, bad_line, check_on_error
-from jvae.data.stored import Records, StoredSide
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, DataError
 

@@ -32,8 +32,8 @@ from jvae.data.corpus import Corpus, Located, cache_fault, reading_key, write_wh
 from jvae.data.dataset import Dataset
 from jvae.data.encode import encode, special_tokens, unknown_note, unknown_tokens
 from jvae.data.progress import Progress
+from jvae.data.records import NAME, SPLIT, Records, StoredSide, StoredTexts
 from jvae.data.sources import TFDS, Lines, bad_line, drop_warning, sha256
-from jvae.data.stored import NAME, SPLIT, Records, StoredSide, StoredTexts
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import DataError
 
@@ -42,7 +42,6 @@ SHARD = 32_768  # documents
 _CHUNK, _CHUNK_CHARS = 1_024, 1 << 20  # most examples, and about most characters, tokenised at once
 _ABANDONED_S = 7 * 24 * 3600.0  # age at which another preparation's leftovers are removed
 _OPTIONS = "group_size:1,uncompressed"  # single records, for random access; too small to compress
-_COLUMNS = ("words", "chars", "line", "file", "document")
 _COLUMNS = ("words", "chars", "line", "file", "document")
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 

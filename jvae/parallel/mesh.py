@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ ROWS = ("data", "fsdp")  # the mesh axes that batches are cut over
 log = logging.getLogger(__name__)
 
 
-def make_mesh(cfg: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(cfg: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of sizes such as {data: -1, fsdp: 1, tensor: 2}; -1 takes all devices that remain.
 
     A product smaller than the number of devices uses the first ones and leaves the others idle, in

@@ -1,0 +1,156 @@
+"""Tables of README.md from measured rows, one JSON object per line.
+
+    python -m jvae.bench.table add runs/optimus-tiny     the row of a finished run
+    python -m jvae.bench.table write                     all tables again, from the rows
+
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; nothing between them is
+written by hand. A value that no run has measured is printed as "not measured".
+"""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jvae.errors import ConfigError, JvaeError
+from jvae.metrics import read_lines
+from jvae.workdir import write_text
+
+ROWS = Path(__file__).with_name("results.jsonl")
+END = "<!-- end of table -->"
+NOT_MEASURED = "not measured"
+
+Row = Mapping[str, Any]
+
+
+def read_rows(path: Path = ROWS) -> list[dict[str, Any]]:
+    """All rows, in the order of the file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def row_of(folder: Path) -> dict[str, Any]:
+    """The row of a finished run: metrics of its test split, speed, command, commit, hardware.
+
+    Raises: ConfigError if the run has not been evaluated.
+    """
+    path = folder / "eval" / "test.json"
+    if not path.is_file():
+        raise ConfigError(f"{folder}: no eval/test.json, so no finished run to take a row from")
+    report = json.loads(path.read_text(encoding="utf-8"))
+    laps = [line for line in read_lines(folder / "metrics.jsonl") if "train/loss" in line]
+    steps = [line["step"] for line in laps]
+    lap_steps = [b - a for a, b in zip([0, *steps], steps, strict=False)]
+    lap_ms = [line["train/time/step_ms"] for line in laps]
+    speeds = sorted(line["train/time/tokens_per_s"] for line in laps)
+    return {
+        "name": report["card"]["config"]["name"],
+        "command": f"python -m jvae.main --config={_spec(report['card']['config']['name'])}",
+        "commit": report["card"]["commit"],
+        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {report['card']['device']['kind']}",
+        "jax": report["card"]["device"]["jax"],
+        "train_s": round(sum(n * ms for n, ms in zip(lap_steps, lap_ms, strict=True)) / 1e3, 1),
+        "eval_s": round(sum(v for v in report["time"].values() if v), 1),
+        "tokens_per_s": round(speeds[len(speeds) // 2]),
+        "metrics": {name: m["value"] for name, m in report["metrics"].items()},
+        "se": {name: m["se"] for name, m in report["metrics"].items() if m["se"] is not None},
+    }
+
+
+def _spec(name: str) -> str:
+    system, _, preset = name.partition("-")
+    return f"configs/{system}.py" + (f":{preset}" if preset != "tiny" else "")
+
+
+def add(folder: Path, path: Path = ROWS) -> dict[str, Any]:
+    """Stores the row of a run in place of an older one of the same name."""
+    row = row_of(folder)
+    rows = [old for old in read_rows(path) if old["name"] != row["name"]] + [row]
+    rows.sort(key=lambda one: one["name"])
+    write_text(path, "".join(json.dumps(one, sort_keys=True) + "\n" for one in rows))
+    return row
+
+
+def _number(row: Row, name: str, digits: int) -> str:
+    value = row["metrics"].get(name)
+    if value is None:
+        return "–" if name in row["metrics"] else NOT_MEASURED
+    se = row["se"].get(name)
+    return f"{value:.{digits}f}" + (f" ± {se:.{digits}f}" if se is not None else "")
+
+
+RUN_COLUMNS: Sequence[tuple[str, Callable[[Row], str]]] = (
+    ("run", lambda r: f"`{r['name']}`"),
+    ("exact match %", lambda r: _number(r, "exact_match", 1)),
+    ("NLL_100", lambda r: _number(r, "nll_100", 2)),
+    ("exact -log p", lambda r: _number(r, "exact", 2)),
+    ("PPL_w", lambda r: _number(r, "ppl_w", 2)),
+    ("floor", lambda r: _number(r, "ppl_w_floor", 2)),
+    ("KL", lambda r: _number(r, "kl", 2)),
+    ("MI", lambda r: _number(r, "mi", 2)),
+    ("AU", lambda r: _number(r, "au_0.01", 0)),
+    ("grammatical %, T = 1", lambda r: _number(r, "prior_grammatical", 1)),
+    ("greedy", lambda r: _number(r, "prior_greedy_grammatical", 1)),
+    ("distinct %", lambda r: _number(r, "prior_distinct", 1)),
+    ("train + eval s", lambda r: f"{r['train_s']:.0f} + {r['eval_s']:.0f}"),
+    ("tokens/s", lambda r: f"{r['tokens_per_s']:,}"),
+)
+
+
+def runs_table(rows: Sequence[Row]) -> str:
+    """Markdown of the runs on the embedded corpus, and where they were measured."""
+    head = [name for name, _ in RUN_COLUMNS]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines += ["| " + " | ".join(cell(row) for _, cell in RUN_COLUMNS) + " |" for row in rows]
+    for row in rows:
+        lines.append(
+            f"\n`{row['name']}`: `{row['command']}`; {row['hardware']}, jax {row['jax']}, "
+            f"commit {row['commit']}."
+        )
+    return "\n".join(lines)
+
+
+TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = {"runs": runs_table}
+
+
+def filled(text: str, rows: Sequence[Row]) -> str:
+    """A document with every table made anew.
+
+    Raises: ConfigError for a table nobody makes or without its end.
+    """
+    out, rest = "", text
+    while True:
+        before, marker, after = rest.partition("<!-- table: ")
+        out += before
+        if not marker:
+            return out
+        name, close, body = after.partition(" -->")
+        _, end, rest = body.partition(END)
+        if name not in TABLES or not close or not end:
+            raise ConfigError(f"table {name.splitlines()[0]!r}: unknown, or without {END!r}")
+        out += f"{marker}{name}{close}\n{TABLES[name](rows)}\n{END}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit code."""
+    try:
+        if len(argv) == 2 and argv[0] == "add":
+            print(json.dumps(add(Path(argv[1])), sort_keys=True, indent=2))
+        elif list(argv) == ["write"]:
+            readme = Path("README.md")
+            write_text(readme, filled(readme.read_text(encoding="utf-8"), read_rows()))
+        else:
+            print(__doc__)
+            return 2
+    except JvaeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

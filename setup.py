@@ -1,0 +1,38 @@
+"""Packaging. The configs of the checkout are shipped as `jvae.configs`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="jvae",
+    version="0.1.0",
+    description="Latent-variable language models in JAX: train, measure, sample and edit text VAEs",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["jvae", "jvae.*"]), "jvae.configs"],
+    package_dir={"jvae.configs": "configs"},
+    entry_points={"console_scripts": ["jvae = jvae.main:main"]},
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "ml-collections>=1.1",
+        "transformers>=5.0",  # tokenizers by hub name
+        "tokenizers>=0.22",
+        "safetensors>=0.5",
+        "tensorflow-datasets>=4.9.10",
+        "importlib_resources",  # tensorflow-datasets needs it and does not say so
+        "array_record>=0.8",
+        "grain>=0.2.18",
+        "jaxtyping>=0.3",  # shapes in signatures
+        "sacrebleu>=2.4",
+        "tensorboardX>=2.6",  # TensorBoard files without TensorFlow
+        "absl-py",
+        "numpy>=2.0",
+    ],
+    extras_require={"test": ["pytest>=8", "ruff>=0.15", "pyright>=1.1.400", "beartype>=0.20"]},
+)
