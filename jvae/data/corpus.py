@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,7 +60,7 @@ class Corpus:
 
     def __str__(self) -> str:
         more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
-        return self.files[0].path + more
+        return next(iter(self.files)).path + more
 
     def select(self, keep_d: np.ndarray) -> "Corpus":
         """The documents where `keep_d` is True."""
@@ -113,7 +113,7 @@ def survey(names: str | Path | Sequence[str | Path], reader: Reader, cache: Path
     return Corpus(reader, tuple(files), tuple(documents), dict(dropped))
 
 
-def reading_key(reader: Reader, name: str) -> dict[str, object]:
+def reading_key(reader: Reader, name: str) -> dict[str, Any]:
     """The options that decide what is read from a file, for keys of the cache."""
     options = {one.name: getattr(reader, one.name) for one in fields(reader)}
     del options["tfds_dir"]  # the digest stands for the set

@@ -116,7 +116,7 @@ class Dataset:
         return Counts(len(e), int(self.words_e[e].sum()), int(self.chars_e[e].sum()), int(tokens))
 
 
-def _take(sides: dict[str, Encoded], ids: np.ndarray) -> dict[str, Encoded]:
+def _take(sides: dict[str, Encoded | StoredSide], ids: np.ndarray) -> dict[str, Encoded]:
     return {name: side.take(ids) for name, side in sides.items()}
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,29 +99,26 @@ def scan(name: str, reader: Reader) -> Iterator[tuple[int, Example | BadLine]]:
 
 
 def _from_lines(name: str, kind: str, reader: Reader) -> Iterator[tuple[int, Row]]:
-    parse: Callable[[str], Row | None]
+    parse: Callable[[str], Row | None] = _from_text
     if kind == "tsv":
         parse = _Columns(name, reader).row
     elif kind == "jsonl":
-
-        def parse(line: str) -> Row:
-            return _from_json(line, reader)
+        parse = partial(_from_json, reader=reader)
     elif set(reader.fields) != {"text"}:
         key = "source" if reader.source else "label"
         raise DataError(
             f"{name}: data.{key} is set, but plain text has no columns; "
             "bring .tsv or .jsonl files, or set data.format"
         )
-    else:
-
-        def parse(line: str) -> Row:
-            return [Example(line)]
-
     for number, raw in raw_lines(name, reader.max_chars):
         line = _decode(raw) if isinstance(raw, bytes) else raw
         row = line if isinstance(line, BadLine) else parse(line)
         if row is not None:
             yield number, row
+
+
+def _from_text(line: str) -> Row:
+    return [Example(line)]
 
 
 def _decode(raw: bytes) -> str | BadLine:
@@ -204,7 +202,7 @@ def _from_object(found: dict[str, Any], reader: Reader) -> Row:
         value = found[key]
         if field == "label" and isinstance(value, int | float):
             value = json.dumps(value)
-        many = value if isinstance(value, list) and field != "label" else [value]
+        many: list[Any] = value if isinstance(value, list) and field != "label" else [value]
         if not all(isinstance(one, str) for one in many):
             wanted = "a string" if field == "label" else "a string or a list of strings"
             kind = next(_json_type(one) for one in many if not isinstance(one, str))

@@ -42,7 +42,7 @@ SHARD = 32_768  # documents
 _CHUNK, _CHUNK_CHARS = 1_024, 1 << 20  # most examples, and about most characters, tokenised at once
 _ABANDONED_S = 7 * 24 * 3600.0  # age at which another preparation's leftovers are removed
 _OPTIONS = "group_size:1,uncompressed"  # single records, for random access; too small to compress
-_COLUMNS = ("words", "chars", "line", "file", "document")
+_COLUMNS = ("words", "chars", "line_no", "file_no", "document")
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -177,7 +177,7 @@ def _write_shards(part: Path, work: _Work, shard: int) -> None:
             temporary = path.with_name(f"{path.name}.tmp")
             columns, facts = _write_shard(temporary, examples, work, progress)
             with (part / "shards" / f"{k:05d}.tmp").open("wb") as file:
-                np.savez(file, **columns)
+                np.savez(file, **columns)  # pyright: ignore[reportArgumentType]
             os.replace(file.name, part / "shards" / f"{k:05d}.npz")
             write_whole(part / "shards" / f"{k:05d}.json", json.dumps(facts))
             os.replace(temporary, path)  # last: from here on the shard is finished
@@ -203,8 +203,8 @@ def _write_shard(
             for i, one in enumerate(kept):
                 columns["words"].append(len(one.example.text.split()))
                 columns["chars"].append(len(one.example.text))
-                columns["line"].append(one.line)
-                columns["file"].append(one.file)
+                columns["line_no"].append(one.line)
+                columns["file_no"].append(one.file)
                 columns["document"].append(one.document)
                 texts = {name: getattr(one.example, name) for name in work.corpus.reader.fields}
                 tokens = {side: encoded.tokens(i) for side, encoded in sides.items()}
@@ -309,8 +309,8 @@ def _open(folder: Path, work: _Work) -> Dataset:
     dropped = dict(Counter(corpus.dropped) + Counter(meta["dropped"]))
     lines = Lines(
         text=texts["text"],
-        line_no=records.column("line"),
-        file_no=records.column("file"),
+        line_no=records.column("line_no"),
+        file_no=records.column("file_no"),
         files=corpus.files,
         dropped=dropped,
         source=texts.get("source"),

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.registered import DatasetNotFoundError
 
 from jvae.errors import DataError
 
@@ -79,7 +80,7 @@ def _open(name: str, data_dir: str) -> tuple[Any, str]:
             importlib.import_module(f"tensorflow_datasets.{module}.{where.split('/')[0]}")
     try:
         builder = tfds.builder(where, data_dir=data_dir or None)
-    except tfds.core.registered.DatasetNotFoundError:
+    except DatasetNotFoundError:
         raise DataError(
             f"{name}: TFDS {tfds.__version__} has no set {where.split('/')[0]!r} and none is "
             f"prepared in {data_dir or 'its default folder'}; check the name and data.tfds_dir"
