@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 
@@ -287,7 +288,9 @@ def _made(rows: grain.MapDataset, workers: int) -> Iterator[Batch]:
         made = made.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     iterator = iter(made)
     try:
-        yield from iterator
+        for batch in iterator:
+            # Copied out of the memory shared with a worker, which is then free at once.
+            yield jax.tree.map(np.array, batch) if workers else batch
     finally:
         iterator.close()
 

@@ -182,9 +182,9 @@ def _from_json(line: str, reader: Reader) -> Row:
     if not line.strip():
         return BadLine("empty", "empty line; expected a JSON object")
     try:
-        found = json.loads(line)
+        found = json.loads(line.strip())
     except json.JSONDecodeError as error:
-        return BadLine("invalid JSON", f"not valid JSON ({error.msg} at column {error.colno})")
+        return BadLine("invalid JSON", f"not valid JSON ({error.msg}, column {error.colno})")
     except RecursionError:
         return BadLine("invalid JSON", "JSON nested too deeply")
     if not isinstance(found, dict):
