@@ -8,6 +8,7 @@ tfds:/data/snli/1.1.0:validation   a folder that TFDS has prepared
 import contextlib
 import hashlib
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,10 @@ def _plain(value: Any, names: list[str] | None) -> Any:
 
 
 def _open(name: str, data_dir: str) -> tuple[Any, str]:
-    where, _, split = name.removeprefix("tfds:").rpartition(":")
-    if not where or not split:
+    spelt = re.fullmatch(r"tfds:(.+?):([^:\[]+(?:\[.*\])?)", name)
+    if not spelt:
         raise DataError(f"{name}: expected tfds:NAME:SPLIT, for example tfds:snli:train")
+    where, split = spelt.groups()
     if (Path(where).expanduser() / "dataset_info.json").is_file():
         return tfds.builder_from_directory(Path(where).expanduser()), split
     if where.startswith(("/", ".", "~")):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from jvae.data.corpus import survey
 from jvae.data.dataset import (
     Counts,
     RowSpec,
@@ -17,10 +18,9 @@ from jvae.data.dataset import (
     eval_batches,
     make_dataset,
 )
+from jvae.data.formats import Reader
 from jvae.data.plan import bucket_lengths, propose_rows
 from jvae.data.prefetch import Prefetch
-from jvae.data.corpus import survey
-from jvae.data.formats import Reader
 from jvae.data.sources import lines_of
 from jvae.data.tokenizers import load, train_bpe, train_word_level
 from jvae.errors import ConfigError, DataError

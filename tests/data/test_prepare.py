@@ -1,4 +1,4 @@
-"""Prepared corpora: the same as in memory, made once, whole or not at all, the same after a kill."""
+"""Prepared corpora: the same as in memory, made once, whole or not at all, the same if killed."""
 
 import itertools
 import json
