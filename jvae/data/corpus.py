@@ -131,6 +131,7 @@ def _survey_file(name: str, digest: str, reader: Reader, cache: Path) -> dict:
     documents = last = counted = 0
     dropped: Counter[str] = Counter()
     size = 0 if name.startswith(TFDS) else Path(name).stat().st_size
+    size *= 3 if name.endswith(".gz") else 1  # about what gzip makes of text
     with Progress(f"checking {name}", size) as progress:
         for last, one in scan(name, reader):
             if isinstance(one, BadLine):

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from jvae.data.corpus import Corpus, Located, cache_fault, reading_key, write_whole
 from jvae.data.dataset import Dataset
@@ -208,7 +209,7 @@ def _write_shard(
                 columns["document"].append(one.document)
                 texts = {name: getattr(one.example, name) for name in work.corpus.reader.fields}
                 tokens = {side: encoded.tokens(i) for side, encoded in sides.items()}
-                record = work.features.serialize_example(texts | tokens)
+                record = _record(texts | tokens)
                 writer.write(record)
                 written += len(record)
             progress.add(chunk[-1].document - chunk[0].document + 1)
@@ -221,6 +222,22 @@ def _write_shard(
         "unknown": dict(unknown),
     }
     return {name: np.asarray(one, np.int32) for name, one in columns.items()}, facts
+
+
+def _record(values: dict[str, Any]) -> bytes:
+    """What TFDS reads as the features of an example.
+
+    TFDS's own `serialize_example` leaves the order of the fields to the process's hash seed.
+    """
+    proto, fields = tf_feature_pb2, {}
+    for name, value in values.items():
+        if isinstance(value, str):
+            values_list = {"bytes_list": proto.BytesList(value=[value.encode()])}
+        else:
+            values_list = {"int64_list": proto.Int64List(value=value.tolist())}
+        fields[name] = proto.Feature(**values_list)
+    example = tf_example_pb2.Example(features=proto.Features(feature=fields))
+    return example.SerializeToString(deterministic=True)
 
 
 def _chunks(examples: Iterable[Located]) -> Iterator[list[Located]]:

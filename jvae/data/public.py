@@ -43,11 +43,11 @@ def rows(name: str, data_dir: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def fingerprint(name: str, data_dir: str) -> str:
-    """SHA-256 over the split and the bytes of the set's prepared files."""
+    """SHA-256 over the split's name and features and the bytes of its prepared files."""
     builder, split = _open(name, data_dir)
     _source(name, builder, split)
-    digest = hashlib.sha256(split.encode())
-    for path in sorted(builder.data_path.iterdir()):
+    digest = hashlib.sha256(f"{split} {builder.info.features.to_json()}".encode())
+    for path in builder.info.splits[split.partition("[")[0]].filepaths:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

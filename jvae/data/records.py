@@ -6,7 +6,6 @@ and label) and beside it `columns/NAME.npy`, one int32 per example: what plans a
 every example, without reading records.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -18,6 +17,11 @@ from jvae.data.rows import Encoded
 
 NAME, SPLIT = "corpus", "train"
 _BLOCK = 1024  # records read together when all are
+
+
+def _open(folder: Path) -> Any:
+    builder = tfds.builder_from_directory(folder)  # pyright: ignore[reportCallIssue]
+    return builder.as_data_source(SPLIT)
 
 
 class Records:
@@ -33,7 +37,7 @@ class Records:
     def read(self, ids: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """The records of the examples `ids`, in that order."""
         if self._source is None:
-            self._source = tfds.builder_from_directory(os.fspath(self.folder)).as_data_source(SPLIT)
+            self._source = _open(self.folder)
         chosen = np.asarray(ids, np.int64)
         if self._ids_e is not None:
             chosen = self._ids_e[chosen]

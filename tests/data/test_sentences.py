@@ -27,12 +27,8 @@ def test_sentences(sentences):
 
 
 def test_scripts_without_blanks():
-    assert split_sentences("我来了。你呢？“好！”他说。") == [
-        "我来了。",
-        "你呢？",
-        "“好！”",
-        "他说。",
-    ]
+    sentences = ["我来了。", "你呢？", "“好！”", "他说。"]
+    assert split_sentences("".join(sentences)) == sentences
 
 
 def test_nothing_is_lost():
