@@ -236,7 +236,8 @@ def _record(values: dict[str, Any]) -> bytes:
         else:
             values_list = {"int64_list": proto.Int64List(value=value.tolist())}
         fields[name] = proto.Feature(**values_list)
-    example = tf_example_pb2.Example(features=proto.Features(feature=fields))
+    features = proto.Features(feature=fields)
+    example = tf_example_pb2.Example(features=features)  # pyright: ignore[reportAttributeAccessIssue]
     return example.SerializeToString(deterministic=True)
 
 

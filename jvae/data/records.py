@@ -20,8 +20,8 @@ _BLOCK = 1024  # records read together when all are
 
 
 def _open(folder: Path) -> Any:
-    builder = tfds.builder_from_directory(folder)  # pyright: ignore[reportCallIssue]
-    return builder.as_data_source(SPLIT)
+    builder = tfds.builder_from_directory(folder)
+    return builder.as_data_source(split=SPLIT)  # pyright: ignore[reportCallIssue]
 
 
 class Records:
