@@ -218,7 +218,7 @@ def test_line_that_cannot_be_tokenised_is_named_or_dropped(tmp_path):
     cache = tmp_path / "cache"
     with pytest.raises(DataError) as caught:
         prepare(survey(path, Reader(), cache), tok, {"dec": 5}, cache, shard=1)
-    said = f"{path}:2: 6 tokens with tokenizer {tok['dec'].name}, over data.dec_row=5."
+    said = f"{path}:2: 6 tokens with tokenizer {tok['dec'].name}, more than the 5 that the model"
     assert str(caught.value).startswith(said)
     with pytest.raises(DataError, match="a.txt:3: spells the special token '</s>' of tokenizer"):
         prepare(survey(path, Reader(), cache), tok, {"dec": 9}, cache, shard=1)
