@@ -122,7 +122,7 @@ class _Cache(NamedTuple):
 
 def _init(config: DellaConfig, key: Key[Array, ""]) -> Any:
     dec, z = config.decoder, config.latent
-    keys = iter(split_key(key, 10))
+    keys = iter(split_key(key, 11))
     state, latent = jnp.zeros((1, dec.width)), jnp.zeros((1, z))
 
     def stacked(layer: Any, x: Array) -> Any:
