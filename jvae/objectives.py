@@ -14,50 +14,75 @@ from jaxtyping import Array, Float
 
 from jvae.api import Terms, mean_valid
 
-Floor = Callable[[Float[Array, "e g z"], float], Float[Array, "e"]]
+Floor = Callable[[Float[Array, "e g z"], float], Float[Array, "e g"]]
+Reduce = Callable[[Float[Array, "e g"]], Float[Array, "e"]]
 
 
-def _total(kl_egz: Array, floor: float) -> Array:
+def _plain(kl_egz: Array, floor: float) -> Array:
     del floor
-    return jnp.sum(kl_egz, axis=(1, 2))
+    return jnp.sum(kl_egz, axis=2)
 
 
 def _dim_masked(kl_egz: Array, floor: float) -> Array:
     """Dimensions at or below the floor contribute 0. Source: the released Optimus code
     (`fb_mode=1`).
     """
-    return jnp.sum(jnp.where(kl_egz > floor, kl_egz, 0.0), axis=(1, 2))
+    return jnp.sum(jnp.where(kl_egz > floor, kl_egz, 0.0), axis=2)
 
 
 def _dim_max(kl_egz: Array, floor: float) -> Array:
     """max(KL, floor) per dimension. Source: Li et al. 2020, eq. 9. Same gradient as `dim_masked`
     almost everywhere.
     """
-    return jnp.sum(jnp.maximum(kl_egz, floor), axis=(1, 2))
+    return jnp.sum(jnp.maximum(kl_egz, floor), axis=2)
 
 
-FLOORS: dict[str, Floor] = {"none": _total, "dim_masked": _dim_masked, "dim_max": _dim_max}
+def _group_max(kl_egz: Array, floor: float) -> Array:
+    """max(KL, floor) per latent group, of the KL summed over its dimensions; with one group, a
+    floor on the whole KL. Source: the released DELLA code (`kl_threshold`).
+    """
+    return jnp.maximum(jnp.sum(kl_egz, axis=2), floor)
+
+
+FLOORS: dict[str, Floor] = {
+    "none": _plain,
+    "dim_masked": _dim_masked,
+    "dim_max": _dim_max,
+    "group_max": _group_max,
+}
+REDUCTIONS: dict[str, Reduce] = {
+    "sum": lambda kl_eg: jnp.sum(kl_eg, axis=1),
+    "group_mean": lambda kl_eg: jnp.mean(kl_eg, axis=1),
+}
 
 
 @dataclass(frozen=True)
 class Objective:
     """How terms are weighed.
 
-    kl_floor: a name of `FLOORS`; floor: its threshold in nats. length_weighted: the reconstruction
-    is divided by the number of tokens of the sentence, start and end id counted (released Optimus
-    option; the KL never is, so the effective beta grows).
-    aux_weight: weight of each auxiliary term by its name; terms without a weight are an error.
+    kl_floor: a name of `FLOORS`; floor: its threshold in nats. kl_reduce: over latent groups, "sum"
+    as the bound has it, or "group_mean" (released DELLA code), which divides the effective beta by
+    the number of groups. length_weighted: the reconstruction is divided by the number of tokens of
+    the sentence, start and end id counted (released Optimus option; the KL never is, so the
+    effective beta grows). aux_weight: weight of each auxiliary term by its name; terms without a
+    weight are an error.
     """
 
     kl_floor: str = "none"
     floor: float = 0.0
+    kl_reduce: str = "sum"
     length_weighted: bool = False
     aux_weight: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kl_floor not in FLOORS:
-            known = ", ".join(FLOORS)
-            raise ValueError(f"objective.kl_floor is {self.kl_floor!r}; expected one of {known}")
+        for name, value, known in (
+            ("kl_floor", self.kl_floor, FLOORS),
+            ("kl_reduce", self.kl_reduce, REDUCTIONS),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"objective.{name} is {value!r}; expected one of {', '.join(known)}"
+                )
         if self.floor < 0:
             raise ValueError(f"objective.floor is {self.floor}; expected at least 0 nats")
 
@@ -81,8 +106,9 @@ def per_sentence(objective: Objective, terms: Terms, beta: Float[Array, ""] | fl
         total_e = total_e / (terms.scored_e + 1)
     kl_e = jnp.zeros_like(terms.nll_e)
     if terms.kl_egz is not None:
-        kl_e = _total(terms.kl_egz, 0.0)
-        total_e = total_e + beta * FLOORS[objective.kl_floor](terms.kl_egz, objective.floor)
+        kl_e = jnp.sum(terms.kl_egz, axis=(1, 2))
+        floored_eg = FLOORS[objective.kl_floor](terms.kl_egz, objective.floor)
+        total_e = total_e + beta * REDUCTIONS[objective.kl_reduce](floored_eg)
     for name, value_e in terms.aux.items():
         total_e = total_e + objective.aux_weight[name] * value_e
     return Loss(total_e, kl_e)

@@ -15,6 +15,16 @@ Initializer = Callable[..., Array]
 NORMAL = nn.initializers.normal(0.02)  # BERT, GPT-2 and both published VAE heads
 
 
+def uniform_fan_in(fan_in: int) -> Initializer:
+    """Uniform within 1 / sqrt(fan_in): what PyTorch gives a linear map nobody initialises."""
+    bound = fan_in**-0.5
+
+    def init(key: Key[Array, ""], shape: Sequence[int], dtype=jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
 def wide(dtype: jnp.dtype) -> jnp.dtype:
     """The dtype of reductions: float32, or float64 where the compute dtype is."""
     return jnp.promote_types(dtype, jnp.float32)
@@ -75,11 +85,11 @@ class Embedding(nn.Module):
     width: int
     axis: str
     dtype: str
-    init: Initializer = NORMAL
+    table_init: Initializer = NORMAL
 
     @nn.compact
     def __call__(self, index: Int[Array, "..."]) -> Float[Array, "... d"]:
-        names = nn.with_logical_partitioning(self.init, (self.axis, "embed"))
+        names = nn.with_logical_partitioning(self.table_init, (self.axis, "embed"))
         table = self.param("table", names, (self.rows, self.width))
         return jnp.take(table, index, axis=0, mode="clip").astype(self.dtype)
 

@@ -95,13 +95,33 @@ def vocab_rows(vocab: int) -> Transform:
     return Transform(read, lambda leaf: [leaf[:vocab]])
 
 
+class Columns(NamedTuple):
+    """Columns first..stop-1 of a foreign matrix of `total`; other rules read the others."""
+
+    first: int
+    stop: int
+    total: int
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """This part of a matrix. Raises WeightsError if it has other than `total` columns."""
+        if array.ndim != 2 or array.shape[1] != self.total:
+            raise WeightsError(f"has shape {array.shape}; expected {self.total} columns")
+        return array[:, self.first : self.stop]
+
+
 @dataclass(frozen=True)
 class Rule:
-    """One leaf of our tree and where it comes from."""
+    """One leaf of our tree and where it comes from.
+
+    columns: the part of every source that this leaf holds. first_layer: what `{i}` stands for at
+    our layer 0.
+    """
 
     path: str
     sources: tuple[str, ...]
     transform: Transform
+    columns: Columns | None = None
+    first_layer: int = 0
 
     @property
     def stacked(self) -> bool:
@@ -135,7 +155,7 @@ def nested(flat_tree: Mapping[str, Any]) -> Any:
 
 
 def _layer_names(rule: Rule, i: int) -> list[str]:
-    return [source.replace("{i}", str(i)) for source in rule.sources]
+    return [source.replace("{i}", str(rule.first_layer + i)) for source in rule.sources]
 
 
 def _listed(tensors: Mapping[str, Any], most: int = 20) -> str:
@@ -172,7 +192,10 @@ def read(table: Table, foreign: Mapping[str, np.ndarray], target: Any) -> Any:
                 continue
             used.update(names)
             try:
-                part = rule.transform.read([np.asarray(foreign[n]) for n in names], layer_shape)
+                tensors = [np.asarray(foreign[n]) for n in names]
+                if rule.columns is not None:
+                    tensors = [rule.columns.of(tensor) for tensor in tensors]
+                part = rule.transform.read(tensors, layer_shape)
             except WeightsError as error:
                 raise WeightsError(f"{', '.join(names)} (for {rule.path}) {error}") from None
             if not np.all(np.isfinite(part)):
@@ -206,10 +229,18 @@ def write(table: Table, params: Any) -> dict[str, np.ndarray]:
     """
     ours = named_leaves(params)
     out: dict[str, np.ndarray] = {}
+    cut: dict[str, dict[int, np.ndarray]] = {}
     for rule in table.rules:
         leaf = np.asarray(ours[rule.path])
         for i, part in enumerate(leaf if rule.stacked else [leaf]):
-            out.update(zip(_layer_names(rule, i), rule.transform.write(part), strict=True))
+            named = zip(_layer_names(rule, i), rule.transform.write(part), strict=True)
+            if rule.columns is None:
+                out.update(named)
+                continue
+            for name, columns in named:
+                cut.setdefault(name, {})[rule.columns.first] = columns
+    for name, parts in cut.items():
+        out[name] = np.concatenate([parts[first] for first in sorted(parts)], axis=1)
     for name, other in table.tied:
         out[name] = out[other]
     return out
