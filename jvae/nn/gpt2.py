@@ -6,6 +6,9 @@ decoding with a static cache, `encode` for rows under any other mask.
 
 A decoder may change the attention values of its layers: `fuse(value_btnh, inputs) -> value_btnh`
 gets the layer's own slice of `fuse_l`, a tree with the layers in front. Caches hold fused values.
+
+A model may put its own layer around the same weights: `block(params, x, attend, inputs, drop) ->
+(y, output of attend)` takes the place of `plain_block` and gets its layer's slice of `block_l`.
 """
 
 from collections.abc import Callable
@@ -22,10 +25,11 @@ from jvae.nn.attention import Slots, attend, attend_cached, causal
 from jvae.nn.config import TransformerConfig
 from jvae.nn.layers import Embedding, LayerNorm, dropout, split_key, uniform_fan_in
 from jvae.nn.stack import init_stack, run_stack
-from jvae.nn.transformer import Gpt2Layer
+from jvae.nn.transformer import Attend, Gpt2Layer
 
 Fuse = Callable[[Array, Any], Array]
 Read = Callable[[Array, Any], Any]
+Block = Callable[[Any, Array, Attend, Any, Key[Array, ""] | None], tuple[Array, Any]]
 
 
 class LatentKv(NamedTuple):
@@ -96,6 +100,13 @@ def embed(config: TransformerConfig, params: Any, token: Array, position: Array)
     return Gpt2Embeddings(config).apply({"params": params["embed"]}, token, position)
 
 
+def plain_block(config: TransformerConfig) -> Block:
+    """The layer itself; it has no inputs of its own."""
+    return lambda params, x, attend, inputs, drop: Gpt2Layer(config).apply(
+        {"params": params}, x, attend, drop
+    )
+
+
 def _final_norm(config: TransformerConfig, params: Any, x: Array) -> Array:
     return LayerNorm(config.norm_eps).apply({"params": params["norm"]}, x)
 
@@ -129,13 +140,16 @@ def _through_layers(
     visible_btm: Array | None = None,
     fuse: Fuse | None = None,
     fuse_l: Any = None,
+    block: Block | None = None,
+    block_l: Any = None,
 ) -> tuple[Array, Any]:
     """States after the final norm, and read(input, output, slice of `read_l`) of every layer."""
+    block = block or plain_block(config)
     drop_embed, drop_layers = split_key(drop, 2)
     x_btd = dropout(drop_embed, config.dropout, x_btd)
 
     def layer(layer_params, x_btd, inputs, key):  # noqa: ANN001, ANN202
-        kv, fuse_inputs, read_inputs = inputs
+        kv, fuse_inputs, read_inputs, block_inputs = inputs
         drop_weights, drop_layer = split_key(key, 2)
         slots = None if kv is None else Slots(*kv, visible_btm)
 
@@ -144,14 +158,14 @@ def _through_layers(
             y = attend(q, k, v, mask_bts, slots, drop=drop_weights, rate=config.dropout)
             return y, None
 
-        y_btd, _ = Gpt2Layer(config).apply({"params": layer_params}, x_btd, mix, drop_layer)
+        y_btd, _ = block(layer_params, x_btd, mix, block_inputs, drop_layer)
         return y_btd, read(x_btd, y_btd, read_inputs)
 
     x_btd, outputs = run_stack(
         layer,
         params["layers"],
         x_btd,
-        (latent, fuse_l, read_l),
+        (latent, fuse_l, read_l, block_l),
         drop=drop_layers,
         remat=config.remat,
         unroll=config.unroll,
@@ -170,6 +184,8 @@ def teacher_forced(
     *,
     fuse: Fuse | None = None,
     fuse_l: Any = None,
+    block: Block | None = None,
+    block_l: Any = None,
 ) -> tuple[Float[Array, "b t d"], Float[Array, "l b t d"]]:
     """States after the final norm, and the input of every layer.
 
@@ -177,6 +193,7 @@ def teacher_forced(
       x_btd: input embeddings.
       latent, visible_btm: latent slots and the tokens that see them.
       fuse, fuse_l: change the values of every layer; see the top of this file.
+      block, block_l: take the place of every layer; see there.
     """
     return _through_layers(
         config,
@@ -189,6 +206,8 @@ def teacher_forced(
         visible_btm=visible_btm,
         fuse=fuse,
         fuse_l=fuse_l,
+        block=block,
+        block_l=block_l,
     )
 
 
@@ -200,6 +219,11 @@ def encode(
     read: Read,
     read_l: Any = None,
     drop: Key[Array, ""] | None = None,
+    *,
+    latent: LatentKv | None = None,
+    visible_btm: Bool[Array, "b t m"] | None = None,
+    block: Block | None = None,
+    block_l: Any = None,
 ) -> tuple[Float[Array, "b t d"], Any]:
     """States after the final norm, and what `read` makes of every layer.
 
@@ -208,9 +232,20 @@ def encode(
       mask_bts: True where a query may see a key; `same_segment` for a bidirectional encoder.
       read: (output of a layer before any norm, the layer's slice of `read_l`) -> output, stacked
         over the layers. Only what it returns is kept, so a pooled layer costs no (L, B, T, D).
+      latent, visible_btm, block, block_l: as in `teacher_forced`.
     """
     return _through_layers(
-        config, params, x_btd, mask_bts, drop, lambda x, y_btd, r: read(y_btd, r), read_l
+        config,
+        params,
+        x_btd,
+        mask_bts,
+        drop,
+        lambda x, y_btd, r: read(y_btd, r),
+        read_l,
+        latent=latent,
+        visible_btm=visible_btm,
+        block=block,
+        block_l=block_l,
     )
 
 
@@ -223,18 +258,21 @@ def prefill(
     *,
     fuse: Fuse | None = None,
     fuse_l: Any = None,
+    block: Block | None = None,
+    block_l: Any = None,
 ) -> tuple[Float[Array, "e t d"], KvCache]:
     """States of a right-padded prompt and the cache it leaves, with room for `max_len` tokens.
 
     What padding writes into the cache lies behind each example's own length and is overwritten by
     the tokens decoded there.
     """
+    block = block or plain_block(config)
     examples, length = x_etd.shape[:2]
     slots = 0 if latent is None else latent.key_lbmnh.shape[2]
     mask = jnp.tril(jnp.ones((length, length), bool))[None]
 
     def layer(layer_params, x, inputs, _):  # noqa: ANN001, ANN202
-        kv, fuse_inputs = inputs
+        kv, fuse_inputs, block_inputs = inputs
         visible = jnp.ones((1, length, slots), bool)
         latent_slots = (
             None if kv is None else Slots(*kv, jnp.broadcast_to(visible, (examples, length, slots)))
@@ -245,10 +283,10 @@ def prefill(
             rows = jnp.broadcast_to(mask, (examples, length, length))
             return attend(q, k, v, rows, latent_slots), (k, v)
 
-        return Gpt2Layer(config).apply({"params": layer_params}, x, mix)
+        return block(layer_params, x, mix, block_inputs, None)
 
     x_etd, (key, value) = run_stack(
-        layer, params["layers"], x_etd, (latent, fuse_l), unroll=config.unroll
+        layer, params["layers"], x_etd, (latent, fuse_l, block_l), unroll=config.unroll
     )
     room = ((0, 0), (0, 0), (0, max_len - length), (0, 0), (0, 0))
     key, value = jnp.pad(key, room), jnp.pad(value, room)
@@ -267,6 +305,8 @@ def step(
     *,
     fuse: Fuse | None = None,
     fuse_l: Any = None,
+    block: Block | None = None,
+    block_l: Any = None,
 ) -> tuple[Float[Array, "e d"], KvCache]:
     """One token per example: its state after the final norm, and the cache with its keys and values
     at `place_e`.
@@ -274,11 +314,12 @@ def step(
     The whole cache is a loop carry updated in place, layer by layer; as scanned input and output it
     would be copied each step.
     """
+    block = block or plain_block(config)
     example_e = jnp.arange(x_ed.shape[0])
 
     def layer(carry, inputs):  # noqa: ANN001, ANN202
         x, key, value = carry
-        layer_params, index, fuse_inputs = inputs
+        layer_params, index, fuse_inputs, block_inputs = inputs
 
         def mix(q, k, v):  # noqa: ANN001, ANN202
             v = v if fuse is None else fuse(v, fuse_inputs)
@@ -287,14 +328,14 @@ def step(
             y = attend_cached(q[:, 0], new_key[index], new_value[index], place_e)
             return y[:, None], (new_key, new_value)
 
-        x, (key, value) = Gpt2Layer(config).apply({"params": layer_params}, x, mix)
+        x, (key, value) = block(layer_params, x, mix, block_inputs, None)
         return (x, key, value), None
 
     carry = (x_ed[:, None], cache.key_lemnh, cache.value_lemnh)
     (x, key, value), _ = jax.lax.scan(
         layer,
         carry,
-        (params["layers"], jnp.arange(config.layers), fuse_l),
+        (params["layers"], jnp.arange(config.layers), fuse_l, block_l),
         unroll=min(config.unroll, config.layers),
     )
     return _final_norm(config, params, x)[:, 0], KvCache(key, value)

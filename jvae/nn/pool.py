@@ -26,6 +26,26 @@ def mean(x_btd: Float[Array, "b t d"], side: Side, slots: int) -> Float[Array, "
     return (total_bsd / count_bs[..., None]).astype(x_btd.dtype).reshape(-1, x_btd.shape[-1])
 
 
+def maximum(x_btd: Float[Array, "b t d"], side: Side, slots: int) -> Float[Array, "e d"]:
+    """The largest value of each feature over each segment; zeros at empty slots."""
+    own_bts = own_slot(side, slots)
+    floor = jnp.finfo(x_btd.dtype).min
+    top_bsd = jnp.max(jnp.where(own_bts[..., None], x_btd[:, :, None], floor), axis=1)
+    filled_bs = jnp.any(own_bts, axis=1)
+    return jnp.where(filled_bs[..., None], top_bsd, 0.0).reshape(-1, x_btd.shape[-1])
+
+
+def weighted(
+    x_btd: Float[Array, "b t d"], logit_bt: Float[Array, "b t"], side: Side, slots: int
+) -> Float[Array, "e d"]:
+    """The states of each segment weighed by the softmax of its own logits; zeros at empty slots."""
+    own_bts = own_slot(side, slots)
+    floor = jnp.finfo(logit_bt.dtype).min
+    weight_bts = jax.nn.softmax(jnp.where(own_bts, logit_bt[:, :, None], floor), axis=1) * own_bts
+    x_bsd = jnp.einsum("bts,btd->bsd", weight_bts, x_btd.astype(weight_bts.dtype))
+    return x_bsd.astype(x_btd.dtype).reshape(-1, x_btd.shape[-1])
+
+
 def _attention_logits(x_btd: Array, query_d: Array) -> Array:
     x_btd = x_btd.astype(wide(x_btd.dtype))
     return jax.nn.gelu(jnp.einsum("btd,d->bt", x_btd, query_d.astype(x_btd.dtype)))
@@ -40,12 +60,7 @@ def attention(
     Source: Hu et al. 2022 (DELLA), released code. Deviation: the weights are those of the segment
     alone; see `attention_unmasked`.
     """
-    logits_bt = _attention_logits(x_btd, query_d)
-    own_bts = own_slot(side, slots)
-    floor = jnp.finfo(logits_bt.dtype).min
-    weight_bts = jax.nn.softmax(jnp.where(own_bts, logits_bt[:, :, None], floor), axis=1) * own_bts
-    x_bsd = jnp.einsum("bts,btd->bsd", weight_bts, x_btd.astype(weight_bts.dtype))
-    return x_bsd.astype(x_btd.dtype).reshape(-1, x_btd.shape[-1])
+    return weighted(x_btd, _attention_logits(x_btd, query_d), side, slots)
 
 
 def attention_unmasked(
