@@ -12,7 +12,7 @@ from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from jvae import config as configs
-from jvae import metrics, optim, run, schedules, step, workdir
+from jvae import metrics, optim, run, schedules, step, trainable, workdir
 from jvae.api import Batch, Params
 from jvae.checkpoint import Checkpoints
 from jvae.data.dataset import batches, eval_batches
@@ -63,16 +63,21 @@ def train(config: ConfigDict, folder: Path) -> Trained:
             "so use a multiple of that"
         )
     abstract, where = run.param_shardings(model, mesh)
-    tx = optim.build(cfg.optim, abstract, cfg.train.steps)
+    plan = trainable.make_plan(cfg.optim.trainable, abstract, model.axes, cfg.train.steps)
+    trained = jax.eval_shape(lambda params: trainable.split(plan, params)[0], abstract)
+    tx = optim.build(cfg.optim, trained, cfg.train.steps, plan.from_steps)
+    trained_where = trainable.like_trained(plan, where)
     state_where = step.TrainState(
-        where, rules.optimizer_shardings(tx, abstract, where, mesh), meshes.replicated(mesh)
+        where,
+        rules.optimizer_shardings(tx, trained, trained_where, mesh),
+        meshes.replicated(mesh),
     )
 
     # --- steps ------------------------------------------------------------------------------------
     objective = run.build_objective(cfg)
     beta = schedules.build(cfg.objective.beta, cfg.train.steps)
     train_step = jax.jit(
-        step.make_train_step(model, objective, beta, tx),
+        step.make_train_step(model, objective, beta, tx, plan),
         donate_argnums=0,
         out_shardings=(state_where, meshes.replicated(mesh)),
     )
@@ -80,7 +85,7 @@ def train(config: ConfigDict, folder: Path) -> Trained:
     valid_step = jax.jit(step.make_valid_step(model, objective, last_beta))
 
     # --- state: own checkpoint or scratch ---------------------------------------------------------
-    init = jax.jit(lambda key: step.init_state(model, tx, key), out_shardings=state_where)
+    init = jax.jit(lambda key: step.init_state(model, tx, plan, key), out_shardings=state_where)
     abstract_state = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
         jax.eval_shape(init, key["init"]),
@@ -95,6 +100,9 @@ def train(config: ConfigDict, folder: Path) -> Trained:
         position, first = tuple(meta["position"]), meta["step"]
         log.info("resumed at step %d of %d", first, cfg.train.steps)
     counts = sizes(abstract, depth=1)
+    ever, every = trainable.counts(plan, abstract, cfg.train.steps)
+    if ever < every:
+        log.info("%d of %d parameters train, %.2f %%", ever, every, 100 * ever / every)
     log.info(
         "%d parameters (%s), mesh %s, ready in %.1f s",
         sum(counts.values()),
