@@ -27,10 +27,12 @@ def base() -> ConfigDict:
             row_tokens=256,  # about the row length to propose
             batch_rows=16,
             packing="pack",  # or bucket: one sentence per row, like lengths together
+            score_end=True,  # False: the model never learns where to end; the bound is of less text
         )
     )
     c.objective = ConfigDict(
         dict(
+            rec="sum",
             kl_floor="none",
             floor=0.0,
             length_weighted=False,
@@ -55,6 +57,8 @@ def base() -> ConfigDict:
             weight_decay=0.0,
             no_decay=(r".*bias", r".*norm/scale"),
             clip=1.0,
+            first_update=0,  # 1: the first update is not one of rate 0
+            trainable=(),  # rules of jvae.trainable; none: everything trains
         )
     )
     c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))

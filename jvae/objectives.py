@@ -37,6 +37,13 @@ def _dim_max(kl_egz: Array, floor: float) -> Array:
     return jnp.sum(jnp.maximum(kl_egz, floor), axis=2)
 
 
+def _dim_masked_share(kl_egz: Array, floor: float) -> Array:
+    """`dim_masked` with the floor divided by the number of latent dimensions. Source: the released
+    AdaVAE code (`fb=4`).
+    """
+    return _dim_masked(kl_egz, floor / (kl_egz.shape[1] * kl_egz.shape[2]))
+
+
 def _group_max(kl_egz: Array, floor: float) -> Array:
     """max(KL, floor) per latent group, of the KL summed over its dimensions; with one group, a
     floor on the whole KL. Source: the released DELLA code (`kl_threshold`).
@@ -47,20 +54,29 @@ def _group_max(kl_egz: Array, floor: float) -> Array:
 FLOORS: dict[str, Floor] = {
     "none": _plain,
     "dim_masked": _dim_masked,
+    "dim_masked_share": _dim_masked_share,
     "dim_max": _dim_max,
     "group_max": _group_max,
 }
+MEAN_SUM = "mean_sum"
+KL_FLOORS = (*FLOORS, MEAN_SUM)
 REDUCTIONS: dict[str, Reduce] = {
     "sum": lambda kl_eg: jnp.sum(kl_eg, axis=1),
     "group_mean": lambda kl_eg: jnp.mean(kl_eg, axis=1),
 }
+RECONSTRUCTIONS = ("sum", "token_mean", "token_mean_end")
 
 
 @dataclass(frozen=True)
 class Objective:
     """How terms are weighed.
 
-    kl_floor: a name of `FLOORS`; floor: its threshold in nats. kl_reduce: over latent groups, "sum"
+    rec: "sum" over the tokens of a sentence, as the bound has it; "token_mean", the mean over all
+    scored tokens of the batch, which raises the effective beta to about beta times the tokens of a
+    sentence; "token_mean_end" counts one token more per sentence, the end that nobody scores
+    (released AdaVAE). kl_floor: a name of `KL_FLOORS`; floor: its threshold in nats per dimension,
+    for "group_max" per group. "mean_sum" is max(mean over the batch of the KL, floor * dimensions):
+    below it the KL has no gradient at all (AdaVAE). kl_reduce: over latent groups, "sum"
     as the bound has it, or "group_mean" (released DELLA code), which divides the effective beta by
     the number of groups. length_weighted: the reconstruction is divided by the number of tokens of
     the sentence, start and end id counted (released Optimus option; the KL never is, so the
@@ -68,6 +84,7 @@ class Objective:
     weight are an error.
     """
 
+    rec: str = "sum"
     kl_floor: str = "none"
     floor: float = 0.0
     kl_reduce: str = "sum"
@@ -76,13 +93,19 @@ class Objective:
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("kl_floor", self.kl_floor, FLOORS),
+            ("rec", self.rec, RECONSTRUCTIONS),
+            ("kl_floor", self.kl_floor, KL_FLOORS),
             ("kl_reduce", self.kl_reduce, REDUCTIONS),
         ):
             if value not in known:
                 raise ValueError(
                     f"objective.{name} is {value!r}; expected one of {', '.join(known)}"
                 )
+        if self.length_weighted and self.rec != "sum":
+            raise ValueError(
+                f"objective.length_weighted with objective.rec {self.rec!r} would divide twice by "
+                "the length; set one of them"
+            )
         if self.floor < 0:
             raise ValueError(f"objective.floor is {self.floor}; expected at least 0 nats")
 
@@ -94,6 +117,25 @@ class Loss(NamedTuple):
     kl_e: Float[Array, "e"]  # the plain KL, summed over groups and dimensions
 
 
+def _per_token(objective: Objective, terms: Terms) -> Array | float:
+    """The factor whose mean over sentences makes a mean over tokens of a sum over tokens."""
+    if objective.rec == "sum":
+        return 1.0
+    counted_e = terms.scored_e + (1 if objective.rec == "token_mean_end" else 0)
+    tokens = jnp.sum(jnp.where(terms.valid_e, counted_e, 0))
+    return jnp.sum(terms.valid_e) / jnp.maximum(tokens, 1)
+
+
+def _floored(objective: Objective, kl_egz: Array, valid_e: Array) -> Array:
+    """The KL of every sentence as the loss has it; under a floor on the batch all have the mean."""
+    reduce = REDUCTIONS[objective.kl_reduce]
+    if objective.kl_floor != MEAN_SUM:
+        return reduce(FLOORS[objective.kl_floor](kl_egz, objective.floor))
+    mean = mean_valid(reduce(_plain(kl_egz, 0.0)), valid_e)
+    least = objective.floor * kl_egz.shape[1] * kl_egz.shape[2]
+    return jnp.broadcast_to(jnp.maximum(mean, least), valid_e.shape)
+
+
 def per_sentence(objective: Objective, terms: Terms, beta: Float[Array, ""] | float) -> Loss:
     """The loss of every sentence: reconstruction + beta * floored KL + weighted auxiliary terms, in
     nats.
@@ -101,14 +143,13 @@ def per_sentence(objective: Objective, terms: Terms, beta: Float[Array, ""] | fl
     A model without a closed-form KL (`terms.kl_egz is None`) trains on its reconstruction alone.
     Raises: KeyError when an auxiliary term has no weight.
     """
-    total_e = terms.nll_e
+    total_e = terms.nll_e * _per_token(objective, terms)
     if objective.length_weighted:
         total_e = total_e / (terms.scored_e + 1)
     kl_e = jnp.zeros_like(terms.nll_e)
     if terms.kl_egz is not None:
         kl_e = jnp.sum(terms.kl_egz, axis=(1, 2))
-        floored_eg = FLOORS[objective.kl_floor](terms.kl_egz, objective.floor)
-        total_e = total_e + beta * REDUCTIONS[objective.kl_reduce](floored_eg)
+        total_e = total_e + beta * _floored(objective, terms.kl_egz, terms.valid_e)
     for name, value_e in terms.aux.items():
         total_e = total_e + objective.aux_weight[name] * value_e
     return Loss(total_e, kl_e)
