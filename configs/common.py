@@ -54,6 +54,7 @@ def base() -> ConfigDict:
             b1=0.9,
             b2=0.999,
             eps=1e-8,
+            eps_first=False,  # True: eps before the bias correction, as transformers' old AdamW
             weight_decay=0.0,
             no_decay=(r".*bias", r".*norm/scale"),
             clip=1.0,

@@ -6,6 +6,8 @@ Config section:
     schedule        constant | linear | cosine | rsqrt, see `learning_rate`
     warmup_steps    linear warm-up from 0
     b1, b2, eps     moments' decay rates; eps is added outside the root
+    eps_first       whether eps is added before the bias correction (transformers' old AdamW), which
+                    makes it up to 30 times larger in the first updates
     weight_decay    decoupled, scaled by the learning rate
     no_decay        patterns; parameters whose path matches one (re.search) are not decayed
     clip            largest global norm of the gradient, None for no clipping
@@ -93,12 +95,13 @@ class AdamState(NamedTuple):
 
 
 def scale_by_adam(
-    b1: float, b2: float, eps: float, from_steps: Any
+    b1: float, b2: float, eps: float, from_steps: Any, eps_first: bool = False
 ) -> optax.GradientTransformation:
     """Adam whose bias correction counts, for each parameter, from the step it trains from.
 
     Args:
       from_steps: a tree like the parameters. Before its step a parameter must get zero gradients.
+      eps_first: whether eps is added before the bias correction.
     Source: Kingma & Ba 2015.
     """
 
@@ -114,7 +117,9 @@ def scale_by_adam(
         def direction(m: Array, v: Array, first: int) -> Array:
             # Before its first step m is zero, and so is the direction.
             count = jnp.maximum(state.count + 1 - first, 1).astype(m.dtype)
-            return m / (1 - b1**count) / (jnp.sqrt(v / (1 - b2**count)) + eps)
+            seen = 1 - b2**count
+            added = eps / jnp.sqrt(seen) if eps_first else eps
+            return m / (1 - b1**count) / (jnp.sqrt(v / seen) + added)
 
         return jax.tree.map(direction, mu, nu, from_steps), AdamState(state.count + 1, mu, nu)
 
@@ -141,9 +146,8 @@ def build(
         Until then a parameter, its moments and its bias correction stay as they are, and the
         clipping norm does not count it.
     Raises: ConfigError.
-    Source: Loshchilov & Hutter 2019. Deviation from transformers' old AdamW: eps is added after
-      the bias correction, and decay uses the parameter before the update; both differ by less than
-      1e-3 of an update.
+    Source: Loshchilov & Hutter 2019. Deviation from transformers' old AdamW: decay uses the
+      parameter before the update, which differs by less than 1e-3 of it; for eps see `eps_first`.
     """
     decay = float(cfg["weight_decay"])
     clip = cfg["clip"]
@@ -155,7 +159,9 @@ def build(
     parts = [
         only_active(from_steps) if late else None,
         None if clip is None else optax.clip_by_global_norm(clip),
-        scale_by_adam(cfg["b1"], cfg["b2"], cfg["eps"], from_steps),
+        scale_by_adam(
+            cfg["b1"], cfg["b2"], cfg["eps"], from_steps, cfg.get("eps_first", False)
+        ),
     ]
     if decay:
         parts.append(optax.add_decayed_weights(decay, decay_mask(params, cfg["no_decay"])))
