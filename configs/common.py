@@ -112,6 +112,7 @@ def transformer(**changes) -> dict:
         positions=512,
         dropout=0.1,
         norm_eps=1e-5,
+        init_std=0.02,
         dtype="float32",
         remat="none",
         unroll=1,

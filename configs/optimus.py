@@ -43,7 +43,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
 
 
 def _tiny(c: ConfigDict) -> None:
-    small = dict(layers=2, width=128, heads=4, mlp=512, positions=64, dropout=0.0, unroll=2)
+    small = dict(layers=2, width=128, heads=4, mlp=512, positions=256, dropout=0.0, unroll=2)
     c.model.encoder.update(small)
     c.model.decoder.update(small)
     c.data.row_tokens = 64
@@ -51,13 +51,14 @@ def _tiny(c: ConfigDict) -> None:
     c.optim.lr = 3e-3
     c.optim.schedule = "cosine"
     c.optim.warmup_steps = 100
-    c.train.steps = 3_500
+    c.train.steps = 2_500
     c.train.check_every = 500
     c.objective.kl_floor = "dim_masked"
     c.objective.floor = 0.5
 
 
 def _from_scratch(c: ConfigDict) -> None:
+    c.model.encoder.init_std = c.model.decoder.init_std = 0.06
     c.model.pool = "mean"
     c.model.log_var_shift = -3.0
     c.objective.kl_floor = "none"

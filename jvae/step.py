@@ -38,9 +38,12 @@ class StepKeys(NamedTuple):
 
 
 def init_state(
-    model: TextVAE, tx: optax.GradientTransformation, plan: Plan, key: Key[Array, ""]
+    model: TextVAE,
+    tx: optax.GradientTransformation,
+    key: Key[Array, ""],
+    plan: Plan | None = None,
 ) -> TrainState:
-    """Fresh parameters and optimizer state."""
+    """Fresh parameters and optimizer state. Without a plan everything trains."""
     params = model.init(key)
     trained, _ = trainable.split(plan, params)
     return TrainState(params, tx.init(trained), jnp.zeros((), jnp.int32))
@@ -57,7 +60,7 @@ def _sums(loss: Loss, terms: Terms, batch: Batch) -> Sums:
 
     sides = [side for side in (batch.enc, batch.dec, batch.cond) if side is not None]
     places = sum(side.segment_bt.size for side in sides) * one
-    read = sum(jnp.sum(side.segment_bt > 0) for side in sides).astype(jnp.float32)
+    read = sum((jnp.sum(side.segment_bt > 0) for side in sides), start=0.0 * one)
     sums = {
         "loss": mean(loss.total_e),
         "rec": mean(terms.nll_e),
@@ -75,7 +78,7 @@ def make_train_step(
     objective: Objective,
     beta: Callable[[Array], Array],
     tx: optax.GradientTransformation,
-    plan: Plan,
+    plan: Plan | None = None,
 ) -> Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums]]:
     """step(state, batch, base_key) -> (state, sums): one optimizer update of what the plan trains.
 
@@ -84,19 +87,19 @@ def make_train_step(
     the state stays usable when the host stops the run.
     """
 
-    def train_step(state: TrainState, batch: Batch, base: Key[Array, ""]):  # noqa: ANN202
+    def train_step(state: TrainState, batch: Batch, base: Key[Array, ""]):
         keys = StepKeys.at(base, state.step)
         weight = beta(state.step)
         trained, frozen = trainable.split(plan, state.params)
 
-        def loss_fn(trained: Any):  # noqa: ANN202
+        def loss_fn(trained: Any):
             params = trainable.merge(plan, trained, frozen)
             terms = measure(model, params, batch, keys.latent, keys.drop)
             value, loss = batch_loss(objective, terms, weight)
             return value, _sums(loss, terms, batch)
 
         (value, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
-        grads = trainable.active(plan.from_steps, grads, state.step)
+        grads = trainable.active(trainable.from_steps(plan), grads, state.step)
         norm = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, trained)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)

@@ -44,38 +44,37 @@ def train(config: ConfigDict, folder: Path) -> Trained:
 
     Raises: JvaeError for all that is wrong with config, data, folder or the run itself.
     """
-    # --- data and model ---------------------------------------------------------------------------
+    # --- what depends on the config alone, so that a mistake is told at once ----------------------
     begin = time.monotonic()
-    workdir.claim(folder, config)
+    objective = run.build_objective(config)
+    beta = schedules.build(config.objective.beta, config.train.steps)
+    mesh = meshes.make_mesh(config.mesh)
+    shards = meshes.row_shards(mesh)
+    if config.data.batch_rows % shards:
+        raise ConfigError(
+            f"data.batch_rows is {config.data.batch_rows}; the mesh cuts rows into {shards} parts, "
+            "so use a multiple of that"
+        )
+
+    # --- data and model ---------------------------------------------------------------------------
+    workdir.check(folder, config)
     this = run.open_run(config, folder)
+    workdir.claim(folder, config)
     run.save_tokenizers(this)
     for line in this.log:
         log.info(line)
     cfg, model = this.config, this.model
     key = run.seeds(cfg.seed)
 
-    # --- mesh and shardings -----------------------------------------------------------------------
-    mesh = meshes.make_mesh(cfg.mesh)
-    shards = meshes.row_shards(mesh)
-    if cfg.data.batch_rows % shards:
-        raise ConfigError(
-            f"data.batch_rows is {cfg.data.batch_rows}; the mesh cuts rows into {shards} parts, "
-            "so use a multiple of that"
-        )
+    # --- shardings --------------------------------------------------------------------------------
     abstract, where = run.param_shardings(model, mesh)
     plan = trainable.make_plan(cfg.optim.trainable, abstract, model.axes, cfg.train.steps)
     trained = jax.eval_shape(lambda params: trainable.split(plan, params)[0], abstract)
-    tx = optim.build(cfg.optim, trained, cfg.train.steps, plan.from_steps)
-    trained_where = trainable.like_trained(plan, where)
-    state_where = step.TrainState(
-        where,
-        rules.optimizer_shardings(tx, trained, trained_where, mesh),
-        meshes.replicated(mesh),
-    )
+    tx = optim.build(cfg.optim, trained, cfg.train.steps, trainable.from_steps(plan))
+    opt_where = rules.optimizer_shardings(tx, trained, trainable.pick(plan, where), mesh)
+    state_where = step.TrainState._make((where, opt_where, meshes.replicated(mesh)))
 
     # --- steps ------------------------------------------------------------------------------------
-    objective = run.build_objective(cfg)
-    beta = schedules.build(cfg.objective.beta, cfg.train.steps)
     train_step = jax.jit(
         step.make_train_step(model, objective, beta, tx, plan),
         donate_argnums=0,
@@ -85,7 +84,7 @@ def train(config: ConfigDict, folder: Path) -> Trained:
     valid_step = jax.jit(step.make_valid_step(model, objective, last_beta))
 
     # --- state: own checkpoint or scratch ---------------------------------------------------------
-    init = jax.jit(lambda key: step.init_state(model, tx, plan, key), out_shardings=state_where)
+    init = jax.jit(lambda key: step.init_state(model, tx, key, plan), out_shardings=state_where)
     abstract_state = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
         jax.eval_shape(init, key["init"]),

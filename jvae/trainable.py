@@ -1,5 +1,7 @@
 """Which parameters train, and from which step: rules of (path, layer range, step).
 
+Everywhere here a plan of None means that everything trains from the start.
+
 `split` cuts the parameters in two trees. The first holds what ever trains in the run: gradients and
 optimizer state exist for it alone. The second enters a step as a constant. A stacked leaf of which
 only some layers train is cut along its layer axis; `merge` puts it together again.
@@ -57,17 +59,14 @@ class Plan(NamedTuple):
         """The parts that ever train."""
         return tuple(part for part in self.parts if part.from_step is not None)
 
-    @property
-    def from_steps(self) -> Any:
-        """A tree like the trained one, of the step each part trains from."""
-        return _tree((part, part.from_step) for part in self.trained)
 
-
-def make_plan(rules: Sequence[Sequence[Any]], abstract: Any, axes: Any, total_steps: int) -> Plan:
+def make_plan(
+    rules: Sequence[Sequence[Any]], abstract: Any, axes: Any, total_steps: int
+) -> Plan | None:
     """The parts that the rules make of parameters of these shapes.
 
-    A parameter trains from the earliest step that some rule gives it. Without rules everything
-    trains from the start.
+    A parameter trains from the earliest step that some rule gives it. Without rules there is no
+    plan.
 
     Args:
       rules: fields of `Rule`, each.
@@ -75,9 +74,9 @@ def make_plan(rules: Sequence[Sequence[Any]], abstract: Any, axes: Any, total_st
     Raises: ConfigError for a rule that cannot be read, matches nothing, or names layers of
       parameters that have none.
     """
-    leaves = named_leaves(abstract)
     if not rules:
-        return Plan(tuple(Part(path, None, 0) for path in leaves))
+        return None
+    leaves = named_leaves(abstract)
     stacked = {path: names[:1] == ("layers",) for path, names in _axes_by_path(abstract, axes)}
     steps: dict[str, list[int | None]] = {
         path: [None] * (leaf.shape[0] if stacked[path] else 1) for path, leaf in leaves.items()
@@ -99,8 +98,10 @@ def make_plan(rules: Sequence[Sequence[Any]], abstract: Any, axes: Any, total_st
     return Plan(tuple(parts))
 
 
-def split(plan: Plan, params: Any) -> tuple[Any, Any]:
+def split(plan: Plan | None, params: Any) -> tuple[Any, Any]:
     """(trained, frozen) parameters."""
+    if plan is None:
+        return params, {}
     leaves = named_leaves(params)
 
     def cut(part: Part) -> Any:
@@ -114,8 +115,10 @@ def split(plan: Plan, params: Any) -> tuple[Any, Any]:
     )
 
 
-def merge(plan: Plan, trained: Any, frozen: Any) -> Any:
+def merge(plan: Plan | None, trained: Any, frozen: Any) -> Any:
     """The inverse of `split`."""
+    if plan is None:
+        return trained
     pieces: dict[str, list[Any]] = {}
     for part in plan.parts:
         tree = frozen if part.from_step is None else trained
@@ -128,14 +131,23 @@ def merge(plan: Plan, trained: Any, frozen: Any) -> Any:
     )
 
 
-def like_trained(plan: Plan, tree: Any) -> Any:
+def from_steps(plan: Plan | None) -> Any:
+    """A tree like the trained one, of the step each part trains from; None without a plan."""
+    return None if plan is None else _tree((part, part.from_step) for part in plan.trained)
+
+
+def pick(plan: Plan | None, tree: Any) -> Any:
     """A tree like the trained one that has at each part what `tree` has at its leaf, uncut."""
+    if plan is None:
+        return tree
     leaves = named_leaves(tree)
     return _tree((part, leaves[part.path]) for part in plan.trained)
 
 
 def active(from_steps: Any, updates: Any, step: Int[Array, ""]) -> Any:
     """Gradients or updates with zeros where nothing trains yet, after `step` steps."""
+    if from_steps is None:
+        return updates
     return jax.tree.map(
         lambda u, first: u if first == 0 else jnp.where(step >= first, u, jnp.zeros_like(u)),
         updates,
@@ -143,12 +155,15 @@ def active(from_steps: Any, updates: Any, step: Int[Array, ""]) -> Any:
     )
 
 
-def counts(plan: Plan, abstract: Any, step: int) -> tuple[int, int]:
+def counts(plan: Plan | None, abstract: Any, step: int) -> tuple[int, int]:
     """Parameters that train after `step` steps, and all."""
+    every = sum(leaf.size for leaf in jax.tree.leaves(abstract))
+    if plan is None:
+        return every, every
     shapes = jax.eval_shape(lambda params: split(plan, params)[0], abstract)
-    starts = named_leaves(plan.from_steps)
+    starts = named_leaves(from_steps(plan))
     trained = sum(leaf.size for path, leaf in named_leaves(shapes).items() if starts[path] <= step)
-    return trained, sum(leaf.size for leaf in jax.tree.leaves(abstract))
+    return trained, every
 
 
 def _axes_by_path(abstract: Any, axes: Any) -> list[tuple[str, tuple[str | None, ...]]]:

@@ -51,7 +51,8 @@ def row_of(folder: Path) -> dict[str, Any]:
         "name": report["card"]["config"]["name"],
         "command": f"python -m jvae.main --config={_spec(report['card']['config']['name'])}",
         "commit": report["card"]["commit"],
-        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {report['card']['device']['kind']}",
+        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, "
+        + report["card"]["device"]["kind"],
         "jax": report["card"]["device"]["jax"],
         "train_s": round(sum(n * ms for n, ms in zip(lap_steps, lap_ms, strict=True)) / 1e3, 1),
         "eval_s": round(sum(v for v in report["time"].values() if v), 1),

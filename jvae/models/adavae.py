@@ -10,6 +10,7 @@ of the stack exist once, under `decoder`; `encoder` holds what the encoder alone
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -23,7 +24,7 @@ from jvae.nn.adapter import Adapter, AdapterInputs, adapted_block
 from jvae.nn.attention import own_slot, same_segment, spread
 from jvae.nn.condition import Ways
 from jvae.nn.config import TransformerConfig
-from jvae.nn.layers import Projection, fold_key, split_key, wide
+from jvae.nn.layers import Projection, apply, fold_key, split_key, uniform_fan_in, wide
 from jvae.nn.prefix import Prefix, for_rows
 from jvae.nn.stack import init_stack, layer_range
 
@@ -153,8 +154,14 @@ class _Cache(NamedTuple):
 
 
 def _adapter(config: AdaVaeConfig) -> Adapter:
-    scale, learned = config.adapter_scale, config.learn_scale
-    return Adapter(config.decoder.width, config.adapter, scale, learned, config.identity_start)
+    return Adapter(
+        width=config.decoder.width,
+        size=config.adapter,
+        scale=config.adapter_scale,
+        learn_scale=config.learn_scale,
+        identity=config.identity_start,
+        std=config.decoder.init_std,
+    )
 
 
 def _prefix(config: AdaVaeConfig) -> Prefix:
@@ -162,13 +169,19 @@ def _prefix(config: AdaVaeConfig) -> Prefix:
 
 
 def _head(config: AdaVaeConfig) -> Projection:
-    return Projection((2, config.latent), ("embed",), (None, "latent"))
+    start = nn.initializers.normal(config.decoder.init_std)
+    return Projection((2, config.latent), ("embed",), (None, "latent"), kernel_init=start)
 
 
 def _pooler(config: AdaVaeConfig) -> Projection:
-    if config.pool in ("latent_attn", "averaged_attn"):
-        return Projection((), ("embed",), (), use_bias=config.pool == "latent_attn")
-    return Projection((config.decoder.width,), ("embed",), (None,))
+    dec = config.decoder
+    if config.pool == "averaged_attn":
+        start = nn.initializers.normal(dec.init_std)
+        return Projection((), ("embed",), (), use_bias=False, kernel_init=start)
+    if config.pool == "latent_attn":
+        return Projection((), ("embed",), (), kernel_init=uniform_fan_in(dec.width))
+    start = uniform_fan_in(dec.width * (2 if config.pool == "mean_max_linear" else 1))
+    return Projection((dec.width,), ("embed",), (None,), kernel_init=start)
 
 
 def _init(config: AdaVaeConfig, key: Key[Array, ""]) -> Any:
@@ -212,11 +225,11 @@ def pooled(
     "latent_attn" weighs the tokens by softmax(relu(w . x + b)), "averaged_attn" has no b; "linear"
     is tanh(W mean + b), "mean_max_linear" tanh(W [mean; max] + b).
     """
-    pooler, own = _pooler(config), {"params": params["posterior"]["pool"]}
+    pooler, own = _pooler(config), params["posterior"]["pool"]
     slots = valid_e.shape[0] // x_btd.shape[0]
     x_btd = x_btd.astype(wide(x_btd.dtype))
     if config.pool in ("latent_attn", "averaged_attn"):
-        logit_bt = jax.nn.relu(pooler.apply(own, x_btd))
+        logit_bt = jax.nn.relu(apply(pooler, own, x_btd))
         if config.pool == "latent_attn" and config.pool_scale == "sqrt_batch":
             sentences = jnp.maximum(jnp.sum(valid_e), 1).astype(logit_bt.dtype)
             logit_bt = logit_bt / jnp.sqrt(sentences)
@@ -224,7 +237,7 @@ def pooled(
     h_ed = pool.mean(x_btd, side, slots)
     if config.pool == "mean_max_linear":
         h_ed = jnp.concatenate([h_ed, pool.maximum(x_btd, side, slots)], axis=-1)
-    return jnp.tanh(pooler.apply(own, h_ed))
+    return jnp.tanh(apply(pooler, own, h_ed))
 
 
 def encoded(
@@ -232,6 +245,7 @@ def encoded(
 ) -> tuple[Float[Array, "e d"], Float[Array, "b t d"], Float[Array, "l b t d"]]:
     """Pooled features, states after the final norm, and the output of every encoding layer."""
     dec, side = config.decoder, batch.enc
+    assert side is not None  # `limits` asks for the encoder side
     drop_prefix, drop_layers = split_key(drop, 2)
     rows, length = side.token_bt.shape
     side = side if config.read_end else without_end(side)
@@ -246,8 +260,8 @@ def encoded(
         side = side._replace(segment_bt=jnp.ones_like(side.segment_bt))
     prefix = visible_btm = None
     if config.prefix:
-        own = {"params": params["encoder"]["prefix"]}
-        prefix = for_rows(*_prefix(config).apply(own, drop_prefix), rows, config.encoder_layers)
+        slots = apply(_prefix(config), params["encoder"]["prefix"], drop_prefix)
+        prefix = for_rows(*slots, rows, config.encoder_layers)
         visible_btm = jnp.ones((rows, length, config.prefix), bool)
     block, block_l = _block(config, params.get("encoder", {}), decoder=False)
     layers = layer_range(params["decoder"]["layers"], 0, config.encoder_layers)
@@ -303,19 +317,18 @@ def build(config: AdaVaeConfig) -> TextVAE:
     def encode(params: Any, batch: Batch, drop: Key[Array, ""] | None, cond: Any) -> Gaussian:
         del cond
         h_ed, _, _ = encoded(config, params, batch, fold_key(drop, 0))
-        own = {"params": params["posterior"]["head"]}
-        stats_egcz = _head(config).apply(own, h_ed)[:, None]
+        stats_egcz = apply(_head(config), params["posterior"]["head"], h_ed)[:, None]
         return Gaussian(stats_egcz[:, :, 0], stats_egcz[:, :, 1] + config.log_var_shift)
 
     def prefix_of(params: Any, drop: Key[Array, ""] | None = None) -> Any:
         if not config.prefix:
             return None
-        return _prefix(config).apply({"params": params["decoder"]["prefix"]}, drop)
+        return apply(_prefix(config), params["decoder"]["prefix"], drop)
 
     def prefix_slots(prefix: Any, rows: int) -> gpt2.LatentKv | None:
         return None if prefix is None else for_rows(*prefix, rows, dec.layers)
 
-    def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):  # noqa: ANN202
+    def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
         del cond
         drop_prefix, drop_layers = split_key(fold_key(drop, 1), 2)
         x_btd = gpt2.embed(dec, params["decoder"], batch.dec.token_bt, batch.dec.position_bt)
@@ -358,7 +371,7 @@ def build(config: AdaVaeConfig) -> TextVAE:
             own, hidden_ed = condition.with_output(dec, own, hidden_ed, output_ez)
         return gpt2.logits(dec, own, hidden_ed)
 
-    def start(params: Any, z_egz: Array, prompt: Prompt, max_len: int, cond=None):  # noqa: ANN202
+    def start(params: Any, z_egz: Array, prompt: Prompt, max_len: int, cond=None):
         del cond
         gpt2.check_room(dec, max_len)
         own = params["decoder"]
@@ -374,7 +387,7 @@ def build(config: AdaVaeConfig) -> TextVAE:
         cache = _Cache(kv, added.offset_ed, added.output_ez, added.adapter_led)
         return scores(params, last_ed, added.output_ez), DecodeState(cache, prompt.length_e)
 
-    def step(params: Any, state: DecodeState, token_e: Array):  # noqa: ANN202
+    def step(params: Any, state: DecodeState, token_e: Array):
         cache, position_e = state.cache, state.position_e
         x_ed = gpt2.embed(dec, params["decoder"], token_e, position_e)
         x_ed = x_ed if cache.offset_ed is None else x_ed + cache.offset_ed
@@ -386,7 +399,7 @@ def build(config: AdaVaeConfig) -> TextVAE:
         next_state = DecodeState(cache._replace(kv=kv), position_e + 1)
         return scores(params, hidden_ed, cache.output_ez), next_state
 
-    def decoding_block(params: Any, added_led: Array | None):  # noqa: ANN202
+    def decoding_block(params: Any, added_led: Array | None):
         own = params["decoder"]
         each = lambda value_ed: value_ed[:, None]  # noqa: E731
         return _block(config, own, decoder=True, added_led=added_led, to_tokens=each)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from jvae.nn.config import TransformerConfig
 from jvae.nn.gpt2 import Block
-from jvae.nn.layers import NORMAL, LayerNorm, Projection, dropout, split_key
+from jvae.nn.layers import LayerNorm, Projection, apply, dropout, split_key
 from jvae.nn.transformer import Attend, Mlp, SelfAttention
 
 PLACES = ("input", "attn", "hidden", "mlp")
@@ -23,7 +23,7 @@ class Adapter(nn.Module):
     """scale * (up(relu(down(x))) + added); the caller adds it to what it adapts.
 
     scale: a factor, learned from that value on with `learn_scale`. identity: the way up starts at
-    zero, so that the first function is the frozen one.
+    zero, so that the first function is the frozen one. std: of the initial kernels.
     """
 
     width: int
@@ -31,17 +31,21 @@ class Adapter(nn.Module):
     scale: float = 1.0
     learn_scale: bool = False
     identity: bool = False
+    std: float = 0.02
 
     @nn.compact
     def __call__(self, x: Array, added: Array | None = None) -> Array:
-        up_init = nn.initializers.zeros if self.identity else NORMAL
-        h = jax.nn.relu(Projection((self.size,), ("embed",), (None,), name="down")(x))
-        y = Projection((self.width,), (None,), ("embed",), kernel_init=up_init, name="up")(h)
+        start = nn.initializers.normal(self.std)
+        down = Projection((self.size,), ("embed",), (None,), kernel_init=start, name="down")
+        start = nn.initializers.zeros if self.identity else start
+        up = Projection((self.width,), (None,), ("embed",), kernel_init=start, name="up")
+        y = up(jax.nn.relu(down(x)))
         y = y if added is None else y + added
         if not self.learn_scale:
             return self.scale * y
         start = nn.with_logical_partitioning(nn.initializers.constant(self.scale), ())
-        return self.param("scale", start, ()).astype(y.dtype) * y
+        scale: Any = self.param("scale", start, ())
+        return scale.astype(y.dtype) * y
 
 
 class AdapterInputs(NamedTuple):
@@ -79,17 +83,15 @@ def adapted_block(
             added = to_tokens(inputs.added_ed)
 
         def f(y: Array) -> Array:
-            return adapter.apply({"params": inputs.params}, y, added)
+            return apply(adapter, inputs.params, y, added)
 
         def norm(name: str, y: Array) -> Array:
-            return LayerNorm(config.norm_eps).apply({"params": params[name]}, y)
+            return apply(LayerNorm(config.norm_eps), params[name], y)
 
-        a, output = SelfAttention(config).apply(
-            {"params": params["attn"]}, norm("attn_norm", x), attend
-        )
+        a, output = apply(SelfAttention(config), params["attn"], norm("attn_norm", x), attend)
         a = dropout(drop_attn, config.dropout, a)
         h = (x + f(x) if "input" in places else x) + a
-        m = Mlp(config, tanh_gelu=True).apply({"params": params["mlp"]}, norm("mlp_norm", h))
+        m = apply(Mlp(config, tanh_gelu=True), params["mlp"], norm("mlp_norm", h))
         m = dropout(drop_mlp, config.dropout, m)
         y = h + (m + f(m) if "mlp" in places else m)
         for place, state in (("attn", a), ("hidden", h)):

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from jvae.nn import gpt2
 from jvae.nn.config import TransformerConfig
-from jvae.nn.layers import NORMAL, Projection, split_key
+from jvae.nn.layers import Projection, split_key
 from jvae.nn.stack import init_stack
 
 
@@ -65,7 +65,8 @@ class _OutputBias(nn.Module):
     def __call__(self) -> Array:
         c = self.config
         vocab = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
-        names = nn.with_logical_partitioning(NORMAL, ("vocab", "latent"))
+        start = nn.initializers.normal(c.init_std)
+        names = nn.with_logical_partitioning(start, ("vocab", "latent"))
         table_vz = self.param("table", names, (c.vocab_padded, self.latent))
         bias_v = self.param("bias", vocab, (c.vocab_padded,))
         return jnp.concatenate([table_vz, bias_v[:, None]], axis=1)
@@ -73,12 +74,13 @@ class _OutputBias(nn.Module):
 
 def _linear(config: TransformerConfig, axis: str, heads: int = 0, bias: bool = False) -> Projection:
     """To the width of the decoder, or to that of `heads` groups of attention heads."""
-    c = config
+    c, start = config, nn.initializers.normal(config.init_std)
     if heads == 0:
-        return Projection((c.width,), (axis,), ("embed" if axis == "latent" else None,), bias)
+        out = "embed" if axis == "latent" else None
+        return Projection((c.width,), (axis,), (out,), bias, start)
     parts = (heads,) if heads > 1 else ()
     shape, names = (*parts, c.heads, c.head), (*(None for _ in parts), "heads", "head")
-    return Projection(shape, (axis,), names, bias)
+    return Projection(shape, (axis,), names, bias, start)
 
 
 def init(config: TransformerConfig, ways: Ways, latent: int, key: Key[Array, ""]) -> Any:

@@ -21,17 +21,20 @@ class TransformerConfig:
     positions: int
     dropout: float = 0.1
     norm_eps: float = 1e-5
+    init_std: float = 0.02  # of every kernel and table; as BERT and GPT-2
     dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1
     vocab_multiple: int = 128
     xent_chunk: int = 8192
 
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
+
     @property
     def head(self) -> int:
         """Width of one attention head."""
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
         return self.width // self.heads
 
     @property

@@ -23,7 +23,7 @@ from jvae.api import Side
 from jvae.nn import xent
 from jvae.nn.attention import Slots, attend, attend_cached, causal
 from jvae.nn.config import TransformerConfig
-from jvae.nn.layers import Embedding, LayerNorm, dropout, split_key, uniform_fan_in
+from jvae.nn.layers import Embedding, LayerNorm, apply, dropout, split_key, uniform_fan_in
 from jvae.nn.stack import init_stack, run_stack
 from jvae.nn.transformer import Attend, Gpt2Layer
 
@@ -54,15 +54,18 @@ class Gpt2Embeddings(nn.Module):
     @nn.compact
     def __call__(self, token: Array, position: Array) -> Array:
         c = self.config
-        x = Embedding(c.vocab_padded, c.width, "vocab", c.dtype, name="token")(token)
-        return x + Embedding(c.positions, c.width, "position", c.dtype, name="position")(position)
+        init = nn.initializers.normal(c.init_std)
+        x = Embedding(c.vocab_padded, c.width, "vocab", c.dtype, init, name="token")(token)
+        return x + Embedding(c.positions, c.width, "position", c.dtype, init, name="position")(
+            position
+        )
 
 
 def init(config: TransformerConfig, key: Key[Array, ""], tie_head: bool = True) -> Any:
     """Boxed parameters {embed, layers, norm}; the output head is the token embedding, or a table of
     its own, {head}, started uniform within 1 / sqrt(width).
     """
-    embed_key, layers_key, norm_key = split_key(key, 3)
+    embed_key, layers_key, norm_key = jax.random.split(key, 3)
     token = jnp.zeros((1, 1), jnp.int32)
     x = jnp.zeros((1, 1, config.width), config.dtype)
     layer = Gpt2Layer(config)
@@ -97,18 +100,17 @@ def check_room(config: TransformerConfig, places: int) -> None:
 
 def embed(config: TransformerConfig, params: Any, token: Array, position: Array) -> Array:
     """Token + position embeddings in the compute dtype."""
-    return Gpt2Embeddings(config).apply({"params": params["embed"]}, token, position)
+    return apply(Gpt2Embeddings(config), params["embed"], token, position)
 
 
 def plain_block(config: TransformerConfig) -> Block:
     """The layer itself; it has no inputs of its own."""
-    return lambda params, x, attend, inputs, drop: Gpt2Layer(config).apply(
-        {"params": params}, x, attend, drop
-    )
+    layer = Gpt2Layer(config)
+    return lambda params, x, attend, inputs, drop: apply(layer, params, x, attend, drop)
 
 
 def _final_norm(config: TransformerConfig, params: Any, x: Array) -> Array:
-    return LayerNorm(config.norm_eps).apply({"params": params["norm"]}, x)
+    return apply(LayerNorm(config.norm_eps), params["norm"], x)
 
 
 def logits(config: TransformerConfig, params: Any, hidden: Float[Array, "... d"]) -> Array:
@@ -148,12 +150,15 @@ def _through_layers(
     drop_embed, drop_layers = split_key(drop, 2)
     x_btd = dropout(drop_embed, config.dropout, x_btd)
 
-    def layer(layer_params, x_btd, inputs, key):  # noqa: ANN001, ANN202
+    def layer(layer_params, x_btd, inputs, key):
         kv, fuse_inputs, read_inputs, block_inputs = inputs
         drop_weights, drop_layer = split_key(key, 2)
-        slots = None if kv is None else Slots(*kv, visible_btm)
+        slots = None
+        if kv is not None:
+            assert visible_btm is not None  # comes with the slots
+            slots = Slots(kv.key_lbmnh, kv.value_lbmnh, visible_btm)
 
-        def mix(q, k, v):  # noqa: ANN001, ANN202
+        def mix(q, k, v):
             v = v if fuse is None else fuse(v, fuse_inputs)
             y = attend(q, k, v, mask_bts, slots, drop=drop_weights, rate=config.dropout)
             return y, None
@@ -271,14 +276,14 @@ def prefill(
     slots = 0 if latent is None else latent.key_lbmnh.shape[2]
     mask = jnp.tril(jnp.ones((length, length), bool))[None]
 
-    def layer(layer_params, x, inputs, _):  # noqa: ANN001, ANN202
+    def layer(layer_params, x, inputs, _):
         kv, fuse_inputs, block_inputs = inputs
-        visible = jnp.ones((1, length, slots), bool)
-        latent_slots = (
-            None if kv is None else Slots(*kv, jnp.broadcast_to(visible, (examples, length, slots)))
-        )
+        latent_slots = None
+        if kv is not None:
+            visible = jnp.ones((examples, length, slots), bool)
+            latent_slots = Slots(kv.key_lbmnh, kv.value_lbmnh, visible)
 
-        def mix(q, k, v):  # noqa: ANN001, ANN202
+        def mix(q, k, v):
             v = v if fuse is None else fuse(v, fuse_inputs)
             rows = jnp.broadcast_to(mask, (examples, length, length))
             return attend(q, k, v, rows, latent_slots), (k, v)
@@ -317,11 +322,11 @@ def step(
     block = block or plain_block(config)
     example_e = jnp.arange(x_ed.shape[0])
 
-    def layer(carry, inputs):  # noqa: ANN001, ANN202
+    def layer(carry, inputs):
         x, key, value = carry
         layer_params, index, fuse_inputs, block_inputs = inputs
 
-        def mix(q, k, v):  # noqa: ANN001, ANN202
+        def mix(q, k, v):
             v = v if fuse is None else fuse(v, fuse_inputs)
             new_key = key.at[index, example_e, place_e].set(k[:, 0])
             new_value = value.at[index, example_e, place_e].set(v[:, 0])
