@@ -54,8 +54,8 @@ def _group_max(kl_egz: Array, floor: float) -> Array:
 FLOORS: dict[str, Floor] = {
     "none": _plain,
     "dim_masked": _dim_masked,
-    "dim_masked_share": _dim_masked_share,
     "dim_max": _dim_max,
+    "dim_masked_share": _dim_masked_share,
     "group_max": _group_max,
 }
 MEAN_SUM = "mean_sum"

@@ -109,10 +109,10 @@ def scale_by_adam(
         zeros = optax.tree.zeros_like
         return AdamState(jnp.zeros((), jnp.int32), zeros(params), zeros(params))
 
-    def update(grads: Any, state: AdamState, params: Any = None) -> tuple[Any, AdamState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        mu = jax.tree.map(lambda g, m: b1 * m + (1 - b1) * g, grads, state.mu)
-        nu = jax.tree.map(lambda g, v: b2 * v + (1 - b2) * g * g, grads, state.nu)
+        mu = jax.tree.map(lambda g, m: b1 * m + (1 - b1) * g, updates, state.mu)
+        nu = jax.tree.map(lambda g, v: b2 * v + (1 - b2) * g * g, updates, state.nu)
 
         def direction(m: Array, v: Array, first: int) -> Array:
             # Before its first step m is zero, and so is the direction.
@@ -129,9 +129,9 @@ def scale_by_adam(
 def only_active(from_steps: Any) -> optax.GradientTransformation:
     """Zeros for what does not train yet."""
 
-    def update(updates: Any, count: Array, params: Any = None) -> tuple[Any, Array]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        return trainable.active(from_steps, updates, count), count + 1
+        return trainable.active(from_steps, updates, state), state + 1
 
     return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
 
@@ -159,9 +159,7 @@ def build(
     parts = [
         only_active(from_steps) if late else None,
         None if clip is None else optax.clip_by_global_norm(clip),
-        scale_by_adam(
-            cfg["b1"], cfg["b2"], cfg["eps"], from_steps, cfg.get("eps_first", False)
-        ),
+        scale_by_adam(cfg["b1"], cfg["b2"], cfg["eps"], from_steps, cfg.get("eps_first", False)),
     ]
     if decay:
         parts.append(optax.add_decayed_weights(decay, decay_mask(params, cfg["no_decay"])))

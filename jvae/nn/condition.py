@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jvae.nn import gpt2
 from jvae.nn.config import TransformerConfig
-from jvae.nn.layers import Projection, split_key
+from jvae.nn.layers import Projection, apply
 from jvae.nn.stack import init_stack
 
 
@@ -67,8 +68,8 @@ class _OutputBias(nn.Module):
         vocab = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
         start = nn.initializers.normal(c.init_std)
         names = nn.with_logical_partitioning(start, ("vocab", "latent"))
-        table_vz = self.param("table", names, (c.vocab_padded, self.latent))
-        bias_v = self.param("bias", vocab, (c.vocab_padded,))
+        table_vz: Any = self.param("table", names, (c.vocab_padded, self.latent))
+        bias_v: Any = self.param("bias", vocab, (c.vocab_padded,))
         return jnp.concatenate([table_vz, bias_v[:, None]], axis=1)
 
 
@@ -87,7 +88,7 @@ def init(config: TransformerConfig, ways: Ways, latent: int, key: Key[Array, ""]
     """Boxed parameters of the open ways: some of {project, psa, memory, offset, output,
     adapter_latent}.
     """
-    keys = split_key(key, 6)
+    keys = jax.random.split(key, 6)
     z, e = jnp.zeros((1, latent)), jnp.zeros((1, config.width))
     params = {}
 
@@ -112,7 +113,7 @@ def init(config: TransformerConfig, ways: Ways, latent: int, key: Key[Array, ""]
     return params
 
 
-def apply(
+def added(
     config: TransformerConfig, ways: Ways, params: Any, z_ez: Float[Array, "e z"], rows: int
 ) -> Added:
     """What z adds.
@@ -166,7 +167,7 @@ def with_output(
     Args:
       z: one latent for every state.
     """
-    bias_vc = _OutputBias(config, z.shape[-1]).apply({"params": params["output"]})
+    bias_vc = apply(_OutputBias(config, z.shape[-1]), params["output"])
     table_vc = jnp.concatenate([gpt2.output_table(params), bias_vc], axis=1)
     one = jnp.ones((*z.shape[:-1], 1), hidden.dtype)
     features = jnp.concatenate([hidden, z.astype(hidden.dtype), one], axis=-1)
