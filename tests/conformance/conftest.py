@@ -51,7 +51,7 @@ ADAVAE_ALL = dict(
     vary=True,
     prefix=2,
     learn_scale=True,
-    pool="mean_max_linear",
+    pool="linear",
     read_end=False,
 )
 

@@ -44,6 +44,7 @@ GRADIENTS = ("fb1_beta1_rate0", "fb3_beta0.7")  # the settings whose gradients a
 PASSES = (*GRADIENTS, "fb1_mean", *["train"] * 4)
 SPIED = ((gpt2, "token_log_prob"), (gpt2, "teacher_forced"), (adavae, "encoded"))
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+SLOW = ("mean_max_linear",)  # without its emitters XLA makes NaN of the gradient of this one
 HIDDEN = dict(rtol=1e-4, atol=2e-5)
 OPTIMIZER = ConfigDict(
     dict(lr=2e-3, schedule="linear", warmup_steps=2, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.0)
@@ -318,7 +319,8 @@ def done(request):
             noise = np.moveaxis(case.array("iw/eps"), 1, 2)
             data["iw_eps"] = noise.reshape(-1, *noise.shape[2:])[:, :, None]
         lowered = jax.jit(lambda *args: everything(case, *args)).lower(case.params, data)
-        out = _compile(lowered)(case.params, data)
+        compiled = lowered.compile() if case.config.pool in SLOW else _compile(lowered)
+        out = compiled(case.params, data)
         yield case, jax.device_get(out)
 
 
@@ -341,8 +343,10 @@ def test_decoder(done):
     case, out = done
     real = case.mask_bt
     for i in range(case.config.decoder.layers - 1):
-        got = out["dec"][0, i + 1][:, :-1]
-        case.close(got, f"dec/block_out_{i}", **HIDDEN, where=real)
+        got, name = out["dec"][0, i + 1][:, :-1], f"dec/block_out_{i}"
+        # Stored in float32 alone, and some of these sums of hundreds come out near zero.
+        largest = np.max(np.abs(case(name)))
+        case.close(got, name, rtol=1e-4, atol=2e-6 * largest, where=real)
     vocab = case.config.decoder.vocab
     case.close(out["logits"][0][:, :-1, :vocab], "dec/logits", **HIDDEN, where=real)
     assert np.all(np.isneginf(out["logits"][..., vocab:]))
