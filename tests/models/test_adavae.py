@@ -11,7 +11,7 @@ from jvae.api import Batch, Side
 from jvae.data.rows import Encoded, pack_rows
 from jvae.models import adavae, lm
 from jvae.models.adavae_config import AdaVaeConfig
-from jvae.models.adavae_encoder import without_end
+from jvae.models.adavae_encoder import adapter_of, without_end
 from jvae.nn.config import TransformerConfig
 from jvae.tree import map_named
 
@@ -105,10 +105,11 @@ def test_the_released_form_also_adapts_the_input():
 
 
 def test_identity_start_leaves_the_frozen_function():
-    config = small(identity_start=True)
-    params = jax.jit(adavae.build(config).init)(jax.random.key(0))
-    assert not np.any(params["encoder"]["adapter"]["up"]["kernel"])
-    assert np.any(params["encoder"]["adapter"]["down"]["kernel"])
+    x = jnp.linspace(-1.0, 1.0, 32).reshape(2, 16)
+    for identity in (True, False):
+        adapter = adapter_of(small(adapter=2, identity_start=identity))
+        out, params = jax.jit(lambda key, a=adapter: a.init_with_output(key, x))(jax.random.key(0))
+        assert np.any(out) != identity and np.any(params["params"]["down"]["kernel"])
 
 
 @pytest.mark.parametrize(
