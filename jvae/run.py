@@ -189,6 +189,12 @@ def open_run(config: ConfigDict, workdir: Path) -> Run:
     family = models.family(config.model.family)
     limits = family.limits(model_config(config))
     has_encoder = "enc" in limits
+    shared = has_encoder and "encoder" not in config.model
+    if shared and encoder.fingerprint != decoder.fingerprint:
+        raise ConfigError(
+            f"data.encoder_tokenizer is {encoder.name} and data.decoder_tokenizer {decoder.name}, "
+            f"but one stack of {config.model.family} reads both sides; give both the same"
+        )
     data = {
         split: make_dataset(
             split_lines,

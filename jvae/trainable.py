@@ -46,7 +46,7 @@ class Part(NamedTuple):
     def place(self) -> tuple[str, ...]:
         """Where the part lies in its tree."""
         words = tuple(self.path.split("/"))
-        return words if self.layers is None else (*words, f"{self.layers[0]}:{self.layers[1]}")
+        return words if self.layers is None else (*words, f"{self.layers[0]}-{self.layers[1]}")
 
 
 class Plan(NamedTuple):

@@ -35,10 +35,10 @@ LATE = (("norm", 0, 2, 0), ("norm", None, None, "1/4"), ("head", None, None, 3))
 def test_split_cuts_stacked_leaves_by_layer_and_merge_undoes_it():
     params, plan = params_of(), plan_of(*LATE)
     trained, frozen = trainable.split(plan, params)
-    assert set(named_leaves(trained)) == {"stack/norm/0:2", "stack/norm/2:4", "head/kernel"}
+    assert set(named_leaves(trained)) == {"stack/norm/0-2", "stack/norm/2-4", "head/kernel"}
     assert set(named_leaves(frozen)) == {"stack/kernel"}
-    np.testing.assert_array_equal(trained["stack"]["norm"]["2:4"], params["stack"]["norm"][2:])
-    assert trainable.from_steps(plan)["stack"]["norm"] == {"0:2": 0, "2:4": 3}
+    np.testing.assert_array_equal(trained["stack"]["norm"]["2-4"], params["stack"]["norm"][2:])
+    assert trainable.from_steps(plan)["stack"]["norm"] == {"0-2": 0, "2-4": 3}
     merged = trainable.merge(plan, trained, frozen)
     jax.tree.map(np.testing.assert_array_equal, merged, params)
     assert trainable.counts(plan, params, 0) == (6, 78)
