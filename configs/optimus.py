@@ -43,7 +43,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
 
 
 def _tiny(c: ConfigDict) -> None:
-    small = dict(layers=2, width=128, heads=4, mlp=512, positions=64, dropout=0.0, unroll=2)
+    small = dict(layers=2, width=128, heads=4, mlp=512, positions=256, dropout=0.0, unroll=2)
     c.model.encoder.update(small)
     c.model.decoder.update(small)
     c.data.row_tokens = 64

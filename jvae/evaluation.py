@@ -29,7 +29,7 @@ from jvae.evals.likelihood import (
 )
 from jvae.parallel import mesh as meshes
 from jvae.space.loaded import LoadedVAE, line
-from jvae.workdir import write_text
+from jvae.workdir import one_line, write_text
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +82,9 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
     settings = {k: v for k, v in this.config.decode.items() if k not in ("batch", "max_length")}
     samples = {}
     with _timed(report, "text_s"):
-        samples["prior"] = vae.sample(cfg.generate, **settings)
-        samples["prior_greedy"] = vae.sample(cfg.generate, method="greedy")
+        samples["prior"] = [one_line(s) for s in vae.sample(cfg.generate, **settings)]
+        greedy = vae.sample(cfg.generate, method="greedy")
+        samples["prior_greedy"] = [one_line(s) for s in greedy]
         report.add_group(texts.generation(samples["prior"], data.texts, this.data["train"].texts))
         if latent is not None:
             _reconstructions(this, vae, report, samples, split)
@@ -99,7 +100,7 @@ def _reconstructions(
     """Every sentence decoded from its posterior mean, and lines between pairs of them."""
     cfg, original = this.config.evals, list(this.data[split].texts)
     z_egz = vae.encode(original)
-    decoded = vae.decode(z_egz)
+    decoded = [one_line(s) for s in vae.decode(z_egz)]
     shuffled = vae.decode(np.roll(z_egz, 1, axis=0))
     train = this.data["train"].texts
     report.add_group(
@@ -109,7 +110,7 @@ def _reconstructions(
     pairs = min(cfg.interpolations, len(original) // 2)
     if pairs:
         z_etgz = line(z_egz[:pairs], z_egz[pairs : 2 * pairs], cfg.interpolation_steps)
-        points = vae.decode(z_etgz.reshape(-1, *z_egz.shape[1:]))
+        points = [one_line(s) for s in vae.decode(z_etgz.reshape(-1, *z_egz.shape[1:]))]
         steps = cfg.interpolation_steps
         samples["interpolations"] = [
             "\n".join(points[i * steps : (i + 1) * steps]) + "\n" for i in range(pairs)

@@ -13,21 +13,6 @@ from jvae.errors import ConfigError, JvaeError
 
 MODES = ("train", "eval", "sample", "reconstruct", "interpolate")
 
-FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-    "workdir", None, "Folder of the run; runs/<name of the config> by default.", flag_values=FLAGS
-)
-flags.DEFINE_enum(
-    "mode", "train", MODES, "What to do; train ends in an evaluation.", flag_values=FLAGS
-)
-flags.DEFINE_multi_string(
-    "text", [], "A sentence for reconstruct or interpolate; lines of standard input otherwise.",
-    flag_values=FLAGS,
-)  # fmt: skip
-flags.DEFINE_integer("n", 10, "Sentences to sample.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("steps", 11, "Points of an interpolation.", lower_bound=2, flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "Seed of the text modes.", flag_values=FLAGS)
-
 USAGE = """\
 python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
 
@@ -36,6 +21,22 @@ python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir
   --mode=train                   train, evaluate, sample; the same command resumes
   --mode=eval|sample|reconstruct|interpolate --workdir=DIR       on a trained run
 """
+
+
+def _flags() -> flags.FlagValues:
+    """All flags but those of the config, at their defaults."""
+    own = flags.FlagValues()
+    text = "A sentence for reconstruct or interpolate; lines of standard input otherwise."
+    workdir = "Folder of the run; runs/<name of the config> by default."
+    flags.DEFINE_string("workdir", None, workdir, flag_values=own)
+    flags.DEFINE_enum(
+        "mode", "train", MODES, "What to do; train ends in an evaluation.", flag_values=own
+    )
+    flags.DEFINE_multi_string("text", [], text, flag_values=own)
+    flags.DEFINE_integer("n", 10, "Sentences to sample.", lower_bound=1, flag_values=own)
+    flags.DEFINE_integer("steps", 11, "Points of a line.", lower_bound=2, flag_values=own)
+    flags.DEFINE_integer("seed", 0, "Seed of the text modes.", flag_values=own)
+    return own
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,30 +56,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: ConfigDict | None, rest: Sequence[str]) -> int:
+    given = _flags()
     if "--help" in rest or "-h" in rest:
-        print(USAGE + "\n" + FLAGS.get_help())
+        print(USAGE + "\n" + given.get_help())
         return 0
-    words = FLAGS(["jvae", *rest])[1:]
+    words = given(["jvae", *rest])[1:]
     if words:
         raise ConfigError(f"unexpected argument {words[0]!r}; flags are written --name=value")
-    if config is None and FLAGS.workdir is None:
+    if config is None and given.workdir is None:
         raise ConfigError(f"no config: add --config=optimus, or the --workdir of a run\n\n{USAGE}")
 
     from jvae import modes, workdir  # after the flags, so that a wrong one is told at once
 
-    if FLAGS.workdir is not None:
-        folder = Path(FLAGS.workdir)
+    if given.workdir is not None:
+        folder = Path(given.workdir)
     else:
         assert config is not None
         folder = Path("runs") / config.name
     if config is None:
         config = workdir.saved_config(folder)
-    if FLAGS.mode == "train":
+    if given.mode == "train":
         modes.train(config, folder)
-    elif FLAGS.mode == "eval":
+    elif given.mode == "eval":
         modes.evaluate(config, folder)
     else:
-        modes.text(FLAGS.mode, config, folder, list(FLAGS.text), FLAGS.n, FLAGS.steps, FLAGS.seed)
+        modes.text(given.mode, config, folder, list(given.text), given.n, given.steps, given.seed)
     return 0
 
 

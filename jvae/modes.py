@@ -52,7 +52,7 @@ def text(
         found = vae.reconstruct(lines)
     else:
         found = vae.interpolate(lines[0], lines[1], steps)
-    print("\n".join(found))
+    print("\n".join(workdir.one_line(sentence) for sentence in found))
 
 
 def _show(table: str, folder: Path) -> None:

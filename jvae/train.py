@@ -44,24 +44,29 @@ def train(config: ConfigDict, folder: Path) -> Trained:
 
     Raises: JvaeError for all that is wrong with config, data, folder or the run itself.
     """
-    # --- data and model ---------------------------------------------------------------------------
+    # --- what depends on the config alone, so that a mistake is told at once ----------------------
     begin = time.monotonic()
-    workdir.claim(folder, config)
+    objective = run.build_objective(config)
+    beta = schedules.build(config.objective.beta, config.train.steps)
+    mesh = meshes.make_mesh(config.mesh)
+    shards = meshes.row_shards(mesh)
+    if config.data.batch_rows % shards:
+        raise ConfigError(
+            f"data.batch_rows is {config.data.batch_rows}; the mesh cuts rows into {shards} parts, "
+            "so use a multiple of that"
+        )
+
+    # --- data and model ---------------------------------------------------------------------------
+    workdir.check(folder, config)
     this = run.open_run(config, folder)
+    workdir.claim(folder, config)
     run.save_tokenizers(this)
     for line in this.log:
         log.info(line)
     cfg, model = this.config, this.model
     key = run.seeds(cfg.seed)
 
-    # --- mesh and shardings -----------------------------------------------------------------------
-    mesh = meshes.make_mesh(cfg.mesh)
-    shards = meshes.row_shards(mesh)
-    if cfg.data.batch_rows % shards:
-        raise ConfigError(
-            f"data.batch_rows is {cfg.data.batch_rows}; the mesh cuts rows into {shards} parts, "
-            "so use a multiple of that"
-        )
+    # --- shardings --------------------------------------------------------------------------------
     abstract, where = run.param_shardings(model, mesh)
     tx = optim.build(cfg.optim, abstract, cfg.train.steps)
     state_where = step.TrainState(
@@ -69,8 +74,6 @@ def train(config: ConfigDict, folder: Path) -> Trained:
     )
 
     # --- steps ------------------------------------------------------------------------------------
-    objective = run.build_objective(cfg)
-    beta = schedules.build(cfg.objective.beta, cfg.train.steps)
     train_step = jax.jit(
         step.make_train_step(model, objective, beta, tx),
         donate_argnums=0,

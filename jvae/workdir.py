@@ -9,6 +9,7 @@ samples/*.txt          text
 """
 
 import os
+import re
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -29,11 +30,13 @@ def write_text(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
-    """Makes the directory this run's, or checks that it is.
+def one_line(text: str) -> str:
+    """A decoded sentence as one line: an untrained model may well emit line ends."""
+    return " ".join(re.split(r"[\r\n]", text))
 
-    Raises: CheckpointError if it holds a run of another config, or cannot be written.
-    """
+
+def check(workdir: Path, config: ConfigDict) -> None:
+    """Raises: CheckpointError if the directory holds a run of another config."""
     path = workdir / CONFIG
     if path.exists():
         changed = configs.diff(configs.from_json(path.read_text(encoding="utf-8")), config)
@@ -44,8 +47,16 @@ def claim(workdir: Path, config: ConfigDict) -> None:
                 f"{workdir} holds a run of another config ({listed}); "
                 "give this one its own --workdir, or remove that folder"
             )
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Makes the directory this run's.
+
+    Raises: CheckpointError if it holds a run of another config, or cannot be written.
+    """
+    check(workdir, config)
     try:
-        write_text(path, configs.to_json(config))
+        write_text(workdir / CONFIG, configs.to_json(config))
     except OSError as error:
         raise CheckpointError(f"cannot write to {workdir}: {error}") from error
 

@@ -138,4 +138,8 @@ def test_plain_console(tmp_path):
     with metrics.Writer(tmp_path, stream=stream, total_steps=10) as writer:
         writer.progress(1)
         writer.write(5, {"loss": 1.23456789, "tokens": 1000000, "kl": None})
-    assert stream.getvalue() == "step 5/10  loss 1.2346  tokens 1000000  kl None\n"
+        writer.write(6, {"train/loss": 2.0, "train/kl": 1.0, "train/time/step_ms": 7.0})
+    assert stream.getvalue() == (
+        "step 5/10  loss 1.235 tokens 1000000 kl None\n"
+        "step 6/10  train loss 2 kl 1  train/time step_ms 7\n"
+    )

@@ -186,7 +186,8 @@ def _faults(
             yield i, BadLine("special token", detail)
         else:
             detail = (
-                f"{lengths[i]} tokens with tokenizer {tokenizer.name}, over data.{side}_row={limit}"
+                f"{lengths[i]} tokens with tokenizer {tokenizer.name}, "
+                f"more than the {limit} that the model has positions for ({side} side)"
             )
             yield i, BadLine("too many tokens", detail)
 

@@ -320,7 +320,8 @@ class Report:
         lines = [self.heading(), "", *aligned([head, *body])]
         lines += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
         lines += ["", *aligned([(name, show(value)) for name, value in sorted(self.time.items())])]
-        fields = sorted(clean(self.card).items())
+        # The config would fill the screen; it is in the JSON.
+        fields = [(n, v) for n, v in sorted(clean(self.card).items()) if n != "config"]
         lines += ["", "card", *aligned([(name, _compact(value)) for name, value in fields])]
         return "\n".join(lines) + "\n"
 

@@ -27,11 +27,13 @@ class TransformerConfig:
     vocab_multiple: int = 128
     xent_chunk: int = 8192
 
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
+
     @property
     def head(self) -> int:
         """Width of one attention head."""
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
         return self.width // self.heads
 
     @property

@@ -180,7 +180,10 @@ def test_line_over_the_limit_is_named_or_dropped(tmp_path):
     tok = train_word_level(lines.text)
     with pytest.raises(DataError) as caught:
         make_dataset(lines, tok, limits={"dec": 5})
-    expected = f"{path}:2: 6 tokens with tokenizer {tok.name}, over data.dec_row=5."
+    expected = (
+        f"{path}:2: 6 tokens with tokenizer {tok.name}, "
+        "more than the 5 that the model has positions for (dec side)."
+    )
     assert str(caught.value).startswith(expected)
     made = make_dataset(lines, tok, limits={"dec": 5}, on_error="drop")
     assert list(made.texts) == ["a b", "b"] and made.lines.where(1) == f"{path}:3"
