@@ -17,7 +17,10 @@ def base() -> ConfigDict:
             # Folder or Hugging Face hub name; empty: one is trained on the train split.
             encoder_tokenizer="",
             decoder_tokenizer="",
-            vocab=8_000,  # entries of a tokenizer trained on text files
+            # A tokenizer trained on text files: its kind, bpe or word, and how many entries it has
+            # (0, for words alone: every word).
+            tokenizer_kind="bpe",
+            vocab=8_000,
             on_error="raise",  # or drop: bad lines are counted and left out
             max_words=256,  # longer lines are bad lines
             # Tokens of a row per side and examples of a row; 0: proposed from the lengths.
@@ -94,6 +97,21 @@ def base() -> ConfigDict:
         )
     )
     return c
+
+
+def lstm(**changes) -> dict:
+    """One LSTM; `vocab` is set from the tokenizer when it is 0."""
+    stack = dict(
+        width=256,
+        hidden=256,
+        vocab=0,
+        dropout=0.5,
+        init_scale=0.1,
+        dtype="float32",
+        vocab_multiple=1,
+        xent_chunk=16384,
+    )
+    return stack | changes
 
 
 def transformer(**changes) -> dict:

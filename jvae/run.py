@@ -22,6 +22,7 @@ from jvae.data.dataset import Dataset, RowSpec, make_dataset
 from jvae.data.plan import propose_rows, shuffled
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, DataError
+from jvae.models.sri import Sampler
 from jvae.objectives import Objective
 from jvae.parallel import rules
 
@@ -67,6 +68,12 @@ def build_model(config: ConfigDict) -> TextVAE:
     """The model of a finalised config."""
     family = models.family(config.model.family)
     return family.build(model_config(config))
+
+
+def build_sampler(config: ConfigDict, model: TextVAE) -> Sampler | None:
+    """What the model of a config adds where its posterior is a sampler; None for the others."""
+    family = models.family(config.model.family)
+    return None if family.sampler is None else family.sampler(model_config(config), model)
 
 
 def model_config(config: ConfigDict) -> Any:
@@ -156,10 +163,17 @@ def open_tokenizers(
             opened.append(tokenizers.open_tokenizer(name, role))
         elif opened and not config.data.encoder_tokenizer:
             opened.append(opened[0].for_role(role))
-        elif config.data.train:
+        elif not config.data.train:
+            opened.append(tokenizers.train_word_level(train(), role=role))
+        elif config.data.tokenizer_kind == "word":
+            opened.append(
+                tokenizers.train_word_level(train(), config.data.vocab or None, role=role)
+            )
+        elif config.data.tokenizer_kind == "bpe":
             opened.append(tokenizers.train_bpe(train(), config.data.vocab, role))
         else:
-            opened.append(tokenizers.train_word_level(train(), role=role))
+            kind = config.data.tokenizer_kind
+            raise ConfigError(f"data.tokenizer_kind is {kind!r}; expected bpe or word")
     return opened[0], opened[1]
 
 

@@ -70,8 +70,13 @@ def make_train_step(
     objective: Objective,
     beta: Callable[[Array], Array],
     tx: optax.GradientTransformation,
+    measure_at: Callable[..., Terms] | None = None,
 ) -> Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums]]:
     """step(state, batch, base_key) -> (state, sums): one optimizer update.
+
+    Args:
+      measure_at: (step, params, batch, key, drop) -> Terms, where training measures a batch in
+        another way than `jvae.api.measure` does.
 
     The sums stay on the device, so the host loop waits for nothing between log lines. `finite`
     counts the steps whose loss and gradient norm were finite; an update that is not is skipped, so
@@ -83,7 +88,10 @@ def make_train_step(
         weight = beta(state.step)
 
         def loss_fn(params: Params):  # noqa: ANN202
-            terms = measure(model, params, batch, keys.latent, keys.drop)
+            if measure_at is None:
+                terms = measure(model, params, batch, keys.latent, keys.drop)
+            else:
+                terms = measure_at(state.step, params, batch, keys.latent, keys.drop)
             value, loss = batch_loss(objective, terms, weight)
             return value, _sums(loss, terms, batch)
 
@@ -104,6 +112,18 @@ def make_train_step(
         return TrainState(params, opt_state, state.step + 1), sums
 
     return train_step
+
+
+def make_tune_step(
+    tune: Callable[[Params, Batch, Key[Array, ""]], Params],
+) -> Callable[[TrainState, Batch, Key[Array, ""]], TrainState]:
+    """step(state, batch, base_key) -> state: parameters that learn between updates (step sizes)."""
+
+    def tune_step(state: TrainState, batch: Batch, base: Key[Array, ""]) -> TrainState:
+        key = jax.random.fold_in(StepKeys.at(base, state.step).latent, 1)
+        return state._replace(params=tune(state.params, batch, key))
+
+    return tune_step
 
 
 def make_valid_step(

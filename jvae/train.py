@@ -74,11 +74,17 @@ def train(config: ConfigDict, folder: Path) -> Trained:
     )
 
     # --- steps ------------------------------------------------------------------------------------
+    sampler = run.build_sampler(cfg, model)
     train_step = jax.jit(
-        step.make_train_step(model, objective, beta, tx),
+        step.make_train_step(model, objective, beta, tx, sampler.measure if sampler else None),
         donate_argnums=0,
         out_shardings=(state_where, meshes.replicated(mesh)),
     )
+    tune_step = None
+    if sampler and sampler.tune:
+        tune_step = jax.jit(
+            step.make_tune_step(sampler.tune), donate_argnums=0, out_shardings=state_where
+        )
     last_beta = float(cfg.objective.beta.stop)
     valid_step = jax.jit(step.make_valid_step(model, objective, last_beta))
 
@@ -129,6 +135,8 @@ def train(config: ConfigDict, folder: Path) -> Trained:
                     done, {f"train/{k}": v for k, v in (values | clock.lap(done, values)).items()}
                 )
                 meter = None
+            if due and tune_step:
+                state = tune_step(state, to_device(batch, mesh), base)
             if due:
                 valid = check(state.params, done)
                 writer.write(done, {f"valid/{k}": v for k, v in valid.items()})
@@ -177,7 +185,8 @@ def _checker(
     """Validation: the whole split, dropout off, the final KL weight, the same noise every time."""
     key = jax.device_put(key, meshes.replicated(mesh))
     alarm = this.config.train.collapse_kl
-    has_latent = this.model.latent_shape[0] > 0
+    # A sampler's posterior has no KL to watch here; the evaluation measures it.
+    watched = this.model.latent_shape[0] > 0 and this.model.post.log_q is not None
 
     def check(params: Params, done: int) -> dict[str, Any]:
         sums: metrics.Sums | None = None
@@ -187,7 +196,7 @@ def _checker(
         values = metrics.ratios(sums)
         row: dict[str, Any] = {name: values[name] for name in ("loss", "rec", "kl")}
         row["neg_elbo"] = values["rec"] + values["kl"]
-        if has_latent:
+        if watched:
             row["collapsed"] = int(values["kl"] < alarm)
             if row["collapsed"]:
                 log.warning(
