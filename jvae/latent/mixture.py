@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Float, Key
 
 from jvae.api import Generator, Params, Posterior
 
@@ -31,11 +31,11 @@ def with_prior(gen: Generator, posterior: Posterior) -> Proposal:
     log_q = posterior.log_q
 
     def sample(params: Params, post: Any, key_ke: Key[Array, "k e"], cond: Any = None) -> Array:
-        coin_key_ke, prior_key_ke = _halves(key_ke)
-        coin_ke: Bool[Array, "k e"] = _each(lambda key: jax.random.bernoulli(key))(coin_key_ke)
-        # One key serves r and another the prior, so a draw does not depend on the coin.
-        from_q_kegz, _ = posterior.sample(params, post, key_ke)
-        prior_kegz = jax.vmap(lambda key_e: gen.sample_prior(params, key_e, cond))(prior_key_ke)
+        key_ke3 = jax.vmap(jax.vmap(lambda key: jax.random.split(key, 3)))(key_ke)
+        coin_ke = jax.vmap(jax.vmap(jax.random.bernoulli))(key_ke3[:, :, 0])
+        from_q_kegz, _ = posterior.sample(params, post, key_ke3[:, :, 1])
+        prior = lambda key_e: gen.sample_prior(params, key_e, cond)  # noqa: E731
+        prior_kegz = jax.vmap(prior)(key_ke3[:, :, 2])
         return jnp.where(coin_ke[:, :, None, None], from_q_kegz, prior_kegz)
 
     def log_density(params: Params, post: Any, z_egz: Array, cond: Any = None) -> Float[Array, "e"]:
@@ -43,12 +43,3 @@ def with_prior(gen: Generator, posterior: Posterior) -> Proposal:
         return either_e - jnp.log(2.0).astype(either_e.dtype)
 
     return Proposal(sample, log_density)
-
-
-def _each(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    return jax.vmap(jax.vmap(function))
-
-
-def _halves(key_ke: Key[Array, "k e"]) -> tuple[Array, Array]:
-    key_ke2 = _each(lambda key: jax.random.split(key))(key_ke)
-    return key_ke2[:, :, 0], key_ke2[:, :, 1]
