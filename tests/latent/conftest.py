@@ -103,8 +103,8 @@ def _sentences() -> Sentences:
 
 
 @functools.cache
-def _lstm(latent: int = 2, hidden: int = 5, scale: float = 0.7, dropout: float = 0.5):
-    config = LstmConfig(3, hidden, 7, init_scale=scale, dropout=dropout)
+def _lstm(latent: int = 2, hidden: int = 5, dtype: str = "float32"):
+    config = LstmConfig(3, hidden, 7, init_scale=0.7, dtype=dtype)
     model = lstm_vae.build(lstm_vae.LstmVaeConfig(config, config, latent=latent))
     return model, jax.jit(model.init)(jax.random.key(0))
 

@@ -18,7 +18,7 @@ def _as_float64(tree):
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_routes_agree_on_an_lstm_under_shared_noise(toys, temperature):
-    model, params = toys.lstm(latent=4)
+    model, params = toys.lstm(latent=4, dtype="float64")
     single = toys.sentences().single
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
@@ -63,7 +63,7 @@ def test_log_determinant_of_a_linear_model_is_exact(toys):
 
 
 def test_gradient_of_the_bound_in_the_sizes_is_that_of_differences(toys):
-    model, params = toys.lstm()
+    model, params = toys.lstm(dtype="float64")
     single = toys.sentences().single
     bound = volume.short_run_bound(model.gen, ChainConfig(temperature=0.5))
     with jax.enable_x64(True):

@@ -38,33 +38,29 @@ def pieces(toys):
     packed, key, drop = toys.sentences().packed, jax.random.key(3), jax.random.key(4)
     leak = dataclasses.replace(WarmUp(), param_grad="trajectory")
 
-    def grad_of(plan):
-        measure = warm_up.measure(model.gen, CFG, plan)
-
-        def loss(params):
-            terms = measure(jnp.asarray(0), params, packed, key, drop)
-            return batch_loss(Objective(aux_weight={"trajectory": 1.0}), terms, 1.0)[0]
-
-        return jax.grad(loss)
+    def loss_of(plan, params):
+        terms = warm_up.measure(model.gen, CFG, plan)(0, params, packed, key, drop)
+        return batch_loss(Objective(aux_weight={"trajectory": 1.0}), terms, 1.0)[0]
 
     def contract(params):
         chain = model._replace(post=short_run.attach(model.gen, CFG))
         return batch_loss(Objective(), api.measure(chain, params, packed, key, drop), 1.0)[0]
 
     def nll_e(params, z_egz):
-        return -per_example(
-            model.gen.log_lik(params, model.gen.prepare(params, packed, drop), z_egz), packed
-        )
+        ctx = model.gen.prepare(params, packed, drop)
+        return -per_example(model.gen.log_lik(params, ctx, z_egz), packed)
+
+    def along(params, path):
+        return jnp.sum(jax.vmap(lambda z_egz: nll_e(params, z_egz))(path))
 
     @jax.jit
     def go(params):
         chain = short_run.prepare(model.gen, CFG, params, packed, drop)
         end, path = chain.end(example_keys(jax.random.split(key)[0], packed.id_e), path=True)
-        parts = [jax.grad(lambda p: mean_valid(nll_e(p, end), packed.valid_e))(params)]
-        for k in range(CFG.steps):
-            parts.append(jax.grad(lambda p, k=k: nll_e(p, path[k]).sum())(params))
-        modes = dict(final=grad_of(WarmUp())(params), trajectory=grad_of(leak)(params))
-        return parts, modes, jax.grad(contract)(params)
+        at_end = jax.grad(lambda p: mean_valid(nll_e(p, end), packed.valid_e))(params)
+        value, final = jax.value_and_grad(lambda p: loss_of(WarmUp(), p))(params)
+        both = jax.grad(lambda p: loss_of(leak, p))(params)
+        return at_end, jax.grad(along)(params, path), final, both, (value, contract(params))
 
     return go(params)
 
@@ -75,14 +71,14 @@ def _close(a, b):
 
 
 def test_final_mode_is_the_gradient_at_the_end_point_alone(pieces):
-    parts, modes, contract = pieces
-    _close(modes["final"], parts[0])
-    _close(contract, parts[0])
+    at_end, _, final, _, (value, contract) = pieces
+    _close(final, at_end)
+    np.testing.assert_allclose(value, contract, rtol=1e-6)
 
 
 def test_trajectory_mode_adds_the_batch_sum_at_every_earlier_point(pieces):
-    parts, modes, _ = pieces
-    _close(modes["trajectory"], jax.tree.map(lambda *g: sum(g), *parts))
+    at_end, along, _, both, _ = pieces
+    _close(both, jax.tree.map(jnp.add, at_end, along))
 
 
 def test_unknown_mode_is_refused():
