@@ -15,6 +15,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Key
 
@@ -25,6 +26,7 @@ from jvae.latent import short_run, volume
 from jvae.latent.short_run import ChainConfig
 
 DRAWS = 10  # M of the released code
+LOOSE_SHARE = 0.1  # of the draws; an effective sample size below it raises the alarm
 
 
 @partial(jax.jit, static_argnames=("gen", "cfg", "draws", "temperature"))
@@ -93,3 +95,17 @@ def evaluate(
     score = score_batch(gen, cfg, draws=draws, temperature=temperature)
     id_e, scores = collect((batch.id_e, score(params, batch, key)) for batch in batches)
     return LikelihoodResult(k=draws, latent=True, id_e=id_e, scores=scores)
+
+
+def alarm(result: LikelihoodResult) -> str | None:
+    """What to say beside the estimate when its weights rest on few draws; None when they do not.
+
+    Weights of a run narrower than the posterior have no finite variance: more draws do not help.
+    """
+    share = float(np.mean(result.scores.ess_e)) / result.k
+    if share >= LOOSE_SHARE:
+        return None
+    return (
+        f"change of variables: effective sample size {100 * share:.1f} % of {result.k} draws; the "
+        "short run is narrower than the posterior and the estimate too pessimistic"
+    )
