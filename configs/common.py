@@ -32,6 +32,8 @@ def base() -> ConfigDict:
             packing="pack",  # or bucket: one sentence per row, like lengths together
         )
     )
+    # Pretrained backbones for step 0: a folder or hub name in Hugging Face's layout; empty: none.
+    c.init = ConfigDict(dict(encoder="", decoder=""))
     c.objective = ConfigDict(
         dict(
             kl_floor="none",
@@ -75,7 +77,7 @@ def base() -> ConfigDict:
         dict(
             seed=0,
             samples=100,  # K of NLL_K
-            sentences=500,  # at most so many sentences for NLL_K
+            sentences=500,  # at most so many, a seeded draw, for all that decodes
             chunk=1,  # posterior samples decoded together
             generate=1_000,  # sentences drawn from the prior
             interpolations=100,  # pairs of test sentences
@@ -125,6 +127,7 @@ def transformer(**changes) -> dict:
         positions=512,
         dropout=0.1,
         norm_eps=1e-5,
+        init_std=0.02,
         dtype="float32",
         remat="none",
         unroll=1,

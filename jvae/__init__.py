@@ -7,7 +7,7 @@ vae.interpolate("a man is sleeping", "two girls were dancing")
 
 from typing import Any
 
-__all__ = ["load"]
+__all__ = ["export", "load"]
 
 
 def load(folder: Any, *, seed: int = 0) -> Any:
@@ -15,3 +15,10 @@ def load(folder: Any, *, seed: int = 0) -> Any:
     from jvae.loading import load as load_run
 
     return load_run(folder, seed=seed)
+
+
+def export(folder: Any, out: Any) -> None:
+    """See `jvae.loading.export`."""
+    from jvae.loading import export as export_run
+
+    export_run(folder, out)

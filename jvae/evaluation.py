@@ -21,7 +21,6 @@ from jvae.evals import text as texts
 from jvae.evals.card import Card, Report
 from jvae.evals.latent import (
     LatentResult,
-    PosteriorSet,
     collect_posteriors,
     latent_metrics,
     rec_gap,
@@ -112,7 +111,7 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
         samples["prior_greedy"] = [one_line(s) for s in greedy]
         report.add_group(texts.generation(samples["prior"], data.texts, this.data["train"].texts))
         if latent is not None:
-            _reconstructions(this, vae, posts, report, samples, split)
+            _reconstructions(this, vae, report, samples, [str(data.texts[i]) for i in chosen])
     if split in this.exact:
         _exactness(this, report, likelihood, samples, split)
     _write(this.workdir, report, samples, split)
@@ -122,14 +121,13 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
 def _reconstructions(
     this: run.Run,
     vae: LoadedVAE,
-    posts: PosteriorSet,
     report: Report,
     samples: dict[str, list[str]],
-    split: str,
+    original: list[str],
 ) -> None:
-    """Every sentence decoded from its posterior mean, and lines between pairs of them."""
-    cfg, original = this.config.evals, [this.data[split].texts[i] for i in posts.id_e]
-    z_egz = posts.mean_egz.astype(np.float32)
+    """Sentences decoded from their posterior means, and lines between pairs of them."""
+    cfg = this.config.evals
+    z_egz = vae.encode(original)
     decoded = [one_line(s) for s in vae.decode(z_egz)]
     shuffled = vae.decode(np.roll(z_egz, 1, axis=0))
     train = this.data["train"].texts

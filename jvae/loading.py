@@ -1,12 +1,13 @@
-"""A trained run as a `LoadedVAE`, from its directory alone: no data is read."""
+"""A trained run or an export as a `LoadedVAE`, from its folder alone: no data is read."""
 
+import os
 from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
 from jvae import config as configs
-from jvae import models, run, workdir
+from jvae import models, run, weights, workdir
 from jvae.api import Params, TextVAE
 from jvae.checkpoint import Checkpoints
 from jvae.data import tokenizers
@@ -14,39 +15,61 @@ from jvae.parallel import mesh as meshes
 from jvae.space.loaded import LoadedVAE
 
 
-def load(folder: str | Path, *, seed: int = 0) -> LoadedVAE:
-    """The best checkpoint of the run in a folder, ready to encode and decode text.
+def load(name: str | os.PathLike[str], *, seed: int = 0) -> LoadedVAE:
+    """A trained model, ready to encode and decode text.
 
         vae = jvae.load("runs/optimus-tiny")
         z = vae.encode(["two men are running in a park"])
         vae.decode(z + 0.5)
 
     Args:
+      name: folder of a run (its best checkpoint), or folder or hub name of an export.
       seed: of samples and of Langevin chains; every method takes its own too.
-    Raises: CheckpointError if there is no run or no checkpoint that fits.
+    Raises: CheckpointError if there is no checkpoint that fits; WeightsError if an export cannot
+      be read or is not what its hashes say.
     """
-    folder = Path(folder)
-    workdir.saved_config(folder)  # says so where there is no run
-    with Checkpoints(folder, read_only=True) as ckpts:
-        meta = ckpts.meta(best=ckpts.best() is not None)
-    config = configs.from_json(meta["config"])
-    model = run.build_model(config)
-    mesh = meshes.make_mesh(dict(data=1), jax.local_devices()[:1])
-    params, _ = load_params(model, mesh, folder)
-    family = models.family(config.model.family)
-    names = ("encoder", "decoder")
-    sides = {n: tokenizers.load(folder / run.TOKENIZER_FOLDER / n, n) for n in names}
+    parts = _read_run(Path(name)) if _is_run(Path(name)) else weights.load_export(name)
+    config = parts.config
+    limits = models.family(config.model.family).limits(run.model_config(config))
     return LoadedVAE(
-        model=model,
-        params=params,
-        encoder=sides["encoder"],
-        decoder=sides["decoder"],
-        rows=run.row_spec(config, family.limits(run.model_config(config))),
-        limits=family.limits(run.model_config(config)),
+        model=run.build_model(config),
+        params=parts.params,
+        encoder=parts.encoder,
+        decoder=parts.decoder,
+        rows=run.row_spec(config, limits),
+        limits=limits,
         max_length=config.decode.max_length,
         decode_batch=config.decode.batch,
         seed=seed,
     )
+
+
+def export(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
+    """Writes the best checkpoint of a run as one folder that `load` reads and a hub takes.
+
+    Raises: CheckpointError if there is no run; WeightsError if `out` is there already.
+    """
+    parts = _read_run(Path(folder))
+    table = Path(folder) / "eval" / "test.txt"
+    results = f"```\n{table.read_text(encoding='utf-8')}```\n" if table.is_file() else ""
+    weights.export_model(out, parts.config, parts.encoder, parts.decoder, parts.params, results)
+
+
+def _is_run(folder: Path) -> bool:
+    # An export has its list of hashes; whatever else there is or is not is told as a run's fault.
+    return not (folder / weights.SUMS).is_file() and (folder.is_dir() or folder.is_absolute())
+
+
+def _read_run(folder: Path) -> weights.Export:
+    workdir.saved_config(folder)  # says so where there is no run
+    with Checkpoints(folder, read_only=True) as ckpts:
+        meta = ckpts.meta(best=ckpts.best() is not None)
+    config = configs.from_json(meta["config"])
+    mesh = meshes.make_mesh(dict(data=1), jax.local_devices()[:1])
+    params, _ = load_params(run.build_model(config), mesh, folder)
+    roles = ("encoder", "decoder")
+    encoder, decoder = (tokenizers.load(folder / run.TOKENIZER_FOLDER / r, r) for r in roles)
+    return weights.Export(config, encoder, decoder, params)
 
 
 def load_params(model: TextVAE, mesh: Mesh, folder: Path) -> tuple[Params, int]:

@@ -44,6 +44,7 @@ def text(
         raise ConfigError("nothing to reconstruct: give --text='...' or lines on standard input")
     if mode == "interpolate" and len(lines) != 2:
         raise ConfigError(f"interpolate takes two sentences, not {len(lines)}: give --text twice")
+    workdir.saved_config(folder)  # says so where there is no run
     vae = loading.load(folder, seed=seed)
     settings = {k: v for k, v in config.decode.items() if k not in ("batch", "max_length")}
     if mode == "sample":

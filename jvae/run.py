@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from jvae import models
 from jvae.api import Params, TextVAE
 from jvae.data import grammar, sources, tokenizers
-from jvae.data.dataset import Dataset, RowSpec, make_dataset
+from jvae.data.dataset import Dataset, RowSpec, epoch_rows, make_dataset
 from jvae.data.plan import propose_rows, shuffled
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, DataError
@@ -55,7 +55,7 @@ def dataclass_from(cls: type, section: Any, where: str) -> Any:
     for key, value in section.items():
         if key not in fields:
             raise ConfigError(f"{where}.{key}: {cls.__name__} has no such field")
-        kind = fields[key].type
+        kind: Any = fields[key].type
         nested = isinstance(kind, type) and dataclasses.is_dataclass(kind)
         values[key] = dataclass_from(kind, value, f"{where}.{key}") if nested else value
     try:
@@ -221,6 +221,7 @@ def open_run(config: ConfigDict, workdir: Path) -> Run:
     longest = int(data["train"].dec.lengths.max()) - 1
     config.decode.max_length = config.decode.max_length or longest
     rows = row_spec(config, limits)
+    log.append(_fill(data["train"], rows))
     model = build_model(config)
     return Run(config.lock(), workdir, encoder, decoder, data, rows, model, exact, log)
 
@@ -259,6 +260,13 @@ def _settle_rows(config: ConfigDict, data: dict[str, Dataset], log: list[str]) -
             )
     shown = ", ".join(f"data.{side}_row={section[f'{side}_row']}" for side in sides)
     log.append(f"rows: {shown}, data.slots={section.slots}, data.batch_rows={section.batch_rows}")
+
+
+def _fill(data: Dataset, rows: RowSpec) -> str:
+    """How full the rows of the first epoch are, as a log line."""
+    plan = epoch_rows(data, rows)
+    sides = ", ".join(f"{side} {share:.1%}" for side, share in plan.fill.items())
+    return f"fill of {len(plan.ids_rs):,} rows: {sides}, slots {plan.slot_fill:.1%}"
 
 
 def seeds(seed: int) -> dict[str, Key[Array, ""]]:

@@ -35,9 +35,8 @@ class StepKeys(NamedTuple):
         return cls(*jax.random.split(jax.random.fold_in(base, step)))
 
 
-def init_state(model: TextVAE, tx: optax.GradientTransformation, key: Key[Array, ""]) -> TrainState:
-    """Fresh parameters and optimizer state."""
-    params = model.init(key)
+def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
     return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32))
 
 
@@ -52,7 +51,7 @@ def _sums(loss: Loss, terms: Terms, batch: Batch) -> Sums:
 
     sides = [side for side in (batch.enc, batch.dec, batch.cond) if side is not None]
     places = sum(side.segment_bt.size for side in sides) * one
-    read = sum(jnp.sum(side.segment_bt > 0) for side in sides).astype(jnp.float32)
+    read = sum((jnp.sum(side.segment_bt > 0) for side in sides), start=0.0 * one)
     sums = {
         "loss": mean(loss.total_e),
         "rec": mean(terms.nll_e),
@@ -83,11 +82,11 @@ def make_train_step(
     the state stays usable when the host stops the run.
     """
 
-    def train_step(state: TrainState, batch: Batch, base: Key[Array, ""]):  # noqa: ANN202
+    def train_step(state: TrainState, batch: Batch, base: Key[Array, ""]):
         keys = StepKeys.at(base, state.step)
         weight = beta(state.step)
 
-        def loss_fn(params: Params):  # noqa: ANN202
+        def loss_fn(params: Params):
             if measure_at is None:
                 terms = measure(model, params, batch, keys.latent, keys.drop)
             else:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from jvae import config as configs
-from jvae import metrics, optim, run, schedules, step, workdir
+from jvae import initial, metrics, optim, run, schedules, step, workdir
 from jvae.api import Batch, Params
 from jvae.checkpoint import Checkpoints
 from jvae.data.dataset import batches, eval_batches
@@ -69,9 +69,8 @@ def train(config: ConfigDict, folder: Path) -> Trained:
     # --- shardings --------------------------------------------------------------------------------
     abstract, where = run.param_shardings(model, mesh)
     tx = optim.build(cfg.optim, abstract, cfg.train.steps)
-    state_where = step.TrainState(
-        where, rules.optimizer_shardings(tx, abstract, where, mesh), meshes.replicated(mesh)
-    )
+    opt_where = rules.optimizer_shardings(tx, abstract, where, mesh)
+    state_where = step.TrainState._make((where, opt_where, meshes.replicated(mesh)))
 
     # --- steps ------------------------------------------------------------------------------------
     sampler = run.build_sampler(cfg, model)
@@ -88,17 +87,17 @@ def train(config: ConfigDict, folder: Path) -> Trained:
     last_beta = float(cfg.objective.beta.stop)
     valid_step = jax.jit(step.make_valid_step(model, objective, last_beta))
 
-    # --- state: own checkpoint or scratch ---------------------------------------------------------
-    init = jax.jit(lambda key: step.init_state(model, tx, key), out_shardings=state_where)
+    # --- state: own checkpoint, weights or scratch ------------------------------------------------
+    init = jax.jit(lambda params: step.init_state(params, tx), out_shardings=state_where)
     abstract_state = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-        jax.eval_shape(init, key["init"]),
+        jax.eval_shape(init, abstract),
         state_where,
     )
     ckpts = Checkpoints(folder, keep_last=cfg.train.keep)
     position, first = (0, 0), 0
     if ckpts.latest() is None:
-        state = init(key["init"])
+        state = init(initial.initial_params(this, where, key["init"]))
     else:
         state, meta = ckpts.restore(abstract_state)
         position, first = tuple(meta["position"]), meta["step"]

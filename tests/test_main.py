@@ -14,9 +14,9 @@ import pytest
 
 import jvae
 import jvae.errors
-from jvae import metrics
+from jvae import config as configs
+from jvae import metrics, run
 from jvae.data import grammar
-from jvae.data.plan import shuffled
 from jvae.main import main
 
 ROOT = Path(__file__).parents[1]
@@ -128,13 +128,25 @@ def test_loaded_run(finished):
         vae.decode(z_egz[:, 0])
 
 
-def test_held_out_sentences_are_not_trained_on(corpus, finished):
-    lines = corpus.read_text().splitlines()
-    held = shuffled(400, 0, 0, "hold out valid")[:20]
-    report = json.loads((finished / "eval/test.json").read_text())
-    assert report["card"]["data"][0]["lines"] == 400
-    assert len((finished / "samples/reconstructions.txt").read_text().split("\n\n")) == 20
-    assert len({lines[i] for i in held}) > 15
+def test_an_exported_run_loads_again(finished, tmp_path):
+    jvae.export(finished, tmp_path / "model")
+    texts = [s.text for s in grammar.corpus("test", 3)]
+    run_, exported = jvae.load(finished), jvae.load(tmp_path / "model")
+    np.testing.assert_array_equal(run_.encode(texts), exported.encode(texts))
+    assert run_.sample(3, seed=2) == exported.sample(3, seed=2)
+    assert "exact_match" in (tmp_path / "model" / "README.md").read_text()
+    with pytest.raises(jvae.errors.WeightsError, match="is there already"):
+        jvae.export(finished, tmp_path / "model")
+
+
+def test_held_out_sentences_are_not_trained_on(corpus, tmp_path):
+    config, _ = configs.from_argv(command(corpus, tmp_path / "run")[:-1])
+    splits, exact = run.read_splits(config)
+    places = {split: set(lines.line_no.tolist()) for split, lines in splits.items()}
+    assert {split: len(found) for split, found in places.items()} == dict(
+        train=361, valid=20, test=19
+    )
+    assert set.union(*places.values()) == set(range(1, 401)) and exact == {}
 
 
 @pytest.mark.parametrize(
@@ -189,6 +201,7 @@ def start(words: list[str]) -> subprocess.Popen:
         env=env,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -217,7 +230,8 @@ def test_kill_and_resume_is_bit_exact(corpus, tmp_path):
     longer = ("--config.train.steps=40", "--config.train.log_every=1")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     process = start(command(corpus, whole, *longer))
-    assert process.wait(timeout=300) == 0, process.stderr.read().decode()
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
 
     process = start(command(corpus, broken, *longer))
     log = broken / "metrics.jsonl"
@@ -227,10 +241,11 @@ def test_kill_and_resume_is_bit_exact(corpus, tmp_path):
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.002)
-    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     process = start(command(corpus, broken, *longer))
-    error = process.stderr.read().decode()
-    assert process.wait(timeout=300) == 0, error
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
     assert "resumed at step" in error
 
     expected, found = state_of(whole), state_of(broken)

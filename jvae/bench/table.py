@@ -51,11 +51,13 @@ def row_of(folder: Path) -> dict[str, Any]:
         "name": report["card"]["config"]["name"],
         "command": f"python -m jvae.main --config={_spec(report['card']['config']['name'])}",
         "commit": report["card"]["commit"],
-        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {report['card']['device']['kind']}",
+        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, "
+        + report["card"]["device"]["kind"],
         "jax": report["card"]["device"]["jax"],
         "train_s": round(sum(n * ms for n, ms in zip(lap_steps, lap_ms, strict=True)) / 1e3, 1),
         "eval_s": round(sum(v for v in report["time"].values() if v), 1),
         "tokens_per_s": round(speeds[len(speeds) // 2]),
+        "mi_saturated": report["details"].get("latent", {}).get("saturated", False),
         "metrics": {name: m["value"] for name, m in report["metrics"].items()},
         "se": {name: m["se"] for name, m in report["metrics"].items() if m["se"] is not None},
     }
@@ -91,7 +93,7 @@ RUN_COLUMNS: Sequence[tuple[str, Callable[[Row], str]]] = (
     ("PPL_w", lambda r: _number(r, "ppl_w", 2)),
     ("floor", lambda r: _number(r, "ppl_w_floor", 2)),
     ("KL", lambda r: _number(r, "kl", 2)),
-    ("MI", lambda r: _number(r, "mi", 2)),
+    ("MI", lambda r: "≥ " * r["mi_saturated"] + _number(r, "mi", 2)),
     ("AU", lambda r: _number(r, "au_0.01", 0)),
     ("grammatical %, T = 1", lambda r: _number(r, "prior_grammatical", 1)),
     ("greedy", lambda r: _number(r, "prior_greedy_grammatical", 1)),

@@ -26,7 +26,7 @@ def posterior(encode: Callable[..., Gaussian]) -> Posterior:
         del key_e  # amortised inference is deterministic
         return encode(params, batch, drop, cond)
 
-    def _sample(params: Any, post: Gaussian, key_ke: Key[Array, "k e"]):  # noqa: ANN202
+    def _sample(params: Any, post: Gaussian, key_ke: Key[Array, "k e"]):
         del params
         z_kegz = reparameterize(post, noise(key_ke, post.mean_egz.shape[1:]))
         return z_kegz, jnp.broadcast_to(kl_standard(post)[None], z_kegz.shape)

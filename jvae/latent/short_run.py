@@ -262,7 +262,7 @@ def fitted(
             mean_b_egz=jnp.mean(b_egz, axis=0),
         )
 
-    def sample(params: Params, post: Fitted, key_ke: Key[Array, "k e"]):  # noqa: ANN202
+    def sample(params: Params, post: Fitted, key_ke: Key[Array, "k e"]):
         del params
         z_kegz = reparameterize(_gaussian(post), noise(key_ke, post.mean_egz.shape[1:]))
         if kl is None:

@@ -118,7 +118,7 @@ def learn_sizes(
     bound = short_run_bound(gen, cfg)
     tx = optax.adam(lr)
 
-    def learn(params: Params, raw_k: Array, batch: Batch, key: Key[Array, ""]):  # noqa: ANN202
+    def learn(params: Params, raw_k: Array, batch: Batch, key: Key[Array, ""]):
         def body(carry: tuple, update: Array) -> tuple:
             raw_k, state = carry
             loss = lambda raw_k: -bound(params, raw_k, batch, jax.random.fold_in(key, update))  # noqa: E731

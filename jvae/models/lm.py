@@ -38,7 +38,7 @@ def build(config: LmConfig) -> TextVAE:
     c = config.decoder
     init, axes = unboxed(lambda key: {"decoder": gpt2.init(c, key)})
 
-    def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):  # noqa: ANN202
+    def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
         del cond
         x_btd = gpt2.embed(c, params["decoder"], batch.dec.token_bt, batch.dec.position_bt)
         hidden_btd, _ = gpt2.teacher_forced(c, params["decoder"], x_btd, batch.dec, drop=drop)
@@ -48,7 +48,7 @@ def build(config: LmConfig) -> TextVAE:
         del z_egz
         return gpt2.token_log_prob(c, params["decoder"], ctx.hidden_btd, ctx.side, ctx.scored_bt)
 
-    def start(params: Any, z_egz: Array, prompt: Prompt, max_len: int, cond=None):  # noqa: ANN202
+    def start(params: Any, z_egz: Array, prompt: Prompt, max_len: int, cond=None):
         del z_egz, cond
         gpt2.check_room(c, max_len)
         position = jnp.broadcast_to(
@@ -59,13 +59,13 @@ def build(config: LmConfig) -> TextVAE:
         last_ed = last_of_prompt(hidden_etd, prompt.length_e)
         return gpt2.logits(c, params["decoder"], last_ed), DecodeState(cache, prompt.length_e)
 
-    def step(params: Any, state: DecodeState, token_e: Array):  # noqa: ANN202
+    def step(params: Any, state: DecodeState, token_e: Array):
         x_ed = gpt2.embed(c, params["decoder"], token_e, state.position_e)
         hidden_ed, cache = gpt2.step(c, params["decoder"], x_ed, state.cache, state.position_e)
         next_state = DecodeState(cache, state.position_e + 1)
         return gpt2.logits(c, params["decoder"], hidden_ed), next_state
 
-    example_axes = gpt2.KvCache(1, 1)
+    example_axes = gpt2.KvCache._make((1, 1))
     generator = Generator(
         condition=lambda params, batch, drop=None: None,
         sample_prior=null.sample_prior,

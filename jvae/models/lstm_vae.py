@@ -98,7 +98,7 @@ def generator(config: LstmConfig, latent: int) -> Generator:
         every_e4f = jnp.tensordot(z_ez, kernel_z4f, axes=1)
         return every_e4f, lstm.state_gates(params["cell"], z_ez @ kernel_zf + bias_1f)
 
-    def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):  # noqa: ANN202
+    def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
         del cond
         gate_bt4f = embed_gates(params["decoder"], batch.dec.token_bt, fold_key(drop, 1))
         own_bts = own_slot(batch.dec, batch.slots)
@@ -120,7 +120,7 @@ def generator(config: LstmConfig, latent: int) -> Generator:
         out = params["decoder"]["output"]
         return lstm.token_log_prob(config, out, hidden_btf, ctx.side, ctx.scored_bt)
 
-    def start(params: Any, z_egz: Array, prompt: Prompt, max_len: int, cond=None):  # noqa: ANN202
+    def start(params: Any, z_egz: Array, prompt: Prompt, max_len: int, cond=None):
         del cond, max_len  # the state has one size for all lengths
         gate_et4f = embed_gates(params["decoder"], prompt.token_et)
         every_e4f = jnp.zeros_like(gate_et4f[:, 0])
@@ -131,7 +131,7 @@ def generator(config: LstmConfig, latent: int) -> Generator:
         scores_ev = lstm.logits(config, params["decoder"]["output"], state.hidden_ef)
         return scores_ev, DecodeState(_Cache(state, every_e4f), prompt.length_e)
 
-    def step(params: Any, state: DecodeState, token_e: Array):  # noqa: ANN202
+    def step(params: Any, state: DecodeState, token_e: Array):
         gate_e4f = embed_gates(params["decoder"], token_e) + state.cache.gate_e4f
         new = lstm.cell(params["decoder"]["cell"], gate_e4f, state.cache.state)
         next_state = DecodeState(_Cache(new, state.cache.gate_e4f), state.position_e + 1)

@@ -10,6 +10,8 @@ posterior of unit variance.
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
@@ -20,7 +22,7 @@ from jvae.models.common import expander, last_of_prompt, reorderer, unboxed
 from jvae.nn import bert, gpt2, pool
 from jvae.nn.attention import own_slot, spread
 from jvae.nn.config import TransformerConfig
-from jvae.nn.layers import Projection, fold_key, split_key, wide
+from jvae.nn.layers import Initializer, Projection, apply, fold_key, wide
 from jvae.nn.stack import init_stack
 
 POOLS = ("cls", "mean")
@@ -81,7 +83,9 @@ class _Cache(NamedTuple):
 
 def _init(config: OptimusConfig, key: Key[Array, ""]) -> Any:
     enc, dec = config.encoder, config.decoder
-    encoder_key, decoder_key, pooler_key, head_key, memory_key, offset_key = split_key(key, 6)
+    encoder_key, decoder_key, pooler_key, head_key, memory_key, offset_key = jax.random.split(
+        key, 6
+    )
     state = jnp.zeros((1, enc.width))
     z = jnp.zeros((1, config.latent))
     params = {
@@ -92,7 +96,9 @@ def _init(config: OptimusConfig, key: Key[Array, ""]) -> Any:
     if config.pool == "cls":
         params["posterior"]["pooler"] = _pooler(config).init(pooler_key, state)["params"]
     if config.use_memory:
-        memory = Projection((dec.heads, dec.head), ("latent",), ("heads", "head"), use_bias=False)
+        memory = Projection(
+            (dec.heads, dec.head), ("latent",), ("heads", "head"), False, _normal(dec)
+        )
         params["decoder"]["memory"] = init_stack(
             lambda k: memory.init(k, z)["params"], memory_key, dec.layers
         )
@@ -101,16 +107,26 @@ def _init(config: OptimusConfig, key: Key[Array, ""]) -> Any:
     return params
 
 
+def _normal(stack: TransformerConfig) -> Initializer:
+    return nn.initializers.normal(stack.init_std)
+
+
 def _head(config: OptimusConfig) -> Projection:
-    return Projection((2, config.latent), ("embed",), (None, "latent"), use_bias=False)
+    return Projection(
+        (2, config.latent), ("embed",), (None, "latent"), False, _normal(config.encoder)
+    )
 
 
 def _pooler(config: OptimusConfig) -> Projection:
-    return Projection((config.encoder.width,), ("embed",), (None,))
+    return Projection(
+        (config.encoder.width,), ("embed",), (None,), kernel_init=_normal(config.encoder)
+    )
 
 
 def _offset(config: OptimusConfig) -> Projection:
-    return Projection((config.decoder.width,), ("latent",), ("embed",), use_bias=False)
+    return Projection(
+        (config.decoder.width,), ("latent",), ("embed",), False, _normal(config.decoder)
+    )
 
 
 def pooled(
@@ -120,7 +136,7 @@ def pooled(
     if config.pool == "mean":
         return pool.mean(x_btd, side, slots)
     first_ed = pool.first_token(x_btd, side, slots)
-    return jnp.tanh(_pooler(config).apply({"params": params["posterior"]["pooler"]}, first_ed))
+    return jnp.tanh(apply(_pooler(config), params["posterior"]["pooler"], first_ed))
 
 
 def build(config: OptimusConfig) -> TextVAE:
@@ -132,10 +148,11 @@ def build(config: OptimusConfig) -> TextVAE:
     def encode(params: Any, batch: Batch, drop: Key[Array, ""] | None, cond: Any) -> Gaussian:
         del cond
         side = batch.enc
+        assert side is not None  # `limits` asks for the encoder side
         x_btd, _ = bert.encode(enc, params["encoder"], side, fold_key(drop, 0))
         h_ed = pooled(config, params, x_btd, side, batch.slots)
         h_ed = h_ed.astype(wide(h_ed.dtype))
-        stats_egcz = _head(config).apply({"params": params["posterior"]["head"]}, h_ed)[:, None]
+        stats_egcz = apply(_head(config), params["posterior"]["head"], h_ed)[:, None]
         mean_egz, log_var_egz = stats_egcz[:, :, 0], stats_egcz[:, :, 1]
         if config.log_var == "unit":
             return Gaussian(mean_egz, jnp.zeros_like(mean_egz))
@@ -151,10 +168,10 @@ def build(config: OptimusConfig) -> TextVAE:
             slot_lbmnh = slot_lenh.reshape(dec.layers, rows, -1, dec.heads, dec.head)
             memory = gpt2.LatentKv(slot_lbmnh, slot_lbmnh)
         if config.use_embedding:
-            offset_ed = _offset(config).apply({"params": params["decoder"]["offset"]}, z_ez)
+            offset_ed = apply(_offset(config), params["decoder"]["offset"], z_ez)
         return memory, offset_ed
 
-    def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):  # noqa: ANN202
+    def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
         del cond
         position_bt = batch.dec.position_bt + memory_slots
         x_btd = gpt2.embed(dec, params["decoder"], batch.dec.token_bt, position_bt)
@@ -170,7 +187,7 @@ def build(config: OptimusConfig) -> TextVAE:
         )
         return gpt2.token_log_prob(dec, params["decoder"], hidden_btd, ctx.side, ctx.scored_bt)
 
-    def start(params: Any, z_egz: Array, prompt: Prompt, max_len: int, cond=None):  # noqa: ANN202
+    def start(params: Any, z_egz: Array, prompt: Prompt, max_len: int, cond=None):
         del cond
         gpt2.check_room(dec, max_len + memory_slots)
         examples, length = prompt.token_et.shape
@@ -186,7 +203,7 @@ def build(config: OptimusConfig) -> TextVAE:
         state = DecodeState(_Cache(kv, offset_ed), prompt.length_e)
         return gpt2.logits(dec, params["decoder"], last_ed), state
 
-    def step(params: Any, state: DecodeState, token_e: Array):  # noqa: ANN202
+    def step(params: Any, state: DecodeState, token_e: Array):
         # With memory on, positions start at 1 and slot 0 of the cache is the memory: one number
         # serves both.
         place_e = state.position_e + memory_slots
@@ -195,7 +212,7 @@ def build(config: OptimusConfig) -> TextVAE:
         next_state = DecodeState(_Cache(kv, state.cache.offset_ed), state.position_e + 1)
         return gpt2.logits(dec, params["decoder"], hidden_ed), next_state
 
-    example_axes = _Cache(gpt2.KvCache(1, 1), 0)
+    example_axes = _Cache._make((gpt2.KvCache._make((1, 1)), 0))
     generator = Generator(
         condition=lambda params, batch, drop=None: None,
         sample_prior=amortized.sample_standard(config.latent),

@@ -72,13 +72,13 @@ def attend(
         k_bsnh = jnp.concatenate([slots.key_bmnh.astype(k_bsnh.dtype), k_bsnh], axis=1)
         v_bsnh = jnp.concatenate([slots.value_bmnh.astype(v_bsnh.dtype), v_bsnh], axis=1)
         mask_bts = jnp.concatenate([slots.visible_btm, mask_bts], axis=2)
-    scale = q_btnh.shape[-1] ** -0.5 if scale is None else scale
+    factor = q_btnh.shape[-1] ** -0.5 if scale is None else scale
     logits_bnts = jnp.einsum(
         "btnh,bsnh->bnts", q_btnh, k_bsnh, preferred_element_type=wide(q_btnh.dtype)
     )
     # A finite floor keeps queries without any visible key (padding) finite; they are never scored.
     floor = jnp.finfo(logits_bnts.dtype).min / 2
-    logits_bnts = jnp.where(mask_bts[:, None], logits_bnts * scale, floor)
+    logits_bnts = jnp.where(mask_bts[:, None], logits_bnts * factor, floor)
     weight_bnts = dropout(drop, rate, jax.nn.softmax(logits_bnts, axis=-1))
     return jnp.einsum("bnts,bsnh->btnh", weight_bnts.astype(v_bsnh.dtype), v_bsnh)
 

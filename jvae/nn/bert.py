@@ -5,13 +5,14 @@
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jvae.api import Side
 from jvae.nn.attention import attend, same_segment
 from jvae.nn.config import TransformerConfig
-from jvae.nn.layers import Embedding, LayerNorm, dropout, split_key
+from jvae.nn.layers import Embedding, LayerNorm, apply, dropout, split_key
 from jvae.nn.stack import init_stack, run_stack
 from jvae.nn.transformer import BertLayer
 
@@ -26,18 +27,19 @@ class BertEmbeddings(nn.Module):
     @nn.compact
     def __call__(self, side: Side) -> Array:
         c = self.config
-        x = Embedding(c.vocab_padded, c.width, "vocab", c.dtype, name="token")(side.token_bt)
-        x = x + Embedding(c.positions, c.width, "position", c.dtype, name="position")(
+        init = nn.initializers.normal(c.init_std)
+        x = Embedding(c.vocab_padded, c.width, "vocab", c.dtype, init, name="token")(side.token_bt)
+        x = x + Embedding(c.positions, c.width, "position", c.dtype, init, name="position")(
             side.position_bt
         )
-        kind = Embedding(TOKEN_TYPES, c.width, "type", c.dtype, name="type")
+        kind = Embedding(TOKEN_TYPES, c.width, "type", c.dtype, init, name="type")
         x = x + kind(jnp.zeros_like(side.token_bt))
         return LayerNorm(c.norm_eps, name="norm")(x)
 
 
 def init(config: TransformerConfig, key: Key[Array, ""]) -> Any:
     """Boxed parameters {embed, layers}."""
-    embed_key, layers_key = split_key(key, 2)
+    embed_key, layers_key = jax.random.split(key, 2)
     token = jnp.zeros((1, 1), jnp.int32)
     x = jnp.zeros((1, 1, config.width), config.dtype)
     layer = BertLayer(config)
@@ -59,17 +61,17 @@ def encode(
 ) -> tuple[Float[Array, "b t d"], Float[Array, "l b t d"]]:
     """States after the last layer, and the input of every layer (the embedding output first)."""
     drop_embed, drop_layers = split_key(drop, 2)
-    x_btd = BertEmbeddings(config).apply({"params": params["embed"]}, side)
+    x_btd = apply(BertEmbeddings(config), params["embed"], side)
     x_btd = dropout(drop_embed, config.dropout, x_btd)
     mask_bts = same_segment(side)
 
-    def layer(layer_params, x_btd, _, key):  # noqa: ANN001, ANN202
+    def layer(layer_params, x_btd, _, key):
         drop_weights, drop_layer = split_key(key, 2)
 
-        def mix(q, k, v):  # noqa: ANN001, ANN202
+        def mix(q, k, v):
             return attend(q, k, v, mask_bts, drop=drop_weights, rate=config.dropout), None
 
-        y_btd, _ = BertLayer(config).apply({"params": layer_params}, x_btd, mix, drop_layer)
+        y_btd, _ = apply(BertLayer(config), layer_params, x_btd, mix, drop_layer)
         return y_btd, x_btd
 
     return run_stack(

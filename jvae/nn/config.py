@@ -21,6 +21,7 @@ class TransformerConfig:
     positions: int
     dropout: float = 0.1
     norm_eps: float = 1e-5
+    init_std: float = 0.02  # of every kernel and table; as BERT and GPT-2
     dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1

@@ -16,7 +16,7 @@ from jvae.api import Side
 from jvae.nn import xent
 from jvae.nn.attention import Slots, attend, attend_cached, causal
 from jvae.nn.config import TransformerConfig
-from jvae.nn.layers import Embedding, LayerNorm, dropout, split_key
+from jvae.nn.layers import Embedding, LayerNorm, apply, dropout, split_key
 from jvae.nn.stack import init_stack, run_stack
 from jvae.nn.transformer import Gpt2Layer
 
@@ -43,13 +43,16 @@ class Gpt2Embeddings(nn.Module):
     @nn.compact
     def __call__(self, token: Array, position: Array) -> Array:
         c = self.config
-        x = Embedding(c.vocab_padded, c.width, "vocab", c.dtype, name="token")(token)
-        return x + Embedding(c.positions, c.width, "position", c.dtype, name="position")(position)
+        init = nn.initializers.normal(c.init_std)
+        x = Embedding(c.vocab_padded, c.width, "vocab", c.dtype, init, name="token")(token)
+        return x + Embedding(c.positions, c.width, "position", c.dtype, init, name="position")(
+            position
+        )
 
 
 def init(config: TransformerConfig, key: Key[Array, ""]) -> Any:
     """Boxed parameters {embed, layers, norm}; the output head is the token embedding."""
-    embed_key, layers_key, norm_key = split_key(key, 3)
+    embed_key, layers_key, norm_key = jax.random.split(key, 3)
     token = jnp.zeros((1, 1), jnp.int32)
     x = jnp.zeros((1, 1, config.width), config.dtype)
     layer = Gpt2Layer(config)
@@ -72,11 +75,11 @@ def check_room(config: TransformerConfig, places: int) -> None:
 
 def embed(config: TransformerConfig, params: Any, token: Array, position: Array) -> Array:
     """Token + position embeddings in the compute dtype."""
-    return Gpt2Embeddings(config).apply({"params": params["embed"]}, token, position)
+    return apply(Gpt2Embeddings(config), params["embed"], token, position)
 
 
 def _final_norm(config: TransformerConfig, params: Any, x: Array) -> Array:
-    return LayerNorm(config.norm_eps).apply({"params": params["norm"]}, x)
+    return apply(LayerNorm(config.norm_eps), params["norm"], x)
 
 
 def logits(config: TransformerConfig, params: Any, hidden: Float[Array, "... d"]) -> Array:
@@ -115,15 +118,18 @@ def teacher_forced(
     x_btd = dropout(drop_embed, config.dropout, x_btd)
     mask_bts = causal(side)
 
-    def layer(layer_params, x_btd, kv, key):  # noqa: ANN001, ANN202
+    def layer(layer_params, x_btd, kv, key):
         drop_weights, drop_layer = split_key(key, 2)
-        slots = None if kv is None else Slots(*kv, visible_btm)
+        slots = None
+        if kv is not None:
+            assert visible_btm is not None  # comes with the slots
+            slots = Slots(kv.key_lbmnh, kv.value_lbmnh, visible_btm)
 
-        def mix(q, k, v):  # noqa: ANN001, ANN202
+        def mix(q, k, v):
             y = attend(q, k, v, mask_bts, slots, drop=drop_weights, rate=config.dropout)
             return y, None
 
-        y_btd, _ = Gpt2Layer(config).apply({"params": layer_params}, x_btd, mix, drop_layer)
+        y_btd, _ = apply(Gpt2Layer(config), layer_params, x_btd, mix, drop_layer)
         return y_btd, x_btd
 
     x_btd, inputs_lbtd = run_stack(
@@ -154,17 +160,17 @@ def prefill(
     slots = 0 if latent is None else latent.key_lbmnh.shape[2]
     mask = jnp.tril(jnp.ones((length, length), bool))[None]
 
-    def layer(layer_params, x, kv, _):  # noqa: ANN001, ANN202
-        visible = jnp.ones((1, length, slots), bool)
-        latent_slots = (
-            None if kv is None else Slots(*kv, jnp.broadcast_to(visible, (examples, length, slots)))
-        )
+    def layer(layer_params, x, kv, _):
+        latent_slots = None
+        if kv is not None:
+            visible = jnp.ones((examples, length, slots), bool)
+            latent_slots = Slots(kv.key_lbmnh, kv.value_lbmnh, visible)
 
-        def mix(q, k, v):  # noqa: ANN001, ANN202
+        def mix(q, k, v):
             rows = jnp.broadcast_to(mask, (examples, length, length))
             return attend(q, k, v, rows, latent_slots), (k, v)
 
-        return Gpt2Layer(config).apply({"params": layer_params}, x, mix)
+        return apply(Gpt2Layer(config), layer_params, x, mix)
 
     x_etd, (key, value) = run_stack(layer, params["layers"], x_etd, latent, unroll=config.unroll)
     room = ((0, 0), (0, 0), (0, max_len - length), (0, 0), (0, 0))
@@ -190,17 +196,17 @@ def step(
     """
     example_e = jnp.arange(x_ed.shape[0])
 
-    def layer(carry, inputs):  # noqa: ANN001, ANN202
+    def layer(carry, inputs):
         x, key, value = carry
         layer_params, index = inputs
 
-        def mix(q, k, v):  # noqa: ANN001, ANN202
+        def mix(q, k, v):
             new_key = key.at[index, example_e, place_e].set(k[:, 0])
             new_value = value.at[index, example_e, place_e].set(v[:, 0])
             y = attend_cached(q[:, 0], new_key[index], new_value[index], place_e)
             return y[:, None], (new_key, new_value)
 
-        x, (key, value) = Gpt2Layer(config).apply({"params": layer_params}, x, mix)
+        x, (key, value) = apply(Gpt2Layer(config), layer_params, x, mix)
         return (x, key, value), None
 
     carry = (x_ed[:, None], cache.key_lemnh, cache.value_lemnh)

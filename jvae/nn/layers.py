@@ -5,6 +5,7 @@ reduce in float32 or wider.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 Initializer = Callable[..., Array]
-NORMAL = nn.initializers.normal(0.02)  # BERT, GPT-2 and both published VAE heads
+NORMAL = nn.initializers.normal(0.02)  # BERT and GPT-2
 
 
 def wide(dtype: jnp.dtype) -> jnp.dtype:
@@ -38,11 +39,14 @@ class Projection(nn.Module):
         n_in = len(self.in_axes)
         shape = (*x.shape[-n_in:], *self.features)
         names = (*self.in_axes, *self.out_axes)
-        kernel = self.param("kernel", nn.with_logical_partitioning(self.kernel_init, names), shape)
+        kernel: Any = self.param(
+            "kernel", nn.with_logical_partitioning(self.kernel_init, names), shape
+        )
         y = jnp.tensordot(x, kernel.astype(x.dtype), axes=n_in)
         if self.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, tuple(self.out_axes))
-            bias = self.param("bias", zeros, tuple(self.features)).astype(x.dtype)
+            bias: Any = self.param("bias", zeros, tuple(self.features))
+            bias = bias.astype(x.dtype)
             y = y + jnp.reshape(bias, (1,) * (y.ndim - bias.ndim) + bias.shape)
         return y
 
@@ -55,10 +59,10 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         width = (x.shape[-1],)
-        scale = self.param(
+        scale: Any = self.param(
             "scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), width
         )
-        bias = self.param(
+        bias: Any = self.param(
             "bias", nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)), width
         )
         h = x.astype(wide(x.dtype))
@@ -75,13 +79,18 @@ class Embedding(nn.Module):
     width: int
     axis: str
     dtype: str
-    init: Initializer = NORMAL
+    table_init: Initializer = NORMAL
 
     @nn.compact
     def __call__(self, index: Int[Array, "..."]) -> Float[Array, "... d"]:
-        names = nn.with_logical_partitioning(self.init, (self.axis, "embed"))
-        table = self.param("table", names, (self.rows, self.width))
+        names = nn.with_logical_partitioning(self.table_init, (self.axis, "embed"))
+        table: Any = self.param("table", names, (self.rows, self.width))
         return jnp.take(table, index, axis=0, mode="clip").astype(self.dtype)
+
+
+def apply(module: nn.Module, params: Any, *args: Any, **options: Any) -> Any:
+    """A module's output for these parameters."""
+    return module.apply({"params": params}, *args, **options)
 
 
 def dropout(key: Key[Array, ""] | None, rate: float, x: Array) -> Array:

@@ -26,12 +26,14 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x_btd: Array, attend: Attend) -> tuple[Array, Any]:
         c = self.config
-        heads = (None, "heads", "head")
-        qkv = Projection((3, c.heads, c.head), ("embed",), heads, name="qkv")(x_btd)
+        heads, init = (None, "heads", "head"), nn.initializers.normal(c.init_std)
+        qkv = Projection((3, c.heads, c.head), ("embed",), heads, kernel_init=init, name="qkv")(
+            x_btd
+        )
         q, k, v = (qkv[..., i, :, :] for i in range(3))
         mixed_btnh, output = attend(q, k, v)
-        y = Projection((c.width,), ("heads", "head"), ("embed",), name="out")(mixed_btnh)
-        return y, output
+        out = Projection((c.width,), ("heads", "head"), ("embed",), kernel_init=init, name="out")
+        return out(mixed_btnh), output
 
 
 class Mlp(nn.Module):
@@ -43,9 +45,10 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x_btd: Array) -> Array:
         c = self.config
-        h = Projection((c.mlp,), ("embed",), ("mlp",), name="up")(x_btd)
+        init = nn.initializers.normal(c.init_std)
+        h = Projection((c.mlp,), ("embed",), ("mlp",), kernel_init=init, name="up")(x_btd)
         h = jax.nn.gelu(h, approximate=self.tanh_gelu)
-        return Projection((c.width,), ("mlp",), ("embed",), name="down")(h)
+        return Projection((c.width,), ("mlp",), ("embed",), kernel_init=init, name="down")(h)
 
 
 class Gpt2Layer(nn.Module):

@@ -66,7 +66,7 @@ def token_log_prob(
     floor = jnp.finfo(acc).min
 
     @jax.checkpoint
-    def body(carry, inputs):  # noqa: ANN001, ANN202
+    def body(carry, inputs):
         peak_bt, total_bt = carry
         part_vd, part_v, first = inputs
         score = jnp.einsum("btd,vd->btv", hidden_btd, part_vd, preferred_element_type=acc)

@@ -1,9 +1,83 @@
 """Names of BERT's tensors (Hugging Face layout; the originals use the same)."""
 
-from jvae.pretrained.names import Rule, flat, joined_bias, joined_linear, linear, vocab_rows
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jvae.pretrained.backbones import Backbone, expect
+from jvae.pretrained.names import (
+    Rule,
+    Table,
+    Vocab,
+    flat,
+    joined_bias,
+    joined_linear,
+    linear,
+    vocab_rows,
+)
+
+POOLER = r"pooler\.dense\.(weight|bias)"
 
 
-def rules(vocab: int, prefix: str, path: str, pooler: str | None) -> tuple[Rule, ...]:
+def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    expect(config, hidden_act="gelu", position_embedding_type="absolute", type_vocab_size=2)
+    return dict(
+        layers=config["num_hidden_layers"],
+        width=config["hidden_size"],
+        heads=config["num_attention_heads"],
+        mlp=config["intermediate_size"],
+        vocab=config["vocab_size"],
+        positions=config["max_position_embeddings"],
+        norm_eps=float(config.get("layer_norm_eps", 1e-12)),
+    )
+
+
+def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(
+        architectures=["BertModel"],
+        model_type="bert",
+        num_hidden_layers=ours["layers"],
+        hidden_size=ours["width"],
+        num_attention_heads=ours["heads"],
+        intermediate_size=ours["mlp"],
+        vocab_size=ours["vocab"],
+        max_position_embeddings=ours["positions"],
+        layer_norm_eps=ours["norm_eps"],
+        hidden_act="gelu",
+        type_vocab_size=2,
+        hidden_dropout_prob=ours["dropout"],
+        attention_probs_dropout_prob=ours["dropout"],
+    )
+
+
+BACKBONE = Backbone(
+    name="bert",
+    prefix="bert.",
+    # The published files still carry the names of their TensorFlow ancestors.
+    renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
+    ignored=(r"embeddings\.position_ids", r"cls\..*", r"classifier\..*", r"qa_outputs\..*"),
+    sizes=_sizes,
+    describe=_describe,
+)
+
+
+def table(vocab: int | Vocab, path: str, pooler: str | None) -> Table:
+    """An encoder, from the family's own files; a pooler may be missing from them.
+
+    Args:
+      path: our path of the encoder. pooler: our path of the pooler; None leaves theirs aside.
+    """
+    found = rules(vocab, "", path, pooler)
+    if pooler is None:
+        return Table(found, (*BACKBONE.ignored, POOLER))
+    optional = (
+        dataclasses.replace(rule, optional="pooler") if rule.path.startswith(pooler) else rule
+        for rule in found
+    )
+    return Table(tuple(optional), BACKBONE.ignored)
+
+
+def rules(vocab: int | Vocab, prefix: str, path: str, pooler: str | None) -> tuple[Rule, ...]:
     """Rules of a BERT encoder.
 
     Args:

@@ -2,10 +2,72 @@
 (in, out).
 """
 
-from jvae.pretrained.names import Rule, flat, kernel_rows, vocab_rows
+from collections.abc import Mapping
+from typing import Any
+
+from jvae.pretrained.backbones import Backbone, expect
+from jvae.pretrained.names import Rule, Table, Vocab, flat, kernel_rows, vocab_rows
 
 
-def rules(vocab: int, prefix: str, path: str) -> tuple[Rule, ...]:
+def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    expect(
+        config,
+        activation_function="gelu_new",
+        scale_attn_weights=True,
+        scale_attn_by_inverse_layer_idx=False,
+    )
+    return dict(
+        layers=config["n_layer"],
+        width=config["n_embd"],
+        heads=config["n_head"],
+        mlp=config.get("n_inner") or 4 * config["n_embd"],
+        vocab=config["vocab_size"],
+        positions=config["n_positions"],
+        norm_eps=float(config.get("layer_norm_epsilon", 1e-5)),
+    )
+
+
+def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(
+        architectures=["GPT2LMHeadModel"],
+        model_type="gpt2",
+        n_layer=ours["layers"],
+        n_embd=ours["width"],
+        n_head=ours["heads"],
+        n_inner=ours["mlp"],
+        vocab_size=ours["vocab"],
+        n_positions=ours["positions"],
+        layer_norm_epsilon=ours["norm_eps"],
+        activation_function="gelu_new",
+        resid_pdrop=ours["dropout"],
+        embd_pdrop=ours["dropout"],
+        attn_pdrop=ours["dropout"],
+    )
+
+
+BACKBONE = Backbone(
+    name="gpt2",
+    prefix="transformer.",
+    renamed=(),
+    ignored=(
+        r"h\.\d+\.attn\.(masked_)?bias",  # causal mask buffers
+        r"score\.weight",
+        r"classifier\..*",
+        r"multiple_choice_head\..*",
+    ),
+    sizes=_sizes,
+    describe=_describe,
+    saved_prefix="transformer.",
+)
+
+
+def table(vocab: int | Vocab, path: str) -> Table:
+    """A decoder, from the family's own files. path: our path of the decoder."""
+    tied = (("lm_head.weight", "wte.weight"),)
+    return Table(rules(vocab, "", path), BACKBONE.ignored, tied)
+
+
+def rules(vocab: int | Vocab, prefix: str, path: str) -> tuple[Rule, ...]:
     """Rules of a GPT-2 decoder.
 
     Args:

@@ -3,14 +3,17 @@
 A table is a list of rules. A rule names one leaf of our tree and the foreign tensors it is made of;
 `{i}` in a foreign name runs over the layers, which our leaf holds stacked on axis 0. Every foreign
 tensor must be used, tied or on the ignore list, and every leaf of our tree must be filled, else the
-error names each culprit with its shape.
+error names each culprit with its shape. Names and shapes are settled before any data is read; data
+then goes leaf by leaf to where it belongs.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jvae.errors import WeightsError
@@ -20,10 +23,21 @@ Shape = tuple[int, ...]
 
 
 class Transform(NamedTuple):
-    """How the foreign tensors of one rule become one leaf (of one layer), and back."""
+    """How the foreign tensors of one rule become one leaf (of one layer), and back.
+
+    `shapes` gives the foreign shapes that a leaf of some shape is made of; where it is None they
+    are those that `write` returns.
+    """
 
     read: Callable[[Sequence[np.ndarray], Shape], np.ndarray]
     write: Callable[[np.ndarray], list[np.ndarray]]
+    shapes: Callable[[Shape], list[Shape]] | None = None
+
+    def foreign_shapes(self, shape: Shape) -> list[Shape]:
+        """Shapes of the foreign tensors that one leaf of this shape is made of."""
+        if self.shapes is not None:
+            return self.shapes(shape)
+        return [part.shape for part in self.write(np.empty(shape, np.int8))]
 
 
 def _reshape(array: np.ndarray, shape: Shape) -> np.ndarray:
@@ -83,43 +97,76 @@ def joined_bias(parts: int) -> Transform:
     return Transform(read, lambda leaf: [leaf[i].reshape(-1) for i in range(parts)])
 
 
-def vocab_rows(vocab: int) -> Transform:
+class Vocab(NamedTuple):
+    """Rows of a foreign embedding and the real tokens of ours.
+
+    New rows, at the end, are drawn from N(0, std) by `seed`; foreign rows past ours are left out.
+    """
+
+    theirs: int
+    ours: int
+    seed: int = 0
+    std: float = 0.02  # what Optimus' and the other originals' GPT-2 gives its three added tokens
+
+
+def vocab_rows(vocab: int | Vocab) -> Transform:
     """An embedding of exactly `vocab` rows; ours has padding rows behind them, zeros."""
+    v = Vocab(vocab, vocab) if isinstance(vocab, int) else vocab
 
     def read(arrays: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
-        table = arrays[0]
-        if table.shape != (vocab, shape[1]):
-            raise WeightsError(f"has shape {table.shape}; expected {(vocab, shape[1])}")
-        return np.pad(table, ((0, shape[0] - vocab), (0, 0)))
+        table = arrays[0][: v.ours]
+        fresh = np.random.default_rng(v.seed).normal(0.0, v.std, (v.ours - len(table), shape[1]))
+        padding = np.zeros((shape[0] - v.ours, shape[1]), table.dtype)
+        return np.concatenate([table, fresh.astype(table.dtype), padding])
 
-    return Transform(read, lambda leaf: [leaf[:vocab]])
+    return Transform(read, lambda leaf: [leaf[: v.ours]], lambda shape: [(v.theirs, shape[1])])
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One leaf of our tree and where it comes from."""
+    """One leaf of our tree and where it comes from.
+
+    The rules of an optional group may lack all their tensors; their leaves are then left out of
+    what is read.
+    """
 
     path: str
     sources: tuple[str, ...]
     transform: Transform
+    optional: str = ""  # name of the group
 
     @property
     def stacked(self) -> bool:
         """Whether the sources run over layers."""
         return "{i}" in self.sources[0]
 
+    def layers(self, shape: Shape) -> int:
+        """How often the sources are repeated for a leaf of this shape."""
+        return shape[0] if self.stacked else 1
+
+    def names(self, i: int) -> list[str]:
+        """Foreign names of layer i."""
+        return [source.replace("{i}", str(i)) for source in self.sources]
+
 
 @dataclass(frozen=True)
 class Table:
     """Rules of one family.
 
-    ignored: patterns of foreign names that are no parameters (buffers). tied: foreign names that
-    must equal another one.
+    ignored: patterns of foreign names that are no parameters of ours (buffers, heads). tied:
+    foreign names that must equal another one.
     """
 
     rules: tuple[Rule, ...]
     ignored: tuple[str, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()
+
+
+class Fit(NamedTuple):
+    """What a table makes of a set of foreign tensors, before any data is read."""
+
+    rules: tuple[Rule, ...]  # those whose tensors are there
+    ignored: tuple[str, ...]  # foreign names left aside
 
 
 def nested(flat_tree: Mapping[str, Any]) -> Any:
@@ -134,82 +181,162 @@ def nested(flat_tree: Mapping[str, Any]) -> Any:
     return tree
 
 
-def _layer_names(rule: Rule, i: int) -> list[str]:
-    return [source.replace("{i}", str(i)) for source in rule.sources]
-
-
 def _listed(tensors: Mapping[str, Any], most: int = 20) -> str:
-    names = [f"{name} {tuple(t.shape)}" for name, t in sorted(tensors.items())]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return _some([f"{name} {tuple(t.shape)}" for name, t in sorted(tensors.items())], most)
 
 
-def read(table: Table, foreign: Mapping[str, np.ndarray], target: Any) -> Any:
-    """Our parameter tree from foreign tensors.
+def _some(words: Sequence[str], most: int = 20) -> str:
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
+
+
+def _is_floating(dtype: Any) -> bool:
+    """Types that NumPy has no name for are a file's own, such as F8_E4M3, and not read."""
+    return not isinstance(dtype, str) and jnp.issubdtype(dtype, jnp.floating)
+
+
+def _absent_groups(table: Table, foreign: Mapping[str, Any]) -> set[str]:
+    """Optional groups of which no tensor is there; these run over no layers."""
+    groups = {rule.optional for rule in table.rules if rule.optional}
+    here = {r.optional for r in table.rules if any(source in foreign for source in r.sources)}
+    return groups - here
+
+
+def fit(table: Table, foreign: Mapping[str, Any], target: Any) -> Fit:
+    """Matches names, shapes and number types; reads no data.
 
     Args:
-      foreign: tensors by foreign name; nothing but real arrays.
-      target: tree of arrays or shape structs that gives paths, shapes and dtypes.
-
-    Raises: WeightsError naming every tensor that is missing, unused, unequal to what it is tied to,
-    not finite or of a wrong shape.
+      foreign: what has a shape and a dtype, by foreign name.
+      target: tree of arrays or shape structs.
+    Raises: WeightsError naming every tensor that is missing, unused or of a wrong shape or type,
+      and every leaf that nothing fills.
     """
-    shapes = named_leaves(target)
+    ours = named_leaves(target)
     used: set[str] = set()
     missing: list[str] = []
-    out: dict[str, np.ndarray] = {}
+    wrong: list[str] = []
+    found: list[Rule] = []
+    absent = _absent_groups(table, foreign)
     for rule in table.rules:
-        if rule.path not in shapes:
+        if rule.path not in ours:
             raise WeightsError(f"the name table fills {rule.path}, which this model does not have")
-        like = shapes[rule.path]
-        layer_shape = tuple(like.shape[1:]) if rule.stacked else tuple(like.shape)
-        parts = []
-        for i in range(like.shape[0] if rule.stacked else 1):
-            names = _layer_names(rule, i)
-            absent = [name for name in names if name not in foreign]
-            missing += absent
-            if absent:
-                continue
-            used.update(names)
-            try:
-                part = rule.transform.read([np.asarray(foreign[n]) for n in names], layer_shape)
-            except WeightsError as error:
-                raise WeightsError(f"{', '.join(names)} (for {rule.path}) {error}") from None
-            if not np.all(np.isfinite(part)):
-                raise WeightsError(f"{', '.join(names)} (for {rule.path}) holds NaN or infinity")
-            parts.append(part.astype(like.dtype))
-        if len(parts) == (like.shape[0] if rule.stacked else 1):
-            out[rule.path] = np.stack(parts) if rule.stacked else parts[0]
-    if missing:
-        raise WeightsError(f"tensors missing: {', '.join(sorted(missing))}")
-    for name, other in table.tied:
-        if name in foreign:
+        shape = tuple(ours[rule.path].shape)
+        layer_shape = shape[1:] if rule.stacked else shape
+        names = [rule.names(i) for i in range(rule.layers(shape))]
+        if rule.optional in absent:
+            continue
+        found.append(rule)
+        expected = rule.transform.foreign_shapes(layer_shape)
+        for name, want in ((n, w) for layer in names for n, w in zip(layer, expected, strict=True)):
             used.add(name)
-            if not np.array_equal(foreign[name], foreign[other]):
-                raise WeightsError(f"{name} must equal {other}, to which it is tied, and does not")
-    extra = {
-        name: tensor
-        for name, tensor in foreign.items()
-        if name not in used and not any(re.fullmatch(p, name) for p in table.ignored)
-    }
-    if extra:
-        raise WeightsError(f"tensors that no part of the model uses: {_listed(extra)}")
-    unfilled = {path: leaf for path, leaf in shapes.items() if path not in out}
-    if unfilled:
-        raise WeightsError(f"parameters that no tensor fills: {_listed(unfilled)}")
-    return nested(out)
+            if name not in foreign:
+                missing.append(name)
+            elif tuple(foreign[name].shape) != tuple(want):
+                have = tuple(foreign[name].shape)
+                wrong.append(f"{name} (for {rule.path}) has shape {have}; expected {tuple(want)}")
+            elif not _is_floating(foreign[name].dtype):
+                wrong.append(f"{name} (for {rule.path}) holds {foreign[name].dtype}, not weights")
+    used.update(name for name, _ in table.tied)
+    extra = {name: tensor for name, tensor in foreign.items() if name not in used}
+    ignored = [n for n in extra if any(re.fullmatch(p, n) for p in table.ignored)]
+    extra = {name: tensor for name, tensor in extra.items() if name not in ignored}
+    ruled = {rule.path for rule in table.rules}
+    unfilled = {path: leaf for path, leaf in ours.items() if path not in ruled}
+    problems = [
+        missing and f"tensors missing: {_some(sorted(missing))}",
+        wrong and _some(wrong),
+        extra and f"tensors that no part of the model uses: {_listed(extra)}",
+        unfilled and f"parameters that no tensor fills: {_listed(unfilled)}",
+    ]
+    if any(problems):
+        raise WeightsError("; ".join(problem for problem in problems if problem))
+    return Fit(tuple(found), tuple(sorted(ignored)))
 
 
-def write(table: Table, params: Any) -> dict[str, np.ndarray]:
-    """Foreign tensors from our parameter tree, the exact inverse of `read`; tied names are written
-    too.
+def _leaf(rule: Rule, foreign: Mapping[str, Any], like: Any) -> np.ndarray:
+    """One leaf of our tree on the host, in the dtype of `like`."""
+    shape = tuple(like.shape)
+    out = np.empty(shape, like.dtype)
+    for i in range(rule.layers(shape)):
+        names = rule.names(i)
+        arrays = [np.asarray(foreign[name]) for name in names]
+        for name, array in zip(names, arrays, strict=True):
+            if not np.all(np.isfinite(array)):
+                raise WeightsError(f"{name} (for {rule.path}) holds NaN or infinity")
+        part = rule.transform.read(arrays, shape[1:] if rule.stacked else shape)
+        with np.errstate(over="ignore"):  # float64 beyond our dtype: told below
+            out[i if rule.stacked else ...] = part
+    if not np.all(np.isfinite(out)):
+        raise WeightsError(f"{rule.path}: its values do not fit {out.dtype}")
+    return out
+
+
+def leaves(
+    table: Table, foreign: Mapping[str, Any], target: Any
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The leaves of our tree one after the other, each on the host, by path.
+
+    Raises: WeightsError as `fit`, before the first leaf; or for a tensor that is not finite or
+      unequal to what it is tied to.
+    """
+    like = named_leaves(target)
+    rules = fit(table, foreign, target).rules
+    for name, other in table.tied:
+        if name in foreign and not np.array_equal(foreign[name], foreign[other]):
+            raise WeightsError(f"{name} must equal {other}, to which it is tied, and does not")
+    for rule in rules:
+        yield rule.path, _leaf(rule, foreign, like[rule.path])
+
+
+def read(table: Table, foreign: Mapping[str, Any], target: Any) -> Any:
+    """Our parameter tree from foreign tensors, in NumPy.
+
+    Args:
+      foreign: tensors by foreign name; nothing but real arrays, or `files.Tensor`s.
+      target: tree of arrays or shape structs that gives paths, shapes and dtypes.
+    Raises: WeightsError as `leaves`.
+    """
+    return nested(dict(leaves(table, foreign, target)))
+
+
+def load_into(table: Table, foreign: Mapping[str, Any], target: Any) -> Any:
+    """Our parameter tree as device arrays in the dtypes and shardings of `target`.
+
+    One leaf at a time is on the host, and each device gets its own part of it alone. The order of
+    reading is that of the table, the same in every process.
+
+    Args:
+      target: tree of shape structs or arrays; without a sharding, a leaf goes to the default
+        device.
+    Raises: WeightsError as `leaves`; then nothing is returned.
+    """
+    like = named_leaves(target)
+    return nested({p: place(leaf, like[p]) for p, leaf in leaves(table, foreign, target)})
+
+
+def place(array: np.ndarray, like: Any) -> jax.Array:
+    """A host array on the devices of `like.sharding`, cut there, never whole on one of them."""
+    sharding = getattr(like, "sharding", None)
+    if sharding is None:
+        return jnp.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def write(table: Table, params: Any, tied: bool = True) -> dict[str, np.ndarray]:
+    """Foreign tensors from our parameter tree, the exact inverse of `read`.
+
+    Args:
+      tied: whether names that equal another one are written too.
     """
     ours = named_leaves(params)
     out: dict[str, np.ndarray] = {}
     for rule in table.rules:
+        if rule.optional and rule.path not in ours:
+            continue
         leaf = np.asarray(ours[rule.path])
         for i, part in enumerate(leaf if rule.stacked else [leaf]):
-            out.update(zip(_layer_names(rule, i), rule.transform.write(part), strict=True))
-    for name, other in table.tied:
-        out[name] = out[other]
+            out.update(zip(rule.names(i), rule.transform.write(part), strict=True))
+    if tied:
+        for name, other in table.tied:
+            out[name] = out[other]
     return out

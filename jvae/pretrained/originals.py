@@ -1,11 +1,24 @@
-"""Names in the checkpoints of the original repositories."""
+"""Checkpoints of the original repositories: their names, and their files.
 
-from collections.abc import Sequence
+A torch file is opened by torch's weights-only loader where torch is installed, and not otherwise: a
+pickle is never executed.
+"""
 
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
 import numpy as np
 
-from jvae.pretrained import bert, gpt2
+from jvae.errors import WeightsError
+from jvae.pretrained import bert, files, gpt2
+from jvae.pretrained.files import Tensor, Tensors
 from jvae.pretrained.names import Rule, Shape, Table, Transform, linear
+
+_TORCH = (".bin", ".pt", ".pth", ".ckpt")
+_WRAPPERS = ("model_state_dict", "state_dict", "model")  # around the tensors, by training code
 
 
 def _memory_by_layer() -> Transform:
@@ -50,3 +63,63 @@ def optimus(encoder_vocab: int, decoder_vocab: int, memory: bool, embedding: boo
         ignored=tuple(ignored),
         tied=(("decoder.lm_head.weight", f"{transformer}wte.weight"),),
     )
+
+
+# How to read each family's original, given the family's own config.
+TABLES: dict[str, Callable[[Any], Table]] = {
+    "optimus": lambda c: optimus(c.encoder.vocab, c.decoder.vocab, c.use_memory, c.use_embedding),
+}
+
+
+def open_original(path: Path) -> Tensors:
+    """The tensors of an original checkpoint, by the names of its state dict.
+
+    Args:
+      path: .safetensors, .npz, or a torch file.
+    Raises: WeightsError.
+    """
+    tensors = _torch(path) if path.suffix in _TORCH else files.read_file(path)
+    if tensors and all(name.startswith("module.") for name in tensors):  # saved by a parallel run
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _torch(path: Path) -> Tensors:
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file")
+    try:
+        import torch  # pyright: ignore[reportMissingImports]  no dependency of ours
+    except ImportError:
+        raise WeightsError(
+            f"{path}: is a torch file, which only torch can read without executing what is in it, "
+            "and torch is not installed. Install it, or convert the file where it is: "
+            'safetensors.torch.save_file(torch.load(path, weights_only=True), "x.safetensors")'
+        ) from None
+    try:
+        # Training scripts keep their parsed flags beside the weights; those are plain data.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            tree = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's unpickler raises whatever it likes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise WeightsError(
+            f"{path}: torch's weights-only loader refuses it ({reason}). If you trust the file, "
+            "save its state dict alone, as .safetensors"
+        ) from error
+    while isinstance(tree, Mapping) and (inner := [w for w in _WRAPPERS if w in tree]):
+        tree = tree[inner[0]]
+    if not isinstance(tree, Mapping):
+        raise WeightsError(f"{path}: holds {type(tree).__name__}, expected tensors by name")
+    if odd := [str(name) for name, value in tree.items() if not hasattr(value, "detach")]:
+        raise WeightsError(f"{path}: {', '.join(odd[:5])}: no tensors; expected a state dict")
+    return {str(name): _from_torch(value) for name, value in tree.items()}
+
+
+def _from_torch(value: Any) -> Tensor:
+    dtype = jnp.dtype(str(value.dtype).removeprefix("torch."))
+
+    def read() -> np.ndarray:
+        plain = value.detach()
+        # NumPy knows no bfloat16 of torch's; float32 holds it exactly.
+        return (plain.float() if dtype == jnp.bfloat16 else plain).numpy()
+
+    return Tensor(tuple(value.shape), dtype, read)

@@ -78,7 +78,7 @@ class LoadedVAE:
         config = DecodeConfig(**({"method": "greedy", "max_length": self.max_length} | settings))
         start = self.decoder.start_id
         assert start is not None  # decoders always have one
-        prompt = Prompt(np.full((len(z_egz), 1), start), np.ones(len(z_egz), np.int32))
+        prompt = Prompt(jnp.full((len(z_egz), 1), start), jnp.ones(len(z_egz), jnp.int32))
         out = decode_in_batches(
             self.model.gen,
             self.params,

@@ -141,7 +141,7 @@ def test_fill_is_of_tokens_over_places(data):
 
 @pytest.mark.parametrize("corpus", ["ptb", "snli"])
 def test_fill_of_real_sentences(corpus):
-    shared = Path("/work/shared")
+    shared = Path(__file__).parents[3] / "shared"
     if not (shared / "data" / corpus).is_dir():
         pytest.skip(f"needs the {corpus} corpus and the vocabularies of BERT and GPT-2")
     dec = load(shared / "tokenizers/gpt2", "decoder")

@@ -14,7 +14,7 @@ from jvae.errors import ConfigError, DataError
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the hub package is first imported
 
-REAL = Path("/work/shared/tokenizers")
+REAL = Path(__file__).parents[3] / "shared/tokenizers"
 TEXTS = ["a man plays a guitar", "two dogs run", "a dog runs"]
 HARD = [
     'the <unk> n.v. said N of it ca n\'t " quote " $ 1.5',

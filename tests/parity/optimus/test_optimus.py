@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jvae.optim import linear_warmup
 
 from jvae.api import Batch, Prompt, Side, measure, per_example
 from jvae.decode import DecodeConfig, decode
@@ -23,6 +22,7 @@ from jvae.models import optimus
 from jvae.nn import bert, gpt2
 from jvae.nn.config import TransformerConfig
 from jvae.objectives import Objective, batch_loss, per_sentence
+from jvae.optim import learning_rate
 from jvae.pretrained import names, originals
 from jvae.tree import named_leaves
 
@@ -274,7 +274,7 @@ def test_gradients(case, name):
 
         def shifted(params, post, key_ke):
             z_kegz, kl_kegz = sample(params, post, key_ke)
-            return z_kegz + z_shift_egz, kl_kegz
+            return z_kegz + z_shift_egz[None], kl_kegz
 
         model = model._replace(post=model.post._replace(sample=shifted))
         terms = measure(model, params, case.batch, jax.random.key(0))
@@ -296,7 +296,7 @@ def test_four_optimizer_updates(case):
     kept = (r".*bias", r"encoder/.*norm/scale")
     paths = named_leaves(case.params)
     decays = names.nested({p: not any(re.fullmatch(k, p) for k in kept) for p in paths})
-    schedule = linear_warmup(peak=2e-3, warmup=1, total=6)
+    schedule = learning_rate(dict(lr=2e-3, schedule="linear", warmup_steps=1), 6)
     tx = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(schedule, eps=1e-8, weight_decay=0.05, mask=decays),

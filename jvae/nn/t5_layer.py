@@ -1,0 +1,222 @@
+"""One T5 layer, its config, norm, relative bias and unscaled attention.
+
+Source: Raffel et al. 2020 (v1.0) and Shazeer 2020 (the gated feed-forward of v1.1).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jvae.nn.layers import Initializer, Projection, dropout, split_key, wide
+from jvae.nn.transformer import Attend
+
+AttendCross = Callable[[Array], Array]  # queries (B, T, N, H) to mixed values (B, T, N, H)
+
+
+@dataclass(frozen=True)
+class T5Config:
+    """Sizes and compute choices of one stack; fields shared with `TransformerConfig` mean the same.
+
+    `head` is the width of a head, in T5 not always width / heads. `buckets` and `max_distance` (in
+    tokens) shape the relative bias. `gated` and `tied` are (False, True) in v1.0 and (True, False)
+    in v1.1. `cross` gives a decoder cross-attention.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    head: int
+    mlp: int
+    vocab: int
+    buckets: int = 32
+    max_distance: int = 128
+    gated: bool = False
+    tied: bool = True
+    cross: bool = False
+    dropout: float = 0.1
+    norm_eps: float = 1e-6
+    dtype: str = "float32"
+    remat: str = "none"
+    unroll: int = 1
+    vocab_multiple: int = 128
+    xent_chunk: int = 8192
+
+    @property
+    def vocab_padded(self) -> int:
+        """Rows of the token embedding."""
+        return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple
+
+
+def normal(*stds: float) -> Initializer:
+    """Zero-mean normal; several deviations are for the parts fused on axis 1."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        parts = (1,) * (len(shape) - 2)
+        std = jnp.array(stds, dtype).reshape(
+            (1, -1, *parts) if len(stds) > 1 else (1,) * len(shape)
+        )
+        return jax.random.normal(key, shape, dtype) * std
+
+    return init
+
+
+class RmsNorm(nn.Module):
+    """x / rms(x) * scale over the last axis: no mean, no bias; statistics in float32 or wider."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+        scale: Any = self.param("scale", ones, (x.shape[-1],))
+        h = x.astype(wide(x.dtype))
+        h = h * jax.lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + self.eps)
+        return (h * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+
+
+def _out(c: T5Config) -> Projection:
+    init = normal((c.heads * c.head) ** -0.5)
+    return Projection((c.width,), ("heads", "head"), ("embed",), False, init, name="out")
+
+
+class SelfAttention(nn.Module):
+    """Fused query, key and value projections and the output projection, without bias."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x_btd: Array, attend: Attend) -> tuple[Array, Any]:
+        c = self.config
+        # The queries' initial scale stands in for the 1/sqrt(head) that T5's attention leaves out.
+        init = normal((c.width * c.head) ** -0.5, c.width**-0.5, c.width**-0.5)
+        axes = (None, "heads", "head")
+        qkv = Projection((3, c.heads, c.head), ("embed",), axes, False, init, name="qkv")(x_btd)
+        mixed_btnh, output = attend(*(qkv[..., i, :, :] for i in range(3)))
+        return _out(c)(mixed_btnh), output
+
+
+class CrossAttention(nn.Module):
+    """Query and output projections; keys and values come from `cross_kv`, made once per source."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x_btd: Array, attend: AttendCross) -> Array:
+        c = self.config
+        init = normal((c.width * c.head) ** -0.5)
+        q = Projection((c.heads, c.head), ("embed",), ("heads", "head"), False, init, name="q")
+        return _out(c)(attend(q(x_btd)))
+
+
+class Mlp(nn.Module):
+    """ReLU feed-forward (v1.0) or tanh GELU gate (v1.1), without bias."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x_btd: Array, drop: Key[Array, ""] | None = None) -> Array:
+        c = self.config
+
+        def widen(name: str) -> Array:
+            init = normal(c.width**-0.5)
+            return Projection((c.mlp,), ("embed",), ("mlp",), False, init, name=name)(x_btd)
+
+        h = widen("up")
+        h = h * jax.nn.gelu(widen("gate"), approximate=True) if c.gated else jax.nn.relu(h)
+        h = dropout(drop, c.dropout, h)
+        down = normal(c.mlp**-0.5)
+        return Projection((c.width,), ("mlp",), ("embed",), False, down, name="down")(h)
+
+
+class T5Layer(nn.Module):
+    """Pre-norm layer: self-attention, cross-attention where `attend_cross` is given, feed-forward.
+
+    `attend` and `attend_cross` decide what is seen, with what bias, from which cache.
+    """
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x_btd: Array,
+        attend: Attend,
+        attend_cross: AttendCross | None = None,
+        drop: Key[Array, ""] | None = None,
+    ) -> tuple[Array, Any]:
+        c = self.config
+        drop_attn, drop_cross, drop_inner, drop_mlp = split_key(drop, 4)
+        h, output = SelfAttention(c, name="attn")(
+            RmsNorm(c.norm_eps, name="attn_norm")(x_btd), attend
+        )
+        x_btd = x_btd + dropout(drop_attn, c.dropout, h)
+        if attend_cross is not None:
+            h = RmsNorm(c.norm_eps, name="cross_norm")(x_btd)
+            h = CrossAttention(c, name="cross")(h, attend_cross)
+            x_btd = x_btd + dropout(drop_cross, c.dropout, h)
+        h = Mlp(c, name="mlp")(RmsNorm(c.norm_eps, name="mlp_norm")(x_btd), drop_inner)
+        return x_btd + dropout(drop_mlp, c.dropout, h), output
+
+
+def _thresholds(buckets: int, max_distance: int) -> tuple[int, list[int]]:
+    """Distances below the first number have buckets of their own; each of the others opens the
+    next bucket.
+
+    Worked out on the host in float32, as the reference does, so that no device's logarithm can move
+    a token over an edge.
+    """
+    exact = buckets // 2
+    n = np.arange(exact, max_distance + 1, dtype=np.float32)
+    ratio = np.log(n / np.float32(exact)) / np.float32(math.log(max_distance / exact))
+    bucket = exact + (ratio * np.float32(buckets - exact)).astype(np.int32)
+    return exact, [int(n[bucket >= b][0]) for b in range(exact + 1, buckets)]
+
+
+def bucket_of(distance: Int[Array, "..."], config: T5Config, causal: bool) -> Int[Array, "..."]:
+    """Bucket of each distance (query position - key position), in tokens.
+
+    Args:
+      causal: keys after the query share bucket 0; else the upper half of the buckets is theirs.
+    """
+    buckets = config.buckets if causal else config.buckets // 2
+    ahead = jnp.zeros_like(distance) if causal else (distance < 0).astype(distance.dtype) * buckets
+    distance = jnp.maximum(distance, 0) if causal else jnp.abs(distance)
+    exact, edges = _thresholds(buckets, config.max_distance)
+    far = sum((distance >= edge).astype(distance.dtype) for edge in edges)
+    return ahead + jnp.minimum(distance, exact) + far
+
+
+def relative_bias(config: T5Config, stack: Any, distance_bts: Array, causal: bool) -> Array:
+    """Relative bias (B, N, T, S); every layer of a stack adds the same."""
+    table_cn = stack["bias"]["table"]
+    bias_btsn = jnp.take(table_cn, bucket_of(distance_bts, config, causal), axis=0, mode="clip")
+    return jnp.moveaxis(bias_btsn, -1, 1)
+
+
+def attend(
+    q_btnh: Float[Array, "b t n h"],
+    k_bsnh: Float[Array, "b s n h"],
+    v_bsnh: Float[Array, "b s n h"],
+    mask_bts: Bool[Array, "#b t s"],
+    bias_bnts: Float[Array, "#b n t s"] | None = None,
+    *,
+    drop: Key[Array, ""] | None = None,
+    rate: float = 0.0,
+) -> Float[Array, "b t n h"]:
+    """Unscaled softmax attention with an additive bias, logits and softmax in float32 or wider."""
+    logits = jnp.einsum(
+        "btnh,bsnh->bnts", q_btnh, k_bsnh, preferred_element_type=wide(q_btnh.dtype)
+    )
+    if bias_bnts is not None:
+        logits = logits + bias_bnts.astype(logits.dtype)
+    # A finite floor keeps queries without any visible key (padding) finite; they are never scored.
+    logits = jnp.where(mask_bts[:, None], logits, jnp.finfo(logits.dtype).min / 2)
+    weight_bnts = dropout(drop, rate, jax.nn.softmax(logits, axis=-1))
+    return jnp.einsum("bnts,bsnh->btnh", weight_bnts.astype(v_bsnh.dtype), v_bsnh)

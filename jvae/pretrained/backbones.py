@@ -1,0 +1,119 @@
+"""Hugging Face families: from any of their file layouts to one, and what their `config.json` says.
+
+The one layout is PyTorch's without the prefix that models with a head put in front:
+"h.0.attn.c_attn.weight". Flax files differ from it by a rule, not by a second table: kernels are
+transposed (GPT-2's too), and `kernel`, `scale` and `embedding` are called `weight`.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jvae.errors import WeightsError
+from jvae.pretrained.files import Checkpoint, Tensors
+
+_FLAX = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One family.
+
+    name: `model_type` of its config.json. prefix: of checkpoints saved with a head. renamed:
+    (pattern, replacement) of older names. ignored: patterns of buffers and heads. tied: names that
+    must equal another where they are there. sizes: config.json to the fields of our stack's config.
+    describe: those fields, and those that name our special ids, to config.json.
+    """
+
+    name: str
+    prefix: str
+    renamed: tuple[tuple[str, str], ...]
+    ignored: tuple[str, ...]
+    sizes: Callable[[Mapping[str, Any]], dict[str, Any]]
+    describe: Callable[[Mapping[str, Any]], dict[str, Any]]
+    saved_prefix: str = ""  # that `describe`'s architecture is saved with
+
+
+def canonical(backbone: Backbone, checkpoint: Checkpoint) -> Tensors:
+    """The tensors of a checkpoint under PyTorch names without prefix, data still unread.
+
+    Raises: WeightsError for names of neither layout, and for two that mean the same tensor.
+    """
+    prefix = backbone.prefix
+    dotted: Tensors = {}
+    origin: dict[str, str] = {}
+    for name, tensor in checkpoint.tensors.items():
+        new = name
+        if checkpoint.flax:
+            *parents, last = name.split("/")
+            new = ".".join([*parents, _FLAX.get(last, last)])
+            if last == "kernel" and len(tensor.shape) == 2:
+                tensor = tensor.T
+        new = new.removeprefix(prefix) if prefix else new
+        for pattern, replacement in backbone.renamed:
+            new = re.sub(pattern, replacement, new)
+        if new in dotted:
+            raise WeightsError(
+                f"{checkpoint.name}: {origin[new]} and {name} both mean {new}; expected one"
+            )
+        dotted[new], origin[new] = tensor, name
+    return dotted
+
+
+def check_sizes(backbone: Backbone, checkpoint: Checkpoint, ours: Mapping[str, Any], key: str):  # noqa: ANN201
+    """Whether a checkpoint is of this family and has the sizes of our stack; vocabularies aside.
+
+    Args:
+      ours: the stack's section of the config. key: name of that section, for messages.
+    Raises: WeightsError naming every value that differs and what to set.
+    """
+    theirs = sizes(backbone, checkpoint)
+    wrong = []
+    for field, value in theirs.items():
+        if field == "vocab" or field not in ours:
+            continue
+        have = ours[field]
+        same = math.isclose(have, value) if isinstance(value, float) else have == value
+        if not same:
+            wrong.append(f"{key}.{field} is {have}, the checkpoint has {value}")
+    if wrong:
+        flags = " ".join(
+            f"--config.{key}.{field}={str(value).lower()}"
+            for field, value in theirs.items()
+            if field in ours and field != "vocab" and ours[field] != value
+        )
+        raise WeightsError(f"{checkpoint.name}: {'; '.join(wrong)}. To use it, add {flags}")
+
+
+def sizes(backbone: Backbone, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The fields of our stack's config that a checkpoint settles.
+
+    Raises: WeightsError for another family, a missing key or a variant that is not implemented.
+    """
+    config, where = checkpoint.config, f"{checkpoint.name}/config.json"
+    kind = config.get("model_type", backbone.name)
+    if kind != backbone.name:
+        raise WeightsError(f"{where}: model_type is {kind!r}; expected {backbone.name!r}")
+    try:
+        found = backbone.sizes(config)
+    except KeyError as error:
+        raise WeightsError(f"{where}: has no {error.args[0]}") from None
+    except ValueError as error:
+        raise WeightsError(f"{where}: {error}") from None
+    for field, value in found.items():
+        if isinstance(value, bool):
+            continue
+        if not isinstance(value, (int, float)) or value <= 0:
+            raise WeightsError(f"{where}: {field} is {value!r}; expected a positive number")
+    return found
+
+
+def expect(config: Mapping[str, Any], **values: Any) -> None:
+    """Raises ValueError where a config.json asks for a variant that is not implemented; a missing
+    key is fine.
+    """
+    for key, value in values.items():
+        if config.get(key, value) != value:
+            raise ValueError(f"{key} is {config[key]!r}; only {value!r} is implemented")

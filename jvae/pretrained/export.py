@@ -1,0 +1,44 @@
+"""Backbones out of our trees, in Hugging Face's layout."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jvae.errors import WeightsError
+from jvae.pretrained import files, names
+from jvae.pretrained.backbones import Backbone
+from jvae.pretrained.names import Table
+
+
+def export_backbone(
+    folder: Path,
+    backbone: Backbone,
+    table: Table,
+    params: Any,
+    ours: Mapping[str, Any],
+    special: Mapping[str, int] | None = None,
+) -> None:
+    """Writes `config.json` and `model.safetensors` that `transformers` loads, tied tensors once.
+
+    Args:
+      table: names without prefix, its `Vocab` (ours, ours).
+      params: a tree that holds what the table names; other leaves are left aside.
+      ours: the fields of the stack's config. special: ids for config.json, such as pad_token_id.
+    Raises: WeightsError if the folder holds weights already or the model lacks a part that the
+      family always has.
+    """
+    if backbone.name == "t5" and not ours["cross"]:
+        raise WeightsError(
+            "a T5 decoder without cross-attention is no T5 that others could load; "
+            "export the whole model instead"
+        )
+    if (folder / files.SAFETENSORS).exists():
+        raise WeightsError(f"{folder}: holds {files.SAFETENSORS} already; name a new folder")
+    arrays = names.write(table, params, tied=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    named = {backbone.saved_prefix + name: array for name, array in arrays.items()}
+    files.write_safetensors(folder / files.SAFETENSORS, named, {"format": "pt"})
+    config = {**backbone.describe(ours), **(special or {})}
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    (folder / files.CONFIG).write_text(text, encoding="utf-8")

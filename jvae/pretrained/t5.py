@@ -1,0 +1,129 @@
+"""Names of T5's tensors, v1.0 and v1.1 (Hugging Face layout; the originals use the same)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jvae.pretrained.backbones import Backbone, expect
+from jvae.pretrained.names import Rule, Table, Vocab, flat, joined_linear, linear, vocab_rows
+
+_CROSS = r"decoder\.block\.\d+\.layer\.1\.(EncDecAttention\..*|layer_norm\.weight)"
+_FEED_FORWARD = {"relu": False, "gated-gelu": True}
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    kind = config.get("feed_forward_proj", "relu")
+    if kind not in _FEED_FORWARD:
+        raise ValueError(f"feed_forward_proj is {kind!r}; expected relu or gated-gelu")
+    expect(config, num_decoder_layers=config["num_layers"])
+    return dict(
+        layers=config["num_layers"],
+        width=config["d_model"],
+        heads=config["num_heads"],
+        head=config["d_kv"],
+        mlp=config["d_ff"],
+        vocab=config["vocab_size"],
+        buckets=config.get("relative_attention_num_buckets", 32),
+        max_distance=config.get("relative_attention_max_distance", 128),
+        gated=_FEED_FORWARD[kind],
+        tied=config.get("tie_word_embeddings", True),
+        norm_eps=float(config.get("layer_norm_epsilon", 1e-6)),
+    )
+
+
+def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(
+        architectures=["T5ForConditionalGeneration"],
+        model_type="t5",
+        num_layers=ours["layers"],
+        num_decoder_layers=ours["layers"],
+        d_model=ours["width"],
+        num_heads=ours["heads"],
+        d_kv=ours["head"],
+        d_ff=ours["mlp"],
+        vocab_size=ours["vocab"],
+        relative_attention_num_buckets=ours["buckets"],
+        relative_attention_max_distance=ours["max_distance"],
+        feed_forward_proj="gated-gelu" if ours["gated"] else "relu",
+        tie_word_embeddings=ours["tied"],
+        layer_norm_epsilon=ours["norm_eps"],
+        dropout_rate=ours["dropout"],
+        is_encoder_decoder=True,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+
+
+BACKBONE = Backbone(
+    name="t5",
+    prefix="",
+    renamed=(),
+    # Old files give the cross-attention a bias table that no code ever read.
+    ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+    sizes=_sizes,
+    describe=_describe,
+)
+
+
+def table(vocab: int | Vocab, *, gated: bool, tied: bool, cross: bool, prefix: str = "") -> Table:
+    """The whole of a T5 as `jvae.nn.t5` arranges it: {embed, encoder, decoder}.
+
+    Args:
+      cross: whether our decoder has cross-attention; else theirs is left aside.
+      prefix: foreign prefix, such as "t5." in T5-VAE.
+    """
+    rules = [
+        Rule("embed/token/table", (f"{prefix}shared.weight",), vocab_rows(vocab)),
+        *_stack("encoder", prefix, gated, cross=False),
+        *_stack("decoder", prefix, gated, cross),
+    ]
+    same = [(f"{prefix}{stack}.embed_tokens.weight", f"{prefix}shared.weight") for stack in STACKS]
+    if tied:
+        same.append((f"{prefix}lm_head.weight", f"{prefix}shared.weight"))
+    else:
+        head = (f"{prefix}lm_head.weight",)
+        rules.append(Rule("decoder/head/table", head, vocab_rows(vocab)))
+    start = prefix.replace(".", r"\.")
+    ignored = BACKBONE.ignored if cross else (*BACKBONE.ignored, _CROSS)
+    return Table(tuple(rules), tuple(start + pattern for pattern in ignored), tuple(same))
+
+
+STACKS = ("encoder", "decoder")
+
+
+def _stack(stack: str, prefix: str, gated: bool, cross: bool) -> list[Rule]:
+    block = f"{prefix}{stack}.block.{{i}}.layer."
+    bias = f"{prefix}{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    ours = f"{stack}/layers"
+    last = 2 if stack == "decoder" else 1
+    feed = f"{block}{last}.DenseReluDense."
+
+    def kernels(path: str, names: tuple[str, ...], n_in: int = 1) -> Rule:
+        transform = linear(n_in) if len(names) == 1 else joined_linear(len(names))
+        return Rule(f"{ours}/{path}/kernel", tuple(f"{name}.weight" for name in names), transform)
+
+    def scale(path: str, name: str) -> Rule:
+        return Rule(path, (f"{name}.weight",), flat(1))
+
+    attention = f"{block}0.SelfAttention."
+    rules = [
+        Rule(f"{stack}/bias/table", (bias,), flat(2)),
+        scale(f"{stack}/norm/scale", f"{prefix}{stack}.final_layer_norm"),
+        scale(f"{ours}/attn_norm/scale", f"{block}0.layer_norm"),
+        scale(f"{ours}/mlp_norm/scale", f"{block}{last}.layer_norm"),
+        kernels("attn/qkv", tuple(attention + part for part in "qkv")),
+        kernels("attn/out", (f"{attention}o",), 2),
+        kernels("mlp/up", (f"{feed}wi_1" if gated else f"{feed}wi",)),
+        kernels("mlp/down", (f"{feed}wo",)),
+    ]
+    if gated:
+        rules.append(kernels("mlp/gate", (f"{feed}wi_0",)))
+    if cross:
+        attention = f"{block}1.EncDecAttention."
+        rules += [
+            scale(f"{ours}/cross_norm/scale", f"{block}1.layer_norm"),
+            kernels("cross/q", (f"{attention}q",)),
+            kernels("cross/kv", (f"{attention}k", f"{attention}v")),
+            kernels("cross/out", (f"{attention}o",), 2),
+        ]
+    return rules

@@ -1,0 +1,83 @@
+"""Rows of runs and the tables made of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jvae.bench import table
+from jvae.errors import ConfigError
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def finished_run(folder: Path, name: str = "optimus-tiny") -> Path:
+    metrics = {
+        "exact_match": {"value": 61.25, "se": None},
+        "nll_100": {"value": 18.5, "se": 0.1},
+        "mi": {"value": None, "se": None},
+    }
+    card = {
+        "commit": "abc",
+        "config": {"name": name},
+        "device": {"kind": "cpu", "jax": "0.0"},
+    }
+    report = {
+        "card": card,
+        "metrics": metrics,
+        "time": {"text_s": 1.0, "latent_s": 2.5},
+        "details": {},
+    }
+    (folder / "eval").mkdir(parents=True)
+    (folder / "eval/test.json").write_text(json.dumps(report))
+    laps = [(10, 100.0, 50.0), (20, 300.0, 40.0), (30, 200.0, 60.0)]
+    lines = [
+        {"step": s, "train/loss": 1.0, "train/time/step_ms": ms, "train/time/tokens_per_s": speed}
+        for s, ms, speed in laps
+    ]
+    lines.insert(1, {"step": 10, "valid/loss": 2.0})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_row_of_a_run(tmp_path):
+    row = table.row_of(finished_run(tmp_path / "run", "optimus-tiny_cls"))
+    assert row["train_s"] == 6.0 and row["eval_s"] == 3.5 and row["tokens_per_s"] == 50
+    assert row["command"] == "python -m jvae.main --config=configs/optimus.py:tiny_cls"
+    assert row["metrics"]["exact_match"] == 61.25 and row["se"] == {"nll_100": 0.1}
+
+
+def test_add_replaces_the_row_of_the_same_name(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    table.add(finished_run(tmp_path / "a", "b-tiny"), rows)
+    table.add(finished_run(tmp_path / "b", "a-tiny"), rows)
+    table.add(finished_run(tmp_path / "c", "b-tiny"), rows)
+    assert [row["name"] for row in table.read_rows(rows)] == ["a-tiny", "b-tiny"]
+
+
+def test_cells(tmp_path):
+    text = table.runs_table([table.row_of(finished_run(tmp_path / "run"))])
+    cells = [cell.strip() for cell in text.splitlines()[2].split("|")[1:-1]]
+    assert cells[:3] == ["`optimus-tiny`", "61.2", "18.50 ± 0.10"]
+    assert cells[7] == "–" and cells[4] == "not measured"
+
+
+def test_a_document_is_filled_between_its_marks():
+    text = f"a\n<!-- table: runs -->\nold\n{table.END}\nb\n"
+    filled = table.filled(text, [])
+    assert "old" not in filled and filled.startswith("a\n") and filled.endswith("\nb\n")
+    assert table.filled(filled, []) == filled
+    with pytest.raises(ConfigError, match="walks"):
+        table.filled(f"<!-- table: walks -->\n{table.END}", [])
+    with pytest.raises(ConfigError, match="without"):
+        table.filled("<!-- table: runs -->\nno end", [])
+
+
+def test_an_unfinished_run_has_no_row(tmp_path):
+    with pytest.raises(ConfigError, match="no eval/test.json"):
+        table.row_of(tmp_path)
+
+
+def test_the_readme_shows_the_rows():
+    text = README.read_text(encoding="utf-8")
+    assert table.filled(text, table.read_rows()) == text

@@ -1,0 +1,210 @@
+"""Every system as a small model, and seven ragged sentences in several packings.
+
+A system joins the whole suite by one line in `SYSTEMS`.
+"""
+
+import functools
+import types
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvae.api import Batch, TextVAE, example_keys, per_example
+from jvae.data.rows import Encoded, pack_rows
+from jvae.models import lm, optimus
+from jvae.nn.config import TransformerConfig
+from jvae.tree import map_named
+
+VOCAB = dict(enc=23, dec=29)  # padded to 24 and 32
+START, END, PAD = 26, 27, 28  # of the decoder
+DRAWS = 3
+
+
+def _stack(side: str, **changes) -> TransformerConfig:
+    """Two layers whose vocabulary has padded columns and is walked in four chunks."""
+    sizes = dict(layers=2, width=16, heads=2, mlp=32, vocab=VOCAB[side], positions=16)
+    return TransformerConfig(**(sizes | dict(vocab_multiple=8, xent_chunk=10) | changes))
+
+
+def _lm(**stack) -> TextVAE:
+    return lm.build(lm.LmConfig(_stack("dec", **stack)))
+
+
+def _optimus(choices: dict[str, Any], **stack) -> TextVAE:
+    sides = _stack("enc", **stack), _stack("dec", **stack)
+    return optimus.build(optimus.OptimusConfig(*sides, latent=5, **choices))
+
+
+# Name: builder of the model, given changes to its stacks (dtype, remat, unroll).
+SYSTEMS = {
+    "lm": _lm,
+    "optimus-memory": functools.partial(_optimus, dict(use_embedding=False)),
+    "optimus-embedding": functools.partial(_optimus, dict(use_memory=False)),
+    "optimus-both": functools.partial(_optimus, {}),
+    "optimus-mean": functools.partial(_optimus, dict(pool="mean", log_var_shift=-1.0)),
+}
+
+
+@functools.cache
+def _sentences() -> dict[str, Encoded]:
+    """Random sentences, the lengths of the two sides unrelated; one is start and end alone."""
+    rng = np.random.default_rng(0)
+    enc = [rng.integers(1, VOCAB["enc"], n) for n in (2, 6, 3, 5, 2, 4, 6)]
+    dec = [[START, *rng.integers(0, START, n - 2), END] for n in (5, 2, 7, 3, 6, 7, 4)]
+    return dict(enc=Encoded.of(enc), dec=Encoded.of([np.array(one) for one in dec]))
+
+
+def _pack(ids_bs: list[list[int]], **row: int) -> Batch:
+    """The sentences `ids_bs`, -1 at empty slots, in rows of the given lengths."""
+    return pack_rows(np.array(ids_bs), _sentences(), row, dict(enc=0, dec=PAD))
+
+
+def _make_packings() -> dict[str, Batch]:
+    """The same sentences, laid out in different ways; all but `single` have one shape."""
+    rows = dict(enc=15, dec=18)
+    none = [-1, -1, -1]
+    return {
+        "packed": _pack([[4, 0, 2], [1, -1, 5], [3, 6, -1]], **rows),
+        "mixed": _pack([[5, 1, 3], [-1, 2, 6], [0, -1, 4]], **rows),
+        "first": _pack([[4, 0, 2], [1, -1, 5], none], **rows),
+        "last": _pack([none, none, [3, 6, -1]], **rows),
+        "empty": _pack([none, none, none], **rows),
+        "single": _pack([[i] for i in range(7)], enc=6, dec=7),
+    }
+
+
+def _with_junk(batch: Batch) -> Batch:
+    """The batch with random tokens and positions where there is only padding."""
+    rng = np.random.default_rng(1)
+
+    def junk(side, vocab: int):
+        pad_bt = side.segment_bt == 0
+        token_bt = np.where(pad_bt, rng.integers(0, vocab, pad_bt.shape), side.token_bt)
+        position_bt = np.where(pad_bt, rng.integers(0, 9, pad_bt.shape), side.position_bt)
+        return side._replace(
+            token_bt=token_bt.astype(np.int32), position_bt=position_bt.astype(np.int32)
+        )
+
+    return batch._replace(enc=junk(batch.enc, VOCAB["enc"]), dec=junk(batch.dec, VOCAB["dec"]))
+
+
+class Values(NamedTuple):
+    """What a model says about a batch; by example but for `nats_bt`."""
+
+    mean_egz: Any
+    z_kegz: Any  # draws 0, 1, 2
+    alone_kegz: Any  # draw 2, made alone
+    kl_kegz: Any
+    log_q_e: Any
+    log_prior_e: Any
+    nll_e: Any
+    aux: Any
+    nats_bt: Any
+
+
+def _fast_compilation() -> dict[str, Any]:
+    """Options under which XLA compiles small CPU programs about seven times faster, if known."""
+    options = dict(xla_backend_optimization_level=0, xla_cpu_use_fusion_emitters=False)
+    try:
+        jax.jit(lambda x: x, compiler_options=options)(0.0)
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options
+
+
+class System:
+    """One small model with random parameters, and its compiled functions."""
+
+    def __init__(self, name: str):
+        self.build = SYSTEMS[name]
+        self.model = self.build()
+        self.has_latent = self.model.latent_shape[0] > 0
+        self.jit = functools.partial(jax.jit, compiler_options=_fast_compilation())
+        rng = np.random.default_rng(2)
+
+        # Far from initial values, near which most of a model is silent.
+        def leaf(path: str, like: jax.ShapeDtypeStruct) -> jax.Array:
+            noise = 0.3 * rng.normal(size=like.shape)
+            return jnp.asarray(noise + path.endswith("scale"), like.dtype)
+
+        self.params = map_named(leaf, jax.eval_shape(self.model.init, jax.random.key(0)))
+        self._run = self.compile(self.model)
+        self._results: dict[str, tuple[Values, Any]] = {}
+
+    def compile(self, model: TextVAE):
+        """(params, batch) -> values, and the gradient of the summed negative bound."""
+
+        def bound(params, batch: Batch):
+            gen, post = model.gen, model.post
+            chain_key, z_key = jax.random.split(jax.random.key(3))
+            key_e = example_keys(chain_key, batch.id_e)
+            cond = gen.condition(params, batch)
+            q = post.encode(params, batch, cond=cond, key_e=key_e)
+            z_kegz, kl_kegz = post.sample(
+                params, q, example_keys(z_key, batch.id_e, jnp.arange(DRAWS))
+            )
+            alone_kegz, _ = post.sample(params, q, example_keys(z_key, batch.id_e, jnp.array([2])))
+            metric = model.metric_post
+            metric_q = metric.encode(params, batch, cond=cond, key_e=key_e)
+            ctx = gen.prepare(params, batch, cond=cond)
+            nats_bt = gen.log_lik(params, ctx, z_kegz[0])
+            values = Values(
+                mean_egz=post.mean(params, q),
+                z_kegz=z_kegz,
+                alone_kegz=alone_kegz,
+                kl_kegz=kl_kegz,
+                log_q_e=metric.log_q(params, metric_q, z_kegz[1]),
+                log_prior_e=gen.log_prior(params, z_kegz[1], cond),
+                nll_e=-per_example(nats_bt, batch),
+                aux=gen.aux(params, ctx, z_kegz[0]),
+                nats_bt=nats_bt,
+            )
+            parts = [values.nll_e, *values.aux.values()]
+            if kl_kegz is not None:
+                parts.append(jnp.sum(kl_kegz[0], axis=(1, 2)))
+            return jnp.sum(jnp.where(batch.valid_e, sum(parts), 0.0)), values
+
+        @self.jit
+        def run(params, batch: Batch):
+            (_, values), grads = jax.value_and_grad(bound, has_aux=True)(params, batch)
+            return values, grads
+
+        return run
+
+    def __call__(self, packing: str) -> tuple[Values, Any]:
+        """Values and gradient of the sentences in one packing, as NumPy arrays."""
+        if packing not in self._results:
+            self._results[packing] = self.run(PACKINGS[packing])
+        return self._results[packing]
+
+    def run(self, batch: Batch) -> tuple[Values, Any]:
+        """Values and gradient of a batch, as NumPy arrays."""
+        return jax.device_get(self._run(self.params, batch))
+
+
+PACKINGS = _make_packings()
+
+
+@pytest.fixture(scope="session", params=SYSTEMS)
+def system(request) -> System:
+    return System(request.param)
+
+
+@pytest.fixture(scope="session")
+def sentences():
+    """The packings by name, and what tests need to make and read batches."""
+    dec = _sentences()["dec"]
+    return types.SimpleNamespace(
+        batch=PACKINGS,
+        with_junk=_with_junk,
+        lengths=dec.lengths,
+        count=len(dec.lengths),
+        start=START,
+        end=END,
+        pad=PAD,
+        vocab=VOCAB["dec"],
+        draws=DRAWS,
+    )

@@ -1,0 +1,157 @@
+"""Gradients, compute choices, dropout and the train step, for every system."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from jvae.api import example_keys
+from jvae.evals.likelihood import score_batch
+from jvae.objectives import Objective
+from jvae.step import init_state, make_train_step
+from jvae.tree import named_leaves
+
+
+def test_z_moves_its_own_sentence_alone(system, sentences):
+    batch = sentences.batch["packed"]
+    examples = len(batch.id_e)
+    model = system.model
+
+    @system.jit
+    def moved(params, z_egz, toward_egz):
+        ctx = model.gen.prepare(params, batch)
+
+        def along(own_e):
+            tangent_egz = toward_egz * own_e[:, None, None]
+            log_lik = lambda z: model.gen.log_lik(params, ctx, z)  # noqa: E731
+            return jax.jvp(log_lik, (z_egz,), (tangent_egz,))[1]
+
+        return jax.vmap(along)(jnp.eye(examples))
+
+    rng = np.random.default_rng(7)
+    z, toward = rng.normal(size=(2, examples, *model.latent_shape)).astype(np.float32)
+    moved_ebt = np.asarray(moved(system.params, z, toward))
+    slot_e = np.arange(examples) % batch.slots + 1
+    row_e = np.arange(examples) // batch.slots
+    own_ebt = np.zeros(moved_ebt.shape, bool)
+    own_ebt[np.arange(examples), row_e] = batch.dec.segment_bt[row_e] == slot_e[:, None]
+    want_ebt = own_ebt & batch.scored_bt[None] & system.has_latent
+    np.testing.assert_array_equal(moved_ebt != 0, want_ebt)
+
+
+@pytest.mark.parametrize("choice", [dict(remat="dots", unroll=2), dict(remat="full")], ids=str)
+def test_compute_choices_change_no_number(system, sentences, choice):
+    run = system.compile(system.build(**choice))
+    got = jax.device_get(run(system.params, sentences.batch["packed"]))
+    for got_part, want_part in zip(got, system("packed"), strict=True):
+        got_leaves, want_leaves = named_leaves(got_part), named_leaves(want_part)
+        assert got_leaves.keys() == want_leaves.keys()
+        largest = max(np.max(np.abs(leaf), initial=1.0) for leaf in want_leaves.values())
+        for name, leaf in want_leaves.items():
+            np.testing.assert_allclose(
+                got_leaves[name], leaf, rtol=1e-6, atol=1e-6 * largest, err_msg=name
+            )
+
+
+def test_dropout_is_on_with_a_key(system, sentences):
+    batch = sentences.batch["packed"]
+    model = system.model
+
+    @system.jit
+    def run(params, drop, z_egz):
+        post, gen = model.post, model.gen
+        cond = gen.condition(params, batch, drop)
+        key_e = example_keys(jax.random.key(8), batch.id_e)
+        mean_egz = post.mean(params, post.encode(params, batch, drop, cond=cond, key_e=key_e))
+        return mean_egz, gen.log_lik(params, gen.prepare(params, batch, drop, cond=cond), z_egz)
+
+    values, _ = system("packed")
+    quiet = values.mean_egz, values.nats_bt
+    first, again, other = (
+        jax.device_get(run(system.params, jax.random.key(seed), values.z_kegz[0]))
+        for seed in (9, 9, 10)
+    )
+    for part in range(2):
+        np.testing.assert_array_equal(first[part], again[part])
+        assert np.all(np.isfinite(first[part]))
+        if first[part].size:
+            assert np.max(np.abs(first[part] - other[part])) > 1e-3
+            assert np.max(np.abs(first[part] - quiet[part])) > 1e-3
+
+
+def test_train_step_is_traced_once(system, sentences):
+    traces = collections.Counter()
+    weights = collections.defaultdict(lambda: 0.1)  # of whatever auxiliary terms there are
+    tx = optax.sgd(0.01)
+    step = make_train_step(system.model, Objective(aux_weight=weights), lambda step: 0.5, tx)
+
+    def counted(state, batch, base):
+        traces["step"] += 1
+        return step(state, batch, base)
+
+    compiled = system.jit(counted, donate_argnums=0)
+    abstract = jax.eval_shape(lambda key: init_state(system.model.init(key), tx), jax.random.key(0))
+    state = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), abstract)
+    state = state._replace(params=jax.tree.map(jnp.copy, system.params))
+    for packing in ("packed", "mixed", "first"):
+        before = jax.device_get(state.params)
+        batch = sentences.batch[packing]
+        state, sums = compiled(state, batch, jax.random.key(11))
+        assert sums["finite"] == (1, 1)
+        assert sums["sentences"].sum == np.sum(batch.id_e >= 0)
+        assert sums["grad_norm"].sum > 0
+        after = jax.device_get(state.params)
+        changed = jax.tree.map(lambda a, b: np.any(a != b), before, after)
+        assert jax.tree.all(changed), [k for k, v in named_leaves(changed).items() if not v]
+        assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(after))
+    assert traces["step"] == 1
+    assert int(state.step) == 3
+
+
+def runs_of_marks(program, times: int = 1) -> collections.Counter:
+    """How often each marked place of a program runs, loops counted."""
+    program = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    counts = collections.Counter()
+    for equation in program.eqns:
+        if equation.primitive.name == "name":
+            counts[equation.params["name"]] += times
+        inner = (
+            times * equation.params.get("length", 1) if "scan" in str(equation.primitive) else times
+        )
+        for part in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: isinstance(x, ClosedJaxpr | Jaxpr)
+        ):
+            if isinstance(part, ClosedJaxpr | Jaxpr):
+                counts += runs_of_marks(part, inner)
+    return counts
+
+
+def marked(function, name: str):
+    """The function, its results marked in traced programs."""
+
+    def wrapper(*args, **kwargs):
+        return jax.tree.map(lambda x: checkpoint_name(x, name), function(*args, **kwargs))
+
+    return wrapper
+
+
+@pytest.mark.parametrize("samples", [1, 6])
+def test_samples_share_one_encoder_call(system, sentences, samples):
+    model = system.model
+    post = model.metric_post._replace(encode=marked(model.metric_post.encode, "encode"))
+    gen = model.gen._replace(log_lik=marked(model.gen.log_lik, "log_lik"))
+    score = score_batch(model._replace(metric_post=post, gen=gen), samples, chunk=2, bounds=())
+    program = jax.make_jaxpr(score)(system.params, sentences.batch["packed"], jax.random.key(0))
+    leaves = len(
+        jax.tree.leaves(
+            jax.eval_shape(model.metric_post.encode, system.params, sentences.batch["packed"])
+        )
+    )
+    counts = runs_of_marks(program)
+    assert counts["encode"] == leaves
+    assert counts["log_lik"] == (-(-samples // 2) if system.has_latent else 1)

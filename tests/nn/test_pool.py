@@ -1,0 +1,48 @@
+"""One vector per example from packed rows, against loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvae.api import Side
+from jvae.nn import pool
+
+SEGMENT = np.array([[1, 1, 1, 3, 3, 0, 0], [2, 2, 2, 2, 2, 2, 2], [0, 0, 0, 0, 0, 0, 0]])
+POSITION = np.array([[0, 1, 2, 0, 1, 0, 0], [0, 1, 2, 3, 4, 5, 6], [0, 0, 0, 0, 0, 0, 0]])
+SIDE = Side(jnp.zeros(SEGMENT.shape, jnp.int32), jnp.asarray(SEGMENT), jnp.asarray(POSITION))
+SLOTS, WIDTH = 3, 4
+
+
+@pytest.fixture(scope="module")
+def x_btd():
+    return np.random.default_rng(0).normal(size=(*SEGMENT.shape, WIDTH)).astype(np.float32)
+
+
+def slow(x_btd, vector_of):
+    out = np.zeros((len(SEGMENT) * SLOTS, WIDTH))
+    for e in range(len(out)):
+        row, segment = divmod(e, SLOTS)
+        own = x_btd[row][SEGMENT[row] == segment + 1]
+        if len(own):
+            out[e] = vector_of(own)
+    return out
+
+
+@pytest.mark.parametrize(
+    "pooling, vector_of",
+    [(pool.first_token, lambda own: own[0]), (pool.mean, lambda own: own.mean(axis=0))],
+    ids=["first_token", "mean"],
+)
+def test_pooling_equals_a_loop(x_btd, pooling, vector_of):
+    got = jax.jit(lambda x: pooling(x, SIDE, SLOTS))(x_btd)
+    np.testing.assert_allclose(got, slow(x_btd, vector_of), rtol=1e-6, atol=1e-6)
+
+
+def test_mean_adds_in_float32():
+    """A bfloat16 sum of 600 ones stops at 256."""
+    segment = jnp.ones((1, 600), jnp.int32)
+    side = Side(segment, segment, jnp.arange(600)[None])
+    got = jax.jit(lambda: pool.mean(jnp.ones((1, 600, 2), jnp.bfloat16), side, 1))()
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(got, np.float32), 1.0)
