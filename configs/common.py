@@ -27,12 +27,14 @@ def base() -> ConfigDict:
             row_tokens=256,  # about the row length to propose
             batch_rows=16,
             packing="pack",  # or bucket: one sentence per row, like lengths together
+            score_end=True,  # False: the model never learns where to end; the bound is of less text
         )
     )
     # Pretrained backbones for step 0: a folder or hub name in Hugging Face's layout; empty: none.
     c.init = ConfigDict(dict(encoder="", decoder=""))
     c.objective = ConfigDict(
         dict(
+            rec="sum",
             kl_floor="none",
             floor=0.0,
             length_weighted=False,
@@ -54,9 +56,12 @@ def base() -> ConfigDict:
             b1=0.9,
             b2=0.999,
             eps=1e-8,
+            eps_first=False,  # True: eps before the bias correction, as transformers' old AdamW
             weight_decay=0.0,
             no_decay=(r".*bias", r".*norm/scale"),
             clip=1.0,
+            first_update=0,  # 1: the first update is not one of rate 0
+            trainable=(),  # rules of jvae.trainable; none: everything trains
         )
     )
     c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))

@@ -92,6 +92,7 @@ def row_spec(config: ConfigDict, limits: dict[str, int]) -> RowSpec:
         batch_rows=data.batch_rows,
         packing=data.packing,
         seed=config.seed,
+        score_end=data.score_end,
     )
 
 

@@ -8,16 +8,18 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
+from jvae import trainable
 from jvae.api import Batch, Params, Terms, TextVAE, measure
 from jvae.metrics import Ratio, Sums
 from jvae.objectives import Loss, Objective, batch_loss
+from jvae.trainable import Plan
 
 
 class TrainState(NamedTuple):
     """All that changes from step to step."""
 
-    params: Params
-    opt_state: Any
+    params: Params  # all of them
+    opt_state: Any  # of the ones that ever train
     step: Int[Array, ""]  # optimizer steps done
 
 
@@ -35,9 +37,12 @@ class StepKeys(NamedTuple):
         return cls(*jax.random.split(jax.random.fold_in(base, step)))
 
 
-def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32))
+def init_state(
+    params: Params, tx: optax.GradientTransformation, plan: Plan | None = None
+) -> TrainState:
+    """The state before the first step. Without a plan everything trains."""
+    trained, _ = trainable.split(plan, params)
+    return TrainState(params, tx.init(trained), jnp.zeros((), jnp.int32))
 
 
 def _sums(loss: Loss, terms: Terms, batch: Batch) -> Sums:
@@ -69,8 +74,9 @@ def make_train_step(
     objective: Objective,
     beta: Callable[[Array], Array],
     tx: optax.GradientTransformation,
+    plan: Plan | None = None,
 ) -> Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums]]:
-    """step(state, batch, base_key) -> (state, sums): one optimizer update.
+    """step(state, batch, base_key) -> (state, sums): one optimizer update of what the plan trains.
 
     The sums stay on the device, so the host loop waits for nothing between log lines. `finite`
     counts the steps whose loss and gradient norm were finite; an update that is not is skipped, so
@@ -80,19 +86,22 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch, base: Key[Array, ""]):
         keys = StepKeys.at(base, state.step)
         weight = beta(state.step)
+        trained, frozen = trainable.split(plan, state.params)
 
-        def loss_fn(params: Params):
+        def loss_fn(trained: Any):
+            params = trainable.merge(plan, trained, frozen)
             terms = measure(model, params, batch, keys.latent, keys.drop)
             value, loss = batch_loss(objective, terms, weight)
             return value, _sums(loss, terms, batch)
 
-        (value, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        (value, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+        grads = trainable.active(trainable.from_steps(plan), grads, state.step)
         norm = optax.tree.norm(grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = tx.update(grads, state.opt_state, trained)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
-        params = jax.tree.map(keep, params, state.params)
+        trained = jax.tree.map(keep, optax.apply_updates(trained, updates), trained)
+        params = trainable.merge(plan, trained, frozen)
         opt_state = jax.tree.map(keep, opt_state, state.opt_state)
         one = jnp.ones(())
         sums |= {

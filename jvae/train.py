@@ -12,7 +12,7 @@ from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from jvae import config as configs
-from jvae import initial, metrics, optim, run, schedules, step, workdir
+from jvae import initial, metrics, optim, run, schedules, step, trainable, workdir
 from jvae.api import Batch, Params
 from jvae.checkpoint import Checkpoints
 from jvae.data.dataset import batches, eval_batches
@@ -68,13 +68,15 @@ def train(config: ConfigDict, folder: Path) -> Trained:
 
     # --- shardings --------------------------------------------------------------------------------
     abstract, where = run.param_shardings(model, mesh)
-    tx = optim.build(cfg.optim, abstract, cfg.train.steps)
-    opt_where = rules.optimizer_shardings(tx, abstract, where, mesh)
+    plan = trainable.make_plan(cfg.optim.trainable, abstract, model.axes, cfg.train.steps)
+    trained = jax.eval_shape(lambda params: trainable.split(plan, params)[0], abstract)
+    tx = optim.build(cfg.optim, trained, cfg.train.steps, trainable.from_steps(plan))
+    opt_where = rules.optimizer_shardings(tx, trained, trainable.pick(plan, where), mesh)
     state_where = step.TrainState._make((where, opt_where, meshes.replicated(mesh)))
 
     # --- steps ------------------------------------------------------------------------------------
     train_step = jax.jit(
-        step.make_train_step(model, objective, beta, tx),
+        step.make_train_step(model, objective, beta, tx, plan),
         donate_argnums=0,
         out_shardings=(state_where, meshes.replicated(mesh)),
     )
@@ -82,7 +84,7 @@ def train(config: ConfigDict, folder: Path) -> Trained:
     valid_step = jax.jit(step.make_valid_step(model, objective, last_beta))
 
     # --- state: own checkpoint, weights or scratch ------------------------------------------------
-    init = jax.jit(lambda params: step.init_state(params, tx), out_shardings=state_where)
+    init = jax.jit(lambda params: step.init_state(params, tx, plan), out_shardings=state_where)
     abstract_state = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
         jax.eval_shape(init, abstract),
@@ -97,6 +99,9 @@ def train(config: ConfigDict, folder: Path) -> Trained:
         position, first = tuple(meta["position"]), meta["step"]
         log.info("resumed at step %d of %d", first, cfg.train.steps)
     counts = sizes(abstract, depth=1)
+    ever, every = trainable.counts(plan, abstract, cfg.train.steps)
+    if ever < every:
+        log.info("%d of %d parameters train, %.2f %%", ever, every, 100 * ever / every)
     log.info(
         "%d parameters (%s), mesh %s, ready in %.1f s",
         sum(counts.values()),

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from jvae.api import TextVAE
 from jvae.errors import ConfigError
-from jvae.models import lm, optimus
+from jvae.models import adavae, della, lm, optimus
 
 
 class Family(NamedTuple):
@@ -23,6 +23,8 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
+    "adavae": Family(adavae.AdaVaeConfig, adavae.build, adavae.limits),
+    "della": Family(della.DellaConfig, della.build, della.limits),
     "lm": Family(lm.LmConfig, lm.build, lm.limits),
     "optimus": Family(optimus.OptimusConfig, optimus.build, optimus.limits),
 }

@@ -16,6 +16,16 @@ Initializer = Callable[..., Array]
 NORMAL = nn.initializers.normal(0.02)  # BERT and GPT-2
 
 
+def uniform_fan_in(fan_in: int) -> Initializer:
+    """Uniform within 1 / sqrt(fan_in): what PyTorch gives a linear map nobody initialises."""
+    bound = fan_in**-0.5
+
+    def init(key: Key[Array, ""], shape: Sequence[int], dtype=jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
 def wide(dtype: jnp.dtype) -> jnp.dtype:
     """The dtype of reductions: float32, or float64 where the compute dtype is."""
     return jnp.promote_types(dtype, jnp.float32)

@@ -14,7 +14,7 @@ import pytest
 
 from jvae.api import Batch, TextVAE, example_keys, per_example
 from jvae.data.rows import Encoded, pack_rows
-from jvae.models import lm, optimus
+from jvae.models import adavae, lm, optimus
 from jvae.nn.config import TransformerConfig
 from jvae.tree import map_named
 
@@ -38,8 +38,27 @@ def _optimus(choices: dict[str, Any], **stack) -> TextVAE:
     return optimus.build(optimus.OptimusConfig(*sides, latent=5, **choices))
 
 
+def _adavae(choices: dict[str, Any], **stack) -> TextVAE:
+    sizes = dict(encoder_layers=1, latent=5, adapter=3, prefix_middle=3)
+    return adavae.build(adavae.AdaVaeConfig(_stack("dec", **stack), **sizes, **choices))
+
+
+ADAVAE_ALL = dict(
+    use_memory=True,
+    use_embedding=True,
+    use_output=True,
+    use_adapters=True,
+    vary=True,
+    prefix=2,
+    learn_scale=True,
+    pool="linear",
+    read_end=False,
+)
+
 # Name: builder of the model, given changes to its stacks (dtype, remat, unroll).
 SYSTEMS = {
+    "adavae": functools.partial(_adavae, {}),
+    "adavae-all": functools.partial(_adavae, ADAVAE_ALL),
     "lm": _lm,
     "optimus-memory": functools.partial(_optimus, dict(use_embedding=False)),
     "optimus-embedding": functools.partial(_optimus, dict(use_memory=False)),
