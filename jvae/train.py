@@ -109,7 +109,7 @@ def train(config: ConfigDict, folder: Path) -> Trained:
     total = cfg.train.steps
     base = jax.device_put(key["train"], meshes.replicated(mesh))
     writer = metrics.Writer(folder, resume_step=first, total_steps=total)
-    stream = batches(this.data["train"], this.rows, position)
+    stream = batches(this.data["train"], this.rows, position, workers=this.config.data.workers)
     check = _checker(this, mesh, valid_step, key["valid"])
     meter: metrics.Sums | None = None
     clock = _Clock(first)

@@ -8,6 +8,7 @@ arithmetic of the packer is in integers, so a plan is the same on every machine.
 """
 
 import hashlib
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -89,7 +90,8 @@ def plan_epoch(
     rows = _pack(need_ne[:, order], capacity, window)
     ids = np.full((len(rows), slots), -1, np.int32)
     for r, members in enumerate(rows):
-        ids[r, : len(members)] = order[members if shuffle else sorted(members)]
+        chosen = np.asarray(members)
+        ids[r, : len(members)] = order[chosen if shuffle else np.sort(chosen)]
     if shuffle:
         ids = ids[shuffled(len(ids), seed, epoch, "rows")]
     places = np.maximum(len(rows), 1) * capacity
@@ -97,7 +99,7 @@ def plan_epoch(
     return Plan(ids, dict(zip(row, fill.tolist(), strict=False)), float(fill[-1]))
 
 
-def _pack(need_dn: np.ndarray, capacity: np.ndarray, window: int) -> list[list[int]]:
+def _pack(need_dn: np.ndarray, capacity: np.ndarray, window: int) -> list[array]:
     """Indices of the examples of each row. Axis d runs over the sides and, last, the slots."""
     n = need_dn.shape[1]
     if n == 0:
@@ -115,10 +117,10 @@ def _pack(need_dn: np.ndarray, capacity: np.ndarray, window: int) -> list[list[i
     pool_dw = need_dn[:, :width].copy()
     index_w = np.arange(width)  # order of arrival; _NEVER once a place stays vacant
     arriving = width
-    rows: list[list[int]] = []
+    rows: list[array] = []
     waiting = n
     while waiting:
-        members: list[int] = []
+        members = array("i")  # small beside a list of Python integers
         room_d = full_d
         pick = int(index_w.argmin())
         while True:

@@ -72,7 +72,8 @@ def _pack_side(name: str, ids_bs: np.ndarray, side: Encoded, row: int, pad: int)
     rows, slots = ids_bs.shape
     safe_bs = np.maximum(ids_bs, 0)
     start_bs = side.offset[safe_bs]
-    length_bs = np.where(ids_bs >= 0, side.offset[safe_bs + 1] - start_bs, 0)
+    stop_bs = side.offset[np.minimum(safe_bs + 1, len(side.offset) - 1)]  # no example: all empty
+    length_bs = np.where(ids_bs >= 0, stop_bs - start_bs, 0)
     end_bs = np.cumsum(length_bs, axis=1)
     if rows and end_bs[:, -1].max() > row:
         worst = int(end_bs[:, -1].argmax())
