@@ -19,7 +19,7 @@ from jvae import models
 from jvae.api import Params, TextVAE
 from jvae.data import corpus, grammar, sources, tokenizers
 from jvae.data.corpus import Corpus
-from jvae.data.dataset import Dataset, RowSpec, epoch_rows, make_dataset
+from jvae.data.dataset import Dataset, RowSpec, block_rows, make_dataset
 from jvae.data.formats import Reader
 from jvae.data.plan import propose_rows, shuffled
 from jvae.data.prepare import prepare
@@ -30,6 +30,7 @@ from jvae.parallel import rules
 
 SPLITS = ("train", "valid", "test")
 HELD_OUT = 1_000  # most sentences held out per split of a corpus that comes as one file
+FILL_SAMPLE = 8_000  # examples the fill of the rows is told of
 TOKENIZER_FOLDER = "tokenizers"
 
 
@@ -291,10 +292,11 @@ def _settle_rows(config: ConfigDict, data: dict[str, Dataset], log: list[str]) -
 
 
 def _fill(data: Dataset, rows: RowSpec) -> str:
-    """How full the rows of the first epoch are, as a log line."""
-    plan = epoch_rows(data, rows)
+    """How full the rows are, as a log line; of a part of a large corpus, as planning takes time."""
+    some = shuffled(len(data), 0, 0, "fill")[:FILL_SAMPLE]
+    plan = block_rows(data, rows, ids=some)
     sides = ", ".join(f"{side} {share:.1%}" for side, share in plan.fill.items())
-    return f"fill of {len(plan.ids_rs):,} rows: {sides}, slots {plan.slot_fill:.1%}"
+    return f"fill of rows with {len(some):,} examples: {sides}, slots {plan.slot_fill:.1%}"
 
 
 def seeds(seed: int) -> dict[str, Key[Array, ""]]:

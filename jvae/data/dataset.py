@@ -21,7 +21,7 @@ from jvae.data.sources import Lines, bad_line, check_on_error
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, DataError
 
-Position = tuple[int, int]  # (epoch, row) of the next batch
+Position = tuple[int, int]  # (block, row) of the next batch; see `jvae.data.plan`
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,8 @@ def make_dataset(
     )
 
 
-class EpochRows(NamedTuple):
-    """The rows of one epoch. Batch k is rows [k * batch_rows, (k + 1) * batch_rows)."""
+class BlockRows(NamedTuple):
+    """The rows of one block. Batch k is rows [k * batch_rows, (k + 1) * batch_rows)."""
 
     ids_rs: np.ndarray  # (rows, slots) int32 example ids, -1 where empty
     row: tuple[dict[str, int], ...]  # row lengths: one entry for all, or one for each batch
@@ -189,47 +189,48 @@ class EpochRows(NamedTuple):
     slot_fill: float
 
 
-def epoch_rows(
+def block_rows(
     dataset: Dataset,
     spec: RowSpec,
-    epoch: int = 0,
+    block: int = 0,
     *,
     shuffle: bool = True,
     ids: np.ndarray | None = None,
-) -> EpochRows:
-    """Plans one epoch: the same on every process. `ids` restricts it to some examples."""
+) -> BlockRows:
+    """Plans one block: the same on every process. `ids` restricts epochs to some examples."""
     if missing := sorted(set(spec.row) ^ set(dataset.sides)):
         raise ConfigError(
             f"data.{missing[0]}_row: row lengths are set for {sorted(spec.row)}, "
             f"but the data has {sorted(dataset.sides)}; set exactly those"
         )
-    chosen = np.arange(len(dataset)) if ids is None else np.asarray(ids)
-    lengths = {side: dataset.sides[side].lengths[chosen] for side in spec.row}
+    every = {side: dataset.sides[side].lengths for side in spec.row}
+    lengths = every if ids is None else {side: one[ids] for side, one in every.items()}
     if spec.packing == "pack":
-        packed = planning.plan_epoch(
+        packed = planning.plan_block(
             lengths,
             spec.row,
             spec.slots,
             spec.seed,
-            epoch,
+            block,
             window=spec.window,
             shuffle=shuffle,
         )
         rows, row, fill, slot_fill = packed.rows, (spec.row,), packed.fill, packed.slot_fill
     else:
         # From all lengths, so that evaluating a part of a split compiles nothing new.
-        every = {side: dataset.sides[side].lengths for side in spec.row}
         buckets = planning.bucket_lengths(every, spec.row, spec.buckets)
-        batches = planning.bucket_epoch(
-            lengths, buckets, spec.batch_rows, spec.seed, epoch, shuffle=shuffle
+        batches = planning.bucket_block(
+            lengths, buckets, spec.batch_rows, spec.seed, block, shuffle=shuffle
         )
         row = tuple({side: buckets[side][b] for side in spec.row} for b, _ in batches)
         rows = np.concatenate([one for _, one in batches])[:, None]
         places = {side: spec.batch_rows * sum(one[side] for one in row) for side in spec.row}
-        fill = {side: float(lengths[side].sum() / places[side]) for side in spec.row}
+        used = rows[rows >= 0]
+        fill = {side: float(lengths[side][used].sum() / places[side]) for side in spec.row}
         slot_fill = float((rows >= 0).mean())
-    rows = np.where(rows >= 0, chosen[np.maximum(rows, 0)], -1).astype(np.int32)
-    return EpochRows(rows, row, fill, slot_fill)
+    if ids is not None:
+        rows = np.where(rows >= 0, np.asarray(ids)[np.maximum(rows, 0)], -1).astype(np.int32)
+    return BlockRows(rows, row, fill, slot_fill)
 
 
 def batches(
@@ -249,37 +250,37 @@ def batches(
     Args:
       prefetch: batches made ahead.
       workers: processes of Grain that make them; 0: a thread of this one. They start anew with
-        every epoch, in 2 to 3 s.
-    Yields: (Batch of NumPy arrays, (epoch, row)). Of each global batch of `spec.batch_rows` rows a
-      process gets its contiguous part. An epoch's last batch is filled up with empty rows, so
+        every block, in 2 to 3 s.
+    Yields: (Batch of NumPy arrays, (block, row)). Of each global batch of `spec.batch_rows` rows a
+      process gets its contiguous part. A block's last batch is filled up with empty rows, so
       shapes are static.
-    Raises: DataError if `start` does not lie within its epoch.
+    Raises: DataError if `start` does not lie within its block.
     """
     _check_processes(spec, process_index, process_count)
 
     def stream() -> Iterator[tuple[Batch, Position]]:
-        epoch, first = start
+        block, first = start
         while True:
-            plan = epoch_rows(dataset, spec, epoch)
+            plan = block_rows(dataset, spec, block)
             end = len(plan.ids_rs)
             aligned = spec.packing == "pack" or first % spec.batch_rows == 0
             if not 0 <= first < end or not aligned:
                 raise DataError(
-                    f"cannot resume at row {first} of epoch {epoch}, which has {end} "
+                    f"cannot resume at row {first} of block {block}, which has {end} "
                     "rows: the data or the settings of the rows have changed"
                 )
             part = _Part(dataset.take, spec, plan, dataset.pad, process_index, process_count)
             made = _made(grain.MapDataset.range(first, end, spec.batch_rows).map(part), workers)
             for batch in made:
                 first += spec.batch_rows
-                yield batch, ((epoch + 1, 0) if first >= end else (epoch, first))
-            epoch, first = epoch + 1, 0
+                yield batch, ((block + 1, 0) if first >= end else (block, first))
+            block, first = block + 1, 0
 
     return Prefetch(stream, prefetch)
 
 
 def _made(rows: grain.MapDataset, workers: int) -> Iterator[Batch]:
-    """The batches of an epoch in order, whatever the number of worker processes."""
+    """The batches of a block in order, whatever the number of worker processes."""
     if workers and not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read flags
     # Without threads of Grain's own: `Prefetch` is the thread.
@@ -308,10 +309,11 @@ def eval_batches(
     Every process gets the same number of batches; `id_e` tells which examples a batch holds.
     """
     _check_processes(spec, process_index, process_count)
-    plan = epoch_rows(dataset, spec, shuffle=False, ids=ids)
-    part = _Part(dataset.take, spec, plan, dataset.pad, process_index, process_count)
-    for first in range(0, len(plan.ids_rs), spec.batch_rows):
-        yield part(first)
+    for block in range(planning.blocks_of(len(dataset) if ids is None else len(ids))):
+        plan = block_rows(dataset, spec, block, shuffle=False, ids=ids)
+        part = _Part(dataset.take, spec, plan, dataset.pad, process_index, process_count)
+        for first in range(0, len(plan.ids_rs), spec.batch_rows):
+            yield part(first)
 
 
 def _check_processes(spec: RowSpec, index: int, count: int) -> None:
@@ -329,7 +331,7 @@ class _Part:
 
     take: Callable[[np.ndarray], dict[str, Encoded]]
     spec: RowSpec
-    plan: EpochRows
+    plan: BlockRows
     pad: dict[str, int]
     index: int
     count: int

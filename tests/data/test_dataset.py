@@ -14,7 +14,7 @@ from jvae.data.dataset import (
     Counts,
     RowSpec,
     batches,
-    epoch_rows,
+    block_rows,
     eval_batches,
     make_dataset,
 )
@@ -110,7 +110,7 @@ def test_rows_do_not_depend_on_the_number_of_processes(data, spec, count):
 def test_last_batch_of_an_epoch_is_filled_with_empty_rows(data):
     spec = RowSpec(dec_row=24, enc_row=64, slots=4, batch_rows=64)
     (batch, position), *_ = take(batches(data, spec), 1)
-    rows = len(epoch_rows(data, spec).ids_rs)
+    rows = len(block_rows(data, spec).ids_rs)
     assert position == (1, 0) and rows < 64
     assert (batch.dec.segment_bt[rows:] == 0).all() and (batch.dec.segment_bt[:rows, 0] > 0).all()
     assert not batch.valid_e.reshape(64, 4)[rows:].any() and not batch.scored_bt[rows:].any()
@@ -129,15 +129,15 @@ def test_part_of_a_split(data):
 
 def test_fill_is_of_tokens_over_places(data):
     for spec in (PACK, BUCKET):
-        got = epoch_rows(data, spec)
+        got = block_rows(data, spec)
         each = [b for b in eval_batches(data, spec)]
-        ordered = epoch_rows(data, spec, shuffle=False)
+        ordered = block_rows(data, spec, shuffle=False)
         rows = sum(b.dec.segment_bt[:, 0].astype(bool).sum() for b in each)
         tokens = sum((b.dec.segment_bt > 0).sum() for b in each)
         assert tokens == data.dec.lengths.sum()
         assert rows == (ordered.ids_rs[:, 0] >= 0).sum()
         assert 0 < got.fill["dec"] <= 1 and 0 < got.slot_fill <= 1
-    packed = epoch_rows(data, PACK)
+    packed = block_rows(data, PACK)
     assert packed.fill["dec"] == pytest.approx(tokens / (len(packed.ids_rs) * 24))
 
 
@@ -153,7 +153,7 @@ def test_fill_of_real_sentences(corpus, tmp_path):
     made = make_dataset(lines_of(some, corpus), dec, enc)
     row = propose_rows({side: one.lengths for side, one in made.sides.items()}, 256)
     spec = RowSpec(dec_row=row.row["dec"], enc_row=row.row["enc"], slots=row.slots)
-    got = epoch_rows(made, spec)
+    got = block_rows(made, spec)
     assert min(*got.fill.values(), got.slot_fill) >= 0.95
 
 
@@ -228,10 +228,10 @@ def test_impossible_settings(change, message):
 
 def test_settings_that_do_not_fit_the_data(data):
     with pytest.raises(ConfigError, match=r"data.enc_row: row lengths are set for \['dec'\]"):
-        epoch_rows(data, RowSpec(dec_row=24))
+        block_rows(data, RowSpec(dec_row=24))
     with pytest.raises(ConfigError, match="data.batch_rows=4: expected a multiple of the 3 proc"):
         batches(data, PACK, process_count=3)
-    with pytest.raises(DataError, match="cannot resume at row 4000 of epoch 2"):
+    with pytest.raises(DataError, match="cannot resume at row 4000 of block 2"):
         take(batches(data, PACK, (2, 4000)), 1)
     with pytest.raises(DataError, match="cannot resume at row 2 of epoch 0"):
         take(batches(data, BUCKET, (0, 2)), 1)

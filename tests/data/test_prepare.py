@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from jvae.data import plan
 from jvae.data import prepare as preparing
 from jvae.data.corpus import survey
-from jvae.data.dataset import RowSpec, batches, epoch_rows, eval_batches, make_dataset
+from jvae.data.dataset import RowSpec, batches, block_rows, eval_batches, make_dataset
 from jvae.data.formats import Reader
 from jvae.data.prepare import prepare
 from jvae.data.sources import lines_of
@@ -108,9 +109,14 @@ def test_tfds_reads_it(stored, memory, folder):
     assert "tensorflow" not in sys.modules
 
 
+@pytest.mark.parametrize("block", [plan.BLOCK, 40])  # an epoch of one block, and of three
 @pytest.mark.parametrize("before, after", [(1, 2), (2, 4), (4, 1)])
-def test_same_order_on_any_number_of_processes_also_after_restore(stored, before, after):
+def test_same_order_on_any_number_of_processes_also_after_restore(
+    stored, before, after, block, monkeypatch
+):
+    monkeypatch.setattr(plan, "BLOCK", block)
     whole = take(batches(stored, SPEC), 20)
+    assert whole[-1][1][0] >= (1 if block > 40 else 3)  # into the second epoch
     joined = []
     position = (0, 0)
     for count, steps in ((before, 9), (after, 11)):
@@ -127,7 +133,7 @@ def test_same_order_on_any_number_of_processes_also_after_restore(stored, before
 
 def test_an_empty_share_of_the_last_batch(stored):
     spec = RowSpec(dec_row=24, enc_row=64, slots=4, batch_rows=64)
-    rows = len(epoch_rows(stored, spec).ids_rs)
+    rows = len(block_rows(stored, spec).ids_rs)
     assert rows < 48
     ((batch, position),) = take(batches(stored, spec, process_index=3, process_count=4), 1)
     assert position == (1, 0) and not batch.valid_e.any()
@@ -276,6 +282,7 @@ def test_leftovers_of_others_go_when_they_are_old(tmp_path):
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
+from jvae.data import plan
 from jvae.data import prepare as preparing
 from jvae.data.corpus import survey
 from jvae.data.formats import Reader
@@ -335,6 +342,7 @@ BIG = """
 import json, resource, sys, time
 from pathlib import Path
 from jvae.data.corpus import survey
+from jvae.data.dataset import RowSpec, batches
 from jvae.data.formats import Reader
 from jvae.data.prepare import prepare
 from jvae.data.tokenizers import load
@@ -344,9 +352,18 @@ begin = time.monotonic()
 corpus = survey(folder / "in.txt", Reader(), folder)
 surveyed = time.monotonic() - begin
 made = prepare(corpus, {"dec": load(folder / "tokenizer", "decoder")}, {}, folder)
-peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-seconds = time.monotonic() - begin
-print(json.dumps(dict(examples=len(made), peak_mb=peak_mb, survey_s=surveyed, total_s=seconds)))
+prepared = time.monotonic() - begin
+with batches(made, RowSpec(dec_row=256, slots=4, batch_rows=8), (1, 8)) as stream:
+    (batch, position) = next(stream)
+assert batch.valid_e.any() and position == (1, 16)
+facts = dict(
+    examples=len(made),
+    peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    survey_s=surveyed,
+    prepare_s=prepared - surveyed,
+    first_batch_s=time.monotonic() - begin - prepared,
+)
+print(json.dumps(facts))
 """
 
 
