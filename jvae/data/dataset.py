@@ -13,7 +13,7 @@ from absl import flags
 
 from jvae.api import Batch
 from jvae.data import plan as planning
-from jvae.data.encode import encode, special_tokens, unknown_note, unknown_tokens
+from jvae.data.encode import encode, texts_of, unknown_note, unknown_tokens
 from jvae.data.prefetch import Prefetch
 from jvae.data.records import Records, StoredSide
 from jvae.data.rows import Encoded, pack_rows
@@ -78,10 +78,10 @@ class Dataset:
     enc: Encoded | StoredSide | None
     cond: Encoded | StoredSide | None
     pad: dict[str, int]
-    special_tokens: int  # of each example of `dec`
     words_e: np.ndarray
     chars_e: np.ndarray
     notes: tuple[str, ...]  # warnings for the log
+    joined: tuple[str, ...] = ()  # sides whose examples begin with their tokens of `cond`
     records: Records | None = None  # where the tokens are, unless in memory
 
     def __len__(self) -> int:
@@ -110,10 +110,17 @@ class Dataset:
         """
         return partial(_take, self.sides) if self.records is None else self.records.take
 
+    @property
+    def target_lengths(self) -> np.ndarray:
+        """Scored tokens of each example: its tokens of `dec` behind the start id or the source."""
+        if "dec" in self.joined and self.cond is not None:
+            return self.dec.lengths - self.cond.lengths
+        return self.dec.lengths - 1
+
     def counts(self, ids: np.ndarray | None = None) -> Counts:
         """Counts over the examples `ids`, all by default."""
         e = np.arange(len(self)) if ids is None else np.asarray(ids)
-        tokens = self.dec.lengths[e].sum() - self.special_tokens * len(e)
+        tokens = self.target_lengths[e].sum() - len(e)
         return Counts(len(e), int(self.words_e[e].sum()), int(self.chars_e[e].sum()), int(tokens))
 
 
@@ -129,6 +136,7 @@ def make_dataset(
     *,
     sources: Sequence[str] | None = None,
     limits: dict[str, int] | None = None,
+    joined: Sequence[str] = (),
     on_error: str = "raise",
 ) -> Dataset:
     """Tokenises sentences in memory for every side.
@@ -137,6 +145,7 @@ def make_dataset(
       dec, enc, cond: tokenizer of each side.
       sources: texts of the `cond` side, one for each line; needed with `cond`.
       limits: most tokens of an example, special tokens included, per side: its row length.
+      joined: sides that hold the source in front of the text, see `encode`.
       on_error: 'raise' stops at the first line that cannot be tokenised or exceeds a limit; 'drop'
         leaves such lines out and counts them by reason.
     Raises: DataError naming file:line under 'raise', or if no line is left.
@@ -147,7 +156,7 @@ def make_dataset(
     every = {"dec": dec, "enc": enc, "cond": cond}
     tokenizers = {side: one for side, one in every.items() if one is not None}
     texts = {"dec": lines.text, "enc": lines.text, "cond": sources or ()}
-    sides, faults = encode(texts, tokenizers, limits or {})
+    sides, faults = encode(texts, tokenizers, limits or {}, joined)
     if faults and on_error == "raise":
         i = min(faults)
         raise bad_line(lines.where(i), faults[i])
@@ -162,9 +171,11 @@ def make_dataset(
     if faults:
         sides = {side: encoded.take(np.flatnonzero(keep_e)) for side, encoded in sides.items()}
         lines = lines.keep(keep_e, dropped)
+        sources = [one for one, keep in zip(sources or (), keep_e, strict=False) if keep]
     notes = [] if lines.warning is None else [lines.warning]
     for side, one in tokenizers.items():
-        unknown = unknown_tokens(sides[side], one, lines.text if side != "cond" else sources or ())
+        spelt = texts_of(side, lines.text, sources or (), joined)
+        unknown = unknown_tokens(sides[side], one, spelt)
         if note := unknown_note(unknown, len(sides[side].flat), len(lines), one, names):
             notes.append(note)
     return Dataset(
@@ -173,10 +184,10 @@ def make_dataset(
         enc=sides.get("enc"),
         cond=sides.get("cond"),
         pad={side: one.pad_id for side, one in tokenizers.items()},
-        special_tokens=special_tokens(dec),
         words_e=np.array([len(text.split()) for text in lines.text], np.int64),
         chars_e=np.array([len(text) for text in lines.text], np.int64),
         notes=tuple(notes),
+        joined=tuple(joined),
     )
 
 
@@ -269,7 +280,7 @@ def batches(
                     f"cannot resume at row {first} of block {block}, which has {end} "
                     "rows: the data or the settings of the rows have changed"
                 )
-            part = _Part(dataset.take, spec, plan, dataset.pad, process_index, process_count)
+            part = _Part.of(dataset, spec, plan, process_index, process_count)
             made = _made(grain.MapDataset.range(first, end, spec.batch_rows).map(part), workers)
             for batch in made:
                 first += spec.batch_rows
@@ -311,7 +322,7 @@ def eval_batches(
     _check_processes(spec, process_index, process_count)
     for block in range(planning.blocks_of(len(dataset) if ids is None else len(ids))):
         plan = block_rows(dataset, spec, block, shuffle=False, ids=ids)
-        part = _Part(dataset.take, spec, plan, dataset.pad, process_index, process_count)
+        part = _Part.of(dataset, spec, plan, process_index, process_count)
         for first in range(0, len(plan.ids_rs), spec.batch_rows):
             yield part(first)
 
@@ -333,8 +344,16 @@ class _Part:
     spec: RowSpec
     plan: BlockRows
     pad: dict[str, int]
+    source_first: bool
     index: int
     count: int
+
+    @classmethod
+    def of(
+        cls, dataset: Dataset, spec: RowSpec, plan: BlockRows, index: int, count: int
+    ) -> "_Part":
+        source_first = "dec" in dataset.joined
+        return cls(dataset.take, spec, plan, dataset.pad, source_first, index, count)
 
     def __call__(self, first: Any) -> Batch:
         spec, plan, first = self.spec, self.plan, int(first)
@@ -347,5 +366,6 @@ class _Part:
         used_bs = ids_bs >= 0
         place_bs = np.full_like(ids_bs, -1)
         place_bs[used_bs] = np.arange(used_bs.sum(), dtype=np.int32)
-        batch = pack_rows(place_bs, self.take(ids_bs[used_bs]), row, self.pad)
+        sides = self.take(ids_bs[used_bs])
+        batch = pack_rows(place_bs, sides, row, self.pad, source_first=self.source_first)
         return batch._replace(id_e=ids_bs.reshape(-1))

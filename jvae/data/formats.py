@@ -44,7 +44,7 @@ class Reader:
     label: str = ""
     sentences: bool = False  # every text is a document to be cut into sentences
     on_error: str = "raise"
-    max_words: int | None = None  # most whitespace-separated words of a text
+    max_words: int | None = None  # most whitespace-separated words of a text and its source
     max_chars: int = 1_000_000
     tfds_dir: str = ""
 
@@ -225,23 +225,25 @@ def _checked(example: Example, reader: Reader) -> Iterator[Example | BadLine]:
     if reader.label and not label:
         yield BadLine("empty label", "empty label; expected one beside every text")
         return
-    source = _clean(example.source, reader, reader.max_words) if reader.source else ""
+    source = _clean(example.source, reader) if reader.source else ""
     if isinstance(source, BadLine):
         yield BadLine(source.reason, f"its source: {source.detail}")
         return
-    text = _clean(example.text, reader, None if reader.sentences else reader.max_words)
+    text = _clean(example.text, reader)
     if isinstance(text, BadLine):
         yield text
         return
-    if not reader.sentences:
-        yield Example(text, source, label)
-        return
-    for sentence in split_sentences(text):
-        fault = _too_long(sentence, reader.max_words)
-        yield fault or Example(sentence, source, label)
+    for one in split_sentences(text) if reader.sentences else (text,):
+        words = len(one.split()) + len(source.split())
+        if reader.max_words is not None and words > reader.max_words:
+            whose = " with its source" if source else ""
+            detail = f"{words} words{whose}, over the limit of {reader.max_words}"
+            yield BadLine("too many words", detail)
+        else:
+            yield Example(one, source, label)
 
 
-def _clean(text: str, reader: Reader, max_words: int | None) -> str | BadLine:
+def _clean(text: str, reader: Reader) -> str | BadLine:
     """The text without blanks around it, raw otherwise, or why it cannot be used."""
     if "\0" in text:
         return BadLine("NUL", f"holds a NUL character at column {text.index(chr(0)) + 1}")
@@ -259,10 +261,4 @@ def _clean(text: str, reader: Reader, max_words: int | None) -> str | BadLine:
             text.encode()
         except UnicodeEncodeError:  # JSON can spell what UTF-8 cannot
             return BadLine("invalid UTF-8", "holds half of a surrogate pair")
-    return _too_long(text, max_words) or text
-
-
-def _too_long(text: str, max_words: int | None) -> BadLine | None:
-    if max_words is None or (words := len(text.split())) <= max_words:
-        return None
-    return BadLine("too many words", f"{words} words, over the limit of {max_words}")
+    return text

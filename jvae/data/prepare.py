@@ -31,7 +31,7 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from jvae.data.corpus import Corpus, Located, cache_fault, reading_key, write_whole
 from jvae.data.dataset import Dataset
-from jvae.data.encode import encode, special_tokens, unknown_note, unknown_tokens
+from jvae.data.encode import encode, texts_of, unknown_note, unknown_tokens
 from jvae.data.progress import Progress
 from jvae.data.records import NAME, SPLIT, Records, StoredSide, StoredTexts
 from jvae.data.sources import TFDS, Lines, bad_line, drop_warning, sha256
@@ -53,6 +53,7 @@ class _Work(NamedTuple):
     corpus: Corpus
     tokenizers: dict[str, TextTokenizer]
     limits: dict[str, int]
+    joined: tuple[str, ...]
     features: Any
 
     @property
@@ -66,6 +67,7 @@ def prepare(
     limits: Mapping[str, int],
     cache: Path,
     *,
+    joined: Iterable[str] = (),
     shard: int = SHARD,
 ) -> Dataset:
     """The tokenised examples of a corpus, from the cache or prepared into it.
@@ -73,6 +75,7 @@ def prepare(
     Args:
       tokenizers: by side: 'dec' and, where the model reads them, 'enc' and 'cond' (the sources).
       limits: most tokens of an example, special ones included, per side.
+      joined: sides that hold the source in front of the text, see `encode`.
       shard: documents of a shard.
     Raises: DataError naming file:line of a line that cannot be tokenised or exceeds a limit, under
       data.on_error=raise; if no line is left; where the cache cannot be written.
@@ -80,7 +83,8 @@ def prepare(
     tokenizers = dict(tokenizers)
     if "cond" in tokenizers and not corpus.reader.source:
         raise DataError(f"{corpus}: the model reads a source text; set data.source to its column")
-    work = _Work(corpus, tokenizers, dict(limits), _features(tokenizers, corpus))
+    features = _features(tokenizers, corpus)
+    work = _Work(corpus, tokenizers, dict(limits), tuple(sorted(joined)), features)
     folder = cache / "prepared" / _key(work, shard)
     if not _intact(folder):
         with _lock(folder):
@@ -96,7 +100,7 @@ def _key(work: _Work, shard: int) -> str:
         side: [one.fingerprint, one.prefix, one.start_id, one.end_id, work.limits.get(side)]
         for side, one in work.tokenizers.items()
     }
-    text = json.dumps([FORMAT, shard, files, sides], sort_keys=True)
+    text = json.dumps([FORMAT, shard, files, sides, work.joined], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -197,9 +201,11 @@ def _write_shard(
         for chunk in _chunks(examples):
             kept, sides, faults = _encode(chunk, work)
             dropped.update(faults)
+            texts = [one.example.text for one in kept]
+            sources = [one.example.source for one in kept]
             for side, encoded in sides.items():
-                texts = [one.example.source if side == "cond" else one.example.text for one in kept]
-                unknown[side] += unknown_tokens(encoded, work.tokenizers[side], texts)
+                spelt = texts_of(side, texts, sources, work.joined)
+                unknown[side] += unknown_tokens(encoded, work.tokenizers[side], spelt)
                 columns[f"{side}_length"].extend(encoded.lengths.tolist())
             for i, one in enumerate(kept):
                 columns["words"].append(len(one.example.text.split()))
@@ -207,9 +213,9 @@ def _write_shard(
                 columns["line_no"].append(one.line)
                 columns["file_no"].append(one.file)
                 columns["document"].append(one.document)
-                texts = {name: getattr(one.example, name) for name in work.corpus.reader.fields}
+                spelt = {name: getattr(one.example, name) for name in work.corpus.reader.fields}
                 tokens = {side: encoded.tokens(i) for side, encoded in sides.items()}
-                record = _record(texts | tokens)
+                record = _record(spelt | tokens)
                 writer.write(record)
                 written += len(record)
             progress.add(chunk[-1].document - chunk[0].document + 1)
@@ -256,7 +262,7 @@ def _chunks(examples: Iterable[Located]) -> Iterator[list[Located]]:
 def _encode(chunk: list[Located], work: _Work) -> tuple[list[Located], dict, Counter[str]]:
     texts = [one.example.text for one in chunk]
     by_side = {"enc": texts, "dec": texts, "cond": [one.example.source for one in chunk]}
-    sides, faults = encode(by_side, work.tokenizers, work.limits)
+    sides, faults = encode(by_side, work.tokenizers, work.limits, work.joined)
     if faults and work.corpus.reader.on_error == "raise":
         i = min(faults)
         where = f"{work.corpus.files[chunk[i].file].path}:{chunk[i].line}"
@@ -348,9 +354,9 @@ def _open(folder: Path, work: _Work) -> Dataset:
         enc=found.get("enc"),
         cond=found.get("cond"),
         pad={side: one.pad_id for side, one in work.tokenizers.items()},
-        special_tokens=special_tokens(work.tokenizers["dec"]),
         words_e=records.column("words"),
         chars_e=records.column("chars"),
         notes=tuple(notes),
+        joined=work.joined,
         records=records,
     )

@@ -233,7 +233,7 @@ def test_settings_that_do_not_fit_the_data(data):
         batches(data, PACK, process_count=3)
     with pytest.raises(DataError, match="cannot resume at row 4000 of block 2"):
         take(batches(data, PACK, (2, 4000)), 1)
-    with pytest.raises(DataError, match="cannot resume at row 2 of epoch 0"):
+    with pytest.raises(DataError, match="cannot resume at row 2 of block 0"):
         take(batches(data, BUCKET, (0, 2)), 1)
 
 
