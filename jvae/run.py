@@ -216,6 +216,7 @@ def open_run(config: ConfigDict, workdir: Path) -> Run:
             _settle_vocab(config.model[side], tokenizer, f"model.{side}.vocab")
     family = models.family(config.model.family)
     limits = family.limits(model_config(config))
+    joined = family.joined(model_config(config))
     if config.data.source and "cond" not in limits:
         raise ConfigError(
             f"data.source={config.data.source}: model.family={config.model.family} reads no source "
@@ -224,7 +225,7 @@ def open_run(config: ConfigDict, workdir: Path) -> Run:
     every = {"dec": decoder, "enc": encoder, "cond": encoder}
     by_side = {side: every[side] for side in ("dec", *limits) if side in every}
     data = {
-        split: _dataset(found, by_side, limits, corpus.cache_dir(config.data.cache))
+        split: _dataset(found, by_side, limits, joined, corpus.cache_dir(config.data.cache))
         for split, found in splits.items()
     }
     for split, dataset in data.items():
@@ -234,7 +235,7 @@ def open_run(config: ConfigDict, workdir: Path) -> Run:
             exact[split] = exact[split][dataset.lines.line_no - 1]
     _settle_rows(config, data, log)
     # Decoding stops where the longest training sentence does, its end included.
-    longest = int(data["train"].dec.lengths.max()) - 1
+    longest = int(data["train"].target_lengths.max())
     config.decode.max_length = config.decode.max_length or longest
     rows = row_spec(config, limits)
     log.append(_fill(data["train"], rows))
@@ -246,10 +247,11 @@ def _dataset(
     found: sources.Lines | Corpus,
     by_side: dict[str, TextTokenizer],
     limits: dict[str, int],
+    joined: tuple[str, ...],
     cache: Path,
 ) -> Dataset:
     if isinstance(found, Corpus):
-        return prepare(found, by_side, limits, cache)
+        return prepare(found, by_side, limits, cache, joined=joined)
     if "cond" in by_side:
         raise ConfigError("data.train is empty: the embedded corpus has no source texts; set it")
     return make_dataset(found, by_side["dec"], by_side.get("enc"), limits=limits)

@@ -14,12 +14,15 @@ class Family(NamedTuple):
     """One system.
 
     config: its config dataclass. build(config) makes the model. limits(config) gives the most
-    tokens of one example per side that it reads, special tokens included.
+    tokens of one example per side that it reads, special tokens included. joined(config) names the
+    sides whose examples begin with the source, for conditional models that read source and text as
+    one; none for the others.
     """
 
     config: type
     build: Callable[[Any], TextVAE]
     limits: Callable[[Any], dict[str, int]]
+    joined: Callable[[Any], tuple[str, ...]] = lambda config: ()
 
 
 FAMILIES = {

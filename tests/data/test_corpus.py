@@ -99,6 +99,12 @@ BAD_LINES = {
     "empty": ("t.txt", b"ok\n\nmore\n", {}, "empty line; expected a sentence"),
     "blank": ("t.txt", b"ok\n \t\r\nmore\n", {}, "empty line; expected a sentence"),
     "words": ("t.txt", b"ok\na b c d e f\n", {"max_words": 5}, "6 words, over the limit of 5"),
+    "words of a pair": (
+        "t.tsv",
+        b"a\tok\na b c\td e f\n",
+        {"max_words": 5, "source": "0"},
+        "6 words with its source, over the limit of 5",
+    ),
     "chars": ("t.txt", b"ok\n" + b"x" * 50, {"max_chars": 40}, "50 characters, over the limit of"),
     "huge": ("t.txt", b"ok\n" + b"x" * 999, {"max_chars": 40}, "over 40 characters; expected one"),
     "old mac": ("t.txt", b"ok\na\rb\n", {}, "holds a carriage return inside"),

@@ -177,6 +177,69 @@ def test_source_texts_are_the_cond_side():
         make_dataset(lines_of(texts, "made"), tok, cond=tok, sources=["x"])
 
 
+def pairs(joined, **changes):
+    texts, sources = ["a b", "c", "a c"], ["x y z", "x", "y y"]
+    tok = train_word_level(texts + sources)
+    sides = dict(dec=tok, enc=tok.for_role("encoder"), cond=tok) | changes
+    lines = lines_of(texts, "made")
+    return tok, make_dataset(lines, **sides, sources=sources, joined=joined)
+
+
+def test_joined_sides_hold_source_and_text_of_which_the_text_is_scored():
+    tok, made = pairs(("enc", "dec"))
+    start, end = tok.start_id, tok.end_id
+    ids = lambda text: tok.encode_batch([text])[0].tolist()[1:-1]  # noqa: E731
+    want = [[*ids(s), end, *ids(t), end] for s, t in (("x y z", "a b"), ("x", "c"), ("y y", "a c"))]
+    assert [made.dec.tokens(i).tolist() for i in range(3)] == want
+    assert [made.enc.tokens(i).tolist() for i in range(3)] == want
+    assert made.cond.tokens(1).tolist() == [*ids("x"), end]
+    assert start not in made.dec.flat and start not in made.cond.flat
+    assert made.target_lengths.tolist() == [3, 2, 3]
+    assert made.counts() == Counts(sentences=3, words=5, chars=7, tokens=5)
+    spec = RowSpec(dec_row=16, enc_row=16, cond_row=8, slots=3, batch_rows=2, seed=2)
+    found = {}
+    for batch in (one for one, _ in take(batches(made, spec), 4)):
+        for e, i in enumerate(batch.id_e):
+            row, segment = divmod(e, 3)
+            inside = batch.dec.segment_bt[row] == segment + 1
+            scored = batch.scored_bt[row] & inside
+            if i < 0:
+                assert not scored.any()
+                continue
+            assert batch.dec.token_bt[row][inside].tolist() == want[i]
+            assert batch.dec.token_bt[row][scored].tolist() == want[i][-made.target_lengths[i] :]
+            source = batch.cond.token_bt[row][batch.cond.segment_bt[row] == segment + 1]
+            assert source.tolist() == want[i][: -made.target_lengths[i]]
+            found[int(i)] = True
+    assert set(found) == {0, 1, 2}
+
+
+def test_one_side_may_be_joined_alone():
+    tok, made = pairs(("dec",))
+    assert made.dec.tokens(1).tolist()[-2:] == made.enc.tokens(1).tolist()[1:]
+    assert made.enc.tokens(1).tolist()[0] == tok.start_id
+    assert (made.dec.lengths - made.cond.lengths == made.enc.lengths - 1).all()
+
+
+def test_joined_sides_need_one_tokenizer():
+    other = train_word_level(["a b c x y z w"], role="encoder")
+    with pytest.raises(
+        ConfigError, match="the dec side of this model holds the source too; give b"
+    ):
+        pairs(("dec",), cond=other)
+
+
+def test_source_and_text_share_the_limit_of_a_joined_side():
+    tok = train_word_level(["a b c x"])
+    args = dict(dec=tok, cond=tok, sources=["x x x", "x"], joined=("dec",), limits={"dec": 6})
+    with pytest.raises(
+        DataError, match="made:1: 7 tokens .* more than the 6 that the model has po"
+    ):
+        make_dataset(lines_of(["a b", "a b c"], "made"), **args)
+    made = make_dataset(lines_of(["a b", "a b c"], "made"), **args, on_error="drop")
+    assert list(made.texts) == ["a b c"] and len(made.cond.lengths) == 1
+
+
 def test_line_over_the_limit_is_named_or_dropped():
     path = "made"
     lines = lines_of(["a b", "a b c d", "b"], path)

@@ -202,6 +202,50 @@ def test_pairs_and_labels(tmp_path):
         prepare(plain, {"dec": tok, "cond": tok}, {}, tmp_path)
 
 
+@pytest.mark.parametrize("joined", [("dec",), ("dec", "enc")])
+def test_joined_pairs_are_those_in_memory(tmp_path, joined):
+    rng = np.random.RandomState(1)
+    some = [" ".join(rng.choice(WORDS, rng.randint(1, 6))) for _ in range(60)]
+    texts, sources = some[:30], some[30:]
+    path = write(tmp_path / "t.tsv", map("\t".join, zip(sources, texts, strict=True)))
+    tok = train_word_level(WORDS)
+    sides = {"dec": tok, "enc": tok, "cond": tok}
+    corpus = survey(path, Reader(source="0"), tmp_path)
+    made = prepare(corpus, sides, {}, tmp_path, joined=joined, shard=8)
+    memory = make_dataset(lines_of(texts, "made"), **sides, sources=sources, joined=joined)
+    assert made.counts() == memory.counts() and made.joined == joined
+    spec = RowSpec(dec_row=32, enc_row=32, cond_row=32, slots=3, batch_rows=2)
+    assert same(list(eval_batches(made, spec)), list(eval_batches(memory, spec)))
+    # Not the preparation of a model that joins nothing.
+    plain = prepare(corpus, sides, {}, tmp_path, shard=8)
+    assert (plain.dec.lengths + plain.cond.lengths - 2 == made.dec.lengths).all()
+
+
+SHARED = Path(__file__).parents[3] / "shared"
+
+
+@pytest.mark.parametrize("name, label", [("quora", "1"), ("snli_pairs", "entailment")])
+def test_real_pairs(tmp_path, name, label):
+    path = SHARED / "data" / name / "valid.tsv"
+    if not path.is_file():
+        pytest.skip(f"no {name} beside the project")
+    rows = [line.split("\t") for line in path.read_text().splitlines()[:200]]
+    write(tmp_path / "t.tsv", map("\t".join, rows))
+    corpus = survey(tmp_path / "t.tsv", Reader(label="0", source="1", text="2"), tmp_path)
+    tok = train_bpe([text for row in rows for text in row[1:]], 400)
+    made = prepare(corpus, dict.fromkeys(("dec", "cond"), tok), {}, tmp_path, joined=("dec",))
+    assert label in set(made.labels) and len(made) == 200
+    longest = int(made.dec.lengths.max())
+    for batch in eval_batches(made, RowSpec(longest, cond_row=longest, slots=4, batch_rows=8)):
+        for e, i in enumerate(batch.id_e):
+            row, segment = divmod(e, 4)
+            here = batch.dec.segment_bt[row] == segment + 1
+            if i >= 0:
+                text = batch.dec.token_bt[row][here & batch.scored_bt[row]]
+                source = batch.cond.token_bt[row][batch.cond.segment_bt[row] == segment + 1]
+                assert tok.decode(text) == rows[i][2] and tok.decode(source) == rows[i][1]
+
+
 def test_a_part_of_the_documents(tmp_path):
     path = write(tmp_path / "a.txt", ["One is. Two is.", "Three is.", "Four is. Five is. Six is."])
     corpus = survey(path, Reader(sentences=True), tmp_path)
