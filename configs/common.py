@@ -34,6 +34,9 @@ def base() -> ConfigDict:
             on_error="raise",  # or drop: bad lines are counted and left out
             max_words=256,  # longer lines are bad lines
             max_chars=1_000_000,  # the same, for text without blanks; bounds the memory of a line
+            # In training the encoder reads each sentence without up to this share of its tokens, on
+            # average half of it (T5-VAE's denoising); what is scored is whole.
+            enc_delete=0.0,
             # Tokens of a row per side and examples of a row; 0: proposed from the lengths.
             enc_row=0,
             dec_row=0,

@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from jvae import models
-from jvae.api import Params, TextVAE
+from jvae import models, noise
+from jvae.api import Batch, Params, TextVAE
 from jvae.data import corpus, grammar, sources, tokenizers
 from jvae.data.corpus import Corpus
 from jvae.data.dataset import Dataset, RowSpec, block_rows, make_dataset
@@ -84,6 +84,32 @@ def build_objective(config: ConfigDict) -> Objective:
     """The objective of a config."""
     section = {k: v for k, v in config.objective.items() if k != "beta"}
     return dataclass_from(Objective, section, "objective")
+
+
+def build_noise(
+    config: ConfigDict, encoder: TextTokenizer
+) -> Callable[[Key[Array, "e"], Batch], Batch] | None:
+    """What training does to the encoder's input, None where it is left alone.
+
+    Raises: ConfigError for a share that is none, or a model that has no encoder.
+    """
+    rate = config.data.enc_delete
+    if not 0.0 <= rate <= 1.0:
+        raise ConfigError(f"data.enc_delete={rate}: expected a share from 0 to 1")
+    if rate == 0.0:
+        return None
+    family = models.family(config.model.family)
+    if "enc" not in family.limits(model_config(config)):
+        raise ConfigError(
+            f"data.enc_delete={rate}: model.family={config.model.family} has no encoder; set it to "
+            "0, or choose a model with one"
+        )
+
+    def delete(key_e: Key[Array, "e"], batch: Batch) -> Batch:
+        assert batch.enc is not None  # `limits` asks for this side
+        return batch._replace(enc=noise.delete_tokens(key_e, batch.enc, rate, encoder.pad_id))
+
+    return delete
 
 
 def row_spec(config: ConfigDict, limits: dict[str, int]) -> RowSpec:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
-from jvae.api import Batch, Params, Terms, TextVAE, measure
+from jvae.api import Batch, Params, Terms, TextVAE, example_keys, measure
 from jvae.metrics import Ratio, Sums
 from jvae.objectives import Loss, Objective, batch_loss
 
@@ -26,13 +26,14 @@ class StepKeys(NamedTuple):
 
     latent: Key[Array, ""]
     drop: Key[Array, ""]
+    noise: Key[Array, ""]
 
     @classmethod
     def at(cls, base: Key[Array, ""], step: Int[Array, ""]) -> "StepKeys":
         """The keys of a step: a function of the run's base key and the step alone, so a resumed run
         repeats them.
         """
-        return cls(*jax.random.split(jax.random.fold_in(base, step)))
+        return cls(*jax.random.split(jax.random.fold_in(base, step), len(cls._fields)))
 
 
 def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
@@ -69,8 +70,13 @@ def make_train_step(
     objective: Objective,
     beta: Callable[[Array], Array],
     tx: optax.GradientTransformation,
+    *,
+    noise: Callable[[Key[Array, "e"], Batch], Batch] | None = None,
 ) -> Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums]]:
     """step(state, batch, base_key) -> (state, sums): one optimizer update.
+
+    Args:
+      noise: (key_e, batch) -> batch, what the encoder reads in training alone; a key per example.
 
     The sums stay on the device, so the host loop waits for nothing between log lines. `finite`
     counts the steps whose loss and gradient norm were finite; an update that is not is skipped, so
@@ -80,6 +86,8 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch, base: Key[Array, ""]):
         keys = StepKeys.at(base, state.step)
         weight = beta(state.step)
+        if noise is not None:
+            batch = noise(example_keys(keys.noise, batch.id_e), batch)
 
         def loss_fn(params: Params):
             terms = measure(model, params, batch, keys.latent, keys.drop)

@@ -75,7 +75,7 @@ def train(config: ConfigDict, folder: Path) -> Trained:
 
     # --- steps ------------------------------------------------------------------------------------
     train_step = jax.jit(
-        step.make_train_step(model, objective, beta, tx),
+        step.make_train_step(model, objective, beta, tx, noise=run.build_noise(cfg, this.encoder)),
         donate_argnums=0,
         out_shardings=(state_where, meshes.replicated(mesh)),
     )
