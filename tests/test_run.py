@@ -115,7 +115,7 @@ def test_pairs_for_a_conditional_model(tmp_path, monkeypatch):
     section = this.config.data
     assert min(section.enc_row, section.dec_row) >= this.data["train"].dec.lengths.max()
     assert (this.rows.cond_row, this.rows.enc_row) == (section.cond_row, section.enc_row)
-    assert any(line.startswith("fill of rows with 54 examples: ") for line in this.log)
+    assert any(line.startswith("fill of rows with 55 examples: ") for line in this.log)
     lines = this.data["valid"].lines
     assert [(lines.source[i], lines.text[i]) for i in range(3)] == [
         pairs[number - 1] for number in lines.line_no
