@@ -33,10 +33,20 @@ def base() -> ConfigDict:
             score_end=True,  # False: the model never learns where to end; the bound is of less text
         )
     )
-    # Pretrained backbones for step 0: a folder or hub name in Hugging Face's layout; empty: none.
-    c.init = ConfigDict(dict(encoder="", decoder=""))
+    c.init = ConfigDict(
+        dict(
+            # Pretrained backbones for step 0: a folder or hub name in Hugging Face's layout.
+            encoder="",
+            decoder="",
+            # A trained model for step 0: the folder of a run, or an export by folder or hub name.
+            model="",
+            part="",  # pattern of the parameters to take from it; empty: all, and all must fit
+            optimizer=False,  # whether to take the moments of its optimizer too
+        )
+    )
     c.objective = ConfigDict(
         dict(
+            z="posterior",  # or zero: the decoder trains as a language model
             rec="sum",
             kl_floor="none",
             floor=0.0,
@@ -75,9 +85,12 @@ def base() -> ConfigDict:
             check_every=1_000,  # validate, keep the best, save
             keep=2,  # newest checkpoints kept beside the best
             tensorboard=True,
+            accumulate=1,  # parts that a batch is measured in, one after another
+            patience=0,  # checks without a better validation loss that end training; 0: never
             collapse_kl=0.1,  # nats; a validation KL below it raises the alarm
         )
     )
+    c.phases = ConfigDict()  # see jvae.phases
     c.evals = ConfigDict(
         dict(
             seed=0,

@@ -25,6 +25,7 @@ from jvae.errors import ConfigError, DataError
 from jvae.models.sri import Sampler
 from jvae.objectives import Objective
 from jvae.parallel import rules
+from jvae.pretrained import files
 
 SPLITS = ("train", "valid", "test")
 HELD_OUT = 1_000  # most sentences held out per split of a corpus that comes as one file
@@ -83,10 +84,9 @@ def model_config(config: ConfigDict) -> Any:
     return dataclass_from(family.config, section, "model")
 
 
-def build_objective(config: ConfigDict) -> Objective:
-    """The objective of a config."""
-    section = {k: v for k, v in config.objective.items() if k != "beta"}
-    return dataclass_from(Objective, section, "objective")
+def build_objective(section: ConfigDict) -> Objective:
+    """The objective of a config section; its `beta` is a schedule of its own."""
+    return dataclass_from(Objective, {k: v for k, v in section.items() if k != "beta"}, "objective")
 
 
 def row_spec(config: ConfigDict, limits: dict[str, int]) -> RowSpec:
@@ -149,12 +149,16 @@ def _hold_out(lines: dict[str, sources.Lines]) -> None:
 def open_tokenizers(
     config: ConfigDict, workdir: Path, train: Callable[[], list[str]]
 ) -> tuple[TextTokenizer, TextTokenizer]:
-    """Encoder and decoder tokenizer: those of the working directory where it has them.
+    """Encoder and decoder tokenizer: those of the working directory where it has them, else those
+    that the config names, else those of the model that training starts from.
 
     Args:
       train: gives the train split's sentences, read only when a tokenizer has to be trained.
     """
     opened = []
+    source = config.init.model
+    if source:
+        source = Path(source).expanduser() if files.is_local(source) else files.fetch_folder(source)
     for role in ("encoder", "decoder"):
         folder = workdir / TOKENIZER_FOLDER / role
         name = config.data[f"{role}_tokenizer"]
@@ -162,6 +166,8 @@ def open_tokenizers(
             opened.append(tokenizers.load(folder, role))
         elif name:
             opened.append(tokenizers.open_tokenizer(name, role))
+        elif source and (source / TOKENIZER_FOLDER / role).is_dir():
+            opened.append(tokenizers.load(source / TOKENIZER_FOLDER / role, role))
         elif opened and not config.data.encoder_tokenizer:
             opened.append(opened[0].for_role(role))
         elif not config.data.train:
