@@ -9,11 +9,24 @@ def base() -> ConfigDict:
     c.seed = 0
     c.data = ConfigDict(
         dict(
-            # Text files, one sentence per line, plain or .gz. No train file: the embedded corpus.
-            # Without valid or test files, sentences are held out of train.
+            # Files, globs ("yelp/*.tsv") and TFDS sets ("tfds:snli:train"), one after another in
+            # this order; files are plain or .gz with one example per line. No train file: the
+            # embedded corpus. Without valid or test files, lines are held out of train.
             train=(),
             valid=(),
             test=(),
+            format="auto",  # by suffix; or text, tsv, jsonl for files of any name
+            # What to read: a TSV column by number from 0 (-1: the last) or, if the first line names
+            # the columns, by name; a JSON key; a TFDS feature. Empty: the text is the whole line,
+            # the last column, or "text"; no source (of source -> text pairs) and no label is read.
+            text="",
+            source="",
+            label="",
+            sentences=False,  # lines are documents, to be cut into sentences
+            tfds_dir="",  # where TFDS sets are; empty: TFDS's own default
+            # Where files are kept tokenised, by content; empty: $JVAE_CACHE or ~/.cache/jvae.
+            cache="",
+            workers=0,  # processes that make batches; 0: a thread
             # Folder or Hugging Face hub name; empty: one is trained on the train split.
             encoder_tokenizer="",
             decoder_tokenizer="",
@@ -23,9 +36,11 @@ def base() -> ConfigDict:
             vocab=8_000,
             on_error="raise",  # or drop: bad lines are counted and left out
             max_words=256,  # longer lines are bad lines
+            max_chars=1_000_000,  # the same, for text without blanks; bounds the memory of a line
             # Tokens of a row per side and examples of a row; 0: proposed from the lengths.
             enc_row=0,
             dec_row=0,
+            cond_row=0,
             slots=0,
             row_tokens=256,  # about the row length to propose
             batch_rows=16,

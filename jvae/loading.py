@@ -30,7 +30,8 @@ def load(name: str | os.PathLike[str], *, seed: int = 0) -> LoadedVAE:
     """
     parts = read_model(name)
     config = parts.config
-    limits = models.family(config.model.family).limits(run.model_config(config))
+    family, model_config = models.family(config.model.family), run.model_config(config)
+    limits = family.limits(model_config)
     return LoadedVAE(
         model=run.build_model(config),
         params=parts.params,
@@ -38,6 +39,7 @@ def load(name: str | os.PathLike[str], *, seed: int = 0) -> LoadedVAE:
         decoder=parts.decoder,
         rows=run.row_spec(config, limits),
         limits=limits,
+        joined=family.joined(model_config),
         max_length=config.decode.max_length,
         decode_batch=config.decode.batch,
         seed=seed,

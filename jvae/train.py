@@ -35,8 +35,9 @@ class Trained(NamedTuple):
 
 
 def to_device(batch: Batch, mesh: Mesh) -> Batch:
-    """Rows and examples of a host batch, cut over the mesh's row axes."""
-    return jax.device_put(batch, meshes.batch_sharding(mesh))
+    """This process's part of a batch to the global one, cut over the mesh's row axes."""
+    where = meshes.batch_sharding(mesh)
+    return jax.tree.map(lambda part: jax.make_array_from_process_local_data(where, part), batch)
 
 
 def train(config: ConfigDict, folder: Path) -> Trained:
@@ -90,7 +91,15 @@ def train(config: ConfigDict, folder: Path) -> Trained:
     # --- loop -------------------------------------------------------------------------------------
     base = jax.device_put(key["train"], meshes.replicated(mesh))
     writer = metrics.Writer(folder, resume_step=done, total_steps=cfg.train.steps)
-    stream = batches(this.data["train"], this.rows, position)
+    part, parts = meshes.row_part(mesh, this.rows.batch_rows)
+    stream = batches(
+        this.data["train"],
+        this.rows,
+        position,
+        process_index=part,
+        process_count=parts,
+        workers=cfg.data.workers,
+    )
     check = _checker(this, mesh, key["valid"])
     meter: metrics.Sums | None = None
     clock = _Clock(done)
@@ -188,10 +197,13 @@ def _checker(
     """Validation: the whole split, dropout off, the final KL weight, the same noise every time."""
     key = jax.device_put(key, meshes.replicated(mesh))
     alarm = this.config.train.collapse_kl
+    part, parts = meshes.row_part(mesh, this.rows.batch_rows)
 
     def check(current: program.Program, params: Params, done: int) -> dict[str, Any]:
         sums: metrics.Sums | None = None
-        for batch in eval_batches(this.data["valid"], this.rows):
+        for batch in eval_batches(
+            this.data["valid"], this.rows, process_index=part, process_count=parts
+        ):
             sums = metrics.add(sums, current.valid_step(params, to_device(batch, mesh), key))
         assert sums is not None  # a split has at least one sentence
         values = metrics.ratios(sums)

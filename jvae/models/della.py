@@ -102,6 +102,13 @@ def limits(config: DellaConfig) -> dict[str, int]:
     return dict.fromkeys(sides, config.decoder.positions)
 
 
+def joined(config: DellaConfig) -> tuple[str, ...]:
+    """Sides whose examples begin with the source."""
+    if not config.conditional:
+        return ()
+    return ("dec", "enc") if config.cvae_posterior == "concat_text" else ("dec",)
+
+
 class _Context(NamedTuple):
     batch: Batch
     x_btd: Array
