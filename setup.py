@@ -34,5 +34,13 @@ setup(
         "absl-py",
         "numpy>=2.0",
     ],
-    extras_require={"test": ["pytest>=8", "ruff>=0.15", "pyright>=1.1.400", "beartype>=0.20"]},
+    extras_require={
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",  # tests compile on one core each
+            "ruff>=0.15",
+            "pyright>=1.1.400",
+            "beartype>=0.20",
+        ]
+    },
 )

@@ -25,8 +25,10 @@ from jvae.data.plan import propose_rows, shuffled
 from jvae.data.prepare import prepare
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, DataError
+from jvae.models.sri import Sampler
 from jvae.objectives import Objective
 from jvae.parallel import rules
+from jvae.pretrained import files
 
 SPLITS = ("train", "valid", "test")
 HELD_OUT = 1_000  # most sentences held out per split of a corpus that comes as one file
@@ -73,6 +75,12 @@ def build_model(config: ConfigDict) -> TextVAE:
     return family.build(model_config(config))
 
 
+def build_sampler(config: ConfigDict, model: TextVAE) -> Sampler | None:
+    """What the model of a config adds where its posterior is a sampler; None for the others."""
+    family = models.family(config.model.family)
+    return None if family.sampler is None else family.sampler(model_config(config), model)
+
+
 def model_config(config: ConfigDict) -> Any:
     """The config dataclass of the model section."""
     family = models.family(config.model.family)
@@ -80,10 +88,9 @@ def model_config(config: ConfigDict) -> Any:
     return dataclass_from(family.config, section, "model")
 
 
-def build_objective(config: ConfigDict) -> Objective:
-    """The objective of a config."""
-    section = {k: v for k, v in config.objective.items() if k != "beta"}
-    return dataclass_from(Objective, section, "objective")
+def build_objective(section: ConfigDict) -> Objective:
+    """The objective of a config section; its `beta` is a schedule of its own."""
+    return dataclass_from(Objective, {k: v for k, v in section.items() if k != "beta"}, "objective")
 
 
 def build_noise(
@@ -123,6 +130,7 @@ def row_spec(config: ConfigDict, limits: dict[str, int]) -> RowSpec:
         batch_rows=data.batch_rows,
         packing=data.packing,
         seed=config.seed,
+        score_end=data.score_end,
     )
 
 
@@ -195,12 +203,16 @@ def _doubles(splits: Mapping[str, sources.Lines | Corpus]) -> list[str]:
 def open_tokenizers(
     config: ConfigDict, workdir: Path, train: Callable[[], Iterable[str]]
 ) -> tuple[TextTokenizer, TextTokenizer]:
-    """Encoder and decoder tokenizer: those of the working directory where it has them.
+    """Encoder and decoder tokenizer: those of the working directory where it has them, else those
+    that the config names, else those of the model that training starts from.
 
     Args:
       train: gives the train split's sentences, read only when a tokenizer has to be trained.
     """
     opened = []
+    source = config.init.model
+    if source:
+        source = Path(source).expanduser() if files.is_local(source) else files.fetch_folder(source)
     for role in ("encoder", "decoder"):
         folder = workdir / TOKENIZER_FOLDER / role
         name = config.data[f"{role}_tokenizer"]
@@ -208,12 +220,21 @@ def open_tokenizers(
             opened.append(tokenizers.load(folder, role))
         elif name:
             opened.append(tokenizers.open_tokenizer(name, role))
+        elif source and (source / TOKENIZER_FOLDER / role).is_dir():
+            opened.append(tokenizers.load(source / TOKENIZER_FOLDER / role, role))
         elif opened and not config.data.encoder_tokenizer:
             opened.append(opened[0].for_role(role))
-        elif config.data.train:
+        elif not config.data.train:
+            opened.append(tokenizers.train_word_level(train(), role=role))
+        elif config.data.tokenizer_kind == "word":
+            opened.append(
+                tokenizers.train_word_level(train(), config.data.vocab or None, role=role)
+            )
+        elif config.data.tokenizer_kind == "bpe":
             opened.append(tokenizers.train_bpe(train(), config.data.vocab, role))
         else:
-            opened.append(tokenizers.train_word_level(train(), role=role))
+            kind = config.data.tokenizer_kind
+            raise ConfigError(f"data.tokenizer_kind is {kind!r}; expected bpe or word")
     return opened[0], opened[1]
 
 
@@ -243,6 +264,12 @@ def open_run(config: ConfigDict, workdir: Path) -> Run:
     family = models.family(config.model.family)
     limits = family.limits(model_config(config))
     joined = family.joined(model_config(config))
+    shared = "enc" in limits and "encoder" not in config.model
+    if shared and encoder.fingerprint != decoder.fingerprint:
+        raise ConfigError(
+            f"data.encoder_tokenizer is {encoder.name} and data.decoder_tokenizer {decoder.name}, "
+            f"but one stack of {config.model.family} reads both sides; give both the same"
+        )
     if config.data.source and "cond" not in limits:
         raise ConfigError(
             f"data.source={config.data.source}: model.family={config.model.family} reads no source "

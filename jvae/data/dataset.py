@@ -39,6 +39,7 @@ class RowSpec:
     buckets: int = 4  # at most so many row lengths under 'bucket'
     window: int = 128  # examples the packer chooses from
     seed: int = 0
+    score_end: bool = True  # False: end tokens are read but never scored
 
     def __post_init__(self) -> None:
         if self.packing not in ("pack", "bucket"):
@@ -367,5 +368,5 @@ class _Part:
         place_bs = np.full_like(ids_bs, -1)
         place_bs[used_bs] = np.arange(used_bs.sum(), dtype=np.int32)
         sides = self.take(ids_bs[used_bs])
-        batch = pack_rows(place_bs, sides, row, self.pad, source_first=self.source_first)
+        batch = pack_rows(place_bs, sides, row, self.pad, spec.score_end, self.source_first)
         return batch._replace(id_e=ids_bs.reshape(-1))

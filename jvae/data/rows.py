@@ -42,6 +42,7 @@ def pack_rows(
     sides: Mapping[str, Encoded | None],
     row: Mapping[str, int],
     pad: Mapping[str, int],
+    score_end: bool = True,
     source_first: bool = False,
 ) -> Batch:
     """Lays out planned examples in rows; the same slot is the same segment on every side.
@@ -51,9 +52,10 @@ def pack_rows(
       sides: 'dec' and, where the model reads them, 'enc' and 'cond'.
       row: row length in tokens, per side.
       pad: padding id, per side.
+      score_end: whether the last token of an example is scored.
       source_first: an example of `dec` begins with its tokens of `cond`.
     Returns: a Batch of NumPy arrays. Every token of `dec` is scored but the source's or, without
-      one, the first of its example.
+      one, the first of its example, and the last unless `score_end`.
     Raises: ValueError if the examples of a row exceed its length on some side.
     """
     made = {
@@ -68,11 +70,15 @@ def pack_rows(
         assert source is not None
         prefix_bs = _lengths(source, ids_bs)
     prefix_bt = np.take_along_axis(prefix_bs, np.maximum(dec.segment_bt - 1, 0), axis=1)
+    scored_bt = (dec.segment_bt > 0) & (dec.position_bt >= prefix_bt)
+    if not score_end:
+        next_bt = np.pad(dec.segment_bt[:, 1:], ((0, 0), (0, 1)))
+        scored_bt = scored_bt & (next_bt == dec.segment_bt)
     return Batch(
         enc=made.get("enc"),
         dec=dec,
         cond=made.get("cond"),
-        scored_bt=(dec.segment_bt > 0) & (dec.position_bt >= prefix_bt),
+        scored_bt=scored_bt,
         id_e=np.ascontiguousarray(ids_bs.reshape(-1), np.int32),  # pyright: ignore[reportArgumentType]
     )
 
