@@ -37,7 +37,10 @@ def evaluate(config: ConfigDict, folder: Path) -> None:
 def text(
     mode: str, config: ConfigDict, folder: Path, lines: list[str], n: int, steps: int, seed: int
 ) -> None:
-    """sample, reconstruct or interpolate: sentences from `lines` or standard input, text out."""
+    """sample, reconstruct or interpolate: sentences from `lines` or standard input, text out.
+
+    A conditional model takes sources to sample for, and lines `source<TAB>text` for the others.
+    """
     if mode != "sample" and not lines:
         lines = [one.rstrip("\n") for one in sys.stdin]
     if mode == "reconstruct" and not lines:
@@ -48,18 +51,20 @@ def text(
     vae = loading.load(folder, seed=seed)
     settings = {k: v for k, v in config.decode.items() if k not in ("batch", "max_length")}
     if mode == "sample":
-        found = vae.sample(n, sources=_sources(lines) if vae.conditional else None, **settings)
+        found = vae.sample(n, sources=sources_of(lines) if vae.conditional else None, **settings)
     else:
-        sources, lines = _pairs(lines) if vae.conditional else (None, lines)
+        sources, lines = pairs_of(lines) if vae.conditional else (None, lines)
         if mode == "reconstruct":
             found = vae.reconstruct(lines, sources)
         else:
             source = sources[0] if sources else None
+            if sources and sources[1] != source:
+                raise ConfigError("interpolate goes between two texts of one source; give it twice")
             found = vae.interpolate(lines[0], lines[1], steps, source)
     print("\n".join(workdir.one_line(sentence) for sentence in found))
 
 
-def _sources(lines: list[str]) -> list[str]:
+def sources_of(lines: list[str]) -> list[str]:
     """Sources to sample for: as given, else the lines of standard input."""
     lines = lines or [one.rstrip("\n") for one in sys.stdin]
     if not lines:
@@ -67,7 +72,7 @@ def _sources(lines: list[str]) -> list[str]:
     return lines
 
 
-def _pairs(lines: list[str]) -> tuple[list[str], list[str]]:
+def pairs_of(lines: list[str]) -> tuple[list[str], list[str]]:
     """Sources and texts of lines that hold both."""
     for i, one in enumerate(lines):
         if one.count("\t") != 1:
