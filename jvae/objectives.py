@@ -45,13 +45,16 @@ class Objective:
 
     kl_floor: a name of `FLOORS`; floor: its threshold in nats. length_weighted: the reconstruction
     is divided by the number of tokens of the sentence, start and end id counted (released Optimus
-    option; the KL never is, so the effective beta grows).
+    option; the KL never is, so the effective beta grows). rec_length: the reconstruction is divided by
+    this many tokens whatever the sentence has, 0 for none; as `length_weighted` it raises the
+    effective beta. 256 is released T5-VAE, which averages over padding.
     aux_weight: weight of each auxiliary term by its name; terms without a weight are an error.
     """
 
     kl_floor: str = "none"
     floor: float = 0.0
     length_weighted: bool = False
+    rec_length: int = 0
     aux_weight: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,6 +63,12 @@ class Objective:
             raise ValueError(f"objective.kl_floor is {self.kl_floor!r}; expected one of {known}")
         if self.floor < 0:
             raise ValueError(f"objective.floor is {self.floor}; expected at least 0 nats")
+        if self.rec_length < 0:
+            raise ValueError(f"objective.rec_length is {self.rec_length}; expected 0 or a length")
+        if self.rec_length and self.length_weighted:
+            raise ValueError(
+                "objective.rec_length with objective.length_weighted would divide twice; set one"
+            )
 
 
 class Loss(NamedTuple):
@@ -79,6 +88,8 @@ def per_sentence(objective: Objective, terms: Terms, beta: Float[Array, ""] | fl
     total_e = terms.nll_e
     if objective.length_weighted:
         total_e = total_e / (terms.scored_e + 1)
+    if objective.rec_length:
+        total_e = total_e / objective.rec_length
     kl_e = jnp.zeros_like(terms.nll_e)
     if terms.kl_egz is not None:
         kl_e = _total(terms.kl_egz, 0.0)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from jvae.api import TextVAE
 from jvae.errors import ConfigError
-from jvae.models import lm, optimus
+from jvae.models import lm, optimus, t5vae
 
 
 class Family(NamedTuple):
@@ -25,6 +25,7 @@ class Family(NamedTuple):
 FAMILIES = {
     "lm": Family(lm.LmConfig, lm.build, lm.limits),
     "optimus": Family(optimus.OptimusConfig, optimus.build, optimus.limits),
+    "t5_vae": Family(t5vae.T5VaeConfig, t5vae.build, t5vae.limits),
 }
 
 
