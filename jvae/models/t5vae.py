@@ -125,7 +125,9 @@ def _init(config: T5VaeConfig, dec: T5Config, key: Key[Array, ""]) -> Any:
     stacks_key, head_key, memory_key, source_key = jax.random.split(key, 4)
     z = jnp.zeros((1, config.latent))
     params = t5.init(config.decoder, dec, stacks_key)
-    params["posterior"] = {"head": _head(config).init(head_key, jnp.zeros((1, dec.width)))["params"]}
+    params["posterior"] = {
+        "head": _head(config).init(head_key, jnp.zeros((1, dec.width)))["params"]
+    }
     if config.use_memory:
         params["decoder"]["memory"] = init_stack(
             lambda k: _memory(config).init(k, z)["params"], memory_key, dec.layers

@@ -101,7 +101,9 @@ class Case:
 
     def _batch(self) -> Batch:
         ids, mask = self.data["in/encoder_ids"], self.data["in/encoder_mask"]
-        place = np.broadcast_to(np.arange(ids.shape[1] + 1, dtype=np.int32), (len(ids), ids.shape[1] + 1))
+        place = np.broadcast_to(
+            np.arange(ids.shape[1] + 1, dtype=np.int32), (len(ids), ids.shape[1] + 1)
+        )
         enc = Side(ids, mask, place[:, :-1] * mask)
         start = np.full((len(ids), 1), self.meta["decoder_start"], ids.dtype)
         real = np.pad(mask, ((0, 0), (1, 0)), constant_values=1)
