@@ -45,9 +45,9 @@ class Objective:
 
     kl_floor: a name of `FLOORS`; floor: its threshold in nats. length_weighted: the reconstruction
     is divided by the number of tokens of the sentence, start and end id counted (released Optimus
-    option; the KL never is, so the effective beta grows). rec_length: the reconstruction is divided by
-    this many tokens whatever the sentence has, 0 for none; as `length_weighted` it raises the
-    effective beta. 256 is released T5-VAE, which averages over padding.
+    option; the KL never is, so the effective beta grows). rec_length: the reconstruction is divided
+    by this many tokens whatever the sentence has, 0 for none; this too raises the effective beta.
+    256 is released T5-VAE, which averages over padding.
     aux_weight: weight of each auxiliary term by its name; terms without a weight are an error.
     """
 

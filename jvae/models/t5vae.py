@@ -154,7 +154,7 @@ def _with_padding(side: Side, slots: int) -> tuple[Side, Bool[Array, "b t s"]]:
 def pooled(
     config: T5VaeConfig, params: Any, side: Side, slots: int, drop: Key[Array, ""] | None = None
 ) -> tuple[Float[Array, "e d"], Float[Array, "b t d"], Float[Array, "l b t d"]]:
-    """One feature vector per example; the encoder's last states; the input of each of its layers."""
+    """One feature vector per example; the encoder's last states; the inputs of its layers."""
     mask_bts = None
     if config.pool_padding:
         side, mask_bts = _with_padding(side, slots)

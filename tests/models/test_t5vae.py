@@ -1,4 +1,4 @@
-"""Parameter counts of the published T5-VAE, its starting weights, what its options do and refuse."""
+"""Parameter counts of the published T5-VAE, its starting weights, and what its options do."""
 
 import dataclasses
 import logging
