@@ -55,3 +55,8 @@ def _published(c: ConfigDict) -> None:
     c.data.encoder_tokenizer = "t5-small"
     c.data.decoder_tokenizer = "t5-small"
     c.model.decoder.dtype = "bfloat16"
+    # Ten epochs of 100,000 sentences, 128 at a time; the weight of the KL is on its way to 1.
+    c.train.steps = 7_820
+    c.objective.update(dict(kl_floor="dim_max", floor=0.5, rec_length=256))
+    c.objective.beta.update(dict(kind="linear", stop=0.1))
+    c.optim.update(dict(lr=1e-4, schedule="constant", weight_decay=0.01, no_decay=(), clip=None))

@@ -19,7 +19,12 @@ from jvae.data import grammar
 from jvae.data.dataset import eval_batches
 from jvae.evals import text as texts
 from jvae.evals.card import Card, Report
-from jvae.evals.latent import LatentResult, collect_posteriors, latent_metrics, rec_gap
+from jvae.evals.latent import (
+    LatentResult,
+    collect_posteriors,
+    latent_metrics,
+    rec_gap,
+)
 from jvae.evals.likelihood import (
     TextCounts,
     draw_sentences,
@@ -33,6 +38,11 @@ from jvae.workdir import one_line, write_text
 
 log = logging.getLogger(__name__)
 
+SAMPLER_NOTE = (
+    "Fitted posterior: Rec, KL, MI are those of a Gaussian fitted to the end points of the chains; "
+    "NLL_K draws from its equal mixture with the prior; active units count what two independent "
+    "sets of chains agree on. Control: chain = prior."
+)
 GAP_DRAWS = 10  # draws of the control of Rec; its error is that between sentences
 
 
@@ -63,20 +73,34 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
         sharding = meshes.batch_sharding(mesh)
         return (jax.device_put(b, sharding) for b in eval_batches(data, this.rows, ids))
 
+    sampler = run.build_sampler(this.config, this.model)
     with _timed(report, "likelihood_s"):
         likelihood = evaluate_likelihood(
-            this.model, params, rows(chosen), key, cfg.samples, chunk=cfg.chunk
+            this.model,
+            params,
+            rows(chosen),
+            key,
+            cfg.samples,
+            chunk=cfg.chunk,
+            proposal=sampler.proposal if sampler else None,
         )
-    latent = gap = control = None
+    latent = gap = control = prior = None
     if has_latent(this.model):
         with _timed(report, "latent_s"):
             posts = collect_posteriors(this.model, params, rows(), key)
             latent = latent_metrics(this.model, params, posts)
-            control = _untrained(this, mesh, rows)
+            if sampler:
+                prior_model = this.model._replace(metric_post=sampler.control)
+                prior_posts = collect_posteriors(prior_model, params, rows(), key)
+                control = prior = latent_metrics(prior_model, params, prior_posts)
+                report.notes.append(SAMPLER_NOTE)
+            else:
+                control = _untrained(this, mesh, rows)
             gap = rec_gap(this.model, params, rows(chosen), posts, likelihood, key, k=GAP_DRAWS)
     counts = TextCounts(data.words_e, data.chars_e)
     report.add_likelihood(likelihood, counts, gap.rec_other_nats if gap else None)
-    report.add_latent(latent, control, gap)
+    name = "chain = prior" if sampler else "untrained model"
+    report.add_latent(latent, control, gap, prior, name)
 
     vae = loaded(this, params, cfg.seed)
     settings = {k: v for k, v in this.config.decode.items() if k not in ("batch", "max_length")}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, models
 
-from jvae import config, initial, run
+from jvae import config, initial, optim, run, schedules
 from jvae.api import Batch
 from jvae.data import tokenizers
 from jvae.data.rows import Encoded, pack_rows
@@ -53,6 +53,20 @@ def test_new_parameters_of_t5_small():
     # Phase 1 of the paper: all but embedding, decoder and memory.
     encoder_only = sum(n for p, n in found.items() if p.startswith(("encoder/", "posterior/")))
     assert encoder_only == 18_914_048
+
+
+def test_base_is_the_published_model():
+    c = config.load("t5_vae:base").unlock()
+    c.model.decoder.vocab = SMALL.vocab
+    model = run.build_model(c)
+    assert sizes(jax.eval_shape(model.init, jax.random.key(0))) == counts(t5vae.T5VaeConfig(SMALL))
+    objective = run.build_objective(c)
+    assert (objective.kl_floor, objective.floor, objective.rec_length) == ("dim_max", 0.5, 256)
+    beta = schedules.build(c.objective.beta, c.train.steps)
+    per_epoch = c.train.steps // 10
+    np.testing.assert_allclose(beta(np.array([0, per_epoch, c.train.steps])), [0, 0.01, 0.1], 1e-6)
+    tx = optim.build(c.optim, {"a": jnp.zeros(2)}, c.train.steps)
+    assert len(tx.init({"a": jnp.zeros(2)})) == 3  # no clipping in front
 
 
 def test_cross_attention_is_there_only_where_z_uses_it():

@@ -29,14 +29,19 @@ def slow(x_btd, vector_of):
     return out
 
 
+def _by_first_feature(x_btd, side, slots):
+    return pool.weighted(x_btd, x_btd[..., 0], side, slots)
+
+
 @pytest.mark.parametrize(
     "pooling, vector_of",
     [
         (pool.first_token, lambda own: own[0]),
         (pool.mean, lambda own: own.mean(axis=0)),
         (pool.maximum, lambda own: own.max(axis=0)),
+        (_by_first_feature, lambda own: np.exp(own[:, 0]) @ own / np.exp(own[:, 0]).sum()),
     ],
-    ids=["first_token", "mean", "maximum"],
+    ids=["first_token", "mean", "maximum", "weighted"],
 )
 def test_pooling_equals_a_loop(x_btd, pooling, vector_of):
     got = jax.jit(lambda x: pooling(x, SIDE, SLOTS))(x_btd)
