@@ -155,6 +155,7 @@ def t5(**changes) -> dict:
         max_distance=128,
         gated=False,
         tied=True,
+        bias_std=0.0,
         dropout=0.1,
         norm_eps=1e-6,
         dtype="float32",

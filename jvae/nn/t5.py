@@ -85,7 +85,7 @@ def _init_stack(c: T5Config, key: Key[Array, ""]) -> Any:
             params["cross"]["kv"] = _cross_kv_projection(c).init(kv_key, x)["params"]
         return params
 
-    table = nn.with_logical_partitioning(normal(c.width**-0.5), (None, "heads"))
+    table = nn.with_logical_partitioning(normal(c.bias_std or c.width**-0.5), (None, "heads"))
     return {
         "layers": init_stack(one_layer, layers_key, c.layers),
         "bias": {"table": table(bias_key, (c.buckets, c.heads))},

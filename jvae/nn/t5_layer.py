@@ -26,7 +26,8 @@ class T5Config:
 
     `head` is the width of a head, in T5 not always width / heads. `buckets` and `max_distance` (in
     tokens) shape the relative bias. `gated` and `tied` are (False, True) in v1.0 and (True, False)
-    in v1.1. `cross` gives a decoder cross-attention.
+    in v1.1. `cross` gives a decoder cross-attention. `bias_std`: of the relative bias at the start,
+    0 for T5's own, width^-1/2; as places are told apart by it alone, a short run needs more.
     """
 
     layers: int
@@ -40,6 +41,7 @@ class T5Config:
     gated: bool = False
     tied: bool = True
     cross: bool = False
+    bias_std: float = 0.0
     dropout: float = 0.1
     norm_eps: float = 1e-6
     dtype: str = "float32"

@@ -79,15 +79,18 @@ def test_cross_attention_is_there_only_where_z_uses_it():
 
 
 def test_new_layers_start_as_released():
-    c = t5vae.T5VaeConfig(dataclasses.replace(TINY, width=64, heads=8, head=16), cross_slots=3)
+    stack = dataclasses.replace(TINY, width=64, heads=8, head=16, bias_std=2.0)
+    c = t5vae.T5VaeConfig(stack, cross_slots=3)
 
     @jax.jit
     def start(key):
         leaves = named_leaves(t5vae.build(c).init(key))
         paths = ("posterior/head/kernel", "decoder/memory/kernel", "decoder/source/kernel")
-        return [leaves[path] for path in paths]
+        return [leaves[path] for path in paths], leaves["encoder/bias/table"]
 
-    for kernel, width in zip(start(jax.random.key(0)), (64, 32, 32), strict=True):
+    kernels, table = start(jax.random.key(0))
+    np.testing.assert_allclose(np.std(table), 2.0, rtol=0.15)
+    for kernel, width in zip(kernels, (64, 32, 32), strict=True):
         assert 0.98 * width**-0.5 < np.max(np.abs(kernel)) <= width**-0.5
         np.testing.assert_allclose(np.std(kernel), (3 * width) ** -0.5, rtol=0.05)
         assert np.abs(np.mean(kernel)) < 0.05 * width**-0.5
