@@ -1,5 +1,5 @@
-"""T5-VAE: a T5 whose pooled encoder states give a Gaussian latent, which its decoder reads as one more
-key and value of self-attention in every layer.
+"""T5-VAE: pooled states of a T5's encoder give a Gaussian latent, which its decoder reads as one
+more key and value of self-attention in every layer.
 
 Source: Park & Lee 2021, arXiv 2108.02446, and the released code. Presets:
 
