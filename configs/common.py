@@ -76,6 +76,14 @@ def base() -> ConfigDict:
             ),
         )
     )
+    c.noise = ConfigDict(  # in training alone; what is scored is whole
+        dict(
+            # The encoder reads each sentence without up to this share of its tokens, on average
+            # half of it (T5-VAE's denoising).
+            enc_delete=0.0,
+            word_dropout=0.0,  # share of the tokens that the decoder reads as unknown
+        )
+    )
     c.optim = ConfigDict(
         dict(
             lr=5e-5,

@@ -5,9 +5,10 @@ import gzip
 import numpy as np
 import pytest
 
-from jvae import config, run
+from jvae import config, models, run
 from jvae.data.plan import shuffled
 from jvae.errors import ConfigError, DataError
+from jvae.models import Family
 
 WORDS = ["a", "man", "dog", "runs", "plays", "the", "guitar", "red", "boat"]
 
@@ -99,3 +100,27 @@ def test_what_does_not_fit(tmp_path):
             model__decoder__positions=64,
         )
     assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_pairs_for_a_conditional_model(tmp_path, monkeypatch):
+    plain = models.FAMILIES["optimus"]
+    sides = dict.fromkeys(("enc", "dec", "cond"), 64)
+    family = Family(plain.config, plain.build, lambda c: sides, joined=lambda c: ("enc", "dec"))
+    monkeypatch.setitem(models.FAMILIES, "optimus", family)
+    pairs = [(f"{i} the dog", line) for i, line in enumerate(sentences(60))]
+    path = write(tmp_path / "t.tsv", map("\t".join, pairs))
+    this = open_run(tmp_path, data__train=path, data__source=0)
+    assert [one.joined for one in this.data.values()] == [("dec", "enc")] * 3
+    assert this.config.decode.max_length == this.data["train"].target_lengths.max()
+    section = this.config.data
+    assert min(section.enc_row, section.dec_row) >= this.data["train"].dec.lengths.max()
+    assert (this.rows.cond_row, this.rows.enc_row) == (section.cond_row, section.enc_row)
+    assert any(line.startswith("fill of rows with 55 examples: ") for line in this.log)
+    lines = this.data["valid"].lines
+    assert [(lines.source[i], lines.text[i]) for i in range(3)] == [
+        pairs[number - 1] for number in lines.line_no
+    ]
+    with pytest.raises(DataError, match="the model reads a source text; set data.source to its"):
+        open_run(tmp_path, data__train=path)
+    with pytest.raises(ConfigError, match="data.train is empty: the embedded corpus has no source"):
+        open_run(tmp_path)
