@@ -5,10 +5,9 @@ import gzip
 import numpy as np
 import pytest
 
-from jvae import config, models, run
+from jvae import config, run
 from jvae.data.plan import shuffled
 from jvae.errors import ConfigError, DataError
-from jvae.models import Family
 
 WORDS = ["a", "man", "dog", "runs", "plays", "the", "guitar", "red", "boat"]
 
@@ -24,12 +23,12 @@ def write(path, lines):
     return str(path)
 
 
-def open_run(folder, **values):
+def open_run(folder, name="optimus:tiny", **values):
     changes = {"data.vocab": 300, "data.cache": folder / "cache"} | {
         key.replace("__", "."): value for key, value in values.items()
     }
     overrides = [f"--config.{key}={value}" for key, value in changes.items()]
-    return run.open_run(config.apply_overrides(config.load("optimus:tiny"), overrides), folder)
+    return run.open_run(config.apply_overrides(config.load(name), overrides), folder)
 
 
 def test_held_out_splits_are_those_of_a_fixed_permutation(tmp_path):
@@ -102,14 +101,12 @@ def test_what_does_not_fit(tmp_path):
     assert not list((tmp_path / "cache").rglob("*.part"))
 
 
-def test_pairs_for_a_conditional_model(tmp_path, monkeypatch):
-    plain = models.FAMILIES["optimus"]
-    sides = dict.fromkeys(("enc", "dec", "cond"), 64)
-    family = Family(plain.config, plain.build, lambda c: sides, joined=lambda c: ("enc", "dec"))
-    monkeypatch.setitem(models.FAMILIES, "optimus", family)
+def test_pairs_for_a_conditional_model(tmp_path):
+    name = "della:tiny"
+    conditional = {"model__conditional": True}
     pairs = [(f"{i} the dog", line) for i, line in enumerate(sentences(60))]
     path = write(tmp_path / "t.tsv", map("\t".join, pairs))
-    this = open_run(tmp_path, data__train=path, data__source=0)
+    this = open_run(tmp_path, name, **conditional, data__train=path, data__source=0)
     assert [one.joined for one in this.data.values()] == [("dec", "enc")] * 3
     assert this.config.decode.max_length == this.data["train"].target_lengths.max()
     section = this.config.data
@@ -121,6 +118,6 @@ def test_pairs_for_a_conditional_model(tmp_path, monkeypatch):
         pairs[number - 1] for number in lines.line_no
     ]
     with pytest.raises(DataError, match="the model reads a source text; set data.source to its"):
-        open_run(tmp_path, data__train=path)
+        open_run(tmp_path, name, **conditional, data__train=path)
     with pytest.raises(ConfigError, match="data.train is empty: the embedded corpus has no source"):
-        open_run(tmp_path)
+        open_run(tmp_path, name, **conditional)

@@ -9,15 +9,12 @@ from ml_collections import ConfigDict
 
 from jvae import config as configs
 from jvae import run
+from jvae.api import Batch, Terms, example_keys
 from jvae.data.rows import Encoded, pack_rows
 from jvae.data.tokenizers import train_word_level
 from jvae.errors import ConfigError
-from jvae.models import optimus
-from jvae.nn.config import TransformerConfig
 from jvae.objectives import Objective
-from jvae.step import StepKeys, init_state, make_train_step, make_valid_step
-
-STACK = TransformerConfig(1, 8, 2, 16, 20, positions=24, dropout=0.0, vocab_multiple=1)
+from jvae.step import StepKeys, init_state, make_train_step
 
 
 def test_noise_has_a_key_of_its_own_and_leaves_the_others_alone():
@@ -39,28 +36,31 @@ def noise_of(config: ConfigDict, tok):
 
 def test_deletion_reaches_the_encoder_in_training_alone():
     tok = train_word_level([" ".join(f"w{i}" for i in range(16))])
-    model = optimus.build(optimus.OptimusConfig(STACK, STACK, latent=3))
     side = Encoded.of([np.array([1, *range(4, 4 + n), 2]) for n in (15, 12)])
     rows = dict(enc=20, dec=20)
     sides = dict(enc=side, dec=side)
     batch = pack_rows(np.array([[0], [1]]), sides, rows, dict.fromkeys(rows, tok.pad_id))
     delete = noise_of(settings(0.9), tok)
-    seen = delete(jax.random.split(jax.random.key(0), 2), batch)
-    assert (seen.enc.segment_bt > 0).sum() < (batch.enc.segment_bt > 0).sum()
-    assert seen.dec is batch.dec and seen.scored_bt is batch.scored_bt
 
-    tx = optax.sgd(0.1)
-    beta = lambda step: jnp.ones(())  # noqa: E731
-    params = jax.jit(model.init)(jax.random.key(1))
-    state = init_state(params, tx)
-    losses = []
-    for noise in (None, delete, lambda key_e, batch: batch):
-        step = jax.jit(make_train_step(model, Objective(), beta, tx, noise=noise))
-        _, sums = step(state, batch, jax.random.key(2))
-        losses.append((float(sums["loss"].sum), float(sums["tokens"].sum)))
-    assert losses[0] == losses[2] and losses[0] != losses[1] and losses[1][1] < losses[0][1]
-    clean = jax.jit(make_valid_step(model, Objective(), 1.0))(params, batch, jax.random.key(2))
-    assert float(clean["tokens"].sum) == losses[0][1]
+    def measured(step, params, batch: Batch, key, drop) -> Terms:
+        read_e = params["w"] * jnp.sum(batch.enc.segment_bt > 0, axis=1)
+        scored_e = jnp.sum(batch.scored_bt, axis=1)
+        return Terms(read_e, jnp.zeros((2, 1, 1)), {}, scored_e, batch.valid_e)
+
+    def step(noise):
+        tx = optax.sgd(0.1)
+        made = make_train_step(
+            None, Objective(), lambda step: jnp.ones(()), tx, measure_at=measured, noise=noise
+        )
+        state = init_state({"w": jnp.ones(())}, tx)
+        return jax.jit(made)(state, batch, jax.random.key(2))[1]
+
+    whole, noisy = step(None), step(delete)
+    assert float(whole["loss"].sum) == side.lengths.sum() > float(noisy["loss"].sum)
+    keys = StepKeys.at(jax.random.key(2), jnp.int32(0))
+    seen = delete(example_keys(keys.noise, batch.id_e), batch)
+    assert float(noisy["loss"].sum) == (seen.enc.segment_bt > 0).sum()
+    assert seen.dec is batch.dec and seen.scored_bt is batch.scored_bt
 
 
 def test_deletion_that_cannot_be():
