@@ -176,3 +176,27 @@ def transformer(**changes) -> dict:
         xent_chunk=8192,
     )
     return stack | changes
+
+
+def t5(**changes) -> dict:
+    """Both stacks of a T5, sizes of t5-small; `vocab` is set from the tokenizer when it is 0."""
+    stack = dict(
+        layers=6,
+        width=512,
+        heads=8,
+        head=64,
+        mlp=2048,
+        vocab=0,
+        buckets=32,
+        max_distance=128,
+        gated=False,
+        tied=True,
+        dropout=0.1,
+        norm_eps=1e-6,
+        dtype="float32",
+        remat="none",
+        unroll=1,
+        vocab_multiple=128,
+        xent_chunk=8192,
+    )
+    return stack | changes

@@ -67,6 +67,11 @@ def normal(*stds: float) -> Initializer:
     return init
 
 
+def inverse_rms(x: Array, eps: float) -> Array:
+    """1 / sqrt(mean square + eps) over the last axis, kept."""
+    return jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+
+
 class RmsNorm(nn.Module):
     """x / rms(x) * scale over the last axis: no mean, no bias; statistics in float32 or wider."""
 
@@ -77,7 +82,7 @@ class RmsNorm(nn.Module):
         ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
         scale: Any = self.param("scale", ones, (x.shape[-1],))
         h = x.astype(wide(x.dtype))
-        h = h * jax.lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + self.eps)
+        h = h * inverse_rms(h, self.eps)
         return (h * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
