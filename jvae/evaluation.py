@@ -16,7 +16,7 @@ from jvae import config as configs
 from jvae import models, run
 from jvae.api import Batch, Params
 from jvae.data import grammar
-from jvae.data.dataset import eval_batches
+from jvae.data.dataset import Dataset, eval_batches
 from jvae.evals import text as texts
 from jvae.evals.card import Card, Report
 from jvae.evals.latent import (
@@ -48,14 +48,15 @@ GAP_DRAWS = 10  # draws of the control of Rec; its error is that between sentenc
 
 def loaded(this: run.Run, params: Params, seed: int = 0) -> LoadedVAE:
     """The text side of a run."""
-    family = models.family(this.config.model.family)
+    family, model_config = models.family(this.config.model.family), run.model_config(this.config)
     return LoadedVAE(
         model=this.model,
         params=params,
         encoder=this.encoder,
         decoder=this.decoder,
         rows=this.rows,
-        limits=family.limits(run.model_config(this.config)),
+        limits=family.limits(model_config),
+        joined=family.joined(model_config),
         max_length=this.config.decode.max_length,
         decode_batch=this.config.decode.batch,
         seed=seed,
@@ -106,12 +107,18 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
     settings = {k: v for k, v in this.config.decode.items() if k not in ("batch", "max_length")}
     samples = {}
     with _timed(report, "text_s"):
-        samples["prior"] = [one_line(s) for s in vae.sample(cfg.generate, **settings)]
-        greedy = vae.sample(cfg.generate, method="greedy")
+        n, given = cfg.generate, None
+        if vae.conditional:  # one text for each of some sources
+            n, given = 1, _sources(data, draw_sentences(len(data), cfg.generate, cfg.seed))
+            samples["prior_sources"] = given
+        samples["prior"] = [one_line(s) for s in vae.sample(n, sources=given, **settings)]
+        greedy = vae.sample(n, sources=given, method="greedy")
         samples["prior_greedy"] = [one_line(s) for s in greedy]
         report.add_group(texts.generation(samples["prior"], data.texts, this.data["train"].texts))
         if latent is not None:
-            _reconstructions(this, vae, report, samples, [str(data.texts[i]) for i in chosen])
+            original = [str(data.texts[i]) for i in chosen]
+            given = _sources(data, chosen) if vae.conditional else None
+            _reconstructions(this, vae, report, samples, original, given)
     if split in this.exact:
         _exactness(this, report, likelihood, samples, split)
     _write(this.workdir, report, samples, split)
@@ -124,12 +131,13 @@ def _reconstructions(
     report: Report,
     samples: dict[str, list[str]],
     original: list[str],
+    sources: list[str] | None,
 ) -> None:
     """Sentences decoded from their posterior means, and lines between pairs of them."""
     cfg = this.config.evals
-    z_egz = vae.encode(original)
-    decoded = [one_line(s) for s in vae.decode(z_egz)]
-    shuffled = vae.decode(np.roll(z_egz, 1, axis=0))
+    z_egz = vae.encode(original, sources)
+    decoded = [one_line(s) for s in vae.decode(z_egz, sources=sources)]
+    shuffled = vae.decode(np.roll(z_egz, 1, axis=0), sources=sources)
     train = this.data["train"].texts
     report.add_group(
         texts.reconstruction(decoded, original, train), texts.reconstruction(shuffled, original)
@@ -138,11 +146,19 @@ def _reconstructions(
     pairs = min(cfg.interpolations, len(original) // 2)
     if pairs:
         z_etgz = line(z_egz[:pairs], z_egz[pairs : 2 * pairs], cfg.interpolation_steps)
-        points = [one_line(s) for s in vae.decode(z_etgz.reshape(-1, *z_egz.shape[1:]))]
         steps = cfg.interpolation_steps
+        given = sources and [one for one in sources[:pairs] for _ in range(steps)]
+        latents = z_etgz.reshape(-1, *z_egz.shape[1:])
+        points = [one_line(s) for s in vae.decode(latents, sources=given)]
         samples["interpolations"] = [
             "\n".join(points[i * steps : (i + 1) * steps]) + "\n" for i in range(pairs)
         ]
+
+
+def _sources(data: Dataset, ids: np.ndarray) -> list[str]:
+    """Sources of some examples of a conditional model's split."""
+    assert data.lines.source is not None  # read wherever there is a `cond` side
+    return [str(data.lines.source[i]) for i in ids]
 
 
 def _exactness(

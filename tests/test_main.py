@@ -142,7 +142,10 @@ def test_an_exported_run_loads_again(finished, tmp_path):
 def test_held_out_sentences_are_not_trained_on(corpus, tmp_path):
     config, _ = configs.from_argv(command(corpus, tmp_path / "run")[:-1])
     splits, exact = run.read_splits(config)
-    places = {split: set(lines.line_no.tolist()) for split, lines in splits.items()}
+    places = {
+        split: {one.line for one in found.examples() if found.keep_d[one.document]}
+        for split, found in splits.items()
+    }
     assert {split: len(found) for split, found in places.items()} == dict(
         train=361, valid=20, test=19
     )

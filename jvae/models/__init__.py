@@ -16,17 +16,20 @@ class Family(NamedTuple):
     config: its config dataclass. build(config) makes the model. limits(config) gives the most
     tokens of one example per side that it reads, special tokens included. sampler(config, model):
     what a model whose posterior is a sampler adds to training and metrics; None for the others.
+    joined(config) names the sides whose examples begin with the source, for conditional models that
+    read source and text as one; none for the others.
     """
 
     config: type
     build: Callable[[Any], TextVAE]
     limits: Callable[[Any], dict[str, int]]
     sampler: Callable[[Any, TextVAE], sri.Sampler] | None = None
+    joined: Callable[[Any], tuple[str, ...]] = lambda config: ()
 
 
 FAMILIES = {
     "adavae": Family(adavae.AdaVaeConfig, adavae.build, adavae.limits),
-    "della": Family(della.DellaConfig, della.build, della.limits),
+    "della": Family(della.DellaConfig, della.build, della.limits, joined=della.joined),
     "lm": Family(lm.LmConfig, lm.build, lm.limits),
     "lstm_lm": Family(lstm_vae.LstmLmConfig, lstm_vae.build_lm, lstm_vae.lm_limits),
     "lstm_vae": Family(lstm_vae.LstmVaeConfig, lstm_vae.build, lstm_vae.limits),

@@ -198,7 +198,7 @@ def build(config: T5VaeConfig) -> TextVAE:
 
     def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
         del cond
-        x_btd = t5.embed(dec, params, batch.dec.token_bt)
+        x_btd = t5.embed(dec, params, batch.read_bt)
         return _Context(batch.dec, batch.scored_bt, x_btd, fold_key(drop, 1))
 
     def log_lik(params: Any, ctx: _Context, z_egz: Array) -> Array:

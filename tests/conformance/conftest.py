@@ -242,6 +242,22 @@ class System:
 
         return run
 
+    @functools.cached_property
+    def in_training(self):
+        """(drop, z_egz, noisy_bt) -> (mean_egz, nats_bt) of the batch "packed" with dropout."""
+        batch, (gen, post) = PACKINGS["packed"], (self.model.gen, self.model.post)
+
+        @self.jit
+        def run(params, drop, z_egz, noisy_bt):
+            cond = gen.condition(params, batch, drop)
+            key_e = example_keys(jax.random.key(8), batch.id_e)
+            q = post.encode(params, batch, drop, cond=cond, key_e=key_e)
+            noisy = batch._replace(noisy_bt=noisy_bt)
+            nats_bt = gen.log_lik(params, gen.prepare(params, noisy, drop, cond=cond), z_egz)
+            return post.mean(params, q), nats_bt
+
+        return lambda *given: jax.device_get(run(self.params, *given))
+
     def __call__(self, packing: str) -> tuple[Values, Any]:
         """Values and gradient of the sentences in one packing, as NumPy arrays."""
         if packing not in self._results:

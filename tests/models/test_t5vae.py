@@ -60,7 +60,7 @@ def test_base_is_the_published_model():
     c.model.decoder.vocab = SMALL.vocab
     model = run.build_model(c)
     assert sizes(jax.eval_shape(model.init, jax.random.key(0))) == counts(t5vae.T5VaeConfig(SMALL))
-    objective = run.build_objective(c)
+    objective = run.build_objective(c.objective)
     assert (objective.kl_floor, objective.floor, objective.rec_length) == ("dim_max", 0.5, 256)
     beta = schedules.build(c.objective.beta, c.train.steps)
     per_epoch = c.train.steps // 10
