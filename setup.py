@@ -30,6 +30,7 @@ setup(
         "grain>=0.2.18",
         "jaxtyping>=0.3",  # shapes in signatures
         "sacrebleu>=2.4",
+        "matplotlib>=3.9",  # figures
         "tensorboardX>=2.6",  # TensorBoard files without TensorFlow
         "absl-py",
         "numpy>=2.0",

@@ -37,9 +37,6 @@ def base() -> ConfigDict:
             on_error="raise",  # or drop: bad lines are counted and left out
             max_words=256,  # longer lines are bad lines
             max_chars=1_000_000,  # the same, for text without blanks; bounds the memory of a line
-            # In training the encoder reads each sentence without up to this share of its tokens, on
-            # average half of it (T5-VAE's denoising); what is scored is whole.
-            enc_delete=0.0,
             # Tokens of a row per side and examples of a row; 0: proposed from the lengths.
             enc_row=0,
             dec_row=0,
@@ -77,6 +74,14 @@ def base() -> ConfigDict:
                 ratio_zero=0.5,
                 ratio_increase=0.25,
             ),
+        )
+    )
+    c.noise = ConfigDict(  # in training alone; what is scored is whole
+        dict(
+            # The encoder reads each sentence without up to this share of its tokens, on average
+            # half of it (T5-VAE's denoising).
+            enc_delete=0.0,
+            word_dropout=0.0,  # share of the tokens that the decoder reads as unknown
         )
     )
     c.optim = ConfigDict(
@@ -164,6 +169,31 @@ def transformer(**changes) -> dict:
         dropout=0.1,
         norm_eps=1e-5,
         init_std=0.02,
+        dtype="float32",
+        remat="none",
+        unroll=1,
+        vocab_multiple=128,
+        xent_chunk=8192,
+    )
+    return stack | changes
+
+
+def t5(**changes) -> dict:
+    """Both stacks of a T5, sizes of t5-small; `vocab` is set from the tokenizer when it is 0."""
+    stack = dict(
+        layers=6,
+        width=512,
+        heads=8,
+        head=64,
+        mlp=2048,
+        vocab=0,
+        buckets=32,
+        max_distance=128,
+        gated=False,
+        tied=True,
+        bias_std=0.0,
+        dropout=0.1,
+        norm_eps=1e-6,
         dtype="float32",
         remat="none",
         unroll=1,

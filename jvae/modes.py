@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jvae import evaluation, loading, run, workdir
+from jvae import sweep as sweeps
 from jvae import train as training
 from jvae.errors import CheckpointError, ConfigError
 from jvae.parallel import mesh as meshes
@@ -21,6 +22,17 @@ def train(config: ConfigDict, folder: Path) -> None:
     done = training.train(config, folder)
     report = evaluation.evaluate(done.run, done.mesh, done.params, done.step)
     _show(report.table(), folder)
+
+
+def sweep(
+    config: ConfigDict, spec: list[str], axes: list[str], folder: Path, dry_run: bool
+) -> None:
+    """Trains a run for every combination of values, or prints their commands."""
+    made = sweeps.points(config, axes)
+    if dry_run:
+        print("\n".join(sweeps.launch_lines(spec, made, folder)))
+        return
+    print(f"\n{sweeps.run(config, made, folder, train)}\n\nFiles: {folder}")
 
 
 def evaluate(config: ConfigDict, folder: Path) -> None:

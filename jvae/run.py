@@ -94,29 +94,39 @@ def build_objective(section: ConfigDict) -> Objective:
 
 
 def build_noise(
-    config: ConfigDict, encoder: TextTokenizer
+    section: ConfigDict, config: ConfigDict, encoder: TextTokenizer, decoder: TextTokenizer
 ) -> Callable[[Key[Array, "e"], Batch], Batch] | None:
-    """What training does to the encoder's input, None where it is left alone.
+    """What training does to the tokens that are read, None where it leaves them alone.
 
+    Args:
+      section: the `noise` of the config or of a phase.
     Raises: ConfigError for a share that is none, or a model that has no encoder.
     """
-    rate = config.data.enc_delete
-    if not 0.0 <= rate <= 1.0:
-        raise ConfigError(f"data.enc_delete={rate}: expected a share from 0 to 1")
-    if rate == 0.0:
-        return None
+    rates: dict[str, float] = section.to_dict()
+    for name, rate in rates.items():
+        if not 0.0 <= rate <= 1.0:
+            raise ConfigError(f"noise.{name}={rate}: expected a share from 0 to 1")
+    delete, drop = rates["enc_delete"], rates["word_dropout"]
     family = models.family(config.model.family)
-    if "enc" not in family.limits(model_config(config)):
+    if delete and "enc" not in family.limits(model_config(config)):
         raise ConfigError(
-            f"data.enc_delete={rate}: model.family={config.model.family} has no encoder; set it to "
-            "0, or choose a model with one"
+            f"noise.enc_delete={delete}: model.family={config.model.family} has no encoder; set it "
+            "to 0, or choose a model with one"
         )
+    if not (delete or drop):
+        return None
+    drop_id = decoder.pad_id if decoder.unk_id is None else decoder.unk_id
 
-    def delete(key_e: Key[Array, "e"], batch: Batch) -> Batch:
-        assert batch.enc is not None  # `limits` asks for this side
-        return batch._replace(enc=noise.delete_tokens(key_e, batch.enc, rate, encoder.pad_id))
+    def noisy(key_e: Key[Array, "e"], batch: Batch) -> Batch:
+        if delete and batch.enc is not None:
+            enc = noise.delete_tokens(key_e, batch.enc, delete, encoder.pad_id)
+            batch = batch._replace(enc=enc)
+        if drop:
+            key_e = jax.vmap(lambda key: jax.random.fold_in(key, 2))(key_e)
+            batch = noise.drop_words(key_e, batch, drop, drop_id)
+        return batch
 
-    return delete
+    return noisy
 
 
 def row_spec(config: ConfigDict, limits: dict[str, int]) -> RowSpec:

@@ -17,6 +17,8 @@ from jvae.trainable import Plan
 
 Measure = Callable[[Array, Params, Batch, Key[Array, ""], Key[Array, ""]], Terms]
 
+Noise = Callable[[Key[Array, "e"], Batch], Batch]
+
 
 class TrainState(NamedTuple):
     """All that changes from step to step."""
@@ -86,7 +88,7 @@ def make_train_step(
     measure_at: Measure | None = None,
     begin: int = 0,
     accumulate: int = 1,
-    noise: Callable[[Key[Array, "e"], Batch], Batch] | None = None,
+    noise: Noise | None = None,
 ) -> Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums]]:
     """step(state, batch, base_key) -> (state, sums): one optimizer update of what the plan trains.
 
@@ -96,7 +98,7 @@ def make_train_step(
       begin: steps before this phase; schedules count from there, random keys do not.
       accumulate: parts that the rows of a batch are cut into, measured one after another; the
         update is that of the whole batch.
-      noise: (key_e, batch) -> batch, what the encoder reads in training alone; a key per example.
+      noise: (key_e, batch) -> batch, what is read in training alone; a key per example.
 
     The sums stay on the device, so the host loop waits for nothing between log lines. `finite`
     counts the steps whose loss and gradient norm were finite; an update that is not is skipped, so
@@ -106,11 +108,11 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, base: Key[Array, ""]):
         keys = StepKeys.at(base, state.step)
-        if noise is not None:
-            batch = noise(example_keys(keys.noise, batch.id_e), batch)
         now = state.step - begin
         weight = beta(now)
         totals = Totals.of(batch)
+        if noise is not None:
+            batch = noise(example_keys(keys.noise, batch.id_e), batch)
         trained, frozen = trainable.split(plan, state.params)
 
         def loss_fn(trained: Any, part: Batch, drop: Key[Array, ""]):

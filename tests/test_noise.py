@@ -1,4 +1,4 @@
-"""Deletion of encoder tokens: how many, which, and that packing does not matter."""
+"""Deletion of encoder tokens and dropping of words: how many, which, whatever the packing."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 
 from jvae.api import example_keys
 from jvae.data.rows import Encoded, pack_rows
-from jvae.noise import delete_tokens, most_deleted
+from jvae.noise import delete_tokens, drop_words, most_deleted
 
 PAD = 0
 RNG = np.random.default_rng(0)
@@ -103,3 +103,25 @@ def test_nothing_goes_at_rate_zero_and_rates_are_shares():
         np.testing.assert_array_equal(got, want)
     with pytest.raises(ValueError, match="rate is 1.5"):
         delete_tokens(key_e, batch.enc, 1.5, PAD)
+
+
+def test_words_are_dropped_where_they_are_scored_at_the_rate_and_by_example():
+    rng = np.random.default_rng(0)
+    side = Encoded.of([np.array([1, *rng.integers(4, 20, 30), 2]) for _ in range(60)])
+    rows, pad = dict(dec=64), dict(dec=0)
+    pairs = pack_rows(np.arange(60).reshape(30, 2), dict(dec=side), rows, pad)
+    key_e = example_keys(jax.random.key(0), jnp.asarray(pairs.id_e))
+    noisy = drop_words(key_e, pairs, 0.3, 3)
+    assert (noisy.read_bt == pairs.read_bt)[~pairs.scored_bt].all()
+    changed = (noisy.read_bt != pairs.read_bt)[pairs.scored_bt]
+    assert 0.25 < changed.mean() < 0.35
+    assert set(np.unique(noisy.read_bt[noisy.read_bt != pairs.read_bt])) == {3}
+    assert noisy.dec is pairs.dec and noisy.scored_bt is pairs.scored_bt
+
+    swapped = pack_rows(np.array([[1, 0]]), dict(dec=side), rows, pad)
+    key_e = example_keys(jax.random.key(0), jnp.asarray(swapped.id_e))
+    again = drop_words(key_e, swapped, 0.3, 3).read_bt[0]
+    np.testing.assert_array_equal(again[:32], noisy.read_bt[0, 32:])
+    np.testing.assert_array_equal(again[32:], noisy.read_bt[0, :32])
+    with pytest.raises(ValueError, match="rate is 2; expected a share"):
+        drop_words(key_e, swapped, 2, 3)

@@ -26,8 +26,12 @@ def test_noise_has_a_key_of_its_own_and_leaves_the_others_alone():
 
 def settings(rate: float, family: str = "optimus") -> ConfigDict:
     return configs.apply_overrides(
-        configs.load(f"{family}:tiny"), [f"--config.data.enc_delete={rate}"]
+        configs.load(f"{family}:tiny"), [f"--config.noise.enc_delete={rate}"]
     )
+
+
+def noise_of(config: ConfigDict, tok):
+    return run.build_noise(config.noise, config, tok, tok)
 
 
 def test_deletion_reaches_the_encoder_in_training_alone():
@@ -36,7 +40,7 @@ def test_deletion_reaches_the_encoder_in_training_alone():
     rows = dict(enc=20, dec=20)
     sides = dict(enc=side, dec=side)
     batch = pack_rows(np.array([[0], [1]]), sides, rows, dict.fromkeys(rows, tok.pad_id))
-    delete = run.build_noise(settings(0.9), tok)
+    delete = noise_of(settings(0.9), tok)
 
     def measured(step, params, batch: Batch, key, drop) -> Terms:
         read_e = params["w"] * jnp.sum(batch.enc.segment_bt > 0, axis=1)
@@ -61,10 +65,10 @@ def test_deletion_reaches_the_encoder_in_training_alone():
 
 def test_deletion_that_cannot_be():
     tok = train_word_level(["a"])
-    assert run.build_noise(settings(0.0), tok) is None
-    with pytest.raises(ConfigError, match=r"data.enc_delete=1.5: expected a share from 0 to 1"):
-        run.build_noise(settings(1.5), tok)
+    assert noise_of(settings(0.0), tok) is None
+    with pytest.raises(ConfigError, match=r"noise.enc_delete=1.5: expected a share from 0 to 1"):
+        noise_of(settings(1.5), tok)
     config = settings(0.1)
     config.model = ConfigDict(dict(family="lm", decoder=config.model.decoder.to_dict()))
     with pytest.raises(ConfigError, match="model.family=lm has no encoder; set it to 0"):
-        run.build_noise(config, tok)
+        noise_of(config, tok)
