@@ -3,7 +3,7 @@
 import logging
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,26 @@ from jvae import models, run
 from jvae.api import Batch, Params
 from jvae.data import grammar
 from jvae.data.dataset import eval_batches
+from jvae.evals import compat, smoothness
 from jvae.evals import text as texts
 from jvae.evals.card import Card, Report
-from jvae.evals.latent import LatentResult, collect_posteriors, latent_metrics, rec_gap
+from jvae.evals.latent import (
+    LatentResult,
+    PosteriorSet,
+    collect_posteriors,
+    latent_metrics,
+    rec_gap,
+)
 from jvae.evals.likelihood import (
+    LikelihoodResult,
     TextCounts,
+    cost_ratio,
     draw_sentences,
     evaluate_likelihood,
     excess_over_exact,
     has_latent,
 )
+from jvae.evals.settings import EvalConfig, Preset
 from jvae.parallel import mesh as meshes
 from jvae.space.loaded import LoadedVAE, line
 from jvae.workdir import one_line, write_text
@@ -34,6 +44,7 @@ from jvae.workdir import one_line, write_text
 log = logging.getLogger(__name__)
 
 GAP_DRAWS = 10  # draws of the control of Rec; its error is that between sentences
+RATIO_DRAWS = 100  # most draws of the one batch that the cost ratio is timed on
 
 
 def loaded(this: run.Run, params: Params, seed: int = 0) -> LoadedVAE:
@@ -52,12 +63,23 @@ def loaded(this: run.Run, params: Params, seed: int = 0) -> LoadedVAE:
     )
 
 
+def settings(config: Any) -> EvalConfig:
+    """The `evals` section of a config. Raises ConfigError where it makes no sense."""
+    found = run.dataclass_from(EvalConfig, config.evals, "evals")
+    compat.check(found.compat)
+    return found
+
+
 def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = "test") -> Report:
-    """Measures a split and writes `eval/<split>.json`, `eval/<split>.txt` and `samples/*.txt`."""
-    cfg, data = this.config.evals, this.data[split]
+    """Measures a split and writes `eval/<split>.json`, `eval/<split>.txt` and `samples/*.txt`.
+
+    Another preset than quick adds its name to that of the files.
+    """
+    cfg, data = settings(this.config), this.data[split]
+    sizes = cfg.sizes(len(data))
     key = jax.random.key(cfg.seed)
-    chosen = draw_sentences(len(data), cfg.sentences, cfg.seed)
-    report = Report(f"{this.config.name}, {split}", _card(this, step, split))
+    chosen = draw_sentences(len(data), sizes.sentences or len(data), cfg.seed)
+    report = Report(f"{this.config.name}, {split}", _card(this, cfg, step, split))
 
     def rows(ids: np.ndarray | None = None) -> Iterator[Batch]:
         sharding = meshes.batch_sharding(mesh)
@@ -65,33 +87,97 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
 
     with _timed(report, "likelihood_s"):
         likelihood = evaluate_likelihood(
-            this.model, params, rows(chosen), key, cfg.samples, chunk=cfg.chunk
+            this.model, params, rows(chosen), key, sizes.samples, chunk=cfg.chunk
         )
-    latent = gap = control = None
+    latent = gap = control = posts = None
     if has_latent(this.model):
         with _timed(report, "latent_s"):
             posts = collect_posteriors(this.model, params, rows(), key)
             latent = latent_metrics(this.model, params, posts)
             control = _untrained(this, mesh, rows)
-            gap = rec_gap(this.model, params, rows(chosen), posts, likelihood, key, k=GAP_DRAWS)
+            known = chosen[np.isin(chosen, posts.id_e)]
+            gap = rec_gap(this.model, params, rows(known), posts, likelihood, key, k=GAP_DRAWS)
     counts = TextCounts(data.words_e, data.chars_e)
     report.add_likelihood(likelihood, counts, gap.rec_other_nats if gap else None)
     report.add_latent(latent, control, gap)
+    if posts is not None:
+        with _timed(report, "accuracy_s"):
+            _accuracy(this, params, report, rows(known), rows(known), posts)
+        if sizes.spot_samples:
+            with _timed(report, "spot_s"):
+                _spot_check(this, params, report, sizes, cfg, rows, len(data))
+        if cfg.compat:
+            with _timed(report, "compat_s"):
+                ours = {row.name: row.value for row in report.rows}
+                report.compat = compat.blocks(
+                    cfg.compat,
+                    this.model,
+                    params,
+                    lambda: rows(chosen),
+                    key,
+                    likelihood,
+                    posts,
+                    counts,
+                    ours,
+                    cfg.chunk,
+                )
+    ratio_k = min(sizes.samples, RATIO_DRAWS)
+    report.time["cost_ratio"] = cost_ratio(
+        this.model, params, next(rows(chosen)), key, ratio_k, chunk=cfg.chunk
+    )
 
     vae = loaded(this, params, cfg.seed)
-    settings = {k: v for k, v in this.config.decode.items() if k not in ("batch", "max_length")}
+    decode = {k: v for k, v in this.config.decode.items() if k not in ("batch", "max_length")}
     samples = {}
     with _timed(report, "text_s"):
-        samples["prior"] = [one_line(s) for s in vae.sample(cfg.generate, **settings)]
-        greedy = vae.sample(cfg.generate, method="greedy")
+        samples["prior"] = [one_line(s) for s in vae.sample(sizes.generate, **decode)]
+        greedy = vae.sample(sizes.generate, method="greedy")
         samples["prior_greedy"] = [one_line(s) for s in greedy]
-        report.add_group(texts.generation(samples["prior"], data.texts, this.data["train"].texts))
+        train = this.data["train"].texts
+        report.add_group(texts.generation(samples["prior"], data.texts, train))
+        if sizes.greedy_columns:
+            found = texts.generation(samples["prior_greedy"], data.texts, train)
+            report.add_group(found, prefix="greedy_")
         if latent is not None:
-            _reconstructions(this, vae, report, samples, [str(data.texts[i]) for i in chosen])
+            original = [str(data.texts[i]) for i in chosen]
+            z_egz = _reconstructions(this, vae, report, samples, original)
+            _interpolations(this, vae, report, samples, z_egz, cfg, sizes)
     if split in this.exact:
         _exactness(this, report, likelihood, samples, split)
-    _write(this.workdir, report, samples, split)
+    _write(this.workdir, report, samples, split, "" if cfg.preset == "quick" else f".{cfg.preset}")
     return report
+
+
+def _accuracy(
+    this: run.Run,
+    params: Params,
+    report: Report,
+    batches: Iterator[Batch],
+    again: Iterator[Batch],
+    posts: PosteriorSet,
+) -> None:
+    """Tokens ranked first given all earlier ones and the posterior mean, or another sentence's."""
+    value = texts.token_accuracy(this.model, params, batches, posts)
+    other = texts.token_accuracy(this.model, params, again, posts, other=True)
+    report.add("token_accuracy", value, "%", control=other, note="control: another sentence's z")
+
+
+def _spot_check(
+    this: run.Run,
+    params: Params,
+    report: Report,
+    sizes: Preset,
+    cfg: EvalConfig,
+    rows: Callable[[np.ndarray], Iterator[Batch]],
+    available: int,
+) -> None:
+    """Many draws on few sentences: how much of the bound's distance a larger K would close."""
+    few = draw_sentences(available, sizes.spot_sentences, cfg.seed)
+    key, k = jax.random.key(cfg.seed), sizes.spot_samples
+    found = evaluate_likelihood(this.model, params, rows(few), key, k, chunk=cfg.chunk).summary()
+    less = found["nll_nats_at"].get(sizes.samples)
+    note = f"{len(few)} sentences; with K = {sizes.samples} these have {less:.2f}"
+    report.add(f"nll_{k}", found["nll_nats"], "nats/sentence", se=found["nll_nats_se"], note=note)
 
 
 def _reconstructions(
@@ -100,9 +186,8 @@ def _reconstructions(
     report: Report,
     samples: dict[str, list[str]],
     original: list[str],
-) -> None:
-    """Sentences decoded from their posterior means, and lines between pairs of them."""
-    cfg = this.config.evals
+) -> np.ndarray:
+    """Sentences decoded from their posterior means; returns these."""
     z_egz = vae.encode(original)
     decoded = [one_line(s) for s in vae.decode(z_egz)]
     shuffled = vae.decode(np.roll(z_egz, 1, axis=0))
@@ -111,20 +196,40 @@ def _reconstructions(
         texts.reconstruction(decoded, original, train), texts.reconstruction(shuffled, original)
     )
     samples["reconstructions"] = [f"{a}\n{b}\n" for a, b in zip(original, decoded, strict=True)]
-    pairs = min(cfg.interpolations, len(original) // 2)
-    if pairs:
-        z_etgz = line(z_egz[:pairs], z_egz[pairs : 2 * pairs], cfg.interpolation_steps)
+    return z_egz
+
+
+def _interpolations(
+    this: run.Run,
+    vae: LoadedVAE,
+    report: Report,
+    samples: dict[str, list[str]],
+    z_egz: np.ndarray,
+    cfg: EvalConfig,
+    sizes: Preset,
+) -> None:
+    """Lines between pairs of posterior means, decoded, and how evenly their sentences change."""
+    pairs, steps = min(sizes.interpolations, len(z_egz) // 2), cfg.interpolation_steps
+    if not pairs:
+        return
+    ends = z_egz[:pairs], z_egz[pairs : 2 * pairs]
+    words = smoothness.word_vectors(this.data["train"].texts)
+    ways = {"interpolation": line(*ends, steps)}
+    if sizes.slerp:
+        ways["arc"] = smoothness.arc(*ends, steps)
+    for name, z_etgz in ways.items():
         points = [one_line(s) for s in vae.decode(z_etgz.reshape(-1, *z_egz.shape[1:]))]
-        steps = cfg.interpolation_steps
-        samples["interpolations"] = [
-            "\n".join(points[i * steps : (i + 1) * steps]) + "\n" for i in range(pairs)
-        ]
+        paths = [points[i * steps : (i + 1) * steps] for i in range(pairs)]
+        samples[f"{name}s"] = ["\n".join(path) + "\n" for path in paths]
+        for row in smoothness.smoothness_rows(words, paths, name):
+            report.add(**row)
+    report.card.word_vectors = smoothness.VECTORS
 
 
 def _exactness(
     this: run.Run,
     report: Report,
-    likelihood: Any,
+    likelihood: LikelihoodResult,
     samples: dict[str, list[str]],
     split: str,
 ) -> None:
@@ -165,7 +270,7 @@ def _untrained(this: run.Run, mesh: Mesh, rows: Any) -> LatentResult | None:
     return latent_metrics(this.model, params, posts)
 
 
-def _card(this: run.Run, step: int, split: str) -> Card:
+def _card(this: run.Run, evals: EvalConfig, step: int, split: str) -> Card:
     cfg, data = this.config, this.data[split]
     return Card(
         commit=_commit(),
@@ -173,9 +278,9 @@ def _card(this: run.Run, step: int, split: str) -> Card:
         weights=f"step {step}",
         data=[{"name": f.path, "sha256": f.sha256, "lines": f.lines} for f in data.lines.files],
         tokenizers={"encoder": this.encoder.fingerprint, "decoder": this.decoder.fingerprint},
-        preset="quick",
+        preset=evals.label,
         seen_in_train_pct=texts.seen_share(data.texts, this.data["train"].texts),
-        seeds={"config": cfg.seed, "evals": cfg.evals.seed},
+        seeds={"config": cfg.seed, "evals": evals.seed},
         dropped={"sentences": sum(data.lines.dropped.values()), "reasons": data.lines.dropped},
         special_tokens={"start": this.decoder.start_id, "end": this.decoder.end_id},
         decode=dict(cfg.decode),
@@ -196,11 +301,14 @@ def _commit() -> str | None:
     return found.stdout.strip()
 
 
-def _write(folder: Path, report: Report, samples: dict[str, Sequence[str]], split: str) -> None:
-    write_text(folder / "eval" / f"{split}.json", report.to_json())
-    write_text(folder / "eval" / f"{split}.txt", report.table() + "\n")
+def _write(
+    folder: Path, report: Report, samples: dict[str, list[str]], split: str, suffix: str
+) -> None:
+    write_text(folder / "eval" / f"{split}{suffix}.json", report.to_json())
+    write_text(folder / "eval" / f"{split}{suffix}.txt", report.table() + "\n")
     for name, lines in samples.items():
-        write_text(folder / "samples" / f"{name}.txt", "".join(f"{one}\n" for one in lines))
+        text = "".join(f"{one}\n" for one in lines)
+        write_text(folder / "samples" / f"{name}{suffix}.txt", text)
 
 
 @contextmanager

@@ -27,7 +27,8 @@ def evaluate(config: ConfigDict, folder: Path) -> None:
     """Measures the best checkpoint of a run on its test split."""
     if not (folder / workdir.CONFIG).is_file():
         raise CheckpointError(f"{folder}: no run here; train it first, or give its --workdir")
-    workdir.claim(folder, config)
+    # Not claimed: a headline evaluation leaves the run's own config as it is.
+    workdir.check(folder, config)
     this = run.open_run(config, folder)
     mesh = meshes.make_mesh(this.config.mesh)
     params, step = loading.load_params(this.model, mesh, folder)
