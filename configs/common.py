@@ -17,7 +17,10 @@ def base() -> ConfigDict:
             # Folder or Hugging Face hub name; empty: one is trained on the train split.
             encoder_tokenizer="",
             decoder_tokenizer="",
-            vocab=8_000,  # entries of a tokenizer trained on text files
+            # A tokenizer trained on text files: its kind, bpe or word, and how many entries it has
+            # (0, for words alone: every word).
+            tokenizer_kind="bpe",
+            vocab=8_000,
             on_error="raise",  # or drop: bad lines are counted and left out
             max_words=256,  # longer lines are bad lines
             # Tokens of a row per side and examples of a row; 0: proposed from the lengths.
@@ -27,12 +30,14 @@ def base() -> ConfigDict:
             row_tokens=256,  # about the row length to propose
             batch_rows=16,
             packing="pack",  # or bucket: one sentence per row, like lengths together
+            score_end=True,  # False: the model never learns where to end; the bound is of less text
         )
     )
     # Pretrained backbones for step 0: a folder or hub name in Hugging Face's layout; empty: none.
     c.init = ConfigDict(dict(encoder="", decoder=""))
     c.objective = ConfigDict(
         dict(
+            rec="sum",
             kl_floor="none",
             floor=0.0,
             length_weighted=False,
@@ -54,9 +59,12 @@ def base() -> ConfigDict:
             b1=0.9,
             b2=0.999,
             eps=1e-8,
+            eps_first=False,  # True: eps before the bias correction, as transformers' old AdamW
             weight_decay=0.0,
             no_decay=(r".*bias", r".*norm/scale"),
             clip=1.0,
+            first_update=0,  # 1: the first update is not one of rate 0
+            trainable=(),  # rules of jvae.trainable; none: everything trains
         )
     )
     c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
@@ -104,6 +112,21 @@ def base() -> ConfigDict:
         )
     )
     return c
+
+
+def lstm(**changes) -> dict:
+    """One LSTM; `vocab` is set from the tokenizer when it is 0."""
+    stack = dict(
+        width=256,
+        hidden=256,
+        vocab=0,
+        dropout=0.5,
+        init_scale=0.1,
+        dtype="float32",
+        vocab_multiple=1,
+        xent_chunk=16384,
+    )
+    return stack | changes
 
 
 def transformer(**changes) -> dict:

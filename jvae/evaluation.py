@@ -3,7 +3,7 @@
 import logging
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from jvae.evals.likelihood import (
     evaluate_likelihood,
     excess_over_exact,
     has_latent,
+    spot_row,
 )
 from jvae.evals.settings import EvalConfig, Preset
 from jvae.parallel import mesh as meshes
@@ -43,6 +44,11 @@ from jvae.workdir import one_line, write_text
 
 log = logging.getLogger(__name__)
 
+SAMPLER_NOTE = (
+    "Fitted posterior: Rec, KL, MI are those of a Gaussian fitted to the end points of the chains; "
+    "NLL_K draws from its equal mixture with the prior; active units count what two independent "
+    "sets of chains agree on. Control: chain = prior."
+)
 GAP_DRAWS = 10  # draws of the control of Rec; its error is that between sentences
 RATIO_DRAWS = 100  # most draws of the one batch that the cost ratio is timed on
 
@@ -85,30 +91,55 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
         sharding = meshes.batch_sharding(mesh)
         return (jax.device_put(b, sharding) for b in eval_batches(data, this.rows, ids))
 
+    sampler = run.build_sampler(this.config, this.model)
+    proposal = sampler.proposal if sampler else None
     with _timed(report, "likelihood_s"):
         likelihood = evaluate_likelihood(
-            this.model, params, rows(chosen), key, sizes.samples, chunk=cfg.chunk
+            this.model,
+            params,
+            rows(chosen),
+            key,
+            sizes.samples,
+            chunk=cfg.chunk,
+            proposal=proposal,
         )
-    latent = gap = control = posts = None
+    latent = gap = control = prior = posts = None
     if has_latent(this.model):
         with _timed(report, "latent_s"):
             posts = collect_posteriors(this.model, params, rows(), key)
             latent = latent_metrics(this.model, params, posts)
-            control = _untrained(this, mesh, rows)
+            if sampler:
+                prior_model = this.model._replace(metric_post=sampler.control)
+                prior_posts = collect_posteriors(prior_model, params, rows(), key)
+                control = prior = latent_metrics(prior_model, params, prior_posts)
+                report.notes.append(SAMPLER_NOTE)
+            else:
+                control = _untrained(this, mesh, rows)
             known = chosen[np.isin(chosen, posts.id_e)]
             gap = rec_gap(this.model, params, rows(known), posts, likelihood, key, k=GAP_DRAWS)
     counts = TextCounts(data.words_e, data.chars_e)
     report.add_likelihood(likelihood, counts, gap.rec_other_nats if gap else None)
-    report.add_latent(latent, control, gap)
+    name = "chain = prior" if sampler else "untrained model"
+    report.add_latent(latent, control, gap, prior, name)
     if posts is not None:
         with _timed(report, "accuracy_s"):
-            _accuracy(this, params, report, rows(known), rows(known), posts)
+            batches = rows(chosen[np.isin(chosen, posts.id_e)])
+            _accuracy(this, params, report, list(batches), posts)
         if sizes.spot_samples:
             with _timed(report, "spot_s"):
-                _spot_check(this, params, report, sizes, cfg, rows, len(data))
+                few = draw_sentences(len(data), sizes.spot_sentences, cfg.seed)
+                found = evaluate_likelihood(
+                    this.model,
+                    params,
+                    rows(few),
+                    key,
+                    sizes.spot_samples,
+                    chunk=cfg.chunk,
+                    proposal=proposal,
+                )
+                report.add(**spot_row(found, sizes.samples))
         if cfg.compat:
             with _timed(report, "compat_s"):
-                ours = {row.name: row.value for row in report.rows}
                 report.compat = compat.blocks(
                     cfg.compat,
                     this.model,
@@ -118,13 +149,16 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
                     likelihood,
                     posts,
                     counts,
-                    ours,
+                    {row.name: row.value for row in report.rows},
                     cfg.chunk,
                 )
     ratio_k = min(sizes.samples, RATIO_DRAWS)
-    report.time["cost_ratio"] = cost_ratio(
-        this.model, params, next(rows(chosen)), key, ratio_k, chunk=cfg.chunk
-    )
+    batch = next(rows(chosen))
+    cost = cost_ratio(this.model, params, batch, key, ratio_k, chunk=cfg.chunk, proposal=proposal)
+    # The chains of a sampler are priced apart.
+    report.time["cost_ratio"] = cost.whole - cost.encoder if sampler else cost.whole
+    if sampler:
+        report.time["chains_ratio"] = cost.encoder
 
     vae = loaded(this, params, cfg.seed)
     decode = {k: v for k, v in this.config.decode.items() if k not in ("batch", "max_length")}
@@ -149,35 +183,12 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
 
 
 def _accuracy(
-    this: run.Run,
-    params: Params,
-    report: Report,
-    batches: Iterator[Batch],
-    again: Iterator[Batch],
-    posts: PosteriorSet,
+    this: run.Run, params: Params, report: Report, batches: list[Batch], posts: PosteriorSet
 ) -> None:
     """Tokens ranked first given all earlier ones and the posterior mean, or another sentence's."""
     value = texts.token_accuracy(this.model, params, batches, posts)
-    other = texts.token_accuracy(this.model, params, again, posts, other=True)
+    other = texts.token_accuracy(this.model, params, batches, posts, other=True)
     report.add("token_accuracy", value, "%", control=other, note="control: another sentence's z")
-
-
-def _spot_check(
-    this: run.Run,
-    params: Params,
-    report: Report,
-    sizes: Preset,
-    cfg: EvalConfig,
-    rows: Callable[[np.ndarray], Iterator[Batch]],
-    available: int,
-) -> None:
-    """Many draws on few sentences: how much of the bound's distance a larger K would close."""
-    few = draw_sentences(available, sizes.spot_sentences, cfg.seed)
-    key, k = jax.random.key(cfg.seed), sizes.spot_samples
-    found = evaluate_likelihood(this.model, params, rows(few), key, k, chunk=cfg.chunk).summary()
-    less = found["nll_nats_at"].get(sizes.samples)
-    note = f"{len(few)} sentences; with K = {sizes.samples} these have {less:.2f}"
-    report.add(f"nll_{k}", found["nll_nats"], "nats/sentence", se=found["nll_nats_se"], note=note)
 
 
 def _reconstructions(

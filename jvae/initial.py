@@ -53,11 +53,14 @@ _GPT2_DECODER = Part(
     "decoder", "decoder", ("decoder",), gpt2.BACKBONE, lambda _, v: gpt2.table(v, "decoder")
 )
 PARTS: dict[str, tuple[Part, ...]] = {
+    "adavae": (_GPT2_DECODER,),
+    "della": (_GPT2_DECODER,),
     "lm": (_GPT2_DECODER,),
     "optimus": (
         Part("encoder", "encoder", ("encoder",), bert.BACKBONE, _bert_with_pooler),
         _GPT2_DECODER,
     ),
+    "sri_transformer": (_GPT2_DECODER,),
 }
 
 

@@ -14,50 +14,98 @@ from jaxtyping import Array, Float
 
 from jvae.api import Terms, mean_valid
 
-Floor = Callable[[Float[Array, "e g z"], float], Float[Array, "e"]]
+Floor = Callable[[Float[Array, "e g z"], float], Float[Array, "e g"]]
+Reduce = Callable[[Float[Array, "e g"]], Float[Array, "e"]]
 
 
-def _total(kl_egz: Array, floor: float) -> Array:
+def _plain(kl_egz: Array, floor: float) -> Array:
     del floor
-    return jnp.sum(kl_egz, axis=(1, 2))
+    return jnp.sum(kl_egz, axis=2)
 
 
 def _dim_masked(kl_egz: Array, floor: float) -> Array:
     """Dimensions at or below the floor contribute 0. Source: the released Optimus code
     (`fb_mode=1`).
     """
-    return jnp.sum(jnp.where(kl_egz > floor, kl_egz, 0.0), axis=(1, 2))
+    return jnp.sum(jnp.where(kl_egz > floor, kl_egz, 0.0), axis=2)
 
 
 def _dim_max(kl_egz: Array, floor: float) -> Array:
     """max(KL, floor) per dimension. Source: Li et al. 2020, eq. 9. Same gradient as `dim_masked`
     almost everywhere.
     """
-    return jnp.sum(jnp.maximum(kl_egz, floor), axis=(1, 2))
+    return jnp.sum(jnp.maximum(kl_egz, floor), axis=2)
 
 
-FLOORS: dict[str, Floor] = {"none": _total, "dim_masked": _dim_masked, "dim_max": _dim_max}
+def _dim_masked_share(kl_egz: Array, floor: float) -> Array:
+    """`dim_masked` with the floor divided by the number of latent dimensions. Source: the released
+    AdaVAE code (`fb=4`).
+    """
+    return _dim_masked(kl_egz, floor / (kl_egz.shape[1] * kl_egz.shape[2]))
+
+
+def _group_max(kl_egz: Array, floor: float) -> Array:
+    """max(KL, floor) per latent group, of the KL summed over its dimensions; with one group, a
+    floor on the whole KL. Source: the released DELLA code (`kl_threshold`).
+    """
+    return jnp.maximum(jnp.sum(kl_egz, axis=2), floor)
+
+
+FLOORS: dict[str, Floor] = {
+    "none": _plain,
+    "dim_masked": _dim_masked,
+    "dim_max": _dim_max,
+    "dim_masked_share": _dim_masked_share,
+    "group_max": _group_max,
+}
+MEAN_SUM = "mean_sum"
+KL_FLOORS = (*FLOORS, MEAN_SUM)
+REDUCTIONS: dict[str, Reduce] = {
+    "sum": lambda kl_eg: jnp.sum(kl_eg, axis=1),
+    "group_mean": lambda kl_eg: jnp.mean(kl_eg, axis=1),
+}
+RECONSTRUCTIONS = ("sum", "token_mean", "token_mean_end")
 
 
 @dataclass(frozen=True)
 class Objective:
     """How terms are weighed.
 
-    kl_floor: a name of `FLOORS`; floor: its threshold in nats. length_weighted: the reconstruction
-    is divided by the number of tokens of the sentence, start and end id counted (released Optimus
-    option; the KL never is, so the effective beta grows).
-    aux_weight: weight of each auxiliary term by its name; terms without a weight are an error.
+    rec: "sum" over the tokens of a sentence, as the bound has it; "token_mean", the mean over all
+    scored tokens of the batch, which raises the effective beta to about beta times the tokens of a
+    sentence; "token_mean_end" counts one token more per sentence, the end that nobody scores
+    (released AdaVAE). kl_floor: a name of `KL_FLOORS`; floor: its threshold in nats per dimension,
+    for "group_max" per group. "mean_sum" is max(mean over the batch of the KL, floor * dimensions):
+    below it the KL has no gradient at all (AdaVAE). kl_reduce: over latent groups, "sum"
+    as the bound has it, or "group_mean" (released DELLA code), which divides the effective beta by
+    the number of groups. length_weighted: the reconstruction is divided by the number of tokens of
+    the sentence, start and end id counted (released Optimus option; the KL never is, so the
+    effective beta grows). aux_weight: weight of each auxiliary term by its name; terms without a
+    weight are an error.
     """
 
+    rec: str = "sum"
     kl_floor: str = "none"
     floor: float = 0.0
+    kl_reduce: str = "sum"
     length_weighted: bool = False
     aux_weight: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kl_floor not in FLOORS:
-            known = ", ".join(FLOORS)
-            raise ValueError(f"objective.kl_floor is {self.kl_floor!r}; expected one of {known}")
+        for name, value, known in (
+            ("rec", self.rec, RECONSTRUCTIONS),
+            ("kl_floor", self.kl_floor, KL_FLOORS),
+            ("kl_reduce", self.kl_reduce, REDUCTIONS),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"objective.{name} is {value!r}; expected one of {', '.join(known)}"
+                )
+        if self.length_weighted and self.rec != "sum":
+            raise ValueError(
+                f"objective.length_weighted with objective.rec {self.rec!r} would divide twice by "
+                "the length; set one of them"
+            )
         if self.floor < 0:
             raise ValueError(f"objective.floor is {self.floor}; expected at least 0 nats")
 
@@ -69,6 +117,25 @@ class Loss(NamedTuple):
     kl_e: Float[Array, "e"]  # the plain KL, summed over groups and dimensions
 
 
+def _per_token(objective: Objective, terms: Terms) -> Array | float:
+    """The factor whose mean over sentences makes a mean over tokens of a sum over tokens."""
+    if objective.rec == "sum":
+        return 1.0
+    counted_e = terms.scored_e + (1 if objective.rec == "token_mean_end" else 0)
+    tokens = jnp.sum(jnp.where(terms.valid_e, counted_e, 0))
+    return jnp.sum(terms.valid_e) / jnp.maximum(tokens, 1)
+
+
+def _floored(objective: Objective, kl_egz: Array, valid_e: Array) -> Array:
+    """The KL of every sentence as the loss has it; under a floor on the batch all have the mean."""
+    reduce = REDUCTIONS[objective.kl_reduce]
+    if objective.kl_floor != MEAN_SUM:
+        return reduce(FLOORS[objective.kl_floor](kl_egz, objective.floor))
+    mean = mean_valid(reduce(_plain(kl_egz, 0.0)), valid_e)
+    least = objective.floor * kl_egz.shape[1] * kl_egz.shape[2]
+    return jnp.broadcast_to(jnp.maximum(mean, least), valid_e.shape)
+
+
 def per_sentence(objective: Objective, terms: Terms, beta: Float[Array, ""] | float) -> Loss:
     """The loss of every sentence: reconstruction + beta * floored KL + weighted auxiliary terms, in
     nats.
@@ -76,13 +143,13 @@ def per_sentence(objective: Objective, terms: Terms, beta: Float[Array, ""] | fl
     A model without a closed-form KL (`terms.kl_egz is None`) trains on its reconstruction alone.
     Raises: KeyError when an auxiliary term has no weight.
     """
-    total_e = terms.nll_e
+    total_e = terms.nll_e * _per_token(objective, terms)
     if objective.length_weighted:
         total_e = total_e / (terms.scored_e + 1)
     kl_e = jnp.zeros_like(terms.nll_e)
     if terms.kl_egz is not None:
-        kl_e = _total(terms.kl_egz, 0.0)
-        total_e = total_e + beta * FLOORS[objective.kl_floor](terms.kl_egz, objective.floor)
+        kl_e = jnp.sum(terms.kl_egz, axis=(1, 2))
+        total_e = total_e + beta * _floored(objective, terms.kl_egz, terms.valid_e)
     for name, value_e in terms.aux.items():
         total_e = total_e + objective.aux_weight[name] * value_e
     return Loss(total_e, kl_e)

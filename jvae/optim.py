@@ -6,20 +6,26 @@ Config section:
     schedule        constant | linear | cosine | rsqrt, see `learning_rate`
     warmup_steps    linear warm-up from 0
     b1, b2, eps     moments' decay rates; eps is added outside the root
+    eps_first       whether eps is added before the bias correction (transformers' old AdamW), which
+                    makes it up to 30 times larger in the first updates
     weight_decay    decoupled, scaled by the learning rate
     no_decay        patterns; parameters whose path matches one (re.search) are not decayed
     clip            largest global norm of the gradient, None for no clipping
+    first_update    0, or 1: the first update already has the rate of step 1 (released AdaVAE)
+    trainable       rules of `jvae.trainable`; empty: everything trains
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from jvae import trainable
 from jvae.errors import ConfigError
 from jvae.tree import map_named, named_leaves
 
@@ -36,6 +42,7 @@ def learning_rate(cfg: Mapping[str, Any], total_steps: int) -> optax.Schedule:
     Source: `linear` is get_linear_schedule_with_warmup of Hugging Face transformers.
     """
     peak, warmup, kind = float(cfg["lr"]), int(cfg["warmup_steps"]), cfg["schedule"]
+    ahead = int(cfg.get("first_update", 0))
     if kind not in SCHEDULES:
         raise ConfigError(
             f"config.optim.schedule = {kind!r}, expected one of {', '.join(SCHEDULES)}"
@@ -46,7 +53,7 @@ def learning_rate(cfg: Mapping[str, Any], total_steps: int) -> optax.Schedule:
         )
 
     def schedule(step: ArrayLike) -> Float[Array, ""]:
-        step = jnp.asarray(step, jnp.int32)
+        step = jnp.asarray(step, jnp.int32) + ahead
         left = jnp.clip((total_steps - step) / max(1, total_steps - warmup), 0.0, 1.0)
         after = {
             "constant": lambda: jnp.ones_like(left),
@@ -79,24 +86,84 @@ def decay_mask(params: Any, patterns: Sequence[str]) -> Any:
     return map_named(lambda name, _: not any(pattern.search(name) for pattern in compiled), params)
 
 
-def build(cfg: Mapping[str, Any], params: Any, total_steps: int) -> optax.GradientTransformation:
+class AdamState(NamedTuple):
+    """Updates done and both moments."""
+
+    count: Int[Array, ""]
+    mu: Any
+    nu: Any
+
+
+def scale_by_adam(
+    b1: float, b2: float, eps: float, from_steps: Any, eps_first: bool = False
+) -> optax.GradientTransformation:
+    """Adam whose bias correction counts, for each parameter, from the step it trains from.
+
+    Args:
+      from_steps: a tree like the parameters. Before its step a parameter must get zero gradients.
+      eps_first: whether eps is added before the bias correction.
+    Source: Kingma & Ba 2015.
+    """
+
+    def init(params: Any) -> AdamState:
+        zeros = optax.tree.zeros_like
+        return AdamState(jnp.zeros((), jnp.int32), zeros(params), zeros(params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        mu = jax.tree.map(lambda g, m: b1 * m + (1 - b1) * g, updates, state.mu)
+        nu = jax.tree.map(lambda g, v: b2 * v + (1 - b2) * g * g, updates, state.nu)
+
+        def direction(m: Array, v: Array, first: int) -> Array:
+            # Before its first step m is zero, and so is the direction.
+            count = jnp.maximum(state.count + 1 - first, 1).astype(m.dtype)
+            seen = 1 - b2**count
+            added = eps / jnp.sqrt(seen) if eps_first else eps
+            return m / (1 - b1**count) / (jnp.sqrt(v / seen) + added)
+
+        return jax.tree.map(direction, mu, nu, from_steps), AdamState(state.count + 1, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def only_active(from_steps: Any) -> optax.GradientTransformation:
+    """Zeros for what does not train yet."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        return trainable.active(from_steps, updates, state), state + 1
+
+    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
+
+
+def build(
+    cfg: Mapping[str, Any], params: Any, total_steps: int, from_steps: Any = None
+) -> optax.GradientTransformation:
     """The optimizer of a config section for parameters of these paths; abstract ones will do.
 
+    Args:
+      from_steps: a tree like `params`, of the step each one trains from; None: all from the start.
+        Until then a parameter, its moments and its bias correction stay as they are, and the
+        clipping norm does not count it.
     Raises: ConfigError.
-    Source: Loshchilov & Hutter 2019. Deviation from transformers' old AdamW: eps is added after
-      the bias correction, and decay uses the parameter before the update; both differ by less than
-      1e-3 of an update.
+    Source: Loshchilov & Hutter 2019. Deviation from transformers' old AdamW: decay uses the
+      parameter before the update, which differs by less than 1e-3 of it; for eps see `eps_first`.
     """
     decay = float(cfg["weight_decay"])
     clip = cfg["clip"]
     if clip is not None and clip <= 0:
         raise ConfigError(f"config.optim.clip = {clip}, expected a positive norm, or none")
-    adamw = optax.adamw(
-        learning_rate(cfg, total_steps),
-        b1=cfg["b1"],
-        b2=cfg["b2"],
-        eps=cfg["eps"],
-        weight_decay=decay,
-        mask=decay_mask(params, cfg["no_decay"]) if decay else None,
-    )
-    return adamw if clip is None else optax.chain(optax.clip_by_global_norm(clip), adamw)
+    if from_steps is None:
+        from_steps = jax.tree.map(lambda _: 0, params)
+    late = any(jax.tree.leaves(from_steps))
+    parts = [
+        only_active(from_steps) if late else None,
+        None if clip is None else optax.clip_by_global_norm(clip),
+        scale_by_adam(cfg["b1"], cfg["b2"], cfg["eps"], from_steps, cfg.get("eps_first", False)),
+    ]
+    if decay:
+        parts.append(optax.add_decayed_weights(decay, decay_mask(params, cfg["no_decay"])))
+        # A parameter that does not train yet does not decay either.
+        parts.append(only_active(from_steps) if late else None)
+    parts.append(optax.scale_by_learning_rate(learning_rate(cfg, total_steps)))
+    return optax.chain(*(part for part in parts if part is not None))

@@ -22,6 +22,7 @@ from jvae.data.dataset import Dataset, RowSpec, epoch_rows, make_dataset
 from jvae.data.plan import propose_rows, shuffled
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, DataError
+from jvae.models.sri import Sampler
 from jvae.objectives import Objective
 from jvae.parallel import rules
 
@@ -69,6 +70,12 @@ def build_model(config: ConfigDict) -> TextVAE:
     return family.build(model_config(config))
 
 
+def build_sampler(config: ConfigDict, model: TextVAE) -> Sampler | None:
+    """What the model of a config adds where its posterior is a sampler; None for the others."""
+    family = models.family(config.model.family)
+    return None if family.sampler is None else family.sampler(model_config(config), model)
+
+
 def model_config(config: ConfigDict) -> Any:
     """The config dataclass of the model section."""
     family = models.family(config.model.family)
@@ -92,6 +99,7 @@ def row_spec(config: ConfigDict, limits: dict[str, int]) -> RowSpec:
         batch_rows=data.batch_rows,
         packing=data.packing,
         seed=config.seed,
+        score_end=data.score_end,
     )
 
 
@@ -156,10 +164,17 @@ def open_tokenizers(
             opened.append(tokenizers.open_tokenizer(name, role))
         elif opened and not config.data.encoder_tokenizer:
             opened.append(opened[0].for_role(role))
-        elif config.data.train:
+        elif not config.data.train:
+            opened.append(tokenizers.train_word_level(train(), role=role))
+        elif config.data.tokenizer_kind == "word":
+            opened.append(
+                tokenizers.train_word_level(train(), config.data.vocab or None, role=role)
+            )
+        elif config.data.tokenizer_kind == "bpe":
             opened.append(tokenizers.train_bpe(train(), config.data.vocab, role))
         else:
-            opened.append(tokenizers.train_word_level(train(), role=role))
+            kind = config.data.tokenizer_kind
+            raise ConfigError(f"data.tokenizer_kind is {kind!r}; expected bpe or word")
     return opened[0], opened[1]
 
 
@@ -188,6 +203,12 @@ def open_run(config: ConfigDict, workdir: Path) -> Run:
     family = models.family(config.model.family)
     limits = family.limits(model_config(config))
     has_encoder = "enc" in limits
+    shared = has_encoder and "encoder" not in config.model
+    if shared and encoder.fingerprint != decoder.fingerprint:
+        raise ConfigError(
+            f"data.encoder_tokenizer is {encoder.name} and data.decoder_tokenizer {decoder.name}, "
+            f"but one stack of {config.model.family} reads both sides; give both the same"
+        )
     data = {
         split: make_dataset(
             split_lines,

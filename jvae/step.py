@@ -8,16 +8,18 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
+from jvae import trainable
 from jvae.api import Batch, Params, Terms, TextVAE, measure
 from jvae.metrics import Ratio, Sums
 from jvae.objectives import Loss, Objective, batch_loss
+from jvae.trainable import Plan
 
 
 class TrainState(NamedTuple):
     """All that changes from step to step."""
 
-    params: Params
-    opt_state: Any
+    params: Params  # all of them
+    opt_state: Any  # of the ones that ever train
     step: Int[Array, ""]  # optimizer steps done
 
 
@@ -35,9 +37,12 @@ class StepKeys(NamedTuple):
         return cls(*jax.random.split(jax.random.fold_in(base, step)))
 
 
-def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32))
+def init_state(
+    params: Params, tx: optax.GradientTransformation, plan: Plan | None = None
+) -> TrainState:
+    """The state before the first step. Without a plan everything trains."""
+    trained, _ = trainable.split(plan, params)
+    return TrainState(params, tx.init(trained), jnp.zeros((), jnp.int32))
 
 
 def _sums(loss: Loss, terms: Terms, batch: Batch) -> Sums:
@@ -69,8 +74,14 @@ def make_train_step(
     objective: Objective,
     beta: Callable[[Array], Array],
     tx: optax.GradientTransformation,
+    plan: Plan | None = None,
+    measure_at: Callable[..., Terms] | None = None,
 ) -> Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums]]:
-    """step(state, batch, base_key) -> (state, sums): one optimizer update.
+    """step(state, batch, base_key) -> (state, sums): one optimizer update of what the plan trains.
+
+    Args:
+      measure_at: (step, params, batch, key, drop) -> Terms, where training measures a batch in
+        another way than `jvae.api.measure` does.
 
     The sums stay on the device, so the host loop waits for nothing between log lines. `finite`
     counts the steps whose loss and gradient norm were finite; an update that is not is skipped, so
@@ -80,19 +91,25 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch, base: Key[Array, ""]):
         keys = StepKeys.at(base, state.step)
         weight = beta(state.step)
+        trained, frozen = trainable.split(plan, state.params)
 
-        def loss_fn(params: Params):
-            terms = measure(model, params, batch, keys.latent, keys.drop)
+        def loss_fn(trained: Any):
+            params = trainable.merge(plan, trained, frozen)
+            if measure_at is None:
+                terms = measure(model, params, batch, keys.latent, keys.drop)
+            else:
+                terms = measure_at(state.step, params, batch, keys.latent, keys.drop)
             value, loss = batch_loss(objective, terms, weight)
             return value, _sums(loss, terms, batch)
 
-        (value, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        (value, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+        grads = trainable.active(trainable.from_steps(plan), grads, state.step)
         norm = optax.tree.norm(grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = tx.update(grads, state.opt_state, trained)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
-        params = jax.tree.map(keep, params, state.params)
+        trained = jax.tree.map(keep, optax.apply_updates(trained, updates), trained)
+        params = trainable.merge(plan, trained, frozen)
         opt_state = jax.tree.map(keep, opt_state, state.opt_state)
         one = jnp.ones(())
         sums |= {
@@ -103,6 +120,18 @@ def make_train_step(
         return TrainState(params, opt_state, state.step + 1), sums
 
     return train_step
+
+
+def make_tune_step(
+    tune: Callable[[Params, Batch, Key[Array, ""]], Params],
+) -> Callable[[TrainState, Batch, Key[Array, ""]], TrainState]:
+    """step(state, batch, base_key) -> state: parameters that learn between updates (step sizes)."""
+
+    def tune_step(state: TrainState, batch: Batch, base: Key[Array, ""]) -> TrainState:
+        key = jax.random.fold_in(StepKeys.at(base, state.step).latent, 1)
+        return state._replace(params=tune(state.params, batch, key))
+
+    return tune_step
 
 
 def make_valid_step(

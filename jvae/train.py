@@ -12,7 +12,7 @@ from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from jvae import config as configs
-from jvae import initial, metrics, optim, run, schedules, step, workdir
+from jvae import initial, metrics, optim, run, schedules, step, trainable, workdir
 from jvae.api import Batch, Params
 from jvae.checkpoint import Checkpoints
 from jvae.data.dataset import batches, eval_batches
@@ -68,21 +68,36 @@ def train(config: ConfigDict, folder: Path) -> Trained:
 
     # --- shardings --------------------------------------------------------------------------------
     abstract, where = run.param_shardings(model, mesh)
-    tx = optim.build(cfg.optim, abstract, cfg.train.steps)
-    opt_where = rules.optimizer_shardings(tx, abstract, where, mesh)
+    plan = trainable.make_plan(cfg.optim.trainable, abstract, model.axes, cfg.train.steps)
+    trained = jax.eval_shape(lambda params: trainable.split(plan, params)[0], abstract)
+    tx = optim.build(cfg.optim, trained, cfg.train.steps, trainable.from_steps(plan))
+    opt_where = rules.optimizer_shardings(tx, trained, trainable.pick(plan, where), mesh)
     state_where = step.TrainState._make((where, opt_where, meshes.replicated(mesh)))
 
     # --- steps ------------------------------------------------------------------------------------
+    sampler = run.build_sampler(cfg, model)
     train_step = jax.jit(
-        step.make_train_step(model, objective, beta, tx),
+        step.make_train_step(
+            model,
+            objective,
+            beta,
+            tx,
+            plan=plan,
+            measure_at=sampler.measure if sampler else None,
+        ),
         donate_argnums=0,
         out_shardings=(state_where, meshes.replicated(mesh)),
     )
+    tune_step = None
+    if sampler and sampler.tune:
+        tune_step = jax.jit(
+            step.make_tune_step(sampler.tune), donate_argnums=0, out_shardings=state_where
+        )
     last_beta = float(cfg.objective.beta.stop)
     valid_step = jax.jit(step.make_valid_step(model, objective, last_beta))
 
     # --- state: own checkpoint, weights or scratch ------------------------------------------------
-    init = jax.jit(lambda params: step.init_state(params, tx), out_shardings=state_where)
+    init = jax.jit(lambda params: step.init_state(params, tx, plan), out_shardings=state_where)
     abstract_state = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
         jax.eval_shape(init, abstract),
@@ -97,6 +112,9 @@ def train(config: ConfigDict, folder: Path) -> Trained:
         position, first = tuple(meta["position"]), meta["step"]
         log.info("resumed at step %d of %d", first, cfg.train.steps)
     counts = sizes(abstract, depth=1)
+    ever, every = trainable.counts(plan, abstract, cfg.train.steps)
+    if ever < every:
+        log.info("%d of %d parameters train, %.2f %%", ever, every, 100 * ever / every)
     log.info(
         "%d parameters (%s), mesh %s, ready in %.1f s",
         sum(counts.values()),
@@ -128,6 +146,8 @@ def train(config: ConfigDict, folder: Path) -> Trained:
                     done, {f"train/{k}": v for k, v in (values | clock.lap(done, values)).items()}
                 )
                 meter = None
+            if due and tune_step:
+                state = tune_step(state, to_device(batch, mesh), base)
             if due:
                 valid = check(state.params, done)
                 writer.write(done, {f"valid/{k}": v for k, v in valid.items()})
@@ -176,7 +196,8 @@ def _checker(
     """Validation: the whole split, dropout off, the final KL weight, the same noise every time."""
     key = jax.device_put(key, meshes.replicated(mesh))
     alarm = this.config.train.collapse_kl
-    has_latent = this.model.latent_shape[0] > 0
+    # A sampler's posterior has no KL to watch here; the evaluation measures it.
+    watched = this.model.latent_shape[0] > 0 and this.model.post.log_q is not None
 
     def check(params: Params, done: int) -> dict[str, Any]:
         sums: metrics.Sums | None = None
@@ -186,7 +207,7 @@ def _checker(
         values = metrics.ratios(sums)
         row: dict[str, Any] = {name: values[name] for name in ("loss", "rec", "kl")}
         row["neg_elbo"] = values["rec"] + values["kl"]
-        if has_latent:
+        if watched:
             row["collapsed"] = int(values["kl"] < alarm)
             if row["collapsed"]:
                 log.warning(

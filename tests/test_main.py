@@ -161,7 +161,7 @@ def test_held_out_sentences_are_not_trained_on(corpus, tmp_path):
         ([], "no config"),
         (["--mode=sample", "--workdir=/nowhere"], "no config.json"),
         (["--config=optimus", "--config.data.train=/no/such.txt"], "/no/such.txt"),
-        (["--config=optimus", "--config.model.family=optimist"], "known: lm, optimus"),
+        (["--config=optimus", "--config.model.family=optimist"], "known: adavae, della"),
         (["--config=optimus", "--config.model.pool=last"], "pool is 'last'"),
         (["--config=optimus", "--config.objective.kl_floor=x"], "kl_floor"),
         (["--config=optimus", "--config.data.dec_row=8"], "data.dec_row is 8"),

@@ -36,6 +36,7 @@ class RowSpec:
     buckets: int = 4  # at most so many row lengths under 'bucket'
     window: int = 128  # examples the packer chooses from
     seed: int = 0
+    score_end: bool = True  # False: end tokens are read but never scored
 
     def __post_init__(self) -> None:
         if self.packing not in ("pack", "bucket"):
@@ -337,4 +338,4 @@ def _batch(
     part = plan.ids_rs[begin : min(begin + share, first + spec.batch_rows)]
     ids_bs[: len(part)] = part
     row = plan.row[0] if len(plan.row) == 1 else plan.row[first // spec.batch_rows]
-    return pack_rows(ids_bs, dataset.sides, row, dataset.pad)
+    return pack_rows(ids_bs, dataset.sides, row, dataset.pad, spec.score_end)

@@ -42,6 +42,7 @@ def pack_rows(
     sides: Mapping[str, Encoded | None],
     row: Mapping[str, int],
     pad: Mapping[str, int],
+    score_end: bool = True,
 ) -> Batch:
     """Lays out planned examples in rows; the same slot is the same segment on every side.
 
@@ -50,7 +51,9 @@ def pack_rows(
       sides: 'dec' and, where the model reads them, 'enc' and 'cond'.
       row: row length in tokens, per side.
       pad: padding id, per side.
-    Returns: a Batch of NumPy arrays. Every token of `dec` but the first of its example is scored.
+      score_end: whether the last token of an example is scored.
+    Returns: a Batch of NumPy arrays. Every token of `dec` but the first of its example, and the
+      last where so asked, is scored.
     Raises: ValueError if the examples of a row exceed its length on some side.
     """
     made = {
@@ -59,11 +62,15 @@ def pack_rows(
         if side is not None
     }
     dec = made["dec"]
+    scored_bt = dec.position_bt > 0  # positions restart at each start id, and are 0 in padding
+    if not score_end:
+        next_bt = np.pad(dec.segment_bt[:, 1:], ((0, 0), (0, 1)))
+        scored_bt = scored_bt & (next_bt == dec.segment_bt)
     return Batch(
         enc=made.get("enc"),
         dec=dec,
         cond=made.get("cond"),
-        scored_bt=dec.position_bt > 0,  # positions restart at each start id, and are 0 in padding
+        scored_bt=scored_bt,
         id_e=np.ascontiguousarray(ids_bs.reshape(-1), np.int32),  # pyright: ignore[reportArgumentType]
     )
 

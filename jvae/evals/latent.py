@@ -169,6 +169,11 @@ def unit_covariance(
     return np.sum((a - a.mean(0)) * (b - b.mean(0)), axis=0) / (a.shape[0] - 1)
 
 
+def paired_means(post: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The means of two independent sets of chains of each sentence; (None, None) for an encoder."""
+    return getattr(post, "mean_a_egz", None), getattr(post, "mean_b_egz", None)
+
+
 @dataclasses.dataclass(frozen=True)
 class LatentResult:
     """Latent metrics of a set of sentences, in nats where not counts."""
@@ -212,7 +217,8 @@ def latent_metrics(
 ) -> LatentResult | None:
     """Mutual information over the set, active units, KL profile; None without a latent.
 
-    The control is the same function on the posteriors of untrained parameters.
+    The control is the same function on the posteriors of untrained parameters, or on chains of no
+    steps. Active units of a sampler are those on which its two sets of chains agree.
 
     Args:
       block, draws: posteriors and draws compared at a time; they change memory, not values.
@@ -222,7 +228,8 @@ def latent_metrics(
     entropy_e = gaussian_entropy(posts.post)
     first_e = posts.log_q_e.astype(np.float64) if entropy_e is None else -entropy_e
     mi, mi_se = mean_se(first_e - log_aggregate(model, params, posts, block, draws))
-    variance_gz = unit_covariance(posts.mean_egz)
+    a_egz, b_egz = paired_means(posts.post)
+    variance_gz = unit_covariance(posts.mean_egz if a_egz is None else a_egz, b_egz)
     per_group = {limit: np.sum(variance_gz > limit, axis=1).tolist() for limit in THRESHOLDS}
     profile_gz = None if posts.kl_egz is None else posts.kl_egz.astype(np.float64).mean(axis=0)
     return LatentResult(

@@ -24,16 +24,21 @@ from jvae.api import (
     per_example,
 )
 from jvae.evals.collect import collect, mean_se
+from jvae.latent.mixture import Proposal
 
 CURVE = (1, 10, 100, 500, 1000, 5000)  # K of the points of an NLL-vs-K curve, as far as K goes
 LOOSE_ESS = 5.0  # below this effective sample size the bound is called loose
 
 
 class Scores(NamedTuple):
-    """What K posterior draws say about each example, in nats; meaningless at empty slots."""
+    """What K draws say about each example, in nats; meaningless at empty slots.
 
-    nll_e: Float[Array, "e"]  # -log (1/K) sum_k p(x, z_k) / q(z_k | x)
-    rec_e: Float[Array, "e"]  # mean over the draws of -log p(x | z_k)
+    Draws come from the posterior q or from a proposal; means under q of draws from a proposal are
+    weighted by q over its density.
+    """
+
+    nll_e: Float[Array, "e"]  # -log (1/K) sum_k p(x, z_k) / q(z_k | x), or over the proposal
+    rec_e: Float[Array, "e"]  # mean under q of -log p(x | z_k)
     kl_e: Float[Array, "e"]  # KL(q(z | x) || p(z)) by the same draws
     ess_e: Float[Array, "e"]  # (sum w)^2 / sum w^2, between 1 and K
     scored_e: Int[Array, "e"]  # scored tokens, end included
@@ -63,7 +68,8 @@ class _Sums(NamedTuple):
 
     log_w_ke: Array  # log sum of the weights of the first k draws, one row per bound
     log_w2_e: Array  # log sum of all squared weights
-    rec_e: Array
+    log_u_e: Array  # log sum of the weights of means under q
+    rec_e: Array  # such means of the draws so far
     kl_e: Array
 
 
@@ -99,10 +105,11 @@ def over_draws(add: Callable[[Any, Array], Any], start: Any, k: int, chunk: int)
     return add(sums, jnp.arange(full * chunk, k)) if full * chunk < k else sums
 
 
-@partial(jax.jit, static_argnames=("gen", "post", "k", "chunk", "bounds"))
+@partial(jax.jit, static_argnames=("gen", "post", "proposal", "k", "chunk", "bounds"))
 def _score(
     gen: Generator,
     post: Posterior,
+    proposal: Proposal | None,
     k: int,
     chunk: int,
     bounds: tuple[int, ...],
@@ -117,17 +124,24 @@ def _score(
     assert post.log_q is not None  # score_batch has refused the model otherwise
     log_q = post.log_q
 
-    def log_densities(z_egz: Array) -> tuple[Array, Array, Array]:
-        return (
-            nll_of(gen, params, ctx, batch, z_egz),
-            wide(gen.log_prior(params, z_egz, cond)),
-            wide(log_q(params, q, z_egz)),
-        )
+    def log_densities(z_egz: Array) -> tuple[Array, Array, Array, Array]:
+        log_q_e = wide(log_q(params, q, z_egz))
+        log_drawn_e = log_q_e
+        if proposal is not None:
+            log_drawn_e = wide(proposal.log_density(params, q, z_egz, cond))
+        nll_e = nll_of(gen, params, ctx, batch, z_egz)
+        return nll_e, wide(gen.log_prior(params, z_egz, cond)), log_q_e, log_drawn_e
 
     def add(sums: _Sums, draw_k: Array) -> _Sums:
-        z_kegz, kl_kegz = post.sample(params, q, example_keys(z_key, batch.id_e, draw_k))
-        nll_ke, log_p_ke, log_q_ke = jax.vmap(log_densities)(z_kegz)
-        log_w_ke = log_p_ke - nll_ke - log_q_ke
+        key_ke = example_keys(z_key, batch.id_e, draw_k)
+        z_kegz, kl_kegz = post.sample(params, q, key_ke)
+        if proposal is not None:
+            z_kegz = proposal.sample(params, q, key_ke, cond)
+        nll_ke, log_p_ke, log_q_ke, log_drawn_ke = jax.vmap(log_densities)(z_kegz)
+        log_w_ke = log_p_ke - nll_ke - log_drawn_ke
+        log_u_ke = log_q_ke - log_drawn_ke
+        log_u_e = jnp.logaddexp(sums.log_u_e, logsumexp(log_u_ke, axis=0))
+        share_ke, kept_e = jnp.exp(log_u_ke - log_u_e[None]), jnp.exp(sums.log_u_e - log_u_e)
         kl_ke = log_q_ke - log_p_ke if kl_kegz is None else jnp.sum(kl_kegz, axis=(2, 3))
         # A bound sees the draws before its own K only: -inf is a draw that weighs nothing.
         early = jnp.asarray(bounds)[:, None, None] > draw_k[None, :, None]
@@ -135,14 +149,16 @@ def _score(
         return _Sums(
             log_w_ke=jnp.logaddexp(sums.log_w_ke, prefix_ke),
             log_w2_e=jnp.logaddexp(sums.log_w2_e, logsumexp(2 * log_w_ke, axis=0)),
-            rec_e=sums.rec_e + jnp.sum(nll_ke, axis=0),
-            kl_e=sums.kl_e + jnp.sum(wide(kl_ke), axis=0),
+            log_u_e=log_u_e,
+            rec_e=kept_e * sums.rec_e + jnp.sum(share_ke * nll_ke, axis=0),
+            kl_e=kept_e * sums.kl_e + jnp.sum(share_ke * wide(kl_ke), axis=0),
         )
 
     nothing_e = jnp.full(batch.id_e.shape, -jnp.inf, jnp.result_type(float))
     start = _Sums(
         log_w_ke=jnp.tile(nothing_e, (len(bounds), 1)),
         log_w2_e=nothing_e,
+        log_u_e=nothing_e,
         rec_e=jnp.zeros_like(nothing_e),
         kl_e=jnp.zeros_like(nothing_e),
     )
@@ -151,8 +167,8 @@ def _score(
     last = bounds.index(k)
     return Scores(
         nll_e=bound_ke[last],
-        rec_e=sums.rec_e / k,
-        kl_e=sums.kl_e / k,
+        rec_e=sums.rec_e,
+        kl_e=sums.kl_e,
         ess_e=jnp.exp(2 * sums.log_w_ke[last] - sums.log_w2_e),
         scored_e=per_example(batch.scored_bt.astype(jnp.float32), batch).astype(jnp.int32),
         bound_e={bound: bound_ke[i] for i, bound in enumerate(bounds)},
@@ -160,7 +176,11 @@ def _score(
 
 
 def score_batch(
-    model: TextVAE, k: int, chunk: int = 1, bounds: Sequence[int] = CURVE
+    model: TextVAE,
+    k: int,
+    chunk: int = 1,
+    bounds: Sequence[int] = CURVE,
+    proposal: Proposal | None = None,
 ) -> Callable[[Params, Batch, Key[Array, ""]], Scores]:
     """The compiled function (params, batch, key) -> Scores, from K draws per example.
 
@@ -172,6 +192,8 @@ def score_batch(
       chunk: draws decoded together.
       bounds: also record the bound after this many draws; those above K are left out, 1 and K
         always in.
+      proposal: where draws come from in place of the posterior; Rec and KL stay those of the
+        posterior.
     Raises: ValueError if k or chunk is below 1, or `model.metric_post` has no density.
     """
     if k < 1 or chunk < 1:
@@ -185,7 +207,13 @@ def score_batch(
     points = tuple(sorted({1, k, *(bound for bound in bounds if 1 <= bound < k)}))
     latent = has_latent(model)
     scorer = partial(
-        _score, model.gen, model.metric_post, k if latent else 1, chunk, points if latent else (1,)
+        _score,
+        model.gen,
+        model.metric_post,
+        proposal,
+        k if latent else 1,
+        chunk,
+        points if latent else (1,),
     )
 
     def score(params: Params, batch: Batch, key: Array) -> Scores:
@@ -250,12 +278,13 @@ def evaluate_likelihood(
     *,
     chunk: int = 1,
     bounds: Sequence[int] = CURVE,
+    proposal: Proposal | None = None,
 ) -> LikelihoodResult:
     """Scores each sentence of `batches` once with K draws; see `score_batch` for the arguments.
 
     Raises: ValueError as `score_batch`; DataError if a sentence comes twice or none comes.
     """
-    score = score_batch(model, k, chunk, bounds)
+    score = score_batch(model, k, chunk, bounds, proposal)
     id_e, scores = collect((batch.id_e, score(params, batch, key)) for batch in batches)
     return LikelihoodResult(k=k, latent=has_latent(model), id_e=id_e, scores=scores)
 
@@ -332,6 +361,20 @@ def bare_passes(
     return partial(_decoder_passes, model.gen, chunk, params, ctx, batch, z_kegz)
 
 
+class Cost(NamedTuple):
+    """Times over that of K bare decoder passes on the same batch."""
+
+    whole: float  # of NLL_K
+    encoder: float  # of what infers the posterior, which is part of it
+
+
+@partial(jax.jit, static_argnames=("gen", "post"))
+def _encode(gen: Generator, post: Posterior, params: Params, batch: Batch, key: Array) -> Any:
+    chain_key, _ = jax.random.split(key)
+    cond = gen.condition(params, batch)
+    return post.encode(params, batch, cond=cond, key_e=example_keys(chain_key, batch.id_e))
+
+
 def cost_ratio(
     model: TextVAE,
     params: Params,
@@ -341,11 +384,13 @@ def cost_ratio(
     *,
     chunk: int = 1,
     repeats: int = 3,
-) -> float:
-    """Time of NLL_K over that of K bare decoder passes; medians, taken in turn, compiled before."""
-    score = partial(score_batch(model, k, chunk), params, batch, key)
+    proposal: Proposal | None = None,
+) -> Cost:
+    """Cost of NLL_K beside K bare decoder passes; medians, taken in turn, compiled before."""
+    score = partial(score_batch(model, k, chunk, proposal=proposal), params, batch, key)
+    encode = partial(_encode, model.gen, model.metric_post, params, batch, key)
     bare = bare_passes(model, params, batch, key, k, chunk=chunk)
-    times: dict[Callable[[], Any], list[float]] = {score: [], bare: []}
+    times: dict[Callable[[], Any], list[float]] = {score: [], encode: [], bare: []}
     for run in times:
         jax.block_until_ready(run())
     for _ in range(repeats):
@@ -353,4 +398,19 @@ def cost_ratio(
             begin = time.perf_counter()
             jax.block_until_ready(run())
             seconds.append(time.perf_counter() - begin)
-    return statistics.median(times[score]) / statistics.median(times[bare])
+    whole, encoder, passes = (statistics.median(seconds) for seconds in times.values())
+    return Cost(whole / passes, encoder / passes)
+
+
+def spot_row(found: LikelihoodResult, fewer: int) -> dict[str, Any]:
+    """Arguments of `Report.add` for many draws on few sentences.
+
+    Args:
+      fewer: the K of the main result, a point of this one's curve: what a larger K gains.
+    """
+    s = found.summary()
+    less = s["nll_nats_at"].get(fewer)
+    note = f"{s['sentences']} sentences"
+    note += "" if less is None else f"; with K = {fewer} these have {less:.2f}"
+    nats, se = s["nll_nats"], s["nll_nats_se"]
+    return dict(name=f"nll_{found.k}", value=nats, unit="nats/sentence", se=se, note=note)

@@ -36,6 +36,13 @@ def kl_standard(q: Gaussian) -> Float[Array, "e g z"]:
     return 0.5 * (jnp.square(q.mean_egz) + jnp.exp(q.log_var_egz) - q.log_var_egz - 1.0)
 
 
+def kl(q: Gaussian, p: Gaussian) -> Float[Array, "e g z"]:
+    """KL(q || p) per latent dimension, in nats. Source: Kingma & Welling 2014, appendix B."""
+    log_ratio = q.log_var_egz - p.log_var_egz
+    scaled = jnp.square(q.mean_egz - p.mean_egz) * jnp.exp(-p.log_var_egz)
+    return 0.5 * (scaled + jnp.exp(log_ratio) - log_ratio - 1.0)
+
+
 def log_density(q: Gaussian, z_egz: Float[Array, "e g z"]) -> Float[Array, "e"]:
     """log q(z) per example, summed over groups and dimensions, in nats."""
     scaled = jnp.square(z_egz - q.mean_egz) * jnp.exp(-q.log_var_egz)

@@ -7,24 +7,34 @@ from typing import Any, NamedTuple
 
 from jvae.api import TextVAE
 from jvae.errors import ConfigError
-from jvae.models import lm, optimus
+from jvae.models import adavae, della, lm, lstm_vae, optimus, sri
 
 
 class Family(NamedTuple):
     """One system.
 
     config: its config dataclass. build(config) makes the model. limits(config) gives the most
-    tokens of one example per side that it reads, special tokens included.
+    tokens of one example per side that it reads, special tokens included. sampler(config, model):
+    what a model whose posterior is a sampler adds to training and metrics; None for the others.
     """
 
     config: type
     build: Callable[[Any], TextVAE]
     limits: Callable[[Any], dict[str, int]]
+    sampler: Callable[[Any, TextVAE], sri.Sampler] | None = None
 
 
 FAMILIES = {
+    "adavae": Family(adavae.AdaVaeConfig, adavae.build, adavae.limits),
+    "della": Family(della.DellaConfig, della.build, della.limits),
     "lm": Family(lm.LmConfig, lm.build, lm.limits),
+    "lstm_lm": Family(lstm_vae.LstmLmConfig, lstm_vae.build_lm, lstm_vae.lm_limits),
+    "lstm_vae": Family(lstm_vae.LstmVaeConfig, lstm_vae.build, lstm_vae.limits),
     "optimus": Family(optimus.OptimusConfig, optimus.build, optimus.limits),
+    "sri": Family(sri.SriConfig, sri.build, sri.limits, sri.sampler),
+    "sri_transformer": Family(
+        sri.SriTransformerConfig, sri.build_transformer, sri.transformer_limits, sri.sampler
+    ),
 }
 
 

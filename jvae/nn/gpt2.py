@@ -1,10 +1,17 @@
 """GPT-2 as a decoder of packed rows, with room for latent slots in every layer. Source: Radford et
 al. 2019.
 
-Three ways through the same weights: `teacher_forced` for rows, `prefill` and `step` for stepwise
-decoding with a static cache.
+Four ways through the same weights: `teacher_forced` for rows, `prefill` and `step` for stepwise
+decoding with a static cache, `encode` for rows under any other mask.
+
+A decoder may change the attention values of its layers: `fuse(value_btnh, inputs) -> value_btnh`
+gets the layer's own slice of `fuse_l`, a tree with the layers in front. Caches hold fused values.
+
+A model may put its own layer around the same weights: `block(params, x, attend, inputs, drop) ->
+(y, output of attend)` takes the place of `plain_block` and gets its layer's slice of `block_l`.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,9 +23,13 @@ from jvae.api import Side
 from jvae.nn import xent
 from jvae.nn.attention import Slots, attend, attend_cached, causal
 from jvae.nn.config import TransformerConfig
-from jvae.nn.layers import Embedding, LayerNorm, apply, dropout, split_key
+from jvae.nn.layers import Embedding, LayerNorm, apply, dropout, split_key, uniform_fan_in
 from jvae.nn.stack import init_stack, run_stack
-from jvae.nn.transformer import Gpt2Layer
+from jvae.nn.transformer import Attend, Gpt2Layer
+
+Fuse = Callable[[Array, Any], Array]
+Read = Callable[[Array, Any], Any]
+Block = Callable[[Any, Array, Attend, Any, Key[Array, ""] | None], tuple[Array, Any]]
 
 
 class LatentKv(NamedTuple):
@@ -50,13 +61,15 @@ class Gpt2Embeddings(nn.Module):
         )
 
 
-def init(config: TransformerConfig, key: Key[Array, ""]) -> Any:
-    """Boxed parameters {embed, layers, norm}; the output head is the token embedding."""
+def init(config: TransformerConfig, key: Key[Array, ""], tie_head: bool = True) -> Any:
+    """Boxed parameters {embed, layers, norm}; the output head is the token embedding, or a table of
+    its own, {head}, started uniform within 1 / sqrt(width).
+    """
     embed_key, layers_key, norm_key = jax.random.split(key, 3)
     token = jnp.zeros((1, 1), jnp.int32)
     x = jnp.zeros((1, 1, config.width), config.dtype)
     layer = Gpt2Layer(config)
-    return {
+    params = {
         "embed": Gpt2Embeddings(config).init(embed_key, token, token)["params"],
         "layers": init_stack(
             lambda k: layer.init(k, x, lambda q, k, v: (v, None))["params"],
@@ -65,6 +78,18 @@ def init(config: TransformerConfig, key: Key[Array, ""]) -> Any:
         ),
         "norm": LayerNorm(config.norm_eps).init(norm_key, x)["params"],
     }
+    if not tie_head:
+        uniform = uniform_fan_in(config.width)
+        head = Embedding(config.vocab_padded, config.width, "vocab", config.dtype, uniform)
+        # Folded, so that the other parameters are those of the tied model.
+        params["head"] = head.init(jax.random.fold_in(key, 3), token)["params"]
+    return params
+
+
+def output_table(params: Any) -> Float[Array, "v d"]:
+    """The output head: a table of its own where there is one, else the token embedding."""
+    table = params["head"] if "head" in params else params["embed"]["token"]
+    return table["table"]
 
 
 def check_room(config: TransformerConfig, places: int) -> None:
@@ -78,25 +103,79 @@ def embed(config: TransformerConfig, params: Any, token: Array, position: Array)
     return apply(Gpt2Embeddings(config), params["embed"], token, position)
 
 
+def plain_block(config: TransformerConfig) -> Block:
+    """The layer itself; it has no inputs of its own."""
+    layer = Gpt2Layer(config)
+    return lambda params, x, attend, inputs, drop: apply(layer, params, x, attend, drop)
+
+
 def _final_norm(config: TransformerConfig, params: Any, x: Array) -> Array:
     return apply(LayerNorm(config.norm_eps), params["norm"], x)
 
 
 def logits(config: TransformerConfig, params: Any, hidden: Float[Array, "... d"]) -> Array:
     """Scores over the padded vocabulary, float32 or wider, -inf at padded columns."""
-    return xent.logits(hidden, params["embed"]["token"]["table"], config.vocab)
+    return xent.logits(hidden, output_table(params), config.vocab)
 
 
 def token_log_prob(
     config: TransformerConfig, params: Any, hidden_btd: Float[Array, "b t d"], side: Side, scored_bt
 ) -> Float[Array, "b t"]:
     """Nats of each scored token at its own place: the state at t-1 predicts the token at t."""
-    table_vd = params["embed"]["token"]["table"]
+    table_vd = output_table(params)
     target_bt = side.token_bt[:, 1:]
     nats = xent.token_log_prob(
         hidden_btd[:, :-1], table_vd, target_bt, config.vocab, config.xent_chunk
     )
     return jnp.pad(jnp.where(scored_bt[:, 1:], nats, 0.0), ((0, 0), (1, 0)))
+
+
+def _through_layers(
+    config: TransformerConfig,
+    params: Any,
+    x_btd: Array,
+    mask_bts: Array,
+    drop: Key[Array, ""] | None,
+    read: Callable[[Array, Array, Any], Any],
+    read_l: Any = None,
+    latent: LatentKv | None = None,
+    visible_btm: Array | None = None,
+    fuse: Fuse | None = None,
+    fuse_l: Any = None,
+    block: Block | None = None,
+    block_l: Any = None,
+) -> tuple[Array, Any]:
+    """States after the final norm, and read(input, output, slice of `read_l`) of every layer."""
+    block = block or plain_block(config)
+    drop_embed, drop_layers = split_key(drop, 2)
+    x_btd = dropout(drop_embed, config.dropout, x_btd)
+
+    def layer(layer_params, x_btd, inputs, key):
+        kv, fuse_inputs, read_inputs, block_inputs = inputs
+        drop_weights, drop_layer = split_key(key, 2)
+        slots = None
+        if kv is not None:
+            assert visible_btm is not None  # comes with the slots
+            slots = Slots(kv.key_lbmnh, kv.value_lbmnh, visible_btm)
+
+        def mix(q, k, v):
+            v = v if fuse is None else fuse(v, fuse_inputs)
+            y = attend(q, k, v, mask_bts, slots, drop=drop_weights, rate=config.dropout)
+            return y, None
+
+        y_btd, _ = block(layer_params, x_btd, mix, block_inputs, drop_layer)
+        return y_btd, read(x_btd, y_btd, read_inputs)
+
+    x_btd, outputs = run_stack(
+        layer,
+        params["layers"],
+        x_btd,
+        (latent, fuse_l, read_l, block_l),
+        drop=drop_layers,
+        remat=config.remat,
+        unroll=config.unroll,
+    )
+    return _final_norm(config, params, x_btd), outputs
 
 
 def teacher_forced(
@@ -107,41 +186,72 @@ def teacher_forced(
     latent: LatentKv | None = None,
     visible_btm: Bool[Array, "b t m"] | None = None,
     drop: Key[Array, ""] | None = None,
+    *,
+    fuse: Fuse | None = None,
+    fuse_l: Any = None,
+    block: Block | None = None,
+    block_l: Any = None,
 ) -> tuple[Float[Array, "b t d"], Float[Array, "l b t d"]]:
     """States after the final norm, and the input of every layer.
 
     Args:
       x_btd: input embeddings.
       latent, visible_btm: latent slots and the tokens that see them.
+      fuse, fuse_l: change the values of every layer; see the top of this file.
+      block, block_l: take the place of every layer; see there.
     """
-    drop_embed, drop_layers = split_key(drop, 2)
-    x_btd = dropout(drop_embed, config.dropout, x_btd)
-    mask_bts = causal(side)
-
-    def layer(layer_params, x_btd, kv, key):
-        drop_weights, drop_layer = split_key(key, 2)
-        slots = None
-        if kv is not None:
-            assert visible_btm is not None  # comes with the slots
-            slots = Slots(kv.key_lbmnh, kv.value_lbmnh, visible_btm)
-
-        def mix(q, k, v):
-            y = attend(q, k, v, mask_bts, slots, drop=drop_weights, rate=config.dropout)
-            return y, None
-
-        y_btd, _ = apply(Gpt2Layer(config), layer_params, x_btd, mix, drop_layer)
-        return y_btd, x_btd
-
-    x_btd, inputs_lbtd = run_stack(
-        layer,
-        params["layers"],
+    return _through_layers(
+        config,
+        params,
         x_btd,
-        latent,
-        drop=drop_layers,
-        remat=config.remat,
-        unroll=config.unroll,
+        causal(side),
+        drop,
+        lambda x_btd, y_btd, _: x_btd,
+        latent=latent,
+        visible_btm=visible_btm,
+        fuse=fuse,
+        fuse_l=fuse_l,
+        block=block,
+        block_l=block_l,
     )
-    return _final_norm(config, params, x_btd), inputs_lbtd
+
+
+def encode(
+    config: TransformerConfig,
+    params: Any,
+    x_btd: Float[Array, "b t d"],
+    mask_bts: Bool[Array, "b t s"],
+    read: Read,
+    read_l: Any = None,
+    drop: Key[Array, ""] | None = None,
+    *,
+    latent: LatentKv | None = None,
+    visible_btm: Bool[Array, "b t m"] | None = None,
+    block: Block | None = None,
+    block_l: Any = None,
+) -> tuple[Float[Array, "b t d"], Any]:
+    """States after the final norm, and what `read` makes of every layer.
+
+    Args:
+      x_btd: input embeddings.
+      mask_bts: True where a query may see a key; `same_segment` for a bidirectional encoder.
+      read: (output of a layer before any norm, the layer's slice of `read_l`) -> output, stacked
+        over the layers. Only what it returns is kept, so a pooled layer costs no (L, B, T, D).
+      latent, visible_btm, block, block_l: as in `teacher_forced`.
+    """
+    return _through_layers(
+        config,
+        params,
+        x_btd,
+        mask_bts,
+        drop,
+        lambda x, y_btd, r: read(y_btd, r),
+        read_l,
+        latent=latent,
+        visible_btm=visible_btm,
+        block=block,
+        block_l=block_l,
+    )
 
 
 def prefill(
@@ -150,29 +260,39 @@ def prefill(
     x_etd: Float[Array, "e t d"],
     max_len: int,
     latent: LatentKv | None = None,
+    *,
+    fuse: Fuse | None = None,
+    fuse_l: Any = None,
+    block: Block | None = None,
+    block_l: Any = None,
 ) -> tuple[Float[Array, "e t d"], KvCache]:
     """States of a right-padded prompt and the cache it leaves, with room for `max_len` tokens.
 
     What padding writes into the cache lies behind each example's own length and is overwritten by
     the tokens decoded there.
     """
+    block = block or plain_block(config)
     examples, length = x_etd.shape[:2]
     slots = 0 if latent is None else latent.key_lbmnh.shape[2]
     mask = jnp.tril(jnp.ones((length, length), bool))[None]
 
-    def layer(layer_params, x, kv, _):
+    def layer(layer_params, x, inputs, _):
+        kv, fuse_inputs, block_inputs = inputs
         latent_slots = None
         if kv is not None:
             visible = jnp.ones((examples, length, slots), bool)
             latent_slots = Slots(kv.key_lbmnh, kv.value_lbmnh, visible)
 
         def mix(q, k, v):
+            v = v if fuse is None else fuse(v, fuse_inputs)
             rows = jnp.broadcast_to(mask, (examples, length, length))
             return attend(q, k, v, rows, latent_slots), (k, v)
 
-        return apply(Gpt2Layer(config), layer_params, x, mix)
+        return block(layer_params, x, mix, block_inputs, None)
 
-    x_etd, (key, value) = run_stack(layer, params["layers"], x_etd, latent, unroll=config.unroll)
+    x_etd, (key, value) = run_stack(
+        layer, params["layers"], x_etd, (latent, fuse_l, block_l), unroll=config.unroll
+    )
     room = ((0, 0), (0, 0), (0, max_len - length), (0, 0), (0, 0))
     key, value = jnp.pad(key, room), jnp.pad(value, room)
     if latent is not None:
@@ -187,6 +307,11 @@ def step(
     x_ed: Float[Array, "e d"],
     cache: KvCache,
     place_e: Int[Array, "e"],
+    *,
+    fuse: Fuse | None = None,
+    fuse_l: Any = None,
+    block: Block | None = None,
+    block_l: Any = None,
 ) -> tuple[Float[Array, "e d"], KvCache]:
     """One token per example: its state after the final norm, and the cache with its keys and values
     at `place_e`.
@@ -194,26 +319,28 @@ def step(
     The whole cache is a loop carry updated in place, layer by layer; as scanned input and output it
     would be copied each step.
     """
+    block = block or plain_block(config)
     example_e = jnp.arange(x_ed.shape[0])
 
     def layer(carry, inputs):
         x, key, value = carry
-        layer_params, index = inputs
+        layer_params, index, fuse_inputs, block_inputs = inputs
 
         def mix(q, k, v):
+            v = v if fuse is None else fuse(v, fuse_inputs)
             new_key = key.at[index, example_e, place_e].set(k[:, 0])
             new_value = value.at[index, example_e, place_e].set(v[:, 0])
             y = attend_cached(q[:, 0], new_key[index], new_value[index], place_e)
             return y[:, None], (new_key, new_value)
 
-        x, (key, value) = apply(Gpt2Layer(config), layer_params, x, mix)
+        x, (key, value) = block(layer_params, x, mix, block_inputs, None)
         return (x, key, value), None
 
     carry = (x_ed[:, None], cache.key_lemnh, cache.value_lemnh)
     (x, key, value), _ = jax.lax.scan(
         layer,
         carry,
-        (params["layers"], jnp.arange(config.layers)),
+        (params["layers"], jnp.arange(config.layers), fuse_l, block_l),
         unroll=min(config.unroll, config.layers),
     )
     return _final_norm(config, params, x)[:, 0], KvCache(key, value)

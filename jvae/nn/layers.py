@@ -5,7 +5,7 @@ reduce in float32 or wider.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,16 @@ from jaxtyping import Array, Float, Int, Key
 
 Initializer = Callable[..., Array]
 NORMAL = nn.initializers.normal(0.02)  # BERT and GPT-2
+
+
+def uniform_fan_in(fan_in: int) -> Initializer:
+    """Uniform within 1 / sqrt(fan_in): what PyTorch gives a linear map nobody initialises."""
+    bound = fan_in**-0.5
+
+    def init(key: Key[Array, ""], shape: Sequence[int], dtype=jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
 
 
 def wide(dtype: jnp.dtype) -> jnp.dtype:
@@ -101,7 +111,11 @@ def dropout(key: Key[Array, ""] | None, rate: float, x: Array) -> Array:
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
-def split_key(key: Key[Array, ""] | None, n: int) -> Sequence[Key[Array, ""] | None]:
+@overload
+def split_key(key: Key[Array, ""], n: int) -> Sequence[Key[Array, ""]]: ...
+@overload
+def split_key(key: Key[Array, ""] | None, n: int) -> Sequence[Key[Array, ""] | None]: ...
+def split_key(key: Key[Array, ""] | None, n: int) -> Any:
     """n keys from one, or n times None."""
     return [None] * n if key is None else list(jax.random.split(key, n))
 

@@ -22,11 +22,16 @@ def mask_padded_vocab(logits: Float[Array, "... v"], vocab: int) -> Float[Array,
 
 
 def logits(
-    hidden: Float[Array, "... d"], table_vd: Float[Array, "v d"], vocab: int
+    hidden: Float[Array, "... d"],
+    table_vd: Float[Array, "v d"],
+    vocab: int,
+    bias_v: Float[Array, "v"] | None = None,
 ) -> Float[Array, "... v"]:
     """Scores of every token in float32 or wider; padded columns are -inf."""
     table_vd = table_vd.astype(hidden.dtype)
     out = jnp.einsum("...d,vd->...v", hidden, table_vd, preferred_element_type=wide(hidden.dtype))
+    if bias_v is not None:
+        out = out + bias_v.astype(out.dtype).reshape((1,) * (out.ndim - 1) + (-1,))
     return mask_padded_vocab(out, vocab)
 
 
@@ -36,8 +41,9 @@ def token_log_prob(
     target_bt: Int[Array, "b t"],
     vocab: int,
     chunk: int,
+    bias_v: Float[Array, "v"] | None = None,
 ) -> Float[Array, "b t"]:
-    """log softmax(hidden . table)[target] in nats, float32 or wider.
+    """log softmax(hidden . table + bias)[target] in nats, float32 or wider.
 
     Args:
       table_vd: output embedding; rows at and past `vocab` never take part.
@@ -45,7 +51,7 @@ def token_log_prob(
       form.
     """
     if chunk >= table_vd.shape[0]:
-        log_prob = jax.nn.log_softmax(logits(hidden_btd, table_vd, vocab), axis=-1)
+        log_prob = jax.nn.log_softmax(logits(hidden_btd, table_vd, vocab, bias_v), axis=-1)
         return jnp.take_along_axis(log_prob, target_bt[..., None], axis=-1)[..., 0]
 
     table_vd = table_vd.astype(hidden_btd.dtype)
@@ -54,15 +60,17 @@ def token_log_prob(
     rows = -(-table_vd.shape[0] // chunks)
     table_cvd = jnp.pad(table_vd, ((0, chunks * rows - table_vd.shape[0]), (0, 0)))
     table_cvd = table_cvd.reshape(chunks, rows, -1)
+    bias_v = jnp.zeros(table_vd.shape[0], acc) if bias_v is None else bias_v.astype(acc)
+    bias_cv = jnp.pad(bias_v, (0, chunks * rows - bias_v.shape[0])).reshape(chunks, rows)
     column = jnp.arange(rows)[None, None]
     floor = jnp.finfo(acc).min
 
     @jax.checkpoint
     def body(carry, inputs):
         peak_bt, total_bt = carry
-        part_vd, first = inputs
+        part_vd, part_v, first = inputs
         score = jnp.einsum("btd,vd->btv", hidden_btd, part_vd, preferred_element_type=acc)
-        score = jnp.where(column < vocab - first, score, floor)
+        score = jnp.where(column < vocab - first, score + part_v[None, None], floor)
         # The peak only steadies the exponentials; the result does not depend on it, so neither does
         # the gradient.
         top_bt = jax.lax.stop_gradient(jnp.maximum(peak_bt, jnp.max(score, axis=-1)))
@@ -72,7 +80,8 @@ def token_log_prob(
 
     start = (jnp.full(target_bt.shape, floor, acc), jnp.zeros(target_bt.shape, acc))
     first_c = jnp.arange(chunks) * rows
-    (peak_bt, total_bt), _ = jax.lax.scan(body, start, (table_cvd, first_c))
+    (peak_bt, total_bt), _ = jax.lax.scan(body, start, (table_cvd, bias_cv, first_c))
     chosen = jnp.take(table_vd, target_bt, axis=0, mode="clip")
     chosen_bt = jnp.einsum("btd,btd->bt", hidden_btd, chosen, preferred_element_type=acc)
+    chosen_bt = chosen_bt + jnp.take(bias_v, target_bt, axis=0, mode="clip")
     return chosen_bt - peak_bt - jnp.log(total_bt)

@@ -122,17 +122,32 @@ def vocab_rows(vocab: int | Vocab) -> Transform:
     return Transform(read, lambda leaf: [leaf[: v.ours]], lambda shape: [(v.theirs, shape[1])])
 
 
+class Columns(NamedTuple):
+    """Columns first..stop-1 of a foreign matrix of `total`; other rules read the others."""
+
+    first: int
+    stop: int
+    total: int
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """This part of a matrix of `total` columns."""
+        return array[:, self.first : self.stop]
+
+
 @dataclass(frozen=True)
 class Rule:
     """One leaf of our tree and where it comes from.
 
     The rules of an optional group may lack all their tensors; their leaves are then left out of
-    what is read.
+    what is read. columns: the part of every source that this leaf holds. first_layer: what `{i}`
+    stands for at our layer 0.
     """
 
     path: str
     sources: tuple[str, ...]
     transform: Transform
+    columns: Columns | None = None
+    first_layer: int = 0
     optional: str = ""  # name of the group
 
     @property
@@ -145,8 +160,15 @@ class Rule:
         return shape[0] if self.stacked else 1
 
     def names(self, i: int) -> list[str]:
-        """Foreign names of layer i."""
-        return [source.replace("{i}", str(i)) for source in self.sources]
+        """Foreign names of our layer i."""
+        return [source.replace("{i}", str(self.first_layer + i)) for source in self.sources]
+
+    def foreign_shapes(self, layer_shape: Shape) -> list[Shape]:
+        """Shapes of the whole sources of one layer, or of the leaf if it is not stacked."""
+        shapes = self.transform.foreign_shapes(layer_shape)
+        if self.columns is None:
+            return shapes
+        return [(*shape[:-1], self.columns.total) for shape in shapes]
 
 
 @dataclass(frozen=True)
@@ -226,7 +248,7 @@ def fit(table: Table, foreign: Mapping[str, Any], target: Any) -> Fit:
         if rule.optional in absent:
             continue
         found.append(rule)
-        expected = rule.transform.foreign_shapes(layer_shape)
+        expected = rule.foreign_shapes(layer_shape)
         for name, want in ((n, w) for layer in names for n, w in zip(layer, expected, strict=True)):
             used.add(name)
             if name not in foreign:
@@ -263,6 +285,8 @@ def _leaf(rule: Rule, foreign: Mapping[str, Any], like: Any) -> np.ndarray:
         for name, array in zip(names, arrays, strict=True):
             if not np.all(np.isfinite(array)):
                 raise WeightsError(f"{name} (for {rule.path}) holds NaN or infinity")
+        if rule.columns is not None:
+            arrays = [rule.columns.of(array) for array in arrays]
         part = rule.transform.read(arrays, shape[1:] if rule.stacked else shape)
         with np.errstate(over="ignore"):  # float64 beyond our dtype: told below
             out[i if rule.stacked else ...] = part
@@ -330,12 +354,20 @@ def write(table: Table, params: Any, tied: bool = True) -> dict[str, np.ndarray]
     """
     ours = named_leaves(params)
     out: dict[str, np.ndarray] = {}
+    cut: dict[str, dict[int, np.ndarray]] = {}
     for rule in table.rules:
         if rule.optional and rule.path not in ours:
             continue
         leaf = np.asarray(ours[rule.path])
         for i, part in enumerate(leaf if rule.stacked else [leaf]):
-            out.update(zip(rule.names(i), rule.transform.write(part), strict=True))
+            named = zip(rule.names(i), rule.transform.write(part), strict=True)
+            if rule.columns is None:
+                out.update(named)
+                continue
+            for name, columns in named:
+                cut.setdefault(name, {})[rule.columns.first] = columns
+    for name, parts in cut.items():
+        out[name] = np.concatenate([parts[first] for first in sorted(parts)], axis=1)
     if tied:
         for name, other in table.tied:
             out[name] = out[other]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvae.errors import WeightsError
-from jvae.pretrained import bert, files, gpt2
+from jvae.pretrained import bert, files, gpt2, originals_adavae, originals_della
 from jvae.pretrained.files import Tensor, Tensors
 from jvae.pretrained.names import Rule, Shape, Table, Transform, linear
 
@@ -65,8 +65,42 @@ def optimus(encoder_vocab: int, decoder_vocab: int, memory: bool, embedding: boo
     )
 
 
+def _adavae(c: Any) -> Table:
+    return originals_adavae.adavae(
+        vocab=c.decoder.vocab,
+        encoder_layers=c.encoder_layers,
+        pool=c.pool,
+        adapt_encoder=c.adapt_encoder,
+        adapt_decoder=c.adapt_decoder,
+        learned_scale=c.learn_scale,
+        psa=c.use_psa,
+        memory=c.use_memory,
+        embedding=c.use_embedding,
+        output=c.use_output,
+        adapters=c.use_adapters,
+        vary=c.vary,
+        prefix=c.prefix > 0,
+    )
+
+
+def _della(c: Any) -> Table:
+    return originals_della.della(
+        vocab=c.decoder.vocab,
+        layers=c.decoder.layers,
+        width=c.decoder.width,
+        latent=c.latent,
+        rank=c.rank,
+        first=c.begin_layer,
+        last=c.last_layer,
+        conditional=c.conditional,
+        bow=c.use_bow,
+    )
+
+
 # How to read each family's original, given the family's own config.
 TABLES: dict[str, Callable[[Any], Table]] = {
+    "adavae": _adavae,
+    "della": _della,
     "optimus": lambda c: optimus(c.encoder.vocab, c.decoder.vocab, c.use_memory, c.use_embedding),
 }
 

@@ -56,7 +56,7 @@ class LoadedVAE:
         out = np.zeros((len(texts), *self.model.latent_shape), np.float32)
         key = jax.random.key(self.seed)
         for batch in eval_batches(dataset, self.rows):
-            mean_egz = np.asarray(_means(self.model.post, self.params, batch, key))
+            mean_egz = np.asarray(_means(self.model.metric_post, self.params, batch, key))
             out[batch.id_e[batch.valid_e]] = mean_egz[np.asarray(batch.valid_e)]
         return out
 

@@ -14,8 +14,10 @@ import pytest
 
 from jvae.api import Batch, TextVAE, example_keys, per_example
 from jvae.data.rows import Encoded, pack_rows
-from jvae.models import lm, optimus
+from jvae.latent.short_run import ChainConfig
+from jvae.models import adavae, della, lm, lstm_vae, optimus, sri
 from jvae.nn.config import TransformerConfig
+from jvae.nn.lstm import LstmConfig
 from jvae.tree import map_named
 
 VOCAB = dict(enc=23, dec=29)  # padded to 24 and 32
@@ -38,9 +40,66 @@ def _optimus(choices: dict[str, Any], **stack) -> TextVAE:
     return optimus.build(optimus.OptimusConfig(*sides, latent=5, **choices))
 
 
+def _adavae(choices: dict[str, Any], **stack) -> TextVAE:
+    sizes = dict(encoder_layers=1, latent=5, adapter=3, prefix_middle=3)
+    return adavae.build(adavae.AdaVaeConfig(_stack("dec", **stack), **sizes, **choices))
+
+
+ADAVAE_ALL = dict(
+    use_memory=True,
+    use_embedding=True,
+    use_output=True,
+    use_adapters=True,
+    vary=True,
+    prefix=2,
+    learn_scale=True,
+    pool="mean_max_linear",
+    read_end=False,
+)
+
+
+def _della(**stack) -> TextVAE:
+    return della.build(della.DellaConfig(_stack("dec", **stack), latent=5, rank=2))
+
+
+def _lstm(side: str, stack: dict[str, Any]) -> LstmConfig:
+    """Recurrent networks know no remat nor unroll."""
+    sizes = dict(width=6, hidden=10, vocab=VOCAB[side], vocab_multiple=8, xent_chunk=10)
+    return LstmConfig(**sizes, dtype=stack.get("dtype", "float32"))
+
+
+def _lstm_lm(**stack) -> TextVAE:
+    return lstm_vae.build_lm(lstm_vae.LstmLmConfig(_lstm("dec", stack)))
+
+
+def _lstm_vae(**stack) -> TextVAE:
+    sides = _lstm("enc", stack), _lstm("dec", stack)
+    return lstm_vae.build(lstm_vae.LstmVaeConfig(*sides, latent=5))
+
+
+# Short steps: long ones multiply the rounding errors that packings differ by.
+CHAIN = ChainConfig(2, "constant", step_size=0.2, temperature=1.0, chains=4, chunk=4)
+
+
+def _sri(**stack) -> TextVAE:
+    return sri.build(sri.SriConfig(_lstm("dec", stack), latent=5, chain=CHAIN))
+
+
+def _sri_transformer(**stack) -> TextVAE:
+    config = sri.SriTransformerConfig(_stack("dec", **stack), latent=5, chain=CHAIN)
+    return sri.build_transformer(config)
+
+
 # Name: builder of the model, given changes to its stacks (dtype, remat, unroll).
 SYSTEMS = {
+    "adavae": functools.partial(_adavae, {}),
+    "adavae-all": functools.partial(_adavae, ADAVAE_ALL),
+    "della": _della,
     "lm": _lm,
+    "lstm_lm": _lstm_lm,
+    "lstm_vae": _lstm_vae,
+    "sri": _sri,
+    "sri_transformer": _sri_transformer,
     "optimus-memory": functools.partial(_optimus, dict(use_embedding=False)),
     "optimus-embedding": functools.partial(_optimus, dict(use_memory=False)),
     "optimus-both": functools.partial(_optimus, {}),

@@ -1,6 +1,7 @@
 """Gradients, compute choices, dropout and the train step, for every system."""
 
 import collections
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -146,12 +147,11 @@ def test_samples_share_one_encoder_call(system, sentences, samples):
     post = model.metric_post._replace(encode=marked(model.metric_post.encode, "encode"))
     gen = model.gen._replace(log_lik=marked(model.gen.log_lik, "log_lik"))
     score = score_batch(model._replace(metric_post=post, gen=gen), samples, chunk=2, bounds=())
-    program = jax.make_jaxpr(score)(system.params, sentences.batch["packed"], jax.random.key(0))
-    leaves = len(
-        jax.tree.leaves(
-            jax.eval_shape(model.metric_post.encode, system.params, sentences.batch["packed"])
-        )
-    )
+    batch = sentences.batch["packed"]
+    program = jax.make_jaxpr(score)(system.params, batch, jax.random.key(0))
+    key_e = example_keys(jax.random.key(0), batch.id_e)
+    encode = functools.partial(model.metric_post.encode, key_e=key_e)
+    leaves = len(jax.tree.leaves(jax.eval_shape(encode, system.params, batch)))
     counts = runs_of_marks(program)
     assert counts["encode"] == leaves
     assert counts["log_lik"] == (-(-samples // 2) if system.has_latent else 1)

@@ -16,6 +16,7 @@ from jvae.evals.likelihood import (
     evaluate_likelihood,
     excess_over_exact,
     score_batch,
+    spot_row,
     text_counts,
 )
 
@@ -254,7 +255,17 @@ def test_cost_is_that_of_k_passes(toys, monkeypatch):
     jax.block_until_ready(passes())
     jax.effects_barrier()
     assert calls == {"log_lik": 5}
-    # On this clock whatever comes first takes one second and the other two.
-    ticks = iter([0, 1, 0, 2] * 3)
+    # On this clock the whole takes one second, its encoder half of one, the passes two.
+    ticks = iter([0, 1, 0, 0.5, 0, 2] * 3)
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
-    assert cost_ratio(model, params, batch, KEY, 5, chunk=2) == pytest.approx(1 / 2)
+    assert cost_ratio(model, params, batch, KEY, 5, chunk=2) == (0.5, 0.25)
+
+
+def test_a_spot_check_says_what_more_draws_gain(toys):
+    model, params, _ = toys.linear_gaussian(2, 8)
+    found = evaluate_likelihood(model, params, toys.id_batches(np.arange(8), 8), KEY, 20)
+    row = spot_row(found, 10)
+    assert row["name"] == "nll_20" and row["value"] == found.summary()["nll_nats"]
+    assert row["note"] == (
+        f"8 sentences; with K = 10 these have {found.scores.bound_e[10].mean():.2f}"
+    )

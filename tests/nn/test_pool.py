@@ -29,14 +29,31 @@ def slow(x_btd, vector_of):
     return out
 
 
+def _by_first_feature(x_btd, side, slots):
+    return pool.weighted(x_btd, x_btd[..., 0], side, slots)
+
+
 @pytest.mark.parametrize(
     "pooling, vector_of",
-    [(pool.first_token, lambda own: own[0]), (pool.mean, lambda own: own.mean(axis=0))],
-    ids=["first_token", "mean"],
+    [
+        (pool.first_token, lambda own: own[0]),
+        (pool.mean, lambda own: own.mean(axis=0)),
+        (pool.maximum, lambda own: own.max(axis=0)),
+        (_by_first_feature, lambda own: np.exp(own[:, 0]) @ own / np.exp(own[:, 0]).sum()),
+    ],
+    ids=["first_token", "mean", "maximum", "weighted"],
 )
 def test_pooling_equals_a_loop(x_btd, pooling, vector_of):
     got = jax.jit(lambda x: pooling(x, SIDE, SLOTS))(x_btd)
     np.testing.assert_allclose(got, slow(x_btd, vector_of), rtol=1e-6, atol=1e-6)
+
+
+def test_the_gradient_of_a_maximum_goes_to_one_token_even_between_equals(x_btd):
+    top_btd = np.maximum(x_btd, 10.0)
+    grad = jax.jit(jax.grad(lambda x: jnp.sum(pool.maximum(x, SIDE, SLOTS))))(top_btd)
+    want = np.zeros_like(x_btd)
+    want[0, 0] = want[0, 3] = want[1, 0] = 1.0
+    np.testing.assert_array_equal(grad, want)
 
 
 def test_mean_adds_in_float32():

@@ -1,0 +1,192 @@
+"""Chains of latent groups: each group's prior and posterior read a summary of the groups below.
+
+    p(z) = prod_g p(z_g | z_<g)        q(z | x) = prod_g q(z_g | z_<g, x)
+
+Every factor is a diagonal Gaussian. What text contributes enters the heads' outputs as an addend,
+made once per sentence; so samples, densities and means of any number of latents cost a scan over
+groups of small products and no further pass over the text.
+
+Axis letter of this file beside the contract's: C holds mean and log-variance, in this order.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jvae.api import Params, Posterior
+from jvae.latent.gaussian import Gaussian, kl, log_density, noise
+
+
+class Chain(NamedTuple):
+    """Shape and links of a chain; `p` below is one group's slice of `params_of(params)`.
+
+    Attributes:
+      groups, width: groups G and dimensions Z of each.
+      params_of: picks a tree with the groups in front out of the model's parameters.
+      summary: (p, s_ez, z_ez) -> s_ez, the summary of the groups below from the one before it and
+        the latent below; both are 0 at the first group.
+      prior: (p, s_ez) -> stats_ecz. posterior: (p, s_ez) -> stats_ecz.
+      clip: means and log-variances are clipped to +-clip; their gradient is 0 outside.
+      learned_first: False makes the first group's prior standard normal.
+    """
+
+    groups: int
+    width: int
+    params_of: Callable[[Params], Any]
+    summary: Callable[[Any, Array, Array], Array]
+    prior: Callable[[Any, Array], Array]
+    posterior: Callable[[Any, Array], Array]
+    clip: float = 5.0
+    learned_first: bool = True
+
+
+class ChainPost(NamedTuple):
+    """What a sentence adds to the outputs of the heads of every group."""
+
+    text_egcz: Float[Array, "e g 2 z"]  # to the posterior's
+    source_egcz: Float[Array, "e g 2 z"] | None  # to the prior's; None when unconditional
+
+
+class Walk(NamedTuple):
+    """One latent of every group, and the Gaussians it meets on its way, before clipping."""
+
+    z_egz: Float[Array, "e g z"]
+    prior: Gaussian
+    posterior: Gaussian | None  # None when no text is given
+
+
+Pick = Callable[[Array, Array, Array], Array]  # (mean_ez, log_var_ez, given_ez) -> z_ez
+
+
+def reparameterized(mean_ez: Array, log_var_ez: Array, noise_ez: Array) -> Array:
+    """mean + exp(log_var / 2) * noise."""
+    return mean_ez + jnp.exp(0.5 * log_var_ez) * noise_ez
+
+
+def the_mean(mean_ez: Array, log_var_ez: Array, given_ez: Array) -> Array:
+    """The mean, whatever is given."""
+    del log_var_ez, given_ez
+    return mean_ez
+
+
+def the_given(mean_ez: Array, log_var_ez: Array, given_ez: Array) -> Array:
+    """The latent itself."""
+    del mean_ez, log_var_ez
+    return given_ez
+
+
+def walk(
+    chain: Chain,
+    params: Params,
+    pick: Pick,
+    given_egz: Float[Array, "e g z"],
+    *,
+    text_egcz: Float[Array, "e g 2 z"] | None = None,
+    source_egcz: Float[Array, "e g 2 z"] | None = None,
+) -> Walk:
+    """Goes up the chain once.
+
+    Args:
+      pick: chooses each group's latent from its posterior, or its prior where no text is given,
+        and from its part of `given_egz`: `reparameterized` noise, `the_given` z or `the_mean`.
+      text_egcz, source_egcz: addends of the posterior's and the prior's heads.
+    """
+    own = chain.params_of(params)
+    addends = (text_egcz, source_egcz)
+    dtype = jnp.result_type(given_egz, *jax.tree.leaves((own, addends)))
+    given_gez, addends = jax.tree.map(
+        lambda a: jnp.moveaxis(a.astype(dtype), 1, 0), (given_egz, addends)
+    )
+
+    def link(carry, inputs):
+        s_ez, z_ez = carry
+        p, group, given_ez, (text_ecz, source_ecz) = inputs
+        s_ez = chain.summary(p, s_ez, z_ez)
+        prior_ecz = chain.prior(p, s_ez)
+        if source_ecz is not None:
+            prior_ecz = prior_ecz + source_ecz
+        if not chain.learned_first:
+            prior_ecz = jnp.where(group == 0, 0.0, prior_ecz)
+        posterior_ecz = None if text_ecz is None else chain.posterior(p, s_ez) + text_ecz
+        stats_ecz = prior_ecz if posterior_ecz is None else posterior_ecz
+        stats_ecz = jnp.clip(stats_ecz, -chain.clip, chain.clip)
+        z_ez = pick(stats_ecz[:, 0], stats_ecz[:, 1], given_ez)
+        return (s_ez, z_ez), (z_ez, prior_ecz, posterior_ecz)
+
+    nothing = jnp.zeros(given_gez.shape[1:], dtype)
+    per_group = (own, jnp.arange(chain.groups), given_gez, addends)
+    _, found = jax.lax.scan(link, (nothing, nothing), per_group)
+    z_egz, prior_egcz, posterior_egcz = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), found)
+    return Walk(
+        z_egz,
+        Gaussian(prior_egcz[:, :, 0], prior_egcz[:, :, 1]),
+        None
+        if posterior_egcz is None
+        else Gaussian(posterior_egcz[:, :, 0], posterior_egcz[:, :, 1]),
+    )
+
+
+def clipped(chain: Chain, gaussian: Gaussian) -> Gaussian:
+    """The Gaussian a chain uses, from the outputs of its heads."""
+    return Gaussian(*(jnp.clip(stats, -chain.clip, chain.clip) for stats in gaussian))
+
+
+def draw(
+    chain: Chain, params: Params, post: ChainPost, noise_egz: Float[Array, "e g z"]
+) -> tuple[Float[Array, "e g z"], Float[Array, "e g z"]]:
+    """Posterior latents made of this noise, and the KL of each dimension in nats.
+
+    The KL of a group is in closed form given the draw's own lower groups, which its prior reads
+    too. Source: Hu et al. 2022 (DELLA), eq. 6.
+    """
+    found = walk(chain, params, reparameterized, noise_egz, text_egcz=post[0], source_egcz=post[1])
+    assert found.posterior is not None
+    return found.z_egz, kl(clipped(chain, found.posterior), clipped(chain, found.prior))
+
+
+def posterior(chain: Chain, encode: Callable[..., ChainPost]) -> Posterior:
+    """A Posterior from `encode(params, batch, drop, cond) -> ChainPost`."""
+
+    def _encode(params, batch, drop=None, *, cond=None, key_e=None) -> ChainPost:
+        del key_e  # amortised inference is deterministic
+        return encode(params, batch, drop, cond)
+
+    def _sample(params: Params, post: ChainPost, key_ke: Key[Array, "k e"]):
+        noise_kegz = noise(key_ke, (chain.groups, chain.width))
+        return jax.vmap(lambda noise_egz: draw(chain, params, post, noise_egz))(noise_kegz)
+
+    def _log_q(params: Params, post: ChainPost, z_egz: Array) -> Array:
+        found = walk(chain, params, the_given, z_egz, text_egcz=post.text_egcz)
+        assert found.posterior is not None
+        return log_density(clipped(chain, found.posterior), found.z_egz)
+
+    def _mean(params: Params, post: ChainPost) -> Array:
+        nothing = jnp.zeros_like(post.text_egcz[:, :, 0])
+        return walk(chain, params, the_mean, nothing, text_egcz=post.text_egcz).z_egz
+
+    return Posterior(encode=_encode, sample=_sample, log_q=_log_q, mean=_mean)
+
+
+def sample_prior(
+    chain: Chain,
+    params: Params,
+    key_e: Key[Array, "e"],
+    source_egcz: Float[Array, "e g 2 z"] | None = None,
+) -> Float[Array, "e g z"]:
+    """One latent per key, group after group."""
+    noise_egz = noise(key_e, (chain.groups, chain.width))
+    return walk(chain, params, reparameterized, noise_egz, source_egcz=source_egcz).z_egz
+
+
+def log_prior(
+    chain: Chain,
+    params: Params,
+    z_egz: Float[Array, "e g z"],
+    source_egcz: Float[Array, "e g 2 z"] | None = None,
+) -> Float[Array, "e"]:
+    """log p(z) per example, summed over groups and dimensions, in nats."""
+    found = walk(chain, params, the_given, z_egz, source_egcz=source_egcz)
+    return log_density(clipped(chain, found.prior), found.z_egz)

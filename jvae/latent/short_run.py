@@ -1,0 +1,277 @@
+"""Short-run inference: z is the end of a few Langevin steps, for any generator.
+
+`attach` gives the posterior to train with, `fitted` the one to measure with, `refine` starts from
+an amortised posterior where `attach` starts from the prior. Source: Pang et al. 2021, arXiv
+2106.02513, and its released code. Deviations: parameters get no gradient from the chain, and the
+dropout mask is one per chain; `param_grad` and `fresh_dropout` bring back the released behaviour.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from jvae.api import Batch, Context, Generator, Params, Posterior, per_example
+from jvae.latent import langevin
+from jvae.latent.gaussian import Gaussian, log_density, noise, reparameterize
+from jvae.latent.langevin import Kernel
+
+SCHEDULES = ("fixed_official", "constant", "learned")
+FLOOR = 1e-4  # least variance of end points
+WIDEN = 1.2  # factor of the fitted standard deviation: weights need a proposal that is wide enough
+_START = 2**31 - 1  # what the key of the starting point is folded with; steps fold their number
+
+
+@dataclass(frozen=True)
+class ChainConfig:
+    """A short run.
+
+    steps: K; 0 gives the starting points themselves, draws from the prior. schedule: of the step
+    sizes, "fixed_official" as published, "constant" for `step_size`, "learned" for the parameters
+    `posterior/size` (`jvae.latent.volume` learns them). temperature: scale of the noise.
+    fresh_dropout: new dropout masks in every step (released code) in place of one per chain.
+    chains, chunk: end points that `fitted` rests on, an even number, and how many run together.
+    """
+
+    steps: int = 20
+    schedule: str = "fixed_official"
+    step_size: float = 0.4
+    temperature: float = 0.2
+    fresh_dropout: bool = False
+    chains: int = 32
+    chunk: int = 8
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ValueError(f"steps is {self.steps}; expected at least 0")
+        if self.schedule not in SCHEDULES:
+            known = ", ".join(SCHEDULES)
+            raise ValueError(f"schedule is {self.schedule!r}; expected one of {known}")
+        if not self.step_size > 0:
+            raise ValueError(f"step_size is {self.step_size}; expected more than 0")
+        if self.temperature < 0:
+            raise ValueError(f"temperature is {self.temperature}; expected at least 0")
+        if self.chains < 4 or self.chains % 2:
+            raise ValueError(f"chains is {self.chains}; expected two sets of 2 or more each")
+        if self.chunk < 1:
+            raise ValueError(f"chunk is {self.chunk}; expected at least 1")
+
+
+def initial_sizes(cfg: ChainConfig) -> Float[np.ndarray, "k"]:
+    """Step sizes of the schedule; those that learning starts from."""
+    if cfg.schedule == "constant":
+        return np.full(cfg.steps, cfg.step_size, np.float32)
+    return langevin.official_sizes(cfg.steps)
+
+
+def init_sizes(cfg: ChainConfig) -> dict[str, Any]:
+    """Parameters of a learned schedule, {} for the others; they belong under `posterior`."""
+    if cfg.schedule != "learned":
+        return {}
+    return {"size": jnp.asarray(langevin.raw_sizes(initial_sizes(cfg)))}
+
+
+def sizes(cfg: ChainConfig, params: Params) -> Float[Array, "k"]:
+    """Step sizes, from the parameters where they are learned."""
+    if cfg.schedule != "learned":
+        return jnp.asarray(initial_sizes(cfg))
+    return jax.nn.softplus(params["posterior"]["size"][: cfg.steps])
+
+
+def log_joint(
+    gen: Generator,
+    params: Params,
+    ctx: Context,
+    batch: Batch,
+    cond: Any = None,
+    prior_weight: Array | float = 1.0,
+) -> langevin.LogJoint:
+    """log p(x | z) + prior_weight * log p(z) of each example, as a function of z."""
+
+    def joint(z_egz: Float[Array, "e g z"]) -> Float[Array, "e"]:
+        nats_e = per_example(gen.log_lik(params, ctx, z_egz), batch)
+        return nats_e + prior_weight * gen.log_prior(params, z_egz, cond)
+
+    return joint
+
+
+class Chain(NamedTuple):
+    """A chain ready to run on one batch; parameters are constants in it.
+
+    start(key_e) -> z_egz     a starting point per example
+    kernel_at(k) -> Kernel    of step k
+    """
+
+    start: Callable[..., Array]
+    kernel_at: Callable[..., Kernel]
+    steps: int
+
+    def end(
+        self, key_e: Key[Array, "e"], *, path: bool = False
+    ) -> tuple[Float[Array, "e g z"], Float[Array, "k e g z"] | None]:
+        """Runs from a fresh start; constants to every gradient, as is the path."""
+        z_egz = self.start(key_e)
+        noise_at = noise_of(key_e, z_egz.shape[1:])
+        return jax.lax.stop_gradient(
+            langevin.run(self.kernel_at, z_egz, self.steps, noise_at, path=path)
+        )
+
+
+def noise_of(key_e: Key[Array, "e"], shape: tuple[int, ...]) -> Callable[..., Array]:
+    """The noise of step k of the chains of these keys."""
+    return lambda k: noise(langevin.step_keys(key_e, k), shape)
+
+
+def prepare(
+    gen: Generator,
+    cfg: ChainConfig,
+    params: Params,
+    batch: Batch,
+    drop: Key[Array, ""] | None = None,
+    *,
+    cond: Any = None,
+    start: Posterior | None = None,
+    temperature: Array | float | None = None,
+    prior_weight: Array | float = 1.0,
+    key_e: Key[Array, "e"] | None = None,
+) -> Chain:
+    """The chain of a batch. All that does not depend on z is computed here, once.
+
+    Args:
+      start: where chains start, a draw each; the prior when None.
+      temperature: in place of the config's, for a schedule over training.
+      prior_weight: of log p(z) in the target; below 1 in a warm-up only.
+      key_e: for the encoder of `start`, should that be a sampler itself.
+    """
+    params, cond = jax.lax.stop_gradient((params, cond))
+    size_at = langevin.schedule(sizes(cfg, params)) if cfg.steps else lambda k: jnp.zeros(())
+    heat = cfg.temperature if temperature is None else temperature
+
+    def kernel_of(ctx: Context) -> Kernel:
+        target = log_joint(gen, params, ctx, batch, cond, prior_weight)
+        return langevin.langevin(target, step_size=size_at, temperature=heat)
+
+    if cfg.fresh_dropout and drop is not None:
+
+        def kernel_at(k: Array) -> Kernel:
+            mask_key = jax.random.fold_in(drop, k)
+            return kernel_of(gen.prepare(params, batch, mask_key, cond=cond))
+
+    else:
+        kernel = kernel_of(gen.prepare(params, batch, drop, cond=cond))
+
+        def kernel_at(k: Array) -> Kernel:
+            del k
+            return kernel
+
+    post = None if start is None else start.encode(params, batch, drop, cond=cond, key_e=key_e)
+
+    def begin(key_e: Key[Array, "e"]) -> Float[Array, "e g z"]:
+        key_e = langevin.step_keys(key_e, _START)
+        if start is None:
+            return gen.sample_prior(params, key_e, cond)
+        return start.sample(params, post, key_e[None])[0][0]
+
+    return Chain(begin, kernel_at, cfg.steps)
+
+
+def attach(
+    gen: Generator,
+    cfg: ChainConfig,
+    *,
+    start: Posterior | None = None,
+    temperature: Array | float | None = None,
+    prior_weight: Array | float = 1.0,
+) -> Posterior:
+    """A posterior that runs the chain; `post` is its end point and every sample is that.
+
+    It has neither KL nor density. For arguments see `prepare`.
+    """
+
+    def encode(params: Params, batch: Batch, drop=None, *, cond=None, key_e=None) -> Array:
+        assert key_e is not None  # the contract: samplers are given one key per example
+        chain = prepare(
+            gen,
+            cfg,
+            params,
+            batch,
+            drop,
+            cond=cond,
+            start=start,
+            temperature=temperature,
+            prior_weight=prior_weight,
+            key_e=key_e,
+        )
+        return chain.end(key_e)[0]
+
+    def sample(params: Params, post: Array, key_ke: Key[Array, "k e"]) -> tuple[Array, None]:
+        del params
+        return jnp.broadcast_to(post[None], (key_ke.shape[0], *post.shape)), None
+
+    return Posterior(encode, sample, log_q=None, mean=lambda params, post: post)
+
+
+def refine(posterior: Posterior, gen: Generator, cfg: ChainConfig) -> Posterior:
+    """Short-run inference that starts at draws from an amortised posterior."""
+    return attach(gen, cfg, start=posterior)
+
+
+class Fitted(NamedTuple):
+    """A diagonal Gaussian fitted to the end points of two independent sets of chains."""
+
+    mean_egz: Float[Array, "e g z"]
+    log_var_egz: Float[Array, "e g z"]  # after widening
+    mean_a_egz: Float[Array, "e g z"]  # of each set: what chains of one sentence agree on
+    mean_b_egz: Float[Array, "e g z"]
+
+
+def _gaussian(post: Fitted) -> Gaussian:
+    return Gaussian(post.mean_egz, post.log_var_egz)
+
+
+def fitted(
+    gen: Generator,
+    cfg: ChainConfig,
+    *,
+    start: Posterior | None = None,
+    kl: Callable[[Gaussian], Float[Array, "e g z"]] | None = None,
+) -> Posterior:
+    """The posterior that metrics use: r(z) = N(m, 1.2^2 v) from `cfg.chains` end points.
+
+    With `steps=0` every end point is a draw from the prior: the control of all latent metrics.
+
+    Args:
+      kl: KL(r || prior) in closed form, where the prior has one (`gaussian.kl_standard`).
+    """
+
+    def encode(params: Params, batch: Batch, drop=None, *, cond=None, key_e=None) -> Fitted:
+        assert key_e is not None  # the contract: samplers are given one key per example
+        chain = prepare(gen, cfg, params, batch, drop, cond=cond, start=start, key_e=key_e)
+        key_re = jax.vmap(lambda r: langevin.step_keys(key_e, r))(jnp.arange(cfg.chains))
+        z_kegz = jax.lax.map(lambda key_e: chain.end(key_e)[0], key_re, batch_size=cfg.chunk)
+        a_egz, b_egz = jnp.split(z_kegz, 2)
+        var_egz = jnp.maximum(jnp.var(z_kegz, axis=0, ddof=1), FLOOR)
+        return Fitted(
+            mean_egz=jnp.mean(z_kegz, axis=0),
+            log_var_egz=jnp.log(WIDEN**2 * var_egz),
+            mean_a_egz=jnp.mean(a_egz, axis=0),
+            mean_b_egz=jnp.mean(b_egz, axis=0),
+        )
+
+    def sample(params: Params, post: Fitted, key_ke: Key[Array, "k e"]):
+        del params
+        z_kegz = reparameterize(_gaussian(post), noise(key_ke, post.mean_egz.shape[1:]))
+        if kl is None:
+            return z_kegz, None
+        return z_kegz, jnp.broadcast_to(kl(_gaussian(post))[None], z_kegz.shape)
+
+    return Posterior(
+        encode=encode,
+        sample=sample,
+        log_q=lambda params, post, z_egz: log_density(_gaussian(post), z_egz),
+        mean=lambda params, post: post.mean_egz,
+    )

@@ -1,0 +1,140 @@
+"""Training by short-run inference: schedules of the chain over epochs, and what a pass measures."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from jvae.api import (
+    Batch,
+    Generator,
+    Params,
+    Terms,
+    example_keys,
+    per_example,
+)
+from jvae.latent import short_run
+from jvae.latent.short_run import ChainConfig
+
+PARAM_GRADS = ("final", "trajectory")
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """How the chain of training differs from that of evaluation.
+
+    epoch_steps: optimizer steps of an epoch; 0 turns both schedules off. Epochs count from 1.
+    temperature_start, temperature_hold, temperature_rise: the temperature is `temperature_start` up
+    to epoch `temperature_hold`, then rises by `temperature_rise` per epoch to the chain's own.
+    prior_start, prior_epochs: the weight of log p(z) in the target rises from `prior_start` to 1 in
+    a line of `prior_epochs` epochs.
+    param_grad: "final" trains the decoder at the end point alone. "trajectory" adds its gradient at
+    every earlier point of the chain, summed over the batch: what the released code applies by not
+    clearing gradients. It enters the terms as auxiliary `trajectory`, of weight 1.
+    """
+
+    epoch_steps: int = 0
+    temperature_start: float = 0.05
+    temperature_hold: int = 15
+    temperature_rise: float = 0.05
+    prior_start: float = 1.0
+    prior_epochs: int = 0
+    param_grad: str = "final"
+
+    def __post_init__(self) -> None:
+        if self.param_grad not in PARAM_GRADS:
+            known = ", ".join(PARAM_GRADS)
+            raise ValueError(f"param_grad is {self.param_grad!r}; expected one of {known}")
+        if min(self.epoch_steps, self.temperature_hold, self.prior_epochs) < 0:
+            raise ValueError("epoch_steps, temperature_hold and prior_epochs cannot be below 0")
+
+
+def temperature_at(
+    warm_up: WarmUp, cfg: ChainConfig, epoch: Int[Array, ""] | int
+) -> Float[Array, ""]:
+    """The chain's temperature in an epoch. Source: `train_sri.py` of the released code."""
+    over = jnp.maximum(jnp.asarray(epoch) - warm_up.temperature_hold, 0)
+    heat = warm_up.temperature_start + warm_up.temperature_rise * over
+    return jnp.minimum(heat, cfg.temperature).astype(jnp.float32)
+
+
+def prior_weight_at(warm_up: WarmUp, step: Int[Array, ""] | int) -> Float[Array, ""]:
+    """The weight of log p(z) in the target of a step. Source: `semi_sup_classification.py`."""
+    span = max(1, warm_up.prior_epochs * warm_up.epoch_steps)
+    done = jnp.minimum(jnp.asarray(step) / span, 1.0)
+    weight = warm_up.prior_start + (1.0 - warm_up.prior_start) * done
+    return jnp.asarray(weight if warm_up.prior_epochs else 1.0, jnp.float32)
+
+
+class _Setting(NamedTuple):
+    temperature: Array | float
+    prior_weight: Array | float
+
+
+def measure(
+    gen: Generator, cfg: ChainConfig, warm_up: WarmUp
+) -> Callable[[Int[Array, ""], Params, Batch, Key[Array, ""], Key[Array, ""] | None], Terms]:
+    """measure(step, params, batch, key, drop) -> Terms: `jvae.api.measure` of a training step."""
+
+    def setting(step: Int[Array, ""]) -> _Setting:
+        if not warm_up.epoch_steps:
+            return _Setting(cfg.temperature, 1.0)
+        epoch = 1 + step // warm_up.epoch_steps
+        return _Setting(temperature_at(warm_up, cfg, epoch), prior_weight_at(warm_up, step))
+
+    def run(
+        step: Int[Array, ""],
+        params: Params,
+        batch: Batch,
+        key: Key[Array, ""],
+        drop: Key[Array, ""] | None = None,
+    ) -> Terms:
+        chain_key, _ = jax.random.split(key)
+        cond = gen.condition(params, batch, drop)
+        now = setting(step)
+        chain = short_run.prepare(
+            gen,
+            cfg,
+            params,
+            batch,
+            drop,
+            cond=cond,
+            temperature=now.temperature,
+            prior_weight=now.prior_weight,
+        )
+        leak = warm_up.param_grad == "trajectory"
+        z_egz, path_kegz = chain.end(example_keys(chain_key, batch.id_e), path=leak)
+        ctx = gen.prepare(params, batch, drop, cond=cond)
+        aux = gen.aux(params, ctx, z_egz)
+        if path_kegz is not None:
+            sentences = jnp.sum(batch.valid_e)
+            aux |= {"trajectory": sentences * _along(params, batch, drop, cond, path_kegz)}
+        return Terms(
+            nll_e=-per_example(gen.log_lik(params, ctx, z_egz), batch),
+            kl_egz=None,
+            aux=aux,
+            scored_e=per_example(batch.scored_bt.astype(jnp.float32), batch).astype(jnp.int32),
+            valid_e=batch.valid_e,
+        )
+
+    def _along(
+        params: Params, batch: Batch, drop: Array | None, cond: object, path_kegz: Array
+    ) -> Float[Array, "e"]:
+        """sum_k -log p(x | z_k), with the dropout masks that step k saw."""
+        shared = gen.prepare(params, batch, drop, cond=cond)
+
+        @jax.checkpoint
+        def body(sum_e: Array, inputs: tuple[Array, Array]) -> tuple[Array, None]:
+            z_egz, k = inputs
+            ctx = shared
+            if cfg.fresh_dropout and drop is not None:
+                ctx = gen.prepare(params, batch, jax.random.fold_in(drop, k), cond=cond)
+            return sum_e - per_example(gen.log_lik(params, ctx, z_egz), batch), None
+
+        start_e = jnp.zeros(batch.id_e.shape, jnp.float32)
+        return jax.lax.scan(body, start_e, (path_kegz, jnp.arange(cfg.steps)))[0]
+
+    return run

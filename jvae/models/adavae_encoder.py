@@ -1,0 +1,126 @@
+"""The encoder of AdaVAE, and the adapted layers and prefixes of both its sides."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jvae.api import Batch, Side
+from jvae.models.adavae_config import AdaVaeConfig
+from jvae.nn import gpt2, pool
+from jvae.nn.adapter import Adapter, AdapterInputs, adapted_block
+from jvae.nn.attention import same_segment
+from jvae.nn.layers import Projection, apply, split_key, uniform_fan_in, wide
+from jvae.nn.prefix import Prefix, for_rows
+from jvae.nn.stack import layer_range
+
+
+def adapter_of(config: AdaVaeConfig) -> Adapter:
+    """One adapter of either side."""
+    return Adapter(
+        width=config.decoder.width,
+        size=config.adapter,
+        scale=config.adapter_scale,
+        learn_scale=config.learn_scale,
+        identity=config.identity_start,
+        std=config.decoder.init_std,
+    )
+
+
+def prefix_of(config: AdaVaeConfig) -> Prefix:
+    """The prefix of either side; as published it has the layers of the whole stack on both."""
+    return Prefix(config.decoder, config.prefix, config.prefix_middle)
+
+
+def pooler_of(config: AdaVaeConfig) -> Projection:
+    """The parameters of the pooling head, see `pooled`."""
+    dec = config.decoder
+    if config.pool == "averaged_attn":
+        start = nn.initializers.normal(dec.init_std)
+        return Projection((), ("embed",), (), use_bias=False, kernel_init=start)
+    if config.pool == "latent_attn":
+        return Projection((), ("embed",), (), kernel_init=uniform_fan_in(dec.width))
+    start = uniform_fan_in(dec.width * (2 if config.pool == "mean_max_linear" else 1))
+    return Projection((dec.width,), ("embed",), (None,), kernel_init=start)
+
+
+def without_end(side: Side) -> Side:
+    """A side whose examples have lost their last token."""
+    next_bt = jnp.pad(side.segment_bt[:, 1:], ((0, 0), (0, 1)))
+    return side._replace(segment_bt=jnp.where(side.segment_bt == next_bt, side.segment_bt, 0))
+
+
+def pooled(
+    config: AdaVaeConfig, params: Any, x_btd: Float[Array, "b t d"], side: Side, valid_e: Array
+) -> Float[Array, "e d"]:
+    """One feature vector per example from the encoder's states.
+
+    "latent_attn" weighs the tokens by softmax(relu(w . x + b)), "averaged_attn" has no b; "linear"
+    is tanh(W mean + b), "mean_max_linear" tanh(W [mean; max] + b).
+    """
+    pooler, own = pooler_of(config), params["posterior"]["pool"]
+    slots = valid_e.shape[0] // x_btd.shape[0]
+    x_btd = x_btd.astype(wide(x_btd.dtype))
+    if config.pool in ("latent_attn", "averaged_attn"):
+        logit_bt = jax.nn.relu(apply(pooler, own, x_btd))
+        if config.pool == "latent_attn" and config.pool_scale == "sqrt_batch":
+            sentences = jnp.maximum(jnp.sum(valid_e), 1).astype(logit_bt.dtype)
+            logit_bt = logit_bt / jnp.sqrt(sentences)
+        return pool.weighted(x_btd, logit_bt, side, slots)
+    h_ed = pool.mean(x_btd, side, slots)
+    if config.pool == "mean_max_linear":
+        h_ed = jnp.concatenate([h_ed, pool.maximum(x_btd, side, slots)], axis=-1)
+    return jnp.tanh(apply(pooler, own, h_ed))
+
+
+def encoded(
+    config: AdaVaeConfig, params: Any, batch: Batch, drop: Key[Array, ""] | None = None
+) -> tuple[Float[Array, "e d"], Float[Array, "b t d"], Float[Array, "l b t d"]]:
+    """Pooled features, states after the final norm, and the output of every encoding layer."""
+    dec, side = config.decoder, batch.enc
+    assert side is not None  # `limits` asks for the encoder side
+    drop_prefix, drop_layers = split_key(drop, 2)
+    rows, length = side.token_bt.shape
+    side = side if config.read_end else without_end(side)
+    mask_bts = same_segment(side)
+    if config.pool_padding:
+        if batch.slots != 1:
+            raise ValueError(
+                f"pool_padding with {batch.slots} sentences per row: set data.packing to bucket"
+            )
+        # Released: padding asks, is pooled, and is never a key.
+        mask_bts = jnp.broadcast_to(side.segment_bt[:, None] > 0, (rows, length, length))
+        side = side._replace(segment_bt=jnp.ones_like(side.segment_bt))
+    prefix = visible_btm = None
+    if config.prefix:
+        key, value = apply(prefix_of(config), params["encoder"]["prefix"], drop_prefix)
+        prefix = for_rows(key, value, rows, config.encoder_layers)
+        visible_btm = jnp.ones((rows, length, config.prefix), bool)
+    block, block_l = block_of(config, params.get("encoder", {}), decoder=False)
+    layers = layer_range(params["decoder"]["layers"], 0, config.encoder_layers)
+    hidden_btd, outputs_lbtd = gpt2.encode(
+        dec,
+        params["decoder"] | {"layers": layers},
+        gpt2.embed(dec, params["decoder"], side.token_bt, side.position_bt),
+        mask_bts,
+        lambda y_btd, _: y_btd,
+        drop=drop_layers,
+        latent=prefix,
+        visible_btm=visible_btm,
+        block=block,
+        block_l=block_l,
+    )
+    return pooled(config, params, hidden_btd, side, batch.valid_e), hidden_btd, outputs_lbtd
+
+
+def block_of(
+    config: AdaVaeConfig, own: Any, *, decoder: bool, added_led: Array | None = None, to_tokens=None
+) -> tuple[gpt2.Block | None, AdapterInputs | None]:
+    """The layer of a side and its inputs; None for a side without adapters."""
+    if "adapter" not in own:
+        return None, None
+    places = config.places(decoder)
+    block = adapted_block(config.decoder, adapter_of(config), places, to_tokens)
+    return block, AdapterInputs(own["adapter"], added_led)

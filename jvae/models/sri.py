@@ -1,0 +1,138 @@
+"""SRI: a generator without an encoder, z found by short-run Langevin dynamics.
+
+Source: Pang et al. 2021, arXiv 2106.02513, and the released code. The generator is that of
+`jvae.models.lstm_vae`; a second config puts the same inference on a Transformer decoder that reads
+z as Optimus does. `jvae.latent.short_run` names the deviations.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Key
+
+from jvae.api import Batch, Generator, Params, Posterior, Terms, TextVAE
+from jvae.latent import mixture, short_run, volume, warm_up
+from jvae.latent.gaussian import kl_standard
+from jvae.latent.mixture import Proposal
+from jvae.latent.short_run import ChainConfig
+from jvae.latent.warm_up import WarmUp
+from jvae.models import lstm_vae, optimus
+from jvae.models.common import unboxed
+from jvae.nn.config import TransformerConfig
+from jvae.nn.lstm import LstmConfig
+
+
+@dataclass(frozen=True)
+class SriConfig:
+    """Sizes of the LSTM generator, the chain, and how training changes the chain."""
+
+    decoder: LstmConfig
+    latent: int = 32
+    chain: ChainConfig = ChainConfig()
+    warm_up: WarmUp = WarmUp()
+
+    def __post_init__(self) -> None:
+        if self.latent < 1:
+            raise ValueError(f"latent is {self.latent}; expected at least 1")
+
+
+@dataclass(frozen=True)
+class SriTransformerConfig:
+    """The same over a Transformer decoder; for `use_*` see `jvae.models.optimus`."""
+
+    decoder: TransformerConfig
+    latent: int = 32
+    use_memory: bool = True
+    use_embedding: bool = True
+    chain: ChainConfig = ChainConfig()
+    warm_up: WarmUp = WarmUp()
+
+
+class Sampler(NamedTuple):
+    """What a model whose posterior is a sampler adds to training and to metrics.
+
+    measure(step, params, batch, key, drop) -> Terms     in place of `jvae.api.measure` in training
+    proposal    draws of likelihood bounds
+    control     the metric posterior with every end point a draw from the prior
+    tune(params, batch, key) -> params     learns step sizes; None where they are fixed
+    """
+
+    measure: Callable[..., Terms]
+    proposal: Proposal
+    control: Posterior
+    tune: Callable[..., Params] | None
+
+
+def limits(config: SriConfig) -> dict[str, int]:
+    """Most tokens of one example; there is no encoder side."""
+    del config
+    return {"dec": lstm_vae.UNBOUNDED}
+
+
+def build(config: SriConfig) -> TextVAE:
+    """The model of a config; see `jvae.api.TextVAE`."""
+    decoder, latent = config.decoder, config.latent
+    init, axes = unboxed(lambda key: {"decoder": lstm_vae.init_decoder(decoder, latent, key)})
+    return _with_chain(lstm_vae.generator(decoder, latent), init, axes, config)
+
+
+def transformer_limits(config: SriTransformerConfig) -> dict[str, int]:
+    """Most tokens of one example; memory takes position 0."""
+    return {"dec": config.decoder.positions - int(config.use_memory)}
+
+
+def build_transformer(config: SriTransformerConfig) -> TextVAE:
+    """The model of a config; see `jvae.api.TextVAE`."""
+    # The encoder of this Optimus is never initialised nor run: its generator alone stays.
+    whole = optimus.build(
+        optimus.OptimusConfig(
+            encoder=config.decoder,
+            decoder=config.decoder,
+            latent=config.latent,
+            use_memory=config.use_memory,
+            use_embedding=config.use_embedding,
+        )
+    )
+
+    def init(key: Key[Array, ""]) -> Params:
+        return {"decoder": whole.init(key)["decoder"]}
+
+    return _with_chain(whole.gen, init, {"decoder": whole.axes["decoder"]}, config)
+
+
+def _with_chain(
+    gen: Generator,
+    init: Callable[[Array], Params],
+    axes: Any,
+    config: SriConfig | SriTransformerConfig,
+) -> TextVAE:
+    """A generator whose posterior is the short run, with parameters for learned step sizes."""
+    sizes = {"posterior": found} if (found := short_run.init_sizes(config.chain)) else {}
+    return TextVAE(
+        init=lambda key: init(key) | sizes,
+        axes=axes | ({"posterior": {"size": (None,)}} if sizes else {}),
+        gen=gen,
+        post=short_run.attach(gen, config.chain),
+        metric_post=short_run.fitted(gen, config.chain, kl=kl_standard),
+        latent_shape=(1, config.latent),
+    )
+
+
+def sampler(config: SriConfig | SriTransformerConfig, model: TextVAE) -> Sampler:
+    """What training and metrics of a model of this config need beside the model."""
+    gen, chain = model.gen, config.chain
+    prior = ChainConfig(steps=0, chains=chain.chains, chunk=chain.chunk)
+    learn = volume.learn_sizes(gen, chain) if chain.schedule == "learned" else None
+
+    def tune(params: Params, batch: Batch, key: Key[Array, ""]) -> Params:
+        assert learn is not None
+        raw_k, _ = learn(params, params["posterior"]["size"], batch, key)
+        return params | {"posterior": {"size": raw_k}}
+
+    return Sampler(
+        measure=warm_up.measure(gen, chain, config.warm_up),
+        proposal=mixture.with_prior(gen, model.metric_post),
+        control=short_run.fitted(gen, prior, kl=kl_standard),
+        tune=None if learn is None else tune,
+    )

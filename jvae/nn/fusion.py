@@ -1,0 +1,153 @@
+"""Low-rank tensor product of attention values with a latent per layer.
+
+    value' = (sum_r (W_r [v; 1] + a_r)) * (sum_r (B_r [z; 1] + b_r))        sum_then_product
+    value' =  sum_r (W_r [v; 1] + a_r) * (B_r [z; 1] + b_r)                 product_then_sum
+
+Axis letter of this file beside the contract's: R the rank of the product.
+
+Source: Hu et al. 2022 (DELLA), eq. 9, and the released code, which sums first. A sum of linear maps
+is one linear map, so that form is of rank one whatever R is (R changes the scale at initialisation
+and the step size of the optimizer); it is computed as such.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from jvae.api import Side
+from jvae.nn.attention import spread
+from jvae.nn.config import TransformerConfig
+from jvae.nn.layers import NORMAL, split_key, wide
+from jvae.nn.stack import init_stack
+
+ORDERS = ("sum_then_product", "product_then_sum")
+
+
+class Fusion(NamedTuple):
+    """Which layers of a decoder are fused, and how: layers first..first+groups-1."""
+
+    config: TransformerConfig
+    first: int
+    groups: int
+    order: str
+
+
+class FuseInputs(NamedTuple):
+    """What `fuse` reads in each layer; the layers are in front. R is 1 where the sum comes first.
+
+    `on_l` is None where every layer is fused; else the others have zeros here.
+    """
+
+    kernel_ldrnh: Float[Array, "l d r n h"]
+    offset_lrnh: Float[Array, "l r n h"]
+    factor_lernh: Float[Array, "l e r n h"]
+    on_l: Bool[Array, "l"] | None
+
+
+class _RankMaps(nn.Module):
+    """R affine maps of [x; 1]. The row of the constant and the bias say the same twice, as in the
+    released code, where an optimizer moves both.
+    """
+
+    rank: int
+    heads: int
+    head: int
+    axis: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Any:
+        out = (self.rank, self.heads, self.head)
+        names = (None, "heads", "head")
+        part = nn.with_logical_partitioning
+        return (
+            self.param("kernel", part(NORMAL, (self.axis, *names)), (x.shape[-1], *out)),
+            self.param("constant", part(NORMAL, names), out),
+            self.param("bias", part(nn.initializers.zeros, names), out),
+        )
+
+
+def init(
+    config: TransformerConfig, groups: int, latent: int, rank: int, key: Key[Array, ""]
+) -> Any:
+    """Boxed parameters {value, latent} of `groups` layers, stacked."""
+    value_key, latent_key = split_key(key, 2)
+    shape = (rank, config.heads, config.head)
+    value = _RankMaps(*shape, axis="embed")
+    z = _RankMaps(*shape, axis="latent")
+    x = jnp.zeros((1, config.width))
+    return {
+        "value": init_stack(lambda k: value.init(k, x)["params"], value_key, groups),
+        "latent": init_stack(
+            lambda k: z.init(k, jnp.zeros((1, latent)))["params"], latent_key, groups
+        ),
+    }
+
+
+def _every_layer(fusion: Fusion, leaf: Array) -> Array:
+    after = fusion.config.layers - fusion.first - fusion.groups
+    return jnp.pad(leaf, ((fusion.first, after), *[(0, 0)] * (leaf.ndim - 1)))
+
+
+def _collapsed(fusion: Fusion, leaf: Array, axis: int) -> Array:
+    return jnp.sum(leaf, axis, keepdims=True) if fusion.order == "sum_then_product" else leaf
+
+
+def latent_factor(
+    fusion: Fusion, params: Any, z_egz: Float[Array, "e g z"]
+) -> Float[Array, "l e r n h"]:
+    """The factor of every layer that depends on the latent alone, in the compute dtype."""
+    p = params["latent"]
+    z_egz = z_egz.astype(wide(z_egz.dtype))
+    kernel_gzrnh = _collapsed(fusion, p["kernel"], 2).astype(z_egz.dtype)
+    offset_grnh = _collapsed(fusion, p["constant"] + p["bias"], 1)
+    factor_gernh = jnp.einsum("egz,gzrnh->gernh", z_egz, kernel_gzrnh) + offset_grnh[:, None]
+    return _every_layer(fusion, factor_gernh.astype(fusion.config.dtype))
+
+
+def inputs(fusion: Fusion, params: Any, factor_lernh: Float[Array, "l e r n h"]) -> FuseInputs:
+    """What `fuse` reads. Made outside loops over layers and tokens, which then reuse it."""
+    p = params["value"]
+    layers = fusion.config.layers
+    on_l = None
+    if fusion.groups < layers:
+        layer_l = jnp.arange(layers)
+        on_l = (layer_l >= fusion.first) & (layer_l < fusion.first + fusion.groups)
+    return FuseInputs(
+        _every_layer(fusion, _collapsed(fusion, p["kernel"], 2).astype(fusion.config.dtype)),
+        _every_layer(
+            fusion, _collapsed(fusion, p["constant"] + p["bias"], 1).astype(fusion.config.dtype)
+        ),
+        factor_lernh,
+        on_l,
+    )
+
+
+def fuse(
+    value_btnh: Float[Array, "b t n h"], layer: FuseInputs, side: Side | None = None
+) -> Float[Array, "b t n h"]:
+    """The fused values of one layer.
+
+    Args:
+      layer: the layer's slice of `inputs`.
+      side: says whose latent each token of a packed row meets; None where every row is one example.
+    """
+    b, t, n, h = value_btnh.shape
+    kernel_drnh, offset_rnh, factor_ernh, on = layer
+
+    def fused(value_btnh: Array) -> Array:
+        maps = "btd,drnh->btrnh"
+        text_btrnh = jnp.einsum(maps, value_btnh.reshape(b, t, n * h), kernel_drnh)
+        text_btrnh = text_btrnh + offset_rnh[None, None]
+        if side is None:
+            factor_btrnh = factor_ernh[:, None]
+        else:
+            factor_ed = factor_ernh.reshape(factor_ernh.shape[0], -1)
+            factor_btrnh = spread(factor_ed, side).reshape(b, t, -1, n, h)
+        return jnp.sum(text_btrnh * factor_btrnh, axis=2)
+
+    if on is None:
+        return fused(value_btnh)
+    return jax.lax.cond(on, fused, lambda value_btnh: value_btnh, value_btnh)

@@ -1,0 +1,232 @@
+"""Which parameters train, and from which step: rules of (path, layer range, step).
+
+Everywhere here a plan of None means that everything trains from the start.
+
+`split` cuts the parameters in two trees. The first holds what ever trains in the run: gradients and
+optimizer state exist for it alone. The second enters a step as a constant. A stacked leaf of which
+only some layers train is cut along its layer axis; `merge` puts it together again.
+"""
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from jvae.errors import ConfigError
+from jvae.tree import map_named, named_leaves
+
+KEY = "config.optim.trainable"
+
+
+class Rule(NamedTuple):
+    """Parameters whose path matches `pattern` (re.search) train from step `from_step` on.
+
+    first, stop: layers first..stop-1 of stacked parameters; None for all. from_step: steps done, or
+    a share of the run as text, "1/6", rounded down.
+    """
+
+    pattern: str
+    first: int | None = None
+    stop: int | None = None
+    from_step: int | str = 0
+
+
+class Part(NamedTuple):
+    """Consecutive layers of one leaf that train from the same step; a whole leaf has no layers."""
+
+    path: str
+    layers: tuple[int, int] | None
+    from_step: int | None  # None: never
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """Where the part lies in its tree."""
+        words = tuple(self.path.split("/"))
+        return words if self.layers is None else (*words, f"{self.layers[0]}-{self.layers[1]}")
+
+
+class Plan(NamedTuple):
+    """The parts of every leaf, in order."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def trained(self) -> tuple[Part, ...]:
+        """The parts that ever train."""
+        return tuple(part for part in self.parts if part.from_step is not None)
+
+
+def make_plan(
+    rules: Sequence[Sequence[Any]], abstract: Any, axes: Any, total_steps: int
+) -> Plan | None:
+    """The parts that the rules make of parameters of these shapes.
+
+    A parameter trains from the earliest step that some rule gives it. Without rules there is no
+    plan.
+
+    Args:
+      rules: fields of `Rule`, each.
+      axes: logical axis names of every leaf; "layers" comes first in stacked ones.
+    Raises: ConfigError for a rule that cannot be read, matches nothing, or names layers of
+      parameters that have none.
+    """
+    if not rules:
+        return None
+    leaves = named_leaves(abstract)
+    stacked = {path: names[:1] == ("layers",) for path, names in _axes_by_path(abstract, axes)}
+    steps: dict[str, list[int | None]] = {
+        path: [None] * (leaf.shape[0] if stacked[path] else 1) for path, leaf in leaves.items()
+    }
+    for number, fields in enumerate(rules):
+        rule, where = _rule(fields, number), f"{KEY}[{number}]"
+        start = _step(rule.from_step, total_steps, where)
+        matched = [path for path in leaves if _search(rule.pattern, path, where)]
+        if not matched:
+            examples = ", ".join(list(leaves)[:3])
+            raise ConfigError(
+                f"{where}: {rule.pattern!r} matches no parameter (paths: {examples} ...)"
+            )
+        for path in matched:
+            for layer in _layers(rule, path, len(steps[path]), stacked[path], where):
+                known = steps[path][layer]
+                steps[path][layer] = start if known is None else min(known, start)
+    parts = [part for path, by_layer in steps.items() for part in _parts(path, by_layer)]
+    return Plan(tuple(parts))
+
+
+def split(plan: Plan | None, params: Any) -> tuple[Any, Any]:
+    """(trained, frozen) parameters."""
+    if plan is None:
+        return params, {}
+    leaves = named_leaves(params)
+
+    def cut(part: Part) -> Any:
+        leaf = leaves[part.path]
+        return leaf if part.layers is None else leaf[slice(*part.layers)]
+
+    frozen = [part for part in plan.parts if part.from_step is None]
+    return (
+        _tree((part, cut(part)) for part in plan.trained),
+        _tree((part, cut(part)) for part in frozen),
+    )
+
+
+def merge(plan: Plan | None, trained: Any, frozen: Any) -> Any:
+    """The inverse of `split`."""
+    if plan is None:
+        return trained
+    pieces: dict[str, list[Any]] = {}
+    for part in plan.parts:
+        tree = frozen if part.from_step is None else trained
+        for word in part.place:
+            tree = tree[word]
+        pieces.setdefault(part.path, []).append(tree)
+    return _tree(
+        (Part(path, None, 0), one[0] if len(one) == 1 else jnp.concatenate(one))
+        for path, one in pieces.items()
+    )
+
+
+def from_steps(plan: Plan | None) -> Any:
+    """A tree like the trained one, of the step each part trains from; None without a plan."""
+    return None if plan is None else _tree((part, part.from_step) for part in plan.trained)
+
+
+def pick(plan: Plan | None, tree: Any) -> Any:
+    """A tree like the trained one that has at each part what `tree` has at its leaf, uncut."""
+    if plan is None:
+        return tree
+    leaves = named_leaves(tree)
+    return _tree((part, leaves[part.path]) for part in plan.trained)
+
+
+def active(from_steps: Any, updates: Any, step: Int[Array, ""]) -> Any:
+    """Gradients or updates with zeros where nothing trains yet, after `step` steps."""
+    if from_steps is None:
+        return updates
+    return jax.tree.map(
+        lambda u, first: u if first == 0 else jnp.where(step >= first, u, jnp.zeros_like(u)),
+        updates,
+        from_steps,
+    )
+
+
+def counts(plan: Plan | None, abstract: Any, step: int) -> tuple[int, int]:
+    """Parameters that train after `step` steps, and all."""
+    every = sum(leaf.size for leaf in jax.tree.leaves(abstract))
+    if plan is None:
+        return every, every
+    shapes = jax.eval_shape(lambda params: split(plan, params)[0], abstract)
+    starts = named_leaves(from_steps(plan))
+    trained = sum(leaf.size for path, leaf in named_leaves(shapes).items() if starts[path] <= step)
+    return trained, every
+
+
+def _axes_by_path(abstract: Any, axes: Any) -> list[tuple[str, tuple[str | None, ...]]]:
+    found: list[tuple[str, tuple[str | None, ...]]] = []
+    map_named(lambda path, _, names: found.append((path, tuple(names))), abstract, axes)
+    return found
+
+
+def _rule(fields: Any, number: int) -> Rule:
+    well = isinstance(fields, (tuple, list)) and 1 <= len(fields) <= 4
+    rule = Rule(*fields) if well else None
+    if rule is None or not isinstance(rule.pattern, str):
+        raise ConfigError(
+            f"{KEY}[{number}] is {fields!r}; expected (pattern, first layer, last layer + 1, from "
+            "step), for example ('posterior/', None, None, 0)"
+        )
+    return rule
+
+
+def _search(pattern: str, path: str, where: str) -> bool:
+    try:
+        return re.search(pattern, path) is not None
+    except re.error as error:
+        raise ConfigError(f"{where}: {pattern!r}: {error}") from None
+
+
+def _step(value: int | str, total_steps: int, where: str) -> int:
+    try:
+        step = int(Fraction(value) * total_steps) if isinstance(value, str) else int(value)
+    except (ValueError, TypeError, ZeroDivisionError):
+        raise ConfigError(f"{where}: from_step {value!r}; expected a step or '1/6'") from None
+    if not 0 <= step <= total_steps:
+        raise ConfigError(f"{where}: from_step {value!r}; the run has {total_steps} steps")
+    return step
+
+
+def _layers(rule: Rule, path: str, count: int, stacked: bool, where: str) -> range:
+    if rule.first is None and rule.stop is None:
+        return range(count)
+    if not stacked:
+        raise ConfigError(f"{where}: a layer range, but {path} has no layers; match it elsewhere")
+    first = 0 if rule.first is None else rule.first
+    stop = count if rule.stop is None else rule.stop
+    if not 0 <= first < stop <= count:
+        raise ConfigError(f"{where}: layers {first}..{stop}, but {path} has {count}")
+    return range(first, stop)
+
+
+def _parts(path: str, steps: Sequence[int | None]) -> list[Part]:
+    """Runs of layers with one step."""
+    ends = [i + 1 for i in range(len(steps)) if i + 1 == len(steps) or steps[i + 1] != steps[i]]
+    if len(ends) == 1:
+        return [Part(path, None, steps[0])]
+    begins = [0, *ends[:-1]]
+    return [Part(path, (a, b), steps[a]) for a, b in zip(begins, ends, strict=True)]
+
+
+def _tree(values: Any) -> Any:
+    top: dict[str, Any] = {}
+    for part, value in values:
+        node: Any = top
+        *above, last = part.place
+        for word in above:
+            node = node.setdefault(word, {})
+        node[last] = value
+    return top

@@ -1,0 +1,112 @@
+"""Metrics of models without an encoder, on a linear-Gaussian model whose likelihood is known."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jvae.evals import change_of_variables
+from jvae.evals.card import Card, Report
+from jvae.evals.latent import collect_posteriors, latent_metrics, unit_covariance
+from jvae.evals.likelihood import evaluate_likelihood
+from jvae.latent import amortized, mixture, short_run
+from jvae.latent.gaussian import kl_standard
+from jvae.latent.short_run import ChainConfig
+
+WIDTH = 4
+
+
+@pytest.fixture(scope="module")
+def case(toys):
+    """x = z + noise of variance 0.5, so the posterior is N(x / 1.5, 1 / 3) in each dimension."""
+
+    def make(count):
+        model, params, exact = toys.linear_gaussian(WIDTH, count)
+        gen = model.gen._replace(sample_prior=amortized.sample_standard(WIDTH))
+        return model._replace(gen=gen), params, exact, toys.id_batches(range(count), count)
+
+    return make
+
+
+def _contracting(factor, steps=4):
+    """Steps that shrink distances by `factor` in all; the log joint has curvature 3."""
+    size = float(np.sqrt(2 / 3 * (1 - factor ** (1 / steps))))
+    return ChainConfig(steps=steps, schedule="constant", step_size=size)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.3])
+def test_change_of_variables_is_exact_where_end_points_are_wide(case, temperature):
+    model, params, exact, batches = case(50)
+    found = change_of_variables.evaluate(
+        model.gen,
+        _contracting(0.75),
+        params,
+        batches,
+        jax.random.key(0),
+        draws=2_000,
+        temperature=temperature,
+    )
+    row = found.summary()
+    assert abs(row["nll_nats"] - exact.mean()) < 0.02
+    assert change_of_variables.alarm(found) is None
+    np.testing.assert_allclose(row["neg_elbo_nats"], row["rec_nats"] + row["kl_nats"], rtol=1e-6)
+    assert row["neg_elbo_nats"] > row["nll_nats"]
+
+
+def test_change_of_variables_raises_the_alarm_where_they_are_narrow(case):
+    model, params, exact, batches = case(50)
+    found = change_of_variables.evaluate(
+        model.gen, _contracting(0.01), params, batches, jax.random.key(0), draws=500
+    )
+    row = found.summary()
+    assert row["nll_nats"] > exact.mean() + 0.3
+    warning = change_of_variables.alarm(found)
+    assert warning is not None and "narrower than the posterior" in warning
+
+
+CHAIN = ChainConfig(steps=40, schedule="constant", step_size=0.4, temperature=1.0)
+
+
+def _with_chain(model, chain):
+    fitted = short_run.fitted(model.gen, chain, kl=kl_standard)
+    return model._replace(post=short_run.attach(model.gen, chain), metric_post=fitted)
+
+
+def test_fitted_proposal_bounds_the_likelihood_closely_for_every_k(case):
+    model, params, exact, batches = case(60)
+    chain = _with_chain(model, CHAIN)
+    proposal = mixture.with_prior(chain.gen, chain.metric_post)
+    key = jax.random.key(1)
+    found = evaluate_likelihood(chain, params, batches, key, 200, chunk=10, proposal=proposal)
+    row = found.summary()
+    assert -0.03 < row["nll_nats"] - exact.mean() < 0.06
+    assert row["nll_nats_at"][10] > row["nll_nats"]
+    # Rec and KL are those of the fit, though half of the draws are the prior's.
+    posts = collect_posteriors(chain, params, batches, key)
+    mean, var = posts.post.mean_egz, np.exp(posts.post.log_var_egz)
+    x = np.asarray(params["x"])
+    rec = np.sum(((x - mean) ** 2 + var) + 0.5 * np.log(np.pi), axis=(1, 2))
+    np.testing.assert_allclose(row["rec_nats"], rec.mean(), atol=0.1)
+    np.testing.assert_allclose(row["kl_nats"], posts.kl_e.mean(), rtol=1e-3)
+
+
+def test_active_units_need_two_sets_of_chains_to_agree(case):
+    model, params, _, batches = case(600)
+    key = jax.random.key(2)
+    results = {}
+    for name, chain in (("chain", CHAIN), ("prior", dataclasses.replace(CHAIN, steps=0))):
+        made = _with_chain(model, chain)
+        posts = collect_posteriors(made, params, batches, key)
+        results[name] = latent_metrics(made, params, posts)
+    assert results["chain"].active[0.01] == WIDTH
+    assert results["prior"].active[0.01] == 0
+    assert results["chain"].mi_nats > results["prior"].mi_nats + 0.5
+    # One set alone would call the noise of prior draws active.
+    assert np.all(unit_covariance(posts.mean_egz) > 0.01)
+
+    report = Report("toy", Card())
+    report.add_latent(results["chain"], results["prior"], None, results["prior"], "chain = prior")
+    assert {row.name: row.control for row in report.rows}["au_0.01"] == 0
+    with pytest.raises(ValueError, match="prior draws read"):
+        Report("toy", Card()).add_latent(results["chain"], results["prior"], None, results["chain"])

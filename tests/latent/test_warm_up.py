@@ -1,0 +1,86 @@
+"""Schedules over epochs and the two ways to train the decoder."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvae import api
+from jvae.api import example_keys, mean_valid, per_example
+from jvae.latent import short_run, warm_up
+from jvae.latent.short_run import ChainConfig
+from jvae.latent.warm_up import WarmUp
+from jvae.objectives import Objective, batch_loss
+
+CFG = ChainConfig(steps=2)
+
+
+def test_published_temperatures_by_epoch():
+    found = [float(warm_up.temperature_at(WarmUp(), ChainConfig(), n)) for n in (1, 15, 16, 17, 18)]
+    np.testing.assert_allclose(found, [0.05, 0.05, 0.10, 0.15, 0.20], rtol=1e-6)
+    np.testing.assert_allclose(warm_up.temperature_at(WarmUp(), ChainConfig(), 60), 0.2, rtol=1e-6)
+
+
+def test_prior_weight_rises_to_one_and_stays():
+    plan = WarmUp(epoch_steps=10, prior_start=0.1, prior_epochs=6)
+    found = np.array([float(warm_up.prior_weight_at(plan, s)) for s in range(100)])
+    assert found[0] == pytest.approx(0.1) and np.all(np.diff(found) >= 0)
+    assert found[59] < 1.0 and np.all(found[60:] == 1.0)
+    assert float(warm_up.prior_weight_at(WarmUp(epoch_steps=10), 0)) == 1.0
+
+
+@pytest.fixture(scope="module")
+def pieces(toys):
+    """Losses and gradients of both modes, and what they are made of."""
+    model, params = toys.lstm()
+    packed, key, drop = toys.sentences().packed, jax.random.key(3), jax.random.key(4)
+    leak = dataclasses.replace(WarmUp(), param_grad="trajectory")
+
+    def loss_of(plan, params):
+        terms = warm_up.measure(model.gen, CFG, plan)(0, params, packed, key, drop)
+        return batch_loss(Objective(aux_weight={"trajectory": 1.0}), terms, 1.0)[0]
+
+    def contract(params):
+        chain = model._replace(post=short_run.attach(model.gen, CFG))
+        return batch_loss(Objective(), api.measure(chain, params, packed, key, drop), 1.0)[0]
+
+    def nll_e(params, z_egz):
+        ctx = model.gen.prepare(params, packed, drop)
+        return -per_example(model.gen.log_lik(params, ctx, z_egz), packed)
+
+    def along(params, path):
+        return jnp.sum(jax.vmap(lambda z_egz: nll_e(params, z_egz))(path))
+
+    @jax.jit
+    def go(params):
+        chain = short_run.prepare(model.gen, CFG, params, packed, drop)
+        end, path = chain.end(example_keys(jax.random.split(key)[0], packed.id_e), path=True)
+        at_end = jax.grad(lambda p: mean_valid(nll_e(p, end), packed.valid_e))(params)
+        value, final = jax.value_and_grad(lambda p: loss_of(WarmUp(), p))(params)
+        both = jax.grad(lambda p: loss_of(leak, p))(params)
+        return at_end, jax.grad(along)(params, path), final, both, (value, contract(params))
+
+    return go(params)
+
+
+def _close(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+def test_final_mode_is_the_gradient_at_the_end_point_alone(pieces):
+    at_end, _, final, _, (value, contract) = pieces
+    _close(final, at_end)
+    np.testing.assert_allclose(value, contract, rtol=1e-6)
+
+
+def test_trajectory_mode_adds_the_batch_sum_at_every_earlier_point(pieces):
+    at_end, along, _, both, _ = pieces
+    _close(both, jax.tree.map(jnp.add, at_end, along))
+
+
+def test_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="param_grad"):
+        WarmUp(param_grad="both")

@@ -1,0 +1,203 @@
+"""Prior samples, decoded ids and likelihoods of DELLA against the original code."""
+
+import dataclasses
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvae.api import Prompt, per_example
+from jvae.decode import DecodeConfig, decode
+from jvae.latent import gaussian, layerwise
+from jvae.models import della
+from jvae.nn import fusion, gpt2
+from jvae.nn.attention import attend
+from jvae.nn.layers import LayerNorm
+from jvae.nn.transformer import Gpt2Layer
+
+# These programs run once or a few times: what they cost is their compilation.
+compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def _grouped(x_egz):
+    return jnp.moveaxis(x_egz, 1, 0)
+
+
+def _shifted_networks(case) -> dict[str, np.ndarray]:
+    """Parameters as the released prior sampler reads them: its networks count from 0, whatever
+    the first layer with a latent is.
+    """
+    weights = case.weights("param/")
+    shifted = dict(weights)
+    for kind in ("prior_network", "reccurnt_cell_weight_hh", "reccurnt_cell_weight_ih"):
+        for i in range(case.config.groups):
+            for part in ("weight", "bias"):
+                theirs = f"encoder.{kind}.{i}.{part}"
+                shifted[f"encoder.{kind}.{i + case.config.begin_layer}.{part}"] = weights[theirs]
+    return shifted
+
+
+def test_ancestral_sampling_from_the_prior(single):
+    case = single
+    params = case.read(_shifted_networks(case))
+
+    @compiled
+    def sample(params, noise_egz):
+        cond = case.model.gen.condition(params, case.batch)
+        source_egcz = None if cond is None else cond.prior_egcz
+        return layerwise.walk(
+            case.chain, params, layerwise.reparameterized, noise_egz, source_egcz=source_egcz
+        )
+
+    found = sample(params, case.latents("prior/eps"))
+    assert found.posterior is None
+    case.close(_grouped(found.z_egz), "prior/z", "hidden")
+    case.close(_grouped(found.prior.mean_egz), "prior/mu", "hidden")
+    case.close(_grouped(found.prior.log_var_egz), "prior/logvar", "hidden")
+
+
+@cache
+def _without_bow(config: della.DellaConfig):
+    """Model and chain of a config; the bag of words takes no part in what uses them, so two of the
+    files share their compiled programs.
+    """
+    return della.build(config), della.chain(config)
+
+
+def _shared(case):
+    """Config and parameters without a bag of words."""
+    config = dataclasses.replace(case.config, use_bow=False)
+    decoder = {k: v for k, v in case.params["decoder"].items() if k != "bow"}
+    return config, {**case.params, "decoder": decoder}
+
+
+def _released_start(config: della.DellaConfig):
+    """The released generation predicts the first new token from the last place of the padded
+    prompt: a padding token at position 1 that sees the prompt and not itself.
+    """
+    dec = config.decoder
+    how = fusion.Fusion(dec, config.begin_layer, config.groups, config.ltp)
+    plain = _without_bow(config)[0].gen.start
+
+    def start(params, z_egz, prompt, max_len, cond=None):
+        logits_ev, state = plain(params, z_egz, prompt, max_len, cond)
+        p, width = params["decoder"], prompt.token_et.shape[1]
+        fuse_l = fusion.inputs(how, p["fusion"], state.cache.factor_lernh)
+        cache = state.cache.kv
+        seen_e1m = (jnp.arange(width)[None] < prompt.length_e[:, None])[:, None]
+        x = gpt2.embed(dec, p, prompt.token_et[:, -1:], jnp.ones((len(z_egz), 1), jnp.int32))
+        for i in range(dec.layers):
+            one_layer, _ = jax.tree.map(lambda a, i=i: a[i], (p["layers"], fuse_l))
+            kv = cache.key_lemnh[i, :, :width], cache.value_lemnh[i, :, :width]
+            look = lambda q, k, v, kv=kv: (attend(q, *kv, seen_e1m), None)  # noqa: E731
+            x, _ = Gpt2Layer(dec).apply({"params": one_layer}, x, look)
+        x = LayerNorm(dec.norm_eps).apply({"params": p["norm"]}, x)
+        padded_e = prompt.length_e < width
+        return jnp.where(padded_e[:, None], gpt2.logits(dec, p, x[:, 0]), logits_ev), state
+
+    return start
+
+
+@pytest.mark.parametrize("name", ["greedy_ids_rp1.0", "greedy_ids_rp1.2", "greedy_ids_stop"])
+def test_greedy_ids(single, name):
+    _check_ids(single, name, method="greedy")
+
+
+def test_beam_ids(single):
+    _check_ids(single, "beam3_ids_rp1.2", method="beam", beam_width=3, norm_length="total")
+
+
+@cache
+def _decoding(config: della.DellaConfig, how: DecodeConfig, end: int, pad: int, released: bool):
+    gen = _without_bow(config)[0].gen
+    if released:
+        gen = gen._replace(start=_released_start(config))
+    run = partial(decode, gen, cfg=how, key_e=None, end_id=end, pad_id=pad)
+    return compiled(lambda *given: run(*given).token_et)
+
+
+def _check_ids(case, name: str, **settings):
+    want, (model_config, params) = case.data[f"gen/{name}"], _shared(case)
+    end = int(case.data["gen/stop_id"]) if name.endswith("stop") else case.meta["eos"]
+    z_egz = case.latents("prior/z")
+    prompt = Prompt(jnp.full((4, 1), case.meta["bos"]), jnp.ones(4, jnp.int32))
+    if case.config.conditional:
+        length_e = case.data["in/condition_mask"].sum(axis=1).astype(np.int32)
+        prompt = Prompt(jnp.asarray(case.data["in/condition"]), jnp.asarray(length_e))
+    width = prompt.token_et.shape[1]
+    config = DecodeConfig(
+        min_length=case.meta["gen_min_length"] - width,
+        max_length=case.meta["gen_max_length"] - width,
+        repetition_penalty=1.2 if name.endswith("rp1.2") else 1.0,
+        **settings,
+    )
+
+    def check(released, rows):
+        run = _decoding(model_config, config, end, case.meta["pad"], released)
+        out = run(params, z_egz, prompt)
+        np.testing.assert_array_equal(np.asarray(out)[rows], want[rows, width:])
+
+    if not case.config.conditional:
+        check(False, slice(None))
+        return
+    if name == "greedy_ids_rp1.0":  # a prompt without padding needs no imitation
+        check(False, case.data["in/condition_mask"].all(axis=1))
+    check(True, slice(None))
+
+
+@cache
+def _weighing(config: della.DellaConfig):
+    """(params, batch, noise_egz) -> log p(x | z), log weight as released, KL per dimension,
+    posterior means.
+    """
+    model, chain = _without_bow(config)
+
+    def weigh(params, batch, noise_egz):
+        post = model.post.encode(params, batch)
+        pick = layerwise.reparameterized
+        found = layerwise.walk(chain, params, pick, noise_egz, text_egcz=post.text_egcz)
+        ctx = model.gen.prepare(params, batch)
+        log_lik_e = per_example(model.gen.log_lik(params, ctx, found.z_egz), batch)
+        prior, posterior = (layerwise.clipped(chain, g) for g in (found.prior, found.posterior))
+        # The released densities are means over layers.
+        log_p_e, log_q_e = (
+            gaussian.log_density(g, found.z_egz) / config.groups for g in (prior, posterior)
+        )
+        kl_egz = gaussian.kl(posterior, prior)
+        return log_lik_e, log_lik_e + log_p_e - log_q_e, kl_egz, found.posterior.mean_egz
+
+    return compiled(weigh)
+
+
+@pytest.fixture(scope="module")
+def weigh(scored):
+    """`_weighing` of the noise alone."""
+    config, params = _shared(scored)
+    return partial(_weighing(config), params, scored.batch)
+
+
+def test_likelihood_with_the_stored_noise(scored, weigh):
+    """The released estimator, layer means and all, from our densities."""
+    case = scored
+    log_lik_e, log_w_e, _, _ = weigh(case.latents("iw/sample_eps"))
+    case.close(log_lik_e, "iw/sample_log_gen", "loss")
+    case.close(log_w_e, "iw/sample_log_likelihood", "density")
+
+    first, *draws = [weigh(noise_egz) for noise_egz in case.latents("iw/eval_eps")]
+    log_lik_ke, log_w_ke = (np.array([draw[i] for draw in draws]) for i in (0, 1))
+    log_p_e = np.logaddexp.reduce(log_w_ke, axis=0) - np.log(len(draws))
+    tokens = int(case.real.sum())
+    kl = np.mean(np.maximum(np.asarray(first[2]).sum(axis=2), case.objective.floor))
+    nll = -log_lik_ke.mean()
+    case.close(np.exp(-log_p_e.sum() / tokens), "iw/eval_ppl", rtol=1e-3)
+    case.close(kl, "iw/eval_kl", "density")
+    case.close(nll, "iw/eval_nll", "loss")
+    case.close(kl + nll, "iw/eval_elbo", "density")
+
+
+def test_active_units_with_the_stored_noise(scored, weigh):
+    centre, spread = (np.asarray(weigh(noise)[3]) for noise in scored.latents("au/eps"))
+    variance = np.sum((spread - centre.mean(axis=0)) ** 2, axis=0) / (len(spread) - 1)
+    assert np.mean(variance >= 0.2) == scored.data["au/proportion"]

@@ -1,0 +1,50 @@
+"""The train step of a model of which a part trains, and that part in stages."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jvae import optim, trainable
+from jvae.data.rows import Encoded, pack_rows
+from jvae.models import lm
+from jvae.nn.config import TransformerConfig
+from jvae.objectives import Objective
+from jvae.step import init_state, make_train_step
+from jvae.tree import named_leaves
+
+STACK = TransformerConfig(2, 8, 2, 16, 12, positions=8, dropout=0.0, vocab_multiple=1)
+OPTIM = dict(lr=0.1, schedule="constant", warmup_steps=0, b1=0.9, b2=0.99, eps=1e-8, clip=1.0)
+
+
+def test_only_what_the_plan_names_moves_and_only_from_its_step():
+    model = lm.build(lm.LmConfig(STACK))
+    abstract = jax.eval_shape(model.init, jax.random.key(0))
+    rules = (("attn_norm|mlp_norm", 0, 1, 0), ("decoder/norm/", None, None, 2))
+    plan = trainable.make_plan(rules, abstract, model.axes, 4)
+    trained = jax.eval_shape(lambda params: trainable.split(plan, params)[0], abstract)
+    cfg = ConfigDict(OPTIM | dict(weight_decay=0.1, no_decay=()))
+    tx = optim.build(cfg, trained, 4, trainable.from_steps(plan))
+    side = Encoded.of([np.array([1, 5, 6, 2]), np.array([1, 7, 2])])
+    batch = pack_rows(np.array([[0, 1]]), dict(dec=side), dict(dec=8), dict(dec=0))
+    step = jax.jit(make_train_step(model, Objective(), lambda step: jnp.ones(()), tx, plan))
+
+    state = jax.jit(lambda key: init_state(model.init(key), tx, plan))(jax.random.key(0))
+    shapes = {leaf.shape for leaf in jax.tree.leaves(state.opt_state)}
+    assert shapes == {(), (1, 8), (8,)}  # moments of one layer's norms and of the last norm
+    history, norms = [named_leaves(jax.device_get(state.params))], []
+    for _ in range(3):
+        state, sums = step(state, batch, jax.random.key(1))
+        history.append(named_leaves(jax.device_get(state.params)))
+        norms.append(float(sums["grad_norm"].sum))
+    for path in history[0]:
+        moved = [not np.array_equal(history[i][path], history[i + 1][path]) for i in range(3)]
+        if "layers" in path and "norm" in path:
+            first = [h[path][0] for h in history]
+            assert all(not np.array_equal(a, b) for a, b in zip(first, first[1:], strict=False))
+            np.testing.assert_array_equal(history[3][path][1], history[0][path][1])
+        else:
+            assert moved == (
+                [False, False, True] if path.startswith("decoder/norm/") else [False] * 3
+            )
+    assert all(np.isfinite(norms)) and min(norms) > 0
