@@ -91,8 +91,9 @@ def base() -> ConfigDict:
             chunk=1,  # posterior samples decoded together
             # Published estimators beside ours: optimus, t5vae, della, adavae, lagging, textae.
             compat=(),
-            # Files with one label per line of the first training and test file, for --mode=probe;
-            # the embedded corpus knows its own.
+            # For --mode=probe: the factor of the embedded corpus that few labels and clusters are
+            # about; for other text, files with one label per line of the training and test file.
+            factor="action",
             train_labels="",
             test_labels="",
         )

@@ -21,7 +21,6 @@ from jvae.evals import compat, smoothness
 from jvae.evals import text as texts
 from jvae.evals.card import Card, Report
 from jvae.evals.latent import (
-    LatentResult,
     PosteriorSet,
     collect_posteriors,
     latent_metrics,
@@ -85,7 +84,7 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
     sizes = cfg.sizes(len(data))
     key = jax.random.key(cfg.seed)
     chosen = draw_sentences(len(data), sizes.sentences or len(data), cfg.seed)
-    report = Report(f"{this.config.name}, {split}", _card(this, cfg, step, split))
+    report = Report(f"{this.config.name}, {split}", card_of(this, cfg, step, split))
 
     def rows(ids: np.ndarray | None = None) -> Iterator[Batch]:
         sharding = meshes.batch_sharding(mesh)
@@ -93,7 +92,7 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
 
     sampler = run.build_sampler(this.config, this.model)
     proposal = sampler.proposal if sampler else None
-    with _timed(report, "likelihood_s"):
+    with timed(report, "likelihood_s"):
         likelihood = evaluate_likelihood(
             this.model,
             params,
@@ -105,7 +104,7 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
         )
     latent = gap = control = prior = posts = None
     if has_latent(this.model):
-        with _timed(report, "latent_s"):
+        with timed(report, "latent_s"):
             posts = collect_posteriors(this.model, params, rows(), key)
             latent = latent_metrics(this.model, params, posts)
             if sampler:
@@ -114,7 +113,9 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
                 control = prior = latent_metrics(prior_model, params, prior_posts)
                 report.notes.append(SAMPLER_NOTE)
             else:
-                control = _untrained(this, mesh, rows)
+                fresh = untrained(this, mesh)
+                fresh_posts = collect_posteriors(this.model, fresh, rows(), key)
+                control = latent_metrics(this.model, fresh, fresh_posts)
             known = chosen[np.isin(chosen, posts.id_e)]
             gap = rec_gap(this.model, params, rows(known), posts, likelihood, key, k=GAP_DRAWS)
     counts = TextCounts(data.words_e, data.chars_e)
@@ -122,11 +123,11 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
     name = "chain = prior" if sampler else "untrained model"
     report.add_latent(latent, control, gap, prior, name)
     if posts is not None:
-        with _timed(report, "accuracy_s"):
+        with timed(report, "accuracy_s"):
             batches = rows(chosen[np.isin(chosen, posts.id_e)])
             _accuracy(this, params, report, list(batches), posts)
         if sizes.spot_samples:
-            with _timed(report, "spot_s"):
+            with timed(report, "spot_s"):
                 few = draw_sentences(len(data), sizes.spot_sentences, cfg.seed)
                 found = evaluate_likelihood(
                     this.model,
@@ -139,7 +140,7 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
                 )
                 report.add(**spot_row(found, sizes.samples))
         if cfg.compat:
-            with _timed(report, "compat_s"):
+            with timed(report, "compat_s"):
                 report.compat = compat.blocks(
                     cfg.compat,
                     this.model,
@@ -163,7 +164,7 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
     vae = loaded(this, params, cfg.seed)
     decode = {k: v for k, v in this.config.decode.items() if k not in ("batch", "max_length")}
     samples = {}
-    with _timed(report, "text_s"):
+    with timed(report, "text_s"):
         samples["prior"] = [one_line(s) for s in vae.sample(sizes.generate, **decode)]
         greedy = vae.sample(sizes.generate, method="greedy")
         samples["prior_greedy"] = [one_line(s) for s in greedy]
@@ -273,18 +274,17 @@ def _exactness(
             report.add(f"{name}_distinct", share, "% of the accepted")
 
 
-def _untrained(this: run.Run, mesh: Mesh, rows: Any) -> LatentResult | None:
-    """The control of every latent metric: the same estimators on fresh parameters."""
+def untrained(this: run.Run, mesh: Mesh) -> Params:
+    """Fresh parameters, those that training started from: the control of every latent metric."""
     _, where = run.param_shardings(this.model, mesh)
-    params = jax.jit(this.model.init, out_shardings=where)(run.seeds(this.config.seed)["init"])
-    posts = collect_posteriors(this.model, params, rows(), jax.random.key(this.config.evals.seed))
-    return latent_metrics(this.model, params, posts)
+    return jax.jit(this.model.init, out_shardings=where)(run.seeds(this.config.seed)["init"])
 
 
-def _card(this: run.Run, evals: EvalConfig, step: int, split: str) -> Card:
+def card_of(this: run.Run, evals: EvalConfig, step: int, split: str) -> Card:
+    """The card of a measurement of one split."""
     cfg, data = this.config, this.data[split]
     return Card(
-        commit=_commit(),
+        commit=commit(),
         config=configs.flatten(cfg),
         weights=f"step {step}",
         data=[{"name": f.path, "sha256": f.sha256, "lines": f.lines} for f in data.lines.files],
@@ -299,7 +299,7 @@ def _card(this: run.Run, evals: EvalConfig, step: int, split: str) -> Card:
     )
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the checkout that runs; None for an installed package."""
     here = Path(__file__).resolve().parent
     if not (here.parent / ".git").exists():
@@ -323,7 +323,8 @@ def _write(
 
 
 @contextmanager
-def _timed(report: Report, name: str) -> Iterator[None]:
+def timed(report: Report, name: str) -> Iterator[None]:
+    """Notes under `time` how long its body took."""
     begin = time.monotonic()
     yield
     report.time[name] = round(time.monotonic() - begin, 2)

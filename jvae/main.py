@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from jvae import config as configs
 from jvae.errors import ConfigError, JvaeError
 
-MODES = ("train", "eval", "sample", "reconstruct", "interpolate")
+MODES = ("train", "eval", "probe", "sample", "reconstruct", "interpolate")
 
 USAGE = """\
 python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
@@ -19,7 +19,7 @@ python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir
   --config=optimus:base          a shipped config; configs/optimus.py:base is the same by path
   --config.data.train=my.txt     any value of the config
   --mode=train                   train, evaluate, sample; the same command resumes
-  --mode=eval|sample|reconstruct|interpolate --workdir=DIR       on a trained run
+  --mode=eval|probe|sample|reconstruct|interpolate --workdir=DIR       on a trained run
 """
 
 
@@ -79,6 +79,8 @@ def _run(config: ConfigDict | None, rest: Sequence[str]) -> int:
         modes.train(config, folder)
     elif given.mode == "eval":
         modes.evaluate(config, folder)
+    elif given.mode == "probe":
+        modes.probe(config, folder)
     else:
         modes.text(given.mode, config, folder, list(given.text), given.n, given.steps, given.seed)
     return 0

@@ -40,7 +40,9 @@ class EvalConfig:
     interpolations: int = 0
     interpolation_steps: int = 11
     compat: tuple[str, ...] = ()  # published estimators to print beside ours
-    train_labels: str = ""  # files of one label per sentence, for --mode=probe
+    # For --mode=probe: a factor of the embedded corpus, or files of one label per line of the text.
+    factor: str = "action"
+    train_labels: str = ""
     test_labels: str = ""
 
     def __post_init__(self) -> None:
