@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from jvae.errors import DataError
 
 PCA = 4
-RESTARTS = 10
+RESTARTS = 8
 
 
 class Clustering(NamedTuple):
