@@ -253,10 +253,15 @@ def _exactness(
     report.add("exact", float(exact.mean()), nats, note="-log p of the same sentences")
     floor = float(np.exp(exact.sum() / words))
     report.add("ppl_w_floor", floor, "per word")
-    excess = excess_over_exact(likelihood, exact_e)[likelihood.k]
+    at = excess_over_exact(likelihood, exact_e)
+    excess = at[likelihood.k]
     report.add("excess", excess.mean_nats, nats, se=excess.se_nats, note="NLL_K - exact, paired")
-    if excess.suspicious:
-        report.notes.append("NLL_K lies below the exact value: the model sees its own target.")
+    report.details["excess_nats_at"] = at
+    below = [k for k, one in at.items() if one.suspicious]
+    if below:
+        report.notes.append(
+            f"NLL_K lies below the exact value at K = {below}: the model sees its own target."
+        )
     inner = [
         point for block in samples.get("interpolations", ()) for point in block.split("\n")[1:-2]
     ]

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from jvae.errors import DataError
 
 PCA = 4
-RESTARTS = 8
+RESTARTS = 5
 
 
 class Clustering(NamedTuple):
