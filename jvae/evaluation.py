@@ -49,6 +49,7 @@ SAMPLER_NOTE = (
     "sets of chains agree on. Control: chain = prior."
 )
 GAP_DRAWS = 10  # draws of the control of Rec; its error is that between sentences
+NEEDS_LATENT = ("token_accuracy", "exact_match", "bleu", "interpolation_smoothness")
 RATIO_DRAWS = 100  # most draws of the one batch that the cost ratio is timed on
 
 
@@ -153,13 +154,19 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
                     {row.name: row.value for row in report.rows},
                     cfg.chunk,
                 )
-    ratio_k = min(sizes.samples, RATIO_DRAWS)
-    batch = next(rows(chosen))
-    cost = cost_ratio(this.model, params, batch, key, ratio_k, chunk=cfg.chunk, proposal=proposal)
-    # The chains of a sampler are priced apart.
-    report.time["cost_ratio"] = cost.whole - cost.encoder if sampler else cost.whole
-    if sampler:
-        report.time["chains_ratio"] = cost.encoder
+        cost = cost_ratio(
+            this.model,
+            params,
+            next(rows(chosen)),
+            key,
+            min(sizes.samples, RATIO_DRAWS),
+            chunk=cfg.chunk,
+            proposal=proposal,
+        )
+        # The chains of a sampler are priced apart.
+        report.time["cost_ratio"] = cost.whole - cost.encoder if sampler else cost.whole
+        if sampler:
+            report.time["chains_ratio"] = cost.encoder
 
     vae = loaded(this, params, cfg.seed)
     decode = {k: v for k, v in this.config.decode.items() if k not in ("batch", "max_length")}
@@ -177,6 +184,9 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
             original = [str(data.texts[i]) for i in chosen]
             z_egz = _reconstructions(this, vae, report, samples, original)
             _interpolations(this, vae, report, samples, z_egz, cfg, sizes)
+        else:
+            for name in NEEDS_LATENT:
+                report.add(name, None, "")
     if split in this.exact:
         _exactness(this, report, likelihood, samples, split)
     _write(this.workdir, report, samples, split, "" if cfg.preset == "quick" else f".{cfg.preset}")

@@ -12,7 +12,7 @@ from jvae.api import Batch, Params
 from jvae.data import grammar
 from jvae.data.dataset import Dataset, eval_batches
 from jvae.errors import ConfigError, DataError
-from jvae.evals import cluster
+from jvae.evals import cluster, disentangle
 from jvae.evals import probe as probes
 from jvae.evals.card import Report
 from jvae.evals.latent import collect_posteriors
@@ -110,6 +110,9 @@ def probe(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = "te
             _few(report, few, train_ed, fitted[few], test_ed, test[few], cfg.seed)
     with evaluation.timed(report, "cluster_s"):
         _clusters(report, few, train_ed, test_ed, test[few], cfg.seed)
+    if len(fitted) > 1:
+        with evaluation.timed(report, "factors_s"):
+            _factors(report, train_ed, fitted, cfg.seed)
     write_text(this.workdir / "eval" / "probe.json", report.to_json())
     write_text(this.workdir / "eval" / "probe.txt", report.table() + "\n")
     return report
@@ -173,3 +176,14 @@ def _clusters(
     name = f"cluster_{kind}"
     report.add(f"{name}_accuracy", found.accuracy, "%", control=control.accuracy, note=note)
     report.add(f"{name}_nmi", found.nmi, "0-1", control=control.nmi)
+
+
+def _factors(report: Report, train_ed: list[np.ndarray], labels: Labels, seed: int) -> None:
+    factor_ef = np.stack(list(labels.values()), axis=1)
+    found, control = (disentangle.disentanglement(x_ed, factor_ef, seed) for x_ed in train_ed)
+    shuffled = np.random.default_rng(seed).permutation(factor_ef)
+    chance = disentangle.disentanglement(train_ed[0], shuffled, seed)
+    for name, value in found._asdict().items():
+        note = f"permuted {getattr(chance, name):.2f}"
+        report.add(name, value, "0-1", control=getattr(control, name), note=note)
+    report.details["factors"] = list(labels)

@@ -82,11 +82,13 @@ def windows(
         once = _seconds(work.call, 1)  # the first call behind compilation may still be slow
         once = min(once, _seconds(work.call, 1))
         calls = max(1, round(window_s / max(once, 1e-9)))
-        found[work.name] = {"compile_s": first - once, "calls": calls, "call_s": []}
+        found[work.name] = {"compile_s": first - once, "calls": calls, "call_s": [], "host_s": []}
     for _ in range(count):
         for work in works:
             row = found[work.name]
+            host = time.process_time()
             row["call_s"].append(_seconds(work.call, row["calls"]))
+            row["host_s"].append((time.process_time() - host) / row["calls"])
     return found
 
 
@@ -118,6 +120,8 @@ def records(
                 "useful_tokens_per_s": work.tokens / middle,
                 "call_ms": 1e3 * middle,
                 "call_ms_spread": [1e3 * call_s[0], 1e3 * call_s[-1]],
+                # Of all cores together: what a busy machine does not stretch.
+                "host_ms": 1e3 * statistics.median(found["host_s"]),
                 "windows": len(call_s),
                 "calls_per_window": found["calls"],
                 "compile_s": found["compile_s"],

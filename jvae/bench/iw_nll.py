@@ -33,14 +33,15 @@ def works(this: Setting) -> list[Work]:
 
 
 def compare(records: list[dict[str, Any]]) -> None:
-    """Adds the cost ratio at each K and how far the larger K is from linear."""
-    ms = {record["program"]: record["call_ms"] for record in records}
+    """Adds the cost ratio at each K and how far the larger K is from linear, by both clocks."""
     few, many = SAMPLES
-    for record in records:
-        if record["program"].startswith("nll"):
-            k = record["k"]
-            record["cost_ratio"] = ms[f"nll_{k}"] / ms[f"passes_{k}"]
-            record["over_linear"] = ms[f"nll_{many}"] / ms[f"nll_{few}"] / (many / few)
+    for clock, suffix in (("call_ms", ""), ("host_ms", "_host")):
+        ms = {record["program"]: record[clock] for record in records}
+        for record in records:
+            if record["program"].startswith("nll"):
+                k = record["k"]
+                record[f"cost_ratio{suffix}"] = ms[f"nll_{k}"] / ms[f"passes_{k}"]
+                record[f"over_linear{suffix}"] = ms[f"nll_{many}"] / ms[f"nll_{few}"] / (many / few)
 
 
 CASE = Case("optimus", works, compare)

@@ -41,6 +41,8 @@ def test_windows_are_taken_in_turn_behind_a_warm_up(clock):
     a = fake_work("a", [0.75, 0.5, *[0.5, 0.5], *[1.0, 1.0], *[0.25, 0.25]], clock)
     b = fake_work("b", [2.0, 2.0, 1.0, 3.0, 2.0], clock)
     found = harness.windows([a, b], window_s=1.0)
+    for row in found.values():
+        assert len(row.pop("host_s")) == 3
     assert found["a"] == {"compile_s": 4.5, "calls": 2, "call_s": [0.5, 1.0, 0.25]}
     assert found["b"] == {"compile_s": 3.0, "calls": 1, "call_s": [1.0, 3.0, 2.0]}
     with pytest.raises(ValueError, match="a name each"):
@@ -85,10 +87,11 @@ def test_the_cost_of_the_likelihood_is_compared(monkeypatch, tmp_path):
     assert works[0].sentences == int(batch.valid_e.sum())
     assert works[1].call().shape == (1, *batch.id_e.shape)
     records = [
-        dict(program=w.name, call_ms=ms, **w.extra)
+        dict(program=w.name, call_ms=ms, host_ms=2 * ms, **w.extra)
         for w, ms in zip(works, (3, 2, 5, 4), strict=True)
     ]
     CASES["iw_nll"].compare(records)
     assert records[0]["cost_ratio"] == 1.5 and records[2]["cost_ratio"] == 1.25
     assert records[0]["over_linear"] == pytest.approx(5 / 3 / 2)
+    assert records[0]["cost_ratio_host"] == 1.5
     assert "cost_ratio" not in records[1]
