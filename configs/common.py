@@ -116,13 +116,22 @@ def base() -> ConfigDict:
     c.phases = ConfigDict()  # see jvae.phases
     c.evals = ConfigDict(
         dict(
+            preset="quick",  # or headline: sizes of jvae/evals/settings.py
             seed=0,
-            samples=100,  # K of NLL_K
-            sentences=500,  # at most so many, a seeded draw, for all that decodes
-            chunk=1,  # posterior samples decoded together
-            generate=1_000,  # sentences drawn from the prior
-            interpolations=100,  # pairs of test sentences
+            # On top of the preset; 0: its own.
+            samples=0,  # K of NLL_K
+            sentences=0,  # at most so many, a seeded draw, for all that decodes
+            generate=0,  # sentences drawn from the prior
+            interpolations=0,  # pairs of test sentences
             interpolation_steps=11,
+            chunk=1,  # posterior samples decoded together
+            # Published estimators beside ours: optimus, t5vae, della, adavae, lagging, textae.
+            compat=(),
+            # For --mode=probe: the factor of the embedded corpus that few labels and clusters are
+            # about; for other text, files with one label per line of the training and test file.
+            factor="action",
+            train_labels="",
+            test_labels="",
         )
     )
     c.decode = ConfigDict(

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from jvae import config as configs
 from jvae.errors import ConfigError, JvaeError
 
-MODES = ("train", "eval", "sample", "reconstruct", "interpolate")
+MODES = ("train", "eval", "probe", "sample", "reconstruct", "interpolate")
 
 USAGE = """\
 python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
@@ -20,7 +20,7 @@ python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir
   --config.data.train=my.txt     any value of the config
   --mode=train                   train, evaluate, sample; the same command resumes
   --sweep=objective.beta.stop=0.1,0.5,1  a run for every value, one table; --dry_run prints them
-  --mode=eval|sample|reconstruct|interpolate --workdir=DIR       on a trained run
+  --mode=eval|probe|sample|reconstruct|interpolate --workdir=DIR       on a trained run
 """
 
 
@@ -90,6 +90,8 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
         modes.train(config, folder)
     elif given.mode == "eval":
         modes.evaluate(config, folder)
+    elif given.mode == "probe":
+        modes.probe(config, folder)
     else:
         modes.text(given.mode, config, folder, list(given.text), given.n, given.steps, given.seed)
     return 0

@@ -3,11 +3,13 @@
 import sys
 from pathlib import Path
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jvae import evaluation, loading, run, workdir
+from jvae import evaluation, loading, probing, run, workdir
 from jvae import sweep as sweeps
 from jvae import train as training
+from jvae.api import Params
 from jvae.errors import CheckpointError, ConfigError
 from jvae.parallel import mesh as meshes
 
@@ -37,13 +39,23 @@ def sweep(
 
 def evaluate(config: ConfigDict, folder: Path) -> None:
     """Measures the best checkpoint of a run on its test split."""
+    _show(evaluation.evaluate(*_trained(config, folder)).table(), folder)
+
+
+def probe(config: ConfigDict, folder: Path) -> None:
+    """What the latent of a run's best checkpoint says of the labels of its test split."""
+    _show(probing.probe(*_trained(config, folder)).table(), folder)
+
+
+def _trained(config: ConfigDict, folder: Path) -> tuple[run.Run, Mesh, Params, int]:
+    """A run with its best parameters and their step."""
     if not (folder / workdir.CONFIG).is_file():
         raise CheckpointError(f"{folder}: no run here; train it first, or give its --workdir")
-    workdir.claim(folder, config)
+    # Not claimed: to measure with other sizes leaves the run's own config as it is.
+    workdir.check(folder, config)
     this = run.open_run(config, folder)
     mesh = meshes.make_mesh(this.config.mesh)
-    params, step = loading.load_params(this.model, mesh, folder)
-    _show(evaluation.evaluate(this, mesh, params, step).table(), folder)
+    return this, mesh, *loading.load_params(this.model, mesh, folder)
 
 
 def text(
