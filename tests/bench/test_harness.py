@@ -3,11 +3,12 @@
 import json
 import time
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from jvae import config as configs
-from jvae.bench import CASES, cases, harness
+from jvae.bench import CASES, cases, harness, langevin
 from jvae.bench.__main__ import main
 from jvae.errors import ConfigError
 
@@ -95,3 +96,23 @@ def test_the_cost_of_the_likelihood_is_compared(monkeypatch, tmp_path):
     assert records[0]["over_linear"] == pytest.approx(5 / 3 / 2)
     assert records[0]["cost_ratio_host"] == 1.5
     assert "cost_ratio" not in records[1]
+
+
+def test_chains_are_measured_beside_the_plain_step_and_the_floor(monkeypatch, capsys):
+    monkeypatch.setattr(langevin, "STEPS", (1, 2))
+    config = configs.apply_overrides(
+        configs.load("sri:ptb"),
+        ["model.decoder.width=4", "model.decoder.hidden=4", "model.latent=2", "data.batch_rows=2"],
+    )
+    monkeypatch.setattr(langevin, "VOCAB", 400)
+    made = langevin.works(cases.setting(config, harness.PRESETS["cpu"]))
+    assert [work.name for work in made] == ["plain", "chain_1", "chain_2"]
+    moved = [jax.device_get(work.call()[1]["rec"].sum) for work in made]
+    assert len({float(nats) for nats in moved}) == 3  # every K reads another z
+    records = [
+        dict(program=w.name, call_ms=ms, **w.extra) for w, ms in zip(made, (2, 3, 9), strict=True)
+    ]
+    langevin.compare(records)
+    assert [r.get("ratio") for r in records] == [None, 1.5, 4.5]
+    assert [r.get("ratio_floor") for r in records] == [None, 10 / 6, 14 / 6]
+    assert records[2]["over_floor"] == pytest.approx(4.5 / (14 / 6))
