@@ -32,9 +32,18 @@ setup(
         "sacrebleu>=2.4",
         "scikit-learn>=1.5",  # probes and clusters of latents
         "scipy>=1.11",  # word mover's distance, matching of clusters
+        "matplotlib>=3.9",  # figures
         "tensorboardX>=2.6",  # TensorBoard files without TensorFlow
         "absl-py",
         "numpy>=2.0",
     ],
-    extras_require={"test": ["pytest>=8", "ruff>=0.15", "pyright>=1.1.400", "beartype>=0.20"]},
+    extras_require={
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",  # tests compile on one core each
+            "ruff>=0.15",
+            "pyright>=1.1.400",
+            "beartype>=0.20",
+        ]
+    },
 )

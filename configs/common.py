@@ -9,11 +9,24 @@ def base() -> ConfigDict:
     c.seed = 0
     c.data = ConfigDict(
         dict(
-            # Text files, one sentence per line, plain or .gz. No train file: the embedded corpus.
-            # Without valid or test files, sentences are held out of train.
+            # Files, globs ("yelp/*.tsv") and TFDS sets ("tfds:snli:train"), one after another in
+            # this order; files are plain or .gz with one example per line. No train file: the
+            # embedded corpus. Without valid or test files, lines are held out of train.
             train=(),
             valid=(),
             test=(),
+            format="auto",  # by suffix; or text, tsv, jsonl for files of any name
+            # What to read: a TSV column by number from 0 (-1: the last) or, if the first line names
+            # the columns, by name; a JSON key; a TFDS feature. Empty: the text is the whole line,
+            # the last column, or "text"; no source (of source -> text pairs) and no label is read.
+            text="",
+            source="",
+            label="",
+            sentences=False,  # lines are documents, to be cut into sentences
+            tfds_dir="",  # where TFDS sets are; empty: TFDS's own default
+            # Where files are kept tokenised, by content; empty: $JVAE_CACHE or ~/.cache/jvae.
+            cache="",
+            workers=0,  # processes that make batches; 0: a thread
             # Folder or Hugging Face hub name; empty: one is trained on the train split.
             encoder_tokenizer="",
             decoder_tokenizer="",
@@ -23,9 +36,11 @@ def base() -> ConfigDict:
             vocab=8_000,
             on_error="raise",  # or drop: bad lines are counted and left out
             max_words=256,  # longer lines are bad lines
+            max_chars=1_000_000,  # the same, for text without blanks; bounds the memory of a line
             # Tokens of a row per side and examples of a row; 0: proposed from the lengths.
             enc_row=0,
             dec_row=0,
+            cond_row=0,
             slots=0,
             row_tokens=256,  # about the row length to propose
             batch_rows=16,
@@ -33,10 +48,20 @@ def base() -> ConfigDict:
             score_end=True,  # False: the model never learns where to end; the bound is of less text
         )
     )
-    # Pretrained backbones for step 0: a folder or hub name in Hugging Face's layout; empty: none.
-    c.init = ConfigDict(dict(encoder="", decoder=""))
+    c.init = ConfigDict(
+        dict(
+            # Pretrained backbones for step 0: a folder or hub name in Hugging Face's layout.
+            encoder="",
+            decoder="",
+            # A trained model for step 0: the folder of a run, or an export by folder or hub name.
+            model="",
+            part="",  # pattern of the parameters to take from it; empty: all, and all must fit
+            optimizer=False,  # whether to take the moments of its optimizer too
+        )
+    )
     c.objective = ConfigDict(
         dict(
+            z="posterior",  # or zero: the decoder trains as a language model
             rec="sum",
             kl_floor="none",
             floor=0.0,
@@ -49,6 +74,14 @@ def base() -> ConfigDict:
                 ratio_zero=0.5,
                 ratio_increase=0.25,
             ),
+        )
+    )
+    c.noise = ConfigDict(  # in training alone; what is scored is whole
+        dict(
+            # The encoder reads each sentence without up to this share of its tokens, on average
+            # half of it (T5-VAE's denoising).
+            enc_delete=0.0,
+            word_dropout=0.0,  # share of the tokens that the decoder reads as unknown
         )
     )
     c.optim = ConfigDict(
@@ -75,9 +108,12 @@ def base() -> ConfigDict:
             check_every=1_000,  # validate, keep the best, save
             keep=2,  # newest checkpoints kept beside the best
             tensorboard=True,
+            accumulate=1,  # parts that a batch is measured in, one after another
+            patience=0,  # checks without a better validation loss that end training; 0: never
             collapse_kl=0.1,  # nats; a validation KL below it raises the alarm
         )
     )
+    c.phases = ConfigDict()  # see jvae.phases
     c.evals = ConfigDict(
         dict(
             preset="quick",  # or headline: sizes of jvae/evals/settings.py
@@ -91,11 +127,9 @@ def base() -> ConfigDict:
             chunk=1,  # posterior samples decoded together
             # Published estimators beside ours: optimus, t5vae, della, adavae, lagging, textae.
             compat=(),
-            # For --mode=probe: the factor of the embedded corpus that few labels and clusters are
-            # about; for other text, files with one label per line of the training and test file.
+            # The factor of the embedded corpus that few labels and clusters of --mode=probe are
+            # about.
             factor="action",
-            train_labels="",
-            test_labels="",
         )
     )
     c.decode = ConfigDict(
@@ -142,6 +176,31 @@ def transformer(**changes) -> dict:
         dropout=0.1,
         norm_eps=1e-5,
         init_std=0.02,
+        dtype="float32",
+        remat="none",
+        unroll=1,
+        vocab_multiple=128,
+        xent_chunk=8192,
+    )
+    return stack | changes
+
+
+def t5(**changes) -> dict:
+    """Both stacks of a T5, sizes of t5-small; `vocab` is set from the tokenizer when it is 0."""
+    stack = dict(
+        layers=6,
+        width=512,
+        heads=8,
+        head=64,
+        mlp=2048,
+        vocab=0,
+        buckets=32,
+        max_distance=128,
+        gated=False,
+        tied=True,
+        bias_std=0.0,
+        dropout=0.1,
+        norm_eps=1e-6,
         dtype="float32",
         remat="none",
         unroll=1,

@@ -137,8 +137,9 @@ class Checkpoints:
         """State and meta of a checkpoint: the newest one that is whole, unless `step` is given.
 
         Args:
-          abstract: a tree like the saved one, of arrays or ShapeDtypeStructs; their shardings, if
-            any, are those of the result, whatever the shardings were when it was saved.
+          abstract: a tree like the saved one, of arrays or ShapeDtypeStructs, or a function that
+            makes one from the meta; their shardings, if any, are those of the result, whatever the
+            shardings were when it was saved.
           best: of the best checkpoint instead of the last ones.
           partial: `abstract` is a part of the saved tree, the parameters without the optimizer for
             example; only that part is read.
@@ -148,7 +149,8 @@ class Checkpoints:
 
         def read(kind: str, step: int) -> tuple[Any, Meta]:
             meta = self._checked_meta(kind, step)
-            return self._read_state(kind, step, abstract, meta, partial), meta
+            wanted = abstract(meta) if callable(abstract) else abstract
+            return self._read_state(kind, step, wanted, meta, partial), meta
 
         return self._newest(step, best, read)
 

@@ -16,7 +16,7 @@ from jvae import config as configs
 from jvae import models, run
 from jvae.api import Batch, Params
 from jvae.data import grammar
-from jvae.data.dataset import eval_batches
+from jvae.data.dataset import Dataset, eval_batches
 from jvae.evals import compat, smoothness
 from jvae.evals import text as texts
 from jvae.evals.card import Card, Report
@@ -55,14 +55,15 @@ RATIO_DRAWS = 100  # most draws of the one batch that the cost ratio is timed on
 
 def loaded(this: run.Run, params: Params, seed: int = 0) -> LoadedVAE:
     """The text side of a run."""
-    family = models.family(this.config.model.family)
+    family, model_config = models.family(this.config.model.family), run.model_config(this.config)
     return LoadedVAE(
         model=this.model,
         params=params,
         encoder=this.encoder,
         decoder=this.decoder,
         rows=this.rows,
-        limits=family.limits(run.model_config(this.config)),
+        limits=family.limits(model_config),
+        joined=family.joined(model_config),
         max_length=this.config.decode.max_length,
         decode_batch=this.config.decode.batch,
         seed=seed,
@@ -172,8 +173,12 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
     decode = {k: v for k, v in this.config.decode.items() if k not in ("batch", "max_length")}
     samples = {}
     with timed(report, "text_s"):
-        samples["prior"] = [one_line(s) for s in vae.sample(sizes.generate, **decode)]
-        greedy = vae.sample(sizes.generate, method="greedy")
+        n, given = sizes.generate, None
+        if vae.conditional:  # one text for each of some sources
+            n, given = 1, _sources(data, draw_sentences(len(data), sizes.generate, cfg.seed))
+            samples["prior_sources"] = given
+        samples["prior"] = [one_line(s) for s in vae.sample(n, sources=given, **decode)]
+        greedy = vae.sample(n, sources=given, method="greedy")
         samples["prior_greedy"] = [one_line(s) for s in greedy]
         train = this.data["train"].texts
         report.add_group(texts.generation(samples["prior"], data.texts, train))
@@ -182,8 +187,9 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
             report.add_group(found, prefix="greedy_")
         if latent is not None:
             original = [str(data.texts[i]) for i in chosen]
-            z_egz = _reconstructions(this, vae, report, samples, original)
-            _interpolations(this, vae, report, samples, z_egz, cfg, sizes)
+            given = _sources(data, chosen) if vae.conditional else None
+            z_egz = _reconstructions(this, vae, report, samples, original, given)
+            _interpolations(this, vae, report, samples, z_egz, given, cfg, sizes)
         else:
             for name in NEEDS_LATENT:
                 report.add(name, None, "")
@@ -208,11 +214,12 @@ def _reconstructions(
     report: Report,
     samples: dict[str, list[str]],
     original: list[str],
+    sources: list[str] | None,
 ) -> np.ndarray:
     """Sentences decoded from their posterior means; returns these."""
-    z_egz = vae.encode(original)
-    decoded = [one_line(s) for s in vae.decode(z_egz)]
-    shuffled = vae.decode(np.roll(z_egz, 1, axis=0))
+    z_egz = vae.encode(original, sources)
+    decoded = [one_line(s) for s in vae.decode(z_egz, sources=sources)]
+    shuffled = vae.decode(np.roll(z_egz, 1, axis=0), sources=sources)
     train = this.data["train"].texts
     report.add_group(
         texts.reconstruction(decoded, original, train), texts.reconstruction(shuffled, original)
@@ -227,6 +234,7 @@ def _interpolations(
     report: Report,
     samples: dict[str, list[str]],
     z_egz: np.ndarray,
+    sources: list[str] | None,
     cfg: EvalConfig,
     sizes: Preset,
 ) -> None:
@@ -239,13 +247,21 @@ def _interpolations(
     ways = {"interpolation": line(*ends, steps)}
     if sizes.slerp:
         ways["arc"] = smoothness.arc(*ends, steps)
+    given = sources and [one for one in sources[:pairs] for _ in range(steps)]
     for name, z_etgz in ways.items():
-        points = [one_line(s) for s in vae.decode(z_etgz.reshape(-1, *z_egz.shape[1:]))]
+        latents = z_etgz.reshape(-1, *z_egz.shape[1:])
+        points = [one_line(s) for s in vae.decode(latents, sources=given)]
         paths = [points[i * steps : (i + 1) * steps] for i in range(pairs)]
         samples[f"{name}s"] = ["\n".join(path) + "\n" for path in paths]
         for row in smoothness.smoothness_rows(words, paths, name):
             report.add(**row)
     report.card.word_vectors = smoothness.VECTORS
+
+
+def _sources(data: Dataset, ids: np.ndarray) -> list[str]:
+    """Sources of some examples of a conditional model's split."""
+    assert data.lines.source is not None  # read wherever there is a `cond` side
+    return [str(data.lines.source[i]) for i in ids]
 
 
 def _exactness(

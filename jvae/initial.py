@@ -1,19 +1,25 @@
-"""Parameters of step 0: pretrained backbones where the config names them, fresh ones elsewhere."""
+"""Parameters of step 0: those of a trained model or of pretrained backbones where the config names
+them, fresh ones elsewhere.
+"""
 
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import optax
 from jaxtyping import Array, Key
 
+from jvae import loading
 from jvae.api import Params
+from jvae.checkpoint import Checkpoints
 from jvae.data import tokenizers
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, DataError, WeightsError
-from jvae.pretrained import backbones, bert, files, gpt2, names
+from jvae.pretrained import backbones, bert, files, gpt2, names, t5
 from jvae.pretrained.backbones import Backbone
 from jvae.pretrained.files import Checkpoint
 from jvae.pretrained.names import Table, Vocab
@@ -49,6 +55,11 @@ def _bert_with_pooler(model: Any, vocab: Vocab) -> Table:
     return bert.table(vocab, "encoder", "posterior/pooler" if model.pool == "cls" else None)
 
 
+def _t5_stacks(model: Any, vocab: Vocab) -> Table:
+    dec = model.decoder
+    return t5.table(vocab, gated=dec.gated, tied=dec.tied, cross=model.cross_slots > 0)
+
+
 _GPT2_DECODER = Part(
     "decoder", "decoder", ("decoder",), gpt2.BACKBONE, lambda _, v: gpt2.table(v, "decoder")
 )
@@ -61,6 +72,8 @@ PARTS: dict[str, tuple[Part, ...]] = {
         _GPT2_DECODER,
     ),
     "sri_transformer": (_GPT2_DECODER,),
+    # Both stacks share sizes, tokenizer and embedding: one part. New rows have T5's own scale.
+    "t5_vae": (Part("decoder", "decoder", ("decoder",), t5.BACKBONE, _t5_stacks, std=1.0),),
 }
 
 
@@ -73,7 +86,8 @@ def initial_params(run: Run, shardings: Any, key: Key[Array, ""]) -> Params:
     Args:
       shardings: a tree like the parameters, or None for the default device.
     Raises: ConfigError for a backbone that the family has no place for; WeightsError for weights
-      that cannot be read, do not fit the model or do not belong to the tokenizer.
+      that cannot be read, do not fit the model or do not belong to the tokenizer; CheckpointError
+      for a run without a checkpoint.
     """
     target = jax.eval_shape(run.model.init, key)
     if shardings is not None:
@@ -82,6 +96,10 @@ def initial_params(run: Run, shardings: Any, key: Key[Array, ""]) -> Params:
         )
     leaves = named_leaves(target)
     loaded: dict[str, jax.Array] = {}
+    config: Any = run.config
+    if config.init.model:
+        loaded = _from_model(run, config.init.model, config.init.part, leaves)
+        log.info("init.model: %s loaded from %s", _counted(loaded), config.init.model)
     for part, name in _wanted(run):
         found = _load(run, part, name, leaves)
         log.info("init.%s: %s loaded from %s", part.key, _counted(found), name)
@@ -92,10 +110,72 @@ def initial_params(run: Run, shardings: Any, key: Key[Array, ""]) -> Params:
     return map_named(lambda path, _: loaded[path] if path in loaded else fresh[path], target)
 
 
+def initial_optimizer(run: Run, opt_state: Any) -> Any:
+    """The optimizer's state of the run that `init.model` names, its schedules back at their start.
+
+    Args:
+      opt_state: the fresh one.
+    Raises: ConfigError where that is no run; CheckpointError where its state is of other shapes.
+    """
+    config: Any = run.config
+    if not config.init.model or not loading.is_run(config.init.model):
+        raise ConfigError(
+            "init.optimizer is on, which only a run keeps: init.model must be the folder of one, "
+            f"not {config.init.model!r}"
+        )
+    with Checkpoints(config.init.model, read_only=True) as ckpts:
+        wanted = {"opt_state": opt_state}
+        state, _ = ckpts.restore(wanted, best=ckpts.best() is not None, partial=True)
+
+    def begin(fresh: Any, found: Any) -> Any:
+        return fresh if isinstance(fresh, optax.ScaleByScheduleState) else found
+
+    return jax.tree.map(
+        begin,
+        opt_state,
+        state["opt_state"],
+        is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState),
+    )
+
+
+def _from_model(run: Run, name: str, pattern: str, target: dict[str, Any]) -> dict[str, jax.Array]:
+    """The parameters of a run or export whose path matches; without a pattern it must have all."""
+    try:
+        wanted = {path: leaf for path, leaf in target.items() if re.search(pattern, path)}
+    except re.error as error:
+        raise ConfigError(f"init.part: {pattern!r}: {error}") from None
+    if not wanted:
+        paths = ", ".join(list(target)[:3])
+        raise ConfigError(f"init.part: {pattern!r} matches no parameter (paths: {paths} ...)")
+    source = loading.read_model(name)
+    read = {path.split("/")[0] for path in wanted}
+    for role, ours, theirs in (
+        ("encoder", run.encoder, source.encoder),
+        ("decoder", run.decoder, source.decoder),
+    ):
+        if role in read and ours.fingerprint != theirs.fingerprint:
+            raise WeightsError(
+                f"{name}: was trained with the {role} tokenizer {theirs.name}, this run has "
+                f"{ours.name}; leave data.{role}_tokenizer empty to take that of init.model"
+            )
+    have = named_leaves(source.params)
+    if missing := [path for path in wanted if path not in have]:
+        raise WeightsError(
+            f"{name} ({source.config.model.family}) has no {', '.join(missing[:5])}"
+            f"{' ...' if missing[5:] else ''}; name what to take from it with init.part"
+        )
+    for path, leaf in wanted.items():
+        if have[path].shape != leaf.shape:
+            raise WeightsError(
+                f"{name}: {path} is {list(have[path].shape)}, this model's {list(leaf.shape)}"
+            )
+    return {path: jax.device_put(have[path], leaf.sharding) for path, leaf in wanted.items()}
+
+
 def _wanted(run: Run) -> list[tuple[Part, str]]:
     config: Any = run.config
     family = config.model.family
-    asked = {k: str(name) for k, name in config.get("init", {}).items() if name}
+    asked = {k: str(config.init[k]) for k in ("encoder", "decoder") if config.init[k]}
     parts = {part.key: part for part in PARTS.get(family, ())}
     for key in asked:
         if key not in parts:

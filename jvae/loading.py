@@ -28,9 +28,10 @@ def load(name: str | os.PathLike[str], *, seed: int = 0) -> LoadedVAE:
     Raises: CheckpointError if there is no checkpoint that fits; WeightsError if an export cannot
       be read or is not what its hashes say.
     """
-    parts = _read_run(Path(name)) if _is_run(Path(name)) else weights.load_export(name)
+    parts = read_model(name)
     config = parts.config
-    limits = models.family(config.model.family).limits(run.model_config(config))
+    family, model_config = models.family(config.model.family), run.model_config(config)
+    limits = family.limits(model_config)
     return LoadedVAE(
         model=run.build_model(config),
         params=parts.params,
@@ -38,10 +39,16 @@ def load(name: str | os.PathLike[str], *, seed: int = 0) -> LoadedVAE:
         decoder=parts.decoder,
         rows=run.row_spec(config, limits),
         limits=limits,
+        joined=family.joined(model_config),
         max_length=config.decode.max_length,
         decode_batch=config.decode.batch,
         seed=seed,
     )
+
+
+def read_model(name: str | os.PathLike[str]) -> weights.Export:
+    """What a run (its best checkpoint) or an export holds. Arguments and errors as of `load`."""
+    return _read_run(Path(name)) if is_run(name) else weights.load_export(name)
 
 
 def export(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
@@ -55,7 +62,9 @@ def export(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
     weights.export_model(out, parts.config, parts.encoder, parts.decoder, parts.params, results)
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(name: str | os.PathLike[str]) -> bool:
+    """Whether a name is that of a run, not of an export."""
+    folder = Path(name)
     # An export has its list of hashes; whatever else there is or is not is told as a run's fault.
     return not (folder / weights.SUMS).is_file() and (folder.is_dir() or folder.is_absolute())
 

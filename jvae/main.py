@@ -19,6 +19,7 @@ python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir
   --config=optimus:base          a shipped config; configs/optimus.py:base is the same by path
   --config.data.train=my.txt     any value of the config
   --mode=train                   train, evaluate, sample; the same command resumes
+  --sweep=objective.beta.stop=0.1,0.5,1  a run for every value, one table; --dry_run prints them
   --mode=eval|probe|sample|reconstruct|interpolate --workdir=DIR       on a trained run
 """
 
@@ -32,6 +33,10 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_enum(
         "mode", "train", MODES, "What to do; train ends in an evaluation.", flag_values=own
     )
+    sweep = "KEY=VALUE,VALUE,...: a run for every value; given again, for every combination."
+    dry = "With --sweep: print the command of every run and start none."
+    flags.DEFINE_multi_string("sweep", [], sweep, flag_values=own)
+    flags.DEFINE_bool("dry_run", False, dry, flag_values=own)
     flags.DEFINE_multi_string("text", [], text, flag_values=own)
     flags.DEFINE_integer("n", 10, "Sentences to sample.", lower_bound=1, flag_values=own)
     flags.DEFINE_integer("steps", 11, "Points of a line.", lower_bound=2, flag_values=own)
@@ -45,8 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for noisy in ("absl", "orbax", "jax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        config, rest = configs.from_argv(sys.argv[1:] if argv is None else argv)
-        return _run(config, rest)
+        words = list(sys.argv[1:] if argv is None else argv)
+        config, rest = configs.from_argv(words)
+        return _run(config, rest, words)
     except JvaeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -55,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _run(config: ConfigDict | None, rest: Sequence[str]) -> int:
+def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -> int:
     given = _flags()
     if "--help" in rest or "-h" in rest:
         print(USAGE + "\n" + given.get_help())
@@ -75,7 +81,12 @@ def _run(config: ConfigDict | None, rest: Sequence[str]) -> int:
         folder = Path("runs") / config.name
     if config is None:
         config = workdir.saved_config(folder)
-    if given.mode == "train":
+    if given.sweep or given.dry_run:
+        if given.mode != "train" or not given.sweep:
+            raise ConfigError("--dry_run needs --sweep, and --sweep only trains: drop --mode")
+        own = [word for word in every if word not in rest]
+        modes.sweep(config, own, given.sweep, folder, given.dry_run)
+    elif given.mode == "train":
         modes.train(config, folder)
     elif given.mode == "eval":
         modes.evaluate(config, folder)

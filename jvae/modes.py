@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jvae import evaluation, loading, probing, run, workdir
+from jvae import sweep as sweeps
 from jvae import train as training
 from jvae.api import Params
 from jvae.errors import CheckpointError, ConfigError
@@ -23,6 +24,17 @@ def train(config: ConfigDict, folder: Path) -> None:
     done = training.train(config, folder)
     report = evaluation.evaluate(done.run, done.mesh, done.params, done.step)
     _show(report.table(), folder)
+
+
+def sweep(
+    config: ConfigDict, spec: list[str], axes: list[str], folder: Path, dry_run: bool
+) -> None:
+    """Trains a run for every combination of values, or prints their commands."""
+    made = sweeps.points(config, axes)
+    if dry_run:
+        print("\n".join(sweeps.launch_lines(spec, made, folder)))
+        return
+    print(f"\n{sweeps.run(config, made, folder, train)}\n\nFiles: {folder}")
 
 
 def evaluate(config: ConfigDict, folder: Path) -> None:
@@ -49,7 +61,10 @@ def _trained(config: ConfigDict, folder: Path) -> tuple[run.Run, Mesh, Params, i
 def text(
     mode: str, config: ConfigDict, folder: Path, lines: list[str], n: int, steps: int, seed: int
 ) -> None:
-    """sample, reconstruct or interpolate: sentences from `lines` or standard input, text out."""
+    """sample, reconstruct or interpolate: sentences from `lines` or standard input, text out.
+
+    A conditional model takes sources to sample for, and lines `source<TAB>text` for the others.
+    """
     if mode != "sample" and not lines:
         lines = [one.rstrip("\n") for one in sys.stdin]
     if mode == "reconstruct" and not lines:
@@ -60,12 +75,37 @@ def text(
     vae = loading.load(folder, seed=seed)
     settings = {k: v for k, v in config.decode.items() if k not in ("batch", "max_length")}
     if mode == "sample":
-        found = vae.sample(n, **settings)
-    elif mode == "reconstruct":
-        found = vae.reconstruct(lines)
+        found = vae.sample(n, sources=sources_of(lines) if vae.conditional else None, **settings)
     else:
-        found = vae.interpolate(lines[0], lines[1], steps)
+        sources, lines = pairs_of(lines) if vae.conditional else (None, lines)
+        if mode == "reconstruct":
+            found = vae.reconstruct(lines, sources)
+        else:
+            source = sources[0] if sources else None
+            if sources and sources[1] != source:
+                raise ConfigError("interpolate goes between two texts of one source; give it twice")
+            found = vae.interpolate(lines[0], lines[1], steps, source)
     print("\n".join(workdir.one_line(sentence) for sentence in found))
+
+
+def sources_of(lines: list[str]) -> list[str]:
+    """Sources to sample for: as given, else the lines of standard input."""
+    lines = lines or [one.rstrip("\n") for one in sys.stdin]
+    if not lines:
+        raise ConfigError("no source to sample for: give --text='...' or lines on standard input")
+    return lines
+
+
+def pairs_of(lines: list[str]) -> tuple[list[str], list[str]]:
+    """Sources and texts of lines that hold both."""
+    for i, one in enumerate(lines):
+        if one.count("\t") != 1:
+            raise ConfigError(
+                f"line {i + 1} has {one.count(chr(9))} tabs: this model reads a source too; "
+                "expected source<TAB>text"
+            )
+    pairs = [one.split("\t") for one in lines]
+    return [source for source, _ in pairs], [text for _, text in pairs]
 
 
 def _show(table: str, folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jvae.api import Terms, mean_valid
+from jvae.api import Batch, Terms, mean_valid
 
 Floor = Callable[[Float[Array, "e g z"], float], Float[Array, "e g"]]
 Reduce = Callable[[Float[Array, "e g"]], Float[Array, "e"]]
@@ -65,34 +65,41 @@ REDUCTIONS: dict[str, Reduce] = {
     "group_mean": lambda kl_eg: jnp.mean(kl_eg, axis=1),
 }
 RECONSTRUCTIONS = ("sum", "token_mean", "token_mean_end")
+LATENTS = ("posterior", "zero")
 
 
 @dataclass(frozen=True)
 class Objective:
     """How terms are weighed.
 
-    rec: "sum" over the tokens of a sentence, as the bound has it; "token_mean", the mean over all
-    scored tokens of the batch, which raises the effective beta to about beta times the tokens of a
-    sentence; "token_mean_end" counts one token more per sentence, the end that nobody scores
-    (released AdaVAE). kl_floor: a name of `KL_FLOORS`; floor: its threshold in nats per dimension,
-    for "group_max" per group. "mean_sum" is max(mean over the batch of the KL, floor * dimensions):
-    below it the KL has no gradient at all (AdaVAE). kl_reduce: over latent groups, "sum"
-    as the bound has it, or "group_mean" (released DELLA code), which divides the effective beta by
-    the number of groups. length_weighted: the reconstruction is divided by the number of tokens of
-    the sentence, start and end id counted (released Optimus option; the KL never is, so the
-    effective beta grows). aux_weight: weight of each auxiliary term by its name; terms without a
-    weight are an error.
+    z: where the latents of training come from, the "posterior" or "zero", which trains the decoder
+    as a language model (see `jvae.phases`). rec: "sum" over the tokens of a sentence, as the bound
+    has it; "token_mean", the mean over all scored tokens of the batch, which raises the effective
+    beta to about beta times the tokens of a sentence; "token_mean_end" counts one token more per
+    sentence, the end that nobody scores (released AdaVAE). kl_floor: a name of `KL_FLOORS`; floor:
+    its threshold in nats per dimension, for "group_max" per group. "mean_sum" is max(mean over the
+    batch of the KL, floor * dimensions): below it the KL has no gradient at all (AdaVAE).
+    kl_reduce: over latent groups, "sum" as the bound has it, or "group_mean" (released DELLA code),
+    which divides the effective beta by the number of groups. length_weighted: the reconstruction is
+    divided by the number of tokens of the sentence, start and end id counted (released Optimus
+    option; the KL never is, so the effective beta grows). rec_length: the reconstruction is divided
+    by this many tokens whatever the sentence has, 0 for none; this too raises the effective beta.
+    256 is released T5-VAE, which averages over padding. aux_weight: weight of each auxiliary term
+    by its name; terms without a weight are an error.
     """
 
+    z: str = "posterior"
     rec: str = "sum"
     kl_floor: str = "none"
     floor: float = 0.0
     kl_reduce: str = "sum"
     length_weighted: bool = False
+    rec_length: int = 0
     aux_weight: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value, known in (
+            ("z", self.z, LATENTS),
             ("rec", self.rec, RECONSTRUCTIONS),
             ("kl_floor", self.kl_floor, KL_FLOORS),
             ("kl_reduce", self.kl_reduce, REDUCTIONS),
@@ -108,6 +115,13 @@ class Objective:
             )
         if self.floor < 0:
             raise ValueError(f"objective.floor is {self.floor}; expected at least 0 nats")
+        if self.rec_length < 0:
+            raise ValueError(f"objective.rec_length is {self.rec_length}; expected 0 or a length")
+        if self.rec_length and (self.length_weighted or self.rec != "sum"):
+            raise ValueError(
+                "objective.rec_length with objective.length_weighted or objective.rec would divide "
+                "twice; set one of them"
+            )
 
 
 class Loss(NamedTuple):
@@ -117,13 +131,24 @@ class Loss(NamedTuple):
     kl_e: Float[Array, "e"]  # the plain KL, summed over groups and dimensions
 
 
-def _per_token(objective: Objective, terms: Terms) -> Array | float:
+class Totals(NamedTuple):
+    """What a mean divides by: sentences and scored tokens of the global batch."""
+
+    sentences: Array
+    tokens: Array
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Totals":
+        """Of a batch, whatever parts of it are measured together."""
+        return cls(jnp.sum(batch.valid_e), jnp.sum(batch.scored_bt))
+
+
+def _per_token(objective: Objective, totals: Totals) -> Array | float:
     """The factor whose mean over sentences makes a mean over tokens of a sum over tokens."""
     if objective.rec == "sum":
         return 1.0
-    counted_e = terms.scored_e + (1 if objective.rec == "token_mean_end" else 0)
-    tokens = jnp.sum(jnp.where(terms.valid_e, counted_e, 0))
-    return jnp.sum(terms.valid_e) / jnp.maximum(tokens, 1)
+    ends = totals.sentences if objective.rec == "token_mean_end" else 0
+    return totals.sentences / jnp.maximum(totals.tokens + ends, 1)
 
 
 def _floored(objective: Objective, kl_egz: Array, valid_e: Array) -> Array:
@@ -136,16 +161,27 @@ def _floored(objective: Objective, kl_egz: Array, valid_e: Array) -> Array:
     return jnp.broadcast_to(jnp.maximum(mean, least), valid_e.shape)
 
 
-def per_sentence(objective: Objective, terms: Terms, beta: Float[Array, ""] | float) -> Loss:
+def per_sentence(
+    objective: Objective,
+    terms: Terms,
+    beta: Float[Array, ""] | float,
+    totals: Totals | None = None,
+) -> Loss:
     """The loss of every sentence: reconstruction + beta * floored KL + weighted auxiliary terms, in
     nats.
 
-    A model without a closed-form KL (`terms.kl_egz is None`) trains on its reconstruction alone.
+    totals: of the global batch, where the terms are of a part of it. A model without a closed-form
+    KL (`terms.kl_egz is None`) trains on its reconstruction alone.
     Raises: KeyError when an auxiliary term has no weight.
     """
-    total_e = terms.nll_e * _per_token(objective, terms)
+    if totals is None:
+        counted_e = jnp.where(terms.valid_e, terms.scored_e, 0)
+        totals = Totals(jnp.sum(terms.valid_e), jnp.sum(counted_e))
+    total_e = terms.nll_e * _per_token(objective, totals)
     if objective.length_weighted:
         total_e = total_e / (terms.scored_e + 1)
+    if objective.rec_length:
+        total_e = total_e / objective.rec_length
     kl_e = jnp.zeros_like(terms.nll_e)
     if terms.kl_egz is not None:
         kl_e = jnp.sum(terms.kl_egz, axis=(1, 2))
@@ -156,8 +192,17 @@ def per_sentence(objective: Objective, terms: Terms, beta: Float[Array, ""] | fl
 
 
 def batch_loss(
-    objective: Objective, terms: Terms, beta: Float[Array, ""] | float
+    objective: Objective,
+    terms: Terms,
+    beta: Float[Array, ""] | float,
+    totals: Totals | None = None,
 ) -> tuple[Array, Loss]:
-    """Mean over the valid sentences of the global batch, and its parts."""
-    loss = per_sentence(objective, terms, beta)
-    return mean_valid(loss.total_e, terms.valid_e), loss
+    """Mean over the valid sentences of the global batch, and its parts.
+
+    With `totals` the value is the share of this part in that mean: the parts' values add up to it.
+    """
+    loss = per_sentence(objective, terms, beta, totals)
+    if totals is None:
+        return mean_valid(loss.total_e, terms.valid_e), loss
+    total = jnp.sum(jnp.where(terms.valid_e, loss.total_e, 0.0))
+    return total / jnp.maximum(totals.sentences, 1), loss

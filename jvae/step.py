@@ -9,10 +9,15 @@ import optax
 from jaxtyping import Array, Int, Key
 
 from jvae import trainable
-from jvae.api import Batch, Params, Terms, TextVAE, measure
+from jvae.api import Batch, Params, Terms, TextVAE, example_keys, measure
+from jvae.latent import null
 from jvae.metrics import Ratio, Sums
-from jvae.objectives import Loss, Objective, batch_loss
+from jvae.objectives import Loss, Objective, Totals, batch_loss
 from jvae.trainable import Plan
+
+Measure = Callable[[Array, Params, Batch, Key[Array, ""], Key[Array, ""]], Terms]
+
+Noise = Callable[[Key[Array, "e"], Batch], Batch]
 
 
 class TrainState(NamedTuple):
@@ -28,45 +33,49 @@ class StepKeys(NamedTuple):
 
     latent: Key[Array, ""]
     drop: Key[Array, ""]
+    noise: Key[Array, ""]
 
     @classmethod
     def at(cls, base: Key[Array, ""], step: Int[Array, ""]) -> "StepKeys":
         """The keys of a step: a function of the run's base key and the step alone, so a resumed run
         repeats them.
         """
-        return cls(*jax.random.split(jax.random.fold_in(base, step)))
+        return cls(*jax.random.split(jax.random.fold_in(base, step), len(cls._fields)))
 
 
 def init_state(
-    params: Params, tx: optax.GradientTransformation, plan: Plan | None = None
+    params: Params, tx: optax.GradientTransformation, plan: Plan | None = None, begin: int = 0
 ) -> TrainState:
-    """The state before the first step. Without a plan everything trains."""
+    """The state after `begin` steps, with a fresh optimizer. Without a plan everything trains."""
     trained, _ = trainable.split(plan, params)
-    return TrainState(params, tx.init(trained), jnp.zeros((), jnp.int32))
+    return TrainState(params, tx.init(trained), jnp.full((), begin, jnp.int32))
 
 
-def _sums(loss: Loss, terms: Terms, batch: Batch) -> Sums:
-    """What one pass says of its sentences, in nats, and of how full its rows are."""
+def _loss_sums(loss: Loss, terms: Terms) -> Sums:
+    """What one pass says of its sentences, in nats."""
     valid_e = terms.valid_e
     sentences = jnp.sum(valid_e).astype(jnp.float32)
-    one = jnp.ones(())
 
     def mean(value_e: Array) -> Ratio:
         return Ratio(jnp.sum(jnp.where(valid_e, value_e, 0.0)), sentences)
 
+    sums = {"loss": mean(loss.total_e), "rec": mean(terms.nll_e), "kl": mean(loss.kl_e)}
+    return sums | {f"aux/{name}": mean(value_e) for name, value_e in terms.aux.items()}
+
+
+def _row_sums(batch: Batch) -> Sums:
+    """How much a batch holds and how full its rows are."""
+    one = jnp.ones(())
     sides = [side for side in (batch.enc, batch.dec, batch.cond) if side is not None]
     places = sum(side.segment_bt.size for side in sides) * one
     read = sum((jnp.sum(side.segment_bt > 0) for side in sides), start=0.0 * one)
-    sums = {
-        "loss": mean(loss.total_e),
-        "rec": mean(terms.nll_e),
-        "kl": mean(loss.kl_e),
+    sentences = jnp.sum(batch.valid_e).astype(jnp.float32)
+    return {
         "sentences": Ratio(sentences, one),
         "tokens": Ratio(read, one),
         "padding": Ratio(places - read, places),
-        "empty_slots": Ratio(valid_e.size - sentences, valid_e.size * one),
+        "empty_slots": Ratio(batch.valid_e.size - sentences, batch.valid_e.size * one),
     }
-    return sums | {f"aux/{name}": mean(value_e) for name, value_e in terms.aux.items()}
 
 
 def make_train_step(
@@ -75,35 +84,58 @@ def make_train_step(
     beta: Callable[[Array], Array],
     tx: optax.GradientTransformation,
     plan: Plan | None = None,
-    measure_at: Callable[..., Terms] | None = None,
+    *,
+    measure_at: Measure | None = None,
+    begin: int = 0,
+    accumulate: int = 1,
+    noise: Noise | None = None,
 ) -> Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums]]:
     """step(state, batch, base_key) -> (state, sums): one optimizer update of what the plan trains.
 
     Args:
       measure_at: (step, params, batch, key, drop) -> Terms, where training measures a batch in
         another way than `jvae.api.measure` does.
+      begin: steps before this phase; schedules count from there, random keys do not.
+      accumulate: parts that the rows of a batch are cut into, measured one after another; the
+        update is that of the whole batch.
+      noise: (key_e, batch) -> batch, what is read in training alone; a key per example.
 
     The sums stay on the device, so the host loop waits for nothing between log lines. `finite`
     counts the steps whose loss and gradient norm were finite; an update that is not is skipped, so
     the state stays usable when the host stops the run.
     """
+    take = measure_at or measure_with(training_posterior(model, objective))
 
     def train_step(state: TrainState, batch: Batch, base: Key[Array, ""]):
         keys = StepKeys.at(base, state.step)
-        weight = beta(state.step)
+        now = state.step - begin
+        weight = beta(now)
+        totals = Totals.of(batch)
+        if noise is not None:
+            batch = noise(example_keys(keys.noise, batch.id_e), batch)
         trained, frozen = trainable.split(plan, state.params)
 
-        def loss_fn(trained: Any):
+        def loss_fn(trained: Any, part: Batch, drop: Key[Array, ""]):
             params = trainable.merge(plan, trained, frozen)
-            if measure_at is None:
-                terms = measure(model, params, batch, keys.latent, keys.drop)
-            else:
-                terms = measure_at(state.step, params, batch, keys.latent, keys.drop)
-            value, loss = batch_loss(objective, terms, weight)
-            return value, _sums(loss, terms, batch)
+            terms = take(now, params, part, keys.latent, drop)
+            value, loss = batch_loss(objective, terms, weight, totals)
+            return value, _loss_sums(loss, terms)
 
-        (value, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
-        grads = trainable.active(trainable.from_steps(plan), grads, state.step)
+        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+        if accumulate == 1:
+            (value, sums), grads = value_and_grad(trained, batch, keys.drop)
+        else:
+
+            def add_part(total: Any, inputs: tuple[Batch, Array]):
+                part, number = inputs
+                found = value_and_grad(trained, part, jax.random.fold_in(keys.drop, number))
+                return jax.tree.map(jnp.add, total, found), None
+
+            parts = _parts(batch, accumulate), jnp.arange(accumulate)
+            shapes = jax.eval_shape(value_and_grad, trained, _part(parts[0], 0), keys.drop)
+            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+            ((value, sums), grads), _ = jax.lax.scan(add_part, zeros, parts)
+        grads = trainable.active(trainable.from_steps(plan), grads, now)
         norm = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, trained)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
@@ -112,7 +144,7 @@ def make_train_step(
         params = trainable.merge(plan, trained, frozen)
         opt_state = jax.tree.map(keep, opt_state, state.opt_state)
         one = jnp.ones(())
-        sums |= {
+        sums |= _row_sums(batch) | {
             "finite": Ratio(finite.astype(jnp.float32), one),
             "grad_norm": Ratio(norm, one),
             "beta": Ratio(jnp.asarray(weight, jnp.float32), one),
@@ -120,6 +152,35 @@ def make_train_step(
         return TrainState(params, opt_state, state.step + 1), sums
 
     return train_step
+
+
+def training_posterior(model: TextVAE, objective: Objective) -> TextVAE:
+    """The model with the posterior that an objective trains with."""
+    if objective.z == "posterior":
+        return model
+    return model._replace(post=null.at_zero(model.latent_shape))
+
+
+def measure_with(model: TextVAE) -> Measure:
+    """`jvae.api.measure` of a model, the same at every step."""
+    return lambda step, params, batch, key, drop: measure(model, params, batch, key, drop)
+
+
+def _parts(batch: Batch, parts: int) -> Batch:
+    """Rows and examples cut into parts, in front: every parts-th row, so that rows that are spread
+    over devices stay where they are.
+    """
+    rows = batch.dec.token_bt.shape[0]
+
+    def cut(a: Array) -> Array:
+        by_row = a.reshape(rows // parts, parts, -1)
+        return jnp.moveaxis(by_row, 1, 0).reshape(parts, a.shape[0] // parts, *a.shape[1:])
+
+    return jax.tree.map(cut, batch)
+
+
+def _part(batches: Batch, index: int) -> Batch:
+    return jax.tree.map(lambda a: a[index], batches)
 
 
 def make_tune_step(
@@ -141,8 +202,10 @@ def make_valid_step(
     steps compare.
     """
 
+    take = training_posterior(model, objective)
+
     def valid_step(params: Params, batch: Batch, key: Key[Array, ""]) -> Sums:
-        terms = measure(model, params, batch, key)
-        return _sums(batch_loss(objective, terms, beta)[1], terms, batch)
+        terms = measure(take, params, batch, key)
+        return _loss_sums(batch_loss(objective, terms, beta)[1], terms) | _row_sums(batch)
 
     return valid_step

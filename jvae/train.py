@@ -12,15 +12,15 @@ from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from jvae import config as configs
-from jvae import initial, metrics, optim, run, schedules, step, trainable, workdir
+from jvae import initial, metrics, phases, program, run, schedules, workdir
 from jvae.api import Batch, Params
 from jvae.checkpoint import Checkpoints
 from jvae.data.dataset import batches, eval_batches
 from jvae.errors import ConfigError, TrainingError
 from jvae.loading import load_params
+from jvae.objectives import MEAN_SUM, Objective
 from jvae.parallel import mesh as meshes
-from jvae.parallel import rules
-from jvae.tree import sizes
+from jvae.phases import Progress
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,9 @@ class Trained(NamedTuple):
 
 
 def to_device(batch: Batch, mesh: Mesh) -> Batch:
-    """Rows and examples of a host batch, cut over the mesh's row axes."""
-    return jax.device_put(batch, meshes.batch_sharding(mesh))
+    """This process's part of a batch to the global one, cut over the mesh's row axes."""
+    where = meshes.batch_sharding(mesh)
+    return jax.tree.map(lambda part: jax.make_array_from_process_local_data(where, part), batch)
 
 
 def train(config: ConfigDict, folder: Path) -> Trained:
@@ -46,14 +47,16 @@ def train(config: ConfigDict, folder: Path) -> Trained:
     """
     # --- what depends on the config alone, so that a mistake is told at once ----------------------
     begin = time.monotonic()
-    objective = run.build_objective(config)
-    beta = schedules.build(config.objective.beta, config.train.steps)
+    plan = phases.resolve(config)
+    for phase in plan:
+        schedules.build(phase.objective.beta, phase.steps)
+        _check_accumulation(config, run.build_objective(phase.objective))
     mesh = meshes.make_mesh(config.mesh)
-    shards = meshes.row_shards(mesh)
+    shards = meshes.row_shards(mesh) * config.train.accumulate
     if config.data.batch_rows % shards:
         raise ConfigError(
-            f"data.batch_rows is {config.data.batch_rows}; the mesh cuts rows into {shards} parts, "
-            "so use a multiple of that"
+            f"data.batch_rows is {config.data.batch_rows}; mesh and train.accumulate cut rows into "
+            f"{shards} parts, so use a multiple of that"
         )
 
     # --- data and model ---------------------------------------------------------------------------
@@ -63,82 +66,62 @@ def train(config: ConfigDict, folder: Path) -> Trained:
     run.save_tokenizers(this)
     for line in this.log:
         log.info(line)
-    cfg, model = this.config, this.model
+    cfg = this.config
     key = run.seeds(cfg.seed)
 
-    # --- shardings --------------------------------------------------------------------------------
-    abstract, where = run.param_shardings(model, mesh)
-    plan = trainable.make_plan(cfg.optim.trainable, abstract, model.axes, cfg.train.steps)
-    trained = jax.eval_shape(lambda params: trainable.split(plan, params)[0], abstract)
-    tx = optim.build(cfg.optim, trained, cfg.train.steps, trainable.from_steps(plan))
-    opt_where = rules.optimizer_shardings(tx, trained, trainable.pick(plan, where), mesh)
-    state_where = step.TrainState._make((where, opt_where, meshes.replicated(mesh)))
-
-    # --- steps ------------------------------------------------------------------------------------
-    sampler = run.build_sampler(cfg, model)
-    train_step = jax.jit(
-        step.make_train_step(
-            model,
-            objective,
-            beta,
-            tx,
-            plan=plan,
-            measure_at=sampler.measure if sampler else None,
-        ),
-        donate_argnums=0,
-        out_shardings=(state_where, meshes.replicated(mesh)),
-    )
-    tune_step = None
-    if sampler and sampler.tune:
-        tune_step = jax.jit(
-            step.make_tune_step(sampler.tune), donate_argnums=0, out_shardings=state_where
-        )
-    last_beta = float(cfg.objective.beta.stop)
-    valid_step = jax.jit(step.make_valid_step(model, objective, last_beta))
-
     # --- state: own checkpoint, weights or scratch ------------------------------------------------
-    init = jax.jit(lambda params: step.init_state(params, tx, plan), out_shardings=state_where)
-    abstract_state = jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-        jax.eval_shape(init, abstract),
-        state_where,
-    )
+    def program_at(at: Progress) -> program.Program:
+        return program.compile_phase(this, plan[at.index], mesh, at.begin)
+
     ckpts = Checkpoints(folder, keep_last=cfg.train.keep)
-    position, first = (0, 0), 0
+    position, done, at = (0, 0), 0, Progress()
     if ckpts.latest() is None:
-        state = init(initial.initial_params(this, where, key["init"]))
+        current = program_at(at)
+        state = current.start(initial.initial_params(this, current.where.params, key["init"]))
+        if cfg.init.optimizer:
+            state = state._replace(opt_state=initial.initial_optimizer(this, state.opt_state))
     else:
-        state, meta = ckpts.restore(abstract_state)
-        position, first = tuple(meta["position"]), meta["step"]
-        log.info("resumed at step %d of %d", first, cfg.train.steps)
-    counts = sizes(abstract, depth=1)
-    ever, every = trainable.counts(plan, abstract, cfg.train.steps)
-    if ever < every:
-        log.info("%d of %d parameters train, %.2f %%", ever, every, 100 * ever / every)
-    log.info(
-        "%d parameters (%s), mesh %s, ready in %.1f s",
-        sum(counts.values()),
-        ", ".join(f"{name} {n:,}" for name, n in counts.items()),
-        dict(mesh.shape),
-        time.monotonic() - begin,
-    )
+        state, meta = ckpts.restore(lambda meta: program_at(Progress(**meta["phase"])).abstract)
+        position, done, at = tuple(meta["position"]), meta["step"], Progress(**meta["phase"])
+        current = program_at(at)
+        log.info("resumed at step %d of %d", done, cfg.train.steps)
+    program.log_phase(current, state.params)
+    log.info("mesh %s, ready in %.1f s", dict(mesh.shape), time.monotonic() - begin)
 
     # --- loop -------------------------------------------------------------------------------------
-    total = cfg.train.steps
     base = jax.device_put(key["train"], meshes.replicated(mesh))
-    writer = metrics.Writer(folder, resume_step=first, total_steps=total)
-    stream = batches(this.data["train"], this.rows, position)
-    check = _checker(this, mesh, valid_step, key["valid"])
+    writer = metrics.Writer(folder, resume_step=done, total_steps=cfg.train.steps)
+    part, parts = meshes.row_part(mesh, this.rows.batch_rows)
+    stream = batches(
+        this.data["train"],
+        this.rows,
+        position,
+        process_index=part,
+        process_count=parts,
+        workers=cfg.data.workers,
+    )
+    check = _checker(this, mesh, key["valid"])
     meter: metrics.Sums | None = None
-    clock = _Clock(first)
+    clock = _Clock(done)
     with ckpts, writer, stream, jax.transfer_guard("disallow"):
-        for done in range(first + 1, total + 1):
+        while True:
+            if at.over:
+                if at.index + 1 == len(plan):
+                    break
+                at = at.following(done)
+                with jax.transfer_guard("allow"):  # once a phase, not once a step
+                    current = program_at(at)
+                    state = current.start(state.params)
+                program.log_phase(current, state.params)
+                clock = _Clock(done)
+            done += 1
+            end = at.begin + current.phase.steps
             batch, position = next(stream)
             with jax.profiler.StepTraceAnnotation("train", step_num=done):
-                state, sums = train_step(state, to_device(batch, mesh), base)
+                state, sums = current.train_step(state, to_device(batch, mesh), base)
             meter = metrics.add(meter, sums)
             writer.progress(done)
-            due = done % cfg.train.check_every == 0 or done == total
+            due = done % cfg.train.check_every == 0 or done == end
             if due or done % cfg.train.log_every == 0:
                 values = metrics.ratios(meter)
                 _stop_if_not_finite(values, clock.step, done, ckpts)
@@ -146,19 +129,30 @@ def train(config: ConfigDict, folder: Path) -> Trained:
                     done, {f"train/{k}": v for k, v in (values | clock.lap(done, values)).items()}
                 )
                 meter = None
-            if due and tune_step:
-                state = tune_step(state, to_device(batch, mesh), base)
             if due:
-                valid = check(state.params, done)
+                if current.tune_step:
+                    state = current.tune_step(state, to_device(batch, mesh), base)
+                valid = check(current, state.params, done)
                 writer.write(done, {f"valid/{k}": v for k, v in valid.items()})
                 writer.flush()
-                meta = {"position": list(position), "config": configs.to_json(cfg)}
-                ckpts.save_best(done, state, meta, valid["loss"])
+                at = at.checked(current.phase, done, valid["loss"])
+                if at.over and done < end:
+                    log.info(
+                        "step %d: no better loss in %d checks, so this phase ends", done, at.stalled
+                    )
+                meta = {
+                    "position": list(position),
+                    "config": configs.to_json(cfg),
+                    "phase": at._asdict(),
+                }
+                # Losses of different phases do not compare: the best is that of the last one.
+                if at.index + 1 == len(plan):
+                    ckpts.save_best(done, state, meta, valid["loss"])
                 ckpts.save(done, state, meta)
                 clock = _Clock(done)
 
     # --- best parameters --------------------------------------------------------------------------
-    return Trained(this, mesh, *load_params(model, mesh, folder))
+    return Trained(this, mesh, *load_params(this.model, mesh, folder))
 
 
 class _Clock:
@@ -187,27 +181,35 @@ def _stop_if_not_finite(values: dict[str, float], after: int, now: int, ckpts: C
         )
 
 
+def _check_accumulation(config: ConfigDict, objective: Objective) -> None:
+    if config.train.accumulate < 1:
+        raise ConfigError(f"train.accumulate is {config.train.accumulate}; expected at least 1")
+    if config.train.accumulate > 1 and objective.kl_floor == MEAN_SUM:
+        raise ConfigError(
+            f"objective.kl_floor={MEAN_SUM} is of the mean over a batch, which train.accumulate="
+            f"{config.train.accumulate} never sees whole; use another floor, or accumulate=1"
+        )
+
+
 def _checker(
-    this: run.Run,
-    mesh: Mesh,
-    valid_step: Callable[..., metrics.Sums],
-    key: Key[Array, ""],
-) -> Callable[[Params, int], dict[str, Any]]:
+    this: run.Run, mesh: Mesh, key: Key[Array, ""]
+) -> Callable[[program.Program, Params, int], dict[str, Any]]:
     """Validation: the whole split, dropout off, the final KL weight, the same noise every time."""
     key = jax.device_put(key, meshes.replicated(mesh))
     alarm = this.config.train.collapse_kl
-    # A sampler's posterior has no KL to watch here; the evaluation measures it.
-    watched = this.model.latent_shape[0] > 0 and this.model.post.log_q is not None
+    part, parts = meshes.row_part(mesh, this.rows.batch_rows)
 
-    def check(params: Params, done: int) -> dict[str, Any]:
+    def check(current: program.Program, params: Params, done: int) -> dict[str, Any]:
         sums: metrics.Sums | None = None
-        for batch in eval_batches(this.data["valid"], this.rows):
-            sums = metrics.add(sums, valid_step(params, to_device(batch, mesh), key))
+        for batch in eval_batches(
+            this.data["valid"], this.rows, process_index=part, process_count=parts
+        ):
+            sums = metrics.add(sums, current.valid_step(params, to_device(batch, mesh), key))
         assert sums is not None  # a split has at least one sentence
         values = metrics.ratios(sums)
         row: dict[str, Any] = {name: values[name] for name in ("loss", "rec", "kl")}
         row["neg_elbo"] = values["rec"] + values["kl"]
-        if watched:
+        if current.watched:
             row["collapsed"] = int(values["kl"] < alarm)
             if row["collapsed"]:
                 log.warning(

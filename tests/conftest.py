@@ -11,5 +11,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax  # noqa: E402  the variables above must be set before
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test writes prepared data into the user's cache."""
+    os.environ["JVAE_CACHE"] = str(tmp_path_factory.mktemp("cache"))

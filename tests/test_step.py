@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from jvae import optim, trainable
 from jvae.data.rows import Encoded, pack_rows
-from jvae.models import lm
+from jvae.models import lm, optimus
 from jvae.nn.config import TransformerConfig
 from jvae.objectives import Objective
 from jvae.step import init_state, make_train_step
@@ -48,3 +48,30 @@ def test_only_what_the_plan_names_moves_and_only_from_its_step():
                 [False, False, True] if path.startswith("decoder/norm/") else [False] * 3
             )
     assert all(np.isfinite(norms)) and min(norms) > 0
+
+
+def test_accumulating_parts_is_one_large_batch():
+    """One update of a VAE, measured in one part and in four; noise belongs to examples."""
+    sizes = dict(layers=1, width=8, heads=2, mlp=16, positions=8, dropout=0.0, vocab_multiple=1)
+    stack = TransformerConfig(vocab=12, **sizes)
+    model = optimus.build(optimus.OptimusConfig(stack, stack, latent=3))
+    ids = [np.array([1, *range(3, 3 + n), 2]) for n in (2, 5, 1, 4, 3, 2, 5)]
+    side = Encoded.of(ids)
+    rows = np.array([[0, 1], [2, -1], [3, 4], [5, 6]])
+    batch = pack_rows(rows, dict(dec=side, enc=side), dict(dec=14, enc=14), dict(dec=0, enc=0))
+    cfg = OPTIM | dict(weight_decay=0.0, no_decay=())
+    params = jax.jit(model.init)(jax.random.key(0))
+    tx = optim.build(cfg, jax.eval_shape(lambda: params), 4)
+    found = []
+    for parts in (1, 4):
+        objective = Objective(rec="token_mean")
+        beta = lambda step: jnp.float32(0.5)  # noqa: E731
+        step = jax.jit(make_train_step(model, objective, beta, tx, accumulate=parts))
+        found.append(step(init_state(params, tx), batch, jax.random.key(1)))
+    (one, sums), (four, parts_sums) = found
+    for a, b in zip(jax.tree.leaves(one.opt_state), jax.tree.leaves(four.opt_state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    for name in sums:
+        a, b = (np.asarray(s[name].sum / s[name].count) for s in (sums, parts_sums))
+        np.testing.assert_allclose(a, b, rtol=2e-6, err_msg=name)
+    assert float(sums["sentences"].sum) == 7

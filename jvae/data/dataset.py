@@ -1,24 +1,27 @@
 """A tokenised split and its batches: endless and resumable, or one ordered pass for evaluation."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
+import grain
+import jax
 import numpy as np
+from absl import flags
 
 from jvae.api import Batch
 from jvae.data import plan as planning
+from jvae.data.encode import encode, texts_of, unknown_note, unknown_tokens
 from jvae.data.prefetch import Prefetch
+from jvae.data.records import Records, StoredSide
 from jvae.data.rows import Encoded, pack_rows
-from jvae.data.sources import BadLine, Lines, bad_line, check_on_error
+from jvae.data.sources import Lines, bad_line, check_on_error
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, DataError
 
-SIDES = ("enc", "dec", "cond")
-UNKNOWN_WARNING = 0.01  # share of unknown tokens above which a run says so
-
-Position = tuple[int, int]  # (epoch, row) of the next batch
+Position = tuple[int, int]  # (block, row) of the next batch; see `jvae.data.plan`
 
 
 @dataclass(frozen=True)
@@ -66,17 +69,21 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """One split, tokenised once. Example i is sentence i of `lines` on every side."""
+    """One split, tokenised once. Example i is sentence i of `lines` on every side.
+
+    Tokens and texts are in memory (`make_dataset`) or in prepared files (`prepare.prepare`).
+    """
 
     lines: Lines
-    dec: Encoded
-    enc: Encoded | None
-    cond: Encoded | None
+    dec: Encoded | StoredSide
+    enc: Encoded | StoredSide | None
+    cond: Encoded | StoredSide | None
     pad: dict[str, int]
-    special_tokens: int  # of each example of `dec`
     words_e: np.ndarray
     chars_e: np.ndarray
     notes: tuple[str, ...]  # warnings for the log
+    joined: tuple[str, ...] = ()  # sides whose examples begin with their tokens of `cond`
+    records: Records | None = None  # where the tokens are, unless in memory
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -87,16 +94,39 @@ class Dataset:
         return self.lines.text
 
     @property
-    def sides(self) -> dict[str, Encoded]:
+    def labels(self) -> Sequence[str] | None:
+        """Label of each sentence, where labels were read."""
+        return self.lines.label
+
+    @property
+    def sides(self) -> dict[str, Encoded | StoredSide]:
         """The sides there are, by name."""
         every = {"enc": self.enc, "dec": self.dec, "cond": self.cond}
         return {name: side for name, side in every.items() if side is not None}
 
+    @property
+    def take(self) -> Callable[[np.ndarray], dict[str, Encoded]]:
+        """Gives the tokens of some examples on every side; holds no texts, so it is light to send
+        to a worker process.
+        """
+        return partial(_take, self.sides) if self.records is None else self.records.take
+
+    @property
+    def target_lengths(self) -> np.ndarray:
+        """Scored tokens of each example: its tokens of `dec` behind the start id or the source."""
+        if "dec" in self.joined and self.cond is not None:
+            return self.dec.lengths - self.cond.lengths
+        return self.dec.lengths - 1
+
     def counts(self, ids: np.ndarray | None = None) -> Counts:
         """Counts over the examples `ids`, all by default."""
         e = np.arange(len(self)) if ids is None else np.asarray(ids)
-        tokens = self.dec.lengths[e].sum() - self.special_tokens * len(e)
+        tokens = self.target_lengths[e].sum() - len(e)
         return Counts(len(e), int(self.words_e[e].sum()), int(self.chars_e[e].sum()), int(tokens))
+
+
+def _take(sides: dict[str, Encoded | StoredSide], ids: np.ndarray) -> dict[str, Encoded]:
+    return {name: side.take(ids) for name, side in sides.items()}
 
 
 def make_dataset(
@@ -107,113 +137,63 @@ def make_dataset(
     *,
     sources: Sequence[str] | None = None,
     limits: dict[str, int] | None = None,
+    joined: Sequence[str] = (),
     on_error: str = "raise",
 ) -> Dataset:
-    """Tokenises a split for every side.
+    """Tokenises sentences in memory for every side.
 
     Args:
       dec, enc, cond: tokenizer of each side.
       sources: texts of the `cond` side, one for each line; needed with `cond`.
       limits: most tokens of an example, special tokens included, per side: its row length.
-      on_error: as in `read_lines`, for lines that cannot be tokenised or exceed a limit.
+      joined: sides that hold the source in front of the text, see `encode`.
+      on_error: 'raise' stops at the first line that cannot be tokenised or exceeds a limit; 'drop'
+        leaves such lines out and counts them by reason.
     Raises: DataError naming file:line under 'raise', or if no line is left.
     """
     check_on_error(on_error)
-    tokenizers = {"dec": dec, "enc": enc, "cond": cond}
-    texts = {"dec": lines.text, "enc": lines.text, "cond": sources}
     if (cond is None) != (sources is None) or (sources and len(sources) != len(lines)):
         raise ValueError("a cond tokenizer needs one source text for each line, and the reverse")
-    sides: dict[str, Encoded] = {}
+    every = {"dec": dec, "enc": enc, "cond": cond}
+    tokenizers = {side: one for side, one in every.items() if one is not None}
+    texts = {"dec": lines.text, "enc": lines.text, "cond": sources or ()}
+    sides, faults = encode(texts, tokenizers, limits or {}, joined)
+    if faults and on_error == "raise":
+        i = min(faults)
+        raise bad_line(lines.where(i), faults[i])
+    names = [one.path for one in lines.files]
+    dropped = Counter(fault.reason for fault in faults.values())
     keep_e = np.ones(len(lines), bool)
-    dropped: Counter[str] = Counter()
-    for side, tokenizer in tokenizers.items():
-        if tokenizer is None:
-            continue
-        sides[side] = Encoded.of(tokenizer.encode_batch(texts[side] or ()))
-        for i, fault in _faults(side, sides[side], tokenizer, (limits or {}).get(side)):
-            if on_error == "raise":
-                raise bad_line(lines.where(i), fault)
-            if keep_e[i]:
-                keep_e[i] = False
-                dropped[fault.reason] += 1
+    keep_e[list(faults)] = False
     if not keep_e.any():
-        names = ", ".join(one.path for one in lines.files)
-        raise DataError(f"{names}: no line is left ({dict(dropped)}); check the row lengths")
-    if not keep_e.all():
+        raise DataError(
+            f"{', '.join(names)}: no line is left ({dict(dropped)}); check the row lengths"
+        )
+    if faults:
         sides = {side: encoded.take(np.flatnonzero(keep_e)) for side, encoded in sides.items()}
         lines = lines.keep(keep_e, dropped)
+        sources = [one for one, keep in zip(sources or (), keep_e, strict=False) if keep]
     notes = [] if lines.warning is None else [lines.warning]
-    for side, encoded in sides.items():
-        tokenizer = tokenizers[side]
-        if tokenizer is not None and (note := _unknown_note(side, encoded, tokenizer, lines)):
+    for side, one in tokenizers.items():
+        spelt = texts_of(side, lines.text, sources or (), joined)
+        unknown = unknown_tokens(sides[side], one, spelt)
+        if note := unknown_note(unknown, len(sides[side].flat), len(lines), one, names):
             notes.append(note)
     return Dataset(
         lines=lines,
         dec=sides["dec"],
         enc=sides.get("enc"),
         cond=sides.get("cond"),
-        pad={side: one.pad_id for side, one in tokenizers.items() if one is not None},
-        special_tokens=_special_tokens(dec),
+        pad={side: one.pad_id for side, one in tokenizers.items()},
         words_e=np.array([len(text.split()) for text in lines.text], np.int64),
         chars_e=np.array([len(text) for text in lines.text], np.int64),
         notes=tuple(notes),
+        joined=tuple(joined),
     )
 
 
-def _special_tokens(tokenizer: TextTokenizer) -> int:
-    return 1 if tokenizer.start_id is None else 2
-
-
-def _faults(
-    side: str, encoded: Encoded, tokenizer: TextTokenizer, limit: int | None
-) -> Iterator[tuple[int, BadLine]]:
-    """Examples that cannot be used: no tokens, a control token inside, or too many tokens."""
-    special = _special_tokens(tokenizer)
-    lengths = encoded.lengths
-    control = np.isin(encoded.flat, tokenizer.control_ids)
-    control_e = np.add.reduceat(control, encoded.offset[:-1]) if len(lengths) else lengths
-    bare = lengths <= special
-    spelt = control_e > special
-    over = np.zeros(len(lengths), bool) if limit is None else lengths > limit
-    for i in np.flatnonzero(bare | spelt | over).tolist():
-        if bare[i]:
-            yield i, BadLine("no tokens", f"gives no tokens with tokenizer {tokenizer.name}")
-        elif spelt[i]:
-            inside = encoded.tokens(i)[special - 1 : -1]
-            token = tokenizer.backend.id_to_token(
-                int(inside[np.isin(inside, tokenizer.control_ids)][0])
-            )
-            detail = f"spells the special token {token!r} of tokenizer {tokenizer.name}"
-            yield i, BadLine("special token", detail)
-        else:
-            detail = (
-                f"{lengths[i]} tokens with tokenizer {tokenizer.name}, "
-                f"more than the {limit} that the model has positions for ({side} side)"
-            )
-            yield i, BadLine("too many tokens", detail)
-
-
-def _unknown_note(
-    side: str, encoded: Encoded, tokenizer: TextTokenizer, lines: Lines
-) -> str | None:
-    if tokenizer.unk_id is None:
-        return None
-    unknown = int((encoded.flat == tokenizer.unk_id).sum())
-    # A corpus may spell the marker itself, which is not the tokenizer's doing.
-    marker = tokenizer.backend.id_to_token(tokenizer.unk_id) or ""
-    unknown -= sum(text.count(marker) for text in lines.text) if side != "cond" else 0
-    share = unknown / max(len(encoded.flat) - _special_tokens(tokenizer) * len(lines), 1)
-    if share <= UNKNOWN_WARNING:
-        return None
-    names = ", ".join(one.path for one in lines.files)
-    return (
-        f"{names}: {share:.1%} of the tokens are unknown to tokenizer {tokenizer.name} "
-        f"({tokenizer.vocab_size} entries); use one that fits the text, or a larger vocabulary"
-    )
-
-
-class EpochRows(NamedTuple):
-    """The rows of one epoch. Batch k is rows [k * batch_rows, (k + 1) * batch_rows)."""
+class BlockRows(NamedTuple):
+    """The rows of one block. Batch k is rows [k * batch_rows, (k + 1) * batch_rows)."""
 
     ids_rs: np.ndarray  # (rows, slots) int32 example ids, -1 where empty
     row: tuple[dict[str, int], ...]  # row lengths: one entry for all, or one for each batch
@@ -221,47 +201,48 @@ class EpochRows(NamedTuple):
     slot_fill: float
 
 
-def epoch_rows(
+def block_rows(
     dataset: Dataset,
     spec: RowSpec,
-    epoch: int = 0,
+    block: int = 0,
     *,
     shuffle: bool = True,
     ids: np.ndarray | None = None,
-) -> EpochRows:
-    """Plans one epoch: the same on every process. `ids` restricts it to some examples."""
+) -> BlockRows:
+    """Plans one block: the same on every process. `ids` restricts epochs to some examples."""
     if missing := sorted(set(spec.row) ^ set(dataset.sides)):
         raise ConfigError(
             f"data.{missing[0]}_row: row lengths are set for {sorted(spec.row)}, "
             f"but the data has {sorted(dataset.sides)}; set exactly those"
         )
-    chosen = np.arange(len(dataset)) if ids is None else np.asarray(ids)
-    lengths = {side: dataset.sides[side].lengths[chosen] for side in spec.row}
+    every = {side: dataset.sides[side].lengths for side in spec.row}
+    lengths = every if ids is None else {side: one[ids] for side, one in every.items()}
     if spec.packing == "pack":
-        packed = planning.plan_epoch(
+        packed = planning.plan_block(
             lengths,
             spec.row,
             spec.slots,
             spec.seed,
-            epoch,
+            block,
             window=spec.window,
             shuffle=shuffle,
         )
         rows, row, fill, slot_fill = packed.rows, (spec.row,), packed.fill, packed.slot_fill
     else:
         # From all lengths, so that evaluating a part of a split compiles nothing new.
-        every = {side: dataset.sides[side].lengths for side in spec.row}
         buckets = planning.bucket_lengths(every, spec.row, spec.buckets)
-        batches = planning.bucket_epoch(
-            lengths, buckets, spec.batch_rows, spec.seed, epoch, shuffle=shuffle
+        batches = planning.bucket_block(
+            lengths, buckets, spec.batch_rows, spec.seed, block, shuffle=shuffle
         )
         row = tuple({side: buckets[side][b] for side in spec.row} for b, _ in batches)
         rows = np.concatenate([one for _, one in batches])[:, None]
         places = {side: spec.batch_rows * sum(one[side] for one in row) for side in spec.row}
-        fill = {side: float(lengths[side].sum() / places[side]) for side in spec.row}
+        used = rows[rows >= 0]
+        fill = {side: float(lengths[side][used].sum() / places[side]) for side in spec.row}
         slot_fill = float((rows >= 0).mean())
-    rows = np.where(rows >= 0, chosen[np.maximum(rows, 0)], -1).astype(np.int32)
-    return EpochRows(rows, row, fill, slot_fill)
+    if ids is not None:
+        rows = np.where(rows >= 0, np.asarray(ids)[np.maximum(rows, 0)], -1).astype(np.int32)
+    return BlockRows(rows, row, fill, slot_fill)
 
 
 def batches(
@@ -272,34 +253,59 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
     prefetch: int = 4,
+    workers: int = 0,
 ) -> Prefetch[tuple[Batch, Position]]:
     """Training batches without end, each with the position to resume behind it.
 
-    Yields: (Batch of NumPy arrays, (epoch, row)). Of each global batch of `spec.batch_rows` rows a
-      process gets its
-      contiguous part. An epoch's last batch is filled up with empty rows, so shapes are static.
-    Raises: DataError if `start` does not lie within its epoch.
+    The position is the whole state: it is the same for any number of processes and of workers.
+
+    Args:
+      prefetch: batches made ahead.
+      workers: processes of Grain that make them; 0: a thread of this one. They start anew with
+        every block, in 2 to 3 s.
+    Yields: (Batch of NumPy arrays, (block, row)). Of each global batch of `spec.batch_rows` rows a
+      process gets its contiguous part. A block's last batch is filled up with empty rows, so
+      shapes are static.
+    Raises: DataError if `start` does not lie within its block.
     """
     _check_processes(spec, process_index, process_count)
 
     def stream() -> Iterator[tuple[Batch, Position]]:
-        epoch, first = start
+        block, first = start
         while True:
-            plan = epoch_rows(dataset, spec, epoch)
+            plan = block_rows(dataset, spec, block)
+            end = len(plan.ids_rs)
             aligned = spec.packing == "pack" or first % spec.batch_rows == 0
-            if not 0 <= first < len(plan.ids_rs) or not aligned:
+            if not 0 <= first < end or not aligned:
                 raise DataError(
-                    f"cannot resume at row {first} of epoch {epoch}, which has {len(plan.ids_rs)} "
+                    f"cannot resume at row {first} of block {block}, which has {end} "
                     "rows: the data or the settings of the rows have changed"
                 )
-            while first < len(plan.ids_rs):
-                batch = _batch(dataset, spec, plan, first, process_index, process_count)
+            part = _Part.of(dataset, spec, plan, process_index, process_count)
+            made = _made(grain.MapDataset.range(first, end, spec.batch_rows).map(part), workers)
+            for batch in made:
                 first += spec.batch_rows
-                ends = first >= len(plan.ids_rs)
-                yield batch, ((epoch + 1, 0) if ends else (epoch, first))
-            epoch, first = epoch + 1, 0
+                yield batch, ((block + 1, 0) if first >= end else (block, first))
+            block, first = block + 1, 0
 
     return Prefetch(stream, prefetch)
+
+
+def _made(rows: grain.MapDataset, workers: int) -> Iterator[Batch]:
+    """The batches of a block in order, whatever the number of worker processes."""
+    if workers and not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's workers read flags
+    # Without threads of Grain's own: `Prefetch` is the thread.
+    made = rows.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    if workers:
+        made = made.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    iterator = iter(made)
+    try:
+        for batch in iterator:
+            # Copied out of the memory shared with a worker, which is then free at once.
+            yield jax.tree.map(np.array, batch) if workers else batch
+    finally:
+        iterator.close()
 
 
 def eval_batches(
@@ -315,9 +321,11 @@ def eval_batches(
     Every process gets the same number of batches; `id_e` tells which examples a batch holds.
     """
     _check_processes(spec, process_index, process_count)
-    plan = epoch_rows(dataset, spec, shuffle=False, ids=ids)
-    for first in range(0, len(plan.ids_rs), spec.batch_rows):
-        yield _batch(dataset, spec, plan, first, process_index, process_count)
+    for block in range(planning.blocks_of(len(dataset) if ids is None else len(ids))):
+        plan = block_rows(dataset, spec, block, shuffle=False, ids=ids)
+        part = _Part.of(dataset, spec, plan, process_index, process_count)
+        for first in range(0, len(plan.ids_rs), spec.batch_rows):
+            yield part(first)
 
 
 def _check_processes(spec: RowSpec, index: int, count: int) -> None:
@@ -329,13 +337,36 @@ def _check_processes(spec: RowSpec, index: int, count: int) -> None:
         raise ValueError(f"process {index} of {count}")
 
 
-def _batch(
-    dataset: Dataset, spec: RowSpec, plan: EpochRows, first: int, index: int, count: int
-) -> Batch:
-    share = spec.batch_rows // count
-    begin = first + index * share
-    ids_bs = np.full((share, plan.ids_rs.shape[1]), -1, np.int32)
-    part = plan.ids_rs[begin : min(begin + share, first + spec.batch_rows)]
-    ids_bs[: len(part)] = part
-    row = plan.row[0] if len(plan.row) == 1 else plan.row[first // spec.batch_rows]
-    return pack_rows(ids_bs, dataset.sides, row, dataset.pad, spec.score_end)
+@dataclass(frozen=True)
+class _Part:
+    """Makes the part of a global batch that one process gets; can be sent to a worker process."""
+
+    take: Callable[[np.ndarray], dict[str, Encoded]]
+    spec: RowSpec
+    plan: BlockRows
+    pad: dict[str, int]
+    source_first: bool
+    index: int
+    count: int
+
+    @classmethod
+    def of(
+        cls, dataset: Dataset, spec: RowSpec, plan: BlockRows, index: int, count: int
+    ) -> "_Part":
+        source_first = "dec" in dataset.joined
+        return cls(dataset.take, spec, plan, dataset.pad, source_first, index, count)
+
+    def __call__(self, first: Any) -> Batch:
+        spec, plan, first = self.spec, self.plan, int(first)
+        share = spec.batch_rows // self.count
+        begin = first + self.index * share
+        ids_bs = np.full((share, plan.ids_rs.shape[1]), -1, np.int32)
+        rows = plan.ids_rs[begin : min(begin + share, first + spec.batch_rows)]
+        ids_bs[: len(rows)] = rows
+        row = plan.row[0] if len(plan.row) == 1 else plan.row[first // spec.batch_rows]
+        used_bs = ids_bs >= 0
+        place_bs = np.full_like(ids_bs, -1)
+        place_bs[used_bs] = np.arange(used_bs.sum(), dtype=np.int32)
+        sides = self.take(ids_bs[used_bs])
+        batch = pack_rows(place_bs, sides, row, self.pad, spec.score_end, self.source_first)
+        return batch._replace(id_e=ids_bs.reshape(-1))

@@ -1,13 +1,15 @@
-"""Which examples share a row: pure NumPy functions of (lengths, settings, seed, epoch).
+"""Which examples share a row: pure NumPy functions of (lengths, settings, seed, block).
 
-Nothing here knows of processes, workers or tokens, so rows are the same on any number of devices,
-and (epoch, row) is enough
-to resume. Shuffles come from a hash instead of a NumPy generator, whose stream may change between
-NumPy versions; all
-arithmetic of the packer is in integers, so a plan is the same on every machine.
+An epoch is planned in blocks of `BLOCK` examples, so that neither time nor memory before a batch
+grows with the corpus; blocks are counted on through the epochs, and up to `BLOCK` examples a block
+is an epoch. Nothing here knows of processes, workers or tokens, so rows are the same on any number
+of devices, and (block, row) is enough to resume. Shuffles come from a hash instead of a NumPy
+generator, whose stream may change between NumPy versions; all arithmetic of the packer is in
+integers, so a plan is the same on every machine.
 """
 
 import hashlib
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,10 +19,11 @@ from jvae.errors import DataError
 
 _UNIT = 1 << 20  # one whole row, in the packer's integer arithmetic
 _NEVER = np.int64(1 << 60)
+BLOCK = 1 << 19  # examples planned at once: about 5 s
 
 
 class Plan(NamedTuple):
-    """The rows of one epoch and how full they are, as shares of 1."""
+    """The rows of one block and how full they are, as shares of 1."""
 
     rows: np.ndarray  # (rows, slots) int32: example of each slot, -1 where empty
     fill: dict[str, float]  # per side: tokens / places
@@ -55,26 +58,39 @@ def shuffled(n: int, seed: int, epoch: int, use: str) -> np.ndarray:
     return np.argsort(x ^ (x >> np.uint64(31)), kind="stable")
 
 
-def plan_epoch(
+def blocks_of(n: int) -> int:
+    """Blocks of an epoch of n examples."""
+    return max(-(-n // BLOCK), 1)
+
+
+def _block_order(n: int, seed: int, block: int, shuffle: bool) -> np.ndarray:
+    """The examples of a block, in the order they are planned."""
+    epoch, k = divmod(block, blocks_of(n))
+    begin, end = k * BLOCK, min((k + 1) * BLOCK, n)
+    if not shuffle:
+        return np.arange(begin, end)
+    return shuffled(n, seed, epoch, "examples")[begin:end].copy()  # lets go of the epoch's
+
+
+def plan_block(
     lengths: Mapping[str, np.ndarray],
     row: Mapping[str, int],
     slots: int,
     seed: int = 0,
-    epoch: int = 0,
+    block: int = 0,
     *,
     window: int = 128,
     shuffle: bool = True,
 ) -> Plan:
-    """Packs every example into exactly one row, all sides at once.
+    """Packs every example of a block into exactly one row, all sides at once.
 
     Rows are filled one after another from the next `window` examples. Each row starts with the
-    example that has waited
-    longest. It then takes the one that leaves all sides and the slots equally far from full and,
-    when about two more
-    examples fit, the one that leaves least room. Time is linear: about 10 us an example.
+    example that has waited longest. It then takes the one that leaves all sides and the slots
+    equally far from full and, when about two more examples fit, the one that leaves least room.
+    Time is linear: about 10 us an example.
 
     Args:
-      lengths: tokens of each example, (examples,), per side.
+      lengths: tokens of each example of the epoch, (examples,), per side.
       row: row length in tokens, per side.
       slots: most examples in a row.
       window: examples to choose from. More fills better and mixes the file order further.
@@ -82,22 +98,24 @@ def plan_epoch(
     Raises: DataError if an example is longer than a row; they are counted and named, never cut.
     """
     check_lengths(lengths, row)
-    n = len(next(iter(lengths.values())))
-    order = shuffled(n, seed, epoch, "examples") if shuffle else np.arange(n)
-    need_ne = np.stack([lengths[side] for side in row] + [np.ones(n, np.int64)]).astype(np.int64)
+    order = _block_order(len(next(iter(lengths.values()))), seed, block, shuffle)
+    need_ne = np.ones((len(row) + 1, len(order)), np.int64)
+    for d, side in enumerate(row):
+        need_ne[d] = lengths[side][order]
     capacity = np.array([*row.values(), slots], np.int64)
-    rows = _pack(need_ne[:, order], capacity, window)
+    rows = _pack(need_ne, capacity, window)
     ids = np.full((len(rows), slots), -1, np.int32)
     for r, members in enumerate(rows):
-        ids[r, : len(members)] = order[members if shuffle else sorted(members)]
+        chosen = np.asarray(members)
+        ids[r, : len(members)] = order[chosen if shuffle else np.sort(chosen)]
     if shuffle:
-        ids = ids[shuffled(len(ids), seed, epoch, "rows")]
+        ids = ids[shuffled(len(ids), seed, block, "rows")]
     places = np.maximum(len(rows), 1) * capacity
     fill = need_ne.sum(axis=1) / places
     return Plan(ids, dict(zip(row, fill.tolist(), strict=False)), float(fill[-1]))
 
 
-def _pack(need_dn: np.ndarray, capacity: np.ndarray, window: int) -> list[list[int]]:
+def _pack(need_dn: np.ndarray, capacity: np.ndarray, window: int) -> list[array]:
     """Indices of the examples of each row. Axis d runs over the sides and, last, the slots."""
     n = need_dn.shape[1]
     if n == 0:
@@ -115,10 +133,10 @@ def _pack(need_dn: np.ndarray, capacity: np.ndarray, window: int) -> list[list[i
     pool_dw = need_dn[:, :width].copy()
     index_w = np.arange(width)  # order of arrival; _NEVER once a place stays vacant
     arriving = width
-    rows: list[list[int]] = []
+    rows: list[array] = []
     waiting = n
     while waiting:
-        members: list[int] = []
+        members = array("i")  # small beside a list of Python integers
         room_d = full_d
         pick = int(index_w.argmin())
         while True:
@@ -177,7 +195,7 @@ def propose_rows(
                 * multiple
                 for side in lengths
             }
-            plan = plan_epoch(some, row, slots)
+            plan = plan_block(some, row, slots)
             trial = RowProposal(row, slots, plan.fill, plan.slot_fill)
             # Sides first, rounded so that the slots decide among equals.
             rank = (round(min(trial.fill.values()), 2), trial.slot_fill)
@@ -222,28 +240,26 @@ def bucket_lengths(
     return {side: tuple(one[d] for one in distinct) for d, side in enumerate(row)}
 
 
-def bucket_epoch(
+def bucket_block(
     lengths: Mapping[str, np.ndarray],
     buckets: Mapping[str, Sequence[int]],
     batch_rows: int,
     seed: int = 0,
-    epoch: int = 0,
+    block: int = 0,
     *,
     shuffle: bool = True,
 ) -> list[tuple[int, np.ndarray]]:
-    """One example per row, examples of like length together.
+    """One example per row, examples of like length together; arguments as in `plan_block`.
 
     Returns: batches (bucket, ids (batch_rows,) int32), -1 at the empty rows of a bucket's last
-      batch. All sides of a batch
-      have the lengths `buckets[side][bucket]`.
+      batch. All sides of a batch have the lengths `buckets[side][bucket]`.
     Raises: DataError if an example is longer than the last bucket.
     """
     check_lengths(lengths, {side: sizes[-1] for side, sizes in buckets.items()})
-    n = len(next(iter(lengths.values())))
-    order = shuffled(n, seed, epoch, "examples") if shuffle else np.arange(n)
+    order = _block_order(len(next(iter(lengths.values()))), seed, block, shuffle)
     need_e = np.max(
-        [np.searchsorted(sizes, lengths[side]) for side, sizes in buckets.items()], axis=0
-    )[order]
+        [np.searchsorted(sizes, lengths[side][order]) for side, sizes in buckets.items()], axis=0
+    )
     batches: list[tuple[int, np.ndarray]] = []
     for bucket in np.unique(need_e):
         members = order[need_e == bucket]
@@ -253,7 +269,7 @@ def bucket_epoch(
             ids[: len(part)] = part
             batches.append((int(bucket), ids))
     if shuffle:
-        batches = [batches[i] for i in shuffled(len(batches), seed, epoch, "rows")]
+        batches = [batches[i] for i in shuffled(len(batches), seed, block, "rows")]
     return batches
 
 

@@ -43,6 +43,7 @@ def pack_rows(
     row: Mapping[str, int],
     pad: Mapping[str, int],
     score_end: bool = True,
+    source_first: bool = False,
 ) -> Batch:
     """Lays out planned examples in rows; the same slot is the same segment on every side.
 
@@ -52,8 +53,9 @@ def pack_rows(
       row: row length in tokens, per side.
       pad: padding id, per side.
       score_end: whether the last token of an example is scored.
-    Returns: a Batch of NumPy arrays. Every token of `dec` but the first of its example, and the
-      last where so asked, is scored.
+      source_first: an example of `dec` begins with its tokens of `cond`.
+    Returns: a Batch of NumPy arrays. Every token of `dec` is scored but the source's or, without
+      one, the first of its example, and the last unless `score_end`.
     Raises: ValueError if the examples of a row exceed its length on some side.
     """
     made = {
@@ -62,7 +64,13 @@ def pack_rows(
         if side is not None
     }
     dec = made["dec"]
-    scored_bt = dec.position_bt > 0  # positions restart at each start id, and are 0 in padding
+    prefix_bs = np.ones(ids_bs.shape, np.int64)
+    if source_first:
+        source = sides["cond"]
+        assert source is not None
+        prefix_bs = _lengths(source, ids_bs)
+    prefix_bt = np.take_along_axis(prefix_bs, np.maximum(dec.segment_bt - 1, 0), axis=1)
+    scored_bt = (dec.segment_bt > 0) & (dec.position_bt >= prefix_bt)
     if not score_end:
         next_bt = np.pad(dec.segment_bt[:, 1:], ((0, 0), (0, 1)))
         scored_bt = scored_bt & (next_bt == dec.segment_bt)
@@ -77,9 +85,8 @@ def pack_rows(
 
 def _pack_side(name: str, ids_bs: np.ndarray, side: Encoded, row: int, pad: int) -> Side:
     rows, slots = ids_bs.shape
-    safe_bs = np.maximum(ids_bs, 0)
-    start_bs = side.offset[safe_bs]
-    length_bs = np.where(ids_bs >= 0, side.offset[safe_bs + 1] - start_bs, 0)
+    start_bs = side.offset[np.maximum(ids_bs, 0)]
+    length_bs = _lengths(side, ids_bs)
     end_bs = np.cumsum(length_bs, axis=1)
     if rows and end_bs[:, -1].max() > row:
         worst = int(end_bs[:, -1].argmax())
@@ -97,3 +104,10 @@ def _pack_side(name: str, ids_bs: np.ndarray, side: Encoded, row: int, pad: int)
     segment_bt.reshape(-1)[place] = np.repeat(np.tile(np.arange(1, slots + 1), rows), length_e)
     position_bt.reshape(-1)[place] = within
     return Side(token_bt, segment_bt, position_bt)  # pyright: ignore[reportArgumentType]
+
+
+def _lengths(side: Encoded, ids_bs: np.ndarray) -> np.ndarray:
+    """Tokens of the example in every slot, 0 where empty."""
+    safe_bs = np.maximum(ids_bs, 0)
+    stop_bs = side.offset[np.minimum(safe_bs + 1, len(side.offset) - 1)]  # no example: all empty
+    return np.where(ids_bs >= 0, stop_bs - side.offset[safe_bs], 0)

@@ -1,10 +1,10 @@
-"""Text files to checked sentences, one per line, plain or gzip; faults are named by file and line.
+"""Corpus files to raw lines, plain or gzip; faults are named by file and line.
 
-`scan` reads one file in bounded memory and is where further formats attach; `read_lines` collects
-what it yields.
+`raw_lines` reads one file in bounded memory; `formats.scan` makes examples of its lines.
 """
 
 import difflib
+import glob
 import gzip
 import hashlib
 import zlib
@@ -19,7 +19,19 @@ import numpy as np
 from jvae.errors import ConfigError, DataError
 
 DROP_WARNING = 0.01  # share of dropped lines above which a run says so
-_BOM = "\ufeff"
+TFDS = "tfds:"  # what the name of a public data set begins with
+# What a file that is no text begins with, and what to do about it.
+_OTHER = (
+    (b"\xff\xfe", "is UTF-16 text; convert it to UTF-8"),
+    (b"\xfe\xff", "is UTF-16 text; convert it to UTF-8"),
+    (b"\x1f\x8b", "is gzip data; give it a name that ends in .gz"),
+    (b"PK\x03\x04", "is a zip archive; unpack it"),
+    (b"\x28\xb5\x2f\xfd", "is zstd data; unpack it"),
+    (b"\xfd7zXZ\0", "is xz data; unpack it"),
+    (b"%PDF-", "is a PDF document; extract its text"),
+    (b"\x89PNG", "is an image; expected text"),
+    (b"PAR1\x15", "is a Parquet file; write it out as .jsonl"),
+)
 
 
 class BadLine(NamedTuple):
@@ -30,7 +42,7 @@ class BadLine(NamedTuple):
 
 
 class FileInfo(NamedTuple):
-    """One input file, as the reporting card names it. `lines` counts dropped ones too."""
+    """One input, as the reporting card names it. `lines` counts dropped ones too."""
 
     path: str
     sha256: str
@@ -46,6 +58,8 @@ class Lines:
     file_no: np.ndarray
     files: tuple[FileInfo, ...]
     dropped: dict[str, int]
+    source: Sequence[str] | None = None  # what each text answers or translates
+    label: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.text)
@@ -56,24 +70,35 @@ class Lines:
 
     def keep(self, keep_e: np.ndarray, dropped: dict[str, int]) -> "Lines":
         """The sentences where `keep_e` is True; `dropped` counts the others by reason."""
+
+        def some(texts: Sequence[str] | None) -> list[str] | None:
+            return None if texts is None else [texts[i] for i in np.flatnonzero(keep_e).tolist()]
+
         return Lines(
-            text=[self.text[i] for i in np.flatnonzero(keep_e).tolist()],
+            text=some(self.text) or [],
             line_no=self.line_no[keep_e],
             file_no=self.file_no[keep_e],
             files=self.files,
             dropped=dict(Counter(self.dropped) + Counter(dropped)),
+            source=some(self.source),
+            label=some(self.label),
         )
 
     @property
     def warning(self) -> str | None:
         """What to tell the user when more than 1 % of the lines were dropped, else None."""
-        lost = sum(self.dropped.values())
-        total = lost + len(self)
-        if lost <= DROP_WARNING * total:
-            return None
-        reasons = ", ".join(f"{reason}: {n}" for reason, n in sorted(self.dropped.items()))
-        names = ", ".join(one.path for one in self.files)
-        return f"{names}: {lost} of {total} lines ({lost / total:.1%}) were dropped ({reasons})"
+        return drop_warning(self.files, self.dropped, len(self))
+
+
+def drop_warning(files: Sequence[FileInfo], dropped: dict[str, int], kept: int) -> str | None:
+    """A warning if the dropped lines are more than 1 % of all."""
+    lost = sum(dropped.values())
+    total = lost + kept
+    if lost <= DROP_WARNING * total:
+        return None
+    reasons = ", ".join(f"{reason}: {n}" for reason, n in sorted(dropped.items()))
+    names = ", ".join(one.path for one in files)
+    return f"{names}: {lost} of {total} lines ({lost / total:.1%}) were dropped ({reasons})"
 
 
 def check_on_error(on_error: str) -> None:
@@ -90,57 +115,6 @@ def bad_line(where: str, fault: BadLine) -> DataError:
     )
 
 
-def read_lines(
-    paths: str | Path | Sequence[str | Path],
-    on_error: str = "raise",
-    max_words: int | None = None,
-    max_chars: int = 1_000_000,
-) -> Lines:
-    """Reads sentences, one per line, of one file or of several in the order given.
-
-    Lines are kept raw but for the line end, blanks around the text and byte order marks.
-
-    Args:
-      on_error: 'raise' stops at the first bad line; 'drop' leaves bad lines out and counts them by
-        reason.
-      max_words: most whitespace-separated words of a line; None for no limit.
-      max_chars: most characters of a line; bounds the memory a file without line ends can take.
-    Raises: DataError for files that are missing, empty or unreadable, and for bad lines under
-      'raise'.
-    """
-    check_on_error(on_error)
-    paths = [paths] if isinstance(paths, str | Path) else list(paths)
-    text: list[str] = []
-    line_no: list[int] = []
-    file_no: list[int] = []
-    files: list[FileInfo] = []
-    dropped: Counter[str] = Counter()
-    for f, path in enumerate(paths):
-        usable, last = len(text), 0
-        for last, line in scan(path, max_words, max_chars):  # noqa: B007 (read after the loop)
-            if isinstance(line, BadLine):
-                if on_error == "raise":
-                    raise bad_line(f"{path}:{last}", line)
-                dropped[line.reason] += 1
-                continue
-            text.append(line)
-            line_no.append(last)
-            file_no.append(f)
-        if len(text) == usable:
-            raise DataError(
-                f"{path}: none of its {last} lines can be used; "
-                "expected UTF-8 text with one sentence per line"
-            )
-        files.append(FileInfo(str(path), _sha256(path), last))
-    return Lines(
-        text=text,
-        line_no=np.asarray(line_no, np.int64),
-        file_no=np.asarray(file_no, np.int32),
-        files=tuple(files),
-        dropped=dict(dropped),
-    )
-
-
 def lines_of(texts: Sequence[str], name: str) -> Lines:
     """Sentences made in memory, such as the embedded corpus; errors call them `name`:line."""
     digest = hashlib.sha256("".join(f"{text}\n" for text in texts).encode()).hexdigest()
@@ -153,16 +127,39 @@ def lines_of(texts: Sequence[str], name: str) -> Lines:
     )
 
 
-def scan(
-    path: str | Path, max_words: int | None = None, max_chars: int = 1_000_000
-) -> Iterator[tuple[int, str | BadLine]]:
-    """Yields (line number from 1, sentence or what is wrong with it), holding one line at a time.
+def expand(names: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
+    """Names of files and data sets in the order given, with the matches of each glob sorted.
 
+    Raises: DataError for a glob that no file matches.
+    """
+    names = [names] if isinstance(names, str | Path) else names
+    found: list[str] = []
+    for name in map(str, names):
+        if name.startswith(TFDS):
+            found.append(name)
+            continue
+        path = Path(name).expanduser()
+        if path.exists() or not glob.has_magic(name):
+            found.append(str(path))
+            continue
+        matches = sorted(one for one in glob.glob(str(path), recursive=True) if Path(one).is_file())
+        if not matches:
+            raise DataError(
+                f"{name}: no file matches; check the pattern, and quote it against the shell"
+            )
+        found += matches
+    return tuple(found)
+
+
+def raw_lines(path: str | Path, max_chars: int) -> Iterator[tuple[int, bytes | BadLine]]:
+    """Yields (line number from 1, line or what is wrong with it), holding one line at a time.
+
+    Args:
+      max_chars: most characters of a line; bounds the memory a file without line ends can take.
     Raises: DataError where the file as a whole cannot be read.
     """
-    most_bytes = (
-        4 * max_chars + 64
-    )  # UTF-8 takes at most 4 bytes a character; room for blanks around
+    # UTF-8 takes at most 4 bytes a character; room for blanks around
+    most_bytes = 4 * max_chars + 64
     try:
         with _open(Path(path)) as file:
             number = 0
@@ -171,10 +168,10 @@ def scan(
                 if len(raw) > most_bytes and not raw.endswith(b"\n"):
                     while (rest := file.readline(most_bytes)) and not rest.endswith(b"\n"):
                         pass
-                    detail = f"over {max_chars} characters; expected one sentence per line"
+                    detail = f"over {max_chars} characters; expected one example per line"
                     yield number, BadLine("too many characters", detail)
                 else:
-                    yield number, _parse(raw, max_words, max_chars)
+                    yield number, raw
     except gzip.BadGzipFile as error:
         raise DataError(
             f"{path}: not a gzip file ({error}); "
@@ -185,39 +182,31 @@ def scan(
             f"{path}: damaged or truncated gzip file ({error}); copy it again"
         ) from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise _unreadable(path, error) from error
     if number == 0:
-        raise DataError(f"{path}: is empty; expected a text file with one sentence per line")
+        raise DataError(f"{path}: is empty; expected a text file with one example per line")
 
 
-def _parse(raw: bytes, max_words: int | None, max_chars: int) -> str | BadLine:
+def sha256(path: str | Path) -> str:
+    """Digest of a file's bytes, in hexadecimal.
+
+    Raises: DataError if the file cannot be read.
+    """
+    check_file(Path(path))
     try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        found = f"byte 0x{raw[error.start]:02x} at column {error.start + 1}"
-        return BadLine("invalid UTF-8", f"not valid UTF-8 ({found})")
-    if "\0" in text:
-        return BadLine("NUL", f"holds a NUL character at column {text.index(chr(0)) + 1}")
-    # Files joined by `cat` carry byte order marks in the middle, so every line may start with one.
-    text = text.strip().lstrip(_BOM).strip()
-    if not text:
-        return BadLine("empty", "empty line; expected a sentence")
-    if "\r" in text:
-        return BadLine(
-            "carriage return", "holds a carriage return inside; expected line ends LF or CRLF"
-        )
-    if len(text) > max_chars:
-        return BadLine(
-            "too many characters", f"{len(text)} characters, over the limit of {max_chars}"
-        )
-    if max_words is not None and (words := len(text.split())) > max_words:
-        return BadLine("too many words", f"{words} words, over the limit of {max_words}")
-    return text
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
-def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
+def check_file(path: Path) -> None:
+    """Raises DataError unless there is such a file; names one that is spelt alike."""
     if path.is_dir():
-        raise DataError(f"{path}: is a folder; expected a text file with one sentence per line")
+        raise DataError(
+            f"{path}: is a folder; expected a text file with one example per line, "
+            f"or a pattern such as {path}/*.txt"
+        )
     if not path.exists():
         near = []
         if path.parent.is_dir():
@@ -225,19 +214,21 @@ def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
             near = difflib.get_close_matches(path.name, names, n=1)
         hint = f"did you mean {near[0]}?" if near else "check the path"
         raise DataError(f"{path}: no such file; {hint}")
+
+
+def _unreadable(path: str | Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read ({error.strerror or error}); check its permissions")
+
+
+def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
+    check_file(path)
     if path.suffix == ".gz":
         if path.stat().st_size == 0:
-            raise DataError(f"{path}: is empty; expected gzip text with one sentence per line")
+            raise DataError(f"{path}: is empty; expected gzip text with one example per line")
         return gzip.open(path, "rb")
     with path.open("rb") as file:
-        head = file.read(2)
-    if head == b"\x1f\x8b":
-        raise DataError(f"{path}: is gzip data; give it a name that ends in .gz")
-    if head in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{path}: is UTF-16 text; convert it to UTF-8")
+        head = file.read(8)
+    for magic, advice in _OTHER:
+        if head.startswith(magic):
+            raise DataError(f"{path}: {advice}")
     return path.open("rb")
-
-
-def _sha256(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,6 @@
-"""The posterior of a language model: there is no latent, so every density of it is 0."""
+"""The posterior of a language model: there is no latent, so every density of it is 0. And the point
+at 0 of a model that has latents, for phases that train it as a language model.
+"""
 
 from typing import Any
 
@@ -10,33 +12,33 @@ from jvae.api import Batch, Posterior
 LATENT_SHAPE = (0, 0)
 
 
-def _empty(n: int) -> Array:
-    return jnp.zeros((n, *LATENT_SHAPE))
+def at_zero(latent_shape: tuple[int, int]) -> Posterior:
+    """z = 0 for every sentence, with a KL of 0."""
+
+    def encode(params: Any, batch: Batch, drop=None, *, cond=None, key_e=None) -> Array:
+        del params, drop, cond, key_e
+        return jnp.zeros((batch.id_e.shape[0], *latent_shape))
+
+    def sample(params: Any, post: Array, key_ke: Array) -> tuple[Array, Array]:
+        del params, post
+        z_kegz = jnp.zeros((*key_ke.shape, *latent_shape))
+        return z_kegz, z_kegz
+
+    return Posterior(
+        encode=encode,
+        sample=sample,
+        log_q=lambda params, post, z_egz: jnp.zeros(z_egz.shape[0]),
+        mean=lambda params, post: post,
+    )
 
 
-def _encode(params: Any, batch: Batch, drop=None, *, cond=None, key_e=None) -> Array:
-    del params, drop, cond, key_e
-    return _empty(batch.id_e.shape[0])
-
-
-def _sample(params: Any, post: Array, key_ke: Array) -> tuple[Array, Array]:
-    del params, post
-    z_kegz = jnp.zeros((*key_ke.shape, *LATENT_SHAPE))
-    return z_kegz, z_kegz
-
-
-POSTERIOR = Posterior(
-    encode=_encode,
-    sample=_sample,
-    log_q=lambda params, post, z_egz: jnp.zeros(z_egz.shape[0]),
-    mean=lambda params, post: post,
-)
+POSTERIOR = at_zero(LATENT_SHAPE)
 
 
 def sample_prior(params: Any, key_e: Array, cond: Any = None) -> Array:
     """z of shape (E, 0, 0)."""
     del params, cond
-    return _empty(key_e.shape[0])
+    return jnp.zeros((key_e.shape[0], *LATENT_SHAPE))
 
 
 def log_prior(params: Any, z_egz: Array, cond: Any = None) -> Array:

@@ -76,3 +76,26 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def row_shards(mesh: Mesh) -> int:
     """Into how many parts rows are cut: the global number of rows must be a multiple of it."""
     return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def row_part(mesh: Mesh, rows: int) -> tuple[int, int]:
+    """Which part of a global batch of `rows` rows this process brings: part i of n equal ones.
+
+    Processes that share a replica of the rows (tensor parallelism across hosts) bring the same.
+
+    Raises: ConfigError where the devices of this process do not hold a contiguous part.
+    """
+    held = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    return part_of([index[0].indices(rows)[:2] for index in held if index is not None], rows)
+
+
+def part_of(held: Sequence[tuple[int, int]], rows: int) -> tuple[int, int]:
+    """(i, n) such that the ranges `held` make up part i of `rows` rows cut into n equal parts."""
+    begin, end = min(b for b, _ in held), max(e for _, e in held)
+    size = end - begin
+    if sum(e - b for b, e in set(held)) != size or rows % size or begin % size:
+        raise ConfigError(
+            f"config.mesh: this process's devices hold rows {sorted(set(held))} of {rows}, not one "
+            "contiguous part; make data times fsdp a multiple of the number of processes"
+        )
+    return begin // size, rows // size

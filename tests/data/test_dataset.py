@@ -9,17 +9,19 @@ import jax
 import numpy as np
 import pytest
 
+from jvae.data.corpus import survey
 from jvae.data.dataset import (
     Counts,
     RowSpec,
     batches,
-    epoch_rows,
+    block_rows,
     eval_batches,
     make_dataset,
 )
+from jvae.data.formats import Reader
 from jvae.data.plan import bucket_lengths, propose_rows
 from jvae.data.prefetch import Prefetch
-from jvae.data.sources import lines_of, read_lines
+from jvae.data.sources import lines_of
 from jvae.data.tokenizers import load, train_bpe, train_word_level
 from jvae.errors import ConfigError, DataError
 
@@ -108,7 +110,7 @@ def test_rows_do_not_depend_on_the_number_of_processes(data, spec, count):
 def test_last_batch_of_an_epoch_is_filled_with_empty_rows(data):
     spec = RowSpec(dec_row=24, enc_row=64, slots=4, batch_rows=64)
     (batch, position), *_ = take(batches(data, spec), 1)
-    rows = len(epoch_rows(data, spec).ids_rs)
+    rows = len(block_rows(data, spec).ids_rs)
     assert position == (1, 0) and rows < 64
     assert (batch.dec.segment_bt[rows:] == 0).all() and (batch.dec.segment_bt[:rows, 0] > 0).all()
     assert not batch.valid_e.reshape(64, 4)[rows:].any() and not batch.scored_bt[rows:].any()
@@ -127,29 +129,31 @@ def test_part_of_a_split(data):
 
 def test_fill_is_of_tokens_over_places(data):
     for spec in (PACK, BUCKET):
-        got = epoch_rows(data, spec)
+        got = block_rows(data, spec)
         each = [b for b in eval_batches(data, spec)]
-        ordered = epoch_rows(data, spec, shuffle=False)
+        ordered = block_rows(data, spec, shuffle=False)
         rows = sum(b.dec.segment_bt[:, 0].astype(bool).sum() for b in each)
         tokens = sum((b.dec.segment_bt > 0).sum() for b in each)
         assert tokens == data.dec.lengths.sum()
         assert rows == (ordered.ids_rs[:, 0] >= 0).sum()
         assert 0 < got.fill["dec"] <= 1 and 0 < got.slot_fill <= 1
-    packed = epoch_rows(data, PACK)
+    packed = block_rows(data, PACK)
     assert packed.fill["dec"] == pytest.approx(tokens / (len(packed.ids_rs) * 24))
 
 
 @pytest.mark.parametrize("corpus", ["ptb", "snli"])
-def test_fill_of_real_sentences(corpus):
+def test_fill_of_real_sentences(corpus, tmp_path):
     shared = Path(__file__).parents[3] / "shared"
     if not (shared / "data" / corpus).is_dir():
         pytest.skip(f"needs the {corpus} corpus and the vocabularies of BERT and GPT-2")
     dec = load(shared / "tokenizers/gpt2", "decoder")
     enc = load(shared / "tokenizers/bert-base-cased", "encoder")
-    made = make_dataset(read_lines(shared / "data" / corpus / "valid.txt"), dec, enc)
+    found = survey(shared / "data" / corpus / "valid.txt", Reader(), tmp_path)
+    some = list(itertools.islice(found.texts(), 3000))
+    made = make_dataset(lines_of(some, corpus), dec, enc)
     row = propose_rows({side: one.lengths for side, one in made.sides.items()}, 256)
     spec = RowSpec(dec_row=row.row["dec"], enc_row=row.row["enc"], slots=row.slots)
-    got = epoch_rows(made, spec)
+    got = block_rows(made, spec)
     assert min(*got.fill.values(), got.slot_fill) >= 0.95
 
 
@@ -173,10 +177,68 @@ def test_source_texts_are_the_cond_side():
         make_dataset(lines_of(texts, "made"), tok, cond=tok, sources=["x"])
 
 
-def test_line_over_the_limit_is_named_or_dropped(tmp_path):
-    path = tmp_path / "t.txt"
-    path.write_text("a b\na b c d\nb\n")
-    lines = read_lines(path)
+def pairs(joined, **changes):
+    texts, sources = ["a b", "c", "a c"], ["x y z", "x", "y y"]
+    tok = train_word_level(texts + sources)
+    sides = dict(dec=tok, enc=tok.for_role("encoder"), cond=tok) | changes
+    lines = lines_of(texts, "made")
+    return tok, make_dataset(lines, **sides, sources=sources, joined=joined)
+
+
+def test_joined_sides_hold_source_and_text_of_which_the_text_is_scored():
+    tok, made = pairs(("enc", "dec"))
+    start, end = tok.start_id, tok.end_id
+    ids = lambda text: tok.encode_batch([text])[0].tolist()[1:-1]  # noqa: E731
+    want = [[*ids(s), end, *ids(t), end] for s, t in (("x y z", "a b"), ("x", "c"), ("y y", "a c"))]
+    assert [made.dec.tokens(i).tolist() for i in range(3)] == want
+    assert [made.enc.tokens(i).tolist() for i in range(3)] == want
+    assert made.cond.tokens(1).tolist() == [*ids("x"), end]
+    assert start not in made.dec.flat and start not in made.cond.flat
+    assert made.target_lengths.tolist() == [3, 2, 3]
+    assert made.counts() == Counts(sentences=3, words=5, chars=7, tokens=5)
+    spec = RowSpec(dec_row=16, enc_row=16, cond_row=8, slots=3, batch_rows=2, seed=2)
+    found = {}
+    for batch in (one for one, _ in take(batches(made, spec), 4)):
+        for e, i in enumerate(batch.id_e):
+            row, segment = divmod(e, 3)
+            inside = batch.dec.segment_bt[row] == segment + 1
+            scored = batch.scored_bt[row] & inside
+            if i < 0:
+                assert not scored.any()
+                continue
+            assert batch.dec.token_bt[row][inside].tolist() == want[i]
+            assert batch.dec.token_bt[row][scored].tolist() == want[i][-made.target_lengths[i] :]
+            source = batch.cond.token_bt[row][batch.cond.segment_bt[row] == segment + 1]
+            assert source.tolist() == want[i][: -made.target_lengths[i]]
+            found[int(i)] = True
+    assert set(found) == {0, 1, 2}
+
+
+def test_one_side_may_be_joined_alone():
+    tok, made = pairs(("dec",))
+    assert made.dec.tokens(1).tolist()[-2:] == made.enc.tokens(1).tolist()[1:]
+    assert made.enc.tokens(1).tolist()[0] == tok.start_id
+    assert (made.dec.lengths - made.cond.lengths == made.enc.lengths - 1).all()
+
+
+def test_joined_sides_need_one_tokenizer():
+    other = train_word_level(["a b c x y z w"], role="encoder")
+    with pytest.raises(ConfigError, match="the dec side of this model holds the source too"):
+        pairs(("dec",), cond=other)
+
+
+def test_source_and_text_share_the_limit_of_a_joined_side():
+    tok = train_word_level(["a b c x"])
+    args = dict(dec=tok, cond=tok, sources=["x x x", "x"], joined=("dec",), limits={"dec": 6})
+    with pytest.raises(DataError, match="made:1: 7 tokens .* more than the 6 that the model"):
+        make_dataset(lines_of(["a b", "a b c"], "made"), **args)
+    made = make_dataset(lines_of(["a b", "a b c"], "made"), **args, on_error="drop")
+    assert list(made.texts) == ["a b c"] and len(made.cond.lengths) == 1
+
+
+def test_line_over_the_limit_is_named_or_dropped():
+    path = "made"
+    lines = lines_of(["a b", "a b c d", "b"], path)
     tok = train_word_level(lines.text)
     with pytest.raises(DataError) as caught:
         make_dataset(lines, tok, limits={"dec": 5})
@@ -225,12 +287,12 @@ def test_impossible_settings(change, message):
 
 def test_settings_that_do_not_fit_the_data(data):
     with pytest.raises(ConfigError, match=r"data.enc_row: row lengths are set for \['dec'\]"):
-        epoch_rows(data, RowSpec(dec_row=24))
+        block_rows(data, RowSpec(dec_row=24))
     with pytest.raises(ConfigError, match="data.batch_rows=4: expected a multiple of the 3 proc"):
         batches(data, PACK, process_count=3)
-    with pytest.raises(DataError, match="cannot resume at row 4000 of epoch 2"):
+    with pytest.raises(DataError, match="cannot resume at row 4000 of block 2"):
         take(batches(data, PACK, (2, 4000)), 1)
-    with pytest.raises(DataError, match="cannot resume at row 2 of epoch 0"):
+    with pytest.raises(DataError, match="cannot resume at row 2 of block 0"):
         take(batches(data, BUCKET, (0, 2)), 1)
 
 

@@ -34,7 +34,7 @@ def test_every_preset_builds_and_names_the_axes_of_its_parameters(spec):
         "encoder" in abstract
     )
     assert (run.build_sampler(config, model) is not None) == spec.startswith("sri")
-    objective = run.build_objective(config)
+    objective = run.build_objective(config.objective)
     assert "trajectory" in objective.aux_weight or not spec.startswith("sri")
 
 

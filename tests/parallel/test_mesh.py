@@ -67,3 +67,13 @@ def test_rows_are_cut_over_data_and_fsdp():
         np.vectorize(starts.get)(ids), np.arange(0, 8, 2).reshape(2, 2, 1).repeat(2, 2)
     )
     assert jax.device_put(x_bt, meshes.replicated(mesh)).is_fully_replicated
+
+
+def test_part_of_the_rows_that_a_process_brings():
+    mesh = meshes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    assert meshes.row_part(mesh, 8) == (0, 1)
+    assert meshes.part_of([(4, 6), (6, 8), (4, 6)], 8) == (1, 2)
+    assert meshes.part_of([(2, 4), (2, 4)], 8) == (1, 4)
+    for held in ([(0, 2), (4, 6)], [(2, 4), (4, 6)]):
+        with pytest.raises(ConfigError, match="not one contiguous part; make data times fsdp"):
+            meshes.part_of(held, 8)

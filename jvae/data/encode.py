@@ -1,0 +1,141 @@
+"""Tokenising and its checks, the same for texts in memory and for files prepared in parts."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from jvae.data.rows import Encoded
+from jvae.data.sources import BadLine
+from jvae.data.tokenizers import TextTokenizer
+from jvae.errors import ConfigError
+
+UNKNOWN_WARNING = 0.01  # share of unknown tokens above which a run says so
+
+
+def special_tokens(tokenizer: TextTokenizer) -> int:
+    """Special tokens around every example."""
+    return 1 if tokenizer.start_id is None else 2
+
+
+def encode(
+    texts: Mapping[str, Sequence[str]],
+    tokenizers: Mapping[str, TextTokenizer],
+    limits: Mapping[str, int],
+    joined: Sequence[str] = (),
+) -> tuple[dict[str, Encoded], dict[int, BadLine]]:
+    """Tokenises the texts of every side.
+
+    A joined side is `source end text end`, and `cond` then `source end`: without start ids, as a
+    source's first token is not predicted, so `cond` is what such a side begins with.
+
+    Args:
+      texts: per side; those of `cond` are the sources.
+      limits: most tokens of an example per side, special ones included.
+      joined: sides that hold the source in front of the text.
+    Returns: the sides, and what is wrong with the examples that cannot be used, by index.
+    Raises: ConfigError if a joined side and `cond` do not have one tokenizer.
+    """
+    sides: dict[str, Encoded] = {}
+    faults: dict[int, BadLine] = {}
+    for side, tokenizer in tokenizers.items():
+        sides[side] = Encoded.of(tokenizer.encode_batch(texts[side]))
+        for i, fault in _content_faults(sides[side], tokenizer):
+            faults.setdefault(i, fault)
+    if joined:
+        source = sides["cond"] = _without_start(sides["cond"], tokenizers["cond"])
+        for side in set(joined) & set(sides):
+            _check_one_tokenizer(side, tokenizers[side], tokenizers["cond"])
+            text = _without_start(sides[side], tokenizers[side])
+            pairs = [np.append(source.tokens(i), text.tokens(i)) for i in range(len(text.lengths))]
+            sides[side] = Encoded.of(pairs)
+    for side, limit in limits.items():
+        if side in sides:
+            for i, fault in _length_faults(side, sides[side], tokenizers[side], limit):
+                faults.setdefault(i, fault)
+    return sides, faults
+
+
+def _without_start(encoded: Encoded, tokenizer: TextTokenizer) -> Encoded:
+    if tokenizer.start_id is None:
+        return encoded
+    keep = np.ones(len(encoded.flat), bool)
+    keep[encoded.offset[:-1]] = False
+    return Encoded(encoded.flat[keep], encoded.offset - np.arange(len(encoded.offset)))
+
+
+def _check_one_tokenizer(side: str, own: TextTokenizer, source: TextTokenizer) -> None:
+    if own.fingerprint != source.fingerprint:
+        raise ConfigError(
+            f"data.encoder_tokenizer is {source.name} and data.decoder_tokenizer {own.name}, but "
+            f"the {side} side of this model holds the source too; give both the same"
+        )
+
+
+def _content_faults(encoded: Encoded, tokenizer: TextTokenizer) -> Iterator[tuple[int, BadLine]]:
+    """Examples without tokens, or with a control token inside."""
+    special = special_tokens(tokenizer)
+    lengths = encoded.lengths
+    control = np.isin(encoded.flat, tokenizer.control_ids)
+    control_e = np.add.reduceat(control, encoded.offset[:-1]) if len(lengths) else lengths
+    bare = lengths <= special
+    spelt = control_e > special
+    for i in np.flatnonzero(bare | spelt).tolist():
+        if bare[i]:
+            yield i, BadLine("no tokens", f"gives no tokens with tokenizer {tokenizer.name}")
+        else:
+            inside = encoded.tokens(i)[special - 1 : -1]
+            token = tokenizer.backend.id_to_token(
+                int(inside[np.isin(inside, tokenizer.control_ids)][0])
+            )
+            detail = f"spells the special token {token!r} of tokenizer {tokenizer.name}"
+            yield i, BadLine("special token", detail)
+
+
+def _length_faults(
+    side: str, encoded: Encoded, tokenizer: TextTokenizer, limit: int
+) -> Iterator[tuple[int, BadLine]]:
+    lengths = encoded.lengths
+    for i in np.flatnonzero(lengths > limit).tolist():
+        detail = (
+            f"{lengths[i]} tokens with tokenizer {tokenizer.name}, "
+            f"more than the {limit} that the model has positions for ({side} side)"
+        )
+        yield i, BadLine("too many tokens", detail)
+
+
+def texts_of(
+    side: str, texts: Sequence[str], sources: Sequence[str], joined: Sequence[str]
+) -> Sequence[str]:
+    """What a side spells, to be held against its tokens."""
+    if side == "cond":
+        return sources
+    if side in joined:
+        return [f"{source} {text}" for source, text in zip(sources, texts, strict=True)]
+    return texts
+
+
+def unknown_tokens(encoded: Encoded, tokenizer: TextTokenizer, texts: Sequence[str]) -> int:
+    """Tokens that the tokenizer does not know, markers that the texts spell left out."""
+    if tokenizer.unk_id is None:
+        return 0
+    unknown = int((encoded.flat == tokenizer.unk_id).sum())
+    marker = tokenizer.backend.id_to_token(tokenizer.unk_id) or ""
+    return max(unknown - sum(text.count(marker) for text in texts), 0)
+
+
+def unknown_note(
+    unknown: int, tokens: int, examples: int, tokenizer: TextTokenizer, names: Sequence[str]
+) -> str | None:
+    """A warning if many of the tokens are unknown, else None.
+
+    Args:
+      tokens: of all examples, special ones included.
+      names: the files they come from.
+    """
+    share = unknown / max(tokens - special_tokens(tokenizer) * examples, 1)
+    if share <= UNKNOWN_WARNING:
+        return None
+    return (
+        f"{', '.join(names)}: {share:.1%} of the tokens are unknown to tokenizer {tokenizer.name} "
+        f"({tokenizer.vocab_size} entries); use one that fits the text, or a larger vocabulary"
+    )

@@ -1,0 +1,362 @@
+"""Files to tokenised array_record shards, once: cached by content, tokenizers and options.
+
+Shards are written by `array_record` itself, with features and metadata of TFDS beside them, so
+`tfds.builder_from_directory(folder).as_data_source("train")` reads them. TFDS's own writer is not
+used: it shuffles, and it has no shard before it has them all, so a preparation that was killed
+could not go on.
+
+Shard k holds the examples of documents [k * SHARD, (k + 1) * SHARD), so its bytes depend on the
+input alone. A preparation lives in `<key>.part` until it is whole; a shard in there is finished
+when it has its final name. One process prepares, others wait for it.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import time
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
+
+from jvae.data.corpus import Corpus, Located, cache_fault, reading_key, write_whole
+from jvae.data.dataset import Dataset
+from jvae.data.encode import encode, texts_of, unknown_note, unknown_tokens
+from jvae.data.progress import Progress
+from jvae.data.records import NAME, SPLIT, Records, StoredSide, StoredTexts
+from jvae.data.sources import TFDS, Lines, bad_line, drop_warning, sha256
+from jvae.data.tokenizers import TextTokenizer
+from jvae.errors import DataError
+
+FORMAT = 1  # changes with what is stored
+SHARD = 32_768  # documents
+_CHUNK, _CHUNK_CHARS = 1_024, 1 << 20  # most examples, and about most characters, tokenised at once
+_ABANDONED_S = 7 * 24 * 3600.0  # age at which another preparation's leftovers are removed
+_OPTIONS = "group_size:1,uncompressed"  # single records, for random access; too small to compress
+_COLUMNS = ("words", "chars", "line_no", "file_no", "document")
+_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+
+
+class _Work(NamedTuple):
+    """What a shard is made with."""
+
+    corpus: Corpus
+    tokenizers: dict[str, TextTokenizer]
+    limits: dict[str, int]
+    joined: tuple[str, ...]
+    features: Any
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*(f"{side}_length" for side in self.tokenizers), *_COLUMNS)
+
+
+def prepare(
+    corpus: Corpus,
+    tokenizers: Mapping[str, TextTokenizer],
+    limits: Mapping[str, int],
+    cache: Path,
+    *,
+    joined: Iterable[str] = (),
+    shard: int = SHARD,
+) -> Dataset:
+    """The tokenised examples of a corpus, from the cache or prepared into it.
+
+    Args:
+      tokenizers: by side: 'dec' and, where the model reads them, 'enc' and 'cond' (the sources).
+      limits: most tokens of an example, special ones included, per side.
+      joined: sides that hold the source in front of the text, see `encode`.
+      shard: documents of a shard.
+    Raises: DataError naming file:line of a line that cannot be tokenised or exceeds a limit, under
+      data.on_error=raise; if no line is left; where the cache cannot be written.
+    """
+    tokenizers = dict(tokenizers)
+    if "cond" in tokenizers and not corpus.reader.source:
+        raise DataError(f"{corpus}: the model reads a source text; set data.source to its column")
+    features = _features(tokenizers, corpus)
+    work = _Work(corpus, tokenizers, dict(limits), tuple(sorted(joined)), features)
+    folder = cache / "prepared" / _key(work, shard)
+    if not _intact(folder):
+        with _lock(folder):
+            if not _intact(folder):  # another process may have been faster
+                _prepare(folder, work, shard)
+    return _open(folder, work)
+
+
+def _key(work: _Work, shard: int) -> str:
+    corpus = work.corpus
+    files = [[one.sha256, reading_key(corpus.reader, one.path)] for one in corpus.files]
+    sides = {
+        side: [one.fingerprint, one.prefix, one.start_id, one.end_id, work.limits.get(side)]
+        for side, one in work.tokenizers.items()
+    }
+    text = json.dumps([FORMAT, shard, files, sides, work.joined], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _features(tokenizers: Iterable[str], corpus: Corpus) -> Any:
+    ids = {s: tfds.features.Tensor(shape=(None,), dtype=np.dtype(np.int32)) for s in tokenizers}
+    return tfds.features.FeaturesDict(
+        {field: tfds.features.Text() for field in corpus.reader.fields} | ids
+    )
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """One process at a time, also across hosts that share the file system; a kill releases it."""
+    path = folder.with_suffix(".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise cache_fault(folder, error) from error
+
+
+def _intact(folder: Path) -> bool:
+    """Whether a finished preparation still has all that it wrote."""
+    try:
+        sizes = json.loads((folder / "meta.json").read_text())["bytes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _prepare(folder: Path, work: _Work, shard: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # damaged
+    _remove_abandoned(folder.parent)
+    part = folder.with_suffix(".part")
+    (part / "shards").mkdir(parents=True, exist_ok=True)
+    try:
+        _write_shards(part, work, shard)
+        _finish(part, work)
+        _check_unchanged(work.corpus)
+    except DataError:
+        shutil.rmtree(part)
+        raise
+    except (OSError, RuntimeError) as error:  # a full disk; array_record raises the latter
+        shutil.rmtree(part, ignore_errors=True)
+        raise cache_fault(part, error) from error
+    part.rename(folder)
+    shutil.rmtree(folder / "shards", ignore_errors=True)
+
+
+def _check_unchanged(corpus: Corpus) -> None:
+    """Raises DataError where a file is no longer what its key in the cache says."""
+    for one in corpus.files:
+        if not one.path.startswith(TFDS) and sha256(one.path) != one.sha256:
+            raise DataError(f"{one.path}: changed while it was being read; start again")
+
+
+def _remove_abandoned(prepared: Path) -> None:
+    for part in prepared.glob("*.part"):
+        with contextlib.suppress(OSError), part.with_suffix(".lock").open("w") as file:
+            newest = max(one.stat().st_mtime for one in (part, part / "shards"))
+            if time.time() - newest > _ABANDONED_S:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError: in use
+                shutil.rmtree(part)
+
+
+def _write_shards(part: Path, work: _Work, shard: int) -> None:
+    for stale in part.rglob("*.tmp"):
+        stale.unlink()
+    total = -(-work.corpus.documents // shard)
+    with Progress(f"preparing {work.corpus}", work.corpus.documents) as progress:
+        by_shard = itertools.groupby(work.corpus.examples(), lambda one: one.document // shard)
+        for k, examples in by_shard:
+            path = part / f"{NAME}-{SPLIT}.array_record-{k:05d}-of-{total:05d}"
+            if path.exists():
+                progress.skip(min(shard, work.corpus.documents - k * shard))
+                continue
+            temporary = path.with_name(f"{path.name}.tmp")
+            columns, facts = _write_shard(temporary, examples, work, progress)
+            with (part / "shards" / f"{k:05d}.tmp").open("wb") as file:
+                np.savez(file, **columns)  # pyright: ignore[reportArgumentType]
+            os.replace(file.name, part / "shards" / f"{k:05d}.npz")
+            write_whole(part / "shards" / f"{k:05d}.json", json.dumps(facts))
+            os.replace(temporary, path)  # last: from here on the shard is finished
+
+
+def _write_shard(
+    path: Path, examples: Iterable[Located], work: _Work, progress: Progress
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Writes one shard and gives its columns and what has to be summed over shards."""
+    columns = {name: array("i") for name in work.columns}
+    dropped: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
+    written = 0
+    writer = ArrayRecordWriter(str(path), _OPTIONS)
+    try:
+        for chunk in _chunks(examples):
+            kept, sides, faults = _encode(chunk, work)
+            dropped.update(faults)
+            texts = [one.example.text for one in kept]
+            sources = [one.example.source for one in kept]
+            for side, encoded in sides.items():
+                spelt = texts_of(side, texts, sources, work.joined)
+                unknown[side] += unknown_tokens(encoded, work.tokenizers[side], spelt)
+                columns[f"{side}_length"].extend(encoded.lengths.tolist())
+            for i, one in enumerate(kept):
+                columns["words"].append(len(one.example.text.split()))
+                columns["chars"].append(len(one.example.text))
+                columns["line_no"].append(one.line)
+                columns["file_no"].append(one.file)
+                columns["document"].append(one.document)
+                spelt = {name: getattr(one.example, name) for name in work.corpus.reader.fields}
+                tokens = {side: encoded.tokens(i) for side, encoded in sides.items()}
+                record = _record(spelt | tokens)
+                writer.write(record)
+                written += len(record)
+            progress.add(chunk[-1].document - chunk[0].document + 1)
+    finally:
+        writer.close()
+    facts = {
+        "examples": len(columns["words"]),
+        "bytes": written,
+        "dropped": dict(dropped),
+        "unknown": dict(unknown),
+    }
+    return {name: np.asarray(one, np.int32) for name, one in columns.items()}, facts
+
+
+def _record(values: dict[str, Any]) -> bytes:
+    """What TFDS reads as the features of an example.
+
+    TFDS's own `serialize_example` leaves the order of the fields to the process's hash seed.
+    """
+    proto, fields = tf_feature_pb2, {}
+    for name, value in values.items():
+        if isinstance(value, str):
+            values_list = {"bytes_list": proto.BytesList(value=[value.encode()])}
+        else:
+            values_list = {"int64_list": proto.Int64List(value=value.tolist())}
+        fields[name] = proto.Feature(**values_list)
+    features = proto.Features(feature=fields)
+    example = tf_example_pb2.Example(features=features)  # pyright: ignore[reportAttributeAccessIssue]
+    return example.SerializeToString(deterministic=True)
+
+
+def _chunks(examples: Iterable[Located]) -> Iterator[list[Located]]:
+    chunk, chars = [], 0
+    for one in examples:
+        chunk.append(one)
+        chars += len(one.example.text) + len(one.example.source)
+        if len(chunk) == _CHUNK or chars >= _CHUNK_CHARS:
+            yield chunk
+            chunk, chars = [], 0
+    if chunk:
+        yield chunk
+
+
+def _encode(chunk: list[Located], work: _Work) -> tuple[list[Located], dict, Counter[str]]:
+    texts = [one.example.text for one in chunk]
+    by_side = {"enc": texts, "dec": texts, "cond": [one.example.source for one in chunk]}
+    sides, faults = encode(by_side, work.tokenizers, work.limits, work.joined)
+    if faults and work.corpus.reader.on_error == "raise":
+        i = min(faults)
+        where = f"{work.corpus.files[chunk[i].file].path}:{chunk[i].line}"
+        raise bad_line(where, faults[i])
+    if faults:
+        good = np.array([i for i in range(len(chunk)) if i not in faults], np.int64)
+        sides = {side: encoded.take(good) for side, encoded in sides.items()}
+        chunk = [chunk[i] for i in good]
+    return chunk, sides, Counter(fault.reason for fault in faults.values())
+
+
+def _finish(part: Path, work: _Work) -> None:
+    """Writes what is known only once all shards are there: columns, sums and TFDS's metadata."""
+    facts = [json.loads(one.read_text()) for one in sorted((part / "shards").glob("*.json"))]
+    examples = sum(one["examples"] for one in facts)
+    sums = {
+        key: dict(sum((Counter(one[key]) for one in facts), Counter()))
+        for key in ("dropped", "unknown")
+    }
+    if not examples:
+        raise DataError(
+            f"{work.corpus}: no line is left ({sums['dropped']}); check the row lengths"
+        )
+    (part / "columns").mkdir(exist_ok=True)
+    for name in work.columns:
+        shape = (examples,)
+        path = part / "columns" / f"{name}.npy"
+        column = np.lib.format.open_memmap(path, "w+", np.int32, shape)
+        first = 0
+        for one in sorted((part / "shards").glob("*.npz")):
+            with np.load(one) as stored:
+                values = stored[name]
+            column[first : first + len(values)] = values
+            first += len(values)
+        column.flush()
+        del column
+    split = tfds.core.SplitInfo(
+        name=SPLIT,
+        shard_lengths=[one["examples"] for one in facts],
+        num_bytes=sum(one["bytes"] for one in facts),
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=part,
+        features=work.features,
+        split_infos=[split],
+        version="1.0.0",
+        filename_template=_TEMPLATE,
+        check_data=False,  # reads with TensorFlow
+    )
+    kept = [one for one in part.iterdir() if one.is_file()] + [*(part / "columns").iterdir()]
+    sizes = {str(one.relative_to(part)): one.stat().st_size for one in sorted(kept)}
+    write_whole(part / "meta.json", json.dumps(sums | {"examples": examples, "bytes": sizes}))
+
+
+def _open(folder: Path, work: _Work) -> Dataset:
+    corpus, sides = work.corpus, tuple(work.tokenizers)
+    meta = json.loads((folder / "meta.json").read_text())
+    every = Records(folder, sides)
+    records = every
+    if corpus.keep_d is not None:
+        ids = np.flatnonzero(corpus.keep_d[every.column("document")]).astype(np.int32)
+        records = Records(folder, sides, ids)
+    count = len(records.column("words"))
+    names = [one.path for one in corpus.files]
+    if not count:
+        raise DataError(f"{corpus}: no line is left ({meta['dropped']}); check the row lengths")
+    texts = {name: StoredTexts(records, name, count) for name in corpus.reader.fields}
+    dropped = dict(Counter(corpus.dropped) + Counter(meta["dropped"]))
+    lines = Lines(
+        text=texts["text"],
+        line_no=records.column("line_no"),
+        file_no=records.column("file_no"),
+        files=corpus.files,
+        dropped=dropped,
+        source=texts.get("source"),
+        label=texts.get("label"),
+    )
+    lost = drop_warning(corpus.files, dropped, meta["examples"])
+    notes = [lost] if lost else []
+    for side, one in work.tokenizers.items():
+        tokens = int(every.column(f"{side}_length").sum())
+        unknown = meta["unknown"].get(side, 0)
+        if note := unknown_note(unknown, tokens, meta["examples"], one, names):
+            notes.append(note)
+    found = {side: StoredSide(records, side) for side in sides}
+    return Dataset(
+        lines=lines,
+        dec=found["dec"],
+        enc=found.get("enc"),
+        cond=found.get("cond"),
+        pad={side: one.pad_id for side, one in work.tokenizers.items()},
+        words_e=records.column("words"),
+        chars_e=records.column("chars"),
+        notes=tuple(notes),
+        joined=work.joined,
+        records=records,
+    )

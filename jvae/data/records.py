@@ -1,0 +1,98 @@
+"""Prepared corpora on disk, read by random access: tokens and texts by example, columns by map.
+
+A folder holds what `tfds.builder_from_directory` opens (array_record shards of one split, `train`,
+with a record per example: the token ids of every side, the text and, where there are any, source
+and label) and beside it `columns/NAME.npy`, one int32 per example: what plans and counts need of
+every example, without reading records.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from jvae.data.rows import Encoded
+
+NAME, SPLIT = "corpus", "train"
+_BLOCK = 1024  # records read together when all are
+
+
+def _open(folder: Path) -> Any:
+    builder = tfds.builder_from_directory(folder)
+    return builder.as_data_source(split=SPLIT)  # pyright: ignore[reportCallIssue]
+
+
+class Records:
+    """Examples of a prepared folder. Sent to a worker process it is a path and the choice."""
+
+    def __init__(self, folder: Path, sides: Sequence[str], ids_e: np.ndarray | None = None) -> None:
+        self.folder, self.sides, self._ids_e = folder, tuple(sides), ids_e
+        self._source: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_source": None}
+
+    def read(self, ids: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        """The records of the examples `ids`, in that order."""
+        if self._source is None:
+            self._source = _open(self.folder)
+        chosen = np.asarray(ids, np.int64)
+        if self._ids_e is not None:
+            chosen = self._ids_e[chosen]
+        return self._source.__getitems__(chosen.tolist())
+
+    def take(self, ids: Sequence[int] | np.ndarray) -> dict[str, Encoded]:
+        """Tokens of the examples `ids` on every side."""
+        found = self.read(ids)
+        return {side: Encoded.of([one[side] for one in found]) for side in self.sides}
+
+    def column(self, name: str) -> np.ndarray:
+        """One int32 of every example."""
+        every = np.load(self.folder / "columns" / f"{name}.npy", mmap_mode="r")
+        return every if self._ids_e is None else every[self._ids_e]
+
+
+class StoredSide:
+    """One side of a prepared corpus."""
+
+    def __init__(self, records: Records, side: str) -> None:
+        self._records, self._side = records, side
+        self.lengths: np.ndarray = records.column(f"{side}_length")
+
+    def tokens(self, i: int) -> np.ndarray:
+        """Token ids of example i."""
+        return self._records.read([i])[0][self._side]
+
+    def take(self, ids: np.ndarray) -> Encoded:
+        """The examples `ids`, in that order."""
+        return self._records.take(ids)[self._side]
+
+
+class StoredTexts(Sequence[str]):
+    """The texts, sources or labels of a prepared corpus, read when asked for."""
+
+    def __init__(self, records: Records, field: str, size: int) -> None:
+        self._records, self._field, self._size = records, field, size
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return self._some(range(*i.indices(self._size)))
+        if not -self._size <= i < self._size:
+            raise IndexError(i)
+        return self._some([i % self._size])[0]
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, self._size, _BLOCK):
+            yield from self._some(range(first, min(first + _BLOCK, self._size)))
+
+    def _some(self, ids: Sequence[int]) -> list[str]:
+        return [one[self._field].decode() for one in self._records.read(ids)]

@@ -1,0 +1,68 @@
+"""Documents cut into sentences by rules: no download, no model, the same on every machine.
+
+English and its like: a sentence ends at . ! ? or an ellipsis (closing quotes and brackets belong to
+it) where blanks and a capital, a digit or an opening mark follow, except behind an abbreviation or
+an initial. In a document without any capital, blanks are enough. Chinese and Japanese end marks
+need no blank. Trained splitters do better on noisy text; bring one sentence per line from those.
+"""
+
+import re
+
+_CLOSING = "\"'”’»)\\]"
+_END = re.compile(rf"(?:[.!?…]+[{_CLOSING}]*(?=\s)|[。！？]+[」』”’）]*)")
+# Tokenised text has a blank in front of the end mark and around closing quotes.
+_LOOSE_CLOSING = re.compile(r"\s+(?:''|[”’»)\]]|\"(?=\s|$))(?=\s|$)")
+_OPENING = re.compile(r"[\"'“‘«(\[`¿¡-]*\s*[\w]")
+
+
+def _words(spelt: str) -> frozenset[str]:
+    return frozenset(spelt.split())
+
+
+_ABBREVIATIONS = _words(
+    "mr mrs ms dr prof rev hon gen col capt lt sgt sen rep gov st sr jr messrs mme mlle "
+    "vs etc cf al ca approx dept est fig figs eq no nos vol vols pp ed eds inc ltd co corp bros "
+    "jan feb mar apr jun jul aug sep sept oct nov dec mt ft ave blvd rd "
+    "e.g i.e a.m p.m u.s u.k u.n u.s.a d.c ph.d b.a m.a b.c a.d"
+)
+# Behind these a capital is as likely a new sentence.
+_MAY_END = _words("etc al inc ltd co corp jr sr a.m p.m u.s u.k u.n u.s.a d.c ph.d")
+_STARTERS = _words("the a an this that these those it he she they we i you in on at but")
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a text, blanks around each taken off; their characters are untouched."""
+    cased = any(c.isupper() for c in text)
+    found, start = [], 0
+    for match in _END.finditer(text):
+        end = match.end()
+        if match.start() < start:
+            continue
+        if loose := _LOOSE_CLOSING.match(text, end):
+            end = loose.end()
+        if _ends(text, start, match, end, cased) and (sentence := text[start:end].strip()):
+            found.append(sentence)
+            start = end
+    if rest := text[start:].strip():
+        found.append(rest)
+    return found
+
+
+def _ends(text: str, start: int, match: re.Match[str], end: int, cased: bool) -> bool:
+    if match[0][0] in "。！？":
+        return True
+    rest = text[end:].lstrip()
+    opening = _OPENING.match(rest)
+    if not opening:
+        return not rest
+    first = opening[0][-1]
+    if cased and not (first.isupper() or first.isdigit() or not first.isalpha()):
+        return first.lower() == first.upper()  # scripts without case
+    if match[0] != ".":
+        return True
+    words = text[start : match.start()].split()
+    word = words[-1].lstrip("(\"'“‘[").lower() if words and text[match.start() - 1] != " " else ""
+    if word in _ABBREVIATIONS:
+        follower = re.match(r"\W*(\w+)", rest)
+        return word in _MAY_END and bool(follower and follower[1].lower() in _STARTERS)
+    return not (len(word) == 1 and word.isalpha() and word != "i" and cased)
