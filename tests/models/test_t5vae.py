@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, models
 
-from jvae import config, initial, optim, run, schedules
+from jvae import config, initial, optim, phases, run, schedules, trainable
 from jvae.api import Batch
 from jvae.data import tokenizers
 from jvae.data.rows import Encoded, pack_rows
@@ -62,9 +62,15 @@ def test_base_is_the_published_model():
     assert sizes(jax.eval_shape(model.init, jax.random.key(0))) == counts(t5vae.T5VaeConfig(SMALL))
     objective = run.build_objective(c.objective)
     assert (objective.kl_floor, objective.floor, objective.rec_length) == ("dim_max", 0.5, 256)
-    beta = schedules.build(c.objective.beta, c.train.steps)
-    per_epoch = c.train.steps // 10
-    np.testing.assert_allclose(beta(np.array([0, per_epoch, c.train.steps])), [0, 0.01, 0.1], 1e-6)
+    first, second = phases.resolve(c)
+    assert (first.steps, second.steps) == (15 * 782, 10 * 782)
+    assert not np.any(schedules.build(first.objective.beta, first.steps)(np.array([0, 9_000])))
+    beta = schedules.build(second.objective.beta, second.steps)
+    np.testing.assert_allclose(beta(np.array([0, 782, 7_820])), [0, 0.01, 0.1], 1e-6)
+    abstract_ = jax.eval_shape(model.init, jax.random.key(0))
+    plan = trainable.make_plan(first.optim.trainable, abstract_, model.axes, first.steps)
+    trained, _ = trainable.split(plan, abstract_)
+    assert sum(leaf.size for leaf in jax.tree.leaves(trained)) == 18_914_048
     tx = optim.build(c.optim, {"a": jnp.zeros(2)}, c.train.steps)
     assert len(tx.init({"a": jnp.zeros(2)})) == 3  # no clipping in front
 
