@@ -127,11 +127,9 @@ def base() -> ConfigDict:
             chunk=1,  # posterior samples decoded together
             # Published estimators beside ours: optimus, t5vae, della, adavae, lagging, textae.
             compat=(),
-            # For --mode=probe: the factor of the embedded corpus that few labels and clusters are
-            # about; for other text, files with one label per line of the training and test file.
+            # The factor of the embedded corpus that few labels and clusters of --mode=probe are
+            # about.
             factor="action",
-            train_labels="",
-            test_labels="",
         )
     )
     c.decode = ConfigDict(

@@ -243,11 +243,11 @@ def _interpolations(
     if not pairs:
         return
     ends = z_egz[:pairs], z_egz[pairs : 2 * pairs]
-    given = sources and [one for one in sources[:pairs] for _ in range(steps)]
     words = smoothness.word_vectors(this.data["train"].texts)
     ways = {"interpolation": line(*ends, steps)}
     if sizes.slerp:
         ways["arc"] = smoothness.arc(*ends, steps)
+    given = sources and [one for one in sources[:pairs] for _ in range(steps)]
     for name, z_etgz in ways.items():
         latents = z_etgz.reshape(-1, *z_egz.shape[1:])
         points = [one_line(s) for s in vae.decode(latents, sources=given)]

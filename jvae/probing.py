@@ -1,7 +1,6 @@
 """What a trained run's latent says of labels or factors: probes and clusters beside controls."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,27 +9,26 @@ from jax.sharding import Mesh
 from jvae import evaluation, run
 from jvae.api import Batch, Params
 from jvae.data import grammar
-from jvae.data.dataset import Dataset, eval_batches
-from jvae.errors import ConfigError, DataError
+from jvae.data.dataset import eval_batches
+from jvae.errors import ConfigError
 from jvae.evals import cluster, disentangle
 from jvae.evals import probe as probes
 from jvae.evals.card import Report
 from jvae.evals.latent import collect_posteriors
 from jvae.evals.likelihood import has_latent
-from jvae.evals.settings import EvalConfig
 from jvae.parallel import mesh as meshes
 from jvae.workdir import write_text
 
 FITTED = max(probes.FEW_LABELS)  # training sentences that probes and clusters are fitted to
-LABEL = "label"  # name of the labels of a file
+LABEL = "label"  # name of labels that `data.label` reads
 
 Labels = dict[str, np.ndarray]  # of each kind of label, one per sentence
 
 
-def labels_of(this: run.Run, cfg: EvalConfig, split: str) -> Labels:
-    """The labels of a split: all factors of the embedded corpus, or those of the file named.
+def labels_of(this: run.Run, split: str) -> Labels:
+    """The labels of a split: all factors of the embedded corpus, or what `data.label` reads.
 
-    Raises: ConfigError where none is named; DataError for one that does not fit the text.
+    Raises: ConfigError where there are none.
     """
     data = this.data[split]
     if split in this.exact:
@@ -38,32 +36,12 @@ def labels_of(this: run.Run, cfg: EvalConfig, split: str) -> Labels:
         made = grammar.corpus(split, int(data.lines.line_no.max()))
         factor_ef = np.array([s.factors for s in made])[data.lines.line_no - 1]
         return {f.name: factor_ef[:, i] for i, f in enumerate(grammar.FACTORS)}
-    path = cfg.train_labels if split == "train" else cfg.test_labels
-    if not path:
-        if split == "train":
-            return {}
+    if data.labels is None:
         raise ConfigError(
-            "probe needs labels: set evals.test_labels to a file with one label per line of the "
-            "test file, and evals.train_labels likewise for probes with few labels"
+            f"probe: the {split} split has no labels; train with data.label set to the column or "
+            "key that holds them"
         )
-    return {LABEL: _read(Path(path), data)}
-
-
-def _read(path: Path, data: Dataset) -> np.ndarray:
-    if len(data.lines.files) != 1:
-        raise ConfigError(f"{path}: labels go with one text file, not {len(data.lines.files)}")
-    try:
-        words = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    text = data.lines.files[0]
-    if len(words) != text.lines:
-        raise DataError(
-            f"{path}: {len(words)} labels for the {text.lines} lines of {text.path}; "
-            "expected one for each, in the same order"
-        )
-    _, label_e = np.unique([w.strip() for w in words], return_inverse=True)
-    return label_e[data.lines.line_no - 1]
+    return {LABEL: np.array(list(data.labels))}
 
 
 def probe(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = "test") -> Report:
@@ -77,7 +55,7 @@ def probe(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = "te
     cfg = evaluation.settings(this.config)
     if not has_latent(this.model):
         raise ConfigError(f"probe: {this.config.name} has no latent to probe")
-    test, train = labels_of(this, cfg, split), labels_of(this, cfg, "train")
+    test, train = labels_of(this, split), labels_of(this, "train")
     fitted = {kind: label_e[:FITTED] for kind, label_e in train.items()}
     report = Report(f"{this.config.name}, probes", evaluation.card_of(this, cfg, step, split))
     report.card.sentences = len(this.data[split])
@@ -105,9 +83,8 @@ def probe(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = "te
         for kind, label_e in test.items():
             if len(np.unique(label_e)) > 1:
                 _linear(report, kind, test_ed, label_e, cfg.seed)
-    if fitted:
-        with evaluation.timed(report, "few_labels_s"):
-            _few(report, few, train_ed, fitted[few], test_ed, test[few], cfg.seed)
+    with evaluation.timed(report, "few_labels_s"):
+        _few(report, few, train_ed, fitted[few], test_ed, test[few], cfg.seed)
     with evaluation.timed(report, "cluster_s"):
         _clusters(report, few, train_ed, test_ed, test[few], cfg.seed)
     if len(fitted) > 1:

@@ -40,10 +40,7 @@ class EvalConfig:
     interpolations: int = 0
     interpolation_steps: int = 11
     compat: tuple[str, ...] = ()  # published estimators to print beside ours
-    # For --mode=probe: a factor of the embedded corpus, or files of one label per line of the text.
-    factor: str = "action"
-    train_labels: str = ""
-    test_labels: str = ""
+    factor: str = "action"  # of the embedded corpus, for few labels and clusters of --mode=probe
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
