@@ -8,8 +8,14 @@ layer (`model.placement_form=released`), a pooling temperature that depends on t
 (`model.pool_scale=sqrt_batch`), ends that are never scored (`data.score_end=False` with
 `objective.rec=token_mean_end`). Sentences are whole; the released code cuts them at 32 tokens.
 
-`tiny`: the embedded corpus, everything trained from scratch at once; a frozen random stack would
-prove nothing.
+`tiny`: the embedded corpus. A frozen random stack would prove nothing, so stage0 trains it first, in
+the same run: the whole model as an autoencoder whose decoder reads 30 % of its tokens as unknown.
+stage1 freezes the stack and trains what is around it, under the KL floor of the paper (0.4 nats a
+dimension, of the batch mean). A stack that was trained as a language model alone
+(`phases.stage0.objective.z=zero`) keeps too little of the words for an encoder: with it the
+reconstruction stayed at 8 nats a sentence after 1,000 steps at beta 0.02, with 2 or 4 layers,
+adapters of 128 or 512, and either pooling; exact match 0.5 %. Sizes, rates and the other ways for z
+are ours.
 """
 
 from ml_collections import ConfigDict
@@ -69,25 +75,25 @@ def _tiny(c: ConfigDict) -> None:
     )
     c.model.decoder.init_std = 0.06
     c.model.encoder_layers = 2
-    c.model.adapter = 64
+    c.model.adapter = 128
     c.model.identity_start = True
-    c.model.use_embedding = True
+    c.model.use_embedding = c.model.use_memory = c.model.use_adapters = True
     c.model.log_var_shift = -3.0
     c.data.row_tokens = 64
     c.data.batch_rows = 14
-    c.optim.update(dict(lr=3e-3, schedule="cosine", warmup_steps=100))
-    c.train.steps = 2_800
+    c.optim.update(dict(lr=5e-3, schedule="cosine", warmup_steps=100))
+    c.train.steps = 2_400
     c.train.check_every = 400
-    # A frozen stack that was never trained would prove nothing: it becomes a language model first.
-    language_model = dict(z="zero", beta=dict(kind="constant"))
-    stack = ("^decoder/(embed|layers|norm)/", None, None, 0)
+    denoiser = dict(beta=dict(kind="constant", stop=0.02), kl_floor="none")
+    ways = "(project|psa|memory|offset|adapter_latent)"
     c.phases = ConfigDict(
         dict(
-            stage0=dict(share=0.3, objective=language_model, optim=dict(trainable=(stack,))),
-            stage1=dict(share=0.7, optim=dict(trainable=_rules(c, "(project|psa|offset)"))),
+            stage0=dict(share=0.3, objective=denoiser, noise=dict(word_dropout=0.3)),
+            stage1=dict(share=0.7, optim=dict(trainable=_rules(c, ways))),
         )
     )
-    c.objective.beta.update(ratio_zero=0.3, ratio_increase=0.4, stop=0.8)
+    c.objective.update(dict(kl_floor="mean_sum", floor=0.4))
+    c.objective.beta.update(start=0.02, ratio_zero=0.3, ratio_increase=0.4, stop=1.0)
 
 
 def _rules(c: ConfigDict, ways: str) -> tuple:
