@@ -8,8 +8,8 @@ layer (`model.placement_form=released`), a pooling temperature that depends on t
 (`model.pool_scale=sqrt_batch`), ends that are never scored (`data.score_end=False` with
 `objective.rec=token_mean_end`). Sentences are whole; the released code cuts them at 32 tokens.
 
-`tiny`: the embedded corpus. A frozen random stack would prove nothing, so stage0 trains it first, in
-the same run: the whole model as an autoencoder whose decoder reads 30 % of its tokens as unknown.
+`tiny`: the embedded corpus. A frozen random stack would prove nothing, so stage0 of the same run
+trains it: the whole model as an autoencoder whose decoder reads 30 % of its tokens as unknown.
 stage1 freezes the stack and trains what is around it, under the KL floor of the paper (0.4 nats a
 dimension, of the batch mean). A stack that was trained as a language model alone
 (`phases.stage0.objective.z=zero`) keeps too little of the words for an encoder: with it the

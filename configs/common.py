@@ -127,6 +127,9 @@ def base() -> ConfigDict:
             chunk=1,  # posterior samples decoded together
             # Published estimators beside ours: optimus, t5vae, della, adavae, lagging, textae.
             compat=(),
+            # The bound after Langevin steps of that size from the posterior; 0: not measured.
+            refine_steps=0,
+            refine_size=0.05,
             # The factor of the embedded corpus that few labels and clusters of --mode=probe are
             # about.
             factor="action",

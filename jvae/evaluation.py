@@ -37,6 +37,7 @@ from jvae.evals.likelihood import (
     spot_row,
 )
 from jvae.evals.settings import EvalConfig, Preset
+from jvae.latent import short_run
 from jvae.parallel import mesh as meshes
 from jvae.space.loaded import LoadedVAE, line
 from jvae.workdir import one_line, write_text
@@ -48,6 +49,7 @@ SAMPLER_NOTE = (
     "NLL_K draws from its equal mixture with the prior; active units count what two independent "
     "sets of chains agree on. Control: chain = prior."
 )
+REFINED_CHAINS, BOUND_DRAWS = 64, 20
 GAP_DRAWS = 10  # draws of the control of Rec; its error is that between sentences
 NEEDS_LATENT = ("token_accuracy", "exact_match", "bleu", "interpolation_smoothness")
 RATIO_DRAWS = 100  # most draws of the one batch that the cost ratio is timed on
@@ -141,6 +143,9 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
                     proposal=proposal,
                 )
                 report.add(**spot_row(found, sizes.samples))
+        if cfg.refine_steps and not sampler:
+            with timed(report, "refined_s"):
+                _refined(this, params, report, rows(chosen), key, likelihood, cfg)
         if cfg.compat:
             with timed(report, "compat_s"):
                 report.compat = compat.blocks(
@@ -206,6 +211,34 @@ def _accuracy(
     value = texts.token_accuracy(this.model, params, batches, posts)
     other = texts.token_accuracy(this.model, params, batches, posts, other=True)
     report.add("token_accuracy", value, "%", control=other, note="control: another sentence's z")
+
+
+def _refined(
+    this: run.Run,
+    params: Params,
+    report: Report,
+    batches: Iterator[Batch],
+    key: jax.Array,
+    amortised: LikelihoodResult,
+    cfg: EvalConfig,
+) -> None:
+    """The bound of a Gaussian fitted to short runs from the posterior, and how much tighter
+    it is, sentence by sentence.
+    """
+    chain = short_run.ChainConfig(
+        cfg.refine_steps, "constant", cfg.refine_size, 1.0, chains=REFINED_CHAINS
+    )
+    post = short_run.fitted(this.model.gen, chain, start=this.model.metric_post, widen=1.0)
+    refined = this.model._replace(metric_post=post)
+    found = evaluate_likelihood(refined, params, batches, key, BOUND_DRAWS)
+    order, known = np.argsort(found.id_e), np.argsort(amortised.id_e)
+    neg_elbo_e = (found.scores.rec_e + found.scores.kl_e)[order]
+    gain_e = (amortised.scores.rec_e + amortised.scores.kl_e)[known] - neg_elbo_e
+    n, unit = len(gain_e), "nats/sentence"
+    note = f"{cfg.refine_steps} steps of {cfg.refine_size:g} from the posterior"
+    se = [float(np.std(values_e, ddof=1) / np.sqrt(n)) for values_e in (neg_elbo_e, gain_e)]
+    report.add("neg_elbo_refined", float(np.mean(neg_elbo_e)), unit, se=se[0], note=note)
+    report.add("refined_gain", float(np.mean(gain_e)), unit, se=se[1], note="paired, > 0: tighter")
 
 
 def _reconstructions(

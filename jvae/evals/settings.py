@@ -40,6 +40,8 @@ class EvalConfig:
     interpolations: int = 0
     interpolation_steps: int = 11
     compat: tuple[str, ...] = ()  # published estimators to print beside ours
+    refine_steps: int = 0  # of Langevin chains that start at the posterior; 0: no such rows
+    refine_size: float = 0.05  # step size of these chains
     factor: str = "action"  # of the embedded corpus, for few labels and clusters of --mode=probe
 
     def __post_init__(self) -> None:

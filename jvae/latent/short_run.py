@@ -239,13 +239,15 @@ def fitted(
     *,
     start: Posterior | None = None,
     kl: Callable[[Gaussian], Float[Array, "e g z"]] | None = None,
+    widen: float = WIDEN,
 ) -> Posterior:
-    """The posterior that metrics use: r(z) = N(m, 1.2^2 v) from `cfg.chains` end points.
+    """The posterior that metrics use: r(z) = N(m, widen^2 v) from `cfg.chains` end points.
 
     With `steps=0` every end point is a draw from the prior: the control of all latent metrics.
 
     Args:
       kl: KL(r || prior) in closed form, where the prior has one (`gaussian.kl_standard`).
+      widen: 1 for the tightest bound of one draw, more for a proposal of many.
     """
 
     def encode(params: Params, batch: Batch, drop=None, *, cond=None, key_e=None) -> Fitted:
@@ -257,7 +259,7 @@ def fitted(
         var_egz = jnp.maximum(jnp.var(z_kegz, axis=0, ddof=1), FLOOR)
         return Fitted(
             mean_egz=jnp.mean(z_kegz, axis=0),
-            log_var_egz=jnp.log(WIDEN**2 * var_egz),
+            log_var_egz=jnp.log(widen**2 * var_egz),
             mean_a_egz=jnp.mean(a_egz, axis=0),
             mean_b_egz=jnp.mean(b_egz, axis=0),
         )
