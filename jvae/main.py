@@ -74,6 +74,7 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
 
     from jvae import modes, workdir  # after the flags, so that a wrong one is told at once
 
+    _keep_compiled_programs()
     if given.workdir is not None:
         folder = Path(given.workdir)
     else:
@@ -95,6 +96,17 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
     else:
         modes.text(given.mode, config, folder, list(given.text), given.n, given.steps, given.seed)
     return 0
+
+
+def _keep_compiled_programs() -> None:
+    """Compiled programs go where prepared data goes, unless JAX was told another place."""
+    import jax
+
+    from jvae.data.corpus import cache_dir
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir("") / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 if __name__ == "__main__":

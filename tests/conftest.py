@@ -1,6 +1,7 @@
 """Every test sees eight virtual CPU devices, no network, and no axes gained by accident."""
 
 import os
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JVAE_TEST_PLATFORM", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -9,6 +10,10 @@ os.environ["XLA_FLAGS"] = (
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Tests compile far more than they run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Many runs of one small config, in this process and in others, compile the same programs.
+_COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "compiled"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_COMPILED))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax  # noqa: E402  the variables above must be set before
 import pytest  # noqa: E402
