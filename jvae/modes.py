@@ -1,13 +1,12 @@
 """What each `--mode` of the command line does."""
 
-import sys
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from jvae import evaluation, loading, run, workdir
 from jvae import train as training
-from jvae.errors import CheckpointError, ConfigError
+from jvae.errors import CheckpointError
 from jvae.parallel import mesh as meshes
 
 
@@ -34,49 +33,12 @@ def evaluate(config: ConfigDict, folder: Path) -> None:
     _show(evaluation.evaluate(this, mesh, params, step).table(), folder)
 
 
-def text(
-    mode: str, config: ConfigDict, folder: Path, lines: list[str], n: int, steps: int, seed: int
-) -> None:
-    """sample, reconstruct or interpolate: sentences from `lines` or standard input, text out."""
-    if mode != "sample" and not lines:
-        lines = [one.rstrip("\n") for one in sys.stdin]
-    if mode == "reconstruct" and not lines:
-        raise ConfigError("nothing to reconstruct: give --text='...' or lines on standard input")
-    if mode == "interpolate" and len(lines) != 2:
-        raise ConfigError(f"interpolate takes two sentences, not {len(lines)}: give --text twice")
+def report(config: ConfigDict, folder: Path) -> None:
+    """Pictures of a trained run and one HTML page with all of it, under `report/`."""
+    from jvae import report as reports  # matplotlib takes a second to import
+
     workdir.saved_config(folder)  # says so where there is no run
-    vae = loading.load(folder, seed=seed)
-    settings = {k: v for k, v in config.decode.items() if k not in ("batch", "max_length")}
-    if mode == "sample":
-        found = vae.sample(n, sources=_sources(lines) if vae.conditional else None, **settings)
-    else:
-        sources, lines = _pairs(lines) if vae.conditional else (None, lines)
-        if mode == "reconstruct":
-            found = vae.reconstruct(lines, sources)
-        else:
-            source = sources[0] if sources else None
-            found = vae.interpolate(lines[0], lines[1], steps, source)
-    print("\n".join(workdir.one_line(sentence) for sentence in found))
-
-
-def _sources(lines: list[str]) -> list[str]:
-    """Sources to sample for: as given, else the lines of standard input."""
-    lines = lines or [one.rstrip("\n") for one in sys.stdin]
-    if not lines:
-        raise ConfigError("no source to sample for: give --text='...' or lines on standard input")
-    return lines
-
-
-def _pairs(lines: list[str]) -> tuple[list[str], list[str]]:
-    """Sources and texts of lines that hold both."""
-    for i, one in enumerate(lines):
-        if one.count("\t") != 1:
-            raise ConfigError(
-                f"line {i + 1} has {one.count(chr(9))} tabs: this model reads a source too; "
-                "expected source<TAB>text"
-            )
-    pairs = [one.split("\t") for one in lines]
-    return [source for source, _ in pairs], [text for _, text in pairs]
+    print(reports.write(config, folder))
 
 
 def _show(table: str, folder: Path) -> None:
