@@ -30,6 +30,9 @@ setup(
         "grain>=0.2.18",
         "jaxtyping>=0.3",  # shapes in signatures
         "sacrebleu>=2.4",
+        "matplotlib>=3.9",  # figures
+        "scikit-learn>=1.5",  # probes and clusters of latents
+        "scipy>=1.11",  # word mover's distance, matching of clusters
         "tensorboardX>=2.6",  # TensorBoard files without TensorFlow
         "absl-py",
         "numpy>=2.0",

@@ -76,6 +76,14 @@ def base() -> ConfigDict:
             ),
         )
     )
+    c.noise = ConfigDict(  # in training alone; what is scored is whole
+        dict(
+            # The encoder reads each sentence without up to this share of its tokens, on average
+            # half of it (T5-VAE's denoising).
+            enc_delete=0.0,
+            word_dropout=0.0,  # share of the tokens that the decoder reads as unknown
+        )
+    )
     c.optim = ConfigDict(
         dict(
             lr=5e-5,
@@ -108,13 +116,20 @@ def base() -> ConfigDict:
     c.phases = ConfigDict()  # see jvae.phases
     c.evals = ConfigDict(
         dict(
+            preset="quick",  # or headline: sizes of jvae/evals/settings.py
             seed=0,
-            samples=100,  # K of NLL_K
-            sentences=500,  # at most so many, a seeded draw, for all that decodes
-            chunk=1,  # posterior samples decoded together
-            generate=1_000,  # sentences drawn from the prior
-            interpolations=100,  # pairs of test sentences
+            # On top of the preset; 0: its own.
+            samples=0,  # K of NLL_K
+            sentences=0,  # at most so many, a seeded draw, for all that decodes
+            generate=0,  # sentences drawn from the prior
+            interpolations=0,  # pairs of test sentences
             interpolation_steps=11,
+            chunk=1,  # posterior samples decoded together
+            # Published estimators beside ours: optimus, t5vae, della, adavae, lagging, textae.
+            compat=(),
+            # The factor of the embedded corpus that few labels and clusters of --mode=probe are
+            # about.
+            factor="action",
         )
     )
     c.decode = ConfigDict(
@@ -161,6 +176,31 @@ def transformer(**changes) -> dict:
         dropout=0.1,
         norm_eps=1e-5,
         init_std=0.02,
+        dtype="float32",
+        remat="none",
+        unroll=1,
+        vocab_multiple=128,
+        xent_chunk=8192,
+    )
+    return stack | changes
+
+
+def t5(**changes) -> dict:
+    """Both stacks of a T5, sizes of t5-small; `vocab` is set from the tokenizer when it is 0."""
+    stack = dict(
+        layers=6,
+        width=512,
+        heads=8,
+        head=64,
+        mlp=2048,
+        vocab=0,
+        buckets=32,
+        max_distance=128,
+        gated=False,
+        tied=True,
+        bias_std=0.0,
+        dropout=0.1,
+        norm_eps=1e-6,
         dtype="float32",
         remat="none",
         unroll=1,

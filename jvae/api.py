@@ -58,6 +58,12 @@ class Batch(NamedTuple):
         Array, "b t"
     ]  # True where the token of `dec` is predicted: no start id, source prefix or padding
     id_e: Int[Array, "e"]  # index of the example in its split; -1 at an empty slot
+    noisy_bt: Int[Array, "b t"] | None = None  # what the decoder reads in place of `dec`'s tokens
+
+    @property
+    def read_bt(self) -> Int[Array, "b t"]:
+        """Tokens that the decoder reads; those of `dec` are what it is scored on."""
+        return self.dec.token_bt if self.noisy_bt is None else self.noisy_bt
 
     @property
     def valid_e(self) -> Bool[Array, "e"]:

@@ -3,7 +3,7 @@
 import logging
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,29 @@ from jvae import models, run
 from jvae.api import Batch, Params
 from jvae.data import grammar
 from jvae.data.dataset import Dataset, eval_batches
+from jvae.evals import compat, smoothness
 from jvae.evals import text as texts
 from jvae.evals.card import Card, Report
 from jvae.evals.latent import (
-    LatentResult,
+    PosteriorSet,
     collect_posteriors,
     latent_metrics,
     rec_gap,
 )
 from jvae.evals.likelihood import (
+    LikelihoodResult,
     TextCounts,
+    cost_ratio,
     draw_sentences,
     evaluate_likelihood,
     excess_over_exact,
     has_latent,
+    spot_row,
 )
+from jvae.evals.settings import EvalConfig, Preset
 from jvae.parallel import mesh as meshes
-from jvae.space.loaded import LoadedVAE, line
+from jvae.space.lines import arc, line
+from jvae.space.loaded import LoadedVAE
 from jvae.workdir import one_line, write_text
 
 log = logging.getLogger(__name__)
@@ -44,6 +50,8 @@ SAMPLER_NOTE = (
     "sets of chains agree on. Control: chain = prior."
 )
 GAP_DRAWS = 10  # draws of the control of Rec; its error is that between sentences
+NEEDS_LATENT = ("token_accuracy", "exact_match", "bleu", "interpolation_smoothness")
+RATIO_DRAWS = 100  # most draws of the one batch that the cost ratio is timed on
 
 
 def loaded(this: run.Run, params: Params, seed: int = 0) -> LoadedVAE:
@@ -63,31 +71,43 @@ def loaded(this: run.Run, params: Params, seed: int = 0) -> LoadedVAE:
     )
 
 
+def settings(config: Any) -> EvalConfig:
+    """The `evals` section of a config. Raises ConfigError where it makes no sense."""
+    found = run.dataclass_from(EvalConfig, config.evals, "evals")
+    compat.check(found.compat)
+    return found
+
+
 def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = "test") -> Report:
-    """Measures a split and writes `eval/<split>.json`, `eval/<split>.txt` and `samples/*.txt`."""
-    cfg, data = this.config.evals, this.data[split]
+    """Measures a split and writes `eval/<split>.json`, `eval/<split>.txt` and `samples/*.txt`.
+
+    Another preset than quick adds its name to that of the files.
+    """
+    cfg, data = settings(this.config), this.data[split]
+    sizes = cfg.sizes(len(data))
     key = jax.random.key(cfg.seed)
-    chosen = draw_sentences(len(data), cfg.sentences, cfg.seed)
-    report = Report(f"{this.config.name}, {split}", _card(this, step, split))
+    chosen = draw_sentences(len(data), sizes.sentences or len(data), cfg.seed)
+    report = Report(f"{this.config.name}, {split}", card_of(this, cfg, step, split))
 
     def rows(ids: np.ndarray | None = None) -> Iterator[Batch]:
         sharding = meshes.batch_sharding(mesh)
         return (jax.device_put(b, sharding) for b in eval_batches(data, this.rows, ids))
 
     sampler = run.build_sampler(this.config, this.model)
-    with _timed(report, "likelihood_s"):
+    proposal = sampler.proposal if sampler else None
+    with timed(report, "likelihood_s"):
         likelihood = evaluate_likelihood(
             this.model,
             params,
             rows(chosen),
             key,
-            cfg.samples,
+            sizes.samples,
             chunk=cfg.chunk,
-            proposal=sampler.proposal if sampler else None,
+            proposal=proposal,
         )
-    latent = gap = control = prior = None
+    latent = gap = control = prior = posts = None
     if has_latent(this.model):
-        with _timed(report, "latent_s"):
+        with timed(report, "latent_s"):
             posts = collect_posteriors(this.model, params, rows(), key)
             latent = latent_metrics(this.model, params, posts)
             if sampler:
@@ -96,33 +116,97 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
                 control = prior = latent_metrics(prior_model, params, prior_posts)
                 report.notes.append(SAMPLER_NOTE)
             else:
-                control = _untrained(this, mesh, rows)
-            gap = rec_gap(this.model, params, rows(chosen), posts, likelihood, key, k=GAP_DRAWS)
+                fresh = untrained(this, mesh)
+                fresh_posts = collect_posteriors(this.model, fresh, rows(), key)
+                control = latent_metrics(this.model, fresh, fresh_posts)
+            known = chosen[np.isin(chosen, posts.id_e)]
+            gap = rec_gap(this.model, params, rows(known), posts, likelihood, key, k=GAP_DRAWS)
     counts = TextCounts(data.words_e, data.chars_e)
     report.add_likelihood(likelihood, counts, gap.rec_other_nats if gap else None)
     name = "chain = prior" if sampler else "untrained model"
     report.add_latent(latent, control, gap, prior, name)
+    if posts is not None:
+        with timed(report, "accuracy_s"):
+            batches = rows(chosen[np.isin(chosen, posts.id_e)])
+            _accuracy(this, params, report, list(batches), posts)
+        if sizes.spot_samples:
+            with timed(report, "spot_s"):
+                few = draw_sentences(len(data), sizes.spot_sentences, cfg.seed)
+                found = evaluate_likelihood(
+                    this.model,
+                    params,
+                    rows(few),
+                    key,
+                    sizes.spot_samples,
+                    chunk=cfg.chunk,
+                    proposal=proposal,
+                )
+                report.add(**spot_row(found, sizes.samples))
+        if cfg.compat:
+            with timed(report, "compat_s"):
+                report.compat = compat.blocks(
+                    cfg.compat,
+                    this.model,
+                    params,
+                    lambda: rows(chosen),
+                    key,
+                    likelihood,
+                    posts,
+                    counts,
+                    {row.name: row.value for row in report.rows},
+                    cfg.chunk,
+                )
+        cost = cost_ratio(
+            this.model,
+            params,
+            next(rows(chosen)),
+            key,
+            min(sizes.samples, RATIO_DRAWS),
+            chunk=cfg.chunk,
+            proposal=proposal,
+        )
+        # The chains of a sampler are priced apart.
+        report.time["cost_ratio"] = cost.whole - cost.encoder if sampler else cost.whole
+        if sampler:
+            report.time["chains_ratio"] = cost.encoder
 
     vae = loaded(this, params, cfg.seed)
-    settings = {k: v for k, v in this.config.decode.items() if k not in ("batch", "max_length")}
+    decode = {k: v for k, v in this.config.decode.items() if k not in ("batch", "max_length")}
     samples = {}
-    with _timed(report, "text_s"):
-        n, given = cfg.generate, None
+    with timed(report, "text_s"):
+        n, given = sizes.generate, None
         if vae.conditional:  # one text for each of some sources
-            n, given = 1, _sources(data, draw_sentences(len(data), cfg.generate, cfg.seed))
+            n, given = 1, _sources(data, draw_sentences(len(data), sizes.generate, cfg.seed))
             samples["prior_sources"] = given
-        samples["prior"] = [one_line(s) for s in vae.sample(n, sources=given, **settings)]
+        samples["prior"] = [one_line(s) for s in vae.sample(n, sources=given, **decode)]
         greedy = vae.sample(n, sources=given, method="greedy")
         samples["prior_greedy"] = [one_line(s) for s in greedy]
-        report.add_group(texts.generation(samples["prior"], data.texts, this.data["train"].texts))
+        train = this.data["train"].texts
+        report.add_group(texts.generation(samples["prior"], data.texts, train))
+        if sizes.greedy_columns:
+            found = texts.generation(samples["prior_greedy"], data.texts, train)
+            report.add_group(found, prefix="greedy_")
         if latent is not None:
             original = [str(data.texts[i]) for i in chosen]
             given = _sources(data, chosen) if vae.conditional else None
-            _reconstructions(this, vae, report, samples, original, given)
+            z_egz = _reconstructions(this, vae, report, samples, original, given)
+            _interpolations(this, vae, report, samples, z_egz, given, cfg, sizes)
+        else:
+            for name in NEEDS_LATENT:
+                report.add(name, None, "")
     if split in this.exact:
         _exactness(this, report, likelihood, samples, split)
-    _write(this.workdir, report, samples, split)
+    _write(this.workdir, report, samples, split, "" if cfg.preset == "quick" else f".{cfg.preset}")
     return report
+
+
+def _accuracy(
+    this: run.Run, params: Params, report: Report, batches: list[Batch], posts: PosteriorSet
+) -> None:
+    """Tokens ranked first given all earlier ones and the posterior mean, or another sentence's."""
+    value = texts.token_accuracy(this.model, params, batches, posts)
+    other = texts.token_accuracy(this.model, params, batches, posts, other=True)
+    report.add("token_accuracy", value, "%", control=other, note="control: another sentence's z")
 
 
 def _reconstructions(
@@ -132,9 +216,8 @@ def _reconstructions(
     samples: dict[str, list[str]],
     original: list[str],
     sources: list[str] | None,
-) -> None:
-    """Sentences decoded from their posterior means, and lines between pairs of them."""
-    cfg = this.config.evals
+) -> np.ndarray:
+    """Sentences decoded from their posterior means; returns these."""
     z_egz = vae.encode(original, sources)
     decoded = [one_line(s) for s in vae.decode(z_egz, sources=sources)]
     shuffled = vae.decode(np.roll(z_egz, 1, axis=0), sources=sources)
@@ -143,16 +226,37 @@ def _reconstructions(
         texts.reconstruction(decoded, original, train), texts.reconstruction(shuffled, original)
     )
     samples["reconstructions"] = [f"{a}\n{b}\n" for a, b in zip(original, decoded, strict=True)]
-    pairs = min(cfg.interpolations, len(original) // 2)
-    if pairs:
-        z_etgz = line(z_egz[:pairs], z_egz[pairs : 2 * pairs], cfg.interpolation_steps)
-        steps = cfg.interpolation_steps
-        given = sources and [one for one in sources[:pairs] for _ in range(steps)]
+    return z_egz
+
+
+def _interpolations(
+    this: run.Run,
+    vae: LoadedVAE,
+    report: Report,
+    samples: dict[str, list[str]],
+    z_egz: np.ndarray,
+    sources: list[str] | None,
+    cfg: EvalConfig,
+    sizes: Preset,
+) -> None:
+    """Lines between pairs of posterior means, decoded, and how evenly their sentences change."""
+    pairs, steps = min(sizes.interpolations, len(z_egz) // 2), cfg.interpolation_steps
+    if not pairs:
+        return
+    ends = z_egz[:pairs], z_egz[pairs : 2 * pairs]
+    words = smoothness.word_vectors(this.data["train"].texts)
+    ways = {"interpolation": line(*ends, steps)}
+    if sizes.slerp:
+        ways["arc"] = arc(*ends, steps)
+    given = sources and [one for one in sources[:pairs] for _ in range(steps)]
+    for name, z_etgz in ways.items():
         latents = z_etgz.reshape(-1, *z_egz.shape[1:])
         points = [one_line(s) for s in vae.decode(latents, sources=given)]
-        samples["interpolations"] = [
-            "\n".join(points[i * steps : (i + 1) * steps]) + "\n" for i in range(pairs)
-        ]
+        paths = [points[i * steps : (i + 1) * steps] for i in range(pairs)]
+        samples[f"{name}s"] = ["\n".join(path) + "\n" for path in paths]
+        for row in smoothness.smoothness_rows(words, paths, name):
+            report.add(**row)
+    report.card.word_vectors = smoothness.VECTORS
 
 
 def _sources(data: Dataset, ids: np.ndarray) -> list[str]:
@@ -164,7 +268,7 @@ def _sources(data: Dataset, ids: np.ndarray) -> list[str]:
 def _exactness(
     this: run.Run,
     report: Report,
-    likelihood: Any,
+    likelihood: LikelihoodResult,
     samples: dict[str, list[str]],
     split: str,
 ) -> None:
@@ -176,10 +280,15 @@ def _exactness(
     report.add("exact", float(exact.mean()), nats, note="-log p of the same sentences")
     floor = float(np.exp(exact.sum() / words))
     report.add("ppl_w_floor", floor, "per word")
-    excess = excess_over_exact(likelihood, exact_e)[likelihood.k]
+    at = excess_over_exact(likelihood, exact_e)
+    excess = at[likelihood.k]
     report.add("excess", excess.mean_nats, nats, se=excess.se_nats, note="NLL_K - exact, paired")
-    if excess.suspicious:
-        report.notes.append("NLL_K lies below the exact value: the model sees its own target.")
+    report.details["excess_nats_at"] = at
+    below = [k for k, one in at.items() if one.suspicious]
+    if below:
+        report.notes.append(
+            f"NLL_K lies below the exact value at K = {below}: the model sees its own target."
+        )
     inner = [
         point for block in samples.get("interpolations", ()) for point in block.split("\n")[1:-2]
     ]
@@ -197,25 +306,24 @@ def _exactness(
             report.add(f"{name}_distinct", share, "% of the accepted")
 
 
-def _untrained(this: run.Run, mesh: Mesh, rows: Any) -> LatentResult | None:
-    """The control of every latent metric: the same estimators on fresh parameters."""
+def untrained(this: run.Run, mesh: Mesh) -> Params:
+    """Fresh parameters, those that training started from: the control of every latent metric."""
     _, where = run.param_shardings(this.model, mesh)
-    params = jax.jit(this.model.init, out_shardings=where)(run.seeds(this.config.seed)["init"])
-    posts = collect_posteriors(this.model, params, rows(), jax.random.key(this.config.evals.seed))
-    return latent_metrics(this.model, params, posts)
+    return jax.jit(this.model.init, out_shardings=where)(run.seeds(this.config.seed)["init"])
 
 
-def _card(this: run.Run, step: int, split: str) -> Card:
+def card_of(this: run.Run, evals: EvalConfig, step: int, split: str) -> Card:
+    """The card of a measurement of one split."""
     cfg, data = this.config, this.data[split]
     return Card(
-        commit=_commit(),
+        commit=commit(),
         config=configs.flatten(cfg),
         weights=f"step {step}",
         data=[{"name": f.path, "sha256": f.sha256, "lines": f.lines} for f in data.lines.files],
         tokenizers={"encoder": this.encoder.fingerprint, "decoder": this.decoder.fingerprint},
-        preset="quick",
+        preset=evals.label,
         seen_in_train_pct=texts.seen_share(data.texts, this.data["train"].texts),
-        seeds={"config": cfg.seed, "evals": cfg.evals.seed},
+        seeds={"config": cfg.seed, "evals": evals.seed},
         dropped={"sentences": sum(data.lines.dropped.values()), "reasons": data.lines.dropped},
         special_tokens={"start": this.decoder.start_id, "end": this.decoder.end_id},
         decode=dict(cfg.decode),
@@ -223,7 +331,7 @@ def _card(this: run.Run, step: int, split: str) -> Card:
     )
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the checkout that runs; None for an installed package."""
     here = Path(__file__).resolve().parent
     if not (here.parent / ".git").exists():
@@ -236,15 +344,19 @@ def _commit() -> str | None:
     return found.stdout.strip()
 
 
-def _write(folder: Path, report: Report, samples: dict[str, Sequence[str]], split: str) -> None:
-    write_text(folder / "eval" / f"{split}.json", report.to_json())
-    write_text(folder / "eval" / f"{split}.txt", report.table() + "\n")
+def _write(
+    folder: Path, report: Report, samples: dict[str, list[str]], split: str, suffix: str
+) -> None:
+    write_text(folder / "eval" / f"{split}{suffix}.json", report.to_json())
+    write_text(folder / "eval" / f"{split}{suffix}.txt", report.table() + "\n")
     for name, lines in samples.items():
-        write_text(folder / "samples" / f"{name}.txt", "".join(f"{one}\n" for one in lines))
+        text = "".join(f"{one}\n" for one in lines)
+        write_text(folder / "samples" / f"{name}{suffix}.txt", text)
 
 
 @contextmanager
-def _timed(report: Report, name: str) -> Iterator[None]:
+def timed(report: Report, name: str) -> Iterator[None]:
+    """Notes under `time` how long its body took."""
     begin = time.monotonic()
     yield
     report.time[name] = round(time.monotonic() - begin, 2)

@@ -19,7 +19,7 @@ from jvae.checkpoint import Checkpoints
 from jvae.data import tokenizers
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, DataError, WeightsError
-from jvae.pretrained import backbones, bert, files, gpt2, names
+from jvae.pretrained import backbones, bert, files, gpt2, names, t5
 from jvae.pretrained.backbones import Backbone
 from jvae.pretrained.files import Checkpoint
 from jvae.pretrained.names import Table, Vocab
@@ -55,6 +55,11 @@ def _bert_with_pooler(model: Any, vocab: Vocab) -> Table:
     return bert.table(vocab, "encoder", "posterior/pooler" if model.pool == "cls" else None)
 
 
+def _t5_stacks(model: Any, vocab: Vocab) -> Table:
+    dec = model.decoder
+    return t5.table(vocab, gated=dec.gated, tied=dec.tied, cross=model.cross_slots > 0)
+
+
 _GPT2_DECODER = Part(
     "decoder", "decoder", ("decoder",), gpt2.BACKBONE, lambda _, v: gpt2.table(v, "decoder")
 )
@@ -67,6 +72,8 @@ PARTS: dict[str, tuple[Part, ...]] = {
         _GPT2_DECODER,
     ),
     "sri_transformer": (_GPT2_DECODER,),
+    # Both stacks share sizes, tokenizer and embedding: one part. New rows have T5's own scale.
+    "t5_vae": (Part("decoder", "decoder", ("decoder",), t5.BACKBONE, _t5_stacks, std=1.0),),
 }
 
 

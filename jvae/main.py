@@ -23,7 +23,7 @@ TEXT_MODES = (
     "decode",
     "nll",
 )
-MODES = ("train", "eval", "report", *TEXT_MODES)
+MODES = ("train", "eval", "probe", "report", *TEXT_MODES)
 
 USAGE = """\
 python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
@@ -31,7 +31,8 @@ python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir
   --config=optimus:base          a shipped config; configs/optimus.py:base is the same by path
   --config.data.train=my.txt     any value of the config
   --mode=train                   train, evaluate, sample; the same command resumes
-  --mode=eval|report --workdir=DIR      measure a trained run; pictures and one HTML page of it
+  --sweep=objective.beta.stop=0.1,0.5,1  a run for every value, one table; --dry_run prints them
+  --mode=eval|probe|report --workdir=DIR     measure a trained run; probe its latent; show all of it
 
 On a trained run, with --workdir=DIR; sentences from --text, --input=FILE or standard input:
 
@@ -57,6 +58,10 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_enum(
         "mode", "train", MODES, "What to do; train ends in an evaluation.", flag_values=own
     )
+    sweep = "KEY=VALUE,VALUE,...: a run for every value; given again, for every combination."
+    dry = "With --sweep: print the command of every run and start none."
+    flags.DEFINE_multi_string("sweep", [], sweep, flag_values=own)
+    flags.DEFINE_bool("dry_run", False, dry, flag_values=own)
     flags.DEFINE_multi_string("text", [], text, flag_values=own)
     flags.DEFINE_string("input", "", "File of sentences, plain or .gz.", flag_values=own)
     flags.DEFINE_string("out", "", out, flag_values=own)
@@ -79,8 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for noisy in ("absl", "orbax", "jax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        config, rest = configs.from_argv(sys.argv[1:] if argv is None else argv)
-        return _run(config, rest)
+        words = list(sys.argv[1:] if argv is None else argv)
+        config, rest = configs.from_argv(words)
+        return _run(config, rest, words)
     except JvaeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -89,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _run(config: ConfigDict | None, rest: Sequence[str]) -> int:
+def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -> int:
     given = _flags()
     if "--help" in rest or "-h" in rest:
         print(USAGE + "\n" + given.get_help())
@@ -109,12 +115,19 @@ def _run(config: ConfigDict | None, rest: Sequence[str]) -> int:
         folder = Path("runs") / config.name
     if config is None:
         config = workdir.saved_config(folder)
-    if given.mode == "train":
+    if given.sweep or given.dry_run:
+        if given.mode != "train" or not given.sweep:
+            raise ConfigError("--dry_run needs --sweep, and --sweep only trains: drop --mode")
+        own = [word for word in every if word not in rest]
+        modes.sweep(config, own, given.sweep, folder, given.dry_run)
+    elif given.mode == "train":
         modes.train(config, folder)
     elif given.mode == "eval":
         modes.evaluate(config, folder)
     elif given.mode == "report":
         modes.report(config, folder)
+    elif given.mode == "probe":
+        modes.probe(config, folder)
     else:
         from jvae import toolbox
 

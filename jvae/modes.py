@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jvae import evaluation, loading, run, workdir
+from jvae import evaluation, loading, probing, run, workdir
+from jvae import sweep as sweeps
 from jvae import train as training
+from jvae.api import Params
 from jvae.errors import CheckpointError
 from jvae.parallel import mesh as meshes
 
@@ -22,15 +25,36 @@ def train(config: ConfigDict, folder: Path) -> None:
     _show(report.table(), folder)
 
 
+def sweep(
+    config: ConfigDict, spec: list[str], axes: list[str], folder: Path, dry_run: bool
+) -> None:
+    """Trains a run for every combination of values, or prints their commands."""
+    made = sweeps.points(config, axes)
+    if dry_run:
+        print("\n".join(sweeps.launch_lines(spec, made, folder)))
+        return
+    print(f"\n{sweeps.run(config, made, folder, train)}\n\nFiles: {folder}")
+
+
 def evaluate(config: ConfigDict, folder: Path) -> None:
     """Measures the best checkpoint of a run on its test split."""
+    _show(evaluation.evaluate(*_trained(config, folder)).table(), folder)
+
+
+def probe(config: ConfigDict, folder: Path) -> None:
+    """What the latent of a run's best checkpoint says of the labels of its test split."""
+    _show(probing.probe(*_trained(config, folder)).table(), folder)
+
+
+def _trained(config: ConfigDict, folder: Path) -> tuple[run.Run, Mesh, Params, int]:
+    """A run with its best parameters and their step."""
     if not (folder / workdir.CONFIG).is_file():
         raise CheckpointError(f"{folder}: no run here; train it first, or give its --workdir")
-    workdir.claim(folder, config)
+    # Not claimed: to measure with other sizes leaves the run's own config as it is.
+    workdir.check(folder, config)
     this = run.open_run(config, folder)
     mesh = meshes.make_mesh(this.config.mesh)
-    params, step = loading.load_params(this.model, mesh, folder)
-    _show(evaluation.evaluate(this, mesh, params, step).table(), folder)
+    return this, mesh, *loading.load_params(this.model, mesh, folder)
 
 
 def report(config: ConfigDict, folder: Path) -> None:

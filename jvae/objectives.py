@@ -82,7 +82,9 @@ class Objective:
     kl_reduce: over latent groups, "sum" as the bound has it, or "group_mean" (released DELLA code),
     which divides the effective beta by the number of groups. length_weighted: the reconstruction is
     divided by the number of tokens of the sentence, start and end id counted (released Optimus
-    option; the KL never is, so the effective beta grows). aux_weight: weight of each auxiliary term
+    option; the KL never is, so the effective beta grows). rec_length: the reconstruction is divided
+    by this many tokens whatever the sentence has, 0 for none; this too raises the effective beta.
+    256 is released T5-VAE, which averages over padding. aux_weight: weight of each auxiliary term
     by its name; terms without a weight are an error.
     """
 
@@ -92,6 +94,7 @@ class Objective:
     floor: float = 0.0
     kl_reduce: str = "sum"
     length_weighted: bool = False
+    rec_length: int = 0
     aux_weight: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -112,6 +115,13 @@ class Objective:
             )
         if self.floor < 0:
             raise ValueError(f"objective.floor is {self.floor}; expected at least 0 nats")
+        if self.rec_length < 0:
+            raise ValueError(f"objective.rec_length is {self.rec_length}; expected 0 or a length")
+        if self.rec_length and (self.length_weighted or self.rec != "sum"):
+            raise ValueError(
+                "objective.rec_length with objective.length_weighted or objective.rec would divide "
+                "twice; set one of them"
+            )
 
 
 class Loss(NamedTuple):
@@ -170,6 +180,8 @@ def per_sentence(
     total_e = terms.nll_e * _per_token(objective, totals)
     if objective.length_weighted:
         total_e = total_e / (terms.scored_e + 1)
+    if objective.rec_length:
+        total_e = total_e / objective.rec_length
     kl_e = jnp.zeros_like(terms.nll_e)
     if terms.kl_egz is not None:
         kl_e = jnp.sum(terms.kl_egz, axis=(1, 2))

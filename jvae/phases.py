@@ -7,7 +7,7 @@ the names:
     phases.stage0.share       of train.steps; the shares of all phases add up to 1
     phases.stage0.patience    checks without a better validation loss that end it early; 0: never
     phases.stage0.optim       keys of `optim` that differ
-    phases.stage0.objective   keys of `objective` that differ
+    phases.stage0.objective   keys of `objective` that differ; and `noise` likewise
 
 Without phases the run is one.
 """
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from jvae.errors import ConfigError
 
-SECTIONS = ("objective", "optim")
+SECTIONS = ("objective", "optim", "noise")
 KEYS = ("share", "patience", *SECTIONS)
 
 
@@ -30,6 +30,7 @@ class Phase(NamedTuple):
     patience: int
     objective: ConfigDict
     optim: ConfigDict
+    noise: ConfigDict
 
 
 class Progress(NamedTuple):
@@ -62,7 +63,8 @@ def resolve(config: ConfigDict) -> tuple[Phase, ...]:
     tree = config.to_dict()
     total, sections = int(tree["train"]["steps"]), tree["phases"]
     if not sections:
-        return (Phase("", total, tree["train"]["patience"], config.objective, config.optim),)
+        settled = (ConfigDict(tree[part]) for part in SECTIONS)
+        return (Phase("", total, tree["train"]["patience"], *settled),)
     phases, before, share = [], 0, 0.0
     for name in sorted(sections):
         section = sections[name]
@@ -76,12 +78,12 @@ def resolve(config: ConfigDict) -> tuple[Phase, ...]:
                 f"phases.{name}.share leaves it no step of train.steps = {total}; raise either"
             )
         before += steps
-        objective, optim = (
+        settled = (
             ConfigDict(_merged(tree[part], section.get(part, {}), f"phases.{name}.{part}"))
             for part in SECTIONS
         )
         patience = int(section.get("patience", tree["train"]["patience"]))
-        phases.append(Phase(name, steps, patience, objective, optim))
+        phases.append(Phase(name, steps, patience, *settled))
     if abs(share - 1.0) > 1e-6:
         raise ConfigError(f"phases: the shares add up to {share:g}; expected 1")
     return tuple(phases)

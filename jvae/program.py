@@ -66,6 +66,7 @@ def compile_phase(this: run.Run, phase: Phase, mesh: Mesh, begin: int) -> Progra
         tx,
         plan,
         measure_at=sampler.measure if sampler else None,
+        noise=run.build_noise(phase.noise, cfg, this.encoder, this.decoder),
         begin=begin,
         accumulate=cfg.train.accumulate,
     )

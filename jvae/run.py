@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from jvae import models
-from jvae.api import Params, TextVAE
+from jvae import models, noise
+from jvae.api import Batch, Params, TextVAE
 from jvae.data import corpus, grammar, sources, tokenizers
 from jvae.data.corpus import Corpus
 from jvae.data.dataset import Dataset, RowSpec, block_rows, make_dataset
@@ -91,6 +91,42 @@ def model_config(config: ConfigDict) -> Any:
 def build_objective(section: ConfigDict) -> Objective:
     """The objective of a config section; its `beta` is a schedule of its own."""
     return dataclass_from(Objective, {k: v for k, v in section.items() if k != "beta"}, "objective")
+
+
+def build_noise(
+    section: ConfigDict, config: ConfigDict, encoder: TextTokenizer, decoder: TextTokenizer
+) -> Callable[[Key[Array, "e"], Batch], Batch] | None:
+    """What training does to the tokens that are read, None where it leaves them alone.
+
+    Args:
+      section: the `noise` of the config or of a phase.
+    Raises: ConfigError for a share that is none, or a model that has no encoder.
+    """
+    rates: dict[str, float] = section.to_dict()
+    for name, rate in rates.items():
+        if not 0.0 <= rate <= 1.0:
+            raise ConfigError(f"noise.{name}={rate}: expected a share from 0 to 1")
+    delete, drop = rates["enc_delete"], rates["word_dropout"]
+    family = models.family(config.model.family)
+    if delete and "enc" not in family.limits(model_config(config)):
+        raise ConfigError(
+            f"noise.enc_delete={delete}: model.family={config.model.family} has no encoder; set it "
+            "to 0, or choose a model with one"
+        )
+    if not (delete or drop):
+        return None
+    drop_id = decoder.pad_id if decoder.unk_id is None else decoder.unk_id
+
+    def noisy(key_e: Key[Array, "e"], batch: Batch) -> Batch:
+        if delete and batch.enc is not None:
+            enc = noise.delete_tokens(key_e, batch.enc, delete, encoder.pad_id)
+            batch = batch._replace(enc=enc)
+        if drop:
+            key_e = jax.vmap(lambda key: jax.random.fold_in(key, 2))(key_e)
+            batch = noise.drop_words(key_e, batch, drop, drop_id)
+        return batch
+
+    return noisy
 
 
 def row_spec(config: ConfigDict, limits: dict[str, int]) -> RowSpec:

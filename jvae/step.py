@@ -9,13 +9,15 @@ import optax
 from jaxtyping import Array, Int, Key
 
 from jvae import trainable
-from jvae.api import Batch, Params, Terms, TextVAE, measure
+from jvae.api import Batch, Params, Terms, TextVAE, example_keys, measure
 from jvae.latent import null
 from jvae.metrics import Ratio, Sums
 from jvae.objectives import Loss, Objective, Totals, batch_loss
 from jvae.trainable import Plan
 
 Measure = Callable[[Array, Params, Batch, Key[Array, ""], Key[Array, ""]], Terms]
+
+Noise = Callable[[Key[Array, "e"], Batch], Batch]
 
 
 class TrainState(NamedTuple):
@@ -31,13 +33,14 @@ class StepKeys(NamedTuple):
 
     latent: Key[Array, ""]
     drop: Key[Array, ""]
+    noise: Key[Array, ""]
 
     @classmethod
     def at(cls, base: Key[Array, ""], step: Int[Array, ""]) -> "StepKeys":
         """The keys of a step: a function of the run's base key and the step alone, so a resumed run
         repeats them.
         """
-        return cls(*jax.random.split(jax.random.fold_in(base, step)))
+        return cls(*jax.random.split(jax.random.fold_in(base, step), len(cls._fields)))
 
 
 def init_state(
@@ -85,6 +88,7 @@ def make_train_step(
     measure_at: Measure | None = None,
     begin: int = 0,
     accumulate: int = 1,
+    noise: Noise | None = None,
 ) -> Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums]]:
     """step(state, batch, base_key) -> (state, sums): one optimizer update of what the plan trains.
 
@@ -94,6 +98,7 @@ def make_train_step(
       begin: steps before this phase; schedules count from there, random keys do not.
       accumulate: parts that the rows of a batch are cut into, measured one after another; the
         update is that of the whole batch.
+      noise: (key_e, batch) -> batch, what is read in training alone; a key per example.
 
     The sums stay on the device, so the host loop waits for nothing between log lines. `finite`
     counts the steps whose loss and gradient norm were finite; an update that is not is skipped, so
@@ -106,6 +111,8 @@ def make_train_step(
         now = state.step - begin
         weight = beta(now)
         totals = Totals.of(batch)
+        if noise is not None:
+            batch = noise(example_keys(keys.noise, batch.id_e), batch)
         trained, frozen = trainable.split(plan, state.params)
 
         def loss_fn(trained: Any, part: Batch, drop: Key[Array, ""]):

@@ -67,7 +67,7 @@ def run(mode: str, config: ConfigDict, folder: Path, options: Options) -> None:
     if mode == "sample" and vae.conditional and not lines:
         lines = _standard_input("a source")
     pairs = vae.conditional and mode != "sample"
-    given, lines = _pairs(lines) if pairs else (None, lines)
+    given, lines = pairs_of(lines) if pairs else (None, lines)
     settings = {k: v for k, v in config.decode.items() if k not in ("batch", "max_length")}
     _write(MODES[mode](_Call(vae, options, settings, lines, given)), kind, options.out)
 
@@ -236,7 +236,7 @@ def _latents(path: str) -> np.ndarray:
         ) from None
 
 
-def _pairs(lines: list[str]) -> tuple[list[str], list[str]]:
+def pairs_of(lines: list[str]) -> tuple[list[str], list[str]]:
     """Sources and texts of lines that hold both."""
     for i, one in enumerate(lines):
         if one.count("\t") != 1:
@@ -256,6 +256,8 @@ def _exactly(call: _Call, mode: str, n: int) -> list[str]:
 
 
 def _one_source(call: _Call) -> str | None:
+    if call.sources and len(set(call.sources)) > 1:
+        raise ConfigError("edits stay with one source: give the same one with each text")
     return call.sources[0] if call.sources else None
 
 

@@ -99,6 +99,33 @@ def test_evaluation_repeats_itself(corpus, finished):
     assert first == second
 
 
+def test_the_headline_stands_beside_the_quick_numbers(corpus, finished, capsys):
+    before = {p.name: p.read_text() for p in (finished / "eval").iterdir()}
+    config = (finished / "config.json").read_text()
+    headline = ("--config.evals.preset=headline", "--config.evals.interpolation_steps=3")
+    modes = ("--config.evals.compat=optimus,della", "--mode=eval")
+    assert main(command(corpus, finished, *headline, *modes)) == 0
+    shown = capsys.readouterr().out
+    report = json.loads((finished / "eval/test.headline.json").read_text())
+    assert report["card"]["preset"] == (
+        "headline, samples=3, sentences=8, generate=8, interpolations=2"
+    )
+    assert list(report["compat"]) == ["della", "optimus"]
+    assert sum(line.startswith("warning: ") for line in shown.splitlines()) == 2
+    values = {name: m["value"] for name, m in report["metrics"].items()}
+    assert {"greedy_dist_1", "interpolation_smoothness", "arc_smoothness"} <= set(values)
+    assert report["metrics"]["token_accuracy"]["control"] is not None
+    assert report["time"]["cost_ratio"] > 0
+    for name, text in before.items():
+        assert (finished / "eval" / name).read_text() == text
+    assert (finished / "config.json").read_text() == config
+
+
+def test_probes_need_labels(finished, capsys):
+    assert main([f"--workdir={finished}", "--mode=probe"]) == 2
+    assert "the test split has no labels; train with data.label set" in capsys.readouterr().err
+
+
 def test_text_modes(finished, capsys):
     workdir = f"--workdir={finished}"
     assert main([workdir, "--mode=sample", "--n=3", "--seed=5"]) == 0

@@ -119,6 +119,19 @@ def test_length_weighting_counts_start_and_end_and_leaves_the_kl(terms):
     np.testing.assert_allclose(loss.total_e, want, rtol=1e-6)
 
 
+def test_a_fixed_length_divides_the_reconstruction_alone(terms):
+    loss = per_sentence(make(rec_length=256), terms, 0.7)
+    want = terms.nll_e / 256 + 0.7 * loss.kl_e + 0.3 * terms.aux["bow"]
+    np.testing.assert_allclose(loss.total_e, want, rtol=1e-6)
+
+
+def test_thirty_two_collapsed_dimensions_cost_their_floor_and_pull_nowhere():
+    """Released T5-VAE, lambda 0.5."""
+    kl_egz = jnp.zeros((1, 1, 32))
+    assert FLOORS["dim_max"](kl_egz, FLOOR)[0] == 16.0
+    assert np.all(floor_gradient("dim_max", kl_egz) == 0)
+
+
 def test_without_closed_form_the_reconstruction_is_the_loss(terms):
     loss = per_sentence(Objective(), terms._replace(kl_egz=None, aux={}), 0.7)
     np.testing.assert_array_equal(loss.total_e, terms.nll_e)
@@ -140,6 +153,8 @@ def test_terms_without_a_weight_are_refused(terms):
     [
         (dict(kl_floor="dim_min"), "'dim_min'.*none, dim_masked, dim_max"),
         (dict(floor=-0.1), "floor is -0.1"),
+        (dict(rec_length=-1), "rec_length is -1"),
+        (dict(rec_length=256, length_weighted=True), "divide twice"),
     ],
 )
 def test_impossible_objectives_are_refused(choices, message):

@@ -76,7 +76,7 @@ def test_mistakes_are_named(sections, message):
 
 def test_a_phase_ends_at_its_steps_or_when_the_loss_stalls():
     c = _config()
-    phase = Phase("", 10, 2, c.objective, c.optim)
+    phase = Phase("", 10, 2, c.objective, c.optim, c.noise)
     at = Progress(begin=4)
     for done, loss in ((6, 3.0), (8, 2.0), (10, 2.0)):
         at = at.checked(phase, done, loss)

@@ -23,12 +23,12 @@ def write(path, lines):
     return str(path)
 
 
-def open_run(folder, **values):
+def open_run(folder, name="optimus:tiny", **values):
     changes = {"data.vocab": 300, "data.cache": folder / "cache"} | {
         key.replace("__", "."): value for key, value in values.items()
     }
     overrides = [f"--config.{key}={value}" for key, value in changes.items()]
-    return run.open_run(config.apply_overrides(config.load("optimus:tiny"), overrides), folder)
+    return run.open_run(config.apply_overrides(config.load(name), overrides), folder)
 
 
 def test_held_out_splits_are_those_of_a_fixed_permutation(tmp_path):
@@ -99,3 +99,25 @@ def test_what_does_not_fit(tmp_path):
             model__decoder__positions=64,
         )
     assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_pairs_for_a_conditional_model(tmp_path):
+    name = "della:tiny"
+    conditional = {"model__conditional": True}
+    pairs = [(f"{i} the dog", line) for i, line in enumerate(sentences(60))]
+    path = write(tmp_path / "t.tsv", map("\t".join, pairs))
+    this = open_run(tmp_path, name, **conditional, data__train=path, data__source=0)
+    assert [one.joined for one in this.data.values()] == [("dec", "enc")] * 3
+    assert this.config.decode.max_length == this.data["train"].target_lengths.max()
+    section = this.config.data
+    assert min(section.enc_row, section.dec_row) >= this.data["train"].dec.lengths.max()
+    assert (this.rows.cond_row, this.rows.enc_row) == (section.cond_row, section.enc_row)
+    assert any(line.startswith("fill of rows with 55 examples: ") for line in this.log)
+    lines = this.data["valid"].lines
+    assert [(lines.source[i], lines.text[i]) for i in range(3)] == [
+        pairs[number - 1] for number in lines.line_no
+    ]
+    with pytest.raises(DataError, match="the model reads a source text; set data.source to its"):
+        open_run(tmp_path, name, **conditional, data__train=path)
+    with pytest.raises(ConfigError, match="data.train is empty: the embedded corpus has no source"):
+        open_run(tmp_path, name, **conditional)

@@ -55,7 +55,9 @@ def row_of(folder: Path) -> dict[str, Any]:
         + report["card"]["device"]["kind"],
         "jax": report["card"]["device"]["jax"],
         "train_s": round(sum(n * ms for n, ms in zip(lap_steps, lap_ms, strict=True)) / 1e3, 1),
-        "eval_s": round(sum(v for v in report["time"].values() if v), 1),
+        "eval_s": round(
+            sum(v for name, v in report["time"].items() if name.endswith("_s") and v), 1
+        ),
         "tokens_per_s": round(speeds[len(speeds) // 2]),
         "mi_saturated": report["details"].get("latent", {}).get("saturated", False),
         "metrics": {name: m["value"] for name, m in report["metrics"].items()},

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jvae.evals.compat import Block
 from jvae.evals.latent import LatentResult, RecGap, collapse_reasons
 from jvae.evals.likelihood import LOOSE_ESS, LikelihoodResult, TextCounts
 
@@ -98,6 +99,7 @@ class Card:
         None  # what stands in the control column, by group of metrics
     )
     signatures: Mapping[str, str] | None = None  # sacreBLEU, MAUVE
+    word_vectors: str | None = None  # of interpolation smoothness
     device: Mapping[str, Any] = dataclasses.field(default_factory=device_record)
     dtype: str | None = None
 
@@ -135,6 +137,7 @@ class Report:
         self.title = title
         self.card = card
         self.rows: list[Row] = []
+        self.compat: list[Block] = []
         self.notes: list[str] = []
         self.details: dict[str, Any] = {}
         self.time: dict[str, float | None] = {}
@@ -266,6 +269,10 @@ class Report:
                 prefix + name.removesuffix("_pct"), value, unit, control=(control or {}).get(name)
             )
 
+    def value(self, name: str) -> Any:
+        """The value of a metric; None where it has no row."""
+        return next((row.value for row in self.rows if row.name == name), None)
+
     def as_dict(self) -> dict[str, Any]:
         """Everything, as JSON has it; wall times and ratios of them under `time` alone."""
         metrics = {
@@ -283,6 +290,13 @@ class Report:
                 "title": self.heading(),
                 "card": self.card,
                 "metrics": metrics,
+                "compat": {
+                    block.mode: {
+                        "warning": block.warning,
+                        "metrics": {row.name: row._asdict() for row in block.rows},
+                    }
+                    for block in self.compat
+                },
                 "details": self.details,
                 "notes": self.notes,
                 "time": self.time,
@@ -317,13 +331,26 @@ class Report:
             )
             for row in self.rows
         ]
-        lines = [self.heading(), "", *aligned([head, *body])]
+        lines = [self.heading(), "", *aligned([head, *body]), *self._compat_lines()]
         lines += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
         lines += ["", *aligned([(name, show(value)) for name, value in sorted(self.time.items())])]
         # The config would fill the screen; it is in the JSON.
         fields = [(n, v) for n, v in sorted(clean(self.card).items()) if n != "config"]
         lines += ["", "card", *aligned([(name, _compact(value)) for name, value in fields])]
         return "\n".join(lines) + "\n"
+
+    def _compat_lines(self) -> list[str]:
+        """The published estimators, apart from the metrics and never without their warnings."""
+        if not self.compat:
+            return []
+        body = [
+            (block.mode, row.name, show(row.value), show(row.ours), row.unit)
+            for block in self.compat
+            for row in block.rows
+        ]
+        lines = ["", "compatible modes, slips of the published code included"]
+        lines += aligned([("mode", "metric", "value", "jvae", "unit"), *body])
+        return lines + [f"warning: {block.warning}" for block in self.compat]
 
 
 def _compact(value: Any) -> str:

@@ -321,18 +321,58 @@ def draw_sentences(available: int, wanted: int, seed: int = 0) -> Int[np.ndarray
     return np.sort(order[: min(wanted, available)])
 
 
-@partial(jax.jit, static_argnames=("gen", "post"))
+@partial(jax.jit, static_argnames=("gen", "post", "k"))
 def _ready(
-    gen: Generator, post: Posterior, params: Params, batch: Batch, key: Array
+    gen: Generator, post: Posterior, k: int, params: Params, batch: Batch, key: Array
 ) -> tuple[Context, Array]:
     chain_key, z_key = jax.random.split(key)
     cond = gen.condition(params, batch)
     q = post.encode(params, batch, cond=cond, key_e=example_keys(chain_key, batch.id_e))
-    z_kegz, _ = post.sample(params, q, example_keys(z_key, batch.id_e, jnp.arange(1)))
-    return gen.prepare(params, batch, cond=cond), z_kegz[0]
+    z_kegz, _ = post.sample(params, q, example_keys(z_key, batch.id_e, jnp.arange(k)))
+    return gen.prepare(params, batch, cond=cond), z_kegz
 
 
-_decoder_pass = jax.jit(nll_of, static_argnames=("gen",))
+@partial(jax.jit, static_argnames=("gen", "chunk"))
+def _decoder_passes(
+    gen: Generator, chunk: int, params: Params, ctx: Context, batch: Batch, z_kegz: Array
+) -> Array:
+    def one(z_egz: Array) -> Array:
+        return nll_of(gen, params, ctx, batch, z_egz)
+
+    return jax.lax.map(one, z_kegz, batch_size=min(chunk, len(z_kegz)))
+
+
+def bare_passes(
+    model: TextVAE,
+    params: Params,
+    batch: Batch,
+    key: Key[Array, ""],
+    k: int,
+    *,
+    chunk: int = 1,
+) -> Callable[[], Array]:
+    """K decoder passes over a batch, each with its own latent, and nothing else: a compiled call.
+
+    What does not depend on z, and the latents, are made here and not in the call, so whatever is
+    compared with it is not flattered.
+    """
+    k = k if has_latent(model) else 1
+    ctx, z_kegz = _ready(model.gen, model.metric_post, k, params, batch, key)
+    return partial(_decoder_passes, model.gen, chunk, params, ctx, batch, z_kegz)
+
+
+class Cost(NamedTuple):
+    """Times over that of K bare decoder passes on the same batch."""
+
+    whole: float  # of NLL_K
+    encoder: float  # of what infers the posterior, which is part of it
+
+
+@partial(jax.jit, static_argnames=("gen", "post"))
+def _encode(gen: Generator, post: Posterior, params: Params, batch: Batch, key: Array) -> Any:
+    chain_key, _ = jax.random.split(key)
+    cond = gen.condition(params, batch)
+    return post.encode(params, batch, cond=cond, key_e=example_keys(chain_key, batch.id_e))
 
 
 def cost_ratio(
@@ -344,23 +384,33 @@ def cost_ratio(
     *,
     chunk: int = 1,
     repeats: int = 3,
-) -> float:
-    """Time of NLL_K over K times that of a bare decoder pass; medians, without compilation.
-
-    The pass leaves out what does not depend on z, so the ratio is not flattered by it.
-    """
-    score = score_batch(model, k, chunk)
-    ctx, z_egz = _ready(model.gen, model.metric_post, params, batch, key)
-
-    def seconds(run: Callable[[], Any]) -> float:
+    proposal: Proposal | None = None,
+) -> Cost:
+    """Cost of NLL_K beside K bare decoder passes; medians, taken in turn, compiled before."""
+    score = partial(score_batch(model, k, chunk, proposal=proposal), params, batch, key)
+    encode = partial(_encode, model.gen, model.metric_post, params, batch, key)
+    bare = bare_passes(model, params, batch, key, k, chunk=chunk)
+    times: dict[Callable[[], Any], list[float]] = {score: [], encode: [], bare: []}
+    for run in times:
         jax.block_until_ready(run())
-        times = []
-        for _ in range(repeats):
+    for _ in range(repeats):
+        for run, seconds in times.items():
             begin = time.perf_counter()
             jax.block_until_ready(run())
-            times.append(time.perf_counter() - begin)
-        return statistics.median(times)
+            seconds.append(time.perf_counter() - begin)
+    whole, encoder, passes = (statistics.median(seconds) for seconds in times.values())
+    return Cost(whole / passes, encoder / passes)
 
-    passes = k if has_latent(model) else 1
-    whole = seconds(lambda: score(params, batch, key))
-    return whole / (passes * seconds(lambda: _decoder_pass(model.gen, params, ctx, batch, z_egz)))
+
+def spot_row(found: LikelihoodResult, fewer: int) -> dict[str, Any]:
+    """Arguments of `Report.add` for many draws on few sentences.
+
+    Args:
+      fewer: the K of the main result, a point of this one's curve: what a larger K gains.
+    """
+    s = found.summary()
+    less = s["nll_nats_at"].get(fewer)
+    note = f"{s['sentences']} sentences"
+    note += "" if less is None else f"; with K = {fewer} these have {less:.2f}"
+    nats, se = s["nll_nats"], s["nll_nats_se"]
+    return dict(name=f"nll_{found.k}", value=nats, unit="nats/sentence", se=se, note=note)

@@ -42,8 +42,14 @@ def corpus_bleu(decoded: Sequence[str], original: Sequence[str]) -> tuple[float,
 
 def seen_share(lines: Sequence[str], train: Iterable[str]) -> float | None:
     """Share of lines that are also in the training set, in %; None when there are none."""
-    known = set(train)
+    known = _among(train, lines)
     return _percent(sum(line in known for line in lines) / len(lines)) if lines else None
+
+
+def _among(train: Iterable[str], lines: Iterable[str]) -> set[str]:
+    """The lines that are in train too, which is read once and not kept: it may be large."""
+    wanted = set(lines)
+    return {line for line in train if line in wanted}
 
 
 def reconstruction(
@@ -65,7 +71,7 @@ def reconstruction(
         "bleu_signature": signature,
     }
     if train is not None:
-        known = set(train)
+        known = _among(train, original)
         unseen = [pair for pair in zip(decoded, original, strict=True) if pair[1] not in known]
         row["exact_match_unseen_pct"] = exact_match([d for d, _ in unseen], [o for _, o in unseen])
     return row
@@ -219,7 +225,8 @@ def generation(
         "memorised_test_pct": None,
     }
     if train is not None:
-        known = fourgrams(train)
+        wanted = fourgrams(samples) | fourgrams(test)
+        known = {gram for line in train for gram in ngrams(line.split(), 4) if gram in wanted}
         row["memorised_pct"] = memorised(samples, known)
         row["memorised_test_pct"] = memorised(test, known)
     return row

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from jvae.api import TextVAE
 from jvae.errors import ConfigError
-from jvae.models import adavae, della, lm, lstm_vae, optimus, sri
+from jvae.models import adavae, della, lm, lstm_vae, optimus, sri, t5vae
 
 
 class Family(NamedTuple):
@@ -38,6 +38,7 @@ FAMILIES = {
     "sri_transformer": Family(
         sri.SriTransformerConfig, sri.build_transformer, sri.transformer_limits, sri.sampler
     ),
+    "t5_vae": Family(t5vae.T5VaeConfig, t5vae.build, t5vae.limits),
 }
 
 

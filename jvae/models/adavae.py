@@ -119,7 +119,7 @@ def build(config: AdaVaeConfig) -> TextVAE:
     def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
         del cond
         drop_prefix, drop_layers = split_key(fold_key(drop, 1), 2)
-        x_btd = gpt2.embed(dec, params["decoder"], batch.dec.token_bt, batch.dec.position_bt)
+        x_btd = gpt2.embed(dec, params["decoder"], batch.read_bt, batch.dec.position_bt)
         prefix = prefix_kv(params, drop_prefix)
         return _Context(batch.dec, batch.scored_bt, x_btd, prefix, drop_layers)
 

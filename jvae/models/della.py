@@ -254,7 +254,7 @@ def build(config: DellaConfig) -> TextVAE:
 
     def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
         del cond  # the source reaches the decoder as the beginning of `dec`
-        x_btd = gpt2.embed(dec, params["decoder"], batch.dec.token_bt, batch.dec.position_bt)
+        x_btd = gpt2.embed(dec, params["decoder"], batch.read_bt, batch.dec.position_bt)
         return _Context(batch, x_btd, fold_key(drop, 1))
 
     def fuse_inputs(params: Any, factor_lernh: Array) -> fusion.FuseInputs:

@@ -40,7 +40,7 @@ def build(config: LmConfig) -> TextVAE:
 
     def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
         del cond
-        x_btd = gpt2.embed(c, params["decoder"], batch.dec.token_bt, batch.dec.position_bt)
+        x_btd = gpt2.embed(c, params["decoder"], batch.read_bt, batch.dec.position_bt)
         hidden_btd, _ = gpt2.teacher_forced(c, params["decoder"], x_btd, batch.dec, drop=drop)
         return _Context(batch.dec, batch.scored_bt, hidden_btd)
 

@@ -100,7 +100,7 @@ def generator(config: LstmConfig, latent: int) -> Generator:
 
     def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
         del cond
-        gate_bt4f = embed_gates(params["decoder"], batch.dec.token_bt, fold_key(drop, 1))
+        gate_bt4f = embed_gates(params["decoder"], batch.read_bt, fold_key(drop, 1))
         own_bts = own_slot(batch.dec, batch.slots)
         first_bts = own_bts & (batch.dec.position_bt == 0)[:, :, None]
         place_bts = jnp.concatenate([own_bts, first_bts], axis=2).astype(config.dtype)

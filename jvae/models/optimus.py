@@ -174,7 +174,7 @@ def build(config: OptimusConfig) -> TextVAE:
     def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
         del cond
         position_bt = batch.dec.position_bt + memory_slots
-        x_btd = gpt2.embed(dec, params["decoder"], batch.dec.token_bt, position_bt)
+        x_btd = gpt2.embed(dec, params["decoder"], batch.read_bt, position_bt)
         return _Context(batch.dec, batch.scored_bt, x_btd, fold_key(drop, 1))
 
     def log_lik(params: Any, ctx: _Context, z_egz: Array) -> Array:

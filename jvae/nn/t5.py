@@ -85,7 +85,7 @@ def _init_stack(c: T5Config, key: Key[Array, ""]) -> Any:
             params["cross"]["kv"] = _cross_kv_projection(c).init(kv_key, x)["params"]
         return params
 
-    table = nn.with_logical_partitioning(normal(c.width**-0.5), (None, "heads"))
+    table = nn.with_logical_partitioning(normal(c.bias_std or c.width**-0.5), (None, "heads"))
     return {
         "layers": init_stack(one_layer, layers_key, c.layers),
         "bias": {"table": table(bias_key, (c.buckets, c.heads))},
@@ -103,12 +103,20 @@ def _finish(c: T5Config, stack: Any, x: Array, drop: Key[Array, ""] | None = Non
 
 
 def encode(
-    config: T5Config, params: Any, side: Side, drop: Key[Array, ""] | None = None
+    config: T5Config,
+    params: Any,
+    side: Side,
+    drop: Key[Array, ""] | None = None,
+    mask_bts: Bool[Array, "b t s"] | None = None,
 ) -> tuple[Float[Array, "b t d"], Float[Array, "l b t d"]]:
-    """States after the final norm, and the input of every layer (the embeddings first)."""
+    """States after the final norm, and the input of every layer (the embeddings first).
+
+    Args:
+      mask_bts: True where the key may be seen; every segment sees itself when None.
+    """
     c, stack = config, params["encoder"]
     drop_embed, drop_layers, drop_last = split_key(drop, 3)
-    mask_bts = same_segment(side)
+    mask_bts = same_segment(side) if mask_bts is None else mask_bts
     distance_bts = side.position_bt[:, :, None] - side.position_bt[:, None, :]
     bias_bnts = relative_bias(c, stack, distance_bts, causal=False)
 

@@ -26,7 +26,8 @@ class T5Config:
 
     `head` is the width of a head, in T5 not always width / heads. `buckets` and `max_distance` (in
     tokens) shape the relative bias. `gated` and `tied` are (False, True) in v1.0 and (True, False)
-    in v1.1. `cross` gives a decoder cross-attention.
+    in v1.1. `cross` gives a decoder cross-attention. `bias_std`: of the relative bias at the start,
+    0 for T5's own, width^-1/2; as places are told apart by it alone, a short run needs more.
     """
 
     layers: int
@@ -40,6 +41,7 @@ class T5Config:
     gated: bool = False
     tied: bool = True
     cross: bool = False
+    bias_std: float = 0.0
     dropout: float = 0.1
     norm_eps: float = 1e-6
     dtype: str = "float32"
@@ -67,6 +69,11 @@ def normal(*stds: float) -> Initializer:
     return init
 
 
+def inverse_rms(x: Array, eps: float) -> Array:
+    """1 / sqrt(mean square + eps) over the last axis, kept."""
+    return jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+
+
 class RmsNorm(nn.Module):
     """x / rms(x) * scale over the last axis: no mean, no bias; statistics in float32 or wider."""
 
@@ -77,7 +84,7 @@ class RmsNorm(nn.Module):
         ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
         scale: Any = self.param("scale", ones, (x.shape[-1],))
         h = x.astype(wide(x.dtype))
-        h = h * jax.lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + self.eps)
+        h = h * inverse_rms(h, self.eps)
         return (h * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 

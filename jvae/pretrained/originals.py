@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvae.errors import WeightsError
-from jvae.pretrained import bert, files, gpt2, originals_adavae, originals_della
+from jvae.pretrained import bert, files, gpt2, originals_adavae, originals_della, t5
 from jvae.pretrained.files import Tensor, Tensors
-from jvae.pretrained.names import Rule, Shape, Table, Transform, linear
+from jvae.pretrained.names import Rule, Shape, Table, Transform, joined_linear, linear
 
 _TORCH = (".bin", ".pt", ".pth", ".ckpt")
 _WRAPPERS = ("model_state_dict", "state_dict", "model")  # around the tensors, by training code
@@ -65,6 +65,25 @@ def optimus(encoder_vocab: int, decoder_vocab: int, memory: bool, embedding: boo
     )
 
 
+def t5_vae(c: Any) -> Table:
+    """The full state dict of T5-VAE. Without cross-attention, which nothing there trains or uses.
+
+    Raises: WeightsError for a config with ways for z that the original does not have.
+    """
+    if c.cross_slots or not c.use_memory:
+        raise WeightsError(
+            "an original T5-VAE gives z to self-attention alone: set use_memory and cross_slots=0"
+        )
+    dec = c.decoder
+    base = t5.table(dec.vocab, gated=dec.gated, tied=dec.tied, cross=False, prefix="t5.")
+    heads = ("t5.mu.weight", "t5.logvar.weight")
+    own = (
+        Rule("posterior/head/kernel", heads, joined_linear(2)),
+        Rule("decoder/memory/kernel", ("t5.memory_projection.weight",), _memory_by_layer()),
+    )
+    return Table((*base.rules, *own), base.ignored, base.tied)
+
+
 def _adavae(c: Any) -> Table:
     return originals_adavae.adavae(
         vocab=c.decoder.vocab,
@@ -102,6 +121,7 @@ TABLES: dict[str, Callable[[Any], Table]] = {
     "adavae": _adavae,
     "della": _della,
     "optimus": lambda c: optimus(c.encoder.vocab, c.decoder.vocab, c.use_memory, c.use_embedding),
+    "t5_vae": t5_vae,
 }
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from jvae import config as configs
 from jvae import loading, metrics, phases, run
 from jvae.data import grammar
-from jvae.errors import JvaeError
+from jvae.errors import DataError, JvaeError
 from jvae.evals import disentangle
 from jvae.evals.latent import collect_posteriors
 from jvae.evals.likelihood import has_latent
@@ -56,8 +56,7 @@ class Latents(NamedTuple):
     labels: dict[str, list[str]]  # of each sentence, by kind of label
     words: list[int]
     factors: list[Factor]
-    mig: tuple[float, float] | None  # and its ceiling
-    dci: disentangle.Dci | None
+    disentangled: disentangle.Disentanglement | None
     interpolations: list[list[str]]
     traversed: str  # the sentence
     traversals: list[Traversal]
@@ -161,15 +160,14 @@ def _latents(
     kl_gz = None if posts.kl_egz is None else posts.kl_egz.astype(np.float64).mean(axis=0)
     log.info("report: decoding interpolations and traversals")
     interpolations, traversals = _strips(vae, mean_egz, kl_gz, sources)
-    factors, mig, dci = _disentanglement(mean_egz, labels)
+    factors, disentangled = _disentanglement(mean_egz, labels)
     return Latents(
         mean_egz=mean_egz,
         kl_gz=kl_gz,
         labels=labels,
         words=[len(text.split()) for text in texts],
         factors=factors,
-        mig=mig,
-        dci=dci,
+        disentangled=disentangled,
         interpolations=interpolations,
         traversed=texts[0],
         traversals=traversals,
@@ -208,27 +206,34 @@ def _strips(
 
 def _disentanglement(
     mean_egz: np.ndarray, labels: dict[str, list[str]]
-) -> tuple[list[Factor], tuple[float, float] | None, disentangle.Dci | None]:
-    """MIG and DCI over the labels that have more than one value."""
+) -> tuple[list[Factor], disentangle.Disentanglement | None]:
+    """How dimensions and labels go together, for labels that have more than one value."""
     kinds = {name: np.unique(v, return_inverse=True) for name, v in labels.items()}
     kinds = {name: found for name, found in kinds.items() if 1 < len(found[0]) < len(found[1])}
-    if not kinds:
-        return [], None, None
-    log.info("report: MIG and DCI of %d factors", len(kinds))
+    if len(kinds) < 2:
+        return [], None
+    log.info("report: disentanglement of %d factors", len(kinds))
     factor_ef = np.stack([inverse for _, inverse in kinds.values()], axis=1)
-    z_ed = disentangle.flat(mean_egz)
-    found, most = disentangle.mig(z_ed, factor_ef), disentangle.ceiling(factor_ef)
-    entropy_f = [disentangle.mutual_information(f, f) for f in factor_ef.T]
-    best_f = found.information_df.argmax(axis=0)
+    z_ed = mean_egz.reshape(len(mean_egz), -1).astype(np.float64)
+    try:
+        whole = disentangle.disentanglement(z_ed, factor_ef)
+    except DataError:  # too little varies
+        return [], None
+    mi_df, entropy_f = disentangle.information(z_ed, factor_ef)
+    # What the dependence of the factors leaves to be reached: they themselves as the latent.
+    top_df, _ = disentangle.information(
+        factor_ef.astype(np.float64), factor_ef, int(factor_ef.max()) + 1
+    )
+    best_f = mi_df.argmax(axis=0)
     factors = [
         Factor(
             name,
             len(values),
-            float(found.gap_f[f]),
-            float(most.gap_f[f]),
+            disentangle.mig(mi_df[:, f : f + 1], entropy_f[f : f + 1]),
+            disentangle.mig(top_df[:, f : f + 1], entropy_f[f : f + 1]),
             int(best_f[f]),
-            float(found.information_df[best_f[f], f] / entropy_f[f]),
+            float(mi_df[best_f[f], f] / entropy_f[f]),
         )
         for f, (name, (values, _)) in enumerate(kinds.items())
     ]
-    return factors, (found.mean, most.mean), disentangle.dci(z_ed, factor_ef)
+    return factors, whole

@@ -136,15 +136,15 @@ def _metrics(found: Found) -> str:
 
 
 def _factors(latents: Latents | None) -> str:
-    if latents is None or not latents.factors or latents.mig is None or latents.dci is None:
+    if latents is None or latents.disentangled is None:
         return ""
-    dci, (mig, most) = latents.dci, latents.mig
+    values = ", ".join(
+        f"{escape(name)} <b>{value:.3f}</b>"
+        for name, value in latents.disentangled._asdict().items()
+    )
     text = (
-        f"<p>Over {len(latents.mean_egz):,} test sentences. Mutual information gap "
-        f"<b>{mig:.3f}</b> (the factors themselves as the latent: {most:.3f}). "
-        f"Disentanglement <b>{dci.disentanglement:.3f}</b>, completeness "
-        f"<b>{dci.completeness:.3f}</b>, informativeness <b>{dci.informativeness:.3f}</b> "
-        f"(most frequent values: {dci.majority:.3f}).</p>"
+        f"<p>Over {len(latents.mean_egz):,} test sentences: {values}. Factors depend on each "
+        "other, so gaps end at the ceiling: that of the factors themselves as the latent.</p>"
     )
     rows = (
         [escape(f.name), str(f.values), f"{f.mig:.3f}", f"{f.ceiling:.3f}"]

@@ -20,11 +20,10 @@ from jvae.errors import DataError
 from jvae.evals.likelihood import score_batch
 from jvae.latent.mixture import Proposal
 from jvae.space import batching, lines, scoring
-from jvae.space.lines import line
 from jvae.space.neighbors import Neighbor, nearest
 from jvae.space.scoring import TokenLogProbs
 
-__all__ = ["LoadedVAE", "Neighbor", "TokenLogProbs", "line"]
+__all__ = ["LoadedVAE", "Neighbor", "TokenLogProbs"]
 
 QUIET_S = 10.0  # shorter work, compilation included, shows no progress
 

@@ -15,9 +15,10 @@ import pytest
 from jvae.api import Batch, TextVAE, example_keys, per_example
 from jvae.data.rows import Encoded, pack_rows
 from jvae.latent.short_run import ChainConfig
-from jvae.models import adavae, della, lm, lstm_vae, optimus, sri
+from jvae.models import adavae, della, lm, lstm_vae, optimus, sri, t5vae
 from jvae.nn.config import TransformerConfig
 from jvae.nn.lstm import LstmConfig
+from jvae.nn.t5_layer import T5Config
 from jvae.tree import map_named
 
 VOCAB = dict(enc=23, dec=29)  # padded to 24 and 32
@@ -38,6 +39,13 @@ def _lm(**stack) -> TextVAE:
 def _optimus(choices: dict[str, Any], **stack) -> TextVAE:
     sides = _stack("enc", **stack), _stack("dec", **stack)
     return optimus.build(optimus.OptimusConfig(*sides, latent=5, **choices))
+
+
+def _t5_vae(**stack) -> TextVAE:
+    """One embedding serves both sides; z reaches both attentions of the decoder."""
+    sizes = dict(layers=2, width=16, heads=2, head=6, mlp=24, vocab=VOCAB["dec"])
+    sizes |= dict(buckets=8, max_distance=16, vocab_multiple=8, xent_chunk=10)
+    return t5vae.build(t5vae.T5VaeConfig(T5Config(**sizes, **stack), latent=5, cross_slots=3))
 
 
 def _adavae(choices: dict[str, Any], **stack) -> TextVAE:
@@ -104,6 +112,7 @@ SYSTEMS = {
     "optimus-embedding": functools.partial(_optimus, dict(use_memory=False)),
     "optimus-both": functools.partial(_optimus, {}),
     "optimus-mean": functools.partial(_optimus, dict(pool="mean", log_var_shift=-1.0)),
+    "t5_vae": _t5_vae,
 }
 
 
@@ -232,6 +241,22 @@ class System:
             return values, grads
 
         return run
+
+    @functools.cached_property
+    def in_training(self):
+        """(drop, z_egz, noisy_bt) -> (mean_egz, nats_bt) of the batch "packed" with dropout."""
+        batch, (gen, post) = PACKINGS["packed"], (self.model.gen, self.model.post)
+
+        @self.jit
+        def run(params, drop, z_egz, noisy_bt):
+            cond = gen.condition(params, batch, drop)
+            key_e = example_keys(jax.random.key(8), batch.id_e)
+            q = post.encode(params, batch, drop, cond=cond, key_e=key_e)
+            noisy = batch._replace(noisy_bt=noisy_bt)
+            nats_bt = gen.log_lik(params, gen.prepare(params, noisy, drop, cond=cond), z_egz)
+            return post.mean(params, q), nats_bt
+
+        return lambda *given: jax.device_get(run(self.params, *given))
 
     def __call__(self, packing: str) -> tuple[Values, Any]:
         """Values and gradient of the sentences in one packing, as NumPy arrays."""

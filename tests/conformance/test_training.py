@@ -60,22 +60,11 @@ def test_compute_choices_change_no_number(system, sentences, choice):
 
 
 def test_dropout_is_on_with_a_key(system, sentences):
-    batch = sentences.batch["packed"]
-    model = system.model
-
-    @system.jit
-    def run(params, drop, z_egz):
-        post, gen = model.post, model.gen
-        cond = gen.condition(params, batch, drop)
-        key_e = example_keys(jax.random.key(8), batch.id_e)
-        mean_egz = post.mean(params, post.encode(params, batch, drop, cond=cond, key_e=key_e))
-        return mean_egz, gen.log_lik(params, gen.prepare(params, batch, drop, cond=cond), z_egz)
-
     values, _ = system("packed")
     quiet = values.mean_egz, values.nats_bt
+    tokens_bt = sentences.batch["packed"].dec.token_bt
     first, again, other = (
-        jax.device_get(run(system.params, jax.random.key(seed), values.z_kegz[0]))
-        for seed in (9, 9, 10)
+        system.in_training(jax.random.key(seed), values.z_kegz[0], tokens_bt) for seed in (9, 9, 10)
     )
     for part in range(2):
         np.testing.assert_array_equal(first[part], again[part])
@@ -83,6 +72,17 @@ def test_dropout_is_on_with_a_key(system, sentences):
         if first[part].size:
             assert np.max(np.abs(first[part] - other[part])) > 1e-3
             assert np.max(np.abs(first[part] - quiet[part])) > 1e-3
+
+
+def test_noisy_tokens_are_read_and_true_ones_scored(system, sentences):
+    dec = sentences.batch["packed"].dec
+    z_egz, drop = system("packed")[0].z_kegz[0], jax.random.key(9)
+    changed_bt = np.where(dec.position_bt == 2, (dec.token_bt + 1) % sentences.start, dec.token_bt)
+    clean_bt = system.in_training(drop, z_egz, dec.token_bt)[1]
+    noisy_bt = system.in_training(drop, z_egz, changed_bt)[1]
+    behind_bt = (dec.position_bt > 2) & (dec.segment_bt > 0)
+    np.testing.assert_allclose(noisy_bt[~behind_bt], clean_bt[~behind_bt], rtol=1e-5, atol=1e-6)
+    assert np.all(np.abs(noisy_bt - clean_bt)[behind_bt & (dec.position_bt == 3)] > 1e-4)
 
 
 def test_train_step_is_traced_once(system, sentences):

@@ -223,18 +223,14 @@ def test_one_side_may_be_joined_alone():
 
 def test_joined_sides_need_one_tokenizer():
     other = train_word_level(["a b c x y z w"], role="encoder")
-    with pytest.raises(
-        ConfigError, match="the dec side of this model holds the source too; give b"
-    ):
+    with pytest.raises(ConfigError, match="the dec side of this model holds the source too"):
         pairs(("dec",), cond=other)
 
 
 def test_source_and_text_share_the_limit_of_a_joined_side():
     tok = train_word_level(["a b c x"])
     args = dict(dec=tok, cond=tok, sources=["x x x", "x"], joined=("dec",), limits={"dec": 6})
-    with pytest.raises(
-        DataError, match="made:1: 7 tokens .* more than the 6 that the model has po"
-    ):
+    with pytest.raises(DataError, match="made:1: 7 tokens .* more than the 6 that the model"):
         make_dataset(lines_of(["a b", "a b c"], "made"), **args)
     made = make_dataset(lines_of(["a b", "a b c"], "made"), **args, on_error="drop")
     assert list(made.texts) == ["a b c"] and len(made.cond.lengths) == 1

@@ -10,11 +10,13 @@ from jvae.api import measure
 from jvae.errors import DataError
 from jvae.evals.likelihood import (
     TextCounts,
+    bare_passes,
     cost_ratio,
     draw_sentences,
     evaluate_likelihood,
     excess_over_exact,
     score_batch,
+    spot_row,
     text_counts,
 )
 
@@ -242,10 +244,28 @@ def test_the_quick_set_is_seeded_and_ascending():
     assert draw_sentences(20, 500).tolist() == list(range(20))
 
 
-def test_cost_counts_k_passes(toys, monkeypatch):
-    seconds = iter(range(1000))
-    monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
-    model, params = toys.discrete(), toys.discrete_params()
-    (batch,) = toys.text_batches(toys.all_strings()[::6][:13], 13)
-    # On this clock everything takes a second: the whole of NLL_5, and each of 5 passes.
-    assert cost_ratio(model, params, batch, KEY, 5, chunk=5) == pytest.approx(1 / 5)
+def test_cost_is_that_of_k_passes(toys, monkeypatch):
+    calls = collections.Counter()
+    model = toys.discrete(count=lambda name: calls.update([name]))
+    params = toys.discrete_params()
+    (batch,) = toys.text_batches(toys.all_strings()[:3], 3)
+    passes = bare_passes(model, params, batch, KEY, 5, chunk=2)
+    jax.effects_barrier()
+    calls.clear()
+    jax.block_until_ready(passes())
+    jax.effects_barrier()
+    assert calls == {"log_lik": 5}
+    # On this clock the whole takes one second, its encoder half of one, the passes two.
+    ticks = iter([0, 1, 0, 0.5, 0, 2] * 3)
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
+    assert cost_ratio(model, params, batch, KEY, 5, chunk=2) == (0.5, 0.25)
+
+
+def test_a_spot_check_says_what_more_draws_gain(toys):
+    model, params, _ = toys.linear_gaussian(2, 8)
+    found = evaluate_likelihood(model, params, toys.id_batches(np.arange(8), 8), KEY, 20)
+    row = spot_row(found, 10)
+    assert row["name"] == "nll_20" and row["value"] == found.summary()["nll_nats"]
+    assert row["note"] == (
+        f"8 sentences; with K = 10 these have {found.scores.bound_e[10].mean():.2f}"
+    )

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from jvae import optim, trainable
 from jvae.api import Batch, Prompt, Side, measure, per_example
 from jvae.decode import DecodeConfig, decode
+from jvae.evals.compat import adavae as compat
 from jvae.latent import gaussian
 from jvae.models import adavae
 from jvae.nn import gpt2
@@ -266,7 +267,9 @@ def everything(case: Case, params, data):
             return per_example(nats_bt, batch), log_prior_e, log_q_e, nats_bt
 
         textbook = gaussian.reparameterize(post, data["iw_eps"])
-        published = post.mean_egz[None] + data["iw_eps"] * post.log_var_egz[None]
+        published = compat.released_draw(
+            post.mean_egz[None], post.log_var_egz[None], data["iw_eps"]
+        )
         out["iw"] = jax.lax.map(weights, jnp.concatenate([textbook, published]))
     if case.config.pool_scale == "sqrt_batch" and case.config.ways == Ways(psa=True):
         two = jax.tree.map(lambda a: a[:2], batch)
@@ -432,20 +435,17 @@ def test_weighted_likelihood(done):
     if "iw" not in out:
         pytest.skip("this file holds no weighted likelihood")
     half = len(out["iw"][0]) // 2
-    textbook, published = [a[:half] for a in out["iw"]], [a[half:] for a in out["iw"]]
-
-    def mean_weight(log_w):
-        return np.logaddexp.reduce(log_w, axis=0) - np.log(len(log_w))
-
-    lik, prior, q, _ = (a[1:] for a in textbook)
-    np.testing.assert_allclose(
-        mean_weight(lik + prior - q), case.data["iw/textbook_log_prob"], rtol=1e-5
+    # The first draw is not weighed; the last of a draw's entries is per token.
+    textbook, published = (
+        [a[1:half] for a in out["iw"][:3]],
+        [a[half + 1 :] for a in out["iw"][:3]],
     )
-    lik, prior, q, _ = (a[1:] for a in published)
-    np.testing.assert_allclose(
-        mean_weight(lik - prior + q), case.data["iw/official_log_prob"], rtol=1e-5
-    )
-    np.testing.assert_allclose(lik.mean(axis=0), case.data["iw/official_log_gen_mean"], rtol=1e-5)
+    for found, name in (
+        (compat.textbook_log_likelihood(*textbook), "textbook_log_prob"),
+        (compat.log_likelihood(*published), "official_log_prob"),
+        (published[0].mean(axis=0), "official_log_gen_mean"),
+    ):
+        np.testing.assert_allclose(found, case.data[f"iw/{name}"], rtol=1e-5, err_msg=name)
 
 
 def test_round_trip_of_the_name_table(done):

@@ -10,6 +10,7 @@ import pytest
 
 from jvae.api import Prompt, per_example
 from jvae.decode import DecodeConfig, decode
+from jvae.evals.compat import della as compat
 from jvae.latent import gaussian, layerwise
 from jvae.models import della
 from jvae.nn import fusion, gpt2
@@ -149,7 +150,7 @@ def _check_ids(case, name: str, **settings):
 
 @cache
 def _weighing(config: della.DellaConfig):
-    """(params, batch, noise_egz) -> log p(x | z), log weight as released, KL per dimension,
+    """(params, batch, noise_egz) -> log p(x | z), log p(z), log q(z | x), KL per dimension,
     posterior means.
     """
     model, chain = _without_bow(config)
@@ -161,12 +162,9 @@ def _weighing(config: della.DellaConfig):
         ctx = model.gen.prepare(params, batch)
         log_lik_e = per_example(model.gen.log_lik(params, ctx, found.z_egz), batch)
         prior, posterior = (layerwise.clipped(chain, g) for g in (found.prior, found.posterior))
-        # The released densities are means over layers.
-        log_p_e, log_q_e = (
-            gaussian.log_density(g, found.z_egz) / config.groups for g in (prior, posterior)
-        )
+        log_p_e, log_q_e = (gaussian.log_density(g, found.z_egz) for g in (prior, posterior))
         kl_egz = gaussian.kl(posterior, prior)
-        return log_lik_e, log_lik_e + log_p_e - log_q_e, kl_egz, found.posterior.mean_egz
+        return log_lik_e, log_p_e, log_q_e, kl_egz, found.posterior.mean_egz
 
     return compiled(weigh)
 
@@ -180,24 +178,26 @@ def weigh(scored):
 
 def test_likelihood_with_the_stored_noise(scored, weigh):
     """The released estimator, layer means and all, from our densities."""
-    case = scored
-    log_lik_e, log_w_e, _, _ = weigh(case.latents("iw/sample_eps"))
-    case.close(log_lik_e, "iw/sample_log_gen", "loss")
+    case, groups = scored, scored.config.groups
+    sample = [np.asarray(a)[None] for a in weigh(case.latents("iw/sample_eps"))[:3]]
+    case.close(sample[0][0], "iw/sample_log_gen", "loss")
+    log_w_e = compat.log_likelihood(*sample, groups=groups)
     case.close(log_w_e, "iw/sample_log_likelihood", "density")
 
     first, *draws = [weigh(noise_egz) for noise_egz in case.latents("iw/eval_eps")]
-    log_lik_ke, log_w_ke = (np.array([draw[i] for draw in draws]) for i in (0, 1))
-    log_p_e = np.logaddexp.reduce(log_w_ke, axis=0) - np.log(len(draws))
-    tokens = int(case.real.sum())
-    kl = np.mean(np.maximum(np.asarray(first[2]).sum(axis=2), case.objective.floor))
-    nll = -log_lik_ke.mean()
-    case.close(np.exp(-log_p_e.sum() / tokens), "iw/eval_ppl", rtol=1e-3)
-    case.close(kl, "iw/eval_kl", "density")
-    case.close(nll, "iw/eval_nll", "loss")
-    case.close(kl + nll, "iw/eval_elbo", "density")
+    draws_ke = [np.array([draw[i] for draw in draws]) for i in range(3)]
+    found = compat.corpus(
+        compat.log_likelihood(*draws_ke, groups=groups),
+        -draws_ke[0].mean(axis=0),
+        compat.divergence(np.asarray(first[3]).sum(axis=2), case.objective.floor),
+        int(case.real.sum()),
+    )
+    case.close(found.ppl, "iw/eval_ppl", rtol=1e-3)
+    case.close(found.kl, "iw/eval_kl", "density")
+    case.close(found.nll, "iw/eval_nll", "loss")
+    case.close(found.elbo, "iw/eval_elbo", "density")
 
 
 def test_active_units_with_the_stored_noise(scored, weigh):
-    centre, spread = (np.asarray(weigh(noise)[3]) for noise in scored.latents("au/eps"))
-    variance = np.sum((spread - centre.mean(axis=0)) ** 2, axis=0) / (len(spread) - 1)
-    assert np.mean(variance >= 0.2) == scored.data["au/proportion"]
+    passes = [np.asarray(weigh(noise)[4]) for noise in scored.latents("au/eps")]
+    assert compat.active_share(*passes) == scored.data["au/proportion"]

@@ -17,6 +17,7 @@ import pytest
 from jvae.api import Batch, Prompt, Side, measure, per_example
 from jvae.decode import DecodeConfig, decode
 from jvae.errors import WeightsError
+from jvae.evals.compat import optimus as compat
 from jvae.latent import gaussian
 from jvae.models import optimus
 from jvae.nn import bert, gpt2
@@ -347,35 +348,52 @@ def test_greedy_ids(case, name):
     np.testing.assert_array_equal(np.asarray(out.token_et), want[:, 1:])
 
 
+def _estimate(case, batch, noise_kegz):
+    """Posterior and log p(x | z), log p(z), log q(z | x) of the draws that this noise makes."""
+    gen = case.model.gen
+
+    @jax.jit
+    def run(params):
+        post = case.model.post.encode(params, batch)
+        ctx = gen.prepare(params, batch)
+
+        def densities(noise_egz):
+            z_egz = gaussian.reparameterize(post, noise_egz)
+            log_lik_e = per_example(gen.log_lik(params, ctx, z_egz), batch)
+            log_q_e = case.model.post.log_q(params, post, z_egz)
+            return log_lik_e, gen.log_prior(params, z_egz), log_q_e
+
+        return post, jax.lax.map(densities, jnp.asarray(noise_kegz, case.dtype))
+
+    post, draws = run(case.params)
+    return post, [np.asarray(a, np.float64) for a in draws]
+
+
 def test_likelihood_with_the_stored_noise(case):
     """The released function encodes padding as text; a side without padding says the same."""
     side = case.batch.enc
     place = jnp.broadcast_to(jnp.arange(side.token_bt.shape[1]), side.token_bt.shape)
     unmasked = case.batch._replace(enc=Side(side.token_bt, jnp.ones_like(place), place))
     noise_kegz = np.moveaxis(case("iw/eps"), 1, 2).reshape(10, 4, 1, -1)
-    noise_kegz = jnp.asarray(noise_kegz, case.dtype)
-    gen = case.model.gen
-
-    @jax.jit
-    def estimate(params):
-        post = case.model.post.encode(params, unmasked)
-        ctx = gen.prepare(params, unmasked)
-
-        def weight(noise_egz):
-            z_egz = gaussian.reparameterize(post, noise_egz)
-            log_lik_e = per_example(gen.log_lik(params, ctx, z_egz), unmasked)
-            log_q_e = case.model.post.log_q(params, post, z_egz)
-            return log_lik_e, log_lik_e + gen.log_prior(params, z_egz) - log_q_e
-
-        log_lik_ke, log_w_ke = jax.lax.map(weight, noise_kegz)
-        log_mean_w_e = jax.scipy.special.logsumexp(log_w_ke, axis=0) - jnp.log(10.0)
-        return post, log_mean_w_e, jnp.mean(log_lik_ke, axis=0)
-
-    post, log_mean_w_e, log_gen_e = estimate(case.params)
+    post, draws = _estimate(case, unmasked, noise_kegz)
     case.close(post.mean_egz[:, 0], "enc_nomask/mu", **HIDDEN)
     case.close(post.log_var_egz[:, 0], "enc_nomask/logvar", **HIDDEN)
-    case.close(log_mean_w_e, "iw/log_prob_iw", rtol=1e-5)
-    case.close(log_gen_e, "iw/log_gen_mean", rtol=1e-5)
+    case.close(compat.log_likelihood(*draws), "iw/log_prob_iw", rtol=1e-5)
+    case.close(draws[0].mean(axis=0), "iw/log_gen_mean", rtol=1e-5)
+    case.close(gaussian.kl_standard(post).sum((1, 2)), "iw/kl", rtol=1e-4)
+
+
+def test_corpus_metrics_with_the_stored_noise(case):
+    """`calc_iwnll` feeds sentences alone, so padding does no harm there: ours masks it."""
+    if case.dtype == "float64":
+        pytest.skip("no float64 numbers are stored")
+    noise_kegz = np.swapaxes(case("iw/eval_eps").reshape(4, 100, 1, -1), 0, 1)
+    post, draws = _estimate(case, case.batch, noise_kegz)
+    kl_e = np.asarray(gaussian.kl_standard(post)).sum((1, 2))
+    tokens = int(case.data["in/lengths"][:, 1].sum())  # start and end counted
+    found = compat.corpus(compat.log_likelihood(*draws), -draws[0].mean(axis=0), kl_e, tokens)
+    for name, value in found._asdict().items():
+        case.close(value, f"iw/eval_{name}", rtol=1e-4)
 
 
 def test_round_trip_of_the_name_table(case):

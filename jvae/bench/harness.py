@@ -1,0 +1,167 @@
+"""How a case is measured: warm-up, several windows, median and spread, peak memory, compile time.
+
+Devices are waited for once per window, not once per call, so what is timed is throughput. Windows
+of different programs of one case are taken in turn: whatever else the machine does hits them all.
+"""
+
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from jvae.errors import ConfigError
+from jvae.evaluation import commit
+
+WINDOWS = 3
+PACKAGES = ("jvae", "jax", "jaxlib", "flax", "optax")
+
+
+class Work(NamedTuple):
+    """One program of a case and what a call of it does.
+
+    `call` starts it and returns arrays to wait for. Useful tokens are real ones: no padding, and
+    each counted once per pass over it. `shapes` and `extra` go into the record.
+    """
+
+    name: str
+    call: Callable[[], Any]
+    sentences: int
+    tokens: int
+    shapes: Mapping[str, Any]
+    extra: Mapping[str, Any] = {}
+
+
+class Preset(NamedTuple):
+    """How long to measure, and the dtype models compute in."""
+
+    platform: str
+    window_s: float  # least length of a window
+    dtype: str
+
+
+PRESETS = {
+    "cpu": Preset("cpu", 1.0, "float32"),
+    "gpu": Preset("gpu", 2.0, "bfloat16"),
+    "tpu": Preset("tpu", 2.0, "bfloat16"),
+}
+
+
+def check_platform(preset: str) -> Preset:
+    """The preset of that name. Raises: ConfigError if it is unknown or there is no such device."""
+    if preset not in PRESETS:
+        raise ConfigError(f"--preset={preset}: expected one of {', '.join(PRESETS)}")
+    found = jax.default_backend()
+    if found != PRESETS[preset].platform:
+        raise ConfigError(
+            f"--preset={preset} needs a {preset.upper()}, but JAX runs on {found} here; "
+            "install JAX for it, or choose another preset"
+        )
+    return PRESETS[preset]
+
+
+def windows(
+    works: Sequence[Work], window_s: float, count: int = WINDOWS
+) -> dict[str, dict[str, Any]]:
+    """Seconds of one call of each program: the first, with compilation, and of each window.
+
+    Raises: ValueError if names repeat.
+    """
+    names = [work.name for work in works]
+    if len(set(names)) < len(names):
+        raise ValueError(f"windows: programs {names} need a name each")
+    found: dict[str, dict[str, Any]] = {}
+    for work in works:
+        first = _seconds(work.call, 1)
+        once = _seconds(work.call, 1)  # the first call behind compilation may still be slow
+        once = min(once, _seconds(work.call, 1))
+        calls = max(1, round(window_s / max(once, 1e-9)))
+        found[work.name] = {"compile_s": first - once, "calls": calls, "call_s": [], "host_s": []}
+    for _ in range(count):
+        for work in works:
+            row = found[work.name]
+            host = time.process_time()
+            row["call_s"].append(_seconds(work.call, row["calls"]))
+            row["host_s"].append((time.process_time() - host) / row["calls"])
+    return found
+
+
+def _seconds(call: Callable[[], Any], times: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(times):
+        last = call()
+    jax.block_until_ready(last)
+    return (time.perf_counter() - begin) / times
+
+
+def records(
+    case: str, works: Sequence[Work], preset: str, config: ConfigDict, command: str
+) -> list[dict[str, Any]]:
+    """One JSON-able record for each program of a case."""
+    how = PRESETS[preset]
+    timed = windows(works, how.window_s)
+    rows = []
+    for work in works:
+        found = timed[work.name]
+        call_s = sorted(found["call_s"])
+        middle = statistics.median(call_s)
+        rows.append(
+            {
+                "case": case,
+                "program": work.name,
+                "preset": preset,
+                "sentences_per_s": work.sentences / middle,
+                "useful_tokens_per_s": work.tokens / middle,
+                "call_ms": 1e3 * middle,
+                "call_ms_spread": [1e3 * call_s[0], 1e3 * call_s[-1]],
+                # Of all cores together: what a busy machine does not stretch.
+                "host_ms": 1e3 * statistics.median(found["host_s"]),
+                "windows": len(call_s),
+                "calls_per_window": found["calls"],
+                "compile_s": found["compile_s"],
+                "peak_memory_bytes": peak_memory(),
+                "config": config.name,
+                "dtype": config.model.decoder.dtype,
+                "shapes": dict(work.shapes),
+                **work.extra,
+                "command": command,
+                **surroundings(),
+            }
+        )
+    return rows
+
+
+def peak_memory() -> int:
+    """Most bytes in use so far: on the first device, or by this process where it does not say."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def surroundings() -> dict[str, Any]:
+    """Commit, versions and hardware."""
+    return {
+        "commit": commit(),
+        "versions": {name: _version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+        "hardware": {
+            "device": jax.devices()[0].device_kind,
+            "devices": jax.device_count(),
+            "cpu": platform.machine(),
+            "cores": os.cpu_count(),
+        },
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,78 @@
+"""K-step Langevin inference inside a training step, beside a training step of the same decoder with
+z given.
+
+Counting one forward pass as 2 units, its backward pass in activations 2 and in parameters 2 more, a
+chain step costs 4 and the update 6, so the ratio cannot be below (4K + 6) / 6 where all three cost
+alike. Sizes are those of the config; the text is the embedded corpus, the vocabulary as published.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jvae import optim, run, schedules, step
+from jvae.bench.cases import Case, Setting, shapes, useful_tokens
+from jvae.bench.harness import Work
+from jvae.errors import ConfigError
+
+STEPS = (1, 5, 10, 20, 40)
+VOCAB = 10_000  # entries, as of Penn Treebank
+
+
+def floor(k: int) -> float:
+    """The least ratio of a training step with K chain steps to one without."""
+    return (4 * k + 6) / 6
+
+
+def works(this: Setting) -> list[Work]:
+    """A plain training step, and one for every K."""
+    config = ConfigDict(this.run.config.to_dict())
+    if "chain" not in config.model:
+        raise ConfigError(f"langevin: {config.model.family} has no chain; give --config=sri:ptb")
+    config.model.decoder.vocab = max(VOCAB, config.model.decoder.vocab)
+    batch, key = this.batch("train"), jax.random.key(0)
+    sentences = int(np.sum(np.asarray(batch.valid_e)))
+    made = []
+    for k in (0, *STEPS):
+        config.model.chain.steps = k
+        config.model.warm_up.epoch_steps = 0
+        train_step, state = _step(config, k)
+        call = partial(train_step, state, batch, key)
+        extra = {"k": k} if k else {}
+        name = f"chain_{k}" if k else "plain"
+        made.append(Work(name, call, sentences, useful_tokens(batch), shapes(batch), extra))
+    return made
+
+
+def _step(config: ConfigDict, k: int) -> tuple[Any, step.TrainState]:
+    objective = ConfigDict(config.objective.to_dict())
+    objective.z = "posterior" if k else "zero"
+    model = run.build_model(config)
+    sampler = run.build_sampler(config, model)
+    params = jax.jit(model.init)(jax.random.key(1))
+    tx = optim.build(config.optim.to_dict(), params, config.train.steps)
+    made = step.make_train_step(
+        model,
+        run.build_objective(objective),
+        schedules.build(objective.beta, config.train.steps),
+        tx,
+        measure_at=sampler.measure if sampler and k else None,
+    )
+    return jax.jit(made), step.init_state(params, tx)
+
+
+def compare(records: list[dict[str, Any]]) -> None:
+    """Adds the ratio to the plain step, the floor of that ratio, and one over the other."""
+    plain = next(record["call_ms"] for record in records if record["program"] == "plain")
+    for record in records:
+        if "k" in record:
+            record["ratio"] = record["call_ms"] / plain
+            record["ratio_floor"] = floor(record["k"])
+            record["over_floor"] = record["ratio"] / record["ratio_floor"]
+
+
+LSTM = Case("sri:ptb", works, compare)
+TRANSFORMER = Case("sri:transformer", works, compare)

@@ -1,0 +1,101 @@
+"""Estimators of published code, slips included, to explain published numbers. Never a headline.
+
+One file a system; `block` applies the ones asked for to a model and its evaluation.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Key
+
+from jvae.api import Batch, Params, TextVAE
+from jvae.errors import ConfigError
+from jvae.evals.compat import adavae, della, lagging, optimus, t5vae, textae
+from jvae.evals.compat.draws import collect_draws
+from jvae.evals.compat.shared import CompatRow, Facts
+from jvae.evals.latent import PosteriorSet, gaussian_entropy
+from jvae.evals.likelihood import LikelihoodResult, TextCounts
+
+
+class Mode(NamedTuple):
+    """One published way to measure: its draws of its own (0: none), its warning, its rows."""
+
+    draws: int
+    released: bool  # draws and scores as the released AdaVAE does
+    warning: str
+    rows: Callable[[Facts], list[CompatRow]]
+
+
+MODES = {
+    "optimus": Mode(0, False, optimus.WARNING, optimus.rows),
+    "t5vae": Mode(1, False, t5vae.WARNING, t5vae.rows),
+    "della": Mode(della.SAMPLES, False, della.WARNING, della.rows),
+    "adavae": Mode(adavae.SAMPLES, True, adavae.WARNING, adavae.rows),
+    "lagging": Mode(0, False, lagging.WARNING, lagging.rows),
+    "textae": Mode(0, False, textae.WARNING, textae.rows),
+}
+
+
+class Block(NamedTuple):
+    """What one mode says of a model."""
+
+    mode: str
+    warning: str
+    rows: list[CompatRow]
+
+
+def check(modes: Iterable[str]) -> None:
+    """Raises: ConfigError for a mode that is not known."""
+    for mode in modes:
+        if mode not in MODES:
+            raise ConfigError(
+                f"evals.compat names {mode!r}; expected some of {', '.join(sorted(MODES))}"
+            )
+
+
+def blocks(
+    modes: Sequence[str],
+    model: TextVAE,
+    params: Params,
+    batches: Callable[[], Iterable[Batch]],
+    key: Key[Array, ""],
+    likelihood: LikelihoodResult,
+    posts: PosteriorSet,
+    counts: TextCounts,
+    ours: dict[str, Any],
+    chunk: int = 1,
+) -> list[Block]:
+    """The modes asked for, over the sentences of `likelihood`; MI and AU over those of `posts`.
+
+    Args:
+      batches: gives the sentences of `likelihood` again.
+      key: that of `likelihood`, so that draws are the same.
+      ours: values of the report by name, to stand beside.
+    Raises: ConfigError for a mode that is not known.
+    """
+    check(modes)
+    gaussian = gaussian_entropy(posts.post) is not None
+    ordinary = max([1, *(MODES[m].draws for m in modes if not MODES[m].released)])
+    draws, kl_eg = collect_draws(model, params, batches(), key, ordinary, chunk=chunk)
+    released = None
+    if gaussian and any(MODES[m].released for m in modes):
+        own = max(MODES[m].draws for m in modes if MODES[m].released)
+        released, _ = collect_draws(model, params, batches(), key, own, chunk=chunk, released=True)
+    scores = likelihood.scores
+    facts = Facts(
+        nll_at={k: np.asarray(v, np.float64) for k, v in scores.bound_e.items()},
+        rec_e=np.asarray(scores.rec_e),
+        kl_eg=kl_eg,
+        kl_e=np.asarray(scores.kl_e),
+        tokens_e=np.asarray(scores.scored_e),
+        words_e=counts.words_e[likelihood.id_e],
+        draws=draws,
+        released=released,
+        groups=model.latent_shape[0],
+        mean_egz=posts.mean_egz,
+        log_var_ez=np.asarray(posts.post.log_var_egz)[:, 0] if gaussian else None,
+        z_ez=posts.z_egz[:, 0] if gaussian else None,
+        ours=ours,
+    )
+    return [Block(mode, MODES[mode].warning, MODES[mode].rows(facts)) for mode in modes]

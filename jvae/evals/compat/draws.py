@@ -1,0 +1,87 @@
+"""Log-densities of single draws, kept apart: published estimators weigh them in their own ways."""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jvae.api import Batch, Generator, Params, Posterior, TextVAE, example_keys, per_example
+from jvae.evals.collect import collect
+from jvae.evals.compat.shared import Draws
+from jvae.evals.likelihood import wide
+
+
+def end_of_text(segment_bt: Int[Array, "b t"]) -> Bool[Array, "b t"]:
+    """True at the last token of each example."""
+    following_bt = jnp.pad(segment_bt, ((0, 0), (0, 1)))[:, 1:]
+    return (segment_bt > 0) & (segment_bt != following_bt)
+
+
+@partial(jax.jit, static_argnames=("gen", "post", "k", "chunk", "released"))
+def _draw(
+    gen: Generator,
+    post: Posterior,
+    k: int,
+    chunk: int,
+    released: bool,
+    params: Params,
+    batch: Batch,
+    key: Array,
+) -> tuple[tuple[Array, Array, Array], Array | None]:
+    chain_key, z_key = jax.random.split(key)
+    cond = gen.condition(params, batch)
+    q = post.encode(params, batch, cond=cond, key_e=example_keys(chain_key, batch.id_e))
+    ctx = gen.prepare(params, batch, cond=cond)
+    kept_bt = ~end_of_text(batch.dec.segment_bt) if released else jnp.array(True)
+    assert post.log_q is not None  # the likelihood has refused the model otherwise
+    log_q = post.log_q
+
+    def one(draw: Array) -> tuple[tuple[Array, Array, Array], Array | None]:
+        z_kegz, kl_kegz = post.sample(params, q, example_keys(z_key, batch.id_e, draw[None]))
+        z_egz = z_kegz[0]
+        if released:
+            # The same noise, scaled by the log-variance.
+            noise_egz = (z_egz - q.mean_egz) * jnp.exp(-0.5 * q.log_var_egz)
+            z_egz = q.mean_egz + noise_egz * q.log_var_egz
+        nats_bt = wide(gen.log_lik(params, ctx, z_egz))
+        log_lik_e = per_example(jnp.where(kept_bt, nats_bt, 0.0), batch)
+        log_prior_e = wide(gen.log_prior(params, z_egz, cond))
+        found = (log_lik_e, log_prior_e, wide(log_q(params, q, z_egz)))
+        return found, None if kl_kegz is None else jnp.sum(wide(kl_kegz[0]), axis=2)
+
+    found_ke, kl_keg = jax.lax.map(one, jnp.arange(k), batch_size=min(chunk, k))
+    return found_ke, None if kl_keg is None else kl_keg[0]
+
+
+def collect_draws(
+    model: TextVAE,
+    params: Params,
+    batches: Iterable[Batch],
+    key: Key[Array, ""],
+    k: int,
+    *,
+    chunk: int = 1,
+    released: bool = False,
+) -> tuple[Draws, Float[np.ndarray, "e g"] | None]:
+    """K draws of each sentence of `batches`, ordered by id, and the KL of each group of draw 0.
+
+    Draw k is that of `evaluate_likelihood` under the same key.
+
+    Args:
+      released: draws and scores as the released AdaVAE code does: z = mean + noise * log-variance,
+        the end of the sentence not scored.
+    Raises: DataError if a sentence comes twice or none comes.
+    """
+
+    def parts() -> Iterable[tuple[Array, Any]]:
+        run = partial(_draw, model.gen, model.metric_post, k, chunk, released, params)
+        for batch in batches:
+            found_ke, kl_eg = run(batch, key)
+            yield batch.id_e, (tuple(a.T for a in found_ke), kl_eg)
+
+    _, (found_ek, kl_eg) = collect(parts())
+    return Draws(*(a.T.astype(np.float64) for a in found_ek)), kl_eg

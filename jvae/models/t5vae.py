@@ -1,0 +1,263 @@
+"""T5-VAE: a T5 whose encoder states are pooled into one Gaussian latent, and whose decoder finds
+the latent as one more key = value of its self-attention in every layer.
+
+Source: Park & Lee 2021, arXiv 2108.02446, and the released code. As released there is no
+cross-attention; `cross_slots` gives z to it instead, or as well. Of the mistakes of the released
+code two are options, off by default: `memory_layout="released"` and `pool_padding`. The swap of ids
+and mask in its input noise is absent.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE
+from jvae.latent import amortized
+from jvae.latent.gaussian import Gaussian
+from jvae.models.common import expander, last_of_prompt, reorderer, unboxed
+from jvae.nn import pool, t5
+from jvae.nn.attention import own_slot
+from jvae.nn.layers import Initializer, Projection, apply, fold_key, wide
+from jvae.nn.stack import init_stack
+from jvae.nn.t5_layer import T5Config
+
+POOLS: dict[str, Callable[[Array, Side, int], Array]] = {
+    "max": pool.maximum,
+    "mean": pool.mean,
+    "first": pool.first_token,
+}
+LAYOUTS = ("own", "released")
+UNBOUNDED = 2**31 - 1  # relative positions serve sentences of any length
+
+
+@dataclass(frozen=True)
+class T5VaeConfig:
+    """Sizes and choices of one T5-VAE.
+
+    `decoder`: sizes of both stacks, which share the token embedding. `pool`: over the encoder's
+    last states; `pool_padding`: padding is pooled too, as released, so that the result depends on
+    the row length; one sentence per row. `use_memory`: z as a slot of self-attention.
+    `memory_layout`: "released" deals the slots out among the sentences of a batch, so that few get
+    their own; when decoding, each has its own. `cross_slots`: states that z gives to
+    cross-attention, 0 for none; with 1 there is nothing to choose from. `log_var_shift`: added to
+    the log-variance; 0 as published. A negative one starts with a nearly deterministic latent.
+    """
+
+    decoder: T5Config
+    latent: int = 32
+    pool: str = "max"
+    pool_padding: bool = False
+    use_memory: bool = True
+    memory_layout: str = "own"
+    cross_slots: int = 0
+    log_var_shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.pool not in POOLS:
+            raise ValueError(f"pool is {self.pool!r}; expected one of {', '.join(POOLS)}")
+        if self.pool_padding and self.pool == "first":
+            raise ValueError("pool_padding is on; the pool first never reads padding")
+        if self.memory_layout not in LAYOUTS:
+            raise ValueError(
+                f"memory_layout is {self.memory_layout!r}; expected one of {', '.join(LAYOUTS)}"
+            )
+        if self.cross_slots < 0:
+            raise ValueError(f"cross_slots is {self.cross_slots}; expected at least 0")
+        if not (self.use_memory or self.cross_slots):
+            raise ValueError(
+                "use_memory is off and cross_slots is 0: z would never reach the decoder"
+            )
+        if self.decoder.cross:
+            raise ValueError("decoder.cross is on; it follows from cross_slots, which sets it")
+        if self.latent < 1:
+            raise ValueError(f"latent is {self.latent}; expected at least 1")
+
+
+def limits(config: T5VaeConfig) -> dict[str, int]:
+    """Most tokens of one example per side: there is no limit."""
+    del config
+    return {"enc": UNBOUNDED, "dec": UNBOUNDED}
+
+
+class _Context(NamedTuple):
+    side: Side
+    scored_bt: Array
+    x_btd: Array
+    drop: Key[Array, ""] | None
+
+
+class _Cache(NamedTuple):
+    kv: t5.KvCache
+    cross: t5.CrossKv | None
+
+
+def _uniform(width: int) -> Initializer:
+    """Between plus and minus width^-1/2, as the released layers start."""
+    edge = width**-0.5
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -edge, edge)
+
+    return init
+
+
+def _head(config: T5VaeConfig) -> Projection:
+    start = _uniform(config.decoder.width)
+    return Projection((2, config.latent), ("embed",), (None, "latent"), False, start)
+
+
+def _memory(config: T5VaeConfig) -> Projection:
+    dec, start = config.decoder, _uniform(config.latent)
+    return Projection((dec.heads, dec.head), ("latent",), ("heads", "head"), False, start)
+
+
+def _source(config: T5VaeConfig) -> Projection:
+    features = (config.cross_slots, config.decoder.width)
+    return Projection(features, ("latent",), (None, "embed"), False, _uniform(config.latent))
+
+
+def _init(config: T5VaeConfig, dec: T5Config, key: Key[Array, ""]) -> Any:
+    stacks_key, head_key, memory_key, source_key = jax.random.split(key, 4)
+    z = jnp.zeros((1, config.latent))
+    params = t5.init(config.decoder, dec, stacks_key)
+    params["posterior"] = {
+        "head": _head(config).init(head_key, jnp.zeros((1, dec.width)))["params"]
+    }
+    if config.use_memory:
+        params["decoder"]["memory"] = init_stack(
+            lambda k: _memory(config).init(k, z)["params"], memory_key, dec.layers
+        )
+    if config.cross_slots:
+        params["decoder"]["source"] = _source(config).init(source_key, z)["params"]
+    return params
+
+
+def _with_padding(side: Side, slots: int) -> tuple[Side, Bool[Array, "b t s"]]:
+    """The side with padding as the tail of its row's one sentence, and a mask in which it asks but
+    is never a key.
+    """
+    if slots != 1:
+        raise ValueError(f"pool_padding with {slots} sentences per row: set data.packing to bucket")
+    real_bt = side.segment_bt > 0
+    length_b1 = jnp.sum(real_bt, axis=1, keepdims=True)
+    behind_bt = length_b1 - 1 + jnp.cumsum(~real_bt, axis=1)
+    position_bt = jnp.where(real_bt, side.position_bt, behind_bt).astype(side.position_bt.dtype)
+    mask_bts = jnp.broadcast_to(real_bt[:, None], (*real_bt.shape, real_bt.shape[1]))
+    return Side(side.token_bt, jnp.ones_like(side.segment_bt), position_bt), mask_bts
+
+
+def pooled(
+    config: T5VaeConfig, params: Any, side: Side, slots: int, drop: Key[Array, ""] | None = None
+) -> tuple[Float[Array, "e d"], Float[Array, "b t d"], Float[Array, "l b t d"]]:
+    """One feature vector per example; the encoder's last states; the inputs of its layers."""
+    mask_bts = None
+    if config.pool_padding:
+        side, mask_bts = _with_padding(side, slots)
+    x_btd, inputs_lbtd = t5.encode(config.decoder, params, side, drop, mask_bts)
+    return POOLS[config.pool](x_btd, side, slots), x_btd, inputs_lbtd
+
+
+def build(config: T5VaeConfig) -> TextVAE:
+    """The model of a config; see `jvae.api.TextVAE`."""
+    dec = dataclasses.replace(config.decoder, cross=config.cross_slots > 0)
+    memory_slots = int(config.use_memory)
+    init, axes = unboxed(lambda key: _init(config, dec, key))
+
+    def encode(params: Any, batch: Batch, drop: Key[Array, ""] | None, cond: Any) -> Gaussian:
+        del cond
+        assert batch.enc is not None  # `limits` asks for the encoder side
+        h_ed, _, _ = pooled(config, params, batch.enc, batch.slots, fold_key(drop, 0))
+        h_ed = h_ed.astype(wide(h_ed.dtype))
+        stats_egcz = apply(_head(config), params["posterior"]["head"], h_ed)[:, None]
+        return Gaussian(stats_egcz[:, :, 0], stats_egcz[:, :, 1] + config.log_var_shift)
+
+    def memory(params: Any, z_ez: Array, rows: int, layout: str) -> t5.LatentKv | None:
+        """The slots of every layer, key = value."""
+        if not config.use_memory:
+            return None
+        kernel_lznh = params["decoder"]["memory"]["kernel"].astype(dec.dtype)
+        slot_elnh = jnp.einsum("ez,lznh->elnh", z_ez.astype(dec.dtype), kernel_lznh)
+        if layout == "released":
+            slot_lenh = slot_elnh.reshape(dec.layers, -1, dec.heads, dec.head)
+        else:
+            slot_lenh = jnp.moveaxis(slot_elnh, 0, 1)
+        slot_lbmnh = slot_lenh.reshape(dec.layers, rows, -1, dec.heads, dec.head)
+        return t5.LatentKv(slot_lbmnh, slot_lbmnh)
+
+    def source(params: Any, z_ez: Array, rows: int) -> t5.CrossKv | None:
+        """What z gives to the cross-attention of every layer."""
+        if not config.cross_slots:
+            return None
+        state_esd = apply(_source(config), params["decoder"]["source"], z_ez.astype(dec.dtype))
+        return t5.cross_kv(dec, params, state_esd.reshape(rows, -1, dec.width))
+
+    def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
+        del cond
+        x_btd = t5.embed(dec, params, batch.read_bt)
+        return _Context(batch.dec, batch.scored_bt, x_btd, fold_key(drop, 1))
+
+    def log_lik(params: Any, ctx: _Context, z_egz: Array) -> Array:
+        z_ez, rows = z_egz[:, 0], ctx.x_btd.shape[0]
+        own_bts = own_slot(ctx.side, z_ez.shape[0] // rows)
+        hidden_btd, _ = t5.teacher_forced(
+            dec,
+            params,
+            ctx.x_btd,
+            ctx.side,
+            memory(params, z_ez, rows, config.memory_layout),
+            own_bts if config.use_memory else None,
+            source(params, z_ez, rows),
+            jnp.repeat(own_bts, config.cross_slots, axis=2) if config.cross_slots else None,
+            ctx.drop,
+        )
+        return t5.token_log_prob(dec, params, hidden_btd, ctx.side, ctx.scored_bt)
+
+    def source_es(cross: t5.CrossKv | None) -> Array | None:
+        return None if cross is None else jnp.ones(cross.key_lbsnh.shape[1:3], bool)
+
+    def start(params: Any, z_egz: Array, prompt: Prompt, max_len: int, cond=None):
+        del cond
+        z_ez, examples = z_egz[:, 0], prompt.token_et.shape[0]
+        cross = source(params, z_ez, examples)
+        hidden_etd, kv = t5.prefill(
+            dec,
+            params,
+            t5.embed(dec, params, prompt.token_et),
+            max_len,
+            memory(params, z_ez, examples, "own"),
+            cross,
+            source_es(cross),
+        )
+        last_ed = last_of_prompt(hidden_etd, prompt.length_e)
+        return t5.logits(dec, params, last_ed), DecodeState(_Cache(kv, cross), prompt.length_e)
+
+    def step(params: Any, state: DecodeState, token_e: Array):
+        x_ed = t5.embed(dec, params, token_e)
+        kv, cross = state.cache
+        place_e = state.position_e + memory_slots
+        hidden_ed, kv = t5.step(dec, params, x_ed, kv, place_e, cross, source_es(cross))
+        next_state = DecodeState(_Cache(kv, cross), state.position_e + 1)
+        return t5.logits(dec, params, hidden_ed), next_state
+
+    example_axes = _Cache(
+        t5.KvCache._make((1, 1)), t5.CrossKv._make((1, 1)) if config.cross_slots else None
+    )
+    generator = Generator(
+        condition=lambda params, batch, drop=None: None,
+        sample_prior=amortized.sample_standard(config.latent),
+        log_prior=amortized.log_prior_standard,
+        prepare=prepare,
+        log_lik=log_lik,
+        aux=lambda params, ctx, z_egz: {},
+        start=start,
+        step=step,
+        expand=expander(example_axes),
+        reorder=reorderer(example_axes),
+    )
+    posterior = amortized.posterior(encode)
+    return TextVAE(init, axes, generator, posterior, posterior, (1, config.latent))

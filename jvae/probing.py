@@ -1,0 +1,166 @@
+"""What a trained run's latent says of labels or factors: probes and clusters beside controls."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jvae import evaluation, run
+from jvae.api import Batch, Params
+from jvae.data import grammar
+from jvae.data.dataset import eval_batches
+from jvae.errors import ConfigError
+from jvae.evals import cluster, disentangle
+from jvae.evals import probe as probes
+from jvae.evals.card import Report
+from jvae.evals.latent import collect_posteriors
+from jvae.evals.likelihood import has_latent
+from jvae.parallel import mesh as meshes
+from jvae.workdir import write_text
+
+FITTED = max(probes.FEW_LABELS)  # training sentences that probes and clusters are fitted to
+LABEL = "label"  # name of labels that `data.label` reads
+
+Labels = dict[str, np.ndarray]  # of each kind of label, one per sentence
+
+
+def labels_of(this: run.Run, split: str) -> Labels:
+    """The labels of a split: all factors of the embedded corpus, or what `data.label` reads.
+
+    Raises: ConfigError where there are none.
+    """
+    data = this.data[split]
+    if split in this.exact:
+        # Sentence i is line i of its corpus, of which some may have been left out.
+        made = grammar.corpus(split, int(data.lines.line_no.max()))
+        factor_ef = np.array([s.factors for s in made])[data.lines.line_no - 1]
+        return {f.name: factor_ef[:, i] for i, f in enumerate(grammar.FACTORS)}
+    if data.labels is None:
+        raise ConfigError(
+            f"probe: the {split} split has no labels; train with data.label set to the column or "
+            "key that holds them"
+        )
+    return {LABEL: np.array(list(data.labels))}
+
+
+def probe(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = "test") -> Report:
+    """Probes and clusters of a split's posterior means; writes `eval/probe.json` and `.txt`.
+
+    The control is the encoder at its first step, on the same labels; permuted labels and the most
+    frequent one stand in the note.
+
+    Raises: ConfigError for a model without a latent or data without labels.
+    """
+    cfg = evaluation.settings(this.config)
+    if not has_latent(this.model):
+        raise ConfigError(f"probe: {this.config.name} has no latent to probe")
+    test, train = labels_of(this, split), labels_of(this, "train")
+    fitted = {kind: label_e[:FITTED] for kind, label_e in train.items()}
+    report = Report(f"{this.config.name}, probes", evaluation.card_of(this, cfg, step, split))
+    report.card.sentences = len(this.data[split])
+    report.card.controls = {"probe": "untrained model"}
+
+    def features(weights: Params, name: str, most: int | None = None) -> np.ndarray:
+        data = this.data[name]
+        ids = np.arange(len(data) if most is None else min(most, len(data)))
+        sharding = meshes.batch_sharding(mesh)
+        rows: Iterator[Batch] = (
+            jax.device_put(b, sharding) for b in eval_batches(data, this.rows, ids)
+        )
+        key = jax.random.key(cfg.seed)
+        posts = collect_posteriors(this.model, weights, rows, key, cap=len(ids))
+        return probes.flat(posts.mean_egz)
+
+    few = next(iter(test)) if cfg.factor not in test else cfg.factor
+    if few != cfg.factor and LABEL not in test:
+        raise ConfigError(f"evals.factor is {cfg.factor!r}; expected one of {', '.join(test)}")
+    with evaluation.timed(report, "encode_s"):
+        both = [params, evaluation.untrained(this, mesh)]
+        test_ed = [features(weights, split) for weights in both]
+        train_ed = [features(weights, "train", FITTED) for weights in both]
+    with evaluation.timed(report, "probe_s"):
+        for kind, label_e in test.items():
+            if len(np.unique(label_e)) > 1:
+                _linear(report, kind, test_ed, label_e, cfg.seed)
+    with evaluation.timed(report, "few_labels_s"):
+        _few(report, few, train_ed, fitted[few], test_ed, test[few], cfg.seed)
+    with evaluation.timed(report, "cluster_s"):
+        _clusters(report, few, train_ed, test_ed, test[few], cfg.seed)
+    if len(fitted) > 1:
+        with evaluation.timed(report, "factors_s"):
+            _factors(report, train_ed, fitted, cfg.seed)
+    write_text(this.workdir / "eval" / "probe.json", report.to_json())
+    write_text(this.workdir / "eval" / "probe.txt", report.table() + "\n")
+    return report
+
+
+def _linear(
+    report: Report, kind: str, test_ed: list[np.ndarray], label_e: np.ndarray, seed: int
+) -> None:
+    found, control = (probes.linear_probe(x_ed, label_e, seed=seed) for x_ed in test_ed)
+    chance = probes.linear_probe(test_ed[0], probes.permuted(label_e, seed), seed=seed)
+    note = f"sd of {found.runs} folds; permuted {chance.mean:.1f}"
+    note += f", most frequent {found.majority:.1f}"
+    report.add(f"probe_{kind}", found.mean, "%", se=found.sd, control=control.mean, note=note)
+
+
+def _few(
+    report: Report,
+    kind: str,
+    train_ed: list[np.ndarray],
+    label_e: np.ndarray,
+    test_ed: list[np.ndarray],
+    test_label_e: np.ndarray,
+    seed: int,
+) -> None:
+    found, control = (
+        probes.low_resource(x_ed, label_e, y_ed, test_label_e, seed=seed)
+        for x_ed, y_ed in zip(train_ed, test_ed, strict=True)
+    )
+    shuffled = probes.permuted(label_e, seed)
+    chance = probes.low_resource(train_ed[0], shuffled, test_ed[0], test_label_e, seed=seed)
+    for size, accuracy in found.items():
+        note = f"{accuracy.runs} draws, their sd; permuted {chance[size].mean:.1f}"
+        report.add(
+            f"probe_{kind}_{size}",
+            accuracy.mean,
+            "%",
+            se=accuracy.sd,
+            control=control[size].mean,
+            note=note,
+        )
+
+
+def _clusters(
+    report: Report,
+    kind: str,
+    train_ed: list[np.ndarray],
+    test_ed: list[np.ndarray],
+    label_e: np.ndarray,
+    seed: int,
+) -> None:
+    found, control = (
+        cluster.clustering(x_ed, y_ed, label_e, seed=seed)
+        for x_ed, y_ed in zip(train_ed, test_ed, strict=True)
+    )
+    chance = cluster.clustering(
+        train_ed[0], test_ed[0], probes.permuted(label_e, seed), restarts=1, seed=seed
+    )
+    low, high = min(found.restarts), max(found.restarts)
+    note = f"likeliest of {len(found.restarts)} restarts, {low:.1f} to {high:.1f}"
+    note += f"; permuted {chance.accuracy:.1f}"
+    name = f"cluster_{kind}"
+    report.add(f"{name}_accuracy", found.accuracy, "%", control=control.accuracy, note=note)
+    report.add(f"{name}_nmi", found.nmi, "0-1", control=control.nmi)
+
+
+def _factors(report: Report, train_ed: list[np.ndarray], labels: Labels, seed: int) -> None:
+    factor_ef = np.stack(list(labels.values()), axis=1)
+    found, control = (disentangle.disentanglement(x_ed, factor_ef, seed) for x_ed in train_ed)
+    shuffled = np.random.default_rng(seed).permutation(factor_ef)
+    chance = disentangle.disentanglement(train_ed[0], shuffled, seed)
+    for name, value in found._asdict().items():
+        note = f"permuted {getattr(chance, name):.2f}"
+        report.add(name, value, "0-1", control=getattr(control, name), note=note)
+    report.details["factors"] = list(labels)

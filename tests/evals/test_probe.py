@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+
+from jvae.errors import DataError
+from jvae.evals import cluster, probe
+
+
+def blobs(count, seed=0, apart=3.0, kinds=3, width=6):
+    rng = np.random.default_rng(seed)
+    centre = np.random.default_rng(9).normal(size=(kinds, width)) * apart
+    label = rng.integers(0, kinds, count)
+    return centre[label] + rng.normal(size=(count, width)), label
+
+
+def test_a_probe_finds_what_is_there_and_nothing_else():
+    feature, label = blobs(200)
+    found = probe.linear_probe(feature, label)
+    assert found.mean > 95 and found.runs == 5 and found.sd is not None
+    chance = probe.linear_probe(feature, probe.permuted(label))
+    assert chance.mean < 50 < found.mean
+    assert found.majority == 100 * np.bincount(label).max() / 200
+    # Scale does not matter: features are standardised on the fitted part.
+    scaled = probe.linear_probe(feature * 10.0 ** np.arange(6) + 5, label)
+    assert scaled.mean == pytest.approx(found.mean, abs=1e-6)
+
+
+def test_folds_are_disjoint_and_cover_all(monkeypatch):
+    feature, label = blobs(53)
+    tested, fitted = [], []
+
+    class Probe:
+        def predict(self, feature_ed):
+            tested.append(feature_ed)
+            return np.zeros(len(feature_ed))
+
+    monkeypatch.setattr(probe, "_fit", lambda x, y: fitted.append(x) or Probe())
+    probe.linear_probe(feature, label)
+    rows = np.concatenate(tested)
+    assert sorted(rows[:, 0]) == sorted(feature[:, 0])
+    for a, b in zip(fitted, tested, strict=True):
+        assert not set(a[:, 0]) & set(b[:, 0]) and len(a) + len(b) == 53
+
+
+def test_more_labels_help():
+    train, label = blobs(400, apart=0.8)
+    test, test_label = blobs(200, seed=1, apart=0.8)
+    found = probe.low_resource(train, label, test, test_label, sizes=(10, 100, 400, 500), seeds=4)
+    assert list(found) == [10, 100, 400]  # there are no 500
+    assert found[10].mean < found[100].mean
+    assert found[10].runs == 4 and found[400].runs == 1 and found[400].sd is None
+    again = probe.low_resource(train, label, test, test_label, sizes=(10,), seeds=4)
+    assert again[10] == found[10]
+
+
+def test_labels_are_checked():
+    feature, label = blobs(20)
+    with pytest.raises(DataError, match="20 sentences but 19 labels"):
+        probe.linear_probe(feature, label[:-1])
+    with pytest.raises(DataError, match="all labels are one"):
+        probe.linear_probe(feature, np.zeros(20))
+    with pytest.raises(DataError, match="3 labels are too few for 5 folds"):
+        probe.linear_probe(feature[:3], np.array([0, 1, 0]))
+    with pytest.raises(DataError, match="at least two kinds"):
+        cluster.clustering(feature, feature, np.zeros(20))
+    assert probe.flat(np.zeros((4, 2, 3))).shape == (4, 6)
+
+
+def test_matching_ignores_the_names_of_clusters():
+    label = np.array([0, 0, 1, 1, 2, 2, 2])
+    assert cluster.matched_accuracy(np.array([7, 7, 3, 3, 5, 5, 5]), label) == 100
+    # Two clusters on one label: only one of them counts.
+    assert cluster.matched_accuracy(np.array([0, 1, 2, 2, 3, 3, 3]), label) == pytest.approx(
+        600 / 7
+    )
+    # Greedy matching would take (0, 0) with 3 and end at 3; the best is 2 + 2.
+    joint = np.array([[3, 2], [2, 0]])
+    pairs = [(a, b) for a in (0, 1) for b in (0, 1) for _ in range(joint[a, b])]
+    a, b = np.array(pairs).T
+    assert cluster.matched_accuracy(a, b) == pytest.approx(400 / 7)
+
+
+def test_clusters_are_the_likeliest_of_the_restarts():
+    train, _ = blobs(300, apart=4.0)
+    test, label = blobs(100, seed=1, apart=4.0)
+    found = cluster.clustering(train, test, label, restarts=4)
+    assert found.accuracy > 95 and found.nmi > 0.9 and len(found.restarts) == 4
+    assert found.accuracy in found.restarts
+    chance = cluster.clustering(train, test, probe.permuted(label), restarts=1)
+    assert chance.accuracy < 60 and chance.nmi < 0.2
