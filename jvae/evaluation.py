@@ -39,7 +39,8 @@ from jvae.evals.likelihood import (
 from jvae.evals.settings import EvalConfig, Preset
 from jvae.latent import short_run
 from jvae.parallel import mesh as meshes
-from jvae.space.loaded import LoadedVAE, line
+from jvae.space.lines import arc, line
+from jvae.space.loaded import LoadedVAE
 from jvae.workdir import one_line, write_text
 
 log = logging.getLogger(__name__)
@@ -279,7 +280,7 @@ def _interpolations(
     words = smoothness.word_vectors(this.data["train"].texts)
     ways = {"interpolation": line(*ends, steps)}
     if sizes.slerp:
-        ways["arc"] = smoothness.arc(*ends, steps)
+        ways["arc"] = arc(*ends, steps)
     given = sources and [one for one in sources[:pairs] for _ in range(steps)]
     for name, z_etgz in ways.items():
         latents = z_etgz.reshape(-1, *z_egz.shape[1:])

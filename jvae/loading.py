@@ -32,8 +32,10 @@ def load(name: str | os.PathLike[str], *, seed: int = 0) -> LoadedVAE:
     config = parts.config
     family, model_config = models.family(config.model.family), run.model_config(config)
     limits = family.limits(model_config)
+    model = run.build_model(config)
+    sampler = run.build_sampler(config, model)
     return LoadedVAE(
-        model=run.build_model(config),
+        model=model,
         params=parts.params,
         encoder=parts.encoder,
         decoder=parts.decoder,
@@ -43,6 +45,7 @@ def load(name: str | os.PathLike[str], *, seed: int = 0) -> LoadedVAE:
         max_length=config.decode.max_length,
         decode_batch=config.decode.batch,
         seed=seed,
+        proposal=sampler.proposal if sampler else None,
     )
 
 

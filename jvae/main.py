@@ -1,9 +1,11 @@
 """Command line: `python -m jvae.main --config=configs/optimus.py`. Flags and modes, no logic."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -11,7 +13,18 @@ from ml_collections import ConfigDict
 from jvae import config as configs
 from jvae.errors import ConfigError, JvaeError
 
-MODES = ("train", "eval", "probe", "sample", "reconstruct", "interpolate")
+TEXT_MODES = (
+    "sample",
+    "reconstruct",
+    "interpolate",
+    "analogy",
+    "traverse",
+    "neighbors",
+    "encode",
+    "decode",
+    "nll",
+)
+MODES = ("train", "eval", "probe", "report", *TEXT_MODES)
 
 USAGE = """\
 python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
@@ -20,14 +33,27 @@ python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir
   --config.data.train=my.txt     any value of the config
   --mode=train                   train, evaluate, sample; the same command resumes
   --sweep=objective.beta.stop=0.1,0.5,1  a run for every value, one table; --dry_run prints them
-  --mode=eval|probe|sample|reconstruct|interpolate --workdir=DIR       on a trained run
+  --mode=eval|probe|report --workdir=DIR     measure a trained run; probe its latent; show all of it
+
+On a trained run, with --workdir=DIR; sentences from --text, --input=FILE or standard input:
+
+  --mode=sample --n=10                     sentences from the prior
+  --mode=reconstruct                       each sentence encoded and decoded
+  --mode=interpolate --text=A --text=B     between two sentences; --steps, --how=slerp
+  --mode=analogy --text=A --text=B --text=C      what is to C as B is to A
+  --mode=traverse --text=A --dims=0,3      one latent dimension moved at a time
+  --mode=neighbors --corpus=FILE --n=5     nearest sentences of a file
+  --mode=encode --out=z.npz                latents; decode reads them, from a file or a pipe
+  --mode=nll --k=100                       nats of each sentence
 """
 
 
 def _flags() -> flags.FlagValues:
     """All flags but those of the config, at their defaults."""
     own = flags.FlagValues()
-    text = "A sentence for reconstruct or interpolate; lines of standard input otherwise."
+    text = "A sentence for a text mode; may be given several times."
+    out = "File of the result: .txt, .json (one object per line) or .npz; standard output if empty."
+    dims = "Latent dimensions for traverse, such as 0,3,5; all if empty."
     workdir = "Folder of the run; runs/<name of the config> by default."
     flags.DEFINE_string("workdir", None, workdir, flag_values=own)
     flags.DEFINE_enum(
@@ -38,8 +64,17 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_multi_string("sweep", [], sweep, flag_values=own)
     flags.DEFINE_bool("dry_run", False, dry, flag_values=own)
     flags.DEFINE_multi_string("text", [], text, flag_values=own)
-    flags.DEFINE_integer("n", 10, "Sentences to sample.", lower_bound=1, flag_values=own)
+    flags.DEFINE_string("input", "", "File of sentences, plain or .gz.", flag_values=own)
+    flags.DEFINE_string("out", "", out, flag_values=own)
+    flags.DEFINE_enum("format", "", ("", "text", "json", "npz"), "Of --out.", flag_values=own)
+    flags.DEFINE_integer(
+        "n", 10, "Sentences to sample, or neighbors of each.", lower_bound=1, flag_values=own
+    )
     flags.DEFINE_integer("steps", 11, "Points of a line.", lower_bound=2, flag_values=own)
+    flags.DEFINE_enum("how", "linear", ("linear", "slerp"), "Way of a line.", flag_values=own)
+    flags.DEFINE_list("dims", [], dims, flag_values=own)
+    flags.DEFINE_string("corpus", "", "File that neighbors are of.", flag_values=own)
+    flags.DEFINE_integer("k", 100, "Draws for nll.", lower_bound=1, flag_values=own)
     flags.DEFINE_integer("seed", 0, "Seed of the text modes.", flag_values=own)
     return own
 
@@ -91,10 +126,14 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
         modes.train(config, folder)
     elif given.mode == "eval":
         modes.evaluate(config, folder)
+    elif given.mode == "report":
+        modes.report(config, folder)
     elif given.mode == "probe":
         modes.probe(config, folder)
     else:
-        modes.text(given.mode, config, folder, list(given.text), given.n, given.steps, given.seed)
+        from jvae import toolbox
+
+        toolbox.run(given.mode, config, folder, _options(given))
     return 0
 
 
@@ -104,9 +143,21 @@ def _keep_compiled_programs() -> None:
 
     from jvae.data.corpus import cache_dir
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_dir("") / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _options(given: flags.FlagValues) -> Any:
+    """The flags of the text modes."""
+    from jvae.toolbox import Options
+
+    if not all(one.strip().isdigit() for one in given.dims):
+        raise ConfigError(f"--dims={','.join(given.dims)}: expected numbers from 0, such as 0,3,5")
+    values = {
+        name: getattr(given, name) for name in Options._fields if name not in ("text", "dims")
+    }
+    return Options(text=tuple(given.text), dims=tuple(int(one) for one in given.dims), **values)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """What each `--mode` of the command line does."""
 
-import sys
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -10,7 +9,7 @@ from jvae import evaluation, loading, probing, run, workdir
 from jvae import sweep as sweeps
 from jvae import train as training
 from jvae.api import Params
-from jvae.errors import CheckpointError, ConfigError
+from jvae.errors import CheckpointError
 from jvae.parallel import mesh as meshes
 
 
@@ -58,54 +57,12 @@ def _trained(config: ConfigDict, folder: Path) -> tuple[run.Run, Mesh, Params, i
     return this, mesh, *loading.load_params(this.model, mesh, folder)
 
 
-def text(
-    mode: str, config: ConfigDict, folder: Path, lines: list[str], n: int, steps: int, seed: int
-) -> None:
-    """sample, reconstruct or interpolate: sentences from `lines` or standard input, text out.
+def report(config: ConfigDict, folder: Path) -> None:
+    """Pictures of a trained run and one HTML page with all of it, under `report/`."""
+    from jvae import report as reports  # matplotlib takes a second to import
 
-    A conditional model takes sources to sample for, and lines `source<TAB>text` for the others.
-    """
-    if mode != "sample" and not lines:
-        lines = [one.rstrip("\n") for one in sys.stdin]
-    if mode == "reconstruct" and not lines:
-        raise ConfigError("nothing to reconstruct: give --text='...' or lines on standard input")
-    if mode == "interpolate" and len(lines) != 2:
-        raise ConfigError(f"interpolate takes two sentences, not {len(lines)}: give --text twice")
     workdir.saved_config(folder)  # says so where there is no run
-    vae = loading.load(folder, seed=seed)
-    settings = {k: v for k, v in config.decode.items() if k not in ("batch", "max_length")}
-    if mode == "sample":
-        found = vae.sample(n, sources=sources_of(lines) if vae.conditional else None, **settings)
-    else:
-        sources, lines = pairs_of(lines) if vae.conditional else (None, lines)
-        if mode == "reconstruct":
-            found = vae.reconstruct(lines, sources)
-        else:
-            source = sources[0] if sources else None
-            if sources and sources[1] != source:
-                raise ConfigError("interpolate goes between two texts of one source; give it twice")
-            found = vae.interpolate(lines[0], lines[1], steps, source)
-    print("\n".join(workdir.one_line(sentence) for sentence in found))
-
-
-def sources_of(lines: list[str]) -> list[str]:
-    """Sources to sample for: as given, else the lines of standard input."""
-    lines = lines or [one.rstrip("\n") for one in sys.stdin]
-    if not lines:
-        raise ConfigError("no source to sample for: give --text='...' or lines on standard input")
-    return lines
-
-
-def pairs_of(lines: list[str]) -> tuple[list[str], list[str]]:
-    """Sources and texts of lines that hold both."""
-    for i, one in enumerate(lines):
-        if one.count("\t") != 1:
-            raise ConfigError(
-                f"line {i + 1} has {one.count(chr(9))} tabs: this model reads a source too; "
-                "expected source<TAB>text"
-            )
-    pairs = [one.split("\t") for one in lines]
-    return [source for source, _ in pairs], [text for _, text in pairs]
+    print(reports.write(config, folder))
 
 
 def _show(table: str, folder: Path) -> None:

@@ -10,7 +10,7 @@ _LINE_S = 15.0  # between two lines where there is no terminal
 
 
 class Progress:
-    """Counts up to a total; silent for what ends within a second."""
+    """Counts up to a total; silent for what ends within `quiet_s` seconds."""
 
     def __init__(
         self,
@@ -18,12 +18,13 @@ class Progress:
         total: int,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
+        quiet_s: float = 1.0,
     ) -> None:
         self._label, self._total = label, max(total, 1)
         self._stream = sys.stderr if stream is None else stream
         self._clock, self._live = clock, self._stream.isatty()
         self._start = clock()
-        self._next = self._start + 1.0
+        self._next = self._start + quiet_s
         self._done = self._skipped = 0
         self._shown = ""
 

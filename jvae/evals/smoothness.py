@@ -161,22 +161,3 @@ def smoothness_rows(
         dict(name=f"{name}_smoothness_max", value=found.highest, unit=""),
         dict(name=f"{name}_smoothness_min", value=found.lowest, unit=""),
     ]
-
-
-def arc(
-    a_egz: Float[np.ndarray, "e g z"], b_egz: Float[np.ndarray, "e g z"], steps: int
-) -> Float[np.ndarray, "e t g z"]:
-    """`steps` even points on the arc from a to b, length changing with the angle (slerp).
-
-    Source: Shoemake 1985. Latents in one direction, or of length 0, go straight.
-    """
-    t = np.linspace(0.0, 1.0, steps)[None, :, None]
-    a, b = (x.reshape(len(x), 1, -1).astype(np.float64) for x in (a_egz, b_egz))
-    lengths = np.linalg.norm(a, axis=2) * np.linalg.norm(b, axis=2)
-    cosine = np.sum(a * b, axis=2) / np.maximum(lengths, 1e-12)
-    angle = np.arccos(np.clip(cosine, -1.0, 1.0))[..., None]
-    straight = (np.sin(angle) < 1e-6) | (lengths[..., None] == 0)
-    sine = np.where(straight, 1.0, np.sin(angle))
-    curved = (np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / sine
-    z = np.where(straight, (1 - t) * a + t * b, curved)
-    return z.reshape(len(a), steps, *a_egz.shape[1:]).astype(np.float32)

@@ -1,99 +1,114 @@
 """A trained model with its tokenizers: text to latents, latents to text. NumPy in and out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Float
 
-from jvae.api import Batch, Cond, Generator, Params, Posterior, Prompt, TextVAE, example_keys
-from jvae.data.dataset import RowSpec, eval_batches, make_dataset
+from jvae.api import Batch, Cond, Params, Prompt, TextVAE
+from jvae.data.dataset import RowSpec
 from jvae.data.encode import encode
-from jvae.data.rows import pack_rows
-from jvae.data.sources import lines_of
+from jvae.data.progress import Progress
+from jvae.data.rows import Encoded, pack_rows
 from jvae.data.tokenizers import TextTokenizer
-from jvae.decode import DecodeConfig, decode_in_batches
+from jvae.decode import DecodeConfig, decode
 from jvae.errors import DataError
+from jvae.evals.likelihood import score_batch
+from jvae.latent.mixture import Proposal
+from jvae.space import batching, lines, scoring
+from jvae.space.neighbors import Neighbor, nearest
+from jvae.space.scoring import TokenLogProbs
 
+__all__ = ["LoadedVAE", "Neighbor", "TokenLogProbs"]
 
-@partial(jax.jit, static_argnames=("gen", "post"))
-def _means(
-    gen: Generator, post: Posterior, params: Params, batch: Batch, key: Key[Array, ""]
-) -> Array:
-    cond = gen.condition(params, batch)
-    q = post.encode(params, batch, cond=cond, key_e=example_keys(key, batch.id_e))
-    return post.mean(params, q)
-
-
-@partial(jax.jit, static_argnames=("gen",))
-def _condition(gen: Generator, params: Params, batch: Batch) -> Cond:
-    return gen.condition(params, batch)
+QUIET_S = 10.0  # shorter work, compilation included, shows no progress
 
 
 class _Given(NamedTuple):
     """What is given beside the latents: the condition and the tokens to go on from."""
 
     cond: Cond | None
-    prompt: Prompt
+    prompt: Prompt  # of NumPy arrays
 
 
 @dataclass(frozen=True)
 class LoadedVAE:
-    """Encode, decode, reconstruct, sample and interpolate with one set of parameters.
+    """Encode, edit, decode and score text with one set of parameters.
 
     Latents are float32 arrays (n, groups, width); a language model's are (n, 0, 0). A conditional
-    model needs `sources`, one source text for each sentence or latent; the others take none.
+    model needs `sources`, one source text for each sentence or latent; the others take none. Any
+    number of texts goes: they are cut into batches of few shapes, each compiled once. What a text
+    gives does not depend on the texts beside it, noise included.
     """
 
     model: TextVAE
     params: Params
     encoder: TextTokenizer
     decoder: TextTokenizer
-    rows: RowSpec
+    rows: RowSpec  # of the training; of it, whether ends are scored
     limits: dict[str, int]  # most tokens of one example per side
     max_length: int  # default limit of decoded sentences, in tokens
     decode_batch: int = 256
     seed: int = 0
     joined: tuple[str, ...] = ()  # sides that hold the source in front of the text
+    proposal: Proposal | None = None  # where likelihood bounds draw from, if not the posterior
 
     @property
     def conditional(self) -> bool:
         """Whether the model reads a source text beside each sentence."""
         return "cond" in self.limits
 
-    def encode(
+    # ----------------------------------------------------------------------------------------------
+    # Text to latents and back.
+
+    def batches(
         self, texts: Sequence[str], sources: Sequence[str] | None = None
-    ) -> Float[np.ndarray, "n g z"]:
-        """Posterior means of sentences, in their order.
+    ) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Each text once, in batches: (places in `texts` of the first rows, batch).
 
         Raises: DataError naming the first sentence that is empty or too long for the model.
         """
         if isinstance(texts, str):
-            raise TypeError("encode takes a list of sentences, not one string")
-        for i, text in enumerate(texts):
-            if not text.strip():
-                raise DataError(f"sentence {i + 1} is empty; there is nothing to encode")
+            raise TypeError("expected a list of sentences, not one string")
         self._check_sources(sources, len(texts))
-        dataset = make_dataset(
-            lines_of(texts, "sentence"),
-            self.decoder,
-            self.encoder if "enc" in self.limits else None,
-            self.encoder if self.conditional else None,
-            sources=sources,
-            limits=self.limits,
-            joined=self.joined,
+        tokenizers = {"dec": self.decoder, "enc": self.encoder, "cond": self.encoder}
+        read = {side: one for side, one in tokenizers.items() if side in ("dec", *self.limits)}
+        found = batching.tokenise(texts, sources, read, self.limits, self.joined)
+        return batching.batches(
+            found, score_end=self.rows.score_end, source_first="dec" in self.joined
         )
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        sources: Sequence[str] | None = None,
+        *,
+        seed: int | None = None,
+        chains: int | None = None,
+    ) -> Float[np.ndarray, "n g z"]:
+        """Posterior means of sentences, in their order.
+
+        Args:
+          seed, chains: of a model without an encoder, whose latents are averages over so many
+            Langevin chains, by default as many as its config says.
+        Raises: DataError naming the first sentence that is empty or too long for the model.
+        """
+        sampler = self.model.post is not self.model.metric_post
+        if chains is not None and (chains < 1 or not sampler):
+            why = "this model has an encoder and no chains" if chains > 0 else "expected at least 1"
+            raise ValueError(f"chains is {chains}: {why}")
+        post = self.model.metric_post if chains is None else self.model.post
         out = np.zeros((len(texts), *self.model.latent_shape), np.float32)
-        key = jax.random.key(self.seed)
-        for batch in eval_batches(dataset, self.rows):
-            mean_egz = np.asarray(
-                _means(self.model.gen, self.model.metric_post, self.params, batch, key)
-            )
-            out[batch.id_e[batch.valid_e]] = mean_egz[np.asarray(batch.valid_e)]
+        key = self._key(seed)
+        with Progress("encoding", len(texts), quiet_s=QUIET_S) as progress:
+            for place_e, batch in self.batches(texts, sources):
+                mean_egz = scoring.means(self.model.gen, post, chains, self.params, batch, key)
+                out[place_e] = np.asarray(mean_egz)[: len(place_e)]
+                progress.add(len(place_e))
         return out
 
     def sample_prior(
@@ -103,9 +118,13 @@ class LoadedVAE:
         self._check_sources(sources, None)
         cond = None if sources is None else self._given(sources).cond
         total = n if sources is None else n * len(sources)
-        key_e = self._keys(total, self.seed if seed is None else seed)
-        cond = jax.tree.map(lambda leaf: np.repeat(leaf, n, axis=0), cond)
-        return np.asarray(jax.jit(self.model.gen.sample_prior)(self.params, key_e, cond))
+        out = np.zeros((total, *self.model.latent_shape), np.float32)
+        for place_e, index_e in _spans(total, self.decode_batch):
+            given_e = index_e // n
+            one = jax.tree.map(lambda leaf, at=given_e: leaf[at], cond)
+            z_egz = scoring.prior(self.model.gen, self.params, self._key(seed), index_e, one)
+            out[place_e] = np.asarray(z_egz)[: len(place_e)]
+        return out
 
     def decode(
         self,
@@ -131,19 +150,25 @@ class LoadedVAE:
         if "dec" in self.joined:
             room = self.limits["dec"] - given.prompt.token_et.shape[1]
             config = replace(config, max_length=min(config.max_length, room))
-        out = decode_in_batches(
-            self.model.gen,
-            self.params,
-            z_egz,
-            given.prompt,
-            self._keys(len(z_egz), self.seed if seed is None else seed),
-            config,
-            end_id=self.decoder.end_id,
-            pad_id=self.decoder.pad_id,
-            batch_size=min(self.decode_batch, len(z_egz)),
-            cond=given.cond,
-        )
-        return [self.decoder.decode(tokens) for tokens in np.asarray(out.token_et)]
+        texts: list[str] = []
+        with Progress("decoding", len(z_egz), quiet_s=QUIET_S) as progress:
+            for place_e, index_e in _spans(len(z_egz), self.decode_batch):
+                one = jax.tree.map(lambda leaf, at=index_e: leaf[at], given)
+                out = decode(
+                    self.model.gen,
+                    self.params,
+                    jnp.asarray(z_egz[index_e]),
+                    one.prompt,
+                    scoring.keys(self._key(seed), index_e) if config.method == "sample" else None,
+                    config,
+                    end_id=self.decoder.end_id,
+                    pad_id=self.decoder.pad_id,
+                    cond=one.cond,
+                )
+                found_et = np.asarray(out.token_et)[: len(place_e)]
+                texts += [self.decoder.decode(tokens) for tokens in found_et]
+                progress.add(len(place_e))
+        return texts
 
     def reconstruct(
         self, texts: Sequence[str], sources: Sequence[str] | None = None, **settings: Any
@@ -165,13 +190,141 @@ class LoadedVAE:
         every = sources and [source for source in sources for _ in range(n)]
         return self.decode(z_egz, seed, every, **({"method": "sample"} | settings))
 
+    # ----------------------------------------------------------------------------------------------
+    # Editing.
+
     def interpolate(
-        self, a: str, b: str, steps: int = 11, source: str | None = None, **settings: Any
+        self,
+        a: str,
+        b: str,
+        steps: int = 11,
+        source: str | None = None,
+        *,
+        how: str = "linear",
+        **settings: Any,
     ) -> list[str]:
-        """Sentences at `steps` even points on the line between the posterior means of a and b."""
+        """Sentences at `steps` even points between the posterior means of a and b.
+
+        Args:
+          how: "linear", or "slerp" for the arc.
+        """
         z_egz = self.encode([a, b], source and [source] * 2)
-        every = source and [source] * steps
-        return self.decode(line(z_egz[:1], z_egz[1:], steps)[0], sources=every, **settings)
+        return self._told(lines.between(z_egz[:1], z_egz[1:], steps, how)[0], source, settings)
+
+    def analogy(self, a: str, b: str, c: str, source: str | None = None, **settings: Any) -> str:
+        """What is to c as b is to a: the sentence at z(c) + z(b) - z(a)."""
+        z_egz = self.encode([a, b, c], source and [source] * 3)
+        moved_gz = z_egz[2] + lines.direction(z_egz[:1], z_egz[1:2])
+        return self._told(moved_gz[None], source, settings)[0]
+
+    def traverse(
+        self,
+        text: str,
+        dims: Sequence[int] | None = None,
+        offsets: Sequence[float] = lines.OFFSETS,
+        source: str | None = None,
+        **settings: Any,
+    ) -> list[list[str]]:
+        """Sentences as one dimension of a sentence's latent moves, for each dimension.
+
+        Args:
+          dims: counted through all groups; all of them by default.
+          offsets: added to the dimension, in units of the latent.
+        """
+        (z_gz,) = self.encode([text], source and [source])
+        z_dtgz = lines.axes(z_gz, range(z_gz.size) if dims is None else dims, offsets)
+        told = self._told(z_dtgz.reshape(-1, *z_gz.shape), source, settings)
+        return [told[i : i + len(offsets)] for i in range(0, len(told), len(offsets))]
+
+    def neighbors(
+        self,
+        text: str,
+        corpus: Sequence[str],
+        n: int = 5,
+        source: str | None = None,
+        sources: Sequence[str] | None = None,
+        *,
+        metric: str = "cosine",
+    ) -> list[Neighbor]:
+        """The n sentences of a corpus whose posterior means are nearest to that of a text.
+
+        For many texts encode the corpus once and see `jvae.space.neighbors.nearest`.
+
+        Args:
+          sources: of the corpus.
+          metric: "cosine" or "euclidean".
+        """
+        query_egz = self.encode([text], source and [source])
+        (places,), (distances,) = nearest(query_egz, self.encode(corpus, sources), n, metric)
+        pairs = zip(places.tolist(), distances.tolist(), strict=True)
+        return [Neighbor(str(corpus[place]), place, distance) for place, distance in pairs]
+
+    # ----------------------------------------------------------------------------------------------
+    # Densities.
+
+    def nll(
+        self,
+        texts: Sequence[str],
+        sources: Sequence[str] | None = None,
+        *,
+        k: int = 100,
+        chunk: int = 1,
+        seed: int | None = None,
+    ) -> Float[np.ndarray, "n"]:
+        """Importance-weighted bound on -log p of each sentence, in nats; exact without a latent.
+
+        Args:
+          k: draws; the bound falls towards the exact value as they grow.
+          chunk: draws decoded together; changes memory, not values.
+        """
+        score = score_batch(self.model, k, chunk, (), self.proposal)
+        key = self._key(seed)
+        out = np.zeros(len(texts), np.float64)
+        with Progress("scoring", len(texts), quiet_s=QUIET_S) as progress:
+            for place_e, batch in self.batches(texts, sources):
+                nll_e = score(self.params, batch, key).nll_e
+                out[place_e] = np.asarray(nll_e)[: len(place_e)]
+                progress.add(len(place_e))
+        return out
+
+    def token_log_probs(
+        self,
+        texts: Sequence[str],
+        sources: Sequence[str] | None = None,
+        *,
+        z_egz: Float[np.ndarray, "n g z"] | None = None,
+    ) -> list[TokenLogProbs]:
+        """log p of each token of each sentence given its latent, in nats.
+
+        Args:
+          z_egz: the latents, posterior means by default.
+        """
+        if z_egz is None:
+            z_egz = self.encode(texts, sources)
+        z_egz = np.asarray(z_egz, np.float32)
+        if z_egz.shape != (len(texts), *self.model.latent_shape):
+            expected = (len(texts), *self.model.latent_shape)
+            raise ValueError(f"latents have shape {z_egz.shape}; expected {expected}")
+        name_of = self.decoder.backend.id_to_token
+        out: list[TokenLogProbs | None] = [None] * len(texts)
+        for place_e, batch in self.batches(texts, sources):
+            index_e = np.resize(place_e, len(batch.id_e))
+            nats_bt = np.asarray(
+                scoring.token_nats(self.model.gen, self.params, batch, z_egz[index_e])
+            )
+            for row, place in enumerate(place_e.tolist()):
+                scored_t = np.asarray(batch.scored_bt[row])
+                ids = np.asarray(batch.dec.token_bt[row])[scored_t].tolist()
+                tokens = [name_of(i) or str(i) for i in ids]
+                out[place] = TokenLogProbs(tokens, nats_bt[row, scored_t])
+        return [one for one in out if one is not None]
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _told(
+        self, z_egz: Float[np.ndarray, "n g z"], source: str | None, settings: dict[str, Any]
+    ) -> list[str]:
+        return self.decode(z_egz, sources=source and [source] * len(z_egz), **settings)
 
     def _check_sources(self, sources: Sequence[str] | None, n: int | None) -> None:
         if not self.conditional:
@@ -186,7 +339,7 @@ class LoadedVAE:
     def _started(self, n: int) -> _Given:
         start = self.decoder.start_id
         assert start is not None  # decoders always have one
-        return _Given(None, Prompt(jnp.full((n, 1), start), jnp.ones(n, jnp.int32)))
+        return _Given(None, Prompt(np.full((n, 1), start, np.int32), np.ones(n, np.int32)))  # pyright: ignore[reportArgumentType]
 
     def _given(self, sources: Sequence[str]) -> _Given:
         """Condition and prompt of every source.
@@ -202,35 +355,39 @@ class LoadedVAE:
             i = min(faults)
             raise DataError(f"source {i + 1}: {faults[i].detail}")
         side = sides["cond"]
-        size = min(self.decode_batch, len(sources))
         widest = int(side.lengths.max())
         row: dict[str, int] = dict.fromkeys(("dec", "cond"), min(-(-widest // 8) * 8, limit))
         pad: dict[str, int] = dict.fromkeys(row, self.encoder.pad_id)
         parts = []
-        for first in range(0, len(sources), size):
-            ids_bs = np.arange(first, first + size, dtype=np.int32)[:, None]
-            ids_bs = np.where(ids_bs < len(sources), ids_bs, -1)
+        for place_e, index_e in _spans(len(sources), self.decode_batch):
+            ids_bs = np.where(np.arange(len(index_e)) < len(place_e), index_e, -1)[:, None]
             # `condition` reads the source alone: it stands for the text that there is not yet.
-            batch = pack_rows(ids_bs, dict.fromkeys(row, side), row, pad)
-            parts.append(jax.device_get(_condition(self.model.gen, self.params, batch)))
-        cond = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(sources)], *parts)
+            batch = pack_rows(ids_bs.astype(np.int32), dict.fromkeys(row, side), row, pad)
+            count, cond = len(place_e), scoring.condition(self.model.gen, self.params, batch)
+            parts.append(jax.tree.map(lambda leaf, n=count: leaf[:n], jax.device_get(cond)))
+        cond = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
         prompt = self._started(len(sources)).prompt
         if "dec" in self.joined:
-            token_et = np.full((len(sources), widest), self.encoder.pad_id, np.int32)
-            for i in range(len(sources)):
-                token_et[i, : side.lengths[i]] = side.tokens(i)
-            prompt = Prompt(jnp.asarray(token_et), jnp.asarray(side.lengths, jnp.int32))
+            prompt = _prompt(side, widest, self.encoder.pad_id)
         return _Given(cond, prompt)
 
-    def _keys(self, n: int, seed: int) -> Key[Array, "n"]:
-        return example_keys(jax.random.key(seed), jnp.arange(n))
+    def _key(self, seed: int | None) -> Any:
+        return jax.random.key(self.seed if seed is None else seed)
 
 
-def line(
-    a_egz: Float[np.ndarray, "e g z"], b_egz: Float[np.ndarray, "e g z"], steps: int
-) -> Float[np.ndarray, "e t g z"]:
-    """`steps` even points from a to b, both ends included, for every pair."""
-    if steps < 2:
-        raise ValueError(f"steps is {steps}; expected at least the two ends")
-    t = np.linspace(0.0, 1.0, steps, dtype=np.float32)[None, :, None, None]
-    return (1 - t) * a_egz[:, None] + t * b_egz[:, None]
+def _prompt(side: Encoded, widest: int, pad_id: int) -> Prompt:
+    """Every source as the tokens to go on from."""
+    token_et = np.full((len(side.lengths), widest), pad_id, np.int32)
+    for i, length in enumerate(side.lengths):
+        token_et[i, :length] = side.tokens(i)
+    return Prompt(token_et, side.lengths.astype(np.int32))  # pyright: ignore[reportArgumentType]
+
+
+def _spans(total: int, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of few sizes over 0..total-1: (places, places with the last repeated to the size)."""
+    first = 0
+    while first < total:
+        size = batching.batch_size(total - first, most)
+        index_e = np.minimum(np.arange(first, first + size, dtype=np.int32), total - 1)
+        yield index_e[: total - first], index_e
+        first += size

@@ -68,19 +68,3 @@ def test_smoothness_of_paths():
     rows = smoothness.smoothness_rows(words, [straight, [b, b, a], [m, a, a]])
     assert rows[0]["value"] > rows[0]["control"] and rows[0]["se"] is not None
     assert smoothness.other_inside([[1, 2, 3], [4, 5, 6]]) == [[1, 5, 3], [4, 2, 6]]
-
-
-def test_arcs_keep_their_length():
-    rng = np.random.default_rng(1)
-    a, b = rng.normal(size=(2, 4, 2, 3)).astype(np.float32)
-    a /= np.linalg.norm(a, axis=(1, 2), keepdims=True)
-    b /= np.linalg.norm(b, axis=(1, 2), keepdims=True)
-    z = smoothness.arc(a, b, 5)
-    assert z.shape == (4, 5, 2, 3)
-    np.testing.assert_allclose(np.linalg.norm(z, axis=(2, 3)), 1.0, rtol=1e-5)
-    np.testing.assert_allclose(z[:, 0], a, atol=1e-6)
-    np.testing.assert_allclose(z[:, -1], b, atol=1e-6)
-    steps = np.linalg.norm(np.diff(z, axis=1), axis=(2, 3))
-    np.testing.assert_allclose(steps, steps[:, :1] * np.ones(4), rtol=1e-4)
-    np.testing.assert_allclose(smoothness.arc(a, 2 * a, 3)[:, 1], 1.5 * a, rtol=1e-5)
-    assert np.isfinite(smoothness.arc(0 * a, b, 3)).all()

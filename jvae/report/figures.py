@@ -1,0 +1,256 @@
+"""The pictures of a report, each a function of plain values."""
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from jvae.report import look, maps
+from jvae.report.gather import OFFSETS, Found
+from jvae.report.look import COLORS, FAINT, INK, Picture
+
+# Panels of the training curves: title, names in the metrics file.
+PANELS = (
+    ("Loss, nats per sentence", ("train/loss", "valid/loss", "valid/neg_elbo")),
+    ("Reconstruction, nats per sentence", ("train/rec", "valid/rec")),
+    ("KL, nats per sentence", ("train/kl", "valid/kl")),
+    ("Mutual information, nats", ("train/mi", "valid/mi")),
+    ("Active units", ("train/au", "valid/au")),
+    ("β", ("train/beta",)),
+)
+LABELS = {"train": "train", "valid": "validation", "valid/neg_elbo": "validation −ELBO"}
+LINE = 96  # characters of a strip's row; longer ones are cut
+
+
+def draw(found: Found) -> dict[str, Picture]:
+    """Every picture that there is something for, by file name."""
+    made: dict[str, Picture | None] = {}
+    with look.look():
+        made["training"] = training(found.log, found.phases)
+        values = (found.evaluation or {}).get("metrics", {})
+        made["nll"] = nll_curve({k: v["value"] for k, v in values.items()})
+        if found.latents is not None:
+            latents = found.latents
+            if latents.kl_gz is not None:
+                made["kl"] = kl_profile(latents.kl_gz)
+            made["map"] = maps.latent_map(latents)
+            if latents.interpolations:
+                heads = [f"pair {i + 1}" for i in range(len(latents.interpolations))]
+                made["interpolations"] = strips(heads, latents.interpolations)
+            made["traversals"] = strips(
+                [f"dimension {t.dim}" for t in latents.traversals],
+                [t.texts for t in latents.traversals],
+                [f"{offset:+g} sd" if offset else "0" for offset in OFFSETS],
+            )
+    return {name: one for name, one in made.items() if one is not None}
+
+
+def training(log: Sequence[dict[str, Any]], phases: Sequence[tuple[str, int]]) -> Picture | None:
+    """Curves over steps; phases begin at dashed lines. None without a line of metrics."""
+    panels = [
+        (title, curves)
+        for title, names in PANELS
+        if (curves := {name: xy for name in names if (xy := _curve(log, name))})
+    ]
+    if not panels:
+        return None
+    rows = -(-len(panels) // 2)
+    fig = look.figure(2.5 * rows + 0.2)
+    axes = fig.subplots(rows, 2, squeeze=False, sharex=True).ravel()
+    for ax, panel in zip_longest(axes, panels):
+        if panel is None:
+            ax.set_visible(False)
+            continue
+        title, curves = panel
+        ax.set_title(title)
+        for place, (name, (x, y)) in enumerate(curves.items()):
+            label = LABELS.get(name, LABELS[name.split("/")[0]])
+            dot = "o" if len(x) < 40 and name.startswith("valid") else ""
+            ax.plot(x, y, color=COLORS[place], label=label, marker=dot, markersize=3)
+        _limit(ax, [y for _, y in curves.values()])
+        if len(curves) > 1:
+            ax.legend(loc="best")
+        for number, (name, begin) in enumerate(phases):
+            if begin:
+                ax.axvline(begin, color=FAINT, linestyle="--", linewidth=1)
+            if ax is axes[0]:
+                place = (begin, 1.0)
+                ax.annotate(
+                    name or f"phase {number + 1}",
+                    place,
+                    (3, -2),
+                    xycoords=ax.get_xaxis_transform(),
+                    textcoords="offset points",
+                    va="top",
+                    color=FAINT,
+                    fontsize=8,
+                )
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    # The lowest panel of each column names its axis, also above an empty place.
+    for column in (0, 1):
+        shown = [ax for ax in axes[column::2] if ax.get_visible()]
+        if shown:
+            shown[-1].set_xlabel("step")
+            shown[-1].tick_params(labelbottom=True)
+    return look.picture(fig, f"Training curves: {', '.join(title for title, _ in panels)}")
+
+
+def _curve(log: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]] | None:
+    points = [(line["step"], line[name]) for line in log if line.get(name) is not None]
+    return ([x for x, _ in points], [y for _, y in points]) if points else None
+
+
+def _limit(ax: Axes, curves: Sequence[Sequence[float]]) -> None:
+    """Leaves the first steep points outside where they would flatten all the others."""
+    every = np.concatenate([np.asarray(y, float) for y in curves])
+    late = np.concatenate([np.asarray(y, float)[len(y) // 10 :] for y in curves])
+    if not len(late):
+        return
+    low, high = float(every.min()), float(late.max())
+    if every.max() - low > 3 * (high - low) > 0:
+        pad = 0.08 * (high - low)
+        ax.set_ylim(low - pad, high + 2 * pad)
+
+
+def nll_curve(values: dict[str, Any]) -> Picture | None:
+    """The bound over the number of draws, with -ELBO above and the exact value below, if known."""
+    found = {
+        int(name.removeprefix("nll_")): value
+        for name, value in values.items()
+        if name.startswith("nll_") and name[4:].isdigit() and value is not None
+    }
+    if len(found) < 2:
+        return None
+    fig = look.figure(2.9, 6.2)
+    ax = fig.subplots()
+    ks = sorted(found)
+    ax.plot(ks, [found[k] for k in ks], "o-", color=COLORS[0])
+    for k in ks:
+        ax.annotate(f"{found[k]:.2f}", (k, found[k]), (0, 7), textcoords="offset points", ha="left")
+    for name, label, color in (
+        ("neg_elbo", "−ELBO", COLORS[1]),
+        ("exact", "exact −log p", COLORS[2]),
+    ):
+        if values.get(name) is not None:
+            ax.axhline(values[name], color=color, linestyle="--", linewidth=1.2)
+            text = f"{label} {values[name]:.2f}"
+            ax.annotate(
+                text,
+                (1.0, values[name]),
+                (-4, 3 if name == "neg_elbo" else -3),
+                xycoords=ax.get_yaxis_transform(),
+                textcoords="offset points",
+                ha="right",
+                va="bottom" if name == "neg_elbo" else "top",
+                color=color,
+            )
+    ax.set_xscale("log")
+    ax.set_xlim(ks[0] / 1.3, ks[-1] * 2)
+    ax.margins(y=0.25)
+    ax.xaxis.set_major_locator(FixedLocator(ks))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f"{k:,.0f}"))
+    ax.set_xlabel("draws K")
+    ax.set_ylabel("nats per sentence")
+    ax.set_title("Bound on −log p(x) over draws")
+    points = ", ".join(f"K = {k}: {found[k]:.2f}" for k in ks)
+    return look.picture(fig, f"Importance-weighted bound in nats per sentence: {points}")
+
+
+def kl_profile(kl_gz: np.ndarray) -> Picture:
+    """KL of each dimension; of each layer too where there are several."""
+    groups, width = kl_gz.shape
+    if groups == 1:
+        fig = look.figure(2.7)
+        ax = fig.subplots()
+        order = np.argsort(-kl_gz[0], kind="stable")
+        ax.bar(range(width), kl_gz[0][order], color=COLORS[0], width=0.8)
+        if width <= 40:
+            ax.set_xticks(range(width), [str(i) for i in order], fontsize=8)
+        ax.set_xlabel("dimension, largest KL first")
+        ax.set_ylabel("nats per sentence")
+        ax.set_title(f"KL of each dimension, {kl_gz.sum():.2f} nats in all")
+        ax.grid(axis="x", visible=False)
+        return look.picture(fig, f"KL of {width} dimensions, {kl_gz.sum():.2f} nats in all")
+    fig = look.figure(1.5 + 0.32 * groups)
+    ax, bars = fig.subplots(1, 2, width_ratios=(3, 1), sharey=True)
+    image = ax.imshow(-np.sort(-kl_gz, axis=1), aspect="auto", cmap="Blues", vmin=0)
+    ax.set_title("KL of each dimension")
+    ax.set_xlabel("dimension, largest KL of its layer first")
+    ax.set_ylabel("layer")
+    ax.set_yticks(range(groups))
+    ax.grid(False)
+    fig.colorbar(image, ax=ax, label="nats", pad=0.01)
+    bars.barh(range(groups), kl_gz.sum(axis=1), color=COLORS[0], height=0.7)
+    bars.set_title("KL of each layer")
+    bars.set_xlabel("nats per sentence")
+    bars.grid(axis="y", visible=False)
+    layers = ", ".join(f"{value:.2f}" for value in kl_gz.sum(axis=1))
+    return look.picture(fig, f"KL of each dimension and layer; by layer {layers} nats")
+
+
+def strips(
+    heads: Sequence[str], blocks: Sequence[Sequence[str]], sides: Sequence[str] | None = None
+) -> Picture:
+    """Blocks of sentences, one under another; words new since the row above are coloured.
+
+    Args:
+      sides: what stands in front of each row, the same for all blocks; numbers by default.
+    """
+    size, row, gap = 9.0, 0.185, 0.42  # points, inches, inches
+    letter = 0.602 * size / 72  # width of a letter of DejaVu Sans Mono, inches
+    margin = 0.75
+    height = sum(gap + row * len(block) for block in blocks) + 0.1
+    fig = look.figure(height, margin + LINE * letter + 0.1)
+    fig.set_layout_engine("none")
+    width = float(fig.get_figwidth())
+    y = height - 0.22
+    for head, block in zip(heads, blocks, strict=True):
+        fig.text(0.1 / width, y / height, head, weight="bold", fontsize=10, va="center")
+        for i, (text, marks) in enumerate(zip(block, changes(block), strict=True)):
+            y -= row
+            side = sides[i] if sides else str(i)
+            fig.text(
+                (margin - 0.12) / width,
+                y / height,
+                side,
+                ha="right",
+                va="center",
+                color=FAINT,
+                fontsize=8,
+            )
+            column = 0
+            for word, new in zip(_cut(text).split(" "), marks, strict=False):
+                fig.text(
+                    (margin + column * letter) / width,
+                    y / height,
+                    word.replace("$", r"\$"),
+                    family="DejaVu Sans Mono",
+                    fontsize=size,
+                    va="center",
+                    color=COLORS[1] if new else INK,
+                )
+                column += len(word) + 1
+        y -= gap
+    return look.picture(fig, f"Sentences of {len(blocks)} blocks; the tables below hold the text")
+
+
+def changes(block: Sequence[str]) -> list[list[bool]]:
+    """For each word of each row whether it is not in the row above at that place in order."""
+    from difflib import SequenceMatcher
+
+    rows = [text.split(" ") for text in block]
+    marks = [[False] * len(row) for row in rows]
+    for above, row, mark in zip(rows, rows[1:], marks[1:], strict=False):
+        for tag, _, _, begin, end in SequenceMatcher(None, above, row, False).get_opcodes():
+            if tag in ("replace", "insert"):
+                mark[begin:end] = [True] * (end - begin)
+    return marks
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LINE else text[: LINE - 1] + "…"

@@ -1,0 +1,239 @@
+"""What a report shows of a run, as plain values: read from its files, or asked of its model."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from jvae import config as configs
+from jvae import loading, metrics, phases, run
+from jvae.data import grammar
+from jvae.errors import DataError, JvaeError
+from jvae.evals import disentangle
+from jvae.evals.latent import collect_posteriors
+from jvae.evals.likelihood import has_latent
+from jvae.space import lines
+from jvae.space.loaded import LoadedVAE
+
+log = logging.getLogger(__name__)
+
+SENTENCES = 1_000  # test sentences that maps and tables rest on
+PAIRS, STEPS = 3, 9  # interpolations
+TRAVERSED = 4  # dimensions, those of the largest KL
+OFFSETS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # in standard deviations over sentences
+LISTED = 12  # samples and reconstructions on the page
+
+
+class Traversal(NamedTuple):
+    """Sentences as one dimension moves; `kl` is its mean KL in nats, where there is one."""
+
+    dim: int
+    kl: float | None
+    texts: list[str]
+
+
+class Factor(NamedTuple):
+    """How well dimensions tell one factor."""
+
+    name: str
+    values: int
+    mig: float
+    ceiling: float
+    dim: int  # that tells most of it
+    share: float  # of its entropy
+
+
+class Latents(NamedTuple):
+    """The latent of test sentences, and what was made from it."""
+
+    mean_egz: Float[np.ndarray, "e g z"]
+    kl_gz: Float[np.ndarray, "g z"] | None  # mean over sentences, nats
+    labels: dict[str, list[str]]  # of each sentence, by kind of label
+    words: list[int]
+    factors: list[Factor]
+    disentangled: disentangle.Disentanglement | None
+    interpolations: list[list[str]]
+    traversed: str  # the sentence
+    traversals: list[Traversal]
+
+
+class Found(NamedTuple):
+    """All of a report."""
+
+    name: str
+    config: dict[str, Any]  # flat
+    log: list[dict[str, Any]]  # lines of metrics.jsonl
+    phases: list[tuple[str, int]]  # name and first step, of runs with several
+    evaluation: dict[str, Any] | None  # eval/test.json
+    samples: dict[str, list[str]]  # files of samples/
+    latents: Latents | None
+    notes: list[str]
+
+
+def gather(config: ConfigDict, folder: Path) -> Found:
+    """Everything that can be had of a run.
+
+    Raises: CheckpointError if there is no checkpoint that fits.
+    """
+    notes: list[str] = []
+    vae = loading.load(folder)
+    latents = None
+    if not has_latent(vae.model):
+        notes.append("A language model has no latent: no maps, interpolations or traversals.")
+    else:
+        try:
+            texts, sources, labels = _sentences(config, folder)
+            latents = _latents(vae, texts, sources, labels)
+        except JvaeError as error:
+            notes.append(f"Its test sentences cannot be read, so nothing is shown of them: {error}")
+    path = folder / "eval" / "test.json"
+    evaluation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if evaluation is None:
+        notes.append(f"No evaluation: {path} is written by --mode=eval.")
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        notes.append(f"No training curves: there is no {path}.")
+    return Found(
+        name=str(config.name),
+        config=configs.flatten(config),
+        log=metrics.read_lines(path) if path.is_file() else [],
+        phases=_phases(config),
+        evaluation=evaluation,
+        samples=_samples(folder / "samples"),
+        latents=latents,
+        notes=notes,
+    )
+
+
+def _phases(config: ConfigDict) -> list[tuple[str, int]]:
+    """Phases and the steps they begin after, unless patience has ended one before."""
+    plan, begin, found = phases.resolve(config), 0, []
+    for phase in plan:
+        found.append((phase.name, begin))
+        begin += phase.steps
+    return found if len(plan) > 1 else []
+
+
+def _samples(folder: Path) -> dict[str, list[str]]:
+    files = sorted(folder.glob("*.txt"))
+    return {one.stem: one.read_text(encoding="utf-8").rstrip("\n").split("\n") for one in files}
+
+
+def _sentences(
+    config: ConfigDict, folder: Path
+) -> tuple[list[str], list[str] | None, dict[str, list[str]]]:
+    """Test sentences, their sources where the model reads any, and labels by kind."""
+    if not config.data.train:
+        made = grammar.corpus("test", SENTENCES)
+        labels = {
+            factor.name: [factor.values[s.factors[i]] for s in made]
+            for i, factor in enumerate(grammar.FACTORS)
+        }
+        return [s.text for s in made], None, labels
+    found = run.open_run(config, folder).data["test"].lines
+    count = min(SENTENCES, len(found))
+    parts = (found.text, found.source, found.label)
+    texts, sources, kinds = (
+        None if part is None else [str(part[i]) for i in range(count)] for part in parts
+    )
+    return texts or [], sources, {} if kinds is None else {"label": kinds}
+
+
+def _latents(
+    vae: LoadedVAE, texts: list[str], sources: list[str] | None, labels: dict[str, list[str]]
+) -> Latents:
+    log.info("report: encoding %d test sentences", len(texts))
+
+    def batches():
+        for place_e, batch in vae.batches(texts, sources):
+            id_e = np.full(len(batch.id_e), -1, np.int32)
+            id_e[: len(place_e)] = place_e
+            yield batch._replace(id_e=id_e)
+
+    posts = collect_posteriors(vae.model, vae.params, batches(), jax.random.key(vae.seed))
+    mean_egz = posts.mean_egz
+    kl_gz = None if posts.kl_egz is None else posts.kl_egz.astype(np.float64).mean(axis=0)
+    log.info("report: decoding interpolations and traversals")
+    interpolations, traversals = _strips(vae, mean_egz, kl_gz, sources)
+    factors, disentangled = _disentanglement(mean_egz, labels)
+    return Latents(
+        mean_egz=mean_egz,
+        kl_gz=kl_gz,
+        labels=labels,
+        words=[len(text.split()) for text in texts],
+        factors=factors,
+        disentangled=disentangled,
+        interpolations=interpolations,
+        traversed=texts[0],
+        traversals=traversals,
+    )
+
+
+def _strips(
+    vae: LoadedVAE,
+    mean_egz: np.ndarray,
+    kl_gz: np.ndarray | None,
+    sources: list[str] | None,
+) -> tuple[list[list[str]], list[Traversal]]:
+    """Lines between test sentences and single dimensions of the first, decoded in one batch."""
+    pairs = min(PAIRS, len(mean_egz) // 2)
+    way_etgz = lines.line(mean_egz[: 2 * pairs : 2], mean_egz[1 : 2 * pairs : 2], STEPS)
+    spread_d = mean_egz.reshape(len(mean_egz), -1).std(axis=0)
+    use_d = spread_d if kl_gz is None else kl_gz.ravel()
+    dims = np.argsort(-use_d, kind="stable")[:TRAVERSED].tolist()
+    moved = [lines.axes(mean_egz[0], [d], np.array(OFFSETS) * spread_d[d])[0] for d in dims]
+    shape = mean_egz.shape[1:]
+    z_egz = np.concatenate([way_etgz.reshape(-1, *shape), *moved])
+    first = [2 * i for i in range(pairs) for _ in range(STEPS)]
+    given = None
+    if sources is not None:
+        given = [sources[i] for i in [*first, *[0] * (len(z_egz) - len(first))]]
+    told = vae.decode(z_egz, sources=given)
+    ways = [told[i * STEPS : (i + 1) * STEPS] for i in range(pairs)]
+    rest = told[pairs * STEPS :]
+    size = len(OFFSETS)
+    traversals = [
+        Traversal(d, None if kl_gz is None else float(use_d[d]), rest[i * size : (i + 1) * size])
+        for i, d in enumerate(dims)
+    ]
+    return ways, traversals
+
+
+def _disentanglement(
+    mean_egz: np.ndarray, labels: dict[str, list[str]]
+) -> tuple[list[Factor], disentangle.Disentanglement | None]:
+    """How dimensions and labels go together, for labels that have more than one value."""
+    kinds = {name: np.unique(v, return_inverse=True) for name, v in labels.items()}
+    kinds = {name: found for name, found in kinds.items() if 1 < len(found[0]) < len(found[1])}
+    if len(kinds) < 2:
+        return [], None
+    log.info("report: disentanglement of %d factors", len(kinds))
+    factor_ef = np.stack([inverse for _, inverse in kinds.values()], axis=1)
+    z_ed = mean_egz.reshape(len(mean_egz), -1).astype(np.float64)
+    try:
+        whole = disentangle.disentanglement(z_ed, factor_ef)
+    except DataError:  # too little varies
+        return [], None
+    mi_df, entropy_f = disentangle.information(z_ed, factor_ef)
+    # What the dependence of the factors leaves to be reached: they themselves as the latent.
+    top_df, _ = disentangle.information(
+        factor_ef.astype(np.float64), factor_ef, int(factor_ef.max()) + 1
+    )
+    best_f = mi_df.argmax(axis=0)
+    factors = [
+        Factor(
+            name,
+            len(values),
+            disentangle.mig(mi_df[:, f : f + 1], entropy_f[f : f + 1]),
+            disentangle.mig(top_df[:, f : f + 1], entropy_f[f : f + 1]),
+            int(best_f[f]),
+            float(mi_df[best_f[f], f] / entropy_f[f]),
+        )
+        for f, (name, (values, _)) in enumerate(kinds.items())
+    ]
+    return factors, whole

@@ -1,0 +1,100 @@
+"""Latents of sentences in the plane, coloured by what is known of the sentences."""
+
+from collections import Counter
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+
+from jvae.report import look
+from jvae.report.gather import Latents
+from jvae.report.look import COLORS, OTHER, Picture
+
+KINDS = 3  # of labels, one row of maps each
+LEAST = 10  # sentences that make a map
+
+
+def latent_map(latents: Latents) -> Picture | None:
+    """PCA and t-SNE of posterior means; None for a handful of sentences.
+
+    Rows are the kinds of labels that single dimensions tell most of; without labels, the length.
+    """
+    if len(latents.mean_egz) < LEAST:
+        return None
+    z_ed = np.asarray(latents.mean_egz, np.float64).reshape(len(latents.mean_egz), -1)
+    planes, share = {}, 0.0
+    planes["PCA"], share = pca(z_ed)
+    planes["t-SNE"] = tsne(z_ed)
+    kinds = _kinds(latents)
+    rows = max(len(kinds), 1)
+    fig = look.figure(3.7 * rows)
+    axes = fig.subplots(rows, 2, squeeze=False)
+    for row, ax_pair in enumerate(axes):
+        for ax, (name, plane_e2) in zip(ax_pair, planes.items(), strict=True):
+            look.bare(ax)
+            told = f" ({100 * share:.0f} % of the variance)" if name == "PCA" else ""
+            if kinds:
+                _by_label(ax, plane_e2, latents.labels[kinds[row]])
+                ax.set_title(f"{name} by {kinds[row]}{told}")
+            else:
+                dots = ax.scatter(*plane_e2.T, s=7, c=latents.words, cmap="viridis", linewidths=0)
+                ax.set_title(f"{name}{told}")
+                if name == "t-SNE":
+                    fig.colorbar(dots, ax=ax, label="words")
+        if kinds:
+            ax_pair[1].legend(
+                loc="center left",
+                bbox_to_anchor=(1.0, 0.5),
+                markerscale=2.2,
+                handletextpad=0.2,
+                title=kinds[row],
+            )
+    by = ", ".join(kinds) or "number of words"
+    return look.picture(fig, f"{len(z_ed)} latents in the plane, PCA and t-SNE, coloured by {by}")
+
+
+def pca(z_ed: Float[np.ndarray, "e d"]) -> tuple[Float[np.ndarray, "e 2"], float]:
+    """Places on the two axes of most variance, and the share of it that they hold."""
+    centred_ed = z_ed - z_ed.mean(axis=0)
+    u_ed, s_d, _ = np.linalg.svd(centred_ed, full_matrices=False)
+    plane_e2 = np.zeros((len(z_ed), 2))
+    some = min(2, len(s_d))
+    plane_e2[:, :some] = u_ed[:, :some] * s_d[:some]
+    # The sign of an axis is free; fixed, so that equal latents give equal maps.
+    sign = np.sign(plane_e2[np.abs(plane_e2).argmax(axis=0), np.arange(2)])
+    total = float(np.sum(s_d**2))
+    return plane_e2 * np.where(sign == 0, 1, sign), float(np.sum(s_d[:2] ** 2)) / max(total, 1e-300)
+
+
+def tsne(z_ed: Float[np.ndarray, "e d"], seed: int = 0) -> Float[np.ndarray, "e 2"]:
+    """A map that keeps neighbors together; distances across it mean little."""
+    from sklearn.manifold import TSNE  # slow to import
+
+    perplexity = min(30.0, (len(z_ed) - 1) / 3)
+    start_e2 = pca(z_ed)[0]
+    start_e2 = 1e-4 * start_e2 / max(float(start_e2[:, 0].std()), 1e-12)
+    made = TSNE(2, perplexity=perplexity, init=start_e2, random_state=seed)
+    return made.fit_transform(z_ed.astype(np.float32))
+
+
+def _kinds(latents: Latents) -> list[str]:
+    """Labels to colour by: those with few values and, where that is known, best told."""
+    limit = len(COLORS) + 4
+    few = [name for name, v in latents.labels.items() if 1 < len(set(v)) <= limit]
+    few = few or [name for name, v in latents.labels.items() if len(set(v)) > 1]
+    share = {factor.name: factor.share for factor in latents.factors}
+    return sorted(few, key=lambda name: -share.get(name, 0.0))[:KINDS]
+
+
+def _by_label(ax: Axes, plane_e2: np.ndarray, labels: list[str]) -> None:
+    """The most frequent values in colours, the others in grey behind them."""
+    order = [value for value, _ in Counter(labels).most_common()]
+    shown = order if len(order) <= len(COLORS) else order[: len(COLORS) - 1]
+    value_e = np.array(labels)
+    rest_e = ~np.isin(value_e, shown)
+    if rest_e.any():
+        ax.scatter(*plane_e2[rest_e].T, s=7, color=OTHER, linewidths=0, label="other")
+    for color, value in zip(COLORS, shown, strict=False):
+        some_e = value_e == value
+        name = value if len(value) <= 18 else value[:17] + "…"
+        ax.scatter(*plane_e2[some_e].T, s=7, color=color, linewidths=0, label=name)

@@ -1,0 +1,245 @@
+"""One HTML page of a report: no network, no script, every picture inside."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from jvae.evals.card import show
+from jvae.report.figures import changes
+from jvae.report.gather import LISTED, OFFSETS, Found, Latents
+from jvae.report.look import Picture
+
+RASTER = ("map",)  # thousands of points: smaller as PNG
+HEADLINE = ("nll", "exact", "ppl_w", "kl", "mi", "au_0.01", "exact_match", "bleu")
+CSS = """
+:root { color-scheme: light; }
+body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1.2rem 4rem; background: #fff;
+  color: #222; font: 15px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.6rem; margin: 0 0 .2rem; }
+h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; border-bottom: 1px solid #ddd; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
+nav a { margin-right: 1rem; white-space: nowrap; }
+a { color: #00598c; }
+p.sub, figcaption, td.faint, th.faint { color: #666; }
+ul.numbers { display: flex; flex-wrap: wrap; gap: .6rem; list-style: none; padding: 0; }
+ul.numbers li { border: 1px solid #ddd; border-radius: 6px; padding: .35rem .8rem; }
+ul.numbers b { display: block; font-size: 1.15rem; }
+ul.notes { background: #fff8e5; border-left: 4px solid #e69f00; padding: .5rem 1.6rem; }
+figure { margin: .6rem 0 1.2rem; }
+figure img { max-width: 100%; height: auto; }
+div.wide { overflow-x: auto; }
+table { border-collapse: collapse; margin: .4rem 0 1rem; }
+th, td { text-align: left; vertical-align: top; padding: .15rem .9rem .15rem 0;
+  border-bottom: 1px solid #eee; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.text { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .86rem; }
+td.text b { color: #b34700; font-weight: 600; }
+td.break { overflow-wrap: anywhere; font-size: .86rem; }
+summary { cursor: pointer; }
+"""
+
+
+def render(found: Found, pictures: dict[str, Picture]) -> str:
+    """The page; all text that comes from data, models or configs is escaped."""
+    sections = [
+        ("metrics", "Metrics", _metrics(found)),
+        ("training", "Training", _figure(pictures, "training")),
+        ("likelihood", "Likelihood", _figure(pictures, "nll")),
+        ("latent", "Latent use", _figure(pictures, "kl")),
+        ("maps", "Latent maps", _figure(pictures, "map")),
+        ("factors", "Factors", _factors(found.latents)),
+        ("interpolations", "Interpolations", _interpolations(found.latents)),
+        ("traversals", "Traversals", _traversals(found.latents)),
+        ("reconstructions", "Reconstructions", _reconstructions(found)),
+        ("samples", "Samples", _prior(found)),
+        ("card", "Reporting card", _card(found)),
+        ("config", "Config", _config(found)),
+    ]
+    sections = [one for one in sections if one[2]]
+    links = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title, _ in sections)
+    body = "".join(
+        f'<section id="{anchor}"><h2>{title}</h2>{html}</section>\n'
+        for anchor, title, html in sections
+    )
+    title = escape(found.name)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title} · jvae</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
+        f"<header><h1>{title}</h1>{_subtitle(found)}{_headline(found)}<nav>{links}</nav></header>\n"
+        f"{_notes(found)}{body}</body>\n</html>\n"
+    )
+
+
+def _subtitle(found: Found) -> str:
+    family = found.config.get("model.family", "")
+    steps = found.log[-1]["step"] if found.log else None
+    parts = [f"model family {family}", f"{steps:,} steps" if steps else ""]
+    if found.evaluation:
+        parts.append(str(found.evaluation.get("title", "")))
+    return f'<p class="sub">{escape(" · ".join(part for part in parts if part))}</p>'
+
+
+def _headline(found: Found) -> str:
+    values = (found.evaluation or {}).get("metrics", {})
+    best = [n for n in values if n.startswith("nll_") and n[4:].isdigit()]
+    names = [max(best, key=lambda n: int(n[4:]), default="") if n == "nll" else n for n in HEADLINE]
+    items = "".join(
+        f"<li>{escape(name)}<b>{escape(show(values[name]['value']))}</b></li>"
+        for name in names
+        if name in values and values[name]["value"] is not None
+    )
+    return f'<ul class="numbers">{items}</ul>' if items else ""
+
+
+def _notes(found: Found) -> str:
+    notes = [*found.notes, *(found.evaluation or {}).get("notes", [])]
+    items = "".join(f"<li>{escape(str(note))}</li>" for note in notes)
+    return f'<ul class="notes">{items}</ul>' if items else ""
+
+
+def _figure(pictures: dict[str, Picture], name: str) -> str:
+    if name not in pictures:
+        return ""
+    one = pictures[name]
+    kind, data = ("png", one.png) if name in RASTER else ("svg+xml", one.svg)
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return f'<figure><img src="{source}" alt="{escape(one.text)}"></figure>'
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str]) -> str:
+    """A table of cells that are HTML already."""
+    tops = "".join(
+        f'<th class="{kind}">{one}</th>' for one, kind in zip(head, classes, strict=True)
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(f'<td class="{k}">{cell}</td>' for cell, k in zip(row, classes, strict=True))
+        + "</tr>\n"
+        for row in rows
+    )
+    return f'<div class="wide"><table><tr>{tops}</tr>\n{body}</table></div>'
+
+
+def _metrics(found: Found) -> str:
+    values = (found.evaluation or {}).get("metrics")
+    if not values:
+        return ""
+    rows = (
+        [escape(name), *(escape(show(one[key])) for key in ("value", "se", "control"))]
+        + [escape(str(one["unit"])), escape(str(one["note"]))]
+        for name, one in values.items()
+    )
+    head = ("metric", "value", "standard error", "control", "unit", "note")
+    return _table(head, rows, ("", "number", "number", "number", "faint", "faint"))
+
+
+def _factors(latents: Latents | None) -> str:
+    if latents is None or latents.disentangled is None:
+        return ""
+    values = ", ".join(
+        f"{escape(name)} <b>{value:.3f}</b>"
+        for name, value in latents.disentangled._asdict().items()
+    )
+    text = (
+        f"<p>Over {len(latents.mean_egz):,} test sentences: {values}. Factors depend on each "
+        "other, so gaps end at the ceiling: that of the factors themselves as the latent.</p>"
+    )
+    rows = (
+        [escape(f.name), str(f.values), f"{f.mig:.3f}", f"{f.ceiling:.3f}"]
+        + [str(f.dim), f"{100 * f.share:.1f} %"]
+        for f in latents.factors
+    )
+    head = ("factor", "values", "gap", "ceiling", "best dimension", "of its entropy")
+    return text + _table(head, rows, ("", *["number"] * 5))
+
+
+def _marked(block: Sequence[str]) -> list[str]:
+    """Rows of sentences with the words that are new since the row above in bold."""
+    return [
+        " ".join(
+            f"<b>{escape(word)}</b>" if new else escape(word)
+            for word, new in zip(text.split(" "), marks, strict=True)
+        )
+        for text, marks in zip(block, changes(block), strict=True)
+    ]
+
+
+def _strip(head: str, sides: Sequence[str], block: Sequence[str]) -> str:
+    rows = zip(sides, _marked(block), strict=True)
+    return f"<h3>{escape(head)}</h3>" + _table(("", ""), rows, ("number", "text"))
+
+
+def _interpolations(latents: Latents | None) -> str:
+    if latents is None or not latents.interpolations:
+        return ""
+    blocks = "".join(
+        _strip(f"Pair {i + 1}", [f"{j / (len(one) - 1):.2f}" for j in range(len(one))], one)
+        for i, one in enumerate(latents.interpolations)
+    )
+    intro = "<p>Even steps between the posterior means of two test sentences, greedily decoded.</p>"
+    return intro + blocks
+
+
+def _traversals(latents: Latents | None) -> str:
+    if latents is None or not latents.traversals:
+        return ""
+    sides = [f"{offset:+g} sd" if offset else "0" for offset in OFFSETS]
+    blocks = "".join(
+        _strip(
+            f"Dimension {t.dim}" + ("" if t.kl is None else f", KL {t.kl:.2f} nats"),
+            sides,
+            t.texts,
+        )
+        for t in latents.traversals
+    )
+    intro = (
+        f"<p>The latent of “{escape(latents.traversed)}”, one dimension moved by "
+        "standard deviations over test sentences.</p>"
+    )
+    return intro + blocks
+
+
+def _reconstructions(found: Found) -> str:
+    lines = found.samples.get("reconstructions", [])
+    pairs = [(a, b) for a, b in zip(lines[::3], lines[1::3], strict=False)][:LISTED]
+    if not pairs:
+        return ""
+    rows = ([escape(a), _marked([a, b])[1]] for a, b in pairs)
+    return _table(("sentence", "reconstruction"), rows, ("text", "text"))
+
+
+def _prior(found: Found) -> str:
+    parts = []
+    for name, title in (("prior", "As configured"), ("prior_greedy", "Greedy")):
+        lines = found.samples.get(name, [])[:LISTED]
+        if lines:
+            parts.append(
+                f"<h3>{title}</h3>" + _table(("",), ([escape(t)] for t in lines), ("text",))
+            )
+    return "".join(parts)
+
+
+def _card(found: Found) -> str:
+    card: dict[str, Any] = (found.evaluation or {}).get("card", {})
+    pairs = [(k, v) for k, v in sorted(card.items()) if k != "config" and v is not None]
+    return _pairs(pairs) if pairs else ""
+
+
+def _config(found: Found) -> str:
+    table = _pairs(sorted(found.config.items()))
+    return f"<details><summary>{len(found.config)} values</summary>{table}</details>"
+
+
+def _pairs(pairs: Iterable[tuple[str, Any]]) -> str:
+    rows = ([escape(name), escape(_plain(value))] for name, value in pairs)
+    return _table(("", ""), rows, ("", "break"))
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {_plain(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(_plain(one) for one in value)
+    return str(value)

@@ -1,0 +1,103 @@
+"""Any number of texts of any length in batches of few shapes, so that little is ever compiled.
+
+A row holds one text. Row lengths are powers of two, batch sizes three, so a text's row does not
+depend on the texts beside it.
+"""
+
+import logging
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jvae.api import Batch
+from jvae.data.encode import encode, texts_of, unknown_note, unknown_tokens
+from jvae.data.rows import Encoded, pack_rows
+from jvae.data.tokenizers import TextTokenizer
+from jvae.errors import DataError
+
+log = logging.getLogger(__name__)
+
+SHORTEST = 16  # tokens of the shortest rows
+SIZES = (8, 64, 512)  # rows of a batch
+TOKENS = 16_384  # most places of a batch, unless one row has more
+
+
+class Tokenised(NamedTuple):
+    """Texts as tokens of every side that the model reads."""
+
+    sides: dict[str, Encoded]
+    pad: dict[str, int]
+    limits: Mapping[str, int]  # most tokens of one example per side
+    noise_e: np.ndarray  # (texts,) int32: what the noise of each text is drawn for
+
+
+def tokenise(
+    texts: Sequence[str],
+    sources: Sequence[str] | None,
+    tokenizers: Mapping[str, TextTokenizer],
+    limits: Mapping[str, int],
+    joined: Sequence[str] = (),
+) -> Tokenised:
+    """Tokens of all texts, checked. For arguments see `jvae.data.encode.encode`.
+
+    Raises: DataError naming the first text that is empty or too long for the model.
+    """
+    for i, text in enumerate(texts):
+        if not text.strip():
+            raise DataError(f"sentence {i + 1} is empty; there is nothing to encode")
+    spelt = {side: texts if side != "cond" else sources or () for side in tokenizers}
+    sides, faults = encode(spelt, tokenizers, limits, joined)
+    if faults:
+        i = min(faults)
+        raise DataError(f"sentence {i + 1}: {faults[i].detail}")
+    for side, tokenizer in tokenizers.items():
+        held = texts_of(side, texts, sources or (), joined)
+        unknown = unknown_tokens(sides[side], tokenizer, held)
+        tokens = len(sides[side].flat)
+        if note := unknown_note(unknown, tokens, len(texts), tokenizer, ["sentences"]):
+            log.warning("%s", note)
+            break  # both sides would say the same
+    pairs = zip(texts, sources or [""] * len(texts), strict=True)
+    noise = [zlib.crc32(f"{source}\0{text}".encode()) & 0x7FFFFFFF for text, source in pairs]
+    pad = {side: tokenizer.pad_id for side, tokenizer in tokenizers.items()}
+    return Tokenised(sides, pad, limits, np.array(noise, np.int32))
+
+
+def batches(
+    found: Tokenised, *, score_end: bool = True, source_first: bool = False
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Every text once, shortest first: (places (n,) of the texts of the first n rows, batch).
+
+    The id of an example is a hash of its text, so that its noise is that of the text, wherever it
+    stands and whatever stands beside it.
+    """
+    need_e = np.full(len(found.noise_e), SHORTEST, np.int64)
+    for encoded in found.sides.values():
+        need_e = np.maximum(need_e, encoded.lengths)
+    rung_e = np.int64(1) << np.ceil(np.log2(need_e)).astype(np.int64)
+    for rung in np.unique(rung_e).tolist():
+        row = {side: min(rung, found.limits.get(side, rung)) for side in found.sides}
+        left_e = np.flatnonzero(rung_e == rung)
+        while len(left_e):
+            rows = batch_size(len(left_e), min(max(TOKENS // rung, 1), SIZES[-1]))
+            place_e, left_e = left_e[:rows], left_e[rows:]
+            ids_bs = np.full((rows, 1), -1, np.int32)
+            ids_bs[: len(place_e), 0] = place_e
+            batch = pack_rows(ids_bs, found.sides, row, found.pad, score_end, source_first)
+            noise_e = np.full(rows, -1, np.int32)
+            noise_e[: len(place_e)] = found.noise_e[place_e]
+            yield place_e, batch._replace(id_e=noise_e)
+
+
+def batch_size(n: int, most: int) -> int:
+    """Rows of the next batch for n texts: one of `SIZES`, at most `most`, filled well if it can be.
+
+    A batch that n fills to more than a quarter is taken before several smaller ones.
+    """
+    sizes = sorted({min(size, most) for size in (*SIZES, most) if size <= max(most, SIZES[0])})
+    above = next((size for size in sizes if size >= n), sizes[-1])
+    if n >= above or 4 * n > above:
+        return above
+    return max((size for size in sizes if size <= n), default=sizes[0])

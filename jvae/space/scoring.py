@@ -1,0 +1,70 @@
+"""Compiled passes of the text tools: latents, conditions, densities. One text a row."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from jvae.api import Batch, Cond, Generator, Params, Posterior, example_keys
+
+CHUNK = 8  # chains of a sentence that run together
+
+
+class TokenLogProbs(NamedTuple):
+    """What a model says of each token of one sentence, its end included."""
+
+    tokens: list[str]
+    nats: Float[np.ndarray, "t"]  # log p(token | tokens before, z)
+
+
+@partial(jax.jit, static_argnames=("gen", "post", "chains"))
+def means(
+    gen: Generator,
+    post: Posterior,
+    chains: int | None,
+    params: Params,
+    batch: Batch,
+    key: Key[Array, ""],
+) -> Float[Array, "e g z"]:
+    """Posterior means; of a sampler, with `chains`, the mean end point of so many chains."""
+    cond = gen.condition(params, batch)
+
+    def mean(key_e: Key[Array, "e"]) -> Array:
+        return post.mean(params, post.encode(params, batch, cond=cond, key_e=key_e))
+
+    key_e = example_keys(key, batch.id_e)
+    if chains is None:
+        return mean(key_e)
+    key_re = jax.vmap(lambda r: jax.vmap(lambda one: jax.random.fold_in(one, r))(key_e))(
+        jnp.arange(chains)
+    )
+    return jnp.mean(jax.lax.map(mean, key_re, batch_size=min(CHUNK, chains)), axis=0)
+
+
+@partial(jax.jit, static_argnames=("gen",))
+def condition(gen: Generator, params: Params, batch: Batch) -> Cond:
+    """What the decoder reads of each source."""
+    return gen.condition(params, batch)
+
+
+@partial(jax.jit, static_argnames=("gen",))
+def prior(
+    gen: Generator, params: Params, key: Key[Array, ""], id_e: Int[Array, "e"], cond: Cond | None
+) -> Float[Array, "e g z"]:
+    """A draw from the prior for each of these ids."""
+    return gen.sample_prior(params, example_keys(key, id_e), cond)
+
+
+@partial(jax.jit, static_argnames=("gen",))
+def token_nats(
+    gen: Generator, params: Params, batch: Batch, z_egz: Float[Array, "e g z"]
+) -> Float[Array, "b t"]:
+    """log p of each scored token at its place in `dec`, 0 elsewhere."""
+    ctx = gen.prepare(params, batch, cond=gen.condition(params, batch))
+    return gen.log_lik(params, ctx, z_egz)
+
+
+keys = jax.jit(example_keys)

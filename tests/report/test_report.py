@@ -1,0 +1,149 @@
+"""Pictures and page of a run, from made-up values: what is drawn, and that text stays text."""
+
+import io
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+
+from jvae.report import figures, look, maps, page
+from jvae.report.gather import OFFSETS, Factor, Found, Latents, Traversal
+
+EVIL = '<script>alert("x")</script> & $a_b$'
+rng = np.random.default_rng(0)
+
+
+def found(groups=1, **changes) -> Found:
+    names = ["red", "green", EVIL]
+    latents = Latents(
+        mean_egz=rng.normal(size=(30, groups, 4)).astype(np.float32),
+        kl_gz=rng.random((groups, 4)),
+        labels={"colour": [names[i % 3] for i in range(30)]},
+        words=list(range(30)),
+        factors=[Factor("colour", 3, 0.1, 0.9, 2, 0.5)],
+        disentangled=None,
+        interpolations=[["a b", "a c", EVIL]],
+        traversed=EVIL,
+        traversals=[Traversal(1, 0.5, ["a b"] * len(OFFSETS))],
+    )
+    metrics = {
+        name: dict(value=value, se=None, control=None, unit="nats", note=EVIL)
+        for name, value in dict(nll_1=9.0, nll_10=8.5, neg_elbo=9.2, exact=8.0, mi=None).items()
+    }
+    log = [{"step": s, "train/loss": 100 / s, "train/kl": 1.0, "train/beta": s} for s in (1, 2, 3)]
+    whole = Found(
+        name=EVIL,
+        config={"model.family": "optimus", "name": EVIL},
+        log=[*log, {"step": 3, "valid/loss": 40.0, "valid/kl": None}],
+        phases=[("first", 0), ("second", 2)],
+        evaluation=dict(title="t", metrics=metrics, card={"data": [{"name": EVIL}]}, notes=[EVIL]),
+        samples={"prior": [EVIL], "reconstructions": [EVIL, "a", "", "b", "b"]},
+        latents=latents,
+        notes=[EVIL],
+    )
+    return whole._replace(**changes)
+
+
+class Reader(HTMLParser):
+    """Tags that are open, every tag's name, and addresses."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen, self.links, self.text = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(maps, "tsne", lambda z_ed: maps.pca(z_ed)[0])
+    monkeypatch.setattr(look, "DPI", 40)
+
+
+def test_the_page_is_whole_and_escapes_what_it_shows():
+    one = found()
+    html = page.render(one, figures.draw(one))
+    reader = Reader()
+    reader.feed(html)
+    assert reader.open == [] and "script" not in reader.seen
+    assert all(link.startswith(("#", "data:image/")) for link in reader.links)
+    text = "".join(reader.text)
+    # title, heading, two notes, four metrics' notes, reconstruction, sample, strip, card, config...
+    assert text.count(EVIL) >= 11
+    sections = {link for link in reader.links if link.startswith("#")}
+    assert {"#metrics", "#training", "#maps", "#interpolations", "#card"} <= sections
+    assert "http" not in html.replace("http://www.w3.org", "")
+
+
+def test_every_picture_is_an_image_in_both_formats():
+    drawn = figures.draw(found())
+    assert set(drawn) == {"training", "nll", "kl", "map", "interpolations", "traversals"}
+    for one in drawn.values():
+        assert one.png.startswith(b"\x89PNG") and one.text
+        assert ElementTree.parse(io.BytesIO(one.svg)).getroot().tag.endswith("svg")
+    assert figures.draw(found(groups=3)).keys() == drawn.keys()
+
+
+def test_equal_values_are_equal_files():
+    with look.look():
+        kl_gz = np.random.default_rng(1).random((2, 4))
+        first, second = figures.kl_profile(kl_gz), figures.kl_profile(kl_gz)
+    assert first == second
+    assert matplotlib.rcParams["axes.titleweight"] == "normal"  # the user's settings are kept
+
+
+def test_what_a_run_lacks_is_left_out():
+    bare = found(latents=None, evaluation=None, log=[], samples={}, phases=[])
+    assert figures.draw(bare) == {}
+    html = page.render(bare, {})
+    assert 'id="config"' in html and 'id="metrics"' not in html and "<figure>" not in html
+    assert figures.nll_curve({"nll_1": 2.0}) is None
+    few = found().latents
+    assert few is not None and maps.latent_map(few._replace(mean_egz=few.mean_egz[:5])) is None
+    alone = few._replace(labels={}, factors=[])
+    with look.look():
+        assert "number of words" in maps.latent_map(alone).text
+
+
+def test_curves_have_the_points_of_the_log(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(look, "picture", lambda fig, text: drawn.append(fig))
+    one = found()
+    figures.training(one.log, one.phases)
+    loss, kl, beta, empty = drawn[0].axes
+    (train, valid, _) = loss.get_lines()
+    assert train.get_xydata().tolist() == [[1, 100], [2, 50], [3, 100 / 3]]
+    assert valid.get_xydata().tolist() == [[3, 40]]
+    assert loss.get_lines()[2].get_xdata()[0] == 2 and beta.get_title() == "β"
+    assert len(kl.get_lines()) == 2 and not empty.get_visible()  # one curve and one phase
+    assert [note.get_text() for note in loss.texts] == ["first", "second"]
+
+
+def test_new_words_are_marked():
+    block = ["a man eats", "a dog eats bread", "a dog eats bread"]
+    assert figures.changes(block) == [
+        [False] * 3,
+        [False, True, False, True],
+        [False] * 4,
+    ]
+
+
+def test_principal_axes():
+    x = rng.normal(size=(200, 1))
+    z_ed = np.hstack([3 * x, -3 * x, 0.01 * rng.normal(size=(200, 1))])
+    plane_e2, share = maps.pca(z_ed)
+    assert abs(np.corrcoef(plane_e2[:, 0], x[:, 0])[0, 1]) > 0.999 and share > 0.99
+    np.testing.assert_allclose(plane_e2[:, 0].var(), 2 * (3 * x).var(), rtol=1e-3)
+    assert maps.pca(np.zeros((4, 1)))[0].shape == (4, 2)
