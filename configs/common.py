@@ -130,6 +130,10 @@ def base() -> ConfigDict:
             # The bound after Langevin steps of that size from the posterior; 0: not measured.
             refine_steps=0,
             refine_size=0.05,
+            # Optional: MAUVE from an .npz file with arrays `samples` (of samples/prior.txt) and
+            # `references`; perplexity of the samples under a language model, a run or an export.
+            features="",
+            external="",
             # The factor of the embedded corpus that few labels and clusters of --mode=probe are
             # about.
             factor="action",

@@ -8,8 +8,8 @@
 
     python -m jvae.main --config=lstm_vae:annealed --workdir=runs/lstm-annealed
 
-Sizes, optimizer and batches are those of `sri:tiny`; more steps, as one costs less. Wall times and
-metrics: not measured.
+Sizes, optimizer and batches are those of `sri:tiny`; more steps, as one costs less. Measured values
+of `tiny` and `annealed`: the table in README.md; of `ae_free_bits`: not measured.
 """
 
 from ml_collections import ConfigDict

@@ -14,7 +14,8 @@ released `train_sri.py`, of `yelp_short` from `semi_sup_classification.py`.
 Deviations of `ptb` and `yelp_short`: one dropout mask per chain (chain.fresh_dropout=True is the
 released way), the decoder is trained at the end points alone (warm_up.param_grad=trajectory is the
 released way, with objective.aux_weight.trajectory=1), sentences of like but not of equal length
-share a batch. Wall times and metrics: not measured.
+share a batch. Measured values of `tiny`: the table in README.md, with hardware and time; of
+the others: not measured.
 """
 
 from ml_collections import ConfigDict

@@ -17,7 +17,8 @@ from jvae import models, run
 from jvae.api import Batch, Params
 from jvae.data import grammar
 from jvae.data.dataset import Dataset, eval_batches
-from jvae.evals import compat, smoothness
+from jvae.errors import ConfigError
+from jvae.evals import compat, mauve, smoothness
 from jvae.evals import text as texts
 from jvae.evals.card import Card, Report
 from jvae.evals.latent import (
@@ -188,6 +189,7 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
         samples["prior_greedy"] = [one_line(s) for s in greedy]
         train = this.data["train"].texts
         report.add_group(texts.generation(samples["prior"], data.texts, train))
+        _outside(report, cfg, samples["prior"], data)
         if sizes.greedy_columns:
             found = texts.generation(samples["prior_greedy"], data.texts, train)
             report.add_group(found, prefix="greedy_")
@@ -240,6 +242,33 @@ def _refined(
     se = [float(np.std(values_e, ddof=1) / np.sqrt(n)) for values_e in (neg_elbo_e, gain_e)]
     report.add("neg_elbo_refined", float(np.mean(neg_elbo_e)), unit, se=se[0], note=note)
     report.add("refined_gain", float(np.mean(gain_e)), unit, se=se[1], note="paired, > 0: tighter")
+
+
+def _outside(report: Report, cfg: EvalConfig, samples: list[str], data: Dataset) -> None:
+    """What others say of the samples: features of a large model, a language model of ours."""
+    if cfg.features:
+        found = mauve.mauve(*mauve.read_features(Path(cfg.features)))
+        note = (
+            f"{found.buckets} buckets, spread over {mauve.SEEDS} seeds; {Path(cfg.features).name}"
+        )
+        report.add("mauve", found.value, "0-1", se=found.spread, note=note)
+    if cfg.external:
+        from jvae import loading  # which imports all that a run needs
+
+        judge = loading.load(cfg.external)
+        if has_latent(judge.model):
+            raise ConfigError(f"evals.external={cfg.external}: has a latent; give a language model")
+        texts_of = [t for t in samples if t.strip()], list(data.texts)
+        ppl, control = (_ppl_per_token(judge, found) for found in texts_of)
+        report.add(
+            "external_ppl", ppl, "per token", control=control, note="control: test sentences"
+        )
+
+
+def _ppl_per_token(judge: LoadedVAE, lines: list[str]) -> float:
+    nats = float(np.sum(judge.nll(lines, k=1)))
+    tokens = sum(len(ids) - 1 for ids in judge.decoder.encode_batch(lines))
+    return float(np.exp(nats / tokens))
 
 
 def _reconstructions(

@@ -59,10 +59,20 @@ def row_of(folder: Path) -> dict[str, Any]:
             sum(v for name, v in report["time"].items() if name.endswith("_s") and v), 1
         ),
         "tokens_per_s": round(speeds[len(speeds) // 2]),
+        "layers": _layers(report["details"].get("latent", {})),
         "mi_saturated": report["details"].get("latent", {}).get("saturated", False),
         "metrics": {name: m["value"] for name, m in report["metrics"].items()},
         "se": {name: m["se"] for name, m in report["metrics"].items() if m["se"] is not None},
     }
+
+
+def _layers(latent: Mapping[str, Any]) -> dict[str, list[float]] | None:
+    """Active units and KL of each layer's latent; None where there is one latent or none."""
+    kl = latent.get("kl_per_group_nats") or []
+    if len(kl) < 2:
+        return None
+    au = latent["active_per_group"]["0.01"]
+    return {"au": au, "kl": [round(nats, 2) for nats in kl]}
 
 
 def _spec(name: str) -> str:
@@ -87,6 +97,11 @@ def _number(row: Row, name: str, digits: int) -> str:
     return f"{value:.{digits}f}" + (f" ± {se:.{digits}f}" if se is not None else "")
 
 
+def _by_layer(row: Row, name: str) -> str:
+    layers = row.get("layers")
+    return f" ({', '.join(f'{value:g}' for value in layers[name])})" if layers else ""
+
+
 RUN_COLUMNS: Sequence[tuple[str, Callable[[Row], str]]] = (
     ("run", lambda r: f"`{r['name']}`"),
     ("exact match %", lambda r: _number(r, "exact_match", 1)),
@@ -94,9 +109,9 @@ RUN_COLUMNS: Sequence[tuple[str, Callable[[Row], str]]] = (
     ("exact -log p", lambda r: _number(r, "exact", 2)),
     ("PPL_w", lambda r: _number(r, "ppl_w", 2)),
     ("floor", lambda r: _number(r, "ppl_w_floor", 2)),
-    ("KL", lambda r: _number(r, "kl", 2)),
+    ("KL", lambda r: _number(r, "kl", 2) + _by_layer(r, "kl")),
     ("MI", lambda r: "≥ " * r["mi_saturated"] + _number(r, "mi", 2)),
-    ("AU", lambda r: _number(r, "au_0.01", 0)),
+    ("AU", lambda r: _number(r, "au_0.01", 0) + _by_layer(r, "au")),
     ("grammatical %, T = 1", lambda r: _number(r, "prior_grammatical", 1)),
     ("greedy", lambda r: _number(r, "prior_greedy_grammatical", 1)),
     ("distinct %", lambda r: _number(r, "prior_distinct", 1)),

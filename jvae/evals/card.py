@@ -216,7 +216,9 @@ class Report:
                 "The estimator is noise at this number of sentences; use 500 or more."
             )
         self.card.controls = {**(self.card.controls or {}), "latent": control_name}
-        self.add("kl", result.kl_nats, nats, control=control.kl_nats)
+        by_group = result.kl_per_group or []
+        note = f"per layer [{', '.join(f'{kl:.2f}' for kl in by_group)}]" if by_group[1:] else ""
+        self.add("kl", result.kl_nats, nats, control=control.kl_nats, note=note)
         sizes = f"N = {result.sentences}, ln N = {result.ceiling_nats:.2f}, {result.mi_estimator}"
         saturated = f"≥ {result.mi_nats:.2f} (saturated)" if result.saturated else None
         self.add(
@@ -244,6 +246,7 @@ class Report:
         self.details["latent"] = {
             "saturated": result.saturated,
             "kl_profile_nats": result.kl_profile_sorted,
+            "kl_per_group_nats": result.kl_per_group,
             "active_per_group": result.active_per_group,
             "collapse_reasons": reasons,
         }

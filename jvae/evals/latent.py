@@ -211,6 +211,11 @@ class LatentResult:
             else np.sort(self.kl_profile_gz.ravel())[::-1].tolist()
         )
 
+    @property
+    def kl_per_group(self) -> list[float] | None:
+        """Mean KL of each latent group."""
+        return None if self.kl_profile_gz is None else self.kl_profile_gz.sum(axis=1).tolist()
+
 
 def latent_metrics(
     model: TextVAE, params: Params, posts: PosteriorSet, block: int = 256, draws: int = 64

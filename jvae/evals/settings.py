@@ -42,6 +42,8 @@ class EvalConfig:
     compat: tuple[str, ...] = ()  # published estimators to print beside ours
     refine_steps: int = 0  # of Langevin chains that start at the posterior; 0: no such rows
     refine_size: float = 0.05  # step size of these chains
+    features: str = ""  # .npz of features of samples and test sentences, for MAUVE
+    external: str = ""  # run or export of a language model that scores the samples
     factor: str = "action"  # of the embedded corpus, for few labels and clusters of --mode=probe
 
     def __post_init__(self) -> None:

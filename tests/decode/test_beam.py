@@ -166,6 +166,21 @@ def test_width_one_is_greedy(toy, early_stopping, norm_length):
     assert beam.log_prob_e.tolist() == greedy.log_prob_e.tolist()
 
 
+def test_beams_score_at_least_as_well_as_greedy_on_the_whole(toy):
+    """Not for every input: what greedy keeps may fall out of the beam. Those are counted."""
+    gen, _ = toy.make_generator()
+    params, (z_egz, prompt) = toy.make_params(3, end_bias=0.4), toy.make_inputs(200)
+    cfg = DecodeConfig(method="beam", beam_width=3, length_penalty=0.0, max_length=8)
+    greedy = decode.generate(
+        gen, params, z_egz, prompt, None, DecodeConfig(max_length=8), **toy.ids
+    )
+    beam = decode.decode(gen, params, z_egz, prompt, None, cfg, **toy.ids)
+    gain_e = np.asarray(beam.log_prob_e) - np.asarray(greedy.log_prob_e)
+    violations = int(np.sum(gain_e < -1e-5))
+    assert gain_e.mean() > 0 and violations <= 10, f"{violations} of 200 below greedy"
+    assert np.sum(gain_e > 1e-5) > 20  # and the beam found something else
+
+
 def test_search_ends_when_every_example_is_done(toy):
     gen, counts = toy.make_generator()
     params, (z_egz, prompt) = toy.make_params(end_bias=2.0), toy.make_inputs(4)
