@@ -228,7 +228,7 @@ def strips(
                 fig.text(
                     (margin + column * letter) / width,
                     y / height,
-                    word.replace("$", r"\$"),
+                    word,
                     family="DejaVu Sans Mono",
                     fontsize=size,
                     va="center",

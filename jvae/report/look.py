@@ -1,6 +1,7 @@
 """One look for all pictures: sizes, colours, and figures as bytes. No display, no global state."""
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ _STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "lines.linewidth": 1.6,
+    "text.parse_math": False,  # dollars of texts and labels are dollars
     "svg.hashsalt": "jvae",  # equal figures are equal files
 }
 
@@ -61,8 +63,11 @@ def figure(height: float, width: float = WIDTH) -> Figure:
 def picture(fig: Figure, text: str) -> Picture:
     """The figure as PNG and SVG, without dates."""
     png, svg = io.BytesIO(), io.BytesIO()
-    fig.savefig(png, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
-    fig.savefig(svg, format="svg", facecolor="white", metadata={"Date": None})
+    with warnings.catch_warnings():
+        # Letters that the font lacks are boxes here; the page holds the text itself.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        fig.savefig(png, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+        fig.savefig(svg, format="svg", facecolor="white", metadata={"Date": None})
     return Picture(png.getvalue(), svg.getvalue(), text)
 
 

@@ -11,7 +11,7 @@ import pytest
 from jvae.report import figures, look, maps, page
 from jvae.report.gather import OFFSETS, Factor, Found, Latents, Traversal
 
-EVIL = '<script>alert("x")</script> & $a_b$'
+EVIL = '<script>alert("x")</script> & $\\a_b$ 🙂'
 rng = np.random.default_rng(0)
 
 
