@@ -160,7 +160,7 @@ class Checkpoints:
         Raises: CheckpointError if one failed.
         """
         for kind, manager in self._managers.items():
-            with _explained(f"a save in {self._root / kind} failed"):
+            with _explained(f"a save in {self._root / kind} failed, those before it are kept"):
                 manager.wait_until_finished()
 
     def close(self) -> None:

@@ -346,11 +346,12 @@ def commit() -> str | None:
 def _write(
     folder: Path, report: Report, samples: dict[str, list[str]], split: str, suffix: str
 ) -> None:
-    write_text(folder / "eval" / f"{split}{suffix}.json", report.to_json())
-    write_text(folder / "eval" / f"{split}{suffix}.txt", report.table() + "\n")
     for name, lines in samples.items():
         text = "".join(f"{one}\n" for one in lines)
         write_text(folder / "samples" / f"{name}{suffix}.txt", text)
+    write_text(folder / "eval" / f"{split}{suffix}.json", report.to_json())
+    # Last: the table tells that the run is finished.
+    write_text(folder / "eval" / f"{split}{suffix}.txt", report.table() + "\n")
 
 
 @contextmanager

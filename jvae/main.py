@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from jvae import config as configs
 from jvae.errors import ConfigError, JvaeError
+from jvae.stop import CODE, Stopped
 
 MODES = ("train", "eval", "probe", "sample", "reconstruct", "interpolate")
 
@@ -45,7 +46,9 @@ def _flags() -> flags.FlagValues:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code. Errors a user can cause are one message."""
+    """Runs one command; returns its exit code: 0, 2 after an error, and 75 (`jvae.stop.CODE`) where
+    it was told to stop and the same command goes on. Errors a user can cause are one message.
+    """
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     for noisy in ("absl", "orbax", "jax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -53,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = list(sys.argv[1:] if argv is None else argv)
         config, rest = configs.from_argv(words)
         return _run(config, rest, words)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return CODE
     except JvaeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

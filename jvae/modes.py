@@ -12,18 +12,23 @@ from jvae import train as training
 from jvae.api import Params
 from jvae.errors import CheckpointError, ConfigError
 from jvae.parallel import mesh as meshes
+from jvae.stop import Stop
 
 
 def train(config: ConfigDict, folder: Path) -> None:
-    """Trains, or goes on training, then evaluates the best checkpoint on the test split."""
+    """Trains, or goes on training, then evaluates the best checkpoint on the test split.
+
+    Raises: Stopped after SIGTERM or SIGINT, once the state is saved.
+    """
     table = folder / "eval" / "test.txt"
     if table.is_file():
         workdir.claim(folder, config)
         print(f"{folder} is finished; --mode=eval measures it again\n\n{table.read_text()}", end="")
         return
-    done = training.train(config, folder)
-    report = evaluation.evaluate(done.run, done.mesh, done.params, done.step)
-    _show(report.table(), folder)
+    with Stop() as stop, workdir.Lock(folder) as lock:
+        done = training.train(config, folder, stop, lock)
+        report = evaluation.evaluate(done.run, done.mesh, done.params, done.step)
+        _show(report.table(), folder)
 
 
 def sweep(
