@@ -20,6 +20,7 @@ from jvae.data.dataset import Dataset, eval_batches
 from jvae.evals import compat, smoothness
 from jvae.evals import text as texts
 from jvae.evals.card import Card, Report
+from jvae.evals.collect import to_host
 from jvae.evals.latent import (
     PosteriorSet,
     collect_posteriors,
@@ -38,6 +39,7 @@ from jvae.evals.likelihood import (
 )
 from jvae.evals.settings import EvalConfig, Preset
 from jvae.parallel import mesh as meshes
+from jvae.parallel import processes
 from jvae.space.loaded import LoadedVAE, line
 from jvae.workdir import one_line, write_text
 
@@ -56,6 +58,8 @@ RATIO_DRAWS = 100  # most draws of the one batch that the cost ratio is timed on
 def loaded(this: run.Run, params: Params, seed: int = 0) -> LoadedVAE:
     """The text side of a run."""
     family, model_config = models.family(this.config.model.family), run.model_config(this.config)
+    if jax.process_count() > 1:  # text is decoded by every process alone, all the same
+        params = jax.device_put(to_host(params), jax.local_devices()[0])
     return LoadedVAE(
         model=this.model,
         params=params,
@@ -89,8 +93,9 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
     report = Report(f"{this.config.name}, {split}", card_of(this, cfg, step, split))
 
     def rows(ids: np.ndarray | None = None) -> Iterator[Batch]:
-        sharding = meshes.batch_sharding(mesh)
-        return (jax.device_put(b, sharding) for b in eval_batches(data, this.rows, ids))
+        part, parts = meshes.row_part(mesh, this.rows.batch_rows)
+        own = eval_batches(data, this.rows, ids, process_index=part, process_count=parts)
+        return (meshes.to_device(b, mesh) for b in own)
 
     sampler = run.build_sampler(this.config, this.model)
     proposal = sampler.proposal if sampler else None
@@ -195,7 +200,9 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
                 report.add(name, None, "")
     if split in this.exact:
         _exactness(this, report, likelihood, samples, split)
-    _write(this.workdir, report, samples, split, "" if cfg.preset == "quick" else f".{cfg.preset}")
+    if processes.first():
+        suffix = "" if cfg.preset == "quick" else f".{cfg.preset}"
+        _write(this.workdir, report, samples, split, suffix)
     return report
 
 

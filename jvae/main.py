@@ -38,6 +38,10 @@ def _flags() -> flags.FlagValues:
     dry = "With --sweep: print the command of every run and start none."
     flags.DEFINE_multi_string("sweep", [], sweep, flag_values=own)
     flags.DEFINE_bool("dry_run", False, dry, flag_values=own)
+    coordinator = "host:port of process 0, where a run has several and JAX cannot find them itself."
+    flags.DEFINE_string("coordinator", None, coordinator, flag_values=own)
+    flags.DEFINE_integer("processes", None, "How many there are.", 1, flag_values=own)
+    flags.DEFINE_integer("process", None, "Which this one is, from 0.", 0, flag_values=own)
     flags.DEFINE_multi_string("text", [], text, flag_values=own)
     flags.DEFINE_integer("n", 10, "Sentences to sample.", lower_bound=1, flag_values=own)
     flags.DEFINE_integer("steps", 11, "Points of a line.", lower_bound=2, flag_values=own)
@@ -78,8 +82,14 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
     if config is None and given.workdir is None:
         raise ConfigError(f"no config: add --config=optimus, or the --workdir of a run\n\n{USAGE}")
 
-    from jvae import modes, workdir  # after the flags, so that a wrong one is told at once
+    # After the flags, so that a wrong one is told at once.
+    from jvae import modes, workdir
+    from jvae.parallel import processes
 
+    if given.mode in ("train", "eval") and not given.dry_run:
+        processes.join(given.coordinator, given.processes, given.process)
+        if not processes.first():
+            logging.getLogger().setLevel(logging.WARNING)
     if given.workdir is not None:
         folder = Path(given.workdir)
     else:

@@ -12,6 +12,7 @@ from jvae import train as training
 from jvae.api import Params
 from jvae.errors import CheckpointError, ConfigError
 from jvae.parallel import mesh as meshes
+from jvae.parallel import processes
 from jvae.stop import Stop
 
 
@@ -22,7 +23,8 @@ def train(config: ConfigDict, folder: Path) -> None:
     """
     table = folder / "eval" / "test.txt"
     if table.is_file():
-        workdir.claim(folder, config)
+        if processes.first():
+            workdir.claim(folder, config)
         print(f"{folder} is finished; --mode=eval measures it again\n\n{table.read_text()}", end="")
         return
     with Stop() as stop, workdir.Lock(folder) as lock:
@@ -114,4 +116,5 @@ def pairs_of(lines: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _show(table: str, folder: Path) -> None:
-    print(f"\n{table}\n\nFiles: {folder}/eval, {folder}/samples, {folder}/metrics.jsonl")
+    if processes.first():
+        print(f"\n{table}\n\nFiles: {folder}/eval, {folder}/samples, {folder}/metrics.jsonl")

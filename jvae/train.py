@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from jvae import config as configs
 from jvae import goodput, initial, metrics, phases, program, run, schedules, workdir
-from jvae.api import Batch, Params
+from jvae.api import Params
 from jvae.checkpoint import Checkpoints
 from jvae.data.dataset import batches, eval_batches
 from jvae.errors import ConfigError, TrainingError
@@ -21,6 +21,7 @@ from jvae.goodput import Goodput
 from jvae.loading import load_params
 from jvae.objectives import MEAN_SUM, Objective
 from jvae.parallel import mesh as meshes
+from jvae.parallel import processes
 from jvae.phases import Progress
 from jvae.stop import Stop, Stopped
 
@@ -34,12 +35,6 @@ class Trained(NamedTuple):
     mesh: Mesh
     params: Params
     step: int  # of these parameters
-
-
-def to_device(batch: Batch, mesh: Mesh) -> Batch:
-    """This process's part of a batch to the global one, cut over the mesh's row axes."""
-    where = meshes.batch_sharding(mesh)
-    return jax.tree.map(lambda part: jax.make_array_from_process_local_data(where, part), batch)
 
 
 def train(
@@ -71,10 +66,14 @@ def train(
     # --- data and model ---------------------------------------------------------------------------
     workdir.check(folder, config)
     this = run.open_run(config, folder)
-    if lock:
-        lock.take()
-    workdir.claim(folder, config)
-    run.save_tokenizers(this)
+    readers = this.encoder.fingerprint + this.decoder.fingerprint
+    processes.agree("config or data", configs.to_json(this.config) + readers)
+    if processes.first():
+        if lock:
+            lock.take()
+        workdir.claim(folder, config)
+        run.save_tokenizers(this)
+    processes.wait("claimed")
     for line in this.log:
         log.info(line)
     cfg = this.config
@@ -103,7 +102,9 @@ def train(
 
     # --- loop -------------------------------------------------------------------------------------
     base = jax.device_put(key["train"], meshes.replicated(mesh))
-    writer = metrics.Writer(folder, resume_step=done, total_steps=cfg.train.steps)
+    writer = metrics.Writer(
+        folder, resume_step=done, total_steps=cfg.train.steps, active=processes.first()
+    )
     part, parts = meshes.row_part(mesh, this.rows.batch_rows)
     stream = batches(
         this.data["train"],
@@ -134,7 +135,7 @@ def train(
                 batch, position = next(stream)
             doing = goodput.TRAINING if compiled else goodput.COMPILING
             with jax.profiler.StepTraceAnnotation("train", step_num=done), spent.of(doing):
-                state, sums = current.train_step(state, to_device(batch, mesh), base)
+                state, sums = current.train_step(state, meshes.to_device(batch, mesh), base)
             compiled = True
             meter = metrics.add(meter, sums)
             writer.progress(done)
@@ -148,7 +149,7 @@ def train(
                 meter = None
             if due:
                 if current.tune_step:
-                    state = current.tune_step(state, to_device(batch, mesh), base)
+                    state = current.tune_step(state, meshes.to_device(batch, mesh), base)
                 with spent.of(goodput.EVALUATING):
                     valid = check(current, state.params, done)
                 writer.write(done, {f"valid/{k}": v for k, v in valid.items()})
@@ -239,7 +240,7 @@ def _checker(
         for batch in eval_batches(
             this.data["valid"], this.rows, process_index=part, process_count=parts
         ):
-            sums = metrics.add(sums, current.valid_step(params, to_device(batch, mesh), key))
+            sums = metrics.add(sums, current.valid_step(params, meshes.to_device(batch, mesh), key))
         assert sums is not None  # a split has at least one sentence
         values = metrics.ratios(sums)
         row: dict[str, Any] = {name: values[name] for name in ("loss", "rec", "kl")}

@@ -7,11 +7,9 @@ import logging
 import os
 import resource
 import signal
-import warnings
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 
 from jvae import metrics
@@ -19,7 +17,6 @@ from jvae.checkpoint import Checkpoints
 from jvae.data import grammar
 from jvae.errors import CheckpointError
 from jvae.main import main
-from jvae.tree import named_leaves
 from jvae.workdir import Lock
 
 SMALL = (
@@ -87,13 +84,10 @@ def lines(folder: Path) -> list[dict]:
 
 def state(folder: Path) -> dict[str, bytes]:
     """Every array of the newest checkpoint and the place in the data."""
-    with Checkpoints(folder, read_only=True) as ckpts, warnings.catch_warnings():
-        # Without shardings Orbax restores as saved, which is what is wanted here, and warns.
-        warnings.filterwarnings("ignore", message="Sharding info not provided")
-        stored = ckpts._managers["last"].restore(ckpts.latest())["state"]
-        position = json.dumps(ckpts.meta()["position"])
-    arrays = {name: np.asarray(leaf).tobytes() for name, leaf in named_leaves(stored).items()}
-    return arrays | {"position": position.encode()}
+    with Checkpoints(folder, read_only=True) as ckpts:
+        arrays, meta = ckpts.arrays()
+    stored = {name: array.tobytes() for name, array in arrays.items()}
+    return stored | {"position": json.dumps(meta["position"]).encode()}
 
 
 def flip(folder: Path):
