@@ -1,4 +1,4 @@
-"""Processes that are one program: real ones, joined by launch/local.sh, against a single process."""
+"""Processes that are one program: real ones, joined by launch/local.sh, against one alone."""
 
 import json
 import os
@@ -127,9 +127,9 @@ def test_two_processes_are_one_run(corpus, tmp_path):
     assert one.keys() == two.keys()
     for name in ("nll_3", "rec", "kl"):
         assert two[name] == pytest.approx(one[name], rel=1e-4), name
-    assert [
-        path.name for path in sorted((tmp_path / "1").rglob("*.txt"))
-    ] == [path.name for path in sorted((tmp_path / "2").rglob("*.txt"))]
+    assert [path.name for path in sorted((tmp_path / "1").rglob("*.txt"))] == [
+        path.name for path in sorted((tmp_path / "2").rglob("*.txt"))
+    ]
 
 
 @pytest.mark.slow
