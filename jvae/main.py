@@ -12,7 +12,7 @@ from jvae import config as configs
 from jvae.errors import ConfigError, JvaeError
 from jvae.stop import CODE, Stopped
 
-MODES = ("train", "eval", "probe", "sample", "reconstruct", "interpolate")
+MODES = ("train", "eval", "probe", "sample", "reconstruct", "interpolate", "compile")
 
 USAGE = """\
 python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
@@ -21,6 +21,7 @@ python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir
   --config.data.train=my.txt     any value of the config
   --mode=train                   train, evaluate, sample; the same command resumes
   --sweep=objective.beta.stop=0.1,0.5,1  a run for every value, one table; --dry_run prints them
+  --mode=compile --topology=v5e-8  memory, FLOPs and collectives on a slice that is not there
   --mode=eval|probe|sample|reconstruct|interpolate --workdir=DIR       on a trained run
 """
 
@@ -42,6 +43,8 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_string("coordinator", None, coordinator, flag_values=own)
     flags.DEFINE_integer("processes", None, "How many there are.", 1, flag_values=own)
     flags.DEFINE_integer("process", None, "Which this one is, from 0.", 0, flag_values=own)
+    topology = "With --mode=compile: slices, as v5e-8,v5e-256; cpu-8 for virtual devices."
+    flags.DEFINE_string("topology", "v5e-8", topology, flag_values=own)
     flags.DEFINE_multi_string("text", [], text, flag_values=own)
     flags.DEFINE_integer("n", 10, "Sentences to sample.", lower_bound=1, flag_values=own)
     flags.DEFINE_integer("steps", 11, "Points of a line.", lower_bound=2, flag_values=own)
@@ -108,6 +111,8 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
         modes.evaluate(config, folder)
     elif given.mode == "probe":
         modes.probe(config, folder)
+    elif given.mode == "compile":
+        modes.compile_ahead(config, folder, given.topology)
     else:
         modes.text(given.mode, config, folder, list(given.text), given.n, given.steps, given.seed)
     return 0

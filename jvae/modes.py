@@ -6,7 +6,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jvae import evaluation, loading, probing, run, workdir
+from jvae import ahead, evaluation, loading, probing, run, workdir
 from jvae import sweep as sweeps
 from jvae import train as training
 from jvae.api import Params
@@ -52,6 +52,11 @@ def evaluate(config: ConfigDict, folder: Path) -> None:
 def probe(config: ConfigDict, folder: Path) -> None:
     """What the latent of a run's best checkpoint says of the labels of its test split."""
     _show(probing.probe(*_trained(config, folder)).table(), folder)
+
+
+def compile_ahead(config: ConfigDict, folder: Path, topology: str) -> None:
+    """What the programs of a config would need on slices that are not there."""
+    print(ahead.compile_for(config, folder, topology))
 
 
 def _trained(config: ConfigDict, folder: Path) -> tuple[run.Run, Mesh, Params, int]:
