@@ -99,12 +99,14 @@ def test_every_command_of_the_readme_parses():
     found = 0
     for line in lines:
         words = [word for word in shlex.split(line) if not word.startswith("PYTHON=")]
-        if not words[0].startswith("launch/"):
-            continue
-        for command in printed(words[0].removeprefix("launch/"), *words[1:]):
+        if words[0].startswith("launch/"):
+            commands = printed(words[0].removeprefix("launch/"), *words[1:])
+        else:
+            commands = [words]
+        for command in commands:
             inner = [w.partition("=")[2] for w in command if w.startswith("--command=")]
             command = shlex.split(inner[0]) if inner else command
             if "jvae.main" in command:
                 found += 1
                 assert parsed(command)[0] is not None
-    assert found >= 5
+    assert found >= 8
