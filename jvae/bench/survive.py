@@ -96,7 +96,9 @@ def attempt(
     delay = seed.random() * DELAY.get(moment, whole_s)
     run = start(words)
     arguments = [str(run.pid), str(int(number)), moment, str(folder), str(delay)]
-    killer = subprocess.Popen([sys.executable, "-S", "-c", KILLER, *arguments])
+    killer = subprocess.Popen(
+        [sys.executable, "-S", "-c", KILLER, *arguments], stderr=subprocess.DEVNULL
+    )
     _, said = run.communicate()
     killer.kill()
     killer.wait()
