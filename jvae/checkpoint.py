@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jvae import stored
@@ -154,13 +155,28 @@ class Checkpoints:
 
         return self._newest(step, best, read)
 
+    def arrays(self, *, best: bool = False) -> tuple[dict[str, np.ndarray], Meta]:
+        """Every array of the newest whole checkpoint by path, on the host, and its meta.
+
+        Raises: CheckpointError as `restore`.
+        """
+
+        def read(kind: str, step: int) -> tuple[dict[str, np.ndarray], Meta]:
+            meta, manager = self._checked_meta(kind, step), self._managers[kind]
+            tree = manager.item_metadata(step)["state"].tree
+            plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            items = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=plain))
+            return named_leaves(manager.restore(step, args=items)["state"]), meta
+
+        return self._newest(None, best, read)
+
     def wait(self) -> None:
         """Returns when all saves are on disk.
 
         Raises: CheckpointError if one failed.
         """
         for kind, manager in self._managers.items():
-            with _explained(f"a save in {self._root / kind} failed"):
+            with _explained(f"a save in {self._root / kind} failed, those before it are kept"):
                 manager.wait_until_finished()
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from jvae.errors import ConfigError
 from jvae.evals import compat, mauve, smoothness
 from jvae.evals import text as texts
 from jvae.evals.card import Card, Report
+from jvae.evals.collect import to_host
 from jvae.evals.latent import (
     PosteriorSet,
     collect_posteriors,
@@ -40,6 +41,7 @@ from jvae.evals.likelihood import (
 from jvae.evals.settings import EvalConfig, Preset
 from jvae.latent import short_run
 from jvae.parallel import mesh as meshes
+from jvae.parallel import processes
 from jvae.space.lines import arc, line
 from jvae.space.loaded import LoadedVAE
 from jvae.workdir import one_line, write_text
@@ -60,6 +62,8 @@ RATIO_DRAWS = 100  # most draws of the one batch that the cost ratio is timed on
 def loaded(this: run.Run, params: Params, seed: int = 0) -> LoadedVAE:
     """The text side of a run."""
     family, model_config = models.family(this.config.model.family), run.model_config(this.config)
+    if jax.process_count() > 1:  # text is decoded by every process alone, all the same
+        params = jax.device_put(to_host(params), jax.local_devices()[0])
     return LoadedVAE(
         model=this.model,
         params=params,
@@ -93,8 +97,9 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
     report = Report(f"{this.config.name}, {split}", card_of(this, cfg, step, split))
 
     def rows(ids: np.ndarray | None = None) -> Iterator[Batch]:
-        sharding = meshes.batch_sharding(mesh)
-        return (jax.device_put(b, sharding) for b in eval_batches(data, this.rows, ids))
+        part, parts = meshes.row_part(mesh, this.rows.batch_rows)
+        own = eval_batches(data, this.rows, ids, process_index=part, process_count=parts)
+        return (meshes.to_device(b, mesh) for b in own)
 
     sampler = run.build_sampler(this.config, this.model)
     proposal = sampler.proposal if sampler else None
@@ -203,7 +208,9 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
                 report.add(name, None, "")
     if split in this.exact:
         _exactness(this, report, likelihood, samples, split)
-    _write(this.workdir, report, samples, split, "" if cfg.preset == "quick" else f".{cfg.preset}")
+    if processes.first():
+        suffix = "" if cfg.preset == "quick" else f".{cfg.preset}"
+        _write(this.workdir, report, samples, split, suffix)
     return report
 
 
@@ -409,11 +416,12 @@ def commit() -> str | None:
 def _write(
     folder: Path, report: Report, samples: dict[str, list[str]], split: str, suffix: str
 ) -> None:
-    write_text(folder / "eval" / f"{split}{suffix}.json", report.to_json())
-    write_text(folder / "eval" / f"{split}{suffix}.txt", report.table() + "\n")
     for name, lines in samples.items():
         text = "".join(f"{one}\n" for one in lines)
         write_text(folder / "samples" / f"{name}{suffix}.txt", text)
+    write_text(folder / "eval" / f"{split}{suffix}.json", report.to_json())
+    # Last: the table tells that the run is finished.
+    write_text(folder / "eval" / f"{split}{suffix}.txt", report.table() + "\n")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jvae import config as configs
 from jvae.errors import ConfigError, JvaeError
+from jvae.stop import CODE, Stopped
 
 TEXT_MODES = (
     "sample",
@@ -24,7 +25,7 @@ TEXT_MODES = (
     "decode",
     "nll",
 )
-MODES = ("train", "eval", "probe", "report", *TEXT_MODES)
+MODES = ("train", "eval", "probe", "report", "compile", *TEXT_MODES)
 
 USAGE = """\
 python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
@@ -33,6 +34,7 @@ python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir
   --config.data.train=my.txt     any value of the config
   --mode=train                   train, evaluate, sample; the same command resumes
   --sweep=objective.beta.stop=0.1,0.5,1  a run for every value, one table; --dry_run prints them
+  --mode=compile --topology=v5e-8  memory, FLOPs and collectives on a slice that is not there
   --mode=eval|probe|report --workdir=DIR     measure a trained run; probe its latent; show all of it
 
 On a trained run, with --workdir=DIR; sentences from --text, --input=FILE or standard input:
@@ -63,6 +65,12 @@ def _flags() -> flags.FlagValues:
     dry = "With --sweep: print the command of every run and start none."
     flags.DEFINE_multi_string("sweep", [], sweep, flag_values=own)
     flags.DEFINE_bool("dry_run", False, dry, flag_values=own)
+    coordinator = "host:port of process 0, where a run has several and JAX cannot find them itself."
+    flags.DEFINE_string("coordinator", None, coordinator, flag_values=own)
+    flags.DEFINE_integer("processes", None, "How many there are.", 1, flag_values=own)
+    flags.DEFINE_integer("process", None, "Which this one is, from 0.", 0, flag_values=own)
+    topology = "With --mode=compile: slices, as v5e-8,v5e-256; cpu-8 for virtual devices."
+    flags.DEFINE_string("topology", "v5e-8", topology, flag_values=own)
     flags.DEFINE_multi_string("text", [], text, flag_values=own)
     flags.DEFINE_string("input", "", "File of sentences, plain or .gz.", flag_values=own)
     flags.DEFINE_string("out", "", out, flag_values=own)
@@ -80,7 +88,9 @@ def _flags() -> flags.FlagValues:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code. Errors a user can cause are one message."""
+    """Runs one command; returns its exit code: 0, 2 after an error, and 75 (`jvae.stop.CODE`) where
+    it was told to stop and the same command goes on. Errors a user can cause are one message.
+    """
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     for noisy in ("absl", "orbax", "jax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -88,6 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = list(sys.argv[1:] if argv is None else argv)
         config, rest = configs.from_argv(words)
         return _run(config, rest, words)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return CODE
     except JvaeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -107,8 +120,14 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
     if config is None and given.workdir is None:
         raise ConfigError(f"no config: add --config=optimus, or the --workdir of a run\n\n{USAGE}")
 
-    from jvae import modes, workdir  # after the flags, so that a wrong one is told at once
+    # After the flags, so that a wrong one is told at once.
+    from jvae import modes, workdir
+    from jvae.parallel import processes
 
+    if given.mode in ("train", "eval") and not given.dry_run:
+        processes.join(given.coordinator, given.processes, given.process)
+        if not processes.first():
+            logging.getLogger().setLevel(logging.WARNING)
     _keep_compiled_programs()
     if given.workdir is not None:
         folder = Path(given.workdir)
@@ -130,6 +149,8 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
         modes.report(config, folder)
     elif given.mode == "probe":
         modes.probe(config, folder)
+    elif given.mode == "compile":
+        modes.compile_ahead(config, folder, given.topology)
     else:
         from jvae import toolbox
 

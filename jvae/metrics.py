@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import jax
+import numpy as np
+from jax.sharding import Sharding
 from jaxtyping import Array, Float
 
 from jvae.console import Console, Value
@@ -52,6 +54,22 @@ def ratios(sums: Sums) -> dict[str, float]:
         name: float(ratio.sum) / float(ratio.count) if ratio.count else math.nan
         for name, ratio in host.items()
     }
+
+
+def to_json(sums: Sums | None) -> dict[str, list[float]] | None:
+    """Sums as JSON holds them, every bit kept: a checkpoint between two log lines has some."""
+    if sums is None:
+        return None
+    host = jax.device_get(sums)
+    return {name: [float(ratio.sum), float(ratio.count)] for name, ratio in host.items()}
+
+
+def from_json(stored: Mapping[str, list[float]] | None, where: Sharding) -> Sums | None:
+    """What `to_json` was given, on devices."""
+    if stored is None:
+        return None
+    sums = {name: Ratio(*np.array(pair, np.float32)) for name, pair in stored.items()}
+    return jax.device_put(sums, where)
 
 
 class JsonLines:

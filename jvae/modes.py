@@ -5,24 +5,31 @@ from pathlib import Path
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jvae import evaluation, loading, probing, run, workdir
+from jvae import ahead, evaluation, loading, probing, run, workdir
 from jvae import sweep as sweeps
 from jvae import train as training
 from jvae.api import Params
 from jvae.errors import CheckpointError
 from jvae.parallel import mesh as meshes
+from jvae.parallel import processes
+from jvae.stop import Stop
 
 
 def train(config: ConfigDict, folder: Path) -> None:
-    """Trains, or goes on training, then evaluates the best checkpoint on the test split."""
+    """Trains, or goes on training, then evaluates the best checkpoint on the test split.
+
+    Raises: Stopped after SIGTERM or SIGINT, once the state is saved.
+    """
     table = folder / "eval" / "test.txt"
     if table.is_file():
-        workdir.claim(folder, config)
+        if processes.first():
+            workdir.claim(folder, config)
         print(f"{folder} is finished; --mode=eval measures it again\n\n{table.read_text()}", end="")
         return
-    done = training.train(config, folder)
-    report = evaluation.evaluate(done.run, done.mesh, done.params, done.step)
-    _show(report.table(), folder)
+    with Stop() as stop, workdir.Lock(folder) as lock:
+        done = training.train(config, folder, stop, lock)
+        report = evaluation.evaluate(done.run, done.mesh, done.params, done.step)
+        _show(report.table(), folder)
 
 
 def sweep(
@@ -46,6 +53,11 @@ def probe(config: ConfigDict, folder: Path) -> None:
     _show(probing.probe(*_trained(config, folder)).table(), folder)
 
 
+def compile_ahead(config: ConfigDict, folder: Path, topology: str) -> None:
+    """What the programs of a config would need on slices that are not there."""
+    print(ahead.compile_for(config, folder, topology))
+
+
 def _trained(config: ConfigDict, folder: Path) -> tuple[run.Run, Mesh, Params, int]:
     """A run with its best parameters and their step."""
     if not (folder / workdir.CONFIG).is_file():
@@ -66,4 +78,5 @@ def report(config: ConfigDict, folder: Path) -> None:
 
 
 def _show(table: str, folder: Path) -> None:
-    print(f"\n{table}\n\nFiles: {folder}/eval, {folder}/samples, {folder}/metrics.jsonl")
+    if processes.first():
+        print(f"\n{table}\n\nFiles: {folder}/eval, {folder}/samples, {folder}/metrics.jsonl")

@@ -24,7 +24,7 @@ from jvae.data.formats import Reader
 from jvae.data.plan import propose_rows, shuffled
 from jvae.data.prepare import prepare
 from jvae.data.tokenizers import TextTokenizer
-from jvae.errors import ConfigError, DataError
+from jvae.errors import CheckpointError, ConfigError, DataError
 from jvae.models.sri import Sampler
 from jvae.objectives import Objective
 from jvae.parallel import rules
@@ -226,7 +226,7 @@ def open_tokenizers(
     for role in ("encoder", "decoder"):
         folder = workdir / TOKENIZER_FOLDER / role
         name = config.data[f"{role}_tokenizer"]
-        if folder.is_dir():
+        if (folder / tokenizers.FILE).is_file():  # a folder alone is what a kill may leave
             opened.append(tokenizers.load(folder, role))
         elif name:
             opened.append(tokenizers.open_tokenizer(name, role))
@@ -249,9 +249,16 @@ def open_tokenizers(
 
 
 def save_tokenizers(run: Run) -> None:
-    """Writes both tokenizers into the working directory, so that a run needs nothing else."""
-    run.encoder.save(run.workdir / TOKENIZER_FOLDER / "encoder")
-    run.decoder.save(run.workdir / TOKENIZER_FOLDER / "decoder")
+    """Writes both tokenizers into the working directory, so that a run needs nothing else.
+
+    Raises: CheckpointError where it cannot.
+    """
+    for role, tokenizer in (("encoder", run.encoder), ("decoder", run.decoder)):
+        folder = run.workdir / TOKENIZER_FOLDER / role
+        try:
+            tokenizer.save(folder)
+        except OSError as error:
+            raise CheckpointError(f"cannot write to {folder}: {error}") from error
 
 
 def open_run(config: ConfigDict, workdir: Path) -> Run:

@@ -12,15 +12,18 @@ from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from jvae import config as configs
-from jvae import initial, metrics, phases, program, run, schedules, workdir
-from jvae.api import Batch, Params
+from jvae import goodput, initial, metrics, phases, program, run, schedules, workdir
+from jvae.api import Params
 from jvae.checkpoint import Checkpoints
 from jvae.data.dataset import batches, eval_batches
 from jvae.errors import ConfigError, TrainingError
+from jvae.goodput import Goodput
 from jvae.loading import load_params
 from jvae.objectives import MEAN_SUM, Objective
 from jvae.parallel import mesh as meshes
+from jvae.parallel import processes
 from jvae.phases import Progress
+from jvae.stop import Stop, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -34,17 +37,18 @@ class Trained(NamedTuple):
     step: int  # of these parameters
 
 
-def to_device(batch: Batch, mesh: Mesh) -> Batch:
-    """This process's part of a batch to the global one, cut over the mesh's row axes."""
-    where = meshes.batch_sharding(mesh)
-    return jax.tree.map(lambda part: jax.make_array_from_process_local_data(where, part), batch)
-
-
-def train(config: ConfigDict, folder: Path) -> Trained:
+def train(
+    config: ConfigDict, folder: Path, stop: Stop | None = None, lock: workdir.Lock | None = None
+) -> Trained:
     """Trains the run of a config, from its newest checkpoint where there is one.
 
-    Raises: JvaeError for all that is wrong with config, data, folder or the run itself.
+    Args:
+      stop: tells when to save and stop early.
+      lock: of the folder, taken here as soon as it is known that the run can start.
+    Raises: JvaeError for all that is wrong with config, data, folder or the run itself; Stopped.
     """
+    stop = stop or Stop()
+    spent = Goodput()
     # --- what depends on the config alone, so that a mistake is told at once ----------------------
     begin = time.monotonic()
     plan = phases.resolve(config)
@@ -62,8 +66,14 @@ def train(config: ConfigDict, folder: Path) -> Trained:
     # --- data and model ---------------------------------------------------------------------------
     workdir.check(folder, config)
     this = run.open_run(config, folder)
-    workdir.claim(folder, config)
-    run.save_tokenizers(this)
+    readers = this.encoder.fingerprint + this.decoder.fingerprint
+    processes.agree("config or data", configs.to_json(this.config) + readers)
+    if processes.first():
+        if lock:
+            lock.take()
+        workdir.claim(folder, config)
+        run.save_tokenizers(this)
+    processes.wait("claimed")
     for line in this.log:
         log.info(line)
     cfg = this.config
@@ -75,6 +85,7 @@ def train(config: ConfigDict, folder: Path) -> Trained:
 
     ckpts = Checkpoints(folder, keep_last=cfg.train.keep)
     position, done, at = (0, 0), 0, Progress()
+    meter: metrics.Sums | None = None
     if ckpts.latest() is None:
         current = program_at(at)
         state = current.start(initial.initial_params(this, current.where.params, key["init"]))
@@ -83,6 +94,7 @@ def train(config: ConfigDict, folder: Path) -> Trained:
     else:
         state, meta = ckpts.restore(lambda meta: program_at(Progress(**meta["phase"])).abstract)
         position, done, at = tuple(meta["position"]), meta["step"], Progress(**meta["phase"])
+        meter = metrics.from_json(meta.get("meter"), meshes.replicated(mesh))
         current = program_at(at)
         log.info("resumed at step %d of %d", done, cfg.train.steps)
     program.log_phase(current, state.params)
@@ -90,7 +102,9 @@ def train(config: ConfigDict, folder: Path) -> Trained:
 
     # --- loop -------------------------------------------------------------------------------------
     base = jax.device_put(key["train"], meshes.replicated(mesh))
-    writer = metrics.Writer(folder, resume_step=done, total_steps=cfg.train.steps)
+    writer = metrics.Writer(
+        folder, resume_step=done, total_steps=cfg.train.steps, active=processes.first()
+    )
     part, parts = meshes.row_part(mesh, this.rows.batch_rows)
     stream = batches(
         this.data["train"],
@@ -101,9 +115,10 @@ def train(config: ConfigDict, folder: Path) -> Trained:
         workers=cfg.data.workers,
     )
     check = _checker(this, mesh, key["valid"])
-    meter: metrics.Sums | None = None
     clock = _Clock(done)
-    with ckpts, writer, stream, jax.transfer_guard("disallow"):
+    with ckpts, writer, stream, stop.at_steps(), jax.transfer_guard("disallow"):
+        spent.enter(goodput.TRAINING)
+        compiled = False
         while True:
             if at.over:
                 if at.index + 1 == len(plan):
@@ -113,12 +128,15 @@ def train(config: ConfigDict, folder: Path) -> Trained:
                     current = program_at(at)
                     state = current.start(state.params)
                 program.log_phase(current, state.params)
-                clock = _Clock(done)
-            done += 1
+                clock, compiled = _Clock(done), False
+            done, best = done + 1, None
             end = at.begin + current.phase.steps
-            batch, position = next(stream)
-            with jax.profiler.StepTraceAnnotation("train", step_num=done):
-                state, sums = current.train_step(state, to_device(batch, mesh), base)
+            with spent.of(goodput.WAITING):
+                batch, position = next(stream)
+            doing = goodput.TRAINING if compiled else goodput.COMPILING
+            with jax.profiler.StepTraceAnnotation("train", step_num=done), spent.of(doing):
+                state, sums = current.train_step(state, meshes.to_device(batch, mesh), base)
+            compiled = True
             meter = metrics.add(meter, sums)
             writer.progress(done)
             due = done % cfg.train.check_every == 0 or done == end
@@ -131,25 +149,43 @@ def train(config: ConfigDict, folder: Path) -> Trained:
                 meter = None
             if due:
                 if current.tune_step:
-                    state = current.tune_step(state, to_device(batch, mesh), base)
-                valid = check(current, state.params, done)
+                    state = current.tune_step(state, meshes.to_device(batch, mesh), base)
+                with spent.of(goodput.EVALUATING):
+                    valid = check(current, state.params, done)
                 writer.write(done, {f"valid/{k}": v for k, v in valid.items()})
-                writer.flush()
                 at = at.checked(current.phase, done, valid["loss"])
                 if at.over and done < end:
                     log.info(
                         "step %d: no better loss in %d checks, so this phase ends", done, at.stalled
                     )
-                meta = {
-                    "position": list(position),
-                    "config": configs.to_json(cfg),
-                    "phase": at._asdict(),
-                }
                 # Losses of different phases do not compare: the best is that of the last one.
                 if at.index + 1 == len(plan):
-                    ckpts.save_best(done, state, meta, valid["loss"])
-                ckpts.save(done, state, meta)
+                    best = valid["loss"]
+            signal = stop.asked(done)
+            if due or signal:
+                with spent.of(goodput.SAVING):
+                    writer.flush()
+                    meta = {
+                        "position": list(position),
+                        "config": configs.to_json(cfg),
+                        "phase": at._asdict(),
+                        "meter": metrics.to_json(meter),
+                    }
+                    if best is not None:
+                        ckpts.save_best(done, state, meta, best)
+                    ckpts.save(done, state, meta)
                 clock = _Clock(done)
+            if signal:
+                with spent.of(goodput.SAVING):
+                    ckpts.wait()
+                log.info(spent.line())
+                raise Stopped(
+                    f"{signal}: saved step {done} of {cfg.train.steps} and stopped; the same "
+                    "command goes on"
+                )
+        with spent.of(goodput.SAVING):
+            ckpts.wait()
+    log.info(spent.line())
 
     # --- best parameters --------------------------------------------------------------------------
     return Trained(this, mesh, *load_params(this.model, mesh, folder))
@@ -204,7 +240,7 @@ def _checker(
         for batch in eval_batches(
             this.data["valid"], this.rows, process_index=part, process_count=parts
         ):
-            sums = metrics.add(sums, current.valid_step(params, to_device(batch, mesh), key))
+            sums = metrics.add(sums, current.valid_step(params, meshes.to_device(batch, mesh), key))
         assert sums is not None  # a split has at least one sentence
         values = metrics.ratios(sums)
         row: dict[str, Any] = {name: values[name] for name in ("loss", "rec", "kl")}

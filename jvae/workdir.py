@@ -6,11 +6,17 @@ ckpt/                  checkpoints
 metrics.jsonl          one JSON object per log line; tensorboard/ holds the same
 eval/<split>.json      metrics and reporting card
 samples/*.txt          text
+lock                   host and process that train here; empty when none does
 """
 
+import contextlib
+import errno
+import fcntl
 import os
 import re
+import socket
 from pathlib import Path
+from typing import IO
 
 from ml_collections import ConfigDict
 
@@ -18,16 +24,25 @@ from jvae import config as configs
 from jvae.errors import CheckpointError
 
 CONFIG = "config.json"
-# What may change between two calls of one run: it acts after training or on the console only.
-FREE = ("evals.", "decode.", "train.keep", "train.tensorboard")
+# What may change between two calls of one run: it acts after training or on the console only. The
+# mesh decides where numbers live, and the last digits of their sums.
+FREE = ("evals.", "decode.", "mesh.", "train.keep", "train.tensorboard")
+LOCK = "lock"
+# What file systems without `flock` answer.
+_NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a whole file or nothing. Raises: CheckpointError where it cannot."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise CheckpointError(f"cannot write to {path.parent}: {error}") from error
 
 
 def one_line(text: str) -> str:
@@ -55,10 +70,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     Raises: CheckpointError if it holds a run of another config, or cannot be written.
     """
     check(workdir, config)
-    try:
-        write_text(workdir / CONFIG, configs.to_json(config))
-    except OSError as error:
-        raise CheckpointError(f"cannot write to {workdir}: {error}") from error
+    write_text(workdir / CONFIG, configs.to_json(config))
 
 
 def saved_config(workdir: Path) -> ConfigDict:
@@ -72,3 +84,94 @@ def saved_config(workdir: Path) -> ConfigDict:
             f"{workdir}: no {CONFIG}, so no run of jvae; give the folder of a run"
         )
     return configs.from_json(path.read_text(encoding="utf-8"))
+
+
+class Lock:
+    """Keeps other runs out of a working directory, from `take` until the process ends or it exits.
+
+    The kernel holds the lock (`flock`) and releases it with the process, however that ends. Where
+    the file system has none, a file stands for it: one whose process is gone is recognised on the
+    same host; a file of another host has to be removed by hand.
+    """
+
+    def __init__(self, workdir: Path):
+        self._path = workdir / LOCK
+        self._file: IO[str] | None = None
+        self._flock = True
+
+    def take(self) -> None:
+        """Creates the directory if needed and locks it.
+
+        Raises: CheckpointError if another run has it, or it cannot be written.
+        """
+        if self._file is not None:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            file = self._path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(f"cannot write to {self._path.parent}: {error}") from error
+        try:
+            self._flock = _flock(file)
+        except BlockingIOError:
+            raise self._busy(file) from None
+        if not self._flock and _alive(_read(file)):
+            raise self._busy(file)
+        self._file = file
+        with contextlib.suppress(OSError):  # a full disk is told by what needs the room
+            file.truncate(0)
+            file.write(f"{socket.gethostname()} {os.getpid()}\n")
+            file.flush()
+
+    def _busy(self, file: IO[str]) -> CheckpointError:
+        with file:
+            words = _read(file).split()
+        host, pid = words if len(words) == 2 else ("?", "?")
+        hint = "" if self._flock else f"; if it is not, remove {self._path}"
+        return CheckpointError(
+            f"{self._path.parent}: another run trains here (process {pid} on {host}{hint}); stop "
+            "it first, or give this one its own --workdir"
+        )
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError), self._file:
+                self._file.truncate(0)
+            self._file = None
+
+
+def _flock(file: IO[str]) -> bool:
+    """Locks; False where the file system cannot. Raises: BlockingIOError if another has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+        return False
+    return True
+
+
+def _read(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
+
+
+def _alive(holder: str) -> bool:
+    """Whether the process that a lock file names may still run."""
+    words = holder.split()
+    if len(words) != 2 or not words[1].isdigit():
+        return False  # empty: released; else cut short by a kill
+    if words[0] != socket.gethostname():
+        return True  # cannot be known from here
+    try:
+        os.kill(int(words[1]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return int(words[1]) != os.getpid()

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jvae.data.rows import Encoded
+from jvae.errors import DataError
 
 NAME, SPLIT = "corpus", "train"
 _BLOCK = 1024  # records read together when all are
@@ -35,13 +36,23 @@ class Records:
         return self.__dict__ | {"_source": None}
 
     def read(self, ids: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
-        """The records of the examples `ids`, in that order."""
-        if self._source is None:
-            self._source = _open(self.folder)
+        """The records of the examples `ids`, in that order.
+
+        Raises: DataError where the files have gone.
+        """
         chosen = np.asarray(ids, np.int64)
         if self._ids_e is not None:
             chosen = self._ids_e[chosen]
-        return self._source.__getitems__(chosen.tolist())
+        try:
+            if self._source is None:
+                self._source = _open(self.folder)
+            return self._source.__getitems__(chosen.tolist())
+        except Exception as error:  # TFDS and array_record each raise their own
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DataError(
+                f"{self.folder}: prepared data that was there can no longer be read ({reason}); "
+                "the same command prepares it again and goes on"
+            ) from error
 
     def take(self, ids: Sequence[int] | np.ndarray) -> dict[str, Encoded]:
         """Tokens of the examples `ids` on every side."""

@@ -73,6 +73,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
+def to_device(batch: Any, mesh: Mesh) -> Any:
+    """This process's part of a batch to the global one, cut over the mesh's row axes."""
+    where = batch_sharding(mesh)
+    return jax.tree.map(lambda part: jax.make_array_from_process_local_data(where, part), batch)
+
+
 def row_shards(mesh: Mesh) -> int:
     """Into how many parts rows are cut: the global number of rows must be a multiple of it."""
     return math.prod(mesh.shape[axis] for axis in ROWS)

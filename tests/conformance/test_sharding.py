@@ -1,0 +1,155 @@
+"""Every system on meshes of eight devices: the numbers of one device, and the same text.
+
+Rows of a batch are cut over `data` and `fsdp`, parameters over `fsdp` and `tensor`; sums over
+devices may differ in their last digits, nothing else may.
+"""
+
+import collections
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jvae.api import Prompt, example_keys, measure
+from jvae.decode import DecodeConfig, decode
+from jvae.objectives import Objective, batch_loss
+from jvae.parallel import mesh as meshes
+from jvae.parallel import rules
+from jvae.step import init_state, make_train_step
+from jvae.tree import named_leaves
+
+pytestmark = pytest.mark.multidevice
+
+ONE = dict(data=1, fsdp=1, tensor=1)
+MESHES = {
+    "data": dict(data=8),
+    "fsdp": dict(fsdp=8),
+    "data-fsdp": dict(data=2, fsdp=4),
+    "data-tensor": dict(data=4, tensor=2),
+    "fsdp-tensor": dict(fsdp=4, tensor=2),
+    "all": dict(data=2, fsdp=2, tensor=2),
+    "two": dict(data=2),
+    "four": dict(fsdp=2, tensor=2),
+}
+STEPS = 20
+# Of whatever auxiliary terms there are.
+OBJECTIVE = Objective(aux_weight=collections.defaultdict(lambda: 0.1))
+
+
+def eight_rows(sentences):
+    """A batch that every mesh divides."""
+    parts = [sentences.batch[name] for name in ("packed", "mixed", "first")]
+    rows, slots = 8, parts[0].slots
+
+    def cut(*leaves):
+        whole = np.concatenate(leaves)
+        return whole[: rows * (len(whole) // 9)]
+
+    batch = jax.tree.map(cut, *parts)
+    assert batch.slots == slots
+    return batch
+
+
+def placed(system, sizes, batch):
+    """Mesh, parameters, their shardings and the batch on it."""
+    mesh = meshes.make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
+    where = rules.shardings(system.model.axes, system.params, mesh)
+    params = jax.device_put(system.params, where)
+    return mesh, params, where, jax.device_put(batch, meshes.batch_sharding(mesh))
+
+
+def loss_and_gradient(system, sizes, batch):
+    """One step's loss and gradient, on the host."""
+    mesh, params, where, batch = placed(system, sizes, batch)
+
+    def loss(params, batch):
+        key, drop = jax.random.split(jax.random.key(5))
+        terms = measure(system.model, params, batch, key, drop)
+        return batch_loss(OBJECTIVE, terms, jnp.asarray(0.7))[0]
+
+    one = meshes.replicated(mesh)
+    step = jax.jit(jax.value_and_grad(loss), out_shardings=(one, where))
+    return jax.device_get(step(params, batch))
+
+
+def close(got, want):
+    """Within 1e-5 of the largest value of each array."""
+    for (name, a), b in zip(named_leaves(got).items(), jax.tree.leaves(want), strict=True):
+        largest = max(np.max(np.abs(b), initial=0.0), 1e-3)
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * largest, err_msg=name)
+
+
+def check_one_step(system, sentences, names):
+    batch = eight_rows(sentences)
+    want = loss_and_gradient(system, ONE, batch)
+    for name in names:
+        got = loss_and_gradient(system, MESHES[name], batch)
+        np.testing.assert_allclose(got[0], want[0], rtol=1e-5, err_msg=name)
+        close(got[1], want[1])
+
+
+@pytest.mark.parametrize("system", ["optimus-both", "della"], indirect=True)
+def test_one_step_on_a_product_of_axes(system, sentences):
+    check_one_step(system, sentences, ["all"])
+
+
+@pytest.mark.slow
+def test_one_step_on_every_mesh(system, sentences):
+    check_one_step(system, sentences, MESHES)
+
+
+def test_parameters_and_latents_are_spread(sentences):
+    """The table is in force: no device holds all of a matrix, nor all rows."""
+    batch = eight_rows(sentences)
+    mesh = meshes.make_mesh(MESHES["all"])
+    rows = jax.device_put(batch.dec.token_bt, meshes.batch_sharding(mesh))
+    assert rows.addressable_shards[0].data.shape[0] == 2
+    spec = rules.partition_spec(("layers", "embed", "mlp"), (2, 16, 32), mesh)
+    assert spec == jax.sharding.PartitionSpec(None, "fsdp", "tensor")
+
+
+def train(system, sizes, batch):
+    """Losses and gradient norms of a few steps."""
+    mesh, params, where, batch = placed(system, sizes, batch)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.05, momentum=0.9))
+    step = make_train_step(system.model, OBJECTIVE, lambda step: 0.7, tx)
+    state = jax.jit(functools.partial(init_state, tx=tx))(params)
+    compiled = jax.jit(step)
+    base = jax.device_put(jax.random.key(6), meshes.replicated(mesh))
+    found = []
+    for _ in range(STEPS):
+        state, sums = compiled(state, batch, base)
+        found.append([float(sums[name].sum / sums[name].count) for name in ("loss", "grad_norm")])
+    return np.array(found)
+
+
+@pytest.mark.slow
+def test_twenty_steps_on_every_mesh(system, sentences):
+    batch = eight_rows(sentences)
+    want = train(system, ONE, batch)
+    assert want[-1, 0] < want[0, 0]
+    for name, sizes in MESHES.items():
+        np.testing.assert_allclose(train(system, sizes, batch), want, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["greedy", "sample"])
+def test_sampled_text_is_the_same_on_every_mesh(system, sentences, method):
+    examples, gen = 8, system.model.gen
+    texts = {}
+    for name, sizes in {"one": ONE, **MESHES}.items():
+        mesh, params, _, _ = placed(system, sizes, eight_rows(sentences))
+        rows = meshes.batch_sharding(mesh)
+        keys = jax.device_put(example_keys(jax.random.key(7), jnp.arange(examples)), rows)
+        z_egz = jax.jit(gen.sample_prior)(params, keys)
+        start = np.full((examples, 1), sentences.start, np.int32)
+        prompt = jax.device_put(Prompt(start, np.ones(examples, np.int32)), rows)
+        config = DecodeConfig(method=method, max_length=8)
+        ends = dict(end_id=sentences.end, pad_id=sentences.pad)
+        out = decode(gen, params, z_egz, prompt, keys, config, **ends)
+        texts[name] = np.asarray(out.token_et)
+    for name, token_et in texts.items():
+        np.testing.assert_array_equal(token_et, texts["one"], err_msg=name)
