@@ -187,7 +187,7 @@ class System:
     """One small model with random parameters, and its compiled functions."""
 
     def __init__(self, name: str):
-        self.build = SYSTEMS[name]
+        self.name, self.build = name, SYSTEMS[name]
         self.model = self.build()
         self.has_latent = self.model.latent_shape[0] > 0
         self.jit = functools.partial(jax.jit, compiler_options=_fast_compilation())
