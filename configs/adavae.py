@@ -82,7 +82,7 @@ def _tiny(c: ConfigDict) -> None:
     c.data.row_tokens = 64
     c.data.batch_rows = 14
     c.optim.update(dict(lr=5e-3, schedule="cosine", warmup_steps=100))
-    c.train.steps = 2_400
+    c.train.steps = 2_000
     c.train.check_every = 400
     denoiser = dict(beta=dict(kind="constant", stop=0.02), kl_floor="none")
     ways = "(project|psa|memory|offset|adapter_latent)"
