@@ -125,9 +125,10 @@ def runs_table(rows: Sequence[Row]) -> str:
     head = [name for name, _ in RUN_COLUMNS]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     lines += ["| " + " | ".join(cell(row) for _, cell in RUN_COLUMNS) + " |" for row in rows]
+    lines.append("")
     for row in rows:
         lines.append(
-            f"\n`{row['name']}`: `{row['command']}`; {row['hardware']}, jax {row['jax']}, "
+            f"- `{row['name']}`: `{row['command']}`; {row['hardware']}, jax {row['jax']}, "
             f"commit {row['commit']}."
         )
     return "\n".join(lines)
