@@ -125,7 +125,7 @@ def base() -> ConfigDict:
             interpolations=0,  # pairs of test sentences
             interpolation_steps=11,
             chunk=1,  # posterior samples decoded together
-            # Published estimators beside ours: optimus, t5vae, della, adavae, lagging, textae.
+            # Published estimators beside ours: optimus, t5vae, della, adavae, sri, lagging, textae.
             compat=(),
             # The bound after Langevin steps of that size from the posterior; 0: not measured.
             refine_steps=0,
@@ -134,6 +134,8 @@ def base() -> ConfigDict:
             # `references`; perplexity of the samples under a language model, a run or an export.
             features="",
             external="",
+            # Training labels that probes of --mode=probe see, in turn.
+            few_labels=(100, 500, 1_000, 2_000, 10_000),
             # The factor of the embedded corpus that few labels and clusters of --mode=probe are
             # about.
             factor="action",

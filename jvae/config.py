@@ -18,7 +18,7 @@ import json
 import math
 import sys
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +86,14 @@ def preset(arg: str, presets: Iterable[str], **options: str) -> tuple[str, dict[
     return name, options
 
 
-def from_argv(argv: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
+def from_argv(
+    argv: Sequence[str], saved: Callable[[list[str]], ConfigDict] | None = None
+) -> tuple[ConfigDict | None, list[str]]:
     """Takes `--config` and every `--config.key` out of a command line.
 
+    Args:
+      saved: called with all other arguments where there are keys but no config named; what it gives
+        takes the keys.
     Returns: the config with its overrides, None if none was named; and all other arguments.
     Raises: ConfigError.
     """
@@ -109,9 +114,11 @@ def from_argv(argv: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
             spec = value
         else:
             overrides.append(f"--{name}={value}")
-    if spec is None:
-        if overrides:
+    if spec is None and overrides:
+        if saved is None:
             raise ConfigError(f"{overrides[0]} given without a config: add --config=<name or path>")
+        return apply_overrides(saved(rest), overrides), rest
+    if spec is None:
         return None, rest
     return apply_overrides(load(spec), overrides), rest
 

@@ -18,7 +18,7 @@ from jvae.api import Batch, Params
 from jvae.data import grammar
 from jvae.data.dataset import Dataset, eval_batches
 from jvae.errors import ConfigError
-from jvae.evals import compat, mauve, smoothness
+from jvae.evals import change_of_variables, compat, mauve, smoothness
 from jvae.evals import text as texts
 from jvae.evals.card import Card, Report
 from jvae.evals.collect import to_host
@@ -103,7 +103,7 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
 
     sampler = run.build_sampler(this.config, this.model)
     proposal = sampler.proposal if sampler else None
-    with timed(report, "likelihood_s"):
+    with timed(report, "likelihood_s"), meshes.inside(mesh):
         likelihood = evaluate_likelihood(
             this.model,
             params,
@@ -115,7 +115,7 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
         )
     latent = gap = control = prior = posts = None
     if has_latent(this.model):
-        with timed(report, "latent_s"):
+        with timed(report, "latent_s"), meshes.inside(mesh):
             posts = collect_posteriors(this.model, params, rows(), key)
             latent = latent_metrics(this.model, params, posts)
             if sampler:
@@ -155,6 +155,10 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
                 _refined(this, params, report, rows(chosen), key, likelihood, cfg)
         if cfg.compat:
             with timed(report, "compat_s"):
+                by_volume = None
+                if sampler and "sri" in cfg.compat:
+                    few = draw_sentences(len(data), compat.sri.SENTENCES, cfg.seed)
+                    by_volume = _by_volume(this, sampler.chain, params, report, rows(few), key)
                 report.compat = compat.blocks(
                     cfg.compat,
                     this.model,
@@ -166,6 +170,7 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
                     counts,
                     {row.name: row.value for row in report.rows},
                     cfg.chunk,
+                    by_volume,
                 )
         cost = cost_ratio(
             this.model,
@@ -249,6 +254,23 @@ def _refined(
     se = [float(np.std(values_e, ddof=1) / np.sqrt(n)) for values_e in (neg_elbo_e, gain_e)]
     report.add("neg_elbo_refined", float(np.mean(neg_elbo_e)), unit, se=se[0], note=note)
     report.add("refined_gain", float(np.mean(gain_e)), unit, se=se[1], note="paired, > 0: tighter")
+
+
+def _by_volume(
+    this: run.Run,
+    chain: short_run.ChainConfig,
+    params: Params,
+    report: Report,
+    batches: Iterator[Batch],
+    key: jax.Array,
+) -> LikelihoodResult:
+    """The bound of the short run's own density, at the temperature of training."""
+    found = change_of_variables.evaluate(
+        this.model.gen, chain, params, batches, key, temperature=chain.temperature
+    )
+    if warning := change_of_variables.alarm(found):
+        report.notes.append(warning)
+    return found
 
 
 def _outside(report: Report, cfg: EvalConfig, samples: list[str], data: Dataset) -> None:

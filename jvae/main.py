@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         words = list(sys.argv[1:] if argv is None else argv)
-        config, rest = configs.from_argv(words)
+        config, rest = configs.from_argv(words, _saved)
         return _run(config, rest, words)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
@@ -107,6 +107,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except flags.Error as error:
         print(f"error: {error}\n\n{USAGE}", file=sys.stderr)
         return 2
+
+
+def _saved(rest: list[str]) -> ConfigDict:
+    """The config of the run that the flags name, for values set without `--config`."""
+    given = _flags()
+    given(["jvae", *rest])
+    if given.workdir is None:
+        raise ConfigError("values without a config: add --config=NAME, or the --workdir of a run")
+    from jvae import workdir
+
+    return workdir.saved_config(Path(given.workdir))
 
 
 def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -> int:

@@ -15,11 +15,11 @@ from jvae.evals import cluster, disentangle
 from jvae.evals import probe as probes
 from jvae.evals.card import Report
 from jvae.evals.latent import collect_posteriors
-from jvae.evals.likelihood import has_latent
+from jvae.evals.likelihood import draw_sentences, has_latent
+from jvae.evals.settings import EvalConfig
 from jvae.parallel import mesh as meshes
 from jvae.workdir import write_text
 
-FITTED = max(probes.FEW_LABELS)  # training sentences that probes and clusters are fitted to
 LABEL = "label"  # name of labels that `data.label` reads
 
 Labels = dict[str, np.ndarray]  # of each kind of label, one per sentence
@@ -56,14 +56,18 @@ def probe(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = "te
     if not has_latent(this.model):
         raise ConfigError(f"probe: {this.config.name} has no latent to probe")
     test, train = labels_of(this, split), labels_of(this, "train")
-    fitted = {kind: label_e[:FITTED] for kind, label_e in train.items()}
+    most = max(cfg.few_labels)  # training sentences that probes and clusters are fitted to
+    fitted = {kind: label_e[:most] for kind, label_e in train.items()}
+    chosen = np.arange(len(this.data[split]))
+    if cfg.sentences:
+        chosen = draw_sentences(len(chosen), cfg.sentences, cfg.seed)
+    test = {kind: label_e[chosen] for kind, label_e in test.items()}
     report = Report(f"{this.config.name}, probes", evaluation.card_of(this, cfg, step, split))
-    report.card.sentences = len(this.data[split])
+    report.card.sentences = len(chosen)
     report.card.controls = {"probe": "untrained model"}
 
-    def features(weights: Params, name: str, most: int | None = None) -> np.ndarray:
+    def features(weights: Params, name: str, ids: np.ndarray) -> np.ndarray:
         data = this.data[name]
-        ids = np.arange(len(data) if most is None else min(most, len(data)))
         sharding = meshes.batch_sharding(mesh)
         rows: Iterator[Batch] = (
             jax.device_put(b, sharding) for b in eval_batches(data, this.rows, ids)
@@ -77,14 +81,15 @@ def probe(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = "te
         raise ConfigError(f"evals.factor is {cfg.factor!r}; expected one of {', '.join(test)}")
     with evaluation.timed(report, "encode_s"):
         both = [params, evaluation.untrained(this, mesh)]
-        test_ed = [features(weights, split) for weights in both]
-        train_ed = [features(weights, "train", FITTED) for weights in both]
+        test_ed = [features(weights, split, chosen) for weights in both]
+        first = np.arange(min(most, len(this.data["train"])))
+        train_ed = [features(weights, "train", first) for weights in both]
     with evaluation.timed(report, "probe_s"):
         for kind, label_e in test.items():
             if len(np.unique(label_e)) > 1:
                 _linear(report, kind, test_ed, label_e, cfg.seed)
     with evaluation.timed(report, "few_labels_s"):
-        _few(report, few, train_ed, fitted[few], test_ed, test[few], cfg.seed)
+        _few(report, few, train_ed, fitted[few], test_ed, test[few], cfg)
     with evaluation.timed(report, "cluster_s"):
         _clusters(report, few, train_ed, test_ed, test[few], cfg.seed)
     if len(fitted) > 1:
@@ -112,14 +117,15 @@ def _few(
     label_e: np.ndarray,
     test_ed: list[np.ndarray],
     test_label_e: np.ndarray,
-    seed: int,
+    cfg: EvalConfig,
 ) -> None:
+    seed, sizes = cfg.seed, cfg.few_labels
     found, control = (
-        probes.low_resource(x_ed, label_e, y_ed, test_label_e, seed=seed)
+        probes.low_resource(x_ed, label_e, y_ed, test_label_e, sizes, seed=seed)
         for x_ed, y_ed in zip(train_ed, test_ed, strict=True)
     )
     shuffled = probes.permuted(label_e, seed)
-    chance = probes.low_resource(train_ed[0], shuffled, test_ed[0], test_label_e, seed=seed)
+    chance = probes.low_resource(train_ed[0], shuffled, test_ed[0], test_label_e, sizes, seed=seed)
     for size, accuracy in found.items():
         note = f"{accuracy.runs} draws, their sd; permuted {chance[size].mean:.1f}"
         report.add(

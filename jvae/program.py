@@ -72,10 +72,11 @@ def compile_phase(this: run.Run, phase: Phase, mesh: Mesh, begin: int) -> Progra
     )
     tune_step = None
     if sampler and sampler.tune:
-        tune_step = jax.jit(
-            step.make_tune_step(sampler.tune), donate_argnums=0, out_shardings=state_where
-        )
+        tune = meshes.under(mesh, step.make_tune_step(sampler.tune))
+        tune_step = jax.jit(tune, donate_argnums=0, out_shardings=state_where)
+    train_step = meshes.under(mesh, train_step)
     valid_step = step.make_valid_step(model, objective, float(phase.objective.beta.stop))
+    valid_step = meshes.under(mesh, valid_step)
     begun = jax.jit(start, out_shardings=state_where)
     return Program(
         phase=phase,

@@ -201,6 +201,9 @@ def test_command_line(shipped):
     assert config.from_argv(["prog", "--configure=1"]) == (None, ["prog", "--configure=1"])
     with pytest.raises(ConfigError, match="without a config"):
         config.from_argv(["prog", "--config.data.path=x"])
+    kept = config.apply_overrides(example(), ["seed=7"])
+    cfg, rest = config.from_argv(["--workdir=w", "--config.data.path=x"], lambda rest: kept)
+    assert cfg is not None and (cfg.seed, cfg.data.path, rest) == (7, "x", ["--workdir=w"])
     with pytest.raises(ConfigError, match="--config.data.path needs a value"):
         config.from_argv(["prog", "--config=mine", "--config.data.path", "--workdir=w"])
 

@@ -62,6 +62,7 @@ def row_of(folder: Path) -> dict[str, Any]:
         "layers": _layers(report["details"].get("latent", {})),
         "mi_saturated": report["details"].get("latent", {}).get("saturated", False),
         "metrics": {name: m["value"] for name, m in report["metrics"].items()},
+        "control": {n: m["control"] for n, m in report["metrics"].items() if "control" in m},
         "se": {name: m["se"] for name, m in report["metrics"].items() if m["se"] is not None},
     }
 
@@ -97,6 +98,14 @@ def _number(row: Row, name: str, digits: int) -> str:
     return f"{value:.{digits}f}" + (f" ± {se:.{digits}f}" if se is not None else "")
 
 
+def _control(row: Row, name: str, digits: int) -> str:
+    """The same metric of the control: untrained, or chains that stay where the prior put them."""
+    if row["metrics"].get(name) is None:
+        return "–"
+    value = row.get("control", {}).get(name)
+    return NOT_MEASURED if value is None else f"{value:.{digits}f}"
+
+
 def _by_layer(row: Row, name: str) -> str:
     layers = row.get("layers")
     return f" ({', '.join(f'{value:g}' for value in layers[name])})" if layers else ""
@@ -112,6 +121,7 @@ RUN_COLUMNS: Sequence[tuple[str, Callable[[Row], str]]] = (
     ("KL", lambda r: _number(r, "kl", 2) + _by_layer(r, "kl")),
     ("MI", lambda r: "≥ " * r["mi_saturated"] + _number(r, "mi", 2)),
     ("AU", lambda r: _number(r, "au_0.01", 0) + _by_layer(r, "au")),
+    ("AU, control", lambda r: _control(r, "au_0.01", 0)),
     ("grammatical %, T = 1", lambda r: _number(r, "prior_grammatical", 1)),
     ("greedy", lambda r: _number(r, "prior_greedy_grammatical", 1)),
     ("distinct %", lambda r: _number(r, "prior_distinct", 1)),

@@ -15,7 +15,6 @@ from jaxtyping import Float, Int
 from jvae.errors import DataError
 
 FOLDS = 5
-FEW_LABELS = (100, 500, 1_000, 2_000, 10_000)
 SEEDS = 5  # draws of the labelled few
 
 
@@ -94,7 +93,7 @@ def low_resource(
     label_e: Int[np.ndarray, "e"],
     test_ed: Float[np.ndarray, "n d"],
     test_label_e: Int[np.ndarray, "n"],
-    sizes: Sequence[int] = FEW_LABELS,
+    sizes: Sequence[int],
     seeds: int = SEEDS,
     seed: int = 0,
 ) -> dict[int, Accuracy]:

@@ -44,6 +44,7 @@ class EvalConfig:
     refine_size: float = 0.05  # step size of these chains
     features: str = ""  # .npz of features of samples and test sentences, for MAUVE
     external: str = ""  # run or export of a language model that scores the samples
+    few_labels: tuple[int, ...] = (100, 500, 1_000, 2_000, 10_000)  # of --mode=probe
     factor: str = "action"  # of the embedded corpus, for few labels and clusters of --mode=probe
 
     def __post_init__(self) -> None:
@@ -57,6 +58,10 @@ class EvalConfig:
                     f"evals.{name} is {getattr(self, name)}; expected a size, or 0 for that of "
                     f"the preset {self.preset}"
                 )
+        if not self.few_labels or min(self.few_labels) < 2:
+            raise ConfigError(
+                f"evals.few_labels is {self.few_labels}; expected numbers of labels, 2 at least"
+            )
 
     @property
     def changed(self) -> dict[str, int]:

@@ -19,6 +19,7 @@ from jvae.api import Batch, Context, Generator, Params, Posterior, per_example
 from jvae.latent import langevin
 from jvae.latent.gaussian import Gaussian, log_density, noise, reparameterize
 from jvae.latent.langevin import Kernel
+from jvae.parallel.mesh import gathered
 
 SCHEDULES = ("fixed_official", "constant", "learned")
 FLOOR = 1e-4  # least variance of end points
@@ -139,7 +140,8 @@ def prepare(
     prior_weight: Array | float = 1.0,
     key_e: Key[Array, "e"] | None = None,
 ) -> Chain:
-    """The chain of a batch. All that does not depend on z is computed here, once.
+    """The chain of a batch. All that does not depend on z is computed here, once; on several
+    devices each holds all parameters while chains run, whose rows stay cut.
 
     Args:
       start: where chains start, a draw each; the prior when None.
@@ -147,7 +149,7 @@ def prepare(
       prior_weight: of log p(z) in the target; below 1 in a warm-up only.
       key_e: for the encoder of `start`, should that be a sampler itself.
     """
-    params, cond = jax.lax.stop_gradient((params, cond))
+    params, cond = jax.lax.stop_gradient((gathered(params), cond))
     size_at = langevin.schedule(sizes(cfg, params)) if cfg.steps else lambda k: jnp.zeros(())
     heat = cfg.temperature if temperature is None else temperature
 

@@ -56,12 +56,14 @@ class Sampler(NamedTuple):
     proposal    draws of likelihood bounds
     control     the metric posterior with every end point a draw from the prior
     tune(params, batch, key) -> params     learns step sizes; None where they are fixed
+    chain       the short run itself
     """
 
     measure: Callable[..., Terms]
     proposal: Proposal
     control: Posterior
     tune: Callable[..., Params] | None
+    chain: ChainConfig
 
 
 def limits(config: SriConfig) -> dict[str, int]:
@@ -135,4 +137,5 @@ def sampler(config: SriConfig | SriTransformerConfig, model: TextVAE) -> Sampler
         proposal=mixture.with_prior(gen, model.metric_post),
         control=short_run.fitted(gen, prior, kl=kl_standard),
         tune=None if learn is None else tune,
+        chain=chain,
     )

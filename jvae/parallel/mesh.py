@@ -1,8 +1,10 @@
 """Device meshes from the config, with axes `data`, `fsdp`, `tensor`; one device is a mesh too."""
 
+import contextlib
+import functools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -71,6 +73,34 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """First axis, rows or examples, cut over `data` and `fsdp`; row-major slots make both agree."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def under(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, to be compiled for this mesh: `gathered` inside it knows the devices."""
+    if mesh.size == 1:
+        return function
+
+    @functools.wraps(function)
+    def traced(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return traced
+
+
+def inside(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+    """What `under` does, for all functions compiled in its body."""
+    return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
+
+
+def gathered(tree: Any) -> Any:
+    """Arrays whole on every device of the mesh in force (see `under`); as they are without one.
+
+    For loops that read all parameters in every turn: gathered before, they run without collectives.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec())
 
 
 def to_device(batch: Any, mesh: Mesh) -> Any:

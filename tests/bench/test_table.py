@@ -68,10 +68,14 @@ def test_latents_of_layers_are_told_apart(tmp_path):
     report = json.loads(path.read_text())
     per_layer = {"active_per_group": {"0.01": [5, 13]}, "kl_per_group_nats": [1.125, 4.5]}
     report["details"] = {"latent": per_layer}
-    report["metrics"] |= {"kl": {"value": 5.625, "se": None}, "au_0.01": {"value": 18, "se": None}}
+    report["metrics"] |= {
+        "kl": {"value": 5.625, "se": None},
+        "au_0.01": {"value": 18, "se": None, "control": 2},
+    }
     path.write_text(json.dumps(report))
     cells = table.runs_table([table.row_of(folder)]).splitlines()[2].split(" | ")
     assert "5.62 (1.12, 4.5)" in cells and "18 (5, 13)" in cells
+    assert cells[cells.index("18 (5, 13)") + 1] == "2"
 
 
 def test_a_document_is_filled_between_its_marks():

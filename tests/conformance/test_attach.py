@@ -4,8 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from jvae import ahead
 from jvae.api import example_keys
 from jvae.latent.short_run import ChainConfig, attach
+from jvae.parallel import mesh as meshes
+from jvae.parallel import rules
 
 CHAIN = ChainConfig(2, "constant", step_size=0.1, temperature=1.0, chains=4)
 
@@ -39,3 +42,39 @@ def test_chains_follow_their_own_sentence_in_every_packing(system, sentences):
     for i, z_gz in by_packing["packed"].items():
         if i >= 0:
             np.testing.assert_allclose(by_packing["mixed"][i], z_gz, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("system", ["sri", "optimus-both"], indirect=True)
+def test_nothing_is_sent_between_devices_inside_a_chain(system, sentences):
+    """Twice the steps run as many collectives, and each end point is that of one device."""
+    parts = [sentences.batch[name] for name in ("packed", "mixed")]
+    batch = jax.tree.map(
+        lambda *leaves: np.concatenate(leaves)[: 4 * (len(leaves[0]) // 3)], *parts
+    )
+    gen, key = system.model.gen, jax.random.key(4)
+
+    def ends_on(sizes, steps):
+        mesh = meshes.make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
+        chain = ChainConfig(steps, "constant", step_size=0.1, temperature=1.0, chains=4)
+
+        def ends(params, batch, key):
+            key_e = example_keys(key, batch.id_e)
+            cond = gen.condition(params, batch)
+            return attach(gen, chain).encode(params, batch, cond=cond, key_e=key_e)
+
+        where = rules.shardings(system.model.axes, system.params, mesh)
+        given = (
+            jax.device_put(system.params, where),
+            jax.device_put(batch, meshes.batch_sharding(mesh)),
+            jax.device_put(key, meshes.replicated(mesh)),
+        )
+        compiled = jax.jit(meshes.under(mesh, ends)).lower(*given).compile()
+        return ahead.collectives(compiled.as_text()), np.asarray(compiled(*given))
+
+    spread = dict(data=2, fsdp=2, tensor=2)
+    few, ends_egz = ends_on(spread, 3)
+    many, _ = ends_on(spread, 6)
+    assert few == many and "all-gather" in few
+    _, alone_egz = ends_on(dict(data=1), 3)
+    np.testing.assert_allclose(ends_egz, alone_egz, rtol=1e-4, atol=1e-5)

@@ -27,6 +27,8 @@ def test_what_is_set_on_top_is_said():
     [
         (dict(preset="headlines"), "evals.preset is 'headlines'; expected one of quick, headline"),
         (dict(samples=-1), "evals.samples is -1"),
+        (dict(few_labels=()), "evals.few_labels is \\(\\)"),
+        (dict(few_labels=(100, 1)), "expected numbers of labels, 2 at least"),
     ],
 )
 def test_mistakes_are_named(wrong, message):

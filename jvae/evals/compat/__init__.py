@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 
 from jvae.api import Batch, Params, TextVAE
 from jvae.errors import ConfigError
-from jvae.evals.compat import adavae, della, lagging, optimus, t5vae, textae
+from jvae.evals.compat import adavae, della, lagging, optimus, sri, t5vae, textae
 from jvae.evals.compat.draws import collect_draws
 from jvae.evals.compat.shared import CompatRow, Facts
 from jvae.evals.latent import PosteriorSet, gaussian_entropy
@@ -33,6 +33,7 @@ MODES = {
     "della": Mode(della.SAMPLES, False, della.WARNING, della.rows),
     "adavae": Mode(adavae.SAMPLES, True, adavae.WARNING, adavae.rows),
     "lagging": Mode(0, False, lagging.WARNING, lagging.rows),
+    "sri": Mode(0, False, sri.WARNING, sri.rows),
     "textae": Mode(0, False, textae.WARNING, textae.rows),
 }
 
@@ -65,6 +66,7 @@ def blocks(
     counts: TextCounts,
     ours: dict[str, Any],
     chunk: int = 1,
+    short_run: LikelihoodResult | None = None,
 ) -> list[Block]:
     """The modes asked for, over the sentences of `likelihood`; MI and AU over those of `posts`.
 
@@ -72,6 +74,7 @@ def blocks(
       batches: gives the sentences of `likelihood` again.
       key: that of `likelihood`, so that draws are the same.
       ours: values of the report by name, to stand beside.
+      short_run: what `jvae.evals.change_of_variables` found; None for a model with an encoder.
     Raises: ConfigError for a mode that is not known.
     """
     check(modes)
@@ -97,5 +100,7 @@ def blocks(
         log_var_ez=np.asarray(posts.post.log_var_egz)[:, 0] if gaussian else None,
         z_ez=posts.z_egz[:, 0] if gaussian else None,
         ours=ours,
+        short_run=short_run,
+        short_run_words=0 if short_run is None else int(counts.words_e[short_run.id_e].sum()),
     )
     return [Block(mode, MODES[mode].warning, MODES[mode].rows(facts)) for mode in modes]

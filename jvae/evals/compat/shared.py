@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import logsumexp
 
+from jvae.evals.likelihood import LikelihoodResult
+
 LOG_2PI = float(np.log(2 * np.pi))
 
 
@@ -50,6 +52,8 @@ class Facts(NamedTuple):
     log_var_ez: Float[np.ndarray, "e z"] | None
     z_ez: Float[np.ndarray, "e z"] | None
     ours: dict[str, Any]  # values of the report by name
+    short_run: LikelihoodResult | None = None  # by change of variables, over fewer sentences
+    short_run_words: int = 0  # of these
 
     def samples(self, wanted: int) -> int:
         """The largest K at which there is a bound, `wanted` at most."""

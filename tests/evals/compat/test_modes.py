@@ -7,12 +7,14 @@ import pytest
 
 from jvae.api import example_keys, per_example
 from jvae.errors import ConfigError
-from jvae.evals import compat
+from jvae.evals import change_of_variables, compat
 from jvae.evals.card import Card, Report
 from jvae.evals.compat.draws import collect_draws, end_of_text
 from jvae.evals.compat.shared import log_mean_weight
 from jvae.evals.latent import collect_posteriors
 from jvae.evals.likelihood import TextCounts, evaluate_likelihood
+from jvae.latent import amortized
+from jvae.latent.short_run import ChainConfig
 
 KEY = jax.random.key(3)
 WORDS = 4
@@ -65,14 +67,14 @@ def test_the_end_of_each_example_is_its_last_token():
     assert found.astype(int).tolist() == [[0, 1, 1, 0, 1, 0], [0, 0, 0, 0, 0, 1]]
 
 
-def blocks(setting, *modes):
+def blocks(setting, *modes, **more):
     model, params, batches = setting
     likelihood = evaluate_likelihood(model, params, batches, KEY, 12)
     posts = collect_posteriors(model, params, batches, KEY)
     counts = TextCounts(np.full(9, 4), np.full(9, 7))
     ours = {"ppl_t": 2.5}
     made = compat.blocks(
-        modes, model, params, lambda: batches, KEY, likelihood, posts, counts, ours
+        modes, model, params, lambda: batches, KEY, likelihood, posts, counts, ours, **more
     )
     return made, likelihood
 
@@ -92,6 +94,22 @@ def test_modes_on_a_model(setting):
     # One group: the mean over layers is the sum.
     assert value["della", "kl"] == pytest.approx(value["optimus", "kl"], rel=1e-5)
     assert value["adavae", "nll"] < value["optimus", "nll"]  # a token less
+
+
+def test_change_of_variables_stands_beside_the_fitted_bound(setting):
+    model, params, batches = setting
+    (chosen,) = batches[:1]
+    gen = model.gen._replace(sample_prior=amortized.sample_standard(model.latent_shape[1]))
+    chain = ChainConfig(steps=3, schedule="constant", step_size=0.3)
+    found = change_of_variables.evaluate(gen, chain, params, [chosen], KEY, draws=4)
+    made, likelihood = blocks(setting, "sri", short_run=found)
+    value = {row.name: (row.value, row.ours) for row in made[0].rows}
+    assert len(found.id_e) == 2 and value["nll"][0] == pytest.approx(found.scores.nll_e.mean())
+    assert value["ppl"][0] == pytest.approx(np.exp(found.scores.nll_e.sum() / (2 * 5)), rel=1e-6)
+    assert value["nll"][1] == pytest.approx(likelihood.scores.nll_e.mean())
+    assert value["kl"][0] + value["rec"][0] > value["nll"][0]
+    (without,) = blocks(setting, "sri")[0]
+    assert [row.value for row in without.rows] == [None] and "encoder" in without.rows[0].unit
 
 
 def test_the_card_prints_them_apart_with_their_warnings(setting):

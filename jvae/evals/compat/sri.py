@@ -1,0 +1,35 @@
+"""The numbers of the SRI code: likelihood by change of variables along the short run.
+
+Source: Pang et al. 2021, `train_sri.py`. Not kept is its mismatch, end points and Jacobians of two
+runs of different noise, which can read below the true value; what is kept makes the estimate
+pessimistic without bound, see `jvae.evals.change_of_variables`.
+"""
+
+import numpy as np
+
+from jvae.evals.change_of_variables import DRAWS
+from jvae.evals.compat.shared import CompatRow, Facts, perplexity
+
+SENTENCES = 64  # of the likelihood's, by default: a draw costs K * latent width passes
+WARNING = (
+    f"sri: {DRAWS} short runs weighted by change of variables, {SENTENCES} sentences at most; too "
+    "pessimistic where runs are narrower than the posterior: read its effective sample size"
+)
+
+
+def rows(facts: Facts) -> list[CompatRow]:
+    """The published metrics, ours (over all sentences) beside them; none without a short run."""
+    found = facts.short_run
+    if found is None:
+        return [CompatRow("nll", None, "has an encoder, no short run")]
+    scores, ours = found.scores, facts.ours
+    nats, n = "nats/sentence", len(found.id_e)
+    ppl = perplexity(-scores.nll_e, facts.short_run_words + n)
+    nll = float(np.mean(facts.nll_at[max(facts.nll_at)]))
+    return [
+        CompatRow("ppl", ppl, f"per word, M = {found.k}", ours.get("ppl_w")),
+        CompatRow("nll", float(scores.nll_e.mean()), f"{nats}, {n} sentences", nll),
+        CompatRow("kl", float(scores.kl_e.mean()), nats, ours.get("kl")),
+        CompatRow("rec", float(scores.rec_e.mean()), nats, ours.get("rec")),
+        CompatRow("ess", float(scores.ess_e.mean()), f"of {found.k} draws", ours.get("ess")),
+    ]
