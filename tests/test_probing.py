@@ -46,12 +46,12 @@ def test_labels_of_a_file(tmp_path):
         assert row["control"] == pytest.approx(row["value"]), name
     assert "permuted" in rows["probe_label"]["note"]
     assert report.card.controls == {"probe": "untrained model"}
-    sizes = dict(few_labels=(20, 40), sentences=15)
+    sizes = dict(few_labels=(20, 40), sentences=12)
     this.config.evals.update(sizes)
     small = probing.probe(this, mesh, params, 0)
     names = {row.name for row in small.rows}
     assert {"probe_label_20", "probe_label_40"} <= names and "probe_label_100" not in names
-    assert small.card.sentences == 15
+    assert small.card.sentences == 12
 
 
 def test_factors_of_the_embedded_corpus(tmp_path, monkeypatch):

@@ -104,8 +104,8 @@ def test_change_of_variables_stands_beside_the_fitted_bound(setting):
     found = change_of_variables.evaluate(gen, chain, params, [chosen], KEY, draws=4)
     made, likelihood = blocks(setting, "sri", short_run=found)
     value = {row.name: (row.value, row.ours) for row in made[0].rows}
-    assert len(found.id_e) == 2 and value["nll"][0] == pytest.approx(found.scores.nll_e.mean())
-    assert value["ppl"][0] == pytest.approx(np.exp(found.scores.nll_e.sum() / (2 * 5)), rel=1e-6)
+    assert len(found.id_e) == 5 and value["nll"][0] == pytest.approx(found.scores.nll_e.mean())
+    assert value["ppl"][0] == pytest.approx(np.exp(found.scores.nll_e.sum() / (5 * 5)), rel=1e-6)
     assert value["nll"][1] == pytest.approx(likelihood.scores.nll_e.mean())
     assert value["kl"][0] + value["rec"][0] > value["nll"][0]
     (without,) = blocks(setting, "sri")[0]
