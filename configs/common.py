@@ -129,7 +129,7 @@ def base() -> ConfigDict:
             compat=(),
             # The bound after Langevin steps of that size from the posterior; 0: not measured.
             refine_steps=0,
-            refine_size=0.05,
+            refine_size=0.3,
             # Optional: MAUVE from an .npz file with arrays `samples` (of samples/prior.txt) and
             # `references`; perplexity of the samples under a language model, a run or an export.
             features="",

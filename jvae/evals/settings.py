@@ -41,7 +41,7 @@ class EvalConfig:
     interpolation_steps: int = 11
     compat: tuple[str, ...] = ()  # published estimators to print beside ours
     refine_steps: int = 0  # of Langevin chains that start at the posterior; 0: no such rows
-    refine_size: float = 0.05  # step size of these chains
+    refine_size: float = 0.3  # step size of these chains
     features: str = ""  # .npz of features of samples and test sentences, for MAUVE
     external: str = ""  # run or export of a language model that scores the samples
     few_labels: tuple[int, ...] = (100, 500, 1_000, 2_000, 10_000)  # of --mode=probe
