@@ -127,7 +127,8 @@ def _few(
     shuffled = probes.permuted(label_e, seed)
     chance = probes.low_resource(train_ed[0], shuffled, test_ed[0], test_label_e, sizes, seed=seed)
     for size, accuracy in found.items():
-        note = f"{accuracy.runs} draws, their sd; permuted {chance[size].mean:.1f}"
+        draws = f"{accuracy.runs} draws, their sd" if accuracy.runs > 1 else "one draw"
+        note = f"{draws}; permuted {chance[size].mean:.1f}"
         report.add(
             f"probe_{kind}_{size}",
             accuracy.mean,
