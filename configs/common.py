@@ -186,6 +186,7 @@ def transformer(**changes) -> dict:
         norm_eps=1e-5,
         init_std=0.02,
         dtype="float32",
+        attention="xla",  # or cudnn (GPU), splash (TPU): fused kernels, without dropout of weights
         remat="none",
         unroll=1,
         vocab_multiple=128,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Key
 
 from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE
@@ -21,7 +22,7 @@ from jvae.models.adavae_config import AdaVaeConfig
 from jvae.models.adavae_encoder import adapter_of, block_of, encoded, pooler_of, prefix_of
 from jvae.models.common import expander, last_of_prompt, reorderer, unboxed
 from jvae.nn import condition, gpt2
-from jvae.nn.attention import own_slot, spread
+from jvae.nn.attention import for_everyone, owners, spread
 from jvae.nn.layers import Projection, apply, fold_key, split_key
 from jvae.nn.prefix import for_rows
 from jvae.nn.stack import init_stack
@@ -89,12 +90,11 @@ def _slots(
     return gpt2.LatentKv(*(jnp.concatenate(arrays, axis=2) for arrays in zip(*parts, strict=True)))
 
 
-def _visible(config: AdaVaeConfig, side: Side, slots: int) -> Array:
+def _owners(config: AdaVaeConfig, slots: int) -> np.ndarray:
     """Slots of the own latent, and every prefix slot."""
-    own_bts = own_slot(side, slots)
-    shared_btm = jnp.ones((*side.token_bt.shape, config.prefix), bool)
-    parts = [own_bts] * int(config.use_psa) + [shared_btm] + [own_bts] * int(config.use_memory)
-    return jnp.concatenate(parts, axis=2)
+    own_s, shared_m = owners(slots), for_everyone(config.prefix)
+    parts = [own_s] * int(config.use_psa) + [shared_m] + [own_s] * int(config.use_memory)
+    return np.concatenate(parts)
 
 
 def build(config: AdaVaeConfig) -> TextVAE:
@@ -143,7 +143,7 @@ def build(config: AdaVaeConfig) -> TextVAE:
             x_btd,
             side,
             _slots(added.psa, prefix_slots(ctx.prefix, rows), added.memory),
-            _visible(config, side, z_egz.shape[0] // rows),
+            _owners(config, z_egz.shape[0] // rows),
             ctx.drop,
             block=block,
             block_l=block_l,

@@ -11,7 +11,7 @@ from jvae.api import Batch, Side
 from jvae.models.adavae_config import AdaVaeConfig
 from jvae.nn import gpt2, pool
 from jvae.nn.adapter import Adapter, AdapterInputs, adapted_block
-from jvae.nn.attention import same_segment
+from jvae.nn.attention import Sight, for_everyone, segments
 from jvae.nn.layers import Projection, apply, split_key, uniform_fan_in, wide
 from jvae.nn.prefix import Prefix, for_rows
 from jvae.nn.stack import layer_range
@@ -84,31 +84,32 @@ def encoded(
     drop_prefix, drop_layers = split_key(drop, 2)
     rows, length = side.token_bt.shape
     side = side if config.read_end else without_end(side)
-    mask_bts = same_segment(side)
+    sight = segments(side, causal=False)
     if config.pool_padding:
         if batch.slots != 1:
             raise ValueError(
                 f"pool_padding with {batch.slots} sentences per row: set data.packing to bucket"
             )
         # Released: padding asks, is pooled, and is never a key.
-        mask_bts = jnp.broadcast_to(side.segment_bt[:, None] > 0, (rows, length, length))
+        real_bt = (side.segment_bt > 0).astype(jnp.int32)
         side = side._replace(segment_bt=jnp.ones_like(side.segment_bt))
-    prefix = visible_btm = None
+        sight = Sight(side.segment_bt, real_bt, causal=False)
+    prefix = owner_m = None
     if config.prefix:
         key, value = apply(prefix_of(config), params["encoder"]["prefix"], drop_prefix)
         prefix = for_rows(key, value, rows, config.encoder_layers)
-        visible_btm = jnp.ones((rows, length, config.prefix), bool)
+        owner_m = for_everyone(config.prefix)
     block, block_l = block_of(config, params.get("encoder", {}), decoder=False)
     layers = layer_range(params["decoder"]["layers"], 0, config.encoder_layers)
     hidden_btd, outputs_lbtd = gpt2.encode(
         dec,
         params["decoder"] | {"layers": layers},
         gpt2.embed(dec, params["decoder"], side.token_bt, side.position_bt),
-        mask_bts,
+        sight,
         lambda y_btd, _: y_btd,
         drop=drop_layers,
         latent=prefix,
-        visible_btm=visible_btm,
+        owner_m=owner_m,
         block=block,
         block_l=block_l,
     )

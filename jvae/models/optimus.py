@@ -20,7 +20,7 @@ from jvae.latent import amortized
 from jvae.latent.gaussian import Gaussian
 from jvae.models.common import expander, last_of_prompt, reorderer, unboxed
 from jvae.nn import bert, gpt2, pool
-from jvae.nn.attention import own_slot, spread
+from jvae.nn.attention import owners, spread
 from jvae.nn.config import TransformerConfig
 from jvae.nn.layers import Initializer, Projection, apply, fold_key, wide
 from jvae.nn.stack import init_stack
@@ -181,9 +181,9 @@ def build(config: OptimusConfig) -> TextVAE:
         rows = ctx.x_btd.shape[0]
         memory, offset_ed = project(params, z_egz, rows)
         x_btd = ctx.x_btd if offset_ed is None else ctx.x_btd + spread(offset_ed, ctx.side)
-        visible_btm = own_slot(ctx.side, z_egz.shape[0] // rows)
+        owner_m = owners(z_egz.shape[0] // rows)
         hidden_btd, _ = gpt2.teacher_forced(
-            dec, params["decoder"], x_btd, ctx.side, memory, visible_btm, ctx.drop
+            dec, params["decoder"], x_btd, ctx.side, memory, owner_m, ctx.drop
         )
         return gpt2.token_log_prob(dec, params["decoder"], hidden_btd, ctx.side, ctx.scored_bt)
 

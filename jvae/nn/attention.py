@@ -9,36 +9,70 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jvae.api import Side
+from jvae.nn import fused
 from jvae.nn.layers import dropout, wide
+
+EVERYONE = 0  # owner of a slot that all tokens see; segments count from 1
+
+
+class Sight(NamedTuple):
+    """Which tokens see which: those of their own segment and, if `causal`, none behind them.
+
+    Padding is a segment of its own, 0, so no query is left without a key.
+    """
+
+    query_bt: Int[Array, "b t"]
+    key_bs: Int[Array, "b s"]
+    causal: bool  # positions grow along a segment, so row order decides
+
+    def mask(self) -> Bool[Array, "b t s"]:
+        """True where the key is seen."""
+        same_bts = self.query_bt[:, :, None] == self.key_bs[:, None, :]
+        if not self.causal:
+            return same_bts
+        return same_bts & jnp.tril(jnp.ones(same_bts.shape[1:], bool))[None]
 
 
 class Slots(NamedTuple):
-    """Keys and values placed before the tokens of a row, and who sees them."""
+    """Keys and values placed before the tokens of a row, and the segment that sees each."""
 
     key_bmnh: Float[Array, "b m n h"]
     value_bmnh: Float[Array, "b m n h"]
-    visible_btm: Bool[Array, "b t m"]
+    owner_m: Int[np.ndarray, "m"]
+
+
+def segments(side: Side, *, causal: bool) -> Sight:
+    """Tokens that see their own example."""
+    return Sight(side.segment_bt, side.segment_bt, causal)
 
 
 def same_segment(side: Side) -> Bool[Array, "b t t"]:
-    """True where query and key token belong to one segment; padding sees padding, so no row of the
-    mask is empty.
-    """
-    return side.segment_bt[:, :, None] == side.segment_bt[:, None, :]
+    """True where query and key token belong to one segment."""
+    return segments(side, causal=False).mask()
 
 
 def causal(side: Side) -> Bool[Array, "b t t"]:
-    """`same_segment` and not later: positions grow along a segment, so row order decides."""
-    t = side.token_bt.shape[1]
-    return same_segment(side) & jnp.tril(jnp.ones((t, t), bool))[None]
+    """`same_segment` and not later."""
+    return segments(side, causal=True).mask()
+
+
+def owners(slots: int) -> Int[np.ndarray, "s"]:
+    """Slot s belongs to segment s + 1: one latent per example of a row."""
+    return np.arange(1, slots + 1, dtype=np.int32)
+
+
+def for_everyone(slots: int) -> Int[np.ndarray, "m"]:
+    """Slots that all tokens see, of every segment."""
+    return np.full(slots, EVERYONE, np.int32)
 
 
 def own_slot(side: Side, slots: int) -> Bool[Array, "b t s"]:
     """True where slot s holds the latent of token t's segment."""
-    return side.segment_bt[:, :, None] == jnp.arange(1, slots + 1)[None, None]
+    return side.segment_bt[:, :, None] == owners(slots)[None, None]
 
 
 def spread(value_ed: Float[Array, "e d"], side: Side) -> Float[Array, "b t d"]:
@@ -53,26 +87,62 @@ def attend(
     q_btnh: Float[Array, "b t n h"],
     k_bsnh: Float[Array, "b s n h"],
     v_bsnh: Float[Array, "b s n h"],
-    mask_bts: Bool[Array, "b t s"],
+    sight: Sight,
     slots: Slots | None = None,
     *,
-    scale: float | None = None,
     drop: Key[Array, ""] | None = None,
     rate: float = 0.0,
+    kernel: str = "xla",
 ) -> Float[Array, "b t n h"]:
-    """Softmax attention, logits and softmax in float32 or wider.
+    """Softmax attention, logits over sqrt(h), logits and softmax in float32 or wider.
 
     Args:
-      mask_bts: True where the token key may be seen.
       slots: latent slots, in front of the tokens.
-      scale: factor of the logits; 1/sqrt(h) when None.
       drop, rate: dropout on the attention weights.
+      kernel: "xla", or a fused one of `jvae.nn.fused.KERNELS`. Those never hold the weights, so
+        where these are dropped "xla" computes.
+    Raises: ValueError for slots that everyone sees under "splash", which knows segments only.
     """
     if slots is not None:
         k_bsnh = jnp.concatenate([slots.key_bmnh.astype(k_bsnh.dtype), k_bsnh], axis=1)
         v_bsnh = jnp.concatenate([slots.value_bmnh.astype(v_bsnh.dtype), v_bsnh], axis=1)
-        mask_bts = jnp.concatenate([slots.visible_btm, mask_bts], axis=2)
-    factor = q_btnh.shape[-1] ** -0.5 if scale is None else scale
+    dropped = drop is not None and rate > 0
+    if kernel == "splash" and not dropped:
+        in_front = 0 if slots is None else slots.owner_m.shape[0]
+        key_bs = sight.key_bs
+        if slots is not None:
+            if np.any(slots.owner_m == EVERYONE):
+                raise ValueError(
+                    "attention=splash knows segments only; a prefix needs xla or cudnn"
+                )
+            rows = key_bs.shape[0]
+            owner_bm = jnp.broadcast_to(slots.owner_m, (rows, in_front)).astype(key_bs.dtype)
+            key_bs = jnp.concatenate([owner_bm, key_bs], axis=1)
+        return fused.splash(
+            *(q_btnh, k_bsnh, v_bsnh, sight.query_bt, key_bs),
+            causal_from=in_front if sight.causal else None,
+        )
+    mask_bts = sight.mask()
+    if slots is not None:
+        own_btm = sight.query_bt[:, :, None] == slots.owner_m[None, None]
+        seen_btm = own_btm | (slots.owner_m == EVERYONE)[None, None]
+        mask_bts = jnp.concatenate([seen_btm, mask_bts], axis=2)
+    if kernel == "cudnn" and not dropped:
+        return fused.cudnn(q_btnh, k_bsnh, v_bsnh, mask_bts)
+    return masked(q_btnh, k_bsnh, v_bsnh, mask_bts, drop=drop, rate=rate)
+
+
+def masked(
+    q_btnh: Float[Array, "b t n h"],
+    k_bsnh: Float[Array, "b s n h"],
+    v_bsnh: Float[Array, "b s n h"],
+    mask_bts: Bool[Array, "b t s"],
+    *,
+    drop: Key[Array, ""] | None = None,
+    rate: float = 0.0,
+) -> Float[Array, "b t n h"]:
+    """`attend` under any mask, True where a key is seen: the reference."""
+    factor = q_btnh.shape[-1] ** -0.5
     logits_bnts = jnp.einsum(
         "btnh,bsnh->bnts", q_btnh, k_bsnh, preferred_element_type=wide(q_btnh.dtype)
     )
@@ -91,4 +161,4 @@ def attend_cached(
 ) -> Float[Array, "e n h"]:
     """Attention of one new token per example over the places 0..last_e of its cache."""
     visible_em = jnp.arange(k_emnh.shape[1])[None] <= last_e[:, None]
-    return attend(q_enh[:, None], k_emnh, v_emnh, visible_em[:, None])[:, 0]
+    return masked(q_enh[:, None], k_emnh, v_emnh, visible_em[:, None])[:, 0]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jvae.api import Side
-from jvae.nn.attention import attend, same_segment
+from jvae.nn.attention import attend, segments
 from jvae.nn.config import TransformerConfig
 from jvae.nn.layers import Embedding, LayerNorm, apply, dropout, split_key
 from jvae.nn.stack import init_stack, run_stack
@@ -63,13 +63,14 @@ def encode(
     drop_embed, drop_layers = split_key(drop, 2)
     x_btd = apply(BertEmbeddings(config), params["embed"], side)
     x_btd = dropout(drop_embed, config.dropout, x_btd)
-    mask_bts = same_segment(side)
+    sight = segments(side, causal=False)
 
     def layer(layer_params, x_btd, _, key):
         drop_weights, drop_layer = split_key(key, 2)
 
         def mix(q, k, v):
-            return attend(q, k, v, mask_bts, drop=drop_weights, rate=config.dropout), None
+            more = dict(drop=drop_weights, rate=config.dropout, kernel=config.attention)
+            return attend(q, k, v, sight, **more), None
 
         y_btd, _ = apply(BertLayer(config), layer_params, x_btd, mix, drop_layer)
         return y_btd, x_btd

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from jvae.nn.fused import KERNELS
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
@@ -10,7 +12,8 @@ class TransformerConfig:
 
     `vocab` counts real tokens; parameters hold `vocab_padded` rows so that the vocabulary divides
     over a mesh. `remat` is "none", "dots" (keep matrix products) or "full"; `unroll` is how many
-    layers of the scan are laid out in a row.
+    layers of the scan are laid out in a row. `attention` is "xla", "cudnn" or "splash"; see
+    `jvae.nn.fused`.
     """
 
     layers: int
@@ -25,10 +28,15 @@ class TransformerConfig:
     dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1
+    attention: str = "xla"
     vocab_multiple: int = 128
     xent_chunk: int = 8192
 
     def __post_init__(self) -> None:
+        if self.attention not in ("xla", *KERNELS):
+            raise ValueError(
+                f"attention is {self.attention!r}; expected one of xla, {', '.join(KERNELS)}"
+            )
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
 

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
 
 from jvae.api import Side
 from jvae.nn import xent
-from jvae.nn.attention import Slots, attend, attend_cached, causal
+from jvae.nn.attention import Sight, Slots, attend, attend_cached, for_everyone, segments
 from jvae.nn.config import TransformerConfig
 from jvae.nn.layers import Embedding, LayerNorm, apply, dropout, split_key, uniform_fan_in
 from jvae.nn.stack import init_stack, run_stack
@@ -134,12 +135,12 @@ def _through_layers(
     config: TransformerConfig,
     params: Any,
     x_btd: Array,
-    mask_bts: Array,
+    sight: Sight,
     drop: Key[Array, ""] | None,
     read: Callable[[Array, Array, Any], Any],
     read_l: Any = None,
     latent: LatentKv | None = None,
-    visible_btm: Array | None = None,
+    owner_m: np.ndarray | None = None,
     fuse: Fuse | None = None,
     fuse_l: Any = None,
     block: Block | None = None,
@@ -155,13 +156,13 @@ def _through_layers(
         drop_weights, drop_layer = split_key(key, 2)
         slots = None
         if kv is not None:
-            assert visible_btm is not None  # comes with the slots
-            slots = Slots(kv.key_lbmnh, kv.value_lbmnh, visible_btm)
+            assert owner_m is not None  # comes with the slots
+            slots = Slots(kv.key_lbmnh, kv.value_lbmnh, owner_m)
 
         def mix(q, k, v):
             v = v if fuse is None else fuse(v, fuse_inputs)
-            y = attend(q, k, v, mask_bts, slots, drop=drop_weights, rate=config.dropout)
-            return y, None
+            more = dict(drop=drop_weights, rate=config.dropout, kernel=config.attention)
+            return attend(q, k, v, sight, slots, **more), None
 
         y_btd, _ = block(layer_params, x_btd, mix, block_inputs, drop_layer)
         return y_btd, read(x_btd, y_btd, read_inputs)
@@ -184,7 +185,7 @@ def teacher_forced(
     x_btd: Float[Array, "b t d"],
     side: Side,
     latent: LatentKv | None = None,
-    visible_btm: Bool[Array, "b t m"] | None = None,
+    owner_m: Int[np.ndarray, "m"] | None = None,
     drop: Key[Array, ""] | None = None,
     *,
     fuse: Fuse | None = None,
@@ -196,7 +197,7 @@ def teacher_forced(
 
     Args:
       x_btd: input embeddings.
-      latent, visible_btm: latent slots and the tokens that see them.
+      latent, owner_m: latent slots and the segments that see them; see `jvae.nn.attention`.
       fuse, fuse_l: change the values of every layer; see the top of this file.
       block, block_l: take the place of every layer; see there.
     """
@@ -204,11 +205,11 @@ def teacher_forced(
         config,
         params,
         x_btd,
-        causal(side),
+        segments(side, causal=True),
         drop,
         lambda x_btd, y_btd, _: x_btd,
         latent=latent,
-        visible_btm=visible_btm,
+        owner_m=owner_m,
         fuse=fuse,
         fuse_l=fuse_l,
         block=block,
@@ -220,13 +221,13 @@ def encode(
     config: TransformerConfig,
     params: Any,
     x_btd: Float[Array, "b t d"],
-    mask_bts: Bool[Array, "b t s"],
+    sight: Sight,
     read: Read,
     read_l: Any = None,
     drop: Key[Array, ""] | None = None,
     *,
     latent: LatentKv | None = None,
-    visible_btm: Bool[Array, "b t m"] | None = None,
+    owner_m: Int[np.ndarray, "m"] | None = None,
     block: Block | None = None,
     block_l: Any = None,
 ) -> tuple[Float[Array, "b t d"], Any]:
@@ -234,21 +235,21 @@ def encode(
 
     Args:
       x_btd: input embeddings.
-      mask_bts: True where a query may see a key; `same_segment` for a bidirectional encoder.
+      sight: which tokens see which; `segments(side, causal=False)` for a bidirectional encoder.
       read: (output of a layer before any norm, the layer's slice of `read_l`) -> output, stacked
         over the layers. Only what it returns is kept, so a pooled layer costs no (L, B, T, D).
-      latent, visible_btm, block, block_l: as in `teacher_forced`.
+      latent, owner_m, block, block_l: as in `teacher_forced`.
     """
     return _through_layers(
         config,
         params,
         x_btd,
-        mask_bts,
+        sight,
         drop,
         lambda x, y_btd, r: read(y_btd, r),
         read_l,
         latent=latent,
-        visible_btm=visible_btm,
+        owner_m=owner_m,
         block=block,
         block_l=block_l,
     )
@@ -274,19 +275,18 @@ def prefill(
     block = block or plain_block(config)
     examples, length = x_etd.shape[:2]
     slots = 0 if latent is None else latent.key_lbmnh.shape[2]
-    mask = jnp.tril(jnp.ones((length, length), bool))[None]
+    one_et = jnp.ones((examples, length), jnp.int32)
+    sight = Sight(one_et, one_et, causal=True)
 
     def layer(layer_params, x, inputs, _):
         kv, fuse_inputs, block_inputs = inputs
         latent_slots = None
         if kv is not None:
-            visible = jnp.ones((examples, length, slots), bool)
-            latent_slots = Slots(kv.key_lbmnh, kv.value_lbmnh, visible)
+            latent_slots = Slots(kv.key_lbmnh, kv.value_lbmnh, for_everyone(slots))
 
         def mix(q, k, v):
             v = v if fuse is None else fuse(v, fuse_inputs)
-            rows = jnp.broadcast_to(mask, (examples, length, length))
-            return attend(q, k, v, rows, latent_slots), (k, v)
+            return attend(q, k, v, sight, latent_slots), (k, v)
 
         return block(layer_params, x, mix, block_inputs, None)
 

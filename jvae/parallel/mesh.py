@@ -15,6 +15,7 @@ from jvae.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the mesh axes that batches are cut over
+TENSOR = "tensor"  # that attention heads, MLPs and the vocabulary are
 
 log = logging.getLogger(__name__)
 

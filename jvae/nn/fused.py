@@ -1,0 +1,102 @@
+"""Fused attention kernels: they never write the weights to memory.
+
+`cudnn` runs on NVIDIA GPUs in bfloat16 or float16; `splash` on TPUs, and on the CPU interpreted,
+for tests. Neither has a second derivative, so learned step sizes of Langevin chains need "xla".
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel,
+    splash_attention_mask,
+)
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from jvae.parallel.mesh import ROWS, TENSOR
+
+KERNELS = ("cudnn", "splash")
+BLOCK = 128  # lengths are padded to multiples of it
+NOBODY = -1  # segment of that padding
+
+
+def cudnn(
+    q_btnh: Float[Array, "b t n h"],
+    k_bsnh: Float[Array, "b s n h"],
+    v_bsnh: Float[Array, "b s n h"],
+    mask_bts: Bool[Array, "b t s"],
+) -> Float[Array, "b t n h"]:
+    """cuDNN's flash attention under a mask of all pairs."""
+    found = jax.nn.dot_product_attention(
+        q_btnh, k_bsnh, v_bsnh, mask=mask_bts[:, None], implementation="cudnn"
+    )
+    return jnp.asarray(found)
+
+
+def splash(
+    q_btnh: Float[Array, "b t n h"],
+    k_bsnh: Float[Array, "b s n h"],
+    v_bsnh: Float[Array, "b s n h"],
+    query_bt: Int[Array, "b t"],
+    key_bs: Int[Array, "b s"],
+    *,
+    causal_from: int | None,
+) -> Float[Array, "b t n h"]:
+    """Pallas splash attention within segments.
+
+    Args:
+      query_bt, key_bs: segments; a query sees the keys of its own.
+      causal_from: keys before this one are seen whatever the order, key `causal_from` + t stands
+        beside query t and hides from earlier ones; None for no order.
+    """
+    t = q_btnh.shape[1]
+
+    def pad(x: Array, value: int = 0) -> Array:
+        room = [(0, 0), (0, -x.shape[1] % BLOCK)] + [(0, 0)] * (x.ndim - 2)
+        return jnp.pad(x, room, constant_values=value)
+
+    q_btnh = pad(q_btnh * q_btnh.shape[-1] ** -0.5)
+    k_bsnh, v_bsnh = pad(k_bsnh), pad(v_bsnh)
+    given = (q_btnh, k_bsnh, v_bsnh, pad(query_bt, NOBODY), pad(key_bs, NOBODY))
+    run = functools.partial(
+        jax.lax.platform_dependent,
+        cpu=functools.partial(_padded_splash, causal_from, True),
+        default=functools.partial(_padded_splash, causal_from, False),
+    )
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        # A kernel is opaque to the partitioner: rows and heads are cut by hand.
+        heads = TENSOR if q_btnh.shape[2] % mesh.shape[TENSOR] == 0 else None
+        whole, rows = PartitionSpec(ROWS, None, heads), PartitionSpec(ROWS)
+        run = jax.shard_map(
+            run, in_specs=(whole, whole, whole, rows, rows), out_specs=whole, check_vma=False
+        )
+    return run(*given)[:, :t]
+
+
+def _padded_splash(
+    causal_from: int | None,
+    interpret: bool,
+    q: Array,
+    k: Array,
+    v: Array,
+    query_bt: Array,
+    key_bs: Array,
+) -> Array:
+    shape, heads = (q.shape[1], k.shape[1]), q.shape[2]
+    one = (
+        splash_attention_mask.FullMask(shape)
+        if causal_from is None
+        else splash_attention_mask.CausalMask(shape, offset=causal_from)
+    )
+    kernel = splash_attention_kernel.make_splash_mha(
+        splash_attention_mask.MultiHeadMask([one] * heads),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    by_head = [jnp.swapaxes(x, 1, 2) for x in (q, k, v)]
+    ids = splash_attention_kernel.SegmentIds(query_bt, key_bs)
+    return jnp.swapaxes(jax.vmap(kernel)(*by_head, ids), 1, 2)
