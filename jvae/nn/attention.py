@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jvae.api import Side
+from jvae.errors import ConfigError
 from jvae.nn import fused
 from jvae.nn.layers import dropout, wide
 
@@ -101,7 +102,7 @@ def attend(
       drop, rate: dropout on the attention weights.
       kernel: "xla", or a fused one of `jvae.nn.fused.KERNELS`. Those never hold the weights, so
         where these are dropped "xla" computes.
-    Raises: ValueError for slots that everyone sees under "splash", which knows segments only.
+    Raises: ConfigError for slots that everyone sees under "splash", which knows segments only.
     """
     if slots is not None:
         k_bsnh = jnp.concatenate([slots.key_bmnh.astype(k_bsnh.dtype), k_bsnh], axis=1)
@@ -112,8 +113,9 @@ def attend(
         key_bs = sight.key_bs
         if slots is not None:
             if np.any(slots.owner_m == EVERYONE):
-                raise ValueError(
-                    "attention=splash knows segments only; a prefix needs xla or cudnn"
+                raise ConfigError(
+                    "attention=splash knows segments only, and a prefix is seen by all of them; "
+                    "use xla or cudnn"
                 )
             rows = key_bs.shape[0]
             owner_bm = jnp.broadcast_to(slots.owner_m, (rows, in_front)).astype(key_bs.dtype)

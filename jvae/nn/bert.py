@@ -69,8 +69,8 @@ def encode(
         drop_weights, drop_layer = split_key(key, 2)
 
         def mix(q, k, v):
-            more = dict(drop=drop_weights, rate=config.dropout, kernel=config.attention)
-            return attend(q, k, v, sight, **more), None
+            rate, kernel = config.dropout, config.attention
+            return attend(q, k, v, sight, drop=drop_weights, rate=rate, kernel=kernel), None
 
         y_btd, _ = apply(BertLayer(config), layer_params, x_btd, mix, drop_layer)
         return y_btd, x_btd

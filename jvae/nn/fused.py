@@ -5,6 +5,7 @@ for tests. Neither has a second derivative, so learned step sizes of Langevin ch
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,4 +100,5 @@ def _padded_splash(
     )
     by_head = [jnp.swapaxes(x, 1, 2) for x in (q, k, v)]
     ids = splash_attention_kernel.SegmentIds(query_bt, key_bs)
-    return jnp.swapaxes(jax.vmap(kernel)(*by_head, ids), 1, 2)
+    y_bnth: Any = jax.vmap(kernel)(*by_head, ids)
+    return jnp.swapaxes(y_bnth, 1, 2)

@@ -161,8 +161,9 @@ def _through_layers(
 
         def mix(q, k, v):
             v = v if fuse is None else fuse(v, fuse_inputs)
-            more = dict(drop=drop_weights, rate=config.dropout, kernel=config.attention)
-            return attend(q, k, v, sight, slots, **more), None
+            rate, kernel = config.dropout, config.attention
+            y = attend(q, k, v, sight, slots, drop=drop_weights, rate=rate, kernel=kernel)
+            return y, None
 
         y_btd, _ = block(layer_params, x_btd, mix, block_inputs, drop_layer)
         return y_btd, read(x_btd, y_btd, read_inputs)

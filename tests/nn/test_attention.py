@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jvae.api import Side
+from jvae.errors import ConfigError
 from jvae.nn.attention import (
     Slots,
     attend,
@@ -147,7 +148,7 @@ def test_splash_on_a_mesh(long):
 
 def test_splash_refuses_slots_of_everyone(qkv, slots):
     shared = slots._replace(owner_m=for_everyone(M))
-    with pytest.raises(ValueError, match="knows segments only"):
+    with pytest.raises(ConfigError, match="knows segments only"):
         attend(*qkv, segments(SIDE, causal=True), shared, kernel="splash")
 
 

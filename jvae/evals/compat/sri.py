@@ -24,7 +24,7 @@ def rows(facts: Facts) -> list[CompatRow]:
         return [CompatRow("nll", None, "has an encoder, no short run")]
     scores, ours = found.scores, facts.ours
     nats, n = "nats/sentence", len(found.id_e)
-    ppl = perplexity(-scores.nll_e, facts.short_run_words + n)
+    ppl = perplexity(-np.asarray(scores.nll_e), facts.short_run_words + n)
     nll = float(np.mean(facts.nll_at[max(facts.nll_at)]))
     return [
         CompatRow("ppl", ppl, f"per word, M = {found.k}", ours.get("ppl_w")),
