@@ -28,7 +28,7 @@ from jvae.latent.short_run import initial_sizes
 from jvae.nn.lstm import LstmConfig
 
 PEERS = ("torch",)
-MULTIPLE = 8  # that the best user pads to, so that few shapes are compiled
+MULTIPLE = {"cpu": 1, "cuda": 8}  # of tokens that the best user pads to
 
 
 def require(peer: str) -> None:
@@ -131,7 +131,8 @@ def training(this: Setting, batches: Sequence[Batch], beside: str) -> list[Work]
         ("torch_best", by_length, True),
     ):
         parts = [held.take(part) for part in np.array_split(index, len(batches))]
-        rows = [_rows(part, _device(this), MULTIPLE if best else 1) for part in parts]
+        multiple = MULTIPLE[_device(this)] if best else 1
+        rows = [_rows(part, _device(this), multiple) for part in parts]
         work = Work(
             name=name,
             call=_training(this, rows, best),

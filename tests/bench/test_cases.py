@@ -4,33 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from jvae.bench import CASES, cases, data, decode, flops, harness, iw_nll, langevin, prior_sample
-from jvae.bench.cases import Subject
+from jvae.bench import CASES, cases, data, decode, flops, iw_nll, langevin, prior_sample
 from jvae.data.dataset import batches, block_rows
 from jvae.errors import ConfigError
-
-CPU = harness.PRESETS["cpu"]
-STACK = dict(width=8, mlp=8, heads=1, layers=1)
-SMALL = tuple(f"model.{side}.{k}={v}" for side in ("encoder", "decoder") for k, v in STACK.items())
-ROWS = ("model.latent=2", "data.batch_rows=2", "data.row_tokens=32", "data.vocab=300")
-LSTM = ("model.decoder.width=4", "model.decoder.hidden=4", "model.latent=2", "data.batch_rows=2")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("bench") / "mine.txt"
-    path.write_text("".join(f"the {'old ' * (i % 4)}cat saw {i} dogs\n" for i in range(60)))
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def optimus(text):
-    return cases.setting(Subject("optimus", (*SMALL, *ROWS)).on(text), CPU)
-
-
-@pytest.fixture(scope="module")
-def sri(text):
-    return cases.setting(Subject("sri:ptb", (*LSTM, "model.chain.steps=2")).on(text), CPU)
 
 
 def finite(tree):
@@ -50,19 +26,16 @@ def test_updates_go_on_from_call_to_call(optimus):
     assert work.flops < work.program_flops
 
 
-def test_useful_flops_are_those_of_the_formula(text):
+def test_useful_flops_are_those_of_the_formula(lm):
     """Of a language model: 6 per weight and token, and 12 L D n^2 for attention."""
-    lm = tuple(f"model.decoder.{name}={value}" for name, value in STACK.items())
-    this = cases.setting(Subject("lm", (*lm, *ROWS[1:])).on(text), CPU)
-    lengths = np.array([5, 9, 30])
-    width, layers, vocab = 8, 1, this.run.config.model.decoder.vocab
-    vocab = -(-vocab // 128) * 128
-    weights = layers * (4 * width**2 + 2 * width * 8)
+    lengths, stack = np.array([5, 9, 30]), lm.run.config.model.decoder
+    width, layers, vocab = stack.width, stack.layers, -(-stack.vocab // 128) * 128
+    weights = layers * (4 * width**2 + 2 * width * stack.mlp)
     tokens = lengths.sum()
     expected = 6 * weights * tokens + 12 * layers * width * (lengths**2).sum()
     # The last token predicts nothing.
     expected += 6 * vocab * width * (tokens - len(lengths))
-    found = flops.training(this, {"dec": lengths})
+    found = flops.training(lm, {"dec": lengths})
     assert found == pytest.approx(expected, rel=0.02)
 
 
@@ -75,9 +48,8 @@ def test_the_means_are_those_of_the_encoder(optimus):
     assert work.tokens == read and work.program_flops > 0
 
 
-def test_a_language_model_has_nothing_to_encode(optimus):
-    none = optimus.run.model._replace(latent_shape=(0, 0))
-    assert CASES["encode"].works(optimus._replace(run=optimus.run._replace(model=none))) == []
+def test_a_language_model_has_nothing_to_encode(lm):
+    assert CASES["encode"].works(lm) == []
 
 
 def test_a_sampler_encodes_by_its_chain(sri):
@@ -114,7 +86,7 @@ def test_lengths_like_those_of_the_corpora():
         assert np.corrcoef(lengths["enc"], lengths["dec"])[0, 1] > 0.8
 
 
-def test_the_pipeline_is_measured_whole(optimus, text, monkeypatch):
+def test_the_pipeline_is_measured_whole(optimus, monkeypatch):
     monkeypatch.setattr(data, "SENTENCES", 300)
     monkeypatch.setattr(data, "BATCHES", 2)
     monkeypatch.setattr(data, "ROWS", 4)
