@@ -1,6 +1,7 @@
 """Benchmarks: a JSON line for each program on standard output, a table on standard error.
 
-python -m jvae.bench                                    every case and model, on the CPU
+python -m jvae.bench                                    every case, on the CPU
+python -m jvae.bench startup                            what is too long for a run of all cases
 python -m jvae.bench train_step decode --preset=gpu --out=rows.jsonl
 python -m jvae.bench --peer=torch                       beside PyTorch, in the same run
 python -m jvae.bench iw_nll --config=optimus:tiny_cls   another config than the case's own
@@ -52,11 +53,13 @@ def plan(given: argparse.Namespace) -> list[tuple[Subject, dict[str, Case]]]:
         raise ConfigError(f"no case {unknown[0]!r}; there are {', '.join(CASES)}")
     found: dict[Subject, dict[str, Case]] = {}
     for name in given.case or CASES:
-        subjects = [Subject(given.config)] if given.config else CASES[name].subjects[given.preset]
+        case = CASES[name]
+        subjects = [Subject(given.config)] if given.config else case.subjects[given.preset]
+        subjects = subjects if given.case else subjects[: case.brief]
         if not subjects and given.case:
             raise ConfigError(f"{name}: not measured under --preset={given.preset}")
         for subject in subjects:
-            found.setdefault(subject.on(given.data), {})[name] = CASES[name]
+            found.setdefault(subject.on(given.data), {})[name] = case
     return list(found.items())
 
 
@@ -98,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
             _write(found, given.out)
             rows += found
             jax.clear_caches()  # programs of a model that is done hold memory
-        if not (given.case or given.config):
+        if not (given.case or given.config or given.data or given.peer):
             whole = speed.whole_run(time.monotonic() - begin, rows[0])
             _write([whole], given.out)
     except JvaeError as error:

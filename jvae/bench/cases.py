@@ -47,13 +47,14 @@ class Case(NamedTuple):
     `works` gives none where there is nothing to time (a model without a latent has none to encode).
     `compare` adds what only all programs together say, such as a ratio, to the records. `peers`
     gives programs of another library that do the same work, each with the name of ours in
-    `extra["beside"]`.
+    `extra["beside"]`. `brief`: in a run of all cases only so many subjects, from the first.
     """
 
     subjects: Mapping[str, Sequence[Subject]]
     works: Callable[["Setting"], list[Work]]
     compare: Callable[[list[dict[str, Any]]], None] = lambda records: None
     peers: Callable[["Setting"], list[Work]] | None = None
+    brief: int | None = None
 
 
 class Setting(NamedTuple):

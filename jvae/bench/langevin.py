@@ -17,6 +17,7 @@ from jvae.api import Batch
 from jvae.bench import cases, peers
 from jvae.bench.cases import Case, Setting, Subject
 from jvae.bench.harness import Work
+from jvae.counting import matmul_flops
 from jvae.errors import ConfigError
 
 STEPS = (1, 5, 20, 40)
@@ -46,13 +47,15 @@ def works(this: Setting) -> list[Work]:
         config.model.chain.steps = k
         config.model.warm_up.epoch_steps = 0
         train_step, state = _step(config, k)
+        arguments = (state, batch, jax.random.key(0))
         work = Work(
             name=f"chain_{k}" if k else "plain",
-            call=partial(train_step, state, batch, jax.random.key(0)),
+            call=partial(train_step, *arguments),
             sentences=cases.sentences(batch),
             tokens=cases.useful_tokens(batch),
             shapes=cases.shapes(batch),
             fill=cases.fill(batch),
+            program_flops=matmul_flops(train_step.trace(*arguments).jaxpr),
             extra={"k": k} if k else {},
         )
         made.append(work)

@@ -117,7 +117,7 @@ COLUMNS: Mapping[str, Columns] = {
         ("over plain", _of("ratio", lambda value: f"{value:.2f}")),
         ("floor", _of("ratio_floor", lambda value: f"{value:.2f}")),
         ("over the floor", _of("over_floor", lambda value: f"{value:.2f}")),
-        *(COMPILE, MEMORY),
+        *(HFU, COMPILE, MEMORY),
     ),
     "iw_nll": (
         *(MODEL, PROGRAM, TOKENS, SENTENCES),

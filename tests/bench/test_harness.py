@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jvae import config as configs
-from jvae.bench import CASES, harness, peaks, peers, subjects
+from jvae.bench import CASES, decode, harness, peaks, peers, subjects
 from jvae.bench.__main__ import _arguments, main, plan
 from jvae.errors import ConfigError
 from jvae.models import FAMILIES
@@ -90,11 +90,13 @@ def test_a_peer_is_set_beside_our_program(clock):
 
 
 def test_memory_of_an_earlier_case_is_forgotten():
-    held = bytearray(64 << 20)
+    held = bytearray(b"x") * (256 << 20)
     most = harness.peak_memory()
     del held
     harness.forget_peak_memory()
-    assert 0 < harness.peak_memory() <= most
+    if harness.peak_memory() >= most:
+        pytest.skip("this system does not let a process forget its peak")
+    assert most - harness.peak_memory() > 128 << 20
 
 
 def test_peaks_by_name_of_the_device():
@@ -156,6 +158,41 @@ def test_each_model_is_opened_once(capsys):
     ((subject, some),) = plan(_arguments(["data", "--config=lm", "--data=a.txt"]))
     assert subject.config.data.train == ("a.txt",) and list(some) == ["data"]
     assert subject.words == ("--config=lm", "--config.data.train=a.txt")
+    every = [name for _, some in plan(_arguments([])) for name in some]
+    assert every.count("startup") == 1 and every.count("decode") == len(subjects.TINY)
+    assert len(plan(_arguments(["startup"]))) == len(subjects.TINY)
     assert CASES["startup"].subjects["tpu"] == ()
     with pytest.raises(ConfigError, match="not measured under --preset=tpu"):
         plan(_arguments(["startup", "--preset=tpu"]))
+
+
+SMALL = """
+from jvae import config
+
+def get_config(arg=""):
+    small = ("layers=1", "width=8", "heads=1", "mlp=8")
+    changes = (*(f"model.decoder.{one}" for one in small), "data.vocab=300", "name=small")
+    return config.apply_overrides(config.load("lm"), changes)
+"""
+
+
+def test_the_command_prints_lines_and_a_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(decode, "TOKENS", 3)
+    monkeypatch.setattr(decode, "LATENTS", {"cpu": (1, 2)})
+    monkeypatch.setattr(peaks, "of_device", lambda dtype: peaks.Peak(1e9, 1e9, "made up"))
+    monkeypatch.setattr(harness.jax, "clear_caches", lambda: None)  # of the other tests
+    (tmp_path / "small.py").write_text(SMALL)
+    (tmp_path / "mine.txt").write_text("".join(f"the cat saw {i} dogs\n" for i in range(60)))
+    words = ["decode", f"--config={tmp_path / 'small.py'}", f"--data={tmp_path / 'mine.txt'}"]
+    assert main([*words, "--seconds=0.001", "--windows=4"]) == 0
+    said = capsys.readouterr()
+    rows = [json.loads(line) for line in said.out.splitlines()]
+    assert [row["program"] for row in rows] == ["latents_1", "latents_2"]
+    for row in rows:
+        assert row["config"] == "small" and row["windows"] == 4
+        assert row["command"].startswith("python -m jvae.bench decode --config=")
+    table = said.err.split("1 of 1:")[1]
+    assert "latents_2" in table and "2 programs in" in table
+    out = tmp_path / "rows.jsonl"
+    assert main([*words, "--seconds=0.001", f"--out={out}"]) == 0
+    assert len(out.read_text().splitlines()) == 2 and not capsys.readouterr().out
