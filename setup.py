@@ -44,6 +44,7 @@ setup(
             "ruff>=0.15",
             "pyright>=1.1.400",
             "beartype>=0.20",
-        ]
+        ],
+        "peer": ["torch>=2.6"],  # python -m jvae.bench --peer=torch
     },
 )

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jvae import phases, program, run
 from jvae.api import Prompt, example_keys
+from jvae.counting import matmul_flops
 from jvae.data.dataset import eval_batches
 from jvae.decode import DecodeConfig, decode
 from jvae.errors import ConfigError
@@ -218,37 +218,6 @@ def _compiled(name: str, function: Any, *arguments: Any) -> Program:
         matmul_flops(traced.jaxpr) / chips,
         collectives(compiled.as_text()),
     )
-
-
-def matmul_flops(traced: ClosedJaxpr | Jaxpr) -> float:
-    """2 x M x N x K of every matrix product of a program, over all devices.
-
-    A scan counts as often as it runs, of a conditional the dearest branch; a while loop, whose
-    number of turns is not known, counts once.
-    """
-    jaxpr = traced.jaxpr if isinstance(traced, ClosedJaxpr) else traced
-    total = 0.0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left: Any = equation.invars[0].aval
-            result: Any = equation.outvars[0].aval
-            total += 2.0 * math.prod(result.shape) * math.prod(left.shape[i] for i in contracted)
-        inner = [
-            matmul_flops(part)
-            for part in jax.tree.leaves(
-                list(equation.params.values()),
-                is_leaf=lambda x: isinstance(x, ClosedJaxpr | Jaxpr),
-            )
-            if isinstance(part, ClosedJaxpr | Jaxpr)
-        ]
-        if equation.primitive.name == "cond":
-            total += max(inner, default=0.0)
-        elif equation.primitive.name == "scan":
-            total += equation.params["length"] * sum(inner)
-        else:
-            total += sum(inner)
-    return total
 
 
 def collectives(hlo: str) -> dict[str, tuple[int, int]]:

@@ -1,7 +1,6 @@
 """Counting what a compiled program does, on programs whose counts are known."""
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from jvae import ahead
@@ -35,18 +34,6 @@ def test_collectives_are_counted_as_often_as_they_run():
         "all-gather": (1, 4 * 8 * 2),
         "reduce-scatter": (1, (2 + 3) * 4),
     }
-
-
-def test_matrix_products_are_counted_as_often_as_they_run():
-    def program(w, x):
-        def body(x, _):
-            return jnp.tanh(x @ w), None
-
-        x, _ = jax.lax.scan(body, x, length=7)
-        return jnp.einsum("ik,jk->ij", x, x)
-
-    traced = jax.make_jaxpr(program)(jnp.ones((5, 5)), jnp.ones((3, 5)))
-    assert ahead.matmul_flops(traced) == 7 * 2 * 3 * 5 * 5 + 2 * 3 * 3 * 5
 
 
 @pytest.mark.parametrize("name", ["v5e", "v99-8", "8", "v5e-", ""])

@@ -1,9 +1,26 @@
-"""Benchmarks, and the tables of README.md. A case is one file here and one line in `CASES`."""
+"""Benchmarks, and the tables of README.md and BENCHMARKS.md. A case is one file here and one line
+in `CASES`.
+"""
 
-from jvae.bench import iw_nll, langevin
+from jvae.bench import (
+    data,
+    decode,
+    encode,
+    iw_nll,
+    langevin,
+    prior_sample,
+    startup,
+    train_step,
+)
 
 CASES = {
-    "iw_nll": iw_nll.CASE,
+    "train_step": train_step.CASE,
+    "data": data.CASE,
+    "encode": encode.CASE,
+    "decode": decode.CASE,
     "langevin": langevin.LSTM,
     "langevin_transformer": langevin.TRANSFORMER,
+    "iw_nll": iw_nll.CASE,
+    "prior_sample": prior_sample.CASE,
+    "startup": startup.CASE,
 }

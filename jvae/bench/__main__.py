@@ -1,18 +1,28 @@
-"""Benchmarks, each a JSON line.
+"""Benchmarks: a JSON line for each program on standard output, a table on standard error.
 
 python -m jvae.bench                                    every case, on the CPU
-python -m jvae.bench iw_nll --preset=gpu --out=rows.jsonl
+python -m jvae.bench startup                            what is too long for a run of all cases
+python -m jvae.bench train_step decode --preset=gpu --out=rows.jsonl
+python -m jvae.bench --peer=torch                       beside PyTorch, in the same run
 python -m jvae.bench iw_nll --config=optimus:tiny_cls   another config than the case's own
+python -m jvae.bench data --data=ptb/train.txt          sentences of a file
+
+Documents take rows from a file with `python -m jvae.bench.table take rows.jsonl`.
 """
 
 import argparse
 import json
+import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from jvae import config as configs
-from jvae.bench import CASES, cases, harness
+import jax
+
+from jvae.bench import CASES, cases, harness, peers, speed
+from jvae.bench.cases import Case, Subject
 from jvae.errors import ConfigError, JvaeError
 
 
@@ -25,35 +35,94 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("case", nargs="*", help=f"{', '.join(CASES)}; all of them by default")
     parser.add_argument("--preset", default="cpu", help=", ".join(harness.PRESETS))
     parser.add_argument("--config", help="a config and preset in place of each case's own")
-    parser.add_argument("--out", type=Path, help="a file to append the lines to")
+    parser.add_argument("--data", help="files of sentences in place of the embedded corpus")
+    parser.add_argument("--peer", help=f"also time another library: {', '.join(peers.PEERS)}")
+    parser.add_argument("--windows", type=int, default=harness.WINDOWS, help="at least 3")
+    parser.add_argument("--seconds", type=float, help="least length of a window")
+    parser.add_argument("--out", type=Path, help="a file to append the lines to instead")
     return parser.parse_args(argv)
+
+
+def plan(given: argparse.Namespace) -> list[tuple[Subject, dict[str, Case]]]:
+    """What is measured: every model once, with the cases it is a subject of.
+
+    Raises: ConfigError for a case that is unknown or has no subject under the preset.
+    """
+    unknown = sorted(set(given.case) - set(CASES))
+    if unknown:
+        raise ConfigError(f"no case {unknown[0]!r}; there are {', '.join(CASES)}")
+    found: dict[Subject, dict[str, Case]] = {}
+    for name in given.case or CASES:
+        case = CASES[name]
+        subjects = [Subject(given.config)] if given.config else case.subjects[given.preset]
+        subjects = subjects if given.case else subjects[: case.brief]
+        if not subjects and given.case:
+            raise ConfigError(f"{name}: not measured under --preset={given.preset}")
+        for subject in subjects:
+            found.setdefault(subject.on(given.data), {})[name] = case
+    return list(found.items())
+
+
+def measure(
+    subject: Subject, wanted: dict[str, Case], preset: harness.Preset, peer: bool, **how: Any
+) -> list[dict[str, Any]]:
+    """Records of all cases of one model. `how`: command and count of `harness.records`."""
+    rows = []
+    this = cases.setting(subject, preset)
+    for name, case in wanted.items():
+        works = case.works(this)
+        if not works:
+            continue
+        works += case.peers(this) if peer and case.peers else []
+        records = harness.records(name, works, preset, this.run.config, **how)
+        case.compare(records)
+        rows += records
+    return rows
 
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     given = _arguments(argv)
     command = " ".join(["python -m jvae.bench", *argv])
+    begin, rows = time.monotonic(), []
     try:
-        unknown = sorted(set(given.case) - set(CASES))
-        if unknown:
-            raise ConfigError(f"no case {unknown[0]!r}; there are {', '.join(CASES)}")
+        if given.windows < 3:
+            raise ConfigError(f"--windows={given.windows}: a median and its spread need 3")
         preset = harness.check_platform(given.preset)
-        for name in given.case or CASES:
-            case = CASES[name]
-            this = cases.setting(configs.load(given.config or case.config), preset)
-            works = case.works(this)
-            records = harness.records(name, works, given.preset, this.run.config, command)
-            case.compare(records)
-            lines = "".join(json.dumps(record, sort_keys=True) + "\n" for record in records)
-            print(lines, end="", flush=True)
-            if given.out:
-                with given.out.open("a", encoding="utf-8") as file:
-                    file.write(lines)
+        preset = preset._replace(window_s=given.seconds or preset.window_s)
+        if given.peer:
+            peers.require(given.peer)
+        wanted = plan(given)
+        for number, (subject, some) in enumerate(wanted, 1):
+            print(f"{number} of {len(wanted)}: {subject.spec}", file=sys.stderr, flush=True)
+            found = measure(
+                subject, some, preset, bool(given.peer), command=command, count=given.windows
+            )
+            _write(found, given.out)
+            rows += found
+            jax.clear_caches()  # programs of a model that is done hold memory
+        if not (given.case or given.config or given.data or given.peer):
+            whole = speed.whole_run(time.monotonic() - begin, rows[0])
+            _write([whole], given.out)
     except JvaeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    print(f"\n{speed.text_table(rows)}", file=sys.stderr)
+    print(f"{len(rows)} programs in {time.monotonic() - begin:.0f} s", file=sys.stderr)
     return 0
 
 
+def _write(rows: Sequence[dict[str, Any]], path: Path | None) -> None:
+    lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+    if path is None:
+        print(lines, end="", flush=True)
+    else:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(lines)
+
+
 if __name__ == "__main__":
+    # Compile times are of compiling, and two libraries may share a device.
+    jax.config.update("jax_enable_compilation_cache", False)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,8 @@
 """What every case starts from: a run of a config on its own data, without a working directory."""
 
+import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,38 +10,79 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from jvae import config as configs
 from jvae import run
-from jvae.api import Batch, Params
+from jvae.api import Batch, Params, Side
 from jvae.bench.harness import Preset, Work
-from jvae.data.dataset import eval_batches
+from jvae.data.dataset import batches, eval_batches
 from jvae.parallel import mesh as meshes
 
 
-class Case(NamedTuple):
-    """A benchmark: the config it runs unless told otherwise, and the programs it times.
+class Subject(NamedTuple):
+    """A config to measure: its name and preset, and values that are set on top."""
 
-    `compare` adds what only all programs together say, such as a ratio, to the records.
+    spec: str
+    changes: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> ConfigDict:
+        """Its config. Raises: ConfigError."""
+        return configs.apply_overrides(configs.load(self.spec), self.changes)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The same for `jvae.main`."""
+        return (f"--config={self.spec}", *(f"--config.{change}" for change in self.changes))
+
+    def on(self, data: str | None) -> "Subject":
+        """The same on other data files, where some are given."""
+        return (
+            self if data is None else self._replace(changes=(*self.changes, f"data.train={data}"))
+        )
+
+
+class Case(NamedTuple):
+    """A benchmark: the configs it runs under each preset, and the programs it times.
+
+    `works` gives none where there is nothing to time (a model without a latent has none to encode).
+    `compare` adds what only all programs together say, such as a ratio, to the records. `peers`
+    gives programs of another library that do the same work, each with the name of ours in
+    `extra["beside"]`. `brief`: in a run of all cases only so many subjects, from the first.
     """
 
-    config: str
+    subjects: Mapping[str, Sequence[Subject]]
     works: Callable[["Setting"], list[Work]]
     compare: Callable[[list[dict[str, Any]]], None] = lambda records: None
+    peers: Callable[["Setting"], list[Work]] | None = None
+    brief: int | None = None
 
 
 class Setting(NamedTuple):
-    """A model with fresh parameters and its data."""
+    """A model with fresh parameters, its data, and the kind of machine."""
 
+    subject: Subject
     run: run.Run
     params: Params
+    preset: Preset
+    mesh: jax.sharding.Mesh
 
     def batch(self, split: str = "test") -> Batch:
         """The first batch of a split, on the device."""
         return jax.device_put(next(eval_batches(self.run.data[split], self.run.rows)))
 
+    def train_batches(self, count: int) -> list[Batch]:
+        """The first batches of training, as NumPy arrays."""
+        with batches(self.run.data["train"], self.run.rows) as stream:
+            return [next(stream)[0] for _ in range(count)]
 
-def setting(config: ConfigDict, preset: Preset) -> Setting:
+    def fullest(self, count: int = 8) -> Batch:
+        """Of the first batches of training the one with most tokens, on the device."""
+        return jax.device_put(max(self.train_batches(count), key=useful_tokens))
+
+
+def setting(subject: Subject, preset: Preset) -> Setting:
     """Opens a config at the preset's dtype. Raises: ConfigError, DataError."""
-    config = ConfigDict(config.to_dict())
+    config = ConfigDict(subject.config.to_dict())
     for side in ("encoder", "decoder"):
         if side in config.model:
             config.model[side].dtype = preset.dtype
@@ -49,16 +91,58 @@ def setting(config: ConfigDict, preset: Preset) -> Setting:
     mesh = meshes.make_mesh(dict(data=1), jax.local_devices()[:1])
     _, where = run.param_shardings(this.model, mesh)
     params = jax.jit(this.model.init, out_shardings=where)(run.seeds(config.seed)["init"])
-    return Setting(this, params)
+    return Setting(subject, this, params, preset, mesh)
 
 
-def useful_tokens(batch: Batch) -> int:
-    """Scored tokens of a batch: neither padding nor starts of sentences."""
-    return int(np.sum(np.asarray(batch.scored_bt)))
+def useful_tokens(*given: Batch) -> int:
+    """Scored tokens of batches: neither padding nor starts of sentences."""
+    return sum(int(np.sum(np.asarray(batch.scored_bt))) for batch in given)
 
 
-def shapes(batch: Batch) -> dict[str, Any]:
-    """Rows, row lengths and slots of a batch."""
-    sides = {"enc": batch.enc, "dec": batch.dec}
-    lengths = {f"{k}_row": side.token_bt.shape[1] for k, side in sides.items() if side is not None}
-    return {"rows": batch.dec.token_bt.shape[0], "slots": batch.slots, **lengths}
+def sentences(*given: Batch) -> int:
+    """Examples of batches."""
+    return sum(int(np.sum(np.asarray(batch.valid_e))) for batch in given)
+
+
+def sides(batch: Batch) -> dict[str, Side]:
+    """The sides a batch has, by name."""
+    every = {"enc": batch.enc, "dec": batch.dec, "cond": batch.cond}
+    return {name: side for name, side in every.items() if side is not None}
+
+
+def fill(*given: Batch) -> dict[str, float]:
+    """Share of places that hold a token, per side, and of slots that hold a sentence."""
+    found = {}
+    for name in sides(given[0]):
+        segments = [np.asarray(sides(batch)[name].segment_bt) for batch in given]
+        used, places = sum(int((a > 0).sum()) for a in segments), sum(a.size for a in segments)
+        found[name] = used / places
+    return found | {"slots": sentences(*given) / sum(batch.id_e.shape[0] for batch in given)}
+
+
+def shapes(*given: Batch) -> dict[str, Any]:
+    """Rows and slots of batches, and row lengths: a list where batches differ."""
+    rows = given[0].dec.token_bt.shape[0]
+    found: dict[str, Any] = {"rows": rows, "slots": given[0].slots}
+    for name in sides(given[0]):
+        lengths = sorted({sides(batch)[name].token_bt.shape[1] for batch in given})
+        found[f"{name}_row"] = lengths[0] if len(lengths) == 1 else lengths
+    return found
+
+
+def lengths(given: Iterable[Batch]) -> dict[str, np.ndarray]:
+    """Tokens of every sentence of batches on each side."""
+    counted: dict[str, list[np.ndarray]] = {}
+    for batch in given:
+        slot = np.arange(1, batch.slots + 1)[None, None]
+        valid_e = np.asarray(batch.valid_e)
+        for name, side in sides(batch).items():
+            count_bs = (np.asarray(side.segment_bt)[:, :, None] == slot).sum(axis=1)
+            counted.setdefault(name, []).append(count_bs.reshape(-1)[valid_e])
+    return {name: np.concatenate(parts) for name, parts in counted.items()}
+
+
+@functools.cache
+def copy_of() -> Callable[[Any], Any]:
+    """A program that copies a tree of arrays, which a step may then overwrite."""
+    return jax.jit(lambda tree: jax.tree.map(jax.numpy.copy, tree))

@@ -1,33 +1,43 @@
 """How a case is measured: warm-up, several windows, median and spread, peak memory, compile time.
 
 Devices are waited for once per window, not once per call, so what is timed is throughput. Windows
-of different programs of one case are taken in turn: whatever else the machine does hits them all.
+of different programs of one case, those of a peer too, are taken in turn: whatever else the machine
+does hits them all.
 """
 
+import contextlib
+import functools
 import os
 import platform
+import re
 import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
+from jvae.bench import peaks
 from jvae.errors import ConfigError
 from jvae.evaluation import commit
 
 WINDOWS = 3
 PACKAGES = ("jvae", "jax", "jaxlib", "flax", "optax")
+PEER_PACKAGES = ("torch", "transformers")
 
 
 class Work(NamedTuple):
     """One program of a case and what a call of it does.
 
     `call` starts it and returns arrays to wait for. Useful tokens are real ones: no padding, and
-    each counted once per pass over it. `shapes` and `extra` go into the record.
+    each counted once per pass over it. `fill` is the share of places that hold a token, per side,
+    and of slots that hold a sentence. `flops` are those of the useful tokens, `program_flops` all
+    the program's matrix products, padding and recomputation included. `read_bytes`: what must come
+    from memory. `shapes` and `extra` go into the record.
     """
 
     name: str
@@ -35,11 +45,16 @@ class Work(NamedTuple):
     sentences: int
     tokens: int
     shapes: Mapping[str, Any]
+    fill: Mapping[str, float] = {}
+    flops: float | None = None
+    program_flops: float | None = None
+    read_bytes: float | None = None
+    compiles: bool = True
     extra: Mapping[str, Any] = {}
 
 
 class Preset(NamedTuple):
-    """How long to measure, and the dtype models compute in."""
+    """A kind of machine, how long to measure, and the dtype models compute in."""
 
     platform: str
     window_s: float  # least length of a window
@@ -47,7 +62,7 @@ class Preset(NamedTuple):
 
 
 PRESETS = {
-    "cpu": Preset("cpu", 1.0, "float32"),
+    "cpu": Preset("cpu", 0.5, "float32"),
     "gpu": Preset("gpu", 2.0, "bfloat16"),
     "tpu": Preset("tpu", 2.0, "bfloat16"),
 }
@@ -79,10 +94,12 @@ def windows(
     found: dict[str, dict[str, Any]] = {}
     for work in works:
         first = _seconds(work.call, 1)
-        once = _seconds(work.call, 1)  # the first call behind compilation may still be slow
-        once = min(once, _seconds(work.call, 1))
+        once = _seconds(work.call, 1)
+        if once < window_s:  # the first call behind compilation may still be slow
+            once = min(once, _seconds(work.call, 1))
         calls = max(1, round(window_s / max(once, 1e-9)))
-        found[work.name] = {"compile_s": first - once, "calls": calls, "call_s": [], "host_s": []}
+        found[work.name] = {"first_s": first, "once_s": once, "calls": calls}
+        found[work.name] |= {"call_s": [], "host_s": []}
     for _ in range(count):
         for work in works:
             row = found[work.name]
@@ -101,11 +118,16 @@ def _seconds(call: Callable[[], Any], times: int) -> float:
 
 
 def records(
-    case: str, works: Sequence[Work], preset: str, config: ConfigDict, command: str
+    case: str,
+    works: Sequence[Work],
+    preset: Preset,
+    config: ConfigDict,
+    command: str,
+    count: int = WINDOWS,
 ) -> list[dict[str, Any]]:
     """One JSON-able record for each program of a case."""
-    how = PRESETS[preset]
-    timed = windows(works, how.window_s)
+    forget_peak_memory()
+    timed = windows(works, preset.window_s, count)
     rows = []
     for work in works:
         found = timed[work.name]
@@ -115,7 +137,9 @@ def records(
             {
                 "case": case,
                 "program": work.name,
-                "preset": preset,
+                "preset": preset.platform,
+                "config": config.name,
+                "dtype": preset.dtype,
                 "sentences_per_s": work.sentences / middle,
                 "useful_tokens_per_s": work.tokens / middle,
                 "call_ms": 1e3 * middle,
@@ -124,27 +148,65 @@ def records(
                 "host_ms": 1e3 * statistics.median(found["host_s"]),
                 "windows": len(call_s),
                 "calls_per_window": found["calls"],
-                "compile_s": found["compile_s"],
+                "fill": dict(work.fill),
+                **_against_peaks(work, middle, preset.dtype),
+                "compile_s": found["first_s"] - found["once_s"] if work.compiles else None,
                 "peak_memory_bytes": peak_memory(),
-                "config": config.name,
-                "dtype": config.model.decoder.dtype,
                 "shapes": dict(work.shapes),
                 **work.extra,
                 "command": command,
                 **surroundings(),
             }
         )
+    for row in rows:
+        if "peer" in row:
+            _set_beside(row, rows)
     return rows
 
 
+def _against_peaks(work: Work, seconds: float, dtype: str) -> dict[str, Any]:
+    """Work per second, and its share of what the device can do."""
+    row: dict[str, Any] = {}
+    amounts = {"flops": work.flops, "program_flops": work.program_flops, "bytes": work.read_bytes}
+    if all(amount is None for amount in amounts.values()):
+        return row
+    peak = peaks.of_device(dtype)
+    for name, amount in amounts.items():
+        if amount is None:
+            continue
+        most = peak.memory_bytes_s if name == "bytes" else peak.flops
+        row[f"{name}_per_s"] = amount / seconds
+        row[f"{name}_share"] = None if most is None else amount / seconds / most
+    return row | {"peak": peak._asdict()}
+
+
+def _set_beside(row: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Adds to a peer's record how many times as fast our program is, by useful tokens."""
+    ours = next(one for one in rows if one["program"] == row["beside"])
+    row["ratio"] = ours["useful_tokens_per_s"] / row["useful_tokens_per_s"]
+    row["versions"] = row["versions"] | {name: _version(name) for name in PEER_PACKAGES}
+
+
+def forget_peak_memory() -> None:
+    """Lets `peak_memory` begin anew, where the system can (Linux, this process)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory() -> int:
-    """Most bytes in use so far: on the first device, or by this process where it does not say."""
+    """Most bytes in use: on the first device since it was opened, or, where it does not say, by
+    this process since `forget_peak_memory`.
+    """
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])
+    with contextlib.suppress(OSError):
+        if found := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
+            return 1024 * int(found[1])
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+@functools.cache
 def surroundings() -> dict[str, Any]:
     """Commit, versions and hardware."""
     return {

@@ -7,34 +7,43 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 
-from jvae.bench.cases import Case, Setting, shapes, useful_tokens
+from jvae.bench import cases, subjects
+from jvae.bench.cases import Case, Setting
 from jvae.bench.harness import Work
 from jvae.evals.likelihood import bare_passes, score_batch
 
-SAMPLES = (20, 100)
-CHUNK = 1
+SAMPLES = {"cpu": (20, 100), "gpu": (100, 500), "tpu": (100, 500)}
+CHUNK = {"cpu": 1, "gpu": 10, "tpu": 10}
+PTB_TEST = 3_761  # sentences, for the time that the test file would take
 
 
 def works(this: Setting) -> list[Work]:
     """Both programs at every K."""
     model, batch, key = this.run.model, this.batch(), jax.random.key(0)
-    sentences, tokens = int(np.sum(np.asarray(batch.valid_e))), useful_tokens(batch)
+    sentences, tokens = cases.sentences(batch), cases.useful_tokens(batch)
+    chunk = CHUNK[this.preset.platform]
     made = []
-    for k in SAMPLES:
-        score = partial(score_batch(model, k, CHUNK), this.params, batch, key)
-        bare = bare_passes(model, this.params, batch, key, k, chunk=CHUNK)
+    for k in SAMPLES[this.preset.platform]:
+        score = partial(score_batch(model, k, chunk), this.params, batch, key)
+        bare = bare_passes(model, this.params, batch, key, k, chunk=chunk)
         for name, call in (("nll", score), ("passes", bare)):
-            extra = {"k": k, "chunk": CHUNK}
-            sizes = (sentences, k * tokens)
-            made.append(Work(f"{name}_{k}", call, *sizes, shapes(batch), extra))
+            work = Work(
+                name=f"{name}_{k}",
+                call=call,
+                sentences=sentences,
+                tokens=k * tokens,
+                shapes=cases.shapes(batch),
+                fill=cases.fill(batch),
+                extra={"k": k, "chunk": chunk},
+            )
+            made.append(work)
     return made
 
 
 def compare(records: list[dict[str, Any]]) -> None:
     """Adds the cost ratio at each K and how far the larger K is from linear, by both clocks."""
-    few, many = SAMPLES
+    few, many = sorted({record["k"] for record in records})
     for clock, suffix in (("call_ms", ""), ("host_ms", "_host")):
         ms = {record["program"]: record[clock] for record in records}
         for record in records:
@@ -42,6 +51,9 @@ def compare(records: list[dict[str, Any]]) -> None:
                 k = record["k"]
                 record[f"cost_ratio{suffix}"] = ms[f"nll_{k}"] / ms[f"passes_{k}"]
                 record[f"over_linear{suffix}"] = ms[f"nll_{many}"] / ms[f"nll_{few}"] / (many / few)
+    for record in records:
+        if record["program"].startswith("nll"):
+            record["ptb_test_s"] = PTB_TEST / record["sentences_per_s"]
 
 
-CASE = Case("optimus", works, compare)
+CASE = Case(subjects.every((subjects.OPTIMUS,), (subjects.OPTIMUS_BASE,)), works, compare)

@@ -10,15 +10,18 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from jvae import optim, run, schedules, step
-from jvae.bench.cases import Case, Setting, shapes, useful_tokens
+from jvae.api import Batch
+from jvae.bench import cases, peers
+from jvae.bench.cases import Case, Setting, Subject
 from jvae.bench.harness import Work
+from jvae.counting import matmul_flops
 from jvae.errors import ConfigError
 
-STEPS = (1, 5, 10, 20, 40)
+STEPS = (1, 5, 20, 40)
+PUBLISHED = 20
 VOCAB = 10_000  # entries, as of Penn Treebank
 
 
@@ -27,23 +30,35 @@ def floor(k: int) -> float:
     return (4 * k + 6) / 6
 
 
-def works(this: Setting) -> list[Work]:
-    """A plain training step, and one for every K."""
+def given(this: Setting) -> tuple[ConfigDict, Batch]:
+    """The config with the vocabulary of the benchmark, and the batch."""
     config = ConfigDict(this.run.config.to_dict())
     if "chain" not in config.model:
         raise ConfigError(f"langevin: {config.model.family} has no chain; give --config=sri:ptb")
     config.model.decoder.vocab = max(VOCAB, config.model.decoder.vocab)
-    batch, key = this.batch("train"), jax.random.key(0)
-    sentences = int(np.sum(np.asarray(batch.valid_e)))
+    return config, this.fullest()
+
+
+def works(this: Setting) -> list[Work]:
+    """A plain training step, and one for every K."""
+    config, batch = given(this)
     made = []
     for k in (0, *STEPS):
         config.model.chain.steps = k
         config.model.warm_up.epoch_steps = 0
         train_step, state = _step(config, k)
-        call = partial(train_step, state, batch, key)
-        extra = {"k": k} if k else {}
-        name = f"chain_{k}" if k else "plain"
-        made.append(Work(name, call, sentences, useful_tokens(batch), shapes(batch), extra))
+        arguments = (state, batch, jax.random.key(0))
+        work = Work(
+            name=f"chain_{k}" if k else "plain",
+            call=partial(train_step, *arguments),
+            sentences=cases.sentences(batch),
+            tokens=cases.useful_tokens(batch),
+            shapes=cases.shapes(batch),
+            fill=cases.fill(batch),
+            program_flops=matmul_flops(train_step.trace(*arguments).jaxpr),
+            extra={"k": k} if k else {},
+        )
+        made.append(work)
     return made
 
 
@@ -68,11 +83,22 @@ def compare(records: list[dict[str, Any]]) -> None:
     """Adds the ratio to the plain step, the floor of that ratio, and one over the other."""
     plain = next(record["call_ms"] for record in records if record["program"] == "plain")
     for record in records:
-        if "k" in record:
+        if "k" in record and "peer" not in record:
             record["ratio"] = record["call_ms"] / plain
             record["ratio_floor"] = floor(record["k"])
             record["over_floor"] = record["ratio"] / record["ratio_floor"]
 
 
-LSTM = Case("sri:ptb", works, compare)
-TRANSFORMER = Case("sri:transformer", works, compare)
+def beside(this: Setting) -> list[Work]:
+    """The longest published chain on PyTorch's modules."""
+    config, batch = given(this)
+    return [peers.chain(this, run.model_config(config), batch, PUBLISHED, f"chain_{PUBLISHED}")]
+
+
+def _case(preset: str) -> Case:
+    subject = (Subject(f"sri:{preset}"),)
+    return Case({name: subject for name in ("cpu", "gpu", "tpu")}, works, compare, beside)
+
+
+LSTM = _case("ptb")
+TRANSFORMER = _case("transformer")

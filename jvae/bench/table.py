@@ -1,6 +1,7 @@
-"""Tables of README.md from measured rows, one JSON object per line.
+"""Tables of README.md and BENCHMARKS.md from measured rows, one JSON object per line.
 
     python -m jvae.bench.table add runs/optimus-tiny     the row of a finished run
+    python -m jvae.bench.table take rows.jsonl           records of `python -m jvae.bench`
     python -m jvae.bench.table write                     all tables again, from the rows
 
 A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; nothing between them is
@@ -15,13 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jvae.bench import speed, targets
 from jvae.errors import ConfigError, JvaeError
 from jvae.metrics import read_lines
 from jvae.workdir import write_text
 
-ROWS = Path(__file__).with_name("results.jsonl")
+ROWS = Path(__file__).with_name("results.jsonl")  # of runs
+MEASURED = Path(__file__).with_name("measured.jsonl")  # of benchmarks
+DOCUMENTS = ("README.md", "BENCHMARKS.md")
 END = "<!-- end of table -->"
-NOT_MEASURED = "not measured"
+NOT_MEASURED = speed.NOT_MEASURED
 
 Row = Mapping[str, Any]
 
@@ -86,8 +90,26 @@ def add(folder: Path, path: Path = ROWS) -> dict[str, Any]:
     row = row_of(folder)
     rows = [old for old in read_rows(path) if old["name"] != row["name"]] + [row]
     rows.sort(key=lambda one: one["name"])
-    write_text(path, "".join(json.dumps(one, sort_keys=True) + "\n" for one in rows))
+    _store(path, rows)
     return row
+
+
+def take(found: Path, path: Path = MEASURED) -> int:
+    """Stores records of `python -m jvae.bench`, each in place of an older one of the same program
+    on the same device; returns how many.
+
+    Raises: ConfigError if there is no such file.
+    """
+    if not found.is_file():
+        raise ConfigError(f"{found}: no such file; `python -m jvae.bench --out={found}` makes it")
+    new = {speed.key(row): row for row in read_rows(found)}
+    old = {speed.key(row): row for row in read_rows(path)}
+    _store(path, list((old | new).values()))
+    return len(new)
+
+
+def _store(path: Path, rows: Sequence[Row]) -> None:
+    write_text(path, "".join(json.dumps(one, sort_keys=True) + "\n" for one in rows))
 
 
 def _number(row: Row, name: str, digits: int) -> str:
@@ -144,10 +166,20 @@ def runs_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = {"runs": runs_table}
+def made() -> dict[str, str]:
+    """All tables by name, from the stored rows."""
+    runs, measured = read_rows(), read_rows(MEASURED)
+    return {
+        "runs": runs_table(runs),
+        "targets": targets.table(measured),
+        "peers": speed.peer_table(measured),
+        "cpu": speed.preset_tables(measured, "cpu"),
+        "gpu": speed.preset_tables(measured, "gpu"),
+        "tpu": speed.preset_tables(measured, "tpu"),
+    }
 
 
-def filled(text: str, rows: Sequence[Row]) -> str:
+def filled(text: str, tables: Mapping[str, str]) -> str:
     """A document with every table made anew.
 
     Raises: ConfigError for a table nobody makes or without its end.
@@ -160,9 +192,9 @@ def filled(text: str, rows: Sequence[Row]) -> str:
             return out
         name, close, body = after.partition(" -->")
         _, end, rest = body.partition(END)
-        if name not in TABLES or not close or not end:
+        if name not in tables or not close or not end:
             raise ConfigError(f"table {name.splitlines()[0]!r}: unknown, or without {END!r}")
-        out += f"{marker}{name}{close}\n{TABLES[name](rows)}\n{END}"
+        out += f"{marker}{name}{close}\n{tables[name]}\n{END}"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -170,9 +202,12 @@ def main(argv: Sequence[str]) -> int:
     try:
         if len(argv) == 2 and argv[0] == "add":
             print(json.dumps(add(Path(argv[1])), sort_keys=True, indent=2))
+        elif len(argv) == 2 and argv[0] == "take":
+            print(f"{take(Path(argv[1]))} records; `write` puts them into the documents")
         elif list(argv) == ["write"]:
-            readme = Path("README.md")
-            write_text(readme, filled(readme.read_text(encoding="utf-8"), read_rows()))
+            tables = made()
+            for path in map(Path, DOCUMENTS):
+                write_text(path, filled(path.read_text(encoding="utf-8"), tables))
         else:
             print(__doc__)
             return 2

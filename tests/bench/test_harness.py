@@ -1,25 +1,21 @@
-"""The harness on fake clocks and programs; a case on a small model."""
+"""The harness on fake clocks and programs, and the command line."""
 
 import json
 import time
 
-import jax
 import jax.numpy as jnp
 import pytest
 
 from jvae import config as configs
-from jvae.bench import CASES, cases, harness, langevin
-from jvae.bench.__main__ import main
+from jvae.bench import CASES, decode, harness, peaks, peers, subjects
+from jvae.bench.__main__ import _arguments, main, plan
 from jvae.errors import ConfigError
+from jvae.models import FAMILIES
 
-SMALL = (
-    *("model.encoder.width=8", "model.encoder.mlp=8", "model.encoder.heads=1"),
-    *("model.decoder.width=8", "model.decoder.mlp=8", "model.decoder.heads=1"),
-    *("model.latent=2", "data.batch_rows=2", "data.row_tokens=32"),
-)
+CPU = harness.PRESETS["cpu"]._replace(window_s=1.0)
 
 
-def fake_work(name, seconds, clock, first=5.0):
+def fake_work(name, seconds, clock, first=5.0, **changes):
     """A program that takes `first` seconds once and then the given ones in turn."""
     waits = iter([first, *seconds])
 
@@ -27,7 +23,8 @@ def fake_work(name, seconds, clock, first=5.0):
         clock[0] += next(waits)
         return jnp.zeros(())
 
-    return harness.Work(name, call, sentences=10, tokens=60, shapes={"rows": 2}, extra={"k": 3})
+    values = dict(sentences=10, tokens=60, shapes={"rows": 2}, extra={"k": 3}) | changes
+    return harness.Work(name, call, **values)
 
 
 @pytest.fixture
@@ -37,82 +34,165 @@ def clock(monkeypatch):
     return now
 
 
+def records(works):
+    return harness.records("some", works, CPU, configs.load("optimus"), "python -m jvae.bench some")
+
+
 def test_windows_are_taken_in_turn_behind_a_warm_up(clock):
-    # The second call after compilation is the slow one; the third tells how many fill a window.
+    # The second call after compilation is the slow one; the third tells how many fill a window. A
+    # call as long as a window needs no third.
     a = fake_work("a", [0.75, 0.5, *[0.5, 0.5], *[1.0, 1.0], *[0.25, 0.25]], clock)
-    b = fake_work("b", [2.0, 2.0, 1.0, 3.0, 2.0], clock)
+    b = fake_work("b", [2.0, 1.0, 3.0, 2.0], clock)
     found = harness.windows([a, b], window_s=1.0)
     for row in found.values():
         assert len(row.pop("host_s")) == 3
-    assert found["a"] == {"compile_s": 4.5, "calls": 2, "call_s": [0.5, 1.0, 0.25]}
-    assert found["b"] == {"compile_s": 3.0, "calls": 1, "call_s": [1.0, 3.0, 2.0]}
+    both = dict(first_s=5.0)
+    assert found["a"] == both | {"once_s": 0.5, "calls": 2, "call_s": [0.5, 1.0, 0.25]}
+    assert found["b"] == both | {"once_s": 2.0, "calls": 1, "call_s": [1.0, 3.0, 2.0]}
     with pytest.raises(ValueError, match="a name each"):
         harness.windows([a, a], window_s=1.0)
 
 
 def test_a_record_says_what_it_rests_on(clock):
-    work = fake_work("a", [1.0, 1.0, 2.0, 4.0, 3.0], clock)
-    config = configs.load("optimus")
-    (record,) = harness.records("some", [work], "cpu", config, "python -m jvae.bench some")
+    work = fake_work("a", [1.0, 2.0, 4.0, 3.0], clock, fill={"dec": 0.5})
+    (record,) = records([work])
     assert record["call_ms"] == 3000 and record["call_ms_spread"] == [2000, 4000]
     assert record["sentences_per_s"] == pytest.approx(10 / 3)
     assert record["useful_tokens_per_s"] == pytest.approx(20)
     assert record["compile_s"] == 4 and record["windows"] == 3 and record["k"] == 3
     assert record["shapes"] == {"rows": 2} and record["dtype"] == "float32"
+    assert record["fill"] == {"dec": 0.5} and record["preset"] == "cpu"
     assert record["command"] == "python -m jvae.bench some"
     assert record["versions"]["jax"] and record["hardware"]["cores"]
     assert record["peak_memory_bytes"] > 1 << 20
+    assert "flops_per_s" not in record  # nothing was counted
     json.dumps(record, allow_nan=False)
 
 
-def test_devices_and_names_are_checked(capsys):
+def test_work_is_set_against_the_peaks(clock, monkeypatch):
+    monkeypatch.setattr(peaks, "of_device", lambda dtype: peaks.Peak(100.0, None, "made up"))
+    seconds = [1.0, 2.0, 2.0, 2.0]
+    work = fake_work("a", seconds, clock, flops=50.0, program_flops=150.0, read_bytes=8.0)
+    (record,) = records([work])
+    assert record["flops_per_s"] == 25 and record["flops_share"] == 0.25
+    assert record["program_flops_share"] == 0.75
+    assert record["bytes_per_s"] == 4 and record["bytes_share"] is None
+    assert record["peak"] == dict(flops=100.0, memory_bytes_s=None, source="made up")
+
+
+def test_a_peer_is_set_beside_our_program(clock):
+    ours = fake_work("step", [1.0, 1.0, 1.0, 1.0], clock)
+    beside = dict(peer="torch", beside="step")
+    theirs = fake_work("torch_best", [3.0, 3.0, 3.0, 3.0], clock, extra=beside, compiles=False)
+    first, second = records([ours, theirs])
+    assert second["ratio"] == pytest.approx(3) and "torch" in second["versions"]
+    assert second["compile_s"] is None and "ratio" not in first
+
+
+def test_memory_of_an_earlier_case_is_forgotten():
+    held = bytearray(b"x") * (256 << 20)
+    most = harness.peak_memory()
+    del held
+    harness.forget_peak_memory()
+    if harness.peak_memory() >= most:
+        pytest.skip("this system does not let a process forget its peak")
+    assert most - harness.peak_memory() > 128 << 20
+
+
+def test_peaks_by_name_of_the_device():
+    assert peaks.of_kind("NVIDIA H200", "bfloat16")[:2] == (989e12, 4.8e12)
+    assert peaks.of_kind("NVIDIA A100-SXM4-80GB", "bfloat16").memory_bytes_s == 2.039e12
+    assert peaks.of_kind("NVIDIA L40S", "float32").flops is None  # the table knows bfloat16 alone
+    assert peaks.of_kind("TPU v5 lite", "bfloat16").flops == 197e12
+    assert peaks.of_kind("TPU v5", "bfloat16").flops == 459e12
+    assert peaks.of_kind("a new one", "bfloat16")[:2] == (None, None)
+
+
+def test_the_peak_of_a_cpu_is_measured(clock, monkeypatch):
+    waits = iter([0.0, 4.0, 3.0, 2.0, 5.0, 6.0] + [8.0] * 6 + [0.0, 1.0, 2.0, 2.0, 2.0, 2.0])
+
+    def program(function):
+        def call(argument):
+            clock[0] += next(waits)
+            return argument
+
+        return call
+
+    monkeypatch.setattr(peaks.jax, "jit", program)
+    peak = peaks._measured.__wrapped__(4, 8, 2)
+    assert peak.flops == 2 * 4**3 / 2.0 and peak.memory_bytes_s == 8 * 2 * 4 / 1.0
+    assert "4 x 4" in peak.source
+
+
+def test_devices_and_names_are_checked(capsys, monkeypatch):
     with pytest.raises(ConfigError, match="needs a TPU, but JAX runs on cpu"):
         harness.check_platform("tpu")
     with pytest.raises(ConfigError, match="expected one of cpu, gpu, tpu"):
         harness.check_platform("npu")
     assert main(["iw_nl"]) == 2
     assert "no case 'iw_nl'; there are" in capsys.readouterr().err
+    assert main(["--windows=2"]) == 2
+    assert "need 3" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="expected torch"):
+        peers.require("tf")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'jvae\[peer\]'"):
+        peers.require("torch")
 
 
-def test_the_cost_of_the_likelihood_is_compared(monkeypatch, tmp_path):
-    monkeypatch.setattr("jvae.bench.iw_nll.SAMPLES", (1, 2))
-    path = tmp_path / "mine.txt"
-    path.write_text("".join(f"the cat saw {i} dogs\n" for i in range(60)))
-    own = (f"data.train={path}", "data.vocab=300")
-    config = configs.apply_overrides(configs.load("optimus"), (*SMALL, *own))
-    this = cases.setting(config, harness.PRESETS["cpu"])
-    works = CASES["iw_nll"].works(this)
-    assert [work.name for work in works] == ["nll_1", "passes_1", "nll_2", "passes_2"]
-    batch = this.batch()
-    assert works[2].tokens == 2 * works[0].tokens == 2 * cases.useful_tokens(batch)
-    assert works[0].sentences == int(batch.valid_e.sum())
-    assert works[1].call().shape == (1, *batch.id_e.shape)
-    records = [
-        dict(program=w.name, call_ms=ms, host_ms=2 * ms, **w.extra)
-        for w, ms in zip(works, (3, 2, 5, 4), strict=True)
-    ]
-    CASES["iw_nll"].compare(records)
-    assert records[0]["cost_ratio"] == 1.5 and records[2]["cost_ratio"] == 1.25
-    assert records[0]["over_linear"] == pytest.approx(5 / 3 / 2)
-    assert records[0]["cost_ratio_host"] == 1.5
-    assert "cost_ratio" not in records[1]
+def test_every_model_is_a_subject_of_what_all_models_do():
+    families = {subject.config.model.family for subject in subjects.TINY}
+    assert families == set(FAMILIES)
+    for name in ("train_step", "encode", "decode", "prior_sample", "startup"):
+        measured = {one.config.model.family for one in CASES[name].subjects["cpu"]}
+        assert measured == families, name
+    for case in CASES.values():
+        for some in case.subjects.values():
+            names = [one.config.name for one in some]
+            assert len(set(names)) == len(names)  # records are told apart by it
 
 
-def test_chains_are_measured_beside_the_plain_step_and_the_floor(monkeypatch, capsys):
-    monkeypatch.setattr(langevin, "STEPS", (1, 2))
-    config = configs.apply_overrides(
-        configs.load("sri:ptb"),
-        ["model.decoder.width=4", "model.decoder.hidden=4", "model.latent=2", "data.batch_rows=2"],
-    )
-    monkeypatch.setattr(langevin, "VOCAB", 400)
-    made = langevin.works(cases.setting(config, harness.PRESETS["cpu"]))
-    assert [work.name for work in made] == ["plain", "chain_1", "chain_2"]
-    moved = [jax.device_get(work.call()[1]["rec"].sum) for work in made]
-    assert len({float(nats) for nats in moved}) == 3  # every K reads another z
-    records = [
-        dict(program=w.name, call_ms=ms, **w.extra) for w, ms in zip(made, (2, 3, 9), strict=True)
-    ]
-    langevin.compare(records)
-    assert [r.get("ratio") for r in records] == [None, 1.5, 4.5]
-    assert [r.get("ratio_floor") for r in records] == [None, 10 / 6, 14 / 6]
-    assert records[2]["over_floor"] == pytest.approx(4.5 / (14 / 6))
+def test_each_model_is_opened_once(capsys):
+    wanted = plan(_arguments(["decode", "encode"]))
+    assert [list(some) for _, some in wanted] == [["decode", "encode"]] * len(subjects.TINY)
+    ((subject, some),) = plan(_arguments(["data", "--config=lm", "--data=a.txt"]))
+    assert subject.config.data.train == ("a.txt",) and list(some) == ["data"]
+    assert subject.words == ("--config=lm", "--config.data.train=a.txt")
+    every = [name for _, some in plan(_arguments([])) for name in some]
+    assert every.count("startup") == 1 and every.count("decode") == len(subjects.TINY)
+    assert len(plan(_arguments(["startup"]))) == len(subjects.TINY)
+    assert CASES["startup"].subjects["tpu"] == ()
+    with pytest.raises(ConfigError, match="not measured under --preset=tpu"):
+        plan(_arguments(["startup", "--preset=tpu"]))
+
+
+SMALL = """
+from jvae import config
+
+def get_config(arg=""):
+    small = ("layers=1", "width=8", "heads=1", "mlp=8")
+    changes = (*(f"model.decoder.{one}" for one in small), "data.vocab=300", "name=small")
+    return config.apply_overrides(config.load("lm"), changes)
+"""
+
+
+def test_the_command_prints_lines_and_a_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(decode, "TOKENS", 3)
+    monkeypatch.setattr(decode, "LATENTS", {"cpu": (1, 2)})
+    monkeypatch.setattr(peaks, "of_device", lambda dtype: peaks.Peak(1e9, 1e9, "made up"))
+    monkeypatch.setattr(harness.jax, "clear_caches", lambda: None)  # of the other tests
+    (tmp_path / "small.py").write_text(SMALL)
+    (tmp_path / "mine.txt").write_text("".join(f"the cat saw {i} dogs\n" for i in range(60)))
+    words = ["decode", f"--config={tmp_path / 'small.py'}", f"--data={tmp_path / 'mine.txt'}"]
+    assert main([*words, "--seconds=0.001", "--windows=4"]) == 0
+    said = capsys.readouterr()
+    rows = [json.loads(line) for line in said.out.splitlines()]
+    assert [row["program"] for row in rows] == ["latents_1", "latents_2"]
+    for row in rows:
+        assert row["config"] == "small" and row["windows"] == 4
+        assert row["command"].startswith("python -m jvae.bench decode --config=")
+    table = said.err.split("1 of 1:")[1]
+    assert "latents_2" in table and "2 programs in" in table
+    out = tmp_path / "rows.jsonl"
+    assert main([*words, "--seconds=0.001", f"--out={out}"]) == 0
+    assert len(out.read_text().splitlines()) == 2 and not capsys.readouterr().out

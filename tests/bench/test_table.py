@@ -8,7 +8,7 @@ import pytest
 from jvae.bench import table
 from jvae.errors import ConfigError
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 
 
 def finished_run(folder: Path, name: str = "optimus-tiny") -> Path:
@@ -80,13 +80,14 @@ def test_latents_of_layers_are_told_apart(tmp_path):
 
 def test_a_document_is_filled_between_its_marks():
     text = f"a\n<!-- table: runs -->\nold\n{table.END}\nb\n"
-    filled = table.filled(text, [])
-    assert "old" not in filled and filled.startswith("a\n") and filled.endswith("\nb\n")
-    assert table.filled(filled, []) == filled
+    tables = {"runs": "new"}
+    filled = table.filled(text, tables)
+    assert filled == f"a\n<!-- table: runs -->\nnew\n{table.END}\nb\n"
+    assert table.filled(filled, tables) == filled
     with pytest.raises(ConfigError, match="walks"):
-        table.filled(f"<!-- table: walks -->\n{table.END}", [])
+        table.filled(f"<!-- table: walks -->\n{table.END}", tables)
     with pytest.raises(ConfigError, match="without"):
-        table.filled("<!-- table: runs -->\nno end", [])
+        table.filled("<!-- table: runs -->\nno end", tables)
 
 
 def test_an_unfinished_run_has_no_row(tmp_path):
@@ -94,6 +95,8 @@ def test_an_unfinished_run_has_no_row(tmp_path):
         table.row_of(tmp_path)
 
 
-def test_the_readme_shows_the_rows():
-    text = README.read_text(encoding="utf-8")
-    assert table.filled(text, table.read_rows()) == text
+def test_the_documents_show_the_rows():
+    tables = table.made()
+    for name in table.DOCUMENTS:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert table.filled(text, tables) == text, name

@@ -1,0 +1,94 @@
+"""The pipeline alone: rows planned, packed and made into arrays, no model and no device.
+
+Sentence lengths are those of three corpora, drawn anew from twenty-one quantiles of each: words,
+which a tokenizer cuts further, so that a sentence has not the same length on both sides. With
+`--data` the sentences are those of the files. Batches come from one thread, as in training.
+"""
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from jvae.bench import cases, subjects
+from jvae.bench.cases import Case, Setting
+from jvae.bench.harness import Work
+from jvae.data.dataset import Dataset, RowSpec, batches, block_rows
+from jvae.data.plan import propose_rows
+from jvae.data.rows import Encoded
+from jvae.data.sources import Lines
+
+# Words of a sentence at 0, 5, ..., 100 %: training files of the language-modelling corpora.
+QUANTILES = {
+    "ptb": (1, 6, 9, 11, 12, 14, 15, 16, 18, 19, 20, 22, 23, 24, 26, 27, 29, 31, 34, 39, 82),
+    "yahoo": (
+        *(20, 24, 28, 32, 36, 40, 45, 50, 55, 60, 67),
+        *(74, 81, 89, 98, 109, 120, 133, 151, 171, 200),
+    ),
+    "snli": (2, 4, 5, 6, 6, 6, 7, 7, 8, 8, 9, 9, 10, 11, 11, 12, 13, 15, 17, 20, 69),
+}
+PIECES = dict(enc=0.15, dec=0.12)  # share of the words that are cut once more
+SENTENCES = 20_000
+ROW_TOKENS, ROWS = 256, 64
+BATCHES = 32  # in a call
+
+
+def lengths_like(corpus: str, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Tokens of so many sentences on both sides, start and end included."""
+    chance = np.random.default_rng(seed)
+    quantiles = QUANTILES[corpus]
+    place = np.linspace(0, 1, len(quantiles))
+    words_e = np.rint(np.interp(chance.random(count), place, quantiles)).astype(np.int64)
+    return {side: words_e + chance.binomial(words_e, cut) + 2 for side, cut in PIECES.items()}
+
+
+def synthetic(lengths: dict[str, np.ndarray]) -> Dataset:
+    """A split of sentences of these lengths; what their tokens are does not matter."""
+    count = len(lengths["dec"])
+    made = {
+        side: Encoded(np.ones(tokens_e.sum(), np.int32), np.append(0, np.cumsum(tokens_e)))
+        for side, tokens_e in lengths.items()
+    }
+    nothing_e = np.zeros(count, np.int64)
+    lines = Lines([""] * count, nothing_e, nothing_e, (), {})
+    pad = dict.fromkeys(made, 0)
+    return Dataset(lines, made["dec"], made.get("enc"), None, pad, nothing_e, nothing_e, ())
+
+
+def works(this: Setting) -> list[Work]:
+    """The data of the config where it names files; the three corpora else."""
+    if this.run.config.data.train:
+        return [_work("files", this.run.data["train"], this.run.rows)]
+    made = []
+    for corpus in QUANTILES:
+        lengths = lengths_like(corpus, SENTENCES)
+        found = propose_rows(lengths, ROW_TOKENS)
+        spec = RowSpec(
+            found.row["dec"], enc_row=found.row["enc"], slots=found.slots, batch_rows=ROWS
+        )
+        made.append(_work(corpus, synthetic(lengths), spec))
+    return made
+
+
+def _work(name: str, dataset: Dataset, spec: RowSpec) -> Work:
+    """A call makes the next batches of an endless stream, which plans ahead as it goes."""
+    plan = block_rows(dataset, spec)
+    stream = batches(dataset, spec)
+    seen: list[Any] = [next(stream)[0] for _ in range(BATCHES)]
+
+    def call() -> Any:
+        return [batch for batch, _ in itertools.islice(stream, BATCHES)]
+
+    return Work(
+        name=name,
+        call=call,
+        sentences=cases.sentences(*seen),
+        tokens=cases.useful_tokens(*seen),
+        shapes=cases.shapes(*seen),
+        fill=plan.fill | {"slots": plan.slot_fill},
+        compiles=False,
+        extra={"batches": BATCHES, "examples": len(dataset)},
+    )
+
+
+CASE = Case({preset: (subjects.OPTIMUS,) for preset in ("cpu", "gpu", "tpu")}, works)

@@ -1,0 +1,93 @@
+"""Greedy decoding from given latents, for several numbers of them.
+
+Every sentence is as long as it may be: parameters are fresh, so where sentences end means nothing.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jvae.api import Prompt, example_keys
+from jvae.bench import peers, subjects
+from jvae.bench.cases import Case, Setting
+from jvae.bench.harness import Work
+from jvae.counting import matmul_bytes, matmul_flops
+from jvae.decode import DecodeConfig, decode
+from jvae.errors import ConfigError
+
+TOKENS = 32  # of each sentence, its end included
+LATENTS = {"cpu": (16, 256), "gpu": (64, 1024, 4096), "tpu": (64, 1024, 4096)}
+
+
+def fixed_length(method: str = "greedy") -> DecodeConfig:
+    """Settings under which no sentence ends early."""
+    return DecodeConfig(method=method, min_length=TOKENS, max_length=TOKENS)
+
+
+def starts(this: Setting, examples: int) -> Prompt:
+    """The start id alone. Raises: ConfigError for a model whose decoder reads a source."""
+    if "cond" in this.run.rows.row:
+        raise ConfigError(f"{this.run.config.name} decodes from a source, which no case gives it")
+    start = this.run.decoder.start_id
+    assert start is not None  # decoders have one
+    return Prompt(jnp.full((examples, 1), start, jnp.int32), jnp.ones(examples, jnp.int32))
+
+
+def ends(this: Setting) -> dict[str, int]:
+    """Ids that decoding needs to know."""
+    return dict(end_id=this.run.decoder.end_id, pad_id=this.run.decoder.pad_id)
+
+
+def latents(this: Setting, examples: int) -> Any:
+    """Draws from the prior."""
+    key_e = example_keys(jax.random.key(0), jnp.arange(examples))
+    return jax.jit(this.run.model.gen.sample_prior)(this.params, key_e)
+
+
+def step_cost(this: Setting, examples: int) -> dict[str, float]:
+    """What the matrix products of one step compute and read for so many sentences."""
+    gen = this.run.model.gen
+    z_egz = jax.eval_shape(lambda: latents(this, examples))
+    prompt = jax.eval_shape(lambda: starts(this, examples))
+    _, state = jax.eval_shape(partial(_start, gen), this.params, z_egz, prompt)
+    token_e = jax.ShapeDtypeStruct((examples,), jnp.int32)
+    traced = jax.make_jaxpr(gen.step)(this.params, state, token_e)
+    return dict(flops=matmul_flops(traced), bytes=matmul_bytes(traced))
+
+
+def _start(gen: Any, params: Any, z_egz: Any, prompt: Prompt) -> Any:
+    return gen.start(params, z_egz, prompt, TOKENS + 1)
+
+
+def works(this: Setting) -> list[Work]:
+    """A program for every number of latents."""
+    return [_work(this, examples) for examples in LATENTS[this.preset.platform]]
+
+
+def _work(this: Setting, examples: int) -> Work:
+    gen, prompt, z_egz = this.run.model.gen, starts(this, examples), latents(this, examples)
+    call = partial(decode, gen, this.params, z_egz, prompt, None, fixed_length(), **ends(this))
+    cost = step_cost(this, examples)
+    return Work(
+        name=f"latents_{examples}",
+        call=call,
+        sentences=examples,
+        tokens=examples * TOKENS,
+        shapes=dict(latents=examples, tokens=TOKENS),
+        program_flops=TOKENS * cost["flops"],
+        read_bytes=TOKENS * cost["bytes"],
+        extra={"bytes_per_token": cost["bytes"] / examples},
+    )
+
+
+def beside(this: Setting) -> list[Work]:
+    """Hugging Face `generate` on a GPT-2 of the decoder's size, for the largest number."""
+    if this.run.config.model.family != "optimus":
+        return []
+    examples = LATENTS[this.preset.platform][-1] if this.preset.platform == "cpu" else 1024
+    return [peers.generation(this, examples, TOKENS, f"latents_{examples}")]
+
+
+CASE = Case(subjects.every(), works, peers=beside)

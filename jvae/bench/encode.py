@@ -1,0 +1,48 @@
+"""Posterior means of sentences. Of a model without an encoder: the end of one Langevin chain each.
+
+A call encodes the first batches of the test split; useful tokens are those the posterior reads.
+"""
+
+import itertools
+
+import jax
+import numpy as np
+
+from jvae.bench import cases, subjects
+from jvae.bench.cases import Case, Setting
+from jvae.bench.harness import Work
+from jvae.counting import matmul_flops
+from jvae.data.dataset import eval_batches
+from jvae.evals.likelihood import has_latent
+from jvae.space.scoring import means
+
+BATCHES = 4
+
+
+def works(this: Setting) -> list[Work]:
+    """One program; none for a language model."""
+    model = this.run.model
+    if not has_latent(model):
+        return []
+    stream = eval_batches(this.run.data["test"], this.run.rows)
+    held = list(itertools.islice(stream, BATCHES))
+    on_device, key = [jax.device_put(batch) for batch in held], jax.random.key(0)
+
+    def call() -> list[jax.Array]:
+        return [means(model.gen, model.post, None, this.params, b, key) for b in on_device]
+
+    traced = [means.trace(model.gen, model.post, None, this.params, b, key) for b in on_device]
+    read = [cases.sides(b).get("enc", b.dec).segment_bt for b in held]
+    work = Work(
+        name="means",
+        call=call,
+        sentences=cases.sentences(*held),
+        tokens=sum(int((np.asarray(segment_bt) > 0).sum()) for segment_bt in read),
+        shapes=cases.shapes(*held),
+        fill=cases.fill(*held),
+        program_flops=sum(matmul_flops(one.jaxpr) for one in traced),
+    )
+    return [work]
+
+
+CASE = Case(subjects.every(), works)

@@ -1,0 +1,83 @@
+"""A run stopped behind its first training step, and where its time went.
+
+    python jvae/bench/first_step.py SPAWNED --config=optimus --workdir=...
+
+`startup` runs this file by its path, so that nothing of `jvae.bench` is imported. The command line
+is that of `jvae.main`, which runs unchanged; the parts of it that take time are wrapped. The last
+line of the output is JSON: seconds since SPAWNED (`time.time()` of the parent) by part.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+class Clock:
+    """Seconds by part: each lasts from the end of the one before."""
+
+    def __init__(self, begin: float):
+        self.parts: dict[str, float] = {}
+        self._last = begin
+
+    def lap(self, part: str) -> None:
+        """What has passed since the last lap belongs to this part."""
+        now = time.time()
+        self.parts[part] = self.parts.get(part, 0.0) + now - self._last
+        self._last = now
+
+    def around(self, function: Callable[..., Any], before: str, part: str) -> Callable[..., Any]:
+        """The function, its time a part of its own and what came before it another."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self.lap(before)
+            out = function(*args, **kwargs)
+            self.lap(part)
+            return out
+
+        return timed
+
+
+def main(spawned: float, argv: list[str]) -> None:
+    """Runs the command; ends the process behind the first step."""
+    clock = Clock(spawned)
+    clock.lap("python")
+    import jax
+
+    clock.lap("import_jax")
+    from jvae import main as program_main
+    from jvae import modes, program, run  # noqa: F401  (what training imports)
+
+    clock.lap("import_jvae")
+
+    def stop_at_first(step: Any) -> Callable[..., Any]:
+        def first(*args: Any) -> Any:
+            clock.lap("state")
+            traced = step.trace(*args)
+            clock.lap("trace")
+            lowered = traced.lower()
+            clock.lap("lower")
+            compiled = lowered.compile()
+            clock.lap("compile")
+            jax.block_until_ready(compiled(*args))
+            clock.lap("step")
+            print(json.dumps(clock.parts), flush=True)
+            os._exit(0)  # nothing of the run is to be kept
+
+        return first
+
+    compile_phase = program.compile_phase
+
+    def compiled_phase(*args: Any, **kwargs: Any) -> Any:
+        found = compile_phase(*args, **kwargs)
+        return found._replace(train_step=stop_at_first(found.train_step))
+
+    program.compile_phase = compiled_phase
+    run.open_run = clock.around(run.open_run, "config", "data")
+    sys.exit(program_main.main(argv))
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), sys.argv[2:])

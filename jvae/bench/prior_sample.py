@@ -1,0 +1,43 @@
+"""Sentences from the prior: latents drawn, then decoded at random, in one program."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jvae.api import example_keys
+from jvae.bench import subjects
+from jvae.bench.cases import Case, Setting
+from jvae.bench.decode import TOKENS, ends, fixed_length, starts, step_cost
+from jvae.bench.harness import Work
+from jvae.decode import decode
+
+SENTENCES = {"cpu": 256, "gpu": 1024, "tpu": 1024}
+
+
+def works(this: Setting) -> list[Work]:
+    """One program."""
+    examples, gen = SENTENCES[this.preset.platform], this.run.model.gen
+    prompt, settings = starts(this, examples), fixed_length("sample")
+
+    @jax.jit
+    def sample(params, key):
+        key_e = example_keys(key, jnp.arange(examples))
+        z_egz = gen.sample_prior(params, key_e)
+        return decode(gen, params, z_egz, prompt, key_e, settings, **ends(this)).token_et
+
+    cost = step_cost(this, examples)
+    work = Work(
+        name="sentences",
+        call=partial(sample, this.params, jax.random.key(0)),
+        sentences=examples,
+        tokens=examples * TOKENS,
+        shapes=dict(latents=examples, tokens=TOKENS),
+        program_flops=TOKENS * cost["flops"],
+        read_bytes=TOKENS * cost["bytes"],
+        extra={"bytes_per_token": cost["bytes"] / examples},
+    )
+    return [work]
+
+
+CASE = Case(subjects.every(), works)

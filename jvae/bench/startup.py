@@ -1,0 +1,79 @@
+"""From the command to the end of the first training step, each time in a process of its own.
+
+The first call has an empty cache of compiled programs, so that `compile_s` is what the cache saves;
+the windows are warm. `parts_s` says where the time of the median start goes: interpreter, imports,
+data, state (initialisation compiled and run, the working directory), and tracing, lowering,
+compiling and running the step itself.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jvae
+from jvae.bench import first_step, subjects
+from jvae.bench.cases import Case, Setting
+from jvae.bench.harness import Work
+from jvae.errors import JvaeError
+
+
+def works(this: Setting) -> list[Work]:
+    """The run of a config."""
+    starts = Starts(list(this.subject.words))
+    work = Work(
+        name="first_step",
+        call=starts,
+        sentences=0,
+        tokens=0,
+        shapes={},
+        extra=starts.extra,
+    )
+    return [work]
+
+
+class Starts:
+    """A call starts the run anew, with the caches of the calls before."""
+
+    def __init__(self, words: list[str]):
+        self._folder = tempfile.TemporaryDirectory()
+        self._words = words
+        self._found: list[dict[str, float]] = []
+        self.extra: dict[str, Any] = {}
+
+    def __call__(self) -> None:
+        parts = self._start(Path(self._folder.name), len(self._found))
+        self._found.append(parts)
+        if len(self._found) == 1:
+            self.extra |= {"cold_parts_s": parts, "cold_s": sum(parts.values())}
+            return
+        total = sorted(self._found[1:], key=lambda one: sum(one.values()))
+        middle = total[(len(total) - 1) // 2]
+        self.extra["parts_s"] = middle
+        self.extra["seconds"] = statistics.median(sum(one.values()) for one in total)
+
+    def _start(self, folder: Path, number: int) -> dict[str, float]:
+        env = os.environ | {
+            "JVAE_CACHE": str(folder / "cache"),
+            "PYTHONPATH": str(Path(jvae.__file__).parent.parent),
+            # The device is not this process's alone.
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        }
+        env.pop("JAX_COMPILATION_CACHE_DIR", None)
+        script = [sys.executable, "-P", first_step.__file__, str(time.time())]
+        workdir = f"--workdir={folder / f'run-{number}'}"
+        done = subprocess.run(
+            [*script, *self._words, workdir], env=env, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise JvaeError(f"startup: {' '.join(self._words)} ended with {done.stderr}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+# Half a minute a model: all of them take a run of their own.
+CASE = Case(subjects.every(other=()) | {"gpu": subjects.TINY}, works, brief=1)

@@ -1,0 +1,50 @@
+"""Which configs a benchmark measures: the smallest of every system, and larger ones."""
+
+from jvae.bench.cases import Subject
+
+TINY = (
+    Subject("optimus"),
+    Subject("t5_vae"),
+    Subject("adavae"),
+    Subject("della"),
+    Subject("sri"),
+    Subject("sri:transformer"),
+    Subject("lstm_vae"),
+    Subject("lm"),
+    Subject("lm:lstm"),
+)
+OPTIMUS = TINY[0]
+# 21 M parameters, a vocabulary as of Penn Treebank: large enough that matrix products dominate.
+MEDIUM = Subject(
+    "optimus",
+    (
+        "name=optimus-20m",
+        *(
+            f"model.{side}.{key}={value}"
+            for side in ("encoder", "decoder")
+            for key, value in dict(layers=6, width=320, heads=5, mlp=1280, vocab=10_000).items()
+        ),
+    ),
+)
+# Published sizes on the embedded corpus: vocabularies as published, tokenizers trained here, as
+# nothing is downloaded. `data.row_tokens` as proposed for an accelerator.
+_ROWS = ("data.row_tokens=256", "data.batch_rows=128")
+_TOKENIZERS = ("data.encoder_tokenizer=", "data.decoder_tokenizer=")
+_BERT, _GPT2 = "model.encoder.vocab=28996", "model.decoder.vocab=50257"
+OPTIMUS_BASE = Subject("optimus:base", (*_TOKENIZERS, _BERT, _GPT2, *_ROWS))
+LARGE = (
+    OPTIMUS_BASE,
+    Subject("t5_vae:base", (*_TOKENIZERS, "model.decoder.vocab=32128", *_ROWS)),
+    Subject("adavae:base", (*_TOKENIZERS, _GPT2, *_ROWS)),
+    Subject("della:base", (*_TOKENIZERS, _GPT2, *_ROWS)),
+    Subject("sri:ptb", ("model.decoder.vocab=10000",)),
+    Subject("sri:transformer", ("model.decoder.vocab=10000",)),
+    Subject("lstm_vae"),
+    Subject("lm"),
+    Subject("lm:lstm"),
+)
+
+
+def every(cpu: tuple[Subject, ...] = TINY, other: tuple[Subject, ...] = LARGE) -> dict:
+    """Subjects by preset."""
+    return {"cpu": cpu, "gpu": other, "tpu": other}

@@ -1,0 +1,182 @@
+"""Our own code on PyTorch's and Hugging Face's modules: what a peer of jvae would run.
+
+Imported only where PyTorch is (`peers.require`). Optimus is BERT and GPT-2 with the latent as one
+key and value before the tokens of every layer and as an offset of the embeddings; the generator of
+SRI an LSTM that reads z beside every token, or that GPT-2. Sizes come from our configs.
+"""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jvae.models.optimus import OptimusConfig
+from jvae.nn.config import TransformerConfig
+from jvae.nn.lstm import LstmConfig
+
+# Optional packages, and untyped for who has them not.
+torch: Any = importlib.import_module("torch")
+transformers: Any = importlib.import_module("transformers")
+
+IGNORE = -100  # target that is not scored
+
+
+class Rows(NamedTuple):
+    """One sentence a row, padded at the end; tensors."""
+
+    enc_et: Any
+    enc_mask_et: Any  # 1 where a token is
+    dec_et: Any
+    dec_mask_et: Any
+    target_et: Any  # of every place the next token, IGNORE where none is scored
+
+
+def bert(config: TransformerConfig, attention: str, pooler: bool) -> Any:
+    """Hugging Face's BERT of our sizes."""
+    sizes = transformers.BertConfig(
+        vocab_size=config.vocab,
+        hidden_size=config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=config.mlp,
+        max_position_embeddings=config.positions,
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
+        layer_norm_eps=config.norm_eps,
+        attn_implementation=attention,
+    )
+    return transformers.BertModel(sizes, add_pooling_layer=pooler)
+
+
+def gpt2_sizes(config: TransformerConfig, attention: str) -> Any:
+    """Hugging Face's config of a GPT-2 of our sizes. Token 0 stands for its special ids."""
+    return transformers.GPT2Config(
+        vocab_size=config.vocab,
+        n_embd=config.width,
+        n_layer=config.layers,
+        n_head=config.heads,
+        n_inner=config.mlp,
+        n_positions=config.positions,
+        resid_pdrop=config.dropout,
+        embd_pdrop=config.dropout,
+        attn_pdrop=config.dropout,
+        layer_norm_epsilon=config.norm_eps,
+        bos_token_id=0,
+        eos_token_id=0,
+        attn_implementation=attention,
+    )
+
+
+class Memory(torch.nn.Module):
+    """The latent as a key and value of every layer."""
+
+    def __init__(self, config: TransformerConfig, latent: int):
+        super().__init__()
+        self.layers, self.heads, self.head = config.layers, config.heads, config.head
+        self.project = torch.nn.Linear(latent, config.layers * config.width, bias=False)
+
+    def forward(self, z_ez: Any) -> Any:
+        """A cache that holds one place."""
+        slot = self.project(z_ez).view(z_ez.shape[0], self.layers, self.heads, 1, self.head)
+        cache = transformers.DynamicCache()
+        for layer in range(self.layers):
+            cache.update(slot[:, layer], slot[:, layer], layer)
+        return cache
+
+
+class Gpt2Decoder(torch.nn.Module):
+    """-log p(x | z) of a GPT-2 that reads z as Optimus does."""
+
+    def __init__(
+        self, config: TransformerConfig, latent: int, attention: str, memory: bool, offset: bool
+    ):
+        super().__init__()
+        self.gpt2 = transformers.GPT2Model(gpt2_sizes(config, attention))
+        self.memory = Memory(config, latent) if memory else None
+        self.offset = torch.nn.Linear(latent, config.width, bias=False) if offset else None
+
+    def forward(self, z_ez: Any, rows: Rows) -> Any:
+        """Nats of each sentence."""
+        x_etd = self.gpt2.wte(rows.dec_et)
+        if self.offset is not None:
+            x_etd = x_etd + self.offset(z_ez)[:, None]
+        cache, mask_et = None, rows.dec_mask_et
+        if self.memory is not None:
+            cache = self.memory(z_ez)
+            mask_et = torch.nn.functional.pad(mask_et, (1, 0), value=1)
+        out = self.gpt2(inputs_embeds=x_etd, attention_mask=mask_et, past_key_values=cache)
+        scores_etv = out.last_hidden_state @ self.gpt2.wte.weight.T
+        return nats(scores_etv, rows.target_et)
+
+
+def nats(scores_etv: Any, target_et: Any) -> Any:
+    """-log p of the scored tokens of each sentence, in float32."""
+    flat = torch.nn.functional.cross_entropy(
+        scores_etv.float().flatten(0, 1),
+        target_et.flatten(),
+        ignore_index=IGNORE,
+        reduction="none",
+    )
+    return flat.view(target_et.shape).sum(dim=1)
+
+
+class Optimus(torch.nn.Module):
+    """The loss of Optimus: reconstruction and the plain KL, the mean over sentences, in nats."""
+
+    def __init__(self, config: OptimusConfig, attention: str):
+        super().__init__()
+        self.pool, self.log_var_shift = config.pool, config.log_var_shift
+        self.bert = bert(config.encoder, attention, pooler=config.pool == "cls")
+        self.head = torch.nn.Linear(config.encoder.width, 2 * config.latent, bias=False)
+        self.decoder = Gpt2Decoder(
+            config.decoder, config.latent, attention, config.use_memory, config.use_embedding
+        )
+
+    def posterior(self, rows: Rows) -> tuple[Any, Any]:
+        """Mean and log-variance."""
+        out = self.bert(input_ids=rows.enc_et, attention_mask=rows.enc_mask_et)
+        if self.pool == "cls":
+            state_ed = out.pooler_output
+        else:
+            mask_et1 = rows.enc_mask_et[:, :, None]
+            state_ed = (out.last_hidden_state * mask_et1).sum(dim=1) / mask_et1.sum(dim=1)
+        mean_ez, log_var_ez = self.head(state_ed).float().chunk(2, dim=1)
+        return mean_ez, log_var_ez + self.log_var_shift
+
+    def forward(self, rows: Rows, noise_ez: Any) -> Any:
+        """The loss, with the noise of the latent given."""
+        mean_ez, log_var_ez = self.posterior(rows)
+        z_ez = mean_ez + torch.exp(0.5 * log_var_ez) * noise_ez
+        kl_ez = 0.5 * (mean_ez**2 + torch.exp(log_var_ez) - 1 - log_var_ez)
+        return (self.decoder(z_ez, rows) + kl_ez.sum(dim=1)).mean()
+
+
+class LstmDecoder(torch.nn.Module):
+    """-log p(x | z) of an LSTM that reads z beside every token and starts from it."""
+
+    def __init__(self, config: LstmConfig, latent: int):
+        super().__init__()
+        self.embed = torch.nn.Embedding(config.vocab, config.width)
+        self.lstm = torch.nn.LSTM(config.width + latent, config.hidden, batch_first=True)
+        self.first = torch.nn.Linear(latent, config.hidden)
+        self.output = torch.nn.Linear(config.hidden, config.vocab)
+        self.drop = torch.nn.Dropout(config.dropout)
+
+    def forward(self, z_ez: Any, rows: Rows) -> Any:
+        """Nats of each sentence."""
+        x_etd = self.drop(self.embed(rows.dec_et))
+        z_etz = z_ez[:, None].expand(-1, x_etd.shape[1], -1)
+        first_1ef = self.first(z_ez)[None]
+        state = (first_1ef, torch.zeros_like(first_1ef))
+        hidden_etf, _ = self.lstm(torch.cat([x_etd, z_etz], dim=2), state)
+        return nats(self.output(self.drop(hidden_etf)), rows.target_et)
+
+
+def langevin(decoder: Any, z_ez: Any, rows: Rows, sizes: Sequence[float], heat: float) -> Any:
+    """The end of a chain from z, a step for each size; only z gets gradients."""
+    for size in sizes:
+        z_ez = z_ez.detach().requires_grad_()
+        joint = -decoder(z_ez, rows).sum() - 0.5 * (z_ez**2).sum()
+        (score_ez,) = torch.autograd.grad(joint, z_ez)
+        noise_ez = torch.randn_like(z_ez)
+        z_ez = z_ez + 0.5 * size**2 * score_ez + heat * size * noise_ez
+    return z_ez.detach()

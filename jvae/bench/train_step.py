@@ -1,0 +1,77 @@
+"""Updates of the last phase of training, on the first batches of the training stream in turn.
+
+A call is one update on each of them: batches differ in tokens and, with buckets, in row length.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jax import Array
+
+from jvae import phases, program, run
+from jvae.api import Batch
+from jvae.bench import cases, flops, peers, subjects
+from jvae.bench.cases import Case, Setting
+from jvae.bench.harness import Work
+from jvae.counting import matmul_flops
+from jvae.parallel import mesh as meshes
+
+BATCHES = 4  # in a call
+FEW = {"optimus-20m": 1}  # where one is long enough
+
+
+def given(this: Setting) -> list[Batch]:
+    """The batches of a call, as NumPy arrays."""
+    return this.train_batches(FEW.get(this.run.config.name, BATCHES))
+
+
+def works(this: Setting) -> list[Work]:
+    """The compiled step that `jvae.train` runs."""
+    held = given(this)
+    phase = phases.resolve(this.run.config)[-1]
+    current = program.compile_phase(this.run, phase, this.mesh, begin=0)
+    on_device = [meshes.to_device(batch, this.mesh) for batch in held]
+    key = run.seeds(this.run.config.seed)["train"]
+    cost: dict[Any, float] = {}
+    for batch in on_device:
+        if batch.dec.token_bt.shape not in cost:
+            traced = current.train_step.trace(current.abstract, batch, key)
+            cost[batch.dec.token_bt.shape] = matmul_flops(traced.jaxpr)
+    work = Work(
+        name="step",
+        call=_updates(current, cases.copy_of()(this.params), on_device, key),
+        sentences=cases.sentences(*held),
+        tokens=cases.useful_tokens(*held),
+        shapes=cases.shapes(*held),
+        fill=cases.fill(*held),
+        flops=flops.training(this, cases.lengths(held)),
+        program_flops=sum(cost[batch.dec.token_bt.shape] for batch in held),
+        extra={"updates": len(held)},
+    )
+    return [work]
+
+
+def _updates(
+    current: program.Program, params: Any, batches: Sequence[Batch], key: Array
+) -> Callable[[], Any]:
+    """A call: one update after another from where the call before it stopped."""
+    state = current.start(params)
+
+    def call() -> Any:
+        nonlocal state
+        sums: Any = None
+        for batch in batches:
+            state, sums = current.train_step(state, batch, key)
+        return sums
+
+    return call
+
+
+def beside(this: Setting) -> list[Work]:
+    """The same sentences in PyTorch, for the system that is written there."""
+    if this.run.config.model.family != "optimus":
+        return []
+    return peers.training(this, given(this), "step")
+
+
+CASE = Case(subjects.every((*subjects.TINY, subjects.MEDIUM)), works, peers=beside)

@@ -1,0 +1,63 @@
+"""Work of a traced program: what its matrix products compute and read. Nothing is run."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+
+def matmul_flops(traced: ClosedJaxpr | Jaxpr) -> float:
+    """2 x M x N x K of every matrix product of a program, over all devices.
+
+    A scan counts as often as it runs, of a conditional the dearest branch; a while loop, whose
+    number of turns is not known, counts once.
+    """
+
+    def flops(equation: Any) -> float:
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        result = math.prod(equation.outvars[0].aval.shape)
+        return 2.0 * result * math.prod(shape[i] for i in contracted)
+
+    return _over_products(traced, flops)
+
+
+def matmul_bytes(traced: ClosedJaxpr | Jaxpr) -> float:
+    """Bytes of the operands of every matrix product, counted as in `matmul_flops`: the least a
+    program reads whose operands are too large to stay in a cache.
+    """
+
+    def size(equation: Any) -> float:
+        return float(sum(_bytes(one.aval) for one in equation.invars))
+
+    return _over_products(traced, size)
+
+
+def _bytes(aval: Any) -> int:
+    return math.prod(aval.shape) * aval.dtype.itemsize
+
+
+def _over_products(traced: ClosedJaxpr | Jaxpr, cost: Callable[[Any], float]) -> float:
+    jaxpr = traced.jaxpr if isinstance(traced, ClosedJaxpr) else traced
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            total += cost(equation)
+        inner = [_over_products(part, cost) for part in _parts(equation)]
+        if equation.primitive.name == "cond":
+            total += max(inner, default=0.0)
+        elif equation.primitive.name == "scan":
+            total += equation.params["length"] * sum(inner)
+        else:
+            total += sum(inner)
+    return total
+
+
+def _parts(equation: Any) -> Iterator[ClosedJaxpr | Jaxpr]:
+    """The programs inside an equation."""
+    leaves = jax.tree.leaves(
+        list(equation.params.values()), is_leaf=lambda x: isinstance(x, ClosedJaxpr | Jaxpr)
+    )
+    return (part for part in leaves if isinstance(part, ClosedJaxpr | Jaxpr))
