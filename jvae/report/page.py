@@ -43,12 +43,13 @@ summary { cursor: pointer; }
 def render(found: Found, pictures: dict[str, Picture]) -> str:
     """The page; all text that comes from data, models or configs is escaped."""
     sections = [
-        ("metrics", "Metrics", _metrics(found)),
+        ("metrics", "Metrics", _metrics(found.evaluation)),
         ("training", "Training", _figure(pictures, "training")),
         ("likelihood", "Likelihood", _figure(pictures, "nll")),
         ("latent", "Latent use", _figure(pictures, "kl")),
         ("maps", "Latent maps", _figure(pictures, "map")),
         ("factors", "Factors", _factors(found.latents)),
+        ("probes", "Probes", _metrics(found.probes)),
         ("interpolations", "Interpolations", _interpolations(found.latents)),
         ("traversals", "Traversals", _traversals(found.latents)),
         ("reconstructions", "Reconstructions", _reconstructions(found)),
@@ -122,8 +123,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence
     return f'<div class="wide"><table><tr>{tops}</tr>\n{body}</table></div>'
 
 
-def _metrics(found: Found) -> str:
-    values = (found.evaluation or {}).get("metrics")
+def _metrics(report: dict[str, Any] | None) -> str:
+    values = (report or {}).get("metrics")
     if not values:
         return ""
     rows = (
