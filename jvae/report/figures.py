@@ -12,14 +12,15 @@ from jvae.report import look, maps
 from jvae.report.gather import OFFSETS, Found
 from jvae.report.look import COLORS, FAINT, INK, Picture
 
+KL, BETA = "KL, nats per sentence", "β"
 # Panels of the training curves: title, names in the metrics file.
 PANELS = (
     ("Loss, nats per sentence", ("train/loss", "valid/loss", "valid/neg_elbo")),
     ("Reconstruction, nats per sentence", ("train/rec", "valid/rec")),
-    ("KL, nats per sentence", ("train/kl", "valid/kl")),
+    (KL, ("train/kl", "valid/kl")),
     ("Mutual information, nats", ("train/mi", "valid/mi")),
     ("Active units", ("train/au", "valid/au")),
-    ("β", ("train/beta",)),
+    (BETA, ("train/beta",)),
 )
 LABELS = {"train": "train", "valid": "validation", "valid/neg_elbo": "validation −ELBO"}
 LINE = 96  # characters of a line of a strip; longer sentences go on below
@@ -55,6 +56,9 @@ def training(log: Sequence[dict[str, Any]], phases: Sequence[tuple[str, int]]) -
         for title, names in PANELS
         if (curves := {name: xy for name in names if (xy := _curve(log, name))})
     ]
+    if not any(any(y) for title, curves in panels if title == KL for _, y in curves.values()):
+        # Without a latent, or with one that training does not price, both would be lines at rest.
+        panels = [one for one in panels if one[0] not in (KL, BETA)]
     if not panels:
         return None
     rows = -(-len(panels) // 2)
@@ -209,7 +213,7 @@ def strips(
         for block in blocks
     ]
     height = sum(gap + row * sum(map(len, block)) for block in wrapped) + 0.1
-    fig = look.figure(height, margin + LINE * letter + 0.1)
+    fig = look.figure(height, margin + LINE * letter + 0.25)
     fig.set_layout_engine("none")
     width = float(fig.get_figwidth())
     y = height - 0.22

@@ -95,6 +95,11 @@ def gather(config: ConfigDict, folder: Path) -> Found:
     evaluation, probes = (_report(folder / "eval" / f"{name}.json") for name in ("test", "probe"))
     if evaluation is None:
         notes.append(f"No evaluation: {folder}/eval/test.json is written by --mode=eval.")
+    if vae.model.post is not vae.model.metric_post:
+        notes.append(
+            "Validation shows no KL, mutual information or active units: without an encoder they "
+            "take chains of their own, which the evaluation runs."
+        )
     path = folder / "metrics.jsonl"
     if not path.is_file():
         notes.append(f"No training curves: there is no {path}.")

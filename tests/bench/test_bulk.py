@@ -43,7 +43,7 @@ def test_the_record_holds_both_ratios_and_the_exit_code_both_bars(monkeypatch, t
         found = dict(sentences_per_s=speed[part], peak_memory_bytes=100 + int(n), same=True)
         return SimpleNamespace(returncode=0, stdout=json.dumps(found))
 
-    monkeypatch.setattr(bulk.subprocess, "run", run)
+    monkeypatch.setattr(bulk, "subprocess", SimpleNamespace(run=run, PIPE=None))
     words = ["run", str(path), "--n=3", "--few=2", "--alone=1"]
     assert bulk.main(words) == 0
     record = json.loads(capsys.readouterr().out)

@@ -6,7 +6,7 @@ import pytest
 from jvae.errors import DataError
 from jvae.evals import attribute
 
-TEXTS = ["x", "x x", "y", "y y", "x"] * 8
+TEXTS = ["x x x x", "x x x x x", "y y y y", "y y y y y", "x x x x"] * 8
 LABELS = np.array([text[0] for text in TEXTS])
 LATENT = np.array([[[text.count("x"), text.count("y")]] for text in TEXTS], np.float32)
 
@@ -20,13 +20,13 @@ def test_an_exact_latent_flips_every_sentence():
     values = attribute.two_values(LABELS)
     assert values == ("x", "y")
     vector_gz = attribute.vector(LATENT, LABELS, values)
-    np.testing.assert_allclose(vector_gz, [[-4 / 3, 1.5]], rtol=1e-6)
+    np.testing.assert_allclose(vector_gz, [[-13 / 3, 4.5]], rtol=1e-6)
     judge = attribute.word_classifier(TEXTS, LABELS)
     assert (judge(TEXTS) == LABELS).all()
     arguments = (decode, judge, TEXTS, LABELS, LATENT)
     moved = attribute.edit(*arguments, 2 * vector_gz, values, 1.0)
     assert moved.flipped == 100 and moved.toward == (100, 100) and moved.bleu == 0
-    assert moved.texts[:4] == ["y y y", "y y y", "x x x", "x x x"]
+    assert moved.texts[:3] == ["y y y y y y y y y"] * 2 + ["x x x x x x x x x"]
     assert attribute.edit(*arguments, vector_gz, values, 2.0) == moved
     still = attribute.edit(*arguments, vector_gz, values, 0.0)
     assert still.flipped == 0 and still.texts == TEXTS and still.bleu == pytest.approx(100)

@@ -1,6 +1,7 @@
 """Use of the latent during training against the evaluation's own numbers."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jvae.data.rows import Encoded, pack_rows
@@ -10,6 +11,7 @@ from jvae.models import della, optimus
 from jvae.nn.config import TransformerConfig
 from jvae.objectives import Objective
 from jvae.step import make_valid_step
+from jvae.tree import map_named
 
 STACK = TransformerConfig(
     layers=2, width=8, heads=2, mlp=16, vocab=12, positions=8, dropout=0.0, vocab_multiple=1
@@ -32,7 +34,13 @@ def batches():
 
 def test_validation_gives_the_posteriors_its_sums_are_of():
     for model in MODELS:
-        params = jax.tree.map(lambda leaf: leaf + 0.3, jax.jit(model.init)(jax.random.key(0)))
+        random = np.random.default_rng(2)
+        params = map_named(
+            lambda path, like, random=random: jnp.asarray(
+                0.3 * random.normal(size=like.shape) + path.endswith("scale"), like.dtype
+            ),
+            jax.eval_shape(model.init, jax.random.key(0)),
+        )
         key = jax.random.key(1)
         plain = jax.jit(make_valid_step(model, Objective(), 0.5))
         step = jax.jit(make_valid_step(model, Objective(), 0.5, watched=True))

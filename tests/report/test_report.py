@@ -141,6 +141,7 @@ def test_long_sentences_go_on_below(monkeypatch):
     parts = [(t.get_text(), *t.get_position()) for t in fig.texts]
     words = [part for part in parts if part[0].startswith(("word", "x"))]
     assert [w for w, _, _ in words] == [*long.split()[:-1], "x" * 96, "x" * 96, "x" * 8]
+    fig.set_dpi(144)
     fig.canvas.draw()
     for t in fig.texts:  # all inside, none over another
         box = t.get_window_extent()
