@@ -41,11 +41,12 @@ _STYLE: Any = {
 
 
 class Picture(NamedTuple):
-    """A figure as files. `text`: what it shows, for those who do not see it."""
+    """A figure as files."""
 
     png: bytes
     svg: bytes
-    text: str
+    text: str  # what it shows, for those who do not see it
+    width: float  # inches
 
 
 @contextmanager
@@ -68,7 +69,7 @@ def picture(fig: Figure, text: str) -> Picture:
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         fig.savefig(png, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
         fig.savefig(svg, format="svg", facecolor="white", metadata={"Date": None})
-    return Picture(png.getvalue(), svg.getvalue(), text)
+    return Picture(png.getvalue(), svg.getvalue(), text, float(fig.get_figwidth()))
 
 
 def bare(ax: Axes) -> None:

@@ -27,8 +27,7 @@ ul.numbers li { border: 1px solid #ddd; border-radius: 6px; padding: .35rem .8re
 ul.numbers b { display: block; font-size: 1.15rem; }
 ul.notes { background: #fff8e5; border-left: 4px solid #e69f00; padding: .5rem 1.6rem; }
 figure { margin: .6rem 0 1.2rem; }
-figure img { max-width: 100%; height: auto; }
-div.wide { overflow-x: auto; }
+figure, div.wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: .4rem 0 1rem; }
 th, td { text-align: left; vertical-align: top; padding: .15rem .9rem .15rem 0;
   border-bottom: 1px solid #eee; }
@@ -106,7 +105,9 @@ def _figure(pictures: dict[str, Picture], name: str) -> str:
     one = pictures[name]
     kind, data = ("png", one.png) if name in RASTER else ("svg+xml", one.svg)
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return f'<figure><img src="{source}" alt="{escape(one.text)}"></figure>'
+    # At its own size, where letters can be read; a narrow window scrolls it.
+    size, told = f"{96 * one.width:.0f}", escape(one.text)
+    return f'<figure><img src="{source}" width="{size}" alt="{told}"></figure>'
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str]) -> str:
