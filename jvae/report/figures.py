@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from jvae.report import look, maps
 from jvae.report.gather import OFFSETS, Found
-from jvae.report.look import COLORS, FAINT, INK, Picture
+from jvae.report.look import COLORS, FAINT, INK, NEW, Picture
 
 KL, BETA = "KL, nats per sentence", "β"
 # Panels of the training curves: title, names in the metrics file.
@@ -233,7 +233,7 @@ def strips(
                         family="DejaVu Sans Mono",
                         fontsize=size,
                         va="center",
-                        color=COLORS[1] if new else INK,
+                        color=NEW if new else INK,
                     )
         y -= gap
     return look.picture(fig, f"Sentences of {len(blocks)} blocks; the tables below hold the text")
