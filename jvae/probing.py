@@ -1,4 +1,6 @@
-"""What a trained run's latent says of labels or factors: probes and clusters beside controls."""
+"""What a trained run's latent says of labels or factors: probes, clusters and attribute arithmetic,
+each beside its control.
+"""
 
 from collections.abc import Iterator
 
@@ -11,16 +13,19 @@ from jvae.api import Batch, Params
 from jvae.data import grammar
 from jvae.data.dataset import eval_batches
 from jvae.errors import ConfigError
-from jvae.evals import cluster, disentangle
+from jvae.evals import attribute, cluster, disentangle
 from jvae.evals import probe as probes
 from jvae.evals.card import Report
 from jvae.evals.latent import collect_posteriors
 from jvae.evals.likelihood import draw_sentences, has_latent
 from jvae.evals.settings import EvalConfig
 from jvae.parallel import mesh as meshes
-from jvae.workdir import write_text
+from jvae.space.lines import agreement
+from jvae.workdir import one_line, write_text
 
 LABEL = "label"  # name of labels that `data.label` reads
+EDITED = 250  # test sentences of each value that attribute arithmetic moves
+SCALES = (1.0, 2.0, 3.0)  # of the attribute's vector
 
 Labels = dict[str, np.ndarray]  # of each kind of label, one per sentence
 
@@ -45,10 +50,11 @@ def labels_of(this: run.Run, split: str) -> Labels:
 
 
 def probe(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = "test") -> Report:
-    """Probes and clusters of a split's posterior means; writes `eval/probe.json` and `.txt`.
+    """Probes and clusters of a split's posterior means, and arithmetic with them; writes
+    `eval/probe.json`, `eval/probe.txt` and `samples/attribute.txt`.
 
     The control is the encoder at its first step, on the same labels; permuted labels and the most
-    frequent one stand in the note.
+    frequent one stand in the note. That of arithmetic is the vector of permuted labels, as long.
 
     Raises: ConfigError for a model without a latent or data without labels.
     """
@@ -64,7 +70,10 @@ def probe(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = "te
     test = {kind: label_e[chosen] for kind, label_e in test.items()}
     report = Report(f"{this.config.name}, probes", evaluation.card_of(this, cfg, step, split))
     report.card.sentences = len(chosen)
-    report.card.controls = {"probe": "untrained model"}
+    report.card.controls = {
+        "probe": "untrained model",
+        "attribute": "vector of permuted labels",
+    }
 
     def features(weights: Params, name: str, ids: np.ndarray) -> np.ndarray:
         data = this.data[name]
@@ -95,6 +104,11 @@ def probe(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = "te
     if len(fitted) > 1:
         with evaluation.timed(report, "factors_s"):
             _factors(report, train_ed, fitted, cfg.seed)
+    with evaluation.timed(report, "attribute_s"):
+        named = [_names(few, labels[few]) for labels in (fitted, test)]
+        vectors = train_ed[0], test_ed[0]
+        samples = _attribute(report, few, this, params, split, chosen, *vectors, *named)
+    write_text(this.workdir / "samples" / "attribute.txt", "".join(f"{s}\n" for s in samples))
     write_text(this.workdir / "eval" / "probe.json", report.to_json())
     write_text(this.workdir / "eval" / "probe.txt", report.table() + "\n")
     return report
@@ -171,3 +185,70 @@ def _factors(report: Report, train_ed: list[np.ndarray], labels: Labels, seed: i
         note = f"permuted {getattr(chance, name):.2f}"
         report.add(name, value, "0-1", control=getattr(control, name), note=note)
     report.details["factors"] = list(labels)
+
+
+def _names(kind: str, label_e: np.ndarray) -> np.ndarray:
+    """Labels by name, also those of factors."""
+    values = {factor.name: factor.values for factor in grammar.FACTORS}.get(kind)
+    return label_e if values is None else np.array(values)[label_e]
+
+
+def _attribute(
+    report: Report,
+    kind: str,
+    this: run.Run,
+    params: Params,
+    split: str,
+    chosen: np.ndarray,
+    train_ed: np.ndarray,
+    test_ed: np.ndarray,
+    label_e: np.ndarray,
+    test_label_e: np.ndarray,
+) -> list[str]:
+    """Moves test sentences by the vector of an attribute; returns them, line by line."""
+    seed, shape = evaluation.settings(this.config).seed, this.model.latent_shape
+    train_egz, test_egz = (x.reshape(-1, *shape).astype(np.float32) for x in (train_ed, test_ed))
+    values = attribute.two_values(label_e[np.isin(label_e, test_label_e)])
+    vector_gz = attribute.vector(train_egz, label_e, values)
+    other_gz = attribute.vector(train_egz, probes.permuted(label_e, seed), values)
+    other_gz *= np.linalg.norm(vector_gz) / max(float(np.linalg.norm(other_gz)), 1e-12)
+    ends = [test_egz[test_label_e == value] for value in values]
+    name = f"attribute_{kind}"
+    found, chance = (agreement(v_gz, *ends) for v_gz in (vector_gz, other_gz))
+    note = f"test pairs that the vector {values[0]} to {values[1]} puts in order"
+    report.add(f"{name}_order", found, "0-1", control=chance, note=note)
+
+    lines, vae = this.data[split].lines, evaluation.loaded(this, params, seed)
+    place_e = np.sort(
+        np.concatenate([np.flatnonzero(test_label_e == value)[:EDITED] for value in values])
+    )
+    texts = [str(lines.text[i]) for i in chosen[place_e]]
+    given = None if lines.source is None else [str(lines.source[i]) for i in chosen[place_e]]
+
+    def decode(z_egz: np.ndarray, index_e: np.ndarray) -> list[str]:
+        sources = [given[i] for i in index_e] if given else None
+        return [one_line(text) for text in vae.decode(z_egz, sources=sources)]
+
+    train = this.data["train"].lines.text
+    judge = attribute.word_classifier([str(train[i]) for i in range(len(label_e))], label_e)
+    known_e = test_label_e[place_e]
+    right = 100.0 * float(np.mean(judge(texts) == known_e))
+    edits = {}
+    for scale in (0.0, *SCALES):
+        at = (texts, known_e, test_egz[place_e])
+        one = edits[scale] = attribute.edit(decode, judge, *at, vector_gz, values, scale)
+        other = attribute.edit(decode, judge, *at, other_gz, values, scale) if scale else one
+        note = f"to {values[0]} {one.toward[0]:.1f}, to {values[1]} {one.toward[1]:.1f}"
+        if not scale:
+            note = (
+                f"reconstructions; the classifier of words is right on {right:.1f} of {len(texts)}"
+            )
+        report.add(f"{name}_flip_{scale:g}", one.flipped, "%", control=other.flipped, note=note)
+        note = "with the sentence itself"
+        report.add(f"{name}_bleu_{scale:g}", one.bleu, "0-100", control=other.bleu, note=note)
+    return [
+        "\n".join(
+            [f"{known_e[i]}\t{text}", *(f"{s:+g}\t{one.texts[i]}" for s, one in edits.items()), ""]
+        )
+        for i, text in enumerate(texts)
+    ]

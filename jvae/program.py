@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from jvae import metrics, optim, run, schedules, step, trainable
-from jvae.api import Params
+from jvae.api import Params, Post
 from jvae.parallel import mesh as meshes
 from jvae.parallel import rules
 from jvae.phases import Phase
@@ -24,7 +24,8 @@ class Program(NamedTuple):
 
     start(params) -> TrainState with a fresh optimizer, from fresh parameters or those of the phase
     before. abstract: that state without its values, with shardings. tune_step: None for models
-    without. watched: whether validation measures a KL that can collapse.
+    without. valid_step gives sums, and posteriors where they are watched: where validation measures
+    a latent that can collapse.
     """
 
     phase: Phase
@@ -32,7 +33,7 @@ class Program(NamedTuple):
     start: Callable[[Params], TrainState]
     train_step: Callable[..., tuple[TrainState, metrics.Sums]]
     tune_step: Callable[..., TrainState] | None
-    valid_step: Callable[..., metrics.Sums]
+    valid_step: Callable[..., tuple[metrics.Sums, Post | None]]
     abstract: TrainState
     where: TrainState
     watched: bool
@@ -74,8 +75,12 @@ def compile_phase(this: run.Run, phase: Phase, mesh: Mesh, begin: int) -> Progra
     if sampler and sampler.tune:
         tune = meshes.under(mesh, step.make_tune_step(sampler.tune))
         tune_step = jax.jit(tune, donate_argnums=0, out_shardings=state_where)
+    # A sampler's posterior has no KL to watch here; the evaluation measures it.
+    watched = (
+        objective.z == "posterior" and model.latent_shape[0] > 0 and model.post.log_q is not None
+    )
+    valid_step = step.make_valid_step(model, objective, float(phase.objective.beta.stop), watched)
     train_step = meshes.under(mesh, train_step)
-    valid_step = step.make_valid_step(model, objective, float(phase.objective.beta.stop))
     valid_step = meshes.under(mesh, valid_step)
     begun = jax.jit(start, out_shardings=state_where)
     return Program(
@@ -87,10 +92,7 @@ def compile_phase(this: run.Run, phase: Phase, mesh: Mesh, begin: int) -> Progra
         valid_step=jax.jit(valid_step),
         abstract=_with_shardings(jax.eval_shape(begun, abstract), state_where),
         where=state_where,
-        # A sampler's posterior has no KL to watch here; the evaluation measures it.
-        watched=objective.z == "posterior"
-        and model.latent_shape[0] > 0
-        and model.post.log_q is not None,
+        watched=watched,
     )
 
 

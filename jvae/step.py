@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Int, Key
 
 from jvae import trainable
-from jvae.api import Batch, Params, Terms, TextVAE, example_keys, measure
+from jvae.api import Batch, Params, Post, Terms, TextVAE, example_keys, measure
 from jvae.latent import null
 from jvae.metrics import Ratio, Sums
 from jvae.objectives import Loss, Objective, Totals, batch_loss
@@ -196,16 +196,28 @@ def make_tune_step(
 
 
 def make_valid_step(
-    model: TextVAE, objective: Objective, beta: float
-) -> Callable[[Params, Batch, Key[Array, ""]], Sums]:
-    """step(params, batch, key) -> sums with dropout off and the final KL weight, so that runs and
-    steps compare.
+    model: TextVAE, objective: Objective, beta: float, watched: bool = False
+) -> Callable[[Params, Batch, Key[Array, ""]], tuple[Sums, Post | None]]:
+    """step(params, batch, key) -> (sums, posterior) with dropout off and the final KL weight, so
+    that runs and steps compare.
+
+    Args:
+      watched: give the posterior that the sums are of, too; for models with an encoder. None else.
     """
 
     take = training_posterior(model, objective)
 
-    def valid_step(params: Params, batch: Batch, key: Key[Array, ""]) -> Sums:
-        terms = measure(take, params, batch, key)
-        return _loss_sums(batch_loss(objective, terms, beta)[1], terms) | _row_sums(batch)
+    def valid_step(params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Sums, Post | None]:
+        post, once = None, take
+        if watched:  # read each sentence once, here, and give `measure` what was found
+            cond = take.gen.condition(params, batch)
+            post = take.post.encode(params, batch, cond=cond)
+            once = take._replace(
+                gen=take.gen._replace(condition=lambda *_: cond),
+                post=take.post._replace(encode=lambda *_, **__: post),
+            )
+        terms = measure(once, params, batch, key)
+        sums = _loss_sums(batch_loss(objective, terms, beta)[1], terms) | _row_sums(batch)
+        return sums, post
 
     return valid_step

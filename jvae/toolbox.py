@@ -18,6 +18,8 @@ from jvae.space.loaded import LoadedVAE
 from jvae.space.neighbors import nearest
 
 MAX_CHARS = 1_000_000  # of a line of input
+BOM = "\ufeff"  # what some editors begin a file with
+EDITS = ("interpolate", "analogy", "traverse", "neighbors")
 FORMATS = {".txt": "text", ".json": "json", ".jsonl": "json", ".npz": "npz"}
 
 
@@ -64,6 +66,8 @@ def run(mode: str, config: ConfigDict, folder: Path, options: Options) -> None:
     workdir.saved_config(folder)  # says so where there is no run
     lines = [] if mode == "decode" else _lines(mode, options)
     vae = loading.load(folder, seed=options.seed)
+    if mode in EDITS and not np.prod(vae.model.latent_shape):
+        raise ConfigError(f"{mode} needs a latent, which the model of {folder} does not have")
     if mode == "sample" and vae.conditional and not lines:
         lines = _standard_input("a source")
     pairs = vae.conditional and mode != "sample"
@@ -201,7 +205,10 @@ def _lines(mode: str, options: Options) -> list[str]:
 
 
 def _standard_input(what: str) -> list[str]:
-    lines = [] if sys.stdin is None else [one.rstrip("\r\n") for one in sys.stdin]
+    try:
+        lines = [] if sys.stdin is None else [one.strip("\r\n" + BOM) for one in sys.stdin]
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input: is no UTF-8 text ({error.reason})") from None
     if not lines:
         what = f"nothing {what}" if what.startswith("to ") else f"{what} is needed"
         raise ConfigError(f"{what}: give --text='...', --input=FILE or lines on standard input")
@@ -214,7 +221,7 @@ def _read(path: str) -> list[str]:
         if isinstance(raw, sources.BadLine):
             raise DataError(f"{path}:{number}: {raw.detail}")
         try:
-            lines.append(raw.decode("utf-8").rstrip("\r\n"))
+            lines.append(raw.decode("utf-8").strip("\r\n" + BOM))
         except UnicodeDecodeError as error:
             raise DataError(f"{path}:{number}: is no UTF-8 text ({error.reason})") from None
     return lines
@@ -287,6 +294,11 @@ def _write(found: Table, kind: str, out: str) -> None:
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"standard output takes {error.encoding} alone; use --out=FILE, or set "
+            "PYTHONIOENCODING=utf-8"
+        ) from None
     except BrokenPipeError:  # as under `| head`: who reads has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

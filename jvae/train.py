@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
@@ -17,6 +18,7 @@ from jvae.api import Params
 from jvae.checkpoint import Checkpoints
 from jvae.data.dataset import batches, eval_batches
 from jvae.errors import ConfigError, TrainingError
+from jvae.evals import watch
 from jvae.goodput import Goodput
 from jvae.loading import load_params
 from jvae.objectives import MEAN_SUM, Objective
@@ -232,15 +234,23 @@ def _checker(
 ) -> Callable[[program.Program, Params, int], dict[str, Any]]:
     """Validation: the whole split, dropout off, the final KL weight, the same noise every time."""
     key = jax.device_put(key, meshes.replicated(mesh))
-    alarm = this.config.train.collapse_kl
+    alarm, data = this.config.train.collapse_kl, this.data["valid"]
     part, parts = meshes.row_part(mesh, this.rows.batch_rows)
+    # The first sentences by themselves: of them posteriors are kept.
+    first, rest = np.split(np.arange(len(data)), [watch.SENTENCES])
 
     def check(current: program.Program, params: Params, done: int) -> dict[str, Any]:
         sums: metrics.Sums | None = None
-        for batch in eval_batches(
-            this.data["valid"], this.rows, process_index=part, process_count=parts
-        ):
-            sums = metrics.add(sums, current.valid_step(params, meshes.to_device(batch, mesh), key))
+        kept = []
+        for ids in (first, rest) if len(rest) else (first,):
+            for batch in eval_batches(
+                data, this.rows, ids, process_index=part, process_count=parts
+            ):
+                batch = meshes.to_device(batch, mesh)
+                found, post = current.valid_step(params, batch, key)
+                sums = metrics.add(sums, found)
+                if ids is first and post is not None:
+                    kept.append((batch.id_e, post))
         assert sums is not None  # a split has at least one sentence
         values = metrics.ratios(sums)
         row: dict[str, Any] = {name: values[name] for name in ("loss", "rec", "kl")}
@@ -255,6 +265,9 @@ def _checker(
                     done,
                     values["kl"],
                 )
+            if len(first) > 1:  # a variance over sentences needs two
+                with jax.transfer_guard("allow"):  # once a check
+                    row |= watch.latent_use(this.model, params, kept, key)
         return row
 
     return check

@@ -43,9 +43,19 @@ def test_labels_of_a_file(tmp_path):
     assert "probe_label_500" not in rows and "mig" not in rows
     # These parameters are the untrained ones: the control says the same.
     for name, row in rows.items():
-        assert row["control"] == pytest.approx(row["value"]), name
+        if not name.startswith("attribute_"):
+            assert row["control"] == pytest.approx(row["value"]), name
     assert "permuted" in rows["probe_label"]["note"]
-    assert report.card.controls == {"probe": "untrained model"}
+    assert report.card.controls["probe"] == "untrained model"
+    # Nothing is flipped by no vector; the sentences moved stand below themselves.
+    assert {f"attribute_label_{one}_{s}" for one in ("flip", "bleu") for s in "0123"} <= set(rows)
+    assert "to many" in rows["attribute_label_flip_1"]["note"]
+    assert "many to one" in rows["attribute_label_order"]["note"]
+    blocks = (this.workdir / "samples/attribute.txt").read_text().split("\n\n")
+    heads = [block.split("\n")[0].split("\t") for block in blocks if block.strip()]
+    assert [counted[text] for _, text in heads] == [label for label, _ in heads]
+    assert sorted(text for _, text in heads) == sorted(this.data["test"].texts)
+    assert [row.split("\t")[0] for row in blocks[0].split("\n")[1:]] == ["+0", "+1", "+2", "+3"]
     sizes = dict(few_labels=(20, 40), sentences=12)
     this.config.evals.update(sizes)
     small = probing.probe(this, mesh, params, 0)

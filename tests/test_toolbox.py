@@ -1,15 +1,21 @@
 """The text modes: lines, files and pipes in; text, JSON and arrays out. The model is a stand-in."""
 
+import functools
 import io
 import json
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
 from jvae import config as configs
 from jvae import toolbox
+from jvae.data.dataset import RowSpec
+from jvae.data.tokenizers import train_word_level
 from jvae.main import main
+from jvae.models import lm, optimus
+from jvae.nn.config import TransformerConfig
 from jvae.space.loaded import LoadedVAE
 
 
@@ -47,9 +53,11 @@ def tool(tmp_path, monkeypatch, capsys):
     assert config is not None
     (tmp_path / "config.json").write_text(configs.to_json(config))
 
-    def call(*words, stdin="", conditional=False, code=0):
-        monkeypatch.setattr(toolbox.loading, "load", lambda *_, **__: Spelt(conditional))
-        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+    def call(*words, stdin="", conditional=False, code=0, vae=None):
+        model = vae or Spelt(conditional)
+        monkeypatch.setattr(toolbox.loading, "load", lambda *_, **__: model)
+        raw = stdin if isinstance(stdin, bytes) else stdin.encode()
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw), "utf-8"))
         assert main([f"--workdir={tmp_path}", *words]) == code
         out, err = capsys.readouterr()
         return err if code else out
@@ -143,3 +151,85 @@ def test_a_file_that_is_no_text(tool, tmp_path):
     path = tmp_path / "in.txt"
     path.write_bytes(b"ab\n\xff\n")
     assert f"{path}:2: is no UTF-8 text" in tool("--mode=encode", f"--input={path}", code=2)
+
+
+# --------------------------------------------------------------------------------------------------
+# A real model, small, and what people give it.
+
+
+@functools.cache
+def small(kind="optimus") -> LoadedVAE:
+    tokenizer = train_word_level(["a b c d e f g h"])
+    sizes = dict(layers=1, width=8, heads=2, mlp=8, vocab_multiple=8)
+    stack = TransformerConfig(vocab=tokenizer.vocab_size, positions=17, **sizes)
+    if kind == "lm":
+        model, limits = lm.build(lm.LmConfig(stack)), {"dec": 16}
+    else:
+        model = optimus.build(optimus.OptimusConfig(stack, stack, latent=3))
+        limits = {"enc": 16, "dec": 16}
+    params = jax.jit(model.init)(jax.random.key(0))
+    return LoadedVAE(model, params, tokenizer, tokenizer, RowSpec(8), limits, 4)
+
+
+def mode_words(mode, path):
+    """A call of every mode that reads sentences: the last of them is the first line of a file."""
+    before = {"interpolate": ["--text=a"], "analogy": ["--text=a", "--text=b"]}.get(mode, [])
+    (text, *_) = path.read_text().split("\n")
+    words = [f"--mode={mode}", "--steps=2", "--n=1", "--k=1", "--dims=0"]
+    return [*words, *before, f"--text={text}", *([f"--corpus={path}"] * (mode == "neighbors"))]
+
+
+READING = ("reconstruct", "interpolate", "analogy", "traverse", "neighbors", "encode", "nll")
+
+
+@pytest.mark.parametrize("mode", READING)
+def test_every_mode_says_what_it_cannot_read(tool, tmp_path, mode):
+    path = tmp_path / "in.txt"
+    for text, message in (
+        ("", "is empty; there is nothing to encode"),
+        (" \t ", "is empty; there is nothing to encode"),
+        ("a " * 5000, "5002 tokens with tokenizer"),
+        ("a </s> b", "spells the special token '</s>'"),
+    ):
+        path.write_text(f"{text}\n")
+        error = tool(*mode_words(mode, path), vae=small(), code=2)
+        assert error.startswith("error: sentence ") and message in error
+        assert error.count("\n") == 1
+    for text in ("a 🙂 b", "  a b\u3000", "a b\r"):
+        path.write_text(f"{text}\n", newline="")
+        assert tool(*mode_words(mode, path), vae=small()).endswith("\n")
+
+
+def test_what_pipes_hold(tool):
+    want = tool("--mode=encode", stdin="a b\nc\n", vae=small())
+    z = [json.loads(one)["z"] for one in want.splitlines()]
+    for same in ("a b\r\nc\r\n", "\ufeffa b\nc", " a b \n\tc\n"):
+        lines = tool("--mode=encode", stdin=same, vae=small()).splitlines()
+        assert [json.loads(one)["z"] for one in lines] == z
+    error = tool("--mode=encode", stdin="a\n\nb\n", vae=small(), code=2)
+    assert error == "error: sentence 2 is empty; there is nothing to encode\n"
+    error = tool("--mode=encode", stdin=b"a\n\xff\n", vae=small(), code=2)
+    assert error == "error: standard input: is no UTF-8 text (invalid start byte)\n"
+    for bad in (
+        "[1, 2]\n",
+        "a b\n",
+        '{"z": [[["x"]]]}\n',
+        '{"z": [[[1, NaN, 0]]]}\n',
+        '{"z": 1}\n',
+    ):
+        error = tool("--mode=decode", stdin=bad, vae=small(), code=2)
+        assert error.startswith("error: standard input: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("mode", ["interpolate", "analogy", "traverse", "neighbors"])
+def test_a_language_model_has_nothing_to_edit(tool, tmp_path, mode):
+    path = tmp_path / "in.txt"
+    path.write_text("a\n")
+    error = tool(*mode_words(mode, path), vae=small("lm"), code=2)
+    assert f"error: {mode} needs a latent, which the model of" in error
+
+
+def test_a_terminal_that_takes_no_such_letters(tool, monkeypatch):
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    error = tool("--mode=encode", "--text=🙂", vae=small(), code=2)
+    assert "standard output takes ascii alone; use --out=FILE" in error

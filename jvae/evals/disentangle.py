@@ -120,7 +120,14 @@ def dci(
     importance_df, accuracy = [], []
     for f in range(factor_ef.shape[1]):
         x, y, test_x, test_y = _halves(feature_ed, factor_ef[:, f])
-        forest = RandomForestClassifier(TREES, min_samples_leaf=5, random_state=seed).fit(x, y)
+        forest = RandomForestClassifier(
+            # Every split sees every dimension: else those that know nothing gain importance where
+            # the one that knows was not drawn, and no latent, however perfect, scores 1.
+            TREES,
+            min_samples_leaf=5,
+            max_features=None,
+            random_state=seed,
+        ).fit(x, y)
         importance_df.append(forest.feature_importances_)
         accuracy.append(forest.score(test_x, test_y))
     share_df = np.array(importance_df).T + 1e-12

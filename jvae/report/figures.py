@@ -10,19 +10,20 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from jvae.report import look, maps
 from jvae.report.gather import OFFSETS, Found
-from jvae.report.look import COLORS, FAINT, INK, Picture
+from jvae.report.look import COLORS, FAINT, INK, NEW, Picture
 
+KL, BETA = "KL, nats per sentence", "β"
 # Panels of the training curves: title, names in the metrics file.
 PANELS = (
     ("Loss, nats per sentence", ("train/loss", "valid/loss", "valid/neg_elbo")),
     ("Reconstruction, nats per sentence", ("train/rec", "valid/rec")),
-    ("KL, nats per sentence", ("train/kl", "valid/kl")),
+    (KL, ("train/kl", "valid/kl")),
     ("Mutual information, nats", ("train/mi", "valid/mi")),
     ("Active units", ("train/au", "valid/au")),
-    ("β", ("train/beta",)),
+    (BETA, ("train/beta",)),
 )
 LABELS = {"train": "train", "valid": "validation", "valid/neg_elbo": "validation −ELBO"}
-LINE = 96  # characters of a strip's row; longer ones are cut
+LINE = 96  # characters of a line of a strip; longer sentences go on below
 
 
 def draw(found: Found) -> dict[str, Picture]:
@@ -55,6 +56,9 @@ def training(log: Sequence[dict[str, Any]], phases: Sequence[tuple[str, int]]) -
         for title, names in PANELS
         if (curves := {name: xy for name in names if (xy := _curve(log, name))})
     ]
+    if not any(any(y) for title, curves in panels if title == KL for _, y in curves.values()):
+        # Without a latent, or with one that training does not price, both would be lines at rest.
+        panels = [one for one in panels if one[0] not in (KL, BETA)]
     if not panels:
         return None
     rows = -(-len(panels) // 2)
@@ -204,39 +208,49 @@ def strips(
     size, row, gap = 9.0, 0.185, 0.42  # points, inches, inches
     letter = 0.602 * size / 72  # width of a letter of DejaVu Sans Mono, inches
     margin = 0.75
-    height = sum(gap + row * len(block) for block in blocks) + 0.1
-    fig = look.figure(height, margin + LINE * letter + 0.1)
+    wrapped = [
+        [_wrapped(text, marks) for text, marks in zip(block, changes(block), strict=True)]
+        for block in blocks
+    ]
+    height = sum(gap + row * sum(map(len, block)) for block in wrapped) + 0.1
+    fig = look.figure(height, margin + LINE * letter + 0.25)
     fig.set_layout_engine("none")
     width = float(fig.get_figwidth())
     y = height - 0.22
-    for head, block in zip(heads, blocks, strict=True):
+    for head, block in zip(heads, wrapped, strict=True):
         fig.text(0.1 / width, y / height, head, weight="bold", fontsize=10, va="center")
-        for i, (text, marks) in enumerate(zip(block, changes(block), strict=True)):
-            y -= row
+        for i, lines in enumerate(block):
             side = sides[i] if sides else str(i)
-            fig.text(
-                (margin - 0.12) / width,
-                y / height,
-                side,
-                ha="right",
-                va="center",
-                color=FAINT,
-                fontsize=8,
-            )
-            column = 0
-            for word, new in zip(_cut(text).split(" "), marks, strict=False):
-                fig.text(
-                    (margin + column * letter) / width,
-                    y / height,
-                    word,
-                    family="DejaVu Sans Mono",
-                    fontsize=size,
-                    va="center",
-                    color=COLORS[1] if new else INK,
-                )
-                column += len(word) + 1
+            place = ((margin - 0.12) / width, (y - row) / height)
+            fig.text(*place, side, ha="right", va="center", color=FAINT, fontsize=8)
+            for line in lines:
+                y -= row
+                for column, word, new in line:
+                    fig.text(
+                        (margin + column * letter) / width,
+                        y / height,
+                        word,
+                        family="DejaVu Sans Mono",
+                        fontsize=size,
+                        va="center",
+                        color=NEW if new else INK,
+                    )
         y -= gap
     return look.picture(fig, f"Sentences of {len(blocks)} blocks; the tables below hold the text")
+
+
+def _wrapped(text: str, marks: Sequence[bool]) -> list[list[tuple[int, str, bool]]]:
+    """Lines of words, each with its column and mark; a word longer than a line is cut in pieces."""
+    lines: list[list[tuple[int, str, bool]]] = [[]]
+    column = 0
+    for word, new in zip(text.split(" "), marks, strict=True):
+        for part in [word[i : i + LINE] for i in range(0, len(word), LINE)] or [""]:
+            if column and column + len(part) > LINE:
+                lines.append([])
+                column = 0
+            lines[-1].append((column, part, new))
+            column += len(part) + 1
+    return lines
 
 
 def changes(block: Sequence[str]) -> list[list[bool]]:
@@ -250,7 +264,3 @@ def changes(block: Sequence[str]) -> list[list[bool]]:
             if tag in ("replace", "insert"):
                 mark[begin:end] = [True] * (end - begin)
     return marks
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LINE else text[: LINE - 1] + "…"

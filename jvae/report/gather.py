@@ -70,6 +70,7 @@ class Found(NamedTuple):
     log: list[dict[str, Any]]  # lines of metrics.jsonl
     phases: list[tuple[str, int]]  # name and first step, of runs with several
     evaluation: dict[str, Any] | None  # eval/test.json
+    probes: dict[str, Any] | None  # eval/probe.json
     samples: dict[str, list[str]]  # files of samples/
     latents: Latents | None
     notes: list[str]
@@ -91,10 +92,14 @@ def gather(config: ConfigDict, folder: Path) -> Found:
             latents = _latents(vae, texts, sources, labels)
         except JvaeError as error:
             notes.append(f"Its test sentences cannot be read, so nothing is shown of them: {error}")
-    path = folder / "eval" / "test.json"
-    evaluation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    evaluation, probes = (_report(folder / "eval" / f"{name}.json") for name in ("test", "probe"))
     if evaluation is None:
-        notes.append(f"No evaluation: {path} is written by --mode=eval.")
+        notes.append(f"No evaluation: {folder}/eval/test.json is written by --mode=eval.")
+    if vae.model.post is not vae.model.metric_post:
+        notes.append(
+            "Validation shows no KL, mutual information or active units: without an encoder they "
+            "take chains of their own, which the evaluation runs."
+        )
     path = folder / "metrics.jsonl"
     if not path.is_file():
         notes.append(f"No training curves: there is no {path}.")
@@ -104,10 +109,15 @@ def gather(config: ConfigDict, folder: Path) -> Found:
         log=metrics.read_lines(path) if path.is_file() else [],
         phases=_phases(config),
         evaluation=evaluation,
+        probes=probes,
         samples=_samples(folder / "samples"),
         latents=latents,
         notes=notes,
     )
+
+
+def _report(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _phases(config: ConfigDict) -> list[tuple[str, int]]:

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 # Okabe & Ito 2008: told apart with any colour vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4B3F72", "#8C6D31")
-INK, FAINT, OTHER = "#222222", "#8a8a8a", "#c9c9c9"
+INK, FAINT, OTHER = "#222222", "#666666", "#c9c9c9"
+NEW = "#b34700"  # words, dark enough to be read
 WIDTH = 9.0  # inches
 DPI = 144
 
@@ -41,11 +42,12 @@ _STYLE: Any = {
 
 
 class Picture(NamedTuple):
-    """A figure as files. `text`: what it shows, for those who do not see it."""
+    """A figure as files."""
 
     png: bytes
     svg: bytes
-    text: str
+    text: str  # what it shows, for those who do not see it
+    width: float  # inches
 
 
 @contextmanager
@@ -68,7 +70,7 @@ def picture(fig: Figure, text: str) -> Picture:
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         fig.savefig(png, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
         fig.savefig(svg, format="svg", facecolor="white", metadata={"Date": None})
-    return Picture(png.getvalue(), svg.getvalue(), text)
+    return Picture(png.getvalue(), svg.getvalue(), text, float(fig.get_figwidth()))
 
 
 def bare(ax: Axes) -> None:

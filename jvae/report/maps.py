@@ -93,9 +93,10 @@ def _by_label(ax: Axes, plane_e2: np.ndarray, labels: list[str]) -> None:
     shown = order if len(order) <= len(COLORS) else order[: len(COLORS) - 1]
     value_e = np.array(labels)
     rest_e = ~np.isin(value_e, shown)
-    if rest_e.any():
-        ax.scatter(*plane_e2[rest_e].T, s=7, color=OTHER, linewidths=0, label="other")
     for color, value in zip(COLORS, shown, strict=False):
         some_e = value_e == value
         name = value if len(value) <= 18 else value[:17] + "…"
         ax.scatter(*plane_e2[some_e].T, s=7, color=color, linewidths=0, label=name)
+    if rest_e.any():  # last in the legend, behind in the map
+        place_e2 = plane_e2[rest_e]
+        ax.scatter(*place_e2.T, s=7, color=OTHER, linewidths=0, label="other", zorder=0.5)

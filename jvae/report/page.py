@@ -19,7 +19,7 @@ body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1.2rem 4rem; background
 h1 { font-size: 1.6rem; margin: 0 0 .2rem; }
 h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; border-bottom: 1px solid #ddd; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
-nav a { margin-right: 1rem; white-space: nowrap; }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; }
 a { color: #00598c; }
 p.sub, figcaption, td.faint, th.faint { color: #666; }
 ul.numbers { display: flex; flex-wrap: wrap; gap: .6rem; list-style: none; padding: 0; }
@@ -27,8 +27,7 @@ ul.numbers li { border: 1px solid #ddd; border-radius: 6px; padding: .35rem .8re
 ul.numbers b { display: block; font-size: 1.15rem; }
 ul.notes { background: #fff8e5; border-left: 4px solid #e69f00; padding: .5rem 1.6rem; }
 figure { margin: .6rem 0 1.2rem; }
-figure img { max-width: 100%; height: auto; }
-div.wide { overflow-x: auto; }
+figure, div.wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: .4rem 0 1rem; }
 th, td { text-align: left; vertical-align: top; padding: .15rem .9rem .15rem 0;
   border-bottom: 1px solid #eee; }
@@ -43,12 +42,13 @@ summary { cursor: pointer; }
 def render(found: Found, pictures: dict[str, Picture]) -> str:
     """The page; all text that comes from data, models or configs is escaped."""
     sections = [
-        ("metrics", "Metrics", _metrics(found)),
+        ("metrics", "Metrics", _metrics(found.evaluation)),
         ("training", "Training", _figure(pictures, "training")),
         ("likelihood", "Likelihood", _figure(pictures, "nll")),
         ("latent", "Latent use", _figure(pictures, "kl")),
         ("maps", "Latent maps", _figure(pictures, "map")),
         ("factors", "Factors", _factors(found.latents)),
+        ("probes", "Probes", _metrics(found.probes)),
         ("interpolations", "Interpolations", _interpolations(found.latents)),
         ("traversals", "Traversals", _traversals(found.latents)),
         ("reconstructions", "Reconstructions", _reconstructions(found)),
@@ -105,7 +105,9 @@ def _figure(pictures: dict[str, Picture], name: str) -> str:
     one = pictures[name]
     kind, data = ("png", one.png) if name in RASTER else ("svg+xml", one.svg)
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return f'<figure><img src="{source}" alt="{escape(one.text)}"></figure>'
+    # At its own size, where letters can be read; a narrow window scrolls it.
+    size, told = f"{96 * one.width:.0f}", escape(one.text)
+    return f'<figure><img src="{source}" width="{size}" alt="{told}"></figure>'
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str]) -> str:
@@ -122,8 +124,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence
     return f'<div class="wide"><table><tr>{tops}</tr>\n{body}</table></div>'
 
 
-def _metrics(found: Found) -> str:
-    values = (found.evaluation or {}).get("metrics")
+def _metrics(report: dict[str, Any] | None) -> str:
+    values = (report or {}).get("metrics")
     if not values:
         return ""
     rows = (
@@ -238,6 +240,8 @@ def _pairs(pairs: Iterable[tuple[str, Any]]) -> str:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, dict | list | tuple) and not value:
+        return "none"
     if isinstance(value, dict):
         return ", ".join(f"{k}: {_plain(v)}" for k, v in value.items())
     if isinstance(value, list | tuple):

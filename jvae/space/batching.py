@@ -40,12 +40,14 @@ def tokenise(
     limits: Mapping[str, int],
     joined: Sequence[str] = (),
 ) -> Tokenised:
-    """Tokens of all texts, checked. For arguments see `jvae.data.encode.encode`.
+    """Tokens of all texts, checked; blanks around a text are no part of it, as in training. For
+    arguments see `jvae.data.encode.encode`.
 
     Raises: DataError naming the first text that is empty or too long for the model.
     """
+    texts = [text.strip() for text in texts]
     for i, text in enumerate(texts):
-        if not text.strip():
+        if not text:
             raise DataError(f"sentence {i + 1} is empty; there is nothing to encode")
     spelt = {side: texts if side != "cond" else sources or () for side in tokenizers}
     sides, faults = encode(spelt, tokenizers, limits, joined)

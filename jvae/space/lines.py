@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from jvae.space.checks import whole
+
 HOW = ("linear", "slerp")
 OFFSETS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 
@@ -55,8 +57,7 @@ def arc(
 
 
 def _shares(steps: int) -> Float[np.ndarray, "t"]:
-    if steps < 2:
-        raise ValueError(f"steps is {steps}; expected at least the two ends")
+    whole("steps", steps, 2)
     return np.linspace(0.0, 1.0, steps, dtype=np.float32)
 
 
@@ -71,7 +72,8 @@ def axes(
     Raises: ValueError for a dimension that there is not.
     """
     for dim in dims:
-        if not 0 <= dim < z_gz.size:
+        whole("dimension", dim, 0)
+        if dim >= z_gz.size:
             raise ValueError(f"dimension {dim}: the latent has dimensions 0 to {z_gz.size - 1}")
     out = np.tile(z_gz.reshape(-1), (len(dims), len(offsets), 1)).astype(np.float32)
     for place, dim in enumerate(dims):

@@ -19,7 +19,7 @@ from jvae.decode import DecodeConfig, decode
 from jvae.errors import DataError
 from jvae.evals.likelihood import score_batch
 from jvae.latent.mixture import Proposal
-from jvae.space import batching, lines, scoring
+from jvae.space import batching, checks, lines, scoring
 from jvae.space.neighbors import Neighbor, nearest
 from jvae.space.scoring import TokenLogProbs
 
@@ -72,9 +72,8 @@ class LoadedVAE:
 
         Raises: DataError naming the first sentence that is empty or too long for the model.
         """
-        if isinstance(texts, str):
-            raise TypeError("expected a list of sentences, not one string")
-        self._check_sources(sources, len(texts))
+        texts = checks.listed(texts)
+        sources = self._sources(sources, len(texts))
         tokenizers = {"dec": self.decoder, "enc": self.encoder, "cond": self.encoder}
         read = {side: one for side, one in tokenizers.items() if side in ("dec", *self.limits)}
         found = batching.tokenise(texts, sources, read, self.limits, self.joined)
@@ -98,12 +97,13 @@ class LoadedVAE:
         Raises: DataError naming the first sentence that is empty or too long for the model.
         """
         sampler = self.model.post is not self.model.metric_post
-        if chains is not None and (chains < 1 or not sampler):
-            why = "this model has an encoder and no chains" if chains > 0 else "expected at least 1"
-            raise ValueError(f"chains is {chains}: {why}")
+        if chains is not None:
+            checks.whole("chains", chains, 1)
+            if not sampler:
+                raise ValueError(f"chains is {chains}: this model has an encoder and no chains")
         post = self.model.metric_post if chains is None else self.model.post
+        texts, key = checks.listed(texts), self._key(seed)
         out = np.zeros((len(texts), *self.model.latent_shape), np.float32)
-        key = self._key(seed)
         with Progress("encoding", len(texts), quiet_s=QUIET_S) as progress:
             for place_e, batch in self.batches(texts, sources):
                 mean_egz = scoring.means(self.model.gen, post, chains, self.params, batch, key)
@@ -115,7 +115,8 @@ class LoadedVAE:
         self, n: int, seed: int | None = None, sources: Sequence[str] | None = None
     ) -> Float[np.ndarray, "n g z"]:
         """n latents from the prior; n for each source where there are sources, adjacent."""
-        self._check_sources(sources, None)
+        checks.whole("n", n, 0)
+        sources = self._sources(sources, None)
         cond = None if sources is None else self._given(sources).cond
         total = n if sources is None else n * len(sources)
         out = np.zeros((total, *self.model.latent_shape), np.float32)
@@ -138,13 +139,10 @@ class LoadedVAE:
         A source that stands in front of the text takes up positions: sentences then end where the
         positions of the model do.
         """
-        z_egz = np.asarray(z_egz, np.float32)
-        if z_egz.ndim != 3 or z_egz.shape[1:] != self.model.latent_shape:
-            expected = ("n", *self.model.latent_shape)
-            raise ValueError(f"latents have shape {z_egz.shape}; expected {expected}")
+        z_egz = checks.latents(z_egz, ("n", *self.model.latent_shape))
         if len(z_egz) == 0:
             return []
-        self._check_sources(sources, len(z_egz))
+        sources = self._sources(sources, len(z_egz))
         config = DecodeConfig(**({"method": "greedy", "max_length": self.max_length} | settings))
         given = self._started(len(z_egz)) if sources is None else self._given(sources)
         if "dec" in self.joined:
@@ -208,12 +206,12 @@ class LoadedVAE:
         Args:
           how: "linear", or "slerp" for the arc.
         """
-        z_egz = self.encode([a, b], source and [source] * 2)
+        z_egz = self._ends([a, b], source)
         return self._told(lines.between(z_egz[:1], z_egz[1:], steps, how)[0], source, settings)
 
     def analogy(self, a: str, b: str, c: str, source: str | None = None, **settings: Any) -> str:
         """What is to c as b is to a: the sentence at z(c) + z(b) - z(a)."""
-        z_egz = self.encode([a, b, c], source and [source] * 3)
+        z_egz = self._ends([a, b, c], source)
         moved_gz = z_egz[2] + lines.direction(z_egz[:1], z_egz[1:2])
         return self._told(moved_gz[None], source, settings)[0]
 
@@ -231,7 +229,7 @@ class LoadedVAE:
           dims: counted through all groups; all of them by default.
           offsets: added to the dimension, in units of the latent.
         """
-        (z_gz,) = self.encode([text], source and [source])
+        (z_gz,) = self._ends([text], source)
         z_dtgz = lines.axes(z_gz, range(z_gz.size) if dims is None else dims, offsets)
         told = self._told(z_dtgz.reshape(-1, *z_gz.shape), source, settings)
         return [told[i : i + len(offsets)] for i in range(0, len(told), len(offsets))]
@@ -254,7 +252,8 @@ class LoadedVAE:
           sources: of the corpus.
           metric: "cosine" or "euclidean".
         """
-        query_egz = self.encode([text], source and [source])
+        query_egz = self._ends([text], source)
+        corpus = checks.listed(corpus)
         (places,), (distances,) = nearest(query_egz, self.encode(corpus, sources), n, metric)
         pairs = zip(places.tolist(), distances.tolist(), strict=True)
         return [Neighbor(str(corpus[place]), place, distance) for place, distance in pairs]
@@ -277,6 +276,9 @@ class LoadedVAE:
           k: draws; the bound falls towards the exact value as they grow.
           chunk: draws decoded together; changes memory, not values.
         """
+        texts = checks.listed(texts)
+        checks.whole("k", k, 1)
+        checks.whole("chunk", chunk, 1)
         score = score_batch(self.model, k, chunk, (), self.proposal)
         key = self._key(seed)
         out = np.zeros(len(texts), np.float64)
@@ -299,12 +301,9 @@ class LoadedVAE:
         Args:
           z_egz: the latents, posterior means by default.
         """
-        if z_egz is None:
-            z_egz = self.encode(texts, sources)
-        z_egz = np.asarray(z_egz, np.float32)
-        if z_egz.shape != (len(texts), *self.model.latent_shape):
-            expected = (len(texts), *self.model.latent_shape)
-            raise ValueError(f"latents have shape {z_egz.shape}; expected {expected}")
+        texts = checks.listed(texts)
+        given = self.encode(texts, sources) if z_egz is None else z_egz
+        z_egz = checks.latents(given, (len(texts), *self.model.latent_shape))
         name_of = self.decoder.backend.id_to_token
         out: list[TokenLogProbs | None] = [None] * len(texts)
         for place_e, batch in self.batches(texts, sources):
@@ -326,15 +325,24 @@ class LoadedVAE:
     ) -> list[str]:
         return self.decode(z_egz, sources=source and [source] * len(z_egz), **settings)
 
-    def _check_sources(self, sources: Sequence[str] | None, n: int | None) -> None:
+    def _ends(self, texts: list[str], source: str | None) -> Float[np.ndarray, "n g z"]:
+        """Latents of the sentences that an edit starts from."""
+        if not np.prod(self.model.latent_shape):
+            raise ValueError("this model has no latent: there is nothing to edit or to compare")
+        return self.encode(texts, source and [source] * len(texts))
+
+    def _sources(self, sources: Sequence[str] | None, n: int | None) -> list[str] | None:
+        """Sources as a list, where the model reads any."""
         if not self.conditional:
             if sources is not None:
                 raise ValueError("this model reads no source text; leave `sources` out")
-            return
+            return None
         if sources is None or isinstance(sources, str):
             raise ValueError("this model reads a source text: `sources` is a list of them")
+        sources = checks.listed(sources, "source")
         if n is not None and len(sources) != n:
             raise ValueError(f"{len(sources)} sources for {n} sentences; expected one for each")
+        return sources
 
     def _started(self, n: int) -> _Given:
         start = self.decoder.start_id

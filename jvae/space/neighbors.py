@@ -1,5 +1,6 @@
 """Which sentences of a corpus are nearest to a latent."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -52,7 +53,7 @@ def nearest(
 
 
 def _flat(z_egz: np.ndarray, metric: str) -> np.ndarray:
-    z_ed = np.asarray(z_egz, np.float64).reshape(len(z_egz), -1)
+    z_ed = np.asarray(z_egz, np.float64).reshape(len(z_egz), math.prod(z_egz.shape[1:]))
     if metric == "cosine":
         return z_ed / np.maximum(np.linalg.norm(z_ed, axis=1, keepdims=True), 1e-12)
     return z_ed

@@ -35,6 +35,32 @@ def test_a_code_of_one_dimension_per_factor_beats_a_rotated_and_a_random_one():
     assert disentangle.disentanglement(clean, factor) == best
 
 
+def every_combination(copies=20):
+    """Factors of 3, 4 and 5 values, in every combination equally often, in each half too."""
+    one = np.stack(np.meshgrid(*map(np.arange, (3, 4, 5)), indexing="ij"), axis=-1)
+    return np.tile(one.reshape(-1, 3), (copies, 1))
+
+
+def test_the_known_extremes_of_a_perfect_and_of_a_random_latent(monkeypatch):
+    monkeypatch.setattr(disentangle, "TREES", 20)
+    factor = every_combination()
+    perfect = disentangle.disentanglement(10.0 * factor[:, [2, 0, 1]] - 7, factor)
+    # The gap of a dimension that is its factor, next to ones that know nothing of it, is 1.
+    assert perfect.mig == pytest.approx(1, abs=1e-9)
+    assert perfect.dci_informativeness == 1 and perfect.z_diff == 1 and perfect.z_min_var == 1
+    assert perfect.dci_disentanglement > 0.97 and perfect.dci_completeness > 0.97
+    noise = np.random.default_rng(0).normal(size=(len(factor), 6))
+    chance = disentangle.disentanglement(noise, factor)
+    assert 0 <= chance.mig < 0.01
+    assert chance.dci_disentanglement < 0.03 and chance.dci_completeness < 0.03
+    # Guessing: a third, a quarter and a fifth; and one factor of three.
+    assert chance.dci_informativeness == pytest.approx((1 / 3 + 1 / 4 + 1 / 5) / 3, abs=0.05)
+    assert chance.z_diff < 0.5 and chance.z_min_var < 0.5
+    # Two dimensions that know the same of a factor leave no gap, however much it is.
+    twice = np.repeat(factor, 2, axis=1)
+    assert disentangle.mig(*disentangle.information(twice, factor)) == pytest.approx(0, abs=1e-9)
+
+
 def test_information_is_that_of_the_joint_counts():
     feature = np.array([[0.0], [0.01], [0.99], [1.0]])
     factor = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])

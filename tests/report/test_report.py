@@ -39,6 +39,7 @@ def found(groups=1, **changes) -> Found:
         log=[*log, {"step": 3, "valid/loss": 40.0, "valid/kl": None}],
         phases=[("first", 0), ("second", 2)],
         evaluation=dict(title="t", metrics=metrics, card={"data": [{"name": EVIL}]}, notes=[EVIL]),
+        probes=dict(metrics={"mig": dict(value=0.5, se=None, control=0.1, unit="", note=EVIL)}),
         samples={"prior": [EVIL], "reconstructions": [EVIL, "a", "", "b", "b"]},
         latents=latents,
         notes=[EVIL],
@@ -81,9 +82,9 @@ def test_the_page_is_whole_and_escapes_what_it_shows():
     assert all(link.startswith(("#", "data:image/")) for link in reader.links)
     text = "".join(reader.text)
     # title, heading, two notes, four metrics' notes, reconstruction, sample, strip, card, config...
-    assert text.count(EVIL) >= 11
+    assert text.count(EVIL) >= 12
     sections = {link for link in reader.links if link.startswith("#")}
-    assert {"#metrics", "#training", "#maps", "#interpolations", "#card"} <= sections
+    assert {"#metrics", "#probes", "#training", "#maps", "#interpolations", "#card"} <= sections
     assert "http" not in html.replace("http://www.w3.org", "")
 
 
@@ -105,7 +106,7 @@ def test_equal_values_are_equal_files():
 
 
 def test_what_a_run_lacks_is_left_out():
-    bare = found(latents=None, evaluation=None, log=[], samples={}, phases=[])
+    bare = found(latents=None, evaluation=None, probes=None, log=[], samples={}, phases=[])
     assert figures.draw(bare) == {}
     html = page.render(bare, {})
     assert 'id="config"' in html and 'id="metrics"' not in html and "<figure>" not in html
@@ -129,6 +130,28 @@ def test_curves_have_the_points_of_the_log(monkeypatch):
     assert loss.get_lines()[2].get_xdata()[0] == 2 and beta.get_title() == "β"
     assert len(kl.get_lines()) == 2 and not empty.get_visible()  # one curve and one phase
     assert [note.get_text() for note in loss.texts] == ["first", "second"]
+
+
+def test_long_sentences_go_on_below(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(look, "picture", lambda fig, text: drawn.append(fig))
+    long = " ".join(f"word{i}" for i in range(60)) + " " + "x" * 200
+    figures.strips(["one", "two"], [["a b", long], ["a"]])
+    (fig,) = drawn
+    parts = [(t.get_text(), *t.get_position()) for t in fig.texts]
+    words = [part for part in parts if part[0].startswith(("word", "x"))]
+    assert [w for w, _, _ in words] == [*long.split()[:-1], "x" * 96, "x" * 96, "x" * 8]
+    fig.set_dpi(144)
+    fig.canvas.draw()
+    for t in fig.texts:  # all inside, none over another
+        box = t.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= fig.bbox.x1 and box.y0 >= 0 and box.y1 <= fig.bbox.y1
+    boxes = [t.get_window_extent() for t in fig.texts if t.get_text()]
+    assert not any(
+        a.x0 < b.x1 and b.x0 < a.x1 and a.y0 + 2 < b.y1 and b.y0 + 2 < a.y1
+        for i, a in enumerate(boxes)
+        for b in boxes[i + 1 :]
+    )
 
 
 def test_new_words_are_marked():

@@ -11,7 +11,7 @@ import pytest
 from jvae.api import Generator, Posterior, TextVAE, per_example
 from jvae.data.dataset import RowSpec
 from jvae.data.tokenizers import train_word_level
-from jvae.errors import DataError
+from jvae.errors import ConfigError, DataError
 from jvae.latent.short_run import ChainConfig
 from jvae.models import della, lm, optimus, sri
 from jvae.nn.config import TransformerConfig
@@ -220,23 +220,121 @@ def test_edits():
 # --------------------------------------------------------------------------------------------------
 
 
-def test_what_is_not_text_is_told(caplog):
-    vae = two_values()
-    assert vae.encode([]).shape == (0, 1, 1) and vae.nll([]).shape == (0,)
-    assert vae.decode(np.zeros((0, 1, 1))) == [] and vae.token_log_probs([]) == []
-    for bad, message in (
-        (["a", " \t"], "sentence 2 is empty"),
-        (["a", "b", "a " * 5000], "sentence 3: 5002 tokens .* more than the 24 that the model"),
-        (["a </s> b"], "sentence 1: spells the special token '</s>'"),
+LISTS = {
+    "encode": lambda vae, texts: vae.encode(texts),
+    "reconstruct": lambda vae, texts: vae.reconstruct(texts),
+    "nll": lambda vae, texts: vae.nll(texts, k=1),
+    "token_log_probs": lambda vae, texts: vae.token_log_probs(texts),
+    "neighbors": lambda vae, texts: vae.neighbors("a", texts),
+}
+ONES = {
+    "interpolate": lambda vae, text: vae.interpolate("a", text),
+    "analogy": lambda vae, text: vae.analogy("a", text, "b"),
+    "traverse": lambda vae, text: vae.traverse(text),
+    "neighbors": lambda vae, text: vae.neighbors(text, ["a"]),
+}
+BAD_LISTS = (
+    ("a b", TypeError, "expected a list of sentences, not one string"),
+    (b"a b", TypeError, "expected a list of sentences, not one string"),
+    (None, TypeError, "expected a list of sentences, not NoneType"),
+    (7, TypeError, "expected a list of sentences, not int"),
+    ({"a": "b"}, TypeError, "expected a list of sentences, not dict"),
+    ({"a", "b"}, TypeError, "expected a list of sentences, not set"),
+)
+BAD_TEXTS = (
+    (3, TypeError, "is of type int; expected text"),
+    (None, TypeError, "is of type NoneType; expected text"),
+    (b"a", TypeError, "is of type bytes; expected text"),
+    (["a"], TypeError, "is of type list; expected text"),
+    ("", DataError, "is empty; there is nothing to encode"),
+    (" \t\u3000\n", DataError, "is empty; there is nothing to encode"),
+    ("a \ud83d b", DataError, "holds half of a surrogate pair"),
+    ("a " * 5000, DataError, ": 5002 tokens .* more than the 24 that the model has"),
+    ("a </s> b", DataError, ": spells the special token '</s>'"),
+)
+
+
+@pytest.mark.parametrize("call", LISTS)
+def test_a_list_that_is_none_or_holds_what_is_no_text(call):
+    vae = system("optimus")
+    for bad, kind, message in BAD_LISTS:
+        with pytest.raises(kind, match=message):
+            LISTS[call](vae, bad)
+    for bad, kind, message in BAD_TEXTS:
+        with pytest.raises(kind, match=f"^sentence 2 ?{message}"):
+            LISTS[call](vae, ["a b", bad])
+
+
+@pytest.mark.parametrize("call", ONES)
+def test_an_edit_of_what_is_no_text(call):
+    for bad, kind, message in BAD_TEXTS:
+        with pytest.raises(kind, match=f"^sentence [12] ?{message}"):
+            ONES[call](system("optimus"), bad)
+    with pytest.raises(ValueError, match="this model has no latent"):
+        ONES[call](system("lm"), "a")
+
+
+def test_texts_of_every_shape():
+    vae = system("optimus")
+    plain = vae.encode(["a b", "c"])
+    for same in (("a b", "c"), np.array(["a b", "c"]), (t for t in ("a b", "c"))):
+        np.testing.assert_array_equal(vae.encode(same), plain)
+    # Blanks around a text are no part of it, and a line break is one of the blanks inside.
+    np.testing.assert_array_equal(vae.encode([" a\nb\r\n", "\tc "]), plain)
+    odd = ["🙂", "a 👩‍👩‍👧 b", "\u202eabc", "e\u0301", "a\x00b", "\x1b[31m", "日本語のテキスト"]
+    assert np.isfinite(vae.encode(odd)).all() and np.isfinite(vae.nll(odd, k=1)).all()
+    assert len(vae.reconstruct(odd)) == len(vae.token_log_probs(odd)) == len(odd)
+    assert vae.encode([]).shape == (0, 1, 5) and vae.nll([]).shape == (0,)
+    assert vae.reconstruct([]) == vae.token_log_probs([]) == vae.neighbors("a", []) == []
+
+
+BAD_LATENTS = (
+    (np.zeros((2, 5)), r"shape \(2, 5\); expected \(n, 1, 5\)"),
+    (np.zeros((2, 1, 4)), r"shape \(2, 1, 4\); expected \(n, 1, 5\)"),
+    ("a sentence", "latents are no array of numbers"),
+    ([[[0.0, 1.0]], [[2.0]]], "latents are no array of numbers"),
+    (None, "latents"),
+    (np.array([[[0.0] * 5], [[0.0, np.nan, 0, 0, 0]]]), "latent 2 holds a value that is not fin"),
+    (np.full((1, 1, 5), np.inf), "latent 1 holds a value that is not finite"),
+)
+
+
+def test_latents_and_numbers_that_cannot_be():
+    vae = system("optimus")
+    for bad, message in BAD_LATENTS:
+        with pytest.raises(ValueError, match=message):
+            vae.decode(bad)
+    for call, message in (
+        (lambda: vae.sample(-1), "n is -1; expected a whole number of at least 0"),
+        (lambda: vae.sample(2.5), "n is 2.5; expected a whole number"),
+        (lambda: vae.sample_prior("3"), "n is '3'; expected a whole number"),
+        (lambda: vae.nll(["a"], k=0), "k is 0; expected a whole number of at least 1"),
+        (lambda: vae.nll(["a"], k=2, chunk=0), "chunk is 0; expected"),
+        (lambda: vae.interpolate("a", "b", 1), "steps is 1; expected a whole number of at least 2"),
+        (lambda: vae.interpolate("a", "b", 2.5), "steps is 2.5; expected a whole number"),
+        (lambda: vae.interpolate("a", "b", how="up"), "how is 'up'; expected one of linear, slerp"),
+        (lambda: vae.traverse("a", [5]), "dimension 5: the latent has dimensions 0 to 4"),
+        (lambda: vae.traverse("a", [-1]), "dimension is -1; expected a whole number"),
+        (lambda: vae.traverse("a", [0.5]), "dimension is 0.5; expected a whole number"),
+        (lambda: vae.neighbors("a", ["b"], 0), "0 neighbors; expected at least 1"),
+        (lambda: vae.neighbors("a", ["b"], metric="dot"), "metric is 'dot'; expected one of"),
+        (lambda: vae.encode(["a"], ["b"]), "reads no source text; leave `sources` out"),
+        (
+            lambda: vae.token_log_probs(["a"], z_egz=np.zeros((2, 1, 5))),
+            r"shape \(2, 1, 5\); expected \(1, 1, 5\)",
+        ),
     ):
-        with pytest.raises(DataError, match=message):
-            vae.encode(bad)
-    with pytest.raises(TypeError, match="expected a list of sentences"):
-        vae.encode("a b")
-    with pytest.raises(ValueError, match=r"expected \(1, 1, 1\)"):
-        vae.token_log_probs(["a"], z_egz=np.zeros((2, 1, 1)))
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'temprature'"):
+        vae.sample(1, temprature=2)
+    with pytest.raises(ConfigError, match="decode.method is 'best'; it must be one of greedy"):
+        vae.decode(np.zeros((1, 1, 5)), method="best")
+
+
+def test_unknown_words_are_told(caplog):
     with caplog.at_level(logging.WARNING):
-        assert np.isfinite(vae.encode(["a 🙂 b", "日本"])).all()
+        assert np.isfinite(two_values().encode(["a 🙂 b", "日本"])).all()
     assert "50.0% of the tokens are unknown" in caplog.text
 
 

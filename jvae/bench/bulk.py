@@ -1,0 +1,110 @@
+"""A list of sentences beside a call for each of them: speed and memory of encoding and decoding.
+
+    python -m jvae.bench.bulk runs/optimus-tiny sentences.txt            a JSON line
+    python -m jvae.bench.bulk runs/optimus-tiny sentences.txt --n=2000 --few=500 --alone=50
+
+The bars: a list of `--n` is at least five times as fast, and takes no more memory than one of
+`--few`. Speeds are those of a second pass, behind compilation; the first is told too. Every
+measurement is a process of its own, so that its peak of memory is its own.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from jvae.bench.harness import peak_memory, surroundings
+from jvae.errors import DataError, JvaeError
+
+FASTER = 5.0  # a list than one call for each
+FLAT = 1.1  # most of the peak of memory with many sentences, over that with few
+
+
+def measure(run: str, texts: Sequence[str], alone: bool) -> dict[str, Any]:
+    """Seconds of two passes over the texts, whether they gave the same, and the peak of memory.
+
+    Args:
+      alone: a call for each text; else one for all.
+    """
+    from jvae import loading
+
+    vae = loading.load(run)
+    parts = [[text] for text in texts] if alone else [list(texts)]
+
+    def once() -> list[str]:
+        return [told for part in parts for told in vae.decode(vae.encode(part))]
+
+    (first_s, first), (second_s, second) = (_timed(once) for _ in range(2))
+    return {
+        "sentences": len(texts),
+        "first_s": first_s,
+        "second_s": second_s,
+        "sentences_per_s": len(texts) / second_s,
+        "peak_memory_bytes": peak_memory(),
+        "same": first == second,
+    }
+
+
+def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    begin = time.perf_counter()
+    found = call()
+    return time.perf_counter() - begin, found
+
+
+def compare(run: str, path: Path, n: int, few: int, alone: int) -> dict[str, Any]:
+    """One record of all measurements. Raises: DataError if the file has too few sentences."""
+    if (count := len(_sentences(path, n))) < n:
+        raise DataError(f"{path}: {count} sentences; expected at least --n={n}")
+    found = {}
+    for name, size in (("alone", alone), ("few", few), ("many", n)):
+        words = [run, str(path), f"--n={size}", f"--part={'alone' if name == 'alone' else 'list'}"]
+        command = [sys.executable, "-m", "jvae.bench.bulk", *words]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise DataError(f"{' '.join(words)} ended with {done.returncode}; see above")
+        found[name] = json.loads(done.stdout)
+    return {
+        "case": "bulk",
+        **found,
+        "faster": found["many"]["sentences_per_s"] / found["alone"]["sentences_per_s"],
+        "memory": found["many"]["peak_memory_bytes"] / found["few"]["peak_memory_bytes"],
+        **surroundings(),
+    }
+
+
+def _sentences(path: Path, n: int) -> list[str]:
+    with path.open(encoding="utf-8") as file:
+        return [line.strip() for line in islice(file, n)]
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit code: 1 if a bar is missed, 2 after an error."""
+    parser = argparse.ArgumentParser(prog="python -m jvae.bench.bulk", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("run", help="folder of a run, or an export")
+    parser.add_argument("sentences", type=Path, help="a file, one sentence per line")
+    parser.add_argument("--n", type=int, default=10_000)
+    parser.add_argument("--few", type=int, default=2_000, help="of the second peak of memory")
+    parser.add_argument("--alone", type=int, default=200, help="of the calls one by one")
+    parser.add_argument("--part", choices=("alone", "list"), help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    try:
+        if given.part:
+            texts = _sentences(given.sentences, given.n)
+            print(json.dumps(measure(given.run, texts, given.part == "alone")))
+            return 0
+        record = compare(given.run, given.sentences, given.n, given.few, given.alone)
+    except (JvaeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(record, sort_keys=True))
+    return 0 if record["faster"] >= FASTER and record["memory"] <= FLAT else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

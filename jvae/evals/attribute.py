@@ -1,0 +1,90 @@
+"""Attribute arithmetic: is a latent that an attribute's vector has moved decoded to a sentence with
+it, and how much of the sentence is left?
+
+What a sentence has is judged by a classifier of words, fitted to labelled sentences; so the numbers
+are as good as the classifier, whose own accuracy stands beside them.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jvae.errors import DataError
+from jvae.evals.text import corpus_bleu
+from jvae.space.lines import direction
+
+Decode = Callable[[Float[np.ndarray, "e g z"], Int[np.ndarray, "e"]], list[str]]
+
+
+class Edit(NamedTuple):
+    """Sentences moved to the other value of an attribute, by one multiple of its vector."""
+
+    texts: list[str]
+    toward: tuple[float, float]  # % judged to have the value wanted: of those moved to a, to b
+    bleu: float  # with the sentences as they were, 0 to 100
+
+    @property
+    def flipped(self) -> float:
+        """Mean of both ways, %."""
+        return sum(self.toward) / 2
+
+
+def two_values(label_e: np.ndarray) -> tuple[str, str]:
+    """The two most frequent labels, in alphabetical order.
+
+    Raises: DataError if there is only one.
+    """
+    common = Counter(str(one) for one in label_e).most_common(2)
+    if len(common) < 2:
+        raise DataError("attribute: all labels are one; a vector leads from one value to another")
+    a, b = sorted(value for value, _ in common)
+    return a, b
+
+
+def word_classifier(
+    texts: Sequence[str], label_e: np.ndarray
+) -> Callable[[Sequence[str]], np.ndarray]:
+    """A logistic regression on the words and pairs of words a sentence has: texts -> labels."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    words = CountVectorizer(token_pattern=r"\S+", lowercase=False, binary=True, ngram_range=(1, 2))
+    judge = make_pipeline(words, LogisticRegression(C=1.0, max_iter=300, tol=1e-3))
+    return judge.fit(list(texts), np.asarray(label_e)).predict
+
+
+def vector(
+    z_egz: Float[np.ndarray, "e g z"], label_e: np.ndarray, values: tuple[str, str]
+) -> Float[np.ndarray, "g z"]:
+    """From the first value to the second: the difference of the mean latents."""
+    return direction(*(z_egz[label_e == value] for value in values))
+
+
+def edit(
+    decode: Decode,
+    judge: Callable[[Sequence[str]], np.ndarray],
+    texts: Sequence[str],
+    label_e: np.ndarray,
+    z_egz: Float[np.ndarray, "e g z"],
+    vector_gz: Float[np.ndarray, "g z"],
+    values: tuple[str, str],
+    scale: float,
+) -> Edit:
+    """Moves each sentence to the value it does not have and says what became of it.
+
+    Args:
+      decode: (latents, places of their sentences) -> sentences.
+      scale: of the vector; 0 decodes the latents as they are.
+    """
+    to_b_e = label_e == values[0]
+    sign_e = np.where(to_b_e, 1.0, -1.0).astype(np.float32)
+    moved_egz = z_egz + scale * sign_e[:, None, None] * vector_gz
+    told = decode(moved_egz, np.arange(len(texts)))
+    wanted_e = np.where(to_b_e, values[1], values[0])
+    hit_e = np.asarray(judge(told)) == wanted_e
+    toward = 100.0 * float(hit_e[~to_b_e].mean()), 100.0 * float(hit_e[to_b_e].mean())
+    return Edit(told, toward, corpus_bleu(told, texts)[0])

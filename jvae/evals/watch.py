@@ -1,0 +1,52 @@
+"""How much of the latent is in use while a model trains, by the posteriors of validation."""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key
+
+from jvae.api import Params, Posterior, TextVAE, example_keys
+from jvae.evals.collect import collect, to_host
+from jvae.evals.latent import PosteriorSet, latent_metrics
+
+SENTENCES = 1_000  # of the validation split, its first: what MI and AU are of
+ACTIVE = 0.01  # variance of its mean that makes a unit active
+
+
+@partial(jax.jit, static_argnames=("post",))
+def _draws(
+    post: Posterior, params: Params, q: Any, id_e: Int[Array, "e"], key: Key[Array, ""]
+) -> dict[str, Any]:
+    _, z_key = jax.random.split(key)  # as `measure` does: the draws that the loss is of
+    z_kegz, _ = post.sample(params, q, example_keys(z_key, id_e, jnp.arange(1)))
+    assert post.log_q is not None  # who calls has asked
+    return {
+        "mean_egz": post.mean(params, q),
+        "z_egz": z_kegz[0],
+        "log_q_e": post.log_q(params, q, z_kegz[0]),
+    }
+
+
+def latent_use(
+    model: TextVAE,
+    params: Params,
+    parts: Iterable[tuple[Int[Array, "e"], Any]],
+    key: Key[Array, ""],
+) -> dict[str, float | int]:
+    """Mutual information in nats (at most ln N) and number of active units, as the evaluation
+    measures them.
+
+    Args:
+      parts: ids and posteriors of the sentences of each batch.
+      key: what the posteriors' draws are made of, as in `jvae.api.measure`.
+    """
+    id_e, q = collect(parts)
+    found = to_host(_draws(model.post, params, q, id_e, key))
+    posts = PosteriorSet(id_e, q, kl_e=np.zeros(len(id_e)), kl_egz=None, **found)
+    result = latent_metrics(model, params, posts)
+    assert result is not None
+    return {"mi": result.mi_nats, "au": result.active[ACTIVE]}

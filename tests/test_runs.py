@@ -1,0 +1,43 @@
+"""The three lines of README.md, and the text tools, on finished runs.
+
+JVAE_RUNS=runs/optimus-tiny:runs/sri-tiny pytest -m slow tests/test_runs.py
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jvae
+
+RUNS = [Path(one) for one in os.environ.get("JVAE_RUNS", "").split(":") if one]
+TEXTS = ["a man is sleeping in a park", "two girls were dancing on a stage"]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not RUNS, reason="JVAE_RUNS names no folders of finished runs"),
+]
+
+
+@pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
+def test_the_three_lines_of_the_readme(folder, capsys):
+    vae = jvae.load(folder)
+    if vae.conditional:
+        pytest.skip("the lines are those of a model that reads no source")
+    z = vae.encode(TEXTS)
+    told = vae.decode(z[:1] + 0.5 * (z[1:] - z[:1]))
+    with capsys.disabled():
+        print(f"\n{folder.name}: {told[0]!r}")
+    assert z.shape == (2, *vae.model.latent_shape) and np.isfinite(z).all()
+    assert len(told) == 1 and told[0].strip()
+    np.testing.assert_allclose(z, np.concatenate([vae.encode([text]) for text in TEXTS]), atol=1e-5)
+    nats = vae.nll(TEXTS, k=10)
+    assert (nats > 5).all() and (nats < 60).all()
+    for text, one in zip(TEXTS, vae.token_log_probs(TEXTS), strict=True):
+        assert len(one.tokens) == len(one.nats) > len(text.split()) and (one.nats < 0).all()
+    if not z.size:
+        return
+    assert vae.interpolate(*TEXTS, 3)[0] == vae.reconstruct(TEXTS[:1])[0]
+    assert len(vae.traverse(TEXTS[0], [0])[0]) == 7
+    assert vae.neighbors(TEXTS[0], TEXTS[::-1], 1)[0].place == 1
