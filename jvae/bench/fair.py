@@ -98,13 +98,11 @@ class Runner:
         if self._child is not None and self._child.poll() is None:
             self._child.send_signal(signal.SIGTERM)
 
-    def run(self, words: Sequence[str], log: Path) -> int:
-        """The exit code of `python -m jvae.main`; what it says is added to a file."""
+    def run(self, command: Sequence[str], log: Path) -> int:
+        """The exit code of a command; what it says is added to a file."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "jvae.main", *words], stdout=file, stderr=file
-            )
+            self._child = subprocess.Popen(command, stdout=file, stderr=file)
             return self._child.wait()
 
 
@@ -133,11 +131,11 @@ def run_all(jobs: Sequence[Job], given: argparse.Namespace) -> int:
             one.folder.with_name(f"{one.folder.name}.log"),
         )
         if compiled:
-            words += ["--mode=compile", f"--topology={given.topology}"]
+            command += ["--mode=compile", f"--topology={given.topology}"]
         begin = time.monotonic()
         print(f"{head}: {log}", flush=True)
         done = not compiled and (one.folder / "eval" / "test.txt").is_file()
-        code = 0 if done else runner.run(words, log)
+        code = 0 if done else runner.run(command, log)
         if runner.stopped or code == CODE:
             print("stopped; the same command goes on", file=sys.stderr)
             return CODE

@@ -128,6 +128,7 @@ def tables(rows: Rows) -> str:
     wrong = faults_of(rows)
     for (budget, data), groups in grouped(rows).items():
         first = groups[0][0]
+        sentences = f"{first['evaluated']:,} test sentences"
         parts += [f"### {NAMES.get(data, data)}, budget `{budget}`", ""]
         spread = (
             "mean ± standard deviation over seeds"
@@ -135,7 +136,7 @@ def tables(rows: Rows) -> str:
             else ("± standard error over sentences")
         )
         parts += [
-            f"Nats per sentence; {first['evaluated']:,} test sentences, K = {first['k']}, {spread}.",
+            f"Nats per sentence; {sentences}, K = {first['k']}; {spread}.",
             "",
             *_markdown(COLUMNS, groups),
             "",
