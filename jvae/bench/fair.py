@@ -126,10 +126,8 @@ def run_all(jobs: Sequence[Job], given: argparse.Namespace) -> int:
         runner.listen()
     for number, one in enumerate(todo, 1):
         head = f"{number} of {len(todo)}: {one.data}, {one.entry} {one.point} seed {one.seed}"
-        words, log = (
-            [*one.words, f"--workdir={one.folder}"],
-            one.folder.with_name(f"{one.folder.name}.log"),
-        )
+        log = one.folder.with_name(f"{one.folder.name}.log")
+        command = [sys.executable, "-m", "jvae.main", *one.words, f"--workdir={one.folder}"]
         if compiled:
             command += ["--mode=compile", f"--topology={given.topology}"]
         begin = time.monotonic()
