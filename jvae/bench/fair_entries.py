@@ -72,7 +72,7 @@ BUDGETS = {
         vocab=32_000,
         layers=24,
         width=1_024,
-        latent=768,
+        latent=384,
         lines=None,
         evals=dict(preset="headline"),
         rows=256,
@@ -124,9 +124,8 @@ def _t5(budget: Budget) -> Overrides:
 
 
 def _adavae(budget: Budget) -> Overrides:
-    layers = 3 * budget.layers // 4  # what is around the shared stack takes the rest
-    return _stack(budget, layers, "decoder") | {
-        "model.encoder_layers": layers,
+    return _stack(budget, budget.layers // 2, "decoder") | {
+        "model.encoder_layers": budget.layers // 2,
         "model.adapter": budget.width,
         "model.latent": budget.latent,
         "model.decoder.positions": 256,
@@ -134,8 +133,9 @@ def _adavae(budget: Budget) -> Overrides:
 
 
 def _della(budget: Budget) -> Overrides:
-    return _stack(budget, budget.layers, "decoder") | {
-        "model.latent": budget.latent // budget.layers,
+    layers = budget.layers // 2
+    return _stack(budget, layers, "decoder") | {
+        "model.latent": budget.latent // layers,
         "model.decoder.positions": 256,
     }
 
