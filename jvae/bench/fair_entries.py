@@ -36,21 +36,25 @@ class Budget(NamedTuple):
         return max(4, self.width // 64)
 
 
-SMALL = dict(vocab=4_000, layers=4, width=128, latent=32, seeds=(0,), update=32)
+_TWO_CORES = Budget(
+    words=4e5,
+    update=32,
+    seeds=(0,),
+    vocab=4_000,
+    layers=4,
+    width=128,
+    latent=32,
+    lines=500,
+    evals=dict(samples=100, sentences=250, generate=500, interpolations=10),
+)
 BUDGETS = {
     # About 3 minutes a run on two cores; SRI takes longer, as every update runs a chain.
-    "cpu-short": Budget(
-        words=4e5,
-        lines=500,
-        evals=dict(samples=100, sentences=250, generate=500, interpolations=10),
-        **SMALL,
-    ),
+    "cpu-short": _TWO_CORES,
     # About 10 minutes.
-    "cpu": Budget(
+    "cpu": _TWO_CORES._replace(
         words=1.5e6,
         lines=1_000,
         evals=dict(samples=100, sentences=500, generate=1_000, interpolations=20),
-        **SMALL,
     ),
     # About an hour in all on one GPU.
     "gpu": Budget(
