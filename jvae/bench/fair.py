@@ -174,6 +174,8 @@ def main(argv: Sequence[str]) -> int:
             fair_table.figures(shown, given.out)
             print(f"\n{fair_table.tables(shown)}")
         if given.write:
+            if not DOCUMENT.is_file():
+                raise ConfigError(f"no {DOCUMENT} here; run --write where it is")
             parts = fair_table.made(rows, fair_table.figures(rows, IMAGES))
             text = DOCUMENT.read_text(encoding="utf-8")
             write_text(DOCUMENT, fair_table.filled(text, parts))

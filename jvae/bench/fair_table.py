@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jvae.bench.fair_entries import ENTRIES, SWEEPS
-from jvae.bench.fair_rows import Row, faults_of, key
+from jvae.bench.fair_rows import Row, faults_of, floor_of, key
 from jvae.bench.table import END, NOT_MEASURED
 from jvae.errors import ConfigError
 from jvae.workdir import write_text
@@ -161,7 +161,12 @@ def _warnings(rows: Rows, wrong: Mapping[Any, list[str]]) -> list[str]:
         if row["collapse"]
     ]
     lines += [f"- {_name(row)}: {note}" for row in rows for note in row["notes"] if "loose" in note]
-    if not any(key(row) in wrong for row in rows):
+    alone = [
+        _name(row) for row in rows if ENTRIES[row["entry"]].floor and floor_of(row, rows) is None
+    ]
+    if alone:
+        lines.insert(0, f"- Without the row of its language model: {', '.join(alone)}.")
+    elif not any(key(row) in wrong for row in rows):
         lines.insert(0, "- No row beats its language model or another bound by more than 2 errors.")
     return [*lines, ""]
 

@@ -35,6 +35,7 @@ TINY = fair_entries.Budget(
     evals=dict(samples=2, sentences=4, generate=4, interpolations=1),
     checks=2,
     row_tokens=32,
+    every={"mesh.data": 1},
 )
 
 
@@ -367,6 +368,7 @@ def test_cells_of_one_seed():
     assert lm["KL"] == lm["AU (control)"] == lm["collapsed"] == lm["exact match %"] == "–"
     assert "500 test sentences, K = 100; ± standard error" in text
     assert "No row beats its language model" in text
+    assert "Without the row of its language model: Optimus." in fair_table.tables(rows[1:])
 
 
 def test_cells_of_several_seeds():
