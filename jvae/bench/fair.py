@@ -80,8 +80,8 @@ def plan(given: argparse.Namespace) -> list[Job]:
 
 
 class Runner:
-    """Runs commands one after another; SIGTERM and control-C are passed on to the one that runs,
-    which saves and ends with `jvae.stop.CODE`.
+    """Runs commands one after another. SIGTERM is passed on to the one that runs, control-C reaches
+    it by itself; it saves and ends with `jvae.stop.CODE`.
     """
 
     def __init__(self) -> None:
@@ -89,14 +89,14 @@ class Runner:
         self.stopped = False
 
     def listen(self) -> None:
-        """From now on signals are passed on."""
+        """From now on signals end the work after what runs has saved."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._heard)
 
     def _heard(self, number: int, _: Any) -> None:
         self.stopped = True
-        if self._child is not None and self._child.poll() is None:
-            self._child.send_signal(signal.SIGTERM)
+        if number == signal.SIGTERM and self._child is not None and self._child.poll() is None:
+            self._child.send_signal(number)
 
     def run(self, command: Sequence[str], log: Path) -> int:
         """The exit code of a command; what it says is added to a file."""
@@ -133,7 +133,7 @@ def run_all(jobs: Sequence[Job], given: argparse.Namespace) -> int:
         begin = time.monotonic()
         print(f"{head}: {log}", flush=True)
         done = not compiled and (one.folder / "eval" / "test.txt").is_file()
-        code = 0 if done else runner.run(command, log)
+        code = 0 if done or runner.stopped else runner.run(command, log)
         if runner.stopped or code == CODE:
             print("stopped; the same command goes on", file=sys.stderr)
             return CODE
