@@ -1,0 +1,204 @@
+"""Rows and budgets of the fair table: which models, how large, for how long."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+Overrides = dict[str, Any]  # config values by dotted key
+
+
+class Budget(NamedTuple):
+    """How much a run may do, and how large its model is.
+
+    words: of the training text that a run reads, in whole sentences. update: about so many
+    sentences in each. layers, width: of the Transformer language model. latent: dimensions in all.
+    lines: of the validation and of the test file, a seeded draw; None for all. rows: rows of a
+    batch are a multiple of it. compiled: on a slice that is not there; nothing is trained.
+    """
+
+    words: float
+    update: int
+    seeds: tuple[int, ...]
+    vocab: int
+    layers: int
+    width: int
+    latent: int
+    lines: int | None
+    evals: Overrides
+    checks: int = 8
+    rows: int = 1
+    row_tokens: int = 64
+    every: Overrides = {}  # for all models
+    compiled: bool = False
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of every Transformer."""
+        return max(4, self.width // 64)
+
+
+_TWO_CORES = Budget(
+    words=4e5,
+    update=32,
+    seeds=(0,),
+    vocab=4_000,
+    layers=4,
+    width=128,
+    latent=32,
+    lines=500,
+    evals=dict(samples=100, sentences=250, generate=500, interpolations=10),
+)
+BUDGETS = {
+    # About 3 minutes a run on two cores; SRI takes longer, as every update runs a chain.
+    "cpu-short": _TWO_CORES,
+    # About 10 minutes.
+    "cpu": _TWO_CORES._replace(
+        words=1.5e6,
+        lines=1_000,
+        evals=dict(samples=100, sentences=500, generate=1_000, interpolations=20),
+    ),
+    # About an hour in all on one GPU.
+    "gpu": Budget(
+        words=8e6,
+        update=128,
+        seeds=(0, 1, 2),
+        vocab=8_000,
+        layers=8,
+        width=256,
+        latent=32,
+        lines=2_000,
+        evals=dict(samples=500, sentences=1_000, generate=2_000, interpolations=20),
+    ),
+    # For a slice of accelerators; compiled and counted here, never run.
+    "pod": Budget(
+        words=4e9,
+        update=8_192,
+        seeds=(0,),
+        vocab=32_000,
+        layers=24,
+        width=1_024,
+        latent=384,
+        lines=None,
+        evals=dict(preset="headline"),
+        rows=256,
+        row_tokens=256,
+        every={"optim.lr": 3e-4},
+        compiled=True,
+    ),
+}
+
+
+class Entry(NamedTuple):
+    """A row of the table.
+
+    config: file and preset. knob: keys that take the size which is found, and its unit. floor: the
+    language model with the same kind of decoder. values: what else differs from the preset.
+    """
+
+    title: str
+    config: str
+    knob: tuple[str, ...]
+    unit: int
+    floor: str | None
+    values: Callable[[Budget], Overrides]
+
+
+def _stack(budget: Budget, layers: int, *sides: str) -> Overrides:
+    """The sizes of Transformer stacks; attention heads share the width."""
+    own = dict(layers=layers, width=budget.width, heads=budget.heads)
+    if budget.compiled:
+        own |= dict(dtype="bfloat16", init_std=0.02, unroll=1)
+    return {f"model.{side}.{key}": value for side in sides for key, value in own.items()}
+
+
+def _lm(budget: Budget) -> Overrides:
+    return _stack(budget, budget.layers, "decoder") | {"model.decoder.mlp": 4 * budget.width}
+
+
+def _optimus(budget: Budget) -> Overrides:
+    return _stack(budget, budget.layers // 2, "encoder", "decoder") | {
+        "model.latent": budget.latent
+    }
+
+
+def _t5(budget: Budget) -> Overrides:
+    own = _stack(budget, budget.layers // 2, "decoder")
+    own.pop("model.decoder.init_std", None)
+    head = budget.width // budget.heads
+    return own | {"model.decoder.head": head, "model.latent": budget.latent}
+
+
+def _adavae(budget: Budget) -> Overrides:
+    return _stack(budget, budget.layers // 2, "decoder") | {
+        "model.encoder_layers": budget.layers // 2,
+        "model.adapter": budget.width,
+        "model.latent": budget.latent,
+        "model.decoder.positions": 256,
+    }
+
+
+def _della(budget: Budget) -> Overrides:
+    layers = budget.layers // 2
+    return _stack(budget, layers, "decoder") | {
+        "model.latent": budget.latent // layers,
+        "model.decoder.positions": 256,
+    }
+
+
+def _lstm(budget: Budget) -> Overrides:
+    del budget
+    return {}
+
+
+def _latent(budget: Budget) -> Overrides:
+    return {"model.latent": budget.latent}
+
+
+def _sri_transformer(budget: Budget) -> Overrides:
+    return _stack(budget, budget.layers, "decoder") | {
+        "model.latent": budget.latent,
+        "model.decoder.dropout": 0.0,
+        "model.decoder.init_std": 0.06,
+        "model.chain.steps": 10,
+        "model.warm_up.epoch_steps": 0,
+        "data.packing": "pack",
+        "optim.lr": 3e-3,
+        "optim.warmup_steps": 100,
+    }
+
+
+_MLP = ("model.decoder.mlp",)
+_LSTM = ("model.decoder.hidden", "model.decoder.width")  # of width half the hidden state
+_LSTM_VAE = (*_LSTM, "model.encoder.hidden", "model.encoder.width")
+ENTRIES = {
+    "lm": Entry("Transformer LM", "lm", (), 0, None, _lm),
+    "lstm_lm": Entry("LSTM LM", "lm:lstm", _LSTM, 8, None, _lstm),
+    "lstm_vae": Entry("LSTM-VAE", "lstm_vae", _LSTM_VAE, 8, "lstm_lm", _latent),
+    "lstm_vae_annealed": Entry(
+        "LSTM-VAE, annealed", "lstm_vae:annealed", _LSTM_VAE, 8, "lstm_lm", _latent
+    ),
+    "lstm_vae_free_bits": Entry(
+        "LSTM-VAE, AE + free bits", "lstm_vae:ae_free_bits", _LSTM_VAE, 8, "lstm_lm", _latent
+    ),
+    "optimus": Entry("Optimus", "optimus", (*_MLP, "model.encoder.mlp"), 16, "lm", _optimus),
+    "t5_vae": Entry("T5-VAE", "t5_vae", _MLP, 16, "lm", _t5),
+    "adavae": Entry("AdaVAE", "adavae", _MLP, 16, "lm", _adavae),
+    "della": Entry("DELLA", "della", _MLP, 16, "lm", _della),
+    "sri": Entry("SRI", "sri", _LSTM, 8, "lstm_lm", _latent),
+    # Not in the table by default.
+    "sri_transformer": Entry(
+        "SRI, Transformer", "sri:transformer", _MLP, 16, "lm", _sri_transformer
+    ),
+    "optimus_plain": Entry(
+        "Optimus, β = 1", "optimus:tiny_plain", (*_MLP, "model.encoder.mlp"), 16, "lm", _optimus
+    ),
+    "della_plain": Entry("DELLA, β = 1", "della:tiny_plain", _MLP, 16, "lm", _della),
+}
+DEFAULT = tuple(ENTRIES)[:10]
+# Rate against distortion. Short-run inference has no β: its chains sample from p(x, z)^(1/τ²), so
+# what they minimise is Rec + E[-log p(z)] - τ² H(q), the bound at τ = 1 and narrower posteriors of
+# a higher rate below.
+SWEEPS: Mapping[str, tuple[str, tuple[float, ...]]] = {
+    "optimus": ("objective.beta.stop", (0.1, 0.3, 1.0)),
+    "della": ("objective.beta.stop", (0.1, 0.3, 1.0)),
+    "sri": ("model.chain.temperature", (0.05, 0.5, 1.0)),
+}
