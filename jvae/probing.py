@@ -62,7 +62,8 @@ def probe(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = "te
     if not has_latent(this.model):
         raise ConfigError(f"probe: {this.config.name} has no latent to probe")
     test, train = labels_of(this, split), labels_of(this, "train")
-    most = max(cfg.few_labels)  # training sentences that probes and clusters are fitted to
+    # Training sentences that probes and clusters are fitted to: several draws of the fewest labels.
+    most = max(*cfg.few_labels, probes.SEEDS * min(cfg.few_labels))
     fitted = {kind: label_e[:most] for kind, label_e in train.items()}
     chosen = np.arange(len(this.data[split]))
     if cfg.sentences:
