@@ -108,6 +108,7 @@ def base() -> ConfigDict:
             check_every=1_000,  # validate, keep the best, save
             keep=2,  # newest checkpoints kept beside the best
             tensorboard=True,
+            steps_per_call=1,  # updates in one compiled call, where steps are shorter than launches
             accumulate=1,  # parts that a batch is measured in, one after another
             patience=0,  # checks without a better validation loss that end training; 0: never
             collapse_kl=0.1,  # nats; a validation KL below it raises the alarm

@@ -80,6 +80,8 @@ def compile_phase(this: run.Run, phase: Phase, mesh: Mesh, begin: int) -> Progra
         objective.z == "posterior" and model.latent_shape[0] > 0 and model.post.log_q is not None
     )
     valid_step = step.make_valid_step(model, objective, float(phase.objective.beta.stop), watched)
+    if cfg.train.steps_per_call > 1:
+        train_step = step.several(train_step)
     train_step = meshes.under(mesh, train_step)
     valid_step = meshes.under(mesh, valid_step)
     begun = jax.jit(start, out_shardings=state_where)

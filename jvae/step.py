@@ -154,6 +154,20 @@ def make_train_step(
     return train_step
 
 
+def several(
+    train_step: Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums]],
+) -> Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums]]:
+    """The same updates on batches one behind the other along a new first axis, in one program: the
+    host says once what it would say for each. Returns the last state and the sums over all.
+    """
+
+    def steps(state: TrainState, batches: Batch, base: Key[Array, ""]) -> tuple[TrainState, Sums]:
+        state, sums = jax.lax.scan(lambda s, batch: train_step(s, batch, base), state, batches)
+        return state, jax.tree.map(lambda a_s: jnp.sum(a_s, axis=0), sums)
+
+    return steps
+
+
 def training_posterior(model: TextVAE, objective: Objective) -> TextVAE:
     """The model with the posterior that an objective trains with."""
     if objective.z == "posterior":

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jvae import config as configs
 from jvae import goodput, initial, metrics, phases, program, run, schedules, workdir
-from jvae.api import Params
+from jvae.api import Batch, Params
 from jvae.checkpoint import Checkpoints
 from jvae.data.dataset import batches, eval_batches
 from jvae.errors import ConfigError, TrainingError
@@ -57,6 +57,7 @@ def train(
     for phase in plan:
         schedules.build(phase.objective.beta, phase.steps)
         _check_accumulation(config, run.build_objective(phase.objective))
+        _check_calls(config, phase)
     mesh = meshes.make_mesh(config.mesh)
     shards = meshes.row_shards(mesh) * config.train.accumulate
     if config.data.batch_rows % shards:
@@ -117,7 +118,7 @@ def train(
         workers=cfg.data.workers,
     )
     check = _checker(this, mesh, key["valid"])
-    clock = _Clock(done)
+    clock, together = _Clock(done), cfg.train.steps_per_call
     with ckpts, writer, stream, stop.at_steps(), jax.transfer_guard("disallow"):
         spent.enter(goodput.TRAINING)
         compiled = False
@@ -131,13 +132,15 @@ def train(
                     state = current.start(state.params)
                 program.log_phase(current, state.params)
                 clock, compiled = _Clock(done), False
-            done, best = done + 1, None
+            done, best = done + together, None
             end = at.begin + current.phase.steps
             with spent.of(goodput.WAITING):
-                batch, position = next(stream)
+                read = [next(stream) for _ in range(together)]
+                batch, position = read[-1]
             doing = goodput.TRAINING if compiled else goodput.COMPILING
             with jax.profiler.StepTraceAnnotation("train", step_num=done), spent.of(doing):
-                state, sums = current.train_step(state, meshes.to_device(batch, mesh), base)
+                given = _placed([one for one, _ in read], mesh)
+                state, sums = current.train_step(state, given, base)
             compiled = True
             meter = metrics.add(meter, sums)
             writer.progress(done)
@@ -227,6 +230,32 @@ def _check_accumulation(config: ConfigDict, objective: Objective) -> None:
             f"objective.kl_floor={MEAN_SUM} is of the mean over a batch, which train.accumulate="
             f"{config.train.accumulate} never sees whole; use another floor, or accumulate=1"
         )
+
+
+def _check_calls(config: ConfigDict, phase: phases.Phase) -> None:
+    together = config.train.steps_per_call
+    if together < 1:
+        raise ConfigError(f"train.steps_per_call is {together}; expected at least 1")
+    if together > 1 and config.data.packing == "bucket":
+        raise ConfigError(
+            "train.steps_per_call needs batches of one shape; set data.packing=pack, or "
+            "train.steps_per_call=1"
+        )
+    steps = dict(log_every=config.train.log_every, check_every=config.train.check_every)
+    steps[f"steps of phase {phase.name or 'one'}"] = phase.steps
+    for name, count in steps.items():
+        if count % together:
+            raise ConfigError(
+                f"train.steps_per_call is {together}, but {name} is {count}; use a multiple"
+            )
+
+
+def _placed(batches: list[Batch], mesh: Mesh) -> Batch:
+    """Batches of one call on the devices, several along a new first axis."""
+    if len(batches) == 1:
+        return meshes.to_device(batches[0], mesh)
+    stacked = jax.tree.map(lambda *parts: np.stack(parts), *batches)
+    return meshes.to_device(stacked, mesh, stacked=True)
 
 
 def _checker(

@@ -104,9 +104,13 @@ def gathered(tree: Any) -> Any:
     return jax.lax.with_sharding_constraint(tree, PartitionSpec())
 
 
-def to_device(batch: Any, mesh: Mesh) -> Any:
-    """This process's part of a batch to the global one, cut over the mesh's row axes."""
-    where = batch_sharding(mesh)
+def to_device(batch: Any, mesh: Mesh, *, stacked: bool = False) -> Any:
+    """This process's part of a batch to the global one, cut over the mesh's row axes.
+
+    Args:
+      stacked: several batches, along a first axis that stays whole.
+    """
+    where = NamedSharding(mesh, PartitionSpec(None, ROWS)) if stacked else batch_sharding(mesh)
     return jax.tree.map(lambda part: jax.make_array_from_process_local_data(where, part), batch)
 
 
