@@ -20,6 +20,12 @@ SMALL = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _few_edits(monkeypatch):
+    monkeypatch.setattr(probing, "EDITED", 5)
+    monkeypatch.setattr(probing, "SCALES", (1.0,))
+
+
 def opened(tmp_path, *more):
     config = configs.apply_overrides(configs.load("optimus"), (*SMALL, *more))
     this = run.open_run(config, tmp_path / "run")
@@ -48,14 +54,14 @@ def test_labels_of_a_file(tmp_path):
     assert "permuted" in rows["probe_label"]["note"]
     assert report.card.controls["probe"] == "untrained model"
     # Nothing is flipped by no vector; the sentences moved stand below themselves.
-    assert {f"attribute_label_{one}_{s}" for one in ("flip", "bleu") for s in "0123"} <= set(rows)
+    assert {f"attribute_label_{one}_{s}" for one in ("flip", "bleu") for s in "01"} <= set(rows)
     assert "to many" in rows["attribute_label_flip_1"]["note"]
     assert "many to one" in rows["attribute_label_order"]["note"]
     blocks = (this.workdir / "samples/attribute.txt").read_text().split("\n\n")
     heads = [block.split("\n")[0].split("\t") for block in blocks if block.strip()]
     assert [counted[text] for _, text in heads] == [label for label, _ in heads]
-    assert sorted(text for _, text in heads) == sorted(this.data["test"].texts)
-    assert [row.split("\t")[0] for row in blocks[0].split("\n")[1:]] == ["+0", "+1", "+2", "+3"]
+    assert sorted(label for label, _ in heads) == ["many"] * 5 + ["one"] * 5
+    assert [row.split("\t")[0] for row in blocks[0].split("\n")[1:]] == ["+0", "+1"]
     sizes = dict(few_labels=(20, 40), sentences=12)
     this.config.evals.update(sizes)
     small = probing.probe(this, mesh, params, 0)

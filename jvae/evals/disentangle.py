@@ -126,8 +126,10 @@ def dci(
             TREES,
             min_samples_leaf=5,
             max_features=None,
+            n_jobs=-1,
             random_state=seed,
         ).fit(x, y)
+        forest.n_jobs = 1  # threads would add up the votes in any order
         importance_df.append(forest.feature_importances_)
         accuracy.append(forest.score(test_x, test_y))
     share_df = np.array(importance_df).T + 1e-12

@@ -23,6 +23,7 @@ from jvae.space.loaded import LoadedVAE
 log = logging.getLogger(__name__)
 
 SENTENCES = 1_000  # test sentences that maps and tables rest on
+CHAINED = 250  # the same where each takes Langevin chains
 PAIRS, STEPS = 3, 9  # interpolations
 TRAVERSED = 4  # dimensions, those of the largest KL
 OFFSETS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # in standard deviations over sentences
@@ -82,20 +83,23 @@ def gather(config: ConfigDict, folder: Path) -> Found:
     Raises: CheckpointError if there is no checkpoint that fits.
     """
     notes: list[str] = []
+    planned = _phases(config)
     vae = loading.load(folder)
+    sampler = vae.model.post is not vae.model.metric_post
     latents = None
     if not has_latent(vae.model):
         notes.append("A language model has no latent: no maps, interpolations or traversals.")
     else:
         try:
-            texts, sources, labels = _sentences(config, folder)
+            most = CHAINED if sampler else SENTENCES
+            texts, sources, labels = _sentences(config, folder, most)
             latents = _latents(vae, texts, sources, labels)
         except JvaeError as error:
             notes.append(f"Its test sentences cannot be read, so nothing is shown of them: {error}")
     evaluation, probes = (_report(folder / "eval" / f"{name}.json") for name in ("test", "probe"))
     if evaluation is None:
         notes.append(f"No evaluation: {folder}/eval/test.json is written by --mode=eval.")
-    if vae.model.post is not vae.model.metric_post:
+    if sampler:
         notes.append(
             "Validation shows no KL, mutual information or active units: without an encoder they "
             "take chains of their own, which the evaluation runs."
@@ -107,7 +111,7 @@ def gather(config: ConfigDict, folder: Path) -> Found:
         name=str(config.name),
         config=configs.flatten(config),
         log=metrics.read_lines(path) if path.is_file() else [],
-        phases=_phases(config),
+        phases=planned,
         evaluation=evaluation,
         probes=probes,
         samples=_samples(folder / "samples"),
@@ -135,18 +139,18 @@ def _samples(folder: Path) -> dict[str, list[str]]:
 
 
 def _sentences(
-    config: ConfigDict, folder: Path
+    config: ConfigDict, folder: Path, most: int
 ) -> tuple[list[str], list[str] | None, dict[str, list[str]]]:
     """Test sentences, their sources where the model reads any, and labels by kind."""
     if not config.data.train:
-        made = grammar.corpus("test", SENTENCES)
+        made = grammar.corpus("test", most)
         labels = {
             factor.name: [factor.values[s.factors[i]] for s in made]
             for i, factor in enumerate(grammar.FACTORS)
         }
         return [s.text for s in made], None, labels
     found = run.open_run(config, folder).data["test"].lines
-    count = min(SENTENCES, len(found))
+    count = min(most, len(found))
     parts = (found.text, found.source, found.label)
     texts, sources, kinds = (
         None if part is None else [str(part[i]) for i in range(count)] for part in parts

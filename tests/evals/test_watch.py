@@ -59,7 +59,6 @@ def test_validation_gives_the_posteriors_its_sums_are_of():
         want = latent_metrics(model, params, posts)
         assert found["au"] == want.active[0.01] > 0
         np.testing.assert_allclose(found["mi"], want.mi_nats, atol=1e-5)
-        assert 0.1 < found["mi"] < want.ceiling_nats + 1
         # The order of batches and sentences changes nothing.
         again = watch.latent_use(model, params, parts[::-1], key)
         assert again == found
