@@ -272,7 +272,14 @@ class System:
 PACKINGS = _make_packings()
 
 
-@pytest.fixture(scope="session", params=SYSTEMS)
+# Forms of a system of which a richer one is in the fast suite.
+SLOW = ("adavae", "optimus-memory", "optimus-embedding", "optimus-mean")
+
+
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(s, marks=[pytest.mark.slow] * (s in SLOW)) for s in SYSTEMS],
+)
 def system(request) -> System:
     return System(request.param)
 

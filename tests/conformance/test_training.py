@@ -49,7 +49,11 @@ def test_z_moves_its_own_sentence_alone(system, sentences):
 OTHER_LAYERS = ("adavae-all", "della", "optimus-both", "t5_vae")
 
 
-@pytest.mark.parametrize("choice", [dict(remat="dots", unroll=2), dict(remat="full")], ids=str)
+@pytest.mark.parametrize(
+    "choice",
+    [dict(remat="dots", unroll=2), pytest.param(dict(remat="full"), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_compute_choices_change_no_number(system, sentences, choice):
     if system.name not in OTHER_LAYERS:
         pytest.skip("no layers of its own to recompute or unroll")

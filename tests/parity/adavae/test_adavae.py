@@ -310,7 +310,15 @@ def _spy(function, seen, name):
     return call
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+# Both parts of these have a case of their own, or they repeat one in float32.
+SLOW = (("psa_input", "float64"), ("psa_softmax", "float64"), ("psa_atm", "float32"))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES],
+    ids="-".join,
+)
 def done(request):
     """A case and all it computes."""
     variant, dtype = request.param

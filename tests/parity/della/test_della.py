@@ -18,6 +18,7 @@ from jvae.api import measure
 from jvae.latent import layerwise
 from jvae.models import della
 from jvae.nn import fusion, gpt2, pool
+from jvae.nn.attention import Sight
 from jvae.nn.layers import LayerNorm
 from jvae.nn.transformer import Gpt2Layer
 from jvae.objectives import batch_loss, per_sentence
@@ -35,10 +36,11 @@ def _encoder(case, params):
     side, dec, p = case.batch.enc, case.config.decoder, params["decoder"]
     rows, length = side.token_bt.shape
     place_bt = jnp.broadcast_to(jnp.arange(length)[None], (rows, length))
-    mask_bts = jnp.broadcast_to(side.segment_bt[:, None] > 0, (rows, length, length))
+    real_bt = (side.segment_bt > 0).astype(jnp.int32)
+    sight = Sight(jnp.ones_like(real_bt), real_bt, causal=False)
     x_btd = gpt2.embed(dec, p, side.token_bt, place_bt)
     read = lambda x_btd, _: x_btd  # noqa: E731
-    last, outputs = gpt2.encode(dec, p, x_btd, mask_bts, read)
+    last, outputs = gpt2.encode(dec, p, x_btd, sight, read)
     query_gd = params["posterior"]["pool"]["kernel"]
     out = {f"enc/block_out_{i}": x for i, x in enumerate(outputs)}
     latent = outputs[case.config.begin_layer :]
