@@ -14,7 +14,7 @@ from jvae.evals.compat import della as compat
 from jvae.latent import gaussian, layerwise
 from jvae.models import della
 from jvae.nn import fusion, gpt2
-from jvae.nn.attention import attend
+from jvae.nn.attention import masked
 from jvae.nn.layers import LayerNorm
 from jvae.nn.transformer import Gpt2Layer
 
@@ -92,7 +92,7 @@ def _released_start(config: della.DellaConfig):
         for i in range(dec.layers):
             one_layer, _ = jax.tree.map(lambda a, i=i: a[i], (p["layers"], fuse_l))
             kv = cache.key_lemnh[i, :, :width], cache.value_lemnh[i, :, :width]
-            look = lambda q, k, v, kv=kv: (attend(q, *kv, seen_e1m), None)  # noqa: E731
+            look = lambda q, k, v, kv=kv: (masked(q, *kv, seen_e1m), None)  # noqa: E731
             x, _ = Gpt2Layer(dec).apply({"params": one_layer}, x, look)
         x = LayerNorm(dec.norm_eps).apply({"params": p["norm"]}, x)
         padded_e = prompt.length_e < width
