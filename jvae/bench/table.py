@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jvae.bench import compiled
 from jvae.errors import ConfigError, JvaeError
 from jvae.metrics import read_lines
 from jvae.workdir import write_text
@@ -134,7 +135,10 @@ def runs_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = {"runs": runs_table}
+TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = {
+    "runs": runs_table,
+    "compiled": lambda _: compiled.table(),  # rows of its own
+}
 
 
 def filled(text: str, rows: Sequence[Row]) -> str:

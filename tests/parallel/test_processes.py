@@ -147,3 +147,62 @@ def test_one_process_told_to_stop_stops_all_at_one_step(corpus, tmp_path):
     (step,) = (int(path.name) for path in (tmp_path / "run/ckpt/last").iterdir())
     assert 0 < step < 1500 and lines(tmp_path / "run")[-1]["step"] == step
     assert said.count(f"saved step {step} of 1500") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_a_process_that_dies_ends_the_run_and_the_same_command_goes_on(corpus, tmp_path):
+    sizes = ("--config.train.steps=1500", "--config.train.check_every=20")
+    run = start(corpus, tmp_path / "run", 2, 1, *sizes)
+    last = tmp_path / "run/ckpt/last"
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not (last.exists() and saved(last)):
+        time.sleep(0.05)
+    os.kill(int((tmp_path / "run/lock").read_text().split()[1]), signal.SIGKILL)
+    _, said = run.communicate(timeout=300)
+    assert run.returncode not in (0, 75), said
+    before = saved(last)
+    assert before, said
+    again = start(corpus, tmp_path / "run", 2, 1, *sizes)
+    log = tmp_path / "run/metrics.jsonl"
+    while time.monotonic() < deadline + 300 and lines(tmp_path / "run")[-1]["step"] <= before[-1]:
+        time.sleep(0.05)
+    again.send_signal(signal.SIGTERM)
+    _, said = again.communicate()
+    assert again.returncode == 75, said
+    assert f"resumed at step {before[-1]} of 1500" in said and log.exists()
+
+
+def saved(last: Path) -> list[int]:
+    return sorted(int(path.name) for path in last.iterdir() if path.name.isdigit())
+
+
+APART = """
+import os, sys
+import numpy as np, jax
+from jvae.parallel import mesh as meshes, processes
+from jvae.evals.collect import to_host
+processes.join(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
+a, b, c, d = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+mesh = jax.sharding.Mesh(np.array([c, a, b, d]).reshape(4, 1, 1), meshes.AXES)
+part, parts = meshes.row_part(mesh, 8)
+assert parts == 2
+x_bt = np.arange(8 * 3).reshape(2, 4, 3)[part]
+sent = to_host(meshes.to_device(x_bt, mesh))
+whole = np.arange(8 * 3).reshape(8, 3)
+assert sorted(map(tuple, sent)) == sorted(map(tuple, whole)), sent
+first = np.concatenate([sent[:2], sent[6:]])
+assert np.array_equal(first, whole[:4]) or np.array_equal(first, whole[4:]), sent
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_devices_of_a_process_need_not_be_neighbours(tmp_path):
+    """Mesh order 1, 0, 0, 1: every row arrives once, each half in the order of its process."""
+    port = str(20_000 + os.getpid() % 20_000)
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    env |= {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", APART, port]
+    both = [subprocess.Popen([*command, str(i)], env=env) for i in range(2)]
+    assert [one.wait(timeout=300) for one in both] == [0, 0]

@@ -1,0 +1,130 @@
+"""What a program does, counted in its text: matrix products as traced, collectives as compiled."""
+
+import math
+import re
+from collections import Counter
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_BYTES = dict(pred=1, s8=1, u8=1, bf16=2, f16=2, s16=2, u16=2, f32=4, s32=4, u32=4, f64=8, s64=8)
+
+
+class Traffic(NamedTuple):
+    """Collectives of one kind: how many run, bytes of their results, bytes a device sends."""
+
+    count: int
+    result_bytes: int
+    sent_bytes: float
+
+
+def matmul_flops(traced: ClosedJaxpr | Jaxpr, turns: int = 1) -> float:
+    """2 x M x N x K of every matrix product of a program, over all devices.
+
+    A scan counts as often as it runs, of a conditional the dearest branch.
+
+    Args:
+      turns: how often while loops run, which is not known before.
+    """
+    jaxpr = traced.jaxpr if isinstance(traced, ClosedJaxpr) else traced
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left: Any = equation.invars[0].aval
+            result: Any = equation.outvars[0].aval
+            total += 2.0 * math.prod(result.shape) * math.prod(left.shape[i] for i in contracted)
+        inner = [
+            matmul_flops(part, turns)
+            for part in jax.tree.leaves(
+                list(equation.params.values()),
+                is_leaf=lambda x: isinstance(x, ClosedJaxpr | Jaxpr),
+            )
+            if isinstance(part, ClosedJaxpr | Jaxpr)
+        ]
+        if equation.primitive.name == "cond":
+            total += max(inner, default=0.0)
+        else:
+            times = {"scan": equation.params.get("length"), "while": turns}
+            total += times.get(equation.primitive.name, 1) * sum(inner)
+    return total
+
+
+def collectives(hlo: str, devices: int, turns: int = 1) -> dict[str, Traffic]:
+    """Collectives by kind, of a compiled program's text, per device.
+
+    A device of a ring of n sends of an all-reduce 2 (n - 1) / n of its bytes, of the others
+    (n - 1) / n of the larger side.
+
+    Args:
+      devices: how many run the program.
+      turns: how often loops run of which the compiler does not know it.
+    """
+    own: dict[str, Counter[tuple[str, int, float]]] = {}
+    calls: dict[str, Counter[str]] = {}
+    entry = here = ""
+    for line in hlo.splitlines():
+        if header := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
+            here = header[2]
+            entry = here if header[1] else entry
+            own[here], calls[here] = Counter(), Counter()
+        found = re.search(r"= (.*?) ([a-z\-]+)\(", line)
+        if not found or not here:
+            continue
+        kind = found[2].removesuffix("-start")
+        if kind in COLLECTIVES:
+            size = _size(found[1], kind != found[2])
+            # The TPU's compiler writes a reduce-scatter as a function of that name.
+            scattered = "all-reduce-scatter" in here
+            group = _group(line, devices)
+            own[here][kind, size, _sent(kind, size, group, scattered)] += 1
+        looped = 1
+        if kind == "while":
+            known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+            looped = int(known[1]) if known else turns
+        for called in re.findall(r"(?:body|calls|to_apply|computation)=%?([\w.\-]+)", line):
+            calls[here][called] += looped
+        for branches in re.findall(r"branch_computations=\{([^}]*)\}", line):
+            calls[here].update(re.findall(r"[\w.\-]+", branches))
+    total: dict[str, Traffic] = {}
+
+    def add(name: str, times: int) -> None:
+        for (kind, size, sent), count in own.get(name, Counter()).items():
+            many, most, all_sent = total.get(kind, Traffic(0, 0, 0.0))
+            count *= times
+            total[kind] = Traffic(many + count, most + count * size, all_sent + count * sent)
+        for called, count in calls.get(name, Counter()).items():
+            add(called, times * count)
+
+    add(entry, 1)
+    return total
+
+
+def _sent(kind: str, result: int, group: int, scattered: bool) -> float:
+    share = (group - 1) / group
+    if kind == "collective-permute":
+        return result
+    if kind == "reduce-scatter":
+        return result * (group - 1)
+    return result * share * (2 if kind == "all-reduce" and not scattered else 1)
+
+
+def _group(line: str, devices: int) -> int:
+    """How many devices take part in one collective."""
+    if found := re.search(r"replica_groups=\[(\d+(?:,\d+)*)\]<=", line):
+        return int(found[1].rpartition(",")[2])
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return found[1].count(",") + 1
+    return devices
+
+
+def _size(shapes: str, begun: bool) -> int:
+    """Bytes of a result; one that is only begun holds its operand too, so the largest part is."""
+    parts = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+    sizes = [
+        _BYTES.get(kind, 4) * math.prod(int(one) for one in dims.split(",") if one)
+        for kind, dims in parts
+    ]
+    return max(sizes, default=0) if begun else sum(sizes)

@@ -1,0 +1,94 @@
+"""Counting what a program does, on programs whose counts are known."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jvae import counts
+
+HLO = """\
+HloModule jit_step
+
+%body.1 (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %g = f32[4,8]{1,0} get-tuple-element(%p), index=1
+  %all-reduce.3 = f32[4,8]{1,0} all-reduce(%g), replica_groups={{0,1},{2,3}}, to_apply=%add
+}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %s = f32[] add(%a, %b)
+}
+
+ENTRY %main.9 (x: f32[4,8]) -> f32[4,8] {
+  %w = (s32[], f32[4,8]) while(%t), condition=%c, body=%body.1, \
+backend_config={"known_trip_count":{"n":"12"}}
+  %ag = (bf16[2,8]{1,0:T(8,128)}, bf16[4,8]{1,0}) all-gather-start(%x), \
+replica_groups=[1,4]<=[4], dimensions={0}
+  %done = bf16[4,8]{1,0} all-gather-done(%ag)
+  %rs = (f32[2]{0}, f32[3]{0}) reduce-scatter(%x, %y), to_apply=%add
+  %cp = f32[5]{0} collective-permute(%z), source_target_pairs={{0,1},{1,0}}
+}
+"""
+
+
+def test_collectives_are_counted_as_often_as_they_run():
+    assert counts.collectives(HLO, devices=4) == {
+        "all-reduce": (12, 12 * 4 * 8 * 4, 12 * 4 * 8 * 4),  # of two: 2 x 1/2 of the bytes are sent
+        "all-gather": (1, 4 * 8 * 2, 4 * 8 * 2 * 3 / 4),
+        "reduce-scatter": (1, (2 + 3) * 4, (2 + 3) * 4 * 3),  # the result is a fourth
+        "collective-permute": (1, 5 * 4, 5 * 4),
+    }
+
+
+def test_a_loop_that_the_compiler_cannot_count_runs_as_often_as_told():
+    unknown = HLO.replace('"known_trip_count"', '"nothing"')
+    assert counts.collectives(unknown, devices=4, turns=7)["all-reduce"].count == 7
+
+
+@pytest.mark.multidevice
+def test_collectives_of_a_compiled_program():
+    """One sum over devices in a loop of known length, and one gather."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    cut, whole = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (("x",), ()))
+
+    def program(x_id, y_i):
+        def body(y_d, _):
+            return jnp.sum(x_id * (x_id @ y_d)[:, None], axis=0), None
+
+        return jax.lax.scan(body, jnp.ones(6), length=5)[0], y_i
+
+    x_id = jax.ShapeDtypeStruct((16, 6), jnp.float32, sharding=cut)
+    y_i = jax.ShapeDtypeStruct((24,), jnp.float32, sharding=cut)
+    compiled = jax.jit(program, out_shardings=whole).lower(x_id, y_i).compile()
+    found = counts.collectives(compiled.as_text(), devices=8)
+    assert found["all-reduce"] == (5, 5 * 6 * 4, pytest.approx(5 * 6 * 4 * 2 * 7 / 8))
+    assert found["all-gather"] == (1, 24 * 4, pytest.approx(24 * 4 * 7 / 8))
+
+
+def test_matrix_products_are_counted_as_often_as_they_run():
+    def program(w, x):
+        def body(x, _):
+            return jnp.tanh(x @ w), None
+
+        x, _ = jax.lax.scan(body, x, length=7)
+        x = jax.lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ w, x)
+        return jnp.einsum("ik,jk->ij", x, x)
+
+    traced = jax.make_jaxpr(program)(jnp.ones((5, 5)), jnp.ones((3, 5)))
+    once = 2 * 3 * 5 * 5
+    assert counts.matmul_flops(traced) == 7 * once + once + 2 * 3 * 3 * 5
+    assert counts.matmul_flops(traced, turns=4) == 7 * once + 4 * once + 2 * 3 * 3 * 5
+
+
+def test_what_is_computed_again_counts_again():
+    """Forward, forward again and two products backward, against three without."""
+
+    def loss(w, x, remat):
+        layer = lambda x: jnp.tanh(x @ w)  # noqa: E731
+        return jnp.sum((jax.checkpoint(layer) if remat else layer)(x))
+
+    w, x = jnp.ones((5, 5)), jnp.ones((3, 5))
+    plain, again = (
+        counts.matmul_flops(jax.make_jaxpr(jax.grad(loss, (0, 1)), static_argnums=2)(w, x, remat))
+        for remat in (False, True)
+    )
+    assert (plain, again) == (3 * 2 * 3 * 5 * 5, 4 * 2 * 3 * 5 * 5)
