@@ -163,7 +163,7 @@ def _devices(part: Slice) -> list[Any]:
                 f"--topology={part.name}: give the shape of its chips, as {part.kind}:2x4"
             )
         os.environ |= dict(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
-        os.environ |= dict(TPU_WORKER_HOSTNAMES="localhost")
+        os.environ |= dict(TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v5litepod-8")
         name = f"{part.kind}:{part.shape}"
         made = topologies.get_topology_desc(platform="tpu", topology_name=name)
         return list(made.devices)

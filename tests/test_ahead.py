@@ -86,6 +86,7 @@ def test_what_is_said_of_rows():
     assert ahead.scaling(rows[0], rows) is None and ahead.scaling(rows[3], rows) is None
 
 
+@pytest.mark.slow
 @pytest.mark.multidevice
 def test_the_command_on_virtual_devices(tmp_path, capsys, monkeypatch):
     """Both slices, a file of the same as JSON, and no trace of a run."""
@@ -94,6 +95,7 @@ def test_the_command_on_virtual_devices(tmp_path, capsys, monkeypatch):
     sizes += [
         "--config.model.decoder.layers=1",
         "--config.mesh.tensor=2",
+        "--config.model.decoder.xent_chunk=64",
         "--config.decode.batch=8",
     ]
     folder, out = tmp_path / "run", tmp_path / "rows.jsonl"

@@ -39,9 +39,43 @@ def test_collectives_are_counted_as_often_as_they_run():
     }
 
 
-def test_a_loop_that_the_compiler_cannot_count_runs_as_often_as_told():
+def test_a_loop_that_the_compiler_did_not_count():
+    """By the end that its condition compares with, and as often as told where it has none."""
     unknown = HLO.replace('"known_trip_count"', '"nothing"')
     assert counts.collectives(unknown, devices=4, turns=7)["all-reduce"].count == 7
+    condition = """
+%c (p: (s32[], f32[4,8])) -> pred[] {
+  %one = s32[]{:T(128)} constant(9)
+  %all-reduce.4 = pred[] all-reduce(%done), replica_groups={{0,1,2,3}}, to_apply=%and
+  ROOT %lt = pred[]{:T(512)} compare(%gte, %one), direction=LT
+}
+"""
+    found = counts.collectives(unknown + condition, devices=4, turns=7)
+    assert found["all-reduce"].count == 9 + 9
+
+
+def test_how_the_compiler_of_tpus_writes_collectives():
+    mesh = "replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=4] {'axis_0','axis_2':(1)2}"
+    hlo = f"""
+%all-reduce-scatter.1 (a: f32[8]) -> f32[2] {{
+  %r = f32[8]{{0:T(128)}} all-reduce(%a), channel_id=1, {mesh}, to_apply=%add
+}}
+%fused_computation.1 (a: f32[8]) -> f32[8] {{
+  %g = f32[16]{{0:T(128)}} all-gather(%a), channel_id=2, replica_groups={{{{0,1}}}}
+}}
+%async_collective_fusion.7 (a: f32[8]) -> f32[8] {{
+  %g = f32[16]{{0:T(128)}} all-gather(%a), channel_id=2, replica_groups={{{{0,1}}}}
+}}
+ENTRY %main (a: f32[8]) -> f32[8] {{
+  %x = f32[2]{{0}} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
+  %y = f32[8]{{0}} fusion(%a), kind=kCustom, calls=%fused_computation.1
+  %z = f32[8]{{0}} fusion(%y), kind=kOutput, calls=%async_collective_fusion.7
+}}
+"""
+    assert counts.collectives(hlo, devices=8) == {
+        "reduce-scatter": (1, 2 * 4, 2 * 4 * 3),  # four of the eight
+        "all-gather": (1, 16 * 4, 16 * 4 / 2),  # one, begun in one fusion and ended in another
+    }
 
 
 @pytest.mark.multidevice
