@@ -253,13 +253,14 @@ def _estimate(part: Part, plain: Part, chips: int) -> Row:
         return row | {"peak_bytes": None, "needs": needs}
     memory = compiled.memory_analysis()
     arguments = int(memory.argument_size_in_bytes)
-    peak = int(getattr(memory, "peak_memory_in_bytes", 0) or 0)
-    used = arguments + int(memory.output_size_in_bytes) + int(memory.temp_size_in_bytes)
+    every = arguments + int(memory.output_size_in_bytes) + int(memory.temp_size_in_bytes)
+    peak = int(getattr(memory, "peak_memory_in_bytes", 0) or 0)  # not all of it lives at one time
     traffic = counts.collectives(compiled.as_text(), chips, part.turns)
     return row | {
         "compile_s": round(time.monotonic() - begin, 1),
         "resident_bytes": arguments,
-        "peak_bytes": max(peak, used - int(memory.alias_size_in_bytes)),
+        "peak_bytes": peak or every - int(memory.alias_size_in_bytes),
+        "temp_bytes": int(memory.temp_size_in_bytes),
         "collectives": {kind: list(one) for kind, one in sorted(traffic.items())},
     }
 

@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jvae import ahead
 from jvae import config as configs
@@ -22,14 +21,14 @@ from jvae.workdir import write_text
 ROWS = Path(__file__).with_name("compiled.jsonl")
 TOPOLOGY = "v5e-8,v5e-256"
 EVERY = ("data.encoder_tokenizer=", "data.decoder_tokenizer=", "decode.max_length=64")
-GPT2 = ("model.decoder.vocab=50260", "data.batch_rows=128")
-SRI = ("model.decoder.vocab=10000", "data.dec_row=64", "data.batch_rows=1024")
+GPT2 = ("model.decoder.vocab=50260", "data.batch_rows=64")
+SRI = ("model.decoder.vocab=10000", "data.dec_row=64", "data.batch_rows=512")
 # What each config is given on top of its own values: sizes of the published tokenizers, a batch
 # that keeps eight chips busy, and bfloat16 where that is not the config's own.
 CASES: Mapping[str, Sequence[str]] = {
     "optimus:base": ("model.encoder.vocab=28996", *GPT2),
     "optimus:large": ("model.encoder.vocab=28996", *GPT2),
-    "t5_vae:base": ("model.decoder.vocab=32100", "data.batch_rows=128"),
+    "t5_vae:base": ("model.decoder.vocab=32100", "data.batch_rows=64"),
     "adavae:base": GPT2,
     "della:base": GPT2,
     "sri:ptb": (*SRI, "model.decoder.dtype=bfloat16"),
@@ -43,23 +42,38 @@ def words(case: str) -> list[str]:
     return [f"--config={case}", "--mode=compile", f"--topology={TOPOLOGY}", *values]
 
 
-def compile_case(case: str) -> list[dict[str, Any]]:
-    """The rows of a case, said as they come. Raises: ConfigError without libtpu."""
+def compile_case(case: str, path: Path = ROWS) -> None:
+    """Puts the rows of a case in place of its older ones, each as soon as it is there.
+
+    Raises: ConfigError without libtpu.
+    """
     config, _ = configs.from_argv(words(case))
     assert config is not None
-    with tempfile.TemporaryDirectory() as folder:  # nothing is written; there must be no run in it
-        rows = ahead.show(
-            ahead.compile_for(config, Path(folder), TOPOLOGY), lambda s: print(s, flush=True)
-        )
-    if any(row["virtual"] for row in rows):
-        raise ConfigError("libtpu is not installed, so these rows are not kept")
-    return [row | {"command": "python -m jvae.main " + " ".join(words(case))} for row in rows]
+    order = [configs.load(name).name for name in CASES]
+    kept = [row for row in _rows(path) if row["config"] != config.name]
+    new: list[ahead.Row] = []
+
+    def keep(row: ahead.Row) -> ahead.Row:
+        if row["virtual"]:
+            raise ConfigError("libtpu is not installed, so there is nothing to keep")
+        new.append(row | {"command": "python -m jvae.main " + " ".join(words(case))})
+        rows = sorted(kept + new, key=lambda one: order.index(one["config"]))
+        write_text(path, "".join(json.dumps(one, sort_keys=True) + "\n" for one in rows))
+        return row
+
+    with tempfile.TemporaryDirectory() as folder:  # there must be no run in it
+        rows = map(keep, ahead.compile_for(config, Path(folder), TOPOLOGY))
+        ahead.show(rows, lambda text: print(text, flush=True))
+
+
+def _rows(path: Path) -> list[ahead.Row]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def table(path: Path = ROWS) -> str:
     """Markdown of all rows."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines]
+    rows = _rows(path)
     heads = ("config", "slice", "mesh", "rows x tokens", "program", "memory: state, peak")
     heads += ("model, all TFLOP", "collectives: number, sent", "arithmetic, memory, links ms")
     heads += ("time ms", "speed kept")
@@ -103,13 +117,7 @@ def main(argv: Sequence[str]) -> int:
         if unknown:
             raise ConfigError(f"no case {unknown[0]!r}; there are {', '.join(CASES)}")
         for case in argv or CASES:
-            new = compile_case(case)
-            lines = ROWS.read_text(encoding="utf-8").splitlines() if ROWS.exists() else []
-            rows = [row for row in map(json.loads, lines) if row["config"] != new[0]["config"]]
-            order = [configs.load(name).name for name in CASES]
-            rows = sorted(rows + new, key=lambda row: order.index(row["config"]))
-            text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-            write_text(ROWS, text)
+            compile_case(case)
     except JvaeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
