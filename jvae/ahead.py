@@ -46,10 +46,10 @@ class Chip(NamedTuple):
 
 
 CHIPS = {
-    "v4": Chip(275e12, 32 * 2**30, 1.228e12, 300e9),
-    "v5e": Chip(197e12, 16 * 2**30, 0.819e12, 200e9),
-    "v5p": Chip(459e12, 95 * 2**30, 2.765e12, 600e9),
-    "v6e": Chip(918e12, 32 * 2**30, 1.638e12, 400e9),
+    "v4": Chip(275e12, 32e9, 1.228e12, 300e9),
+    "v5e": Chip(197e12, 16e9, 0.819e12, 200e9),
+    "v5p": Chip(459e12, 95e9, 2.765e12, 600e9),
+    "v6e": Chip(918e12, 32e9, 1.638e12, 400e9),
 }
 # Chips of a slice by its usual size, where one number names it.
 SHAPES = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}

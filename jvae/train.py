@@ -101,9 +101,13 @@ def train(
     log.info("mesh %s, ready in %.1f s", dict(mesh.shape), time.monotonic() - begin)
 
     # --- loop -------------------------------------------------------------------------------------
-    base = jax.device_put(key["train"], meshes.replicated(mesh))
+    base = meshes.everywhere(key["train"], mesh)
     writer = metrics.Writer(
-        folder, resume_step=done, total_steps=cfg.train.steps, active=processes.first()
+        folder,
+        resume_step=done,
+        total_steps=cfg.train.steps,
+        active=processes.first(),
+        tensorboard=cfg.train.tensorboard,
     )
     part, parts = meshes.row_part(mesh, this.rows.batch_rows)
     stream = batches(
@@ -163,7 +167,8 @@ def train(
                     best = valid["loss"]
             signal = stop.asked(done)
             if due or signal:
-                with spent.of(goodput.SAVING):
+                # Between processes Orbax makes transfers of its own.
+                with spent.of(goodput.SAVING), jax.transfer_guard("allow"):
                     writer.flush()
                     meta = {
                         "position": list(position),
@@ -176,14 +181,14 @@ def train(
                     ckpts.save(done, state, meta)
                 clock = _Clock(done)
             if signal:
-                with spent.of(goodput.SAVING):
+                with spent.of(goodput.SAVING), jax.transfer_guard("allow"):
                     ckpts.wait()
                 log.info(spent.line())
                 raise Stopped(
                     f"{signal}: saved step {done} of {cfg.train.steps} and stopped; the same "
                     "command goes on"
                 )
-        with spent.of(goodput.SAVING):
+        with spent.of(goodput.SAVING), jax.transfer_guard("allow"):
             ckpts.wait()
     log.info(spent.line())
 
@@ -231,7 +236,7 @@ def _checker(
     this: run.Run, mesh: Mesh, key: Key[Array, ""]
 ) -> Callable[[program.Program, Params, int], dict[str, Any]]:
     """Validation: the whole split, dropout off, the final KL weight, the same noise every time."""
-    key = jax.device_put(key, meshes.replicated(mesh))
+    key = meshes.everywhere(key, mesh)
     alarm = this.config.train.collapse_kl
     part, parts = meshes.row_part(mesh, this.rows.batch_rows)
 

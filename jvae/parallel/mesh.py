@@ -69,6 +69,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def everywhere(tree: Any, mesh: Mesh) -> Any:
+    """A full copy on every device, of what every process has; random keys too, other than
+    `jax.device_put` between processes.
+    """
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """First axis, rows or examples, cut over `data` and `fsdp`; row-major slots make both agree."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
@@ -77,7 +84,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def to_device(batch: Any, mesh: Mesh) -> Any:
     """This process's part of a batch to the global one, cut over the mesh's row axes."""
     where = batch_sharding(mesh)
-    return jax.tree.map(lambda part: jax.make_array_from_process_local_data(where, part), batch)
+    with jax.transfer_guard("allow"):  # meant, but between processes not known to be
+        return jax.tree.map(lambda part: jax.make_array_from_process_local_data(where, part), batch)
 
 
 def row_shards(mesh: Mesh) -> int:
