@@ -238,6 +238,8 @@ def _checker(
     """Validation: the whole split, dropout off, the final KL weight, the same noise every time."""
     key = meshes.everywhere(key, mesh)
     alarm = this.config.train.collapse_kl
+    # Of several programs at once, virtual devices may each wait for another one's sum.
+    one_by_one = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
     part, parts = meshes.row_part(mesh, this.rows.batch_rows)
 
     def check(current: program.Program, params: Params, done: int) -> dict[str, Any]:
@@ -246,6 +248,8 @@ def _checker(
             this.data["valid"], this.rows, process_index=part, process_count=parts
         ):
             sums = metrics.add(sums, current.valid_step(params, meshes.to_device(batch, mesh), key))
+            if one_by_one:
+                jax.block_until_ready(sums)
         assert sums is not None  # a split has at least one sentence
         values = metrics.ratios(sums)
         row: dict[str, Any] = {name: values[name] for name in ("loss", "rec", "kl")}
