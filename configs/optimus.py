@@ -7,6 +7,8 @@ Source: Li et al. 2020, arXiv 2004.04092, and the released code. Presets:
     tiny_plain  `tiny` with beta 1 from the first step: no annealing, no threshold
     base        the paper: BERT-base-cased, GPT-2, latent 32, one beta cycle, masked free bits 0.5
     latent768   the SNLI manipulation models: latent 768, free bits 5, length-weighted
+    large       `base` with BERT-large-cased and GPT-2-XL, 1.9 billion parameters spread over all
+                devices; nobody published it
 
     python -m jvae.main --config=configs/optimus.py
     python -m jvae.main --config=configs/optimus.py:base \\
@@ -14,6 +16,7 @@ Source: Li et al. 2020, arXiv 2004.04092, and the released code. Presets:
 
 Measured values of the `tiny` presets: the table in README.md, with hardware and time. `base`
 and `latent768` are built and take a step in the tests; their published scores: not measured.
+`large` is compiled for TPU slices (BENCHMARKS.md) and has not been trained.
 
 `tiny` deviates from the paper as follows. Each reason is the run with that one deviation taken
 back by the flags below it, seed 0: exact match in % of the 1,000 test sentences (`tiny` itself:
@@ -41,7 +44,7 @@ from ml_collections import ConfigDict
 
 from . import common
 
-PRESETS = ("tiny", "tiny_cls", "tiny_plain", "base", "latent768")
+PRESETS = ("tiny", "tiny_cls", "tiny_plain", "base", "latent768", "large")
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
@@ -76,6 +79,8 @@ def get_config(arg: str = "tiny") -> ConfigDict:
             c.model.latent = 768
             c.objective.floor = 5.0
             c.objective.length_weighted = True
+        if name == "large":
+            _large(c)
     return c
 
 
@@ -111,3 +116,12 @@ def _published(c: ConfigDict) -> None:
     c.model.decoder.dtype = "bfloat16"
     c.objective.kl_floor = "dim_masked"
     c.objective.floor = 0.5
+
+
+def _large(c: ConfigDict) -> None:
+    c.data.encoder_tokenizer = "bert-large-cased"
+    c.data.decoder_tokenizer = "gpt2-xl"
+    c.data.batch_rows = 64
+    c.model.encoder.update(dict(layers=24, width=1024, heads=16, mlp=4096, remat="full"))
+    c.model.decoder.update(dict(layers=48, width=1600, heads=25, mlp=6400, remat="full"))
+    c.mesh.update(dict(data=1, fsdp=-1))

@@ -1,8 +1,9 @@
 """`--mode=compile`: the programs of a run compiled for an accelerator slice that is not there.
 
-The compiler says what one chip holds and which collectives run; matrix multiplications are counted
-in the traced program, loops multiplied out. The step time is a roofline: no program can be faster
-than the slowest of arithmetic, memory and links at their peaks. Nothing is measured.
+The compiler says what one chip holds and which collectives run; matrix products are counted in the
+traced program, loops multiplied out. The step time is a roofline: no program can be faster than the
+slowest of arithmetic, memory and links at their peaks, and one that overlaps nothing takes their
+sum. Nothing is measured.
 """
 
 import contextlib
@@ -11,8 +12,8 @@ import math
 import os
 import re
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,83 +24,100 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jvae import phases, program, run
-from jvae.api import Prompt, example_keys
+from jvae.api import Batch, Prompt, Side, example_keys
+from jvae.collectives import collectives
 from jvae.counting import matmul_flops
-from jvae.data.dataset import eval_batches
+from jvae.data.dataset import RowSpec
 from jvae.decode import DecodeConfig, decode
 from jvae.errors import ConfigError
+from jvae.evaluation import commit
 from jvae.parallel import mesh as meshes
 
 
 class Chip(NamedTuple):
-    """Peaks of one chip. Source: Google's pages on each TPU generation; bf16, both directions."""
+    """Peaks of one chip, bf16; bytes it can send over all its links at once.
 
-    flops: float  # per second
+    Source: docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e. Links are given there as bidirectional
+    sums; half of that is sent.
+    """
+
+    flops_s: float
     memory_bytes: float
     memory_bytes_s: float
     link_bytes_s: float
 
 
 CHIPS = {
-    "v4": Chip(275e12, 32e9, 1.23e12, 300e9),
-    "v5e": Chip(197e12, 16e9, 0.82e12, 200e9),
-    "v5p": Chip(459e12, 95e9, 2.77e12, 600e9),
-    "v6e": Chip(918e12, 32e9, 1.64e12, 400e9),
+    "v4": Chip(275e12, 32e9, 1.228e12, 300e9),
+    "v5e": Chip(197e12, 16e9, 0.819e12, 200e9),
+    "v5p": Chip(459e12, 95e9, 2.765e12, 600e9),
+    "v6e": Chip(918e12, 32e9, 1.638e12, 400e9),
 }
 # Chips of a slice by its usual size, where one number names it.
 SHAPES = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-_BYTES = dict(pred=1, s8=1, u8=1, bf16=2, f16=2, s16=2, u16=2, f32=4, s32=4, u32=4, f64=8, s64=8)
+PLAIN = dict(remat="none", xent_chunk=2**31 - 1)  # nothing is computed again in the backward pass
+
+Row = dict[str, Any]
 
 
-class Program(NamedTuple):
-    """What is known of one compiled program, per chip."""
+class Part(NamedTuple):
+    """One program of a run; `turns`: how often its loop runs and reads the parameters."""
 
     name: str
-    seconds: float  # to compile
-    resident_bytes: int  # arguments: state and batch
-    peak_bytes: int
-    flops: float
-    collectives: dict[str, tuple[int, int]]  # how many run, and the bytes they give
-
-    @property
-    def link_bytes(self) -> int:
-        return sum(size for _, size in self.collectives.values())
-
-    def roofline_s(self, chip: Chip) -> dict[str, float]:
-        """Least seconds by what would bound them; memory is read and written at least once."""
-        return {
-            "arithmetic": self.flops / chip.flops,
-            "memory": self.peak_bytes / chip.memory_bytes_s,
-            "links": self.link_bytes / chip.link_bytes_s,
-        }
+    function: Any
+    arguments: tuple[Any, ...]
+    turns: int = 1
 
 
-def compile_for(config: ConfigDict, folder: Path, names: str) -> str:
-    """A table of the programs of a config on every slice of `names`, "v5e-8,v5e-256".
+def compile_for(config: ConfigDict, folder: Path, names: str) -> Iterator[Row]:
+    """A row for each program of a config on every slice of `names`, "v5e-8,v5e-256", as soon as it
+    is compiled.
 
-    Rows per device stay what they are on the first slice, so that further ones show how it scales.
+    Rows and texts per device stay what they are on the first slice, so that further ones show how
+    it scales.
     Raises: ConfigError for a slice that is not known; DataError.
     """
     slices = [Slice.of(name) for name in names.split(",")]
     _make_room(max((one.count for one in slices if one.virtual), default=1))
-    lines, first = [], 0
+    first = 0
     for part in slices:
-        if part.virtual and part.kind != "cpu":
-            lines.append(
-                f"libtpu is not installed: {part.name} as {part.count} virtual CPU devices"
-            )
-        devices = _devices(part)
-        mesh = meshes.make_mesh(config.mesh, devices)
+        mesh = meshes.make_mesh(config.mesh, _devices(part))
         shards = meshes.row_shards(mesh)
         first = first or shards
         own = ConfigDict(config.to_dict())
-        own.data.batch_rows = -(-config.data.batch_rows * shards // first // shards) * shards
+        own.data.batch_rows = _scaled(config.data.batch_rows, shards, first)
+        own.decode.batch = _scaled(config.decode.batch, shards, first)
         this = run.open_run(own, folder)
-        rows = this.rows.batch_rows
-        lines.append(f"{config.name} on {part.name}, mesh {dict(mesh.shape)}, {rows} rows")
-        lines += [_line(one, CHIPS.get(part.kind)) for one in _programs(this, mesh)]
-    return "\n".join(lines)
+        about = {
+            "config": config.name,
+            "topology": part.name,
+            "chip": part.kind,
+            "virtual": part.virtual,
+            "mesh": dict(mesh.shape),
+            "batch_rows": this.rows.batch_rows,
+            "row_tokens": this.rows.row,
+            "commit": commit(),
+            "jax": jax.__version__,
+            "libtpu": None if part.virtual else metadata.version("libtpu"),
+        }
+        plain = _programs(without_recomputation(this), mesh)
+        for one, bare in zip(_programs(this, mesh), plain, strict=True):
+            found = _estimate(one, bare, part.count)
+            yield about | found | _bounds(found, CHIPS.get(part.kind))
+
+
+def without_recomputation(this: run.Run) -> run.Run:
+    """The same run, every intermediate value kept."""
+    config = ConfigDict(this.config.to_dict())
+    for section in config.model.values():
+        if isinstance(section, ConfigDict):
+            section.update({name: value for name, value in PLAIN.items() if name in section})
+    return this._replace(config=config.lock(), model=run.build_model(config))
+
+
+def _scaled(rows: int, shards: int, first: int) -> int:
+    """As many rows per shard as `rows` are on the first slice, rounded up."""
+    return -(-rows // first) * shards
 
 
 class Slice(NamedTuple):
@@ -147,7 +165,7 @@ def _devices(part: Slice) -> list[Any]:
                 f"--topology={part.name}: give the shape of its chips, as {part.kind}:2x4"
             )
         os.environ |= dict(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
-        os.environ |= dict(TPU_WORKER_HOSTNAMES="localhost")
+        os.environ |= dict(TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v5litepod-8")
         name = f"{part.kind}:{part.shape}"
         made = topologies.get_topology_desc(platform="tpu", topology_name=name)
         return list(made.devices)
@@ -160,22 +178,22 @@ def _devices(part: Slice) -> list[Any]:
     return devices[: part.count]
 
 
-def _programs(this: run.Run, mesh: Mesh) -> Iterator[Program]:
-    """Train step, sampler, and the chains of a model that has them."""
-    plan = phases.resolve(this.config)
-    current = program.compile_phase(this, plan[0], mesh, begin=0)
-    rows = meshes.batch_sharding(mesh)
-    one = meshes.replicated(mesh)
+def _programs(this: run.Run, mesh: Mesh) -> Iterator[Part]:
+    """Train steps, the chains of a model that has them, and the sampler."""
+    rows, one = meshes.batch_sharding(mesh), meshes.replicated(mesh)
 
     def like(tree: Any, where: Any) -> Any:
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree)
 
-    batch = like(next(iter(eval_batches(this.data["train"], this.rows))), rows)
+    batch = like(_batch(this.rows), rows)
     key = like(jax.eval_shape(lambda: jax.random.key(0)), one)
-    yield _compiled("train step", current.train_step, current.abstract, batch, key)
+    model, gen, params = this.model, this.model.gen, None
+    for phase in phases.resolve(this.config):
+        current = program.compile_phase(this, phase, mesh, begin=0)
+        params = current.abstract.params
+        name = f"train step, {phase.name}" if phase.name else "train step"
+        yield Part(name, current.train_step, (current.abstract, batch, key))
 
-    model, gen = this.model, this.model.gen
-    params = current.abstract.params
     if run.build_sampler(this.config, model):
 
         def chains(params: Any, batch: Any, key: Any) -> Any:
@@ -183,12 +201,12 @@ def _programs(this: run.Run, mesh: Mesh) -> Iterator[Program]:
             key_e = example_keys(key, batch.id_e)
             return model.post.mean(params, model.post.encode(params, batch, cond=cond, key_e=key_e))
 
-        yield _compiled("chains", jax.jit(chains), params, batch, key)
+        steps = this.config.model.chain.steps
+        yield Part("chains", jax.jit(chains), (params, batch, key), steps)
     if batch.cond is not None:
         return  # a sampler's prompt depends on its sources
-    shards = meshes.row_shards(mesh)
-    examples = -(-this.config.decode.batch // shards) * shards
-    limits = DecodeConfig(method="sample", max_length=this.config.decode.max_length)
+    examples, length = this.config.decode.batch, this.config.decode.max_length
+    limits = DecodeConfig(method="sample", max_length=length)
 
     def sample(params: Any, key_e: Any) -> Any:
         z_egz = gen.sample_prior(params, key_e, None)
@@ -197,89 +215,142 @@ def _programs(this: run.Run, mesh: Mesh) -> Iterator[Program]:
         ends = dict(end_id=this.decoder.end_id, pad_id=this.decoder.pad_id)
         return decode(gen, params, z_egz, prompt, key_e, limits, **ends).token_et
 
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), examples))
-    yield _compiled(f"sampler, {examples} texts", jax.jit(sample), params, like(keys, rows))
+    keys = like(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), examples)), rows)
+    name = f"sampler, {examples} texts of {length} tokens"
+    yield Part(name, jax.jit(sample), (params, keys), length)
 
 
-def _compiled(name: str, function: Any, *arguments: Any) -> Program:
+def _batch(rows: RowSpec) -> Batch:
+    """The shapes of the longest batch that training sees."""
+
+    def array(*shape: int, dtype: Any = jnp.int32) -> Any:
+        return jax.ShapeDtypeStruct((rows.batch_rows, *shape), dtype)
+
+    sides = {side: Side(*[array(length)] * 3) for side, length in rows.row.items()}
+    scored_bt = array(rows.dec_row, dtype=jnp.bool_)
+    id_e: Any = jax.ShapeDtypeStruct((rows.batch_rows * rows.slots,), jnp.int32)
+    return Batch(sides.get("enc"), sides["dec"], sides.get("cond"), scored_bt, id_e)
+
+
+def _estimate(part: Part, plain: Part, chips: int) -> Row:
+    """Bytes, FLOPs and collectives of one program, per chip; sizes are None where the compiler
+    refuses it for want of memory.
+    """
+    traced = part.function.trace(*part.arguments)
+    model = plain.function.trace(*plain.arguments)
+    row: Row = {
+        "program": part.name,
+        "turns": part.turns,
+        "model_flops": matmul_flops(model.jaxpr, part.turns) / chips,
+        "flops": matmul_flops(traced.jaxpr, part.turns) / chips,
+    }
     begin = time.monotonic()
-    traced = function.trace(*arguments)
-    compiled = traced.lower().compile()
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        used = re.search(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) (\w+)", str(error))
+        needs = "more than there is" if used is None else f"{used[1]} of {used[2]} {used[3]}"
+        return row | {"peak_bytes": None, "needs": needs}
     memory = compiled.memory_analysis()
-    chips = len(jax.tree.leaves(arguments)[0].sharding.device_set)
-    arguments_bytes = int(memory.argument_size_in_bytes)
-    peak = int(getattr(memory, "peak_memory_in_bytes", 0) or 0)
-    used = arguments_bytes + int(memory.output_size_in_bytes) + int(memory.temp_size_in_bytes)
-    return Program(
-        name,
-        time.monotonic() - begin,
-        arguments_bytes,
-        max(peak, used - int(memory.alias_size_in_bytes)),
-        matmul_flops(traced.jaxpr) / chips,
-        collectives(compiled.as_text()),
+    arguments = int(memory.argument_size_in_bytes)
+    every = arguments + int(memory.output_size_in_bytes) + int(memory.temp_size_in_bytes)
+    peak = int(getattr(memory, "peak_memory_in_bytes", 0) or 0)  # not all of it lives at one time
+    traffic = collectives(compiled.as_text(), chips, part.turns)
+    return row | {
+        "compile_s": round(time.monotonic() - begin, 1),
+        "resident_bytes": arguments,
+        "peak_bytes": peak or every - int(memory.alias_size_in_bytes),
+        "temp_bytes": int(memory.temp_size_in_bytes),
+        "collectives": {kind: list(one) for kind, one in sorted(traffic.items())},
+    }
+
+
+def _bounds(found: Row, chip: Chip | None) -> Row:
+    """Least milliseconds by what would bound them; memory is read at least once a turn."""
+    if chip is None or found["peak_bytes"] is None:
+        return {}
+    read = found["peak_bytes"] + (found["turns"] - 1) * found["resident_bytes"]
+    sent = sum(sent for _, _, sent in found["collectives"].values())
+    bounds = {
+        "arithmetic": found["flops"] / chip.flops_s,
+        "memory": read / chip.memory_bytes_s,
+        "links": sent / chip.link_bytes_s,
+    }
+    fits = found["peak_bytes"] <= chip.memory_bytes
+    return {"fits": fits, "bounds_ms": {name: 1e3 * bound for name, bound in bounds.items()}}
+
+
+def show(rows: Iterable[Row], say: Callable[[str], None]) -> list[Row]:
+    """Says each row as it comes, then how programs scale from the first slice to the others."""
+    seen: list[Row] = []
+    for row in rows:
+        before = seen[-1] if seen else {}
+        if any(row[name] != before.get(name) for name in ("topology", "mesh")):
+            say(_heading(row))
+        say(f"  {_line(row)}")
+        seen.append(row)
+    for row in seen:
+        if found := scaling(row, seen):
+            low, high = sorted(found)
+            say(
+                f"{row['program']}: {row['topology']} keeps {100 * low:.0f} to {100 * high:.0f} % "
+                f"of the speed per chip on {seen[0]['topology']}"
+            )
+    return seen
+
+
+def scaling(row: Row, rows: Iterable[Row]) -> tuple[float, float] | None:
+    """Share of the first slice's speed per chip that another one keeps with as many rows per chip:
+    if everything overlaps, and if nothing does. None for the first, and where either is unknown.
+    """
+    same = ("config", "program", "chip") if row["turns"] == 1 else ("config", "chip")
+    kind = row["program"].partition(",")[0]
+    for first in rows:
+        alike = all(first[name] == row[name] for name in same)
+        if alike and first["program"].partition(",")[0] == kind:
+            here = first["topology"] == row["topology"]
+            if here or "bounds_ms" not in row or "bounds_ms" not in first:
+                return None
+            now, then = row["bounds_ms"].values(), first["bounds_ms"].values()
+            return max(then) / max(now), sum(then) / sum(now)
+    return None
+
+
+def _heading(row: Row) -> str:
+    mesh = ", ".join(f"{axis} {size}" for axis, size in row["mesh"].items())
+    tokens = ", ".join(f"{side} {n}" for side, n in row["row_tokens"].items())
+    note = ""
+    if row["virtual"] and row["chip"] != "cpu":
+        note = " (libtpu is not installed: as many virtual CPU devices)"
+    return (
+        f"{row['config']} on {row['topology']}{note}, mesh {mesh}, {row['batch_rows']} rows of "
+        f"tokens {tokens}"
     )
 
 
-def collectives(hlo: str) -> dict[str, tuple[int, int]]:
-    """(how many run, bytes of their results) by kind, of a compiled program's text.
-
-    Those in a loop whose number of turns the compiler knows count that often, others once.
-    """
-    own: dict[str, Counter[tuple[str, int]]] = {}
-    calls: dict[str, Counter[str]] = {}
-    entry = here = ""
-    for line in hlo.splitlines():
-        if header := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
-            here = header[2]
-            entry = here if header[1] else entry
-            own[here], calls[here] = Counter(), Counter()
-        found = re.search(r"= (.*?) ([a-z\-]+)\(", line)
-        if not found or not here:
-            continue
-        kind = found[2].removesuffix("-start")
-        if kind in COLLECTIVES:
-            own[here][kind, _size(found[1], kind != found[2])] += 1
-        turns = re.search(r'"known_trip_count":\{"n":"(\d+)"', line) if kind == "while" else None
-        for called in re.findall(r"(?:body|calls|to_apply|computation)=%?([\w.\-]+)", line):
-            calls[here][called] += int(turns[1]) if turns else 1
-        for branches in re.findall(r"branch_computations=\{([^}]*)\}", line):
-            calls[here].update(re.findall(r"[\w.\-]+", branches))
-    total: dict[str, tuple[int, int]] = {}
-
-    def add(name: str, times: int) -> None:
-        for (kind, size), count in own.get(name, Counter()).items():
-            many, most = total.get(kind, (0, 0))
-            total[kind] = many + times * count, most + times * count * size
-        for called, count in calls.get(name, Counter()).items():
-            add(called, times * count)
-
-    add(entry, 1)
-    return total
-
-
-def _size(shapes: str, begun: bool) -> int:
-    """Bytes of a result; one that is only begun holds its operand too, so the largest part is."""
-    parts = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
-    sizes = [
-        _BYTES.get(kind, 4) * math.prod(int(one) for one in dims.split(",") if one)
-        for kind, dims in parts
-    ]
-    return max(sizes, default=0) if begun else sum(sizes)
-
-
-def _line(one: Program, chip: Chip | None) -> str:
+def _line(row: Row) -> str:
+    counted = (
+        f"{row['flops'] / 1e9:.4g} GFLOP per chip, {row['model_flops'] / 1e9:.4g} of the model"
+    )
+    if row["peak_bytes"] is None:
+        return f"{row['program']}: DOES NOT FIT, needs {row['needs']}; {counted}"
     kinds = ", ".join(
         f"{count} {kind} {size / 2**20:.1f} MiB"
-        for kind, (count, size) in sorted(one.collectives.items())
+        for kind, (count, size, _) in row["collectives"].items()
     )
     text = (
-        f"  {one.name}: {one.resident_bytes / 2**20:.0f} MiB resident, "
-        f"{one.peak_bytes / 2**20:.0f} MiB at most, {one.flops / 1e9:.2f} GFLOP per chip; "
-        f"{kinds or 'no collectives'}; compiled in {one.seconds:.0f} s"
+        f"{row['program']}: {row['resident_bytes'] / 2**20:.0f} MiB resident, "
+        f"{row['peak_bytes'] / 2**20:.0f} MiB at most, {counted}; {kinds or 'no collectives'}; "
+        f"compiled in {row['compile_s']:.0f} s"
     )
-    if chip is None:
+    if "bounds_ms" not in row:
         return text
-    bounds = one.roofline_s(chip)
+    bounds = row["bounds_ms"]
     worst = max(bounds, key=lambda name: bounds[name])
-    fits = "fits" if one.peak_bytes <= chip.memory_bytes else "DOES NOT FIT"
-    return f"{text}; {fits}; at least {1e3 * bounds[worst]:.2f} ms ({worst})"
+    fits = "fits" if row["fits"] else "DOES NOT FIT"
+    return (
+        f"{text}; {fits}; at least {bounds[worst]:.3g} ms ({worst}), {sum(bounds.values()):.3g} ms "
+        "if nothing overlaps"
+    )

@@ -8,11 +8,13 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
-def matmul_flops(traced: ClosedJaxpr | Jaxpr) -> float:
+def matmul_flops(traced: ClosedJaxpr | Jaxpr, turns: int = 1) -> float:
     """2 x M x N x K of every matrix product of a program, over all devices.
 
-    A scan counts as often as it runs, of a conditional the dearest branch; a while loop, whose
-    number of turns is not known, counts once.
+    A scan counts as often as it runs, of a conditional the dearest branch.
+
+    Args:
+      turns: how often while loops run, which is not known before.
     """
 
     def flops(equation: Any) -> float:
@@ -21,7 +23,7 @@ def matmul_flops(traced: ClosedJaxpr | Jaxpr) -> float:
         result = math.prod(equation.outvars[0].aval.shape)
         return 2.0 * result * math.prod(shape[i] for i in contracted)
 
-    return _over_products(traced, flops)
+    return _over_products(traced, flops, turns)
 
 
 def matmul_bytes(traced: ClosedJaxpr | Jaxpr) -> float:
@@ -32,26 +34,25 @@ def matmul_bytes(traced: ClosedJaxpr | Jaxpr) -> float:
     def size(equation: Any) -> float:
         return float(sum(_bytes(one.aval) for one in equation.invars))
 
-    return _over_products(traced, size)
+    return _over_products(traced, size, 1)
 
 
 def _bytes(aval: Any) -> int:
     return math.prod(aval.shape) * aval.dtype.itemsize
 
 
-def _over_products(traced: ClosedJaxpr | Jaxpr, cost: Callable[[Any], float]) -> float:
+def _over_products(traced: ClosedJaxpr | Jaxpr, cost: Callable[[Any], float], turns: int) -> float:
     jaxpr = traced.jaxpr if isinstance(traced, ClosedJaxpr) else traced
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             total += cost(equation)
-        inner = [_over_products(part, cost) for part in _parts(equation)]
+        inner = [_over_products(part, cost, turns) for part in _parts(equation)]
         if equation.primitive.name == "cond":
             total += max(inner, default=0.0)
-        elif equation.primitive.name == "scan":
-            total += equation.params["length"] * sum(inner)
         else:
-            total += sum(inner)
+            times = {"scan": equation.params.get("length"), "while": turns}
+            total += times.get(equation.primitive.name, 1) * sum(inner)
     return total
 
 

@@ -161,7 +161,7 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
     elif given.mode == "probe":
         modes.probe(config, folder)
     elif given.mode == "compile":
-        modes.compile_ahead(config, folder, given.topology)
+        modes.compile_ahead(config, folder, given.topology, given.out)
     else:
         from jvae import toolbox
 

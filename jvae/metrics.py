@@ -158,11 +158,12 @@ class TensorBoard:
         self._writer.close()
 
 
-def _open(workdir: Path, resume_step: int) -> list[Any]:
+def _open(workdir: Path, resume_step: int, tensorboard: bool) -> list[Any]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         sinks: list[Any] = [JsonLines(workdir / "metrics.jsonl", resume_step)]
-        sinks.append(TensorBoard(workdir / "tensorboard", resume_step))
+        if tensorboard:
+            sinks.append(TensorBoard(workdir / "tensorboard", resume_step))
     except OSError as error:
         raise CheckpointError(f"cannot write metrics under {workdir}: {error}") from error
     except ImportError:
@@ -181,6 +182,7 @@ class Writer:
         total_steps: int | None = None,
         stream: TextIO | None = None,
         active: bool = True,
+        tensorboard: bool = True,
     ):
         """Opens the files under `workdir`; what a run before wrote past `resume_step` is dropped.
 
@@ -188,11 +190,12 @@ class Writer:
           total_steps: for the progress line.
           stream: of the console, standard output unless given.
           active: False on all processes but one; such a writer does nothing.
+          tensorboard: whether to write its files, where tensorboardX is installed.
         Raises: CheckpointError if the directory cannot be written.
         """
         self._console = Console(stream or sys.stdout, total_steps)
         self._live = active and self._console.live
-        self._sinks: list[Any] = _open(Path(workdir), resume_step) if active else []
+        self._sinks: list[Any] = _open(Path(workdir), resume_step, tensorboard) if active else []
         if active:
             self._sinks.append(self._console)
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()

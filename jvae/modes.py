@@ -1,5 +1,6 @@
 """What each `--mode` of the command line does."""
 
+import json
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -53,9 +54,16 @@ def probe(config: ConfigDict, folder: Path) -> None:
     _show(probing.probe(*_trained(config, folder)).table(), folder)
 
 
-def compile_ahead(config: ConfigDict, folder: Path, topology: str) -> None:
-    """What the programs of a config would need on slices that are not there."""
-    print(ahead.compile_for(config, folder, topology))
+def compile_ahead(config: ConfigDict, folder: Path, topology: str, out: str) -> None:
+    """What the programs of a config would need on slices that are not there.
+
+    Args:
+      out: file that JSON lines of the same are added to; none if empty.
+    """
+    rows = ahead.show(ahead.compile_for(config, folder, topology), lambda s: print(s, flush=True))
+    if out:
+        with Path(out).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
 
 
 def _trained(config: ConfigDict, folder: Path) -> tuple[run.Run, Mesh, Params, int]:

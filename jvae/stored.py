@@ -104,11 +104,16 @@ def checksums(arrays: Any) -> dict[str, int]:
 
     Computed where the arrays are; integer sums do not depend on how they are cut into shards.
     """
-    sums = jax.device_get({name: _checksum(leaf) for name, leaf in named_leaves(arrays).items()})
+    sums = jax.device_get(_checksums(named_leaves(arrays)))
     return {name: int(value) for name, value in sums.items()}
 
 
 @jax.jit
+def _checksums(arrays: dict[str, Array]) -> dict[str, UInt[Array, ""]]:
+    # One program: of several at once, virtual devices may each wait for another one's sum.
+    return {name: _checksum(array) for name, array in arrays.items()}
+
+
 def _checksum(array: Array) -> UInt[Array, ""]:
     if array.dtype == jnp.bool_:
         array = array.astype(jnp.uint8)

@@ -104,9 +104,13 @@ def train(
     log.info("mesh %s, ready in %.1f s", dict(mesh.shape), time.monotonic() - begin)
 
     # --- loop -------------------------------------------------------------------------------------
-    base = jax.device_put(key["train"], meshes.replicated(mesh))
+    base = meshes.everywhere(key["train"], mesh)
     writer = metrics.Writer(
-        folder, resume_step=done, total_steps=cfg.train.steps, active=processes.first()
+        folder,
+        resume_step=done,
+        total_steps=cfg.train.steps,
+        active=processes.first(),
+        tensorboard=cfg.train.tensorboard,
     )
     part, parts = meshes.row_part(mesh, this.rows.batch_rows)
     stream = batches(
@@ -168,7 +172,8 @@ def train(
                     best = valid["loss"]
             signal = stop.asked(done)
             if due or signal:
-                with spent.of(goodput.SAVING):
+                # Between processes Orbax makes transfers of its own.
+                with spent.of(goodput.SAVING), jax.transfer_guard("allow"):
                     writer.flush()
                     meta = {
                         "position": list(position),
@@ -181,14 +186,14 @@ def train(
                     ckpts.save(done, state, meta)
                 clock = _Clock(done)
             if signal:
-                with spent.of(goodput.SAVING):
+                with spent.of(goodput.SAVING), jax.transfer_guard("allow"):
                     ckpts.wait()
                 log.info(spent.line())
                 raise Stopped(
                     f"{signal}: saved step {done} of {cfg.train.steps} and stopped; the same "
                     "command goes on"
                 )
-        with spent.of(goodput.SAVING):
+        with spent.of(goodput.SAVING), jax.transfer_guard("allow"):
             ckpts.wait()
     log.info(spent.line())
 
@@ -262,8 +267,10 @@ def _checker(
     this: run.Run, mesh: Mesh, key: Key[Array, ""]
 ) -> Callable[[program.Program, Params, int], dict[str, Any]]:
     """Validation: the whole split, dropout off, the final KL weight, the same noise every time."""
-    key = jax.device_put(key, meshes.replicated(mesh))
+    key = meshes.everywhere(key, mesh)
     alarm, data = this.config.train.collapse_kl, this.data["valid"]
+    # Of several programs at once, virtual devices may each wait for another one's sum.
+    one_by_one = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
     part, parts = meshes.row_part(mesh, this.rows.batch_rows)
     # The first sentences by themselves: of them posteriors are kept.
     first, rest = np.split(np.arange(len(data)), [watch.SENTENCES])
@@ -280,6 +287,8 @@ def _checker(
                 sums = metrics.add(sums, found)
                 if ids is first and post is not None:
                     kept.append((batch.id_e, post))
+                if one_by_one:
+                    jax.block_until_ready(sums)
         assert sums is not None  # a split has at least one sentence
         values = metrics.ratios(sums)
         row: dict[str, Any] = {name: values[name] for name in ("loss", "rec", "kl")}

@@ -15,8 +15,33 @@ def program(w, x):
 
 
 def test_matrix_products_are_counted_as_often_as_they_run():
+    def program(w, x):
+        def body(x, _):
+            return jnp.tanh(x @ w), None
+
+        x, _ = jax.lax.scan(body, x, length=7)
+        x = jax.lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ w, x)
+        return jnp.einsum("ik,jk->ij", x, x)
+
     traced = jax.make_jaxpr(program)(jnp.ones((5, 5)), jnp.ones((3, 5)))
-    assert counting.matmul_flops(traced) == 7 * 2 * 3 * 5 * 5 + 2 * 3 * 3 * 5
+    once = 2 * 3 * 5 * 5
+    assert counting.matmul_flops(traced) == 7 * once + once + 2 * 3 * 3 * 5
+    assert counting.matmul_flops(traced, turns=4) == 7 * once + 4 * once + 2 * 3 * 3 * 5
+
+
+def test_what_is_computed_again_counts_again():
+    """Forward, forward again and two products backward, against three without."""
+
+    def loss(w, x, remat):
+        layer = lambda x: jnp.tanh(x @ w)  # noqa: E731
+        return jnp.sum((jax.checkpoint(layer) if remat else layer)(x))
+
+    w, x = jnp.ones((5, 5)), jnp.ones((3, 5))
+    plain, again = (
+        counting.matmul_flops(jax.make_jaxpr(jax.grad(loss, (0, 1)), static_argnums=2)(w, x, remat))
+        for remat in (False, True)
+    )
+    assert (plain, again) == (3 * 2 * 3 * 5 * 5, 4 * 2 * 3 * 5 * 5)
 
 
 def test_operands_are_counted_in_their_own_dtype():

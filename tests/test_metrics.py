@@ -118,10 +118,13 @@ def test_tensorboard_gets_finite_numbers(tmp_path):
 
 
 def test_without_tensorboard(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with metrics.Writer(tmp_path, stream=io.StringIO()) as writer:
-        writer.write(1, {"loss": 2.5})
-    assert len(lines(tmp_path)) == 1 and not (tmp_path / "tensorboard").exists()
+    for number, wanted in enumerate((False, True), 1):
+        with metrics.Writer(
+            tmp_path, stream=io.StringIO(), resume_step=number - 1, tensorboard=wanted
+        ) as writer:
+            writer.write(number, {"loss": 2.5})
+        assert len(lines(tmp_path)) == number and not (tmp_path / "tensorboard").exists()
+        monkeypatch.setitem(sys.modules, "tensorboardX", None)
 
 
 def test_inactive_writer_does_nothing(tmp_path):

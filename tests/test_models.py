@@ -15,7 +15,8 @@ CASED, GPT2 = 28_996, 50_257
 ADDED = 3  # <PAD>, <BOS>, <EOS>
 BASE = dict(layers=12, width=768, heads=12, mlp=3072)
 BERT_BASE_CASED = 108_310_272  # pooler included
-GPT2_SMALL = 124_439_808
+BERT_LARGE_CASED = 333_579_264  # likewise
+GPT2_SMALL, GPT2_XL = 124_439_808, 1_557_611_200
 
 
 def published(latent: int, **changes) -> optimus.OptimusConfig:
@@ -69,6 +70,19 @@ def test_presets_are_the_published_model(preset, latent):
     c.model.encoder.vocab, c.model.decoder.vocab = CASED, GPT2 + ADDED
     want = optimus.build(published(latent, vocab_multiple=128))
     assert counts(run.build_model(c)) == counts(want)
+
+
+def test_large_is_bert_large_and_gpt2_xl():
+    """Both as published, but for their new vocabulary rows, and what joins them."""
+    c = config.load("optimus:large").unlock()
+    c.model.encoder.vocab, c.model.decoder.vocab = CASED, GPT2 + ADDED
+    for part in (c.model.encoder, c.model.decoder):
+        part.vocab_multiple = 1
+    found = counts(run.build_model(c))
+    both = BERT_LARGE_CASED + GPT2_XL + ADDED * 1_600
+    head, memory, offset = 2 * 32 * 1_024, 32 * 48 * 1_600, 32 * 1_600
+    assert sum(found.values()) == both + head + memory + offset
+    assert dict(c.mesh) == dict(data=1, fsdp=-1, tensor=1)
 
 
 def test_choices_own_their_parameters():

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -164,6 +165,26 @@ def test_every_fault_ends_with_its_code_and_none_with_a_loss(
     assert state(broken) == state(whole)
     reports = [json.loads((run / "eval/test.json").read_text()) for run in (whole, broken)]
     assert reports[0]["metrics"] == reports[1]["metrics"]
+
+
+def test_no_whole_checkpoint_and_a_signal_in_the_evaluation(corpus, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        told(patch, 2)
+        assert main(command(corpus, folder)) == 75
+    flip(folder / "ckpt/last/2")
+    assert main(command(corpus, folder)) == 2
+    assert "no checkpoint that can be read (steps: 2)" in capsys.readouterr().err
+    assert steps(folder) == [2]  # for its owner to judge
+
+    shutil.rmtree(folder / "ckpt")
+    with monkeypatch.context() as patch:
+        kill = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+        patch.setattr("jvae.evaluation.evaluate", kill)
+        assert main(command(corpus, folder)) == 75
+    assert "SIGTERM: stopped; the same command goes on" in capsys.readouterr().err
+    assert steps(folder) == [8, 12] and not (folder / "eval").exists()
+    assert main(command(corpus, folder)) == 0
 
 
 def test_prepared_data_that_vanishes_is_named(corpus, tmp_path, monkeypatch, capsys):

@@ -13,6 +13,7 @@ import argparse
 import collections
 import contextlib
 import json
+import logging
 import os
 import random
 import signal
@@ -183,6 +184,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--keep", type=Path, help="folder to leave the runs in")
     given = parser.parse_args(argv)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    logging.getLogger("absl").setLevel(logging.ERROR)
     with contextlib.ExitStack() as stack:
         root = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         root.mkdir(parents=True, exist_ok=True)

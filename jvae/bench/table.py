@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jvae.bench import speed, targets
+from jvae.bench import compiled, speed, targets
 from jvae.errors import ConfigError, JvaeError
 from jvae.metrics import read_lines
 from jvae.workdir import write_text
@@ -175,6 +175,7 @@ def made() -> dict[str, str]:
         "peers": speed.peer_table(measured),
         "cpu": speed.preset_tables(measured, "cpu"),
         "gpu": speed.preset_tables(measured, "gpu"),
+        "compiled": compiled.table(),
         "tpu": speed.preset_tables(measured, "tpu"),
     }
 

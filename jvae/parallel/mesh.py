@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jvae.errors import ConfigError
@@ -59,16 +60,23 @@ def make_mesh(cfg: Mapping[str, int], devices: Sequence[Any] | None = None) -> M
             )
         log.warning("mesh %s uses %d of %d devices", asked, used, len(devices))
     shape = tuple(sizes.values())
-    if used == len(jax.devices()) and devices == jax.devices():
-        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    # A part of the machine, or devices that are not there: plain order, nothing is known of links.
-    grid = np.array(devices[:used], dtype=object).reshape(shape)
+    if used == len(devices):  # axes along the links of the slice, where it has some
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        grid = np.array(devices[:used], dtype=object).reshape(shape)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """A full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def everywhere(tree: Any, mesh: Mesh) -> Any:
+    """A full copy on every device, of what every process has; random keys too, other than
+    `jax.device_put` between processes.
+    """
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -111,7 +119,8 @@ def to_device(batch: Any, mesh: Mesh, *, stacked: bool = False) -> Any:
       stacked: several batches, along a first axis that stays whole.
     """
     where = NamedSharding(mesh, PartitionSpec(None, ROWS)) if stacked else batch_sharding(mesh)
-    return jax.tree.map(lambda part: jax.make_array_from_process_local_data(where, part), batch)
+    with jax.transfer_guard("allow"):  # meant, but between processes not known to be
+        return jax.tree.map(lambda part: jax.make_array_from_process_local_data(where, part), batch)
 
 
 def row_shards(mesh: Mesh) -> int:
@@ -122,21 +131,30 @@ def row_shards(mesh: Mesh) -> int:
 def row_part(mesh: Mesh, rows: int) -> tuple[int, int]:
     """Which part of a global batch of `rows` rows this process brings: part i of n equal ones.
 
-    Processes that share a replica of the rows (tensor parallelism across hosts) bring the same.
+    Its devices need not be neighbours in the mesh (on a torus they seldom are): the rows of its
+    part fill their places in order. Processes that share a replica of the rows (tensor parallelism
+    across hosts) bring the same.
 
-    Raises: ConfigError where the devices of this process do not hold a contiguous part.
+    Raises: ConfigError where processes share some rows, but not all.
     """
-    held = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
-    return part_of([index[0].indices(rows)[:2] for index in held if index is not None], rows)
+    held: dict[int, set[tuple[int, int]]] = {}
+    for device, index in batch_sharding(mesh).devices_indices_map((rows,)).items():
+        begin, end, _ = (index or (slice(None),))[0].indices(rows)
+        held.setdefault(device.process_index, set()).add((begin, end))
+    return part_of(held, jax.process_index())
 
 
-def part_of(held: Sequence[tuple[int, int]], rows: int) -> tuple[int, int]:
-    """(i, n) such that the ranges `held` make up part i of `rows` rows cut into n equal parts."""
-    begin, end = min(b for b, _ in held), max(e for _, e in held)
-    size = end - begin
-    if sum(e - b for b, e in set(held)) != size or rows % size or begin % size:
+def part_of(held: Mapping[int, set[tuple[int, int]]], process: int) -> tuple[int, int]:
+    """(i, n) such that the rows a process holds are part i of n equal and disjoint ones.
+
+    Args:
+      held: ranges of rows by process; all ranges are of one size, and equal or disjoint.
+    """
+    parts = sorted({tuple(sorted(ranges)) for ranges in held.values()})
+    ranges = [one for part in parts for one in part]
+    if len(set(ranges)) < len(ranges) or len({len(part) for part in parts}) > 1:
         raise ConfigError(
-            f"config.mesh: this process's devices hold rows {sorted(set(held))} of {rows}, not one "
-            "contiguous part; make data times fsdp a multiple of the number of processes"
+            f"config.mesh: the devices of process {process} hold rows {sorted(held[process])}, and "
+            "others some of these; make data times fsdp a multiple of the number of processes"
         )
-    return begin // size, rows // size
+    return parts.index(tuple(sorted(held[process]))), len(parts)

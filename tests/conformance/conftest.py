@@ -290,6 +290,7 @@ def sentences():
     dec = _sentences()["dec"]
     return types.SimpleNamespace(
         batch=PACKINGS,
+        systems=tuple(SYSTEMS),
         with_junk=_with_junk,
         lengths=dec.lengths,
         count=len(dec.lengths),

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from jvae import ahead
 from jvae.api import example_keys
+from jvae.collectives import collectives
 from jvae.latent.short_run import ChainConfig, attach
 from jvae.parallel import mesh as meshes
 from jvae.parallel import rules
@@ -70,7 +70,8 @@ def test_nothing_is_sent_between_devices_inside_a_chain(system, sentences):
             jax.device_put(key, meshes.replicated(mesh)),
         )
         compiled = jax.jit(meshes.under(mesh, ends)).lower(*given).compile()
-        return ahead.collectives(compiled.as_text()), np.asarray(compiled(*given))
+        sent = collectives(compiled.as_text(), mesh.size)
+        return sent, np.asarray(compiled(*given))
 
     spread = dict(data=2, fsdp=2, tensor=2)
     few, ends_egz = ends_on(spread, 3)

@@ -72,8 +72,10 @@ def test_rows_are_cut_over_data_and_fsdp():
 def test_part_of_the_rows_that_a_process_brings():
     mesh = meshes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     assert meshes.row_part(mesh, 8) == (0, 1)
-    assert meshes.part_of([(4, 6), (6, 8), (4, 6)], 8) == (1, 2)
-    assert meshes.part_of([(2, 4), (2, 4)], 8) == (1, 4)
-    for held in ([(0, 2), (4, 6)], [(2, 4), (4, 6)]):
-        with pytest.raises(ConfigError, match="not one contiguous part; make data times fsdp"):
-            meshes.part_of(held, 8)
+    apart = {0: {(0, 2), (6, 8)}, 1: {(2, 4), (4, 6)}}  # as on a torus
+    assert [meshes.part_of(apart, i) for i in apart] == [(0, 2), (1, 2)]
+    shared = {0: {(2, 4)}, 1: {(0, 2)}, 2: {(0, 2)}, 3: {(2, 4)}}
+    assert [meshes.part_of(shared, i) for i in shared] == [(1, 2), (0, 2), (0, 2), (1, 2)]
+    for held in ({0: {(0, 2), (2, 4)}, 1: {(2, 4), (4, 6)}}, {0: {(0, 2), (2, 4)}, 1: {(4, 6)}}):
+        with pytest.raises(ConfigError, match="make data times fsdp a multiple"):
+            meshes.part_of(held, 0)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,13 @@ def start(corpus: Path, folder: Path, count: int, devices: int, *more: str) -> s
     )
 
 
+def wait_for(run: subprocess.Popen, seen: Callable[[], object]) -> None:
+    """Until something is seen, or the run ends or takes too long; the caller then finds out."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and run.poll() is None and not seen():
+        time.sleep(0.05)
+
+
 def lines(folder: Path) -> list[dict]:
     return [
         {name: value for name, value in line.items() if "/time/" not in name}
@@ -138,12 +146,65 @@ def test_one_process_told_to_stop_stops_all_at_one_step(corpus, tmp_path):
     sizes = ("--config.train.steps=1500", "--config.train.check_every=1500")
     run = start(corpus, tmp_path / "run", 2, 1, *sizes)
     log = tmp_path / "run/metrics.jsonl"
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and not (log.exists() and log.stat().st_size):
-        time.sleep(0.05)
+    wait_for(run, lambda: log.exists() and log.stat().st_size)
     run.send_signal(signal.SIGTERM)
     _, said = run.communicate()
     assert run.returncode == 75, said
     (step,) = (int(path.name) for path in (tmp_path / "run/ckpt/last").iterdir())
     assert 0 < step < 1500 and lines(tmp_path / "run")[-1]["step"] == step
     assert said.count(f"saved step {step} of 1500") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_a_process_that_dies_ends_the_run_and_the_same_command_goes_on(corpus, tmp_path):
+    sizes = ("--config.train.steps=1500", "--config.train.check_every=20")
+    run = start(corpus, tmp_path / "run", 2, 1, *sizes)
+    last = tmp_path / "run/ckpt/last"
+    wait_for(run, lambda: last.exists() and saved(last))
+    os.kill(int((tmp_path / "run/lock").read_text().split()[1]), signal.SIGKILL)
+    _, said = run.communicate(timeout=300)
+    assert run.returncode not in (0, 75), said
+    before = saved(last)
+    assert before, said
+    again = start(corpus, tmp_path / "run", 2, 1, *sizes)
+    wait_for(again, lambda: lines(tmp_path / "run")[-1]["step"] > before[-1] + 20)
+    again.send_signal(signal.SIGTERM)
+    _, said = again.communicate()
+    assert again.returncode == 75, said
+    assert f"resumed at step {before[-1]} of 1500" in said
+
+
+def saved(last: Path) -> list[int]:
+    return sorted(int(path.name) for path in last.iterdir() if path.name.isdigit())
+
+
+APART = """
+import os, sys
+import numpy as np, jax
+from jvae.parallel import mesh as meshes, processes
+from jvae.evals.collect import to_host
+processes.join(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
+a, b, c, d = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+mesh = jax.sharding.Mesh(np.array([c, a, b, d]).reshape(4, 1, 1), meshes.AXES)
+part, parts = meshes.row_part(mesh, 8)
+assert parts == 2
+x_bt = np.arange(8 * 3).reshape(2, 4, 3)[part]
+sent = to_host(meshes.to_device(x_bt, mesh))
+whole = np.arange(8 * 3).reshape(8, 3)
+assert sorted(map(tuple, sent)) == sorted(map(tuple, whole)), sent
+first = np.concatenate([sent[:2], sent[6:]])
+assert np.array_equal(first, whole[:4]) or np.array_equal(first, whole[4:]), sent
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_devices_of_a_process_need_not_be_neighbours(tmp_path):
+    """Mesh order 1, 0, 0, 1: every row arrives once, each half in the order of its process."""
+    port = str(20_000 + os.getpid() % 20_000)
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    env |= {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", APART, port]
+    both = [subprocess.Popen([*command, str(i)], env=env) for i in range(2)]
+    assert [one.wait(timeout=300) for one in both] == [0, 0]

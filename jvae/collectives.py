@@ -1,0 +1,129 @@
+"""Collectives of a compiled program, counted in its text."""
+
+import math
+import re
+from collections import Counter
+from typing import NamedTuple
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_BYTES = dict(pred=1, s8=1, u8=1, bf16=2, f16=2, s16=2, u16=2, f32=4, s32=4, u32=4, f64=8, s64=8)
+
+_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
+
+
+class Traffic(NamedTuple):
+    """Collectives of one kind: how many run, bytes of their results, bytes a device sends."""
+
+    count: int
+    result_bytes: int
+    sent_bytes: float
+
+
+def collectives(hlo: str, devices: int, turns: int = 1) -> dict[str, Traffic]:
+    """Collectives by kind, of a compiled program's text, per device.
+
+    A device of a ring of n sends of an all-reduce 2 (n - 1) / n of its bytes, of the others
+    (n - 1) / n of the larger side.
+
+    Args:
+      devices: how many run the program.
+      turns: how often a loop runs whose text does not tell it.
+    """
+    own: dict[str, Counter[tuple[str, int, float]]] = {}
+    calls: dict[str, Counter[str]] = {}
+    fused: set[str] = set()
+    ends = _ends(hlo)
+    entry = here = ""
+    for line in hlo.splitlines():
+        if header := _HEADER.match(line):
+            here = header[2]
+            entry = here if header[1] else entry
+            own[here], calls[here] = Counter(), Counter()
+        found = re.search(r"= (.*?) ([a-z\-]+)\(", line)
+        if not found or not here:
+            continue
+        kind = found[2].removesuffix("-start")
+        if kind in COLLECTIVES and not _again(line, here, fused):
+            size, group = _size(found[1], kind != found[2]), _group(line, devices)
+            if "all-reduce-scatter" in here:  # so the TPU's compiler writes a reduce-scatter
+                kind, size = "reduce-scatter", size // group
+            own[here][kind, size, _sent(kind, size, group)] += 1
+        looped = 1
+        if kind == "while":
+            known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+            condition = re.search(r"condition=%?([\w.\-]+)", line)
+            end = ends.get(condition[1], turns) if condition else turns
+            looped = int(known[1]) if known else end
+        for called in re.findall(
+            r"(?:body|condition|calls|to_apply|computation)=%?([\w.\-]+)", line
+        ):
+            calls[here][called] += looped
+        for branches in re.findall(r"branch_computations=\{([^}]*)\}", line):
+            calls[here].update(re.findall(r"[\w.\-]+", branches))
+    total: dict[str, Traffic] = {}
+
+    def add(name: str, times: int) -> None:
+        for (kind, size, sent), count in own.get(name, Counter()).items():
+            many, most, all_sent = total.get(kind, Traffic(0, 0, 0.0))
+            count *= times
+            total[kind] = Traffic(many + count, most + count * size, all_sent + count * sent)
+        for called, count in calls.get(name, Counter()).items():
+            add(called, times * count)
+
+    add(entry, 1)
+    return total
+
+
+def _ends(hlo: str) -> dict[str, int]:
+    """The integer that each computation compares with: where it is the condition of a loop that
+    counts from 0, as all of JAX's scans do, the number of turns, and of other loops the most.
+    """
+    found: dict[str, int] = {}
+    here = ""
+    for line in hlo.splitlines():
+        if header := _HEADER.match(line):
+            here = header[2]
+        elif constant := re.search(r"= s32\[\](?:\{\S*\})? constant\((\d+)\)", line):
+            found[here] = max(found.get(here, 0), int(constant[1]))
+    return found
+
+
+def _again(line: str, here: str, fused: set[str]) -> bool:
+    """Whether it is a later part of a collective that the TPU's compiler spread over fusions."""
+    channel = re.search(r"channel_id=(\d+)", line)
+    if channel is None or not here.startswith(("fused_computation", "async_collective_fusion")):
+        return False
+    known = channel[1] in fused
+    fused.add(channel[1])
+    return known
+
+
+def _sent(kind: str, result: int, group: int) -> float:
+    if kind == "collective-permute":
+        return result
+    if kind == "reduce-scatter":
+        return result * (group - 1)
+    return result * (group - 1) / group * (2 if kind == "all-reduce" else 1)
+
+
+def _group(line: str, devices: int) -> int:
+    """How many devices take part in one collective."""
+    if found := re.search(r"replica_groups=\[(\d+(?:,\d+)*)\]<=", line):
+        return int(found[1].rpartition(",")[2])
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return found[1].count(",") + 1
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
+    return devices
+
+
+def _size(shapes: str, begun: bool) -> int:
+    """Bytes of a result; one that is only begun holds its operand too, so the largest part is."""
+    parts = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+    sizes = [
+        _BYTES.get(kind, 4) * math.prod(int(one) for one in dims.split(",") if one)
+        for kind, dims in parts
+    ]
+    return max(sizes, default=0) if begun else sum(sizes)
