@@ -10,6 +10,7 @@ measurement is a process of its own, so that its peak of memory is its own.
 
 import argparse
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -93,6 +94,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--alone", type=int, default=200, help="of the calls one by one")
     parser.add_argument("--part", choices=("alone", "list"), help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # what Orbax says of checkpoints
     try:
         if given.part:
             texts = _sentences(given.sentences, given.n)

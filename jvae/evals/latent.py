@@ -112,8 +112,12 @@ def _log_q_sum(
     log_q = post.log_q
 
     def one(z_gz: Array) -> Array:
-        log_q_e = wide(log_q(params, q, jnp.broadcast_to(z_gz, (*valid_e.shape, *z_gz.shape))))
-        return logsumexp(jnp.where(valid_e, log_q_e, -jnp.inf))
+        # Posterior by posterior: what a chain of groups makes of z alone is then made once a draw.
+        def of(q_one: Any) -> Array:
+            alone = jax.tree.map(lambda leaf: leaf[None], q_one)
+            return log_q(params, alone, z_gz[None])[0]
+
+        return logsumexp(jnp.where(valid_e, wide(jax.vmap(of)(q)), -jnp.inf))
 
     return jax.lax.map(jax.vmap(one), z_begz)
 

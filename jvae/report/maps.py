@@ -95,7 +95,7 @@ def _by_label(ax: Axes, plane_e2: np.ndarray, labels: list[str]) -> None:
     rest_e = ~np.isin(value_e, shown)
     for color, value in zip(COLORS, shown, strict=False):
         some_e = value_e == value
-        name = value if len(value) <= 18 else value[:17] + "…"
+        name = value if len(value) <= 24 else value[:23] + "…"
         ax.scatter(*plane_e2[some_e].T, s=7, color=color, linewidths=0, label=name)
     if rest_e.any():  # last in the legend, behind in the map
         place_e2 = plane_e2[rest_e]

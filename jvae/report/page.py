@@ -34,6 +34,7 @@ th, td { text-align: left; vertical-align: top; padding: .15rem .9rem .15rem 0;
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.text { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .86rem; }
 td.text b { color: #b34700; font-weight: 600; }
+td.note { min-width: 16rem; }
 td.break { overflow-wrap: anywhere; font-size: .86rem; }
 summary { cursor: pointer; }
 """
@@ -129,12 +130,16 @@ def _metrics(report: dict[str, Any] | None) -> str:
     if not values:
         return ""
     rows = (
-        [escape(name), *(escape(show(one[key])) for key in ("value", "se", "control"))]
+        [escape(name), *(escape(_number(one[key])) for key in ("value", "se", "control"))]
         + [escape(str(one["unit"])), escape(str(one["note"]))]
         for name, one in values.items()
     )
     head = ("metric", "value", "standard error", "control", "unit", "note")
-    return _table(head, rows, ("", "number", "number", "number", "faint", "faint"))
+    return _table(head, rows, ("", "number", "number", "number", "faint", "faint note"))
+
+
+def _number(value: Any) -> str:
+    return ("no", "yes")[value] if isinstance(value, bool) else show(value)
 
 
 def _factors(latents: Latents | None) -> str:

@@ -15,6 +15,7 @@ from jvae.api import Batch
 from jvae.data.encode import encode, texts_of, unknown_note, unknown_tokens
 from jvae.data.rows import Encoded, pack_rows
 from jvae.data.tokenizers import TextTokenizer
+from jvae.decode import DecodeConfig
 from jvae.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -103,3 +104,28 @@ def batch_size(n: int, most: int) -> int:
     if n >= above or 4 * n > above:
         return above
     return max((size for size in sizes if size <= n), default=sizes[0])
+
+
+def spans(total: int, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of few sizes over 0..total-1: (places, places with the last repeated to the size)."""
+    first = 0
+    while first < total:
+        size = batch_size(total - first, most)
+        index_e = np.minimum(np.arange(first, first + size, dtype=np.int32), total - 1)
+        yield index_e[: total - first], index_e
+        first += size
+
+
+def lengths(config: DecodeConfig, total: int) -> list[int]:
+    """Limits to decode so many sentences to, one after another, each time those left unended.
+
+    A batch takes as long as its longest sentence. So many sentences are decoded to a short limit
+    first, and the few longer ones, from all batches together, anew: greedy or drawn tokens do not
+    depend on the limit. Beams do.
+    """
+    found, length = [], max(SHORTEST, config.min_length)
+    if total > SIZES[1] and config.method != "beam":
+        while 3 * length <= 2 * config.max_length:
+            found.append(length)
+            length *= 2
+    return [*found, config.max_length]

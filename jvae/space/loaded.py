@@ -120,7 +120,7 @@ class LoadedVAE:
         cond = None if sources is None else self._given(sources).cond
         total = n if sources is None else n * len(sources)
         out = np.zeros((total, *self.model.latent_shape), np.float32)
-        for place_e, index_e in _spans(total, self.decode_batch):
+        for place_e, index_e in batching.spans(total, self.decode_batch):
             given_e = index_e // n
             one = jax.tree.map(lambda leaf, at=given_e: leaf[at], cond)
             z_egz = scoring.prior(self.model.gen, self.params, self._key(seed), index_e, one)
@@ -148,24 +148,32 @@ class LoadedVAE:
         if "dec" in self.joined:
             room = self.limits["dec"] - given.prompt.token_et.shape[1]
             config = replace(config, max_length=min(config.max_length, room))
-        texts: list[str] = []
+        texts, left_e = [""] * len(z_egz), np.arange(len(z_egz), dtype=np.int32)
         with Progress("decoding", len(z_egz), quiet_s=QUIET_S) as progress:
-            for place_e, index_e in _spans(len(z_egz), self.decode_batch):
-                one = jax.tree.map(lambda leaf, at=index_e: leaf[at], given)
-                out = decode(
-                    self.model.gen,
-                    self.params,
-                    jnp.asarray(z_egz[index_e]),
-                    one.prompt,
-                    scoring.keys(self._key(seed), index_e) if config.method == "sample" else None,
-                    config,
-                    end_id=self.decoder.end_id,
-                    pad_id=self.decoder.pad_id,
-                    cond=one.cond,
-                )
-                found_et = np.asarray(out.token_et)[: len(place_e)]
-                texts += [self.decoder.decode(tokens) for tokens in found_et]
-                progress.add(len(place_e))
+            for length in batching.lengths(config, len(z_egz)):
+                longer = []
+                for place_e, index_e in batching.spans(len(left_e), self.decode_batch):
+                    at_e, count = left_e[index_e], len(place_e)
+                    one = jax.tree.map(lambda leaf, at=at_e: leaf[at], given)
+                    out = decode(
+                        self.model.gen,
+                        self.params,
+                        jnp.asarray(z_egz[at_e]),
+                        one.prompt,
+                        scoring.keys(self._key(seed), at_e) if config.method == "sample" else None,
+                        replace(config, max_length=length),
+                        end_id=self.decoder.end_id,
+                        pad_id=self.decoder.pad_id,
+                        cond=one.cond,
+                    )
+                    done_e = np.asarray(out.ended_e)[:count] | (length == config.max_length)
+                    token_et = np.asarray(out.token_et)[:count]
+                    for place, tokens in zip(at_e[:count][done_e], token_et[done_e], strict=True):
+                        texts[place] = self.decoder.decode(tokens)
+                    longer.append(at_e[:count][~done_e])
+                    progress.add(int(done_e.sum()))
+                if not len(left_e := np.concatenate(longer)):
+                    break
         return texts
 
     def reconstruct(
@@ -367,7 +375,7 @@ class LoadedVAE:
         row: dict[str, int] = dict.fromkeys(("dec", "cond"), min(-(-widest // 8) * 8, limit))
         pad: dict[str, int] = dict.fromkeys(row, self.encoder.pad_id)
         parts = []
-        for place_e, index_e in _spans(len(sources), self.decode_batch):
+        for place_e, index_e in batching.spans(len(sources), self.decode_batch):
             ids_bs = np.where(np.arange(len(index_e)) < len(place_e), index_e, -1)[:, None]
             # `condition` reads the source alone: it stands for the text that there is not yet.
             batch = pack_rows(ids_bs.astype(np.int32), dict.fromkeys(row, side), row, pad)
@@ -389,13 +397,3 @@ def _prompt(side: Encoded, widest: int, pad_id: int) -> Prompt:
     for i, length in enumerate(side.lengths):
         token_et[i, :length] = side.tokens(i)
     return Prompt(token_et, side.lengths.astype(np.int32))  # pyright: ignore[reportArgumentType]
-
-
-def _spans(total: int, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of few sizes over 0..total-1: (places, places with the last repeated to the size)."""
-    first = 0
-    while first < total:
-        size = batching.batch_size(total - first, most)
-        index_e = np.minimum(np.arange(first, first + size, dtype=np.int32), total - 1)
-        yield index_e[: total - first], index_e
-        first += size

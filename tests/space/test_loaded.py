@@ -1,5 +1,6 @@
 """The text tools: exact densities of an enumerable model, and lists against single texts."""
 
+import dataclasses
 import functools
 import logging
 
@@ -11,6 +12,7 @@ import pytest
 from jvae.api import Generator, Posterior, TextVAE, per_example
 from jvae.data.dataset import RowSpec
 from jvae.data.tokenizers import train_word_level
+from jvae.decode import DecodeConfig
 from jvae.errors import ConfigError, DataError
 from jvae.latent.short_run import ChainConfig
 from jvae.models import della, lm, optimus, sri
@@ -186,6 +188,21 @@ def test_samples_depend_on_their_number_in_no_way():
     assert vae.sample_prior(0).shape == (0, 1, 5) and vae.sample(0) == []
     assert vae.decode(many)[:4] == vae.decode(many[:4])
     assert vae.decode(many, 1, method="sample")[:4] == vae.decode(many[:4], 1, method="sample")
+
+
+@pytest.mark.parametrize("method", ["greedy", "sample"])
+def test_long_sentences_are_decoded_apart(method, monkeypatch):
+    vae = dataclasses.replace(system("optimus"), max_length=12, decode_batch=8)
+    z_egz = 2 * vae.sample_prior(24, 3)
+    plain = vae.decode(z_egz, 1, method=method)
+    monkeypatch.setattr(batching, "SIZES", (8, 16, 512))
+    monkeypatch.setattr(batching, "SHORTEST", 3)
+    assert batching.lengths(DecodeConfig(max_length=12), 24) == [3, 6, 12]
+    assert vae.decode(z_egz, 1, method=method) == plain
+    assert {len(text.split()) > 3 for text in plain} == {True, False}
+    for config, total in ((DecodeConfig(max_length=12), 16), (DecodeConfig("beam"), 24)):
+        assert batching.lengths(config, total) == [config.max_length]
+    assert batching.lengths(DecodeConfig(max_length=75, min_length=20), 24) == [20, 40, 75]
 
 
 # --------------------------------------------------------------------------------------------------
