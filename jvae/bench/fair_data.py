@@ -86,7 +86,7 @@ def prepare(name: str, source: Path, budget: Budget, folder: Path) -> Prepared:
         tokenizers.train_word_level(train) if closed else tokenizers.train_bpe(train, budget.vocab)
     )
     tokenizer.save(folder / "tokenizer")
-    known = dict(
+    known: dict[str, Any] = dict(
         kind="word" if closed else "bpe",
         entries=tokenizer.vocab_size,
         sentences=len(train),

@@ -53,7 +53,7 @@ def of_kind(kind: str, dtype: str) -> Peak:
     for name in sorted(TPUS, key=len, reverse=True):
         if "TPU" in kind and name in kind:
             chip = CHIPS[TPUS[name]]
-            flops = chip.flops if dtype == "bfloat16" else None
+            flops = chip.flops_s if dtype == "bfloat16" else None
             return Peak(flops, chip.memory_bytes_s, f"data sheet, {TPUS[name]}")
     return Peak(None, None, f"no data sheet of {kind}")
 

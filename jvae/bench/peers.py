@@ -130,7 +130,7 @@ def training(this: Setting, batches: Sequence[Batch], beside: str) -> list[Work]
         ("torch_original", order, False),
         ("torch_best", by_length, True),
     ):
-        parts = [held.take(part) for part in np.array_split(index, len(batches))]
+        parts = [held.take(part.tolist()) for part in np.array_split(index, len(batches))]
         multiple = MULTIPLE[_device(this)] if best else 1
         rows = [_rows(part, _device(this), multiple) for part in parts]
         work = Work(

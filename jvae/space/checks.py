@@ -21,7 +21,7 @@ def listed(texts: Any, what: str = "sentence") -> list[str]:
             f"expected a list of {what}s, not "
             + ("one string" if isinstance(texts, str | bytes) else type(texts).__name__)
         )
-    found = list(texts)
+    found: list[Any] = list(texts)
     for i, text in enumerate(found):
         if not isinstance(text, str):
             raise TypeError(f"{what} {i + 1} is of type {type(text).__name__}; expected text")
