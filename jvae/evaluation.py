@@ -54,7 +54,7 @@ SAMPLER_NOTE = (
     "sets of chains agree on. Control: chain = prior."
 )
 # A fit to R end points loses about width / R nats to its own noise.
-REFINED_CHAINS, BOUND_DRAWS = 256, 20
+REFINED_CHAINS, BOUND_DRAWS = 512, 20
 GAP_DRAWS = 10  # draws of the control of Rec; its error is that between sentences
 NEEDS_LATENT = ("token_accuracy", "exact_match", "bleu", "interpolation_smoothness")
 RATIO_DRAWS = 100  # most draws of the one batch that the cost ratio is timed on
