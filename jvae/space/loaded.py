@@ -15,7 +15,7 @@ from jvae.data.encode import encode
 from jvae.data.progress import Progress
 from jvae.data.rows import Encoded, pack_rows
 from jvae.data.tokenizers import TextTokenizer
-from jvae.decode import DecodeConfig, decode
+from jvae.decode import DecodeConfig
 from jvae.errors import DataError
 from jvae.evals.likelihood import score_batch
 from jvae.latent.mixture import Proposal
@@ -155,7 +155,7 @@ class LoadedVAE:
                 for place_e, index_e in batching.spans(len(left_e), self.decode_batch):
                     at_e, count = left_e[index_e], len(place_e)
                     one = jax.tree.map(lambda leaf, at=at_e: leaf[at], given)
-                    out = decode(
+                    token_et, ended_e = scoring.written(
                         self.model.gen,
                         self.params,
                         jnp.asarray(z_egz[at_e]),
@@ -166,9 +166,9 @@ class LoadedVAE:
                         pad_id=self.decoder.pad_id,
                         cond=one.cond,
                     )
-                    done_e = np.asarray(out.ended_e)[:count] | (length == config.max_length)
-                    token_et = np.asarray(out.token_et)[:count]
-                    for place, tokens in zip(at_e[:count][done_e], token_et[done_e], strict=True):
+                    done_e = np.asarray(ended_e)[:count] | (length == config.max_length)
+                    told_et = np.asarray(token_et)[:count][done_e]
+                    for place, tokens in zip(at_e[:count][done_e], told_et, strict=True):
                         texts[place] = self.decoder.decode(tokens)
                     longer.append(at_e[:count][~done_e])
                     progress.add(int(done_e.sum()))

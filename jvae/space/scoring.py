@@ -1,14 +1,15 @@
 """Compiled passes of the text tools: latents, conditions, densities. One text a row."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from jvae.api import Batch, Cond, Generator, Params, Posterior, example_keys
+from jvae.api import Batch, Cond, Generator, Params, Posterior, Prompt, example_keys
+from jvae.decode import DecodeConfig, decode
 
 CHUNK = 8  # chains of a sentence that run together
 
@@ -56,6 +57,28 @@ def prior(
 ) -> Float[Array, "e g z"]:
     """A draw from the prior for each of these ids."""
     return gen.sample_prior(params, example_keys(key, id_e), cond)
+
+
+@partial(jax.jit, static_argnames=("gen", "config", "end_id", "pad_id"))
+def written(
+    gen: Generator,
+    params: Params,
+    z_egz: Float[Array, "e g z"],
+    prompt: Prompt,
+    key_e: Key[Array, "e"] | None,
+    config: DecodeConfig,
+    *,
+    end_id: int,
+    pad_id: int,
+    cond: Cond | None,
+) -> tuple[Int[Array, "e t"], Bool[Array, "e"]]:
+    """Tokens of latents, and whether each has ended. The probabilities that decoding also gives are
+    left out here, where the compiler can tell that nobody reads them: they cost a pass over the
+    vocabulary.
+    """
+    ends: Any = dict(end_id=end_id, pad_id=pad_id, cond=cond)
+    out = decode(gen, params, z_egz, prompt, key_e, config, **ends)
+    return out.token_et, out.ended_e
 
 
 @partial(jax.jit, static_argnames=("gen",))
