@@ -14,6 +14,7 @@ from jvae.train import train
 from jvae.tree import named_leaves
 
 STACK = ("layers=2", "width=16", "mlp=32", "heads=2")
+POSITIONS = "model.decoder.positions=128"
 SMALL = (
     "optim.warmup_steps=1",
     "train.steps=8",
@@ -26,8 +27,8 @@ DECODER = tuple(f"model.decoder.{one}" for one in STACK)
 ENCODER = tuple(f"model.encoder.{one}" for one in STACK)
 LSTM = ("model.decoder.width=8", "model.decoder.hidden=16", "data.batch_rows=8")
 CASES = {
-    "adavae:tiny": (*DECODER, *PACKED, "model.adapter=4", "model.latent=4"),
-    "della:tiny": (*DECODER, *PACKED, "model.latent=4"),
+    "adavae:tiny": (*DECODER, *PACKED, POSITIONS, "model.adapter=4", "model.latent=4"),
+    "della:tiny": (*DECODER, *PACKED, POSITIONS, "model.latent=4"),
     "lm:lstm": LSTM,
     "lm:tiny": (*DECODER, *PACKED),
     "lstm_vae:annealed": (*LSTM, "model.encoder.width=8", "model.encoder.hidden=16"),
