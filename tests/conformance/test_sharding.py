@@ -71,7 +71,10 @@ def placed(system, sizes, batch):
     """Mesh, parameters, their shardings and the batch on it."""
     mesh = meshes.make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
     where = rules.shardings(system.model.axes, system.params, mesh)
-    params = jax.device_put(system.params, where)
+    # T5 does not scale its attention: from larger parameters float32 alone errs by 2e-5 (and
+    # float64 by 1e-13).
+    scale = 0.5 if system.name.startswith("t5") else 1.0
+    params = jax.device_put(jax.tree.map(lambda leaf: scale * leaf, system.params), where)
     return mesh, params, where, jax.device_put(batch, meshes.batch_sharding(mesh))
 
 
