@@ -47,7 +47,7 @@ class _Sentences(NamedTuple):
     enc: list[np.ndarray]
     dec: list[np.ndarray]
 
-    def take(self, index: Sequence[int]) -> "_Sentences":
+    def take(self, index: np.ndarray) -> "_Sentences":
         return _Sentences([self.enc[i] for i in index], [self.dec[i] for i in index])
 
 

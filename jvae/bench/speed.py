@@ -1,5 +1,6 @@
 """Records of the benchmarks as tables: for the terminal, and in Markdown for BENCHMARKS.md."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -180,6 +181,7 @@ def _markdown(columns: Columns, cells: Sequence[Sequence[str]]) -> list[str]:
     return lines + ["| " + " | ".join(line) + " |" for line in cells]
 
 
+@functools.cache
 def _names(case: str, preset: str) -> list[str]:
     """Configs that a case measures under a preset."""
     return [subject.config.name for subject in CASES[case].subjects[preset]]

@@ -8,11 +8,13 @@ compiling and running the step itself.
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +43,14 @@ class Starts:
     """A call starts the run anew, with the caches of the calls before."""
 
     def __init__(self, words: list[str]):
-        self._folder = tempfile.TemporaryDirectory()
+        self._folder = Path(tempfile.mkdtemp(prefix="jvae-startup-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._words = words
         self._found: list[dict[str, float]] = []
         self.extra: dict[str, Any] = {}
 
     def __call__(self) -> None:
-        parts = self._start(Path(self._folder.name), len(self._found))
+        parts = self._start(self._folder, len(self._found))
         self._found.append(parts)
         if len(self._found) == 1:
             self.extra |= {"cold_parts_s": parts, "cold_s": sum(parts.values())}
