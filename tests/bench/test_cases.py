@@ -134,7 +134,7 @@ def test_the_cost_of_the_likelihood_is_compared(optimus, monkeypatch):
 
 
 def test_chains_are_measured_beside_the_plain_step_and_the_floor(sri, optimus, monkeypatch):
-    monkeypatch.setattr(langevin, "STEPS", (2,))
+    monkeypatch.setattr(langevin, "STEPS", {"cpu": (2,)})
     monkeypatch.setattr(langevin, "VOCAB", 400)
     made = langevin.works(sri)
     assert [work.name for work in made] == ["plain", "chain_2"]
