@@ -17,6 +17,9 @@ from jvae.bench.harness import Preset, Work
 from jvae.data.dataset import batches, eval_batches
 from jvae.parallel import mesh as meshes
 
+BATCHES = 4  # in a call
+ONE = ("optimus-20m", "sri-transformer")  # configs of which one batch is long enough
+
 
 class Subject(NamedTuple):
     """A config to measure: its name and preset, and values that are set on top."""
@@ -65,6 +68,11 @@ class Setting(NamedTuple):
     params: Params
     preset: Preset
     mesh: jax.sharding.Mesh
+
+    @property
+    def batches(self) -> int:
+        """How many batches a call goes through."""
+        return 1 if self.run.config.name in ONE else BATCHES
 
     def batch(self, split: str = "test") -> Batch:
         """The first batch of a split, on the device."""

@@ -13,7 +13,7 @@ import numpy as np
 from jvae.bench import cases, subjects
 from jvae.bench.cases import Case, Setting
 from jvae.bench.harness import Work
-from jvae.data.dataset import Dataset, RowSpec, batches, block_rows
+from jvae.data.dataset import Dataset, RowSpec, batches, block_rows, eval_batches
 from jvae.data.plan import propose_rows
 from jvae.data.rows import Encoded
 from jvae.data.sources import Lines
@@ -30,7 +30,6 @@ QUANTILES = {
 PIECES = dict(enc=0.15, dec=0.12)  # share of the words that are cut once more
 SENTENCES = 20_000
 ROW_TOKENS, ROWS = 256, 64
-BATCHES = 32  # in a call
 
 
 def lengths_like(corpus: str, count: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -71,23 +70,27 @@ def works(this: Setting) -> list[Work]:
 
 
 def _work(name: str, dataset: Dataset, spec: RowSpec) -> Work:
-    """A call makes the next batches of an endless stream, which plans ahead as it goes."""
+    """A call makes the batches of one epoch, planning included, of an endless stream."""
     plan = block_rows(dataset, spec)
+    count = -(-len(plan.ids_rs) // spec.batch_rows)
     stream = batches(dataset, spec)
-    seen: list[Any] = [next(stream)[0] for _ in range(BATCHES)]
+    first = next(eval_batches(dataset, spec))
 
     def call() -> Any:
-        return [batch for batch, _ in itertools.islice(stream, BATCHES)]
+        last: Any = None
+        for batch, _ in itertools.islice(stream, count):
+            last = batch
+        return last
 
     return Work(
         name=name,
         call=call,
-        sentences=cases.sentences(*seen),
-        tokens=cases.useful_tokens(*seen),
-        shapes=cases.shapes(*seen),
+        sentences=len(dataset),
+        tokens=int(dataset.target_lengths.sum()),
+        shapes=cases.shapes(first),
         fill=plan.fill | {"slots": plan.slot_fill},
         compiles=False,
-        extra={"batches": BATCHES, "examples": len(dataset)},
+        extra={"batches": count, "examples": len(dataset)},
     )
 
 

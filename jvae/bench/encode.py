@@ -16,8 +16,6 @@ from jvae.data.dataset import eval_batches
 from jvae.evals.likelihood import has_latent
 from jvae.space.scoring import means
 
-BATCHES = 4
-
 
 def works(this: Setting) -> list[Work]:
     """One program; none for a language model."""
@@ -25,7 +23,7 @@ def works(this: Setting) -> list[Work]:
     if not has_latent(model):
         return []
     stream = eval_batches(this.run.data["test"], this.run.rows)
-    held = list(itertools.islice(stream, BATCHES))
+    held = list(itertools.islice(stream, this.batches))
     on_device, key = [jax.device_put(batch) for batch in held], jax.random.key(0)
 
     def call() -> list[jax.Array]:

@@ -16,13 +16,10 @@ from jvae.bench.harness import Work
 from jvae.counting import matmul_flops
 from jvae.parallel import mesh as meshes
 
-BATCHES = 4  # in a call
-FEW = {"optimus-20m": 1}  # where one is long enough
-
 
 def given(this: Setting) -> list[Batch]:
     """The batches of a call, as NumPy arrays."""
-    return this.train_batches(FEW.get(this.run.config.name, BATCHES))
+    return this.train_batches(this.batches)
 
 
 def works(this: Setting) -> list[Work]:
