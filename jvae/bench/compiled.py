@@ -74,6 +74,8 @@ def _rows(path: Path) -> list[ahead.Row]:
 def table(path: Path = ROWS) -> str:
     """Markdown of all rows."""
     rows = _rows(path)
+    if not rows:
+        return "not measured"
     heads = ("config", "slice", "mesh", "rows x tokens", "program", "memory: state, peak")
     heads += ("model, all TFLOP", "collectives: number, sent", "arithmetic, memory, links ms")
     heads += ("time ms", "speed kept")
