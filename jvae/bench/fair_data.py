@@ -4,7 +4,7 @@ import gzip
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -86,7 +86,7 @@ def prepare(name: str, source: Path, budget: Budget, folder: Path) -> Prepared:
         tokenizers.train_word_level(train) if closed else tokenizers.train_bpe(train, budget.vocab)
     )
     tokenizer.save(folder / "tokenizer")
-    known = dict(
+    known: dict[str, Any] = dict(
         kind="word" if closed else "bpe",
         entries=tokenizer.vocab_size,
         sentences=len(train),
