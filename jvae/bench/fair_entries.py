@@ -171,19 +171,19 @@ _LSTM = ("model.decoder.hidden", "model.decoder.width")  # of width half the hid
 _LSTM_VAE = (*_LSTM, "model.encoder.hidden", "model.encoder.width")
 ENTRIES = {
     "lm": Entry("Transformer LM", "lm", (), 0, None, _lm),
-    "lstm_lm": Entry("LSTM LM", "lm:lstm", _LSTM, 8, None, _lstm),
-    "lstm_vae": Entry("LSTM-VAE", "lstm_vae", _LSTM_VAE, 8, "lstm_lm", _latent),
+    "lstm_lm": Entry("LSTM LM", "lm:lstm", _LSTM, 4, None, _lstm),
+    "lstm_vae": Entry("LSTM-VAE", "lstm_vae", _LSTM_VAE, 4, "lstm_lm", _latent),
     "lstm_vae_annealed": Entry(
-        "LSTM-VAE, annealed", "lstm_vae:annealed", _LSTM_VAE, 8, "lstm_lm", _latent
+        "LSTM-VAE, annealed", "lstm_vae:annealed", _LSTM_VAE, 4, "lstm_lm", _latent
     ),
     "lstm_vae_free_bits": Entry(
-        "LSTM-VAE, AE + free bits", "lstm_vae:ae_free_bits", _LSTM_VAE, 8, "lstm_lm", _latent
+        "LSTM-VAE, AE + free bits", "lstm_vae:ae_free_bits", _LSTM_VAE, 4, "lstm_lm", _latent
     ),
     "optimus": Entry("Optimus", "optimus", (*_MLP, "model.encoder.mlp"), 16, "lm", _optimus),
     "t5_vae": Entry("T5-VAE", "t5_vae", _MLP, 16, "lm", _t5),
     "adavae": Entry("AdaVAE", "adavae", _MLP, 16, "lm", _adavae),
     "della": Entry("DELLA", "della", _MLP, 16, "lm", _della),
-    "sri": Entry("SRI", "sri", _LSTM, 8, "lstm_lm", _latent),
+    "sri": Entry("SRI", "sri", _LSTM, 4, "lstm_lm", _latent),
     # Not in the table by default.
     "sri_transformer": Entry(
         "SRI, Transformer", "sri:transformer", _MLP, 16, "lm", _sri_transformer

@@ -121,7 +121,7 @@ def job(budget_name: str, data: Prepared, name: str, seed: int, out: Path, point
     rows = max(1, round(budget.update / per_row / budget.rows)) * budget.rows
     steps = max(1, round(budget.words / data.mean_words / (rows * per_row)))
     values: Overrides = {"seed": seed, **data.flags(), "data.batch_rows": rows}
-    values |= {"train.steps": steps, "train.check_every": max(1, steps // budget.checks)}
+    values |= {"train.steps": steps, "train.check_every": -(-steps // budget.checks)}
     if packed and config.data.row_tokens != budget.row_tokens:
         values["data.row_tokens"] = budget.row_tokens
     values |= {f"evals.{key}": value for key, value in budget.evals.items()}
