@@ -83,7 +83,8 @@ def measure(
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     given = _arguments(argv)
-    command = " ".join(["python -m jvae.bench", *argv])
+    told = [word for word in argv if not word.startswith("--out=")]  # changes no number
+    command = " ".join(["python -m jvae.bench", *told])
     begin, rows = time.monotonic(), []
     try:
         if given.windows < 3:
