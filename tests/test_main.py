@@ -154,7 +154,7 @@ def test_loaded_run(finished):
     assert vae.interpolate(texts[0], texts[1], 3)[0] == vae.decode(z_egz[:1])[0]
     with pytest.raises(jvae.errors.DataError, match="sentence 2 is empty"):
         vae.encode(["a man is sleeping", "  "])
-    with pytest.raises(ValueError, match=r"expected \('n', 1, 4\)"):
+    with pytest.raises(ValueError, match=r"expected \(n, 1, 4\)"):
         vae.decode(z_egz[:, 0])
 
 

@@ -120,12 +120,12 @@ def missing(jobs: Sequence[Job], rows: Path) -> list[Job]:
 def run_all(jobs: Sequence[Job], given: argparse.Namespace) -> int:
     """Does what is missing; returns the exit code: 1 if a run failed, `CODE` if told to stop."""
     compiled = BUDGETS[given.budget].compiled
-    todo = list(jobs) if compiled else missing(jobs, given.rows)
+    waiting = list(jobs) if compiled else missing(jobs, given.rows)
     runner, failed = Runner(), 0
-    if todo:
+    if waiting:
         runner.listen()
-    for number, one in enumerate(todo, 1):
-        head = f"{number} of {len(todo)}: {one.data}, {one.entry} {one.point} seed {one.seed}"
+    for number, one in enumerate(waiting, 1):
+        head = f"{number} of {len(waiting)}: {one.data}, {one.entry} {one.point} seed {one.seed}"
         log = one.folder.with_name(f"{one.folder.name}.log")
         command = [sys.executable, "-m", "jvae.main", *one.words, f"--workdir={one.folder}"]
         if compiled:
