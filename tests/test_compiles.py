@@ -16,7 +16,9 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize(
+    "family", [pytest.param(one, marks=[pytest.mark.slow] * (one == "sri")) for one in SMALL]
+)
 def test_nothing_compiles_after_the_first_check(family, tmp_path, monkeypatch):
     """Epochs end, validation's last batch is not full, logs and checkpoints come at odd steps."""
     text = tmp_path / "mine.txt"

@@ -25,6 +25,7 @@ def config(tmp_path):
     return configs.apply_overrides(configs.load("optimus"), [*words, "train.tensorboard=false"])
 
 
+@pytest.mark.slow
 @pytest.mark.multidevice
 def test_calls_of_three_are_the_run_of_single_steps(config, tmp_path):
     found = {}

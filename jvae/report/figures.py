@@ -89,6 +89,7 @@ def training(log: Sequence[dict[str, Any]], phases: Sequence[tuple[str, int]]) -
                     xycoords=ax.get_xaxis_transform(),
                     textcoords="offset points",
                     va="top",
+                    rotation=90,  # short phases stand close
                     color=FAINT,
                     fontsize=8,
                 )

@@ -13,6 +13,7 @@ def finite(tree):
     return all(bool(np.all(np.isfinite(leaf))) for leaf in jax.tree.leaves(jax.device_get(tree)))
 
 
+@pytest.mark.slow
 def test_updates_go_on_from_call_to_call(optimus):
     (work,) = CASES["train_step"].works(optimus)
     held = optimus.train_batches(4)
@@ -133,6 +134,7 @@ def test_the_cost_of_the_likelihood_is_compared(optimus, monkeypatch):
     assert "cost_ratio" not in records[1]
 
 
+@pytest.mark.slow
 def test_chains_are_measured_beside_the_plain_step_and_the_floor(sri, optimus, monkeypatch):
     monkeypatch.setattr(langevin, "STEPS", {"cpu": (2,)})
     monkeypatch.setattr(langevin, "VOCAB", 400)

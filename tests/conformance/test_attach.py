@@ -45,7 +45,9 @@ def test_chains_follow_their_own_sentence_in_every_packing(system, sentences):
 
 
 @pytest.mark.multidevice
-@pytest.mark.parametrize("system", ["sri", "optimus-both"], indirect=True)
+@pytest.mark.parametrize(
+    "system", ["sri", pytest.param("optimus-both", marks=pytest.mark.slow)], indirect=True
+)
 def test_nothing_is_sent_between_devices_inside_a_chain(system, sentences):
     """Twice the steps run as many collectives, and each end point is that of one device."""
     parts = [sentences.batch[name] for name in ("packed", "mixed")]

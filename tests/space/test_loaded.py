@@ -136,7 +136,9 @@ def system(name: str) -> LoadedVAE:
     return loaded(model, params, ("enc", "dec") if encodes else ("dec",))
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(s, marks=[pytest.mark.slow] * (s in ("sri", "della"))) for s in SYSTEMS]
+)
 def test_a_list_gives_what_its_texts_give_alone(name):
     vae = system(name)
     z_egz = vae.encode(TEXTS)
