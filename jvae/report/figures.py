@@ -145,11 +145,11 @@ def nll_curve(values: dict[str, Any]) -> Picture | None:
             text = f"{label} {values[name]:.2f}"
             ax.annotate(
                 text,
-                (1.0, values[name]),
-                (-4, 3 if name == "neg_elbo" else -3),
+                (0.74, values[name]),  # between the last two points, whose labels may be as high
+                (0, 3 if name == "neg_elbo" else -3),
                 xycoords=ax.get_yaxis_transform(),
                 textcoords="offset points",
-                ha="right",
+                ha="center",
                 va="bottom" if name == "neg_elbo" else "top",
                 color=color,
             )
