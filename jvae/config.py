@@ -197,6 +197,24 @@ def from_json(text: str) -> ConfigDict:
     return ConfigDict(_tuples(tree), convert_dict=True).lock()
 
 
+def stored(text: str) -> ConfigDict:
+    """`from_json` of a run that an older jvae may have written: keys that every config has by now
+    and this one lacks get their defaults, which mean what was done before there was the key.
+    """
+    cfg = from_json(text).unlock()
+    own = flatten(cfg).keys() | set(cfg)  # a section that is empty in one may be filled in another
+    for key, value in flatten(_import(shipped_dir() / "common.py").base()).items():
+        if key not in own:
+            *sections, name = key.split(".")
+            here = cfg
+            for section in sections:
+                if section not in here:
+                    here[section] = ConfigDict()
+                here = here[section]
+            here[name] = ConfigDict() if value == {} else value
+    return cfg.lock()
+
+
 def diff(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose value or type differs, with (old, new); ABSENT where one is missing."""
     a, b = flatten(old), flatten(new)

@@ -76,7 +76,7 @@ def _read_run(folder: Path) -> weights.Export:
     workdir.saved_config(folder)  # says so where there is no run
     with Checkpoints(folder, read_only=True) as ckpts:
         meta = ckpts.meta(best=ckpts.best() is not None)
-    config = configs.from_json(meta["config"])
+    config = configs.stored(meta["config"])
     mesh = meshes.make_mesh(dict(data=1), jax.local_devices()[:1])
     params, _ = load_params(run.build_model(config), mesh, folder)
     roles = ("encoder", "decoder")

@@ -131,7 +131,7 @@ def load_export(name_or_folder: str | os.PathLike[str], shardings: Any = None) -
     name = os.fspath(name_or_folder)
     folder = Path(name).expanduser() if files.is_local(name) else files.fetch_folder(name)
     _verify(folder)
-    config = configs.from_json((folder / files.CONFIG).read_text(encoding="utf-8"))
+    config = configs.stored((folder / files.CONFIG).read_text(encoding="utf-8"))
     encoder, decoder = (tokenizers.load(folder / TOKENIZER_FOLDER / r, r) for r in ROLES)
     target = _target(build_model(config), shardings)
     same = tuple(Rule(path, (path,), _SAME) for path in named_leaves(target))

@@ -54,7 +54,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
     """Raises: CheckpointError if the directory holds a run of another config."""
     path = workdir / CONFIG
     if path.exists():
-        changed = configs.diff(configs.from_json(path.read_text(encoding="utf-8")), config)
+        changed = configs.diff(configs.stored(path.read_text(encoding="utf-8")), config)
         changed = {k: v for k, v in changed.items() if not k.startswith(FREE)}
         if changed:
             listed = "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in changed.items())
@@ -83,7 +83,7 @@ def saved_config(workdir: Path) -> ConfigDict:
         raise CheckpointError(
             f"{workdir}: no {CONFIG}, so no run of jvae; give the folder of a run"
         )
-    return configs.from_json(path.read_text(encoding="utf-8"))
+    return configs.stored(path.read_text(encoding="utf-8"))
 
 
 class Lock:

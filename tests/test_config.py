@@ -220,6 +220,19 @@ def test_json_round_trip_and_fingerprint():
     assert config.fingerprint(changed) != config.fingerprint(cfg)
 
 
+def test_a_run_of_an_older_jvae_gets_the_defaults_of_newer_keys():
+    cfg = config.load("t5_vae")  # has phases, where the base has an empty section
+    tree = cfg.to_dict()
+    assert tree["phases"] and tree["train"].pop("steps_per_call") == 1
+    assert tree["noise"].pop("word_dropout") == 0.0
+    assert tree.pop("mesh")
+    back = config.stored(config.to_json(ConfigDict(tree)))
+    assert config.diff(cfg, back) == {} and back.is_locked
+    del tree["phases"]
+    assert not config.stored(config.to_json(ConfigDict(tree))).phases
+    assert config.diff(cfg, config.stored(config.to_json(cfg))) == {}
+
+
 def test_diff_names_changed_added_and_removed():
     old = ConfigDict({"a": {"x": 1, "y": 2.0}, "gone": True})
     new = ConfigDict({"a": {"x": 1.0, "y": 2.0}, "new": None})
