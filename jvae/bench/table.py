@@ -55,8 +55,7 @@ def row_of(folder: Path) -> dict[str, Any]:
         "name": report["card"]["config"]["name"],
         "command": f"python -m jvae.main --config={_spec(report['card']['config']['name'])}",
         "commit": report["card"]["commit"],
-        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, "
-        + report["card"]["device"]["kind"],
+        "hardware": f"{_cores()}, {platform.machine()}, {report['card']['device']['kind']}",
         "jax": report["card"]["device"]["jax"],
         "train_s": round(sum(n * ms for n, ms in zip(lap_steps, lap_ms, strict=True)) / 1e3, 1),
         "eval_s": round(
@@ -69,6 +68,13 @@ def row_of(folder: Path) -> dict[str, Any]:
         "control": {n: m["control"] for n, m in report["metrics"].items() if "control" in m},
         "se": {name: m["se"] for name, m in report["metrics"].items() if m["se"] is not None},
     }
+
+
+def _cores() -> str:
+    """Those that this process, and so what it starts, may use."""
+    every = os.cpu_count() or 1
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
+    return f"{every} cores" if own == every else f"{own} of {every} cores"
 
 
 def _layers(latent: Mapping[str, Any]) -> dict[str, list[float]] | None:
