@@ -89,14 +89,14 @@ def _tiny(c: ConfigDict) -> None:
     c.phases = ConfigDict(
         dict(
             stage0=dict(share=0.3, objective=denoiser, noise=dict(word_dropout=0.3)),
-            stage1=dict(share=0.7, optim=dict(trainable=_rules(c, ways))),
+            stage1=dict(share=0.7, optim=dict(trainable=_rules(ways))),
         )
     )
     c.objective.update(dict(kl_floor="mean_sum", floor=0.4))
     c.objective.beta.update(start=0.02, ratio_zero=0.3, ratio_increase=0.4, stop=1.0)
 
 
-def _rules(c: ConfigDict, ways: str) -> tuple:
+def _rules(ways: str) -> tuple:
     """What trains around the frozen stack: the encoder's side from the start, the decoder's from a
     sixth of the phase.
     """
@@ -105,7 +105,7 @@ def _rules(c: ConfigDict, ways: str) -> tuple:
         ("^posterior/", None, None, 0),
         (f"^decoder/{ways}/", None, None, 0),
         ("^encoder/", None, None, encoder),
-        (NORMS, 0, c.model.encoder_layers, encoder),
+        (NORMS, 0, "encoder_layers", encoder),
         ("^decoder/norm/", None, None, encoder),
         ("^decoder/adapter/", None, None, decoder),
         (NORMS, None, None, decoder),
@@ -126,4 +126,4 @@ def _published(c: ConfigDict) -> None:
     c.objective.beta.n_iter = c.train.steps + 1
     c.optim.update(dict(lr=5e-5, warmup_steps=c.train.steps // 6, first_update=1))
     c.optim.update(dict(eps=1e-6, eps_first=True))
-    c.optim.trainable = _rules(c, "(project|psa)")
+    c.optim.trainable = _rules("(project|psa)")

@@ -49,7 +49,9 @@ def compile_phase(this: run.Run, phase: Phase, mesh: Mesh, begin: int) -> Progra
     objective = run.build_objective(phase.objective)
     beta = schedules.build(phase.objective.beta, phase.steps)
     abstract, where = run.param_shardings(model, mesh)
-    plan = trainable.make_plan(phase.optim.trainable, abstract, model.axes, phase.steps)
+    plan = trainable.make_plan(
+        phase.optim.trainable, abstract, model.axes, phase.steps, cfg.model.to_dict()
+    )
     trained = jax.eval_shape(lambda params: trainable.split(plan, params)[0], abstract)
     tx = optim.build(phase.optim.to_dict(), trained, phase.steps, trainable.from_steps(plan))
     opt_where = rules.optimizer_shardings(tx, trained, trainable.pick(plan, where), mesh)

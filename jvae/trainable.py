@@ -8,7 +8,7 @@ only some layers train is cut along its layer axis; `merge` puts it together aga
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -25,13 +25,14 @@ KEY = "config.optim.trainable"
 class Rule(NamedTuple):
     """Parameters whose path matches `pattern` (re.search) train from step `from_step` on.
 
-    first, stop: layers first..stop-1 of stacked parameters; None for all. from_step: steps done, or
+    first, stop: layers first..stop-1 of stacked parameters; None for all; a name stands for that size
+    of the model, such as "encoder_layers". from_step: steps done, or
     a share of the run as text, "1/6", rounded down.
     """
 
     pattern: str
-    first: int | None = None
-    stop: int | None = None
+    first: int | str | None = None
+    stop: int | str | None = None
     from_step: int | str = 0
 
 
@@ -61,7 +62,11 @@ class Plan(NamedTuple):
 
 
 def make_plan(
-    rules: Sequence[Sequence[Any]], abstract: Any, axes: Any, total_steps: int
+    rules: Sequence[Sequence[Any]],
+    abstract: Any,
+    axes: Any,
+    total_steps: int,
+    sizes: Mapping[str, Any] | None = None,
 ) -> Plan | None:
     """The parts that the rules make of parameters of these shapes.
 
@@ -71,6 +76,7 @@ def make_plan(
     Args:
       rules: fields of `Rule`, each.
       axes: logical axis names of every leaf; "layers" comes first in stacked ones.
+      sizes: of the model by name, for rules that name one.
     Raises: ConfigError for a rule that cannot be read, matches nothing, or names layers of
       parameters that have none.
     """
@@ -82,7 +88,7 @@ def make_plan(
         path: [None] * (leaf.shape[0] if stacked[path] else 1) for path, leaf in leaves.items()
     }
     for number, fields in enumerate(rules):
-        rule, where = _rule(fields, number), f"{KEY}[{number}]"
+        rule, where = _rule(fields, number, sizes or {}), f"{KEY}[{number}]"
         start = _step(rule.from_step, total_steps, where)
         matched = [path for path in leaves if _search(rule.pattern, path, where)]
         if not matched:
@@ -172,7 +178,7 @@ def _axes_by_path(abstract: Any, axes: Any) -> list[tuple[str, tuple[str | None,
     return found
 
 
-def _rule(fields: Any, number: int) -> Rule:
+def _rule(fields: Any, number: int, sizes: Mapping[str, Any]) -> Rule:
     well = isinstance(fields, (tuple, list)) and 1 <= len(fields) <= 4
     rule = Rule(*fields) if well else None
     if rule is None or not isinstance(rule.pattern, str):
@@ -180,7 +186,11 @@ def _rule(fields: Any, number: int) -> Rule:
             f"{KEY}[{number}] is {fields!r}; expected (pattern, first layer, last layer + 1, from "
             "step), for example ('posterior/', None, None, 0)"
         )
-    return rule
+    for name in (rule.first, rule.stop):
+        if isinstance(name, str) and not isinstance(sizes.get(name), int):
+            raise ConfigError(f"{KEY}[{number}]: the model has no size {name!r} to count layers by")
+    first, stop = (sizes[n] if isinstance(n, str) else n for n in (rule.first, rule.stop))
+    return rule._replace(first=first, stop=stop)
 
 
 def _search(pattern: str, path: str, where: str) -> bool:
@@ -205,8 +215,8 @@ def _layers(rule: Rule, path: str, count: int, stacked: bool, where: str) -> ran
         return range(count)
     if not stacked:
         raise ConfigError(f"{where}: a layer range, but {path} has no layers; match it elsewhere")
-    first = 0 if rule.first is None else rule.first
-    stop = count if rule.stop is None else rule.stop
+    first = 0 if rule.first is None else int(rule.first)
+    stop = count if rule.stop is None else int(rule.stop)
     if not 0 <= first < stop <= count:
         raise ConfigError(f"{where}: layers {first}..{stop}, but {path} has {count}")
     return range(first, stop)

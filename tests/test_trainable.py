@@ -48,6 +48,7 @@ def test_split_cuts_stacked_leaves_by_layer_and_merge_undoes_it():
 
 def test_the_earliest_rule_counts_and_no_rule_means_everything():
     plan = plan_of(("norm", None, None, 7), ("norm", 1, 2, 2), ("norm", 1, 3, 5))
+    assert plan is not None
     starts = [(p.layers, p.from_step) for p in plan.trained]
     assert starts == [((0, 1), 7), ((1, 2), 2), ((2, 3), 5), ((3, 4), 7)]
     assert plan_of() is None
@@ -55,6 +56,18 @@ def test_the_earliest_rule_counts_and_no_rule_means_everything():
     assert trainable.split(None, params) == (params, {})
     assert trainable.merge(None, params, {}) is params
     assert trainable.counts(None, params, 0) == (78, 78)
+
+
+def test_layers_may_be_counted_by_a_size_of_the_model():
+    def parts(rule, **sizes):
+        plan = trainable.make_plan([rule], params_of(), AXES, 12, sizes)
+        assert plan is not None
+        return [(part.layers, part.from_step) for part in plan.trained]
+
+    assert parts(("norm", 0, "layers_of_x", 2), layers_of_x=3) == [((0, 3), 2)]
+    assert parts(("norm", "layers_of_x", None, 2), layers_of_x=3) == [((3, 4), 2)]
+    with pytest.raises(ConfigError, match=r"trainable\[0\]: the model has no size 'layers_of_y'"):
+        parts(("norm", 0, "layers_of_y", 0), layers_of_x=3)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +184,8 @@ def test_the_published_counts():
             (p, a, b, 100 if start == 0 and ("encoder" in p or "norm" in p) else start)
             for p, a, b, start in cfg.optim.trainable
         )
-    plan = trainable.make_plan(cfg.optim.trainable, abstract, model.axes, steps)
+    sizes = cfg.model.to_dict()
+    plan = trainable.make_plan(cfg.optim.trainable, abstract, model.axes, steps, sizes)
     counts = [trainable.counts(plan, abstract, s)[0] for s in (0, 99, 100, steps // 6 - 1)]
     assert counts == [14_248_769, 14_248_769, 15_854_913, 15_854_913]
     trained, every = trainable.counts(plan, abstract, steps // 6)

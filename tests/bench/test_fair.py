@@ -35,7 +35,7 @@ TINY = fair_entries.Budget(
     evals=dict(samples=2, sentences=4, generate=4, interpolations=1),
     checks=2,
     row_tokens=32,
-    every={"mesh.data": 1},
+    every={"mesh.data": 1, "optim.warmup_steps": 0},
 )
 
 
