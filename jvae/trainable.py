@@ -25,9 +25,9 @@ KEY = "config.optim.trainable"
 class Rule(NamedTuple):
     """Parameters whose path matches `pattern` (re.search) train from step `from_step` on.
 
-    first, stop: layers first..stop-1 of stacked parameters; None for all; a name stands for that size
-    of the model, such as "encoder_layers". from_step: steps done, or
-    a share of the run as text, "1/6", rounded down.
+    first, stop: layers first..stop-1 of stacked parameters; None for all; a name stands for that
+    size of the model, such as "encoder_layers". from_step: steps done, or a share of the run as
+    text, "1/6", rounded down.
     """
 
     pattern: str
