@@ -217,7 +217,7 @@ def _programs(this: run.Run, mesh: Mesh) -> Iterator[Part]:
 
     keys = like(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), examples)), rows)
     name = f"sampler, {examples} texts of {length} tokens"
-    yield Part(name, jax.jit(sample), (params, keys), length)
+    yield Part(name, jax.jit(meshes.under(mesh, sample)), (params, keys), length)
 
 
 def _batch(rows: RowSpec) -> Batch:

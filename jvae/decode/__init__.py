@@ -1,5 +1,7 @@
 """Decoding for every model of the contract: greedy, sampling and beam search, compiled loops."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
@@ -8,6 +10,7 @@ from jvae.api import Cond, Generator, Params, Prompt
 from jvae.decode.beam import Beams, beam_search, best
 from jvae.decode.loop import Generated, expand_leading, generate, reorder_leading
 from jvae.decode.sampling import DecodeConfig
+from jvae.parallel.mesh import by_rows
 
 __all__ = [
     "Beams",
@@ -37,15 +40,21 @@ def decode(
 ) -> Generated:
     """Continues every prompt by the method of `cfg`; beam search gives its best hypothesis.
 
+    Compiled for a mesh (`jvae.parallel.mesh.under`), every device decodes its own examples.
+
     Args:
       key_e: one key per example; read by method "sample" only, may be None else.
     Raises: ValueError without keys for method "sample".
     """
-    if cfg.method == "beam":
-        return best(
-            beam_search(gen, params, z_egz, prompt, cfg, end_id=end_id, pad_id=pad_id, cond=cond)
-        )
-    return generate(gen, params, z_egz, prompt, key_e, cfg, end_id=end_id, pad_id=pad_id, cond=cond)
+    ends: Any = dict(end_id=end_id, pad_id=pad_id)
+
+    def own(params: Params, given: tuple[Any, ...]) -> Generated:
+        z_egz, prompt, key_e, cond = given
+        if cfg.method == "beam":
+            return best(beam_search(gen, params, z_egz, prompt, cfg, cond=cond, **ends))
+        return generate(gen, params, z_egz, prompt, key_e, cfg, cond=cond, **ends)
+
+    return by_rows(own, params, (z_egz, prompt, key_e, cond))
 
 
 def decode_in_batches(

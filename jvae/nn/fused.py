@@ -67,7 +67,7 @@ def splash(
         default=functools.partial(_padded_splash, causal_from, False),
     )
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty:
+    if not (mesh.empty or mesh.are_all_axes_manual):
         # A kernel is opaque to the partitioner: rows and heads are cut by hand.
         heads = TENSOR if q_btnh.shape[2] % mesh.shape[TENSOR] == 0 else None
         whole, rows = PartitionSpec(ROWS, None, heads), PartitionSpec(ROWS)

@@ -97,9 +97,9 @@ def under(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     return traced
 
 
-def inside(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+def inside(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     """What `under` does, for all functions compiled in its body."""
-    return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
+    return jax.set_mesh(mesh) if mesh is not None and mesh.size > 1 else contextlib.nullcontext()
 
 
 def gathered(tree: Any) -> Any:
@@ -107,9 +107,49 @@ def gathered(tree: Any) -> Any:
 
     For loops that read all parameters in every turn: gathered before, they run without collectives.
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.are_all_axes_manual:
         return tree
     return jax.lax.with_sharding_constraint(tree, PartitionSpec())
+
+
+def by_rows(function: Callable[[Any, Any], Any], whole: Any, cut: Any) -> Any:
+    """`function(whole, cut)`, by every device of the mesh in force on its own part of `cut` alone.
+
+    The first axis of every array of `cut` and of the result is examples, none of which reads
+    another; parameters, `whole`, are gathered before. The partitioner would move activations in
+    every turn of a loop, and all would wait for the slowest part. Where the mesh cuts heads too, or
+    its rows do not divide the examples, this is the partitioner's, as is a single device's.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.are_all_axes_manual or mesh.shape[TENSOR] > 1:
+        return function(whole, cut)
+    parts = math.prod(mesh.shape[axis] for axis in ROWS)
+    if any(leaf.shape[0] % parts for leaf in jax.tree.leaves(cut)):
+        return function(whole, cut)
+    rows = PartitionSpec(ROWS)
+    mapped = jax.shard_map(
+        function, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False
+    )
+    return mapped(whole, cut)
+
+
+def mesh_of(tree: Any) -> Mesh | None:
+    """The mesh that arrays lie on; None for one device or arrays of the host."""
+    for leaf in jax.tree.leaves(tree):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
+            return sharding.mesh  # pyright: ignore[reportReturnType]
+    return None
+
+
+def spread(tree: Any, mesh: Mesh | None) -> Any:
+    """Arrays by examples, cut over the rows of a mesh; as they are without one, or where they
+    cannot be cut.
+    """
+    if mesh is None or any(leaf.shape[0] % row_shards(mesh) for leaf in jax.tree.leaves(tree)):
+        return tree
+    return jax.device_put(tree, batch_sharding(mesh))
 
 
 def to_device(batch: Any, mesh: Mesh, *, stacked: bool = False) -> Any:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -19,6 +18,7 @@ from jvae.decode import DecodeConfig
 from jvae.errors import DataError
 from jvae.evals.likelihood import score_batch
 from jvae.latent.mixture import Proposal
+from jvae.parallel import mesh as meshes
 from jvae.space import batching, checks, lines, scoring
 from jvae.space.neighbors import Neighbor, nearest
 from jvae.space.scoring import TokenLogProbs
@@ -102,11 +102,13 @@ class LoadedVAE:
             if not sampler:
                 raise ValueError(f"chains is {chains}: this model has an encoder and no chains")
         post = self.model.metric_post if chains is None else self.model.post
-        texts, key = checks.listed(texts), self._key(seed)
+        texts, key, mesh = checks.listed(texts), self._key(seed), meshes.mesh_of(self.params)
         out = np.zeros((len(texts), *self.model.latent_shape), np.float32)
         with Progress("encoding", len(texts), quiet_s=QUIET_S) as progress:
             for place_e, batch in self.batches(texts, sources):
-                mean_egz = scoring.means(self.model.gen, post, chains, self.params, batch, key)
+                batch = meshes.spread(batch, mesh)
+                with meshes.inside(mesh):
+                    mean_egz = scoring.means(self.model.gen, post, chains, self.params, batch, key)
                 out[place_e] = np.asarray(mean_egz)[: len(place_e)]
                 progress.add(len(place_e))
         return out
@@ -149,23 +151,30 @@ class LoadedVAE:
             room = self.limits["dec"] - given.prompt.token_et.shape[1]
             config = replace(config, max_length=min(config.max_length, room))
         texts, left_e = [""] * len(z_egz), np.arange(len(z_egz), dtype=np.int32)
+        mesh = meshes.mesh_of(self.params)
         with Progress("decoding", len(z_egz), quiet_s=QUIET_S) as progress:
             for length in batching.lengths(config, len(z_egz)):
                 longer = []
                 for place_e, index_e in batching.spans(len(left_e), self.decode_batch):
                     at_e, count = left_e[index_e], len(place_e)
                     one = jax.tree.map(lambda leaf, at=at_e: leaf[at], given)
-                    token_et, ended_e = scoring.written(
-                        self.model.gen,
-                        self.params,
-                        jnp.asarray(z_egz[at_e]),
-                        one.prompt,
-                        scoring.keys(self._key(seed), at_e) if config.method == "sample" else None,
-                        replace(config, max_length=length),
-                        end_id=self.decoder.end_id,
-                        pad_id=self.decoder.pad_id,
-                        cond=one.cond,
+                    draws = config.method == "sample"
+                    key_e = scoring.keys(self._key(seed), at_e) if draws else None
+                    z, prompt, key_e, cond = meshes.spread(
+                        (z_egz[at_e], one.prompt, key_e, one.cond), mesh
                     )
+                    with meshes.inside(mesh):
+                        token_et, ended_e = scoring.written(
+                            self.model.gen,
+                            self.params,
+                            z,
+                            prompt,
+                            key_e,
+                            replace(config, max_length=length),
+                            end_id=self.decoder.end_id,
+                            pad_id=self.decoder.pad_id,
+                            cond=cond,
+                        )
                     done_e = np.asarray(ended_e)[:count] | (length == config.max_length)
                     told_et = np.asarray(token_et)[:count][done_e]
                     for place, tokens in zip(at_e[:count][done_e], told_et, strict=True):
@@ -288,11 +297,13 @@ class LoadedVAE:
         checks.whole("k", k, 1)
         checks.whole("chunk", chunk, 1)
         score = score_batch(self.model, k, chunk, (), self.proposal)
-        key = self._key(seed)
+        key, mesh = self._key(seed), meshes.mesh_of(self.params)
         out = np.zeros(len(texts), np.float64)
         with Progress("scoring", len(texts), quiet_s=QUIET_S) as progress:
             for place_e, batch in self.batches(texts, sources):
-                nll_e = score(self.params, batch, key).nll_e
+                batch = meshes.spread(batch, mesh)
+                with meshes.inside(mesh):
+                    nll_e = score(self.params, batch, key).nll_e
                 out[place_e] = np.asarray(nll_e)[: len(place_e)]
                 progress.add(len(place_e))
         return out
