@@ -7,8 +7,8 @@ Source: Li et al. 2020, arXiv 2004.04092, and the released code. Presets:
     tiny_plain  `tiny` with beta 1 from the first step: no annealing, no threshold
     base        the paper: BERT-base-cased, GPT-2, latent 32, one beta cycle, masked free bits 0.5
     latent768   the SNLI manipulation models: latent 768, free bits 5, length-weighted
-    large       `base` with BERT-large-cased and GPT-2-XL, 1.9 billion parameters spread over all
-                devices; nobody published it
+    large       `base` with BERT-large-cased and GPT-2-XL, 1.9 billion parameters spread over eight
+                devices (mesh.fsdp); nobody published it
 
     python -m jvae.main --config=configs/optimus.py
     python -m jvae.main --config=configs/optimus.py:base \\
@@ -124,4 +124,4 @@ def _large(c: ConfigDict) -> None:
     c.data.batch_rows = 64
     c.model.encoder.update(dict(layers=24, width=1024, heads=16, mlp=4096, remat="full"))
     c.model.decoder.update(dict(layers=48, width=1600, heads=25, mlp=6400, remat="full"))
-    c.mesh.update(dict(data=1, fsdp=-1))
+    c.mesh.update(dict(data=-1, fsdp=8))

@@ -52,6 +52,8 @@ def _over_products(traced: ClosedJaxpr | Jaxpr, cost: Callable[[Any], float], tu
             total += max(inner, default=0.0)
         else:
             times = {"scan": equation.params.get("length"), "while": turns}
+            if equation.primitive.name == "shard_map":  # its program is that of one device
+                times["shard_map"] = equation.params["mesh"].size
             total += times.get(equation.primitive.name, 1) * sum(inner)
     return total
 

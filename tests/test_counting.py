@@ -55,3 +55,11 @@ def test_of_a_conditional_the_dearest_branch_counts():
 
     traced = jax.make_jaxpr(either)(True, jnp.ones((4, 4)))
     assert counting.matmul_flops(traced) == 2 * 2 * 4**3
+
+
+def test_a_program_of_every_device_counts_on_all_of_them():
+    rows = jax.sharding.PartitionSpec("data")
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mapped = jax.shard_map(lambda x: x @ x.T @ x, mesh=mesh, in_specs=rows, out_specs=rows)
+    traced = jax.make_jaxpr(mapped)(jnp.ones((8, 3)))
+    assert counting.matmul_flops(traced) == 4 * 2 * (2 * 2 * 2 * 3)

@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Key
 
+from jvae.parallel.mesh import kept_rows
+
 REMAT = ("none", "dots", "full")
 
 
@@ -59,7 +61,8 @@ def run_stack(
 
     def body(x: Array, inputs: tuple[Any, Any, Any]) -> tuple[Array, Any]:
         layer_params, layer_xs, key = inputs
-        return layer(layer_params, x, layer_xs, key)
+        x, out = layer(layer_params, kept_rows(x), layer_xs, key)
+        return kept_rows(x), out
 
     if remat == "dots":
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable

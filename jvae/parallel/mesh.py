@@ -102,6 +102,20 @@ def inside(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     return jax.set_mesh(mesh) if mesh is not None and mesh.size > 1 else contextlib.nullcontext()
 
 
+def kept_rows(x: Any) -> Any:
+    """x, its first axis cut over the rows of the mesh in force (see `under`), the others whole.
+
+    Between layers: where parameters are cut too, the partitioner would now and then rather cut the
+    states as they are and send these, which are larger, in place of the parameters.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.are_all_axes_manual:
+        return x
+    if x.shape[0] % math.prod(mesh.shape[axis] for axis in ROWS):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS))
+
+
 def gathered(tree: Any) -> Any:
     """Arrays whole on every device of the mesh in force (see `under`); as they are without one.
 
