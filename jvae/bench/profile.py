@@ -28,9 +28,9 @@ from jvae.errors import ConfigError, JvaeError
 CALLS = 4  # that are watched
 # By the names that XLA gives to operations of its backends; the first that matches.
 KINDS = (
+    ("collectives", r"all-|reduce-scatter|collective"),
     ("matrix products", r"dot|ynn|gemm|matmul|cublas|cudnn|convolution|custom-call"),
     ("copies and transposes", r"copy|transpose|slice|concatenate|gather|scatter|pad|bitcast"),
-    ("collectives", r"all-|reduce-scatter|collective"),
     ("reductions", r"reduce"),
     ("elementwise, fused", r"fusion"),
 )

@@ -19,6 +19,7 @@ from jvae.errors import ConfigError
         ("multiply_add_fusion.1", "elementwise, fused"),
         ("reduce.4", "reductions"),
         ("all-reduce.1", "collectives"),
+        ("all-gather.1", "collectives"),
         ("rng", "other"),
     ],
 )
