@@ -1,5 +1,6 @@
 """The evaluation of a trained run: table, reporting card and text files under its directory."""
 
+import json
 import logging
 import subprocess
 import time
@@ -87,7 +88,8 @@ def settings(config: Any) -> EvalConfig:
 
 
 def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = "test") -> Report:
-    """Measures a split and writes `eval/<split>.json`, `eval/<split>.txt` and `samples/*.txt`.
+    """Measures a split and writes `eval/<split>.json`, `.txt` and `.sentences.jsonl`, and
+    `samples/*.txt`.
 
     Another preset than quick adds its name to that of the files.
     """
@@ -216,7 +218,7 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
         _exactness(this, report, likelihood, samples, split)
     if processes.first():
         suffix = "" if cfg.preset == "quick" else f".{cfg.preset}"
-        _write(this.workdir, report, samples, split, suffix)
+        _write(this.workdir, report, samples, likelihood, f"{split}{suffix}", suffix)
     return report
 
 
@@ -437,14 +439,21 @@ def commit() -> str | None:
 
 
 def _write(
-    folder: Path, report: Report, samples: dict[str, list[str]], split: str, suffix: str
+    folder: Path,
+    report: Report,
+    samples: dict[str, list[str]],
+    likelihood: LikelihoodResult,
+    name: str,
+    suffix: str,
 ) -> None:
-    for name, lines in samples.items():
+    for what, lines in samples.items():
         text = "".join(f"{one}\n" for one in lines)
-        write_text(folder / "samples" / f"{name}{suffix}.txt", text)
-    write_text(folder / "eval" / f"{split}{suffix}.json", report.to_json())
+        write_text(folder / "samples" / f"{what}{suffix}.txt", text)
+    rows = "".join(f"{json.dumps(row)}\n" for row in likelihood.by_sentence())
+    write_text(folder / "eval" / f"{name}.sentences.jsonl", rows)
+    write_text(folder / "eval" / f"{name}.json", report.to_json())
     # Last: the table tells that the run is finished.
-    write_text(folder / "eval" / f"{split}{suffix}.txt", report.table() + "\n")
+    write_text(folder / "eval" / f"{name}.txt", report.table() + "\n")
 
 
 @contextmanager

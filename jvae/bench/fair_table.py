@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from jvae.bench.fair_entries import ENTRIES, SWEEPS
-from jvae.bench.fair_rows import Row, faults_of, floor_of, key
+from jvae.bench.fair_rows import Row, faults_of, floor_of, key, over_floor
 from jvae.bench.table import END, NOT_MEASURED
 from jvae.errors import ConfigError
 from jvae.workdir import write_text
 
 BEGIN = "<!-- fair: "
+OVER = "above its LM, paired"
 DASH = "–"  # does not apply
 NAMES = {"snli": "SNLI", "ptb": "PTB"}
 Rows = Sequence[Row]  # the seeds of one entry
@@ -62,6 +63,22 @@ def _collapsed(rows: Rows) -> str:
     if len(found) == 1:
         return "**yes**" if found[0] else "no"
     return f"**{sum(found)} of {len(found)}**" if any(found) else "no"
+
+
+def _over_floor(every: Rows) -> Cell:
+    """What its latent costs a model, or gives: nats above the language model, paired."""
+
+    def cell(rows: Rows) -> str:
+        if ENTRIES[rows[0]["entry"]].floor is None:
+            return DASH
+        floors = [floor_of(row, every) for row in rows]
+        if any(floor is None for floor in floors):
+            return NOT_MEASURED
+        found = [over_floor(row, floor) for row, floor in zip(rows, floors, strict=True) if floor]
+        values, errors = zip(*found, strict=True)
+        return _shown(values, errors, 2)
+
+    return cell
 
 
 def _mean(name: str, scale: float, digits: int) -> Cell:
@@ -138,7 +155,7 @@ def tables(rows: Rows) -> str:
         parts += [
             f"Nats per sentence; {sentences}, K = {first['k']}; {spread}.",
             "",
-            *_markdown(COLUMNS, groups),
+            *_markdown((*COLUMNS[:2], (OVER, _over_floor(rows)), *COLUMNS[2:]), groups),
             "",
             *_markdown(COSTS, groups),
             "",

@@ -232,6 +232,20 @@ class LikelihoodResult:
     id_e: np.ndarray
     scores: Scores  # of NumPy arrays
 
+    def by_sentence(self) -> list[dict[str, Any]]:
+        """Each sentence's place in its split (from 0), scored tokens, and nats: what two models
+        differ by is told far better by their differences on the same sentences than by two means.
+        """
+        s = self.scores
+        named = {"sentence": self.id_e, "tokens": s.scored_e}
+        nats = {f"nll_{self.k}": s.nll_e, "rec": s.rec_e, "kl": s.kl_e}
+        if not self.latent:
+            nats = {"nll": s.nll_e}
+        columns = {name: np.asarray(one).tolist() for name, one in named.items()} | {
+            name: np.round(np.asarray(one, np.float64), 5).tolist() for name, one in nats.items()
+        }
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
     def summary(self, counts: TextCounts | None = None) -> dict[str, Any]:
         """Means over sentences, standard errors (`_se`), perplexities; None where undefined.
 
