@@ -3,7 +3,7 @@
     python -m jvae.bench.fair --data=snli=FOLDER --data=ptb=FOLDER --budget=cpu
     python -m jvae.bench.fair --data=snli=FOLDER --budget=cpu --models=lm,optimus --dry_run
     python -m jvae.bench.fair --data=snli=FOLDER --budget=cpu --sweep      rate against distortion
-    python -m jvae.bench.fair --write                                      RESULTS.md from the rows
+    python -m jvae.bench.fair --write              RESULTS.md and README.md from the rows
 
 FOLDER holds train, valid and test as .txt or .txt.gz, one sentence per line. Files, tokenizer and
 runs go to --out; every run is an ordinary one, in a process of its own, and its command is printed
@@ -32,7 +32,7 @@ from jvae.errors import ConfigError, JvaeError
 from jvae.stop import CODE
 from jvae.workdir import write_text
 
-DOCUMENT, IMAGES = Path("RESULTS.md"), Path("results")
+DOCUMENT, SUMMARY, IMAGES = Path("RESULTS.md"), Path("README.md"), Path("results")
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -49,7 +49,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rows", type=Path, default=fair_rows.ROWS, help="file of the rows")
     parser.add_argument("--dry_run", action="store_true", help="print the commands, run none")
     parser.add_argument("--topology", default="v5e-256", help="slice of a budget that compiles")
-    parser.add_argument("--write", action="store_true", help=f"{DOCUMENT} from the stored rows")
+    parser.add_argument("--write", action="store_true", help=f"{DOCUMENT}, {SUMMARY} from the rows")
     return parser.parse_args(argv)
 
 
@@ -177,8 +177,10 @@ def main(argv: Sequence[str]) -> int:
             if not DOCUMENT.is_file():
                 raise ConfigError(f"no {DOCUMENT} here; run --write where it is")
             parts = fair_table.made(rows, fair_table.figures(rows, IMAGES))
-            text = DOCUMENT.read_text(encoding="utf-8")
-            write_text(DOCUMENT, fair_table.filled(text, parts))
+            for document in (DOCUMENT, SUMMARY):
+                if document.is_file():
+                    text = document.read_text(encoding="utf-8")
+                    write_text(document, fair_table.filled(text, parts))
     except JvaeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

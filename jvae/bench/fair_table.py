@@ -103,6 +103,7 @@ COLUMNS: Sequence[tuple[str, Cell]] = (
     # Neither SNLI's sentences nor PTB's have labels; `--mode=probe` measures corpora that do.
     ("probe", lambda rows: DASH),
 )
+BRIEF = ("model", "NLL_{k}", "Rec", "KL", "AU (control)", "collapsed", "BLEU")
 COSTS: Sequence[tuple[str, Cell]] = (
     ("model", lambda rows: ENTRIES[rows[0]["entry"]].title),
     ("parameters that compute", lambda rows: f"{rows[0]['params']:,}"),
@@ -164,6 +165,18 @@ def tables(rows: Rows) -> str:
         parts += _warnings(here, wrong)
         parts += _sweep(here)
     return "\n".join(parts).rstrip() or f"{NOT_MEASURED}: no rows yet."
+
+
+def brief(rows: Rows) -> str:
+    """The table of SNLI in a few columns, under the largest budget it has rows for on two cores."""
+    every = grouped(rows)
+    found = [which for which in (("cpu", "snli"), ("cpu-short", "snli")) if which in every]
+    if not found:
+        return f"{NOT_MEASURED}: no rows yet."
+    groups = every[found[0]]
+    shown = [column for column in COLUMNS if column[0] in BRIEF]
+    lines = _markdown((*shown[:2], (OVER, _over_floor(rows)), *shown[2:]), groups)
+    return "\n".join(lines)
 
 
 def _warnings(rows: Rows, wrong: Mapping[Any, list[str]]) -> list[str]:
@@ -294,8 +307,9 @@ def figures(rows: Rows, folder: Path) -> list[str]:
 
 
 def made(rows: Rows, images: Sequence[str]) -> dict[str, str]:
-    """What stands between the marks of RESULTS.md, by name."""
+    """What stands between the marks of RESULTS.md and README.md, by name."""
     return {
+        "brief": brief(rows),
         "tables": tables(rows),
         "figures": "\n\n".join(images) or f"{NOT_MEASURED}: no sweep yet.",
         "commands": commands(rows),
