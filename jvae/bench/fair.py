@@ -32,7 +32,7 @@ from jvae.errors import ConfigError, JvaeError
 from jvae.stop import CODE
 from jvae.workdir import write_text
 
-DOCUMENT, SUMMARY, IMAGES = Path("RESULTS.md"), Path("README.md"), Path("results")
+DOCUMENT, SUMMARY = Path("RESULTS.md"), Path("README.md")
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -176,7 +176,7 @@ def main(argv: Sequence[str]) -> int:
         if given.write:
             if not DOCUMENT.is_file():
                 raise ConfigError(f"no {DOCUMENT} here; run --write where it is")
-            parts = fair_table.made(rows, fair_table.figures(rows, IMAGES))
+            parts = fair_table.made(rows, fair_table.figures(rows, fair_table.IMAGES))
             for document in (DOCUMENT, SUMMARY):
                 if document.is_file():
                     text = document.read_text(encoding="utf-8")

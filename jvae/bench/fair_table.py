@@ -13,6 +13,7 @@ from jvae.workdir import write_text
 
 BEGIN = "<!-- fair: "
 OVER = "above its LM, paired"
+IMAGES = Path("jvae/bench/figures")  # of RESULTS.md
 DASH = "–"  # does not apply
 NAMES = {"snli": "SNLI", "ptb": "PTB"}
 Rows = Sequence[Row]  # the seeds of one entry
@@ -302,7 +303,7 @@ def figures(rows: Rows, folder: Path) -> list[str]:
             path = folder / f"rate-distortion-{budget}-{data}.svg"
             write_text(path, picture.svg.decode())
             title = f"{NAMES.get(data, data)}, budget `{budget}`"
-            lines.append(f"![{picture.text}, {title}]({folder.name}/{path.name})")
+            lines.append(f"![{picture.text}, {title}]({IMAGES.as_posix()}/{path.name})")
     return lines
 
 
