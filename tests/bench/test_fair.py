@@ -429,7 +429,7 @@ def test_rate_against_distortion(tmp_path):
     text = fair_table.tables(rows)
     assert "| Optimus | β = 0.1 | 9.00 | 26.00 |" in text
     (line,) = fair_table.figures(rows, tmp_path / "results")
-    assert line.endswith("(results/rate-distortion-cpu-snli.svg)")
+    assert line.endswith("(jvae/bench/figures/rate-distortion-cpu-snli.svg)")
     svg = (tmp_path / "results/rate-distortion-cpu-snli.svg").read_text()
     assert "Optimus" in svg and fair_table.figures(rows, tmp_path / "results") == [line]
     assert svg == (tmp_path / "results/rate-distortion-cpu-snli.svg").read_text()
