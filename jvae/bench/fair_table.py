@@ -253,17 +253,19 @@ def figure(rows: Rows) -> Any:
             (row["metrics"]["kl"], row["metrics"]["rec"]) for s in series.values() for row in s
         ]
         ends = (0.0, 1.1 * max(rate for rate, _ in points))
+        beside = {ENTRIES[name].floor for name in series}
         floors = {
             row["entry"]: row["metrics"]["neg_elbo"]
             for row in rows
-            if row["metrics"].get("kl") is None and not row["point"]
+            if row["entry"] in beside and not row["point"]
         }
         for name, nats in floors.items():
+            below = nats < max(floors.values())
             ax.plot(ends, [nats, nats - ends[1]], color=look.OTHER, linewidth=1, zorder=1)
             ax.annotate(
                 ENTRIES[name].title,
                 (0, nats),
-                (3, 3),
+                (4, -14) if below else (4, 2),
                 textcoords="offset points",
                 color=look.FAINT,
                 fontsize=8,
@@ -277,7 +279,7 @@ def figure(rows: Rows) -> Any:
         ax.set_xlabel("rate: KL, nats per sentence")
         ax.set_ylabel("distortion: Rec, nats per sentence")
         ax.set_xlim(ends)
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.1 * max(*floors.values(), *(rec for _, rec in points)))
         ax.legend()
         shown = ", ".join(ENTRIES[name].title for name in series)
         return look.picture(fig, f"Rate against distortion of {shown}")
