@@ -264,8 +264,9 @@ def figure(rows: Rows) -> Any:
             ax.plot(ends, [nats, nats - ends[1]], color=look.OTHER, linewidth=1, zorder=1)
             ax.annotate(
                 ENTRIES[name].title,
-                (0, nats),
-                (4, -14) if below else (4, 2),
+                (ends[1], nats - ends[1]),
+                (-4, -22) if below else (-4, 12),
+                ha="right",
                 textcoords="offset points",
                 color=look.FAINT,
                 fontsize=8,
