@@ -265,7 +265,7 @@ def figure(rows: Rows) -> Any:
             ax.annotate(
                 ENTRIES[name].title,
                 (ends[1], nats - ends[1]),
-                (-4, -22) if below else (-4, 12),
+                (-4, -34) if below else (-4, 26),
                 ha="right",
                 textcoords="offset points",
                 color=look.FAINT,
