@@ -82,7 +82,7 @@ def test_large_is_bert_large_and_gpt2_xl():
     both = BERT_LARGE_CASED + GPT2_XL + ADDED * 1_600
     head, memory, offset = 2 * 32 * 1_024, 32 * 48 * 1_600, 32 * 1_600
     assert sum(found.values()) == both + head + memory + offset
-    assert dict(c.mesh) == dict(data=1, fsdp=-1, tensor=1)
+    assert dict(c.mesh) == dict(data=-1, fsdp=8, tensor=1)
 
 
 def test_choices_own_their_parameters():
