@@ -253,7 +253,7 @@ def figure(rows: Rows) -> Any:
             (row["metrics"]["kl"], row["metrics"]["rec"]) for s in series.values() for row in s
         ]
         ends = (0.0, 1.1 * max(rate for rate, _ in points))
-        beside = {ENTRIES[name].floor for name in series}
+        beside = [floor for name in series if (floor := ENTRIES[name].floor)]
         floors = {
             row["entry"]: row["metrics"]["neg_elbo"]
             for row in rows
