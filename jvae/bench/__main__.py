@@ -23,6 +23,7 @@ import jax
 
 from jvae.bench import CASES, cases, harness, peers, speed
 from jvae.bench.cases import Case, Subject
+from jvae.bench.plan import plan
 from jvae.errors import ConfigError, JvaeError
 
 
@@ -41,26 +42,6 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="least length of a window")
     parser.add_argument("--out", type=Path, help="a file to append the lines to instead")
     return parser.parse_args(argv)
-
-
-def plan(given: argparse.Namespace) -> list[tuple[Subject, dict[str, Case]]]:
-    """What is measured: every model once, with the cases it is a subject of.
-
-    Raises: ConfigError for a case that is unknown or has no subject under the preset.
-    """
-    unknown = sorted(set(given.case) - set(CASES))
-    if unknown:
-        raise ConfigError(f"no case {unknown[0]!r}; there are {', '.join(CASES)}")
-    found: dict[Subject, dict[str, Case]] = {}
-    for name in given.case or CASES:
-        case = CASES[name]
-        subjects = [Subject(given.config)] if given.config else case.subjects[given.preset]
-        subjects = subjects if given.case else subjects[: case.brief]
-        if not subjects and given.case:
-            raise ConfigError(f"{name}: not measured under --preset={given.preset}")
-        for subject in subjects:
-            found.setdefault(subject.on(given.data), {})[name] = case
-    return list(found.items())
 
 
 def measure(

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from jvae.bench import CASES, cases, harness
-from jvae.bench.__main__ import plan
+from jvae.bench.plan import plan
 from jvae.errors import ConfigError, JvaeError
 
 CALLS = 4  # that are watched

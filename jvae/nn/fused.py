@@ -16,7 +16,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jvae.parallel.mesh import ROWS, TENSOR
+from jvae.parallel.mesh import ROWS, TENSOR, in_force
 
 KERNELS = ("cudnn", "splash")
 BLOCK = 128  # lengths are padded to multiples of it
@@ -66,8 +66,8 @@ def splash(
         cpu=functools.partial(_padded_splash, causal_from, True),
         default=functools.partial(_padded_splash, causal_from, False),
     )
-    mesh = jax.sharding.get_abstract_mesh()
-    if not (mesh.empty or mesh.are_all_axes_manual):
+    mesh = in_force()
+    if mesh is not None:
         # A kernel is opaque to the partitioner: rows and heads are cut by hand.
         heads = TENSOR if q_btnh.shape[2] % mesh.shape[TENSOR] == 0 else None
         whole, rows = PartitionSpec(ROWS, None, heads), PartitionSpec(ROWS)

@@ -97,6 +97,14 @@ def under(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     return traced
 
 
+def in_force() -> Any:
+    """The mesh that is compiled for (see `under`); None for one device, or in a program that each
+    device runs by itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.are_all_axes_manual else mesh
+
+
 def inside(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     """What `under` does, for all functions compiled in its body."""
     return jax.set_mesh(mesh) if mesh is not None and mesh.size > 1 else contextlib.nullcontext()
@@ -108,10 +116,8 @@ def kept_rows(x: Any) -> Any:
     Between layers: where parameters are cut too, the partitioner would now and then rather cut the
     states as they are and send these, which are larger, in place of the parameters.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.are_all_axes_manual:
-        return x
-    if x.shape[0] % math.prod(mesh.shape[axis] for axis in ROWS):
+    mesh = in_force()
+    if mesh is None or x.shape[0] % row_shards(mesh):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS))
 
@@ -121,8 +127,7 @@ def gathered(tree: Any) -> Any:
 
     For loops that read all parameters in every turn: gathered before, they run without collectives.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.are_all_axes_manual:
+    if in_force() is None:
         return tree
     return jax.lax.with_sharding_constraint(tree, PartitionSpec())
 
@@ -135,17 +140,19 @@ def by_rows(function: Callable[[Any, Any], Any], whole: Any, cut: Any) -> Any:
     every turn of a loop, and all would wait for the slowest part. Where the mesh cuts heads too, or
     its rows do not divide the examples, this is the partitioner's, as is a single device's.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.are_all_axes_manual or mesh.shape[TENSOR] > 1:
-        return function(whole, cut)
-    parts = math.prod(mesh.shape[axis] for axis in ROWS)
-    if any(leaf.shape[0] % parts for leaf in jax.tree.leaves(cut)):
+    mesh = in_force()
+    if mesh is None or mesh.shape[TENSOR] > 1 or not _divides(mesh, cut):
         return function(whole, cut)
     rows = PartitionSpec(ROWS)
     mapped = jax.shard_map(
         function, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False
     )
     return mapped(whole, cut)
+
+
+def _divides(mesh: Any, tree: Any) -> bool:
+    """Whether the rows of a mesh divide the first axis of every array."""
+    return all(leaf.shape[0] % row_shards(mesh) == 0 for leaf in jax.tree.leaves(tree))
 
 
 def mesh_of(tree: Any) -> Mesh | None:
@@ -161,7 +168,7 @@ def spread(tree: Any, mesh: Mesh | None) -> Any:
     """Arrays by examples, cut over the rows of a mesh; as they are without one, or where they
     cannot be cut.
     """
-    if mesh is None or any(leaf.shape[0] % row_shards(mesh) for leaf in jax.tree.leaves(tree)):
+    if mesh is None or not _divides(mesh, tree):
         return tree
     return jax.device_put(tree, batch_sharding(mesh))
 

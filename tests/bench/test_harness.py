@@ -8,7 +8,8 @@ import pytest
 
 from jvae import config as configs
 from jvae.bench import CASES, decode, harness, peaks, peers, subjects
-from jvae.bench.__main__ import _arguments, main, plan
+from jvae.bench.__main__ import _arguments, main
+from jvae.bench.plan import plan
 from jvae.errors import ConfigError
 from jvae.models import FAMILIES
 
