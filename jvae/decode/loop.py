@@ -80,10 +80,12 @@ def generate(
 
     def choose(logits_ev, emitted, out: Generated) -> tuple[Array, Generated]:
         score_ev = jnp.asarray(logits_ev, jnp.float32)
-        log_p_ev = jax.nn.log_softmax(score_ev, axis=1)
+        model_score_ev = score_ev
         score_ev = process(score_ev, prompt, out.token_et, emitted, cfg, end_id)
         token_e = pick(score_ev, emitted)
-        log_p_e = jnp.take_along_axis(log_p_ev, token_e[:, None], axis=1)[:, 0]
+        # Not a slice of log_softmax: that would be an array of the vocabulary, written and read.
+        log_p_e = jnp.take_along_axis(model_score_ev, token_e[:, None], axis=1)[:, 0]
+        log_p_e -= jax.nn.logsumexp(model_score_ev, axis=1)
         token_e = jnp.where(out.ended_e, pad_id, token_e)
         out = Generated(
             token_et=out.token_et.at[:, emitted].set(token_e),

@@ -187,7 +187,14 @@ def keep_top_p(logits_ev: Float[Array, "e v"], p: float, among: int = 0) -> Floa
 def best_token(logits_ev: Float[Array, "e v"], step: int | Int[Array, ""]) -> Int[Array, "e"]:
     """The best token of every example, of equal ones the lowest id, whatever the step."""
     del step
-    return jnp.argmax(logits_ev, axis=1).astype(jnp.int32)
+    return _argmax(logits_ev)
+
+
+def _argmax(logits_ev: Float[Array, "e v"]) -> Int[Array, "e"]:
+    """As two plain reductions: argmax is one of pairs, which CPUs do an element at a time."""
+    id_ev = jax.lax.broadcasted_iota(jnp.int32, logits_ev.shape, 1)
+    best_e1 = jnp.max(logits_ev, axis=1, keepdims=True)
+    return jnp.min(jnp.where(logits_ev == best_e1, id_ev, logits_ev.shape[1] - 1), axis=1)
 
 
 def sample_token(
@@ -204,4 +211,7 @@ def sample_token(
     logits_ev = logits_ev / cfg.temperature
     logits_ev = keep_top_p(keep_top_k(logits_ev, cfg.top_k), cfg.top_p, among=cfg.top_k)
     key_e = jax.vmap(lambda key: jax.random.fold_in(key, step))(key_e)
-    return jax.vmap(jax.random.categorical)(key_e, logits_ev).astype(jnp.int32)
+    width, dtype = logits_ev.shape[1:], logits_ev.dtype
+    # What jax.random.categorical does, but for its argmax.
+    noise_ev = jax.vmap(lambda key: jax.random.gumbel(key, width, dtype))(key_e)
+    return _argmax(logits_ev + noise_ev)

@@ -23,6 +23,7 @@ from jvae.models.adavae_encoder import adapter_of, block_of, encoded, pooler_of,
 from jvae.models.common import expander, last_of_prompt, reorderer, unboxed
 from jvae.nn import condition, gpt2
 from jvae.nn.attention import for_everyone, owners, spread
+from jvae.nn.cache import Caches
 from jvae.nn.layers import Projection, apply, fold_key, split_key
 from jvae.nn.prefix import for_rows
 from jvae.nn.stack import init_stack
@@ -42,7 +43,7 @@ class _Context(NamedTuple):
 
 
 class _Cache(NamedTuple):
-    kv: gpt2.KvCache
+    kv: Caches
     offset_ed: Array | None
     output_ez: Array | None
     adapter_led: Array | None
@@ -194,7 +195,7 @@ def build(config: AdaVaeConfig) -> TextVAE:
 
     example_axes = _Cache._make(
         (
-            gpt2.KvCache._make((1, 1)),
+            0,
             0 if config.use_embedding else None,
             0 if config.use_output else None,
             1 if config.use_adapters else None,

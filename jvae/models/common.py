@@ -26,23 +26,29 @@ def unboxed(init: Callable[[Key[Array, ""]], Any]) -> tuple[Callable[[Array], An
     return (lambda key: nn.unbox(init(key))), axes
 
 
+def _by_axis(function: Callable[[Array, int], Array], cache: Any, axes: Any) -> Any:
+    return jax.tree.map(
+        lambda axis, part: jax.tree.map(lambda a: function(a, axis), part), axes, cache
+    )
+
+
 def expander(example_axes: Any) -> Callable[[DecodeState, int], DecodeState]:
-    """`Generator.expand` for a cache whose example axes are `example_axes`, an int per leaf."""
+    """`Generator.expand` for a cache whose example axes are `example_axes`, an int for every leaf
+    or for all leaves of a part.
+    """
 
     def expand(state: DecodeState, k: int) -> DecodeState:
-        cache = jax.tree.map(lambda a, axis: jnp.repeat(a, k, axis=axis), state.cache, example_axes)
+        cache = _by_axis(lambda a, axis: jnp.repeat(a, k, axis=axis), state.cache, example_axes)
         return DecodeState(cache, jnp.repeat(state.position_e, k))
 
     return expand
 
 
 def reorderer(example_axes: Any) -> Callable[[DecodeState, Array], DecodeState]:
-    """`Generator.reorder` for a cache whose example axes are `example_axes`, an int per leaf."""
+    """`Generator.reorder` for a cache whose example axes are `example_axes`, as in `expander`."""
 
     def reorder(state: DecodeState, idx_e: Int[Array, "e"]) -> DecodeState:
-        cache = jax.tree.map(
-            lambda a, axis: jnp.take(a, idx_e, axis=axis), state.cache, example_axes
-        )
+        cache = _by_axis(lambda a, axis: jnp.take(a, idx_e, axis=axis), state.cache, example_axes)
         return DecodeState(cache, state.position_e[idx_e])
 
     return reorder

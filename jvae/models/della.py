@@ -24,6 +24,7 @@ from jvae.latent import layerwise
 from jvae.latent.layerwise import Chain, ChainPost
 from jvae.models.common import expander, last_of_prompt, reorderer, unboxed
 from jvae.nn import fusion, gpt2, layer_vectors
+from jvae.nn.cache import Caches
 from jvae.nn.config import TransformerConfig
 from jvae.nn.layers import Projection, apply, fold_key, split_key, uniform_fan_in, wide
 from jvae.nn.stack import init_stack
@@ -123,7 +124,7 @@ class _Source(NamedTuple):
 
 
 class _Cache(NamedTuple):
-    kv: gpt2.KvCache
+    kv: Caches
     factor_lernh: Array  # what fusion needs of z
 
 
@@ -315,8 +316,7 @@ def build(config: DellaConfig) -> TextVAE:
     def prior_addend(cond: _Source | None) -> Array | None:
         return None if cond is None else cond.prior_egcz
 
-    axis: Any = 1  # of the examples
-    example_axes = _Cache(gpt2.KvCache(axis, axis), axis)
+    example_axes = _Cache._make((0, 1))
     generator = Generator(
         condition=condition,
         sample_prior=lambda params, key_e, cond=None: layerwise.sample_prior(

@@ -65,7 +65,7 @@ def build(config: LmConfig) -> TextVAE:
         next_state = DecodeState(cache, state.position_e + 1)
         return gpt2.logits(c, params["decoder"], hidden_ed), next_state
 
-    example_axes = gpt2.KvCache._make((1, 1))
+    example_axes = 0
     generator = Generator(
         condition=lambda params, batch, drop=None: None,
         sample_prior=null.sample_prior,

@@ -21,6 +21,7 @@ from jvae.latent.gaussian import Gaussian
 from jvae.models.common import expander, last_of_prompt, reorderer, unboxed
 from jvae.nn import bert, gpt2, pool
 from jvae.nn.attention import owners, spread
+from jvae.nn.cache import Caches
 from jvae.nn.config import TransformerConfig
 from jvae.nn.layers import Initializer, Projection, apply, fold_key, wide
 from jvae.nn.stack import init_stack
@@ -77,7 +78,7 @@ class _Context(NamedTuple):
 
 
 class _Cache(NamedTuple):
-    kv: gpt2.KvCache
+    kv: Caches
     offset_ed: Array  # W_D z, added to every input embedding; zeros without `use_embedding`
 
 
@@ -212,7 +213,7 @@ def build(config: OptimusConfig) -> TextVAE:
         next_state = DecodeState(_Cache(kv, state.cache.offset_ed), state.position_e + 1)
         return gpt2.logits(dec, params["decoder"], hidden_ed), next_state
 
-    example_axes = _Cache._make((gpt2.KvCache._make((1, 1)), 0))
+    example_axes = _Cache._make((0, 0))
     generator = Generator(
         condition=lambda params, batch, drop=None: None,
         sample_prior=amortized.sample_standard(config.latent),

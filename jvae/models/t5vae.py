@@ -22,6 +22,7 @@ from jvae.latent.gaussian import Gaussian
 from jvae.models.common import expander, last_of_prompt, reorderer, unboxed
 from jvae.nn import pool, t5
 from jvae.nn.attention import own_slot
+from jvae.nn.cache import Caches
 from jvae.nn.layers import Initializer, Projection, apply, fold_key, wide
 from jvae.nn.stack import init_stack
 from jvae.nn.t5_layer import T5Config
@@ -92,7 +93,7 @@ class _Context(NamedTuple):
 
 
 class _Cache(NamedTuple):
-    kv: t5.KvCache
+    kv: Caches
     cross: t5.CrossKv | None
 
 
@@ -244,9 +245,7 @@ def build(config: T5VaeConfig) -> TextVAE:
         next_state = DecodeState(_Cache(kv, cross), state.position_e + 1)
         return t5.logits(dec, params, hidden_ed), next_state
 
-    example_axes = _Cache(
-        t5.KvCache._make((1, 1)), t5.CrossKv._make((1, 1)) if config.cross_slots else None
-    )
+    example_axes = _Cache(0, t5.CrossKv._make((1, 1)) if config.cross_slots else None)
     generator = Generator(
         condition=lambda params, batch, drop=None: None,
         sample_prior=amortized.sample_standard(config.latent),

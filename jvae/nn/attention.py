@@ -153,14 +153,3 @@ def masked(
     logits_bnts = jnp.where(mask_bts[:, None], logits_bnts * factor, floor)
     weight_bnts = dropout(drop, rate, jax.nn.softmax(logits_bnts, axis=-1))
     return jnp.einsum("bnts,bsnh->btnh", weight_bnts.astype(v_bsnh.dtype), v_bsnh)
-
-
-def attend_cached(
-    q_enh: Float[Array, "e n h"],
-    k_emnh: Float[Array, "e m n h"],
-    v_emnh: Float[Array, "e m n h"],
-    last_e: Int[Array, "e"],
-) -> Float[Array, "e n h"]:
-    """Attention of one new token per example over the places 0..last_e of its cache."""
-    visible_em = jnp.arange(k_emnh.shape[1])[None] <= last_e[:, None]
-    return masked(q_enh[:, None], k_emnh, v_emnh, visible_em[:, None])[:, 0]

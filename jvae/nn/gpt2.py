@@ -21,11 +21,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from jvae.api import Side
+from jvae.nn import cache as caches
 from jvae.nn import xent
-from jvae.nn.attention import Sight, Slots, attend, attend_cached, for_everyone, segments
+from jvae.nn.attention import Sight, Slots, attend, for_everyone, segments
+from jvae.nn.cache import Caches
 from jvae.nn.config import TransformerConfig
 from jvae.nn.layers import Embedding, LayerNorm, apply, dropout, split_key, uniform_fan_in
-from jvae.nn.stack import init_stack, run_stack
+from jvae.nn.stack import init_stack, run_stack, step_stack
 from jvae.nn.transformer import Attend, Gpt2Layer
 
 Fuse = Callable[[Array, Any], Array]
@@ -38,13 +40,6 @@ class LatentKv(NamedTuple):
 
     key_lbmnh: Float[Array, "l b m n h"]
     value_lbmnh: Float[Array, "l b m n h"]
-
-
-class KvCache(NamedTuple):
-    """Keys and values of every layer: the M latent slots first, then one place per token."""
-
-    key_lemnh: Float[Array, "l e m n h"]
-    value_lemnh: Float[Array, "l e m n h"]
 
 
 class Gpt2Embeddings(nn.Module):
@@ -267,10 +262,10 @@ def prefill(
     fuse_l: Any = None,
     block: Block | None = None,
     block_l: Any = None,
-) -> tuple[Float[Array, "e t d"], KvCache]:
-    """States of a right-padded prompt and the cache it leaves, with room for `max_len` tokens.
+) -> tuple[Float[Array, "e t d"], Caches]:
+    """States of a right-padded prompt and the caches it leaves, with room for `max_len` tokens.
 
-    What padding writes into the cache lies behind each example's own length and is overwritten by
+    What padding writes into a cache lies behind each example's own length and is overwritten by
     the tokens decoded there.
     """
     block = block or plain_block(config)
@@ -294,54 +289,40 @@ def prefill(
     x_etd, (key, value) = run_stack(
         layer, params["layers"], x_etd, (latent, fuse_l, block_l), unroll=config.unroll
     )
-    room = ((0, 0), (0, 0), (0, max_len - length), (0, 0), (0, 0))
-    key, value = jnp.pad(key, room), jnp.pad(value, room)
     if latent is not None:
         key = jnp.concatenate([latent.key_lbmnh.astype(key.dtype), key], axis=2)
         value = jnp.concatenate([latent.value_lbmnh.astype(value.dtype), value], axis=2)
-    return _final_norm(config, params, x_etd), KvCache(key, value)
+    return _final_norm(config, params, x_etd), caches.filled(key, value, max_len - length)
 
 
 def step(
     config: TransformerConfig,
     params: Any,
     x_ed: Float[Array, "e d"],
-    cache: KvCache,
+    kv: Caches,
     place_e: Int[Array, "e"],
     *,
     fuse: Fuse | None = None,
     fuse_l: Any = None,
     block: Block | None = None,
     block_l: Any = None,
-) -> tuple[Float[Array, "e d"], KvCache]:
-    """One token per example: its state after the final norm, and the cache with its keys and values
-    at `place_e`.
-
-    The whole cache is a loop carry updated in place, layer by layer; as scanned input and output it
-    would be copied each step.
+) -> tuple[Float[Array, "e d"], Caches]:
+    """One token per example: its state after the final norm, and the caches with its keys and
+    values at `place_e`.
     """
     block = block or plain_block(config)
-    example_e = jnp.arange(x_ed.shape[0])
+    visible_em = caches.places(kv)[None] <= place_e[:, None]
 
-    def layer(carry, inputs):
-        x, key, value = carry
-        layer_params, index, fuse_inputs, block_inputs = inputs
+    def layer(layer_params, x, cache, inputs):
+        fuse_inputs, block_inputs = inputs
 
         def mix(q, k, v):
             v = v if fuse is None else fuse(v, fuse_inputs)
-            new_key = key.at[index, example_e, place_e].set(k[:, 0])
-            new_value = value.at[index, example_e, place_e].set(v[:, 0])
-            y = attend_cached(q[:, 0], new_key[index], new_value[index], place_e)
-            return y[:, None], (new_key, new_value)
+            new = caches.put(cache, place_e, k[:, 0], v[:, 0])
+            scale = config.head**-0.5
+            return caches.look_up(q[:, 0], new, visible_em, scale=scale)[:, None], new
 
-        x, (key, value) = block(layer_params, x, mix, block_inputs, None)
-        return (x, key, value), None
+        return block(layer_params, x, mix, block_inputs, None)
 
-    carry = (x_ed[:, None], cache.key_lemnh, cache.value_lemnh)
-    (x, key, value), _ = jax.lax.scan(
-        layer,
-        carry,
-        (params["layers"], jnp.arange(config.layers), fuse_l, block_l),
-        unroll=min(config.unroll, config.layers),
-    )
-    return _final_norm(config, params, x)[:, 0], KvCache(key, value)
+    x, kv = step_stack(layer, params["layers"], x_ed[:, None], kv, (fuse_l, block_l))
+    return _final_norm(config, params, x)[:, 0], kv

@@ -5,7 +5,7 @@ one: every leaf of a stack has the layers in front. Importers, exporters and tra
 speak of (path, layer range) and never see the compute choice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -70,3 +70,24 @@ def run_stack(
     elif remat == "full":
         body = jax.checkpoint(body, prevent_cse=False)
     return jax.lax.scan(body, x, (params, xs, keys), unroll=min(unroll, layers))
+
+
+def step_stack(
+    layer: Callable[..., tuple[Array, Any]], params: Any, x: Array, caches: Sequence[Any], xs: Any
+) -> tuple[Array, Any]:
+    """x of one new token through all layers of a stack, each with a cache of its own.
+
+    Unrolled, so that what a layer makes of its parameters alone (its slice, its cast to the compute
+    dtype) is made once and not for every token.
+
+    Args:
+      layer: (params of one layer, x, cache of the layer, the layer's slice of xs) -> (x, cache).
+
+    Returns: x after the last layer, and the caches.
+    """
+    new = []
+    for index, cache in enumerate(caches):
+        own, own_xs = jax.tree.map(lambda a, index=index: a[index], (params, xs))
+        x, cache = layer(own, x, cache, own_xs)
+        new.append(cache)
+    return x, tuple(new)

@@ -10,6 +10,7 @@ stepwise decoding with a static cache. The relative bias is a function of positi
 never of row indices; a latent slot stands one place before its segment's first token.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,11 +19,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jvae.api import Side
+from jvae.nn import cache as caches
 from jvae.nn import xent
 from jvae.nn.attention import causal, same_segment
-from jvae.nn.gpt2 import KvCache, LatentKv
+from jvae.nn.cache import Caches
+from jvae.nn.gpt2 import LatentKv
 from jvae.nn.layers import Embedding, Projection, apply, dropout, split_key
-from jvae.nn.stack import init_stack, run_stack
+from jvae.nn.stack import init_stack, run_stack, step_stack
 from jvae.nn.t5_layer import (
     AttendCross,
     RmsNorm,
@@ -229,11 +232,11 @@ def prefill(
     latent: LatentKv | None = None,
     cross: CrossKv | None = None,
     source_es: Bool[Array, "e s"] | None = None,
-) -> tuple[Float[Array, "e t d"], KvCache]:
-    """States of a right-padded prompt and the cache it leaves, with room for `max_len` tokens.
+) -> tuple[Float[Array, "e t d"], Caches]:
+    """States of a right-padded prompt and the caches it leaves, with room for `max_len` tokens.
 
     Args:
-      latent: at most one slot per example, in place 0 of the cache.
+      latent: at most one slot per example, in place 0 of its cache.
       cross, source_es: each example's source and its real tokens.
     """
     c, stack = config, params["decoder"]
@@ -254,8 +257,7 @@ def prefill(
         return apply(T5Layer(c), layer_params, x, mix, hook)
 
     x_etd, (key, value) = run_stack(layer, stack["layers"], x_etd, (latent, cross), unroll=c.unroll)
-    room = ((0, 0), (0, 0), (0, max_len - length), (0, 0), (0, 0))
-    return _finish(c, stack, x_etd), KvCache(jnp.pad(key, room), jnp.pad(value, room))
+    return _finish(c, stack, x_etd), caches.filled(key, value, max_len - length)
 
 
 def _slots(latent: LatentKv | None) -> int:
@@ -269,44 +271,29 @@ def step(
     config: T5Config,
     params: Any,
     x_ed: Float[Array, "e d"],
-    cache: KvCache,
+    kv: Caches,
     place_e: Int[Array, "e"],
     cross: CrossKv | None = None,
     source_es: Bool[Array, "e s"] | None = None,
-) -> tuple[Float[Array, "e d"], KvCache]:
-    """One token per example: its state after the final norm, and the cache with its keys and values
-    at `place_e`, which counts the latent slot.
-
-    The whole cache is a loop carry updated in place, as in `gpt2.step`.
+) -> tuple[Float[Array, "e d"], Caches]:
+    """One token per example: its state after the final norm, and the caches with its keys and
+    values at `place_e`, which counts the latent slot.
     """
     c, stack = config, params["decoder"]
-    example_e = jnp.arange(x_ed.shape[0])
-    places = cache.key_lemnh.shape[2]
-    distance_ets = place_e[:, None, None] - jnp.arange(places)[None, None]
-    bias_ents = relative_bias(c, stack, distance_ets, causal=True)
+    distance_em = place_e[:, None] - caches.places(kv)[None]
+    bias_enm = relative_bias(c, stack, distance_em[:, None], causal=True)[:, :, 0]
 
-    def layer(carry, inputs):
-        x, key, value = carry
-        layer_params, index, source = inputs
-
+    def layer(layer_params, x, cache, source):
         def mix(q, k, v):
-            new_key = key.at[index, example_e, place_e].set(k[:, 0])
-            new_value = value.at[index, example_e, place_e].set(v[:, 0])
-            y = attend(q, new_key[index], new_value[index], distance_ets >= 0, bias_ents)
-            return y, (new_key, new_value)
+            new = caches.put(cache, place_e, k[:, 0], v[:, 0])
+            look = functools.partial(caches.look_up, scale=1.0, bias_enm=bias_enm)
+            return look(q[:, 0], new, distance_em >= 0)[:, None], new
 
         hook = _cross_hook(source, None if source_es is None else source_es[:, None])
-        x, (key, value) = apply(T5Layer(c), layer_params, x, mix, hook)
-        return (x, key, value), None
+        return apply(T5Layer(c), layer_params, x, mix, hook)
 
-    carry = (x_ed[:, None], cache.key_lemnh, cache.value_lemnh)
-    (x, key, value), _ = jax.lax.scan(
-        layer,
-        carry,
-        (stack["layers"], jnp.arange(c.layers), cross),
-        unroll=min(c.unroll, c.layers),
-    )
-    return _finish(c, stack, x)[:, 0], KvCache(key, value)
+    x, kv = step_stack(layer, stack["layers"], x_ed[:, None], kv, cross)
+    return _finish(c, stack, x)[:, 0], kv
 
 
 def _output(config: T5Config, params: Any, hidden: Array) -> tuple[Array, Array]:

@@ -163,7 +163,7 @@ def test_width_one_is_greedy(toy, early_stopping, norm_length):
     assert beam.token_et.tolist() == greedy.token_et.tolist()
     assert beam.length_e.tolist() == greedy.length_e.tolist()
     assert beam.ended_e.tolist() == greedy.ended_e.tolist()
-    assert beam.log_prob_e.tolist() == greedy.log_prob_e.tolist()
+    np.testing.assert_allclose(beam.log_prob_e, greedy.log_prob_e, rtol=1e-6)
 
 
 def test_beams_score_at_least_as_well_as_greedy_on_the_whole(toy):

@@ -1,5 +1,7 @@
 """Attention against a slow loop, and the masks that segments, order and latent slots make."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,10 @@ import pytest
 
 from jvae.api import Side
 from jvae.errors import ConfigError
+from jvae.nn import cache as caches
 from jvae.nn.attention import (
     Slots,
     attend,
-    attend_cached,
     causal,
     for_everyone,
     masked,
@@ -176,10 +178,11 @@ def test_cudnn_is_given_the_same_mask(qkv, slots, monkeypatch):
 
 def test_cached_attention_equals_the_loop_at_each_length(qkv):
     q, k, v = qkv
-    run = jax.jit(attend_cached)
+    cache, _ = caches.filled(jnp.stack([k, k + 1]), jnp.stack([v, v + 1]), room=3)
+    run = jax.jit(functools.partial(caches.look_up, scale=q.shape[-1] ** -0.5))
     for last in range(T):
         last_e = np.array([last, T - 1 - last], np.int32)
-        got = run(q[:, 0], k, v, last_e)
+        got = run(q[:, 0], cache, np.arange(T + 3) <= last_e[:, None])
         want = slow(q[:, :1], k, v, lambda b, t, s, last_e=last_e: s <= last_e[b])
         np.testing.assert_allclose(got, want[:, 0], rtol=1e-5, atol=1e-6)
 

@@ -91,8 +91,8 @@ def _released_start(config: della.DellaConfig):
         x = gpt2.embed(dec, p, prompt.token_et[:, -1:], jnp.ones((len(z_egz), 1), jnp.int32))
         for i in range(dec.layers):
             one_layer, _ = jax.tree.map(lambda a, i=i: a[i], (p["layers"], fuse_l))
-            kv = cache.key_lemnh[i, :, :width], cache.value_lemnh[i, :, :width]
-            look = lambda q, k, v, kv=kv: (masked(q, *kv, seen_e1m), None)  # noqa: E731
+            kv = (kv[:, :, :width].swapaxes(1, 2) for kv in cache[i])
+            look = lambda q, k, v, kv=tuple(kv): (masked(q, *kv, seen_e1m), None)  # noqa: E731
             x, _ = Gpt2Layer(dec).apply({"params": one_layer}, x, look)
         x = LayerNorm(dec.norm_eps).apply({"params": p["norm"]}, x)
         padded_e = prompt.length_e < width
