@@ -113,17 +113,24 @@ class Posterior(NamedTuple):
 class Generator(NamedTuple):
     """Prior and decoder, pure functions with params first.
 
-    condition(params, batch, drop=None) -> Cond | None       reads batch.cond only
-    sample_prior(params, key_e, cond=None) -> z_egz          ancestral over groups when layer-wise
+    condition(params, batch, drop=None) -> Cond | None
+      Reads batch.cond only.
+    sample_prior(params, key_e, cond=None) -> z_egz
+      Ancestral over groups when layer-wise.
     log_prior(params, z_egz, cond=None) -> nats_e
-    prepare(params, batch, drop=None, *, cond=None) -> ctx   all that does not depend on z, made
-    once log_lik(params, ctx, z_egz) -> nats_bt                   log p of each scored token at its
-    own place in `dec`, 0 elsewhere aux(params, ctx, z_egz) -> {name: nats_e}                further
-    training terms; {} for most start(params, z_egz, prompt, max_len, cond=None) -> (logits_ev,
-    DecodeState)   room for max_len tokens, prompt included step(params, state, token_e) ->
-    (logits_ev, DecodeState) expand(state, k) -> state                                E * k
-    examples, copies of an example adjacent reorder(state, idx_e) -> state
-    state of example idx_e[i] at place i
+    prepare(params, batch, drop=None, *, cond=None) -> ctx
+      All that does not depend on z, made once.
+    log_lik(params, ctx, z_egz) -> nats_bt
+      Log p of each scored token at its own place in `dec`, 0 elsewhere.
+    aux(params, ctx, z_egz) -> {name: nats_e}
+      Further training terms; {} for most.
+    start(params, z_egz, prompt, max_len, cond=None) -> (logits_ev, DecodeState)
+      Room for max_len tokens, prompt included.
+    step(params, state, token_e) -> (logits_ev, DecodeState)
+    expand(state, k) -> state
+      E * k examples, copies of an example adjacent.
+    reorder(state, idx_e) -> state
+      The state of example idx_e[i] at place i.
 
     Logits are float32 over the padded vocabulary; columns at and past the vocabulary size are -inf.
     """
