@@ -12,6 +12,7 @@ from jvae.errors import ConfigError
 from jvae.main import main
 from jvae.parallel import mesh as meshes
 
+KEY = jax.random.key(0)
 SMALL = ("--config=lm:tiny", "--config.data.batch_rows=8", "--mode=compile")
 
 
@@ -110,6 +111,23 @@ def test_the_command_on_virtual_devices(tmp_path, capsys, monkeypatch):
     assert wide["flops"] == step["flops"] > step["model_flops"] > 0  # per device, as many rows
     assert sampler["program"].startswith("sampler, 8 texts of") and "bounds_ms" in step
     assert not folder.exists()
+
+
+@pytest.mark.multidevice
+def test_parameters_are_sent_and_not_states(tmp_path):
+    """What a cut of parameters may cost: each gathered for both passes, each gradient summed."""
+    shipped = config.apply_overrides(
+        config.load("lm:tiny"), ["mesh.data=1", "mesh.fsdp=8", "data.batch_rows=64"]
+    )
+    step = next(iter(ahead.compile_for(shipped, tmp_path, "cpu-8")))
+    model = run.open_run(shipped, tmp_path).model
+    leaves = jax.tree.leaves(jax.eval_shape(model.init, KEY))
+    parameters = sum(4 * leaf.size for leaf in leaves)
+    assert parameters > 2**20
+    sent = {kind: size for kind, (_, size, _) in step["collectives"].items()}
+    assert parameters < sent["all-gather"] < 2.5 * parameters
+    assert sent["all-reduce"] < 1.5 * parameters
+    assert sent.get("all-to-all", 0) < 0.5 * parameters
 
 
 def test_nothing_is_computed_again_in_the_plain_form():
