@@ -206,7 +206,8 @@ def _programs(this: run.Run, mesh: Mesh) -> Iterator[Part]:
     if batch.cond is not None:
         return  # a sampler's prompt depends on its sources
     examples, length = this.config.decode.batch, this.config.decode.max_length
-    limits = DecodeConfig(method="sample", max_length=length)
+    # In one stage: every loop of unknown length is taken to run `turns` times.
+    limits = DecodeConfig(method="sample", max_length=length, room=length)
 
     def sample(params: Any, key_e: Any) -> Any:
         z_egz = gen.sample_prior(params, key_e, None)

@@ -131,6 +131,8 @@ class Generator(NamedTuple):
       E * k examples, copies of an example adjacent.
     reorder(state, idx_e) -> state
       The state of example idx_e[i] at place i.
+    grow(state, more) -> state
+      Room for `more` further tokens; None where a state has no room of its own.
 
     Logits are float32 over the padded vocabulary; columns at and past the vocabulary size are -inf.
     """
@@ -145,6 +147,7 @@ class Generator(NamedTuple):
     step: Callable[..., tuple[Array, DecodeState]]
     expand: Callable[[DecodeState, int], DecodeState]
     reorder: Callable[[DecodeState, Array], DecodeState]
+    grow: Callable[[DecodeState, int], DecodeState] | None = None
 
 
 class TextVAE(NamedTuple):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jvae.api import Cond, DecodeState, Generator, Params, Prompt
+from jvae.decode import stages
 from jvae.decode.loop import Generated, process
 from jvae.decode.sampling import DecodeConfig
 
@@ -78,7 +79,8 @@ def beam_search(
       example is not done.
     """
     examples, prompt_width = prompt.token_et.shape
-    logits_ev, state = gen.start(params, z_egz, prompt, prompt_width + cfg.max_length, cond)
+    room = stages.rooms(gen, cfg)[0]
+    logits_ev, state = gen.start(params, z_egz, prompt, prompt_width + room, cond)
     state = gen.expand(state, cfg.beam_width)
     logits = jnp.repeat(logits_ev, cfg.beam_width, axis=0)
     search = _nothing(examples, cfg, pad_id)
@@ -94,9 +96,7 @@ def beam_search(
     # The first tokens are chosen outside the loop, so that no step is made whose logits nobody
     # reads.
     carry = _Carry(jnp.int32(1), state, advance(logits, search, jnp.int32(0)))
-    carry = jax.lax.while_loop(
-        lambda c: (c.emitted < cfg.max_length) & ~jnp.all(c.search.done_e), body, carry
-    )
+    carry = stages.run(gen, cfg, lambda c: ~jnp.all(c.search.done_e), body, carry)
     search = carry.search
     divisor_e = _divisor(prompt, cfg, jnp.int32(cfg.max_length), ended=False)
     score_ew = search.open.sum_ew / divisor_e[:, None]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jvae.api import Cond, DecodeState, Generator, Params, Prompt
-from jvae.decode import sampling
+from jvae.decode import sampling, stages
 from jvae.decode.sampling import DecodeConfig
 
 
@@ -100,7 +100,8 @@ def generate(
         token_e, out = choose(logits_ev, carry.emitted, carry.out)
         return _Carry(carry.emitted + 1, token_e, state, out)
 
-    logits_ev, state = gen.start(params, z_egz, prompt, width + cfg.max_length, cond)
+    room = stages.rooms(gen, cfg)[0]
+    logits_ev, state = gen.start(params, z_egz, prompt, width + room, cond)
     nothing = Generated(
         token_et=jnp.full((examples, cfg.max_length), pad_id, jnp.int32),
         length_e=jnp.zeros(examples, jnp.int32),
@@ -110,9 +111,7 @@ def generate(
     # The first token is chosen outside the loop, so that no step is made whose logits nobody reads.
     token_e, out = choose(logits_ev, jnp.int32(0), nothing)
     carry = _Carry(jnp.int32(1), token_e, state, out)
-    return jax.lax.while_loop(
-        lambda c: (c.emitted < cfg.max_length) & ~jnp.all(c.out.ended_e), body, carry
-    ).out
+    return stages.run(gen, cfg, lambda c: ~jnp.all(c.out.ended_e), body, carry).out
 
 
 def process(

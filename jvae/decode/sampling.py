@@ -32,6 +32,7 @@ class DecodeConfig:
         changes nothing.
       min_length: new tokens before the end token may come; the end token does not count.
       max_length: new tokens at most, the end token included.
+      room: new tokens that caches have places for at first; see `jvae.decode.stages`.
       beam_width: hypotheses kept per example; this and the following are read by "beam".
       length_penalty: a hypothesis scores sum log p / length ** length_penalty.
       norm_length: the length in that quotient. "new": new tokens, end token included. "total":
@@ -50,6 +51,7 @@ class DecodeConfig:
     repetition_penalty: float = 1.0
     min_length: int = 0
     max_length: int = 64
+    room: int = 32
     beam_width: int = 4
     length_penalty: float = 1.0
     norm_length: str = "new"
@@ -62,6 +64,7 @@ class DecodeConfig:
         _integer("top_k", self.top_k, 0, "0 keeps every token")
         _integer("min_length", self.min_length, 0, "new tokens before the end token may come")
         _integer("max_length", self.max_length, 1, "new tokens, the end token included")
+        _integer("room", self.room, 1, "new tokens that caches have places for at first")
         _integer("beam_width", self.beam_width, 1, "hypotheses per example")
         _positive("temperature", self.temperature, "method=greedy is the limit of 0")
         _positive("repetition_penalty", self.repetition_penalty, "1 is no penalty")

@@ -20,7 +20,7 @@ from jvae.latent import amortized
 from jvae.latent.gaussian import Gaussian
 from jvae.models.adavae_config import AdaVaeConfig
 from jvae.models.adavae_encoder import adapter_of, block_of, encoded, pooler_of, prefix_of
-from jvae.models.common import expander, last_of_prompt, reorderer, unboxed
+from jvae.models.common import expander, grower, last_of_prompt, reorderer, unboxed
 from jvae.nn import condition, gpt2
 from jvae.nn.attention import for_everyone, owners, spread
 from jvae.nn.cache import Caches
@@ -212,6 +212,7 @@ def build(config: AdaVaeConfig) -> TextVAE:
         step=step,
         expand=expander(example_axes),
         reorder=reorderer(example_axes),
+        grow=grower(lambda places: gpt2.check_room(dec, places - config.slots)),
     )
     posterior = amortized.posterior(encode)
     return TextVAE(init, axes, generator, posterior, posterior, (1, config.latent))

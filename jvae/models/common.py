@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 from jvae.api import DecodeState
+from jvae.nn import cache as caches
 
 
 def _is_box(x: Any) -> bool:
@@ -52,6 +53,23 @@ def reorderer(example_axes: Any) -> Callable[[DecodeState, Array], DecodeState]:
         return DecodeState(cache, state.position_e[idx_e])
 
     return reorder
+
+
+def grower(
+    check: Callable[[int], None] = lambda places: None,
+) -> Callable[[DecodeState, int], DecodeState]:
+    """`Generator.grow` for a state with caches of keys and values.
+
+    Args:
+      check: raises where a cache may not have so many places, those of slots included.
+    """
+
+    def grow(state: DecodeState, more: int) -> DecodeState:
+        cache, places = caches.grown(state.cache, more)
+        check(places)
+        return state._replace(cache=cache)
+
+    return grow
 
 
 def last_of_prompt(hidden_etd: Array, length_e: Int[Array, "e"]) -> Array:

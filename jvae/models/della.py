@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Key
 from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE, per_example
 from jvae.latent import layerwise
 from jvae.latent.layerwise import Chain, ChainPost
-from jvae.models.common import expander, last_of_prompt, reorderer, unboxed
+from jvae.models.common import expander, grower, last_of_prompt, reorderer, unboxed
 from jvae.nn import fusion, gpt2, layer_vectors
 from jvae.nn.cache import Caches
 from jvae.nn.config import TransformerConfig
@@ -332,6 +332,7 @@ def build(config: DellaConfig) -> TextVAE:
         step=step,
         expand=expander(example_axes),
         reorder=reorderer(example_axes),
+        grow=grower(lambda places: gpt2.check_room(dec, places)),
     )
     posterior = layerwise.posterior(links, encode)
     return TextVAE(init, axes, generator, posterior, posterior, (config.groups, config.latent))

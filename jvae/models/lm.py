@@ -10,7 +10,7 @@ from jaxtyping import Array, Key
 
 from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE
 from jvae.latent import null
-from jvae.models.common import expander, last_of_prompt, reorderer, unboxed
+from jvae.models.common import expander, grower, last_of_prompt, reorderer, unboxed
 from jvae.nn import gpt2
 from jvae.nn.config import TransformerConfig
 
@@ -77,5 +77,6 @@ def build(config: LmConfig) -> TextVAE:
         step=step,
         expand=expander(example_axes),
         reorder=reorderer(example_axes),
+        grow=grower(lambda places: gpt2.check_room(c, places)),
     )
     return TextVAE(init, axes, generator, null.POSTERIOR, null.POSTERIOR, null.LATENT_SHAPE)

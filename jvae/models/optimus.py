@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE
 from jvae.latent import amortized
 from jvae.latent.gaussian import Gaussian
-from jvae.models.common import expander, last_of_prompt, reorderer, unboxed
+from jvae.models.common import expander, grower, last_of_prompt, reorderer, unboxed
 from jvae.nn import bert, gpt2, pool
 from jvae.nn.attention import owners, spread
 from jvae.nn.cache import Caches
@@ -225,6 +225,7 @@ def build(config: OptimusConfig) -> TextVAE:
         step=step,
         expand=expander(example_axes),
         reorder=reorderer(example_axes),
+        grow=grower(lambda places: gpt2.check_room(dec, places)),
     )
     posterior = amortized.posterior(encode)
     return TextVAE(init, axes, generator, posterior, posterior, (1, config.latent))

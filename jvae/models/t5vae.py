@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Key
 from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE
 from jvae.latent import amortized
 from jvae.latent.gaussian import Gaussian
-from jvae.models.common import expander, last_of_prompt, reorderer, unboxed
+from jvae.models.common import expander, grower, last_of_prompt, reorderer, unboxed
 from jvae.nn import pool, t5
 from jvae.nn.attention import own_slot
 from jvae.nn.cache import Caches
@@ -257,6 +257,7 @@ def build(config: T5VaeConfig) -> TextVAE:
         step=step,
         expand=expander(example_axes),
         reorder=reorderer(example_axes),
+        grow=grower(),
     )
     posterior = amortized.posterior(encode)
     return TextVAE(init, axes, generator, posterior, posterior, (1, config.latent))

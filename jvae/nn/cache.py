@@ -8,7 +8,7 @@ outside, every step would transpose all it reads. Layers are apart for a like re
 a stack of them would be copied before a product reads it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +31,25 @@ def filled(
     key_lemnh: Float[Array, "l e m n h"], value_lemnh: Float[Array, "l e m n h"], room: int
 ) -> Caches:
     """The caches of a prompt, with room for so many more tokens."""
-    places = ((0, 0), (0, 0), (0, room), (0, 0))
-    return tuple(
-        KvCache(*(jnp.pad(x.swapaxes(1, 2), places) for x in layer))
+    prompt = tuple(
+        KvCache(*(x.swapaxes(1, 2) for x in layer))
         for layer in zip(key_lemnh, value_lemnh, strict=True)
     )
+    return grown(prompt, room)[0]
+
+
+def grown(tree: Any, more: int) -> tuple[Any, int]:
+    """A tree that holds caches, with room in each for so many more tokens, and their places."""
+    found = [0]
+
+    def pad(leaf: Any) -> Any:
+        if not isinstance(leaf, KvCache):
+            return leaf
+        found.append(leaf.key_enmh.shape[2] + more)
+        return KvCache(*(jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))) for x in leaf))
+
+    tree = jax.tree.map(pad, tree, is_leaf=lambda leaf: isinstance(leaf, KvCache))
+    return tree, max(found)
 
 
 def places(caches: Caches) -> Int[Array, "m"]:

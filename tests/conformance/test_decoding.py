@@ -142,3 +142,34 @@ def test_sampling_is_a_function_of_the_examples_key(system, teacher, sentences):
     np.testing.assert_allclose(turned.log_prob_e, want.log_prob_e[turned_e], rtol=1e-5)
     assert np.any(other.token_et != want.token_et)
     assert np.all(want.token_et < sentences.vocab)
+
+
+@pytest.mark.parametrize("method", ["sample", "beam"])
+def test_caches_that_grow_change_nothing(system, teacher, prompt, sentences, method):
+    """Rooms of 2, 4 and 8 tokens in turn, behind prompts of one to four."""
+    _, z_egz, _ = teacher
+    key_e = example_keys(jax.random.key(9), np.arange(sentences.count))
+    ids = dict(end_id=sentences.end, pad_id=sentences.pad)
+
+    def run(room: int):
+        cfg = DecodeConfig(method=method, beam_width=2, min_length=4, max_length=8, room=room)
+        given = (system.params, z_egz, prompt, key_e)
+        decoded = system.jit(lambda *given: decode(system.model.gen, *given, cfg, **ids))
+        return jax.device_get(decoded(*given))
+
+    got, want = run(2), run(8)
+    assert want.length_e.max() == 8
+    np.testing.assert_array_equal(got.token_et, want.token_et)
+    np.testing.assert_allclose(got.log_prob_e, want.log_prob_e, rtol=1e-5)
+
+
+def test_a_cache_does_not_outgrow_the_positions(system, teacher, prompt):
+    gen, (_, z_egz, _) = system.model.gen, teacher
+    if gen.grow is None or system.name == "t5_vae":
+        pytest.skip("has no table of positions")
+    _, state = jax.eval_shape(lambda p: gen.start(p, z_egz, prompt, 9), system.params)
+    with_memory = system.name in ("optimus-both", "optimus-memory", "sri_transformer")
+    spare = 16 - 9 - with_memory  # it has position 0
+    jax.eval_shape(lambda state: gen.grow(state, spare), state)
+    with pytest.raises(ValueError, match="17 positions asked for; the decoder has 16"):
+        jax.eval_shape(lambda state: gen.grow(state, spare + 1), state)
