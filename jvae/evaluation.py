@@ -40,7 +40,7 @@ from jvae.evals.likelihood import (
     spot_row,
 )
 from jvae.evals.settings import EvalConfig, Preset
-from jvae.latent import short_run
+from jvae.latent import mixture, short_run
 from jvae.parallel import mesh as meshes
 from jvae.parallel import processes
 from jvae.space.lines import arc, line
@@ -153,6 +153,9 @@ def evaluate(this: run.Run, mesh: Mesh, params: Params, step: int, split: str = 
                     proposal=proposal,
                 )
                 report.add(**spot_row(found, sizes.samples))
+        if cfg.prior_samples:
+            with timed(report, "by_prior_s"):
+                _by_prior(this, params, report, rows(chosen), key, likelihood, cfg)
         if cfg.refine_steps and not sampler:
             with timed(report, "refined_s"):
                 _refined(this, params, report, rows(chosen), key, likelihood, cfg)
@@ -229,6 +232,36 @@ def _accuracy(
     value = texts.token_accuracy(this.model, params, batches, posts)
     other = texts.token_accuracy(this.model, params, batches, posts, other=True)
     report.add("token_accuracy", value, "%", control=other, note="control: another sentence's z")
+
+
+def _by_prior(
+    this: run.Run,
+    params: Params,
+    report: Report,
+    batches: Iterator[Batch],
+    key: jax.Array,
+    ours: LikelihoodResult,
+    cfg: EvalConfig,
+) -> None:
+    """The bound by draws from the prior, a check of ours: both lie above -log p(x), but this one
+    reads no posterior, no KL and no density of a proposal.
+    """
+    found = evaluate_likelihood(
+        this.model,
+        params,
+        batches,
+        key,
+        cfg.prior_samples,
+        chunk=cfg.chunk,
+        proposal=mixture.prior(this.model.gen),
+    )
+    nll_e = found.scores.nll_e[np.argsort(found.id_e)]
+    above_e = nll_e - ours.scores.nll_e[np.argsort(ours.id_e)]
+    unit, note = "nats/sentence", f"K = {cfg.prior_samples} draws from the prior"
+    se = [float(np.std(values_e, ddof=1) / np.sqrt(len(nll_e))) for values_e in (nll_e, above_e)]
+    report.add("nll_prior", float(np.mean(nll_e)), unit, se=se[0], note=note)
+    note = f"paired, over nll_{ours.k}; below 0: ours is looser, or wrong"
+    report.add("nll_prior_above", float(np.mean(above_e)), unit, se=se[1], note=note)
 
 
 def _refined(

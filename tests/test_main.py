@@ -104,6 +104,7 @@ def test_the_headline_stands_beside_the_quick_numbers(corpus, finished, capsys):
     config = (finished / "config.json").read_text()
     headline = ("--config.evals.preset=headline", "--config.evals.interpolation_steps=3")
     more = ("--config.evals.compat=optimus,della", "--config.evals.refine_steps=1")
+    more += ("--config.evals.prior_samples=4",)
     assert main(command(corpus, finished, *headline, *more, "--mode=eval")) == 0
     shown = capsys.readouterr().out
     report = json.loads((finished / "eval/test.headline.json").read_text())
@@ -116,6 +117,8 @@ def test_the_headline_stands_beside_the_quick_numbers(corpus, finished, capsys):
     assert {"greedy_dist_1", "interpolation_smoothness", "arc_smoothness"} <= set(values)
     assert report["metrics"]["token_accuracy"]["control"] is not None
     assert report["time"]["cost_ratio"] > 0
+    above = values["nll_prior"] - values["nll_3"]
+    np.testing.assert_allclose(values["nll_prior_above"], above, atol=1e-4)
     # Chains of one tiny step change little; the parts of the gain are those of both bounds.
     gain = values["neg_elbo"] - values["neg_elbo_refined"]
     assert abs(values["refined_gain"] - gain) < 1.0

@@ -40,6 +40,7 @@ class EvalConfig:
     interpolations: int = 0
     interpolation_steps: int = 11
     compat: tuple[str, ...] = ()  # published estimators to print beside ours
+    prior_samples: int = 0  # K of a bound by draws from the prior alone; 0: no such rows
     refine_steps: int = 0  # of Langevin chains that start at the posterior; 0: no such rows
     refine_size: float = 0.3  # step size of these chains
     features: str = ""  # .npz of features of samples and test sentences, for MAUVE
@@ -58,6 +59,11 @@ class EvalConfig:
                     f"evals.{name} is {getattr(self, name)}; expected a size, or 0 for that of "
                     f"the preset {self.preset}"
                 )
+        if self.prior_samples < 0:
+            raise ConfigError(
+                f"evals.prior_samples is {self.prior_samples}; expected a number of draws, or 0 "
+                "for no bound by draws from the prior"
+            )
         if not self.few_labels or min(self.few_labels) < 2:
             raise ConfigError(
                 f"evals.few_labels is {self.few_labels}; expected numbers of labels, 2 at least"

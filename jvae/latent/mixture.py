@@ -21,6 +21,20 @@ class Proposal(NamedTuple):
     log_density: Callable[..., Array]
 
 
+def prior(gen: Generator) -> Proposal:
+    """The prior alone: a bound that owes nothing to a posterior, and is loose where the latent
+    tells much.
+    """
+
+    def sample(params: Params, post: Any, key_ke: Key[Array, "k e"], cond: Any = None) -> Array:
+        return jax.vmap(lambda key_e: gen.sample_prior(params, key_e, cond))(key_ke)
+
+    def log_density(params: Params, post: Any, z_egz: Array, cond: Any = None) -> Float[Array, "e"]:
+        return gen.log_prior(params, z_egz, cond)
+
+    return Proposal(sample, log_density)
+
+
 def with_prior(gen: Generator, posterior: Posterior) -> Proposal:
     """The equal mixture of a posterior and the prior, so that no weight exceeds 2 p(x | z).
 

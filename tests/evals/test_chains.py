@@ -91,6 +91,21 @@ def test_fitted_proposal_bounds_the_likelihood_closely_for_every_k(case):
     np.testing.assert_allclose(row["kl_nats"], posts.kl_e.mean(), rtol=1e-3)
 
 
+def test_draws_from_the_prior_bound_the_likelihood_without_a_posterior(case):
+    """Even where the posterior is far off, and closer with more of them."""
+    model, params, exact, batches = case(60)
+    key, proposal = jax.random.key(3), mixture.prior(model.gen)
+    astray = model._replace(metric_post=_with_chain(model, CHAIN).metric_post)
+    found = [
+        evaluate_likelihood(one, params, batches, key, 2_000, chunk=100, proposal=proposal)
+        for one in (model, astray)
+    ]
+    row = found[0].summary()
+    assert -0.03 < row["nll_nats"] - exact.mean() < 0.1
+    assert row["nll_nats_at"][10] > row["nll_nats"] + 0.1
+    np.testing.assert_allclose(found[1].scores.nll_e, found[0].scores.nll_e, rtol=1e-5)
+
+
 def test_active_units_need_two_sets_of_chains_to_agree(case):
     model, params, _, batches = case(600)
     key = jax.random.key(2)
