@@ -245,7 +245,7 @@ def build(config: T5VaeConfig) -> TextVAE:
         next_state = DecodeState(_Cache(kv, cross), state.position_e + 1)
         return t5.logits(dec, params, hidden_ed), next_state
 
-    example_axes = _Cache(0, t5.CrossKv._make((1, 1)) if config.cross_slots else None)
+    example_axes = _Cache._make((0, t5.CrossKv._make((1, 1)) if config.cross_slots else None))
     generator = Generator(
         condition=lambda params, batch, drop=None: None,
         sample_prior=amortized.sample_standard(config.latent),
