@@ -125,7 +125,7 @@ class Generator(NamedTuple):
     aux(params, ctx, z_egz) -> {name: nats_e}
       Further training terms; {} for most.
     start(params, z_egz, prompt, max_len, cond=None) -> (logits_ev, DecodeState)
-      Room for max_len tokens, prompt included.
+      Room for max_len tokens, prompt and its padding included.
     step(params, state, token_e) -> (logits_ev, DecodeState)
     expand(state, k) -> state
       E * k examples, copies of an example adjacent.

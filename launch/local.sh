@@ -37,6 +37,7 @@ for ((i = 0; i < processes; i++)); do
     command+=("--coordinator=localhost:$port" "--processes=$processes" "--process=$i")
   fi
   if [ -n "$dry" ]; then
+    printf 'JAX_PLATFORMS=%q XLA_FLAGS=%q ' "$JAX_PLATFORMS" "$XLA_FLAGS"
     printf '%q ' "${command[@]}"
     echo
   else

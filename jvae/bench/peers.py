@@ -37,7 +37,7 @@ def require(peer: str) -> None:
         raise ConfigError(f"--peer={peer}: expected {', '.join(PEERS)}")
     if importlib.util.find_spec("torch") is None:
         raise ConfigError(
-            "--peer=torch needs PyTorch, which is not installed: pip install 'jvae[peer]'"
+            "--peer=torch needs PyTorch, which is not installed: pip install -e '.[peer]'"
         )
 
 

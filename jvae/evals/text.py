@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jvae.api import Batch, Generator, Params, Prompt, TextVAE
+from jvae.decode import sampling
 from jvae.evals.bleu import References, ngrams, sacre_bleu
 from jvae.evals.bleu import signature as bleu_signature
 from jvae.evals.collect import collect, rows_of, to_host
@@ -118,7 +119,7 @@ def _hits(
     def step(carry: tuple[Array, Any], column: tuple[Array, Array]) -> tuple[Any, Array]:
         logits_ev, state = carry
         token_e, scored_e = column
-        hit_e = (jnp.argmax(logits_ev, axis=-1) == token_e) & scored_e
+        hit_e = (sampling.best_token(logits_ev, 0) == token_e) & scored_e
         return gen.step(params, state, token_e), hit_e
 
     _, hit_te = jax.lax.scan(step, (logits_ev, state), (token_et[:, 1:].T, scored_et[:, 1:].T))

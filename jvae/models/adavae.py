@@ -20,7 +20,7 @@ from jvae.latent import amortized
 from jvae.latent.gaussian import Gaussian
 from jvae.models.adavae_config import AdaVaeConfig
 from jvae.models.adavae_encoder import adapter_of, block_of, encoded, pooler_of, prefix_of
-from jvae.models.common import expander, grower, last_of_prompt, reorderer, unboxed
+from jvae.models.common import KV_AXES, expander, grower, last_of_prompt, reorderer, unboxed
 from jvae.nn import condition, gpt2
 from jvae.nn.attention import for_everyone, owners, spread
 from jvae.nn.cache import Caches
@@ -171,7 +171,9 @@ def build(config: AdaVaeConfig) -> TextVAE:
             x_etd = x_etd + added.offset_ed[:, None]
         block, block_l = decoding_block(params, added.adapter_led)
         slots = _slots(added.psa, prefix_slots(prefix_kv(params), examples), added.memory)
-        hidden_etd, kv = gpt2.prefill(dec, own, x_etd, max_len, slots, block=block, block_l=block_l)
+        hidden_etd, kv = gpt2.prefill(
+            dec, own, x_etd, prompt.length_e, max_len, slots, block=block, block_l=block_l
+        )
         last_ed = last_of_prompt(hidden_etd, prompt.length_e)
         cache = _Cache(kv, added.offset_ed, added.output_ez, added.adapter_led)
         return scores(params, last_ed, added.output_ez), DecodeState(cache, prompt.length_e)
@@ -181,9 +183,8 @@ def build(config: AdaVaeConfig) -> TextVAE:
         x_ed = gpt2.embed(dec, params["decoder"], token_e, position_e)
         x_ed = x_ed if cache.offset_ed is None else x_ed + cache.offset_ed
         block, block_l = decoding_block(params, cache.adapter_led)
-        place_e = position_e + config.slots
         hidden_ed, kv = gpt2.step(
-            dec, params["decoder"], x_ed, cache.kv, place_e, block=block, block_l=block_l
+            dec, params["decoder"], x_ed, cache.kv, position_e, block=block, block_l=block_l
         )
         next_state = DecodeState(cache._replace(kv=kv), position_e + 1)
         return scores(params, hidden_ed, cache.output_ez), next_state
@@ -195,7 +196,7 @@ def build(config: AdaVaeConfig) -> TextVAE:
 
     example_axes = _Cache._make(
         (
-            0,
+            KV_AXES,
             0 if config.use_embedding else None,
             0 if config.use_output else None,
             1 if config.use_adapters else None,

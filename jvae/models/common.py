@@ -27,15 +27,23 @@ def unboxed(init: Callable[[Key[Array, ""]], Any]) -> tuple[Callable[[Array], An
     return (lambda key: nn.unbox(init(key))), axes
 
 
+SHARED = -1  # in place of the axis of examples: a leaf that all examples share
+KV_AXES: Any = caches.Caches(0, 0, SHARED)
+
+
 def _by_axis(function: Callable[[Array, int], Array], cache: Any, axes: Any) -> Any:
     return jax.tree.map(
-        lambda axis, part: jax.tree.map(lambda a: function(a, axis), part), axes, cache
+        lambda axis, part: (
+            part if axis == SHARED else jax.tree.map(lambda a: function(a, axis), part)
+        ),
+        axes,
+        cache,
     )
 
 
 def expander(example_axes: Any) -> Callable[[DecodeState, int], DecodeState]:
     """`Generator.expand` for a cache whose example axes are `example_axes`, an int for every leaf
-    or for all leaves of a part.
+    or for all leaves of a part, SHARED for none.
     """
 
     def expand(state: DecodeState, k: int) -> DecodeState:
@@ -58,16 +66,17 @@ def reorderer(example_axes: Any) -> Callable[[DecodeState, Array], DecodeState]:
 def grower(
     check: Callable[[int], None] = lambda places: None,
 ) -> Callable[[DecodeState, int], DecodeState]:
-    """`Generator.grow` for a state with caches of keys and values.
+    """`Generator.grow` for a state whose cache is, or has a field `kv` that is, `Caches`.
 
     Args:
       check: raises where a cache may not have so many places, those of slots included.
     """
 
     def grow(state: DecodeState, more: int) -> DecodeState:
-        cache, places = caches.grown(state.cache, more)
-        check(places)
-        return state._replace(cache=cache)
+        own = state.cache
+        kv = caches.grown(own if isinstance(own, caches.Caches) else own.kv, more)
+        check(kv.position_em.shape[1])
+        return state._replace(cache=kv if isinstance(own, caches.Caches) else own._replace(kv=kv))
 
     return grow
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Key
 from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE, per_example
 from jvae.latent import layerwise
 from jvae.latent.layerwise import Chain, ChainPost
-from jvae.models.common import expander, grower, last_of_prompt, reorderer, unboxed
+from jvae.models.common import KV_AXES, expander, grower, last_of_prompt, reorderer, unboxed
 from jvae.nn import fusion, gpt2, layer_vectors
 from jvae.nn.cache import Caches
 from jvae.nn.config import TransformerConfig
@@ -297,26 +297,28 @@ def build(config: DellaConfig) -> TextVAE:
         factor_lernh = fusion.latent_factor(fused, params["decoder"]["fusion"], z_egz)
         fuse_l = fuse_inputs(params, factor_lernh)
         hidden_etd, kv = gpt2.prefill(
-            dec, params["decoder"], x_etd, max_len, fuse=fusion.fuse, fuse_l=fuse_l
+            *(dec, params["decoder"], x_etd, prompt.length_e, max_len),
+            fuse=fusion.fuse,
+            fuse_l=fuse_l,
         )
         last_ed = last_of_prompt(hidden_etd, prompt.length_e)
         state = DecodeState(_Cache(kv, factor_lernh), prompt.length_e)
         return gpt2.logits(dec, params["decoder"], last_ed), state
 
     def step(params: Any, state: DecodeState, token_e: Array):
-        cache, place_e = state.cache, state.position_e
-        x_ed = gpt2.embed(dec, params["decoder"], token_e, place_e)
+        cache, position_e = state.cache, state.position_e
+        x_ed = gpt2.embed(dec, params["decoder"], token_e, position_e)
         fuse_l = fuse_inputs(params, cache.factor_lernh)
         hidden_ed, kv = gpt2.step(
-            dec, params["decoder"], x_ed, cache.kv, place_e, fuse=fusion.fuse, fuse_l=fuse_l
+            dec, params["decoder"], x_ed, cache.kv, position_e, fuse=fusion.fuse, fuse_l=fuse_l
         )
-        next_state = DecodeState(_Cache(kv, cache.factor_lernh), place_e + 1)
+        next_state = DecodeState(_Cache(kv, cache.factor_lernh), position_e + 1)
         return gpt2.logits(dec, params["decoder"], hidden_ed), next_state
 
     def prior_addend(cond: _Source | None) -> Array | None:
         return None if cond is None else cond.prior_egcz
 
-    example_axes = _Cache._make((0, 1))
+    example_axes = _Cache._make((KV_AXES, 1))
     generator = Generator(
         condition=condition,
         sample_prior=lambda params, key_e, cond=None: layerwise.sample_prior(

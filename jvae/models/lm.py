@@ -10,7 +10,7 @@ from jaxtyping import Array, Key
 
 from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE
 from jvae.latent import null
-from jvae.models.common import expander, grower, last_of_prompt, reorderer, unboxed
+from jvae.models.common import KV_AXES, expander, grower, last_of_prompt, reorderer, unboxed
 from jvae.nn import gpt2
 from jvae.nn.config import TransformerConfig
 
@@ -55,7 +55,7 @@ def build(config: LmConfig) -> TextVAE:
             jnp.arange(prompt.token_et.shape[1])[None], prompt.token_et.shape
         )
         x_etd = gpt2.embed(c, params["decoder"], prompt.token_et, position)
-        hidden_etd, cache = gpt2.prefill(c, params["decoder"], x_etd, max_len)
+        hidden_etd, cache = gpt2.prefill(c, params["decoder"], x_etd, prompt.length_e, max_len)
         last_ed = last_of_prompt(hidden_etd, prompt.length_e)
         return gpt2.logits(c, params["decoder"], last_ed), DecodeState(cache, prompt.length_e)
 
@@ -65,7 +65,6 @@ def build(config: LmConfig) -> TextVAE:
         next_state = DecodeState(cache, state.position_e + 1)
         return gpt2.logits(c, params["decoder"], hidden_ed), next_state
 
-    example_axes = 0
     generator = Generator(
         condition=lambda params, batch, drop=None: None,
         sample_prior=null.sample_prior,
@@ -75,8 +74,8 @@ def build(config: LmConfig) -> TextVAE:
         aux=lambda params, ctx, z_egz: {},
         start=start,
         step=step,
-        expand=expander(example_axes),
-        reorder=reorderer(example_axes),
+        expand=expander(KV_AXES),
+        reorder=reorderer(KV_AXES),
         grow=grower(lambda places: gpt2.check_room(c, places)),
     )
     return TextVAE(init, axes, generator, null.POSTERIOR, null.POSTERIOR, null.LATENT_SHAPE)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE
 from jvae.latent import amortized
 from jvae.latent.gaussian import Gaussian
-from jvae.models.common import expander, grower, last_of_prompt, reorderer, unboxed
+from jvae.models.common import KV_AXES, expander, grower, last_of_prompt, reorderer, unboxed
 from jvae.nn import bert, gpt2, pool
 from jvae.nn.attention import owners, spread
 from jvae.nn.cache import Caches
@@ -198,22 +198,22 @@ def build(config: OptimusConfig) -> TextVAE:
         position_et = jnp.broadcast_to(jnp.arange(length)[None] + memory_slots, (examples, length))
         x_etd = gpt2.embed(dec, params["decoder"], prompt.token_et, position_et)
         hidden_etd, kv = gpt2.prefill(
-            dec, params["decoder"], x_etd + offset_ed[:, None], max_len, memory
+            dec, params["decoder"], x_etd + offset_ed[:, None], prompt.length_e, max_len, memory
         )
         last_ed = last_of_prompt(hidden_etd, prompt.length_e)
         state = DecodeState(_Cache(kv, offset_ed), prompt.length_e)
         return gpt2.logits(dec, params["decoder"], last_ed), state
 
     def step(params: Any, state: DecodeState, token_e: Array):
-        # With memory on, positions start at 1 and slot 0 of the cache is the memory: one number
-        # serves both.
-        place_e = state.position_e + memory_slots
-        x_ed = gpt2.embed(dec, params["decoder"], token_e, place_e) + state.cache.offset_ed
-        hidden_ed, kv = gpt2.step(dec, params["decoder"], x_ed, state.cache.kv, place_e)
-        next_state = DecodeState(_Cache(kv, state.cache.offset_ed), state.position_e + 1)
+        cache, position_e = state.cache, state.position_e
+        # A memory takes position 0 of the table.
+        x_ed = gpt2.embed(dec, params["decoder"], token_e, position_e + memory_slots)
+        x_ed = x_ed + cache.offset_ed
+        hidden_ed, kv = gpt2.step(dec, params["decoder"], x_ed, cache.kv, position_e)
+        next_state = DecodeState(_Cache(kv, cache.offset_ed), position_e + 1)
         return gpt2.logits(dec, params["decoder"], hidden_ed), next_state
 
-    example_axes = _Cache._make((0, 0))
+    example_axes = _Cache._make((KV_AXES, 0))
     generator = Generator(
         condition=lambda params, batch, drop=None: None,
         sample_prior=amortized.sample_standard(config.latent),

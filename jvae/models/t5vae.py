@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Key
 from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE
 from jvae.latent import amortized
 from jvae.latent.gaussian import Gaussian
-from jvae.models.common import expander, grower, last_of_prompt, reorderer, unboxed
+from jvae.models.common import KV_AXES, expander, grower, last_of_prompt, reorderer, unboxed
 from jvae.nn import pool, t5
 from jvae.nn.attention import own_slot
 from jvae.nn.cache import Caches
@@ -166,7 +166,6 @@ def pooled(
 def build(config: T5VaeConfig) -> TextVAE:
     """The model of a config; see `jvae.api.TextVAE`."""
     dec = dataclasses.replace(config.decoder, cross=config.cross_slots > 0)
-    memory_slots = int(config.use_memory)
     init, axes = unboxed(lambda key: _init(config, dec, key))
 
     def encode(params: Any, batch: Batch, drop: Key[Array, ""] | None, cond: Any) -> Gaussian:
@@ -229,6 +228,7 @@ def build(config: T5VaeConfig) -> TextVAE:
             dec,
             params,
             t5.embed(dec, params, prompt.token_et),
+            prompt.length_e,
             max_len,
             memory(params, z_ez, examples, "own"),
             cross,
@@ -240,12 +240,12 @@ def build(config: T5VaeConfig) -> TextVAE:
     def step(params: Any, state: DecodeState, token_e: Array):
         x_ed = t5.embed(dec, params, token_e)
         kv, cross = state.cache
-        place_e = state.position_e + memory_slots
-        hidden_ed, kv = t5.step(dec, params, x_ed, kv, place_e, cross, source_es(cross))
-        next_state = DecodeState(_Cache(kv, cross), state.position_e + 1)
+        position_e = state.position_e
+        hidden_ed, kv = t5.step(dec, params, x_ed, kv, position_e, cross, source_es(cross))
+        next_state = DecodeState(_Cache(kv, cross), position_e + 1)
         return t5.logits(dec, params, hidden_ed), next_state
 
-    example_axes = _Cache._make((0, t5.CrossKv._make((1, 1)) if config.cross_slots else None))
+    example_axes = _Cache._make((KV_AXES, t5.CrossKv._make((1, 1)) if config.cross_slots else None))
     generator = Generator(
         condition=lambda params, batch, drop=None: None,
         sample_prior=amortized.sample_standard(config.latent),

@@ -1,14 +1,21 @@
-"""Keys and values of stepwise decoding: static caches, one per layer, written in place.
+"""Keys and values of stepwise decoding: static caches that every token is written into.
 
-    example 0   head 0   [slot, <s>, a, cat, ., .]    one place per latent slot and token
-                head 1   [slot, <s>, a, cat, ., .]
+    prompts <s> a | <s>, then cat | the       places    0     1    2    3    4    5
+    example 0 of a layer, each head                   [slot, <s>,  a,  cat,  .,   .]
+              position of its tokens                   -1     0    1    2
+    example 1                                         [slot, <s>, (a), the,  .,   .]
+                                                       -1     0         1
+
+All examples write at one place, that of the step, whatever the lengths of their prompts: a slice of
+the cache, where a place for each would be a scatter, which accelerators do one by one and in
+layouts of their own. What lies behind a short prompt is passed over, as it has no position.
 
 Heads lie outside of places, as the products of one new token per example want them: with places
 outside, every step would transpose all it reads. Layers are apart for a like reason: a slice of
 a stack of them would be copied before a product reads it.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,56 +23,73 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvae.nn.layers import wide
 
+SLOT = -1  # position of latent slots, which all tokens of their example see
+NOTHING = 2**30  # position of places without a token: behind all there are
+
 
 class KvCache(NamedTuple):
-    """Keys and values of one layer: the M latent slots first, then one place per token."""
+    """Keys and values of one layer: the latent slots first, then one place per token."""
 
     key_enmh: Float[Array, "e n m h"]
     value_enmh: Float[Array, "e n m h"]
 
 
-Caches = tuple[KvCache, ...]  # of all layers
+class Caches(NamedTuple):
+    """What all layers keep, and what they share."""
+
+    layers: tuple[KvCache, ...]
+    position_em: Int[Array, "e m"]  # of the token at each place; SLOT or NOTHING
+    place: Int[Array, ""]  # where the next token goes
 
 
 def filled(
-    key_lemnh: Float[Array, "l e m n h"], value_lemnh: Float[Array, "l e m n h"], room: int
+    key_lemnh: Float[Array, "l e m n h"],
+    value_lemnh: Float[Array, "l e m n h"],
+    slots: int,
+    length_e: Int[Array, "e"],
+    room: int,
 ) -> Caches:
-    """The caches of a prompt, with room for so many more tokens."""
-    prompt = tuple(
+    """The caches of slots and right-padded prompts, with room for so many more tokens."""
+    examples, places = key_lemnh.shape[1:3]
+    layers = tuple(
         KvCache(*(x.swapaxes(1, 2) for x in layer))
         for layer in zip(key_lemnh, value_lemnh, strict=True)
     )
-    return grown(prompt, room)[0]
+    position_em = jnp.broadcast_to(jnp.arange(places, dtype=jnp.int32) - slots, (examples, places))
+    position_em = jnp.where(
+        position_em < length_e[:, None], jnp.maximum(position_em, SLOT), NOTHING
+    )
+    return grown(Caches(layers, position_em, jnp.int32(places)), room)
 
 
-def grown(tree: Any, more: int) -> tuple[Any, int]:
-    """A tree that holds caches, with room in each for so many more tokens, and their places."""
-    found = [0]
-
-    def pad(leaf: Any) -> Any:
-        if not isinstance(leaf, KvCache):
-            return leaf
-        found.append(leaf.key_enmh.shape[2] + more)
-        return KvCache(*(jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))) for x in leaf))
-
-    tree = jax.tree.map(pad, tree, is_leaf=lambda leaf: isinstance(leaf, KvCache))
-    return tree, max(found)
+def grown(caches: Caches, more: int) -> Caches:
+    """Room for so many more tokens."""
+    places = ((0, 0), (0, 0), (0, more), (0, 0))
+    layers = tuple(KvCache(*(jnp.pad(x, places) for x in layer)) for layer in caches.layers)
+    position_em = jnp.pad(caches.position_em, ((0, 0), (0, more)), constant_values=NOTHING)
+    return Caches(layers, position_em, caches.place)
 
 
-def places(caches: Caches) -> Int[Array, "m"]:
-    """The numbers of all places."""
-    return jnp.arange(caches[0].key_enmh.shape[2])
+def placed(caches: Caches, position_e: Int[Array, "e"]) -> Int[Array, "e m"]:
+    """The positions of all places once each example has a token of that position more."""
+    return jax.lax.dynamic_update_slice(
+        caches.position_em, position_e[:, None], (jnp.int32(0), caches.place)
+    )
 
 
 def put(
     cache: KvCache,
-    place_e: Int[Array, "e"],
+    place: Int[Array, ""],
     key_enh: Float[Array, "e n h"],
     value_enh: Float[Array, "e n h"],
 ) -> KvCache:
-    """The cache with one token per example written at its place."""
-    at = (jnp.arange(place_e.shape[0]), slice(None), place_e)
-    return KvCache(cache.key_enmh.at[at].set(key_enh), cache.value_enmh.at[at].set(value_enh))
+    """The cache of a layer with one token per example written at a place."""
+    zero = jnp.int32(0)
+    at = (zero, zero, place, zero)
+    return KvCache(
+        jax.lax.dynamic_update_slice(cache.key_enmh, key_enh[:, :, None], at),
+        jax.lax.dynamic_update_slice(cache.value_enmh, value_enh[:, :, None], at),
+    )
 
 
 def look_up(

@@ -255,6 +255,7 @@ def prefill(
     config: TransformerConfig,
     params: Any,
     x_etd: Float[Array, "e t d"],
+    length_e: Int[Array, "e"],
     max_len: int,
     latent: LatentKv | None = None,
     *,
@@ -263,10 +264,8 @@ def prefill(
     block: Block | None = None,
     block_l: Any = None,
 ) -> tuple[Float[Array, "e t d"], Caches]:
-    """States of a right-padded prompt and the caches it leaves, with room for `max_len` tokens.
-
-    What padding writes into a cache lies behind each example's own length and is overwritten by
-    the tokens decoded there.
+    """States of right-padded prompts and the caches they leave, with room for `max_len` tokens,
+    padding included.
     """
     block = block or plain_block(config)
     examples, length = x_etd.shape[:2]
@@ -292,7 +291,8 @@ def prefill(
     if latent is not None:
         key = jnp.concatenate([latent.key_lbmnh.astype(key.dtype), key], axis=2)
         value = jnp.concatenate([latent.value_lbmnh.astype(value.dtype), value], axis=2)
-    return _final_norm(config, params, x_etd), caches.filled(key, value, max_len - length)
+    kv = caches.filled(key, value, slots, length_e, max_len - length)
+    return _final_norm(config, params, x_etd), kv
 
 
 def step(
@@ -300,29 +300,30 @@ def step(
     params: Any,
     x_ed: Float[Array, "e d"],
     kv: Caches,
-    place_e: Int[Array, "e"],
+    position_e: Int[Array, "e"],
     *,
     fuse: Fuse | None = None,
     fuse_l: Any = None,
     block: Block | None = None,
     block_l: Any = None,
 ) -> tuple[Float[Array, "e d"], Caches]:
-    """One token per example: its state after the final norm, and the caches with its keys and
-    values at `place_e`.
+    """One token per example, the one of `position_e` among its own (from 0, slots do not count):
+    its state after the final norm, and the caches with its keys and values.
     """
     block = block or plain_block(config)
-    visible_em = caches.places(kv)[None] <= place_e[:, None]
+    position_em = caches.placed(kv, position_e)
+    visible_em = position_em <= position_e[:, None]
 
     def layer(layer_params, x, cache, inputs):
         fuse_inputs, block_inputs = inputs
 
         def mix(q, k, v):
             v = v if fuse is None else fuse(v, fuse_inputs)
-            new = caches.put(cache, place_e, k[:, 0], v[:, 0])
+            new = caches.put(cache, kv.place, k[:, 0], v[:, 0])
             scale = config.head**-0.5
             return caches.look_up(q[:, 0], new, visible_em, scale=scale)[:, None], new
 
         return block(layer_params, x, mix, block_inputs, None)
 
-    x, kv = step_stack(layer, params["layers"], x_ed[:, None], kv, (fuse_l, block_l))
-    return _final_norm(config, params, x)[:, 0], kv
+    x, layers = step_stack(layer, params["layers"], x_ed[:, None], kv.layers, (fuse_l, block_l))
+    return _final_norm(config, params, x)[:, 0], Caches(layers, position_em, kv.place + 1)

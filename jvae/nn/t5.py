@@ -228,12 +228,14 @@ def prefill(
     config: T5Config,
     params: Any,
     x_etd: Float[Array, "e t d"],
+    length_e: Int[Array, "e"],
     max_len: int,
     latent: LatentKv | None = None,
     cross: CrossKv | None = None,
     source_es: Bool[Array, "e s"] | None = None,
 ) -> tuple[Float[Array, "e t d"], Caches]:
-    """States of a right-padded prompt and the caches it leaves, with room for `max_len` tokens.
+    """States of right-padded prompts and the caches they leave, with room for `max_len` tokens,
+    padding included.
 
     Args:
       latent: at most one slot per example, in place 0 of its cache.
@@ -257,7 +259,7 @@ def prefill(
         return apply(T5Layer(c), layer_params, x, mix, hook)
 
     x_etd, (key, value) = run_stack(layer, stack["layers"], x_etd, (latent, cross), unroll=c.unroll)
-    return _finish(c, stack, x_etd), caches.filled(key, value, max_len - length)
+    return _finish(c, stack, x_etd), caches.filled(key, value, slots, length_e, max_len - length)
 
 
 def _slots(latent: LatentKv | None) -> int:
@@ -272,28 +274,29 @@ def step(
     params: Any,
     x_ed: Float[Array, "e d"],
     kv: Caches,
-    place_e: Int[Array, "e"],
+    position_e: Int[Array, "e"],
     cross: CrossKv | None = None,
     source_es: Bool[Array, "e s"] | None = None,
 ) -> tuple[Float[Array, "e d"], Caches]:
-    """One token per example: its state after the final norm, and the caches with its keys and
-    values at `place_e`, which counts the latent slot.
+    """One token per example, the one of `position_e` among its own: its state after the final norm,
+    and the caches with its keys and values.
     """
     c, stack = config, params["decoder"]
-    distance_em = place_e[:, None] - caches.places(kv)[None]
+    position_em = caches.placed(kv, position_e)
+    distance_em = position_e[:, None] - position_em
     bias_enm = relative_bias(c, stack, distance_em[:, None], causal=True)[:, :, 0]
 
     def layer(layer_params, x, cache, source):
         def mix(q, k, v):
-            new = caches.put(cache, place_e, k[:, 0], v[:, 0])
+            new = caches.put(cache, kv.place, k[:, 0], v[:, 0])
             look = functools.partial(caches.look_up, scale=1.0, bias_enm=bias_enm)
             return look(q[:, 0], new, distance_em >= 0)[:, None], new
 
         hook = _cross_hook(source, None if source_es is None else source_es[:, None])
         return apply(T5Layer(c), layer_params, x, mix, hook)
 
-    x, kv = step_stack(layer, stack["layers"], x_ed[:, None], kv, cross)
-    return _finish(c, stack, x)[:, 0], kv
+    x, layers = step_stack(layer, stack["layers"], x_ed[:, None], kv.layers, cross)
+    return _finish(c, stack, x)[:, 0], Caches(layers, position_em, kv.place + 1)
 
 
 def _output(config: T5Config, params: Any, hidden: Array) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ from jvae.bench import cases, decode, flops, langevin, peers, train_step
 from jvae.latent.gaussian import kl_standard
 from jvae.pretrained import bert, gpt2, names
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'jvae[peer]'")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[peer]'")
 
 
 def tensors(arrays):

@@ -178,13 +178,36 @@ def test_cudnn_is_given_the_same_mask(qkv, slots, monkeypatch):
 
 def test_cached_attention_equals_the_loop_at_each_length(qkv):
     q, k, v = qkv
-    cache, _ = caches.filled(jnp.stack([k, k + 1]), jnp.stack([v, v + 1]), room=3)
+    stacked = jnp.stack([k, k + 1]), jnp.stack([v, v + 1])
+    cache = caches.filled(*stacked, slots=0, length_e=jnp.full(B, T), room=3).layers[0]
     run = jax.jit(functools.partial(caches.look_up, scale=q.shape[-1] ** -0.5))
     for last in range(T):
         last_e = np.array([last, T - 1 - last], np.int32)
         got = run(q[:, 0], cache, np.arange(T + 3) <= last_e[:, None])
         want = slow(q[:, :1], k, v, lambda b, t, s, last_e=last_e: s <= last_e[b])
         np.testing.assert_allclose(got, want[:, 0], rtol=1e-5, atol=1e-6)
+
+
+def test_places_have_the_positions_of_their_tokens():
+    """Two slots, prompts of one and of two tokens, then two tokens each."""
+    key = jnp.arange(2.0 * 4).reshape(1, 2, 4, 1, 1)
+    kv = caches.filled(key, key, slots=2, length_e=jnp.array([1, 2]), room=1)
+    position_e = jnp.array([1, 2])
+    for step in range(2):
+        position_em = caches.placed(kv, position_e + step)
+        new = jnp.full((2, 1, 1), 10.0 + step)
+        layers = tuple(caches.put(own, kv.place, new, -new) for own in kv.layers)
+        kv = caches.grown(kv._replace(layers=layers, position_em=position_em), 1)
+        kv = kv._replace(place=kv.place + 1)
+    nothing = caches.NOTHING
+    np.testing.assert_array_equal(
+        kv.position_em, [[-1, -1, 0, nothing, 1, 2, nothing], [-1, -1, 0, 1, 2, 3, nothing]]
+    )
+    (own,) = kv.layers
+    np.testing.assert_array_equal(
+        own.key_enmh[..., 0], [[[0, 1, 2, 3, 10, 11, 0]], [[4, 5, 6, 7, 10, 11, 0]]]
+    )
+    np.testing.assert_array_equal(own.value_enmh[0, 0, 4:6, 0], [-10, -11])
 
 
 def test_queries_that_see_nothing_stay_finite(qkv):

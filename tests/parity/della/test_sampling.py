@@ -91,7 +91,7 @@ def _released_start(config: della.DellaConfig):
         x = gpt2.embed(dec, p, prompt.token_et[:, -1:], jnp.ones((len(z_egz), 1), jnp.int32))
         for i in range(dec.layers):
             one_layer, _ = jax.tree.map(lambda a, i=i: a[i], (p["layers"], fuse_l))
-            kv = (kv[:, :, :width].swapaxes(1, 2) for kv in cache[i])
+            kv = (kv[:, :, :width].swapaxes(1, 2) for kv in cache.layers[i])
             look = lambda q, k, v, kv=tuple(kv): (masked(q, *kv, seen_e1m), None)  # noqa: E731
             x, _ = Gpt2Layer(dec).apply({"params": one_layer}, x, look)
         x = LayerNorm(dec.norm_eps).apply({"params": p["norm"]}, x)
