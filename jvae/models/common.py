@@ -28,7 +28,7 @@ def unboxed(init: Callable[[Key[Array, ""]], Any]) -> tuple[Callable[[Array], An
 
 
 SHARED = -1  # in place of the axis of examples: a leaf that all examples share
-KV_AXES: Any = caches.Caches(0, 0, SHARED)
+KV_AXES: Any = caches.Caches._make((0, 0, SHARED))
 
 
 def _by_axis(function: Callable[[Array, int], Array], cache: Any, axes: Any) -> Any:
