@@ -191,7 +191,7 @@ def preset_tables(rows: Sequence[Row], preset: str) -> str:
     """A table for every case: what was measured, and what was not."""
     parts, used = [], []
     for case, columns in COLUMNS.items():
-        cells = []
+        cells, before = [], len(used)
         for name in _names(case, preset):
             found = [
                 row
@@ -203,7 +203,10 @@ def preset_tables(rows: Sequence[Row], preset: str) -> str:
             cells += [[cell(row) for _, cell in columns] for row in found]
             if not found:
                 cells.append([f"`{name}`"] + [NOT_MEASURED] * (len(columns) - 1))
-        if cells:
+        if cells and len(used) == before:
+            models = ", ".join(f"`{name}`" for name in _names(case, preset))
+            parts.append(f"`{case}` ({models}): {NOT_MEASURED}")
+        elif cells:
             parts.append("\n".join([f"`{case}`", "", *_markdown(columns, cells)]))
     return "\n\n".join([*parts, *origin(used)])
 
