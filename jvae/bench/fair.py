@@ -47,7 +47,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--sweep", action="store_true", help=f"also those of {', '.join(SWEEPS)}")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of files and runs")
     parser.add_argument("--rows", type=Path, default=fair_rows.ROWS, help="file of the rows")
-    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the commands, run none")
+    parser.add_argument(
+        "--dry_run", "--dry-run", action="store_true", help="print the commands, run none"
+    )
     parser.add_argument("--topology", default="v5e-256", help="slice of a budget that compiles")
     parser.add_argument("--write", action="store_true", help=f"{DOCUMENT}, {SUMMARY} from the rows")
     return parser.parse_args(argv)

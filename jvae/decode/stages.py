@@ -41,9 +41,9 @@ def run(
         of the first stage.
     """
     ends = rooms(gen, cfg)
-    for before, end in zip([None, *ends], ends, strict=False):
-        if before is not None:
+    for stage, end in enumerate(ends):
+        if stage > 0:
             assert gen.grow is not None  # else there is one stage
-            carry = carry._replace(state=gen.grow(carry.state, end - before))
+            carry = carry._replace(state=gen.grow(carry.state, end - ends[stage - 1]))
         carry = jax.lax.while_loop(lambda c, end=end: (c.emitted < end) & goes_on(c), body, carry)
     return carry

@@ -66,17 +66,16 @@ def reorderer(example_axes: Any) -> Callable[[DecodeState, Array], DecodeState]:
 def grower(
     check: Callable[[int], None] = lambda places: None,
 ) -> Callable[[DecodeState, int], DecodeState]:
-    """`Generator.grow` for a state whose cache is, or has a field `kv` that is, `Caches`.
+    """`Generator.grow` for a state whose cache has a field `kv`, `Caches`.
 
     Args:
       check: raises where a cache may not have so many places, those of slots included.
     """
 
     def grow(state: DecodeState, more: int) -> DecodeState:
-        own = state.cache
-        kv = caches.grown(own if isinstance(own, caches.Caches) else own.kv, more)
+        kv = caches.grown(state.cache.kv, more)
         check(kv.position_em.shape[1])
-        return state._replace(cache=kv if isinstance(own, caches.Caches) else own._replace(kv=kv))
+        return state._replace(cache=state.cache._replace(kv=kv))
 
     return grow
 

@@ -12,6 +12,7 @@ from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE
 from jvae.latent import null
 from jvae.models.common import KV_AXES, expander, grower, last_of_prompt, reorderer, unboxed
 from jvae.nn import gpt2
+from jvae.nn.cache import Caches
 from jvae.nn.config import TransformerConfig
 
 
@@ -31,6 +32,10 @@ class _Context(NamedTuple):
     side: Side
     scored_bt: Array
     hidden_btd: Array
+
+
+class _Cache(NamedTuple):
+    kv: Caches
 
 
 def build(config: LmConfig) -> TextVAE:
@@ -55,16 +60,17 @@ def build(config: LmConfig) -> TextVAE:
             jnp.arange(prompt.token_et.shape[1])[None], prompt.token_et.shape
         )
         x_etd = gpt2.embed(c, params["decoder"], prompt.token_et, position)
-        hidden_etd, cache = gpt2.prefill(c, params["decoder"], x_etd, prompt.length_e, max_len)
+        hidden_etd, kv = gpt2.prefill(c, params["decoder"], x_etd, prompt.length_e, max_len)
         last_ed = last_of_prompt(hidden_etd, prompt.length_e)
-        return gpt2.logits(c, params["decoder"], last_ed), DecodeState(cache, prompt.length_e)
+        return gpt2.logits(c, params["decoder"], last_ed), DecodeState(_Cache(kv), prompt.length_e)
 
     def step(params: Any, state: DecodeState, token_e: Array):
         x_ed = gpt2.embed(c, params["decoder"], token_e, state.position_e)
-        hidden_ed, cache = gpt2.step(c, params["decoder"], x_ed, state.cache, state.position_e)
-        next_state = DecodeState(cache, state.position_e + 1)
+        hidden_ed, kv = gpt2.step(c, params["decoder"], x_ed, state.cache.kv, state.position_e)
+        next_state = DecodeState(_Cache(kv), state.position_e + 1)
         return gpt2.logits(c, params["decoder"], hidden_ed), next_state
 
+    example_axes = _Cache(KV_AXES)
     generator = Generator(
         condition=lambda params, batch, drop=None: None,
         sample_prior=null.sample_prior,
@@ -74,8 +80,8 @@ def build(config: LmConfig) -> TextVAE:
         aux=lambda params, ctx, z_egz: {},
         start=start,
         step=step,
-        expand=expander(KV_AXES),
-        reorder=reorderer(KV_AXES),
+        expand=expander(example_axes),
+        reorder=reorderer(example_axes),
         grow=grower(lambda places: gpt2.check_room(c, places)),
     )
     return TextVAE(init, axes, generator, null.POSTERIOR, null.POSTERIOR, null.LATENT_SHAPE)
