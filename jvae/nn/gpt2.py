@@ -2,7 +2,7 @@
 al. 2019.
 
 Four ways through the same weights: `teacher_forced` for rows, `prefill` and `step` for stepwise
-decoding with a static cache, `encode` for rows under any other mask.
+decoding with caches (`jvae.nn.cache`), `encode` for rows under any other mask.
 
 A decoder may change the attention values of its layers: `fuse(value_btnh, inputs) -> value_btnh`
 gets the layer's own slice of `fuse_l`, a tree with the layers in front. Caches hold fused values.

@@ -6,7 +6,7 @@ both stacks: {embed: token table, encoder: {layers, bias, norm}, decoder: {layer
 head}}, layers stacked on axis 0; `head` exists only where the output is not tied to `embed`.
 
 Three ways through the decoder, as in `gpt2`: `teacher_forced` for rows, `prefill` and `step` for
-stepwise decoding with a static cache. The relative bias is a function of positions in segments,
+stepwise decoding with caches. The relative bias is a function of positions in segments,
 never of row indices; a latent slot stands one place before its segment's first token.
 """
 
