@@ -109,7 +109,7 @@ def test_the_command_on_virtual_devices(tmp_path, capsys, monkeypatch):
     step, _, wide, sampler = rows
     assert wide["batch_rows"] == 2 * step["batch_rows"]
     assert wide["flops"] == step["flops"] > step["model_flops"] > 0  # per device, as many rows
-    assert sampler["program"].startswith("sampler, 8 texts of") and "bounds_ms" in step
+    assert sampler["program"].startswith("sampler, 16 texts of") and "bounds_ms" in step
     assert not folder.exists()
 
 

@@ -72,7 +72,9 @@ def test_one_curve_on_a_product_of_axes(case, tmp_path):
     for got, want in zip(curves["all"], curves["one"], strict=True):
         assert got.keys() == want.keys()
         for key, value in want.items():
-            assert got[key] == pytest.approx(value, rel=1e-5, abs=1e-7), (want["step"], key)
+            # Mutual information is a small difference of densities of several nats.
+            least = 1e-6 if key == "valid/mi" else 1e-7
+            assert got[key] == pytest.approx(value, rel=1e-5, abs=least), (want["step"], key)
     for (path, got), want in zip(
         named_leaves(params["all"]).items(), jax.tree.leaves(params["one"]), strict=True
     ):
