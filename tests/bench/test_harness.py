@@ -137,7 +137,7 @@ def test_devices_and_names_are_checked(capsys, monkeypatch):
     with pytest.raises(ConfigError, match="expected torch"):
         peers.require("tf")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'jvae\[peer\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[peer\]'"):
         peers.require("torch")
 
 
