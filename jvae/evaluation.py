@@ -22,7 +22,7 @@ from jvae.errors import ConfigError
 from jvae.evals import change_of_variables, compat, mauve, smoothness
 from jvae.evals import text as texts
 from jvae.evals.card import Card, Report
-from jvae.evals.collect import to_host
+from jvae.evals.collect import mean_se, to_host
 from jvae.evals.latent import (
     PosteriorSet,
     collect_posteriors,
@@ -258,10 +258,11 @@ def _by_prior(
     nll_e = found.scores.nll_e[np.argsort(found.id_e)]
     above_e = nll_e - ours.scores.nll_e[np.argsort(ours.id_e)]
     unit, note = "nats/sentence", f"K = {cfg.prior_samples} draws from the prior"
-    se = [float(np.std(values_e, ddof=1) / np.sqrt(len(nll_e))) for values_e in (nll_e, above_e)]
-    report.add("nll_prior", float(np.mean(nll_e)), unit, se=se[0], note=note)
+    mean, se = mean_se(nll_e)
+    report.add("nll_prior", mean, unit, se=se, note=note)
+    mean, se = mean_se(above_e)
     note = f"paired, over nll_{ours.k}; below 0: ours is looser, or wrong"
-    report.add("nll_prior_above", float(np.mean(above_e)), unit, se=se[1], note=note)
+    report.add("nll_prior_above", mean, unit, se=se, note=note)
 
 
 def _refined(
@@ -285,11 +286,14 @@ def _refined(
     order, known = np.argsort(found.id_e), np.argsort(amortised.id_e)
     neg_elbo_e = (found.scores.rec_e + found.scores.kl_e)[order]
     gain_e = (amortised.scores.rec_e + amortised.scores.kl_e)[known] - neg_elbo_e
-    n, unit = len(gain_e), "nats/sentence"
-    note = f"{cfg.refine_steps} steps of {cfg.refine_size:g} from the posterior"
-    se = [float(np.std(values_e, ddof=1) / np.sqrt(n)) for values_e in (neg_elbo_e, gain_e)]
-    report.add("neg_elbo_refined", float(np.mean(neg_elbo_e)), unit, se=se[0], note=note)
-    report.add("refined_gain", float(np.mean(gain_e)), unit, se=se[1], note="paired, > 0: tighter")
+    unit, note = (
+        "nats/sentence",
+        f"{cfg.refine_steps} steps of {cfg.refine_size:g} from the posterior",
+    )
+    mean, se = mean_se(neg_elbo_e)
+    report.add("neg_elbo_refined", mean, unit, se=se, note=note)
+    mean, se = mean_se(gain_e)
+    report.add("refined_gain", mean, unit, se=se, note="paired, > 0: tighter")
 
 
 def _by_volume(

@@ -85,7 +85,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def under(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, to be compiled for this mesh: `gathered` inside it knows the devices."""
+    """The same function, to be compiled for this mesh, which `in_force` tells inside it."""
     if mesh.size == 1:
         return function
 
