@@ -20,6 +20,8 @@ are ours.
 
 from ml_collections import ConfigDict
 
+from jvae.config import preset
+
 from . import common
 
 PRESETS = ("tiny", "base")
@@ -28,7 +30,6 @@ NORMS = "^decoder/layers/(attn|mlp)_norm/"
 
 def get_config(arg: str = "tiny") -> ConfigDict:
     """The config of a preset."""
-    from jvae.config import preset
 
     name, _ = preset(arg, PRESETS)
     c = common.base()

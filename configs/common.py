@@ -97,7 +97,7 @@ def base() -> ConfigDict:
             no_decay=(r".*bias", r".*norm/scale"),
             clip=1.0,
             first_update=0,  # 1: the first update is not one of rate 0
-            trainable=(),  # rules of jvae.trainable; none: everything trains
+            trainable=(),  # rules of jvae.training.freezing; none: everything trains
         )
     )
     c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
@@ -114,7 +114,7 @@ def base() -> ConfigDict:
             collapse_kl=0.1,  # nats; a validation KL below it raises the alarm
         )
     )
-    c.phases = ConfigDict()  # see jvae.phases
+    c.phases = ConfigDict()  # see jvae.runs.phases
     c.evals = ConfigDict(
         dict(
             preset="quick",  # or headline: sizes of jvae/evals/settings.py

@@ -39,6 +39,8 @@ Deviations of `tiny`: sizes, and dropout off.
 
 from ml_collections import ConfigDict
 
+from jvae.config import preset
+
 from . import common
 
 PRESETS = ("tiny", "tiny_plain", "base", "story", "paraphrase")
@@ -46,7 +48,6 @@ PRESETS = ("tiny", "tiny_plain", "base", "story", "paraphrase")
 
 def get_config(arg: str = "tiny") -> ConfigDict:
     """The config of a preset."""
-    from jvae.config import preset
 
     name, _ = preset(arg, PRESETS)
     c = common.base()

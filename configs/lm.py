@@ -16,6 +16,8 @@ updates of 14 rows.
 
 from ml_collections import ConfigDict
 
+from jvae.config import preset
+
 from . import common
 
 PRESETS = ("tiny", "lstm")
@@ -23,7 +25,6 @@ PRESETS = ("tiny", "lstm")
 
 def get_config(arg: str = "tiny") -> ConfigDict:
     """The config of a preset."""
-    from jvae.config import preset
 
     name, _ = preset(arg, PRESETS)
     c = common.base()

@@ -14,6 +14,8 @@ of `tiny` and `annealed`: the table in README.md; of `ae_free_bits`: not measure
 
 from ml_collections import ConfigDict
 
+from jvae.config import preset
+
 from . import common
 
 PRESETS = ("tiny", "annealed", "ae_free_bits")
@@ -21,7 +23,6 @@ PRESETS = ("tiny", "annealed", "ae_free_bits")
 
 def get_config(arg: str = "tiny") -> ConfigDict:
     """The config of a preset."""
-    from jvae.config import preset
 
     name, _ = preset(arg, PRESETS)
     c = common.base()

@@ -42,6 +42,8 @@ the KL that is reported is the plain one.
 
 from ml_collections import ConfigDict
 
+from jvae.config import preset
+
 from . import common
 
 PRESETS = ("tiny", "tiny_cls", "tiny_plain", "base", "latent768", "large")
@@ -49,7 +51,6 @@ PRESETS = ("tiny", "tiny_cls", "tiny_plain", "base", "latent768", "large")
 
 def get_config(arg: str = "tiny") -> ConfigDict:
     """The config of a preset."""
-    from jvae.config import preset
 
     name, _ = preset(arg, PRESETS)
     c = common.base()

@@ -20,6 +20,8 @@ the others: not measured.
 
 from ml_collections import ConfigDict
 
+from jvae.config import preset
+
 from . import common
 
 PRESETS = ("tiny", "ptb", "yelp_short", "transformer")
@@ -27,7 +29,6 @@ PRESETS = ("tiny", "ptb", "yelp_short", "transformer")
 
 def get_config(arg: str = "tiny") -> ConfigDict:
     """The config of a preset."""
-    from jvae.config import preset
 
     name, _ = preset(arg, PRESETS)
     c = common.base()

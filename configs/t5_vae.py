@@ -41,6 +41,8 @@ alone places are told apart; KL per sentence and not per 256 tokens, ending at 0
 
 from ml_collections import ConfigDict
 
+from jvae.config import preset
+
 from . import common
 
 PRESETS = ("tiny", "base")
@@ -51,7 +53,6 @@ AUTOENCODER = dict(kl_floor="none", beta=dict(kind="constant", stop=0.0))
 
 def get_config(arg: str = "tiny") -> ConfigDict:
     """The config of a preset."""
-    from jvae.config import preset
 
     name, _ = preset(arg, PRESETS)
     c = common.base()

@@ -5,20 +5,30 @@ vae = jvae.load("runs/optimus-tiny")
 vae.interpolate("a man is sleeping", "two girls were dancing")
 """
 
+import importlib
 from typing import Any
 
 __all__ = ["export", "load"]
 
+# Modules that moved, under the names that the documentation gave them.
+_MOVED = {"space": "jvae.inference", "weights": "jvae.runs.exports"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MOVED:
+        raise AttributeError(f"module 'jvae' has no attribute {name!r}")
+    return importlib.import_module(_MOVED[name])
+
 
 def load(folder: Any, *, seed: int = 0) -> Any:
-    """See `jvae.loading.load`; imported when called, so that `import jvae` stays quick."""
-    from jvae.loading import load as load_run
+    """See `jvae.runs.loading.load`; imported when called, so that `import jvae` stays quick."""
+    from jvae.runs.loading import load as load_run
 
     return load_run(folder, seed=seed)
 
 
 def export(folder: Any, out: Any) -> None:
-    """See `jvae.loading.export`."""
-    from jvae.loading import export as export_run
+    """See `jvae.runs.loading.export`."""
+    from jvae.runs.loading import export as export_run
 
     export_run(folder, out)

@@ -202,6 +202,33 @@ def mean_valid(value_e: Float[Array, "e"], valid_e: Bool[Array, "e"]) -> Float[A
     return jnp.sum(jnp.where(valid_e, value_e, 0.0)) / jnp.maximum(jnp.sum(valid_e), 1)
 
 
+class Inferred(NamedTuple):
+    """What is known of a batch before a latent is drawn."""
+
+    cond: Cond | None
+    post: Post
+    z_key: Key[Array, ""]  # source of the draws from `post`
+
+
+def infer(
+    gen: Generator,
+    posterior: Posterior,
+    params: Params,
+    batch: Batch,
+    key: Key[Array, ""],
+    drop: Key[Array, ""] | None = None,
+) -> Inferred:
+    """Reads the condition and infers the posterior of every example.
+
+    Training and every metric split `key` here, in one way: half of it for a posterior that is a
+    sampler, half for draws.
+    """
+    chain_key, z_key = jax.random.split(key)
+    cond = gen.condition(params, batch, drop)
+    key_e = example_keys(chain_key, batch.id_e)
+    return Inferred(cond, posterior.encode(params, batch, drop, cond=cond, key_e=key_e), z_key)
+
+
 def measure(
     model: TextVAE,
     params: Params,
@@ -215,11 +242,7 @@ def measure(
       key: source of the latent noise, one stream per example.
       drop: dropout key; None switches dropout off.
     """
-    chain_key, z_key = jax.random.split(key)
-    cond = model.gen.condition(params, batch, drop)
-    post = model.post.encode(
-        params, batch, drop, cond=cond, key_e=example_keys(chain_key, batch.id_e)
-    )
+    cond, post, z_key = infer(model.gen, model.post, params, batch, key, drop)
     z_kegz, kl_kegz = model.post.sample(
         params, post, example_keys(z_key, batch.id_e, jnp.arange(1))
     )
@@ -232,3 +255,8 @@ def measure(
         scored_e=per_example(batch.scored_bt.astype(jnp.float32), batch).astype(jnp.int32),
         valid_e=batch.valid_e,
     )
+
+
+def has_latent(model: TextVAE) -> bool:
+    """False for a language model, whose z is empty."""
+    return model.latent_shape[0] * model.latent_shape[1] > 0

@@ -11,6 +11,7 @@ booleans, None, tuples of these and sections: no callables.
 """
 
 import copy
+import dataclasses
 import difflib
 import hashlib
 import importlib
@@ -323,3 +324,22 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _tuples(child) for name, child in value.items()}
     return tuple(_tuples(child) for child in value) if isinstance(value, (list, tuple)) else value
+
+
+def dataclass_from(cls: type, section: Any, where: str) -> Any:
+    """A (nested) config dataclass from a config section; bad values name their key.
+
+    Raises: ConfigError.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values = {}
+    for key, value in section.items():
+        if key not in fields:
+            raise ConfigError(f"{where}.{key}: {cls.__name__} has no such field")
+        kind: Any = fields[key].type
+        nested = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+        values[key] = dataclass_from(kind, value, f"{where}.{key}") if nested else value
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from None

@@ -2,6 +2,10 @@
 `main` prints it alone.
 """
 
+from typing import Any
+
+import numpy as np
+
 
 class JvaeError(Exception):
     """Base of every error a user can cause; shown without a traceback."""
@@ -25,3 +29,9 @@ class WeightsError(JvaeError):
 
 class TrainingError(JvaeError):
     """A run that cannot go on, such as one whose loss is no longer finite."""
+
+
+def whole(name: str, value: Any, least: int) -> None:
+    """Raises: ValueError unless it is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}")

@@ -2,16 +2,7 @@
 in `CASES`.
 """
 
-from jvae.bench import (
-    data,
-    decode,
-    encode,
-    iw_nll,
-    langevin,
-    prior_sample,
-    startup,
-    train_step,
-)
+from jvae.bench import data, decode, encode, iw_nll, langevin, prior_sample, startup, train_step
 
 CASES = {
     "train_step": train_step.CASE,

@@ -7,7 +7,7 @@ python -m jvae.bench --peer=torch                       beside PyTorch, in the s
 python -m jvae.bench iw_nll --config=optimus:tiny_cls   another config than the case's own
 python -m jvae.bench data --data=ptb/train.txt          sentences of a file
 
-Documents take rows from a file with `python -m jvae.bench.table take rows.jsonl`.
+Documents take rows from a file with `python -m jvae.experiments.results take rows.jsonl`.
 """
 
 import argparse

@@ -32,7 +32,7 @@ def measure(run: str, texts: Sequence[str], alone: bool) -> dict[str, Any]:
     Args:
       alone: a call for each text; else one for all.
     """
-    from jvae import loading
+    from jvae.runs import loading
 
     vae = loading.load(run)
     parts = [[text] for text in texts] if alone else [list(texts)]

@@ -11,11 +11,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jvae import config as configs
-from jvae import run
 from jvae.api import Batch, Params, Side
 from jvae.bench.harness import Preset, Work
 from jvae.data.dataset import batches, eval_batches
 from jvae.parallel import mesh as meshes
+from jvae.runs import build
 
 BATCHES = 4  # in a call
 ONE = ("optimus-20m", "sri-transformer")  # configs of which one batch is long enough
@@ -64,7 +64,7 @@ class Setting(NamedTuple):
     """A model with fresh parameters, its data, and the kind of machine."""
 
     subject: Subject
-    run: run.Run
+    run: build.Run
     params: Params
     preset: Preset
     mesh: jax.sharding.Mesh
@@ -95,10 +95,10 @@ def setting(subject: Subject, preset: Preset) -> Setting:
         if side in config.model:
             config.model[side].dtype = preset.dtype
     with tempfile.TemporaryDirectory() as folder:
-        this = run.open_run(config, Path(folder))
+        this = build.open_run(config, Path(folder))
     mesh = meshes.make_mesh(dict(data=1), jax.local_devices()[:1])
-    _, where = run.param_shardings(this.model, mesh)
-    params = jax.jit(this.model.init, out_shardings=where)(run.seeds(config.seed)["init"])
+    _, where = build.param_shardings(this.model, mesh)
+    params = jax.jit(this.model.init, out_shardings=where)(build.seeds(config.seed)["init"])
     return Setting(subject, this, params, preset, mesh)
 
 

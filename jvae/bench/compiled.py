@@ -4,7 +4,7 @@
     python -m jvae.bench.compiled optimus:base    one of them, in place of its older rows
 
 Texts are those of the embedded corpus, rows and vocabularies have published sizes, so nothing has
-to be downloaded. Nothing is trained or measured: see `jvae.ahead`.
+to be downloaded. Nothing is trained or measured: see `jvae.cli.aot`.
 """
 
 import json
@@ -13,10 +13,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jvae import ahead
 from jvae import config as configs
+from jvae.cli import aot
 from jvae.errors import ConfigError, JvaeError
-from jvae.workdir import write_text
+from jvae.runs.workdir import write_text
 
 ROWS = Path(__file__).with_name("compiled.jsonl")
 TOPOLOGY = "v5e-8,v5e-256"
@@ -51,9 +51,9 @@ def compile_case(case: str, path: Path = ROWS) -> None:
     assert config is not None
     order = [configs.load(name).name for name in CASES]
     kept = [row for row in _rows(path) if row["config"] != config.name]
-    new: list[ahead.Row] = []
+    new: list[aot.Row] = []
 
-    def keep(row: ahead.Row) -> ahead.Row:
+    def keep(row: aot.Row) -> aot.Row:
         if row["virtual"]:
             raise ConfigError("libtpu is not installed, so there is nothing to keep")
         new.append(row | {"command": "python -m jvae.main " + " ".join(words(case))})
@@ -62,11 +62,11 @@ def compile_case(case: str, path: Path = ROWS) -> None:
         return row
 
     with tempfile.TemporaryDirectory() as folder:  # there must be no run in it
-        rows = map(keep, ahead.compile_for(config, Path(folder), TOPOLOGY))
-        ahead.show(rows, lambda text: print(text, flush=True))
+        rows = map(keep, aot.compile_for(config, Path(folder), TOPOLOGY))
+        aot.show(rows, lambda text: print(text, flush=True))
 
 
-def _rows(path: Path) -> list[ahead.Row]:
+def _rows(path: Path) -> list[aot.Row]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines]
 
@@ -91,7 +91,7 @@ def table(path: Path = ROWS) -> str:
     return "\n".join(out)
 
 
-def _cells(row: ahead.Row, rows: Sequence[ahead.Row]) -> list[str]:
+def _cells(row: aot.Row, rows: Sequence[aot.Row]) -> list[str]:
     mesh = ", ".join(f"{axis} {size}" for axis, size in row["mesh"].items() if size > 1)
     tokens = " + ".join(str(n) for n in row["row_tokens"].values())
     about = [f"`{row['config']}`", row["topology"], mesh, f"{row['batch_rows']} x {tokens}"]
@@ -106,7 +106,7 @@ def _cells(row: ahead.Row, rows: Sequence[ahead.Row]) -> list[str]:
     bounds = row["bounds_ms"]
     worst = max(bounds, key=bounds.get)
     times = f"{bounds[worst]:.3g} ({worst}) to {sum(bounds.values()):.3g}"
-    kept = ahead.scaling(row, rows)
+    kept = aot.scaling(row, rows)
     shares = "–" if kept is None else " to ".join(f"{100 * one:.0f} %" for one in sorted(kept))
     each = ", ".join(f"{bound:.3g}" for bound in bounds.values())
     return [*about, memory, flops, links, each, times, shares]

@@ -13,9 +13,9 @@ from jvae.api import Prompt, example_keys
 from jvae.bench import peers, subjects
 from jvae.bench.cases import Case, Setting
 from jvae.bench.harness import Work
-from jvae.counting import matmul_bytes, matmul_flops
 from jvae.decode import DecodeConfig, decode
 from jvae.errors import ConfigError
+from jvae.parallel.flops import matmul_bytes, matmul_flops
 
 TOKENS = 32  # of each sentence, its end included
 LATENTS = {"cpu": (16, 256), "gpu": (64, 1024, 4096), "tpu": (64, 1024, 4096)}

@@ -8,13 +8,13 @@ import itertools
 import jax
 import numpy as np
 
+from jvae.api import has_latent
 from jvae.bench import cases, subjects
 from jvae.bench.cases import Case, Setting
 from jvae.bench.harness import Work
-from jvae.counting import matmul_flops
 from jvae.data.dataset import eval_batches
-from jvae.evals.likelihood import has_latent
-from jvae.space.scoring import means
+from jvae.inference.scoring import means
+from jvae.parallel.flops import matmul_flops
 
 
 def works(this: Setting) -> list[Work]:

@@ -47,8 +47,9 @@ def main(spawned: float, argv: list[str]) -> None:
     import jax
 
     clock.lap("import_jax")
-    from jvae import main as program_main
-    from jvae import modes, program, run  # noqa: F401  (what training imports)
+    from jvae.cli import main as program_main
+    from jvae.runs import build  # noqa: F401  (what training imports)
+    from jvae.training import program
 
     clock.lap("import_jvae")
 
@@ -75,7 +76,7 @@ def main(spawned: float, argv: list[str]) -> None:
         return found._replace(train_step=stop_at_first(found.train_step))
 
     program.compile_phase = compiled_phase
-    run.open_run = clock.around(run.open_run, "config", "data")
+    build.open_run = clock.around(build.open_run, "config", "data")
     sys.exit(program_main.main(argv))
 
 

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jvae import phases, program, run
 from jvae.api import Batch, Side
 from jvae.bench.cases import Setting
-from jvae.counting import matmul_flops
+from jvae.parallel.flops import matmul_flops
+from jvae.runs import build, phases
+from jvae.training import program
 
 POINTS = (8, 16, 32)  # lengths that the step is traced at
 
@@ -27,7 +28,7 @@ def training(this: Setting, lengths: Mapping[str, np.ndarray]) -> float:
         for key, value in dict(remat="none", xent_chunk=1 << 30).items():
             if side in plain.model and key in plain.model[side]:
                 plain.model[side][key] = value
-    alone = this.run._replace(config=plain, model=run.build_model(plain))
+    alone = this.run._replace(config=plain, model=build.build_model(plain))
     current = program.compile_phase(alone, phases.resolve(plain)[-1], this.mesh, begin=0)
     key = jax.eval_shape(lambda: jax.random.key(0))
 

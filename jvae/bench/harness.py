@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from jvae.bench import peaks
 from jvae.errors import ConfigError
-from jvae.evaluation import commit
+from jvae.runs.provenance import commit
 
 WINDOWS = 3
 PACKAGES = ("jvae", "jax", "jaxlib", "flax", "optax")

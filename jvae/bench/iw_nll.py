@@ -11,7 +11,8 @@ import jax
 from jvae.bench import cases, subjects
 from jvae.bench.cases import Case, Setting
 from jvae.bench.harness import Work
-from jvae.evals.likelihood import bare_passes, score_batch
+from jvae.evals.cost import bare_passes
+from jvae.latent.iw_bound import score_batch
 
 SAMPLES = {"cpu": (20, 100), "gpu": (100, 500), "tpu": (100, 500)}
 CHUNK = {"cpu": 1, "gpu": 10, "tpu": 10}

@@ -12,13 +12,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jvae import optim, run, schedules, step
 from jvae.api import Batch
 from jvae.bench import cases, peers
 from jvae.bench.cases import Case, Setting, Subject
 from jvae.bench.harness import Work
-from jvae.counting import matmul_flops
 from jvae.errors import ConfigError
+from jvae.parallel.flops import matmul_flops
+from jvae.runs import build
+from jvae.training import optim, program, schedules, step
 
 PUBLISHED = 20
 _LONG = (1, 5, 10, PUBLISHED, 40)
@@ -66,13 +67,13 @@ def works(this: Setting) -> list[Work]:
 def _step(config: ConfigDict, k: int) -> tuple[Any, step.TrainState]:
     objective = ConfigDict(config.objective.to_dict())
     objective.z = "posterior" if k else "zero"
-    model = run.build_model(config)
-    sampler = run.build_sampler(config, model)
+    model = build.build_model(config)
+    sampler = build.build_sampler(config, model)
     params = jax.jit(model.init)(jax.random.key(1))
     tx = optim.build(config.optim.to_dict(), params, config.train.steps)
     made = step.make_train_step(
         model,
-        run.build_objective(objective),
+        program.build_objective(objective),
         schedules.build(objective.beta, config.train.steps),
         tx,
         measure_at=sampler.measure if sampler and k else None,
@@ -93,7 +94,7 @@ def compare(records: list[dict[str, Any]]) -> None:
 def beside(this: Setting) -> list[Work]:
     """The longest published chain on PyTorch's modules."""
     config, batch = given(this)
-    return [peers.chain(this, run.model_config(config), batch, PUBLISHED, f"chain_{PUBLISHED}")]
+    return [peers.chain(this, build.model_config(config), batch, PUBLISHED, f"chain_{PUBLISHED}")]
 
 
 def _case(preset: str) -> Case:

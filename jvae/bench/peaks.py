@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jvae.ahead import CHIPS
+from jvae.cli.aot import CHIPS
 
 
 class Peak(NamedTuple):

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jvae import run
 from jvae.api import Batch
 from jvae.bench import cases, flops
 from jvae.bench.cases import Setting
@@ -26,6 +25,7 @@ from jvae.bench.harness import Work
 from jvae.errors import ConfigError
 from jvae.latent.short_run import initial_sizes
 from jvae.nn.lstm import LstmConfig
+from jvae.runs import build
 
 PEERS = ("torch",)
 MULTIPLE = {"cpu": 1, "cuda": 8}  # of tokens that the best user pads to
@@ -159,7 +159,7 @@ def _training(this: Setting, rows: Sequence[Any], best: bool) -> Callable[[], An
     from jvae.bench import torch_models
     from jvae.bench.torch_models import torch
 
-    device, config = _device(this), run.model_config(this.run.config)
+    device, config = _device(this), build.model_config(this.run.config)
     torch.manual_seed(0)
     model = torch_models.Optimus(config, "sdpa" if best else "eager").to(device).train()
     loss = torch.compile(model, dynamic=False) if best else model
@@ -180,7 +180,7 @@ def generation(this: Setting, examples: int, tokens: int, beside: str) -> Work:
     from jvae.bench import torch_models
     from jvae.bench.torch_models import torch, transformers
 
-    device, config = _device(this), run.model_config(this.run.config)
+    device, config = _device(this), build.model_config(this.run.config)
     torch.manual_seed(0)
     sizes = torch_models.gpt2_sizes(config.decoder, "sdpa")
     model = transformers.GPT2LMHeadModel(sizes).to(device).eval()

@@ -8,13 +8,14 @@ from typing import Any
 
 from jax import Array
 
-from jvae import phases, program, run
 from jvae.api import Batch
 from jvae.bench import cases, flops, peers, subjects
 from jvae.bench.cases import Case, Setting
 from jvae.bench.harness import Work
-from jvae.counting import matmul_flops
 from jvae.parallel import mesh as meshes
+from jvae.parallel.flops import matmul_flops
+from jvae.runs import build, phases
+from jvae.training import program
 
 
 def given(this: Setting) -> list[Batch]:
@@ -23,12 +24,12 @@ def given(this: Setting) -> list[Batch]:
 
 
 def works(this: Setting) -> list[Work]:
-    """The compiled step that `jvae.train` runs."""
+    """The compiled step that `jvae.training.loop` runs."""
     held = given(this)
     phase = phases.resolve(this.run.config)[-1]
     current = program.compile_phase(this.run, phase, this.mesh, begin=0)
     on_device = [meshes.to_device(batch, this.mesh) for batch in held]
-    key = run.seeds(this.run.config.seed)["train"]
+    key = build.seeds(this.run.config.seed)["train"]
     cost: dict[Any, float] = {}
     for batch in on_device:
         if batch.dec.token_bt.shape not in cost:

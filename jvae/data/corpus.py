@@ -18,14 +18,7 @@ import numpy as np
 from jvae.data import public
 from jvae.data.formats import Example, Reader, scan
 from jvae.data.progress import Progress
-from jvae.data.sources import (
-    TFDS,
-    BadLine,
-    FileInfo,
-    bad_line,
-    expand,
-    sha256,
-)
+from jvae.data.sources import TFDS, BadLine, FileInfo, bad_line, expand, sha256
 from jvae.errors import DataError
 
 CACHE_VARIABLE = "JVAE_CACHE"

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from jvae.errors import DataError
 from jvae.evals.text import corpus_bleu
-from jvae.space.lines import direction
+from jvae.latent.geometry import direction
 
 Decode = Callable[[Float[np.ndarray, "e g z"], Int[np.ndarray, "e"]], list[str]]
 

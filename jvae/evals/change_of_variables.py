@@ -21,8 +21,9 @@ from jaxtyping import Array, Key
 
 from jvae.api import Batch, Generator, Params, example_keys, per_example
 from jvae.evals.collect import collect
-from jvae.evals.likelihood import LikelihoodResult, Scores, nll_of, wide
+from jvae.evals.likelihood import LikelihoodResult
 from jvae.latent import short_run, volume
+from jvae.latent.iw_bound import Scores, nll_of, wide
 from jvae.latent.short_run import ChainConfig
 
 DRAWS = 10  # M of the released code

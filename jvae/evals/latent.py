@@ -12,10 +12,11 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int, Key
 
-from jvae.api import Batch, Generator, Params, Posterior, TextVAE, example_keys
+from jvae.api import Batch, Generator, Params, Posterior, TextVAE, example_keys, has_latent, infer
 from jvae.errors import DataError
 from jvae.evals.collect import collect, mean_se, rows_of, to_host
-from jvae.evals.likelihood import LikelihoodResult, has_latent, nll_of, over_draws, wide
+from jvae.evals.likelihood import LikelihoodResult
+from jvae.latent.iw_bound import nll_of, over_draws, wide
 
 CAP = 10_000  # the first so many sentences of a set
 THRESHOLDS = (0.01, 0.2)  # of the variance that makes a unit active
@@ -55,9 +56,7 @@ class PosteriorSet(NamedTuple):
 def _infer(
     gen: Generator, post: Posterior, params: Params, batch: Batch, key: Array
 ) -> dict[str, Any]:
-    chain_key, z_key = jax.random.split(key)
-    cond = gen.condition(params, batch)
-    q = post.encode(params, batch, cond=cond, key_e=example_keys(chain_key, batch.id_e))
+    cond, q, z_key = infer(gen, post, params, batch, key)
     z_kegz, kl_kegz = post.sample(params, q, example_keys(z_key, batch.id_e, jnp.arange(1)))
     assert post.log_q is not None  # collect_posteriors has refused the model otherwise
     log_q_e = wide(post.log_q(params, q, z_kegz[0]))

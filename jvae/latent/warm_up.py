@@ -8,14 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jvae.api import (
-    Batch,
-    Generator,
-    Params,
-    Terms,
-    example_keys,
-    per_example,
-)
+from jvae.api import Batch, Generator, Params, Terms, example_keys, per_example
 from jvae.latent import short_run
 from jvae.latent.short_run import ChainConfig
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from jvae.api import TextVAE
 from jvae.errors import ConfigError
+from jvae.latent.sampler import Sampler
 from jvae.models import adavae, della, lm, lstm_vae, optimus, sri, t5vae
 
 
@@ -23,7 +24,7 @@ class Family(NamedTuple):
     config: type
     build: Callable[[Any], TextVAE]
     limits: Callable[[Any], dict[str, int]]
-    sampler: Callable[[Any, TextVAE], sri.Sampler] | None = None
+    sampler: Callable[[Any, TextVAE], Sampler] | None = None
     joined: Callable[[Any], tuple[str, ...]] = lambda config: ()
 
 

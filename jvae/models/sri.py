@@ -7,14 +7,14 @@ z as Optimus does. `jvae.latent.short_run` names the deviations.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from jaxtyping import Array, Key
 
-from jvae.api import Batch, Generator, Params, Posterior, Terms, TextVAE
+from jvae.api import Batch, Generator, Params, TextVAE
 from jvae.latent import mixture, short_run, volume, warm_up
 from jvae.latent.gaussian import kl_standard
-from jvae.latent.mixture import Proposal
+from jvae.latent.sampler import Sampler
 from jvae.latent.short_run import ChainConfig
 from jvae.latent.warm_up import WarmUp
 from jvae.models import lstm_vae, optimus
@@ -47,23 +47,6 @@ class SriTransformerConfig:
     use_embedding: bool = True
     chain: ChainConfig = ChainConfig()
     warm_up: WarmUp = WarmUp()
-
-
-class Sampler(NamedTuple):
-    """What a model whose posterior is a sampler adds to training and to metrics.
-
-    measure(step, params, batch, key, drop) -> Terms     in place of `jvae.api.measure` in training
-    proposal    draws of likelihood bounds
-    control     the metric posterior with every end point a draw from the prior
-    tune(params, batch, key) -> params     learns step sizes; None where they are fixed
-    chain       the short run itself
-    """
-
-    measure: Callable[..., Terms]
-    proposal: Proposal
-    control: Posterior
-    tune: Callable[..., Params] | None
-    chain: ChainConfig
 
 
 def limits(config: SriConfig) -> dict[str, int]:

@@ -26,15 +26,7 @@ from jvae.nn.cache import Caches
 from jvae.nn.gpt2 import LatentKv
 from jvae.nn.layers import Embedding, Projection, apply, dropout, split_key
 from jvae.nn.stack import init_stack, run_stack, step_stack
-from jvae.nn.t5_layer import (
-    AttendCross,
-    RmsNorm,
-    T5Config,
-    T5Layer,
-    attend,
-    normal,
-    relative_bias,
-)
+from jvae.nn.t5_layer import AttendCross, RmsNorm, T5Config, T5Layer, attend, normal, relative_bias
 
 
 class CrossKv(NamedTuple):

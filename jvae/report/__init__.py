@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from jvae.report import figures, page
 from jvae.report.gather import gather
-from jvae.workdir import write_text
+from jvae.runs.workdir import write_text
 
 
 def write(config: ConfigDict, folder: Path) -> Path:

@@ -11,14 +11,14 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from jvae import config as configs
-from jvae import loading, metrics, phases, run
+from jvae.api import has_latent
 from jvae.data import grammar
 from jvae.errors import DataError, JvaeError
 from jvae.evals import disentangle
 from jvae.evals.latent import collect_posteriors
-from jvae.evals.likelihood import has_latent
-from jvae.space import lines
-from jvae.space.loaded import LoadedVAE
+from jvae.inference.text_vae import LoadedVAE
+from jvae.latent import geometry
+from jvae.runs import build, loading, metrics, phases
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def _sentences(
             for i, factor in enumerate(grammar.FACTORS)
         }
         return [s.text for s in made], None, labels
-    found = run.open_run(config, folder).data["test"].lines
+    found = build.open_run(config, folder).data["test"].lines
     count = min(most, len(found))
     parts = (found.text, found.source, found.label)
     texts, sources, kinds = (
@@ -196,11 +196,11 @@ def _strips(
 ) -> tuple[list[list[str]], list[Traversal]]:
     """Lines between test sentences and single dimensions of the first, decoded in one batch."""
     pairs = min(PAIRS, len(mean_egz) // 2)
-    way_etgz = lines.line(mean_egz[: 2 * pairs : 2], mean_egz[1 : 2 * pairs : 2], STEPS)
+    way_etgz = geometry.line(mean_egz[: 2 * pairs : 2], mean_egz[1 : 2 * pairs : 2], STEPS)
     spread_d = mean_egz.reshape(len(mean_egz), -1).std(axis=0)
     use_d = spread_d if kl_gz is None else kl_gz.ravel()
     dims = np.argsort(-use_d, kind="stable")[:TRAVERSED].tolist()
-    moved = [lines.axes(mean_egz[0], [d], np.array(OFFSETS) * spread_d[d])[0] for d in dims]
+    moved = [geometry.axes(mean_egz[0], [d], np.array(OFFSETS) * spread_d[d])[0] for d in dims]
     shape = mean_egz.shape[1:]
     z_egz = np.concatenate([way_etgz.reshape(-1, *shape), *moved])
     first = [2 * i for i in range(pairs) for _ in range(STEPS)]

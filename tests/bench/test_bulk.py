@@ -27,7 +27,7 @@ class Spelt:
 @pytest.mark.parametrize("alone, calls", [(True, [1] * 6), (False, [3, 3])])
 def test_both_ways_read_every_text_twice(monkeypatch, alone, calls):
     vae = Spelt()
-    monkeypatch.setattr("jvae.loading.load", lambda run: vae)
+    monkeypatch.setattr("jvae.runs.loading.load", lambda run: vae)
     found = bulk.measure("run", ["a", "bb", "ccc"], alone)
     assert vae.calls == calls
     assert found["same"] and found["sentences"] == 3 and found["peak_memory_bytes"] > 1e6

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from jvae import run
 from jvae.api import per_example
 from jvae.bench import cases, decode, flops, langevin, peers, train_step
 from jvae.latent.gaussian import kl_standard
 from jvae.pretrained import bert, gpt2, names
+from jvae.runs import build
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[peer]'")
 
@@ -32,7 +32,7 @@ def our_nats(this, batch, z_egz):
 def test_the_loss_of_optimus_is_ours(optimus, attention, multiple):
     from jvae.bench import torch_models
 
-    config, params = run.model_config(optimus.run.config), jax.device_get(optimus.params)
+    config, params = build.model_config(optimus.run.config), jax.device_get(optimus.params)
     rules = (
         *bert.rules(config.encoder.vocab, "bert.", "encoder", None),
         *gpt2.rules(config.decoder.vocab, "decoder.gpt2.", "decoder"),
@@ -69,7 +69,7 @@ def test_the_loss_of_optimus_is_ours(optimus, attention, multiple):
 def test_the_lstm_of_the_chain_is_ours(sri):
     from jvae.bench import torch_models
 
-    config, params = run.model_config(sri.run.config), jax.device_get(sri.params)["decoder"]
+    config, params = build.model_config(sri.run.config), jax.device_get(sri.params)["decoder"]
     cell = params["cell"]
 
     def gates(kernel):  # (in, 4, hidden) to (4 * hidden, in)
@@ -143,7 +143,7 @@ def test_the_latent_is_read_by_generate(optimus):
     """Another key and value, other scores."""
     from jvae.bench import torch_models
 
-    config = run.model_config(optimus.run.config)
+    config = build.model_config(optimus.run.config)
     torch.manual_seed(0)
     model = torch_models.transformers.GPT2LMHeadModel(
         torch_models.gpt2_sizes(config.decoder, "sdpa")
@@ -179,7 +179,7 @@ def test_a_chain_climbs(sri):
     """Without noise the joint density of every sentence grows."""
     from jvae.bench import torch_models
 
-    config = run.model_config(sri.run.config)
+    config = build.model_config(sri.run.config)
     torch.manual_seed(0)
     decoder = torch_models.LstmDecoder(config.decoder, config.latent).eval()
     rows = peers._rows(peers._sentences([jax.device_get(sri.batch("train"))]), "cpu")

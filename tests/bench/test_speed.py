@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from jvae.bench import CASES, harness, speed, table, targets
+from jvae.bench import CASES, harness, speed
 from jvae.bench.subjects import TINY
 from jvae.errors import ConfigError
+from jvae.experiments import results, targets
 
 
 def record(case="train_step", config="optimus-tiny", program="step", preset="cpu", **values):
@@ -111,12 +112,12 @@ def test_newer_records_take_the_place_of_older_ones(tmp_path):
         other = dict(device="another", devices=1, cpu="x86_64", cores=2)
         rows += [record(hardware=other)] if ms == 100.0 else []
         found.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        assert table.take(found, kept) == len(rows)
-    rows = table.read_rows(kept)
+        assert results.take(found, kept) == len(rows)
+    rows = results.read_rows(kept)
     assert [row["call_ms"] for row in rows] == [300.0, 300.0, 200.0]
     with pytest.raises(ConfigError, match="no such file"):
-        table.take(tmp_path / "none.jsonl", kept)
+        results.take(tmp_path / "none.jsonl", kept)
 
 
 def test_presets_have_a_table():
-    assert set(harness.PRESETS) <= set(table.made())
+    assert set(harness.PRESETS) <= set(results.made())

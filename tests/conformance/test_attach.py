@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from jvae.api import example_keys
-from jvae.collectives import collectives
 from jvae.latent.short_run import ChainConfig, attach
 from jvae.parallel import mesh as meshes
 from jvae.parallel import rules
+from jvae.parallel.collectives import collectives
 
 CHAIN = ChainConfig(2, "constant", step_size=0.1, temperature=1.0, chains=4)
 

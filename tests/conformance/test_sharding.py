@@ -17,10 +17,10 @@ import pytest
 from jvae import models
 from jvae.api import Prompt, example_keys, measure
 from jvae.decode import DecodeConfig, decode
-from jvae.objectives import Objective, batch_loss
 from jvae.parallel import mesh as meshes
 from jvae.parallel import rules
-from jvae.step import init_state, make_train_step
+from jvae.training.objectives import Objective, batch_loss
+from jvae.training.step import init_state, make_train_step
 from jvae.tree import named_leaves
 
 pytestmark = pytest.mark.multidevice

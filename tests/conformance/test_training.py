@@ -12,9 +12,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from jvae.api import example_keys
-from jvae.evals.likelihood import score_batch
-from jvae.objectives import Objective
-from jvae.step import init_state, make_train_step
+from jvae.latent.iw_bound import score_batch
+from jvae.training.objectives import Objective
+from jvae.training.step import init_state, make_train_step
 from jvae.tree import named_leaves
 
 

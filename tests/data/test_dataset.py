@@ -10,14 +10,7 @@ import numpy as np
 import pytest
 
 from jvae.data.corpus import survey
-from jvae.data.dataset import (
-    Counts,
-    RowSpec,
-    batches,
-    block_rows,
-    eval_batches,
-    make_dataset,
-)
+from jvae.data.dataset import Counts, RowSpec, batches, block_rows, eval_batches, make_dataset
 from jvae.data.formats import Reader
 from jvae.data.plan import bucket_lengths, propose_rows
 from jvae.data.prefetch import Prefetch

@@ -8,17 +8,16 @@ import pytest
 
 from jvae.api import measure
 from jvae.errors import DataError
+from jvae.evals.cost import bare_passes, cost_ratio
+from jvae.evals.exact import excess_over_exact
 from jvae.evals.likelihood import (
     TextCounts,
-    bare_passes,
-    cost_ratio,
     draw_sentences,
     evaluate_likelihood,
-    excess_over_exact,
-    score_batch,
     spot_row,
     text_counts,
 )
+from jvae.latent.iw_bound import score_batch
 
 KEY = jax.random.key(7)
 

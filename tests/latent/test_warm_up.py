@@ -12,7 +12,7 @@ from jvae.api import example_keys, mean_valid, per_example
 from jvae.latent import short_run, warm_up
 from jvae.latent.short_run import ChainConfig
 from jvae.latent.warm_up import WarmUp
-from jvae.objectives import Objective, batch_loss
+from jvae.training.objectives import Objective, batch_loss
 
 CFG = ChainConfig(steps=2)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jvae import config as configs
-from jvae import main
+from jvae.cli import main
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 RUN = ["--config=optimus:base", "--config.optim.lr=3e-4", "--workdir=a folder", "--mode=train"]

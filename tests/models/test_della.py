@@ -10,8 +10,8 @@ import pytest
 
 from jvae.api import Batch, Prompt, example_keys, measure, per_example
 from jvae.data.rows import Encoded, pack_rows
-from jvae.evals.likelihood import score_batch
 from jvae.latent import layerwise
+from jvae.latent.iw_bound import score_batch
 from jvae.models import della, lm
 from jvae.nn import gpt2
 from jvae.nn.config import TransformerConfig

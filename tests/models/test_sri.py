@@ -6,7 +6,9 @@ import jax
 import pytest
 
 from jvae import config as configs
-from jvae import models, run
+from jvae import models
+from jvae.runs import build
+from jvae.training import program
 
 VOCAB = 10_002  # words of Penn Treebank and the special tokens
 SPECS = [f"sri:{name}" for name in ("tiny", "ptb", "yelp_short", "transformer")]
@@ -21,7 +23,7 @@ def _build(spec, **changes):
             if side in config.model:
                 config.model[side].vocab = VOCAB
         config.update_from_flattened_dict(changes)
-    return config, run.build_model(config)
+    return config, build.build_model(config)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -30,11 +32,11 @@ def test_every_preset_builds_and_names_the_axes_of_its_parameters(spec):
     abstract = jax.eval_shape(model.init, jax.random.key(0))
     ranks = jax.tree.map(lambda leaf, axes: len(axes) == leaf.ndim, abstract, model.axes)
     assert all(jax.tree.leaves(ranks))
-    assert ("enc" in models.family(config.model.family).limits(run.model_config(config))) == (
+    assert ("enc" in models.family(config.model.family).limits(build.model_config(config))) == (
         "encoder" in abstract
     )
-    assert (run.build_sampler(config, model) is not None) == spec.startswith("sri")
-    objective = run.build_objective(config.objective)
+    assert (build.build_sampler(config, model) is not None) == spec.startswith("sri")
+    objective = program.build_objective(config.objective)
     assert "trajectory" in objective.aux_weight or not spec.startswith("sri")
 
 
@@ -48,7 +50,7 @@ def test_learned_steps_are_parameters_and_bring_their_update():
     config, model = _build("sri:tiny", **{"model.chain.schedule": "learned"})
     abstract = jax.eval_shape(model.init, jax.random.key(0))
     assert abstract["posterior"]["size"].shape == (config.model.chain.steps,)
-    sampler = run.build_sampler(config, model)
+    sampler = build.build_sampler(config, model)
     assert sampler is not None and sampler.tune is not None
-    fixed = run.build_sampler(*_build("sri:tiny"))
+    fixed = build.build_sampler(*_build("sri:tiny"))
     assert fixed is not None and fixed.tune is None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, models
 
-from jvae import config, initial, optim, phases, run, schedules, trainable
+from jvae import config
 from jvae.api import Batch
 from jvae.data import tokenizers
 from jvae.data.rows import Encoded, pack_rows
@@ -18,6 +18,8 @@ from jvae.models import t5vae
 from jvae.nn import t5, t5_layer
 from jvae.pretrained import backbones, files, names
 from jvae.pretrained import t5 as t5_names
+from jvae.runs import build, phases
+from jvae.training import freezing, init_params, optim, program, schedules
 from jvae.tree import map_named, named_leaves, sizes
 
 SMALL = t5_layer.T5Config(
@@ -43,9 +45,9 @@ def counts(c: t5vae.T5VaeConfig, depth: int | None = None) -> dict[str, int]:
 
 def test_new_parameters_of_t5_small():
     found = counts(t5vae.T5VaeConfig(SMALL))
-    (part,) = initial.PARTS["t5_vae"]
+    (part,) = init_params.PARTS["t5_vae"]
     model = config.load("t5_vae:base").model
-    pretrained = {rule.path for rule in part.table(model, initial.Vocab(32_128, 32_128)).rules}
+    pretrained = {rule.path for rule in part.table(model, init_params.Vocab(32_128, 32_128)).rules}
     new = {path: n for path, n in found.items() if path not in pretrained}
     assert new == {"posterior/head/kernel": 32_768, "decoder/memory/kernel": 98_304}
     assert sum(new.values()) == 131_072
@@ -58,9 +60,9 @@ def test_new_parameters_of_t5_small():
 def test_base_is_the_published_model():
     c = config.load("t5_vae:base").unlock()
     c.model.decoder.vocab = SMALL.vocab
-    model = run.build_model(c)
+    model = build.build_model(c)
     assert sizes(jax.eval_shape(model.init, jax.random.key(0))) == counts(t5vae.T5VaeConfig(SMALL))
-    objective = run.build_objective(c.objective)
+    objective = program.build_objective(c.objective)
     assert (objective.kl_floor, objective.floor, objective.rec_length) == ("dim_max", 0.5, 256)
     first, second = phases.resolve(c)
     assert (first.steps, second.steps) == (15 * 782, 10 * 782)
@@ -68,8 +70,8 @@ def test_base_is_the_published_model():
     beta = schedules.build(second.objective.beta, second.steps)
     np.testing.assert_allclose(beta(np.array([0, 782, 7_820])), [0, 0.01, 0.1], 1e-6)
     abstract_ = jax.eval_shape(model.init, jax.random.key(0))
-    plan = trainable.make_plan(first.optim.trainable, abstract_, model.axes, first.steps)
-    trained, _ = trainable.split(plan, abstract_)
+    plan = freezing.make_plan(first.optim.trainable, abstract_, model.axes, first.steps)
+    trained, _ = freezing.split(plan, abstract_)
     assert sum(leaf.size for leaf in jax.tree.leaves(trained)) == 18_914_048
     tx = optim.build(c.optim, {"a": jnp.zeros(2)}, c.train.steps)
     assert len(tx.init({"a": jnp.zeros(2)})) == 3  # no clipping in front
@@ -189,19 +191,19 @@ def test_one_folder_fills_both_stacks(name, cross_slots, caplog):
     c.model.update(latent=3, cross_slots=cross_slots)
     c.model.decoder.update(found | dict(vocab=rows - 4))
     c.init.decoder = str(folder)
-    this = run.Run(
+    this = build.Run(
         c,
         Path(),
         *_tokenizers(rows - 4),
         data={},
-        rows=run.RowSpec(16, 16, 1, 1),
-        model=run.build_model(c),
+        rows=build.RowSpec(16, 16, 1, 1),
+        model=build.build_model(c),
         exact={},
         log=[],
     )
-    with caplog.at_level(logging.INFO, "jvae.initial"):
+    with caplog.at_level(logging.INFO, "jvae.training.init_params"):
         key = jax.random.key(0, impl="unsafe_rbg")  # compiles in no time
-        params = jax.device_get(initial.initial_params(this, None, key))
+        params = jax.device_get(init_params.initial_params(this, None, key))
     assert "4 rows of no token left out" in caplog.text
     fresh = sum(leaf.size for path, leaf in named_leaves(params).items() if path.endswith(NEW))
     assert f"initialised at random: {fresh:,} parameters" in caplog.text

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from jvae import config as configs
-from jvae import metrics, models
+from jvae import models
 from jvae.data import grammar
 from jvae.parallel import mesh as meshes
-from jvae.train import train
+from jvae.runs import metrics
+from jvae.training.loop import train
 from jvae.tree import named_leaves
 
 STACK = ("layers=2", "width=16", "mlp=32", "heads=2")

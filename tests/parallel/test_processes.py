@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from jvae import metrics
+from jvae.cli.main import main
 from jvae.data import grammar
 from jvae.errors import ConfigError
-from jvae.main import main
 from jvae.parallel import processes
+from jvae.runs import metrics
 
 ROOT = Path(__file__).parents[2]
 SMALL = (

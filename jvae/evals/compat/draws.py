@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jvae.api import Batch, Generator, Params, Posterior, TextVAE, example_keys, per_example
+from jvae.api import Batch, Generator, Params, Posterior, TextVAE, example_keys, infer, per_example
 from jvae.evals.collect import collect
 from jvae.evals.compat.shared import Draws
-from jvae.evals.likelihood import wide
+from jvae.latent.iw_bound import wide
 
 
 def end_of_text(segment_bt: Int[Array, "b t"]) -> Bool[Array, "b t"]:
@@ -32,9 +32,7 @@ def _draw(
     batch: Batch,
     key: Array,
 ) -> tuple[tuple[Array, Array, Array], Array | None]:
-    chain_key, z_key = jax.random.split(key)
-    cond = gen.condition(params, batch)
-    q = post.encode(params, batch, cond=cond, key_e=example_keys(chain_key, batch.id_e))
+    cond, q, z_key = infer(gen, post, params, batch, key)
     ctx = gen.prepare(params, batch, cond=cond)
     kept_bt = ~end_of_text(batch.dec.segment_bt) if released else jnp.array(True)
     assert post.log_q is not None  # the likelihood has refused the model otherwise

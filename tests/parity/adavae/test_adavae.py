@@ -16,7 +16,6 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from ml_collections import ConfigDict
 
-from jvae import optim, trainable
 from jvae.api import Batch, Prompt, Side, measure, per_example
 from jvae.decode import DecodeConfig, decode
 from jvae.evals.compat import adavae as compat
@@ -25,8 +24,9 @@ from jvae.models import adavae
 from jvae.nn import gpt2
 from jvae.nn.condition import Ways
 from jvae.nn.config import TransformerConfig
-from jvae.objectives import Objective, batch_loss
 from jvae.pretrained import names, originals
+from jvae.training import freezing, optim
+from jvae.training.objectives import Objective, batch_loss
 from jvae.tree import named_leaves
 
 FIXTURES = Path(__file__).parents[4] / "shared/fixtures/adavae"
@@ -139,7 +139,7 @@ class Case:
         scored = (dec.position_bt > 0) & (next_bt == real) & (real > 0)
         return jax.tree.map(jnp.asarray, Batch(enc, dec, None, scored, np.arange(len(ids))))
 
-    def _plan(self, abstract) -> trainable.Plan:
+    def _plan(self, abstract) -> freezing.Plan:
         """Exactly the tensors that the original trains in the end; a tensor of ours is one rule."""
         trained = set(self.meta["trainable"]["after_decoder_unfreeze"])
         rules = []
@@ -149,16 +149,16 @@ class Case:
                 if rule.sources[0].replace("{i}", str(i)) in trained:
                     layers = (i, i + 1) if rule.stacked else (None, None)
                     rules.append((f"^{rule.path}$", *layers, 0))
-        return trainable.make_plan(rules, abstract, self.model.axes, 6)
+        return freezing.make_plan(rules, abstract, self.model.axes, 6)
 
     def tree(self, trained: np.ndarray, frozen: np.ndarray | None):
         """A parameter tree from the vectors of its trained and frozen part."""
-        own = trainable.split(self.plan, self.params)
+        own = freezing.split(self.plan, self.params)
         whole = [
             tree if vector is None else ravel_pytree(tree)[1](vector)
             for tree, vector in zip(own, (trained, frozen), strict=True)
         ]
-        return jax.tree.map(np.asarray, trainable.merge(self.plan, *whole))
+        return jax.tree.map(np.asarray, freezing.merge(self.plan, *whole))
 
     def setting(self, name: str) -> tuple[Objective, float]:
         """Objective and beta of a loss setting."""
@@ -201,7 +201,7 @@ def everything(case: Case, params, data):
     """
     c, batch = case.config, case.batch
     names_ = [s["name"] for s in case.meta["settings"]]
-    trained, frozen = trainable.split(case.plan, params)
+    trained, frozen = freezing.split(case.plan, params)
     start, unravel = ravel_pytree(trained)
     tx = optim.build(OPTIMIZER, start, 6)
 
@@ -215,7 +215,7 @@ def everything(case: Case, params, data):
             with pytest.MonkeyPatch.context() as patch:
                 for module, name in SPIED:
                     patch.setattr(module, name, _spy(getattr(module, name), seen, name))
-                params = trainable.merge(case.plan, *both)
+                params = freezing.merge(case.plan, *both)
                 terms = measure(model, params, batch, jax.random.key(0))
             totals = jnp.stack(
                 [

@@ -13,8 +13,8 @@ from jvae.api import Batch, Side
 from jvae.latent import layerwise
 from jvae.models import della
 from jvae.nn.config import TransformerConfig
-from jvae.objectives import Objective
 from jvae.pretrained import names, originals
+from jvae.training.objectives import Objective
 
 FIXTURES = Path(__file__).parents[4] / "shared/fixtures/della"
 VARIANTS = ("uncond", "uncond_bow_threshold", "uncond_layers1to2", "cond")

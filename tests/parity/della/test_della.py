@@ -21,7 +21,7 @@ from jvae.nn import fusion, gpt2, pool
 from jvae.nn.attention import Sight
 from jvae.nn.layers import LayerNorm
 from jvae.nn.transformer import Gpt2Layer
-from jvae.objectives import batch_loss, per_sentence
+from jvae.training.objectives import batch_loss, per_sentence
 
 # These programs run once or a few times: what they cost is their compilation.
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

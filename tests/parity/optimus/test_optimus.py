@@ -23,9 +23,9 @@ from jvae.latent import gaussian
 from jvae.models import optimus
 from jvae.nn import bert, gpt2
 from jvae.nn.config import TransformerConfig
-from jvae.objectives import Objective, batch_loss, per_sentence
-from jvae.optim import learning_rate
 from jvae.pretrained import names, originals
+from jvae.training.objectives import Objective, batch_loss, per_sentence
+from jvae.training.optim import learning_rate
 from jvae.tree import named_leaves
 
 SHARED = Path(__file__).parents[4] / "shared"

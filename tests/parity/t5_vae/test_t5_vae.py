@@ -16,7 +16,6 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from ml_collections import ConfigDict
 
-from jvae import optim, schedules
 from jvae.api import Batch, Prompt, Side, measure, per_example
 from jvae.decode import DecodeConfig, decode
 from jvae.errors import WeightsError
@@ -24,10 +23,11 @@ from jvae.evals.latent import gaussian_entropy, unit_covariance
 from jvae.latent import gaussian
 from jvae.models import t5vae
 from jvae.nn import t5, t5_layer
-from jvae.objectives import Objective, batch_loss, per_sentence
 from jvae.pretrained import files, names, originals
+from jvae.runs.exports import import_original
+from jvae.training import optim, schedules
+from jvae.training.objectives import Objective, batch_loss, per_sentence
 from jvae.tree import named_leaves
-from jvae.weights import import_original
 
 FIXTURES = Path(__file__).parents[4] / "shared/fixtures/t5_vae"
 pytestmark = pytest.mark.skipif(

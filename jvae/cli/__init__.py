@@ -1,0 +1,1 @@
+"""The command line: flags, commands, text tools, sweeps, ahead-of-time compilation."""

@@ -1,0 +1,358 @@
+"""`--mode=compile`: the programs of a run compiled for an accelerator slice that is not there.
+
+The compiler says what one chip holds and which collectives run; matrix products are counted in the
+traced program, loops multiplied out. The step time is a roofline: no program can be faster than the
+slowest of arithmetic, memory and links at their peaks, and one that overlaps nothing takes their
+sum. Nothing is measured.
+"""
+
+import contextlib
+import importlib.util
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jvae.api import Batch, Prompt, Side, example_keys
+from jvae.data.dataset import RowSpec
+from jvae.decode import DecodeConfig, decode
+from jvae.errors import ConfigError
+from jvae.parallel import mesh as meshes
+from jvae.parallel.collectives import collectives
+from jvae.parallel.flops import matmul_flops
+from jvae.runs import build, phases
+from jvae.runs.provenance import commit
+from jvae.training import program
+
+
+class Chip(NamedTuple):
+    """Peaks of one chip, bf16; bytes it can send over all its links at once.
+
+    Source: docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e. Links are given there as bidirectional
+    sums; half of that is sent.
+    """
+
+    flops_s: float
+    memory_bytes: float
+    memory_bytes_s: float
+    link_bytes_s: float
+
+
+CHIPS = {
+    "v4": Chip(275e12, 32e9, 1.228e12, 300e9),
+    "v5e": Chip(197e12, 16e9, 0.819e12, 200e9),
+    "v5p": Chip(459e12, 95e9, 2.765e12, 600e9),
+    "v6e": Chip(918e12, 32e9, 1.638e12, 400e9),
+}
+# Chips of a slice by its usual size, where one number names it.
+SHAPES = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+PLAIN = dict(remat="none", xent_chunk=2**31 - 1)  # nothing is computed again in the backward pass
+
+Row = dict[str, Any]
+
+
+class Part(NamedTuple):
+    """One program of a run; `turns`: how often its loop runs and reads the parameters."""
+
+    name: str
+    function: Any
+    arguments: tuple[Any, ...]
+    turns: int = 1
+
+
+def compile_for(config: ConfigDict, folder: Path, names: str) -> Iterator[Row]:
+    """A row for each program of a config on every slice of `names`, "v5e-8,v5e-256", as soon as it
+    is compiled.
+
+    Rows and texts per device stay what they are on the first slice, so that further ones show how
+    it scales.
+    Raises: ConfigError for a slice that is not known; DataError.
+    """
+    slices = [Slice.of(name) for name in names.split(",")]
+    _make_room(max((one.count for one in slices if one.virtual), default=1))
+    first = 0
+    for part in slices:
+        mesh = meshes.make_mesh(config.mesh, _devices(part))
+        shards = meshes.row_shards(mesh)
+        first = first or shards
+        own = ConfigDict(config.to_dict())
+        own.data.batch_rows = _scaled(config.data.batch_rows, shards, first)
+        own.decode.batch = _scaled(config.decode.batch, shards, first)
+        this = build.open_run(own, folder)
+        about = {
+            "config": config.name,
+            "topology": part.name,
+            "chip": part.kind,
+            "virtual": part.virtual,
+            "mesh": dict(mesh.shape),
+            "batch_rows": this.rows.batch_rows,
+            "row_tokens": this.rows.row,
+            "commit": commit(),
+            "jax": jax.__version__,
+            "libtpu": None if part.virtual else metadata.version("libtpu"),
+        }
+        plain = _programs(without_recomputation(this), mesh)
+        for one, bare in zip(_programs(this, mesh), plain, strict=True):
+            found = _estimate(one, bare, part.count)
+            yield about | found | _bounds(found, CHIPS.get(part.kind))
+
+
+def without_recomputation(this: build.Run) -> build.Run:
+    """The same run, every intermediate value kept."""
+    config = ConfigDict(this.config.to_dict())
+    for section in config.model.values():
+        if isinstance(section, ConfigDict):
+            section.update({name: value for name, value in PLAIN.items() if name in section})
+    return this._replace(config=config.lock(), model=build.build_model(config))
+
+
+def _scaled(rows: int, shards: int, first: int) -> int:
+    """As many rows per shard as `rows` are on the first slice, rounded up."""
+    return -(-rows // first) * shards
+
+
+class Slice(NamedTuple):
+    """A slice by name: its kind of chip, their number, and their shape where that is known."""
+
+    name: str
+    kind: str
+    count: int
+    shape: str | None
+
+    @classmethod
+    def of(cls, name: str) -> "Slice":
+        """Raises: ConfigError for a name that says nothing."""
+        found = re.fullmatch(r"(\w+)(?:-(\d+)|:(\d+(?:x\d+)+))", name)
+        if not found or found[1] not in (*CHIPS, "cpu"):
+            raise ConfigError(
+                f"--topology={name}: expected cpu-8, or one of {', '.join(CHIPS)} with a number "
+                "of chips or a shape, as v5e-8 or v5e:2x4"
+            )
+        if found[2]:
+            return cls(name, found[1], int(found[2]), SHAPES.get(int(found[2])))
+        return cls(name, found[1], math.prod(int(one) for one in found[3].split("x")), found[3])
+
+    @property
+    def virtual(self) -> bool:
+        """Whether CPU devices have to stand for its chips."""
+        return self.kind == "cpu" or not _has_libtpu()
+
+
+def _has_libtpu() -> bool:
+    return importlib.util.find_spec("libtpu") is not None
+
+
+def _make_room(count: int) -> None:
+    """Asks for so many CPU devices; too late once there are some, or where XLA_FLAGS has."""
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", count)
+
+
+def _devices(part: Slice) -> list[Any]:
+    if not part.virtual:
+        if part.shape is None:
+            raise ConfigError(
+                f"--topology={part.name}: give the shape of its chips, as {part.kind}:2x4"
+            )
+        os.environ |= dict(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+        os.environ |= dict(TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v5litepod-8")
+        name = f"{part.kind}:{part.shape}"
+        made = topologies.get_topology_desc(platform="tpu", topology_name=name)
+        return list(made.devices)
+    devices = jax.devices("cpu")
+    if len(devices) < part.count:
+        raise ConfigError(
+            f"--topology={part.name}: {len(devices)} virtual CPU devices are too few for "
+            f"{part.count}; set XLA_FLAGS=--xla_force_host_platform_device_count={part.count}"
+        )
+    return devices[: part.count]
+
+
+def _programs(this: build.Run, mesh: Mesh) -> Iterator[Part]:
+    """Train steps, the chains of a model that has them, and the sampler."""
+    rows, one = meshes.batch_sharding(mesh), meshes.replicated(mesh)
+
+    def like(tree: Any, where: Any) -> Any:
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree)
+
+    batch = like(_batch(this.rows), rows)
+    key = like(jax.eval_shape(lambda: jax.random.key(0)), one)
+    model, gen, params = this.model, this.model.gen, None
+    for phase in phases.resolve(this.config):
+        current = program.compile_phase(this, phase, mesh, begin=0)
+        params = current.abstract.params
+        name = f"train step, {phase.name}" if phase.name else "train step"
+        yield Part(name, current.train_step, (current.abstract, batch, key))
+
+    if build.build_sampler(this.config, model):
+
+        def chains(params: Any, batch: Any, key: Any) -> Any:
+            cond = gen.condition(params, batch)
+            key_e = example_keys(key, batch.id_e)
+            return model.post.mean(params, model.post.encode(params, batch, cond=cond, key_e=key_e))
+
+        steps = this.config.model.chain.steps
+        yield Part("chains", jax.jit(chains), (params, batch, key), steps)
+    if batch.cond is not None:
+        return  # a sampler's prompt depends on its sources
+    examples, length = this.config.decode.batch, this.config.decode.max_length
+    # In one stage: every loop of unknown length is taken to run `turns` times.
+    limits = DecodeConfig(method="sample", max_length=length, room=length)
+
+    def sample(params: Any, key_e: Any) -> Any:
+        z_egz = gen.sample_prior(params, key_e, None)
+        # Any token does: nothing is run.
+        prompt = Prompt(jnp.zeros((examples, 1), jnp.int32), jnp.ones(examples, jnp.int32))
+        ends = dict(end_id=this.decoder.end_id, pad_id=this.decoder.pad_id)
+        return decode(gen, params, z_egz, prompt, key_e, limits, **ends).token_et
+
+    keys = like(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), examples)), rows)
+    name = f"sampler, {examples} texts of {length} tokens"
+    yield Part(name, jax.jit(meshes.under(mesh, sample)), (params, keys), length)
+
+
+def _batch(rows: RowSpec) -> Batch:
+    """The shapes of the longest batch that training sees."""
+
+    def array(*shape: int, dtype: Any = jnp.int32) -> Any:
+        return jax.ShapeDtypeStruct((rows.batch_rows, *shape), dtype)
+
+    sides = {side: Side(*[array(length)] * 3) for side, length in rows.row.items()}
+    scored_bt = array(rows.dec_row, dtype=jnp.bool_)
+    id_e: Any = jax.ShapeDtypeStruct((rows.batch_rows * rows.slots,), jnp.int32)
+    return Batch(sides.get("enc"), sides["dec"], sides.get("cond"), scored_bt, id_e)
+
+
+def _estimate(part: Part, plain: Part, chips: int) -> Row:
+    """Bytes, FLOPs and collectives of one program, per chip; sizes are None where the compiler
+    refuses it for want of memory.
+    """
+    traced = part.function.trace(*part.arguments)
+    model = plain.function.trace(*plain.arguments)
+    row: Row = {
+        "program": part.name,
+        "turns": part.turns,
+        "model_flops": matmul_flops(model.jaxpr, part.turns) / chips,
+        "flops": matmul_flops(traced.jaxpr, part.turns) / chips,
+    }
+    begin = time.monotonic()
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        used = re.search(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) (\w+)", str(error))
+        needs = "more than there is" if used is None else f"{used[1]} of {used[2]} {used[3]}"
+        return row | {"peak_bytes": None, "needs": needs}
+    memory = compiled.memory_analysis()
+    arguments = int(memory.argument_size_in_bytes)
+    every = arguments + int(memory.output_size_in_bytes) + int(memory.temp_size_in_bytes)
+    peak = int(getattr(memory, "peak_memory_in_bytes", 0) or 0)  # not all of it lives at one time
+    traffic = collectives(compiled.as_text(), chips, part.turns)
+    return row | {
+        "compile_s": round(time.monotonic() - begin, 1),
+        "resident_bytes": arguments,
+        "peak_bytes": peak or every - int(memory.alias_size_in_bytes),
+        "temp_bytes": int(memory.temp_size_in_bytes),
+        "collectives": {kind: list(one) for kind, one in sorted(traffic.items())},
+    }
+
+
+def _bounds(found: Row, chip: Chip | None) -> Row:
+    """Least milliseconds by what would bound them; memory is read at least once a turn."""
+    if chip is None or found["peak_bytes"] is None:
+        return {}
+    read = found["peak_bytes"] + (found["turns"] - 1) * found["resident_bytes"]
+    sent = sum(sent for _, _, sent in found["collectives"].values())
+    bounds = {
+        "arithmetic": found["flops"] / chip.flops_s,
+        "memory": read / chip.memory_bytes_s,
+        "links": sent / chip.link_bytes_s,
+    }
+    fits = found["peak_bytes"] <= chip.memory_bytes
+    return {"fits": fits, "bounds_ms": {name: 1e3 * bound for name, bound in bounds.items()}}
+
+
+def show(rows: Iterable[Row], say: Callable[[str], None]) -> list[Row]:
+    """Says each row as it comes, then how programs scale from the first slice to the others."""
+    seen: list[Row] = []
+    for row in rows:
+        before = seen[-1] if seen else {}
+        if any(row[name] != before.get(name) for name in ("topology", "mesh")):
+            say(_heading(row))
+        say(f"  {_line(row)}")
+        seen.append(row)
+    for row in seen:
+        if found := scaling(row, seen):
+            low, high = sorted(found)
+            say(
+                f"{row['program']}: {row['topology']} keeps {100 * low:.0f} to {100 * high:.0f} % "
+                f"of the speed per chip on {seen[0]['topology']}"
+            )
+    return seen
+
+
+def scaling(row: Row, rows: Iterable[Row]) -> tuple[float, float] | None:
+    """Share of the first slice's speed per chip that another one keeps with as many rows per chip:
+    if everything overlaps, and if nothing does. None for the first, and where either is unknown.
+    """
+    same = ("config", "program", "chip") if row["turns"] == 1 else ("config", "chip")
+    kind = row["program"].partition(",")[0]
+    for first in rows:
+        alike = all(first[name] == row[name] for name in same)
+        if alike and first["program"].partition(",")[0] == kind:
+            here = first["topology"] == row["topology"]
+            if here or "bounds_ms" not in row or "bounds_ms" not in first:
+                return None
+            now, then = row["bounds_ms"].values(), first["bounds_ms"].values()
+            return max(then) / max(now), sum(then) / sum(now)
+    return None
+
+
+def _heading(row: Row) -> str:
+    mesh = ", ".join(f"{axis} {size}" for axis, size in row["mesh"].items())
+    tokens = ", ".join(f"{side} {n}" for side, n in row["row_tokens"].items())
+    note = ""
+    if row["virtual"] and row["chip"] != "cpu":
+        note = " (libtpu is not installed: as many virtual CPU devices)"
+    return (
+        f"{row['config']} on {row['topology']}{note}, mesh {mesh}, {row['batch_rows']} rows of "
+        f"tokens {tokens}"
+    )
+
+
+def _line(row: Row) -> str:
+    counted = (
+        f"{row['flops'] / 1e9:.4g} GFLOP per chip, {row['model_flops'] / 1e9:.4g} of the model"
+    )
+    if row["peak_bytes"] is None:
+        return f"{row['program']}: DOES NOT FIT, needs {row['needs']}; {counted}"
+    kinds = ", ".join(
+        f"{count} {kind} {size / 2**20:.1f} MiB"
+        for kind, (count, size, _) in row["collectives"].items()
+    )
+    text = (
+        f"{row['program']}: {row['resident_bytes'] / 2**20:.0f} MiB resident, "
+        f"{row['peak_bytes'] / 2**20:.0f} MiB at most, {counted}; {kinds or 'no collectives'}; "
+        f"compiled in {row['compile_s']:.0f} s"
+    )
+    if "bounds_ms" not in row:
+        return text
+    bounds = row["bounds_ms"]
+    worst = max(bounds, key=lambda name: bounds[name])
+    fits = "fits" if row["fits"] else "DOES NOT FIT"
+    return (
+        f"{text}; {fits}; at least {bounds[worst]:.3g} ms ({worst}), {sum(bounds.values()):.3g} ms "
+        "if nothing overlaps"
+    )

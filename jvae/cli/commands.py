@@ -1,0 +1,92 @@
+"""What each `--mode` of the command line does."""
+
+import json
+from pathlib import Path
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jvae.api import Params
+from jvae.cli import aot
+from jvae.cli import sweep as sweeps
+from jvae.errors import CheckpointError
+from jvae.evals import evaluation, probing
+from jvae.parallel import mesh as meshes
+from jvae.parallel import processes
+from jvae.runs import build, loading, workdir
+from jvae.training import loop
+from jvae.training.preemption import Stop
+
+
+def train(config: ConfigDict, folder: Path) -> None:
+    """Trains, or goes on training, then evaluates the best checkpoint on the test split.
+
+    Raises: Stopped after SIGTERM or SIGINT, once the state is saved.
+    """
+    table = folder / "eval" / "test.txt"
+    if table.is_file():
+        if processes.first():
+            workdir.claim(folder, config)
+        print(f"{folder} is finished; --mode=eval measures it again\n\n{table.read_text()}", end="")
+        return
+    with Stop() as stop, workdir.Lock(folder) as lock:
+        done = loop.train(config, folder, stop, lock)
+        report = evaluation.evaluate(done.run, done.mesh, done.params, done.step)
+        _show(report.table(), folder)
+
+
+def sweep(
+    config: ConfigDict, spec: list[str], axes: list[str], folder: Path, dry_run: bool
+) -> None:
+    """Trains a run for every combination of values, or prints their commands."""
+    made = sweeps.points(config, axes)
+    if dry_run:
+        print("\n".join(sweeps.launch_lines(spec, made, folder)))
+        return
+    print(f"\n{sweeps.run(config, made, folder, train)}\n\nFiles: {folder}")
+
+
+def evaluate(config: ConfigDict, folder: Path) -> None:
+    """Measures the best checkpoint of a run on its test split."""
+    _show(evaluation.evaluate(*_trained(config, folder)).table(), folder)
+
+
+def probe(config: ConfigDict, folder: Path) -> None:
+    """What the latent of a run's best checkpoint says of the labels of its test split."""
+    _show(probing.probe(*_trained(config, folder)).table(), folder)
+
+
+def compile_ahead(config: ConfigDict, folder: Path, topology: str, out: str) -> None:
+    """What the programs of a config would need on slices that are not there.
+
+    Args:
+      out: file that JSON lines of the same are added to; none if empty.
+    """
+    rows = aot.show(aot.compile_for(config, folder, topology), lambda s: print(s, flush=True))
+    if out:
+        with Path(out).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+
+
+def _trained(config: ConfigDict, folder: Path) -> tuple[build.Run, Mesh, Params, int]:
+    """A run with its best parameters and their step."""
+    if not (folder / workdir.CONFIG).is_file():
+        raise CheckpointError(f"{folder}: no run here; train it first, or give its --workdir")
+    # Not claimed: to measure with other sizes leaves the run's own config as it is.
+    workdir.check(folder, config)
+    this = build.open_run(config, folder)
+    mesh = meshes.make_mesh(this.config.mesh)
+    return this, mesh, *loading.load_params(this.model, mesh, folder)
+
+
+def report(config: ConfigDict, folder: Path) -> None:
+    """Pictures of a trained run and one HTML page with all of it, under `report/`."""
+    from jvae import report as reports  # matplotlib takes a second to import
+
+    workdir.saved_config(folder)  # says so where there is no run
+    print(reports.write(config, folder))
+
+
+def _show(table: str, folder: Path) -> None:
+    if processes.first():
+        print(f"\n{table}\n\nFiles: {folder}/eval, {folder}/samples, {folder}/metrics.jsonl")

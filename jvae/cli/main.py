@@ -1,0 +1,199 @@
+"""Command line: `python -m jvae.main --config=configs/optimus.py`. Flags and modes, no logic."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from jvae import config as configs
+from jvae.errors import ConfigError, JvaeError
+from jvae.training.preemption import CODE, Stopped
+
+TEXT_MODES = (
+    "sample",
+    "reconstruct",
+    "interpolate",
+    "analogy",
+    "traverse",
+    "neighbors",
+    "encode",
+    "decode",
+    "nll",
+)
+MODES = ("train", "eval", "probe", "report", "compile", *TEXT_MODES)
+
+USAGE = """\
+python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
+
+  --config=optimus:base          a shipped config; configs/optimus.py:base is the same by path
+  --config.data.train=my.txt     any value of the config
+  --mode=train                   train, evaluate, sample; the same command resumes
+  --sweep=objective.beta.stop=0.1,0.5,1  a run for every value, one table; --dry_run prints them
+  --mode=compile --topology=v5e-8  memory, FLOPs and collectives on a slice that is not there
+  --mode=eval|probe|report --workdir=DIR     measure a trained run; probe its latent; show all of it
+
+On a trained run, with --workdir=DIR; sentences from --text, --input=FILE or standard input:
+
+  --mode=sample --n=10                     sentences from the prior
+  --mode=reconstruct                       each sentence encoded and decoded
+  --mode=interpolate --text=A --text=B     between two sentences; --steps, --how=slerp
+  --mode=analogy --text=A --text=B --text=C      what is to C as B is to A
+  --mode=traverse --text=A --dims=0,3      one latent dimension moved at a time
+  --mode=neighbors --corpus=FILE --n=5     nearest sentences of a file
+  --mode=encode --out=z.npz                latents; decode reads them, from a file or a pipe
+  --mode=nll --k=100                       nats of each sentence
+"""
+
+
+def _flags() -> flags.FlagValues:
+    """All flags but those of the config, at their defaults."""
+    own = flags.FlagValues()
+    text = "A sentence for a text mode; may be given several times."
+    out = "File of the result: .txt, .json (one object per line) or .npz; standard output if empty."
+    dims = "Latent dimensions for traverse, such as 0,3,5; all if empty."
+    workdir = "Folder of the run; runs/<name of the config> by default."
+    flags.DEFINE_string("workdir", None, workdir, flag_values=own)
+    flags.DEFINE_enum(
+        "mode", "train", MODES, "What to do; train ends in an evaluation.", flag_values=own
+    )
+    sweep = "KEY=VALUE,VALUE,...: a run for every value; given again, for every combination."
+    dry = "With --sweep: print the command of every run and start none."
+    flags.DEFINE_multi_string("sweep", [], sweep, flag_values=own)
+    flags.DEFINE_bool("dry_run", False, dry, flag_values=own)
+    coordinator = "host:port of process 0, where a run has several and JAX cannot find them itself."
+    flags.DEFINE_string("coordinator", None, coordinator, flag_values=own)
+    flags.DEFINE_integer("processes", None, "How many there are.", 1, flag_values=own)
+    flags.DEFINE_integer("process", None, "Which this one is, from 0.", 0, flag_values=own)
+    topology = "With --mode=compile: slices, as v5e-8,v5e-256; cpu-8 for virtual devices."
+    flags.DEFINE_string("topology", "v5e-8", topology, flag_values=own)
+    flags.DEFINE_multi_string("text", [], text, flag_values=own)
+    flags.DEFINE_string("input", "", "File of sentences, plain or .gz.", flag_values=own)
+    flags.DEFINE_string("out", "", out, flag_values=own)
+    flags.DEFINE_enum("format", "", ("", "text", "json", "npz"), "Of --out.", flag_values=own)
+    flags.DEFINE_integer(
+        "n", 10, "Sentences to sample, or neighbors of each.", lower_bound=1, flag_values=own
+    )
+    flags.DEFINE_integer("steps", 11, "Points of a line.", lower_bound=2, flag_values=own)
+    flags.DEFINE_enum("how", "linear", ("linear", "slerp"), "Way of a line.", flag_values=own)
+    flags.DEFINE_list("dims", [], dims, flag_values=own)
+    flags.DEFINE_string("corpus", "", "File that neighbors are of.", flag_values=own)
+    flags.DEFINE_integer("k", 100, "Draws for nll.", lower_bound=1, flag_values=own)
+    flags.DEFINE_integer("seed", 0, "Seed of the text modes.", flag_values=own)
+    return own
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code.
+
+    0: done. 2: an error, printed as one message. 75 (`jvae.training.preemption.CODE`): stopped by a
+    signal with the state saved; the same command resumes.
+    """
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    for noisy in ("absl", "orbax", "jax"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        words = list(sys.argv[1:] if argv is None else argv)
+        config, rest = configs.from_argv(words, _saved)
+        return _run(config, rest, words)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return CODE
+    except JvaeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except flags.Error as error:
+        print(f"error: {error}\n\n{USAGE}", file=sys.stderr)
+        return 2
+
+
+def _saved(rest: list[str]) -> ConfigDict:
+    """The config of the run that the flags name, for values set without `--config`."""
+    given = _flags()
+    given(["jvae", *rest])
+    if given.workdir is None:
+        raise ConfigError("values without a config: add --config=NAME, or the --workdir of a run")
+    from jvae.runs import workdir
+
+    return workdir.saved_config(Path(given.workdir))
+
+
+def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -> int:
+    given = _flags()
+    if "--help" in rest or "-h" in rest:
+        print(USAGE + "\n" + given.get_help())
+        return 0
+    words = given(["jvae", *rest])[1:]
+    if words:
+        raise ConfigError(f"unexpected argument {words[0]!r}; flags are written --name=value")
+    if config is None and given.workdir is None:
+        raise ConfigError(f"no config: add --config=optimus, or the --workdir of a run\n\n{USAGE}")
+
+    # After the flags, so that a wrong one is told at once.
+    from jvae.cli import commands
+    from jvae.parallel import processes
+    from jvae.runs import workdir
+
+    if given.mode in ("train", "eval") and not given.dry_run:
+        processes.join(given.coordinator, given.processes, given.process)
+        if not processes.first():
+            logging.getLogger().setLevel(logging.WARNING)
+    _keep_compiled_programs()
+    if given.workdir is not None:
+        folder = Path(given.workdir)
+    else:
+        assert config is not None
+        folder = Path("runs") / config.name
+    if config is None:
+        config = workdir.saved_config(folder)
+    if given.sweep or given.dry_run:
+        if given.mode != "train" or not given.sweep:
+            raise ConfigError("--dry_run needs --sweep, and --sweep only trains: drop --mode")
+        own = [word for word in every if word not in rest]
+        commands.sweep(config, own, given.sweep, folder, given.dry_run)
+    elif given.mode == "train":
+        commands.train(config, folder)
+    elif given.mode == "eval":
+        commands.evaluate(config, folder)
+    elif given.mode == "report":
+        commands.report(config, folder)
+    elif given.mode == "probe":
+        commands.probe(config, folder)
+    elif given.mode == "compile":
+        commands.compile_ahead(config, folder, given.topology, given.out)
+    else:
+        from jvae.cli import text_tools
+
+        text_tools.run(given.mode, config, folder, _options(given))
+    return 0
+
+
+def _keep_compiled_programs() -> None:
+    """Compiled programs go where prepared data goes, unless JAX was told another place."""
+    import jax
+
+    from jvae.data.corpus import cache_dir
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir("") / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _options(given: flags.FlagValues) -> Any:
+    """The flags of the text modes."""
+    from jvae.cli.text_tools import Options
+
+    if not all(one.strip().isdigit() for one in given.dims):
+        raise ConfigError(f"--dims={','.join(given.dims)}: expected numbers from 0, such as 0,3,5")
+    values = {
+        name: getattr(given, name) for name in Options._fields if name not in ("text", "dims")
+    }
+    return Options(text=tuple(given.text), dims=tuple(int(one) for one in given.dims), **values)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

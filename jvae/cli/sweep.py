@@ -1,0 +1,174 @@
+"""A run for every combination of some config values, one table and one rate-distortion figure.
+
+    python -m jvae.main --config=optimus --sweep=objective.beta.stop=0.1,0.5,1 --workdir=runs/beta
+
+Every point is an ordinary run in a folder of its own, so an interrupted sweep is resumed by the
+same command and does finished work once.
+"""
+
+import itertools
+import json
+import logging
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from jvae import config as configs
+from jvae.errors import ConfigError, JvaeError
+from jvae.runs.workdir import write_text
+
+log = logging.getLogger(__name__)
+
+TABLE, ROWS, FIGURE = "sweep.md", "sweep.json", "rate_distortion"
+COLUMNS = (
+    ("rec", "Rec"),
+    ("kl", "KL"),
+    ("neg_elbo", "-ELBO"),
+    ("nll_{k}", "NLL_{k}"),
+    ("mi", "MI"),
+    ("au_0.01", "AU"),
+    ("exact_match", "exact match %"),
+)
+
+
+class Point(NamedTuple):
+    """One combination. values: flags without dashes, such as "optim.lr=0.1"."""
+
+    values: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Folder of its run."""
+        return ",".join(value.replace("/", "_") for value in self.values)
+
+
+def points(config: ConfigDict, axes: Sequence[str]) -> list[Point]:
+    """All combinations of "key=value,value,..." axes, the last one fastest.
+
+    Raises: ConfigError for an axis without values, a key given twice, or a value that does not fit.
+    """
+    keys, values = [], []
+    for axis in axes:
+        key, equals, text = axis.removeprefix("config.").partition("=")
+        found = [word.strip() for word in text.split(",") if word.strip()]
+        if not equals or not found:
+            raise ConfigError(f"--sweep={axis}: write --sweep=KEY=VALUE,VALUE,...")
+        if key in keys:
+            raise ConfigError(f"--sweep={axis}: {key} has an axis already")
+        keys.append(key)
+        values.append([f"{key}={word}" for word in found])
+    made = [Point(combination) for combination in itertools.product(*values)]
+    for point in made:
+        configs.apply_overrides(config, point.values)
+    return made
+
+
+def launch_lines(spec: Sequence[str], made: Sequence[Point], folder: Path) -> list[str]:
+    """The command of every point, to be started elsewhere; `spec` is what names the config."""
+    return [
+        shlex.join(
+            ["python", "-m", "jvae.main", *spec]
+            + [f"--config.{value}" for value in point.values]
+            + [f"--workdir={folder / point.name}"]
+        )
+        for point in made
+    ]
+
+
+def run(
+    config: ConfigDict,
+    made: Sequence[Point],
+    folder: Path,
+    train: Callable[[ConfigDict, Path], Any],
+) -> str:
+    """Trains and measures every point that is not finished, and collects all that are.
+
+    A point that fails is reported and left out; the others go on.
+    Returns: the table. Raises: ConfigError if every point failed.
+    """
+    for number, point in enumerate(made, 1):
+        log.info("sweep %d of %d: %s", number, len(made), " ".join(point.values))
+        try:
+            train(configs.apply_overrides(config, point.values), folder / point.name)
+        except JvaeError as error:
+            log.error("%s: %s", point.name, error)
+        jax.clear_caches()
+    return collect(made, folder)
+
+
+def collect(made: Sequence[Point], folder: Path) -> str:
+    """Writes table, rows and figure of the points that are finished; returns the table."""
+    rows = [row for point in made if (row := _row(point, folder / point.name)) is not None]
+    if not rows:
+        raise ConfigError(f"{folder}: no point of the sweep has finished")
+    write_text(folder / ROWS, json.dumps(rows, indent=2, sort_keys=True) + "\n")
+    text = table(rows)
+    write_text(folder / TABLE, text + "\n")
+    if any(row["metrics"].get("kl") is not None for row in rows):
+        figure(rows, folder)
+    return text
+
+
+def _row(point: Point, folder: Path) -> dict[str, Any] | None:
+    path = folder / "eval" / "test.json"
+    if not path.is_file():
+        return None
+    report = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        "values": {key: text for key, _, text in (v.partition("=") for v in point.values)},
+        "k": report["card"]["k"],
+        "metrics": {name: m["value"] for name, m in report["metrics"].items()},
+        "se": {name: m["se"] for name, m in report["metrics"].items()},
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown, nats per sentence."""
+    keys, k = list(rows[0]["values"]), rows[0]["k"]
+    head = [*keys, *(title.format(k=k) for _, title in COLUMNS)]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for row in rows:
+        cells = [row["values"][key] for key in keys]
+        for name, _ in COLUMNS:
+            value, se = (row[part].get(name.format(k=k)) for part in ("metrics", "se"))
+            error = f" ± {se:.2f}" if se is not None else ""
+            cells.append("-" if value is None else f"{value:.2f}{error}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def figure(rows: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Rate (KL) against distortion (Rec) of every point, as PNG and SVG; lines of equal -ELBO.
+
+    Source: Alemi et al. 2018, "Fixing a Broken ELBO".
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = [row for row in rows if row["metrics"].get("kl") is not None]
+    rate = [row["metrics"]["kl"] for row in shown]
+    rec = [row["metrics"]["rec"] for row in shown]
+    drawn = Figure(figsize=(6, 4.5), layout="constrained")
+    FigureCanvasAgg(drawn)
+    axes = drawn.add_subplot(xlabel="rate: KL (nats/sentence)", ylabel="distortion: Rec (nats)")
+    ends = [0.0, 1.1 * max([*rate, 1.0])]
+    exact = [row["metrics"]["exact"] for row in shown if row["metrics"].get("exact") is not None]
+    for total, style, label in (
+        (min(r + d for r, d in zip(rate, rec, strict=True)), ":", "best -ELBO of the sweep"),
+        *(((exact[0], "-", "exact -log p: none can lie below"),) if exact else ()),
+    ):
+        axes.plot(ends, [total - x for x in ends], style, color="0.6", label=label)
+    axes.plot(rate, rec, "o", color="C0")
+    for row, x, y in zip(shown, rate, rec, strict=True):
+        text = ", ".join(row["values"].values())
+        axes.annotate(text, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
+    axes.set_xlim(0, ends[1])
+    axes.set_ylim(0, 1.15 * max(rec))
+    axes.set_title("  ".join(rows[0]["values"]), fontsize=9)
+    axes.legend(fontsize=8)
+    for kind in ("png", "svg"):
+        drawn.savefig(folder / f"{FIGURE}.{kind}", dpi=150)

@@ -1,0 +1,98 @@
+"""Texts decoded from a trained model, and their metrics."""
+
+from pathlib import Path
+
+import numpy as np
+
+from jvae.api import has_latent
+from jvae.data.dataset import Dataset
+from jvae.errors import ConfigError
+from jvae.evals import mauve, smoothness
+from jvae.evals import text as texts
+from jvae.evals.card import Report
+from jvae.evals.settings import EvalConfig, Preset
+from jvae.inference.text_vae import LoadedVAE
+from jvae.latent.geometry import arc, line
+from jvae.runs import build, loading
+from jvae.runs.workdir import one_line
+
+
+def outside(report: Report, cfg: EvalConfig, samples: list[str], data: Dataset) -> None:
+    """What others say of the samples: features of a large model, a language model of ours."""
+    if cfg.features:
+        found = mauve.mauve(*mauve.read_features(Path(cfg.features)))
+        note = (
+            f"{found.buckets} buckets, spread over {mauve.SEEDS} seeds; {Path(cfg.features).name}"
+        )
+        report.add("mauve", found.value, "0-1", se=found.spread, note=note)
+    if cfg.external:
+        judge = loading.load(cfg.external)
+        if has_latent(judge.model):
+            raise ConfigError(f"evals.external={cfg.external}: has a latent; give a language model")
+        texts_of = [t for t in samples if t.strip()], list(data.texts)
+        ppl, control = (_ppl_per_token(judge, found) for found in texts_of)
+        report.add(
+            "external_ppl", ppl, "per token", control=control, note="control: test sentences"
+        )
+
+
+def _ppl_per_token(judge: LoadedVAE, lines: list[str]) -> float:
+    nats = float(np.sum(judge.nll(lines, k=1)))
+    tokens = sum(len(ids) - 1 for ids in judge.decoder.encode_batch(lines))
+    return float(np.exp(nats / tokens))
+
+
+def reconstructions(
+    this: build.Run,
+    vae: LoadedVAE,
+    report: Report,
+    samples: dict[str, list[str]],
+    original: list[str],
+    sources: list[str] | None,
+) -> np.ndarray:
+    """Sentences decoded from their posterior means; returns these."""
+    z_egz = vae.encode(original, sources)
+    decoded = [one_line(s) for s in vae.decode(z_egz, sources=sources)]
+    shuffled = vae.decode(np.roll(z_egz, 1, axis=0), sources=sources)
+    train = this.data["train"].texts
+    report.add_group(
+        texts.reconstruction(decoded, original, train), texts.reconstruction(shuffled, original)
+    )
+    samples["reconstructions"] = [f"{a}\n{b}\n" for a, b in zip(original, decoded, strict=True)]
+    return z_egz
+
+
+def interpolations(
+    this: build.Run,
+    vae: LoadedVAE,
+    report: Report,
+    samples: dict[str, list[str]],
+    z_egz: np.ndarray,
+    sources: list[str] | None,
+    cfg: EvalConfig,
+    sizes: Preset,
+) -> None:
+    """Lines between pairs of posterior means, decoded, and how evenly their sentences change."""
+    pairs, steps = min(sizes.interpolations, len(z_egz) // 2), cfg.interpolation_steps
+    if not pairs:
+        return
+    ends = z_egz[:pairs], z_egz[pairs : 2 * pairs]
+    words = smoothness.word_vectors(this.data["train"].texts)
+    ways = {"interpolation": line(*ends, steps)}
+    if sizes.slerp:
+        ways["arc"] = arc(*ends, steps)
+    given = sources and [one for one in sources[:pairs] for _ in range(steps)]
+    for name, z_etgz in ways.items():
+        latents = z_etgz.reshape(-1, *z_egz.shape[1:])
+        points = [one_line(s) for s in vae.decode(latents, sources=given)]
+        paths = [points[i * steps : (i + 1) * steps] for i in range(pairs)]
+        samples[f"{name}s"] = ["\n".join(path) + "\n" for path in paths]
+        for row in smoothness.smoothness_rows(words, paths, name):
+            report.add(**row)
+    report.card.word_vectors = smoothness.VECTORS
+
+
+def sources_of(data: Dataset, ids: np.ndarray) -> list[str]:
+    """Sources of some examples of a conditional model's split."""
+    assert data.lines.source is not None  # read wherever there is a `cond` side
+    return [str(data.lines.source[i]) for i in ids]

@@ -1,0 +1,244 @@
+"""The evaluation of a trained run: table, reporting card and text files under its directory."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jvae import config as configs
+from jvae.api import Batch, Params, has_latent
+from jvae.data.dataset import eval_batches
+from jvae.evals import compat
+from jvae.evals import text as texts
+from jvae.evals.card import Report
+from jvae.evals.collect import to_host
+from jvae.evals.cost import cost_ratio
+from jvae.evals.decoded import interpolations, outside, reconstructions, sources_of
+from jvae.evals.extra_bounds import by_prior, by_volume, refined
+from jvae.evals.grammar_checks import exactness
+from jvae.evals.latent import PosteriorSet, collect_posteriors, latent_metrics, rec_gap
+from jvae.evals.likelihood import (
+    LikelihoodResult,
+    TextCounts,
+    draw_sentences,
+    evaluate_likelihood,
+    spot_row,
+)
+from jvae.evals.run_card import card_of
+from jvae.evals.settings import EvalConfig
+from jvae.inference.text_vae import LoadedVAE
+from jvae.parallel import mesh as meshes
+from jvae.parallel import processes
+from jvae.runs import build, loading
+from jvae.runs.workdir import one_line, write_text
+
+log = logging.getLogger(__name__)
+
+SAMPLER_NOTE = (
+    "Fitted posterior: Rec, KL, MI are those of a Gaussian fitted to the end points of the chains; "
+    "NLL_K draws from its equal mixture with the prior; active units count what two independent "
+    "sets of chains agree on. Control: chain = prior."
+)
+GAP_DRAWS = 10  # draws of the control of Rec; its error is that between sentences
+NEEDS_LATENT = ("token_accuracy", "exact_match", "bleu", "interpolation_smoothness")
+RATIO_DRAWS = 100  # most draws of the one batch that the cost ratio is timed on
+
+
+def text_vae_of(this: build.Run, params: Params, seed: int = 0) -> LoadedVAE:
+    """A run as a tool on text; with several processes, each decodes all of it on its own."""
+    if jax.process_count() > 1:
+        params = jax.device_put(to_host(params), jax.local_devices()[0])
+    return loading.text_vae(this.config, this.model, params, this.encoder, this.decoder, seed)
+
+
+def settings(config: Any) -> EvalConfig:
+    """The `evals` section of a config. Raises ConfigError where it makes no sense."""
+    found = configs.dataclass_from(EvalConfig, config.evals, "evals")
+    compat.check(found.compat)
+    return found
+
+
+def evaluate(this: build.Run, mesh: Mesh, params: Params, step: int, split: str = "test") -> Report:
+    """Measures a split and writes `eval/<split>.json`, `.txt` and `.sentences.jsonl`, and
+    `samples/*.txt`.
+
+    Another preset than quick adds its name to that of the files.
+    """
+    cfg, data = settings(this.config), this.data[split]
+    sizes = cfg.sizes(len(data))
+    key = jax.random.key(cfg.seed)
+    chosen = draw_sentences(len(data), sizes.sentences or len(data), cfg.seed)
+    report = Report(f"{this.config.name}, {split}", card_of(this, cfg, step, split))
+
+    def rows(ids: np.ndarray | None = None) -> Iterator[Batch]:
+        part, parts = meshes.row_part(mesh, this.rows.batch_rows)
+        own = eval_batches(data, this.rows, ids, process_index=part, process_count=parts)
+        return (meshes.to_device(b, mesh) for b in own)
+
+    sampler = build.build_sampler(this.config, this.model)
+    proposal = sampler.proposal if sampler else None
+    with timed(report, "likelihood_s"), meshes.inside(mesh):
+        likelihood = evaluate_likelihood(
+            this.model,
+            params,
+            rows(chosen),
+            key,
+            sizes.samples,
+            chunk=cfg.chunk,
+            proposal=proposal,
+        )
+    latent = gap = control = prior = posts = None
+    if has_latent(this.model):
+        with timed(report, "latent_s"), meshes.inside(mesh):
+            posts = collect_posteriors(this.model, params, rows(), key)
+            latent = latent_metrics(this.model, params, posts)
+            if sampler:
+                prior_model = this.model._replace(metric_post=sampler.control)
+                prior_posts = collect_posteriors(prior_model, params, rows(), key)
+                control = prior = latent_metrics(prior_model, params, prior_posts)
+                report.notes.append(SAMPLER_NOTE)
+            else:
+                fresh = untrained(this, mesh)
+                fresh_posts = collect_posteriors(this.model, fresh, rows(), key)
+                control = latent_metrics(this.model, fresh, fresh_posts)
+            known = chosen[np.isin(chosen, posts.id_e)]
+            gap = rec_gap(this.model, params, rows(known), posts, likelihood, key, k=GAP_DRAWS)
+    counts = TextCounts(data.words_e, data.chars_e)
+    report.add_likelihood(likelihood, counts, gap.rec_other_nats if gap else None)
+    name = "chain = prior" if sampler else "untrained model"
+    report.add_latent(latent, control, gap, prior, name)
+    if posts is not None:
+        with timed(report, "accuracy_s"):
+            batches = rows(chosen[np.isin(chosen, posts.id_e)])
+            _accuracy(this, params, report, list(batches), posts)
+        if sizes.spot_samples:
+            with timed(report, "spot_s"):
+                few = draw_sentences(len(data), sizes.spot_sentences, cfg.seed)
+                found = evaluate_likelihood(
+                    this.model,
+                    params,
+                    rows(few),
+                    key,
+                    sizes.spot_samples,
+                    chunk=cfg.chunk,
+                    proposal=proposal,
+                )
+                report.add(**spot_row(found, sizes.samples))
+        if cfg.prior_samples:
+            with timed(report, "by_prior_s"):
+                by_prior(this, params, report, rows(chosen), key, likelihood, cfg)
+        if cfg.refine_steps and not sampler:
+            with timed(report, "refined_s"):
+                refined(this, params, report, rows(chosen), key, likelihood, cfg)
+        if cfg.compat:
+            with timed(report, "compat_s"):
+                volume_bound = None
+                if sampler and "sri" in cfg.compat:
+                    few = draw_sentences(len(data), compat.sri.SENTENCES, cfg.seed)
+                    volume_bound = by_volume(this, sampler.chain, params, report, rows(few), key)
+                report.compat = compat.blocks(
+                    cfg.compat,
+                    this.model,
+                    params,
+                    lambda: rows(chosen),
+                    key,
+                    likelihood,
+                    posts,
+                    counts,
+                    {row.name: row.value for row in report.rows},
+                    cfg.chunk,
+                    volume_bound,
+                )
+        cost = cost_ratio(
+            this.model,
+            params,
+            next(rows(chosen)),
+            key,
+            min(sizes.samples, RATIO_DRAWS),
+            chunk=cfg.chunk,
+            proposal=proposal,
+        )
+        # The chains of a sampler are priced apart.
+        report.time["cost_ratio"] = cost.whole - cost.encoder if sampler else cost.whole
+        if sampler:
+            report.time["chains_ratio"] = cost.encoder
+
+    vae = text_vae_of(this, params, cfg.seed)
+    decode = {k: v for k, v in this.config.decode.items() if k not in ("batch", "max_length")}
+    samples = {}
+    with timed(report, "text_s"):
+        n, given = sizes.generate, None
+        if vae.conditional:  # one text for each of some sources
+            n, given = 1, sources_of(data, draw_sentences(len(data), sizes.generate, cfg.seed))
+            samples["prior_sources"] = given
+        samples["prior"] = [one_line(s) for s in vae.sample(n, sources=given, **decode)]
+        greedy = vae.sample(n, sources=given, method="greedy")
+        samples["prior_greedy"] = [one_line(s) for s in greedy]
+        train = this.data["train"].texts
+        report.add_group(texts.generation(samples["prior"], data.texts, train))
+        outside(report, cfg, samples["prior"], data)
+        if sizes.greedy_columns:
+            found = texts.generation(samples["prior_greedy"], data.texts, train)
+            report.add_group(found, prefix="greedy_")
+        if latent is not None:
+            original = [str(data.texts[i]) for i in chosen]
+            given = sources_of(data, chosen) if vae.conditional else None
+            z_egz = reconstructions(this, vae, report, samples, original, given)
+            interpolations(this, vae, report, samples, z_egz, given, cfg, sizes)
+        else:
+            for name in NEEDS_LATENT:
+                report.add(name, None, "")
+    if split in this.exact:
+        exactness(this, report, likelihood, samples, split)
+    if processes.first():
+        suffix = "" if cfg.preset == "quick" else f".{cfg.preset}"
+        _write(this.workdir, report, samples, likelihood, f"{split}{suffix}", suffix)
+    return report
+
+
+def _accuracy(
+    this: build.Run, params: Params, report: Report, batches: list[Batch], posts: PosteriorSet
+) -> None:
+    """Tokens ranked first given all earlier ones and the posterior mean, or another sentence's."""
+    value = texts.token_accuracy(this.model, params, batches, posts)
+    other = texts.token_accuracy(this.model, params, batches, posts, other=True)
+    report.add("token_accuracy", value, "%", control=other, note="control: another sentence's z")
+
+
+def untrained(this: build.Run, mesh: Mesh) -> Params:
+    """Fresh parameters, those that training started from: the control of every latent metric."""
+    _, where = build.param_shardings(this.model, mesh)
+    return jax.jit(this.model.init, out_shardings=where)(build.seeds(this.config.seed)["init"])
+
+
+def _write(
+    folder: Path,
+    report: Report,
+    samples: dict[str, list[str]],
+    likelihood: LikelihoodResult,
+    name: str,
+    suffix: str,
+) -> None:
+    for what, lines in samples.items():
+        text = "".join(f"{one}\n" for one in lines)
+        write_text(folder / "samples" / f"{what}{suffix}.txt", text)
+    rows = "".join(f"{json.dumps(row)}\n" for row in likelihood.by_sentence())
+    write_text(folder / "eval" / f"{name}.sentences.jsonl", rows)
+    write_text(folder / "eval" / f"{name}.json", report.to_json())
+    # Last: the table tells that the run is finished.
+    write_text(folder / "eval" / f"{name}.txt", report.table() + "\n")
+
+
+@contextmanager
+def timed(report: Report, name: str) -> Iterator[None]:
+    """Notes under `time` how long its body took."""
+    begin = time.monotonic()
+    yield
+    report.time[name] = round(time.monotonic() - begin, 2)

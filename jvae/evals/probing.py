@@ -1,0 +1,256 @@
+"""What a trained run's latent says of labels or factors: probes, clusters and attribute arithmetic,
+each beside its control.
+"""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jvae.api import Batch, Params, has_latent
+from jvae.data import grammar
+from jvae.data.dataset import eval_batches
+from jvae.errors import ConfigError
+from jvae.evals import attribute, cluster, disentangle, evaluation
+from jvae.evals import probe as probes
+from jvae.evals.card import Report
+from jvae.evals.latent import collect_posteriors
+from jvae.evals.likelihood import draw_sentences
+from jvae.evals.run_card import card_of
+from jvae.evals.settings import EvalConfig
+from jvae.latent.geometry import agreement
+from jvae.parallel import mesh as meshes
+from jvae.runs import build
+from jvae.runs.workdir import one_line, write_text
+
+LABEL = "label"  # name of labels that `data.label` reads
+EDITED = 250  # test sentences of each value that attribute arithmetic moves
+SCALES = (1.0, 2.0, 3.0)  # of the attribute's vector
+
+Labels = dict[str, np.ndarray]  # of each kind of label, one per sentence
+
+
+def labels_of(this: build.Run, split: str) -> Labels:
+    """The labels of a split: all factors of the embedded corpus, or what `data.label` reads.
+
+    Raises: ConfigError where there are none.
+    """
+    data = this.data[split]
+    if split in this.exact:
+        # Sentence i is line i of its corpus, of which some may have been left out.
+        made = grammar.corpus(split, int(data.lines.line_no.max()))
+        factor_ef = np.array([s.factors for s in made])[data.lines.line_no - 1]
+        return {f.name: factor_ef[:, i] for i, f in enumerate(grammar.FACTORS)}
+    if data.labels is None:
+        raise ConfigError(
+            f"probe: the {split} split has no labels; train with data.label set to the column or "
+            "key that holds them"
+        )
+    return {LABEL: np.array(list(data.labels))}
+
+
+def probe(this: build.Run, mesh: Mesh, params: Params, step: int, split: str = "test") -> Report:
+    """Probes and clusters of a split's posterior means, and arithmetic with them; writes
+    `eval/probe.json`, `eval/probe.txt` and `samples/attribute.txt`.
+
+    The control is the encoder at its first step, on the same labels; permuted labels and the most
+    frequent one stand in the note. That of arithmetic is the vector of permuted labels, as long.
+
+    Raises: ConfigError for a model without a latent or data without labels.
+    """
+    cfg = evaluation.settings(this.config)
+    if not has_latent(this.model):
+        raise ConfigError(f"probe: {this.config.name} has no latent to probe")
+    test, train = labels_of(this, split), labels_of(this, "train")
+    # Training sentences that probes and clusters are fitted to: several draws of the fewest labels.
+    most = max(*cfg.few_labels, probes.SEEDS * min(cfg.few_labels))
+    fitted = {kind: label_e[:most] for kind, label_e in train.items()}
+    chosen = np.arange(len(this.data[split]))
+    if cfg.sentences:
+        chosen = draw_sentences(len(chosen), cfg.sentences, cfg.seed)
+    test = {kind: label_e[chosen] for kind, label_e in test.items()}
+    report = Report(f"{this.config.name}, probes", card_of(this, cfg, step, split))
+    report.card.sentences = len(chosen)
+    report.card.controls = {
+        "probe": "untrained model",
+        "attribute": "vector of permuted labels",
+    }
+
+    def features(weights: Params, name: str, ids: np.ndarray) -> np.ndarray:
+        data = this.data[name]
+        sharding = meshes.batch_sharding(mesh)
+        rows: Iterator[Batch] = (
+            jax.device_put(b, sharding) for b in eval_batches(data, this.rows, ids)
+        )
+        key = jax.random.key(cfg.seed)
+        posts = collect_posteriors(this.model, weights, rows, key, cap=len(ids))
+        return probes.flat(posts.mean_egz)
+
+    few = next(iter(test)) if cfg.factor not in test else cfg.factor
+    if few != cfg.factor and LABEL not in test:
+        raise ConfigError(f"evals.factor is {cfg.factor!r}; expected one of {', '.join(test)}")
+    with evaluation.timed(report, "encode_s"):
+        both = [params, evaluation.untrained(this, mesh)]
+        test_ed = [features(weights, split, chosen) for weights in both]
+        first = np.arange(min(most, len(this.data["train"])))
+        train_ed = [features(weights, "train", first) for weights in both]
+    with evaluation.timed(report, "probe_s"):
+        for kind, label_e in test.items():
+            if len(np.unique(label_e)) > 1:
+                _linear(report, kind, test_ed, label_e, cfg.seed)
+    with evaluation.timed(report, "few_labels_s"):
+        _few(report, few, train_ed, fitted[few], test_ed, test[few], cfg)
+    with evaluation.timed(report, "cluster_s"):
+        _clusters(report, few, train_ed, test_ed, test[few], cfg.seed)
+    if len(fitted) > 1:
+        with evaluation.timed(report, "factors_s"):
+            _factors(report, train_ed, fitted, cfg.seed)
+    with evaluation.timed(report, "attribute_s"):
+        named = [_names(few, labels[few]) for labels in (fitted, test)]
+        vectors = train_ed[0], test_ed[0]
+        samples = _attribute(report, few, this, params, split, chosen, *vectors, *named)
+    write_text(this.workdir / "samples" / "attribute.txt", "".join(f"{s}\n" for s in samples))
+    write_text(this.workdir / "eval" / "probe.json", report.to_json())
+    write_text(this.workdir / "eval" / "probe.txt", report.table() + "\n")
+    return report
+
+
+def _linear(
+    report: Report, kind: str, test_ed: list[np.ndarray], label_e: np.ndarray, seed: int
+) -> None:
+    found, control = (probes.linear_probe(x_ed, label_e, seed=seed) for x_ed in test_ed)
+    chance = probes.linear_probe(test_ed[0], probes.permuted(label_e, seed), seed=seed)
+    note = f"sd of {found.runs} folds; permuted {chance.mean:.1f}"
+    note += f", most frequent {found.majority:.1f}"
+    report.add(f"probe_{kind}", found.mean, "%", se=found.sd, control=control.mean, note=note)
+
+
+def _few(
+    report: Report,
+    kind: str,
+    train_ed: list[np.ndarray],
+    label_e: np.ndarray,
+    test_ed: list[np.ndarray],
+    test_label_e: np.ndarray,
+    cfg: EvalConfig,
+) -> None:
+    seed, sizes = cfg.seed, cfg.few_labels
+    found, control = (
+        probes.low_resource(x_ed, label_e, y_ed, test_label_e, sizes, seed=seed)
+        for x_ed, y_ed in zip(train_ed, test_ed, strict=True)
+    )
+    shuffled = probes.permuted(label_e, seed)
+    chance = probes.low_resource(train_ed[0], shuffled, test_ed[0], test_label_e, sizes, seed=seed)
+    for size, accuracy in found.items():
+        draws = f"{accuracy.runs} draws, their sd" if accuracy.runs > 1 else "one draw"
+        note = f"{draws}; permuted {chance[size].mean:.1f}"
+        report.add(
+            f"probe_{kind}_{size}",
+            accuracy.mean,
+            "%",
+            se=accuracy.sd,
+            control=control[size].mean,
+            note=note,
+        )
+
+
+def _clusters(
+    report: Report,
+    kind: str,
+    train_ed: list[np.ndarray],
+    test_ed: list[np.ndarray],
+    label_e: np.ndarray,
+    seed: int,
+) -> None:
+    found, control = (
+        cluster.clustering(x_ed, y_ed, label_e, seed=seed)
+        for x_ed, y_ed in zip(train_ed, test_ed, strict=True)
+    )
+    chance = cluster.clustering(
+        train_ed[0], test_ed[0], probes.permuted(label_e, seed), restarts=1, seed=seed
+    )
+    low, high = min(found.restarts), max(found.restarts)
+    note = f"likeliest of {len(found.restarts)} restarts, {low:.1f} to {high:.1f}"
+    note += f"; permuted {chance.accuracy:.1f}"
+    name = f"cluster_{kind}"
+    report.add(f"{name}_accuracy", found.accuracy, "%", control=control.accuracy, note=note)
+    report.add(f"{name}_nmi", found.nmi, "0-1", control=control.nmi)
+
+
+def _factors(report: Report, train_ed: list[np.ndarray], labels: Labels, seed: int) -> None:
+    factor_ef = np.stack(list(labels.values()), axis=1)
+    found, control = (disentangle.disentanglement(x_ed, factor_ef, seed) for x_ed in train_ed)
+    shuffled = np.random.default_rng(seed).permutation(factor_ef)
+    chance = disentangle.disentanglement(train_ed[0], shuffled, seed)
+    for name, value in found._asdict().items():
+        note = f"permuted {getattr(chance, name):.2f}"
+        report.add(name, value, "0-1", control=getattr(control, name), note=note)
+    report.details["factors"] = list(labels)
+
+
+def _names(kind: str, label_e: np.ndarray) -> np.ndarray:
+    """Labels by name, also those of factors."""
+    values = {factor.name: factor.values for factor in grammar.FACTORS}.get(kind)
+    return label_e if values is None else np.array(values)[label_e]
+
+
+def _attribute(
+    report: Report,
+    kind: str,
+    this: build.Run,
+    params: Params,
+    split: str,
+    chosen: np.ndarray,
+    train_ed: np.ndarray,
+    test_ed: np.ndarray,
+    label_e: np.ndarray,
+    test_label_e: np.ndarray,
+) -> list[str]:
+    """Moves test sentences by the vector of an attribute; returns them, line by line."""
+    seed, shape = evaluation.settings(this.config).seed, this.model.latent_shape
+    train_egz, test_egz = (x.reshape(-1, *shape).astype(np.float32) for x in (train_ed, test_ed))
+    values = attribute.two_values(label_e[np.isin(label_e, test_label_e)])
+    vector_gz = attribute.vector(train_egz, label_e, values)
+    other_gz = attribute.vector(train_egz, probes.permuted(label_e, seed), values)
+    other_gz *= np.linalg.norm(vector_gz) / max(float(np.linalg.norm(other_gz)), 1e-12)
+    ends = [test_egz[test_label_e == value] for value in values]
+    name = f"attribute_{kind}"
+    found, chance = (agreement(v_gz, *ends) for v_gz in (vector_gz, other_gz))
+    note = f"test pairs that the vector {values[0]} to {values[1]} puts in order"
+    report.add(f"{name}_order", found, "0-1", control=chance, note=note)
+
+    lines, vae = this.data[split].lines, evaluation.text_vae_of(this, params, seed)
+    place_e = np.sort(
+        np.concatenate([np.flatnonzero(test_label_e == value)[:EDITED] for value in values])
+    )
+    texts = [str(lines.text[i]) for i in chosen[place_e]]
+    given = None if lines.source is None else [str(lines.source[i]) for i in chosen[place_e]]
+
+    def decode(z_egz: np.ndarray, index_e: np.ndarray) -> list[str]:
+        sources = [given[i] for i in index_e] if given else None
+        return [one_line(text) for text in vae.decode(z_egz, sources=sources)]
+
+    train = this.data["train"].lines.text
+    judge = attribute.word_classifier([str(train[i]) for i in range(len(label_e))], label_e)
+    known_e = test_label_e[place_e]
+    right = 100.0 * float(np.mean(judge(texts) == known_e))
+    edits = {}
+    for scale in (0.0, *SCALES):
+        at = (texts, known_e, test_egz[place_e])
+        one = edits[scale] = attribute.edit(decode, judge, *at, vector_gz, values, scale)
+        other = attribute.edit(decode, judge, *at, other_gz, values, scale) if scale else one
+        note = f"to {values[0]} {one.toward[0]:.1f}, to {values[1]} {one.toward[1]:.1f}"
+        if not scale:
+            note = (
+                f"reconstructions; the classifier of words is right on {right:.1f} of {len(texts)}"
+            )
+        report.add(f"{name}_flip_{scale:g}", one.flipped, "%", control=other.flipped, note=note)
+        note = "with the sentence itself"
+        report.add(f"{name}_bleu_{scale:g}", one.bleu, "0-100", control=other.bleu, note=note)
+    return [
+        "\n".join(
+            [f"{known_e[i]}\t{text}", *(f"{s:+g}\t{one.texts[i]}" for s, one in edits.items()), ""]
+        )
+        for i, text in enumerate(texts)
+    ]

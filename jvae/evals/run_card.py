@@ -1,0 +1,27 @@
+"""The reporting card of a measurement of a run."""
+
+from jvae import config as configs
+from jvae.evals import text as texts
+from jvae.evals.card import Card
+from jvae.evals.settings import EvalConfig
+from jvae.runs import build
+from jvae.runs.provenance import commit
+
+
+def card_of(this: build.Run, evals: EvalConfig, step: int, split: str) -> Card:
+    """The card of a measurement of one split."""
+    cfg, data = this.config, this.data[split]
+    return Card(
+        commit=commit(),
+        config=configs.flatten(cfg),
+        weights=f"step {step}",
+        data=[{"name": f.path, "sha256": f.sha256, "lines": f.lines} for f in data.lines.files],
+        tokenizers={"encoder": this.encoder.fingerprint, "decoder": this.decoder.fingerprint},
+        preset=evals.label,
+        seen_in_train_pct=texts.seen_share(data.texts, this.data["train"].texts),
+        seeds={"config": cfg.seed, "evals": evals.seed},
+        dropped={"sentences": sum(data.lines.dropped.values()), "reasons": data.lines.dropped},
+        special_tokens={"start": this.decoder.start_id, "end": this.decoder.end_id},
+        decode=dict(cfg.decode),
+        dtype=cfg.model.decoder.dtype,
+    )

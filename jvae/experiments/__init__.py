@@ -1,0 +1,1 @@
+"""Experiments whose rows make up the tables of README.md and RESULTS.md."""

@@ -1,0 +1,194 @@
+"""The fair table: every model on the same real data, under the same budget, by one command.
+
+    python -m jvae.experiments.comparison --data=snli=FOLDER --data=ptb=FOLDER --budget=cpu
+    ... --models=lm,optimus --dry_run      only some rows; prints the commands
+    ... --sweep                            rate against distortion
+    ... --write                            RESULTS.md and README.md from the rows
+
+FOLDER holds train, valid and test as .txt or .txt.gz, one sentence per line. Files, tokenizer and
+runs go to --out; every run is an ordinary one, in a process of its own, and its command is printed
+and kept with its row. A run with a row is not run again, an interrupted one goes on, so the same
+command, given again, does what is missing and prints the same table. `--dry_run` makes the files
+that the commands name and prints these.
+"""
+
+import argparse
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jvae.errors import ConfigError, JvaeError
+from jvae.experiments import rows as fair_rows
+from jvae.experiments import tables
+from jvae.experiments.data import prepare
+from jvae.experiments.entries import BUDGETS, DEFAULT, ENTRIES, SWEEPS
+from jvae.experiments.plan import OUT, Job, job, points
+from jvae.experiments.results import read_rows
+from jvae.runs.workdir import write_text
+from jvae.training.preemption import CODE
+
+DOCUMENT, SUMMARY = Path("RESULTS.md"), Path("README.md")
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m jvae.experiments.comparison",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--budget", default="cpu", help=", ".join(BUDGETS))
+    parser.add_argument("--models", default=",".join(DEFAULT), help=f"of {', '.join(ENTRIES)}")
+    parser.add_argument("--sweep", action="store_true", help=f"also those of {', '.join(SWEEPS)}")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of files and runs")
+    parser.add_argument("--rows", type=Path, default=fair_rows.ROWS, help="file of the rows")
+    parser.add_argument(
+        "--dry_run", "--dry-run", action="store_true", help="print the commands, run none"
+    )
+    parser.add_argument("--topology", default="v5e-256", help="slice of a budget that compiles")
+    parser.add_argument("--write", action="store_true", help=f"{DOCUMENT}, {SUMMARY} from the rows")
+    return parser.parse_args(argv)
+
+
+def plan(given: argparse.Namespace) -> list[Job]:
+    """The runs that the arguments ask for, data set by data set.
+
+    Raises: ConfigError for what is unknown or missing.
+    """
+    if given.budget not in BUDGETS:
+        raise ConfigError(f"--budget={given.budget}: expected one of {', '.join(BUDGETS)}")
+    names = [name for name in given.models.split(",") if name]
+    for name in names:
+        if name not in ENTRIES:
+            raise ConfigError(f"--models={name}: expected some of {', '.join(ENTRIES)}")
+    budget, made = BUDGETS[given.budget], []
+    for word in given.data:
+        name, equals, folder = word.partition("=")
+        if not (name.isidentifier() and equals and folder):
+            raise ConfigError(f"--data={word}: write --data=NAME=FOLDER, such as snli=data/snli")
+        data = prepare(name, Path(folder), budget, given.out / given.budget / name)
+        for entry in names:
+            for point in ("", *(points(entry) if given.sweep else ())):
+                made += [
+                    job(given.budget, data, entry, seed, given.out, point)
+                    for seed in (budget.seeds if not point else budget.seeds[:1])
+                ]
+    return made
+
+
+class Runner:
+    """Runs commands one after another. SIGTERM is passed on to the one that runs, control-C reaches
+    it by itself; it saves and ends with `jvae.training.preemption.CODE`.
+    """
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self.stopped = False
+
+    def listen(self) -> None:
+        """From now on signals end the work after what runs has saved."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._heard)
+
+    def _heard(self, number: int, _: Any) -> None:
+        self.stopped = True
+        if number == signal.SIGTERM and self._child is not None and self._child.poll() is None:
+            self._child.send_signal(number)
+
+    def run(self, command: Sequence[str], log: Path) -> int:
+        """The exit code of a command; what it says is added to a file."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            self._child = subprocess.Popen(command, stdout=file, stderr=file)
+            return self._child.wait()
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def missing(jobs: Sequence[Job], rows: Path) -> list[Job]:
+    """The runs without a row of the same command and files."""
+    stored = {fair_rows.key(row): row["fingerprint"] for row in read_rows(rows)}
+    return [one for one in jobs if stored.get(one.key) != one.fingerprint]
+
+
+def run_all(jobs: Sequence[Job], given: argparse.Namespace) -> int:
+    """Does what is missing; returns the exit code: 1 if a run failed, `CODE` if told to stop."""
+    compiled = BUDGETS[given.budget].compiled
+    waiting = list(jobs) if compiled else missing(jobs, given.rows)
+    runner, failed = Runner(), 0
+    if waiting:
+        runner.listen()
+    for number, one in enumerate(waiting, 1):
+        head = f"{number} of {len(waiting)}: {one.data}, {one.entry} {one.point} seed {one.seed}"
+        log = one.folder.with_name(f"{one.folder.name}.log")
+        command = [sys.executable, "-m", "jvae.main", *one.words, f"--workdir={one.folder}"]
+        if compiled:
+            command += ["--mode=compile", f"--topology={given.topology}"]
+        begin = time.monotonic()
+        print(f"{head}: {log}", flush=True)
+        done = not compiled and (one.folder / "eval" / "test.txt").is_file()
+        code = 0 if done or runner.stopped else runner.run(command, log)
+        if runner.stopped or code == CODE:
+            print("stopped; the same command goes on", file=sys.stderr)
+            return CODE
+        if code:
+            failed += 1
+            print(f"failed with {code}: {_last_line(log)}", file=sys.stderr)
+            continue
+        if compiled:
+            print(log.read_text(encoding="utf-8").strip())
+        else:
+            row = fair_rows.row_of(one, given.out)
+            fair_rows.store(row, given.rows)
+            nll = row["metrics"][f"nll_{row['k']}"]
+            print(f"  NLL_{row['k']} {nll:.2f} after {time.monotonic() - begin:.0f} s", flush=True)
+        jax.clear_caches()
+    return 1 if failed else 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit code."""
+    given = _arguments(argv)
+    if not given.data and not given.write:
+        print("error: give --data=NAME=FOLDER, or --write; see --help", file=sys.stderr)
+        return 2
+    # This process plans, counts and draws; an accelerator is for the runs.
+    jax.config.update("jax_platforms", "cpu")
+    code = 0
+    try:
+        jobs = plan(given)
+        if given.dry_run:
+            print("\n".join(one.command() for one in jobs))
+            return 0
+        code = run_all(jobs, given)
+        rows = read_rows(given.rows)
+        wanted = {one.key for one in jobs}
+        shown = [row for row in rows if fair_rows.key(row) in wanted]
+        if shown:
+            tables.figures(shown, given.out)
+            print(f"\n{tables.tables(shown)}")
+        if given.write:
+            if not DOCUMENT.is_file():
+                raise ConfigError(f"no {DOCUMENT} here; run --write where it is")
+            parts = tables.made(rows, tables.figures(rows, tables.IMAGES))
+            for document in (DOCUMENT, SUMMARY):
+                if document.is_file():
+                    text = document.read_text(encoding="utf-8")
+                    write_text(document, tables.filled(text, parts))
+    except JvaeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

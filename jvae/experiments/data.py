@@ -1,0 +1,114 @@
+"""The files of a fair table: the same splits and the same tokenizer for every model."""
+
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jvae.data import tokenizers
+from jvae.data.plan import plan_block, propose_rows, shuffled
+from jvae.data.sources import sha256
+from jvae.errors import ConfigError
+from jvae.experiments.entries import Budget, Overrides
+from jvae.runs import data as run_data
+from jvae.runs.workdir import write_text
+
+UNKNOWN = ("<unk>", "_UNK")  # a text with one of these has a closed vocabulary
+PREPARED = "prepared.json"
+
+
+class Prepared(NamedTuple):
+    """The files of a data set under a budget, and what is to know of them.
+
+    kind: of the tokenizer, bpe or word. entries: of its vocabulary. per_row: training sentences in
+    a packed row. files: SHA-256 of each, and of the tokenizer.
+    """
+
+    name: str
+    folder: Path
+    kind: str
+    entries: int
+    sentences: int
+    mean_words: float
+    per_row: float
+    files: Mapping[str, str]
+
+    def flags(self) -> Overrides:
+        """The config values that name the files."""
+        splits = {f"data.{split}": str(self.folder / f"{split}.txt") for split in run_data.SPLITS}
+        tokenizer = str(self.folder / "tokenizer")
+        sides = {f"data.{side}_tokenizer": tokenizer for side in ("encoder", "decoder")}
+        return splits | sides
+
+
+def read_lines(folder: Path, split: str) -> tuple[Path, list[str]]:
+    """The sentences of a split, from `split.txt` or `split.txt.gz`.
+
+    Raises: ConfigError if there is neither.
+    """
+    for path in (folder / f"{split}.txt", folder / f"{split}.txt.gz"):
+        if path.is_file():
+            with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as f:
+                return path, [text for line in f if (text := line.rstrip("\r\n"))]
+    raise ConfigError(f"{folder}: no {split}.txt or {split}.txt.gz, one sentence per line")
+
+
+def prepare(name: str, source: Path, budget: Budget, folder: Path) -> Prepared:
+    """Writes files and tokenizer of a data set into a folder, unless it has them.
+
+    Raises: ConfigError if a split is missing.
+    """
+    found = {split: read_lines(source, split) for split in run_data.SPLITS}
+    origin = {split: sha256(path) for split, (path, _) in found.items()}
+    how = [origin, budget.lines, budget.vocab, budget.row_tokens]
+    stored = folder / PREPARED
+    if stored.is_file():
+        known = json.loads(stored.read_text(encoding="utf-8"))
+        if known.pop("how") == how:
+            return Prepared(name=name, folder=folder, **known)
+        raise ConfigError(
+            f"{folder}: prepared from other files or for other sizes; give another --out, or "
+            "remove that folder"
+        )
+    texts = {split: lines for split, (_, lines) in found.items()}
+    for split in ("valid", "test"):
+        if budget.lines and len(texts[split]) > budget.lines:
+            chosen = np.sort(shuffled(len(texts[split]), 0, 0, f"fair {split}")[: budget.lines])
+            texts[split] = [texts[split][i] for i in chosen]
+    for split, lines in texts.items():
+        write_text(folder / f"{split}.txt", "".join(f"{line}\n" for line in lines))
+    train = texts["train"]
+    closed = any(word in UNKNOWN for line in train for word in line.split())
+    tokenizer = (
+        tokenizers.train_word_level(train) if closed else tokenizers.train_bpe(train, budget.vocab)
+    )
+    tokenizer.save(folder / "tokenizer")
+    known: dict[str, Any] = dict(
+        kind="word" if closed else "bpe",
+        entries=tokenizer.vocab_size,
+        sentences=len(train),
+        mean_words=sum(len(line.split()) for line in train) / len(train),
+        per_row=_per_row(tokenizer, texts, budget.row_tokens),
+        files={split: sha256(folder / f"{split}.txt") for split in run_data.SPLITS}
+        | {"tokenizer": tokenizer.fingerprint},
+    )
+    write_text(stored, json.dumps(known | {"how": how}, indent=2, sort_keys=True) + "\n")
+    return Prepared(name=name, folder=folder, **known)
+
+
+def _per_row(
+    tokenizer: tokenizers.TextTokenizer, texts: Mapping[str, Sequence[str]], row_tokens: int
+) -> float:
+    """Mean number of training sentences in a packed row, as a run packs them."""
+    lengths = {
+        split: np.array([len(ids) for ids in tokenizer.encode_batch(lines)])
+        for split, lines in texts.items()
+    }
+    longest = max(int(one.max()) for one in lengths.values())
+    proposal = propose_rows({"dec": lengths["train"]}, row_tokens)
+    row = max(proposal.row["dec"], longest)
+    rows = plan_block({"dec": lengths["train"]}, {"dec": row}, proposal.slots).rows
+    return float((rows >= 0).sum() / len(rows))

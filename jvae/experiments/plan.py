@@ -1,0 +1,152 @@
+"""How the models of the fair table are put on equal terms, and the command of each run.
+
+The same files and, for all models, one tokenizer: byte-level BPE of the training text, or its words
+where it is closed (it holds `<unk>`). The same number of training sentences, in updates of the same
+number of sentences. The same number of parameters that compute, see `computing`: the size of every
+model but the Transformer language model is found by `sizes`. All else is the `tiny` preset.
+"""
+
+import functools
+import hashlib
+import json
+import shlex
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jvae import config as configs
+from jvae.errors import ConfigError
+from jvae.experiments.data import Prepared
+from jvae.experiments.entries import BUDGETS, ENTRIES, SWEEPS, Budget, Entry, Overrides
+from jvae.runs import build
+from jvae.tree import named_leaves
+
+OUT = Path("runs/fair")  # what stored commands name; another --out stands for it
+
+
+def computing(name: str) -> bool:
+    """Whether a parameter takes part in a product for every token, by its path.
+
+    All do but tables that are only looked up: embeddings of positions and types, and of tokens
+    where the output layer has a table of its own (LSTM) or is that of another stack (the encoder of
+    Optimus). A tied table counts, once.
+    """
+    table = name.split("/")[:-1]
+    if table[-1:] == ["position"] or table[-1:] == ["type"]:
+        return False
+    lstm = table[-1:] == ["embed"]
+    return not (lstm or table[:3] == ["encoder", "embed", "token"])
+
+
+def count(config: ConfigDict, entries: int) -> tuple[int, int]:
+    """Parameters of a model with that vocabulary: those that compute, and all."""
+    config = ConfigDict(config.to_dict())
+    for side in ("encoder", "decoder"):
+        if side in config.model:
+            config.model[side].vocab = entries
+    tree = jax.eval_shape(build.build_model(config).init, jax.random.key(0))
+    own = {name: leaf.size for name, leaf in named_leaves(tree).items()}
+    return sum(n for name, n in own.items() if computing(name)), sum(own.values())
+
+
+def sized(entry: Entry, budget: Budget, size: int | None = None) -> ConfigDict:
+    """The config of an entry, its knob at a size."""
+    config = configs.load(entry.config)
+    values = entry.values(budget) | budget.every
+    if size is not None:
+        values |= {key: size // 2 if key.endswith("width") else size for key in entry.knob}
+    return configs.apply_overrides(config, [f"{key}={value}" for key, value in values.items()])
+
+
+@functools.cache
+def sizes(name: str, budget_name: str, entries: int) -> int | None:
+    """The size at which an entry has as many computing parameters as the language model.
+
+    Counts are polynomials of degree 2 in the size, so three of them tell all.
+    Raises: ConfigError if no size does.
+    """
+    entry, budget = ENTRIES[name], BUDGETS[budget_name]
+    if not entry.knob:
+        return None
+    target, _ = count(sized(ENTRIES["lm"], budget), entries)
+    at = [entry.unit * n for n in (1, 4, 16)]
+    curve = np.polyfit(at, [count(sized(entry, budget, n), entries)[0] for n in at], 2)
+    steps = np.arange(1, 4_096) * entry.unit
+    best = int(steps[np.argmin(np.abs(np.polyval(curve, steps) - target))])
+    found, _ = count(sized(entry, budget, best), entries)
+    if abs(found / target - 1.0) > 0.1:
+        raise ConfigError(
+            f"{name} has {found:,} parameters that compute, the language model {target:,}: no size "
+            "of it comes within 10 %"
+        )
+    return best
+
+
+class Job(NamedTuple):
+    """One run. point: the override of a sweep, "" in the table itself. words: the flags without
+    the folder.
+    """
+
+    budget: str
+    data: str
+    entry: str
+    seed: int
+    point: str
+    words: tuple[str, ...]
+    folder: Path
+    fingerprint: str
+
+    @property
+    def key(self) -> tuple[str, str, str, int, str]:
+        """What the row of this run replaces."""
+        return (self.budget, self.data, self.entry, self.seed, self.point)
+
+    def command(self, out: Path | None = None) -> str:
+        """The command line; `out` is what to call `OUT`, for a command that names no machine."""
+        words = ["python", "-m", "jvae.main", *self.words, f"--workdir={self.folder}"]
+        text = shlex.join(words)
+        return text if out is None else text.replace(str(out), str(OUT))
+
+
+def job(budget_name: str, data: Prepared, name: str, seed: int, out: Path, point: str = "") -> Job:
+    """The run of an entry: what its config does not say already, as flags."""
+    entry, budget = ENTRIES[name], BUDGETS[budget_name]
+    base = configs.load(entry.config)
+    config = sized(entry, budget, sizes(name, budget_name, data.entries))
+    packed = config.data.packing == "pack"
+    per_row = data.per_row if packed else 1.0
+    rows = max(1, round(budget.update / per_row / budget.rows)) * budget.rows
+    steps = max(1, round(budget.words / data.mean_words / (rows * per_row)))
+    values: Overrides = {"seed": seed, **data.flags(), "data.batch_rows": rows}
+    values |= {"train.steps": steps, "train.check_every": -(-steps // budget.checks)}
+    if packed and config.data.row_tokens != budget.row_tokens:
+        values["data.row_tokens"] = budget.row_tokens
+    values |= {f"evals.{key}": value for key, value in budget.evals.items()}
+    config = configs.apply_overrides(config, [f"{key}={value}" for key, value in values.items()])
+    if point:
+        config = configs.apply_overrides(config, [point])
+    changed = {key: new for key, (_, new) in configs.diff(base, config).items()}
+    words = (f"--config={entry.config}", *(_flag(key, new) for key, new in changed.items()))
+    same = [word.replace(str(out), str(OUT)) for word in words]
+    digest = hashlib.sha256(json.dumps([same, dict(data.files)], sort_keys=True).encode())
+    fingerprint = digest.hexdigest()[:12]
+    suffix = f"-{point}" if point else ""
+    folder = data.folder / f"{name}{suffix}-{seed}-{fingerprint[:6]}"
+    return Job(budget_name, data.name, name, seed, point, words, folder, fingerprint)
+
+
+def _flag(key: str, value: Any) -> str:
+    shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    return f"--config.{key}={shown}"
+
+
+def points(name: str) -> tuple[str, ...]:
+    """The overrides of an entry's sweep; the value of its preset is the table's own run."""
+    if name not in SWEEPS:
+        return ()
+    key, values = SWEEPS[name]
+    own = configs.flatten(configs.load(ENTRIES[name].config))[key]
+    return tuple(f"{key}={value:g}" for value in values if value != own)

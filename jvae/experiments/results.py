@@ -1,0 +1,229 @@
+"""Tables of README.md and BENCHMARKS.md from measured rows, one JSON object per line.
+
+    python -m jvae.experiments.results add runs/optimus-tiny     the row of a finished run
+    python -m jvae.experiments.results take rows.jsonl           records of `python -m jvae.bench`
+    python -m jvae.experiments.results write                     all tables again, from the rows
+
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; nothing between them is
+written by hand. A value that no run has measured is printed as "not measured".
+"""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jvae.bench import compiled, speed
+from jvae.errors import ConfigError, JvaeError
+from jvae.experiments import targets
+from jvae.runs.metrics import read_lines
+from jvae.runs.workdir import write_text
+
+ROWS = Path(__file__).with_name("results.jsonl")  # of runs
+MEASURED = Path(__file__).with_name("measured.jsonl")  # of benchmarks
+DOCUMENTS = ("README.md", "BENCHMARKS.md")
+END = "<!-- end of table -->"
+NOT_MEASURED = speed.NOT_MEASURED
+
+Row = Mapping[str, Any]
+
+
+def read_rows(path: Path = ROWS) -> list[dict[str, Any]]:
+    """All rows, in the order of the file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def row_of(folder: Path) -> dict[str, Any]:
+    """The row of a finished run: metrics of its test split, speed, command, commit, hardware.
+
+    Raises: ConfigError if the run has not been evaluated.
+    """
+    path = folder / "eval" / "test.json"
+    if not path.is_file():
+        raise ConfigError(f"{folder}: no eval/test.json, so no finished run to take a row from")
+    report = json.loads(path.read_text(encoding="utf-8"))
+    laps = [line for line in read_lines(folder / "metrics.jsonl") if "train/loss" in line]
+    steps = [line["step"] for line in laps]
+    lap_steps = [b - a for a, b in zip([0, *steps], steps, strict=False)]
+    lap_ms = [line["train/time/step_ms"] for line in laps]
+    speeds = sorted(line["train/time/tokens_per_s"] for line in laps)
+    return {
+        "name": report["card"]["config"]["name"],
+        "command": f"python -m jvae.main --config={_spec(report['card']['config']['name'])}",
+        "commit": report["card"]["commit"],
+        "hardware": f"{_cores()}, {platform.machine()}, {report['card']['device']['kind']}",
+        "jax": report["card"]["device"]["jax"],
+        "train_s": round(sum(n * ms for n, ms in zip(lap_steps, lap_ms, strict=True)) / 1e3, 1),
+        "eval_s": round(
+            sum(v for name, v in report["time"].items() if name.endswith("_s") and v), 1
+        ),
+        "tokens_per_s": round(speeds[len(speeds) // 2]),
+        "layers": _layers(report["details"].get("latent", {})),
+        "mi_saturated": report["details"].get("latent", {}).get("saturated", False),
+        "metrics": {name: m["value"] for name, m in report["metrics"].items()},
+        "control": {n: m["control"] for n, m in report["metrics"].items() if "control" in m},
+        "se": {name: m["se"] for name, m in report["metrics"].items() if m["se"] is not None},
+    }
+
+
+def _cores() -> str:
+    """Those that this process, and so what it starts, may use."""
+    every = os.cpu_count() or 1
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
+    return f"{every} cores" if own == every else f"{own} of {every} cores"
+
+
+def _layers(latent: Mapping[str, Any]) -> dict[str, list[float]] | None:
+    """Active units and KL of each layer's latent; None where there is one latent or none."""
+    kl = latent.get("kl_per_group_nats") or []
+    if len(kl) < 2:
+        return None
+    au = latent["active_per_group"]["0.01"]
+    return {"au": au, "kl": [round(nats, 2) for nats in kl]}
+
+
+def _spec(name: str) -> str:
+    system, _, preset = name.partition("-")
+    return f"configs/{system}.py" + (f":{preset}" if preset != "tiny" else "")
+
+
+def add(folder: Path, path: Path = ROWS) -> dict[str, Any]:
+    """Stores the row of a run in place of an older one of the same name."""
+    row = row_of(folder)
+    rows = [old for old in read_rows(path) if old["name"] != row["name"]] + [row]
+    rows.sort(key=lambda one: one["name"])
+    _store(path, rows)
+    return row
+
+
+def take(found: Path, path: Path = MEASURED) -> int:
+    """Stores records of `python -m jvae.bench`, each in place of an older one of the same program
+    on the same device; returns how many.
+
+    Raises: ConfigError if there is no such file.
+    """
+    if not found.is_file():
+        raise ConfigError(f"{found}: no such file; `python -m jvae.bench --out={found}` makes it")
+    new = {speed.key(row): row for row in read_rows(found)}
+    old = {speed.key(row): row for row in read_rows(path)}
+    _store(path, list((old | new).values()))
+    return len(new)
+
+
+def _store(path: Path, rows: Sequence[Row]) -> None:
+    write_text(path, "".join(json.dumps(one, sort_keys=True) + "\n" for one in rows))
+
+
+def _number(row: Row, name: str, digits: int) -> str:
+    value = row["metrics"].get(name)
+    if value is None:
+        return "–" if name in row["metrics"] else NOT_MEASURED
+    se = row["se"].get(name)
+    return f"{value:.{digits}f}" + (f" ± {se:.{digits}f}" if se is not None else "")
+
+
+def _control(row: Row, name: str, digits: int) -> str:
+    """The same metric of the control: untrained, or chains that stay where the prior put them."""
+    if row["metrics"].get(name) is None:
+        return "–"
+    value = row.get("control", {}).get(name)
+    return NOT_MEASURED if value is None else f"{value:.{digits}f}"
+
+
+def _by_layer(row: Row, name: str) -> str:
+    layers = row.get("layers")
+    return f" ({', '.join(f'{value:g}' for value in layers[name])})" if layers else ""
+
+
+RUN_COLUMNS: Sequence[tuple[str, Callable[[Row], str]]] = (
+    ("run", lambda r: f"`{r['name']}`"),
+    ("exact match %", lambda r: _number(r, "exact_match", 1)),
+    ("NLL_100", lambda r: _number(r, "nll_100", 2)),
+    ("exact -log p", lambda r: _number(r, "exact", 2)),
+    ("PPL_w", lambda r: _number(r, "ppl_w", 2)),
+    ("floor", lambda r: _number(r, "ppl_w_floor", 2)),
+    ("KL", lambda r: _number(r, "kl", 2) + _by_layer(r, "kl")),
+    ("MI", lambda r: "≥ " * r["mi_saturated"] + _number(r, "mi", 2)),
+    ("AU", lambda r: _number(r, "au_0.01", 0) + _by_layer(r, "au")),
+    ("AU, control", lambda r: _control(r, "au_0.01", 0)),
+    ("grammatical %, T = 1", lambda r: _number(r, "prior_grammatical", 1)),
+    ("greedy", lambda r: _number(r, "prior_greedy_grammatical", 1)),
+    ("distinct %", lambda r: _number(r, "prior_distinct", 1)),
+    ("train + eval s", lambda r: f"{r['train_s']:.0f} + {r['eval_s']:.0f}"),
+    ("tokens/s", lambda r: f"{r['tokens_per_s']:,}"),
+)
+
+
+def runs_table(rows: Sequence[Row]) -> str:
+    """Markdown of the runs on the embedded corpus, and where they were measured."""
+    head = [name for name, _ in RUN_COLUMNS]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines += ["| " + " | ".join(cell(row) for _, cell in RUN_COLUMNS) + " |" for row in rows]
+    lines.append("")
+    for row in rows:
+        lines.append(
+            f"- `{row['name']}`: `{row['command']}`; {row['hardware']}, jax {row['jax']}, "
+            f"commit {row['commit']}."
+        )
+    return "\n".join(lines)
+
+
+def made() -> dict[str, str]:
+    """All tables by name, from the stored rows."""
+    runs, measured = read_rows(), read_rows(MEASURED)
+    return {
+        "runs": runs_table(runs),
+        "targets": targets.table(measured),
+        "peers": speed.peer_table(measured),
+        "cpu": speed.preset_tables(measured, "cpu"),
+        "gpu": speed.preset_tables(measured, "gpu"),
+        "compiled": compiled.table(),
+        "tpu": speed.preset_tables(measured, "tpu"),
+    }
+
+
+def filled(text: str, tables: Mapping[str, str]) -> str:
+    """A document with every table made anew.
+
+    Raises: ConfigError for a table nobody makes or without its end.
+    """
+    out, rest = "", text
+    while True:
+        before, marker, after = rest.partition("<!-- table: ")
+        out += before
+        if not marker:
+            return out
+        name, close, body = after.partition(" -->")
+        _, end, rest = body.partition(END)
+        if name not in tables or not close or not end:
+            raise ConfigError(f"table {name.splitlines()[0]!r}: unknown, or without {END!r}")
+        out += f"{marker}{name}{close}\n{tables[name]}\n{END}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit code."""
+    try:
+        if len(argv) == 2 and argv[0] == "add":
+            print(json.dumps(add(Path(argv[1])), sort_keys=True, indent=2))
+        elif len(argv) == 2 and argv[0] == "take":
+            print(f"{take(Path(argv[1]))} records; `write` puts them into the documents")
+        elif list(argv) == ["write"]:
+            tables = made()
+            for path in map(Path, DOCUMENTS):
+                write_text(path, filled(path.read_text(encoding="utf-8"), tables))
+        else:
+            print(__doc__)
+            return 2
+    except JvaeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,206 @@
+"""Rows of the fair table: what a finished run measured, what it cost, and what is wrong with it."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jvae.cli.aot import matmul_flops
+from jvae.data.dataset import block_rows, eval_batches
+from jvae.errors import ConfigError
+from jvae.evals.collect import mean_se
+from jvae.experiments import results
+from jvae.experiments.entries import ENTRIES, SWEEPS
+from jvae.experiments.plan import Job, computing
+from jvae.parallel import mesh as meshes
+from jvae.runs import build, phases, workdir
+from jvae.runs.metrics import read_lines
+from jvae.runs.workdir import write_text
+from jvae.training import program
+from jvae.tree import named_leaves
+
+ROWS = Path(__file__).with_name("comparison.jsonl")
+Row = dict[str, Any]
+Key = tuple[str, str, str, int, str]
+ERRORS = 2.0  # standard errors that a bound may be missed by
+KEYS = ("budget", "data", "entry", "seed", "point")
+
+
+def key(row: Mapping[str, Any]) -> Key:
+    """What tells a row from the others; a newer one of the same key replaces it."""
+    budget, data, entry, seed, point = (row[name] for name in KEYS)
+    return budget, data, entry, seed, point
+
+
+def store(row: Row, path: Path) -> None:
+    """Writes a row in place of an older one of the same key; rows are in the order of the table."""
+    rows = {key(old): old for old in results.read_rows(path)} | {key(row): row}
+    place = {name: i for i, name in enumerate(ENTRIES)}
+
+    def order(one: Row) -> tuple[Any, ...]:
+        at = place.get(one["entry"], len(place))
+        return one["budget"], one["data"], at, one["point"], one["seed"]
+
+    lines = (json.dumps(one, sort_keys=True) + "\n" for one in sorted(rows.values(), key=order))
+    write_text(path, "".join(lines))
+
+
+def row_of(job: Job, out: Path) -> Row:
+    """The row of a finished run.
+
+    Raises: ConfigError if it has not been evaluated.
+    """
+    found = results.row_of(job.folder)
+    path = job.folder / "eval" / "test.json"
+    report = json.loads(path.read_text(encoding="utf-8"))
+    card = report["card"]
+    laps = [line for line in read_lines(job.folder / "metrics.jsonl") if "train/loss" in line]
+    ends = [line["step"] for line in laps]
+    lap_steps = [b - a for a, b in zip([0, *ends], ends, strict=False)]
+    seen = sum(n * lap["train/sentences"] for n, lap in zip(lap_steps, laps, strict=True))
+    speeds = sorted(lap["train/time/sentences_per_s"] for lap in laps)
+    sweep_key = SWEEPS.get(job.entry, ("", ()))[0]
+    lines = path.with_name("test.sentences.jsonl").read_text(encoding="utf-8").splitlines()
+    by_sentence = [json.loads(line) for line in lines]
+    nll = "nll" if "nll" in by_sentence[0] else f"nll_{card['k']}"
+    return found | {
+        "nll_e": [round(one[nll], 3) for one in by_sentence],
+        "sentence_e": [one["sentence"] for one in by_sentence],
+        "budget": job.budget,
+        "data": job.data,
+        "entry": job.entry,
+        "seed": job.seed,
+        "point": job.point,
+        "fingerprint": job.fingerprint,
+        "command": job.command(out),
+        "date": datetime.fromtimestamp(path.stat().st_mtime, UTC).date().isoformat(),
+        "k": card["k"],
+        "evaluated": card["sentences"],
+        "knob": card["config"].get(sweep_key),
+        "weights": card["weights"],
+        "sentences": round(seen),
+        "updates": ends[-1],
+        "sentences_per_s": round(speeds[len(speeds) // 2], 1),
+        "collapse": report["details"].get("latent", {}).get("collapse_reasons", []),
+        "notes": report["notes"],
+        "mi_n": _sentences_of_mi(report["metrics"]),
+        **cost(job.folder, ends[-1]),
+    }
+
+
+def _sentences_of_mi(metrics: Mapping[str, Any]) -> int | None:
+    """N of the mutual information, from its note."""
+    note = metrics.get("mi", {}).get("note", "")
+    return int(note.split(",")[0].removeprefix("N = ")) if note.startswith("N = ") else None
+
+
+def cost(folder: Path, steps: int) -> dict[str, Any]:
+    """Parameters of a run, and the matrix products of its training as the programs have them:
+    padding, the encoder, chains and frozen parts included.
+    """
+    config = workdir.saved_config(folder)
+    this = build.open_run(config, folder)
+    mesh = meshes.make_mesh(this.config.mesh)
+    plan = block_rows(this.data["train"], this.rows)
+    shapes = Counter(tuple(sorted(row.items())) for row in plan.row)
+    first = next(iter(eval_batches(this.data["train"], this.rows)))
+    total = done = 0
+    begun = phases.resolve(this.config)
+    for phase in begun:
+        current = program.compile_phase(this, phase, mesh, begin=done)
+        state, drawn = current.abstract, jax.eval_shape(lambda: jax.random.key(0))
+        mean = sum(
+            times * matmul_flops(current.train_step.trace(state, _of(first, row), drawn).jaxpr)
+            for row, times in shapes.items()
+        ) / sum(shapes.values())
+        here = min(phase.steps, steps - done)
+        total, done = total + here * mean, done + here
+    params, _ = build.param_shardings(this.model, mesh)
+    leaves = {name: math.prod(leaf.shape) for name, leaf in named_leaves(params).items()}
+    own = sum(n for name, n in leaves.items() if computing(name))
+    return {"flops": total, "params": own, "params_all": sum(leaves.values())}
+
+
+def _of(batch: Any, row: Sequence[tuple[str, int]]) -> Any:
+    """A batch without values whose sides have other lengths."""
+    length = dict(row)
+
+    def cut(array: Any, side: str) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((array.shape[0], length[side]), array.dtype)
+
+    def side(name: str, tokens: Any) -> Any:
+        return None if tokens is None else type(tokens)(*(cut(array, name) for array in tokens))
+
+    return batch._replace(
+        enc=side("enc", batch.enc),
+        dec=side("dec", batch.dec),
+        cond=side("cond", batch.cond),
+        scored_bt=cut(batch.scored_bt, "dec"),
+        id_e=jax.ShapeDtypeStruct(batch.id_e.shape, batch.id_e.dtype),
+    )
+
+
+def faults(row: Mapping[str, Any], floor: Mapping[str, Any] | None) -> list[str]:
+    """What cannot be, or needs a look, beyond `ERRORS` standard errors.
+
+    Args:
+      floor: the language model with the same kind of decoder, data and seed.
+    """
+    found, value = [], row["metrics"].get
+    se = {name: error or 0.0 for name, error in row["se"].items()}
+    nll, bound = f"nll_{row['k']}", value("neg_elbo")
+    slack = ERRORS * se.get(nll, 0.0)
+    if bound is not None and value(nll) > bound + slack:
+        found.append(f"NLL_{row['k']} {value(nll):.2f} lies above -ELBO {bound:.2f}")
+    kl, mi = value("kl"), value("mi")
+    if kl is not None and mi is not None:
+        if mi > kl + max(ERRORS * se.get("mi", 0.0), 0.05):
+            found.append(f"MI {mi:.2f} exceeds KL {kl:.2f}")
+        most = math.log(row["mi_n"]) if row.get("mi_n") else math.inf
+        # Exact entropies beside single draws: ln N bounds its expectation alone.
+        if mi > most + max(ERRORS * se.get("mi", 0.0), 1e-3):
+            found.append(f"MI {mi:.2f} exceeds ln N = {most:.2f}")
+        control = row["control"].get("au_0.01")
+        if ENTRIES[row["entry"]].config.startswith("sri") and control:
+            found.append(f"the control of AU is {control}, expected 0")
+    if floor is not None:
+        over, error = over_floor(row, floor)
+        if over < -ERRORS * error:
+            found.append(
+                f"NLL_{row['k']} lies {-over:.2f} ± {error:.2f} (paired) below "
+                f"{ENTRIES[floor['entry']].title}: a better model, or a wrong bound"
+            )
+    exact = value("exact")
+    if exact is not None and value(nll) < exact - slack:
+        found.append(f"NLL_{row['k']} {value(nll):.2f} lies below the exact {exact:.2f}")
+    return found
+
+
+def over_floor(row: Mapping[str, Any], floor: Mapping[str, Any]) -> tuple[float, float]:
+    """NLL above that of the language model and its standard error, sentence by sentence.
+
+    Raises: ConfigError if they were measured on other sentences.
+    """
+    if row["sentence_e"] != floor["sentence_e"]:
+        raise ConfigError(f"{row['entry']} and {floor['entry']}: measured on other sentences")
+    found, error = mean_se(np.subtract(row["nll_e"], floor["nll_e"]))
+    return found, error or 0.0
+
+
+def floor_of(row: Mapping[str, Any], rows: Sequence[Row]) -> Row | None:
+    """The row of the language model that a row is checked against."""
+    name = ENTRIES[row["entry"]].floor
+    wanted = (row["budget"], row["data"], name, row["seed"], "")
+    return next((one for one in rows if key(one) == wanted), None)
+
+
+def faults_of(rows: Sequence[Row]) -> dict[Key, list[str]]:
+    """`faults` of every row that has some."""
+    every = {key(row): faults(row, floor_of(row, rows)) for row in rows}
+    return {which: found for which, found in every.items() if found}

@@ -1,0 +1,336 @@
+"""The fair table as Markdown, its figure, and RESULTS.md between its marks."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jvae.errors import ConfigError
+from jvae.experiments.entries import ENTRIES, SWEEPS
+from jvae.experiments.results import END, NOT_MEASURED
+from jvae.experiments.rows import Row, faults_of, floor_of, key, over_floor
+from jvae.runs.workdir import write_text
+
+BEGIN = "<!-- fair: "
+OVER = "above its LM, paired"
+IMAGES = Path("jvae/experiments/figures")  # of RESULTS.md
+DASH = "–"  # does not apply
+NAMES = {"snli": "SNLI", "ptb": "PTB"}
+Rows = Sequence[Row]  # the seeds of one entry
+Cell = Callable[[Rows], str]
+
+
+def _shown(values: Sequence[float], errors: Sequence[float | None], digits: int) -> str:
+    """One value with its standard error, or mean and standard deviation over seeds."""
+    if len(values) > 1:
+        return f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+    se = f" ± {errors[0]:.{digits}f}" if errors[0] is not None else ""
+    return f"{values[0]:.{digits}f}{se}"
+
+
+def metric(name: str, digits: int = 2) -> Cell:
+    """The cell of a metric; `{k}` stands for K."""
+
+    def cell(rows: Rows) -> str:
+        own = [name.format(k=row["k"]) for row in rows]
+        values = [row["metrics"].get(one) for row, one in zip(rows, own, strict=True)]
+        if any(value is None for value in values):
+            known = all(one in row["metrics"] for row, one in zip(rows, own, strict=True))
+            return DASH if known else NOT_MEASURED
+        errors = [row["se"].get(one) for row, one in zip(rows, own, strict=True)]
+        return _shown(values, errors, digits)
+
+    return cell
+
+
+def _mi(rows: Rows) -> str:
+    return "≥ " * any(row["mi_saturated"] for row in rows) + metric("mi")(rows)
+
+
+def _active(rows: Rows) -> str:
+    """Active units out of all dimensions, and those of the control."""
+    shown = metric("au_0.01", 0)(rows)
+    controls = [row["control"].get("au_0.01") for row in rows]
+    if shown == DASH or any(one is None for one in controls):
+        return shown
+    return f"{shown} ({max(controls):g})"
+
+
+def _collapsed(rows: Rows) -> str:
+    """The evaluator's own verdict, of several seeds how many."""
+    found = [row["metrics"].get("collapsed") for row in rows]
+    if any(one is None for one in found):
+        return DASH
+    if len(found) == 1:
+        return "**yes**" if found[0] else "no"
+    return f"**{sum(found)} of {len(found)}**" if any(found) else "no"
+
+
+def _over_floor(every: Rows) -> Cell:
+    """What its latent costs a model, or gives: nats above the language model, paired."""
+
+    def cell(rows: Rows) -> str:
+        if ENTRIES[rows[0]["entry"]].floor is None:
+            return DASH
+        floors = [floor_of(row, every) for row in rows]
+        if any(floor is None for floor in floors):
+            return NOT_MEASURED
+        found = [over_floor(row, floor) for row, floor in zip(rows, floors, strict=True) if floor]
+        values, errors = zip(*found, strict=True)
+        return _shown(values, errors, 2)
+
+    return cell
+
+
+def _mean(name: str, scale: float, digits: int) -> Cell:
+    return lambda rows: f"{statistics.fmean(row[name] for row in rows) / scale:,.{digits}f}"
+
+
+COLUMNS: Sequence[tuple[str, Cell]] = (
+    ("model", lambda rows: ENTRIES[rows[0]["entry"]].title),
+    ("NLL_{k}", metric("nll_{k}")),
+    ("-ELBO", metric("neg_elbo")),
+    ("PPL_w", metric("ppl_w")),
+    ("BPC", metric("bpc", 3)),
+    ("Rec", metric("rec")),
+    ("KL", metric("kl")),
+    ("MI", _mi),
+    ("AU (control)", _active),
+    ("collapsed", _collapsed),
+    ("exact match %", metric("exact_match", 1)),
+    ("BLEU", metric("bleu", 1)),
+    ("prior BLEU-4", metric("bleu_test", 1)),
+    ("self-BLEU", metric("self_bleu", 1)),
+    # Neither SNLI's sentences nor PTB's have labels; `--mode=probe` measures corpora that do.
+    ("probe", lambda rows: DASH),
+)
+BRIEF = ("model", "NLL_{k}", "Rec", "KL", "AU (control)", "collapsed", "BLEU")
+COSTS: Sequence[tuple[str, Cell]] = (
+    ("model", lambda rows: ENTRIES[rows[0]["entry"]].title),
+    ("parameters that compute", lambda rows: f"{rows[0]['params']:,}"),
+    ("all", lambda rows: f"{rows[0]['params_all']:,}"),
+    ("updates", lambda rows: f"{rows[0]['updates']:,}"),
+    ("sentences seen", lambda rows: f"{rows[0]['sentences']:,}"),
+    ("training TFLOP", _mean("flops", 1e12, 1)),
+    ("sentences/s", _mean("sentences_per_s", 1, 0)),
+    (
+        "train + eval s",
+        lambda rows: f"{_mean('train_s', 1, 0)(rows)} + {_mean('eval_s', 1, 0)(rows)}",
+    ),
+    ("best checkpoint", lambda rows: ", ".join(row["weights"] for row in rows)),
+    ("ESS", metric("ess", 1)),
+    ("Rec gap", metric("rec_gap")),
+    ("AU at 0.2", metric("au_0.2", 0)),
+)
+
+
+def _markdown(columns: Sequence[tuple[str, Cell]], groups: Sequence[Rows]) -> list[str]:
+    k = groups[0][0]["k"]
+    head = [title.format(k=k) for title, _ in columns]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return lines + ["| " + " | ".join(cell(rows) for _, cell in columns) + " |" for rows in groups]
+
+
+def grouped(rows: Rows) -> dict[tuple[str, str], list[Rows]]:
+    """By budget and data, the seeds of each entry of the table, in its order; sweeps left out."""
+    found: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for row in rows:
+        if not row["point"] and row["entry"] in ENTRIES:
+            one = found.setdefault((row["budget"], row["data"]), {})
+            one.setdefault(row["entry"], []).append(row)
+    return {which: [one[name] for name in ENTRIES if name in one] for which, one in found.items()}
+
+
+def tables(rows: Rows) -> str:
+    """Every table there are rows for, with its costs, warnings and rate-distortion points."""
+    parts = []
+    wrong = faults_of(rows)
+    for (budget, data), groups in grouped(rows).items():
+        first = groups[0][0]
+        sentences = f"{first['evaluated']:,} test sentences"
+        parts += [f"### {NAMES.get(data, data)}, budget `{budget}`", ""]
+        spread = (
+            "mean ± standard deviation over seeds"
+            if len(groups[0]) > 1
+            else ("± standard error over sentences")
+        )
+        parts += [
+            f"Nats per sentence; {sentences}, K = {first['k']}; {spread}.",
+            "",
+            *_markdown((*COLUMNS[:2], (OVER, _over_floor(rows)), *COLUMNS[2:]), groups),
+            "",
+            *_markdown(COSTS, groups),
+            "",
+        ]
+        here = [row for row in rows if (row["budget"], row["data"]) == (budget, data)]
+        parts += _warnings(here, wrong)
+        parts += _sweep(here)
+    return "\n".join(parts).rstrip() or f"{NOT_MEASURED}: no rows yet."
+
+
+def brief(rows: Rows) -> str:
+    """The table of SNLI in a few columns, under the largest budget it has rows for on two cores."""
+    every = grouped(rows)
+    found = [which for which in (("cpu", "snli"), ("cpu-short", "snli")) if which in every]
+    if not found:
+        return f"{NOT_MEASURED}: no rows yet."
+    groups = every[found[0]]
+    shown = [column for column in COLUMNS if column[0] in BRIEF]
+    lines = _markdown((*shown[:2], (OVER, _over_floor(rows)), *shown[2:]), groups)
+    return "\n".join(lines)
+
+
+def _warnings(rows: Rows, wrong: Mapping[Any, list[str]]) -> list[str]:
+    lines = [
+        f"- **Check** {_name(row)}: {'; '.join(wrong[key(row)])}."
+        for row in rows
+        if key(row) in wrong
+    ]
+    lines += [
+        f"- Collapsed by the evaluator's flag, {_name(row)}: {'; '.join(row['collapse'])}."
+        for row in rows
+        if row["collapse"]
+    ]
+    lines += [f"- {_name(row)}: {note}" for row in rows for note in row["notes"] if "loose" in note]
+    alone = [
+        _name(row) for row in rows if ENTRIES[row["entry"]].floor and floor_of(row, rows) is None
+    ]
+    if alone:
+        lines.insert(0, f"- Without the row of its language model: {', '.join(alone)}.")
+    elif not any(key(row) in wrong for row in rows):
+        lines.insert(0, "- No row beats its language model or another bound by more than 2 errors.")
+    return [*lines, ""]
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    seed = f", seed {row['seed']}" if row["seed"] else ""
+    return ENTRIES[row["entry"]].title + (f" ({row['point']})" if row["point"] else "") + seed
+
+
+def _sweep(rows: Rows) -> list[str]:
+    """Rate and distortion of the swept models; nothing where none was swept."""
+    if not any(row["point"] for row in rows):
+        return []
+    k = rows[0]["k"]
+    head = ["model", "knob", "rate: KL", "distortion: Rec", "-ELBO", f"NLL_{k}", "MI", "AU"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for name, own in swept(rows).items():
+        label = "τ" if name.startswith("sri") else "β"
+        for row in own:
+            cells = [metric(one)([row]) for one in ("kl", "rec", "neg_elbo", "nll_{k}")]
+            cells += [_mi([row]), metric("au_0.01", 0)([row])]
+            lines.append(
+                f"| {ENTRIES[name].title} | {label} = {row['knob']:g} | {' | '.join(cells)} |"
+            )
+    return [*lines, ""]
+
+
+def swept(rows: Rows) -> dict[str, list[Row]]:
+    """The points of each swept entry by their knob, its row in the table among them."""
+    found: dict[str, list[Row]] = {}
+    for name in SWEEPS:
+        own = [r for r in rows if r["entry"] == name and r["metrics"].get("kl") is not None]
+        if any(row["point"] for row in own):
+            found[name] = sorted(own, key=lambda row: row["knob"])
+    return found
+
+
+def figure(rows: Rows) -> Any:
+    """Rate (KL) against distortion (Rec) of the swept models, lines of equal -ELBO, as a
+    `jvae.report.look.Picture`; None where none was swept.
+
+    Source: Alemi et al. 2018, "Fixing a Broken ELBO".
+    """
+    from jvae.report import look
+
+    series = swept(rows)
+    if not series:
+        return None
+    with look.look():
+        fig = look.figure(4.2, 6.5)
+        ax = fig.subplots()
+        points = [
+            (row["metrics"]["kl"], row["metrics"]["rec"]) for s in series.values() for row in s
+        ]
+        ends = (0.0, 1.1 * max(rate for rate, _ in points))
+        beside = [floor for name in series if (floor := ENTRIES[name].floor)]
+        floors = {
+            row["entry"]: row["metrics"]["neg_elbo"]
+            for row in rows
+            if row["entry"] in beside and not row["point"]
+        }
+        for name, nats in floors.items():
+            below = nats < max(floors.values())
+            ax.plot(ends, [nats, nats - ends[1]], color=look.OTHER, linewidth=1, zorder=1)
+            ax.annotate(
+                ENTRIES[name].title,
+                (ends[1], nats - ends[1]),
+                (-4, -34) if below else (-4, 26),
+                ha="right",
+                textcoords="offset points",
+                color=look.FAINT,
+                fontsize=8,
+            )
+        for color, (name, own) in zip(look.COLORS, series.items(), strict=False):
+            x, y = ([row["metrics"][which] for row in own] for which in ("kl", "rec"))
+            ax.plot(x, y, "o-", color=color, label=ENTRIES[name].title)
+            for row, rate, rec in zip(own, x, y, strict=True):
+                label = f"{'τ' if name.startswith('sri') else 'β'} = {row['knob']:g}"
+                ax.annotate(label, (rate, rec), (5, 5), textcoords="offset points", fontsize=8)
+        ax.set_xlabel("rate: KL, nats per sentence")
+        ax.set_ylabel("distortion: Rec, nats per sentence")
+        ax.set_xlim(ends)
+        ax.set_ylim(0, 1.1 * max(*floors.values(), *(rec for _, rec in points)))
+        ax.legend()
+        shown = ", ".join(ENTRIES[name].title for name in series)
+        return look.picture(fig, f"Rate against distortion of {shown}")
+
+
+def commands(rows: Rows) -> str:
+    """The command of every row, where and when it was measured."""
+    lines = [
+        f"- {_name(row)}, {NAMES.get(row['data'], row['data'])}, `{row['budget']}`: "
+        f"`{row['command']}`; {row['hardware']}, jax {row['jax']}, commit {row['commit']}, "
+        f"{row['date']}."
+        for row in rows
+    ]
+    return "\n".join(lines) or f"{NOT_MEASURED}: no rows yet."
+
+
+def figures(rows: Rows, folder: Path) -> list[str]:
+    """Writes the figure of every budget and data that was swept; returns lines that show them."""
+    lines = []
+    for budget, data in grouped(rows):
+        here = [row for row in rows if (row["budget"], row["data"]) == (budget, data)]
+        if picture := figure(here):
+            path = folder / f"rate-distortion-{budget}-{data}.svg"
+            write_text(path, picture.svg.decode())
+            title = f"{NAMES.get(data, data)}, budget `{budget}`"
+            lines.append(f"![{picture.text}, {title}]({IMAGES.as_posix()}/{path.name})")
+    return lines
+
+
+def made(rows: Rows, images: Sequence[str]) -> dict[str, str]:
+    """What stands between the marks of RESULTS.md and README.md, by name."""
+    return {
+        "brief": brief(rows),
+        "tables": tables(rows),
+        "figures": "\n\n".join(images) or f"{NOT_MEASURED}: no sweep yet.",
+        "commands": commands(rows),
+    }
+
+
+def filled(text: str, parts: Mapping[str, str]) -> str:
+    """A document with all that stands between its marks made anew.
+
+    Raises: ConfigError for a name nobody makes or a mark without its end.
+    """
+    head, *rest = text.split(BEGIN)
+    out = head
+    for one in rest:
+        name, close, body = one.partition(" -->")
+        _, end, after = body.partition(END)
+        if name not in parts or not close or not end:
+            raise ConfigError(f"table {name.splitlines()[0]!r}: unknown, or without {END!r}")
+        out += f"{BEGIN}{name} -->\n{parts[name]}\n{END}{after}"
+    return out

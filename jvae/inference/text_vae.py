@@ -1,0 +1,412 @@
+"""A trained model with its tokenizers: text to latents, latents to text. NumPy in and out."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from jvae import errors
+from jvae.api import Batch, Cond, Params, Prompt, TextVAE
+from jvae.data.dataset import RowSpec
+from jvae.data.encode import encode
+from jvae.data.progress import Progress
+from jvae.data.rows import Encoded, pack_rows
+from jvae.data.tokenizers import TextTokenizer
+from jvae.decode import DecodeConfig
+from jvae.errors import DataError
+from jvae.inference import batching, checks, scoring
+from jvae.inference.neighbors import Neighbor, nearest
+from jvae.inference.scoring import TokenLogProbs
+from jvae.latent import geometry
+from jvae.latent.iw_bound import score_batch
+from jvae.latent.mixture import Proposal
+from jvae.parallel import mesh as meshes
+
+__all__ = ["LoadedVAE", "Neighbor", "TokenLogProbs"]
+
+QUIET_S = 10.0  # shorter work, compilation included, shows no progress
+
+
+class _Given(NamedTuple):
+    """What is given beside the latents: the condition and the tokens to go on from."""
+
+    cond: Cond | None
+    prompt: Prompt  # of NumPy arrays
+
+
+@dataclass(frozen=True)
+class LoadedVAE:
+    """Encode, edit, decode and score text with one set of parameters.
+
+    Latents are float32 arrays (n, groups, width); a language model's are (n, 0, 0). A conditional
+    model needs `sources`, one source text for each sentence or latent; the others take none. Any
+    number of texts goes: they are cut into batches of few shapes, each compiled once. What a text
+    gives does not depend on the texts beside it, noise included.
+    """
+
+    model: TextVAE
+    params: Params
+    encoder: TextTokenizer
+    decoder: TextTokenizer
+    rows: RowSpec  # of the training; of it, whether ends are scored
+    limits: dict[str, int]  # most tokens of one example per side
+    max_length: int  # default limit of decoded sentences, in tokens
+    decode_batch: int = 256
+    seed: int = 0
+    joined: tuple[str, ...] = ()  # sides that hold the source in front of the text
+    proposal: Proposal | None = None  # where likelihood bounds draw from, if not the posterior
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the model reads a source text beside each sentence."""
+        return "cond" in self.limits
+
+    # ----------------------------------------------------------------------------------------------
+    # Text to latents and back.
+
+    def batches(
+        self, texts: Sequence[str], sources: Sequence[str] | None = None
+    ) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Each text once, in batches: (places in `texts` of the first rows, batch).
+
+        Raises: DataError naming the first sentence that is empty or too long for the model.
+        """
+        texts = checks.listed(texts)
+        sources = self._sources(sources, len(texts))
+        tokenizers = {"dec": self.decoder, "enc": self.encoder, "cond": self.encoder}
+        read = {side: one for side, one in tokenizers.items() if side in ("dec", *self.limits)}
+        found = batching.tokenise(texts, sources, read, self.limits, self.joined)
+        return batching.batches(
+            found, score_end=self.rows.score_end, source_first="dec" in self.joined
+        )
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        sources: Sequence[str] | None = None,
+        *,
+        seed: int | None = None,
+        chains: int | None = None,
+    ) -> Float[np.ndarray, "n g z"]:
+        """Posterior means of sentences, in their order.
+
+        Args:
+          seed, chains: of a model without an encoder, whose latents are averages over so many
+            Langevin chains, by default as many as its config says.
+        Raises: DataError naming the first sentence that is empty or too long for the model.
+        """
+        sampler = self.model.post is not self.model.metric_post
+        if chains is not None:
+            errors.whole("chains", chains, 1)
+            if not sampler:
+                raise ValueError(f"chains is {chains}: this model has an encoder and no chains")
+        post = self.model.metric_post if chains is None else self.model.post
+        texts, key, mesh = checks.listed(texts), self._key(seed), meshes.mesh_of(self.params)
+        out = np.zeros((len(texts), *self.model.latent_shape), np.float32)
+        with Progress("encoding", len(texts), quiet_s=QUIET_S) as progress:
+            for place_e, batch in self.batches(texts, sources):
+                batch = meshes.spread(batch, mesh)
+                with meshes.inside(mesh):
+                    mean_egz = scoring.means(self.model.gen, post, chains, self.params, batch, key)
+                out[place_e] = np.asarray(mean_egz)[: len(place_e)]
+                progress.add(len(place_e))
+        return out
+
+    def sample_prior(
+        self, n: int, seed: int | None = None, sources: Sequence[str] | None = None
+    ) -> Float[np.ndarray, "n g z"]:
+        """n latents from the prior; n for each source where there are sources, adjacent."""
+        errors.whole("n", n, 0)
+        sources = self._sources(sources, None)
+        cond = None if sources is None else self._given(sources).cond
+        total = n if sources is None else n * len(sources)
+        out = np.zeros((total, *self.model.latent_shape), np.float32)
+        for place_e, index_e in batching.spans(total, self.decode_batch):
+            given_e = index_e // n
+            one = jax.tree.map(lambda leaf, at=given_e: leaf[at], cond)
+            z_egz = scoring.prior(self.model.gen, self.params, self._key(seed), index_e, one)
+            out[place_e] = np.asarray(z_egz)[: len(place_e)]
+        return out
+
+    def decode(
+        self,
+        z_egz: Float[np.ndarray, "n g z"],
+        seed: int | None = None,
+        sources: Sequence[str] | None = None,
+        **settings: Any,
+    ) -> list[str]:
+        """Sentences of latents; greedy unless `settings` (`DecodeConfig` fields) say otherwise.
+
+        A source that stands in front of the text takes up positions: sentences then end where the
+        positions of the model do.
+        """
+        z_egz = checks.latents(z_egz, ("n", *self.model.latent_shape))
+        if len(z_egz) == 0:
+            return []
+        sources = self._sources(sources, len(z_egz))
+        config = DecodeConfig(**({"method": "greedy", "max_length": self.max_length} | settings))
+        given = self._started(len(z_egz)) if sources is None else self._given(sources)
+        if "dec" in self.joined:
+            room = self.limits["dec"] - given.prompt.token_et.shape[1]
+            config = replace(config, max_length=min(config.max_length, room))
+        texts, left_e = [""] * len(z_egz), np.arange(len(z_egz), dtype=np.int32)
+        mesh = meshes.mesh_of(self.params)
+        with Progress("decoding", len(z_egz), quiet_s=QUIET_S) as progress:
+            for length in batching.lengths(config, len(z_egz)):
+                longer = []
+                for place_e, index_e in batching.spans(len(left_e), self.decode_batch):
+                    at_e, count = left_e[index_e], len(place_e)
+                    one = jax.tree.map(lambda leaf, at=at_e: leaf[at], given)
+                    draws = config.method == "sample"
+                    key_e = scoring.keys(self._key(seed), at_e) if draws else None
+                    z, prompt, key_e, cond = meshes.spread(
+                        (z_egz[at_e], one.prompt, key_e, one.cond), mesh
+                    )
+                    with meshes.inside(mesh):
+                        token_et, ended_e = scoring.written(
+                            self.model.gen,
+                            self.params,
+                            z,
+                            prompt,
+                            key_e,
+                            replace(config, max_length=length),
+                            end_id=self.decoder.end_id,
+                            pad_id=self.decoder.pad_id,
+                            cond=cond,
+                        )
+                    done_e = np.asarray(ended_e)[:count] | (length == config.max_length)
+                    told_et = np.asarray(token_et)[:count][done_e]
+                    for place, tokens in zip(at_e[:count][done_e], told_et, strict=True):
+                        texts[place] = self.decoder.decode(tokens)
+                    longer.append(at_e[:count][~done_e])
+                    progress.add(int(done_e.sum()))
+                if not len(left_e := np.concatenate(longer)):
+                    break
+        return texts
+
+    def reconstruct(
+        self, texts: Sequence[str], sources: Sequence[str] | None = None, **settings: Any
+    ) -> list[str]:
+        """Each sentence encoded to its posterior mean and decoded."""
+        return self.decode(self.encode(texts, sources), sources=sources, **settings)
+
+    def sample(
+        self,
+        n: int,
+        seed: int | None = None,
+        sources: Sequence[str] | None = None,
+        **settings: Any,
+    ) -> list[str]:
+        """n sentences from the prior, by ancestral sampling unless `settings` say otherwise; n for
+        each source where there are sources, adjacent.
+        """
+        z_egz = self.sample_prior(n, seed, sources)
+        every = sources and [source for source in sources for _ in range(n)]
+        return self.decode(z_egz, seed, every, **({"method": "sample"} | settings))
+
+    # ----------------------------------------------------------------------------------------------
+    # Editing.
+
+    def interpolate(
+        self,
+        a: str,
+        b: str,
+        steps: int = 11,
+        source: str | None = None,
+        *,
+        how: str = "linear",
+        **settings: Any,
+    ) -> list[str]:
+        """Sentences at `steps` even points between the posterior means of a and b.
+
+        Args:
+          how: "linear", or "slerp" for the arc.
+        """
+        z_egz = self._ends([a, b], source)
+        return self._told(geometry.between(z_egz[:1], z_egz[1:], steps, how)[0], source, settings)
+
+    def analogy(self, a: str, b: str, c: str, source: str | None = None, **settings: Any) -> str:
+        """What is to c as b is to a: the sentence at z(c) + z(b) - z(a)."""
+        z_egz = self._ends([a, b, c], source)
+        moved_gz = z_egz[2] + geometry.direction(z_egz[:1], z_egz[1:2])
+        return self._told(moved_gz[None], source, settings)[0]
+
+    def traverse(
+        self,
+        text: str,
+        dims: Sequence[int] | None = None,
+        offsets: Sequence[float] = geometry.OFFSETS,
+        source: str | None = None,
+        **settings: Any,
+    ) -> list[list[str]]:
+        """Sentences as one dimension of a sentence's latent moves, for each dimension.
+
+        Args:
+          dims: counted through all groups; all of them by default.
+          offsets: added to the dimension, in units of the latent.
+        """
+        (z_gz,) = self._ends([text], source)
+        z_dtgz = geometry.axes(z_gz, range(z_gz.size) if dims is None else dims, offsets)
+        told = self._told(z_dtgz.reshape(-1, *z_gz.shape), source, settings)
+        return [told[i : i + len(offsets)] for i in range(0, len(told), len(offsets))]
+
+    def neighbors(
+        self,
+        text: str,
+        corpus: Sequence[str],
+        n: int = 5,
+        source: str | None = None,
+        sources: Sequence[str] | None = None,
+        *,
+        metric: str = "cosine",
+    ) -> list[Neighbor]:
+        """The n sentences of a corpus whose posterior means are nearest to that of a text.
+
+        For many texts encode the corpus once and see `jvae.inference.neighbors.nearest`.
+
+        Args:
+          sources: of the corpus.
+          metric: "cosine" or "euclidean".
+        """
+        query_egz = self._ends([text], source)
+        corpus = checks.listed(corpus)
+        (places,), (distances,) = nearest(query_egz, self.encode(corpus, sources), n, metric)
+        pairs = zip(places.tolist(), distances.tolist(), strict=True)
+        return [Neighbor(str(corpus[place]), place, distance) for place, distance in pairs]
+
+    # ----------------------------------------------------------------------------------------------
+    # Densities.
+
+    def nll(
+        self,
+        texts: Sequence[str],
+        sources: Sequence[str] | None = None,
+        *,
+        k: int = 100,
+        chunk: int = 1,
+        seed: int | None = None,
+    ) -> Float[np.ndarray, "n"]:
+        """Importance-weighted bound on -log p of each sentence, in nats; exact without a latent.
+
+        Args:
+          k: draws; the bound falls towards the exact value as they grow.
+          chunk: draws decoded together; changes memory, not values.
+        """
+        texts = checks.listed(texts)
+        errors.whole("k", k, 1)
+        errors.whole("chunk", chunk, 1)
+        score = score_batch(self.model, k, chunk, (), self.proposal)
+        key, mesh = self._key(seed), meshes.mesh_of(self.params)
+        out = np.zeros(len(texts), np.float64)
+        with Progress("scoring", len(texts), quiet_s=QUIET_S) as progress:
+            for place_e, batch in self.batches(texts, sources):
+                batch = meshes.spread(batch, mesh)
+                with meshes.inside(mesh):
+                    nll_e = score(self.params, batch, key).nll_e
+                out[place_e] = np.asarray(nll_e)[: len(place_e)]
+                progress.add(len(place_e))
+        return out
+
+    def token_log_probs(
+        self,
+        texts: Sequence[str],
+        sources: Sequence[str] | None = None,
+        *,
+        z_egz: Float[np.ndarray, "n g z"] | None = None,
+    ) -> list[TokenLogProbs]:
+        """log p of each token of each sentence given its latent, in nats.
+
+        Args:
+          z_egz: the latents, posterior means by default.
+        """
+        texts = checks.listed(texts)
+        given = self.encode(texts, sources) if z_egz is None else z_egz
+        z_egz = checks.latents(given, (len(texts), *self.model.latent_shape))
+        name_of = self.decoder.backend.id_to_token
+        out: list[TokenLogProbs | None] = [None] * len(texts)
+        for place_e, batch in self.batches(texts, sources):
+            index_e = np.resize(place_e, len(batch.id_e))
+            nats_bt = np.asarray(
+                scoring.token_nats(self.model.gen, self.params, batch, z_egz[index_e])
+            )
+            for row, place in enumerate(place_e.tolist()):
+                scored_t = np.asarray(batch.scored_bt[row])
+                ids = np.asarray(batch.dec.token_bt[row])[scored_t].tolist()
+                tokens = [name_of(i) or str(i) for i in ids]
+                out[place] = TokenLogProbs(tokens, nats_bt[row, scored_t])
+        return [one for one in out if one is not None]
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _told(
+        self, z_egz: Float[np.ndarray, "n g z"], source: str | None, settings: dict[str, Any]
+    ) -> list[str]:
+        return self.decode(z_egz, sources=source and [source] * len(z_egz), **settings)
+
+    def _ends(self, texts: list[str], source: str | None) -> Float[np.ndarray, "n g z"]:
+        """Latents of the sentences that an edit starts from."""
+        if not np.prod(self.model.latent_shape):
+            raise ValueError("this model has no latent: there is nothing to edit or to compare")
+        return self.encode(texts, source and [source] * len(texts))
+
+    def _sources(self, sources: Sequence[str] | None, n: int | None) -> list[str] | None:
+        """Sources as a list, where the model reads any."""
+        if not self.conditional:
+            if sources is not None:
+                raise ValueError("this model reads no source text; leave `sources` out")
+            return None
+        if sources is None or isinstance(sources, str):
+            raise ValueError("this model reads a source text: `sources` is a list of them")
+        sources = checks.listed(sources, "source")
+        if n is not None and len(sources) != n:
+            raise ValueError(f"{len(sources)} sources for {n} sentences; expected one for each")
+        return sources
+
+    def _started(self, n: int) -> _Given:
+        start = self.decoder.start_id
+        assert start is not None  # decoders always have one
+        return _Given(None, Prompt(np.full((n, 1), start, np.int32), np.ones(n, np.int32)))  # pyright: ignore[reportArgumentType]
+
+    def _given(self, sources: Sequence[str]) -> _Given:
+        """Condition and prompt of every source.
+
+        Raises: DataError naming the first source that is empty or too long for the model.
+        """
+        limit = self.limits["cond"]
+        if "dec" in self.joined:
+            limit = min(limit, self.limits["dec"] - 1)  # room for a token behind it
+        tokenizers = {"cond": self.encoder}
+        sides, faults = encode({"cond": sources}, tokenizers, {"cond": limit}, self.joined)
+        if faults:
+            i = min(faults)
+            raise DataError(f"source {i + 1}: {faults[i].detail}")
+        side = sides["cond"]
+        widest = int(side.lengths.max())
+        row: dict[str, int] = dict.fromkeys(("dec", "cond"), min(-(-widest // 8) * 8, limit))
+        pad: dict[str, int] = dict.fromkeys(row, self.encoder.pad_id)
+        parts = []
+        for place_e, index_e in batching.spans(len(sources), self.decode_batch):
+            ids_bs = np.where(np.arange(len(index_e)) < len(place_e), index_e, -1)[:, None]
+            # `condition` reads the source alone: it stands for the text that there is not yet.
+            batch = pack_rows(ids_bs.astype(np.int32), dict.fromkeys(row, side), row, pad)
+            count, cond = len(place_e), scoring.condition(self.model.gen, self.params, batch)
+            parts.append(jax.tree.map(lambda leaf, n=count: leaf[:n], jax.device_get(cond)))
+        cond = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        prompt = self._started(len(sources)).prompt
+        if "dec" in self.joined:
+            prompt = _prompt(side, widest, self.encoder.pad_id)
+        return _Given(cond, prompt)
+
+    def _key(self, seed: int | None) -> Any:
+        return jax.random.key(self.seed if seed is None else seed)
+
+
+def _prompt(side: Encoded, widest: int, pad_id: int) -> Prompt:
+    """Every source as the tokens to go on from."""
+    token_et = np.full((len(side.lengths), widest), pad_id, np.int32)
+    for i, length in enumerate(side.lengths):
+        token_et[i, :length] = side.tokens(i)
+    return Prompt(token_et, side.lengths.astype(np.int32))  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,160 @@
+"""From a config to the things a run is made of: splits, tokenizers, model, mesh.
+
+Everything derived from the data (vocabulary sizes, row lengths) is settled here, once, and written
+into the config that the working directory and every checkpoint keep.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+from ml_collections import ConfigDict
+
+from jvae import models
+from jvae.api import Params, TextVAE
+from jvae.config import dataclass_from
+from jvae.data import corpus
+from jvae.data.corpus import Corpus
+from jvae.data.dataset import Dataset, RowSpec
+from jvae.data.tokenizers import TextTokenizer
+from jvae.errors import CheckpointError, ConfigError
+from jvae.latent.sampler import Sampler
+from jvae.parallel import rules
+from jvae.runs.data import (
+    TOKENIZER_FOLDER,
+    duplicate_files,
+    log_packing,
+    make_split,
+    open_tokenizers,
+    read_splits,
+    settle_rows,
+    settle_vocab,
+)
+
+
+class Run(NamedTuple):
+    """What training, evaluation and the text modes share."""
+
+    config: ConfigDict  # finalised
+    workdir: Path
+    encoder: TextTokenizer
+    decoder: TextTokenizer
+    data: dict[str, Dataset]
+    rows: RowSpec
+    model: TextVAE
+    exact: dict[str, np.ndarray]  # -log p of each sentence by split, nats; embedded corpus only
+    log: list[str]  # what preparation has to say
+
+
+def build_model(config: ConfigDict) -> TextVAE:
+    """The model of a finalised config."""
+    family = models.family(config.model.family)
+    return family.build(model_config(config))
+
+
+def build_sampler(config: ConfigDict, model: TextVAE) -> Sampler | None:
+    """What the model of a config adds where its posterior is a sampler; None for the others."""
+    family = models.family(config.model.family)
+    return None if family.sampler is None else family.sampler(model_config(config), model)
+
+
+def model_config(config: ConfigDict) -> Any:
+    """The config dataclass of the model section."""
+    family = models.family(config.model.family)
+    section = {k: v for k, v in config.model.items() if k != "family"}
+    return dataclass_from(family.config, section, "model")
+
+
+def row_spec(config: ConfigDict, limits: dict[str, int]) -> RowSpec:
+    """The rows of a finalised config, for the sides that the model reads."""
+    data = config.data
+    return RowSpec(
+        dec_row=data.dec_row,
+        enc_row=data.enc_row if "enc" in limits else None,
+        cond_row=data.cond_row if "cond" in limits else None,
+        slots=data.slots,
+        batch_rows=data.batch_rows,
+        packing=data.packing,
+        seed=config.seed,
+        score_end=data.score_end,
+    )
+
+
+def save_tokenizers(run: Run) -> None:
+    """Writes both tokenizers into the working directory, so that a run needs nothing else.
+
+    Raises: CheckpointError where it cannot.
+    """
+    for role, tokenizer in (("encoder", run.encoder), ("decoder", run.decoder)):
+        folder = run.workdir / TOKENIZER_FOLDER / role
+        try:
+            tokenizer.save(folder)
+        except OSError as error:
+            raise CheckpointError(f"cannot write to {folder}: {error}") from error
+
+
+def open_run(config: ConfigDict, workdir: Path) -> Run:
+    """Reads and tokenises the data and builds the model; touches no device, writes to no folder but
+    the cache of prepared data.
+
+    Raises: ConfigError, DataError.
+    """
+    splits, exact = read_splits(config)
+    log = duplicate_files(splits)
+    train = splits["train"]
+    encoder, decoder = open_tokenizers(
+        config, workdir, lambda: train.texts() if isinstance(train, Corpus) else train.text
+    )
+
+    config = ConfigDict(config.to_dict())
+    for side, tokenizer in (("encoder", encoder), ("decoder", decoder)):
+        if side in config.model:
+            settle_vocab(config.model[side], tokenizer, f"model.{side}.vocab")
+    family = models.family(config.model.family)
+    limits = family.limits(model_config(config))
+    joined = family.joined(model_config(config))
+    shared = "enc" in limits and "encoder" not in config.model
+    if shared and encoder.fingerprint != decoder.fingerprint:
+        raise ConfigError(
+            f"data.encoder_tokenizer is {encoder.name} and data.decoder_tokenizer {decoder.name}, "
+            f"but one stack of {config.model.family} reads both sides; give both the same"
+        )
+    if config.data.source and "cond" not in limits:
+        raise ConfigError(
+            f"data.source={config.data.source}: model.family={config.model.family} reads no source "
+            "text; unset it, or choose a conditional model"
+        )
+    every = {"dec": decoder, "enc": encoder, "cond": encoder}
+    by_side = {side: every[side] for side in ("dec", *limits) if side in every}
+    data = {
+        split: make_split(found, by_side, limits, joined, corpus.cache_dir(config.data.cache))
+        for split, found in splits.items()
+    }
+    for split, dataset in data.items():
+        # Held-out splits repeat what is to say of the files they come from.
+        log += [f"{split}: {n}" for n in dataset.notes if not any(n in line for line in log)]
+        if split in exact:
+            exact[split] = exact[split][dataset.lines.line_no - 1]
+    settle_rows(config, data, log)
+    # Decoding stops where the longest training sentence does, its end included.
+    longest = int(data["train"].target_lengths.max())
+    config.decode.max_length = config.decode.max_length or longest
+    rows = row_spec(config, limits)
+    log.append(log_packing(data["train"], rows))
+    model = build_model(config)
+    return Run(config.lock(), workdir, encoder, decoder, data, rows, model, exact, log)
+
+
+def seeds(seed: int) -> dict[str, Key[Array, ""]]:
+    """One seed split once into named keys."""
+    names = ("init", "train", "valid", "eval")
+    return dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
+
+
+def param_shardings(model: TextVAE, mesh: Mesh) -> tuple[Params, Any]:
+    """Abstract parameters and where each of them lives."""
+    abstract = jax.eval_shape(model.init, jax.random.key(0))
+    return abstract, rules.shardings(model.axes, abstract, mesh)

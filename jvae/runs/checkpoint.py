@@ -1,0 +1,290 @@
+"""Checkpoints of a run: the last few and the best, written in the background, each whole or absent.
+
+Under the run's directory, `ckpt/last/<step>` and `ckpt/best/<step>` hold a state (any pytree of
+arrays, see `stored`) and `meta`, a JSON object. A step's directory appears
+under its name by one rename, after everything in it is on disk. No pickle.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jvae.errors import CheckpointError
+from jvae.runs import state_dict
+from jvae.tree import named_leaves
+
+LAYOUT = "stacked-1"  # how parameters are arranged: layers stacked on axis 0
+
+log = logging.getLogger(__name__)
+
+Meta = dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one working directory.
+
+    A newest checkpoint that cannot be read is passed over for the one before it, with a warning,
+    and moved to `ckpt/torn` when the run saves again.
+    """
+
+    def __init__(self, workdir: str | Path, *, keep_last: int = 2, read_only: bool = False):
+        """Opens or creates `workdir`/ckpt; leftovers of interrupted saves go in the background.
+
+        Args:
+          read_only: changes nothing, so that a run that still trains can be read.
+        Raises: CheckpointError if the directory cannot be used.
+        """
+        self._root = Path(workdir).absolute() / "ckpt"
+        self._read_only = read_only
+        self._torn: set[tuple[str, int]] = set()
+        self._best_metric: float | None = None  # read from disk when first asked for
+        with _explained(f"cannot open checkpoints in {self._root}"):
+            self._managers = {
+                "last": self._open("last", keep_last),
+                "best": self._open("best", 1),
+            }
+
+    def _open(self, kind: str, keep: int) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if self._read_only else keep,
+            create=not self._read_only,
+            cleanup_tmp_directories=not self._read_only,
+            read_only=self._read_only,
+        )
+        handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        return ocp.CheckpointManager(self._root / kind, options=options, item_handlers=handlers)
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+        """Copies `state` to the host and returns; the writing goes on behind.
+
+        The arrays of `state` may be donated as soon as this returns. A step that is saved already
+        is left as it is.
+
+        Args:
+          meta: what JSON can hold, such as the config and the data position. `step`, `version` of
+            this package, `layout` of the parameters, `keys` (kinds of random keys) and `checksums`
+            are added.
+        Raises: CheckpointError, also for an earlier save that failed since.
+        """
+        self._save("last", step, state, meta)
+
+    def save_best(self, step: int, state: Any, meta: Mapping[str, Any], metric: float) -> bool:
+        """Saves if `metric` is lower than that of the best checkpoint so far, which it replaces.
+
+        Returns: whether it was. A metric that is not finite never is.
+        Raises: CheckpointError.
+        """
+        if not math.isfinite(metric) or metric >= self.best_metric():
+            return False
+        self._save("best", step, state, {**meta, "metric": float(metric)})
+        self._best_metric = float(metric)
+        return True
+
+    def _save(self, kind: str, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+        manager = self._managers[kind]
+        with _explained(f"cannot save step {step} in {self._root / kind}"):
+            self._move_torn(kind)
+            if step in manager.all_steps():
+                return
+            arrays = state_dict.arrays_of(state)
+            full_meta = {
+                **meta,
+                "step": step,
+                "version": package_version(),
+                "layout": LAYOUT,
+                "keys": state_dict.key_kinds(state),
+                "checksums": state_dict.checksums(arrays),
+            }
+            items = ocp.args.Composite(
+                state=ocp.args.PyTreeSave(state_dict.nested(arrays)),
+                meta=ocp.args.JsonSave(full_meta),
+            )
+            manager.save(step, args=items, force=True)
+
+    def latest(self) -> int | None:
+        """Newest step of `last`, None if there is none."""
+        return max(self._steps("last"), default=None)
+
+    def best(self) -> int | None:
+        """Step of the best checkpoint, None if there is none."""
+        return max(self._steps("best"), default=None)
+
+    def best_metric(self) -> float:
+        """Validation metric of the best checkpoint; infinite if there is none that can be read."""
+        if self._best_metric is None:
+            self._best_metric = math.inf
+            for step in self._steps("best"):
+                try:
+                    self._best_metric = float(self._read_meta("best", step)["metric"])
+                    break
+                except Exception as error:
+                    self._pass_over("best", step, error)
+        return self._best_metric
+
+    def meta(self, step: int | None = None, *, best: bool = False) -> Meta:
+        """The meta of a checkpoint, without its state; arguments as `restore`."""
+        return self._newest(step, best, self._checked_meta)
+
+    def restore(
+        self, abstract: Any, step: int | None = None, *, best: bool = False, partial: bool = False
+    ) -> tuple[Any, Meta]:
+        """State and meta of a checkpoint: the newest one that is whole, unless `step` is given.
+
+        Args:
+          abstract: a tree like the saved one, of arrays or ShapeDtypeStructs, or a function that
+            makes one from the meta; their shardings, if any, are those of the result, whatever the
+            shardings were when it was saved.
+          best: of the best checkpoint instead of the last ones.
+          partial: `abstract` is a part of the saved tree, the parameters without the optimizer for
+            example; only that part is read.
+        Raises: CheckpointError if there is none, if none is whole, or if names, shapes, dtypes or
+          the parameter layout differ from what is stored.
+        """
+
+        def read(kind: str, step: int) -> tuple[Any, Meta]:
+            meta = self._checked_meta(kind, step)
+            wanted = abstract(meta) if callable(abstract) else abstract
+            return self._read_state(kind, step, wanted, meta, partial), meta
+
+        return self._newest(step, best, read)
+
+    def arrays(self, *, best: bool = False) -> tuple[dict[str, np.ndarray], Meta]:
+        """Every array of the newest whole checkpoint by path, on the host, and its meta.
+
+        Raises: CheckpointError as `restore`.
+        """
+
+        def read(kind: str, step: int) -> tuple[dict[str, np.ndarray], Meta]:
+            meta, manager = self._checked_meta(kind, step), self._managers[kind]
+            tree = manager.item_metadata(step)["state"].tree
+            plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            items = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=plain))
+            return named_leaves(manager.restore(step, args=items)["state"]), meta
+
+        return self._newest(None, best, read)
+
+    def wait(self) -> None:
+        """Returns when all saves are on disk.
+
+        Raises: CheckpointError if one failed.
+        """
+        for kind, manager in self._managers.items():
+            with _explained(f"a save in {self._root / kind} failed, those before it are kept"):
+                manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the saves and frees the threads."""
+        try:
+            self.wait()
+        finally:
+            for manager in self._managers.values():
+                manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _steps(self, kind: str) -> list[int]:
+        """Steps not known to be torn, newest first."""
+        steps = sorted(self._managers[kind].all_steps(), reverse=True)
+        return [step for step in steps if (kind, step) not in self._torn]
+
+    def _newest(self, step: int | None, best: bool, read: Any) -> Any:
+        self.wait()
+        kind = "best" if best else "last"
+        steps = self._steps(kind) if step is None else [step]
+        for candidate in steps:
+            if candidate not in self._managers[kind].all_steps():
+                break
+            try:
+                return read(kind, candidate)
+            except CheckpointError:
+                raise
+            except Exception as error:
+                self._pass_over(kind, candidate, error)
+        found = ", ".join(str(one) for one in self._managers[kind].all_steps()) or "none"
+        wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+        raise CheckpointError(f"{self._root / kind}: {wanted} that can be read (steps: {found})")
+
+    def _pass_over(self, kind: str, step: int, error: Exception) -> None:
+        self._torn.add((kind, step))
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        log.warning("%s: not whole, passed over: %s", self._root / kind / str(step), reason)
+
+    def _move_torn(self, kind: str) -> None:
+        """Out of the way of the steps that the resumed run will save, but not deleted."""
+        torn = [step for of, step in self._torn if of == kind]
+        for step in torn:
+            if jax.process_index() == 0:
+                target = self._root / "torn" / f"{kind}-{step}"
+                while target.exists():
+                    target = target.with_name(target.name + "x")
+                target.parent.mkdir(exist_ok=True)
+                (self._root / kind / str(step)).rename(target)
+            self._torn.discard((kind, step))
+        if torn:
+            self._managers[kind].reload()
+
+    def _read_meta(self, kind: str, step: int) -> Meta:
+        manager = self._managers[kind]
+        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        if not isinstance(meta, dict):
+            raise ValueError("meta is not a JSON object")
+        return meta
+
+    def _checked_meta(self, kind: str, step: int) -> Meta:
+        meta = self._read_meta(kind, step)
+        if meta["layout"] != LAYOUT:
+            raise CheckpointError(
+                f"{self._root / kind / str(step)}: parameter layout {meta['layout']!r} of jvae "
+                f"{meta['version']}; this is jvae {package_version()} with layout {LAYOUT!r}"
+            )
+        return meta
+
+    def _read_state(self, kind: str, step: int, abstract: Any, meta: Meta, partial: bool) -> Any:
+        manager = self._managers[kind]
+        wanted = state_dict.abstract_arrays_of(abstract)
+        have = named_leaves(manager.item_metadata(step)["state"].tree)
+        state_dict.compare(self._root / kind / str(step), have, named_leaves(wanted), partial)
+        wanted = state_dict.nested(wanted)
+        arguments = jax.tree.map(
+            lambda leaf: ocp.ArrayRestoreArgs(
+                sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype
+            ),
+            wanted,
+        )
+        item = ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=partial)
+        arrays = manager.restore(step, args=ocp.args.Composite(state=item))["state"]
+        for name, checksum in state_dict.checksums(arrays).items():
+            if checksum != meta["checksums"][name]:
+                raise ValueError(f"{name} is damaged: its checksum is not that of the saved array")
+        return state_dict.state_of(named_leaves(arrays), abstract, meta["keys"])
+
+
+def package_version() -> str:
+    """Version of the installed package; "checkout" where it runs from its sources."""
+    try:
+        return metadata.version("jvae")
+    except metadata.PackageNotFoundError:
+        return "checkout"
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turns whatever file systems and Orbax raise into the one error a user sees."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{what}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,196 @@
+"""The data of a run: its splits, tokenizers and rows.
+
+Everything derived from the data (vocabulary sizes, row lengths) is settled here, once, and written
+into the config that the working directory and every checkpoint keep.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jvae.config import dataclass_from
+from jvae.data import corpus, grammar, sources, tokenizers
+from jvae.data.corpus import Corpus
+from jvae.data.dataset import Dataset, RowSpec, block_rows, make_dataset
+from jvae.data.formats import Reader
+from jvae.data.plan import propose_rows, shuffled
+from jvae.data.prepare import prepare
+from jvae.data.tokenizers import TextTokenizer
+from jvae.errors import ConfigError, DataError
+from jvae.pretrained import files
+
+SPLITS = ("train", "valid", "test")
+
+
+HELD_OUT = 1_000  # most sentences held out per split of a corpus that comes as one file
+
+
+FILL_SAMPLE = 8_000  # examples the fill of the rows is told of
+
+
+TOKENIZER_FOLDER = "tokenizers"
+
+
+def read_splits(
+    config: ConfigDict,
+) -> tuple[Mapping[str, sources.Lines | Corpus], dict[str, np.ndarray]]:
+    """What every split holds and, for the embedded corpus, the exact -log p of each line in nats.
+
+    Files are checked here and read for good by `prepare`; only the embedded corpus is in memory.
+    """
+    data = config.data
+    if not data.train:
+        if data.valid or data.test:
+            raise ConfigError(
+                "data.valid or data.test is set but data.train is not: name the train file"
+            )
+        sizes = dict(train=grammar.TRAIN, valid=grammar.VALID, test=grammar.TEST)
+        corpora = {split: grammar.corpus(split, sizes[split]) for split in SPLITS}
+        lines = {
+            split: sources.lines_of([s.text for s in corpus], f"embedded corpus, {split}")
+            for split, corpus in corpora.items()
+        }
+        exact = {s: -np.array([x.log_prob for x in corpus]) for s, corpus in corpora.items()}
+        return lines, exact
+    reader = dataclass_from(
+        Reader, {f.name: data[f.name] for f in dataclasses.fields(Reader)}, "data"
+    )
+    cache = corpus.cache_dir(data.cache)
+    found = {s: corpus.survey(data[s], reader, cache) for s in SPLITS if data[s]}
+    _hold_out(found)
+    return found, {}
+
+
+def _hold_out(found: dict[str, Corpus]) -> None:
+    """Splits that were not given, cut out of train by a fixed permutation of its lines."""
+    for split in SPLITS[1:]:
+        if split in found:
+            continue
+        train = found["train"]
+        count = min(HELD_OUT, len(train) // 20)
+        if count < 1:
+            raise DataError(
+                f"{train}: {len(train)} lines are too few to hold some out "
+                f"for {split}; set data.{split} or bring at least 20"
+            )
+        left = np.arange(train.documents) if train.keep_d is None else np.flatnonzero(train.keep_d)
+        held_d = np.zeros(train.documents, bool)
+        held_d[left[shuffled(len(train), 0, 0, f"hold out {split}")[:count]]] = True
+        kept_d = np.isin(np.arange(train.documents), left) & ~held_d
+        found[split], found["train"] = train.select(held_d), train.select(kept_d)
+
+
+def duplicate_files(splits: Mapping[str, sources.Lines | Corpus]) -> list[str]:
+    """Warnings about files of the same content in two splits, or twice in one."""
+    seen: dict[str, tuple[str, str]] = {}
+    notes = []
+    for split, found in splits.items():
+        if isinstance(found, Corpus) and found.keep_d is not None and split != "train":
+            continue  # held out of train: the files are the same by design
+        for file in found.files:
+            if file.sha256 in seen:
+                other, path = seen[file.sha256]
+                where = f"both {other} and {split}" if other != split else f"{split} twice"
+                names = file.path if file.path == path else f"{path} and {file.path} (same content)"
+                notes.append(f"{names}: in {where}; figures on it would not be of unseen text")
+            seen[file.sha256] = (split, file.path)
+    return notes
+
+
+def open_tokenizers(
+    config: ConfigDict, workdir: Path, train: Callable[[], Iterable[str]]
+) -> tuple[TextTokenizer, TextTokenizer]:
+    """Encoder and decoder tokenizer: those of the working directory where it has them, else those
+    that the config names, else those of the model that training starts from.
+
+    Args:
+      train: gives the train split's sentences, read only when a tokenizer has to be trained.
+    """
+    opened = []
+    source = config.init.model
+    if source:
+        source = Path(source).expanduser() if files.is_local(source) else files.fetch_folder(source)
+    for role in ("encoder", "decoder"):
+        folder = workdir / TOKENIZER_FOLDER / role
+        name = config.data[f"{role}_tokenizer"]
+        if (folder / tokenizers.FILE).is_file():  # a folder alone is what a kill may leave
+            opened.append(tokenizers.load(folder, role))
+        elif name:
+            opened.append(tokenizers.open_tokenizer(name, role))
+        elif source and (source / TOKENIZER_FOLDER / role).is_dir():
+            opened.append(tokenizers.load(source / TOKENIZER_FOLDER / role, role))
+        elif opened and not config.data.encoder_tokenizer:
+            opened.append(opened[0].for_role(role))
+        elif not config.data.train:
+            opened.append(tokenizers.train_word_level(train(), role=role))
+        elif config.data.tokenizer_kind == "word":
+            opened.append(
+                tokenizers.train_word_level(train(), config.data.vocab or None, role=role)
+            )
+        elif config.data.tokenizer_kind == "bpe":
+            opened.append(tokenizers.train_bpe(train(), config.data.vocab, role))
+        else:
+            kind = config.data.tokenizer_kind
+            raise ConfigError(f"data.tokenizer_kind is {kind!r}; expected bpe or word")
+    return opened[0], opened[1]
+
+
+def make_split(
+    found: sources.Lines | Corpus,
+    by_side: dict[str, TextTokenizer],
+    limits: dict[str, int],
+    joined: tuple[str, ...],
+    cache: Path,
+) -> Dataset:
+    if isinstance(found, Corpus):
+        return prepare(found, by_side, limits, cache, joined=joined)
+    if "cond" in by_side:
+        raise ConfigError("data.train is empty: the embedded corpus has no source texts; set it")
+    return make_dataset(found, by_side["dec"], by_side.get("enc"), limits=limits)
+
+
+def settle_vocab(section: ConfigDict, tokenizer: TextTokenizer, key: str) -> None:
+    if section.vocab == 0:
+        section.vocab = tokenizer.vocab_size
+    elif section.vocab < tokenizer.vocab_size:
+        raise ConfigError(
+            f"{key} is {section.vocab}, but tokenizer {tokenizer.name} has "
+            f"{tokenizer.vocab_size} entries; set it to 0 or to at least that"
+        )
+
+
+def settle_rows(config: ConfigDict, data: dict[str, Dataset], log: list[str]) -> None:
+    """Row lengths and slots that fit every split, proposed from train where the config says 0."""
+    section = config.data
+    sides = data["train"].sides
+    lengths = {side: encoded.lengths for side, encoded in sides.items()}
+    longest = {s: max(int(d.sides[s].lengths.max()) for d in data.values()) for s in sides}
+    if section.packing == "bucket":
+        section.slots = 1
+        proposal = longest
+    else:
+        found = propose_rows(lengths, section.row_tokens)
+        proposal = found.row
+        section.slots = section.slots or found.slots
+    for side in sides:
+        key = f"{side}_row"
+        section[key] = section[key] or max(proposal[side], longest[side])
+        if section[key] < longest[side]:
+            raise ConfigError(
+                f"data.{key} is {section[key]}, but a sentence has {longest[side]} tokens on that "
+                "side; raise it, set it to 0, or drop long lines with data.max_words and "
+                "data.on_error=drop"
+            )
+    shown = ", ".join(f"data.{side}_row={section[f'{side}_row']}" for side in sides)
+    log.append(f"rows: {shown}, data.slots={section.slots}, data.batch_rows={section.batch_rows}")
+
+
+def log_packing(data: Dataset, rows: RowSpec) -> str:
+    """How full the rows are, as a log line; of a part of a large corpus, as planning takes time."""
+    some = shuffled(len(data), 0, 0, "fill")[:FILL_SAMPLE]
+    plan = block_rows(data, rows, ids=some)
+    sides = ", ".join(f"{side} {share:.1%}" for side, share in plan.fill.items())
+    return f"fill of rows with {len(some):,} examples: {sides}, slots {plan.slot_fill:.1%}"

@@ -1,0 +1,237 @@
+"""Whole models across the border: checkpoints of the original repositories in, exports out and in.
+
+An export is one folder that needs nothing else: our config, both tokenizers, the weights by our
+parameter paths, a model card, and the SHA-256 of each of these files.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jvae import config as configs
+from jvae import models
+from jvae.api import Params, TextVAE
+from jvae.data import tokenizers
+from jvae.data.tokenizers import TextTokenizer
+from jvae.errors import ConfigError, WeightsError
+from jvae.pretrained import files, names, originals
+from jvae.pretrained.names import Rule, Table
+from jvae.runs.build import build_model
+from jvae.runs.data import TOKENIZER_FOLDER
+from jvae.tree import named_leaves, sizes
+
+SUMS = "SHA256SUMS"
+CARD = "README.md"
+ROLES = ("encoder", "decoder")
+NEEDED = (
+    files.CONFIG,
+    files.SAFETENSORS,
+    CARD,
+    *(f"{TOKENIZER_FOLDER}/{role}/{tokenizers.FILE}" for role in ROLES),
+)
+_SUM_LINE = re.compile(r"([0-9a-f]{64})  ([\w./-]+)")
+
+
+def import_original(
+    path: str | os.PathLike[str], family: str, config: Any, shardings: Any = None
+) -> Params:
+    """Our parameters from a checkpoint that an original repository wrote.
+
+    Args:
+      path: .safetensors or .npz with the names of the state dict; .bin, .pt, .pth or .ckpt where
+        torch is installed, through its weights-only loader.
+      family: optimus, ... config: that family's config, of the sizes of the checkpoint.
+      shardings: a tree like the parameters, or None for the default device.
+    Raises: ConfigError for a family without an importer; WeightsError for a file that cannot be
+      read or does not fit.
+    """
+    if family not in originals.TABLES:
+        known = ", ".join(sorted(originals.TABLES))
+        raise ConfigError(f"originals of {family!r} cannot be imported; known: {known}")
+    file = Path(path).expanduser()
+    foreign = originals.open_original(file)
+    model = models.family(family).build(config)
+    try:
+        return names.load_into(originals.TABLES[family](config), foreign, _target(model, shardings))
+    except WeightsError as error:
+        raise WeightsError(f"{file}: {error}") from None
+
+
+def _target(model: TextVAE, shardings: Any) -> Any:
+    abstract = jax.eval_shape(model.init, jax.random.key(0))
+    if shardings is None:
+        return abstract
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
+    )
+
+
+class Export(NamedTuple):
+    """What an exported folder holds."""
+
+    config: ConfigDict
+    encoder: TextTokenizer
+    decoder: TextTokenizer
+    params: Params
+
+
+def export_model(
+    folder: str | os.PathLike[str],
+    config: ConfigDict,
+    encoder: TextTokenizer,
+    decoder: TextTokenizer,
+    params: Params,
+    results: str = "",
+) -> None:
+    """Writes a trained model as one folder, whole or not at all.
+
+    Args:
+      config: finalised, as a run has it. results: Markdown for the model card.
+    Raises: WeightsError if the folder is there and not empty or the parameters are not those of the
+      config.
+    """
+    folder = Path(folder).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise WeightsError(f"{folder}: is there already; name a new folder")
+    target = named_leaves(_target(build_model(config), None))
+    leaves = {path: np.asarray(leaf) for path, leaf in named_leaves(params).items()}
+    if odd := sorted(target.keys() ^ leaves.keys()):
+        raise WeightsError(f"parameters that are not those of the config: {', '.join(odd[:10])}")
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        (part / files.CONFIG).write_text(configs.to_json(config), encoding="utf-8")
+        for role, tokenizer in zip(ROLES, (encoder, decoder), strict=True):
+            tokenizer.save(part / TOKENIZER_FOLDER / role)
+        files.write_safetensors(part / files.SAFETENSORS, leaves, {"format": "jvae"})
+        card = _card(config, encoder, decoder, params, results)
+        (part / CARD).write_text(card, encoding="utf-8")
+        lines = [f"{_sha256(part / name)}  {name}\n" for name in sorted(NEEDED)]
+        (part / SUMS).write_text("".join(lines), encoding="utf-8")
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def load_export(name_or_folder: str | os.PathLike[str], shardings: Any = None) -> Export:
+    """A model that `export_model` wrote, from a folder or a hub name; every hash is verified.
+
+    Args:
+      shardings: a tree like the parameters, or None for the default device.
+    Raises: WeightsError for a file that is missing, changed or not listed; ConfigError or DataError
+      for a config or tokenizer that this version cannot read.
+    """
+    name = os.fspath(name_or_folder)
+    folder = Path(name).expanduser() if files.is_local(name) else files.fetch_folder(name)
+    _verify(folder)
+    config = configs.stored((folder / files.CONFIG).read_text(encoding="utf-8"))
+    encoder, decoder = (tokenizers.load(folder / TOKENIZER_FOLDER / r, r) for r in ROLES)
+    target = _target(build_model(config), shardings)
+    same = tuple(Rule(path, (path,), _SAME) for path in named_leaves(target))
+    file = folder / files.SAFETENSORS
+    try:
+        params = names.load_into(Table(same), files.read_file(file), target)
+    except WeightsError as error:
+        raise WeightsError(f"{file}: {error}") from None
+    return Export(config, encoder, decoder, params)
+
+
+_SAME = names.Transform(lambda arrays, shape: arrays[0], lambda leaf: [leaf])
+
+
+def _verify(folder: Path) -> None:
+    """Raises WeightsError unless the folder is what its list of hashes says."""
+    sums = folder / SUMS
+    if not sums.is_file():
+        raise WeightsError(f"{folder}: has no {SUMS}; expected a folder that jvae exported")
+    told: dict[str, str] = {}
+    lines = sums.read_bytes().decode("utf-8", "replace").split("\n")
+    for number, line in enumerate(lines[:-1], 1):
+        match = _SUM_LINE.fullmatch(line)
+        if match is None:
+            raise WeightsError(f"{sums}:{number}: expected a SHA-256, two blanks and a file name")
+        told[match[2]] = match[1]
+    # Hidden files are left by hubs and version control; nothing here reads them.
+    here = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    } - {SUMS}
+    complete = lines[-1] == "" and len(told) == len(lines) - 1
+    if missing := sorted((set(NEEDED) | set(told)) - here):
+        raise WeightsError(f"{folder}: lacks {', '.join(missing)}; copy or export it again")
+    if not complete or (unlisted := sorted(here - set(told))):
+        what = ", ".join(unlisted) if complete else "the end of the list"
+        raise WeightsError(f"{sums}: does not list {what}; copy or export the folder again")
+    for file, digest in told.items():
+        if _sha256(folder / file) != digest:
+            raise WeightsError(
+                f"{folder / file}: is not as it was exported (its SHA-256 differs from {SUMS}). "
+                f"Copy it again; after a change on purpose, write its new sum into {SUMS}"
+            )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _card(
+    config: Any,
+    encoder: TextTokenizer,
+    decoder: TextTokenizer,
+    params: Params,
+    results: str,
+) -> str:
+    counts = sizes(params, depth=1)
+    rows = "\n".join(f"| {name} | {count:,} |" for name, count in counts.items())
+    used = "\n".join(
+        f"- {t.role}: {t.name}, {t.vocab_size:,} entries, SHA-256 {t.fingerprint[:16]}"
+        for t in (encoder, decoder)
+    )
+    return f"""---
+library_name: jvae
+tags:
+- text-generation
+- variational-autoencoder
+- {config.model.family}
+---
+
+# {config.get("name", config.model.family)}
+
+A latent-variable language model of the family {config.model.family}, trained with jvae. The whole
+config, data and optimiser included, is in `config.json`.
+
+## Use
+
+```python
+from jvae.runs.exports import load_export
+
+config, encoder, decoder, params = load_export("this/folder")
+```
+
+Every file is checked against `{SUMS}` when it is loaded.
+
+## Parameters
+
+| part | parameters |
+| --- | --- |
+{rows}
+| all | {sum(counts.values()):,} |
+
+## Tokenizers
+
+{used}
+
+## Results
+
+{results or "None were recorded with this export."}
+"""

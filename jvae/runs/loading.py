@@ -1,0 +1,114 @@
+"""A trained run or an export as a `LoadedVAE`, from its folder alone: no data is read."""
+
+import os
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jvae import config as configs
+from jvae import models
+from jvae.api import Params, TextVAE
+from jvae.data import tokenizers
+from jvae.data.tokenizers import TextTokenizer
+from jvae.inference.text_vae import LoadedVAE
+from jvae.parallel import mesh as meshes
+from jvae.runs import build, exports, workdir
+from jvae.runs import data as run_data
+from jvae.runs.checkpoint import Checkpoints
+
+
+def load(name: str | os.PathLike[str], *, seed: int = 0) -> LoadedVAE:
+    """A trained model, ready to encode and decode text.
+
+        vae = jvae.load("runs/optimus-tiny")
+        z = vae.encode(["two men are running in a park"])
+        vae.decode(z + 0.5)
+
+    Args:
+      name: folder of a run (its best checkpoint), or folder or hub name of an export.
+      seed: of samples and of Langevin chains; every method takes its own too.
+    Raises: CheckpointError if there is no checkpoint that fits; WeightsError if an export cannot
+      be read or is not what its hashes say.
+    """
+    parts = read_model(name)
+    model = build.build_model(parts.config)
+    return text_vae(parts.config, model, parts.params, parts.encoder, parts.decoder, seed)
+
+
+def text_vae(
+    config: ConfigDict,
+    model: TextVAE,
+    params: Params,
+    encoder: TextTokenizer,
+    decoder: TextTokenizer,
+    seed: int = 0,
+) -> LoadedVAE:
+    """A model with its parameters and tokenizers as a tool on text."""
+    family, model_config = models.family(config.model.family), build.model_config(config)
+    limits = family.limits(model_config)
+    sampler = build.build_sampler(config, model)
+    return LoadedVAE(
+        model=model,
+        params=params,
+        encoder=encoder,
+        decoder=decoder,
+        rows=build.row_spec(config, limits),
+        limits=limits,
+        joined=family.joined(model_config),
+        max_length=config.decode.max_length,
+        decode_batch=config.decode.batch,
+        seed=seed,
+        proposal=sampler.proposal if sampler else None,
+    )
+
+
+def read_model(name: str | os.PathLike[str]) -> exports.Export:
+    """What a run (its best checkpoint) or an export holds. Arguments and errors as of `load`."""
+    return _read_run(Path(name)) if is_run(name) else exports.load_export(name)
+
+
+def export(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
+    """Writes the best checkpoint of a run as one folder that `load` reads and a hub takes.
+
+    Raises: CheckpointError if there is no run; WeightsError if `out` is there already.
+    """
+    parts = _read_run(Path(folder))
+    table = Path(folder) / "eval" / "test.txt"
+    results = f"```\n{table.read_text(encoding='utf-8')}```\n" if table.is_file() else ""
+    exports.export_model(out, parts.config, parts.encoder, parts.decoder, parts.params, results)
+
+
+def is_run(name: str | os.PathLike[str]) -> bool:
+    """Whether a name is that of a run, not of an export."""
+    folder = Path(name)
+    # An export has its list of hashes; whatever else there is or is not is told as a run's fault.
+    return not (folder / exports.SUMS).is_file() and (folder.is_dir() or folder.is_absolute())
+
+
+def _read_run(folder: Path) -> exports.Export:
+    workdir.saved_config(folder)  # says so where there is no run
+    with Checkpoints(folder, read_only=True) as ckpts:
+        meta = ckpts.meta(best=ckpts.best() is not None)
+    config = configs.stored(meta["config"])
+    mesh = meshes.make_mesh(dict(data=1), jax.local_devices()[:1])
+    params, _ = load_params(build.build_model(config), mesh, folder)
+    roles = ("encoder", "decoder")
+    encoder, decoder = (tokenizers.load(folder / run_data.TOKENIZER_FOLDER / r, r) for r in roles)
+    return exports.Export(config, encoder, decoder, params)
+
+
+def load_params(model: TextVAE, mesh: Mesh, folder: Path) -> tuple[Params, int]:
+    """The best parameters of the run in a folder, in their shardings, and their step.
+
+    Raises: CheckpointError if there is no checkpoint that fits.
+    """
+    abstract, where = build.param_shardings(model, mesh)
+    wanted = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, where
+    )
+    with Checkpoints(folder, read_only=True) as ckpts:
+        best = ckpts.best() is not None
+        state, meta = ckpts.restore({"params": wanted}, best=best, partial=True)
+    return state["params"], meta["step"]

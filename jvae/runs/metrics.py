@@ -1,0 +1,263 @@
+"""Metrics: sums with their counts on the device, and one background thread that writes them out.
+
+A train or evaluation step returns `{name: Ratio(sum, count)}`; sums over steps stay on the device
+until `ratios` fetches them, the one host sync of a logging interval. `Writer` sends numbers to
+`metrics.jsonl` (always), TensorBoard (where tensorboardX is installed) and the console.
+"""
+
+import json
+import logging
+import math
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+from jaxtyping import Array, Float
+
+from jvae.errors import CheckpointError
+from jvae.runs.console import Console, Value
+
+log = logging.getLogger(__name__)
+
+
+class Ratio(NamedTuple):
+    """A sum and what to divide it by; both add up over batches, steps and devices."""
+
+    sum: Float[Array, ""]
+    count: Float[Array, ""]
+
+
+Sums = dict[str, Ratio]
+
+
+@jax.jit
+def _add(a: Sums, b: Sums) -> Sums:
+    return jax.tree.map(lambda x, y: x + y, a, b)
+
+
+def add(total: Sums | None, sums: Sums) -> Sums:
+    """Sums of two periods as one, still on the device; a `total` of None is empty."""
+    return sums if total is None else _add(total, sums)
+
+
+def ratios(sums: Sums) -> dict[str, float]:
+    """Sum / count of each entry on the host; NaN where the count is 0. Waits for the device."""
+    host = jax.device_get(sums)
+    return {
+        name: float(ratio.sum) / float(ratio.count) if ratio.count else math.nan
+        for name, ratio in host.items()
+    }
+
+
+def to_json(sums: Sums | None) -> dict[str, list[float]] | None:
+    """Sums as JSON holds them, every bit kept: a checkpoint between two log lines has some."""
+    if sums is None:
+        return None
+    host = jax.device_get(sums)
+    return {name: [float(ratio.sum), float(ratio.count)] for name, ratio in host.items()}
+
+
+def from_json(stored: Mapping[str, list[float]] | None, where: Sharding) -> Sums | None:
+    """What `to_json` was given, on devices."""
+    if stored is None:
+        return None
+    sums = {name: Ratio(*np.array(pair, np.float32)) for name, pair in stored.items()}
+    return jax.device_put(sums, where)
+
+
+class JsonLines:
+    """One JSON object per line, step first; numbers that are not finite are null.
+
+    A line reaches the operating system as soon as it is written, so a killed process loses none,
+    and the disk on `flush`. Write and flush all lines of a step before its checkpoint: then a run
+    resumed from that checkpoint has exactly the lines of an unbroken one.
+    """
+
+    def __init__(self, path: Path, resume_step: int):
+        """Drops lines past `resume_step`, and a last line cut short, in one atomic replacement."""
+        if path.exists():
+            _truncate(path, resume_step)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, values: Mapping[str, Value]) -> None:
+        clean = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
+        self._file.write(json.dumps({"step": step} | clean) + "\n")
+        self._file.flush()
+
+    def flush(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a metrics file, without a last line that was cut short."""
+    return [entry for _, entry in _parse(path)]
+
+
+def _parse(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    parsed = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            int(entry["step"])
+        except (ValueError, KeyError, TypeError):
+            raise CheckpointError(
+                f"{path}:{number}: not a line of metrics; repair or remove the file"
+            ) from None
+        parsed.append((line, entry))
+    return parsed
+
+
+def _truncate(path: Path, resume_step: int) -> None:
+    kept = [line for line, entry in _parse(path) if entry["step"] <= resume_step]
+    draft = path.with_name(path.name + ".draft")
+    with draft.open("w", encoding="utf-8") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+class TensorBoard:
+    """Scalars through tensorboardX; numbers that are not finite and text are left out."""
+
+    def __init__(self, folder: Path, resume_step: int):
+        from tensorboardX import SummaryWriter
+
+        # TensorBoard hides what an earlier process wrote past the step resumed from.
+        self._writer = SummaryWriter(
+            str(folder), purge_step=resume_step + 1 if folder.exists() else None
+        )
+
+    def write(self, step: int, values: Mapping[str, Value]) -> None:
+        for name, value in values.items():
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _open(workdir: Path, resume_step: int, tensorboard: bool) -> list[Any]:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        sinks: list[Any] = [JsonLines(workdir / "metrics.jsonl", resume_step)]
+        if tensorboard:
+            sinks.append(TensorBoard(workdir / "tensorboard", resume_step))
+    except OSError as error:
+        raise CheckpointError(f"cannot write metrics under {workdir}: {error}") from error
+    except ImportError:
+        log.info("tensorboardX is not installed: no TensorBoard files")
+    return sinks
+
+
+class Writer:
+    """Writes metrics on one background thread, in the order given, so that the loop never waits."""
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        resume_step: int = 0,
+        total_steps: int | None = None,
+        stream: TextIO | None = None,
+        active: bool = True,
+        tensorboard: bool = True,
+    ):
+        """Opens the files under `workdir`; what a run before wrote past `resume_step` is dropped.
+
+        Args:
+          total_steps: for the progress line.
+          stream: of the console, standard output unless given.
+          active: False on all processes but one; such a writer does nothing.
+          tensorboard: whether to write its files, where tensorboardX is installed.
+        Raises: CheckpointError if the directory cannot be written.
+        """
+        self._console = Console(stream or sys.stdout, total_steps)
+        self._live = active and self._console.live
+        self._sinks: list[Any] = _open(Path(workdir), resume_step, tensorboard) if active else []
+        if active:
+            self._sinks.append(self._console)
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        self._thread.start()
+
+    def write(self, step: int, values: Mapping[str, Value]) -> None:
+        """One line for a step: Python numbers, text or None, by name.
+
+        Raises: CheckpointError if an earlier line could not be written.
+        """
+        self._check()
+        values = dict(values)
+        self._queue.put(lambda: self._each(lambda sink: sink.write(step, values)))
+
+    def progress(self, step: int) -> None:
+        """Moves the progress line; does nothing where the console is no terminal."""
+        if self._live:
+            self._queue.put(lambda: self._console.progress(step))
+
+    def flush(self) -> None:
+        """Returns when everything written so far is on disk.
+
+        Raises: CheckpointError if it could not be written.
+        """
+        if self._thread.is_alive():
+            done = threading.Event()
+            self._queue.put(lambda: self._each(lambda sink: sink.flush()))
+            self._queue.put(done.set)
+            done.wait()
+        self._check()
+
+    def close(self) -> None:
+        """Flushes, ends the thread and closes the files."""
+        if not self._thread.is_alive():
+            return
+        self._queue.put(None)
+        self._thread.join()
+        self._try(lambda: self._each(lambda sink: sink.close()))
+        self._check()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        while (job := self._queue.get()) is not None:
+            self._try(job)
+
+    def _each(self, act: Callable[[Any], None]) -> None:
+        for sink in self._sinks:
+            act(sink)
+
+    def _try(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception as error:  # kept for the loop's next call: a thread cannot raise there
+            self._error = self._error or error
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise CheckpointError(f"cannot write metrics: {self._error}") from self._error

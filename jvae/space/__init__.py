@@ -1,1 +1,0 @@
-"""The latent space as a tool: encode, edit and decode text."""

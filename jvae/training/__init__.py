@@ -1,0 +1,1 @@
+"""Objectives, optimizers, compiled steps and the training loop."""

@@ -1,0 +1,304 @@
+"""Parameters of step 0: those of a trained model or of pretrained backbones where the config names
+them, fresh ones elsewhere.
+"""
+
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jaxtyping import Array, Key
+
+from jvae.api import Params
+from jvae.data import tokenizers
+from jvae.data.tokenizers import TextTokenizer
+from jvae.errors import ConfigError, DataError, WeightsError
+from jvae.pretrained import backbones, bert, files, gpt2, names, t5
+from jvae.pretrained.backbones import Backbone
+from jvae.pretrained.files import Checkpoint
+from jvae.pretrained.names import Table, Vocab
+from jvae.runs import loading
+from jvae.runs.build import Run
+from jvae.runs.checkpoint import Checkpoints
+from jvae.tree import map_named, named_leaves
+
+log = logging.getLogger(__name__)
+
+# A published vocabulary may be padded for the hardware, by less than this many rows.
+PADDING = 128
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")
+# Texts on which two tokenizers of one vocabulary must agree to count as the same.
+_PROBES = ("The quick brown fox's 2nd café -- isn't it?", "  DON'T   stop , Élise !", "über-1,000")
+
+
+class Part(NamedTuple):
+    """A pretrained part of a model family.
+
+    key: of `config.init`. role: whose tokenizer its embedding belongs to. sections: of
+    `config.model`, which must have its sizes. table: its names, given `config.model` and the
+    vocabularies. std: of new embedding rows.
+    """
+
+    key: str
+    role: str
+    sections: tuple[str, ...]
+    backbone: Backbone
+    table: Callable[[Any, Vocab], Table]
+    std: float = 0.02
+
+
+def _bert_with_pooler(model: Any, vocab: Vocab) -> Table:
+    return bert.table(vocab, "encoder", "posterior/pooler" if model.pool == "cls" else None)
+
+
+def _t5_stacks(model: Any, vocab: Vocab) -> Table:
+    dec = model.decoder
+    return t5.table(vocab, gated=dec.gated, tied=dec.tied, cross=model.cross_slots > 0)
+
+
+_GPT2_DECODER = Part(
+    "decoder", "decoder", ("decoder",), gpt2.BACKBONE, lambda _, v: gpt2.table(v, "decoder")
+)
+PARTS: dict[str, tuple[Part, ...]] = {
+    "adavae": (_GPT2_DECODER,),
+    "della": (_GPT2_DECODER,),
+    "lm": (_GPT2_DECODER,),
+    "optimus": (
+        Part("encoder", "encoder", ("encoder",), bert.BACKBONE, _bert_with_pooler),
+        _GPT2_DECODER,
+    ),
+    "sri_transformer": (_GPT2_DECODER,),
+    # Both stacks share sizes, tokenizer and embedding: one part. New rows have T5's own scale.
+    "t5_vae": (Part("decoder", "decoder", ("decoder",), t5.BACKBONE, _t5_stacks, std=1.0),),
+}
+
+
+def initial_params(run: Run, shardings: Any, key: Key[Array, ""]) -> Params:
+    """Parameters of step 0, on their devices; logs what was loaded and what was initialised.
+
+    Every parameter exists once, on the devices of its sharding: loaded leaves come from the host
+    one by one, only the others are initialised.
+
+    Args:
+      shardings: a tree like the parameters, or None for the default device.
+    Raises: ConfigError for a backbone that the family has no place for; WeightsError for weights
+      that cannot be read, do not fit the model or do not belong to the tokenizer; CheckpointError
+      for a run without a checkpoint.
+    """
+    target = jax.eval_shape(run.model.init, key)
+    if shardings is not None:
+        target = jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), target, shardings
+        )
+    leaves = named_leaves(target)
+    loaded: dict[str, jax.Array] = {}
+    config: Any = run.config
+    if config.init.model:
+        loaded = _from_model(run, config.init.model, config.init.part, leaves)
+        log.info("init.model: %s loaded from %s", _counted(loaded), config.init.model)
+    for part, name in _wanted(run):
+        found = _load(run, part, name, leaves)
+        log.info("init.%s: %s loaded from %s", part.key, _counted(found), name)
+        loaded |= found
+    fresh = _fresh(run, {p: leaf for p, leaf in leaves.items() if p not in loaded}, key)
+    if loaded and fresh:
+        log.info("initialised at random: %s", _counted(fresh))
+    return map_named(lambda path, _: loaded[path] if path in loaded else fresh[path], target)
+
+
+def initial_optimizer(run: Run, opt_state: Any) -> Any:
+    """The optimizer's state of the run that `init.model` names, its schedules back at their start.
+
+    Args:
+      opt_state: the fresh one.
+    Raises: ConfigError where that is no run; CheckpointError where its state is of other shapes.
+    """
+    config: Any = run.config
+    if not config.init.model or not loading.is_run(config.init.model):
+        raise ConfigError(
+            "init.optimizer is on, which only a run keeps: init.model must be the folder of one, "
+            f"not {config.init.model!r}"
+        )
+    with Checkpoints(config.init.model, read_only=True) as ckpts:
+        wanted = {"opt_state": opt_state}
+        state, _ = ckpts.restore(wanted, best=ckpts.best() is not None, partial=True)
+
+    def begin(fresh: Any, found: Any) -> Any:
+        return fresh if isinstance(fresh, optax.ScaleByScheduleState) else found
+
+    return jax.tree.map(
+        begin,
+        opt_state,
+        state["opt_state"],
+        is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState),
+    )
+
+
+def _from_model(run: Run, name: str, pattern: str, target: dict[str, Any]) -> dict[str, jax.Array]:
+    """The parameters of a run or export whose path matches; without a pattern it must have all."""
+    try:
+        wanted = {path: leaf for path, leaf in target.items() if re.search(pattern, path)}
+    except re.error as error:
+        raise ConfigError(f"init.part: {pattern!r}: {error}") from None
+    if not wanted:
+        paths = ", ".join(list(target)[:3])
+        raise ConfigError(f"init.part: {pattern!r} matches no parameter (paths: {paths} ...)")
+    source = loading.read_model(name)
+    read = {path.split("/")[0] for path in wanted}
+    for role, ours, theirs in (
+        ("encoder", run.encoder, source.encoder),
+        ("decoder", run.decoder, source.decoder),
+    ):
+        if role in read and ours.fingerprint != theirs.fingerprint:
+            raise WeightsError(
+                f"{name}: was trained with the {role} tokenizer {theirs.name}, this run has "
+                f"{ours.name}; leave data.{role}_tokenizer empty to take that of init.model"
+            )
+    have = named_leaves(source.params)
+    if missing := [path for path in wanted if path not in have]:
+        raise WeightsError(
+            f"{name} ({source.config.model.family}) has no {', '.join(missing[:5])}"
+            f"{' ...' if missing[5:] else ''}; name what to take from it with init.part"
+        )
+    for path, leaf in wanted.items():
+        if have[path].shape != leaf.shape:
+            raise WeightsError(
+                f"{name}: {path} is {list(have[path].shape)}, this model's {list(leaf.shape)}"
+            )
+    return {path: jax.device_put(have[path], leaf.sharding) for path, leaf in wanted.items()}
+
+
+def _wanted(run: Run) -> list[tuple[Part, str]]:
+    config: Any = run.config
+    family = config.model.family
+    asked = {k: str(config.init[k]) for k in ("encoder", "decoder") if config.init[k]}
+    parts = {part.key: part for part in PARTS.get(family, ())}
+    for key in asked:
+        if key not in parts:
+            known = ", ".join(f"init.{k}" for k in parts) or "none"
+            raise ConfigError(f"init.{key} is set, but {family} loads no such part; known: {known}")
+    return [(part, asked[key]) for key, part in parts.items() if key in asked]
+
+
+def _load(run: Run, part: Part, name: str, target: Mapping[str, Any]) -> dict[str, jax.Array]:
+    checkpoint = files.open_checkpoint(name)
+    config: Any = run.config
+    model = config.model
+    for section in part.sections:
+        backbones.check_sizes(part.backbone, checkpoint, model[section], f"model.{section}")
+    tokenizer = run.encoder if part.role == "encoder" else run.decoder
+    rows = backbones.sizes(part.backbone, checkpoint)["vocab"]
+    check_tokenizer(checkpoint, rows, tokenizer)
+    ours = model[part.sections[0]].vocab
+    table = part.table(model, Vocab(rows, ours, config.seed, part.std))
+    tensors = backbones.canonical(part.backbone, checkpoint)
+    paths = {rule.path for rule in table.rules}
+    like = {path: leaf for path, leaf in target.items() if path in paths}
+    try:
+        found = named_leaves(names.load_into(table, tensors, like))
+        ignored = names.fit(table, tensors, like).ignored
+    except WeightsError as error:
+        raise WeightsError(f"{name}: {error}") from None
+    if ours > rows:
+        log.info("init.%s: %d new rows of the vocabulary", part.key, ours - rows)
+    elif ours < rows:
+        log.info("init.%s: %d rows of no token left out", part.key, rows - ours)
+    if ignored:
+        shown = ", ".join(ignored[:8]) + (", ..." if len(ignored) > 8 else "")
+        log.info("init.%s: %d tensors of %s not used: %s", part.key, len(ignored), name, shown)
+    return found
+
+
+def _fresh(run: Run, wanted: dict[str, Any], key: Key[Array, ""]) -> dict[str, jax.Array]:
+    """The leaves of a fresh model that are asked for; the compiler drops all others."""
+    if not wanted:
+        return {}
+
+    def init(key: Array) -> dict[str, Array]:
+        leaves = named_leaves(run.model.init(key))
+        return {path: leaves[path] for path in wanted}
+
+    where = {path: leaf.sharding for path, leaf in wanted.items()}
+    if any(sharding is None for sharding in where.values()):
+        return jax.jit(init)(key)
+    return jax.jit(init, out_shardings=where)(key)
+
+
+def _counted(leaves: Mapping[str, Any]) -> str:
+    counts: dict[str, int] = {}
+    for path, leaf in leaves.items():
+        top = "/".join(path.split("/")[:2])
+        counts[top] = counts.get(top, 0) + math.prod(leaf.shape)
+    parts = ", ".join(f"{top} {count:,}" for top, count in counts.items())
+    return f"{sum(counts.values()):,} parameters ({parts})"
+
+
+def check_tokenizer(checkpoint: Checkpoint, rows: int, tokenizer: TextTokenizer) -> None:
+    """Whether a tokenizer and weights with `rows` embedding rows belong together.
+
+    Sizes first: only padding, start and end may lie past the last row, and fewer than `PADDING`
+    rows may have no token. Then the special ids of config.json, then the tokenizer beside the
+    weights where there is one.
+
+    Raises: WeightsError.
+    """
+    what = f"{checkpoint.name}: does not belong to the {tokenizer.role} tokenizer {tokenizer.name}"
+    size = tokenizer.vocab_size
+    new = set(range(rows, size))
+    if not new <= set(tokenizer.control_ids) or rows - size >= PADDING:
+        raise WeightsError(
+            f"{what}: {rows} embedding rows, {size} entries. Set data.{tokenizer.role}_tokenizer "
+            "to the tokenizer of these weights"
+        )
+    special = {i for i, token in _added(tokenizer).items() if token.special}
+    own = {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.end_id}
+    for key in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
+        told = checkpoint.config.get(key)
+        if told is None:
+            continue
+        if told not in special:
+            raise WeightsError(f"{what}: {key} is {told}, which is no special token there")
+        # Ids past the last row are ours, added for the model.
+        if key in own and own[key] < rows and told != own[key]:
+            raise WeightsError(f"{what}: {key} is {told}, there it is {own[key]}")
+    beside = _tokenizer_beside(checkpoint, tokenizer.role)
+    if beside is None or beside.fingerprint == tokenizer.fingerprint:
+        return
+    if _entries(beside) != _entries(tokenizer):
+        differ = sorted(_entries(beside).items() ^ _entries(tokenizer).items(), key=lambda e: e[1])
+        token, i = differ[0]
+        raise WeightsError(
+            f"{what}: the one beside the weights differs, first at id {i}: {token!r}"
+        )
+    for text in _PROBES:
+        ours, theirs = (
+            t.backend.encode(text, add_special_tokens=False) for t in (tokenizer, beside)
+        )
+        if ours.ids != theirs.ids:
+            raise WeightsError(f"{what}: the one beside the weights cuts {text!r} differently")
+
+
+def _added(tokenizer: TextTokenizer) -> dict[int, Any]:
+    return tokenizer.backend.get_added_tokens_decoder()
+
+
+def _entries(tokenizer: TextTokenizer) -> dict[str, int]:
+    return tokenizer.backend.get_vocab(with_added_tokens=True)
+
+
+def _tokenizer_beside(checkpoint: Checkpoint, role: str) -> TextTokenizer | None:
+    """The tokenizer of the folder or repository of a checkpoint, None where it has none."""
+    local = files.is_local(checkpoint.name)
+    folder = Path(checkpoint.name).expanduser()
+    if local and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        return None
+    try:
+        return tokenizers.open_tokenizer(checkpoint.name, role)
+    except DataError as error:
+        if local:
+            raise WeightsError(f"{checkpoint.name}: {error}") from None
+        return None

@@ -1,0 +1,311 @@
+"""The training loop, top to bottom."""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+from ml_collections import ConfigDict
+
+from jvae import config as configs
+from jvae.api import Batch, Params
+from jvae.data.dataset import batches, eval_batches
+from jvae.errors import ConfigError, TrainingError
+from jvae.parallel import mesh as meshes
+from jvae.parallel import processes
+from jvae.runs import build, metrics, phases, workdir
+from jvae.runs.checkpoint import Checkpoints
+from jvae.runs.loading import load_params
+from jvae.runs.phases import Progress
+from jvae.training import goodput, init_params, latent_monitor, program, schedules
+from jvae.training.goodput import Goodput
+from jvae.training.objectives import MEAN_SUM, Objective
+from jvae.training.preemption import Stop, Stopped
+
+log = logging.getLogger(__name__)
+
+
+class Trained(NamedTuple):
+    """What a finished training leaves in memory: the run, its mesh, the best parameters."""
+
+    run: build.Run
+    mesh: Mesh
+    params: Params
+    step: int  # of these parameters
+
+
+def train(
+    config: ConfigDict, folder: Path, stop: Stop | None = None, lock: workdir.Lock | None = None
+) -> Trained:
+    """Trains the run of a config, from its newest checkpoint where there is one.
+
+    Args:
+      stop: tells when to save and stop early.
+      lock: of the folder, taken here as soon as it is known that the run can start.
+    Raises: JvaeError for all that is wrong with config, data, folder or the run itself; Stopped.
+    """
+    stop = stop or Stop()
+    spent = Goodput()
+    # --- what depends on the config alone, so that a mistake is told at once ----------------------
+    begin = time.monotonic()
+    plan = phases.resolve(config)
+    for phase in plan:
+        schedules.build(phase.objective.beta, phase.steps)
+        _check_accumulation(config, program.build_objective(phase.objective))
+        _check_calls(config, phase)
+    mesh = meshes.make_mesh(config.mesh)
+    shards = meshes.row_shards(mesh) * config.train.accumulate
+    if config.data.batch_rows % shards:
+        raise ConfigError(
+            f"data.batch_rows is {config.data.batch_rows}; mesh and train.accumulate cut rows into "
+            f"{shards} parts, so use a multiple of that"
+        )
+
+    # --- data and model ---------------------------------------------------------------------------
+    workdir.check(folder, config)
+    this = build.open_run(config, folder)
+    readers = this.encoder.fingerprint + this.decoder.fingerprint
+    processes.agree("config or data", configs.to_json(this.config) + readers)
+    if processes.first():
+        if lock:
+            lock.take()
+        workdir.claim(folder, config)
+        build.save_tokenizers(this)
+    processes.wait("claimed")
+    for line in this.log:
+        log.info(line)
+    cfg = this.config
+    key = build.seeds(cfg.seed)
+
+    # --- state: own checkpoint, weights or scratch ------------------------------------------------
+    def program_at(at: Progress) -> program.Program:
+        return program.compile_phase(this, plan[at.index], mesh, at.begin)
+
+    ckpts = Checkpoints(folder, keep_last=cfg.train.keep)
+    position, done, at = (0, 0), 0, Progress()
+    meter: metrics.Sums | None = None
+    if ckpts.latest() is None:
+        current = program_at(at)
+        state = current.start(init_params.initial_params(this, current.where.params, key["init"]))
+        if cfg.init.optimizer:
+            state = state._replace(opt_state=init_params.initial_optimizer(this, state.opt_state))
+    else:
+        state, meta = ckpts.restore(lambda meta: program_at(Progress(**meta["phase"])).abstract)
+        position, done, at = tuple(meta["position"]), meta["step"], Progress(**meta["phase"])
+        meter = metrics.from_json(meta.get("meter"), meshes.replicated(mesh))
+        current = program_at(at)
+        log.info("resumed at step %d of %d", done, cfg.train.steps)
+    program.log_phase(current, state.params)
+    log.info("mesh %s, ready in %.1f s", dict(mesh.shape), time.monotonic() - begin)
+
+    # --- loop -------------------------------------------------------------------------------------
+    base = meshes.everywhere(key["train"], mesh)
+    writer = metrics.Writer(
+        folder,
+        resume_step=done,
+        total_steps=cfg.train.steps,
+        active=processes.first(),
+        tensorboard=cfg.train.tensorboard,
+    )
+    part, parts = meshes.row_part(mesh, this.rows.batch_rows)
+    stream = batches(
+        this.data["train"],
+        this.rows,
+        position,
+        process_index=part,
+        process_count=parts,
+        workers=cfg.data.workers,
+    )
+    check = _checker(this, mesh, key["valid"])
+    clock, together = _Clock(done), cfg.train.steps_per_call
+    with ckpts, writer, stream, stop.at_steps(), jax.transfer_guard("disallow"):
+        spent.enter(goodput.TRAINING)
+        compiled = False
+        while True:
+            if at.over:
+                if at.index + 1 == len(plan):
+                    break
+                at = at.following(done)
+                with jax.transfer_guard("allow"):  # once a phase, not once a step
+                    current = program_at(at)
+                    state = current.start(state.params)
+                program.log_phase(current, state.params)
+                clock, compiled = _Clock(done), False
+            done, best = done + together, None
+            end = at.begin + current.phase.steps
+            with spent.of(goodput.WAITING):
+                read = [next(stream) for _ in range(together)]
+                batch, position = read[-1]
+            doing = goodput.TRAINING if compiled else goodput.COMPILING
+            with jax.profiler.StepTraceAnnotation("train", step_num=done), spent.of(doing):
+                given = _placed([one for one, _ in read], mesh)
+                state, sums = current.train_step(state, given, base)
+            compiled = True
+            meter = metrics.add(meter, sums)
+            writer.progress(done)
+            due = done % cfg.train.check_every == 0 or done == end
+            if due or done % cfg.train.log_every == 0:
+                values = metrics.ratios(meter)
+                _stop_if_not_finite(values, clock.step, done, ckpts)
+                writer.write(
+                    done, {f"train/{k}": v for k, v in (values | clock.lap(done, values)).items()}
+                )
+                meter = None
+            if due:
+                if current.tune_step:
+                    state = current.tune_step(state, meshes.to_device(batch, mesh), base)
+                with spent.of(goodput.EVALUATING):
+                    valid = check(current, state.params, done)
+                writer.write(done, {f"valid/{k}": v for k, v in valid.items()})
+                at = at.checked(current.phase, done, valid["loss"])
+                if at.over and done < end:
+                    log.info(
+                        "step %d: no better loss in %d checks, so this phase ends", done, at.stalled
+                    )
+                # Losses of different phases do not compare: the best is that of the last one.
+                if at.index + 1 == len(plan):
+                    best = valid["loss"]
+            signal = stop.asked(done)
+            if due or signal:
+                # Between processes Orbax makes transfers of its own.
+                with spent.of(goodput.SAVING), jax.transfer_guard("allow"):
+                    writer.flush()
+                    meta = {
+                        "position": list(position),
+                        "config": configs.to_json(cfg),
+                        "phase": at._asdict(),
+                        "meter": metrics.to_json(meter),
+                    }
+                    if best is not None:
+                        ckpts.save_best(done, state, meta, best)
+                    ckpts.save(done, state, meta)
+                clock = _Clock(done)
+            if signal:
+                with spent.of(goodput.SAVING), jax.transfer_guard("allow"):
+                    ckpts.wait()
+                log.info(spent.line())
+                raise Stopped(
+                    f"{signal}: saved step {done} of {cfg.train.steps} and stopped; the same "
+                    "command goes on"
+                )
+        with spent.of(goodput.SAVING), jax.transfer_guard("allow"):
+            ckpts.wait()
+    log.info(spent.line())
+
+    # --- best parameters --------------------------------------------------------------------------
+    return Trained(this, mesh, *load_params(this.model, mesh, folder))
+
+
+class _Clock:
+    """Speed since the last lap; its values are the only ones that differ between equal runs."""
+
+    def __init__(self, step: int):
+        self.step, self._at = step, time.monotonic()
+
+    def lap(self, step: int, values: dict[str, float]) -> dict[str, float]:
+        now = time.monotonic()
+        seconds, steps = max(now - self._at, 1e-9), step - self.step
+        self.step, self._at = step, now
+        return {
+            "time/step_ms": 1e3 * seconds / steps,
+            "time/sentences_per_s": values["sentences"] * steps / seconds,
+            "time/tokens_per_s": values["tokens"] * steps / seconds,
+        }
+
+
+def _stop_if_not_finite(values: dict[str, float], after: int, now: int, ckpts: Checkpoints) -> None:
+    if values["finite"] < 1.0:
+        raise TrainingError(
+            f"loss or gradient was not finite between steps {after + 1} and {now} (those updates "
+            f"were skipped); the last checkpoint, step {ckpts.latest() or 'none'}, is kept. Lower "
+            "optim.lr or optim.clip, or look at the data, and start again"
+        )
+
+
+def _check_accumulation(config: ConfigDict, objective: Objective) -> None:
+    if config.train.accumulate < 1:
+        raise ConfigError(f"train.accumulate is {config.train.accumulate}; expected at least 1")
+    if config.train.accumulate > 1 and objective.kl_floor == MEAN_SUM:
+        raise ConfigError(
+            f"objective.kl_floor={MEAN_SUM} is of the mean over a batch, which train.accumulate="
+            f"{config.train.accumulate} never sees whole; use another floor, or accumulate=1"
+        )
+
+
+def _check_calls(config: ConfigDict, phase: phases.Phase) -> None:
+    together = config.train.steps_per_call
+    if together < 1:
+        raise ConfigError(f"train.steps_per_call is {together}; expected at least 1")
+    if together > 1 and config.data.packing == "bucket":
+        raise ConfigError(
+            "train.steps_per_call needs batches of one shape; set data.packing=pack, or "
+            "train.steps_per_call=1"
+        )
+    steps = dict(log_every=config.train.log_every, check_every=config.train.check_every)
+    steps[f"steps of phase {phase.name or 'one'}"] = phase.steps
+    for name, count in steps.items():
+        if count % together:
+            raise ConfigError(
+                f"train.steps_per_call is {together}, but {name} is {count}; use a multiple"
+            )
+
+
+def _placed(batches: list[Batch], mesh: Mesh) -> Batch:
+    """Batches of one call on the devices, several along a new first axis."""
+    if len(batches) == 1:
+        return meshes.to_device(batches[0], mesh)
+    stacked = jax.tree.map(lambda *parts: np.stack(parts), *batches)
+    return meshes.to_device(stacked, mesh, stacked=True)
+
+
+def _checker(
+    this: build.Run, mesh: Mesh, key: Key[Array, ""]
+) -> Callable[[program.Program, Params, int], dict[str, Any]]:
+    """Validation: the whole split, dropout off, the final KL weight, the same noise every time."""
+    key = meshes.everywhere(key, mesh)
+    alarm, data = this.config.train.collapse_kl, this.data["valid"]
+    # Of several programs at once, virtual devices may each wait for another one's sum.
+    one_by_one = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+    part, parts = meshes.row_part(mesh, this.rows.batch_rows)
+    # The first sentences by themselves: of them posteriors are kept.
+    first, rest = np.split(np.arange(len(data)), [latent_monitor.SENTENCES])
+
+    def check(current: program.Program, params: Params, done: int) -> dict[str, Any]:
+        sums: metrics.Sums | None = None
+        kept = []
+        for ids in (first, rest) if len(rest) else (first,):
+            for batch in eval_batches(
+                data, this.rows, ids, process_index=part, process_count=parts
+            ):
+                batch = meshes.to_device(batch, mesh)
+                found, post = current.valid_step(params, batch, key)
+                sums = metrics.add(sums, found)
+                if ids is first and post is not None:
+                    kept.append((batch.id_e, post))
+                if one_by_one:
+                    jax.block_until_ready(sums)
+        assert sums is not None  # a split has at least one sentence
+        values = metrics.ratios(sums)
+        row: dict[str, Any] = {name: values[name] for name in ("loss", "rec", "kl")}
+        row["neg_elbo"] = values["rec"] + values["kl"]
+        if current.watched:
+            row["collapsed"] = int(values["kl"] < alarm)
+            if row["collapsed"]:
+                log.warning(
+                    "step %d: the validation KL is %.3f nats: the posterior has collapsed to the "
+                    "prior, or has not left it yet. Slower or cyclic objective.beta, or a "
+                    "objective.kl_floor, keep it in use",
+                    done,
+                    values["kl"],
+                )
+            if len(first) > 1:  # a variance over sentences needs two
+                with jax.transfer_guard("allow"):  # once a check
+                    row |= latent_monitor.latent_use(this.model, params, kept, key)
+        return row
+
+    return check

@@ -1,0 +1,208 @@
+"""From measured terms to a loss: annealed ELBO, KL floors, auxiliary terms. Everything in nats per
+sentence.
+
+The KL that is reported is always the plain one; floors and weights are training devices and act on
+the loss alone.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jvae.api import Batch, Terms, mean_valid
+
+Floor = Callable[[Float[Array, "e g z"], float], Float[Array, "e g"]]
+Reduce = Callable[[Float[Array, "e g"]], Float[Array, "e"]]
+
+
+def _plain(kl_egz: Array, floor: float) -> Array:
+    del floor
+    return jnp.sum(kl_egz, axis=2)
+
+
+def _dim_masked(kl_egz: Array, floor: float) -> Array:
+    """Dimensions at or below the floor contribute 0. Source: the released Optimus code
+    (`fb_mode=1`).
+    """
+    return jnp.sum(jnp.where(kl_egz > floor, kl_egz, 0.0), axis=2)
+
+
+def _dim_max(kl_egz: Array, floor: float) -> Array:
+    """max(KL, floor) per dimension. Source: Li et al. 2020, eq. 9. Same gradient as `dim_masked`
+    almost everywhere.
+    """
+    return jnp.sum(jnp.maximum(kl_egz, floor), axis=2)
+
+
+def _dim_masked_share(kl_egz: Array, floor: float) -> Array:
+    """`dim_masked` with the floor divided by the number of latent dimensions. Source: the released
+    AdaVAE code (`fb=4`).
+    """
+    return _dim_masked(kl_egz, floor / (kl_egz.shape[1] * kl_egz.shape[2]))
+
+
+def _group_max(kl_egz: Array, floor: float) -> Array:
+    """max(KL, floor) per latent group, of the KL summed over its dimensions; with one group, a
+    floor on the whole KL. Source: the released DELLA code (`kl_threshold`).
+    """
+    return jnp.maximum(jnp.sum(kl_egz, axis=2), floor)
+
+
+FLOORS: dict[str, Floor] = {
+    "none": _plain,
+    "dim_masked": _dim_masked,
+    "dim_max": _dim_max,
+    "dim_masked_share": _dim_masked_share,
+    "group_max": _group_max,
+}
+MEAN_SUM = "mean_sum"
+KL_FLOORS = (*FLOORS, MEAN_SUM)
+REDUCTIONS: dict[str, Reduce] = {
+    "sum": lambda kl_eg: jnp.sum(kl_eg, axis=1),
+    "group_mean": lambda kl_eg: jnp.mean(kl_eg, axis=1),
+}
+RECONSTRUCTIONS = ("sum", "token_mean", "token_mean_end")
+LATENTS = ("posterior", "zero")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How terms are weighed.
+
+    z: where the latents of training come from, the "posterior" or "zero", which trains the decoder
+    as a language model (see `jvae.runs.phases`). rec: "sum" over the tokens of a sentence, as the
+    bound has it; "token_mean", the mean over all scored tokens of the batch, which raises the
+    effective beta to about beta times the tokens of a sentence; "token_mean_end" counts one token
+    more per sentence, the end that nobody scores (released AdaVAE). kl_floor: a name of
+    `KL_FLOORS`; floor: its threshold in nats per dimension, for "group_max" per group. "mean_sum"
+    is max(mean over the batch of the KL, floor * dimensions): below it the KL has no gradient at
+    all (AdaVAE). kl_reduce: over latent groups, "sum" as the bound has it, or "group_mean"
+    (released DELLA code), which divides the effective beta by the number of groups.
+    length_weighted: the reconstruction is divided by the number of tokens of the sentence, start
+    and end id counted (released Optimus option; the KL never is, so the effective beta grows).
+    rec_length: the reconstruction is divided by this many tokens whatever the sentence has, 0 for
+    none; this too raises the effective beta. 256 is released T5-VAE, which averages over padding.
+    aux_weight: weight of each auxiliary term by its name; terms without a weight are an error.
+    """
+
+    z: str = "posterior"
+    rec: str = "sum"
+    kl_floor: str = "none"
+    floor: float = 0.0
+    kl_reduce: str = "sum"
+    length_weighted: bool = False
+    rec_length: int = 0
+    aux_weight: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("z", self.z, LATENTS),
+            ("rec", self.rec, RECONSTRUCTIONS),
+            ("kl_floor", self.kl_floor, KL_FLOORS),
+            ("kl_reduce", self.kl_reduce, REDUCTIONS),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"objective.{name} is {value!r}; expected one of {', '.join(known)}"
+                )
+        if self.length_weighted and self.rec != "sum":
+            raise ValueError(
+                f"objective.length_weighted with objective.rec {self.rec!r} would divide twice by "
+                "the length; set one of them"
+            )
+        if self.floor < 0:
+            raise ValueError(f"objective.floor is {self.floor}; expected at least 0 nats")
+        if self.rec_length < 0:
+            raise ValueError(f"objective.rec_length is {self.rec_length}; expected 0 or a length")
+        if self.rec_length and (self.length_weighted or self.rec != "sum"):
+            raise ValueError(
+                "objective.rec_length with objective.length_weighted or objective.rec would divide "
+                "twice; set one of them"
+            )
+
+
+class Loss(NamedTuple):
+    """Per-example parts of the objective, and their total."""
+
+    total_e: Float[Array, "e"]
+    kl_e: Float[Array, "e"]  # the plain KL, summed over groups and dimensions
+
+
+class Totals(NamedTuple):
+    """What a mean divides by: sentences and scored tokens of the global batch."""
+
+    sentences: Array
+    tokens: Array
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Totals":
+        """Of a batch, whatever parts of it are measured together."""
+        return cls(jnp.sum(batch.valid_e), jnp.sum(batch.scored_bt))
+
+
+def _per_token(objective: Objective, totals: Totals) -> Array | float:
+    """The factor whose mean over sentences makes a mean over tokens of a sum over tokens."""
+    if objective.rec == "sum":
+        return 1.0
+    ends = totals.sentences if objective.rec == "token_mean_end" else 0
+    return totals.sentences / jnp.maximum(totals.tokens + ends, 1)
+
+
+def _floored(objective: Objective, kl_egz: Array, valid_e: Array) -> Array:
+    """The KL of every sentence as the loss has it; under a floor on the batch all have the mean."""
+    reduce = REDUCTIONS[objective.kl_reduce]
+    if objective.kl_floor != MEAN_SUM:
+        return reduce(FLOORS[objective.kl_floor](kl_egz, objective.floor))
+    mean = mean_valid(reduce(_plain(kl_egz, 0.0)), valid_e)
+    least = objective.floor * kl_egz.shape[1] * kl_egz.shape[2]
+    return jnp.broadcast_to(jnp.maximum(mean, least), valid_e.shape)
+
+
+def per_sentence(
+    objective: Objective,
+    terms: Terms,
+    beta: Float[Array, ""] | float,
+    totals: Totals | None = None,
+) -> Loss:
+    """The loss of every sentence: reconstruction + beta * floored KL + weighted auxiliary terms, in
+    nats.
+
+    totals: of the global batch, where the terms are of a part of it. A model without a closed-form
+    KL (`terms.kl_egz is None`) trains on its reconstruction alone.
+    Raises: KeyError when an auxiliary term has no weight.
+    """
+    if totals is None:
+        counted_e = jnp.where(terms.valid_e, terms.scored_e, 0)
+        totals = Totals(jnp.sum(terms.valid_e), jnp.sum(counted_e))
+    total_e = terms.nll_e * _per_token(objective, totals)
+    if objective.length_weighted:
+        total_e = total_e / (terms.scored_e + 1)
+    if objective.rec_length:
+        total_e = total_e / objective.rec_length
+    kl_e = jnp.zeros_like(terms.nll_e)
+    if terms.kl_egz is not None:
+        kl_e = jnp.sum(terms.kl_egz, axis=(1, 2))
+        total_e = total_e + beta * _floored(objective, terms.kl_egz, terms.valid_e)
+    for name, value_e in terms.aux.items():
+        total_e = total_e + objective.aux_weight[name] * value_e
+    return Loss(total_e, kl_e)
+
+
+def batch_loss(
+    objective: Objective,
+    terms: Terms,
+    beta: Float[Array, ""] | float,
+    totals: Totals | None = None,
+) -> tuple[Array, Loss]:
+    """Mean over the valid sentences of the global batch, and its parts.
+
+    With `totals` the value is the share of this part in that mean: the parts' values add up to it.
+    """
+    loss = per_sentence(objective, terms, beta, totals)
+    if totals is None:
+        return mean_valid(loss.total_e, terms.valid_e), loss
+    total = jnp.sum(jnp.where(terms.valid_e, loss.total_e, 0.0))
+    return total / jnp.maximum(totals.sentences, 1), loss

@@ -1,0 +1,166 @@
+"""The compiled steps of one phase, and where its state lives."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+from ml_collections import ConfigDict
+
+from jvae import models
+from jvae.api import Batch, Params, Post
+from jvae.config import dataclass_from
+from jvae.data.tokenizers import TextTokenizer
+from jvae.errors import ConfigError
+from jvae.parallel import mesh as meshes
+from jvae.parallel import rules
+from jvae.runs import build, metrics
+from jvae.runs.build import model_config
+from jvae.runs.phases import Phase
+from jvae.training import corruption, freezing, optim, schedules, step
+from jvae.training.objectives import Objective
+from jvae.training.step import TrainState
+from jvae.tree import sizes
+
+log = logging.getLogger(__name__)
+
+
+class Program(NamedTuple):
+    """What the loop needs of a phase.
+
+    start(params) -> TrainState with a fresh optimizer, from fresh parameters or those of the phase
+    before. abstract: that state without its values, with shardings. tune_step: None for models
+    without. valid_step gives sums, and posteriors where they are watched: where validation measures
+    a latent that can collapse.
+    """
+
+    phase: Phase
+    plan: freezing.Plan | None
+    start: Callable[[Params], TrainState]
+    train_step: Callable[..., tuple[TrainState, metrics.Sums]]
+    tune_step: Callable[..., TrainState] | None
+    valid_step: Callable[..., tuple[metrics.Sums, Post | None]]
+    abstract: TrainState
+    where: TrainState
+    watched: bool
+
+
+def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Program:
+    """The steps of a phase that begins after `begin` steps of the run; each compiles when first
+    called.
+
+    Raises: ConfigError for an optimizer, objective or trainability rules that do not fit the model.
+    """
+    cfg, model = this.config, this.model
+    objective = build_objective(phase.objective)
+    beta = schedules.build(phase.objective.beta, phase.steps)
+    abstract, where = build.param_shardings(model, mesh)
+    plan = freezing.make_plan(
+        phase.optim.trainable, abstract, model.axes, phase.steps, cfg.model.to_dict()
+    )
+    trained = jax.eval_shape(lambda params: freezing.split(plan, params)[0], abstract)
+    tx = optim.build(phase.optim.to_dict(), trained, phase.steps, freezing.from_steps(plan))
+    opt_where = rules.optimizer_shardings(tx, trained, freezing.pick(plan, where), mesh)
+    one: Any = meshes.replicated(mesh)
+    state_where = TrainState(where, opt_where, one)
+
+    def start(params: Params) -> TrainState:
+        return step.init_state(params, tx, plan, begin)
+
+    sampler = build.build_sampler(cfg, model) if objective.z == "posterior" else None
+    train_step = step.make_train_step(
+        model,
+        objective,
+        beta,
+        tx,
+        plan,
+        measure_at=sampler.measure if sampler else None,
+        noise=build_noise(phase.noise, cfg, this.encoder, this.decoder),
+        begin=begin,
+        accumulate=cfg.train.accumulate,
+    )
+    tune_step = None
+    if sampler and sampler.tune:
+        tune = meshes.under(mesh, step.make_tune_step(sampler.tune))
+        tune_step = jax.jit(tune, donate_argnums=0, out_shardings=state_where)
+    # A sampler's posterior has no KL to watch here; the evaluation measures it.
+    watched = (
+        objective.z == "posterior" and model.latent_shape[0] > 0 and model.post.log_q is not None
+    )
+    valid_step = step.make_valid_step(model, objective, float(phase.objective.beta.stop), watched)
+    if cfg.train.steps_per_call > 1:
+        train_step = step.several(train_step)
+    train_step = meshes.under(mesh, train_step)
+    valid_step = meshes.under(mesh, valid_step)
+    begun = jax.jit(start, out_shardings=state_where)
+    return Program(
+        phase=phase,
+        plan=plan,
+        start=begun,
+        train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(state_where, one)),
+        tune_step=tune_step,
+        valid_step=jax.jit(valid_step),
+        abstract=_with_shardings(jax.eval_shape(begun, abstract), state_where),
+        where=state_where,
+        watched=watched,
+    )
+
+
+def log_phase(program: Program, params: Any) -> None:
+    """What is about to train, in one line."""
+    phase = program.phase
+    ever, every = freezing.counts(program.plan, params, phase.steps)
+    share = "" if ever == every else f"; {ever:,} train, {100 * ever / every:.2f} %"
+    parts = ", ".join(f"{name} {n:,}" for name, n in sizes(params, depth=1).items())
+    name = f"{phase.name}, {phase.steps} steps: " if phase.name else ""
+    log.info("%s%s parameters (%s)%s", name, f"{every:,}", parts, share)
+
+
+def _with_shardings(abstract: Any, where: Any) -> Any:
+    def placed(a: Array, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+
+    return jax.tree.map(placed, abstract, where)
+
+
+def build_objective(section: ConfigDict) -> Objective:
+    """The objective of a config section; its `beta` is a schedule of its own."""
+    return dataclass_from(Objective, {k: v for k, v in section.items() if k != "beta"}, "objective")
+
+
+def build_noise(
+    section: ConfigDict, config: ConfigDict, encoder: TextTokenizer, decoder: TextTokenizer
+) -> Callable[[Key[Array, "e"], Batch], Batch] | None:
+    """What training does to the tokens that are read, None where it leaves them alone.
+
+    Args:
+      section: the `noise` of the config or of a phase.
+    Raises: ConfigError for a share that is none, or a model that has no encoder.
+    """
+    rates: dict[str, float] = section.to_dict()
+    for name, rate in rates.items():
+        if not 0.0 <= rate <= 1.0:
+            raise ConfigError(f"noise.{name}={rate}: expected a share from 0 to 1")
+    delete, drop = rates["enc_delete"], rates["word_dropout"]
+    family = models.family(config.model.family)
+    if delete and "enc" not in family.limits(model_config(config)):
+        raise ConfigError(
+            f"noise.enc_delete={delete}: model.family={config.model.family} has no encoder; set it "
+            "to 0, or choose a model with one"
+        )
+    if not (delete or drop):
+        return None
+    drop_id = decoder.pad_id if decoder.unk_id is None else decoder.unk_id
+
+    def noisy(key_e: Key[Array, "e"], batch: Batch) -> Batch:
+        if delete and batch.enc is not None:
+            enc = corruption.delete_tokens(key_e, batch.enc, delete, encoder.pad_id)
+            batch = batch._replace(enc=enc)
+        if drop:
+            key_e = jax.vmap(lambda key: jax.random.fold_in(key, 2))(key_e)
+            batch = corruption.drop_words(key_e, batch, drop, drop_id)
+        return batch
+
+    return noisy

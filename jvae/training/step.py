@@ -1,0 +1,237 @@
+"""The train step and the validation step: pure functions, one trace each, no host code."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, Key
+
+from jvae.api import Batch, Params, Post, Terms, TextVAE, example_keys, measure
+from jvae.latent import null
+from jvae.runs.metrics import Ratio, Sums
+from jvae.training import freezing
+from jvae.training.freezing import Plan
+from jvae.training.objectives import Loss, Objective, Totals, batch_loss
+
+Measure = Callable[[Array, Params, Batch, Key[Array, ""], Key[Array, ""]], Terms]
+
+Noise = Callable[[Key[Array, "e"], Batch], Batch]
+
+
+class TrainState(NamedTuple):
+    """All that changes from step to step."""
+
+    params: Params  # all of them
+    opt_state: Any  # of the ones that ever train
+    step: Int[Array, ""]  # optimizer steps done
+
+
+class StepKeys(NamedTuple):
+    """Random keys of one step, split once by use."""
+
+    latent: Key[Array, ""]
+    drop: Key[Array, ""]
+    noise: Key[Array, ""]
+
+    @classmethod
+    def at(cls, base: Key[Array, ""], step: Int[Array, ""]) -> "StepKeys":
+        """The keys of a step: a function of the run's base key and the step alone, so a resumed run
+        repeats them.
+        """
+        return cls(*jax.random.split(jax.random.fold_in(base, step), len(cls._fields)))
+
+
+def init_state(
+    params: Params, tx: optax.GradientTransformation, plan: Plan | None = None, begin: int = 0
+) -> TrainState:
+    """The state after `begin` steps, with a fresh optimizer. Without a plan everything trains."""
+    trained, _ = freezing.split(plan, params)
+    return TrainState(params, tx.init(trained), jnp.full((), begin, jnp.int32))
+
+
+def _loss_sums(loss: Loss, terms: Terms) -> Sums:
+    """What one pass says of its sentences, in nats."""
+    valid_e = terms.valid_e
+    sentences = jnp.sum(valid_e).astype(jnp.float32)
+
+    def mean(value_e: Array) -> Ratio:
+        return Ratio(jnp.sum(jnp.where(valid_e, value_e, 0.0)), sentences)
+
+    sums = {"loss": mean(loss.total_e), "rec": mean(terms.nll_e), "kl": mean(loss.kl_e)}
+    return sums | {f"aux/{name}": mean(value_e) for name, value_e in terms.aux.items()}
+
+
+def _row_sums(batch: Batch) -> Sums:
+    """How much a batch holds and how full its rows are."""
+    one = jnp.ones(())
+    sides = [side for side in (batch.enc, batch.dec, batch.cond) if side is not None]
+    places = sum(side.segment_bt.size for side in sides) * one
+    read = sum((jnp.sum(side.segment_bt > 0) for side in sides), start=0.0 * one)
+    sentences = jnp.sum(batch.valid_e).astype(jnp.float32)
+    return {
+        "sentences": Ratio(sentences, one),
+        "tokens": Ratio(read, one),
+        "padding": Ratio(places - read, places),
+        "empty_slots": Ratio(batch.valid_e.size - sentences, batch.valid_e.size * one),
+    }
+
+
+def make_train_step(
+    model: TextVAE,
+    objective: Objective,
+    beta: Callable[[Array], Array],
+    tx: optax.GradientTransformation,
+    plan: Plan | None = None,
+    *,
+    measure_at: Measure | None = None,
+    begin: int = 0,
+    accumulate: int = 1,
+    noise: Noise | None = None,
+) -> Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums]]:
+    """step(state, batch, base_key) -> (state, sums): one optimizer update of what the plan trains.
+
+    Args:
+      measure_at: (step, params, batch, key, drop) -> Terms, where training measures a batch in
+        another way than `jvae.api.measure` does.
+      begin: steps before this phase; schedules count from there, random keys do not.
+      accumulate: parts that the rows of a batch are cut into, measured one after another; the
+        update is that of the whole batch.
+      noise: (key_e, batch) -> batch, what is read in training alone; a key per example.
+
+    The sums stay on the device, so the host loop waits for nothing between log lines. `finite`
+    counts the steps whose loss and gradient norm were finite; an update that is not is skipped, so
+    the state stays usable when the host stops the run.
+    """
+    take = measure_at or measure_with(training_posterior(model, objective))
+
+    def train_step(state: TrainState, batch: Batch, base: Key[Array, ""]):
+        keys = StepKeys.at(base, state.step)
+        now = state.step - begin
+        weight = beta(now)
+        totals = Totals.of(batch)
+        if noise is not None:
+            batch = noise(example_keys(keys.noise, batch.id_e), batch)
+        trained, frozen = freezing.split(plan, state.params)
+
+        def loss_fn(trained: Any, part: Batch, drop: Key[Array, ""]):
+            params = freezing.merge(plan, trained, frozen)
+            terms = take(now, params, part, keys.latent, drop)
+            value, loss = batch_loss(objective, terms, weight, totals)
+            return value, _loss_sums(loss, terms)
+
+        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+        if accumulate == 1:
+            (value, sums), grads = value_and_grad(trained, batch, keys.drop)
+        else:
+
+            def add_part(total: Any, inputs: tuple[Batch, Array]):
+                part, number = inputs
+                found = value_and_grad(trained, part, jax.random.fold_in(keys.drop, number))
+                return jax.tree.map(jnp.add, total, found), None
+
+            parts = _parts(batch, accumulate), jnp.arange(accumulate)
+            shapes = jax.eval_shape(value_and_grad, trained, _part(parts[0], 0), keys.drop)
+            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+            ((value, sums), grads), _ = jax.lax.scan(add_part, zeros, parts)
+        grads = freezing.active(freezing.from_steps(plan), grads, now)
+        norm = optax.tree.norm(grads)
+        updates, opt_state = tx.update(grads, state.opt_state, trained)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+        trained = jax.tree.map(keep, optax.apply_updates(trained, updates), trained)
+        params = freezing.merge(plan, trained, frozen)
+        opt_state = jax.tree.map(keep, opt_state, state.opt_state)
+        one = jnp.ones(())
+        sums |= _row_sums(batch) | {
+            "finite": Ratio(finite.astype(jnp.float32), one),
+            "grad_norm": Ratio(norm, one),
+            "beta": Ratio(jnp.asarray(weight, jnp.float32), one),
+        }
+        return TrainState(params, opt_state, state.step + 1), sums
+
+    return train_step
+
+
+def several(
+    train_step: Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums]],
+) -> Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums]]:
+    """The same updates on batches one behind the other along a new first axis, in one program: the
+    host says once what it would say for each. Returns the last state and the sums over all.
+    """
+
+    def steps(state: TrainState, batches: Batch, base: Key[Array, ""]) -> tuple[TrainState, Sums]:
+        state, sums = jax.lax.scan(lambda s, batch: train_step(s, batch, base), state, batches)
+        return state, jax.tree.map(lambda a_s: jnp.sum(a_s, axis=0), sums)
+
+    return steps
+
+
+def training_posterior(model: TextVAE, objective: Objective) -> TextVAE:
+    """The model with the posterior that an objective trains with."""
+    if objective.z == "posterior":
+        return model
+    return model._replace(post=null.at_zero(model.latent_shape))
+
+
+def measure_with(model: TextVAE) -> Measure:
+    """`jvae.api.measure` of a model, the same at every step."""
+    return lambda step, params, batch, key, drop: measure(model, params, batch, key, drop)
+
+
+def _parts(batch: Batch, parts: int) -> Batch:
+    """Rows and examples cut into parts, in front: every parts-th row, so that rows that are spread
+    over devices stay where they are.
+    """
+    rows = batch.dec.token_bt.shape[0]
+
+    def cut(a: Array) -> Array:
+        by_row = a.reshape(rows // parts, parts, -1)
+        return jnp.moveaxis(by_row, 1, 0).reshape(parts, a.shape[0] // parts, *a.shape[1:])
+
+    return jax.tree.map(cut, batch)
+
+
+def _part(batches: Batch, index: int) -> Batch:
+    return jax.tree.map(lambda a: a[index], batches)
+
+
+def make_tune_step(
+    tune: Callable[[Params, Batch, Key[Array, ""]], Params],
+) -> Callable[[TrainState, Batch, Key[Array, ""]], TrainState]:
+    """step(state, batch, base_key) -> state: parameters that learn between updates (step sizes)."""
+
+    def tune_step(state: TrainState, batch: Batch, base: Key[Array, ""]) -> TrainState:
+        key = jax.random.fold_in(StepKeys.at(base, state.step).latent, 1)
+        return state._replace(params=tune(state.params, batch, key))
+
+    return tune_step
+
+
+def make_valid_step(
+    model: TextVAE, objective: Objective, beta: float, watched: bool = False
+) -> Callable[[Params, Batch, Key[Array, ""]], tuple[Sums, Post | None]]:
+    """step(params, batch, key) -> (sums, posterior) with dropout off and the final KL weight, so
+    that runs and steps compare.
+
+    Args:
+      watched: give the posterior that the sums are of, too; for models with an encoder. None else.
+    """
+
+    take = training_posterior(model, objective)
+
+    def valid_step(params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Sums, Post | None]:
+        post, once = None, take
+        if watched:  # read each sentence once, here, and give `measure` what was found
+            cond = take.gen.condition(params, batch)
+            post = take.post.encode(params, batch, cond=cond)
+            once = take._replace(
+                gen=take.gen._replace(condition=lambda *_: cond),
+                post=take.post._replace(encode=lambda *_, **__: post),
+            )
+        terms = measure(once, params, batch, key)
+        sums = _loss_sums(batch_loss(objective, terms, beta)[1], terms) | _row_sums(batch)
+        return sums, post
+
+    return valid_step

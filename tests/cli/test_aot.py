@@ -1,0 +1,173 @@
+"""Programs of a config on slices that are not there: by name, in memory, in time."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from jvae import config
+from jvae.cli import aot
+from jvae.cli.main import main
+from jvae.errors import ConfigError
+from jvae.parallel import mesh as meshes
+from jvae.runs import build
+
+KEY = jax.random.key(0)
+SMALL = ("--config=lm:tiny", "--config.data.batch_rows=8", "--mode=compile")
+
+
+@pytest.mark.parametrize("name", ["v5e", "v99-8", "8", "v5e-", ""])
+def test_a_slice_that_is_not_known(name):
+    with pytest.raises(ConfigError, match="expected cpu-8, or one of v4, v5e"):
+        aot.Slice.of(name)
+
+
+def test_slices_by_name():
+    assert aot.Slice.of("v5e-256") == ("v5e-256", "v5e", 256, "16x16")
+    assert aot.Slice.of("v5p:2x2x2") == ("v5p:2x2x2", "v5p", 8, "2x2x2")
+
+
+@pytest.mark.multidevice
+def test_without_libtpu_virtual_devices_stand_for_chips(monkeypatch):
+    monkeypatch.setattr(aot, "_has_libtpu", lambda: False)
+    assert aot._devices(aot.Slice.of("v5e:2x4")) == jax.devices("cpu")
+    with pytest.raises(ConfigError, match="too few for 256"):
+        aot._devices(aot.Slice.of("v5e-256"))
+
+
+def row(name: str, **changes) -> dict:
+    """A row as `compile_for` gives it, with nothing in it that is not asked for."""
+    made = dict(
+        config="c",
+        topology=name,
+        chip="v5e",
+        virtual=False,
+        mesh={"data": 8},
+        batch_rows=8,
+        row_tokens={"dec": 32},
+        program="train step",
+        turns=1,
+        model_flops=3e9,
+        flops=4e9,
+        compile_s=1.0,
+        resident_bytes=2**20,
+        peak_bytes=2**30,
+        collectives={"all-reduce": [1, 2**20, 2.0**21]},
+    )
+    return made | changes
+
+
+def test_bounds_are_peaks_of_the_chip():
+    chip = aot.Chip(flops_s=2e12, memory_bytes=2**30, memory_bytes_s=2.0**31, link_bytes_s=2.0**22)
+    found = aot._bounds(row("v5e-8"), chip)
+    assert found["bounds_ms"] == {"arithmetic": 2.0, "memory": 500.0, "links": 500.0}
+    assert found["fits"] and not aot._bounds(row("v5e-8", peak_bytes=2**30 + 1), chip)["fits"]
+    loop = aot._bounds(row("v5e-8", turns=3), chip)["bounds_ms"]["memory"]
+    assert loop == 1e3 * (2**30 + 2 * 2**20) / 2**31
+    assert aot._bounds(row("v5e-8"), None) == {}
+
+
+def test_what_is_said_of_rows():
+    times = dict(arithmetic=6.0, memory=2.0, links=2.0)
+    rows = [
+        row("v5e-8", fits=True, bounds_ms=times),
+        row("v5e-8", program="sampler", peak_bytes=None, needs="20.00G of 15.75G hbm"),
+        row("v5e-256", fits=True, bounds_ms=times | {"links": 12.0}),
+        row("v5e-256", program="sampler", fits=True, bounds_ms=times),
+    ]
+    said: list[str] = []
+    assert aot.show(rows, said.append) == rows
+    assert said[0] == "c on v5e-8, mesh data 8, 8 rows of tokens dec 32"
+    assert said[1].endswith("fits; at least 6 ms (arithmetic), 10 ms if nothing overlaps")
+    assert "sampler: DOES NOT FIT, needs 20.00G of 15.75G hbm" in said[2]
+    assert said[3].startswith("c on v5e-256")
+    assert said[6:] == ["train step: v5e-256 keeps 50 to 50 % of the speed per chip on v5e-8"]
+    assert aot.scaling(rows[0], rows) is None and aot.scaling(rows[3], rows) is None
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_the_command_on_virtual_devices(tmp_path, capsys, monkeypatch):
+    """Both slices, a file of the same as JSON, and no trace of a run."""
+    monkeypatch.setattr(aot, "_has_libtpu", lambda: False)
+    sizes = [f"--config.model.decoder.{name}=16" for name in ("width", "mlp")]
+    sizes += [
+        "--config.model.decoder.layers=1",
+        "--config.mesh.tensor=2",
+        "--config.model.decoder.xent_chunk=64",
+        "--config.decode.batch=8",
+    ]
+    folder, out = tmp_path / "run", tmp_path / "rows.jsonl"
+    words = [*SMALL, *sizes, f"--workdir={folder}", f"--out={out}", "--topology=v5e-4,cpu-8"]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "libtpu is not installed" in shown and "all-reduce" in shown
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [one["topology"] for one in rows] == ["v5e-4", "v5e-4", "cpu-8", "cpu-8"]
+    step, _, wide, sampler = rows
+    assert wide["batch_rows"] == 2 * step["batch_rows"]
+    assert wide["flops"] == step["flops"] > step["model_flops"] > 0  # per device, as many rows
+    assert sampler["program"].startswith("sampler, 16 texts of") and "bounds_ms" in step
+    assert not folder.exists()
+
+
+@pytest.mark.multidevice
+def test_parameters_are_sent_and_not_states(tmp_path):
+    """What a cut of parameters may cost: each gathered for both passes, each gradient summed."""
+    shipped = config.apply_overrides(
+        config.load("lm:tiny"), ["mesh.data=1", "mesh.fsdp=8", "data.batch_rows=64"]
+    )
+    step = next(iter(aot.compile_for(shipped, tmp_path, "cpu-8")))
+    model = build.open_run(shipped, tmp_path).model
+    leaves = jax.tree.leaves(jax.eval_shape(model.init, KEY))
+    parameters = sum(4 * leaf.size for leaf in leaves)
+    assert parameters > 2**20
+    sent = {kind: size for kind, (_, size, _) in step["collectives"].items()}
+    assert parameters < sent["all-gather"] < 2.5 * parameters
+    assert sent["all-reduce"] < 1.5 * parameters
+    assert sent.get("all-to-all", 0) < 0.5 * parameters
+
+
+def test_nothing_is_computed_again_in_the_plain_form():
+    shipped = config.load("optimus:large").unlock()
+    shipped.model.encoder.vocab = shipped.model.decoder.vocab = 99
+    nothing: Any = None
+    this = build.Run(shipped, Path(), *[nothing] * 7)
+    plain = aot.without_recomputation(this).config.model
+    for part in (plain.encoder, plain.decoder):
+        assert (part.remat, part.xent_chunk >= 2**31 - 1) == ("none", True)
+    assert shipped.model.decoder.remat == "full"
+
+
+@pytest.fixture
+def slice_of():
+    """Compile-only devices of a slice, where there is libtpu."""
+    pytest.importorskip("libtpu", reason="compiles for a TPU, which needs libtpu")
+    return lambda name: aot._devices(aot.Slice.of(name))
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("name", ["v5e-8", "v5e-16", "v5e-256", "v5p:2x2x4"])
+def test_every_host_of_a_slice_has_a_part_of_the_rows(slice_of, name, monkeypatch):
+    """On a torus the devices of a host are no neighbours in the mesh."""
+    devices = slice_of(name)
+    hosts = sorted({device.process_index for device in devices})
+    for sizes in (dict(data=-1), dict(fsdp=-1), dict(data=-1, fsdp=2, tensor=2)):
+        mesh = meshes.make_mesh(sizes, devices)
+        parts = []
+        for host in hosts:
+            monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+            parts.append(meshes.row_part(mesh, 512))
+        count = parts[0][1]
+        assert sorted(set(parts)) == [(i, count) for i in range(count)]
+
+
+@pytest.mark.slow
+@pytest.mark.tpu
+def test_a_real_slice(slice_of, tmp_path, capsys):
+    words = ["--config=optimus:tiny", "--mode=compile", "--topology=v5e-8,v5e-256"]
+    assert main([*words, "--config.data.batch_rows=64", f"--workdir={tmp_path / 'run'}"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("at least") == 4 and "v5e-256 keeps" in shown

@@ -1,0 +1,290 @@
+"""The command line on a small run: train, evaluate, text modes, and what it says of mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jvae
+import jvae.errors
+from jvae import config as configs
+from jvae.cli.main import main
+from jvae.data import grammar
+from jvae.runs import data as run_data
+from jvae.runs import metrics
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "--config.model.encoder.width=16",
+    "--config.model.encoder.mlp=16",
+    "--config.model.decoder.width=16",
+    "--config.model.decoder.mlp=16",
+    "--config.model.latent=4",
+    "--config.mesh.data=1",
+    "--config.optim.warmup_steps=2",
+    "--config.data.row_tokens=32",
+    "--config.data.batch_rows=4",
+    "--config.data.vocab=300",
+    "--config.train.steps=12",
+    "--config.train.log_every=3",
+    "--config.train.check_every=4",
+    "--config.train.tensorboard=false",
+    "--config.evals.samples=3",
+    "--config.evals.sentences=8",
+    "--config.evals.generate=8",
+    "--config.evals.interpolations=2",
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """A text file of a user's own."""
+    path = tmp_path_factory.mktemp("corpus") / "mine.txt"
+    path.write_text("".join(f"{s.text}\n" for s in grammar.corpus("train", 400)))
+    return path
+
+
+def command(corpus: Path, folder: Path, *more: str) -> list[str]:
+    own = (f"--config.data.train={corpus}", f"--workdir={folder}")
+    return ["--config=optimus:tiny", *SMALL, *own, *more]
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory) -> Path:
+    """A run that ended."""
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    assert main(command(corpus, folder)) == 0
+    return folder
+
+
+def test_a_run_leaves_its_files(finished):
+    report = json.loads((finished / "eval/test.json").read_text())
+    assert report["card"]["k"] == 3 and report["card"]["sentences"] == 8
+    assert report["card"]["tokens_with_end"] > report["card"]["words_with_end"]
+    values = {name: m["value"] for name, m in report["metrics"].items()}
+    assert values["nll_3"] <= values["nll_1"] + 1e-3
+    assert "prior_grammatical" not in values  # an own file has no grammar
+    lines = metrics.read_lines(finished / "metrics.jsonl")
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert [line["step"] for line in lines if "train/loss" in line] == [3, 4, 6, 8, 9, 12]
+    assert losses[-1] < losses[0]
+    samples = {
+        p.stem: p.read_text().rstrip("\n").split("\n") for p in (finished / "samples").iterdir()
+    }
+    assert len(samples["prior"]) == len(samples["prior_greedy"]) == 8
+    assert set(samples) == {"prior", "prior_greedy", "reconstructions", "interpolations"}
+
+
+def test_a_finished_run_is_recognised(corpus, finished, capsys):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.name != "config.json"}
+    assert main(command(corpus, finished)) == 0
+    assert "is finished" in capsys.readouterr().out
+    after = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.name != "config.json"}
+    assert before.keys() == after.keys()
+    assert all(after[p] == before[p] for p in before if p.is_file())
+
+
+def test_evaluation_repeats_itself(corpus, finished):
+    path = finished / "eval/test.json"
+    first = json.loads(path.read_text())
+    assert main([f"--workdir={finished}", "--mode=eval"]) == 0
+    second = json.loads(path.read_text())
+    first.pop("time"), second.pop("time")
+    assert first == second
+
+
+def test_the_headline_stands_beside_the_quick_numbers(corpus, finished, capsys):
+    before = {p.name: p.read_text() for p in (finished / "eval").iterdir()}
+    config = (finished / "config.json").read_text()
+    headline = ("--config.evals.preset=headline", "--config.evals.interpolation_steps=3")
+    more = ("--config.evals.compat=optimus,della", "--config.evals.refine_steps=1")
+    more += ("--config.evals.prior_samples=4",)
+    assert main(command(corpus, finished, *headline, *more, "--mode=eval")) == 0
+    shown = capsys.readouterr().out
+    report = json.loads((finished / "eval/test.headline.json").read_text())
+    assert report["card"]["preset"] == (
+        "headline, samples=3, sentences=8, generate=8, interpolations=2"
+    )
+    assert list(report["compat"]) == ["della", "optimus"]
+    assert sum(line.startswith("warning: ") for line in shown.splitlines()) == 2
+    values = {name: m["value"] for name, m in report["metrics"].items()}
+    assert {"greedy_dist_1", "interpolation_smoothness", "arc_smoothness"} <= set(values)
+    assert report["metrics"]["token_accuracy"]["control"] is not None
+    assert report["time"]["cost_ratio"] > 0
+    above = values["nll_prior"] - values["nll_3"]
+    np.testing.assert_allclose(values["nll_prior_above"], above, atol=1e-4)
+    # Chains of one tiny step change little; the parts of the gain are those of both bounds.
+    gain = values["neg_elbo"] - values["neg_elbo_refined"]
+    assert abs(values["refined_gain"] - gain) < 1.0
+    for name, text in before.items():
+        assert (finished / "eval" / name).read_text() == text
+    assert (finished / "config.json").read_text() == config
+
+
+def test_probes_need_labels(finished, capsys):
+    assert main([f"--workdir={finished}", "--mode=probe"]) == 2
+    assert "the test split has no labels; train with data.label set" in capsys.readouterr().err
+
+
+def test_text_modes(finished, capsys):
+    workdir = f"--workdir={finished}"
+    assert main([workdir, "--mode=sample", "--n=3", "--seed=5"]) == 0
+    sampled = capsys.readouterr().out
+    assert sampled.count("\n") == 3
+    assert main([workdir, "--mode=sample", "--n=3", "--seed=5"]) == 0
+    assert capsys.readouterr().out == sampled
+    assert main([workdir, "--mode=reconstruct", "--text=a man is sleeping"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+    ends = ("--text=a man is sleeping", "--text=two girls were dancing")
+    assert main([workdir, "--mode=interpolate", "--steps=4", *ends]) == 0
+    assert capsys.readouterr().out.count("\n") == 4
+
+
+def test_loaded_run(finished):
+    vae = jvae.load(finished)
+    texts = [s.text for s in grammar.corpus("test", 9)]
+    z_egz = vae.encode(texts)
+    assert z_egz.shape == (9, 1, 4)
+    alone = np.concatenate([vae.encode([text]) for text in texts])
+    np.testing.assert_allclose(z_egz, alone, atol=1e-5)
+    assert vae.decode(z_egz) == vae.reconstruct(texts)
+    assert vae.interpolate(texts[0], texts[1], 3)[0] == vae.decode(z_egz[:1])[0]
+    with pytest.raises(jvae.errors.DataError, match="sentence 2 is empty"):
+        vae.encode(["a man is sleeping", "  "])
+    with pytest.raises(ValueError, match=r"expected \(n, 1, 4\)"):
+        vae.decode(z_egz[:, 0])
+
+
+def test_an_exported_run_loads_again(finished, tmp_path):
+    jvae.export(finished, tmp_path / "model")
+    texts = [s.text for s in grammar.corpus("test", 3)]
+    run_, exported = jvae.load(finished), jvae.load(tmp_path / "model")
+    np.testing.assert_array_equal(run_.encode(texts), exported.encode(texts))
+    assert run_.sample(3, seed=2) == exported.sample(3, seed=2)
+    assert "exact_match" in (tmp_path / "model" / "README.md").read_text()
+    with pytest.raises(jvae.errors.WeightsError, match="is there already"):
+        jvae.export(finished, tmp_path / "model")
+
+
+def test_held_out_sentences_are_not_trained_on(corpus, tmp_path):
+    config, _ = configs.from_argv(command(corpus, tmp_path / "run")[:-1])
+    splits, exact = run_data.read_splits(config)
+    places = {
+        split: {one.line for one in found.examples() if found.keep_d[one.document]}
+        for split, found in splits.items()
+    }
+    assert {split: len(found) for split, found in places.items()} == dict(
+        train=361, valid=20, test=19
+    )
+    assert set.union(*places.values()) == set(range(1, 401)) and exact == {}
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--config=optimus:tinny"], "unknown preset 'tinny'"),
+        (["--config=optimus", "--config.optim.lrr=1"], "lr"),
+        (["--config=optimus", "--config.optim.lr=fast"], "config.optim.lr=fast"),
+        (["--config=optimus", "--mode=dance"], "mode"),
+        (["--config=optimus", "train"], "unexpected argument 'train'"),
+        (["--confg=optimus"], "confg"),
+        ([], "no config"),
+        (["--mode=sample", "--workdir=/nowhere"], "no config.json"),
+        (["--config=optimus", "--config.data.train=/no/such.txt"], "/no/such.txt"),
+        (["--config=optimus", "--config.model.family=optimist"], "known: adavae, della"),
+        (["--config=optimus", "--config.model.pool=last"], "pool is 'last'"),
+        (["--config=optimus", "--config.objective.kl_floor=x"], "kl_floor"),
+        (["--config=optimus", "--config.data.dec_row=8"], "data.dec_row is 8"),
+        (["--config=optimus", "--config.model.decoder.heads=3"], "heads"),
+        (["--config=optimus", "--config.data.batch_rows=3", "--config.mesh.data=2"], "batch_rows"),
+    ],
+)
+def test_mistakes_get_one_message(words, message, capsys, tmp_path):
+    more = []
+    if "--config=optimus" in words:
+        more = [f"--workdir={tmp_path / 'run'}", "--config.mesh.data=1"]
+    assert main([*words[:1], *more, *words[1:]]) == 2
+    assert not (tmp_path / "run").exists()
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 1 and message in error and "Traceback" not in error
+
+
+def test_another_config_in_the_same_folder(corpus, finished, capsys):
+    assert main(command(corpus, finished, "--config.optim.lr=0.5")) == 2
+    assert "optim.lr: 0.003 -> 0.5" in capsys.readouterr().err
+    # What acts after training may change.
+    assert main(command(corpus, finished, "--config.decode.temperature=0.7")) == 0
+
+
+def test_a_diverging_run_stops_and_keeps_its_checkpoint(corpus, tmp_path, capsys):
+    folder = tmp_path / "run"
+    hot = ("--config.optim.lr=1e30", "--config.optim.clip=none", "--config.optim.schedule=constant")
+    assert main(command(corpus, folder, *hot)) == 2
+    error = capsys.readouterr().err
+    assert "not finite between steps" in error and "lower" in error.lower()
+
+
+def start(words: list[str]) -> subprocess.Popen:
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "jvae.main", *words],
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def state_of(folder: Path) -> dict[str, bytes]:
+    """Every array of the newest checkpoint, and the metrics that are not times."""
+    from jvae.runs.checkpoint import Checkpoints
+    from jvae.tree import named_leaves
+
+    with Checkpoints(folder, read_only=True) as ckpts, warnings.catch_warnings():
+        # Without shardings Orbax restores as saved, which is what is wanted here, and warns.
+        warnings.filterwarnings("ignore", message="Sharding info not provided")
+        newest = ckpts.latest()
+        stored = ckpts._managers["last"].restore(newest)["state"]
+        meta = ckpts.meta(newest)
+    arrays = {name: np.asarray(leaf).tobytes() for name, leaf in named_leaves(stored).items()}
+    arrays["position"] = str(meta["position"]).encode()
+    lines = [
+        {k: v for k, v in line.items() if "/time/" not in k}
+        for line in metrics.read_lines(folder / "metrics.jsonl")
+    ]
+    return arrays | {"metrics": json.dumps(lines).encode()}
+
+
+def test_kill_and_resume_is_bit_exact(corpus, tmp_path):
+    """SIGKILL as soon as a given step is logged, then the same command again."""
+    longer = ("--config.train.steps=24", "--config.train.log_every=1")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    process = start(command(corpus, whole, *longer))
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+
+    process = start(command(corpus, broken, *longer))
+    log = broken / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and log.read_text().count("train/loss") >= 9:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    process = start(command(corpus, broken, *longer))
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    assert "resumed at step" in error
+
+    expected, found = state_of(whole), state_of(broken)
+    assert expected.keys() == found.keys() and len(expected) > 50
+    assert [name for name in expected if expected[name] != found[name]] == []

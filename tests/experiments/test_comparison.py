@@ -1,0 +1,479 @@
+"""The fair table: equal terms, commands, resuming, and the tables made of rows."""
+
+import gzip
+import json
+import shlex
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from jvae import config as configs
+from jvae.data import grammar, tokenizers
+from jvae.errors import ConfigError
+from jvae.experiments import comparison, data, plan
+from jvae.experiments import entries as fair_entries
+from jvae.experiments import rows as fair_rows
+from jvae.experiments import tables as fair_table
+from jvae.experiments.entries import BUDGETS, DEFAULT, ENTRIES
+from jvae.runs import build
+from jvae.training.preemption import CODE
+from jvae.tree import named_leaves
+
+RESULTS = Path(__file__).parents[2] / "RESULTS.md"
+# A budget so small that a run is a matter of compiling.
+TINY = fair_entries.Budget(
+    words=300,
+    update=4,
+    seeds=(0,),
+    vocab=300,
+    layers=2,
+    width=16,
+    latent=4,
+    lines=8,
+    evals=dict(samples=2, sentences=4, generate=4, interpolations=1),
+    checks=2,
+    row_tokens=32,
+    every={"mesh.data": 1, "optim.warmup_steps": 0},
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A data set of 60 sentences, its training file compressed."""
+    source = tmp_path / "corpus"
+    source.mkdir()
+    for split, count in (("train", 60), ("valid", 12), ("test", 12)):
+        text = "".join(f"{one.text}\n" for one in grammar.corpus(split, count))
+        if split == "train":
+            with gzip.open(source / "train.txt.gz", "wt", encoding="utf-8") as file:
+                file.write(text)
+        else:
+            (source / f"{split}.txt").write_text(text)
+    return source
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setitem(BUDGETS, "tiny", TINY)
+    plan.sizes.cache_clear()
+
+
+def given(tmp_path, folder, *words):
+    out, rows = f"--out={tmp_path / 'out'}", f"--rows={tmp_path / 'rows.jsonl'}"
+    return comparison._arguments([f"--data=toy={folder}", "--budget=tiny", out, rows, *words])
+
+
+# --- equal terms ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "entries, names", [(4_000, tuple(ENTRIES)), (10_002, ("lm", "lstm_vae", "optimus", "sri"))]
+)
+def test_models_have_as_many_parameters_that_compute(entries, names):
+    found = {}
+    for name in names:
+        entry = ENTRIES[name]
+        size = plan.sizes(name, "cpu", entries)
+        found[name], every = plan.count(plan.sized(entry, BUDGETS["cpu"], size), entries)
+        assert found[name] <= every
+    assert {name: abs(n / found["lm"] - 1) < 0.1 for name, n in found.items()} == dict.fromkeys(
+        found, True
+    )
+
+
+def test_what_computes_is_told_by_its_path():
+    def leaves(spec):
+        config = configs.load(spec)
+        for side in ("encoder", "decoder"):
+            if side in config.model:
+                config = configs.apply_overrides(config, [f"model.{side}.vocab=300"])
+        tree = jax.eval_shape(build.build_model(config).init, jax.random.key(0))
+        return {name for name in named_leaves(tree) if not plan.computing(name)}
+
+    tables = {f"{side}/embed/position/table" for side in ("encoder", "decoder")}
+    own = {"encoder/embed/token/table", "encoder/embed/type/table"}
+    assert leaves("optimus") == tables | own
+    assert leaves("lm") == leaves("della") == leaves("adavae") == {"decoder/embed/position/table"}
+    assert leaves("t5_vae") == set()  # one table for both stacks and the output
+    assert leaves("lstm_vae") == {"encoder/embed/table", "decoder/embed/table"}
+    assert leaves("sri") == leaves("lm:lstm") == {"decoder/embed/table"}
+
+
+def test_a_size_that_cannot_be_met_is_an_error(monkeypatch, tiny):
+    wide = TINY._replace(width=512, layers=8)
+    monkeypatch.setitem(BUDGETS, "tiny", wide)
+    real = fair_entries._optimus
+    entry = ENTRIES["optimus"]._replace(values=lambda b: real(b) | {"model.latent": 200_000})
+    monkeypatch.setitem(ENTRIES, "optimus", entry)
+    with pytest.raises(ConfigError, match="no size of it comes within 10 %"):
+        plan.sizes("optimus", "tiny", 300)
+
+
+def test_files_are_the_same_lines_for_all(tmp_path, folder, tiny):
+    made = data.prepare("toy", folder, TINY, tmp_path / "out")
+    test = (tmp_path / "out/test.txt").read_text().splitlines()
+    every = (folder / "test.txt").read_text().splitlines()
+    assert len(test) == 8 and [line for line in every if line in test] == test
+    assert (made.sentences, made.kind, made.entries) == (60, "bpe", 300)
+    assert 1 <= made.per_row <= 16
+    again = data.prepare("toy", folder, TINY, tmp_path / "out")
+    assert again == made
+    (folder / "test.txt").write_text("another text\n")
+    with pytest.raises(ConfigError, match="prepared from other files"):
+        data.prepare("toy", folder, TINY, tmp_path / "out")
+    (folder / "valid.txt").unlink()
+    with pytest.raises(ConfigError, match="no valid.txt or valid.txt.gz"):
+        data.prepare("toy", folder, TINY, tmp_path / "other")
+
+
+def test_a_closed_text_is_read_by_words(tmp_path, folder):
+    for split in ("valid", "test", "train"):
+        (folder / f"{split}.txt").write_text("the <unk> sat\non a <unk>\n" * 10)
+    made = data.prepare("closed", folder, TINY, tmp_path / "out")
+    assert made.kind == "word"
+    tokenizer = tokenizers.load(made.folder / "tokenizer", "decoder")
+    (ids,) = tokenizer.encode_batch(["the <unk> sat"])
+    assert len(ids) == 5 and tokenizer.decode(ids) == "the <unk> sat"
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def test_commands_are_what_the_command_line_reads(tmp_path, folder, tiny):
+    jobs = comparison.plan(given(tmp_path, folder, "--sweep"))
+    assert [one.entry for one in jobs if not one.point] == list(DEFAULT)
+    assert len({one.folder for one in jobs}) == len(jobs)
+    swept = [(one.entry, one.point) for one in jobs if one.point]
+    assert ("della", "objective.beta.stop=1") not in swept  # its preset: the table's own run
+    assert ("optimus", "objective.beta.stop=1") in swept
+    assert [point for name, point in swept if name == "sri"] == [
+        f"model.chain.temperature={value}" for value in ("0.05", "0.5", "1")
+    ]
+    seen = {}
+    for one in jobs:
+        python, *words = shlex.split(one.command())
+        assert [python, *words[:2]] == ["python", "-m", "jvae.main"]
+        config, rest = configs.from_argv(words[2:])
+        assert rest == [f"--workdir={one.folder}"] and config is not None
+        assert config.data.encoder_tokenizer == config.data.decoder_tokenizer
+        assert config.evals.samples == 2 and config.seed == 0
+        update = config.data.batch_rows
+        if config.data.packing == "pack":
+            update *= data.prepare("toy", folder, TINY, one.folder.parent).per_row
+        seen[one.folder] = config.train.steps * update
+        if one.point:
+            key, _, value = one.point.partition("=")
+            assert configs.flatten(config)[key] == float(value)
+    most, least = max(seen.values()), min(seen.values())
+    assert most / least < 1.1  # whole updates; a real budget has hundreds of them
+
+
+def test_stored_commands_name_no_machine(tmp_path, folder, tiny):
+    here = comparison.plan(given(tmp_path, folder, "--models=lm"))[0]
+    there = comparison.plan(
+        comparison._arguments(
+            [f"--data=toy={folder}", "--budget=tiny", f"--out={tmp_path / 'x'}", "--models=lm"]
+        )
+    )[0]
+    assert str(tmp_path) in here.command() and str(tmp_path) not in here.command(tmp_path / "out")
+    assert here.command(tmp_path / "out") == there.command(tmp_path / "x")
+    assert here.fingerprint == there.fingerprint
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--budget=cheap", "--data=a=b"], "expected one of cpu-short, cpu"),
+        (["--models=gpt", "--data=a=b"], "--models=gpt: expected some of lm"),
+        (["--data=snli"], "write --data=NAME=FOLDER"),
+        ([], "give --data=NAME=FOLDER"),
+    ],
+)
+def test_mistakes_are_one_message(words, message, capsys):
+    assert comparison.main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+# --- resuming -------------------------------------------------------------------------------------
+
+
+def made_up(entry="optimus", nll=30.0, se=0.2, seed=0, point="", **metrics):
+    """A row of a made-up run."""
+    latent = entry not in ("lm", "lstm_lm")
+    shown = {
+        "nll_100": nll,
+        "neg_elbo": nll + (1.0 if latent else 0.0),
+        "rec": nll - 4.0 if latent else nll,
+        "kl": 5.0 if latent else None,
+        "mi": 4.5 if latent else None,
+        "au_0.01": 12 if latent else None,
+        "au_0.2": 8 if latent else None,
+        "collapsed": False if latent else None,
+        "exact_match": 12.5 if latent else None,
+        "ppl_w": 15.0,
+        "bpc": 1.25,
+    } | metrics
+    return {
+        **dict(budget="cpu", data="snli", entry=entry, seed=seed, point=point),
+        **dict(fingerprint="f", command="python -m jvae.main --config=x", commit="abc"),
+        **dict(hardware="2 cores", jax="0.0", date="2026-01-01", k=100, evaluated=500),
+        **dict(train_s=60.0, eval_s=20.0, sentences_per_s=100.0, flops=2e12, updates=100),
+        **dict(params=10, params_all=12, sentences=3_200, weights="step 100", mi_n=1_000),
+        **dict(metrics=shown, se={"nll_100": se}, control={"au_0.01": 0}, mi_saturated=False),
+        **dict(knob=0.8 if entry == "optimus" else None, collapse=[], notes=[]),
+        # Two sentences; what the model is above its language model differs by 0.28 on either side.
+        **dict(sentence_e=[0, 3], nll_e=[nll - 5 - 0.28 * latent, nll + 5 + 0.28 * latent]),
+    }
+
+
+def finish(job):
+    """What a run leaves behind, without training it."""
+    eval_dir = job.folder / "eval"
+    eval_dir.mkdir(parents=True)
+    report = {
+        "card": {
+            "commit": "abc",
+            "config": {"name": "lm-tiny"},
+            "device": {"kind": "cpu", "jax": "0.0"},
+            "k": 2,
+            "sentences": 4,
+            "weights": "step 9",
+        },
+        "metrics": {"nll_2": {"value": 20.0, "se": 0.5, "note": ""}},
+        "time": {},
+        "details": {},
+        "notes": [],
+    }
+    (eval_dir / "test.json").write_text(json.dumps(report))
+    (eval_dir / "test.txt").write_text("table\n")
+    rows = [json.dumps({"sentence": i, "nll_2": 19.0 + 2 * i}) for i in range(2)]
+    (eval_dir / "test.sentences.jsonl").write_text("\n".join(rows) + "\n")
+    lap = {"train/loss": 1.0, "train/sentences": 4.0}
+    lap |= {f"train/time/{n}": 5.0 for n in ("step_ms", "tokens_per_s", "sentences_per_s")}
+    lines = [json.dumps({"step": step} | lap) for step in (6, 10)]
+    (job.folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Commands that would have been run; each leaves a finished run, or the given exit code."""
+    seen, codes, jobs = [], {}, {}
+
+    def start(self, command, log):
+        folder = Path(command[-1].removeprefix("--workdir="))
+        seen.append(folder)
+        log.write_text("what it said\n")
+        if code := codes.get(len(seen)):
+            return code
+        finish(jobs[folder])
+        return 0
+
+    monkeypatch.setattr(comparison.Runner, "run", start)
+    monkeypatch.setattr(comparison.Runner, "listen", lambda self: None)
+    monkeypatch.setattr(
+        fair_rows, "cost", lambda folder, steps: dict(flops=1e12, params=5, params_all=6)
+    )
+    return seen, codes, jobs
+
+
+def test_what_is_missing_is_run_once(tmp_path, folder, tiny, runs, capsys):
+    seen, codes, jobs = runs
+    words = [f"--data=toy={folder}", "--budget=tiny", "--models=lm,lstm_lm,della"]
+    words += [f"--out={tmp_path / 'out'}", f"--rows={tmp_path / 'rows.jsonl'}"]
+    planned = comparison.plan(comparison._arguments(words))
+    jobs |= {one.folder: one for one in planned}
+    assert comparison.main([*words, "--dry_run"]) == 0 and not seen
+    assert capsys.readouterr().out.splitlines() == [one.command() for one in planned]
+
+    codes[2] = 2  # the second fails, the third is told to stop
+    codes[3] = CODE
+    assert comparison.main(words) == CODE
+    assert seen == [one.folder for one in planned]
+    said = capsys.readouterr()
+    assert "failed with 2: what it said" in said.err and "the same command goes on" in said.err
+    assert comparison.main(words) == 0
+    assert seen[3:] == [one.folder for one in planned[1:]]
+    first = capsys.readouterr().out.partition("###")[2]
+    assert comparison.main(words) == 0 and len(seen) == 5
+    again = capsys.readouterr().out
+    assert again.strip().startswith("###") and again.partition("###")[2] == first
+    row = fair_rows.table.read_rows(tmp_path / "rows.jsonl")[0]
+    assert (row["sentences"], row["updates"], row["entry"]) == (40, 10, "lm")
+
+    # Other files are other runs; a finished one without a row is not run again.
+    (tmp_path / "rows.jsonl").unlink()
+    assert comparison.main(words) == 0 and len(seen) == 5
+    assert comparison.missing(planned, tmp_path / "rows.jsonl") == []
+    other = planned[0]._replace(fingerprint="another")
+    assert comparison.missing([other], tmp_path / "rows.jsonl") == [other]
+
+
+def test_a_budget_that_compiles_trains_nothing(tmp_path, folder, monkeypatch, runs, capsys):
+    monkeypatch.setitem(BUDGETS, "tiny", TINY._replace(compiled=True))
+    plan.sizes.cache_clear()
+    seen = []
+
+    def start(self, command, log):
+        seen.append(command)
+        log.write_text("train step: 5 MiB resident\n")
+        return 0
+
+    monkeypatch.setattr(comparison.Runner, "run", start)
+    words = [f"--data=toy={folder}", "--budget=tiny", "--models=lm", "--topology=cpu-8"]
+    out = [f"--out={tmp_path / 'out'}", f"--rows={tmp_path / 'rows.jsonl'}"]
+    assert comparison.main([*words, *out]) == 0
+    assert "5 MiB resident" in capsys.readouterr().out
+    assert seen[0][-2:] == ["--mode=compile", "--topology=cpu-8"]
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_signals_reach_the_run(tmp_path):
+    runner, log = comparison.Runner(), tmp_path / "run.log"
+    program = "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(75))\n"
+    program += "print('on', flush=True)\ntime.sleep(60)\n"
+
+    def stop():
+        while not log.exists() or "on" not in log.read_text():
+            time.sleep(0.01)
+        runner._heard(signal.SIGTERM, None)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert runner.run([sys.executable, "-c", program], log) == CODE and runner.stopped
+    thread.join()
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def test_a_new_row_replaces_the_old_one_in_the_order_of_the_table(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for row in (made_up("sri"), made_up("lm"), made_up("optimus", 31.0), made_up("optimus", 30.0)):
+        fair_rows.store(row, path)
+    rows = fair_rows.table.read_rows(path)
+    assert [row["entry"] for row in rows] == ["lm", "optimus", "sri"]
+    assert rows[1]["metrics"]["nll_100"] == 30.0
+
+
+def cells(text, title):
+    line = next(one for one in text.splitlines() if one.startswith(f"| {title} |"))
+    return [cell.strip() for cell in line.split("|")[1:-1]]
+
+
+def test_cells_of_one_seed():
+    rows = [made_up("lm", 29.0), made_up("optimus")]
+    rows[1]["mi_saturated"] = True
+    text = fair_table.tables(rows)
+    head = cells(text, "model")
+    own = dict(zip(head, cells(text, "Optimus"), strict=True))
+    assert own["NLL_100"] == "30.00 ± 0.20" and own["MI"] == "≥ 4.50"
+    assert own["AU (control)"] == "12 (0)" and own["collapsed"] == "no"
+    assert own["BLEU"] == "not measured" and own["probe"] == "–"
+    lm = dict(zip(head, cells(text, "Transformer LM"), strict=True))
+    assert lm["KL"] == lm["AU (control)"] == lm["collapsed"] == lm["exact match %"] == "–"
+    assert "500 test sentences, K = 100; ± standard error" in text
+    assert "No row beats its language model" in text
+    assert "Without the row of its language model: Optimus." in fair_table.tables(rows[1:])
+
+
+def test_cells_of_several_seeds():
+    rows = [made_up("della", nll, seed=seed) for seed, nll in enumerate((29.0, 30.0, 31.0))]
+    rows[2]["metrics"]["collapsed"] = True
+    rows[2]["collapse"] = ["no active unit"]
+    text = fair_table.tables(rows)
+    own = dict(zip(cells(text, "model"), cells(text, "DELLA"), strict=True))
+    assert own["NLL_100"] == "30.00 ± 1.00" and own["collapsed"] == "**1 of 3**"
+    assert "standard deviation over seeds" in text
+    assert "flag, DELLA, seed 2: no active unit" in text
+
+
+@pytest.mark.parametrize(
+    "entry, changes, message",
+    [
+        ("optimus", {}, None),
+        ("lm", {}, None),
+        ("optimus", dict(nll=29.5), None),  # within two errors of the floor
+        ("optimus", dict(nll=29.3), "0.70 ± 0.28 (paired) below Transformer LM"),
+        ("sri", dict(nll=29.3), None),  # the floor of an LSTM is an LSTM
+        ("optimus", dict(neg_elbo=29.5), "lies above -ELBO 29.50"),
+        ("optimus", dict(mi=5.2), "MI 5.20 exceeds KL 5.00"),
+        ("optimus", dict(kl=9.0, mi=7.0), "exceeds ln N = 6.91"),
+        ("optimus", dict(nll=31.0, exact=31.5), "below the exact 31.50"),
+    ],
+)
+def test_what_cannot_be_is_told(entry, changes, message):
+    rows = [made_up("lm"), made_up("lstm_lm", 28.0)]
+    rows = [row for row in rows if row["entry"] != entry] + [made_up(entry, **changes)]
+    found = fair_rows.faults_of(rows).get(fair_rows.key(rows[-1]), [])
+    assert (found == []) if message is None else (len(found) == 1 and message in found[0])
+    text = fair_table.tables(rows)
+    assert ("**Check**" in text) == (message is not None)
+
+
+def test_a_control_of_chains_that_is_not_dead_is_told():
+    row = made_up("sri")
+    row["control"]["au_0.01"] = 2
+    assert fair_rows.faults(row, None) == ["the control of AU is 2, expected 0"]
+
+
+def test_rate_against_distortion(tmp_path):
+    rows = [made_up("lm", 29.0), made_up("optimus")]
+    assert fair_table.figure(rows) is None and "knob" not in fair_table.tables(rows)
+    for value, kl in ((0.1, 9.0), (1.0, 3.0)):
+        row = made_up("optimus", point=f"objective.beta.stop={value:g}", kl=kl)
+        rows.append(row | {"knob": value})
+    own = fair_table.swept(rows)["optimus"]
+    assert [row["knob"] for row in own] == [0.1, 0.8, 1.0]
+    text = fair_table.tables(rows)
+    assert "| Optimus | β = 0.1 | 9.00 | 26.00 |" in text
+    (line,) = fair_table.figures(rows, tmp_path / "results")
+    assert line.endswith("(jvae/experiments/figures/rate-distortion-cpu-snli.svg)")
+    svg = (tmp_path / "results/rate-distortion-cpu-snli.svg").read_text()
+    assert "Optimus" in svg and fair_table.figures(rows, tmp_path / "results") == [line]
+    assert svg == (tmp_path / "results/rate-distortion-cpu-snli.svg").read_text()
+
+
+def test_a_document_is_filled_between_its_marks():
+    text = f"a\n<!-- fair: tables -->\nold\n{fair_table.END}\nb\n"
+    filled = fair_table.filled(text, {"tables": "new"})
+    assert filled == f"a\n<!-- fair: tables -->\nnew\n{fair_table.END}\nb\n"
+    with pytest.raises(ConfigError, match="chairs"):
+        fair_table.filled(f"<!-- fair: chairs -->\n{fair_table.END}", {})
+    with pytest.raises(ConfigError, match="without"):
+        fair_table.filled("<!-- fair: tables -->\nno end", {"tables": ""})
+
+
+def test_the_results_show_the_rows(tmp_path):
+    rows = fair_rows.table.read_rows(fair_rows.ROWS)
+    parts = fair_table.made(rows, fair_table.figures(rows, tmp_path / "results"))
+    for document in (RESULTS, RESULTS.with_name("README.md")):
+        text = document.read_text(encoding="utf-8")
+        assert fair_table.BEGIN in text and fair_table.filled(text, parts) == text
+
+
+# --- all of it ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("models", [",".join(ENTRIES)])
+def test_every_model_gets_a_row(tmp_path, folder, monkeypatch, models, capsys):
+    """Runs all entries for a few updates; a minute each on two cores."""
+    monkeypatch.setitem(BUDGETS, "tiny", TINY)
+    plan.sizes.cache_clear()
+    words = [f"--data=toy={folder}", "--budget=tiny", f"--models={models}"]
+    words += [f"--out={tmp_path / 'out'}", f"--rows={tmp_path / 'rows.jsonl'}"]
+    monkeypatch.setattr(comparison.Runner, "listen", lambda self: None)
+    assert comparison.main(words) == 0
+    rows = fair_rows.table.read_rows(tmp_path / "rows.jsonl")
+    assert [row["entry"] for row in rows] == models.split(",")
+    for row in rows:
+        assert row["flops"] > 0 and abs(row["params"] / rows[0]["params"] - 1) < 0.1
+        assert row["sentences"] > 0
+    first = capsys.readouterr().out.partition("###")[2]
+    assert comparison.main(words) == 0
+    assert capsys.readouterr().out.partition("###")[2] == first

@@ -1,0 +1,57 @@
+"""A run compiles what it needs once: nothing new after the first steps, checks and saves."""
+
+import jax
+import pytest
+
+from jvae import config as configs
+from jvae.data import grammar
+from jvae.runs import metrics
+from jvae.training import loop
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+NARROW = ("layers=1", "width=8", "heads=2", "mlp=8", "positions=32")
+SMALL = {
+    "optimus": [f"model.{side}.{one}" for side in ("encoder", "decoder") for one in NARROW],
+    # Rows of several lengths are as many programs, so one epoch has to show them all.
+    "sri": ["model.decoder.width=4", "model.decoder.hidden=8", "model.chain.steps=2"],
+}
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(one, marks=[pytest.mark.slow] * (one == "sri")) for one in SMALL]
+)
+def test_nothing_compiles_after_the_first_check(family, tmp_path, monkeypatch):
+    """Epochs end, validation's last batch is not full, logs and checkpoints come at odd steps."""
+    text = tmp_path / "mine.txt"
+    text.write_text("".join(f"{one.text}\n" for one in grammar.corpus("train", 200)))
+    rows = dict(optimus=("data.row_tokens=32", "data.batch_rows=16"), sri=("data.batch_rows=16",))
+    config = configs.apply_overrides(
+        configs.load(family),
+        [
+            *(*SMALL[family], *rows[family], "model.latent=2", "mesh.data=1", "data.workers=0"),
+            *(f"data.train={text}", f"data.cache={tmp_path / 'cache'}", "optim.warmup_steps=1"),
+            *("train.steps=60", "train.check_every=20", "train.log_every=3"),
+            "train.tensorboard=false",
+        ],
+    )
+    events, at_step = [], {}
+    progress = metrics.Writer.progress
+
+    def watched(self, step):
+        at_step[step] = len(events)
+        progress(self, step)
+
+    def heard(name, *_, **__):
+        if name == COMPILED:
+            events.append(name)
+
+    monkeypatch.setattr(metrics.Writer, "progress", watched)
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    try:
+        loop.train(config, tmp_path / "run")
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)
+    assert list(at_step) == list(range(1, 61)) and at_step[1] > 0
+    assert at_step[21] == at_step[60], "something compiled after the first check"
+    if family == "optimus":
+        assert at_step[2] == at_step[19], "something compiled between steps 2 and 19"

@@ -1,0 +1,124 @@
+"""From a config to the data of a run: held-out splits, mixtures, warnings, what does not fit."""
+
+import gzip
+
+import numpy as np
+import pytest
+
+from jvae import config
+from jvae.data.plan import shuffled
+from jvae.errors import ConfigError, DataError
+from jvae.runs import build
+
+WORDS = ["a", "man", "dog", "runs", "plays", "the", "guitar", "red", "boat"]
+
+
+def sentences(n, seed=0):
+    rng = np.random.RandomState(seed)
+    return [f"{i} " + " ".join(rng.choice(WORDS, rng.randint(2, 9))) for i in range(n)]
+
+
+def write(path, lines):
+    data = "".join(f"{line}\n" for line in lines).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return str(path)
+
+
+def open_run(folder, name="optimus:tiny", **values):
+    changes = {"data.vocab": 300, "data.cache": folder / "cache"} | {
+        key.replace("__", "."): value for key, value in values.items()
+    }
+    overrides = [f"--config.{key}={value}" for key, value in changes.items()]
+    return build.open_run(config.apply_overrides(config.load(name), overrides), folder)
+
+
+def test_held_out_splits_are_those_of_a_fixed_permutation(tmp_path):
+    lines = sentences(100)
+    this = open_run(tmp_path, data__train=write(tmp_path / "t.txt", lines))
+    valid = set(shuffled(100, 0, 0, "hold out valid")[:5])
+    left = [i for i in range(100) if i not in valid]
+    test = {left[i] for i in shuffled(95, 0, 0, "hold out test")[:4]}
+    assert list(this.data["valid"].texts) == [lines[i] for i in sorted(valid)]
+    assert list(this.data["test"].texts) == [lines[i] for i in sorted(test)]
+    rest = [lines[i] for i in left if i not in test]
+    assert list(this.data["train"].texts) == rest
+    assert this.data["train"].lines.where(0) == f"{tmp_path}/t.txt:{left[0] + 1}"
+    assert not [line for line in this.log if "unseen" in line]
+    # The tokenizer has not seen what is held out.
+    assert this.decoder.fingerprint == build.tokenizers.train_bpe(rest, 300, "encoder").fingerprint
+
+
+def test_files_of_several_formats_are_one_split(tmp_path):
+    first, second = sentences(30), sentences(30, 1)
+    write(tmp_path / "b.txt.gz", first)
+    write(tmp_path / "c.tsv", [f"pos\t{line}" for line in second])
+    valid = write(tmp_path / "v.txt", sentences(20, 2))
+    this = open_run(
+        tmp_path,
+        data__train=f"{tmp_path}/c.tsv,{tmp_path}/b*.gz",
+        data__valid=valid,
+        data__test=valid,
+    )
+    assert list(this.data["train"].texts) == second + first
+    (said,) = [line for line in this.log if "unseen" in line]
+    assert said.startswith(f"{tmp_path}/v.txt: in both valid and test; figures on it would not be")
+
+
+def test_the_same_text_under_two_names(tmp_path):
+    names = [write(tmp_path / f"{split}.txt", sentences(40)) for split in ("train", "test")]
+    this = open_run(tmp_path, data__train=names[0], data__test=names[1])
+    said = f"{names[0]} and {names[1]} (same content): in both train and test; figures on it"
+    assert any(line.startswith(said) for line in this.log)
+
+
+def test_warnings_come_once(tmp_path):
+    path = write(tmp_path / "t.txt", [*sentences(60), "", ""])
+    this = open_run(tmp_path, data__train=path, data__on_error="drop")
+    said = [line for line in this.log if "were dropped" in line]
+    assert said == [f"train: {path}: 2 of 62 lines (3.2%) were dropped (empty: 2)"]
+
+
+def test_what_does_not_fit(tmp_path):
+    few = write(tmp_path / "few.txt", sentences(19))
+    with pytest.raises(DataError, match="19 lines are too few to hold some out for valid; set"):
+        open_run(tmp_path, data__train=few)
+    pairs = write(tmp_path / "p.tsv", [f"{line}\t{line}" for line in sentences(40)])
+    with pytest.raises(ConfigError, match="data.source=0: model.family=optimus reads no source"):
+        open_run(tmp_path, data__train=pairs, data__source=0)
+    with pytest.raises(ConfigError, match="data.valid or data.test is set but data.train is not"):
+        open_run(tmp_path, data__valid=few)
+    with pytest.raises(ConfigError, match="a vocabulary of 100 is too small; byte-level BPE"):
+        open_run(tmp_path, data__train=pairs, data__vocab=100)
+    with pytest.raises(ConfigError, match="data.format='csv': expected one of auto, text"):
+        open_run(tmp_path, data__train=pairs, data__format="csv")
+    long = write(tmp_path / "long.txt", [*sentences(40), "dog " * 200])
+    with pytest.raises(DataError, match=r"long.txt:41: \d+ tokens with .* more than the \d+ that"):
+        open_run(
+            tmp_path,
+            data__train=long,
+            model__encoder__positions=64,
+            model__decoder__positions=64,
+        )
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_pairs_for_a_conditional_model(tmp_path):
+    name = "della:tiny"
+    conditional = {"model__conditional": True}
+    pairs = [(f"{i} the dog", line) for i, line in enumerate(sentences(60))]
+    path = write(tmp_path / "t.tsv", map("\t".join, pairs))
+    this = open_run(tmp_path, name, **conditional, data__train=path, data__source=0)
+    assert [one.joined for one in this.data.values()] == [("dec", "enc")] * 3
+    assert this.config.decode.max_length == this.data["train"].target_lengths.max()
+    section = this.config.data
+    assert min(section.enc_row, section.dec_row) >= this.data["train"].dec.lengths.max()
+    assert (this.rows.cond_row, this.rows.enc_row) == (section.cond_row, section.enc_row)
+    assert any(line.startswith("fill of rows with 55 examples: ") for line in this.log)
+    lines = this.data["valid"].lines
+    assert [(lines.source[i], lines.text[i]) for i in range(3)] == [
+        pairs[number - 1] for number in lines.line_no
+    ]
+    with pytest.raises(DataError, match="the model reads a source text; set data.source to its"):
+        open_run(tmp_path, name, **conditional, data__train=path)
+    with pytest.raises(ConfigError, match="data.train is empty: the embedded corpus has no source"):
+        open_run(tmp_path, name, **conditional)

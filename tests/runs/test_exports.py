@@ -1,0 +1,308 @@
+"""Originals in, whole models out and in again; no pickle is ever executed."""
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import json
+import pickle
+import sys
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from safetensors.numpy import save_file
+
+from jvae import config as configs
+from jvae.data import tokenizers
+from jvae.errors import ConfigError, WeightsError
+from jvae.models import optimus
+from jvae.nn.config import TransformerConfig
+from jvae.pretrained import names, originals
+from jvae.runs import build, exports
+from jvae.tree import named_leaves
+
+SHARED = Path(__file__).parents[3] / "shared/fixtures/optimus"
+STACK = TransformerConfig(layers=2, width=16, heads=2, mlp=32, vocab=20, positions=8)
+CONFIG = optimus.OptimusConfig(STACK, dataclasses.replace(STACK, vocab=23), latent=4)
+
+
+def _random(model, seed=0):
+    rng = np.random.default_rng(seed)
+    target = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), target)
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """A state dict as Optimus saves it, and our parameters of it."""
+    params = _random(optimus.build(CONFIG))
+    for side, vocab in (("encoder", 20), ("decoder", 23)):
+        params[side]["embed"]["token"]["table"][vocab:] = 0.0
+    state = names.write(originals.TABLES["optimus"](CONFIG), params)
+    state["decoder.transformer.h.0.attn.bias"] = np.ones((1, 1, 8, 8), np.float32)
+    return state, named_leaves(params)
+
+
+def _check(path, params):
+    got = named_leaves(exports.import_original(path, "optimus", CONFIG))
+    assert got.keys() == params.keys()
+    for name, leaf in got.items():
+        np.testing.assert_array_equal(leaf, params[name], err_msg=name)
+
+
+# --- originals ------------------------------------------------------------------------------------
+
+
+def test_originals_from_safetensors_and_npz(theirs, tmp_path):
+    state, params = theirs
+    parallel = {f"module.{name}": np.ascontiguousarray(array) for name, array in state.items()}
+    save_file(parallel, tmp_path / "a.safetensors")
+    np.savez(tmp_path / "a.npz", **state)
+    for file in ("a.safetensors", "a.npz"):
+        _check(tmp_path / file, params)
+    np.savez(tmp_path / "b.npz", **state, extra=np.ones(3))
+    with pytest.raises(WeightsError, match=r"b.npz: tensors that no part .* extra \(3,\)"):
+        exports.import_original(tmp_path / "b.npz", "optimus", CONFIG)
+
+
+def test_originals_that_cannot_be_imported(tmp_path):
+    with pytest.raises(ConfigError, match="'rnn' cannot be imported; known: .*optimus"):
+        exports.import_original(tmp_path / "a.npz", "rnn", CONFIG)
+    for file, message in (("a.npz", "no such file"), ("a.bin", "no such file"), ("a.h5", "type")):
+        with pytest.raises(WeightsError, match=message):
+            exports.import_original(tmp_path / file, "optimus", CONFIG)
+
+
+class _Tensor:
+    """What is used of a torch tensor."""
+
+    def __init__(self, array, dtype=None):
+        self.array, self.shape = array, array.shape
+        self.dtype = f"torch.{dtype or array.dtype}"
+
+    def detach(self):
+        return self
+
+    def float(self):
+        return _Tensor(self.array.astype(np.float32))
+
+    def numpy(self):
+        assert "bfloat16" not in self.dtype
+        return self.array
+
+
+@pytest.fixture
+def torch(monkeypatch):
+    """A stand-in for torch that records how files are loaded."""
+    fake = types.ModuleType("torch")
+    fake.calls, fake.tree, fake.safe = [], {}, []
+
+    def load(path, **options):
+        fake.calls.append(options)
+        if isinstance(fake.tree, Exception):
+            raise fake.tree
+        return fake.tree
+
+    @contextlib.contextmanager
+    def safe_globals(kinds):
+        fake.safe += kinds
+        yield
+
+    fake.load = load
+    fake.serialization = types.SimpleNamespace(safe_globals=safe_globals)
+    monkeypatch.setitem(sys.modules, "torch", fake)
+    return fake
+
+
+def test_torch_files_go_through_the_weights_only_loader(theirs, tmp_path, torch):
+    state, params = theirs
+    (tmp_path / "training.bin").write_bytes(b"anything")
+    torch.tree = {"iter": 3, "model_state_dict": {n: _Tensor(a) for n, a in state.items()}}
+    _check(tmp_path / "training.bin", params)
+    assert torch.calls == [{"map_location": "cpu", "weights_only": True}]
+    assert torch.safe == [argparse.Namespace]
+
+    torch.tree = {n: _Tensor(a, "bfloat16") for n, a in state.items()}
+    _check(tmp_path / "training.bin", params)
+
+    for tree, message in (
+        (RuntimeError("Unsupported global: os.system"), "refuses it .*os.system"),
+        ({"state_dict": [1, 2]}, "holds list"),
+        ({"epoch": 3, "loss": 0.5}, "epoch, loss: no tensors"),
+    ):
+        torch.tree = tree
+        with pytest.raises(WeightsError, match=message):
+            exports.import_original(tmp_path / "training.bin", "optimus", CONFIG)
+
+
+class _Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_a_pickle_is_never_executed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    mark = tmp_path / "executed"
+    bomb = pickle.dumps({"w": _Bomb(mark)})
+    for name in ("a.bin", "a.pt", "a.ckpt", "a.pth", "a.npz", "a.safetensors", "a.msgpack"):
+        (tmp_path / name).write_bytes(bomb)
+        with pytest.raises(WeightsError, match="torch is not installed|damaged"):
+            exports.import_original(tmp_path / name, "optimus", CONFIG)
+    np.savez(tmp_path / "b.npz", w=np.array([_Bomb(mark)], object))
+    with pytest.raises(WeightsError, match="allow_pickle"):
+        exports.import_original(tmp_path / "b.npz", "optimus", CONFIG)
+    assert not mark.exists()
+    pickle.loads(bomb)
+    assert mark.exists()  # it was a live one
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the fixtures of the original code are not here")
+@pytest.mark.parametrize("variant", ["memory", "emb", "both"])
+def test_the_original_optimus_goes_through_the_public_importer(variant, tmp_path):
+    data = np.load(SHARED / f"{variant}_seed0.npz")
+    meta = json.loads(str(data["meta/config_json"]))
+    size = meta["size"]
+    stack = dict(positions=64, dropout=0.0)
+    config = optimus.OptimusConfig(
+        TransformerConfig(2, 32, 2, 128, size["bert_vocab"], norm_eps=1e-12, **stack),
+        TransformerConfig(2, 32, 2, 128, size["gpt_vocab"] + 3, **stack),
+        latent=size["latent"],
+        use_memory=meta["latent_as_gpt_memory"],
+        use_embedding=meta["latent_as_gpt_emb"],
+    )
+    state = {k[6:]: data[k] for k in data.files if k.startswith("param/")}
+    np.savez(tmp_path / "original.npz", **state)
+    params = exports.import_original(tmp_path / "original.npz", "optimus", config)
+    again = names.write(originals.TABLES["optimus"](config), params)
+    assert len(again) > 40
+    for name, array in again.items():
+        np.testing.assert_array_equal(array, state[name], err_msg=name)
+
+
+# --- exports --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Config, tokenizers and parameters of a small model, as a run leaves them."""
+    words = [f"word{i} and more" for i in range(30)]
+    encoder = tokenizers.train_word_level(words, role="encoder")
+    decoder = encoder.for_role("decoder")
+    config = configs.load("optimus:tiny").copy_and_resolve_references()
+    with config.unlocked():
+        for side in ("encoder", "decoder"):
+            config.model[side].update(layers=1, width=16, heads=2, mlp=32, positions=8)
+            config.model[side].vocab = encoder.vocab_size
+    model = build.build_model(config)
+    return config.lock(), encoder, decoder, _random(model), model
+
+
+@pytest.fixture(scope="module")
+def exported(whole, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / "model"
+    exports.export_model(folder, *whole[:4], results="| BLEU | 1 |")
+    return folder
+
+
+def test_an_export_loads_again_bit_by_bit(whole, exported):
+    config, encoder, decoder, params, _ = whole
+    got = exports.load_export(exported)
+    assert configs.diff(got.config, config) == {}
+    assert got.encoder.fingerprint == encoder.fingerprint
+    assert (got.decoder.role, got.decoder.fingerprint) == ("decoder", decoder.fingerprint)
+    ours, theirs = named_leaves(params), named_leaves(got.params)
+    assert ours.keys() == theirs.keys()
+    for path, leaf in ours.items():
+        np.testing.assert_array_equal(theirs[path], leaf, err_msg=path)
+    card = (exported / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: jvae\n") and "| BLEU | 1 |" in card
+    assert f"| all | {sum(a.size for a in ours.values()):,} |" in card
+    assert [p.name for p in exported.parent.iterdir()] == ["model"]  # nothing half-written is left
+    for line in (exported / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((exported / name).read_bytes()).hexdigest() == digest
+
+
+def test_an_export_loads_onto_a_mesh(whole, exported):
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+
+    def where(a):
+        return NamedSharding(mesh, P("x") if a.shape[0] % 8 == 0 else P())
+
+    shardings = jax.tree.map(where, whole[3])
+    params = exports.load_export(exported, shardings).params
+    for path, leaf in named_leaves(params).items():
+        assert leaf.sharding == named_leaves(shardings)[path]
+    table = params["decoder"]["embed"]["token"]["table"]
+    assert {s.data.shape for s in table.addressable_shards} == {(16, 16)}
+    np.testing.assert_array_equal(table, whole[3]["decoder"]["embed"]["token"]["table"])
+
+
+def test_every_flipped_byte_is_caught(exported, monkeypatch):
+    def stop(*args):
+        raise AssertionError("a changed folder got past its hashes")
+
+    monkeypatch.setattr(configs, "from_json", stop)
+    rng = np.random.default_rng(0)
+    for file in sorted(p for p in exported.rglob("*") if p.is_file()):
+        data = file.read_bytes()
+        all_of_it = len(data) < 1000
+        places = range(len(data)) if all_of_it else rng.integers(0, len(data), 60)
+        for at in [*places, 0, len(data) - 1]:
+            changed = bytearray(data)
+            changed[at] ^= 1 << int(rng.integers(8))
+            file.write_bytes(changed)
+            with pytest.raises(WeightsError, match=r"SHA256SUMS|lacks"):
+                exports.load_export(exported)
+        file.write_bytes(data)
+    with pytest.raises(AssertionError, match="got past"):
+        exports.load_export(exported)  # whole again
+
+
+def test_folders_that_are_no_export(whole, exported, tmp_path):
+    with pytest.raises(WeightsError, match="is there already"):
+        exports.export_model(exported, *whole[:4])
+    with pytest.raises(WeightsError, match="has no SHA256SUMS"):
+        exports.load_export(tmp_path)
+    with pytest.raises(WeightsError, match="no such folder"):
+        exports.load_export(tmp_path / "nothing")
+    with pytest.raises(WeightsError, match="not in the Hugging Face cache"):
+        exports.load_export("someone/jvae-model-that-is-not-there")
+    extra = exported / "notes.txt"
+    extra.write_text("x")
+    with pytest.raises(WeightsError, match="does not list notes.txt"):
+        exports.load_export(exported)
+    extra.rename(exported / ".gitattributes")  # hubs add it
+    exports.load_export(exported)
+    card = (exported / "README.md").read_bytes()
+    (exported / "README.md").unlink()
+    with pytest.raises(WeightsError, match="lacks README.md"):
+        exports.load_export(exported)
+    (exported / "README.md").write_bytes(card)
+    sums = exported / "SHA256SUMS"
+    text = sums.read_text()
+    sums.write_text(text[: text.rindex("\n")])
+    with pytest.raises(WeightsError):
+        exports.load_export(exported)
+    sums.write_text(text)
+
+
+def test_parameters_of_another_model_are_not_exported(whole, tmp_path):
+    config, encoder, decoder, params, _ = whole
+    less = {k: v for k, v in params.items() if k != "posterior"}
+    with pytest.raises(WeightsError, match="not those of the config: posterior/head"):
+        exports.export_model(tmp_path / "x", config, encoder, decoder, less)
+    assert not any(tmp_path.iterdir())
+    bad = jax.tree.map(lambda a: jnp.full(a.shape, jnp.nan), params)
+    exports.export_model(tmp_path / "x", config, encoder, decoder, bad)
+    with pytest.raises(WeightsError, match="NaN"):
+        exports.load_export(tmp_path / "x")

@@ -1,0 +1,157 @@
+"""Phases of one run: shares and overrides, ends by patience, and resuming in each of them."""
+
+from pathlib import Path
+
+import pytest
+
+from jvae import config as configs
+from jvae.data import grammar
+from jvae.errors import ConfigError
+from jvae.runs import metrics, phases
+from jvae.runs.checkpoint import Checkpoints
+from jvae.runs.metrics import read_lines
+from jvae.runs.phases import Phase, Progress
+from jvae.training import loop
+
+CONFIG = """
+from ml_collections import ConfigDict
+from configs_here import optimus
+
+
+def get_config(arg):
+    c = optimus.get_config("tiny")
+    for side in ("encoder", "decoder"):
+        c.model[side].update(dict(layers=1, width=8, heads=2, mlp=8, positions=32))
+    c.model.latent = 2
+    c.mesh.data = 1
+    c.optim.warmup_steps = 1
+    c.data.update(row_tokens=32, batch_rows=4)
+    c.train.update(dict(steps=6, log_every=1, check_every=1, tensorboard=False))
+    c.evals.update(dict(samples=1, sentences=2, generate=2, interpolations=1))
+    c.phases = ConfigDict(dict(
+        stage0=dict(share=0.3, objective=dict(z="zero"), optim=dict(trainable=(("^decoder/",),))),
+        stage1=dict(share=0.4, optim=dict(trainable=(("^(encoder|posterior)/",),)),
+                    objective=dict(beta=dict(kind="constant", stop=0.5))),
+        stage2=dict(share=0.3),
+    ))
+    return c
+"""
+
+
+def _config(**sections):
+    c = configs.load("optimus:tiny").copy_and_resolve_references()
+    with c.unlocked():
+        c.train.steps = 10
+        c.phases = sections
+    return c
+
+
+def test_phases_override_their_sections_and_share_the_steps():
+    c = _config(
+        a=dict(share=0.25, optim=dict(lr=0.5)),
+        b=dict(share=0.75, patience=3, objective=dict(beta=dict(stop=0.1))),
+    )
+    a, b = phases.resolve(c)
+    assert (a.name, a.steps, a.patience, a.optim.lr) == ("a", 2, 0, 0.5)
+    assert (b.name, b.steps, b.patience, b.optim.lr) == ("b", 8, 3, c.optim.lr)
+    assert b.objective.beta.stop == 0.1 and b.objective.beta.kind == c.objective.beta.kind
+    assert a.objective.to_dict() == c.objective.to_dict()
+    (whole,) = phases.resolve(_config())
+    assert whole.steps == 10 and whole.name == ""
+
+
+@pytest.mark.parametrize(
+    "sections, message",
+    [
+        (dict(a=dict(share=0.5)), "add up to 0.5; expected 1"),
+        (dict(a=dict(share=0.01), b=dict(share=0.99)), "phases.a.share leaves it no step"),
+        (dict(a=dict(share=1.0, steps=3)), "phases.a.steps: a phase has share, patience"),
+        (dict(a=dict(share=1.0, optim=dict(rate=1))), "phases.a.optim.rate: no such key"),
+        (dict(a=dict(share=1.0, objective=dict(beta=dict(end=1)))), "phases.a.objective.beta.end"),
+    ],
+)
+def test_mistakes_are_named(sections, message):
+    with pytest.raises(ConfigError, match=message):
+        phases.resolve(_config(**sections))
+
+
+def test_a_phase_ends_at_its_steps_or_when_the_loss_stalls():
+    c = _config()
+    phase = Phase("", 10, 2, c.objective, c.optim, c.noise)
+    at = Progress(begin=4)
+    for done, loss in ((6, 3.0), (8, 2.0), (10, 2.0)):
+        at = at.checked(phase, done, loss)
+        assert not at.over
+    assert at.best == 2.0 and at.stalled == 1
+    assert at.checked(phase, 12, 2.5).over and not at.checked(phase, 12, 1.0).over
+    assert at.checked(phase, 14, 1.0).over
+    assert not Progress().checked(phase._replace(patience=0), 2, float("nan")).over
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """Trains, in this process, a run of three phases in a folder of that name."""
+    root = tmp_path_factory.mktemp("phases")
+    where = repr(str(configs.shipped_dir().parent))
+    lines = [f"{s.text}\n" for s in grammar.corpus("train", 200)]
+    (root / "mine.txt").write_text("".join(lines))
+    text = CONFIG.replace(
+        "from configs_here import optimus",
+        f"import sys\nsys.path.insert(0, {where})\nfrom configs import optimus",
+    )
+    (root / "mine.py").write_text(text)
+
+    def run(name: str) -> Path:
+        folder = root / name
+        config = configs.load(str(root / "mine.py"))
+        own = [f"data.train={root / 'mine.txt'}", "data.tokenizer_kind=word"]
+        config = configs.apply_overrides(config, own)
+        loop.train(config, folder)
+        return folder
+
+    return run
+
+
+def _meta(folder: Path):
+    with Checkpoints(folder, read_only=True) as ckpts:
+        meta = ckpts.meta()
+    return meta
+
+
+def test_resuming_in_every_phase_changes_nothing(command, monkeypatch):
+    whole = command("whole")
+    steps = [line for line in read_lines(whole / "metrics.jsonl") if "train/loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert [line["train/beta"] for line in steps][2:4] == [0.5, 0.5]
+    assert steps[0]["train/kl"] == 0.0 and steps[2]["train/kl"] > 0.0  # z = 0, then sampled
+
+    told, reached = metrics.Writer.progress, []
+    for last in (4, 6):
+
+        def stop(self, done, last=last):
+            if done == last:
+                raise KeyboardInterrupt
+            told(self, done)
+
+        monkeypatch.setattr(metrics.Writer, "progress", stop)
+        with pytest.raises(KeyboardInterrupt):
+            command("broken")
+        reached.append(_meta(whole.with_name("broken")))
+    assert [meta["step"] for meta in reached] == [3, 5]
+    assert [(meta["phase"]["index"], meta["phase"]["over"]) for meta in reached] == [
+        (1, False),
+        (2, False),
+    ]
+    monkeypatch.setattr(metrics.Writer, "progress", told)
+    broken = command("broken")
+
+    def quiet(folder):
+        return [
+            {k: v for k, v in line.items() if not k.startswith("train/time")}
+            for line in read_lines(folder / "metrics.jsonl")
+        ]
+
+    assert quiet(broken) == quiet(whole)
+    a, b = _meta(whole), _meta(broken)
+    assert a["checksums"] == b["checksums"] and a["phase"] == b["phase"]
+    assert a["position"] == b["position"]

@@ -1,0 +1,242 @@
+"""Step 0: backbones from folders in Hugging Face's layout, the rest fresh, all of it logged."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from jvae import config as configs
+from jvae.data import tokenizers
+from jvae.errors import ConfigError, WeightsError
+from jvae.parallel import mesh as meshes
+from jvae.parallel import rules
+from jvae.pretrained import bert, gpt2
+from jvae.pretrained.export import export_backbone
+from jvae.runs import build
+from jvae.training import init_params
+from jvae.tree import named_leaves
+
+STACK = dict(layers=2, width=16, heads=2, mlp=32, positions=16)
+TEXT = ["the cat sat on the mat", "a dog ran over the hill", "the hill was green"]
+
+
+def _byte_bpe(folder: Path) -> None:
+    """A tokenizer in the manner of GPT-2, with <|endoftext|> alone."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=270,
+        special_tokens=[AddedToken("<|endoftext|>", special=True)],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(TEXT, trainer)
+    folder.mkdir(parents=True)
+    backend.save(str(folder / "tokenizer.json"))
+
+
+def _word_pieces(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    words = sorted({w for line in TEXT for w in line.split()})
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *words]
+    (folder / "vocab.txt").write_text("\n".join(dict.fromkeys(entries)) + "\n")
+
+
+class Place:
+    """Two folders, `bert` and `gpt2`, the config that names them, and what they hold."""
+
+    def __init__(self, root: Path):
+        self.bert, self.gpt2 = root / "bert", root / "gpt2"
+        _word_pieces(self.bert)
+        _byte_bpe(self.gpt2)
+        self.encoder = tokenizers.load(self.bert, "encoder")
+        self.decoder = tokenizers.load(self.gpt2, "decoder")
+        self.rows = self.decoder.vocab_size - 3
+        config = configs.load("optimus:base").copy_and_resolve_references()
+        config.unlock()
+        for side, tokenizer in (("encoder", self.encoder), ("decoder", self.decoder)):
+            config.model[side].update(**STACK, vocab=tokenizer.vocab_size)
+        config.init.update(encoder=str(self.bert), decoder=str(self.gpt2))
+        self.config = config
+        rng = np.random.default_rng(0)
+        abstract = jax.eval_shape(self.run().model.init, jax.random.key(0))
+        self.params = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), abstract)
+        tables = {
+            self.bert: bert.table(self.encoder.vocab_size, "encoder", "posterior/pooler"),
+            self.gpt2: gpt2.table(self.rows, "decoder"),
+        }
+        for folder, table in tables.items():
+            bone = bert.BACKBONE if folder == self.bert else gpt2.BACKBONE
+            section = config.model["encoder" if folder == self.bert else "decoder"].to_dict()
+            size = section | {"vocab": self.rows if folder == self.gpt2 else section["vocab"]}
+            end = {"bos_token_id": 0, "eos_token_id": 0} if folder == self.gpt2 else {}
+            special = end or {"pad_token_id": 0}
+            export_backbone(folder, bone, table, self.params, size, special)
+
+    def run(self, **model) -> build.Run:
+        config = self.config.copy_and_resolve_references()
+        config.model.update(model)
+        built = build.build_model(config)
+        rows = build.RowSpec(16, 16, 1, 1)
+        return build.Run(config, Path(), self.encoder, self.decoder, {}, rows, built, {}, [])
+
+    def tell(self, folder: Path, **values) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return Place(tmp_path_factory.mktemp("hf"))
+
+
+@pytest.fixture
+def changed(place, tmp_path, monkeypatch):
+    """A copy of the folders that a test may damage; the place points to it meanwhile."""
+    for name in ("bert", "gpt2"):
+        shutil.copytree(getattr(place, name), tmp_path / name)
+        monkeypatch.setattr(place, name, tmp_path / name)
+    config = place.config.copy_and_resolve_references()
+    config.init.update(encoder=str(tmp_path / "bert"), decoder=str(tmp_path / "gpt2"))
+    monkeypatch.setattr(place, "config", config)
+    return place
+
+
+FRESH = {"posterior/head/kernel", "decoder/memory/kernel", "decoder/offset/kernel"}
+
+
+def test_optimus_base_starts_from_both_backbones_on_its_mesh(place, caplog):
+    this, key = place.run(), jax.random.key(5)
+    mesh = meshes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    abstract = jax.eval_shape(this.model.init, key)
+    where = rules.shardings(this.model.axes, abstract, mesh)
+    with caplog.at_level(logging.INFO, "jvae.training.init_params"):
+        params = named_leaves(init_params.initial_params(this, where, key))
+    want, where = named_leaves(place.params), named_leaves(where)
+    assert params.keys() == want.keys() and list(params) == list(named_leaves(abstract))
+    init = lambda key: {p: named_leaves(this.model.init(key))[p] for p in FRESH}  # noqa: E731
+    scratch = jax.jit(init)(key)
+    split = 0
+    for path, leaf in params.items():
+        assert leaf.sharding == where[path], path
+        split += not leaf.is_fully_replicated
+        got = np.asarray(leaf)
+        if path in FRESH:
+            np.testing.assert_allclose(got, scratch[path], rtol=1e-6, err_msg=path)
+        elif path.endswith("embed/token/table"):
+            rows = place.rows if path.startswith("decoder") else place.encoder.vocab_size
+            np.testing.assert_array_equal(got[:rows], want[path][:rows])
+        else:
+            np.testing.assert_array_equal(got, want[path], err_msg=path)
+    assert split > 10
+    table = np.asarray(params["decoder/embed/token/table"])
+    new = table[place.rows : place.rows + 3]
+    assert 0.005 < new.std() < 0.04 and not np.any(table[place.rows + 3 :])
+
+    count = lambda keep: sum(leaf.size for p, leaf in params.items() if keep(p))  # noqa: E731
+    bert_size = count(lambda p: p.startswith(("encoder/", "posterior/pooler")))
+    assert f"init.encoder: {bert_size:,} parameters" in caplog.text
+    gpt2_size = count(lambda p: p.startswith("decoder/") and p not in FRESH)
+    assert f"init.decoder: {gpt2_size:,} parameters" in caplog.text
+    assert f"initialised at random: {count(FRESH.__contains__):,} parameters" in caplog.text
+    assert "3 new rows of the vocabulary" in caplog.text
+
+
+def test_one_backbone_or_none(place, caplog):
+    place.config.init.update(encoder="")
+    try:
+        this = place.run(pool="mean")
+        key = jax.random.key(0, impl="unsafe_rbg")  # compiles in no time
+        params = named_leaves(init_params.initial_params(this, None, key))
+        want = named_leaves(place.params)
+        name = "decoder/layers/mlp/up/kernel"
+        np.testing.assert_array_equal(params[name], want[name])
+        other = params["encoder/layers/mlp/up/kernel"]
+        np.testing.assert_allclose(np.std(other), 0.02, rtol=0.1)
+    finally:
+        place.config.init.update(encoder=str(place.bert))
+
+
+def test_an_unused_pooler_is_told(place, caplog):
+    this = place.run(pool="mean")
+    part = init_params.PARTS["optimus"][0]
+    leaves = named_leaves(jax.eval_shape(this.model.init, jax.random.key(0)))
+    with caplog.at_level(logging.INFO, "jvae.training.init_params"):
+        found = init_params._load(this, part, str(place.bert), leaves)
+    assert not any(path.startswith("posterior") for path in found)
+    assert "2 tensors" in caplog.text and "pooler.dense.bias, pooler.dense.weight" in caplog.text
+
+
+def _init(place):
+    return init_params.initial_params(place.run(), None, jax.random.key(0))
+
+
+def test_sizes_that_differ_say_what_to_set(changed):
+    changed.tell(changed.bert, num_hidden_layers=3)
+    with pytest.raises(WeightsError, match="--config.model.encoder.layers=3"):
+        _init(changed)
+    changed.tell(changed.bert, num_hidden_layers=2, vocab_size=changed.encoder.vocab_size - 1)
+    with pytest.raises(WeightsError, match=r"rows, \d+ entries"):
+        _init(changed)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("eos_token_id", 7, "eos_token_id is 7, which is no special token"),
+        ("pad_token_id", 400, "pad_token_id is 400, which is no special token"),
+    ],
+)
+def test_special_ids_must_be_those_of_the_tokenizer(changed, key, value, message):
+    changed.config.init.encoder = ""
+    changed.tell(changed.gpt2, **{key: value})
+    with pytest.raises(WeightsError, match=message):
+        _init(changed)
+    changed.tell(changed.bert, pad_token_id=3)
+    changed.config.init.update(encoder=str(changed.bert))
+    with pytest.raises(WeightsError, match="pad_token_id is 3, there it is 0"):
+        _init(changed)
+
+
+def test_a_tokenizer_of_the_same_size_is_not_enough(changed):
+    lines = (changed.bert / "vocab.txt").read_text().splitlines()
+    swapped = [*lines[:10], lines[11], lines[10], *lines[12:]]
+    (changed.bert / "vocab.txt").write_text("\n".join(swapped) + "\n")
+    with pytest.raises(WeightsError, match="beside the weights differs, first at id 10"):
+        _init(changed)
+    (changed.bert / "vocab.txt").write_text("\n".join(lines) + "\n")
+    (changed.bert / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    with pytest.raises(WeightsError, match="cuts .* differently"):
+        _init(changed)
+    (changed.bert / "tokenizer_config.json").unlink()
+    (changed.bert / "tokenizer.json").write_text("{")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        _init(changed)
+
+
+def test_published_padding_of_the_vocabulary_is_allowed_up_to_a_limit(place):
+    checkpoint = type("Any", (), {"name": str(place.bert.parent / "gpt2"), "config": {}})()
+    size = place.decoder.vocab_size
+    init_params.check_tokenizer(checkpoint, size + 127, place.decoder)
+    init_params.check_tokenizer(checkpoint, size - 3, place.decoder)
+    for rows in (size + 128, size - 4):
+        with pytest.raises(WeightsError, match=f"{rows} embedding rows, {size} entries"):
+            init_params.check_tokenizer(checkpoint, rows, place.decoder)
+
+
+def test_a_part_that_the_family_does_not_load(place):
+    config = place.config.copy_and_resolve_references()
+    config.model.family = "lm"
+    other = place.run()._replace(config=config)
+    with pytest.raises(ConfigError, match="init.encoder is set, but lm loads no such part"):
+        init_params.initial_params(other, None, jax.random.key(0))
+    config = place.config.copy_and_resolve_references()
+    config.init.update(encoder="someone/not-there")
+    with pytest.raises(WeightsError, match="someone/not-there: no folder here"):
+        init_params.initial_params(place.run()._replace(config=config), None, jax.random.key(0))

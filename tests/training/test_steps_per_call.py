@@ -1,0 +1,65 @@
+"""Several updates in one call: the same run, told in fewer words."""
+
+import jax
+import numpy as np
+import pytest
+
+from jvae import config as configs
+from jvae.data import grammar
+from jvae.errors import ConfigError
+from jvae.runs.checkpoint import Checkpoints
+from jvae.runs.metrics import read_lines
+from jvae.training import loop
+
+NARROW = ("layers=1", "width=8", "heads=2", "mlp=8", "positions=32")
+
+
+@pytest.fixture
+def config(tmp_path):
+    text = tmp_path / "mine.txt"
+    text.write_text("".join(f"{one.text}\n" for one in grammar.corpus("train", 200)))
+    words = [f"model.{side}.{one}" for side in ("encoder", "decoder") for one in NARROW]
+    words += ["model.latent=2", "data.row_tokens=32", "data.batch_rows=4", "optim.warmup_steps=1"]
+    words += [f"data.train={text}", f"data.cache={tmp_path / 'cache'}", "mesh.data=2"]
+    words += ["train.steps=12", "train.check_every=6", "train.log_every=3"]
+    return configs.apply_overrides(configs.load("optimus"), [*words, "train.tensorboard=false"])
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_calls_of_three_are_the_run_of_single_steps(config, tmp_path):
+    found = {}
+    for together in (1, 3):
+        folder = tmp_path / f"run-{together}"
+        own = configs.apply_overrides(config, [f"train.steps_per_call={together}"])
+        loop.train(own, folder)
+        with Checkpoints(folder, read_only=True) as ckpts:
+            arrays, meta = ckpts.arrays()
+        lines = [
+            {name: v for name, v in line.items() if "/time/" not in name}
+            for line in read_lines(folder / "metrics.jsonl")
+        ]
+        found[together] = lines, arrays, meta["position"]
+    (one, one_arrays, one_at), (three, three_arrays, three_at) = found[1], found[3]
+    assert one_at == three_at and [a["step"] for a in one] == [a["step"] for a in three]
+    for a, b in zip(one, three, strict=True):
+        assert a.keys() == b.keys()
+        np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-5, atol=1e-6)
+    for name, a in one_arrays.items():
+        np.testing.assert_allclose(
+            jax.device_get(a), three_arrays[name], rtol=1e-4, atol=1e-6, err_msg=name
+        )
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["train.steps_per_call=0"], "steps_per_call is 0; expected at least 1"),
+        (["train.steps_per_call=5"], "log_every is 3; use a multiple"),
+        (["train.steps_per_call=3", "train.steps=13"], "steps of phase one is 13"),
+        (["train.steps_per_call=3", "data.packing=bucket"], "needs batches of one shape"),
+    ],
+)
+def test_calls_that_do_not_fit_are_named(config, tmp_path, words, message):
+    with pytest.raises(ConfigError, match=message):
+        loop.train(configs.apply_overrides(config, words), tmp_path / "run")
