@@ -61,7 +61,7 @@ PLAIN = dict(remat="none", xent_chunk=2**31 - 1)  # nothing is computed again in
 Row = dict[str, Any]
 
 
-class Part(NamedTuple):
+class ProgramCase(NamedTuple):
     """One program of a run; `turns`: how often its loop runs and reads the parameters."""
 
     name: str
@@ -179,7 +179,7 @@ def _devices(part: Slice) -> list[Any]:
     return devices[: part.count]
 
 
-def _programs(this: build.Run, mesh: Mesh) -> Iterator[Part]:
+def _programs(this: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
     """Train steps, the chains of a model that has them, and the sampler."""
     rows, one = meshes.batch_sharding(mesh), meshes.replicated(mesh)
 
@@ -193,7 +193,7 @@ def _programs(this: build.Run, mesh: Mesh) -> Iterator[Part]:
         current = program.compile_phase(this, phase, mesh, begin=0)
         params = current.abstract.params
         name = f"train step, {phase.name}" if phase.name else "train step"
-        yield Part(name, current.train_step, (current.abstract, batch, key))
+        yield ProgramCase(name, current.train_step, (current.abstract, batch, key))
 
     if build.build_sampler(this.config, model):
 
@@ -203,7 +203,7 @@ def _programs(this: build.Run, mesh: Mesh) -> Iterator[Part]:
             return model.post.mean(params, model.post.encode(params, batch, cond=cond, key_e=key_e))
 
         steps = this.config.model.chain.steps
-        yield Part("chains", jax.jit(chains), (params, batch, key), steps)
+        yield ProgramCase("chains", jax.jit(chains), (params, batch, key), steps)
     if batch.cond is not None:
         return  # a sampler's prompt depends on its sources
     examples, length = this.config.decode.batch, this.config.decode.max_length
@@ -219,7 +219,7 @@ def _programs(this: build.Run, mesh: Mesh) -> Iterator[Part]:
 
     keys = like(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), examples)), rows)
     name = f"sampler, {examples} texts of {length} tokens"
-    yield Part(name, jax.jit(meshes.under(mesh, sample)), (params, keys), length)
+    yield ProgramCase(name, jax.jit(meshes.under(mesh, sample)), (params, keys), length)
 
 
 def _batch(rows: RowSpec) -> Batch:
@@ -234,7 +234,7 @@ def _batch(rows: RowSpec) -> Batch:
     return Batch(sides.get("enc"), sides["dec"], sides.get("cond"), scored_bt, id_e)
 
 
-def _estimate(part: Part, plain: Part, chips: int) -> Row:
+def _estimate(part: ProgramCase, plain: ProgramCase, chips: int) -> Row:
     """Bytes, FLOPs and collectives of one program, per chip; sizes are None where the compiler
     refuses it for want of memory.
     """

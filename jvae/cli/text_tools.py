@@ -39,7 +39,7 @@ class Options(NamedTuple):
     seed: int = 0
 
 
-class Table(NamedTuple):
+class TextResult(NamedTuple):
     """What a mode has found: a record per line, its text, and latents where there are any."""
 
     records: list[dict[str, Any]]
@@ -80,27 +80,27 @@ def run(mode: str, config: ConfigDict, folder: Path, options: Options) -> None:
 # The modes.
 
 
-def _sample(call: _Call) -> Table:
+def _sample(call: _Call) -> TextResult:
     given = call.lines if call.vae.conditional else None
     z_egz = call.vae.sample_prior(call.options.n, sources=given)
     every = given and [source for source in given for _ in range(call.options.n)]
     return _told(z_egz, call.vae.decode(z_egz, sources=every, **call.settings))
 
 
-def _reconstruct(call: _Call) -> Table:
+def _reconstruct(call: _Call) -> TextResult:
     z_egz = call.vae.encode(call.lines, call.sources)
     told = _told(z_egz, call.vae.decode(z_egz, sources=call.sources))
     pairs = zip(call.lines, told.records, strict=True)
     return told._replace(records=[{"input": one} | record for one, record in pairs])
 
 
-def _encode(call: _Call) -> Table:
+def _encode(call: _Call) -> TextResult:
     z_egz = call.vae.encode(call.lines, call.sources)
     records = [{"text": t, "z": z.tolist()} for t, z in zip(call.lines, z_egz, strict=True)]
-    return Table(records, [json.dumps(one, ensure_ascii=False) for one in records], z_egz)
+    return TextResult(records, [json.dumps(one, ensure_ascii=False) for one in records], z_egz)
 
 
-def _decode(call: _Call) -> Table:
+def _decode(call: _Call) -> TextResult:
     if call.vae.conditional:
         raise ConfigError("decode is for models without sources; use LoadedVAE.decode for others")
     z_egz = _latents(call.options.input)
@@ -110,19 +110,19 @@ def _decode(call: _Call) -> Table:
         raise DataError(f"{call.options.input or 'standard input'}: {error}") from None
 
 
-def _interpolate(call: _Call) -> Table:
+def _interpolate(call: _Call) -> TextResult:
     a, b = _exactly(call, "interpolate", 2)
     o, source = call.options, _one_source(call)
     texts = call.vae.interpolate(a, b, o.steps, source, how=o.how)
     return _records({"share": i / (o.steps - 1), "text": t} for i, t in enumerate(texts))
 
 
-def _analogy(call: _Call) -> Table:
+def _analogy(call: _Call) -> TextResult:
     a, b, c = _exactly(call, "analogy", 3)
     return _records([{"text": call.vae.analogy(a, b, c, _one_source(call))}])
 
 
-def _traverse(call: _Call) -> Table:
+def _traverse(call: _Call) -> TextResult:
     (text,) = _exactly(call, "traverse", 1)
     size = int(np.prod(call.vae.model.latent_shape))
     dims = call.options.dims or tuple(range(size))
@@ -139,7 +139,7 @@ def _traverse(call: _Call) -> Table:
     )
 
 
-def _neighbors(call: _Call) -> Table:
+def _neighbors(call: _Call) -> TextResult:
     if call.vae.conditional:
         raise ConfigError("neighbors is for models without sources; see LoadedVAE.neighbors")
     if not call.options.corpus:
@@ -157,7 +157,7 @@ def _neighbors(call: _Call) -> Table:
     )
 
 
-def _nll(call: _Call) -> Table:
+def _nll(call: _Call) -> TextResult:
     nats = call.vae.nll(call.lines, call.sources, k=call.options.k)
     pairs = zip(call.lines, nats.tolist(), strict=True)
     return _records(
@@ -166,7 +166,7 @@ def _nll(call: _Call) -> Table:
     )
 
 
-MODES: dict[str, Callable[[_Call], Table]] = {
+MODES: dict[str, Callable[[_Call], TextResult]] = {
     "sample": _sample,
     "reconstruct": _reconstruct,
     "interpolate": _interpolate,
@@ -179,16 +179,16 @@ MODES: dict[str, Callable[[_Call], Table]] = {
 }
 
 
-def _told(z_egz: np.ndarray, texts: Sequence[str]) -> Table:
+def _told(z_egz: np.ndarray, texts: Sequence[str]) -> TextResult:
     return _records({"text": text} for text in texts)._replace(z_egz=z_egz)
 
 
 def _records(
     records: Iterable[dict[str, Any]], line_of: Callable[[dict[str, Any]], str] | None = None
-) -> Table:
+) -> TextResult:
     records = list(records)
     lines = [line_of(one) if line_of else one["text"] for one in records]
-    return Table(records, [workdir.one_line(one) for one in lines])
+    return TextResult(records, [workdir.one_line(one) for one in lines])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def _format(options: Options) -> str:
     return kind
 
 
-def _write(found: Table, kind: str, out: str) -> None:
+def _write(found: TextResult, kind: str, out: str) -> None:
     """Writes a whole file, or standard output."""
     if kind == "npz":
         _write_arrays(found, Path(out))
@@ -303,7 +303,7 @@ def _write(found: Table, kind: str, out: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _write_arrays(found: Table, path: Path) -> None:
+def _write_arrays(found: TextResult, path: Path) -> None:
     """The columns of the records as arrays; latents under `z`."""
     names = [name for name in (found.records[0] if found.records else ()) if name != "z"]
     arrays = {name: np.array([one[name] for one in found.records]) for name in names}

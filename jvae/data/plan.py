@@ -22,7 +22,7 @@ _NEVER = np.int64(1 << 60)
 BLOCK = 1 << 19  # examples planned at once: about 5 s
 
 
-class Plan(NamedTuple):
+class RowPlan(NamedTuple):
     """The rows of one block and how full they are, as shares of 1."""
 
     rows: np.ndarray  # (rows, slots) int32: example of each slot, -1 where empty
@@ -81,7 +81,7 @@ def plan_block(
     *,
     window: int = 128,
     shuffle: bool = True,
-) -> Plan:
+) -> RowPlan:
     """Packs every example of a block into exactly one row, all sides at once.
 
     Rows are filled one after another from the next `window` examples. Each row starts with the
@@ -112,7 +112,7 @@ def plan_block(
         ids = ids[shuffled(len(ids), seed, block, "rows")]
     places = np.maximum(len(rows), 1) * capacity
     fill = need_ne.sum(axis=1) / places
-    return Plan(ids, dict(zip(row, fill.tolist(), strict=False)), float(fill[-1]))
+    return RowPlan(ids, dict(zip(row, fill.tolist(), strict=False)), float(fill[-1]))
 
 
 def _pack(need_dn: np.ndarray, capacity: np.ndarray, window: int) -> list[array]:

@@ -23,7 +23,7 @@ from jvae.api import Batch, Generator, Params, example_keys, per_example
 from jvae.evals.collect import collect
 from jvae.evals.likelihood import LikelihoodResult
 from jvae.latent import short_run, volume
-from jvae.latent.iw_bound import Scores, nll_of, wide
+from jvae.latent.iw_bound import Scores, full_precision, nll_of
 from jvae.latent.short_run import ChainConfig
 
 DRAWS = 10  # M of the released code
@@ -48,8 +48,10 @@ def _score(
         z_egz = chain.start(key_e)
         noise_at = short_run.noise_of(key_e, z_egz.shape[1:])
         done = volume.per_step(chain.kernel_at, z_egz, chain.steps, noise_at)
-        log_q_e = wide(gen.log_prior(params, z_egz, cond)) - wide(done.log_det_e)
-        kl_e = log_q_e - wide(gen.log_prior(params, done.end_egz, cond))
+        log_q_e = full_precision(gen.log_prior(params, z_egz, cond)) - full_precision(
+            done.log_det_e
+        )
+        kl_e = log_q_e - full_precision(gen.log_prior(params, done.end_egz, cond))
         return nll_of(gen, params, ctx, batch, done.end_egz), kl_e
 
     nll_me, kl_me = jax.lax.map(one, example_keys(key, batch.id_e, jnp.arange(draws)))

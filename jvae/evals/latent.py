@@ -16,7 +16,7 @@ from jvae.api import Batch, Generator, Params, Posterior, TextVAE, example_keys,
 from jvae.errors import DataError
 from jvae.evals.collect import collect, mean_se, rows_of, to_host
 from jvae.evals.likelihood import LikelihoodResult
-from jvae.latent.iw_bound import nll_of, over_draws, wide
+from jvae.latent.iw_bound import full_precision, nll_of, over_draws
 
 CAP = 10_000  # the first so many sentences of a set
 THRESHOLDS = (0.01, 0.2)  # of the variance that makes a unit active
@@ -59,16 +59,16 @@ def _infer(
     cond, q, z_key = infer(gen, post, params, batch, key)
     z_kegz, kl_kegz = post.sample(params, q, example_keys(z_key, batch.id_e, jnp.arange(1)))
     assert post.log_q is not None  # collect_posteriors has refused the model otherwise
-    log_q_e = wide(post.log_q(params, q, z_kegz[0]))
+    log_q_e = full_precision(post.log_q(params, q, z_kegz[0]))
     if kl_kegz is None:
-        kl_egz, kl_e = None, log_q_e - wide(gen.log_prior(params, z_kegz[0], cond))
+        kl_egz, kl_e = None, log_q_e - full_precision(gen.log_prior(params, z_kegz[0], cond))
     else:
-        kl_egz = wide(kl_kegz[0])
+        kl_egz = full_precision(kl_kegz[0])
         kl_e = jnp.sum(kl_egz, axis=(1, 2))
     return {
         "post": q,
-        "mean_egz": wide(post.mean(params, q)),
-        "z_egz": wide(z_kegz[0]),
+        "mean_egz": full_precision(post.mean(params, q)),
+        "z_egz": full_precision(z_kegz[0]),
         "log_q_e": log_q_e,
         "kl_e": kl_e,
         "kl_egz": kl_egz,
@@ -116,7 +116,7 @@ def _log_q_sum(
             alone = jax.tree.map(lambda leaf: leaf[None], q_one)
             return log_q(params, alone, z_gz[None])[0]
 
-        return logsumexp(jnp.where(valid_e, wide(jax.vmap(of)(q)), -jnp.inf))
+        return logsumexp(jnp.where(valid_e, full_precision(jax.vmap(of)(q)), -jnp.inf))
 
     return jax.lax.map(jax.vmap(one), z_begz)
 

@@ -53,7 +53,7 @@ class _Sums(NamedTuple):
     kl_e: Array
 
 
-def wide(x: Array) -> Array:
+def full_precision(x: Array) -> Array:
     """Float32, or float64 where JAX runs with it: sums over tokens and draws need the digits."""
     return x.astype(jnp.result_type(float))
 
@@ -62,7 +62,7 @@ def nll_of(
     gen: Generator, params: Params, ctx: Context, batch: Batch, z_egz: Float[Array, "e g z"]
 ) -> Float[Array, "e"]:
     """-log p(x | z) of each example, in nats."""
-    return -per_example(wide(gen.log_lik(params, ctx, z_egz)), batch)
+    return -per_example(full_precision(gen.log_lik(params, ctx, z_egz)), batch)
 
 
 def over_draws(add: Callable[[Any, Array], Any], start: Any, k: int, chunk: int) -> Any:
@@ -98,12 +98,12 @@ def _score(
     log_q = post.log_q
 
     def log_densities(z_egz: Array) -> tuple[Array, Array, Array, Array]:
-        log_q_e = wide(log_q(params, q, z_egz))
+        log_q_e = full_precision(log_q(params, q, z_egz))
         log_drawn_e = log_q_e
         if proposal is not None:
-            log_drawn_e = wide(proposal.log_density(params, q, z_egz, cond))
+            log_drawn_e = full_precision(proposal.log_density(params, q, z_egz, cond))
         nll_e = nll_of(gen, params, ctx, batch, z_egz)
-        return nll_e, wide(gen.log_prior(params, z_egz, cond)), log_q_e, log_drawn_e
+        return nll_e, full_precision(gen.log_prior(params, z_egz, cond)), log_q_e, log_drawn_e
 
     def add(sums: _Sums, draw_k: Array) -> _Sums:
         key_ke = example_keys(z_key, batch.id_e, draw_k)
@@ -124,7 +124,7 @@ def _score(
             log_w2_e=jnp.logaddexp(sums.log_w2_e, logsumexp(2 * log_w_ke, axis=0)),
             log_u_e=log_u_e,
             rec_e=kept_e * sums.rec_e + jnp.sum(share_ke * nll_ke, axis=0),
-            kl_e=kept_e * sums.kl_e + jnp.sum(share_ke * wide(kl_ke), axis=0),
+            kl_e=kept_e * sums.kl_e + jnp.sum(share_ke * full_precision(kl_ke), axis=0),
         )
 
     nothing_e = jnp.full(batch.id_e.shape, -jnp.inf, jnp.result_type(float))
@@ -136,7 +136,7 @@ def _score(
         kl_e=jnp.zeros_like(nothing_e),
     )
     sums = over_draws(add, start, k, chunk)
-    bound_ke = jnp.log(wide(jnp.asarray(bounds)))[:, None] - sums.log_w_ke
+    bound_ke = jnp.log(full_precision(jnp.asarray(bounds)))[:, None] - sums.log_w_ke
     last = bounds.index(k)
     return Scores(
         nll_e=bound_ke[last],

@@ -22,7 +22,7 @@ from jvae.latent.short_run import ChainConfig
 Map = Callable[[Float[Array, "e g z"]], Float[Array, "e g z"]]
 
 
-class Run(NamedTuple):
+class ChainVolume(NamedTuple):
     """One chain per example, with what it did to volume."""
 
     start_egz: Float[Array, "e g z"]
@@ -51,7 +51,7 @@ def per_step(
     z_egz: Float[Array, "e g z"],
     steps: int,
     noise_at: Callable[..., Array],
-) -> Run:
+) -> ChainVolume:
     """The determinant as the product over steps of det(I + s_k^2 / 2 * Hessian of the log joint).
 
     Each needs as many Hessian-vector products (forward over reverse) as z has dimensions.
@@ -65,7 +65,7 @@ def per_step(
 
     nothing_e = jnp.zeros(z_egz.shape[0], z_egz.dtype)
     (end_egz, log_det_e), _ = jax.lax.scan(body, (z_egz, nothing_e), jnp.arange(steps))
-    return Run(z_egz, end_egz, log_det_e)
+    return ChainVolume(z_egz, end_egz, log_det_e)
 
 
 def whole_map(
@@ -73,12 +73,12 @@ def whole_map(
     z_egz: Float[Array, "e g z"],
     steps: int,
     noise_at: Callable[..., Array],
-) -> Run:
+) -> ChainVolume:
     """The same from the Jacobian of the whole chain: worse conditioned, and the check of
     `per_step`.
     """
     chain = lambda z_egz: langevin.run(kernel_at, z_egz, steps, noise_at)[0]  # noqa: E731
-    return Run(z_egz, *through(chain, z_egz))
+    return ChainVolume(z_egz, *through(chain, z_egz))
 
 
 def short_run_bound(

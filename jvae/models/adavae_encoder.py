@@ -11,8 +11,8 @@ from jvae.api import Batch, Side
 from jvae.models.adavae_config import AdaVaeConfig
 from jvae.nn import gpt2, pool
 from jvae.nn.adapter import Adapter, AdapterInputs, adapted_block
-from jvae.nn.attention import Sight, for_everyone, segments
-from jvae.nn.layers import Projection, apply, split_key, uniform_fan_in, wide
+from jvae.nn.attention import MaskSpec, for_everyone, segments
+from jvae.nn.layers import Projection, accum_dtype, apply, split_key, uniform_fan_in
 from jvae.nn.prefix import Prefix, for_rows
 from jvae.nn.stack import layer_range
 
@@ -62,7 +62,7 @@ def pooled(
     """
     pooler, own = pooler_of(config), params["posterior"]["pool"]
     slots = valid_e.shape[0] // x_btd.shape[0]
-    x_btd = x_btd.astype(wide(x_btd.dtype))
+    x_btd = x_btd.astype(accum_dtype(x_btd.dtype))
     if config.pool in ("latent_attn", "averaged_attn"):
         logit_bt = jax.nn.relu(apply(pooler, own, x_btd))
         if config.pool == "latent_attn" and config.pool_scale == "sqrt_batch":
@@ -84,7 +84,7 @@ def encoded(
     drop_prefix, drop_layers = split_key(drop, 2)
     rows, length = side.token_bt.shape
     side = side if config.read_end else without_end(side)
-    sight = segments(side, causal=False)
+    mask_spec = segments(side, causal=False)
     if config.pool_padding:
         if batch.slots != 1:
             raise ValueError(
@@ -93,7 +93,7 @@ def encoded(
         # Released: padding asks, is pooled, and is never a key.
         real_bt = (side.segment_bt > 0).astype(jnp.int32)
         side = side._replace(segment_bt=jnp.ones_like(side.segment_bt))
-        sight = Sight(side.segment_bt, real_bt, causal=False)
+        mask_spec = MaskSpec(side.segment_bt, real_bt, causal=False)
     prefix = owner_m = None
     if config.prefix:
         key, value = apply(prefix_of(config), params["encoder"]["prefix"], drop_prefix)
@@ -105,7 +105,7 @@ def encoded(
         dec,
         params["decoder"] | {"layers": layers},
         gpt2.embed(dec, params["decoder"], side.token_bt, side.position_bt),
-        sight,
+        mask_spec,
         lambda y_btd, _: y_btd,
         drop=drop_layers,
         latent=prefix,

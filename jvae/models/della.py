@@ -26,7 +26,7 @@ from jvae.models.common import KV_AXES, expander, grower, last_of_prompt, reorde
 from jvae.nn import fusion, gpt2, layer_vectors
 from jvae.nn.cache import Caches
 from jvae.nn.config import TransformerConfig
-from jvae.nn.layers import Projection, apply, fold_key, split_key, uniform_fan_in, wide
+from jvae.nn.layers import Projection, accum_dtype, apply, fold_key, split_key, uniform_fan_in
 from jvae.nn.stack import init_stack
 
 POOLS = ("attn_masked", "attn_unmasked", "first_token")
@@ -219,7 +219,7 @@ def pooled(
 
 
 def _addend(p: Any, x_egd: Float[Array, "e g d"]) -> Float[Array, "e g 2 z"]:
-    x_egd = x_egd.astype(wide(x_egd.dtype))
+    x_egd = x_egd.astype(accum_dtype(x_egd.dtype))
     return jnp.einsum("egd,gdcz->egcz", x_egd, p["kernel"].astype(x_egd.dtype))
 
 

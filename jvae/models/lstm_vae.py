@@ -19,7 +19,7 @@ from jvae.latent.gaussian import Gaussian
 from jvae.models.common import expander, reorderer, unboxed
 from jvae.nn import lstm
 from jvae.nn.attention import own_slot
-from jvae.nn.layers import dropout, fold_key, split_key, wide
+from jvae.nn.layers import accum_dtype, dropout, fold_key, split_key
 from jvae.nn.lstm import LstmConfig, LstmState
 
 UNBOUNDED = 2**31 - 1  # a recurrent network reads sentences of any length
@@ -181,7 +181,7 @@ def _encoder(config: LstmVaeConfig) -> Any:
         gate_bt4f = lstm.gates(params["encoder"]["cell"], dropout(embed_drop, c.dropout, x_btd))
         hidden_btf = lstm.run(params["encoder"]["cell"], gate_bt4f, side.position_bt == 0)
         last_ef: Float[Array, "e f"] = lstm.last_state(hidden_btf, side, batch.slots)
-        last_ef = dropout(last_drop, c.dropout, last_ef).astype(wide(last_ef.dtype))
+        last_ef = dropout(last_drop, c.dropout, last_ef).astype(accum_dtype(last_ef.dtype))
         head = params["posterior"]["head"]
         stats_ecz = jnp.tensordot(last_ef, head["kernel"], axes=1) + head["bias"][None]
         stats_egcz = stats_ecz[:, None]

@@ -23,7 +23,7 @@ from jvae.nn import bert, gpt2, pool
 from jvae.nn.attention import owners, spread
 from jvae.nn.cache import Caches
 from jvae.nn.config import TransformerConfig
-from jvae.nn.layers import Initializer, Projection, apply, fold_key, wide
+from jvae.nn.layers import Initializer, Projection, accum_dtype, apply, fold_key
 from jvae.nn.stack import init_stack
 
 POOLS = ("cls", "mean")
@@ -152,7 +152,7 @@ def build(config: OptimusConfig) -> TextVAE:
         assert side is not None  # `limits` asks for the encoder side
         x_btd, _ = bert.encode(enc, params["encoder"], side, fold_key(drop, 0))
         h_ed = pooled(config, params, x_btd, side, batch.slots)
-        h_ed = h_ed.astype(wide(h_ed.dtype))
+        h_ed = h_ed.astype(accum_dtype(h_ed.dtype))
         stats_egcz = apply(_head(config), params["posterior"]["head"], h_ed)[:, None]
         mean_egz, log_var_egz = stats_egcz[:, :, 0], stats_egcz[:, :, 1]
         if config.log_var == "unit":

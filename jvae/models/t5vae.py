@@ -23,7 +23,7 @@ from jvae.models.common import KV_AXES, expander, grower, last_of_prompt, reorde
 from jvae.nn import pool, t5
 from jvae.nn.attention import own_slot
 from jvae.nn.cache import Caches
-from jvae.nn.layers import Initializer, Projection, apply, fold_key, wide
+from jvae.nn.layers import Initializer, Projection, accum_dtype, apply, fold_key
 from jvae.nn.stack import init_stack
 from jvae.nn.t5_layer import T5Config
 
@@ -172,7 +172,7 @@ def build(config: T5VaeConfig) -> TextVAE:
         del cond
         assert batch.enc is not None  # `limits` asks for the encoder side
         h_ed, _, _ = pooled(config, params, batch.enc, batch.slots, fold_key(drop, 0))
-        h_ed = h_ed.astype(wide(h_ed.dtype))
+        h_ed = h_ed.astype(accum_dtype(h_ed.dtype))
         stats_egcz = apply(_head(config), params["posterior"]["head"], h_ed)[:, None]
         return Gaussian(stats_egcz[:, :, 0], stats_egcz[:, :, 1] + config.log_var_shift)
 

@@ -15,12 +15,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jvae.api import Side
 from jvae.errors import ConfigError
 from jvae.nn import fused
-from jvae.nn.layers import dropout, wide
+from jvae.nn.layers import accum_dtype, dropout
 
 EVERYONE = 0  # owner of a slot that all tokens see; segments count from 1
 
 
-class Sight(NamedTuple):
+class MaskSpec(NamedTuple):
     """Which tokens see which: those of their own segment and, if `causal`, none behind them.
 
     Padding is a segment of its own, 0, so no query is left without a key.
@@ -46,9 +46,9 @@ class Slots(NamedTuple):
     owner_m: Int[np.ndarray, "m"]
 
 
-def segments(side: Side, *, causal: bool) -> Sight:
+def segments(side: Side, *, causal: bool) -> MaskSpec:
     """Tokens that see their own example."""
-    return Sight(side.segment_bt, side.segment_bt, causal)
+    return MaskSpec(side.segment_bt, side.segment_bt, causal)
 
 
 def same_segment(side: Side) -> Bool[Array, "b t t"]:
@@ -88,7 +88,7 @@ def attend(
     q_btnh: Float[Array, "b t n h"],
     k_bsnh: Float[Array, "b s n h"],
     v_bsnh: Float[Array, "b s n h"],
-    sight: Sight,
+    mask_spec: MaskSpec,
     slots: Slots | None = None,
     *,
     drop: Key[Array, ""] | None = None,
@@ -110,7 +110,7 @@ def attend(
     dropped = drop is not None and rate > 0
     if kernel == "splash" and not dropped:
         in_front = 0 if slots is None else slots.owner_m.shape[0]
-        key_bs = sight.key_bs
+        key_bs = mask_spec.key_bs
         if slots is not None:
             if np.any(slots.owner_m == EVERYONE):
                 raise ConfigError(
@@ -121,12 +121,12 @@ def attend(
             owner_bm = jnp.broadcast_to(slots.owner_m, (rows, in_front)).astype(key_bs.dtype)
             key_bs = jnp.concatenate([owner_bm, key_bs], axis=1)
         return fused.splash(
-            *(q_btnh, k_bsnh, v_bsnh, sight.query_bt, key_bs),
-            causal_from=in_front if sight.causal else None,
+            *(q_btnh, k_bsnh, v_bsnh, mask_spec.query_bt, key_bs),
+            causal_from=in_front if mask_spec.causal else None,
         )
-    mask_bts = sight.mask()
+    mask_bts = mask_spec.mask()
     if slots is not None:
-        own_btm = sight.query_bt[:, :, None] == slots.owner_m[None, None]
+        own_btm = mask_spec.query_bt[:, :, None] == slots.owner_m[None, None]
         seen_btm = own_btm | (slots.owner_m == EVERYONE)[None, None]
         mask_bts = jnp.concatenate([seen_btm, mask_bts], axis=2)
     if kernel == "cudnn" and not dropped:
@@ -146,7 +146,7 @@ def masked(
     """`attend` under any mask, True where a key is seen: the reference."""
     factor = q_btnh.shape[-1] ** -0.5
     logits_bnts = jnp.einsum(
-        "btnh,bsnh->bnts", q_btnh, k_bsnh, preferred_element_type=wide(q_btnh.dtype)
+        "btnh,bsnh->bnts", q_btnh, k_bsnh, preferred_element_type=accum_dtype(q_btnh.dtype)
     )
     # A finite floor keeps queries without any visible key (padding) finite; they are never scored.
     floor = jnp.finfo(logits_bnts.dtype).min / 2

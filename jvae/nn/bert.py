@@ -63,14 +63,14 @@ def encode(
     drop_embed, drop_layers = split_key(drop, 2)
     x_btd = apply(BertEmbeddings(config), params["embed"], side)
     x_btd = dropout(drop_embed, config.dropout, x_btd)
-    sight = segments(side, causal=False)
+    mask_spec = segments(side, causal=False)
 
     def layer(layer_params, x_btd, _, key):
         drop_weights, drop_layer = split_key(key, 2)
 
         def mix(q, k, v):
             rate, kernel = config.dropout, config.attention
-            return attend(q, k, v, sight, drop=drop_weights, rate=rate, kernel=kernel), None
+            return attend(q, k, v, mask_spec, drop=drop_weights, rate=rate, kernel=kernel), None
 
         y_btd, _ = apply(BertLayer(config), layer_params, x_btd, mix, drop_layer)
         return y_btd, x_btd

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jvae.nn.layers import wide
+from jvae.nn.layers import accum_dtype
 
 SLOT = -1  # position of latent slots, which all tokens of their example see
 NOTHING = 2**30  # position of places without a token: behind all there are
@@ -104,7 +104,7 @@ def look_up(
     bias; logits and softmax in float32 or wider.
     """
     logits_enm = jnp.einsum(
-        "enh,enmh->enm", q_enh, cache.key_enmh, preferred_element_type=wide(q_enh.dtype)
+        "enh,enmh->enm", q_enh, cache.key_enmh, preferred_element_type=accum_dtype(q_enh.dtype)
     )
     logits_enm = logits_enm * scale
     if bias_enm is not None:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Key
 from jvae.api import Side
 from jvae.nn.attention import spread
 from jvae.nn.config import TransformerConfig
-from jvae.nn.layers import NORMAL, split_key, wide
+from jvae.nn.layers import NORMAL, accum_dtype, split_key
 from jvae.nn.stack import init_stack
 
 ORDERS = ("sum_then_product", "product_then_sum")
@@ -100,7 +100,7 @@ def latent_factor(
 ) -> Float[Array, "l e r n h"]:
     """The factor of every layer that depends on the latent alone, in the compute dtype."""
     p = params["latent"]
-    z_egz = z_egz.astype(wide(z_egz.dtype))
+    z_egz = z_egz.astype(accum_dtype(z_egz.dtype))
     kernel_gzrnh = _collapsed(fusion, p["kernel"], 2).astype(z_egz.dtype)
     offset_grnh = _collapsed(fusion, p["constant"] + p["bias"], 1)
     factor_gernh = jnp.einsum("egz,gzrnh->gernh", z_egz, kernel_gzrnh) + offset_grnh[:, None]

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, Key
 from jvae.api import Side
 from jvae.nn import cache as caches
 from jvae.nn import xent
-from jvae.nn.attention import Sight, Slots, attend, for_everyone, segments
+from jvae.nn.attention import MaskSpec, Slots, attend, for_everyone, segments
 from jvae.nn.cache import Caches
 from jvae.nn.config import TransformerConfig
 from jvae.nn.layers import Embedding, LayerNorm, apply, dropout, split_key, uniform_fan_in
@@ -130,7 +130,7 @@ def _through_layers(
     config: TransformerConfig,
     params: Any,
     x_btd: Array,
-    sight: Sight,
+    mask_spec: MaskSpec,
     drop: Key[Array, ""] | None,
     read: Callable[[Array, Array, Any], Any],
     read_l: Any = None,
@@ -157,7 +157,7 @@ def _through_layers(
         def mix(q, k, v):
             v = v if fuse is None else fuse(v, fuse_inputs)
             rate, kernel = config.dropout, config.attention
-            y = attend(q, k, v, sight, slots, drop=drop_weights, rate=rate, kernel=kernel)
+            y = attend(q, k, v, mask_spec, slots, drop=drop_weights, rate=rate, kernel=kernel)
             return y, None
 
         y_btd, _ = block(layer_params, x_btd, mix, block_inputs, drop_layer)
@@ -217,7 +217,7 @@ def encode(
     config: TransformerConfig,
     params: Any,
     x_btd: Float[Array, "b t d"],
-    sight: Sight,
+    mask_spec: MaskSpec,
     read: Read,
     read_l: Any = None,
     drop: Key[Array, ""] | None = None,
@@ -231,7 +231,7 @@ def encode(
 
     Args:
       x_btd: input embeddings.
-      sight: which tokens see which; `segments(side, causal=False)` for a bidirectional encoder.
+      mask_spec: which tokens see which; `segments(side, causal=False)` for a bidirectional encoder.
       read: (output of a layer before any norm, the layer's slice of `read_l`) -> output, stacked
         over the layers. Only what it returns is kept, so a pooled layer costs no (L, B, T, D).
       latent, owner_m, block, block_l: as in `teacher_forced`.
@@ -240,7 +240,7 @@ def encode(
         config,
         params,
         x_btd,
-        sight,
+        mask_spec,
         drop,
         lambda x, y_btd, r: read(y_btd, r),
         read_l,
@@ -271,7 +271,7 @@ def prefill(
     examples, length = x_etd.shape[:2]
     slots = 0 if latent is None else latent.key_lbmnh.shape[2]
     one_et = jnp.ones((examples, length), jnp.int32)
-    sight = Sight(one_et, one_et, causal=True)
+    mask_spec = MaskSpec(one_et, one_et, causal=True)
 
     def layer(layer_params, x, inputs, _):
         kv, fuse_inputs, block_inputs = inputs
@@ -281,7 +281,7 @@ def prefill(
 
         def mix(q, k, v):
             v = v if fuse is None else fuse(v, fuse_inputs)
-            return attend(q, k, v, sight, latent_slots), (k, v)
+            return attend(q, k, v, mask_spec, latent_slots), (k, v)
 
         return block(layer_params, x, mix, block_inputs, None)
 

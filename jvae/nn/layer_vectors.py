@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Key
 
 from jvae.api import Side
 from jvae.nn import gpt2, pool
-from jvae.nn.attention import Sight, segments
+from jvae.nn.attention import MaskSpec, segments
 from jvae.nn.config import TransformerConfig
 from jvae.nn.stack import layer_range
 
@@ -41,11 +41,11 @@ def layer_vectors(
         )
     rows, length = side.token_bt.shape
     if masked:
-        position_bt, sight = side.position_bt, segments(side, causal=False)
+        position_bt, mask_spec = side.position_bt, segments(side, causal=False)
     else:
         position_bt = jnp.broadcast_to(jnp.arange(length)[None], (rows, length))
         real_bt = (side.segment_bt > 0).astype(jnp.int32)
-        sight = Sight(jnp.ones_like(real_bt), real_bt, causal=False)
+        mask_spec = MaskSpec(jnp.ones_like(real_bt), real_bt, causal=False)
 
     def read(x_btd: Array, query_d: Array | None) -> Array:
         if query_d is None:
@@ -58,5 +58,5 @@ def layer_vectors(
     if first + groups < config.layers:
         decoder = decoder | {"layers": layer_range(decoder["layers"], 0, first + groups)}
     x_btd = gpt2.embed(config, decoder, side.token_bt, position_bt)
-    _, x_led = gpt2.encode(config, decoder, x_btd, sight, read, query_ld, drop)
+    _, x_led = gpt2.encode(config, decoder, x_btd, mask_spec, read, query_ld, drop)
     return x_led[first:]

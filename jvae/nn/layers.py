@@ -26,7 +26,7 @@ def uniform_fan_in(fan_in: int) -> Initializer:
     return init
 
 
-def wide(dtype: jnp.dtype) -> jnp.dtype:
+def accum_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """The dtype of reductions: float32, or float64 where the compute dtype is."""
     return jnp.promote_types(dtype, jnp.float32)
 
@@ -75,7 +75,7 @@ class LayerNorm(nn.Module):
         bias: Any = self.param(
             "bias", nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)), width
         )
-        h = x.astype(wide(x.dtype))
+        h = x.astype(accum_dtype(x.dtype))
         h = h - jnp.mean(h, axis=-1, keepdims=True)
         h = h * jax.lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + self.eps)
         lead = (1,) * (x.ndim - 1) + (-1,)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jvae.api import Side
 from jvae.nn import xent
 from jvae.nn.attention import own_slot
-from jvae.nn.layers import split_key, wide
+from jvae.nn.layers import accum_dtype, split_key
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def cell(params: Any, gate_e4f: Float[Array, "e 4 f"], state: LstmState) -> Lstm
 def zero_state(gate_e4f: Float[Array, "e 4 f"]) -> LstmState:
     """The state before the first token, for gates of this shape and dtype."""
     zero_ef = jnp.zeros((gate_e4f.shape[0], gate_e4f.shape[2]), gate_e4f.dtype)
-    return LstmState(zero_ef, zero_ef.astype(wide(gate_e4f.dtype)))
+    return LstmState(zero_ef, zero_ef.astype(accum_dtype(gate_e4f.dtype)))
 
 
 def run(

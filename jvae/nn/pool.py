@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from jvae.api import Side
 from jvae.nn.attention import own_slot
-from jvae.nn.layers import wide
+from jvae.nn.layers import accum_dtype
 
 
 def first_token(x_btd: Float[Array, "b t d"], side: Side, slots: int) -> Float[Array, "e d"]:
@@ -19,7 +19,7 @@ def first_token(x_btd: Float[Array, "b t d"], side: Side, slots: int) -> Float[A
 
 def mean(x_btd: Float[Array, "b t d"], side: Side, slots: int) -> Float[Array, "e d"]:
     """The mean state of each segment, in float32 or wider inside; zeros at empty slots."""
-    acc = wide(x_btd.dtype)
+    acc = accum_dtype(x_btd.dtype)
     weight_bts = own_slot(side, slots).astype(acc)
     total_bsd = jnp.einsum("bts,btd->bsd", weight_bts, x_btd.astype(acc))
     count_bs = jnp.maximum(jnp.sum(weight_bts, axis=1), 1.0)
@@ -50,7 +50,7 @@ def weighted(
 
 
 def _attention_logits(x_btd: Array, query_d: Array) -> Array:
-    x_btd = x_btd.astype(wide(x_btd.dtype))
+    x_btd = x_btd.astype(accum_dtype(x_btd.dtype))
     return jax.nn.gelu(jnp.einsum("btd,d->bt", x_btd, query_d.astype(x_btd.dtype)))
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jvae.nn.layers import Initializer, Projection, dropout, split_key, wide
+from jvae.nn.layers import Initializer, Projection, accum_dtype, dropout, split_key
 from jvae.nn.transformer import Attend
 
 AttendCross = Callable[[Array], Array]  # queries (B, T, N, H) to mixed values (B, T, N, H)
@@ -83,7 +83,7 @@ class RmsNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
         scale: Any = self.param("scale", ones, (x.shape[-1],))
-        h = x.astype(wide(x.dtype))
+        h = x.astype(accum_dtype(x.dtype))
         h = h * inverse_rms(h, self.eps)
         return (h * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
@@ -219,7 +219,7 @@ def attend(
 ) -> Float[Array, "b t n h"]:
     """Unscaled softmax attention with an additive bias, logits and softmax in float32 or wider."""
     logits = jnp.einsum(
-        "btnh,bsnh->bnts", q_btnh, k_bsnh, preferred_element_type=wide(q_btnh.dtype)
+        "btnh,bsnh->bnts", q_btnh, k_bsnh, preferred_element_type=accum_dtype(q_btnh.dtype)
     )
     if bias_bnts is not None:
         logits = logits + bias_bnts.astype(logits.dtype)

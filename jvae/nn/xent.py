@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jvae.nn.layers import wide
+from jvae.nn.layers import accum_dtype
 
 
 def mask_padded_vocab(logits: Float[Array, "... v"], vocab: int) -> Float[Array, "... v"]:
@@ -29,7 +29,9 @@ def logits(
 ) -> Float[Array, "... v"]:
     """Scores of every token in float32 or wider; padded columns are -inf."""
     table_vd = table_vd.astype(hidden.dtype)
-    out = jnp.einsum("...d,vd->...v", hidden, table_vd, preferred_element_type=wide(hidden.dtype))
+    out = jnp.einsum(
+        "...d,vd->...v", hidden, table_vd, preferred_element_type=accum_dtype(hidden.dtype)
+    )
     if bias_v is not None:
         out = out + bias_v.astype(out.dtype).reshape((1,) * (out.ndim - 1) + (-1,))
     return mask_padded_vocab(out, vocab)
@@ -55,7 +57,7 @@ def token_log_prob(
         return jnp.take_along_axis(log_prob, target_bt[..., None], axis=-1)[..., 0]
 
     table_vd = table_vd.astype(hidden_btd.dtype)
-    acc = wide(hidden_btd.dtype)
+    acc = accum_dtype(hidden_btd.dtype)
     chunks = -(-table_vd.shape[0] // chunk)
     rows = -(-table_vd.shape[0] // chunks)
     table_cvd = jnp.pad(table_vd, ((0, chunks * rows - table_vd.shape[0]), (0, 0)))

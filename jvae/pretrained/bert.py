@@ -6,8 +6,8 @@ from typing import Any
 
 from jvae.pretrained.backbones import Backbone, expect
 from jvae.pretrained.names import (
-    Rule,
-    Table,
+    NameRule,
+    NameTable,
     Vocab,
     flat,
     joined_bias,
@@ -61,7 +61,7 @@ BACKBONE = Backbone(
 )
 
 
-def table(vocab: int | Vocab, path: str, pooler: str | None) -> Table:
+def table(vocab: int | Vocab, path: str, pooler: str | None) -> NameTable:
     """An encoder, from the family's own files; a pooler may be missing from them.
 
     Args:
@@ -69,15 +69,15 @@ def table(vocab: int | Vocab, path: str, pooler: str | None) -> Table:
     """
     found = rules(vocab, "", path, pooler)
     if pooler is None:
-        return Table(found, (*BACKBONE.ignored, POOLER))
+        return NameTable(found, (*BACKBONE.ignored, POOLER))
     optional = (
         dataclasses.replace(rule, optional="pooler") if rule.path.startswith(pooler) else rule
         for rule in found
     )
-    return Table(tuple(optional), BACKBONE.ignored)
+    return NameTable(tuple(optional), BACKBONE.ignored)
 
 
-def rules(vocab: int | Vocab, prefix: str, path: str, pooler: str | None) -> tuple[Rule, ...]:
+def rules(vocab: int | Vocab, prefix: str, path: str, pooler: str | None) -> tuple[NameRule, ...]:
     """Rules of a BERT encoder.
 
     Args:
@@ -104,21 +104,28 @@ def rules(vocab: int | Vocab, prefix: str, path: str, pooler: str | None) -> tup
     biases = tuple(f"{layer}attention.self.{name}.bias" for name in qkv)
     embeddings = f"{prefix}embeddings."
     return (
-        Rule(
+        NameRule(
             f"{path}/embed/token/table", (f"{embeddings}word_embeddings.weight",), vocab_rows(vocab)
         ),
-        Rule(f"{path}/embed/position/table", (f"{embeddings}position_embeddings.weight",), flat(2)),
-        Rule(f"{path}/embed/type/table", (f"{embeddings}token_type_embeddings.weight",), flat(2)),
-        Rule(f"{path}/layers/attn/qkv/kernel", weights, joined_linear(3)),
-        Rule(f"{path}/layers/attn/qkv/bias", biases, joined_bias(3)),
-        *(Rule(f"{ours}/scale", (f"{theirs}.weight",), flat(1)) for ours, theirs in norms.items()),
-        *(Rule(f"{ours}/bias", (f"{theirs}.bias",), flat(1)) for ours, theirs in norms.items()),
+        NameRule(
+            f"{path}/embed/position/table", (f"{embeddings}position_embeddings.weight",), flat(2)
+        ),
+        NameRule(
+            f"{path}/embed/type/table", (f"{embeddings}token_type_embeddings.weight",), flat(2)
+        ),
+        NameRule(f"{path}/layers/attn/qkv/kernel", weights, joined_linear(3)),
+        NameRule(f"{path}/layers/attn/qkv/bias", biases, joined_bias(3)),
         *(
-            Rule(f"{ours}/kernel", (f"{theirs}.weight",), linear(n_in))
+            NameRule(f"{ours}/scale", (f"{theirs}.weight",), flat(1))
+            for ours, theirs in norms.items()
+        ),
+        *(NameRule(f"{ours}/bias", (f"{theirs}.bias",), flat(1)) for ours, theirs in norms.items()),
+        *(
+            NameRule(f"{ours}/kernel", (f"{theirs}.weight",), linear(n_in))
             for ours, (theirs, n_in) in projections.items()
         ),
         *(
-            Rule(f"{ours}/bias", (f"{theirs}.bias",), flat(1))
+            NameRule(f"{ours}/bias", (f"{theirs}.bias",), flat(1))
             for ours, (theirs, _) in projections.items()
         ),
     )

@@ -8,13 +8,13 @@ from typing import Any
 from jvae.errors import WeightsError
 from jvae.pretrained import files, names
 from jvae.pretrained.backbones import Backbone
-from jvae.pretrained.names import Table
+from jvae.pretrained.names import NameTable
 
 
 def export_backbone(
     folder: Path,
     backbone: Backbone,
-    table: Table,
+    table: NameTable,
     params: Any,
     ours: Mapping[str, Any],
     special: Mapping[str, int] | None = None,

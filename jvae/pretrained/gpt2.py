@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jvae.pretrained.backbones import Backbone, expect
-from jvae.pretrained.names import Rule, Table, Vocab, flat, kernel_rows, vocab_rows
+from jvae.pretrained.names import NameRule, NameTable, Vocab, flat, kernel_rows, vocab_rows
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,13 +61,13 @@ BACKBONE = Backbone(
 )
 
 
-def table(vocab: int | Vocab, path: str) -> Table:
+def table(vocab: int | Vocab, path: str) -> NameTable:
     """A decoder, from the family's own files. path: our path of the decoder."""
     tied = (("lm_head.weight", "wte.weight"),)
-    return Table(rules(vocab, "", path), BACKBONE.ignored, tied)
+    return NameTable(rules(vocab, "", path), BACKBONE.ignored, tied)
 
 
-def rules(vocab: int | Vocab, prefix: str, path: str) -> tuple[Rule, ...]:
+def rules(vocab: int | Vocab, prefix: str, path: str) -> tuple[NameRule, ...]:
     """Rules of a GPT-2 decoder.
 
     Args:
@@ -87,16 +87,19 @@ def rules(vocab: int | Vocab, prefix: str, path: str) -> tuple[Rule, ...]:
         f"{path}/layers/mlp/down": (f"{layer}mlp.c_proj", 1),
     }
     return (
-        Rule(f"{path}/embed/token/table", (f"{prefix}wte.weight",), vocab_rows(vocab)),
-        Rule(f"{path}/embed/position/table", (f"{prefix}wpe.weight",), flat(2)),
-        *(Rule(f"{ours}/scale", (f"{theirs}.weight",), flat(1)) for ours, theirs in norms.items()),
-        *(Rule(f"{ours}/bias", (f"{theirs}.bias",), flat(1)) for ours, theirs in norms.items()),
+        NameRule(f"{path}/embed/token/table", (f"{prefix}wte.weight",), vocab_rows(vocab)),
+        NameRule(f"{path}/embed/position/table", (f"{prefix}wpe.weight",), flat(2)),
         *(
-            Rule(f"{ours}/kernel", (f"{theirs}.weight",), kernel_rows(n_in))
+            NameRule(f"{ours}/scale", (f"{theirs}.weight",), flat(1))
+            for ours, theirs in norms.items()
+        ),
+        *(NameRule(f"{ours}/bias", (f"{theirs}.bias",), flat(1)) for ours, theirs in norms.items()),
+        *(
+            NameRule(f"{ours}/kernel", (f"{theirs}.weight",), kernel_rows(n_in))
             for ours, (theirs, n_in) in projections.items()
         ),
         *(
-            Rule(f"{ours}/bias", (f"{theirs}.bias",), flat(1))
+            NameRule(f"{ours}/bias", (f"{theirs}.bias",), flat(1))
             for ours, (theirs, _) in projections.items()
         ),
     )

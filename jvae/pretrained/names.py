@@ -135,7 +135,7 @@ class Columns(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rule:
+class NameRule:
     """One leaf of our tree and where it comes from.
 
     The rules of an optional group may lack all their tensors; their leaves are then left out of
@@ -172,14 +172,14 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Table:
+class NameTable:
     """Rules of one family.
 
     ignored: patterns of foreign names that are no parameters of ours (buffers, heads). tied:
     foreign names that must equal another one.
     """
 
-    rules: tuple[Rule, ...]
+    rules: tuple[NameRule, ...]
     ignored: tuple[str, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()
 
@@ -187,7 +187,7 @@ class Table:
 class Fit(NamedTuple):
     """What a table makes of a set of foreign tensors, before any data is read."""
 
-    rules: tuple[Rule, ...]  # those whose tensors are there
+    rules: tuple[NameRule, ...]  # those whose tensors are there
     ignored: tuple[str, ...]  # foreign names left aside
 
 
@@ -217,14 +217,14 @@ def _is_floating(dtype: Any) -> bool:
     return not isinstance(dtype, str) and jnp.issubdtype(dtype, jnp.floating)
 
 
-def _absent_groups(table: Table, foreign: Mapping[str, Any]) -> set[str]:
+def _absent_groups(table: NameTable, foreign: Mapping[str, Any]) -> set[str]:
     """Optional groups of which no tensor is there; these run over no layers."""
     groups = {rule.optional for rule in table.rules if rule.optional}
     here = {r.optional for r in table.rules if any(source in foreign for source in r.sources)}
     return groups - here
 
 
-def fit(table: Table, foreign: Mapping[str, Any], target: Any) -> Fit:
+def fit(table: NameTable, foreign: Mapping[str, Any], target: Any) -> Fit:
     """Matches names, shapes and number types; reads no data.
 
     Args:
@@ -237,7 +237,7 @@ def fit(table: Table, foreign: Mapping[str, Any], target: Any) -> Fit:
     used: set[str] = set()
     missing: list[str] = []
     wrong: list[str] = []
-    found: list[Rule] = []
+    found: list[NameRule] = []
     absent = _absent_groups(table, foreign)
     for rule in table.rules:
         if rule.path not in ours:
@@ -275,7 +275,7 @@ def fit(table: Table, foreign: Mapping[str, Any], target: Any) -> Fit:
     return Fit(tuple(found), tuple(sorted(ignored)))
 
 
-def _leaf(rule: Rule, foreign: Mapping[str, Any], like: Any) -> np.ndarray:
+def _leaf(rule: NameRule, foreign: Mapping[str, Any], like: Any) -> np.ndarray:
     """One leaf of our tree on the host, in the dtype of `like`."""
     shape = tuple(like.shape)
     out = np.empty(shape, like.dtype)
@@ -296,7 +296,7 @@ def _leaf(rule: Rule, foreign: Mapping[str, Any], like: Any) -> np.ndarray:
 
 
 def leaves(
-    table: Table, foreign: Mapping[str, Any], target: Any
+    table: NameTable, foreign: Mapping[str, Any], target: Any
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The leaves of our tree one after the other, each on the host, by path.
 
@@ -312,7 +312,7 @@ def leaves(
         yield rule.path, _leaf(rule, foreign, like[rule.path])
 
 
-def read(table: Table, foreign: Mapping[str, Any], target: Any) -> Any:
+def read(table: NameTable, foreign: Mapping[str, Any], target: Any) -> Any:
     """Our parameter tree from foreign tensors, in NumPy.
 
     Args:
@@ -323,7 +323,7 @@ def read(table: Table, foreign: Mapping[str, Any], target: Any) -> Any:
     return nested(dict(leaves(table, foreign, target)))
 
 
-def load_into(table: Table, foreign: Mapping[str, Any], target: Any) -> Any:
+def load_into(table: NameTable, foreign: Mapping[str, Any], target: Any) -> Any:
     """Our parameter tree as device arrays in the dtypes and shardings of `target`.
 
     One leaf at a time is on the host, and each device gets its own part of it alone. The order of
@@ -346,7 +346,7 @@ def place(array: np.ndarray, like: Any) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def write(table: Table, params: Any, tied: bool = True) -> dict[str, np.ndarray]:
+def write(table: NameTable, params: Any, tied: bool = True) -> dict[str, np.ndarray]:
     """Foreign tensors from our parameter tree, the exact inverse of `read`.
 
     Args:

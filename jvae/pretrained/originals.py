@@ -15,7 +15,7 @@ import numpy as np
 from jvae.errors import WeightsError
 from jvae.pretrained import bert, files, gpt2, originals_adavae, originals_della, t5
 from jvae.pretrained.files import Tensor, Tensors
-from jvae.pretrained.names import Rule, Shape, Table, Transform, joined_linear, linear
+from jvae.pretrained.names import NameRule, NameTable, Shape, Transform, joined_linear, linear
 
 _TORCH = (".bin", ".pt", ".pth", ".ckpt")
 _WRAPPERS = ("model_state_dict", "state_dict", "model")  # around the tensors, by training code
@@ -37,7 +37,7 @@ def _memory_by_layer() -> Transform:
     return Transform(read, write)
 
 
-def optimus(encoder_vocab: int, decoder_vocab: int, memory: bool, embedding: bool) -> Table:
+def optimus(encoder_vocab: int, decoder_vocab: int, memory: bool, embedding: bool) -> NameTable:
     """The full state dict of Optimus (`model_state_dict` of a released `training.bin`).
 
     The released code saves both injections whatever was trained; those the model does not use are
@@ -50,14 +50,14 @@ def optimus(encoder_vocab: int, decoder_vocab: int, memory: bool, embedding: boo
         (embedding, "decoder/offset/kernel", f"{transformer}linear_emb.weight", linear()),
     ):
         if wanted:
-            used.append(Rule(path, (name,), transform))
+            used.append(NameRule(path, (name,), transform))
         else:
             ignored.append(name)
-    return Table(
+    return NameTable(
         rules=(
             *bert.rules(encoder_vocab, "encoder.", "encoder", "posterior/pooler"),
             *gpt2.rules(decoder_vocab, transformer, "decoder"),
-            Rule("posterior/head/kernel", ("encoder.linear.weight",), linear()),
+            NameRule("posterior/head/kernel", ("encoder.linear.weight",), linear()),
             *used,
         ),
         ignored=tuple(ignored),
@@ -65,7 +65,7 @@ def optimus(encoder_vocab: int, decoder_vocab: int, memory: bool, embedding: boo
     )
 
 
-def t5_vae(c: Any) -> Table:
+def t5_vae(c: Any) -> NameTable:
     """The full state dict of T5-VAE. Without cross-attention, which nothing there trains or uses.
 
     Raises: WeightsError for a config with ways for z that the original does not have.
@@ -78,13 +78,13 @@ def t5_vae(c: Any) -> Table:
     base = t5.table(dec.vocab, gated=dec.gated, tied=dec.tied, cross=False, prefix="t5.")
     heads = ("t5.mu.weight", "t5.logvar.weight")
     own = (
-        Rule("posterior/head/kernel", heads, joined_linear(2)),
-        Rule("decoder/memory/kernel", ("t5.memory_projection.weight",), _memory_by_layer()),
+        NameRule("posterior/head/kernel", heads, joined_linear(2)),
+        NameRule("decoder/memory/kernel", ("t5.memory_projection.weight",), _memory_by_layer()),
     )
-    return Table((*base.rules, *own), base.ignored, base.tied)
+    return NameTable((*base.rules, *own), base.ignored, base.tied)
 
 
-def _adavae(c: Any) -> Table:
+def _adavae(c: Any) -> NameTable:
     return originals_adavae.adavae(
         vocab=c.decoder.vocab,
         encoder_layers=c.encoder_layers,
@@ -102,7 +102,7 @@ def _adavae(c: Any) -> Table:
     )
 
 
-def _della(c: Any) -> Table:
+def _della(c: Any) -> NameTable:
     return originals_della.della(
         vocab=c.decoder.vocab,
         layers=c.decoder.layers,
@@ -117,7 +117,7 @@ def _della(c: Any) -> Table:
 
 
 # How to read each family's original, given the family's own config.
-TABLES: dict[str, Callable[[Any], Table]] = {
+TABLES: dict[str, Callable[[Any], NameTable]] = {
     "adavae": _adavae,
     "della": _della,
     "optimus": lambda c: optimus(c.encoder.vocab, c.decoder.vocab, c.use_memory, c.use_embedding),

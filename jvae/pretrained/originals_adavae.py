@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jvae.pretrained import gpt2
-from jvae.pretrained.names import Rule, Shape, Table, Transform, flat, kernel_rows, linear
+from jvae.pretrained.names import NameRule, NameTable, Shape, Transform, flat, kernel_rows, linear
 
 _SHARED = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
 
@@ -47,24 +47,24 @@ def _vocab_columns(vocab: int) -> Transform:
     return Transform(read, lambda leaf: [np.moveaxis(leaf[:vocab], 0, -1)])
 
 
-def _dense(path: str, name: str, transform: Transform, bias: bool = True) -> list[Rule]:
-    rules = [Rule(f"{path}/kernel", (f"{name}.weight",), transform)]
-    return [*rules, Rule(f"{path}/bias", (f"{name}.bias",), flat(1))] if bias else rules
+def _dense(path: str, name: str, transform: Transform, bias: bool = True) -> list[NameRule]:
+    rules = [NameRule(f"{path}/kernel", (f"{name}.weight",), transform)]
+    return [*rules, NameRule(f"{path}/bias", (f"{name}.bias",), flat(1))] if bias else rules
 
 
-def _adapter(ours: str, theirs: str, learned: bool) -> list[Rule]:
+def _adapter(ours: str, theirs: str, learned: bool) -> list[NameRule]:
     layer = f"{theirs}.h.{{i}}.adapter"
     rules = _dense(f"{ours}/adapter/down", f"{layer}.down_project", linear())
     rules += _dense(f"{ours}/adapter/up", f"{layer}.up_project", linear())
     if learned:
-        rules.append(Rule(f"{ours}/adapter/scale", (f"{layer}.scale",), flat(1)))
+        rules.append(NameRule(f"{ours}/adapter/scale", (f"{layer}.scale",), flat(1)))
     return rules
 
 
-def _prefix(ours: str, theirs: str) -> list[Rule]:
+def _prefix(ours: str, theirs: str) -> list[NameRule]:
     own = f"{theirs}.prompt_model"
     return [
-        Rule(f"{ours}/prefix/slot/table", (f"{own}.wte.weight",), flat(2)),
+        NameRule(f"{ours}/prefix/slot/table", (f"{own}.wte.weight",), flat(2)),
         *_dense(f"{ours}/prefix/down", f"{own}.control_trans.0", linear()),
         *_dense(f"{ours}/prefix/up", f"{own}.control_trans.2", linear()),
     ]
@@ -85,7 +85,7 @@ def adavae(
     adapters: bool = False,
     vary: bool = False,
     prefix: bool = False,
-) -> Table:
+) -> NameTable:
     """The full state dict of AdaVAE: encoder and decoder name the tensors they share twice.
 
     Args:
@@ -95,12 +95,12 @@ def adavae(
     rules = _dense("posterior/pool", "encoder.LatentAttention.linear_trans", linear())
     if pool == "averaged_attn":
         averaged = ("encoder.averageSelfAttention.attention_weights",)
-        rules = [Rule("posterior/pool/kernel", averaged, flat(1))]
+        rules = [NameRule("posterior/pool/kernel", averaged, flat(1))]
     elif pool != "latent_attn":
         rules = _dense("posterior/pool", "encoder.z_linear", linear())
     for leaf, name in (("kernel", "weight"), ("bias", "bias")):
         both = (f"encoder.mean.{name}", f"encoder.logvar.{name}")
-        rules.append(Rule(f"posterior/head/{leaf}", both, _joined_rows()))
+        rules.append(NameRule(f"posterior/head/{leaf}", both, _joined_rows()))
     for ours, theirs, adapted in (
         ("encoder", "encoder", adapt_encoder),
         ("decoder", "transformer", adapt_decoder),
@@ -110,7 +110,7 @@ def adavae(
     layer = "transformer.h.{i}"
     if psa or memory or adapters:
         project = _by_layer() if vary else linear()
-        rules.append(Rule("decoder/project/kernel", ("transformer.attn_proj.weight",), project))
+        rules.append(NameRule("decoder/project/kernel", ("transformer.attn_proj.weight",), project))
     if psa:
         rules += _dense("decoder/psa", f"{layer}.attn.c_z", kernel_rows(1))
     if memory:
@@ -121,9 +121,9 @@ def adavae(
         rules += _dense("decoder/adapter_latent", f"{layer}.z_proj", linear())
     if output:
         columns = _vocab_columns(vocab)
-        rules.append(Rule("decoder/output/table", ("lm_head_rep.weight",), columns))
-        rules.append(Rule("decoder/output/bias", ("lm_head_rep.bias",), columns))
-    return Table(
+        rules.append(NameRule("decoder/output/table", ("lm_head_rep.weight",), columns))
+        rules.append(NameRule("decoder/output/bias", ("lm_head_rep.bias",), columns))
+    return NameTable(
         rules=(*gpt2.rules(vocab, "transformer.", "decoder"), *rules),
         ignored=(r"(encoder|transformer)\.h\.\d+\.attn\.(bias|masked_bias)",),
         tied=_tied(encoder_layers),

@@ -7,9 +7,9 @@ import numpy as np
 from jvae.pretrained import gpt2
 from jvae.pretrained.names import (
     Columns,
-    Rule,
+    NameRule,
+    NameTable,
     Shape,
-    Table,
     Transform,
     flat,
     joined_bias,
@@ -46,57 +46,57 @@ def _rank_constants() -> Transform:
     return Transform(read, lambda leaf: [one.reshape(-1, 1) for one in leaf])
 
 
-def _fusion(name: str, ours: str, width: int, rank: int, first: int) -> tuple[Rule, ...]:
+def _fusion(name: str, ours: str, width: int, rank: int, first: int) -> tuple[NameRule, ...]:
     sources = [f"encoder.h.{{i}}.attn.lmf.{name}.{j}" for j in range(rank)]
     weights = tuple(f"{source}.weight" for source in sources)
     biases = tuple(f"{source}.bias" for source in sources)
     path = f"decoder/fusion/{ours}"
     body, constant = Columns(0, width, width + 1), Columns(width, width + 1, width + 1)
     return (
-        Rule(f"{path}/kernel", weights, _rank_maps(), body, first),
-        Rule(f"{path}/constant", weights, _rank_constants(), constant, first),
-        Rule(f"{path}/bias", biases, joined_bias(rank), None, first),
+        NameRule(f"{path}/kernel", weights, _rank_maps(), body, first),
+        NameRule(f"{path}/constant", weights, _rank_constants(), constant, first),
+        NameRule(f"{path}/bias", biases, joined_bias(rank), None, first),
     )
 
 
-def _heads(width: int, latent: int, conditional: bool, first: int) -> tuple[Rule, ...]:
+def _heads(width: int, latent: int, conditional: bool, first: int) -> tuple[NameRule, ...]:
     """The released posterior reads [text; chain], the prior [chain; source]."""
     posterior, prior = "encoder.recog_network.{i}", "encoder.prior_network.{i}"
     both = width + latent
     rules = [
-        Rule(
+        NameRule(
             "posterior/head/text/kernel",
             (f"{posterior}.weight",),
             linear(),
             Columns(0, width, both),
             first,
         ),
-        Rule(
+        NameRule(
             "posterior/head/chain/kernel",
             (f"{posterior}.weight",),
             linear(),
             Columns(width, both, both),
             first,
         ),
-        Rule(
+        NameRule(
             "prior/head/chain/kernel",
             (f"{prior}.weight",),
             linear(),
             Columns(0, latent, both if conditional else latent),
             first,
         ),
-        Rule("posterior/head/chain/bias", (f"{posterior}.bias",), flat(1), None, first),
-        Rule("prior/head/chain/bias", (f"{prior}.bias",), flat(1), None, first),
+        NameRule("posterior/head/chain/bias", (f"{posterior}.bias",), flat(1), None, first),
+        NameRule("prior/head/chain/bias", (f"{prior}.bias",), flat(1), None, first),
     ]
     if conditional:
         source = Columns(latent, both, both)
         path = "prior/head/source/kernel"
-        rules.append(Rule(path, (f"{prior}.weight",), linear(), source, first))
+        rules.append(NameRule(path, (f"{prior}.weight",), linear(), source, first))
     for ours, theirs in (("state", "hh"), ("latent", "ih")):
         cell = f"encoder.reccurnt_cell_weight_{theirs}.{{i}}"  # spelt so in the original
         path = f"prior/chain/{ours}"
-        rules.append(Rule(f"{path}/kernel", (f"{cell}.weight",), linear(), None, first))
-        rules.append(Rule(f"{path}/bias", (f"{cell}.bias",), flat(1), None, first))
+        rules.append(NameRule(f"{path}/kernel", (f"{cell}.weight",), linear(), None, first))
+        rules.append(NameRule(f"{path}/bias", (f"{cell}.bias",), flat(1), None, first))
     return tuple(rules)
 
 
@@ -111,7 +111,7 @@ def della(
     last: int | None = None,
     conditional: bool = False,
     bow: bool = False,
-) -> Table:
+) -> NameTable:
     """The full state dict of DELLA.
 
     The released code makes the networks of a latent for every layer, whatever layers have one;
@@ -130,18 +130,18 @@ def della(
         ignored.append(rf"(encoder|decoder)\.h\.{i}\.attn\.lmf\..*")
         ignored.append(rf"encoder\.{networks}\.{i}\.(weight|bias)")
         ignored.append(rf"encoder\.pooling\.{i}\.attention_weights")
-    used = [Rule("decoder/head/table", ("decoder.lm_head.weight",), vocab_rows(vocab))]
+    used = [NameRule("decoder/head/table", ("decoder.lm_head.weight",), vocab_rows(vocab))]
     if bow:
-        used.append(Rule("decoder/bow/kernel", ("decoder.mlp_bow.weight",), linear()))
-        used.append(Rule("decoder/bow/bias", ("decoder.mlp_bow.bias",), flat(1)))
+        used.append(NameRule("decoder/bow/kernel", ("decoder.mlp_bow.weight",), linear()))
+        used.append(NameRule("decoder/bow/bias", ("decoder.mlp_bow.bias",), flat(1)))
     pooling = ("encoder.pooling.{i}.attention_weights",)
-    return Table(
+    return NameTable(
         rules=(
             *gpt2.rules(vocab, "encoder.", "decoder"),
             *_fusion("text_factor", "value", width, rank, first),
             *_fusion("latent_factor", "latent", latent, rank, first),
             *_heads(width, latent, conditional, first),
-            Rule("posterior/pool/kernel", pooling, flat(1), None, first),
+            NameRule("posterior/pool/kernel", pooling, flat(1), None, first),
             *used,
         ),
         ignored=tuple(ignored),

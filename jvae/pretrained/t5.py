@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from jvae.pretrained.backbones import Backbone, expect
-from jvae.pretrained.names import Rule, Table, Vocab, flat, joined_linear, linear, vocab_rows
+from jvae.pretrained.names import (
+    NameRule,
+    NameTable,
+    Vocab,
+    flat,
+    joined_linear,
+    linear,
+    vocab_rows,
+)
 
 _CROSS = r"decoder\.block\.\d+\.layer\.1\.(EncDecAttention\..*|layer_norm\.weight)"
 _FEED_FORWARD = {"relu": False, "gated-gelu": True}
@@ -65,7 +73,9 @@ BACKBONE = Backbone(
 )
 
 
-def table(vocab: int | Vocab, *, gated: bool, tied: bool, cross: bool, prefix: str = "") -> Table:
+def table(
+    vocab: int | Vocab, *, gated: bool, tied: bool, cross: bool, prefix: str = ""
+) -> NameTable:
     """The whole of a T5 as `jvae.nn.t5` arranges it: {embed, encoder, decoder}.
 
     Args:
@@ -73,7 +83,7 @@ def table(vocab: int | Vocab, *, gated: bool, tied: bool, cross: bool, prefix: s
       prefix: foreign prefix, such as "t5." in T5-VAE.
     """
     rules = [
-        Rule("embed/token/table", (f"{prefix}shared.weight",), vocab_rows(vocab)),
+        NameRule("embed/token/table", (f"{prefix}shared.weight",), vocab_rows(vocab)),
         *_stack("encoder", prefix, gated, cross=False),
         *_stack("decoder", prefix, gated, cross),
     ]
@@ -82,32 +92,34 @@ def table(vocab: int | Vocab, *, gated: bool, tied: bool, cross: bool, prefix: s
         same.append((f"{prefix}lm_head.weight", f"{prefix}shared.weight"))
     else:
         head = (f"{prefix}lm_head.weight",)
-        rules.append(Rule("decoder/head/table", head, vocab_rows(vocab)))
+        rules.append(NameRule("decoder/head/table", head, vocab_rows(vocab)))
     start = prefix.replace(".", r"\.")
     ignored = BACKBONE.ignored if cross else (*BACKBONE.ignored, _CROSS)
-    return Table(tuple(rules), tuple(start + pattern for pattern in ignored), tuple(same))
+    return NameTable(tuple(rules), tuple(start + pattern for pattern in ignored), tuple(same))
 
 
 STACKS = ("encoder", "decoder")
 
 
-def _stack(stack: str, prefix: str, gated: bool, cross: bool) -> list[Rule]:
+def _stack(stack: str, prefix: str, gated: bool, cross: bool) -> list[NameRule]:
     block = f"{prefix}{stack}.block.{{i}}.layer."
     bias = f"{prefix}{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     ours = f"{stack}/layers"
     last = 2 if stack == "decoder" else 1
     feed = f"{block}{last}.DenseReluDense."
 
-    def kernels(path: str, names: tuple[str, ...], n_in: int = 1) -> Rule:
+    def kernels(path: str, names: tuple[str, ...], n_in: int = 1) -> NameRule:
         transform = linear(n_in) if len(names) == 1 else joined_linear(len(names))
-        return Rule(f"{ours}/{path}/kernel", tuple(f"{name}.weight" for name in names), transform)
+        return NameRule(
+            f"{ours}/{path}/kernel", tuple(f"{name}.weight" for name in names), transform
+        )
 
-    def scale(path: str, name: str) -> Rule:
-        return Rule(path, (f"{name}.weight",), flat(1))
+    def scale(path: str, name: str) -> NameRule:
+        return NameRule(path, (f"{name}.weight",), flat(1))
 
     attention = f"{block}0.SelfAttention."
     rules = [
-        Rule(f"{stack}/bias/table", (bias,), flat(2)),
+        NameRule(f"{stack}/bias/table", (bias,), flat(2)),
         scale(f"{stack}/norm/scale", f"{prefix}{stack}.final_layer_norm"),
         scale(f"{ours}/attn_norm/scale", f"{block}0.layer_norm"),
         scale(f"{ours}/mlp_norm/scale", f"{block}{last}.layer_norm"),

@@ -22,7 +22,7 @@ from jvae.data import tokenizers
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, WeightsError
 from jvae.pretrained import files, names, originals
-from jvae.pretrained.names import Rule, Table
+from jvae.pretrained.names import NameRule, NameTable
 from jvae.runs.build import build_model
 from jvae.runs.data import TOKENIZER_FOLDER
 from jvae.tree import named_leaves, sizes
@@ -135,10 +135,10 @@ def load_export(name_or_folder: str | os.PathLike[str], shardings: Any = None) -
     config = configs.stored((folder / files.CONFIG).read_text(encoding="utf-8"))
     encoder, decoder = (tokenizers.load(folder / TOKENIZER_FOLDER / r, r) for r in ROLES)
     target = _target(build_model(config), shardings)
-    same = tuple(Rule(path, (path,), _SAME) for path in named_leaves(target))
+    same = tuple(NameRule(path, (path,), _SAME) for path in named_leaves(target))
     file = folder / files.SAFETENSORS
     try:
-        params = names.load_into(Table(same), files.read_file(file), target)
+        params = names.load_into(NameTable(same), files.read_file(file), target)
     except WeightsError as error:
         raise WeightsError(f"{file}: {error}") from None
     return Export(config, encoder, decoder, params)

@@ -33,7 +33,7 @@ class Phase(NamedTuple):
     noise: ConfigDict
 
 
-class Progress(NamedTuple):
+class PhaseProgress(NamedTuple):
     """Where a run stands in its phases; what of it a checkpoint keeps beside the state."""
 
     index: int = 0  # phase
@@ -42,16 +42,16 @@ class Progress(NamedTuple):
     stalled: int = 0  # checks since then
     over: bool = False  # whether the phase has ended
 
-    def checked(self, phase: Phase, done: int, loss: float) -> "Progress":
+    def checked(self, phase: Phase, done: int, loss: float) -> "PhaseProgress":
         """After a check at `done` steps of the run."""
         better = self.best is None or loss < self.best
         stalled = 0 if better else self.stalled + 1
         over = done - self.begin >= phase.steps or 0 < phase.patience <= stalled
         return self._replace(best=loss if better else self.best, stalled=stalled, over=over)
 
-    def following(self, done: int) -> "Progress":
+    def following(self, done: int) -> "PhaseProgress":
         """At the start of the next phase."""
-        return Progress(self.index + 1, done)
+        return PhaseProgress(self.index + 1, done)
 
 
 def resolve(config: ConfigDict) -> tuple[Phase, ...]:

@@ -22,7 +22,7 @@ from jvae.tree import map_named, named_leaves
 KEY = "config.optim.trainable"
 
 
-class Rule(NamedTuple):
+class TrainableRule(NamedTuple):
     """Parameters whose path matches `pattern` (re.search) train from step `from_step` on.
 
     first, stop: layers first..stop-1 of stacked parameters; None for all; a name stands for that
@@ -36,7 +36,7 @@ class Rule(NamedTuple):
     from_step: int | str = 0
 
 
-class Part(NamedTuple):
+class LeafPart(NamedTuple):
     """Consecutive layers of one leaf that train from the same step; a whole leaf has no layers."""
 
     path: str
@@ -50,13 +50,13 @@ class Part(NamedTuple):
         return words if self.layers is None else (*words, f"{self.layers[0]}-{self.layers[1]}")
 
 
-class Plan(NamedTuple):
+class TrainablePlan(NamedTuple):
     """The parts of every leaf, in order."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[LeafPart, ...]
 
     @property
-    def trained(self) -> tuple[Part, ...]:
+    def trained(self) -> tuple[LeafPart, ...]:
         """The parts that ever train."""
         return tuple(part for part in self.parts if part.from_step is not None)
 
@@ -67,14 +67,14 @@ def make_plan(
     axes: Any,
     total_steps: int,
     sizes: Mapping[str, Any] | None = None,
-) -> Plan | None:
+) -> TrainablePlan | None:
     """The parts that the rules make of parameters of these shapes.
 
     A parameter trains from the earliest step that some rule gives it. Without rules there is no
     plan.
 
     Args:
-      rules: fields of `Rule`, each.
+      rules: fields of `TrainableRule`, each.
       axes: logical axis names of every leaf; "layers" comes first in stacked ones.
       sizes: of the model by name, for rules that name one.
     Raises: ConfigError for a rule that cannot be read, matches nothing, or names layers of
@@ -101,16 +101,16 @@ def make_plan(
                 known = steps[path][layer]
                 steps[path][layer] = start if known is None else min(known, start)
     parts = [part for path, by_layer in steps.items() for part in _parts(path, by_layer)]
-    return Plan(tuple(parts))
+    return TrainablePlan(tuple(parts))
 
 
-def split(plan: Plan | None, params: Any) -> tuple[Any, Any]:
+def split(plan: TrainablePlan | None, params: Any) -> tuple[Any, Any]:
     """(trained, frozen) parameters."""
     if plan is None:
         return params, {}
     leaves = named_leaves(params)
 
-    def cut(part: Part) -> Any:
+    def cut(part: LeafPart) -> Any:
         leaf = leaves[part.path]
         return leaf if part.layers is None else leaf[slice(*part.layers)]
 
@@ -121,7 +121,7 @@ def split(plan: Plan | None, params: Any) -> tuple[Any, Any]:
     )
 
 
-def merge(plan: Plan | None, trained: Any, frozen: Any) -> Any:
+def merge(plan: TrainablePlan | None, trained: Any, frozen: Any) -> Any:
     """The inverse of `split`."""
     if plan is None:
         return trained
@@ -132,17 +132,17 @@ def merge(plan: Plan | None, trained: Any, frozen: Any) -> Any:
             tree = tree[word]
         pieces.setdefault(part.path, []).append(tree)
     return _tree(
-        (Part(path, None, 0), one[0] if len(one) == 1 else jnp.concatenate(one))
+        (LeafPart(path, None, 0), one[0] if len(one) == 1 else jnp.concatenate(one))
         for path, one in pieces.items()
     )
 
 
-def from_steps(plan: Plan | None) -> Any:
+def from_steps(plan: TrainablePlan | None) -> Any:
     """A tree like the trained one, of the step each part trains from; None without a plan."""
     return None if plan is None else _tree((part, part.from_step) for part in plan.trained)
 
 
-def pick(plan: Plan | None, tree: Any) -> Any:
+def pick(plan: TrainablePlan | None, tree: Any) -> Any:
     """A tree like the trained one that has at each part what `tree` has at its leaf, uncut."""
     if plan is None:
         return tree
@@ -161,7 +161,7 @@ def active(from_steps: Any, updates: Any, step: Int[Array, ""]) -> Any:
     )
 
 
-def counts(plan: Plan | None, abstract: Any, step: int) -> tuple[int, int]:
+def counts(plan: TrainablePlan | None, abstract: Any, step: int) -> tuple[int, int]:
     """Parameters that train after `step` steps, and all."""
     every = sum(leaf.size for leaf in jax.tree.leaves(abstract))
     if plan is None:
@@ -178,9 +178,9 @@ def _axes_by_path(abstract: Any, axes: Any) -> list[tuple[str, tuple[str | None,
     return found
 
 
-def _rule(fields: Any, number: int, sizes: Mapping[str, Any]) -> Rule:
+def _rule(fields: Any, number: int, sizes: Mapping[str, Any]) -> TrainableRule:
     well = isinstance(fields, (tuple, list)) and 1 <= len(fields) <= 4
-    rule = Rule(*fields) if well else None
+    rule = TrainableRule(*fields) if well else None
     if rule is None or not isinstance(rule.pattern, str):
         raise ConfigError(
             f"{KEY}[{number}] is {fields!r}; expected (pattern, first layer, last layer + 1, from "
@@ -210,7 +210,7 @@ def _step(value: int | str, total_steps: int, where: str) -> int:
     return step
 
 
-def _layers(rule: Rule, path: str, count: int, stacked: bool, where: str) -> range:
+def _layers(rule: TrainableRule, path: str, count: int, stacked: bool, where: str) -> range:
     if rule.first is None and rule.stop is None:
         return range(count)
     if not stacked:
@@ -222,13 +222,13 @@ def _layers(rule: Rule, path: str, count: int, stacked: bool, where: str) -> ran
     return range(first, stop)
 
 
-def _parts(path: str, steps: Sequence[int | None]) -> list[Part]:
+def _parts(path: str, steps: Sequence[int | None]) -> list[LeafPart]:
     """Runs of layers with one step."""
     ends = [i + 1 for i in range(len(steps)) if i + 1 == len(steps) or steps[i + 1] != steps[i]]
     if len(ends) == 1:
-        return [Part(path, None, steps[0])]
+        return [LeafPart(path, None, steps[0])]
     begins = [0, *ends[:-1]]
-    return [Part(path, (a, b), steps[a]) for a, b in zip(begins, ends, strict=True)]
+    return [LeafPart(path, (a, b), steps[a]) for a, b in zip(begins, ends, strict=True)]
 
 
 def _tree(values: Any) -> Any:

@@ -20,7 +20,7 @@ from jvae.errors import ConfigError, DataError, WeightsError
 from jvae.pretrained import backbones, bert, files, gpt2, names, t5
 from jvae.pretrained.backbones import Backbone
 from jvae.pretrained.files import Checkpoint
-from jvae.pretrained.names import Table, Vocab
+from jvae.pretrained.names import NameTable, Vocab
 from jvae.runs import loading
 from jvae.runs.build import Run
 from jvae.runs.checkpoint import Checkpoints
@@ -35,7 +35,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")
 _PROBES = ("The quick brown fox's 2nd café -- isn't it?", "  DON'T   stop , Élise !", "über-1,000")
 
 
-class Part(NamedTuple):
+class PretrainedPart(NamedTuple):
     """A pretrained part of a model family.
 
     key: of `config.init`. role: whose tokenizer its embedding belongs to. sections: of
@@ -47,33 +47,35 @@ class Part(NamedTuple):
     role: str
     sections: tuple[str, ...]
     backbone: Backbone
-    table: Callable[[Any, Vocab], Table]
+    table: Callable[[Any, Vocab], NameTable]
     std: float = 0.02
 
 
-def _bert_with_pooler(model: Any, vocab: Vocab) -> Table:
+def _bert_with_pooler(model: Any, vocab: Vocab) -> NameTable:
     return bert.table(vocab, "encoder", "posterior/pooler" if model.pool == "cls" else None)
 
 
-def _t5_stacks(model: Any, vocab: Vocab) -> Table:
+def _t5_stacks(model: Any, vocab: Vocab) -> NameTable:
     dec = model.decoder
     return t5.table(vocab, gated=dec.gated, tied=dec.tied, cross=model.cross_slots > 0)
 
 
-_GPT2_DECODER = Part(
+_GPT2_DECODER = PretrainedPart(
     "decoder", "decoder", ("decoder",), gpt2.BACKBONE, lambda _, v: gpt2.table(v, "decoder")
 )
-PARTS: dict[str, tuple[Part, ...]] = {
+PARTS: dict[str, tuple[PretrainedPart, ...]] = {
     "adavae": (_GPT2_DECODER,),
     "della": (_GPT2_DECODER,),
     "lm": (_GPT2_DECODER,),
     "optimus": (
-        Part("encoder", "encoder", ("encoder",), bert.BACKBONE, _bert_with_pooler),
+        PretrainedPart("encoder", "encoder", ("encoder",), bert.BACKBONE, _bert_with_pooler),
         _GPT2_DECODER,
     ),
     "sri_transformer": (_GPT2_DECODER,),
     # Both stacks share sizes, tokenizer and embedding: one part. New rows have T5's own scale.
-    "t5_vae": (Part("decoder", "decoder", ("decoder",), t5.BACKBONE, _t5_stacks, std=1.0),),
+    "t5_vae": (
+        PretrainedPart("decoder", "decoder", ("decoder",), t5.BACKBONE, _t5_stacks, std=1.0),
+    ),
 }
 
 
@@ -172,7 +174,7 @@ def _from_model(run: Run, name: str, pattern: str, target: dict[str, Any]) -> di
     return {path: jax.device_put(have[path], leaf.sharding) for path, leaf in wanted.items()}
 
 
-def _wanted(run: Run) -> list[tuple[Part, str]]:
+def _wanted(run: Run) -> list[tuple[PretrainedPart, str]]:
     config: Any = run.config
     family = config.model.family
     asked = {k: str(config.init[k]) for k in ("encoder", "decoder") if config.init[k]}
@@ -184,7 +186,9 @@ def _wanted(run: Run) -> list[tuple[Part, str]]:
     return [(part, asked[key]) for key, part in parts.items() if key in asked]
 
 
-def _load(run: Run, part: Part, name: str, target: Mapping[str, Any]) -> dict[str, jax.Array]:
+def _load(
+    run: Run, part: PretrainedPart, name: str, target: Mapping[str, Any]
+) -> dict[str, jax.Array]:
     checkpoint = files.open_checkpoint(name)
     config: Any = run.config
     model = config.model

@@ -21,7 +21,7 @@ from jvae.parallel import processes
 from jvae.runs import build, metrics, phases, workdir
 from jvae.runs.checkpoint import Checkpoints
 from jvae.runs.loading import load_params
-from jvae.runs.phases import Progress
+from jvae.runs.phases import PhaseProgress
 from jvae.training import goodput, init_params, latent_monitor, program, schedules
 from jvae.training.goodput import Goodput
 from jvae.training.objectives import MEAN_SUM, Objective
@@ -83,11 +83,11 @@ def train(
     key = build.seeds(cfg.seed)
 
     # --- state: own checkpoint, weights or scratch ------------------------------------------------
-    def program_at(at: Progress) -> program.Program:
+    def program_at(at: PhaseProgress) -> program.Program:
         return program.compile_phase(this, plan[at.index], mesh, at.begin)
 
     ckpts = Checkpoints(folder, keep_last=cfg.train.keep)
-    position, done, at = (0, 0), 0, Progress()
+    position, done, at = (0, 0), 0, PhaseProgress()
     meter: metrics.Sums | None = None
     if ckpts.latest() is None:
         current = program_at(at)
@@ -95,8 +95,10 @@ def train(
         if cfg.init.optimizer:
             state = state._replace(opt_state=init_params.initial_optimizer(this, state.opt_state))
     else:
-        state, meta = ckpts.restore(lambda meta: program_at(Progress(**meta["phase"])).abstract)
-        position, done, at = tuple(meta["position"]), meta["step"], Progress(**meta["phase"])
+        state, meta = ckpts.restore(
+            lambda meta: program_at(PhaseProgress(**meta["phase"])).abstract
+        )
+        position, done, at = tuple(meta["position"]), meta["step"], PhaseProgress(**meta["phase"])
         meter = metrics.from_json(meta.get("meter"), meshes.replicated(mesh))
         current = program_at(at)
         log.info("resumed at step %d of %d", done, cfg.train.steps)

@@ -37,7 +37,7 @@ class Program(NamedTuple):
     """
 
     phase: Phase
-    plan: freezing.Plan | None
+    plan: freezing.TrainablePlan | None
     start: Callable[[Params], TrainState]
     train_step: Callable[..., tuple[TrainState, metrics.Sums]]
     tune_step: Callable[..., TrainState] | None

@@ -12,7 +12,7 @@ from jvae.api import Batch, Params, Post, Terms, TextVAE, example_keys, measure
 from jvae.latent import null
 from jvae.runs.metrics import Ratio, Sums
 from jvae.training import freezing
-from jvae.training.freezing import Plan
+from jvae.training.freezing import TrainablePlan
 from jvae.training.objectives import Loss, Objective, Totals, batch_loss
 
 Measure = Callable[[Array, Params, Batch, Key[Array, ""], Key[Array, ""]], Terms]
@@ -44,7 +44,10 @@ class StepKeys(NamedTuple):
 
 
 def init_state(
-    params: Params, tx: optax.GradientTransformation, plan: Plan | None = None, begin: int = 0
+    params: Params,
+    tx: optax.GradientTransformation,
+    plan: TrainablePlan | None = None,
+    begin: int = 0,
 ) -> TrainState:
     """The state after `begin` steps, with a fresh optimizer. Without a plan everything trains."""
     trained, _ = freezing.split(plan, params)
@@ -83,7 +86,7 @@ def make_train_step(
     objective: Objective,
     beta: Callable[[Array], Array],
     tx: optax.GradientTransformation,
-    plan: Plan | None = None,
+    plan: TrainablePlan | None = None,
     *,
     measure_at: Measure | None = None,
     begin: int = 0,

@@ -37,7 +37,7 @@ def test_the_loss_of_optimus_is_ours(optimus, attention, multiple):
         *bert.rules(config.encoder.vocab, "bert.", "encoder", None),
         *gpt2.rules(config.decoder.vocab, "decoder.gpt2.", "decoder"),
     )
-    theirs = tensors(names.write(names.Table(rules), params))
+    theirs = tensors(names.write(names.NameTable(rules), params))
     kernel_lznh = params["decoder"]["memory"]["kernel"]
     offset_zd = params["decoder"]["offset"]["kernel"]
     flat = dict(

@@ -155,11 +155,11 @@ def test_splash_refuses_slots_of_everyone(qkv, slots):
 
 
 def test_fused_kernels_leave_dropout_to_the_reference(qkv):
-    sight = segments(SIDE, causal=True)
+    mask_spec = segments(SIDE, causal=True)
     more = dict(drop=jax.random.key(0), rate=0.5)
-    want = attend(*qkv, sight, **more)
+    want = attend(*qkv, mask_spec, **more)
     for kernel in ("splash", "cudnn"):
-        np.testing.assert_array_equal(attend(*qkv, sight, kernel=kernel, **more), want)
+        np.testing.assert_array_equal(attend(*qkv, mask_spec, kernel=kernel, **more), want)
 
 
 def test_cudnn_is_given_the_same_mask(qkv, slots, monkeypatch):
@@ -171,8 +171,8 @@ def test_cudnn_is_given_the_same_mask(qkv, slots, monkeypatch):
         return fused(*args, implementation="xla", **more)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
-    sight = segments(SIDE, causal=True)
-    got, want = (attend(*qkv, sight, slots, kernel=one) for one in ("cudnn", "xla"))
+    mask_spec = segments(SIDE, causal=True)
+    got, want = (attend(*qkv, mask_spec, slots, kernel=one) for one in ("cudnn", "xla"))
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 

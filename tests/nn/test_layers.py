@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from jvae.nn.config import TransformerConfig
-from jvae.nn.layers import Embedding, LayerNorm, Projection, dropout, fold_key, split_key, wide
+from jvae.nn.layers import (
+    Embedding,
+    LayerNorm,
+    Projection,
+    accum_dtype,
+    dropout,
+    fold_key,
+    split_key,
+)
 
 
 def applied(module: nn.Module, params, x):
@@ -104,9 +112,9 @@ def test_keys_of_named_uses_differ_and_none_stays_none():
 
 
 def test_reductions_are_at_least_float32():
-    assert wide(jnp.bfloat16) == jnp.float32
-    assert wide(jnp.float32) == jnp.float32
-    assert wide(jnp.float64) == jnp.float64
+    assert accum_dtype(jnp.bfloat16) == jnp.float32
+    assert accum_dtype(jnp.float32) == jnp.float32
+    assert accum_dtype(jnp.float64) == jnp.float64
 
 
 def test_sizes_of_a_stack():

@@ -5,8 +5,8 @@ import pytest
 
 from jvae.errors import WeightsError
 from jvae.pretrained.names import (
-    Rule,
-    Table,
+    NameRule,
+    NameTable,
     flat,
     joined_bias,
     joined_linear,
@@ -22,17 +22,17 @@ from jvae.tree import named_leaves
 LAYERS, WIDTH, HEADS, HEAD, MLP, VOCAB, ROWS = 3, 6, 2, 3, 8, 5, 7
 QKV = ("query", "key", "value")
 
-TABLE = Table(
+TABLE = NameTable(
     rules=(
-        Rule("embed/token", ("wte",), vocab_rows(VOCAB)),
-        Rule("embed/position", ("wpe",), flat(2)),
-        Rule("norm/scale", ("ln.weight",), flat(1)),
-        Rule("layers/qkv/kernel", tuple(f"h.{{i}}.{n}.weight" for n in QKV), joined_linear(3)),
-        Rule("layers/qkv/bias", tuple(f"h.{{i}}.{n}.bias" for n in QKV), joined_bias(3)),
-        Rule("layers/out/kernel", ("h.{i}.out.weight",), linear(2)),
-        Rule("layers/up/kernel", ("h.{i}.up.weight",), linear()),
-        Rule("layers/down/kernel", ("h.{i}.down.weight",), kernel_rows(1)),
-        Rule("layers/conv/kernel", ("h.{i}.conv.weight",), kernel_rows(2)),
+        NameRule("embed/token", ("wte",), vocab_rows(VOCAB)),
+        NameRule("embed/position", ("wpe",), flat(2)),
+        NameRule("norm/scale", ("ln.weight",), flat(1)),
+        NameRule("layers/qkv/kernel", tuple(f"h.{{i}}.{n}.weight" for n in QKV), joined_linear(3)),
+        NameRule("layers/qkv/bias", tuple(f"h.{{i}}.{n}.bias" for n in QKV), joined_bias(3)),
+        NameRule("layers/out/kernel", ("h.{i}.out.weight",), linear(2)),
+        NameRule("layers/up/kernel", ("h.{i}.up.weight",), linear()),
+        NameRule("layers/down/kernel", ("h.{i}.down.weight",), kernel_rows(1)),
+        NameRule("layers/conv/kernel", ("h.{i}.conv.weight",), kernel_rows(2)),
     ),
     ignored=(r"h\.\d+\.mask",),
     tied=(("head", "wte"),),
@@ -105,7 +105,7 @@ def test_foreign_tensors_are_what_the_transforms_say(params, foreign):
     np.testing.assert_array_equal(foreign["head"], foreign["wte"])
 
 
-def refused(foreign, params, *words: str, table: Table = TABLE):
+def refused(foreign, params, *words: str, table: NameTable = TABLE):
     with pytest.raises(WeightsError) as caught:
         read(table, foreign, params)
     for word in words:

@@ -10,7 +10,7 @@ from jvae.errors import ConfigError
 from jvae.runs import metrics, phases
 from jvae.runs.checkpoint import Checkpoints
 from jvae.runs.metrics import read_lines
-from jvae.runs.phases import Phase, Progress
+from jvae.runs.phases import Phase, PhaseProgress
 from jvae.training import loop
 
 CONFIG = """
@@ -78,14 +78,14 @@ def test_mistakes_are_named(sections, message):
 def test_a_phase_ends_at_its_steps_or_when_the_loss_stalls():
     c = _config()
     phase = Phase("", 10, 2, c.objective, c.optim, c.noise)
-    at = Progress(begin=4)
+    at = PhaseProgress(begin=4)
     for done, loss in ((6, 3.0), (8, 2.0), (10, 2.0)):
         at = at.checked(phase, done, loss)
         assert not at.over
     assert at.best == 2.0 and at.stalled == 1
     assert at.checked(phase, 12, 2.5).over and not at.checked(phase, 12, 1.0).over
     assert at.checked(phase, 14, 1.0).over
-    assert not Progress().checked(phase._replace(patience=0), 2, float("nan")).over
+    assert not PhaseProgress().checked(phase._replace(patience=0), 2, float("nan")).over
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ KILLER = """
 import os, pathlib, sys, time
 pid, number, moment, folder, delay = sys.argv[1:]
 root = pathlib.Path(folder)
-def sight():
+def mask_spec():
     if moment == "any":
         return 0
     if moment == "training":
@@ -65,9 +65,9 @@ def sight():
         return log.stat().st_size if log.exists() else 0
     names = [one.name for one in (root / "ckpt/last").glob("*")]
     return sorted(n for n in names if ("tmp" in n) == (moment == "saving"))
-first = sight()
+first = mask_spec()
 while moment != "any":
-    now = sight()
+    now = mask_spec()
     if now != first and now:
         break
     time.sleep(0.001)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jvae.api import Batch, Generator, Params, Posterior, TextVAE, example_keys, infer, per_example
 from jvae.evals.collect import collect
 from jvae.evals.compat.shared import Draws
-from jvae.latent.iw_bound import wide
+from jvae.latent.iw_bound import full_precision
 
 
 def end_of_text(segment_bt: Int[Array, "b t"]) -> Bool[Array, "b t"]:
@@ -45,11 +45,11 @@ def _draw(
             # The same noise, scaled by the log-variance.
             noise_egz = (z_egz - q.mean_egz) * jnp.exp(-0.5 * q.log_var_egz)
             z_egz = q.mean_egz + noise_egz * q.log_var_egz
-        nats_bt = wide(gen.log_lik(params, ctx, z_egz))
+        nats_bt = full_precision(gen.log_lik(params, ctx, z_egz))
         log_lik_e = per_example(jnp.where(kept_bt, nats_bt, 0.0), batch)
-        log_prior_e = wide(gen.log_prior(params, z_egz, cond))
-        found = (log_lik_e, log_prior_e, wide(log_q(params, q, z_egz)))
-        return found, None if kl_kegz is None else jnp.sum(wide(kl_kegz[0]), axis=2)
+        log_prior_e = full_precision(gen.log_prior(params, z_egz, cond))
+        found = (log_lik_e, log_prior_e, full_precision(log_q(params, q, z_egz)))
+        return found, None if kl_kegz is None else jnp.sum(full_precision(kl_kegz[0]), axis=2)
 
     found_ke, kl_keg = jax.lax.map(one, jnp.arange(k), batch_size=min(chunk, k))
     return found_ke, None if kl_keg is None else kl_keg[0]

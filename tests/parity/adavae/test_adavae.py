@@ -139,7 +139,7 @@ class Case:
         scored = (dec.position_bt > 0) & (next_bt == real) & (real > 0)
         return jax.tree.map(jnp.asarray, Batch(enc, dec, None, scored, np.arange(len(ids))))
 
-    def _plan(self, abstract) -> freezing.Plan:
+    def _plan(self, abstract) -> freezing.TrainablePlan:
         """Exactly the tensors that the original trains in the end; a tensor of ours is one rule."""
         trained = set(self.meta["trainable"]["after_decoder_unfreeze"])
         rules = []

@@ -18,7 +18,7 @@ from jvae.api import measure
 from jvae.latent import layerwise
 from jvae.models import della
 from jvae.nn import fusion, gpt2, pool
-from jvae.nn.attention import Sight
+from jvae.nn.attention import MaskSpec
 from jvae.nn.layers import LayerNorm
 from jvae.nn.transformer import Gpt2Layer
 from jvae.training.objectives import batch_loss, per_sentence
@@ -37,10 +37,10 @@ def _encoder(case, params):
     rows, length = side.token_bt.shape
     place_bt = jnp.broadcast_to(jnp.arange(length)[None], (rows, length))
     real_bt = (side.segment_bt > 0).astype(jnp.int32)
-    sight = Sight(jnp.ones_like(real_bt), real_bt, causal=False)
+    mask_spec = MaskSpec(jnp.ones_like(real_bt), real_bt, causal=False)
     x_btd = gpt2.embed(dec, p, side.token_bt, place_bt)
     read = lambda x_btd, _: x_btd  # noqa: E731
-    last, outputs = gpt2.encode(dec, p, x_btd, sight, read)
+    last, outputs = gpt2.encode(dec, p, x_btd, mask_spec, read)
     query_gd = params["posterior"]["pool"]["kernel"]
     out = {f"enc/block_out_{i}": x for i, x in enumerate(outputs)}
     latent = outputs[case.config.begin_layer :]
