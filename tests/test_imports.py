@@ -1,6 +1,7 @@
 """Packages depend on lower ones only, so that each can be read without those above it."""
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,9 @@ def test_imports_go_down(level: int):
         for unit in _imported(path) - lower - {own}
     }
     assert not upward
+
+
+def test_old_names_lead_to_the_modules_that_moved():
+    assert all((PACKAGE / shim).is_file() for shim in SHIMS)
+    assert jvae.space.lines.direction is importlib.import_module("jvae.latent.geometry").direction
+    assert jvae.weights is importlib.import_module("jvae.runs.exports")
