@@ -1,0 +1,62 @@
+"""The state of a checkpoint as checksums by path: the one place here that knows internals of jvae.
+
+Checksums are CRC-32 of the bytes of each array, so that they do not depend on jvae's own.
+"""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jvae.checkpoint import Checkpoints
+
+PLACE = ("step", "position", "phase", "meter", "keys")  # of the meta: all that resuming reads
+
+
+def checksums(tree: Any) -> dict[str, int]:
+    """CRC-32 of every array of a state by path, random keys as their data."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): zlib.crc32(_data(leaf).tobytes())
+        for path, leaf in leaves
+    }
+
+
+def _data(leaf: Any) -> np.ndarray:
+    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
+
+
+def stored_state(folder: Path) -> dict[str, Any]:
+    """Checksums and place of the newest checkpoint of a run."""
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        arrays, meta = checkpoints.arrays()
+    return _described(arrays, meta)
+
+
+@contextmanager
+def restored_states() -> Iterator[list[dict[str, Any]]]:
+    """Within its body, the list grows by every whole state that jvae restores."""
+    states: list[dict[str, Any]] = []
+    plain = Checkpoints.restore
+
+    def restore(self: Checkpoints, *args: Any, **kwargs: Any) -> Any:
+        state, meta = plain(self, *args, **kwargs)
+        if not kwargs.get("partial"):
+            states.append(_described(state, meta))
+        return state, meta
+
+    Checkpoints.restore = restore
+    try:
+        yield states
+    finally:
+        Checkpoints.restore = plain
+
+
+def _described(state: Any, meta: dict[str, Any]) -> dict[str, Any]:
+    return {"checksums": checksums(state), **{name: meta[name] for name in PLACE}}
