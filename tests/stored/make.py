@@ -35,10 +35,10 @@ import jax  # noqa: E402
 from stored_states import stored_state  # noqa: E402
 
 import jvae  # noqa: E402
-from jvae import metrics  # noqa: E402
+from jvae.cli.main import main  # noqa: E402
 from jvae.data import grammar  # noqa: E402
 from jvae.errors import WeightsError  # noqa: E402
-from jvae.main import main  # noqa: E402
+from jvae.runs import metrics  # noqa: E402
 
 SCRATCH = Path("/tmp/jvae")  # Orbax writes the folder's name into the files
 LIMIT_BYTES = 3_000_000  # of all files together

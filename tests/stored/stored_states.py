@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jvae.checkpoint import Checkpoints
+from jvae.runs.checkpoint import Checkpoints
 
 PLACE = ("step", "position", "phase", "meter", "keys")  # of the meta: all that resuming reads
 

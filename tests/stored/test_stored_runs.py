@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import jvae
+from jvae.cli.main import main
 from jvae.errors import WeightsError
-from jvae.main import main
 
 sys.path.insert(0, str(Path(__file__).parent))
 import stored_states as states
