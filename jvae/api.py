@@ -1,8 +1,8 @@
-"""The contract every model of jvae fulfils: generator x posterior x objective.
+"""The contract every model of jvae fulfils: prior x posterior x generator.
 
-Every model is a *generator* (a prior and a decoder) with a *posterior* (how z is found). The
-trainer, the evaluator and the sampler know only the types of this file; no model's name appears in
-them.
+A model is a *prior* p(z), a *posterior* (how z is inferred) and a *generator* p(x | z), each chosen
+without regard to the others. The trainer, the evaluator and the sampler know only the types of this
+file; no model's name appears in them.
 
 Letters of the array suffixes, one meaning each: B rows, E examples, T target position, S source or
 key position, D width, N heads, H head width, F hidden, V vocabulary, L layers, G latent groups, Z
@@ -32,7 +32,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 Params = Any  # a pytree of arrays, paths joined by "/" are public API
 Post = Any  # opaque pytree, every leaf with leading axis E
-Cond = Any  # opaque pytree, every leaf with leading axis E
+Cond = Any  # opaque pytree, every leaf with leading axis E but those of `RowStates`
 Context = Any  # opaque pytree: what log_lik needs that does not depend on z
 
 
@@ -44,6 +44,18 @@ class Side(NamedTuple):
     token_bt: Int[Array, "b t"]
     segment_bt: Int[Array, "b t"]
     position_bt: Int[Array, "b t"]
+    type_bt: Int[Array, "b t"] | None = None  # token types, such as 0 and 1 of a sentence pair
+
+
+class RowStates(NamedTuple):
+    """States of rows that a decoder attends to, such as those of a source text.
+
+    The one part of a `Cond` whose leaves lead with rows. Decoding has one example per row, so there
+    they are leaves per example like all others.
+    """
+
+    state_bsd: Float[Array, "b s d"]
+    segment_bs: Int[Array, "b s"]  # 0 is padding; a token reads states of its own segment
 
 
 class Batch(NamedTuple):
@@ -90,40 +102,100 @@ class Prompt(NamedTuple):
     length_e: Int[Array, "e"]
 
 
+class Prior(NamedTuple):
+    """p(z), or p(z | source) for a conditional model.
+
+    sample(params, key_e, cond=None) -> z_egz
+      Ancestral over groups when layer-wise.
+    log_prob(params, z_egz, cond=None) -> nats_e
+    form: what closed forms of the KL go by, see `jvae.latent.kl`; None for a prior without any.
+    """
+
+    sample: Callable[..., Array]
+    log_prob: Callable[..., Array]
+    form: Any = None
+
+
 class Posterior(NamedTuple):
-    """How z is found. `encode` runs once; its result serves any number of samples and densities.
+    """How z is inferred. `encode` runs once; its result serves any number of samples and densities.
+
+    A posterior knows nothing of the prior: the KL between them is `jvae.latent.kl.kl`.
 
     encode(params, batch, drop=None, *, cond=None, key_e=None) -> post
       `key_e` is read by samplers without an encoder (Langevin) only.
-    sample(params, post, key_ke) -> (z_kegz, kl_kegz | None)
-      One draw per key. The KL is per latent dimension, in nats, in closed form given the draw's own
-      chain of earlier groups; None where there is no closed form.
-    log_q(params, post, z_egz) -> nats_e
+    sample(params, post, key_ke) -> z_kegz
+      One draw per key.
+    log_prob(params, post, z_egz) -> nats_e
       Density of any z; the field is None where there is none.
     mean(params, post) -> z_egz
       Posterior mean; layer-wise: the chain of means.
+    form: what closed forms of the KL go by; None for a posterior without any.
+    has_kl: False only for posteriors whose KL is 0 by definition, in the loss and in reports: a
+      point, the absent latent of a language model, an MCMC sampler, whose loss has no KL.
+    sampler: what a posterior that is a sampler adds; None for the others.
     """
 
     encode: Callable[..., Post]
-    sample: Callable[..., tuple[Array, Array | None]]
-    log_q: Callable[..., Array] | None
+    sample: Callable[..., Array]
+    log_prob: Callable[..., Array] | None
     mean: Callable[..., Array]
+    form: Any = None
+    has_kl: bool = True
+    sampler: "Sampler | None" = None
+
+
+class Proposal(NamedTuple):
+    """Where the draws of a likelihood bound come from; its support must be everywhere.
+
+    sample(params, post, key_ke, cond) -> z_kegz
+    log_prob(params, post, z_egz, cond) -> nats_e
+    """
+
+    sample: Callable[..., Array]
+    log_prob: Callable[..., Array]
+
+
+class Sampler(NamedTuple):
+    """What a posterior that is a sampler brings to training and to metrics.
+
+    measure(step, params, batch, key, drop) -> Terms
+      In place of `jvae.latent.elbo.measure` in training: annealing by step, gradients along chains.
+    metric: the posterior that metrics use, which has a density.
+    baseline: the metric posterior with every end point a draw from the prior.
+    proposal: draws of likelihood bounds; None for draws from `metric`.
+    tune(params, batch, key) -> params
+      Learns step sizes between updates; None where they are fixed.
+    config: of the sampler itself.
+    """
+
+    measure: Callable[..., "Terms"]
+    metric: Posterior
+    baseline: Posterior
+    proposal: Proposal | None
+    tune: Callable[..., Params] | None
+    config: Any
+
+
+class Draws(NamedTuple):
+    """What auxiliary training terms may read besides the decoder's context."""
+
+    z_kegz: Float[Array, "k e g z"]  # `Generator.draws` latents per example, the first one scored
+    post: Post
+    cond: Cond | None
+    valid_e: Bool[Array, "e"]
 
 
 class Generator(NamedTuple):
-    """Prior and decoder, pure functions with params first.
+    """The decoder, pure functions with params first.
 
     condition(params, batch, drop=None) -> Cond | None
       Reads batch.cond only.
-    sample_prior(params, key_e, cond=None) -> z_egz
-      Ancestral over groups when layer-wise.
-    log_prior(params, z_egz, cond=None) -> nats_e
     prepare(params, batch, drop=None, *, cond=None) -> ctx
       All that does not depend on z, made once.
     log_lik(params, ctx, z_egz) -> nats_bt
       Log p of each scored token at its own place in `dec`, 0 elsewhere.
-    aux(params, ctx, z_egz) -> {name: nats_e}
-      Further training terms; {} for most.
+    aux(params, ctx, draws: Draws) -> {name: nats_e}
+      Further training terms; {} for most. A term may couple the examples of a batch (`coupled`).
     start(params, z_egz, prompt, max_len, cond=None) -> (logits_ev, DecodeState)
       Room for max_len tokens, prompt and its padding included.
     step(params, state, token_e) -> (logits_ev, DecodeState)
@@ -133,13 +205,14 @@ class Generator(NamedTuple):
       The state of example idx_e[i] at place i.
     grow(state, more) -> state
       Room for `more` further tokens; None where a state has no room of its own.
+    draws: latents per example that `aux` reads.
+    coupled: whether a term of `aux` depends on other examples, so that a batch cannot be measured
+      in parts.
 
     Logits are float32 over the padded vocabulary; columns at and past the vocabulary size are -inf.
     """
 
     condition: Callable[..., Cond | None]
-    sample_prior: Callable[..., Array]
-    log_prior: Callable[..., Array]
     prepare: Callable[..., Context]
     log_lik: Callable[..., Array]
     aux: Callable[..., dict[str, Array]]
@@ -148,29 +221,41 @@ class Generator(NamedTuple):
     expand: Callable[[DecodeState, int], DecodeState]
     reorder: Callable[[DecodeState, Array], DecodeState]
     grow: Callable[[DecodeState, int], DecodeState] | None = None
+    draws: int = 1
+    coupled: bool = False
 
 
 class TextVAE(NamedTuple):
-    """A model: functions only, no arrays.
+    """A model, prior x posterior x generator: functions only, no arrays.
 
     init(key) -> params; axes: a tree like params with a tuple of logical axis names per leaf.
-    `latent_shape` is (G, Z), with G = 0 for a language model. `metric_post` is `post` unless `post`
-    has no density.
+    `latent_shape` is (G, Z), with G = 0 for a language model.
     """
 
     init: Callable[[Array], Params]
     axes: Any
+    prior: Prior
     gen: Generator
     post: Posterior
-    metric_post: Posterior
     latent_shape: tuple[int, int]
+
+    @property
+    def metric_post(self) -> Posterior:
+        """The posterior that metrics use: the model's own, unless it is a sampler."""
+        return self.post if self.post.sampler is None else self.post.sampler.metric
+
+    @property
+    def proposal(self) -> Proposal | None:
+        """Where likelihood bounds draw from; None for the metric posterior."""
+        return None if self.post.sampler is None else self.post.sampler.proposal
 
 
 class Terms(NamedTuple):
     """What one pass over a batch measures, per example, in nats; an objective weighs it."""
 
     nll_e: Float[Array, "e"]  # -log p(x | z), summed over tokens
-    kl_egz: Float[Array, "e g z"] | None  # per latent dimension
+    kl_e: Float[Array, "e"]
+    kl_egz: Float[Array, "e g z"] | None  # per latent dimension, where the pair has a closed form
     aux: dict[str, Float[Array, "e"]]
     scored_e: Int[Array, "e"]  # scored tokens
     valid_e: Bool[Array, "e"]
@@ -227,34 +312,6 @@ def infer(
     cond = gen.condition(params, batch, drop)
     key_e = example_keys(chain_key, batch.id_e)
     return Inferred(cond, posterior.encode(params, batch, drop, cond=cond, key_e=key_e), z_key)
-
-
-def measure(
-    model: TextVAE,
-    params: Params,
-    batch: Batch,
-    key: Key[Array, ""],
-    drop: Key[Array, ""] | None = None,
-) -> Terms:
-    """One posterior sample per example and everything an objective may weigh.
-
-    Args:
-      key: source of the latent noise, one stream per example.
-      drop: dropout key; None switches dropout off.
-    """
-    cond, post, z_key = infer(model.gen, model.post, params, batch, key, drop)
-    z_kegz, kl_kegz = model.post.sample(
-        params, post, example_keys(z_key, batch.id_e, jnp.arange(1))
-    )
-    ctx = model.gen.prepare(params, batch, drop, cond=cond)
-    nll_e = -per_example(model.gen.log_lik(params, ctx, z_kegz[0]), batch)
-    return Terms(
-        nll_e=nll_e,
-        kl_egz=None if kl_kegz is None else kl_kegz[0],
-        aux=model.gen.aux(params, ctx, z_kegz[0]),
-        scored_e=per_example(batch.scored_bt.astype(jnp.float32), batch).astype(jnp.int32),
-        valid_e=batch.valid_e,
-    )
 
 
 def has_latent(model: TextVAE) -> bool:

@@ -29,6 +29,7 @@ import jvae
 from jvae.errors import ConfigError
 
 DEFAULT_PRESET = "tiny"
+SCHEMA = 2  # of stored configs and parameters; `jvae.runs.migrations` opens older ones
 ABSENT = "(absent)"  # stands in `diff` for the value of a key that one side lacks
 
 
@@ -181,21 +182,35 @@ def to_json(cfg: ConfigDict) -> str:
             raise ConfigError(
                 f"config.{key} = {value!r}: expected a number, string, boolean, None or a tuple"
             ) from None
-    return json.dumps(cfg.to_dict(), indent=2, sort_keys=True) + "\n"
+    return json.dumps({"schema": SCHEMA, **cfg.to_dict()}, indent=2, sort_keys=True) + "\n"
 
 
 def from_json(text: str) -> ConfigDict:
     """The locked config that `to_json` wrote; lists come back as tuples.
 
-    Raises: ConfigError if the text is not a JSON object.
+    Raises: ConfigError if the text is not a JSON object, or a newer jvae wrote it.
     """
+    tree = _read_json(text)
+    if (schema := tree.pop("schema", 1)) not in range(1, SCHEMA + 1):
+        raise ConfigError(
+            f"stored config has schema {schema!r}; this jvae reads 1 to {SCHEMA}: update jvae"
+        )
+    return ConfigDict(_tuples(tree), convert_dict=True).lock()
+
+
+def schema_of(text: str) -> int:
+    """The schema of a stored config. Raises: ConfigError if the text is not a JSON object."""
+    return _read_json(text).get("schema", 1)
+
+
+def _read_json(text: str) -> dict[str, Any]:
     try:
         tree = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"stored config is not JSON: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError("stored config is not a JSON object")
-    return ConfigDict(_tuples(tree), convert_dict=True).lock()
+    return tree
 
 
 def stored(text: str) -> ConfigDict:
@@ -337,8 +352,12 @@ def dataclass_from(cls: type, section: Any, where: str) -> Any:
         if key not in fields:
             raise ConfigError(f"{where}.{key}: {cls.__name__} has no such field")
         kind: Any = fields[key].type
-        nested = isinstance(kind, type) and dataclasses.is_dataclass(kind)
-        values[key] = dataclass_from(kind, value, f"{where}.{key}") if nested else value
+        if hasattr(kind, "from_section"):
+            values[key] = kind.from_section(value, f"{where}.{key}")
+        elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            values[key] = dataclass_from(kind, value, f"{where}.{key}")
+        else:
+            values[key] = value
     try:
         return cls(**values)
     except (TypeError, ValueError) as error:

@@ -43,7 +43,7 @@ def ends(this: Setting) -> dict[str, int]:
 def latents(this: Setting, examples: int) -> Any:
     """Draws from the prior."""
     key_e = example_keys(jax.random.key(0), jnp.arange(examples))
-    return jax.jit(this.run.model.gen.sample_prior)(this.params, key_e)
+    return jax.jit(this.run.model.prior.sample)(this.params, key_e)
 
 
 def step_cost(this: Setting, examples: int) -> dict[str, float]:

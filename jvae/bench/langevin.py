@@ -68,7 +68,7 @@ def _step(config: ConfigDict, k: int) -> tuple[Any, step.TrainState]:
     objective = ConfigDict(config.objective.to_dict())
     objective.z = "posterior" if k else "zero"
     model = build.build_model(config)
-    sampler = build.build_sampler(config, model)
+    sampler = model.post.sampler
     params = jax.jit(model.init)(jax.random.key(1))
     tx = optim.build(config.optim.to_dict(), params, config.train.steps)
     made = step.make_train_step(

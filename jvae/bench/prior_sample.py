@@ -17,13 +17,14 @@ SENTENCES = {"cpu": 256, "gpu": 1024, "tpu": 1024}
 
 def works(this: Setting) -> list[Work]:
     """One program."""
-    examples, gen = SENTENCES[this.preset.platform], this.run.model.gen
+    examples, model = SENTENCES[this.preset.platform], this.run.model
+    gen, prior = model.gen, model.prior
     prompt, settings = starts(this, examples), fixed_length("sample")
 
     @jax.jit
     def sample(params, key):
         key_e = example_keys(key, jnp.arange(examples))
-        z_egz = gen.sample_prior(params, key_e)
+        z_egz = prior.sample(params, key_e)
         return decode(gen, params, z_egz, prompt, key_e, settings, **ends(this)).token_et
 
     cost = step_cost(this, examples)

@@ -195,7 +195,7 @@ def _programs(this: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
         name = f"train step, {phase.name}" if phase.name else "train step"
         yield ProgramCase(name, current.train_step, (current.abstract, batch, key))
 
-    if build.build_sampler(this.config, model):
+    if model.post.sampler:
 
         def chains(params: Any, batch: Any, key: Any) -> Any:
             cond = gen.condition(params, batch)
@@ -211,7 +211,7 @@ def _programs(this: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
     limits = DecodeConfig(method="sample", max_length=length, room=length)
 
     def sample(params: Any, key_e: Any) -> Any:
-        z_egz = gen.sample_prior(params, key_e, None)
+        z_egz = model.prior.sample(params, key_e, None)
         # Any token does: nothing is run.
         prompt = Prompt(jnp.zeros((examples, 1), jnp.int32), jnp.ones(examples, jnp.int32))
         ends = dict(end_id=this.decoder.end_id, pad_id=this.decoder.pad_id)

@@ -19,7 +19,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Key
 
-from jvae.api import Batch, Generator, Params, example_keys, per_example
+from jvae.api import Batch, Generator, Params, Prior, example_keys, per_example
 from jvae.evals.collect import collect
 from jvae.evals.likelihood import LikelihoodResult
 from jvae.latent import short_run, volume
@@ -30,9 +30,10 @@ DRAWS = 10  # M of the released code
 LOOSE_SHARE = 0.1  # of the draws; an effective sample size below it raises the alarm
 
 
-@partial(jax.jit, static_argnames=("gen", "cfg", "draws", "temperature"))
+@partial(jax.jit, static_argnames=("gen", "prior", "cfg", "draws", "temperature"))
 def _score(
     gen: Generator,
+    prior: Prior,
     cfg: ChainConfig,
     draws: int,
     temperature: float,
@@ -41,17 +42,17 @@ def _score(
     key: Array,
 ) -> Scores:
     cond = gen.condition(params, batch)
-    chain = short_run.prepare(gen, cfg, params, batch, cond=cond, temperature=temperature)
+    chain = short_run.prepare(gen, prior, cfg, params, batch, cond=cond, temperature=temperature)
     ctx = gen.prepare(params, batch, cond=cond)
 
     def one(key_e: Array) -> tuple[Array, Array]:
         z_egz = chain.start(key_e)
         noise_at = short_run.noise_of(key_e, z_egz.shape[1:])
         done = volume.per_step(chain.kernel_at, z_egz, chain.steps, noise_at)
-        log_q_e = full_precision(gen.log_prior(params, z_egz, cond)) - full_precision(
+        log_q_e = full_precision(prior.log_prob(params, z_egz, cond)) - full_precision(
             done.log_det_e
         )
-        kl_e = log_q_e - full_precision(gen.log_prior(params, done.end_egz, cond))
+        kl_e = log_q_e - full_precision(prior.log_prob(params, done.end_egz, cond))
         return nll_of(gen, params, ctx, batch, done.end_egz), kl_e
 
     nll_me, kl_me = jax.lax.map(one, example_keys(key, batch.id_e, jnp.arange(draws)))
@@ -69,7 +70,12 @@ def _score(
 
 
 def score_batch(
-    gen: Generator, cfg: ChainConfig, *, draws: int = DRAWS, temperature: float = 0.0
+    gen: Generator,
+    prior: Prior,
+    cfg: ChainConfig,
+    *,
+    draws: int = DRAWS,
+    temperature: float = 0.0,
 ) -> Callable[[Params, Batch, Key[Array, ""]], Scores]:
     """The compiled function (params, batch, key) -> Scores, from `draws` short runs per example.
 
@@ -78,11 +84,12 @@ def score_batch(
     Args:
       temperature: of the noise, which the Jacobian shares; the published value is 0.2.
     """
-    return partial(_score, gen, cfg, draws, temperature)
+    return partial(_score, gen, prior, cfg, draws, temperature)
 
 
 def evaluate(
     gen: Generator,
+    prior: Prior,
     cfg: ChainConfig,
     params: Params,
     batches: Iterable[Batch],
@@ -95,7 +102,7 @@ def evaluate(
 
     Raises: DataError if a sentence comes twice or none comes.
     """
-    score = score_batch(gen, cfg, draws=draws, temperature=temperature)
+    score = score_batch(gen, prior, cfg, draws=draws, temperature=temperature)
     id_e, scores = collect((batch.id_e, score(params, batch, key)) for batch in batches)
     return LikelihoodResult(k=draws, latent=True, id_e=id_e, scores=scores)
 

@@ -30,7 +30,7 @@ def _ready(
     gen: Generator, post: Posterior, k: int, params: Params, batch: Batch, key: Array
 ) -> tuple[Context, Array]:
     cond, q, z_key = infer(gen, post, params, batch, key)
-    z_kegz, _ = post.sample(params, q, example_keys(z_key, batch.id_e, jnp.arange(k)))
+    z_kegz = post.sample(params, q, example_keys(z_key, batch.id_e, jnp.arange(k)))
     return gen.prepare(params, batch, cond=cond), z_kegz
 
 

@@ -82,8 +82,7 @@ def evaluate(this: build.Run, mesh: Mesh, params: Params, step: int, split: str 
         own = eval_batches(data, this.rows, ids, process_index=part, process_count=parts)
         return (meshes.to_device(b, mesh) for b in own)
 
-    sampler = build.build_sampler(this.config, this.model)
-    proposal = sampler.proposal if sampler else None
+    sampler, proposal = this.model.post.sampler, this.model.proposal
     with timed(report, "likelihood_s"), meshes.inside(mesh):
         likelihood = evaluate_likelihood(
             this.model,
@@ -100,7 +99,7 @@ def evaluate(this: build.Run, mesh: Mesh, params: Params, step: int, split: str 
             posts = collect_posteriors(this.model, params, rows(), key)
             latent = latent_metrics(this.model, params, posts)
             if sampler:
-                prior_model = this.model._replace(metric_post=sampler.control)
+                prior_model = this.model._replace(post=sampler.baseline)
                 prior_posts = collect_posteriors(prior_model, params, rows(), key)
                 control = prior = latent_metrics(prior_model, params, prior_posts)
                 report.notes.append(SAMPLER_NOTE)
@@ -142,7 +141,7 @@ def evaluate(this: build.Run, mesh: Mesh, params: Params, step: int, split: str 
                 volume_bound = None
                 if sampler and "sri" in cfg.compat:
                     few = draw_sentences(len(data), compat.sri.SENTENCES, cfg.seed)
-                    volume_bound = by_volume(this, sampler.chain, params, report, rows(few), key)
+                    volume_bound = by_volume(this, sampler.config, params, report, rows(few), key)
                 report.compat = compat.blocks(
                     cfg.compat,
                     this.model,

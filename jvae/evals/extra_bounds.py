@@ -37,7 +37,7 @@ def by_prior(
         key,
         cfg.prior_samples,
         chunk=cfg.chunk,
-        proposal=mixture.prior(this.model.gen),
+        proposal=mixture.from_prior(this.model.prior),
     )
     nll_e = found.scores.nll_e[np.argsort(found.id_e)]
     above_e = nll_e - ours.scores.nll_e[np.argsort(ours.id_e)]
@@ -64,8 +64,9 @@ def refined(
     chain = short_run.ChainConfig(
         cfg.refine_steps, "constant", cfg.refine_size, 1.0, chains=REFINED_CHAINS
     )
-    post = short_run.fitted(this.model.gen, chain, start=this.model.metric_post, widen=1.0)
-    model = this.model._replace(metric_post=post)
+    model = this.model
+    post = short_run.fitted(model.gen, model.prior, chain, start=model.metric_post, widen=1.0)
+    model = model._replace(post=post)
     found = evaluate_likelihood(model, params, batches, key, BOUND_DRAWS)
     order, known = np.argsort(found.id_e), np.argsort(amortised.id_e)
     neg_elbo_e = (found.scores.rec_e + found.scores.kl_e)[order]
@@ -90,7 +91,7 @@ def by_volume(
 ) -> LikelihoodResult:
     """The bound of the short run's own density, at the temperature of training."""
     found = change_of_variables.evaluate(
-        this.model.gen, chain, params, batches, key, temperature=chain.temperature
+        this.model.gen, this.model.prior, chain, params, batches, key, temperature=chain.temperature
     )
     if warning := change_of_variables.alarm(found):
         report.notes.append(warning)

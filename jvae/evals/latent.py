@@ -12,11 +12,23 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int, Key
 
-from jvae.api import Batch, Generator, Params, Posterior, TextVAE, example_keys, has_latent, infer
+from jvae.api import (
+    Batch,
+    Generator,
+    Params,
+    Posterior,
+    Prior,
+    TextVAE,
+    example_keys,
+    has_latent,
+    infer,
+)
 from jvae.errors import DataError
 from jvae.evals.collect import collect, mean_se, rows_of, to_host
 from jvae.evals.likelihood import LikelihoodResult
+from jvae.latent.gaussian import DiagonalGaussian
 from jvae.latent.iw_bound import full_precision, nll_of, over_draws
+from jvae.latent.kl import kl
 
 CAP = 10_000  # the first so many sentences of a set
 THRESHOLDS = (0.01, 0.2)  # of the variance that makes a unit active
@@ -52,26 +64,21 @@ class PosteriorSet(NamedTuple):
         return place
 
 
-@partial(jax.jit, static_argnames=("gen", "post"))
+@partial(jax.jit, static_argnames=("gen", "prior", "post"))
 def _infer(
-    gen: Generator, post: Posterior, params: Params, batch: Batch, key: Array
+    gen: Generator, prior: Prior, post: Posterior, params: Params, batch: Batch, key: Array
 ) -> dict[str, Any]:
     cond, q, z_key = infer(gen, post, params, batch, key)
-    z_kegz, kl_kegz = post.sample(params, q, example_keys(z_key, batch.id_e, jnp.arange(1)))
-    assert post.log_q is not None  # collect_posteriors has refused the model otherwise
-    log_q_e = full_precision(post.log_q(params, q, z_kegz[0]))
-    if kl_kegz is None:
-        kl_egz, kl_e = None, log_q_e - full_precision(gen.log_prior(params, z_kegz[0], cond))
-    else:
-        kl_egz = full_precision(kl_kegz[0])
-        kl_e = jnp.sum(kl_egz, axis=(1, 2))
+    z_egz = post.sample(params, q, example_keys(z_key, batch.id_e, jnp.arange(1)))[0]
+    assert post.log_prob is not None  # collect_posteriors has refused the model otherwise
+    nats = kl(params, post, q, z_egz, prior, cond)
     return {
         "post": q,
         "mean_egz": full_precision(post.mean(params, q)),
-        "z_egz": full_precision(z_kegz[0]),
-        "log_q_e": log_q_e,
-        "kl_e": kl_e,
-        "kl_egz": kl_egz,
+        "z_egz": full_precision(z_egz),
+        "log_q_e": full_precision(post.log_prob(params, q, z_egz)),
+        "kl_e": full_precision(nats.nats_e),
+        "kl_egz": None if nats.nats_egz is None else full_precision(nats.nats_egz),
     }
 
 
@@ -87,13 +94,14 @@ def collect_posteriors(
     Raises: ValueError if `model.metric_post` has no density; DataError if a sentence comes twice or
     none comes.
     """
-    if model.metric_post.log_q is None:
+    if model.metric_post.log_prob is None:
         raise ValueError(
-            "collect_posteriors: model.metric_post.log_q is None. "
+            "collect_posteriors: the model's metric posterior has no density. "
             "Mutual information needs a posterior density."
         )
     id_e, found = collect(
-        (batch.id_e, _infer(model.gen, model.metric_post, params, batch, key)) for batch in batches
+        (batch.id_e, _infer(model.gen, model.prior, model.metric_post, params, batch, key))
+        for batch in batches
     )
     return PosteriorSet(id_e=id_e[:cap], **jax.tree.map(lambda leaf: leaf[:cap], found))
 
@@ -107,8 +115,8 @@ def _log_q_sum(
     post: Posterior, params: Params, q: Any, valid_e: Array, z_begz: Array
 ) -> Float[Array, "b i"]:
     """log sum_j q(z_i | x_j) over one block of posteriors, for blocks of draws."""
-    assert post.log_q is not None
-    log_q = post.log_q
+    assert post.log_prob is not None
+    log_q = post.log_prob
 
     def one(z_gz: Array) -> Array:
         # Posterior by posterior: what a chain of groups makes of z alone is then made once a draw.
@@ -142,16 +150,14 @@ def log_aggregate(
     return total_e - np.log(count)
 
 
-def gaussian_entropy(post: Any) -> Float[np.ndarray, "e"] | None:
+def gaussian_entropy(posterior: Posterior, post: Any) -> Float[np.ndarray, "e"] | None:
     """Entropy in nats of posteriors that are one diagonal Gaussian each; None for others.
 
     Layer-wise posteriors are Gaussian given their earlier groups only, hence None.
     """
-    if not (hasattr(post, "mean_egz") and hasattr(post, "log_var_egz")):
+    if not isinstance(posterior.form, DiagonalGaussian):
         return None
     log_var_egz = np.asarray(post.log_var_egz, np.float64)
-    if log_var_egz.ndim != 3 or log_var_egz.shape[1] != 1:
-        return None
     return 0.5 * np.sum(1 + np.log(2 * np.pi) + log_var_egz, axis=(1, 2))
 
 
@@ -233,7 +239,7 @@ def latent_metrics(
     """
     if not has_latent(model):
         return None
-    entropy_e = gaussian_entropy(posts.post)
+    entropy_e = gaussian_entropy(model.metric_post, posts.post)
     first_e = posts.log_q_e.astype(np.float64) if entropy_e is None else -entropy_e
     mi, mi_se = mean_se(first_e - log_aggregate(model, params, posts, block, draws))
     a_egz, b_egz = paired_means(posts.post)
@@ -272,7 +278,7 @@ def _rec_with(
     ctx = gen.prepare(params, batch, cond=gen.condition(params, batch))
 
     def add(sum_e: Array, draw_k: Array) -> Array:
-        z_kegz, _ = post.sample(params, q, example_keys(z_key, id_e, draw_k))
+        z_kegz = post.sample(params, q, example_keys(z_key, id_e, draw_k))
         nll_ke = jax.vmap(lambda z_egz: nll_of(gen, params, ctx, batch, z_egz))(z_kegz)
         return sum_e + jnp.sum(nll_ke, axis=0)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jvae.api import Batch, Cond, Generator, Params, Posterior, Prompt, example_keys
+from jvae.api import Batch, Cond, Generator, Params, Posterior, Prior, Prompt, example_keys
 from jvae.decode import DecodeConfig, decode
 
 CHUNK = 8  # chains of a sentence that run together
@@ -51,12 +51,12 @@ def condition(gen: Generator, params: Params, batch: Batch) -> Cond:
     return gen.condition(params, batch)
 
 
-@partial(jax.jit, static_argnames=("gen",))
+@partial(jax.jit, static_argnames=("prior",))
 def prior(
-    gen: Generator, params: Params, key: Key[Array, ""], id_e: Int[Array, "e"], cond: Cond | None
+    prior: Prior, params: Params, key: Key[Array, ""], id_e: Int[Array, "e"], cond: Cond | None
 ) -> Float[Array, "e g z"]:
     """A draw from the prior for each of these ids."""
-    return gen.sample_prior(params, example_keys(key, id_e), cond)
+    return prior.sample(params, example_keys(key, id_e), cond)
 
 
 @partial(jax.jit, static_argnames=("gen", "config", "end_id", "pad_id"))

@@ -22,7 +22,6 @@ from jvae.inference.neighbors import Neighbor, nearest
 from jvae.inference.scoring import TokenLogProbs
 from jvae.latent import geometry
 from jvae.latent.iw_bound import score_batch
-from jvae.latent.mixture import Proposal
 from jvae.parallel import mesh as meshes
 
 __all__ = ["LoadedVAE", "Neighbor", "TokenLogProbs"]
@@ -57,7 +56,6 @@ class LoadedVAE:
     decode_batch: int = 256
     seed: int = 0
     joined: tuple[str, ...] = ()  # sides that hold the source in front of the text
-    proposal: Proposal | None = None  # where likelihood bounds draw from, if not the posterior
 
     @property
     def conditional(self) -> bool:
@@ -98,10 +96,9 @@ class LoadedVAE:
             Langevin chains, by default as many as its config says.
         Raises: DataError naming the first sentence that is empty or too long for the model.
         """
-        sampler = self.model.post is not self.model.metric_post
         if chains is not None:
             errors.whole("chains", chains, 1)
-            if not sampler:
+            if self.model.post.sampler is None:
                 raise ValueError(f"chains is {chains}: this model has an encoder and no chains")
         post = self.model.metric_post if chains is None else self.model.post
         texts, key, mesh = checks.listed(texts), self._key(seed), meshes.mesh_of(self.params)
@@ -127,7 +124,7 @@ class LoadedVAE:
         for place_e, index_e in batching.spans(total, self.decode_batch):
             given_e = index_e // n
             one = jax.tree.map(lambda leaf, at=given_e: leaf[at], cond)
-            z_egz = scoring.prior(self.model.gen, self.params, self._key(seed), index_e, one)
+            z_egz = scoring.prior(self.model.prior, self.params, self._key(seed), index_e, one)
             out[place_e] = np.asarray(z_egz)[: len(place_e)]
         return out
 
@@ -298,7 +295,7 @@ class LoadedVAE:
         texts = checks.listed(texts)
         errors.whole("k", k, 1)
         errors.whole("chunk", chunk, 1)
-        score = score_batch(self.model, k, chunk, (), self.proposal)
+        score = score_batch(self.model, k, chunk, (), self.model.proposal)
         key, mesh = self._key(seed), meshes.mesh_of(self.params)
         out = np.zeros(len(texts), np.float64)
         with Progress("scoring", len(texts), quiet_s=QUIET_S) as progress:

@@ -7,7 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from jvae.api import Cond, Params, Post, Posterior, Prior
+from jvae.latent.kl import closed_form
+
 LOG_2PI = float(np.log(2.0 * np.pi))
+
+
+class DiagonalGaussian(NamedTuple):
+    """Form of posteriors whose `post` holds `mean_egz` and `log_var_egz`."""
+
+
+class StandardNormal(NamedTuple):
+    """Form of the prior N(0, I)."""
 
 
 class Gaussian(NamedTuple):
@@ -52,3 +63,11 @@ def log_density(q: Gaussian, z_egz: Float[Array, "e g z"]) -> Float[Array, "e"]:
 def log_standard(z_egz: Float[Array, "e g z"]) -> Float[Array, "e"]:
     """log N(z; 0, I) per example, in nats."""
     return -0.5 * jnp.sum(jnp.square(z_egz) + LOG_2PI, axis=(1, 2))
+
+
+@closed_form(DiagonalGaussian, StandardNormal)
+def _kl_standard(
+    params: Params, posterior: Posterior, post: Post, z_egz: Array, prior: Prior, cond: Cond
+) -> Float[Array, "e g z"]:
+    del params, posterior, z_egz, prior, cond
+    return kl_standard(Gaussian(post.mean_egz, post.log_var_egz))

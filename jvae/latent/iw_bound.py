@@ -15,13 +15,15 @@ from jvae.api import (
     Generator,
     Params,
     Posterior,
+    Prior,
+    Proposal,
     TextVAE,
     example_keys,
     has_latent,
     infer,
     per_example,
 )
-from jvae.latent.mixture import Proposal
+from jvae.latent.kl import kl
 
 CURVE = (1, 10, 100, 500, 1000, 5000)  # K of the points of an NLL-vs-K curve, as far as K goes
 
@@ -80,9 +82,10 @@ def over_draws(add: Callable[[Any, Array], Any], start: Any, k: int, chunk: int)
     return add(sums, jnp.arange(full * chunk, k)) if full * chunk < k else sums
 
 
-@partial(jax.jit, static_argnames=("gen", "post", "proposal", "k", "chunk", "bounds"))
+@partial(jax.jit, static_argnames=("gen", "prior", "post", "proposal", "k", "chunk", "bounds"))
 def _score(
     gen: Generator,
+    prior: Prior,
     post: Posterior,
     proposal: Proposal | None,
     k: int,
@@ -94,28 +97,29 @@ def _score(
 ) -> Scores:
     cond, q, z_key = infer(gen, post, params, batch, key)
     ctx = gen.prepare(params, batch, cond=cond)
-    assert post.log_q is not None  # score_batch has refused the model otherwise
-    log_q = post.log_q
+    assert post.log_prob is not None  # score_batch has refused the model otherwise
+    log_q = post.log_prob
 
     def log_densities(z_egz: Array) -> tuple[Array, Array, Array, Array]:
         log_q_e = full_precision(log_q(params, q, z_egz))
         log_drawn_e = log_q_e
         if proposal is not None:
-            log_drawn_e = full_precision(proposal.log_density(params, q, z_egz, cond))
+            log_drawn_e = full_precision(proposal.log_prob(params, q, z_egz, cond))
         nll_e = nll_of(gen, params, ctx, batch, z_egz)
-        return nll_e, full_precision(gen.log_prior(params, z_egz, cond)), log_q_e, log_drawn_e
+        return nll_e, full_precision(prior.log_prob(params, z_egz, cond)), log_q_e, log_drawn_e
 
     def add(sums: _Sums, draw_k: Array) -> _Sums:
         key_ke = example_keys(z_key, batch.id_e, draw_k)
-        z_kegz, kl_kegz = post.sample(params, q, key_ke)
-        if proposal is not None:
+        if proposal is None:
+            z_kegz = post.sample(params, q, key_ke)
+        else:
             z_kegz = proposal.sample(params, q, key_ke, cond)
+        kl_ke = jax.vmap(lambda z_egz: kl(params, post, q, z_egz, prior, cond).nats_e)(z_kegz)
         nll_ke, log_p_ke, log_q_ke, log_drawn_ke = jax.vmap(log_densities)(z_kegz)
         log_w_ke = log_p_ke - nll_ke - log_drawn_ke
         log_u_ke = log_q_ke - log_drawn_ke
         log_u_e = jnp.logaddexp(sums.log_u_e, logsumexp(log_u_ke, axis=0))
         share_ke, kept_e = jnp.exp(log_u_ke - log_u_e[None]), jnp.exp(sums.log_u_e - log_u_e)
-        kl_ke = log_q_ke - log_p_ke if kl_kegz is None else jnp.sum(kl_kegz, axis=(2, 3))
         # A bound sees the draws before its own K only: -inf is a draw that weighs nothing.
         early = jnp.asarray(bounds)[:, None, None] > draw_k[None, :, None]
         prefix_ke = logsumexp(jnp.where(early, log_w_ke[None], -jnp.inf), axis=1)
@@ -171,17 +175,18 @@ def score_batch(
     """
     if k < 1 or chunk < 1:
         raise ValueError(f"score_batch: k={k}, chunk={chunk}. Expected both to be at least 1.")
-    if model.metric_post.log_q is None:
+    if model.metric_post.log_prob is None:
         raise ValueError(
-            "score_batch: model.metric_post.log_q is None. A likelihood bound needs the density "
-            "of its draws; give the model a metric_post with one, such as a Gaussian fitted to the "
-            "sampler's end points."
+            "score_batch: the model's metric posterior has no density, which a likelihood bound "
+            "needs; give the model a posterior for metrics with one, such as a Gaussian fitted to "
+            "the sampler's end points."
         )
     points = tuple(sorted({1, k, *(bound for bound in bounds if 1 <= bound < k)}))
     latent = has_latent(model)
     scorer = partial(
         _score,
         model.gen,
+        model.prior,
         model.metric_post,
         proposal,
         k if latent else 1,

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Params, Posterior
+from jvae.api import Params, Posterior, Prior
 from jvae.latent.gaussian import Gaussian, kl, log_density, noise
+from jvae.latent.kl import closed_form
 
 
 class Chain(NamedTuple):
@@ -29,6 +30,8 @@ class Chain(NamedTuple):
       summary: (p, s_ez, z_ez) -> s_ez, the summary of the groups below from the one before it and
         the latent below; both are 0 at the first group.
       prior: (p, s_ez) -> stats_ecz. posterior: (p, s_ez) -> stats_ecz.
+      source_of: (cond) -> source_egcz, what a condition adds to the outputs of the prior's heads;
+        None when unconditional.
       clip: means and log-variances are clipped to +-clip; their gradient is 0 outside.
       learned_first: False makes the first group's prior standard normal.
     """
@@ -39,15 +42,15 @@ class Chain(NamedTuple):
     summary: Callable[[Any, Array, Array], Array]
     prior: Callable[[Any, Array], Array]
     posterior: Callable[[Any, Array], Array]
+    source_of: Callable[[Any], Array | None] = lambda cond: None
     clip: float = 5.0
     learned_first: bool = True
 
 
 class ChainPost(NamedTuple):
-    """What a sentence adds to the outputs of the heads of every group."""
+    """What a sentence adds to the outputs of the posterior's head of every group."""
 
-    text_egcz: Float[Array, "e g 2 z"]  # to the posterior's
-    source_egcz: Float[Array, "e g 2 z"] | None  # to the prior's; None when unconditional
+    text_egcz: Float[Array, "e g 2 z"]
 
 
 class Walk(NamedTuple):
@@ -134,17 +137,22 @@ def clipped(chain: Chain, gaussian: Gaussian) -> Gaussian:
     return Gaussian(*(jnp.clip(stats, -chain.clip, chain.clip) for stats in gaussian))
 
 
-def draw(
-    chain: Chain, params: Params, post: ChainPost, noise_egz: Float[Array, "e g z"]
-) -> tuple[Float[Array, "e g z"], Float[Array, "e g z"]]:
-    """Posterior latents made of this noise, and the KL of each dimension in nats.
-
-    The KL of a group is in closed form given the draw's own lower groups, which its prior reads
-    too. Source: Hu et al. 2022 (DELLA), eq. 6.
+@closed_form(Chain, Chain)
+def _chain_kl(
+    params: Params,
+    posterior: Posterior,
+    post: ChainPost,
+    z_egz: Float[Array, "e g z"],
+    prior: Prior,
+    cond: Any,
+) -> Float[Array, "e g z"]:
+    """KL of each dimension in nats, in closed form given the draw's own lower groups, which the
+    prior reads too. Source: Hu et al. 2022 (DELLA), eq. 6.
     """
-    found = walk(chain, params, reparameterized, noise_egz, text_egcz=post[0], source_egcz=post[1])
-    assert found.posterior is not None
-    return found.z_egz, kl(clipped(chain, found.posterior), clipped(chain, found.prior))
+    chain, source_egcz = posterior.form, prior.form.source_of(cond)
+    path = walk(chain, params, the_given, z_egz, text_egcz=post.text_egcz, source_egcz=source_egcz)
+    assert path.posterior is not None
+    return kl(clipped(chain, path.posterior), clipped(chain, path.prior))
 
 
 def posterior(chain: Chain, encode: Callable[..., ChainPost]) -> Posterior:
@@ -155,10 +163,12 @@ def posterior(chain: Chain, encode: Callable[..., ChainPost]) -> Posterior:
         return encode(params, batch, drop, cond)
 
     def _sample(params: Params, post: ChainPost, key_ke: Key[Array, "k e"]):
-        noise_kegz = noise(key_ke, (chain.groups, chain.width))
-        return jax.vmap(lambda noise_egz: draw(chain, params, post, noise_egz))(noise_kegz)
+        def draw(noise_egz: Array) -> Array:
+            return walk(chain, params, reparameterized, noise_egz, text_egcz=post.text_egcz).z_egz
 
-    def _log_q(params: Params, post: ChainPost, z_egz: Array) -> Array:
+        return jax.vmap(draw)(noise(key_ke, (chain.groups, chain.width)))
+
+    def _log_prob(params: Params, post: ChainPost, z_egz: Array) -> Array:
         found = walk(chain, params, the_given, z_egz, text_egcz=post.text_egcz)
         assert found.posterior is not None
         return log_density(clipped(chain, found.posterior), found.z_egz)
@@ -167,26 +177,19 @@ def posterior(chain: Chain, encode: Callable[..., ChainPost]) -> Posterior:
         nothing = jnp.zeros_like(post.text_egcz[:, :, 0])
         return walk(chain, params, the_mean, nothing, text_egcz=post.text_egcz).z_egz
 
-    return Posterior(encode=_encode, sample=_sample, log_q=_log_q, mean=_mean)
+    return Posterior(_encode, _sample, _log_prob, _mean, form=chain)
 
 
-def sample_prior(
-    chain: Chain,
-    params: Params,
-    key_e: Key[Array, "e"],
-    source_egcz: Float[Array, "e g 2 z"] | None = None,
-) -> Float[Array, "e g z"]:
-    """One latent per key, group after group."""
-    noise_egz = noise(key_e, (chain.groups, chain.width))
-    return walk(chain, params, reparameterized, noise_egz, source_egcz=source_egcz).z_egz
+def prior(chain: Chain) -> Prior:
+    """The prior of a chain, group after group."""
 
+    def sample(params: Params, key_e: Key[Array, "e"], cond: Any = None) -> Float[Array, "e g z"]:
+        noise_egz = noise(key_e, (chain.groups, chain.width))
+        source_egcz = chain.source_of(cond)
+        return walk(chain, params, reparameterized, noise_egz, source_egcz=source_egcz).z_egz
 
-def log_prior(
-    chain: Chain,
-    params: Params,
-    z_egz: Float[Array, "e g z"],
-    source_egcz: Float[Array, "e g 2 z"] | None = None,
-) -> Float[Array, "e"]:
-    """log p(z) per example, summed over groups and dimensions, in nats."""
-    found = walk(chain, params, the_given, z_egz, source_egcz=source_egcz)
-    return log_density(clipped(chain, found.prior), found.z_egz)
+    def log_prob(params: Params, z_egz: Array, cond: Any = None) -> Float[Array, "e"]:
+        path = walk(chain, params, the_given, z_egz, source_egcz=chain.source_of(cond))
+        return log_density(clipped(chain, path.prior), path.z_egz)
+
+    return Prior(sample, log_prob, form=chain)

@@ -1,59 +1,47 @@
 """Proposals of importance-weighted likelihood bounds, where they are not the posterior itself."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Generator, Params, Posterior
+from jvae.api import Params, Posterior, Prior, Proposal
 
 
-class Proposal(NamedTuple):
-    """Where the draws of a likelihood bound come from; its support must be everywhere.
-
-    sample(params, post, key_ke, cond) -> z_kegz
-    log_density(params, post, z_egz, cond) -> nats_e
-    """
-
-    sample: Callable[..., Array]
-    log_density: Callable[..., Array]
-
-
-def prior(gen: Generator) -> Proposal:
+def from_prior(prior: Prior) -> Proposal:
     """The prior alone: a bound that owes nothing to a posterior, and is loose where the latent
     tells much.
     """
 
     def sample(params: Params, post: Any, key_ke: Key[Array, "k e"], cond: Any = None) -> Array:
-        return jax.vmap(lambda key_e: gen.sample_prior(params, key_e, cond))(key_ke)
+        return jax.vmap(lambda key_e: prior.sample(params, key_e, cond))(key_ke)
 
-    def log_density(params: Params, post: Any, z_egz: Array, cond: Any = None) -> Float[Array, "e"]:
-        return gen.log_prior(params, z_egz, cond)
+    def log_prob(params: Params, post: Any, z_egz: Array, cond: Any = None) -> Float[Array, "e"]:
+        return prior.log_prob(params, z_egz, cond)
 
-    return Proposal(sample, log_density)
+    return Proposal(sample, log_prob)
 
 
-def with_prior(gen: Generator, posterior: Posterior) -> Proposal:
+def with_prior(prior: Prior, posterior: Posterior) -> Proposal:
     """The equal mixture of a posterior and the prior, so that no weight exceeds 2 p(x | z).
 
     Raises: ValueError if the posterior has no density.
     """
-    if posterior.log_q is None:
+    if posterior.log_prob is None:
         raise ValueError("with_prior: the posterior has no density; use a fitted one")
-    log_q = posterior.log_q
+    log_q = posterior.log_prob
 
     def sample(params: Params, post: Any, key_ke: Key[Array, "k e"], cond: Any = None) -> Array:
         key_ke3 = jax.vmap(jax.vmap(lambda key: jax.random.split(key, 3)))(key_ke)
         coin_ke = jax.vmap(jax.vmap(jax.random.bernoulli))(key_ke3[:, :, 0])
-        from_q_kegz, _ = posterior.sample(params, post, key_ke3[:, :, 1])
-        prior = lambda key_e: gen.sample_prior(params, key_e, cond)  # noqa: E731
-        prior_kegz = jax.vmap(prior)(key_ke3[:, :, 2])
+        from_q_kegz = posterior.sample(params, post, key_ke3[:, :, 1])
+        draw = lambda key_e: prior.sample(params, key_e, cond)  # noqa: E731
+        prior_kegz = jax.vmap(draw)(key_ke3[:, :, 2])
         return jnp.where(coin_ke[:, :, None, None], from_q_kegz, prior_kegz)
 
-    def log_density(params: Params, post: Any, z_egz: Array, cond: Any = None) -> Float[Array, "e"]:
-        either_e = jnp.logaddexp(log_q(params, post, z_egz), gen.log_prior(params, z_egz, cond))
+    def log_prob(params: Params, post: Any, z_egz: Array, cond: Any = None) -> Float[Array, "e"]:
+        either_e = jnp.logaddexp(log_q(params, post, z_egz), prior.log_prob(params, z_egz, cond))
         return either_e - jnp.log(2.0).astype(either_e.dtype)
 
-    return Proposal(sample, log_density)
+    return Proposal(sample, log_prob)

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jvae.api import Batch, Posterior
+from jvae.api import Batch, Posterior, Prior
 
 LATENT_SHAPE = (0, 0)
 
@@ -19,29 +19,32 @@ def at_zero(latent_shape: tuple[int, int]) -> Posterior:
         del params, drop, cond, key_e
         return jnp.zeros((batch.id_e.shape[0], *latent_shape))
 
-    def sample(params: Any, post: Array, key_ke: Array) -> tuple[Array, Array]:
+    def sample(params: Any, post: Array, key_ke: Array) -> Array:
         del params, post
-        z_kegz = jnp.zeros((*key_ke.shape, *latent_shape))
-        return z_kegz, z_kegz
+        return jnp.zeros((*key_ke.shape, *latent_shape))
 
     return Posterior(
         encode=encode,
         sample=sample,
-        log_q=lambda params, post, z_egz: jnp.zeros(z_egz.shape[0]),
+        log_prob=lambda params, post, z_egz: jnp.zeros(z_egz.shape[0]),
         mean=lambda params, post: post,
+        has_kl=False,
     )
 
 
 POSTERIOR = at_zero(LATENT_SHAPE)
 
 
-def sample_prior(params: Any, key_e: Array, cond: Any = None) -> Array:
+def _sample_prior(params: Any, key_e: Array, cond: Any = None) -> Array:
     """z of shape (E, 0, 0)."""
     del params, cond
     return jnp.zeros((key_e.shape[0], *LATENT_SHAPE))
 
 
-def log_prior(params: Any, z_egz: Array, cond: Any = None) -> Array:
+def _log_prior(params: Any, z_egz: Array, cond: Any = None) -> Array:
     """0 per example."""
     del params, cond
     return jnp.zeros(z_egz.shape[0])
+
+
+PRIOR = Prior(_sample_prior, _log_prior)

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Batch, Context, Generator, Params, Posterior, per_example
+from jvae.api import Batch, Context, Generator, Params, Posterior, Prior, per_example
 from jvae.latent import langevin
-from jvae.latent.gaussian import Gaussian, log_density, noise, reparameterize
+from jvae.latent.gaussian import DiagonalGaussian, Gaussian, log_density, noise, reparameterize
 from jvae.latent.langevin import Kernel
 from jvae.parallel.mesh import gathered
 
@@ -85,6 +85,7 @@ def sizes(cfg: ChainConfig, params: Params) -> Float[Array, "k"]:
 
 def log_joint(
     gen: Generator,
+    prior: Prior,
     params: Params,
     ctx: Context,
     batch: Batch,
@@ -95,7 +96,7 @@ def log_joint(
 
     def joint(z_egz: Float[Array, "e g z"]) -> Float[Array, "e"]:
         nats_e = per_example(gen.log_lik(params, ctx, z_egz), batch)
-        return nats_e + prior_weight * gen.log_prior(params, z_egz, cond)
+        return nats_e + prior_weight * prior.log_prob(params, z_egz, cond)
 
     return joint
 
@@ -129,6 +130,7 @@ def noise_of(key_e: Key[Array, "e"], shape: tuple[int, ...]) -> Callable[..., Ar
 
 def prepare(
     gen: Generator,
+    prior: Prior,
     cfg: ChainConfig,
     params: Params,
     batch: Batch,
@@ -154,7 +156,7 @@ def prepare(
     heat = cfg.temperature if temperature is None else temperature
 
     def kernel_of(ctx: Context) -> Kernel:
-        target = log_joint(gen, params, ctx, batch, cond, prior_weight)
+        target = log_joint(gen, prior, params, ctx, batch, cond, prior_weight)
         return langevin.langevin(target, step_size=size_at, temperature=heat)
 
     if cfg.fresh_dropout and drop is not None:
@@ -175,14 +177,15 @@ def prepare(
     def begin(key_e: Key[Array, "e"]) -> Float[Array, "e g z"]:
         key_e = langevin.step_keys(key_e, _START)
         if start is None:
-            return gen.sample_prior(params, key_e, cond)
-        return start.sample(params, post, key_e[None])[0][0]
+            return prior.sample(params, key_e, cond)
+        return start.sample(params, post, key_e[None])[0]
 
     return Chain(begin, kernel_at, cfg.steps)
 
 
 def attach(
     gen: Generator,
+    prior: Prior,
     cfg: ChainConfig,
     *,
     start: Posterior | None = None,
@@ -191,13 +194,15 @@ def attach(
 ) -> Posterior:
     """A posterior that runs the chain; `post` is its end point and every sample is that.
 
-    It has neither KL nor density. For arguments see `prepare`.
+    It has no density, and its KL is 0 by definition: the loss has none. For arguments see
+    `prepare`.
     """
 
     def encode(params: Params, batch: Batch, drop=None, *, cond=None, key_e=None) -> Array:
         assert key_e is not None  # the contract: samplers are given one key per example
         chain = prepare(
             gen,
+            prior,
             cfg,
             params,
             batch,
@@ -210,16 +215,16 @@ def attach(
         )
         return chain.end(key_e)[0]
 
-    def sample(params: Params, post: Array, key_ke: Key[Array, "k e"]) -> tuple[Array, None]:
+    def sample(params: Params, post: Array, key_ke: Key[Array, "k e"]) -> Array:
         del params
-        return jnp.broadcast_to(post[None], (key_ke.shape[0], *post.shape)), None
+        return jnp.broadcast_to(post[None], (key_ke.shape[0], *post.shape))
 
-    return Posterior(encode, sample, log_q=None, mean=lambda params, post: post)
+    return Posterior(encode, sample, None, lambda params, post: post, has_kl=False)
 
 
-def refine(posterior: Posterior, gen: Generator, cfg: ChainConfig) -> Posterior:
+def refine(posterior: Posterior, gen: Generator, prior: Prior, cfg: ChainConfig) -> Posterior:
     """Short-run inference that starts at draws from an amortised posterior."""
-    return attach(gen, cfg, start=posterior)
+    return attach(gen, prior, cfg, start=posterior)
 
 
 class Fitted(NamedTuple):
@@ -237,10 +242,10 @@ def _gaussian(post: Fitted) -> Gaussian:
 
 def fitted(
     gen: Generator,
+    prior: Prior,
     cfg: ChainConfig,
     *,
     start: Posterior | None = None,
-    kl: Callable[[Gaussian], Float[Array, "e g z"]] | None = None,
     widen: float = WIDEN,
 ) -> Posterior:
     """The posterior that metrics use: r(z) = N(m, widen^2 v) from `cfg.chains` end points.
@@ -248,13 +253,12 @@ def fitted(
     With `steps=0` every end point is a draw from the prior: the control of all latent metrics.
 
     Args:
-      kl: KL(r || prior) in closed form, where the prior has one (`gaussian.kl_standard`).
       widen: 1 for the tightest bound of one draw, more for a proposal of many.
     """
 
     def encode(params: Params, batch: Batch, drop=None, *, cond=None, key_e=None) -> Fitted:
         assert key_e is not None  # the contract: samplers are given one key per example
-        chain = prepare(gen, cfg, params, batch, drop, cond=cond, start=start, key_e=key_e)
+        chain = prepare(gen, prior, cfg, params, batch, drop, cond=cond, start=start, key_e=key_e)
         key_re = jax.vmap(lambda r: langevin.step_keys(key_e, r))(jnp.arange(cfg.chains))
         z_kegz = jax.lax.map(lambda key_e: chain.end(key_e)[0], key_re, batch_size=cfg.chunk)
         a_egz, b_egz = jnp.split(z_kegz, 2)
@@ -268,14 +272,12 @@ def fitted(
 
     def sample(params: Params, post: Fitted, key_ke: Key[Array, "k e"]):
         del params
-        z_kegz = reparameterize(_gaussian(post), noise(key_ke, post.mean_egz.shape[1:]))
-        if kl is None:
-            return z_kegz, None
-        return z_kegz, jnp.broadcast_to(kl(_gaussian(post))[None], z_kegz.shape)
+        return reparameterize(_gaussian(post), noise(key_ke, post.mean_egz.shape[1:]))
 
     return Posterior(
         encode=encode,
         sample=sample,
-        log_q=lambda params, post, z_egz: log_density(_gaussian(post), z_egz),
+        log_prob=lambda params, post, z_egz: log_density(_gaussian(post), z_egz),
         mean=lambda params, post: post.mean_egz,
+        form=DiagonalGaussian(),
     )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Batch, Generator, Params, example_keys, mean_valid
+from jvae.api import Batch, Generator, Params, Prior, example_keys, mean_valid
 from jvae.latent import langevin, short_run
 from jvae.latent.langevin import Kernel
 from jvae.latent.short_run import ChainConfig
@@ -82,7 +82,7 @@ def whole_map(
 
 
 def short_run_bound(
-    gen: Generator, cfg: ChainConfig
+    gen: Generator, prior: Prior, cfg: ChainConfig
 ) -> Callable[[Params, Float[Array, "k"], Batch, Key[Array, ""]], Float[Array, ""]]:
     """bound(params, raw_k, batch, key): log p(x, z_K) + log |det dz_K / dz_0|, its mean in nats.
 
@@ -94,11 +94,11 @@ def short_run_bound(
         params = jax.lax.stop_gradient(params)
         cond = gen.condition(params, batch)
         ctx = gen.prepare(params, batch, cond=cond)
-        target = short_run.log_joint(gen, params, ctx, batch, cond)
+        target = short_run.log_joint(gen, prior, params, ctx, batch, cond)
         size_at = langevin.schedule(jax.nn.softplus(raw_k))
         kernel = langevin.langevin(target, step_size=size_at, temperature=cfg.temperature)
         key_e = example_keys(key, batch.id_e)
-        z_egz = gen.sample_prior(params, key_e, cond)
+        z_egz = prior.sample(params, key_e, cond)
         noise_at = short_run.noise_of(key_e, z_egz.shape[1:])
         done = per_step(lambda k: kernel, z_egz, raw_k.shape[0], noise_at)
         return mean_valid(target(done.end_egz) + done.log_det_e, batch.valid_e)
@@ -107,7 +107,7 @@ def short_run_bound(
 
 
 def learn_sizes(
-    gen: Generator, cfg: ChainConfig, *, updates: int = 50, lr: float = 1e-2
+    gen: Generator, prior: Prior, cfg: ChainConfig, *, updates: int = 50, lr: float = 1e-2
 ) -> Callable[..., tuple[Float[Array, "k"], Float[Array, "u"]]]:
     """learn(params, raw_k, batch, key) -> (raw_k, bound of each update in nats).
 
@@ -115,7 +115,7 @@ def learn_sizes(
     Costs `updates` * K * latent width Hessian-vector products and their gradients, so a small batch
     now and then is enough; compile it.
     """
-    bound = short_run_bound(gen, cfg)
+    bound = short_run_bound(gen, prior, cfg)
     tx = optax.adam(lr)
 
     def learn(params: Params, raw_k: Array, batch: Batch, key: Key[Array, ""]):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jvae.api import Batch, Generator, Params, Terms, example_keys, per_example
+from jvae.api import Batch, Draws, Generator, Params, Prior, Terms, example_keys, per_example
 from jvae.latent import short_run
 from jvae.latent.short_run import ChainConfig
 
@@ -68,9 +68,9 @@ class _Setting(NamedTuple):
 
 
 def measure(
-    gen: Generator, cfg: ChainConfig, warm_up: WarmUp
+    gen: Generator, prior: Prior, cfg: ChainConfig, warm_up: WarmUp
 ) -> Callable[[Int[Array, ""], Params, Batch, Key[Array, ""], Key[Array, ""] | None], Terms]:
-    """measure(step, params, batch, key, drop) -> Terms: `jvae.api.measure` of a training step."""
+    """measure(step, params, batch, key, drop) -> Terms, in place of `jvae.latent.elbo.measure`."""
 
     def setting(step: Int[Array, ""]) -> _Setting:
         if not warm_up.epoch_steps:
@@ -90,6 +90,7 @@ def measure(
         now = setting(step)
         chain = short_run.prepare(
             gen,
+            prior,
             cfg,
             params,
             batch,
@@ -101,12 +102,13 @@ def measure(
         leak = warm_up.param_grad == "trajectory"
         z_egz, path_kegz = chain.end(example_keys(chain_key, batch.id_e), path=leak)
         ctx = gen.prepare(params, batch, drop, cond=cond)
-        aux = gen.aux(params, ctx, z_egz)
+        aux = gen.aux(params, ctx, Draws(z_egz[None], z_egz, cond, batch.valid_e))
         if path_kegz is not None:
             sentences = jnp.sum(batch.valid_e)
             aux |= {"trajectory": sentences * _along(params, batch, drop, cond, path_kegz)}
         return Terms(
             nll_e=-per_example(gen.log_lik(params, ctx, z_egz), batch),
+            kl_e=jnp.zeros(batch.id_e.shape, jnp.float32),
             kl_egz=None,
             aux=aux,
             scored_e=per_example(batch.scored_bt.astype(jnp.float32), batch).astype(jnp.int32),

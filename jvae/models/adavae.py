@@ -13,20 +13,33 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE
-from jvae.latent import amortized
-from jvae.latent.gaussian import Gaussian
+from jvae.latent.densities import Density, amortized, build_density
+from jvae.latent.priors import build_prior
 from jvae.models.adavae_config import AdaVaeConfig
 from jvae.models.adavae_encoder import adapter_of, block_of, encoded, pooler_of, prefix_of
-from jvae.models.common import KV_AXES, expander, grower, last_of_prompt, reorderer, unboxed
+from jvae.models.common import (
+    KV_AXES,
+    expander,
+    grower,
+    last_of_prompt,
+    projection_head,
+    reorderer,
+    unboxed,
+    with_prior,
+)
+from jvae.models.family import FAMILIES, Family, Vocab
+from jvae.models.tiny import transformer as tiny_transformer
 from jvae.nn import condition, gpt2
 from jvae.nn.attention import for_everyone, owners, spread
 from jvae.nn.cache import Caches
 from jvae.nn.layers import Projection, apply, fold_key, split_key
 from jvae.nn.prefix import for_rows
 from jvae.nn.stack import init_stack
+from jvae.pretrained import originals
+from jvae.pretrained.parts import GPT2_DECODER
 
 
 def limits(config: AdaVaeConfig) -> dict[str, int]:
@@ -49,9 +62,14 @@ class _Cache(NamedTuple):
     adapter_led: Array | None
 
 
-def _head(config: AdaVaeConfig) -> Projection:
+def _density(config: AdaVaeConfig) -> Density:
     start = nn.initializers.normal(config.decoder.init_std)
-    return Projection((2, config.latent), ("embed",), (None, "latent"), kernel_init=start)
+    head = projection_head(
+        config.decoder.width,
+        lambda out, axes: Projection(out, ("embed",), axes, kernel_init=start),
+    )
+    choice = config.posterior.with_defaults("gaussian", log_var_shift=config.log_var_shift)
+    return build_density(choice, head, config.latent)
 
 
 def _init(config: AdaVaeConfig, key: Key[Array, ""]) -> Any:
@@ -61,10 +79,8 @@ def _init(config: AdaVaeConfig, key: Key[Array, ""]) -> Any:
     x = jnp.zeros((1, dec.width))
     params: dict[str, Any] = {
         "encoder": {},
-        "posterior": {
-            "head": _head(config).init(head_key, x)["params"],
-            "pool": pooler_of(config).init(pool_key, jnp.zeros((1, width)))["params"],
-        },
+        "posterior": _density(config).init(head_key)
+        | {"pool": pooler_of(config).init(pool_key, jnp.zeros((1, width)))["params"]},
         "decoder": gpt2.init(dec, stack_key)
         | condition.init(dec, config.ways, config.latent, ways_key),
     }
@@ -101,13 +117,14 @@ def _owners(config: AdaVaeConfig, slots: int) -> np.ndarray:
 def build(config: AdaVaeConfig) -> TextVAE:
     """The model of a config; see `jvae.api.TextVAE`."""
     dec, ways = config.decoder, config.ways
-    init, axes = unboxed(lambda key: _init(config, key))
+    prior = build_prior(config.prior, (1, config.latent))
+    init, axes = unboxed(lambda key: with_prior(_init(config, key), prior, key))
 
-    def encode(params: Any, batch: Batch, drop: Key[Array, ""] | None, cond: Any) -> Gaussian:
+    def features(
+        params: Any, batch: Batch, drop: Key[Array, ""] | None, cond: Any
+    ) -> Float[Array, "e d"]:
         del cond
-        h_ed, _, _ = encoded(config, params, batch, fold_key(drop, 0))
-        stats_egcz = apply(_head(config), params["posterior"]["head"], h_ed)[:, None]
-        return Gaussian(stats_egcz[:, :, 0], stats_egcz[:, :, 1] + config.log_var_shift)
+        return encoded(config, params, batch, fold_key(drop, 0))[0]
 
     def prefix_kv(params: Any, drop: Key[Array, ""] | None = None) -> Any:
         if not config.prefix:
@@ -204,20 +221,28 @@ def build(config: AdaVaeConfig) -> TextVAE:
     )
     generator = Generator(
         condition=lambda params, batch, drop=None: None,
-        sample_prior=amortized.sample_standard(config.latent),
-        log_prior=amortized.log_prior_standard,
         prepare=prepare,
         log_lik=log_lik,
-        aux=lambda params, ctx, z_egz: {},
+        aux=lambda params, ctx, draws: {},
         start=start,
         step=step,
         expand=expander(example_axes),
         reorder=reorderer(example_axes),
         grow=grower(lambda places: gpt2.check_room(dec, places - config.slots)),
     )
-    posterior = amortized.posterior(encode)
-    return TextVAE(init, axes, generator, posterior, posterior, (1, config.latent))
+    posterior = amortized(_density(config), features)
+    return TextVAE(init, axes, prior.prior, generator, posterior, (1, config.latent))
 
 
 def _positions(token_et: Int[Array, "e t"]) -> Int[Array, "e t"]:
     return jnp.broadcast_to(jnp.arange(token_et.shape[1])[None], token_et.shape)
+
+
+def _tiny(vocab: Vocab, **stack: Any) -> AdaVaeConfig:
+    sizes = dict(encoder_layers=1, latent=5, adapter=3, prefix_middle=3)
+    return AdaVaeConfig(tiny_transformer(vocab["dec"], **stack), **sizes)
+
+
+FAMILIES.register("adavae")(
+    Family(AdaVaeConfig, build, limits, _tiny, parts=(GPT2_DECODER,), original=originals.adavae)
+)

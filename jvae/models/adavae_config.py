@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from jvae.latent.choice import Choice
+from jvae.latent.densities import GAUSSIAN
+from jvae.latent.priors import STANDARD_NORMAL
 from jvae.nn.condition import Ways
 from jvae.nn.config import TransformerConfig
 
@@ -29,6 +32,7 @@ class AdaVaeConfig:
     its layer too. identity_start: adapters start as the identity. use_*: ways for z, see
     `jvae.nn.condition`. prefix: learned slots per layer and side, prefix_middle: width of their
     MLP. log_var_shift: added to the head's log-variance; 0 as published.
+    prior, posterior: names of registered members, with their options.
     """
 
     decoder: TransformerConfig
@@ -55,6 +59,8 @@ class AdaVaeConfig:
     prefix: int = 0
     prefix_middle: int = 30
     log_var_shift: float = 0.0
+    prior: Choice = STANDARD_NORMAL
+    posterior: Choice = GAUSSIAN
 
     def __post_init__(self) -> None:
         for name, known in (

@@ -11,7 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 from jvae.api import DecodeState
+from jvae.latent.densities import Affine, Head
+from jvae.latent.priors import PriorParts
 from jvae.nn import cache as caches
+from jvae.nn.layers import Projection, apply
 
 
 def _is_box(x: Any) -> bool:
@@ -27,6 +30,30 @@ def unboxed(init: Callable[[Key[Array, ""]], Any]) -> tuple[Callable[[Array], An
     return (lambda key: nn.unbox(init(key))), axes
 
 
+def projection_head(
+    width: int, make: Callable[[tuple[int, ...], tuple[str | None, ...]], Projection]
+) -> Head:
+    """A posterior's head as the projection that `make` gives for outputs and their axes."""
+
+    def head(outputs: tuple[int, ...], axes: tuple[str | None, ...]) -> Affine:
+        layer = make(outputs, axes)
+        return Affine(
+            init=lambda key: layer.init(key, jnp.zeros((1, width)))["params"],
+            apply=lambda params, h_ed: apply(layer, params, h_ed),
+        )
+
+    return head
+
+
+def with_prior(params: Any, parts: PriorParts, key: Key[Array, ""]) -> Any:
+    """The parameters of a model, with those of its prior where it has any."""
+    if parts.init is None:
+        return params
+    # A stream of its own, so that the rest starts as it does under a prior without parameters.
+    return params | {"prior": parts.init(jax.random.fold_in(key, PRIOR_STREAM))}
+
+
+PRIOR_STREAM = 0x9_7A10
 SHARED = -1  # in place of the axis of examples: a leaf that all examples share
 KV_AXES: Any = caches.Caches._make((0, 0, SHARED))
 

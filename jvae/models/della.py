@@ -19,15 +19,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE, per_example
+from jvae.api import Batch, DecodeState, Draws, Generator, Prompt, Side, TextVAE, per_example
 from jvae.latent import layerwise
 from jvae.latent.layerwise import Chain, ChainPost
 from jvae.models.common import KV_AXES, expander, grower, last_of_prompt, reorderer, unboxed
+from jvae.models.family import FAMILIES, Family, Vocab
+from jvae.models.tiny import transformer as tiny_transformer
 from jvae.nn import fusion, gpt2, layer_vectors
 from jvae.nn.cache import Caches
 from jvae.nn.config import TransformerConfig
 from jvae.nn.layers import Projection, accum_dtype, apply, fold_key, split_key, uniform_fan_in
 from jvae.nn.stack import init_stack
+from jvae.pretrained import originals
+from jvae.pretrained.parts import GPT2_DECODER
 
 POOLS = ("attn_masked", "attn_unmasked", "first_token")
 CVAE_POSTERIORS = ("concat_text", "xc")
@@ -145,10 +149,9 @@ def _init(config: DellaConfig, key: Key[Array, ""]) -> Any:
 
     params = {
         "decoder": gpt2.init(dec, next(keys), config.tie_lm_head),
-        "prior": {
-            "chain": {"state": chain((z,)), "latent": chain((z,))},
-            "head": {"chain": chain((2, z))},
-        },
+        # Read by prior and posterior alike.
+        "latent": {"chain": {"state": chain((z,)), "latent": chain((z,))}},
+        "prior": {"head": {"chain": chain((2, z))}},
         "posterior": {"head": {"chain": chain((2, z)), "text": text()}},
     }
     params["decoder"]["fusion"] = fusion.init(dec, config.groups, z, config.rank, next(keys))
@@ -180,7 +183,7 @@ def chain(config: DellaConfig) -> Chain:
         groups=config.groups,
         width=config.latent,
         params_of=lambda params: {
-            "chain": params["prior"]["chain"],
+            "chain": params["latent"]["chain"],
             "prior": params["prior"]["head"]["chain"],
             "posterior": params["posterior"]["head"]["chain"],
         },
@@ -189,6 +192,7 @@ def chain(config: DellaConfig) -> Chain:
         ),
         prior=lambda p, s_ez: linear(p["prior"], s_ez, "cy"),
         posterior=lambda p, s_ez: linear(p["posterior"], s_ez, "cy"),
+        source_of=lambda cond: None if cond is None else cond.prior_egcz,
         clip=config.clip,
         learned_first=config.learn_prior1,
     )
@@ -247,11 +251,9 @@ def build(config: DellaConfig) -> TextVAE:
         assert batch.enc is not None  # `limits` asks for this side
         x_egd = pooled(config, params, batch.enc, batch.slots, fold_key(drop, 0))
         text_egcz = _addend(params["posterior"]["head"]["text"], x_egd)
-        if cond is None:
-            return ChainPost(text_egcz, None)
-        if cond.posterior_egcz is not None:
+        if cond is not None and cond.posterior_egcz is not None:
             text_egcz = text_egcz + cond.posterior_egcz
-        return ChainPost(text_egcz, cond.prior_egcz)
+        return ChainPost(text_egcz)
 
     def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
         del cond  # the source reaches the decoder as the beginning of `dec`
@@ -275,10 +277,10 @@ def build(config: DellaConfig) -> TextVAE:
         )
         return gpt2.token_log_prob(dec, params["decoder"], hidden_btd, side, ctx.batch.scored_bt)
 
-    def aux(params: Any, ctx: _Context, z_egz: Array) -> dict[str, Array]:
+    def aux(params: Any, ctx: _Context, draws: Draws) -> dict[str, Array]:
         if not config.use_bow:
             return {}
-        bow_ed = apply(_bow(config), params["decoder"]["bow"], z_egz[:, -1])
+        bow_ed = apply(_bow(config), params["decoder"]["bow"], draws.z_kegz[0][:, -1])
         bow_ed = bow_ed.astype(dec.dtype)
         log_p_ev = jax.nn.log_softmax(gpt2.logits(dec, params["decoder"], bow_ed), axis=-1)
         side = ctx.batch.dec
@@ -315,18 +317,9 @@ def build(config: DellaConfig) -> TextVAE:
         next_state = DecodeState(_Cache(kv, cache.factor_lernh), position_e + 1)
         return gpt2.logits(dec, params["decoder"], hidden_ed), next_state
 
-    def prior_addend(cond: _Source | None) -> Array | None:
-        return None if cond is None else cond.prior_egcz
-
     example_axes = _Cache._make((KV_AXES, 1))
     generator = Generator(
         condition=condition,
-        sample_prior=lambda params, key_e, cond=None: layerwise.sample_prior(
-            links, params, key_e, prior_addend(cond)
-        ),
-        log_prior=lambda params, z_egz, cond=None: layerwise.log_prior(
-            links, params, z_egz, prior_addend(cond)
-        ),
         prepare=prepare,
         log_lik=log_lik,
         aux=aux,
@@ -337,4 +330,14 @@ def build(config: DellaConfig) -> TextVAE:
         grow=grower(lambda places: gpt2.check_room(dec, places)),
     )
     posterior = layerwise.posterior(links, encode)
-    return TextVAE(init, axes, generator, posterior, posterior, (config.groups, config.latent))
+    shape = (config.groups, config.latent)
+    return TextVAE(init, axes, layerwise.prior(links), generator, posterior, shape)
+
+
+def _tiny(vocab: Vocab, **stack: Any) -> DellaConfig:
+    return DellaConfig(tiny_transformer(vocab["dec"], **stack), latent=5, rank=2)
+
+
+FAMILIES.register("della")(
+    Family(DellaConfig, build, limits, _tiny, joined, (GPT2_DECODER,), originals.della)
+)

@@ -11,9 +11,12 @@ from jaxtyping import Array, Key
 from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE
 from jvae.latent import null
 from jvae.models.common import KV_AXES, expander, grower, last_of_prompt, reorderer, unboxed
+from jvae.models.family import FAMILIES, Family, Vocab
+from jvae.models.tiny import transformer as tiny_transformer
 from jvae.nn import gpt2
 from jvae.nn.cache import Caches
 from jvae.nn.config import TransformerConfig
+from jvae.pretrained.parts import GPT2_DECODER
 
 
 @dataclass(frozen=True)
@@ -73,15 +76,20 @@ def build(config: LmConfig) -> TextVAE:
     example_axes = _Cache(KV_AXES)
     generator = Generator(
         condition=lambda params, batch, drop=None: None,
-        sample_prior=null.sample_prior,
-        log_prior=null.log_prior,
         prepare=prepare,
         log_lik=log_lik,
-        aux=lambda params, ctx, z_egz: {},
+        aux=lambda params, ctx, draws: {},
         start=start,
         step=step,
         expand=expander(example_axes),
         reorder=reorderer(example_axes),
         grow=grower(lambda places: gpt2.check_room(c, places)),
     )
-    return TextVAE(init, axes, generator, null.POSTERIOR, null.POSTERIOR, null.LATENT_SHAPE)
+    return TextVAE(init, axes, null.PRIOR, generator, null.POSTERIOR, null.LATENT_SHAPE)
+
+
+def _tiny(vocab: Vocab, **stack: Any) -> LmConfig:
+    return LmConfig(tiny_transformer(vocab["dec"], **stack))
+
+
+FAMILIES.register("lm")(Family(LmConfig, build, limits, _tiny, parts=(GPT2_DECODER,)))

@@ -14,9 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE
-from jvae.latent import amortized, null
-from jvae.latent.gaussian import Gaussian
-from jvae.models.common import expander, reorderer, unboxed
+from jvae.latent import null
+from jvae.latent.choice import Choice
+from jvae.latent.densities import GAUSSIAN, Affine, Density, amortized, build_density
+from jvae.latent.priors import STANDARD_NORMAL, build_prior
+from jvae.models.common import expander, reorderer, unboxed, with_prior
+from jvae.models.family import FAMILIES, Family, Vocab
+from jvae.models.tiny import lstm as tiny_lstm
 from jvae.nn import lstm
 from jvae.nn.attention import own_slot
 from jvae.nn.layers import accum_dtype, dropout, fold_key, split_key
@@ -30,13 +34,16 @@ class LstmVaeConfig:
     """Sizes of encoder, decoder and latent. Published encoders have a `dropout` of 0.
 
     `log_var_shift` is added to the log-variance; 0 as published. A negative one starts with a
-    nearly deterministic latent.
+    nearly deterministic latent. `prior`, `posterior`: names of registered members, with their
+    options.
     """
 
     encoder: LstmConfig
     decoder: LstmConfig
     latent: int = 32
     log_var_shift: float = 0.0
+    prior: Choice = STANDARD_NORMAL
+    posterior: Choice = GAUSSIAN
 
     def __post_init__(self) -> None:
         if self.latent < 1:
@@ -141,11 +148,9 @@ def generator(config: LstmConfig, latent: int) -> Generator:
     example_axes = _Cache(LstmState(axis, axis), axis)
     return Generator(
         condition=lambda params, batch, drop=None: None,
-        sample_prior=amortized.sample_standard(latent) if latent else null.sample_prior,
-        log_prior=amortized.log_prior_standard if latent else null.log_prior,
         prepare=prepare,
         log_lik=log_lik,
-        aux=lambda params, ctx, z_egz: {},
+        aux=lambda params, ctx, draws: {},
         start=start,
         step=step,
         expand=expander(example_axes),
@@ -153,26 +158,43 @@ def generator(config: LstmConfig, latent: int) -> Generator:
     )
 
 
-def _init_encoder(config: LstmConfig, latent: int, key: Key[Array, ""]) -> Any:
+def _density(config: LstmVaeConfig) -> Density:
+    stack = config.encoder
+
+    def head(outputs: tuple[int, ...], axes: tuple[str | None, ...]) -> Affine:
+        def init(key: Key[Array, "2"]) -> Any:
+            shape = (stack.hidden, *outputs)
+            return {
+                "kernel": lstm.uniform(stack, key[0], shape, ("embed", *axes)),
+                "bias": lstm.uniform(stack, key[1], outputs, axes),
+            }
+
+        def affine(params: Any, h_ed: Float[Array, "e d"]) -> Array:
+            return jnp.tensordot(h_ed, params["kernel"], axes=1) + params["bias"][None]
+
+        return Affine(init, affine)
+
+    choice = config.posterior.with_defaults("gaussian", log_var_shift=config.log_var_shift)
+    return build_density(choice, head, config.latent)
+
+
+def _init_encoder(config: LstmVaeConfig, key: Key[Array, ""]) -> Any:
     keys = split_key(key, 4)
-    names = ("embed", None, "latent")
-    head = {
-        "kernel": lstm.uniform(config, keys[2], (config.hidden, 2, latent), names),
-        "bias": lstm.uniform(config, keys[3], (2, latent), names[1:]),
-    }
     return {
         "encoder": {
-            "embed": lstm.init_table(config, keys[0]),
-            "cell": lstm.init_cell(config, keys[1]),
+            "embed": lstm.init_table(config.encoder, keys[0]),
+            "cell": lstm.init_cell(config.encoder, keys[1]),
         },
-        "posterior": {"head": head},
+        "posterior": _density(config).init(keys[2:]),
     }
 
 
 def _encoder(config: LstmVaeConfig) -> Any:
     c = config.encoder
 
-    def encode(params: Any, batch: Batch, drop: Key[Array, ""] | None, cond: Any) -> Gaussian:
+    def features(
+        params: Any, batch: Batch, drop: Key[Array, ""] | None, cond: Any
+    ) -> Float[Array, "e f"]:
         del cond
         embed_drop, last_drop = split_key(fold_key(drop, 0), 2)
         side = batch.enc
@@ -181,13 +203,9 @@ def _encoder(config: LstmVaeConfig) -> Any:
         gate_bt4f = lstm.gates(params["encoder"]["cell"], dropout(embed_drop, c.dropout, x_btd))
         hidden_btf = lstm.run(params["encoder"]["cell"], gate_bt4f, side.position_bt == 0)
         last_ef: Float[Array, "e f"] = lstm.last_state(hidden_btf, side, batch.slots)
-        last_ef = dropout(last_drop, c.dropout, last_ef).astype(accum_dtype(last_ef.dtype))
-        head = params["posterior"]["head"]
-        stats_ecz = jnp.tensordot(last_ef, head["kernel"], axes=1) + head["bias"][None]
-        stats_egcz = stats_ecz[:, None]
-        return Gaussian(stats_egcz[:, :, 0], stats_egcz[:, :, 1] + config.log_var_shift)
+        return dropout(last_drop, c.dropout, last_ef).astype(accum_dtype(last_ef.dtype))
 
-    return encode
+    return features
 
 
 def limits(config: LstmVaeConfig) -> dict[str, int]:
@@ -199,15 +217,17 @@ def limits(config: LstmVaeConfig) -> dict[str, int]:
 def build(config: LstmVaeConfig) -> TextVAE:
     """The model of a config; see `jvae.api.TextVAE`."""
 
+    prior = build_prior(config.prior, (1, config.latent))
+
     def init_boxed(key: Key[Array, ""]) -> Any:
         encoder_key, decoder_key = split_key(key, 2)
         decoder = {"decoder": init_decoder(config.decoder, config.latent, decoder_key)}
-        return decoder | _init_encoder(config.encoder, config.latent, encoder_key)
+        return with_prior(decoder | _init_encoder(config, encoder_key), prior, key)
 
     init, axes = unboxed(init_boxed)
-    posterior = amortized.posterior(_encoder(config))
+    posterior = amortized(_density(config), _encoder(config))
     gen = generator(config.decoder, config.latent)
-    return TextVAE(init, axes, gen, posterior, posterior, (1, config.latent))
+    return TextVAE(init, axes, prior.prior, gen, posterior, (1, config.latent))
 
 
 def lm_limits(config: LstmLmConfig) -> dict[str, int]:
@@ -220,4 +240,17 @@ def build_lm(config: LstmLmConfig) -> TextVAE:
     """The language model of a config."""
     init, axes = unboxed(lambda key: {"decoder": init_decoder(config.decoder, 0, key)})
     gen = generator(config.decoder, 0)
-    return TextVAE(init, axes, gen, null.POSTERIOR, null.POSTERIOR, null.LATENT_SHAPE)
+    return TextVAE(init, axes, null.PRIOR, gen, null.POSTERIOR, null.LATENT_SHAPE)
+
+
+def _tiny(vocab: Vocab, **stack: Any) -> LstmVaeConfig:
+    sides = (tiny_lstm(vocab[side], **stack) for side in ("enc", "dec"))
+    return LstmVaeConfig(*sides, latent=5)
+
+
+def _tiny_lm(vocab: Vocab, **stack: Any) -> LstmLmConfig:
+    return LstmLmConfig(tiny_lstm(vocab["dec"], **stack))
+
+
+FAMILIES.register("lstm_vae")(Family(LstmVaeConfig, build, limits, _tiny))
+FAMILIES.register("lstm_lm")(Family(LstmLmConfig, build_lm, lm_limits, _tiny_lm))

@@ -16,15 +16,32 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE
-from jvae.latent import amortized
-from jvae.latent.gaussian import Gaussian
-from jvae.models.common import KV_AXES, expander, grower, last_of_prompt, reorderer, unboxed
+from jvae.latent.choice import Choice
+from jvae.latent.densities import GAUSSIAN, Density, amortized, build_density
+from jvae.latent.priors import STANDARD_NORMAL, build_prior
+from jvae.models.common import (
+    KV_AXES,
+    expander,
+    grower,
+    last_of_prompt,
+    projection_head,
+    reorderer,
+    unboxed,
+    with_prior,
+)
+from jvae.models.family import FAMILIES, Family, Vocab
+from jvae.models.tiny import transformer as tiny_transformer
 from jvae.nn import bert, gpt2, pool
 from jvae.nn.attention import owners, spread
 from jvae.nn.cache import Caches
 from jvae.nn.config import TransformerConfig
 from jvae.nn.layers import Initializer, Projection, accum_dtype, apply, fold_key
 from jvae.nn.stack import init_stack
+from jvae.pretrained import bert as bert_weights
+from jvae.pretrained import originals
+from jvae.pretrained.names import NameTable
+from jvae.pretrained.names import Vocab as WeightVocab
+from jvae.pretrained.parts import GPT2_DECODER, PretrainedPart
 
 POOLS = ("cls", "mean")
 LOG_VARIANCES = ("learned", "unit")
@@ -37,7 +54,8 @@ class OptimusConfig:
     `pool`: "cls" is the published head on BERT's tanh pooler of [CLS]; "mean" the mean of the last
     layer, without the pooler. `log_var`: "learned", or "unit" for a posterior of variance 1 (the
     released `fb_mode=2`). `log_var_shift`: added to the head's log-variance; 0 as published. A
-    negative one starts with a nearly deterministic latent.
+    negative one starts with a nearly deterministic latent. `prior`, `posterior`: names of
+    registered members, with their options.
     """
 
     encoder: TransformerConfig
@@ -48,6 +66,8 @@ class OptimusConfig:
     pool: str = "cls"
     log_var: str = "learned"
     log_var_shift: float = 0.0
+    prior: Choice = STANDARD_NORMAL
+    posterior: Choice = GAUSSIAN
 
     def __post_init__(self) -> None:
         if not (self.use_memory or self.use_embedding):
@@ -91,7 +111,7 @@ def _init(config: OptimusConfig, key: Key[Array, ""]) -> Any:
     z = jnp.zeros((1, config.latent))
     params = {
         "encoder": bert.init(enc, encoder_key),
-        "posterior": {"head": _head(config).init(head_key, state)["params"]},
+        "posterior": _density(config).init(head_key),
         "decoder": gpt2.init(dec, decoder_key),
     }
     if config.pool == "cls":
@@ -112,10 +132,17 @@ def _normal(stack: TransformerConfig) -> Initializer:
     return nn.initializers.normal(stack.init_std)
 
 
-def _head(config: OptimusConfig) -> Projection:
-    return Projection(
-        (2, config.latent), ("embed",), (None, "latent"), False, _normal(config.encoder)
+def _density(config: OptimusConfig) -> Density:
+    enc = config.encoder
+    head = projection_head(
+        enc.width, lambda out, axes: Projection(out, ("embed",), axes, False, _normal(enc))
     )
+    choice = config.posterior.with_defaults(
+        "gaussian",
+        log_var_shift=config.log_var_shift,
+        unit_variance=config.log_var == "unit",
+    )
+    return build_density(choice, head, config.latent)
 
 
 def _pooler(config: OptimusConfig) -> Projection:
@@ -144,20 +171,18 @@ def build(config: OptimusConfig) -> TextVAE:
     """The model of a config; see `jvae.api.TextVAE`."""
     enc, dec = config.encoder, config.decoder
     memory_slots = int(config.use_memory)
-    init, axes = unboxed(lambda key: _init(config, key))
+    prior = build_prior(config.prior, (1, config.latent))
+    init, axes = unboxed(lambda key: with_prior(_init(config, key), prior, key))
 
-    def encode(params: Any, batch: Batch, drop: Key[Array, ""] | None, cond: Any) -> Gaussian:
+    def features(
+        params: Any, batch: Batch, drop: Key[Array, ""] | None, cond: Any
+    ) -> Float[Array, "e d"]:
         del cond
         side = batch.enc
         assert side is not None  # `limits` asks for the encoder side
         x_btd, _ = bert.encode(enc, params["encoder"], side, fold_key(drop, 0))
         h_ed = pooled(config, params, x_btd, side, batch.slots)
-        h_ed = h_ed.astype(accum_dtype(h_ed.dtype))
-        stats_egcz = apply(_head(config), params["posterior"]["head"], h_ed)[:, None]
-        mean_egz, log_var_egz = stats_egcz[:, :, 0], stats_egcz[:, :, 1]
-        if config.log_var == "unit":
-            return Gaussian(mean_egz, jnp.zeros_like(mean_egz))
-        return Gaussian(mean_egz, log_var_egz + config.log_var_shift)
+        return h_ed.astype(accum_dtype(h_ed.dtype))
 
     def project(params: Any, z_egz: Array, rows: int) -> tuple[gpt2.LatentKv | None, Array | None]:
         """Memory slots of every layer, key = value, and the embedding offset (E, D)."""
@@ -216,16 +241,41 @@ def build(config: OptimusConfig) -> TextVAE:
     example_axes = _Cache._make((KV_AXES, 0))
     generator = Generator(
         condition=lambda params, batch, drop=None: None,
-        sample_prior=amortized.sample_standard(config.latent),
-        log_prior=amortized.log_prior_standard,
         prepare=prepare,
         log_lik=log_lik,
-        aux=lambda params, ctx, z_egz: {},
+        aux=lambda params, ctx, draws: {},
         start=start,
         step=step,
         expand=expander(example_axes),
         reorder=reorderer(example_axes),
         grow=grower(lambda places: gpt2.check_room(dec, places)),
     )
-    posterior = amortized.posterior(encode)
-    return TextVAE(init, axes, generator, posterior, posterior, (1, config.latent))
+    posterior = amortized(_density(config), features)
+    return TextVAE(init, axes, prior.prior, generator, posterior, (1, config.latent))
+
+
+def _tiny(vocab: Vocab, **stack: Any) -> OptimusConfig:
+    sides = (tiny_transformer(vocab[side], **stack) for side in ("enc", "dec"))
+    return OptimusConfig(*sides, latent=5)
+
+
+def _bert_with_pooler(model: Any, vocab: WeightVocab) -> NameTable:
+    pooler = "posterior/pooler" if model.pool == "cls" else None
+    return bert_weights.table(vocab, "encoder", pooler)
+
+
+FAMILIES.register("optimus")(
+    Family(
+        OptimusConfig,
+        build,
+        limits,
+        _tiny,
+        parts=(
+            PretrainedPart(
+                "encoder", "encoder", ("encoder",), bert_weights.BACKBONE, _bert_with_pooler
+            ),
+            GPT2_DECODER,
+        ),
+        original=originals.optimus,
+    )
+)

@@ -11,16 +11,20 @@ from typing import Any
 
 from jaxtyping import Array, Key
 
-from jvae.api import Batch, Generator, Params, TextVAE
+from jvae.api import Batch, Generator, Params, Prior, Sampler, TextVAE
 from jvae.latent import mixture, short_run, volume, warm_up
-from jvae.latent.gaussian import kl_standard
-from jvae.latent.sampler import Sampler
+from jvae.latent.choice import Choice
+from jvae.latent.priors import STANDARD_NORMAL, build_prior
 from jvae.latent.short_run import ChainConfig
 from jvae.latent.warm_up import WarmUp
 from jvae.models import lstm_vae, optimus
 from jvae.models.common import unboxed
+from jvae.models.family import FAMILIES, Family, Vocab
+from jvae.models.tiny import lstm as tiny_lstm
+from jvae.models.tiny import transformer as tiny_transformer
 from jvae.nn.config import TransformerConfig
 from jvae.nn.lstm import LstmConfig
+from jvae.pretrained.parts import GPT2_DECODER
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class SriConfig:
     latent: int = 32
     chain: ChainConfig = ChainConfig()
     warm_up: WarmUp = WarmUp()
+    prior: Choice = STANDARD_NORMAL
 
     def __post_init__(self) -> None:
         if self.latent < 1:
@@ -47,6 +52,7 @@ class SriTransformerConfig:
     use_embedding: bool = True
     chain: ChainConfig = ChainConfig()
     warm_up: WarmUp = WarmUp()
+    prior: Choice = STANDARD_NORMAL
 
 
 def limits(config: SriConfig) -> dict[str, int]:
@@ -92,23 +98,35 @@ def _with_chain(
     axes: Any,
     config: SriConfig | SriTransformerConfig,
 ) -> TextVAE:
-    """A generator whose posterior is the short run, with parameters for learned step sizes."""
-    sizes = {"posterior": found} if (found := short_run.init_sizes(config.chain)) else {}
+    """A generator whose posterior is the short run, with parameters for learned step sizes.
+
+    Raises: ValueError for a prior with parameters, which the loss of short-run inference would
+      never train.
+    """
+    parts = build_prior(config.prior, (1, config.latent))
+    if parts.init is not None:
+        raise ValueError(
+            f"prior.kind is {config.prior.kind!r}, which has parameters; the loss of short-run "
+            "inference holds no prior and would never train them"
+        )
+    sizes = {"posterior": raw} if (raw := short_run.init_sizes(config.chain)) else {}
+    posterior = short_run.attach(gen, parts.prior, config.chain)
     return TextVAE(
         init=lambda key: init(key) | sizes,
         axes=axes | ({"posterior": {"size": (None,)}} if sizes else {}),
+        prior=parts.prior,
         gen=gen,
-        post=short_run.attach(gen, config.chain),
-        metric_post=short_run.fitted(gen, config.chain, kl=kl_standard),
+        post=posterior._replace(sampler=_sampler(gen, parts.prior, config)),
         latent_shape=(1, config.latent),
     )
 
 
-def sampler(config: SriConfig | SriTransformerConfig, model: TextVAE) -> Sampler:
-    """What training and metrics of a model of this config need beside the model."""
-    gen, chain = model.gen, config.chain
-    prior = ChainConfig(steps=0, chains=chain.chains, chunk=chain.chunk)
-    learn = volume.learn_sizes(gen, chain) if chain.schedule == "learned" else None
+def _sampler(gen: Generator, prior: Prior, config: SriConfig | SriTransformerConfig) -> Sampler:
+    """What the short run brings to training and to metrics."""
+    chain = config.chain
+    from_prior = ChainConfig(steps=0, chains=chain.chains, chunk=chain.chunk)
+    learn = volume.learn_sizes(gen, prior, chain) if chain.schedule == "learned" else None
+    metric = short_run.fitted(gen, prior, chain)
 
     def tune(params: Params, batch: Batch, key: Key[Array, ""]) -> Params:
         assert learn is not None
@@ -116,9 +134,35 @@ def sampler(config: SriConfig | SriTransformerConfig, model: TextVAE) -> Sampler
         return params | {"posterior": {"size": raw_k}}
 
     return Sampler(
-        measure=warm_up.measure(gen, chain, config.warm_up),
-        proposal=mixture.with_prior(gen, model.metric_post),
-        control=short_run.fitted(gen, prior, kl=kl_standard),
+        measure=warm_up.measure(gen, prior, chain, config.warm_up),
+        metric=metric,
+        baseline=short_run.fitted(gen, prior, from_prior),
+        proposal=mixture.with_prior(prior, metric),
         tune=None if learn is None else tune,
-        chain=chain,
+        config=chain,
     )
+
+
+# Short steps: long ones multiply the rounding errors that packings differ by.
+_TINY_CHAIN = ChainConfig(2, "constant", step_size=0.2, temperature=1.0, chains=4, chunk=4)
+
+
+def _tiny(vocab: Vocab, **stack: Any) -> SriConfig:
+    return SriConfig(tiny_lstm(vocab["dec"], **stack), latent=5, chain=_TINY_CHAIN)
+
+
+def _tiny_transformer(vocab: Vocab, **stack: Any) -> SriTransformerConfig:
+    decoder = tiny_transformer(vocab["dec"], **stack)
+    return SriTransformerConfig(decoder, latent=5, chain=_TINY_CHAIN)
+
+
+FAMILIES.register("sri")(Family(SriConfig, build, limits, _tiny))
+FAMILIES.register("sri_transformer")(
+    Family(
+        SriTransformerConfig,
+        build_transformer,
+        transformer_limits,
+        _tiny_transformer,
+        parts=(GPT2_DECODER,),
+    )
+)

@@ -17,15 +17,31 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE
-from jvae.latent import amortized
-from jvae.latent.gaussian import Gaussian
-from jvae.models.common import KV_AXES, expander, grower, last_of_prompt, reorderer, unboxed
+from jvae.latent.choice import Choice
+from jvae.latent.densities import GAUSSIAN, Density, amortized, build_density
+from jvae.latent.priors import STANDARD_NORMAL, build_prior
+from jvae.models.common import (
+    KV_AXES,
+    expander,
+    grower,
+    last_of_prompt,
+    projection_head,
+    reorderer,
+    unboxed,
+    with_prior,
+)
+from jvae.models.family import FAMILIES, Family, Vocab
 from jvae.nn import pool, t5
 from jvae.nn.attention import own_slot
 from jvae.nn.cache import Caches
 from jvae.nn.layers import Initializer, Projection, accum_dtype, apply, fold_key
 from jvae.nn.stack import init_stack
 from jvae.nn.t5_layer import T5Config
+from jvae.pretrained import originals
+from jvae.pretrained import t5 as t5_weights
+from jvae.pretrained.names import NameTable
+from jvae.pretrained.names import Vocab as WeightVocab
+from jvae.pretrained.parts import PretrainedPart
 
 POOLS: dict[str, Callable[[Array, Side, int], Array]] = {
     "max": pool.maximum,
@@ -47,6 +63,7 @@ class T5VaeConfig:
     their own; when decoding, each has its own. `cross_slots`: states that z gives to
     cross-attention, 0 for none; with 1 there is nothing to choose from. `log_var_shift`: added to
     the log-variance; 0 as published. A negative one starts with a nearly deterministic latent.
+    `prior`, `posterior`: names of registered members, with their options.
     """
 
     decoder: T5Config
@@ -57,6 +74,8 @@ class T5VaeConfig:
     memory_layout: str = "own"
     cross_slots: int = 0
     log_var_shift: float = 0.0
+    prior: Choice = STANDARD_NORMAL
+    posterior: Choice = GAUSSIAN
 
     def __post_init__(self) -> None:
         if self.pool not in POOLS:
@@ -107,9 +126,13 @@ def _uniform(width: int) -> Initializer:
     return init
 
 
-def _head(config: T5VaeConfig) -> Projection:
-    start = _uniform(config.decoder.width)
-    return Projection((2, config.latent), ("embed",), (None, "latent"), False, start)
+def _density(config: T5VaeConfig) -> Density:
+    width = config.decoder.width
+    head = projection_head(
+        width, lambda out, axes: Projection(out, ("embed",), axes, False, _uniform(width))
+    )
+    choice = config.posterior.with_defaults("gaussian", log_var_shift=config.log_var_shift)
+    return build_density(choice, head, config.latent)
 
 
 def _memory(config: T5VaeConfig) -> Projection:
@@ -126,9 +149,7 @@ def _init(config: T5VaeConfig, dec: T5Config, key: Key[Array, ""]) -> Any:
     stacks_key, head_key, memory_key, source_key = jax.random.split(key, 4)
     z = jnp.zeros((1, config.latent))
     params = t5.init(config.decoder, dec, stacks_key)
-    params["posterior"] = {
-        "head": _head(config).init(head_key, jnp.zeros((1, dec.width)))["params"]
-    }
+    params["posterior"] = _density(config).init(head_key)
     if config.use_memory:
         params["decoder"]["memory"] = init_stack(
             lambda k: _memory(config).init(k, z)["params"], memory_key, dec.layers
@@ -166,15 +187,16 @@ def pooled(
 def build(config: T5VaeConfig) -> TextVAE:
     """The model of a config; see `jvae.api.TextVAE`."""
     dec = dataclasses.replace(config.decoder, cross=config.cross_slots > 0)
-    init, axes = unboxed(lambda key: _init(config, dec, key))
+    prior = build_prior(config.prior, (1, config.latent))
+    init, axes = unboxed(lambda key: with_prior(_init(config, dec, key), prior, key))
 
-    def encode(params: Any, batch: Batch, drop: Key[Array, ""] | None, cond: Any) -> Gaussian:
+    def features(
+        params: Any, batch: Batch, drop: Key[Array, ""] | None, cond: Any
+    ) -> Float[Array, "e d"]:
         del cond
         assert batch.enc is not None  # `limits` asks for the encoder side
         h_ed, _, _ = pooled(config, params, batch.enc, batch.slots, fold_key(drop, 0))
-        h_ed = h_ed.astype(accum_dtype(h_ed.dtype))
-        stats_egcz = apply(_head(config), params["posterior"]["head"], h_ed)[:, None]
-        return Gaussian(stats_egcz[:, :, 0], stats_egcz[:, :, 1] + config.log_var_shift)
+        return h_ed.astype(accum_dtype(h_ed.dtype))
 
     def memory(params: Any, z_ez: Array, rows: int, layout: str) -> t5.LatentKv | None:
         """The slots of every layer, key = value."""
@@ -248,16 +270,43 @@ def build(config: T5VaeConfig) -> TextVAE:
     example_axes = _Cache._make((KV_AXES, t5.CrossKv._make((1, 1)) if config.cross_slots else None))
     generator = Generator(
         condition=lambda params, batch, drop=None: None,
-        sample_prior=amortized.sample_standard(config.latent),
-        log_prior=amortized.log_prior_standard,
         prepare=prepare,
         log_lik=log_lik,
-        aux=lambda params, ctx, z_egz: {},
+        aux=lambda params, ctx, draws: {},
         start=start,
         step=step,
         expand=expander(example_axes),
         reorder=reorderer(example_axes),
         grow=grower(),
     )
-    posterior = amortized.posterior(encode)
-    return TextVAE(init, axes, generator, posterior, posterior, (1, config.latent))
+    posterior = amortized(_density(config), features)
+    return TextVAE(init, axes, prior.prior, generator, posterior, (1, config.latent))
+
+
+def _tiny(vocab: Vocab, **stack: Any) -> T5VaeConfig:
+    """One embedding serves both sides; z reaches both attentions of the decoder."""
+    sizes = dict(layers=2, width=16, heads=2, head=6, mlp=24, vocab=vocab["dec"])
+    sizes |= dict(buckets=8, max_distance=16, vocab_multiple=8, xent_chunk=10)
+    return T5VaeConfig(T5Config(**(sizes | stack)), latent=5, cross_slots=3)
+
+
+def _stacks(model: Any, vocab: WeightVocab) -> NameTable:
+    dec = model.decoder
+    return t5_weights.table(vocab, gated=dec.gated, tied=dec.tied, cross=model.cross_slots > 0)
+
+
+FAMILIES.register("t5_vae")(
+    Family(
+        T5VaeConfig,
+        build,
+        limits,
+        _tiny,
+        # Both stacks share sizes, tokenizer and embedding: one part. New rows have T5's own scale.
+        parts=(
+            PretrainedPart(
+                "decoder", "decoder", ("decoder",), t5_weights.BACKBONE, _stacks, std=1.0
+            ),
+        ),
+        original=originals.t5_vae,
+    )
+)

@@ -5,7 +5,7 @@ pickle is never executed.
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def _memory_by_layer() -> Transform:
     return Transform(read, write)
 
 
-def optimus(encoder_vocab: int, decoder_vocab: int, memory: bool, embedding: bool) -> NameTable:
+def optimus(c: Any) -> NameTable:
     """The full state dict of Optimus (`model_state_dict` of a released `training.bin`).
 
     The released code saves both injections whatever was trained; those the model does not use are
@@ -46,8 +46,8 @@ def optimus(encoder_vocab: int, decoder_vocab: int, memory: bool, embedding: boo
     transformer = "decoder.transformer."
     used, ignored = [], [rf"{transformer}h\.\d+\.attn\.bias"]
     for wanted, path, name, transform in (
-        (memory, "decoder/memory/kernel", f"{transformer}linear.weight", _memory_by_layer()),
-        (embedding, "decoder/offset/kernel", f"{transformer}linear_emb.weight", linear()),
+        (c.use_memory, "decoder/memory/kernel", f"{transformer}linear.weight", _memory_by_layer()),
+        (c.use_embedding, "decoder/offset/kernel", f"{transformer}linear_emb.weight", linear()),
     ):
         if wanted:
             used.append(NameRule(path, (name,), transform))
@@ -55,8 +55,8 @@ def optimus(encoder_vocab: int, decoder_vocab: int, memory: bool, embedding: boo
             ignored.append(name)
     return NameTable(
         rules=(
-            *bert.rules(encoder_vocab, "encoder.", "encoder", "posterior/pooler"),
-            *gpt2.rules(decoder_vocab, transformer, "decoder"),
+            *bert.rules(c.encoder.vocab, "encoder.", "encoder", "posterior/pooler"),
+            *gpt2.rules(c.decoder.vocab, transformer, "decoder"),
             NameRule("posterior/head/kernel", ("encoder.linear.weight",), linear()),
             *used,
         ),
@@ -84,7 +84,8 @@ def t5_vae(c: Any) -> NameTable:
     return NameTable((*base.rules, *own), base.ignored, base.tied)
 
 
-def _adavae(c: Any) -> NameTable:
+def adavae(c: Any) -> NameTable:
+    """The full state dict of AdaVAE."""
     return originals_adavae.adavae(
         vocab=c.decoder.vocab,
         encoder_layers=c.encoder_layers,
@@ -102,7 +103,8 @@ def _adavae(c: Any) -> NameTable:
     )
 
 
-def _della(c: Any) -> NameTable:
+def della(c: Any) -> NameTable:
+    """The full state dict of DELLA."""
     return originals_della.della(
         vocab=c.decoder.vocab,
         layers=c.decoder.layers,
@@ -114,15 +116,6 @@ def _della(c: Any) -> NameTable:
         conditional=c.conditional,
         bow=c.use_bow,
     )
-
-
-# How to read each family's original, given the family's own config.
-TABLES: dict[str, Callable[[Any], NameTable]] = {
-    "adavae": _adavae,
-    "della": _della,
-    "optimus": lambda c: optimus(c.encoder.vocab, c.decoder.vocab, c.use_memory, c.use_embedding),
-    "t5_vae": t5_vae,
-}
 
 
 def open_original(path: Path) -> Tensors:

@@ -94,7 +94,7 @@ def _heads(width: int, latent: int, conditional: bool, first: int) -> tuple[Name
         rules.append(NameRule(path, (f"{prior}.weight",), linear(), source, first))
     for ours, theirs in (("state", "hh"), ("latent", "ih")):
         cell = f"encoder.reccurnt_cell_weight_{theirs}.{{i}}"  # spelt so in the original
-        path = f"prior/chain/{ours}"
+        path = f"latent/chain/{ours}"
         rules.append(NameRule(f"{path}/kernel", (f"{cell}.weight",), linear(), None, first))
         rules.append(NameRule(f"{path}/bias", (f"{cell}.bias",), flat(1), None, first))
     return tuple(rules)

@@ -85,7 +85,7 @@ def gather(config: ConfigDict, folder: Path) -> Found:
     notes: list[str] = []
     planned = _phases(config)
     vae = loading.load(folder)
-    sampler = vae.model.post is not vae.model.metric_post
+    sampler = vae.model.post.sampler is not None
     latents = None
     if not has_latent(vae.model):
         notes.append("A language model has no latent: no maps, interpolations or traversals.")

@@ -21,7 +21,6 @@ from jvae.data.corpus import Corpus
 from jvae.data.dataset import Dataset, RowSpec
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import CheckpointError, ConfigError
-from jvae.latent.sampler import Sampler
 from jvae.parallel import rules
 from jvae.runs.data import (
     TOKENIZER_FOLDER,
@@ -53,12 +52,6 @@ def build_model(config: ConfigDict) -> TextVAE:
     """The model of a finalised config."""
     family = models.family(config.model.family)
     return family.build(model_config(config))
-
-
-def build_sampler(config: ConfigDict, model: TextVAE) -> Sampler | None:
-    """What the model of a config adds where its posterior is a sampler; None for the others."""
-    family = models.family(config.model.family)
-    return None if family.sampler is None else family.sampler(model_config(config), model)
 
 
 def model_config(config: ConfigDict) -> Any:

@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 
 from jvae.errors import CheckpointError
 from jvae.runs import state_dict
+from jvae.runs.migrations import Paths
 from jvae.tree import named_leaves
 
 LAYOUT = "stacked-1"  # how parameters are arranged: layers stacked on axis 0
@@ -167,7 +168,9 @@ class Checkpoints:
             tree = manager.item_metadata(step)["state"].tree
             plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             items = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=plain))
-            return named_leaves(manager.restore(step, args=items)["state"]), meta
+            leaves = named_leaves(manager.restore(step, args=items)["state"])
+            paths = Paths.of(meta.get("config"))
+            return {paths.new(path): leaf for path, leaf in leaves.items()}, meta
 
         return self._newest(None, best, read)
 
@@ -254,9 +257,11 @@ class Checkpoints:
     def _read_state(self, kind: str, step: int, abstract: Any, meta: Meta, partial: bool) -> Any:
         manager = self._managers[kind]
         wanted = state_dict.abstract_arrays_of(abstract)
-        have = named_leaves(manager.item_metadata(step)["state"].tree)
+        paths = Paths.of(meta.get("config"))
+        tree = manager.item_metadata(step)["state"].tree
+        have = {paths.new(path): leaf for path, leaf in named_leaves(tree).items()}
         state_dict.compare(self._root / kind / str(step), have, named_leaves(wanted), partial)
-        wanted = state_dict.nested(wanted)
+        wanted = state_dict.nested(wanted, paths.old)
         arguments = jax.tree.map(
             lambda leaf: ocp.ArrayRestoreArgs(
                 sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype
@@ -268,7 +273,8 @@ class Checkpoints:
         for name, checksum in state_dict.checksums(arrays).items():
             if checksum != meta["checksums"][name]:
                 raise ValueError(f"{name} is damaged: its checksum is not that of the saved array")
-        return state_dict.state_of(named_leaves(arrays), abstract, meta["keys"])
+        leaves = {paths.new(path): leaf for path, leaf in named_leaves(arrays).items()}
+        return state_dict.state_of(leaves, abstract, meta["keys"])
 
 
 def package_version() -> str:

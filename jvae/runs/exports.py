@@ -25,6 +25,7 @@ from jvae.pretrained import files, names, originals
 from jvae.pretrained.names import NameRule, NameTable
 from jvae.runs.build import build_model
 from jvae.runs.data import TOKENIZER_FOLDER
+from jvae.runs.migrations import Paths
 from jvae.tree import named_leaves, sizes
 
 SUMS = "SHA256SUMS"
@@ -52,14 +53,15 @@ def import_original(
     Raises: ConfigError for a family without an importer; WeightsError for a file that cannot be
       read or does not fit.
     """
-    if family not in originals.TABLES:
-        known = ", ".join(sorted(originals.TABLES))
+    member = models.family(family)
+    if member.original is None:
+        known = ", ".join(name for name, one in models.FAMILIES.items() if one.original)
         raise ConfigError(f"originals of {family!r} cannot be imported; known: {known}")
     file = Path(path).expanduser()
     foreign = originals.open_original(file)
-    model = models.family(family).build(config)
+    target = _target(member.build(config), shardings)
     try:
-        return names.load_into(originals.TABLES[family](config), foreign, _target(model, shardings))
+        return names.load_into(member.original(config), foreign, target)
     except WeightsError as error:
         raise WeightsError(f"{file}: {error}") from None
 
@@ -132,10 +134,12 @@ def load_export(name_or_folder: str | os.PathLike[str], shardings: Any = None) -
     name = os.fspath(name_or_folder)
     folder = Path(name).expanduser() if files.is_local(name) else files.fetch_folder(name)
     _verify(folder)
-    config = configs.stored((folder / files.CONFIG).read_text(encoding="utf-8"))
+    text = (folder / files.CONFIG).read_text(encoding="utf-8")
+    config = configs.stored(text)
     encoder, decoder = (tokenizers.load(folder / TOKENIZER_FOLDER / r, r) for r in ROLES)
     target = _target(build_model(config), shardings)
-    same = tuple(NameRule(path, (path,), _SAME) for path in named_leaves(target))
+    paths = Paths.of(text)
+    same = tuple(NameRule(path, (paths.old(path),), _SAME) for path in named_leaves(target))
     file = folder / files.SAFETENSORS
     try:
         params = names.load_into(NameTable(same), files.read_file(file), target)

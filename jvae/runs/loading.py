@@ -48,7 +48,6 @@ def text_vae(
     """A model with its parameters and tokenizers as a tool on text."""
     family, model_config = models.family(config.model.family), build.model_config(config)
     limits = family.limits(model_config)
-    sampler = build.build_sampler(config, model)
     return LoadedVAE(
         model=model,
         params=params,
@@ -60,7 +59,6 @@ def text_vae(
         max_length=config.decode.max_length,
         decode_batch=config.decode.batch,
         seed=seed,
-        proposal=sampler.proposal if sampler else None,
     )
 
 

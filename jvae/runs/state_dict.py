@@ -4,7 +4,7 @@ What lies on disk depends on paths, shapes and dtypes only, not on the classes o
 how it was spread over devices.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,11 @@ def state_of(arrays: Mapping[str, Any], abstract: Any, kinds: Mapping[str, str])
     return map_named(convert, abstract)
 
 
-def nested(tree: Any) -> dict[str, Any]:
-    """Leaves in nested dictionaries by path."""
+def nested(tree: Any, rename: Callable[[str], str] = lambda path: path) -> dict[str, Any]:
+    """Leaves in nested dictionaries by path, or by what `rename` makes of it."""
     top: dict[str, Any] = {}
     for name, leaf in named_leaves(tree).items():
-        *above, last = name.split("/")
+        *above, last = rename(name).split("/")
         place = top
         for word in above:
             place = place.setdefault(word, {})

@@ -5,22 +5,23 @@ them, fresh ones elsewhere.
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import optax
 from jaxtyping import Array, Key
 
+from jvae import models
 from jvae.api import Params
 from jvae.data import tokenizers
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, DataError, WeightsError
-from jvae.pretrained import backbones, bert, files, gpt2, names, t5
-from jvae.pretrained.backbones import Backbone
+from jvae.pretrained import backbones, files, names
 from jvae.pretrained.files import Checkpoint
-from jvae.pretrained.names import NameTable, Vocab
+from jvae.pretrained.names import Vocab
+from jvae.pretrained.parts import PretrainedPart
 from jvae.runs import loading
 from jvae.runs.build import Run
 from jvae.runs.checkpoint import Checkpoints
@@ -33,50 +34,6 @@ PADDING = 128
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")
 # Texts on which two tokenizers of one vocabulary must agree to count as the same.
 _PROBES = ("The quick brown fox's 2nd café -- isn't it?", "  DON'T   stop , Élise !", "über-1,000")
-
-
-class PretrainedPart(NamedTuple):
-    """A pretrained part of a model family.
-
-    key: of `config.init`. role: whose tokenizer its embedding belongs to. sections: of
-    `config.model`, which must have its sizes. table: its names, given `config.model` and the
-    vocabularies. std: of new embedding rows.
-    """
-
-    key: str
-    role: str
-    sections: tuple[str, ...]
-    backbone: Backbone
-    table: Callable[[Any, Vocab], NameTable]
-    std: float = 0.02
-
-
-def _bert_with_pooler(model: Any, vocab: Vocab) -> NameTable:
-    return bert.table(vocab, "encoder", "posterior/pooler" if model.pool == "cls" else None)
-
-
-def _t5_stacks(model: Any, vocab: Vocab) -> NameTable:
-    dec = model.decoder
-    return t5.table(vocab, gated=dec.gated, tied=dec.tied, cross=model.cross_slots > 0)
-
-
-_GPT2_DECODER = PretrainedPart(
-    "decoder", "decoder", ("decoder",), gpt2.BACKBONE, lambda _, v: gpt2.table(v, "decoder")
-)
-PARTS: dict[str, tuple[PretrainedPart, ...]] = {
-    "adavae": (_GPT2_DECODER,),
-    "della": (_GPT2_DECODER,),
-    "lm": (_GPT2_DECODER,),
-    "optimus": (
-        PretrainedPart("encoder", "encoder", ("encoder",), bert.BACKBONE, _bert_with_pooler),
-        _GPT2_DECODER,
-    ),
-    "sri_transformer": (_GPT2_DECODER,),
-    # Both stacks share sizes, tokenizer and embedding: one part. New rows have T5's own scale.
-    "t5_vae": (
-        PretrainedPart("decoder", "decoder", ("decoder",), t5.BACKBONE, _t5_stacks, std=1.0),
-    ),
-}
 
 
 def initial_params(run: Run, shardings: Any, key: Key[Array, ""]) -> Params:
@@ -178,7 +135,7 @@ def _wanted(run: Run) -> list[tuple[PretrainedPart, str]]:
     config: Any = run.config
     family = config.model.family
     asked = {k: str(config.init[k]) for k in ("encoder", "decoder") if config.init[k]}
-    parts = {part.key: part for part in PARTS.get(family, ())}
+    parts = {part.key: part for part in models.family(family).parts}
     for key in asked:
         if key not in parts:
             known = ", ".join(f"init.{k}" for k in parts) or "none"

@@ -22,12 +22,12 @@ def _draws(
     post: Posterior, params: Params, q: Any, id_e: Int[Array, "e"], key: Key[Array, ""]
 ) -> dict[str, Any]:
     _, z_key = jax.random.split(key)  # as `measure` does: the draws that the loss is of
-    z_kegz, _ = post.sample(params, q, example_keys(z_key, id_e, jnp.arange(1)))
-    assert post.log_q is not None  # who calls has asked
+    z_kegz = post.sample(params, q, example_keys(z_key, id_e, jnp.arange(1)))
+    assert post.log_prob is not None  # latents are watched only where they have a density
     return {
         "mean_egz": post.mean(params, q),
         "z_egz": z_kegz[0],
-        "log_q_e": post.log_q(params, q, z_kegz[0]),
+        "log_q_e": post.log_prob(params, q, z_kegz[0]),
     }
 
 
@@ -42,7 +42,7 @@ def latent_use(
 
     Args:
       parts: ids and posteriors of the sentences of each batch.
-      key: what the posteriors' draws are made of, as in `jvae.api.measure`.
+      key: what the posteriors' draws are made of, as in `jvae.latent.elbo.measure`.
     """
     id_e, q = collect(parts)
     found = to_host(_draws(model.post, params, q, id_e, key))

@@ -12,7 +12,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jvae.api import Batch, Terms, mean_valid
+from jvae.api import Batch, Terms, TextVAE, mean_valid
+from jvae.errors import ConfigError
+from jvae.latent.kl import per_dimension
 
 Floor = Callable[[Float[Array, "e g z"], float], Float[Array, "e g"]]
 Reduce = Callable[[Float[Array, "e g"]], Float[Array, "e"]]
@@ -123,6 +125,21 @@ class Objective:
                 "twice; set one of them"
             )
 
+    @property
+    def per_dimension(self) -> bool:
+        """Whether the loss reads the KL of each latent dimension."""
+        return self.kl_floor != "none" or self.kl_reduce != "sum"
+
+
+def check_kl(objective: Objective, model: TextVAE) -> None:
+    """Raises: ConfigError for free bits that this model's KL cannot have."""
+    if objective.per_dimension and not per_dimension(model.post, model.prior):
+        raise ConfigError(
+            f"objective.kl_floor={objective.kl_floor}, objective.kl_reduce={objective.kl_reduce}: "
+            "the KL between this posterior and this prior has no closed form, so it does not come "
+            "per latent dimension; set kl_floor=none and kl_reduce=sum, or choose another pair"
+        )
+
 
 class Loss(NamedTuple):
     """Per-example parts of the objective, and their total."""
@@ -170,9 +187,9 @@ def per_sentence(
     """The loss of every sentence: reconstruction + beta * floored KL + weighted auxiliary terms, in
     nats.
 
-    totals: of the global batch, where the terms are of a part of it. A model without a closed-form
-    KL (`terms.kl_egz is None`) trains on its reconstruction alone.
-    Raises: KeyError when an auxiliary term has no weight.
+    totals: of the global batch, where the terms are of a part of it.
+    Raises: KeyError when an auxiliary term has no weight; ValueError for free bits per dimension or
+      group of a KL that does not come per dimension.
     """
     if totals is None:
         counted_e = jnp.where(terms.valid_e, terms.scored_e, 0)
@@ -182,13 +199,16 @@ def per_sentence(
         total_e = total_e / (terms.scored_e + 1)
     if objective.rec_length:
         total_e = total_e / objective.rec_length
-    kl_e = jnp.zeros_like(terms.nll_e)
     if terms.kl_egz is not None:
-        kl_e = jnp.sum(terms.kl_egz, axis=(1, 2))
-        total_e = total_e + beta * _floored(objective, terms.kl_egz, terms.valid_e)
+        floored_e = _floored(objective, terms.kl_egz, terms.valid_e)
+    elif objective.per_dimension:
+        raise ValueError("this objective needs the KL of each dimension; see check_kl")
+    else:
+        floored_e = terms.kl_e
+    total_e = total_e + beta * floored_e
     for name, value_e in terms.aux.items():
         total_e = total_e + objective.aux_weight[name] * value_e
-    return Loss(total_e, kl_e)
+    return Loss(total_e, terms.kl_e)
 
 
 def batch_loss(

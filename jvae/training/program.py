@@ -20,7 +20,7 @@ from jvae.runs import build, metrics
 from jvae.runs.build import model_config
 from jvae.runs.phases import Phase
 from jvae.training import corruption, freezing, optim, schedules, step
-from jvae.training.objectives import Objective
+from jvae.training.objectives import Objective, check_kl
 from jvae.training.step import TrainState
 from jvae.tree import sizes
 
@@ -69,7 +69,8 @@ def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Prog
     def start(params: Params) -> TrainState:
         return step.init_state(params, tx, plan, begin)
 
-    sampler = build.build_sampler(cfg, model) if objective.z == "posterior" else None
+    check_kl(objective, model)
+    sampler = model.post.sampler if objective.z == "posterior" else None
     train_step = step.make_train_step(
         model,
         objective,
@@ -87,7 +88,7 @@ def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Prog
         tune_step = jax.jit(tune, donate_argnums=0, out_shardings=state_where)
     # A sampler's posterior has no KL to watch here; the evaluation measures it.
     watched = (
-        objective.z == "posterior" and model.latent_shape[0] > 0 and model.post.log_q is not None
+        objective.z == "posterior" and model.latent_shape[0] > 0 and model.post.log_prob is not None
     )
     valid_step = step.make_valid_step(model, objective, float(phase.objective.beta.stop), watched)
     if cfg.train.steps_per_call > 1:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
-from jvae.api import Batch, Params, Post, Terms, TextVAE, example_keys, measure
+from jvae.api import Batch, Params, Post, Terms, TextVAE, example_keys
 from jvae.latent import null
+from jvae.latent.elbo import measure
 from jvae.runs.metrics import Ratio, Sums
 from jvae.training import freezing
 from jvae.training.freezing import TrainablePlan
@@ -97,7 +98,7 @@ def make_train_step(
 
     Args:
       measure_at: (step, params, batch, key, drop) -> Terms, where training measures a batch in
-        another way than `jvae.api.measure` does.
+        another way than `jvae.latent.elbo.measure` does.
       begin: steps before this phase; schedules count from there, random keys do not.
       accumulate: parts that the rows of a batch are cut into, measured one after another; the
         update is that of the whole batch.
@@ -179,7 +180,7 @@ def training_posterior(model: TextVAE, objective: Objective) -> TextVAE:
 
 
 def measure_with(model: TextVAE) -> Measure:
-    """`jvae.api.measure` of a model, the same at every step."""
+    """`jvae.latent.elbo.measure` of a model, the same at every step."""
     return lambda step, params, batch, key, drop: measure(model, params, batch, key, drop)
 
 

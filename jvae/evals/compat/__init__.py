@@ -78,7 +78,7 @@ def blocks(
     Raises: ConfigError for a mode that is not known.
     """
     check(modes)
-    gaussian = gaussian_entropy(posts.post) is not None
+    gaussian = gaussian_entropy(model.metric_post, posts.post) is not None
     ordinary = max([1, *(MODES[m].draws for m in modes if not MODES[m].released)])
     draws, kl_eg = collect_draws(model, params, batches(), key, ordinary, chunk=chunk)
     released = None

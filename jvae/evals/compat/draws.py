@@ -9,10 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jvae.api import Batch, Generator, Params, Posterior, TextVAE, example_keys, infer, per_example
+from jvae.api import (
+    Batch,
+    Generator,
+    Params,
+    Posterior,
+    Prior,
+    TextVAE,
+    example_keys,
+    infer,
+    per_example,
+)
 from jvae.evals.collect import collect
 from jvae.evals.compat.shared import Draws
 from jvae.latent.iw_bound import full_precision
+from jvae.latent.kl import kl
 
 
 def end_of_text(segment_bt: Int[Array, "b t"]) -> Bool[Array, "b t"]:
@@ -21,9 +32,10 @@ def end_of_text(segment_bt: Int[Array, "b t"]) -> Bool[Array, "b t"]:
     return (segment_bt > 0) & (segment_bt != following_bt)
 
 
-@partial(jax.jit, static_argnames=("gen", "post", "k", "chunk", "released"))
+@partial(jax.jit, static_argnames=("gen", "prior", "post", "k", "chunk", "released"))
 def _draw(
     gen: Generator,
+    prior: Prior,
     post: Posterior,
     k: int,
     chunk: int,
@@ -35,21 +47,21 @@ def _draw(
     cond, q, z_key = infer(gen, post, params, batch, key)
     ctx = gen.prepare(params, batch, cond=cond)
     kept_bt = ~end_of_text(batch.dec.segment_bt) if released else jnp.array(True)
-    assert post.log_q is not None  # the likelihood has refused the model otherwise
-    log_q = post.log_q
+    assert post.log_prob is not None  # the likelihood has refused the model otherwise
+    log_q = post.log_prob
 
     def one(draw: Array) -> tuple[tuple[Array, Array, Array], Array | None]:
-        z_kegz, kl_kegz = post.sample(params, q, example_keys(z_key, batch.id_e, draw[None]))
-        z_egz = z_kegz[0]
+        z_egz = post.sample(params, q, example_keys(z_key, batch.id_e, draw[None]))[0]
+        kl_egz = kl(params, post, q, z_egz, prior, cond).nats_egz
         if released:
             # The same noise, scaled by the log-variance.
             noise_egz = (z_egz - q.mean_egz) * jnp.exp(-0.5 * q.log_var_egz)
             z_egz = q.mean_egz + noise_egz * q.log_var_egz
         nats_bt = full_precision(gen.log_lik(params, ctx, z_egz))
         log_lik_e = per_example(jnp.where(kept_bt, nats_bt, 0.0), batch)
-        log_prior_e = full_precision(gen.log_prior(params, z_egz, cond))
+        log_prior_e = full_precision(prior.log_prob(params, z_egz, cond))
         found = (log_lik_e, log_prior_e, full_precision(log_q(params, q, z_egz)))
-        return found, None if kl_kegz is None else jnp.sum(full_precision(kl_kegz[0]), axis=2)
+        return found, None if kl_egz is None else jnp.sum(full_precision(kl_egz), axis=2)
 
     found_ke, kl_keg = jax.lax.map(one, jnp.arange(k), batch_size=min(chunk, k))
     return found_ke, None if kl_keg is None else kl_keg[0]
@@ -76,7 +88,7 @@ def collect_draws(
     """
 
     def parts() -> Iterable[tuple[Array, Any]]:
-        run = partial(_draw, model.gen, model.metric_post, k, chunk, released, params)
+        run = partial(_draw, model.gen, model.prior, model.metric_post, k, chunk, released, params)
         for batch in batches:
             found_ke, kl_eg = run(batch, key)
             yield batch.id_e, (tuple(a.T for a in found_ke), kl_eg)

@@ -1,0 +1,51 @@
+"""The choice of a registered member in a config section: its name, and options beside it."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jvae.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`kind` names the member; `options` are the other keys of the section, sorted."""
+
+    kind: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def from_section(cls, section: Mapping[str, Any], where: str) -> "Choice":
+        """The choice that a config section makes. Raises: ConfigError without a `kind`."""
+        values = dict(section)
+        if not isinstance(values.get("kind"), str):
+            raise ConfigError(f"{where}.kind: expected the name of a registered member")
+        kind = values.pop("kind")
+        return cls(kind, tuple(sorted(values.items())))
+
+    def with_defaults(self, kind: str, **defaults: Any) -> "Choice":
+        """The same choice, with defaults of a model's own for the options of one kind."""
+        if self.kind != kind:
+            return self
+        return Choice(self.kind, tuple(sorted((defaults | dict(self.options)).items())))
+
+    def options_as(self, cls: type, where: str) -> Any:
+        """The options as an instance of the member's own class.
+
+        Raises: ConfigError for an option that the member does not have or refuses.
+        """
+        if dataclasses.is_dataclass(cls):
+            known = [field.name for field in dataclasses.fields(cls)]
+        else:
+            known = list(getattr(cls, "_fields", ()))
+        for name, _ in self.options:
+            if name not in known:
+                raise ConfigError(
+                    f"{where}.{name}: {self.kind} has no such option; "
+                    f"options: {', '.join(known) or 'none'}"
+                )
+        try:
+            return cls(**dict(self.options))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{where}: {error}") from None

@@ -1,0 +1,74 @@
+"""The KL of a posterior to a prior: one function for training and evaluation.
+
+A pair that has a closed form registers it by the types of its two `form` fields, with
+`closed_form`. Every other pair with a density gets log q(z) - log p(z) of the draw, whose mean is
+the KL.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jvae.api import Cond, Params, Post, Posterior, Prior
+
+ClosedForm = Callable[[Params, Posterior, Post, Array, Prior, Cond], Float[Array, "e g z"]]
+
+_CLOSED_FORMS: dict[tuple[type, type], ClosedForm] = {}
+
+
+class Kl(NamedTuple):
+    """In nats."""
+
+    nats_e: Float[Array, "e"]
+    nats_egz: Float[Array, "e g z"] | None  # per latent dimension; None without a closed form
+
+
+def closed_form(posterior: type, prior: type) -> Callable[[ClosedForm], ClosedForm]:
+    """Registers rule(params, posterior, post, z_egz, prior, cond) -> nats_egz for two forms.
+
+    The KL of a chain of groups depends on the draw's own lower groups, hence `z_egz`.
+    """
+
+    def register(rule: ClosedForm) -> ClosedForm:
+        _CLOSED_FORMS[posterior, prior] = rule
+        return rule
+
+    return register
+
+
+def _rule(posterior: Posterior, prior: Prior) -> ClosedForm | None:
+    return _CLOSED_FORMS.get((type(posterior.form), type(prior.form)))
+
+
+def per_dimension(posterior: Posterior, prior: Prior) -> bool:
+    """Whether the KL of this pair comes per latent dimension."""
+    return not posterior.has_kl or _rule(posterior, prior) is not None
+
+
+def kl(
+    params: Params,
+    posterior: Posterior,
+    post: Post,
+    z_egz: Float[Array, "e g z"],
+    prior: Prior,
+    cond: Cond | None = None,
+) -> Kl:
+    """KL(q(z | x) || p(z)) of each example, given a draw from q.
+
+    Raises: ValueError for a posterior without a density that does not declare a KL of 0.
+    """
+    if not posterior.has_kl:
+        zero_egz = jnp.zeros(z_egz.shape, z_egz.dtype)
+        return Kl(jnp.sum(zero_egz, axis=(1, 2)), zero_egz)
+    if rule := _rule(posterior, prior):
+        nats_egz = rule(params, posterior, post, z_egz, prior, cond)
+        return Kl(jnp.sum(nats_egz, axis=(1, 2)), nats_egz)
+    if posterior.log_prob is None:
+        raise ValueError(
+            "this posterior has no density, so its KL cannot be estimated; give it `log_prob`, or "
+            "`has_kl=False` if its KL is 0 by definition"
+        )
+    log_q_e = posterior.log_prob(params, post, z_egz)
+    return Kl(log_q_e - prior.log_prob(params, z_egz, cond), None)

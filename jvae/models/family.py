@@ -1,0 +1,43 @@
+"""Model families by name."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jvae.api import TextVAE
+from jvae.pretrained.names import NameTable
+from jvae.pretrained.parts import PretrainedPart
+from jvae.registry import Registry
+
+
+def _nothing_joined(config: Any) -> tuple[str, ...]:
+    del config
+    return ()
+
+
+class Family(NamedTuple):
+    """One system.
+
+    config: its config dataclass.
+    build(config) -> the model.
+    limits(config) -> most tokens of one example per side that it reads, special tokens included.
+    tiny(vocab, **changes) -> a config of a few hundred parameters, for the suites that every family
+      must pass; `vocab` has the sizes of the sides "enc" and "dec", `changes` those of its stacks.
+    joined(config) -> sides whose examples begin with the source, for conditional models that read
+      source and text as one.
+    parts: what of it can start from pretrained weights.
+    original(config) -> the names of its parameters in checkpoints of the original code; None where
+      there is none to import.
+    """
+
+    config: type
+    build: Callable[[Any], TextVAE]
+    limits: Callable[[Any], dict[str, int]]
+    tiny: Callable[..., Any]
+    joined: Callable[[Any], tuple[str, ...]] = _nothing_joined
+    parts: tuple[PretrainedPart, ...] = ()
+    original: Callable[[Any], NameTable] | None = None
+
+
+Vocab = Mapping[str, int]
+
+FAMILIES: Registry[Family] = Registry("model family", "model.family")

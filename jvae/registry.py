@@ -1,0 +1,79 @@
+"""Named members of one kind: model families, priors, posteriors, data readers, metrics.
+
+    from jvae.latent.priors import PRIORS
+
+    @PRIORS.register("student")
+    def student(...): ...
+
+A file outside the package registers its members when it is imported, for example by
+`--config=mine.py`, and is then on a par with the package's own.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from jvae.errors import ConfigError
+
+Member = TypeVar("Member")
+
+
+class Registry(Generic[Member]):
+    """Members by name.
+
+    Args:
+      kind: what a member is called in messages, such as "prior".
+      key: the config key that names a member, such as "model.prior.kind".
+    """
+
+    def __init__(self, kind: str, key: str):
+        self.kind, self.key = kind, key
+        self._members: dict[str, Member] = {}
+
+    def register(self, name: str) -> Callable[[Member], Member]:
+        """Decorator that adds a member; a name that is taken by another file is an error.
+
+        Raises: ConfigError.
+        """
+
+        def add(member: Member) -> Member:
+            old = self._members.get(name)
+            # A config file is executed again each time it is loaded.
+            if old is not None and _origin(old) != _origin(member):
+                raise ConfigError(
+                    f"{self.kind} {name!r} is registered twice, by {_origin(old)} and by "
+                    f"{_origin(member)}; rename one of them"
+                )
+            self._members[name] = member
+            return member
+
+        return add
+
+    def __getitem__(self, name: str) -> Member:
+        """Raises: ConfigError for an unknown name."""
+        if name not in self._members:
+            near = difflib.get_close_matches(str(name), self._members, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"{self.key} is {name!r}{hint} Known: {', '.join(self)}. A {self.kind} of your own "
+                "must be imported first: name the file that registers it with --config, or import "
+                "it in Python"
+            )
+        return self._members[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._members
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._members))
+
+    def items(self) -> list[tuple[str, Member]]:
+        """All members by name, in alphabetical order."""
+        return [(name, self._members[name]) for name in self]
+
+
+def _origin(member: object) -> str:
+    """Where a member is defined: its module and name, which survive a reload of its file."""
+    target = getattr(member, "build", member)
+    module = getattr(target, "__module__", type(member).__module__)
+    return f"{module}.{getattr(target, '__qualname__', repr(member))}"
