@@ -128,6 +128,7 @@ def base() -> ConfigDict:
             chunk=1,  # posterior samples decoded together
             # Published estimators beside ours: optimus, t5vae, della, adavae, sri, lagging, textae.
             compat=(),
+            metrics=(),  # names of further metrics, registered in jvae.evals.metric
             prior_samples=0,  # K of a bound by draws from the prior alone; 0: not measured
             # The bound after Langevin steps of that size from the posterior; 0: not measured.
             refine_steps=0,

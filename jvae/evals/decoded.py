@@ -1,45 +1,16 @@
 """Texts decoded from a trained model, and their metrics."""
 
-from pathlib import Path
-
 import numpy as np
 
-from jvae.api import has_latent
 from jvae.data.dataset import Dataset
-from jvae.errors import ConfigError
-from jvae.evals import mauve, smoothness
+from jvae.evals import smoothness
 from jvae.evals import text as texts
 from jvae.evals.card import Report
 from jvae.evals.settings import EvalConfig, Preset
 from jvae.inference.text_vae import LoadedVAE
 from jvae.latent.geometry import arc, line
-from jvae.runs import build, loading
+from jvae.runs import build
 from jvae.runs.workdir import one_line
-
-
-def outside(report: Report, cfg: EvalConfig, samples: list[str], data: Dataset) -> None:
-    """What others say of the samples: features of a large model, a language model of ours."""
-    if cfg.features:
-        found = mauve.mauve(*mauve.read_features(Path(cfg.features)))
-        note = (
-            f"{found.buckets} buckets, spread over {mauve.SEEDS} seeds; {Path(cfg.features).name}"
-        )
-        report.add("mauve", found.value, "0-1", se=found.spread, note=note)
-    if cfg.external:
-        judge = loading.load(cfg.external)
-        if has_latent(judge.model):
-            raise ConfigError(f"evals.external={cfg.external}: has a latent; give a language model")
-        texts_of = [t for t in samples if t.strip()], list(data.texts)
-        ppl, control = (_ppl_per_token(judge, found) for found in texts_of)
-        report.add(
-            "external_ppl", ppl, "per token", control=control, note="control: test sentences"
-        )
-
-
-def _ppl_per_token(judge: LoadedVAE, lines: list[str]) -> float:
-    nats = float(np.sum(judge.nll(lines, k=1)))
-    tokens = sum(len(ids) - 1 for ids in judge.decoder.encode_batch(lines))
-    return float(np.exp(nats / tokens))
 
 
 def reconstructions(

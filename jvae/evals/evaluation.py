@@ -15,13 +15,12 @@ from jax.sharding import Mesh
 from jvae import config as configs
 from jvae.api import Batch, Params, has_latent
 from jvae.data.dataset import eval_batches
-from jvae.evals import compat
+from jvae.evals import change_of_variables, compat, extra_bounds, outside  # noqa: F401 they register metrics
 from jvae.evals import text as texts
 from jvae.evals.card import Report
 from jvae.evals.collect import to_host
 from jvae.evals.cost import cost_ratio
-from jvae.evals.decoded import interpolations, outside, reconstructions, sources_of
-from jvae.evals.extra_bounds import by_prior, by_volume, refined
+from jvae.evals.decoded import interpolations, reconstructions, sources_of
 from jvae.evals.grammar_checks import exactness
 from jvae.evals.latent import PosteriorSet, collect_posteriors, latent_metrics, rec_gap
 from jvae.evals.likelihood import (
@@ -31,9 +30,11 @@ from jvae.evals.likelihood import (
     evaluate_likelihood,
     spot_row,
 )
+from jvae.evals.metric import METRICS, Evaluation, wanted
 from jvae.evals.run_card import card_of
 from jvae.evals.settings import EvalConfig
 from jvae.inference.text_vae import LoadedVAE
+from jvae.latent.short_run import ChainConfig
 from jvae.parallel import mesh as meshes
 from jvae.parallel import processes
 from jvae.runs import build, loading
@@ -72,6 +73,7 @@ def evaluate(this: build.Run, mesh: Mesh, params: Params, step: int, split: str 
     Another preset than quick adds its name to that of the files.
     """
     cfg, data = settings(this.config), this.data[split]
+    metric_names = wanted(cfg)  # before anything is measured: a wrong name is an error
     sizes = cfg.sizes(len(data))
     key = jax.random.key(cfg.seed)
     chosen = draw_sentences(len(data), sizes.sentences or len(data), cfg.seed)
@@ -130,18 +132,12 @@ def evaluate(this: build.Run, mesh: Mesh, params: Params, step: int, split: str 
                     proposal=proposal,
                 )
                 report.add(**spot_row(found, sizes.samples))
-        if cfg.prior_samples:
-            with timed(report, "by_prior_s"):
-                by_prior(this, params, report, rows(chosen), key, likelihood, cfg)
-        if cfg.refine_steps and not sampler:
-            with timed(report, "refined_s"):
-                refined(this, params, report, rows(chosen), key, likelihood, cfg)
         if cfg.compat:
             with timed(report, "compat_s"):
                 volume_bound = None
                 if sampler and "sri" in cfg.compat:
                     few = draw_sentences(len(data), compat.sri.SENTENCES, cfg.seed)
-                    volume_bound = by_volume(this, sampler.config, params, report, rows(few), key)
+                    volume_bound = _by_volume(this, sampler.config, params, report, rows(few), key)
                 report.compat = compat.blocks(
                     cfg.compat,
                     this.model,
@@ -182,7 +178,6 @@ def evaluate(this: build.Run, mesh: Mesh, params: Params, step: int, split: str 
         samples["prior_greedy"] = [one_line(s) for s in greedy]
         train = this.data["train"].texts
         report.add_group(texts.generation(samples["prior"], data.texts, train))
-        outside(report, cfg, samples["prior"], data)
         if sizes.greedy_columns:
             found = texts.generation(samples["prior_greedy"], data.texts, train)
             report.add_group(found, prefix="greedy_")
@@ -194,6 +189,23 @@ def evaluate(this: build.Run, mesh: Mesh, params: Params, step: int, split: str 
         else:
             for name in NEEDS_LATENT:
                 report.add(name, None, "")
+    at = Evaluation(
+        this,
+        params,
+        cfg,
+        data,
+        chosen,
+        lambda: rows(chosen),
+        key,
+        likelihood,
+        posts,
+        vae,
+        samples,
+    )
+    for name in metric_names:
+        with timed(report, f"{name}_s"):
+            for row in METRICS[name](at):
+                report.add(**row._asdict())
     if split in this.exact:
         exactness(this, report, likelihood, samples, split)
     if processes.first():
@@ -209,6 +221,24 @@ def _accuracy(
     value = texts.token_accuracy(this.model, params, batches, posts)
     other = texts.token_accuracy(this.model, params, batches, posts, other=True)
     report.add("token_accuracy", value, "%", control=other, note="control: another sentence's z")
+
+
+def _by_volume(
+    this: build.Run,
+    chain: ChainConfig,
+    params: Params,
+    report: Report,
+    batches: Iterator[Batch],
+    key: jax.Array,
+) -> LikelihoodResult:
+    """The bound of the short run's own density, at the temperature of training."""
+    model = this.model
+    result = change_of_variables.evaluate(
+        model.gen, model.prior, chain, params, batches, key, temperature=chain.temperature
+    )
+    if warning := change_of_variables.alarm(result):
+        report.notes.append(warning)
+    return result
 
 
 def untrained(this: build.Run, mesh: Mesh) -> Params:

@@ -1,98 +1,72 @@
-"""Optional bounds that check or tighten the main one."""
+"""Bounds that check or tighten the main one."""
 
-from collections.abc import Iterator
-
-import jax
 import numpy as np
 
-from jvae.api import Batch, Params
-from jvae.evals import change_of_variables
-from jvae.evals.card import Report
+from jvae.evals.card import Row
 from jvae.evals.collect import mean_se
-from jvae.evals.likelihood import LikelihoodResult, evaluate_likelihood
-from jvae.evals.settings import EvalConfig
+from jvae.evals.likelihood import evaluate_likelihood
+from jvae.evals.metric import METRICS, Evaluation
 from jvae.latent import mixture, short_run
-from jvae.runs import build
 
 # A fit to R end points loses about width / R nats to its own noise.
 REFINED_CHAINS, BOUND_DRAWS = 512, 20
+# Where the metric is named and its own setting left at 0.
+PRIOR_DRAWS, REFINE_STEPS = 200, 10
+NATS = "nats/sentence"
 
 
-def by_prior(
-    this: build.Run,
-    params: Params,
-    report: Report,
-    batches: Iterator[Batch],
-    key: jax.Array,
-    ours: LikelihoodResult,
-    cfg: EvalConfig,
-) -> None:
-    """The bound by draws from the prior, a check of ours: both lie above -log p(x), but this one
-    reads no posterior, no KL and no density of a proposal.
+@METRICS.register("prior_bound")
+def prior_bound(at: Evaluation) -> list[Row]:
+    """The bound by `evals.prior_samples` draws from the prior, 200 by default.
+
+    Like the main bound it lies above -log p(x), but it reads no posterior, no KL and no density of
+    a proposal, so it checks them.
     """
-    found = evaluate_likelihood(
-        this.model,
-        params,
-        batches,
-        key,
-        cfg.prior_samples,
-        chunk=cfg.chunk,
-        proposal=mixture.from_prior(this.model.prior),
+    if at.posteriors is None:
+        return []
+    k = at.config.prior_samples or PRIOR_DRAWS
+    result = evaluate_likelihood(
+        at.run.model,
+        at.params,
+        at.batches(),
+        at.key,
+        k,
+        chunk=at.config.chunk,
+        proposal=mixture.from_prior(at.run.model.prior),
     )
-    nll_e = found.scores.nll_e[np.argsort(found.id_e)]
+    ours = at.likelihood
+    nll_e = result.scores.nll_e[np.argsort(result.id_e)]
     above_e = nll_e - ours.scores.nll_e[np.argsort(ours.id_e)]
-    unit, note = "nats/sentence", f"K = {cfg.prior_samples} draws from the prior"
+    draws = f"K = {k} draws from the prior"
     mean, se = mean_se(nll_e)
-    report.add("nll_prior", mean, unit, se=se, note=note)
-    mean, se = mean_se(above_e)
-    note = f"paired, over nll_{ours.k}; below 0: ours is looser, or wrong"
-    report.add("nll_prior_above", mean, unit, se=se, note=note)
+    above, above_se = mean_se(above_e)
+    paired = f"paired, over nll_{ours.k}; below 0: ours is looser, or wrong"
+    return [
+        Row("nll_prior", mean, NATS, se=se, note=draws),
+        Row("nll_prior_above", above, NATS, se=above_se, note=paired),
+    ]
 
 
-def refined(
-    this: build.Run,
-    params: Params,
-    report: Report,
-    batches: Iterator[Batch],
-    key: jax.Array,
-    amortised: LikelihoodResult,
-    cfg: EvalConfig,
-) -> None:
-    """The bound of a Gaussian fitted to short runs from the posterior, and how much tighter
-    it is, sentence by sentence.
+@METRICS.register("refined_bound")
+def refined_bound(at: Evaluation) -> list[Row]:
+    """The bound of a Gaussian fitted to short Langevin runs from the posterior, and how much
+    tighter it is, sentence by sentence. None for a posterior that is a sampler itself.
     """
-    chain = short_run.ChainConfig(
-        cfg.refine_steps, "constant", cfg.refine_size, 1.0, chains=REFINED_CHAINS
-    )
-    model = this.model
+    model, config, amortised = at.run.model, at.config, at.likelihood
+    if at.posteriors is None or model.post.sampler is not None:
+        return []
+    steps, size = config.refine_steps or REFINE_STEPS, config.refine_size
+    chain = short_run.ChainConfig(steps, "constant", size, 1.0, chains=REFINED_CHAINS)
     post = short_run.fitted(model.gen, model.prior, chain, start=model.metric_post, widen=1.0)
-    model = model._replace(post=post)
-    found = evaluate_likelihood(model, params, batches, key, BOUND_DRAWS)
-    order, known = np.argsort(found.id_e), np.argsort(amortised.id_e)
-    neg_elbo_e = (found.scores.rec_e + found.scores.kl_e)[order]
-    gain_e = (amortised.scores.rec_e + amortised.scores.kl_e)[known] - neg_elbo_e
-    unit, note = (
-        "nats/sentence",
-        f"{cfg.refine_steps} steps of {cfg.refine_size:g} from the posterior",
-    )
+    refined = model._replace(post=post)
+    result = evaluate_likelihood(refined, at.params, at.batches(), at.key, BOUND_DRAWS)
+    order, own_order = np.argsort(result.id_e), np.argsort(amortised.id_e)
+    neg_elbo_e = (result.scores.rec_e + result.scores.kl_e)[order]
+    gain_e = (amortised.scores.rec_e + amortised.scores.kl_e)[own_order] - neg_elbo_e
     mean, se = mean_se(neg_elbo_e)
-    report.add("neg_elbo_refined", mean, unit, se=se, note=note)
-    mean, se = mean_se(gain_e)
-    report.add("refined_gain", mean, unit, se=se, note="paired, > 0: tighter")
-
-
-def by_volume(
-    this: build.Run,
-    chain: short_run.ChainConfig,
-    params: Params,
-    report: Report,
-    batches: Iterator[Batch],
-    key: jax.Array,
-) -> LikelihoodResult:
-    """The bound of the short run's own density, at the temperature of training."""
-    found = change_of_variables.evaluate(
-        this.model.gen, this.model.prior, chain, params, batches, key, temperature=chain.temperature
-    )
-    if warning := change_of_variables.alarm(found):
-        report.notes.append(warning)
-    return found
+    gain, gain_se = mean_se(gain_e)
+    note = f"{steps} steps of {size:g} from the posterior"
+    return [
+        Row("neg_elbo_refined", mean, NATS, se=se, note=note),
+        Row("refined_gain", gain, NATS, se=gain_se, note="paired, > 0: tighter"),
+    ]

@@ -40,6 +40,7 @@ class EvalConfig:
     interpolations: int = 0
     interpolation_steps: int = 11
     compat: tuple[str, ...] = ()  # published estimators to print beside ours
+    metrics: tuple[str, ...] = ()  # registered metrics to measure besides
     prior_samples: int = 0  # K of a bound by draws from the prior alone; 0: no such rows
     refine_steps: int = 0  # of Langevin chains that start at the posterior; 0: no such rows
     refine_size: float = 0.3  # step size of these chains

@@ -1,0 +1,61 @@
+"""Further metrics of an evaluation, by name.
+
+    @METRICS.register("mean_length")
+    def mean_length(at: Evaluation) -> list[Row]: ...
+
+`evals.metrics=mean_length` measures it; its rows stand behind those that every evaluation has.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jvae.api import Batch, Params
+from jvae.data.dataset import Dataset
+from jvae.evals.card import Row
+from jvae.evals.latent import PosteriorSet
+from jvae.evals.likelihood import LikelihoodResult
+from jvae.evals.settings import EvalConfig
+from jvae.inference.text_vae import LoadedVAE
+from jvae.registry import Registry
+from jvae.runs.build import Run
+
+
+class Evaluation(NamedTuple):
+    """What a metric may read."""
+
+    run: Run
+    params: Params
+    config: EvalConfig
+    data: Dataset  # the split
+    ids: np.ndarray  # the sentences that are decoded and scored, of `data`
+    batches: Callable[[], Iterator[Batch]]  # of these, on the devices
+    key: jax.Array
+    likelihood: LikelihoodResult
+    posteriors: PosteriorSet | None  # None without a latent
+    vae: LoadedVAE
+    samples: dict[str, list[str]]  # texts by kind: prior, prior_greedy, reconstructions, ...
+
+
+Metric = Callable[[Evaluation], list[Row]]
+METRICS: Registry[Metric] = Registry("metric", "evals.metrics")
+
+
+def wanted(config: EvalConfig) -> list[str]:
+    """Names of the metrics that a config asks for, those that own settings switch on first.
+
+    Raises: ConfigError for an unknown name.
+    """
+    switched = {
+        "prior_bound": bool(config.prior_samples),
+        "refined_bound": bool(config.refine_steps),
+        "mauve": bool(config.features),
+        "external_perplexity": bool(config.external),
+    }
+    names: dict[str, Any] = dict.fromkeys(name for name, on in switched.items() if on)
+    for name in config.metrics:
+        METRICS[name]
+        names[name] = None
+    return list(names)
