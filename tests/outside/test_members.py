@@ -1,0 +1,101 @@
+"""A file outside the package adds a prior, a posterior, a reader and a metric; nothing else knows."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jvae
+from jvae.cli.main import main
+from jvae.data import grammar
+
+HERE = Path(__file__).parent
+CONFIG = HERE / "members.py"
+SMALL = (
+    *(f"model.{side}.{key}={value}" for side in ("encoder", "decoder")
+      for key, value in dict(layers=1, width=8, heads=2, mlp=8, positions=64, unroll=1).items()),
+    "model.latent=3",
+    "data.batch_rows=4",
+    "data.row_tokens=64",
+    "data.vocab=300",
+    "train.steps=4",
+    "train.check_every=2",
+    "train.log_every=2",
+    "optim.warmup_steps=0",
+    "evals.samples=2",
+    "evals.sentences=20",
+    "evals.generate=10",
+    "evals.interpolations=2",
+)
+
+
+def _text(folder: Path) -> tuple[str, ...]:
+    values = []
+    for split, count in (("train", 200), ("valid", 40), ("test", 40)):
+        lines = [sentence.text for sentence in grammar.corpus(split, count)]
+        path = folder / f"{split}.counted"
+        path.write_text("".join(f"{len(line.split())} {line}\n" for line in lines))
+        values.append(f"data.{split}={path}")
+    return tuple(values)
+
+
+def _command(folder: Path, *values: str) -> list[str]:
+    every = (*SMALL, *_text(folder), *values)
+    return [f"--config={CONFIG}", *(f"--config.{v}" for v in every), f"--workdir={folder / 'run'}"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("outside")
+    assert main(_command(folder)) == 0
+    return folder
+
+
+def _rows(run: Path) -> dict[str, dict]:
+    return {row["name"]: row for row in json.loads((run / "eval/test.json").read_text())["rows"]}
+
+
+def test_it_trains_and_evaluates(run):
+    rows = _rows(run / "run")
+    assert 0 < rows["mean_length"]["value"] < 40
+    assert np.isfinite(rows["kl"]["value"]) and np.isfinite(rows["nll_2"]["value"])
+    assert "1 " not in (run / "run/samples/reconstructions.txt").read_text()  # the counts are gone
+
+
+def test_more_steps_resume_it(run):
+    before = (run / "run/metrics.jsonl").read_text()
+    assert main(_command(run, "train.steps=6")) == 0
+    after = (run / "run/metrics.jsonl").read_text()
+    assert after.startswith(before) and len(after) > len(before)
+
+
+def test_it_exports_and_loads(run, tmp_path):
+    jvae.export(run / "run", tmp_path / "model")
+    vae, again = jvae.load(run / "run"), jvae.load(tmp_path / "model")
+    texts = [sentence.text for sentence in grammar.corpus("test", 3)]
+    np.testing.assert_array_equal(vae.encode(texts), again.encode(texts))
+    assert vae.sample(3) == again.sample(3)
+
+
+def test_without_its_file_the_message_says_what_to_import(run, tmp_path):
+    jvae.export(run / "run", tmp_path / "model")
+    code = "import sys, jvae\ntry:\n    jvae.load(sys.argv[1])\nexcept jvae.errors.ConfigError as e:\n    print(e)"
+    command = [sys.executable, "-c", code, str(tmp_path / "model")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=120)
+    assert "'outside'" in done.stdout and "must be imported first" in done.stdout
+
+
+@pytest.mark.slow
+def test_it_passes_the_suites_of_every_family():
+    suites = ["tests/conformance", "-k", "outside"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow", *suites]
+    env = os.environ | {"JVAE_TEST_MEMBERS": str(CONFIG)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=env, cwd=HERE.parents[1], timeout=1800
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "passed" in done.stdout and "no tests ran" not in done.stdout
