@@ -1,19 +1,10 @@
 """Which configs a benchmark measures: the smallest of every system, and larger ones."""
 
 from jvae.bench.cases import Subject
+from jvae.models import FAMILIES
 
-TINY = (
-    Subject("optimus"),
-    Subject("t5_vae"),
-    Subject("adavae"),
-    Subject("della"),
-    Subject("sri"),
-    Subject("sri:transformer"),
-    Subject("lstm_vae"),
-    Subject("lm"),
-    Subject("lm:lstm"),
-)
-OPTIMUS = TINY[0]
+TINY = tuple(Subject(family.preset) for _, family in FAMILIES.items() if family.preset)
+OPTIMUS = Subject("optimus")
 # 21 M parameters, a vocabulary as of Penn Treebank: large enough that matrix products dominate.
 MEDIUM = Subject(
     "optimus",

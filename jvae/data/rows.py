@@ -14,6 +14,7 @@ class Encoded(NamedTuple):
 
     flat: np.ndarray  # (tokens,) int32
     offset: np.ndarray  # (examples + 1,) int64
+    types: np.ndarray | None = None  # (tokens,) token types, such as 0 and 1 of sentence pairs
 
     @classmethod
     def of(cls, examples: Sequence[np.ndarray]) -> "Encoded":
@@ -34,7 +35,11 @@ class Encoded(NamedTuple):
 
     def take(self, ids: np.ndarray) -> "Encoded":
         """The examples `ids` (int), in that order."""
-        return Encoded.of([self.tokens(i) for i in ids])
+        some = Encoded.of([self.tokens(i) for i in ids])
+        if self.types is None:
+            return some
+        spans = [self.types[self.offset[i] : self.offset[i + 1]] for i in ids]
+        return some._replace(types=np.concatenate(spans) if spans else self.types[:0])
 
 
 def pack_rows(
@@ -103,7 +108,12 @@ def _pack_side(name: str, ids_bs: np.ndarray, side: Encoded, row: int, pad: int)
     token_bt.reshape(-1)[place] = side.flat[np.repeat(start_bs.reshape(-1), length_e) + within]
     segment_bt.reshape(-1)[place] = np.repeat(np.tile(np.arange(1, slots + 1), rows), length_e)
     position_bt.reshape(-1)[place] = within
-    return Side(token_bt, segment_bt, position_bt)  # pyright: ignore[reportArgumentType]
+    type_bt = None
+    if side.types is not None:
+        type_bt = np.zeros((rows, row), np.int32)
+        source = np.repeat(start_bs.reshape(-1), length_e) + within
+        type_bt.reshape(-1)[place] = side.types[source]
+    return Side(token_bt, segment_bt, position_bt, type_bt)  # pyright: ignore[reportArgumentType]
 
 
 def _lengths(side: Encoded, ids_bs: np.ndarray) -> np.ndarray:

@@ -244,5 +244,13 @@ def _tiny(vocab: Vocab, **stack: Any) -> AdaVaeConfig:
 
 
 FAMILIES.register("adavae")(
-    Family(AdaVaeConfig, build, limits, _tiny, parts=(GPT2_DECODER,), original=originals.adavae)
+    Family(
+        AdaVaeConfig,
+        build,
+        limits,
+        _tiny,
+        parts=(GPT2_DECODER,),
+        original=originals.adavae,
+        preset="adavae",
+    )
 )

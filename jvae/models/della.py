@@ -339,5 +339,5 @@ def _tiny(vocab: Vocab, **stack: Any) -> DellaConfig:
 
 
 FAMILIES.register("della")(
-    Family(DellaConfig, build, limits, _tiny, joined, (GPT2_DECODER,), originals.della)
+    Family(DellaConfig, build, limits, _tiny, joined, (GPT2_DECODER,), originals.della, "della")
 )

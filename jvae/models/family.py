@@ -25,6 +25,8 @@ class Family(NamedTuple):
     joined(config) -> sides whose examples begin with the source, for conditional models that read
       source and text as one.
     parts: what of it can start from pretrained weights.
+    preset: the shipped config that measures this family in benchmarks, such as "lm:lstm"; empty for
+      none.
     original(config) -> the names of its parameters in checkpoints of the original code; None where
       there is none to import.
     """
@@ -36,6 +38,7 @@ class Family(NamedTuple):
     joined: Callable[[Any], tuple[str, ...]] = _nothing_joined
     parts: tuple[PretrainedPart, ...] = ()
     original: Callable[[Any], NameTable] | None = None
+    preset: str = ""
 
 
 Vocab = Mapping[str, int]

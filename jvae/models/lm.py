@@ -92,4 +92,4 @@ def _tiny(vocab: Vocab, **stack: Any) -> LmConfig:
     return LmConfig(tiny_transformer(vocab["dec"], **stack))
 
 
-FAMILIES.register("lm")(Family(LmConfig, build, limits, _tiny, parts=(GPT2_DECODER,)))
+FAMILIES.register("lm")(Family(LmConfig, build, limits, _tiny, parts=(GPT2_DECODER,), preset="lm"))

@@ -252,5 +252,5 @@ def _tiny_lm(vocab: Vocab, **stack: Any) -> LstmLmConfig:
     return LstmLmConfig(tiny_lstm(vocab["dec"], **stack))
 
 
-FAMILIES.register("lstm_vae")(Family(LstmVaeConfig, build, limits, _tiny))
-FAMILIES.register("lstm_lm")(Family(LstmLmConfig, build_lm, lm_limits, _tiny_lm))
+FAMILIES.register("lstm_vae")(Family(LstmVaeConfig, build, limits, _tiny, preset="lstm_vae"))
+FAMILIES.register("lstm_lm")(Family(LstmLmConfig, build_lm, lm_limits, _tiny_lm, preset="lm:lstm"))

@@ -277,5 +277,6 @@ FAMILIES.register("optimus")(
             GPT2_DECODER,
         ),
         original=originals.optimus,
+        preset="optimus",
     )
 )

@@ -156,7 +156,7 @@ def _tiny_transformer(vocab: Vocab, **stack: Any) -> SriTransformerConfig:
     return SriTransformerConfig(decoder, latent=5, chain=_TINY_CHAIN)
 
 
-FAMILIES.register("sri")(Family(SriConfig, build, limits, _tiny))
+FAMILIES.register("sri")(Family(SriConfig, build, limits, _tiny, preset="sri"))
 FAMILIES.register("sri_transformer")(
     Family(
         SriTransformerConfig,
@@ -164,5 +164,6 @@ FAMILIES.register("sri_transformer")(
         transformer_limits,
         _tiny_transformer,
         parts=(GPT2_DECODER,),
+        preset="sri:transformer",
     )
 )

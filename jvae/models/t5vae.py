@@ -308,5 +308,6 @@ FAMILIES.register("t5_vae")(
             ),
         ),
         original=originals.t5_vae,
+        preset="t5_vae",
     )
 )

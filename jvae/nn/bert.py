@@ -20,7 +20,7 @@ TOKEN_TYPES = 2
 
 
 class BertEmbeddings(nn.Module):
-    """Token + position + type 0 embeddings, then layer norm."""
+    """Token + position + type embeddings, then layer norm; without token types all are type 0."""
 
     config: TransformerConfig
 
@@ -33,7 +33,7 @@ class BertEmbeddings(nn.Module):
             side.position_bt
         )
         kind = Embedding(TOKEN_TYPES, c.width, "type", c.dtype, init, name="type")
-        x = x + kind(jnp.zeros_like(side.token_bt))
+        x = x + kind(jnp.zeros_like(side.token_bt) if side.type_bt is None else side.type_bt)
         return LayerNorm(c.norm_eps, name="norm")(x)
 
 

@@ -70,6 +70,11 @@ def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Prog
         return step.init_state(params, tx, plan, begin)
 
     check_kl(objective, model)
+    if model.gen.coupled and cfg.train.accumulate > 1:
+        raise ConfigError(
+            f"train.accumulate={cfg.train.accumulate}: an auxiliary term of this model couples the "
+            "examples of a batch, which must be measured whole; set it to 1"
+        )
     sampler = model.post.sampler if objective.z == "posterior" else None
     train_step = step.make_train_step(
         model,
