@@ -1,7 +1,6 @@
 """The choice of a registered member in a config section: its name, and options beside it."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +15,20 @@ class Choice:
     options: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
-    def from_section(cls, section: Mapping[str, Any], where: str) -> "Choice":
+    def problems_of(cls, section: Any, where: str) -> list[str]:
+        """What is wrong with a section, its member's own options aside."""
+        if isinstance(section, cls):
+            return []
+        if not hasattr(section, "items") or not isinstance(dict(section).get("kind"), str):
+            return [f"{where}.kind: expected the name of a registered member"]
+        return []
+
+    @classmethod
+    def from_section(cls, section: Any, where: str) -> "Choice":
         """The choice that a config section makes. Raises: ConfigError without a `kind`."""
+        if problems := cls.problems_of(section, where):
+            raise ConfigError(problems[0])
         values = dict(section)
-        if not isinstance(values.get("kind"), str):
-            raise ConfigError(f"{where}.kind: expected the name of a registered member")
         kind = values.pop("kind")
         return cls(kind, tuple(sorted(values.items())))
 

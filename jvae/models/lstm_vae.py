@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE
+from jvae.fields import setting
 from jvae.latent import null
 from jvae.latent.choice import Choice
 from jvae.latent.densities import GAUSSIAN, Affine, Density, amortized, build_density
@@ -21,6 +22,7 @@ from jvae.latent.priors import STANDARD_NORMAL, build_prior
 from jvae.models.common import expander, reorderer, unboxed, with_prior
 from jvae.models.family import FAMILIES, Family, Vocab
 from jvae.models.tiny import lstm as tiny_lstm
+from jvae.nn import config as stack
 from jvae.nn import lstm
 from jvae.nn.attention import own_slot
 from jvae.nn.layers import accum_dtype, dropout, fold_key, split_key
@@ -31,23 +33,14 @@ UNBOUNDED = 2**31 - 1  # a recurrent network reads sentences of any length
 
 @dataclass(frozen=True)
 class LstmVaeConfig:
-    """Sizes of encoder, decoder and latent. Published encoders have a `dropout` of 0.
-
-    `log_var_shift` is added to the log-variance; 0 as published. A negative one starts with a
-    nearly deterministic latent. `prior`, `posterior`: names of registered members, with their
-    options.
-    """
+    """Sizes of encoder, decoder and latent. Published encoders have a `dropout` of 0."""
 
     encoder: LstmConfig
     decoder: LstmConfig
-    latent: int = 32
-    log_var_shift: float = 0.0
+    latent: int = setting(32, **stack.LATENT)
+    log_var_shift: float = setting(0.0, **stack.LOG_VAR_SHIFT)
     prior: Choice = STANDARD_NORMAL
     posterior: Choice = GAUSSIAN
-
-    def __post_init__(self) -> None:
-        if self.latent < 1:
-            raise ValueError(f"latent is {self.latent}; expected at least 1")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 from jaxtyping import Array, Key
 
 from jvae.api import Batch, Generator, Params, Prior, Sampler, TextVAE
+from jvae.fields import setting
 from jvae.latent import mixture, short_run, volume, warm_up
 from jvae.latent.choice import Choice
 from jvae.latent.priors import STANDARD_NORMAL, build_prior
@@ -22,6 +23,7 @@ from jvae.models.common import unboxed
 from jvae.models.family import FAMILIES, Family, Vocab
 from jvae.models.tiny import lstm as tiny_lstm
 from jvae.models.tiny import transformer as tiny_transformer
+from jvae.nn import config as stack
 from jvae.nn.config import TransformerConfig
 from jvae.nn.lstm import LstmConfig
 from jvae.pretrained.parts import GPT2_DECODER
@@ -32,14 +34,10 @@ class SriConfig:
     """Sizes of the LSTM generator, the chain, and how training changes the chain."""
 
     decoder: LstmConfig
-    latent: int = 32
+    latent: int = setting(32, **stack.LATENT)
     chain: ChainConfig = ChainConfig()
     warm_up: WarmUp = WarmUp()
     prior: Choice = STANDARD_NORMAL
-
-    def __post_init__(self) -> None:
-        if self.latent < 1:
-            raise ValueError(f"latent is {self.latent}; expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -47,12 +45,23 @@ class SriTransformerConfig:
     """The same over a Transformer decoder; for `use_*` see `jvae.models.optimus`."""
 
     decoder: TransformerConfig
-    latent: int = 32
-    use_memory: bool = True
-    use_embedding: bool = True
+    latent: int = setting(32, **stack.LATENT)
+    use_memory: bool = setting(True, help="z as a key and value of every layer.")
+    use_embedding: bool = setting(True, help="z added to every input embedding.")
     chain: ChainConfig = ChainConfig()
     warm_up: WarmUp = WarmUp()
     prior: Choice = STANDARD_NORMAL
+
+    def __post_init__(self) -> None:
+        if not (self.use_memory or self.use_embedding):
+            raise ValueError(
+                "use_memory and use_embedding are both off: z would never reach the decoder"
+            )
+        if self.chain.schedule == "learned" and self.decoder.attention != "xla":
+            raise ValueError(
+                f"chain.schedule learned needs second derivatives, which decoder.attention "
+                f"{self.decoder.attention} has not; set that to xla"
+            )
 
 
 def limits(config: SriConfig) -> dict[str, int]:
