@@ -1,11 +1,12 @@
 """Every system as a small model, and seven ragged sentences in several packings.
 
 A registered family is in the whole suite by its own tiny config; a line in `VARIANTS` adds a choice
-of it.
+of it. Families of a file outside the package join where JVAE_TEST_MEMBERS names that file.
 """
 
 import dataclasses
 import functools
+import os
 import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jvae import config as configs
 from jvae import models
 from jvae.api import Batch, Draws, TextVAE, example_keys, per_example
 from jvae.data.rows import Encoded, pack_rows
@@ -56,6 +58,8 @@ def _builder(name: str) -> Callable[..., TextVAE]:
     return build
 
 
+if outside := os.environ.get("JVAE_TEST_MEMBERS"):
+    configs.load(outside)
 SYSTEMS = {name: _builder(name) for name in (*models.FAMILIES, *VARIANTS)}
 
 
