@@ -1,10 +1,14 @@
 """Every system as a small model, and seven ragged sentences in several packings.
 
-A system joins the whole suite by one line in `SYSTEMS`.
+A registered family is in the whole suite by its own tiny config; a line in `VARIANTS` adds a choice
+of it. Families of a file outside the package join where JVAE_TEST_MEMBERS names that file.
 """
 
+import dataclasses
 import functools
+import os
 import types
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,109 +16,51 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvae.api import Batch, TextVAE, example_keys, per_example
+from jvae import config as configs
+from jvae import models
+from jvae.api import Batch, Draws, TextVAE, example_keys, per_example
 from jvae.data.rows import Encoded, pack_rows
-from jvae.latent.short_run import ChainConfig
-from jvae.models import adavae, della, lm, lstm_vae, optimus, sri, t5vae
-from jvae.nn.config import TransformerConfig
-from jvae.nn.lstm import LstmConfig
-from jvae.nn.t5_layer import T5Config
+from jvae.latent.kl import kl
 from jvae.tree import map_named
 
 VOCAB = dict(enc=23, dec=29)  # padded to 24 and 32
 START, END, PAD = 26, 27, 28  # of the decoder
 DRAWS = 3
 
-
-def _stack(side: str, **changes) -> TransformerConfig:
-    """Two layers whose vocabulary has padded columns and is walked in four chunks."""
-    sizes = dict(layers=2, width=16, heads=2, mlp=32, vocab=VOCAB[side], positions=16)
-    return TransformerConfig(**(sizes | dict(vocab_multiple=8, xent_chunk=10) | changes))
-
-
-def _lm(**stack) -> TextVAE:
-    return lm.build(lm.LmConfig(_stack("dec", **stack)))
-
-
-def _optimus(choices: dict[str, Any], **stack) -> TextVAE:
-    sides = _stack("enc", **stack), _stack("dec", **stack)
-    return optimus.build(optimus.OptimusConfig(*sides, latent=5, **choices))
-
-
-def _t5_vae(**stack) -> TextVAE:
-    """One embedding serves both sides; z reaches both attentions of the decoder."""
-    sizes = dict(layers=2, width=16, heads=2, head=6, mlp=24, vocab=VOCAB["dec"])
-    sizes |= dict(buckets=8, max_distance=16, vocab_multiple=8, xent_chunk=10)
-    return t5vae.build(t5vae.T5VaeConfig(T5Config(**sizes, **stack), latent=5, cross_slots=3))
-
-
-def _adavae(choices: dict[str, Any], **stack) -> TextVAE:
-    sizes = dict(encoder_layers=1, latent=5, adapter=3, prefix_middle=3)
-    return adavae.build(adavae.AdaVaeConfig(_stack("dec", **stack), **sizes, **choices))
-
-
-ADAVAE_ALL = dict(
-    use_memory=True,
-    use_embedding=True,
-    use_output=True,
-    use_adapters=True,
-    vary=True,
-    prefix=2,
-    learn_scale=True,
-    pool="mean_max_linear",
-    read_end=False,
-)
-
-
-def _della(choices: dict[str, Any], **stack) -> TextVAE:
-    return della.build(della.DellaConfig(_stack("dec", **stack), latent=5, rank=2, **choices))
-
-
-def _lstm(side: str, stack: dict[str, Any]) -> LstmConfig:
-    """Recurrent networks know no remat nor unroll."""
-    sizes = dict(width=6, hidden=10, vocab=VOCAB[side], vocab_multiple=8, xent_chunk=10)
-    return LstmConfig(**sizes, dtype=stack.get("dtype", "float32"))
-
-
-def _lstm_lm(**stack) -> TextVAE:
-    return lstm_vae.build_lm(lstm_vae.LstmLmConfig(_lstm("dec", stack)))
-
-
-def _lstm_vae(**stack) -> TextVAE:
-    sides = _lstm("enc", stack), _lstm("dec", stack)
-    return lstm_vae.build(lstm_vae.LstmVaeConfig(*sides, latent=5))
-
-
-# Short steps: long ones multiply the rounding errors that packings differ by.
-CHAIN = ChainConfig(2, "constant", step_size=0.2, temperature=1.0, chains=4, chunk=4)
-
-
-def _sri(**stack) -> TextVAE:
-    return sri.build(sri.SriConfig(_lstm("dec", stack), latent=5, chain=CHAIN))
-
-
-def _sri_transformer(**stack) -> TextVAE:
-    config = sri.SriTransformerConfig(_stack("dec", **stack), latent=5, chain=CHAIN)
-    return sri.build_transformer(config)
-
-
-# Name: builder of the model, given changes to its stacks (dtype, remat, unroll).
-SYSTEMS = {
-    "adavae": functools.partial(_adavae, {}),
-    "adavae-all": functools.partial(_adavae, ADAVAE_ALL),
-    "della": functools.partial(_della, {}),
-    "della-source": functools.partial(_della, dict(conditional=True, cvae_posterior="xc")),
-    "lm": _lm,
-    "lstm_lm": _lstm_lm,
-    "lstm_vae": _lstm_vae,
-    "sri": _sri,
-    "sri_transformer": _sri_transformer,
-    "optimus-memory": functools.partial(_optimus, dict(use_embedding=False)),
-    "optimus-embedding": functools.partial(_optimus, dict(use_memory=False)),
-    "optimus-both": functools.partial(_optimus, {}),
-    "optimus-mean": functools.partial(_optimus, dict(pool="mean", log_var_shift=-1.0)),
-    "t5_vae": _t5_vae,
+# Choices of a family that its tiny config does not make.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "adavae-all": dict(
+        use_memory=True,
+        use_embedding=True,
+        use_output=True,
+        use_adapters=True,
+        vary=True,
+        prefix=2,
+        learn_scale=True,
+        pool="mean_max_linear",
+        read_end=False,
+    ),
+    "della-source": dict(conditional=True, cvae_posterior="xc"),
+    "optimus-memory": dict(use_embedding=False),
+    "optimus-embedding": dict(use_memory=False),
+    "optimus-mean": dict(pool="mean", log_var_shift=-1.0),
 }
+
+
+def _builder(name: str) -> Callable[..., TextVAE]:
+    """(changes to the stacks: dtype, remat, unroll) -> the model of a family or of a variant."""
+    family = models.family(name.partition("-")[0])
+
+    def build(**stack: Any) -> TextVAE:
+        config = family.tiny(VOCAB, **stack)
+        return family.build(dataclasses.replace(config, **VARIANTS.get(name, {})))
+
+    return build
+
+
+if outside := os.environ.get("JVAE_TEST_MEMBERS"):
+    configs.load(outside)
+SYSTEMS = {name: _builder(name) for name in (*models.FAMILIES, *VARIANTS)}
 
 
 @functools.cache
@@ -167,7 +113,8 @@ class Values(NamedTuple):
     mean_egz: Any
     z_kegz: Any  # draws 0, 1, 2
     alone_kegz: Any  # draw 2, made alone
-    kl_kegz: Any
+    kl_e: Any  # of draw 0, as is the next
+    kl_egz: Any
     log_q_e: Any
     log_prior_e: Any
     nll_e: Any
@@ -213,10 +160,9 @@ class System:
             key_e = example_keys(chain_key, batch.id_e)
             cond = gen.condition(params, batch)
             q = post.encode(params, batch, cond=cond, key_e=key_e)
-            z_kegz, kl_kegz = post.sample(
-                params, q, example_keys(z_key, batch.id_e, jnp.arange(DRAWS))
-            )
-            alone_kegz, _ = post.sample(params, q, example_keys(z_key, batch.id_e, jnp.array([2])))
+            z_kegz = post.sample(params, q, example_keys(z_key, batch.id_e, jnp.arange(DRAWS)))
+            alone_kegz = post.sample(params, q, example_keys(z_key, batch.id_e, jnp.array([2])))
+            nats = kl(params, post, q, z_kegz[0], model.prior, cond)
             metric = model.metric_post
             metric_q = metric.encode(params, batch, cond=cond, key_e=key_e)
             ctx = gen.prepare(params, batch, cond=cond)
@@ -225,16 +171,15 @@ class System:
                 mean_egz=post.mean(params, q),
                 z_kegz=z_kegz,
                 alone_kegz=alone_kegz,
-                kl_kegz=kl_kegz,
-                log_q_e=metric.log_q(params, metric_q, z_kegz[1]),
-                log_prior_e=gen.log_prior(params, z_kegz[1], cond),
+                kl_e=nats.nats_e,
+                kl_egz=nats.nats_egz,
+                log_q_e=metric.log_prob(params, metric_q, z_kegz[1]),
+                log_prior_e=model.prior.log_prob(params, z_kegz[1], cond),
                 nll_e=-per_example(nats_bt, batch),
-                aux=gen.aux(params, ctx, z_kegz[0]),
+                aux=gen.aux(params, ctx, Draws(z_kegz[: gen.draws], q, cond, batch.valid_e)),
                 nats_bt=nats_bt,
             )
-            parts = [values.nll_e, *values.aux.values()]
-            if kl_kegz is not None:
-                parts.append(jnp.sum(kl_kegz[0], axis=(1, 2)))
+            parts = [values.nll_e, values.kl_e, *values.aux.values()]
             return jnp.sum(jnp.where(batch.valid_e, sum(parts), 0.0)), values
 
         @self.jit

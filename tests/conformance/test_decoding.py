@@ -170,7 +170,7 @@ def test_a_cache_does_not_outgrow_the_positions(system, teacher, prompt):
     if gen.grow is None or system.name == "t5_vae":
         pytest.skip("has no table of positions")
     _, state = jax.eval_shape(lambda p: gen.start(p, z_egz, prompt, 9), system.params)
-    with_memory = system.name in ("optimus-both", "optimus-memory", "sri_transformer")
+    with_memory = system.name in ("optimus", "optimus-memory", "sri_transformer")
     spare = 16 - 9 - with_memory  # it has position 0
     jax.eval_shape(lambda state: gen.grow(state, spare), state)
     with pytest.raises(ValueError, match="17 positions asked for; the decoder has 16"):

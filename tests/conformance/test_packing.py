@@ -111,7 +111,7 @@ def test_noise_belongs_to_the_draw(system):
     """Draw 2 is the same alone and among others; draws from a density differ from one another."""
     values = system("packed")[0]
     np.testing.assert_allclose(values.alone_kegz[0], values.z_kegz[2], rtol=1e-6, atol=1e-6)
-    if system.has_latent and system.model.post.log_q is not None:
+    if system.has_latent and system.model.post.log_prob is not None:
         flat_ki = values.z_kegz.reshape(len(values.z_kegz), -1)
         assert np.all(np.min(np.abs(np.diff(flat_ki, axis=0)), axis=1) > 0)
         assert np.all(np.max(np.abs(np.diff(flat_ki, axis=0)), axis=1) > 0.1)

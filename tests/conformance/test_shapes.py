@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jvae.api import DecodeState, Prompt, TextVAE, example_keys, measure
+from jvae.api import DecodeState, Draws, Prompt, TextVAE, example_keys
+from jvae.latent.elbo import measure
+from jvae.latent.kl import kl
 from jvae.tree import named_leaves
 
 AXES = {"embed", "vocab", "heads", "head", "mlp", "latent", "layers", "position", "type", "norm"}
@@ -15,13 +17,13 @@ NATS = jnp.float32
 def outcome(model: TextVAE, batch) -> dict:
     """The result of every function, by name."""
     params = model.init(jax.random.key(0))
-    gen, post = model.gen, model.post
+    gen, post, prior = model.gen, model.post, model.prior
     key_e = example_keys(jax.random.key(1), batch.id_e)
     cond = gen.condition(params, batch)
     q = post.encode(params, batch, cond=cond, key_e=key_e)
     metric_q = model.metric_post.encode(params, batch, cond=cond, key_e=key_e)
-    z_kegz, kl_kegz = post.sample(params, q, example_keys(key_e[0], batch.id_e, jnp.arange(4)))
-    z_egz = gen.sample_prior(params, key_e, cond)
+    z_kegz = post.sample(params, q, example_keys(key_e[0], batch.id_e, jnp.arange(4)))
+    z_egz = prior.sample(params, key_e, cond)
     ctx = gen.prepare(params, batch, cond=cond)
     examples = len(batch.id_e)
     prompt = Prompt(jnp.zeros((examples, 3), jnp.int32), jnp.ones(examples, jnp.int32))
@@ -32,13 +34,13 @@ def outcome(model: TextVAE, batch) -> dict:
         q=q,
         cond=cond,
         z_kegz=z_kegz,
-        kl_kegz=kl_kegz,
+        kl=kl(params, post, q, z_kegz[0], prior, cond),
         z_egz=z_egz,
         mean=post.mean(params, q),
-        log_q=model.metric_post.log_q(params, metric_q, z_egz),
-        log_prior=gen.log_prior(params, z_egz, cond),
+        log_q=model.metric_post.log_prob(params, metric_q, z_egz),
+        log_prior=prior.log_prob(params, z_egz, cond),
         log_lik=gen.log_lik(params, ctx, z_egz),
-        aux=gen.aux(params, ctx, z_egz),
+        aux=gen.aux(params, ctx, Draws(z_kegz[: gen.draws], q, cond, batch.valid_e)),
         logits=(first_ev, next_ev),
         state=state,
         stepped=stepped,
@@ -71,7 +73,8 @@ def test_latents_and_densities(built, got, sentences):
     e = len(sentences.batch["packed"].id_e)
     latent = built.latent_shape
     assert is_of(got["z_kegz"], (4, e, *latent))
-    assert got["kl_kegz"] is None or is_of(got["kl_kegz"], (4, e, *latent))
+    assert is_of(got["kl"].nats_e, (e,))
+    assert got["kl"].nats_egz is None or is_of(got["kl"].nats_egz, (e, *latent))
     assert is_of(got["z_egz"], (e, *latent))
     assert is_of(got["mean"], (e, *latent))
     assert is_of(got["log_q"], (e,))
@@ -91,6 +94,7 @@ def test_terms(got, sentences):
     e = sentences.batch["packed"].id_e.shape
     terms = got["terms"]
     assert is_of(terms.nll_e, e)
+    assert is_of(terms.kl_e, e)
     assert is_of(terms.scored_e, e, jnp.int32)
     assert is_of(terms.valid_e, e, jnp.bool_)
 

@@ -15,8 +15,9 @@ import optax
 import pytest
 
 from jvae import models
-from jvae.api import Prompt, example_keys, measure
+from jvae.api import Prompt, example_keys
 from jvae.decode import DecodeConfig, decode
+from jvae.latent.elbo import measure
 from jvae.parallel import mesh as meshes
 from jvae.parallel import rules
 from jvae.training.objectives import Objective, batch_loss
@@ -42,7 +43,7 @@ OBJECTIVE = Objective(aux_weight=collections.defaultdict(lambda: 0.1))
 
 
 def test_every_family_is_tested_and_every_axis_alone_and_in_products(sentences):
-    assert {name.partition("-")[0] for name in sentences.systems} == set(models.FAMILIES)
+    assert set(sentences.systems) >= set(models.FAMILIES)
     counts = {np.prod(list(sizes.values())) for sizes in MESHES.values()}
     assert counts == {2, 4, 8}
     assert {tuple(sizes) for sizes in MESHES.values() if len(sizes) == 1} == {
@@ -109,7 +110,7 @@ def check_one_step(system, sentences, names):
         close(got[1], want[1])
 
 
-@pytest.mark.parametrize("system", ["optimus-both", "della"], indirect=True)
+@pytest.mark.parametrize("system", ["optimus", "della"], indirect=True)
 def test_one_step_on_a_product_of_axes(system, sentences):
     check_one_step(system, sentences, ["all-2"])
 
@@ -167,7 +168,7 @@ def test_sampled_text_is_the_same_on_every_mesh(system, sentences):
     ends = dict(end_id=sentences.end, pad_id=sentences.pad)
 
     def texts(params, keys, prompt):
-        z_egz = gen.sample_prior(params, keys)
+        z_egz = system.model.prior.sample(params, keys)
         configs = [DecodeConfig(method=way, max_length=8) for way in ("greedy", "sample")]
         return [decode(gen, params, z_egz, prompt, keys, one, **ends).token_et for one in configs]
 

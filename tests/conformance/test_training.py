@@ -46,7 +46,7 @@ def test_z_moves_its_own_sentence_alone(system, sentences):
 
 
 # Recurrent networks know no such choices; the others have the layers of a system that is tried.
-OTHER_LAYERS = ("adavae-all", "della", "optimus-both", "t5_vae")
+OTHER_LAYERS = ("adavae-all", "della", "optimus", "t5_vae")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_samples_share_one_encoder_call(system, sentences, samples):
     model = system.model
     post = model.metric_post._replace(encode=marked(model.metric_post.encode, "encode"))
     gen = model.gen._replace(log_lik=marked(model.gen.log_lik, "log_lik"))
-    score = score_batch(model._replace(metric_post=post, gen=gen), samples, chunk=2, bounds=())
+    score = score_batch(model._replace(post=post, gen=gen), samples, chunk=2, bounds=())
     batch = sentences.batch["packed"]
     program = jax.make_jaxpr(score)(system.params, batch, jax.random.key(0))
     key_e = example_keys(jax.random.key(0), batch.id_e)

@@ -19,18 +19,22 @@ def corpus(n, seed=0):
 
 def slow_side(ids_bs, side, row, pad):
     token = np.full((len(ids_bs), row), pad)
-    segment, position = np.zeros_like(token), np.zeros_like(token)
+    segment, position, kind = (np.zeros_like(token) for _ in range(3))
     for b, slots in enumerate(ids_bs):
         t = 0
         for slot, i in enumerate(slots):
             for p, value in enumerate(side.tokens(i) if i >= 0 else []):
                 token[b, t], segment[b, t], position[b, t] = value, slot + 1, p
+                if side.types is not None:
+                    kind[b, t] = side.types[side.offset[i] + p]
                 t += 1
-    return token, segment, position
+    return token, segment, position, None if side.types is None else kind
 
 
 def test_rows_equal_a_slow_construction():
     sides = corpus(12)
+    kinds = np.random.RandomState(1).randint(0, 2, len(sides["enc"].flat)).astype(np.int32)
+    sides["enc"] = sides["enc"]._replace(types=kinds)
     ids_bs = np.array([[3, 0, 11], [-1, 5, -1], [-1, -1, -1], [7, 7, 1]], np.int32)
     row = {"enc": 26, "dec": 24, "cond": 30}
     batch = pack_rows(ids_bs, sides, row, PAD)
@@ -40,8 +44,11 @@ def test_rows_equal_a_slow_construction():
             slow_side(ids_bs, sides[name], row[name], PAD[name]),
             strict=True,
         ):
-            assert got.dtype == np.int32
-            assert np.array_equal(got, want)
+            assert (got is None) == (want is None)
+            if want is not None:
+                assert got.dtype == np.int32
+                assert np.array_equal(got, want)
+    assert 0 < batch.enc.type_bt.sum() < (batch.enc.segment_bt > 0).sum()
     assert batch.slots == 3
     assert batch.id_e.tolist() == ids_bs.reshape(-1).tolist()
     assert batch.valid_e.tolist() == (ids_bs.reshape(-1) >= 0).tolist()
@@ -77,4 +84,7 @@ def test_encoded():
     assert side.lengths.tolist() == [2, 0, 1]
     taken = side.take(np.array([2, 0]))
     assert taken.flat.tolist() == [7, 5, 6] and taken.lengths.tolist() == [1, 2]
+    assert taken.types is None
+    typed = side._replace(types=np.array([0, 1, 1], np.int32)).take(np.array([2, 0]))
+    assert typed.types is not None and typed.types.tolist() == [1, 0, 1]
     assert Encoded.of([]).lengths.tolist() == []

@@ -63,7 +63,7 @@ def _make_generator():
         return logits(params, cache, state.position_e + 1), DecodeState(cache, state.position_e + 1)
 
     gen = Generator(
-        *([_absent] * 6),
+        *([_absent] * 4),
         start=start,
         step=step,
         expand=functools.partial(decode.expand_leading, axis_of=1),

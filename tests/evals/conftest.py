@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvae.api import Batch, DecodeState, Generator, Posterior, Side, TextVAE
+from jvae.api import Batch, DecodeState, Generator, Posterior, Prior, Side, TextVAE
+from jvae.latent.gaussian import DiagonalGaussian, StandardNormal
 
 START = 3  # start id of the discrete toy, whose words are 0, 1, 2
 LENGTH = 4
@@ -35,15 +36,14 @@ def gaussian_posterior(encode, closed_form=True):
     def sample(params, post, key_ke):
         one = lambda key: jax.random.normal(key, (post.mean_egz[0].size,))  # noqa: E731
         noise = jax.vmap(jax.vmap(one))(key_ke).reshape(*key_ke.shape, *post.mean_egz.shape[1:])
-        z_kegz = post.mean_egz[None] + jnp.exp(0.5 * post.log_var_egz)[None] * noise
-        kl_egz = 0.5 * (post.mean_egz**2 + jnp.exp(post.log_var_egz) - post.log_var_egz - 1)
-        return z_kegz, jnp.broadcast_to(kl_egz, z_kegz.shape) if closed_form else None
+        return post.mean_egz[None] + jnp.exp(0.5 * post.log_var_egz)[None] * noise
 
     return Posterior(
         encode=encode,
         sample=sample,
-        log_q=lambda params, post, z_egz: log_normal(z_egz, post.mean_egz, post.log_var_egz),
+        log_prob=lambda params, post, z_egz: log_normal(z_egz, post.mean_egz, post.log_var_egz),
         mean=lambda params, post: post.mean_egz,
+        form=DiagonalGaussian() if closed_form else None,
     )
 
 
@@ -51,14 +51,15 @@ def unused(*args, **kwargs):
     raise AssertionError("not part of this toy")
 
 
+PRIOR = Prior(unused, lambda params, z_egz, cond=None: log_normal(z_egz), StandardNormal())
+
+
 def generator(log_lik, prepare, start=unused, step=unused):
     return Generator(
         condition=lambda params, batch, drop=None: None,
-        sample_prior=unused,
-        log_prior=lambda params, z_egz, cond=None: log_normal(z_egz),
         prepare=prepare,
         log_lik=log_lik,
-        aux=lambda params, ctx, z_egz: {},
+        aux=lambda params, ctx, draws: {},
         start=start,
         step=step,
         expand=unused,
@@ -67,7 +68,7 @@ def generator(log_lik, prepare, start=unused, step=unused):
 
 
 def text_vae(gen, post, latent_shape):
-    return TextVAE(lambda key: {}, {}, gen, post, post, latent_shape)
+    return TextVAE(lambda key: {}, {}, PRIOR, gen, post, latent_shape)
 
 
 def id_batches(ids, size):

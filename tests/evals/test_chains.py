@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 
+from jvae.api import Sampler
 from jvae.evals import change_of_variables
 from jvae.evals.card import Card, Report
 from jvae.evals.latent import collect_posteriors, latent_metrics, unit_covariance
 from jvae.evals.likelihood import evaluate_likelihood
-from jvae.latent import amortized, mixture, short_run
-from jvae.latent.gaussian import kl_standard
+from jvae.latent import mixture, short_run
+from jvae.latent.priors import standard_normal
 from jvae.latent.short_run import ChainConfig
 
 WIDTH = 4
@@ -23,8 +24,12 @@ def case(toys):
 
     def make(count):
         model, params, exact = toys.linear_gaussian(WIDTH, count)
-        gen = model.gen._replace(sample_prior=amortized.sample_standard(WIDTH))
-        return model._replace(gen=gen), params, exact, toys.id_batches(range(count), count)
+        return (
+            model._replace(prior=standard_normal((1, WIDTH))),
+            params,
+            exact,
+            toys.id_batches(range(count), count),
+        )
 
     return make
 
@@ -40,6 +45,7 @@ def test_change_of_variables_is_exact_where_end_points_are_wide(case, temperatur
     model, params, exact, batches = case(50)
     found = change_of_variables.evaluate(
         model.gen,
+        model.prior,
         _contracting(0.75),
         params,
         batches,
@@ -57,7 +63,7 @@ def test_change_of_variables_is_exact_where_end_points_are_wide(case, temperatur
 def test_change_of_variables_raises_the_alarm_where_they_are_narrow(case):
     model, params, exact, batches = case(50)
     found = change_of_variables.evaluate(
-        model.gen, _contracting(0.01), params, batches, jax.random.key(0), draws=500
+        model.gen, model.prior, _contracting(0.01), params, batches, jax.random.key(0), draws=500
     )
     row = found.summary()
     assert row["nll_nats"] > exact.mean() + 0.3
@@ -69,16 +75,24 @@ CHAIN = ChainConfig(steps=40, schedule="constant", step_size=0.4, temperature=1.
 
 
 def _with_chain(model, chain):
-    fitted = short_run.fitted(model.gen, chain, kl=kl_standard)
-    return model._replace(post=short_run.attach(model.gen, chain), metric_post=fitted)
+    metric = short_run.fitted(model.gen, model.prior, chain)
+    sampler = Sampler(
+        measure=None,
+        metric=metric,
+        baseline=None,
+        proposal=mixture.with_prior(model.prior, metric),
+        tune=None,
+        config=chain,
+    )
+    post = short_run.attach(model.gen, model.prior, chain)
+    return model._replace(post=post._replace(sampler=sampler))
 
 
 def test_fitted_proposal_bounds_the_likelihood_closely_for_every_k(case):
     model, params, exact, batches = case(60)
     chain = _with_chain(model, CHAIN)
-    proposal = mixture.with_prior(chain.gen, chain.metric_post)
     key = jax.random.key(1)
-    found = evaluate_likelihood(chain, params, batches, key, 200, chunk=10, proposal=proposal)
+    found = evaluate_likelihood(chain, params, batches, key, 200, chunk=10, proposal=chain.proposal)
     row = found.summary()
     assert -0.03 < row["nll_nats"] - exact.mean() < 0.06
     assert row["nll_nats_at"][10] > row["nll_nats"]
@@ -94,8 +108,8 @@ def test_fitted_proposal_bounds_the_likelihood_closely_for_every_k(case):
 def test_draws_from_the_prior_bound_the_likelihood_without_a_posterior(case):
     """Even where the posterior is far off, and closer with more of them."""
     model, params, exact, batches = case(60)
-    key, proposal = jax.random.key(3), mixture.prior(model.gen)
-    astray = model._replace(metric_post=_with_chain(model, CHAIN).metric_post)
+    key, proposal = jax.random.key(3), mixture.from_prior(model.prior)
+    astray = model._replace(post=_with_chain(model, CHAIN).metric_post)
     found = [
         evaluate_likelihood(one, params, batches, key, 2_000, chunk=100, proposal=proposal)
         for one in (model, astray)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvae.api import DecodeState, Generator, Posterior, TextVAE
+from jvae.api import DecodeState, Generator, Posterior, Prior, TextVAE
 from jvae.data.dataset import RowSpec
 from jvae.data.tokenizers import train_word_level
 from jvae.errors import DataError
@@ -60,10 +60,6 @@ def _none(*_args, **_kwargs):
 def made(joined=("enc", "dec")):
     gen = Generator(
         condition=lambda params, batch, drop=None: _sums(params, batch.cond, batch.slots),
-        sample_prior=lambda params, key_e, cond=None: (
-            cond + 0.1 * jax.vmap(lambda key: jax.random.normal(key, (2,)))(key_e)
-        )[:, None],
-        log_prior=_none,
         prepare=_none,
         log_lik=_none,
         aux=_none,
@@ -77,10 +73,16 @@ def made(joined=("enc", "dec")):
             _sums(params, batch.enc, batch.slots) - cond
         ),
         sample=_none,
-        log_q=None,
+        log_prob=None,
         mean=lambda params, post: post[:, None],
     )
-    model = TextVAE(_none, None, gen, post, post, (1, 2))
+    prior = Prior(
+        sample=lambda params, key_e, cond=None: (
+            cond + 0.1 * jax.vmap(lambda key: jax.random.normal(key, (2,)))(key_e)
+        )[:, None],
+        log_prob=_none,
+    )
+    model = TextVAE(_none, None, prior, gen, post, (1, 2))
     rows = RowSpec(dec_row=32, enc_row=32, cond_row=32, slots=3, batch_rows=2)
     limits = dict.fromkeys(("enc", "dec", "cond"), LIMIT)
     return LoadedVAE(model, PARAMS, TOK, TOK, rows, limits, 6, decode_batch=3, joined=joined)

@@ -52,7 +52,7 @@ def test_a_sampler_sends_nothing_but_parameters(name):
             gen = vae.model.gen
             prompt = Prompt(np.ones((len(key_e), 1), np.int32), np.ones(len(key_e), np.int32))
             settings = DecodeConfig(method="sample", max_length=length)
-            z_egz = gen.sample_prior(params, key_e)
+            z_egz = vae.model.prior.sample(params, key_e)
             return decode(gen, params, z_egz, prompt, key_e, settings, **ends).token_et
 
         key_e = example_keys(jax.random.key(1), np.arange(8, dtype=np.int32))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvae.api import Generator, Posterior, TextVAE, per_example
+from jvae.api import Generator, Posterior, Prior, TextVAE, per_example
 from jvae.data.dataset import RowSpec
 from jvae.data.tokenizers import train_word_level
 from jvae.decode import DecodeConfig
@@ -66,7 +66,7 @@ def two_values(score_end=True) -> LoadedVAE:
     def sample(params, post, key_ke):
         one = jax.vmap(jax.random.categorical)
         z_ke = jax.vmap(lambda key_e: one(key_e, post))(key_ke)
-        return z_ke[:, :, None, None].astype(jnp.float32), None
+        return z_ke[:, :, None, None].astype(jnp.float32)
 
     def log_q(params, post, z_egz):
         place_e1 = z_egz[:, 0, :].astype(int)
@@ -75,8 +75,6 @@ def two_values(score_end=True) -> LoadedVAE:
     posterior = Posterior(encode, sample, log_q, lambda params, q: jnp.exp(q[:, 1:, None]))
     gen = Generator(
         condition=lambda params, batch, drop=None: None,
-        sample_prior=_unused,
-        log_prior=log_prior,
         prepare=lambda params, batch, drop=None, *, cond=None: batch,
         log_lik=_nats,
         aux=_unused,
@@ -85,7 +83,8 @@ def two_values(score_end=True) -> LoadedVAE:
         expand=_unused,
         reorder=_unused,
     )
-    model = TextVAE(_unused, None, gen, posterior, posterior, (1, 1))
+    prior = Prior(_unused, log_prior)
+    model = TextVAE(_unused, None, prior, gen, posterior, (1, 1))
     params = {"odds": jnp.asarray(ODDS), "table": jnp.asarray(TABLE)}
     return loaded(model, params, ("dec",), score_end)
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvae.api import Batch, Generator, Side
-from jvae.latent import amortized
+from jvae.api import Batch, Generator, Prior, Side
+from jvae.latent.priors import standard_normal
 from jvae.models import lstm_vae
 from jvae.nn.lstm import LstmConfig
 
@@ -23,6 +23,7 @@ class Linear(NamedTuple):
     """x = M z + noise of variance v; one scored token carries the density of x."""
 
     gen: Generator
+    prior: Prior
     params: dict
     batch: Batch
     mean_ez: np.ndarray  # of the exact posterior
@@ -50,11 +51,9 @@ def _linear(width: int = 2, variance: float = 0.5, count: int = 3, same: bool = 
 
     gen = Generator(
         condition=lambda params, batch, drop=None: None,
-        sample_prior=amortized.sample_standard(width),
-        log_prior=amortized.log_prior_standard,
         prepare=prepare,
         log_lik=log_lik,
-        aux=lambda params, ctx, z_egz: {},
+        aux=lambda params, ctx, draws: {},
         start=_unused,
         step=_unused,
         expand=_unused,
@@ -67,7 +66,8 @@ def _linear(width: int = 2, variance: float = 0.5, count: int = 3, same: bool = 
     exact = -0.5 * np.sum(x * np.linalg.solve(joint, x.T).T, axis=1)
     exact -= 0.5 * np.linalg.slogdet(2 * np.pi * joint)[1]
     params = {"x": jnp.asarray(x), "matrix": jnp.asarray(matrix)}
-    return Linear(gen, params, batch, x @ matrix @ cov / variance, cov, exact)
+    prior = standard_normal((1, width))
+    return Linear(gen, prior, params, batch, x @ matrix @ cov / variance, cov, exact)
 
 
 class Sentences(NamedTuple):

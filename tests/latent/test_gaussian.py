@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jvae.api import example_keys
-from jvae.latent import amortized, null
+from jvae.latent import null
+from jvae.latent.densities import GAUSSIAN, Affine, amortized, build_density
 from jvae.latent.gaussian import (
     Gaussian,
     kl_standard,
@@ -15,6 +16,8 @@ from jvae.latent.gaussian import (
     noise,
     reparameterize,
 )
+from jvae.latent.kl import kl
+from jvae.latent.priors import standard_normal
 
 E, G, Z = 3, 2, 4
 
@@ -106,48 +109,63 @@ def flat(q) -> Gaussian:
 def test_amortized_posterior(flat):
     seen = []
 
-    def encode(params, batch, drop, cond):
+    def features(params, batch, drop, cond):
         seen.append((params, batch, drop, cond))
-        return flat
+        return jnp.eye(E)
 
-    post = amortized.posterior(encode)
-    assert post.encode("params", "batch", "drop", cond="cond", key_e="keys") is flat
-    assert seen == [("params", "batch", "drop", "cond")]
+    def head(outputs, axes):
+        assert (outputs, axes) == ((2, Z), (None, "latent"))
+        return Affine(lambda key: "kernel", lambda kernel, h_ed: jnp.tensordot(h_ed, kernel, 1))
+
+    density = build_density(GAUSSIAN, head, Z)
+    assert density.init(jax.random.key(0)) == {"head": "kernel"}
+    post, prior = amortized(density, features), standard_normal((1, Z))
+    params = {"posterior": {"head": jnp.stack([x[:, 0] for x in flat], axis=1)}}
+    q = post.encode(params, "batch", "drop", cond="cond", key_e="keys")
+    assert seen == [(params, "batch", "drop", "cond")]
+    np.testing.assert_allclose(q.mean_egz, flat.mean_egz, rtol=1e-6)
+    np.testing.assert_allclose(q.log_var_egz, flat.log_var_egz, rtol=1e-6)
     assert post.mean(None, flat) is flat.mean_egz
 
     @jax.jit
     def run(key):
         key_ke = example_keys(key, jnp.arange(E), jnp.arange(5))
         eps_kegz = noise(key_ke, (1, Z))
-        z_kegz, kl_kegz = post.sample(None, flat, key_ke)
-        got = z_kegz, kl_kegz, post.log_q(None, flat, z_kegz[0])
+        z_kegz = post.sample(None, flat, key_ke)
+        found = kl(None, post, flat, z_kegz[4], prior)
+        got = z_kegz, found.nats_egz, found.nats_e, post.log_prob(None, flat, z_kegz[0])
         return got, (
             reparameterize(flat, eps_kegz),
             kl_standard(flat),
+            jnp.sum(kl_standard(flat), axis=(1, 2)),
             log_density(flat, z_kegz[0]),
         )
 
-    (z_kegz, kl_kegz, log_q_e), want = run(jax.random.key(2))
-    assert z_kegz.shape == kl_kegz.shape == (5, E, 1, Z)
-    np.testing.assert_allclose(z_kegz, want[0], rtol=1e-6)
-    np.testing.assert_allclose(kl_kegz[4], want[1], rtol=1e-6)
-    np.testing.assert_allclose(log_q_e, want[2], rtol=1e-6)
-    assert np.max(np.abs(z_kegz[0] - z_kegz[1])) > 0.1
+    got, want = run(jax.random.key(2))
+    assert got[0].shape == (5, E, 1, Z) and got[1].shape == (E, 1, Z)
+    for value, expected in zip(got, want, strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+    assert np.max(np.abs(got[0][0] - got[0][1])) > 0.1
 
 
 def test_standard_prior():
     key_e = jax.random.split(jax.random.key(3), 2000)
-    z_egz = jax.jit(amortized.sample_standard(Z))(None, key_e)
+    prior = standard_normal((1, Z))
+    z_egz = jax.jit(prior.sample)(None, key_e)
     assert z_egz.shape == (2000, 1, Z)
     np.testing.assert_allclose(np.mean(z_egz, axis=0), 0.0, atol=5 / np.sqrt(2000))
     np.testing.assert_allclose(np.std(z_egz, axis=0), 1.0, rtol=0.1)
-    np.testing.assert_array_equal(amortized.log_prior_standard(None, z_egz), log_standard(z_egz))
+    np.testing.assert_array_equal(prior.log_prob(None, z_egz), log_standard(z_egz))
 
 
 def test_no_latent_weighs_nothing():
     key_ke = jax.random.split(jax.random.key(4), (2, 3))
-    z_kegz, kl_kegz = null.POSTERIOR.sample(None, None, key_ke)
-    assert z_kegz.shape == kl_kegz.shape == (2, 3, *null.LATENT_SHAPE)
-    assert null.sample_prior(None, key_ke[0]).shape == (3, *null.LATENT_SHAPE)
-    for nats_e in (null.POSTERIOR.log_q(None, None, z_kegz[0]), null.log_prior(None, z_kegz[0])):
+    post, prior = null.POSTERIOR, null.PRIOR
+    z_kegz = post.sample(None, None, key_ke)
+    assert z_kegz.shape == (2, 3, *null.LATENT_SHAPE)
+    assert prior.sample(None, key_ke[0]).shape == (3, *null.LATENT_SHAPE)
+    found = kl(None, post, None, z_kegz[0], prior)
+    assert found.nats_egz is not None and found.nats_egz.shape == (3, *null.LATENT_SHAPE)
+    log_q_e, log_p_e = post.log_prob(None, None, z_kegz[0]), prior.log_prob(None, z_kegz[0])
+    for nats_e in (log_q_e, log_p_e, found.nats_e):
         np.testing.assert_array_equal(nats_e, np.zeros(3))

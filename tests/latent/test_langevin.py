@@ -64,7 +64,7 @@ def test_small_steps_reach_the_moments_of_the_exact_posterior(toys, temperature)
     """Chains of one sentence: at temperature 1 its posterior, at 0 its mode."""
     toy = toys.linear(count=3_000, same=True)
     cfg = ChainConfig(steps=300, schedule="constant", step_size=0.2, temperature=temperature)
-    post = short_run.attach(toy.gen, cfg)
+    post = short_run.attach(toy.gen, toy.prior, cfg)
     key_e = example_keys(jax.random.key(2), jnp.arange(3_000))
     z = jax.jit(lambda p: post.encode(p, toy.batch, key_e=key_e))(toy.params)[:, 0]
     z = np.asarray(z, np.float64)
@@ -81,11 +81,11 @@ def test_prior_weight_scales_the_prior_alone(toys):
     ctx = toy.gen.prepare(toy.params, toy.batch)
     z = jnp.asarray(np.random.default_rng(3).normal(size=(3, 1, 2)), jnp.float32)
     half, whole, none = (
-        short_run.log_joint(toy.gen, toy.params, ctx, toy.batch, prior_weight=w)(z)
+        short_run.log_joint(toy.gen, toy.prior, toy.params, ctx, toy.batch, prior_weight=w)(z)
         for w in (0.5, 1.0, 0.0)
     )
     np.testing.assert_allclose(half, 0.5 * (whole + none), rtol=1e-5)
-    np.testing.assert_allclose(whole - none, toy.gen.log_prior(toy.params, z), rtol=1e-4)
+    np.testing.assert_allclose(whole - none, toy.prior.log_prob(toy.params, z), rtol=1e-4)
 
 
 def test_published_step_sizes_and_their_continuation():

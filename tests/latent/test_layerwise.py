@@ -8,6 +8,7 @@ from scipy.stats import norm
 
 from jvae.api import example_keys
 from jvae.latent import gaussian, layerwise
+from jvae.latent.kl import kl
 
 E, G, Z = 3, 2, 1
 
@@ -22,6 +23,7 @@ def make_chain(groups=G, width=Z, **changes) -> layerwise.Chain:
         summary=lambda p, s_ez, z_ez: jnp.tanh(s_ez @ p["a"] + z_ez @ p["b"] + p["c"][None]),
         prior=head("prior"),
         posterior=head("posterior"),
+        source_of=lambda cond: cond,  # the condition of this toy is the addend itself
         **changes,
     )
 
@@ -37,13 +39,12 @@ def make_params(groups=G, width=Z, seed=0, scale=0.7):
     }
 
 
-def make_post(groups=G, width=Z, seed=1, source=True):
+def make_post(groups=G, width=Z, seed=1):
+    """What the text adds to the posterior's heads, and a source to the prior's."""
     draw = np.random.default_rng(seed).normal
     shape = (E, groups, 2, width)
-    text = jnp.asarray(0.5 * draw(size=shape), jnp.float32)
-    return layerwise.ChainPost(
-        text, jnp.asarray(0.5 * draw(size=shape), jnp.float32) if source else None
-    )
+    text, source = (jnp.asarray(0.5 * draw(size=shape), jnp.float32) for _ in range(2))
+    return layerwise.ChainPost(text), source
 
 
 def by_hand(params, addend_gcz, which, z_gz, clip=5.0):
@@ -61,20 +62,20 @@ def by_hand(params, addend_gcz, which, z_gz, clip=5.0):
 
 def test_densities_and_means_equal_those_written_out():
     groups, width = 3, 2
-    chain, params, post = make_chain(groups, width), make_params(3, 2), make_post(3, 2)
+    chain, params, (post, source) = make_chain(groups, width), make_params(3, 2), make_post(3, 2)
     z_egz = jnp.asarray(np.random.default_rng(2).normal(size=(E, groups, width)), jnp.float32)
-    posterior = layerwise.posterior(chain, lambda *_: post)
+    posterior, prior = layerwise.posterior(chain, lambda *_: post), layerwise.prior(chain)
 
     @jax.jit
-    def everything(params, post, z_egz):
-        log_p_e = layerwise.log_prior(chain, params, z_egz, post.source_egcz)
-        return posterior.log_q(params, post, z_egz), log_p_e, posterior.mean(params, post)
+    def everything(params, post, source, z_egz):
+        log_p_e = prior.log_prob(params, z_egz, source)
+        return posterior.log_prob(params, post, z_egz), log_p_e, posterior.mean(params, post)
 
-    log_q_e, log_p_e, mean_egz = map(np.asarray, everything(params, post, z_egz))
+    log_q_e, log_p_e, mean_egz = map(np.asarray, everything(params, post, source, z_egz))
     for e in range(E):
         for got, which, addend in (
             (log_q_e[e], "posterior", post.text_egcz),
-            (log_p_e[e], "prior", post.source_egcz),
+            (log_p_e[e], "prior", source),
         ):
             mean, std = by_hand(params, np.asarray(addend[e]), which, np.asarray(z_egz[e]))
             np.testing.assert_allclose(got, norm.logpdf(z_egz[e], mean, std).sum(), rtol=1e-5)
@@ -86,18 +87,19 @@ def test_densities_and_means_equal_those_written_out():
 @pytest.fixture(scope="module")
 def grid():
     """Log densities of prior and posterior on a grid over (z_1, z_2), and the area of a cell."""
-    chain, params, post = make_chain(), make_params(), make_post()
+    chain, params, given = make_chain(), make_params(), make_post()
     line = jnp.linspace(-15.0, 15.0, 601)
     z_ngz = jnp.stack(jnp.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, G, Z)
 
     @jax.jit
     def densities(z_egz):
-        same = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], (len(z_egz), *a.shape[1:])), post)
-        log_q = layerwise.posterior(chain, lambda *_: same).log_q(params, same, z_egz)
-        return log_q, layerwise.log_prior(chain, params, z_egz, same.source_egcz)
+        spread = lambda a: jnp.broadcast_to(a[:1], (len(z_egz), *a.shape[1:]))  # noqa: E731
+        post, source = jax.tree.map(spread, given)
+        log_q = layerwise.posterior(chain, lambda *_: post).log_prob(params, post, z_egz)
+        return log_q, layerwise.prior(chain).log_prob(params, z_egz, source)
 
     log_q_n, log_p_n = (np.asarray(x, np.float64) for x in densities(z_ngz))
-    return chain, params, post, log_q_n, log_p_n, float(line[1] - line[0]) ** 2
+    return chain, params, given, log_q_n, log_p_n, float(line[1] - line[0]) ** 2
 
 
 def test_densities_integrate_to_one(grid):
@@ -107,29 +109,31 @@ def test_densities_integrate_to_one(grid):
 
 
 def test_closed_form_kl_has_the_mean_of_the_kl_by_quadrature(grid):
-    chain, params, post, log_q_n, log_p_n, area = grid
+    chain, params, given, log_q_n, log_p_n, area = grid
     exact = np.sum(np.exp(log_q_n) * (log_q_n - log_p_n)) * area
     draws = 20_000
     key_ke = example_keys(jax.random.key(0), jnp.arange(1), jnp.arange(draws))
-    one = jax.tree.map(lambda a: a[:1], post)
-    posterior = layerwise.posterior(chain, lambda *_: one)
+    one = jax.tree.map(lambda a: a[:1], given)
+    posterior, prior = layerwise.posterior(chain, lambda *_: one[0]), layerwise.prior(chain)
 
     @jax.jit
     def draw(params, one, key_ke):
-        z_kegz, kl_kegz = posterior.sample(params, one, key_ke)
-        spread = jax.tree.map(lambda a: jnp.broadcast_to(a, (draws, *a.shape[1:])), one)
-        log_q_k = posterior.log_q(params, spread, z_kegz[:, 0])
-        return kl_kegz, log_q_k - layerwise.log_prior(
-            chain, params, z_kegz[:, 0], spread.source_egcz
-        )
+        z_kgz = posterior.sample(params, one[0], key_ke)[:, 0]
+        spread = lambda a: jnp.broadcast_to(a, (draws, *a.shape[1:]))  # noqa: E731
+        post, source = jax.tree.map(spread, one)
+        log_q_k = posterior.log_prob(params, post, z_kgz)
+        found = kl(params, posterior, post, z_kgz, prior, source)
+        return found, log_q_k - prior.log_prob(params, z_kgz, source)
 
-    kl_kegz, gap_k = draw(params, one, key_ke)
-    kl_k = np.asarray(kl_kegz, np.float64).sum(axis=(1, 2, 3))
+    (kl_k, kl_kgz), gap_k = draw(params, one, key_ke)
+    kl_k = np.asarray(kl_k, np.float64)
+    kl_kgz = np.asarray(kl_kgz, np.float64)
+    np.testing.assert_allclose(kl_k, kl_kgz.sum(axis=(1, 2)), rtol=1e-5)
     error = kl_k.std() / np.sqrt(draws)
     assert error < 0.02 * exact
     assert abs(kl_k.mean() - exact) < 4 * error
     # The first group reads nothing sampled: its KL is the same in every draw, the second's is not.
-    assert np.ptp(kl_kegz[:, 0, 0]) == 0 < np.ptp(kl_kegz[:, 0, 1])
+    assert np.ptp(kl_kgz[:, 0]) == 0 < np.ptp(kl_kgz[:, 1])
 
     # Draws and densities are of one distribution: E_q[log q - log p] is the same number.
     gap_k = np.asarray(gap_k, np.float64)
@@ -142,7 +146,7 @@ def noise_egz():
 
 
 def test_density_of_a_draw_is_that_of_its_noise(noise_egz):
-    chain, params, post = make_chain(3, 2), make_params(3, 2), make_post(3, 2)
+    chain, params, (post, _) = make_chain(3, 2), make_params(3, 2), make_post(3, 2)
     posterior = layerwise.posterior(chain, lambda *_: post)
 
     @jax.jit
@@ -152,24 +156,26 @@ def test_density_of_a_draw_is_that_of_its_noise(noise_egz):
         )
         log_var_egz = layerwise.clipped(chain, found.posterior).log_var_egz
         expected = gaussian.log_standard(noise_egz) - 0.5 * jnp.sum(log_var_egz, axis=(1, 2))
-        return posterior.log_q(params, post, found.z_egz), expected
+        return posterior.log_prob(params, post, found.z_egz), expected
 
     np.testing.assert_allclose(*densities(params, post, noise_egz), rtol=1e-5)
 
 
 def test_equal_heads_have_no_divergence_and_draw_alike():
-    params, post, chain = make_params(3, 2), make_post(3, 2), make_chain(3, 2)
-    params["posterior"], post = params["prior"], post._replace(source_egcz=post.text_egcz)
-    posterior = layerwise.posterior(chain, lambda *_: post)
+    params, (post, _), chain = make_params(3, 2), make_post(3, 2), make_chain(3, 2)
+    params["posterior"] = params["prior"]
+    posterior, prior = layerwise.posterior(chain, lambda *_: post), layerwise.prior(chain)
 
     @jax.jit
     def both(params, post, key_e):
-        prior_egz = layerwise.sample_prior(chain, params, key_e, post.source_egcz)
-        return posterior.sample(params, post, key_e[None]), prior_egz
+        source = post.text_egcz
+        z_egz = posterior.sample(params, post, key_e[None])[0]
+        found = kl(params, posterior, post, z_egz, prior, source)
+        return z_egz, found.nats_egz, prior.sample(params, key_e, source)
 
-    (z_kegz, kl_kegz), prior_egz = both(params, post, jax.random.split(jax.random.key(0), E))
-    np.testing.assert_array_equal(kl_kegz, 0.0)
-    np.testing.assert_allclose(z_kegz[0], prior_egz, rtol=1e-6)
+    z_egz, kl_egz, prior_egz = both(params, post, jax.random.split(jax.random.key(0), E))
+    np.testing.assert_array_equal(kl_egz, 0.0)
+    np.testing.assert_allclose(z_egz, prior_egz, rtol=1e-6)
 
 
 def test_identical_layers_without_recurrence_add_up():
@@ -179,14 +185,15 @@ def test_identical_layers_without_recurrence_add_up():
     one["b"] = jnp.zeros_like(one["b"])
     many = jax.tree.map(lambda a: jnp.repeat(a, layers, axis=0), one)
     many["a"] = jnp.zeros_like(many["a"])
-    post = make_post(1, width)
+    post, _ = make_post(1, width)
     z_egz = gaussian.noise(jax.random.split(jax.random.key(0), E), (1, width))
 
     def densities(groups, params, post, z_egz):
         chain = make_chain(groups, width)
-        _, kl_egz = layerwise.draw(chain, params, post, z_egz)
-        log_q_e = layerwise.posterior(chain, lambda *_: post).log_q(params, post, z_egz)
-        return log_q_e, layerwise.log_prior(chain, params, z_egz), jnp.sum(kl_egz, axis=(1, 2))
+        posterior, prior = layerwise.posterior(chain, lambda *_: post), layerwise.prior(chain)
+        log_q_e = posterior.log_prob(params, post, z_egz)
+        found = kl(params, posterior, post, z_egz, prior)
+        return log_q_e, prior.log_prob(params, z_egz), found.nats_e
 
     repeated = jax.tree.map(lambda a: jnp.repeat(a, layers, axis=1), (post, z_egz))
     run = jax.jit(densities, static_argnums=0)
@@ -195,15 +202,15 @@ def test_identical_layers_without_recurrence_add_up():
 
 
 def test_clip_bounds_the_statistics_and_stops_their_gradient():
-    chain, params, post = make_chain(clip=0.5), make_params(), make_post()
-    post = post._replace(text_egcz=post.text_egcz.at[:, :, 0].set(9.0))
-    noise_egz = jnp.zeros((E, G, Z))
+    chain, params, (post, _) = make_chain(clip=0.5), make_params(), make_post()
+    text_egcz = post.text_egcz.at[:, :, 0].set(9.0)
+    pick, noise_egz = layerwise.reparameterized, jnp.zeros((E, G, Z))
 
     def latents(text_egcz):
-        z_egz, _ = layerwise.draw(chain, params, post._replace(text_egcz=text_egcz), noise_egz)
+        z_egz = layerwise.walk(chain, params, pick, noise_egz, text_egcz=text_egcz).z_egz
         return jnp.sum(z_egz), z_egz
 
-    (_, z_egz), grad = jax.jit(jax.value_and_grad(latents, has_aux=True))(post.text_egcz)
+    (_, z_egz), grad = jax.jit(jax.value_and_grad(latents, has_aux=True))(text_egcz)
     np.testing.assert_array_equal(grad[:, :, 0], 0.0)
     np.testing.assert_allclose(z_egz, 0.5)
 
@@ -219,11 +226,11 @@ def test_first_prior_may_be_standard_normal(noise_egz, learned):
 
 
 def test_a_draw_depends_on_its_own_key_alone():
-    chain, params, post = make_chain(), make_params(), make_post()
+    chain, params, (post, _) = make_chain(), make_params(), make_post()
     sample = jax.jit(layerwise.posterior(chain, lambda *_: post).sample)
     key_ke = example_keys(jax.random.key(0), jnp.arange(E), jnp.arange(4))
-    z_kegz, kl_kegz = sample(params, post, key_ke)
-    assert z_kegz.shape == kl_kegz.shape == (4, E, G, Z)
+    z_kegz = sample(params, post, key_ke)
+    assert z_kegz.shape == (4, E, G, Z)
     alone = jax.tree.map(lambda a: a[1:2], post)
-    z_alone, _ = sample(params, alone, key_ke[2:3, 1:2])
+    z_alone = sample(params, alone, key_ke[2:3, 1:2])
     np.testing.assert_allclose(z_alone[0, 0], z_kegz[2, 1], rtol=1e-6)

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvae import api
 from jvae.api import example_keys
-from jvae.latent import mixture, short_run
-from jvae.latent.gaussian import kl_standard, log_standard
+from jvae.latent import elbo, mixture, short_run
+from jvae.latent.gaussian import log_standard
 from jvae.latent.short_run import ChainConfig
 from jvae.models import optimus
 from jvae.nn.config import TransformerConfig
@@ -32,7 +31,7 @@ def transformer():
 
 
 def _ends(model, params, batch, cfg=CFG, drop=None, **start):
-    post = short_run.attach(model.gen, cfg, **start)
+    post = short_run.attach(model.gen, model.prior, cfg, **start)
     return jax.jit(lambda p, b: post.encode(p, b, drop, key_e=_keys(b)))(params, batch)
 
 
@@ -43,7 +42,10 @@ def test_end_points_do_not_depend_on_packing(toys, transformer, name):
 
     @jax.jit
     def go(params):
-        chains = [short_run.prepare(model.gen, CFG, params, batch) for batch in (packed, single)]
+        chains = [
+            short_run.prepare(model.gen, model.prior, CFG, params, batch)
+            for batch in (packed, single)
+        ]
         ends = [c.end(_keys(b))[0] for c, b in zip(chains, (packed, single), strict=True)]
         return *ends, chains[1].start(_keys(single))
 
@@ -59,7 +61,7 @@ def test_score_of_a_batch_is_that_of_each_sentence_alone(toys):
 
     def log_lik(z_egz):
         ctx = model.gen.prepare(params, single)
-        return short_run.log_joint(model.gen, params, ctx, single)(z_egz)
+        return short_run.log_joint(model.gen, model.prior, params, ctx, single)(z_egz)
 
     @jax.jit
     def both(z):
@@ -86,7 +88,7 @@ def test_no_parameter_gradient_is_formed_inside_the_chain(toys):
     """Weights have shapes that nothing else has, so the gradient of one would show."""
     model, params = toys.lstm(hidden=11, latent=5)
     packed = toys.sentences().packed
-    post = short_run.attach(model.gen, CFG)
+    post = short_run.attach(model.gen, model.prior, CFG)
 
     def through_chain(params):
         return jnp.sum(post.encode(params, packed, key_e=_keys(packed)))
@@ -116,11 +118,11 @@ def test_dropout_masks_are_one_per_chain_or_fresh_in_each_step(toys):
     def by_hand(drop_at, steps=3):
         @jax.jit
         def go(params):
-            chain = short_run.prepare(model.gen, CFG, params, single)
+            chain = short_run.prepare(model.gen, model.prior, CFG, params, single)
             z, noise_at = chain.start(keys), short_run.noise_of(keys, (1, 2))
             for k in range(steps):
                 ctx = model.gen.prepare(params, single, drop_at(k))
-                target = short_run.log_joint(model.gen, params, ctx, single)
+                target = short_run.log_joint(model.gen, model.prior, params, ctx, single)
                 size = short_run.initial_sizes(CFG)[k]
                 z = z + size**2 / 2 * jax.grad(lambda z, f=target: f(z).sum())(z)
                 z = z + CFG.temperature * size * noise_at(k)
@@ -146,13 +148,15 @@ def test_refined_chains_start_at_the_amortised_posterior(toys, transformer, name
     single = toys.sentences().single
     none = dataclasses.replace(CFG, steps=0)
     few = ChainConfig(steps=8, schedule="constant", step_size=0.2, temperature=0.0)
-    begin, climb = (short_run.refine(model.post, model.gen, c) for c in (none, few))
+    begin, climb = (short_run.refine(model.post, model.gen, model.prior, c) for c in (none, few))
 
     @jax.jit
     def go(params):
         key_re = jax.vmap(lambda k: _keys(single, k))(jnp.arange(300))
         starts = jax.vmap(lambda key_e: begin.encode(params, single, key_e=key_e))(key_re)
-        target = short_run.log_joint(model.gen, params, model.gen.prepare(params, single), single)
+        target = short_run.log_joint(
+            model.gen, model.prior, params, model.gen.prepare(params, single), single
+        )
         moved = climb.encode(params, single, key_e=_keys(single))
         begun = begin.encode(params, single, key_e=_keys(single))
         return starts, target(moved), target(begun), model.post.encode(params, single)
@@ -171,7 +175,7 @@ def test_fit_is_the_moments_of_its_chains_and_its_control_is_the_prior(toys):
     @jax.jit
     def fit(params):
         made = [
-            short_run.fitted(toy.gen, c, kl=kl_standard).encode(params, toy.batch, key_e=key_e)
+            short_run.fitted(toy.gen, toy.prior, c).encode(params, toy.batch, key_e=key_e)
             for c in (cfg, dataclasses.replace(cfg, chunk=5), dataclasses.replace(cfg, steps=0))
         ]
         return made
@@ -192,22 +196,24 @@ def test_floor_of_the_fitted_variance(toys):
     toy = toys.linear()
     cold = ChainConfig(steps=200, schedule="constant", step_size=0.4, temperature=0.0)
     post = jax.jit(
-        lambda p: short_run.fitted(toy.gen, cold).encode(p, toy.batch, key_e=_keys(toy.batch))
+        lambda p: short_run.fitted(toy.gen, toy.prior, cold).encode(
+            p, toy.batch, key_e=_keys(toy.batch)
+        )
     )(toy.params)
     np.testing.assert_allclose(np.exp(post.log_var_egz), 1.44e-4, rtol=1e-3)
 
 
 def test_mixture_draws_from_both_and_its_density_is_theirs(toys):
     toy = toys.linear(count=1)
-    fit = short_run.fitted(toy.gen, CFG)
+    fit = short_run.fitted(toy.gen, toy.prior, CFG)
     post = short_run.Fitted(*(jnp.full((1, 1, 2), v) for v in (6.0, -4.0, 0.0, 0.0)))
-    proposal = mixture.with_prior(toy.gen, fit)
+    proposal = mixture.with_prior(toy.prior, fit)
 
     @jax.jit
     def draw(params):
         key_ke = example_keys(jax.random.key(0), jnp.arange(1), jnp.arange(2_000))
         z_kegz = proposal.sample(params, post, key_ke)
-        return z_kegz, jax.vmap(lambda z: proposal.log_density(params, post, z))(z_kegz)
+        return z_kegz, jax.vmap(lambda z: proposal.log_prob(params, post, z))(z_kegz)
 
     z, nats = draw(toy.params)
     near = np.asarray(z[:, 0, 0, 0] > 4)
@@ -216,17 +222,20 @@ def test_mixture_draws_from_both_and_its_density_is_theirs(toys):
     np.testing.assert_allclose(np.cov(z[~near, 0, 0].T), np.eye(2), atol=0.15)
     # Each side of the mixture is blind to the other here, so the density is half of one.
     wanted = jnp.where(
-        near, jax.vmap(lambda z: fit.log_q({}, post, z))(z)[:, 0], jax.vmap(log_standard)(z)[:, 0]
+        near,
+        jax.vmap(lambda z: fit.log_prob({}, post, z))(z)[:, 0],
+        jax.vmap(log_standard)(z)[:, 0],
     )
     np.testing.assert_allclose(nats[:, 0], wanted - np.log(2), rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="no density"):
-        mixture.with_prior(toy.gen, short_run.attach(toy.gen, CFG))
+        mixture.with_prior(toy.prior, short_run.attach(toy.gen, toy.prior, CFG))
 
 
 def test_the_contract_measures_a_model_without_an_encoder(toys):
     model, params = toys.lstm()
-    chain = model._replace(post=short_run.attach(model.gen, CFG))
+    chain = model._replace(post=short_run.attach(model.gen, model.prior, CFG))
     packed = toys.sentences().packed
-    terms = jax.jit(lambda p: api.measure(chain, p, packed, jax.random.key(0)))(params)
-    assert terms.kl_egz is None
+    terms = jax.jit(lambda p: elbo.measure(chain, p, packed, jax.random.key(0)))(params)
+    np.testing.assert_array_equal(terms.kl_egz, np.zeros((4, 1, 2)))
+    np.testing.assert_array_equal(terms.kl_e, np.zeros(4))
     assert np.all(np.asarray(terms.nll_e)[:3] > 0) and terms.nll_e[3] == 0

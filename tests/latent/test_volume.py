@@ -29,6 +29,7 @@ def test_routes_agree_on_an_lstm_under_shared_noise(toys, temperature):
         def both(params):
             chain = short_run.prepare(
                 model.gen,
+                model.prior,
                 ChainConfig(steps=STEPS, temperature=temperature),
                 params,
                 single,
@@ -50,7 +51,7 @@ def test_log_determinant_of_a_linear_model_is_exact(toys):
 
     @jax.jit
     def go(params):
-        chain = short_run.prepare(toy.gen, cfg, params, toy.batch)
+        chain = short_run.prepare(toy.gen, toy.prior, cfg, params, toy.batch)
         args = (chain.start(key_e), 5, short_run.noise_of(key_e, (1, 2)))
         return volume.per_step(chain.kernel_at, *args), chain.end(key_e)[0]
 
@@ -65,7 +66,7 @@ def test_log_determinant_of_a_linear_model_is_exact(toys):
 def test_gradient_of_the_bound_in_the_sizes_is_that_of_differences(toys):
     model, params = toys.lstm(dtype="float64")
     single = toys.sentences().single
-    bound = volume.short_run_bound(model.gen, ChainConfig(temperature=0.5))
+    bound = volume.short_run_bound(model.gen, model.prior, ChainConfig(temperature=0.5))
     with jax.enable_x64(True):
         raw = jnp.asarray(np.log(np.expm1([0.7, 0.4])))
         both = jax.jit(
@@ -83,8 +84,8 @@ def test_learned_sizes_raise_the_bound_towards_the_best_single_step(toys):
     """One step of a standard normal target's chain has the exact optimum of its bound at s = 0."""
     toy = toys.linear(count=64)
     cfg = ChainConfig(steps=2, schedule="learned", temperature=0.0)
-    bound = volume.short_run_bound(toy.gen, cfg)
-    learn = volume.learn_sizes(toy.gen, cfg, updates=60, lr=5e-2)
+    bound = volume.short_run_bound(toy.gen, toy.prior, cfg)
+    learn = volume.learn_sizes(toy.gen, toy.prior, cfg, updates=60, lr=5e-2)
     raw = jnp.asarray(langevin.raw_sizes(np.array([0.2, 0.2])))
 
     @jax.jit

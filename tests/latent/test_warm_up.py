@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvae import api
 from jvae.api import example_keys, mean_valid, per_example
-from jvae.latent import short_run, warm_up
+from jvae.latent import elbo, short_run, warm_up
 from jvae.latent.short_run import ChainConfig
 from jvae.latent.warm_up import WarmUp
 from jvae.training.objectives import Objective, batch_loss
@@ -39,12 +38,12 @@ def pieces(toys):
     leak = dataclasses.replace(WarmUp(), param_grad="trajectory")
 
     def loss_of(plan, params):
-        terms = warm_up.measure(model.gen, CFG, plan)(0, params, packed, key, drop)
+        terms = warm_up.measure(model.gen, model.prior, CFG, plan)(0, params, packed, key, drop)
         return batch_loss(Objective(aux_weight={"trajectory": 1.0}), terms, 1.0)[0]
 
     def contract(params):
-        chain = model._replace(post=short_run.attach(model.gen, CFG))
-        return batch_loss(Objective(), api.measure(chain, params, packed, key, drop), 1.0)[0]
+        chain = model._replace(post=short_run.attach(model.gen, model.prior, CFG))
+        return batch_loss(Objective(), elbo.measure(chain, params, packed, key, drop), 1.0)[0]
 
     def nll_e(params, z_egz):
         ctx = model.gen.prepare(params, packed, drop)
@@ -55,7 +54,7 @@ def pieces(toys):
 
     @jax.jit
     def go(params):
-        chain = short_run.prepare(model.gen, CFG, params, packed, drop)
+        chain = short_run.prepare(model.gen, model.prior, CFG, params, packed, drop)
         end, path = chain.end(example_keys(jax.random.split(key)[0], packed.id_e), path=True)
         at_end = jax.grad(lambda p: mean_valid(nll_e(p, end), packed.valid_e))(params)
         value, final = jax.value_and_grad(lambda p: loss_of(WarmUp(), p))(params)

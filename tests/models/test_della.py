@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvae.api import Batch, Prompt, example_keys, measure, per_example
+from jvae.api import Batch, Prompt, example_keys, per_example
 from jvae.data.rows import Encoded, pack_rows
 from jvae.latent import layerwise
+from jvae.latent.elbo import measure
 from jvae.latent.iw_bound import score_batch
 from jvae.models import della, lm
 from jvae.nn import gpt2
@@ -125,13 +126,12 @@ def test_source_reaches_prior_and_posterior(conditional):
     def run(params, batch):
         cond = model.gen.condition(params, batch)
         post = model.post.encode(params, batch, cond=cond)
-        prior_egz = model.gen.sample_prior(
-            params, example_keys(jax.random.key(0), batch.id_e), cond
-        )
+        key_e = example_keys(jax.random.key(0), batch.id_e)
+        prior_egz = model.prior.sample(params, key_e, cond)
         return (
             model.post.mean(params, post),
             prior_egz,
-            model.gen.log_prior(params, prior_egz, cond),
+            model.prior.log_prob(params, prior_egz, cond),
         )
 
     here, there = (run(conditional.params, SINGLE._replace(cond=c)) for c in (SINGLE.cond, other))
@@ -187,7 +187,7 @@ def _latents_of_measure(made: Made):
     def run(params):
         cond = made.model.gen.condition(params, SINGLE)
         post = made.model.post.encode(params, SINGLE, cond=cond)
-        return made.model.post.sample(params, post, keys)[0][0]
+        return made.model.post.sample(params, post, keys)[0]
 
     return run(made.params)
 

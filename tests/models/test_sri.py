@@ -35,7 +35,7 @@ def test_every_preset_builds_and_names_the_axes_of_its_parameters(spec):
     assert ("enc" in models.family(config.model.family).limits(build.model_config(config))) == (
         "encoder" in abstract
     )
-    assert (build.build_sampler(config, model) is not None) == spec.startswith("sri")
+    assert (model.post.sampler is not None) == spec.startswith("sri")
     objective = program.build_objective(config.objective)
     assert "trajectory" in objective.aux_weight or not spec.startswith("sri")
 
@@ -50,7 +50,7 @@ def test_learned_steps_are_parameters_and_bring_their_update():
     config, model = _build("sri:tiny", **{"model.chain.schedule": "learned"})
     abstract = jax.eval_shape(model.init, jax.random.key(0))
     assert abstract["posterior"]["size"].shape == (config.model.chain.steps,)
-    sampler = build.build_sampler(config, model)
+    sampler = model.post.sampler
     assert sampler is not None and sampler.tune is not None
-    fixed = build.build_sampler(*_build("sri:tiny"))
+    fixed = _build("sri:tiny")[1].post.sampler
     assert fixed is not None and fixed.tune is None

@@ -14,7 +14,7 @@ from jvae import config
 from jvae.api import Batch
 from jvae.data import tokenizers
 from jvae.data.rows import Encoded, pack_rows
-from jvae.models import t5vae
+from jvae.models import family, t5vae
 from jvae.nn import t5, t5_layer
 from jvae.pretrained import backbones, files, names
 from jvae.pretrained import t5 as t5_names
@@ -45,7 +45,7 @@ def counts(c: t5vae.T5VaeConfig, depth: int | None = None) -> dict[str, int]:
 
 def test_new_parameters_of_t5_small():
     found = counts(t5vae.T5VaeConfig(SMALL))
-    (part,) = init_params.PARTS["t5_vae"]
+    (part,) = family("t5_vae").parts
     model = config.load("t5_vae:base").model
     pretrained = {rule.path for rule in part.table(model, init_params.Vocab(32_128, 32_128)).rules}
     new = {path: n for path, n in found.items() if path not in pretrained}

@@ -21,9 +21,9 @@ from safetensors.numpy import save_file
 from jvae import config as configs
 from jvae.data import tokenizers
 from jvae.errors import ConfigError, WeightsError
-from jvae.models import optimus
+from jvae.models import family, optimus
 from jvae.nn.config import TransformerConfig
-from jvae.pretrained import names, originals
+from jvae.pretrained import names
 from jvae.runs import build, exports
 from jvae.tree import named_leaves
 
@@ -44,7 +44,7 @@ def theirs():
     params = _random(optimus.build(CONFIG))
     for side, vocab in (("encoder", 20), ("decoder", 23)):
         params[side]["embed"]["token"]["table"][vocab:] = 0.0
-    state = names.write(originals.TABLES["optimus"](CONFIG), params)
+    state = names.write(family("optimus").original(CONFIG), params)
     state["decoder.transformer.h.0.attn.bias"] = np.ones((1, 1, 8, 8), np.float32)
     return state, named_leaves(params)
 
@@ -182,7 +182,7 @@ def test_the_original_optimus_goes_through_the_public_importer(variant, tmp_path
     state = {k[6:]: data[k] for k in data.files if k.startswith("param/")}
     np.savez(tmp_path / "original.npz", **state)
     params = exports.import_original(tmp_path / "original.npz", "optimus", config)
-    again = names.write(originals.TABLES["optimus"](config), params)
+    again = names.write(family("optimus").original(config), params)
     assert len(again) > 40
     for name, array in again.items():
         np.testing.assert_array_equal(array, state[name], err_msg=name)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jvae import config as configs
-from jvae.api import measure
 from jvae.cli.main import main
 from jvae.data.dataset import RowSpec, eval_batches
+from jvae.latent.elbo import measure
 from jvae.runs import build
 
 SHARED = Path(__file__).parents[3] / "shared"

@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from jvae import config as configs
 from jvae.data import tokenizers
 from jvae.errors import ConfigError, WeightsError
+from jvae.models import family
 from jvae.parallel import mesh as meshes
 from jvae.parallel import rules
 from jvae.pretrained import bert, gpt2
@@ -165,7 +166,7 @@ def test_one_backbone_or_none(place, caplog):
 
 def test_an_unused_pooler_is_told(place, caplog):
     this = place.run(pool="mean")
-    part = init_params.PARTS["optimus"][0]
+    part = family("optimus").parts[0]
     leaves = named_leaves(jax.eval_shape(this.model.init, jax.random.key(0)))
     with caplog.at_level(logging.INFO, "jvae.training.init_params"):
         found = init_params._load(this, part, str(place.bert), leaves)

@@ -20,6 +20,7 @@ def terms() -> Terms:
     kl[0, 0, :2] = 0.1, 2.0  # on either side of the floor, whatever the draw
     return Terms(
         nll_e=jnp.asarray(rng.gamma(5.0, 4.0, E), jnp.float32),
+        kl_e=jnp.asarray(kl.sum(axis=(1, 2))),
         kl_egz=jnp.asarray(kl),
         aux={"bow": jnp.asarray(rng.gamma(2.0, 1.0, E), jnp.float32)},
         scored_e=jnp.asarray([4, 0, 7, 1, 0]),
@@ -30,9 +31,8 @@ def terms() -> Terms:
 def spoiled(terms: Terms) -> Terms:
     """The terms with huge values at empty slots."""
     junk = lambda x: jnp.where(VALID.reshape(-1, *[1] * (x.ndim - 1)), x, 1e30)  # noqa: E731
-    return terms._replace(
-        nll_e=junk(terms.nll_e), kl_egz=junk(terms.kl_egz), aux=jax.tree.map(junk, terms.aux)
-    )
+    junked = {name: junk(getattr(terms, name)) for name in ("nll_e", "kl_e", "kl_egz")}
+    return terms._replace(**junked, aux=jax.tree.map(junk, terms.aux))
 
 
 def make(**choices) -> Objective:
@@ -58,7 +58,7 @@ def test_masked_loss_equals_compacted_loss(terms, choices):
     got, got_grads = loss(spoiled(terms))
     want, want_grads = loss(compacted)
     np.testing.assert_allclose(got, want, rtol=1e-6)
-    for name in ("nll_e", "kl_egz"):
+    for name in ("nll_e", "kl_e", "kl_egz"):
         grad = np.asarray(getattr(got_grads, name))
         np.testing.assert_allclose(grad[VALID], getattr(want_grads, name), rtol=1e-6)
         assert np.all(grad[~VALID] == 0)
@@ -132,10 +132,23 @@ def test_thirty_two_collapsed_dimensions_cost_their_floor_and_pull_nowhere():
     assert np.all(floor_gradient("dim_max", kl_egz) == 0)
 
 
-def test_without_closed_form_the_reconstruction_is_the_loss(terms):
-    loss = per_sentence(Objective(), terms._replace(kl_egz=None, aux={}), 0.7)
-    np.testing.assert_array_equal(loss.total_e, terms.nll_e)
-    np.testing.assert_array_equal(loss.kl_e, np.zeros(E))
+def test_without_closed_form_the_kl_of_the_draw_is_weighed(terms):
+    drawn_e = jnp.asarray([3.0, 9.0, -0.5, 1.0, 9.0])
+    terms = terms._replace(kl_e=drawn_e, kl_egz=None, aux={})
+    loss = per_sentence(Objective(), terms, 0.7)
+    np.testing.assert_allclose(loss.total_e, terms.nll_e + 0.7 * drawn_e, rtol=1e-6)
+    np.testing.assert_array_equal(loss.kl_e, drawn_e)
+    grad_e = jax.grad(lambda kl: batch_loss(Objective(), terms._replace(kl_e=kl), 0.7)[0])(drawn_e)
+    np.testing.assert_allclose(grad_e, 0.7 * VALID / VALID.sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "choices", [dict(kl_floor="dim_max", floor=FLOOR), dict(kl_reduce="group_mean")], ids=str
+)
+def test_free_bits_per_dimension_need_a_kl_per_dimension(terms, choices):
+    assert make(**choices).per_dimension and not make().per_dimension
+    with pytest.raises(ValueError, match="KL of each dimension"):
+        per_sentence(make(**choices), terms._replace(kl_egz=None), 0.7)
 
 
 def test_no_sentence_costs_nothing(terms):

@@ -15,7 +15,7 @@ KL = jnp.array([[[0.5, 1.5]], [[1.0, 3.0]], [[50.0, 50.0]]])
 
 
 def loss(kl_egz=KL, beta=1.0, **choices):
-    terms = Terms(NLL, kl_egz, {}, SCORED, VALID)
+    terms = Terms(NLL, jnp.sum(kl_egz, axis=(1, 2)), kl_egz, {}, SCORED, VALID)
     return batch_loss(Objective(**choices), terms, beta)[0]
 
 

@@ -10,6 +10,7 @@ from jvae.training.objectives import Objective, batch_loss, per_sentence
 KL_EGZ = jnp.array([[[0.5, 0.25], [2.0, 0.0]], [[4.0, 1.0], [0.125, 0.125]]])
 TERMS = Terms(
     nll_e=jnp.array([10.0, 20.0]),
+    kl_e=jnp.sum(KL_EGZ, axis=(1, 2)),
     kl_egz=KL_EGZ,
     aux={"bow": jnp.array([1.0, 2.0])},
     scored_e=jnp.array([4, 9]),

@@ -43,7 +43,7 @@ def test_deletion_reaches_the_encoder_in_training_alone():
     def measured(step, params, batch: Batch, key, drop) -> Terms:
         read_e = params["w"] * jnp.sum(batch.enc.segment_bt > 0, axis=1)
         scored_e = jnp.sum(batch.scored_bt, axis=1)
-        return Terms(read_e, jnp.zeros((2, 1, 1)), {}, scored_e, batch.valid_e)
+        return Terms(read_e, jnp.zeros(2), jnp.zeros((2, 1, 1)), {}, scored_e, batch.valid_e)
 
     def step(noise):
         tx = optax.sgd(0.1)

@@ -12,7 +12,7 @@ from jvae.evals.compat.draws import collect_draws, end_of_text
 from jvae.evals.compat.shared import log_mean_weight
 from jvae.evals.latent import collect_posteriors
 from jvae.evals.likelihood import TextCounts, evaluate_likelihood
-from jvae.latent import amortized
+from jvae.latent.priors import standard_normal
 from jvae.latent.short_run import ChainConfig
 
 KEY = jax.random.key(3)
@@ -43,15 +43,15 @@ def test_released_draws_take_the_log_variance_for_the_deviation(setting):
     @jax.jit
     def expected(params):
         q = model.post.encode(params, batch)
-        z_kegz, _ = model.post.sample(params, q, example_keys(z_key, batch.id_e, np.arange(2)))
+        z_kegz = model.post.sample(params, q, example_keys(z_key, batch.id_e, np.arange(2)))
         noise_egz = (z_kegz[1] - q.mean_egz) / jnp.exp(0.5 * q.log_var_egz)
         z_egz = q.mean_egz + noise_egz * q.log_var_egz
         nats_bt = model.gen.log_lik(params, model.gen.prepare(params, batch), z_egz)
         kept_bt = batch.dec.position_bt < WORDS  # the fifth token is the last
         return (
             per_example(nats_bt * kept_bt, batch),
-            model.gen.log_prior(params, z_egz),
-            model.post.log_q(params, q, z_egz),
+            model.prior.log_prob(params, z_egz),
+            model.post.log_prob(params, q, z_egz),
         )
 
     want = expected(params)
@@ -98,9 +98,9 @@ def test_modes_on_a_model(setting):
 def test_change_of_variables_stands_beside_the_fitted_bound(setting):
     model, params, batches = setting
     (chosen,) = batches[:1]
-    gen = model.gen._replace(sample_prior=amortized.sample_standard(model.latent_shape[1]))
+    prior = standard_normal(model.latent_shape)
     chain = ChainConfig(steps=3, schedule="constant", step_size=0.3)
-    found = change_of_variables.evaluate(gen, chain, params, [chosen], KEY, draws=4)
+    found = change_of_variables.evaluate(model.gen, prior, chain, params, [chosen], KEY, draws=4)
     made, likelihood = blocks(setting, "sri", short_run=found)
     value = {row.name: (row.value, row.ours) for row in made[0].rows}
     assert len(found.id_e) == 5 and value["nll"][0] == pytest.approx(found.scores.nll_e.mean())

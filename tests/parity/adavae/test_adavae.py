@@ -16,10 +16,11 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from ml_collections import ConfigDict
 
-from jvae.api import Batch, Prompt, Side, measure, per_example
+from jvae.api import Batch, Prompt, Side, per_example
 from jvae.decode import DecodeConfig, decode
 from jvae.evals.compat import adavae as compat
 from jvae.latent import gaussian
+from jvae.latent.elbo import measure
 from jvae.models import adavae
 from jvae.nn import gpt2
 from jvae.nn.condition import Ways
@@ -102,7 +103,7 @@ class Case:
         self.dtype = dtype
         self.config = config_of(self.meta, dtype)
         self.model = adavae.build(self.config)
-        self.table = originals.TABLES["adavae"](self.config)
+        self.table = originals.adavae(self.config)
         target = jax.eval_shape(self.model.init, jax.random.key(0))
         like = jax.tree.map(lambda a: np.zeros(a.shape, dtype), target)
         self.params = names.read(self.table, self.weights(), like)
@@ -179,8 +180,7 @@ class Case:
 
         def sample(params, post, key_ke):
             seen["post"] = post
-            z_kegz = gaussian.reparameterize(post, noise_egz[None]) + shift_egz[None]
-            return z_kegz, jnp.broadcast_to(gaussian.kl_standard(post), z_kegz.shape)
+            return gaussian.reparameterize(post, noise_egz[None]) + shift_egz[None]
 
         return self.model._replace(post=self.model.post._replace(sample=sample))
 
@@ -262,8 +262,8 @@ def everything(case: Case, params, data):
 
         def weights(z_egz):
             nats_bt = case.model.gen.log_lik(params, ctx, z_egz)
-            log_prior_e = case.model.gen.log_prior(params, z_egz)
-            log_q_e = case.model.post.log_q(params, post, z_egz)
+            log_prior_e = case.model.prior.log_prob(params, z_egz)
+            log_q_e = case.model.post.log_prob(params, post, z_egz)
             return per_example(nats_bt, batch), log_prior_e, log_q_e, nats_bt
 
         textbook = gaussian.reparameterize(post, data["iw_eps"])

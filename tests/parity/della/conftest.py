@@ -61,7 +61,7 @@ class Case:
         )
         self.model = della.build(self.config)
         self.chain = della.chain(self.config)
-        self.table = originals.TABLES["della"](self.config)
+        self.table = originals.della(self.config)
         target = jax.eval_shape(self.model.init, jax.random.key(0))
         self.like = jax.tree.map(lambda a: np.zeros(a.shape, dtype), target)
         self.params = self.read(self.weights("param/"))
@@ -107,8 +107,9 @@ class Case:
         """The model whose posterior draws once, with this noise."""
 
         def sample(params, post, key_ke):
-            z_egz, kl_egz = layerwise.draw(self.chain, params, post, noise_egz)
-            return z_egz[None], kl_egz[None]
+            pick = layerwise.reparameterized
+            found = layerwise.walk(self.chain, params, pick, noise_egz, text_egcz=post.text_egcz)
+            return found.z_egz[None]
 
         return self.model._replace(post=self.model.post._replace(sample=sample))
 

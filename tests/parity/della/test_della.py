@@ -14,8 +14,8 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from jvae.api import measure
 from jvae.latent import layerwise
+from jvae.latent.elbo import measure
 from jvae.models import della
 from jvae.nn import fusion, gpt2, pool
 from jvae.nn.attention import MaskSpec
@@ -79,7 +79,7 @@ def _everything(case, params):
     model, batch, c = case.model, case.batch, case.config
     cond = model.gen.condition(params, batch)
     post = model.post.encode(params, batch, cond=cond)
-    addends = dict(text_egcz=post.text_egcz, source_egcz=post.source_egcz)
+    addends = dict(text_egcz=post.text_egcz, source_egcz=case.chain.source_of(cond))
     pick = layerwise.reparameterized
     found = layerwise.walk(case.chain, params, pick, case.eps_egz, **addends)
     z_egz, out = found.z_egz, {"lat/z": _grouped(found.z_egz)}
@@ -89,8 +89,8 @@ def _everything(case, params):
     out |= _encoder(case, params) | _decoder(case, params, z_egz)
     if c.conditional:
         out["cond/pooled"] = _grouped(della.pooled(c, params, batch.cond, batch.slots))
-    out["lat/log_prior_layer_mean"] = model.gen.log_prior(params, z_egz, cond) / c.groups
-    out["lat/log_post_layer_mean"] = model.post.log_q(params, post, z_egz) / c.groups
+    out["lat/log_prior_layer_mean"] = model.prior.log_prob(params, z_egz, cond) / c.groups
+    out["lat/log_post_layer_mean"] = model.post.log_prob(params, post, z_egz) / c.groups
     ctx = model.gen.prepare(params, batch, cond=cond)
     out["dec/ce_per_token"] = -model.gen.log_lik(params, ctx, z_egz)[:, 1:]
     if c.use_bow:

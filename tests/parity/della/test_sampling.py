@@ -47,7 +47,7 @@ def test_ancestral_sampling_from_the_prior(single):
     @compiled
     def sample(params, noise_egz):
         cond = case.model.gen.condition(params, case.batch)
-        source_egcz = None if cond is None else cond.prior_egcz
+        source_egcz = case.chain.source_of(cond)
         return layerwise.walk(
             case.chain, params, layerwise.reparameterized, noise_egz, source_egcz=source_egcz
         )

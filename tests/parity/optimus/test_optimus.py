@@ -15,11 +15,12 @@ import numpy as np
 import optax
 import pytest
 
-from jvae.api import Batch, Prompt, Side, measure, per_example
+from jvae.api import Batch, Prompt, Side, per_example
 from jvae.decode import DecodeConfig, decode
 from jvae.errors import WeightsError
 from jvae.evals.compat import optimus as compat
 from jvae.latent import gaussian
+from jvae.latent.elbo import measure
 from jvae.models import optimus
 from jvae.nn import bert, gpt2
 from jvae.nn.config import TransformerConfig
@@ -119,8 +120,7 @@ class Case:
         model = optimus.build(dataclasses.replace(self.config, log_var=log_var))
 
         def sample(params, post, key_ke):
-            z_kegz = gaussian.reparameterize(post, noise_kegz)
-            return z_kegz, jnp.broadcast_to(gaussian.kl_standard(post), z_kegz.shape)
+            return gaussian.reparameterize(post, noise_kegz)
 
         return model._replace(post=model.post._replace(sample=sample))
 
@@ -283,8 +283,7 @@ def test_gradients(case, name):
         sample = model.post.sample
 
         def shifted(params, post, key_ke):
-            z_kegz, kl_kegz = sample(params, post, key_ke)
-            return z_kegz + z_shift_egz[None], kl_kegz
+            return sample(params, post, key_ke) + z_shift_egz[None]
 
         model = model._replace(post=model.post._replace(sample=shifted))
         terms = measure(model, params, case.batch, jax.random.key(0))
@@ -369,8 +368,8 @@ def _estimate(case, batch, noise_kegz):
         def densities(noise_egz):
             z_egz = gaussian.reparameterize(post, noise_egz)
             log_lik_e = per_example(gen.log_lik(params, ctx, z_egz), batch)
-            log_q_e = case.model.post.log_q(params, post, z_egz)
-            return log_lik_e, gen.log_prior(params, z_egz), log_q_e
+            log_q_e = case.model.post.log_prob(params, post, z_egz)
+            return log_lik_e, case.model.prior.log_prob(params, z_egz), log_q_e
 
         return post, jax.lax.map(densities, jnp.asarray(noise_kegz, case.dtype))
 
