@@ -135,16 +135,27 @@ def load_export(name_or_folder: str | os.PathLike[str], shardings: Any = None) -
     config = configs.stored((folder / files.CONFIG).read_text(encoding="utf-8"))
     encoder, decoder = (tokenizers.load(folder / TOKENIZER_FOLDER / r, r) for r in ROLES)
     target = _target(build_model(config), shardings)
-    same = tuple(NameRule(path, (path,), _SAME) for path in named_leaves(target))
     file = folder / files.SAFETENSORS
     try:
-        params = names.load_into(NameTable(same), files.read_file(file), target)
+        tensors = files.read_file(file)
+        params = names.load_into(_same_names(tensors, target), tensors, target)
     except WeightsError as error:
         raise WeightsError(f"{file}: {error}") from None
     return Export(config, encoder, decoder, params)
 
 
 _SAME = names.Transform(lambda arrays, shape: arrays[0], lambda leaf: [leaf])
+
+
+def _same_names(tensors: files.Tensors, target: Any) -> NameTable:
+    """Every parameter from the tensor of its path and shape."""
+
+    def rule(path: str, leaf: Any) -> NameRule:
+        # Older versions wrote scalars with shape (1,).
+        old = leaf.shape == () and path in tensors and tensors[path].shape == (1,)
+        return NameRule(path, (path,), names.flat(1) if old else _SAME)
+
+    return NameTable(tuple(rule(path, leaf) for path, leaf in named_leaves(target).items()))
 
 
 def _verify(folder: Path) -> None:
