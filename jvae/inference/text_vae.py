@@ -137,8 +137,8 @@ class LoadedVAE:
     ) -> list[str]:
         """Sentences of latents; greedy unless `settings` (`DecodeConfig` fields) say otherwise.
 
-        A source that stands in front of the text takes up positions: sentences then end where the
-        positions of the model do.
+        Sentences end where the positions of the model do, whatever `max_length` is. A source that
+        stands in front of the text takes up some of them.
         """
         z_egz = checks.latents(z_egz, ("n", *self.model.latent_shape))
         if len(z_egz) == 0:
@@ -146,9 +146,8 @@ class LoadedVAE:
         sources = self._sources(sources, len(z_egz))
         config = DecodeConfig(**({"method": "greedy", "max_length": self.max_length} | settings))
         given = self._started(len(z_egz)) if sources is None else self._given(sources)
-        if "dec" in self.joined:
-            room = self.limits["dec"] - given.prompt.token_et.shape[1]
-            config = replace(config, max_length=min(config.max_length, room))
+        room = self.limits["dec"] - given.prompt.token_et.shape[1]
+        config = replace(config, max_length=min(config.max_length, room))
         texts, left_e = [""] * len(z_egz), np.arange(len(z_egz), dtype=np.int32)
         mesh = meshes.mesh_of(self.params)
         with Progress("decoding", len(z_egz), quiet_s=QUIET_S) as progress:

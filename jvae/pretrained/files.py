@@ -262,7 +262,8 @@ def write_safetensors(
     """Writes tensors under their names, in an order that does not depend on the caller's."""
     from safetensors.numpy import save_file
 
-    ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    # Not `np.ascontiguousarray`, which gives scalars an axis.
+    ordered = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
     save_file(ordered, path, metadata=dict(metadata))
 
 

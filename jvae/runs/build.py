@@ -130,6 +130,13 @@ def open_run(config: ConfigDict, workdir: Path) -> Run:
     # Decoding stops where the longest training sentence does, its end included.
     longest = int(data["train"].target_lengths.max())
     config.decode.max_length = config.decode.max_length or longest
+    room = limits["dec"] - 1  # after the start token
+    if config.decode.max_length > room:
+        log.append(
+            f"decode.max_length={config.decode.max_length}: lowered to {room}, as the decoder has "
+            "no positions for longer sentences"
+        )
+        config.decode.max_length = room
     rows = row_spec(config, limits)
     log.append(log_packing(data["train"], rows))
     model = build_model(config)

@@ -138,17 +138,28 @@ def load_export(name_or_folder: str | os.PathLike[str], shardings: Any = None) -
     config = configs.stored(text)
     encoder, decoder = (tokenizers.load(folder / TOKENIZER_FOLDER / r, r) for r in ROLES)
     target = _target(build_model(config), shardings)
-    paths = Paths.of(text)
-    same = tuple(NameRule(path, (paths.old(path),), _SAME) for path in named_leaves(target))
     file = folder / files.SAFETENSORS
     try:
-        params = names.load_into(NameTable(same), files.read_file(file), target)
+        tensors = files.read_file(file)
+        params = names.load_into(_same_names(tensors, target, Paths.of(text)), tensors, target)
     except WeightsError as error:
         raise WeightsError(f"{file}: {error}") from None
     return Export(config, encoder, decoder, params)
 
 
 _SAME = names.Transform(lambda arrays, shape: arrays[0], lambda leaf: [leaf])
+
+
+def _same_names(tensors: files.Tensors, target: Any, paths: Paths) -> NameTable:
+    """Every parameter from the tensor of its path and shape."""
+
+    def rule(path: str, leaf: Any) -> NameRule:
+        # Older versions wrote scalars with shape (1,).
+        name = paths.old(path)
+        old = leaf.shape == () and name in tensors and tensors[name].shape == (1,)
+        return NameRule(path, (name,), names.flat(1) if old else _SAME)
+
+    return NameTable(tuple(rule(path, leaf) for path, leaf in named_leaves(target).items()))
 
 
 def _verify(folder: Path) -> None:

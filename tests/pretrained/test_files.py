@@ -105,6 +105,20 @@ def _pack(tree) -> bytes:
     return msgpack.packb(walk(tree))
 
 
+def test_written_tensors_keep_their_shapes(tmp_path):
+    arrays = {
+        "scalar": np.array(2.5, np.float32),
+        "one": np.array([3.0], np.float32),
+        "transposed": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        "device": jnp.float32(1.5),
+    }
+    files.write_safetensors(tmp_path / ST, arrays, {})
+    tensors = files.read_file(tmp_path / ST)
+    assert [tensors[name].shape for name in arrays] == [(), (1,), (3, 2), ()]
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(np.asarray(tensors[name]), array)
+
+
 def test_sharded_and_chunked_flax_files(folder, target, truth):
     tensors = {n: np.asarray(t) for n, t in files.read_file(folder / MP).items()}
     table = tensors["transformer/wte/embedding"]
