@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from jvae.data import json_rows, parquet, public
 from jvae.data.sentences import split_sentences
 from jvae.data.sources import TFDS, check_on_error, raw_lines, reading
-from jvae.data.tables import Table
+from jvae.data.tables import Table, is_number
 from jvae.data.text_rules import BadLine, clean, decode, shown
 from jvae.errors import ConfigError, DataError
 
@@ -79,6 +79,13 @@ class Reader:
             raise ConfigError(f"data.format={self.format!r}: expected one of {', '.join(FORMATS)}")
         if self.header not in HEADERS:
             raise ConfigError(f"data.header={self.header!r}: expected one of {', '.join(HEADERS)}")
+        if self.header == "false":
+            for field, key in self.fields.items():
+                if key and not is_number(key):
+                    raise ConfigError(
+                        f"data.header=false with data.{field}={key}: only a header names columns; "
+                        "choose by number, or leave data.header at auto"
+                    )
         if self.sentences and self.source:
             raise ConfigError(
                 "data.sentences=true with data.source: pairs cannot be cut into sentences; "

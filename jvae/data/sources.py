@@ -9,7 +9,6 @@ import errno
 import glob
 import gzip
 import hashlib
-import io
 import os
 import stat
 import zlib
@@ -18,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -210,39 +209,45 @@ def raw_lines(path: str | Path, max_chars: int) -> Iterator[tuple[int, bytes | B
       max_chars: most characters of a line; bounds the memory a file without line ends can take.
     Raises: DataError where the file as a whole cannot be read.
     """
-    # UTF-8 takes at most 4 bytes a character; room for blanks around
-    most = 4 * max_chars + 64
-    detail = f"over {max_chars} characters; expected one example per line"
-    huge = BadLine("too many characters", detail)
-    number, begun, skipping = 0, b"", False
+    number = 0
     with reading(Path(path)) as file:
-        while chunk := file.readline(most + 1):
-            if chunk.endswith(b"\r") and file.peek(1)[:1] == b"\n":  # cut between the two
-                chunk += file.read(1)
-            # Bytes are split at these three ends alone.
-            for part in chunk.splitlines(keepends=True) if b"\r" in chunk else (chunk,):
-                whole = part.endswith((b"\n", b"\r"))
-                if skipping:
-                    skipping = not whole
-                    continue
-                line, begun = begun + part, b""
-                if len(line) > most and (not whole or len(line) > most + 2):
-                    number, skipping = number + 1, not whole
-                    yield number, huge
-                elif whole:
-                    number += 1
-                    yield number, line
-                else:
-                    begun = line
-        if begun:
-            number += 1
-            yield number, begun
+        for number, line in split_lines(file, max_chars):
+            yield number, line
     if number == 0:
         raise DataError(f"{path}: is empty; expected a text file with one example per line")
 
 
+def split_lines(file: IO[bytes], max_chars: int) -> Iterator[tuple[int, bytes | BadLine]]:
+    """`raw_lines` of an open file, which may be empty."""
+    most = 4 * max_chars + 64  # UTF-8 takes at most 4 bytes a character; room for blanks around
+    detail = f"over {max_chars} characters; expected one example per line"
+    huge = BadLine("too many characters", detail)
+    number, begun, skipping, cut = 0, b"", False, False
+    while chunk := file.readline(most + 1):
+        if cut and chunk.startswith(b"\n"):  # of the \r that the last chunk ended with
+            chunk = chunk[1:]
+        cut = chunk.endswith(b"\r")
+        # Bytes are split at these three ends alone.
+        for part in chunk.splitlines(keepends=True):
+            whole = part.endswith((b"\n", b"\r"))
+            if skipping:
+                skipping = not whole
+                continue
+            line, begun = begun + part, b""
+            if len(line) > most + 2 * whole:
+                number, skipping = number + 1, not whole
+                yield number, huge
+            elif whole:
+                number += 1
+                yield number, line
+            else:
+                begun = line
+    if begun:
+        yield number + 1, begun
+
+
 @contextmanager
-def reading(path: Path, binary: bool = False) -> Iterator[io.BufferedReader | gzip.GzipFile]:
+def reading(path: Path, binary: bool = False) -> Iterator[IO[bytes]]:
     """An open file, unpacked where its name ends in .gz.
 
     Args:
@@ -255,7 +260,7 @@ def reading(path: Path, binary: bool = False) -> Iterator[io.BufferedReader | gz
         with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
             if not binary:
                 _check_text(path, file.peek(_HEAD)[:_HEAD])
-            yield file
+            yield file  # pyright: ignore[reportReturnType]
     except gzip.BadGzipFile as error:
         raise DataError(
             f"{path}: not a gzip file ({error}); "

@@ -2,7 +2,8 @@
 
 Quotes    A field in double quotes is read as CSV writes it: delimiters and line ends inside are
           text, "" is a quote. A quote that opens a field and is not closed by that rule is a fault
-          of its row, never a guess; data.quotes=false makes quotes letters like any other.
+          of its row, never a guess; data.quotes=false makes quotes letters like any other. Under
+          data.on_error=drop the next row is the next line.
 Delimiter Tab in .tsv. In .csv a comma, unless the first rows agree on two or more columns by ; or
           tab or | and not by a comma.
 Header    The first line names the columns if a column is chosen by name or data.header=true. Under
@@ -153,8 +154,8 @@ def _records(
         for number, one in raw:
             first = first if pulled else number
             line = decode(one) if isinstance(one, bytes) else one
-            if isinstance(line, BadLine):
-                fault, line = line, ""
+            if isinstance(line, BadLine):  # its quotes still count
+                fault, line = line, one.decode("utf-8", "replace") if isinstance(one, bytes) else ""
             line = line.rstrip("\r\n")
             pulled.append(line)
             yield line + "\n"

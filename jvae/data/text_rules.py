@@ -1,7 +1,7 @@
 """The rules for one text, the same for corpus files, the API and the shell.
 
   NUL and lone surrogates   refused
-  byte order marks          removed where a text begins
+  byte order marks          removed where a text or a line of it begins
   separators inside         \\n \\r \\v \\f, FS GS RS, NEL (U+0085), U+2028 and U+2029: each run
                             becomes one space, together with the blanks around it
   blanks around a text      removed (all Unicode whitespace)
@@ -51,11 +51,15 @@ def clean(text: str, empty: str = "empty line; expected a sentence") -> str | Ba
             text.encode()
         except UnicodeEncodeError:  # JSON and Python can spell what UTF-8 cannot
             return BadLine("invalid UTF-8", "holds half of a surrogate pair")
-    text = text.rstrip()
-    text = text[_BEFORE.match(text).end() :]  # pyright: ignore[reportOptionalMemberAccess]
+    text = _bare(text)
     if _SEPARATOR.search(text):
-        text = " ".join(part for one in _SEPARATOR.split(text) if (part := one.strip()))
+        text = " ".join(part for one in _SEPARATOR.split(text) if (part := _bare(one)))
     return text or BadLine("empty", empty)
+
+
+def _bare(text: str) -> str:
+    text = text.rstrip()
+    return text[_BEFORE.match(text).end() :]  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def shown(text: str, most: int = 40) -> str:

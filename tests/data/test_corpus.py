@@ -154,6 +154,14 @@ BAD_LINES = {
     ),
     "surrogate": ("t.jsonl", b'{"text": "ok"}\n{"text": "\\ud800"}\n', {}, "holds half of a surr"),
     "json nul": ("t.jsonl", b'{"text": "ok"}\n{"text": "a\\u0000"}\n', {}, "holds a NUL character"),
+    "label nul": ("t.tsv", b"a\tok\nc\0\tb\n", {"label": "0"}, "NUL label: holds a NUL"),
+    "digits": (
+        "t.jsonl",
+        b'{"text": "ok"}\n{"text": "a", "n": ' + b"1" * 5_000 + b"}\n",
+        {},
+        "not usable JSON (a number with thousands of digits)",
+    ),
+    "long key": ("t.jsonl", b'{"text": "ok"}\n{"%b": 1}\n' % (b"k" * 99), {}, "has no key 'text'"),
     "deep": ("t.jsonl", b'{"text": "ok"}\n' + b"[" * 100_000, {}, "JSON nested too deeply"),
 }
 
@@ -284,9 +292,16 @@ def test_a_checked_file_is_not_checked_again_until_it_changes(tmp_path, monkeypa
             survey(path, Reader(max_words=3), tmp_path / "cache")
     write(tmp_path, b"a\nb\nc\n")
     assert len(survey(path, Reader(), tmp_path / "cache")) == 3
-    for one in (tmp_path / "cache" / "surveys").iterdir():
-        one.write_text("{")  # as a full disk leaves it
-    assert survey(path, Reader(), tmp_path / "cache").documents == 3
+    by_age = sorted((tmp_path / "cache/surveys").iterdir(), key=lambda one: one.stat().st_mtime_ns)
+    other, last = by_age
+    whole = last.read_bytes()
+    torn = [b"", b"{", b"[]", b"7", b"{}", b'{"facts": {}, "check": "x"}', b"\xff", b"[" * 9_999]
+    for data in (*torn, whole.replace(b'"documents": 3', b'"documents": 4'), other.read_bytes()):
+        last.write_bytes(data)
+        corpus = survey(path, Reader(), tmp_path / "cache")
+        assert corpus.documents == 3 and len(corpus.notes) == 1
+        assert "is damaged or of another file; " in corpus.notes[0]
+        assert last.read_bytes() == whole
 
 
 def test_file_that_changes_while_it_is_read(tmp_path):
