@@ -73,7 +73,7 @@ def latents(path: str) -> np.ndarray:
         file = sources.expand_user(path)
         sources.check_file(file)
         try:
-            with np.load(file) as arrays:
+            with file.open("rb") as opened, np.load(opened) as arrays:
                 return arrays["z"]
         except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(
