@@ -27,6 +27,7 @@ setup(
         "tensorflow-datasets>=4.9.10",
         "importlib_resources",  # tensorflow-datasets needs it and does not say so
         "array_record>=0.8",
+        "pyarrow>=16",  # Parquet files; tensorflow-datasets brings it too
         "grain>=0.2.18",
         "jaxtyping>=0.3",  # shapes in signatures
         "sacrebleu>=2.4",

@@ -10,18 +10,23 @@ def base() -> ConfigDict:
     c.data = ConfigDict(
         dict(
             # Files, globs ("yelp/*.tsv") and TFDS sets ("tfds:snli:train"), one after another in
-            # this order; files are plain or .gz with one example per line. No train file: the
-            # embedded corpus. Without valid or test files, lines are held out of train.
+            # this order: .txt (an example a line), .csv, .tsv, .jsonl, .json (an array) and
+            # .parquet, plain or .gz. No train file: the embedded corpus. Without valid or test
+            # files, lines are held out of train.
             train=(),
             valid=(),
             test=(),
-            format="auto",  # by suffix; or text, tsv, jsonl for files of any name
-            # What to read: a TSV column by number from 0 (-1: the last) or, if the first line names
-            # the columns, by name; a JSON key; a TFDS feature. Empty: the text is the whole line,
-            # the last column, or "text"; no source (of source -> text pairs) and no label is read.
+            # By suffix; or text, csv, tsv, jsonl, json, parquet for files of any name.
+            format="auto",
+            # What to read: a column of a table by number from 0 (-1: the last) or by name; a JSON
+            # key; a TFDS feature. Empty: the text is the whole line, the column or key "text", or
+            # the last column of a table without names; no source (of source -> text pairs) and no
+            # label is read.
             text="",
             source="",
             label="",
+            header="auto",  # whether the first line of a .csv or .tsv names columns: true, false
+            quotes=True,  # False: quotes in a .csv or .tsv are letters like any other
             sentences=False,  # lines are documents, to be cut into sentences
             tfds_dir="",  # where TFDS sets are; empty: TFDS's own default
             # Where files are kept tokenised, by content; empty: $JVAE_CACHE or ~/.cache/jvae.

@@ -10,16 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from jvae.data import sources
+from jvae.cli import text_input
 from jvae.errors import ConfigError, DataError
+from jvae.inference.checks import listed
 from jvae.inference.neighbors import nearest
 from jvae.inference.text_vae import LoadedVAE
 from jvae.latent.geometry import OFFSETS
 from jvae.runs import loading, workdir
 from jvae.validation.validate import validate
 
-MAX_CHARS = 1_000_000  # of a line of input
-BOM = "\ufeff"  # what some editors begin a file with
 EDITS = ("interpolate", "analogy", "traverse", "neighbors")
 FORMATS = {".txt": "text", ".json": "json", ".jsonl": "json", ".npz": "npz"}
 
@@ -51,6 +50,7 @@ class TextResult(NamedTuple):
 class _Call(NamedTuple):
     vae: LoadedVAE
     options: Options
+    data: ConfigDict  # section of the config: how files are read
     settings: dict[str, Any]  # of decoding, as configured
     lines: list[str]
     sources: list[str] | None  # of conditional models, one per line
@@ -65,16 +65,16 @@ def run(mode: str, config: ConfigDict, folder: Path, options: Options) -> None:
     if options.text and options.input:
         raise ConfigError("--text and --input are both given; choose one")
     validate(config, saved=workdir.saved_config(folder), training=False)
-    lines = [] if mode == "decode" else _lines(mode, options)
+    lines = [] if mode == "decode" else _lines(mode, config, options)
     vae = loading.load(folder, seed=options.seed)
     if mode in EDITS and not np.prod(vae.model.latent_shape):
         raise ConfigError(f"{mode} needs a latent, which the model of {folder} does not have")
     if mode == "sample" and vae.conditional and not lines:
-        lines = _standard_input("a source")
+        lines = text_input.from_standard_input("a source")
     pairs = vae.conditional and mode != "sample"
     given, lines = pairs_of(lines) if pairs else (None, lines)
     settings = {k: v for k, v in config.decode.items() if k not in ("batch", "max_length")}
-    _write(MODES[mode](_Call(vae, options, settings, lines, given)), kind, options.out)
+    _write(MODES[mode](_Call(vae, options, config.data, settings, lines, given)), kind, options.out)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def _encode(call: _Call) -> TextResult:
 def _decode(call: _Call) -> TextResult:
     if call.vae.conditional:
         raise ConfigError("decode is for models without sources; use LoadedVAE.decode for others")
-    z_egz = _latents(call.options.input)
+    z_egz = text_input.latents(call.options.input)
     try:
         return _told(z_egz, call.vae.decode(z_egz))
     except ValueError as error:
@@ -145,7 +145,7 @@ def _neighbors(call: _Call) -> TextResult:
         raise ConfigError("neighbors is for models without sources; see LoadedVAE.neighbors")
     if not call.options.corpus:
         raise ConfigError("neighbors needs the sentences to look among: add --corpus=FILE")
-    corpus = _read(call.options.corpus)
+    corpus = text_input.from_file(call.options.corpus, text_input.reader_of(call.data))
     query_egz = call.vae.encode(call.lines)
     places, distances = nearest(query_egz, call.vae.encode(corpus), call.options.n)
     return _records(
@@ -196,52 +196,14 @@ def _records(
 # In.
 
 
-def _lines(mode: str, options: Options) -> list[str]:
+def _lines(mode: str, config: ConfigDict, options: Options) -> list[str]:
     """Sentences of --text, of the file of --input, or of standard input."""
     if options.text:
-        return list(options.text)
+        return listed(options.text)
     if options.input:
-        return _read(options.input)
-    return [] if mode == "sample" else _standard_input(f"to {mode}")
-
-
-def _standard_input(what: str) -> list[str]:
-    try:
-        lines = [] if sys.stdin is None else [one.strip("\r\n" + BOM) for one in sys.stdin]
-    except UnicodeDecodeError as error:
-        raise DataError(f"standard input: is no UTF-8 text ({error.reason})") from None
-    if not lines:
-        what = f"nothing {what}" if what.startswith("to ") else f"{what} is needed"
-        raise ConfigError(f"{what}: give --text='...', --input=FILE or lines on standard input")
-    return lines
-
-
-def _read(path: str) -> list[str]:
-    lines = []
-    for number, raw in sources.raw_lines(path, MAX_CHARS):
-        if isinstance(raw, sources.BadLine):
-            raise DataError(f"{path}:{number}: {raw.detail}")
-        try:
-            lines.append(raw.decode("utf-8").strip("\r\n" + BOM))
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}:{number}: is no UTF-8 text ({error.reason})") from None
-    return lines
-
-
-def _latents(path: str) -> np.ndarray:
-    """Latents of an .npz file, or of JSON lines such as mode encode writes."""
-    where = path or "standard input"
-    try:
-        if path.endswith(".npz"):
-            with np.load(path) as arrays:
-                return arrays["z"]
-        lines = _read(path) if path else _standard_input("to decode")
-        return np.array([json.loads(one)["z"] for one in lines], np.float32)
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise DataError(
-            f"{where}: no latents ({error}); expected what --mode=encode writes: an .npz with "
-            "array z, or one JSON object with key z per line"
-        ) from None
+        reader = text_input.reader_of(config.data, sources_alone=mode == "sample")
+        return text_input.from_file(options.input, reader)
+    return [] if mode == "sample" else text_input.from_standard_input(f"to {mode}")
 
 
 def pairs_of(lines: list[str]) -> tuple[list[str], list[str]]:

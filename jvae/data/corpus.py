@@ -1,12 +1,14 @@
 """A split's input before it is tokenised: which files, what they hold, and which part counts.
 
 `survey` reads every file once, so bad input is refused before anything is written, the size of the
-work is known, and sentences can be held out. What it finds is kept in the cache by content.
+work is known, and sentences can be held out. What it finds is kept in the cache by content, with a
+checksum: a damaged record is replaced.
 """
 
 import hashlib
 import json
 import os
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,12 +18,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jvae.data import public
-from jvae.data.formats import Example, Reader, scan
+from jvae.data.formats import LONG, Example, Reader, scan
 from jvae.data.progress import Progress
-from jvae.data.sources import TFDS, BadLine, FileInfo, bad_line, expand, sha256
+from jvae.data.sources import (
+    TFDS,
+    FileInfo,
+    bad_line,
+    expand,
+    expand_user,
+    sha256,
+    too_long,
+)
+from jvae.data.text_rules import BadLine
 from jvae.errors import DataError
 
 CACHE_VARIABLE = "JVAE_CACHE"
+_FORMAT = 2  # changes with what is stored and with the rules of texts
 
 
 class Located(NamedTuple):
@@ -42,6 +54,7 @@ class Corpus:
     documents_f: tuple[int, ...]  # usable ones of each file
     dropped: dict[str, int]
     keep_d: np.ndarray | None = None  # which documents count; None: all
+    notes: tuple[str, ...] = ()  # for the log: how the files were read
 
     @property
     def documents(self) -> int:
@@ -84,9 +97,13 @@ class Corpus:
 
 
 def cache_dir(configured: str) -> Path:
-    """Where prepared data lives: as configured, else $JVAE_CACHE, else the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(configured or os.environ.get(CACHE_VARIABLE) or Path(base) / "jvae").expanduser()
+    """Where prepared data lives: as configured, else $JVAE_CACHE, else the user's cache folder.
+
+    Raises: DataError if the user's home folder is needed and unknown.
+    """
+    if chosen := configured or os.environ.get(CACHE_VARIABLE):
+        return expand_user(chosen)
+    return expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jvae"
 
 
 def survey(names: str | Path | Sequence[str | Path], reader: Reader, cache: Path) -> Corpus:
@@ -95,53 +112,85 @@ def survey(names: str | Path | Sequence[str | Path], reader: Reader, cache: Path
     Raises: DataError for files that are missing, empty or unreadable, and for bad lines under
       data.on_error=raise.
     """
-    files, documents, dropped = [], [], Counter()
+    files, documents, notes, dropped = [], [], [], Counter()
     for name in expand(names):
+        reader.format_of(name)  # refuses a suffix before the file is read
         public_set = name.startswith(TFDS)
         digest = public.fingerprint(name, reader.tfds_dir) if public_set else sha256(name)
-        found = _survey_file(name, digest, reader, cache)
-        files.append(FileInfo(name, digest, found["lines"]))
-        documents.append(found["documents"])
-        dropped.update(found["dropped"])
-    return Corpus(reader, tuple(files), tuple(documents), dict(dropped))
+        facts = _survey_file(name, digest, reader, cache, notes)
+        files.append(FileInfo(name, digest, facts["lines"]))
+        documents.append(facts["documents"])
+        dropped.update(facts["dropped"])
+        notes += [f"{name}: {note}" for note in facts["notes"]]
+    return Corpus(reader, tuple(files), tuple(documents), dict(dropped), notes=tuple(notes))
 
 
 def reading_key(reader: Reader, name: str) -> dict[str, Any]:
     """The options that decide what is read from a file, for keys of the cache."""
     options = {one.name: getattr(reader, one.name) for one in fields(reader)}
     del options["tfds_dir"]  # the digest stands for the set
-    return options | {"format": reader.format_of(name)}
+    kind = reader.format_of(name)
+    if kind not in ("csv", "tsv"):
+        del options["header"], options["quotes"]
+    return options | {"format": kind}
 
 
-def _survey_file(name: str, digest: str, reader: Reader, cache: Path) -> dict:
-    key = json.dumps([1, digest, reading_key(reader, name)], sort_keys=True)
+def _survey_file(
+    name: str, digest: str, reader: Reader, cache: Path, notes: list[str]
+) -> dict[str, Any]:
+    key = json.dumps([_FORMAT, digest, reading_key(reader, name)], sort_keys=True)
     path = cache / "surveys" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-    if path.is_file():
-        try:
-            return json.loads(path.read_text())
-        except ValueError:  # cut off by a full disk: made again
-            pass
+    if path.exists():
+        if facts := _stored(path, key):
+            return facts
+        notes.append(f"{path}: is damaged or of another file; {name} is checked again")
+    facts = _scan_all(name, reader)
+    write_whole(path, json.dumps({"check": _check(key, facts), "facts": facts}))
+    return facts
+
+
+def _stored(path: Path, key: str) -> dict[str, Any] | None:
+    """What an earlier survey wrote, None where it is no longer that."""
+    try:
+        stored = json.loads(path.read_bytes())
+        return stored["facts"] if stored["check"] == _check(key, stored["facts"]) else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _check(key: str, facts: Any) -> str:
+    text = json.dumps([key, facts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _scan_all(name: str, reader: Reader) -> dict[str, Any]:
     documents = last = counted = 0
     dropped: Counter[str] = Counter()
+    notes: list[str] = []
+    first: tuple[str, BadLine] | None = None  # the first line that is too long
+    long: set[int] = set()
     size = 0 if name.startswith(TFDS) else Path(name).stat().st_size
-    size *= 3 if name.endswith(".gz") else 1  # about what gzip makes of text
+    size *= 3 if name.lower().endswith(".gz") else 1  # about what gzip makes of text
     with Progress(f"checking {name}", size) as progress:
-        for last, one in scan(name, reader):
+        for last, one in scan(name, reader, notes):
             if isinstance(one, BadLine):
-                if reader.on_error == "raise":
+                if reader.on_error == "raise" and one.reason in LONG:
+                    first = first or (f"{name}:{last}", one)
+                    long.add(last)
+                elif reader.on_error == "raise" and not first:
                     raise bad_line(f"{name}:{last}", one)
                 dropped[one.reason] += 1
                 continue
             progress.add(len(one.text) + len(one.source) + 1)
             documents, counted = documents + (last != counted), last
+    if first:
+        raise too_long(*first, len(long), last, positions=False)
     if not documents:
         raise DataError(
             f"{name}: none of its {last} lines can be used ({dict(dropped)}); "
             "expected UTF-8 text with one example per line"
         )
-    found = {"lines": last, "documents": documents, "dropped": dict(dropped)}
-    write_whole(path, json.dumps(found))
-    return found
+    return {"lines": last, "documents": documents, "dropped": dict(dropped), "notes": notes}
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -149,7 +198,7 @@ def write_whole(path: Path, text: str) -> None:
 
     Raises: DataError where the cache cannot be written.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # hosts may share process ids
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(text, encoding="utf-8")

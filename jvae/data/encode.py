@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from jvae.data.rows import Encoded
-from jvae.data.sources import BadLine
+from jvae.data.text_rules import BadLine
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError
 
+TOO_LONG = "too many tokens"  # the reason of a text with more tokens than a side's limit
 UNKNOWN_WARNING = 0.01  # share of unknown tokens above which a run says so
 
 
@@ -100,7 +101,7 @@ def _length_faults(
             f"{lengths[i]} tokens with tokenizer {tokenizer.name}, "
             f"more than the {limit} that the model has positions for ({side} side)"
         )
-        yield i, BadLine("too many tokens", detail)
+        yield i, BadLine(TOO_LONG, detail)
 
 
 def texts_of(

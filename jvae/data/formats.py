@@ -1,20 +1,42 @@
-"""Lines of text, TSV and JSON Lines to checked examples: a text, perhaps its source and label."""
+"""Corpus files of every format to checked examples: a text, perhaps its source and label.
+
+.txt                one text a line
+.csv .tsv           a table, see `jvae.data.tables`
+.jsonl .ndjson      a JSON object or string a line
+.json               one array of objects or strings
+.parquet            a table
+tfds:NAME:SPLIT     a public data set, see `jvae.data.public`
+
+Each file may be packed as .gz. Texts follow `jvae.data.text_rules`, so one corpus is the same lines
+in every format. Files of another suffix are refused unless `data.format` says what they are.
+"""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jvae.data import public
+from jvae.data import json_rows, parquet, public
 from jvae.data.sentences import split_sentences
-from jvae.data.sources import TFDS, BadLine, raw_lines
-from jvae.errors import DataError
+from jvae.data.sources import TFDS, raw_lines, reading
+from jvae.data.tables import Table, is_number
+from jvae.data.text_rules import BadLine, clean, decode, shown
+from jvae.errors import ConfigError, DataError
 
-_BOM = "\ufeff"
-_BY_SUFFIX = {".txt": "text", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-FORMATS = ("auto", "text", "tsv", "jsonl")
+_BY_SUFFIX = {
+    ".txt": "text",
+    ".tsv": "tsv",
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+    "": "text",  # such as "train"
+}
+FORMATS = ("auto", "text", "tsv", "csv", "jsonl", "json", "parquet")
+HEADERS = ("auto", "true", "false")
+LONG = ("too many words", "too many characters")  # reasons that have remedies of their own
 
 
 class Example(NamedTuple):
@@ -32,21 +54,33 @@ Row = list[Example] | BadLine  # one line may hold several texts
 class Reader:
     """The values of config section `data` that decide what is read from a file.
 
-    `text`, `source` and `label` select a TSV column by number from 0 (negative from the end) or by
-    the name in the file's first line, a key of each JSON object, or a feature of a TFDS set. Left
-    empty, the text is the whole line, the last column, or "text"; source and label are not read. A
-    JSON list of strings is several texts, or one source joined by blanks.
+    `text`, `source` and `label` select a column of a CSV or TSV by number from 0 (negative from the
+    end) or by the name in the file's first line, a column of a Parquet file, a key of each JSON
+    object, or a feature of a TFDS set. Left empty, the text is the whole line, the column or key
+    "text", or the last column of a table without names; source and label are not read. A JSON list
+    of strings is several texts, or one source joined by blanks.
     """
 
     format: str = "auto"
     text: str = ""
     source: str = ""
     label: str = ""
+    header: str = "auto"  # whether the first line of a CSV or TSV names its columns: true, false
+    quotes: bool = True  # whether fields of a CSV or TSV may be in quotes
     sentences: bool = False  # every text is a document to be cut into sentences
     on_error: str = "raise"
     max_words: int | None = None  # most whitespace-separated words of a text and its source
     max_chars: int = 1_000_000
     tfds_dir: str = ""
+
+    def __post_init__(self) -> None:
+        if self.header == "false":
+            for field, key in self.fields.items():
+                if key and not is_number(key):
+                    raise ConfigError(
+                        f"data.header=false with data.{field}={key}: only a header names columns; "
+                        "choose by number, or leave data.header at auto"
+                    )
 
     @property
     def fields(self) -> dict[str, str]:
@@ -55,27 +89,37 @@ class Reader:
         return {name: key for name, key in chosen.items() if key or name == "text"}
 
     def format_of(self, name: str) -> str:
-        """Format of a file: as set, else by its suffix under .gz, else text."""
+        """Format of a file: as set, else by its suffix under .gz.
+
+        Raises: DataError for a suffix that stands for none.
+        """
         if name.startswith(TFDS):
             return "tfds"
         if self.format != "auto":
             return self.format
-        return _BY_SUFFIX.get(Path(name.removesuffix(".gz")).suffix.lower(), "text")
+        path = Path(name)
+        suffix = (Path(path.stem) if path.suffix.lower() == ".gz" else path).suffix.lower()
+        if suffix not in _BY_SUFFIX:
+            known = ", ".join(filter(None, _BY_SUFFIX))
+            raise DataError(
+                f"{name}: files in {suffix} are not read; expected one of {known}, plain or .gz. "
+                "Rename it, or set data.format to what it holds"
+            )
+        return _BY_SUFFIX[suffix]
 
 
-def scan(name: str, reader: Reader) -> Iterator[tuple[int, Example | BadLine]]:
+def scan(
+    name: str, reader: Reader, notes: list[str] | None = None
+) -> Iterator[tuple[int, Example | BadLine]]:
     """Yields (line number from 1, example or what is wrong with it), holding one line at a time.
 
     A line of several texts or sentences gives its number several times.
 
+    Args:
+      notes: gets what was chosen where the file leaves a choice.
     Raises: DataError where the file as a whole cannot be read or lacks a chosen column.
     """
-    kind = reader.format_of(name)
-    if kind == "tfds":
-        rows = ((i, _from_object(x, reader)) for i, x in public.rows(name, reader.tfds_dir))
-    else:
-        rows = _from_lines(name, kind, reader)
-    for number, row in rows:
+    for number, row in _rows(name, reader, [] if notes is None else notes):
         if isinstance(row, BadLine):
             yield number, row
             continue
@@ -84,138 +128,119 @@ def scan(name: str, reader: Reader) -> Iterator[tuple[int, Example | BadLine]]:
                 yield number, one
 
 
-def _from_lines(name: str, kind: str, reader: Reader) -> Iterator[tuple[int, Row]]:
-    parse: Callable[[str], Row | None] = _from_text
-    if kind == "tsv":
-        parse = _Columns(name, reader).row
-    elif kind == "jsonl":
-        parse = partial(_from_json, reader=reader)
-    elif set(reader.fields) != {"text"}:
+def _rows(name: str, reader: Reader, notes: list[str]) -> Iterator[tuple[int, Row]]:
+    kind = reader.format_of(name)
+    if kind in ("csv", "tsv"):
+        table = Table(
+            name,
+            raw_lines(name, reader.max_chars),
+            reader.fields,
+            delimiter="\t" if kind == "tsv" else "",
+            header=reader.header,
+            quotes=reader.quotes,
+            most=reader.max_chars,
+        )
+        notes.append(table.note)
+        for number, row in table:
+            yield number, row if isinstance(row, BadLine) else [Example(**row)]
+        return
+    if kind == "text":
+        yield from _from_text(name, reader)
+        return
+    keys = reader.fields | {"text": reader.text or "text"}
+    if kind == "tfds":
+        values: Iterable[tuple[int, Any]] = public.rows(name, reader.tfds_dir)
+    elif kind == "parquet":
+        values = parquet.rows(name, list(dict.fromkeys(keys.values())))
+    elif kind == "json":
+        with reading(Path(name)) as file:
+            values = json_rows.from_array(name, file.read())
+    else:
+        values = json_rows.from_lines(raw_lines(name, reader.max_chars))
+    for number, value in values:
+        yield number, _from_value(value, keys)
+
+
+def _from_text(name: str, reader: Reader) -> Iterator[tuple[int, Row]]:
+    if set(reader.fields) != {"text"}:
         key = "source" if reader.source else "label"
         raise DataError(
             f"{name}: data.{key} is set, but plain text has no columns; "
-            "bring .tsv or .jsonl files, or set data.format"
+            "bring .csv, .tsv, .jsonl or .parquet files, or set data.format"
         )
     for number, raw in raw_lines(name, reader.max_chars):
-        line = _decode(raw) if isinstance(raw, bytes) else raw
-        row = line if isinstance(line, BadLine) else parse(line)
-        if row is not None:
-            yield number, row
+        line = decode(raw) if isinstance(raw, bytes) else raw
+        if number == 1 and reader.format == "auto" and isinstance(line, str):
+            _check_no_json(name, line)
+        yield number, line if isinstance(line, BadLine) else [Example(line)]
 
 
-def _from_text(line: str) -> Row:
-    return [Example(line)]
-
-
-def _decode(raw: bytes) -> str | BadLine:
+def _check_no_json(name: str, line: str) -> None:
+    """Raises DataError where a text file begins with a JSON object."""
+    if not line.startswith("{"):
+        return
     try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        found = f"byte 0x{raw[error.start]:02x} at column {error.start + 1}"
-        return BadLine("invalid UTF-8", f"not valid UTF-8 ({found})")
-    # Files joined by `cat` carry byte order marks in the middle, so every line may start with one.
-    return text.lstrip(_BOM)
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(value, dict):
+        raise DataError(
+            f"{name}: holds JSON objects; name it .jsonl or set data.format=jsonl, or set "
+            "data.format=text to read its lines as they are"
+        )
 
 
-class _Columns:
-    """Splits TSV lines; all must have as many columns as the file's first."""
-
-    def __init__(self, name: str, reader: Reader) -> None:
-        self.name, self.chosen = name, reader.fields | {"text": reader.text or "-1"}
-        self.header = any(not _is_number(key) for key in self.chosen.values() if key != "-1")
-        self.width = 0
-        self.place: dict[str, int] = {}
-
-    def row(self, line: str) -> Row | None:
-        """The example of a line; None for a header."""
-        if not line.strip():
-            return BadLine("empty", "empty line; expected tab-separated columns")
-        columns = line.rstrip("\r\n").split("\t")
-        if not self.width:
-            self.width = len(columns)
-            self.place = {field: self._find(key, columns) for field, key in self.chosen.items()}
-            if self.header:
-                return None
-        if len(columns) != self.width:
-            detail = f"{len(columns)} columns, but the file's first line has {self.width}"
-            return BadLine("wrong number of columns", detail)
-        return [Example(**{field: columns[i] for field, i in self.place.items()})]
-
-    def _find(self, key: str, columns: list[str]) -> int:
-        field = next(name for name, one in self.chosen.items() if one == key)
-        if _is_number(key):
-            place = int(key)
-            if not -self.width <= place < self.width:
-                raise DataError(
-                    f"{self.name}: data.{field}={key}, but its first line has {self.width} "
-                    f"columns; expected 0 to {self.width - 1}. Columns are separated by tabs"
-                )
-            return place
-        names = [one.strip() for one in columns]
-        if key not in names:
-            raise DataError(
-                f"{self.name}: data.{field}={key}, but its first line names no such column; "
-                f"it reads {', '.join(map(repr, names[:8]))}"
+def _from_value(value: Any, keys: dict[str, str]) -> Row:
+    """Examples of a JSON value, of a row of a Parquet file or of a data set."""
+    if isinstance(value, BadLine):
+        return value
+    if isinstance(value, str) and set(keys) == {"text"}:
+        return [Example(value)]
+    if not isinstance(value, dict):
+        kind = _type_of(value)
+        return BadLine("no JSON object", f"holds a JSON {kind}; expected an object with keys")
+    texts: dict[str, list[str]] = {}
+    for field, key in keys.items():
+        if key not in value:
+            listed = ", ".join(map(shown, list(value)[:8]))
+            return BadLine(
+                "missing key", f"has no key {key!r} (data.{field}); its keys are {listed}"
             )
-        return names.index(key)
-
-
-def _is_number(key: str) -> bool:
-    return key.removeprefix("-").isdecimal()
-
-
-def _from_json(line: str, reader: Reader) -> Row:
-    if not line.strip():
-        return BadLine("empty", "empty line; expected a JSON object")
-    try:
-        found = json.loads(line.strip())
-    except json.JSONDecodeError as error:
-        return BadLine("invalid JSON", f"not valid JSON ({error.msg}, column {error.colno})")
-    except RecursionError:
-        return BadLine("invalid JSON", "JSON nested too deeply")
-    if not isinstance(found, dict):
-        detail = f"holds a JSON {_json_type(found)}; expected an object with keys"
-        return BadLine("no JSON object", detail)
-    return _from_object(found, reader)
-
-
-def _from_object(found: dict[str, Any], reader: Reader) -> Row:
-    values: dict[str, list[str]] = {}
-    for field, key in (reader.fields | {"text": reader.text or "text"}).items():
-        if key not in found:
-            keys = ", ".join(map(repr, list(found)[:8]))
-            return BadLine("missing key", f"has no key {key!r} (data.{field}); its keys are {keys}")
-        value = found[key]
-        if field == "label" and isinstance(value, int | float):
-            value = json.dumps(value)
-        many: list[Any] = value if isinstance(value, list) and field != "label" else [value]
+        held = value[key]
+        if field == "label" and isinstance(held, int | float):
+            held = json.dumps(held)
+        many: list[Any] = held if isinstance(held, list) and field != "label" else [held]
         if not all(isinstance(one, str) for one in many):
             wanted = "a string" if field == "label" else "a string or a list of strings"
-            kind = next(_json_type(one) for one in many if not isinstance(one, str))
+            kind = next(_type_of(one) for one in many if not isinstance(one, str))
             return BadLine("wrong type", f"key {key!r} holds a {kind}; expected {wanted}")
         if not many:
             return BadLine("empty", f"key {key!r} holds an empty list; expected a text")
-        # One text, one line: the files that a run writes hold a text per line.
-        values[field] = [" ".join(one.splitlines()) for one in many]
-    rest = {field: " ".join(many) for field, many in values.items() if field != "text"}
-    return [Example(text, **rest) for text in values["text"]]
+        texts[field] = many
+    rest = {field: " ".join(many) for field, many in texts.items() if field != "text"}
+    return [Example(text, **rest) for text in texts["text"]]
 
 
-def _json_type(value: object) -> str:
+def _type_of(value: object) -> str:
     kinds = {bool: "boolean", int: "number", float: "number", str: "string", list: "list"}
-    return "null" if value is None else kinds.get(type(value), "object")
+    kinds[dict] = "object"
+    return "null" if value is None else kinds.get(type(value), type(value).__name__)
 
 
 def _checked(example: Example, reader: Reader) -> Iterator[Example | BadLine]:
-    label = example.label.strip()
-    if reader.label and not label:
-        yield BadLine("empty label", "empty label; expected one beside every text")
-        return
-    source = _clean(example.source, reader) if reader.source else ""
-    if isinstance(source, BadLine):
-        yield BadLine(source.reason, f"its source: {source.detail}")
-        return
-    text = _clean(example.text, reader)
+    """The texts of an example by the rules, or what is wrong with it."""
+    label = source = ""
+    if reader.label:
+        label = clean(example.label, "expected one beside every text")
+        if isinstance(label, BadLine):
+            yield BadLine(f"{label.reason} label", f"{label.reason} label: {label.detail}")
+            return
+    if reader.source:
+        source = _bounded(example.source, reader)
+        if isinstance(source, BadLine):
+            yield BadLine(source.reason, f"its source: {source.detail}")
+            return
+    text = _bounded(example.text, reader)
     if isinstance(text, BadLine):
         yield text
         return
@@ -229,22 +254,9 @@ def _checked(example: Example, reader: Reader) -> Iterator[Example | BadLine]:
             yield Example(one, source, label)
 
 
-def _clean(text: str, reader: Reader) -> str | BadLine:
-    """The text without blanks around it, raw otherwise, or why it cannot be used."""
-    if "\0" in text:
-        return BadLine("NUL", f"holds a NUL character at column {text.index(chr(0)) + 1}")
-    text = text.strip().lstrip(_BOM).strip()
-    if not text:
-        return BadLine("empty", "empty line; expected a sentence")
-    if "\r" in text:
-        detail = "holds a carriage return inside; expected line ends LF or CRLF"
-        return BadLine("carriage return", detail)
-    if len(text) > reader.max_chars:
-        detail = f"{len(text)} characters, over the limit of {reader.max_chars}"
+def _bounded(text: str, reader: Reader) -> str | BadLine:
+    cleaned = clean(text)
+    if not isinstance(cleaned, BadLine) and len(cleaned) > reader.max_chars:
+        detail = f"{len(cleaned)} characters, over the limit of {reader.max_chars}"
         return BadLine("too many characters", detail)
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # JSON can spell what UTF-8 cannot
-            return BadLine("invalid UTF-8", "holds half of a surrogate pair")
-    return text
+    return cleaned

@@ -8,6 +8,10 @@ could not go on.
 Shard k holds the examples of documents [k * SHARD, (k + 1) * SHARD), so its bytes depend on the
 input alone. A preparation lives in `<key>.part` until it is whole; a shard in there is finished
 when it has its final name. One process prepares, others wait for it.
+
+`meta.json` holds the CRC-32 of every file and its own key. They are compared each time the folder
+is opened, which costs one read of it, about as much as hashing the corpus files; what is damaged,
+torn or of another corpus is prepared again.
 """
 
 import contextlib
@@ -18,6 +22,7 @@ import json
 import os
 import shutil
 import time
+import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,21 +34,25 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
+from jvae.data import content
 from jvae.data.corpus import Corpus, Located, cache_fault, reading_key, write_whole
 from jvae.data.dataset import Dataset
-from jvae.data.encode import encode, texts_of, unknown_note, unknown_tokens
+from jvae.data.encode import TOO_LONG, encode, texts_of, unknown_note, unknown_tokens
 from jvae.data.progress import Progress
 from jvae.data.records import NAME, SPLIT, Records, StoredSide, StoredTexts
-from jvae.data.sources import TFDS, Lines, bad_line, drop_warning, sha256
+from jvae.data.rows import Encoded
+from jvae.data.sources import TFDS, Lines, bad_line, drop_warning, sha256, too_long
+from jvae.data.text_rules import BadLine
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import DataError
 
-FORMAT = 1  # changes with what is stored
+FORMAT = 2  # changes with what is stored and with the rules of texts
 SHARD = 32_768  # documents
 _CHUNK, _CHUNK_CHARS = 1_024, 1 << 20  # most examples, and about most characters, tokenised at once
 _ABANDONED_S = 7 * 24 * 3600.0  # age at which another preparation's leftovers are removed
 _OPTIONS = "group_size:1,uncompressed"  # single records, for random access; too small to compress
-_COLUMNS = ("words", "chars", "line_no", "file_no", "document")
+_COLUMNS = {"words": "i", "chars": "i", "line_no": "i", "file_no": "i", "document": "i"}
+_COLUMNS[content.COLUMN] = "q"  # type codes of `array`
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -57,8 +66,9 @@ class _Work(NamedTuple):
     features: Any
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        return (*(f"{side}_length" for side in self.tokenizers), *_COLUMNS)
+    def columns(self) -> dict[str, str]:
+        """Type code by column."""
+        return {f"{side}_length": "i" for side in self.tokenizers} | _COLUMNS
 
 
 def prepare(
@@ -86,11 +96,14 @@ def prepare(
     features = _features(tokenizers, corpus)
     work = _Work(corpus, tokenizers, dict(limits), tuple(sorted(joined)), features)
     folder = cache / "prepared" / _key(work, shard)
-    if not _intact(folder):
+    notes = list(corpus.notes)
+    if _fault(folder):
         with _lock(folder):
-            if not _intact(folder):  # another process may have been faster
+            if fault := _fault(folder):  # another process may have been faster
+                if folder.exists():
+                    notes.append(f"{folder}: {fault}; it is prepared again")
                 _prepare(folder, work, shard)
-    return _open(folder, work)
+    return _open(folder, work, notes)
 
 
 def _key(work: _Work, shard: int) -> str:
@@ -124,23 +137,49 @@ def _lock(folder: Path) -> Iterator[None]:
         raise cache_fault(folder, error) from error
 
 
-def _intact(folder: Path) -> bool:
-    """Whether a finished preparation still has all that it wrote."""
+def _fault(folder: Path) -> str | None:
+    """What is wrong with a preparation; None for one that is finished and whole."""
     try:
-        sizes = json.loads((folder / "meta.json").read_text())["bytes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
-        return False
+        meta = json.loads((folder / "meta.json").read_bytes())
+        check = meta.pop("check")
+        if meta["key"] != folder.name:
+            return "is the preparation of another corpus"
+        if check != _checksum(meta):
+            return "meta.json is damaged"
+        damaged = (name for name, crc in meta["files"].items() if _crc(folder / name) != crc)
+        return next((f"{name} is damaged" for name in damaged), None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "is not whole"
+
+
+def _checksum(meta: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
+
+
+def _crc(path: Path) -> int:
+    """CRC-32 of a file."""
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _prepare(folder: Path, work: _Work, shard: int) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # damaged
+    _remove(folder)  # damaged
     _remove_abandoned(folder.parent)
     part = folder.with_suffix(".part")
     (part / "shards").mkdir(parents=True, exist_ok=True)
     try:
         _write_shards(part, work, shard)
-        _finish(part, work)
+        _finish(part, work, folder.name)
         _check_unchanged(work.corpus)
     except DataError:
         shutil.rmtree(part)
@@ -176,23 +215,34 @@ def _write_shards(part: Path, work: _Work, shard: int) -> None:
         by_shard = itertools.groupby(work.corpus.examples(), lambda one: one.document // shard)
         for k, examples in by_shard:
             path = part / f"{NAME}-{SPLIT}.array_record-{k:05d}-of-{total:05d}"
-            if path.exists():
+            columns = part / "shards" / f"{k:05d}.npz"
+            if _finished(path, columns):
                 progress.skip(min(shard, work.corpus.documents - k * shard))
                 continue
             temporary = path.with_name(f"{path.name}.tmp")
-            columns, facts = _write_shard(temporary, examples, work, progress)
-            with (part / "shards" / f"{k:05d}.tmp").open("wb") as file:
-                np.savez(file, **columns)  # pyright: ignore[reportArgumentType]
-            os.replace(file.name, part / "shards" / f"{k:05d}.npz")
-            write_whole(part / "shards" / f"{k:05d}.json", json.dumps(facts))
+            values, facts = _write_shard(temporary, examples, work, progress)
+            with columns.with_suffix(".tmp").open("wb") as file:
+                np.savez(file, **values)  # pyright: ignore[reportArgumentType]
+            os.replace(file.name, columns)
+            facts["crc"] = [_crc(temporary), _crc(columns)]
+            write_whole(columns.with_suffix(".json"), json.dumps(facts))
             os.replace(temporary, path)  # last: from here on the shard is finished
+
+
+def _finished(path: Path, columns: Path) -> bool:
+    """Whether an earlier attempt wrote this shard and it is as it was written."""
+    try:
+        facts = json.loads(columns.with_suffix(".json").read_bytes())
+        return facts["crc"] == [_crc(path), _crc(columns)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _write_shard(
     path: Path, examples: Iterable[Located], work: _Work, progress: Progress
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Writes one shard and gives its columns and what has to be summed over shards."""
-    columns = {name: array("i") for name in work.columns}
+    columns = {name: array(code) for name, code in work.columns.items()}
     dropped: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
     written = 0
@@ -213,6 +263,7 @@ def _write_shard(
                 columns["line_no"].append(one.line)
                 columns["file_no"].append(one.file)
                 columns["document"].append(one.document)
+                columns[content.COLUMN].append(content.digest(*one.example))
                 spelt = {name: getattr(one.example, name) for name in work.corpus.reader.fields}
                 tokens = {side: encoded.tokens(i) for side, encoded in sides.items()}
                 record = _record(spelt | tokens)
@@ -227,7 +278,7 @@ def _write_shard(
         "dropped": dict(dropped),
         "unknown": dict(unknown),
     }
-    return {name: np.asarray(one, np.int32) for name, one in columns.items()}, facts
+    return {name: np.array(one) for name, one in columns.items()}, facts
 
 
 def _record(values: dict[str, Any]) -> bytes:
@@ -260,13 +311,14 @@ def _chunks(examples: Iterable[Located]) -> Iterator[list[Located]]:
 
 
 def _encode(chunk: list[Located], work: _Work) -> tuple[list[Located], dict, Counter[str]]:
-    texts = [one.example.text for one in chunk]
-    by_side = {"enc": texts, "dec": texts, "cond": [one.example.source for one in chunk]}
-    sides, faults = encode(by_side, work.tokenizers, work.limits, work.joined)
+    sides, faults = _encode_texts(chunk, work)
     if faults and work.corpus.reader.on_error == "raise":
         i = min(faults)
         where = f"{work.corpus.files[chunk[i].file].path}:{chunk[i].line}"
-        raise bad_line(where, faults[i])
+        if faults[i].reason != TOO_LONG:
+            raise bad_line(where, faults[i])
+        lines = sum(one.lines for one in work.corpus.files)
+        raise too_long(where, faults[i], _count_long(work), lines, positions=True)
     if faults:
         good = np.array([i for i in range(len(chunk)) if i not in faults], np.int64)
         sides = {side: encoded.take(good) for side, encoded in sides.items()}
@@ -274,7 +326,27 @@ def _encode(chunk: list[Located], work: _Work) -> tuple[list[Located], dict, Cou
     return chunk, sides, Counter(fault.reason for fault in faults.values())
 
 
-def _finish(part: Path, work: _Work) -> None:
+def _encode_texts(
+    chunk: list[Located], work: _Work
+) -> tuple[dict[str, Encoded], dict[int, BadLine]]:
+    texts = [one.example.text for one in chunk]
+    by_side = {"enc": texts, "dec": texts, "cond": [one.example.source for one in chunk]}
+    return encode(by_side, work.tokenizers, work.limits, work.joined)
+
+
+def _count_long(work: _Work) -> int:
+    """Lines of the corpus with more tokens than the model has positions for."""
+    long: set[tuple[int, int]] = set()
+    with Progress("counting lines that are too long", work.corpus.documents) as progress:
+        for chunk in _chunks(work.corpus.examples()):
+            _, faults = _encode_texts(chunk, work)
+            over = (chunk[i] for i, fault in faults.items() if fault.reason == TOO_LONG)
+            long.update((one.file, one.line) for one in over)
+            progress.add(chunk[-1].document - chunk[0].document + 1)
+    return len(long)
+
+
+def _finish(part: Path, work: _Work, key: str) -> None:
     """Writes what is known only once all shards are there: columns, sums and TFDS's metadata."""
     facts = [json.loads(one.read_text()) for one in sorted((part / "shards").glob("*.json"))]
     examples = sum(one["examples"] for one in facts)
@@ -287,10 +359,9 @@ def _finish(part: Path, work: _Work) -> None:
             f"{work.corpus}: no line is left ({sums['dropped']}); check the row lengths"
         )
     (part / "columns").mkdir(exist_ok=True)
-    for name in work.columns:
-        shape = (examples,)
+    for name, code in work.columns.items():
         path = part / "columns" / f"{name}.npy"
-        column = np.lib.format.open_memmap(path, "w+", np.int32, shape)
+        column = np.lib.format.open_memmap(path, "w+", np.dtype(code), (examples,))
         first = 0
         for one in sorted((part / "shards").glob("*.npz")):
             with np.load(one) as stored:
@@ -312,12 +383,16 @@ def _finish(part: Path, work: _Work) -> None:
         filename_template=_TEMPLATE,
         check_data=False,  # reads with TensorFlow
     )
-    kept = [one for one in part.iterdir() if one.is_file()] + [*(part / "columns").iterdir()]
-    sizes = {str(one.relative_to(part)): one.stat().st_size for one in sorted(kept)}
-    write_whole(part / "meta.json", json.dumps(sums | {"examples": examples, "bytes": sizes}))
+    shards = [one for one in sorted(part.iterdir()) if ".array_record-" in one.name]
+    crcs = {path.name: one["crc"][0] for path, one in zip(shards, facts, strict=True)}
+    for path in [*part.iterdir(), *(part / "columns").iterdir()]:
+        if path.is_file() and path.name not in (*crcs, "meta.json"):
+            crcs[str(path.relative_to(part))] = _crc(path)
+    meta = sums | {"examples": examples, "key": key, "files": dict(sorted(crcs.items()))}
+    write_whole(part / "meta.json", json.dumps(meta | {"check": _checksum(meta)}))
 
 
-def _open(folder: Path, work: _Work) -> Dataset:
+def _open(folder: Path, work: _Work, notes: list[str]) -> Dataset:
     corpus, sides = work.corpus, tuple(work.tokenizers)
     meta = json.loads((folder / "meta.json").read_text())
     every = Records(folder, sides)
@@ -341,7 +416,7 @@ def _open(folder: Path, work: _Work) -> Dataset:
         label=texts.get("label"),
     )
     lost = drop_warning(corpus.files, dropped, meta["examples"])
-    notes = [lost] if lost else []
+    notes += [lost] if lost else []
     for side, one in work.tokenizers.items():
         tokens = int(every.column(f"{side}_length").sum())
         unknown = meta["unknown"].get(side, 0)

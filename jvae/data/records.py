@@ -2,7 +2,7 @@
 
 A folder holds what `tfds.builder_from_directory` opens (array_record shards of one split, `train`,
 with a record per example: the token ids of every side, the text and, where there are any, source
-and label) and beside it `columns/NAME.npy`, one int32 per example: what plans and counts need of
+and label) and beside it `columns/NAME.npy`, one integer per example: what plans and counts need of
 every example, without reading records.
 """
 
@@ -51,7 +51,7 @@ class Records:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise DataError(
                 f"{self.folder}: prepared data that was there can no longer be read ({reason}); "
-                "the same command prepares it again and goes on"
+                "run the same command to prepare it again and resume"
             ) from error
 
     def take(self, ids: Sequence[int] | np.ndarray) -> dict[str, Encoded]:
@@ -60,7 +60,7 @@ class Records:
         return {side: Encoded.of([one[side] for one in found]) for side in self.sides}
 
     def column(self, name: str) -> np.ndarray:
-        """One int32 of every example."""
+        """One integer of every example: int32, or int64 for digests."""
         every = np.load(self.folder / "columns" / f"{name}.npy", mmap_mode="r")
         return every if self._ids_e is None else every[self._ids_e]
 

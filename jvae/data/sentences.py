@@ -9,10 +9,14 @@ need no blank. Trained splitters do better on noisy text; bring one sentence per
 import re
 
 _CLOSING = "\"'”’»)\\]"
-_END = re.compile(rf"(?:[.!?…]+[{_CLOSING}]*(?=\s)|[。！？]+[」』”’）]*)")
+# A run of end marks is tried once, where it begins: the time stays linear in its length.
+_END = re.compile(rf"(?:(?<![.!?…])[.!?…]++[{_CLOSING}]*+(?=\s)|[。！？]++[」』”’）]*+)")
 # Tokenised text has a blank in front of the end mark and around closing quotes.
 _LOOSE_CLOSING = re.compile(r"\s+(?:''|[”’»)\]]|\"(?=\s|$))(?=\s|$)")
-_OPENING = re.compile(r"[\"'“‘«(\[`¿¡-]*\s*[\w]")
+_OPENING = re.compile(r"[\"'“‘«(\[`¿¡-]*+\s*+\w")
+_BLANKS = re.compile(r"\s*")
+_FOLLOWER = re.compile(r"\W*(\w{1,8})")
+_WORD_CHARS = 32  # more than any abbreviation has, its opening marks included
 
 
 def _words(spelt: str) -> frozenset[str]:
@@ -31,9 +35,12 @@ _STARTERS = _words("the a an this that these those it he she they we i you in on
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text, blanks around each taken off; their characters are untouched."""
+    """The sentences of a text, blanks around each taken off; their characters are untouched.
+
+    Linear in the length of the text.
+    """
     cased = any(c.isupper() for c in text)
-    found, start = [], 0
+    sentences, start = [], 0
     for match in _END.finditer(text):
         end = match.end()
         if match.start() < start:
@@ -41,28 +48,28 @@ def split_sentences(text: str) -> list[str]:
         if loose := _LOOSE_CLOSING.match(text, end):
             end = loose.end()
         if _ends(text, start, match, end, cased) and (sentence := text[start:end].strip()):
-            found.append(sentence)
+            sentences.append(sentence)
             start = end
     if rest := text[start:].strip():
-        found.append(rest)
-    return found
+        sentences.append(rest)
+    return sentences
 
 
 def _ends(text: str, start: int, match: re.Match[str], end: int, cased: bool) -> bool:
     if match[0][0] in "。！？":
         return True
-    rest = text[end:].lstrip()
-    opening = _OPENING.match(rest)
+    rest = _BLANKS.match(text, end).end()  # pyright: ignore[reportOptionalMemberAccess]
+    opening = _OPENING.match(text, rest)
     if not opening:
-        return not rest
+        return rest == len(text)
     first = opening[0][-1]
     if cased and not (first.isupper() or first.isdigit() or not first.isalpha()):
         return first.lower() == first.upper()  # scripts without case
     if match[0] != ".":
         return True
-    words = text[start : match.start()].split()
+    words = text[max(start, match.start() - _WORD_CHARS) : match.start()].split()
     word = words[-1].lstrip("(\"'“‘[").lower() if words and text[match.start() - 1] != " " else ""
     if word in _ABBREVIATIONS:
-        follower = re.match(r"\W*(\w+)", rest)
+        follower = _FOLLOWER.match(text, rest)
         return word in _MAY_END and bool(follower and follower[1].lower() in _STARTERS)
     return not (len(word) == 1 and word.isalpha() and word != "i" and cased)

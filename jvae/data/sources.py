@@ -1,44 +1,63 @@
 """Corpus files to raw lines, plain or gzip; faults are named by file and line.
 
+Only regular files are read: pipes, devices, sockets and folders are refused before they are opened.
 `raw_lines` reads one file in bounded memory; `formats.scan` makes examples of its lines.
 """
 
 import difflib
+import errno
 import glob
 import gzip
 import hashlib
+import os
+import stat
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 
+from jvae.data.text_rules import BadLine, shown
 from jvae.errors import ConfigError, DataError
 
 DROP_WARNING = 0.01  # share of dropped lines above which a run says so
 TFDS = "tfds:"  # what the name of a public data set begins with
 # What a file that is no text begins with, and what to do about it.
 _OTHER = (
-    (b"\xff\xfe", "is UTF-16 text; convert it to UTF-8"),
+    (b"\xff\xfe", "is UTF-16 or UTF-32 text; convert it to UTF-8"),
     (b"\xfe\xff", "is UTF-16 text; convert it to UTF-8"),
+    (b"\0\0\xfe\xff", "is UTF-32 text; convert it to UTF-8"),
     (b"\x1f\x8b", "is gzip data; give it a name that ends in .gz"),
-    (b"PK\x03\x04", "is a zip archive; unpack it"),
+    (b"PK\x03\x04", "is a zip archive or a spreadsheet; unpack it, or save the sheet as .csv"),
     (b"\x28\xb5\x2f\xfd", "is zstd data; unpack it"),
     (b"\xfd7zXZ\0", "is xz data; unpack it"),
+    (b"BZh91AY", "is bzip2 data; unpack it"),
+    (b"7z\xbc\xaf\x27\x1c", "is a 7z archive; unpack it"),
+    (b"Rar!\x1a\x07", "is a rar archive; unpack it"),
     (b"%PDF-", "is a PDF document; extract its text"),
+    (b"\xd0\xcf\x11\xe0", "is an old Office document; save it as text or .csv"),
     (b"\x89PNG", "is an image; expected text"),
-    (b"PAR1\x15", "is a Parquet file; write it out as .jsonl"),
+    (b"GIF89a", "is an image; expected text"),
+    (b"\xff\xd8\xff", "is an image; expected text"),
+    (b"SQLite format 3\0", "is an SQLite database; write its texts out as .csv"),
+    (b"\x93NUMPY", "is a NumPy array; write its texts out as .jsonl"),
+    (b"\x89HDF", "is an HDF5 file; write its texts out as .jsonl"),
+    (b"ARROW1\0", "is an Arrow file; write it out as .parquet"),
+    (b"PAR1\x15", "is a Parquet file; give it a name that ends in .parquet"),
+    (b"\x7fELF", "is a program; expected text"),
+    (b"\x80\x04\x95", "is a Python pickle, which is never opened; write it out as .jsonl"),
 )
-
-
-class BadLine(NamedTuple):
-    """Why a line cannot be used: a reason to count by, and the particulars for the message."""
-
-    reason: str
-    detail: str
+_HEAD = 512  # bytes that tell what a file is
+_KINDS = (
+    (stat.S_ISFIFO, "a pipe; write what comes out of it into a file first"),
+    (stat.S_ISCHR, "a device; expected a file"),
+    (stat.S_ISBLK, "a device; expected a file"),
+    (stat.S_ISSOCK, "a socket; expected a file"),
+)
 
 
 class FileInfo(NamedTuple):
@@ -127,51 +146,121 @@ def lines_of(texts: Sequence[str], name: str) -> Lines:
     )
 
 
+def too_long(where: str, fault: BadLine, count: int, total: int, positions: bool) -> DataError:
+    """The one message for texts over a limit: how many they are, and what can be done.
+
+    Args:
+      where, fault: the first of them.
+      count, total: lines over the limit, and all lines.
+      positions: whether the limit is the model's.
+    """
+    remedy = (
+        "give the model more positions (model.*.positions)"
+        if positions
+        else "raise data.max_words and data.max_chars"
+    )
+    return DataError(
+        f"{where}: {fault.detail}. {count} of {total} lines {'is' if count == 1 else 'are'} too "
+        f"long: cut documents into sentences (data.sentences=true), {remedy}, or leave such lines "
+        "out (data.on_error=drop, with data.max_words as the limit in words)"
+    )
+
+
 def expand(names: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
     """Names of files and data sets in the order given, with the matches of each glob sorted.
 
-    Raises: DataError for a glob that no file matches.
+    Raises: DataError for a glob that no file matches, and for a name that cannot be one of a file.
     """
     names = [names] if isinstance(names, str | Path) else names
-    found: list[str] = []
+    paths: list[str] = []
     for name in map(str, names):
         if name.startswith(TFDS):
-            found.append(name)
+            paths.append(name)
             continue
-        path = Path(name).expanduser()
-        if path.exists() or not glob.has_magic(name):
-            found.append(str(path))
+        path = expand_user(name)
+        if not glob.has_magic(name) or _status(path) is not None:
+            paths.append(str(path))
             continue
-        matches = sorted(one for one in glob.glob(str(path), recursive=True) if Path(one).is_file())
+        matches = sorted(one for one in glob.glob(str(path), recursive=True) if os.path.isfile(one))
         if not matches:
             raise DataError(
                 f"{name}: no file matches; check the pattern, and quote it against the shell"
             )
-        found += matches
-    return tuple(found)
+        paths += matches
+    return tuple(paths)
+
+
+def expand_user(name: str) -> Path:
+    """A path with `~` and `~user` resolved. Raises: DataError if there is no such user."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise DataError(
+            f"{name}: the home folder {name.split('/')[0]} is unknown; write the path in full"
+        ) from None
 
 
 def raw_lines(path: str | Path, max_chars: int) -> Iterator[tuple[int, bytes | BadLine]]:
     """Yields (line number from 1, line or what is wrong with it), holding one line at a time.
 
+    Lines end at \\n, \\r\\n or \\r, and come with their ends.
+
     Args:
       max_chars: most characters of a line; bounds the memory a file without line ends can take.
     Raises: DataError where the file as a whole cannot be read.
     """
-    # UTF-8 takes at most 4 bytes a character; room for blanks around
-    most_bytes = 4 * max_chars + 64
-    try:
-        with _open(Path(path)) as file:
-            number = 0
-            while raw := file.readline(most_bytes + 1):
+    number = 0
+    with reading(Path(path)) as file:
+        for number, line in split_lines(file, max_chars):
+            yield number, line
+    if number == 0:
+        raise DataError(f"{path}: is empty; expected a text file with one example per line")
+
+
+def split_lines(file: IO[bytes], max_chars: int) -> Iterator[tuple[int, bytes | BadLine]]:
+    """`raw_lines` of an open file, which may be empty."""
+    most = 4 * max_chars + 64  # UTF-8 takes at most 4 bytes a character; room for blanks around
+    detail = f"over {max_chars} characters; expected one example per line"
+    huge = BadLine("too many characters", detail)
+    number, begun, skipping, cut = 0, b"", False, False
+    while chunk := file.readline(most + 1):
+        if cut and chunk.startswith(b"\n"):  # of the \r that the last chunk ended with
+            chunk = chunk[1:]
+        cut = chunk.endswith(b"\r")
+        # Bytes are split at these three ends alone.
+        for part in chunk.splitlines(keepends=True):
+            whole = part.endswith((b"\n", b"\r"))
+            if skipping:
+                skipping = not whole
+                continue
+            line, begun = begun + part, b""
+            if len(line) > most + 2 * whole:
+                number, skipping = number + 1, not whole
+                yield number, huge
+            elif whole:
                 number += 1
-                if len(raw) > most_bytes and not raw.endswith(b"\n"):
-                    while (rest := file.readline(most_bytes)) and not rest.endswith(b"\n"):
-                        pass
-                    detail = f"over {max_chars} characters; expected one example per line"
-                    yield number, BadLine("too many characters", detail)
-                else:
-                    yield number, raw
+                yield number, line
+            else:
+                begun = line
+    if begun:
+        yield number + 1, begun
+
+
+@contextmanager
+def reading(path: Path, binary: bool = False) -> Iterator[IO[bytes]]:
+    """An open file, unpacked where its name ends in .gz.
+
+    Args:
+      binary: whether its format is not text.
+    Raises: DataError unless it is a regular file of its format that can be read, also where that
+      shows only while it is read.
+    """
+    check_file(path)
+    try:
+        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            if not binary:
+                _check_text(path, file.peek(_HEAD)[:_HEAD])
+            yield file  # pyright: ignore[reportReturnType]
     except gzip.BadGzipFile as error:
         raise DataError(
             f"{path}: not a gzip file ({error}); "
@@ -183,8 +272,17 @@ def raw_lines(path: str | Path, max_chars: int) -> Iterator[tuple[int, bytes | B
         ) from error
     except OSError as error:
         raise _unreadable(path, error) from error
-    if number == 0:
-        raise DataError(f"{path}: is empty; expected a text file with one example per line")
+
+
+def _check_text(path: Path, head: bytes) -> None:
+    for magic, advice in _OTHER:
+        if head.startswith(magic):
+            raise DataError(f"{path}: {advice}")
+    pairs = len(head) // 2
+    even, odd = head[0::2].count(0), head[1::2].count(0)
+    if pairs >= 2 and even + odd >= 0.4 * len(head):
+        kind = "binary data" if min(even, odd) > 0.2 * pairs else "UTF-16 text"
+        raise DataError(f"{path}: looks like {kind}; expected UTF-8 text")
 
 
 def sha256(path: str | Path) -> str:
@@ -201,34 +299,45 @@ def sha256(path: str | Path) -> str:
 
 
 def check_file(path: Path) -> None:
-    """Raises DataError unless there is such a file; names one that is spelt alike."""
-    if path.is_dir():
+    """Raises DataError unless there is such a regular file; names one that is spelt alike."""
+    status = _status(path)
+    if status is None:
+        near = []
+        with suppress(OSError):
+            names = [one.name for one in os.scandir(path.parent) if one.is_file()]
+            near = difflib.get_close_matches(path.name, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else "check the path"
+        raise DataError(f"{path}: no such file; {hint}")
+    if stat.S_ISDIR(status.st_mode):
         raise DataError(
             f"{path}: is a folder; expected a text file with one example per line, "
             f"or a pattern such as {path}/*.txt"
         )
-    if not path.exists():
-        near = []
-        if path.parent.is_dir():
-            names = [one.name for one in path.parent.iterdir() if one.is_file()]
-            near = difflib.get_close_matches(path.name, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else "check the path"
-        raise DataError(f"{path}: no such file; {hint}")
+    for matches, kind in _KINDS:
+        if matches(status.st_mode):
+            raise DataError(f"{path}: is {kind}")
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """What the system says of a file, links followed; None if there is none.
+
+    Raises: DataError where it cannot say.
+    """
+    try:
+        return os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except ValueError as error:  # NUL, or a lone surrogate
+        raise DataError(f"{shown(str(path))}: cannot be the name of a file ({error})") from error
 
 
 def _unreadable(path: str | Path, error: OSError) -> DataError:
-    return DataError(f"{path}: cannot be read ({error.strerror or error}); check its permissions")
-
-
-def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
-    check_file(path)
-    if path.suffix == ".gz":
-        if path.stat().st_size == 0:
-            raise DataError(f"{path}: is empty; expected gzip text with one example per line")
-        return gzip.open(path, "rb")
-    with path.open("rb") as file:
-        head = file.read(8)
-    for magic, advice in _OTHER:
-        if head.startswith(magic):
-            raise DataError(f"{path}: {advice}")
-    return path.open("rb")
+    hint = {
+        errno.EACCES: "check its permissions and those of its folders",
+        errno.EPERM: "check its permissions",
+        errno.ENAMETOOLONG: "shorten it",
+        errno.ELOOP: "its links lead in a circle",
+    }.get(error.errno or 0, "check the disk")
+    return DataError(f"{path}: cannot be read ({error.strerror or error}); {hint}")

@@ -40,6 +40,7 @@ _START, _END, _PAD = (
 )
 _UNK = ("[UNK]", "<unk>")
 _OWN = ("<pad>", "<s>", "</s>", "<unk>")  # ids 0 to 3 of a tokenizer trained here
+LONGEST_WORD = 128  # bytes; BPE is trained on pieces of longer ones
 _SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 
 
@@ -192,7 +193,10 @@ def train_bpe(
             f"a vocabulary of {vocab_size} is too small; byte-level BPE needs {smallest}"
         )
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # Merging takes time by the square of a word's length, and a text without blanks is one word.
+    pieces = pre_tokenizers.FixedLength(LONGEST_WORD)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([byte_level, pieces])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -201,6 +205,7 @@ def train_bpe(
         show_progress=False,
     )
     backend.train_from_iterator((f" {text}" for text in texts), trainer)
+    backend.pre_tokenizer = byte_level
     return _wrap(backend, role, f"byte-level BPE, {backend.get_vocab_size()} entries")
 
 

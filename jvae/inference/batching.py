@@ -41,15 +41,11 @@ def tokenise(
     limits: Mapping[str, int],
     joined: Sequence[str] = (),
 ) -> Tokenised:
-    """Tokens of all texts, checked; blanks around a text are no part of it, as in training. For
-    arguments see `jvae.data.encode.encode`.
+    """Tokens of all texts, which are as `checks.listed` returns them. For arguments see
+    `jvae.data.encode.encode`.
 
-    Raises: DataError naming the first text that is empty or too long for the model.
+    Raises: DataError naming the first text that is too long for the model.
     """
-    texts = [text.strip() for text in texts]
-    for i, text in enumerate(texts):
-        if not text:
-            raise DataError(f"sentence {i + 1} is empty; there is nothing to encode")
     spelt = {side: texts if side != "cond" else sources or () for side in tokenizers}
     sides, faults = encode(spelt, tokenizers, limits, joined)
     if faults:

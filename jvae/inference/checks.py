@@ -1,4 +1,4 @@
-"""What the text tools are given, checked where it comes in, with a message for who gave it."""
+"""Arguments of the text tools, checked where they come in."""
 
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from jvae.data.text_rules import BadLine, clean
 from jvae.errors import DataError
 
 
 def listed(texts: Any, what: str = "sentence") -> list[str]:
-    """Texts as a list, checked one by one.
+    """Texts as a list, each by the rules that corpora are read by (`jvae.data.text_rules`).
 
-    Raises: TypeError if it is one string or no collection in an order, or one of them is no text;
-      DataError if one has letters that no file can hold.
+    Raises: TypeError if it is one string or not an ordered collection, or one of them is not text;
+      DataError naming the first text that is empty or holds what no corpus may hold.
     """
     ordered = isinstance(texts, Iterable) and not isinstance(texts, str | bytes | Mapping | Set)
     if not ordered:
@@ -21,15 +22,15 @@ def listed(texts: Any, what: str = "sentence") -> list[str]:
             f"expected a list of {what}s, not "
             + ("one string" if isinstance(texts, str | bytes) else type(texts).__name__)
         )
-    found: list[Any] = list(texts)
-    for i, text in enumerate(found):
+    cleaned: list[str] = []
+    for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"{what} {i + 1} is of type {type(text).__name__}; expected text")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise DataError(f"{what} {i + 1} holds half of a surrogate pair") from None
-    return found
+        one = clean(text, "is empty; there is nothing to encode")
+        if isinstance(one, BadLine):
+            raise DataError(f"{what} {i + 1} {one.detail}")
+        cleaned.append(one)
+    return cleaned
 
 
 def latents(z_egz: Any, expected: tuple[int | str, ...]) -> Float[np.ndarray, "n g z"]:

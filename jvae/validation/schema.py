@@ -6,7 +6,7 @@ machine goes further, so that a slip of the keyboard is an error and not an allo
 
 from typing import Any
 
-from jvae.data.formats import FORMATS
+from jvae.data.formats import FORMATS, HEADERS
 from jvae.decode.sampling import METHODS
 from jvae.evals.compat import MODES
 from jvae.evals.settings import PRESETS
@@ -28,6 +28,10 @@ DATA = {
     "valid": Field(**TEXTS, help="Likewise; empty: held out of train."),
     "test": Field(**TEXTS, help="Likewise; empty: held out of train."),
     "format": Field(str, "Of files; auto goes by the suffix.", choices=FORMATS),
+    "header": Field(
+        str, "Whether the first line of a .csv or .tsv names its columns.", choices=HEADERS
+    ),
+    "quotes": Field(bool, "Fields of a .csv or .tsv may stand in quotes."),
     "text": Field(
         str,
         "TSV column, by number from 0 (-1: the last) or name, JSON key or TFDS feature. Empty: the "

@@ -137,9 +137,9 @@ def test_conditional_models_read_pairs(tool):
         (["--mode=encode", "--text=a", "--format=npz"], "", "npz is for files"),
         (["--mode=encode", "--text=a", "--input=b"], "", "both given"),
         (["--mode=encode", "--text=a", "--out=/proc/x/y.npz"], "", "cannot be written"),
-        (["--mode=decode"], '{"y": 1}\n', "no latents ('z'); expected what --mode=encode"),
+        (["--mode=decode"], '{"y": 1}\n', "no latents ('z'); expected a JSON object"),
         (["--mode=decode"], '{"z": [1]}\n', "standard input: latents have shape"),
-        (["--mode=decode", "--input=/no.npz"], "", "/no.npz: no latents"),
+        (["--mode=decode", "--input=/no.npz"], "", "/no.npz: no such file"),
     ],
 )
 def test_mistakes_get_one_message(tool, words, stdin, message):
@@ -150,7 +150,8 @@ def test_mistakes_get_one_message(tool, words, stdin, message):
 def test_a_file_that_is_no_text(tool, tmp_path):
     path = tmp_path / "in.txt"
     path.write_bytes(b"ab\n\xff\n")
-    assert f"{path}:2: is no UTF-8 text" in tool("--mode=encode", f"--input={path}", code=2)
+    error = tool("--mode=encode", f"--input={path}", code=2)
+    assert error == f"error: {path}:2: not valid UTF-8 (byte 0xff at column 1)\n"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -200,6 +201,38 @@ def test_every_mode_says_what_it_cannot_read(tool, tmp_path, mode):
         assert tool(*mode_words(mode, path), vae=small()).endswith("\n")
 
 
+def test_tables_and_json_are_read_as_corpora_are(tool, tmp_path):
+    want = tool("--mode=encode", "--text=a, b", "--text=c")
+    for name, content in (
+        ("in.csv", 'label,text\n1,"a, b"\n0,c\n'),
+        ("in.tsv", "1\ta, b\r\n0\tc"),
+        ("in.jsonl", '{"text": "a, b"}\n"c"\n'),
+        ("in.json", '["a, b", "c\\n"]'),
+        ("in.txt", "\ufeffa, b\r c \x0c\n"),
+        ("in", "a, b\nc"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content.encode())
+        assert tool("--mode=encode", f"--input={path}") == want
+    pairs = tmp_path / "pairs.txt"
+    pairs.write_text("s\ta\n")
+    assert tool("--mode=reconstruct", f"--input={pairs}", conditional=True) == "s:a\n"
+    error = tool("--mode=encode", f"--input={tmp_path}/in.npz", code=2)
+    assert error == (
+        f"error: {tmp_path}/in.npz: files in .npz are not read; expected one of .txt, .tsv, .csv, "
+        ".jsonl, .ndjson, .json, .parquet, plain or .gz. Rename it, or set data.format to what it "
+        "holds\n"
+    )
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x93NUMPY\x01"])
+def test_torn_arrays_are_one_message(tool, tmp_path, data):
+    path = tmp_path / "z.npz"
+    path.write_bytes(data)
+    error = tool("--mode=decode", f"--input={path}", code=2)
+    assert error.startswith(f"error: {path}: no latents (") and error.count("\n") == 1
+
+
 def test_what_pipes_hold(tool):
     want = tool("--mode=encode", stdin="a b\nc\n", vae=small())
     z = [json.loads(one)["z"] for one in want.splitlines()]
@@ -207,9 +240,9 @@ def test_what_pipes_hold(tool):
         lines = tool("--mode=encode", stdin=same, vae=small()).splitlines()
         assert [json.loads(one)["z"] for one in lines] == z
     error = tool("--mode=encode", stdin="a\n\nb\n", vae=small(), code=2)
-    assert error == "error: sentence 2 is empty; there is nothing to encode\n"
+    assert error == "error: standard input:2: empty line; expected a sentence\n"
     error = tool("--mode=encode", stdin=b"a\n\xff\n", vae=small(), code=2)
-    assert error == "error: standard input: is no UTF-8 text (invalid start byte)\n"
+    assert error == "error: standard input:2: not valid UTF-8 (byte 0xff at column 1)\n"
     for bad in (
         "[1, 2]\n",
         "a b\n",
@@ -218,7 +251,7 @@ def test_what_pipes_hold(tool):
         '{"z": 1}\n',
     ):
         error = tool("--mode=decode", stdin=bad, vae=small(), code=2)
-        assert error.startswith("error: standard input: ") and error.count("\n") == 1
+        assert error.startswith("error: standard input") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("mode", ["interpolate", "analogy", "traverse", "neighbors"])

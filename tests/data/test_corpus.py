@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -107,13 +108,12 @@ BAD_LINES = {
     ),
     "chars": ("t.txt", b"ok\n" + b"x" * 50, {"max_chars": 40}, "50 characters, over the limit of"),
     "huge": ("t.txt", b"ok\n" + b"x" * 999, {"max_chars": 40}, "over 40 characters; expected one"),
-    "old mac": ("t.txt", b"ok\na\rb\n", {}, "holds a carriage return inside"),
     "few columns": ("t.tsv", b"0\tok\n0\n", {}, "1 columns, but the file's first line has 2"),
     "many columns": ("t.tsv", b"ok\na\tb\n", {}, "2 columns, but the file's first line has 1"),
-    "empty row": ("t.tsv", b"0\tok\n\n", {}, "empty line; expected tab-separated columns"),
+    "empty row": ("t.tsv", b"0\tok\n\n", {}, "empty line; expected columns"),
     "empty column": ("t.tsv", b"0\tok\n1\t \n", {}, "empty line; expected a sentence"),
     "empty source": ("t.tsv", b"a\tok\n\tb\n", {"source": "0"}, "its source: empty line"),
-    "empty label": ("t.tsv", b"a\tok\n\tb\n", {"label": "0"}, "empty label; expected one beside"),
+    "empty label": ("t.tsv", b"a\tok\n\tb\n", {"label": "0"}, "empty label: expected one beside"),
     "cut json": (
         "t.jsonl",
         b'{"text": "ok"}\n{"text": "b\n',
@@ -154,6 +154,14 @@ BAD_LINES = {
     ),
     "surrogate": ("t.jsonl", b'{"text": "ok"}\n{"text": "\\ud800"}\n', {}, "holds half of a surr"),
     "json nul": ("t.jsonl", b'{"text": "ok"}\n{"text": "a\\u0000"}\n', {}, "holds a NUL character"),
+    "label nul": ("t.tsv", b"a\tok\nc\0\tb\n", {"label": "0"}, "NUL label: holds a NUL"),
+    "digits": (
+        "t.jsonl",
+        b'{"text": "ok"}\n{"text": "a", "n": ' + b"1" * 5_000 + b"}\n",
+        {},
+        "not usable JSON (a number with thousands of digits)",
+    ),
+    "long key": ("t.jsonl", b'{"text": "ok"}\n{"%b": 1}\n' % (b"k" * 99), {}, "has no key 'text'"),
     "deep": ("t.jsonl", b'{"text": "ok"}\n' + b"[" * 100_000, {}, "JSON nested too deeply"),
 }
 
@@ -164,7 +172,9 @@ def test_bad_line_is_named_or_dropped(tmp_path, name, data, options, message):
     with pytest.raises(DataError) as caught:
         read(path, tmp_path / "cache", **options)
     assert str(caught.value).startswith(f"{path}:2: {message}")
-    assert str(caught.value).endswith("or set data.on_error=drop to leave such lines out")
+    long = "a field has over" in message or re.search(r"words|characters", message)
+    end = "data.max_words as the limit in words)" if long else "to leave such lines out"
+    assert str(caught.value).endswith(end)
     assert not (tmp_path / "cache").exists()
     corpus, examples = read(path, tmp_path / "cache", on_error="drop", **options)
     assert examples[0].text == "ok"
@@ -186,15 +196,15 @@ def test_line_numbers_go_on_after_a_huge_line(tmp_path):
 # What a file as a whole can be, and the message behind "file: ".
 BAD_FILES = {
     "empty": (b"", "a.txt", {}, "is empty; expected a text file"),
-    "empty gz": (b"", "a.txt.gz", {}, "is empty; expected gzip text"),
+    "empty gz": (b"", "a.txt.gz", {}, "is empty; expected a text file"),
     "gz of nothing": (gzip.compress(b""), "a.txt.gz", {}, "is empty; expected a text file"),
     "truncated": (gzip.compress(b"abc\n" * 999)[:-9], "a.tsv.gz", {}, "damaged or truncated gzip"),
     "not gzip": (b"plain text\n", "a.txt.gz", {}, "not a gzip file"),
     "hidden gzip": (gzip.compress(b"abc\n"), "a.txt", {}, "is gzip data; give it a name that ends"),
-    "utf-16": ("a b\n".encode("utf-16"), "a.txt", {}, "is UTF-16 text; convert it to UTF-8"),
-    "zip": (b"PK\x03\x04rest", "a.txt", {}, "is a zip archive; unpack it"),
+    "utf-16": ("a b\n".encode("utf-16"), "a.txt", {}, "is UTF-16 or UTF-32 text; convert it to"),
+    "zip": (b"PK\x03\x04rest", "a.txt", {}, "is a zip archive or a spreadsheet; unpack"),
     "zstd": (b"\x28\xb5\x2f\xfdrest", "a.jsonl", {}, "is zstd data; unpack it"),
-    "parquet": (b"PAR1\x15\x04", "a.txt", {}, "is a Parquet file; write it out as .jsonl"),
+    "parquet": (b"PAR1\x15\x04", "a.txt", {}, "is a Parquet file; give it a name that ends"),
     "image": (b"\x89PNG\r\n\x1a\n", "a.txt", {}, "is an image; expected text"),
     "far column": (b"a\tb\n", "a.tsv", {"text": "2"}, "data.text=2, but its first line has 2 col"),
     "no such name": (
@@ -252,7 +262,8 @@ def test_unreadable_file(tmp_path, monkeypatch):
     "options, message",
     [
         ({"on_error": "skip"}, "data.on_error='skip': expected 'raise' or 'drop'"),
-        ({"format": "csv"}, "data.format='csv': expected one of auto, text, tsv, jsonl"),
+        ({"format": "xml"}, "data.format='xml': expected one of auto, text, tsv, csv, jsonl"),
+        ({"header": "yes"}, "data.header='yes': expected one of auto, true, false"),
         ({"sentences": True, "source": "0"}, "data.sentences=true with data.source"),
         ({"max_words": 0}, "data.max_words=0: expected 1 or more"),
     ],
@@ -281,9 +292,16 @@ def test_a_checked_file_is_not_checked_again_until_it_changes(tmp_path, monkeypa
             survey(path, Reader(max_words=3), tmp_path / "cache")
     write(tmp_path, b"a\nb\nc\n")
     assert len(survey(path, Reader(), tmp_path / "cache")) == 3
-    for one in (tmp_path / "cache" / "surveys").iterdir():
-        one.write_text("{")  # as a full disk leaves it
-    assert survey(path, Reader(), tmp_path / "cache").documents == 3
+    by_age = sorted((tmp_path / "cache/surveys").iterdir(), key=lambda one: one.stat().st_mtime_ns)
+    other, last = by_age
+    whole = last.read_bytes()
+    torn = [b"", b"{", b"[]", b"7", b"{}", b'{"facts": {}, "check": "x"}', b"\xff", b"[" * 9_999]
+    for data in (*torn, whole.replace(b'"documents": 3', b'"documents": 4'), other.read_bytes()):
+        last.write_bytes(data)
+        corpus = survey(path, Reader(), tmp_path / "cache")
+        assert corpus.documents == 3 and len(corpus.notes) == 1
+        assert "is damaged or of another file; " in corpus.notes[0]
+        assert last.read_bytes() == whole
 
 
 def test_file_that_changes_while_it_is_read(tmp_path):

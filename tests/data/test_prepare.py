@@ -4,10 +4,12 @@ import itertools
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from jvae.data import content as contents
 from jvae.data import plan
 from jvae.data import prepare as preparing
 from jvae.data.corpus import survey
@@ -174,15 +177,118 @@ def test_it_is_prepared_once_for_a_content(folder, stored, tmp_path, monkeypatch
     assert prepared(folder) == made
 
 
+def flipped(path):
+    """One bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "bit": flipped,
+    "torn": lambda path: path.write_bytes(path.read_bytes()[:-7]),
+    "gone": Path.unlink,
+    "empty": lambda path: path.write_bytes(b""),
+}
+
+
 def test_damaged_files_are_made_again(tmp_path):
     corpus = survey(write(tmp_path / "a.txt", sentences(20)), Reader(), tmp_path)
     args = (corpus, {"dec": train_word_level(WORDS)}, {}, tmp_path)
     first = prepare(*args)
-    want = content(prepared(tmp_path))
-    shard = next(prepared(tmp_path).glob("*array_record*"))
-    shard.write_bytes(shard.read_bytes()[:100])
-    assert list(prepare(*args).texts) == list(first.texts)
-    assert content(prepared(tmp_path)) == want
+    folder = prepared(tmp_path)
+    want = content(folder)
+    assert not first.notes and len(want) == 11
+    for i, name in enumerate(sorted(want)):
+        list(DAMAGE.values())[i % len(DAMAGE)](folder / name)
+        again = prepare(*args)
+        assert content(folder) == want
+        assert len(again.notes) == 1 and again.notes[0].endswith("; it is prepared again")
+        assert prepare(*args).notes == ()
+    for name in ("corpus-train.array_record-00000-of-00001", "columns/words.npy", "meta.json"):
+        flipped(folder / name)
+        assert list(prepare(*args).texts) == list(first.texts)
+        assert content(folder) == want
+
+
+def test_a_preparation_of_another_corpus_is_not_taken(tmp_path):
+    made = []
+    for name in ("a", "b"):
+        corpus = survey(
+            write(tmp_path / f"{name}.txt", sentences(9, ord(name))), Reader(), tmp_path
+        )
+        made.append((corpus, {"dec": train_word_level(WORDS)}, {}, tmp_path))
+        prepare(*made[-1])
+    first, second = sorted((tmp_path / "prepared").glob("*/"))
+    shutil.rmtree(first)
+    shutil.copytree(second, first)
+    texts = [list(prepare(*args).texts) for args in made]
+    assert texts == [sentences(9, ord("a")), sentences(9, ord("b"))]
+    for junk in (b"", b"[]", b"{}", b"[" * 9_999, b"\xff"):
+        (first / "meta.json").write_bytes(junk)
+        assert [list(prepare(*args).texts) for args in made] == texts
+    shutil.rmtree(first)
+    first.write_text("a file")
+    assert [list(prepare(*args).texts) for args in made] == texts
+
+
+def test_shards_of_an_attempt_that_was_killed_are_checked(tmp_path, monkeypatch):
+    corpus = survey(write(tmp_path / "a.txt", sentences(90)), Reader(), tmp_path)
+    args = (corpus, {"dec": train_word_level(WORDS)}, {}, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing, "_check_unchanged", lambda _: 1 / 0)  # as a kill at the end
+        with pytest.raises(ZeroDivisionError):
+            prepare(*args, shard=SHARD)
+    (part,) = (tmp_path / "prepared").glob("*.part")
+    flipped(next(part.glob("*-00000-of-*")))
+    flipped(part / "shards" / "00001.npz")
+    assert list(prepare(*args, shard=SHARD).texts) == sentences(90)
+    assert prepare(*args, shard=SHARD).notes == ()
+
+
+def test_two_at_once_prepare_one_folder(tmp_path):
+    path = write(tmp_path / "a.txt", sentences(90))
+
+    def one(_):
+        corpus = survey(path, Reader(), tmp_path)
+        return list(prepare(corpus, tokenizers(), {}, tmp_path, shard=SHARD).texts)
+
+    with ThreadPoolExecutor(4) as pool:  # the lock is one of files, so threads are as processes
+        assert list(pool.map(one, range(4))) == [sentences(90)] * 4
+    assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.slow
+def test_two_processes_prepare_one_folder(tmp_path):
+    write(tmp_path / "in.txt", sentences(2_000))
+    script = write(tmp_path / "both.py", [KILLED.format(tests=str(Path(__file__).parent))])
+    env = os.environ | {"PYTHONPATH": str(Path(preparing.__file__).parents[2])}
+    both = [subprocess.Popen([sys.executable, script, "", tmp_path], env=env) for _ in range(2)]
+    assert [one.wait() for one in both] == [0, 0]
+    corpus = survey(tmp_path / "in.txt", Reader(), tmp_path)
+    made = prepare(corpus, tokenizers(), {}, tmp_path, shard=SHARD)
+    assert list(made.texts) == sentences(2_000) and made.notes == ()
+    assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("*.part"))
+
+
+def test_the_content_of_a_split_has_one_hash(tmp_path):
+    texts = sentences(40)
+    tok = {"dec": train_word_level(WORDS)}
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    plain = survey(write(tmp_path / "a.txt", texts), Reader(), tmp_path)
+    lines = survey(tmp_path / "b.jsonl", Reader(max_words=99), tmp_path)
+    halves = [write(tmp_path / "1.txt", texts[:9]), write(tmp_path / "2.txt", texts[9:])]
+    split = survey(halves, Reader(), tmp_path)
+    made = [prepare(one, tok, {}, tmp_path) for one in (plain, lines, split)]
+    made.append(make_dataset(lines_of(texts, "made"), **tok))
+    assert len({contents.sha256(contents.digests(one)) for one in made}) == 1
+    keep_d = np.arange(40) < 30
+    part = prepare(plain.select(keep_d), tok, {}, tmp_path)
+    np.testing.assert_array_equal(contents.digests(part), contents.digests(made[0])[:30])
+    moved = make_dataset(lines_of(texts[::-1], "made"), **tok)
+    hashes = {contents.sha256(contents.digests(one)) for one in (made[0], part, moved)}
+    assert len(hashes) == 3
+    assert contents.digest("a", "b") != contents.digest("a", "", "b") != contents.digest("ab")
 
 
 def test_pairs_and_labels(tmp_path):
@@ -268,8 +374,12 @@ def test_line_that_cannot_be_tokenised_is_named_or_dropped(tmp_path):
     cache = tmp_path / "cache"
     with pytest.raises(DataError) as caught:
         prepare(survey(path, Reader(), cache), tok, {"dec": 5}, cache, shard=1)
-    said = f"{path}:2: 6 tokens with tokenizer {tok['dec'].name}, more than the 5 that the model"
-    assert str(caught.value).startswith(said)
+    assert str(caught.value) == (
+        f"{path}:2: 6 tokens with tokenizer {tok['dec'].name}, more than the 5 that the model has "
+        "positions for (dec side). 2 of 5 lines are too long: cut documents into sentences "
+        "(data.sentences=true), give the model more positions (model.*.positions), or leave such "
+        "lines out (data.on_error=drop, with data.max_words as the limit in words)"
+    )
     with pytest.raises(DataError, match="a.txt:3: spells the special token '</s>' of tokenizer"):
         prepare(survey(path, Reader(), cache), tok, {"dec": 9}, cache, shard=1)
     assert [one.suffix for one in (cache / "prepared").iterdir()] == [".lock"] * 2

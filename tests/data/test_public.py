@@ -55,7 +55,7 @@ def read(name, cache, **options):
 def test_a_set_is_prepared_and_read_by_name(data_dir, tmp_path):
     options = dict(text="hypothesis", source="premise", label="label", tfds_dir=data_dir)
     name = "tfds:jvae_toy_pairs:train"
-    with pytest.raises(DataError, match="tfds:jvae_toy_pairs:train:2: empty label; expected one"):
+    with pytest.raises(DataError, match="tfds:jvae_toy_pairs:train:2: empty label: expected one"):
         read(name, tmp_path, **options)
     corpus, examples = read(name, tmp_path, on_error="drop", **options)
     assert examples == [Example("a", "a man", "yes"), Example("d e", "the é", "no")]

@@ -1,5 +1,7 @@
 """Documents cut into sentences."""
 
+import time
+
 import pytest
 
 from jvae.data.sentences import split_sentences
@@ -35,3 +37,14 @@ def test_nothing_is_lost():
     text = "A b. C ( d. ) E? ... F!! \" g 'h.' Etc. i.e. J. K"
     assert "".join("".join(split_sentences(text)).split()) == "".join(text.split())
     assert split_sentences(" ") == []
+
+
+LONG = ["." * 60_000 + "x", "a. " * 20_000, "etc. " * 20_000, ". - " * 20_000, "? " + "(" * 60_000]
+
+
+@pytest.mark.parametrize("text", LONG, ids=[one[:5] for one in LONG])
+def test_time_is_linear_in_the_length(text):
+    begin = time.process_time()
+    sentences = split_sentences(text)
+    assert time.process_time() - begin < 10  # 0.2 s; by the square it is over a minute
+    assert "".join("".join(sentences).split()) == "".join(text.split())

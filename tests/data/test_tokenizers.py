@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from jvae.data import tokenizers
 from jvae.data.sources import lines_of
 from jvae.data.tokenizers import load, open_tokenizer, train_bpe, train_word_level
 from jvae.errors import ConfigError, DataError
@@ -80,6 +81,37 @@ def test_bpe_is_lossless_and_repeatable():
     assert tok.unk_id is None and tok.start_id == 1
     with pytest.raises(ConfigError, match="a vocabulary of 100 is too small"):
         train_bpe(TEXTS, vocab_size=100)
+
+
+def test_bpe_is_trained_on_pieces_of_bounded_length(monkeypatch):
+    """Merging costs the square of a piece's length, so the longest one is what counts."""
+    pieces = []
+
+    class Counting:  # the backend's class cannot be derived from
+        from_str = staticmethod(Tokenizer.from_str)
+
+        def __init__(self, model):
+            self.__dict__["real"] = Tokenizer(model)
+
+        def __getattr__(self, name):
+            return getattr(self.real, name)
+
+        def __setattr__(self, name, value):
+            setattr(self.real, name, value)
+
+        def train_from_iterator(self, iterator, trainer):
+            texts = list(iterator)
+            for text in texts:
+                pieces.extend(one for one, _ in self.real.pre_tokenizer.pre_tokenize_str(text))
+            self.real.train_from_iterator(texts, trainer)
+
+    monkeypatch.setattr(tokenizers, "Tokenizer", Counting)
+    text = "\u6f22" * 1_000 + " " * 500 + "." * 700 + " end"
+    made = train_bpe([text, "a b"], 300)
+    assert max(map(len, pieces)) == tokenizers.LONGEST_WORD
+    assert sum(map(len, pieces)) == 3_000 + 500 + 700 + len("  end a b")
+    assert made.decode(made.encode_batch([text])[0]) == text
+    assert len(made.backend.pre_tokenizer.pre_tokenize_str("x" * 500)) == 1  # encoding is whole
 
 
 @pytest.mark.parametrize("train", [train_word_level, train_bpe])

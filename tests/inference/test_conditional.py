@@ -163,7 +163,7 @@ def test_sources_are_asked_for_and_refused():
             call()
     with pytest.raises(ValueError, match="1 sources for 2 sentences; expected one for each"):
         vae.decode(z_egz, sources=["a"])
-    with pytest.raises(DataError, match="source 1: gives no tokens with tokenizer"):
+    with pytest.raises(DataError, match="source 1 is empty; there is nothing"):
         vae.sample(1, sources=[" "])
     plain = LoadedVAE(vae.model, PARAMS, TOK, TOK, vae.rows, {"dec": 16, "enc": 16}, 6)
     with pytest.raises(ValueError, match="this model reads no source text; leave `sources` out"):
