@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jvae import config as configs
 from jvae.errors import ConfigError, JvaeError
+from jvae.runs.console import safe_streams
 from jvae.training.preemption import CODE, Stopped
 
 TEXT_MODES = (
@@ -93,22 +94,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 2: an error, printed as one message. 75 (`jvae.training.preemption.CODE`): stopped by a
     signal with the state saved; the same command resumes.
     """
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    for noisy in ("absl", "orbax", "jax"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    try:
-        words = list(sys.argv[1:] if argv is None else argv)
-        config, rest = configs.from_argv(words, _saved)
-        return _run(config, rest, words)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return CODE
-    except JvaeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except flags.Error as error:
-        print(f"error: {error}\n\n{USAGE}", file=sys.stderr)
-        return 2
+    with safe_streams():
+        logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+        for noisy in ("absl", "orbax", "jax"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        try:
+            words = list(sys.argv[1:] if argv is None else argv)
+            config, rest = configs.from_argv(words, _saved)
+            return _run(config, rest, words)
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            return CODE
+        except JvaeError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except flags.Error as error:
+            print(f"error: {error}\n\n{USAGE}", file=sys.stderr)
+            return 2
 
 
 def _saved(rest: list[str]) -> ConfigDict:

@@ -11,12 +11,12 @@ from jvae.data.tokenizers import train_word_level
 from jvae.errors import DataError
 from jvae.evals.latent import PosteriorSet
 from jvae.evals.text import token_accuracy
+from jvae.inference.text_vae import LoadedVAE
 from jvae.latent.short_run import ChainConfig
 from jvae.models import FAMILIES, adavae, della, lm, lstm_vae, optimus, sri, t5vae
 from jvae.nn.config import TransformerConfig
 from jvae.nn.lstm import LstmConfig
 from jvae.nn.t5_layer import T5Config
-from jvae.space.loaded import LoadedVAE
 from jvae.tree import map_named
 
 TOK = train_word_level(["a b c d e f g h"])
