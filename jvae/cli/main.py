@@ -181,7 +181,14 @@ def _keep_compiled_programs() -> None:
     from jvae.data.corpus import cache_dir
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir("") / "compiled"))
+        try:
+            folder = cache_dir("") / "compiled"
+            folder.mkdir(parents=True, exist_ok=True)
+        except (ConfigError, OSError):
+            return  # they are compiled again
+        if not os.access(folder, os.W_OK):
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

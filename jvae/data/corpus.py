@@ -19,7 +19,7 @@ from jvae.data import public
 from jvae.data.formats import Example, Reader, scan
 from jvae.data.progress import Progress
 from jvae.data.sources import TFDS, BadLine, FileInfo, bad_line, expand, sha256
-from jvae.errors import DataError
+from jvae.errors import ConfigError, DataError
 
 CACHE_VARIABLE = "JVAE_CACHE"
 
@@ -84,9 +84,20 @@ class Corpus:
 
 
 def cache_dir(configured: str) -> Path:
-    """Where prepared data lives: as configured, else $JVAE_CACHE, else the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(configured or os.environ.get(CACHE_VARIABLE) or Path(base) / "jvae").expanduser()
+    """Where prepared data lives: as configured, else $JVAE_CACHE, else the user's cache folder.
+
+    Raises: ConfigError where there is no home directory to find it in.
+    """
+    folder = configured or os.environ.get(CACHE_VARIABLE)
+    try:
+        if folder:
+            return Path(folder).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jvae"
+    except RuntimeError:  # no $HOME and no entry in the password file
+        raise ConfigError(
+            f"{folder or '~/.cache'}: there is no home directory; set data.cache or "
+            f"{CACHE_VARIABLE} to a folder for prepared data"
+        ) from None
 
 
 def survey(names: str | Path | Sequence[str | Path], reader: Reader, cache: Path) -> Corpus:

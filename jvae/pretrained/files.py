@@ -74,8 +74,11 @@ def of_arrays(arrays: Mapping[str, np.ndarray]) -> Tensors:
 
 def is_local(name: str) -> bool:
     """Whether a name means a folder here. Raises WeightsError for a path that does not exist."""
-    if Path(name).expanduser().exists():
-        return True
+    try:
+        if Path(name).expanduser().exists():
+            return True
+    except (RuntimeError, OSError, ValueError) as error:  # no such user, a name too long, NUL
+        raise WeightsError(f"{name[:80]}: cannot be a folder ({_reason(error)})") from None
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise WeightsError(f"{name}: no such folder; expected one with {CONFIG} and {SAFETENSORS}")
     return False

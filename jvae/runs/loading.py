@@ -16,7 +16,7 @@ from jvae import models
 from jvae.api import Params, TextVAE
 from jvae.data import tokenizers
 from jvae.data.tokenizers import TextTokenizer
-from jvae.errors import CheckpointError
+from jvae.errors import CheckpointError, WeightsError
 from jvae.inference.text_vae import LoadedVAE
 from jvae.parallel import mesh as meshes
 from jvae.runs import build, exports, workdir
@@ -76,7 +76,11 @@ def text_vae(
 
 def read_model(name: str | os.PathLike[str]) -> exports.Export:
     """What a run (its best checkpoint) or an export holds. Arguments and errors as of `load`."""
-    return _read_run(Path(name)) if is_run(name) else exports.load_export(name)
+    try:
+        a_run = is_run(name)
+    except (OSError, ValueError) as error:  # a name too long, or with NUL
+        raise WeightsError(f"{os.fspath(name)[:80]!r}: cannot be a folder ({error})") from None
+    return _read_run(Path(name)) if a_run else exports.load_export(name)
 
 
 def export(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
