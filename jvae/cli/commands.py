@@ -50,13 +50,18 @@ def sweep(
 
 
 def evaluate(config: ConfigDict, folder: Path) -> None:
-    """Measures the best checkpoint of a run on its test split."""
-    _show(evaluation.evaluate(*_trained(config, folder)).table(), folder)
+    """Measures the best checkpoint of a run on its test split. Raises: Stopped."""
+    with Stop():
+        _show(evaluation.evaluate(*_trained(config, folder)).table(), folder)
 
 
 def probe(config: ConfigDict, folder: Path) -> None:
-    """What the latent of a run's best checkpoint says of the labels of its test split."""
-    _show(probing.probe(*_trained(config, folder)).table(), folder)
+    """What the latent of a run's best checkpoint says of the labels of its test split.
+
+    Raises: Stopped.
+    """
+    with Stop():
+        _show(probing.probe(*_trained(config, folder)).table(), folder)
 
 
 def compile_ahead(config: ConfigDict, folder: Path, topology: str, out: str) -> None:
@@ -81,7 +86,7 @@ def _trained(config: ConfigDict, folder: Path) -> tuple[build.Run, Mesh, Params,
     # Not claimed: to measure with other sizes leaves the run's own config as it is.
     workdir.check(folder, config)
     this = build.open_run(config, folder)
-    mesh = meshes.make_mesh(this.config.mesh)
+    mesh = meshes.make_mesh_for(this.config.mesh, this.rows.batch_rows)
     return this, mesh, *loading.load_params(this.model, mesh, folder)
 
 

@@ -15,6 +15,7 @@ from jvae.errors import ConfigError, JvaeError
 from jvae.runs.console import safe_streams
 from jvae.training.preemption import CODE, Stopped
 
+INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 TEXT_MODES = (
     "sample",
     "reconstruct",
@@ -92,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
     0: done. 2: an error, printed as one message. 75 (`jvae.training.preemption.CODE`): stopped by a
-    signal with the state saved; the same command resumes.
+    signal with the state saved; the same command resumes. 130: interrupted at the keyboard where
+    there is no state.
     """
     with safe_streams():
         logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
@@ -102,6 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             words = list(sys.argv[1:] if argv is None else argv)
             config, rest = configs.from_argv(words, _saved)
             return _run(config, rest, words)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             return CODE

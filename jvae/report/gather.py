@@ -97,7 +97,7 @@ def gather(config: ConfigDict, folder: Path) -> Found:
         except JvaeError as error:
             notes.append(f"Its test sentences cannot be read, so nothing is shown of them: {error}")
     files = (folder / "eval" / f"{name}.json" for name in ("test", "probe"))
-    evaluation, probes = (_report(path, notes) for path in files)
+    evaluation, probes = (read_report(path, notes) for path in files)
     if evaluation is None:
         notes.append(f"No evaluation: {folder}/eval/test.json is written by --mode=eval.")
     if sampler:
@@ -121,7 +121,7 @@ def gather(config: ConfigDict, folder: Path) -> Found:
     )
 
 
-def _report(path: Path, notes: list[str]) -> dict[str, Any] | None:
+def read_report(path: Path, notes: list[str]) -> dict[str, Any] | None:
     """A report that `evals.card` wrote; one that is damaged is left out, with a note."""
     if not path.is_file():
         return None
