@@ -188,14 +188,19 @@ def to_json(cfg: ConfigDict) -> str:
 def from_json(text: str) -> ConfigDict:
     """The locked config that `to_json` wrote; lists come back as tuples.
 
-    Raises: ConfigError if the text is not a JSON object, or a newer jvae wrote it.
+    Raises: ConfigError if the text is not a JSON object, keys are not names, or a newer jvae wrote
+      it.
     """
     tree = _read_json(text)
-    if (schema := tree.pop("schema", 1)) not in range(1, SCHEMA + 1):
+    schema = tree.pop("schema", 1)
+    if schema not in range(1, SCHEMA + 1):
         raise ConfigError(
             f"stored config has schema {schema!r}; this jvae reads 1 to {SCHEMA}: update jvae"
         )
-    return ConfigDict(_tuples(tree), convert_dict=True).lock()
+    try:
+        return ConfigDict(_tuples(tree), convert_dict=True).lock()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"stored config is not JSON: {error}") from None
 
 
 def schema_of(text: str) -> int:
@@ -206,7 +211,7 @@ def schema_of(text: str) -> int:
 def _read_json(text: str) -> dict[str, Any]:
     try:
         tree = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"stored config is not JSON: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError("stored config is not a JSON object")
@@ -221,8 +226,12 @@ def base() -> ConfigDict:
 def stored(text: str) -> ConfigDict:
     """`from_json` of a run that an older jvae may have written: keys that every config has by now
     and this one lacks get their defaults, which mean what was done before there was the key.
+
+    Raises: ConfigError as `from_json`, or naming a key whose value is of another kind than in every
+      config.
     """
     cfg = from_json(text).unlock()
+    _check_like_base(cfg)
     own = flatten(cfg).keys() | set(cfg)  # a section that is empty in one may be filled in another
     for key, value in flatten(base()).items():
         if key not in own:
@@ -234,6 +243,36 @@ def stored(text: str) -> ConfigDict:
                 here = here[section]
             here[name] = ConfigDict() if value == {} else value
     return cfg.lock()
+
+
+def _check_like_base(cfg: ConfigDict) -> None:
+    """Raises ConfigError unless sections are sections, numbers are numbers and text is text."""
+
+    def kind(value: Any) -> str:
+        if isinstance(value, ConfigDict):
+            return "a section"
+        kinds = {bool: "true or false", int: "a number", float: "a number", str: "text"}
+        return kinds.get(type(value), "a list")
+
+    def walk(prefix: str, own: ConfigDict, base: ConfigDict) -> None:
+        for name in base:
+            if name not in own or own[name] is None or base[name] is None:
+                continue
+            have, want = kind(own[name]), kind(base[name])
+            if have != want:
+                raise ConfigError(f"stored config: {prefix}{name} is {have}, expected {want}")
+            if want == "a section":
+                walk(f"{prefix}{name}.", own[name], base[name])
+
+    walk("", cfg, _import(shipped_dir() / "common.py").base())
+    model = cfg.get("model")
+    if not isinstance(model, ConfigDict) or not isinstance(model.get("family"), str):
+        raise ConfigError("stored config: model.family is missing; expected the name of a family")
+    for side in ("encoder", "decoder"):
+        if side in model and not isinstance(model[side], ConfigDict):
+            raise ConfigError(f"stored config: model.{side} is no section")
+    if not isinstance(cfg.get("name", ""), str):
+        raise ConfigError("stored config: name is no text")
 
 
 def diff(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:

@@ -15,6 +15,14 @@ class ConfigError(JvaeError):
     """A config key or value that cannot be used."""
 
 
+class InputError(JvaeError, ValueError):
+    """An argument of a Python call that cannot be used."""
+
+
+class InputTypeError(JvaeError, TypeError):
+    """An argument of a Python call that is of a wrong type."""
+
+
 class DataError(JvaeError):
     """A corpus, a line or a tokenizer that cannot be used."""
 
@@ -31,7 +39,10 @@ class TrainingError(JvaeError):
     """A run that cannot go on, such as one whose loss is no longer finite."""
 
 
-def whole(name: str, value: Any, least: int) -> None:
-    """Raises: ValueError unless it is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}")
+def whole(name: str, value: Any, least: int, most: int = 10_000_000) -> None:
+    """Raises: InputError unless it is a whole number from `least` to `most`."""
+    number = not isinstance(value, bool) and isinstance(value, int | np.integer)
+    if not number or value < least:
+        raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}")
+    if value > most:
+        raise InputError(f"{name} is {value!r}; expected a whole number of at most {most:,}")

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from jvae.api import Params
 from jvae.cli import aot
 from jvae.cli import sweep as sweeps
-from jvae.errors import CheckpointError
+from jvae.errors import CheckpointError, DataError
 from jvae.evals import evaluation, probing
 from jvae.parallel import mesh as meshes
 from jvae.parallel import processes
@@ -32,7 +32,10 @@ def train(config: ConfigDict, folder: Path) -> None:
     if table.is_file():
         if processes.first():
             workdir.claim(folder, config)
-        print(f"{folder} is finished; --mode=eval measures it again\n\n{table.read_text()}", end="")
+        print(
+            f"{folder} is finished; --mode=eval measures it again\n\n{workdir.read_text(table)}",
+            end="",
+        )
         return
     with Stop() as stop, workdir.Lock(folder) as lock:
         done = loop.train(config, folder, stop, lock)
@@ -52,13 +55,18 @@ def sweep(
 
 
 def evaluate(config: ConfigDict, folder: Path) -> None:
-    """Measures the best checkpoint of a run on its test split."""
-    _show(evaluation.evaluate(*_trained(config, folder)).table(), folder)
+    """Measures the best checkpoint of a run on its test split. Raises: Stopped."""
+    with Stop():
+        _show(evaluation.evaluate(*_trained(config, folder)).table(), folder)
 
 
 def probe(config: ConfigDict, folder: Path) -> None:
-    """What the latent of a run's best checkpoint says of the labels of its test split."""
-    _show(probing.probe(*_trained(config, folder)).table(), folder)
+    """What the latent of a run's best checkpoint says of the labels of its test split.
+
+    Raises: Stopped.
+    """
+    with Stop():
+        _show(probing.probe(*_trained(config, folder)).table(), folder)
 
 
 def compile_ahead(config: ConfigDict, folder: Path, topology: str, out: str) -> None:
@@ -69,8 +77,11 @@ def compile_ahead(config: ConfigDict, folder: Path, topology: str, out: str) -> 
     """
     rows = aot.show(aot.compile_for(config, folder, topology), lambda s: print(s, flush=True))
     if out:
-        with Path(out).open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+        try:
+            with Path(out).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+        except OSError as error:
+            raise DataError(f"{out}: cannot be written ({error.strerror or error})") from None
 
 
 def _trained(config: ConfigDict, folder: Path) -> tuple[build.Run, Mesh, Params, int]:
@@ -81,7 +92,7 @@ def _trained(config: ConfigDict, folder: Path) -> tuple[build.Run, Mesh, Params,
     workdir.check(folder, config)
     validate(config, saved=workdir.saved_config(folder), training=False)
     this = build.open_run(config, folder)
-    mesh = meshes.make_mesh(this.config.mesh)
+    mesh = meshes.make_mesh_for(this.config.mesh, this.rows.batch_rows)
     return this, mesh, *loading.load_params(this.model, mesh, folder)
 
 

@@ -12,8 +12,10 @@ from ml_collections import ConfigDict
 
 from jvae import config as configs
 from jvae.errors import ConfigError, JvaeError
+from jvae.runs.console import safe_streams
 from jvae.training.preemption import CODE, Stopped
 
+INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 TEXT_MODES = (
     "sample",
     "reconstruct",
@@ -91,24 +93,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
     0: done. 2: an error, printed as one message. 75 (`jvae.training.preemption.CODE`): stopped by a
-    signal with the state saved; the same command resumes.
+    signal with the state saved; the same command resumes. 130: interrupted at the keyboard where
+    there is no state.
     """
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    for noisy in ("absl", "orbax", "jax"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    try:
-        words = list(sys.argv[1:] if argv is None else argv)
-        config, rest = configs.from_argv(words, _saved)
-        return _run(config, rest, words)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return CODE
-    except JvaeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except flags.Error as error:
-        print(f"error: {error}\n\n{USAGE}", file=sys.stderr)
-        return 2
+    with safe_streams():
+        logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+        for noisy in ("absl", "orbax", "jax"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        try:
+            words = list(sys.argv[1:] if argv is None else argv)
+            config, rest = configs.from_argv(words, _saved)
+            return _run(config, rest, words)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            return CODE
+        except JvaeError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except flags.Error as error:
+            print(f"error: {error}\n\n{USAGE}", file=sys.stderr)
+            return 2
 
 
 def _saved(rest: list[str]) -> ConfigDict:
@@ -179,7 +186,14 @@ def _keep_compiled_programs() -> None:
     from jvae.data.corpus import cache_dir
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir("") / "compiled"))
+        try:
+            folder = cache_dir("") / "compiled"
+            folder.mkdir(parents=True, exist_ok=True)
+        except (ConfigError, OSError):
+            return  # they are compiled again
+        if not os.access(folder, os.W_OK):
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

@@ -1,8 +1,7 @@
 """The text modes of the command line: sentences or latents in; text, JSON lines or arrays out."""
 
+import io
 import json
-import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from jvae.inference.checks import listed
 from jvae.inference.neighbors import nearest
 from jvae.inference.text_vae import LoadedVAE
 from jvae.latent.geometry import OFFSETS
-from jvae.runs import loading, workdir
+from jvae.runs import console, loading, output, workdir
 from jvae.validation.validate import validate
 
 EDITS = ("interpolate", "analogy", "traverse", "neighbors")
@@ -252,18 +251,19 @@ def _write(found: TextResult, kind: str, out: str) -> None:
         lines = [json.dumps(one, ensure_ascii=False) for one in found.records]
     text = "".join(f"{one}\n" for one in lines)
     if out:
-        _checked(Path(out), lambda path: workdir.write_text(path, text))
+        _write_file(out, text)
         return
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        console.write_result(text)
     except UnicodeEncodeError as error:
         raise DataError(
             f"standard output takes {error.encoding} alone; use --out=FILE, or set "
             "PYTHONIOENCODING=utf-8"
         ) from None
-    except BrokenPipeError:  # as under `| head`: who reads has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        raise DataError(
+            f"standard output: cannot be written ({error.strerror or error}); use --out=FILE"
+        ) from None
 
 
 def _write_arrays(found: TextResult, path: Path) -> None:
@@ -273,18 +273,15 @@ def _write_arrays(found: TextResult, path: Path) -> None:
     if found.z_egz is not None:
         arrays["z"] = found.z_egz
 
-    def save(path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        with part.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
-        os.replace(part, path)
-
-    _checked(path, save)
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **arrays)  # pyright: ignore[reportArgumentType]
+    _write_file(str(path), packed.getvalue())
 
 
-def _checked(path: Path, write: Callable[[Path], None]) -> None:
+def _write_file(path: str, content: str | bytes) -> None:
     try:
-        write(path)
+        output.write(path, content)
+    except BrokenPipeError:  # as at standard output: the reader has enough
+        pass
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None

@@ -25,12 +25,11 @@ from jvae.data.sources import (
     FileInfo,
     bad_line,
     expand,
-    expand_user,
     sha256,
     too_long,
 )
 from jvae.data.text_rules import BadLine
-from jvae.errors import DataError
+from jvae.errors import ConfigError, DataError
 
 CACHE_VARIABLE = "JVAE_CACHE"
 _FORMAT = 2  # changes with what is stored and with the rules of texts
@@ -99,11 +98,18 @@ class Corpus:
 def cache_dir(configured: str) -> Path:
     """Where prepared data lives: as configured, else $JVAE_CACHE, else the user's cache folder.
 
-    Raises: DataError if the user's home folder is needed and unknown.
+    Raises: ConfigError where there is no home directory to find it in.
     """
-    if chosen := configured or os.environ.get(CACHE_VARIABLE):
-        return expand_user(chosen)
-    return expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jvae"
+    folder = configured or os.environ.get(CACHE_VARIABLE)
+    try:
+        if folder:
+            return Path(folder).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jvae"
+    except RuntimeError:  # no $HOME and no entry in the password file
+        raise ConfigError(
+            f"{folder or '~/.cache'}: there is no home directory; set data.cache or "
+            f"{CACHE_VARIABLE} to a folder for prepared data"
+        ) from None
 
 
 def survey(names: str | Path | Sequence[str | Path], reader: Reader, cache: Path) -> Corpus:

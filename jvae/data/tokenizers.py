@@ -29,6 +29,7 @@ from tokenizers import (
     trainers,
 )
 
+from jvae.data import tokenizer_files
 from jvae.errors import ConfigError, DataError
 
 FILE = "tokenizer.json"
@@ -72,8 +73,9 @@ class TextTokenizer:
         out: list[np.ndarray] = []
         for first in range(0, len(texts), 4096):  # the backend's own records are large
             part = [self.prefix + text for text in texts[first : first + 4096]]
-            for one in self.backend.encode_batch_fast(part, add_special_tokens=False):
-                out.append(np.array(before + one.ids + after, np.int32))
+            with tokenizer_files.backend_errors(self.name):
+                encoded = self.backend.encode_batch_fast(part, add_special_tokens=False)
+            out += [np.array(before + one.ids + after, np.int32) for one in encoded]
         return out
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -84,7 +86,14 @@ class TextTokenizer:
         if self.end_id in kept:
             kept = kept[: kept.index(self.end_id)]
         kept = [i for i in kept if i not in self.control_ids]
-        return self.backend.decode(kept, skip_special_tokens=False).removeprefix(self.prefix)
+        with tokenizer_files.backend_errors(self.name):
+            return self.backend.decode(kept, skip_special_tokens=False).removeprefix(self.prefix)
+
+    @property
+    def vocabulary_sha256(self) -> str:
+        """SHA-256 of the tokens and their ids alone, whatever version of the backend writes."""
+        vocab = sorted(self.backend.get_vocab(with_added_tokens=True).items())
+        return hashlib.sha256(json.dumps(vocab).encode()).hexdigest()
 
     def for_role(self, role: str) -> "TextTokenizer":
         """The same tokenizer for the other side."""
@@ -124,7 +133,7 @@ def load(folder: str | Path, role: str) -> TextTokenizer:
         raise DataError(f"{folder}: {found}; expected the folder that holds {FILE}")
     try:
         if (folder / FILE).is_file():
-            backend = Tokenizer.from_file(str(folder / FILE))
+            backend = tokenizer_files.open_file(folder / FILE)
         elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             backend = _byte_bpe(folder)
         elif (folder / "vocab.txt").is_file():
@@ -142,7 +151,8 @@ def load(folder: str | Path, role: str) -> TextTokenizer:
         raise DataError(
             f"{folder}: tokenizer files cannot be read ({error}); copy them again"
         ) from error
-    return _wrap(backend, role, str(folder))
+    with tokenizer_files.backend_errors(str(folder)):
+        return _wrap(backend, role, str(folder))
 
 
 def train_word_level(
@@ -258,6 +268,7 @@ def _special(names: Sequence[str]) -> list[str | AddedToken]:
 
 
 def _byte_bpe(folder: Path) -> Tokenizer:
+    tokenizer_files.checked_vocabulary(folder / "vocab.json")
     model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
     backend = Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -16,6 +16,8 @@ from jvae.errors import ConfigError
 METHODS = ("greedy", "sample", "beam")
 EARLY_STOPPING = ("always", "heuristic", "never")
 NORM_LENGTHS = ("new", "total")
+# Memory grows with both, for every example of a batch.
+LONGEST, WIDEST = 65_536, 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +65,9 @@ class DecodeConfig:
         _one_of("early_stopping", self.early_stopping, EARLY_STOPPING)
         _integer("top_k", self.top_k, 0, "0 keeps every token")
         _integer("min_length", self.min_length, 0, "new tokens before the end token may come")
-        _integer("max_length", self.max_length, 1, "new tokens, the end token included")
-        _integer("room", self.room, 1, "new tokens that caches have places for at first")
-        _integer("beam_width", self.beam_width, 1, "hypotheses per example")
+        _integer("max_length", self.max_length, 1, "new tokens, the end token included", LONGEST)
+        _integer("room", self.room, 1, "new tokens that caches have places for at first", LONGEST)
+        _integer("beam_width", self.beam_width, 1, "hypotheses per example", WIDEST)
         _positive("temperature", self.temperature, "method=greedy is the limit of 0")
         _positive("repetition_penalty", self.repetition_penalty, "1 is no penalty")
         _positive("top_p", self.top_p, "1 keeps every token")
@@ -86,11 +88,13 @@ def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ConfigError(f"decode.{name} is {value!r}; it must be one of {', '.join(choices)}.")
 
 
-def _integer(name: str, value: object, least: int, hint: str) -> None:
+def _integer(name: str, value: object, least: int, hint: str, most: int = 2**31 - 1) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(
             f"decode.{name} is {value!r}; it must be an integer of at least {least} ({hint})."
         )
+    if value > most:
+        raise ConfigError(f"decode.{name} is {value!r}; it may be at most {most:,} ({hint}).")
 
 
 def _number(name: str, value: object, what: str, hint: str) -> float:

@@ -86,9 +86,13 @@ def _check_lengths(decoded: Sequence[str], original: Sequence[str]) -> None:
 
 
 def unpack(
-    batch: Batch,
+    batch: Batch, most: int | None = None
 ) -> tuple[Int[np.ndarray, "e t"], Int[np.ndarray, "e"], np.ndarray]:
-    """Tokens of `batch.dec` by example, padded to a power of two; lengths; which are scored."""
+    """Tokens of `batch.dec` by example, padded to a power of two; lengths; which are scored.
+
+    Args:
+      most: the padding ends here, although that is no power of two; at least the longest example.
+    """
     token_bt, segment_bt, scored_bt = to_host(
         (batch.dec.token_bt, batch.dec.segment_bt, batch.scored_bt)
     )
@@ -98,6 +102,7 @@ def unpack(
     length_e = np.bincount(example, minlength=token_bt.shape[0] * slots)
     # Few widths, so that the step loop below is compiled a few times and not once per batch.
     width = 1 << int(max(int(length_e.max()), 2) - 1).bit_length()
+    width = width if most is None else max(min(width, most), 2)
     token_et = np.zeros((length_e.size, width), token_bt.dtype)
     scored_et = np.zeros((length_e.size, width), bool)
     order = np.argsort(example, kind="stable")
@@ -105,6 +110,15 @@ def unpack(
     token_et[example[order], place] = token_bt[row, column][order]
     scored_et[example[order], place] = scored_bt[row, column][order]
     return token_et, length_e, scored_et
+
+
+def _longest(batch: Batch) -> int:
+    """Tokens of the longest example of `batch.dec`."""
+    segment_bt = to_host(batch.dec.segment_bt)
+    rows, segments = len(segment_bt), int(segment_bt.max()) + 1
+    place_bt = np.arange(rows)[:, None] * segments + segment_bt
+    count = np.bincount(place_bt.ravel(), minlength=rows * segments).reshape(rows, segments)
+    return int(count[:, 1:].max(initial=0))  # segment 0 is padding
 
 
 @partial(jax.jit, static_argnames=("gen",))
@@ -142,13 +156,16 @@ def token_accuracy(
     Raises: DataError if a sentence is absent from `posts` or comes twice.
     """
     source_e = posts.other() if other else np.arange(posts.id_e.size)
+    batches = list(batches)
+    # A model has positions for its longest sentence, but not for the next power of two.
+    most = max((_longest(batch) for batch in batches), default=None)
 
     def parts() -> Iterable[tuple[np.ndarray, dict[str, Any]]]:
         for batch in batches:
             id_e = to_host(batch.id_e)
             filled = np.where(id_e < 0, posts.id_e[0], id_e)
             place = source_e[rows_of(posts.id_e, filled, "the collected posteriors")]
-            token_et, _, scored_et = unpack(batch)
+            token_et, _, scored_et = unpack(batch, most)
             mean_egz = posts.mean_egz[place]
             hit_e = _hits(model.gen, params, batch, mean_egz, token_et, scored_et)
             yield id_e, {"hit": hit_e, "scored": scored_et.sum(axis=1)}

@@ -1,31 +1,36 @@
 """Arguments of the text tools, checked where they come in."""
 
+import dataclasses
+import difflib
+import os
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from jvae import errors
 from jvae.data.text_rules import BadLine, clean
-from jvae.errors import DataError
+from jvae.decode import DecodeConfig
+from jvae.errors import ConfigError, DataError, InputError, InputTypeError, JvaeError
 
 
 def listed(texts: Any, what: str = "sentence") -> list[str]:
     """Texts as a list, each by the rules that corpora are read by (`jvae.data.text_rules`).
 
-    Raises: TypeError if it is one string or not an ordered collection, or one of them is not text;
-      DataError naming the first text that is empty or holds what no corpus may hold.
+    Raises: InputTypeError if it is one string or not an ordered collection, or one of them is not
+      text; DataError naming the first text that is empty or holds what no corpus may hold.
     """
     ordered = isinstance(texts, Iterable) and not isinstance(texts, str | bytes | Mapping | Set)
     if not ordered:
-        raise TypeError(
+        raise InputTypeError(
             f"expected a list of {what}s, not "
             + ("one string" if isinstance(texts, str | bytes) else type(texts).__name__)
         )
     cleaned: list[str] = []
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TypeError(f"{what} {i + 1} is of type {type(text).__name__}; expected text")
+            raise InputTypeError(f"{what} {i + 1} is of type {type(text).__name__}; expected text")
         one = clean(text, "is empty; there is nothing to encode")
         if isinstance(one, BadLine):
             raise DataError(f"{what} {i + 1} {one.detail}")
@@ -38,17 +43,51 @@ def latents(z_egz: Any, expected: tuple[int | str, ...]) -> Float[np.ndarray, "n
 
     Args:
       expected: their shape; its first entry is a name where any number goes.
-    Raises: ValueError for another shape, or a value that is no finite number.
+    Raises: InputError for another shape, or a value that is no finite number.
     """
     shown = f"({', '.join(map(str, expected))})"
     try:
-        found = np.asarray(z_egz, np.float32)
+        found = np.asarray(z_egz)
+        if np.iscomplexobj(found):
+            raise InputError(f"latents are complex numbers; expected real ones, {shown}")
+        with np.errstate(over="ignore"):  # beyond float32: not finite, see below
+            found = found.astype(np.float32)
+    except InputError:
+        raise
     except (TypeError, ValueError) as error:
-        raise ValueError(f"latents are no array of numbers ({error}); expected {shown}") from None
+        raise InputError(f"latents are no array of numbers ({error}); expected {shown}") from None
     if found.ndim != 3 or any(
         wanted not in (size, "n") for size, wanted in zip(found.shape, expected, strict=True)
     ):
-        raise ValueError(f"latents have shape {found.shape}; expected {shown}")
+        raise InputError(f"latents have shape {found.shape}; expected {shown}")
     if len(wrong := np.flatnonzero(~np.isfinite(found).all(axis=(1, 2)))):
-        raise ValueError(f"latent {wrong[0] + 1} holds a value that is not finite")
+        raise InputError(f"latent {wrong[0] + 1} holds a value that is not finite")
     return found
+
+
+def seed(value: Any) -> None:
+    """Raises: InputError unless it is a seed that no other one is equal to."""
+    errors.whole("seed", value, 0, 2**32 - 1)
+
+
+def settings(given: Mapping[str, Any]) -> None:
+    """Raises: ConfigError for a setting of decoding that there is none of, with the closest."""
+    known = [one.name for one in dataclasses.fields(DecodeConfig)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            near = near or [one for one in known if one.startswith(name[:4])][:1]
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"{name!r} is no setting of decoding{hint}; settings: {', '.join(known)}"
+            )
+
+
+def same_process(pid: int) -> None:
+    """Raises: JvaeError in a child of the process that the model was loaded in, where it hangs."""
+    if os.getpid() != pid:
+        raise JvaeError(
+            f"this model was loaded in process {pid}, of which this one ({os.getpid()}) is a fork; "
+            "JAX's threads are not in it. Load the model in the child, or start the child with "
+            "multiprocessing.get_context('spawn')"
+        )

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from jvae.errors import InputError
+
 METRICS = ("cosine", "euclidean")
 BLOCK = 1_024  # queries compared at once
 
@@ -28,12 +30,12 @@ def nearest(
 
     Equal distances keep the order of the corpus. All are given where the corpus has fewer.
 
-    Raises: ValueError for another metric or a count below 1.
+    Raises: InputError for another metric or a count below 1.
     """
     if metric not in METRICS:
-        raise ValueError(f"metric is {metric!r}; expected one of {', '.join(METRICS)}")
+        raise InputError(f"metric is {metric!r}; expected one of {', '.join(METRICS)}")
     if count < 1:
-        raise ValueError(f"{count} neighbors; expected at least 1")
+        raise InputError(f"{count} neighbors; expected at least 1")
     corpus_nd = _flat(corpus_ngz, metric)
     square_n = np.sum(corpus_nd**2, axis=1)
     count = min(count, len(corpus_nd))

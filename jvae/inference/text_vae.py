@@ -1,7 +1,8 @@
 """A trained model with its tokenizers: text to latents, latents to text. NumPy in and out."""
 
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from jvae.data.progress import Progress
 from jvae.data.rows import Encoded, pack_rows
 from jvae.data.tokenizers import TextTokenizer
 from jvae.decode import DecodeConfig
-from jvae.errors import DataError
+from jvae.errors import ConfigError, DataError, InputError, JvaeError
 from jvae.inference import batching, checks, scoring
 from jvae.inference.neighbors import Neighbor, nearest
 from jvae.inference.scoring import TokenLogProbs
@@ -56,6 +57,16 @@ class LoadedVAE:
     decode_batch: int = 256
     seed: int = 0
     joined: tuple[str, ...] = ()  # sides that hold the source in front of the text
+    pid: int = field(default_factory=os.getpid, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        checks.seed(self.seed)
+
+    def __reduce__(self) -> str:
+        raise JvaeError(
+            "a LoadedVAE cannot be pickled or copied: send the folder of its run or export and "
+            "call jvae.load there; jvae.export writes a folder that needs nothing else"
+        )
 
     @property
     def conditional(self) -> bool:
@@ -72,6 +83,7 @@ class LoadedVAE:
 
         Raises: DataError naming the first sentence that is empty or too long for the model.
         """
+        checks.same_process(self.pid)
         texts = checks.listed(texts)
         sources = self._sources(sources, len(texts))
         tokenizers = {"dec": self.decoder, "enc": self.encoder, "cond": self.encoder}
@@ -99,7 +111,7 @@ class LoadedVAE:
         if chains is not None:
             errors.whole("chains", chains, 1)
             if self.model.post.sampler is None:
-                raise ValueError(f"chains is {chains}: this model has an encoder and no chains")
+                raise InputError(f"chains is {chains}: this model has an encoder and no chains")
         post = self.model.metric_post if chains is None else self.model.post
         texts, key, mesh = checks.listed(texts), self._key(seed), meshes.mesh_of(self.params)
         out = np.zeros((len(texts), *self.model.latent_shape), np.float32)
@@ -116,6 +128,7 @@ class LoadedVAE:
         self, n: int, seed: int | None = None, sources: Sequence[str] | None = None
     ) -> Float[np.ndarray, "n g z"]:
         """n latents from the prior; n for each source where there are sources, adjacent."""
+        checks.same_process(self.pid)
         errors.whole("n", n, 0)
         sources = self._sources(sources, None)
         cond = None if sources is None else self._given(sources).cond
@@ -140,13 +153,20 @@ class LoadedVAE:
         Sentences end where the positions of the model do, whatever `max_length` is. A source that
         stands in front of the text takes up some of them.
         """
+        checks.same_process(self.pid)
+        checks.settings(settings)
         z_egz = checks.latents(z_egz, ("n", *self.model.latent_shape))
+        config = DecodeConfig(**({"method": "greedy", "max_length": self.max_length} | settings))
         if len(z_egz) == 0:
             return []
         sources = self._sources(sources, len(z_egz))
-        config = DecodeConfig(**({"method": "greedy", "max_length": self.max_length} | settings))
         given = self._started(len(z_egz)) if sources is None else self._given(sources)
         room = self.limits["dec"] - given.prompt.token_et.shape[1]
+        if settings.get("max_length", 0) > room and "dec" not in self.joined:
+            raise ConfigError(
+                f"decode.max_length is {config.max_length}; this model has positions for {room} "
+                "new tokens"
+            )
         config = replace(config, max_length=min(config.max_length, room))
         texts, left_e = [""] * len(z_egz), np.arange(len(z_egz), dtype=np.int32)
         mesh = meshes.mesh_of(self.params)
@@ -345,20 +365,20 @@ class LoadedVAE:
     def _ends(self, texts: list[str], source: str | None) -> Float[np.ndarray, "n g z"]:
         """Latents of the sentences that an edit starts from."""
         if not np.prod(self.model.latent_shape):
-            raise ValueError("this model has no latent: there is nothing to edit or to compare")
+            raise InputError("this model has no latent: there is nothing to edit or to compare")
         return self.encode(texts, source and [source] * len(texts))
 
     def _sources(self, sources: Sequence[str] | None, n: int | None) -> list[str] | None:
         """Sources as a list, where the model reads any."""
         if not self.conditional:
             if sources is not None:
-                raise ValueError("this model reads no source text; leave `sources` out")
+                raise InputError("this model reads no source text; leave `sources` out")
             return None
         if sources is None or isinstance(sources, str):
-            raise ValueError("this model reads a source text: `sources` is a list of them")
+            raise InputError("this model reads a source text: `sources` is a list of them")
         sources = checks.listed(sources, "source")
         if n is not None and len(sources) != n:
-            raise ValueError(f"{len(sources)} sources for {n} sentences; expected one for each")
+            raise InputError(f"{len(sources)} sources for {n} sentences; expected one for each")
         return sources
 
     def _started(self, n: int) -> _Given:
@@ -397,6 +417,8 @@ class LoadedVAE:
         return _Given(cond, prompt)
 
     def _key(self, seed: int | None) -> Any:
+        if seed is not None:
+            checks.seed(seed)
         return jax.random.key(self.seed if seed is None else seed)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from jvae.errors import whole
+from jvae.errors import InputError, whole
 
 HOW = ("linear", "slerp")
 OFFSETS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
@@ -21,10 +21,10 @@ def between(
 
     Args:
       how: "linear", or "slerp" for the arc over all groups at once.
-    Raises: ValueError for fewer than two steps or another way.
+    Raises: InputError for fewer than two steps or another way.
     """
     if how not in HOW:
-        raise ValueError(f"how is {how!r}; expected one of {', '.join(HOW)}")
+        raise InputError(f"how is {how!r}; expected one of {', '.join(HOW)}")
     return (line if how == "linear" else arc)(a_egz, b_egz, steps)
 
 
@@ -69,12 +69,12 @@ def axes(
     Args:
       dims: counted through all groups; dimension i of group g is g * width + i.
       offsets: added to the latent's own value.
-    Raises: ValueError for a dimension that there is not.
+    Raises: InputError for a dimension that there is not.
     """
     for dim in dims:
         whole("dimension", dim, 0)
         if dim >= z_gz.size:
-            raise ValueError(f"dimension {dim}: the latent has dimensions 0 to {z_gz.size - 1}")
+            raise InputError(f"dimension {dim}: the latent has dimensions 0 to {z_gz.size - 1}")
     out = np.tile(z_gz.reshape(-1), (len(dims), len(offsets), 1)).astype(np.float32)
     for place, dim in enumerate(dims):
         out[place, :, dim] += np.asarray(offsets, np.float32)
@@ -88,10 +88,10 @@ def direction(
 
     Added to a latent it moves it from the ones to the others.
 
-    Raises: ValueError if either set is empty.
+    Raises: InputError if either set is empty.
     """
     if len(from_egz) == 0 or len(to_egz) == 0:
-        raise ValueError(
+        raise InputError(
             f"direction: {len(from_egz)} and {len(to_egz)} latents; expected some of each"
         )
     with_gz, without_gz = (np.asarray(x, np.float64).mean(axis=0) for x in (to_egz, from_egz))

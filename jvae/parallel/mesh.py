@@ -67,6 +67,34 @@ def make_mesh(cfg: Mapping[str, int], devices: Sequence[Any] | None = None) -> M
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def make_mesh_for(cfg: Mapping[str, int], rows: int) -> Mesh:
+    """As `make_mesh`, such that rows can be cut over it: with fewer devices where `data` is -1.
+
+    For measuring a run on other devices than it was trained on; its rows stay as they are.
+
+    Raises: ConfigError as `make_mesh`, or where the rows cannot be cut.
+    """
+    mesh = make_mesh(cfg)
+    if rows % row_shards(mesh) == 0:
+        return mesh
+    if cfg.get("data") == -1 and jax.process_count() == 1:
+        fsdp, tensor = mesh.shape["fsdp"], mesh.shape[TENSOR]
+        for data in range(mesh.shape["data"] - 1, 0, -1):
+            if rows % (data * fsdp) == 0:
+                used = data * fsdp * tensor
+                log.warning(
+                    "%d rows of a batch do not divide over %d devices: %d are used",
+                    rows,
+                    mesh.size,
+                    used,
+                )
+                return make_mesh(dict(cfg, data=data), jax.devices()[:used])
+    raise ConfigError(
+        f"config.mesh: cuts batches into {row_shards(mesh)} parts, but data.batch_rows is {rows}, "
+        "which is no multiple of that; set --config.mesh.data and mesh.fsdp to sizes that divide it"
+    )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -74,8 +74,11 @@ def of_arrays(arrays: Mapping[str, np.ndarray]) -> Tensors:
 
 def is_local(name: str) -> bool:
     """Whether a name means a folder here. Raises WeightsError for a path that does not exist."""
-    if Path(name).expanduser().exists():
-        return True
+    try:
+        if Path(name).expanduser().exists():
+            return True
+    except (RuntimeError, OSError, ValueError) as error:  # no such user, a name too long, NUL
+        raise WeightsError(f"{name[:80]}: cannot be a folder ({_reason(error)})") from None
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise WeightsError(f"{name}: no such folder; expected one with {CONFIG} and {SAFETENSORS}")
     return False
@@ -205,14 +208,41 @@ def _reader(path: Path, file: Any, name: str) -> Callable[[], np.ndarray]:
     return read
 
 
+def metadata(path: Path) -> dict[str, str]:
+    """The free text that a .safetensors file carries beside its tensors. Raises: WeightsError."""
+    from safetensors import safe_open
+
+    with _explained(path), safe_open(path, framework="np") as file:
+        return dict(file.metadata() or {})
+
+
 def _npz(path: Path) -> Tensors:
-    """Every array is read for its shape; the file decompresses it again on demand."""
+    """Shapes from the header of every array: they are compared before anything is decompressed."""
     file = np.load(path, allow_pickle=False)
+    if not isinstance(file, np.lib.npyio.NpzFile) or file.zip is None:
+        raise ValueError("it is one array, not an archive of arrays")
     tensors = {}
     for name in file.files:
-        array = file[name]
-        tensors[name] = Tensor(array.shape, array.dtype, lambda name=name: file[name])
+        member = name if name in file.zip.namelist() else f"{name}.npy"
+        with file.zip.open(member) as part:
+            version = np.lib.format.read_magic(part)
+            read = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[version]
+            shape, _, dtype = read(part)
+        if dtype.hasobject:
+            raise ValueError(f"{name} holds objects, which only allow_pickle would read")
+        tensors[name] = Tensor(shape, dtype, _npz_reader(path, file, name))
     return tensors
+
+
+def _npz_reader(path: Path, file: Any, name: str) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        with _explained(path):
+            return file[name]
+
+    return read
 
 
 def _msgpack(path: Path) -> Tensors:

@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 from jvae import config as configs
 from jvae.api import has_latent
 from jvae.data import grammar
-from jvae.errors import DataError, JvaeError
+from jvae.errors import CheckpointError, DataError, JvaeError
 from jvae.evals import disentangle
 from jvae.evals.latent import collect_posteriors
 from jvae.inference.text_vae import LoadedVAE
 from jvae.latent import geometry
-from jvae.runs import build, loading, metrics, phases
+from jvae.runs import build, loading, metrics, phases, workdir
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,8 @@ def gather(config: ConfigDict, folder: Path) -> Found:
             latents = _latents(vae, texts, sources, labels)
         except JvaeError as error:
             notes.append(f"Its test sentences cannot be read, so nothing is shown of them: {error}")
-    evaluation, probes = (_report(folder / "eval" / f"{name}.json") for name in ("test", "probe"))
+    files = (folder / "eval" / f"{name}.json" for name in ("test", "probe"))
+    evaluation, probes = (read_report(path, notes) for path in files)
     if evaluation is None:
         notes.append(f"No evaluation: {folder}/eval/test.json is written by --mode=eval.")
     if sampler:
@@ -120,8 +121,25 @@ def gather(config: ConfigDict, folder: Path) -> Found:
     )
 
 
-def _report(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def read_report(path: Path, notes: list[str]) -> dict[str, Any] | None:
+    """A report that `evals.card` wrote; one that is damaged is left out, with a note."""
+    if not path.is_file():
+        return None
+    try:
+        report = json.loads(workdir.read_text(path))
+        whole = isinstance(report["card"], dict) and isinstance(report["notes"], list)
+        whole &= isinstance(report["details"], dict)
+        for row in report["metrics"].values():
+            numbers = (row["value"], row["se"], row["control"])
+            whole &= all(isinstance(number, float | int | None) for number in numbers)
+            whole &= isinstance(row["unit"], str) and isinstance(row["note"], str)
+        if whole:
+            return report
+        reason = "it is not what an evaluation writes"
+    except (CheckpointError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as e:
+        reason = f"{type(e).__name__}: {e}"
+    notes.append(f"{path} is damaged and left out ({reason}); measure again.")
+    return None
 
 
 def _phases(config: ConfigDict) -> list[tuple[str, int]]:
@@ -135,7 +153,8 @@ def _phases(config: ConfigDict) -> list[tuple[str, int]]:
 
 def _samples(folder: Path) -> dict[str, list[str]]:
     files = sorted(folder.glob("*.txt"))
-    return {one.stem: one.read_text(encoding="utf-8").rstrip("\n").split("\n") for one in files}
+    texts = {one.stem: one.read_bytes().decode("utf-8", "replace") for one in files}
+    return {name: text.rstrip("\n").split("\n") for name, text in texts.items()}
 
 
 def _sentences(

@@ -5,6 +5,8 @@ arrays, see `stored`) and `meta`, a JSON object. A step's directory appears
 under its name by one rename, after everything in it is on disk. No pickle.
 """
 
+import hashlib
+import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -43,11 +45,11 @@ class Checkpoints:
           read_only: changes nothing, so that a run that still trains can be read.
         Raises: CheckpointError if the directory cannot be used.
         """
-        self._root = Path(workdir).absolute() / "ckpt"
+        self.root = Path(workdir).absolute() / "ckpt"
         self._read_only = read_only
         self._torn: set[tuple[str, int]] = set()
         self._best_metric: float | None = None  # read from disk when first asked for
-        with _explained(f"cannot open checkpoints in {self._root}"):
+        with _explained(f"cannot open checkpoints in {self.root}"):
             self._managers = {
                 "last": self._open("last", keep_last),
                 "best": self._open("best", 1),
@@ -61,7 +63,7 @@ class Checkpoints:
             read_only=self._read_only,
         )
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-        return ocp.CheckpointManager(self._root / kind, options=options, item_handlers=handlers)
+        return ocp.CheckpointManager(self.root / kind, options=options, item_handlers=handlers)
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
         """Copies `state` to the host and returns; the writing goes on behind.
@@ -91,7 +93,7 @@ class Checkpoints:
 
     def _save(self, kind: str, step: int, state: Any, meta: Mapping[str, Any]) -> None:
         manager = self._managers[kind]
-        with _explained(f"cannot save step {step} in {self._root / kind}"):
+        with _explained(f"cannot save step {step} in {self.root / kind}"):
             self._move_torn(kind)
             if step in manager.all_steps():
                 return
@@ -104,6 +106,7 @@ class Checkpoints:
                 "keys": state_dict.key_kinds(state),
                 "checksums": state_dict.checksums(arrays),
             }
+            full_meta["meta_sha256"] = _sha256(full_meta)
             items = ocp.args.Composite(
                 state=ocp.args.PyTreeSave(state_dict.nested(arrays)),
                 meta=ocp.args.JsonSave(full_meta),
@@ -180,7 +183,7 @@ class Checkpoints:
         Raises: CheckpointError if one failed.
         """
         for kind, manager in self._managers.items():
-            with _explained(f"a save in {self._root / kind} failed, those before it are kept"):
+            with _explained(f"a save in {self.root / kind} failed, those before it are kept"):
                 manager.wait_until_finished()
 
     def close(self) -> None:
@@ -217,23 +220,23 @@ class Checkpoints:
                 self._pass_over(kind, candidate, error)
         found = ", ".join(str(one) for one in self._managers[kind].all_steps()) or "none"
         wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-        raise CheckpointError(f"{self._root / kind}: {wanted} that can be read (steps: {found})")
+        raise CheckpointError(f"{self.root / kind}: {wanted} that can be read (steps: {found})")
 
     def _pass_over(self, kind: str, step: int, error: Exception) -> None:
         self._torn.add((kind, step))
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        log.warning("%s: not whole, passed over: %s", self._root / kind / str(step), reason)
+        log.warning("%s: not whole, passed over: %s", self.root / kind / str(step), reason)
 
     def _move_torn(self, kind: str) -> None:
         """Out of the way of the steps that the resumed run will save, but not deleted."""
         torn = [step for of, step in self._torn if of == kind]
         for step in torn:
             if jax.process_index() == 0:
-                target = self._root / "torn" / f"{kind}-{step}"
+                target = self.root / "torn" / f"{kind}-{step}"
                 while target.exists():
                     target = target.with_name(target.name + "x")
                 target.parent.mkdir(exist_ok=True)
-                (self._root / kind / str(step)).rename(target)
+                (self.root / kind / str(step)).rename(target)
             self._torn.discard((kind, step))
         if torn:
             self._managers[kind].reload()
@@ -243,13 +246,17 @@ class Checkpoints:
         meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         if not isinstance(meta, dict):
             raise ValueError("meta is not a JSON object")
+        # Checkpoints of an older jvae have no sum of their meta.
+        digest = meta.pop("meta_sha256", None)
+        if digest is not None and digest != _sha256(meta):
+            raise ValueError("meta is damaged: its SHA-256 is not that of the saved one")
         return meta
 
     def _checked_meta(self, kind: str, step: int) -> Meta:
         meta = self._read_meta(kind, step)
         if meta["layout"] != LAYOUT:
             raise CheckpointError(
-                f"{self._root / kind / str(step)}: parameter layout {meta['layout']!r} of jvae "
+                f"{self.root / kind / str(step)}: parameter layout {meta['layout']!r} of jvae "
                 f"{meta['version']}; this is jvae {package_version()} with layout {LAYOUT!r}"
             )
         return meta
@@ -260,7 +267,7 @@ class Checkpoints:
         paths = Paths.of(meta.get("config"))
         tree = manager.item_metadata(step)["state"].tree
         have = {paths.new(path): leaf for path, leaf in named_leaves(tree).items()}
-        state_dict.compare(self._root / kind / str(step), have, named_leaves(wanted), partial)
+        state_dict.compare(self.root / kind / str(step), have, named_leaves(wanted), partial)
         wanted = state_dict.nested(wanted, paths.old)
         arguments = jax.tree.map(
             lambda leaf: ocp.ArrayRestoreArgs(
@@ -275,6 +282,10 @@ class Checkpoints:
                 raise ValueError(f"{name} is damaged: its checksum is not that of the saved array")
         leaves = {paths.new(path): leaf for path, leaf in named_leaves(arrays).items()}
         return state_dict.state_of(leaves, abstract, meta["keys"])
+
+
+def _sha256(meta: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def package_version() -> str:

@@ -1,21 +1,124 @@
-"""What a person watching a run sees."""
+"""What a person watching a run sees, on streams that may be lost while it runs."""
 
+import contextlib
 import math
+import os
+import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import TextIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TextIO, cast
 
 Value = float | int | str | None
+# What stands for letters that an encoding lacks; "?" for all others.
+_PLAIN = str.maketrans({"±": "+-", "≥": ">=", "≤": "<=", "–": "-", "−": "-", "…": "..."})
+
+
+class SafeStream:
+    """A text stream whose loss costs nothing but what it would have shown.
+
+    A reader that has gone (`| head`), a full disk, a closed terminal: from then on all is dropped,
+    since the work itself and its files are what counts. Letters that the encoding lacks are
+    replaced.
+    """
+
+    def __init__(self, stream: TextIO | None):
+        self._stream = stream
+        self.lost = stream is None
+
+    def write(self, text: str) -> int:
+        try:
+            if self._stream and not self.lost:
+                self._stream.write(self._encodable(text))
+        except (OSError, ValueError):  # ValueError: the stream object is closed
+            self._lose()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            if self._stream and not self.lost:
+                self._stream.flush()
+        except (OSError, ValueError):
+            self._lose()
+
+    def isatty(self) -> bool:
+        try:
+            return bool(self._stream and not self.lost and self._stream.isatty())
+        except ValueError:
+            return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _encodable(self, text: str) -> str:
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError:
+            return text.translate(_PLAIN).encode(encoding, "replace").decode(encoding)
+        return text
+
+    def _lose(self) -> None:
+        self.lost = True
+        # What is still buffered would be an error again when the interpreter ends.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if self._stream and (number := self._stream.fileno()) in (1, 2):
+                with open(os.devnull, "wb") as nothing:
+                    os.dup2(nothing.fileno(), number)
+
+
+@contextlib.contextmanager
+def safe_streams() -> Iterator[None]:
+    """Makes standard output and standard error safe while its body runs."""
+    # A file opened in the place of a closed stream would get what others write to that stream.
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    kept = sys.stdout, sys.stderr
+    safe = SafeStream(kept[0]), SafeStream(kept[1])
+    sys.stdout, sys.stderr = cast(tuple[TextIO, TextIO], safe)
+    try:
+        yield
+    finally:
+        for stream in safe:
+            stream.flush()
+        sys.stdout, sys.stderr = kept
+
+
+def write_result(text: str) -> None:
+    """Writes what a command was asked for to standard output; quietly to a reader that has gone.
+
+    Raises: OSError where it is lost; UnicodeEncodeError for letters that standard output lacks.
+    """
+    stream = sys.stdout
+    if isinstance(stream, SafeStream):
+        stream.flush()
+        gone = stream.lost
+        stream = None if gone else stream._stream
+    if stream is None:
+        raise OSError("it is closed")
+    text.encode(getattr(stream, "encoding", None) or "utf-8")
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:  # as under `| head`: the reader has enough
+        SafeStream(stream)._lose()
+    except ValueError as error:
+        raise OSError(str(error)) from None
 
 
 class Console:
     """Plain lines; on a terminal also one below them with progress, rate and time left."""
 
     def __init__(
-        self, stream: TextIO, total_steps: int | None, clock: Callable[[], float] = time.monotonic
+        self,
+        stream: TextIO | None,
+        total_steps: int | None,
+        clock: Callable[[], float] = time.monotonic,
     ):
-        self._stream, self._total, self._clock = stream, total_steps, clock
-        self.live = stream.isatty()
+        self._stream, self._total, self._clock = SafeStream(stream), total_steps, clock
+        self.live = self._stream.isatty()
         self._first: tuple[int, float] | None = None
         self._drawn = -math.inf
         self._bar = ""

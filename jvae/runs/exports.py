@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,7 +114,8 @@ def export_model(
         (part / files.CONFIG).write_text(configs.to_json(config), encoding="utf-8")
         for role, tokenizer in zip(ROLES, (encoder, decoder), strict=True):
             tokenizer.save(part / TOKENIZER_FOLDER / role)
-        files.write_safetensors(part / files.SAFETENSORS, leaves, {"format": "jvae"})
+        about = {f"vocabulary_{t.role}": t.vocabulary_sha256 for t in (encoder, decoder)}
+        files.write_safetensors(part / files.SAFETENSORS, leaves, {"format": "jvae"} | about)
         card = _card(config, encoder, decoder, params, results)
         (part / CARD).write_text(card, encoding="utf-8")
         lines = [f"{_sha256(part / name)}  {name}\n" for name in sorted(NEEDED)]
@@ -133,18 +135,61 @@ def load_export(name_or_folder: str | os.PathLike[str], shardings: Any = None) -
     """
     name = os.fspath(name_or_folder)
     folder = Path(name).expanduser() if files.is_local(name) else files.fetch_folder(name)
-    _verify(folder)
-    text = (folder / files.CONFIG).read_text(encoding="utf-8")
-    config = configs.stored(text)
-    encoder, decoder = (tokenizers.load(folder / TOKENIZER_FOLDER / r, r) for r in ROLES)
-    target = _target(build_model(config), shardings)
     file = folder / files.SAFETENSORS
     try:
-        tensors = files.read_file(file)
+        _verify(folder)
+        text = (folder / files.CONFIG).read_text(encoding="utf-8")
+        config = _config(folder / files.CONFIG, text)
+        about, tensors = files.metadata(file), files.read_file(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{folder}: cannot be read ({error}); copy it again") from None
+    encoder, decoder = (tokenizers.load(folder / TOKENIZER_FOLDER / r, r) for r in ROLES)
+    check_vocabularies(folder, config, encoder, decoder, about)
+    target = _target(build_model(config), shardings)
+    try:
         params = names.load_into(_same_names(tensors, target, Paths.of(text)), tensors, target)
     except WeightsError as error:
         raise WeightsError(f"{file}: {error}") from None
     return Export(config, encoder, decoder, params)
+
+
+def _config(path: Path, text: str) -> ConfigDict:
+    try:
+        return configs.stored(text)
+    except ConfigError as error:
+        raise WeightsError(f"{path}: {error}; copy or export the folder again") from None
+
+
+def check_vocabularies(
+    folder: Path,
+    config: ConfigDict,
+    encoder: TextTokenizer,
+    decoder: TextTokenizer,
+    about: Mapping[str, str] | None = None,
+) -> None:
+    """Compares both tokenizers with the model that is to read their tokens.
+
+    Args:
+      config: finalised. about: the metadata of an export, which may lack the vocabularies.
+    Raises: WeightsError for more tokens than the model has, or others than at the export.
+    """
+    for tokenizer in (encoder, decoder):
+        # Where one stack reads both sides there is one section.
+        role = tokenizer.role if tokenizer.role in config.model else "decoder"
+        section = config.model.get(role)
+        size = section.get("vocab") if section is not None else None
+        if isinstance(size, int) and tokenizer.vocab_size > size:
+            raise WeightsError(
+                f"{folder}: its {tokenizer.role} tokenizer has {tokenizer.vocab_size:,} tokens and "
+                f"the model {size:,}; put back the tokenizer that it was trained with"
+            )
+        then = (about or {}).get(f"vocabulary_{tokenizer.role}")
+        if then is not None and then != tokenizer.vocabulary_sha256:
+            raise WeightsError(
+                f"{folder}: the {tokenizer.vocab_size:,} tokens of its {tokenizer.role} tokenizer "
+                f"are not those it was exported with (SHA-256 {tokenizer.vocabulary_sha256[:12]}, "
+                f"at the export {then[:12]}); put that tokenizer back"
+            )
 
 
 _SAME = names.Transform(lambda arrays, shape: arrays[0], lambda leaf: [leaf])

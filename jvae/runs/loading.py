@@ -1,7 +1,11 @@
 """A trained run or an export as a `LoadedVAE`, from its folder alone: no data is read."""
 
+import contextlib
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -12,11 +16,16 @@ from jvae import models
 from jvae.api import Params, TextVAE
 from jvae.data import tokenizers
 from jvae.data.tokenizers import TextTokenizer
+from jvae.errors import CheckpointError, WeightsError
 from jvae.inference.text_vae import LoadedVAE
 from jvae.parallel import mesh as meshes
 from jvae.runs import build, exports, workdir
 from jvae.runs import data as run_data
 from jvae.runs.checkpoint import Checkpoints
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def load(name: str | os.PathLike[str], *, seed: int = 0) -> LoadedVAE:
@@ -27,7 +36,8 @@ def load(name: str | os.PathLike[str], *, seed: int = 0) -> LoadedVAE:
         vae.decode(z + 0.5)
 
     Args:
-      name: folder of a run (its best checkpoint), or folder or hub name of an export.
+      name: folder of a run, or folder or hub name of an export. A run gives its best checkpoint,
+        or its last one, with a warning, where the best is damaged.
       seed: of samples and of Langevin chains; every method takes its own too.
     Raises: CheckpointError if there is no checkpoint that fits; WeightsError if an export cannot
       be read or is not what its hashes say.
@@ -64,7 +74,11 @@ def text_vae(
 
 def read_model(name: str | os.PathLike[str]) -> exports.Export:
     """What a run (its best checkpoint) or an export holds. Arguments and errors as of `load`."""
-    return _read_run(Path(name)) if is_run(name) else exports.load_export(name)
+    try:
+        a_run = is_run(name)
+    except (OSError, ValueError) as error:  # a name too long, or with NUL
+        raise WeightsError(f"{os.fspath(name)[:80]!r}: cannot be a folder ({error})") from None
+    return _read_run(Path(name)) if a_run else exports.load_export(name)
 
 
 def export(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
@@ -74,7 +88,7 @@ def export(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
     """
     parts = _read_run(Path(folder))
     table = Path(folder) / "eval" / "test.txt"
-    results = f"```\n{table.read_text(encoding='utf-8')}```\n" if table.is_file() else ""
+    results = f"```\n{workdir.read_text(table)}```\n" if table.is_file() else ""
     exports.export_model(out, parts.config, parts.encoder, parts.decoder, parts.params, results)
 
 
@@ -87,14 +101,20 @@ def is_run(name: str | os.PathLike[str]) -> bool:
 
 def _read_run(folder: Path) -> exports.Export:
     workdir.saved_config(folder)  # says so where there is no run
-    with Checkpoints(folder, read_only=True) as ckpts:
-        meta = ckpts.meta(best=ckpts.best() is not None)
-    config = configs.stored(meta["config"])
+    config = _best(folder, _config_of)
     mesh = meshes.make_mesh(dict(data=1), jax.local_devices()[:1])
     params, _ = load_params(build.build_model(config), mesh, folder)
     roles = ("encoder", "decoder")
     encoder, decoder = (tokenizers.load(folder / run_data.TOKENIZER_FOLDER / r, r) for r in roles)
+    exports.check_vocabularies(folder, config, encoder, decoder)
     return exports.Export(config, encoder, decoder, params)
+
+
+def _config_of(ckpts: Checkpoints, best: bool) -> ConfigDict:
+    text = ckpts.meta(best=best).get("config")
+    if not isinstance(text, str):
+        raise CheckpointError(f"{ckpts.root}: a checkpoint without a config; not one of a run")
+    return configs.stored(text)
 
 
 def load_params(model: TextVAE, mesh: Mesh, folder: Path) -> tuple[Params, int]:
@@ -106,7 +126,31 @@ def load_params(model: TextVAE, mesh: Mesh, folder: Path) -> tuple[Params, int]:
     wanted = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, where
     )
-    with Checkpoints(folder, read_only=True) as ckpts:
-        best = ckpts.best() is not None
-        state, meta = ckpts.restore({"params": wanted}, best=best, partial=True)
+    state, meta = _best(
+        folder, lambda ckpts, best: ckpts.restore({"params": wanted}, best=best, partial=True)
+    )
     return state["params"], meta["step"]
+
+
+def _best(folder: Path, read: Callable[[Checkpoints, bool], T]) -> T:
+    """What `read` gives for the best checkpoint; for the last one where that is damaged or absent.
+
+    Raises: CheckpointError.
+    """
+    with Checkpoints(folder, read_only=True) as ckpts:
+        if ckpts.best() is None:
+            return read(ckpts, False)
+        try:
+            return read(ckpts, True)
+        except CheckpointError as error:
+            # A whole checkpoint that does not fit stays the best one, which `best` still names.
+            if ckpts.best() is not None or ckpts.latest() is None:
+                raise
+            log.warning(
+                "%s: the best checkpoint is damaged, so step %d, the last one, stands in for it",
+                folder,
+                ckpts.latest(),
+            )
+            with contextlib.suppress(CheckpointError):
+                return read(ckpts, False)
+            raise error

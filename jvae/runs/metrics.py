@@ -104,29 +104,52 @@ class JsonLines:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a metrics file, without a last line that was cut short."""
-    return [entry for _, entry in _parse(path)]
+    """The objects of a metrics file, without a last line that was cut short. Lines that are no
+    metrics are skipped, with one warning.
+
+    Raises: CheckpointError if the file cannot be read.
+    """
+    parsed = _parse(path)
+    foreign = [number for number, (_, entry) in enumerate(parsed, 1) if entry is None]
+    if foreign:
+        log.warning(
+            "%s: skipped %d lines that are no metrics, the first is line %d",
+            path,
+            len(foreign),
+            foreign[0],
+        )
+    return [entry for _, entry in parsed if entry is not None]
 
 
-def _parse(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-    parsed = []
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line)
-            int(entry["step"])
-        except (ValueError, KeyError, TypeError):
-            raise CheckpointError(
-                f"{path}:{number}: not a line of metrics; repair or remove the file"
-            ) from None
-        parsed.append((line, entry))
-    return parsed
+def _parse(path: Path) -> list[tuple[str, dict[str, Any] | None]]:
+    """Every whole line with its object; None where it is no line of metrics."""
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+    return [(line.decode("utf-8", "replace") + "\n", _entry(line)) for line in lines]
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entry, dict) or type(entry.get("step")) is not int or entry["step"] < 0:
+        return None
+    simple = all(isinstance(value, float | int | str | None) for value in entry.values())
+    return entry if simple else None
 
 
 def _truncate(path: Path, resume_step: int) -> None:
-    kept = [line for line, entry in _parse(path) if entry["step"] <= resume_step]
+    kept = []
+    for number, (line, entry) in enumerate(_parse(path), 1):
+        if entry is None:
+            raise CheckpointError(
+                f"{path}:{number}: not a line of metrics; repair or remove the file"
+            )
+        if entry["step"] <= resume_step:
+            kept.append(line)
     draft = path.with_name(path.name + ".draft")
     with draft.open("w", encoding="utf-8") as file:
         file.writelines(kept)

@@ -21,7 +21,8 @@ from typing import IO
 from ml_collections import ConfigDict
 
 from jvae import config as configs
-from jvae.errors import CheckpointError
+from jvae.errors import CheckpointError, ConfigError
+from jvae.runs import output
 
 CONFIG = "config.json"
 # What may change between two calls of one run: it acts after training or on the console only. The
@@ -33,16 +34,22 @@ _NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or nothing. Raises: CheckpointError where it cannot."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    """Writes a whole file or nothing; see `jvae.runs.output`.
+
+    Raises: CheckpointError where it cannot.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        output.write(path, text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise CheckpointError(f"cannot write to {path.parent}: {error}") from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of a run. Raises: CheckpointError if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
 
 def one_line(text: str) -> str:
@@ -54,7 +61,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
     """Raises: CheckpointError if the directory holds a run of another config."""
     path = workdir / CONFIG
     if path.exists():
-        changed = configs.diff(configs.stored(path.read_text(encoding="utf-8")), config)
+        changed = configs.diff(_read_config(path), config)
         changed = {k: v for k, v in changed.items() if not k.startswith(FREE)}
         if changed:
             listed = "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in changed.items())
@@ -76,14 +83,21 @@ def claim(workdir: Path, config: ConfigDict) -> None:
 def saved_config(workdir: Path) -> ConfigDict:
     """The config of the run in a directory.
 
-    Raises: CheckpointError if there is none.
+    Raises: CheckpointError if there is none, or it cannot be read.
     """
     path = workdir / CONFIG
     if not path.is_file():
         raise CheckpointError(
             f"{workdir}: no {CONFIG}, so no run of jvae; give the folder of a run"
         )
-    return configs.stored(path.read_text(encoding="utf-8"))
+    return _read_config(path)
+
+
+def _read_config(path: Path) -> ConfigDict:
+    try:
+        return configs.stored(read_text(path))
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 class Lock:

@@ -2,9 +2,14 @@
 
 While training the answer is a checkpoint after the step that runs; anywhere else nothing is lost by
 stopping at once. Either way the process ends with `CODE`, and the same command goes on.
+
+Python runs handlers of signals between two of its own instructions, so a compilation of minutes
+would hold one up. A thread of its own ends the process then, where nothing is unsaved.
 """
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +19,7 @@ import jax
 from jax.experimental import multihost_utils
 
 CODE = 75  # EX_TEMPFAIL of sysexits.h: not finished, start it again
+GRACE_S = 5.0  # for the main thread to hear of a signal
 
 
 class Stopped(BaseException):
@@ -32,19 +38,31 @@ class Stop:
     def __init__(self) -> None:
         self._asked: str | None = None
         self._at_steps = False
+        self._unsaved = False  # whether a step has been made
+        self._noticed = threading.Event()
         self._before: dict[int, Any] = {}
+        self._wakeup: tuple[int, int] | None = None  # its write end, and what was there before
 
     def __enter__(self) -> "Stop":
         one_process = jax.process_count() == 1
         if one_process and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._heard)
+            read, write = os.pipe()
+            os.set_blocking(write, False)
+            self._wakeup = write, signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, args=(read,), name="signals", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
+        if self._wakeup is not None:
+            write, before = self._wakeup
+            signal.set_wakeup_fd(before)
+            os.close(write)  # which ends the thread
+            self._wakeup = None
 
     @contextmanager
     def at_steps(self) -> Iterator[None]:
@@ -62,11 +80,25 @@ class Stop:
 
         To be called after every step, by every process.
         """
+        self._unsaved = True
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             return signal.SIGTERM.name
         return self._asked
 
+    def _watch(self, read: int) -> None:
+        """Ends the process when the main thread cannot handle a signal and has nothing to save."""
+        while heard := os.read(read, 1):
+            if heard[0] not in (signal.SIGTERM, signal.SIGINT):
+                continue
+            if self._noticed.wait(GRACE_S) or (self._at_steps and self._unsaved):
+                continue
+            name = signal.Signals(heard[0]).name
+            print(f"{name}: stopped; the same command goes on", file=sys.stderr, flush=True)
+            os._exit(CODE)
+        os.close(read)
+
     def _heard(self, number: int, _: object) -> None:
+        self._noticed.set()
         again, self._asked = self._asked, signal.Signals(number).name
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt

@@ -159,7 +159,7 @@ def test_unusable_tokenizers(tmp_path):
     with pytest.raises(DataError, match="no tokenizer files; expected tokenizer.json"):
         open_tokenizer(tmp_path, "decoder")
     (tmp_path / "tokenizer.json").write_text("{broken")
-    with pytest.raises(DataError, match="tokenizer files cannot be read .*copy them again"):
+    with pytest.raises(DataError, match="the tokenizer file cannot be read .*copy it again"):
         open_tokenizer(tmp_path, "decoder")
     with pytest.raises(DataError, match="is a file; expected the folder"):
         open_tokenizer(tmp_path / "tokenizer.json", "decoder")

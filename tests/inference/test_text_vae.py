@@ -1,8 +1,12 @@
 """The text tools: exact densities of an enumerable model, and lists against single texts."""
 
+import copy
 import dataclasses
 import functools
+import json
 import logging
+import os
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +17,7 @@ from jvae.api import Generator, Posterior, Prior, TextVAE, per_example
 from jvae.data.dataset import RowSpec
 from jvae.data.tokenizers import train_word_level
 from jvae.decode import DecodeConfig
-from jvae.errors import ConfigError, DataError
+from jvae.errors import ConfigError, DataError, InputError, JvaeError
 from jvae.inference import batching
 from jvae.inference.text_vae import LoadedVAE
 from jvae.latent.short_run import ChainConfig
@@ -345,10 +349,69 @@ def test_latents_and_numbers_that_cannot_be():
     ):
         with pytest.raises(ValueError, match=message):
             call()
-    with pytest.raises(TypeError, match="unexpected keyword argument 'temprature'"):
-        vae.sample(1, temprature=2)
+    for name, near in (("temprature", "temperature"), ("temp", "temperature"), ("topk", "top_k")):
+        with pytest.raises(ConfigError, match=f"'{name}' is no setting .* did you mean '{near}'"):
+            vae.sample(1, **{name: 2})
     with pytest.raises(ConfigError, match="decode.method is 'best'; it must be one of greedy"):
         vae.decode(np.zeros((1, 1, 5)), method="best")
+
+
+def test_bounds():
+    """What would take all memory, or be another number than it says, is refused at once."""
+    vae, z_egz = system("optimus"), np.zeros((1, 1, 5))
+    for call, message in (
+        (lambda: vae.sample(10**12), "n is 1000000000000; expected a whole number of at most"),
+        (lambda: vae.sample(1, 2**70), "seed is 11.*; expected a whole number of at most 4,294,96"),
+        (lambda: vae.sample(1, -1), "seed is -1; expected a whole number of at least 0"),
+        (lambda: vae.nll(["a"], seed=0.5), "seed is 0.5; expected a whole number"),
+        (lambda: vae.nll(["a"], k=10**9), "k is 1000000000; expected a whole number of at most"),
+        (lambda: dataclasses.replace(vae, seed=2**70), "seed is 11"),
+        (lambda: vae.interpolate("a", "b", 10**9), "steps is 1000000000; expected"),
+        (lambda: vae.decode(z_egz + 1j), r"complex numbers; expected real ones, \(n, 1, 5\)"),
+        (lambda: vae.decode(z_egz + 1e300), "latent 1 holds a value that is not finite"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+    for settings, message in (
+        (dict(max_length=10**6), "decode.max_length is 1000000; it may be at most 65,536"),
+        (dict(max_length=LIMIT), "decode.max_length is 24; this model has positions for 23"),
+        (dict(method="beam", beam_width=1000), "decode.beam_width is 1000; it may be at most 256"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            vae.decode(z_egz, **settings)
+
+
+def test_a_pickle_names_the_way():
+    for copied in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(JvaeError, match=r"cannot be pickled or copied: .* jvae.load there"):
+            copied(system("optimus"))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_forked_child_is_told():
+    """It would wait for threads that only the parent has."""
+    vae = system("optimus")
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        answers = []
+        for call in (
+            lambda: vae.encode(["a"]),
+            lambda: vae.decode(np.zeros((1, 1, 5))),
+            lambda: vae.sample(1),
+            lambda: vae.nll(["a"]),
+        ):
+            try:
+                call()
+            except JvaeError as error:
+                answers.append(str(error))
+        os.write(write, json.dumps(answers).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as file:
+        answers = json.loads(file.read())
+    os.waitpid(child, 0)
+    assert len(answers) == 4
+    assert all(f"loaded in process {os.getpid()}" in one for one in answers)
 
 
 def test_unknown_words_are_told(caplog):

@@ -1,6 +1,12 @@
+import contextlib
+import errno
 import io
+import sys
+from typing import TextIO, cast
 
-from jvae.runs.console import Console, _clock_time
+import pytest
+
+from jvae.runs.console import Console, SafeStream, _clock_time, safe_streams, write_result
 
 
 class Terminal(io.StringIO):
@@ -27,3 +33,81 @@ def test_terminal_keeps_the_bar_below_the_lines():
 def test_time_left():
     assert _clock_time(59.9) == "0:59"
     assert _clock_time(3_600 + 61) == "1:01:01"
+
+
+class Broken(io.StringIO):
+    """A stream that is lost after its first line, as a pipe whose reader goes."""
+
+    encoding = "ascii"
+
+    def __init__(self, error):
+        super().__init__()
+        self.error, self.writes = error, 0
+
+    def write(self, text):
+        self.writes += 1
+        if self.writes > 1:
+            raise self.error
+        return super().write(text)
+
+
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(), OSError(errno.ENOSPC, "full"), ValueError("closed")]
+)
+def test_a_lost_stream_is_lost_once(error):
+    stream = Broken(error)
+    console = Console(stream, 4)
+    for step in range(1, 5):
+        console.write(step, {"loss": 1.0})
+        console.progress(step)
+    console.close()
+    assert stream.getvalue() == "step 1/4  loss 1\n" and stream.writes == 2
+
+
+def test_no_stream_at_all():
+    console = Console(None, None)
+    console.write(1, {"loss": 1.0})
+    console.close()
+    assert not console.live
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("ascii", ">= 3 +- 1 ... ?"), ("latin-1", ">= 3 +- 1 ... ?"), ("utf-8", "≥ 3 ± 1 … 日")],
+)
+def test_letters_that_a_terminal_lacks(encoding, shown):
+    raw = io.BytesIO()
+    stream = SafeStream(io.TextIOWrapper(raw, encoding))
+    print("≥ 3 ± 1 … 日", file=cast(TextIO, stream), flush=True)
+    assert raw.getvalue().decode(encoding) == f"{shown}\n"
+
+
+def test_streams_are_safe_for_a_while(monkeypatch):
+    stream = Broken(BrokenPipeError())
+    monkeypatch.setattr("sys.stdout", stream)
+    monkeypatch.setattr("sys.stderr", None)
+    with safe_streams():
+        print("one", end="")
+        print("two")
+        print("three", file=sys.stderr, flush=True)
+    assert sys.stdout is stream and stream.getvalue() == "one" and sys.stderr is None
+
+
+def test_a_result_is_written_or_missed(monkeypatch):
+    """Unlike what is shown on the way, it is all that the command was asked for."""
+    out = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr("sys.stdout", out)
+    with safe_streams():
+        write_result("abc\n")
+        with pytest.raises(UnicodeEncodeError):
+            write_result("±\n")
+    assert out.buffer.getvalue() == b"abc\n"  # type: ignore[attr-defined]
+    for error, lost in ((BrokenPipeError(), False), (OSError(errno.ENOSPC, "full"), True)):
+        stream = Broken(error)
+        stream.writes = 1
+        monkeypatch.setattr("sys.stdout", stream)
+        with safe_streams(), pytest.raises(OSError) if lost else contextlib.nullcontext():
+            write_result("abc\n")
+    monkeypatch.setattr("sys.stdout", None)
+    with safe_streams(), pytest.raises(OSError, match="closed"):
+        write_result("abc\n")

@@ -2,10 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from jvae.training.preemption import Stop, Stopped
+from jvae.training.preemption import CODE, Stop, Stopped
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -41,3 +43,40 @@ def test_no_handler_of_errors_takes_it_for_one():
 
 def test_one_that_was_not_entered_stops_nothing():
     assert Stop().asked(3) is None
+
+
+BUSY = """
+import hashlib, sys, threading
+from jvae.training import preemption
+preemption.GRACE_S = 0.3
+stop = preemption.Stop()
+with stop, stop.at_steps():
+    {step}
+    threading.Timer(0.2, lambda: print("busy", flush=True)).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", {rounds})  # as a compilation: not a line of Python
+    print("done")
+    assert stop.asked(2) == "SIGTERM"
+    raise preemption.Stopped("saved")
+"""
+
+
+def _busy(step: str, rounds: int) -> tuple[int, str, str]:
+    script = BUSY.format(step=step, rounds=rounds)
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None and child.stdout.readline() == "busy\n"
+    child.send_signal(signal.SIGTERM)
+    out, err = child.communicate(timeout=60)
+    return child.returncode, out, err
+
+
+def test_a_compilation_holds_nothing_up():
+    code, out, err = _busy("pass", 10**9)
+    assert (code, out) == (CODE, "")
+    assert err == "SIGTERM: stopped; the same command goes on\n"
+
+
+def test_a_step_that_is_not_saved_is_waited_for():
+    code, out, err = _busy("stop.asked(1)", 2 * 10**6)
+    assert code == 1 and out == "done\n" and "Stopped: saved" in err

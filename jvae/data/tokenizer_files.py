@@ -1,0 +1,125 @@
+"""Tokenizer files before and after the backend reads them: it trusts what they say.
+
+A token id of 4e9 makes it allocate a table of that size, which ends the process; a pattern with
+nested repetition panics in the middle of a corpus; an entry without an id gets another one.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from jvae.errors import DataError
+
+MOST_IDS = 1 << 22  # four times the largest vocabulary in use
+# Texts on which patterns that repeat a repetition take exponential time.
+_PROBES = tuple(f"{letter * 64}{end}" for letter in "a1 -" for end in "a!")
+
+
+def checked_vocabulary(path: Path) -> dict[str, int]:
+    """The ids of a vocab.json by token, checked.
+
+    Raises: DataError.
+    """
+    return _checked_ids(path, "the vocabulary", _read(path))
+
+
+def open_file(path: Path) -> Tokenizer:
+    """The backend of a tokenizer.json.
+
+    Raises: DataError if it is damaged, gives ids that cannot be, or has a pattern that takes
+      exponential time.
+    """
+    tree = _read(path)
+    model = tree.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocab, dict):
+        _checked_ids(path, "the vocabulary", vocab)
+    elif not isinstance(vocab, list) or len(vocab) > MOST_IDS:
+        raise DataError(f"{path}: its model has no vocabulary; copy it again")
+    added = tree.get("added_tokens") or []
+    if not isinstance(added, list) or not all(isinstance(one, dict) for one in added):
+        raise DataError(f"{path}: added_tokens is not a list of tokens; copy it again")
+    ids = _checked_ids(path, "added_tokens", {str(t.get("content")): t.get("id") for t in added})
+    with backend_errors(str(path)), _no_panic_notes():
+        backend = Tokenizer.from_file(str(path))
+        for text in _PROBES:  # not `encode`: a closed vocabulary need not know them
+            if backend.normalizer is not None:
+                text = backend.normalizer.normalize_str(text)
+            if backend.pre_tokenizer is not None:
+                backend.pre_tokenizer.pre_tokenize_str(text)
+    for token, number in ids.items():
+        if backend.token_to_id(token) != number:
+            raise DataError(
+                f"{path}: {token!r} has id {number} in added_tokens and another in the vocabulary; "
+                "copy it again"
+            )
+    return backend
+
+
+@contextlib.contextmanager
+def backend_errors(where: str) -> Iterator[None]:
+    """Whatever the backend raises as one DataError. A panic of it is a bare BaseException."""
+    try:
+        yield
+    except DataError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{where}: the tokenizer cannot be used ({reason}); copy it again"
+        ) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{path}: the tokenizer file cannot be read ({reason}); copy it again"
+        ) from None
+    if not isinstance(tree, dict):
+        raise DataError(f"{path}: is not a JSON object; copy it again")
+    return tree
+
+
+def _checked_ids(path: Path, where: str, vocab: dict[str, Any]) -> dict[str, int]:
+    """Raises: DataError unless every id is a whole number of its own, and none is absurd."""
+    tokens: dict[int, str] = {}
+    for token, number in vocab.items():
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < MOST_IDS:
+            raise DataError(
+                f"{path}: {where} gives {token!r} the id {str(number)[:40]}; expected 0 to "
+                f"{MOST_IDS - 1:,}. Copy the file again"
+            )
+        if number in tokens:
+            raise DataError(
+                f"{path}: {where} gives {tokens[number]!r} and {token!r} the same id {number}; "
+                "copy the file again"
+            )
+        tokens[number] = token
+    return vocab
+
+
+@contextlib.contextmanager
+def _no_panic_notes() -> Iterator[None]:
+    """Keeps the notes that a panic writes to file descriptor 2 off the console."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
