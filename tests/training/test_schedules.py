@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jvae.errors import ConfigError
-from jvae.training import schedules
+from jvae.runs import schedules
 
 FIXTURE = Path(__file__).parents[1] / "parity/optimus/metrics_seed0.npz"
 
