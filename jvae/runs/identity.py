@@ -123,14 +123,11 @@ def check_data(run: Saved, config: ConfigDict, splits: Splits) -> None:
             f"{name} has {_shown(data.get(name))}, in training it had {_shown(was)}"
             for name, was in moved.items()
         )
-        cut = [name for name in one["held_out"] if name in moved]
-        if cut:
-            advice.append(
-                f"{' and '.join(cut)} are held out of train by its lines, so sentences trained on "
-                "would be measured"
-            )
+        if cut := [name for name in one["held_out"] if name in moved]:
+            cut_out = f"what is held out of train ({', '.join(cut)}) may now have been trained on"
+            faults[cut_out] = None
         if moved:
-            advice.append(f"bring back the text that the run was trained on{_where(config)}")
+            advice.append(f"bring back the text of its training{_where(config)}")
         for name, was in one["random"].items():
             if random.get(name) != was:
                 faults[f"{name} is {random.get(name)!r}, in training it was {was!r}"] = None
