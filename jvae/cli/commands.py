@@ -39,9 +39,11 @@ def _finished(config: ConfigDict, folder: Path) -> str | None:
     something to do.
     """
     saved = identity.saved(folder)
-    if saved is None or not phases.finished(config, saved.last):
+    if saved is None:
         return None
     workdir.check(folder, config, saved.configs, bool(saved.records))
+    if not phases.finished(config, saved.last):
+        return None
     # Text that has moved is compared on the way through training and evaluation.
     return None if workdir.moved(folder, config) else run_card.table(folder, saved.params_step)
 

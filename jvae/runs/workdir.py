@@ -118,7 +118,8 @@ def claim(workdir: Path, config: ConfigDict) -> None:
 
 def moved(workdir: Path, config: ConfigDict) -> dict[str, object]:
     """Where the text lies by a config, as far as the run's own says otherwise."""
-    changed = configs.diff(saved_config(workdir), config)
+    own = saved_config(workdir) if (workdir / CONFIG).is_file() else config
+    changed = configs.diff(own, config)
     return {key: new for key, (_, new) in changed.items() if key in TEXT}
 
 

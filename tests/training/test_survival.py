@@ -190,6 +190,9 @@ def test_a_finished_run_trains_further_and_is_measured_again(
     assert main(command(corpus, folder, "--config.train.steps=8")) == 2
     error = capsys.readouterr().err
     assert "train.steps is 8, so the run ends at step 8, but 12 steps are done" in error
+    other = ("--config.train.steps=8", "--config.optim.lr=0.5")
+    assert main(command(corpus, folder, *other)) == 2
+    assert "holds a run of another config (optim.lr" in capsys.readouterr().err
     measured = []
 
     def evaluate(this, mesh, params, step):
