@@ -10,10 +10,10 @@ from jvae.api import Params
 from jvae.cli import aot
 from jvae.cli import sweep as sweeps
 from jvae.errors import CheckpointError, DataError
-from jvae.evals import evaluation, probing
+from jvae.evals import evaluation, probing, run_card
 from jvae.parallel import mesh as meshes
 from jvae.parallel import processes
-from jvae.runs import build, loading, workdir
+from jvae.runs import build, identity, loading, phases, workdir
 from jvae.training import init_params, loop
 from jvae.training.preemption import Stop
 from jvae.validation.validate import validate
@@ -24,23 +24,33 @@ def train(config: ConfigDict, folder: Path) -> None:
 
     Raises: Stopped after SIGTERM or SIGINT, once the state is saved.
     """
-    begun = (folder / workdir.CONFIG).is_file()
+    begun = bool(workdir.checkpoints(folder))
     validate(config, saved=workdir.saved_config(folder) if begun else None)
     if not begun:  # a run that has begun has weights of its own
         init_params.check_backbones(config)
-    table = folder / "eval" / "test.txt"
-    if table.is_file():
+    if table := _finished(config, folder):
         if processes.first():
             workdir.claim(folder, config)
-        print(
-            f"{folder} is finished; --mode=eval measures it again\n\n{workdir.read_text(table)}",
-            end="",
-        )
+        print(f"{folder} is finished; --mode=eval measures it again\n\n{table}", end="")
         return
     with Stop() as stop, workdir.Lock(folder) as lock:
         done = loop.train(config, folder, stop, lock)
         report = evaluation.evaluate(done.run, done.mesh, done.params, done.step)
         _show(report.table(), folder)
+
+
+def _finished(config: ConfigDict, folder: Path) -> str | None:
+    """The table of a run whose training has ended and was measured; None where there is still
+    something to do.
+    """
+    saved = identity.saved(folder)
+    if saved is None:
+        return None
+    workdir.check(folder, config, saved.configs, bool(saved.records))
+    if not phases.finished(config, saved.last):
+        return None
+    # Text that has moved is compared on the way through training and evaluation.
+    return None if workdir.moved(folder, config) else run_card.table(folder, saved.params_step)
 
 
 def sweep(
@@ -88,10 +98,17 @@ def _trained(config: ConfigDict, folder: Path) -> tuple[build.Run, Mesh, Params,
     """A run with its best parameters and their step."""
     if not (folder / workdir.CONFIG).is_file():
         raise CheckpointError(f"{folder}: no run here; train it first, or give its --workdir")
-    # Not claimed: to measure with other sizes leaves the run's own config as it is.
-    workdir.check(folder, config)
+    saved = identity.saved(folder)
+    if saved is None:
+        raise CheckpointError(
+            f"{folder}: its training has not saved anything yet; run --mode=train until it has"
+        )
+    workdir.check(folder, config, saved.configs, bool(saved.records))
     validate(config, saved=workdir.saved_config(folder), training=False)
-    this = build.open_run(config, folder)
+    this = build.open_run(config, folder, saved)
+    if processes.first():
+        # The rest is not claimed: to measure with other sizes leaves the run's config as it is.
+        workdir.move(folder, config)
     mesh = meshes.make_mesh_for(this.config.mesh, this.rows.batch_rows)
     return this, mesh, *loading.load_params(this.model, mesh, folder)
 

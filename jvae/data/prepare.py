@@ -34,7 +34,6 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
-from jvae.data import content
 from jvae.data.corpus import Corpus, Located, cache_fault, reading_key, write_whole
 from jvae.data.dataset import Dataset
 from jvae.data.encode import TOO_LONG, encode, texts_of, unknown_note, unknown_tokens
@@ -51,8 +50,8 @@ SHARD = 32_768  # documents
 _CHUNK, _CHUNK_CHARS = 1_024, 1 << 20  # most examples, and about most characters, tokenised at once
 _ABANDONED_S = 7 * 24 * 3600.0  # age at which another preparation's leftovers are removed
 _OPTIONS = "group_size:1,uncompressed"  # single records, for random access; too small to compress
+# Type codes of `array`.
 _COLUMNS = {"words": "i", "chars": "i", "line_no": "i", "file_no": "i", "document": "i"}
-_COLUMNS[content.COLUMN] = "q"  # type codes of `array`
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -263,7 +262,6 @@ def _write_shard(
                 columns["line_no"].append(one.line)
                 columns["file_no"].append(one.file)
                 columns["document"].append(one.document)
-                columns[content.COLUMN].append(content.digest(*one.example))
                 spelt = {name: getattr(one.example, name) for name in work.corpus.reader.fields}
                 tokens = {side: encoded.tokens(i) for side, encoded in sides.items()}
                 record = _record(spelt | tokens)

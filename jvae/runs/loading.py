@@ -19,7 +19,7 @@ from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import CheckpointError, WeightsError
 from jvae.inference.text_vae import LoadedVAE
 from jvae.parallel import mesh as meshes
-from jvae.runs import build, exports, workdir
+from jvae.runs import build, exports, identity, workdir
 from jvae.runs import data as run_data
 from jvae.runs.checkpoint import Checkpoints
 
@@ -40,7 +40,7 @@ def load(name: str | os.PathLike[str], *, seed: int = 0) -> LoadedVAE:
         or its last one, with a warning, where the best is damaged.
       seed: of samples and of Langevin chains; every method takes its own too.
     Raises: CheckpointError if there is no checkpoint that fits; WeightsError if an export cannot
-      be read or is not what its hashes say.
+      be read or is not what its hashes say, or if the tokenizers are not those of the training.
     """
     parts = read_model(name)
     model = build.build_model(parts.config)
@@ -101,12 +101,16 @@ def is_run(name: str | os.PathLike[str]) -> bool:
 
 def _read_run(folder: Path) -> exports.Export:
     workdir.saved_config(folder)  # says so where there is no run
+    saved = identity.saved(folder)
+    if saved is None:
+        raise CheckpointError(f"{folder}: its training has not saved a checkpoint yet")
     config = _best(folder, _config_of)
     mesh = meshes.make_mesh(dict(data=1), jax.local_devices()[:1])
-    params, _ = load_params(build.build_model(config), mesh, folder)
     roles = ("encoder", "decoder")
     encoder, decoder = (tokenizers.load(folder / run_data.TOKENIZER_FOLDER / r, r) for r in roles)
     exports.check_vocabularies(folder, config, encoder, decoder)
+    identity.check_tokenizers(saved, encoder, decoder, WeightsError)
+    params, _ = load_params(build.build_model(config), mesh, folder)
     return exports.Export(config, encoder, decoder, params)
 
 

@@ -11,9 +11,9 @@ from jvae.decode.sampling import METHODS
 from jvae.evals.compat import MODES
 from jvae.evals.settings import PRESETS
 from jvae.fields import MOST, Field
+from jvae.runs.schedules import KINDS
 from jvae.training.objectives import KL_FLOORS, LATENTS, RECONSTRUCTIONS, REDUCTIONS
 from jvae.training.optim import SCHEDULES
-from jvae.training.schedules import KINDS
 
 TEXTS: dict[str, Any] = dict(kind=str, many=True)
 MOST_ROWS = 2**20

@@ -17,8 +17,8 @@ from jvae import models
 from jvae.errors import ConfigError
 from jvae.fields import Problem, check, check_dataclass, check_effect, idle, lines
 from jvae.models import Family
-from jvae.runs import phases
-from jvae.training import freezing, optim, schedules
+from jvae.runs import phases, schedules
+from jvae.training import freezing, optim
 from jvae.tree import sizes
 from jvae.validation import schema
 from jvae.validation.rules import IDLES, RULES, Facts, Idle, View

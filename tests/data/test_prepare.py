@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from jvae.data import content as contents
 from jvae.data import plan
 from jvae.data import prepare as preparing
 from jvae.data.corpus import survey
@@ -269,26 +268,6 @@ def test_two_processes_prepare_one_folder(tmp_path):
     made = prepare(corpus, tokenizers(), {}, tmp_path, shard=SHARD)
     assert list(made.texts) == sentences(2_000) and made.notes == ()
     assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("*.part"))
-
-
-def test_the_content_of_a_split_has_one_hash(tmp_path):
-    texts = sentences(40)
-    tok = {"dec": train_word_level(WORDS)}
-    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
-    plain = survey(write(tmp_path / "a.txt", texts), Reader(), tmp_path)
-    lines = survey(tmp_path / "b.jsonl", Reader(max_words=99), tmp_path)
-    halves = [write(tmp_path / "1.txt", texts[:9]), write(tmp_path / "2.txt", texts[9:])]
-    split = survey(halves, Reader(), tmp_path)
-    made = [prepare(one, tok, {}, tmp_path) for one in (plain, lines, split)]
-    made.append(make_dataset(lines_of(texts, "made"), **tok))
-    assert len({contents.sha256(contents.digests(one)) for one in made}) == 1
-    keep_d = np.arange(40) < 30
-    part = prepare(plain.select(keep_d), tok, {}, tmp_path)
-    np.testing.assert_array_equal(contents.digests(part), contents.digests(made[0])[:30])
-    moved = make_dataset(lines_of(texts[::-1], "made"), **tok)
-    hashes = {contents.sha256(contents.digests(one)) for one in (made[0], part, moved)}
-    assert len(hashes) == 3
-    assert contents.digest("a", "b") != contents.digest("a", "", "b") != contents.digest("ab")
 
 
 def test_pairs_and_labels(tmp_path):

@@ -1,4 +1,4 @@
-"""A file outside the package adds a prior, a posterior, a reader and a metric; nothing else knows."""
+"""A file outside the package adds a prior, a posterior, a reader and a metric."""
 
 import json
 import os
@@ -86,7 +86,14 @@ def test_it_exports_and_loads(run, tmp_path):
 
 def test_without_its_file_the_message_says_what_to_import(run, tmp_path):
     jvae.export(run / "run", tmp_path / "model")
-    code = "import sys, jvae\ntry:\n    jvae.load(sys.argv[1])\nexcept jvae.errors.ConfigError as e:\n    print(e)"
+    code = """
+import sys, jvae
+from jvae.errors import JvaeError
+try:
+    jvae.load(sys.argv[1])
+except JvaeError as error:
+    print(error)
+"""
     command = [sys.executable, "-c", code, str(tmp_path / "model")]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=120)
     assert "'outside'" in done.stdout and "must be imported first" in done.stdout
