@@ -12,7 +12,7 @@ in every format. Files of another suffix are refused unless `data.format` says w
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,18 +23,8 @@ from jvae.data.sources import TFDS, raw_lines, reading
 from jvae.data.tables import Table, is_number
 from jvae.data.text_rules import BadLine, clean, decode, shown
 from jvae.errors import ConfigError, DataError
+from jvae.registry import Registry
 
-_BY_SUFFIX = {
-    ".txt": "text",
-    ".tsv": "tsv",
-    ".csv": "csv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".parquet": "parquet",
-    "": "text",  # such as "train"
-}
-FORMATS = ("auto", "text", "tsv", "csv", "jsonl", "json", "parquet")
 HEADERS = ("auto", "true", "false")
 LONG = ("too many words", "too many characters")  # reasons that have remedies of their own
 
@@ -48,6 +38,22 @@ class Example(NamedTuple):
 
 
 Row = list[Example] | BadLine  # one line may hold several texts
+
+
+class FileReader(NamedTuple):
+    """A registered format.
+
+    rows(name, reader, notes) -> (line number from 1, what the line holds or what is wrong with it)
+      `name` is the path of a file, plain or .gz; `notes` gets what was chosen where the file leaves
+      a choice. Raises DataError where the file as a whole cannot be read.
+    suffixes: of files that `data.format=auto` takes for this format.
+    """
+
+    rows: Callable[[str, "Reader", list[str]], Iterator[tuple[int, Row]]]
+    suffixes: tuple[str, ...] = ()
+
+
+READERS: Registry[FileReader] = Registry("reader", "data.format")
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,8 @@ class Reader:
     tfds_dir: str = ""
 
     def __post_init__(self) -> None:
+        if self.format != "auto":
+            _ = READERS[self.format]
         if self.header == "false":
             for field, key in self.fields.items():
                 if key and not is_number(key):
@@ -99,13 +107,14 @@ class Reader:
             return self.format
         path = Path(name)
         suffix = (Path(path.stem) if path.suffix.lower() == ".gz" else path).suffix.lower()
-        if suffix not in _BY_SUFFIX:
-            known = ", ".join(filter(None, _BY_SUFFIX))
+        by_suffix = {one: kind for kind, member in READERS.items() for one in member.suffixes}
+        if suffix not in by_suffix:
+            known = ", ".join(sorted(filter(None, by_suffix)))
             raise DataError(
                 f"{name}: files in {suffix} are not read; expected one of {known}, plain or .gz. "
                 "Rename it, or set data.format to what it holds"
             )
-        return _BY_SUFFIX[suffix]
+        return by_suffix[suffix]
 
 
 def scan(
@@ -130,12 +139,19 @@ def scan(
 
 def _rows(name: str, reader: Reader, notes: list[str]) -> Iterator[tuple[int, Row]]:
     kind = reader.format_of(name)
-    if kind in ("csv", "tsv"):
+    if kind == "tfds":
+        return _values(public.rows(name, reader.tfds_dir), reader)
+    return READERS[kind].rows(name, reader, notes)
+
+
+def _table(delimiter: str) -> FileReader:
+    def rows(name: str, reader: Reader, notes: list[str]) -> Iterator[tuple[int, Row]]:
+        lines = raw_lines(name, reader.max_chars)
         table = Table(
             name,
-            raw_lines(name, reader.max_chars),
+            lines,
             reader.fields,
-            delimiter="\t" if kind == "tsv" else "",
+            delimiter=delimiter,
             header=reader.header,
             quotes=reader.quotes,
             most=reader.max_chars,
@@ -143,25 +159,38 @@ def _rows(name: str, reader: Reader, notes: list[str]) -> Iterator[tuple[int, Ro
         notes.append(table.note)
         for number, row in table:
             yield number, row if isinstance(row, BadLine) else [Example(**row)]
-        return
-    if kind == "text":
-        yield from _from_text(name, reader)
-        return
-    keys = reader.fields | {"text": reader.text or "text"}
-    if kind == "tfds":
-        values: Iterable[tuple[int, Any]] = public.rows(name, reader.tfds_dir)
-    elif kind == "parquet":
-        values = parquet.rows(name, list(dict.fromkeys(keys.values())))
-    elif kind == "json":
-        with reading(Path(name)) as file:
-            values = json_rows.from_array(name, file.read())
-    else:
-        values = json_rows.from_lines(raw_lines(name, reader.max_chars))
+
+    return FileReader(rows, (".tsv",) if delimiter else (".csv",))
+
+
+def _keys(reader: Reader) -> dict[str, str]:
+    return reader.fields | {"text": reader.text or "text"}
+
+
+def _values(values: Iterable[tuple[int, Any]], reader: Reader) -> Iterator[tuple[int, Row]]:
+    keys = _keys(reader)
     for number, value in values:
         yield number, _from_value(value, keys)
 
 
-def _from_text(name: str, reader: Reader) -> Iterator[tuple[int, Row]]:
+def _parquet_rows(name: str, reader: Reader, notes: list[str]) -> Iterator[tuple[int, Row]]:
+    del notes
+    return _values(parquet.rows(name, list(dict.fromkeys(_keys(reader).values()))), reader)
+
+
+def _json_rows(name: str, reader: Reader, notes: list[str]) -> Iterator[tuple[int, Row]]:
+    del notes
+    with reading(Path(name)) as file:
+        yield from _values(json_rows.from_array(name, file.read()), reader)
+
+
+def _jsonl_rows(name: str, reader: Reader, notes: list[str]) -> Iterator[tuple[int, Row]]:
+    del notes
+    return _values(json_rows.from_lines(raw_lines(name, reader.max_chars)), reader)
+
+
+def _text_rows(name: str, reader: Reader, notes: list[str]) -> Iterator[tuple[int, Row]]:
+    del notes
     if set(reader.fields) != {"text"}:
         key = "source" if reader.source else "label"
         raise DataError(
@@ -260,3 +289,12 @@ def _bounded(text: str, reader: Reader) -> str | BadLine:
         detail = f"{len(cleaned)} characters, over the limit of {reader.max_chars}"
         return BadLine("too many characters", detail)
     return cleaned
+
+
+# No suffix: a name such as "train".
+READERS.register("text")(FileReader(_text_rows, (".txt", "")))
+READERS.register("csv")(_table(""))
+READERS.register("tsv")(_table("\t"))
+READERS.register("jsonl")(FileReader(_jsonl_rows, (".jsonl", ".ndjson")))
+READERS.register("json")(FileReader(_json_rows, (".json",)))
+READERS.register("parquet")(FileReader(_parquet_rows, (".parquet",)))

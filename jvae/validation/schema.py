@@ -6,7 +6,7 @@ machine goes further, so that a slip of the keyboard is an error and not an allo
 
 from typing import Any
 
-from jvae.data.formats import FORMATS, HEADERS
+from jvae.data.formats import HEADERS
 from jvae.decode.sampling import METHODS
 from jvae.evals.compat import MODES
 from jvae.evals.settings import PRESETS
@@ -27,7 +27,7 @@ DATA = {
     ),
     "valid": Field(**TEXTS, help="Likewise; empty: held out of train."),
     "test": Field(**TEXTS, help="Likewise; empty: held out of train."),
-    "format": Field(str, "Of files; auto goes by the suffix.", choices=FORMATS),
+    "format": Field(str, "Of files, the name of a registered reader; auto goes by the suffix."),
     "header": Field(
         str, "Whether the first line of a .csv or .tsv names its columns.", choices=HEADERS
     ),

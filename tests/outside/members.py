@@ -18,8 +18,10 @@ from ml_collections import ConfigDict
 
 from jvae import config as configs
 from jvae.api import Prior
-from jvae.data.formats import READERS, Example, FileReader
-from jvae.evals.card import Row
+from jvae.data.formats import READERS, Example, FileReader, Reader, Row
+from jvae.data.sources import raw_lines
+from jvae.data.text_rules import BadLine, decode
+from jvae.evals import card
 from jvae.evals.metric import METRICS, Evaluation
 from jvae.latent.choice import Choice
 from jvae.latent.densities import POSTERIORS, Density, Head, PosteriorKind
@@ -88,16 +90,17 @@ def laplace(options: NoOptions, head: Head, latent: int) -> Density:
     )
 
 
-def counted(lines: Iterator[str]) -> Iterator[list[Example]]:
+def counted(name: str, reader: Reader, notes: list[str]) -> Iterator[tuple[int, Row]]:
     """Lines such as "3 a red dog": a count of words, then the text."""
-    for line in lines:
-        yield [Example(line.partition(" ")[2])]
+    for number, raw in raw_lines(name, reader.max_chars):
+        line = decode(raw) if isinstance(raw, bytes) else raw
+        yield number, line if isinstance(line, BadLine) else [Example(line.partition(" ")[2])]
 
 
-def mean_length(at: Evaluation) -> list[Row]:
+def mean_length(at: Evaluation) -> list[card.Row]:
     """Mean number of words of the samples."""
     words = [len(text.split()) for text in at.samples["prior"]]
-    return [Row("mean_length", float(np.mean(words)), "words")]
+    return [card.Row("mean_length", float(np.mean(words)), "words")]
 
 
 PRIORS.register("logistic")(PriorKind(LogisticOptions, logistic))

@@ -22,7 +22,7 @@ SMALL = (
         for key, value in dict(layers=1, width=8, heads=2, mlp=8, positions=64, unroll=1).items()
     ),
     "model.latent=3",
-    "data.batch_rows=4",
+    "data.batch_rows=8",
     "data.row_tokens=64",
     "data.vocab=300",
     "train.steps=4",
