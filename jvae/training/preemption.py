@@ -86,7 +86,7 @@ class Stop:
         return self._asked
 
     def _watch(self, read: int) -> None:
-        """Ends the process where the main thread does not hear of a signal, with nothing to save."""
+        """Ends the process where the main thread hears of no signal and has nothing to save."""
         while heard := os.read(read, 1):
             if heard[0] not in (signal.SIGTERM, signal.SIGINT):
                 continue
