@@ -19,11 +19,11 @@ SMALL = (
     *(
         f"model.{side}.{key}={value}"
         for side in ("encoder", "decoder")
-        for key, value in dict(layers=1, width=8, heads=2, mlp=8, positions=64, unroll=1).items()
+        for key, value in dict(layers=1, width=8, heads=2, mlp=8, positions=128, unroll=1).items()
     ),
     "model.latent=3",
     "data.batch_rows=8",
-    "data.row_tokens=64",
+    "data.row_tokens=128",
     "data.vocab=300",
     "train.steps=4",
     "train.check_every=2",

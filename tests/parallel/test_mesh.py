@@ -79,3 +79,15 @@ def test_part_of_the_rows_that_a_process_brings():
     for held in ({0: {(0, 2), (2, 4)}, 1: {(2, 4), (4, 6)}}, {0: {(0, 2), (2, 4)}, 1: {(4, 6)}}):
         with pytest.raises(ConfigError, match="make data times fsdp a multiple"):
             meshes.part_of(held, 0)
+
+
+def test_rows_that_do_not_divide_take_fewer_devices(caplog):
+    assert meshes.make_mesh_for({"data": -1}, 16).size == 8
+    with caplog.at_level("WARNING"):
+        assert meshes.make_mesh_for({"data": -1}, 12).size == 6
+        assert meshes.make_mesh_for({"data": -1, "tensor": 2}, 6).shape["data"] == 3
+        assert meshes.make_mesh_for({"data": -1}, 1).size == 1
+    assert "12 rows of a batch do not divide over 8 devices: 6 are used" in caplog.text
+    for sizes in ({"data": 8}, {"data": 2, "fsdp": -1}):
+        with pytest.raises(ConfigError, match="into 8 parts, but data.batch_rows is 12"):
+            meshes.make_mesh_for(sizes, 12)

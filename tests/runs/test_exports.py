@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import pickle
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -306,3 +307,70 @@ def test_parameters_of_another_model_are_not_exported(whole, tmp_path):
     exports.export_model(tmp_path / "x", config, encoder, decoder, bad)
     with pytest.raises(WeightsError, match="NaN"):
         exports.load_export(tmp_path / "x")
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+def _summed(folder):
+    """The sums of what the folder holds now."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}\n"
+        for path in files
+        if path.name != "SHA256SUMS" and not path.name.startswith(".")
+    ]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"\xff\xfe", "cannot be read"),
+        (b"", "stored config is not JSON"),
+        (b"[" * 100_000, "stored config is not JSON"),
+        (b"[1]", "stored config is not a JSON object"),
+        (b'{"model": 5}', "model.family is missing"),
+        (b'{"model": {"family": "optimus", "encoder": 3}}', "model.encoder is no section"),
+        (b'{"model": {"family": "optimus"}, "optim": 3}', "optim is a number, expected a section"),
+        (b'{"model": {"family": "optimus"}, "seed": "x"}', "seed is text, expected a number"),
+    ],
+)
+def test_configs_that_cannot_be(exported, tmp_path, text, message):
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    (folder / "config.json").write_bytes(text)
+    _summed(folder)
+    with pytest.raises(WeightsError, match=message) as caught:
+        exports.load_export(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_tokenizers_of_another_model(whole, exported, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    words = [f"word{i} and more" for i in range(30)]
+    for texts, message in (
+        ([*words, "one"], r"its encoder tokenizer has 37 tokens and the model 36; put back"),
+        (words[:-1], r"the 35 tokens of its encoder tokenizer are not those it was exported with"),
+        ([*words, "word7"], r"the 36 tokens of its encoder tokenizer are not those"),
+    ):
+        tokenizers.train_word_level(texts, role="encoder").save(folder / "tokenizers/encoder")
+        _summed(folder)
+        with pytest.raises(WeightsError, match=message):
+            exports.load_export(folder)
+    whole[1].save(folder / "tokenizers/encoder")
+    _summed(folder)
+    exports.load_export(folder)
+
+
+def test_shapes_are_compared_before_anything_is_allocated(whole, exported, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    config = whole[0].copy_and_resolve_references()
+    with config.unlocked():
+        config.model.decoder.mlp = 10**12
+    (folder / "config.json").write_text(configs.to_json(config))
+    _summed(folder)
+    with pytest.raises((WeightsError, ConfigError)):
+        exports.load_export(folder)
