@@ -16,11 +16,8 @@ from jvae.data import grammar
 HERE = Path(__file__).parent
 CONFIG = HERE / "members.py"
 SMALL = (
-    *(
-        f"model.{side}.{key}={value}"
-        for side in ("encoder", "decoder")
-        for key, value in dict(layers=1, width=8, heads=2, mlp=8, positions=64, unroll=1).items()
-    ),
+    *(f"model.{side}.{key}={value}" for side in ("encoder", "decoder")
+      for key, value in dict(layers=1, width=8, heads=2, mlp=8, positions=64, unroll=1).items()),
     "model.latent=3",
     "data.batch_rows=4",
     "data.row_tokens=64",
