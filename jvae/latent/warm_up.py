@@ -120,7 +120,7 @@ def measure(
         return Terms(
             nll_e=-per_example(gen.log_lik(params, ctx, z_egz), batch),
             kl_e=jnp.zeros(batch.id_e.shape, jnp.float32),
-            kl_egz=None,
+            kl_egz=jnp.zeros(z_egz.shape, jnp.float32),
             aux=aux,
             scored_e=per_example(batch.scored_bt.astype(jnp.float32), batch).astype(jnp.int32),
             valid_e=batch.valid_e,

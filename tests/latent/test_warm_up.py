@@ -39,11 +39,12 @@ def pieces(toys):
 
     def loss_of(plan, params):
         terms = warm_up.measure(model.gen, model.prior, CFG, plan)(0, params, packed, key, drop)
-        return batch_loss(Objective(aux_weight={"trajectory": 1.0}), terms, 1.0)[0]
+        return batch_loss(Objective(aux_weight={"trajectory": 1.0}), terms, 1.0)[0], terms
 
     def contract(params):
         chain = model._replace(post=short_run.attach(model.gen, model.prior, CFG))
-        return batch_loss(Objective(), elbo.measure(chain, params, packed, key, drop), 1.0)[0]
+        terms = elbo.measure(chain, params, packed, key, drop)
+        return batch_loss(Objective(), terms, 1.0)[0], terms
 
     def nll_e(params, z_egz):
         ctx = model.gen.prepare(params, packed, drop)
@@ -57,9 +58,12 @@ def pieces(toys):
         chain = short_run.prepare(model.gen, model.prior, CFG, params, packed, drop)
         end, path = chain.end(example_keys(jax.random.split(key)[0], packed.id_e), path=True)
         at_end = jax.grad(lambda p: mean_valid(nll_e(p, end), packed.valid_e))(params)
-        value, final = jax.value_and_grad(lambda p: loss_of(WarmUp(), p))(params)
-        both = jax.grad(lambda p: loss_of(leak, p))(params)
-        return at_end, jax.grad(along)(params, path), final, both, (value, contract(params))
+        (value, terms), final = jax.value_and_grad(lambda p: loss_of(WarmUp(), p), has_aux=True)(
+            params
+        )
+        both = jax.grad(lambda p: loss_of(leak, p)[0])(params)
+        every = jax.grad(along)(params, path)
+        return at_end, every, final, both, ((value, terms), contract(params))
 
     return go(params)
 
@@ -70,9 +74,17 @@ def _close(a, b):
 
 
 def test_final_mode_is_the_gradient_at_the_end_point_alone(pieces):
-    at_end, _, final, _, (value, contract) = pieces
+    at_end, _, final, _, _ = pieces
     _close(final, at_end)
-    np.testing.assert_allclose(value, contract, rtol=1e-6)
+
+
+def test_what_training_measures_is_what_the_contract_does(pieces):
+    """A KL of 0 in every dimension included, so that any objective can read it."""
+    *_, ((value, terms), (want, contract)) = pieces
+    np.testing.assert_allclose(value, want, rtol=1e-6)
+    assert jax.tree.structure(terms) == jax.tree.structure(contract)
+    for got, expected in zip(jax.tree.leaves(terms), jax.tree.leaves(contract), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
 def test_trajectory_mode_adds_the_batch_sum_at_every_earlier_point(pieces):

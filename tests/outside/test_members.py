@@ -59,7 +59,7 @@ def run(tmp_path_factory) -> Path:
 
 
 def _rows(run: Path) -> dict[str, dict]:
-    return {row["name"]: row for row in json.loads((run / "eval/test.json").read_text())["rows"]}
+    return json.loads((run / "eval/test.json").read_text())["metrics"]
 
 
 def test_it_trains_and_evaluates(run):

@@ -73,12 +73,7 @@ class Case:
             use_embedding=self.meta["latent_as_gpt_emb"],
         )
         self.model = optimus.build(self.config)
-        self.table = originals.optimus(
-            self.config.encoder.vocab,
-            self.config.decoder.vocab,
-            self.config.use_memory,
-            self.config.use_embedding,
-        )
+        self.table = originals.optimus(self.config)
         target = jax.eval_shape(self.model.init, jax.random.key(0))
         like = jax.tree.map(lambda a: np.zeros(a.shape, dtype), target)
         self.params = jax.tree.map(
