@@ -11,7 +11,6 @@ booleans, None, tuples of these and sections: no callables.
 """
 
 import copy
-import dataclasses
 import difflib
 import hashlib
 import importlib
@@ -27,6 +26,7 @@ from ml_collections import ConfigDict
 
 import jvae
 from jvae.errors import ConfigError
+from jvae.fields import check_dataclass, fields_of, lines
 
 DEFAULT_PRESET = "tiny"
 ABSENT = "(absent)"  # stands in `diff` for the value of a key that one side lacks
@@ -74,13 +74,13 @@ def preset(arg: str, presets: Iterable[str], **options: str) -> tuple[str, dict[
     name = DEFAULT_PRESET if not words or "=" in words[0] else words.pop(0)
     if name not in (known := list(presets)):
         raise ConfigError(
-            f"unknown preset {name!r}{_nearest(name, known)}; presets: {', '.join(known)}"
+            f"unknown preset {name!r}{nearest(name, known)}; presets: {', '.join(known)}"
         )
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or key not in options:
             raise ConfigError(
-                f"unknown option {word!r} of preset {name!r}{_nearest(key, options)}; "
+                f"unknown option {word!r} of preset {name!r}{nearest(key, options)}; "
                 f"options: {', '.join('='.join(item) for item in options.items()) or 'none'}"
             )
         options[key] = value
@@ -198,13 +198,18 @@ def from_json(text: str) -> ConfigDict:
     return ConfigDict(_tuples(tree), convert_dict=True).lock()
 
 
+def base() -> ConfigDict:
+    """The sections that every config shares, at their defaults."""
+    return _import(shipped_dir() / "common.py").base()
+
+
 def stored(text: str) -> ConfigDict:
     """`from_json` of a run that an older jvae may have written: keys that every config has by now
     and this one lacks get their defaults, which mean what was done before there was the key.
     """
     cfg = from_json(text).unlock()
     own = flatten(cfg).keys() | set(cfg)  # a section that is empty in one may be filled in another
-    for key, value in flatten(_import(shipped_dir() / "common.py").base()).items():
+    for key, value in flatten(base()).items():
         if key not in own:
             *sections, name = key.split(".")
             here = cfg
@@ -242,7 +247,7 @@ def _find(where: str) -> Path:
         file.stem for file in shipped.glob("*.py") if "def get_config" in file.read_text()
     )
     raise ConfigError(
-        f"no config {where!r}{_nearest(path.stem, known)}; "
+        f"no config {where!r}{nearest(path.stem, known)}; "
         f"give the path of a .py file, or one of: {', '.join(known) or f'(none in {shipped})'}"
     )
 
@@ -270,7 +275,7 @@ def _section_of(cfg: ConfigDict, key: str) -> tuple[ConfigDict, str]:
             paths = list(flatten(cfg))
             # The right name in the wrong section is as likely as a misspelling.
             moved = [path for path in paths if path.rpartition(".")[2] == key.rpartition(".")[2]]
-            near = f"; did you mean {moved[0]!r}?" if moved else _nearest(key, paths)
+            near = f"; did you mean {moved[0]!r}?" if moved else nearest(key, paths)
             raise ConfigError(
                 f"unknown config key {key!r}{near}; keys of {prefix}: {', '.join(sorted(here))}"
             )
@@ -315,7 +320,8 @@ def _parse(text: str, old: Any, kind: type) -> Any:
     raise ValueError(f"a value of type {kind.__name__} cannot be set by flag")
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A suggestion to end a message with; empty where nothing is near."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
 
@@ -331,14 +337,14 @@ def dataclass_from(cls: type, section: Any, where: str) -> Any:
 
     Raises: ConfigError.
     """
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    if problems := check_dataclass(cls, section, where):
+        raise ConfigError(lines(problems))
     values = {}
-    for key, value in section.items():
-        if key not in fields:
-            raise ConfigError(f"{where}.{key}: {cls.__name__} has no such field")
-        kind: Any = fields[key].type
-        nested = isinstance(kind, type) and dataclasses.is_dataclass(kind)
-        values[key] = dataclass_from(kind, value, f"{where}.{key}") if nested else value
+    for name, kind in fields_of(cls).items():
+        if name in section:
+            nested = isinstance(kind, type)
+            value = section[name]
+            values[name] = dataclass_from(kind, value, f"{where}.{name}") if nested else value
     try:
         return cls(**values)
     except (TypeError, ValueError) as error:

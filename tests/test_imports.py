@@ -11,7 +11,7 @@ import jvae
 PACKAGE = Path(jvae.__file__).parent
 # From the bottom up. Packages on one level do not import each other.
 LEVELS = (
-    ("errors",),
+    ("errors", "fields"),
     ("api", "config", "tree"),
     ("parallel",),
     ("data", "decode", "latent", "nn", "pretrained"),
@@ -19,6 +19,7 @@ LEVELS = (
     ("runs",),
     ("evals",),
     ("report", "training"),
+    ("validation",),
     ("cli",),
     ("bench",),
     ("experiments",),

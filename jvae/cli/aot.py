@@ -33,6 +33,7 @@ from jvae.parallel.flops import matmul_flops
 from jvae.runs import build, phases
 from jvae.runs.provenance import commit
 from jvae.training import program
+from jvae.validation.validate import validate
 
 
 class Chip(NamedTuple):
@@ -79,6 +80,8 @@ def compile_for(config: ConfigDict, folder: Path, names: str) -> Iterator[Row]:
     Raises: ConfigError for a slice that is not known; DataError.
     """
     slices = [Slice.of(name) for name in names.split(",")]
+    for part in slices:
+        validate(config, platform="cpu" if part.virtual else "tpu")
     _make_room(max((one.count for one in slices if one.virtual), default=1))
     first = 0
     for part in slices:

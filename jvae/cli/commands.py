@@ -14,8 +14,9 @@ from jvae.evals import evaluation, probing
 from jvae.parallel import mesh as meshes
 from jvae.parallel import processes
 from jvae.runs import build, loading, workdir
-from jvae.training import loop
+from jvae.training import init_params, loop
 from jvae.training.preemption import Stop
+from jvae.validation.validate import validate
 
 
 def train(config: ConfigDict, folder: Path) -> None:
@@ -23,6 +24,10 @@ def train(config: ConfigDict, folder: Path) -> None:
 
     Raises: Stopped after SIGTERM or SIGINT, once the state is saved.
     """
+    begun = (folder / workdir.CONFIG).is_file()
+    validate(config, saved=workdir.saved_config(folder) if begun else None)
+    if not begun:  # a run that has begun has weights of its own
+        init_params.check_backbones(config)
     table = folder / "eval" / "test.txt"
     if table.is_file():
         if processes.first():
@@ -74,6 +79,7 @@ def _trained(config: ConfigDict, folder: Path) -> tuple[build.Run, Mesh, Params,
         raise CheckpointError(f"{folder}: no run here; train it first, or give its --workdir")
     # Not claimed: to measure with other sizes leaves the run's own config as it is.
     workdir.check(folder, config)
+    validate(config, saved=workdir.saved_config(folder), training=False)
     this = build.open_run(config, folder)
     mesh = meshes.make_mesh(this.config.mesh)
     return this, mesh, *loading.load_params(this.model, mesh, folder)
@@ -83,7 +89,7 @@ def report(config: ConfigDict, folder: Path) -> None:
     """Pictures of a trained run and one HTML page with all of it, under `report/`."""
     from jvae import report as reports  # matplotlib takes a second to import
 
-    workdir.saved_config(folder)  # says so where there is no run
+    validate(config, saved=workdir.saved_config(folder), training=False)
     print(reports.write(config, folder))
 
 

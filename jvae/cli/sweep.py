@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from jvae import config as configs
 from jvae.errors import ConfigError, JvaeError
 from jvae.runs.workdir import write_text
+from jvae.validation.validate import validate
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,10 @@ def points(config: ConfigDict, axes: Sequence[str]) -> list[Point]:
         values.append([f"{key}={word}" for word in found])
     made = [Point(combination) for combination in itertools.product(*values)]
     for point in made:
-        configs.apply_overrides(config, point.values)
+        try:
+            validate(configs.apply_overrides(config, point.values))
+        except ConfigError as error:
+            raise ConfigError(f"sweep point {' '.join(point.values)}: {error}") from None
     return made
 
 

@@ -16,6 +16,7 @@ from jvae.inference.neighbors import nearest
 from jvae.inference.text_vae import LoadedVAE
 from jvae.latent.geometry import OFFSETS
 from jvae.runs import loading, workdir
+from jvae.validation.validate import validate
 
 MAX_CHARS = 1_000_000  # of a line of input
 BOM = "\ufeff"  # what some editors begin a file with
@@ -63,7 +64,7 @@ def run(mode: str, config: ConfigDict, folder: Path, options: Options) -> None:
     kind = _format(options)  # a wrong one is told before anything is read
     if options.text and options.input:
         raise ConfigError("--text and --input are both given; choose one")
-    workdir.saved_config(folder)  # says so where there is no run
+    validate(config, saved=workdir.saved_config(folder), training=False)
     lines = [] if mode == "decode" else _lines(mode, options)
     vae = loading.load(folder, seed=options.seed)
     if mode in EDITS and not np.prod(vae.model.latent_shape):

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from jvae.data import public
 from jvae.data.sentences import split_sentences
-from jvae.data.sources import TFDS, BadLine, check_on_error, raw_lines
-from jvae.errors import ConfigError, DataError
+from jvae.data.sources import TFDS, BadLine, raw_lines
+from jvae.errors import DataError
 
 _BOM = "\ufeff"
 _BY_SUFFIX = {".txt": "text", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -47,20 +47,6 @@ class Reader:
     max_words: int | None = None  # most whitespace-separated words of a text and its source
     max_chars: int = 1_000_000
     tfds_dir: str = ""
-
-    def __post_init__(self) -> None:
-        check_on_error(self.on_error)
-        if self.format not in FORMATS:
-            raise ConfigError(f"data.format={self.format!r}: expected one of {', '.join(FORMATS)}")
-        if self.sentences and self.source:
-            raise ConfigError(
-                "data.sentences=true with data.source: pairs cannot be cut into sentences; "
-                "unset one of them"
-            )
-        for key in ("max_words", "max_chars"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ConfigError(f"data.{key}={value}: expected 1 or more")
 
     @property
     def fields(self) -> dict[str, str]:

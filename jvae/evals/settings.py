@@ -3,8 +3,6 @@
 import dataclasses
 from typing import NamedTuple
 
-from jvae.errors import ConfigError
-
 
 class Preset(NamedTuple):
     """Sizes of one kind of evaluation; None is the whole split."""
@@ -47,27 +45,6 @@ class EvalConfig:
     external: str = ""  # run or export of a language model that scores the samples
     few_labels: tuple[int, ...] = (100, 500, 1_000, 2_000, 10_000)  # of --mode=probe
     factor: str = "action"  # of the embedded corpus, for few labels and clusters of --mode=probe
-
-    def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise ConfigError(
-                f"evals.preset is {self.preset!r}; expected one of {', '.join(PRESETS)}"
-            )
-        for name in ("samples", "sentences", "generate", "interpolations"):
-            if getattr(self, name) < 0:
-                raise ConfigError(
-                    f"evals.{name} is {getattr(self, name)}; expected a size, or 0 for that of "
-                    f"the preset {self.preset}"
-                )
-        if self.prior_samples < 0:
-            raise ConfigError(
-                f"evals.prior_samples is {self.prior_samples}; expected a number of draws, or 0 "
-                "for no bound by draws from the prior"
-            )
-        if not self.few_labels or min(self.few_labels) < 2:
-            raise ConfigError(
-                f"evals.few_labels is {self.few_labels}; expected numbers of labels, 2 at least"
-            )
 
     @property
     def changed(self) -> dict[str, int]:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jvae.api import Batch, Context, Generator, Params, Posterior, per_example
+from jvae.fields import Needs, setting
 from jvae.latent import langevin
 from jvae.latent.gaussian import Gaussian, log_density, noise, reparameterize
 from jvae.latent.langevin import Kernel
@@ -38,28 +39,25 @@ class ChainConfig:
     chains, chunk: end points that `fitted` rests on, an even number, and how many run together.
     """
 
-    steps: int = 20
-    schedule: str = "fixed_official"
-    step_size: float = 0.4
-    temperature: float = 0.2
-    fresh_dropout: bool = False
-    chains: int = 32
-    chunk: int = 8
+    steps: int = setting(20, low=0, high=100_000, help="K of the chain; 0: draws from the prior.")
+    schedule: str = setting("fixed_official", choices=SCHEDULES, help="Of the step sizes.")
+    step_size: float = setting(
+        0.4,
+        above=0.0,
+        high=1e6,
+        help="Of every step.",
+        needs=Needs(lambda c: c.schedule == "constant", "the schedule is not constant"),
+    )
+    temperature: float = setting(0.2, low=0.0, high=1e6, help="Scale of the noise.")
+    fresh_dropout: bool = setting(
+        False, help="New dropout masks in every step (released code), not one per chain."
+    )
+    chains: int = setting(32, low=4, high=100_000, help="End points of a fit, an even number.")
+    chunk: int = setting(8, low=1, high=100_000, help="Chains that run together.")
 
     def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise ValueError(f"steps is {self.steps}; expected at least 0")
-        if self.schedule not in SCHEDULES:
-            known = ", ".join(SCHEDULES)
-            raise ValueError(f"schedule is {self.schedule!r}; expected one of {known}")
-        if not self.step_size > 0:
-            raise ValueError(f"step_size is {self.step_size}; expected more than 0")
-        if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}; expected at least 0")
         if self.chains < 4 or self.chains % 2:
             raise ValueError(f"chains is {self.chains}; expected two sets of 2 or more each")
-        if self.chunk < 1:
-            raise ValueError(f"chunk is {self.chunk}; expected at least 1")
 
 
 def initial_sizes(cfg: ChainConfig) -> Float[np.ndarray, "k"]:

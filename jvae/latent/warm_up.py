@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jvae.api import Batch, Generator, Params, Terms, example_keys, per_example
+from jvae.fields import MOST, Needs, setting
 from jvae.latent import short_run
 from jvae.latent.short_run import ChainConfig
 
 PARAM_GRADS = ("final", "trajectory")
+_EPOCHS = Needs(lambda c: c.epoch_steps > 0, "epoch_steps is 0")
 
 
 @dataclass(frozen=True)
@@ -29,20 +31,29 @@ class WarmUp:
     clearing gradients. It enters the terms as auxiliary `trajectory`, of weight 1.
     """
 
-    epoch_steps: int = 0
-    temperature_start: float = 0.05
-    temperature_hold: int = 15
-    temperature_rise: float = 0.05
-    prior_start: float = 1.0
-    prior_epochs: int = 0
-    param_grad: str = "final"
-
-    def __post_init__(self) -> None:
-        if self.param_grad not in PARAM_GRADS:
-            known = ", ".join(PARAM_GRADS)
-            raise ValueError(f"param_grad is {self.param_grad!r}; expected one of {known}")
-        if min(self.epoch_steps, self.temperature_hold, self.prior_epochs) < 0:
-            raise ValueError("epoch_steps, temperature_hold and prior_epochs cannot be below 0")
+    epoch_steps: int = setting(0, low=0, high=MOST, help="Updates of an epoch; 0: no schedules.")
+    temperature_start: float = setting(
+        0.05, low=0.0, high=1e6, help="Temperature of the first epochs.", needs=_EPOCHS
+    )
+    temperature_hold: int = setting(
+        15, low=0, high=MOST, help="Epochs that keep it.", needs=_EPOCHS
+    )
+    temperature_rise: float = setting(
+        0.05, low=0.0, high=1e6, help="Per epoch after these.", needs=_EPOCHS
+    )
+    prior_start: float = setting(
+        1.0,
+        low=0.0,
+        high=1e6,
+        help="Weight of log p(z) in the target at the start.",
+        needs=Needs(lambda c: c.epoch_steps > 0 and c.prior_epochs > 0, "prior_epochs is 0"),
+    )
+    prior_epochs: int = setting(
+        0, low=0, high=MOST, help="Epochs in which that weight rises to 1.", needs=_EPOCHS
+    )
+    param_grad: str = setting(
+        "final", choices=PARAM_GRADS, help="Points of the chain that the decoder is trained at."
+    )
 
 
 def temperature_at(

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from jvae.fields import Needs, setting
+from jvae.nn import config as stack
 from jvae.nn.condition import Ways
 from jvae.nn.config import TransformerConfig
 
@@ -14,65 +16,69 @@ PLACEMENTS = {  # places of `jvae.nn.adapter`
     "sequential_ffn": frozenset({"mlp"}),
 }
 FORMS = ("intended", "released")
+_ADAPTERS = Needs(
+    lambda c: c.adapt_encoder or c.adapt_decoder, "adapt_encoder and adapt_decoder are both off"
+)
 
 
 @dataclass(frozen=True)
 class AdaVaeConfig:
     """Sizes and choices of one AdaVAE; `decoder` is the shared stack.
 
-    encoder_layers: layers that encode. read_end: whether the encoder sees the end token (the
-    released code hides it). pool: see `pooled`; pool_scale: "sqrt_batch" divides the logits of
-    "latent_attn" by the root of the number of sentences in the batch (released code);
-    pool_padding: padding is read and pooled by "linear" and "mean_max_linear" as released, one
-    sentence per row. adapter: width of the bottleneck; adapt_encoder, adapt_decoder: whether a side
-    has adapters at all; placement, placement_form: where, "released" applies each to the input of
-    its layer too. identity_start: adapters start as the identity. use_*: ways for z, see
-    `jvae.nn.condition`. prefix: learned slots per layer and side, prefix_middle: width of their
-    MLP. log_var_shift: added to the head's log-variance; 0 as published.
+    pool: see `pooled`. For the ways of z, `use_*`, see `jvae.nn.condition`.
     """
 
     decoder: TransformerConfig
-    encoder_layers: int = 8
-    latent: int = 32
-    read_end: bool = True
-    pool: str = "latent_attn"
-    pool_scale: str = "one"
-    pool_padding: bool = False
-    adapter: int = 128
-    adapter_scale: float = 1.0
-    learn_scale: bool = False
-    identity_start: bool = False
-    adapt_encoder: bool = True
-    adapt_decoder: bool = True
-    placement: str = "parallel_ffn"
-    placement_form: str = "intended"
-    use_psa: bool = True
-    use_memory: bool = False
-    use_embedding: bool = False
-    use_output: bool = False
-    use_adapters: bool = False
-    vary: bool = False
-    prefix: int = 0
-    prefix_middle: int = 30
-    log_var_shift: float = 0.0
+    encoder_layers: int = setting(8, low=1, high=4_096, help="Layers that encode.")
+    latent: int = setting(32, **stack.LATENT)
+    read_end: bool = setting(True, help="The encoder sees the end token; released: it does not.")
+    pool: str = setting("latent_attn", choices=POOLS, help="Of the encoder's states.")
+    pool_scale: str = setting(
+        "one",
+        choices=POOL_SCALES,
+        help="sqrt_batch divides the logits by the root of the batch's sentences (released).",
+        needs=Needs(lambda c: c.pool == "latent_attn", "pool is not latent_attn"),
+    )
+    pool_padding: bool = setting(
+        False, help="Padding is read and pooled as released; one sentence per row."
+    )
+    adapter: int = setting(128, low=1, high=2**17, help="Width of the bottleneck.", needs=_ADAPTERS)
+    adapter_scale: float = setting(
+        1.0, low=-1e3, high=1e3, help="Factor of what adapters add.", needs=_ADAPTERS
+    )
+    learn_scale: bool = setting(False, help="That factor is learned.", needs=_ADAPTERS)
+    identity_start: bool = setting(False, help="Adapters start as the identity.", needs=_ADAPTERS)
+    adapt_encoder: bool = setting(True, help="Adapters in the encoder.")
+    adapt_decoder: bool = setting(True, help="Adapters in the decoder.")
+    placement: str = setting(
+        "parallel_ffn", choices=tuple(PLACEMENTS), help="Where they are.", needs=_ADAPTERS
+    )
+    placement_form: str = setting(
+        "intended",
+        choices=FORMS,
+        help="released adds one at the input of each layer.",
+        needs=_ADAPTERS,
+    )
+    use_psa: bool = setting(True, help="z as a slot with a key and a value of its own.")
+    use_memory: bool = setting(False, help="z as a slot, key = value.")
+    use_embedding: bool = setting(False, help="z added to every input embedding.")
+    use_output: bool = setting(False, help="z added to the scores.")
+    use_adapters: bool = setting(False, help="z added inside every decoder adapter.")
+    vary: bool = setting(False, help="A projection of z for every layer, not one for all.")
+    prefix: int = setting(0, low=0, high=2**16, help="Learned slots per layer and side.")
+    prefix_middle: int = setting(
+        30,
+        low=1,
+        high=2**17,
+        help="Width of the MLP that makes them.",
+        needs=Needs(lambda c: c.prefix > 0, "prefix is 0"),
+    )
+    log_var_shift: float = setting(0.0, **stack.LOG_VAR_SHIFT)
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("pool", POOLS),
-            ("pool_scale", POOL_SCALES),
-            ("placement", PLACEMENTS),
-            ("placement_form", FORMS),
-        ):
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}")
         if not 1 <= self.encoder_layers <= self.decoder.layers:
             raise ValueError(
                 f"encoder_layers is {self.encoder_layers}; the stack has 1 to {self.decoder.layers}"
-            )
-        if self.latent < 1 or self.adapter < 1 or self.prefix < 0 or self.prefix_middle < 1:
-            raise ValueError(
-                f"latent {self.latent}, adapter {self.adapter}, prefix {self.prefix}, "
-                f"prefix_middle {self.prefix_middle}; expected at least 1, 1, 0 and 1"
             )
         if not self.ways.open:
             raise ValueError("every use_* is off: z would never reach the decoder")

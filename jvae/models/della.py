@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE, per_example
+from jvae.fields import Needs, setting
 from jvae.latent import layerwise
 from jvae.latent.layerwise import Chain, ChainPost
 from jvae.models.common import KV_AXES, expander, grower, last_of_prompt, reorderer, unboxed
@@ -37,44 +38,35 @@ CVAE_POSTERIORS = ("concat_text", "xc")
 class DellaConfig:
     """Sizes and choices of one DELLA.
 
-    latent: width of each z; rank: of the tensor product. begin_layer, end_layer: first and last
-    layer that has a latent, -1 the top one. pool: "attn_masked" weighs a sentence's own tokens,
-    "attn_unmasked" those of the whole row, padding too (released code; one sentence per row),
-    "first_token" is the paper's. ltp: "sum_then_product" as published, or "product_then_sum",
-    whose rank means something. tie_lm_head: the output head is the token embedding; the released
-    code learns one from scratch. use_bow: auxiliary term `bow`, the words of the sentence from the
-    top latent. learn_prior1: False is the paper's standard normal first prior. cvae_posterior:
-    "concat_text" reads the source as part of `enc` (released code), "xc" beside it (paper). clip:
-    bound on means and log-variances, as released.
+    pool: "attn_masked" weighs a sentence's own tokens, "attn_unmasked" those of the whole row,
+    padding too (released code; one sentence per row), "first_token" is the paper's. ltp:
+    "sum_then_product" as published, or "product_then_sum", whose rank means something.
     """
 
     decoder: TransformerConfig
-    latent: int = 32
-    rank: int = 4
-    conditional: bool = False
-    begin_layer: int = 0
-    end_layer: int = -1
-    pool: str = "attn_masked"
-    ltp: str = "sum_then_product"
-    tie_lm_head: bool = False
-    use_bow: bool = False
-    learn_prior1: bool = True
-    cvae_posterior: str = "concat_text"
-    clip: float = 5.0
+    latent: int = setting(32, low=1, high=2**20, help="Width of each layer's z.")
+    rank: int = setting(4, low=1, high=2**16, help="Of the tensor product.")
+    conditional: bool = setting(False, help="Source to target; needs data.source.")
+    begin_layer: int = setting(0, low=0, high=4_095, help="First layer that has a latent.")
+    end_layer: int = setting(-1, low=0, high=4_095, also=(-1,), help="Last one; -1: the top.")
+    pool: str = setting("attn_masked", choices=POOLS, help="Of the encoder's states.")
+    ltp: str = setting("sum_then_product", choices=fusion.ORDERS, help="Order of the product.")
+    tie_lm_head: bool = setting(
+        False, help="The output head is the token embedding; released: one from scratch."
+    )
+    use_bow: bool = setting(False, help="Auxiliary term: the words from the top latent.")
+    learn_prior1: bool = setting(True, help="False: the paper's standard normal first prior.")
+    cvae_posterior: str = setting(
+        "concat_text",
+        choices=CVAE_POSTERIORS,
+        help="The source as part of what is encoded (released) or beside it (xc, paper).",
+        needs=Needs(lambda c: c.conditional, "conditional is false"),
+    )
+    clip: float = setting(
+        5.0, above=0.0, high=100.0, help="Bound on means and log-variances, as released."
+    )
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("pool", self.pool, POOLS),
-            ("ltp", self.ltp, fusion.ORDERS),
-            ("cvae_posterior", self.cvae_posterior, CVAE_POSTERIORS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}")
-        if self.latent < 1 or self.rank < 1 or self.clip <= 0:
-            raise ValueError(
-                f"latent {self.latent}, rank {self.rank}, clip {self.clip}; expected at least 1, "
-                "at least 1, above 0"
-            )
         if not 0 <= self.begin_layer <= self.last_layer < self.decoder.layers:
             raise ValueError(
                 f"begin_layer {self.begin_layer} and end_layer {self.end_layer} do not name layers "

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE
+from jvae.fields import setting
 from jvae.latent import amortized, null
 from jvae.latent.gaussian import Gaussian
 from jvae.models.common import expander, reorderer, unboxed
+from jvae.nn import config as stack
 from jvae.nn import lstm
 from jvae.nn.attention import own_slot
 from jvae.nn.layers import accum_dtype, dropout, fold_key, split_key
@@ -27,20 +29,12 @@ UNBOUNDED = 2**31 - 1  # a recurrent network reads sentences of any length
 
 @dataclass(frozen=True)
 class LstmVaeConfig:
-    """Sizes of encoder, decoder and latent. Published encoders have a `dropout` of 0.
-
-    `log_var_shift` is added to the log-variance; 0 as published. A negative one starts with a
-    nearly deterministic latent.
-    """
+    """Sizes of encoder, decoder and latent. Published encoders have a `dropout` of 0."""
 
     encoder: LstmConfig
     decoder: LstmConfig
-    latent: int = 32
-    log_var_shift: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.latent < 1:
-            raise ValueError(f"latent is {self.latent}; expected at least 1")
+    latent: int = setting(32, **stack.LATENT)
+    log_var_shift: float = setting(0.0, **stack.LOG_VAR_SHIFT)
 
 
 @dataclass(frozen=True)

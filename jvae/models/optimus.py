@@ -16,10 +16,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE
+from jvae.fields import Needs, setting
 from jvae.latent import amortized
 from jvae.latent.gaussian import Gaussian
 from jvae.models.common import KV_AXES, expander, grower, last_of_prompt, reorderer, unboxed
 from jvae.nn import bert, gpt2, pool
+from jvae.nn import config as stack
 from jvae.nn.attention import owners, spread
 from jvae.nn.cache import Caches
 from jvae.nn.config import TransformerConfig
@@ -32,36 +34,30 @@ LOG_VARIANCES = ("learned", "unit")
 
 @dataclass(frozen=True)
 class OptimusConfig:
-    """Sizes and choices of one Optimus.
-
-    `pool`: "cls" is the published head on BERT's tanh pooler of [CLS]; "mean" the mean of the last
-    layer, without the pooler. `log_var`: "learned", or "unit" for a posterior of variance 1 (the
-    released `fb_mode=2`). `log_var_shift`: added to the head's log-variance; 0 as published. A
-    negative one starts with a nearly deterministic latent.
-    """
+    """Sizes and choices of one Optimus. A `log_var` of "unit" is the released `fb_mode=2`."""
 
     encoder: TransformerConfig
     decoder: TransformerConfig
-    latent: int = 32
-    use_memory: bool = True
-    use_embedding: bool = True
-    pool: str = "cls"
-    log_var: str = "learned"
-    log_var_shift: float = 0.0
+    latent: int = setting(32, **stack.LATENT)
+    use_memory: bool = setting(True, help="z as a key and value of every decoder layer.")
+    use_embedding: bool = setting(True, help="z added to every input embedding of the decoder.")
+    pool: str = setting(
+        "cls", choices=POOLS, help="cls: BERT's pooler of [CLS], as published; mean: of the states."
+    )
+    log_var: str = setting(
+        "learned", choices=LOG_VARIANCES, help="unit: a posterior of variance 1."
+    )
+    log_var_shift: float = setting(
+        0.0,
+        **stack.LOG_VAR_SHIFT,
+        needs=Needs(lambda c: c.log_var == "learned", "log_var is unit"),
+    )
 
     def __post_init__(self) -> None:
         if not (self.use_memory or self.use_embedding):
             raise ValueError(
                 "use_memory and use_embedding are both off: z would never reach the decoder"
             )
-        if self.pool not in POOLS:
-            raise ValueError(f"pool is {self.pool!r}; expected one of {', '.join(POOLS)}")
-        if self.log_var not in LOG_VARIANCES:
-            raise ValueError(
-                f"log_var is {self.log_var!r}; expected one of {', '.join(LOG_VARIANCES)}"
-            )
-        if self.latent < 1:
-            raise ValueError(f"latent is {self.latent}; expected at least 1")
 
 
 def limits(config: OptimusConfig) -> dict[str, int]:

@@ -12,6 +12,7 @@ from typing import Any
 from jaxtyping import Array, Key
 
 from jvae.api import Batch, Generator, Params, TextVAE
+from jvae.fields import setting
 from jvae.latent import mixture, short_run, volume, warm_up
 from jvae.latent.gaussian import kl_standard
 from jvae.latent.sampler import Sampler
@@ -19,6 +20,7 @@ from jvae.latent.short_run import ChainConfig
 from jvae.latent.warm_up import WarmUp
 from jvae.models import lstm_vae, optimus
 from jvae.models.common import unboxed
+from jvae.nn import config as stack
 from jvae.nn.config import TransformerConfig
 from jvae.nn.lstm import LstmConfig
 
@@ -28,13 +30,9 @@ class SriConfig:
     """Sizes of the LSTM generator, the chain, and how training changes the chain."""
 
     decoder: LstmConfig
-    latent: int = 32
+    latent: int = setting(32, **stack.LATENT)
     chain: ChainConfig = ChainConfig()
     warm_up: WarmUp = WarmUp()
-
-    def __post_init__(self) -> None:
-        if self.latent < 1:
-            raise ValueError(f"latent is {self.latent}; expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,22 @@ class SriTransformerConfig:
     """The same over a Transformer decoder; for `use_*` see `jvae.models.optimus`."""
 
     decoder: TransformerConfig
-    latent: int = 32
-    use_memory: bool = True
-    use_embedding: bool = True
+    latent: int = setting(32, **stack.LATENT)
+    use_memory: bool = setting(True, help="z as a key and value of every layer.")
+    use_embedding: bool = setting(True, help="z added to every input embedding.")
     chain: ChainConfig = ChainConfig()
     warm_up: WarmUp = WarmUp()
+
+    def __post_init__(self) -> None:
+        if not (self.use_memory or self.use_embedding):
+            raise ValueError(
+                "use_memory and use_embedding are both off: z would never reach the decoder"
+            )
+        if self.chain.schedule == "learned" and self.decoder.attention != "xla":
+            raise ValueError(
+                f"chain.schedule learned needs second derivatives, which decoder.attention "
+                f"{self.decoder.attention} has not; set that to xla"
+            )
 
 
 def limits(config: SriConfig) -> dict[str, int]:

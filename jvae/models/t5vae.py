@@ -17,9 +17,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE
+from jvae.fields import Needs, setting
 from jvae.latent import amortized
 from jvae.latent.gaussian import Gaussian
 from jvae.models.common import KV_AXES, expander, grower, last_of_prompt, reorderer, unboxed
+from jvae.nn import config as stack
 from jvae.nn import pool, t5
 from jvae.nn.attention import own_slot
 from jvae.nn.cache import Caches
@@ -40,43 +42,38 @@ UNBOUNDED = 2**31 - 1  # relative positions serve sentences of any length
 class T5VaeConfig:
     """Sizes and choices of one T5-VAE.
 
-    `decoder`: sizes of both stacks, which share the token embedding. `pool`: over the encoder's
-    last states; `pool_padding`: padding is pooled too, as released, so that the result depends on
-    the row length; one sentence per row. `use_memory`: z as a slot of self-attention.
-    `memory_layout`: "released" deals the slots out among the sentences of a batch, so that few get
-    their own; when decoding, each has its own. `cross_slots`: states that z gives to
-    cross-attention, 0 for none; with 1 there is nothing to choose from. `log_var_shift`: added to
-    the log-variance; 0 as published. A negative one starts with a nearly deterministic latent.
+    `decoder`: sizes of both stacks, which share the token embedding. `memory_layout`: "released"
+    deals the slots out among the sentences of a batch, so that few get their own; when decoding,
+    each has its own.
     """
 
     decoder: T5Config
-    latent: int = 32
-    pool: str = "max"
-    pool_padding: bool = False
-    use_memory: bool = True
-    memory_layout: str = "own"
-    cross_slots: int = 0
-    log_var_shift: float = 0.0
+    latent: int = setting(32, **stack.LATENT)
+    pool: str = setting("max", choices=tuple(POOLS), help="Over the encoder's last states.")
+    pool_padding: bool = setting(
+        False, help="Padding is pooled too (released), one sentence per row."
+    )
+    use_memory: bool = setting(True, help="z as a slot of self-attention.")
+    memory_layout: str = setting(
+        "own",
+        choices=LAYOUTS,
+        help="Whose slots a sentence reads.",
+        needs=Needs(lambda c: c.use_memory, "use_memory is false"),
+    )
+    cross_slots: int = setting(
+        0, low=0, high=2**16, help="States that z gives to cross-attention; 0: none."
+    )
+    log_var_shift: float = setting(0.0, **stack.LOG_VAR_SHIFT)
 
     def __post_init__(self) -> None:
-        if self.pool not in POOLS:
-            raise ValueError(f"pool is {self.pool!r}; expected one of {', '.join(POOLS)}")
         if self.pool_padding and self.pool == "first":
             raise ValueError("pool_padding is on; the pool first never reads padding")
-        if self.memory_layout not in LAYOUTS:
-            raise ValueError(
-                f"memory_layout is {self.memory_layout!r}; expected one of {', '.join(LAYOUTS)}"
-            )
-        if self.cross_slots < 0:
-            raise ValueError(f"cross_slots is {self.cross_slots}; expected at least 0")
         if not (self.use_memory or self.cross_slots):
             raise ValueError(
                 "use_memory is off and cross_slots is 0: z would never reach the decoder"
             )
         if self.decoder.cross:
             raise ValueError("decoder.cross is on; it follows from cross_slots, which sets it")
-        if self.latent < 1:
-            raise ValueError(f"latent is {self.latent}; expected at least 1")
 
 
 def limits(config: T5VaeConfig) -> dict[str, int]:

@@ -1,8 +1,39 @@
 """What a transformer stack is made of."""
 
 from dataclasses import dataclass
+from typing import Any
 
+from jvae.fields import MOST, setting
 from jvae.nn.fused import KERNELS
+from jvae.nn.stack import REMAT
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+# What every stack has, of whatever layers.
+LAYERS: dict[str, Any] = dict(low=1, high=4_096, help="Layers.")
+WIDTH: dict[str, Any] = dict(low=1, high=2**17, help="Features of the residual stream.")
+HEADS: dict[str, Any] = dict(low=1, high=4_096, help="Attention heads.")
+MLP: dict[str, Any] = dict(low=1, high=2**20, help="Hidden features of the feed-forward.")
+VOCAB: dict[str, Any] = dict(low=0, high=MOST, help="Tokens; 0: as many as the tokenizer has.")
+DROPOUT: dict[str, Any] = dict(low=0.0, below=1.0, help="Share of features dropped in training.")
+NORM_EPS: dict[str, Any] = dict(above=0.0, high=1.0, help="Added to the variance by norms.")
+DTYPE: dict[str, Any] = dict(choices=DTYPES, help="Of activations; parameters are float32.")
+REMATS: dict[str, Any] = dict(
+    choices=REMAT, help="What backward recomputes: dots keeps matrix products, full nothing."
+)
+UNROLL: dict[str, Any] = dict(low=1, high=4_096, help="Layers laid out in a row in the scan.")
+VOCAB_MULTIPLE: dict[str, Any] = dict(
+    low=1, high=2**16, help="Embedding rows are padded to a multiple, to divide over a mesh."
+)
+XENT_CHUNK: dict[str, Any] = dict(
+    low=1, high=MOST, help="Vocabulary columns whose logits exist at one time."
+)
+LATENT: dict[str, Any] = dict(low=1, high=2**20, help="Width of z.")
+LOG_VAR_SHIFT: dict[str, Any] = dict(
+    low=-50.0,
+    high=50.0,
+    help="Added to the log-variance; a negative one starts nearly deterministic.",
+)
 
 
 @dataclass(frozen=True)
@@ -11,34 +42,36 @@ class TransformerConfig:
     tokens.
 
     `vocab` counts real tokens; parameters hold `vocab_padded` rows so that the vocabulary divides
-    over a mesh. `remat` is "none", "dots" (keep matrix products) or "full"; `unroll` is how many
-    layers of the scan are laid out in a row. `attention` is "xla", "cudnn" or "splash"; see
-    `jvae.nn.fused`.
+    over a mesh.
     """
 
-    layers: int
-    width: int
-    heads: int
-    mlp: int
-    vocab: int
-    positions: int
-    dropout: float = 0.1
-    norm_eps: float = 1e-5
-    init_std: float = 0.02  # of every kernel and table; as BERT and GPT-2
-    dtype: str = "float32"
-    remat: str = "none"
-    unroll: int = 1
-    attention: str = "xla"
-    vocab_multiple: int = 128
-    xent_chunk: int = 8192
+    layers: int = setting(**LAYERS)
+    width: int = setting(**WIDTH)
+    heads: int = setting(**HEADS)
+    mlp: int = setting(**MLP)
+    vocab: int = setting(**VOCAB)
+    positions: int = setting(low=1, high=2**24, help="Most tokens of a text.")
+    dropout: float = setting(0.1, **DROPOUT)
+    norm_eps: float = setting(1e-5, **NORM_EPS)
+    init_std: float = setting(
+        0.02, low=0.0, high=10.0, help="Of every kernel and table at the start, as BERT and GPT-2."
+    )
+    dtype: str = setting("float32", **DTYPE)
+    remat: str = setting("none", **REMATS)
+    unroll: int = setting(1, **UNROLL)
+    attention: str = setting(
+        "xla",
+        choices=("xla", *KERNELS),
+        help="cudnn (GPU) and splash (TPU) are fused kernels, without dropout of weights.",
+    )
+    vocab_multiple: int = setting(128, **VOCAB_MULTIPLE)
+    xent_chunk: int = setting(8192, **XENT_CHUNK)
 
     def __post_init__(self) -> None:
-        if self.attention not in ("xla", *KERNELS):
-            raise ValueError(
-                f"attention is {self.attention!r}; expected one of xla, {', '.join(KERNELS)}"
-            )
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
+        if self.attention == "cudnn" and self.dtype == "float32":
+            raise ValueError("attention cudnn needs dtype bfloat16 or float16; dtype is float32")
 
     @property
     def head(self) -> int:

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jvae.api import Side
+from jvae.fields import setting
+from jvae.nn import config as stack
 from jvae.nn import xent
 from jvae.nn.attention import own_slot
 from jvae.nn.layers import accum_dtype, split_key
@@ -31,14 +33,16 @@ class LstmConfig:
     vocabulary over a mesh.
     """
 
-    width: int
-    hidden: int
-    vocab: int
-    dropout: float = 0.5
-    init_scale: float = 0.1
-    dtype: str = "float32"
-    vocab_multiple: int = 1
-    xent_chunk: int = 16384
+    width: int = setting(low=1, high=2**17, help="Features of an embedding.")
+    hidden: int = setting(low=1, high=2**17, help="Features of the state.")
+    vocab: int = setting(**stack.VOCAB)
+    dropout: float = setting(0.5, low=0.0, below=1.0, help="Of embeddings and outputs.")
+    init_scale: float = setting(
+        0.1, low=0.0, high=10.0, help="Parameters start uniform between plus and minus it."
+    )
+    dtype: str = setting("float32", **stack.DTYPE)
+    vocab_multiple: int = setting(1, **stack.VOCAB_MULTIPLE)
+    xent_chunk: int = setting(16384, **stack.XENT_CHUNK)
 
     @property
     def vocab_padded(self) -> int:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jvae.fields import setting
+from jvae.nn import config as stack
 from jvae.nn.layers import Initializer, Projection, accum_dtype, dropout, split_key
 from jvae.nn.transformer import Attend
 
@@ -24,31 +26,40 @@ AttendCross = Callable[[Array], Array]  # queries (B, T, N, H) to mixed values (
 class T5Config:
     """Sizes and compute choices of one stack; fields shared with `TransformerConfig` mean the same.
 
-    `head` is the width of a head, in T5 not always width / heads. `buckets` and `max_distance` (in
-    tokens) shape the relative bias. `gated` and `tied` are (False, True) in v1.0 and (True, False)
-    in v1.1. `cross` gives a decoder cross-attention. `bias_std`: of the relative bias at the start,
-    0 for T5's own, width^-1/2; as places are told apart by it alone, a short run needs more.
+    `gated` and `tied` are (False, True) in v1.0 and (True, False) in v1.1. As places are told apart
+    by the relative bias alone, a short run needs a larger `bias_std` than T5's own.
     """
 
-    layers: int
-    width: int
-    heads: int
-    head: int
-    mlp: int
-    vocab: int
-    buckets: int = 32
-    max_distance: int = 128
-    gated: bool = False
-    tied: bool = True
-    cross: bool = False
-    bias_std: float = 0.0
-    dropout: float = 0.1
-    norm_eps: float = 1e-6
-    dtype: str = "float32"
-    remat: str = "none"
-    unroll: int = 1
-    vocab_multiple: int = 128
-    xent_chunk: int = 8192
+    layers: int = setting(**stack.LAYERS)
+    width: int = setting(**stack.WIDTH)
+    heads: int = setting(**stack.HEADS)
+    head: int = setting(low=1, high=2**16, help="Width of a head, in T5 not always width / heads.")
+    mlp: int = setting(**stack.MLP)
+    vocab: int = setting(**stack.VOCAB)
+    buckets: int = setting(32, low=4, high=2**16, help="Distances that the relative bias tells.")
+    max_distance: int = setting(
+        128, low=2, high=2**20, help="Distance in tokens from which on all are the same."
+    )
+    gated: bool = setting(False, help="Gated feed-forward, as v1.1.")
+    tied: bool = setting(True, help="The output head is the embedding, as v1.0.")
+    cross: bool = setting(False, help="Cross-attention in the decoder; the family sets it.")
+    bias_std: float = setting(
+        0.0, low=0.0, high=100.0, help="Of the relative bias at the start; 0: width^-1/2, as T5."
+    )
+    dropout: float = setting(0.1, **stack.DROPOUT)
+    norm_eps: float = setting(1e-6, **stack.NORM_EPS)
+    dtype: str = setting("float32", **stack.DTYPE)
+    remat: str = setting("none", **stack.REMATS)
+    unroll: int = setting(1, **stack.UNROLL)
+    vocab_multiple: int = setting(128, **stack.VOCAB_MULTIPLE)
+    xent_chunk: int = setting(8192, **stack.XENT_CHUNK)
+
+    def __post_init__(self) -> None:
+        if self.max_distance <= self.buckets // 2:
+            raise ValueError(
+                f"max_distance {self.max_distance} is not above half of buckets, which is "
+                f"{self.buckets}; raise it"
+            )
 
     @property
     def vocab_padded(self) -> int:

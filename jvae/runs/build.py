@@ -122,11 +122,6 @@ def open_run(config: ConfigDict, workdir: Path) -> Run:
             f"data.encoder_tokenizer is {encoder.name} and data.decoder_tokenizer {decoder.name}, "
             f"but one stack of {config.model.family} reads both sides; give both the same"
         )
-    if config.data.source and "cond" not in limits:
-        raise ConfigError(
-            f"data.source={config.data.source}: model.family={config.model.family} reads no source "
-            "text; unset it, or choose a conditional model"
-        )
     every = {"dec": decoder, "enc": encoder, "cond": encoder}
     by_side = {side: every[side] for side in ("dec", *limits) if side in every}
     data = {

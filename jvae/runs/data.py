@@ -43,10 +43,6 @@ def read_splits(
     """
     data = config.data
     if not data.train:
-        if data.valid or data.test:
-            raise ConfigError(
-                "data.valid or data.test is set but data.train is not: name the train file"
-            )
         sizes = dict(train=grammar.TRAIN, valid=grammar.VALID, test=grammar.TEST)
         corpora = {split: grammar.corpus(split, sizes[split]) for split in SPLITS}
         lines = {
@@ -130,11 +126,8 @@ def open_tokenizers(
             opened.append(
                 tokenizers.train_word_level(train(), config.data.vocab or None, role=role)
             )
-        elif config.data.tokenizer_kind == "bpe":
-            opened.append(tokenizers.train_bpe(train(), config.data.vocab, role))
         else:
-            kind = config.data.tokenizer_kind
-            raise ConfigError(f"data.tokenizer_kind is {kind!r}; expected bpe or word")
+            opened.append(tokenizers.train_bpe(train(), config.data.vocab, role))
     return opened[0], opened[1]
 
 

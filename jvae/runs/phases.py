@@ -23,7 +23,10 @@ KEYS = ("share", "patience", *SECTIONS)
 
 
 class Phase(NamedTuple):
-    """One phase with all its values settled. name: "" where the run is one phase."""
+    """One phase with all its values settled.
+
+    name: "" where the run is one phase. notes: what was settled otherwise than the config says.
+    """
 
     name: str
     steps: int
@@ -31,6 +34,7 @@ class Phase(NamedTuple):
     objective: ConfigDict
     optim: ConfigDict
     noise: ConfigDict
+    notes: tuple[str, ...] = ()
 
 
 class PhaseProgress(NamedTuple):
@@ -64,7 +68,7 @@ def resolve(config: ConfigDict) -> tuple[Phase, ...]:
     total, sections = int(tree["train"]["steps"]), tree["phases"]
     if not sections:
         settled = (ConfigDict(tree[part]) for part in SECTIONS)
-        return (Phase("", total, tree["train"]["patience"], *settled),)
+        return (_fitted(Phase("", total, tree["train"]["patience"], *settled)),)
     phases, before, share = [], 0, 0.0
     for name in sorted(sections):
         section = sections[name]
@@ -83,10 +87,23 @@ def resolve(config: ConfigDict) -> tuple[Phase, ...]:
             for part in SECTIONS
         )
         patience = int(section.get("patience", tree["train"]["patience"]))
-        phases.append(Phase(name, steps, patience, *settled))
+        phases.append(_fitted(Phase(name, steps, patience, *settled)))
     if abs(share - 1.0) > 1e-6:
         raise ConfigError(f"phases: the shares add up to {share:g}; expected 1")
     return tuple(phases)
+
+
+def _fitted(phase: Phase) -> Phase:
+    """The phase with a warm-up that is no longer than it."""
+    warmup = phase.optim.warmup_steps
+    if warmup <= phase.steps:
+        return phase
+    optim = ConfigDict(phase.optim.to_dict() | dict(warmup_steps=phase.steps))
+    note = (
+        f"optim.warmup_steps={warmup} is longer than {phase.name or 'the run'}; it warms up for "
+        f"all of its {phase.steps} steps"
+    )
+    return phase._replace(optim=optim, notes=(note,))
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any], where: str) -> dict[str, Any]:

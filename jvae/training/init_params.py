@@ -102,7 +102,7 @@ def initial_params(run: Run, shardings: Any, key: Key[Array, ""]) -> Params:
     if config.init.model:
         loaded = _from_model(run, config.init.model, config.init.part, leaves)
         log.info("init.model: %s loaded from %s", _counted(loaded), config.init.model)
-    for part, name in _wanted(run):
+    for part, name in _wanted(run.config):
         found = _load(run, part, name, leaves)
         log.info("init.%s: %s loaded from %s", part.key, _counted(found), name)
         loaded |= found
@@ -142,10 +142,7 @@ def initial_optimizer(run: Run, opt_state: Any) -> Any:
 
 def _from_model(run: Run, name: str, pattern: str, target: dict[str, Any]) -> dict[str, jax.Array]:
     """The parameters of a run or export whose path matches; without a pattern it must have all."""
-    try:
-        wanted = {path: leaf for path, leaf in target.items() if re.search(pattern, path)}
-    except re.error as error:
-        raise ConfigError(f"init.part: {pattern!r}: {error}") from None
+    wanted = {path: leaf for path, leaf in target.items() if re.search(pattern, path)}
     if not wanted:
         paths = ", ".join(list(target)[:3])
         raise ConfigError(f"init.part: {pattern!r} matches no parameter (paths: {paths} ...)")
@@ -174,8 +171,24 @@ def _from_model(run: Run, name: str, pattern: str, target: dict[str, Any]) -> di
     return {path: jax.device_put(have[path], leaf.sharding) for path, leaf in wanted.items()}
 
 
-def _wanted(run: Run) -> list[tuple[PretrainedPart, str]]:
-    config: Any = run.config
+def check_backbones(config: Any) -> None:
+    """Whether pretrained backbones in folders of this machine have the sizes of the model.
+
+    Raises: ConfigError for a backbone that the family has no place for; WeightsError for a folder
+      that cannot be read or has other sizes.
+    """
+    for part, name in _wanted(config):
+        if files.is_local(name):
+            _check_sizes(config, part, files.open_checkpoint(name))
+
+
+def _check_sizes(config: Any, part: PretrainedPart, checkpoint: Checkpoint) -> None:
+    for section in part.sections:
+        sizes = config.model[section]
+        backbones.check_sizes(part.backbone, checkpoint, sizes, f"model.{section}")
+
+
+def _wanted(config: Any) -> list[tuple[PretrainedPart, str]]:
     family = config.model.family
     asked = {k: str(config.init[k]) for k in ("encoder", "decoder") if config.init[k]}
     parts = {part.key: part for part in PARTS.get(family, ())}
@@ -192,8 +205,7 @@ def _load(
     checkpoint = files.open_checkpoint(name)
     config: Any = run.config
     model = config.model
-    for section in part.sections:
-        backbones.check_sizes(part.backbone, checkpoint, model[section], f"model.{section}")
+    _check_sizes(config, part, checkpoint)
     tokenizer = run.encoder if part.role == "encoder" else run.decoder
     rows = backbones.sizes(part.backbone, checkpoint)["vocab"]
     check_tokenizer(checkpoint, rows, tokenizer)

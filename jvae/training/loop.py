@@ -22,9 +22,8 @@ from jvae.runs import build, metrics, phases, workdir
 from jvae.runs.checkpoint import Checkpoints
 from jvae.runs.loading import load_params
 from jvae.runs.phases import PhaseProgress
-from jvae.training import goodput, init_params, latent_monitor, program, schedules
+from jvae.training import goodput, init_params, latent_monitor, program
 from jvae.training.goodput import Goodput
-from jvae.training.objectives import MEAN_SUM, Objective
 from jvae.training.preemption import Stop, Stopped
 
 log = logging.getLogger(__name__)
@@ -54,10 +53,6 @@ def train(
     # --- what depends on the config alone, so that a mistake is told at once ----------------------
     begin = time.monotonic()
     plan = phases.resolve(config)
-    for phase in plan:
-        schedules.build(phase.objective.beta, phase.steps)
-        _check_accumulation(config, program.build_objective(phase.objective))
-        _check_calls(config, phase)
     mesh = meshes.make_mesh(config.mesh)
     shards = meshes.row_shards(mesh) * config.train.accumulate
     if config.data.batch_rows % shards:
@@ -79,6 +74,9 @@ def train(
     processes.wait("claimed")
     for line in this.log:
         log.info(line)
+    for phase in plan:
+        for note in phase.notes:
+            log.info(note)
     cfg = this.config
     key = build.seeds(cfg.seed)
 
@@ -227,34 +225,6 @@ def _stop_if_not_finite(values: dict[str, float], after: int, now: int, ckpts: C
             f"were skipped); the last checkpoint, step {ckpts.latest() or 'none'}, is kept. Lower "
             "optim.lr or optim.clip, or look at the data, and start again"
         )
-
-
-def _check_accumulation(config: ConfigDict, objective: Objective) -> None:
-    if config.train.accumulate < 1:
-        raise ConfigError(f"train.accumulate is {config.train.accumulate}; expected at least 1")
-    if config.train.accumulate > 1 and objective.kl_floor == MEAN_SUM:
-        raise ConfigError(
-            f"objective.kl_floor={MEAN_SUM} is of the mean over a batch, which train.accumulate="
-            f"{config.train.accumulate} never sees whole; use another floor, or accumulate=1"
-        )
-
-
-def _check_calls(config: ConfigDict, phase: phases.Phase) -> None:
-    together = config.train.steps_per_call
-    if together < 1:
-        raise ConfigError(f"train.steps_per_call is {together}; expected at least 1")
-    if together > 1 and config.data.packing == "bucket":
-        raise ConfigError(
-            "train.steps_per_call needs batches of one shape; set data.packing=pack, or "
-            "train.steps_per_call=1"
-        )
-    steps = dict(log_every=config.train.log_every, check_every=config.train.check_every)
-    steps[f"steps of phase {phase.name or 'one'}"] = phase.steps
-    for name, count in steps.items():
-        if count % together:
-            raise ConfigError(
-                f"train.steps_per_call is {together}, but {name} is {count}; use a multiple"
-            )
 
 
 def _placed(batches: list[Batch], mesh: Mesh) -> Batch:

@@ -97,32 +97,6 @@ class Objective:
     rec_length: int = 0
     aux_weight: Mapping[str, float] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("z", self.z, LATENTS),
-            ("rec", self.rec, RECONSTRUCTIONS),
-            ("kl_floor", self.kl_floor, KL_FLOORS),
-            ("kl_reduce", self.kl_reduce, REDUCTIONS),
-        ):
-            if value not in known:
-                raise ValueError(
-                    f"objective.{name} is {value!r}; expected one of {', '.join(known)}"
-                )
-        if self.length_weighted and self.rec != "sum":
-            raise ValueError(
-                f"objective.length_weighted with objective.rec {self.rec!r} would divide twice by "
-                "the length; set one of them"
-            )
-        if self.floor < 0:
-            raise ValueError(f"objective.floor is {self.floor}; expected at least 0 nats")
-        if self.rec_length < 0:
-            raise ValueError(f"objective.rec_length is {self.rec_length}; expected 0 or a length")
-        if self.rec_length and (self.length_weighted or self.rec != "sum"):
-            raise ValueError(
-                "objective.rec_length with objective.length_weighted or objective.rec would divide "
-                "twice; set one of them"
-            )
-
 
 class Loss(NamedTuple):
     """Per-example parts of the objective, and their total."""

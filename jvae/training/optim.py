@@ -38,19 +38,10 @@ def learning_rate(cfg: Mapping[str, Any], total_steps: int) -> optax.Schedule:
     After `warmup_steps`: `constant` stays; `linear` falls to 0 at `total_steps`; `cosine` falls to
     0 there along half a period; `rsqrt` falls as sqrt(warmup_steps / step) and never ends.
 
-    Raises: ConfigError for an unknown schedule, or a warm-up that does not fit in the run.
     Source: `linear` is get_linear_schedule_with_warmup of Hugging Face transformers.
     """
     peak, warmup, kind = float(cfg["lr"]), int(cfg["warmup_steps"]), cfg["schedule"]
     ahead = int(cfg.get("first_update", 0))
-    if kind not in SCHEDULES:
-        raise ConfigError(
-            f"config.optim.schedule = {kind!r}, expected one of {', '.join(SCHEDULES)}"
-        )
-    if not 0 <= warmup <= total_steps:
-        raise ConfigError(
-            f"config.optim.warmup_steps = {warmup}, expected 0 to the run's {total_steps} steps"
-        )
 
     def schedule(step: ArrayLike) -> Float[Array, ""]:
         step = jnp.asarray(step, jnp.int32) + ahead
@@ -69,16 +60,12 @@ def learning_rate(cfg: Mapping[str, Any], total_steps: int) -> optax.Schedule:
 def decay_mask(params: Any, patterns: Sequence[str]) -> Any:
     """True at the leaves that are decayed: those whose path matches none of the patterns.
 
-    Raises: ConfigError for a pattern that is no regular expression or matches no parameter, which
-      would decay by accident what it was meant to spare.
+    Raises: ConfigError for a pattern that matches no parameter, which would decay by accident what
+      it was meant to spare.
     """
-    compiled = []
+    compiled = [re.compile(pattern) for pattern in patterns]
     for pattern in patterns:
-        try:
-            compiled.append(re.compile(pattern))
-        except re.error as error:
-            raise ConfigError(f"config.optim.no_decay: {pattern!r}: {error}") from None
-        if not any(compiled[-1].search(name) for name in named_leaves(params)):
+        if not any(re.search(pattern, name) for name in named_leaves(params)):
             examples = ", ".join(list(named_leaves(params))[:3])
             raise ConfigError(
                 f"config.optim.no_decay: {pattern!r} matches no parameter (paths: {examples} ...)"
@@ -151,8 +138,6 @@ def build(
     """
     decay = float(cfg["weight_decay"])
     clip = cfg["clip"]
-    if clip is not None and clip <= 0:
-        raise ConfigError(f"config.optim.clip = {clip}, expected a positive norm, or none")
     if from_steps is None:
         from_steps = jax.tree.map(lambda _: 0, params)
     late = any(jax.tree.leaves(from_steps))

@@ -9,15 +9,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from jvae import models
 from jvae.api import Batch, Params, Post
 from jvae.config import dataclass_from
 from jvae.data.tokenizers import TextTokenizer
-from jvae.errors import ConfigError
 from jvae.parallel import mesh as meshes
 from jvae.parallel import rules
 from jvae.runs import build, metrics
-from jvae.runs.build import model_config
 from jvae.runs.phases import Phase
 from jvae.training import corruption, freezing, optim, schedules, step
 from jvae.training.objectives import Objective
@@ -77,7 +74,7 @@ def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Prog
         tx,
         plan,
         measure_at=sampler.measure if sampler else None,
-        noise=build_noise(phase.noise, cfg, this.encoder, this.decoder),
+        noise=build_noise(phase.noise, this.encoder, this.decoder),
         begin=begin,
         accumulate=cfg.train.accumulate,
     )
@@ -131,25 +128,14 @@ def build_objective(section: ConfigDict) -> Objective:
 
 
 def build_noise(
-    section: ConfigDict, config: ConfigDict, encoder: TextTokenizer, decoder: TextTokenizer
+    section: ConfigDict, encoder: TextTokenizer, decoder: TextTokenizer
 ) -> Callable[[Key[Array, "e"], Batch], Batch] | None:
     """What training does to the tokens that are read, None where it leaves them alone.
 
     Args:
       section: the `noise` of the config or of a phase.
-    Raises: ConfigError for a share that is none, or a model that has no encoder.
     """
-    rates: dict[str, float] = section.to_dict()
-    for name, rate in rates.items():
-        if not 0.0 <= rate <= 1.0:
-            raise ConfigError(f"noise.{name}={rate}: expected a share from 0 to 1")
-    delete, drop = rates["enc_delete"], rates["word_dropout"]
-    family = models.family(config.model.family)
-    if delete and "enc" not in family.limits(model_config(config)):
-        raise ConfigError(
-            f"noise.enc_delete={delete}: model.family={config.model.family} has no encoder; set it "
-            "to 0, or choose a model with one"
-        )
+    delete, drop = section.enc_delete, section.word_dropout
     if not (delete or drop):
         return None
     drop_id = decoder.pad_id if decoder.unk_id is None else decoder.unk_id

@@ -25,7 +25,6 @@ def constant(stop: float) -> Schedule:
 
 def linear(n_iter: int, start: float, stop: float) -> Schedule:
     """From `start` at step 0 to `stop` at step `n_iter`."""
-    _require(n_iter >= 1, f"n_iter = {n_iter}, expected at least 1")
 
     def schedule(step: Int[Array, ""] | int) -> Float[Array, ""]:
         done = jnp.clip(jnp.asarray(step), 0, n_iter) / n_iter
@@ -43,14 +42,10 @@ def cyclic_zero_linear(
     ratio says. A cycle begins at the whole step below its real-valued place. A line that does not
     fit in its cycle is cut by the next one.
 
-    Raises: ConfigError for values outside their range.
+    Raises: ConfigError for a start above the stop.
     Source: Li et al. 2020 (Optimus), section 4.3 and the released `frange_cycle_zero_linear`.
     """
-    _require(n_iter >= 1, f"n_iter = {n_iter}, expected at least 1")
-    _require(n_cycle >= 1, f"n_cycle = {n_cycle}, expected at least 1")
     _require(start <= stop, f"start = {start} and stop = {stop}, expected start <= stop")
-    _require(ratio_increase > 0, f"ratio_increase = {ratio_increase}, expected a positive share")
-    _require(0 <= ratio_zero <= 1, f"ratio_zero = {ratio_zero}, expected a share from 0 to 1")
     period = n_iter / n_cycle
     begins = np.array([int(cycle * period) for cycle in range(n_cycle)], np.int32)
     flat = math.ceil(period * ratio_zero)
@@ -72,7 +67,7 @@ def cyclic_linear(
 ) -> Schedule:
     """`n_cycle` times: a line from `start` to `stop` for `ratio_increase` of a cycle, then `stop`.
 
-    Raises: ConfigError for values outside their range.
+    Raises: ConfigError for a start above the stop.
     Source: Fu et al. 2019 and the released Optimus `frange_cycle_linear`.
     """
     return cyclic_zero_linear(n_iter, start, stop, n_cycle, ratio_increase, ratio_zero=0.0)
@@ -92,12 +87,10 @@ def build(cfg: Mapping[str, Any], total_steps: int) -> Schedule:
     A section may also hold arguments that only other kinds read, so that one flag switches the
     kind. `n_iter` absent or None means `total_steps`.
 
-    Raises: ConfigError for an unknown kind, an argument no kind has, a missing one, or one outside
-      its range.
+    Raises: ConfigError for an argument no kind has, a missing one, or a start above its stop.
     """
     given = {name: value for name, value in dict(cfg).items() if name != "kind"}
     kind = str(cfg.get("kind"))
-    _require(kind in KINDS, f"kind = {kind!r}, expected one of {', '.join(KINDS)}")
     arguments = {name: list(inspect.signature(make).parameters) for name, make in KINDS.items()}
     for name in given:
         known = {argument for names in arguments.values() for argument in names}

@@ -1,6 +1,3 @@
-import pytest
-
-from jvae.errors import ConfigError
 from jvae.evals.settings import EvalConfig
 
 
@@ -20,17 +17,3 @@ def test_what_is_set_on_top_is_said():
     assert (sizes.samples, sizes.sentences, sizes.generate) == (50, 7, 5_000)
     assert sizes.spot_samples == 0
     assert EvalConfig("headline", seed=3, chunk=4).label == "headline"
-
-
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        (dict(preset="headlines"), "evals.preset is 'headlines'; expected one of quick, headline"),
-        (dict(samples=-1), "evals.samples is -1"),
-        (dict(few_labels=()), "evals.few_labels is \\(\\)"),
-        (dict(few_labels=(100, 1)), "expected numbers of labels, 2 at least"),
-    ],
-)
-def test_mistakes_are_named(wrong, message):
-    with pytest.raises(ConfigError, match=message):
-        EvalConfig(**wrong)

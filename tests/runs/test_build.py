@@ -82,15 +82,6 @@ def test_what_does_not_fit(tmp_path):
     few = write(tmp_path / "few.txt", sentences(19))
     with pytest.raises(DataError, match="19 lines are too few to hold some out for valid; set"):
         open_run(tmp_path, data__train=few)
-    pairs = write(tmp_path / "p.tsv", [f"{line}\t{line}" for line in sentences(40)])
-    with pytest.raises(ConfigError, match="data.source=0: model.family=optimus reads no source"):
-        open_run(tmp_path, data__train=pairs, data__source=0)
-    with pytest.raises(ConfigError, match="data.valid or data.test is set but data.train is not"):
-        open_run(tmp_path, data__valid=few)
-    with pytest.raises(ConfigError, match="a vocabulary of 100 is too small; byte-level BPE"):
-        open_run(tmp_path, data__train=pairs, data__vocab=100)
-    with pytest.raises(ConfigError, match="data.format='csv': expected one of auto, text"):
-        open_run(tmp_path, data__train=pairs, data__format="csv")
     long = write(tmp_path / "long.txt", [*sentences(40), "dog " * 200])
     with pytest.raises(DataError, match=r"long.txt:41: \d+ tokens with .* more than the \d+ that"):
         open_run(

@@ -41,19 +41,6 @@ def test_length_weighting_divides_the_reconstruction_alone():
     np.testing.assert_allclose(value, np.mean([10 / 5 + 2.75, 20 / 10 + 5.25]), rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "choice, message",
-    [
-        (dict(kl_floor="max"), "kl_floor is 'max'; expected one of none, dim_masked"),
-        (dict(kl_reduce="mean"), "kl_reduce is 'mean'; expected one of sum, group_mean"),
-        (dict(floor=-1.0), "floor is -1.0"),
-    ],
-)
-def test_unknown_choices_are_named(choice, message):
-    with pytest.raises(ValueError, match=message):
-        Objective(**choice)
-
-
 def test_auxiliary_term_without_a_weight_is_an_error():
     with pytest.raises(KeyError, match="bow"):
         per_sentence(Objective(), TERMS, 1.0)

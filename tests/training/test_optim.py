@@ -51,10 +51,6 @@ def test_other_schedules():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schedule": "cos"}, "schedule = 'cos', expected one of constant"),
-        ({"warmup_steps": 11}, "warmup_steps = 11, expected 0 to the run's 10"),
-        ({"clip": 0.0}, "clip = 0.0"),
-        ({"no_decay": ("(",)}, r"no_decay: '\('"),
         ({"no_decay": ("gamma",)}, "'gamma' matches no parameter .*paths: a/bias, a/kernel"),
     ],
 )

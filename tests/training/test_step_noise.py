@@ -4,14 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from ml_collections import ConfigDict
 
 from jvae import config as configs
 from jvae.api import Batch, Terms, example_keys
 from jvae.data.rows import Encoded, pack_rows
 from jvae.data.tokenizers import train_word_level
-from jvae.errors import ConfigError
 from jvae.training import program
 from jvae.training.objectives import Objective
 from jvae.training.step import StepKeys, init_state, make_train_step
@@ -31,7 +29,7 @@ def settings(rate: float, family: str = "optimus") -> ConfigDict:
 
 
 def noise_of(config: ConfigDict, tok):
-    return program.build_noise(config.noise, config, tok, tok)
+    return program.build_noise(config.noise, tok, tok)
 
 
 def test_deletion_reaches_the_encoder_in_training_alone():
@@ -63,12 +61,5 @@ def test_deletion_reaches_the_encoder_in_training_alone():
     assert seen.dec is batch.dec and seen.scored_bt is batch.scored_bt
 
 
-def test_deletion_that_cannot_be():
-    tok = train_word_level(["a"])
-    assert noise_of(settings(0.0), tok) is None
-    with pytest.raises(ConfigError, match=r"noise.enc_delete=1.5: expected a share from 0 to 1"):
-        noise_of(settings(1.5), tok)
-    config = settings(0.1)
-    config.model = ConfigDict(dict(family="lm", decoder=config.model.decoder.to_dict()))
-    with pytest.raises(ConfigError, match="model.family=lm has no encoder; set it to 0"):
-        noise_of(config, tok)
+def test_without_noise_there_is_nothing_to_do():
+    assert noise_of(settings(0.0), train_word_level(["a"])) is None

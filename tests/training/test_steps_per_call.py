@@ -6,7 +6,6 @@ import pytest
 
 from jvae import config as configs
 from jvae.data import grammar
-from jvae.errors import ConfigError
 from jvae.runs.checkpoint import Checkpoints
 from jvae.runs.metrics import read_lines
 from jvae.training import loop
@@ -49,17 +48,3 @@ def test_calls_of_three_are_the_run_of_single_steps(config, tmp_path):
         np.testing.assert_allclose(
             jax.device_get(a), three_arrays[name], rtol=1e-4, atol=1e-6, err_msg=name
         )
-
-
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        (["train.steps_per_call=0"], "steps_per_call is 0; expected at least 1"),
-        (["train.steps_per_call=5"], "log_every is 3; use a multiple"),
-        (["train.steps_per_call=3", "train.steps=13"], "steps of phase one is 13"),
-        (["train.steps_per_call=3", "data.packing=bucket"], "needs batches of one shape"),
-    ],
-)
-def test_calls_that_do_not_fit_are_named(config, tmp_path, words, message):
-    with pytest.raises(ConfigError, match=message):
-        loop.train(configs.apply_overrides(config, words), tmp_path / "run")

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from jvae.api import Batch, Params, TextVAE
-from jvae.errors import ConfigError
 from jvae.evals.compat import adavae, della, lagging, optimus, sri, t5vae, textae
 from jvae.evals.compat.draws import collect_draws
 from jvae.evals.compat.shared import CompatRow, Facts
@@ -46,15 +45,6 @@ class Block(NamedTuple):
     rows: list[CompatRow]
 
 
-def check(modes: Iterable[str]) -> None:
-    """Raises: ConfigError for a mode that is not known."""
-    for mode in modes:
-        if mode not in MODES:
-            raise ConfigError(
-                f"evals.compat names {mode!r}; expected some of {', '.join(sorted(MODES))}"
-            )
-
-
 def blocks(
     modes: Sequence[str],
     model: TextVAE,
@@ -75,9 +65,7 @@ def blocks(
       key: that of `likelihood`, so that draws are the same.
       ours: values of the report by name, to stand beside.
       short_run: what `jvae.evals.change_of_variables` found; None for a model with an encoder.
-    Raises: ConfigError for a mode that is not known.
     """
-    check(modes)
     gaussian = gaussian_entropy(posts.post) is not None
     ordinary = max([1, *(MODES[m].draws for m in modes if not MODES[m].released)])
     draws, kl_eg = collect_draws(model, params, batches(), key, ordinary, chunk=chunk)

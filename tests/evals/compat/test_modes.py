@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jvae.api import example_keys, per_example
-from jvae.errors import ConfigError
 from jvae.evals import change_of_variables, compat
 from jvae.evals.card import Card, Report
 from jvae.evals.compat.draws import collect_draws, end_of_text
@@ -122,8 +121,3 @@ def test_the_card_prints_them_apart_with_their_warnings(setting):
     assert report.as_dict()["compat"]["della"]["metrics"]["ppl"]["ours"] == 2.5
     assert "no bound" in report.as_dict()["compat"]["della"]["warning"]
     assert report.as_dict()["metrics"] == {}
-
-
-def test_unknown_modes_are_named():
-    with pytest.raises(ConfigError, match="evals.compat names 'optimums'; expected some of adavae"):
-        compat.check(("optimums",))

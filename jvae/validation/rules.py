@@ -1,0 +1,327 @@
+"""What values of a config exclude one another, and which values have no effect beside which others.
+
+Each rule reads a `View`: the config as one phase has it. Rules of one model family belong to its
+config dataclass instead: `__post_init__` for what excludes, `jvae.fields.Needs` for what has no
+effect.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jvae.fields import MOST
+from jvae.training.objectives import MEAN_SUM
+
+
+class Facts(NamedTuple):
+    """What the model of a config is. kl: its training loss has a KL. sides: most tokens of a text
+    by side.
+    """
+
+    family: str
+    config: Any
+    abstract: Any
+    axes: Any
+    sides: Mapping[str, int]
+    groups: int
+    sampler: bool
+    kl: bool
+
+    @property
+    def latent(self) -> bool:
+        """False for a language model."""
+        return self.groups > 0
+
+    @property
+    def without_kl(self) -> str:
+        """Why its loss has no KL."""
+        if not self.latent:
+            return f"model.family={self.family} has no latent"
+        return f"the posterior of model.family={self.family} is a sampler, whose loss has no KL"
+
+
+class View(NamedTuple):
+    """A config as one phase has it, by dotted key, and the steps of that phase."""
+
+    values: Mapping[str, Any]
+    phase: str
+    steps: int
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.values.get(key)
+
+
+class Rule(NamedTuple):
+    """Values that exclude one another. wrong: why, None where they go together."""
+
+    keys: tuple[str, ...]
+    wrong: Callable[[View], str | None]
+
+
+class Idle(NamedTuple):
+    """Values that act only under a condition.
+
+    reads: that condition. why: the reason in words where it does not hold. free: values that mean
+    nothing and are no error either.
+    """
+
+    keys: tuple[str, ...]
+    reads: Callable[[View, Facts], bool]
+    why: Callable[[View, Facts], str] | str
+    free: tuple[Any, ...] = ()
+
+
+def _divided_twice(v: View) -> str | None:
+    if v["objective.length_weighted"] and v["objective.rec"] != "sum":
+        return (
+            f"objective.length_weighted with objective.rec={v['objective.rec']} would divide twice "
+            "by the length; set one of them"
+        )
+    if v["objective.rec_length"] and (
+        v["objective.length_weighted"] or v["objective.rec"] != "sum"
+    ):
+        return (
+            "objective.rec_length with objective.length_weighted or objective.rec would divide "
+            "twice; set one of them"
+        )
+    return None
+
+
+def _batch_floor(v: View) -> str | None:
+    if v["train.accumulate"] == 1 or v["objective.kl_floor"] != MEAN_SUM:
+        return None
+    return (
+        f"objective.kl_floor={MEAN_SUM} is of the mean over a batch, which train.accumulate="
+        f"{v['train.accumulate']} never sees whole; use another floor, or accumulate=1"
+    )
+
+
+def _calls(v: View) -> str | None:
+    together = v["train.steps_per_call"]
+    if together == 1:
+        return None
+    if v["data.packing"] == "bucket":
+        return (
+            "train.steps_per_call needs batches of one shape; set data.packing=pack, or "
+            "train.steps_per_call=1"
+        )
+    counts = {
+        "train.log_every": v["train.log_every"],
+        "train.check_every": v["train.check_every"],
+        f"the number of steps of phase {v.phase}" if v.phase else "train.steps": v.steps,
+    }
+    for name, count in counts.items():
+        if count % together:
+            return f"train.steps_per_call is {together}, but {name} is {count}; use a multiple"
+    return None
+
+
+def _accumulated(v: View) -> str | None:
+    if v["data.batch_rows"] % v["train.accumulate"] == 0:
+        return None
+    return (
+        f"data.batch_rows is {v['data.batch_rows']}, which train.accumulate="
+        f"{v['train.accumulate']} does not divide; use a multiple of it"
+    )
+
+
+def _pairs_of_sentences(v: View) -> str | None:
+    if not (v["data.sentences"] and v["data.source"]):
+        return None
+    return (
+        "data.sentences=true with data.source: pairs cannot be cut into sentences; unset one of "
+        "them"
+    )
+
+
+def _only_held_out(v: View) -> str | None:
+    if v["data.train"] or not (v["data.valid"] or v["data.test"]):
+        return None
+    return "data.valid or data.test is set but data.train is not: name the train file"
+
+
+def _batch_tokens(v: View) -> str | None:
+    lengths = [v[f"data.{side}_row"] for side in ("enc", "dec", "cond")] + [v["data.row_tokens"]]
+    tokens = v["data.batch_rows"] * max(lengths)
+    if tokens <= MOST:
+        return None
+    return (
+        f"data.batch_rows={v['data.batch_rows']} rows of {max(lengths)} tokens are more than "
+        f"{MOST:,} tokens; lower one of them"
+    )
+
+
+def _slots(v: View) -> str | None:
+    lengths = [v[f"data.{side}_row"] for side in ("enc", "dec")]
+    row = min([length for length in lengths if length], default=None)
+    if row is None or v["data.slots"] <= row:
+        return None
+    return f"data.slots={v['data.slots']} texts cannot fit in a row of {row} tokens; lower it"
+
+
+def _vocabulary(v: View) -> str | None:
+    trained = not (v["data.encoder_tokenizer"] and v["data.decoder_tokenizer"])
+    if not trained or not v["data.train"] or v["init.model"]:
+        return None
+    size, kind = v["data.vocab"], v["data.tokenizer_kind"]
+    least = 260 if kind == "bpe" else 5  # four special tokens; the bytes, or a word
+    if size >= least or (size == 0 and kind == "word"):
+        return None
+    more = " (or 0, every word)" if kind == "word" else ""
+    return f"data.vocab={size}: a vocabulary of kind {kind} has {least} entries at least{more}"
+
+
+def _decode_lengths(v: View) -> str | None:
+    if not 0 < v["decode.max_length"] < v["decode.min_length"]:
+        return None
+    return (
+        f"decode.min_length={v['decode.min_length']} is above decode.max_length="
+        f"{v['decode.max_length']}; raise max_length or lower min_length"
+    )
+
+
+RULES = (
+    Rule(("objective.length_weighted", "objective.rec", "objective.rec_length"), _divided_twice),
+    Rule(("train.accumulate", "objective.kl_floor"), _batch_floor),
+    Rule(("data.batch_rows", "train.accumulate"), _accumulated),
+    Rule(
+        (
+            "train.steps_per_call",
+            "train.steps",
+            "train.log_every",
+            "train.check_every",
+            "data.packing",
+        ),
+        _calls,
+    ),
+    Rule(("data.sentences", "data.source"), _pairs_of_sentences),
+    Rule(("data.train", "data.valid", "data.test"), _only_held_out),
+    Rule(
+        ("data.batch_rows", "data.row_tokens", "data.enc_row", "data.dec_row", "data.cond_row"),
+        _batch_tokens,
+    ),
+    Rule(("data.slots", "data.enc_row", "data.dec_row"), _slots),
+    Rule(("data.vocab", "data.tokenizer_kind"), _vocabulary),
+    Rule(("decode.min_length", "decode.max_length"), _decode_lengths),
+)
+
+
+def _has_kl(v: View, facts: Facts) -> bool:
+    return facts.kl and v["objective.z"] == "posterior"
+
+
+def _no_kl(v: View, facts: Facts) -> str:
+    return facts.without_kl if not facts.kl else "objective.z=zero leaves no KL"
+
+
+def _family(what: str) -> Callable[[View, Facts], str]:
+    return lambda v, facts: f"model.family={facts.family} {what}"
+
+
+_EMBEDDED = "data.train is empty, so the embedded corpus is read"
+_BETA = ("start", "stop", "n_cycle", "ratio_zero", "ratio_increase", "n_iter")
+
+# `beta` beside its kind, `data.row_tokens` and `decode.beam_width` are left out: presets set them,
+# and one flag is to switch the kind, the packing or the method.
+IDLES = (
+    Idle(
+        (
+            "objective.kl_floor",
+            "objective.floor",
+            "objective.kl_reduce",
+            *(f"objective.beta.{name}" for name in _BETA),
+        ),
+        _has_kl,
+        _no_kl,
+    ),
+    Idle(("objective.beta.kind",), _has_kl, _no_kl, free=("constant",)),
+    Idle(
+        ("objective.floor",),
+        lambda v, facts: v["objective.kl_floor"] != "none",
+        "objective.kl_floor is none",
+    ),
+    Idle(
+        ("objective.kl_floor",), lambda v, facts: v["objective.floor"] > 0, "objective.floor is 0"
+    ),
+    Idle(
+        ("objective.kl_reduce",),
+        lambda v, facts: facts.groups > 1,
+        _family("has one group of latents"),
+    ),
+    Idle(("objective.z",), lambda v, facts: facts.latent, _family("has no latent")),
+    Idle(
+        ("optim.no_decay",),
+        lambda v, facts: v["optim.weight_decay"] > 0,
+        "optim.weight_decay is 0",
+        free=((),),
+    ),
+    Idle(("train.collapse_kl",), lambda v, facts: facts.kl, lambda v, facts: facts.without_kl),
+    Idle(
+        ("noise.enc_delete", "data.enc_row"),
+        lambda v, facts: "enc" in facts.sides,
+        _family("has no encoder"),
+    ),
+    Idle(
+        ("data.source", "data.cond_row"),
+        lambda v, facts: "cond" in facts.sides,
+        _family("reads no source text, as a conditional model does"),
+    ),
+    Idle(
+        ("data.format", "data.text", "data.source", "data.label", "data.sentences"),
+        lambda v, facts: bool(v["data.train"]),
+        _EMBEDDED,
+    ),
+    Idle(
+        ("data.vocab",),
+        lambda v, facts: bool(v["data.train"]),
+        _EMBEDDED + ", whose vocabulary is all of its words",
+        free=(0,),
+    ),
+    Idle(
+        ("data.vocab",),
+        lambda v, facts: not (v["data.encoder_tokenizer"] and v["data.decoder_tokenizer"]),
+        "data.encoder_tokenizer and data.decoder_tokenizer bring their own",
+        free=(0,),
+    ),
+    Idle(
+        ("data.slots",),
+        lambda v, facts: v["data.packing"] == "pack",
+        "a row holds one text where data.packing is bucket",
+        free=(1,),
+    ),
+    Idle(
+        ("init.part", "init.optimizer"),
+        lambda v, facts: bool(v["init.model"]),
+        "init.model is empty",
+    ),
+    Idle(
+        ("decode.temperature", "decode.top_k", "decode.top_p"),
+        lambda v, facts: v["decode.method"] == "sample",
+        lambda v, facts: f"decode.method is {v['decode.method']}, not sample",
+    ),
+    Idle(
+        ("decode.length_penalty",),
+        lambda v, facts: v["decode.method"] == "beam",
+        lambda v, facts: f"decode.method is {v['decode.method']}, not beam",
+    ),
+    Idle(
+        (
+            "evals.compat",
+            "evals.prior_samples",
+            "evals.refine_steps",
+            "evals.interpolations",
+            "evals.interpolation_steps",
+        ),
+        lambda v, facts: facts.latent,
+        _family("has no latent"),
+    ),
+    Idle(
+        ("evals.refine_steps",),
+        lambda v, facts: not facts.sampler,
+        _family("has a sampler as its posterior"),
+    ),
+    Idle(
+        ("evals.refine_size",),
+        lambda v, facts: v["evals.refine_steps"] > 0,
+        "evals.refine_steps is 0",
+    ),
+)
