@@ -144,6 +144,8 @@ class Field:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
 
     def _range(self) -> str:
+        if self.low is not None and self.high == MOST and self.low >= 0:
+            return f" of at least {_number(self.low)}"
         if self.low is not None and self.high is not None:
             return f" from {_number(self.low)} to {_number(self.high)}"
         words = []
@@ -253,8 +255,8 @@ def as_flag(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, (tuple, list)):
-        return ",".join(as_flag(one) for one in value) or "''"
-    return f"{value:g}" if isinstance(value, float) else str(value) or "''"
+        return ",".join(as_flag(one) for one in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def lines(problems: Sequence[Problem]) -> str:

@@ -31,7 +31,7 @@ USAGE = """\
 python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
 
   --config=optimus:base          a shipped config; configs/optimus.py:base is the same by path
-  --config.data.train=my.txt     any value of the config
+  --config.data.train=my.txt     any value of the config; --config=optimus --help lists them
   --mode=train                   train, evaluate, sample; the same command resumes
   --sweep=objective.beta.stop=0.1,0.5,1  a run for every value, one table; --dry_run prints them
   --mode=compile --topology=v5e-8  memory, FLOPs and collectives on a slice that is not there
@@ -126,6 +126,10 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
     given = _flags()
     if "--help" in rest or "-h" in rest:
         print(USAGE + "\n" + given.get_help())
+        if config is not None:
+            from jvae.validation.reference import describe
+
+            print(f"\nKeys of the config, with their values:\n\n{describe(config)}")
         return 0
     words = given(["jvae", *rest])[1:]
     if words:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jvae.api import TextVAE
+from jvae.config import nearest
 from jvae.errors import ConfigError
 from jvae.latent.sampler import Sampler
 from jvae.models import adavae, della, lm, lstm_vae, optimus, sri, t5vae
@@ -46,5 +47,8 @@ FAMILIES = {
 def family(name: str) -> Family:
     """A system by name. Raises ConfigError for an unknown one."""
     if name not in FAMILIES:
-        raise ConfigError(f"model.family is {name!r}; known: {', '.join(sorted(FAMILIES))}")
+        known = sorted(FAMILIES)
+        raise ConfigError(
+            f"model.family is {name!r}{nearest(name, known)}; known: {', '.join(known)}"
+        )
     return FAMILIES[name]

@@ -73,7 +73,7 @@ def _problems(config: ConfigDict, flat: dict[str, Any], platform: str | None) ->
     for rule in RULES:
         if clean(*rule.keys, "phases"):
             problems += [Problem(rule.keys, text) for v in views if (text := rule.wrong(v))]
-    if clean("objective", "phases"):
+    if clean("objective", "phases", "train.steps"):
         problems += _schedules(views)
     if facts is None:
         return problems
@@ -83,7 +83,7 @@ def _problems(config: ConfigDict, flat: dict[str, Any], platform: str | None) ->
         for rule in IDLES:
             if clean(*rule.keys):
                 problems += _idle(rule, views, facts, flat, base)
-        if clean("optim"):
+        if clean("optim", "train.steps"):
             problems += _parameters(config, views, facts)
     return problems
 

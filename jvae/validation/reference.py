@@ -1,0 +1,101 @@
+"""Every config key with default, values and meaning: text for `--help`, Markdown for the docs.
+
+python -m jvae.main --config=optimus --help
+python -m jvae.validation.reference > config.md
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jvae import config as configs
+from jvae import models
+from jvae.fields import Field, as_flag, defaults_of, fields_of
+from jvae.validation import schema
+
+
+def describe(config: ConfigDict) -> str:
+    """All keys of a config, each with its value, what it may be, and its meaning."""
+    family = models.family(config.model.family)
+    lines = []
+    for key, value in configs.flatten(config).items():
+        field = (
+            model_field(family.config, key) if key.startswith("model.") else schema.field_of(key)
+        )
+        values = f"\n      {field.expected()}" if field else ""
+        meaning = f"\n      {field.help}" if field and field.help else ""
+        lines.append(f"  --config.{key}={_shown(value)}{values}{meaning}")
+    return "\n".join(lines)
+
+
+def model_field(cls: type, key: str) -> Field | None:
+    """The field of a key such as "model.decoder.width"; None where the family has none."""
+    here: Any = cls
+    for word in key.split(".")[1:]:
+        here = fields_of(here).get(word) if isinstance(here, type) else None
+    return here if isinstance(here, Field) else None
+
+
+def reference() -> str:
+    """Markdown: a table for each section, family and part of a family."""
+    base = configs.flatten(configs.base())
+    parts = ["# Config reference", _table("Top level", _rows("", schema.TOP, base))]
+    for name, fields in schema.SECTIONS.items():
+        parts.append(_table(f"`{name}`", _rows(f"{name}.", fields, base)))
+    own = {name: schema.PHASE[name] for name in ("share", "patience")}
+    parts.append(_table("`phases.NAME`", _rows("phases.NAME.", own, {})))
+    parts.append("A phase may also hold keys of `objective`, `optim` and `noise`.")
+    shared: dict[str, type] = {}
+    for name, family in models.FAMILIES.items():
+        parts.append(_table(f"`model` of family `{name}`", _of_class(family.config, shared)))
+    seen: set[str] = set()
+    while todo := [name for name in shared if name not in seen]:  # parts have parts
+        for name in todo:
+            seen.add(name)
+            parts.append(_table(f"`{name}`", _of_class(shared[name], shared)))
+    return "\n\n".join(parts) + "\n"
+
+
+Row = tuple[str, str, str, str]
+
+
+def _rows(prefix: str, fields: dict[str, Field], base: dict[str, Any]) -> Iterator[Row]:
+    for name, field in fields.items():
+        key = prefix + name
+        default = _shown(base.get(key, field.absent)) if key in base or field.absent else ""
+        yield key, default, field.expected(), field.help
+
+
+def _of_class(cls: type, shared: dict[str, type]) -> Iterator[Row]:
+    defaults = defaults_of(cls)
+    for name, field in fields_of(cls).items():
+        if not isinstance(field, Field):
+            shared[field.__name__] = field
+            yield name, "", f"a section, `{field.__name__}`", ""
+            continue
+        meaning = field.help
+        if field.needs:
+            meaning += f" No effect where {field.needs.text}."
+        yield name, _shown(defaults[name]) if name in defaults else "", field.expected(), meaning
+
+
+def _table(title: str, rows: Iterator[Row]) -> str:
+    lines = [f"## {title}", "", "| key | default | values | meaning |", "| --- | --- | --- | --- |"]
+    for key, default, values, meaning in rows:
+        cells = (f"`{key}`", f"`{default}`" if default else "", values, meaning)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict) or dataclasses.is_dataclass(value):
+        return ""
+    if isinstance(value, (tuple, list)) and any(isinstance(one, (tuple, list)) for one in value):
+        return repr(value)
+    return as_flag(value)
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
