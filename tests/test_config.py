@@ -86,7 +86,7 @@ def test_same_stem_in_two_folders_and_edits(folder, tmp_path_factory):
 def test_shipped_configs_are_found_in_both_layouts(tmp_path, layout):
     package = tmp_path / "jvae"
     package.mkdir()
-    for file in ("__init__.py", "config.py", "errors.py"):
+    for file in ("__init__.py", "config.py", "errors.py", "fields.py"):
         (package / file).write_text((Path(jvae.__file__).parent / file).read_text())
     configs = package / "configs" if layout == "installed" else tmp_path / "configs"
     configs.mkdir()

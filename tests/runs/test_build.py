@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jvae import config
+from jvae.data import tokenizers
 from jvae.data.plan import shuffled
 from jvae.errors import ConfigError, DataError
 from jvae.runs import build
@@ -45,7 +46,7 @@ def test_held_out_splits_are_those_of_a_fixed_permutation(tmp_path):
     assert this.data["train"].lines.where(0) == f"{tmp_path}/t.txt:{left[0] + 1}"
     assert not [line for line in this.log if "unseen" in line]
     # The tokenizer has not seen what is held out.
-    assert this.decoder.fingerprint == build.tokenizers.train_bpe(rest, 300, "encoder").fingerprint
+    assert this.decoder.fingerprint == tokenizers.train_bpe(rest, 300, "encoder").fingerprint
 
 
 def test_files_of_several_formats_are_one_split(tmp_path):

@@ -60,6 +60,16 @@ def test_phases_override_their_sections_and_share_the_steps():
     assert whole.steps == 10 and whole.name == ""
 
 
+def test_a_warm_up_longer_than_its_phase_is_clipped_with_a_note():
+    c = _config(a=dict(share=0.3), b=dict(share=0.7, optim=dict(warmup_steps=7)))
+    assert c.optim.warmup_steps == 100
+    a, b = phases.resolve(c)
+    assert (a.steps, a.optim.warmup_steps, b.steps, b.optim.warmup_steps) == (3, 3, 7, 7)
+    (note,) = a.notes
+    assert note == "optim.warmup_steps=100 is longer than a; it warms up for all of its 3 steps"
+    assert not b.notes
+
+
 @pytest.mark.parametrize(
     "sections, message",
     [
