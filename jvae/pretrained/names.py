@@ -37,7 +37,12 @@ class Transform(NamedTuple):
         """Shapes of the foreign tensors that one leaf of this shape is made of."""
         if self.shapes is not None:
             return self.shapes(shape)
-        return [part.shape for part in self.write(np.empty(shape, np.int8))]
+        # One number seen everywhere: a shape that does not fit may be larger than memory.
+        like = np.broadcast_to(np.int8(0), shape)
+        try:
+            return [part.shape for part in self.write(like)]
+        except MemoryError:
+            raise WeightsError(f"the config asks for a parameter of shape {shape}") from None
 
 
 def _reshape(array: np.ndarray, shape: Shape) -> np.ndarray:

@@ -147,6 +147,8 @@ def _fuzz(
             try:
                 with _time_limit(case):
                     tally[load(folder, str(path.relative_to(folder)))] += 1
+            except Fault as fault:
+                raise Fault(f"{case}: {fault}") from None
             except JvaeError as error:
                 if not str(error).strip():
                     raise Fault(f"{case}: an empty message") from error
