@@ -10,6 +10,7 @@ A file outside the package registers its members when it is imported, for exampl
 """
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
@@ -53,7 +54,7 @@ class Registry(Generic[Member]):
         """Raises: ConfigError for an unknown name."""
         if name not in self._members:
             near = difflib.get_close_matches(str(name), self._members, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise ConfigError(
                 f"{self.key} is {name!r}{hint} Known: {', '.join(self)}. A {self.kind} of your own "
                 "must be imported first: name the file that registers it with --config, or import "
@@ -73,7 +74,9 @@ class Registry(Generic[Member]):
 
 
 def _origin(member: object) -> str:
-    """Where a member is defined: its module and name, which survive a reload of its file."""
-    target = getattr(member, "build", member)
-    module = getattr(target, "__module__", type(member).__module__)
-    return f"{module}.{getattr(target, '__qualname__', repr(member))}"
+    """Where a member is defined: module and name of its (first) function, which survive a reload."""
+    parts = member if isinstance(member, tuple) else (member,)
+    for part in parts:
+        if inspect.isfunction(part):
+            return f"{part.__module__}.{part.__qualname__}"
+    return repr(member)
