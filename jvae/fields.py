@@ -64,7 +64,7 @@ class Field:
     high: float | None = None
     above: float | None = None
     below: float | None = None
-    choices: tuple[str, ...] = ()
+    choices: Sequence[str] = ()
     also: tuple[Any, ...] = ()
     many: bool = False
     empty: bool = True

@@ -11,8 +11,8 @@ A file outside the package registers its members when it is imported, for exampl
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
 
 from jvae.errors import ConfigError
 
@@ -68,13 +68,30 @@ class Registry(Generic[Member]):
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._members))
 
+    def names(self, *others: str) -> "Names":
+        """A view of `others` and the names of all members, which grows with the registry."""
+        return Names(self, others)
+
     def items(self) -> list[tuple[str, Member]]:
         """All members by name, in alphabetical order."""
         return [(name, self._members[name]) for name in self]
 
 
+class Names(Sequence[str]):
+    """See `Registry.names`."""
+
+    def __init__(self, registry: Registry[Any], others: tuple[str, ...]):
+        self._registry, self._others = registry, others
+
+    def __getitem__(self, index: Any) -> Any:
+        return (*self._others, *self._registry)[index]
+
+    def __len__(self) -> int:
+        return len(self._others) + sum(1 for _ in self._registry)
+
+
 def _origin(member: object) -> str:
-    """Where a member is defined: module and name of its (first) function, which survive a reload."""
+    """Module and name of a member's (first) function, which survive a reload of its file."""
     parts = member if isinstance(member, tuple) else (member,)
     for part in parts:
         if inspect.isfunction(part):

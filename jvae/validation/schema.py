@@ -6,9 +6,11 @@ machine goes further, so that a slip of the keyboard is an error and not an allo
 
 from typing import Any
 
-from jvae.data.formats import HEADERS
+from jvae.data.formats import HEADERS, READERS
 from jvae.decode.sampling import METHODS
+from jvae.evals import extra_bounds, outside  # noqa: F401 they register metrics
 from jvae.evals.compat import MODES
+from jvae.evals.metric import METRICS
 from jvae.evals.settings import PRESETS
 from jvae.fields import MOST, Field
 from jvae.runs.schedules import KINDS
@@ -27,7 +29,7 @@ DATA = {
     ),
     "valid": Field(**TEXTS, help="Likewise; empty: held out of train."),
     "test": Field(**TEXTS, help="Likewise; empty: held out of train."),
-    "format": Field(str, "Of files, the name of a registered reader; auto goes by the suffix."),
+    "format": Field(str, "Of files; auto goes by the suffix.", choices=READERS.names("auto")),
     "header": Field(
         str, "Whether the first line of a .csv or .tsv names its columns.", choices=HEADERS
     ),
@@ -208,7 +210,7 @@ EVALS = {
     "compat": Field(
         str, "Published estimators to print beside ours.", many=True, choices=tuple(MODES)
     ),
-    "metrics": Field(str, "Further metrics, by their registered names.", many=True),
+    "metrics": Field(str, "Further metrics.", many=True, choices=METRICS.names()),
     "prior_samples": Field(**SIZE, help="K of a bound by draws from the prior; 0: none."),
     "refine_steps": Field(
         int, "Langevin steps from the posterior before another bound; 0: none.", low=0, high=100_000

@@ -59,10 +59,14 @@ def validate(
 
 
 def _problems(config: ConfigDict, flat: dict[str, Any], platform: str | None) -> list[Problem]:
+    if values := list(_values_for_sections(config, configs.base())):
+        return values
     base = configs.flatten(configs.base())
     problems = list(_fields(config, flat, base))
     facts, wrong = _model(config, flat, problems)
     problems += wrong
+    if any(not one.idle for one in problems):
+        return problems  # rules compare values, whose types must be right
     views, wrong = _views(config, flat, problems)
     problems += wrong
     dirty = {key for one in problems for key in one.keys}
@@ -86,6 +90,18 @@ def _problems(config: ConfigDict, flat: dict[str, Any], platform: str | None) ->
         if clean("optim", "train.steps"):
             problems += _parameters(config, views, facts)
     return problems
+
+
+def _values_for_sections(config: Any, base: ConfigDict, prefix: str = "") -> Iterator[Problem]:
+    """Values where every config has a section; nothing else of it can be checked then."""
+    for name, part in base.items():
+        key = f"{prefix}{name}"
+        if not isinstance(part, ConfigDict) or name not in config:
+            continue
+        if not isinstance(config[name], ConfigDict):
+            yield Problem((key,), f"{key}={config[name]!r}: expected a section")
+        else:
+            yield from _values_for_sections(config[name], part, f"{key}.")
 
 
 def _fields(config: ConfigDict, flat: dict[str, Any], base: dict[str, Any]) -> Iterator[Problem]:

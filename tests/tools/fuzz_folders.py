@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import random
 import shutil
 import signal
@@ -354,10 +353,3 @@ def _sum_again(folder: Path) -> None:
     ]
     with contextlib.suppress(OSError):
         (folder / exports.SUMS).write_text("".join(lines))
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    for fuzz in (fuzz_tokenizers, fuzz_exports, fuzz_run_folders):
-        print(fuzz.__name__, dict(fuzz(0, 200)))

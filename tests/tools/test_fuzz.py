@@ -3,14 +3,18 @@
 import pytest
 
 from jvae.errors import DataError
-from tests.tools import fuzz
+from tests.tools import fuzz, fuzz_configs
 
 
-@pytest.mark.parametrize("kind", fuzz.KINDS)
-def test_cases_end_well(kind):
-    tally = fuzz.KINDS[kind](5, 100)
+def test_text_ends_well():
+    tally = fuzz.fuzz_text(5, 100)
     assert sum(tally.values()) == 100
     assert {outcome.split()[0] for outcome in tally} == {"read", "refused"}
+
+
+def test_configs_end_well():
+    tally = fuzz_configs.fuzz_configs(5, 20)
+    assert sum(tally.values()) == 20 and tally["refused"]
 
 
 def test_other_ends_are_failures(tmp_path):

@@ -165,7 +165,7 @@ FAULTS = {
     "optim.no_decay=(": r"optim.no_decay=\('\(',\): expected regular expressions; '\(' is none",
     "init.part=(": r"init.part='\(': expected a regular expression",
     "data.vocab=99999999999": "data.vocab=99999999999: expected .*data.vocab=2097152",
-    "data.format=cvs": "data.format='cvs': expected one of auto, text",
+    "data.format=cvs": "data.format='cvs': expected one of auto, csv",
     "evals.preset=quik": "evals.preset='quik': .*try --config.evals.preset=quick",
     "evals.few_labels=": r"evals.few_labels=\(\): expected a tuple, .* one at least",
     "evals.few_labels=1": "evals.few_labels",
@@ -323,7 +323,7 @@ def test_a_family_from_outside_is_checked_by_its_dataclass_alone(monkeypatch):
     assert [one.idle for one in check_effect(Outer(Inner(2), only_b=1), "model")] == [True]
     assert not check_effect(Outer(Inner(2), kind="b", only_b=1), "model")
     assert set(fields_of(Outer)) == {"inner", "kind", "only_b", "names", "most"}
-    family = Family(Outer, lambda config: pytest.fail("built from a wrong config"), dict)
+    family = Family(Outer, lambda config: pytest.fail("built from a wrong config"), dict, dict)
     monkeypatch.setitem(models.FAMILIES, "outer", family)
     tree = configs.load("lm:tiny").to_dict() | {"model": dict(family="outer", inner=dict(width=0))}
     text = message(ConfigDict(tree))
