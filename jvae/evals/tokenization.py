@@ -47,9 +47,9 @@ def unknown(
         source_e, special = np.asarray(data.cond.lengths)[ids], 1  # no start behind a source
     place = np.arange(len(encoded.flat)) - np.repeat(encoded.offset[:-1], lengths_e)
     hit = (encoded.flat == tokenizer.unk_id) & (place >= np.repeat(source_e, lengths_e))
-    marker = tokenizer.backend.id_to_token(tokenizer.unk_id) or ""
-    spelt_e = np.array([data.texts[int(i)].count(marker) for i in ids], np.int64)
-    unknown_e = np.maximum(np.add.reduceat(hit, encoded.offset[:-1], dtype=np.int64) - spelt_e, 0)
+    unknown_e = np.add.reduceat(hit, encoded.offset[:-1], dtype=np.int64)
+    for e in np.flatnonzero(unknown_e):  # texts may be on disk
+        unknown_e[e] -= _spelt(data.texts[int(ids[e])], tokenizer)
     return _shares(unknown_e, lengths_e - source_e - special)
 
 
@@ -58,13 +58,20 @@ def unknown_in(texts: Sequence[str], tokenizer: TextTokenizer) -> Unknown:
     if tokenizer.unk_id is None or not texts:
         return Unknown(0.0, 0.0)
     ids = tokenizer.encode_batch(texts)
-    marker = tokenizer.backend.id_to_token(tokenizer.unk_id) or ""
-    spelt_e = np.array([text.count(marker) for text in texts])
-    unknown_e = np.maximum([np.sum(one == tokenizer.unk_id) for one in ids] - spelt_e, 0)
+    unknown_e = np.array([np.sum(one == tokenizer.unk_id) for one in ids])
+    unknown_e -= [_spelt(text, tokenizer) for text in texts]
     return _shares(unknown_e, np.array([len(one) for one in ids]) - special_tokens(tokenizer))
 
 
+def _spelt(text: str, tokenizer: TextTokenizer) -> int:
+    """How often a text itself has the marker of an unknown token."""
+    marker = tokenizer.backend.id_to_token(tokenizer.unk_id) if tokenizer.unk_id is not None else ""
+    return text.count(marker) if marker else 0
+
+
 def _shares(unknown_e: np.ndarray, tokens_e: np.ndarray) -> Unknown:
+    # A marker inside a longer word is not always a token of its own.
+    unknown_e = np.maximum(unknown_e, 0)
     share = float(unknown_e.sum() / max(int(tokens_e.sum()), 1))
     return Unknown(100.0 * share, 100.0 * float(np.mean(unknown_e > 0)))
 

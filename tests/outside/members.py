@@ -97,7 +97,8 @@ def counted(lines: Iterator[str]) -> Iterator[list[Example]]:
 def mean_length(at: Evaluation) -> list[Row]:
     """Mean number of words of the samples."""
     words = [len(text.split()) for text in at.samples["prior"]]
-    return [Row("mean_length", float(np.mean(words)), "words")]
+    definition = "mean number of whitespace words of the samples"
+    return [Row("mean_length", float(np.mean(words)), "words", definition=definition)]
 
 
 PRIORS.register("logistic")(PriorKind(LogisticOptions, logistic))
