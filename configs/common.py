@@ -116,7 +116,6 @@ def base() -> ConfigDict:
             steps_per_call=1,  # updates in one compiled call, where steps are shorter than launches
             accumulate=1,  # parts that a batch is measured in, one after another
             patience=0,  # checks without a better validation loss that end training; 0: never
-            collapse_kl=0.1,  # nats; a validation KL below it raises the alarm
         )
     )
     c.phases = ConfigDict()  # see jvae.runs.phases

@@ -30,6 +30,8 @@ from jvae.fields import Field, check_dataclass, fields_of, lines
 
 DEFAULT_PRESET = "tiny"
 SCHEMA = 2  # of stored configs and parameters; `jvae.runs.migrations` opens older ones
+# Keys of older configs that nothing reads any more.
+RETIRED = ("train.collapse_kl",)  # one rule of collapse, `jvae.evals.latent.collapse_reasons`
 ABSENT = "(absent)"  # stands in `diff` for the value of a key that one side lacks
 
 
@@ -226,12 +228,17 @@ def base() -> ConfigDict:
 def stored(text: str) -> ConfigDict:
     """`from_json` of a run that an older jvae may have written: keys that every config has by now
     and this one lacks get their defaults, which mean what was done before there was the key.
+    Retired keys are left out.
 
     Raises: ConfigError as `from_json`, or naming a key whose value is of another kind than in every
       config.
     """
     cfg = from_json(text).unlock()
     _check_like_base(cfg)
+    for key in RETIRED:
+        section, _, name = key.rpartition(".")
+        if section in cfg and name in cfg[section]:
+            del cfg[section][name]
     own = flatten(cfg).keys() | set(cfg)  # a section that is empty in one may be filled in another
     for key, value in flatten(base()).items():
         if key not in own:

@@ -233,6 +233,13 @@ def test_a_run_of_an_older_jvae_gets_the_defaults_of_newer_keys():
     assert config.diff(cfg, config.stored(config.to_json(cfg))) == {}
 
 
+def test_a_key_that_nothing_reads_any_more_is_left_out():
+    cfg = config.load("lm")
+    tree = cfg.to_dict()
+    tree["train"]["collapse_kl"] = 0.1
+    assert config.diff(cfg, config.stored(config.to_json(ConfigDict(tree)))) == {}
+
+
 def test_diff_names_changed_added_and_removed():
     old = ConfigDict({"a": {"x": 1, "y": 2.0}, "gone": True})
     new = ConfigDict({"a": {"x": 1.0, "y": 2.0}, "new": None})

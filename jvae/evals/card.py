@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jvae.evals import by_length
 from jvae.evals.compat import Block
+from jvae.evals.definitions import COMPATIBLE, DEFINITIONS, GREEDY, define, pattern_of
 from jvae.evals.latent import LatentResult, RecGap, collapse_reasons
 from jvae.evals.likelihood import LOOSE_ESS, LikelihoodResult, TextCounts
+from jvae.evals.tokenization import UNKNOWN_LIMIT_PCT, Unknown
 
 DASH = "-"
 
@@ -90,6 +93,7 @@ class Card:
     words_with_end: int | None = None
     tokens_with_end: int | None = None
     chars_with_end: int | None = None
+    unknown_tokens: Mapping[str, Unknown] | None = None  # by side, of the sentences used
     seen_in_train_pct: float | None = None
     seeds: Mapping[str, int] | None = None
     dropped: Mapping[str, Any] | None = None  # number of sentences over the limit, and the limit
@@ -105,7 +109,11 @@ class Card:
 
 
 class Row(NamedTuple):
-    """One metric. `shown` replaces the value in the table, where a bare number would mislead."""
+    """One metric. `shown` replaces the value in the table, where a bare number would mislead.
+
+    A metric that `jvae.evals.definitions` does not know brings its `definition`: one line, with the
+    unit.
+    """
 
     name: str
     value: Any
@@ -114,6 +122,7 @@ class Row(NamedTuple):
     control: Any = None
     note: str = ""
     shown: str | None = None
+    definition: str = ""
 
 
 def show(value: Any) -> str:
@@ -141,6 +150,7 @@ class Report:
         self.notes: list[str] = []
         self.details: dict[str, Any] = {}
         self.time: dict[str, float | None] = {}
+        self._withheld = False  # perplexities per word, for too many unknown tokens
 
     def add(self, name: str, value: Any, unit: str, **rest: Any) -> None:
         """Appends a `Row`. Raises: ValueError if the name is taken."""
@@ -153,28 +163,38 @@ class Report:
         result: LikelihoodResult,
         counts: TextCounts | None = None,
         rec_other_nats: float | None = None,
+        unknown: Mapping[str, Unknown] | None = None,
     ) -> None:
         """Rows of section likelihood; fills the card's K, sentences and counts.
 
         Args:
           rec_other_nats: the control of Rec, from `rec_gap`.
+          unknown: unknown tokens of the same sentences, by side. Too many in `dec` withhold the
+            perplexity per word and the bits per character.
         """
         s = result.summary(counts)
         self.card.k, self.card.sentences = result.k, s["sentences"]
         self.card.sentences_hash = ids_hash(result.id_e)
         for name in ("words_with_end", "tokens_with_end", "chars_with_end"):
             setattr(self.card, name, s[name])
+        self.card.unknown_tokens = unknown
+        lost = None if unknown is None else unknown.get("dec")
+        mark = f"{lost.tokens_pct:.2f} % unknown tokens" if lost and lost.tokens_pct else ""
         nats = "nats/sentence"
         self.add("rec", s["rec_nats"], nats, se=s["rec_nats_se"], control=rec_other_nats)
-        self.add("neg_elbo", s["neg_elbo_nats"], nats, se=s["neg_elbo_nats_se"])
+        self.add("neg_elbo", s["neg_elbo_nats"], nats, se=s["neg_elbo_nats_se"], note=mark)
         for k, value in s["nll_nats_at"].items():
             if k != result.k:
-                self.add(f"nll_{k}", value, nats)
-        self.add(f"nll_{result.k}", s["nll_nats"], nats, se=s["nll_nats_se"])
+                self.add(f"nll_{k}", value, nats, note=mark)
+        self.add(f"nll_{result.k}", s["nll_nats"], nats, se=s["nll_nats_se"], note=mark)
         self.add("ess", s["ess"], f"of {result.k} draws")
-        self.add("ppl_w", s["ppl_w"], "per word")
-        self.add("ppl_t", s["ppl_t"], "per token")
-        self.add("bpc", s["bpc"], "bits/character")
+        self._add_unknown(unknown)
+        withheld, ppl_t = self._withheld, s["ppl_t"]
+        comparable = dict(note=f"withheld: {mark}" if withheld else mark)
+        self.add("ppl_w", None if withheld else s["ppl_w"], "per word", **comparable)
+        shown = f"{show(ppl_t)} (<unk>)" if withheld else None
+        self.add("ppl_t", ppl_t, "per token", note=mark, shown=shown)
+        self.add("bpc", None if withheld else s["bpc"], "bits/character", **comparable)
         self.details["kl_of_likelihood_nats"] = s["kl_nats"]
         if s["loose"]:
             self.notes.append(
@@ -183,6 +203,34 @@ class Report:
         bad = int(np.sum(~np.isfinite(result.scores.nll_e)))
         if bad:
             self.notes.append(f"{bad} sentences have no finite NLL; means over them are dashes.")
+
+    def _add_unknown(self, unknown: Mapping[str, Unknown] | None) -> None:
+        if unknown is None:
+            return
+        lost = unknown["dec"]
+        self._withheld = lost.misleading
+        note = f"encoder {unknown['enc'].tokens_pct:.2f}" if "enc" in unknown else ""
+        self.add("unknown_tokens", lost.tokens_pct, "%", note=note)
+        self.add("unknown_sentences", lost.sentences_pct, "%")
+        if self._withheld:
+            self.notes.append(
+                f"{lost.tokens_pct:.2f} % of the decoder's tokens are unknown (in "
+                f"{lost.sentences_pct:.1f} % of the sentences). These words are all one token, so "
+                f"the bounds are of easier text; above {UNKNOWN_LIMIT_PCT:g} %, perplexity per "
+                "word and bits per character are withheld. Train with data.tokenizer_kind=bpe or a "
+                "larger data.vocab."
+            )
+
+    def add_compat(self, blocks: Sequence[Block]) -> None:
+        """The published estimators, their perplexities per word withheld as ours is."""
+        for block in blocks:
+            rows = [
+                row._replace(value=None, unit=f"{row.unit}, withheld: unknown tokens")
+                if self._withheld and row.unit.startswith("per word")
+                else row
+                for row in block.rows
+            ]
+            self.compat.append(block._replace(rows=rows))
 
     def add_latent(
         self,
@@ -221,7 +269,7 @@ class Report:
         by_group = result.kl_per_group or []
         note = f"per layer [{', '.join(f'{kl:.2f}' for kl in by_group)}]" if by_group[1:] else ""
         self.add("kl", result.kl_nats, nats, control=control.kl_nats, note=note)
-        sizes = f"N = {result.sentences}, ln N = {result.ceiling_nats:.2f}, {result.mi_estimator}"
+        sizes = f"N = {result.sentences}, ln N = {result.ceiling_nats:.2f}, same draws"
         saturated = f"≥ {result.mi_nats:.2f} (saturated)" if result.saturated else None
         self.add(
             "mi",
@@ -259,11 +307,12 @@ class Report:
         group: Mapping[str, Any],
         control: Mapping[str, Any] | None = None,
         prefix: str = "",
+        notes: Mapping[str, str] | None = None,
     ) -> None:
         """Rows of a mapping such as `text.reconstruction` returns; its signatures go to the card.
 
         Args:
-          control: the same mapping for the control; names it lacks have none.
+          control, notes: mappings with the same names; names they lack have none.
         """
         for name, value in group.items():
             if name.endswith("_signature"):
@@ -272,7 +321,11 @@ class Report:
                 continue
             unit = "%" if name.endswith("_pct") else ("0-100" if "bleu" in name else "")
             self.add(
-                prefix + name.removesuffix("_pct"), value, unit, control=(control or {}).get(name)
+                prefix + name.removesuffix("_pct"),
+                value,
+                unit,
+                control=(control or {}).get(name),
+                note=(notes or {}).get(name, ""),
             )
 
     def value(self, name: str) -> Any:
@@ -288,6 +341,7 @@ class Report:
                 "se": row.se,
                 "control": row.control,
                 "note": row.note,
+                **({} if row.shown is None else {"shown": row.shown}),
             }
             for row in self.rows
         }
@@ -296,6 +350,7 @@ class Report:
                 "title": self.heading(),
                 "card": self.card,
                 "metrics": metrics,
+                "definitions": {row.name: row.definition or define(row.name) for row in self.rows},
                 "compat": {
                     block.mode: {
                         "warning": block.warning,
@@ -338,12 +393,37 @@ class Report:
             for row in self.rows
         ]
         lines = [self.heading(), "", *aligned([head, *body]), *self._compat_lines()]
+        lines += self._length_lines()
         lines += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
         lines += ["", *aligned([(name, show(value)) for name, value in sorted(self.time.items())])]
         # The config would fill the screen; it is in the JSON.
         fields = [(n, v) for n, v in sorted(clean(self.card).items()) if n != "config"]
         lines += ["", "card", *aligned([(name, _compact(value)) for name, value in fields])]
+        lines += ["", "definitions", *aligned(self.definitions())]
         return "\n".join(lines) + "\n"
+
+    def definitions(self) -> list[tuple[str, str]]:
+        """Every metric of the report with its definition; those that differ in a number once."""
+        found: dict[str, str] = {}
+        for row in self.rows:
+            plain = row.name
+            if pattern_of(plain) is None and define(plain):
+                plain = row.name.removeprefix(GREEDY)
+            name = pattern_of(plain)
+            if row.definition or name is None:
+                found.setdefault(row.name, row.definition)
+            else:
+                found.setdefault(name, DEFINITIONS[name])
+        for row in (row for block in self.compat for row in block.rows):
+            found.setdefault(f"{row.name} of a mode", COMPATIBLE[row.name])
+        return [(name, text) for name, text in found.items() if text]
+
+    def _length_lines(self) -> list[str]:
+        if not self.details.get("by_length"):
+            return []
+        head, rows = by_length.cells(self.details["by_length"])
+        body = [[show(value) for value in row] for row in rows]
+        return ["", by_length.TITLE, *aligned([head, *body])]
 
     def _compat_lines(self) -> list[str]:
         """The published estimators, apart from the metrics and never without their warnings."""

@@ -7,6 +7,7 @@ from jvae.evals import smoothness
 from jvae.evals import text as texts
 from jvae.evals.card import Report
 from jvae.evals.settings import EvalConfig, Preset
+from jvae.evals.tokenization import round_trip
 from jvae.inference.text_vae import LoadedVAE
 from jvae.latent.geometry import arc, line
 from jvae.runs import build
@@ -20,17 +21,22 @@ def reconstructions(
     samples: dict[str, list[str]],
     original: list[str],
     sources: list[str] | None,
-) -> np.ndarray:
-    """Sentences decoded from their posterior means; returns these."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sentences decoded from their posterior means; returns these, and which are exact."""
     z_egz = vae.encode(original, sources)
     decoded = [one_line(s) for s in vae.decode(z_egz, sources=sources)]
     shuffled = vae.decode(np.roll(z_egz, 1, axis=0), sources=sources)
     train = this.data["train"].texts
-    report.add_group(
-        texts.reconstruction(decoded, original, train), texts.reconstruction(shuffled, original)
-    )
+    ceiling = round_trip(original, this.decoder)
+    row = texts.reconstruction(decoded, original, train, ceiling)
+    control = texts.reconstruction(shuffled, original, ceiling=ceiling)
+    del control["exact_match_ceiling_pct"]  # no property of the latent
+    notes = {}
+    if (most := row["exact_match_ceiling_pct"]) < 100:
+        notes["exact_match_pct"] = f"at most {most:.1f}, the tokenizer's ceiling"
+    report.add_group(row, control, notes=notes)
     samples["reconstructions"] = [f"{a}\n{b}\n" for a, b in zip(original, decoded, strict=True)]
-    return z_egz
+    return z_egz, np.array([a == b for a, b in zip(original, decoded, strict=True)])
 
 
 def interpolations(

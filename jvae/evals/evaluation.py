@@ -17,6 +17,7 @@ from jvae.api import Batch, Params, has_latent
 from jvae.data.dataset import eval_batches
 from jvae.evals import change_of_variables, compat, extra_bounds, outside  # noqa: F401 they register metrics
 from jvae.evals import text as texts
+from jvae.evals.by_length import by_length
 from jvae.evals.card import Report
 from jvae.evals.collect import to_host
 from jvae.evals.cost import cost_ratio
@@ -33,6 +34,7 @@ from jvae.evals.likelihood import (
 from jvae.evals.metric import METRICS, Evaluation, wanted
 from jvae.evals.run_card import card_of
 from jvae.evals.settings import EvalConfig
+from jvae.evals.tokenization import unknown
 from jvae.inference.text_vae import LoadedVAE
 from jvae.latent.short_run import ChainConfig
 from jvae.parallel import mesh as meshes
@@ -110,7 +112,9 @@ def evaluate(this: build.Run, mesh: Mesh, params: Params, step: int, split: str 
             known = chosen[np.isin(chosen, posts.id_e)]
             gap = rec_gap(this.model, params, rows(known), posts, likelihood, key, k=GAP_DRAWS)
     counts = TextCounts(data.words_e, data.chars_e)
-    report.add_likelihood(likelihood, counts, gap.rec_other_nats if gap else None)
+    tokenizers = {"dec": this.decoder, "enc": this.encoder}
+    lost = {s: unknown(data, s, t, chosen) for s, t in tokenizers.items() if s in data.sides}
+    report.add_likelihood(likelihood, counts, gap.rec_other_nats if gap else None, lost)
     name = "chain = prior" if sampler else "untrained model"
     report.add_latent(latent, control, gap, prior, name)
     if posts is not None:
@@ -136,7 +140,7 @@ def evaluate(this: build.Run, mesh: Mesh, params: Params, step: int, split: str 
                 if sampler and "sri" in cfg.compat:
                     few = draw_sentences(len(data), compat.sri.SENTENCES, cfg.seed)
                     volume_bound = _by_volume(this, sampler.config, params, report, rows(few), key)
-                report.compat = compat.blocks(
+                blocks = compat.blocks(
                     cfg.compat,
                     this.model,
                     params,
@@ -149,6 +153,7 @@ def evaluate(this: build.Run, mesh: Mesh, params: Params, step: int, split: str 
                     cfg.chunk,
                     volume_bound,
                 )
+                report.add_compat(blocks)
         cost = cost_ratio(
             this.model,
             params,
@@ -165,7 +170,7 @@ def evaluate(this: build.Run, mesh: Mesh, params: Params, step: int, split: str 
 
     vae = text_vae_of(this, params, cfg.seed)
     decode = {k: v for k, v in this.config.decode.items() if k not in ("batch", "max_length")}
-    samples = {}
+    samples, exact_e = {}, None
     with timed(report, "text_s"):
         n, given = sizes.generate, None
         if vae.conditional:  # one text for each of some sources
@@ -182,11 +187,14 @@ def evaluate(this: build.Run, mesh: Mesh, params: Params, step: int, split: str 
         if latent is not None:
             original = [str(data.texts[i]) for i in chosen]
             given = sources_of(data, chosen) if vae.conditional else None
-            z_egz = reconstructions(this, vae, report, samples, original, given)
+            z_egz, exact_e = reconstructions(this, vae, report, samples, original, given)
             interpolations(this, vae, report, samples, z_egz, given, cfg, sizes)
         else:
             for name in NEEDS_LATENT:
                 report.add(name, None, "")
+    report.details["by_length"] = by_length(
+        data.words_e, this.data["train"].words_e, likelihood, exact_e
+    )
     at = Evaluation(
         this,
         params,

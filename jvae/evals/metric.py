@@ -4,6 +4,7 @@
     def mean_length(at: Evaluation) -> list[Row]: ...
 
 `evals.metrics=mean_length` measures it; its rows stand behind those that every evaluation has.
+Each brings its `definition`, which reports print, unless `jvae.evals.definitions` has it.
 """
 
 from collections.abc import Callable, Iterator

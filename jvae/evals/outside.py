@@ -9,6 +9,7 @@ from jvae.errors import ConfigError
 from jvae.evals import mauve
 from jvae.evals.card import Row
 from jvae.evals.metric import METRICS, Evaluation
+from jvae.evals.tokenization import unknown_in
 from jvae.inference.text_vae import LoadedVAE
 from jvae.runs import loading
 
@@ -34,6 +35,7 @@ def external_perplexity(at: Evaluation) -> list[Row]:
             f"evals.external={at.config.external}: has a latent; give a language model"
         )
     texts = [text for text in at.samples["prior"] if text.strip()]
+    lost = unknown_in(texts, judge.decoder)
     control = _per_token(judge, list(at.data.texts))
     return [
         Row(
@@ -41,7 +43,7 @@ def external_perplexity(at: Evaluation) -> list[Row]:
             _per_token(judge, texts),
             "per token",
             control=control,
-            note="control: test sentences",
+            note=f"control: test sentences; {lost.tokens_pct:.1f} % of the samples' tokens unknown",
         )
     ]
 

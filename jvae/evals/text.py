@@ -54,12 +54,18 @@ def _among(train: Iterable[str], lines: Iterable[str]) -> set[str]:
 
 
 def reconstruction(
-    decoded: Sequence[str], original: Sequence[str], train: Iterable[str] | None = None
+    decoded: Sequence[str],
+    original: Sequence[str],
+    train: Iterable[str] | None = None,
+    ceiling: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Exact match in %, in total and on sentences not in train, and corpus BLEU.
+    """Exact match in %, in total, on sentences not in train, and on those that the tokenizer gives
+    back; the share of these, which is the most that exact match can reach; and corpus BLEU.
 
     Args:
       decoded: one line for each of `original`, in its order.
+      ceiling: what a model without any error would have printed for each: the sentences encoded and
+        decoded by the decoder's tokenizer. Without it the share is None.
     Raises: ValueError if the numbers of lines differ or there are none.
     """
     if not original:
@@ -68,6 +74,8 @@ def reconstruction(
     row: dict[str, Any] = {
         "exact_match_pct": exact_match(decoded, original),
         "exact_match_unseen_pct": None,
+        "exact_match_ceiling_pct": None,
+        "exact_match_reachable_pct": None,
         "bleu": score,
         "bleu_signature": signature,
     }
@@ -75,6 +83,13 @@ def reconstruction(
         known = _among(train, original)
         unseen = [pair for pair in zip(decoded, original, strict=True) if pair[1] not in known]
         row["exact_match_unseen_pct"] = exact_match([d for d, _ in unseen], [o for _, o in unseen])
+    if ceiling is not None:
+        row["exact_match_ceiling_pct"] = exact_match(ceiling, original)
+        every = zip(decoded, original, ceiling, strict=True)
+        reachable = [(d, o) for d, o, best in every if best == o]
+        row["exact_match_reachable_pct"] = exact_match(
+            [d for d, _ in reachable], [o for _, o in reachable]
+        )
     return row
 
 

@@ -5,13 +5,26 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+from jvae.evals import by_length
 from jvae.evals.card import show
+from jvae.evals.definitions import define
 from jvae.report.figures import changes
 from jvae.report.gather import LISTED, OFFSETS, Found, Latents
 from jvae.report.look import Picture
 
 RASTER = ("map",)  # thousands of points: smaller as PNG
-HEADLINE = ("nll", "exact", "ppl_w", "kl", "mi", "au_0.01", "exact_match", "bleu")
+HEADLINE = (
+    "nll",
+    "exact",
+    "ppl_w",
+    "unknown_tokens",
+    "kl",
+    "mi",
+    "au_0.01",
+    "exact_match",
+    "exact_match_ceiling",
+    "bleu",
+)
 CSS = """
 :root { color-scheme: light; }
 body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1.2rem 4rem; background: #fff;
@@ -44,6 +57,7 @@ def render(found: Found, pictures: dict[str, Picture]) -> str:
     """The page; all text that comes from data, models or configs is escaped."""
     sections = [
         ("metrics", "Metrics", _metrics(found.evaluation)),
+        ("length", "By length", _by_length(found.evaluation)),
         ("training", "Training", _figure(pictures, "training")),
         ("likelihood", "Likelihood", _figure(pictures, "nll")),
         ("latent", "Latent use", _figure(pictures, "kl")),
@@ -86,10 +100,12 @@ def _headline(found: Found) -> str:
     values = (found.evaluation or {}).get("metrics", {})
     best = [n for n in values if n.startswith("nll_") and n[4:].isdigit()]
     names = [max(best, key=lambda n: int(n[4:]), default="") if n == "nll" else n for n in HEADLINE]
+    # A value that is withheld stays on the page as a dash, its reason in the hover text.
     items = "".join(
-        f"<li>{escape(name)}<b>{escape(show(values[name]['value']))}</b></li>"
+        f'<li title="{escape(_reason(found.evaluation, name))}">{escape(name)}'
+        f"<b>{escape(_shown(values[name]))}</b></li>"
         for name in names
-        if name in values and values[name]["value"] is not None
+        if name in values and (values[name]["value"] is not None or values[name]["note"])
     )
     return f'<ul class="numbers">{items}</ul>' if items else ""
 
@@ -130,12 +146,38 @@ def _metrics(report: dict[str, Any] | None) -> str:
     if not values:
         return ""
     rows = (
-        [escape(name), *(escape(_number(one[key])) for key in ("value", "se", "control"))]
+        [f'<span title="{escape(_definition(report, name))}">{escape(name)}</span>']
+        + [escape(_shown(one)), *(escape(_number(one[key])) for key in ("se", "control"))]
         + [escape(str(one["unit"])), escape(str(one["note"]))]
         for name, one in values.items()
     )
     head = ("metric", "value", "standard error", "control", "unit", "note")
     return _table(head, rows, ("", "number", "number", "number", "faint", "faint note"))
+
+
+def _definition(report: dict[str, Any] | None, name: str) -> str:
+    """What a metric is; a report older than definitions gets today's."""
+    return (report or {}).get("definitions", {}).get(name) or define(name)
+
+
+def _reason(report: dict[str, Any] | None, name: str) -> str:
+    note = str((report or {}).get("metrics", {}).get(name, {}).get("note") or "")
+    return "; ".join(part for part in (_definition(report, name), note) if part)
+
+
+def _shown(metric: dict[str, Any]) -> str:
+    """A value as the text table shows it."""
+    return metric.get("shown") or _number(metric["value"])
+
+
+def _by_length(report: dict[str, Any] | None) -> str:
+    columns = (report or {}).get("details", {}).get("by_length")
+    if not columns:
+        return ""
+    head, rows = by_length.cells(columns)
+    body = ([escape(show(value)) for value in row] for row in rows)
+    intro = f"<p>{escape(by_length.TITLE[:1].upper() + by_length.TITLE[1:])}.</p>"
+    return intro + _table(head, body, ("", *["number"] * (len(head) - 1)))
 
 
 def _number(value: Any) -> str:

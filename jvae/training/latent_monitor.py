@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, Key
 
 from jvae.api import Params, Posterior, TextVAE, example_keys
 from jvae.evals.collect import collect, to_host
-from jvae.evals.latent import PosteriorSet, latent_metrics
+from jvae.evals.latent import PosteriorSet, collapse_reasons, latent_metrics
 
 SENTENCES = 500  # of the validation split, its first: MI costs their square, and is at most ln 500
 ACTIVE = 0.01  # variance of its mean that makes a unit active
@@ -31,22 +31,32 @@ def _draws(
     }
 
 
+class LatentUse(NamedTuple):
+    """What a validation check says of the latent."""
+
+    mi_nats: float  # at most ln N
+    active: int
+    collapse_reasons: list[str]  # empty where the latent is used
+
+
 def latent_use(
     model: TextVAE,
     params: Params,
     parts: Iterable[tuple[Int[Array, "e"], Any]],
     key: Key[Array, ""],
-) -> dict[str, float | int]:
-    """Mutual information in nats (at most ln N) and number of active units, as the evaluation
-    measures them.
+    kl_nats: float,
+) -> LatentUse:
+    """Mutual information, active units and collapse, by the estimators and the rule of the
+    evaluation; of its tests of collapse only the Rec gap is not made.
 
     Args:
       parts: ids and posteriors of the sentences of each batch.
       key: what the posteriors' draws are made of, as in `jvae.latent.elbo.measure`.
+      kl_nats: mean KL of the whole validation split.
     """
     id_e, q = collect(parts)
     found = to_host(_draws(model.post, params, q, id_e, key))
-    posts = PosteriorSet(id_e, q, kl_e=np.zeros(len(id_e)), kl_egz=None, **found)
+    posts = PosteriorSet(id_e, q, kl_e=np.full(len(id_e), kl_nats), kl_egz=None, **found)
     result = latent_metrics(model, params, posts)
     assert result is not None
-    return {"mi": result.mi_nats, "au": result.active[ACTIVE]}
+    return LatentUse(result.mi_nats, result.active[ACTIVE], collapse_reasons(result))

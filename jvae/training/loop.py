@@ -268,7 +268,7 @@ def _checker(
 ) -> Callable[[program.Program, Params, int], dict[str, Any]]:
     """Validation: the whole split, dropout off, the final KL weight, the same noise every time."""
     key = meshes.everywhere(key, mesh)
-    alarm, data = this.config.train.collapse_kl, this.data["valid"]
+    data = this.data["valid"]
     # Of several programs at once, virtual devices may each wait for another one's sum.
     one_by_one = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
     part, parts = meshes.row_part(mesh, this.rows.batch_rows)
@@ -293,19 +293,22 @@ def _checker(
         values = metrics.ratios(sums)
         row: dict[str, Any] = {name: values[name] for name in ("loss", "rec", "kl")}
         row["neg_elbo"] = values["rec"] + values["kl"]
-        if current.watched:
-            row["collapsed"] = int(values["kl"] < alarm)
-            if row["collapsed"]:
+        if current.watched and len(first) > 1:  # a variance over sentences needs two
+            with jax.transfer_guard("allow"):  # once a check
+                use = latent_monitor.latent_use(this.model, params, kept, key, values["kl"])
+            row |= {
+                "collapsed": int(bool(use.collapse_reasons)),
+                "mi": use.mi_nats,
+                "au": use.active,
+            }
+            if use.collapse_reasons:
                 log.warning(
-                    "step %d: the validation KL is %.3f nats: the posterior has collapsed to the "
+                    "step %d: the latent is not used (%s): the posterior has collapsed to the "
                     "prior, or has not left it yet. Slower or cyclic objective.beta, or a "
                     "objective.kl_floor, keep it in use",
                     done,
-                    values["kl"],
+                    "; ".join(use.collapse_reasons),
                 )
-            if len(first) > 1:  # a variance over sentences needs two
-                with jax.transfer_guard("allow"):  # once a check
-                    row |= latent_monitor.latent_use(this.model, params, kept, key)
         return row
 
     return check

@@ -108,7 +108,7 @@ def test_a_model_without_a_latent_prints_dashes(toys):
     metrics = made.as_dict()["metrics"]
     assert metrics["mi"]["value"] is None and metrics["ppl_w"]["value"] is None
     assert metrics["nll_3"]["value"] == metrics["rec"]["value"]
-    (line,) = [line for line in made.table().splitlines() if line.startswith("mi ")]
+    line = next(line for line in made.table().splitlines() if line.startswith("mi "))
     assert line.split() == ["mi", "-", "-", "-"]
 
 

@@ -381,6 +381,14 @@ def test_cells_of_one_seed():
     assert "Without the row of its language model: Optimus." in fair_table.tables(rows[1:])
 
 
+def test_a_withheld_perplexity_is_a_dash_with_its_reason():
+    note = "12 % of the tokens are unknown: perplexity per word is withheld."
+    text = fair_table.tables([made_up("lm", ppl_w=None, bpc=None) | {"notes": [note, "a remark"]}])
+    own = dict(zip(cells(text, "model"), cells(text, "Transformer LM"), strict=True))
+    assert own["PPL_w"] == own["BPC"] == "–"
+    assert f"- Transformer LM: {note}" in text and "a remark" not in text
+
+
 def test_cells_of_several_seeds():
     rows = [made_up("della", nll, seed=seed) for seed, nll in enumerate((29.0, 30.0, 31.0))]
     rows[2]["metrics"]["collapsed"] = True

@@ -100,7 +100,9 @@ def counted(name: str, reader: Reader, notes: list[str]) -> Iterator[tuple[int, 
 def mean_length(at: Evaluation) -> list[card.Row]:
     """Mean number of words of the samples."""
     words = [len(text.split()) for text in at.samples["prior"]]
-    return [card.Row("mean_length", float(np.mean(words)), "words")]
+    definition = "mean number of whitespace words of the samples"
+    row = card.Row("mean_length", float(np.mean(words)), "words", definition=definition)
+    return [row]
 
 
 PRIORS.register("logistic")(PriorKind(LogisticOptions, logistic))

@@ -1,6 +1,7 @@
 """Pictures and page of a run, from made-up values: what is drawn, and that text stays text."""
 
 import io
+from html import escape
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -8,6 +9,7 @@ import matplotlib
 import numpy as np
 import pytest
 
+from jvae.evals.definitions import define
 from jvae.report import figures, look, maps, page
 from jvae.report.gather import OFFSETS, Factor, Found, Latents, Traversal
 
@@ -86,6 +88,35 @@ def test_the_page_is_whole_and_escapes_what_it_shows():
     sections = {link for link in reader.links if link.startswith("#")}
     assert {"#metrics", "#probes", "#training", "#maps", "#interpolations", "#card"} <= sections
     assert "http" not in html.replace("http://www.w3.org", "")
+
+
+def test_numbers_stand_beside_what_limits_them():
+    metrics = {
+        "ppl_w": dict(value=None, note="withheld: 12.0 % unknown tokens"),
+        "ppl_t": dict(value=6.99, shown="6.99 (<unk>)", note="12.0 % unknown tokens"),
+        "unknown_tokens": dict(value=12.0, note=""),
+        "mi": dict(value=4.5, shown="≥ 4.50 (saturated)", note=""),
+        "exact_match": dict(value=25.0, note="at most 25.0, the tokenizer's ceiling"),
+        "exact_match_ceiling": dict(value=25.0, note=""),
+        "self_bleu": dict(value=50.0, note=""),
+        "made_up": dict(value=1.0, note=""),
+    }
+    metrics = {name: dict(se=None, control=None, unit="") | one for name, one in metrics.items()}
+    columns = dict(words_from=[0, 6], words_to=[5, 9], sentences=[3, 1])
+    columns |= {
+        f"{name}_by_length": [75.5, None] for name in ("exact_match", "rec_per_token", "kl")
+    }
+    report = dict(metrics=metrics, definitions={"made_up": EVIL}, details={"by_length": columns})
+    html = page.render(found(evaluation=report, latents=None), {})
+    reader = Reader()
+    reader.feed(html)
+    assert reader.open == [] and "script" not in reader.seen
+    top = html[: html.index("<nav>")]
+    assert "ppl_w<b>-</b>" in top and "withheld: 12.0 % unknown tokens" in top
+    assert "unknown_tokens<b>12.00</b>" in top and "exact_match_ceiling<b>25.00</b>" in top
+    assert "≥ 4.50 (saturated)" in top and "6.99 (&lt;unk&gt;)" in html
+    assert f'title="{escape(define("self_bleu"))}"' in html and f'title="{escape(EVIL)}"' in html
+    assert "6 to 9" in html and "75.50" in html and 'href="#length"' in html
 
 
 def test_every_picture_is_an_image_in_both_formats():

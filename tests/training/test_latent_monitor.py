@@ -1,11 +1,13 @@
 """Use of the latent during training against the evaluation's own numbers."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jvae.data.rows import Encoded, pack_rows
-from jvae.evals.latent import collect_posteriors, latent_metrics
+from jvae.evals.latent import collapse_reasons, collect_posteriors, latent_metrics
 from jvae.models import della, optimus
 from jvae.nn.config import TransformerConfig
 from jvae.training import latent_monitor
@@ -54,11 +56,18 @@ def test_validation_gives_the_posteriors_its_sums_are_of():
                     *([s[name].sum, s[name].count] for s in (sums, expected)), rtol=1e-5
                 )
             parts.append((batch.id_e, post))
-        found = latent_monitor.latent_use(model, params, parts, key)
+        found = latent_monitor.latent_use(model, params, parts, key, kl_nats=3.0)
         posts = collect_posteriors(model, params, batches(), key)
         want = latent_metrics(model, params, posts)
-        assert found["au"] == want.active[0.01] > 0
-        np.testing.assert_allclose(found["mi"], want.mi_nats, atol=1e-5)
+        assert found.active == want.active[0.01] > 0
+        np.testing.assert_allclose(found.mi_nats, want.mi_nats, atol=1e-5)
         # The order of batches and sentences changes nothing.
-        again = latent_monitor.latent_use(model, params, parts[::-1], key)
+        again = latent_monitor.latent_use(model, params, parts[::-1], key, kl_nats=3.0)
         assert again == found
+        # Validation decides as the evaluation does: a KL that carries nothing is a collapse.
+        same = dataclasses.replace(want, kl_nats=3.0, kl_nats_se=0.0)
+        assert found.collapse_reasons == collapse_reasons(same)
+        dead = map_named(lambda path, leaf: 0 * leaf, params)
+        parts = [(batch.id_e, step(dead, batch, key)[1]) for batch in batches()]
+        use = latent_monitor.latent_use(model, dead, parts, key, kl_nats=3.0)
+        assert use.active == 0 and len(use.collapse_reasons) == 2

@@ -324,7 +324,7 @@ def test_a_family_from_outside_is_checked_by_its_dataclass_alone(monkeypatch):
     assert not check_effect(Outer(Inner(2), kind="b", only_b=1), "model")
     assert set(fields_of(Outer)) == {"inner", "kind", "only_b", "names", "most"}
     family = Family(Outer, lambda config: pytest.fail("built from a wrong config"), dict, dict)
-    monkeypatch.setitem(models.FAMILIES, "outer", family)
+    monkeypatch.setitem(models.FAMILIES._members, "outer", family)
     tree = configs.load("lm:tiny").to_dict() | {"model": dict(family="outer", inner=dict(width=0))}
     text = message(ConfigDict(tree))
     assert text.startswith("model.inner.width=0: expected an integer from 1 to 64")

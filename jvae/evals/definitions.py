@@ -1,0 +1,129 @@
+"""One line for every metric that a report prints: what it is, and in which unit.
+
+Names are patterns, as some hold a number or the name of a label. The text table, the JSON and the
+report page all read this table.
+"""
+
+import re
+
+DEFINITIONS: dict[str, str] = {
+    # Likelihood
+    "rec": "reconstruction loss E_q[-log p(x|z)], summed over tokens, end included; control: z of "
+    "another sentence (nats/sentence)",
+    "neg_elbo": "rec + kl, an upper bound on -log p(x) (nats/sentence)",
+    "nll_<K>": "importance-weighted upper bound on -log p(x) from K posterior draws; the largest K "
+    "is evals.samples (nats/sentence)",
+    "ess": "effective sample size of the importance weights, at most K; below 5 the bound is loose",
+    "unknown_tokens": "share of the decoder's tokens that its tokenizer does not know (%)",
+    "unknown_sentences": "share of the sentences with at least one unknown decoder token (%)",
+    "ppl_w": "perplexity per whitespace word, end of sentence counted, from nll_K; compares across "
+    "tokenizers",
+    "ppl_t": "perplexity per token of the decoder's tokenizer, end counted, from nll_K",
+    "bpc": "bits per character, line end counted, from nll_K; compares across tokenizers",
+    # Use of the latent
+    "kl": "mean KL(q(z|x) || p(z)) (nats/sentence)",
+    "mi": "mutual information of sentence and latent, E[log q(z|x) - log q(z)] at the same draws, "
+    "q(z) the mean over N sentences; at most ln N (nats)",
+    "marginal_gap": "KL(q(z) || p(z)) = kl - mi: how far posteriors together are from the prior "
+    "(nats)",
+    "au_<T>": "active units: dimensions whose posterior mean varies over sentences by more than T",
+    "rec_gap": "rec with another sentence's z minus rec; near 0 the decoder ignores z "
+    "(nats/sentence)",
+    "collapsed": "yes if no unit is active, or kl, mi or rec_gap is within 0.1 nat or two standard "
+    "errors of a posterior equal to the prior",
+    # Reconstruction from the posterior mean
+    "token_accuracy": "share of tokens ranked first given all earlier ones and the posterior mean "
+    "(%)",
+    "exact_match": "share of sentences reconstructed letter by letter, greedily from the posterior "
+    "mean (%)",
+    "exact_match_unseen": "exact_match of sentences that are not in the training set (%)",
+    "exact_match_ceiling": "share of sentences that the decoder's tokenizer itself gives back "
+    "letter by letter, the most that exact_match can reach (%)",
+    "exact_match_reachable": "exact_match among the sentences that the tokenizer gives back (%)",
+    "bleu": "corpus BLEU of reconstructions against the sentences (0-100)",
+    # Samples from the prior
+    "samples": "number of sentences decoded from the prior, evals.generate",
+    "distinct_lines": "number of different sentences among the samples",
+    "duplicates": "share of samples that occur more than once (%)",
+    "bleu_test": "mean BLEU-4 of samples, all test sentences as references; higher is closer "
+    "(0-100)",
+    "self_bleu": "mean BLEU-4 of each sample against the others; lower is more diverse (0-100)",
+    "dist_<N>": "distinct N-grams over all N-grams of the samples; higher is more diverse (0-1)",
+    "memorised": "share of the samples' 4-grams that occur in the training set (%)",
+    "memorised_test": "the same share for test sentences, as a reference for memorised (%)",
+    "mauve": "closeness of samples and references in a large model's features; higher is closer "
+    "(0-1)",
+    "external_ppl": "perplexity per token of the samples under the language model evals.external",
+    # Interpolation between two posterior means
+    "<path>_smoothness": "word mover's distance of the ends over the length of the decoded path; "
+    "mean over pairs, higher is smoother (0-1)",
+    "<path>_smoothness_max": "smoothness of the smoothest pair (0-1)",
+    "<path>_smoothness_min": "smoothness of the least smooth pair (0-1)",
+    # Further bounds
+    "nll_prior": "upper bound on -log p(x) from draws of the prior alone (nats/sentence)",
+    "nll_prior_above": "nll_prior minus nll_K, sentence by sentence (nats/sentence)",
+    "neg_elbo_refined": "neg_elbo of posteriors refined by Langevin steps (nats/sentence)",
+    "refined_gain": "neg_elbo minus neg_elbo_refined, sentence by sentence (nats/sentence)",
+    # The embedded corpus, whose grammar is known
+    "exact": "exact -log p(x) under the grammar (nats/sentence)",
+    "ppl_w_floor": "perplexity per word of the grammar itself, the lowest possible",
+    "excess": "nll_K minus exact, sentence by sentence (nats/sentence)",
+    "<kind>_grammatical": "share of the texts that the grammar accepts (%)",
+    "<kind>_distinct": "share of different ones among the accepted texts (%)",
+    # Labels and factors
+    "probe_<label>_<n>": "test accuracy of a linear probe trained on n labels (%)",
+    "probe_<label>": "accuracy of a linear probe on posterior means, cross-validated (%)",
+    "cluster_<label>_accuracy": "accuracy of Gaussian mixture clusters after the best matching (%)",
+    "cluster_<label>_nmi": "normalised mutual information of clusters and labels (0-1)",
+    "attribute_<label>_order": "share of test pairs that the attribute vector puts in order (0-1)",
+    "attribute_<label>_flip_<scale>": "share of sentences judged to have the other value after "
+    "moving by scale times the attribute vector (%)",
+    "attribute_<label>_bleu_<scale>": "corpus BLEU of the moved sentences with the original ones "
+    "(0-100)",
+    "z_diff": "accuracy of telling the fixed factor from mean differences of latent pairs (0-1)",
+    "z_min_var": "accuracy of telling the fixed factor from the dimension that varies least (0-1)",
+    "mig": "mutual information gap between the two best dimensions of a factor (0-1)",
+    "dci_disentanglement": "how far each dimension predicts one factor only (0-1)",
+    "dci_completeness": "how far each factor is predicted by one dimension only (0-1)",
+    "dci_informativeness": "how well the factors are predicted from the latent (0-1)",
+}
+# Rows of the compatible modes; over what each is measured stands in its unit.
+COMPATIBLE: dict[str, str] = {
+    "ppl": "perplexity as the mode computes it",
+    "elbo": "evidence bound as the mode computes it",
+    "nll": "what the mode calls nll; see its unit",
+    "kl": "KL term as the mode averages it",
+    "rec": "reconstruction loss as the mode computes it",
+    "au": "active units as the mode counts them",
+    "mi": "mutual information as the mode estimates it",
+    "ess": "effective sample size of the mode's draws",
+}
+GREEDY = "greedy_"  # in front of metrics of samples decoded greedily
+# Numbers match digits alone, so `nll_prior` is not one of nll_<K>.
+_SLOTS = {"K": r"\d+", "T": r"[\d.]+", "N": r"\d+", "n": r"\d+", "scale": r"[\d.]+"}
+
+
+def _compiled(name: str) -> re.Pattern[str]:
+    text, *rest = re.split(r"<(\w+)>", name)
+    pattern = re.escape(text)
+    for slot, text in zip(rest[::2], rest[1::2], strict=True):
+        pattern += _SLOTS.get(slot, r".+") + re.escape(text)
+    return re.compile(pattern)
+
+
+# Exact names first, so that no pattern takes them.
+_ORDER = sorted(DEFINITIONS, key=lambda name: "<" in name)
+_PATTERNS = {name: _compiled(name) for name in _ORDER}
+
+
+def pattern_of(name: str) -> str | None:
+    """The entry of `DEFINITIONS` that a metric's name matches; None for a metric from elsewhere."""
+    return next((one for one, pattern in _PATTERNS.items() if pattern.fullmatch(name)), None)
+
+
+def define(name: str) -> str:
+    """The definition of a metric by its name in a report; empty for a metric from elsewhere."""
+    found = pattern_of(name)
+    if found is None and name.startswith(GREEDY) and (plain := define(name.removeprefix(GREEDY))):
+        return f"of greedy samples: {plain}"
+    return DEFINITIONS[found] if found else ""
