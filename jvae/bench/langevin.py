@@ -18,8 +18,8 @@ from jvae.bench.cases import Case, Setting, Subject
 from jvae.bench.harness import Work
 from jvae.errors import ConfigError
 from jvae.parallel.flops import matmul_flops
-from jvae.runs import build
-from jvae.training import optim, program, schedules, step
+from jvae.runs import build, schedules
+from jvae.training import optim, program, step
 
 PUBLISHED = 20
 _LONG = (1, 5, 10, PUBLISHED, 40)

@@ -10,10 +10,10 @@ from jvae.api import Params
 from jvae.cli import aot
 from jvae.cli import sweep as sweeps
 from jvae.errors import CheckpointError
-from jvae.evals import evaluation, probing
+from jvae.evals import evaluation, probing, run_card
 from jvae.parallel import mesh as meshes
 from jvae.parallel import processes
-from jvae.runs import build, loading, workdir
+from jvae.runs import build, identity, loading, phases, workdir
 from jvae.training import loop
 from jvae.training.preemption import Stop
 
@@ -23,16 +23,27 @@ def train(config: ConfigDict, folder: Path) -> None:
 
     Raises: Stopped after SIGTERM or SIGINT, once the state is saved.
     """
-    table = folder / "eval" / "test.txt"
-    if table.is_file():
+    if table := _finished(config, folder):
         if processes.first():
             workdir.claim(folder, config)
-        print(f"{folder} is finished; --mode=eval measures it again\n\n{table.read_text()}", end="")
+        print(f"{folder} is finished; --mode=eval measures it again\n\n{table}", end="")
         return
     with Stop() as stop, workdir.Lock(folder) as lock:
         done = loop.train(config, folder, stop, lock)
         report = evaluation.evaluate(done.run, done.mesh, done.params, done.step)
         _show(report.table(), folder)
+
+
+def _finished(config: ConfigDict, folder: Path) -> str | None:
+    """The table of a run whose training has ended and was measured; None where there is still
+    something to do.
+    """
+    saved = identity.saved(folder)
+    if saved is None or not phases.finished(config, saved.last):
+        return None
+    workdir.check(folder, config, saved.configs, bool(saved.records))
+    # Text that has moved is compared on the way through training and evaluation.
+    return None if workdir.moved(folder, config) else run_card.table(folder, saved.params_step)
 
 
 def sweep(
@@ -72,9 +83,16 @@ def _trained(config: ConfigDict, folder: Path) -> tuple[build.Run, Mesh, Params,
     """A run with its best parameters and their step."""
     if not (folder / workdir.CONFIG).is_file():
         raise CheckpointError(f"{folder}: no run here; train it first, or give its --workdir")
-    # Not claimed: to measure with other sizes leaves the run's own config as it is.
-    workdir.check(folder, config)
-    this = build.open_run(config, folder)
+    saved = identity.saved(folder)
+    if saved is None:
+        raise CheckpointError(
+            f"{folder}: its training has not saved anything yet; run --mode=train until it has"
+        )
+    workdir.check(folder, config, saved.configs, bool(saved.records))
+    this = build.open_run(config, folder, saved)
+    if processes.first():
+        # The rest is not claimed: to measure with other sizes leaves the run's config as it is.
+        workdir.move(folder, config)
     mesh = meshes.make_mesh(this.config.mesh)
     return this, mesh, *loading.load_params(this.model, mesh, folder)
 

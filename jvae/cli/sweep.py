@@ -90,14 +90,16 @@ def run(
     A point that fails is reported and left out; the others go on.
     Returns: the table. Raises: ConfigError if every point failed.
     """
+    ended = []
     for number, point in enumerate(made, 1):
         log.info("sweep %d of %d: %s", number, len(made), " ".join(point.values))
         try:
             train(configs.apply_overrides(config, point.values), folder / point.name)
+            ended.append(point)
         except JvaeError as error:
             log.error("%s: %s", point.name, error)
         jax.clear_caches()
-    return collect(made, folder)
+    return collect(ended, folder)
 
 
 def collect(made: Sequence[Point], folder: Path) -> str:

@@ -261,7 +261,7 @@ def _write(
     rows = "".join(f"{json.dumps(row)}\n" for row in likelihood.by_sentence())
     write_text(folder / "eval" / f"{name}.sentences.jsonl", rows)
     write_text(folder / "eval" / f"{name}.json", report.to_json())
-    # Last: the table tells that the run is finished.
+    # Last: a table is there only with all that belongs to it.
     write_text(folder / "eval" / f"{name}.txt", report.table() + "\n")
 
 

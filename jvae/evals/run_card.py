@@ -1,5 +1,8 @@
 """The reporting card of a measurement of a run."""
 
+import json
+from pathlib import Path
+
 from jvae import config as configs
 from jvae.evals import text as texts
 from jvae.evals.card import Card
@@ -8,13 +11,28 @@ from jvae.runs import build
 from jvae.runs.provenance import commit
 
 
+def table(folder: Path, step: int, split: str = "test") -> str | None:
+    """The table that `evaluate` wrote of the parameters of a step; None where there is none."""
+    try:
+        report = json.loads((folder / "eval" / f"{split}.json").read_text(encoding="utf-8"))
+        if report["card"]["weights"] == _weights(step):
+            return (folder / "eval" / f"{split}.txt").read_text(encoding="utf-8")
+    except (OSError, ValueError, KeyError, TypeError):  # never written, or not to its end
+        pass
+    return None
+
+
+def _weights(step: int) -> str:
+    return f"step {step}"
+
+
 def card_of(this: build.Run, evals: EvalConfig, step: int, split: str) -> Card:
     """The card of a measurement of one split."""
     cfg, data = this.config, this.data[split]
     return Card(
         commit=commit(),
         config=configs.flatten(cfg),
-        weights=f"step {step}",
+        weights=_weights(step),
         data=[{"name": f.path, "sha256": f.sha256, "lines": f.lines} for f in data.lines.files],
         tokenizers={"encoder": this.encoder.fingerprint, "decoder": this.decoder.fingerprint},
         preset=evals.label,

@@ -18,7 +18,7 @@ from jvae.evals import disentangle
 from jvae.evals.latent import collect_posteriors
 from jvae.inference.text_vae import LoadedVAE
 from jvae.latent import geometry
-from jvae.runs import build, loading, metrics, phases
+from jvae.runs import build, identity, loading, metrics, phases
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def _sentences(
             for i, factor in enumerate(grammar.FACTORS)
         }
         return [s.text for s in made], None, labels
-    found = build.open_run(config, folder).data["test"].lines
+    found = build.open_run(config, folder, identity.saved(folder)).data["test"].lines
     count = min(most, len(found))
     parts = (found.text, found.source, found.label)
     texts, sources, kinds = (

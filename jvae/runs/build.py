@@ -22,6 +22,7 @@ from jvae.data.dataset import Dataset, RowSpec
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import CheckpointError, ConfigError
 from jvae.parallel import rules
+from jvae.runs import identity
 from jvae.runs.data import (
     TOKENIZER_FOLDER,
     duplicate_files,
@@ -46,6 +47,11 @@ class Run(NamedTuple):
     model: TextVAE
     exact: dict[str, np.ndarray]  # -log p of each sentence by split, nats; embedded corpus only
     log: list[str]  # what preparation has to say
+    splits: identity.Splits = {}  # the text of `data` as it was read
+
+    def record(self) -> dict[str, Any]:
+        """What makes this run itself, see `jvae.runs.identity`."""
+        return identity.record(self.config, self.splits, self.encoder, self.decoder)
 
 
 def build_model(config: ConfigDict) -> TextVAE:
@@ -89,18 +95,25 @@ def save_tokenizers(run: Run) -> None:
             raise CheckpointError(f"cannot write to {folder}: {error}") from error
 
 
-def open_run(config: ConfigDict, workdir: Path) -> Run:
+def open_run(config: ConfigDict, workdir: Path, saved: identity.Saved | None = None) -> Run:
     """Reads and tokenises the data and builds the model; touches no device, writes to no folder but
     the cache of prepared data.
 
-    Raises: ConfigError, DataError.
+    Args:
+      saved: the checkpoints of the run that is resumed or measured; None for a first start.
+    Raises: ConfigError, DataError; CheckpointError where text, tokenizers or random stream are not
+      those of `saved`.
     """
     splits, exact = read_splits(config)
+    if saved:  # before the work of preparing another text
+        identity.check_data(saved, config, splits)
     log = duplicate_files(splits)
     train = splits["train"]
     encoder, decoder = open_tokenizers(
         config, workdir, lambda: train.texts() if isinstance(train, Corpus) else train.text
     )
+    if saved:
+        identity.check_tokenizers(saved, encoder, decoder)
 
     config = ConfigDict(config.to_dict())
     for side, tokenizer in (("encoder", encoder), ("decoder", decoder)):
@@ -138,7 +151,7 @@ def open_run(config: ConfigDict, workdir: Path) -> Run:
     rows = row_spec(config, limits)
     log.append(log_packing(data["train"], rows))
     model = build_model(config)
-    return Run(config.lock(), workdir, encoder, decoder, data, rows, model, exact, log)
+    return Run(config.lock(), workdir, encoder, decoder, data, rows, model, exact, log, splits)
 
 
 def seeds(seed: int) -> dict[str, Key[Array, ""]]:

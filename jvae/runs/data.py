@@ -21,6 +21,7 @@ from jvae.data.prepare import prepare
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, DataError
 from jvae.pretrained import files
+from jvae.runs import workdir as workdirs
 
 SPLITS = ("train", "valid", "test")
 
@@ -103,20 +104,21 @@ def duplicate_files(splits: Mapping[str, sources.Lines | Corpus]) -> list[str]:
 def open_tokenizers(
     config: ConfigDict, workdir: Path, train: Callable[[], Iterable[str]]
 ) -> tuple[TextTokenizer, TextTokenizer]:
-    """Encoder and decoder tokenizer: those of the working directory where it has them, else those
-    that the config names, else those of the model that training starts from.
+    """Encoder and decoder tokenizer: those of the working directory where training has saved
+    something, else those that the config names, else those of the model that training starts from.
 
     Args:
       train: gives the train split's sentences, read only when a tokenizer has to be trained.
     """
-    opened = []
+    opened, trained = [], bool(workdirs.checkpoints(workdir))
     source = config.init.model
     if source:
         source = Path(source).expanduser() if files.is_local(source) else files.fetch_folder(source)
     for role in ("encoder", "decoder"):
         folder = workdir / TOKENIZER_FOLDER / role
         name = config.data[f"{role}_tokenizer"]
-        if (folder / tokenizers.FILE).is_file():  # a folder alone is what a kill may leave
+        # A folder alone is what a kill may leave, and tokenizers alone a start that failed.
+        if trained and (folder / tokenizers.FILE).is_file():
             opened.append(tokenizers.load(folder, role))
         elif name:
             opened.append(tokenizers.open_tokenizer(name, role))

@@ -7,14 +7,14 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jvae import config as configs
 from jvae import models
 from jvae.api import Params, TextVAE
 from jvae.data import tokenizers
 from jvae.data.tokenizers import TextTokenizer
+from jvae.errors import CheckpointError, WeightsError
 from jvae.inference.text_vae import LoadedVAE
 from jvae.parallel import mesh as meshes
-from jvae.runs import build, exports, workdir
+from jvae.runs import build, exports, identity, workdir
 from jvae.runs import data as run_data
 from jvae.runs.checkpoint import Checkpoints
 
@@ -30,7 +30,7 @@ def load(name: str | os.PathLike[str], *, seed: int = 0) -> LoadedVAE:
       name: folder of a run (its best checkpoint), or folder or hub name of an export.
       seed: of samples and of Langevin chains; every method takes its own too.
     Raises: CheckpointError if there is no checkpoint that fits; WeightsError if an export cannot
-      be read or is not what its hashes say.
+      be read or is not what its hashes say, or if the tokenizers are not those of the training.
     """
     parts = read_model(name)
     model = build.build_model(parts.config)
@@ -87,13 +87,15 @@ def is_run(name: str | os.PathLike[str]) -> bool:
 
 def _read_run(folder: Path) -> exports.Export:
     workdir.saved_config(folder)  # says so where there is no run
-    with Checkpoints(folder, read_only=True) as ckpts:
-        meta = ckpts.meta(best=ckpts.best() is not None)
-    config = configs.stored(meta["config"])
+    saved = identity.saved(folder)
+    if saved is None:
+        raise CheckpointError(f"{folder}: its training has not saved a checkpoint yet")
+    config = saved.configs[-1]  # of the best one
     mesh = meshes.make_mesh(dict(data=1), jax.local_devices()[:1])
-    params, _ = load_params(build.build_model(config), mesh, folder)
     roles = ("encoder", "decoder")
     encoder, decoder = (tokenizers.load(folder / run_data.TOKENIZER_FOLDER / r, r) for r in roles)
+    identity.check_tokenizers(saved, encoder, decoder, WeightsError)
+    params, _ = load_params(build.build_model(config), mesh, folder)
     return exports.Export(config, encoder, decoder, params)
 
 

@@ -5,25 +5,31 @@ it has a fresh optimizer, and its schedules begin at its first step. Config sect
 the names:
 
     phases.stage0.share       of train.steps; the shares of all phases add up to 1
-    phases.stage0.patience    checks without a better validation loss that end it early; 0: never
+    phases.stage0.patience    checks without a better validation loss that end it early; 0: never.
+                              Counted once its objective no longer changes
     phases.stage0.optim       keys of `optim` that differ
     phases.stage0.objective   keys of `objective` that differ; and `noise` likewise
 
 Without phases the run is one.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from jvae import config as configs
 from jvae.errors import ConfigError
+from jvae.runs import schedules
 
 SECTIONS = ("objective", "optim", "noise")
 KEYS = ("share", "patience", *SECTIONS)
 
 
 class Phase(NamedTuple):
-    """One phase with all its values settled. name: "" where the run is one phase."""
+    """One phase with all its values settled. name: "" where the run is one phase. final: its steps
+    after which the KL weight stays as it is and every parameter trains that ever does.
+    """
 
     name: str
     steps: int
@@ -31,6 +37,7 @@ class Phase(NamedTuple):
     objective: ConfigDict
     optim: ConfigDict
     noise: ConfigDict
+    final: int = 0
 
 
 class PhaseProgress(NamedTuple):
@@ -38,12 +45,19 @@ class PhaseProgress(NamedTuple):
 
     index: int = 0  # phase
     begin: int = 0  # steps of the run before this phase
-    best: float | None = None  # lowest validation loss of this phase
+    best: float | None = None  # lowest validation loss of this phase at its final objective
     stalled: int = 0  # checks since then
     over: bool = False  # whether the phase has ended
+    steps: int | None = None  # of this phase, where train.steps changed since it began
 
     def checked(self, phase: Phase, done: int, loss: float) -> "PhaseProgress":
-        """After a check at `done` steps of the run."""
+        """After a check at `done` steps of the run.
+
+        Validation weighs the KL as the end of the phase does, so its loss may well rise until
+        training does the same. Until then no check counts.
+        """
+        if done - self.begin < phase.final:
+            return self._replace(best=None, stalled=0, over=done - self.begin >= phase.steps)
         better = self.best is None or loss < self.best
         stalled = 0 if better else self.stalled + 1
         over = done - self.begin >= phase.steps or 0 < phase.patience <= stalled
@@ -64,7 +78,7 @@ def resolve(config: ConfigDict) -> tuple[Phase, ...]:
     total, sections = int(tree["train"]["steps"]), tree["phases"]
     if not sections:
         settled = (ConfigDict(tree[part]) for part in SECTIONS)
-        return (Phase("", total, tree["train"]["patience"], *settled),)
+        return (_of_length(Phase("", total, tree["train"]["patience"], *settled), total),)
     phases, before, share = [], 0, 0.0
     for name in sorted(sections):
         section = sections[name]
@@ -83,10 +97,69 @@ def resolve(config: ConfigDict) -> tuple[Phase, ...]:
             for part in SECTIONS
         )
         patience = int(section.get("patience", tree["train"]["patience"]))
-        phases.append(Phase(name, steps, patience, *settled))
+        phases.append(_of_length(Phase(name, steps, patience, *settled), steps))
     if abs(share - 1.0) > 1e-6:
         raise ConfigError(f"phases: the shares add up to {share:g}; expected 1")
     return tuple(phases)
+
+
+def at_place(plan: Sequence[Phase], at: PhaseProgress) -> Phase:
+    """The phase that a run is in, as long as it is there."""
+    phase = plan[at.index]
+    return phase if at.steps is None else _of_length(phase, at.steps)
+
+
+def replan(config: ConfigDict, meta: Mapping[str, Any]) -> PhaseProgress:
+    """Where the run of a checkpoint stands in the phases of a config, whose train.steps may differ.
+
+    The phase it is in, or ended with, then ends where its share of the new steps does. Those before
+    stay as they were, those after it have their share.
+
+    Raises: ConfigError if more steps are done than that.
+    """
+    at, done = PhaseProgress(**meta["phase"]), int(meta["step"])
+    old, new = resolve(configs.stored(meta["config"])), resolve(config)
+    before, after = (_end(plan, at.index) for plan in (old, new))
+    if before == after:
+        return at
+    steps = at_place(old, at).steps + after - before
+    if at.begin + steps < done:
+        where = f"phase {new[at.index].name} ends" if new[at.index].name else "the run ends"
+        raise ConfigError(
+            f"train.steps is {config.train.steps}, so {where} at step {at.begin + steps}, but "
+            f"{done} steps are done; give more, or train a shorter run in another --workdir"
+        )
+    return at._replace(steps=steps, stalled=0, over=at.begin + steps == done)
+
+
+def finished(config: ConfigDict, meta: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint of that meta ends the training of a config.
+
+    Raises: ConfigError as `replan`.
+    """
+    at = replan(config, meta)
+    return at.over and at.index + 1 == len(resolve(config))
+
+
+def _end(plan: Sequence[Phase], index: int) -> int:
+    """Steps of a run to the end of a phase, unless patience ends one before."""
+    return sum(phase.steps for phase in plan[: index + 1])
+
+
+def _of_length(phase: Phase, steps: int) -> Phase:
+    """A phase with another number of steps."""
+    final = 0
+    if phase.patience:
+        rules = enumerate(phase.optim.trainable)
+        starts = (
+            schedules.step_of(fields[3], steps, f"config.optim.trainable[{number}]")
+            for number, fields in rules
+            if isinstance(fields, (tuple, list)) and len(fields) == 4
+        )
+        final = max(starts, default=0)
+        if phase.objective.z != "zero":  # there the KL has no weight at all
+            final = max(final, schedules.final_from(phase.objective.beta, steps))
+    return phase._replace(steps=steps, final=final)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any], where: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The files of a run's directory, and whose run it is.
 
-config.json            the config as given
+config.json            the config as given, from the first checkpoint on
 tokenizers/            both tokenizers
 ckpt/                  checkpoints
 metrics.jsonl          one JSON object per log line; tensorboard/ holds the same
@@ -15,6 +15,7 @@ import fcntl
 import os
 import re
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -24,9 +25,29 @@ from jvae import config as configs
 from jvae.errors import CheckpointError
 
 CONFIG = "config.json"
-# What may change between two calls of one run: it acts after training or on the console only. The
-# mesh decides where numbers live, and the last digits of their sums.
-FREE = ("evals.", "decode.", "mesh.", "train.keep", "train.tensorboard")
+# What may change between two calls on one run; every other key is fixed by its first checkpoint.
+# It acts after training, on the console or on the speed only. The mesh decides where numbers live,
+# and the last digits of their sums.
+FREE = (
+    *("evals.", "decode.", "mesh.", "train.keep", "train.tensorboard"),
+    *("data.cache", "data.workers", "data.tfds_dir"),
+)
+# Where and in which format the text lies: the text itself is compared, see `jvae.runs.identity`.
+# Runs without a record of their text keep these too.
+TEXT = tuple(
+    f"data.{key}"
+    for key in (
+        *("train", "valid", "test", "format", "text", "source", "label", "sentences"),
+        *("on_error", "max_words", "max_chars"),
+    )
+)
+# The length of the training, to no less than what is done: see `phases.replan`.
+LENGTH = ("train.steps",)
+# 0 stands for what the data say; checkpoints keep that.
+SETTLED = (
+    *("data.enc_row", "data.dec_row", "data.cond_row", "data.slots"),
+    *("model.encoder.vocab", "model.decoder.vocab"),
+)
 LOCK = "lock"
 # What file systems without `flock` answer.
 _NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
@@ -50,27 +71,67 @@ def one_line(text: str) -> str:
     return " ".join(re.split(r"[\r\n]", text))
 
 
-def check(workdir: Path, config: ConfigDict) -> None:
-    """Raises: CheckpointError if the directory holds a run of another config."""
-    path = workdir / CONFIG
-    if path.exists():
-        changed = configs.diff(configs.stored(path.read_text(encoding="utf-8")), config)
-        changed = {k: v for k, v in changed.items() if not k.startswith(FREE)}
-        if changed:
-            listed = "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in changed.items())
-            raise CheckpointError(
-                f"{workdir} holds a run of another config ({listed}); "
-                "give this one its own --workdir, or remove that folder"
-            )
+def checkpoints(workdir: Path) -> list[str]:
+    """The checkpoints of a directory by name, unread. Until training has saved one, a directory
+    belongs to no run.
+    """
+    folders = [workdir / "ckpt" / kind for kind in ("last", "best")]
+    steps = (step for one in folders if one.is_dir() for step in one.iterdir())
+    return sorted(f"{one.parent.name}/{one.name}" for one in steps if one.name.isdigit())
+
+
+def check(
+    workdir: Path, config: ConfigDict, stored: Iterable[ConfigDict] = (), recorded: bool = False
+) -> None:
+    """Raises: CheckpointError if the directory holds checkpoints of another config.
+
+    Args:
+      stored: the configs of the checkpoints themselves.
+      recorded: whether these have a record of their text, so that its place may change.
+    """
+    if not checkpoints(workdir):
+        return
+    claims = [saved_config(workdir)] if (workdir / CONFIG).is_file() else []
+    may_change = (*FREE, *LENGTH, *(TEXT if recorded else ()))
+    changed = {}
+    for one in [*claims, *stored]:
+        for key, (old, new) in configs.diff(one, config).items():
+            if not (key.startswith(may_change) or (key in SETTLED and not new)):
+                changed[key] = f"{key}: {old!r} -> {new!r}"
+    if changed:
+        moved = "" if recorded else ", and it has no record of its text, which must stay in place"
+        raise CheckpointError(
+            f"{workdir} holds a run of another config ({'; '.join(changed.values())}). Leave these "
+            f"values as they were to go on with it, or give this run its own --workdir. "
+            f"A run may change {', '.join(LENGTH)}, {', '.join(one.strip('.') for one in FREE)} "
+            f"and the place of its text{moved}"
+        )
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
-    """Makes the directory this run's.
+    """Makes the directory this run's, once it is known that it may be.
 
-    Raises: CheckpointError if it holds a run of another config, or cannot be written.
+    Raises: CheckpointError if it cannot be written.
     """
-    check(workdir, config)
     write_text(workdir / CONFIG, configs.to_json(config))
+
+
+def moved(workdir: Path, config: ConfigDict) -> dict[str, object]:
+    """Where the text lies by a config, as far as the run's own says otherwise."""
+    changed = configs.diff(saved_config(workdir), config)
+    return {key: new for key, (_, new) in changed.items() if key in TEXT}
+
+
+def move(workdir: Path, config: ConfigDict) -> None:
+    """Writes the place of text that has moved, once it has been compared, into the run's config.
+
+    Raises: CheckpointError if it cannot be written.
+    """
+    if changed := moved(workdir, config):
+        own = saved_config(workdir).unlock()
+        for key, new in changed.items():
+            own.data[key.removeprefix("data.")] = new
+        claim(workdir, own)
 
 
 def saved_config(workdir: Path) -> ConfigDict:

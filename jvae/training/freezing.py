@@ -9,7 +9,6 @@ only some layers train is cut along its layer axis; `merge` puts it together aga
 
 import re
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jvae.errors import ConfigError
+from jvae.runs.schedules import step_of
 from jvae.tree import map_named, named_leaves
 
 KEY = "config.optim.trainable"
@@ -89,7 +89,7 @@ def make_plan(
     }
     for number, fields in enumerate(rules):
         rule, where = _rule(fields, number, sizes or {}), f"{KEY}[{number}]"
-        start = _step(rule.from_step, total_steps, where)
+        start = step_of(rule.from_step, total_steps, where)
         matched = [path for path in leaves if _search(rule.pattern, path, where)]
         if not matched:
             examples = ", ".join(list(leaves)[:3])
@@ -198,16 +198,6 @@ def _search(pattern: str, path: str, where: str) -> bool:
         return re.search(pattern, path) is not None
     except re.error as error:
         raise ConfigError(f"{where}: {pattern!r}: {error}") from None
-
-
-def _step(value: int | str, total_steps: int, where: str) -> int:
-    try:
-        step = int(Fraction(value) * total_steps) if isinstance(value, str) else int(value)
-    except (ValueError, TypeError, ZeroDivisionError):
-        raise ConfigError(f"{where}: from_step {value!r}; expected a step or '1/6'") from None
-    if not 0 <= step <= total_steps:
-        raise ConfigError(f"{where}: from_step {value!r}; the run has {total_steps} steps")
-    return step
 
 
 def _layers(rule: TrainableRule, path: str, count: int, stacked: bool, where: str) -> range:

@@ -1,5 +1,6 @@
 """The training loop, top to bottom."""
 
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -15,14 +16,14 @@ from ml_collections import ConfigDict
 from jvae import config as configs
 from jvae.api import Batch, Params
 from jvae.data.dataset import batches, eval_batches
-from jvae.errors import ConfigError, TrainingError
+from jvae.errors import CheckpointError, ConfigError, TrainingError
 from jvae.parallel import mesh as meshes
 from jvae.parallel import processes
-from jvae.runs import build, metrics, phases, workdir
+from jvae.runs import build, identity, metrics, phases, schedules, workdir
 from jvae.runs.checkpoint import Checkpoints
 from jvae.runs.loading import load_params
 from jvae.runs.phases import PhaseProgress
-from jvae.training import goodput, init_params, latent_monitor, program, schedules
+from jvae.training import goodput, init_params, latent_monitor, program
 from jvae.training.goodput import Goodput
 from jvae.training.objectives import MEAN_SUM, Objective
 from jvae.training.preemption import Stop, Stopped
@@ -44,6 +45,8 @@ def train(
 ) -> Trained:
     """Trains the run of a config, from its newest checkpoint where there is one.
 
+    The folder becomes this run's with its first checkpoint; one without any can be started over.
+
     Args:
       stop: tells when to save and stop early.
       lock: of the folder, taken here as soon as it is known that the run can start.
@@ -53,8 +56,12 @@ def train(
     spent = Goodput()
     # --- what depends on the config alone, so that a mistake is told at once ----------------------
     begin = time.monotonic()
-    plan = phases.resolve(config)
-    for phase in plan:
+    plan, at, done = phases.resolve(config), PhaseProgress(), 0
+    steps, saved = workdir.checkpoints(folder), identity.saved(folder)
+    if saved:
+        workdir.check(folder, config, saved.configs, bool(saved.records))
+        at, done = phases.replan(config, saved.last), saved.last["step"]
+    for phase in (*plan, phases.at_place(plan, at)):
         schedules.build(phase.objective.beta, phase.steps)
         _check_accumulation(config, program.build_objective(phase.objective))
         _check_calls(config, phase)
@@ -67,41 +74,56 @@ def train(
         )
 
     # --- data and model ---------------------------------------------------------------------------
-    workdir.check(folder, config)
-    this = build.open_run(config, folder)
+    this = build.open_run(config, folder, saved)
     readers = this.encoder.fingerprint + this.decoder.fingerprint
     processes.agree("config or data", configs.to_json(this.config) + readers)
-    if processes.first():
-        if lock:
-            lock.take()
-        workdir.claim(folder, config)
-        build.save_tokenizers(this)
-    processes.wait("claimed")
-    for line in this.log:
-        log.info(line)
-    cfg = this.config
+    cfg, record = this.config, this.record()
     key = build.seeds(cfg.seed)
 
-    # --- state: own checkpoint, weights or scratch ------------------------------------------------
+    @functools.cache
     def program_at(at: PhaseProgress) -> program.Program:
-        return program.compile_phase(this, plan[at.index], mesh, at.begin)
+        return program.compile_phase(this, phases.at_place(plan, at), mesh, at.begin)
 
+    current = program_at(at)  # what does not fit the model is known from here on
+    if processes.first() and lock:
+        lock.take()
+        if workdir.checkpoints(folder) != steps:
+            raise CheckpointError(
+                f"{folder}: another process trained here until now; run the same command again"
+            )
+    processes.wait("locked")
+    for line in this.log:
+        log.info(line)
+
+    def claim() -> None:
+        if processes.first():
+            build.save_tokenizers(this)
+            workdir.claim(folder, config)
+
+    # --- state: own checkpoint, weights or scratch ------------------------------------------------
     ckpts = Checkpoints(folder, keep_last=cfg.train.keep)
-    position, done, at = (0, 0), 0, PhaseProgress()
+    position = (0, 0)
     meter: metrics.Sums | None = None
-    if ckpts.latest() is None:
-        current = program_at(at)
+    if saved is None:
         state = current.start(init_params.initial_params(this, current.where.params, key["init"]))
         if cfg.init.optimizer:
             state = state._replace(opt_state=init_params.initial_optimizer(this, state.opt_state))
     else:
-        state, meta = ckpts.restore(
-            lambda meta: program_at(PhaseProgress(**meta["phase"])).abstract
-        )
-        position, done, at = tuple(meta["position"]), meta["step"], PhaseProgress(**meta["phase"])
+        claim()
+        state, meta = ckpts.restore(lambda meta: program_at(phases.replan(cfg, meta)).abstract)
+        position, done, at = tuple(meta["position"]), meta["step"], phases.replan(cfg, meta)
         meter = metrics.from_json(meta.get("meter"), meshes.replicated(mesh))
         current = program_at(at)
         log.info("resumed at step %d of %d", done, cfg.train.steps)
+        before = configs.stored(meta["config"]).train.steps
+        if before != cfg.train.steps:
+            log.info(
+                "train.steps was %d and is now %d: all schedules (learning rate, KL weight, what "
+                "trains) are planned anew for that, from step %d on",
+                before,
+                cfg.train.steps,
+                done + 1,
+            )
     program.log_phase(current, state.params)
     log.info("mesh %s, ready in %.1f s", dict(mesh.shape), time.monotonic() - begin)
 
@@ -176,11 +198,14 @@ def train(
             if due or signal:
                 # Between processes Orbax makes transfers of its own.
                 with spent.of(goodput.SAVING), jax.transfer_guard("allow"):
+                    if ckpts.latest() is None:
+                        claim()  # before, so that no checkpoint is without its tokenizers
                     writer.flush()
                     meta = {
                         "position": list(position),
                         "config": configs.to_json(cfg),
                         "phase": at._asdict(),
+                        identity.KEY: record,
                         "meter": metrics.to_json(meter),
                     }
                     if best is not None:
@@ -222,10 +247,13 @@ class _Clock:
 
 def _stop_if_not_finite(values: dict[str, float], after: int, now: int, ckpts: Checkpoints) -> None:
     if values["finite"] < 1.0:
+        last = ckpts.latest()
+        kept = f"the last checkpoint, step {last}, is kept"
+        if last is None:
+            kept = "no checkpoint was saved yet, so the same --workdir can be started over"
         raise TrainingError(
             f"loss or gradient was not finite between steps {after + 1} and {now} (those updates "
-            f"were skipped); the last checkpoint, step {ckpts.latest() or 'none'}, is kept. Lower "
-            "optim.lr or optim.clip, or look at the data, and start again"
+            f"were skipped); {kept}. Lower optim.lr or optim.clip, or look at the data"
         )
 
 

@@ -16,10 +16,10 @@ from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError
 from jvae.parallel import mesh as meshes
 from jvae.parallel import rules
-from jvae.runs import build, metrics
+from jvae.runs import build, metrics, schedules
 from jvae.runs.build import model_config
 from jvae.runs.phases import Phase
-from jvae.training import corruption, freezing, optim, schedules, step
+from jvae.training import corruption, freezing, optim, step
 from jvae.training.objectives import Objective, check_kl
 from jvae.training.step import TrainState
 from jvae.tree import sizes

@@ -223,12 +223,14 @@ def test_another_config_in_the_same_folder(corpus, finished, capsys):
     assert main(command(corpus, finished, "--config.decode.temperature=0.7")) == 0
 
 
-def test_a_diverging_run_stops_and_keeps_its_checkpoint(corpus, tmp_path, capsys):
+def test_a_run_that_diverges_before_its_first_checkpoint_claims_nothing(corpus, tmp_path, capsys):
     folder = tmp_path / "run"
     hot = ("--config.optim.lr=1e30", "--config.optim.clip=none", "--config.optim.schedule=constant")
     assert main(command(corpus, folder, *hot)) == 2
     error = capsys.readouterr().err
     assert "not finite between steps" in error and "lower" in error.lower()
+    assert "no checkpoint was saved yet, so the same --workdir can be started over" in error
+    assert not (folder / "config.json").exists() and not (folder / "tokenizers").exists()
 
 
 def start(words: list[str]) -> subprocess.Popen:

@@ -18,8 +18,8 @@ from jvae.models import t5vae
 from jvae.nn import t5, t5_layer
 from jvae.pretrained import backbones, files, names
 from jvae.pretrained import t5 as t5_names
-from jvae.runs import build, phases
-from jvae.training import freezing, init_params, optim, program, schedules
+from jvae.runs import build, phases, schedules
+from jvae.training import freezing, init_params, optim, program
 from jvae.tree import map_named, named_leaves, sizes
 
 SMALL = t5_layer.T5Config(

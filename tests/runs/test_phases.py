@@ -88,6 +88,68 @@ def test_a_phase_ends_at_its_steps_or_when_the_loss_stalls():
     assert not PhaseProgress().checked(phase._replace(patience=0), 2, float("nan")).over
 
 
+def test_no_check_counts_before_the_objective_is_final():
+    sections = dict(
+        a=dict(share=0.5, patience=2, objective=dict(z="zero")),  # no KL, so no schedule of it
+        b=dict(share=0.5, patience=2, optim=dict(trainable=(("^decoder/", None, None, "9/10"),))),
+    )
+    c = _config(**sections)
+    with c.unlocked():
+        c.train.steps = 200
+        c.objective.beta.update(kind="cyclic_zero_linear", ratio_zero=0.2, ratio_increase=0.4)
+    a, b = phases.resolve(c)
+    assert (a.final, b.final) == (0, 90)
+    (whole,) = phases.resolve(configs.apply_overrides(_config(), ["train.patience=2"]))
+    assert whole.final == 6
+    # Losses that rise while beta does, as they must.
+    at = PhaseProgress(begin=100)
+    for done, loss in ((120, 5.0), (140, 6.0), (160, 7.0), (180, 8.0)):
+        at = at.checked(b, done, loss)
+        assert (at.best, at.stalled, at.over) == (None, 0, False)
+    for done, loss, stalled in ((190, 9.0, 0), (192, 9.5, 1), (194, 9.5, 2)):
+        at = at.checked(b, done, loss)
+        assert at.best == 9.0 and at.stalled == stalled
+    assert at.over
+    assert PhaseProgress(begin=100).checked(b._replace(final=100), 200, 1.0).over  # by its steps
+
+
+def _meta_of(config, done: int, **at) -> dict:
+    return dict(config=configs.to_json(config), step=done, phase=PhaseProgress(**at)._asdict())
+
+
+def test_other_steps_move_the_ends_of_phases_that_have_not_passed():
+    def of(steps, **more):
+        c = _config(a=dict(share=0.5), b=dict(share=0.5))
+        with c.unlocked():
+            c.train.steps = steps
+        return c
+
+    # In the first phase: both ends move.
+    meta = _meta_of(of(100), 20)
+    assert phases.replan(of(100), meta) == PhaseProgress()
+    at = phases.replan(of(200), meta)
+    assert at == PhaseProgress(steps=100)
+    plan = phases.resolve(of(200))
+    assert phases.at_place(plan, at).steps == 100
+    assert phases.at_place(plan, at.following(100)).steps == 100
+    # In the second one, twice: the first stays as it was.
+    at = phases.replan(of(200), _meta_of(of(100), 60, index=1, begin=50, stalled=3))
+    assert at == PhaseProgress(1, 50, steps=150)
+    at = phases.replan(of(240), _meta_of(of(200), 60, **at._asdict()))
+    assert at == PhaseProgress(1, 50, steps=190)
+    # After patience ended the first phase ten steps early, the run is as much shorter.
+    at = phases.replan(of(200), _meta_of(of(100), 60, index=1, begin=40))
+    assert at.begin + at.steps == 190
+    # A run that has ended goes on, and one may end where it is, but not before.
+    ended = _meta_of(of(100), 100, index=1, begin=50, stalled=3, best=2.0, over=True)
+    assert phases.finished(of(100), ended) and not phases.finished(of(102), ended)
+    assert phases.replan(of(102), ended) == PhaseProgress(1, 50, 2.0, steps=52)
+    here = _meta_of(of(100), 60, index=1, begin=50)
+    assert phases.finished(of(60), here) and not phases.finished(of(62), here)
+    with pytest.raises(ConfigError, match="steps is 58, so phase b ends at step 58, but 60 steps"):
+        phases.replan(of(58), here)
+
+
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
     """Trains, in this process, a run of three phases in a folder of that name."""

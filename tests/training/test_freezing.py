@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 from jvae import config, models
 from jvae.errors import ConfigError
-from jvae.runs import build
-from jvae.training import freezing, optim, schedules
+from jvae.runs import build, schedules
+from jvae.training import freezing, optim
 from jvae.tree import named_leaves
 
 AXES = {

@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jvae.errors import ConfigError
-from jvae.training import schedules
+from jvae.runs import schedules
 
 FIXTURE = Path(__file__).parents[1] / "parity/optimus/metrics_seed0.npz"
 
@@ -122,3 +122,31 @@ def test_build_reads_its_keys_and_defaults_the_length():
 def test_build_names_what_is_wrong(section, message):
     with pytest.raises(ConfigError, match=message):
         schedules.build(section, 10)
+
+
+@pytest.mark.parametrize(
+    "changes, final",
+    [
+        (dict(kind="constant"), 0),
+        (dict(kind="linear", n_iter=30), 30),
+        (dict(kind="linear", n_iter=300), 100),  # never in this run
+        (dict(kind="linear", start=0.3, stop=0.3), 0),
+        (dict(ratio_zero=0.5, ratio_increase=0.25), 75),
+        (dict(n_cycle=4, ratio_zero=0.5, ratio_increase=0.25), 95),  # 75 + 13 + 7
+        (dict(n_cycle=4, ratio_zero=0.5, ratio_increase=2.0), 100),  # cut by the end
+        (dict(n_cycle=2, ratio_zero=0.0, ratio_increase=0.5, n_iter=40), 30),
+    ],
+)
+def test_the_step_from_which_a_schedule_is_final(changes, final):
+    base = dict(
+        kind="cyclic_zero_linear",
+        start=0.0,
+        stop=1.0,
+        n_cycle=1,
+        ratio_zero=0.5,
+        ratio_increase=0.5,
+    )
+    cfg = base | changes
+    assert schedules.final_from(cfg, 100) == final
+    after = values(schedules.build(cfg, 100), 400)
+    assert (after[final:100] == after[399]).all() and (final == 0 or after[final - 1] != after[399])

@@ -14,12 +14,13 @@ from pathlib import Path
 import jax
 import pytest
 
+from jvae import config as configs
 from jvae.cli.main import main
 from jvae.data import grammar
 from jvae.errors import CheckpointError
 from jvae.runs import metrics
 from jvae.runs.checkpoint import Checkpoints
-from jvae.runs.workdir import Lock
+from jvae.runs.workdir import Lock, saved_config
 
 SMALL = (
     "--config=lm:tiny",
@@ -47,6 +48,14 @@ def corpus(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "mine.txt"
     path.write_text("".join(f"{s.text}\n" for s in grammar.corpus("train", 200)))
     return path
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory) -> Path:
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert main(command(corpus, folder)) == 0
+    return folder
 
 
 def command(corpus: Path, folder: Path, *more: str) -> list[str]:
@@ -108,14 +117,10 @@ def full_disk(test):
 
 @full_disk
 def test_every_fault_ends_with_its_code_and_none_with_a_loss(
-    corpus, tmp_path, monkeypatch, capsys, caplog
+    corpus, whole, tmp_path, monkeypatch, capsys, caplog
 ):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    broken = tmp_path / "broken"
     caplog.set_level(logging.INFO)
-    assert main(command(corpus, whole)) == 0
-    summary = next(m for m in caplog.messages if m.startswith("goodput of "))
-    for part in ("training", "compiling", "evaluating", "saving", "waiting for data", "starting"):
-        assert f"{part} " in summary
 
     # SIGTERM between two log lines.
     with monkeypatch.context() as patch:
@@ -123,6 +128,11 @@ def test_every_fault_ends_with_its_code_and_none_with_a_loss(
         assert main(command(corpus, broken)) == 75
     assert "SIGTERM: saved step 5 of 12" in capsys.readouterr().err
     assert steps(broken) == [4, 5] and not (broken / "eval").exists()
+    # What is measured half-way ends nothing, and lost tokenizers come back as they were.
+    assert main([f"--workdir={broken}", "--mode=eval"]) == 0
+    card = json.loads((broken / "eval/test.json").read_text())["card"]
+    assert card["weights"] == "step 4"
+    shutil.rmtree(broken / "tokenizers")
 
     # A disk that is full from step 6 on: no file may grow past 16 kB.
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -161,14 +171,57 @@ def test_every_fault_ends_with_its_code_and_none_with_a_loss(
     assert main(command(corpus, broken)) == 0
     assert any("last/10: not whole, passed over" in message for message in caplog.messages)
     assert "resumed at step 8 of 12" in caplog.messages
+    summary = next(m for m in caplog.messages if m.startswith("goodput of "))
+    for part in ("training", "compiling", "evaluating", "saving", "waiting for data", "starting"):
+        assert f"{part} " in summary
     assert lines(broken) == lines(whole)
     assert state(broken) == state(whole)
     reports = [json.loads((run / "eval/test.json").read_text()) for run in (whole, broken)]
     assert reports[0]["metrics"] == reports[1]["metrics"]
+    tokenizer = "tokenizers/decoder/tokenizer.json"
+    assert (broken / tokenizer).read_text() == (whole / tokenizer).read_text()
+
+
+def test_a_finished_run_trains_further_and_is_measured_again(
+    corpus, whole, tmp_path, monkeypatch, capsys, caplog
+):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    assert main(command(corpus, folder, "--config.train.steps=8")) == 2
+    error = capsys.readouterr().err
+    assert "train.steps is 8, so the run ends at step 8, but 12 steps are done" in error
+    measured = []
+
+    def evaluate(this, mesh, params, step):
+        measured.append(step)
+        return type("Report", (), {"table": lambda self: "the table"})()
+
+    monkeypatch.setattr("jvae.evals.evaluation.evaluate", evaluate)
+    assert main(command(corpus, folder)) == 0
+    assert "is finished" in capsys.readouterr().out and not measured
+    caplog.set_level(logging.INFO)
+    longer = command(corpus, folder, "--config.train.steps=16")
+    assert main(longer) == 0
+    assert "resumed at step 12 of 16" in caplog.messages
+    assert any(m.startswith("train.steps was 12 and is now 16: all sche") for m in caplog.messages)
+    assert steps(folder) == [12, 16] and saved_config(folder).train.steps == 16
+    # The table there is that of step 12: the better parameters of step 16 have none yet.
+    assert main(longer) == 0
+    assert measured == [16, 16]
+    # By the schedule of 12 steps the learning rate would be 0 by now.
+    before, after = state(whole), state(folder)
+    assert any(after[name] != before[name] for name in before if name.startswith("params/"))
 
 
 def test_no_whole_checkpoint_and_a_signal_in_the_evaluation(corpus, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
+    assert main(command(corpus, folder, "--config.optim.warmup_steps=13")) == 2
+    assert "warmup_steps" in capsys.readouterr().err and not folder.exists()
+    # What a start without a checkpoint has left, of another config, claims nothing.
+    folder.mkdir()
+    (folder / "config.json").write_text(configs.to_json(configs.load("optimus:tiny")))
+    (folder / "tokenizers/decoder").mkdir(parents=True)
+    (folder / "tokenizers/decoder/tokenizer.json").write_text("not one")
     with monkeypatch.context() as patch:
         told(patch, 2)
         assert main(command(corpus, folder)) == 75

@@ -24,8 +24,9 @@ from jvae.latent import gaussian
 from jvae.models import t5vae
 from jvae.nn import t5, t5_layer
 from jvae.pretrained import files, names, originals
+from jvae.runs import schedules
 from jvae.runs.exports import import_original
-from jvae.training import optim, schedules
+from jvae.training import optim
 from jvae.training.objectives import Objective, batch_loss, per_sentence
 from jvae.tree import named_leaves
 

@@ -7,6 +7,7 @@ Every schedule maps a step, counted from 0, to a float32 scalar, and stays at `s
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jvae.errors import ConfigError
+
+_NEVER = 2**31 - 1  # a step that no run reaches
 
 Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
 
@@ -107,6 +110,32 @@ def build(cfg: Mapping[str, Any], total_steps: int) -> Schedule:
     for name in arguments[kind]:
         _require(given.get(name) is not None, f"kind {kind} needs the key {name!r}")
     return KINDS[kind](**{name: given[name] for name in arguments[kind]})
+
+
+def final_from(cfg: Mapping[str, Any], total_steps: int) -> int:
+    """The first of `total_steps` steps from which the schedule of a config section stays at its
+    last value; `total_steps` if it gets there later.
+
+    Raises: ConfigError as `build`.
+    """
+    schedule = build(cfg, total_steps)
+    value_t = np.asarray(schedule(jnp.arange(total_steps)))
+    changing = np.flatnonzero(value_t != float(schedule(_NEVER)))
+    return int(changing[-1]) + 1 if len(changing) else 0
+
+
+def step_of(value: int | str, total_steps: int, where: str) -> int:
+    """A step of a run: a number, or a share of the run as text, "1/6", rounded down.
+
+    Raises: ConfigError that begins with `where` for what is neither, or no step of the run.
+    """
+    try:
+        step = int(Fraction(value) * total_steps) if isinstance(value, str) else int(value)
+    except (ValueError, TypeError, ZeroDivisionError):
+        raise ConfigError(f"{where}: from_step {value!r}; expected a step or '1/6'") from None
+    if not 0 <= step <= total_steps:
+        raise ConfigError(f"{where}: from_step {value!r}; the run has {total_steps} steps")
+    return step
 
 
 def _require(condition: bool, message: str) -> None:

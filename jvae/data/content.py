@@ -1,0 +1,71 @@
+"""The content of a split: what its examples say, whatever files they come from."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from jvae.data.corpus import Corpus, reading_key, write_whole
+from jvae.data.progress import Progress
+from jvae.data.sources import Lines
+from jvae.errors import DataError
+
+_FORMAT = 1  # changes with what is hashed
+_QUIET_S = 10.0  # shorter work shows no progress
+
+
+class Content(NamedTuple):
+    """A split by content: equal digests mean the same examples in the same order."""
+
+    sha256: str
+    examples: int
+
+
+def content(found: Lines | Corpus, cache: Path) -> Content:
+    """The texts of a split in order, each with its source where one is read; labels and the names
+    and formats of files do not count.
+
+    The digest of a corpus is kept in the cache by the digests of its files.
+    """
+    if isinstance(found, Lines):
+        return _content(zip(found.text, found.source or [""] * len(found), strict=True))
+    path = cache / "contents" / f"{_key(found)}.json"
+    try:
+        return Content(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # not there, or cut off by a full disk
+        pass
+    with Progress(f"comparing {found}", found.documents, quiet_s=_QUIET_S) as progress:
+
+        def examples() -> Iterable[tuple[str, str]]:
+            before = 0
+            for one in found.examples():
+                if found.keep_d is None or found.keep_d[one.document]:
+                    yield one.example.text, one.example.source
+                if one.document > before + 10_000:
+                    progress.add(one.document - before)
+                    before = one.document
+
+        result = _content(examples())
+    with contextlib.suppress(DataError):  # a read-only cache: the digest is taken again
+        write_whole(path, json.dumps(result._asdict()))
+    return result
+
+
+def _key(corpus: Corpus) -> str:
+    files = [[one.sha256, reading_key(corpus.reader, one.path)] for one in corpus.files]
+    digest = hashlib.sha256(json.dumps([_FORMAT, files], sort_keys=True).encode())
+    if corpus.keep_d is not None:
+        digest.update(corpus.keep_d.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _content(examples: Iterable[tuple[str, str]]) -> Content:
+    digest, count = hashlib.sha256(), 0
+    for text, source in examples:
+        for part in (text.encode(), source.encode()):
+            digest.update(b"%d:" % len(part))  # a text may hold any separator
+            digest.update(part)
+        count += 1
+    return Content(digest.hexdigest(), count)
