@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jvae import config as configs
 from jvae.api import Batch, Params, has_latent
 from jvae.data.dataset import eval_batches
-from jvae.evals import change_of_variables, compat, extra_bounds, outside  # noqa: F401 they register metrics
+from jvae.evals import change_of_variables, compat, extra_bounds, outside, overfitting  # noqa: F401 they register metrics
 from jvae.evals import text as texts
 from jvae.evals.card import Report
 from jvae.evals.collect import to_host
@@ -38,6 +38,7 @@ from jvae.latent.short_run import ChainConfig
 from jvae.parallel import mesh as meshes
 from jvae.parallel import processes
 from jvae.runs import build, loading
+from jvae.runs.metrics import read_lines
 from jvae.runs.workdir import one_line, write_text
 
 log = logging.getLogger(__name__)
@@ -208,6 +209,9 @@ def evaluate(this: build.Run, mesh: Mesh, params: Params, step: int, split: str 
                 report.add(**row._asdict())
     if split in this.exact:
         exactness(this, report, likelihood, samples, split)
+    curves = this.workdir / "metrics.jsonl"
+    if curves.is_file() and (warning := overfitting.note(read_lines(curves), step)):
+        report.notes.append(warning)
     if processes.first():
         suffix = "" if cfg.preset == "quick" else f".{cfg.preset}"
         _write(this.workdir, report, samples, likelihood, f"{split}{suffix}", suffix)
