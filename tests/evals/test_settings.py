@@ -11,6 +11,9 @@ def test_presets_are_those_of_the_protocol():
     assert (headline.spot_samples, headline.spot_sentences) == (5_000, 200)
     assert headline.interpolations == 200 and EvalConfig().interpolation_steps == 11
     assert EvalConfig("headline").sizes(9_999).generate == 5_000
+    comparison = EvalConfig("comparison")
+    assert comparison.label == "comparison"
+    assert comparison.sizes(500)[:4] == (100, 250, 500, 10) and not comparison.sizes(500).slerp
 
 
 def test_what_is_set_on_top_is_said():
@@ -25,7 +28,10 @@ def test_what_is_set_on_top_is_said():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        (dict(preset="headlines"), "evals.preset is 'headlines'; expected one of quick, headline"),
+        (
+            dict(preset="headlines"),
+            "'headlines'; expected one of quick, comparison, headline",
+        ),
         (dict(samples=-1), "evals.samples is -1"),
         (dict(few_labels=()), "evals.few_labels is \\(\\)"),
         (dict(few_labels=(100, 1)), "expected numbers of labels, 2 at least"),
