@@ -1,7 +1,12 @@
+from types import SimpleNamespace
+
 import pytest
 
+from jvae import config as configs
 from jvae.errors import ConfigError
+from jvae.evals import evaluation
 from jvae.evals.settings import EvalConfig
+from jvae.runs import workdir
 
 
 def test_presets_are_those_of_the_protocol():
@@ -23,6 +28,15 @@ def test_what_is_set_on_top_is_said():
     assert (sizes.samples, sizes.sentences, sizes.generate) == (50, 7, 5_000)
     assert sizes.spot_samples == 0
     assert EvalConfig("headline", seed=3, chunk=4).label == "headline"
+
+
+def test_the_preset_of_a_run_is_that_of_its_training(tmp_path):
+    plain = configs.load("lm")
+    named = configs.apply_overrides(plain, ["evals.preset=comparison"])
+    this = SimpleNamespace(config=plain, workdir=tmp_path)
+    assert evaluation._own_preset(this) == "quick"
+    workdir.claim(tmp_path, named)
+    assert evaluation._own_preset(this) == "comparison"
 
 
 @pytest.mark.parametrize(
