@@ -115,13 +115,15 @@ def base() -> ConfigDict:
             tensorboard=True,
             steps_per_call=1,  # updates in one compiled call, where steps are shorter than launches
             accumulate=1,  # parts that a batch is measured in, one after another
-            patience=0,  # checks without a better validation loss that end training; 0: never
+            patience=0,  # checks without a better validation -ELBO that end training; 0: never
+            # Nats per token; Rec of validation above that of training by more raises the alarm.
+            overfit_gap=0.5,
         )
     )
     c.phases = ConfigDict()  # see jvae.runs.phases
     c.evals = ConfigDict(
         dict(
-            preset="quick",  # or headline: sizes of jvae/evals/settings.py
+            preset="quick",  # or comparison, headline: sizes of jvae/evals/settings.py
             seed=0,
             # On top of the preset; 0: its own.
             samples=0,  # K of NLL_K
@@ -141,7 +143,7 @@ def base() -> ConfigDict:
             # `references`; perplexity of the samples under a language model, a run or an export.
             features="",
             external="",
-            # Training labels that probes of --mode=probe see, in turn.
+            # Training labels that probes of --mode=probe see, in turn: as many of each label.
             few_labels=(100, 500, 1_000, 2_000, 10_000),
             # The factor of the embedded corpus that few labels and clusters of --mode=probe are
             # about.

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jvae import config as configs
 from jvae.api import Batch, Params, has_latent
 from jvae.data.dataset import eval_batches
-from jvae.evals import change_of_variables, compat, extra_bounds, outside  # noqa: F401 they register metrics
+from jvae.evals import change_of_variables, compat, extra_bounds, outside, overfitting  # noqa: F401 they register metrics
 from jvae.evals import text as texts
 from jvae.evals.by_length import by_length
 from jvae.evals.card import Report
@@ -39,7 +39,8 @@ from jvae.inference.text_vae import LoadedVAE
 from jvae.latent.short_run import ChainConfig
 from jvae.parallel import mesh as meshes
 from jvae.parallel import processes
-from jvae.runs import build, loading
+from jvae.runs import build, loading, workdir
+from jvae.runs.metrics import read_lines
 from jvae.runs.workdir import one_line, write_text
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def evaluate(this: build.Run, mesh: Mesh, params: Params, step: int, split: str 
     """Measures a split and writes `eval/<split>.json`, `.txt` and `.sentences.jsonl`, and
     `samples/*.txt`.
 
-    Another preset than quick adds its name to that of the files.
+    Another preset than that of the run adds its name to that of the files.
     """
     cfg, data = settings(this.config), this.data[split]
     metric_names = wanted(cfg)  # before anything is measured: a wrong name is an error
@@ -214,10 +215,20 @@ def evaluate(this: build.Run, mesh: Mesh, params: Params, step: int, split: str 
                 report.add(**row._asdict())
     if split in this.exact:
         exactness(this, report, likelihood, samples, split)
+    curves = this.workdir / "metrics.jsonl"
+    if curves.is_file() and (warning := overfitting.note(read_lines(curves), step)):
+        report.notes.append(warning)
     if processes.first():
-        suffix = "" if cfg.preset == "quick" else f".{cfg.preset}"
+        suffix = "" if cfg.preset == _own_preset(this) else f".{cfg.preset}"
         _write(this.workdir, report, samples, likelihood, f"{split}{suffix}", suffix)
     return report
+
+
+def _own_preset(this: build.Run) -> str:
+    """The preset that a run was given when it was trained."""
+    folder = this.workdir
+    stored = workdir.saved_config(folder) if (folder / workdir.CONFIG).is_file() else this.config
+    return stored.evals.preset
 
 
 def _accuracy(

@@ -2,12 +2,13 @@
 
 Features are posterior means, flattened over latent groups and scaled to unit variance; the probe is
 an L2 logistic regression (C = 1). An accuracy means something beside two others only: the share of
-the most frequent label, and the same probe on permuted labels or on an untrained encoder.
+the most frequent label, and the same probe on permuted labels or on an untrained encoder. Where one
+label is frequent, balanced accuracy and macro F1 show what accuracy hides.
 """
 
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -19,17 +20,28 @@ SEEDS = 5  # draws of the labelled few
 
 
 class Accuracy(NamedTuple):
-    """Shares in %, over folds or seeds."""
+    """Scores in %. Those of folds are of all sentences together, each predicted by the fit that did
+    not read it; those of draws are means over them.
+    """
 
-    mean: float
-    sd: float | None  # None of a single one
-    majority: float  # of always saying the most frequent label
-    runs: int
+    mean: float  # accuracy
+    sd: float | None  # of the accuracy over folds or draws, None of a single one
+    majority: float  # accuracy of always saying the most frequent label
+    runs: int  # folds or draws
+    balanced: float  # mean over labels of the share of their sentences that is right
+    f1: float  # mean over labels of the harmonic mean of precision and recall
 
 
 def flat(mean_egz: Float[np.ndarray, "e g z"]) -> Float[np.ndarray, "e d"]:
     """Features of posterior means."""
     return np.asarray(mean_egz, np.float64).reshape(len(mean_egz), -1)
+
+
+def _predicted(feature_ed: np.ndarray, label_e: np.ndarray, test_ed: np.ndarray) -> np.ndarray:
+    """What a probe that is fitted to labels says of other sentences."""
+    if len(np.unique(label_e)) < 2:
+        return np.full(len(test_ed), label_e[0])
+    return _fit(feature_ed, label_e).predict(test_ed)
 
 
 def _fit(feature_ed: np.ndarray, label_e: np.ndarray):
@@ -43,16 +55,29 @@ def _fit(feature_ed: np.ndarray, label_e: np.ndarray):
         return probe.fit(feature_ed, label_e)
 
 
-def _accuracy(probe, feature_ed: np.ndarray, label_e: np.ndarray) -> float:
-    return 100.0 * float(np.mean(probe.predict(feature_ed) == label_e))
-
-
-def _summary(values: Sequence[float], label_e: np.ndarray) -> Accuracy:
-    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    _, count = np.unique(label_e, return_counts=True)
-    return Accuracy(
-        float(np.mean(values)), sd, 100.0 * float(count.max() / count.sum()), len(values)
+def scores(
+    predicted_e: Int[np.ndarray, "e"], label_e: Int[np.ndarray, "e"]
+) -> tuple[float, float, float]:
+    """Accuracy, balanced accuracy and macro F1 in %, over the labels in `label_e`."""
+    right_e = predicted_e == label_e
+    labels, count = np.unique(label_e, return_counts=True)
+    hits = np.array([np.sum(right_e[label_e == label]) for label in labels])
+    said = np.array([np.sum(predicted_e == label) for label in labels])
+    return (
+        100.0 * float(np.mean(right_e)),
+        100.0 * float(np.mean(hits / count)),
+        100.0 * float(np.mean(2 * hits / (count + said))),
     )
+
+
+def majority(label_e: np.ndarray) -> float:
+    """Share of the most frequent label in %."""
+    _, count = np.unique(label_e, return_counts=True)
+    return 100.0 * float(count.max() / count.sum())
+
+
+def _sd(values: Sequence[float]) -> float | None:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def _check(feature_ed: np.ndarray, label_e: np.ndarray) -> None:
@@ -62,13 +87,42 @@ def _check(feature_ed: np.ndarray, label_e: np.ndarray) -> None:
         raise DataError("probe: all labels are one; a probe needs at least two kinds")
 
 
+def stratified_folds(
+    label_e: Int[np.ndarray, "e"], folds: int = FOLDS, seed: int = 0
+) -> Int[np.ndarray, "e"]:
+    """The fold of each sentence. Folds differ by at most one sentence, in all and of each label."""
+    shuffled = np.random.default_rng(seed).permutation(len(label_e))
+    by_label = shuffled[np.argsort(label_e[shuffled], kind="stable")]
+    fold_e = np.empty(len(label_e), np.int64)
+    fold_e[by_label] = np.arange(len(label_e)) % folds
+    return fold_e
+
+
+def rare(label_e: Int[np.ndarray, "e"], folds: int = FOLDS) -> dict[Any, int]:
+    """How many sentences the labels have that are not in every fold.
+
+    Such a label counts as any other, so it can only lower the scores: to leave it out would raise
+    them. One with a single sentence is never predicted, as no fit reads it.
+    """
+    labels, counts = np.unique(label_e, return_counts=True)
+    return {
+        label: count
+        for label, count in zip(labels.tolist(), counts.tolist(), strict=True)
+        if count < folds
+    }
+
+
 def linear_probe(
     feature_ed: Float[np.ndarray, "e d"],
     label_e: Int[np.ndarray, "e"],
     folds: int = FOLDS,
     seed: int = 0,
 ) -> Accuracy:
-    """Cross-validated accuracy; folds are random parts of equal size.
+    """Cross-validated scores, with the labels spread evenly over the folds.
+
+    Every sentence is predicted once, so features that say nothing score no more than `majority`:
+    the label that is most frequent outside a fold is no more frequent in it than the one that is
+    most frequent in all.
 
     Raises: DataError if the labels do not fit, are all one, or are fewer than the folds.
     """
@@ -76,16 +130,37 @@ def linear_probe(
     _check(feature_ed, label_e)
     if len(label_e) < folds:
         raise DataError(f"probe: {len(label_e)} labels are too few for {folds} folds")
-    order = np.random.default_rng(seed).permutation(len(label_e))
-    values = []
-    for part in np.array_split(order, folds):
-        rest = np.setdiff1d(order, part)
-        if len(np.unique(label_e[rest])) < 2:
-            continue  # nothing to learn from
-        values.append(
-            _accuracy(_fit(feature_ed[rest], label_e[rest]), feature_ed[part], label_e[part])
-        )
-    return _summary(values, label_e)
+    fold_e = stratified_folds(label_e, folds, seed)
+    predicted_e = np.empty_like(label_e)
+    for fold in range(folds):
+        out_e = fold_e == fold
+        predicted_e[out_e] = _predicted(feature_ed[~out_e], label_e[~out_e], feature_ed[out_e])
+    right_e = predicted_e == label_e
+    by_fold = [100.0 * float(np.mean(right_e[fold_e == fold])) for fold in range(folds)]
+    accuracy, balanced, f1 = scores(predicted_e, label_e)
+    return Accuracy(accuracy, _sd(by_fold), majority(label_e), folds, balanced, f1)
+
+
+def budget_fault(label_e: Int[np.ndarray, "e"], size: int) -> str:
+    """Why so many training labels cannot be drawn; empty where they can."""
+    kinds = len(np.unique(label_e))
+    if size > len(label_e):
+        return f"there are {len(label_e)} labels"
+    return f"there are {kinds} kinds of labels" if size < kinds else ""
+
+
+def shares(label_e: Int[np.ndarray, "e"], size: int) -> dict[Any, int]:
+    """How many of `size` labels are drawn of each kind: as equal numbers as there are labels.
+
+    What one kind lacks is spread over the others; a remainder goes to the most frequent ones.
+    """
+    labels, counts = np.unique(label_e, return_counts=True)
+    left, taken = size, {}
+    by_count = np.argsort(counts, kind="stable")
+    for place, i in enumerate(by_count):
+        taken[labels[i]] = min(int(counts[i]), left // (len(labels) - place))
+        left -= taken[labels[i]]
+    return taken
 
 
 def low_resource(
@@ -97,30 +172,31 @@ def low_resource(
     seeds: int = SEEDS,
     seed: int = 0,
 ) -> dict[int, Accuracy]:
-    """Test accuracy of probes that saw so many training labels, over draws of them.
+    """Test scores of probes that saw so many training labels, over draws of them.
 
-    Sizes above the number of labels are left out; all of them are drawn once. A draw takes labels
-    as they come, not the same number of each.
+    A draw has the same number of each label, see `shares`. Sizes with a `budget_fault` are left
+    out; a draw of all labels is one.
 
     Raises: DataError if the labels do not fit or are all one.
     """
     label_e, test_label_e = np.asarray(label_e), np.asarray(test_label_e)
     _check(feature_ed, label_e)
     _check(test_ed, test_label_e)
-    found = {}
+    by_size = {}
     for size in sizes:
-        if size > len(label_e):
+        if budget_fault(label_e, size):
             continue
-        values = []
+        share, by_draw = shares(label_e, size), []
         for i in range(seeds if size < len(label_e) else 1):
-            order = np.random.default_rng([seed, size, i]).permutation(len(label_e))[:size]
-            if len(np.unique(label_e[order])) < 2:
-                continue
-            probe = _fit(feature_ed[order], label_e[order])
-            values.append(_accuracy(probe, test_ed, test_label_e))
-        if values:
-            found[size] = _summary(values, test_label_e)
-    return found
+            order = np.random.default_rng([seed, size, i]).permutation(len(label_e))
+            own = [order[label_e[order] == label][:n] for label, n in share.items()]
+            drawn = np.sort(np.concatenate(own))
+            predicted_e = _predicted(feature_ed[drawn], label_e[drawn], test_ed)
+            by_draw.append(scores(predicted_e, test_label_e))
+        accuracy, balanced, f1 = (float(x) for x in np.mean(by_draw, axis=0))
+        sd = _sd([one[0] for one in by_draw])
+        by_size[size] = Accuracy(accuracy, sd, majority(test_label_e), len(by_draw), balanced, f1)
+    return by_size
 
 
 def permuted(label_e: Int[np.ndarray, "e"], seed: int = 0) -> Int[np.ndarray, "e"]:

@@ -99,6 +99,10 @@ def probe(this: build.Run, mesh: Mesh, params: Params, step: int, split: str = "
         for kind, label_e in test.items():
             if len(np.unique(label_e)) > 1:
                 _linear(report, kind, test_ed, label_e, cfg.seed)
+            else:
+                report.notes.append(
+                    f"probe_{kind} is left out: all {len(label_e)} sentences have one label."
+                )
     with evaluation.timed(report, "few_labels_s"):
         _few(report, few, train_ed, fitted[few], test_ed, test[few], cfg)
     with evaluation.timed(report, "cluster_s"):
@@ -121,9 +125,32 @@ def _linear(
 ) -> None:
     found, control = (probes.linear_probe(x_ed, label_e, seed=seed) for x_ed in test_ed)
     chance = probes.linear_probe(test_ed[0], probes.permuted(label_e, seed), seed=seed)
-    note = f"sd of {found.runs} folds; permuted {chance.mean:.1f}"
-    note += f", most frequent {found.majority:.1f}"
-    report.add(f"probe_{kind}", found.mean, "%", se=found.sd, control=control.mean, note=note)
+    _scores(report, f"probe_{kind}", found, control, chance, f"sd of {found.runs} folds")
+    if few := probes.rare(label_e):
+        names = _names(kind, np.array(list(few)))
+        counted = ", ".join(f"{name} ({n})" for name, n in zip(names, few.values(), strict=True))
+        report.notes.append(
+            f"probe_{kind}: labels with fewer sentences than the {found.runs} folds: {counted}. "
+            "They count as the others do; one with a single sentence is never predicted."
+        )
+
+
+def _scores(
+    report: Report,
+    name: str,
+    found: probes.Accuracy,
+    control: probes.Accuracy,
+    chance: probes.Accuracy,
+    note: str,
+) -> None:
+    """Rows of accuracy, balanced accuracy and macro F1."""
+    beside = f"permuted {chance.mean:.1f}, most frequent {found.majority:.1f}"
+    report.add(name, found.mean, "%", se=found.sd, control=control.mean, note=f"{note}; {beside}")
+    for part in ("balanced", "f1"):
+        note = f"permuted {getattr(chance, part):.1f}"
+        report.add(
+            f"{name}_{part}", getattr(found, part), "%", control=getattr(control, part), note=note
+        )
 
 
 def _few(
@@ -143,15 +170,19 @@ def _few(
     shuffled = probes.permuted(label_e, seed)
     chance = probes.low_resource(train_ed[0], shuffled, test_ed[0], test_label_e, sizes, seed=seed)
     for size, accuracy in found.items():
+        share = list(probes.shares(label_e, size).values())
+        least, most = min(share), max(share)
+        each = f"{least}" if least == most else f"{least} to {most}"
         draws = f"{accuracy.runs} draws, their sd" if accuracy.runs > 1 else "one draw"
-        note = f"{draws}; permuted {chance[size].mean:.1f}"
-        report.add(
-            f"probe_{kind}_{size}",
-            accuracy.mean,
-            "%",
-            se=accuracy.sd,
-            control=control[size].mean,
-            note=note,
+        note = f"{each} of each label; {draws}"
+        _scores(report, f"probe_{kind}_{size}", accuracy, control[size], chance[size], note)
+    for size in sizes:
+        if fault := probes.budget_fault(label_e, size):
+            report.notes.append(f"probe_{kind}_{size} is left out: {fault} in training.")
+    if unseen := sorted(set(_names(kind, test_label_e)) - set(_names(kind, label_e))):
+        report.notes.append(
+            f"probe_{kind}: labels that no training sentence has, so that none is predicted: "
+            f"{', '.join(map(str, unseen))}."
         )
 
 
@@ -172,7 +203,7 @@ def _clusters(
     )
     low, high = min(found.restarts), max(found.restarts)
     note = f"likeliest of {len(found.restarts)} restarts, {low:.1f} to {high:.1f}"
-    note += f"; permuted {chance.accuracy:.1f}"
+    note += f"; permuted {chance.accuracy:.1f}, most frequent {probes.majority(label_e):.1f}"
     name = f"cluster_{kind}"
     report.add(f"{name}_accuracy", found.accuracy, "%", control=control.accuracy, note=note)
     report.add(f"{name}_nmi", found.nmi, "0-1", control=control.nmi)

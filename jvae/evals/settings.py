@@ -18,10 +18,13 @@ class Preset(NamedTuple):
 
 
 PRESETS = {
-    # Ends a training run; the tables of the README hold these numbers.
+    # Ends a training run; the table of README.md holds these numbers.
     "quick": Preset(100, 500, 1_000, 100, 0, 0, slerp=False, greedy_columns=False),
+    # The tables of RESULTS.md: many models on the same few sentences.
+    "comparison": Preset(100, 250, 500, 10, 0, 0, slerp=False, greedy_columns=False),
     "headline": Preset(500, None, 10_000, 200, 5_000, 200, slerp=True, greedy_columns=True),
 }
+SIZES = ("samples", "sentences", "generate", "interpolations")  # that a config sets one by one
 FEW = 10_000  # test sentences below which `headline` generates half as many
 
 
@@ -50,8 +53,7 @@ class EvalConfig:
     @property
     def changed(self) -> dict[str, int]:
         """Sizes that are not those of the preset."""
-        names = ("samples", "sentences", "generate", "interpolations")
-        return {name: getattr(self, name) for name in names if getattr(self, name)}
+        return {name: getattr(self, name) for name in SIZES if getattr(self, name)}
 
     @property
     def label(self) -> str:

@@ -45,7 +45,7 @@ _TWO_CORES = Budget(
     width=128,
     latent=32,
     lines=500,
-    evals=dict(samples=100, sentences=250, generate=500, interpolations=10),
+    evals=dict(preset="comparison"),
 )
 BUDGETS = {
     # About 3 minutes a run on two cores; SRI takes longer, as every update runs a chain.
@@ -54,7 +54,7 @@ BUDGETS = {
     "cpu": _TWO_CORES._replace(
         words=1.5e6,
         lines=1_000,
-        evals=dict(samples=100, sentences=500, generate=1_000, interpolations=20),
+        evals=dict(preset="comparison", sentences=500, generate=1_000, interpolations=20),
     ),
     # About an hour in all on one GPU.
     "gpu": Budget(
@@ -66,7 +66,9 @@ BUDGETS = {
         width=256,
         latent=32,
         lines=2_000,
-        evals=dict(samples=500, sentences=1_000, generate=2_000, interpolations=20),
+        evals=dict(
+            preset="comparison", samples=500, sentences=1_000, generate=2_000, interpolations=20
+        ),
     ),
     # For a slice of accelerators; compiled and counted here, never run.
     "pod": Budget(

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from jvae import config as configs
 from jvae.errors import ConfigError
+from jvae.evals.settings import PRESETS, SIZES
 from jvae.experiments.data import Prepared
 from jvae.experiments.entries import BUDGETS, ENTRIES, SWEEPS, Budget, Entry, Overrides
 from jvae.runs import build
@@ -124,18 +125,32 @@ def job(budget_name: str, data: Prepared, name: str, seed: int, out: Path, point
     values |= {"train.steps": steps, "train.check_every": -(-steps // budget.checks)}
     if packed and config.data.row_tokens != budget.row_tokens:
         values["data.row_tokens"] = budget.row_tokens
-    values |= {f"evals.{key}": value for key, value in budget.evals.items()}
-    config = configs.apply_overrides(config, [f"{key}={value}" for key, value in values.items()])
-    if point:
-        config = configs.apply_overrides(config, [point])
-    changed = {key: new for key, (_, new) in configs.diff(base, config).items()}
-    words = (f"--config={entry.config}", *(_flag(key, new) for key, new in changed.items()))
-    same = [word.replace(str(out), str(OUT)) for word in words]
+
+    def words_of(evals: Overrides) -> tuple[str, ...]:
+        every = values | {f"evals.{key}": value for key, value in evals.items()}
+        given = [*(f"{key}={value}" for key, value in every.items()), *([point] if point else ())]
+        changed = configs.diff(base, configs.apply_overrides(config, given))
+        flags = (_flag(key, new) for key, (_, new) in changed.items())
+        return (f"--config={entry.config}", *flags)
+
+    words = words_of(budget.evals)
+    same = [word.replace(str(out), str(OUT)) for word in words_of(_spelled_out(budget.evals))]
     digest = hashlib.sha256(json.dumps([same, dict(data.files)], sort_keys=True).encode())
     fingerprint = digest.hexdigest()[:12]
     suffix = f"-{point}" if point else ""
     folder = data.folder / f"{name}{suffix}-{seed}-{fingerprint[:6]}"
     return Job(budget_name, data.name, name, seed, point, words, folder, fingerprint)
+
+
+def _spelled_out(evals: Overrides) -> Overrides:
+    """The evaluation of a budget with the sizes of its preset in place of the name, where that says
+    all: what a row measured is what counts, so rows of before the name are rows still.
+    """
+    if evals.get("preset") != "comparison":
+        return evals
+    preset = PRESETS["comparison"]._asdict()
+    rest = {key: value for key, value in evals.items() if key != "preset"}
+    return {name: preset[name] for name in SIZES} | rest
 
 
 def _flag(key: str, value: Any) -> str:

@@ -25,6 +25,7 @@ from jvae.runs.migrations import Paths
 from jvae.tree import named_leaves
 
 LAYOUT = "stacked-1"  # how parameters are arranged: layers stacked on axis 0
+METRIC = "validation -ELBO, final objective"  # of the best checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ class Checkpoints:
         """
         if not math.isfinite(metric) or metric >= self.best_metric():
             return False
-        self._save("best", step, state, {**meta, "metric": float(metric)})
+        named = {"metric": float(metric), "metric_name": METRIC}
+        self._save("best", step, state, {**meta, **named})
         self._best_metric = float(metric)
         return True
 
@@ -122,12 +124,16 @@ class Checkpoints:
         return max(self._steps("best"), default=None)
 
     def best_metric(self) -> float:
-        """Validation metric of the best checkpoint; infinite if there is none that can be read."""
+        """Validation metric of the best checkpoint; infinite if there is none that can be read, or
+        only one of an older jvae, which compared losses of objectives that still changed.
+        """
         if self._best_metric is None:
             self._best_metric = math.inf
             for step in self._steps("best"):
                 try:
-                    self._best_metric = float(self._read_meta("best", step)["metric"])
+                    meta = self._read_meta("best", step)
+                    if meta.get("metric_name") == METRIC:
+                        self._best_metric = float(meta["metric"])
                     break
                 except Exception as error:
                     self._pass_over("best", step, error)

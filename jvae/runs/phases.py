@@ -5,7 +5,7 @@ it has a fresh optimizer, and its schedules begin at its first step. Config sect
 the names:
 
     phases.stage0.share       of train.steps; the shares of all phases add up to 1
-    phases.stage0.patience    checks without a better validation loss that end it early; 0: never.
+    phases.stage0.patience    checks without a better validation -ELBO that end it early; 0: never.
                               Counted once its objective no longer changes
     phases.stage0.optim       keys of `optim` that differ
     phases.stage0.objective   keys of `objective` that differ; and `noise` likewise
@@ -13,6 +13,7 @@ the names:
 Without phases the run is one.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -43,29 +44,55 @@ class Phase(NamedTuple):
     notes: tuple[str, ...] = ()
     final: int = 0
 
+    def bound(self, rec: float, kl: float) -> float:
+        """The -ELBO under the final KL weight, which checks compare. Floors of the KL, auxiliary
+        terms and weights by length are devices of training and have no part in it.
+        """
+        return rec + float(self.objective.beta.stop) * kl
+
 
 class PhaseProgress(NamedTuple):
     """Where a run stands in its phases; what of it a checkpoint keeps beside the state."""
 
     index: int = 0  # phase
     begin: int = 0  # steps of the run before this phase
-    best: float | None = None  # lowest validation loss of this phase at its final objective
+    best: float | None = None  # lowest validation -ELBO of this phase at its final objective
     stalled: int = 0  # checks since then
     over: bool = False  # whether the phase has ended
     steps: int | None = None  # of this phase, where train.steps changed since it began
+    best_per_token: float | None = None  # the same in nats per token
+    train_per_token: float | None = None  # -ELBO of training at that check
 
-    def checked(self, phase: Phase, done: int, loss: float) -> "PhaseProgress":
-        """After a check at `done` steps of the run.
+    @property
+    def per_token(self) -> tuple[float, float] | None:
+        """-ELBO of training and of validation at the best check, in nats per token."""
+        if self.train_per_token is None or self.best_per_token is None:
+            return None
+        return self.train_per_token, self.best_per_token
 
-        Validation weighs the KL as the end of the phase does, so its loss may well rise until
-        training does the same. Until then no check counts.
+    def counts(self, phase: Phase, done: int) -> bool:
+        """Whether a check at `done` steps of the run compares with others: the objective is final.
+
+        Validation weighs the KL as the end of the phase does, so its -ELBO may well rise until
+        training does the same.
         """
-        if done - self.begin < phase.final:
-            return self._replace(best=None, stalled=0, over=done - self.begin >= phase.steps)
-        better = self.best is None or loss < self.best
+        return done - self.begin >= phase.final
+
+    def checked(
+        self, phase: Phase, done: int, bound: float, per_token: tuple[float, float] | None = None
+    ) -> "PhaseProgress":
+        """After a check at `done` steps of the run, with a validation -ELBO of `bound`."""
+        if not self.counts(phase, done):
+            over = done - self.begin >= phase.steps
+            return PhaseProgress(self.index, self.begin, over=over, steps=self.steps)
+        better = bound < (math.inf if self.best is None else self.best)
         stalled = 0 if better else self.stalled + 1
         over = done - self.begin >= phase.steps or 0 < phase.patience <= stalled
-        return self._replace(best=loss if better else self.best, stalled=stalled, over=over)
+        if not better:
+            return self._replace(stalled=stalled, over=over)
+        train, valid = per_token or (None, None)
+        at = self._replace(best=bound, stalled=0, over=over)
+        return at._replace(train_per_token=train, best_per_token=valid)
 
     def following(self, done: int) -> "PhaseProgress":
         """At the start of the next phase."""
@@ -165,17 +192,15 @@ def _end(plan: Sequence[Phase], index: int) -> int:
 
 def _of_length(phase: Phase, steps: int) -> Phase:
     """A phase with another number of steps."""
-    final = 0
-    if phase.patience:
-        rules = enumerate(phase.optim.trainable)
-        starts = (
-            schedules.step_of(fields[3], steps, f"config.optim.trainable[{number}]")
-            for number, fields in rules
-            if isinstance(fields, (tuple, list)) and len(fields) == 4
-        )
-        final = max(starts, default=0)
-        if phase.objective.z != "zero":  # there the KL has no weight at all
-            final = max(final, schedules.final_from(phase.objective.beta, steps))
+    rules = enumerate(phase.optim.trainable)
+    starts = (
+        schedules.step_of(fields[3], steps, f"config.optim.trainable[{number}]")
+        for number, fields in rules
+        if isinstance(fields, (tuple, list)) and len(fields) == 4
+    )
+    final = max(starts, default=0)
+    if phase.objective.z != "zero":  # there the KL has no weight at all
+        final = max(final, schedules.final_from(phase.objective.beta, steps))
     return phase._replace(steps=steps, final=final)
 
 

@@ -17,6 +17,7 @@ from jvae import config as configs
 from jvae.api import Batch, Params
 from jvae.data.dataset import batches, eval_batches
 from jvae.errors import CheckpointError, ConfigError, TrainingError
+from jvae.evals import overfitting
 from jvae.parallel import mesh as meshes
 from jvae.parallel import processes
 from jvae.runs import build, identity, metrics, phases, workdir
@@ -143,11 +144,11 @@ def train(
         process_count=parts,
         workers=cfg.data.workers,
     )
-    check = _checker(this, mesh, key["valid"])
+    check, per_token = _checker(this, mesh, key["valid"]), _per_token(this)
     clock, together = _Clock(done), cfg.train.steps_per_call
     with ckpts, writer, stream, stop.at_steps(), jax.transfer_guard("disallow"):
         spent.enter(goodput.TRAINING)
-        compiled = False
+        compiled = warned = False
         while True:
             if at.over:
                 if at.index + 1 == len(plan):
@@ -172,7 +173,7 @@ def train(
             writer.progress(done)
             due = done % cfg.train.check_every == 0 or done == end
             if due or done % cfg.train.log_every == 0:
-                values = metrics.ratios(meter)
+                values, seen = metrics.ratios(meter), float(jax.device_get(meter["sentences"].sum))
                 _stop_if_not_finite(values, clock.step, done, ckpts)
                 writer.write(
                     done, {f"train/{k}": v for k, v in (values | clock.lap(done, values)).items()}
@@ -183,15 +184,32 @@ def train(
                     state = current.tune_step(state, meshes.to_device(batch, mesh), base)
                 with spent.of(goodput.EVALUATING):
                     valid = check(current, state.params, done)
-                writer.write(done, {f"valid/{k}": v for k, v in valid.items()})
-                at = at.checked(current.phase, done, valid["loss"])
+                compared = per_token(current.phase, values, valid)
+                bound = current.phase.bound(valid["rec"], valid["kl"])
+                final = at.counts(current.phase, done)
+                at = at.checked(current.phase, done, bound, compared["bound"])
+                overfit = overfitting.find(
+                    **compared,
+                    best=at.per_token,
+                    stalled=at.stalled,
+                    sentences=seen,
+                    limit=cfg.train.overfit_gap,
+                )
+                row = {f"valid/{k}": v for k, v in valid.items()}
+                writer.write(done, row | (overfit.row() if overfit else {}))
+                if overfit and not warned:
+                    log.warning("step %d: overfitting: %s. %s", done, overfit, overfitting.REMEDY)
+                warned = overfit is not None
                 if at.over and done < end:
                     log.info(
-                        "step %d: no better loss in %d checks, so this phase ends", done, at.stalled
+                        "step %d: no better validation -ELBO in %d checks, so this phase ends",
+                        done,
+                        at.stalled,
                     )
-                # Losses of different phases do not compare: the best is that of the last one.
-                if at.index + 1 == len(plan):
-                    best = valid["loss"]
+                # Bounds under different objectives do not compare: the best is that of the last
+                # phase once its objective is final. Until then the latest stands in for it.
+                if final and at.index + 1 == len(plan):
+                    best = bound
             signal = stop.asked(done)
             if due or signal:
                 # Between processes Orbax makes transfers of its own.
@@ -253,6 +271,31 @@ def _stop_if_not_finite(values: dict[str, float], after: int, now: int, ckpts: C
             f"loss or gradient was not finite between steps {after + 1} and {now} (those updates "
             f"were skipped); {kept}. Lower optim.lr or optim.clip, or look at the data"
         )
+
+
+def _per_token(
+    this: build.Run,
+) -> Callable[[phases.Phase, dict[str, float], dict[str, float]], dict[str, tuple[float, float]]]:
+    """Rec and -ELBO, each of training and of validation, in nats per scored token: a function of a
+    phase, the values of a lap and those of a check.
+    """
+    every, held_out = this.data["train"], this.data["valid"]
+    # A lap counts the tokens of all sides together; the scored ones are their share of the split.
+    read = sum(float(side.lengths.mean()) for side in every.sides.values())
+    share = float(every.target_lengths.mean()) / read
+    length = float(held_out.target_lengths.mean())
+
+    def per_token(
+        phase: phases.Phase, lap: dict[str, float], valid: dict[str, float]
+    ) -> dict[str, tuple[float, float]]:
+        a, b = share * lap["tokens"] / lap["sentences"], length
+        bounds = (phase.bound(one["rec"], one["kl"]) for one in (lap, valid))
+        return {
+            "rec": (lap["rec"] / a, valid["rec"] / b),
+            "bound": (next(bounds) / a, next(bounds) / b),
+        }
+
+    return per_token
 
 
 def _placed(batches: list[Batch], mesh: Mesh) -> Batch:

@@ -254,7 +254,6 @@ IDLES = (
         "optim.weight_decay is 0",
         free=((),),
     ),
-    Idle(("train.collapse_kl",), lambda v, facts: facts.kl, lambda v, facts: facts.without_kl),
     Idle(
         ("noise.enc_delete", "data.enc_row"),
         lambda v, facts: "enc" in facts.sides,

@@ -184,8 +184,11 @@ TRAIN = {
         low=0,
         high=MOST,
     ),
-    "collapse_kl": Field(
-        float, "Nats; a validation KL below it raises the alarm.", low=0.0, high=1e6
+    "overfit_gap": Field(
+        float,
+        "Nats per token by which Rec of validation exceeds that of training before a warning.",
+        above=0.0,
+        high=1e6,
     ),
 }
 PHASE = {

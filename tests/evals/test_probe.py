@@ -41,6 +41,45 @@ def test_folds_are_disjoint_and_cover_all(monkeypatch):
         assert not set(a[:, 0]) & set(b[:, 0]) and len(a) + len(b) == 53
 
 
+def test_folds_hold_their_share_of_every_label():
+    label = np.repeat([0, 1, 2, 3], [40, 11, 3, 1])
+    fold = probe.stratified_folds(label, 5)
+    for part in (fold, *(fold[label == kind] for kind in range(4))):
+        sizes = np.bincount(part, minlength=5)
+        assert sizes.max() - sizes.min() <= 1
+    assert np.any(fold != probe.stratified_folds(label, 5, seed=1))
+    assert probe.rare(label) == {2: 3, 3: 1}
+
+
+@pytest.mark.parametrize("counts", [(39, 1), (39, 4), (21, 20), (6, 6), (17, 16, 9), (5, 1, 1, 1)])
+def test_features_that_say_nothing_never_beat_the_most_frequent_label(counts):
+    label = np.repeat(np.arange(len(counts)), counts)
+    for seed in range(3):
+        scores = probe.linear_probe(np.zeros((len(label), 2)), label, seed=seed)
+        assert scores.runs == 5 and scores.mean <= scores.majority
+        assert scores.balanced <= 100 / len(counts) + 10
+    # A fold without anything to learn was dropped: 100 % where the most frequent label has 97.5.
+    if counts == (39, 1):
+        assert scores.mean == scores.majority == 97.5 and scores.balanced == 50
+
+
+def test_scores_are_those_of_scikit_learn():
+    from sklearn import metrics
+
+    rng = np.random.default_rng(0)
+    label = rng.choice(4, 200, p=[0.7, 0.2, 0.07, 0.03])
+    predicted = np.where(rng.random(200) < 0.6, label, rng.choice(4, 200))
+    expected = (
+        metrics.accuracy_score(label, predicted),
+        metrics.balanced_accuracy_score(label, predicted),
+        metrics.f1_score(label, predicted, average="macro"),
+    )
+    assert probe.scores(predicted, label) == pytest.approx([100 * x for x in expected])
+    # Always the frequent label: a high accuracy, and nothing else.
+    accuracy, balanced, f1 = probe.scores(np.zeros(200), label)
+    assert accuracy > 60 and balanced == 25 and f1 < 25
+
+
 def test_more_labels_help():
     train, label = blobs(400, apart=0.8)
     test, test_label = blobs(200, seed=1, apart=0.8)
@@ -50,6 +89,30 @@ def test_more_labels_help():
     assert found[10].runs == 4 and found[400].runs == 1 and found[400].sd is None
     again = probe.low_resource(train, label, test, test_label, sizes=(10,), seeds=4)
     assert again[10] == found[10]
+
+
+def test_budgets_are_of_each_label(monkeypatch):
+    label = np.repeat([0, 1, 2], [90, 8, 2])
+    assert probe.shares(label, 9) == {0: 4, 1: 3, 2: 2}
+    assert probe.shares(label, 100) == {0: 90, 1: 8, 2: 2}
+    assert probe.shares(label, 3) == {0: 1, 1: 1, 2: 1}
+    drawn = []
+
+    class Probe:
+        def predict(self, feature_ed):
+            return np.zeros(len(feature_ed))
+
+    monkeypatch.setattr(probe, "_fit", lambda x, y: drawn.append((x[:, 0], y)) or Probe())
+    feature = np.arange(100.0)[:, None]
+    found = probe.low_resource(feature, label, feature, label, sizes=(2, 9, 100, 101), seeds=3)
+    # A draw of few labels was of one kind at times, and a size without a usable draw vanished.
+    assert list(found) == [9, 100] and [one.runs for one in found.values()] == [3, 1]
+    assert [np.bincount(y).tolist() for _, y in drawn] == [[4, 3, 2]] * 3 + [[90, 8, 2]]
+    assert len({tuple(x) for x, _ in drawn}) == 4
+    assert probe.budget_fault(label, 2) == "there are 3 kinds of labels"
+    assert probe.budget_fault(label, 101) == "there are 100 labels"
+    assert not probe.budget_fault(label, 9)
+    assert found[9].majority == 90 and found[9].balanced == pytest.approx(100 / 3)
 
 
 def test_labels_are_checked():

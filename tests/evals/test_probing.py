@@ -47,6 +47,14 @@ def test_labels_of_a_file(tmp_path):
     rows = stored["metrics"]
     assert {"probe_label", "probe_label_100", "cluster_label_accuracy"} <= set(rows)
     assert "probe_label_500" not in rows and "mig" not in rows
+    left_out = [note for note in stored["notes"] if "is left out" in note]
+    assert [note.split()[0] for note in left_out] == [
+        f"probe_label_{size}" for size in (500, 1_000, 2_000, 10_000)
+    ]
+    assert "there are " in left_out[0]
+    assert rows["probe_label_100"]["note"].startswith("50 of each label; 5 draws")
+    parts = [f"{size}{part}" for size in ("", "_100") for part in ("_balanced", "_f1")]
+    assert {f"probe_label{part}" for part in parts} <= set(rows)
     # These parameters are the untrained ones: the control says the same.
     for name, row in rows.items():
         if not name.startswith("attribute_"):
@@ -83,7 +91,8 @@ def test_factors_of_the_embedded_corpus(tmp_path, monkeypatch):
         assert tuple(int(column[i]) for column in labels.values()) == grammar.parse(text)
     rows = {row.name: row for row in probing.probe(this, mesh, params, 0).rows}
     assert {"probe_tense_100", "cluster_tense_nmi", "mig", "z_diff"} <= set(rows)
-    assert len([name for name in rows if name.startswith("probe_")]) <= len(labels) + 5
+    accuracies = [n for n in rows if n.startswith("probe_") and not n.endswith(("balanced", "f1"))]
+    assert len(accuracies) <= len(labels) + 5
     assert all(np.isfinite(row.value) and row.control is not None for row in rows.values())
     wrong = this._replace(config=configs.apply_overrides(this.config, ["evals.factor=mood"]))
     with pytest.raises(ConfigError, match="evals.factor is 'mood'; expected one of count, who"):

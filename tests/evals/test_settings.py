@@ -1,4 +1,9 @@
+from types import SimpleNamespace
+
+from jvae import config as configs
+from jvae.evals import evaluation
 from jvae.evals.settings import EvalConfig
+from jvae.runs import workdir
 
 
 def test_presets_are_those_of_the_protocol():
@@ -8,6 +13,9 @@ def test_presets_are_those_of_the_protocol():
     assert (headline.spot_samples, headline.spot_sentences) == (5_000, 200)
     assert headline.interpolations == 200 and EvalConfig().interpolation_steps == 11
     assert EvalConfig("headline").sizes(9_999).generate == 5_000
+    comparison = EvalConfig("comparison")
+    assert comparison.label == "comparison"
+    assert comparison.sizes(500)[:4] == (100, 250, 500, 10) and not comparison.sizes(500).slerp
 
 
 def test_what_is_set_on_top_is_said():
@@ -17,3 +25,12 @@ def test_what_is_set_on_top_is_said():
     assert (sizes.samples, sizes.sentences, sizes.generate) == (50, 7, 5_000)
     assert sizes.spot_samples == 0
     assert EvalConfig("headline", seed=3, chunk=4).label == "headline"
+
+
+def test_the_preset_of_a_run_is_that_of_its_training(tmp_path):
+    plain = configs.load("lm")
+    named = configs.apply_overrides(plain, ["evals.preset=comparison"])
+    this = SimpleNamespace(config=plain, workdir=tmp_path)
+    assert evaluation._own_preset(this) == "quick"
+    workdir.claim(tmp_path, named)
+    assert evaluation._own_preset(this) == "comparison"

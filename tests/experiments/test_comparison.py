@@ -15,11 +15,13 @@ import pytest
 from jvae import config as configs
 from jvae.data import grammar, tokenizers
 from jvae.errors import ConfigError
+from jvae.evals.settings import EvalConfig
 from jvae.experiments import comparison, data, plan
 from jvae.experiments import entries as fair_entries
 from jvae.experiments import rows as fair_rows
 from jvae.experiments import tables as fair_table
 from jvae.experiments.entries import BUDGETS, DEFAULT, ENTRIES
+from jvae.experiments.results import read_rows
 from jvae.runs import build
 from jvae.training.preemption import CODE
 from jvae.tree import named_leaves
@@ -185,6 +187,33 @@ def test_stored_commands_name_no_machine(tmp_path, folder, tiny):
     assert here.fingerprint == there.fingerprint
 
 
+def test_the_name_of_the_evaluation_changes_no_row(tmp_path, folder, monkeypatch, tiny):
+    def planned(**evals):
+        monkeypatch.setitem(BUDGETS, "tiny", TINY._replace(evals=evals))
+        return comparison.plan(given(tmp_path, folder, "--models=lm"))[0]
+
+    sizes = dict(samples=100, sentences=250, generate=500, interpolations=10)
+    plain, named = planned(**sizes), planned(preset="comparison")
+    assert named.fingerprint == plain.fingerprint and named.folder == plain.folder
+    assert "--config.evals.preset=comparison" in named.words
+    assert not [word for word in named.words if "evals.samples" in word]
+    more = planned(preset="comparison", sentences=8)
+    assert more.fingerprint == planned(**sizes | dict(sentences=8)).fingerprint
+    assert more.fingerprint != plain.fingerprint
+
+
+def test_stored_rows_were_measured_by_the_preset_of_their_budget():
+    rows = read_rows(fair_rows.ROWS)
+    assert {row["budget"] for row in rows} == {"cpu-short"}
+    preset = EvalConfig(**BUDGETS["cpu-short"].evals)
+    assert preset.label == "comparison"
+    for row in rows:
+        config, _ = configs.from_argv(shlex.split(row["command"])[3:])
+        stored = configs.dataclass_from(EvalConfig, config.evals, "evals")
+        assert stored.sizes(500) == preset.sizes(500), row["command"]
+        assert (row["k"], row["evaluated"]) == preset.sizes(500)[:2]
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -302,7 +331,7 @@ def test_what_is_missing_is_run_once(tmp_path, folder, tiny, runs, capsys):
     assert comparison.main(words) == 0 and len(seen) == 5
     again = capsys.readouterr().out
     assert again.strip().startswith("###") and again.partition("###")[2] == first
-    row = fair_rows.table.read_rows(tmp_path / "rows.jsonl")[0]
+    row = read_rows(tmp_path / "rows.jsonl")[0]
     assert (row["sentences"], row["updates"], row["entry"]) == (40, 10, "lm")
 
     # Other files are other runs; a finished one without a row is not run again.
@@ -355,7 +384,7 @@ def test_a_new_row_replaces_the_old_one_in_the_order_of_the_table(tmp_path):
     path = tmp_path / "rows.jsonl"
     for row in (made_up("sri"), made_up("lm"), made_up("optimus", 31.0), made_up("optimus", 30.0)):
         fair_rows.store(row, path)
-    rows = fair_rows.table.read_rows(path)
+    rows = read_rows(path)
     assert [row["entry"] for row in rows] == ["lm", "optimus", "sri"]
     assert rows[1]["metrics"]["nll_100"] == 30.0
 
@@ -457,7 +486,7 @@ def test_a_document_is_filled_between_its_marks():
 
 
 def test_the_results_show_the_rows(tmp_path):
-    rows = fair_rows.table.read_rows(fair_rows.ROWS)
+    rows = read_rows(fair_rows.ROWS)
     parts = fair_table.made(rows, fair_table.figures(rows, tmp_path / "results"))
     for document in (RESULTS, RESULTS.with_name("README.md")):
         text = document.read_text(encoding="utf-8")
@@ -477,7 +506,7 @@ def test_every_model_gets_a_row(tmp_path, folder, monkeypatch, models, capsys):
     words += [f"--out={tmp_path / 'out'}", f"--rows={tmp_path / 'rows.jsonl'}"]
     monkeypatch.setattr(comparison.Runner, "listen", lambda self: None)
     assert comparison.main(words) == 0
-    rows = fair_rows.table.read_rows(tmp_path / "rows.jsonl")
+    rows = read_rows(tmp_path / "rows.jsonl")
     assert [row["entry"] for row in rows] == models.split(",")
     for row in rows:
         assert row["flops"] > 0 and abs(row["params"] / rows[0]["params"] - 1) < 0.1

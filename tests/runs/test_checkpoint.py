@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jvae.errors import CheckpointError
 from jvae.parallel.mesh import make_mesh
+from jvae.runs import checkpoint
 from jvae.runs.checkpoint import LAYOUT, Checkpoints, package_version
 from jvae.runs.state_dict import arrays_of, checksums
 from jvae.tree import named_leaves
@@ -144,6 +145,16 @@ def test_keeps_the_last_few_and_the_best(tmp_path):
         assert (int(got["w"][0]), meta["row"], meta["metric"]) == (1, 1, 1.0)
         assert not checkpoints.save_best(5, state, {}, 1.5)
         assert checkpoints.save_best(6, state, {}, 0.5) and checkpoints.best_metric() == 0.5
+
+
+def test_a_best_of_an_older_kind_does_not_compare(tmp_path, monkeypatch):
+    state = {"w": jnp.zeros(3)}
+    with monkeypatch.context() as older, Checkpoints(tmp_path) as checkpoints:
+        older.setattr(checkpoint, "METRIC", "a loss whose KL weight still rises")
+        assert checkpoints.save_best(1, state, {}, 1.0)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert (checkpoints.best(), checkpoints.best_metric()) == (1, math.inf)
+        assert checkpoints.save_best(2, state, {}, 3.0) and checkpoints.best() == 2
 
 
 def test_saving_a_step_twice_keeps_the_first(tmp_path):

@@ -109,7 +109,7 @@ def test_no_check_counts_before_the_objective_is_final():
         c.objective.beta.update(kind="cyclic_zero_linear", ratio_zero=0.2, ratio_increase=0.4)
     a, b = phases.resolve(c)
     assert (a.final, b.final) == (0, 90)
-    (whole,) = phases.resolve(configs.apply_overrides(_config(), ["train.patience=2"]))
+    (whole,) = phases.resolve(_config())
     assert whole.final == 6
     # Losses that rise while beta does, as they must.
     at = PhaseProgress(begin=100)
@@ -121,6 +121,21 @@ def test_no_check_counts_before_the_objective_is_final():
         assert at.best == 9.0 and at.stalled == stalled
     assert at.over
     assert PhaseProgress(begin=100).checked(b._replace(final=100), 200, 1.0).over  # by its steps
+
+
+def test_checks_compare_the_bound_under_the_final_weight():
+    c = _config()
+    with c.unlocked():
+        c.objective.beta.update(stop=0.5)
+        c.objective.update(kl_floor="dim_max", floor=4.0)  # in the loss alone
+    (phase,) = phases.resolve(c)
+    assert phase.bound(30.0, 8.0) == 34.0
+    at = PhaseProgress().checked(phase, 10, float("nan"))
+    assert at.best is None and at.stalled == 1
+    at = at.checked(phase, 10, 34.0, (2.0, 3.0)).checked(phase, 10, 35.0, (1.0, 3.5))
+    assert (at.best, at.stalled, at.per_token) == (34.0, 1, (2.0, 3.0))
+    assert not at.counts(phase, 5) and at.counts(phase, 6)
+    assert at.checked(phase, 5, 1.0, (1.0, 1.0)).per_token is None
 
 
 def _meta_of(config, done: int, **at) -> dict:
@@ -190,6 +205,11 @@ def _meta(folder: Path):
     return meta
 
 
+def _best(folder: Path) -> int | None:
+    with Checkpoints(folder, read_only=True) as ckpts:
+        return ckpts.best()
+
+
 def test_resuming_in_every_phase_changes_nothing(command, monkeypatch):
     whole = command("whole")
     steps = [line for line in read_lines(whole / "metrics.jsonl") if "train/loss" in line]
@@ -209,6 +229,8 @@ def test_resuming_in_every_phase_changes_nothing(command, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             command("broken")
         reached.append(_meta(whole.with_name("broken")))
+        # The objective is final with the last step: a loss from before it is no one's best.
+        assert _best(whole.with_name("broken")) is None
     assert [meta["step"] for meta in reached] == [3, 5]
     assert [(meta["phase"]["index"], meta["phase"]["over"]) for meta in reached] == [
         (1, False),
@@ -223,6 +245,7 @@ def test_resuming_in_every_phase_changes_nothing(command, monkeypatch):
             for line in read_lines(folder / "metrics.jsonl")
         ]
 
+    assert _best(broken) == _best(whole) == 6
     assert quiet(broken) == quiet(whole)
     a, b = _meta(whole), _meta(broken)
     assert a["checksums"] == b["checksums"] and a["phase"] == b["phase"]
