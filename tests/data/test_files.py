@@ -76,7 +76,7 @@ def test_folders_that_may_not_be_entered(tmp_path, monkeypatch):
 def test_other_suffixes_are_refused_by_name(tmp_path, name):
     path = tmp_path / name
     path.write_text("a\n")
-    with pytest.raises(DataError, match="are not read; expected one of .txt, .tsv, .csv, .jsonl"):
+    with pytest.raises(DataError, match="are not read; expected one of .csv, .json, .jsonl"):
         read(path)
     if not name.endswith(".gz"):
         assert texts(path, format="text") == ["a"]
