@@ -239,7 +239,7 @@ def _positions(token_et: Int[Array, "e t"]) -> Int[Array, "e t"]:
 
 
 def _tiny(vocab: Vocab, **stack: Any) -> AdaVaeConfig:
-    sizes = dict(encoder_layers=1, latent=5, adapter=3, prefix_middle=3)
+    sizes: dict[str, Any] = dict(encoder_layers=1, latent=5, adapter=3, prefix_middle=3)
     return AdaVaeConfig(tiny_transformer(vocab["dec"], **stack), **sizes)
 
 

@@ -10,6 +10,7 @@ Deviation: one layer only, as every published table has it.
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
@@ -155,11 +156,13 @@ def _density(config: LstmVaeConfig) -> Density:
     stack = config.encoder
 
     def head(outputs: tuple[int, ...], axes: tuple[str | None, ...]) -> Affine:
-        def init(key: Key[Array, "2"]) -> Any:
+        def init(key: Key[Array, "..."]) -> Any:
+            # A pair of keys, or one that a density with several heads has split off.
+            kernel_key, bias_key = key if key.ndim else jax.random.split(key)
             shape = (stack.hidden, *outputs)
             return {
-                "kernel": lstm.uniform(stack, key[0], shape, ("embed", *axes)),
-                "bias": lstm.uniform(stack, key[1], outputs, axes),
+                "kernel": lstm.uniform(stack, kernel_key, shape, ("embed", *axes)),
+                "bias": lstm.uniform(stack, bias_key, outputs, axes),
             }
 
         def affine(params: Any, h_ed: Float[Array, "e d"]) -> Array:
@@ -178,7 +181,7 @@ def _init_encoder(config: LstmVaeConfig, key: Key[Array, ""]) -> Any:
             "embed": lstm.init_table(config.encoder, keys[0]),
             "cell": lstm.init_cell(config.encoder, keys[1]),
         },
-        "posterior": _density(config).init(keys[2:]),
+        "posterior": _density(config).init(jnp.stack(list(keys[2:]))),
     }
 
 

@@ -281,8 +281,8 @@ def build(config: T5VaeConfig) -> TextVAE:
 
 def _tiny(vocab: Vocab, **stack: Any) -> T5VaeConfig:
     """One embedding serves both sides; z reaches both attentions of the decoder."""
-    sizes = dict(layers=2, width=16, heads=2, head=6, mlp=24, vocab=vocab["dec"])
-    sizes |= dict(buckets=8, max_distance=16, vocab_multiple=8, xent_chunk=10)
+    sizes: dict[str, Any] = dict(layers=2, width=16, heads=2, head=6, mlp=24)
+    sizes |= dict(vocab=vocab["dec"], buckets=8, max_distance=16, vocab_multiple=8, xent_chunk=10)
     return T5VaeConfig(T5Config(**(sizes | stack)), latent=5, cross_slots=3)
 
 

@@ -9,7 +9,8 @@ from jvae.nn.lstm import LstmConfig
 def transformer(vocab: int, **changes: Any) -> TransformerConfig:
     """Two layers whose vocabulary has padded columns and is walked in several chunks."""
     sizes: dict[str, Any] = dict(layers=2, width=16, heads=2, mlp=32, vocab=vocab, positions=16)
-    return TransformerConfig(**(sizes | dict(vocab_multiple=8, xent_chunk=10) | changes))
+    sizes |= dict(vocab_multiple=8, xent_chunk=10)
+    return TransformerConfig(**(sizes | changes))
 
 
 def lstm(vocab: int, dtype: str = "float32", **changes: Any) -> LstmConfig:
