@@ -220,8 +220,8 @@ def test_tables_and_json_are_read_as_corpora_are(tool, tmp_path):
     error = tool("--mode=encode", f"--input={tmp_path}/in.npz", code=2)
     assert error == (
         f"error: {tmp_path}/in.npz: files in .npz are not read; expected one of .csv, .json, "
-        ".jsonl, .ndjson, .parquet, .tsv, .txt, plain or .gz. Rename it, or set data.format to what it "
-        "holds\n"
+        ".jsonl, .ndjson, .parquet, .tsv, .txt, plain or .gz. Rename it, or set data.format to "
+        "what it holds\n"
     )
 
 
