@@ -12,6 +12,7 @@ from typing import Any
 from jaxtyping import Array, Key
 
 from jvae.api import Batch, Generator, Params, Prior, Sampler, TextVAE
+from jvae.errors import ConfigError
 from jvae.fields import setting
 from jvae.latent import mixture, short_run, volume, warm_up
 from jvae.latent.choice import Choice
@@ -109,14 +110,15 @@ def _with_chain(
 ) -> TextVAE:
     """A generator whose posterior is the short run, with parameters for learned step sizes.
 
-    Raises: ValueError for a prior with parameters, which the loss of short-run inference would
+    Raises: ConfigError for a prior with parameters, which the loss of short-run inference would
       never train.
     """
     parts = build_prior(config.prior, (1, config.latent))
     if parts.init is not None:
-        raise ValueError(
-            f"prior.kind is {config.prior.kind!r}, which has parameters; the loss of short-run "
-            "inference holds no prior and would never train them"
+        raise ConfigError(
+            f"model.prior.kind is {config.prior.kind!r}, which has parameters; the loss of "
+            "short-run inference holds no prior and would never train them. Choose a prior without "
+            "parameters, such as standard_normal, or a family with an encoder"
         )
     sizes = {"posterior": raw} if (raw := short_run.init_sizes(config.chain)) else {}
     posterior = short_run.attach(gen, parts.prior, config.chain)
