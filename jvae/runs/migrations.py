@@ -35,11 +35,15 @@ class Paths(NamedTuple):
     moves: tuple[Move, ...] = ()
 
     @classmethod
-    def of(cls, config: str | None) -> "Paths":
-        """For what has this stored config (JSON); None where nothing is known of it."""
-        if config is None:
+    def of(cls, config: object) -> "Paths":
+        """For what has this stored config (JSON); today's paths where it is not text.
+
+        Raises: ConfigError for text that is no config, or one that a newer jvae wrote.
+        """
+        if not isinstance(config, str):
             return cls()
-        schema, family = configs.schema_of(config), configs.from_json(config).model.family
+        schema, tree = configs.schema_of(config), configs.from_json(config)
+        family = tree.model.get("family") if "model" in tree else None
         return cls(tuple(m for m in MOVES if schema < m.schema and m.family == family))
 
     def old(self, path: str) -> str:

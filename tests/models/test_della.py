@@ -134,7 +134,9 @@ def test_source_reaches_prior_and_posterior(conditional):
             model.prior.log_prob(params, prior_egz, cond),
         )
 
-    here, there = (run(conditional.params, SINGLE._replace(cond=c)) for c in (SINGLE.cond, other))
+    # Whole ones would push some means to the clip, where nothing differs.
+    halved = jax.tree.map(lambda leaf: leaf / 2, conditional.params)
+    here, there = (run(halved, SINGLE._replace(cond=c)) for c in (SINGLE.cond, other))
     for a, b in zip(here, there, strict=True):
         assert np.all(np.asarray(a) != np.asarray(b))
     with pytest.raises(ValueError, match="`cond` side"):
@@ -279,10 +281,6 @@ def test_parameters_of_the_published_size(changes, parameters):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(pool="mean"), "pool is 'mean'; expected one of attn_masked"),
-        (dict(ltp="sum"), "ltp is 'sum'"),
-        (dict(cvae_posterior="x"), "cvae_posterior is 'x'"),
-        (dict(latent=0), "latent 0"),
         (dict(begin_layer=2), "begin_layer 2 and end_layer -1"),
         (dict(begin_layer=1, end_layer=0), "begin_layer 1 and end_layer 0"),
         (dict(conditional=True, learn_prior1=False), "would not know the source"),

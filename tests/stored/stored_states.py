@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jvae.runs.checkpoint import Checkpoints
+from jvae.runs.migrations import Paths
 
 PLACE = ("step", "position", "phase", "meter", "keys")  # of the meta: all that resuming reads
 
@@ -37,6 +38,15 @@ def stored_state(folder: Path) -> dict[str, Any]:
     with Checkpoints(folder, read_only=True) as checkpoints:
         arrays, meta = checkpoints.arrays()
     return _described(arrays, meta)
+
+
+def today(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A state as it was stored, by the paths that its parameters have by now."""
+    paths = Paths.of((folder / "config.json").read_text())
+    return state | {
+        part: {paths.new(path): value for path, value in state[part].items()}
+        for part in ("checksums", "keys")
+    }
 
 
 @contextmanager
