@@ -1,6 +1,8 @@
 """The choice of a registered member in a config section: its name, and options beside it."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +55,14 @@ class Choice:
                     f"{where}.{name}: {self.kind} has no such option; "
                     f"options: {', '.join(known) or 'none'}"
                 )
-        try:
+        with refusals(where):
             return cls(**dict(self.options))
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{where}: {error}") from None
+
+
+@contextmanager
+def refusals(where: str) -> Iterator[None]:
+    """What a member refuses with TypeError or ValueError, as the ConfigError of its section."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from None

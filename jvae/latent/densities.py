@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jvae.api import Batch, Params, Post, Posterior
-from jvae.latent.choice import Choice
+from jvae.latent.choice import Choice, refusals
 from jvae.latent.gaussian import DiagonalGaussian, Gaussian, log_density, noise, reparameterize
 from jvae.registry import Registry
 
@@ -64,7 +64,9 @@ GAUSSIAN = Choice("gaussian")
 def build_density(choice: Choice, head: Head, latent: int) -> Density:
     """The density of a config over one vector of `latent` dimensions. Raises: ConfigError."""
     kind = POSTERIORS[choice.kind]
-    return kind.build(choice.options_as(kind.options, "model.posterior"), head, latent)
+    options = choice.options_as(kind.options, "model.posterior")
+    with refusals("model.posterior"):
+        return kind.build(options, head, latent)
 
 
 def amortized(density: Density, features: Callable[..., Float[Array, "e d"]]) -> Posterior:

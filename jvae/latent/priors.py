@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Float, Key
 
 from jvae.api import Params, Prior
-from jvae.latent.choice import Choice
+from jvae.latent.choice import Choice, refusals
 from jvae.latent.gaussian import StandardNormal, log_standard, noise
 from jvae.registry import Registry
 
@@ -18,7 +18,7 @@ from jvae.registry import Registry
 class PriorParts(NamedTuple):
     """A prior and its parameters, which lie under `params["prior"]`.
 
-    init(key) -> boxed parameters; None for a prior without any.
+    init(key) -> parameters, boxed where their axes have names; None for a prior without any.
     """
 
     prior: Prior
@@ -39,7 +39,9 @@ STANDARD_NORMAL = Choice("standard_normal")
 def build_prior(choice: Choice, shape: tuple[int, int]) -> PriorParts:
     """The prior of a config over latents of shape (G, Z). Raises: ConfigError."""
     kind = PRIORS[choice.kind]
-    return kind.build(choice.options_as(kind.options, "model.prior"), shape)
+    options = choice.options_as(kind.options, "model.prior")
+    with refusals("model.prior"):
+        return kind.build(options, shape)
 
 
 def standard_normal(shape: tuple[int, int]) -> Prior:

@@ -50,7 +50,15 @@ def with_prior(params: Any, parts: PriorParts, key: Key[Array, ""]) -> Any:
     if parts.init is None:
         return params
     # A stream of its own, so that the rest starts as it does under a prior without parameters.
-    return params | {"prior": parts.init(jax.random.fold_in(key, PRIOR_STREAM))}
+    own = parts.init(jax.random.fold_in(key, PRIOR_STREAM))
+    return params | {"prior": jax.tree.map(_boxed, own, is_leaf=_is_box)}
+
+
+def _boxed(leaf: Any) -> Any:
+    """A leaf with a name for each axis; None, which every device holds whole, where it has none."""
+    if _is_box(leaf):
+        return leaf
+    return nn.LogicallyPartitioned(leaf, (None,) * jnp.ndim(leaf))
 
 
 PRIOR_STREAM = 0x9_7A10

@@ -19,7 +19,7 @@ from jvae.fields import Problem, check, check_dataclass, check_effect, idle, lin
 from jvae.models import Family
 from jvae.runs import phases, schedules
 from jvae.training import freezing, optim
-from jvae.tree import sizes
+from jvae.tree import named_leaves, sizes
 from jvae.validation import schema
 from jvae.validation.rules import IDLES, RULES, Facts, Idle, View
 
@@ -251,6 +251,8 @@ def _idle(
 
 def _parameters(config: ConfigDict, views: list[View], facts: Facts) -> Iterator[Problem]:
     """Rules and patterns of the optimizer against the paths of the parameters."""
+    prior = {path for path in named_leaves(facts.abstract) if path.startswith("prior/")}
+    still = set() if config.init.model else prior  # of a trained model they may well stay
     for v in views:
         try:
             plan = freezing.make_plan(
@@ -258,7 +260,9 @@ def _parameters(config: ConfigDict, views: list[View], facts: Facts) -> Iterator
             )
         except ConfigError as error:
             yield Problem(("optim.trainable",), f"{_where(v)}{error}")
+            still = set()
             continue
+        still = still - (prior if plan is None else {part.path for part in plan.trained})
         if v["optim.weight_decay"]:
             trained = jax.eval_shape(
                 lambda params, plan=plan: freezing.split(plan, params)[0], facts.abstract
@@ -267,6 +271,12 @@ def _parameters(config: ConfigDict, views: list[View], facts: Facts) -> Iterator
                 optim.decay_mask(trained, v["optim.no_decay"])
             except ConfigError as error:
                 yield Problem(("optim.no_decay",), f"{_where(v)}{error}")
+    if still:
+        text = (
+            f"optim.trainable: {', '.join(sorted(still))} would never train, so the prior would "
+            "stay as it begins; add the rule ('^prior/', None, None, 0)"
+        )
+        yield Problem(("optim.trainable",), text)
 
 
 def _where(v: View) -> str:

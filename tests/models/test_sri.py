@@ -4,15 +4,11 @@ import math
 
 import jax
 import pytest
-from ml_collections import ConfigDict
 
 from jvae import config as configs
 from jvae import models
-from jvae.errors import ConfigError
-from jvae.latent.priors import PRIORS, NoOptions, PriorKind, PriorParts, standard_normal
 from jvae.runs import build
 from jvae.training import program
-from jvae.validation.validate import validate
 
 VOCAB = 10_002  # words of Penn Treebank and the special tokens
 SPECS = [f"sri:{name}" for name in ("tiny", "ptb", "yelp_short", "transformer")]
@@ -58,16 +54,3 @@ def test_learned_steps_are_parameters_and_bring_their_update():
     assert sampler is not None and sampler.tune is not None
     fixed = _build("sri:tiny")[1].post.sampler
     assert fixed is not None and fixed.tune is None
-
-
-@pytest.mark.parametrize("spec", ["sri:tiny", "sri:transformer"])
-def test_a_prior_with_parameters_is_refused(spec, monkeypatch):
-    member = PriorKind(
-        NoOptions, lambda options, shape: PriorParts(standard_normal(shape), lambda key: {})
-    )
-    monkeypatch.setitem(PRIORS._members, "learned", member)
-    config = configs.load(spec)
-    with config.unlocked():
-        config.model.prior = ConfigDict(dict(kind="learned"))
-    with pytest.raises(ConfigError, match="model.prior.kind is 'learned'.*standard_normal"):
-        validate(config)
