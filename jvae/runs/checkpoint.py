@@ -231,6 +231,7 @@ class Checkpoints:
     def _pass_over(self, kind: str, step: int, error: Exception) -> None:
         self._torn.add((kind, step))
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = reason.partition(" [tensorstore_spec")[0]  # a screenful
         log.warning("%s: not whole, passed over: %s", self.root / kind / str(step), reason)
 
     def _move_torn(self, kind: str) -> None:
