@@ -210,7 +210,16 @@ def _options(given: flags.FlagValues) -> Any:
     values = {
         name: getattr(given, name) for name in Options._fields if name not in ("text", "dims")
     }
-    return Options(text=tuple(given.text), dims=tuple(int(one) for one in given.dims), **values)
+    text = tuple(_utf8(one) for one in given.text)
+    return Options(text=text, dims=tuple(int(one) for one in given.dims), **values)
+
+
+def _utf8(word: str) -> str:
+    """A word of the command line, which under a locale without UTF-8 has surrogates for bytes."""
+    try:
+        return word.encode("ascii", "surrogateescape").decode()
+    except UnicodeError:  # letters already, or bytes that are no UTF-8
+        return word
 
 
 if __name__ == "__main__":

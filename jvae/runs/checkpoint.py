@@ -226,11 +226,15 @@ class Checkpoints:
                 self._pass_over(kind, candidate, error)
         found = ", ".join(str(one) for one in self._managers[kind].all_steps()) or "none"
         wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-        raise CheckpointError(f"{self.root / kind}: {wanted} that can be read (steps: {found})")
+        raise CheckpointError(
+            f"{self.root / kind}: {wanted} that can be read (steps: {found}). Bring the folder "
+            "back from a copy, or start over in another --workdir"
+        )
 
     def _pass_over(self, kind: str, step: int, error: Exception) -> None:
         self._torn.add((kind, step))
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = reason.partition(" [tensorstore_spec")[0]  # a screenful
         log.warning("%s: not whole, passed over: %s", self.root / kind / str(step), reason)
 
     def _move_torn(self, kind: str) -> None:

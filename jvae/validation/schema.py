@@ -7,7 +7,7 @@ machine goes further, so that a slip of the keyboard is an error and not an allo
 from typing import Any
 
 from jvae.data.formats import HEADERS, READERS
-from jvae.decode.sampling import METHODS
+from jvae.decode.sampling import LONGEST, METHODS, WIDEST
 from jvae.evals import extra_bounds, outside  # noqa: F401 they register metrics
 from jvae.evals.compat import MODES
 from jvae.evals.metric import METRICS
@@ -236,9 +236,9 @@ DECODE = {
     ),
     "min_length": Field(int, "Tokens before an end may come.", low=0, high=MOST_TOKENS),
     "max_length": Field(
-        int, "Most new tokens; 0: as the longest training text.", low=0, high=MOST_TOKENS
+        int, "Most new tokens; 0: as the longest training text.", low=0, high=LONGEST
     ),
-    "beam_width": Field(int, "Hypotheses of method beam.", low=1, high=10_000),
+    "beam_width": Field(int, "Hypotheses of method beam.", low=1, high=WIDEST),
     "length_penalty": Field(float, "Of beam: sum log p / length ** this.", low=-100.0, high=100.0),
     "batch": Field(int, "Latents decoded together.", low=1, high=MOST_ROWS),
 }

@@ -266,3 +266,8 @@ def test_a_terminal_that_takes_no_such_letters(tool, monkeypatch):
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
     error = tool("--mode=encode", "--text=🙂", vae=small(), code=2)
     assert "standard output takes ascii alone; use --out=FILE" in error
+
+
+def test_sentences_from_flags_under_a_locale_without_utf8(tool):
+    assert tool("--mode=nll", "--text=a\udce2\udc80\udc93b") == "3.1000\ta\u2013b\n"
+    assert "surrogate" in tool("--mode=nll", "--text=a\udcff", code=2)

@@ -348,3 +348,9 @@ def test_help_and_reference_hold_every_key():
     for cls in ("TransformerConfig", "T5Config", "LstmConfig", "ChainConfig", "WarmUp"):
         assert page.count(f"## `{cls}`") == 1
     assert "| `latent` | `32` | an integer from 1 to 1,048,576 | Width of z. |" in page
+
+
+@pytest.mark.parametrize("value", ["decode.beam_width=257", "decode.max_length=65537"])
+def test_decoding_is_refused_before_training_where_it_would_be_after(value):
+    with pytest.raises(ConfigError, match=value):
+        validate(of("optimus:tiny", value))
