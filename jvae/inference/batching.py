@@ -64,6 +64,38 @@ def tokenise(
     return Tokenised(sides, pad, limits, np.array(noise, np.int32))
 
 
+def truncate(
+    texts: Sequence[str],
+    sources: Sequence[str] | None,
+    tokenizers: Mapping[str, TextTokenizer],
+    limits: Mapping[str, int],
+    joined: Sequence[str] = (),
+) -> list[str]:
+    """The texts, each cut after its last word that leaves it short enough for every side.
+
+    A text whose first word is too long is left as it is, for `tokenise` to name.
+    """
+
+    def too_long(some: Sequence[str], at: Sequence[int]) -> set[int]:
+        own = [sources[i] for i in at] if sources else ()
+        spelt = {side: own if side == "cond" else some for side in tokenizers}
+        return set(encode(spelt, tokenizers, limits, joined)[1])
+
+    cut = list(texts)
+    for i in sorted(too_long(texts, range(len(texts)))):
+        words = texts[i].split(" ")
+        low, high = 0, len(words)  # so many fit; so many do not
+        while high - low > 1:
+            middle = (low + high) // 2
+            if too_long([" ".join(words[:middle])], [i]):
+                high = middle
+            else:
+                low = middle
+        if low:
+            cut[i] = " ".join(words[:low])
+    return cut
+
+
 def batches(
     found: Tokenised, *, score_end: bool = True, source_first: bool = False
 ) -> Iterator[tuple[np.ndarray, Batch]]:

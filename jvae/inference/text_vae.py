@@ -1,5 +1,6 @@
 """A trained model with its tokenizers: text to latents, latents to text. NumPy in and out."""
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jvae import errors
 from jvae.api import Batch, Cond, Params, Prompt, TextVAE
@@ -26,6 +27,8 @@ from jvae.latent.iw_bound import score_batch
 from jvae.parallel import mesh as meshes
 
 __all__ = ["LoadedVAE", "Neighbor", "TokenLogProbs"]
+
+log = logging.getLogger(__name__)
 
 QUIET_S = 10.0  # shorter work, compilation included, shows no progress
 
@@ -69,6 +72,19 @@ class LoadedVAE:
         )
 
     @property
+    def _tokenizers(self) -> dict[str, TextTokenizer]:
+        """The tokenizer of every side that the model reads."""
+        every = {"dec": self.decoder, "enc": self.encoder, "cond": self.encoder}
+        return {side: one for side, one in every.items() if side in ("dec", *self.limits)}
+
+    def _truncated(self, texts: list[str], sources: Sequence[str] | None) -> list[str]:
+        sources = self._sources(sources, len(texts))
+        cut = batching.truncate(texts, sources, self._tokenizers, self.limits, self.joined)
+        if short := sum(a != b for a, b in zip(texts, cut, strict=True)):
+            log.warning("%d of %d texts were cut to what the model takes", short, len(texts))
+        return cut
+
+    @property
     def conditional(self) -> bool:
         """Whether the model reads a source text beside each sentence."""
         return "cond" in self.limits
@@ -86,12 +102,18 @@ class LoadedVAE:
         checks.same_process(self.pid)
         texts = checks.listed(texts)
         sources = self._sources(sources, len(texts))
-        tokenizers = {"dec": self.decoder, "enc": self.encoder, "cond": self.encoder}
-        read = {side: one for side, one in tokenizers.items() if side in ("dec", *self.limits)}
-        found = batching.tokenise(texts, sources, read, self.limits, self.joined)
+        found = batching.tokenise(texts, sources, self._tokenizers, self.limits, self.joined)
         return batching.batches(
             found, score_end=self.rows.score_end, source_first="dec" in self.joined
         )
+
+    def count(self, texts: Sequence[str]) -> Int[np.ndarray, "n"]:
+        """Tokens of each text as the decoder counts them, start and end included.
+
+        The model takes at most `limits["dec"]` of them, and `limits["enc"]` of its encoder's.
+        """
+        ids = self.decoder.encode_batch(checks.listed(texts))
+        return np.array([len(one) for one in ids], np.int64)
 
     def encode(
         self,
@@ -100,10 +122,13 @@ class LoadedVAE:
         *,
         seed: int | None = None,
         chains: int | None = None,
+        truncate: bool = False,
     ) -> Float[np.ndarray, "n g z"]:
         """Posterior means of sentences, in their order.
 
         Args:
+          truncate: cut what is too long for the model after its last word that fits, and say in
+            the log how many texts were cut.
           seed, chains: of a model without an encoder, whose latents are averages over so many
             Langevin chains, by default as many as its config says.
         Raises: DataError naming the first sentence that is empty or too long for the model.
@@ -114,6 +139,8 @@ class LoadedVAE:
                 raise InputError(f"chains is {chains}: this model has an encoder and no chains")
         post = self.model.metric_post if chains is None else self.model.post
         texts, key, mesh = checks.listed(texts), self._key(seed), meshes.mesh_of(self.params)
+        if truncate:
+            texts = self._truncated(texts, sources)
         out = np.zeros((len(texts), *self.model.latent_shape), np.float32)
         with Progress("encoding", len(texts), quiet_s=QUIET_S) as progress:
             for place_e, batch in self.batches(texts, sources):
@@ -204,10 +231,16 @@ class LoadedVAE:
         return texts
 
     def reconstruct(
-        self, texts: Sequence[str], sources: Sequence[str] | None = None, **settings: Any
+        self,
+        texts: Sequence[str],
+        sources: Sequence[str] | None = None,
+        *,
+        truncate: bool = False,
+        **settings: Any,
     ) -> list[str]:
-        """Each sentence encoded to its posterior mean and decoded."""
-        return self.decode(self.encode(texts, sources), sources=sources, **settings)
+        """Each sentence encoded to its posterior mean and decoded. For `truncate` see `encode`."""
+        z_egz = self.encode(texts, sources, truncate=truncate)
+        return self.decode(z_egz, sources=sources, **settings)
 
     def sample(
         self,

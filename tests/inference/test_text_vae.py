@@ -139,6 +139,20 @@ def system(name: str) -> LoadedVAE:
     return loaded(model, params, ("enc", "dec") if encodes else ("dec",))
 
 
+def test_long_texts_are_counted_and_cut(caplog):
+    vae = system("optimus")
+    word = TEXTS[1].split()[0]
+    texts = [word, " ".join([word] * 100)]
+    assert vae.count(texts).tolist() == [3, 102]
+    with pytest.raises(DataError, match="sentence 2"):
+        vae.encode(texts)
+    z_egz = vae.encode(texts, truncate=True)
+    assert "1 of 2 texts were cut" in caplog.text
+    longest = " ".join([word] * (min(vae.limits.values()) - 2))
+    np.testing.assert_allclose(z_egz, vae.encode([word, longest]), atol=1e-5)
+    assert len(vae.reconstruct(texts, truncate=True, max_length=2)) == 2
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(s, marks=[pytest.mark.slow] * (s in ("sri", "della"))) for s in SYSTEMS]
 )
