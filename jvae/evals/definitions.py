@@ -71,6 +71,10 @@ DEFINITIONS: dict[str, str] = {
     "<kind>_grammatical": "share of the texts that the grammar accepts (%)",
     "<kind>_distinct": "share of different ones among the accepted texts (%)",
     # Labels and factors
+    "probe_<label>_<n>_balanced": "mean over labels of its recall on the test split (%)",
+    "probe_<label>_<n>_f1": "mean over labels of its F1 score on the test split (%)",
+    "probe_<label>_balanced": "mean over labels of its recall, cross-validated (%)",
+    "probe_<label>_f1": "mean over labels of its F1 score, cross-validated (%)",
     "probe_<label>_<n>": "test accuracy of a linear probe trained on n labels (%)",
     "probe_<label>": "accuracy of a linear probe on posterior means, cross-validated (%)",
     "cluster_<label>_accuracy": "accuracy of Gaussian mixture clusters after the best matching (%)",

@@ -198,8 +198,11 @@ def test_held_out_sentences_are_not_trained_on(corpus, tmp_path):
         ([], "no config"),
         (["--mode=sample", "--workdir=/nowhere"], "no config.json"),
         (["--config=optimus", "--config.data.train=/no/such.txt"], "/no/such.txt"),
-        (["--config=optimus", "--config.model.family=optimist"], "known: adavae, della"),
-        (["--config=optimus", "--config.model.pool=last"], "pool is 'last'"),
+        (["--config=optimus", "--config.model.family=optimist"], "Known: adavae, della"),
+        (
+            ["--config=optimus", "--config.model.pool=last"],
+            "model.pool='last': expected one of cls, mean",
+        ),
         (["--config=optimus", "--config.objective.kl_floor=x"], "kl_floor"),
         (["--config=optimus", "--config.data.dec_row=8"], "data.dec_row is 8"),
         (["--config=optimus", "--config.model.decoder.heads=3"], "heads"),
@@ -225,7 +228,7 @@ def test_another_config_in_the_same_folder(corpus, finished, capsys):
 
 def test_a_run_that_diverges_before_its_first_checkpoint_claims_nothing(corpus, tmp_path, capsys):
     folder = tmp_path / "run"
-    hot = ("--config.optim.lr=1e30", "--config.optim.clip=none", "--config.optim.schedule=constant")
+    hot = ("--config.optim.lr=10", "--config.optim.clip=none", "--config.optim.schedule=constant")
     assert main(command(corpus, folder, *hot)) == 2
     error = capsys.readouterr().err
     assert "not finite between steps" in error and "lower" in error.lower()

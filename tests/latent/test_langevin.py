@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from jvae.api import example_keys
+from jvae.config import dataclass_from
+from jvae.errors import ConfigError
 from jvae.latent import langevin, short_run
 from jvae.latent.short_run import ChainConfig
 
@@ -97,5 +99,5 @@ def test_published_step_sizes_and_their_continuation():
 
 def test_config_refuses_what_it_cannot_run():
     for bad in (dict(steps=-1), dict(schedule="cosine"), dict(step_size=0.0), dict(chains=5)):
-        with pytest.raises(ValueError, match=next(iter(bad))):
-            ChainConfig(**bad)
+        with pytest.raises(ConfigError, match=next(iter(bad))):
+            dataclass_from(ChainConfig, bad, "model.chain")

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from jvae.api import example_keys, mean_valid, per_example
+from jvae.config import dataclass_from
+from jvae.errors import ConfigError
 from jvae.latent import elbo, short_run, warm_up
 from jvae.latent.short_run import ChainConfig
 from jvae.latent.warm_up import WarmUp
@@ -93,5 +95,5 @@ def test_trajectory_mode_adds_the_batch_sum_at_every_earlier_point(pieces):
 
 
 def test_unknown_mode_is_refused():
-    with pytest.raises(ValueError, match="param_grad"):
-        WarmUp(param_grad="both")
+    with pytest.raises(ConfigError, match="param_grad='both'"):
+        dataclass_from(WarmUp, dict(param_grad="both"), "model.warm_up")

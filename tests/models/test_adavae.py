@@ -115,15 +115,11 @@ def test_identity_start_leaves_the_frozen_function():
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        (dict(pool="max"), "pool is 'max'; expected one of latent_attn"),
-        (dict(placement="houlsby"), "placement is 'houlsby'; expected one of parallel_ffn"),
-        (dict(placement_form="head"), "expected one of intended, released"),
         (dict(encoder_layers=3), "encoder_layers is 3; the stack has 1 to 2"),
         (dict(use_psa=False), "z would never reach the decoder"),
         (dict(use_adapters=True, adapt_decoder=False), "set adapt_decoder"),
         (dict(use_psa=False, use_output=True, vary=True), "no projection of z"),
         (dict(pool_padding=True), "latent_attn never reads padding"),
-        (dict(latent=0), "latent 0"),
     ],
 )
 def test_impossible_choices_are_refused(choices, message):

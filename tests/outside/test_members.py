@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,11 @@ import pytest
 import jvae
 from jvae.cli.main import main
 from jvae.data import grammar
+from jvae.data.formats import READERS
+from jvae.evals.metric import METRICS
+from jvae.latent.densities import POSTERIORS
+from jvae.latent.priors import PRIORS
+from jvae.models import FAMILIES
 
 HERE = Path(__file__).parent
 CONFIG = HERE / "members.py"
@@ -51,11 +57,18 @@ def _command(folder: Path, *values: str) -> list[str]:
     return [f"--config={CONFIG}", *(f"--config.{v}" for v in every), f"--workdir={folder / 'run'}"]
 
 
+REGISTRIES = (FAMILIES, METRICS, POSTERIORS, PRIORS, READERS)
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+def run(tmp_path_factory) -> Iterator[Path]:
+    """A trained run; the registries are left as they were."""
+    before = [dict(one.items()) for one in REGISTRIES]
     folder = tmp_path_factory.mktemp("outside")
     assert main(_command(folder)) == 0
-    return folder
+    yield folder
+    for registry, members in zip(REGISTRIES, before, strict=True):
+        registry._members = members
 
 
 def _rows(run: Path) -> dict[str, dict]:

@@ -73,7 +73,9 @@ def test_originals_from_safetensors_and_npz(theirs, tmp_path):
 
 
 def test_originals_that_cannot_be_imported(tmp_path):
-    with pytest.raises(ConfigError, match="'rnn' cannot be imported; known: .*optimus"):
+    with pytest.raises(ConfigError, match="'lm' cannot be imported; known: .*optimus"):
+        exports.import_original(tmp_path / "a.npz", "lm", CONFIG)
+    with pytest.raises(ConfigError, match="model.family is 'rnn'"):
         exports.import_original(tmp_path / "a.npz", "rnn", CONFIG)
     for file, message in (("a.npz", "no such file"), ("a.bin", "no such file"), ("a.h5", "type")):
         with pytest.raises(WeightsError, match=message):

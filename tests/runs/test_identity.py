@@ -75,8 +75,12 @@ def root(stopped, tmp_path) -> Path:
     shutil.copytree(stopped, tmp_path / "copy")
     path = tmp_path / "copy/run/config.json"
     path.write_text(path.read_text().replace(str(stopped), str(tmp_path / "copy")))
-    for meta in (tmp_path / "copy/run/ckpt").rglob("meta/metadata"):
-        meta.write_text(meta.read_text().replace(str(stopped), str(tmp_path / "copy")))
+    edit_metas(
+        tmp_path / "copy",
+        lambda meta: meta.update(
+            config=meta["config"].replace(str(stopped), str(tmp_path / "copy"))
+        ),
+    )
     return tmp_path / "copy"
 
 
@@ -100,6 +104,7 @@ def edit_metas(root: Path, edit):
     """Changes what the checkpoints say of themselves."""
     for path in (root / "run/ckpt").rglob("meta/metadata"):
         meta = json.loads(path.read_text())
+        meta.pop("meta_sha256", None)  # as older versions left it
         edit(meta)
         path.write_text(json.dumps(meta))
 

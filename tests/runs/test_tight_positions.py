@@ -11,6 +11,7 @@ import pytest
 from jvae import config as configs
 from jvae import models
 from jvae.decode import decode
+from jvae.errors import ConfigError
 from jvae.inference import scoring
 from jvae.runs import build, loading
 
@@ -31,7 +32,7 @@ FAMILIES = {
 
 
 def test_every_family_is_here():
-    assert FAMILIES.keys() == models.FAMILIES.keys()
+    assert FAMILIES.keys() == set(models.FAMILIES)
 
 
 def open_run(name, folder, positions, *values):
@@ -79,9 +80,12 @@ def test_the_longest_sentence_that_fits_is_decoded_and_no_longer_one(name, tmp_p
     vae = loading.text_vae(this.config, this.model, params, this.encoder, this.decoder)
     z_egz = np.zeros((2, *this.model.latent_shape), np.float32)
     vae.decode(z_egz)
-    for method in ("sample", "beam"):
-        vae.decode(z_egz, method=method, max_length=70)
     most = TOKENS - 1 if bounded else 70
+    for method in ("sample", "beam"):
+        if bounded:  # asked for by name, what does not fit is an error
+            with pytest.raises(ConfigError, match="max_length is 70"):
+                vae.decode(z_egz, method=method, max_length=70)
+        vae.decode(z_egz, method=method, max_length=most)
     assert lengths == [TOKENS - 1, most, most]
 
     this = open_run(name, tmp_path, positions, "decode.max_length=70")

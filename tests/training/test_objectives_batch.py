@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jvae import config as configs
 from jvae.api import Terms
+from jvae.errors import ConfigError
 from jvae.training.objectives import Objective, batch_loss
+from jvae.validation.validate import validate
 
 NLL = jnp.array([6.0, 10.0, 99.0])
 SCORED = jnp.array([2, 6, 50])
@@ -43,7 +46,7 @@ def test_a_shared_threshold_is_cut_by_the_dimensions():
 
 
 def test_two_divisions_by_the_length_are_refused():
-    with pytest.raises(ValueError, match="divide twice"):
-        Objective(rec="token_mean", length_weighted=True)
-    with pytest.raises(ValueError, match="objective.rec is 'mean'; expected one of sum"):
-        Objective(rec="mean")
+    config = configs.load("lm:tiny").unlock()
+    config.objective.update(rec="token_mean", length_weighted=True)
+    with pytest.raises(ConfigError, match="divide"):
+        validate(config)
