@@ -1,5 +1,7 @@
 """Outputs of Hugging Face's own classes, from both of their file formats."""
 
+import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -20,7 +22,9 @@ from jvae.pretrained.export import export_backbone
 from jvae.tree import named_leaves
 
 HF = Path(__file__).parent / "hf"
-AGREE = dict(rtol=2e-6, atol=3e-5)  # as the two original classes do among themselves
+# The two original classes, in float32, differ by up to 3.03e-5 among themselves, and by up to
+# 3.8e-5 from the same computation in float64 (logits of t5_v1_1, which reach 19).
+AGREE = dict(rtol=2e-6, atol=5e-5)
 FORMATS = ("model.safetensors", "flax_model.msgpack")
 
 
@@ -117,7 +121,13 @@ def params(case):
 
 
 def test_outputs_equal_those_of_the_original_classes(case, params):
-    got = jax.jit(case.outputs)(params)
+    """In float64, so that the rounding of the references alone counts: ours depends on the
+    processor.
+    """
+    with jax.enable_x64(True):
+        wide = copy.copy(case)
+        wide.ours = dataclasses.replace(case.ours, dtype="float64")
+        got = jax.jit(wide.outputs)(jax.tree.map(lambda a: a.astype(jnp.float64), params))
     real = case.reference["input_attention_mask"] > 0
     compared = 0
     for name, value in got.items():
