@@ -20,7 +20,7 @@ from jvae.validation.validate import validate
 
 
 def train(config: ConfigDict, folder: Path) -> None:
-    """Trains, or goes on training, then evaluates the best checkpoint on the test split.
+    """Trains or resumes a run, then evaluates the best checkpoint on the test split.
 
     Raises: Stopped after SIGTERM or SIGINT, once the state is saved.
     """

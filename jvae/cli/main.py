@@ -144,7 +144,7 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
     if config is None and given.workdir is None:
         raise ConfigError(f"no config: add --config=optimus, or the --workdir of a run\n\n{USAGE}")
 
-    # After the flags, so that a wrong one is told at once.
+    # After the flags, so that a wrong one is reported at once.
     from jvae.cli import commands
     from jvae.parallel import processes
     from jvae.runs import workdir
@@ -184,7 +184,7 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
 
 
 def _keep_compiled_programs() -> None:
-    """Compiled programs go where prepared data goes, unless JAX was told another place."""
+    """Keeps compiled programs beside prepared data, unless JAX has a cache directory already."""
     import jax
 
     from jvae.data.corpus import cache_dir

@@ -34,7 +34,7 @@ CAP = 10_000  # the first so many sentences of a set
 THRESHOLDS = (0.01, 0.2)  # of the variance that makes a unit active
 SATURATION_NATS = 0.3  # closer than this to ln N, a mutual information is only a lower bound
 COLLAPSE_NATS = 0.1  # closer than this to its reference, a metric says the latent is not used,
-COLLAPSE_ERRORS = 2.0  # or closer than so many standard errors
+COLLAPSE_ERRORS = 2.0  # or closer than this many standard errors
 
 
 class PosteriorSet(NamedTuple):

@@ -142,7 +142,7 @@ def linear_probe(
 
 
 def budget_fault(label_e: Int[np.ndarray, "e"], size: int) -> str:
-    """Why so many training labels cannot be drawn; empty where they can."""
+    """Why a budget of training labels cannot be drawn; empty where it can."""
     kinds = len(np.unique(label_e))
     if size > len(label_e):
         return f"there are {len(label_e)} labels"
