@@ -29,7 +29,7 @@ from jvae.errors import ConfigError
 from jvae.fields import Field, check_dataclass, fields_of, lines
 
 DEFAULT_PRESET = "tiny"
-SCHEMA = 2  # of stored configs and parameters; `jvae.runs.migrations` opens older ones
+SCHEMA = 3  # of stored configs and parameters; `jvae.runs.migrations` opens older ones
 # Keys of older configs that nothing reads any more.
 RETIRED = ("train.collapse_kl",)  # one rule of collapse, `jvae.evals.latent.collapse_reasons`
 ABSENT = "(absent)"  # stands in `diff` for the value of a key that one side lacks
@@ -235,6 +235,8 @@ def stored(text: str) -> ConfigDict:
     """
     cfg = from_json(text).unlock()
     _check_like_base(cfg)
+    if schema_of(text) < 3:
+        _name_backbones(cfg)
     for key in RETIRED:
         section, _, name = key.rpartition(".")
         if section in cfg and name in cfg[section]:
@@ -250,6 +252,20 @@ def stored(text: str) -> ConfigDict:
                 here = here[section]
             here[name] = ConfigDict() if value == {} else value
     return cfg.lock()
+
+
+def _name_backbones(cfg: ConfigDict) -> None:
+    """Up to schema 2 a stack was known by its place and its fields."""
+    model = cfg.get("model")
+    if not isinstance(model, ConfigDict):
+        return
+    for role, transformer in (("encoder", "bert"), ("decoder", "gpt2")):
+        stack = model.get(role)
+        if isinstance(stack, ConfigDict) and "backbone" not in stack:
+            other = "lstm" if "hidden" in stack else "t5" if "buckets" in stack else transformer
+            stack.backbone = other
+    if {"use_memory", "use_embedding"} <= set(model) and "use_psa" not in model:
+        model.tokens = model.get("tokens", 0)
 
 
 def _check_like_base(cfg: ConfigDict) -> None:

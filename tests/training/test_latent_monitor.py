@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jvae.backbones.gpt2 import Gpt2Config
 from jvae.data.rows import Encoded, pack_rows
 from jvae.evals.latent import collapse_reasons, collect_posteriors, latent_metrics
 from jvae.models import della, optimus
-from jvae.nn.config import TransformerConfig
 from jvae.training import latent_monitor
 from jvae.training.objectives import Objective
 from jvae.training.step import make_valid_step
 from jvae.tree import map_named
 
-STACK = TransformerConfig(
+STACK = Gpt2Config(
     layers=2, width=8, heads=2, mlp=16, vocab=12, positions=8, dropout=0.0, vocab_multiple=1
 )
 MODELS = (
