@@ -11,9 +11,12 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from jvae import config as configs
+from jvae.cli import allocator
 from jvae.errors import ConfigError, JvaeError
 from jvae.runs.console import safe_streams
 from jvae.training.preemption import CODE, Stopped
+
+log = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 TEXT_MODES = (
@@ -49,6 +52,9 @@ On a trained run, with --workdir=DIR; sentences from --text, --input=FILE or sta
   --mode=neighbors --corpus=FILE --n=5     nearest sentences of a file
   --mode=encode --out=z.npz                latents; decode reads them, from a file or a pipe
   --mode=nll --k=100                       nats of each sentence
+
+On a CPU a command starts itself again with an allocator that keeps its memory (Linux, glibc); the
+environment variable JVAE_ALLOCATOR=system keeps the allocator as it is.
 """
 
 
@@ -71,7 +77,9 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_string("coordinator", None, coordinator, flag_values=own)
     flags.DEFINE_integer("processes", None, "How many there are.", 1, flag_values=own)
     flags.DEFINE_integer("process", None, "Which this one is, from 0.", 0, flag_values=own)
-    topology = "With --mode=compile: slices, as v5e-8,v5e-256; cpu-8 for virtual devices."
+    topology = (
+        "With --mode=compile: slices, as v5e-8,v5e-256; h100-8 for GPUs, cpu-8 for virtual devices."
+    )
     flags.DEFINE_string("topology", "v5e-8", topology, flag_values=own)
     flags.DEFINE_multi_string("text", [], text, flag_values=own)
     flags.DEFINE_string("input", "", "File of sentences, plain or .gz.", flag_values=own)
@@ -153,6 +161,7 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
         processes.join(given.coordinator, given.processes, given.process)
         if not processes.first():
             logging.getLogger().setLevel(logging.WARNING)
+        log.info("allocator: %s", allocator.name())
     _keep_compiled_programs()
     if given.workdir is not None:
         folder = Path(given.workdir)
