@@ -1,8 +1,9 @@
 """Networks that read a noisy latent, its noise level and a label.
 
 For one vector a residual MLP; for several a small Transformer with a token for each. Every layer
-is scaled and shifted by the embedding of level and label, and starts as the identity. Source:
-Peebles & Xie 2023, arXiv 2212.09748, section 3.2 (adaLN-Zero).
+is scaled and shifted by the embedding of level and label, through one map for all layers and a bias
+of each, and starts as the identity. Source: Chen et al. 2024, arXiv 2310.00426, section 2.3
+(adaLN-single).
 """
 
 from collections.abc import Callable
@@ -42,15 +43,15 @@ def build(shape: tuple[int, int], labels: int, width: int, layers: int, heads: i
     parts = 2 if several else 1  # attention and feed-forward, or the latter alone
 
     def layer(key: Key[Array, ""]) -> Any:
-        key_i = jax.random.split(key, 5)
+        key_i = jax.random.split(key, 4)
         p = {
             "up": nets.affine(key_i[0], width, 2 * width),
             "down": nets.affine(key_i[1], 2 * width, width),
-            "modulation": nets.affine(key_i[2], width, 3 * parts * width, zero=True),
+            "modulation": jnp.zeros((3 * parts * width,)),
         }
         if several:
-            p["qkv"] = nets.affine(key_i[3], width, 3 * width)
-            p["mixed"] = nets.affine(key_i[4], width, width)
+            p["qkv"] = nets.affine(key_i[2], width, 3 * width)
+            p["mixed"] = nets.affine(key_i[3], width, width)
         return p
 
     def init(key: Key[Array, ""]) -> Any:
@@ -61,6 +62,7 @@ def build(shape: tuple[int, int], labels: int, width: int, layers: int, heads: i
             "embed": nets.affine(key_i[2], width, width),
             "in": nets.affine(key_i[3], size, width),
             "group": 0.02 * jax.random.normal(key_i[4], (groups, width)),
+            "modulation": nets.affine(key, width, 3 * parts * width, zero=True),
             "layers": jax.vmap(layer)(jax.random.split(key_i[5], layers)),
             "out": nets.affine(key, width, size, zero=True),
             "last": nets.affine(key, width, 2 * width, zero=True),
@@ -85,14 +87,14 @@ def build(shape: tuple[int, int], labels: int, width: int, layers: int, heads: i
 
     def apply(p: Any, x_egz: Array, level_e: Array, label_e: Array) -> Float[Array, "e g z"]:
         embedding_ed = embedding(p, level_e, label_e)
+        every_e1d = nets.apply(p["modulation"], embedding_ed)[:, None]
 
         def block(h_egd: Array, q: Any) -> tuple[Array, None]:
-            modulation = nets.apply(q["modulation"], embedding_ed)[:, None]
-            for one, part in zip(
-                jnp.split(modulation, parts, axis=2), (forward, attention)[:parts], strict=True
-            ):
-                shift, scale, gate = jnp.split(one, 3, axis=2)
-                h_egd = h_egd + gate * part(q, _normed(h_egd) * (1 + scale) + shift)
+            own_e1d = every_e1d + q["modulation"][None, None]
+            steps = (attention, forward)[-parts:]
+            for step, changes in zip(steps, jnp.split(own_e1d, parts, axis=2), strict=True):
+                shift, scale, gate = jnp.split(changes, 3, axis=2)
+                h_egd = h_egd + gate * step(q, _normed(h_egd) * (1 + scale) + shift)
             return h_egd, None
 
         h_egd = nets.apply(p["in"], x_egz) + p["group"][None]

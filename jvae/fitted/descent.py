@@ -36,8 +36,9 @@ class _State(NamedTuple):
 
 
 def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    rise = max(int(WARM_UP * recipe.steps), 1)
     rate = optax.warmup_cosine_decay_schedule(
-        0.0, recipe.lr, max(int(WARM_UP * recipe.steps), 1), recipe.steps, 0.01 * recipe.lr
+        0.0, recipe.lr, rise, max(recipe.steps, rise + 1), 0.01 * recipe.lr
     )
     return optax.chain(optax.clip_by_global_norm(CLIP), optax.adam(rate))
 

@@ -21,7 +21,9 @@ from jvae.fitted.contract import FITTED, Density, FittedKind
 from jvae.fitted.descent import Recipe, descend
 from jvae.latent.gaussian import LOG_2PI, noise
 
-LOW, HIGH, CURVE = 0.002, 80.0, 7.0  # noise levels of sampling, EDM table 1
+# Noise levels of sampling and their spacing: as EDM table 1, but a range for latents of variance 1,
+# of which nothing is left at the highest.
+LOW, HIGH, CURVE = 0.005, 20.0, 7.0
 # Of the noise levels of training: EDM's mean for data of variance 1, and a wider spread, so that
 # the weights of far modes, which high levels decide, are learned too.
 LOG_MEAN, LOG_SPREAD = -0.5, 1.5
@@ -34,7 +36,9 @@ TRACES = ("none", "exact", "hutchinson")
 class DiffusionOptions:
     """Options of the fitted prior `diffusion`."""
 
-    width: int = setting(256, low=4, high=2**16, help="Of the network.")
+    width: int = setting(
+        0, low=0, high=2**16, help="Of the network; 0: twice that of a latent, 128 at least."
+    )
     layers: int = setting(3, low=1, high=1_000, help="Of the network.")
     heads: int = setting(4, low=1, high=1_000, help="Of attention, for latents with groups.")
     updates: int = setting(4_000, low=1, high=10_000_000, help="Of the fit.")
@@ -49,7 +53,9 @@ class DiffusionOptions:
     trace: str = setting(
         "none", choices=TRACES, help="Estimator of the density; none: no likelihoods."
     )
-    density_steps: int = setting(50, low=2, high=100_000, help="Of the density's integral.")
+    density_steps: int = setting(
+        24, low=1, high=100_000, help="Of the density's integral, four evaluations each."
+    )
     probes: int = setting(4, low=1, high=10_000, help="Random vectors of hutchinson.")
 
     def __post_init__(self) -> None:
@@ -68,7 +74,8 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
     """The density of `FittedKind`."""
     hidden = labels  # the label of latents without one
     table = labels + 1 if labels > 1 else 1
-    net = denoiser.build(shape, table, options.width, options.layers, options.heads)
+    width = options.width or max(128, 2 * options.heads * -(-shape[1] // options.heads))
+    net = denoiser.build(shape, table, width, options.layers, options.heads)
 
     def clean(p: Any, x_egz: Array, level_e: Array, label_e: Array) -> Float[Array, "e g z"]:
         """E[u | x] at noise level sigma, of latents of variance 1; EDM eq. 7."""
@@ -158,69 +165,66 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
         return deterministic(denoise, _TOP * noise_egz)
 
     def slope(p: Any, label: Array) -> Callable[[Array, Array], Array]:
-        """(x, level) -> dx/dlog sigma of the probability flow, EDM eq. 1."""
+        """(y, phi) -> dy/dphi of the probability flow (EDM eq. 1), for x = y / cos(phi) at level
+        tan(phi): variance 1 all the way, and slope 0 for Gaussian latents.
+        """
 
-        def of(x_egz: Array, level: Array) -> Float[Array, "e g z"]:
-            return x_egz - clean(p, x_egz, level[None], label[None])
+        def of(y_egz: Array, phi: Array) -> Float[Array, "e g z"]:
+            level_1 = jnp.tan(phi)[None]
+            return -net.apply(p, y_egz, jnp.log(level_1) / 4, label[None])
 
         return of
 
-    def upward(
-        p: Any, u_egz: Array, label: Array, rate: Callable[..., tuple[Array, Array]]
-    ) -> tuple[Array, Array]:
-        """From latents to noise: (x, integral of the second value of `rate`), by Heun's rule."""
-        log_t = np.log(levels(options.density_steps))[::-1]
-        inputs = jax.tree.map(lambda a: jnp.asarray(a, u_egz.dtype), (log_t[:-1], np.diff(log_t)))
+    def along(rate: Callable[..., Any], start: Any, ends: tuple[float, float]) -> Any:
+        """A tree of arrays moved along rate(tree, phi) between two angles, by the classical rule of
+        Runge and Kutta.
+        """
+        gap = (ends[1] - ends[0]) / options.density_steps
 
-        def step(carry: tuple[Array, Array], at: Any) -> tuple[tuple[Array, Array], None]:
-            (x_egz, sum_e), (log_level, gap) = carry, at
-            first_egz, first_e = rate(x_egz, jnp.exp(log_level))
-            second_egz, second_e = rate(x_egz + gap * first_egz, jnp.exp(log_level + gap))
-            x_egz = x_egz + 0.5 * gap * (first_egz + second_egz)
-            return (x_egz, sum_e + 0.5 * gap * (first_e + second_e)), None
+        def moved(tree: Any, slope: Any, by: float) -> Any:
+            return jax.tree.map(lambda a, s: a + by * s, tree, slope)
 
-        start = (u_egz, jnp.zeros(len(u_egz), u_egz.dtype))
-        return jax.lax.scan(step, start, inputs)[0]
+        def step(tree: Any, number: Array) -> tuple[Any, None]:
+            phi = ends[0] + gap * number
+            first = rate(tree, phi)
+            second = rate(moved(tree, first, gap / 2), phi + gap / 2)
+            third = rate(moved(tree, second, gap / 2), phi + gap / 2)
+            fourth = rate(moved(tree, third, gap), phi + gap)
+            tree = jax.tree.map(
+                lambda a, f, s, t, u: a + gap / 6 * (f + 2 * s + 2 * t + u),
+                *(tree, first, second, third, fourth),
+            )
+            return tree, None
+
+        numbers_t = jnp.arange(options.density_steps, dtype=jnp.float32)
+        return jax.lax.scan(step, start, numbers_t)[0]
 
     def to_noise(p: Any, u_egz: Array, label: Array) -> Float[Array, "e g z"]:
-        flow = slope(p, label)
-        rate = lambda x, level: (flow(x, level), jnp.zeros(len(x), x.dtype))  # noqa: E731
-        return upward(p, u_egz, label, rate)[0] / _TOP
+        return along(slope(p, label), u_egz * np.cos(_ANGLES[0]), _ANGLES)
 
     def from_noise(p: Any, noise_egz: Array, label: Array) -> Float[Array, "e g z"]:
-        """The same rule downward, so that it undoes `to_noise` up to the error of a step."""
-        flow = slope(p, label)
-        log_t = np.log(levels(options.density_steps))
-        inputs = jax.tree.map(
-            lambda a: jnp.asarray(a, noise_egz.dtype), (log_t[:-1], np.diff(log_t))
-        )
-
-        def step(x_egz: Array, at: Any) -> tuple[Array, None]:
-            log_level, gap = at
-            first_egz = flow(x_egz, jnp.exp(log_level))
-            second_egz = flow(x_egz + gap * first_egz, jnp.exp(log_level + gap))
-            return x_egz + 0.5 * gap * (first_egz + second_egz), None
-
-        return jax.lax.scan(step, _TOP * noise_egz, inputs)[0]
+        return along(slope(p, label), noise_egz, _ANGLES[::-1]) / np.cos(_ANGLES[0])
 
     def log_prob(p: Any, u_egz: Array, label: Array) -> Float[Array, "e"]:
-        """Change of variables along the probability flow; EDM eq. 1, Song et al. 2021, eq. 39."""
+        """Change of variables along the probability flow; Song et al. 2021, eq. 39."""
         flow = slope(p, label)
         tangent_kgz = _tangents(options, shape, u_egz.dtype)
 
-        def rate(x_egz: Array, level: Array) -> tuple[Array, Array]:
-            now_egz, push = jax.linearize(lambda x: flow(x, level), x_egz)
+        def rate(tree: tuple[Array, Array], phi: Array) -> tuple[Array, Array]:
+            y_egz, _ = tree
+            slope_egz, push = jax.linearize(lambda y: flow(y, phi), y_egz)
 
             def part(tangent_gz: Array) -> Float[Array, "e"]:
-                tangent_egz = jnp.broadcast_to(tangent_gz[None], x_egz.shape)
+                tangent_egz = jnp.broadcast_to(tangent_gz[None], y_egz.shape)
                 return jnp.sum(tangent_egz * push(tangent_egz), axis=(1, 2))
 
-            trace_e = jnp.sum(jax.lax.map(part, tangent_kgz), axis=0)
-            return now_egz, trace_e
+            return slope_egz, jnp.sum(jax.lax.map(part, tangent_kgz), axis=0)
 
-        x_egz, trace_e = upward(p, u_egz, label, rate)
-        at_top_e = -0.5 * jnp.sum((x_egz / _TOP) ** 2 + LOG_2PI + 2 * np.log(_TOP), axis=(1, 2))
-        return at_top_e + trace_e
+        scale = np.cos(_ANGLES[0])
+        start = (u_egz * scale, jnp.zeros(len(u_egz), u_egz.dtype))
+        y_egz, trace_e = along(rate, start, _ANGLES)
+        at_top_e = -0.5 * jnp.sum(y_egz**2 + LOG_2PI, axis=(1, 2))
+        return at_top_e + trace_e + np.log(scale) * shape[0] * shape[1]
 
     return Density(
         fit=fit,
@@ -232,6 +236,7 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
 
 
 _TOP = float(np.sqrt(HIGH**2 + 1.0))  # standard deviation of latents of variance 1 at level HIGH
+_ANGLES = (float(np.arctan(LOW)), float(np.arctan(HIGH)))
 
 
 def _tangents(options: DiffusionOptions, shape: tuple[int, int], dtype: Any) -> Array:

@@ -49,10 +49,11 @@ def _bin(value: Array, raw: Float[Array, "*e r"], inverse: bool) -> _Bin:
     slope = jnp.concatenate([one, inner], axis=-1)
     next_slope = jnp.concatenate([inner, one], axis=-1)
     ends = y_end if inverse else x_end
-    place = jnp.sum(value[..., None] >= ends[..., :-1], axis=-1)[..., None]
+    place = jnp.sum(value[..., None] >= ends[..., :-1], axis=-1)
+    chosen = jax.nn.one_hot(place, bins, dtype=value.dtype)
 
     def pick(each: Array) -> Array:
-        return jnp.take_along_axis(each, place, axis=-1)[..., 0]
+        return jnp.sum(each * chosen, axis=-1)  # a gather has a slow gradient on CPUs
 
     parts = (starts(x_end), starts(y_end), width, height, slope, next_slope)
     return _Bin(*(pick(part) for part in parts))

@@ -11,7 +11,6 @@ from safetensors.numpy import load_file
 import jvae
 from jvae.cli.main import main
 from jvae.errors import WeightsError
-from jvae.evals import split_latents
 
 ENDS = ("--text=a man is sleeping", "--text=two girls were dancing")
 
@@ -59,20 +58,6 @@ def test_a_fit_leaves_files_and_a_table(run):
     falls = [rows[name]["own"] - rows[name]["fitted"] for name in ("kl", "marginal_gap")]
     assert falls[0] == pytest.approx(falls[1], abs=1e-4)
     assert "training posteriors" in (run / "eval/prior-gaussian.txt").read_text()
-
-
-def test_latents_are_encoded_once_and_checked(run, call, monkeypatch, caplog):
-    (path,) = (run / "latents").iterdir()
-    data = path.read_bytes()
-    fit = ("--mode=prior", "--prior.kind=gaussian", "--prior.name=again")
-    with monkeypatch.context() as patch:
-        patch.setattr(split_latents.scoring, "draws", None)  # never called
-        call(*fit)
-    path.write_bytes(data[:-4] + b"torn")
-    call(*fit)
-    assert "its checksum is wrong; the latents are made again" in caplog.text
-    assert path.read_bytes() == data
-    assert (run / "priors/again.json").is_file()
 
 
 def test_sampling_and_interpolation_under_a_prior(run, call):
@@ -189,8 +174,6 @@ def test_encoded_draws_and_their_statistics(run, call, tmp_path):
         variance_d = np.linalg.eigvalsh(covariance_dd)[::-1]
         np.testing.assert_allclose(arrays["pca_share"], variance_d / variance_d.sum(), atol=1e-5)
     assert len(np.unique(z_nkgz[0, :, 0, 0])) == 3
-    records = call(*draws, *ENDS).splitlines()
-    np.testing.assert_allclose([json.loads(one)["z"] for one in records], z_nkgz, atol=1e-5)
     call(*draws, "--split=train", f"--out={tmp_path}/z.safetensors")
     tensors = load_file(tmp_path / "z.safetensors")
     assert set(tensors) == {"z", "mean", "scale", "covariance", "pca_share"}

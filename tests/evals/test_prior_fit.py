@@ -10,7 +10,7 @@ import pytest
 from jvae import config as configs
 from jvae.data import grammar
 from jvae.errors import ConfigError, InputError
-from jvae.evals import evaluation, prior_fit
+from jvae.evals import evaluation, prior_fit, split_latents
 from jvae.evals.prior_fit import PriorRequest, fit_prior
 from jvae.fitted import FITTED
 from jvae.parallel import mesh as meshes
@@ -44,10 +44,38 @@ def opened(spec, path, folder, *more):
     return this, mesh, evaluation.untrained(this, mesh)
 
 
-def test_a_prior_by_label(labelled, tmp_path):
-    this, mesh, params = opened(
-        "optimus", labelled, tmp_path, *stack("encoder", "decoder"), "model.latent=3"
-    )
+@pytest.fixture(scope="module")
+def optimus(labelled, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("optimus")
+    sizes = (*stack("encoder", "decoder"), "model.latent=3")
+    return opened("optimus", labelled, folder, *sizes)
+
+
+def test_latents_are_encoded_once_and_checked(optimus, monkeypatch, caplog):
+    this, mesh, params = optimus
+    how = dict(weights="some", seed=1)
+    z_nkgz = split_latents.split_latents(this, mesh, params, "train", 2, **how)
+    assert z_nkgz.shape == (len(this.data["train"]), 2, 1, 3)
+    assert np.std(z_nkgz[:, 0] - z_nkgz[:, 1]) > 0
+    (path,) = (this.workdir / "latents").iterdir()
+    data = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(split_latents.scoring, "draws", None)  # not called
+        again = split_latents.split_latents(this, mesh, params, "train", 2, **how)
+    np.testing.assert_array_equal(again, z_nkgz)
+    path.write_bytes(data[:-4] + b"torn")
+    again = split_latents.split_latents(this, mesh, params, "train", 2, **how)
+    assert "its checksum is wrong; the latents are made again" in caplog.text
+    np.testing.assert_array_equal(again, z_nkgz)
+    assert path.read_bytes() == data
+    ids = np.array([3, 5])
+    some = split_latents.split_latents(this, mesh, params, "train", 2, ids=ids, **how)
+    np.testing.assert_allclose(some, z_nkgz[ids], atol=1e-5)
+
+
+def test_a_prior_by_label(optimus):
+    this, mesh, params = optimus
+    tmp_path = this.workdir
     request = PriorRequest(kind="gaussian", name="by_label", samples=2, label="true")
     options = FITTED["gaussian"].options()
     table = fit_prior(this, mesh, params, 7, request, options)
@@ -95,10 +123,9 @@ def test_chains_and_layers(spec, more, kind, options, labelled, tmp_path):
     assert np.isfinite(report.value("nll_gain"))
 
 
-def test_without_a_density_likelihoods_are_not_measured(labelled, tmp_path):
-    this, mesh, params = opened(
-        "optimus", labelled, tmp_path, *stack("encoder", "decoder"), "model.latent=3"
-    )
+def test_without_a_density_likelihoods_are_not_measured(optimus):
+    this, mesh, params = optimus
+    tmp_path = this.workdir
     options = FITTED["diffusion"].options(width=8, heads=2, layers=1, updates=2, steps=2)
     table = fit_prior(this, mesh, params, 0, PriorRequest(kind="diffusion", samples=1), options)
     assert "no density: --prior.trace=exact computes it" in table
