@@ -150,7 +150,7 @@ def apply_overrides(cfg: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
                 + ", ".join(f"{key}.{child}" for child in sorted(old))
             )
         try:
-            section[name] = _parse(text, old, section.get_type(name))
+            section[name] = parse(text, old, section.get_type(name))
         except (ValueError, TypeError) as error:
             raise ConfigError(f"--config.{key}={text}: {error} (the default is {old!r})") from None
     return cfg.lock()
@@ -360,8 +360,11 @@ def _section_of(cfg: ConfigDict, key: str) -> tuple[ConfigDict, str]:
     return parent, key.rpartition(".")[2]
 
 
-def _parse(text: str, old: Any, kind: type) -> Any:
-    """Raises: ValueError saying what was expected."""
+def parse(text: str, old: Any, kind: type) -> Any:
+    """The value that a flag's text means where the default is `old`, of type `kind`.
+
+    Raises: ValueError saying what was expected.
+    """
     if text.lower() == "none" and not isinstance(old, str):
         return None
     if kind is bool:
@@ -384,13 +387,13 @@ def _parse(text: str, old: Any, kind: type) -> Any:
     if kind in (tuple, list):
         words = [word.strip() for word in text.split(",")]
         like = old[0] if old else None
-        return kind(_parse(word, like, type(like)) for word in words if word)
+        return kind(parse(word, like, type(like)) for word in words if word)
     if kind is str:
         return text
     if kind is type(None):
         for guess in (int, float, bool):
             try:
-                return _parse(text, None, guess)
+                return parse(text, None, guess)
             except ValueError:
                 continue
         return text

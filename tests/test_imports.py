@@ -15,7 +15,7 @@ LEVELS = (
     ("api", "config", "registry", "tree"),
     ("parallel",),
     ("data", "decode", "latent", "nn", "pretrained"),
-    ("backbones", "injections"),
+    ("backbones", "fitted", "injections"),
     ("inference", "models"),
     ("runs",),
     ("evals",),

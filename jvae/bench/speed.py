@@ -127,6 +127,12 @@ COLUMNS: Mapping[str, Columns] = {
         COMPILE,
     ),
     "prior_sample": (MODEL, TOKENS, SENTENCES, HFU, BANDWIDTH, COMPILE, MEMORY),
+    "prior_fit": (MODEL, PROGRAM, ("latents/s", _of("sentences_per_s", count)), COMPILE, MEMORY),
+    "prior_latents": (
+        *(MODEL, PROGRAM, ("latents/s", _of("sentences_per_s", count))),
+        ("of decoding", _of("of_decoding", lambda value: f"{value:.3f}")),
+        *(COMPILE, MEMORY),
+    ),
     "startup": (
         MODEL,
         ("warm s", _of("seconds", lambda value: f"{value:.1f}")),
