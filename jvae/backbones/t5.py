@@ -17,7 +17,7 @@ from jvae.pretrained.names import NameTable, Vocab
 
 UNBOUNDED = 2**31 - 1  # relative positions serve texts of any length
 ABILITIES = frozenset(
-    {"encode", "decode", "tokens", "slots", "values", "taps", "cross", "features"}
+    {"encode", "layers", "decode", "tokens", "slots", "values", "taps", "cross", "features"}
 )
 
 

@@ -120,7 +120,7 @@ def decoder_of(config: DellaConfig) -> tuple[Stack, Injection]:
 def encoder_of(config: DellaConfig) -> Stack:
     """The stack that encodes."""
     where = "model.decoder" if config.encoder is None else "model.encoder"
-    return stack_of(config.encoding, where, "encode")
+    return stack_of(config.encoding, where, "encode", "layers")
 
 
 def limits(config: DellaConfig) -> dict[str, int]:

@@ -18,8 +18,9 @@ from jvae.fields import Problem, check_dataclass, lines
 from jvae.registry import Registry
 
 ABILITIES = {
-    "encode": "read text in both directions",
-    "decode": "write text token by token",
+    "encode": "read text",
+    "layers": "give the states of its layers",
+    "decode": "write text with caches of keys and values",
     "tokens": "read vectors in front of the text as tokens",
     "slots": "attend to extra keys and values",
     "values": "change the values of its attention",

@@ -45,6 +45,11 @@ class LstmConfig(StackConfig):
     xent_chunk: int = setting(16384, **stack.XENT_CHUNK)
 
     @property
+    def layers(self) -> int:
+        """One."""
+        return 1
+
+    @property
     def vocab_padded(self) -> int:
         """Rows of the token embedding and of the output layer."""
         return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple

@@ -160,8 +160,8 @@ def test_held_out_sentences_are_not_trained_on(tmp_path, command):
         (["--config=optimus", "--config.data.train=/no/such.txt"], "/no/such.txt"),
         (["--config=optimus", "--config.model.family=optimist"], "Known: adavae, della"),
         (
-            ["--config=optimus", "--config.model.pool=last"],
-            "model.pool='last': expected one of cls, mean",
+            ["--config=optimus", "--config.model.pool=lost"],
+            "model.pool='lost': expected one of cls, mean",
         ),
         (["--config=optimus", "--config.objective.kl_floor=x"], "kl_floor"),
         (["--config=optimus", "--config.data.dec_row=8"], "data.dec_row is 8"),
