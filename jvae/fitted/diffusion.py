@@ -183,7 +183,7 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
         return along(slope(p, label), u_egz * np.cos(_ANGLES[0]), _ANGLES)
 
     def from_noise(p: Any, noise_egz: Array, label: Array) -> Float[Array, "e g z"]:
-        return along(slope(p, label), noise_egz, _ANGLES[::-1]) / np.cos(_ANGLES[0])
+        return along(slope(p, label), noise_egz, (_ANGLES[1], _ANGLES[0])) / np.cos(_ANGLES[0])
 
     def log_prob(p: Any, u_egz: Array, label: Array) -> Float[Array, "e"]:
         """Change of variables along the probability flow; Song et al. 2021, eq. 39."""
