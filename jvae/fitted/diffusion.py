@@ -1,9 +1,9 @@
 """Latent diffusion: a denoiser over continuous noise levels, sampled in a few steps.
 
 Noise levels, preconditioning and weights are those of Karras et al. 2022, arXiv 2206.00364 (EDM);
-the deterministic sampler is DPM-Solver++(2M) of Lu et al. 2022, arXiv 2211.01095, the stochastic
-one ancestral (Song et al. 2021, arXiv 2011.13456, as in EDM's notation). Both cost one evaluation
-of the network a step, two with guidance (Ho & Salimans 2022, arXiv 2207.12598).
+the samplers are DPM-Solver++(2M) and its stochastic form, Lu et al. 2022, arXiv 2211.01095, eq. 18
+and appendix. Both cost one evaluation of the network a step, two with guidance (Ho & Salimans
+2022, arXiv 2207.12598).
 """
 
 from collections.abc import Callable
@@ -114,55 +114,35 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
 
         return denoise
 
-    def deterministic(denoise: Callable[..., Array], x_egz: Array) -> Float[Array, "e g z"]:
-        """Down the noise levels by DPM-Solver++(2M); the last step is a plain denoising."""
+    def sample(p: Any, key_e: Key[Array, "e"], label_e: Array) -> Float[Array, "e g z"]:
+        """Down the noise levels; every step aims at what the last two denoisings point to, and the
+        last one is a plain denoising.
+        """
+        key_e2 = jax.vmap(jax.random.split)(key_e)
+        denoise, x_egz = guided(p, label_e), _TOP * noise(key_e2[:, 0], shape)
         level_t = levels(options.steps)
-        gap_t = np.log(level_t[:-1] / level_t[1:])
+        gap_t, share_t = np.log(level_t[:-1] / level_t[1:]), level_t[1:] / level_t[:-1]
         ratio_t = np.concatenate([[0.0], gap_t[1:] / (2 * gap_t[:-1])])
-        inputs = jax.tree.map(
-            lambda a: jnp.asarray(a, x_egz.dtype), (level_t[:-1], level_t[1:], ratio_t)
-        )
+        added_t = np.zeros_like(share_t)
+        if options.sampler == "stochastic":  # fresh noise makes up for what is taken away besides
+            added_t, share_t = level_t[1:] * np.sqrt(1 - share_t**2), share_t**2
+        inputs_t = (level_t[:-1], share_t, ratio_t, added_t)
+        inputs_t = jax.tree.map(lambda a: jnp.asarray(a, x_egz.dtype), inputs_t)
 
         def step(carry: tuple[Array, Array], at: Any) -> tuple[tuple[Array, Array], None]:
-            x_egz, before_egz = carry
-            level, lower, ratio = at
+            (x_egz, before_egz), (number, (level, share, ratio, added)) = carry, at
             now_egz = denoise(x_egz, level)
             ahead_egz = now_egz + ratio * (now_egz - before_egz)
-            share = lower / level
-            return (share * x_egz + (1 - share) * ahead_egz, now_egz), None
+            x_egz = share * x_egz + (1 - share) * ahead_egz
+            if options.sampler == "stochastic":
+                fold = lambda key: jax.random.fold_in(key, number)  # noqa: E731
+                x_egz = x_egz + added * noise(jax.vmap(fold)(key_e2[:, 1]), shape)
+            return (x_egz, now_egz), None
 
-        (x_egz, _), _ = jax.lax.scan(step, (x_egz, jnp.zeros_like(x_egz)), inputs)
+        numbers_t = jnp.arange(options.steps - 1)
+        start = (x_egz, jnp.zeros_like(x_egz))
+        (x_egz, _), _ = jax.lax.scan(step, start, (numbers_t, inputs_t))
         return denoise(x_egz, jnp.asarray(level_t[-1], x_egz.dtype))
-
-    def stochastic(
-        denoise: Callable[..., Array], x_egz: Array, key_e: Key[Array, "e"]
-    ) -> Float[Array, "e g z"]:
-        """Down the noise levels with fresh noise in every step."""
-        level_t = levels(options.steps)
-        # Variance of what remains and of what is added: together that of the lower level.
-        added_t = level_t[1:] * np.sqrt(1 - (level_t[1:] / level_t[:-1]) ** 2)
-        kept_t = level_t[1:] ** 2 / level_t[:-1]
-        inputs = jax.tree.map(
-            lambda a: jnp.asarray(a, x_egz.dtype), (level_t[:-1], kept_t, added_t)
-        )
-
-        def step(x_egz: Array, at: Any) -> tuple[Array, None]:
-            number, (level, kept, added) = at
-            share = kept / level
-            ahead_egz = share * x_egz + (1 - share) * denoise(x_egz, level)
-            key_now_e = jax.vmap(lambda key: jax.random.fold_in(key, number))(key_e)
-            return ahead_egz + added * noise(key_now_e, shape), None
-
-        x_egz, _ = jax.lax.scan(step, x_egz, (jnp.arange(options.steps - 1), inputs))
-        return denoise(x_egz, jnp.asarray(level_t[-1], x_egz.dtype))
-
-    def sample(p: Any, key_e: Key[Array, "e"], label_e: Array) -> Float[Array, "e g z"]:
-        key_e2 = jax.vmap(jax.random.split)(key_e)
-        noise_egz = noise(key_e2[:, 0], shape)
-        denoise = guided(p, label_e)
-        if options.sampler == "stochastic":
-            return stochastic(denoise, _TOP * noise_egz, key_e2[:, 1])
-        return deterministic(denoise, _TOP * noise_egz)
 
     def slope(p: Any, label: Array) -> Callable[[Array, Array], Array]:
         """(y, phi) -> dy/dphi of the probability flow (EDM eq. 1), for x = y / cos(phi) at level
@@ -203,7 +183,7 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
         return along(slope(p, label), u_egz * np.cos(_ANGLES[0]), _ANGLES)
 
     def from_noise(p: Any, noise_egz: Array, label: Array) -> Float[Array, "e g z"]:
-        return along(slope(p, label), noise_egz, _ANGLES[::-1]) / np.cos(_ANGLES[0])
+        return along(slope(p, label), noise_egz, (_ANGLES[1], _ANGLES[0])) / np.cos(_ANGLES[0])
 
     def log_prob(p: Any, u_egz: Array, label: Array) -> Float[Array, "e"]:
         """Change of variables along the probability flow; Song et al. 2021, eq. 39."""

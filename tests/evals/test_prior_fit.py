@@ -98,7 +98,7 @@ def test_a_prior_by_label(optimus):
 @pytest.mark.parametrize(
     "spec, more",
     [
-        ("della", (*stack("decoder"), "model.latent=3")),
+        ("della", (*stack("decoder"), "model.latent=3", "model.decoder.positions=128")),
         ("sri:transformer", (*stack("decoder"), "model.latent=3", "model.chain.steps=2")),
     ],
 )

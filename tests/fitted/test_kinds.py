@@ -78,61 +78,63 @@ def test_a_flow_finds_a_mixture(optimized, toys, width, bound):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [2, 32])
-@pytest.mark.parametrize("sampler", ["deterministic", "stochastic"])
-def test_samples_of_a_diffusion_are_those_of_a_mixture(optimized, toys, width, sampler):
+def test_samples_of_a_diffusion_are_those_of_a_mixture(optimized, toys, width):
     mixture = toys.mixture(width)
     z_n1d, _ = mixture.sample(100_000, seed=0)
     other_nd = mixture.sample(2_000, seed=7)[0][:, 0]
     plain = fitted("gaussian", z_n1d)
     assert toys.energy_p(draw(plain.prior(), join({}, plain), 2_000)[:, 0], other_nd) < 0.01
-    found = fitted("diffusion", z_n1d).using(sampler=sampler)
+    found = fitted("diffusion", z_n1d)
     params = join({}, found)
-    assert toys.energy_p(draw(found.prior(), params, 2_000)[:, 0], other_nd) > 0.01
-    exact = found.using(trace="exact")
-    assert toys.excess(exact.prior(), params, mixture, 2_000) < 0.2
+    for sampler, steps in (("deterministic", 20), ("stochastic", 50)):
+        prior = found.using(sampler=sampler, steps=steps).prior()
+        assert toys.energy_p(draw(prior, params, 2_000)[:, 0], other_nd) > 0.01, sampler
+    exact = found.using(trace="exact").prior()
+    assert -0.02 < toys.excess(exact, params, mixture, 2_000) < 0.25
 
 
 # --------------------------------------------------------------------------------------------------
 # The contract of all kinds, on little data.
 
-SHAPE = (2, 3)
 
-
-def latents(shape=SHAPE, n=64, seed=0):
+def latents(shape=(1, 2), n=64, seed=0):
     rng = np.random.default_rng(seed)
     scale_gz = np.linspace(0.1, 20.0, shape[0] * shape[1]).reshape(shape)
     return (5.0 + scale_gz * rng.normal(size=(n, *shape))).astype(np.float32)
 
 
 @functools.cache
-def quick(kind, shape=SHAPE) -> Fitted:
+def quick(kind, shape=(1, 2)) -> Fitted:
     return fitted(kind, latents(shape), **QUICK[kind])
 
 
+@pytest.mark.parametrize("shape", [(1, 2), pytest.param((2, 3), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", QUICK)
-def test_draws_belong_to_keys_and_latents_keep_their_scale(kind):
-    found = quick(kind)
+def test_draws_belong_to_keys_and_latents_keep_their_scale(kind, shape):
+    found = quick(kind, shape)
     params = join({"decoder": {}}, found)
     assert set(params) == {"decoder", KEY}
     z_egz = draw(found.prior(), params, 2_000)
-    assert z_egz.shape == (2_000, *SHAPE) and np.isfinite(z_egz).all()
+    assert z_egz.shape == (2_000, *shape) and np.isfinite(z_egz).all()
     np.testing.assert_allclose(draw(found.prior(), params, 3), z_egz[:3], rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(z_egz.mean(axis=0), latents().mean(axis=0), atol=6.0)
-    ratio_gz = z_egz.std(axis=0) / latents().std(axis=0)
+    np.testing.assert_allclose(z_egz.mean(axis=0), latents(shape).mean(axis=0), atol=6.0)
+    ratio_gz = z_egz.std(axis=0) / latents(shape).std(axis=0)
     assert (ratio_gz > 0.5).all() and (ratio_gz < 2.0).all()
     assert found.prior() is dataclasses.replace(found, name="other").prior()  # compiled once
 
 
 @pytest.mark.parametrize("kind", QUICK)
 def test_a_density_has_mass_one(kind):
-    """By quadrature, of one dimension."""
+    """By quadrature."""
     use = dict(trace="exact") if kind == "diffusion" else {}
-    found = quick(kind, (1, 1)).using(**use)
-    params, scale = join({}, found), float(found.params["scale_gz"][0, 0])
-    z_n = np.linspace(-12, 12, 1_001) * scale + float(found.params["shift_gz"][0, 0])
-    nats_n = jax.jit(found.prior().log_prob)(params, jnp.asarray(z_n, jnp.float32)[:, None, None])
-    mass = float(np.trapezoid(np.exp(np.asarray(nats_n, np.float64)), z_n))
-    assert mass == pytest.approx(1.0, abs=0.02 if kind == "diffusion" else 1e-3)
+    found = quick(kind).using(**use)
+    shift_d, scale_d = (found.params[name][0] for name in ("shift_gz", "scale_gz"))
+    u_n = np.linspace(-8, 8, 161)
+    z_n1d = np.stack(np.meshgrid(u_n, u_n), axis=-1).reshape(-1, 1, 2) * scale_d + shift_d
+    log_prob = jax.jit(found.prior().log_prob)
+    nats_n = np.asarray(log_prob(join({}, found), jnp.asarray(z_n1d, jnp.float32)), np.float64)
+    mass = np.sum(np.exp(nats_n)) * float(np.prod(scale_d)) * (u_n[1] - u_n[0]) ** 2
+    assert mass == pytest.approx(1.0, abs=2e-3)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "flow", "diffusion"])
@@ -189,8 +191,8 @@ def test_a_label_is_learned(optimized, kind, toys):
 
 @pytest.mark.slow
 def test_the_trace_of_hutchinson_is_near_the_exact_one():
-    found = quick("diffusion")
-    params, z_egz = join({}, found), jnp.asarray(latents()[:8])
+    found = quick("diffusion", (2, 3))
+    params, z_egz = join({}, found), jnp.asarray(latents((2, 3))[:8])
     exact, rough = (
         np.asarray(jax.jit(one.prior().log_prob)(params, z_egz))
         for one in (found.using(trace="exact"), found.using(trace="hutchinson", probes=64))
@@ -199,9 +201,9 @@ def test_the_trace_of_hutchinson_is_near_the_exact_one():
 
 
 def test_a_density_that_is_not_computed():
-    found = quick("diffusion", (1, 1))
+    found = quick("diffusion")
     with pytest.raises(ConfigError, match="--prior.trace=exact"):
-        found.prior().log_prob(join({}, found), jnp.zeros((1, 1, 1)))
+        found.prior().log_prob(join({}, found), jnp.zeros((1, 1, 2)))
 
 
 def test_a_dimension_that_never_varies_and_a_rare_label():
@@ -215,7 +217,7 @@ def test_a_dimension_that_never_varies_and_a_rare_label():
 
 def test_mistakes():
     z_ngz = latents()
-    with pytest.raises(InputError, match=r"shape \(1, 2, 3\)"):
+    with pytest.raises(InputError, match=r"shape \(1, 1, 2\)"):
         fitted("gaussian", z_ngz[:1])
     with pytest.raises(InputError, match="not finite"):
         fitted("gaussian", np.full((4, 1, 3), np.nan))
