@@ -116,7 +116,7 @@ def stack(head_norm: bool, config: GemmaConfig, own_head: bool = False) -> Stack
 def _tiny(cls: Any, vocab: int, **changes: Any) -> Any:
     shape: dict[str, Any] = dict(layers=2, width=16, heads=4, kv_heads=2, head=6, mlp=24)
     shape |= dict(vocab=vocab, positions=16, window=3, global_every=2, query_scale=5)
-    shape |= dict(theta=50.0, local_theta=20.0, vocab_multiple=8, xent_chunk=10)
+    shape |= dict(theta=50.0, local_theta=20.0, dropout=0.1, vocab_multiple=8, xent_chunk=10)
     return cls(**(shape | changes))
 
 

@@ -110,6 +110,7 @@ def tiny(cls: Any, vocab: int, **changes: Any) -> Any:
     """A config of a few hundred parameters, three query heads to a key and value head."""
     shape: dict[str, Any] = dict(layers=2, width=16, heads=6, kv_heads=2, head=4, mlp=24)
     shape |= dict(vocab=vocab, positions=16, theta=50.0, vocab_multiple=8, xent_chunk=10)
+    shape |= dict(dropout=0.1)
     return cls(**(shape | changes))
 
 

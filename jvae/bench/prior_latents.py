@@ -14,6 +14,7 @@ from jvae.bench.harness import Work
 from jvae.decode import DecodeConfig, decode
 
 LATENTS = 10_000
+FITTED_TO = 1_000
 DECODED = {"cpu": 1_024, "gpu": LATENTS, "tpu": LATENTS}  # of them, in the program beside
 DECODE = "decode"
 # Draws cost the same whatever the fit was.
@@ -28,11 +29,11 @@ def works(this: Setting) -> list[Work]:
     """A program for every kind, and random decoding to the longest training sentence."""
     if not has_latent(this.run.model) or "cond" in this.run.rows.row:
         return []
-    u_ngz, key = prior_fit.latents(this, 1_000), jax.random.key(0)
+    u_ngz, key = prior_fit.latents(this, FITTED_TO), jax.random.key(0)
     key_e, label_e = example_keys(key, jnp.arange(LATENTS)), jnp.zeros(LATENTS, jnp.int32)
     found = []
     for name, (own, options) in prior_fit.kinds(this, **BARELY).items():
-        params = own.fit(u_ngz, label_e[:1_000], key)
+        params = own.fit(u_ngz, jnp.zeros(FITTED_TO, jnp.int32), key)
         extra = {"steps": options.steps} if name == "diffusion" else {}
         found.append(
             Work(

@@ -69,11 +69,13 @@ VARIANTS |= {
 VARIANTS |= {f"optimus-reads_{name}": dict(encoder=name, pool="mean") for name in BACKBONES}
 
 
-def _builder(name: str) -> Callable[..., TextVAE]:
-    """(changes to the stacks: dtype, remat, unroll) -> the model of a family or of a variant."""
+def _builder(name: str) -> tuple[Callable[..., TextVAE], Callable[[], int]]:
+    """(changes to the stacks: dtype, remat, unroll) -> the model of a family or of a variant; and
+    the most tokens that its decoder writes.
+    """
     family = models.family(name.partition("-")[0])
 
-    def build(**stack: Any) -> TextVAE:
+    def config_of(**stack: Any) -> Any:
         config = family.tiny(VOCAB, **stack)
         changes = dict(VARIANTS.get(name, {}))
         # Where one stack reads both sides, so does its vocabulary.
@@ -82,9 +84,12 @@ def _builder(name: str) -> Callable[..., TextVAE]:
             if role in changes:
                 vocab = VOCAB["dec" if shared else side]
                 changes[role] = BACKBONES[changes[role]].tiny(vocab, **stack)
-        return family.build(dataclasses.replace(config, **changes))
+        return dataclasses.replace(config, **changes)
 
-    return build
+    def build(**stack: Any) -> TextVAE:
+        return family.build(config_of(**stack))
+
+    return build, lambda: family.limits(config_of())["dec"]
 
 
 if outside := os.environ.get("JVAE_TEST_MEMBERS"):
@@ -165,7 +170,9 @@ class System:
     """One small model with random parameters, and its compiled functions."""
 
     def __init__(self, name: str):
-        self.name, self.build = name, SYSTEMS[name]
+        self.name, (self.build, limit) = name, SYSTEMS[name]
+        self.limit = limit()
+        self.in_front = VARIANTS.get(name, {}).get("tokens", 0)  # vectors in front of a text
         self.model = self.build()
         self.has_latent = self.model.latent_shape[0] > 0
         self.jit = functools.partial(jax.jit, compiler_options=_fast_compilation())
