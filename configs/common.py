@@ -170,6 +170,7 @@ def base() -> ConfigDict:
 def lstm(**changes) -> dict:
     """One LSTM; `vocab` is set from the tokenizer when it is 0."""
     stack = dict(
+        backbone="lstm",
         width=256,
         hidden=256,
         vocab=0,
@@ -183,8 +184,9 @@ def lstm(**changes) -> dict:
 
 
 def transformer(**changes) -> dict:
-    """One stack; `vocab` is set from the tokenizer when it is 0."""
+    """A GPT-2 or BERT stack; `vocab` is set from the tokenizer when it is 0."""
     stack = dict(
+        backbone="gpt2",
         layers=12,
         width=768,
         heads=12,
@@ -204,9 +206,42 @@ def transformer(**changes) -> dict:
     return stack | changes
 
 
+def llama(**changes) -> dict:
+    """A Llama stack, sizes of SmolLM2-135M; `vocab` is set from the tokenizer when it is 0."""
+    stack = dict(
+        backbone="llama",
+        layers=30,
+        width=576,
+        heads=9,
+        kv_heads=3,
+        head=64,
+        mlp=1536,
+        vocab=0,
+        positions=8192,
+        theta=100_000.0,
+        scaling="none",
+        factor=1.0,
+        low_factor=1.0,
+        high_factor=4.0,
+        original=8192,
+        tied=True,
+        dropout=0.0,
+        norm_eps=1e-5,
+        init_std=0.02,
+        dtype="float32",
+        attention="xla",
+        remat="none",
+        unroll=1,
+        vocab_multiple=128,
+        xent_chunk=8192,
+    )
+    return stack | changes
+
+
 def t5(**changes) -> dict:
     """Both stacks of a T5, sizes of t5-small; `vocab` is set from the tokenizer when it is 0."""
     stack = dict(
+        backbone="t5",
         layers=6,
         width=512,
         heads=8,

@@ -61,10 +61,11 @@ def get_config(arg: str = "tiny") -> ConfigDict:
             latent=32,
             use_memory=True,
             use_embedding=True,
+            tokens=0,
             pool="cls",
             log_var="learned",
             log_var_shift=0.0,
-            encoder=common.transformer(norm_eps=1e-12),
+            encoder=common.transformer(backbone="bert", norm_eps=1e-12),
             decoder=common.transformer(positions=1024),
         )
     )

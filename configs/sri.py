@@ -92,6 +92,7 @@ def _yelp_short(c: ConfigDict) -> None:
 def _transformer(c: ConfigDict) -> None:
     c.model.family = "sri_transformer"
     c.model.use_memory = c.model.use_embedding = True
+    c.model.tokens = 0
     small = dict(layers=4, width=256, heads=4, mlp=1024, positions=256, dropout=0.1)
     c.model.decoder = ConfigDict(common.transformer(**small))
     c.model.warm_up.epoch_steps = 1_315

@@ -29,7 +29,7 @@ from jvae.errors import ConfigError
 from jvae.fields import Field, check_dataclass, fields_of, lines
 
 DEFAULT_PRESET = "tiny"
-SCHEMA = 2  # of stored configs and parameters; `jvae.runs.migrations` opens older ones
+SCHEMA = 3  # of stored configs and parameters; `jvae.runs.migrations` opens older ones
 # Keys of older configs that nothing reads any more.
 RETIRED = ("train.collapse_kl",)  # one rule of collapse, `jvae.evals.latent.collapse_reasons`
 ABSENT = "(absent)"  # stands in `diff` for the value of a key that one side lacks
@@ -150,7 +150,7 @@ def apply_overrides(cfg: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
                 + ", ".join(f"{key}.{child}" for child in sorted(old))
             )
         try:
-            section[name] = _parse(text, old, section.get_type(name))
+            section[name] = parse(text, old, section.get_type(name))
         except (ValueError, TypeError) as error:
             raise ConfigError(f"--config.{key}={text}: {error} (the default is {old!r})") from None
     return cfg.lock()
@@ -235,6 +235,8 @@ def stored(text: str) -> ConfigDict:
     """
     cfg = from_json(text).unlock()
     _check_like_base(cfg)
+    if schema_of(text) < 3:
+        _name_backbones(cfg)
     for key in RETIRED:
         section, _, name = key.rpartition(".")
         if section in cfg and name in cfg[section]:
@@ -250,6 +252,20 @@ def stored(text: str) -> ConfigDict:
                 here = here[section]
             here[name] = ConfigDict() if value == {} else value
     return cfg.lock()
+
+
+def _name_backbones(cfg: ConfigDict) -> None:
+    """Up to schema 2 a stack was known by its place and its fields."""
+    model = cfg.get("model")
+    if not isinstance(model, ConfigDict):
+        return
+    for role, transformer in (("encoder", "bert"), ("decoder", "gpt2")):
+        stack = model.get(role)
+        if isinstance(stack, ConfigDict) and "backbone" not in stack:
+            other = "lstm" if "hidden" in stack else "t5" if "buckets" in stack else transformer
+            stack.backbone = other
+    if {"use_memory", "use_embedding"} <= set(model) and "use_psa" not in model:
+        model.tokens = model.get("tokens", 0)
 
 
 def _check_like_base(cfg: ConfigDict) -> None:
@@ -344,8 +360,11 @@ def _section_of(cfg: ConfigDict, key: str) -> tuple[ConfigDict, str]:
     return parent, key.rpartition(".")[2]
 
 
-def _parse(text: str, old: Any, kind: type) -> Any:
-    """Raises: ValueError saying what was expected."""
+def parse(text: str, old: Any, kind: type) -> Any:
+    """The value that a flag's text means where the default is `old`, of type `kind`.
+
+    Raises: ValueError saying what was expected.
+    """
     if text.lower() == "none" and not isinstance(old, str):
         return None
     if kind is bool:
@@ -368,13 +387,13 @@ def _parse(text: str, old: Any, kind: type) -> Any:
     if kind in (tuple, list):
         words = [word.strip() for word in text.split(",")]
         like = old[0] if old else None
-        return kind(_parse(word, like, type(like)) for word in words if word)
+        return kind(parse(word, like, type(like)) for word in words if word)
     if kind is str:
         return text
     if kind is type(None):
         for guess in (int, float, bool):
             try:
-                return _parse(text, None, guess)
+                return parse(text, None, guess)
             except ValueError:
                 continue
         return text

@@ -176,6 +176,9 @@ def fields_of(cls: type) -> dict[str, Field | type]:
             continue
         if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
             members = [arm for arm in typing.get_args(kind) if arm is not type(None)]
+            if len(members) == 1 and dataclasses.is_dataclass(members[0]):
+                declared[one.name] = typing.cast(type, members[0])  # a section that may be absent
+                continue
             values.setdefault("optional", len(members) < len(typing.get_args(kind)))
             kind = members[0] if len(members) == 1 else None
         if typing.get_origin(kind) is tuple:
@@ -212,7 +215,10 @@ def check_dataclass(cls: type, section: Any, where: str) -> list[Problem]:
         if isinstance(field, Field):
             problems += check(key, field, value, defaults.get(name))
         elif hasattr(field, "problems_of"):  # a member whose registry knows its fields
-            problems += [Problem((key,), text) for text in field.problems_of(value, key)]
+            problems += [
+                one if isinstance(one, Problem) else Problem((key,), one)
+                for one in field.problems_of(value, key)
+            ]
         else:
             problems += check_dataclass(field, value, key)
     for name in declared:
@@ -229,7 +235,7 @@ def check_effect(config: Any, where: str) -> list[Problem]:
     for name, field in fields_of(type(config)).items():
         value, key = getattr(config, name), f"{where}.{name}"
         if not isinstance(field, Field):
-            if not hasattr(field, "problems_of"):
+            if not hasattr(field, "problems_of") and value is not None:
                 problems += check_effect(value, key)
         elif field.needs and value != defaults.get(name) and not field.needs.holds(config):
             problems.append(idle(key, value, defaults.get(name), field.needs.text))

@@ -25,6 +25,30 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _programs_of_equal_phases_are_one() -> None:
+    """Runs of one config in this process, resumed ones too, share what they compile."""
+    from jvae.training import program
+
+    compile_phase, kept = program.compile_phase, {}
+
+    def once(this, phase, mesh, begin):
+        sections = (this.config.model, phase.objective, phase.optim, phase.noise)
+        train = this.config.train
+        key = (
+            *(id(this.model), mesh, begin, phase.name, phase.steps, phase.patience, phase.final),
+            *(section.to_json() for section in sections),
+            *(train.accumulate, train.steps_per_call, *phase.notes),
+            *(this.encoder.fingerprint, this.decoder.fingerprint),
+        )
+        if key not in kept:
+            # The model too, so that its id stays its own.
+            kept[key] = (this.model, compile_phase(this, phase, mesh, begin))
+        return kept[key][1]
+
+    program.compile_phase = once
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test writes prepared data into the user's cache."""
     os.environ["JVAE_CACHE"] = str(tmp_path_factory.mktemp("cache"))

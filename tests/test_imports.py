@@ -15,6 +15,7 @@ LEVELS = (
     ("api", "config", "registry", "tree"),
     ("parallel",),
     ("data", "decode", "latent", "nn", "pretrained"),
+    ("backbones", "fitted", "injections"),
     ("inference", "models"),
     ("runs",),
     ("evals",),

@@ -2,7 +2,18 @@
 in `CASES`.
 """
 
-from jvae.bench import data, decode, encode, iw_nll, langevin, prior_sample, startup, train_step
+from jvae.bench import (
+    data,
+    decode,
+    encode,
+    iw_nll,
+    langevin,
+    prior_fit,
+    prior_latents,
+    prior_sample,
+    startup,
+    train_step,
+)
 
 CASES = {
     "train_step": train_step.CASE,
@@ -13,5 +24,7 @@ CASES = {
     "langevin_transformer": langevin.TRANSFORMER,
     "iw_nll": iw_nll.CASE,
     "prior_sample": prior_sample.CASE,
+    "prior_fit": prior_fit.CASE,
+    "prior_latents": prior_latents.CASE,
     "startup": startup.CASE,
 }

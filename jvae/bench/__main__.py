@@ -24,6 +24,7 @@ import jax
 from jvae.bench import CASES, cases, harness, peers, speed
 from jvae.bench.cases import Case, Subject
 from jvae.bench.plan import plan
+from jvae.cli import allocator
 from jvae.errors import ConfigError, JvaeError
 
 
@@ -104,6 +105,7 @@ def _write(rows: Sequence[dict[str, Any]], path: Path | None) -> None:
 
 
 if __name__ == "__main__":
+    allocator.restart()
     # Compile times are of compiling, and two libraries may share a device.
     jax.config.update("jax_enable_compilation_cache", False)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

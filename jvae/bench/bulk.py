@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jvae.bench.harness import peak_memory, surroundings
+from jvae.cli import allocator
 from jvae.errors import DataError, JvaeError
 
 FASTER = 5.0  # a list than one call for each
@@ -109,4 +110,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    allocator.restart()
     sys.exit(main(sys.argv[1:]))

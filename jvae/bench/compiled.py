@@ -84,8 +84,9 @@ def table(path: Path = ROWS) -> str:
     seen = {row["command"]: row for row in rows}
     out.append("")
     for command, row in seen.items():
+        compiler = row.get("compiler") or f"libtpu {row['libtpu']}"  # so older rows say it
         out.append(
-            f"- `{row['config']}`: `{command}`; jax {row['jax']}, libtpu {row['libtpu']}, commit "
+            f"- `{row['config']}`: `{command}`; jax {row['jax']}, {compiler}, commit "
             f"{row['commit']}."
         )
     return "\n".join(out)

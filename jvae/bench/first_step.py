@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from jvae.cli import allocator
+
 
 class Clock:
     """Seconds by part: each lasts from the end of the one before."""
@@ -81,4 +83,5 @@ def main(spawned: float, argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    allocator.restart()
     main(float(sys.argv[1]), sys.argv[2:])

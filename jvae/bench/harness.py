@@ -22,6 +22,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jvae.bench import peaks
+from jvae.cli import allocator
 from jvae.errors import ConfigError
 from jvae.runs.provenance import commit
 
@@ -208,11 +209,12 @@ def peak_memory() -> int:
 
 @functools.cache
 def surroundings() -> dict[str, Any]:
-    """Commit, versions and hardware."""
+    """Commit, versions, allocator and hardware."""
     return {
         "commit": commit(),
         "versions": {name: _version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
+        "allocator": allocator.name(),
         "hardware": {
             "device": jax.devices()[0].device_kind,
             "devices": jax.device_count(),

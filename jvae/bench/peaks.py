@@ -23,8 +23,8 @@ class Peak(NamedTuple):
 # there are several forms. Source: NVIDIA's data sheets.
 GPUS = {
     "B200": (2250e12, 8.0e12),
-    "H200": (989e12, 4.8e12),
-    "H100": (989e12, 3.35e12),
+    "H200": (CHIPS["h200"].flops_s, CHIPS["h200"].memory_bytes_s),
+    "H100": (CHIPS["h100"].flops_s, CHIPS["h100"].memory_bytes_s),
     "A100-SXM4-80GB": (312e12, 2.039e12),
     "A100": (312e12, 1.555e12),
     "L40S": (362e12, 0.864e12),

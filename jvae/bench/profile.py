@@ -23,6 +23,7 @@ import jax
 
 from jvae.bench import CASES, cases, harness
 from jvae.bench.plan import plan
+from jvae.cli import allocator
 from jvae.errors import ConfigError, JvaeError
 
 CALLS = 4  # that are watched
@@ -121,4 +122,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    allocator.restart()
     sys.exit(main(sys.argv[1:]))

@@ -14,7 +14,7 @@ Columns = Sequence[tuple[str, Callable[[Row], str]]]
 
 def whole_run(seconds: float, like: Row) -> dict[str, Any]:
     """The record of a run of all cases: how long it took in all."""
-    kept = ("preset", "command", "commit", "versions", "hardware")
+    kept = ("preset", "command", "commit", "versions", "allocator", "hardware")
     return {"case": "suite", "program": "whole", "config": "all", "seconds": seconds} | {
         name: like[name] for name in kept
     }
@@ -127,6 +127,12 @@ COLUMNS: Mapping[str, Columns] = {
         COMPILE,
     ),
     "prior_sample": (MODEL, TOKENS, SENTENCES, HFU, BANDWIDTH, COMPILE, MEMORY),
+    "prior_fit": (MODEL, PROGRAM, ("latents/s", _of("sentences_per_s", count)), COMPILE, MEMORY),
+    "prior_latents": (
+        *(MODEL, PROGRAM, ("latents/s", _of("sentences_per_s", count))),
+        ("of decoding", _of("of_decoding", lambda value: f"{value:.3f}")),
+        *(COMPILE, MEMORY),
+    ),
     "startup": (
         MODEL,
         ("warm s", _of("seconds", lambda value: f"{value:.1f}")),
@@ -235,6 +241,8 @@ def origin(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         hardware, versions = row["hardware"], row["versions"]
         libraries = ", ".join(f"{k} {v}" for k, v in versions.items() if v and k != "jvae")
+        if "allocator" in row:  # older rows have none
+            libraries += f"; allocator: {row['allocator']}"
         found[
             f"- `{row['command']}`; {hardware['device']}, {hardware['cores']} cores "
             f"{hardware['cpu']}; {libraries}; commit {row['commit']}."

@@ -9,7 +9,11 @@ import importlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from jvae.backbones.bert import BertConfig
+from jvae.backbones.gpt2 import Gpt2Config
+from jvae.errors import ConfigError
 from jvae.models.optimus import OptimusConfig
+from jvae.nn.backbone import name_of
 from jvae.nn.config import TransformerConfig
 from jvae.nn.lstm import LstmConfig
 
@@ -120,15 +124,24 @@ def nats(scores_etv: Any, target_et: Any) -> Any:
 
 
 class Optimus(torch.nn.Module):
-    """The loss of Optimus: reconstruction and the plain KL, the mean over sentences, in nats."""
+    """The loss of Optimus: reconstruction and the plain KL, the mean over sentences, in nats.
+
+    Raises: ConfigError for other stacks than BERT and GPT-2.
+    """
 
     def __init__(self, config: OptimusConfig, attention: str):
         super().__init__()
+        encoder, decoder = config.encoder, config.decoder
+        if not (isinstance(encoder, BertConfig) and isinstance(decoder, Gpt2Config)):
+            raise ConfigError(
+                f"--peer=torch has BERT and GPT-2 alone, not {name_of(encoder)} and "
+                f"{name_of(decoder)}"
+            )
         self.pool, self.log_var_shift = config.pool, config.log_var_shift
-        self.bert = bert(config.encoder, attention, pooler=config.pool == "cls")
-        self.head = torch.nn.Linear(config.encoder.width, 2 * config.latent, bias=False)
+        self.bert = bert(encoder, attention, pooler=config.pool == "cls")
+        self.head = torch.nn.Linear(encoder.width, 2 * config.latent, bias=False)
         self.decoder = Gpt2Decoder(
-            config.decoder, config.latent, attention, config.use_memory, config.use_embedding
+            decoder, config.latent, attention, config.use_memory, config.use_embedding
         )
 
     def posterior(self, rows: Rows) -> tuple[Any, Any]:

@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jvae.api import Batch, Prompt, Side, example_keys
+from jvae.cli import gpu_targets
 from jvae.data.dataset import RowSpec
 from jvae.decode import DecodeConfig, decode
 from jvae.errors import ConfigError
@@ -39,8 +40,8 @@ from jvae.validation.validate import validate
 class Chip(NamedTuple):
     """Peaks of one chip, bf16; bytes it can send over all its links at once.
 
-    Source: docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e. Links are given there as bidirectional
-    sums; half of that is sent.
+    Source: docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e; NVIDIA's H100 and H200 data sheets
+    (SXM, dense). Links are given there as bidirectional sums; half of that is sent.
     """
 
     flops_s: float
@@ -54,7 +55,22 @@ CHIPS = {
     "v5e": Chip(197e12, 16e9, 0.819e12, 200e9),
     "v5p": Chip(459e12, 95e9, 2.765e12, 600e9),
     "v6e": Chip(918e12, 32e9, 1.638e12, 400e9),
+    "h100": Chip(989e12, 80e9, 3.35e12, 450e9),
+    "h200": Chip(989e12, 141e9, 4.8e12, 450e9),
 }
+
+
+class Plugin(NamedTuple):
+    """What compiles for a kind of chip: JAX's platform, the package that brings the compiler."""
+
+    platform: str
+    package: str
+    module: str
+    install: str
+
+
+TPU = Plugin("tpu", "libtpu", "libtpu", "jax[tpu]")
+GPU = Plugin("gpu", "jax-cuda13-plugin", "jax_cuda13_plugin", "jax[cuda13]")
 # Chips of a slice by its usual size, where one number names it.
 SHAPES = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 PLAIN = dict(remat="none", xent_chunk=2**31 - 1)  # nothing is computed again in the backward pass
@@ -72,8 +88,8 @@ class ProgramCase(NamedTuple):
 
 
 def compile_for(config: ConfigDict, folder: Path, names: str) -> Iterator[Row]:
-    """A row for each program of a config on every slice of `names`, "v5e-8,v5e-256", as soon as it
-    is compiled.
+    """A row for each program of a config on every slice of `names`, "v5e-8,v5e-256" or
+    "h100-1,h100-8", as soon as it is compiled.
 
     Rows and texts per device stay what they are on the first slice, so that further ones show how
     it scales.
@@ -81,7 +97,7 @@ def compile_for(config: ConfigDict, folder: Path, names: str) -> Iterator[Row]:
     """
     slices = [Slice.of(name) for name in names.split(",")]
     for part in slices:
-        validate(config, platform="cpu" if part.virtual else "tpu")
+        validate(config, platform="cpu" if part.virtual else part.plugin.platform)
     _make_room(max((one.count for one in slices if one.virtual), default=1))
     first = 0
     for part in slices:
@@ -102,7 +118,7 @@ def compile_for(config: ConfigDict, folder: Path, names: str) -> Iterator[Row]:
             "row_tokens": this.rows.row,
             "commit": commit(),
             "jax": jax.__version__,
-            "libtpu": None if part.virtual else metadata.version("libtpu"),
+            "compiler": part.compiler,
         }
         plain = _programs(without_recomputation(this), mesh)
         for one, bare in zip(_programs(this, mesh), plain, strict=True):
@@ -139,20 +155,44 @@ class Slice(NamedTuple):
         if not found or found[1] not in (*CHIPS, "cpu"):
             raise ConfigError(
                 f"--topology={name}: expected cpu-8, or one of {', '.join(CHIPS)} with a number "
-                "of chips or a shape, as v5e-8 or v5e:2x4"
+                "of chips or, of TPUs, a shape, as v5e-8 or v5e:2x4"
             )
+        if found[1] in gpu_targets.KINDS:
+            return cls(name, found[1], *_hosts(name, found[2]))
         if found[2]:
             return cls(name, found[1], int(found[2]), SHAPES.get(int(found[2])))
         return cls(name, found[1], math.prod(int(one) for one in found[3].split("x")), found[3])
 
     @property
+    def plugin(self) -> Plugin:
+        """What compiles for its chips."""
+        return GPU if self.kind in gpu_targets.KINDS else TPU
+
+    @property
     def virtual(self) -> bool:
         """Whether CPU devices have to stand for its chips."""
-        return self.kind == "cpu" or not _has_libtpu()
+        return self.kind == "cpu" or not _installed(self.plugin)
+
+    @property
+    def compiler(self) -> str | None:
+        """Package and version of what compiles for its chips; None for virtual devices."""
+        package = self.plugin.package
+        return None if self.virtual else f"{package} {metadata.version(package)}"
 
 
-def _has_libtpu() -> bool:
-    return importlib.util.find_spec("libtpu") is not None
+def _hosts(name: str, number: str | None) -> tuple[int, str]:
+    """How many GPUs there are, and JAX's name of that: slices x hosts x GPUs of a host."""
+    count, host = int(number or 0), gpu_targets.GPUS_PER_HOST
+    if not count or (count > host and count % host):
+        raise ConfigError(
+            f"--topology={name}: expected a number of GPUs up to {host}, or a multiple of that, as "
+            "h100-8"
+        )
+    return count, f"1x{max(count // host, 1)}x{min(count, host)}"
+
+
+def _installed(plugin: Plugin) -> bool:
+    return importlib.util.find_spec(plugin.module) is not None
 
 
 def _make_room(count: int) -> None:
@@ -163,6 +203,11 @@ def _make_room(count: int) -> None:
 
 
 def _devices(part: Slice) -> list[Any]:
+    if not part.virtual and part.plugin is GPU:
+        made = topologies.get_topology_desc(
+            platform="cuda", target_config=gpu_targets.target(part.kind), topology=part.shape
+        )
+        return list(made.devices)
     if not part.virtual:
         if part.shape is None:
             raise ConfigError(
@@ -328,7 +373,8 @@ def _heading(row: Row) -> str:
     tokens = ", ".join(f"{side} {n}" for side, n in row["row_tokens"].items())
     note = ""
     if row["virtual"] and row["chip"] != "cpu":
-        note = " (libtpu is not installed: as many virtual CPU devices)"
+        plugin = GPU if row["chip"] in gpu_targets.KINDS else TPU
+        note = f" ({plugin.package} is not installed: as many virtual CPU devices)"
     return (
         f"{row['config']} on {row['topology']}{note}, mesh {mesh}, {row['batch_rows']} rows of "
         f"tokens {tokens}"

@@ -1,19 +1,22 @@
 """What each `--mode` of the command line does."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jvae.api import Params
-from jvae.cli import aot
+from jvae.api import Params, has_latent
+from jvae.cli import aot, prior_flags, text_tools
 from jvae.cli import sweep as sweeps
-from jvae.errors import CheckpointError, DataError
-from jvae.evals import evaluation, probing, run_card
+from jvae.errors import CheckpointError, ConfigError, DataError
+from jvae.evals import evaluation, prior_fit, probing, run_card
+from jvae.evals.collect import to_host
+from jvae.evals.split_latents import split_latents
 from jvae.parallel import mesh as meshes
 from jvae.parallel import processes
-from jvae.runs import build, identity, loading, phases, workdir
+from jvae.runs import build, identity, loading, phases, priors, workdir
 from jvae.training import init_params, loop
 from jvae.training.preemption import Stop
 from jvae.validation.validate import validate
@@ -64,10 +67,52 @@ def sweep(
     print(f"\n{sweeps.run(config, made, folder, train)}\n\nFiles: {folder}")
 
 
-def evaluate(config: ConfigDict, folder: Path) -> None:
-    """Measures the best checkpoint of a run on its test split. Raises: Stopped."""
+def evaluate(
+    config: ConfigDict,
+    folder: Path,
+    prior: str = "",
+    label: str = "",
+    of_prior: Mapping[str, str] | None = None,
+) -> None:
+    """Measures the best checkpoint of a run on its test split, under a fitted prior where one is
+    named. Raises: Stopped.
+    """
     with Stop():
-        _show(evaluation.evaluate(*_trained(config, folder)).table(), folder)
+        this, mesh, params, step = _trained(config, folder)
+        fitted = None
+        if prior:
+            read = priors.read(folder, prior, priors.weights_digest(to_host(params)))
+            fitted = prior_flags.using(read, of_prior or {})
+        report = evaluation.evaluate(this, mesh, params, step, fitted=fitted, label=label or None)
+        _show(report.table(), folder)
+
+
+def fit_prior(
+    config: ConfigDict, folder: Path, of_prior: Mapping[str, str], name: str, seed: int
+) -> None:
+    """Fits a prior to the latents of a run's training split. Raises: ConfigError; Stopped."""
+    request, options = prior_flags.request(of_prior, name)
+    with Stop():
+        table = prior_fit.fit_prior(*_trained(config, folder), request, options, seed)
+    print(f"\n{table}\n\nFiles: {folder}/{priors.FOLDER}, {folder}/eval")
+
+
+def encode_split(config: ConfigDict, folder: Path, split: str, options: text_tools.Options) -> None:
+    """Writes posterior draws of a split, with their statistics. Raises: ConfigError; DataError."""
+    if options.text or options.input:
+        raise ConfigError("--split and sentences are both given; choose one")
+    if not options.samples:
+        raise ConfigError("--split needs --samples=K, the posterior draws of each sentence")
+    kind = text_tools.format_of(options)
+    this, mesh, params, _ = _trained(config, folder)
+    if not has_latent(this.model):
+        raise ConfigError(f"encode needs a latent, which the model of {folder} does not have")
+    weights = priors.weights_digest(params)
+    z_nkgz = split_latents(
+        this, mesh, params, split, options.samples, weights=weights, seed=options.seed
+    )
+    texts = [str(text) for text in this.data[split].texts]
+    text_tools.write(text_tools.drawn(texts, z_nkgz), kind, options.out)
 
 
 def probe(config: ConfigDict, folder: Path) -> None:

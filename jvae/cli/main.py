@@ -11,9 +11,12 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from jvae import config as configs
+from jvae.cli import allocator
 from jvae.errors import ConfigError, JvaeError
 from jvae.runs.console import safe_streams
 from jvae.training.preemption import CODE, Stopped
+
+log = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 TEXT_MODES = (
@@ -27,7 +30,9 @@ TEXT_MODES = (
     "decode",
     "nll",
 )
-MODES = ("train", "eval", "probe", "report", "compile", *TEXT_MODES)
+MODES = ("train", "eval", "probe", "prior", "report", "compile", *TEXT_MODES)
+UNDER_A_PRIOR = ("sample", "interpolate", "nll", "eval")  # modes that --prior=NAME acts on
+PRIOR = "prior."  # beginning of the flags of a fitted prior
 
 USAGE = """\
 python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
@@ -48,7 +53,13 @@ On a trained run, with --workdir=DIR; sentences from --text, --input=FILE or sta
   --mode=traverse --text=A --dims=0,3      one latent dimension moved at a time
   --mode=neighbors --corpus=FILE --n=5     nearest sentences of a file
   --mode=encode --out=z.npz                latents; decode reads them, from a file or a pipe
+  --mode=encode --samples=4 --split=train --out=z.npz  posterior draws and their statistics
   --mode=nll --k=100                       nats of each sentence
+  --mode=prior --prior.kind=gaussian|gmm|flow|diffusion   fits a prior to the run's latents
+  --prior=NAME --label=LABEL               sample, interpolate, nll and eval under a fitted prior
+
+On a CPU a command starts itself again with an allocator that keeps its memory (Linux, glibc); the
+environment variable JVAE_ALLOCATOR=system keeps the allocator as it is.
 """
 
 
@@ -71,12 +82,15 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_string("coordinator", None, coordinator, flag_values=own)
     flags.DEFINE_integer("processes", None, "How many there are.", 1, flag_values=own)
     flags.DEFINE_integer("process", None, "Which this one is, from 0.", 0, flag_values=own)
-    topology = "With --mode=compile: slices, as v5e-8,v5e-256; cpu-8 for virtual devices."
+    topology = (
+        "With --mode=compile: slices, as v5e-8,v5e-256; h100-8 for GPUs, cpu-8 for virtual devices."
+    )
     flags.DEFINE_string("topology", "v5e-8", topology, flag_values=own)
     flags.DEFINE_multi_string("text", [], text, flag_values=own)
     flags.DEFINE_string("input", "", "File of sentences, plain or .gz.", flag_values=own)
     flags.DEFINE_string("out", "", out, flag_values=own)
-    flags.DEFINE_enum("format", "", ("", "text", "json", "npz"), "Of --out.", flag_values=own)
+    formats = ("", "text", "json", "npz", "safetensors")
+    flags.DEFINE_enum("format", "", formats, "Of --out.", flag_values=own)
     flags.DEFINE_integer(
         "n", 10, "Sentences to sample, or neighbors of each.", lower_bound=1, flag_values=own
     )
@@ -85,7 +99,15 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_list("dims", [], dims, flag_values=own)
     flags.DEFINE_string("corpus", "", "File that neighbors are of.", flag_values=own)
     flags.DEFINE_integer("k", 100, "Draws for nll.", lower_bound=1, flag_values=own)
-    flags.DEFINE_integer("seed", 0, "Seed of the text modes.", flag_values=own)
+    flags.DEFINE_integer("seed", 0, "Seed of the text modes and of a prior.", flag_values=own)
+    prior = "Name of a fitted prior to sample, interpolate or measure under; own if empty."
+    flags.DEFINE_string("prior", "", prior, flag_values=own)
+    flags.DEFINE_string("label", "", "Label to condition a fitted prior on.", flag_values=own)
+    samples = "Posterior draws of each sentence for encode; 0: the mean."
+    flags.DEFINE_integer("samples", 0, samples, lower_bound=0, flag_values=own)
+    split = "Split that encode reads in place of sentences; needs --samples."
+    splits = ("", "train", "valid", "test")
+    flags.DEFINE_enum("split", "", splits, split, flag_values=own)
     return own
 
 
@@ -129,8 +151,25 @@ def _saved(rest: list[str]) -> ConfigDict:
     return workdir.saved_config(Path(given.workdir))
 
 
+def _prior_values(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Takes every `--prior.KEY=VALUE` out of a command line: values by key, and all other words.
+
+    A key alone is `true`.
+    """
+    values: dict[str, str] = {}
+    rest = []
+    for word in words:
+        name, equals, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and name.startswith(PRIOR):
+            values[name.removeprefix(PRIOR)] = value if equals else "true"
+        else:
+            rest.append(word)
+    return values, rest
+
+
 def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -> int:
     given = _flags()
+    of_prior, rest = _prior_values(rest)
     if "--help" in rest or "-h" in rest:
         print(USAGE + "\n" + given.get_help())
         if config is not None:
@@ -144,6 +183,16 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
     if config is None and given.workdir is None:
         raise ConfigError(f"no config: add --config=optimus, or the --workdir of a run\n\n{USAGE}")
 
+    if given.mode != "prior":
+        name = of_prior.pop("name", given.prior)
+        if (of_prior or given.label) and not name:
+            raise ConfigError("--label and --prior.KEY need a fitted prior: add --prior=NAME")
+        if name and given.mode not in UNDER_A_PRIOR:
+            raise ConfigError(
+                f"--prior={name} has no effect in --mode={given.mode}; it acts in "
+                f"{', '.join(UNDER_A_PRIOR)}"
+            )
+        given.prior = name
     # After the flags, so that a wrong one is reported at once.
     from jvae.cli import commands
     from jvae.parallel import processes
@@ -153,6 +202,7 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
         processes.join(given.coordinator, given.processes, given.process)
         if not processes.first():
             logging.getLogger().setLevel(logging.WARNING)
+        log.info("allocator: %s", allocator.name())
     _keep_compiled_programs()
     if given.workdir is not None:
         folder = Path(given.workdir)
@@ -169,7 +219,11 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
     elif given.mode == "train":
         commands.train(config, folder)
     elif given.mode == "eval":
-        commands.evaluate(config, folder)
+        commands.evaluate(config, folder, given.prior, given.label, of_prior)
+    elif given.mode == "prior":
+        commands.fit_prior(config, folder, of_prior, given.prior, given.seed)
+    elif given.mode == "encode" and given.split:
+        commands.encode_split(config, folder, given.split, _options(given, of_prior))
     elif given.mode == "report":
         commands.report(config, folder)
     elif given.mode == "probe":
@@ -179,7 +233,7 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
     else:
         from jvae.cli import text_tools
 
-        text_tools.run(given.mode, config, folder, _options(given))
+        text_tools.run(given.mode, config, folder, _options(given, of_prior))
     return 0
 
 
@@ -201,17 +255,20 @@ def _keep_compiled_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _options(given: flags.FlagValues) -> Any:
+def _options(given: flags.FlagValues, of_prior: dict[str, str]) -> Any:
     """The flags of the text modes."""
     from jvae.cli.text_tools import Options
 
     if not all(one.strip().isdigit() for one in given.dims):
         raise ConfigError(f"--dims={','.join(given.dims)}: expected numbers from 0, such as 0,3,5")
     values = {
-        name: getattr(given, name) for name in Options._fields if name not in ("text", "dims")
+        name: getattr(given, name)
+        for name in Options._fields
+        if name not in ("text", "dims", "of_prior")
     }
     text = tuple(_utf8(one) for one in given.text)
-    return Options(text=text, dims=tuple(int(one) for one in given.dims), **values)
+    dims = tuple(int(one) for one in given.dims)
+    return Options(text=text, dims=dims, of_prior=of_prior, **values)
 
 
 def _utf8(word: str) -> str:

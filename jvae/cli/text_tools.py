@@ -2,24 +2,34 @@
 
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
+from safetensors.numpy import save
 
-from jvae.cli import text_input
+from jvae.cli import prior_flags, text_input
 from jvae.errors import ConfigError, DataError
 from jvae.inference.checks import listed
 from jvae.inference.neighbors import nearest
 from jvae.inference.text_vae import LoadedVAE
 from jvae.latent.geometry import OFFSETS
+from jvae.latent.statistics import statistics
 from jvae.runs import console, loading, output, workdir
 from jvae.validation.validate import validate
 
 EDITS = ("interpolate", "analogy", "traverse", "neighbors")
-FORMATS = {".txt": "text", ".json": "json", ".jsonl": "json", ".npz": "npz"}
+FORMATS = {
+    ".txt": "text",
+    ".json": "json",
+    ".jsonl": "json",
+    ".npz": "npz",
+    ".safetensors": "safetensors",
+}
+ARRAYS = ("npz", "safetensors")  # formats of files alone
 
 
 class Options(NamedTuple):
@@ -36,14 +46,21 @@ class Options(NamedTuple):
     corpus: str = ""
     k: int = 100
     seed: int = 0
+    prior: str = ""
+    label: str = ""
+    samples: int = 0
+    of_prior: Mapping[str, str] = MappingProxyType({})  # values of --prior.KEY
 
 
 class TextResult(NamedTuple):
-    """What a mode has found: a record per line, its text, and latents where there are any."""
+    """What a mode has found: a record per line, its text, latents where there are any, and further
+    arrays for formats that hold some.
+    """
 
     records: list[dict[str, Any]]
     lines: list[str]
     z_egz: np.ndarray | None = None
+    more: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 class _Call(NamedTuple):
@@ -60,12 +77,17 @@ def run(mode: str, config: ConfigDict, folder: Path, options: Options) -> None:
 
     Raises: ConfigError, DataError.
     """
-    kind = _format(options)  # a wrong one is told before anything is read
+    kind = format_of(options)  # a wrong one is told before anything is read
     if options.text and options.input:
         raise ConfigError("--text and --input are both given; choose one")
     validate(config, saved=workdir.saved_config(folder), training=False)
     lines = [] if mode == "decode" else _lines(mode, config, options)
     vae = loading.load(folder, seed=options.seed)
+    if options.prior:
+        vae = vae.with_prior(options.prior)
+        assert vae.fitted is not None
+        fitted = prior_flags.using(vae.fitted, options.of_prior)
+        vae = vae.with_prior(fitted, options.label or None)
     if mode in EDITS and not np.prod(vae.model.latent_shape):
         raise ConfigError(f"{mode} needs a latent, which the model of {folder} does not have")
     if mode == "sample" and vae.conditional and not lines:
@@ -73,7 +95,7 @@ def run(mode: str, config: ConfigDict, folder: Path, options: Options) -> None:
     pairs = vae.conditional and mode != "sample"
     given, lines = pairs_of(lines) if pairs else (None, lines)
     settings = {k: v for k, v in config.decode.items() if k not in ("batch", "max_length")}
-    _write(MODES[mode](_Call(vae, options, config.data, settings, lines, given)), kind, options.out)
+    write(MODES[mode](_Call(vae, options, config.data, settings, lines, given)), kind, options.out)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -94,7 +116,17 @@ def _reconstruct(call: _Call) -> TextResult:
     return told._replace(records=[{"input": one} | record for one, record in pairs])
 
 
+def drawn(texts: Sequence[str], z_nkgz: np.ndarray) -> TextResult:
+    """Posterior draws of texts with the statistics of all of them."""
+    records = [{"text": t, "z": z.tolist()} for t, z in zip(texts, z_nkgz, strict=True)]
+    more = statistics(z_nkgz.reshape(-1, *z_nkgz.shape[2:]))
+    return TextResult(records, [json.dumps(r, ensure_ascii=False) for r in records], z_nkgz, more)
+
+
 def _encode(call: _Call) -> TextResult:
+    if call.options.samples:
+        draws = call.vae.posterior_samples(call.lines, call.options.samples, call.sources)
+        return drawn(call.lines, draws)
     z_egz = call.vae.encode(call.lines, call.sources)
     records = [{"text": t, "z": z.tolist()} for t, z in zip(call.lines, z_egz, strict=True)]
     return TextResult(records, [json.dumps(one, ensure_ascii=False) for one in records], z_egz)
@@ -234,17 +266,18 @@ def _one_source(call: _Call) -> str | None:
 # Out.
 
 
-def _format(options: Options) -> str:
+def format_of(options: Options) -> str:
+    """The format of the result. Raises: ConfigError for one that only files have."""
     kind = options.format or FORMATS.get(Path(options.out).suffix, "text")
-    if kind == "npz" and not options.out:
-        raise ConfigError("npz is for files: add --out=FILE.npz")
+    if kind in ARRAYS and not options.out:
+        raise ConfigError(f"{kind} is for files: add --out=FILE.{kind}")
     return kind
 
 
-def _write(found: TextResult, kind: str, out: str) -> None:
+def write(found: TextResult, kind: str, out: str) -> None:
     """Writes a whole file, or standard output."""
-    if kind == "npz":
-        _write_arrays(found, Path(out))
+    if kind in ARRAYS:
+        _write_arrays(found, kind, out)
         return
     lines = found.lines
     if kind == "json":
@@ -266,16 +299,20 @@ def _write(found: TextResult, kind: str, out: str) -> None:
         ) from None
 
 
-def _write_arrays(found: TextResult, path: Path) -> None:
-    """The columns of the records as arrays; latents under `z`."""
+def _write_arrays(found: TextResult, kind: str, path: str) -> None:
+    """The columns of the records as arrays; latents under `z`. Safetensors hold no text."""
     names = [name for name in (found.records[0] if found.records else ()) if name != "z"]
     arrays = {name: np.array([one[name] for one in found.records]) for name in names}
     if found.z_egz is not None:
         arrays["z"] = found.z_egz
-
+    arrays |= found.more
+    if kind == "safetensors":
+        numbers = {n: np.ascontiguousarray(a) for n, a in arrays.items() if a.dtype.kind in "fiu"}
+        _write_file(path, save(numbers))
+        return
     packed = io.BytesIO()
     np.savez_compressed(packed, **arrays)  # pyright: ignore[reportArgumentType]
-    _write_file(str(path), packed.getvalue())
+    _write_file(path, packed.getvalue())
 
 
 def _write_file(path: str, content: str | bytes) -> None:

@@ -199,15 +199,15 @@ def _scan_all(name: str, reader: Reader) -> dict[str, Any]:
     return {"lines": last, "documents": documents, "dropped": dict(dropped), "notes": notes}
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file of the cache, whole or not at all.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file of the cache, whole or not at all; text as UTF-8.
 
     Raises: DataError where the cache cannot be written.
     """
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # hosts may share process ids
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(part, path)
     except OSError as error:
         raise cache_fault(path, error) from error

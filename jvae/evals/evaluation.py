@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +14,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jvae import config as configs
-from jvae.api import Batch, Params, has_latent
+from jvae.api import Batch, Params, TextVAE, has_latent
 from jvae.data.dataset import eval_batches
+from jvae.errors import ConfigError
 from jvae.evals import change_of_variables, compat, extra_bounds, outside, overfitting  # noqa: F401 they register metrics
 from jvae.evals import text as texts
 from jvae.evals.by_length import by_length
 from jvae.evals.card import Report
-from jvae.evals.collect import to_host
+from jvae.evals.collect import mean_se, to_host
 from jvae.evals.cost import cost_ratio
 from jvae.evals.decoded import interpolations, reconstructions, sources_of
 from jvae.evals.grammar_checks import exactness
@@ -35,6 +37,7 @@ from jvae.evals.metric import METRICS, Evaluation, wanted
 from jvae.evals.run_card import card_of
 from jvae.evals.settings import EvalConfig
 from jvae.evals.tokenization import unknown
+from jvae.fitted import Fitted, attach, has_density, join
 from jvae.inference.text_vae import LoadedVAE
 from jvae.latent.short_run import ChainConfig
 from jvae.parallel import mesh as meshes
@@ -67,18 +70,42 @@ def settings(config: Any) -> EvalConfig:
     return configs.dataclass_from(EvalConfig, config.evals, "evals")
 
 
-def evaluate(this: build.Run, mesh: Mesh, params: Params, step: int, split: str = "test") -> Report:
+def evaluate(
+    this: build.Run,
+    mesh: Mesh,
+    params: Params,
+    step: int,
+    split: str = "test",
+    fitted: Fitted | None = None,
+    label: str | None = None,
+) -> Report:
     """Measures a split and writes `eval/<split>.json`, `.txt` and `.sentences.jsonl`, and
     `samples/*.txt`.
 
-    Another preset than that of the run adds its name to that of the files.
+    Another preset than that of the run adds its name to that of the files, and so does a fitted
+    prior.
+
+    Args:
+      fitted: measure p'(z) p(x | z) under this prior; the run's own stands beside it.
+      label: that the prior is conditioned on.
+    Raises: ConfigError for a prior without a density.
     """
+    own = this.model
+    if fitted is not None:
+        if not has_density(fitted):
+            raise ConfigError(
+                f"prior {fitted.name!r} has no density, which the metrics of the latent need; add "
+                "--prior.trace=exact, or hutchinson, whose likelihoods are estimates and no bounds"
+            )
+        this = this._replace(model=attach(own, fitted, label))
+        params = join(params, fitted)
     cfg, data = settings(this.config), this.data[split]
     metric_names = wanted(cfg)  # before anything is measured: a wrong name is an error
     sizes = cfg.sizes(len(data))
     key = jax.random.key(cfg.seed)
     chosen = draw_sentences(len(data), sizes.sentences or len(data), cfg.seed)
-    report = Report(f"{this.config.name}, {split}", card_of(this, cfg, step, split))
+    under = "" if fitted is None else f", prior {fitted.name}"
+    report = Report(f"{this.config.name}, {split}{under}", card_of(this, cfg, step, split))
 
     def rows(ids: np.ndarray | None = None) -> Iterator[Batch]:
         part, parts = meshes.row_part(mesh, this.rows.batch_rows)
@@ -108,8 +135,8 @@ def evaluate(this: build.Run, mesh: Mesh, params: Params, step: int, split: str 
                 report.notes.append(SAMPLER_NOTE)
             else:
                 fresh = untrained(this, mesh)
-                fresh_posts = collect_posteriors(this.model, fresh, rows(), key)
-                control = latent_metrics(this.model, fresh, fresh_posts)
+                fresh_posts = collect_posteriors(own, fresh, rows(), key)
+                control = latent_metrics(own, fresh, fresh_posts)
             known = chosen[np.isin(chosen, posts.id_e)]
             gap = rec_gap(this.model, params, rows(known), posts, likelihood, key, k=GAP_DRAWS)
     counts = TextCounts(data.words_e, data.chars_e)
@@ -118,6 +145,16 @@ def evaluate(this: build.Run, mesh: Mesh, params: Params, step: int, split: str 
     report.add_likelihood(likelihood, counts, gap.rec_other_nats if gap else None, lost)
     name = "chain = prior" if sampler else "untrained model"
     report.add_latent(latent, control, gap, prior, name)
+    if fitted is not None:
+        with timed(report, "own_prior_s"), meshes.inside(mesh):
+            _beside_own_prior(own, params, report, rows(chosen), key, cfg, likelihood)
+        report.details["prior"] = {
+            "name": fitted.name,
+            "kind": fitted.kind,
+            "options": vars(fitted.options),
+            "label": label,
+            **fitted.about,
+        }
     if posts is not None:
         with timed(report, "accuracy_s"):
             batches = rows(chosen[np.isin(chosen, posts.id_e)])
@@ -220,8 +257,41 @@ def evaluate(this: build.Run, mesh: Mesh, params: Params, step: int, split: str 
         report.notes.append(warning)
     if processes.first():
         suffix = "" if cfg.preset == _own_preset(this) else f".{cfg.preset}"
+        if fitted is not None:
+            suffix += f".prior-{fitted.name}" + ("" if label is None else f"-{_slug(label)}")
         _write(this.workdir, report, samples, likelihood, f"{split}{suffix}", suffix)
     return report
+
+
+def _beside_own_prior(
+    own: TextVAE,
+    params: Params,
+    report: Report,
+    batches: Iterator[Batch],
+    key: jax.Array,
+    cfg: EvalConfig,
+    likelihood: LikelihoodResult,
+) -> None:
+    """Rows of the same sentences and draws under the prior that the model was trained with."""
+    result = evaluate_likelihood(
+        own, params, batches, key, likelihood.k, chunk=cfg.chunk, proposal=own.proposal
+    )
+    order, own_order = np.argsort(likelihood.id_e), np.argsort(result.id_e)
+    own_e = result.scores.nll_e[own_order].astype(np.float64)
+    nats, (gain, gain_se) = "nats/sentence", mean_se(own_e - likelihood.scores.nll_e[order])
+    summary = result.summary()
+    at = f"nll_{likelihood.k}"
+    for name, value, se, definition in (
+        ("nll_own_prior", summary["nll_nats"], summary["nll_nats_se"], f"{at} under the own prior"),
+        ("kl_own_prior", summary["kl_nats"], summary["kl_nats_se"], "kl to the own prior"),
+        ("nll_gain", gain, gain_se, f"nll_own_prior less {at}, paired; above 0 the fit helps"),
+    ):
+        report.add(name, value, nats, se=se, definition=f"{definition} ({nats})")
+
+
+def _slug(label: str) -> str:
+    """A label as part of a file name."""
+    return re.sub(r"[^\w-]", "_", label)
 
 
 def _own_preset(this: build.Run) -> str:

@@ -44,7 +44,7 @@ def labels_of(this: build.Run, split: str) -> Labels:
         return {f.name: factor_ef[:, i] for i, f in enumerate(grammar.FACTORS)}
     if data.labels is None:
         raise ConfigError(
-            f"probe: the {split} split has no labels; train with data.label set to the column or "
+            f"the {split} split has no labels; train with data.label set to the column or "
             "key that holds them"
         )
     return {LABEL: np.array(list(data.labels))}
@@ -111,7 +111,7 @@ def probe(this: build.Run, mesh: Mesh, params: Params, step: int, split: str = "
         with evaluation.timed(report, "factors_s"):
             _factors(report, train_ed, fitted, cfg.seed)
     with evaluation.timed(report, "attribute_s"):
-        named = [_names(few, labels[few]) for labels in (fitted, test)]
+        named = [names(few, labels[few]) for labels in (fitted, test)]
         vectors = train_ed[0], test_ed[0]
         samples = _attribute(report, few, this, params, split, chosen, *vectors, *named)
     write_text(this.workdir / "samples" / "attribute.txt", "".join(f"{s}\n" for s in samples))
@@ -127,8 +127,8 @@ def _linear(
     chance = probes.linear_probe(test_ed[0], probes.permuted(label_e, seed), seed=seed)
     _scores(report, f"probe_{kind}", found, control, chance, f"sd of {found.runs} folds")
     if few := probes.rare(label_e):
-        names = _names(kind, np.array(list(few)))
-        counted = ", ".join(f"{name} ({n})" for name, n in zip(names, few.values(), strict=True))
+        named = zip(names(kind, np.array(list(few))), few.values(), strict=True)
+        counted = ", ".join(f"{name} ({n})" for name, n in named)
         report.notes.append(
             f"probe_{kind}: labels with fewer sentences than the {found.runs} folds: {counted}. "
             "They count as the others do; one with a single sentence is never predicted."
@@ -179,7 +179,7 @@ def _few(
     for size in sizes:
         if fault := probes.budget_fault(label_e, size):
             report.notes.append(f"probe_{kind}_{size} is left out: {fault} in training.")
-    if unseen := sorted(set(_names(kind, test_label_e)) - set(_names(kind, label_e))):
+    if unseen := sorted(set(names(kind, test_label_e)) - set(names(kind, label_e))):
         report.notes.append(
             f"probe_{kind}: labels that no training sentence has, so that none is predicted: "
             f"{', '.join(map(str, unseen))}."
@@ -220,8 +220,8 @@ def _factors(report: Report, train_ed: list[np.ndarray], labels: Labels, seed: i
     report.details["factors"] = list(labels)
 
 
-def _names(kind: str, label_e: np.ndarray) -> np.ndarray:
-    """Labels by name, also those of factors."""
+def names(kind: str, label_e: np.ndarray) -> np.ndarray:
+    """Labels by name; those of a factor of the embedded corpus are numbers."""
     values = {factor.name: factor.values for factor in grammar.FACTORS}.get(kind)
     return label_e if values is None else np.array(values)[label_e]
 

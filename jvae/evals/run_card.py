@@ -41,5 +41,5 @@ def card_of(this: build.Run, evals: EvalConfig, step: int, split: str) -> Card:
         dropped={"sentences": sum(data.lines.dropped.values()), "reasons": data.lines.dropped},
         special_tokens={"start": this.decoder.start_id, "end": this.decoder.end_id},
         decode=dict(cfg.decode),
-        dtype=cfg.model.decoder.dtype,
+        dtype=build.model_config(cfg).decoder.dtype,
     )

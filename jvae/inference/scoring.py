@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jvae.api import Batch, Cond, Generator, Params, Posterior, Prior, Prompt, example_keys
+from jvae.api import Batch, Cond, Generator, Params, Posterior, Prior, Prompt, example_keys, infer
 from jvae.decode import DecodeConfig, decode
 
 CHUNK = 8  # chains of a sentence that run together
@@ -43,6 +43,28 @@ def means(
         jnp.arange(chains)
     )
     return jnp.mean(jax.lax.map(mean, key_re, batch_size=min(CHUNK, chains)), axis=0)
+
+
+@partial(jax.jit, static_argnames=("gen", "post", "samples"))
+def draws(
+    gen: Generator,
+    post: Posterior,
+    samples: int,
+    params: Params,
+    batch: Batch,
+    key: Key[Array, ""],
+) -> Float[Array, "e k g z"]:
+    """Draws from the posterior of each example; of a sampler, end points of independent chains."""
+    if post.sampler is None:
+        _, q, z_key = infer(gen, post, params, batch, key)
+        key_ke = example_keys(z_key, batch.id_e, jnp.arange(samples))
+        return jnp.moveaxis(post.sample(params, q, key_ke), 0, 1)
+
+    def end(number: Int[Array, ""]) -> Float[Array, "e g z"]:
+        _, q, z_key = infer(gen, post, params, batch, jax.random.fold_in(key, number))
+        return post.sample(params, q, example_keys(z_key, batch.id_e, jnp.arange(1)))[0]
+
+    return jnp.moveaxis(jax.lax.map(end, jnp.arange(samples)), 0, 1)
 
 
 @partial(jax.jit, static_argnames=("gen",))

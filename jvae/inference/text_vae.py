@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from jvae.data.rows import Encoded, pack_rows
 from jvae.data.tokenizers import TextTokenizer
 from jvae.decode import DecodeConfig
 from jvae.errors import ConfigError, DataError, InputError, JvaeError
+from jvae.fitted import Fitted, attach, join
 from jvae.inference import batching, checks, scoring
 from jvae.inference.neighbors import Neighbor, nearest
 from jvae.inference.scoring import TokenLogProbs
@@ -60,6 +61,9 @@ class LoadedVAE:
     decode_batch: int = 256
     seed: int = 0
     joined: tuple[str, ...] = ()  # sides that hold the source in front of the text
+    open_prior: Callable[[str], Fitted] | None = field(default=None, repr=False, compare=False)
+    fitted: Fitted | None = None  # the prior of `model`, where it is not the model's own
+    label: str | None = None  # that this prior is conditioned on
     pid: int = field(default_factory=os.getpid, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -151,10 +155,82 @@ class LoadedVAE:
                 progress.add(len(place_e))
         return out
 
+    def posterior_samples(
+        self,
+        texts: Sequence[str],
+        samples: int,
+        sources: Sequence[str] | None = None,
+        *,
+        seed: int | None = None,
+    ) -> Float[np.ndarray, "n k g z"]:
+        """Draws from the posterior of each sentence; of a model without an encoder, end points of
+        independent Langevin chains.
+
+        Raises: DataError naming the first sentence that is empty or too long for the model.
+        """
+        errors.whole("samples", samples, 1)
+        texts, key, mesh = checks.listed(texts), self._key(seed), meshes.mesh_of(self.params)
+        out = np.zeros((len(texts), samples, *self.model.latent_shape), np.float32)
+        with Progress("encoding", len(texts), quiet_s=QUIET_S) as progress:
+            for place_e, batch in self.batches(texts, sources):
+                batch = meshes.spread(batch, mesh)
+                with meshes.inside(mesh):
+                    z_ekgz = scoring.draws(
+                        self.model.gen, self.model.post, samples, self.params, batch, key
+                    )
+                out[place_e] = np.asarray(z_ekgz)[: len(place_e)]
+                progress.add(len(place_e))
+        return out
+
+    def with_prior(self, prior: str | Fitted, label: str | None = None, **use: Any) -> "LoadedVAE":
+        """The model p'(z) p(x | z) with a prior that was fitted to this one, for all of its calls.
+
+        Args:
+          prior: its name in the folder of the run or export, or the prior itself.
+          label: conditions it, where it was fitted with labels.
+          use: options of its sampler and density, such as `steps`.
+        Raises: ConfigError for an unknown name or option; InputError for an unknown label;
+          WeightsError for a prior of another model.
+        """
+        if isinstance(prior, str):
+            if self.open_prior is None:
+                raise InputError(f"prior {prior!r}: this model has no folder to read priors from")
+            prior = self.open_prior(prior)
+        if self.conditional:
+            raise InputError("the prior of this model reads a source text; a fitted one would not")
+        fitted = prior.using(**use)
+        return replace(
+            self,
+            model=attach(self.model, fitted, label),
+            params=join(self.params, fitted),
+            fitted=fitted,
+            label=label,
+        )
+
+    def _under(self, prior: str | Fitted | None, label: str | None) -> "LoadedVAE":
+        """Under another prior or label, where one is named."""
+        if prior is None and label is None:
+            return self
+        prior = self.fitted if prior is None else prior
+        if prior is None:
+            raise InputError(f"label is {label!r}: a label needs a fitted prior; name one")
+        return self.with_prior(prior, label)
+
     def sample_prior(
-        self, n: int, seed: int | None = None, sources: Sequence[str] | None = None
+        self,
+        n: int,
+        seed: int | None = None,
+        sources: Sequence[str] | None = None,
+        *,
+        prior: str | Fitted | None = None,
+        label: str | None = None,
     ) -> Float[np.ndarray, "n g z"]:
-        """n latents from the prior; n for each source where there are sources, adjacent."""
+        """n latents from the prior; n for each source where there are sources, adjacent.
+
+        For `prior` and `label` see `with_prior`.
+        """
+        if prior is not None or label is not None:
+            return self._under(prior, label).sample_prior(n, seed, sources)
         checks.same_process(self.pid)
         errors.whole("n", n, 0)
         sources = self._sources(sources, None)
@@ -247,12 +323,17 @@ class LoadedVAE:
         n: int,
         seed: int | None = None,
         sources: Sequence[str] | None = None,
+        *,
+        prior: str | Fitted | None = None,
+        label: str | None = None,
         **settings: Any,
     ) -> list[str]:
         """n sentences from the prior, by ancestral sampling unless `settings` say otherwise; n for
         each source where there are sources, adjacent.
+
+        For `prior` and `label` see `with_prior`.
         """
-        z_egz = self.sample_prior(n, seed, sources)
+        z_egz = self.sample_prior(n, seed, sources, prior=prior, label=label)
         every = sources and [source for source in sources for _ in range(n)]
         return self.decode(z_egz, seed, every, **({"method": "sample"} | settings))
 
@@ -269,13 +350,26 @@ class LoadedVAE:
         how: str = "linear",
         **settings: Any,
     ) -> list[str]:
-        """Sentences at `steps` even points between the posterior means of a and b.
+        """Sentences at `steps` even points between the posterior means of a and b. Under a fitted
+        prior (`with_prior`) the way is that of its noise, so it stays where the prior has mass.
 
         Args:
           how: "linear", or "slerp" for the arc.
+        Raises: InputError for a fitted prior without a map to noise.
         """
         z_egz = self._ends([a, b], source)
-        return self._told(geometry.between(z_egz[:1], z_egz[1:], steps, how)[0], source, settings)
+        if self.fitted is None:
+            z_tgz = geometry.between(z_egz[:1], z_egz[1:], steps, how)[0]
+            return self._told(z_tgz, source, settings)
+        maps = self.fitted.maps(self.label)
+        if maps is None:
+            raise InputError(
+                f"a {self.fitted.kind} prior has no map to noise to interpolate in; leave the "
+                "prior out, or fit one of kind gaussian, flow or diffusion"
+            )
+        u_egz = maps.to_noise(z_egz)
+        u_tgz = geometry.between(u_egz[:1], u_egz[1:], steps, how)[0]
+        return self._told(maps.from_noise(u_tgz), source, settings)
 
     def analogy(self, a: str, b: str, c: str, source: str | None = None, **settings: Any) -> str:
         """What is to c as b is to a: the sentence at z(c) + z(b) - z(a)."""

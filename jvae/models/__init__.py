@@ -2,6 +2,7 @@
 registration.
 """
 
+from jvae import backbones  # noqa: F401 they register themselves
 from jvae.models import adavae, della, lm, lstm_vae, optimus, sri, t5vae
 from jvae.models.family import FAMILIES, Family
 

@@ -1,18 +1,19 @@
 """The choices of AdaVAE."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from jvae.fields import Needs, setting
+from jvae.injections.ways import Ways
 from jvae.latent.choice import Choice
 from jvae.latent.densities import GAUSSIAN
 from jvae.latent.priors import STANDARD_NORMAL
-from jvae.nn import config as stack
-from jvae.nn.condition import Ways
-from jvae.nn.config import TransformerConfig
+from jvae.nn import config as sizes
+from jvae.nn.backbone import StackConfig
 
 POOLS = ("latent_attn", "averaged_attn", "linear", "mean_max_linear")
 POOL_SCALES = ("one", "sqrt_batch")
-PLACEMENTS = {  # places of `jvae.nn.adapter`
+PLACEMENTS = {  # taps of `jvae.nn.block`
     "parallel_ffn": frozenset({"hidden"}),
     "parallel_attn": frozenset({"attn"}),
     "sequential_attn": frozenset({"input"}),
@@ -26,14 +27,16 @@ _ADAPTERS = Needs(
 
 @dataclass(frozen=True)
 class AdaVaeConfig:
-    """Sizes and choices of one AdaVAE; `decoder` is the shared stack.
+    """Sizes and choices of one AdaVAE; `decoder` is the shared stack, whose first `encoder_layers`
+    encode, unless there is an `encoder` of its own.
 
-    pool: see `pooled`. For the ways of z, `use_*`, see `jvae.nn.condition`.
+    pool: see `pooled`. For the ways of z, `use_*`, see `jvae.injections.ways`.
     """
 
-    decoder: TransformerConfig
+    decoder: StackConfig
+    encoder: StackConfig | None = None
     encoder_layers: int = setting(8, low=1, high=4_096, help="Layers that encode.")
-    latent: int = setting(32, **stack.LATENT)
+    latent: int = setting(32, **sizes.LATENT)
     read_end: bool = setting(True, help="The encoder sees the end token; released: it does not.")
     pool: str = setting("latent_attn", choices=POOLS, help="Of the encoder's states.")
     pool_scale: str = setting(
@@ -76,14 +79,15 @@ class AdaVaeConfig:
         help="Width of the MLP that makes them.",
         needs=Needs(lambda c: c.prefix > 0, "prefix is 0"),
     )
-    log_var_shift: float = setting(0.0, **stack.LOG_VAR_SHIFT)
+    log_var_shift: float = setting(0.0, **sizes.LOG_VAR_SHIFT)
     prior: Choice = STANDARD_NORMAL
     posterior: Choice = GAUSSIAN
 
     def __post_init__(self) -> None:
-        if not 1 <= self.encoder_layers <= self.decoder.layers:
+        layers = self.encoding.layers
+        if not 1 <= self.encoder_layers <= layers:
             raise ValueError(
-                f"encoder_layers is {self.encoder_layers}; the stack has 1 to {self.decoder.layers}"
+                f"encoder_layers is {self.encoder_layers}; the stack has 1 to {layers}"
             )
         if not self.ways.open:
             raise ValueError("every use_* is off: z would never reach the decoder")
@@ -93,6 +97,11 @@ class AdaVaeConfig:
             raise ValueError("vary is on, but no projection of z: set use_psa or use_memory")
         if self.pool_padding and self.pool not in ("linear", "mean_max_linear"):
             raise ValueError(f"pool_padding is on; the pool {self.pool} never reads padding")
+
+    @property
+    def encoding(self) -> Any:
+        """The config of the stack that encodes."""
+        return self.decoder if self.encoder is None else self.encoder
 
     @property
     def ways(self) -> Ways:
@@ -105,11 +114,6 @@ class AdaVaeConfig:
             adapters=self.use_adapters,
             vary=self.vary,
         )
-
-    @property
-    def slots(self) -> int:
-        """Slots in front of the tokens of one decoded example."""
-        return int(self.use_psa) + int(self.use_memory) + self.prefix
 
     def places(self, decoder: bool) -> frozenset[str]:
         """Where the adapters of a side are used."""

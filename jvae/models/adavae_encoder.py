@@ -9,41 +9,56 @@ from jaxtyping import Array, Float, Key
 
 from jvae.api import Batch, Side
 from jvae.models.adavae_config import AdaVaeConfig
-from jvae.nn import gpt2, pool
-from jvae.nn.adapter import Adapter, AdapterInputs, adapted_block
+from jvae.models.reading import states
+from jvae.nn import pool
+from jvae.nn.adapters import Adapter, AdapterInputs, adapter_tap
 from jvae.nn.attention import MaskSpec, for_everyone, segments
+from jvae.nn.backbone import Stack, stack_of
 from jvae.nn.layers import Projection, accum_dtype, apply, split_key, uniform_fan_in
+from jvae.nn.points import Points, Read
 from jvae.nn.prefix import Prefix, for_rows
 from jvae.nn.stack import layer_range
 
 
-def adapter_of(config: AdaVaeConfig) -> Adapter:
-    """One adapter of either side."""
+def encoder_of(config: AdaVaeConfig) -> Stack:
+    """The stack that encodes, all of its layers."""
+    where = "model.decoder" if config.encoder is None else "model.encoder"
+    return stack_of(
+        config.encoding,
+        where,
+        "encode",
+        *(["taps"] if config.adapt_encoder else []),
+        *(["slots"] if config.prefix else []),
+    )
+
+
+def adapter_of(config: AdaVaeConfig, stack: Any) -> Adapter:
+    """One adapter of a side with this stack's config."""
     return Adapter(
-        width=config.decoder.width,
+        width=stack.width,
         size=config.adapter,
         scale=config.adapter_scale,
         learn_scale=config.learn_scale,
         identity=config.identity_start,
-        std=config.decoder.init_std,
+        std=stack.init_std,
     )
 
 
-def prefix_of(config: AdaVaeConfig) -> Prefix:
-    """The prefix of either side; as published it has the layers of the whole stack on both."""
-    return Prefix(config.decoder, config.prefix, config.prefix_middle)
+def prefix_of(config: AdaVaeConfig, stack: Any) -> Prefix:
+    """The prefix of a side; as published it has the layers of the whole shared stack on both."""
+    return Prefix(stack, config.prefix, config.prefix_middle)
 
 
 def pooler_of(config: AdaVaeConfig) -> Projection:
     """The parameters of the pooling head, see `pooled`."""
-    dec = config.decoder
+    enc = config.encoding
     if config.pool == "averaged_attn":
-        start = nn.initializers.normal(dec.init_std)
+        start = nn.initializers.normal(enc.init_std)
         return Projection((), ("embed",), (), use_bias=False, kernel_init=start)
     if config.pool == "latent_attn":
-        return Projection((), ("embed",), (), kernel_init=uniform_fan_in(dec.width))
-    start = uniform_fan_in(dec.width * (2 if config.pool == "mean_max_linear" else 1))
-    return Projection((dec.width,), ("embed",), (None,), kernel_init=start)
+        return Projection((), ("embed",), (), kernel_init=uniform_fan_in(enc.width))
+    start = uniform_fan_in(enc.width * (2 if config.pool == "mean_max_linear" else 1))
+    return Projection((enc.width,), ("embed",), (None,), kernel_init=start)
 
 
 def without_end(side: Side) -> Side:
@@ -76,13 +91,17 @@ def pooled(
 
 
 def encoded(
-    config: AdaVaeConfig, params: Any, batch: Batch, drop: Key[Array, ""] | None = None
-) -> tuple[Float[Array, "e d"], Float[Array, "b t d"], Float[Array, "l b t d"]]:
-    """Pooled features, states after the final norm, and the output of every encoding layer."""
-    dec, side = config.decoder, batch.enc
+    config: AdaVaeConfig,
+    params: Any,
+    batch: Batch,
+    drop: Key[Array, ""] | None = None,
+    read: Read | None = None,
+) -> tuple[Float[Array, "e d"], Float[Array, "b t d"], Any]:
+    """Pooled features, states after the final norm, and what `read` makes of every layer."""
+    stack, side = encoder_of(config), batch.enc
     assert side is not None  # `limits` asks for the encoder side
     drop_prefix, drop_layers = split_key(drop, 2)
-    rows, length = side.token_bt.shape
+    rows = side.token_bt.shape[0]
     side = side if config.read_end else without_end(side)
     mask_spec = segments(side, causal=False)
     if config.pool_padding:
@@ -93,35 +112,25 @@ def encoded(
         # Released: padding asks, is pooled, and is never a key.
         real_bt = (side.segment_bt > 0).astype(jnp.int32)
         side = side._replace(segment_bt=jnp.ones_like(side.segment_bt))
-        mask_spec = MaskSpec(side.segment_bt, real_bt, causal=False)
-    prefix = owner_m = None
+        mask_spec = MaskSpec(side.segment_bt, real_bt, False, side.position_bt)
+    own = params.get("encoder", {})
+    points = Points()
     if config.prefix:
-        key, value = apply(prefix_of(config), params["encoder"]["prefix"], drop_prefix)
-        prefix = for_rows(key, value, rows, config.encoder_layers)
-        owner_m = for_everyone(config.prefix)
-    block, block_l = block_of(config, params.get("encoder", {}), decoder=False)
-    layers = layer_range(params["decoder"]["layers"], 0, config.encoder_layers)
-    hidden_btd, outputs_lbtd = gpt2.encode(
-        dec,
-        params["decoder"] | {"layers": layers},
-        gpt2.embed(dec, params["decoder"], side.token_bt, side.position_bt),
-        mask_spec,
-        lambda y_btd, _: y_btd,
-        drop=drop_layers,
-        latent=prefix,
-        owner_m=owner_m,
-        block=block,
-        block_l=block_l,
+        key, value = apply(prefix_of(config, config.encoding), own["prefix"], drop_prefix)
+        slots = for_rows(key, value, rows, config.encoder_layers)
+        points = points._replace(slots=slots, owner_m=for_everyone(config.prefix))
+    if config.adapt_encoder:
+        tap = adapter_tap(adapter_of(config, config.encoding), config.places(decoder=False))
+        points = points._replace(tap=tap, tap_l=AdapterInputs(own["adapter"]))
+    whole = params["decoder"] if config.encoder is None else own
+    layers = layer_range(whole["layers"], 0, config.encoder_layers)
+    hidden_btd, reads = states(
+        stack,
+        whole | {"layers": layers},
+        side,
+        drop_layers,
+        mask_spec=mask_spec,
+        points=points,
+        read=read,
     )
-    return pooled(config, params, hidden_btd, side, batch.valid_e), hidden_btd, outputs_lbtd
-
-
-def block_of(
-    config: AdaVaeConfig, own: Any, *, decoder: bool, added_led: Array | None = None, to_tokens=None
-) -> tuple[gpt2.Block | None, AdapterInputs | None]:
-    """The layer of a side and its inputs; None for a side without adapters."""
-    if "adapter" not in own:
-        return None, None
-    places = config.places(decoder)
-    block = adapted_block(config.decoder, adapter_of(config), places, to_tokens)
-    return block, AdapterInputs(own["adapter"], added_led)
+    return pooled(config, params, hidden_btd, side, batch.valid_e), hidden_btd, reads

@@ -1,10 +1,11 @@
-"""DELLA: one GPT-2 as encoder and decoder, a latent for every layer, multiplied into the attention
+"""DELLA: one stack as encoder and decoder, a latent for every layer, multiplied into the attention
 values of that layer.
 
-Source: Hu et al. 2022, arXiv 2207.06130, and the released code. Where the two differ the config
-names both; deviations of the defaults are named there. The released code averages KL and densities
-over layers: here they are sums, as the bound has it (`objective.kl_reduce`). It also predicts the
-first new token of a short prompt from padding; here each prompt ends at its own last token.
+Source: Hu et al. 2022, arXiv 2207.06130, and the released code, on GPT-2. Where the two differ
+the config names both; deviations of the defaults are named there. The released code averages KL and
+densities over layers: here they are sums, as the bound has it (`objective.kl_reduce`). It also
+predicts the first new token of a short prompt from padding; here each prompt ends at its own last
+token.
 
 Conditional (source to target): `dec` holds source then target, of which the target is scored;
 `cond` holds the source; `enc` what the posterior reads, both texts or the target alone, see
@@ -12,27 +13,28 @@ Conditional (source to target): `dec` holds source then target, of which the tar
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Batch, DecodeState, Draws, Generator, Prompt, Side, TextVAE, per_example
+from jvae.api import Batch, Draws, Side, TextVAE, per_example
+from jvae.backbones import small
 from jvae.fields import Needs, setting
+from jvae.injections import fusion
+from jvae.injections.contract import Injection
 from jvae.latent import layerwise
 from jvae.latent.layerwise import Chain, ChainPost
-from jvae.models.common import KV_AXES, expander, grower, last_of_prompt, reorderer, unboxed
+from jvae.models.common import unboxed
 from jvae.models.family import FAMILIES, Family, Vocab
-from jvae.models.tiny import transformer as tiny_transformer
-from jvae.nn import fusion, gpt2, layer_vectors
-from jvae.nn.cache import Caches
-from jvae.nn.config import TransformerConfig
+from jvae.models.generator import Context, generator, room
+from jvae.models.layer_vectors import layer_vectors
+from jvae.nn.backbone import Stack, StackConfig, stack_of
 from jvae.nn.layers import Projection, accum_dtype, apply, fold_key, split_key, uniform_fan_in
 from jvae.nn.stack import init_stack
 from jvae.pretrained import originals
-from jvae.pretrained.parts import GPT2_DECODER
+from jvae.pretrained.parts import PretrainedPart, stack_part
 
 POOLS = ("attn_masked", "attn_unmasked", "first_token")
 CVAE_POSTERIORS = ("concat_text", "xc")
@@ -40,14 +42,16 @@ CVAE_POSTERIORS = ("concat_text", "xc")
 
 @dataclass(frozen=True)
 class DellaConfig:
-    """Sizes and choices of one DELLA.
+    """Sizes and choices of one DELLA; the stack of `decoder` also encodes, unless there is an
+    `encoder` of its own.
 
     pool: "attn_masked" weighs a sentence's own tokens, "attn_unmasked" those of the whole row,
     padding too (released code; one sentence per row), "first_token" is the paper's. ltp:
     "sum_then_product" as published, or "product_then_sum", whose rank means something.
     """
 
-    decoder: TransformerConfig
+    decoder: StackConfig
+    encoder: StackConfig | None = None
     latent: int = setting(32, low=1, high=2**20, help="Width of each layer's z.")
     rank: int = setting(4, low=1, high=2**16, help="Of the tensor product.")
     conditional: bool = setting(False, help="Source to target; needs data.source.")
@@ -71,10 +75,11 @@ class DellaConfig:
     )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.begin_layer <= self.last_layer < self.decoder.layers:
+        layers = min(self.encoding.layers, self.writing.layers)
+        if not 0 <= self.begin_layer <= self.last_layer < layers:
             raise ValueError(
                 f"begin_layer {self.begin_layer} and end_layer {self.end_layer} do not name layers "
-                f"0 to {self.decoder.layers - 1}, the first before the last"
+                f"0 to {layers - 1}, the first before the last"
             )
         if self.conditional and not self.learn_prior1:
             raise ValueError(
@@ -83,9 +88,19 @@ class DellaConfig:
             )
 
     @property
+    def writing(self) -> Any:
+        """The config of the stack that decodes."""
+        return self.decoder
+
+    @property
+    def encoding(self) -> Any:
+        """The config of the stack that encodes."""
+        return self.decoder if self.encoder is None else self.encoder
+
+    @property
     def last_layer(self) -> int:
         """The last layer that has a latent."""
-        return self.decoder.layers - 1 if self.end_layer == -1 else self.end_layer
+        return self.writing.layers - 1 if self.end_layer == -1 else self.end_layer
 
     @property
     def groups(self) -> int:
@@ -93,10 +108,26 @@ class DellaConfig:
         return self.last_layer - self.begin_layer + 1
 
 
+def decoder_of(config: DellaConfig) -> tuple[Stack, Injection]:
+    """The decoder stack, and how the latents reach it."""
+    stack = stack_of(
+        config.decoder, "model.decoder", "decode", "values", own_head=not config.tie_lm_head
+    )
+    sizes = (config.begin_layer, config.groups, config.latent, config.rank)
+    return stack, fusion.fusion(stack, *sizes, config.ltp)
+
+
+def encoder_of(config: DellaConfig) -> Stack:
+    """The stack that encodes."""
+    where = "model.decoder" if config.encoder is None else "model.encoder"
+    return stack_of(config.encoding, where, "encode", "layers")
+
+
 def limits(config: DellaConfig) -> dict[str, int]:
     """Most tokens of one example per side; source and target share the `dec` side."""
-    sides = ("enc", "dec", "cond") if config.conditional else ("enc", "dec")
-    return dict.fromkeys(sides, config.decoder.positions)
+    reads, writes = encoder_of(config).longest, room(*decoder_of(config))
+    sides = {"enc": reads, "dec": writes}
+    return sides | {"cond": min(reads, writes)} if config.conditional else sides
 
 
 def joined(config: DellaConfig) -> tuple[str, ...]:
@@ -106,12 +137,6 @@ def joined(config: DellaConfig) -> tuple[str, ...]:
     return ("dec", "enc") if config.cvae_posterior == "concat_text" else ("dec",)
 
 
-class _Context(NamedTuple):
-    batch: Batch
-    x_btd: Array
-    drop: Key[Array, ""] | None
-
-
 class _Source(NamedTuple):
     """What the source text adds to the heads of each group."""
 
@@ -119,15 +144,10 @@ class _Source(NamedTuple):
     posterior_egcz: Array | None
 
 
-class _Cache(NamedTuple):
-    kv: Caches
-    factor_lernh: Array  # what fusion needs of z
-
-
 def _init(config: DellaConfig, key: Key[Array, ""]) -> Any:
-    dec, z = config.decoder, config.latent
+    z, (stack, injection) = config.latent, decoder_of(config)
     keys = iter(split_key(key, 11))
-    state, latent = jnp.zeros((1, dec.width)), jnp.zeros((1, z))
+    state, latent = jnp.zeros((1, config.encoding.width)), jnp.zeros((1, z))
 
     def stacked(layer: Any, x: Array) -> Any:
         return init_stack(lambda k: layer.init(k, x)["params"], next(keys), config.groups)
@@ -140,13 +160,13 @@ def _init(config: DellaConfig, key: Key[Array, ""]) -> Any:
         return stacked(Projection(features, (None,), out), latent)
 
     params = {
-        "decoder": gpt2.init(dec, next(keys), config.tie_lm_head),
+        "decoder": stack.init(next(keys)),
         # Read by prior and posterior alike.
         "latent": {"chain": {"state": chain((z,)), "latent": chain((z,))}},
         "prior": {"head": {"chain": chain((2, z))}},
         "posterior": {"head": {"chain": chain((2, z)), "text": text()}},
     }
-    params["decoder"]["fusion"] = fusion.init(dec, config.groups, z, config.rank, next(keys))
+    params["decoder"] |= injection.init(next(keys))
     if config.pool != "first_token":
         query = Projection((), ("embed",), (), use_bias=False)
         params["posterior"]["pool"] = stacked(query, state)
@@ -156,12 +176,14 @@ def _init(config: DellaConfig, key: Key[Array, ""]) -> Any:
             params["posterior"]["head"]["source"] = text()
     if config.use_bow:
         params["decoder"]["bow"] = _bow(config).init(next(keys), latent)["params"]
+    if config.encoder is not None:
+        params["encoder"] = encoder_of(config).init(jax.random.fold_in(key, 1), head=False)
     return params
 
 
 def _bow(config: DellaConfig) -> Projection:
     start = uniform_fan_in(config.latent)
-    return Projection((config.decoder.width,), ("latent",), ("embed",), kernel_init=start)
+    return Projection((config.writing.width,), ("latent",), ("embed",), kernel_init=start)
 
 
 def chain(config: DellaConfig) -> Chain:
@@ -200,9 +222,9 @@ def pooled(
     query_gd = None
     if config.pool != "first_token":
         query_gd = params["posterior"]["pool"]["kernel"]
-    x_ged = layer_vectors.layer_vectors(
-        config.decoder,
-        params["decoder"],
+    x_ged = layer_vectors(
+        encoder_of(config),
+        params["decoder"] if config.encoder is None else params["encoder"],
         side,
         slots,
         query_gd,
@@ -221,9 +243,7 @@ def _addend(p: Any, x_egd: Float[Array, "e g d"]) -> Float[Array, "e g 2 z"]:
 
 def build(config: DellaConfig) -> TextVAE:
     """The model of a config; see `jvae.api.TextVAE`."""
-    dec = config.decoder
-    links = chain(config)
-    fused = fusion.Fusion(dec, config.begin_layer, config.groups, config.ltp)
+    links, (stack, injection) = chain(config), decoder_of(config)
     init, axes = unboxed(lambda key: _init(config, key))
 
     def condition(params: Any, batch: Batch, drop: Key[Array, ""] | None = None) -> _Source | None:
@@ -247,34 +267,12 @@ def build(config: DellaConfig) -> TextVAE:
             text_egcz = text_egcz + cond.posterior_egcz
         return ChainPost(text_egcz)
 
-    def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
-        del cond  # the source reaches the decoder as the beginning of `dec`
-        x_btd = gpt2.embed(dec, params["decoder"], batch.read_bt, batch.dec.position_bt)
-        return _Context(batch, x_btd, fold_key(drop, 1))
-
-    def fuse_inputs(params: Any, factor_lernh: Array) -> fusion.FuseInputs:
-        return fusion.inputs(fused, params["decoder"]["fusion"], factor_lernh)
-
-    def log_lik(params: Any, ctx: _Context, z_egz: Array) -> Array:
-        side = ctx.batch.dec
-        factor_lernh = fusion.latent_factor(fused, params["decoder"]["fusion"], z_egz)
-        hidden_btd, _ = gpt2.teacher_forced(
-            dec,
-            params["decoder"],
-            ctx.x_btd,
-            side,
-            drop=ctx.drop,
-            fuse=partial(fusion.fuse, side=side),
-            fuse_l=fuse_inputs(params, factor_lernh),
-        )
-        return gpt2.token_log_prob(dec, params["decoder"], hidden_btd, side, ctx.batch.scored_bt)
-
-    def aux(params: Any, ctx: _Context, draws: Draws) -> dict[str, Array]:
+    def aux(params: Any, ctx: Context, draws: Draws) -> dict[str, Array]:
         if not config.use_bow:
             return {}
         bow_ed = apply(_bow(config), params["decoder"]["bow"], draws.z_kegz[0][:, -1])
-        bow_ed = bow_ed.astype(dec.dtype)
-        log_p_ev = jax.nn.log_softmax(gpt2.logits(dec, params["decoder"], bow_ed), axis=-1)
+        bow_ed = bow_ed.astype(config.writing.dtype)
+        log_p_ev = jax.nn.log_softmax(stack.logits(params["decoder"], bow_ed), axis=-1)
         side = ctx.batch.dec
         rows = side.token_bt.shape[0]
         log_p_bsv = log_p_ev.reshape(rows, -1, log_p_ev.shape[-1])
@@ -282,54 +280,22 @@ def build(config: DellaConfig) -> TextVAE:
         nats_bt = log_p_bsv[jnp.arange(rows)[:, None], slot_bt, side.token_bt]
         return {"bow": -per_example(jnp.where(ctx.batch.scored_bt, nats_bt, 0.0), ctx.batch)}
 
-    def start(params: Any, z_egz: Array, prompt: Prompt, max_len: int, cond=None):
-        del cond  # z was drawn with it, and the prompt holds the source
-        gpt2.check_room(dec, max_len)
-        length = prompt.token_et.shape
-        position_et = jnp.broadcast_to(jnp.arange(length[1])[None], length)
-        x_etd = gpt2.embed(dec, params["decoder"], prompt.token_et, position_et)
-        factor_lernh = fusion.latent_factor(fused, params["decoder"]["fusion"], z_egz)
-        fuse_l = fuse_inputs(params, factor_lernh)
-        hidden_etd, kv = gpt2.prefill(
-            *(dec, params["decoder"], x_etd, prompt.length_e, max_len),
-            fuse=fusion.fuse,
-            fuse_l=fuse_l,
-        )
-        last_ed = last_of_prompt(hidden_etd, prompt.length_e)
-        state = DecodeState(_Cache(kv, factor_lernh), prompt.length_e)
-        return gpt2.logits(dec, params["decoder"], last_ed), state
-
-    def step(params: Any, state: DecodeState, token_e: Array):
-        cache, position_e = state.cache, state.position_e
-        x_ed = gpt2.embed(dec, params["decoder"], token_e, position_e)
-        fuse_l = fuse_inputs(params, cache.factor_lernh)
-        hidden_ed, kv = gpt2.step(
-            dec, params["decoder"], x_ed, cache.kv, position_e, fuse=fusion.fuse, fuse_l=fuse_l
-        )
-        next_state = DecodeState(_Cache(kv, cache.factor_lernh), position_e + 1)
-        return gpt2.logits(dec, params["decoder"], hidden_ed), next_state
-
-    example_axes = _Cache._make((KV_AXES, 1))
-    generator = Generator(
-        condition=condition,
-        prepare=prepare,
-        log_lik=log_lik,
-        aux=aux,
-        start=start,
-        step=step,
-        expand=expander(example_axes),
-        reorder=reorderer(example_axes),
-        grow=grower(lambda places: gpt2.check_room(dec, places)),
-    )
+    # The source reaches the decoder as the beginning of `dec`, and of a prompt.
+    gen = generator(stack, injection)._replace(condition=condition, aux=aux)
     posterior = layerwise.posterior(links, encode)
     shape = (config.groups, config.latent)
-    return TextVAE(init, axes, layerwise.prior(links), generator, posterior, shape)
+    return TextVAE(init, axes, layerwise.prior(links), gen, posterior, shape)
 
 
 def _tiny(vocab: Vocab, **stack: Any) -> DellaConfig:
-    return DellaConfig(tiny_transformer(vocab["dec"], **stack), latent=5, rank=2)
+    return DellaConfig(small.decoder(vocab["dec"], **stack), latent=5, rank=2)
+
+
+def _parts(model: Any) -> tuple[PretrainedPart, ...]:
+    encoder = stack_part(model.encoder, "encoder") if model.get("encoder") else ()
+    return encoder + stack_part(model.decoder, "decoder")
 
 
 FAMILIES.register("della")(
-    Family(DellaConfig, build, limits, _tiny, joined, (GPT2_DECODER,), originals.della, "della")
+    Family(DellaConfig, build, limits, _tiny, joined, _parts, originals.della, "della")
 )

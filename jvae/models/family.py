@@ -14,6 +14,11 @@ def _nothing_joined(config: Any) -> tuple[str, ...]:
     return ()
 
 
+def _no_parts(section: Any) -> tuple[PretrainedPart, ...]:
+    del section
+    return ()
+
+
 class Family(NamedTuple):
     """One system.
 
@@ -24,7 +29,7 @@ class Family(NamedTuple):
       must pass; `vocab` has the sizes of the sides "enc" and "dec", `changes` those of its stacks.
     joined(config) -> sides whose examples begin with the source, for conditional models that read
       source and text as one.
-    parts: what of it can start from pretrained weights.
+    parts(section) -> what of a `config.model` can start from pretrained weights.
     preset: the shipped config that measures this family in benchmarks, such as "lm:lstm"; empty for
       none.
     original(config) -> the names of its parameters in checkpoints of the original code; None where
@@ -36,7 +41,7 @@ class Family(NamedTuple):
     limits: Callable[[Any], dict[str, int]]
     tiny: Callable[..., Any]
     joined: Callable[[Any], tuple[str, ...]] = _nothing_joined
-    parts: tuple[PretrainedPart, ...] = ()
+    parts: Callable[[Any], tuple[PretrainedPart, ...]] = _no_parts
     original: Callable[[Any], NameTable] | None = None
     preset: str = ""
 

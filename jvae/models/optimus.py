@@ -1,51 +1,42 @@
-"""Optimus: BERT encoder, GPT-2 decoder, one latent vector as attention memory and as embedding
-offset.
+"""Optimus: an encoder, a decoder, and one latent vector as attention memory and embedding offset.
 
-Source: Li et al. 2020, arXiv 2004.04092, and the released code. Deviations: the encoder never sees
-padding (the released likelihood, MI and AU functions drop that mask), the injection flags are part
-of the config and so of every checkpoint, and the "deterministic" mode is named for what it is, a
-posterior of unit variance.
+Source: Li et al. 2020, arXiv 2004.04092, and the released code, with BERT and GPT-2; the stacks may
+be any that read and write text. Deviations: the encoder never sees padding (the released
+likelihood, MI and AU functions drop that mask), the injection flags are part of the config and so
+of every checkpoint, and the "deterministic" mode is named for what it is, a posterior of unit
+variance.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Batch, DecodeState, Generator, Prompt, Side, TextVAE
+from jvae.api import Batch, Side, TextVAE
+from jvae.backbones import small
 from jvae.fields import Needs, setting
+from jvae.injections.contract import Injection, together
+from jvae.injections.embedding import embedding
+from jvae.injections.memory import memory
+from jvae.injections.tokens import tokens
 from jvae.latent.choice import Choice
 from jvae.latent.densities import GAUSSIAN, Density, amortized, build_density
 from jvae.latent.priors import STANDARD_NORMAL, build_prior
-from jvae.models.common import (
-    KV_AXES,
-    expander,
-    grower,
-    last_of_prompt,
-    projection_head,
-    reorderer,
-    unboxed,
-    with_prior,
-)
+from jvae.models.common import projection_head, unboxed, with_prior
 from jvae.models.family import FAMILIES, Family, Vocab
-from jvae.models.tiny import transformer as tiny_transformer
-from jvae.nn import bert, gpt2, pool
-from jvae.nn import config as stack
-from jvae.nn.attention import owners, spread
-from jvae.nn.cache import Caches
-from jvae.nn.config import TransformerConfig
+from jvae.models.generator import generator, room
+from jvae.models.reading import states
+from jvae.nn import config as sizes
+from jvae.nn import pool
+from jvae.nn.backbone import Stack, StackConfig, stack_of
 from jvae.nn.layers import Initializer, Projection, accum_dtype, apply, fold_key
-from jvae.nn.stack import init_stack
-from jvae.pretrained import bert as bert_weights
 from jvae.pretrained import originals
-from jvae.pretrained.names import NameTable
-from jvae.pretrained.names import Vocab as WeightVocab
-from jvae.pretrained.parts import GPT2_DECODER, PretrainedPart
+from jvae.pretrained.parts import PretrainedPart, stack_part
 
-POOLS = ("cls", "mean")
+POOLS = ("cls", "mean", "max", "last")
 LOG_VARIANCES = ("learned", "unit")
 
 
@@ -53,84 +44,103 @@ LOG_VARIANCES = ("learned", "unit")
 class OptimusConfig:
     """Sizes and choices of one Optimus. A `log_var` of "unit" is the released `fb_mode=2`."""
 
-    encoder: TransformerConfig
-    decoder: TransformerConfig
-    latent: int = setting(32, **stack.LATENT)
+    encoder: StackConfig
+    decoder: StackConfig
+    latent: int = setting(32, **sizes.LATENT)
     use_memory: bool = setting(True, help="z as a key and value of every decoder layer.")
     use_embedding: bool = setting(True, help="z added to every input embedding of the decoder.")
+    tokens: int = setting(
+        0, low=0, high=2**16, help="Vectors that z puts in front of the text; 0: none."
+    )
     pool: str = setting(
-        "cls", choices=POOLS, help="cls: BERT's pooler of [CLS], as published; mean: of the states."
+        "cls",
+        choices=POOLS,
+        help="cls: a tanh layer on the first state, as published; mean, max or last of the states.",
     )
     log_var: str = setting(
         "learned", choices=LOG_VARIANCES, help="unit: a posterior of variance 1."
     )
     log_var_shift: float = setting(
         0.0,
-        **stack.LOG_VAR_SHIFT,
+        **sizes.LOG_VAR_SHIFT,
         needs=Needs(lambda c: c.log_var == "learned", "log_var is unit"),
     )
     prior: Choice = STANDARD_NORMAL
     posterior: Choice = GAUSSIAN
 
     def __post_init__(self) -> None:
-        if not (self.use_memory or self.use_embedding):
+        if not (self.use_memory or self.use_embedding or self.tokens):
             raise ValueError(
-                "use_memory and use_embedding are both off: z would never reach the decoder"
+                "use_memory and use_embedding are both off and tokens is 0: z would never reach "
+                "the decoder"
             )
 
 
-def limits(config: OptimusConfig) -> dict[str, int]:
-    """Most tokens of one example per side; memory takes position 0 of the decoder."""
-    memory = int(config.use_memory)
-    return {"enc": config.encoder.positions, "dec": config.decoder.positions - memory}
-
-
-class _Context(NamedTuple):
-    side: Side
-    scored_bt: Array
-    x_btd: Array
-    drop: Key[Array, ""] | None
-
-
-class _Cache(NamedTuple):
-    kv: Caches
-    offset_ed: Array  # W_D z, added to every input embedding; zeros without `use_embedding`
-
-
-def _init(config: OptimusConfig, key: Key[Array, ""]) -> Any:
-    enc, dec = config.encoder, config.decoder
-    encoder_key, decoder_key, pooler_key, head_key, memory_key, offset_key = jax.random.split(
-        key, 6
-    )
-    state = jnp.zeros((1, enc.width))
-    z = jnp.zeros((1, config.latent))
-    params = {
-        "encoder": bert.init(enc, encoder_key),
-        "posterior": _density(config).init(head_key),
-        "decoder": gpt2.init(dec, decoder_key),
-    }
-    if config.pool == "cls":
-        params["posterior"]["pooler"] = _pooler(config).init(pooler_key, state)["params"]
+def ways(stack: Stack, config: Any) -> dict[str, Injection]:
+    """The injections that are on, by the name of their parameters."""
+    start, latent = _normal(stack.config), config.latent
+    found = {}
     if config.use_memory:
-        memory = Projection(
-            (dec.heads, dec.head), ("latent",), ("heads", "head"), False, _normal(dec)
-        )
-        params["decoder"]["memory"] = init_stack(
-            lambda k: memory.init(k, z)["params"], memory_key, dec.layers
-        )
+        found["memory"] = memory(stack, latent, start, lead=1)
     if config.use_embedding:
-        params["decoder"]["offset"] = _offset(config).init(offset_key, z)["params"]
-    return params
+        found["offset"] = embedding(stack, latent, start)
+    if config.tokens:
+        found["tokens"] = tokens(stack, latent, start, config.tokens)
+    return found
 
 
-def _normal(stack: TransformerConfig) -> Initializer:
+def decoder_of(config: Any) -> tuple[Stack, Injection]:
+    """The decoder stack, and how z reaches it.
+
+    Args:
+      config: with the fields decoder, latent, use_memory, use_embedding and tokens.
+    Raises: ConfigError for a stack that cannot be reached so.
+    """
+    stack = stack_of(config.decoder, "model.decoder", "decode")
+    injection = together(list(ways(stack, config).values()))
+    return stack_of(config.decoder, "model.decoder", *injection.needs), injection
+
+
+def init_decoder(config: Any, decoder_key: Any, memory_key: Any, offset_key: Any) -> Any:
+    """Boxed parameters of the stack of `decoder_of` and of what reads z."""
+    stack, _ = decoder_of(config)
+    keys = {"memory": memory_key, "offset": offset_key}
+    keys["tokens"] = jax.random.fold_in(memory_key, 1)
+    own = stack.init(decoder_key)
+    for name, one in ways(stack, config).items():
+        own |= one.init(keys[name])
+    return own
+
+
+def limits(config: OptimusConfig) -> dict[str, int]:
+    """Most tokens of one example per side, behind what stands in front of the text."""
+    encoder = stack_of(config.encoder, "model.encoder", "encode")
+    return {"enc": encoder.longest, "dec": room(*decoder_of(config))}
+
+
+def _normal(stack: Any) -> Initializer:
     return nn.initializers.normal(stack.init_std)
 
 
-def _density(config: OptimusConfig) -> Density:
-    enc = config.encoder
+def _init(config: OptimusConfig, encoder: Stack, key: Key[Array, ""]) -> Any:
+    encoder_key, decoder_key, pooler_key, head_key, memory_key, offset_key = jax.random.split(
+        key, 6
+    )
+    params = {
+        "encoder": encoder.init(encoder_key, head=False),
+        "posterior": _density(config, encoder).init(head_key),
+        "decoder": init_decoder(config, decoder_key, memory_key, offset_key),
+    }
+    if config.pool == "cls":
+        state = jnp.zeros((1, encoder.features))
+        params["posterior"]["pooler"] = _pooler(encoder).init(pooler_key, state)["params"]
+    return params
+
+
+def _density(config: OptimusConfig, encoder: Stack) -> Density:
+    start = _normal(encoder.config)
     head = projection_head(
-        enc.width, lambda out, axes: Projection(out, ("embed",), axes, False, _normal(enc))
+        encoder.features, lambda out, axes: Projection(out, ("embed",), axes, False, start)
     )
     choice = config.posterior.with_defaults(
         "gaussian",
@@ -140,34 +150,27 @@ def _density(config: OptimusConfig) -> Density:
     return build_density(choice, head, config.latent)
 
 
-def _pooler(config: OptimusConfig) -> Projection:
-    return Projection(
-        (config.encoder.width,), ("embed",), (None,), kernel_init=_normal(config.encoder)
-    )
-
-
-def _offset(config: OptimusConfig) -> Projection:
-    return Projection(
-        (config.decoder.width,), ("latent",), ("embed",), False, _normal(config.decoder)
-    )
+def _pooler(encoder: Stack) -> Projection:
+    start = _normal(encoder.config)
+    return Projection((encoder.features,), ("embed",), (None,), kernel_init=start)
 
 
 def pooled(
     config: OptimusConfig, params: Any, x_btd: Float[Array, "b t d"], side: Side, slots: int
 ) -> Float[Array, "e d"]:
     """One feature vector per example from the encoder's last states."""
-    if config.pool == "mean":
-        return pool.mean(x_btd, side, slots)
+    if config.pool != "cls":
+        return pool.BY_NAME[config.pool](x_btd, side, slots)
     first_ed = pool.first_token(x_btd, side, slots)
-    return jnp.tanh(apply(_pooler(config), params["posterior"]["pooler"], first_ed))
+    encoder = stack_of(config.encoder, "model.encoder")
+    return jnp.tanh(apply(_pooler(encoder), params["posterior"]["pooler"], first_ed))
 
 
 def build(config: OptimusConfig) -> TextVAE:
     """The model of a config; see `jvae.api.TextVAE`."""
-    enc, dec = config.encoder, config.decoder
-    memory_slots = int(config.use_memory)
+    encoder = stack_of(config.encoder, "model.encoder", "encode")
     prior = build_prior(config.prior, (1, config.latent))
-    init, axes = unboxed(lambda key: with_prior(_init(config, key), prior, key))
+    init, axes = unboxed(lambda key: with_prior(_init(config, encoder, key), prior, key))
 
     def features(
         params: Any, batch: Batch, drop: Key[Array, ""] | None, cond: Any
@@ -175,88 +178,23 @@ def build(config: OptimusConfig) -> TextVAE:
         del cond
         side = batch.enc
         assert side is not None  # `limits` asks for the encoder side
-        x_btd, _ = bert.encode(enc, params["encoder"], side, fold_key(drop, 0))
+        x_btd, _ = states(encoder, params["encoder"], side, fold_key(drop, 0))
         h_ed = pooled(config, params, x_btd, side, batch.slots)
         return h_ed.astype(accum_dtype(h_ed.dtype))
 
-    def project(params: Any, z_egz: Array, rows: int) -> tuple[gpt2.LatentKv | None, Array | None]:
-        """Memory slots of every layer, key = value, and the embedding offset (E, D)."""
-        z_ez = z_egz[:, 0].astype(dec.dtype)
-        memory = offset_ed = None
-        if config.use_memory:
-            kernel_lznh = params["decoder"]["memory"]["kernel"].astype(dec.dtype)
-            slot_lenh = jnp.einsum("ez,lznh->lenh", z_ez, kernel_lznh)
-            slot_lbmnh = slot_lenh.reshape(dec.layers, rows, -1, dec.heads, dec.head)
-            memory = gpt2.LatentKv(slot_lbmnh, slot_lbmnh)
-        if config.use_embedding:
-            offset_ed = apply(_offset(config), params["decoder"]["offset"], z_ez)
-        return memory, offset_ed
-
-    def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
-        del cond
-        position_bt = batch.dec.position_bt + memory_slots
-        x_btd = gpt2.embed(dec, params["decoder"], batch.read_bt, position_bt)
-        return _Context(batch.dec, batch.scored_bt, x_btd, fold_key(drop, 1))
-
-    def log_lik(params: Any, ctx: _Context, z_egz: Array) -> Array:
-        rows = ctx.x_btd.shape[0]
-        memory, offset_ed = project(params, z_egz, rows)
-        x_btd = ctx.x_btd if offset_ed is None else ctx.x_btd + spread(offset_ed, ctx.side)
-        owner_m = owners(z_egz.shape[0] // rows)
-        hidden_btd, _ = gpt2.teacher_forced(
-            dec, params["decoder"], x_btd, ctx.side, memory, owner_m, ctx.drop
-        )
-        return gpt2.token_log_prob(dec, params["decoder"], hidden_btd, ctx.side, ctx.scored_bt)
-
-    def start(params: Any, z_egz: Array, prompt: Prompt, max_len: int, cond=None):
-        del cond
-        gpt2.check_room(dec, max_len + memory_slots)
-        examples, length = prompt.token_et.shape
-        memory, offset_ed = project(params, z_egz, examples)
-        if offset_ed is None:
-            offset_ed = jnp.zeros((examples, dec.width), dec.dtype)
-        position_et = jnp.broadcast_to(jnp.arange(length)[None] + memory_slots, (examples, length))
-        x_etd = gpt2.embed(dec, params["decoder"], prompt.token_et, position_et)
-        hidden_etd, kv = gpt2.prefill(
-            dec, params["decoder"], x_etd + offset_ed[:, None], prompt.length_e, max_len, memory
-        )
-        last_ed = last_of_prompt(hidden_etd, prompt.length_e)
-        state = DecodeState(_Cache(kv, offset_ed), prompt.length_e)
-        return gpt2.logits(dec, params["decoder"], last_ed), state
-
-    def step(params: Any, state: DecodeState, token_e: Array):
-        cache, position_e = state.cache, state.position_e
-        # A memory takes position 0 of the table.
-        x_ed = gpt2.embed(dec, params["decoder"], token_e, position_e + memory_slots)
-        x_ed = x_ed + cache.offset_ed
-        hidden_ed, kv = gpt2.step(dec, params["decoder"], x_ed, cache.kv, position_e)
-        next_state = DecodeState(_Cache(kv, cache.offset_ed), position_e + 1)
-        return gpt2.logits(dec, params["decoder"], hidden_ed), next_state
-
-    example_axes = _Cache._make((KV_AXES, 0))
-    generator = Generator(
-        condition=lambda params, batch, drop=None: None,
-        prepare=prepare,
-        log_lik=log_lik,
-        aux=lambda params, ctx, draws: {},
-        start=start,
-        step=step,
-        expand=expander(example_axes),
-        reorder=reorderer(example_axes),
-        grow=grower(lambda places: gpt2.check_room(dec, places)),
-    )
-    posterior = amortized(_density(config), features)
-    return TextVAE(init, axes, prior.prior, generator, posterior, (1, config.latent))
+    posterior = amortized(_density(config, encoder), features)
+    shape = (1, config.latent)
+    return TextVAE(init, axes, prior.prior, generator(*decoder_of(config)), posterior, shape)
 
 
 def _tiny(vocab: Vocab, **stack: Any) -> OptimusConfig:
-    sides = (tiny_transformer(vocab[side], **stack) for side in ("enc", "dec"))
+    sides = small.encoder(vocab["enc"], **stack), small.decoder(vocab["dec"], **stack)
     return OptimusConfig(*sides, latent=5)
 
 
-def _bert_with_pooler(model: Any, vocab: WeightVocab) -> NameTable:
+def _parts(model: Any) -> tuple[PretrainedPart, ...]:
     pooler = "posterior/pooler" if model.pool == "cls" else None
-    return bert_weights.table(vocab, "encoder", pooler)
+    return stack_part(model.encoder, "encoder", pooler) + stack_part(model.decoder, "decoder")
 
 
 FAMILIES.register("optimus")(
@@ -265,12 +203,7 @@ FAMILIES.register("optimus")(
         build,
         limits,
         _tiny,
-        parts=(
-            PretrainedPart(
-                "encoder", "encoder", ("encoder",), bert_weights.BACKBONE, _bert_with_pooler
-            ),
-            GPT2_DECODER,
-        ),
+        parts=_parts,
         original=originals.optimus,
         preset="optimus",
     )

@@ -1,17 +1,19 @@
 """SRI: a generator without an encoder, z found by short-run Langevin dynamics.
 
 Source: Pang et al. 2021, arXiv 2106.02513, and the released code. The generator is that of
-`jvae.models.lstm_vae`; a second config puts the same inference on a Transformer decoder that reads
-z as Optimus does. `jvae.latent.short_run` names the deviations.
+`jvae.models.lstm_vae`; a second config puts the same inference on a decoder with attention, which
+reads z as Optimus does. `jvae.latent.short_run` names the deviations.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 from jaxtyping import Array, Key
 
 from jvae.api import Batch, Generator, Params, Prior, Sampler, TextVAE
+from jvae.backbones import small
 from jvae.errors import ConfigError
 from jvae.fields import setting
 from jvae.latent import mixture, short_run, volume, warm_up
@@ -19,23 +21,21 @@ from jvae.latent.choice import Choice
 from jvae.latent.priors import STANDARD_NORMAL, build_prior
 from jvae.latent.short_run import ChainConfig
 from jvae.latent.warm_up import WarmUp
-from jvae.models import lstm_vae, optimus
+from jvae.models import optimus, recurrent
 from jvae.models.common import unboxed
 from jvae.models.family import FAMILIES, Family, Vocab
-from jvae.models.tiny import lstm as tiny_lstm
-from jvae.models.tiny import transformer as tiny_transformer
-from jvae.nn import config as stack
-from jvae.nn.config import TransformerConfig
-from jvae.nn.lstm import LstmConfig
-from jvae.pretrained.parts import GPT2_DECODER
+from jvae.models.generator import generator, room
+from jvae.nn import config as sizes
+from jvae.nn.backbone import StackConfig, stack_of
+from jvae.pretrained.parts import stack_part
 
 
 @dataclass(frozen=True)
 class SriConfig:
-    """Sizes of the LSTM generator, the chain, and how training changes the chain."""
+    """Sizes of the recurrent generator, the chain, and how training changes the chain."""
 
-    decoder: LstmConfig
-    latent: int = setting(32, **stack.LATENT)
+    decoder: StackConfig
+    latent: int = setting(32, **sizes.LATENT)
     chain: ChainConfig = ChainConfig()
     warm_up: WarmUp = WarmUp()
     prior: Choice = STANDARD_NORMAL
@@ -43,63 +43,60 @@ class SriConfig:
 
 @dataclass(frozen=True)
 class SriTransformerConfig:
-    """The same over a Transformer decoder; for `use_*` see `jvae.models.optimus`."""
+    """The same over a decoder with attention; for the ways of z see `jvae.models.optimus`."""
 
-    decoder: TransformerConfig
-    latent: int = setting(32, **stack.LATENT)
+    decoder: StackConfig
+    latent: int = setting(32, **sizes.LATENT)
     use_memory: bool = setting(True, help="z as a key and value of every layer.")
     use_embedding: bool = setting(True, help="z added to every input embedding.")
+    tokens: int = setting(
+        0, low=0, high=2**16, help="Vectors that z puts in front of the text; 0: none."
+    )
     chain: ChainConfig = ChainConfig()
     warm_up: WarmUp = WarmUp()
     prior: Choice = STANDARD_NORMAL
 
     def __post_init__(self) -> None:
-        if not (self.use_memory or self.use_embedding):
+        if not (self.use_memory or self.use_embedding or self.tokens):
             raise ValueError(
-                "use_memory and use_embedding are both off: z would never reach the decoder"
+                "use_memory and use_embedding are both off and tokens is 0: z would never reach "
+                "the decoder"
             )
-        if self.chain.schedule == "learned" and self.decoder.attention != "xla":
+        kernel = getattr(self.decoder, "attention", "xla")
+        if self.chain.schedule == "learned" and kernel != "xla":
             raise ValueError(
-                f"chain.schedule learned needs second derivatives, which decoder.attention "
-                f"{self.decoder.attention} has not; set that to xla"
+                "chain.schedule learned needs second derivatives, which decoder.attention "
+                f"{kernel} has not; set that to xla"
             )
 
 
 def limits(config: SriConfig) -> dict[str, int]:
     """Most tokens of one example; there is no encoder side."""
-    del config
-    return {"dec": lstm_vae.UNBOUNDED}
+    return {"dec": stack_of(config.decoder, "model.decoder", "recurrent").longest}
 
 
 def build(config: SriConfig) -> TextVAE:
     """The model of a config; see `jvae.api.TextVAE`."""
-    decoder, latent = config.decoder, config.latent
-    init, axes = unboxed(lambda key: {"decoder": lstm_vae.init_decoder(decoder, latent, key)})
-    return _with_chain(lstm_vae.generator(decoder, latent), init, axes, config)
+    stack, latent = stack_of(config.decoder, "model.decoder", "recurrent"), config.latent
+    init, axes = unboxed(lambda key: {"decoder": recurrent.init(stack, latent, key)})
+    return _with_chain(recurrent.generator(stack, latent), init, axes, config)
 
 
 def transformer_limits(config: SriTransformerConfig) -> dict[str, int]:
-    """Most tokens of one example; memory takes position 0."""
-    return {"dec": config.decoder.positions - int(config.use_memory)}
+    """Most tokens of one example, behind what stands in front of the text."""
+    return {"dec": room(*optimus.decoder_of(config))}
 
 
 def build_transformer(config: SriTransformerConfig) -> TextVAE:
     """The model of a config; see `jvae.api.TextVAE`."""
-    # The encoder of this Optimus is never initialised nor run: its generator alone stays.
-    whole = optimus.build(
-        optimus.OptimusConfig(
-            encoder=config.decoder,
-            decoder=config.decoder,
-            latent=config.latent,
-            use_memory=config.use_memory,
-            use_embedding=config.use_embedding,
-        )
-    )
 
-    def init(key: Key[Array, ""]) -> Params:
-        return {"decoder": whole.init(key)["decoder"]}
+    def init_boxed(key: Key[Array, ""]) -> Any:
+        # The keys of an Optimus, of which this is the generator.
+        keys = jax.random.split(key, 6)
+        return {"decoder": optimus.init_decoder(config, keys[1], keys[4], keys[5])}
 
-    return _with_chain(whole.gen, init, {"decoder": whole.axes["decoder"]}, config)
+    init, axes = unboxed(init_boxed)
+    return _with_chain(generator(*optimus.decoder_of(config)), init, axes, config)
 
 
 def _with_chain(
@@ -159,11 +156,11 @@ _TINY_CHAIN = ChainConfig(2, "constant", step_size=0.2, temperature=1.0, chains=
 
 
 def _tiny(vocab: Vocab, **stack: Any) -> SriConfig:
-    return SriConfig(tiny_lstm(vocab["dec"], **stack), latent=5, chain=_TINY_CHAIN)
+    return SriConfig(small.recurrent(vocab["dec"], **stack), latent=5, chain=_TINY_CHAIN)
 
 
 def _tiny_transformer(vocab: Vocab, **stack: Any) -> SriTransformerConfig:
-    decoder = tiny_transformer(vocab["dec"], **stack)
+    decoder = small.decoder(vocab["dec"], **stack)
     return SriTransformerConfig(decoder, latent=5, chain=_TINY_CHAIN)
 
 
@@ -174,7 +171,7 @@ FAMILIES.register("sri_transformer")(
         build_transformer,
         transformer_limits,
         _tiny_transformer,
-        parts=(GPT2_DECODER,),
+        parts=lambda model: stack_part(model.decoder, "decoder"),
         preset="sri:transformer",
     )
 )

@@ -16,6 +16,7 @@ from jvae.api import Side
 from jvae.errors import ConfigError
 from jvae.nn import fused
 from jvae.nn.layers import accum_dtype, dropout
+from jvae.nn.xent import soft_cap
 
 EVERYONE = 0  # owner of a slot that all tokens see; segments count from 1
 
@@ -29,13 +30,33 @@ class MaskSpec(NamedTuple):
     query_bt: Int[Array, "b t"]
     key_bs: Int[Array, "b s"]
     causal: bool  # positions grow along a segment, so row order decides
+    position_bt: Int[Array, "b t"] | None = None  # needed where `reach` bounds the distance
 
-    def mask(self) -> Bool[Array, "b t s"]:
-        """True where the key is seen."""
-        same_bts = self.query_bt[:, :, None] == self.key_bs[:, None, :]
-        if not self.causal:
-            return same_bts
-        return same_bts & jnp.tril(jnp.ones(same_bts.shape[1:], bool))[None]
+    def mask(self, reach: int | None = None, always: int = 0) -> Bool[Array, "b t s"]:
+        """True where the key is seen.
+
+        Args:
+          reach: the largest distance in positions; None for no bound.
+          always: keys of positions below it are seen at any distance.
+        Raises: ValueError for a reach without positions.
+        """
+        seen_bts = self.query_bt[:, :, None] == self.key_bs[:, None, :]
+        if self.causal:
+            seen_bts = seen_bts & jnp.tril(jnp.ones(seen_bts.shape[1:], bool))[None]
+        if reach is None:
+            return seen_bts
+        if self.position_bt is None:
+            raise ValueError("layers with a window need the positions of the tokens")
+        return seen_bts & within(
+            self.position_bt[:, :, None], self.position_bt[:, None, :], reach, always
+        )
+
+
+def within(
+    query: Int[Array, "..."], key: Int[Array, "..."], reach: int, always: int = 0
+) -> Bool[Array, "..."]:
+    """Whether a query sees a key under a window of `reach` positions; see `MaskSpec.mask`."""
+    return (jnp.abs(query - key) <= reach) | (key < always)
 
 
 class Slots(NamedTuple):
@@ -48,7 +69,7 @@ class Slots(NamedTuple):
 
 def segments(side: Side, *, causal: bool) -> MaskSpec:
     """Tokens that see their own example."""
-    return MaskSpec(side.segment_bt, side.segment_bt, causal)
+    return MaskSpec(side.segment_bt, side.segment_bt, causal, side.position_bt)
 
 
 def same_segment(side: Side) -> Bool[Array, "b t t"]:
@@ -86,31 +107,46 @@ def spread(value_ed: Float[Array, "e d"], side: Side) -> Float[Array, "b t d"]:
 
 def attend(
     q_btnh: Float[Array, "b t n h"],
-    k_bsnh: Float[Array, "b s n h"],
-    v_bsnh: Float[Array, "b s n h"],
+    k_bsgh: Float[Array, "b s g h"],
+    v_bsgh: Float[Array, "b s g h"],
     mask_spec: MaskSpec,
     slots: Slots | None = None,
     *,
+    seen_bts: Bool[Array, "b t s"] | None = None,
+    scale: float | None = None,
+    cap: float | None = None,
     drop: Key[Array, ""] | None = None,
     rate: float = 0.0,
     kernel: str = "xla",
 ) -> Float[Array, "b t n h"]:
-    """Softmax attention, logits over sqrt(h), logits and softmax in float32 or wider.
+    """Softmax attention, logits and softmax in float32 or wider.
+
+    Keys and values may have fewer heads than queries, G: query head i reads i // (N / G).
 
     Args:
       slots: latent slots, in front of the tokens.
+      seen_bts: takes the place of `mask_spec.mask()` among tokens.
+      scale: factor of the logits; None for h ** -0.5. cap: see `jvae.nn.xent.soft_cap`.
       drop, rate: dropout on the attention weights.
       kernel: "xla", or a fused one of `jvae.nn.fused.KERNELS`. Those never hold the weights, so
         where these are dropped "xla" computes.
-    Raises: ConfigError for slots that everyone sees under "splash", which knows segments only.
+    Raises: ConfigError for what a fused kernel cannot do: a soft cap, and under "splash", which
+      knows segments only, windows and slots that everyone sees.
     """
     if slots is not None:
-        k_bsnh = jnp.concatenate([slots.key_bmnh.astype(k_bsnh.dtype), k_bsnh], axis=1)
-        v_bsnh = jnp.concatenate([slots.value_bmnh.astype(v_bsnh.dtype), v_bsnh], axis=1)
+        k_bsgh = jnp.concatenate([slots.key_bmnh.astype(k_bsgh.dtype), k_bsgh], axis=1)
+        v_bsgh = jnp.concatenate([slots.value_bmnh.astype(v_bsgh.dtype), v_bsgh], axis=1)
     dropped = drop is not None and rate > 0
+    if kernel != "xla" and not dropped:
+        if cap is not None:
+            raise ConfigError(f"attention={kernel} has no soft cap on its logits; use xla")
+        if scale is not None:
+            q_btnh = q_btnh * (scale * q_btnh.shape[-1] ** 0.5)
     if kernel == "splash" and not dropped:
         in_front = 0 if slots is None else slots.owner_m.shape[0]
         key_bs = mask_spec.key_bs
+        if seen_bts is not None:
+            raise ConfigError("attention=splash knows segments only, no windows; use xla or cudnn")
         if slots is not None:
             if np.any(slots.owner_m == EVERYONE):
                 raise ConfigError(
@@ -121,35 +157,51 @@ def attend(
             owner_bm = jnp.broadcast_to(slots.owner_m, (rows, in_front)).astype(key_bs.dtype)
             key_bs = jnp.concatenate([owner_bm, key_bs], axis=1)
         return fused.splash(
-            *(q_btnh, k_bsnh, v_bsnh, mask_spec.query_bt, key_bs),
+            *(q_btnh, k_bsgh, v_bsgh, mask_spec.query_bt, key_bs),
             causal_from=in_front if mask_spec.causal else None,
         )
-    mask_bts = mask_spec.mask()
+    mask_bts = mask_spec.mask() if seen_bts is None else seen_bts
     if slots is not None:
         own_btm = mask_spec.query_bt[:, :, None] == slots.owner_m[None, None]
         seen_btm = own_btm | (slots.owner_m == EVERYONE)[None, None]
         mask_bts = jnp.concatenate([seen_btm, mask_bts], axis=2)
     if kernel == "cudnn" and not dropped:
-        return fused.cudnn(q_btnh, k_bsnh, v_bsnh, mask_bts)
-    return masked(q_btnh, k_bsnh, v_bsnh, mask_bts, drop=drop, rate=rate)
+        return fused.cudnn(q_btnh, k_bsgh, v_bsgh, mask_bts)
+    return masked(q_btnh, k_bsgh, v_bsgh, mask_bts, scale=scale, cap=cap, drop=drop, rate=rate)
 
 
 def masked(
     q_btnh: Float[Array, "b t n h"],
-    k_bsnh: Float[Array, "b s n h"],
-    v_bsnh: Float[Array, "b s n h"],
+    k_bsgh: Float[Array, "b s g h"],
+    v_bsgh: Float[Array, "b s g h"],
     mask_bts: Bool[Array, "b t s"],
     *,
+    scale: float | None = None,
+    cap: float | None = None,
     drop: Key[Array, ""] | None = None,
     rate: float = 0.0,
 ) -> Float[Array, "b t n h"]:
     """`attend` under any mask, True where a key is seen: the reference."""
-    factor = q_btnh.shape[-1] ** -0.5
-    logits_bnts = jnp.einsum(
-        "btnh,bsnh->bnts", q_btnh, k_bsnh, preferred_element_type=accum_dtype(q_btnh.dtype)
-    )
+    factor = q_btnh.shape[-1] ** -0.5 if scale is None else scale
+    acc = accum_dtype(q_btnh.dtype)
+    heads, kv_heads = q_btnh.shape[2], k_bsgh.shape[2]
     # A finite floor keeps queries without any visible key (padding) finite; they are never scored.
-    floor = jnp.finfo(logits_bnts.dtype).min / 2
-    logits_bnts = jnp.where(mask_bts[:, None], logits_bnts * factor, floor)
-    weight_bnts = dropout(drop, rate, jax.nn.softmax(logits_bnts, axis=-1))
-    return jnp.einsum("bnts,bsnh->btnh", weight_bnts.astype(v_bsnh.dtype), v_bsnh)
+    floor = jnp.finfo(acc).min / 2
+    if heads == kv_heads:
+        logits_bnts = jnp.einsum("btnh,bsnh->bnts", q_btnh, k_bsgh, preferred_element_type=acc)
+        logits_bnts = soft_cap(logits_bnts * factor, cap)
+        logits_bnts = jnp.where(mask_bts[:, None], logits_bnts, floor)
+        weight_bnts = dropout(drop, rate, jax.nn.softmax(logits_bnts, axis=-1))
+        return jnp.einsum("bnts,bsnh->btnh", weight_bnts.astype(v_bsgh.dtype), v_bsgh)
+    q_btgrh = by_group(q_btnh, kv_heads)
+    logits_bgrts = jnp.einsum("btgrh,bsgh->bgrts", q_btgrh, k_bsgh, preferred_element_type=acc)
+    logits_bgrts = soft_cap(logits_bgrts * factor, cap)
+    logits_bgrts = jnp.where(mask_bts[:, None, None], logits_bgrts, floor)
+    weight_bgrts = dropout(drop, rate, jax.nn.softmax(logits_bgrts, axis=-1))
+    mixed_btgrh = jnp.einsum("bgrts,bsgh->btgrh", weight_bgrts.astype(v_bsgh.dtype), v_bsgh)
+    return mixed_btgrh.reshape(q_btnh.shape)
+
+
+def by_group(q: Float[Array, "... n h"], kv_heads: int) -> Float[Array, "... g r h"]:
+    """Query heads in the groups that share a key and value head."""
+    return q.reshape(*q.shape[:-2], kv_heads, -1, q.shape[-1])

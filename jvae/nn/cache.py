@@ -21,7 +21,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jvae.nn.attention import by_group
 from jvae.nn.layers import accum_dtype
+from jvae.nn.xent import soft_cap
 
 SLOT = -1  # position of latent slots, which all tokens of their example see
 NOTHING = 2**30  # position of places without a token: behind all there are
@@ -98,18 +100,30 @@ def look_up(
     visible_em: Bool[Array, "e m"],
     *,
     scale: float,
+    cap: float | None = None,
     bias_enm: Float[Array, "#e n m"] | None = None,
 ) -> Float[Array, "e n h"]:
     """Attention of one new token per example over the visible places, logits times `scale` plus a
-    bias; logits and softmax in float32 or wider.
+    bias; logits and softmax in float32 or wider. Caches may have fewer heads than queries.
     """
-    logits_enm = jnp.einsum(
-        "enh,enmh->enm", q_enh, cache.key_enmh, preferred_element_type=accum_dtype(q_enh.dtype)
-    )
-    logits_enm = logits_enm * scale
+    acc, kv_heads = accum_dtype(q_enh.dtype), cache.key_enmh.shape[1]
+    grouped = q_enh.shape[1] != kv_heads
+    if grouped:
+        q_egrh = by_group(q_enh, kv_heads)
+        logits_enm = jnp.einsum(
+            "egrh,egmh->egrm", q_egrh, cache.key_enmh, preferred_element_type=acc
+        )
+        logits_enm = logits_enm.reshape(*q_enh.shape[:2], -1)
+    else:
+        logits_enm = jnp.einsum("enh,enmh->enm", q_enh, cache.key_enmh, preferred_element_type=acc)
+    logits_enm = soft_cap(logits_enm * scale, cap)
     if bias_enm is not None:
         logits_enm = logits_enm + bias_enm.astype(logits_enm.dtype)
     floor = jnp.finfo(logits_enm.dtype).min / 2
     logits_enm = jnp.where(visible_em[:, None], logits_enm, floor)
     weight_enm = jax.nn.softmax(logits_enm, axis=-1).astype(cache.value_enmh.dtype)
+    if grouped:
+        weight_egrm = weight_enm.reshape(weight_enm.shape[0], kv_heads, -1, weight_enm.shape[2])
+        mixed_egrh = jnp.einsum("egrm,egmh->egrh", weight_egrm, cache.value_enmh)
+        return mixed_egrh.reshape(q_enh.shape)
     return jnp.einsum("enm,enmh->enh", weight_enm, cache.value_enmh)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jvae.fields import MOST, setting
+from jvae.nn.backbone import StackConfig
 from jvae.nn.fused import KERNELS
 from jvae.nn.stack import REMAT
 
@@ -21,6 +22,10 @@ DTYPE: dict[str, Any] = dict(choices=DTYPES, help="Of activations; parameters ar
 REMATS: dict[str, Any] = dict(
     choices=REMAT, help="What backward recomputes: dots keeps matrix products, full nothing."
 )
+ATTENTION: dict[str, Any] = dict(
+    choices=("xla", *KERNELS),
+    help="cudnn (GPU) and splash (TPU) are fused kernels, without dropout of weights.",
+)
 UNROLL: dict[str, Any] = dict(low=1, high=4_096, help="Layers laid out in a row in the scan.")
 VOCAB_MULTIPLE: dict[str, Any] = dict(
     low=1, high=2**16, help="Embedding rows are padded to a multiple, to divide over a mesh."
@@ -36,8 +41,26 @@ LOG_VAR_SHIFT: dict[str, Any] = dict(
 )
 
 
+def padded(vocab: int, multiple: int) -> int:
+    """Rows of an embedding of so many tokens."""
+    return -(-vocab // multiple) * multiple
+
+
+def check_kernel(config: Any) -> None:
+    """Raises ValueError for an attention kernel that the dtype of a stack does not have."""
+    if config.attention == "cudnn" and config.dtype == "float32":
+        raise ValueError("attention cudnn needs dtype bfloat16 or float16; dtype is float32")
+
+
+def of_spec(config: Any) -> dict[str, Any]:
+    """The fields of `jvae.nn.spec.StackSpec` that a config says under the same names."""
+    names = ("layers", "width", "heads", "kv_heads", "head", "mlp", "vocab", "vocab_padded")
+    names += ("norm_eps", "init_std", "dropout", "dtype", "remat", "unroll", "attention")
+    return {name: getattr(config, name) for name in (*names, "xent_chunk")}
+
+
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(StackConfig):
     """Sizes and compute choices of one stack; all widths in units of features, all lengths in
     tokens.
 
@@ -59,19 +82,19 @@ class TransformerConfig:
     dtype: str = setting("float32", **DTYPE)
     remat: str = setting("none", **REMATS)
     unroll: int = setting(1, **UNROLL)
-    attention: str = setting(
-        "xla",
-        choices=("xla", *KERNELS),
-        help="cudnn (GPU) and splash (TPU) are fused kernels, without dropout of weights.",
-    )
+    attention: str = setting("xla", **ATTENTION)
     vocab_multiple: int = setting(128, **VOCAB_MULTIPLE)
     xent_chunk: int = setting(8192, **XENT_CHUNK)
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
-        if self.attention == "cudnn" and self.dtype == "float32":
-            raise ValueError("attention cudnn needs dtype bfloat16 or float16; dtype is float32")
+        check_kernel(self)
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values: as many as of queries."""
+        return self.heads
 
     @property
     def head(self) -> int:
@@ -81,4 +104,4 @@ class TransformerConfig:
     @property
     def vocab_padded(self) -> int:
         """Rows of the token embedding."""
-        return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple
+        return padded(self.vocab, self.vocab_multiple)

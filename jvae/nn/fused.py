@@ -58,6 +58,9 @@ def splash(
         room = [(0, 0), (0, -x.shape[1] % BLOCK)] + [(0, 0)] * (x.ndim - 2)
         return jnp.pad(x, room, constant_values=value)
 
+    groups = q_btnh.shape[2] // k_bsnh.shape[2]
+    if groups > 1:  # the kernel has one key head for each query head
+        k_bsnh, v_bsnh = (jnp.repeat(x, groups, axis=2) for x in (k_bsnh, v_bsnh))
     q_btnh = pad(q_btnh * q_btnh.shape[-1] ** -0.5)
     k_bsnh, v_bsnh = pad(k_bsnh), pad(v_bsnh)
     given = (q_btnh, k_bsnh, v_bsnh, pad(query_bt, NOBODY), pad(key_bs, NOBODY))

@@ -1,7 +1,6 @@
-"""Building blocks of every stack: projections, norms, embeddings, dropout.
+"""Building blocks of every stack: projections, embeddings, dropout.
 
-Parameters are float32 and carry logical axis names; compute runs in the dtype of the input; norms
-reduce in float32 or wider.
+Parameters are float32 and carry logical axis names; compute runs in the dtype of the input.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,27 +58,6 @@ class Projection(nn.Module):
             bias = bias.astype(x.dtype)
             y = y + jnp.reshape(bias, (1,) * (y.ndim - bias.ndim) + bias.shape)
         return y
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis, statistics in float32 or wider."""
-
-    eps: float
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        width = (x.shape[-1],)
-        scale: Any = self.param(
-            "scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), width
-        )
-        bias: Any = self.param(
-            "bias", nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)), width
-        )
-        h = x.astype(accum_dtype(x.dtype))
-        h = h - jnp.mean(h, axis=-1, keepdims=True)
-        h = h * jax.lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + self.eps)
-        lead = (1,) * (x.ndim - 1) + (-1,)
-        return (h * scale.reshape(lead) + bias.reshape(lead)).astype(x.dtype)
 
 
 class Embedding(nn.Module):

@@ -20,12 +20,12 @@ from jvae.api import Side
 from jvae.fields import setting
 from jvae.nn import config as stack
 from jvae.nn import xent
-from jvae.nn.attention import own_slot
+from jvae.nn.backbone import StackConfig
 from jvae.nn.layers import accum_dtype, split_key
 
 
 @dataclass(frozen=True)
-class LstmConfig:
+class LstmConfig(StackConfig):
     """Sizes and compute choices of one LSTM: `width` of the token embedding, `hidden` of the state.
 
     `dropout` acts on embeddings and outputs. Parameters start uniform in +-`init_scale`.
@@ -43,6 +43,11 @@ class LstmConfig:
     dtype: str = setting("float32", **stack.DTYPE)
     vocab_multiple: int = setting(1, **stack.VOCAB_MULTIPLE)
     xent_chunk: int = setting(16384, **stack.XENT_CHUNK)
+
+    @property
+    def layers(self) -> int:
+        """One."""
+        return 1
 
     @property
     def vocab_padded(self) -> int:
@@ -167,14 +172,6 @@ def prefill(
 
     inputs = (jnp.moveaxis(gate_et4f, 1, 0), jnp.arange(gate_et4f.shape[1]))
     return jax.lax.scan(body, zero_state(gate_et4f[:, 0]), inputs)[0]
-
-
-def last_state(hidden_btf: Float[Array, "b t f"], side: Side, slots: int) -> Float[Array, "e f"]:
-    """The state at the last token of each segment; zeros at empty slots."""
-    following_bt = jnp.pad(side.segment_bt[:, 1:], ((0, 0), (0, 1)))
-    last_bts = own_slot(side, slots) & (side.segment_bt != following_bt)[:, :, None]
-    out_bsf = jnp.einsum("bts,btf->bsf", last_bts.astype(hidden_btf.dtype), hidden_btf)
-    return out_bsf.reshape(-1, hidden_btf.shape[-1])
 
 
 def logits(config: LstmConfig, params: Any, hidden: Float[Array, "... f"]) -> Array:

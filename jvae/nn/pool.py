@@ -1,5 +1,7 @@
 """From the states of a packed row to one vector per example."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -36,6 +38,22 @@ def maximum(x_btd: Float[Array, "b t d"], side: Side, slots: int) -> Float[Array
     top_bsd = jnp.take_along_axis(x_btd, place_bsd, axis=1)
     filled_bs = jnp.any(own_bts, axis=1)
     return jnp.where(filled_bs[..., None], top_bsd, 0.0).reshape(-1, x_btd.shape[-1])
+
+
+def last_token(x_btd: Float[Array, "b t d"], side: Side, slots: int) -> Float[Array, "e d"]:
+    """The state of the last token of each segment; zeros at empty slots."""
+    following_bt = jnp.pad(side.segment_bt[:, 1:], ((0, 0), (0, 1)))
+    last_bts = own_slot(side, slots) & (side.segment_bt != following_bt)[:, :, None]
+    out_bsd = jnp.einsum("bts,btd->bsd", last_bts.astype(x_btd.dtype), x_btd)
+    return out_bsd.reshape(-1, x_btd.shape[-1])
+
+
+BY_NAME: dict[str, Callable[[Array, Side, int], Array]] = {
+    "first": first_token,
+    "mean": mean,
+    "max": maximum,
+    "last": last_token,
+}
 
 
 def weighted(

@@ -1,18 +1,19 @@
 """Learned slots in front of every row: prefix tuning. Source: Li & Liang 2021."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jvae.nn.config import TransformerConfig
-from jvae.nn.gpt2 import LatentKv
 from jvae.nn.layers import Embedding, Projection, dropout, uniform_fan_in
+from jvae.nn.points import LatentKv
 
 
 class Prefix(nn.Module):
     """Keys and values of `slots` places for every layer, from a small MLP over a learned table."""
 
-    config: TransformerConfig
+    config: Any  # of a stack
     slots: int
     middle: int
 
@@ -25,7 +26,7 @@ class Prefix(nn.Module):
         down = uniform_fan_in(c.width)
         h = Projection((self.middle,), ("embed",), (None,), kernel_init=down, name="down")(h_md)
         kv_mlcnh = Projection(
-            (c.layers, 2, c.heads, c.head),
+            (c.layers, 2, c.kv_heads, c.head),
             (None,),
             (None, None, "heads", "head"),
             kernel_init=uniform_fan_in(self.middle),

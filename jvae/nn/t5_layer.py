@@ -16,14 +16,16 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jvae.fields import setting
 from jvae.nn import config as stack
+from jvae.nn.backbone import StackConfig
+from jvae.nn.block import Attend, Tap
 from jvae.nn.layers import Initializer, Projection, accum_dtype, dropout, split_key
-from jvae.nn.transformer import Attend
+from jvae.nn.norms import RmsNorm
 
 AttendCross = Callable[[Array], Array]  # queries (B, T, N, H) to mixed values (B, T, N, H)
 
 
 @dataclass(frozen=True)
-class T5Config:
+class T5Config(StackConfig):
     """Sizes and compute choices of one stack; fields shared with `TransformerConfig` mean the same.
 
     `gated` and `tied` are (False, True) in v1.0 and (True, False) in v1.1. As places are told apart
@@ -62,6 +64,16 @@ class T5Config:
             )
 
     @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values: as many as of queries."""
+        return self.heads
+
+    @property
+    def init_std(self) -> float:
+        """Of kernels that read a state at the start."""
+        return self.width**-0.5
+
+    @property
     def vocab_padded(self) -> int:
         """Rows of the token embedding."""
         return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple
@@ -78,25 +90,6 @@ def normal(*stds: float) -> Initializer:
         return jax.random.normal(key, shape, dtype) * std
 
     return init
-
-
-def inverse_rms(x: Array, eps: float) -> Array:
-    """1 / sqrt(mean square + eps) over the last axis, kept."""
-    return jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
-
-
-class RmsNorm(nn.Module):
-    """x / rms(x) * scale over the last axis: no mean, no bias; statistics in float32 or wider."""
-
-    eps: float
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-        scale: Any = self.param("scale", ones, (x.shape[-1],))
-        h = x.astype(accum_dtype(x.dtype))
-        h = h * inverse_rms(h, self.eps)
-        return (h * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
 def _out(c: T5Config) -> Projection:
@@ -156,7 +149,8 @@ class Mlp(nn.Module):
 class T5Layer(nn.Module):
     """Pre-norm layer: self-attention, cross-attention where `attend_cross` is given, feed-forward.
 
-    `attend` and `attend_cross` decide what is seen, with what bias, from which cache.
+    `attend` and `attend_cross` decide what is seen, with what bias, from which cache. `tap`: see
+    `jvae.nn.block`; "hidden" is the stream in front of the feed-forward.
     """
 
     config: T5Config
@@ -168,19 +162,28 @@ class T5Layer(nn.Module):
         attend: Attend,
         attend_cross: AttendCross | None = None,
         drop: Key[Array, ""] | None = None,
+        tap: Tap | None = None,
     ) -> tuple[Array, Any]:
         c = self.config
         drop_attn, drop_cross, drop_inner, drop_mlp = split_key(drop, 4)
-        h, output = SelfAttention(c, name="attn")(
+
+        def plus(stream: Array, name: str, state: Array) -> Array:
+            joins = None if tap is None else tap(name, state)
+            return stream if joins is None else stream + joins
+
+        attn, output = SelfAttention(c, name="attn")(
             RmsNorm(c.norm_eps, name="attn_norm")(x_btd), attend
         )
-        x_btd = x_btd + dropout(drop_attn, c.dropout, h)
+        attn = dropout(drop_attn, c.dropout, attn)
+        hidden = plus(x_btd, "input", x_btd) + attn
         if attend_cross is not None:
-            h = RmsNorm(c.norm_eps, name="cross_norm")(x_btd)
+            h = RmsNorm(c.norm_eps, name="cross_norm")(hidden)
             h = CrossAttention(c, name="cross")(h, attend_cross)
-            x_btd = x_btd + dropout(drop_cross, c.dropout, h)
-        h = Mlp(c, name="mlp")(RmsNorm(c.norm_eps, name="mlp_norm")(x_btd), drop_inner)
-        return x_btd + dropout(drop_mlp, c.dropout, h), output
+            hidden = hidden + dropout(drop_cross, c.dropout, h)
+        h = Mlp(c, name="mlp")(RmsNorm(c.norm_eps, name="mlp_norm")(hidden), drop_inner)
+        mlp = dropout(drop_mlp, c.dropout, h)
+        y_btd = hidden + plus(mlp, "mlp", mlp)
+        return plus(plus(y_btd, "attn", attn), "hidden", hidden), output
 
 
 def _thresholds(buckets: int, max_distance: int) -> tuple[int, list[int]]:

@@ -1,88 +1,419 @@
-"""One GPT-2 layer and one BERT layer.
+"""Passes through a stack of transformer layers of any `StackSpec`.
 
-A layer computes queries, keys and values and hands them to `attend(q, k, v) -> (mixed_btnh,
-output)`. What a key may see, latent slots, caches and value fusion live in that function, so
-teacher forcing, prefill and stepwise decoding share these weights.
+Parameters are passed in, so that two stacks may share all, some or none of them: {embed, layers},
+and {norm} and {head} where the stack has a final norm and an output head of its own. `stack` binds
+these functions to a spec, as `jvae.nn.backbone.Stack`. Three ways
+through the same weights: `rows` for packed rows, teacher-forced or read in both directions;
+`prefill` and `step` for stepwise decoding with caches (`jvae.nn.cache`).
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-from jaxtyping import Array, Key
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from jvae.nn.config import TransformerConfig
-from jvae.nn.layers import LayerNorm, Projection, dropout, split_key
-
-Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
-
-
-class SelfAttention(nn.Module):
-    """Fused query, key and value projections with bias, and the output projection."""
-
-    config: TransformerConfig
-
-    @nn.compact
-    def __call__(self, x_btd: Array, attend: Attend) -> tuple[Array, Any]:
-        c = self.config
-        heads, init = (None, "heads", "head"), nn.initializers.normal(c.init_std)
-        qkv = Projection((3, c.heads, c.head), ("embed",), heads, kernel_init=init, name="qkv")(
-            x_btd
-        )
-        q, k, v = (qkv[..., i, :, :] for i in range(3))
-        mixed_btnh, output = attend(q, k, v)
-        out = Projection((c.width,), ("heads", "head"), ("embed",), kernel_init=init, name="out")
-        return out(mixed_btnh), output
+from jvae.api import Side
+from jvae.nn import cache as caches
+from jvae.nn import xent
+from jvae.nn.attention import MaskSpec, Slots, attend, for_everyone, within
+from jvae.nn.backbone import Stack
+from jvae.nn.block import Layer, norm
+from jvae.nn.cache import Caches
+from jvae.nn.layers import Embedding, apply, dropout, split_key, uniform_fan_in
+from jvae.nn.norms import LayerNorm
+from jvae.nn.points import UNTOUCHED, Points, Read
+from jvae.nn.rotary import rotate, turns
+from jvae.nn.spec import StackSpec
+from jvae.nn.stack import init_stack, run_stack, step_stack
 
 
-class Mlp(nn.Module):
-    """Two projections around a GELU."""
+class Embeddings(nn.Module):
+    """Token embeddings, with those of positions and token types where the stack has them."""
 
-    config: TransformerConfig
-    tanh_gelu: bool
+    spec: StackSpec
 
     @nn.compact
-    def __call__(self, x_btd: Array) -> Array:
-        c = self.config
+    def __call__(self, token: Array, position: Array, kind: Array | None = None) -> Array:
+        c = self.spec
         init = nn.initializers.normal(c.init_std)
-        h = Projection((c.mlp,), ("embed",), ("mlp",), kernel_init=init, name="up")(x_btd)
-        h = jax.nn.gelu(h, approximate=self.tanh_gelu)
-        return Projection((c.width,), ("mlp",), ("embed",), kernel_init=init, name="down")(h)
+        x = Embedding(c.vocab_padded, c.width, "vocab", c.dtype, init, name="token")(token)
+        if c.embed_scale != 1.0:
+            x = x * jnp.asarray(c.embed_scale, x.dtype)
+        if c.positions:
+            rows = c.positions + c.position_offset
+            table = Embedding(rows, c.width, "position", c.dtype, init, name="position")
+            x = x + table(position + c.position_offset if c.position_offset else position)
+        if c.types:
+            table = Embedding(c.types, c.width, "type", c.dtype, init, name="type")
+            x = x + table(jnp.zeros_like(token) if kind is None else kind)
+        if c.embed_norm:
+            x = LayerNorm(c.norm_eps, c.norm_bias, name="norm")(x)
+        return x
 
 
-class Gpt2Layer(nn.Module):
-    """Pre-norm layer with tanh GELU. Source: Radford et al. 2019."""
-
-    config: TransformerConfig
-
-    @nn.compact
-    def __call__(
-        self, x_btd: Array, attend: Attend, drop: Key[Array, ""] | None = None
-    ) -> tuple[Array, Any]:
-        c = self.config
-        drop_attn, drop_mlp = split_key(drop, 2)
-        h, output = SelfAttention(c, name="attn")(
-            LayerNorm(c.norm_eps, name="attn_norm")(x_btd), attend
-        )
-        x_btd = x_btd + dropout(drop_attn, c.dropout, h)
-        h = Mlp(c, tanh_gelu=True, name="mlp")(LayerNorm(c.norm_eps, name="mlp_norm")(x_btd))
-        return x_btd + dropout(drop_mlp, c.dropout, h), output
+def init(spec: StackSpec, key: Key[Array, ""], head: bool = True) -> Any:
+    """Boxed parameters of a whole stack, with or without an output head."""
+    embed_key, *body_keys = jax.random.split(key, 3 if spec.final_norm else 2)
+    # Folded, so that the other parameters are those of a tied stack.
+    output = init_head(spec, jax.random.fold_in(key, 3)) if head else {}
+    return init_embed(spec, embed_key) | _init_body(spec, *body_keys) | output
 
 
-class BertLayer(nn.Module):
-    """Post-norm layer with erf GELU. Source: Devlin et al. 2019."""
+def init_embed(spec: StackSpec, key: Key[Array, ""]) -> Any:
+    """{embed}."""
+    token = jnp.zeros((1, 1), jnp.int32)
+    return {"embed": Embeddings(spec).init(key, token, token)["params"]}
 
-    config: TransformerConfig
 
-    @nn.compact
-    def __call__(
-        self, x_btd: Array, attend: Attend, drop: Key[Array, ""] | None = None
-    ) -> tuple[Array, Any]:
-        c = self.config
-        drop_attn, drop_mlp = split_key(drop, 2)
-        h, output = SelfAttention(c, name="attn")(x_btd, attend)
-        x_btd = LayerNorm(c.norm_eps, name="attn_norm")(x_btd + dropout(drop_attn, c.dropout, h))
-        h = Mlp(c, tanh_gelu=False, name="mlp")(x_btd)
-        x_btd = LayerNorm(c.norm_eps, name="mlp_norm")(x_btd + dropout(drop_mlp, c.dropout, h))
-        return x_btd, output
+def init_body(spec: StackSpec, key: Key[Array, ""]) -> Any:
+    """{layers}, and {norm} after the last layer where there is one."""
+    return _init_body(spec, *jax.random.split(key, 2))
+
+
+def _init_body(
+    spec: StackSpec, layers_key: Key[Array, ""], norm_key: Key[Array, ""] | None = None
+) -> Any:
+    x = jnp.zeros((1, 1, spec.width), spec.dtype)
+    groups = spec.heads // spec.kv_heads
+
+    def one_layer(key: Array) -> Any:
+        # The attention of a single token gives its own value.
+        alone = lambda q, k, v: (jnp.repeat(v, groups, axis=2), None)  # noqa: E731
+        return Layer(spec).init(key, x, alone)["params"]
+
+    params = {"layers": init_stack(one_layer, layers_key, spec.layers)}
+    if spec.final_norm:
+        assert norm_key is not None
+        params["norm"] = norm(spec).init(norm_key, x)["params"]
+    return params
+
+
+def init_head(spec: StackSpec, key: Key[Array, ""]) -> Any:
+    """{head} for an output head apart from the token embedding, else nothing."""
+    if not spec.own_head:
+        return {}
+    std = spec.own_head_std
+    start = uniform_fan_in(spec.width) if std is None else nn.initializers.normal(std)
+    head = Embedding(spec.vocab_padded, spec.width, "vocab", spec.dtype, start)
+    return {"head": head.init(key, jnp.zeros((1, 1), jnp.int32))["params"]}
+
+
+def embed(
+    spec: StackSpec, own: Any, token: Array, position: Array, kind: Array | None = None
+) -> Array:
+    """What layer 0 reads of tokens at these positions, in the compute dtype."""
+    return apply(Embeddings(spec), own["embed"], token, position, kind)
+
+
+def place(spec: StackSpec, own: Any, x: Float[Array, "... d"], position: Array) -> Array:
+    """Vectors in place of token embeddings, with the embeddings of their positions."""
+    if not spec.positions:
+        return x
+    table = own["embed"]["position"]["table"].astype(x.dtype)
+    return x + jnp.take(table, position + spec.position_offset, axis=0, mode="clip")
+
+
+def output_table(own: Any) -> Float[Array, "v d"]:
+    """The output head: a table of its own where there is one, else the token embedding."""
+    table = own["head"] if "head" in own else own["embed"]["token"]
+    return table["table"]
+
+
+def logits(spec: StackSpec, own: Any, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
+    """Scores over the padded vocabulary, float32 or wider, -inf at padded columns."""
+    return xent.logits(hidden, output_table(own), spec.vocab, cap=spec.score_cap)
+
+
+def token_log_prob(
+    spec: StackSpec,
+    own: Any,
+    hidden_btd: Float[Array, "b t d"],
+    side: Side,
+    scored_bt: Bool[Array, "b t"],
+) -> Float[Array, "b t"]:
+    """Nats of each scored token at its own place: the state at t-1 predicts the token at t."""
+    nats = xent.token_log_prob(
+        hidden_btd[:, :-1],
+        output_table(own),
+        side.token_bt[:, 1:],
+        spec.vocab,
+        spec.xent_chunk,
+        cap=spec.score_cap,
+    )
+    return jnp.pad(jnp.where(scored_bt[:, 1:], nats, 0.0), ((0, 0), (1, 0)))
+
+
+def with_features(
+    own: Any, hidden: Float[Array, "... d"], feature: Float[Array, "... c"], table_vc: Array
+) -> tuple[Any, Float[Array, "... c"]]:
+    """Parameters and states whose scores are hidden . table + feature . table_vc.
+
+    The features join the states, so that no (tokens, vocabulary) array of addends ever exists and
+    the scores may be computed in chunks of the vocabulary.
+    """
+    table = jnp.concatenate([output_table(own), table_vc], axis=1)
+    joined = jnp.concatenate([hidden, feature.astype(hidden.dtype)], axis=-1)
+    return {"head": {"table": table}}, joined
+
+
+def _final(spec: StackSpec, own: Any, x: Array) -> Array:
+    return apply(norm(spec), own["norm"], x) if spec.final_norm else x
+
+
+UNBOUNDED = 2**30  # a reach that no text has
+
+
+class _Kinds(NamedTuple):
+    """What layers of each kind need of the tokens; several kinds are stacked on axis 0."""
+
+    cos: Array | None
+    sin: Array | None
+    seen: Array | None  # by queries (and keys); None where segments and order say all
+
+
+def _kinds(
+    spec: StackSpec, position_bt: Array, seen: Callable[[int | None], Array | None]
+) -> _Kinds:
+    dtype = jnp.dtype(spec.dtype)
+    angles = [
+        None if kind.rotary is None else turns(kind.rotary, spec.head, position_bt, dtype)
+        for kind in spec.kinds
+    ]
+    if len(spec.kinds) == 1:
+        cos, sin = angles[0] or (None, None)
+        return _Kinds(cos, sin, seen(spec.kinds[0].reach))
+    masks: list[Any] = [seen(kind.reach or UNBOUNDED) for kind in spec.kinds]
+    if any(pair is None for pair in angles):
+        return _Kinds(None, None, jnp.stack(masks))
+    pairs: list[Any] = angles
+    cos, sin = (jnp.stack(parts) for parts in zip(*pairs, strict=True))
+    return _Kinds(cos, sin, jnp.stack(masks))
+
+
+def _of_kind(spec: StackSpec, kinds: _Kinds, kind: Array | None) -> _Kinds:
+    return kinds if len(spec.kinds) == 1 else jax.tree.map(lambda a: a[kind], kinds)
+
+
+def _static(spec: StackSpec, own: Any) -> tuple[Array | None, Array | None]:
+    """The kind of each layer, and whether it is layer 0; None where all layers are alike."""
+    layers = jax.tree.leaves(own["layers"])[0].shape[0]
+    kind_l = jnp.asarray(spec.pattern[:layers], jnp.int32) if len(spec.kinds) > 1 else None
+    return kind_l, None if spec.first_norm else jnp.arange(layers) == 0
+
+
+def _tapped(points: Points, inputs: Any) -> Callable[[str, Array], Array | None] | None:
+    tap = points.tap
+    return None if tap is None else lambda name, state: tap(name, state, inputs)
+
+
+def _turned(kinds: _Kinds, x: Array) -> Array:
+    if kinds.cos is None or kinds.sin is None:
+        return x
+    return rotate(x, kinds.cos, kinds.sin)
+
+
+def rows(
+    spec: StackSpec,
+    own: Any,
+    x_btd: Float[Array, "b t d"],
+    mask_spec: MaskSpec,
+    points: Points = UNTOUCHED,
+    drop: Key[Array, ""] | None = None,
+    *,
+    read: Read | None = None,
+    read_l: Any = None,
+) -> tuple[Float[Array, "b t d"], Any]:
+    """States of packed rows after the final norm, and what `read` makes of every layer.
+
+    Args:
+      x_btd: what `embed` gives.
+      mask_spec: which tokens see which, with their positions; `jvae.nn.attention.segments`.
+      read: (input, output of a layer, slice of `read_l`) -> what is kept of it, stacked over the
+        layers. Only that is kept, so a pooled layer costs no (L, B, T, D).
+    """
+    drop_embed, drop_layers = split_key(drop, 2)
+    x_btd = dropout(drop_embed, spec.dropout, x_btd)
+    place_bt = mask_spec.position_bt
+    if place_bt is None:
+        place_bt = jnp.broadcast_to(jnp.arange(x_btd.shape[1])[None], x_btd.shape[:2])
+    kinds = _kinds(
+        spec,
+        place_bt + points.lead,
+        lambda reach: None if reach is None else mask_spec.mask(reach, points.always),
+    )
+
+    def layer(layer_params, x_btd, inputs, key):
+        kv, value_inputs, tap_inputs, read_inputs, kind, is_first = inputs
+        drop_weights, drop_layer = split_key(key, 2)
+        slots = None
+        if kv is not None:
+            assert points.owner_m is not None  # comes with the slots
+            slots = Slots(kv.key_lbmgh, kv.value_lbmgh, points.owner_m)
+        here = _of_kind(spec, kinds, kind)
+
+        def mix(q, k, v):
+            v = v if points.value is None else points.value(v, value_inputs)
+            y = attend(
+                *(_turned(here, q), _turned(here, k), v, mask_spec, slots),
+                seen_bts=here.seen,
+                scale=spec.scale,
+                cap=spec.logit_cap,
+                drop=drop_weights,
+                rate=spec.dropout,
+                kernel=spec.attention,
+            )
+            return y, None
+
+        tap = _tapped(points, tap_inputs)
+        y_btd, _ = apply(Layer(spec), layer_params, x_btd, mix, drop_layer, tap, is_first)
+        return y_btd, None if read is None else read(x_btd, y_btd, read_inputs)
+
+    x_btd, outputs = run_stack(
+        layer,
+        own["layers"],
+        x_btd,
+        (points.slots, points.value_l, points.tap_l, read_l, *_static(spec, own)),
+        drop=drop_layers,
+        remat=spec.remat,
+        unroll=spec.unroll,
+    )
+    return _final(spec, own, x_btd), outputs
+
+
+def prefill(
+    spec: StackSpec,
+    own: Any,
+    x_etd: Float[Array, "e t d"],
+    length_e: Int[Array, "e"],
+    max_len: int,
+    points: Points = UNTOUCHED,
+) -> tuple[Float[Array, "e t d"], Caches]:
+    """States of right-padded prompts and the caches they leave, with room for `max_len` tokens,
+    padding included.
+    """
+    examples, length = x_etd.shape[:2]
+    one_et = jnp.ones((examples, length), jnp.int32)
+    place_et = jnp.broadcast_to(jnp.arange(length)[None], one_et.shape)
+    mask_spec = MaskSpec(one_et, one_et, True, place_et)
+    slots = points.slot_count
+    kinds = _kinds(
+        spec,
+        place_et + points.lead,
+        lambda reach: None if reach is None else mask_spec.mask(reach, points.always),
+    )
+
+    def layer(layer_params, x, inputs, _):
+        kv, value_inputs, tap_inputs, kind, is_first = inputs
+        latent = None if kv is None else Slots(kv.key_lbmgh, kv.value_lbmgh, for_everyone(slots))
+        here = _of_kind(spec, kinds, kind)
+
+        def mix(q, k, v):
+            v = v if points.value is None else points.value(v, value_inputs)
+            k = _turned(here, k)
+            y = attend(
+                *(_turned(here, q), k, v, mask_spec, latent),
+                seen_bts=here.seen,
+                scale=spec.scale,
+                cap=spec.logit_cap,
+            )
+            return y, (k, v)
+
+        tap = _tapped(points, tap_inputs)
+        return apply(Layer(spec), layer_params, x, mix, None, tap, is_first)
+
+    x_etd, (key, value) = run_stack(
+        layer,
+        own["layers"],
+        x_etd,
+        (points.slots, points.value_l, points.tap_l, *_static(spec, own)),
+        unroll=spec.unroll,
+    )
+    if points.slots is not None:
+        key = jnp.concatenate([points.slots.key_lbmgh.astype(key.dtype), key], axis=2)
+        value = jnp.concatenate([points.slots.value_lbmgh.astype(value.dtype), value], axis=2)
+    kv = caches.filled(key, value, slots, length_e, max_len - length)
+    return _final(spec, own, x_etd), kv
+
+
+def step(
+    spec: StackSpec,
+    own: Any,
+    x_ed: Float[Array, "e d"],
+    kv: Caches,
+    position_e: Int[Array, "e"],
+    points: Points = UNTOUCHED,
+) -> tuple[Float[Array, "e d"], Caches]:
+    """One token per example, the one of `position_e` in its cache (from 0, slots do not count): its
+    state after the final norm, and the caches with its keys and values.
+    """
+    position_em = caches.placed(kv, position_e)
+    visible_em = position_em <= position_e[:, None]
+
+    def seen(reach: int | None) -> Array:
+        if reach is None:
+            return visible_em
+        return visible_em & within(position_e[:, None], position_em, reach, points.always)
+
+    kinds = _kinds(spec, position_e[:, None] + points.lead, seen)
+    scale = spec.head**-0.5 if spec.scale is None else spec.scale
+
+    def layer(layer_params, x, cache, inputs):
+        value_inputs, tap_inputs, kind, is_first = inputs
+        here = _of_kind(spec, kinds, kind)
+
+        def mix(q, k, v):
+            v = v if points.value is None else points.value(v, value_inputs)
+            q, k = _turned(here, q), _turned(here, k)
+            new = caches.put(cache, kv.place, k[:, 0], v[:, 0])
+            assert here.seen is not None
+            mixed = caches.look_up(q[:, 0], new, here.seen, scale=scale, cap=spec.logit_cap)
+            return mixed[:, None], new
+
+        tap = _tapped(points, tap_inputs)
+        return apply(Layer(spec), layer_params, x, mix, None, tap, is_first)
+
+    x, layers = step_stack(
+        layer,
+        own["layers"],
+        x_ed[:, None],
+        kv.layers,
+        (points.value_l, points.tap_l, *_static(spec, own)),
+    )
+    return _final(spec, own, x)[:, 0], Caches(layers, position_em, kv.place + 1)
+
+
+ENCODER = frozenset({"encode", "layers", "taps", "slots", "values"})
+DECODER = ENCODER | {"decode", "tokens", "features"}
+
+
+def stack(config: Any, spec: StackSpec, longest: int, *, decodes: bool = True) -> Stack:
+    """The stack of a spec.
+
+    Args:
+      config: the backbone's own. longest: see `Stack`. decodes: False for an encoder alone.
+    """
+    reads = Stack(
+        config=config,
+        features=spec.width,
+        longest=longest,
+        init=partial(init, spec),
+        init_embed=partial(init_embed, spec),
+        init_body=partial(init_body, spec),
+        init_head=partial(init_head, spec),
+        embed=partial(embed, spec),
+        place=partial(place, spec),
+        rows=partial(rows, spec),
+    )
+    if not decodes:
+        return reads
+    return reads._replace(
+        prefill=partial(prefill, spec),
+        step=partial(step, spec),
+        logits=partial(logits, spec),
+        token_log_prob=partial(token_log_prob, spec),
+        with_features=with_features,
+    )

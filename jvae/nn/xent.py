@@ -13,6 +13,11 @@ from jaxtyping import Array, Float, Int
 from jvae.nn.layers import accum_dtype
 
 
+def soft_cap(x: Array, cap: float | None) -> Array:
+    """cap * tanh(x / cap); x itself without a cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
 def mask_padded_vocab(logits: Float[Array, "... v"], vocab: int) -> Float[Array, "... v"]:
     """-inf at the columns at and past `vocab`, which exist only so that the table divides over a
     mesh.
@@ -26,15 +31,18 @@ def logits(
     table_vd: Float[Array, "v d"],
     vocab: int,
     bias_v: Float[Array, "v"] | None = None,
+    cap: float | None = None,
 ) -> Float[Array, "... v"]:
-    """Scores of every token in float32 or wider; padded columns are -inf."""
+    """Scores of every token in float32 or wider, under a soft cap where there is one; padded
+    columns are -inf.
+    """
     table_vd = table_vd.astype(hidden.dtype)
     out = jnp.einsum(
         "...d,vd->...v", hidden, table_vd, preferred_element_type=accum_dtype(hidden.dtype)
     )
     if bias_v is not None:
         out = out + bias_v.astype(out.dtype).reshape((1,) * (out.ndim - 1) + (-1,))
-    return mask_padded_vocab(out, vocab)
+    return mask_padded_vocab(soft_cap(out, cap), vocab)
 
 
 def token_log_prob(
@@ -44,16 +52,18 @@ def token_log_prob(
     vocab: int,
     chunk: int,
     bias_v: Float[Array, "v"] | None = None,
+    cap: float | None = None,
 ) -> Float[Array, "b t"]:
-    """log softmax(hidden . table + bias)[target] in nats, float32 or wider.
+    """log softmax(cap(hidden . table + bias))[target] in nats, float32 or wider.
 
     Args:
       table_vd: output embedding; rows at and past `vocab` never take part.
       chunk: vocabulary columns that exist at one time; at least the table's rows means the plain
       form.
+      cap: see `soft_cap`; None for none.
     """
     if chunk >= table_vd.shape[0]:
-        log_prob = jax.nn.log_softmax(logits(hidden_btd, table_vd, vocab, bias_v), axis=-1)
+        log_prob = jax.nn.log_softmax(logits(hidden_btd, table_vd, vocab, bias_v, cap), axis=-1)
         return jnp.take_along_axis(log_prob, target_bt[..., None], axis=-1)[..., 0]
 
     table_vd = table_vd.astype(hidden_btd.dtype)
@@ -72,7 +82,7 @@ def token_log_prob(
         peak_bt, total_bt = carry
         part_vd, part_v, first = inputs
         score = jnp.einsum("btd,vd->btv", hidden_btd, part_vd, preferred_element_type=acc)
-        score = jnp.where(column < vocab - first, score + part_v[None, None], floor)
+        score = jnp.where(column < vocab - first, soft_cap(score + part_v[None, None], cap), floor)
         # The peak only steadies the exponentials; the result does not depend on it, so neither does
         # the gradient.
         top_bt = jax.lax.stop_gradient(jnp.maximum(peak_bt, jnp.max(score, axis=-1)))
@@ -86,4 +96,4 @@ def token_log_prob(
     chosen = jnp.take(table_vd, target_bt, axis=0, mode="clip")
     chosen_bt = jnp.einsum("btd,btd->bt", hidden_btd, chosen, preferred_element_type=acc)
     chosen_bt = chosen_bt + jnp.take(bias_v, target_bt, axis=0, mode="clip")
-    return chosen_bt - peak_bt - jnp.log(total_bt)
+    return soft_cap(chosen_bt, cap) - peak_bt - jnp.log(total_bt)

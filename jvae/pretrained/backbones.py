@@ -24,7 +24,8 @@ class Backbone:
     name: `model_type` of its config.json. prefix: of checkpoints saved with a head. renamed:
     (pattern, replacement) of older names. ignored: patterns of buffers and heads. tied: names that
     must equal another where they are there. sizes: config.json to the fields of our stack's config.
-    describe: those fields, and those that name our special ids, to config.json.
+    describe: those fields, and those that name our special ids, to config.json; raises ValueError
+    for a stack that is none of the family.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Backbone:
     sizes: Callable[[Mapping[str, Any]], dict[str, Any]]
     describe: Callable[[Mapping[str, Any]], dict[str, Any]]
     saved_prefix: str = ""  # that `describe`'s architecture is saved with
+    unprefixed: tuple[str, ...] = ()  # names that it is saved without
 
 
 def canonical(backbone: Backbone, checkpoint: Checkpoint) -> Tensors:
@@ -103,7 +105,7 @@ def sizes(backbone: Backbone, checkpoint: Checkpoint) -> dict[str, Any]:
     except ValueError as error:
         raise WeightsError(f"{where}: {error}") from None
     for field, value in found.items():
-        if isinstance(value, bool):
+        if isinstance(value, (bool, str)):
             continue
         if not isinstance(value, (int, float)) or value <= 0:
             raise WeightsError(f"{where}: {field} is {value!r}; expected a positive number")

@@ -28,17 +28,18 @@ def export_backbone(
     Raises: WeightsError if the folder holds weights already or the model lacks a part that the
       family always has.
     """
-    if backbone.name == "t5" and not ours["cross"]:
-        raise WeightsError(
-            "a T5 decoder without cross-attention is no T5 that others could load; "
-            "export the whole model instead"
-        )
     if (folder / files.SAFETENSORS).exists():
         raise WeightsError(f"{folder}: holds {files.SAFETENSORS} already; name a new folder")
+    try:
+        config = {**backbone.describe(ours), **(special or {})}
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
     arrays = names.write(table, params, tied=False)
     folder.mkdir(parents=True, exist_ok=True)
-    named = {backbone.saved_prefix + name: array for name, array in arrays.items()}
+    named = {
+        name if name in backbone.unprefixed else backbone.saved_prefix + name: array
+        for name, array in arrays.items()
+    }
     files.write_safetensors(folder / files.SAFETENSORS, named, {"format": "pt"})
-    config = {**backbone.describe(ours), **(special or {})}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / files.CONFIG).write_text(text, encoding="utf-8")

@@ -102,6 +102,32 @@ def joined_bias(parts: int) -> Transform:
     return Transform(read, lambda leaf: [leaf[i].reshape(-1) for i in range(parts)])
 
 
+def interleaved_linear(parts: int) -> Transform:
+    """One (out, in) matrix whose output runs over heads, then parts, then the features of a head;
+    our kernel is (in, parts, heads, head).
+    """
+
+    def read(arrays: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
+        width, _, heads, head = shape
+        by_head = _reshape(arrays[0], (heads, parts, head, width))
+        return by_head.transpose(3, 1, 0, 2)
+
+    def write(leaf: np.ndarray) -> list[np.ndarray]:
+        return [leaf.transpose(2, 1, 3, 0).reshape(-1, leaf.shape[0])]
+
+    return Transform(read, write)
+
+
+def interleaved_bias(parts: int) -> Transform:
+    """The same of a vector; our bias is (parts, heads, head)."""
+
+    def read(arrays: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
+        _, heads, head = shape
+        return _reshape(arrays[0], (heads, parts, head)).swapaxes(0, 1)
+
+    return Transform(read, lambda leaf: [leaf.swapaxes(0, 1).reshape(-1)])
+
+
 class Vocab(NamedTuple):
     """Rows of a foreign embedding and the real tokens of ours.
 
@@ -145,7 +171,8 @@ class NameRule:
 
     The rules of an optional group may lack all their tensors; their leaves are then left out of
     what is read. columns: the part of every source that this leaf holds. first_layer: what `{i}`
-    stands for at our layer 0.
+    stands for at our layer 0. absent: our layers that have no tensor; they hold ones, which nothing
+    reads.
     """
 
     path: str
@@ -153,6 +180,7 @@ class NameRule:
     transform: Transform
     columns: Columns | None = None
     first_layer: int = 0
+    absent: tuple[int, ...] = ()
     optional: str = ""  # name of the group
 
     @property
@@ -165,7 +193,9 @@ class NameRule:
         return shape[0] if self.stacked else 1
 
     def names(self, i: int) -> list[str]:
-        """Foreign names of our layer i."""
+        """Foreign names of our layer i; none for a layer without a tensor."""
+        if i in self.absent:
+            return []
         return [source.replace("{i}", str(self.first_layer + i)) for source in self.sources]
 
     def foreign_shapes(self, layer_shape: Shape) -> list[Shape]:
@@ -254,7 +284,8 @@ def fit(table: NameTable, foreign: Mapping[str, Any], target: Any) -> Fit:
             continue
         found.append(rule)
         expected = rule.foreign_shapes(layer_shape)
-        for name, want in ((n, w) for layer in names for n, w in zip(layer, expected, strict=True)):
+        here = [layer for layer in names if layer]
+        for name, want in ((n, w) for layer in here for n, w in zip(layer, expected, strict=True)):
             used.add(name)
             if name not in foreign:
                 missing.append(name)
@@ -286,6 +317,9 @@ def _leaf(rule: NameRule, foreign: Mapping[str, Any], like: Any) -> np.ndarray:
     out = np.empty(shape, like.dtype)
     for i in range(rule.layers(shape)):
         names = rule.names(i)
+        if not names:
+            out[i] = 1
+            continue
         arrays = [np.asarray(foreign[name]) for name in names]
         for name, array in zip(names, arrays, strict=True):
             if not np.all(np.isfinite(array)):
@@ -365,6 +399,8 @@ def write(table: NameTable, params: Any, tied: bool = True) -> dict[str, np.ndar
             continue
         leaf = np.asarray(ours[rule.path])
         for i, part in enumerate(leaf if rule.stacked else [leaf]):
+            if i in rule.absent:
+                continue
             named = zip(rule.names(i), rule.transform.write(part), strict=True)
             if rule.columns is None:
                 out.update(named)

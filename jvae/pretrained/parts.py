@@ -3,27 +3,55 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jvae.pretrained import gpt2
 from jvae.pretrained.backbones import Backbone
+from jvae.pretrained.layouts import LAYOUTS
 from jvae.pretrained.names import NameTable, Vocab
 
 
 class PretrainedPart(NamedTuple):
-    """A pretrained part of a model family.
+    """A pretrained part of a model.
 
     key: of `config.init`. role: whose tokenizer its embedding belongs to. sections: of
-    `config.model`, which must have its sizes. table: its names, given `config.model` and the
-    vocabularies. std: of new embedding rows.
+    `config.model`, which must have its sizes. table: its names for a vocabulary. std: of new
+    embedding rows.
     """
 
     key: str
     role: str
     sections: tuple[str, ...]
     backbone: Backbone
-    table: Callable[[Any, Vocab], NameTable]
+    table: Callable[[Vocab], NameTable]
     std: float = 0.02
 
 
-GPT2_DECODER = PretrainedPart(
-    "decoder", "decoder", ("decoder",), gpt2.BACKBONE, lambda _, v: gpt2.table(v, "decoder")
-)
+def stack_part(section: Any, role: str, pooler: str | None = None) -> tuple[PretrainedPart, ...]:
+    """The part that is one stack, under its role; none where its backbone has no published files.
+
+    Args:
+      section: of `config.model`, named like the role. pooler: our path of a pooler of the first
+        token, for backbones whose files have one.
+    """
+    if section.backbone not in LAYOUTS:
+        return ()
+    layout = LAYOUTS[section.backbone]
+    pooler = pooler if layout.pooler else None
+
+    def table(vocab: Vocab) -> NameTable:
+        return layout.table(section, vocab, role, role, pooler)
+
+    return (PretrainedPart(role, role, (role,), layout.files, table, layout.std),)
+
+
+def pair_part(section: Any, cross: bool) -> tuple[PretrainedPart, ...]:
+    """The part that is both stacks around one embedding, loaded as the decoder."""
+    if section.backbone not in LAYOUTS:
+        return ()
+    layout = LAYOUTS[section.backbone]
+    if (pair := layout.pair) is None:
+        return ()
+
+    def table(vocab: Vocab) -> NameTable:
+        return pair(section, vocab, cross)
+
+    part = PretrainedPart("decoder", "decoder", ("decoder",), layout.files, table, layout.std)
+    return (part,)

@@ -1,6 +1,7 @@
 """Names of T5's tensors, v1.0 and v1.1 (Hugging Face layout; the originals use the same)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from jvae.pretrained.backbones import Backbone, expect
@@ -39,6 +40,11 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:
+    if not ours["cross"]:
+        raise ValueError(
+            "a T5 decoder without cross-attention is no T5 that others could load; "
+            "export the whole model instead"
+        )
     return dict(
         architectures=["T5ForConditionalGeneration"],
         model_type="t5",
@@ -99,6 +105,34 @@ def table(
 
 
 STACKS = ("encoder", "decoder")
+
+
+def stack_table(
+    vocab: int | Vocab, path: str, role: str, *, gated: bool, tied: bool, cross: bool
+) -> NameTable:
+    """One stack of a T5 with its embedding, under our path; the other stack is left aside.
+
+    Args:
+      role: theirs, "encoder" or "decoder". cross: as in `table`.
+    """
+    other = STACKS[1 - STACKS.index(role)]
+    decodes = role == "decoder"
+    own = [
+        replace(rule, path=path + rule.path.removeprefix(role))
+        for rule in _stack(role, "", gated, cross and decodes)
+    ]
+    rules = [NameRule(f"{path}/embed/token/table", ("shared.weight",), vocab_rows(vocab)), *own]
+    ignored = [*BACKBONE.ignored, rf"{other}\..*"]
+    same = [(f"{role}.embed_tokens.weight", "shared.weight")]
+    if decodes and not tied:
+        rules.append(NameRule(f"{path}/head/table", ("lm_head.weight",), vocab_rows(vocab)))
+    elif decodes:
+        same.append(("lm_head.weight", "shared.weight"))
+    else:
+        ignored.append(r"lm_head\.weight")
+    if not (cross and decodes):
+        ignored.append(_CROSS)
+    return NameTable(tuple(rules), tuple(ignored), tuple(same))
 
 
 def _stack(stack: str, prefix: str, gated: bool, cross: bool) -> list[NameRule]:

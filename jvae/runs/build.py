@@ -4,6 +4,8 @@ Everything derived from the data (vocabulary sizes, row lengths) is settled here
 into the config that the working directory and every checkpoint keep.
 """
 
+import functools
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,9 +57,19 @@ class Run(NamedTuple):
 
 
 def build_model(config: ConfigDict) -> TextVAE:
-    """The model of a finalised config."""
-    family = models.family(config.model.family)
-    return family.build(model_config(config))
+    """The model of a finalised config.
+
+    Equal configs give the same object, so that programs compiled for it serve every run of a
+    process: those of a sweep, a run and its export.
+    """
+    build, section = models.family(config.model.family).build, model_config(config)
+    # A family from outside may have a config that can change.
+    return _built(build, section) if isinstance(section, Hashable) else build(section)
+
+
+@functools.lru_cache(maxsize=64)
+def _built(build: Callable[[Any], TextVAE], section: Any) -> TextVAE:
+    return build(section)
 
 
 def model_config(config: ConfigDict) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jvae.config import dataclass_from
-from jvae.data import corpus, grammar, sources, tokenizers
+from jvae.data import corpus, embedded, grammar, sources, tokenizers
 from jvae.data.corpus import Corpus
 from jvae.data.dataset import Dataset, RowSpec, block_rows, make_dataset
 from jvae.data.formats import Reader
@@ -45,12 +45,13 @@ def read_splits(
     data = config.data
     if not data.train:
         sizes = dict(train=grammar.TRAIN, valid=grammar.VALID, test=grammar.TEST)
-        corpora = {split: grammar.corpus(split, sizes[split]) for split in SPLITS}
+        cache = corpus.cache_dir(data.cache)
+        drawn = {split: embedded.split(split, sizes[split], cache) for split in SPLITS}
         lines = {
-            split: sources.lines_of([s.text for s in corpus], f"embedded corpus, {split}")
-            for split, corpus in corpora.items()
+            split: sources.lines_of(found.texts, f"embedded corpus, {split}")
+            for split, found in drawn.items()
         }
-        exact = {s: -np.array([x.log_prob for x in corpus]) for s, corpus in corpora.items()}
+        exact = {split: -found.log_prob_n for split, found in drawn.items()}
         return lines, exact
     reader = dataclass_from(
         Reader, {f.name: data[f.name] for f in dataclasses.fields(Reader)}, "data"

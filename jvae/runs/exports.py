@@ -92,11 +92,13 @@ def export_model(
     decoder: TextTokenizer,
     params: Params,
     results: str = "",
+    more: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes a trained model as one folder, whole or not at all.
 
     Args:
-      config: finalised, as a run has it. results: Markdown for the model card.
+      config: finalised, as a run has it. results: Markdown for the model card. more: further files
+        by their path in the folder, such as fitted priors.
     Raises: WeightsError if the folder is there and not empty or the parameters are not those of the
       config.
     """
@@ -118,11 +120,21 @@ def export_model(
         files.write_safetensors(part / files.SAFETENSORS, leaves, {"format": "jvae"} | about)
         card = _card(config, encoder, decoder, params, results)
         (part / CARD).write_text(card, encoding="utf-8")
-        lines = [f"{_sha256(part / name)}  {name}\n" for name in sorted(NEEDED)]
+        further = dict(more or {})
+        for name, data in further.items():
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            (part / name).write_bytes(data)
+        lines = [f"{_sha256(part / n)}  {n}\n" for n in sorted((*NEEDED, *further))]
         (part / SUMS).write_text("".join(lines), encoding="utf-8")
         os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def folder_of(name_or_folder: str | os.PathLike[str]) -> Path:
+    """Where an export lies: the folder itself, or that of a hub name, fetched where needed."""
+    name = os.fspath(name_or_folder)
+    return Path(name).expanduser() if files.is_local(name) else files.fetch_folder(name)
 
 
 def load_export(name_or_folder: str | os.PathLike[str], shardings: Any = None) -> Export:
@@ -133,8 +145,7 @@ def load_export(name_or_folder: str | os.PathLike[str], shardings: Any = None) -
     Raises: WeightsError for a file that is missing, changed or not listed; ConfigError or DataError
       for a config or tokenizer that this version cannot read.
     """
-    name = os.fspath(name_or_folder)
-    folder = Path(name).expanduser() if files.is_local(name) else files.fetch_folder(name)
+    folder = folder_of(name_or_folder)
     file = folder / files.SAFETENSORS
     try:
         _verify(folder)

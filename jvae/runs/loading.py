@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import CheckpointError, WeightsError
 from jvae.inference.text_vae import LoadedVAE
 from jvae.parallel import mesh as meshes
-from jvae.runs import build, exports, identity, workdir
+from jvae.runs import build, exports, identity, priors, workdir
 from jvae.runs import data as run_data
 from jvae.runs.checkpoint import Checkpoints
 
@@ -44,7 +45,9 @@ def load(name: str | os.PathLike[str], *, seed: int = 0) -> LoadedVAE:
     """
     parts = read_model(name)
     model = build.build_model(parts.config)
-    return text_vae(parts.config, model, parts.params, parts.encoder, parts.decoder, seed)
+    vae = text_vae(parts.config, model, parts.params, parts.encoder, parts.decoder, seed)
+    folder = Path(name) if is_run(name) else exports.folder_of(name)
+    return replace(vae, open_prior=priors.opener(folder, parts.params))
 
 
 def text_vae(
@@ -82,14 +85,23 @@ def read_model(name: str | os.PathLike[str]) -> exports.Export:
 
 
 def export(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
-    """Writes the best checkpoint of a run as one folder that `load` reads and a hub takes.
+    """Writes the best checkpoint of a run, with the priors fitted to it, as one folder that `load`
+    reads and a hub takes.
 
     Raises: CheckpointError if there is no run; WeightsError if `out` is there already.
     """
     parts = _read_run(Path(folder))
     table = Path(folder) / "eval" / "test.txt"
     results = f"```\n{workdir.read_text(table)}```\n" if table.is_file() else ""
-    exports.export_model(out, parts.config, parts.encoder, parts.decoder, parts.params, results)
+    exports.export_model(
+        out,
+        parts.config,
+        parts.encoder,
+        parts.decoder,
+        parts.params,
+        results,
+        priors.for_export(Path(folder), parts.params),
+    )
 
 
 def is_run(name: str | os.PathLike[str]) -> bool:

@@ -4,12 +4,14 @@ Every schedule maps a step, counted from 0, to a float32 scalar, and stays at `s
 `n_iter` steps are over.
 """
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -111,9 +113,15 @@ def final_from(cfg: Mapping[str, Any], total_steps: int) -> int:
 
     Raises: ConfigError as `build`.
     """
-    schedule = build(cfg, total_steps)
-    value_t = np.asarray(schedule(jnp.arange(total_steps)))
-    changing = np.flatnonzero(value_t != float(schedule(_NEVER)))
+    return _final_from(tuple(sorted(dict(cfg).items())), total_steps)
+
+
+@functools.lru_cache(maxsize=256)  # every look at the phases of a run asks
+def _final_from(items: tuple[tuple[str, Any], ...], total_steps: int) -> int:
+    schedule = build(dict(items), total_steps)
+    step_t = np.append(np.arange(total_steps, dtype=np.int32), np.int32(_NEVER))
+    *value_t, last = np.asarray(jax.jit(schedule)(step_t))  # one program, not one an operation
+    changing = np.flatnonzero(value_t != last)
     return int(changing[-1]) + 1 if len(changing) else 0
 
 

@@ -5,6 +5,8 @@ tokenizers/            both tokenizers
 ckpt/                  checkpoints
 metrics.jsonl          one JSON object per log line; tensorboard/ holds the same
 eval/<split>.json      metrics and reporting card
+priors/                fitted priors, see `jvae.runs.priors`
+latents/               latents of a split that priors were fitted to; may be deleted
 samples/*.txt          text
 lock                   host and process that train here; empty when none does
 """
@@ -59,8 +61,13 @@ def write_text(path: Path, text: str) -> None:
 
     Raises: CheckpointError where it cannot.
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """As `write_text`."""
     try:
-        output.write(path, text)
+        output.write(path, data)
     except OSError as error:
         raise CheckpointError(f"cannot write to {path.parent}: {error}") from error
 

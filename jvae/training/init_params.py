@@ -148,7 +148,7 @@ def _check_sizes(config: Any, part: PretrainedPart, checkpoint: Checkpoint) -> N
 def _wanted(config: Any) -> list[tuple[PretrainedPart, str]]:
     family = config.model.family
     asked = {k: str(config.init[k]) for k in ("encoder", "decoder") if config.init[k]}
-    parts = {part.key: part for part in models.family(family).parts}
+    parts = {part.key: part for part in models.family(family).parts(config.model)}
     for key in asked:
         if key not in parts:
             known = ", ".join(f"init.{k}" for k in parts) or "none"
@@ -167,7 +167,7 @@ def _load(
     rows = backbones.sizes(part.backbone, checkpoint)["vocab"]
     check_tokenizer(checkpoint, rows, tokenizer)
     ours = model[part.sections[0]].vocab
-    table = part.table(model, Vocab(rows, ours, config.seed, part.std))
+    table = part.table(Vocab(rows, ours, config.seed, part.std))
     tensors = backbones.canonical(part.backbone, checkpoint)
     paths = {rule.path for rule in table.rules}
     like = {path: leaf for path, leaf in target.items() if path in paths}

@@ -13,29 +13,39 @@ from ml_collections import ConfigDict
 from jvae import config as configs
 from jvae import models
 from jvae.fields import Field, as_flag, defaults_of, fields_of
+from jvae.nn.backbone import BACKBONES, KEY, StackConfig
 from jvae.validation import schema
 
 
 def describe(config: ConfigDict) -> str:
     """All keys of a config, each with its value, what it may be, and its meaning."""
-    family = models.family(config.model.family)
     lines = []
     for key, value in configs.flatten(config).items():
-        field = (
-            model_field(family.config, key) if key.startswith("model.") else schema.field_of(key)
-        )
+        field = model_field(config, key) if key.startswith("model.") else schema.field_of(key)
         values = f"\n      {field.expected()}" if field else ""
         meaning = f"\n      {field.help}" if field and field.help else ""
         lines.append(f"  --config.{key}={_shown(value)}{values}{meaning}")
     return "\n".join(lines)
 
 
-def model_field(cls: type, key: str) -> Field | None:
-    """The field of a key such as "model.decoder.width"; None where the family has none."""
-    here: Any = cls
-    for word in key.split(".")[1:]:
-        here = fields_of(here).get(word) if isinstance(here, type) else None
-    return here if isinstance(here, Field) else None
+BACKBONE = Field(str, "Whose stack this is; its other keys follow.", choices=BACKBONES.names())
+
+
+def model_field(config: Any, key: str) -> Field | None:
+    """The field of a key such as "model.decoder.width"; None where the model has none."""
+    here: Any = models.family(config.model.family).config
+    section: Any = config.model
+    *sections, name = key.split(".")[1:]
+    for word in sections:
+        here, section = fields_of(here).get(word), section.get(word, {})
+        if here is StackConfig and KEY in section:
+            if name == KEY:
+                return BACKBONE
+            here = BACKBONES[section[KEY]].config
+        if not isinstance(here, type):
+            return None
+    found = fields_of(here).get(name)
+    return found if isinstance(found, Field) else None
 
 
 def reference() -> str:
@@ -50,6 +60,8 @@ def reference() -> str:
     shared: dict[str, type] = {}
     for name, family in models.FAMILIES.items():
         parts.append(_table(f"`model` of family `{name}`", _of_class(family.config, shared)))
+    shared |= {kind.config.__name__: kind.config for _, kind in BACKBONES.items()}
+    shared.pop(StackConfig.__name__, None)
     seen: set[str] = set()
     while todo := [name for name in shared if name not in seen]:  # parts have parts
         for name in todo:
@@ -71,14 +83,20 @@ def _rows(prefix: str, fields: dict[str, Field], base: dict[str, Any]) -> Iterat
 def _of_class(cls: type, shared: dict[str, type]) -> Iterator[Row]:
     defaults = defaults_of(cls)
     for name, field in fields_of(cls).items():
-        if not isinstance(field, Field):
+        if field is StackConfig:
+            known = ", ".join(
+                f"{one} (`{kind.config.__name__}`)" for one, kind in BACKBONES.items()
+            )
+            yield name, "", "a section with a key `backbone`", f"Fields by backbone: {known}."
+        elif not isinstance(field, Field):
             shared[field.__name__] = field
             yield name, "", f"a section, `{field.__name__}`", ""
-            continue
-        meaning = field.help
-        if field.needs:
-            meaning += f" No effect where {field.needs.text}."
-        yield name, _shown(defaults[name]) if name in defaults else "", field.expected(), meaning
+        else:
+            meaning = field.help
+            if field.needs:
+                meaning += f" No effect where {field.needs.text}."
+            default = _shown(defaults[name]) if name in defaults else ""
+            yield name, default, field.expected(), meaning
 
 
 def _table(title: str, rows: Iterator[Row]) -> str:

@@ -4,7 +4,18 @@ import jax
 import numpy as np
 import pytest
 
-from jvae.bench import CASES, cases, data, decode, flops, iw_nll, langevin, prior_sample
+from jvae.bench import (
+    CASES,
+    cases,
+    data,
+    decode,
+    flops,
+    iw_nll,
+    langevin,
+    prior_fit,
+    prior_latents,
+    prior_sample,
+)
 from jvae.data.dataset import batches, block_rows
 from jvae.errors import ConfigError
 
@@ -75,6 +86,31 @@ def test_samples_of_the_prior(sri, monkeypatch):
     monkeypatch.setattr(prior_sample, "SENTENCES", {"cpu": 3})
     (work,) = CASES["prior_sample"].works(sri)
     assert work.call().shape == (3, 5) and work.tokens == 15
+
+
+def test_fitted_priors_of_every_kind(optimus, lm, monkeypatch):
+    monkeypatch.setattr(prior_fit, "LATENTS", {"cpu": 40})
+    monkeypatch.setattr(prior_latents, "LATENTS", 6)
+    monkeypatch.setattr(prior_latents, "DECODED", {"cpu": 2})
+    small = dict(
+        gmm=dict(components=2, iterations=2, starts=1),
+        flow=dict(layers=1, width=4, steps=1),
+        diffusion=dict(width=4, layers=1, updates=1, steps=2),
+    )
+    monkeypatch.setattr(prior_fit, "SHORT", small)
+    monkeypatch.setattr(prior_latents, "BARELY", small)
+    fits, (*draws, decoding) = (CASES[f"prior_{one}"].works(optimus) for one in ("fit", "latents"))
+    names = ["diffusion", "flow", "gaussian", "gmm"]
+    assert [work.name for work in fits] == [work.name for work in draws] == names
+    assert finite([work.call() for work in fits])
+    for work in draws:
+        assert work.call().shape == (6, 1, 2) and finite(work.call())
+    assert decoding.call().shape == (2, decoding.tokens // 2)
+    rates = {"flow": 50.0, "decode": 5.0}
+    records = [dict(program=name, sentences_per_s=rate) for name, rate in rates.items()]
+    prior_latents.compare(records)
+    assert records[0]["of_decoding"] == 0.1 and "of_decoding" not in records[1]
+    assert CASES["prior_fit"].works(lm) == CASES["prior_latents"].works(lm) == []
 
 
 def test_lengths_like_those_of_the_corpora():

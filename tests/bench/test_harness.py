@@ -64,7 +64,7 @@ def test_a_record_says_what_it_rests_on(clock):
     assert record["shapes"] == {"rows": 2} and record["dtype"] == "float32"
     assert record["fill"] == {"dec": 0.5} and record["preset"] == "cpu"
     assert record["command"] == "python -m jvae.bench some"
-    assert record["versions"]["jax"] and record["hardware"]["cores"]
+    assert record["versions"]["jax"] and record["hardware"]["cores"] and record["allocator"]
     assert record["peak_memory_bytes"] > 1 << 20
     assert "flops_per_s" not in record  # nothing was counted
     json.dumps(record, allow_nan=False)

@@ -30,6 +30,7 @@ def record(case="train_step", config="optimus-tiny", program="step", preset="cpu
         command="python -m jvae.bench",
         commit="abc",
         versions=dict(jvae="0", jax="1.2"),
+        allocator="glibc",
         hardware=dict(device="cpu", devices=1, cpu="x86_64", cores=2),
     )
     return row | values
@@ -48,7 +49,8 @@ def test_a_table_has_a_row_for_every_model():
     assert cells[5:] == ["–", "50.0", "3.21", "500"]
     assert cells_of(section, "| `t5_vae-tiny`")[1:] == ["not measured"] * 8
     assert section.count("| `") == len(TINY) + 1  # and the larger size
-    assert "- `python -m jvae.bench`; cpu, 2 cores x86_64; jax 1.2; commit abc." in text
+    origin = "- `python -m jvae.bench`; cpu, 2 cores x86_64; jax 1.2; allocator: glibc; commit abc."
+    assert origin in text
 
 
 def test_every_case_has_columns_and_can_be_shown():

@@ -1,6 +1,7 @@
 """Programs of a config on slices that are not there: by name, in memory, in time."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import pytest
 
 from jvae import config
-from jvae.cli import aot
+from jvae.cli import aot, gpu_targets
 from jvae.cli.main import main
 from jvae.errors import ConfigError
 from jvae.parallel import mesh as meshes
@@ -18,7 +19,7 @@ KEY = jax.random.key(0)
 SMALL = ("--config=lm:tiny", "--config.data.batch_rows=8", "--mode=compile")
 
 
-@pytest.mark.parametrize("name", ["v5e", "v99-8", "8", "v5e-", ""])
+@pytest.mark.parametrize("name", ["v5e", "v99-8", "8", "v5e-", "", "h100", "h10-8"])
 def test_a_slice_that_is_not_known(name):
     with pytest.raises(ConfigError, match="expected cpu-8, or one of v4, v5e"):
         aot.Slice.of(name)
@@ -27,12 +28,31 @@ def test_a_slice_that_is_not_known(name):
 def test_slices_by_name():
     assert aot.Slice.of("v5e-256") == ("v5e-256", "v5e", 256, "16x16")
     assert aot.Slice.of("v5p:2x2x2") == ("v5p:2x2x2", "v5p", 8, "2x2x2")
+    assert aot.Slice.of("h100-1") == ("h100-1", "h100", 1, "1x1x1")
+    assert aot.Slice.of("h200-16") == ("h200-16", "h200", 16, "1x2x8")
+    assert aot.Slice.of("h100-8").plugin is aot.GPU and aot.Slice.of("v4-8").plugin is aot.TPU
+    for name in ("h100-12", "h100-0", "h100:2x4"):
+        with pytest.raises(ConfigError, match="a number of GPUs up to 8, or a multiple"):
+            aot.Slice.of(name)
+
+
+def test_gpus_are_described_to_the_compiler():
+    """Every kind has peaks, and what two boards of one chip share is written once."""
+    texts = {kind: gpu_targets.target(kind) for kind in gpu_targets.KINDS}
+    assert set(texts) <= set(aot.CHIPS)
+    for kind, text in texts.items():
+        assert text.count("{") == text.count("}") and "True" not in text
+        memory = int(re.search(r"device_memory_size: (\d+)", text)[1])
+        bandwidth = int(re.search(r"memory_bandwidth: (\d+)", text)[1])
+        assert 0.9 < memory / aot.CHIPS[kind].memory_bytes < 1.1
+        assert 0.99 < bandwidth / aot.CHIPS[kind].memory_bytes_s < 1.01
 
 
 @pytest.mark.multidevice
 def test_without_libtpu_virtual_devices_stand_for_chips(monkeypatch):
-    monkeypatch.setattr(aot, "_has_libtpu", lambda: False)
+    monkeypatch.setattr(aot, "_installed", lambda plugin: False)
     assert aot._devices(aot.Slice.of("v5e:2x4")) == jax.devices("cpu")
+    assert aot._devices(aot.Slice.of("h100-8")) == jax.devices("cpu")
     with pytest.raises(ConfigError, match="too few for 256"):
         aot._devices(aot.Slice.of("v5e-256"))
 
@@ -91,7 +111,7 @@ def test_what_is_said_of_rows():
 @pytest.mark.multidevice
 def test_the_command_on_virtual_devices(tmp_path, capsys, monkeypatch):
     """Both slices, a file of the same as JSON, and no trace of a run."""
-    monkeypatch.setattr(aot, "_has_libtpu", lambda: False)
+    monkeypatch.setattr(aot, "_installed", lambda plugin: False)
     sizes = [f"--config.model.decoder.{name}=16" for name in ("width", "mlp")]
     sizes += [
         "--config.model.decoder.layers=1",
@@ -171,3 +191,16 @@ def test_a_real_slice(slice_of, tmp_path, capsys):
     assert main([*words, "--config.data.batch_rows=64", f"--workdir={tmp_path / 'run'}"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("at least") == 4 and "v5e-256 keeps" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.gpu
+def test_gpus_that_are_not_there(tmp_path, capsys):
+    pytest.importorskip(aot.GPU.module, reason="compiles for a GPU, which needs jax[cuda13]")
+    out = tmp_path / "rows.jsonl"
+    words = ["--config=optimus:tiny", "--mode=compile", "--topology=h100-1,h100-8", f"--out={out}"]
+    assert main([*words, "--config.data.batch_rows=64", f"--workdir={tmp_path / 'run'}"]) == 0
+    assert capsys.readouterr().out.count("at least") == 4
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert all(row["compiler"].startswith("jax-cuda13-plugin ") for row in rows)
+    assert not rows[0]["collectives"] and rows[2]["collectives"]["all-reduce"]

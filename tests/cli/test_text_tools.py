@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from jvae import config as configs
+from jvae.backbones.gpt2 import Gpt2Config
 from jvae.cli import text_tools
 from jvae.cli.main import main
 from jvae.data.dataset import RowSpec
 from jvae.data.tokenizers import train_word_level
 from jvae.inference.text_vae import LoadedVAE
 from jvae.models import lm, optimus
-from jvae.nn.config import TransformerConfig
 
 
 class Spelt(LoadedVAE):
@@ -162,7 +162,7 @@ def test_a_file_that_is_no_text(tool, tmp_path):
 def small(kind="optimus") -> LoadedVAE:
     tokenizer = train_word_level(["a b c d e f g h"])
     sizes = dict(layers=1, width=8, heads=2, mlp=8, vocab_multiple=8)
-    stack = TransformerConfig(vocab=tokenizer.vocab_size, positions=17, **sizes)
+    stack = Gpt2Config(vocab=tokenizer.vocab_size, positions=17, **sizes)
     if kind == "lm":
         model, limits = lm.build(lm.LmConfig(stack)), {"dec": 16}
     else:

@@ -21,13 +21,14 @@ from jvae import models
 from jvae.api import Batch, Draws, TextVAE, example_keys, per_example
 from jvae.data.rows import Encoded, pack_rows
 from jvae.latent.kl import kl
+from jvae.nn.backbone import BACKBONES
 from jvae.tree import map_named
 
 VOCAB = dict(enc=23, dec=29)  # padded to 24 and 32
 START, END, PAD = 26, 27, 28  # of the decoder
 DRAWS = 3
 
-# Choices of a family that its tiny config does not make.
+# Choices of a family that its tiny config does not make; a stack by the name of its backbone.
 VARIANTS: dict[str, dict[str, Any]] = {
     "adavae-all": dict(
         use_memory=True,
@@ -40,22 +41,55 @@ VARIANTS: dict[str, dict[str, Any]] = {
         pool="mean_max_linear",
         read_end=False,
     ),
+    "adavae-apart": dict(encoder="bert", decoder="llama"),
+    "della-apart": dict(encoder="bert", decoder="t5"),
     "della-source": dict(conditional=True, cvae_posterior="xc"),
+    "lstm_vae-apart": dict(encoder="gpt2"),
+    "optimus-apart": dict(encoder="llama", decoder="t5", tokens=2, pool="last"),
     "optimus-memory": dict(use_embedding=False),
     "optimus-embedding": dict(use_memory=False),
     "optimus-mean": dict(pool="mean", log_var_shift=-1.0),
+    "t5_vae-llama": dict(decoder="llama", cross_slots=0),
 }
 
+# Every backbone that writes under every injection, and every one that reads as an encoder.
+WAYS: dict[str, dict[str, Any]] = {
+    "optimus": dict(tokens=2),
+    "adavae": dict(prefix=2, use_memory=True, use_output=True, use_adapters=True),
+    "della": {},
+    "sri_transformer": {},
+    "lm": {},
+}
+VARIANTS |= {
+    f"{family}-{name}": choices | dict(decoder=name)
+    for family, choices in WAYS.items()
+    for name, kind in BACKBONES.items()
+    if "decode" in kind.abilities
+}
+VARIANTS |= {f"optimus-reads_{name}": dict(encoder=name, pool="mean") for name in BACKBONES}
 
-def _builder(name: str) -> Callable[..., TextVAE]:
-    """(changes to the stacks: dtype, remat, unroll) -> the model of a family or of a variant."""
+
+def _builder(name: str) -> tuple[Callable[..., TextVAE], Callable[[], int]]:
+    """(changes to the stacks: dtype, remat, unroll) -> the model of a family or of a variant; and
+    the most tokens that its decoder writes.
+    """
     family = models.family(name.partition("-")[0])
 
-    def build(**stack: Any) -> TextVAE:
+    def config_of(**stack: Any) -> Any:
         config = family.tiny(VOCAB, **stack)
-        return family.build(dataclasses.replace(config, **VARIANTS.get(name, {})))
+        changes = dict(VARIANTS.get(name, {}))
+        # Where one stack reads both sides, so does its vocabulary.
+        shared = "encoder" not in changes and getattr(config, "encoder", None) is None
+        for role, side in (("encoder", "enc"), ("decoder", "dec")):
+            if role in changes:
+                vocab = VOCAB["dec" if shared else side]
+                changes[role] = BACKBONES[changes[role]].tiny(vocab, **stack)
+        return dataclasses.replace(config, **changes)
 
-    return build
+    def build(**stack: Any) -> TextVAE:
+        return family.build(config_of(**stack))
+
+    return build, lambda: family.limits(config_of())["dec"]
 
 
 if outside := os.environ.get("JVAE_TEST_MEMBERS"):
@@ -136,7 +170,9 @@ class System:
     """One small model with random parameters, and its compiled functions."""
 
     def __init__(self, name: str):
-        self.name, self.build = name, SYSTEMS[name]
+        self.name, (self.build, limit) = name, SYSTEMS[name]
+        self.limit = limit()
+        self.in_front = VARIANTS.get(name, {}).get("tokens", 0)  # vectors in front of a text
         self.model = self.build()
         self.has_latent = self.model.latent_shape[0] > 0
         self.jit = functools.partial(jax.jit, compiler_options=_fast_compilation())
@@ -220,7 +256,7 @@ PACKINGS = _make_packings()
 
 
 # Forms of a system of which a richer one is in the fast suite.
-SLOW = ("adavae", "optimus-memory", "optimus-embedding", "optimus-mean")
+SLOW = {*VARIANTS, "adavae"} - {"adavae-all", "della-llama", "optimus-llama"}
 
 # Of these only tests that name them.
 ASKED_FOR = ("della-source",)

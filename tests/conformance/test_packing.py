@@ -49,7 +49,8 @@ def test_packing_changes_no_value(system, sentences, packing):
 
 @pytest.mark.parametrize("packing", ["mixed", "single"])
 def test_packing_changes_no_gradient(system, packing):
-    assert_close(system(packing)[1], system("packed")[1], 1e-6)
+    # In float64 they agree to 5e-15; in float32 rounding grows with the tokens that a row adds up.
+    assert_close(system(packing)[1], system("packed")[1], 4e-6 if system.in_front else 1e-6)
 
 
 def test_sentences_differ(system, sentences):

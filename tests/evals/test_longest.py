@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jvae.api import Batch, Side
+from jvae.backbones.gpt2 import Gpt2Config
 from jvae.data.dataset import RowSpec
 from jvae.data.tokenizers import train_word_level
 from jvae.errors import DataError
@@ -14,14 +15,13 @@ from jvae.evals.text import token_accuracy
 from jvae.inference.text_vae import LoadedVAE
 from jvae.latent.short_run import ChainConfig
 from jvae.models import FAMILIES, adavae, della, lm, lstm_vae, optimus, sri, t5vae
-from jvae.nn.config import TransformerConfig
 from jvae.nn.lstm import LstmConfig
 from jvae.nn.t5_layer import T5Config
 from jvae.tree import map_named
 
 TOK = train_word_level(["a b c d e f g h"])
 POSITIONS = 11  # no power of two, nor a multiple of 8
-STACK = TransformerConfig(
+STACK = Gpt2Config(
     layers=1, width=8, heads=2, mlp=8, vocab=TOK.vocab_size, positions=POSITIONS, vocab_multiple=4
 )
 RECURRENT = LstmConfig(4, 6, TOK.vocab_size, vocab_multiple=4)
@@ -33,7 +33,7 @@ CONFIGS = {
     "adavae": adavae.AdaVaeConfig(STACK, encoder_layers=1, latent=3, adapter=2),
     "della": della.DellaConfig(STACK, latent=3, rank=2),
     "lm": lm.LmConfig(STACK),
-    "lstm_lm": lstm_vae.LstmLmConfig(RECURRENT),
+    "lstm_lm": lm.LmConfig(RECURRENT),
     "lstm_vae": lstm_vae.LstmVaeConfig(RECURRENT, RECURRENT, latent=3),
     "optimus": optimus.OptimusConfig(STACK, STACK, latent=3),
     "sri": sri.SriConfig(RECURRENT, latent=3, chain=CHAIN),

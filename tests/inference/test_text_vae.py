@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from jvae.api import Generator, Posterior, Prior, TextVAE, per_example
+from jvae.backbones.gpt2 import Gpt2Config
 from jvae.data.dataset import RowSpec
 from jvae.data.tokenizers import train_word_level
 from jvae.decode import DecodeConfig
@@ -22,7 +23,6 @@ from jvae.inference import batching
 from jvae.inference.text_vae import LoadedVAE
 from jvae.latent.short_run import ChainConfig
 from jvae.models import della, lm, optimus, sri
-from jvae.nn.config import TransformerConfig
 from jvae.nn.lstm import LstmConfig
 from jvae.tree import map_named
 
@@ -111,7 +111,7 @@ def test_an_enumerable_model_gives_its_exact_likelihood(score_end):
 # --------------------------------------------------------------------------------------------------
 # Real systems, small.
 
-STACK = TransformerConfig(
+STACK = Gpt2Config(
     layers=2, width=16, heads=2, mlp=32, vocab=TOK.vocab_size, positions=LIMIT + 1, vocab_multiple=8
 )
 RECURRENT = LstmConfig(6, 10, TOK.vocab_size, vocab_multiple=8)

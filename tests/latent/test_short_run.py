@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from jvae.api import example_keys
+from jvae.backbones.gpt2 import Gpt2Config
 from jvae.latent import elbo, mixture, short_run
 from jvae.latent.gaussian import log_standard
 from jvae.latent.short_run import ChainConfig
 from jvae.models import optimus
-from jvae.nn.config import TransformerConfig
 from jvae.tree import named_leaves
 
 CFG = ChainConfig(steps=3, chains=4, chunk=2)
@@ -24,7 +24,7 @@ def _keys(batch, seed=0):
 
 @pytest.fixture(scope="module")
 def transformer():
-    stack = TransformerConfig(2, 8, 2, 16, 7, 9, dropout=0.0)
+    stack = Gpt2Config(2, 8, 2, 16, 7, 9, dropout=0.0)
     model = optimus.build(optimus.OptimusConfig(stack, stack, latent=2))
     params = jax.jit(model.init)(jax.random.key(0))
     return model, jax.tree.map(lambda p: 4 * p, params)

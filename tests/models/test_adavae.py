@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from jvae.api import Batch, Side
+from jvae.backbones.gpt2 import Gpt2Config
 from jvae.data.rows import Encoded, pack_rows
 from jvae.models import adavae, lm
 from jvae.models.adavae_config import AdaVaeConfig
 from jvae.models.adavae_encoder import adapter_of, without_end
-from jvae.nn.config import TransformerConfig
 from jvae.tree import map_named
 
-STACK = TransformerConfig(2, 16, 2, 32, 20, positions=12, dropout=0.0, vocab_multiple=1)
+STACK = Gpt2Config(2, 16, 2, 32, 20, positions=12, dropout=0.0, vocab_multiple=1)
 TEXTS = ([1, 5, 6, 7, 2], [1, 8, 9, 2], [1, 4, 2])
 
 
@@ -107,7 +107,7 @@ def test_the_released_form_also_adapts_the_input():
 def test_identity_start_leaves_the_frozen_function():
     x = jnp.linspace(-1.0, 1.0, 32).reshape(2, 16)
     for identity in (True, False):
-        adapter = adapter_of(small(adapter=2, identity_start=identity))
+        adapter = adapter_of(small(adapter=2, identity_start=identity), STACK)
         out, params = jax.jit(lambda key, a=adapter: a.init_with_output(key, x))(jax.random.key(0))
         assert np.any(out) != identity and np.any(params["params"]["down"]["kernel"])
 

@@ -9,12 +9,16 @@ from jvae.runs import metrics
 from jvae.training import loop
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
-NARROW = ("layers=1", "width=8", "heads=2", "mlp=8", "positions=32")
+NARROW = ("layers=1", "unroll=1", "width=8", "heads=2", "mlp=8", "positions=32")
 SMALL = {
-    "optimus": [f"model.{side}.{one}" for side in ("encoder", "decoder") for one in NARROW],
+    "optimus": [
+        *(f"model.{side}.{one}" for side in ("encoder", "decoder") for one in NARROW),
+        *("data.row_tokens=32", "data.tokenizer_kind=word"),
+    ],
     # Rows of several lengths are as many programs, so one epoch has to show them all.
     "sri": ["model.decoder.width=4", "model.decoder.hidden=8", "model.chain.steps=2"],
 }
+CHECK = {"optimus": 8, "sri": 20}  # steps between checks: more than an epoch
 
 
 @pytest.mark.parametrize(
@@ -24,13 +28,14 @@ def test_nothing_compiles_after_the_first_check(family, tmp_path, monkeypatch):
     """Epochs end, validation's last batch is not full, logs and checkpoints come at odd steps."""
     text = tmp_path / "mine.txt"
     text.write_text("".join(f"{one.text}\n" for one in grammar.corpus("train", 200)))
-    rows = dict(optimus=("data.row_tokens=32", "data.batch_rows=16"), sri=("data.batch_rows=16",))
+    check = CHECK[family]
     config = configs.apply_overrides(
         configs.load(family),
         [
-            *(*SMALL[family], *rows[family], "model.latent=2", "mesh.data=1", "data.workers=0"),
+            *(*SMALL[family], "data.batch_rows=16", "model.latent=2", "mesh.data=1"),
+            "data.workers=0",
             *(f"data.train={text}", f"data.cache={tmp_path / 'cache'}", "optim.warmup_steps=1"),
-            *("train.steps=60", "train.check_every=20", "train.log_every=3"),
+            *(f"train.steps={3 * check}", f"train.check_every={check}", "train.log_every=3"),
             "train.tensorboard=false",
         ],
     )
@@ -51,7 +56,7 @@ def test_nothing_compiles_after_the_first_check(family, tmp_path, monkeypatch):
         loop.train(config, tmp_path / "run")
     finally:
         jax.monitoring.unregister_event_duration_listener(heard)
-    assert list(at_step) == list(range(1, 61)) and at_step[1] > 0
-    assert at_step[21] == at_step[60], "something compiled after the first check"
+    assert list(at_step) == list(range(1, 3 * check + 1)) and at_step[1] > 0
+    assert at_step[check + 1] == at_step[3 * check], "something compiled after the first check"
     if family == "optimus":
-        assert at_step[2] == at_step[19], "something compiled between steps 2 and 19"
+        assert at_step[2] == at_step[check - 1], "something compiled before the first check"

@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 
 from jvae.api import Batch, Prompt, example_keys, per_example
+from jvae.backbones.gpt2 import Gpt2Config
 from jvae.data.rows import Encoded, pack_rows
 from jvae.latent import layerwise
 from jvae.latent.elbo import measure
 from jvae.latent.iw_bound import score_batch
-from jvae.models import della, lm
-from jvae.nn import gpt2
-from jvae.nn.config import TransformerConfig
+from jvae.models import della, layer_vectors, lm
 from jvae.tree import map_named, sizes
 
 # These programs run once or twice: what they cost is their compilation.
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 VOCAB, END, PAD = 29, 27, 28
-DECODER = TransformerConfig(2, 16, 2, 32, VOCAB, 16, dropout=0.0, vocab_multiple=8)
+DECODER = Gpt2Config(2, 16, 2, 32, VOCAB, 16, dropout=0.0, vocab_multiple=8)
 CONFIG = della.DellaConfig(DECODER, latent=3, rank=2)
 CONDITIONAL = dataclasses.replace(
     CONFIG, conditional=True, use_bow=True, cvae_posterior="xc", begin_layer=1
@@ -196,13 +195,13 @@ def _latents_of_measure(made: Made):
 
 def test_any_number_of_draws_costs_one_encoder_pass(made, monkeypatch):
     passes = []
-    whole = gpt2.encode
+    whole = layer_vectors.states
 
-    def counted(*args):
+    def counted(*args, **options):
         jax.debug.callback(lambda: passes.append(1))
-        return whole(*args)
+        return whole(*args, **options)
 
-    monkeypatch.setattr(gpt2, "encode", counted)
+    monkeypatch.setattr(layer_vectors, "states", counted)
     batch = SINGLE._replace(cond=None)
     scores = score_batch(della.build(CONFIG), k=6, chunk=2)(made.params, batch, jax.random.key(0))
     jax.block_until_ready(scores)
@@ -273,7 +272,7 @@ def test_fusion_by_the_identity_leaves_gpt2(begin, ltp):
     ],
 )
 def test_parameters_of_the_published_size(changes, parameters):
-    decoder = TransformerConfig(12, 768, 12, 3072, 50_259, 1024, vocab_multiple=1)
+    decoder = Gpt2Config(12, 768, 12, 3072, 50_259, 1024, vocab_multiple=1)
     model = della.build(della.DellaConfig(decoder, latent=32, rank=4, **changes))
     assert sum(sizes(jax.eval_shape(model.init, jax.random.key(0))).values()) == parameters
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jvae.api import Batch, Prompt, Side
-from jvae.models import lstm_vae
+from jvae.models import lm, lstm_vae, recurrent
+from jvae.nn.backbone import stack_of
 from jvae.nn.lstm import LstmConfig
 
 CONFIG = LstmConfig(width=3, hidden=4, vocab=7, vocab_multiple=4, init_scale=0.8)
@@ -22,7 +23,8 @@ CONFIG = LstmConfig(width=3, hidden=4, vocab=7, vocab_multiple=4, init_scale=0.8
 )
 def test_published_parameter_counts(sizes, count):
     config = LstmConfig(*sizes)
-    made = jax.eval_shape(lambda key: lstm_vae.init_decoder(config, 32, key), jax.random.key(0))
+    stack = stack_of(config, "model.decoder", "recurrent")
+    made = jax.eval_shape(lambda key: recurrent.init(stack, 32, key), jax.random.key(0))
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nn.unbox(made))) == count
 
 
@@ -101,7 +103,7 @@ def test_steps_after_ragged_prompts_give_the_same(case):
 
 def test_dropout_acts_on_both_sides_and_only_with_a_key(case):
     _, params, batch, z = case
-    gen = lstm_vae.generator(CONFIG, 2)
+    gen = recurrent.generator(stack_of(CONFIG, "model.decoder", "recurrent"), 2)
 
     @jax.jit
     def nats(params, z, key):
@@ -117,7 +119,7 @@ def test_dropout_acts_on_both_sides_and_only_with_a_key(case):
 
 
 def test_language_model_has_no_parameters_that_read_z():
-    model = lstm_vae.build_lm(lstm_vae.LstmLmConfig(CONFIG))
+    model = lm.build(lm.LmConfig(CONFIG))
     names = jax.eval_shape(model.init, jax.random.key(0))["decoder"]
     assert sorted(names) == ["cell", "embed", "output"]
     assert model.latent_shape == (0, 0)

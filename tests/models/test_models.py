@@ -6,9 +6,10 @@ import jax
 import pytest
 
 from jvae import config, models
+from jvae.backbones.bert import BertConfig
+from jvae.backbones.gpt2 import Gpt2Config
 from jvae.errors import ConfigError
 from jvae.models import lm, optimus
-from jvae.nn.config import TransformerConfig
 from jvae.runs import build
 from jvae.tree import sizes
 
@@ -24,8 +25,8 @@ def published(latent: int, **changes) -> optimus.OptimusConfig:
     """Optimus of the paper; changes to both of its stacks."""
     stack = BASE | dict(vocab_multiple=1) | changes
     return optimus.OptimusConfig(
-        TransformerConfig(vocab=CASED, positions=512, **stack),
-        TransformerConfig(vocab=GPT2 + ADDED, positions=1024, **stack),
+        BertConfig(vocab=CASED, positions=512, **stack),
+        Gpt2Config(vocab=GPT2 + ADDED, positions=1024, **stack),
         latent=latent,
     )
 
@@ -88,7 +89,7 @@ def test_large_is_bert_large_and_gpt2_xl():
 
 def test_choices_own_their_parameters():
     small = dict(layers=2, width=16, heads=2, mlp=32, vocab=20, positions=8)
-    stacks = TransformerConfig(**small), TransformerConfig(**small)
+    stacks = BertConfig(**small), Gpt2Config(**small)
 
     def paths(**choices) -> set[str]:
         return set(counts(optimus.build(optimus.OptimusConfig(*stacks, **choices))))

@@ -16,11 +16,13 @@ from jvae.data import tokenizers
 from jvae.data.rows import Encoded, pack_rows
 from jvae.models import family, t5vae
 from jvae.nn import t5, t5_layer
+from jvae.nn.attention import segments
 from jvae.pretrained import backbones, files, names
 from jvae.pretrained import t5 as t5_names
 from jvae.runs import build, phases, schedules
 from jvae.training import freezing, init_params, optim, program
 from jvae.tree import map_named, named_leaves, sizes
+from tests.tools.stacks import t5_own
 
 SMALL = t5_layer.T5Config(
     layers=6, width=512, heads=8, head=64, mlp=2048, vocab=32_128, dropout=0.1
@@ -45,9 +47,8 @@ def counts(c: t5vae.T5VaeConfig, depth: int | None = None) -> dict[str, int]:
 
 def test_new_parameters_of_t5_small():
     found = counts(t5vae.T5VaeConfig(SMALL))
-    (part,) = family("t5_vae").parts
-    model = config.load("t5_vae:base").model
-    pretrained = {rule.path for rule in part.table(model, init_params.Vocab(32_128, 32_128)).rules}
+    (part,) = family("t5_vae").parts(config.load("t5_vae:base").model)
+    pretrained = {rule.path for rule in part.table(init_params.Vocab(32_128, 32_128)).rules}
     new = {path: n for path, n in found.items() if path not in pretrained}
     assert new == {"posterior/head/kernel": 32_768, "decoder/memory/kernel": 98_304}
     assert sum(new.values()) == 131_072
@@ -155,9 +156,10 @@ def test_an_empty_slot_of_memory_still_takes_attention():
     @jax.jit
     def both(params, z_egz):
         with_slot = model.gen.log_lik(params, model.gen.prepare(params, batch), z_egz)
-        x_btd = t5.embed(TINY, params, batch.dec.token_bt)
-        hidden_btd, _ = t5.teacher_forced(TINY, params, x_btd, batch.dec)
-        plain = t5.token_log_prob(TINY, params, hidden_btd, batch.dec, batch.scored_bt)
+        own = t5_own(params, "decoder")
+        x_btd = t5.embed(TINY, own, batch.dec.token_bt)
+        hidden_btd, _ = t5.rows(TINY, own, x_btd, segments(batch.dec, causal=True))
+        plain = t5.token_log_prob(TINY, own, hidden_btd, batch.dec, batch.scored_bt)
         return with_slot, plain
 
     with_slot, plain = both(params, jnp.ones((4, 1, 3)))

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from jvae.api import Side
+from jvae.backbones.gpt2 import Gpt2Config
+from jvae.injections import fusion
 from jvae.models.common import unboxed
-from jvae.nn import fusion
-from jvae.nn.config import TransformerConfig
+from jvae.models.generator import laid_out
 
 LAYERS, GROUPS, FIRST, RANK, LATENT = 3, 2, 1, 4, 5
-CONFIG = TransformerConfig(LAYERS, 8, 2, 16, 11, 9)
+CONFIG = Gpt2Config(LAYERS, 8, 2, 16, 11, 9)
 SEGMENT = jnp.array([[1, 1, 2, 0], [2, 1, 1, 0]])  # rows of two slots
 SIDE = Side(SEGMENT, SEGMENT, SEGMENT)
 
@@ -31,11 +32,12 @@ def given():
 
 def _fused(order, params, z_egz, value_btnh, side):
     how = fusion.Fusion(CONFIG, FIRST, GROUPS, order)
+    lay = (lambda value: value[:, None]) if side is None else laid_out(side)
 
     @jax.jit
     def run(params, z_egz, value_btnh):
         inputs = fusion.inputs(how, params, fusion.latent_factor(how, params, z_egz))
-        each = lambda layer: fusion.fuse(value_btnh, layer, side)  # noqa: E731
+        each = lambda layer: fusion.fuse(value_btnh, layer, lay)  # noqa: E731
         return jax.lax.map(each, inputs)
 
     return np.asarray(run(params, z_egz, value_btnh))

@@ -6,16 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvae.nn.config import TransformerConfig
+from jvae.backbones.gpt2 import Gpt2Config
 from jvae.nn.layers import (
     Embedding,
-    LayerNorm,
     Projection,
     accum_dtype,
     dropout,
     fold_key,
     split_key,
 )
+from jvae.nn.norms import LayerNorm
 
 
 def applied(module: nn.Module, params, x):
@@ -118,9 +118,9 @@ def test_reductions_are_at_least_float32():
 
 
 def test_sizes_of_a_stack():
-    config = TransformerConfig(2, 16, 4, 32, vocab=129, positions=8)
+    config = Gpt2Config(2, 16, 4, 32, vocab=129, positions=8)
     assert config.head == 4
     assert config.vocab_padded == 256
-    assert TransformerConfig(2, 16, 4, 32, vocab=128, positions=8).vocab_padded == 128
+    assert Gpt2Config(2, 16, 4, 32, vocab=128, positions=8).vocab_padded == 128
     with pytest.raises(ValueError, match="width 16 does not divide into 3 heads"):
-        _ = TransformerConfig(2, 16, 3, 32, vocab=9, positions=8).head
+        _ = Gpt2Config(2, 16, 3, 32, vocab=9, positions=8).head

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jvae.api import Side
-from jvae.nn import lstm, xent
+from jvae.nn import lstm, pool, xent
 from jvae.nn.lstm import LstmConfig
 
 CONFIG = LstmConfig(width=3, hidden=4, vocab=7)
@@ -49,7 +49,7 @@ def test_rows_of_segments_equal_a_loop_over_each():
     @jax.jit
     def run(params, x_btd):
         hidden = lstm.run(params, lstm.gates(params, x_btd), jnp.asarray(position == 0))
-        return hidden, lstm.last_state(hidden, side, 3)
+        return hidden, pool.last_token(hidden, side, 3)
 
     hidden, last = run(params, x)
     for b, first, stop, slot in ((0, 0, 3, 0), (0, 3, 6, 1), (1, 0, 2, 0), (1, 2, 3, 1)):

@@ -10,26 +10,30 @@ import numpy as np
 import pytest
 
 from jvae.api import Side
+from jvae.backbones import t5 as backbone
 from jvae.models.common import unboxed
-from jvae.nn import t5, t5_layer
-from jvae.nn.attention import own_slot
+from jvae.nn import t5_layer
+from jvae.nn.attention import owners
+from jvae.nn.points import LatentKv, Points
+from jvae.nn.t5_layer import T5Config
 from jvae.pretrained import names
 from jvae.pretrained import t5 as t5_names
+from tests.tools.stacks import encoded, forced, t5_own, t5_pair
 
 SHARED = Path(__file__).parents[3] / "shared/fixtures/t5_vae"
-SMALL = t5.T5Config(
+SMALL = T5Config(
     layers=2, width=16, heads=2, head=4, mlp=24, vocab=20, buckets=8, max_distance=16, dropout=0.0
 )
 V1_1 = dataclasses.replace(SMALL, gated=True, tied=False)
 
 
-def _tree(decoder: t5.T5Config):
+def _tree(decoder: T5Config):
     encoder = dataclasses.replace(decoder, cross=False)
-    init, axes = unboxed(lambda key: t5.init(encoder, decoder, key))
+    init, axes = unboxed(lambda key: t5_pair(encoder, decoder, key))
     return init, jax.eval_shape(init, jax.random.key(0)), axes
 
 
-def _params(decoder: t5.T5Config):
+def _params(decoder: T5Config):
     """Random parameters, norm scales included; drawn by NumPy, which compiles nothing."""
     rng = np.random.default_rng(0)
     _, abstract, _ = _tree(decoder)
@@ -116,22 +120,20 @@ def test_packed_rows_equal_single_sentences():
     kv_clenh = rng.normal(size=(2, 2, 2, 2, 4)).astype(np.float32)  # key and value, layer, example
 
     @jax.jit
-    def run(target: Side, source: Side, key_lbmnh, value_lbmnh):
-        states, _ = t5.encode(config, params, source)
-        x = t5.embed(config, params, target.token_bt)
-        hidden, inputs = t5.teacher_forced(
-            config,
-            params,
-            x,
-            target,
-            t5.LatentKv(key_lbmnh, value_lbmnh),
-            own_slot(target, key_lbmnh.shape[2]),
-            t5.cross_kv(config, params, states),
-            target.segment_bt[:, :, None] == source.segment_bt[:, None],
+    def run(target: Side, source: Side, key_lbmgh, value_lbmgh):
+        stack, own = backbone.stack(config), t5_own(params, "decoder")
+        states, _ = encoded(stack, t5_own(params, "encoder"), source)
+        x = stack.embed(own, target.token_bt, target.position_bt)
+        points = Points(
+            slots=LatentKv(key_lbmgh, value_lbmgh),
+            owner_m=owners(key_lbmgh.shape[2]),
+            cross=stack.cross(own, states),
+            cross_owner_bs=source.segment_bt,
         )
+        hidden, inputs = forced(stack, own, x, target, points)
         assert inputs.shape == (2, *x.shape)
         scored = (target.segment_bt > 0) & (target.position_bt > 0)
-        return t5.token_log_prob(config, params, hidden, target, scored)
+        return stack.token_log_prob(own, hidden, target, scored)
 
     def row(parts, width):
         segment = np.concatenate([np.full(len(p), i + 1) for i, p in enumerate(parts)])
@@ -161,33 +163,26 @@ def test_stepwise_decoding_equals_teacher_forcing(everything):
     token = rng.integers(2, 20, (e, t))
     length_e = np.array([1, 3, 2])  # of the ragged prompts
     slot = jnp.asarray(rng.normal(size=(2, e, 1, 2, 4)), jnp.float32)
-    kv = t5.LatentKv(slot, slot) if latent else None
+    kv = LatentKv(slot, slot) if latent else None
     states = jnp.asarray(rng.normal(size=(e, s, 16)), jnp.float32)
     seen = jnp.asarray(np.arange(s) < np.array([[4], [2], [3]])) if cross else None
     place_ie = np.minimum(length_e + np.arange(t - 1)[:, None], t - 1)
 
     @jax.jit
     def both(params):
-        source = t5.cross_kv(config, params, states) if cross else None
-        x = t5.embed(config, params, jnp.asarray(token))
-        full, _ = t5.teacher_forced(
-            config,
-            params,
-            x,
-            _side(token, np.ones_like(token)),
-            kv,
-            jnp.ones((e, t, 1), bool) if latent else None,
-            source,
-            jnp.repeat(seen[:, None], t, 1) if cross else None,
-        )
+        stack, own = backbone.stack(config), t5_own(params, "decoder")
+        points = Points(slots=kv, owner_m=owners(1) if latent else None)
+        if cross:
+            seen_es = jnp.asarray(seen).astype(jnp.int32)
+            points = points._replace(cross=stack.cross(own, states), cross_owner_bs=seen_es)
+        x = stack.embed(own, jnp.asarray(token), None)
+        full, _ = forced(stack, own, x, _side(token, np.ones_like(token)), points)
         room = prompt + len(place_ie)
-        hidden, cache = t5.prefill(
-            config, params, x[:, :prompt], jnp.asarray(length_e), room, kv, source, seen
-        )
+        hidden, cache = stack.prefill(own, x[:, :prompt], jnp.asarray(length_e), room, points)
 
         def step(cache, place_e):
             x_ed = x[jnp.arange(e), place_e]
-            return t5.step(config, params, x_ed, cache, place_e, source, seen)[::-1]
+            return stack.step(own, x_ed, cache, place_e, points)[::-1]
 
         return full, hidden, jax.lax.scan(step, cache, jnp.asarray(place_ie))[1]
 
@@ -199,13 +194,6 @@ def test_stepwise_decoding_equals_teacher_forcing(everything):
         assert not np.allclose(want[0], want[-1])
 
 
-def test_more_latent_slots_than_one_are_refused_when_decoding():
-    params = _params(SMALL)
-    kv = t5.LatentKv(*[jnp.zeros((2, 1, 2, 2, 4))] * 2)
-    with pytest.raises(ValueError, match="2 latent slots"):
-        t5.prefill(SMALL, params, jnp.zeros((1, 1, 16)), jnp.ones(1, jnp.int32), 3, kv)
-
-
 def test_dropout_reaches_both_stacks():
     config = dataclasses.replace(V1_1, dropout=0.5, cross=True)
     params = _params(config)
@@ -213,11 +201,10 @@ def test_dropout_reaches_both_stacks():
 
     @jax.jit
     def run(key):
-        x, _ = t5.encode(config, params, side, key)
-        seen = jnp.ones((1, 3, 3), bool)
-        y, _ = t5.teacher_forced(
-            config, params, x, side, None, None, t5.cross_kv(config, params, x), seen, key
-        )
+        stack, own = backbone.stack(config), t5_own(params, "decoder")
+        x, _ = encoded(stack, t5_own(params, "encoder"), side, key)
+        points = Points(cross=stack.cross(own, x), cross_owner_bs=side.segment_bt)
+        y, _ = forced(stack, own, x, side, points, key)
         return x, y
 
     noisy, other = run(jax.random.key(1)), run(jax.random.key(2))
@@ -239,10 +226,10 @@ def test_encoder_and_latent_slot_equal_the_original_t5_vae(dtype):
         memory = next(k for n, k in kernels.items() if k.shape[1] != width)
         head, layers = size.get("head", 16), 2
         heads = memory.shape[0] // (layers * head)
-        config = t5.T5Config(
+        config = T5Config(
             layers, width, heads, head, 48, vocab, dropout=0.0, dtype=dtype, xent_chunk=48
         )
-        init, _ = unboxed(lambda key: t5.init(config, config, key))
+        init, _ = unboxed(lambda key: t5_pair(config, config, key))
         like = jax.tree.map(
             lambda a: np.zeros(a.shape, dtype), jax.eval_shape(init, jax.random.key(0))
         )
@@ -254,16 +241,15 @@ def test_encoder_and_latent_slot_equal_the_original_t5_vae(dtype):
         target = _side(data["dec/input_ids"], np.ones_like(data["dec/input_ids"]))
         z = _stored(data, "lat/z", dtype)
         slot = (z @ memory.T.astype(dtype)).reshape(len(z), layers, 1, heads, head).swapaxes(0, 1)
-        kv = t5.LatentKv(jnp.asarray(slot), jnp.asarray(slot))
+        kv = LatentKv(jnp.asarray(slot), jnp.asarray(slot))
 
         @jax.jit
         def run(params):
-            x, inputs = t5.encode(config, params, source)
-            y = t5.embed(config, params, target.token_bt)
-            hidden, _ = t5.teacher_forced(
-                config, params, y, target, kv, jnp.ones((*y.shape[:2], 1), bool)
-            )
-            return [*inputs, x], t5.logits(config, params, hidden)
+            stack, own = backbone.stack(config), t5_own(params, "decoder")
+            x, inputs = encoded(stack, t5_own(params, "encoder"), source)
+            y = stack.embed(own, target.token_bt, target.position_bt)
+            hidden, _ = forced(stack, own, y, target, Points(slots=kv, owner_m=owners(1)))
+            return [*inputs, x], stack.logits(own, hidden)
 
         states, logits = run(params)
         close = dict(rtol=1e-4, atol=2e-5)

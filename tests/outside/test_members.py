@@ -25,12 +25,12 @@ SMALL = (
     *(
         f"model.{side}.{key}={value}"
         for side in ("encoder", "decoder")
-        for key, value in dict(layers=1, width=8, heads=2, mlp=8, positions=128, unroll=1).items()
+        for key, value in dict(layers=1, width=8, heads=2, mlp=8, positions=32, unroll=1).items()
     ),
     "model.latent=3",
     "data.batch_rows=8",
-    "data.row_tokens=128",
-    "data.vocab=300",
+    "data.row_tokens=32",
+    "data.tokenizer_kind=word",
     "train.steps=4",
     "train.check_every=2",
     "train.log_every=2",

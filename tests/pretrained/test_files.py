@@ -14,26 +14,25 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 
+from jvae.backbones import bert as bert_stack
+from jvae.backbones import gpt2 as gpt2_stack
 from jvae.errors import WeightsError
 from jvae.models.common import unboxed
-from jvae.nn import bert as bert_nn
-from jvae.nn import gpt2 as gpt2_nn
-from jvae.nn.config import TransformerConfig
 from jvae.pretrained import backbones, bert, files, gpt2, names, t5
 from jvae.pretrained.names import Vocab
 from jvae.tree import named_leaves
 
 HF = Path(__file__).parent / "hf"
-SIZE = TransformerConfig(layers=2, width=32, heads=4, mlp=128, vocab=97, positions=32)
+SIZE = gpt2_stack.Gpt2Config(layers=2, width=32, heads=4, mlp=128, vocab=97, positions=32)
 ST, MP = files.SAFETENSORS, files.MSGPACK
 
 
 @pytest.fixture(scope="module")
 def target():
     """Our GPT-2 tree for the fixture, and BERT's, as shapes."""
-    init = {"gpt2": lambda k: {"decoder": gpt2_nn.init(SIZE, k)}}
-    bert_size = TransformerConfig(layers=2, width=32, heads=4, mlp=64, vocab=97, positions=32)
-    init["bert"] = lambda k: {"encoder": bert_nn.init(bert_size, k)}
+    init = {"gpt2": lambda k: {"decoder": gpt2_stack.stack(SIZE).init(k)}}
+    bert_size = bert_stack.BertConfig(layers=2, width=32, heads=4, mlp=64, vocab=97, positions=32)
+    init["bert"] = lambda k: {"encoder": bert_stack.stack(bert_size).init(k)}
     trees = {n: jax.eval_shape(unboxed(f)[0], jax.random.key(0)) for n, f in init.items()}
     shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)  # noqa: E731
     trees["bert"]["pooler"] = {"kernel": shape(32, 32), "bias": shape(32)}

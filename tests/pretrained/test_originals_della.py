@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from jvae.backbones.gpt2 import Gpt2Config
 from jvae.models import della
-from jvae.nn.config import TransformerConfig
 from jvae.pretrained import names, originals_della
 
-DECODER = TransformerConfig(3, 8, 2, 32, 13, 9, vocab_multiple=8)
+DECODER = Gpt2Config(3, 8, 2, 32, 13, 9, vocab_multiple=8)
 
 
 @pytest.mark.parametrize(

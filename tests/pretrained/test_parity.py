@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 
 from jvae.api import Side
+from jvae.backbones import bert as bert_stack
+from jvae.backbones import gpt2 as gpt2_stack
+from jvae.backbones import t5 as t5_stack
 from jvae.models.common import unboxed
-from jvae.nn import bert as bert_nn
-from jvae.nn import gpt2 as gpt2_nn
 from jvae.nn import t5 as t5_nn
-from jvae.nn.config import TransformerConfig
 from jvae.nn.layers import Projection
+from jvae.nn.points import Points
+from jvae.nn.t5_layer import T5Config
 from jvae.pretrained import backbones, bert, files, gpt2, names, t5
 from jvae.pretrained.export import export_backbone
 from jvae.tree import named_leaves
+from tests.tools.stacks import encoded, forced, t5_own, t5_pair
 
 HF = Path(__file__).parent / "hf"
 # The two original classes, in float32, differ by up to 3.03e-5 among themselves, and by up to
@@ -44,24 +47,24 @@ class Case:
         size = self.sizes | {"dropout": 0.0}
         self.vocab = size["vocab"]
         if name == "bert":
-            self.ours = TransformerConfig(**size)
+            self.ours = bert_stack.BertConfig(**size)
             self.table = bert.table(self.vocab, "encoder", "pooler")
             pooler = Projection((size["width"],), ("embed",), (None,))
             states = jnp.zeros((1, size["width"]))
             init = lambda key: {  # noqa: E731
-                "encoder": bert_nn.init(self.ours, key),
+                "encoder": bert_stack.stack(self.ours).init(key),
                 "pooler": pooler.init(key, states)["params"],
             }
         elif name == "gpt2":
-            self.ours = TransformerConfig(**size)
+            self.ours = gpt2_stack.Gpt2Config(**size)
             self.table = gpt2.table(self.vocab, "decoder")
-            init = lambda key: {"decoder": gpt2_nn.init(self.ours, key)}  # noqa: E731
+            init = lambda key: {"decoder": gpt2_stack.stack(self.ours).init(key)}  # noqa: E731
         else:
-            self.ours = t5_nn.T5Config(**size, cross=True)
+            self.ours = T5Config(**size, cross=True)
             gated, tied = size["gated"], size["tied"]
             self.table = t5.table(self.vocab, gated=gated, tied=tied, cross=True)
-            encoder = t5_nn.T5Config(**size)
-            init = lambda key: t5_nn.init(encoder, self.ours, key)  # noqa: E731
+            encoder = T5Config(**size)
+            init = lambda key: t5_pair(encoder, self.ours, key)  # noqa: E731
         self.init, self.axes = unboxed(init)
         self.target = jax.eval_shape(self.init, jax.random.key(0))
 
@@ -86,27 +89,28 @@ class Case:
             later = (jnp.arange(c.positions) >= 4)[:, None]
             position = {"table": table["position"]["table"] + later * shift}
             encoder = params["encoder"] | {"embed": table | {"position": position}}
-            x_btd, _ = bert_nn.encode(c, encoder, source)
+            x_btd, _ = encoded(bert_stack.stack(c), encoder, source)
             pooled = x_btd[:, 0] @ params["pooler"]["kernel"] + params["pooler"]["bias"][None]
             return {"last_hidden_state": x_btd, "pooler_output": jnp.tanh(pooled)}
         if self.name == "gpt2":
-            x_btd = gpt2_nn.embed(c, params["decoder"], source.token_bt, source.position_bt)
-            hidden_btd, _ = gpt2_nn.teacher_forced(c, params["decoder"], x_btd, source)
-            return {"logits": gpt2_nn.logits(c, params["decoder"], hidden_btd)}
-        states_bsd, _ = t5_nn.encode(c, params, source)
+            stack, own = gpt2_stack.stack(c), params["decoder"]
+            x_btd = stack.embed(own, source.token_bt, source.position_bt)
+            hidden_btd, _ = forced(stack, own, x_btd, source)
+            return {"logits": stack.logits(own, hidden_btd)}
+        stack, own = t5_stack.stack(c), t5_own(params, "decoder")
+        states_bsd, _ = encoded(stack, t5_own(params, "encoder"), source)
         ids = ref["input_decoder_input_ids"]
         target = side(ids, np.ones_like(ids))
-        hidden_btd, _ = t5_nn.teacher_forced(
-            c,
-            params,
-            t5_nn.embed(c, params, target.token_bt),
-            target,
-            cross=t5_nn.cross_kv(c, params, states_bsd),
-            source_bts=(source.segment_bt > 0)[:, None].repeat(ids.shape[1], 1),
+        points = Points(
+            cross=t5_nn.cross_kv(c, own, states_bsd),
+            # A target is segment 1; padding is the source of none.
+            cross_owner_bs=jnp.where(source.segment_bt > 0, 1, -1),
         )
+        x_btd = stack.embed(own, target.token_bt, target.position_bt)
+        hidden_btd, _ = forced(stack, own, x_btd, target, points)
         return {
             "encoder_last_hidden_state": states_bsd,
-            "logits": t5_nn.logits(c, params, hidden_btd),
+            "logits": stack.logits(own, hidden_btd),
         }
 
 

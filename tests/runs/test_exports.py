@@ -20,17 +20,20 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 
 from jvae import config as configs
+from jvae.backbones.bert import BertConfig
+from jvae.backbones.gpt2 import Gpt2Config
 from jvae.data import tokenizers
 from jvae.errors import ConfigError, WeightsError
 from jvae.models import family, optimus
-from jvae.nn.config import TransformerConfig
 from jvae.pretrained import names
 from jvae.runs import build, exports
 from jvae.tree import named_leaves
 
 SHARED = Path(__file__).parents[3] / "shared/fixtures/optimus"
-STACK = TransformerConfig(layers=2, width=16, heads=2, mlp=32, vocab=20, positions=8)
-CONFIG = optimus.OptimusConfig(STACK, dataclasses.replace(STACK, vocab=23), latent=4)
+STACK = Gpt2Config(layers=2, width=16, heads=2, mlp=32, vocab=20, positions=8)
+CONFIG = optimus.OptimusConfig(
+    BertConfig(**dataclasses.asdict(STACK)), dataclasses.replace(STACK, vocab=23), latent=4
+)
 
 
 def _random(model, seed=0):
@@ -176,8 +179,8 @@ def test_the_original_optimus_goes_through_the_public_importer(variant, tmp_path
     size = meta["size"]
     stack = dict(positions=64, dropout=0.0)
     config = optimus.OptimusConfig(
-        TransformerConfig(2, 32, 2, 128, size["bert_vocab"], norm_eps=1e-12, **stack),
-        TransformerConfig(2, 32, 2, 128, size["gpt_vocab"] + 3, **stack),
+        BertConfig(2, 32, 2, 128, size["bert_vocab"], norm_eps=1e-12, **stack),
+        Gpt2Config(2, 32, 2, 128, size["gpt_vocab"] + 3, **stack),
         latent=size["latent"],
         use_memory=meta["latent_as_gpt_memory"],
         use_embedding=meta["latent_as_gpt_emb"],

@@ -194,7 +194,7 @@ def test_other_versions_only_warn(root, caplog):
 
 def test_the_same_text_elsewhere_in_another_format_is_accepted(root, capsys, monkeypatch):
     shown = type("Report", (), {"table": lambda self: "the table"})()
-    monkeypatch.setattr("jvae.evals.evaluation.evaluate", lambda *_: shown)
+    monkeypatch.setattr("jvae.evals.evaluation.evaluate", lambda *_, **__: shown)
     rows = [json.dumps({"said": line}) for line in LINES]
     write(root / "moved.jsonl", rows)
     (root / "mine.txt").unlink()

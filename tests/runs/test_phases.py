@@ -21,7 +21,7 @@ from configs_here import optimus
 def get_config(arg):
     c = optimus.get_config("tiny")
     for side in ("encoder", "decoder"):
-        c.model[side].update(dict(layers=1, width=8, heads=2, mlp=8, positions=32))
+        c.model[side].update(dict(layers=1, unroll=1, width=8, heads=2, mlp=8, positions=32))
     c.model.latent = 2
     c.mesh.data = 1
     c.optim.warmup_steps = 1

@@ -166,7 +166,7 @@ def test_one_backbone_or_none(place, caplog):
 
 def test_an_unused_pooler_is_told(place, caplog):
     this = place.run(pool="mean")
-    part = family("optimus").parts[0]
+    part = family("optimus").parts(this.config.model)[0]
     leaves = named_leaves(jax.eval_shape(this.model.init, jax.random.key(0)))
     with caplog.at_level(logging.INFO, "jvae.training.init_params"):
         found = init_params._load(this, part, str(place.bert), leaves)

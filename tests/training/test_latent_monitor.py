@@ -1,25 +1,27 @@
 """Use of the latent during training against the evaluation's own numbers."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jvae.backbones.bert import BertConfig
+from jvae.backbones.gpt2 import Gpt2Config
 from jvae.data.rows import Encoded, pack_rows
 from jvae.evals.latent import collapse_reasons, collect_posteriors, latent_metrics
 from jvae.models import della, optimus
-from jvae.nn.config import TransformerConfig
 from jvae.training import latent_monitor
 from jvae.training.objectives import Objective
 from jvae.training.step import make_valid_step
 from jvae.tree import map_named
 
-STACK = TransformerConfig(
-    layers=2, width=8, heads=2, mlp=16, vocab=12, positions=8, dropout=0.0, vocab_multiple=1
-)
+SIZES: dict[str, Any] = dict(layers=2, width=8, heads=2, mlp=16, vocab=12, positions=8)
+SIZES |= dict(dropout=0.0, vocab_multiple=1)
+STACK = Gpt2Config(**SIZES)
 MODELS = (
-    optimus.build(optimus.OptimusConfig(STACK, STACK, latent=3)),
+    optimus.build(optimus.OptimusConfig(BertConfig(**SIZES), STACK, latent=3)),
     della.build(della.DellaConfig(STACK, latent=3, rank=2)),
 )
 

@@ -5,15 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from jvae.backbones.bert import BertConfig
+from jvae.backbones.gpt2 import Gpt2Config
 from jvae.data.rows import Encoded, pack_rows
 from jvae.models import lm, optimus
-from jvae.nn.config import TransformerConfig
 from jvae.training import freezing, optim
 from jvae.training.objectives import Objective
 from jvae.training.step import init_state, make_train_step
 from jvae.tree import named_leaves
 
-STACK = TransformerConfig(2, 8, 2, 16, 12, positions=8, dropout=0.0, vocab_multiple=1)
+STACK = Gpt2Config(2, 8, 2, 16, 12, positions=8, dropout=0.0, vocab_multiple=1)
 OPTIM = dict(lr=0.1, schedule="constant", warmup_steps=0, b1=0.9, b2=0.99, eps=1e-8, clip=1.0)
 
 
@@ -53,8 +54,8 @@ def test_only_what_the_plan_names_moves_and_only_from_its_step():
 def test_accumulating_parts_is_one_large_batch():
     """One update of a VAE, measured in one part and in four; noise belongs to examples."""
     sizes = dict(layers=1, width=8, heads=2, mlp=16, positions=8, dropout=0.0, vocab_multiple=1)
-    stack = TransformerConfig(vocab=12, **sizes)
-    model = optimus.build(optimus.OptimusConfig(stack, stack, latent=3))
+    stacks = BertConfig(vocab=12, **sizes), Gpt2Config(vocab=12, **sizes)
+    model = optimus.build(optimus.OptimusConfig(*stacks, latent=3))
     ids = [np.array([1, *range(3, 3 + n), 2]) for n in (2, 5, 1, 4, 3, 2, 5)]
     side = Encoded.of(ids)
     rows = np.array([[0, 1], [2, -1], [3, 4], [5, 6]])
@@ -62,12 +63,13 @@ def test_accumulating_parts_is_one_large_batch():
     cfg = OPTIM | dict(weight_decay=0.0, no_decay=())
     params = jax.jit(model.init)(jax.random.key(0))
     tx = optim.build(cfg, jax.eval_shape(lambda: params), 4)
+    state = jax.jit(lambda params: init_state(params, tx))(params)
     found = []
     for parts in (1, 4):
         objective = Objective(rec="token_mean")
         beta = lambda step: jnp.float32(0.5)  # noqa: E731
         step = jax.jit(make_train_step(model, objective, beta, tx, accumulate=parts))
-        found.append(step(init_state(params, tx), batch, jax.random.key(1)))
+        found.append(step(state, batch, jax.random.key(1)))
     (one, sums), (four, parts_sums) = found
     for a, b in zip(jax.tree.leaves(one.opt_state), jax.tree.leaves(four.opt_state), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)

@@ -16,6 +16,7 @@ from jvae import models
 from jvae.errors import ConfigError
 from jvae.fields import MOST, Field, Needs, check_dataclass, check_effect, fields_of, setting
 from jvae.models import Family
+from jvae.nn.backbone import BACKBONES
 from jvae.validation import schema
 from jvae.validation.reference import describe, model_field, reference
 from jvae.validation.validate import validate
@@ -68,7 +69,7 @@ def message(config: ConfigDict, **options) -> str:
 
 def field(config: ConfigDict, key: str) -> Field | None:
     if key.startswith("model."):
-        return model_field(models.family(config.model.family).config, key)
+        return model_field(config, key)
     return schema.field_of(key)
 
 
@@ -345,7 +346,8 @@ def test_help_and_reference_hold_every_key():
     page = reference()
     for key in configs.flatten(configs.base()):
         assert f"| `{key}` |" in page
-    for cls in ("TransformerConfig", "T5Config", "LstmConfig", "ChainConfig", "WarmUp"):
+    stacks = tuple(kind.config.__name__ for _, kind in BACKBONES.items())
+    for cls in (*stacks, "ChainConfig", "WarmUp"):
         assert page.count(f"## `{cls}`") == 1
     assert "| `latent` | `32` | an integer from 1 to 1,048,576 | Width of z. |" in page
 

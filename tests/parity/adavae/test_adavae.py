@@ -6,6 +6,7 @@ their options. Compiling is the cost here, so each file is one compiled function
 passes (two losses with gradients, one at the posterior mean, four updates) has one backward pass.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -17,18 +18,20 @@ from jax.flatten_util import ravel_pytree
 from ml_collections import ConfigDict
 
 from jvae.api import Batch, Prompt, Side, per_example
+from jvae.backbones import gpt2
+from jvae.backbones.gpt2 import Gpt2Config
 from jvae.decode import DecodeConfig, decode
 from jvae.evals.compat import adavae as compat
+from jvae.injections.ways import Ways
 from jvae.latent import gaussian
 from jvae.latent.elbo import measure
 from jvae.models import adavae
-from jvae.nn import gpt2
-from jvae.nn.condition import Ways
-from jvae.nn.config import TransformerConfig
+from jvae.nn import transformer
 from jvae.pretrained import names, originals
 from jvae.training import freezing, optim
 from jvae.training.objectives import Objective, batch_loss
 from jvae.tree import named_leaves
+from tests.tools.stacks import layer_output, recorded
 
 FIXTURES = Path(__file__).parents[4] / "shared/fixtures/adavae"
 pytestmark = pytest.mark.skipif(
@@ -44,7 +47,6 @@ CASES = [(v, "float64") for v in VARIANTS] + [(v, "float32") for v in ("psa_atm"
 PADDED_POOLS = ("linear", "mean_max_linear")
 GRADIENTS = ("fb1_beta1_rate0", "fb3_beta0.7")  # the settings whose gradients are stored
 PASSES = (*GRADIENTS, "fb1_mean", *["train"] * 4)
-SPIED = ((gpt2, "token_log_prob"), (gpt2, "teacher_forced"), (adavae, "encoded"))
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 HIDDEN = dict(rtol=1e-4, atol=2e-5)
 OPTIMIZER = ConfigDict(
@@ -56,7 +58,7 @@ OPTIMIZER = ConfigDict(
 def config_of(meta: dict, dtype: str) -> adavae.AdaVaeConfig:
     """The config that names what a file was made with."""
     o, size, adapter = meta["options"], meta["size"], meta["adapter_config"]
-    stack = TransformerConfig(
+    stack = Gpt2Config(
         size["layers"],
         size["hidden"],
         size["heads"],
@@ -182,7 +184,8 @@ class Case:
             seen["post"] = post
             return gaussian.reparameterize(post, noise_egz[None]) + shift_egz[None]
 
-        return self.model._replace(post=self.model.post._replace(sample=sample))
+        model = adavae.build(self.config)
+        return model._replace(post=model.post._replace(sample=sample))
 
     def close(self, got, name: str, rtol: float, atol: float = 0.0, where=...):
         """Compares with a stored array at the README's tolerance; with its float64 twin at 1e-8."""
@@ -211,10 +214,12 @@ def everything(case: Case, params, data):
         seen = {}
 
         def loss(both, shift_egz):
-            model = case.model_with_noise(noise_ez[:, None], shift_egz, seen)
-            with pytest.MonkeyPatch.context() as patch:
-                for module, name in SPIED:
-                    patch.setattr(module, name, _spy(getattr(module, name), seen, name))
+            with pytest.MonkeyPatch.context() as patch, recorded(transformer) as decoder:
+                whole = functools.partial(adavae.encoded, read=layer_output)
+                patch.setattr(adavae, "encoded", _spy(whole, seen, "encoded"))
+                score = _spy(transformer.token_log_prob, seen, "token_log_prob")
+                patch.setattr(transformer, "token_log_prob", score)
+                model = case.model_with_noise(noise_ez[:, None], shift_egz, seen)
                 params = freezing.merge(case.plan, *both)
                 terms = measure(model, params, batch, jax.random.key(0))
             totals = jnp.stack(
@@ -225,9 +230,9 @@ def everything(case: Case, params, data):
             )
             (_, own, hidden_btd, *_), ce_bt = seen["token_log_prob"]
             pooled_ed, last_btd, blocks_lbtd = seen["encoded"][1]
-            aux = {"losses": totals, "ce_bt": -ce_bt, "dec": seen["teacher_forced"][1][1]}
+            aux = {"losses": totals, "ce_bt": -ce_bt, "dec": decoder[-1].inputs_lbtd}
             aux |= {"terms": terms, "pooled": pooled_ed, "last": last_btd, "enc": blocks_lbtd}
-            aux |= {"post": seen["post"], "logits": gpt2.logits(c.decoder, own, hidden_btd)}
+            aux |= {"post": seen["post"], "logits": gpt2.stack(c.decoder).logits(own, hidden_btd)}
             return totals @ weight_of_s, aux
 
         shift_egz = jnp.zeros((len(batch.id_e), 1, c.latent), case.dtype)
@@ -279,13 +284,14 @@ def everything(case: Case, params, data):
 
 def _forgetful(case: Case, params, z_egz, prompt: Prompt):
     """The released cached loop with memory: a token sees slots and itself, at place 0, 2, 2 ..."""
-    embed = gpt2.embed
+    embed = transformer.embed
 
     def next_token(token_e, place):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(gpt2, "embed", lambda c, p, token, at: embed(c, p, token, at + place))
+            moved = lambda spec, own, token, at: embed(spec, own, token, at + place)  # noqa: E731
+            patch.setattr(transformer, "embed", moved)
             alone = prompt._replace(token_et=token_e[:, None])
-            logits_ev, _ = case.model.gen.start(params, z_egz, alone, 1)
+            logits_ev, _ = adavae.build(case.config).gen.start(params, z_egz, alone, 1)
         token_e = jnp.argmax(logits_ev, axis=-1).astype(token_e.dtype)
         return token_e, token_e
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from jvae.api import Batch, Side
+from jvae.backbones.gpt2 import Gpt2Config
 from jvae.latent import layerwise
 from jvae.models import della
-from jvae.nn.config import TransformerConfig
 from jvae.pretrained import names, originals
 from jvae.training.objectives import Objective
 
@@ -34,7 +34,7 @@ class Case:
         self.dtype = dtype
         size, options = self.meta["size"], self.meta["options"]
         self.config = della.DellaConfig(
-            decoder=TransformerConfig(
+            decoder=Gpt2Config(
                 size["layers"],
                 size["hidden"],
                 size["heads"],

@@ -14,14 +14,19 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from jvae.backbones import gpt2
+from jvae.injections import fusion
 from jvae.latent import layerwise
 from jvae.latent.elbo import measure
 from jvae.models import della
-from jvae.nn import fusion, gpt2, pool
+from jvae.models.generator import laid_out
+from jvae.nn import pool
 from jvae.nn.attention import MaskSpec
-from jvae.nn.layers import LayerNorm
-from jvae.nn.transformer import Gpt2Layer
+from jvae.nn.block import Layer
+from jvae.nn.norms import LayerNorm
+from jvae.nn.points import UNTOUCHED, Points
 from jvae.training.objectives import batch_loss, per_sentence
+from tests.tools.stacks import forced, layer_output
 
 # These programs run once or a few times: what they cost is their compilation.
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -37,10 +42,10 @@ def _encoder(case, params):
     rows, length = side.token_bt.shape
     place_bt = jnp.broadcast_to(jnp.arange(length)[None], (rows, length))
     real_bt = (side.segment_bt > 0).astype(jnp.int32)
-    mask_spec = MaskSpec(jnp.ones_like(real_bt), real_bt, causal=False)
-    x_btd = gpt2.embed(dec, p, side.token_bt, place_bt)
-    read = lambda x_btd, _: x_btd  # noqa: E731
-    last, outputs = gpt2.encode(dec, p, x_btd, mask_spec, read)
+    mask_spec = MaskSpec(jnp.ones_like(real_bt), real_bt, False, place_bt)
+    stack = gpt2.stack(dec)
+    x_btd = stack.embed(p, side.token_bt, place_bt)
+    last, outputs = stack.rows(p, x_btd, mask_spec, UNTOUCHED, read=layer_output)
     query_gd = params["posterior"]["pool"]["kernel"]
     out = {f"enc/block_out_{i}": x for i, x in enumerate(outputs)}
     latent = outputs[case.config.begin_layer :]
@@ -54,15 +59,18 @@ def _decoder(case, params, z_egz):
     how = fusion.Fusion(dec, c.begin_layer, c.groups, c.ltp)
     factor_lernh = fusion.latent_factor(how, p["fusion"], z_egz)
     fuse_l = fusion.inputs(how, p["fusion"], factor_lernh)
-    fuse = partial(fusion.fuse, side=side)
-    x_btd = gpt2.embed(dec, p, side.token_bt, side.position_bt)
-    hidden, inputs = gpt2.teacher_forced(dec, p, x_btd, side, fuse=fuse, fuse_l=fuse_l)
+    fuse = partial(fusion.fuse, lay=laid_out(side))
+    stack = gpt2.stack(dec)
+    x_btd = stack.embed(p, side.token_bt, side.position_bt)
+    hidden, inputs = forced(stack, p, x_btd, side, Points(value=fuse, value_l=fuse_l))
     out = {f"dec/block_out_{i}": x for i, x in enumerate(inputs[1:])}
     for i in range(c.groups):
         layer = c.begin_layer + i
         one_layer, one_fuse = jax.tree.map(lambda a, i=layer: a[i], (p["layers"], fuse_l))
         value = lambda q, k, v, f=one_fuse: (v, (v, fuse(v, f)))  # noqa: E731
-        _, (before, after) = Gpt2Layer(dec).apply({"params": one_layer}, inputs[layer], value)
+        _, (before, after) = Layer(gpt2.spec(dec)).apply(
+            {"params": one_layer}, inputs[layer], value
+        )
         out[f"dec/lmf_in_{i}"] = before.reshape(x_btd.shape)
         out[f"dec/lmf_out_{i}"] = after.reshape(x_btd.shape)
     # The stored last states come before the final norm.
@@ -70,7 +78,7 @@ def _decoder(case, params, z_egz):
     normed = LayerNorm(dec.norm_eps).apply({"params": p["norm"]}, last)
     return out | {
         "last": (hidden, normed),
-        "dec/logits": gpt2.logits(dec, p, hidden)[..., : dec.vocab],
+        "dec/logits": stack.logits(p, hidden)[..., : dec.vocab],
     }
 
 
@@ -96,7 +104,7 @@ def _everything(case, params):
     if c.use_bow:
         bow = params["decoder"]["bow"]
         bow_ed = z_egz[:, -1] @ bow["kernel"] + bow["bias"][None]
-        scores = gpt2.logits(c.decoder, params["decoder"], bow_ed)
+        scores = gpt2.stack(c.decoder).logits(params["decoder"], bow_ed)
         out["dec/bow_logits"] = scores[..., : c.decoder.vocab]
     return out
 

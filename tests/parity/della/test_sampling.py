@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from jvae.api import Prompt, per_example
+from jvae.backbones import gpt2
 from jvae.decode import DecodeConfig, decode
 from jvae.evals.compat import della as compat
+from jvae.injections import fusion
 from jvae.latent import gaussian, layerwise
 from jvae.models import della
-from jvae.nn import fusion, gpt2
 from jvae.nn.attention import masked
-from jvae.nn.layers import LayerNorm
-from jvae.nn.transformer import Gpt2Layer
+from jvae.nn.block import Layer
+from jvae.nn.norms import LayerNorm
 
 # These programs run once or a few times: what they cost is their compilation.
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -79,24 +80,25 @@ def _released_start(config: della.DellaConfig):
     prompt: a padding token at position 1 that sees the prompt and not itself.
     """
     dec = config.decoder
+    stack = gpt2.stack(dec)
     how = fusion.Fusion(dec, config.begin_layer, config.groups, config.ltp)
     plain = _without_bow(config)[0].gen.start
 
     def start(params, z_egz, prompt, max_len, cond=None):
         logits_ev, state = plain(params, z_egz, prompt, max_len, cond)
         p, width = params["decoder"], prompt.token_et.shape[1]
-        fuse_l = fusion.inputs(how, p["fusion"], state.cache.factor_lernh)
+        fuse_l = fusion.inputs(how, p["fusion"], state.cache.reach.layer_le)
         cache = state.cache.kv
         seen_e1m = (jnp.arange(width)[None] < prompt.length_e[:, None])[:, None]
-        x = gpt2.embed(dec, p, prompt.token_et[:, -1:], jnp.ones((len(z_egz), 1), jnp.int32))
+        x = stack.embed(p, prompt.token_et[:, -1:], jnp.ones((len(z_egz), 1), jnp.int32))
         for i in range(dec.layers):
             one_layer, _ = jax.tree.map(lambda a, i=i: a[i], (p["layers"], fuse_l))
             kv = (kv[:, :, :width].swapaxes(1, 2) for kv in cache.layers[i])
             look = lambda q, k, v, kv=tuple(kv): (masked(q, *kv, seen_e1m), None)  # noqa: E731
-            x, _ = Gpt2Layer(dec).apply({"params": one_layer}, x, look)
+            x, _ = Layer(gpt2.spec(dec)).apply({"params": one_layer}, x, look)
         x = LayerNorm(dec.norm_eps).apply({"params": p["norm"]}, x)
         padded_e = prompt.length_e < width
-        return jnp.where(padded_e[:, None], gpt2.logits(dec, p, x[:, 0]), logits_ev), state
+        return jnp.where(padded_e[:, None], stack.logits(p, x[:, 0]), logits_ev), state
 
     return start
 

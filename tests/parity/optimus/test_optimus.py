@@ -16,18 +16,21 @@ import optax
 import pytest
 
 from jvae.api import Batch, Prompt, Side, per_example
+from jvae.backbones import bert
+from jvae.backbones.bert import BertConfig
+from jvae.backbones.gpt2 import Gpt2Config
 from jvae.decode import DecodeConfig, decode
 from jvae.errors import WeightsError
 from jvae.evals.compat import optimus as compat
 from jvae.latent import gaussian
 from jvae.latent.elbo import measure
 from jvae.models import optimus
-from jvae.nn import bert, gpt2
-from jvae.nn.config import TransformerConfig
+from jvae.nn import transformer
 from jvae.pretrained import names, originals
 from jvae.training.objectives import Objective, batch_loss, per_sentence
 from jvae.training.optim import learning_rate
 from jvae.tree import named_leaves
+from tests.tools.stacks import encoded, recorded
 
 SHARED = Path(__file__).parents[4] / "shared"
 FIXTURES = SHARED / "fixtures/optimus"
@@ -50,7 +53,7 @@ class Case:
         size = self.meta["size"]
         common = dict(dropout=0.0, positions=64, dtype=dtype)
         self.config = optimus.OptimusConfig(
-            encoder=TransformerConfig(
+            encoder=BertConfig(
                 size["bert_layers"],
                 size["bert_hidden"],
                 size["bert_heads"],
@@ -59,7 +62,7 @@ class Case:
                 norm_eps=1e-12,
                 **common,
             ),
-            decoder=TransformerConfig(
+            decoder=Gpt2Config(
                 size["gpt_layers"],
                 size["gpt_hidden"],
                 size["gpt_heads"],
@@ -160,7 +163,7 @@ def _objective(setting: dict) -> Objective:
 def _everything(case: Case, params):
     """All stored quantities of the forward pass, in one compiled function."""
     model, batch, c = case.model, case.batch, case.config
-    x_btd, inputs_lbtd = bert.encode(c.encoder, params["encoder"], batch.enc)
+    x_btd, inputs_lbtd = encoded(bert.stack(c.encoder), params["encoder"], batch.enc)
     out = {f"enc/hidden_{i}": h for i, h in enumerate([*inputs_lbtd, x_btd])}
     out["enc/pooled"] = optimus.pooled(c, params, x_btd, batch.enc, slots=1)
     post = model.post.encode(params, batch)
@@ -222,20 +225,15 @@ def test_decoder_logits_and_cross_entropy(case, outputs):
     case.close(outputs["dec/rec"], "dec/rec", rtol=1e-5)
 
 
-def test_decoder_hidden_states(case, monkeypatch):
-    whole = gpt2.teacher_forced
-    seen = {}
-
-    def spy(*args, **kwargs):
-        seen["hidden"], seen["inputs"] = whole(*args, **kwargs)
-        return seen["hidden"], seen["inputs"]
-
+def test_decoder_hidden_states(case):
     def states(params):
-        ctx = case.model.gen.prepare(params, case.batch)
-        case.model.gen.log_lik(params, ctx, jnp.asarray(case("lat/z"), case.dtype)[:, None])
-        return [*seen["inputs"], seen["hidden"]]
+        with recorded(transformer) as passes:
+            gen = optimus.build(case.config).gen
+            ctx = gen.prepare(params, case.batch)
+            gen.log_lik(params, ctx, jnp.asarray(case("lat/z"), case.dtype)[:, None])
+        (only,) = passes
+        return [*only.inputs_lbtd, only.hidden_btd]
 
-    monkeypatch.setattr(gpt2, "teacher_forced", spy)
     got = jax.jit(states)(case.params)
     real = np.asarray(case.batch.dec.segment_bt > 0)
     assert len(got) == case.config.decoder.layers + 1

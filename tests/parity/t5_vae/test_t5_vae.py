@@ -23,13 +23,14 @@ from jvae.evals.latent import gaussian_entropy, unit_covariance
 from jvae.latent import gaussian
 from jvae.latent.elbo import measure
 from jvae.models import t5vae
-from jvae.nn import t5, t5_layer
+from jvae.nn import norms, t5, t5_layer
 from jvae.pretrained import files, names, originals
 from jvae.runs import schedules
 from jvae.runs.exports import import_original
 from jvae.training import optim
 from jvae.training.objectives import Objective, batch_loss, per_sentence
 from jvae.tree import named_leaves
+from tests.tools.stacks import layer_input, recorded
 
 FIXTURES = Path(__file__).parents[4] / "shared/fixtures/t5_vae"
 pytestmark = pytest.mark.skipif(
@@ -137,26 +138,17 @@ def _forward(model, params, batch: Batch, eps_ez, seen: dict):
     return measure(noisy, params, batch, jax.random.key(0))
 
 
-def _spy(function, seen: dict, name: str):
-    def call(*args, **kwargs):
-        seen[name] = (args, function(*args, **kwargs))
-        return seen[name][1]
-
-    return call
-
-
 def _decoded(case: Case, config: t5vae.T5VaeConfig, params, post):
     """States, logits and cross-entropies of the decoder for the stored noise."""
-    model, seen = t5vae.build(config), {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(t5, "teacher_forced", _spy(t5.teacher_forced, seen, "decoder"))
-        ctx = model.gen.prepare(params, case.batch)
-        nats_bt = model.gen.log_lik(params, ctx, gaussian.reparameterize(post, case.eps))
-    args, (hidden_btd, inputs_lbtd) = seen["decoder"]
+    with recorded(t5) as passes:
+        gen = t5vae.build(config).gen
+        ctx = gen.prepare(params, case.batch)
+        nats_bt = gen.log_lik(params, ctx, gaussian.reparameterize(post, case.eps))
+    (only,) = passes
     return {
-        "hidden": [*inputs_lbtd, hidden_btd],
-        "memory": jnp.moveaxis(args[4].key_lbmnh, 2, 3),
-        "logits": t5.logits(config.decoder, params, hidden_btd),
+        "hidden": [*only.inputs_lbtd, only.hidden_btd],
+        "memory": jnp.moveaxis(only.points.slots.key_lbmgh, 2, 3),
+        "logits": t5.logits(config.decoder, only.own, only.hidden_btd),
         "ce_per_token": -nats_bt[:, 1:],
         "ce_per_example": -per_example(nats_bt, case.batch),
     }
@@ -167,7 +159,9 @@ def everything(case: Case, params):
     model = t5vae.build(case.released)
     case.eps = jnp.asarray(case.array("in/eps"))[:, None]
     post = model.post.encode(params, case.batch)
-    pooled_ed, last_btd, inputs_lbtd = t5vae.pooled(case.own, params, case.batch.enc, slots=1)
+    pooled_ed, last_btd, inputs_lbtd = t5vae.pooled(
+        case.own, params, case.batch.enc, slots=1, read=layer_input
+    )
     out: dict[str, Any] = {"enc/hidden": [*inputs_lbtd, last_btd], "enc/pooled": pooled_ed}
     out |= {"post": post, "lat/z": gaussian.reparameterize(post, case.eps)[:, 0]}
     out["lat/kl_per_dim"] = gaussian.kl_standard(post)[:, 0]
@@ -254,7 +248,7 @@ def done(request, tmp_path_factory, float32_places):
     with jax.enable_x64(dtype == "float64"), pytest.MonkeyPatch.context() as patch:
         case = Case(pool, dtype, tmp_path_factory.mktemp("original"))
         if dtype == "float64":
-            patch.setattr(t5_layer, "inverse_rms", float32_places[0])
+            patch.setattr(norms, "inverse_rms", float32_places[0])
             patch.setattr(jax.nn, "softmax", float32_places[1])
         yield case, _run(everything, case), _run(passes, case)
 

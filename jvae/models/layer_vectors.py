@@ -1,4 +1,4 @@
-"""One vector per example from each layer of a GPT-2 that reads in both directions."""
+"""One vector per example from each layer of a stack that reads in both directions."""
 
 from typing import Any
 
@@ -6,15 +6,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jvae.api import Side
-from jvae.nn import gpt2, pool
+from jvae.models.reading import states
+from jvae.nn import pool
 from jvae.nn.attention import MaskSpec, segments
-from jvae.nn.config import TransformerConfig
+from jvae.nn.backbone import Stack
 from jvae.nn.stack import layer_range
 
 
 def layer_vectors(
-    config: TransformerConfig,
-    decoder: Any,
+    stack: Stack,
+    own: Any,
     side: Side,
     slots: int,
     query_gd: Float[Array, "g d"] | None,
@@ -27,7 +28,7 @@ def layer_vectors(
     """Pooled outputs of layers first..first+groups-1, before any norm; layers above are not run.
 
     Args:
-      decoder: parameters of `gpt2`.
+      own: parameters of the stack.
       query_gd: attention pooling by these vectors; None takes the first token's state.
       masked: False pools whole rows, padding too, which is then encoded at its own position and
         sees the text; one example per row.
@@ -40,23 +41,23 @@ def layer_vectors(
             "data.packing=bucket or pool=attn_masked"
         )
     rows, length = side.token_bt.shape
-    if masked:
-        position_bt, mask_spec = side.position_bt, segments(side, causal=False)
-    else:
+    mask_spec = segments(side, causal=False)
+    if not masked:
         position_bt = jnp.broadcast_to(jnp.arange(length)[None], (rows, length))
         real_bt = (side.segment_bt > 0).astype(jnp.int32)
-        mask_spec = MaskSpec(jnp.ones_like(real_bt), real_bt, causal=False)
+        mask_spec = MaskSpec(jnp.ones_like(real_bt), real_bt, False, position_bt)
+    read_side = side if masked else side._replace(position_bt=mask_spec.position_bt)
 
-    def read(x_btd: Array, query_d: Array | None) -> Array:
+    def read(x_btd: Array, y_btd: Array, query_d: Array | None) -> Array:
+        del x_btd
         if query_d is None:
-            return pool.first_token(x_btd, side, slots)
+            return pool.first_token(y_btd, side, slots)
         if masked:
-            return pool.attention(x_btd, query_d, side, slots)
-        return pool.attention_unmasked(x_btd, query_d)
+            return pool.attention(y_btd, query_d, side, slots)
+        return pool.attention_unmasked(y_btd, query_d)
 
     query_ld = None if query_gd is None else jnp.pad(query_gd, ((first, 0), (0, 0)))
-    if first + groups < config.layers:
-        decoder = decoder | {"layers": layer_range(decoder["layers"], 0, first + groups)}
-    x_btd = gpt2.embed(config, decoder, side.token_bt, position_bt)
-    _, x_led = gpt2.encode(config, decoder, x_btd, mask_spec, read, query_ld, drop)
+    if first + groups < stack.config.layers:
+        own = own | {"layers": layer_range(own["layers"], 0, first + groups)}
+    _, x_led = states(stack, own, read_side, drop, mask_spec=mask_spec, read=read, read_l=query_ld)
     return x_led[first:]

@@ -17,19 +17,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from jvae.api import Side
-from jvae.nn.attention import spread
-from jvae.nn.config import TransformerConfig
+from jvae.injections.contract import Injection, Lay, Reach
+from jvae.nn.backbone import Stack
 from jvae.nn.layers import NORMAL, accum_dtype, split_key
+from jvae.nn.points import Points
 from jvae.nn.stack import init_stack
 
 ORDERS = ("sum_then_product", "product_then_sum")
 
 
 class Fusion(NamedTuple):
-    """Which layers of a decoder are fused, and how: layers first..first+groups-1."""
+    """Which layers of a decoder are fused, and how: layers first..first+groups-1.
 
-    config: TransformerConfig
+    config: of a stack with kv_heads and head; values are fused per key and value head.
+    """
+
+    config: Any
     first: int
     groups: int
     order: str
@@ -69,15 +72,13 @@ class _RankMaps(nn.Module):
         )
 
 
-def init(
-    config: TransformerConfig, groups: int, latent: int, rank: int, key: Key[Array, ""]
-) -> Any:
+def init(config: Any, groups: int, latent: int, rank: int, key: Key[Array, ""]) -> Any:
     """Boxed parameters {value, latent} of `groups` layers, stacked."""
     value_key, latent_key = split_key(key, 2)
-    shape = (rank, config.heads, config.head)
+    shape = (rank, config.kv_heads, config.head)
     value = _RankMaps(*shape, axis="embed")
     z = _RankMaps(*shape, axis="latent")
-    x = jnp.zeros((1, config.width))
+    x = jnp.zeros((1, config.kv_heads * config.head))
     return {
         "value": init_stack(lambda k: value.init(k, x)["params"], value_key, groups),
         "latent": init_stack(
@@ -126,13 +127,12 @@ def inputs(fusion: Fusion, params: Any, factor_lernh: Float[Array, "l e r n h"])
 
 
 def fuse(
-    value_btnh: Float[Array, "b t n h"], layer: FuseInputs, side: Side | None = None
+    value_btnh: Float[Array, "b t n h"], layer: FuseInputs, lay: Lay
 ) -> Float[Array, "b t n h"]:
     """The fused values of one layer.
 
     Args:
-      layer: the layer's slice of `inputs`.
-      side: says whose latent each token of a packed row meets; None where every row is one example.
+      layer: the layer's slice of `inputs`. lay: gives each token the factor of its own latent.
     """
     b, t, n, h = value_btnh.shape
     kernel_drnh, offset_rnh, factor_ernh, on = layer
@@ -141,13 +141,35 @@ def fuse(
         maps = "btd,drnh->btrnh"
         text_btrnh = jnp.einsum(maps, value_btnh.reshape(b, t, n * h), kernel_drnh)
         text_btrnh = text_btrnh + offset_rnh[None, None]
-        if side is None:
-            factor_btrnh = factor_ernh[:, None]
-        else:
-            factor_ed = factor_ernh.reshape(factor_ernh.shape[0], -1)
-            factor_btrnh = spread(factor_ed, side).reshape(b, t, -1, n, h)
-        return jnp.sum(text_btrnh * factor_btrnh, axis=2)
+        return jnp.sum(text_btrnh * lay(factor_ernh), axis=2)
 
     if on is None:
         return fused(value_btnh)
     return jax.lax.cond(on, fused, lambda value_btnh: value_btnh, value_btnh)
+
+
+NAME = "fusion"
+
+
+def fusion(stack: Stack, first: int, groups: int, latent: int, rank: int, order: str) -> Injection:
+    """The injection of latents (E, G, Z), one for each fused layer."""
+    how = Fusion(stack.config, first, groups, order)
+
+    def reach(
+        own: Any, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
+    ) -> Reach:
+        del rows, once, decoding
+        return Reach(layer_le=latent_factor(how, own[NAME], z_egz))
+
+    def points(own: Any, reach: Reach, lay: Lay) -> Points:
+        return Points(
+            value=lambda value_btnh, layer: fuse(value_btnh, layer, lay),
+            value_l=inputs(how, own[NAME], reach.layer_le),
+        )
+
+    return Injection(
+        frozenset({"values"}),
+        lambda key: {NAME: init(stack.config, groups, latent, rank, key)},
+        reach,
+        points,
+    )

@@ -1,0 +1,124 @@
+"""DistilBERT: BERT without token types and pooler, under names of its own.
+
+Source: Sanh et al. 2019, arXiv 1910.01108.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jvae.backbones import bert, tiny
+from jvae.nn import transformer
+from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
+from jvae.nn.config import TransformerConfig
+from jvae.pretrained.backbones import Backbone, expect
+from jvae.pretrained.layouts import LAYOUTS, Layout
+from jvae.pretrained.names import (
+    NameRule,
+    NameTable,
+    Vocab,
+    flat,
+    joined_bias,
+    joined_linear,
+    linear,
+    vocab_rows,
+)
+
+
+@dataclass(frozen=True)
+class DistilBertConfig(TransformerConfig):
+    """Sizes of a DistilBERT."""
+
+
+def stack(config: DistilBertConfig, own_head: bool = False) -> Stack:
+    """The functions of a config; see `jvae.nn.backbone.Stack`."""
+    del own_head  # it writes no text
+    spec = replace(bert.spec(config), types=0)
+    return transformer.stack(config, spec, config.positions, decodes=False)
+
+
+def _tiny(vocab: int, **changes: Any) -> DistilBertConfig:
+    return DistilBertConfig(**tiny.transformer(vocab, **changes))
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    expect(config, activation="gelu", sinusoidal_pos_embds=False)
+    return dict(
+        layers=config["n_layers"],
+        width=config["dim"],
+        heads=config["n_heads"],
+        mlp=config["hidden_dim"],
+        vocab=config["vocab_size"],
+        positions=config["max_position_embeddings"],
+        norm_eps=1e-12,
+    )
+
+
+def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:
+    if ours["norm_eps"] != 1e-12:
+        raise ValueError(f"norm_eps is {ours['norm_eps']}; that of DistilBERT is 1e-12 everywhere")
+    return dict(
+        architectures=["DistilBertModel"],
+        model_type="distilbert",
+        n_layers=ours["layers"],
+        dim=ours["width"],
+        n_heads=ours["heads"],
+        hidden_dim=ours["mlp"],
+        vocab_size=ours["vocab"],
+        max_position_embeddings=ours["positions"],
+        activation="gelu",
+        dropout=ours["dropout"],
+        attention_dropout=ours["dropout"],
+    )
+
+
+FILES = Backbone(
+    name="distilbert",
+    prefix="distilbert.",
+    renamed=(),
+    ignored=(
+        r"embeddings\.position_ids",
+        r"(vocab_transform|vocab_layer_norm|vocab_projector)\..*",
+        r"(pre_classifier|classifier|qa_outputs)\..*",
+    ),
+    sizes=_sizes,
+    describe=_describe,
+)
+
+
+def table(config: Any, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
+    """Names of one stack."""
+    del config, role, pooler  # one layout for all, and no pooler
+    layer, ours = "transformer.layer.{i}.", f"{path}/layers"
+    norms = {
+        f"{ours}/attn_norm": f"{layer}sa_layer_norm",
+        f"{ours}/mlp_norm": f"{layer}output_layer_norm",
+        f"{path}/embed/norm": "embeddings.LayerNorm",
+    }
+    projections = {
+        "attn/out": (f"{layer}attention.out_lin", 2),
+        "mlp/up": (f"{layer}ffn.lin1", 1),
+        "mlp/down": (f"{layer}ffn.lin2", 1),
+    }
+    qkv = [f"{layer}attention.{one}_lin" for one in "qkv"]
+    weights, biases = (tuple(f"{one}.{kind}" for one in qkv) for kind in ("weight", "bias"))
+    embeddings = {"token": ("word", vocab_rows(vocab)), "position": ("position", flat(2))}
+    rules = [
+        *(
+            NameRule(f"{path}/embed/{own}/table", (f"embeddings.{theirs}_embeddings.weight",), how)
+            for own, (theirs, how) in embeddings.items()
+        ),
+        NameRule(f"{ours}/attn/qkv/kernel", weights, joined_linear(3)),
+        NameRule(f"{ours}/attn/qkv/bias", biases, joined_bias(3)),
+    ]
+    for own, theirs in norms.items():
+        rules.append(NameRule(f"{own}/scale", (f"{theirs}.weight",), flat(1)))
+        rules.append(NameRule(f"{own}/bias", (f"{theirs}.bias",), flat(1)))
+    for own, (theirs, inputs) in projections.items():
+        rules.append(NameRule(f"{ours}/{own}/kernel", (f"{theirs}.weight",), linear(inputs)))
+        rules.append(NameRule(f"{ours}/{own}/bias", (f"{theirs}.bias",), flat(1)))
+    return NameTable(tuple(rules), FILES.ignored)
+
+
+BACKBONES.register("distilbert")(BackboneKind(DistilBertConfig, transformer.ENCODER, stack, _tiny))
+LAYOUTS.register("distilbert")(Layout(FILES, table))

@@ -1,0 +1,245 @@
+"""Gemma 2 and 3 (text): norms around every sub-layer, local and global layers in turn, scaled
+embeddings.
+
+Source: Gemma Team 2024, arXiv 2408.00118 (soft caps), and 2025, arXiv 2503.19786 (norms of queries
+and keys, two rotary bases). A latent's offset of the embeddings comes behind their scale.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from jvae.backbones import llama
+from jvae.fields import setting
+from jvae.nn import config as sizes
+from jvae.nn import transformer
+from jvae.nn.backbone import BACKBONES, BackboneKind, Stack, StackConfig
+from jvae.nn.rotary import Rotary
+from jvae.nn.spec import LayerKind, StackSpec
+from jvae.pretrained.backbones import expect
+from jvae.pretrained.layouts import LAYOUTS, Layout
+
+LOCAL, GLOBAL = 0, 1
+
+
+@dataclass(frozen=True)
+class GemmaConfig(StackConfig):
+    """Sizes and compute choices; every `global_every`-th layer sees all of a text, the others the
+    last `window` tokens.
+    """
+
+    layers: int = setting(**sizes.LAYERS)
+    width: int = setting(**sizes.WIDTH)
+    heads: int = setting(**sizes.HEADS)
+    kv_heads: int = setting(low=1, high=4_096, help="Heads of keys and values; divides heads.")
+    head: int = setting(low=2, high=2**16, help="Width of a head, even.")
+    mlp: int = setting(**sizes.MLP)
+    vocab: int = setting(**sizes.VOCAB)
+    positions: int = setting(low=1, high=2**24, help="Most tokens of a text.")
+    window: int = setting(low=1, high=2**24, help="Tokens that a local layer sees, itself one.")
+    global_every: int = setting(low=1, high=4_096, help="Of so many layers the last is global.")
+    query_scale: int = setting(
+        low=1, high=2**17, help="Attention logits are divided by its square root."
+    )
+    theta: float = setting(10_000.0, above=1.0, high=1e9, help="Rotary base of global layers.")
+    local_theta: float = setting(10_000.0, above=1.0, high=1e9, help="Of local layers.")
+    factor: float = setting(1.0, above=0.0, high=1e6, help="Divides global rotary frequencies.")
+    logit_cap: float = setting(0.0, low=0.0, high=1e6, help="Soft cap of attention logits; 0: no.")
+    score_cap: float = setting(0.0, low=0.0, high=1e6, help="Soft cap of scores; 0: none.")
+    dropout: float = setting(0.0, **sizes.DROPOUT)
+    norm_eps: float = setting(1e-6, **sizes.NORM_EPS)
+    init_std: float = setting(0.02, low=0.0, high=10.0, help="Of kernels and tables at the start.")
+    dtype: str = setting("float32", **sizes.DTYPE)
+    remat: str = setting("none", **sizes.REMATS)
+    unroll: int = setting(1, **sizes.UNROLL)
+    attention: str = setting("xla", **sizes.ATTENTION)
+    vocab_multiple: int = setting(128, **sizes.VOCAB_MULTIPLE)
+    xent_chunk: int = setting(8192, **sizes.XENT_CHUNK)
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads do not divide into {self.kv_heads} kv_heads")
+        if self.head % 2:
+            raise ValueError(f"head is {self.head}; rotary positions turn pairs of features")
+        sizes.check_kernel(self)
+
+    @property
+    def vocab_padded(self) -> int:
+        """Rows of the token embedding."""
+        return sizes.padded(self.vocab, self.vocab_multiple)
+
+
+@dataclass(frozen=True)
+class Gemma2Config(GemmaConfig):
+    """Sizes of a Gemma 2."""
+
+
+@dataclass(frozen=True)
+class Gemma3Config(GemmaConfig):
+    """Sizes of a Gemma 3."""
+
+
+def spec(config: GemmaConfig, head_norm: bool, own_head: bool = False) -> StackSpec:
+    """The stack of a config."""
+    c = config
+    scaling = "none" if c.factor == 1.0 else "linear"
+    local = LayerKind(Rotary(c.local_theta), c.window - 1)
+    whole = LayerKind(Rotary(c.theta, scaling=scaling, factor=c.factor))
+    every = [GLOBAL if (i + 1) % c.global_every == 0 else LOCAL for i in range(c.layers)]
+    return StackSpec(
+        **sizes.of_spec(c),
+        norm="rms_plus_one",
+        residual="sandwich",
+        qkv_bias=False,
+        out_bias=False,
+        mlp_bias=False,
+        head_norm=head_norm,
+        activation="gelu_tanh",
+        gated=True,
+        kinds=(local, whole),
+        pattern=tuple(every),
+        scale=c.query_scale**-0.5,
+        logit_cap=c.logit_cap or None,
+        score_cap=c.score_cap or None,
+        embed_scale=c.width**0.5,
+        own_head=own_head,
+        own_head_std=c.init_std,
+    )
+
+
+def stack(head_norm: bool, config: GemmaConfig, own_head: bool = False) -> Stack:
+    """The functions of a config; see `jvae.nn.backbone.Stack`."""
+    return transformer.stack(config, spec(config, head_norm, own_head), config.positions)
+
+
+def _tiny(cls: Any, vocab: int, **changes: Any) -> Any:
+    shape: dict[str, Any] = dict(layers=2, width=16, heads=4, kv_heads=2, head=6, mlp=24)
+    shape |= dict(vocab=vocab, positions=16, window=3, global_every=2, query_scale=5)
+    shape |= dict(theta=50.0, local_theta=20.0, dropout=0.1, vocab_multiple=8, xent_chunk=10)
+    return cls(**(shape | changes))
+
+
+# Pretrained files
+
+NORMS = {
+    "attn_norm": "input_layernorm",
+    "attn_out_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "mlp_out_norm": "post_feedforward_layernorm",
+}
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    expect(
+        config,
+        hidden_activation="gelu_pytorch_tanh",
+        attention_bias=False,
+        tie_word_embeddings=True,
+    )
+    rope = _rotary(config)
+    return dict(
+        layers=config["num_hidden_layers"],
+        width=config["hidden_size"],
+        heads=config["num_attention_heads"],
+        kv_heads=config["num_key_value_heads"],
+        head=config["head_dim"],
+        mlp=config["intermediate_size"],
+        vocab=config["vocab_size"],
+        positions=config["max_position_embeddings"],
+        window=config["sliding_window"],
+        global_every=_global_every(config),
+        query_scale=int(config["query_pre_attn_scalar"]),
+        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        **rope,
+    )
+
+
+def _global_every(config: Mapping[str, Any]) -> int:
+    """Raises: ValueError for another pattern of layers than local ones and a global one in turn."""
+    types = config.get("layer_types")
+    stated = config.get("sliding_window_pattern", config.get("_sliding_window_pattern"))
+    if types is None:
+        return stated or (2 if config["model_type"] == "gemma2" else 6)
+    every = types.index("full_attention") + 1 if "full_attention" in types else len(types) + 1
+    plain = ["sliding_attention"] * len(types)
+    plain[every - 1 :: every] = ["full_attention"] * len(plain[every - 1 :: every])
+    if list(types) != plain:
+        raise ValueError(f"layer_types is {types}; only one global layer every so many is read")
+    return every
+
+
+def _rotary(config: Mapping[str, Any]) -> dict[str, float]:
+    rope = config.get("rope_parameters") or {}
+    if "full_attention" in rope:
+        whole, local = rope["full_attention"], rope["sliding_attention"]
+        found = llama.rotary_sizes({"rope_parameters": whole})
+        local_theta = float(local["rope_theta"])
+    else:
+        found = llama.rotary_sizes(config)
+        local_theta = float(config.get("rope_local_base_freq", found["theta"]))
+    if found["scaling"] not in ("none", "linear"):
+        raise ValueError(f"the rotary scaling is {found['scaling']!r}; only linear is implemented")
+    return dict(theta=found["theta"], local_theta=local_theta, factor=found.get("factor", 1.0))
+
+
+def _sizes2(config: Mapping[str, Any]) -> dict[str, Any]:
+    caps = dict(
+        logit_cap=float(config.get("attn_logit_softcapping") or 0.0),
+        score_cap=float(config.get("final_logit_softcapping") or 0.0),
+    )
+    return _sizes(config) | {name: cap for name, cap in caps.items() if cap}
+
+
+def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(
+        num_hidden_layers=ours["layers"],
+        hidden_size=ours["width"],
+        num_attention_heads=ours["heads"],
+        num_key_value_heads=ours["kv_heads"],
+        head_dim=ours["head"],
+        intermediate_size=ours["mlp"],
+        vocab_size=ours["vocab"],
+        max_position_embeddings=ours["positions"],
+        sliding_window=ours["window"],
+        query_pre_attn_scalar=ours["query_scale"],
+        rms_norm_eps=ours["norm_eps"],
+        rope_theta=ours["theta"],
+        layer_types=[
+            "full_attention" if (i + 1) % ours["global_every"] == 0 else "sliding_attention"
+            for i in range(ours["layers"])
+        ],
+        hidden_activation="gelu_pytorch_tanh",
+        attention_bias=False,
+        tie_word_embeddings=True,
+        attn_logit_softcapping=ours["logit_cap"] or None,
+        final_logit_softcapping=ours["score_cap"] or None,
+    )
+
+
+def _describe2(ours: Mapping[str, Any]) -> dict[str, Any]:
+    return _describe(ours) | dict(architectures=["Gemma2ForCausalLM"], model_type="gemma2")
+
+
+def _describe3(ours: Mapping[str, Any]) -> dict[str, Any]:
+    scaling = None
+    if ours["factor"] != 1.0:
+        scaling = dict(rope_type="linear", factor=ours["factor"])
+    return _describe(ours) | dict(
+        architectures=["Gemma3ForCausalLM"],
+        model_type="gemma3_text",
+        rope_local_base_freq=ours["local_theta"],
+        rope_scaling=scaling,
+    )
+
+
+for _name, _cls, _norms_heads, _model, _own, _back in (
+    ("gemma2", Gemma2Config, False, "gemma2", _sizes2, _describe2),
+    ("gemma3", Gemma3Config, True, "gemma3_text", _sizes, _describe3),
+):
+    BACKBONES.register(_name)(
+        BackboneKind(_cls, transformer.DECODER, partial(stack, _norms_heads), partial(_tiny, _cls))
+    )
+    _files = replace(llama.FILES, name=_model, sizes=_own, describe=_back)
+    _table = partial(llama.table, norms=NORMS, head_norm=_norms_heads)
+    LAYOUTS.register(_name)(Layout(_files, _table))

@@ -1,0 +1,99 @@
+"""A one-layer LSTM; see `jvae.nn.lstm`. Embedding and output layer are untied."""
+
+from functools import partial
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float, Key
+
+from jvae.nn import lstm
+from jvae.nn.attention import MaskSpec
+from jvae.nn.backbone import BACKBONES, BackboneKind, Recurrent, Stack
+from jvae.nn.layers import dropout, split_key
+from jvae.nn.lstm import LstmConfig
+from jvae.nn.points import UNTOUCHED, Points, Read
+
+UNBOUNDED = 2**31 - 1  # a recurrent network reads texts of any length
+
+
+def rows(
+    config: LstmConfig,
+    own: Any,
+    x_btd: Float[Array, "b t d"],
+    mask_spec: MaskSpec,
+    points: Points = UNTOUCHED,
+    drop: Key[Array, ""] | None = None,
+    *,
+    read: Read | None = None,
+    read_l: Any = None,
+) -> tuple[Float[Array, "b t f"], None]:
+    """Hidden states of packed rows, dropout on both sides of the LSTM. It reads forwards whatever
+    `mask_spec` says of order; its position 0 begins a segment.
+    """
+    del points, read, read_l  # it has no such places
+    assert mask_spec.position_bt is not None  # of every side
+    first_drop, last_drop = split_key(drop, 2)
+    gate_bt4f = lstm.gates(own["cell"], dropout(first_drop, config.dropout, x_btd))
+    hidden_btf = lstm.run(own["cell"], gate_bt4f, mask_spec.position_bt == 0)
+    return dropout(last_drop, config.dropout, hidden_btf), None
+
+
+def stack(config: LstmConfig, own_head: bool = False) -> Stack:
+    """The functions of a config; see `jvae.nn.backbone.Stack`."""
+    del own_head  # it always has one
+
+    def init(key: Key[Array, ""], head: bool = True) -> Any:
+        embed_key, body_key, head_key = jax.random.split(key, 3)
+        output = init_head(head_key) if head else {}
+        return init_embed(embed_key) | init_body(body_key) | output
+
+    def init_embed(key: Key[Array, ""]) -> Any:
+        return {"embed": lstm.init_table(config, key)}
+
+    def init_body(key: Key[Array, ""]) -> Any:
+        return {"cell": lstm.init_cell(config, key)}
+
+    def init_head(key: Key[Array, ""]) -> Any:
+        return {"output": lstm.init_output(config, key)}
+
+    def embed(own: Any, token: Array, position: Any = None, kind: Any = None) -> Array:
+        del position, kind  # order is what it reads in
+        return lstm.embed(config, own["embed"], token)
+
+    recurrent = Recurrent(
+        hidden=config.hidden,
+        gates=lambda own, x: lstm.gates(own["cell"], x),
+        state_gates=lambda own, h_ef: lstm.state_gates(own["cell"], h_ef),
+        run=lambda own, gate, first: lstm.run(own["cell"], gate, first),
+        prefill=lambda own, gate, length_e: lstm.prefill(own["cell"], gate, length_e),
+        cell=lambda own, gate, state: lstm.cell(own["cell"], gate, state),
+        output=lambda state: state.hidden_ef,
+        uniform=partial(lstm.uniform, config),
+    )
+    return Stack(
+        config=config,
+        features=config.hidden,
+        longest=UNBOUNDED,
+        init=init,
+        init_embed=init_embed,
+        init_body=init_body,
+        init_head=init_head,
+        embed=embed,
+        place=lambda own, x, position: x,
+        rows=partial(rows, config),
+        logits=lambda own, hidden: lstm.logits(config, own["output"], hidden),
+        token_log_prob=lambda own, hidden_btf, side, scored_bt: lstm.token_log_prob(
+            config, own["output"], hidden_btf, side, scored_bt
+        ),
+        recurrent=recurrent,
+    )
+
+
+def _tiny(vocab: int, dtype: str = "float32", **changes: Any) -> LstmConfig:
+    """There are no layers to rematerialise or unroll."""
+    del changes
+    return LstmConfig(width=6, hidden=10, vocab=vocab, vocab_multiple=8, xent_chunk=10, dtype=dtype)
+
+
+ABILITIES = frozenset({"encode", "recurrent"})
+BACKBONES.register("lstm")(BackboneKind(LstmConfig, ABILITIES, stack, _tiny))

@@ -1,0 +1,44 @@
+"""Qwen2 and Qwen2.5: Llama with biases on queries, keys and values.
+
+Source: Yang et al. 2024, arXiv 2407.10671. Windows, off in every published size, are refused.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from jvae.backbones import llama
+from jvae.nn import transformer
+from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
+from jvae.pretrained.backbones import expect
+from jvae.pretrained.layouts import LAYOUTS, Layout
+
+
+@dataclass(frozen=True)
+class Qwen2Config(llama.LlamaConfig):
+    """Sizes of a Qwen2."""
+
+
+def stack(config: Qwen2Config, own_head: bool = False) -> Stack:
+    """The functions of a config; see `jvae.nn.backbone.Stack`."""
+    spec = replace(llama.spec(config, own_head), qkv_bias=True)
+    return transformer.stack(config, spec, config.positions)
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    expect(config, use_sliding_window=False)
+    return llama.sizes_of(config)
+
+
+def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:
+    return llama.describe(ours) | dict(
+        architectures=["Qwen2ForCausalLM"], model_type="qwen2", use_sliding_window=False
+    )
+
+
+FILES = replace(llama.FILES, name="qwen2", sizes=_sizes, describe=_describe)
+BACKBONES.register("qwen2")(
+    BackboneKind(Qwen2Config, transformer.DECODER, stack, partial(llama.tiny, Qwen2Config))
+)
+LAYOUTS.register("qwen2")(Layout(FILES, partial(llama.table, biases=True)))

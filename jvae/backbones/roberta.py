@@ -1,0 +1,80 @@
+"""RoBERTa: BERT whose positions begin behind the padding index, with one token type.
+
+Source: Liu et al. 2019, arXiv 1907.11692.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jvae.backbones import bert, tiny
+from jvae.nn import transformer
+from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
+from jvae.nn.config import TransformerConfig
+from jvae.pretrained import bert as bert_weights
+from jvae.pretrained.backbones import expect
+from jvae.pretrained.layouts import LAYOUTS, Layout
+from jvae.pretrained.names import NameTable, Vocab
+
+OFFSET = 2  # rows of the position table that no token has; config.json counts them
+
+
+@dataclass(frozen=True)
+class RobertaConfig(TransformerConfig):
+    """Sizes of a RoBERTa; `positions` are those that tokens can have."""
+
+
+def stack(config: RobertaConfig, own_head: bool = False) -> Stack:
+    """The functions of a config; see `jvae.nn.backbone.Stack`."""
+    del own_head  # it writes no text
+    spec = replace(bert.spec(config), position_offset=OFFSET, types=1)
+    return transformer.stack(config, spec, config.positions, decodes=False)
+
+
+def _tiny(vocab: int, **changes: Any) -> RobertaConfig:
+    return RobertaConfig(**tiny.transformer(vocab, **changes))
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    expect(config, hidden_act="gelu", position_embedding_type="absolute", type_vocab_size=1)
+    return dict(
+        layers=config["num_hidden_layers"],
+        width=config["hidden_size"],
+        heads=config["num_attention_heads"],
+        mlp=config["intermediate_size"],
+        vocab=config["vocab_size"],
+        positions=config["max_position_embeddings"] - OFFSET,
+        norm_eps=float(config.get("layer_norm_eps", 1e-5)),
+    )
+
+
+def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:
+    return bert_weights.BACKBONE.describe(ours) | dict(
+        architectures=["RobertaModel"],
+        model_type="roberta",
+        max_position_embeddings=ours["positions"] + OFFSET,
+        type_vocab_size=1,
+    )
+
+
+FILES = replace(
+    bert_weights.BACKBONE,
+    name="roberta",
+    prefix="roberta.",
+    renamed=(),
+    ignored=(r"embeddings\.position_ids", r"lm_head\..*", r"classifier\..*", r"qa_outputs\..*"),
+    sizes=_sizes,
+    describe=_describe,
+)
+
+
+def table(config: Any, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
+    """Names of one stack."""
+    del config, role  # one layout for all
+    own = bert_weights.table(vocab, path, pooler)
+    ignored = FILES.ignored if pooler else (*FILES.ignored, bert_weights.POOLER)
+    return NameTable(own.rules, ignored)
+
+
+BACKBONES.register("roberta")(BackboneKind(RobertaConfig, transformer.ENCODER, stack, _tiny))
+LAYOUTS.register("roberta")(Layout(FILES, table, pooler=True))

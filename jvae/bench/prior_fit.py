@@ -1,0 +1,65 @@
+"""Fitting a prior to latents: all of it where that is quick, some updates where it is descent."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jvae.api import example_keys, has_latent
+from jvae.bench import subjects
+from jvae.bench.cases import Case, Setting
+from jvae.bench.harness import Work
+from jvae.fitted import FITTED
+from jvae.fitted.contract import Density, density
+
+LATENTS = {"cpu": 20_000, "gpu": 200_000, "tpu": 200_000}
+TURNS = 20  # of expectation maximisation, and updates of descent
+SHORT: dict[str, dict[str, Any]] = {
+    "gmm": dict(iterations=TURNS, tolerance=0.0, starts=1),
+    "flow": dict(steps=TURNS),
+    "diffusion": dict(updates=TURNS),
+}
+
+
+def kinds(this: Setting, **more: dict[str, Any]) -> dict[str, tuple[Density, Any]]:
+    """The density of each kind for the latents of a model, and its options."""
+    shape, found = this.run.model.latent_shape, {}
+    for name, kind in FITTED.items():
+        options = kind.options(**(more.get(name, {})))
+        found[name] = density(name, options, shape, 1), options
+    return found
+
+
+def latents(this: Setting, count: int) -> jax.Array:
+    """Standardised latents: draws from the prior of fresh parameters."""
+    key_e = example_keys(jax.random.key(0), jnp.arange(count))
+    u_ngz = jax.jit(this.run.model.prior.sample)(this.params, key_e)
+    left_ngz = u_ngz - jnp.mean(u_ngz, axis=0, keepdims=True)
+    return left_ngz / jnp.std(u_ngz, axis=0, keepdims=True)
+
+
+def works(this: Setting) -> list[Work]:
+    """A program for every kind."""
+    if not has_latent(this.run.model) or "cond" in this.run.rows.row:
+        return []
+    count = LATENTS[this.preset.platform]
+    u_ngz, label_n = latents(this, count), jnp.zeros(count, jnp.int32)
+    found = []
+    for name, (own, options) in kinds(this, **SHORT).items():
+        turns = TURNS if name in SHORT else 1
+        seen = turns * getattr(options, "batch", count)
+        found.append(
+            Work(
+                name=name,
+                call=partial(own.fit, u_ngz, label_n, jax.random.key(0)),
+                sentences=seen,
+                tokens=seen,
+                shapes=dict(latents=count, dimensions=int(u_ngz[0].size)),
+                extra={"turns": turns},
+            )
+        )
+    return found
+
+
+CASE = Case(subjects.every((subjects.OPTIMUS,), (subjects.OPTIMUS_BASE,)), works)

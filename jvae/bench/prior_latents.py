@@ -1,0 +1,80 @@
+"""Latents drawn from fitted priors, beside decoding them: what a better prior costs a sentence."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jvae.api import example_keys, has_latent
+from jvae.bench import prior_fit, subjects
+from jvae.bench.cases import Case, Setting
+from jvae.bench.decode import TOKENS, ends, starts
+from jvae.bench.harness import Work
+from jvae.decode import DecodeConfig, decode
+
+LATENTS = 10_000
+FITTED_TO = 1_000
+DECODED = {"cpu": 1_024, "gpu": LATENTS, "tpu": LATENTS}  # of them, in the program beside
+DECODE = "decode"
+# Draws cost the same whatever the fit was.
+BARELY: dict[str, dict[str, Any]] = {
+    "gmm": dict(iterations=1, starts=1),
+    "flow": dict(steps=1),
+    "diffusion": dict(updates=1),
+}
+
+
+def works(this: Setting) -> list[Work]:
+    """A program for every kind, and random decoding to the longest training sentence."""
+    if not has_latent(this.run.model) or "cond" in this.run.rows.row:
+        return []
+    u_ngz, key = prior_fit.latents(this, FITTED_TO), jax.random.key(0)
+    key_e, label_e = example_keys(key, jnp.arange(LATENTS)), jnp.zeros(LATENTS, jnp.int32)
+    found = []
+    for name, (own, options) in prior_fit.kinds(this, **BARELY).items():
+        params = own.fit(u_ngz, jnp.zeros(FITTED_TO, jnp.int32), key)
+        extra = {"steps": options.steps} if name == "diffusion" else {}
+        found.append(
+            Work(
+                name=name,
+                call=partial(jax.jit(own.sample), params, key_e, label_e),
+                sentences=LATENTS,
+                tokens=LATENTS,
+                shapes=dict(latents=LATENTS, dimensions=int(u_ngz[0].size)),
+                extra=extra,
+            )
+        )
+    return [*found, _decoding(this, u_ngz)]
+
+
+def _decoding(this: Setting, u_ngz: jax.Array) -> Work:
+    count = DECODED[this.preset.platform]
+    length = min(TOKENS, this.run.config.decode.max_length)
+    settings = DecodeConfig(method="sample", min_length=length, max_length=length)
+    z_egz, prompt = jnp.resize(u_ngz, (count, *u_ngz.shape[1:])), starts(this, count)
+    key_e = example_keys(jax.random.key(1), jnp.arange(count))
+
+    @jax.jit
+    def tokens(params: Any, z_egz: jax.Array) -> jax.Array:
+        out = decode(this.run.model.gen, params, z_egz, prompt, key_e, settings, **ends(this))
+        return out.token_et
+
+    return Work(
+        name=DECODE,
+        call=partial(tokens, this.params, z_egz),
+        sentences=count,
+        tokens=count * length,
+        shapes=dict(latents=count, tokens=length),
+    )
+
+
+def compare(records: list[dict[str, Any]]) -> None:
+    """Adds the time of a draw over the time of decoding it."""
+    decoding = next(row for row in records if row["program"] == DECODE)
+    for row in records:
+        if row is not decoding:
+            row["of_decoding"] = decoding["sentences_per_s"] / row["sentences_per_s"]
+
+
+CASE = Case(subjects.every((subjects.OPTIMUS,), (subjects.OPTIMUS_BASE,)), works, compare)

@@ -1,0 +1,90 @@
+"""The memory allocator of a command's process: one that keeps what is freed for the next call.
+
+On a CPU, XLA allocates the temporary buffers of a program at every call. glibc maps blocks of that
+size from the kernel and unmaps them when they are freed, so that a third of a small training step
+goes into page faults. Its settings are read when a process starts. A command therefore starts
+itself again, once, with other settings: by `os.execve`, so that process id, arguments, streams,
+signals and exit code stay what they are.
+"""
+
+import contextlib
+import glob
+import os
+import sys
+import threading
+from pathlib import Path
+
+VARIABLE = "JVAE_ALLOCATOR"
+SYSTEM = "system"  # its value that leaves the allocator as it is
+TUNABLES = "GLIBC_TUNABLES"
+# No block is mapped for itself, none is given back, and huge pages make what is left of the faults
+# few. The heap grows by 64 MiB.
+KEEP = ":".join(
+    f"glibc.malloc.{name}"
+    for name in ("mmap_max=0", f"trim_threshold={2**62}", f"top_pad={2**26}", "hugetlb=1")
+)
+_BEFORE = "JVAE_ALLOCATOR_BEFORE"  # TUNABLES of the first start, in the environment of the second
+_STARTED = os.environ.get(TUNABLES, "")  # before anything changes the environment
+_LIBRARIES = ("jemalloc", "tcmalloc", "mimalloc")
+_ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
+
+
+def restart() -> None:
+    """Starts this process again with an allocator that keeps memory, where that helps: on Linux
+    with glibc, on hosts without accelerators or with JAX_PLATFORMS=cpu.
+
+    Must be called before anything else by what runs as a program, never by a library. Does nothing
+    in the second start, under JVAE_ALLOCATOR=system, or where the environment has chosen an
+    allocator or settings of one.
+    """
+    before = os.environ.pop(_BEFORE, None)
+    if before is not None:
+        # Processes that this one starts get the environment that the user gave.
+        os.environ.pop(TUNABLES, None)
+        if before:
+            os.environ[TUNABLES] = before
+    elif _helps() and _is_program():
+        before = os.environ.get(TUNABLES, "")
+        chosen = {TUNABLES: f"{before}:{KEEP}".lstrip(":"), _BEFORE: before}
+        with contextlib.suppress(OSError):  # then with the allocator there is
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | chosen)
+
+
+def name() -> str:
+    """The allocator of this process: "glibc", "glibc, keeping memory", "jemalloc", ..."""
+    with contextlib.suppress(OSError):
+        maps = Path("/proc/self/maps").read_text()
+        for library in _LIBRARIES:
+            if f"lib{library}" in maps:
+                return library
+    if KEEP in _STARTED:
+        return "glibc, keeping memory"
+    if "glibc.malloc." in _STARTED:
+        return f"glibc, {_STARTED}"
+    return "glibc" if _glibc() else "system"
+
+
+def _helps() -> bool:
+    chosen = f"{os.environ.get('LD_PRELOAD', '')} {os.environ.get(TUNABLES, '')}"
+    return _glibc() and VARIABLE not in os.environ and "malloc" not in chosen and _on_cpu()
+
+
+def _glibc() -> bool:
+    try:
+        return sys.platform == "linux" and "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or "")
+    except ValueError:  # another C library
+        return False
+
+
+def _on_cpu() -> bool:
+    """Whether JAX will compute on the CPU; without importing it, which takes a second."""
+    if platforms := os.environ.get("JAX_PLATFORMS"):
+        return platforms.split(",")[0] == "cpu"
+    return not any(glob.glob(pattern) for pattern in _ACCELERATORS)
+
+
+def _is_program() -> bool:
+    """Whether the command line of this process is that of the program, and nothing runs yet."""
+    own = sys.argv[1:]
+    same = sys.orig_argv[len(sys.orig_argv) - len(own) :] == own
+    return bool(sys.executable) and same and threading.active_count() == 1

@@ -1,0 +1,252 @@
+"""A prior fitted to a trained run, and a table of what it changes.
+
+The run's own prior stands beside the fitted one, and so do latents drawn from the training
+posteriors themselves: no prior can do better than these, and what they miss is the decoder's.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jvae.api import Batch, Params, TextVAE, has_latent
+from jvae.data import grammar
+from jvae.data.dataset import eval_batches
+from jvae.errors import ConfigError
+from jvae.evals import evaluation, probing
+from jvae.evals import text as texts
+from jvae.evals.card import aligned, clean, show
+from jvae.evals.collect import mean_se
+from jvae.evals.latent import PosteriorSet, collect_posteriors, latent_metrics
+from jvae.evals.likelihood import draw_sentences, evaluate_likelihood
+from jvae.evals.split_latents import split_latents
+from jvae.fields import setting
+from jvae.fitted import Fitted, attach, fit, has_density, join
+from jvae.inference.text_vae import LoadedVAE
+from jvae.parallel import mesh as meshes
+from jvae.runs import build, priors
+from jvae.runs.workdir import one_line, write_text
+
+OWN, CEILING = "own prior", "training posteriors"
+SHOWN = ("distinct_lines", "self_bleu", "memorised_pct", "bleu_test")
+NATS = "nats/sentence"
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorRequest:
+    """What `--mode=prior` is asked for, besides the options of the kind."""
+
+    kind: str = setting("", help="Kind of the prior.")
+    name: str = setting("", help="Name to store it under; empty: its kind.")
+    samples: int = setting(4, low=1, high=10_000, help="Posterior draws of each sentence.")
+    sentences: int = setting(
+        0, low=0, high=2**31 - 1, help="Most training sentences, a seeded draw; 0: all."
+    )
+    label: str = setting(
+        "", help="Condition it on labels: their name, or true where there is one kind of them."
+    )
+
+
+class _Labels(NamedTuple):
+    names: tuple[str, ...]
+    number_n: np.ndarray  # of each training sentence
+
+
+def fit_prior(
+    this: build.Run,
+    mesh: Mesh,
+    params: Params,
+    step: int,
+    request: PriorRequest,
+    options: Any,
+    seed: int = 0,
+) -> str:
+    """Fits a prior to the training split, stores it in `priors/` and gives the table, which
+    `eval/prior-<name>.txt` and `.json` hold too.
+
+    Raises: ConfigError for a model without a latent or with sources, or labels that are not there.
+    """
+    name = request.name or request.kind
+    priors.check_name(name)
+    if not has_latent(this.model):
+        raise ConfigError(f"{this.config.name} is a language model: it has no latent to fit to")
+    if "cond" in this.data["train"].sides:
+        raise ConfigError(
+            f"{this.config.name} reads a source text, and so does its prior; a fitted prior would "
+            "not"
+        )
+    labels = _labels(this, request.label) if request.label else None
+    train = this.data["train"]
+    ids = draw_sentences(len(train), request.sentences or len(train), seed)
+    weights = priors.weights_digest(params)
+    z_nkgz = split_latents(
+        this, mesh, params, "train", request.samples, weights=weights, seed=seed, ids=ids
+    )
+    z_ngz = z_nkgz.reshape(-1, *this.model.latent_shape)
+    label_n = None if labels is None else np.repeat(labels.number_n[ids], request.samples)
+    fitted = fit(
+        request.kind,
+        options,
+        z_ngz,
+        jax.random.key(seed),
+        label_n,
+        labels=() if labels is None else labels.names,
+        name=name,
+        mesh=mesh,
+    )
+    about = {
+        "run": this.config.name,
+        "step": step,
+        "sentences": len(ids),
+        "samples": request.samples,
+        "seed": seed,
+        "label": request.label,
+    }
+    fitted = dataclasses.replace(fitted, about=about)
+    priors.write(this.workdir, fitted, weights)
+    rows = list(_rows(this, mesh, params, fitted, z_ngz))
+    return _table(this, fitted, rows)
+
+
+def _labels(this: build.Run, wanted: str) -> _Labels:
+    """Labels of the training split by name. Raises: ConfigError."""
+    every = probing.labels_of(this, "train")
+    kind = next(iter(every)) if wanted == "true" and len(every) == 1 else wanted
+    if kind not in every:
+        raise ConfigError(
+            f"--prior.label={wanted}: expected the name of a kind of labels: {', '.join(every)}"
+        )
+    names, number_n = np.unique(probing.names(kind, every[kind]).astype(str), return_inverse=True)
+    return _Labels(tuple(names.tolist()), number_n.astype(np.int32))
+
+
+class _Row(NamedTuple):
+    """A metric under the run's own prior, the fitted one, and the training posteriors."""
+
+    metric: str
+    own: float | None
+    fitted: float | None
+    ceiling: float | None
+    unit: str
+    note: str = ""
+
+
+class _Measured(NamedTuple):
+    """Likelihoods and posteriors of the test split under one prior."""
+
+    nll_e: np.ndarray
+    summary: dict[str, Any]
+    posts: PosteriorSet
+    kl_nats: float  # at one draw of each sentence, that of its mutual information
+
+
+def _rows(
+    this: build.Run, mesh: Mesh, params: Params, fitted: Fitted, z_ngz: np.ndarray
+) -> Iterator[_Row]:
+    """Likelihoods of the test split, then samples decoded."""
+    yield from _likelihood_rows(this, mesh, params, fitted)
+    yield from _sample_rows(this, params, fitted, z_ngz)
+
+
+def _likelihood_rows(this: build.Run, mesh: Mesh, params: Params, fitted: Fitted) -> Iterator[_Row]:
+    """NLL_K, -ELBO, KL and the marginal gap of the test split under both priors."""
+    cfg, data = evaluation.settings(this.config), this.data["test"]
+    sizes, key = cfg.sizes(len(data)), jax.random.key(cfg.seed)
+    chosen = draw_sentences(len(data), sizes.sentences or len(data), cfg.seed)
+
+    def rows() -> Iterator[Batch]:
+        return (meshes.to_device(b, mesh) for b in eval_batches(data, this.rows, chosen))
+
+    def measured(model: TextVAE, weights: Params) -> _Measured:
+        result = evaluate_likelihood(
+            model, weights, rows(), key, sizes.samples, chunk=cfg.chunk, proposal=model.proposal
+        )
+        posts = collect_posteriors(model, weights, rows(), key)
+        summary = result.summary()
+        nll_e = np.asarray(result.scores.nll_e, np.float64)
+        return _Measured(nll_e, summary, posts, float(np.mean(posts.kl_e, dtype=np.float64)))
+
+    with meshes.inside(mesh):
+        own, new = measured(this.model, params), None
+        latent = latent_metrics(this.model, params, own.posts)
+        if has_density(fitted):
+            new = measured(attach(this.model, fitted), join(params, fitted))
+    assert latent is not None  # the model has one
+    note = "no density: --prior.trace=exact computes it"
+    if new:
+        gain, se = mean_se(own.nll_e - new.nll_e)
+        note = f"lower by {gain:.3f}, paired se {show(se)}"
+    for name, key_of, text in (
+        (f"nll_{sizes.samples}", "nll_nats", note),
+        ("neg_elbo", "neg_elbo_nats", ""),
+        ("rec", "rec_nats", ""),
+    ):
+        after = new.summary[key_of] if new else None
+        yield _Row(name, own.summary[key_of], after, None, NATS, text)
+    yield _Row("kl", own.kl_nats, new.kl_nats if new else None, None, NATS)
+    note = "KL(q(z) || p(z)): what a perfect prior would save"
+    gap = new.kl_nats - latent.mi_nats if new else None
+    yield _Row("marginal_gap", latent.marginal_gap_nats, gap, None, NATS, note)
+
+
+def _sample_rows(
+    this: build.Run, params: Params, fitted: Fitted, z_ngz: np.ndarray
+) -> Iterator[_Row]:
+    """Sentences decoded from draws, at random and greedily."""
+    cfg, data = evaluation.settings(this.config), this.data["test"]
+    vae, count = evaluation.text_vae_of(this, params, cfg.seed), cfg.sizes(len(data)).generate
+    chosen = np.random.default_rng(cfg.seed).integers(0, len(z_ngz), count)
+    drawn = {
+        OWN: vae.sample_prior(count),
+        fitted.name: vae.with_prior(fitted).sample_prior(count),
+        CEILING: z_ngz[chosen],
+    }
+    decode = {k: v for k, v in this.config.decode.items() if k not in ("batch", "max_length")}
+    for prefix, settings in (("", decode), ("greedy_", {"method": "greedy"})):
+        lines = {which: _decoded(vae, z_egz, settings) for which, z_egz in drawn.items()}
+        if "test" in this.exact:
+            yield _Row(f"{prefix}grammatical", *map(_grammatical, lines.values()), unit="%")
+        if not prefix:
+            train = this.data["train"].texts
+            found = [texts.generation(one, data.texts, train) for one in lines.values()]
+            for metric in SHOWN:
+                unit = "%" if metric.endswith("_pct") else ""
+                values = [one[metric] for one in found]
+                yield _Row(metric.removesuffix("_pct"), *values, unit=unit)
+
+
+def _decoded(vae: LoadedVAE, z_egz: np.ndarray, settings: dict[str, Any]) -> list[str]:
+    return [one_line(text) for text in vae.decode(z_egz, **settings)]
+
+
+def _grammatical(lines: Sequence[str]) -> float:
+    return 100.0 * sum(grammar.parse(line) is not None for line in lines) / len(lines)
+
+
+def _table(this: build.Run, fitted: Fitted, rows: Sequence[_Row]) -> str:
+    """Writes the rows and gives them as text."""
+    head = ("metric", OWN, fitted.name, CEILING, "unit", "note")
+    body = [(r.metric, show(r.own), show(r.fitted), show(r.ceiling), r.unit, r.note) for r in rows]
+    about = fitted.about
+    title = (
+        f"{this.config.name}, test: prior {fitted.name} ({fitted.kind}), fitted to "
+        f"{about['samples']} draws of {about['sentences']} training sentences"
+    )
+    text = "\n".join([title, "", *aligned([head, *body])])
+    content = {
+        "title": title,
+        "kind": fitted.kind,
+        "options": vars(fitted.options),
+        "labels": fitted.labels,
+        "about": about,
+        "metrics": {row.metric: row._asdict() for row in rows},
+    }
+    path = this.workdir / "eval" / f"prior-{fitted.name}"
+    stored = json.dumps(clean(content), indent=2, sort_keys=True)
+    write_text(path.with_suffix(".json"), stored + "\n")
+    write_text(path.with_suffix(".txt"), text + "\n")
+    return text

@@ -1,0 +1,104 @@
+"""Draws from the posterior of every sentence of a split, kept in the folder of the run.
+
+A file is found by what decides its content: weights, text, seed and number of draws. One whose
+checksum is wrong is made again.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+from safetensors.numpy import load, save
+
+from jvae.api import Params
+from jvae.data.dataset import eval_batches
+from jvae.errors import CheckpointError
+from jvae.evals.collect import collect
+from jvae.inference import scoring
+from jvae.parallel import mesh as meshes
+from jvae.runs import build, workdir
+
+FOLDER = "latents"
+
+log = logging.getLogger(__name__)
+
+
+def split_latents(
+    this: build.Run,
+    mesh: Mesh,
+    params: Params,
+    split: str,
+    samples: int,
+    *,
+    weights: str,
+    seed: int = 0,
+    ids: np.ndarray | None = None,
+) -> Float[np.ndarray, "n k g z"]:
+    """`samples` draws of each sentence of a split, in the order of the split.
+
+    Args:
+      weights: digest of `params`.
+      ids: some sentences only, ascending.
+    """
+    chosen = np.arange(len(this.data[split])) if ids is None else ids
+    key, path = _place(this, split, samples, weights, seed, chosen)
+    z_nkgz = _stored(path, key)
+    if z_nkgz is not None:
+        return z_nkgz
+    model, draw_key = this.model, jax.random.key(seed)
+
+    def parts() -> Iterator[tuple[jax.Array, jax.Array]]:
+        part, count = meshes.row_part(mesh, this.rows.batch_rows)
+        own = eval_batches(
+            this.data[split], this.rows, chosen, process_index=part, process_count=count
+        )
+        for batch in own:
+            at = meshes.to_device(batch, mesh)
+            yield at.id_e, scoring.draws(model.gen, model.post, samples, params, at, draw_key)
+
+    with meshes.inside(mesh):
+        _, z_nkgz = collect(parts())
+    z_nkgz = np.ascontiguousarray(z_nkgz, np.float32)
+    about = {"key": key, "sha256": hashlib.sha256(z_nkgz.tobytes()).hexdigest()}
+    try:
+        workdir.write_bytes(path, save({"z": z_nkgz}, metadata={"jvae": json.dumps(about)}))
+    except CheckpointError as error:
+        log.warning("latents are not kept: %s", error)
+    return z_nkgz
+
+
+def _place(
+    this: build.Run, split: str, samples: int, weights: str, seed: int, ids: np.ndarray
+) -> tuple[str, Path]:
+    """What decides the latents, as a hash, and their file."""
+    digest = hashlib.sha256(f"{weights} {samples} {seed}\n".encode())
+    texts = this.data[split].texts
+    sources = this.data[split].lines.source
+    for i in ids.tolist():
+        digest.update(f"{texts[i]}\0{sources[i] if sources is not None else ''}\n".encode())
+    key = digest.hexdigest()
+    return key, this.workdir / FOLDER / f"{split}-{key[:16]}.safetensors"
+
+
+def _stored(path: Path, key: str) -> np.ndarray | None:
+    """The latents of a file; None where there is none or it is not as it was written."""
+    try:
+        data = path.read_bytes()
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        about = json.loads(header["__metadata__"]["jvae"])
+        z_nkgz = load(data)["z"]
+        if about["key"] == key and about["sha256"] == hashlib.sha256(z_nkgz.tobytes()).hexdigest():
+            return z_nkgz
+        fault = "its checksum is wrong"
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # a torn file fails anywhere
+        fault = str(error) or type(error).__name__
+    log.warning("%s: %s; the latents are made again", path, fault)
+    return None

@@ -1,0 +1,59 @@
+"""What a kind of fitted prior is: a density over standardised latents, given a label.
+
+    FITTED.register("student")(FittedKind(StudentOptions, build))
+
+Latents come with mean 0 and variance 1 in every dimension. Labels are numbers from 0; a prior
+without labels has one, 0.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Float
+
+from jvae.registry import Registry
+
+
+class Density(NamedTuple):
+    """p(u | label) over latents (G, Z); functions that take fitted parameters first.
+
+    fit(u_ngz, label_n, key) -> params
+      A nested dictionary of arrays.
+    sample(params, key_e, label_e) -> u_egz
+      One draw per key; equal keys and labels give equal draws, whatever stands beside them.
+    log_prob(params, u_egz, label) -> nats_e
+      For one label, a scalar; None where the density is not computed.
+    to_noise, from_noise: (params, u_egz, label) -> u_egz
+      A map to N(0, I) latents and back; None without one.
+    """
+
+    fit: Callable[..., Any]
+    sample: Callable[..., Array]
+    log_prob: Callable[..., Float[Array, "e"]] | None
+    to_noise: Callable[..., Array] | None = None
+    from_noise: Callable[..., Array] | None = None
+
+
+class FittedKind(NamedTuple):
+    """A registered kind.
+
+    options: a frozen dataclass. build(options, shape, labels) -> Density. use: names of the options
+    that may differ between fitting and use, such as the steps of a sampler.
+    """
+
+    options: type
+    build: Callable[[Any, tuple[int, int], int], Density]
+    use: tuple[str, ...] = ()
+
+
+FITTED: Registry[FittedKind] = Registry("fitted prior", "--prior.kind")
+
+
+@functools.cache
+def density(kind: str, options: Any, shape: tuple[int, int], labels: int) -> Density:
+    """The density of a kind; equal arguments give the same one, so that nothing compiles twice.
+
+    Raises: ConfigError for an unknown kind.
+    """
+    return FITTED[kind].build(options, shape, labels)

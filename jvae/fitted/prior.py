@@ -1,0 +1,247 @@
+"""A fitted prior as a `jvae.api.Prior` of the model it was fitted to."""
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float, Int, Key
+
+from jvae.api import Params, Prior, TextVAE, has_latent
+from jvae.errors import ConfigError, InputError
+from jvae.fitted.contract import FITTED, Density, density
+from jvae.latent import mixture
+from jvae.parallel import mesh as meshes
+
+KEY = "fitted"  # where the parameters lie among those of a model
+LEAST_SCALE = 1e-6  # of a dimension that does not vary
+LEAST_OF_A_LABEL = 2  # sentences
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A prior fitted to latents (G, Z), with its parameters.
+
+    params: `shift_gz` and `scale_gz` of the standardisation, `log_share_c` of the labels, `density`
+    of the kind. about: what it was fitted to, as JSON can hold it.
+    """
+
+    name: str
+    kind: str
+    options: Any
+    shape: tuple[int, int]
+    labels: tuple[str, ...]  # empty: fitted without
+    params: Params = field(repr=False)
+    about: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def label_of(self, label: str | None) -> int | None:
+        """The number of a label. Raises: InputError for one that the prior does not know."""
+        if label is None:
+            return None
+        if not self.labels:
+            raise InputError(
+                f"label is {label!r}, but prior {self.name!r} was fitted without labels; fit one "
+                "with --mode=prior --prior.label"
+            )
+        if label not in self.labels:
+            near = difflib.get_close_matches(label, self.labels, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise InputError(
+                f"label {label!r} is unknown to prior {self.name!r}{hint} "
+                f"Known: {', '.join(self.labels[:20])}"
+            )
+        return self.labels.index(label)
+
+    def using(self, **options: Any) -> "Fitted":
+        """The same prior with other options of use, such as `steps`.
+
+        Raises: ConfigError for an option that is fixed by the fit or does not exist.
+        """
+        allowed = FITTED[self.kind].use
+        for name in options:
+            if name not in allowed:
+                raise ConfigError(
+                    f"--prior.{name}: {self.kind} priors have no such option after the fit; "
+                    f"options: {', '.join(allowed) or 'none'}"
+                )
+        return dataclasses.replace(self, options=dataclasses.replace(self.options, **options))
+
+    def prior(self, label: str | None = None) -> Prior:
+        """p'(z), or p'(z | label); its parameters lie under `params[KEY]`, see `join`.
+
+        Raises: InputError for an unknown label.
+        """
+        return _prior(self.kind, self.options, self.shape, len(self.labels), self.label_of(label))
+
+    def maps(self, label: str | None = None) -> "Maps | None":
+        """The way to standard normal noise and back; None for a kind without one.
+
+        Raises: InputError for an unknown label, or where one of several must be named.
+        """
+        own = density(self.kind, self.options, self.shape, max(len(self.labels), 1))
+        if own.to_noise is None:
+            return None
+        number = self.label_of(label)
+        if number is None and len(self.labels) > 1:
+            raise InputError(
+                f"prior {self.name!r} maps latents to noise by label; give one of "
+                f"{', '.join(self.labels[:20])}"
+            )
+        return Maps(own, self.params, number or 0)
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Latents to N(0, I) latents and back, under a fitted prior."""
+
+    density: Density
+    params: Params
+    label: int
+
+    def to_noise(self, z_egz: Float[np.ndarray, "e g z"]) -> Float[np.ndarray, "e g z"]:
+        """Noise of latents."""
+        own = self.params
+        u_egz = (z_egz - own["shift_gz"][None]) / own["scale_gz"][None]
+        assert self.density.to_noise is not None
+        return np.asarray(_mapped(self.density.to_noise, own["density"], u_egz, self.label))
+
+    def from_noise(self, u_egz: Float[np.ndarray, "e g z"]) -> Float[np.ndarray, "e g z"]:
+        """Latents of noise."""
+        own = self.params
+        assert self.density.from_noise is not None
+        u_egz = np.asarray(_mapped(self.density.from_noise, own["density"], u_egz, self.label))
+        return u_egz * own["scale_gz"][None] + own["shift_gz"][None]
+
+
+@functools.partial(jax.jit, static_argnames=("function",))
+def _mapped(function: Any, params: Params, u_egz: Array, label: Array) -> Array:
+    return function(params, u_egz, label)
+
+
+@functools.cache
+def _prior(
+    kind: str, options: Any, shape: tuple[int, int], labels: int, label: int | None
+) -> Prior:
+    """The functions of a prior; the same object for equal arguments, as programs are kept by it."""
+    own = density(kind, options, shape, max(labels, 1))
+    one = label if labels > 1 else 0  # None: a mixture over labels
+
+    def sample(params: Params, key_e: Key[Array, "e"], cond: Any = None) -> Float[Array, "e g z"]:
+        del cond
+        p = params[KEY]
+        key_e2 = jax.vmap(jax.random.split)(key_e)
+        if one is None:
+            draw = lambda key: jax.random.categorical(key, p["log_share_c"])  # noqa: E731
+            label_e = jax.vmap(draw)(key_e2[:, 0])
+        else:
+            label_e = jnp.full(key_e.shape, one)
+        u_egz = own.sample(p["density"], key_e2[:, 1], label_e)
+        return u_egz * p["scale_gz"][None] + p["shift_gz"][None]
+
+    def log_prob(params: Params, z_egz: Array, cond: Any = None) -> Float[Array, "e"]:
+        del cond
+        if own.log_prob is None:
+            raise ConfigError(
+                f"the density of this {kind} prior is not computed; name a trace estimator, such "
+                "as --prior.trace=exact"
+            )
+        p, log_density = params[KEY], own.log_prob
+        u_egz = (z_egz - p["shift_gz"][None]) / p["scale_gz"][None]
+        if one is None:
+            each = lambda c: log_density(p["density"], u_egz, c) + p["log_share_c"][c]  # noqa: E731
+            nats_e = logsumexp(jax.lax.map(each, jnp.arange(labels)), axis=0)
+        else:
+            nats_e = log_density(p["density"], u_egz, jnp.asarray(one))
+        return nats_e - jnp.sum(jnp.log(p["scale_gz"]))
+
+    return Prior(sample, log_prob)
+
+
+def has_density(fitted: Fitted) -> bool:
+    """Whether log p'(z) is computed, so that likelihoods under the prior can be."""
+    own = density(fitted.kind, fitted.options, fitted.shape, max(len(fitted.labels), 1))
+    return own.log_prob is not None
+
+
+def fit(
+    kind: str,
+    options: Any,
+    z_ngz: Float[np.ndarray, "n g z"],
+    key: Key[Array, ""],
+    label_n: Int[np.ndarray, "n"] | None = None,
+    *,
+    labels: Sequence[str] = (),
+    name: str = "",
+    mesh: jax.sharding.Mesh | None = None,
+) -> Fitted:
+    """A prior fitted to latents, which are standardised inside.
+
+    Args:
+      label_n: number of each latent's label among `labels`.
+      mesh: the devices that batches of latents are cut over.
+    Raises: InputError for latents that cannot be fitted to; ConfigError for an unknown kind.
+    """
+    z_ngz = np.asarray(z_ngz)
+    shape = (int(z_ngz.shape[1]), int(z_ngz.shape[2]))
+    if len(z_ngz) < 2 or not shape[0] * shape[1]:
+        raise InputError(f"latents of shape {z_ngz.shape} to fit a prior to; expected 2 or more")
+    if not np.isfinite(z_ngz).all():
+        raise InputError("a latent holds a value that is not finite; no prior can be fitted to it")
+    if label_n is None:
+        label_n = np.zeros(len(z_ngz), np.int32)
+    count_c = np.bincount(label_n, minlength=max(len(labels), 1))
+    if count_c.min() < LEAST_OF_A_LABEL:
+        few = labels[int(count_c.argmin())]
+        raise InputError(f"label {few!r} has {count_c.min()} latents; expected 2 or more of each")
+    shift_gz = z_ngz.mean(axis=0, dtype=np.float64)
+    scale_gz = np.maximum(z_ngz.std(axis=0, dtype=np.float64), LEAST_SCALE)
+    u_ngz = ((z_ngz - shift_gz[None]) / scale_gz[None]).astype(np.float32)
+    own = density(kind, options, shape, max(len(labels), 1))
+    with meshes.inside(mesh):
+        fitted = own.fit(jnp.asarray(u_ngz), jnp.asarray(label_n, jnp.int32), key)
+    params = {
+        "shift_gz": shift_gz.astype(np.float32),
+        "scale_gz": scale_gz.astype(np.float32),
+        "log_share_c": np.log(count_c / count_c.sum()).astype(np.float32),
+        "density": jax.tree.map(np.asarray, fitted),
+    }
+    return Fitted(name or kind, kind, options, shape, tuple(labels), params)
+
+
+def join(params: Params, fitted: Fitted) -> Params:
+    """The parameters of a model together with those of a fitted prior, on the same devices."""
+    mesh = meshes.mesh_of(params)
+    own = jax.tree.map(jnp.asarray, fitted.params)
+    return params | {KEY: own if mesh is None else meshes.everywhere(own, mesh)}
+
+
+def attach(model: TextVAE, fitted: Fitted, label: str | None = None) -> TextVAE:
+    """The model p'(z) p(x | z); its parameters are those that `join` gives.
+
+    A sampler keeps its chains, whose target holds the prior they were run with; its likelihood
+    bounds draw from the new prior in their mixture.
+
+    Raises: ConfigError for a language model; InputError for an unknown label or a prior of latents
+      of another shape.
+    """
+    if not has_latent(model):
+        raise ConfigError("a language model has no latent, so no prior can be fitted to it")
+    if fitted.shape != model.latent_shape:
+        raise InputError(
+            f"prior {fitted.name!r} is one of latents of shape {fitted.shape}; this model's have "
+            f"shape {model.latent_shape}"
+        )
+    prior, post = fitted.prior(label), model.post
+    if post.sampler is not None and post.sampler.proposal is not None:
+        proposal = _with_prior(prior, post.sampler.metric)
+        post = post._replace(sampler=post.sampler._replace(proposal=proposal))
+    return model._replace(prior=prior, post=post)
+
+
+_with_prior = functools.cache(mixture.with_prior)

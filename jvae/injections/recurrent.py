@@ -1,0 +1,47 @@
+"""z as the first hidden state, h_0 = W z + b, and as an extra input of every step.
+
+Source: Kim et al. 2018, arXiv 1802.02550, and the released code.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jvae.nn.backbone import Recurrent, Stack
+from jvae.nn.layers import split_key
+
+
+class Gates(NamedTuple):
+    """What a latent gives to the gates: of every token, and, by way of h_0, of the first."""
+
+    every: Float[Array, "e 4 f"]
+    first: Float[Array, "e 4 f"]
+
+
+def init(stack: Stack, latent: int, key: Key[Array, "3"]) -> Any:
+    """Boxed parameters {latent, first}, which lie beside those of the stack."""
+    cell, hidden = _recurrent(stack), _recurrent(stack).hidden
+    keys = split_key(key, 3) if key.ndim == 0 else key
+    return {
+        "latent": {"kernel": cell.uniform(keys[0], (latent, 4, hidden), ("latent", None, None))},
+        "first": {
+            "kernel": cell.uniform(keys[1], (latent, hidden), ("latent", None)),
+            "bias": cell.uniform(keys[2], (hidden,), (None,)),
+        },
+    }
+
+
+def gates(stack: Stack, own: Any, z_egz: Float[Array, "e g z"]) -> Gates:
+    """What latents give; groups are read one after another."""
+    dtype = stack.config.dtype
+    z_ez = z_egz.reshape(z_egz.shape[0], -1).astype(dtype)
+    kernel_z4f, kernel_zf = (own[name]["kernel"].astype(dtype) for name in ("latent", "first"))
+    bias_1f = own["first"]["bias"].astype(dtype)[None]
+    every_e4f = jnp.tensordot(z_ez, kernel_z4f, axes=1)
+    return Gates(every_e4f, _recurrent(stack).state_gates(own, z_ez @ kernel_zf + bias_1f))
+
+
+def _recurrent(stack: Stack) -> Recurrent:
+    assert stack.recurrent is not None  # an ability that this injection needs
+    return stack.recurrent

@@ -1,0 +1,211 @@
+"""AdaVAE's ways for z: slots of attention, embeddings, adapters, scores; and a prefix.
+
+Source: Fang et al. 2021 (pseudo self-attention, output bias), Li et al. 2020 (memory, embeddings),
+Li & Liang 2021 (prefix), Tu et al. 2022 (all of them). Slots take no position of the text.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from jvae.injections.contract import Injection, Lay, Reach, side_by_side
+from jvae.nn.adapters import Adapter, AdapterInputs, adapter_tap
+from jvae.nn.attention import for_everyone, owners
+from jvae.nn.backbone import Stack
+from jvae.nn.layers import Projection, apply
+from jvae.nn.points import LatentKv, Points
+from jvae.nn.prefix import Prefix, for_rows
+from jvae.nn.stack import init_stack
+
+
+@dataclass(frozen=True)
+class Ways:
+    """Which ways are open.
+
+    psa: per layer one slot with a key and a value of its own. memory: per layer one slot, key =
+    value. embedding: added to every input embedding. output: added to the scores. adapters: added
+    inside every decoder adapter. vary: psa, memory and adapters read a projection of z for every
+    layer instead of one for all.
+    """
+
+    psa: bool = False
+    memory: bool = False
+    embedding: bool = False
+    output: bool = False
+    adapters: bool = False
+    vary: bool = False
+
+    @property
+    def projected(self) -> bool:
+        """Whether some way starts from a projection of z to the width of the decoder."""
+        return self.psa or self.memory or self.adapters
+
+    @property
+    def open(self) -> bool:
+        """Whether z reaches the decoder at all."""
+        return self.projected or self.embedding or self.output
+
+
+class _OutputBias(nn.Module):
+    """z . table + bias over the vocabulary, stored with the vocabulary in front."""
+
+    config: Any
+    latent: int
+
+    @nn.compact
+    def __call__(self) -> Array:
+        c = self.config
+        vocab = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
+        start = nn.initializers.normal(c.init_std)
+        names = nn.with_logical_partitioning(start, ("vocab", "latent"))
+        table_vz: Any = self.param("table", names, (c.vocab_padded, self.latent))
+        bias_v: Any = self.param("bias", vocab, (c.vocab_padded,))
+        return jnp.concatenate([table_vz, bias_v[:, None]], axis=1)
+
+
+def _linear(config: Any, axis: str, heads: int = 0, bias: bool = False) -> Projection:
+    """To the width of the decoder, or to that of `heads` groups of attention heads."""
+    c, start = config, nn.initializers.normal(config.init_std)
+    if heads == 0:
+        out = "embed" if axis == "latent" else None
+        return Projection((c.width,), (axis,), (out,), bias, start)
+    parts = (heads,) if heads > 1 else ()
+    shape, names = (*parts, c.kv_heads, c.head), (*(None for _ in parts), "heads", "head")
+    return Projection(shape, (axis,), names, bias, start)
+
+
+def init(config: Any, ways: Ways, latent: int, key: Key[Array, ""]) -> Any:
+    """Boxed parameters of the open ways: some of {project, psa, memory, offset, output,
+    adapter_latent}.
+    """
+    keys = jax.random.split(key, 6)
+    z, e = jnp.zeros((1, latent)), jnp.zeros((1, config.width))
+    params = {}
+
+    def stack(layer: Projection, key: Any, x: Array) -> Any:
+        return init_stack(lambda k: layer.init(k, x)["params"], key, config.layers)
+
+    if ways.projected:
+        project = _linear(config, "latent")
+        params["project"] = (
+            stack(project, keys[0], z) if ways.vary else project.init(keys[0], z)["params"]
+        )
+    if ways.psa:
+        params["psa"] = stack(_linear(config, "embed", 2, bias=True), keys[1], e)
+    if ways.memory:
+        params["memory"] = stack(_linear(config, "embed", 1), keys[2], e)
+    if ways.embedding:
+        params["offset"] = _linear(config, "latent").init(keys[3], z)["params"]
+    if ways.output:
+        params["output"] = _OutputBias(config, latent).init(keys[4])["params"]
+    if ways.adapters:
+        params["adapter_latent"] = stack(_linear(config, "embed", bias=True), keys[5], e)
+    return params
+
+
+def _reach(
+    config: Any, ways: Ways, own: Any, z_egz: Array, rows: int
+) -> tuple[LatentKv | None, LatentKv | None, Reach]:
+    c = config
+    z_ez = z_egz[:, 0].astype(c.dtype)
+    psa = memory = offset_ed = adapter_led = feature_ec = None
+
+    def slots(key_legh: Array, value_legh: Array) -> LatentKv:
+        shape = (c.layers, rows, -1, c.kv_heads, c.head)
+        return LatentKv(key_legh.reshape(shape), value_legh.reshape(shape))
+
+    def kernel(name: str) -> Array:
+        return own[name]["kernel"].astype(c.dtype)
+
+    def bias(name: str) -> Array:
+        return own[name]["bias"].astype(c.dtype)[:, None]
+
+    if ways.projected:
+        if ways.vary:
+            e_led = jnp.einsum("ez,lzd->led", z_ez, kernel("project"))
+        else:
+            e_ed = jnp.einsum("ez,zd->ed", z_ez, kernel("project"))
+            e_led = jnp.broadcast_to(e_ed[None], (c.layers, *e_ed.shape))
+        if ways.psa:
+            kv_lecgh = jnp.einsum("led,ldcgh->lecgh", e_led, kernel("psa")) + bias("psa")
+            psa = slots(kv_lecgh[:, :, 0], kv_lecgh[:, :, 1])
+        if ways.memory:
+            slot_legh = jnp.einsum("led,ldgh->legh", e_led, kernel("memory"))
+            memory = slots(slot_legh, slot_legh)
+        if ways.adapters:
+            adapter_led = jnp.einsum("lec,lcd->led", e_led, kernel("adapter_latent"))
+            adapter_led = adapter_led + bias("adapter_latent")
+    if ways.embedding:
+        offset_ed = jnp.einsum("ez,zd->ed", z_ez, kernel("offset"))
+    if ways.output:
+        one_e1 = jnp.ones((z_ez.shape[0], 1), z_ez.dtype)
+        feature_ec = jnp.concatenate([z_ez, one_e1], axis=-1)
+    rest = Reach(offset_ed=offset_ed, feature_ec=feature_ec, layer_le=adapter_led)
+    return psa, memory, rest
+
+
+def all_ways(
+    stack: Stack,
+    ways: Ways,
+    latent: int,
+    *,
+    adapter: Adapter | None = None,
+    places: frozenset[str] = frozenset(),
+    prefix: Prefix | None = None,
+) -> Injection:
+    """The open ways as one injection of latents (E, 1, Z).
+
+    The decoder's adapters and its prefix are no ways of z, but lie at the same points. Their
+    parameters, {adapter, prefix}, are made where the encoder's are.
+
+    Args:
+      adapter, places: of the decoder's layers; None for none.
+      prefix: learned slots that all examples see; None for none.
+    """
+    c = stack.config
+    count = 0 if prefix is None else prefix.slots
+    needs = {"decode"}
+    needs |= {"slots"} if ways.psa or ways.memory or count else set()
+    needs |= {"features"} if ways.output else set()
+    needs |= {"taps"} if adapter is not None else set()
+
+    def once(own: Any, drop: Key[Array, ""] | None) -> Any:
+        return None if prefix is None else apply(prefix, own["prefix"], drop)
+
+    def give(
+        own: Any, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
+    ) -> Reach:
+        del decoding
+        psa, memory, rest = _reach(c, ways, own, z_egz, rows)
+        shared = None if once is None else for_rows(once[0], once[1], rows, c.layers)
+        parts = [part for part in (psa, shared, memory) if part is not None]
+        return rest._replace(slots=side_by_side(parts))
+
+    def points(own: Any, reach: Reach, lay: Lay) -> Points:
+        if adapter is None:
+            return Points()
+        inputs = AdapterInputs(own["adapter"], reach.layer_le)
+        return Points(tap=adapter_tap(adapter, places, lay), tap_l=inputs)
+
+    def table(own: Any) -> Array:
+        return apply(_OutputBias(c, latent), own["output"])
+
+    def owned(slots: int) -> np.ndarray:
+        own_s, shared_m = owners(slots), for_everyone(count)
+        return np.concatenate([own_s] * ways.psa + [shared_m] + [own_s] * ways.memory)
+
+    return Injection(
+        needs=frozenset(needs),
+        init=lambda key: init(c, ways, latent, key),
+        reach=give,
+        points=points,
+        once=once if prefix is not None else None,
+        table=table if ways.output else None,
+        owners=owned,
+        slots=int(ways.psa) + int(ways.memory) + count,
+    )

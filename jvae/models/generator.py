@@ -1,0 +1,209 @@
+"""p(x | z) of any decoder stack under any injection, written once.
+
+Packed rows go through `log_lik`, decoding through `start` and `step` with caches of keys and
+values. Vectors in front of the text are tokens of both: in a packed row those of all its examples
+stand in front, each in the segment of its own. For recurrent stacks see `jvae.models.recurrent`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from jvae.api import Batch, DecodeState, Generator, Prompt, Side
+from jvae.injections.contract import EXAMPLE_AXES, Injection, Lay, Reach
+from jvae.models.common import KV_AXES, expander, grower, last_of_prompt, reorderer
+from jvae.nn.attention import segments, spread
+from jvae.nn.backbone import Stack
+from jvae.nn.cache import Caches
+from jvae.nn.layers import fold_key, split_key
+from jvae.nn.points import UNTOUCHED, Points
+
+
+class Context(NamedTuple):
+    """What does not depend on z."""
+
+    batch: Batch
+    x_btd: Array
+    once: Any  # of the injection
+    drop: Key[Array, ""] | None
+    hidden_btd: Array | None = None  # of a language model, which has no z
+
+
+class _Cache(NamedTuple):
+    kv: Caches
+    reach: Reach
+
+
+def _decoder(params: Any) -> Any:
+    return params["decoder"]
+
+
+def room(stack: Stack, injection: Injection | None) -> int:
+    """Most tokens of a text behind what the injection puts in front of it."""
+    in_front = 0 if injection is None else injection.lead + injection.tokens
+    return stack.longest - in_front
+
+
+def generator(
+    stack: Stack,
+    injection: Injection | None,
+    own_of: Callable[[Any], Any] = _decoder,
+) -> Generator:
+    """The generator of a stack that decodes; a language model without an injection.
+
+    Args:
+      own_of: from the model's parameters to those of the stack and the injection, in one dict.
+    """
+    lead = 0 if injection is None else injection.lead
+    tokens = 0 if injection is None else injection.tokens
+    in_front, slots = lead + tokens, 0 if injection is None else injection.slots
+
+    def check_room(places: int) -> None:
+        if places + in_front > stack.longest:
+            raise ValueError(
+                f"{places + in_front} positions asked for; the decoder has {stack.longest}"
+            )
+
+    def points_of(own: Any, reach: Reach, lay: Lay) -> Points:
+        if injection is None:
+            return UNTOUCHED
+        acting = injection.points(own, reach, lay)
+        return acting._replace(slots=reach.slots, cross=reach.cross, lead=lead, always=tokens)
+
+    def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
+        del cond
+        own = own_of(params)
+        position_bt = batch.dec.position_bt
+        x_btd = stack.embed(own, batch.read_bt, position_bt + in_front if in_front else position_bt)
+        if injection is None:
+            mask_spec = segments(batch.dec, causal=True)
+            hidden_btd, _ = stack.rows(own, x_btd, mask_spec, UNTOUCHED, drop)
+            return Context(batch, x_btd, None, None, hidden_btd)
+        drop, once = fold_key(drop, 1), None
+        if injection.once is not None:
+            drop_once, drop = split_key(drop, 2)
+            once = injection.once(own, drop_once)
+        return Context(batch, x_btd, once, drop)
+
+    def hidden_states(own: Any, ctx: Context, z_egz: Array) -> tuple[Array, Reach]:
+        assert injection is not None
+        side, (rows, _) = ctx.batch.dec, ctx.batch.dec.token_bt.shape
+        slots = z_egz.shape[0] // rows
+        reach = injection.reach(own, z_egz, rows, ctx.once)
+        x_btd = ctx.x_btd
+        if reach.offset_ed is not None:
+            x_btd = x_btd + spread(reach.offset_ed, side)
+        if reach.token_emd is not None:
+            side, x_btd = _behind_tokens(stack, own, side, x_btd, reach.token_emd, lead)
+        points = points_of(own, reach, laid_out(side))
+        points = points._replace(
+            owner_m=None if reach.slots is None else injection.owners(slots),
+            cross_owner_bs=None if reach.cross is None else injection.cross_owners(slots)[None],
+        )
+        hidden_btd, _ = stack.rows(own, x_btd, segments(side, causal=True), points, ctx.drop)
+        return hidden_btd[:, tokens * slots :] if tokens else hidden_btd, reach
+
+    def log_lik(params: Any, ctx: Context, z_egz: Array) -> Float[Array, "b t"]:
+        own, side = own_of(params), ctx.batch.dec
+        if ctx.hidden_btd is not None:
+            hidden_btd = ctx.hidden_btd
+        else:
+            hidden_btd, reach = hidden_states(own, ctx, z_egz)
+            own, hidden_btd = scored(own, hidden_btd, reach, laid_out(side))
+        return stack.token_log_prob(own, hidden_btd, side, ctx.batch.scored_bt)
+
+    def scored(own: Any, hidden: Array, reach: Reach, lay: Lay) -> tuple[Any, Array]:
+        """Parameters and states of the scores, joined by the features where there are any."""
+        if injection is None or injection.table is None or reach.feature_ec is None:
+            return own, hidden
+        return stack.with_features(own, hidden, lay(reach.feature_ec), injection.table(own))
+
+    def start(params: Any, z_egz: Array, prompt: Prompt, max_len: int, cond=None):
+        del cond
+        check_room(max_len)
+        own = own_of(params)
+        examples, length = prompt.token_et.shape
+        position_et = jnp.broadcast_to(jnp.arange(length)[None] + in_front, (examples, length))
+        x_etd = stack.embed(own, prompt.token_et, position_et)
+        reach, length_e = Reach(), prompt.length_e
+        if injection is not None:
+            once = None if injection.once is None else injection.once(own, None)
+            reach = injection.reach(own, z_egz, examples, once, decoding=True)
+        if reach.offset_ed is not None:
+            x_etd = x_etd + reach.offset_ed[:, None]
+        if reach.token_emd is not None:
+            place_em = jnp.broadcast_to(jnp.arange(tokens)[None] + lead, (examples, tokens))
+            front_emd = stack.place(own, reach.token_emd, place_em)
+            x_etd = jnp.concatenate([front_emd.astype(x_etd.dtype), x_etd], axis=1)
+            length_e = length_e + tokens
+        points = points_of(own, reach, _one_per_row)
+        hidden_etd, kv = stack.prefill(own, x_etd, length_e, max_len + tokens, points)
+        last_ed = last_of_prompt(hidden_etd, length_e)
+        state = DecodeState(_Cache(kv, reach.kept()), prompt.length_e)
+        return stack.logits(*scored(own, last_ed, reach, _itself)), state
+
+    def step(params: Any, state: DecodeState, token_e: Array):
+        own, (kv, reach), position_e = own_of(params), state.cache, state.position_e
+        x_ed = stack.embed(own, token_e, position_e + in_front if in_front else position_e)
+        x_ed = x_ed if reach.offset_ed is None else x_ed + reach.offset_ed
+        points = points_of(own, reach, _one_per_row)
+        place_e = position_e + tokens if tokens else position_e
+        hidden_ed, kv = stack.step(own, x_ed, kv, place_e, points)
+        next_state = DecodeState(_Cache(kv, reach), position_e + 1)
+        return stack.logits(*scored(own, hidden_ed, reach, _itself)), next_state
+
+    example_axes = _Cache(KV_AXES, EXAMPLE_AXES)
+    return Generator(
+        condition=lambda params, batch, drop=None: None,
+        prepare=prepare,
+        log_lik=log_lik,
+        aux=lambda params, ctx, draws: {},
+        start=start,
+        step=step,
+        expand=expander(example_axes),
+        reorder=reorderer(example_axes),
+        grow=grower(lambda places: check_room(places - slots - tokens)),
+    )
+
+
+def laid_out(side: Side) -> Lay:
+    """Gives each token of packed rows the value of its own example."""
+
+    def lay(value: Float[Array, "e ..."]) -> Float[Array, "b t ..."]:
+        flat_ed = value.reshape(value.shape[0], -1)
+        laid_btd = spread(flat_ed, side)
+        return laid_btd.reshape(*laid_btd.shape[:2], *value.shape[1:])
+
+    return lay
+
+
+def _one_per_row(value: Float[Array, "e ..."]) -> Float[Array, "e 1 ..."]:
+    return value[:, None]
+
+
+def _itself(value: Array) -> Array:
+    return value
+
+
+def _behind_tokens(
+    stack: Stack, own: Any, side: Side, x_btd: Array, token_emd: Array, lead: int
+) -> tuple[Side, Array]:
+    """Rows whose examples' vectors stand in front of all texts, at positions from 0 on."""
+    rows, (examples, count, width) = x_btd.shape[0], token_emd.shape
+    slots = examples // rows
+
+    def for_rows(value_m: Int[Array, "m"]) -> Int[Array, "b m"]:
+        return jnp.broadcast_to(value_m[None], (rows, slots * count)).astype(side.token_bt.dtype)
+
+    segment_bm = for_rows(jnp.repeat(jnp.arange(1, slots + 1), count))
+    position_bm = for_rows(jnp.tile(jnp.arange(count), slots))
+    front_bmd = token_emd.reshape(rows, slots * count, width)
+    front_bmd = stack.place(own, front_bmd, position_bm + lead)
+    whole = Side(
+        jnp.concatenate([jnp.zeros_like(segment_bm), side.token_bt], axis=1),
+        jnp.concatenate([segment_bm, side.segment_bt], axis=1),
+        jnp.concatenate([position_bm, side.position_bt + count], axis=1),
+    )
+    return whole, jnp.concatenate([front_bmd.astype(x_btd.dtype), x_btd], axis=1)

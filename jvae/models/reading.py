@@ -1,0 +1,32 @@
+"""An encoder's states of packed rows."""
+
+from typing import Any
+
+from jaxtyping import Array, Float, Key
+
+from jvae.api import Side
+from jvae.nn.attention import MaskSpec, segments
+from jvae.nn.backbone import Stack
+from jvae.nn.points import UNTOUCHED, Points, Read
+
+
+def states(
+    stack: Stack,
+    own: Any,
+    side: Side,
+    drop: Key[Array, ""] | None = None,
+    *,
+    mask_spec: MaskSpec | None = None,
+    points: Points = UNTOUCHED,
+    read: Read | None = None,
+    read_l: Any = None,
+) -> tuple[Float[Array, "b t d"], Any]:
+    """States after the last layer, read in both directions, and what `read` makes of every layer.
+
+    Args:
+      mask_spec: which tokens see which; those of the same segment when None.
+      points, read, read_l: see `jvae.nn.transformer.rows`.
+    """
+    x_btd = stack.embed(own, side.token_bt, side.position_bt, side.type_bt)
+    mask_spec = segments(side, causal=False) if mask_spec is None else mask_spec
+    return stack.rows(own, x_btd, mask_spec, points, drop, read=read, read_l=read_l)

@@ -1,0 +1,101 @@
+"""p(x | z) of a recurrent stack: z enters every step beside the token and gives the first state."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from jvae.api import Batch, DecodeState, Generator, Prompt, Side
+from jvae.injections import recurrent as injection
+from jvae.models.common import expander, reorderer
+from jvae.nn.attention import own_slot
+from jvae.nn.backbone import Recurrent, Stack
+from jvae.nn.layers import dropout, fold_key
+
+
+class _Context(NamedTuple):
+    side: Side
+    scored_bt: Array
+    gate_bt4f: Array  # what the tokens give to the gates
+    place_bts: Array  # S columns: a token's own slot; S more: that slot at its first token
+    drop: Key[Array, ""] | None
+
+
+class _Cache(NamedTuple):
+    state: Any  # of the stack
+    gate_e4f: Array  # what z gives to the gates of every step
+
+
+def init(stack: Stack, latent: int, key: Key[Array, ""]) -> Any:
+    """Boxed parameters of the generator; `latent` 0 leaves out what reads z."""
+    keys = jax.random.split(key, 6)
+    own = stack.init_embed(keys[0]) | stack.init_body(keys[1]) | stack.init_head(keys[2])
+    return own | injection.init(stack, latent, keys[3:]) if latent else own
+
+
+def generator(stack: Stack, latent: int) -> Generator:
+    """The generator over `params["decoder"]`; a language model when `latent` is 0."""
+    config, cell = stack.config, _cell(stack)
+
+    def embed_gates(own: Any, token: Array, drop: Key[Array, ""] | None = None) -> Array:
+        x = dropout(drop, config.dropout, stack.embed(own, token, None))
+        return cell.gates(own, x)
+
+    def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
+        del cond
+        gate_bt4f = embed_gates(params["decoder"], batch.read_bt, fold_key(drop, 1))
+        own_bts = own_slot(batch.dec, batch.slots)
+        first_bts = own_bts & (batch.dec.position_bt == 0)[:, :, None]
+        place_bts = jnp.concatenate([own_bts, first_bts], axis=2).astype(config.dtype)
+        return _Context(batch.dec, batch.scored_bt, gate_bt4f, place_bts, fold_key(drop, 2))
+
+    def log_lik(params: Any, ctx: _Context, z_egz: Array) -> Array:
+        own, gate_bt4f = params["decoder"], ctx.gate_bt4f
+        if latent:
+            both = [
+                a.reshape(ctx.place_bts.shape[0], -1, *a.shape[1:])
+                for a in injection.gates(stack, own, z_egz)
+            ]
+            given_bs4f = jnp.concatenate(both, axis=1)
+            gate_bt4f = gate_bt4f + jnp.einsum("bts,bsgf->btgf", ctx.place_bts, given_bs4f)
+        hidden_btf = cell.run(own, gate_bt4f, ctx.side.position_bt == 0)
+        hidden_btf = dropout(ctx.drop, config.dropout, hidden_btf)
+        return stack.token_log_prob(own, hidden_btf, ctx.side, ctx.scored_bt)
+
+    def start(params: Any, z_egz: Array, prompt: Prompt, max_len: int, cond=None):
+        del cond, max_len  # the state has one size for all lengths
+        own = params["decoder"]
+        gate_et4f = embed_gates(own, prompt.token_et)
+        every_e4f = jnp.zeros_like(gate_et4f[:, 0])
+        if latent:
+            every_e4f, first_e4f = injection.gates(stack, own, z_egz)
+            gate_et4f = (gate_et4f + every_e4f[:, None]).at[:, 0].add(first_e4f)
+        state = cell.prefill(own, gate_et4f, prompt.length_e)
+        scores_ev = stack.logits(own, cell.output(state))
+        return scores_ev, DecodeState(_Cache(state, every_e4f), prompt.length_e)
+
+    def step(params: Any, state: DecodeState, token_e: Array):
+        own = params["decoder"]
+        gate_e4f = embed_gates(own, token_e) + state.cache.gate_e4f
+        new = cell.cell(own, gate_e4f, state.cache.state)
+        next_state = DecodeState(_Cache(new, state.cache.gate_e4f), state.position_e + 1)
+        return stack.logits(own, cell.output(new)), next_state
+
+    axis: Any = 0  # of the examples, for all leaves
+    example_axes = _Cache(axis, axis)
+    return Generator(
+        condition=lambda params, batch, drop=None: None,
+        prepare=prepare,
+        log_lik=log_lik,
+        aux=lambda params, ctx, draws: {},
+        start=start,
+        step=step,
+        expand=expander(example_axes),
+        reorder=reorderer(example_axes),
+    )
+
+
+def _cell(stack: Stack) -> Recurrent:
+    assert stack.recurrent is not None  # an ability that the model's config is checked for
+    return stack.recurrent

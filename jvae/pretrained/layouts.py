@@ -1,0 +1,35 @@
+"""How the pretrained files of a backbone name its tensors, and the registry of all.
+
+The key is the name of the backbone in `jvae.nn.backbone.BACKBONES`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jvae.pretrained.backbones import Backbone
+from jvae.pretrained.names import NameTable
+from jvae.registry import Registry
+
+
+class Layout(NamedTuple):
+    """The layout of one backbone in Hugging Face's files.
+
+    files: its family there: prefixes, sizes from config.json and back.
+    table(section, vocab, path, role, pooler) -> NameTable
+      Names of one stack. section: its section of the config. path: ours of the stack; role:
+      "encoder" or "decoder". pooler: our path of a pooler, None for none.
+    pair(section, vocab, cross) -> NameTable
+      Names of an encoder and a decoder that share one embedding, under {embed, encoder, decoder};
+      None for a backbone that is published alone. cross: whether ours has cross-attention.
+    pooler: whether its files may hold a pooler of the first token.
+    std: of new embedding rows.
+    """
+
+    files: Backbone
+    table: Callable[..., NameTable]
+    pair: Callable[..., NameTable] | None = None
+    pooler: bool = False
+    std: float = 0.02
+
+
+LAYOUTS: Registry[Layout] = Registry("pretrained layout", "model.decoder.backbone")

@@ -1,0 +1,181 @@
+"""Fitted priors on disk: one JSON file and one safetensors file each, in `priors/` of a run or
+export.
+
+The JSON file names the other one, whose name holds the hash of its content, so replacing the JSON
+file replaces a prior as a whole.
+"""
+
+import contextlib
+import difflib
+import functools
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from jvae import config as configs
+from jvae.api import Params
+from jvae.errors import ConfigError, WeightsError
+from jvae.fitted import FITTED, Fitted
+from jvae.pretrained import files
+from jvae.runs import workdir
+from jvae.tree import named_leaves
+
+FOLDER = "priors"
+FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9][\w-]{0,63}")
+
+
+def weights_digest(params: Params) -> str:
+    """SHA-256 of all parameters by path: whether a prior was fitted to latents of this model."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(named_leaves(params).items()):
+        array = np.asarray(leaf)
+        digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def check_name(name: str) -> None:
+    """Raises: ConfigError unless it can be the name of a prior."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"--prior.name={name}: expected letters, digits, _ and -, at most 64 of them"
+        )
+
+
+def names(folder: Path) -> list[str]:
+    """The fitted priors of a run or export."""
+    return sorted(path.stem for path in (folder / FOLDER).glob("*.json"))
+
+
+def encode(fitted: Fitted, weights: str) -> dict[str, bytes]:
+    """The files of a prior, the one that names the other last.
+
+    Args:
+      weights: digest of the parameters of the model.
+    """
+    arrays = {path: np.asarray(leaf) for path, leaf in named_leaves(fitted.params).items()}
+    tensors = save({name: np.ascontiguousarray(a) for name, a in sorted(arrays.items())})
+    digest = hashlib.sha256(tensors).hexdigest()
+    file = f"{fitted.name}-{digest[:12]}{Path(files.SAFETENSORS).suffix}"
+    content = {
+        "format": FORMAT,
+        "kind": fitted.kind,
+        "options": vars(fitted.options),
+        "shape": fitted.shape,
+        "labels": fitted.labels,
+        "weights": weights,
+        "tensors": file,
+        "sha256": digest,
+        "about": fitted.about,
+    }
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    return {file: tensors, f"{fitted.name}.json": text.encode()}
+
+
+def write(folder: Path, fitted: Fitted, weights: str) -> Path:
+    """Stores a prior in the folder of its run, in the place of one of the same name; gives its
+    JSON file.
+
+    Raises: ConfigError for a name that no file can have; CheckpointError where it cannot be
+      written.
+    """
+    check_name(fitted.name)
+    content = encode(fitted, weights)
+    for name, data in content.items():
+        workdir.write_bytes(folder / FOLDER / name, data)
+    for old in (folder / FOLDER).glob(f"{fitted.name}-????????????.safetensors"):
+        if old.name not in content:
+            with contextlib.suppress(OSError):
+                old.unlink()
+    return folder / FOLDER / f"{fitted.name}.json"
+
+
+def read(folder: Path, name: str, weights: str | None) -> Fitted:
+    """A prior of a run or export.
+
+    Args:
+      weights: digest of the parameters it is to be used with; None to take it for any.
+    Raises: ConfigError if there is none of that name; WeightsError if it is damaged or was fitted
+      to another model.
+    """
+    path = folder / FOLDER / f"{name}.json"
+    if not _NAME.fullmatch(name) or not path.is_file():
+        known = names(folder)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ConfigError(
+            f"{folder}: no fitted prior {name!r}{hint} Priors: {', '.join(known) or 'none'}. Fit "
+            f"one to the run with --mode=prior --prior.kind={'|'.join(FITTED)}"
+        )
+    content = files.read_json(path)
+    try:
+        if content["format"] != FORMAT:
+            raise WeightsError(f"{path}: has format {content['format']!r}; update jvae")
+        kind, tensors = str(content["kind"]), path.with_name(str(content["tensors"])).read_bytes()
+        if hashlib.sha256(tensors).hexdigest() != content["sha256"]:
+            raise WeightsError(f"{path}: {content['tensors']} is not as it was written")
+        options = configs.dataclass_from(FITTED[kind].options, content["options"], "options")
+        groups, width = content["shape"]
+        fitted = Fitted(
+            name=name,
+            kind=kind,
+            options=options,
+            shape=(int(groups), int(width)),
+            labels=tuple(map(str, content["labels"])),
+            params=_nested(load(tensors)),
+            about=dict(content["about"]),
+        )
+        fitted_to = content["weights"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: is damaged ({type(error).__name__}: {error}); fit it again"
+        ) from None
+    if weights is not None and fitted_to != weights:
+        raise WeightsError(
+            f"{path}: prior {name!r} was fitted to other weights (step "
+            f"{fitted.about.get('step', '?')}) than those of this model; fit it again with "
+            f"--mode=prior --prior.kind={kind} --prior.name={name}"
+        )
+    return fitted
+
+
+def opener(folder: Path, params: Params) -> Callable[[str], Fitted]:
+    """Reads priors by name for a model with these parameters; each once."""
+    weights = functools.cache(lambda: weights_digest(params))
+    return functools.cache(lambda name: read(folder, name, weights()))
+
+
+def for_export(folder: Path, params: Params) -> dict[str, bytes]:
+    """The files of all priors of a run that were fitted to these parameters, by path in an export.
+
+    Those of other checkpoints are left out with a warning; so are damaged ones.
+    """
+    weights, content = weights_digest(params), {}
+    for name in names(folder):
+        try:
+            fitted = read(folder, name, weights)
+        except (ConfigError, WeightsError) as error:
+            logging.getLogger(__name__).warning("left out of the export: %s", error)
+            continue
+        content |= {f"{FOLDER}/{file}": data for file, data in encode(fitted, weights).items()}
+    return content
+
+
+def _nested(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Arrays by path as a nested dictionary."""
+    tree: dict[str, Any] = {}
+    for path, array in tensors.items():
+        *parents, name = path.split("/")
+        here = tree
+        for parent in parents:
+            here = here.setdefault(parent, {})
+        here[name] = array
+    return tree

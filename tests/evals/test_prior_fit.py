@@ -1,0 +1,141 @@
+"""Priors fitted to small untrained models of every kind of latent, with labels."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jvae import config as configs
+from jvae.data import grammar
+from jvae.errors import ConfigError, InputError
+from jvae.evals import evaluation, prior_fit, split_latents
+from jvae.evals.prior_fit import PriorRequest, fit_prior
+from jvae.fitted import FITTED
+from jvae.parallel import mesh as meshes
+from jvae.runs import build, priors
+
+STACK = dict(width=8, mlp=8, heads=1, layers=2)
+SIZES = ("samples=2", "sentences=6", "generate=4", "interpolations=2")
+ROWS = ("data.batch_rows=8", "data.row_tokens=64", "data.vocab=300")
+
+
+def stack(*sides):
+    return tuple(f"model.{side}.{k}={v}" for side in sides for k, v in STACK.items())
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Sentences of a grammar, each with the number of its subject."""
+    path = tmp_path_factory.mktemp("data") / "mine.tsv"
+    lines = [
+        f"{'many' if s.factors[0] else 'one'}\t{s.text}\n" for s in grammar.corpus("train", 200)
+    ]
+    path.write_text("".join(lines))
+    return path
+
+
+def opened(spec, path, folder, *more):
+    own = (f"data.train={path}", "data.label=0", *(f"evals.{size}" for size in SIZES))
+    config = configs.apply_overrides(configs.load(spec), (*ROWS, *own, *more))
+    this = build.open_run(config, folder)
+    mesh = meshes.make_mesh(dict(data=1), jax.devices()[:1])
+    return this, mesh, evaluation.untrained(this, mesh)
+
+
+@pytest.fixture(scope="module")
+def optimus(labelled, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("optimus")
+    sizes = (*stack("encoder", "decoder"), "model.latent=3")
+    return opened("optimus", labelled, folder, *sizes)
+
+
+def test_latents_are_encoded_once_and_checked(optimus, monkeypatch, caplog):
+    this, mesh, params = optimus
+    how = dict(weights="some", seed=1)
+    z_nkgz = split_latents.split_latents(this, mesh, params, "train", 2, **how)
+    assert z_nkgz.shape == (len(this.data["train"]), 2, 1, 3)
+    assert np.std(z_nkgz[:, 0] - z_nkgz[:, 1]) > 0
+    (path,) = (this.workdir / "latents").iterdir()
+    data = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(split_latents.scoring, "draws", None)  # not called
+        again = split_latents.split_latents(this, mesh, params, "train", 2, **how)
+    np.testing.assert_array_equal(again, z_nkgz)
+    path.write_bytes(data[:-4] + b"torn")
+    again = split_latents.split_latents(this, mesh, params, "train", 2, **how)
+    assert "its checksum is wrong; the latents are made again" in caplog.text
+    np.testing.assert_array_equal(again, z_nkgz)
+    assert path.read_bytes() == data
+    ids = np.array([3, 5])
+    some = split_latents.split_latents(this, mesh, params, "train", 2, ids=ids, **how)
+    np.testing.assert_allclose(some, z_nkgz[ids], atol=1e-5)
+
+
+def test_a_prior_by_label(optimus):
+    this, mesh, params = optimus
+    tmp_path = this.workdir
+    request = PriorRequest(kind="gaussian", name="by_label", samples=2, label="true")
+    options = FITTED["gaussian"].options()
+    table = fit_prior(this, mesh, params, 7, request, options)
+    assert table.startswith("optimus-tiny, test: prior by_label (gaussian), fitted to 2 draws of")
+    read = priors.read(tmp_path, "by_label", priors.weights_digest(params))
+    assert read.labels == ("many", "one") and read.about["step"] == 7
+    vae = dataclasses.replace(
+        evaluation.text_vae_of(this, params), open_prior=priors.opener(tmp_path, params)
+    )
+    assert len(vae.sample(2, prior="by_label", label="one")) == 2
+    with pytest.raises(InputError, match="'on' is unknown to prior 'by_label'; did you mean 'one'"):
+        vae.sample(2, prior="by_label", label="on")
+    with pytest.raises(InputError, match="a label needs a fitted prior"):
+        vae.sample(2, label="one")
+    with pytest.raises(ConfigError, match="--prior.label=tense: expected .* kind of labels: label"):
+        fit_prior(this, mesh, params, 7, dataclasses.replace(request, label="tense"), options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "spec, more",
+    [
+        ("della", (*stack("decoder"), "model.latent=3", "model.decoder.positions=128")),
+        ("sri:transformer", (*stack("decoder"), "model.latent=3", "model.chain.steps=2")),
+    ],
+)
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("gmm", dict(components=2, starts=1)),
+        ("diffusion", dict(width=8, heads=2, layers=1, updates=3, steps=3, trace="exact")),
+    ],
+)
+def test_chains_and_layers(spec, more, kind, options, labelled, tmp_path):
+    """Layer-wise latents get a joint density; those of a sampler are ends of its chains."""
+    this, mesh, params = opened(spec, labelled, tmp_path, *more)
+    request = PriorRequest(kind=kind, samples=2, sentences=40)
+    made = FITTED[kind].options(**options)
+    fit_prior(this, mesh, params, 0, request, made)
+    rows = json.loads((tmp_path / f"eval/prior-{kind}.json").read_text())["metrics"]
+    assert all(np.isfinite(rows[n][c]) for n in ("nll_2", "kl") for c in ("own", "fitted"))
+    read = priors.read(tmp_path, kind, priors.weights_digest(params))
+    assert read.shape == this.model.latent_shape and read.about["sentences"] == 40
+    report = evaluation.evaluate(this, mesh, params, 0, fitted=read)
+    assert np.isfinite(report.value("nll_gain"))
+
+
+def test_without_a_density_likelihoods_are_not_measured(optimus):
+    this, mesh, params = optimus
+    tmp_path = this.workdir
+    options = FITTED["diffusion"].options(width=8, heads=2, layers=1, updates=2, steps=2)
+    table = fit_prior(this, mesh, params, 0, PriorRequest(kind="diffusion", samples=1), options)
+    assert "no density: --prior.trace=exact computes it" in table
+    read = priors.read(tmp_path, "diffusion", None)
+    with pytest.raises(ConfigError, match="prior 'diffusion' has no density"):
+        evaluation.evaluate(this, mesh, params, 0, fitted=read)
+
+
+def test_models_that_no_prior_can_be_fitted_to(labelled, tmp_path):
+    this, mesh, params = opened("lm", labelled, tmp_path, *stack("decoder"))
+    options = FITTED["gaussian"].options()
+    with pytest.raises(ConfigError, match="lm-tiny is a language model"):
+        prior_fit.fit_prior(this, mesh, params, 0, PriorRequest(kind="gaussian"), options)
