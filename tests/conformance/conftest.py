@@ -169,8 +169,9 @@ def _fast_compilation() -> dict[str, Any]:
 class System:
     """One small model with random parameters, and its compiled functions."""
 
-    def __init__(self, name: str):
-        self.name, (self.build, limit) = name, SYSTEMS[name]
+    def __init__(self, name: str, **stack: Any):
+        self.name, (build, limit) = name, SYSTEMS[name]
+        self.build = functools.partial(build, **stack)
         self.limit = limit()
         self.in_front = VARIANTS.get(name, {}).get("tokens", 0)  # vectors in front of a text
         self.model = self.build()
@@ -181,7 +182,7 @@ class System:
         # Far from initial values, near which most of a model is silent.
         def leaf(path: str, like: jax.ShapeDtypeStruct) -> jax.Array:
             noise = 0.3 * rng.normal(size=like.shape)
-            return jnp.asarray(noise + path.endswith("scale"), like.dtype)
+            return jnp.asarray(noise + path.endswith("scale"), stack.get("dtype", like.dtype))
 
         self.params = map_named(leaf, jax.eval_shape(self.model.init, jax.random.key(0)))
         self._run = self.compile(self.model)
@@ -240,6 +241,11 @@ class System:
             return post.mean(params, q), nats_bt
 
         return lambda *given: jax.device_get(run(self.params, *given))
+
+    @functools.cached_property
+    def wide(self) -> "System":
+        """The same in float64, which must be enabled."""
+        return System(self.name, dtype="float64")
 
     def __call__(self, packing: str) -> tuple[Values, Any]:
         """Values and gradient of the sentences in one packing, as NumPy arrays."""

@@ -49,8 +49,12 @@ def test_packing_changes_no_value(system, sentences, packing):
 
 @pytest.mark.parametrize("packing", ["mixed", "single"])
 def test_packing_changes_no_gradient(system, packing):
-    # In float64 they agree to 5e-15; in float32 rounding grows with the tokens that a row adds up.
-    assert_close(system(packing)[1], system("packed")[1], 4e-6 if system.in_front else 1e-6)
+    if not system.in_front:
+        assert_close(system(packing)[1], system("packed")[1], 1e-6)
+        return
+    # Rows with vectors in front of their texts round more in float32 than that bound allows.
+    with jax.enable_x64(True):
+        assert_close(system.wide(packing)[1], system.wide("packed")[1], 1e-12)
 
 
 def test_sentences_differ(system, sentences):
