@@ -38,7 +38,7 @@ class GemmaConfig(StackConfig):
     vocab: int = setting(**sizes.VOCAB)
     positions: int = setting(low=1, high=2**24, help="Most tokens of a text.")
     window: int = setting(low=1, high=2**24, help="Tokens that a local layer sees, itself one.")
-    global_every: int = setting(low=1, high=4_096, help="Of so many layers the last is global.")
+    global_every: int = setting(low=1, high=4_096, help="Every n-th layer is global.")
     query_scale: int = setting(
         low=1, high=2**17, help="Attention logits are divided by its square root."
     )
@@ -58,10 +58,7 @@ class GemmaConfig(StackConfig):
     xent_chunk: int = setting(8192, **sizes.XENT_CHUNK)
 
     def __post_init__(self) -> None:
-        if self.heads % self.kv_heads:
-            raise ValueError(f"{self.heads} heads do not divide into {self.kv_heads} kv_heads")
-        if self.head % 2:
-            raise ValueError(f"head is {self.head}; rotary positions turn pairs of features")
+        sizes.check_rotary(self)
         sizes.check_kernel(self)
 
     @property
@@ -165,7 +162,7 @@ def _global_every(config: Mapping[str, Any]) -> int:
     plain = ["sliding_attention"] * len(types)
     plain[every - 1 :: every] = ["full_attention"] * len(plain[every - 1 :: every])
     if list(types) != plain:
-        raise ValueError(f"layer_types is {types}; only one global layer every so many is read")
+        raise ValueError(f"layer_types is {types}; expected a global layer at a fixed interval")
     return every
 
 

@@ -22,10 +22,10 @@ from jvae.pretrained.names import (
     NameRule,
     NameTable,
     Vocab,
-    flat,
     interleaved_bias,
     interleaved_linear,
-    linear,
+    linear_rules,
+    norm_rules,
     vocab_rows,
 )
 
@@ -138,12 +138,7 @@ def table(config: Any, vocab: Vocab, path: str, role: str, pooler: str | None) -
         NameRule(f"{ours}/attn/qkv/kernel", (f"{qkv}.weight",), interleaved_linear(3)),
         NameRule(f"{ours}/attn/qkv/bias", (f"{qkv}.bias",), interleaved_bias(3)),
     ]
-    for own, theirs in norms.items():
-        rules.append(NameRule(f"{own}/scale", (f"{theirs}.weight",), flat(1)))
-        rules.append(NameRule(f"{own}/bias", (f"{theirs}.bias",), flat(1)))
-    for own, (theirs, inputs) in projections.items():
-        rules.append(NameRule(f"{ours}/{own}/kernel", (f"{theirs}.weight",), linear(inputs)))
-        rules.append(NameRule(f"{ours}/{own}/bias", (f"{theirs}.bias",), flat(1)))
+    rules += norm_rules(norms) + linear_rules(ours, projections)
     head = "embed_out.weight"
     if config.tied:
         return NameTable(tuple(rules), FILES.ignored, ((head, "embed_in.weight"),))

@@ -71,10 +71,7 @@ class LlamaConfig(StackConfig):
     xent_chunk: int = setting(8192, **sizes.XENT_CHUNK)
 
     def __post_init__(self) -> None:
-        if self.heads % self.kv_heads:
-            raise ValueError(f"{self.heads} heads do not divide into {self.kv_heads} kv_heads")
-        if self.head % 2:
-            raise ValueError(f"head is {self.head}; rotary positions turn pairs of features")
+        sizes.check_rotary(self)
         sizes.check_kernel(self)
 
     @property

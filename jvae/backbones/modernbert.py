@@ -29,7 +29,7 @@ class ModernBertConfig(TransformerConfig):
     """
 
     window: int = setting(128, low=2, high=2**24, help="Width of what a local layer sees, even.")
-    global_every: int = setting(3, low=1, high=4_096, help="Of so many layers the first is global.")
+    global_every: int = setting(3, low=1, high=4_096, help="Layers 0, n, 2n, ... are global.")
     theta: float = setting(160_000.0, above=1.0, high=1e9, help="Rotary base of global layers.")
     local_theta: float = setting(10_000.0, above=1.0, high=1e9, help="Of local layers.")
 
@@ -80,7 +80,7 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
         every = types.index("full_attention", 1) if "full_attention" in types[1:] else len(types)
         plain = ["sliding_attention" if i % every else "full_attention" for i in range(len(types))]
         if list(types) != plain:
-            raise ValueError(f"layer_types is {types}; only one global layer every so many is read")
+            raise ValueError(f"layer_types is {types}; expected a global layer at a fixed interval")
     thetas = [
         rope.get(kind, {}).get("rope_theta", config.get(older, default))
         for kind, older, default in (

@@ -77,7 +77,7 @@ def run(mode: str, config: ConfigDict, folder: Path, options: Options) -> None:
 
     Raises: ConfigError, DataError.
     """
-    kind = format_of(options)  # a wrong one is told before anything is read
+    kind = format_of(options)  # raises before anything is read
     if options.text and options.input:
         raise ConfigError("--text and --input are both given; choose one")
     validate(config, saved=workdir.saved_config(folder), training=False)

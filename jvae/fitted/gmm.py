@@ -33,7 +33,7 @@ class GmmOptions:
     tolerance: float = setting(
         1e-5, low=0.0, high=1.0, help="Gain of a step, nats per latent, below which EM ends."
     )
-    starts: int = setting(3, low=1, high=1_000, help="The likeliest of so many is kept.")
+    starts: int = setting(3, low=1, high=1_000, help="Random starts; the likeliest fit is kept.")
     ridge: float = setting(1e-4, above=0.0, high=1.0, help="Added to variances.")
 
 

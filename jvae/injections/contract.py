@@ -61,7 +61,7 @@ class Injection(NamedTuple):
     points(own, reach, lay) -> Points with `value` and `tap`.
     once(own, drop) -> what does not depend on z; None for nothing.
     table(own) -> (V, C), the scores that a feature adds; None without features.
-    owners(slots) -> the segment that sees each latent slot of a row with so many examples.
+    owners(slots) -> the segment that sees each latent slot, for a row of `slots` examples.
     cross_owners(slots) -> the same for the states of cross-attention.
     slots: latent slots of one example. tokens: vectors in front of its text. lead: positions that
       its slots take, so that tokens begin behind them.

@@ -42,7 +42,7 @@ LOG_VAR_SHIFT: dict[str, Any] = dict(
 
 
 def padded(vocab: int, multiple: int) -> int:
-    """Rows of an embedding of so many tokens."""
+    """Rows of an embedding: the vocabulary, rounded up to the multiple."""
     return -(-vocab // multiple) * multiple
 
 
@@ -50,6 +50,14 @@ def check_kernel(config: Any) -> None:
     """Raises ValueError for an attention kernel that the dtype of a stack does not have."""
     if config.attention == "cudnn" and config.dtype == "float32":
         raise ValueError("attention cudnn needs dtype bfloat16 or float16; dtype is float32")
+
+
+def check_rotary(config: Any) -> None:
+    """Raises ValueError for heads that cannot share keys and values or be turned by position."""
+    if config.heads % config.kv_heads:
+        raise ValueError(f"{config.heads} heads do not divide into {config.kv_heads} kv_heads")
+    if config.head % 2:
+        raise ValueError(f"head is {config.head}; rotary positions turn pairs of features")
 
 
 def of_spec(config: Any) -> dict[str, Any]:

@@ -58,5 +58,10 @@ class Points(NamedTuple):
         """Slots of a row."""
         return 0 if self.slots is None else self.slots.key_lbmgh.shape[2]
 
+    def tap_of(self, inputs: Any) -> Callable[[str, Array], Array | None] | None:
+        """The tap of a layer whose slice of `tap_l` is `inputs`; None without a tap."""
+        tap = self.tap
+        return None if tap is None else lambda name, state: tap(name, state, inputs)
+
 
 UNTOUCHED = Points()

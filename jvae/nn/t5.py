@@ -11,7 +11,6 @@ first token.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -122,11 +121,6 @@ def _seen_by(query_bt: Array, owner_m: Any) -> Bool[Array, "b t m"]:
     return own_btm | (owner_m == EVERYONE)[None, None]
 
 
-def _tapped(points: Points, inputs: Any) -> Callable[[str, Array], Array | None] | None:
-    tap = points.tap
-    return None if tap is None else lambda name, state: tap(name, state, inputs)
-
-
 def rows(
     c: T5Config,
     own: Any,
@@ -167,7 +161,7 @@ def rows(
             return attend(q, k, v, mask_bts, bias_bnts, drop=drop_weights, rate=c.dropout), None
 
         hook = _cross_hook(source, source_bts, drop_cross, c.dropout)
-        tap = _tapped(points, tap_inputs)
+        tap = points.tap_of(tap_inputs)
         y_btd, _ = apply(T5Layer(c), layer_params, x_btd, mix, hook, drop_layer, tap)
         return y_btd, None if read is None else read(x_btd, y_btd, read_inputs)
 
@@ -220,7 +214,7 @@ def prefill(
             return attend(q, k, v, distance_ets >= 0, bias_ents), (k, v)
 
         hook = _cross_hook(source, _own_states(points))
-        tap = _tapped(points, tap_inputs)
+        tap = points.tap_of(tap_inputs)
         return apply(T5Layer(c), layer_params, x, mix, hook, None, tap)
 
     x_etd, (key, value) = run_stack(
@@ -268,7 +262,7 @@ def step(
             return look(q[:, 0], new, distance_em >= 0)[:, None], new
 
         hook = _cross_hook(source, _own_states(points))
-        tap = _tapped(points, tap_inputs)
+        tap = points.tap_of(tap_inputs)
         return apply(T5Layer(c), layer_params, x, mix, hook, None, tap)
 
     x, layers = step_stack(

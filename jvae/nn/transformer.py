@@ -205,11 +205,6 @@ def _static(spec: StackSpec, own: Any) -> tuple[Array | None, Array | None]:
     return kind_l, None if spec.first_norm else jnp.arange(layers) == 0
 
 
-def _tapped(points: Points, inputs: Any) -> Callable[[str, Array], Array | None] | None:
-    tap = points.tap
-    return None if tap is None else lambda name, state: tap(name, state, inputs)
-
-
 def _turned(kinds: _Kinds, x: Array) -> Array:
     if kinds.cos is None or kinds.sin is None:
         return x
@@ -268,7 +263,7 @@ def rows(
             )
             return y, None
 
-        tap = _tapped(points, tap_inputs)
+        tap = points.tap_of(tap_inputs)
         y_btd, _ = apply(Layer(spec), layer_params, x_btd, mix, drop_layer, tap, is_first)
         return y_btd, None if read is None else read(x_btd, y_btd, read_inputs)
 
@@ -322,7 +317,7 @@ def prefill(
             )
             return y, (k, v)
 
-        tap = _tapped(points, tap_inputs)
+        tap = points.tap_of(tap_inputs)
         return apply(Layer(spec), layer_params, x, mix, None, tap, is_first)
 
     x_etd, (key, value) = run_stack(
@@ -373,7 +368,7 @@ def step(
             mixed = caches.look_up(q[:, 0], new, here.seen, scale=scale, cap=spec.logit_cap)
             return mixed[:, None], new
 
-        tap = _tapped(points, tap_inputs)
+        tap = points.tap_of(tap_inputs)
         return apply(Layer(spec), layer_params, x, mix, None, tap, is_first)
 
     x, layers = step_stack(

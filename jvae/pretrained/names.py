@@ -128,6 +128,26 @@ def interleaved_bias(parts: int) -> Transform:
     return Transform(read, lambda leaf: [leaf.swapaxes(0, 1).reshape(-1)])
 
 
+def norm_rules(norms: Mapping[str, str]) -> list["NameRule"]:
+    """Scale and bias of each norm, our path to their name."""
+    return [
+        NameRule(f"{ours}/{own}", (f"{theirs}.{name}",), flat(1))
+        for ours, theirs in norms.items()
+        for own, name in (("scale", "weight"), ("bias", "bias"))
+    ]
+
+
+def linear_rules(path: str, projections: Mapping[str, tuple[str, int]]) -> list["NameRule"]:
+    """Kernel and bias of each projection below a path of ours: its name there, theirs, and how many
+    axes of our kernel are its input.
+    """
+    rules = []
+    for own, (theirs, inputs) in projections.items():
+        rules.append(NameRule(f"{path}/{own}/kernel", (f"{theirs}.weight",), linear(inputs)))
+        rules.append(NameRule(f"{path}/{own}/bias", (f"{theirs}.bias",), flat(1)))
+    return rules
+
+
 class Vocab(NamedTuple):
     """Rows of a foreign embedding and the real tokens of ours.
 
