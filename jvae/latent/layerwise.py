@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Params, Posterior, Prior
+from jvae.api import Batch, Cond, Params, Posterior, Prior
 from jvae.latent.gaussian import Gaussian, kl, log_density, noise
 from jvae.latent.kl import closed_form
 
@@ -155,8 +155,11 @@ def _chain_kl(
     return kl(clipped(chain, path.posterior), clipped(chain, path.prior))
 
 
-def posterior(chain: Chain, encode: Callable[..., ChainPost]) -> Posterior:
-    """A Posterior from `encode(params, batch, drop, cond) -> ChainPost`."""
+def posterior(
+    chain: Chain,
+    encode: Callable[[Params, Batch, Key[Array, ""] | None, Cond | None], ChainPost],
+) -> Posterior:
+    """A Posterior from `encode(params, batch, drop, cond)`."""
 
     def _encode(params, batch, drop=None, *, cond=None, key_e=None) -> ChainPost:
         del key_e  # amortised inference is deterministic

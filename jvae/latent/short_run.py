@@ -102,12 +102,11 @@ def log_joint(
 class Chain(NamedTuple):
     """A chain ready to run on one batch; parameters are constants in it.
 
-    start(key_e) -> z_egz     a starting point per example
-    kernel_at(k) -> Kernel    of step k
+    start: a starting point per example.
     """
 
-    start: Callable[..., Array]
-    kernel_at: Callable[..., Kernel]
+    start: Callable[[Key[Array, "e"]], Float[Array, "e g z"]]
+    kernel_at: langevin.KernelAt
     steps: int
 
     def end(
@@ -121,7 +120,7 @@ class Chain(NamedTuple):
         )
 
 
-def noise_of(key_e: Key[Array, "e"], shape: tuple[int, ...]) -> Callable[..., Array]:
+def noise_of(key_e: Key[Array, "e"], shape: tuple[int, ...]) -> langevin.NoiseAt:
     """The noise of step k of the chains of these keys."""
     return lambda k: noise(langevin.step_keys(key_e, k), shape)
 
