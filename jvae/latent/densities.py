@@ -87,7 +87,14 @@ Features = Callable[
 def amortized(density: Density, features: Features) -> Posterior:
     """The posterior of an encoder, whose pooled states are the features."""
 
-    def encode(params: Params, batch: Batch, drop=None, *, cond=None, key_e=None) -> Post:
+    def encode(
+        params: Params,
+        batch: Batch,
+        drop: Key[Array, ""] | None = None,
+        *,
+        cond: Cond | None = None,
+        key_e: Key[Array, "e"] | None = None,
+    ) -> Post:
         del key_e  # amortised inference is deterministic
         return density.read(params["posterior"], features(params, batch, drop, cond))
 

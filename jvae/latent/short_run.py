@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Batch, Context, Generator, Params, Posterior, Prior, per_example
+from jvae.api import Batch, Cond, Context, Generator, Params, Posterior, Prior, per_example
 from jvae.fields import Needs, setting
 from jvae.latent import langevin
 from jvae.latent.gaussian import DiagonalGaussian, Gaussian, log_density, noise, reparameterize
@@ -195,7 +195,14 @@ def attach(
     `prepare`.
     """
 
-    def encode(params: Params, batch: Batch, drop=None, *, cond=None, key_e=None) -> Array:
+    def encode(
+        params: Params,
+        batch: Batch,
+        drop: Key[Array, ""] | None = None,
+        *,
+        cond: Cond | None = None,
+        key_e: Key[Array, "e"] | None = None,
+    ) -> Array:
         assert key_e is not None  # the contract: samplers are given one key per example
         chain = prepare(
             gen,
@@ -253,7 +260,14 @@ def fitted(
       widen: 1 for the tightest bound of one draw, more for a proposal of many.
     """
 
-    def encode(params: Params, batch: Batch, drop=None, *, cond=None, key_e=None) -> Fitted:
+    def encode(
+        params: Params,
+        batch: Batch,
+        drop: Key[Array, ""] | None = None,
+        *,
+        cond: Cond | None = None,
+        key_e: Key[Array, "e"] | None = None,
+    ) -> Fitted:
         assert key_e is not None  # the contract: samplers are given one key per example
         chain = prepare(gen, prior, cfg, params, batch, drop, cond=cond, start=start, key_e=key_e)
         key_re = jax.vmap(lambda r: langevin.step_keys(key_e, r))(jnp.arange(cfg.chains))

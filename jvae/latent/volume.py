@@ -7,7 +7,7 @@ step sizes; Pang et al. 2021's released code for the estimator.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +121,7 @@ def learn_sizes(
     tx = optax.adam(lr)
 
     def learn(params: Params, raw_k: Array, batch: Batch, key: Key[Array, ""]):
-        def body(carry: tuple, update: Array) -> tuple:
+        def body(carry: tuple[Array, Any], update: Array) -> tuple[tuple[Array, Any], Array]:
             raw_k, state = carry
             loss = lambda raw_k: -bound(params, raw_k, batch, jax.random.fold_in(key, update))  # noqa: E731
             value, grad_k = jax.value_and_grad(loss)(raw_k)
