@@ -123,7 +123,7 @@ def log_phase(program: Program, params: Any) -> None:
 
 
 def _with_shardings(abstract: Any, where: Any) -> Any:
-    def placed(a: Array, sharding: Any) -> jax.ShapeDtypeStruct:
+    def placed(a: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
 
     return jax.tree.map(placed, abstract, where)

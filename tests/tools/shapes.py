@@ -1,8 +1,8 @@
 """Checks shapes at function boundaries, by annotation, while tests run.
 
 Importing this module does it for whatever is imported from `PACKAGES` afterwards; users of jvae pay
-nothing. `JAXTYPING_DISABLE=1` turns the checks off. Only arguments and results that hold arrays are
-checked: pyright sees to the others, and tests put stand-ins in their place.
+nothing. `JAXTYPING_DISABLE=1` turns the checks off. Only arguments and results whose annotation has
+a shape are checked: pyright sees to the others, and tests put stand-ins in their place.
 """
 
 import functools
@@ -31,25 +31,23 @@ def check(function: Callable[..., Any]) -> Callable[..., Any]:
     key = (function.__module__, function.__qualname__, repr(function.__annotations__))
     if key not in _checkers:
         hints = function.__annotations__.items()
-        function.__annotations__ = {name: _of_arrays(hint) or Any for name, hint in hints}
+        function.__annotations__ = {name: _shaped(hint) or Any for name, hint in hints}
         _checkers[key] = beartype(function)
     return _checkers[key]
 
 
-def _of_arrays(hint: Any) -> Any:
+def _shaped(hint: Any) -> Any:
     """A hint that takes a NumPy array wherever it takes one of JAX, as JAX itself does; None for a
-    hint without arrays.
+    hint without shapes.
     """
-    if hint is jax.Array:
-        return jax.Array | np.ndarray
     if isinstance(hint, type) and issubclass(hint, AbstractArray):
         if hint.array_type is not jax.Array:
             return hint
         return hint.dtype[Union[jax.Array, np.ndarray], hint.dim_str]  # noqa: UP007
     parts, origin = get_args(hint), get_origin(hint)
-    if origin is Callable or not any(map(_of_arrays, parts)):
+    if origin is Callable or not any(map(_shaped, parts)):
         return None
-    wider = tuple(_of_arrays(part) or part for part in parts)
+    wider = tuple(_shaped(part) or part for part in parts)
     return functools.reduce(operator.or_, wider) if origin in (Union, UnionType) else origin[wider]
 
 
