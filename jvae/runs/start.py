@@ -153,6 +153,8 @@ def _source(role: str, name: str, backbone: str | None) -> Source:
     backbone: of the config, for folders that do not say what they are.
     """
     stated = files.config_of(name)
+    if isinstance(stated.get("model"), dict):
+        raise ConfigError(f"init.{role}={name} is a model of jvae; start from it with init.model")
     kinds = {layout.files.name: key for key, layout in LAYOUTS.items()}
     kind = stated.get("model_type")
     if kind is None and backbone is not None and backbone in LAYOUTS:

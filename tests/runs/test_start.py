@@ -168,6 +168,9 @@ def test_folders_that_no_backbone_reads(tmp_path):
         configure("optimus", encoder=name)
     bare = {key: value for key, value in BERT.items() if key != "model_type"}
     assert configure("optimus", encoder=folder(tmp_path / "bare", bare)).model.encoder.layers == 6
+    own = folder(tmp_path / "own", configs.load("lm").to_dict())
+    with pytest.raises(ConfigError, match="is a model of jvae; start from it with init.model"):
+        configure("optimus", decoder=own)
     yarn = dict(LLAMA, rope_parameters=dict(rope_type="yarn", factor=2.0, rope_theta=1e4))
     with pytest.raises(WeightsError, match="rotary scaling is 'yarn'; implemented: none, "):
         configure("optimus", decoder=folder(tmp_path / "yarn", yarn))
