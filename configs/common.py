@@ -25,6 +25,9 @@ def base() -> ConfigDict:
             text="",
             source="",
             label="",
+            # Only lines that hold a value in such a column: 0=1, or label=duplicate, several by
+            # comma (of one column: any of them). Empty: every line.
+            keep="",
             header="auto",  # whether the first line of a .csv or .tsv names columns: true, false
             quotes=True,  # False: quotes in a .csv or .tsv are letters like any other
             sentences=False,  # lines are documents, to be cut into sentences

@@ -41,6 +41,9 @@ DATA = {
     ),
     "source": Field(str, "Likewise of the source of source -> text pairs; empty: none."),
     "label": Field(str, "Likewise of the label, for --mode=probe; empty: none."),
+    "keep": Field(
+        str, "Only lines with COLUMN=VALUE, several by comma, such as 0=1; empty: every line."
+    ),
     "sentences": Field(bool, "Lines are documents, to be cut into sentences."),
     "tfds_dir": Field(str, "Where TFDS sets are; empty: TFDS's own default."),
     "cache": Field(str, "Of tokenised files; empty: $JVAE_CACHE or ~/.cache/jvae."),
