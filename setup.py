@@ -31,6 +31,7 @@ setup(
         "grain>=0.2.18",
         "jaxtyping>=0.3",  # shapes in signatures
         "sacrebleu>=2.4",
+        "rouge-score>=0.1.2",
         "matplotlib>=3.9",  # figures
         "scikit-learn>=1.5",  # probes and clusters of latents
         "scipy>=1.11",  # word mover's distance, matching of clusters
@@ -46,6 +47,7 @@ setup(
             "pyright>=1.1.400",
             "beartype>=0.20",
         ],
+        "bertscore": ["bert-score>=0.3.13"],  # evals.bertscore; brings PyTorch
         "peer": ["torch>=2.6"],  # python -m jvae.bench --peer=torch
     },
 )

@@ -132,6 +132,12 @@ def base() -> ConfigDict:
             samples=0,  # K of NLL_K
             sentences=0,  # at most so many, a seeded draw, for all that decodes
             generate=0,  # sentences drawn from the prior
+            # Of models that read a source: texts of each, scored against the source's references;
+            # `generate` texts in all. BERTScore of them under this model, such as roberta-large;
+            # empty: not measured.
+            outputs=10,
+            bertscore="",
+            vectors="",  # file of word vectors as GloVe comes, for evals.metrics=dialogue
             interpolations=0,  # pairs of test sentences
             interpolation_steps=11,
             chunk=1,  # posterior samples decoded together

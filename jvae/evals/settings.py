@@ -9,7 +9,7 @@ class Preset(NamedTuple):
 
     samples: int  # K of NLL_K
     sentences: int | None  # a seeded draw of at most so many, for all that decodes
-    generate: int  # sentences drawn from the prior, for each way of decoding
+    generate: int  # sentences drawn from the prior, for each way of decoding and all sources
     interpolations: int  # pairs of sentences
     spot_samples: int  # K of a spot check on few sentences; 0: none
     spot_sentences: int
@@ -38,6 +38,9 @@ class EvalConfig:
     sentences: int = 0
     chunk: int = 1  # posterior samples decoded together
     generate: int = 0
+    outputs: int = 10  # texts of each source, of models that read one
+    bertscore: str = ""  # model of BERTScore
+    vectors: str = ""  # file of word vectors, for metric dialogue
     interpolations: int = 0
     interpolation_steps: int = 11
     compat: tuple[str, ...] = ()  # published estimators to print beside ours

@@ -8,7 +8,7 @@ from typing import Any
 
 from jvae.data.formats import HEADERS, READERS
 from jvae.decode.sampling import LONGEST, METHODS, WIDEST
-from jvae.evals import extra_bounds, outside  # noqa: F401 they register metrics
+from jvae.evals import dialogue, extra_bounds, outside  # noqa: F401 they register metrics
 from jvae.evals.compat import MODES
 from jvae.evals.metric import METRICS
 from jvae.evals.settings import PRESETS
@@ -210,6 +210,11 @@ EVALS = {
     "samples": Field(**SIZE, help="K of NLL_K; 0: the preset's."),
     "sentences": Field(**SIZE, help="Most texts for all that decodes; 0: the preset's."),
     "generate": Field(**SIZE, help="Texts drawn from the prior; 0: the preset's."),
+    "outputs": Field(int, "Texts of each source, of models that read one.", low=1, high=1_000),
+    "bertscore": Field(
+        str, "Model of their BERTScore, by hub name or folder; empty: not measured."
+    ),
+    "vectors": Field(str, "File of word vectors for metric dialogue; empty: none."),
     "interpolations": Field(**SIZE, help="Pairs of test texts; 0: the preset's."),
     "interpolation_steps": Field(int, "Points of each line.", low=2, high=10_000),
     "chunk": Field(int, "Posterior samples decoded together.", low=1, high=100_000),
