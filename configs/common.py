@@ -152,8 +152,10 @@ def base() -> ConfigDict:
             # `references`; perplexity of the samples under a language model, a run or an export.
             features="",
             external="",
-            # Training labels that probes of --mode=probe see, in turn: as many of each label.
-            few_labels=(100, 500, 1_000, 2_000, 10_000),
+            # Training sentences of each label that probes of --mode=probe see, in turn.
+            per_label=(10, 50, 100, 500, 1_000),
+            # How --mode=probe measures: own, or sri, few labels as the SRI paper does.
+            protocol="own",
             # The factor of the embedded corpus that few labels and clusters of --mode=probe are
             # about.
             factor="action",

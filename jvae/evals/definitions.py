@@ -102,6 +102,14 @@ DEFINITIONS: dict[str, str] = {
     "<kind>_grammatical": "share of the texts that the grammar accepts (%)",
     "<kind>_distinct": "share of different ones among the accepted texts (%)",
     # Labels and factors
+    "probe_<label>_each_<n>_balanced": "mean over labels of its recall, trained on n of each (%)",
+    "probe_<label>_each_<n>_f1": "mean over labels of its F1 score, trained on n of each (%)",
+    "probe_<label>_each_<n>": "test accuracy of a linear probe trained on n sentences of each "
+    "label (%)",
+    "sri_<label>_<n>": "test accuracy of a linear layer on the first n training sentences, by SGD "
+    "as published (%)",
+    "sri_<label>_<n>_logistic": "the same by L2 logistic regression (%)",
+    # Reports before November 2026: n is the number of labels in all.
     "probe_<label>_<n>_balanced": "mean over labels of its recall on the test split (%)",
     "probe_<label>_<n>_f1": "mean over labels of its F1 score on the test split (%)",
     "probe_<label>_balanced": "mean over labels of its recall, cross-validated (%)",

@@ -50,7 +50,8 @@ class EvalConfig:
     refine_size: float = 0.3  # step size of these chains
     features: str = ""  # .npz of features of samples and test sentences, for MAUVE
     external: str = ""  # run or export of a language model that scores the samples
-    few_labels: tuple[int, ...] = (100, 500, 1_000, 2_000, 10_000)  # of --mode=probe
+    per_label: tuple[int, ...] = (10, 50, 100, 500, 1_000)  # sentences of each, of --mode=probe
+    protocol: str = "own"  # of --mode=probe
     factor: str = "action"  # of the embedded corpus, for few labels and clusters of --mode=probe
 
     @property

@@ -229,8 +229,16 @@ EVALS = {
     "refine_size": Field(float, "Their size.", above=0.0, high=1e6),
     "features": Field(str, "File .npz with arrays samples and references, for MAUVE."),
     "external": Field(str, "Run or export of a language model that scores the samples."),
-    "few_labels": Field(
-        int, "Training labels of --mode=probe, in turn.", many=True, empty=False, low=2, high=MOST
+    "per_label": Field(
+        int,
+        "Training sentences of each label that --mode=probe sees, in turn.",
+        many=True,
+        empty=False,
+        low=1,
+        high=MOST,
+    ),
+    "protocol": Field(
+        str, "Of --mode=probe; sri: few labels as its paper has it.", choices=("own", "sri")
     ),
     "factor": Field(str, "Factor of the embedded corpus that few labels are about."),
 }
