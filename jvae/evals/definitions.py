@@ -123,6 +123,14 @@ DEFINITIONS: dict[str, str] = {
     "moving by scale times the attribute vector (%)",
     "attribute_<label>_bleu_<scale>": "corpus BLEU of the moved sentences with the original ones "
     "(0-100)",
+    # Tasks of natural language understanding
+    "nlu_<score>_each_<n>": "of a head that saw n training examples of each class, mean over draws",
+    "nlu_accuracy": "accuracy on the task's validation split (%)",
+    "nlu_macro_f1": "mean over classes of the F1 score (%)",
+    "nlu_f1": "F1 score of the second of two classes (%)",
+    "nlu_matthews": "Matthews correlation (%)",
+    "nlu_spearman": "rank correlation of predicted and true values (%)",
+    "nlu_pearson": "correlation of predicted and true values (%)",
     "z_diff": "accuracy of telling the fixed factor from mean differences of latent pairs (0-1)",
     "z_min_var": "accuracy of telling the fixed factor from the dimension that varies least (0-1)",
     "mig": "mutual information gap between the two best dimensions of a factor (0-1)",

@@ -145,6 +145,11 @@ def _check_sizes(config: Any, part: PretrainedPart, checkpoint: Checkpoint) -> N
         backbones.check_sizes(part.backbone, checkpoint, sizes, f"model.{section}")
 
 
+def pretrained(config: Any) -> bool:
+    """Whether step 0 holds weights that were trained before."""
+    return bool(config.init.model or _wanted(config))
+
+
 def _wanted(config: Any) -> list[tuple[PretrainedPart, str]]:
     family = config.model.family
     asked = {k: str(config.init[k]) for k in ("encoder", "decoder") if config.init[k]}
