@@ -178,6 +178,13 @@ def base() -> ConfigDict:
     return c
 
 
+def read(c: ConfigDict, folder: str, suffix: str = "txt") -> None:
+    """Reads train, valid and test of a folder, plain or .gz, where quotes are letters."""
+    c.data.quotes = False
+    for split in ("train", "valid", "test"):
+        c.data[split] = (f"{folder}/{split}.{suffix}*",)
+
+
 def lstm(**changes) -> dict:
     """One LSTM; `vocab` is set from the tokenizer when it is 0."""
     stack = dict(

@@ -93,6 +93,16 @@ def preset(arg: str, presets: Iterable[str], **options: str) -> tuple[str, dict[
     return name, options
 
 
+def choice(options: dict[str, str], name: str, known: Sequence[str]) -> str:
+    """The value of a preset's option that has to be one of a few. Raises: ConfigError."""
+    value = options[name]
+    if value not in known:
+        raise ConfigError(
+            f"option {name}={value}{nearest(value, known)}; expected one of {', '.join(known)}"
+        )
+    return value
+
+
 def from_argv(
     argv: Sequence[str], saved: Callable[[list[str]], ConfigDict] | None = None
 ) -> tuple[ConfigDict | None, list[str]]:

@@ -23,7 +23,7 @@ from jvae.validation.validate import validate
 
 PRESETS = {
     "adavae": ("tiny", "base"),
-    "della": ("tiny", "tiny_plain", "base", "story", "paraphrase"),
+    "della": ("tiny", "tiny_plain", "base", "story", "paraphrase", "quora"),
     "lm": ("tiny", "lstm"),
     "lstm_vae": ("tiny", "annealed", "ae_free_bits"),
     "optimus": ("tiny", "tiny_cls", "tiny_plain", "base", "latent768", "large"),
