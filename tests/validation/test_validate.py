@@ -29,6 +29,7 @@ PRESETS = {
     "optimus": ("tiny", "tiny_cls", "tiny_plain", "base", "latent768", "large"),
     "sri": ("tiny", "ptb", "yelp_short", "transformer"),
     "t5_vae": ("tiny", "base"),
+    "tasks": ("paraphrase", "hypothesis", "response", "encoder", "few_labels"),
 }
 # A preset of every family: between them they hold every section that is shipped.
 SHAPES = (
