@@ -29,7 +29,7 @@ _BLEU = (("bleu_recall", 0), ("bleu_precision", 1))
 
 
 class Scores(NamedTuple):
-    """BLEU of the responses to each context, 0 to 1."""
+    """BLEU of the responses to each context."""
 
     recall_e: Float[np.ndarray, "e"]
     precision_e: Float[np.ndarray, "e"]
@@ -172,9 +172,9 @@ def dialogue(at: Evaluation) -> list[Row]:
     rows = []
     for name, i in _BLEU:
         mean, se = mean_se(found[i])
-        rows.append(Row(f"dialogue_{name}", mean, "0-1", se, float(control[i].mean()), note))
+        rows.append(Row(f"dialogue_{name}", mean, "", se, float(control[i].mean()), note))
         note = ""
-    rows.append(Row("dialogue_bleu_f1", found.f1, "0-1", control=control.f1))
+    rows.append(Row("dialogue_bleu_f1", found.f1, "", control=control.f1))
     rows += [Row(f"dialogue_intra_dist_{n}", intra_dist(responses, n), "0-1") for n in (1, 2)]
     lengths = [len(text.split()) for own in responses for text in own]
     rows.append(Row("dialogue_length", float(np.mean(lengths)), "words"))

@@ -107,11 +107,8 @@ def _check(this: build.Run, request: Request, pair: bool) -> tuple[str, int]:
 
     Raises: ConfigError for features that the model does not have.
     """
-    model, limits = (
-        this.model,
-        models.family(this.config.model.family).limits(build.model_config(this.config)),
-    )
-    family = this.config.model.family
+    model, family = this.model, this.config.model.family
+    limits = models.family(family).limits(build.model_config(this.config))
     if not has_latent(model):
         raise ConfigError(f"finetune: model.family={family} has no encoder")
     if "cond" in limits:
