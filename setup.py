@@ -41,6 +41,7 @@ setup(
         "jaxtyping>=0.3",  # shapes in signatures
         "sacrebleu>=2.4",
         "scipy>=1.11",  # word mover's distance, matching of clusters; JAX needs it too
+        "rouge-score>=0.1.2",
         "tensorboardX>=2.6",  # TensorBoard files without TensorFlow
         "absl-py",
         "numpy>=2.0",
@@ -56,6 +57,7 @@ setup(
             "pyright>=1.1.400",
             "beartype>=0.20",
         ],
+        "bertscore": ["bert-score>=0.3.13"],  # evals.bertscore; brings PyTorch
         "peer": ["torch>=2.6"],  # python -m jvae.bench --peer=torch
     },
 )

@@ -182,6 +182,9 @@ class Posterior(NamedTuple):
     has_kl: False only for posteriors whose KL is 0 by definition, in the loss and in reports: a
       point, the absent latent of a language model, an MCMC sampler, whose loss has no KL.
     sampler: what a posterior that is a sampler adds; None for the others.
+    features(params, batch, drop=None, *, cond=None) -> h_ed
+      The encoder's state of an example that the density is made from, for classifiers; None for a
+      posterior without an encoder.
     """
 
     encode: Encode
@@ -191,6 +194,7 @@ class Posterior(NamedTuple):
     form: Any = None
     has_kl: bool = True
     sampler: "Sampler | None" = None
+    features: Callable[..., Array] | None = None
 
 
 @runtime_checkable

@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 
 from jvae import extras
 from jvae.api import Params, has_latent
-from jvae.cli import aot, prior_flags, text_tools
+from jvae.cli import aot, option_flags, prior_flags, text_tools
 from jvae.cli import sweep as sweeps
 from jvae.errors import CheckpointError, ConfigError, DataError
-from jvae.evals import evaluation, prior_fit, probing, run_card
+from jvae.evals import evaluation, nlu, nlu_tasks, prior_fit, probing, run_card, sri_probe
 from jvae.evals.collect import to_host
 from jvae.evals.split_latents import split_latents
 from jvae.parallel import mesh as meshes
@@ -124,7 +124,23 @@ def probe(config: ConfigDict, folder: Path) -> None:
     """
     extras.require("probes", "--mode=probe")
     with Stop():
-        _show(probing.probe(*_trained(config, folder)).table(), folder)
+        measure = sri_probe.probe if config.evals.protocol == "sri" else probing.probe
+        _show(measure(*_trained(config, folder)).table(), folder)
+
+
+def finetune(
+    config: ConfigDict, folder: Path, task: str, options: Mapping[str, str], seed: int
+) -> None:
+    """Scores of a language understanding task on a run's encoder. Raises: ConfigError; Stopped."""
+    nlu_tasks.named(task)
+    request = nlu.Request(**option_flags.parsed(nlu.Request, options, "finetune"))
+    with Stop():
+        this, mesh, params, step = _trained(config, folder)
+        start = None
+        if init_params.pretrained(this.config):
+            _, where = build.param_shardings(this.model, mesh)
+            start = init_params.initial_params(this, where, build.seeds(this.config.seed)["init"])
+        _show(nlu.finetune(this, mesh, params, step, task, request, start, seed).table(), folder)
 
 
 def compile_ahead(config: ConfigDict, folder: Path, topology: str, out: str) -> None:

@@ -98,7 +98,11 @@ def amortized(density: Density, features: Features) -> Posterior:
         del key_e  # amortised inference is deterministic
         return density.read(params["posterior"], features(params, batch, drop, cond))
 
-    return Posterior(encode, density.sample, density.log_prob, density.mean, density.form)
+    def pooled(params: Params, batch: Batch, drop=None, *, cond=None) -> Float[Array, "e d"]:
+        return features(params, batch, drop, cond)
+
+    form = density.form
+    return Posterior(encode, density.sample, density.log_prob, density.mean, form, features=pooled)
 
 
 @dataclass(frozen=True)

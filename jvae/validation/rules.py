@@ -271,7 +271,17 @@ IDLES = (
         _family("reads no source text, as a conditional model does"),
     ),
     Idle(
-        ("data.format", "data.text", "data.source", "data.label", "data.sentences"),
+        ("evals.vectors",),
+        lambda v, facts: "dialogue" in v["evals.metrics"],
+        "evals.metrics does not name dialogue",
+    ),
+    Idle(
+        ("evals.outputs", "evals.bertscore"),
+        lambda v, facts: "cond" in facts.sides,
+        _family("reads no source text, as a conditional model does"),
+    ),
+    Idle(
+        ("data.format", "data.text", "data.source", "data.label", "data.keep", "data.sentences"),
         lambda v, facts: bool(v["data.train"]),
         _EMBEDDED,
     ),
