@@ -41,7 +41,8 @@ setup(
         "jaxtyping>=0.3",  # shapes in signatures
         "sacrebleu>=2.4",
         "scipy>=1.11",  # word mover's distance, matching of clusters; JAX needs it too
-        "rouge-score>=0.1.2",
+        "rouge-score>=0.1.2",  # and NLTK, for BLEU of single sentences
+        "nltk>=3.9",
         "tensorboardX>=2.6",  # TensorBoard files without TensorFlow
         "absl-py",
         "numpy>=2.0",

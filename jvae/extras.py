@@ -10,6 +10,7 @@ from jvae.errors import ConfigError
 EXTRAS = {
     "figures": ("matplotlib", "sklearn"),
     "probes": ("sklearn",),
+    "bertscore": ("bert_score",),
     "peer": ("torch",),
 }
 
