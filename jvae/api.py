@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+SPACE, SPHERE = "space", "sphere"  # where vectors of latents lie: anywhere, or at length 1
 Params = Any  # a pytree of arrays, paths joined by "/" are public API
 Post = Any  # opaque pytree, every leaf with leading axis E
 Cond = Any  # opaque pytree, every leaf with leading axis E but those of `RowStates`
@@ -109,11 +110,13 @@ class Prior(NamedTuple):
       Ancestral over groups when layer-wise.
     log_prob(params, z_egz, cond=None) -> nats_e
     form: what closed forms of the KL go by, see `jvae.latent.kl`; None for a prior without any.
+    support: where it has its mass; densities on the SPHERE are per unit of its surface.
     """
 
     sample: Callable[..., Array]
     log_prob: Callable[..., Array]
     form: Any = None
+    support: str = SPACE
 
 
 class Posterior(NamedTuple):
@@ -133,6 +136,11 @@ class Posterior(NamedTuple):
     has_kl: False only for posteriors whose KL is 0 by definition, in the loss and in reports: a
       point, the absent latent of a language model, an MCMC sampler, whose loss has no KL.
     sampler: what a posterior that is a sampler adds; None for the others.
+    support: as of `Prior`; both lie in one place.
+    coupled: whether `encode` with a dropout key reads the examples of a batch together, so that a
+      batch cannot be measured in parts.
+    track(params, batch) -> params
+      Running statistics after one more batch of training; None where there are none.
     """
 
     encode: Callable[..., Post]
@@ -142,6 +150,9 @@ class Posterior(NamedTuple):
     form: Any = None
     has_kl: bool = True
     sampler: "Sampler | None" = None
+    support: str = SPACE
+    coupled: bool = False
+    track: Callable[..., Params] | None = None
 
 
 class Proposal(NamedTuple):
@@ -229,7 +240,8 @@ class TextVAE(NamedTuple):
     """A model, prior x posterior x generator: functions only, no arrays.
 
     init(key) -> params; axes: a tree like params with a tuple of logical axis names per leaf.
-    `latent_shape` is (G, Z), with G = 0 for a language model.
+    `latent_shape` is (G, Z), with G = 0 for a language model. groups: what the G are, "vector" for
+    those of one text, "layer" for a chain with one for each decoder layer.
     """
 
     init: Callable[[Array], Params]
@@ -238,6 +250,7 @@ class TextVAE(NamedTuple):
     gen: Generator
     post: Posterior
     latent_shape: tuple[int, int]
+    groups: str = "vector"
 
     @property
     def metric_post(self) -> Posterior:

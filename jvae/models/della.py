@@ -284,7 +284,7 @@ def build(config: DellaConfig) -> TextVAE:
     gen = generator(stack, injection)._replace(condition=condition, aux=aux)
     posterior = layerwise.posterior(links, encode)
     shape = (config.groups, config.latent)
-    return TextVAE(init, axes, layerwise.prior(links), gen, posterior, shape)
+    return TextVAE(init, axes, layerwise.prior(links), gen, posterior, shape, "layer")
 
 
 def _tiny(vocab: Vocab, **stack: Any) -> DellaConfig:
