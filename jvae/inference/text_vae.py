@@ -398,6 +398,10 @@ class LoadedVAE:
         told = self._told(z_dtgz.reshape(-1, *z_gz.shape), source, settings)
         return [told[i : i + len(offsets)] for i in range(0, len(told), len(offsets))]
 
+    def placed(self, z_egz: Float[np.ndarray, "n g z"]) -> Float[np.ndarray, "n g z"]:
+        """Latents where those of the model lie: of length 1 where these are, else as they are."""
+        return geometry.on_sphere(z_egz) if self.model.post.support == SPHERE else z_egz
+
     def neighbors(
         self,
         text: str,
@@ -489,9 +493,8 @@ class LoadedVAE:
     def _told(
         self, z_egz: Float[np.ndarray, "n g z"], source: str | None, settings: dict[str, Any]
     ) -> list[str]:
-        if self.model.post.support == SPHERE:
-            z_egz = geometry.on_sphere(z_egz)
-        return self.decode(z_egz, sources=source and [source] * len(z_egz), **settings)
+        given = source and [source] * len(z_egz)
+        return self.decode(self.placed(z_egz), sources=given, **settings)
 
     def _ends(self, texts: list[str], source: str | None) -> Float[np.ndarray, "n g z"]:
         """Latents of the sentences that an edit starts from."""

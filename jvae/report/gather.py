@@ -228,7 +228,7 @@ def _strips(
     given = None
     if sources is not None:
         given = [sources[i] for i in [*first, *[0] * (len(z_egz) - len(first))]]
-    told = vae.decode(z_egz, sources=given)
+    told = vae.decode(vae.placed(z_egz), sources=given)
     ways = [told[i * STEPS : (i + 1) * STEPS] for i in range(pairs)]
     rest = told[pairs * STEPS :]
     size = len(OFFSETS)
