@@ -8,7 +8,9 @@ vae.interpolate("a man is sleeping", "two girls were dancing")
 import importlib
 from typing import Any
 
-__all__ = ["export", "load"]
+__all__ = ["__version__", "export", "export_backbone", "load"]
+
+__version__ = "0.1.0"  # of the package and of what it writes
 
 # Modules that moved, under the names that the documentation gave them.
 _MOVED = {"space": "jvae.inference", "weights": "jvae.runs.exports"}
@@ -32,3 +34,10 @@ def export(folder: Any, out: Any) -> None:
     from jvae.runs.loading import export as export_run
 
     export_run(folder, out)
+
+
+def export_backbone(folder: Any, out: Any, role: str = "decoder") -> None:
+    """See `jvae.runs.loading.export_backbone`."""
+    from jvae.runs.loading import export_backbone as export_part
+
+    export_part(folder, out, role)

@@ -7,6 +7,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jvae import extras
 from jvae.api import Params, has_latent
 from jvae.cli import aot, prior_flags, text_tools
 from jvae.cli import sweep as sweeps
@@ -64,6 +65,7 @@ def sweep(
     if dry_run:
         print("\n".join(sweeps.launch_lines(spec, made, folder)))
         return
+    extras.require("figures", "--sweep")
     print(f"\n{sweeps.run(config, made, folder, train)}\n\nFiles: {folder}")
 
 
@@ -120,6 +122,7 @@ def probe(config: ConfigDict, folder: Path) -> None:
 
     Raises: Stopped.
     """
+    extras.require("probes", "--mode=probe")
     with Stop():
         _show(probing.probe(*_trained(config, folder)).table(), folder)
 
@@ -160,6 +163,7 @@ def _trained(config: ConfigDict, folder: Path) -> tuple[build.Run, Mesh, Params,
 
 def report(config: ConfigDict, folder: Path) -> None:
     """Pictures of a trained run and one HTML page with all of it, under `report/`."""
+    extras.require("figures", "--mode=report")
     from jvae import report as reports  # matplotlib takes a second to import
 
     validate(config, saved=workdir.saved_config(folder), training=False)

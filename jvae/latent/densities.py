@@ -7,12 +7,22 @@ the model's.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from jvae.api import SPACE, Batch, Params, Post, Posterior
+from jvae.api import (
+    SPACE,
+    Batch,
+    Cond,
+    LogPosterior,
+    Mean,
+    Params,
+    Post,
+    Posterior,
+    SamplePosterior,
+)
 from jvae.fields import setting
 from jvae.latent.choice import Choice, refusals
 from jvae.latent.gaussian import DiagonalGaussian, Gaussian, log_density, noise, reparameterize
@@ -34,6 +44,7 @@ class Affine(NamedTuple):
         return out.reshape(*h_egd.shape[:2], *out.shape[1:])
 
 
+@runtime_checkable
 class Head(Protocol):
     """Makes an affine map with outputs of a shape, and the logical axes of that shape."""
 
@@ -55,9 +66,9 @@ class Density(NamedTuple):
 
     init: Callable[[Key[Array, ""]], dict[str, Any]]
     read: Callable[[Any, Float[Array, "e g d"]], Post]
-    sample: Callable[..., Array]
-    log_prob: Callable[..., Array] | None
-    mean: Callable[..., Array]
+    sample: SamplePosterior
+    log_prob: LogPosterior | None
+    mean: Mean
     form: Any = None
     support: str = SPACE
     read_together: Callable[[Any, Float[Array, "e g d"], Bool[Array, "e"]], Post] | None = None
@@ -85,14 +96,22 @@ def build_density(choice: Choice, head: Head, shape: tuple[int, int]) -> Density
         return kind.build(options, head, shape)
 
 
-def amortized(density: Density, features: Callable[..., Float[Array, "e g d"]]) -> Posterior:
-    """The posterior of an encoder.
+Features = Callable[
+    [Params, Batch, Key[Array, ""] | None], Float[Array, "e g d"]
+]  # (params, batch, drop) -> h_egd
 
-    Args:
-      features: (params, batch, drop) -> h_egd.
-    """
 
-    def encode(params: Params, batch: Batch, drop=None, *, cond=None, key_e=None) -> Post:
+def amortized(density: Density, features: Features) -> Posterior:
+    """The posterior of an encoder, whose pooled states are the features."""
+
+    def encode(
+        params: Params,
+        batch: Batch,
+        drop: Key[Array, ""] | None = None,
+        *,
+        cond: Cond | None = None,
+        key_e: Key[Array, "e"] | None = None,
+    ) -> Post:
         del cond, key_e  # amortised inference is deterministic
         own, h_egd = params["posterior"], features(params, batch, drop)
         if drop is not None and density.read_together is not None:

@@ -5,13 +5,14 @@ arrays, see `stored`) and `meta`, a JSON object. A step's directory appears
 under its name by one rename, after everything in it is on disk. No pickle.
 """
 
+import functools
 import hashlib
 import json
 import logging
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+import jvae
 from jvae.errors import CheckpointError
 from jvae.runs import state_dict
 from jvae.runs.migrations import Paths
@@ -103,7 +105,7 @@ class Checkpoints:
             full_meta = {
                 **meta,
                 "step": step,
-                "version": package_version(),
+                "version": jvae.__version__,
                 "layout": LAYOUT,
                 "keys": state_dict.key_kinds(state),
                 "checksums": state_dict.checksums(arrays),
@@ -213,6 +215,7 @@ class Checkpoints:
 
     def _newest(self, step: int | None, best: bool, read: Any) -> Any:
         self.wait()
+        _silence_abandoned_reads()
         kind = "best" if best else "last"
         steps = self._steps(kind) if step is None else [step]
         for candidate in steps:
@@ -267,7 +270,7 @@ class Checkpoints:
         if meta["layout"] != LAYOUT:
             raise CheckpointError(
                 f"{self.root / kind / str(step)}: parameter layout {meta['layout']!r} of jvae "
-                f"{meta['version']}; this is jvae {package_version()} with layout {LAYOUT!r}"
+                f"{meta['version']}; this is jvae {jvae.__version__} with layout {LAYOUT!r}"
             )
         return meta
 
@@ -298,12 +301,26 @@ def _sha256(meta: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
-def package_version() -> str:
-    """Version of the installed package; "checkout" where it runs from its sources."""
-    try:
-        return metadata.version("jvae")
-    except metadata.PackageNotFoundError:
-        return "checkout"
+@functools.cache
+def _silence_abandoned_reads() -> None:
+    """Once per process: no traceback for each read that Orbax no longer waits for.
+
+    It gives up at the first array that cannot be read. What TensorStore has started by then reports
+    to a closed event loop, or to nobody; the error that is raised says it all.
+    """
+    before = sys.unraisablehook
+
+    def hook(report: Any) -> None:
+        error = report.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            before(report)
+
+    def awaited(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return not ("never retrieved" in text and "tensorstore_spec" in text)
+
+    sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(awaited)
 
 
 @contextmanager

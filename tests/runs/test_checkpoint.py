@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -14,10 +15,11 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+import jvae
 from jvae.errors import CheckpointError
 from jvae.parallel.mesh import make_mesh
 from jvae.runs import checkpoint
-from jvae.runs.checkpoint import LAYOUT, Checkpoints, package_version
+from jvae.runs.checkpoint import LAYOUT, Checkpoints
 from jvae.runs.state_dict import arrays_of, checksums
 from jvae.tree import named_leaves
 
@@ -81,7 +83,7 @@ def test_round_trip_is_exact(tmp_path):
         "row": 17,
         "config": {"lr": 0.1},
         "step": 3,
-        "version": package_version(),
+        "version": jvae.__version__,
         "layout": LAYOUT,
         "keys": {"key": "threefry2x32", "keys": "threefry2x32"},
         "checksums": checksums(arrays_of(state)),
@@ -212,6 +214,28 @@ def test_torn_newest_is_passed_over_and_moved_aside(tmp_path, caplog, damage):
         assert checkpoints.meta()["again"]
     assert [path.name for path in (tmp_path / "ckpt/torn").iterdir()] == ["last-2"]
     assert sorted(path.name for path in (tmp_path / "ckpt/last").iterdir()) == ["1", "2"]
+
+
+def test_reads_that_nobody_waits_for_leave_no_traceback(monkeypatch, caplog):
+    reports = []
+    monkeypatch.setattr(sys, "unraisablehook", reports.append)
+    checkpoint._silence_abandoned_reads.cache_clear()
+    checkpoint._silence_abandoned_reads()
+
+    def report(error: Exception) -> SimpleNamespace:
+        return SimpleNamespace(exc_value=error)
+
+    sys.unraisablehook(report(RuntimeError("Event loop is closed")))
+    assert not reports
+    sys.unraisablehook(report(RuntimeError("another")))
+    sys.unraisablehook(report(ValueError("Event loop is closed")))
+    assert len(reports) == 2
+
+    message = "Task exception was never retrieved\nfuture: <Task exception=ValueError('%s')>"
+    logging.getLogger("asyncio").error(message, "DATA_LOSS [tensorstore_spec=...]")
+    assert not caplog.records
+    logging.getLogger("asyncio").error(message, "mine")
+    assert len(caplog.records) == 1
 
 
 def test_none_that_is_whole(tmp_path):
