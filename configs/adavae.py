@@ -16,6 +16,9 @@ dimension, of the batch mean). A stack that was trained as a language model alon
 reconstruction stayed at 8 nats a sentence after 1,000 steps at beta 0.02, with 2 or 4 layers,
 adapters of 128 or 512, and either pooling; exact match 0.5 %. Sizes, rates and the other ways for z
 are ours.
+
+`adavae:tiny,prior=gmm` has a prior with parameters (gmm, flow, vamp), which train beside those
+around the stack, and no floor under the KL.
 """
 
 from ml_collections import ConfigDict
@@ -31,14 +34,14 @@ NORMS = "^decoder/layers/(attn|mlp)_norm/"
 def get_config(arg: str = "tiny") -> ConfigDict:
     """The config of a preset."""
 
-    name, _ = preset(arg, PRESETS)
+    name, options = preset(arg, PRESETS, prior="standard_normal")
     c = common.base()
     c.name = f"adavae-{name}"
     c.model = ConfigDict(
         dict(
             family="adavae",
             encoder_layers=8,
-            latent=32,
+            **common.latent(32),
             read_end=False,
             pool="latent_attn",
             pool_scale="one",
@@ -67,7 +70,19 @@ def get_config(arg: str = "tiny") -> ConfigDict:
         _tiny(c)
     else:
         _published(c)
+    if options["prior"] != "standard_normal":
+        _learned_prior(c, options["prior"])
     return c
+
+
+def _learned_prior(c: ConfigDict, kind: str) -> None:
+    """What has parameters of its own must train around the frozen stack; the KL that is estimated
+    by draws has no dimensions to floor.
+    """
+    c.model.prior.kind = kind
+    where = c.phases.stage1 if "stage1" in c.phases else c
+    where.optim.trainable = (*where.optim.trainable, ("^prior/", None, None, 0))
+    c.objective.update(kl_floor="none", floor=0.0)
 
 
 def _tiny(c: ConfigDict) -> None:

@@ -187,6 +187,19 @@ def read(c: ConfigDict, folder: str, suffix: str = "txt") -> None:
         c.data[split] = (f"{folder}/{split}.{suffix}*",)
 
 
+def latent(width: int = 32) -> dict:
+    """The latent of a family with an encoder, prior and posterior by name of a registered member.
+    Options of a member stand beside its name: --config.model.prior.kind=gmm with
+    --config.model.prior.components=50.
+    """
+    return dict(
+        latent=width,
+        vectors=1,  # of a text, each of that width; above 1 with pool="queries"
+        prior=dict(kind="standard_normal"),  # or gmm, flow, vamp; uniform_sphere
+        posterior=dict(kind="gaussian"),  # or bn; vmf
+    )
+
+
 def lstm(**changes) -> dict:
     """One LSTM; `vocab` is set from the tokenizer when it is 0."""
     stack = dict(

@@ -63,7 +63,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     c.model = ConfigDict(
         dict(
             family="optimus",
-            latent=32,
+            **common.latent(32),
             use_memory=True,
             use_embedding=True,
             tokens=0,

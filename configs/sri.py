@@ -37,6 +37,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
         dict(
             family="sri",
             latent=32,
+            prior=dict(kind="standard_normal"),
             decoder=common.lstm(),
             chain=dict(
                 steps=20,
@@ -93,6 +94,7 @@ def _transformer(c: ConfigDict) -> None:
     c.model.family = "sri_transformer"
     c.model.use_memory = c.model.use_embedding = True
     c.model.tokens = 0
+    c.model.vectors = 1
     small = dict(layers=4, width=256, heads=4, mlp=1024, positions=256, dropout=0.1)
     c.model.decoder = ConfigDict(common.transformer(**small))
     c.model.warm_up.epoch_steps = 1_315

@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+SPACE, SPHERE = "space", "sphere"  # where vectors of latents lie: anywhere, or at length 1
 Params = Any  # a pytree of arrays, paths joined by "/" are public API
 Post = Any  # opaque pytree, every leaf with leading axis E
 Cond = Any  # opaque pytree, every leaf with leading axis E but those of `RowStates`
@@ -124,11 +125,13 @@ class Prior(NamedTuple):
     """p(z), or p(z | source) for a conditional model.
 
     form: what closed forms of the KL go by, see `jvae.latent.kl`; None for a prior without any.
+    support: where it has its mass; densities on the SPHERE are per unit of its surface.
     """
 
     sample: SamplePrior
     log_prob: LogPrior
     form: Any = None
+    support: str = SPACE
 
 
 @runtime_checkable
@@ -172,6 +175,28 @@ class Mean(Protocol):
     def __call__(self, params: Params, post: Post, /) -> Float[Array, "e g z"]: ...
 
 
+@runtime_checkable
+class Track(Protocol):
+    """Parameters whose running statistics have seen one more batch of training."""
+
+    def __call__(self, params: Params, batch: Batch, /) -> Params: ...
+
+
+@runtime_checkable
+class EncoderFeatures(Protocol):
+    """The encoder's state of each example; of several vectors, their mean."""
+
+    def __call__(
+        self,
+        params: Params,
+        batch: Batch,
+        drop: Key[Array, ""] | None = None,
+        /,
+        *,
+        cond: Cond | None = None,
+    ) -> Float[Array, "e d"]: ...
+
+
 class Posterior(NamedTuple):
     """How z is inferred. `encode` runs once; its result serves any number of samples and densities.
 
@@ -182,9 +207,13 @@ class Posterior(NamedTuple):
     has_kl: False only for posteriors whose KL is 0 by definition, in the loss and in reports: a
       point, the absent latent of a language model, an MCMC sampler, whose loss has no KL.
     sampler: what a posterior that is a sampler adds; None for the others.
-    features(params, batch, drop=None, *, cond=None) -> h_ed
-      The encoder's state of an example that the density is made from, for classifiers; None for a
-      posterior without an encoder.
+    features: the state that the density is made from, for classifiers; None for a posterior without
+      an encoder.
+    support: as of `Prior`; both lie in one place.
+    coupled: whether `encode` with a dropout key reads the examples of a batch together, so that a
+      batch cannot be measured in parts.
+    track(params, batch) -> params
+      Running statistics after one more batch of training; None where there are none.
     """
 
     encode: Encode
@@ -194,7 +223,10 @@ class Posterior(NamedTuple):
     form: Any = None
     has_kl: bool = True
     sampler: "Sampler | None" = None
-    features: Callable[..., Array] | None = None
+    features: EncoderFeatures | None = None
+    support: str = SPACE
+    coupled: bool = False
+    track: Track | None = None
 
 
 @runtime_checkable
@@ -374,7 +406,8 @@ class TextVAE(NamedTuple):
     """A model, prior x posterior x generator: functions only, no arrays.
 
     init(key) -> params; axes: a tree like params with a tuple of logical axis names per leaf.
-    `latent_shape` is (G, Z), with G = 0 for a language model.
+    `latent_shape` is (G, Z), with G = 0 for a language model. groups: what the G are, "vector" for
+    those of one text, "layer" for a chain with one for each decoder layer.
     """
 
     init: Callable[[Key[Array, ""]], Params]
@@ -383,6 +416,7 @@ class TextVAE(NamedTuple):
     gen: Generator
     post: Posterior
     latent_shape: tuple[int, int]
+    groups: str = "vector"
 
     @property
     def metric_post(self) -> Posterior:

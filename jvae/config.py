@@ -19,6 +19,7 @@ import math
 import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,8 @@ def apply_overrides(cfg: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
 
     The default decides the type. Booleans are true, false, 1 or 0; tuples are written 1,2,3; an
     integer does for a float; `none` is None except where the default is a string. A default of None
-    takes whatever the text looks like.
+    takes whatever the text looks like, and so do the options of a registered member of the model,
+    such as `model.prior.components` beside `model.prior.kind=gmm`: only the member knows them.
 
     Raises: ConfigError for an unknown key, with the nearest match and the keys of that section, or
       for a value of a wrong type.
@@ -176,15 +178,17 @@ def apply_overrides(cfg: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
         key, equals, text = override.removeprefix("--").removeprefix("config.").partition("=")
         if not equals:
             raise ConfigError(f"{override!r} has no value: write --config.{key}=<value>")
-        section, name = _section_of(cfg, key)
-        old = section[name]
+        section, name, member = _section_of(cfg, key)
+        old: Any = None if member else section[name]
         if isinstance(old, ConfigDict):
             raise ConfigError(
                 f"--config.{key} is a section, set one of its keys: "
                 + ", ".join(f"{key}.{child}" for child in sorted(old))
             )
         try:
-            section[name] = parse(text, old, section.get_type(name))
+            value = parse(text, old, type(None) if member else section.get_type(name))
+            with section.unlocked(), section.ignore_type() if member else nullcontext():
+                section[name] = value
         except (ValueError, TypeError) as error:
             raise ConfigError(f"--config.{key}={text}: {error} (the default is {old!r})") from None
     return cfg.lock()
@@ -377,9 +381,13 @@ def _import(path: Path) -> types.ModuleType:
     return importlib.import_module(f"{package}.{path.stem}")
 
 
-def _section_of(cfg: ConfigDict, key: str) -> tuple[ConfigDict, str]:
+def _section_of(cfg: ConfigDict, key: str) -> tuple[ConfigDict, str, bool]:
+    """The section of a key, its name there, and whether it is an option of a registered member."""
     parent, here, prefix = cfg, cfg, "config"
-    for word in key.split("."):
+    *sections, last = words = key.split(".")
+    for at, word in enumerate(words):
+        if at == len(sections) and _names_member(sections, here) and word != "kind":
+            return here, last, True
         if not isinstance(here, ConfigDict):
             raise ConfigError(f"unknown config key {key!r}: {prefix} is a value, not a section")
         if word not in here:
@@ -391,7 +399,12 @@ def _section_of(cfg: ConfigDict, key: str) -> tuple[ConfigDict, str]:
                 f"unknown config key {key!r}{near}; keys of {prefix}: {', '.join(sorted(here))}"
             )
         parent, here, prefix = here, here[word], f"{prefix}.{word}"
-    return parent, key.rpartition(".")[2]
+    return parent, last, False
+
+
+def _names_member(sections: Sequence[str], section: Any) -> bool:
+    """Whether a section of the model names a registered member, whose options lie beside `kind`."""
+    return len(sections) > 1 and sections[0] == "model" and "kind" in section
 
 
 def parse(text: str, old: Any, kind: type) -> Any:

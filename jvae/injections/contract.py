@@ -46,6 +46,19 @@ _EXAMPLES: Any = (0, 0, 1, 1)
 EXAMPLE_AXES = Reach(None, None, *_EXAMPLES)
 
 
+def by_vector(spec: str, z_egz: Float[Array, "e g z"], kernel: Array) -> Array:
+    """einsum(spec, z_ez, rows) of each vector of a latent and Z rows of its own, of the kernel's
+    G * Z; vectors stand behind examples.
+
+    Args:
+      spec: such as "ez,zd->ed", with these letters for examples and dimensions.
+    """
+    _, rows, out = spec.replace("->", ",").split(",")
+    parts = jnp.split(kernel, z_egz.shape[1], axis=rows.index("z"))
+    every = [jnp.einsum(spec, z_egz[:, g], part) for g, part in enumerate(parts)]
+    return jnp.stack(every, axis=out.index("e") + 1)
+
+
 def nothing(params: Any, reach: Reach, lay: Lay) -> Points:
     """Points of an injection that acts through `Reach` alone."""
     del params, reach, lay

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jvae.errors import ConfigError
+from jvae.fields import check_dataclass, lines
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Choice:
 
         Raises: ConfigError for an option that the member does not have or refuses.
         """
-        if dataclasses.is_dataclass(cls):
+        declared = dataclasses.is_dataclass(cls)
+        if declared:
             known = [field.name for field in dataclasses.fields(cls)]
         else:
             known = list(getattr(cls, "_fields", ()))
@@ -55,6 +57,8 @@ class Choice:
                     f"{where}.{name}: {self.kind} has no such option; "
                     f"options: {', '.join(known) or 'none'}"
                 )
+        if declared and (problems := check_dataclass(cls, dict(self.options), where)):
+            raise ConfigError(lines(problems))
         with refusals(where):
             return cls(**dict(self.options))
 

@@ -337,7 +337,7 @@ def build(config: DellaConfig) -> TextVAE:
 
     posterior = layerwise.posterior(links, encode)._replace(features=features)
     shape = (config.groups, config.latent)
-    return TextVAE(init, axes, layerwise.prior(links), gen, posterior, shape)
+    return TextVAE(init, axes, layerwise.prior(links), gen, posterior, shape, "layer")
 
 
 def _tiny(vocab: Vocab, **stack: Any) -> DellaConfig:

@@ -40,6 +40,9 @@ XENT_CHUNK: dict[str, Any] = dict(
     low=1, high=MOST, help="Vocabulary columns whose logits exist at one time."
 )
 LATENT: dict[str, Any] = dict(low=1, high=2**20, help="Width of z.")
+VECTORS: dict[str, Any] = dict(
+    low=1, high=4_096, help="Vectors of z of a text, each of width latent; above 1: pool=queries."
+)
 LOG_VAR_SHIFT: dict[str, Any] = dict(
     low=-50.0,
     high=50.0,

@@ -17,7 +17,7 @@ from jvae.parallel import mesh as meshes
 from jvae.parallel import rules
 from jvae.runs import build, schedules
 from jvae.runs.phases import Phase
-from jvae.training import corruption, freezing, optim, step
+from jvae.training import corruption, freezing, optim, step, tracking
 from jvae.training.objectives import Objective, check_kl
 from jvae.training.step import TrainState
 from jvae.tree import sizes
@@ -68,10 +68,11 @@ def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Prog
         return step.init_state(params, tx, plan, begin)
 
     check_kl(objective, model)
-    if model.gen.coupled and cfg.train.accumulate > 1:
+    if (model.gen.coupled or model.post.coupled) and cfg.train.accumulate > 1:
+        part = "an auxiliary term" if model.gen.coupled else "the posterior"
         raise ConfigError(
-            f"train.accumulate={cfg.train.accumulate}: an auxiliary term of this model couples the "
-            "examples of a batch, which must be measured whole; set it to 1"
+            f"train.accumulate={cfg.train.accumulate}: {part} of this model couples the examples "
+            "of a batch, which must be measured whole; set it to 1"
         )
     sampler = model.post.sampler if objective.z == "posterior" else None
     train_step = step.make_train_step(
@@ -85,6 +86,8 @@ def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Prog
         begin=begin,
         accumulate=cfg.train.accumulate,
     )
+    if objective.z == "posterior":
+        train_step = tracking.tracked(model, train_step)
     tune_step = None
     if sampler and sampler.tune:
         tune = meshes.under(mesh, step.make_tune_step(sampler.tune))

@@ -14,8 +14,8 @@ from jvae.training.objectives import MEAN_SUM
 
 
 class Facts(NamedTuple):
-    """What the model of a config is. kl: its training loss has a KL. sides: most tokens of a text
-    by side.
+    """What the model of a config is. kl: its training loss has a KL. dimensions: which comes per
+    latent dimension. sides: most tokens of a text by side.
     """
 
     family: str
@@ -26,6 +26,7 @@ class Facts(NamedTuple):
     groups: int
     sampler: bool
     kl: bool
+    dimensions: bool
 
     @property
     def latent(self) -> bool:

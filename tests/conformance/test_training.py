@@ -15,6 +15,7 @@ from jvae.api import example_keys
 from jvae.latent.iw_bound import score_batch
 from jvae.training.objectives import Objective
 from jvae.training.step import init_state, make_train_step
+from jvae.training.tracking import tracked
 from jvae.tree import named_leaves
 
 
@@ -100,6 +101,7 @@ def test_train_step_is_traced_once(system, sentences):
     weights = collections.defaultdict(lambda: 0.1)  # of whatever auxiliary terms there are
     tx = optax.sgd(0.01)
     step = make_train_step(system.model, Objective(aux_weight=weights), lambda step: 0.5, tx)
+    step = tracked(system.model, step)
 
     def counted(state, batch, base):
         traces["step"] += 1

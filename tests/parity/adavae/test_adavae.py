@@ -224,9 +224,14 @@ def everything(case: Case, params, data):
                 ]
             )
             (_, own, hidden_btd, *_), ce_bt = seen["token_log_prob"]
-            pooled_ed, last_btd, blocks_lbtd = seen["encoded"][1]
+            pooled_egd, last_btd, blocks_lbtd = seen["encoded"][1]
             aux = {"losses": totals, "ce_bt": -ce_bt, "dec": decoder[-1].inputs_lbtd}
-            aux |= {"terms": terms, "pooled": pooled_ed, "last": last_btd, "enc": blocks_lbtd}
+            aux |= {
+                "terms": terms,
+                "pooled": pooled_egd[:, 0],
+                "last": last_btd,
+                "enc": blocks_lbtd,
+            }
             aux |= {"post": seen["post"], "logits": gpt2.stack(c.decoder).logits(own, hidden_btd)}
             return totals @ weight_of_s, aux
 

@@ -155,10 +155,10 @@ def everything(case: Case, params):
     model = t5vae.build(case.released)
     case.eps = jnp.asarray(case.array("in/eps"))[:, None]
     post = model.post.encode(params, case.batch)
-    pooled_ed, last_btd, inputs_lbtd = t5vae.pooled(
+    pooled_egd, last_btd, inputs_lbtd = t5vae.pooled(
         case.own, params, case.batch.enc, slots=1, read=layer_input
     )
-    out: dict[str, Any] = {"enc/hidden": [*inputs_lbtd, last_btd], "enc/pooled": pooled_ed}
+    out: dict[str, Any] = {"enc/hidden": [*inputs_lbtd, last_btd], "enc/pooled": pooled_egd[:, 0]}
     out |= {"post": post, "lat/z": gaussian.reparameterize(post, case.eps)[:, 0]}
     out["lat/kl_per_dim"] = gaussian.kl_standard(post)[:, 0]
     out["dec"] = _decoded(case, case.released, params, post)
