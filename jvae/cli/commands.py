@@ -132,6 +132,7 @@ def finetune(
     config: ConfigDict, folder: Path, task: str, options: Mapping[str, str], seed: int
 ) -> None:
     """Scores of a language understanding task on a run's encoder. Raises: ConfigError; Stopped."""
+    extras.require("probes", "--mode=finetune")
     nlu_tasks.named(task)
     request = nlu.Request(**option_flags.parsed(nlu.Request, options, "finetune"))
     with Stop():

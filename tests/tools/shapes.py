@@ -16,9 +16,9 @@ import numpy as np
 from beartype import beartype
 from jaxtyping import AbstractArray, install_import_hook
 
-# Pure functions of arrays.
+# Pure functions of arrays; functions on text check what users give them themselves.
 PACKAGES = (
-    *("api", "backbones", "decode", "fitted", "inference", "injections", "latent", "models"),
+    *("api", "backbones", "decode", "fitted", "injections", "latent", "models"),
     *("nn", "training"),
 )
 _checkers: dict[tuple[str, str, str], Callable[..., Any]] = {}
