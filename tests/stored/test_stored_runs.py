@@ -46,7 +46,10 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 # What evaluation has said besides since the runs were stored.
-NEW_METRICS = {"unknown_tokens", "unknown_sentences"}
+NEW_METRICS = {
+    *("unknown_tokens", "unknown_sentences"),
+    *("bleu_test_5", "self_bleu_5", "jaccard"),  # of the samples from the prior
+}
 NEW_LATENT_METRICS = {"exact_match_ceiling", "exact_match_reachable"}
 NEW_CONFIG = ("evals.metrics",)  # keys with their defaults
 # Stacks name their backbone by now; these are those they had.
