@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ def _check_sizes(config: Any, part: PretrainedPart, checkpoint: Checkpoint) -> N
 
 
 @contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
+def _named(name: str) -> Generator[None, None, None]:
     """Errors of weights with the name of what they came from."""
     try:
         yield

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 log = logging.getLogger(__name__)
@@ -13,7 +13,7 @@ WORTH_S = 5.0  # what took less needs no line at its end
 
 
 @contextmanager
-def announced(what: str, wanted: bool = True) -> Iterator[None]:
+def announced(what: str, wanted: bool = True) -> Generator[None, None, None]:
     """Says that `what` begins, every so often that it still runs, and how long it took.
 
     A thread of its own speaks, as the compiler holds no lock of Python.
