@@ -13,7 +13,6 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+import jvae
 from jvae.errors import CheckpointError
 from jvae.runs import state_dict
 from jvae.runs.migrations import Paths
@@ -105,7 +105,7 @@ class Checkpoints:
             full_meta = {
                 **meta,
                 "step": step,
-                "version": package_version(),
+                "version": jvae.__version__,
                 "layout": LAYOUT,
                 "keys": state_dict.key_kinds(state),
                 "checksums": state_dict.checksums(arrays),
@@ -270,7 +270,7 @@ class Checkpoints:
         if meta["layout"] != LAYOUT:
             raise CheckpointError(
                 f"{self.root / kind / str(step)}: parameter layout {meta['layout']!r} of jvae "
-                f"{meta['version']}; this is jvae {package_version()} with layout {LAYOUT!r}"
+                f"{meta['version']}; this is jvae {jvae.__version__} with layout {LAYOUT!r}"
             )
         return meta
 
@@ -299,14 +299,6 @@ class Checkpoints:
 
 def _sha256(meta: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
-def package_version() -> str:
-    """Version of the installed package; "checkout" where it runs from its sources."""
-    try:
-        return metadata.version("jvae")
-    except metadata.PackageNotFoundError:
-        return "checkout"
 
 
 @functools.cache
