@@ -240,6 +240,21 @@ def test_an_export_loads_again_bit_by_bit(whole, exported):
         assert hashlib.sha256((exported / name).read_bytes()).hexdigest() == digest
 
 
+def test_what_files_say_of_a_tokenizer_goes_along(whole, tmp_path):
+    config, encoder, _, params, _ = whole
+    encoder.save(tmp_path / "own")
+    (tmp_path / "own/tokenizer_config.json").write_text('{"pad_token": "</s>"}')
+    own = tokenizers.load(tmp_path / "own", "encoder")
+    assert own.pad_id == own.end_id and own.fingerprint != encoder.fingerprint
+    exports.export_model(tmp_path / "out", config, own, own.for_role("decoder"), params)
+    got = exports.load_export(tmp_path / "out")
+    for one in (got.encoder, got.decoder):
+        assert (one.fingerprint, one.pad_id) == (own.fingerprint, own.pad_id)
+    (tmp_path / "out/tokenizers/decoder/tokenizer_config.json").unlink()
+    with pytest.raises(WeightsError, match="lacks tokenizers/decoder/tokenizer_config.json"):
+        exports.load_export(tmp_path / "out")
+
+
 def test_an_export_loads_onto_a_mesh(whole, exported):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
 
