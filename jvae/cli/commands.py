@@ -1,6 +1,7 @@
 """What each `--mode` of the command line does."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from jvae import extras
 from jvae.api import Params, has_latent
 from jvae.cli import aot, option_flags, prior_flags, text_tools
 from jvae.cli import sweep as sweeps
-from jvae.errors import CheckpointError, ConfigError, DataError
+from jvae.errors import CheckpointError, ConfigError, DataError, JvaeError
 from jvae.evals import evaluation, nlu, nlu_tasks, prior_fit, probing, run_card, sri_probe
 from jvae.evals.collect import to_host
 from jvae.evals.split_latents import split_latents
@@ -21,6 +22,8 @@ from jvae.runs import build, identity, loading, phases, priors, workdir
 from jvae.training import init_params, loop
 from jvae.training.preemption import Stop
 from jvae.validation.validate import validate
+
+log = logging.getLogger(__name__)
 
 
 def train(config: ConfigDict, folder: Path) -> None:
@@ -137,11 +140,20 @@ def finetune(
     request = nlu.Request(**option_flags.parsed(nlu.Request, options, "finetune"))
     with Stop():
         this, mesh, params, step = _trained(config, folder)
-        start = None
-        if init_params.pretrained(this.config):
-            _, where = build.param_shardings(this.model, mesh)
-            start = init_params.initial_params(this, where, build.seeds(this.config.seed)["init"])
+        start = _pretrained(this, mesh)
         _show(nlu.finetune(this, mesh, params, step, task, request, start, seed).table(), folder)
+
+
+def _pretrained(this: build.Run, mesh: Mesh) -> Params | None:
+    """What training of a run started from; None where that was not pretrained, or has gone."""
+    if not init_params.pretrained(this.config):
+        return None
+    _, where = build.param_shardings(this.model, mesh)
+    try:
+        return init_params.initial_params(this, where, build.seeds(this.config.seed)["init"])
+    except JvaeError as error:
+        log.warning("the pretrained backbone alone is left out: %s", error)
+        return None
 
 
 def compile_ahead(config: ConfigDict, folder: Path, topology: str, out: str) -> None:

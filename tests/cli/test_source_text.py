@@ -1,12 +1,14 @@
 """A small model from source to text, from training to scores against references."""
 
 import json
+import logging
 
 import pytest
 
 from jvae.cli.main import main
 from jvae.data import grammar
 
+pytest.importorskip("rouge_score")
 SMALL = (
     *("data.batch_rows=4", "data.row_tokens=64", "data.vocab=300", "train.steps=6"),
     *("train.log_every=3", "train.check_every=3", "train.tensorboard=false", "mesh.data=1"),
@@ -19,14 +21,15 @@ SMALL = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ablate", ["", ",ablate=no_product", ",ablate=shared"])
-def test_pairs_of_one_label(tmp_path, ablate, capsys):
+def test_pairs_of_one_label(tmp_path, ablate, caplog):
+    caplog.set_level(logging.INFO)
     made = grammar.corpus("train", 600)
     for split, first, last in (("train", 0, 400), ("valid", 400, 500), ("test", 500, 599)):
         rows = [f"{i % 2}\t{made[i].text}\t{made[i + 1].text}\n" for i in range(first, last)]
         (tmp_path / f"{split}.tsv").write_text("".join(rows))
     words = [f"--config=tasks:paraphrase,data={tmp_path}{ablate}", f"--workdir={tmp_path}/run"]
     assert main([*words, *(f"--config.{value}" for value in SMALL)]) == 0
-    assert "data.keep=0=1 keeps 200 of 400 lines" in capsys.readouterr().err
+    assert "data.keep=0=1 keeps 200 of 400 lines" in caplog.text
     report = json.loads((tmp_path / "run/eval/test.json").read_text())
     rows = report["metrics"]
     assert {"reference_bleu", "reference_bleu_best", "source_self_bleu"} <= set(rows)
