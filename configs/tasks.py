@@ -29,7 +29,8 @@ Ways of the latent to the decoder, and DELLA's ablations, on the embedded corpus
     --config=optimus:tiny,inject=memory|embedding|softmax
     --config=della:tiny,ablate=no_product|independent|shared|lower|upper
 
-Steps are chosen for less than 30 minutes on two cores. Their scores: not measured.
+Sizes are chosen for less than 30 minutes each on two idle cores; the commands ran for a few steps
+alone. Time and scores: not measured.
 """
 
 from ml_collections import ConfigDict
@@ -58,7 +59,7 @@ def _source_to_text(name: str, data: str, ablate: str) -> ConfigDict:
     c = della.get_config(f"tiny,ablate={ablate}" if ablate else "tiny")
     c.model.conditional = True
     c.model.decoder.update(positions=256)
-    c.data.update(row_tokens=128, batch_rows=16, max_words=100, on_error="drop")
+    c.data.update(row_tokens=128, batch_rows=8, max_words=100, on_error="drop")
     c.train.update(steps=1_500, check_every=250)
     # As the released code decodes, with fewer beams.
     c.decode.update(method="beam", beam_width=4, repetition_penalty=1.2)
@@ -68,18 +69,18 @@ def _source_to_text(name: str, data: str, ablate: str) -> ConfigDict:
         columns = dict(source="1", text="2", keep="0=1" if name == "paraphrase" else "0=entailment")
         if name == "response":
             columns = dict(source="context", text="responses")
-        c.data.update(columns)
+        c.data.update(vocab=4_000, **columns)
     return c
 
 
 def _encoder(data: str) -> ConfigDict:
     c = optimus.get_config("tiny")
-    c.data.update(row_tokens=64, batch_rows=32, on_error="drop")
+    c.data.update(row_tokens=64, batch_rows=16, on_error="drop")
     c.train.update(steps=2_000, check_every=500)
     c.evals.update(samples=20, sentences=200, generate=500, interpolations=10)
     if data:
         common.read(c, data, "tsv")
-        c.data.update(text="1", label="0")
+        c.data.update(vocab=4_000, text="1", label="0")
     return c
 
 
