@@ -50,7 +50,7 @@ def bn(options: BnOptions, head: Head, shape: tuple[int, int]) -> Density:
     plain = gaussian(GaussianOptions(options.log_var_shift), head, shape)
     gamma = math.sqrt(2 * options.least / (shape[0] * shape[1]))
 
-    def init(key: Key[Array, ""]) -> dict[str, Any]:
+    def init(key: Key[Array, "..."]) -> dict[str, Any]:
         def boxed(value: float) -> Any:
             return nn.LogicallyPartitioned(jnp.full(shape, value), (None, "latent"))
 

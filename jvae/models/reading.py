@@ -16,7 +16,7 @@ def states(
     side: Side,
     drop: Key[Array, ""] | None = None,
     *,
-    soft_btd: Float[Array, "b t d"] | None = None,
+    soft_btd: Float[Array, "b t w"] | None = None,
     mask_spec: MaskSpec | None = None,
     points: Points = UNTOUCHED,
     read: Read | None = None,
@@ -25,7 +25,7 @@ def states(
     """States after the last layer, read in both directions, and what `read` makes of every layer.
 
     Args:
-      soft_btd: what layer 0 reads in place of embedded tokens.
+      soft_btd: what layer 0 reads in place of embedded tokens; states may have another width.
       mask_spec: which tokens see which; those of the same segment when None.
       points, read, read_l: see `jvae.nn.transformer.rows`.
     """

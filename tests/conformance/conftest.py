@@ -70,7 +70,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     ),
     "lstm_vae-vectors": SEVERAL,
     "optimus-query": dict(pool="queries"),
-    "optimus-vectors": dict(vectors=3, pool="queries", tokens=2),
+    "optimus-vectors": dict(vectors=3, pool="queries", tokens=1),
     "sri_transformer-vectors": dict(vectors=2),
     "t5_vae-vectors": dict(vectors=3, pool="queries", cross_slots=1),
     # Priors and posteriors that no tiny config chooses.
@@ -91,7 +91,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 # Every backbone that writes under every injection, and every one that reads as an encoder.
 WAYS: dict[str, dict[str, Any]] = {
-    "optimus": dict(tokens=2, prior=Choice("gmm", (("components", 3),)), **SEVERAL),
+    "optimus": dict(tokens=1, prior=Choice("gmm", (("components", 3),)), **SEVERAL),
     "adavae": dict(prefix=2, use_memory=True, use_output=True, use_adapters=True),
     "della": {},
     "sri_transformer": {},
