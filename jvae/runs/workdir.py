@@ -25,6 +25,8 @@ from ml_collections import ConfigDict
 
 from jvae import config as configs
 from jvae.errors import CheckpointError, ConfigError
+from jvae.fields import defaults_of
+from jvae.nn import lora
 from jvae.runs import output
 
 CONFIG = "config.json"
@@ -110,7 +112,8 @@ def check(
     changed = {}
     for one in [*claims, *stored]:
         for key, (old, new) in configs.diff(one, config).items():
-            if not (key.startswith(may_change) or (key in SETTLED and not new)):
+            same = key in SETTLED and not new or _unsaid(key, old, new)
+            if not (key.startswith(may_change) or same):
                 changed[key] = f"{key}: {old!r} -> {new!r}"
     if changed:
         moved = "" if recorded else ", and it has no record of its text, which must stay in place"
@@ -120,6 +123,15 @@ def check(
             f"A run may change {', '.join(LENGTH)}, {', '.join(one.strip('.') for one in FREE)} "
             f"and the place of its text{moved}"
         )
+
+
+def _unsaid(key: str, old: object, new: object) -> bool:
+    """Whether one of two configs lacks a stack's section of low-rank additions, which have their
+    defaults in the other: older runs have no such section.
+    """
+    _, found, name = key.rpartition(f".{lora.NAME}.")
+    default = defaults_of(lora.Lora).get(name)
+    return bool(found) and {old, new} == {configs.ABSENT, default}
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:

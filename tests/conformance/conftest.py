@@ -22,6 +22,7 @@ from jvae.api import Batch, Draws, TextVAE, example_keys, per_example
 from jvae.data.rows import Encoded, pack_rows
 from jvae.latent.kl import kl
 from jvae.nn.backbone import BACKBONES
+from jvae.nn.lora import Lora
 from jvae.tree import map_named
 
 VOCAB = dict(enc=23, dec=29)  # padded to 24 and 32
@@ -50,6 +51,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "optimus-embedding": dict(use_memory=False),
     "optimus-mean": dict(pool="mean", log_var_shift=-1.0),
     "t5_vae-llama": dict(decoder="llama", cross_slots=0),
+    # Low-rank additions under the injections; where one stack reads and writes, under both.
+    "optimus-low_rank": dict(decoder="llama", tokens=2, lora=Lora(rank=2)),
+    "adavae-low_rank": dict(use_memory=True, use_adapters=True, prefix=2, lora=Lora(rank=2)),
+    "della-low_rank": dict(lora=Lora(rank=2, targets="attn/(q|v|out)")),
+    "t5_vae-low_rank": dict(lora=Lora(rank=2)),
 }
 
 # Every backbone that writes under every injection, and every one that reads as an encoder.
@@ -76,8 +82,9 @@ def _builder(name: str) -> tuple[Callable[..., TextVAE], Callable[[], int]]:
     family = models.family(name.partition("-")[0])
 
     def config_of(**stack: Any) -> Any:
-        config = family.tiny(VOCAB, **stack)
         changes = dict(VARIANTS.get(name, {}))
+        stack |= {"lora": changes.pop("lora")} if "lora" in changes else {}
+        config = family.tiny(VOCAB, **stack)
         # Where one stack reads both sides, so does its vocabulary.
         shared = "encoder" not in changes and getattr(config, "encoder", None) is None
         for role, side in (("encoder", "enc"), ("decoder", "dec")):

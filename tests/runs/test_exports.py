@@ -32,7 +32,7 @@ from jvae.tree import named_leaves
 SHARED = Path(__file__).parents[3] / "shared/fixtures/optimus"
 STACK = Gpt2Config(layers=2, width=16, heads=2, mlp=32, vocab=20, positions=8)
 CONFIG = optimus.OptimusConfig(
-    BertConfig(**dataclasses.asdict(STACK)), dataclasses.replace(STACK, vocab=23), latent=4
+    BertConfig(**vars(STACK)), dataclasses.replace(STACK, vocab=23), latent=4
 )
 
 
