@@ -125,7 +125,10 @@ def _from_model(run: Run, name: str, pattern: str, target: dict[str, Any]) -> di
             raise WeightsError(
                 f"{name}: {path} is {list(have[path].shape)}, this model's {list(leaf.shape)}"
             )
-    return {path: jax.device_put(have[path], leaf.sharding) for path, leaf in wanted.items()}
+    return {
+        path: jax.device_put(have[path].astype(leaf.dtype), leaf.sharding)
+        for path, leaf in wanted.items()
+    }
 
 
 def check_backbones(config: Any) -> None:

@@ -100,7 +100,8 @@ def train(
             workdir.claim(folder, config)
 
     # --- state: own checkpoint, weights or scratch ------------------------------------------------
-    ckpts = Checkpoints(folder, keep_last=cfg.train.keep)
+    frozen = {f"params/{path}" for path in current.frozen}
+    ckpts = Checkpoints(folder, keep_last=cfg.train.keep, frozen=frozen)
     position = (0, 0)
     meter: metrics.Sums | None = None
     if saved is None:
