@@ -32,7 +32,8 @@ def base() -> ConfigDict:
             # Where files are kept tokenised, by content; empty: $JVAE_CACHE or ~/.cache/jvae.
             cache="",
             workers=0,  # processes that make batches; 0: a thread
-            # Folder or Hugging Face hub name; empty: one is trained on the train split.
+            # Folder or Hugging Face hub name; empty: one is trained on the train split. A folder of
+            # `init` brings its own.
             encoder_tokenizer="",
             decoder_tokenizer="",
             # A tokenizer trained on text files: its kind, bpe or word, and how many entries it has
@@ -55,7 +56,8 @@ def base() -> ConfigDict:
     )
     c.init = ConfigDict(
         dict(
-            # Pretrained backbones for step 0: a folder or hub name in Hugging Face's layout.
+            # Pretrained backbones for step 0: a folder or hub name in Hugging Face's layout. Sizes
+            # and tokenizers of the config give way to theirs.
             encoder="",
             decoder="",
             # A trained model for step 0: the folder of a run, or an export by folder or hub name.

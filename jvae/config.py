@@ -65,6 +65,21 @@ def load(spec: str) -> ConfigDict:
     return cfg.lock()
 
 
+def shipped_values(keys: Iterable[str]) -> dict[str, list[Any]]:
+    """The values that the presets of all shipped configs have for some dotted keys."""
+    values: dict[str, list[Any]] = {key: [] for key in keys}
+    if not values:
+        return values
+    for file in sorted(shipped_dir().glob("*.py")):
+        module = _import(file)
+        for name in getattr(module, "PRESETS", ()):
+            flat = flatten(module.get_config(name))
+            for key, found in values.items():
+                if key in flat:
+                    found.append(flat[key])
+    return values
+
+
 def preset(arg: str, presets: Iterable[str], **options: str) -> tuple[str, dict[str, str]]:
     """Splits the argument of `get_config`, such as "base,data=yelp", into preset and options.
 
@@ -91,13 +106,17 @@ def preset(arg: str, presets: Iterable[str], **options: str) -> tuple[str, dict[
 
 
 def from_argv(
-    argv: Sequence[str], saved: Callable[[list[str]], ConfigDict] | None = None
+    argv: Sequence[str],
+    saved: Callable[[list[str]], ConfigDict] | None = None,
+    configure: Callable[[ConfigDict, list[str], list[str]], ConfigDict] | None = None,
 ) -> tuple[ConfigDict | None, list[str]]:
     """Takes `--config` and every `--config.key` out of a command line.
 
     Args:
       saved: called with all other arguments where there are keys but no config named; what it gives
         takes the keys.
+      configure: sets the keys of the config that is named, called with it, "--config.key=value" of
+        each key and all other arguments; by default `apply_overrides`.
     Returns: the config with its overrides, None if none was named; and all other arguments.
     Raises: ConfigError.
     """
@@ -124,6 +143,8 @@ def from_argv(
         return apply_overrides(saved(rest), overrides), rest
     if spec is None:
         return None, rest
+    if configure is not None:
+        return configure(load(spec), overrides, rest), rest
     return apply_overrides(load(spec), overrides), rest
 
 

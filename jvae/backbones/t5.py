@@ -59,5 +59,4 @@ def _pair(config: Any, vocab: Vocab, cross: bool) -> NameTable:
 
 
 BACKBONES.register("t5")(BackboneKind(T5Config, ABILITIES, stack, _tiny))
-# New rows of the vocabulary have T5's own scale.
-LAYOUTS.register("t5")(Layout(weights.BACKBONE, _table, _pair, std=1.0))
+LAYOUTS.register("t5")(Layout(weights.BACKBONE, _table, _pair))

@@ -120,6 +120,15 @@ def _parts(model: Any) -> tuple[PretrainedPart, ...]:
     return encoder + stack_part(model.decoder, "decoder")
 
 
+def _adjust(model: Any) -> list[str]:
+    """No more layers encode than there are."""
+    stack = model.get("encoder") or model.decoder
+    if model.encoder_layers <= stack.get("layers", 0):
+        return []
+    was, model.encoder_layers = model.encoder_layers, stack.layers
+    return [f"model.encoder_layers is {stack.layers}, all of its encoder, and not {was}"]
+
+
 FAMILIES.register("adavae")(
     Family(
         AdaVaeConfig,
@@ -127,6 +136,7 @@ FAMILIES.register("adavae")(
         limits,
         _tiny,
         parts=_parts,
+        adjust=_adjust,
         original=originals.adavae,
         preset="adavae",
     )

@@ -8,6 +8,12 @@ from jvae.nn.backbone import StackConfig
 from jvae.nn.fused import KERNELS
 from jvae.nn.stack import REMAT
 
+# Fields of a section that are matters of training and computation; all others are sizes, which
+# pretrained weights settle.
+CHOICES = (
+    *("dropout", "init_std", "init_scale", "bias_std", "dtype", "attention", "remat", "unroll"),
+    *("vocab_multiple", "xent_chunk"),
+)
 DTYPES = ("float32", "bfloat16", "float16")
 
 # What every stack has, of whatever layers.

@@ -76,7 +76,11 @@ DATA = {
     "score_end": Field(bool, "False: where to end is never learned; a bound of less text."),
 }
 INIT = {
-    "encoder": Field(str, "Pretrained backbone for step 0: folder or hub name; empty: none."),
+    "encoder": Field(
+        str,
+        "Pretrained backbone for step 0, whose sizes and tokenizer are taken: folder or hub name; "
+        "empty: none.",
+    ),
     "decoder": Field(str, "Likewise."),
     "model": Field(str, "Trained model for step 0: folder of a run, or an export by its name."),
     "part": Field(str, "Parameters to take from it; empty: all, and all must fit.", pattern=True),
