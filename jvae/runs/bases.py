@@ -34,7 +34,7 @@ def read(config: Any, where: Mapping[str, str], target: Mapping[str, Any]) -> di
         checkpoint = files.open_checkpoint(where[part.key])
         rows = backbones.sizes(part.backbone, checkpoint)["vocab"]
         ours = config.model[part.sections[0]].vocab
-        table = part.table(Vocab(rows, ours, config.seed, part.std))
+        table = part.table(Vocab(rows, ours))
         rules = tuple(rule for rule in table.rules if rule.path in target)
         tensors = backbones.canonical(part.backbone, checkpoint)
         # Tensors of other paths are none that nobody uses.

@@ -99,6 +99,22 @@ class Export(NamedTuple):
     params: Params
 
 
+def base_of(config: ConfigDict, params: Params) -> Base:
+    """The pretrained weights that a training left as they were, bit for bit.
+
+    Raises: WeightsError where there are none, or they cannot be read.
+    """
+    where, leaves = bases.named(config), named_leaves(params)
+    kept = bases.same(leaves, bases.read(config, where, leaves))
+    if not kept:
+        names = ", ".join(where.values()) or "init.encoder and init.decoder are empty"
+        raise WeightsError(
+            f"no parameters of this model are still those of a pretrained one ({names}); export it "
+            "whole"
+        )
+    return Base(where, kept)
+
+
 def merged(export: Export) -> Export:
     """A model whose low-rank additions are part of its kernels: the same function, with the
     parameters and the config of a model without any.

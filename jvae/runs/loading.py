@@ -20,10 +20,9 @@ from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import CheckpointError, WeightsError
 from jvae.inference.text_vae import LoadedVAE
 from jvae.parallel import mesh as meshes
-from jvae.runs import bases, build, exports, identity, priors, workdir
+from jvae.runs import build, exports, identity, priors, workdir
 from jvae.runs import data as run_data
 from jvae.runs.checkpoint import Checkpoints
-from jvae.tree import named_leaves
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +103,7 @@ def export(
       pretrained weights cannot be read or were all trained.
     """
     parts = _read_run(Path(folder))
-    base = _base(Path(folder), parts) if adapters else None
+    base = exports.base_of(parts.config, parts.params) if adapters else None
     whole = parts if adapters else exports.merged(parts)
     table = Path(folder) / "eval" / "test.txt"
     results = f"```\n{workdir.read_text(table)}```\n" if table.is_file() else ""
@@ -115,18 +114,6 @@ def export(
         priors.for_export(Path(folder), parts.params, whole.params),
         base,
     )
-
-
-def _base(folder: Path, parts: exports.Export) -> exports.Base:
-    where, leaves = bases.named(parts.config), named_leaves(parts.params)
-    kept = bases.same(leaves, bases.read(parts.config, where, leaves))
-    if not kept:
-        names = ", ".join(where.values()) or "init.encoder and init.decoder are empty"
-        raise WeightsError(
-            f"{folder}: has no weights that are still those of a pretrained model ({names}); "
-            "export it whole"
-        )
-    return exports.Base(where, kept)
 
 
 def is_run(name: str | os.PathLike[str]) -> bool:

@@ -105,7 +105,8 @@ def train(
     position = (0, 0)
     meter: metrics.Sums | None = None
     if saved is None:
-        state = current.start(init_params.initial_params(this, current.where.params, key["init"]))
+        shapes, where = current.abstract.params, current.where.params
+        state = current.start(init_params.initial_params(this, where, key["init"], shapes))
         if cfg.init.optimizer:
             state = state._replace(opt_state=init_params.initial_optimizer(this, state.opt_state))
     else:
