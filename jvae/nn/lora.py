@@ -10,6 +10,7 @@ pair acts on x: W + AB would need a gradient of the size of W in each step.
 `with_lora` wraps the functions of any stack whose layers use `jvae.nn.layers.Projection`.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -150,10 +151,21 @@ def _with_pairs(layers: Any, lora: Lora, key: Key[Array, ""], where: str) -> Any
     Raises: ConfigError where none does.
     """
     known: list[str] = []
-    made = 0
+    shapes: list[tuple[int, ...]] = []  # of each a
+    made: list[dict[str, Any]] = []
+
+    def pair(kernel: nn.LogicallyPartitioned, inputs: int, fused: bool) -> dict[str, Any]:
+        """Boxed {a, b} of one projection of a kernel (L, *in, *out), or (L, in, parts, *out)."""
+        names, shape = tuple(kernel.names)[1:], kernel.value.shape
+        shapes.append((*shape[: 1 + inputs], lora.rank))
+        b = jnp.zeros((shape[0], lora.rank, *shape[1 + inputs + fused :]), jnp.float32)
+        names_b = ("layers", None, *names[inputs + fused :])
+        made.append(
+            {"a": ("layers", *names[:inputs], None), "b": nn.LogicallyPartitioned(b, names_b)}
+        )
+        return made[-1]
 
     def walk(tree: Mapping[str, Any], path: str) -> dict[str, Any]:
-        nonlocal made
         out = {
             name: walk(node, f"{path}/{name}".lstrip("/")) if isinstance(node, Mapping) else node
             for name, node in tree.items()
@@ -167,9 +179,7 @@ def _with_pairs(layers: Any, lora: Lora, key: Key[Array, ""], where: str) -> Any
         for part in fused or (name,):
             known.append(f"{above}/{part}".lstrip("/"))
             if re.search(lora.targets, known[-1]):
-                own_key = jax.random.fold_in(key, made)
-                pairs[part] = _pair(tree["kernel"], inputs, bool(fused), lora.rank, own_key)
-                made += 1
+                pairs[part] = pair(tree["kernel"], inputs, bool(fused))
         if pairs:
             out[NAME] = pairs if fused else pairs[name]
         return out
@@ -180,6 +190,13 @@ def _with_pairs(layers: Any, lora: Lora, key: Key[Array, ""], where: str) -> Any
             f"{where}.{NAME}.targets: {lora.targets!r} matches no projection of its layers "
             f"({', '.join(known) or 'it has none'})"
         )
+    # One draw for all: each one by itself compiles for seconds on a CPU.
+    ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
+    every = jax.random.uniform(key, (ends[-1],), jnp.float32, -1.0, 1.0)
+    for one, shape, end in zip(made, shapes, ends, strict=True):
+        edge = math.prod(shape[1:-1]) ** -0.5  # of the input's size, as the released code
+        a = edge * every[end - math.prod(shape) : end].reshape(shape)
+        one["a"] = nn.LogicallyPartitioned(a, one["a"])
     return out
 
 
@@ -189,16 +206,3 @@ def _inputs(kernel: Any) -> int:
         return 0
     names = tuple(kernel.names)[1:]
     return len(names) - 1 if names[-1] == "embed" else int(names[0] == "embed")
-
-
-def _pair(kernel: Any, inputs: int, fused: bool, rank: int, key: Key[Array, ""]) -> Any:
-    """Boxed {a, b} of one projection of a kernel (L, *in, *out), or (L, in, parts, *out)."""
-    names, shape = tuple(kernel.names)[1:], kernel.value.shape
-    layers, ins, outs = shape[0], shape[1 : 1 + inputs], shape[1 + inputs + fused :]
-    edge = math.prod(ins) ** -0.5  # as the released code
-    a = jax.random.uniform(key, (layers, *ins, rank), jnp.float32, -edge, edge)
-    b = jnp.zeros((layers, rank, *outs), jnp.float32)
-    return {
-        "a": nn.LogicallyPartitioned(a, ("layers", *names[:inputs], None)),
-        "b": nn.LogicallyPartitioned(b, ("layers", None, *names[inputs + fused :])),
-    }
