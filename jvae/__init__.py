@@ -8,7 +8,7 @@ vae.interpolate("a man is sleeping", "two girls were dancing")
 import importlib
 from typing import Any
 
-__all__ = ["export", "load"]
+__all__ = ["export", "export_backbone", "load"]
 
 # Modules that moved, under the names that the documentation gave them.
 _MOVED = {"space": "jvae.inference", "weights": "jvae.runs.exports"}
@@ -32,3 +32,10 @@ def export(folder: Any, out: Any, *, adapters: bool = False) -> None:
     from jvae.runs.loading import export as export_run
 
     export_run(folder, out, adapters=adapters)
+
+
+def export_backbone(folder: Any, out: Any, role: str = "decoder") -> None:
+    """See `jvae.runs.loading.export_backbone`."""
+    from jvae.runs.loading import export_backbone as export_part
+
+    export_part(folder, out, role)

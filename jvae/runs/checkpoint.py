@@ -6,10 +6,12 @@ weights, lie once in `ckpt/frozen/0`, which those that lack them name by its dig
 directory appears under its name by one rename, after everything in it is on disk. No pickle.
 """
 
+import functools
 import hashlib
 import json
 import logging
 import math
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -253,6 +255,7 @@ class Checkpoints:
 
     def _newest(self, step: int | None, best: bool, read: Any) -> Any:
         self.wait()
+        _silence_abandoned_reads()
         kind = "best" if best else "last"
         steps = self._steps(kind) if step is None else [step]
         for candidate in steps:
@@ -421,6 +424,28 @@ def package_version() -> str:
         return metadata.version("jvae")
     except metadata.PackageNotFoundError:
         return "checkout"
+
+
+@functools.cache
+def _silence_abandoned_reads() -> None:
+    """Once per process: no traceback for each read that Orbax no longer waits for.
+
+    It gives up at the first array that cannot be read. What TensorStore has started by then reports
+    to a closed event loop, or to nobody; the error that is raised says it all.
+    """
+    before = sys.unraisablehook
+
+    def hook(report: Any) -> None:
+        error = report.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            before(report)
+
+    def awaited(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return not ("never retrieved" in text and "tensorstore_spec" in text)
+
+    sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(awaited)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Whole models across the border: checkpoints of the original repositories in, exports out and in.
 
 An export is one folder that needs nothing else: our config, both tokenizers, the weights by our
-parameter paths, a model card, and the SHA-256 of each of these files. An export of what a training
-added alone lacks the pretrained weights, which it names.
+parameter paths, and the SHA-256 of each of these files. Its model card may be edited, or be absent.
+An export of what a training added alone lacks the pretrained weights, which it names.
 """
 
 import hashlib
@@ -42,7 +42,6 @@ CARD = "README.md"
 ROLES = ("encoder", "decoder")
 NEEDED = (
     files.CONFIG,
-    CARD,
     *(f"{TOKENIZER_FOLDER}/{role}/{tokenizers.FILE}" for role in ROLES),
 )
 _SUM_LINE = re.compile(r"([0-9a-f]{64})  ([\w./-]+)")
@@ -177,7 +176,7 @@ def export_model(
         for name, data in further.items():
             (part / name).parent.mkdir(parents=True, exist_ok=True)
             (part / name).write_bytes(data)
-        lines = [f"{_sha256(part / n)}  {n}\n" for n in sorted((weights, *NEEDED, *further))]
+        lines = [f"{_sha256(part / n)}  {n}\n" for n in sorted(_summed(part))]
         (part / SUMS).write_text("".join(lines), encoding="utf-8")
         os.replace(part, folder)
     finally:
@@ -344,14 +343,10 @@ def _verify(folder: Path) -> None:
         if match is None:
             raise WeightsError(f"{sums}:{number}: expected a SHA-256, two blanks and a file name")
         told[match[2]] = match[1]
-    # Hidden files are left by hubs and version control; nothing here reads them.
-    here = {
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
-    } - {SUMS}
+    here = _summed(folder)
     complete = lines[-1] == "" and len(told) == len(lines) - 1
     weights = ADAPTERS if ADAPTERS in here else files.SAFETENSORS
+    told.pop(CARD, None)  # older exports list it
     if missing := sorted(({weights, *NEEDED} | set(told)) - here):
         raise WeightsError(f"{folder}: lacks {', '.join(missing)}; copy or export it again")
     if not complete or (unlisted := sorted(here - set(told))):
@@ -365,9 +360,33 @@ def _verify(folder: Path) -> None:
             )
 
 
+def _summed(folder: Path) -> set[str]:
+    """The files of an export that its hashes are of: all but its card, which people edit, and
+    hidden ones, which hubs and version control leave.
+    """
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    shown = {n.as_posix() for n in names if not any(part.startswith(".") for part in n.parts)}
+    return shown - {SUMS, CARD}
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Of README.md, which a test compares.
+EXAMPLE = """\
+vae = jvae.load("{name}")
+z = vae.encode(["a man is sleeping in a park", "two girls were dancing on a stage"])
+vae.decode(z[:1] + 0.5 * (z[1:] - z[:1]))"""
+
+
+def _example(config: Any) -> str:
+    """Three lines that use a model; of a language model, which has no latent, two."""
+    name = config.get("name", config.model.family)
+    if build_model(config).latent_shape[0]:
+        return EXAMPLE.format(name=name)
+    return f'vae = jvae.load("{name}")\nvae.sample(3)'
 
 
 def _card(
@@ -408,12 +427,12 @@ config, data and optimiser included, is in `config.json`.
 ## Use
 
 ```python
-from jvae.runs.exports import load_export
+import jvae
 
-config, encoder, decoder, params = load_export("this/folder")
+{_example(config)}
 ```
 
-Every file is checked against `{SUMS}` when it is loaded.
+`load` takes this folder or its name on a hub, and checks every file but this one against `{SUMS}`.
 {left_out}
 ## Parameters
 

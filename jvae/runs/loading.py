@@ -1,12 +1,13 @@
 """A trained run or an export as a `LoadedVAE`, from its folder alone: no data is read."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -20,6 +21,8 @@ from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import CheckpointError, WeightsError
 from jvae.inference.text_vae import LoadedVAE
 from jvae.parallel import mesh as meshes
+from jvae.pretrained import export as pretrained
+from jvae.pretrained.names import Vocab
 from jvae.runs import build, exports, identity, priors, workdir
 from jvae.runs import data as run_data
 from jvae.runs.checkpoint import Checkpoints
@@ -114,6 +117,38 @@ def export(
         priors.for_export(Path(folder), parts.params, whole.params),
         base,
     )
+
+
+def export_backbone(
+    name: str | os.PathLike[str], out: str | os.PathLike[str], role: str = "decoder"
+) -> None:
+    """Writes one pretrained part of a trained model as a folder that `transformers` opens: its
+    config.json, weights and tokenizer. Low-rank additions become part of the kernels; what z goes
+    through is left aside.
+
+    Args:
+      name: as of `load`. out: a new folder. role: "encoder" or "decoder".
+    Raises: WeightsError for a part that the model does not have or others could not load, or where
+      `out` holds weights already.
+    """
+    model = exports.merged(read_model(name))
+    section: Any = model.config.model
+    parts = {part.key: part for part in models.family(section.family).parts(section)}
+    if role not in parts:
+        known = ", ".join(parts) or "none"
+        raise WeightsError(
+            f"{name}: model.family={section.family} has no {role} to export; parts: {known}"
+        )
+    part, own = parts[role], build.model_config(model.config)
+    fields = dataclasses.asdict(getattr(own, part.sections[0]))
+    table = part.table(Vocab(fields["vocab"], fields["vocab"]))
+    if "cross" in fields:
+        fields["cross"] = any("/cross/" in rule.path for rule in table.rules)
+    tokenizer = model.encoder if part.role == "encoder" else model.decoder
+    ids = dict(bos=tokenizer.start_id, eos=tokenizer.end_id, pad=tokenizer.pad_id)
+    special = {f"{key}_token_id": i for key, i in ids.items() if i is not None}
+    pretrained.export_backbone(Path(out), part.backbone, table, model.params, fields, special)
+    tokenizer.save(Path(out), config=True)
 
 
 def is_run(name: str | os.PathLike[str]) -> bool:

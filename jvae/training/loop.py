@@ -24,7 +24,7 @@ from jvae.runs import build, identity, metrics, phases, workdir
 from jvae.runs.checkpoint import Checkpoints
 from jvae.runs.loading import load_params
 from jvae.runs.phases import PhaseProgress
-from jvae.training import goodput, init_params, latent_monitor, program
+from jvae.training import goodput, init_params, latent_monitor, program, waiting
 from jvae.training.goodput import Goodput
 from jvae.training.preemption import Stop, Stopped
 
@@ -151,6 +151,7 @@ def train(
     with ckpts, writer, stream, stop.at_steps(), jax.transfer_guard("disallow"):
         spent.enter(goodput.TRAINING)
         compiled = warned = False
+        checked: program.Program | None = None  # the program whose validation is compiled
         while True:
             if at.over:
                 if at.index + 1 == len(plan):
@@ -167,7 +168,8 @@ def train(
                 read = [next(stream) for _ in range(together)]
                 batch, position = read[-1]
             doing = goodput.TRAINING if compiled else goodput.COMPILING
-            with jax.profiler.StepTraceAnnotation("train", step_num=done), spent.of(doing):
+            slow = waiting.announced("compiling the training step", wanted=not compiled)
+            with slow, jax.profiler.StepTraceAnnotation("train", step_num=done), spent.of(doing):
                 given = _placed([one for one, _ in read], mesh)
                 state, sums = current.train_step(state, given, base)
             compiled = True
@@ -184,8 +186,10 @@ def train(
             if due:
                 if current.tune_step:
                     state = current.tune_step(state, meshes.to_device(batch, mesh), base)
-                with spent.of(goodput.EVALUATING):
+                first = waiting.announced("compiling validation", wanted=checked is not current)
+                with first, spent.of(goodput.EVALUATING):
                     valid = check(current, state.params, done)
+                checked = current
                 compared = per_token(current.phase, values, valid)
                 bound = current.phase.bound(valid["rec"], valid["kl"])
                 final = at.counts(current.phase, done)

@@ -86,10 +86,17 @@ class Stop:
         return self._asked
 
     def _watch(self, read: int) -> None:
-        """Ends the process when the main thread cannot handle a signal and has nothing to save."""
+        """Answers the first signal at once, and ends the process when the main thread cannot handle
+        one and has nothing to save.
+        """
+        first = True
         while heard := os.read(read, 1):
             if heard[0] not in (signal.SIGTERM, signal.SIGINT):
                 continue
+            if first:
+                name = signal.Signals(heard[0]).name
+                print(f"{name} received, stopping", file=sys.stderr, flush=True)
+                first = False
             if self._noticed.wait(GRACE_S) or (self._at_steps and self._unsaved):
                 continue
             name = signal.Signals(heard[0]).name

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -212,6 +213,28 @@ def test_torn_newest_is_passed_over_and_moved_aside(tmp_path, caplog, damage):
         assert checkpoints.meta()["again"]
     assert [path.name for path in (tmp_path / "ckpt/torn").iterdir()] == ["last-2"]
     assert sorted(path.name for path in (tmp_path / "ckpt/last").iterdir()) == ["1", "2"]
+
+
+def test_reads_that_nobody_waits_for_leave_no_traceback(monkeypatch, caplog):
+    reports = []
+    monkeypatch.setattr(sys, "unraisablehook", reports.append)
+    checkpoint._silence_abandoned_reads.cache_clear()
+    checkpoint._silence_abandoned_reads()
+
+    def report(error: Exception) -> SimpleNamespace:
+        return SimpleNamespace(exc_value=error)
+
+    sys.unraisablehook(report(RuntimeError("Event loop is closed")))
+    assert not reports
+    sys.unraisablehook(report(RuntimeError("another")))
+    sys.unraisablehook(report(ValueError("Event loop is closed")))
+    assert len(reports) == 2
+
+    message = "Task exception was never retrieved\nfuture: <Task exception=ValueError('%s')>"
+    logging.getLogger("asyncio").error(message, "DATA_LOSS [tensorstore_spec=...]")
+    assert not caplog.records
+    logging.getLogger("asyncio").error(message, "mine")
+    assert len(caplog.records) == 1
 
 
 def test_none_that_is_whole(tmp_path):

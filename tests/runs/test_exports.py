@@ -232,6 +232,9 @@ def test_an_export_loads_again_bit_by_bit(whole, exported):
     card = (exported / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: jvae\n") and "| BLEU | 1 |" in card
     assert f"| all | {sum(a.size for a in ours.values()):,} |" in card
+    assert exports.EXAMPLE.format(name="optimus-tiny") in card
+    readme = Path(__file__).parents[2] / "README.md"
+    assert exports.EXAMPLE.format(name="runs/optimus-tiny") in readme.read_text()
     assert [p.name for p in exported.parent.iterdir()] == ["model"]  # nothing half-written is left
     for line in (exported / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split("  ")
@@ -259,7 +262,7 @@ def test_every_flipped_byte_is_caught(exported, monkeypatch):
 
     monkeypatch.setattr(configs, "from_json", stop)
     rng = np.random.default_rng(0)
-    for file in sorted(p for p in exported.rglob("*") if p.is_file()):
+    for file in sorted(p for p in exported.rglob("*") if p.is_file() and p.name != "README.md"):
         data = file.read_bytes()
         all_of_it = len(data) < 1000
         places = range(len(data)) if all_of_it else rng.integers(0, len(data), 60)
@@ -289,13 +292,18 @@ def test_folders_that_are_no_export(whole, exported, tmp_path):
         exports.load_export(exported)
     extra.rename(exported / ".gitattributes")  # hubs add it
     exports.load_export(exported)
-    card = (exported / "README.md").read_bytes()
-    (exported / "README.md").unlink()
-    with pytest.raises(WeightsError, match="lacks README.md"):
-        exports.load_export(exported)
-    (exported / "README.md").write_bytes(card)
-    sums = exported / "SHA256SUMS"
-    text = sums.read_text()
+    card, sums = exported / "README.md", exported / "SHA256SUMS"
+    written, text = card.read_bytes(), sums.read_text()
+    card.write_text("edited on a hub")
+    exports.load_export(exported)
+    card.unlink()
+    exports.load_export(exported)
+    card.write_bytes(written)
+    assert "README.md" not in text
+    digest = hashlib.sha256(b"as it was").hexdigest()  # older exports list their card
+    sums.write_text(text + f"{digest}  README.md\n")
+    exports.load_export(exported)
+    sums.write_text(text)
     sums.write_text(text[: text.rindex("\n")])
     with pytest.raises(WeightsError):
         exports.load_export(exported)
