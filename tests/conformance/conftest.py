@@ -29,6 +29,9 @@ VOCAB = dict(enc=23, dec=29)  # padded to 24 and 32
 START, END, PAD = 26, 27, 28  # of the decoder
 DRAWS = 3
 
+# Of the size of the kernels, which are random too: a product of both is no amplifier of rounding.
+LORA = Lora(rank=2, alpha=1.0)
+
 # Choices of a family that its tiny config does not make; a stack by the name of its backbone.
 VARIANTS: dict[str, dict[str, Any]] = {
     "adavae-all": dict(
@@ -52,10 +55,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "optimus-mean": dict(pool="mean", log_var_shift=-1.0),
     "t5_vae-llama": dict(decoder="llama", cross_slots=0),
     # Low-rank additions under the injections; where one stack reads and writes, under both.
-    "optimus-low_rank": dict(decoder="llama", tokens=2, lora=Lora(rank=2)),
-    "adavae-low_rank": dict(use_memory=True, use_adapters=True, prefix=2, lora=Lora(rank=2)),
-    "della-low_rank": dict(lora=Lora(rank=2, targets="attn/(q|v|out)")),
-    "t5_vae-low_rank": dict(lora=Lora(rank=2)),
+    "optimus-low_rank": dict(decoder="llama", tokens=2, lora=LORA),
+    "adavae-low_rank": dict(use_memory=True, use_adapters=True, prefix=2, lora=LORA),
+    "della-low_rank": dict(lora=dataclasses.replace(LORA, targets="attn/(q|v|out)")),
+    "t5_vae-low_rank": dict(lora=LORA),
 }
 
 # Every backbone that writes under every injection, and every one that reads as an encoder.
