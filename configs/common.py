@@ -25,6 +25,9 @@ def base() -> ConfigDict:
             text="",
             source="",
             label="",
+            # Only lines that hold a value in such a column: 0=1, or label=duplicate, several by
+            # comma (of one column: any of them). Empty: every line.
+            keep="",
             header="auto",  # whether the first line of a .csv or .tsv names columns: true, false
             quotes=True,  # False: quotes in a .csv or .tsv are letters like any other
             sentences=False,  # lines are documents, to be cut into sentences
@@ -133,6 +136,12 @@ def base() -> ConfigDict:
             samples=0,  # K of NLL_K
             sentences=0,  # at most so many, a seeded draw, for all that decodes
             generate=0,  # sentences drawn from the prior
+            # Of models that read a source: texts of each, scored against the source's references;
+            # `generate` texts in all. BERTScore of them under this model, such as roberta-large;
+            # empty: not measured.
+            outputs=10,
+            bertscore="",
+            vectors="",  # file of word vectors as GloVe comes, for evals.metrics=dialogue
             interpolations=0,  # pairs of test sentences
             interpolation_steps=11,
             chunk=1,  # posterior samples decoded together
@@ -147,8 +156,10 @@ def base() -> ConfigDict:
             # `references`; perplexity of the samples under a language model, a run or an export.
             features="",
             external="",
-            # Training labels that probes of --mode=probe see, in turn: as many of each label.
-            few_labels=(100, 500, 1_000, 2_000, 10_000),
+            # Training sentences of each label that probes of --mode=probe see, in turn.
+            per_label=(10, 50, 100, 500, 1_000),
+            # How --mode=probe measures: own, or sri, few labels as the SRI paper does.
+            protocol="own",
             # The factor of the embedded corpus that few labels and clusters of --mode=probe are
             # about.
             factor="action",
@@ -209,6 +220,13 @@ def lora(**changes) -> dict:
         targets=".",
     )
     return section | changes
+
+
+def read(c: ConfigDict, folder: str, suffix: str = "txt") -> None:
+    """Reads train, valid and test of a folder, plain or .gz, where quotes are letters."""
+    c.data.quotes = False
+    for split in ("train", "valid", "test"):
+        c.data[split] = (f"{folder}/{split}.{suffix}*",)
 
 
 def lstm(**changes) -> dict:

@@ -7,12 +7,21 @@ that is silent, from the released code.
     base         the paper
     story        conditional, source and target up to 700 words
     paraphrase   conditional, short pairs
+    quora        `paraphrase` on `label TAB question TAB question`, the duplicates (label 1) alone
     smollm2      a frozen SmolLM2-135M reads and writes; its low-rank additions and all that is the
                  paper's own train
 
     python -m jvae.main --config=configs/della.py
     python -m jvae.main --config=configs/della.py:paraphrase --config.data.train=pairs.tsv \\
       --config.data.source=1 --config.data.text=2
+    python -m jvae.main --config=della:quora,data=quora    a folder with train, valid, test.tsv
+
+Ablations of the paper's Table 4, behind any preset, as `della:tiny,ablate=independent`:
+
+    no_product   z of a layer is added to its input; the paper does not say what it used instead
+    independent  no latent knows those below it
+    shared       one latent for all layers: no layer-wise inference
+    lower, upper   latents in the lower or upper half of the layers alone (its Fig. 2)
 
 Measured values of the `tiny` presets: the table in README.md, with hardware and time. The others
 are built and take a step in the tests; their published scores: not measured.
@@ -43,19 +52,20 @@ takes steps on real text in the tests; its scores: not measured.
 
 from ml_collections import ConfigDict
 
-from jvae.config import preset
+from jvae.config import choice, preset
 
 from . import common
 
-PRESETS = ("tiny", "tiny_plain", "base", "story", "paraphrase", "smollm2")
+PRESETS = ("tiny", "tiny_plain", "base", "story", "paraphrase", "quora", "smollm2")
+ABLATIONS = ("no_product", "independent", "shared", "lower", "upper")
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
     """The config of a preset."""
 
-    name, _ = preset(arg, PRESETS)
+    name, options = preset(arg, PRESETS, data="", ablate="")
     c = common.base()
-    c.name = f"della-{name}"
+    c.name = "-".join(filter(None, ("della", name, options["ablate"])))
     c.model = ConfigDict(
         dict(
             family="della",
@@ -86,15 +96,33 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     if name == "tiny_plain":
         c.objective.beta.update(kind="constant", stop=1.0)
         c.train.steps = 2_000
-    if name in ("story", "paraphrase"):
+    if name in ("story", "paraphrase", "quora"):
         c.model.conditional = True
     if name == "story":
         c.data.max_words = 700  # source and target together, as released
         c.data.row_tokens = 700
         c.data.batch_rows = 32
-    if name == "paraphrase":
+    if name in ("paraphrase", "quora"):
         c.data.row_tokens = 128
+    if options["ablate"]:
+        _ablate(c, choice(options, "ablate", ABLATIONS))
+    if options["data"]:
+        common.read(c, options["data"], "tsv")
+        if name == "quora":
+            c.data.update(source="1", text="2", keep="0=1")
     return c
+
+
+def _ablate(c: ConfigDict, what: str) -> None:
+    half = c.model.decoder.layers // 2
+    if what == "no_product":
+        c.model.fuse = "offset"
+    elif what in ("independent", "shared"):
+        c.model.links = what
+    elif what == "lower":
+        c.model.end_layer = half - 1
+    else:
+        c.model.begin_layer = half
 
 
 def _tiny(c: ConfigDict) -> None:
@@ -130,5 +158,5 @@ def _smollm2(c: ConfigDict) -> None:
     c.model.decoder = ConfigDict(common.llama())
     c.model.begin_layer = 20
     c.model.tie_lm_head = True
-    around = ("^decoder/fusion/", "^latent/", "^prior/", "^posterior/")
-    common.pretrained(c, around, decoder=common.SMOLLM2)
+    around = r"^(latent|prior|posterior)/|^decoder/(fusion|layer_offset)/"
+    common.pretrained(c, (around,), decoder=common.SMOLLM2)

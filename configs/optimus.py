@@ -12,6 +12,9 @@ Source: Li et al. 2020, arXiv 2004.04092, and the released code. Presets:
     smollm2     a frozen MiniLM reads and a frozen SmolLM2-135M writes; low-rank additions of both,
                 the head of the posterior and the ways of z into the decoder train
 
+Ways of z to the decoder, behind any preset, as `optimus:tiny,inject=softmax`: both (default),
+memory, embedding, softmax. `softmax` is no way of the paper but the baseline of Hu et al. 2022.
+
     python -m jvae.main --config=configs/optimus.py
     python -m jvae.main --config=configs/optimus.py:base \\
       --config.init.encoder=bert-base-cased --config.init.decoder=gpt2 --config.data.train=...
@@ -47,19 +50,21 @@ the KL that is reported is the plain one.
 
 from ml_collections import ConfigDict
 
-from jvae.config import preset
+from jvae.config import choice, preset
 
 from . import common
 
 PRESETS = ("tiny", "tiny_cls", "tiny_plain", "base", "latent768", "large", "smollm2")
+WAYS = ("both", "memory", "embedding", "softmax")
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
     """The config of a preset."""
 
-    name, _ = preset(arg, PRESETS)
+    name, options = preset(arg, PRESETS, inject="both")
+    way = choice(options, "inject", WAYS)
     c = common.base()
-    c.name = f"optimus-{name}"
+    c.name = f"optimus-{name}" if way == "both" else f"optimus-{name}-{way}"
     c.model = ConfigDict(
         dict(
             family="optimus",
@@ -74,6 +79,10 @@ def get_config(arg: str = "tiny") -> ConfigDict:
             decoder=common.transformer(positions=1024),
         )
     )
+    if way != "both":
+        c.model.use_memory, c.model.use_embedding = way == "memory", way == "embedding"
+    if way == "softmax":
+        c.model.use_softmax = True
     if name in ("tiny", "tiny_cls", "tiny_plain"):
         _tiny(c)
         if name != "tiny_cls":
@@ -140,6 +149,6 @@ def _smollm2(c: ConfigDict) -> None:
     c.model.encoder = ConfigDict(common.minilm())
     c.model.decoder = ConfigDict(common.llama())
     c.model.pool = "mean"  # as the encoder was trained to embed sentences
-    around = ("^posterior/", "^decoder/(memory|offset|tokens)/")
+    around = ("^posterior/", "^decoder/(memory|offset|tokens|scores)/")
     common.pretrained(c, around, encoder=common.MINILM, decoder=common.SMOLLM2)
     c.objective.update(kl_floor="dim_masked", floor=0.5)

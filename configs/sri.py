@@ -108,4 +108,4 @@ def _smollm2(c: ConfigDict) -> None:
     c.model.use_memory = c.model.use_embedding = True
     c.model.tokens = 0
     c.model.decoder = ConfigDict(common.llama())
-    common.pretrained(c, ("^decoder/(memory|offset|tokens)/",), decoder=common.SMOLLM2)
+    common.pretrained(c, ("^decoder/(memory|offset|tokens|scores)/",), decoder=common.SMOLLM2)

@@ -8,7 +8,9 @@ vae.interpolate("a man is sleeping", "two girls were dancing")
 import importlib
 from typing import Any
 
-__all__ = ["export", "export_backbone", "load"]
+__all__ = ["__version__", "export", "export_backbone", "load"]
+
+__version__ = "0.1.0"  # of the package and of what it writes
 
 # Modules that moved, under the names that the documentation gave them.
 _MOVED = {"space": "jvae.inference", "weights": "jvae.runs.exports"}

@@ -31,7 +31,10 @@ from jvae.fields import Field, check_dataclass, fields_of, lines
 DEFAULT_PRESET = "tiny"
 SCHEMA = 3  # of stored configs and parameters; `jvae.runs.migrations` opens older ones
 # Keys of older configs that nothing reads any more.
-RETIRED = ("train.collapse_kl",)  # one rule of collapse, `jvae.evals.latent.collapse_reasons`
+RETIRED = (
+    "train.collapse_kl",  # one rule of collapse, `jvae.evals.latent.collapse_reasons`
+    "evals.few_labels",  # counted labels in all; `evals.per_label` counts those of each label
+)
 ABSENT = "(absent)"  # stands in `diff` for the value of a key that one side lacks
 
 
@@ -103,6 +106,16 @@ def preset(arg: str, presets: Iterable[str], **options: str) -> tuple[str, dict[
             )
         options[key] = value
     return name, options
+
+
+def choice(options: dict[str, str], name: str, known: Sequence[str]) -> str:
+    """The value of a preset's option that has to be one of a few. Raises: ConfigError."""
+    value = options[name]
+    if value not in known:
+        raise ConfigError(
+            f"option {name}={value}{nearest(value, known)}; expected one of {', '.join(known)}"
+        )
+    return value
 
 
 def from_argv(

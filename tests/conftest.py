@@ -1,4 +1,6 @@
-"""Every test sees eight virtual CPU devices, no network, and no axes gained by accident."""
+"""Every test sees eight virtual CPU devices, no network, no axes gained by accident, and checks of
+shapes at function boundaries (`tests.tools.shapes`).
+"""
 
 import os
 from importlib.metadata import version
@@ -20,6 +22,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax  # noqa: E402  the variables above must be set before
 import pytest  # noqa: E402
+
+import tests.tools.shapes  # noqa: E402, F401  before jvae is imported
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

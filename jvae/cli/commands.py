@@ -7,11 +7,12 @@ from pathlib import Path
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jvae import extras
 from jvae.api import Params, has_latent
-from jvae.cli import aot, prior_flags, text_tools
+from jvae.cli import aot, option_flags, prior_flags, text_tools
 from jvae.cli import sweep as sweeps
 from jvae.errors import CheckpointError, ConfigError, DataError
-from jvae.evals import evaluation, prior_fit, probing, run_card
+from jvae.evals import evaluation, nlu, nlu_tasks, prior_fit, probing, run_card, sri_probe
 from jvae.evals.collect import to_host
 from jvae.evals.split_latents import split_latents
 from jvae.parallel import mesh as meshes
@@ -64,6 +65,7 @@ def sweep(
     if dry_run:
         print("\n".join(sweeps.launch_lines(spec, made, folder)))
         return
+    extras.require("figures", "--sweep")
     print(f"\n{sweeps.run(config, made, folder, train)}\n\nFiles: {folder}")
 
 
@@ -120,8 +122,25 @@ def probe(config: ConfigDict, folder: Path) -> None:
 
     Raises: Stopped.
     """
+    extras.require("probes", "--mode=probe")
     with Stop():
-        _show(probing.probe(*_trained(config, folder)).table(), folder)
+        measure = sri_probe.probe if config.evals.protocol == "sri" else probing.probe
+        _show(measure(*_trained(config, folder)).table(), folder)
+
+
+def finetune(
+    config: ConfigDict, folder: Path, task: str, options: Mapping[str, str], seed: int
+) -> None:
+    """Scores of a language understanding task on a run's encoder. Raises: ConfigError; Stopped."""
+    nlu_tasks.named(task)
+    request = nlu.Request(**option_flags.parsed(nlu.Request, options, "finetune"))
+    with Stop():
+        this, mesh, params, step = _trained(config, folder)
+        start = None
+        if init_params.pretrained(this.config):
+            _, where = build.param_shardings(this.model, mesh)
+            start = init_params.initial_params(this, where, build.seeds(this.config.seed)["init"])
+        _show(nlu.finetune(this, mesh, params, step, task, request, start, seed).table(), folder)
 
 
 def compile_ahead(config: ConfigDict, folder: Path, topology: str, out: str) -> None:
@@ -160,6 +179,7 @@ def _trained(config: ConfigDict, folder: Path) -> tuple[build.Run, Mesh, Params,
 
 def report(config: ConfigDict, folder: Path) -> None:
     """Pictures of a trained run and one HTML page with all of it, under `report/`."""
+    extras.require("figures", "--mode=report")
     from jvae import report as reports  # matplotlib takes a second to import
 
     validate(config, saved=workdir.saved_config(folder), training=False)

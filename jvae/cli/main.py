@@ -30,9 +30,10 @@ TEXT_MODES = (
     "decode",
     "nll",
 )
-MODES = ("train", "eval", "probe", "prior", "report", "compile", *TEXT_MODES)
+MODES = ("train", "eval", "probe", "finetune", "prior", "report", "compile", *TEXT_MODES)
 UNDER_A_PRIOR = ("sample", "interpolate", "nll", "eval")  # modes that --prior=NAME acts on
 PRIOR = "prior."  # beginning of the flags of a fitted prior
+FINETUNE = "finetune."  # and of those of --mode=finetune
 
 USAGE = """\
 python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
@@ -43,6 +44,7 @@ python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir
   --sweep=objective.beta.stop=0.1,0.5,1  a run for every value, one table; --dry_run prints them
   --mode=compile --topology=v5e-8  memory, FLOPs and collectives on a slice that is not there
   --mode=eval|probe|report --workdir=DIR     measure a trained run; probe its latent; show all of it
+  --mode=finetune --task=rte --finetune.data=DIR  classify with its encoder; add .freeze=false
 
 On a trained run, with --workdir=DIR; sentences from --text, --input=FILE or standard input:
 
@@ -96,6 +98,8 @@ def _flags() -> flags.FlagValues:
     )
     flags.DEFINE_integer("steps", 11, "Points of a line.", lower_bound=2, flag_values=own)
     flags.DEFINE_enum("how", "linear", ("linear", "slerp"), "Way of a line.", flag_values=own)
+    task = "Of --mode=finetune: sst2, rte, mrpc, wnli or another set of GLUE."
+    flags.DEFINE_string("task", "", task, flag_values=own)
     flags.DEFINE_list("dims", [], dims, flag_values=own)
     flags.DEFINE_string("corpus", "", "File that neighbors are of.", flag_values=own)
     flags.DEFINE_integer("k", 100, "Draws for nll.", lower_bound=1, flag_values=own)
@@ -157,15 +161,17 @@ def _configured(config: ConfigDict, overrides: list[str], rest: list[str]) -> Co
     if not named and not any(config.get("init", {}).get(role) for role in ("encoder", "decoder")):
         return configs.apply_overrides(config, overrides)
     own = _flags()
-    own(["jvae", *_prior_values(rest)[1]], known_only=True)
+    words = _values_of(FINETUNE, _values_of(PRIOR, rest)[1])[1]
+    own(["jvae", *words], known_only=True)
     from jvae.runs import start  # reads backbones, which takes a while to import
 
     folder = Path(own.workdir) if own.workdir is not None else Path("runs") / config.name
     return start.configure(config, overrides, folder)
 
 
-def _prior_values(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Takes every `--prior.KEY=VALUE` out of a command line: values by key, and all other words.
+def _values_of(start: str, words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Takes every `--prior.KEY=VALUE`, or what else `start` is, out of a command line: values by
+    key, and all other words.
 
     A key alone is `true`.
     """
@@ -173,8 +179,8 @@ def _prior_values(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     rest = []
     for word in words:
         name, equals, value = word.lstrip("-").partition("=")
-        if word.startswith("-") and name.startswith(PRIOR):
-            values[name.removeprefix(PRIOR)] = value if equals else "true"
+        if word.startswith("-") and name.startswith(start):
+            values[name.removeprefix(start)] = value if equals else "true"
         else:
             rest.append(word)
     return values, rest
@@ -182,7 +188,8 @@ def _prior_values(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -> int:
     given = _flags()
-    of_prior, rest = _prior_values(rest)
+    of_prior, rest = _values_of(PRIOR, rest)
+    of_task, rest = _values_of(FINETUNE, rest)
     if "--help" in rest or "-h" in rest:
         print(USAGE + "\n" + given.get_help())
         if config is not None:
@@ -196,6 +203,10 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
     if config is None and given.workdir is None:
         raise ConfigError(f"no config: add --config=optimus, or the --workdir of a run\n\n{USAGE}")
 
+    if given.mode == "finetune" and not given.task:
+        raise ConfigError("which task? Add --task=sst2, rte, mrpc, wnli or another set of GLUE")
+    if given.mode != "finetune" and (given.task or of_task):
+        raise ConfigError("--task and --finetune.KEY act in --mode=finetune alone")
     if given.mode != "prior":
         name = of_prior.pop("name", given.prior)
         if (of_prior or given.label) and not name:
@@ -241,6 +252,8 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
         commands.report(config, folder)
     elif given.mode == "probe":
         commands.probe(config, folder)
+    elif given.mode == "finetune":
+        commands.finetune(config, folder, given.task, of_task, given.seed)
     elif given.mode == "compile":
         commands.compile_ahead(config, folder, given.topology, given.out)
     else:

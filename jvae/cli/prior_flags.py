@@ -4,11 +4,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jvae import config as configs
+from jvae.cli.option_flags import parsed
 from jvae.errors import ConfigError
 from jvae.evals.prior_fit import PriorRequest
-from jvae.fields import Field, defaults_of, fields_of
+from jvae.fields import fields_of
 from jvae.fitted import FITTED, Fitted
+
+PRIOR = "prior"
 
 
 def request(values: Mapping[str, str], name: str) -> tuple[PriorRequest, Any]:
@@ -34,31 +36,12 @@ def using(fitted: Fitted, values: Mapping[str, str]) -> Fitted:
 
     Raises: ConfigError for options that the fit has decided, or wrong values.
     """
-    changed = _values(type(fitted.options), values, ())
+    changed = parsed(type(fitted.options), values, PRIOR)
     return fitted.using(**changed)
-
-
-def _values(cls: type, values: Mapping[str, str], others: Sequence[str]) -> dict[str, Any]:
-    fields, defaults, parsed = fields_of(cls), defaults_of(cls), {}
-    for key, text in values.items():
-        field = fields.get(key)
-        if not isinstance(field, Field) or field.kind is None:
-            known = [*others, *fields]
-            raise ConfigError(
-                f"--prior.{key}: no such option{configs.nearest(key, known)}; "
-                f"options: {', '.join(known)}"
-            )
-        try:
-            parsed[key] = configs.parse(text, defaults.get(key), field.kind)
-        except ValueError as error:
-            raise ConfigError(f"--prior.{key}={text}: {error}") from None
-        if why := field.problem(parsed[key]):
-            raise ConfigError(f"--prior.{key}={text}: expected {why}")
-    return parsed
 
 
 def _filled(cls: type, values: Mapping[str, str], others: Sequence[str]) -> Any:
     try:
-        return dataclasses.replace(cls(), **_values(cls, values, others))
+        return dataclasses.replace(cls(), **parsed(cls, values, PRIOR, others))
     except ValueError as error:
         raise ConfigError(f"--prior: {error}") from None

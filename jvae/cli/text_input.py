@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jvae.data import json_rows, sources
-from jvae.data.formats import Reader, scan
+from jvae.data.formats import Example, Reader, scan
 from jvae.data.text_rules import BadLine, clean, decode
 from jvae.errors import ConfigError, DataError
 
@@ -42,7 +42,8 @@ def from_file(path: str, reader: Reader) -> list[str]:
     for number, one in scan(path, reader):
         if isinstance(one, BadLine):
             raise DataError(f"{path}:{number}: {one.detail}")
-        lines.append(f"{one.source}\t{one.text}" if reader.source else one.text)
+        if isinstance(one, Example):
+            lines.append(f"{one.source}\t{one.text}" if reader.source else one.text)
     return lines
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jvae.data import public
-from jvae.data.formats import LONG, Example, Reader, scan
+from jvae.data.formats import LONG, Example, LeftOut, Reader, scan
 from jvae.data.progress import Progress
 from jvae.data.sources import (
     TFDS,
@@ -32,6 +32,7 @@ from jvae.data.text_rules import BadLine
 from jvae.errors import ConfigError, DataError
 
 CACHE_VARIABLE = "JVAE_CACHE"
+_KINDS, _OTHERS = 64, "others"  # kinds of lines that are left out, for a message
 _FORMAT = 2  # changes with what is stored and with the rules of texts
 
 
@@ -80,7 +81,7 @@ class Corpus:
         for f, info in enumerate(self.files):
             before, last = document, 0
             for line, one in scan(info.path, self.reader):
-                if isinstance(one, BadLine):
+                if not isinstance(one, Example):
                     continue
                 if line != last:
                     document, last = document + 1, line
@@ -136,6 +137,8 @@ def reading_key(reader: Reader, name: str) -> dict[str, Any]:
     options = {one.name: getattr(reader, one.name) for one in fields(reader)}
     del options["tfds_dir"]  # the digest stands for the set
     kind = reader.format_of(name)
+    if not reader.keep:
+        del options["keep"]  # what is stored from before there was the option stays
     if kind not in ("csv", "tsv"):
         del options["header"], options["quotes"]
     return options | {"format": kind}
@@ -172,6 +175,7 @@ def _check(key: str, facts: Any) -> str:
 def _scan_all(name: str, reader: Reader) -> dict[str, Any]:
     documents = last = counted = 0
     dropped: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()  # by what a line's columns hold
     notes: list[str] = []
     first: tuple[str, BadLine] | None = None  # the first line that is too long
     long: set[int] = set()
@@ -179,6 +183,9 @@ def _scan_all(name: str, reader: Reader) -> dict[str, Any]:
     size *= 3 if name.lower().endswith(".gz") else 1  # about what gzip makes of text
     with Progress(f"checking {name}", size) as progress:
         for last, one in scan(name, reader, notes):
+            if isinstance(one, LeftOut):
+                _count(left_out, one)
+                continue
             if isinstance(one, BadLine):
                 if reader.on_error == "raise" and one.reason in LONG:
                     first = first or (f"{name}:{last}", one)
@@ -191,12 +198,33 @@ def _scan_all(name: str, reader: Reader) -> dict[str, Any]:
             documents, counted = documents + (last != counted), last
     if first:
         raise too_long(*first, len(long), last, positions=False)
+    if reader.keep:
+        if not documents and left_out:
+            raise DataError(_nothing_kept(name, reader, left_out))
+        lines = documents + left_out.total()
+        notes.append(f"data.keep={reader.keep} keeps {documents:,} of {lines:,} lines")
     if not documents:
         raise DataError(
             f"{name}: none of its {last} lines can be used ({dict(dropped)}); "
             "expected UTF-8 text with one example per line"
         )
     return {"lines": last, "documents": documents, "dropped": dict(dropped), "notes": notes}
+
+
+def _count(left_out: Counter[str], one: LeftOut) -> None:
+    """Counts a line by what it holds, the rest together once there are many kinds."""
+    held = ", ".join(f"{column}={value}" for column, value in one.held.items())
+    held = held if len(held) <= 80 else f"{held[:80]}..."
+    known = held in left_out or len(left_out) < _KINDS
+    left_out[held if known else _OTHERS] += 1
+
+
+def _nothing_kept(name: str, reader: Reader, left_out: Counter[str]) -> str:
+    listed = ", ".join(f"{held} ({count:,})" for held, count in left_out.most_common(8))
+    return (
+        f"{name}: data.keep={reader.keep} leaves none of its {left_out.total():,} lines; they hold "
+        f"{listed}"
+    )
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -12,15 +12,16 @@ in every format. Files of another suffix are refused unless `data.format` says w
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jvae.data import json_rows, parquet, public
 from jvae.data.sentences import split_sentences
 from jvae.data.sources import TFDS, raw_lines, reading
-from jvae.data.tables import Table, is_number
+from jvae.data.tables import KEEP, Table, is_number, setting
 from jvae.data.text_rules import BadLine, clean, decode, shown
 from jvae.errors import ConfigError, DataError
 from jvae.registry import Registry
@@ -37,7 +38,13 @@ class Example(NamedTuple):
     label: str = ""
 
 
-Row = list[Example] | BadLine  # one line may hold several texts
+class LeftOut(NamedTuple):
+    """A line that `data.keep` leaves out; `held` is what its columns hold, by column."""
+
+    held: dict[str, str]
+
+
+Row = list[Example] | BadLine | LeftOut  # one line may hold several texts
 
 
 class FileReader(NamedTuple):
@@ -47,10 +54,12 @@ class FileReader(NamedTuple):
       `name` is the path of a file, plain or .gz; `notes` gets what was chosen where the file leaves
       a choice. Raises DataError where the file as a whole cannot be read.
     suffixes: of files that `data.format=auto` takes for this format.
+    keeps: whether it leaves out lines as `data.keep` says, see `Reader.left_out`.
     """
 
     rows: Callable[[str, "Reader", list[str]], Iterator[tuple[int, Row]]]
     suffixes: tuple[str, ...] = ()
+    keeps: bool = False
 
 
 READERS: Registry[FileReader] = Registry("reader", "data.format")
@@ -64,13 +73,15 @@ class Reader:
     end) or by the name in the file's first line, a column of a Parquet file, a key of each JSON
     object, or a feature of a TFDS set. Left empty, the text is the whole line, the column or key
     "text", or the last column of a table without names; source and label are not read. A JSON list
-    of strings is several texts, or one source joined by blanks.
+    of strings is several texts, or one source joined by blanks. `keep` chooses lines by what such
+    columns hold.
     """
 
     format: str = "auto"
     text: str = ""
     source: str = ""
     label: str = ""
+    keep: str = ""  # COLUMN=VALUE, several by comma: the lines that hold one of a column's values
     header: str = "auto"  # whether the first line of a CSV or TSV names its columns: true, false
     quotes: bool = True  # whether fields of a CSV or TSV may be in quotes
     sentences: bool = False  # every text is a document to be cut into sentences
@@ -82,12 +93,13 @@ class Reader:
     def __post_init__(self) -> None:
         if self.format != "auto":
             _ = READERS[self.format]
+        _ = self.conditions
         if self.header == "false":
-            for field, key in self.fields.items():
+            for field, key in self.columns.items():
                 if key and not is_number(key):
                     raise ConfigError(
-                        f"data.header=false with data.{field}={key}: only a header names columns; "
-                        "choose by number, or leave data.header at auto"
+                        f"data.header=false with {setting(field)}={key}: only a header names "
+                        "columns; choose by number, or leave data.header at auto"
                     )
 
     @property
@@ -95,6 +107,39 @@ class Reader:
         """What is read, by the name of the example's field."""
         chosen = {"text": self.text, "source": self.source, "label": self.label}
         return {name: key for name, key in chosen.items() if key or name == "text"}
+
+    @cached_property
+    def conditions(self) -> dict[str, list[str]]:
+        """The values that `keep` allows, by column.
+
+        Raises: ConfigError if it is not of that form.
+        """
+        allowed: dict[str, list[str]] = {}
+        for part in self.keep.split(",") if self.keep.strip() else ():
+            column, equals, value = (one.strip() for one in part.partition("="))
+            if not (column and equals and value):
+                raise ConfigError(
+                    f"data.keep={self.keep}: expected COLUMN=VALUE, several by comma, such as 0=1"
+                )
+            allowed.setdefault(column, []).append(value)
+        return allowed
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """`fields` and, under names of their own, the columns that `keep` looks at."""
+        return self.fields | {f"{KEEP}{i}": key for i, key in enumerate(self.conditions)}
+
+    def left_out(self, held: Mapping[str, str]) -> LeftOut | None:
+        """None for a line to keep.
+
+        Args:
+          held: what it holds by name of `columns`.
+        """
+        if not self.keep:
+            return None
+        conditions = self.conditions
+        own = {key: held[f"{KEEP}{i}"].strip() for i, key in enumerate(conditions)}
+        return None if all(own[key] in conditions[key] for key in own) else LeftOut(own)
 
     def format_of(self, name: str) -> str:
         """Format of a file: as set, else by its suffix under .gz.
@@ -119,8 +164,8 @@ class Reader:
 
 def scan(
     name: str, reader: Reader, notes: list[str] | None = None
-) -> Iterator[tuple[int, Example | BadLine]]:
-    """Yields (line number from 1, example or what is wrong with it), holding one line at a time.
+) -> Iterator[tuple[int, Example | BadLine | LeftOut]]:
+    """Yields (line number from 1, example or why there is none), holding one line at a time.
 
     A line of several texts or sentences gives its number several times.
 
@@ -129,7 +174,7 @@ def scan(
     Raises: DataError where the file as a whole cannot be read or lacks a chosen column.
     """
     for number, row in _rows(name, reader, [] if notes is None else notes):
-        if isinstance(row, BadLine):
+        if isinstance(row, BadLine | LeftOut):
             yield number, row
             continue
         for example in row:
@@ -141,6 +186,11 @@ def _rows(name: str, reader: Reader, notes: list[str]) -> Iterator[tuple[int, Ro
     kind = reader.format_of(name)
     if kind == "tfds":
         return _values(public.rows(name, reader.tfds_dir), reader)
+    if reader.keep and not READERS[kind].keeps:
+        raise DataError(
+            f"{name}: data.keep={reader.keep} chooses lines by a column, which files of format "
+            f"{kind} do not have; bring .csv, .tsv, .jsonl, .json or .parquet files, or a TFDS set"
+        )
     return READERS[kind].rows(name, reader, notes)
 
 
@@ -150,7 +200,7 @@ def _table(delimiter: str) -> FileReader:
         table = Table(
             name,
             lines,
-            reader.fields,
+            reader.columns,
             delimiter=delimiter,
             header=reader.header,
             quotes=reader.quotes,
@@ -158,19 +208,23 @@ def _table(delimiter: str) -> FileReader:
         )
         notes.append(table.note)
         for number, row in table:
-            yield number, row if isinstance(row, BadLine) else [Example(**row)]
+            if isinstance(row, BadLine):
+                yield number, row
+            else:
+                example = Example(**{field: row[field] for field in reader.fields})
+                yield number, reader.left_out(row) or [example]
 
-    return FileReader(rows, (".tsv",) if delimiter else (".csv",))
+    return FileReader(rows, (".tsv",) if delimiter else (".csv",), keeps=True)
 
 
 def _keys(reader: Reader) -> dict[str, str]:
-    return reader.fields | {"text": reader.text or "text"}
+    return reader.columns | {"text": reader.text or "text"}
 
 
 def _values(values: Iterable[tuple[int, Any]], reader: Reader) -> Iterator[tuple[int, Row]]:
     keys = _keys(reader)
     for number, value in values:
-        yield number, _from_value(value, keys)
+        yield number, _from_value(value, keys, reader)
 
 
 def _parquet_rows(name: str, reader: Reader, notes: list[str]) -> Iterator[tuple[int, Row]]:
@@ -219,7 +273,7 @@ def _check_no_json(name: str, line: str) -> None:
         )
 
 
-def _from_value(value: Any, keys: dict[str, str]) -> Row:
+def _from_value(value: Any, keys: dict[str, str], reader: Reader) -> Row:
     """Examples of a JSON value, of a row of a Parquet file or of a data set."""
     if isinstance(value, BadLine):
         return value
@@ -233,20 +287,23 @@ def _from_value(value: Any, keys: dict[str, str]) -> Row:
         if key not in value:
             listed = ", ".join(map(shown, list(value)[:8]))
             return BadLine(
-                "missing key", f"has no key {key!r} (data.{field}); its keys are {listed}"
+                "missing key", f"has no key {key!r} ({setting(field)}); its keys are {listed}"
             )
-        held = value[key]
-        if field == "label" and isinstance(held, int | float):
+        held, single = value[key], field == "label" or field.startswith(KEEP)
+        if single and isinstance(held, int | float):
             held = json.dumps(held)
-        many: list[Any] = held if isinstance(held, list) and field != "label" else [held]
+        many: list[Any] = held if isinstance(held, list) and not single else [held]
         if not all(isinstance(one, str) for one in many):
-            wanted = "a string" if field == "label" else "a string or a list of strings"
+            wanted = "a string" if single else "a string or a list of strings"
             kind = next(_type_of(one) for one in many if not isinstance(one, str))
             return BadLine("wrong type", f"key {key!r} holds a {kind}; expected {wanted}")
         if not many:
             return BadLine("empty", f"key {key!r} holds an empty list; expected a text")
         texts[field] = many
-    rest = {field: " ".join(many) for field, many in texts.items() if field != "text"}
+    joined = {field: " ".join(many) for field, many in texts.items()}
+    if out := reader.left_out(joined):
+        return out
+    rest = {field: joined[field] for field in reader.fields if field != "text"}
     return [Example(text, **rest) for text in texts["text"]]
 
 
@@ -295,6 +352,6 @@ def _bounded(text: str, reader: Reader) -> str | BadLine:
 READERS.register("text")(FileReader(_text_rows, (".txt", "")))
 READERS.register("csv")(_table(""))
 READERS.register("tsv")(_table("\t"))
-READERS.register("jsonl")(FileReader(_jsonl_rows, (".jsonl", ".ndjson")))
-READERS.register("json")(FileReader(_json_rows, (".json",)))
-READERS.register("parquet")(FileReader(_parquet_rows, (".parquet",)))
+READERS.register("jsonl")(FileReader(_jsonl_rows, (".jsonl", ".ndjson"), keeps=True))
+READERS.register("json")(FileReader(_json_rows, (".json",), keeps=True))
+READERS.register("parquet")(FileReader(_parquet_rows, (".parquet",), keeps=True))

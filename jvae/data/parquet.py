@@ -32,7 +32,7 @@ def rows(name: str, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
                     listed = ", ".join(map(shown, names[:8])) + (", ..." * (len(names) > 8))
                     raise DataError(
                         f"{name}: {problem} {shown(column)}; it has {listed}. Choose with "
-                        "data.text, data.source and data.label"
+                        "data.text, data.source, data.label and data.keep"
                     )
             for batch in opened.iter_batches(_BATCH, columns=list(columns)):
                 for row in _values(batch):

@@ -36,14 +36,22 @@ _USUAL = re.compile(
 )
 
 
+KEEP = "keep "  # what fields begin with whose columns data.keep looks at
+
+
+def setting(field: str) -> str:
+    """The config key that chooses the column of a field."""
+    return "data.keep" if field.startswith(KEEP) else f"data.{field}"
+
+
 class Table:
     """The rows of one file.
 
     Args:
       name: of the file, for messages.
       raw: its numbered lines.
-      chosen: column by field (text, source, label): a number from 0, negative from the end, or a
-        name; empty: the usual one.
+      chosen: column by field (text, source, label, what begins with `KEEP`): a number
+        from 0, negative from the end, or a name; empty: the usual one.
       delimiter: empty to look for it.
       header: auto, true or false.
       quotes: whether quotes enclose fields.
@@ -79,12 +87,13 @@ class Table:
         """What was chosen, for the log."""
         parts = [] if self._delimiter in ",\t" else [f"columns at {_SPELT[self._delimiter]}"]
         parts.append("the first line names the columns" if self.header else "no header")
-        parts += [f"{field} is column {place}" for field, place in self._place.items()]
+        for field, place in self._place.items():
+            parts.append(f"{setting(field).removeprefix('data.')} is column {place}")
         key = "" if self.header else " (data.header=true if the first line names columns)"
         return f"read as a table: {', '.join(parts)}{key}"
 
     def __iter__(self) -> Iterator[Row]:
-        """Yields (number of a row's first line, its text, source and label or what is wrong)."""
+        """Yields (number of a row's first line, its columns by field or what is wrong)."""
         header = self.header
         for number, row in self._parse(self._raw):
             if isinstance(row, BadLine):
@@ -126,7 +135,7 @@ class Table:
             else:
                 problem = "names several such columns" if key in names else "names no such column"
                 raise DataError(
-                    f"{self._name}: data.{field}={key}, but its first line {problem}; it reads "
+                    f"{self._name}: {setting(field)}={key}, but its first line {problem}; it reads "
                     f"{listed}"
                 )
         return places
@@ -134,7 +143,7 @@ class Table:
     def _at(self, field: str, place: int) -> int:
         if not -self._width <= place < self._width:
             raise DataError(
-                f"{self._name}: data.{field}={place}, but its first line has {self._width} "
+                f"{self._name}: {setting(field)}={place}, but its first line has {self._width} "
                 f"columns; expected 0 to {self._width - 1}. Columns are separated by "
                 f"{_SPELT[self._delimiter]}"
             )

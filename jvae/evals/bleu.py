@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-ORDER = 4  # longest n-gram
+ORDER = 4  # longest n-gram of BLEU without a number
+LONGEST = 5  # of BLEU-5, which Optimus reports
 
 
 def sacre_bleu(*, sentence: bool) -> Any:
@@ -20,8 +21,10 @@ def sacre_bleu(*, sentence: bool) -> Any:
     return BLEU(effective_order=sentence, force=True)  # no word about spaced full stops
 
 
-def signature(nrefs: int, *, sentence: bool) -> str:
-    """What fixes a BLEU score, in sacreBLEU's form, for `nrefs` references of each line."""
+def signature(nrefs: int | str, *, sentence: bool) -> str:
+    """What fixes a BLEU score, in sacreBLEU's form, for `nrefs` references of each line ("var"
+    where lines differ in their number).
+    """
     import sacrebleu
 
     order = "yes" if sentence else "no"
@@ -68,18 +71,19 @@ class References:
     def _grams(self, line: str) -> tuple[Counter[tuple[str, ...]], int]:
         words = self._metric.tokenizer(line.rstrip()).split()
         counts: Counter[tuple[str, ...]] = Counter()
-        for order in range(1, ORDER + 1):
+        for order in range(1, LONGEST + 1):
             counts.update(ngrams(words, order))
         return counts, len(words)
 
-    def score(self, line: str, *, member: bool = False) -> float:
-        """Sentence BLEU-4 of a line against all references, 0 to 100.
+    def score(self, line: str, *, member: bool = False, order: int = ORDER) -> float:
+        """Sentence BLEU of a line against all references, 0 to 100.
 
         Args:
           member: the line is one of the references; it is scored against the others.
+          order: the longest n-gram, at most `LONGEST`.
         """
         counts, length = self._grams(line)
-        correct, total = [0] * ORDER, [0] * ORDER
+        correct, total = [0] * LONGEST, [0] * LONGEST
         for gram, count in counts.items():
             limit = self._best.get(gram, 0)
             if member and limit == count and self._reached[gram] == 1:
@@ -92,6 +96,12 @@ class References:
             key=lambda other: (abs(other - length), other),
         )
         score = self._metric.compute_bleu(
-            correct, total, length, closest, smooth_method="exp", effective_order=True
+            correct[:order],
+            total[:order],
+            length,
+            closest,
+            smooth_method="exp",
+            effective_order=True,
+            max_ngram_order=order,
         )
         return float(score.score)

@@ -47,13 +47,44 @@ DEFINITIONS: dict[str, str] = {
     "duplicates": "share of samples that occur more than once (%)",
     "bleu_test": "mean BLEU-4 of samples, all test sentences as references; higher is closer "
     "(0-100)",
+    "bleu_test_5": "the same up to 5-grams (0-100)",
     "self_bleu": "mean BLEU-4 of each sample against the others; lower is more diverse (0-100)",
+    "self_bleu_5": "the same up to 5-grams (0-100)",
+    "jaccard": "shared bigrams over all bigrams of two samples, mean over pairs of 200; lower is "
+    "more diverse (0-1)",
     "dist_<N>": "distinct N-grams over all N-grams of the samples; higher is more diverse (0-1)",
     "memorised": "share of the samples' 4-grams that occur in the training set (%)",
     "memorised_test": "the same share for test sentences, as a reference for memorised (%)",
     "mauve": "closeness of samples and references in a large model's features; higher is closer "
     "(0-1)",
     "external_ppl": "perplexity per token of the samples under the language model evals.external",
+    # Source -> text: several texts for each source
+    "reference_bleu": "corpus BLEU against each source's references, mean over sets of one text "
+    "per source (0-100)",
+    "reference_bleu_best": "corpus BLEU of each source's text of the highest sentence BLEU (0-100)",
+    "reference_rouge_<n>": "ROUGE F1 of n-grams against the source's references, mean over texts "
+    "(0-100)",
+    "reference_rouge_<n>_best": "ROUGE F1 of n-grams of the source's best text (0-100)",
+    "reference_rouge_l": "ROUGE F1 of the longest common subsequence, mean over texts (0-100)",
+    "reference_rouge_l_best": "the same of the source's best text (0-100)",
+    "reference_bertscore": "BERTScore F1 against the source's references, mean over texts (0-100)",
+    "reference_bertscore_best": "BERTScore F1 of the source's best text (0-100)",
+    "<group>_self_bleu": "BLEU-4 of each text of a source against its others, mean over sources "
+    "(0-100)",
+    "<group>_dist_<N>": "distinct N-grams over all N-grams of the texts of one source, mean (0-1)",
+    "<group>_jaccard": "shared bigrams over all bigrams of two texts of one source, mean (0-1)",
+    "<group>_distinct": "different texts of one source, mean",
+    "dialogue_bleu_recall": "BLEU-3 of the best response to each reference, mean",
+    "dialogue_bleu_precision": "BLEU-3 of each response against its best reference, mean",
+    "dialogue_bleu_f1": "harmonic mean of both",
+    "dialogue_intra_dist_<N>": "distinct N-grams over all of one response, mean (0-1)",
+    "dialogue_length": "mean words of a response",
+    "dialogue_average": "cosine of average word vectors, best response of each context (0-1)",
+    "dialogue_extrema": "cosine of extreme values of word vectors, best response (0-1)",
+    "dialogue_greedy": "mean cosine of best matching words, best response (0-1)",
+    "latent_share": "change of greedy texts by the latent, 1 - latent_jaccard, over that of random "
+    "texts of one latent",
+    "latent_ignored": "yes if latent_share is below 0.05",
     # Interpolation between two posterior means
     "<path>_smoothness": "word mover's distance of the ends over the length of the decoded path; "
     "mean over pairs, higher is smoother (0-1)",
@@ -71,6 +102,14 @@ DEFINITIONS: dict[str, str] = {
     "<kind>_grammatical": "share of the texts that the grammar accepts (%)",
     "<kind>_distinct": "share of different ones among the accepted texts (%)",
     # Labels and factors
+    "probe_<label>_each_<n>_balanced": "mean over labels of its recall, trained on n of each (%)",
+    "probe_<label>_each_<n>_f1": "mean over labels of its F1 score, trained on n of each (%)",
+    "probe_<label>_each_<n>": "test accuracy of a linear probe trained on n sentences of each "
+    "label (%)",
+    "sri_<label>_<n>": "test accuracy of a linear layer on the first n training sentences, by SGD "
+    "as published (%)",
+    "sri_<label>_<n>_logistic": "the same by L2 logistic regression (%)",
+    # Reports before November 2026: n is the number of labels in all.
     "probe_<label>_<n>_balanced": "mean over labels of its recall on the test split (%)",
     "probe_<label>_<n>_f1": "mean over labels of its F1 score on the test split (%)",
     "probe_<label>_balanced": "mean over labels of its recall, cross-validated (%)",
@@ -84,6 +123,14 @@ DEFINITIONS: dict[str, str] = {
     "moving by scale times the attribute vector (%)",
     "attribute_<label>_bleu_<scale>": "corpus BLEU of the moved sentences with the original ones "
     "(0-100)",
+    # Tasks of natural language understanding
+    "nlu_<score>_each_<n>": "of a head that saw n training examples of each class, mean over draws",
+    "nlu_accuracy": "accuracy on the task's validation split (%)",
+    "nlu_macro_f1": "mean over classes of the F1 score (%)",
+    "nlu_f1": "F1 score of the second of two classes (%)",
+    "nlu_matthews": "Matthews correlation (%)",
+    "nlu_spearman": "rank correlation of predicted and true values (%)",
+    "nlu_pearson": "correlation of predicted and true values (%)",
     "z_diff": "accuracy of telling the fixed factor from mean differences of latent pairs (0-1)",
     "z_min_var": "accuracy of telling the fixed factor from the dimension that varies least (0-1)",
     "mig": "mutual information gap between the two best dimensions of a factor (0-1)",
@@ -105,6 +152,7 @@ COMPATIBLE: dict[str, str] = {
 GREEDY = "greedy_"  # in front of metrics of samples decoded greedily
 # Numbers match digits alone, so `nll_prior` is not one of nll_<K>.
 _SLOTS = {"K": r"\d+", "T": r"[\d.]+", "N": r"\d+", "n": r"\d+", "scale": r"[\d.]+"}
+_SLOTS["group"] = r"(?:source|latent)"  # of texts of one source
 
 
 def _compiled(name: str) -> re.Pattern[str]:

@@ -17,7 +17,7 @@ from jvae import config as configs
 from jvae.api import Batch, Params, TextVAE, has_latent
 from jvae.data.dataset import eval_batches
 from jvae.errors import ConfigError
-from jvae.evals import change_of_variables, compat, extra_bounds, outside, overfitting  # noqa: F401 they register metrics
+from jvae.evals import change_of_variables, compat, dialogue, extra_bounds, outside, overfitting  # noqa: F401 they register metrics
 from jvae.evals import text as texts
 from jvae.evals.by_length import by_length
 from jvae.evals.card import Report
@@ -34,8 +34,10 @@ from jvae.evals.likelihood import (
     spot_row,
 )
 from jvae.evals.metric import METRICS, Evaluation, wanted
+from jvae.evals.references import check_bert_score
 from jvae.evals.run_card import card_of
 from jvae.evals.settings import EvalConfig
+from jvae.evals.source_text import write_and_score
 from jvae.evals.tokenization import unknown
 from jvae.fitted import Fitted, attach, has_density, join
 from jvae.inference.text_vae import LoadedVAE
@@ -101,6 +103,7 @@ def evaluate(
         params = join(params, fitted)
     cfg, data = settings(this.config), this.data[split]
     metric_names = wanted(cfg)  # before anything is measured: a wrong name is an error
+    check_bert_score(cfg.bertscore)
     sizes = cfg.sizes(len(data))
     key = jax.random.key(cfg.seed)
     chosen = draw_sentences(len(data), sizes.sentences or len(data), cfg.seed)
@@ -210,13 +213,12 @@ def evaluate(
     decode = {k: v for k, v in this.config.decode.items() if k not in ("batch", "max_length")}
     samples, exact_e = {}, None
     with timed(report, "text_s"):
-        n, given = sizes.generate, None
-        if vae.conditional:  # one text for each of some sources
-            n, given = 1, sources_of(data, draw_sentences(len(data), sizes.generate, cfg.seed))
-            samples["prior_sources"] = given
-        samples["prior"] = [one_line(s) for s in vae.sample(n, sources=given, **decode)]
-        greedy = vae.sample(n, sources=given, method="greedy")
-        samples["prior_greedy"] = [one_line(s) for s in greedy]
+        if vae.conditional:
+            write_and_score(vae, data, report, samples, cfg, sizes, decode)
+        else:
+            samples["prior"] = [one_line(s) for s in vae.sample(sizes.generate, **decode)]
+            greedy = vae.sample(sizes.generate, method="greedy")
+            samples["prior_greedy"] = [one_line(s) for s in greedy]
         train = this.data["train"].texts
         report.add_group(texts.generation(samples["prior"], data.texts, train))
         if sizes.greedy_columns:

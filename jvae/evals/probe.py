@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from jvae.errors import DataError
 
 FOLDS = 5
-SEEDS = 5  # draws of the labelled few
+SEEDS = 10  # draws of the labelled few
 
 
 class Accuracy(NamedTuple):
@@ -37,7 +37,7 @@ def flat(mean_egz: Float[np.ndarray, "e g z"]) -> Float[np.ndarray, "e d"]:
     return np.asarray(mean_egz, np.float64).reshape(len(mean_egz), -1)
 
 
-def _predicted(feature_ed: np.ndarray, label_e: np.ndarray, test_ed: np.ndarray) -> np.ndarray:
+def predicted(feature_ed: np.ndarray, label_e: np.ndarray, test_ed: np.ndarray) -> np.ndarray:
     """What a probe that is fitted to labels says of other sentences."""
     if len(np.unique(label_e)) < 2:
         return np.full(len(test_ed), label_e[0])
@@ -76,7 +76,8 @@ def majority(label_e: np.ndarray) -> float:
     return 100.0 * float(count.max() / count.sum())
 
 
-def _sd(values: Sequence[float]) -> float | None:
+def sd(values: Sequence[float]) -> float | None:
+    """Standard deviation of several values."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
@@ -134,33 +135,38 @@ def linear_probe(
     predicted_e = np.empty_like(label_e)
     for fold in range(folds):
         out_e = fold_e == fold
-        predicted_e[out_e] = _predicted(feature_ed[~out_e], label_e[~out_e], feature_ed[out_e])
+        predicted_e[out_e] = predicted(feature_ed[~out_e], label_e[~out_e], feature_ed[out_e])
     right_e = predicted_e == label_e
     by_fold = [100.0 * float(np.mean(right_e[fold_e == fold])) for fold in range(folds)]
     accuracy, balanced, f1 = scores(predicted_e, label_e)
-    return Accuracy(accuracy, _sd(by_fold), majority(label_e), folds, balanced, f1)
+    return Accuracy(accuracy, sd(by_fold), majority(label_e), folds, balanced, f1)
 
 
-def budget_fault(label_e: Int[np.ndarray, "e"], size: int) -> str:
-    """Why a budget of training labels cannot be drawn; empty where it can."""
-    kinds = len(np.unique(label_e))
-    if size > len(label_e):
-        return f"there are {len(label_e)} labels"
-    return f"there are {kinds} kinds of labels" if size < kinds else ""
+def budget_fault(label_e: Int[np.ndarray, "e"], each: int) -> str:
+    """Why a budget of `each` sentences of every label cannot be drawn; empty where it can.
 
-
-def shares(label_e: Int[np.ndarray, "e"], size: int) -> dict[Any, int]:
-    """How many of `size` labels are drawn of each kind: as equal numbers as there are labels.
-
-    What one kind lacks is spread over the others; a remainder goes to the most frequent ones.
+    A label with fewer gives all that it has; at least one needs as many.
     """
     labels, counts = np.unique(label_e, return_counts=True)
-    left, taken = size, {}
-    by_count = np.argsort(counts, kind="stable")
-    for place, i in enumerate(by_count):
-        taken[labels[i]] = min(int(counts[i]), left // (len(labels) - place))
-        left -= taken[labels[i]]
-    return taken
+    most = int(counts.argmax())
+    if each <= counts[most]:
+        return ""
+    return f"the most frequent label, {labels[most]}, has {counts[most]} sentences"
+
+
+def draws_of(
+    label_e: Int[np.ndarray, "e"], each: int, count: int, seed: int = 0
+) -> list[Int[np.ndarray, "n"]]:
+    """Draws of `each` sentences of every label, or of all that it has; one draw where it has them
+    all.
+    """
+    labels, counts = np.unique(label_e, return_counts=True)
+    found = []
+    for i in range(count if counts.max() > each else 1):
+        order = np.random.default_rng([seed, each, i]).permutation(len(label_e))
+        own = [order[label_e[order] == label][:each] for label in labels]
+        found.append(np.sort(np.concatenate(own)))
+    return found
 
 
 def low_resource(
@@ -172,10 +178,8 @@ def low_resource(
     seeds: int = SEEDS,
     seed: int = 0,
 ) -> dict[int, Accuracy]:
-    """Test scores of probes that saw so many training labels, over draws of them.
-
-    A draw has the same number of each label, see `shares`. Sizes with a `budget_fault` are left
-    out; a draw of all labels is one.
+    """Test scores of probes that saw so many training sentences of each label, over draws of them;
+    see `draws_of`. Sizes with a `budget_fault` are left out.
 
     Raises: DataError if the labels do not fit or are all one.
     """
@@ -186,16 +190,15 @@ def low_resource(
     for size in sizes:
         if budget_fault(label_e, size):
             continue
-        share, by_draw = shares(label_e, size), []
-        for i in range(seeds if size < len(label_e) else 1):
-            order = np.random.default_rng([seed, size, i]).permutation(len(label_e))
-            own = [order[label_e[order] == label][:n] for label, n in share.items()]
-            drawn = np.sort(np.concatenate(own))
-            predicted_e = _predicted(feature_ed[drawn], label_e[drawn], test_ed)
+        by_draw = []
+        for drawn in draws_of(label_e, size, seeds, seed):
+            predicted_e = predicted(feature_ed[drawn], label_e[drawn], test_ed)
             by_draw.append(scores(predicted_e, test_label_e))
         accuracy, balanced, f1 = (float(x) for x in np.mean(by_draw, axis=0))
-        sd = _sd([one[0] for one in by_draw])
-        by_size[size] = Accuracy(accuracy, sd, majority(test_label_e), len(by_draw), balanced, f1)
+        spread = sd([one[0] for one in by_draw])
+        by_size[size] = Accuracy(
+            accuracy, spread, majority(test_label_e), len(by_draw), balanced, f1
+        )
     return by_size
 
 

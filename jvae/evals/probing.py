@@ -25,6 +25,7 @@ from jvae.runs import build
 from jvae.runs.workdir import one_line, write_text
 
 LABEL = "label"  # name of labels that `data.label` reads
+FITTED = 1_000  # least training sentences of clusters and draws
 EDITED = 250  # test sentences of each value that attribute arithmetic moves
 SCALES = (1.0, 2.0, 3.0)  # of the attribute's vector
 
@@ -63,8 +64,9 @@ def probe(this: build.Run, mesh: Mesh, params: Params, step: int, split: str = "
     if not has_latent(this.model):
         raise ConfigError(f"probe: {this.config.name} has no latent to probe")
     test, train = labels_of(this, split), labels_of(this, "train")
-    # Training sentences that probes and clusters are fitted to: several draws of the fewest labels.
-    most = max(*cfg.few_labels, probes.SEEDS * min(cfg.few_labels))
+    # Training sentences that probes and clusters are fitted to.
+    kinds = max(len(np.unique(label_e)) for label_e in train.values())
+    most = max(kinds * max(cfg.per_label), FITTED)
     fitted = {kind: label_e[:most] for kind, label_e in train.items()}
     chosen = np.arange(len(this.data[split]))
     if cfg.sentences:
@@ -162,7 +164,7 @@ def _few(
     test_label_e: np.ndarray,
     cfg: EvalConfig,
 ) -> None:
-    seed, sizes = cfg.seed, cfg.few_labels
+    seed, sizes = cfg.seed, cfg.per_label
     found, control = (
         probes.low_resource(x_ed, label_e, y_ed, test_label_e, sizes, seed=seed)
         for x_ed, y_ed in zip(train_ed, test_ed, strict=True)
@@ -170,15 +172,14 @@ def _few(
     shuffled = probes.permuted(label_e, seed)
     chance = probes.low_resource(train_ed[0], shuffled, test_ed[0], test_label_e, sizes, seed=seed)
     for size, accuracy in found.items():
-        share = list(probes.shares(label_e, size).values())
-        least, most = min(share), max(share)
-        each = f"{least}" if least == most else f"{least} to {most}"
+        fewest = min(np.unique(label_e, return_counts=True)[1])
+        each = f"{size}" if fewest >= size else f"{fewest} to {size}"
         draws = f"{accuracy.runs} draws, their sd" if accuracy.runs > 1 else "one draw"
         note = f"{each} of each label; {draws}"
-        _scores(report, f"probe_{kind}_{size}", accuracy, control[size], chance[size], note)
+        _scores(report, f"probe_{kind}_each_{size}", accuracy, control[size], chance[size], note)
     for size in sizes:
         if fault := probes.budget_fault(label_e, size):
-            report.notes.append(f"probe_{kind}_{size} is left out: {fault} in training.")
+            report.notes.append(f"probe_{kind}_each_{size} is left out: {fault} in training.")
     if unseen := sorted(set(names(kind, test_label_e)) - set(names(kind, label_e))):
         report.notes.append(
             f"probe_{kind}: labels that no training sentence has, so that none is predicted: "

@@ -9,7 +9,7 @@ class Preset(NamedTuple):
 
     samples: int  # K of NLL_K
     sentences: int | None  # a seeded draw of at most so many, for all that decodes
-    generate: int  # sentences drawn from the prior, for each way of decoding
+    generate: int  # sentences drawn from the prior, for each way of decoding and all sources
     interpolations: int  # pairs of sentences
     spot_samples: int  # K of a spot check on few sentences; 0: none
     spot_sentences: int
@@ -38,6 +38,9 @@ class EvalConfig:
     sentences: int = 0
     chunk: int = 1  # posterior samples decoded together
     generate: int = 0
+    outputs: int = 10  # texts of each source, of models that read one
+    bertscore: str = ""  # model of BERTScore
+    vectors: str = ""  # file of word vectors, for metric dialogue
     interpolations: int = 0
     interpolation_steps: int = 11
     compat: tuple[str, ...] = ()  # published estimators to print beside ours
@@ -47,7 +50,8 @@ class EvalConfig:
     refine_size: float = 0.3  # step size of these chains
     features: str = ""  # .npz of features of samples and test sentences, for MAUVE
     external: str = ""  # run or export of a language model that scores the samples
-    few_labels: tuple[int, ...] = (100, 500, 1_000, 2_000, 10_000)  # of --mode=probe
+    per_label: tuple[int, ...] = (10, 50, 100, 500, 1_000)  # sentences of each, of --mode=probe
+    protocol: str = "own"  # of --mode=probe
     factor: str = "action"  # of the embedded corpus, for few labels and clusters of --mode=probe
 
     @property

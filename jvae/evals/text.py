@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import combinations, zip_longest
 from typing import Any
 
 import jax
@@ -12,13 +13,14 @@ from jaxtyping import Array, Int
 
 from jvae.api import Batch, Generator, Params, Prompt, TextVAE
 from jvae.decode import sampling
-from jvae.evals.bleu import References, ngrams, sacre_bleu
+from jvae.evals.bleu import LONGEST, ORDER, References, ngrams, sacre_bleu
 from jvae.evals.bleu import signature as bleu_signature
 from jvae.evals.collect import collect, rows_of, to_host
 from jvae.evals.latent import PosteriorSet
 
 REFERENCE_CAP = 10_000  # test sentences a sample is scored against
 SELF_SAMPLES = 1_000  # samples scored against each other
+PAIRED_SAMPLES = 200  # samples of which every pair is compared
 
 
 def _percent(share: float) -> float:
@@ -35,10 +37,21 @@ def exact_match(decoded: Sequence[str], original: Sequence[str]) -> float | None
 
 def corpus_bleu(decoded: Sequence[str], original: Sequence[str]) -> tuple[float, str]:
     """Corpus BLEU by sacreBLEU, 0 to 100, and its signature."""
-    _check_lengths(decoded, original)
+    return corpus_bleu_of([[one] for one in original], decoded)
+
+
+def corpus_bleu_of(
+    references: Sequence[Sequence[str]], decoded: Sequence[str]
+) -> tuple[float, str]:
+    """Corpus BLEU of lines that each have one reference or more, and its signature."""
+    _check_lengths(decoded, references)
     metric = sacre_bleu(sentence=False)
-    score = metric.corpus_score(list(decoded), [list(original)]).score
-    return float(score), bleu_signature(1, sentence=False)
+    counts = {len(own) for own in references}
+    # By place, as sacreBLEU reads them: None where a line has fewer than others.
+    by_place = zip_longest(*references)
+    score = metric.corpus_score(list(decoded), [list(one) for one in by_place]).score
+    nrefs = "var" if len(counts) > 1 else max(counts)
+    return float(score), bleu_signature(nrefs, sentence=False)
 
 
 def seen_share(lines: Sequence[str], train: Iterable[str]) -> float | None:
@@ -93,7 +106,7 @@ def reconstruction(
     return row
 
 
-def _check_lengths(decoded: Sequence[str], original: Sequence[str]) -> None:
+def _check_lengths(decoded: Sequence[str], original: Sequence[Any]) -> None:
     if len(decoded) != len(original):
         raise ValueError(
             f"{len(decoded)} decoded lines for {len(original)} originals. Expected one for each."
@@ -199,20 +212,55 @@ def distinct(lines: Sequence[str]) -> dict[str, float | None]:
     return row
 
 
+def _some(lines: Sequence[str], samples: int, seed: int) -> list[str]:
+    """A random choice of lines."""
+    chosen = np.random.default_rng(seed).permutation(len(lines))[:samples]
+    return [lines[int(i)] for i in chosen]
+
+
 def self_bleu(lines: Sequence[str], samples: int = SELF_SAMPLES, seed: int = 0) -> float | None:
     """Mean sentence BLEU-4 of random lines, each against the others; None for fewer than two."""
+    return self_bleus(lines, (ORDER,), samples, seed)[0]
+
+
+def self_bleus(
+    lines: Sequence[str], orders: Sequence[int], samples: int = SELF_SAMPLES, seed: int = 0
+) -> list[float | None]:
+    """`self_bleu` up to n-grams of each order."""
+    if len(lines) < 2:
+        return [None] * len(orders)
+    members = _some(lines, samples, seed)
+    references = References(members)
+    return [
+        float(np.mean([references.score(line, member=True, order=order) for line in members]))
+        for order in orders
+    ]
+
+
+def bleus_against(
+    lines: Sequence[str], test: Sequence[str], orders: Sequence[int], cap: int = REFERENCE_CAP
+) -> list[float]:
+    """Mean sentence BLEU, up to n-grams of each order, of each line with the first `cap` test
+    sentences as its references.
+    """
+    references = References(test[:cap])
+    return [
+        float(np.mean([references.score(line, order=order) for line in lines])) for order in orders
+    ]
+
+
+def jaccard(lines: Sequence[str], samples: int = PAIRED_SAMPLES, seed: int = 0) -> float | None:
+    """Mean over pairs of random lines of their shared bigrams over all bigrams of both; None for
+    fewer than two lines.
+
+    Bigrams are of whitespace words; a line of fewer than two words is one n-gram of its own.
+    Source: JS of Hu et al. 2022, whose order is not stated.
+    """
     if len(lines) < 2:
         return None
-    chosen = np.random.default_rng(seed).permutation(len(lines))[:samples]
-    members: list[str] = [lines[int(i)] for i in chosen]
-    references = References(members)
-    return float(np.mean([references.score(line, member=True) for line in members]))
-
-
-def bleu_against(lines: Sequence[str], test: Sequence[str], cap: int = REFERENCE_CAP) -> float:
-    """Mean sentence BLEU-4 of each line with the first `cap` test sentences as its references."""
-    references = References(test[:cap])
-    return float(np.mean([references.score(line) for line in lines]))
+    words = [line.split() for line in _some(lines, samples, seed)]
+    grams = [set(ngrams(one, 2)) or {tuple(one)} for one in words]
+    return float(np.mean([len(a & b) / len(a | b) for a, b in combinations(grams, 2)]))
 
 
 def fourgrams(lines: Iterable[str]) -> set[tuple[str, ...]]:
@@ -245,15 +293,20 @@ def generation(
             "Expected some of both."
         )
     times = Counter(samples)
+    bleu_4, bleu_5 = bleus_against(samples, test, (ORDER, LONGEST))
+    self_4, self_5 = self_bleus(samples, (ORDER, LONGEST), seed=seed)
     row: dict[str, Any] = {
         "samples": len(samples),
         "distinct_lines": len(times),
         "duplicates_pct": _percent(sum(n for n in times.values() if n > 1) / len(samples)),
-        "bleu_test": bleu_against(samples, test),
+        "bleu_test": bleu_4,
+        "bleu_test_5": bleu_5,
         "bleu_test_signature": bleu_signature(min(len(test), REFERENCE_CAP), sentence=True),
-        "self_bleu": self_bleu(samples, seed=seed),
+        "self_bleu": self_4,
+        "self_bleu_5": self_5,
         "self_bleu_signature": bleu_signature(min(len(samples), SELF_SAMPLES) - 1, sentence=True),
         **distinct(samples),
+        "jaccard": jaccard(samples, seed=seed),
         "memorised_pct": None,
         "memorised_test_pct": None,
     }

@@ -259,7 +259,8 @@ class LoadedVAE:
         checks.same_process(self.pid)
         checks.settings(settings)
         z_egz = checks.latents(z_egz, ("n", *self.model.latent_shape))
-        config = DecodeConfig(**({"method": "greedy", "max_length": self.max_length} | settings))
+        settings = {"method": "greedy", "max_length": self.max_length} | settings
+        config = DecodeConfig(**settings)
         if len(z_egz) == 0:
             return []
         sources = self._sources(sources, len(z_egz))

@@ -1,7 +1,7 @@
 """The choice of a registered member in a config section: its name, and options beside it."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +60,7 @@ class Choice:
 
 
 @contextmanager
-def refusals(where: str) -> Iterator[None]:
+def refusals(where: str) -> Generator[None, None, None]:
     """What a member refuses with TypeError or ValueError, as the ConfigError of its section."""
     try:
         yield

@@ -7,12 +7,21 @@ the model's.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Batch, Params, Post, Posterior
+from jvae.api import (
+    Batch,
+    Cond,
+    LogPosterior,
+    Mean,
+    Params,
+    Post,
+    Posterior,
+    SamplePosterior,
+)
 from jvae.latent.choice import Choice, refusals
 from jvae.latent.gaussian import DiagonalGaussian, Gaussian, log_density, noise, reparameterize
 from jvae.registry import Registry
@@ -28,6 +37,7 @@ class Affine(NamedTuple):
     apply: Callable[[Any, Float[Array, "e d"]], Array]
 
 
+@runtime_checkable
 class Head(Protocol):
     """Makes an affine map with outputs of a shape, and the logical axes of that shape."""
 
@@ -44,9 +54,9 @@ class Density(NamedTuple):
 
     init: Callable[[Key[Array, ""]], dict[str, Any]]
     read: Callable[[Any, Float[Array, "e d"]], Post]
-    sample: Callable[..., Array]
-    log_prob: Callable[..., Array] | None
-    mean: Callable[..., Array]
+    sample: SamplePosterior
+    log_prob: LogPosterior | None
+    mean: Mean
     form: Any = None
 
 
@@ -69,18 +79,30 @@ def build_density(choice: Choice, head: Head, latent: int) -> Density:
         return kind.build(options, head, latent)
 
 
-def amortized(density: Density, features: Callable[..., Float[Array, "e d"]]) -> Posterior:
-    """The posterior of an encoder.
+Features = Callable[
+    [Params, Batch, Key[Array, ""] | None, Cond | None], Float[Array, "e d"]
+]  # (params, batch, drop, cond) -> h_ed
 
-    Args:
-      features: (params, batch, drop, cond) -> h_ed.
-    """
 
-    def encode(params: Params, batch: Batch, drop=None, *, cond=None, key_e=None) -> Post:
+def amortized(density: Density, features: Features) -> Posterior:
+    """The posterior of an encoder, whose pooled states are the features."""
+
+    def encode(
+        params: Params,
+        batch: Batch,
+        drop: Key[Array, ""] | None = None,
+        *,
+        cond: Cond | None = None,
+        key_e: Key[Array, "e"] | None = None,
+    ) -> Post:
         del key_e  # amortised inference is deterministic
         return density.read(params["posterior"], features(params, batch, drop, cond))
 
-    return Posterior(encode, density.sample, density.log_prob, density.mean, density.form)
+    def pooled(params: Params, batch: Batch, drop=None, *, cond=None) -> Float[Array, "e d"]:
+        return features(params, batch, drop, cond)
+
+    form = density.form
+    return Posterior(encode, density.sample, density.log_prob, density.mean, form, features=pooled)
 
 
 @dataclass(frozen=True)

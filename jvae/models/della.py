@@ -23,7 +23,8 @@ from jvae.api import Batch, Draws, Side, TextVAE, per_example
 from jvae.backbones import small
 from jvae.fields import Needs, setting
 from jvae.injections import fusion
-from jvae.injections.contract import Injection
+from jvae.injections.contract import Injection, Reach
+from jvae.injections.layer_offset import layer_offset
 from jvae.latent import layerwise
 from jvae.latent.layerwise import Chain, ChainPost
 from jvae.models.common import unboxed
@@ -38,6 +39,8 @@ from jvae.pretrained.parts import PretrainedPart, stack_part
 
 POOLS = ("attn_masked", "attn_unmasked", "first_token")
 CVAE_POSTERIORS = ("concat_text", "xc")
+FUSIONS = ("product", "offset")
+LINKS = ("chain", "independent", "shared")
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ class DellaConfig:
 
     pool: "attn_masked" weighs a sentence's own tokens, "attn_unmasked" those of the whole row,
     padding too (released code; one sentence per row), "first_token" is the paper's. ltp:
-    "sum_then_product" as published, or "product_then_sum", whose rank means something.
+    "sum_then_product" as published, or "product_then_sum", whose rank means something. `fuse` of
+    "offset" and `links` other than "chain" are ablations of the paper, which does not say what
+    replaces the product.
     """
 
     decoder: StackConfig
@@ -58,7 +63,12 @@ class DellaConfig:
     begin_layer: int = setting(0, low=0, high=4_095, help="First layer that has a latent.")
     end_layer: int = setting(-1, low=0, high=4_095, also=(-1,), help="Last one; -1: the top.")
     pool: str = setting("attn_masked", choices=POOLS, help="Of the encoder's states.")
-    ltp: str = setting("sum_then_product", choices=fusion.ORDERS, help="Order of the product.")
+    ltp: str = setting(
+        "sum_then_product",
+        choices=fusion.ORDERS,
+        help="Order of the product.",
+        needs=Needs(lambda c: c.fuse == "product", "fuse is not product"),
+    )
     tie_lm_head: bool = setting(
         False, help="The output head is the token embedding; released: one from scratch."
     )
@@ -72,6 +82,16 @@ class DellaConfig:
     )
     clip: float = setting(
         5.0, above=0.0, high=100.0, help="Bound on means and log-variances, as released."
+    )
+    fuse: str = setting(
+        "product",
+        choices=FUSIONS,
+        help="How z reaches a layer: the tensor product, or a linear map added to its input.",
+    )
+    links: str = setting(
+        "chain",
+        choices=LINKS,
+        help="Latents of the layers: each knows those below, independent, or one that all share.",
     )
 
     def __post_init__(self) -> None:
@@ -103,18 +123,37 @@ class DellaConfig:
         return self.writing.layers - 1 if self.end_layer == -1 else self.end_layer
 
     @property
-    def groups(self) -> int:
-        """Layers that have a latent."""
+    def fused(self) -> int:
+        """Layers that a latent reaches."""
         return self.last_layer - self.begin_layer + 1
+
+    @property
+    def groups(self) -> int:
+        """Latents: one of each such layer, or one that all share."""
+        return 1 if self.links == "shared" else self.fused
 
 
 def decoder_of(config: DellaConfig) -> tuple[Stack, Injection]:
     """The decoder stack, and how the latents reach it."""
+    needs = ["taps" if config.fuse == "offset" else "values"]
     stack = stack_of(
-        config.decoder, "model.decoder", "decode", "values", own_head=not config.tie_lm_head
+        config.decoder, "model.decoder", "decode", *needs, own_head=not config.tie_lm_head
     )
-    sizes = (config.begin_layer, config.groups, config.latent, config.rank)
-    return stack, fusion.fusion(stack, *sizes, config.ltp)
+    place = (config.begin_layer, config.fused, config.latent)
+    if config.fuse == "offset":
+        injection = layer_offset(stack, *place)
+    else:
+        injection = fusion.fusion(stack, *place, config.rank, config.ltp)
+    return stack, injection if config.links != "shared" else _shared(injection, config.fused)
+
+
+def _shared(injection: Injection, layers: int) -> Injection:
+    """The injection of one latent per layer, all of them the same."""
+
+    def reach(own: Any, z_egz: Array, *args: Any, **how: Any) -> Reach:
+        return injection.reach(own, jnp.repeat(z_egz, layers, axis=1), *args, **how)
+
+    return injection._replace(reach=reach)
 
 
 def encoder_of(config: DellaConfig) -> Stack:
@@ -161,12 +200,15 @@ def _init(config: DellaConfig, key: Key[Array, ""]) -> Any:
 
     params = {
         "decoder": stack.init(next(keys)),
-        # Read by prior and posterior alike.
+        # Read by prior and posterior alike. The keys are drawn in any case, so that the rest of the
+        # parameters starts alike.
         "latent": {"chain": {"state": chain((z,)), "latent": chain((z,))}},
         "prior": {"head": {"chain": chain((2, z))}},
         "posterior": {"head": {"chain": chain((2, z)), "text": text()}},
     }
     params["decoder"] |= injection.init(next(keys))
+    if config.links != "chain":
+        del params["latent"]
     if config.pool != "first_token":
         query = Projection((), ("embed",), (), use_bias=False)
         params["posterior"]["pool"] = stacked(query, state)
@@ -193,17 +235,21 @@ def chain(config: DellaConfig) -> Chain:
         y = jnp.einsum(f"ez,z{out}->e{out}", x_ez, p["kernel"].astype(x_ez.dtype))
         return y + p["bias"].astype(x_ez.dtype)[None]
 
+    def summary(p: Any, s_ez: Array, z_ez: Array) -> Array:
+        if config.links != "chain":
+            return jnp.zeros_like(s_ez)
+        below_ez = linear(p["chain"]["state"], s_ez, "y") + linear(p["chain"]["latent"], z_ez, "y")
+        return jnp.tanh(below_ez)
+
     return Chain(
         groups=config.groups,
         width=config.latent,
         params_of=lambda params: {
-            "chain": params["latent"]["chain"],
+            **({"chain": params["latent"]["chain"]} if config.links == "chain" else {}),
             "prior": params["prior"]["head"]["chain"],
             "posterior": params["posterior"]["head"]["chain"],
         },
-        summary=lambda p, s_ez, z_ez: jnp.tanh(
-            linear(p["chain"]["state"], s_ez, "y") + linear(p["chain"]["latent"], z_ez, "y")
-        ),
+        summary=summary,
         prior=lambda p, s_ez: linear(p["prior"], s_ez, "cy"),
         posterior=lambda p, s_ez: linear(p["posterior"], s_ez, "cy"),
         source_of=lambda cond: None if cond is None else cond.prior_egcz,
@@ -229,7 +275,7 @@ def pooled(
         slots,
         query_gd,
         masked=config.pool != "attn_unmasked",
-        first=config.begin_layer,
+        first=config.last_layer - config.groups + 1,
         groups=config.groups,
         drop=drop,
     )
@@ -282,7 +328,14 @@ def build(config: DellaConfig) -> TextVAE:
 
     # The source reaches the decoder as the beginning of `dec`, and of a prompt.
     gen = generator(stack, injection)._replace(condition=condition, aux=aux)
-    posterior = layerwise.posterior(links, encode)
+
+    def features(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
+        del cond
+        assert batch.enc is not None
+        x_egd = pooled(config, params, batch.enc, batch.slots, fold_key(drop, 0))
+        return x_egd[:, -1].astype(accum_dtype(x_egd.dtype))  # of the top layer
+
+    posterior = layerwise.posterior(links, encode)._replace(features=features)
     shape = (config.groups, config.latent)
     return TextVAE(init, axes, layerwise.prior(links), gen, posterior, shape)
 

@@ -21,6 +21,7 @@ from jvae.fields import Needs, setting
 from jvae.injections.contract import Injection, together
 from jvae.injections.embedding import embedding
 from jvae.injections.memory import memory
+from jvae.injections.softmax import softmax
 from jvae.injections.tokens import tokens
 from jvae.latent.choice import Choice
 from jvae.latent.densities import GAUSSIAN, Density, amortized, build_density
@@ -67,13 +68,19 @@ class OptimusConfig:
     )
     prior: Choice = STANDARD_NORMAL
     posterior: Choice = GAUSSIAN
+    use_softmax: bool = setting(False, help="z added to the scores of every token.")
 
     def __post_init__(self) -> None:
-        if not (self.use_memory or self.use_embedding or self.tokens):
-            raise ValueError(
-                "use_memory and use_embedding are both off and tokens is 0: z would never reach "
-                "the decoder"
-            )
+        check_reached(self)
+
+
+def check_reached(config: Any) -> None:
+    """Raises: ValueError if no way of z to the decoder is open."""
+    if not (config.use_memory or config.use_embedding or config.use_softmax or config.tokens):
+        raise ValueError(
+            "use_memory, use_embedding and use_softmax are all off and tokens is 0: z would never "
+            "reach the decoder"
+        )
 
 
 def ways(stack: Stack, config: Any) -> dict[str, Injection]:
@@ -86,6 +93,8 @@ def ways(stack: Stack, config: Any) -> dict[str, Injection]:
         found["offset"] = embedding(stack, latent, start)
     if config.tokens:
         found["tokens"] = tokens(stack, latent, start, config.tokens)
+    if config.use_softmax:
+        found["softmax"] = softmax(stack, latent, start)
     return found
 
 
@@ -93,7 +102,7 @@ def decoder_of(config: Any) -> tuple[Stack, Injection]:
     """The decoder stack, and how z reaches it.
 
     Args:
-      config: with the fields decoder, latent, use_memory, use_embedding and tokens.
+      config: with the fields decoder, latent, use_memory, use_embedding, use_softmax and tokens.
     Raises: ConfigError for a stack that cannot be reached so.
     """
     stack = stack_of(config.decoder, "model.decoder", "decode")
@@ -105,7 +114,7 @@ def init_decoder(config: Any, decoder_key: Any, memory_key: Any, offset_key: Any
     """Boxed parameters of the stack of `decoder_of` and of what reads z."""
     stack, _ = decoder_of(config)
     keys = {"memory": memory_key, "offset": offset_key}
-    keys["tokens"] = jax.random.fold_in(memory_key, 1)
+    keys |= {name: jax.random.fold_in(memory_key, i) for i, name in ((1, "tokens"), (2, "softmax"))}
     own = stack.init(decoder_key)
     for name, one in ways(stack, config).items():
         own |= one.init(keys[name])

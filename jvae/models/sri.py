@@ -55,13 +55,10 @@ class SriTransformerConfig:
     chain: ChainConfig = ChainConfig()
     warm_up: WarmUp = WarmUp()
     prior: Choice = STANDARD_NORMAL
+    use_softmax: bool = setting(False, help="z added to the scores of every token.")
 
     def __post_init__(self) -> None:
-        if not (self.use_memory or self.use_embedding or self.tokens):
-            raise ValueError(
-                "use_memory and use_embedding are both off and tokens is 0: z would never reach "
-                "the decoder"
-            )
+        optimus.check_reached(self)
         kernel = getattr(self.decoder, "attention", "xla")
         if self.chain.schedule == "learned" and kernel != "xla":
             raise ValueError(

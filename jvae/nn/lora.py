@@ -24,6 +24,7 @@ from jaxtyping import Array, Key
 
 from jvae.errors import ConfigError
 from jvae.fields import setting
+from jvae.nn.points import UNTOUCHED, Points
 from jvae.tree import map_named
 
 NAME = "lora"
@@ -87,8 +88,10 @@ def with_lora(stack: Any, lora: Lora, where: str) -> Any:
     def acting(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda own, *args, **options: function(_ready(own, lora), *args, **options)
 
-    def rows(own: Any, x: Any, mask_spec: Any, points: Any, drop: Any = None, **read: Any) -> Any:
-        return stack.rows(_ready(own, lora, drop), x, mask_spec, points, drop, **read)
+    def rows(
+        own: Any, x: Any, mask: Any, points: Points = UNTOUCHED, drop: Any = None, **read: Any
+    ) -> Any:
+        return stack.rows(_ready(own, lora, drop), x, mask, points, drop, **read)
 
     return stack._replace(
         init=adding(stack.init),

@@ -287,7 +287,7 @@ def _output(c: T5Config, own: Any, hidden: Array) -> tuple[Array, Array]:
 
 def with_features(
     c: T5Config, own: Any, hidden: Float[Array, "... d"], feature: Array, table_vc: Array
-) -> tuple[Any, Float[Array, "... c"]]:
+) -> tuple[Any, Float[Array, "... f"]]:
     """Parameters and states whose scores are those of hidden plus feature . table_vc; see
     `jvae.nn.transformer.with_features`.
     """

@@ -329,7 +329,10 @@ def write_safetensors(
 
     # Not `np.ascontiguousarray`, which gives scalars an axis.
     ordered = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
+    path.touch()
+    mode = path.stat().st_mode  # that of any new file; the package writes one for its owner alone
     save_file(ordered, path, metadata=dict(metadata))
+    path.chmod(mode)
 
 
 def fetch_folder(name: str) -> Path:

@@ -14,7 +14,6 @@ import math
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+import jvae
 from jvae.errors import CheckpointError
 from jvae.runs import state_dict
 from jvae.runs.migrations import Paths
@@ -308,7 +308,7 @@ class Checkpoints:
         if meta["layout"] != LAYOUT:
             raise CheckpointError(
                 f"{self.root / kind / str(step)}: parameter layout {meta['layout']!r} of jvae "
-                f"{meta['version']}; this is jvae {package_version()} with layout {LAYOUT!r}"
+                f"{meta['version']}; this is jvae {jvae.__version__} with layout {LAYOUT!r}"
             )
         return meta
 
@@ -392,7 +392,7 @@ def _write(manager: Any, step: int, arrays: Mapping[str, Any], meta: Mapping[str
     full_meta = {
         **meta,
         "step": step,
-        "version": package_version(),
+        "version": jvae.__version__,
         "layout": LAYOUT,
         "checksums": state_dict.checksums(arrays),
     }
@@ -416,14 +416,6 @@ def _short(error: Exception) -> str:
 
 def _sha256(meta: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
-def package_version() -> str:
-    """Version of the installed package; "checkout" where it runs from its sources."""
-    try:
-        return metadata.version("jvae")
-    except metadata.PackageNotFoundError:
-        return "checkout"
 
 
 @functools.cache

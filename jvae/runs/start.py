@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from jvae import config as configs
 from jvae import models
 from jvae.data import tokenizers
-from jvae.errors import ConfigError
+from jvae.errors import ConfigError, WeightsError
 from jvae.fields import Field, as_flag, defaults_of, fields_of
 from jvae.models import Family
 from jvae.nn import lora
@@ -153,7 +153,12 @@ def _source(role: str, name: str, backbone: str | None) -> Source:
     """Args:
     backbone: of the config, for folders that do not say what they are.
     """
-    stated = files.config_of(name)
+    try:
+        stated = files.config_of(name)
+    except WeightsError as error:
+        raise WeightsError(f"init.{role}: {error}") from None
+    if isinstance(stated.get("model"), dict):
+        raise ConfigError(f"init.{role}={name} is a model of jvae; start from it with init.model")
     kinds = {layout.files.name: key for key, layout in LAYOUTS.items()}
     kind = stated.get("model_type")
     if kind is None and backbone is not None and backbone in LAYOUTS:

@@ -42,7 +42,7 @@ FREE = (
 TEXT = tuple(
     f"data.{key}"
     for key in (
-        *("train", "valid", "test", "format", "text", "source", "label", "sentences"),
+        *("train", "valid", "test", "format", "text", "source", "label", "keep", "sentences"),
         *("on_error", "max_words", "max_chars"),
     )
 )

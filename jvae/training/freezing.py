@@ -188,8 +188,8 @@ def _axes_by_path(abstract: Any, axes: Any) -> list[tuple[str, tuple[str | None,
 
 def _rule(fields: Any, number: int, sizes: Mapping[str, Any]) -> TrainableRule:
     well = isinstance(fields, (tuple, list)) and 1 <= len(fields) <= 4
-    rule = TrainableRule(*fields) if well else None
-    if rule is None or not isinstance(rule.pattern, str):
+    rule = TrainableRule(*fields) if well and isinstance(fields[0], str) else None
+    if rule is None:
         raise ConfigError(
             f"{KEY}[{number}] is {fields!r}; expected (pattern, first layer, last layer + 1, from "
             "step), for example ('posterior/', None, None, 0)"

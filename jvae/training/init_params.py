@@ -181,6 +181,11 @@ def _fitted(
     return table, tensors, like, names.fit(table, tensors, like)
 
 
+def pretrained(config: Any) -> bool:
+    """Whether step 0 holds weights that were trained before."""
+    return bool(config.init.model or start.wanted(config))
+
+
 def _load(
     run: Run, part: PretrainedPart, name: str, target: Mapping[str, Any]
 ) -> dict[str, jax.Array]:

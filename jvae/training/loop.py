@@ -190,7 +190,8 @@ def train(
                 with first, spent.of(goodput.EVALUATING):
                     valid = check(current, state.params, done)
                 checked = current
-                compared = per_token(current.phase, values, valid)
+                # A check is a log line too, which has these values.
+                compared = per_token(current.phase, values, valid)  # pyright: ignore
                 bound = current.phase.bound(valid["rec"], valid["kl"])
                 final = at.counts(current.phase, done)
                 at = at.checked(current.phase, done, bound, compared["bound"])
@@ -198,7 +199,7 @@ def train(
                     **compared,
                     best=at.per_token,
                     stalled=at.stalled,
-                    sentences=seen,
+                    sentences=seen,  # pyright: ignore
                     limit=cfg.train.overfit_gap,
                 )
                 row = {f"valid/{k}": v for k, v in valid.items()}

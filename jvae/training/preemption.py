@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,7 +65,7 @@ class Stop:
             self._wakeup = None
 
     @contextmanager
-    def at_steps(self) -> Iterator[None]:
+    def at_steps(self) -> Generator[None, None, None]:
         """Within its body signals wait for `asked`, or for its end."""
         self._at_steps = True
         try:

@@ -10,13 +10,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from jvae.api import Batch, Params, Post
+from jvae.api import Batch, Params
 from jvae.config import dataclass_from
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError
 from jvae.parallel import mesh as meshes
 from jvae.parallel import rules
-from jvae.runs import build, metrics, phases, schedules
+from jvae.runs import build, phases, schedules
 from jvae.runs.phases import Phase
 from jvae.training import corruption, freezing, optim, step
 from jvae.training.objectives import Objective, check_kl
@@ -39,9 +39,9 @@ class Program(NamedTuple):
     phase: Phase
     plan: freezing.TrainablePlan | None
     start: Callable[[Params], TrainState]
-    train_step: Callable[..., tuple[TrainState, metrics.Sums]]
-    tune_step: Callable[..., TrainState] | None
-    valid_step: Callable[..., tuple[metrics.Sums, Post | None]]
+    train_step: step.TrainStep
+    tune_step: step.TuneStep | None
+    valid_step: step.ValidStep
     abstract: TrainState
     where: TrainState
     watched: bool
@@ -147,7 +147,7 @@ def log_phase(program: Program, params: Any) -> None:
 
 
 def _with_shardings(abstract: Any, where: Any) -> Any:
-    def placed(a: Array, sharding: Any) -> jax.ShapeDtypeStruct:
+    def placed(a: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
 
     return jax.tree.map(placed, abstract, where)

@@ -8,6 +8,7 @@ effect.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from jvae import extras
 from jvae.fields import MOST
 from jvae.training.objectives import MEAN_SUM
 
@@ -179,6 +180,10 @@ def _decode_lengths(v: View) -> str | None:
     )
 
 
+def _mauve(v: View) -> str | None:
+    return extras.missing("probes", "evals.features (MAUVE)") if v["evals.features"] else None
+
+
 RULES = (
     Rule(("objective.length_weighted", "objective.rec", "objective.rec_length"), _divided_twice),
     Rule(("train.accumulate", "objective.kl_floor"), _batch_floor),
@@ -202,6 +207,7 @@ RULES = (
     Rule(("data.slots", "data.enc_row", "data.dec_row"), _slots),
     Rule(("data.vocab", "data.tokenizer_kind"), _vocabulary),
     Rule(("decode.min_length", "decode.max_length"), _decode_lengths),
+    Rule(("evals.features",), _mauve),
 )
 
 
@@ -265,7 +271,17 @@ IDLES = (
         _family("reads no source text, as a conditional model does"),
     ),
     Idle(
-        ("data.format", "data.text", "data.source", "data.label", "data.sentences"),
+        ("evals.vectors",),
+        lambda v, facts: "dialogue" in v["evals.metrics"],
+        "evals.metrics does not name dialogue",
+    ),
+    Idle(
+        ("evals.outputs", "evals.bertscore"),
+        lambda v, facts: "cond" in facts.sides,
+        _family("reads no source text, as a conditional model does"),
+    ),
+    Idle(
+        ("data.format", "data.text", "data.source", "data.label", "data.keep", "data.sentences"),
         lambda v, facts: bool(v["data.train"]),
         _EMBEDDED,
     ),

@@ -8,7 +8,7 @@ from typing import Any
 
 from jvae.data.formats import HEADERS, READERS
 from jvae.decode.sampling import LONGEST, METHODS, WIDEST
-from jvae.evals import extra_bounds, outside  # noqa: F401 they register metrics
+from jvae.evals import dialogue, extra_bounds, outside  # noqa: F401 they register metrics
 from jvae.evals.compat import MODES
 from jvae.evals.metric import METRICS
 from jvae.evals.settings import PRESETS
@@ -42,6 +42,9 @@ DATA = {
     ),
     "source": Field(str, "Likewise of the source of source -> text pairs; empty: none."),
     "label": Field(str, "Likewise of the label, for --mode=probe; empty: none."),
+    "keep": Field(
+        str, "Only lines with COLUMN=VALUE, several by comma, such as 0=1; empty: every line."
+    ),
     "sentences": Field(bool, "Lines are documents, to be cut into sentences."),
     "tfds_dir": Field(str, "Where TFDS sets are; empty: TFDS's own default."),
     "cache": Field(str, "Of tokenised files; empty: $JVAE_CACHE or ~/.cache/jvae."),
@@ -213,6 +216,11 @@ EVALS = {
     "samples": Field(**SIZE, help="K of NLL_K; 0: the preset's."),
     "sentences": Field(**SIZE, help="Most texts for all that decodes; 0: the preset's."),
     "generate": Field(**SIZE, help="Texts drawn from the prior; 0: the preset's."),
+    "outputs": Field(int, "Texts of each source, of models that read one.", low=1, high=1_000),
+    "bertscore": Field(
+        str, "Model of their BERTScore, by hub name or folder; empty: not measured."
+    ),
+    "vectors": Field(str, "File of word vectors for metric dialogue; empty: none."),
     "interpolations": Field(**SIZE, help="Pairs of test texts; 0: the preset's."),
     "interpolation_steps": Field(int, "Points of each line.", low=2, high=10_000),
     "chunk": Field(int, "Posterior samples decoded together.", low=1, high=100_000),
@@ -227,8 +235,16 @@ EVALS = {
     "refine_size": Field(float, "Their size.", above=0.0, high=1e6),
     "features": Field(str, "File .npz with arrays samples and references, for MAUVE."),
     "external": Field(str, "Run or export of a language model that scores the samples."),
-    "few_labels": Field(
-        int, "Training labels of --mode=probe, in turn.", many=True, empty=False, low=2, high=MOST
+    "per_label": Field(
+        int,
+        "Training sentences of each label that --mode=probe sees, in turn.",
+        many=True,
+        empty=False,
+        low=1,
+        high=MOST,
+    ),
+    "protocol": Field(
+        str, "Of --mode=probe; sri: few labels as its paper has it.", choices=("own", "sri")
     ),
     "factor": Field(str, "Factor of the embedded corpus that few labels are about."),
 }

@@ -48,10 +48,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "adavae-apart": dict(encoder="bert", decoder="llama"),
     "della-apart": dict(encoder="bert", decoder="t5"),
     "della-source": dict(conditional=True, cvae_posterior="xc"),
+    "della-offset": dict(fuse="offset", links="independent"),
+    "della-shared": dict(links="shared"),
     "lstm_vae-apart": dict(encoder="gpt2"),
     "optimus-apart": dict(encoder="llama", decoder="t5", tokens=2, pool="last"),
     "optimus-memory": dict(use_embedding=False),
     "optimus-embedding": dict(use_memory=False),
+    "optimus-softmax": dict(use_memory=False, use_embedding=False, use_softmax=True),
     "optimus-mean": dict(pool="mean", log_var_shift=-1.0),
     "t5_vae-llama": dict(decoder="llama", cross_slots=0),
     # Low-rank additions under the injections; where one stack reads and writes, under both.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import jvae
-from jvae.evals import text
+from jvae.evals import references, text
 from jvae.evals.card import Card, Report, Row
 from jvae.evals.definitions import COMPATIBLE, DEFINITIONS, define, pattern_of
 from jvae.evals.disentangle import Disentanglement
@@ -56,6 +56,11 @@ def test_every_row_of_a_group_is_defined():
     groups = text.reconstruction(["a"], ["a"]) | text.generation(["a b", "c"], ["a"], ["b"])
     names = {name.removesuffix("_pct") for name in groups if not name.endswith("_signature")}
     names |= set(Disentanglement._fields)
+    texts = [["a b", "c"]]
+    names |= {f"reference_{name}" for name in references.fidelity(texts, texts)}
+    names |= {
+        f"{one}_{name}" for one in ("source", "latent") for name in references.diversity(texts)
+    }
     assert [name for name in sorted(names) if not define(name)] == []
     assert all(
         define(f"greedy_{name}").startswith("of greedy samples: ")

@@ -83,19 +83,17 @@ def test_scores_are_those_of_scikit_learn():
 def test_more_labels_help():
     train, label = blobs(400, apart=0.8)
     test, test_label = blobs(200, seed=1, apart=0.8)
-    found = probe.low_resource(train, label, test, test_label, sizes=(10, 100, 400, 500), seeds=4)
-    assert list(found) == [10, 100, 400]  # there are no 500
-    assert found[10].mean < found[100].mean
-    assert found[10].runs == 4 and found[400].runs == 1 and found[400].sd is None
-    again = probe.low_resource(train, label, test, test_label, sizes=(10,), seeds=4)
-    assert again[10] == found[10]
+    most = int(np.bincount(label).max())
+    found = probe.low_resource(train, label, test, test_label, sizes=(3, 30, most, 500), seeds=4)
+    assert list(found) == [3, 30, most]  # there are no 500
+    assert found[3].mean < found[30].mean
+    assert found[3].runs == 4 and found[most].runs == 1 and found[most].sd is None
+    again = probe.low_resource(train, label, test, test_label, sizes=(3,), seeds=4)
+    assert again[3] == found[3]
 
 
 def test_budgets_are_of_each_label(monkeypatch):
     label = np.repeat([0, 1, 2], [90, 8, 2])
-    assert probe.shares(label, 9) == {0: 4, 1: 3, 2: 2}
-    assert probe.shares(label, 100) == {0: 90, 1: 8, 2: 2}
-    assert probe.shares(label, 3) == {0: 1, 1: 1, 2: 1}
     drawn = []
 
     class Probe:
@@ -104,15 +102,15 @@ def test_budgets_are_of_each_label(monkeypatch):
 
     monkeypatch.setattr(probe, "_fit", lambda x, y: drawn.append((x[:, 0], y)) or Probe())
     feature = np.arange(100.0)[:, None]
-    found = probe.low_resource(feature, label, feature, label, sizes=(2, 9, 100, 101), seeds=3)
-    # A draw of few labels was of one kind at times, and a size without a usable draw vanished.
-    assert list(found) == [9, 100] and [one.runs for one in found.values()] == [3, 1]
-    assert [np.bincount(y).tolist() for _, y in drawn] == [[4, 3, 2]] * 3 + [[90, 8, 2]]
-    assert len({tuple(x) for x, _ in drawn}) == 4
-    assert probe.budget_fault(label, 2) == "there are 3 kinds of labels"
-    assert probe.budget_fault(label, 101) == "there are 100 labels"
-    assert not probe.budget_fault(label, 9)
-    assert found[9].majority == 90 and found[9].balanced == pytest.approx(100 / 3)
+    found = probe.low_resource(feature, label, feature, label, sizes=(1, 4, 90, 91), seeds=3)
+    # A label with fewer gives all that it has.
+    assert list(found) == [1, 4, 90] and [one.runs for one in found.values()] == [3, 3, 1]
+    counts = [np.bincount(y).tolist() for _, y in drawn]
+    assert counts == [[1, 1, 1]] * 3 + [[4, 4, 2]] * 3 + [[90, 8, 2]]
+    assert len({tuple(x) for x, _ in drawn}) == 7
+    assert probe.budget_fault(label, 91) == "the most frequent label, 0, has 90 sentences"
+    assert not probe.budget_fault(label, 90)
+    assert found[4].majority == 90 and found[4].balanced == pytest.approx(100 / 3)
 
 
 def test_labels_are_checked():

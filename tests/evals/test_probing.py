@@ -45,15 +45,15 @@ def test_labels_of_a_file(tmp_path):
     report = probing.probe(this, mesh, params, 0)
     stored = json.loads((this.workdir / "eval/probe.json").read_text())
     rows = stored["metrics"]
-    assert {"probe_label", "probe_label_100", "cluster_label_accuracy"} <= set(rows)
-    assert "probe_label_500" not in rows and "mig" not in rows
+    assert {"probe_label", "probe_label_each_100", "cluster_label_accuracy"} <= set(rows)
+    assert "probe_label_each_500" not in rows and "mig" not in rows
     left_out = [note for note in stored["notes"] if "is left out" in note]
     assert [note.split()[0] for note in left_out] == [
-        f"probe_label_{size}" for size in (500, 1_000, 2_000, 10_000)
+        f"probe_label_each_{size}" for size in (500, 1_000)
     ]
-    assert "there are " in left_out[0]
-    assert rows["probe_label_100"]["note"].startswith("50 of each label; 5 draws")
-    parts = [f"{size}{part}" for size in ("", "_100") for part in ("_balanced", "_f1")]
+    assert "the most frequent label, " in left_out[0]
+    assert rows["probe_label_each_10"]["note"].startswith("10 of each label; 10 draws")
+    parts = [f"{size}{part}" for size in ("", "_each_10") for part in ("_balanced", "_f1")]
     assert {f"probe_label{part}" for part in parts} <= set(rows)
     # These parameters are the untrained ones: the control says the same.
     for name, row in rows.items():
@@ -70,11 +70,12 @@ def test_labels_of_a_file(tmp_path):
     assert [counted[text] for _, text in heads] == [label for label, _ in heads]
     assert sorted(label for label, _ in heads) == ["many"] * 5 + ["one"] * 5
     assert [row.split("\t")[0] for row in blocks[0].split("\n")[1:]] == ["+0", "+1"]
-    sizes = dict(few_labels=(20, 40), sentences=12)
+    sizes = dict(per_label=(1, 40), sentences=12)
     this.config.evals.update(sizes)
     small = probing.probe(this, mesh, params, 0)
     names = {row.name for row in small.rows}
-    assert {"probe_label_20", "probe_label_40"} <= names and "probe_label_100" not in names
+    assert {"probe_label_each_1", "probe_label_each_40"} <= names
+    assert "probe_label_each_100" not in names
     assert small.card.sentences == 12
 
 
@@ -90,7 +91,7 @@ def test_factors_of_the_embedded_corpus(tmp_path, monkeypatch):
     for i, text in enumerate(this.data["test"].texts):
         assert tuple(int(column[i]) for column in labels.values()) == grammar.parse(text)
     rows = {row.name: row for row in probing.probe(this, mesh, params, 0).rows}
-    assert {"probe_tense_100", "cluster_tense_nmi", "mig", "z_diff"} <= set(rows)
+    assert {"probe_tense_each_10", "cluster_tense_nmi", "mig", "z_diff"} <= set(rows)
     accuracies = [n for n in rows if n.startswith("probe_") and not n.endswith(("balanced", "f1"))]
     assert len(accuracies) <= len(labels) + 5
     assert all(np.isfinite(row.value) and row.control is not None for row in rows.values())

@@ -262,6 +262,47 @@ def test_fusion_by_the_identity_leaves_gpt2(begin, ltp):
     assert np.all(np.abs(changed - plain)[np.asarray(PACKED.valid_e)] > 1e-3)
 
 
+@pytest.mark.parametrize("links", della.LINKS)
+def test_upper_latents_know_lower_ones_in_a_chain_alone(links):
+    config = dataclasses.replace(CONFIG, links=links)
+    made, chain = Made(config), della.chain(config)
+    assert made.model.latent_shape == ((1, 3) if links == "shared" else (2, 3))
+    assert ("latent" in made.params) == (links == "chain")
+    draw = np.random.default_rng(1).normal
+    text_egcz, shape = jnp.asarray(draw(size=(2, config.groups, 2, 3))), (2, config.groups, 3)
+
+    def upper(z_egz):
+        found = layerwise.walk(
+            chain, made.params, layerwise.the_given, jnp.asarray(z_egz), text_egcz=text_egcz
+        )
+        return np.concatenate(
+            [np.asarray(leaf)[:, -1] for leaf in (*found.prior, *found.posterior)]
+        )
+
+    same = np.allclose(upper(draw(size=shape)), upper(draw(size=shape)))
+    assert same == (links != "chain")
+
+
+@pytest.mark.parametrize("begin, links", [(0, "shared"), (1, "independent")])
+def test_an_offset_of_zero_leaves_gpt2(begin, links):
+    config = dataclasses.replace(
+        CONFIG, fuse="offset", links=links, begin_layer=begin, tie_lm_head=True
+    )
+    made, baseline = Made(config), lm.build(lm.LmConfig(DECODER))
+    z_egz = jax.random.normal(jax.random.key(0), (6, *made.model.latent_shape))
+
+    def nats(model, params):
+        ctx = model.gen.prepare(params, PACKED)
+        return per_example(model.gen.log_lik(params, ctx, z_egz), PACKED)
+
+    run = compiled(lambda p: (nats(made.model, p), nats(baseline, p)))
+    nothing = jax.tree.map(jnp.zeros_like, made.params["decoder"]["layer_offset"])
+    plain = {**made.params, "decoder": {**made.params["decoder"], "layer_offset": nothing}}
+    np.testing.assert_allclose(*run(plain), rtol=1e-5)
+    changed, untouched = run(made.params)
+    assert np.all(np.abs(changed - untouched)[np.asarray(PACKED.valid_e)] > 1e-3)
+
+
 @pytest.mark.parametrize(
     "changes, parameters",
     [

@@ -120,6 +120,8 @@ def test_written_tensors_keep_their_shapes(tmp_path):
     files.write_safetensors(tmp_path / ST, arrays, {})
     tensors = files.read_file(tmp_path / ST)
     assert [tensors[name].shape for name in arrays] == [(), (1,), (3, 2), ()]
+    (tmp_path / "plain").write_bytes(b"")
+    assert (tmp_path / ST).stat().st_mode == (tmp_path / "plain").stat().st_mode
     for name, array in arrays.items():
         np.testing.assert_array_equal(np.asarray(tensors[name]), array)
 
@@ -293,6 +295,11 @@ def test_new_rows_are_the_mean_and_padding_is_zero(target, truth):
     np.testing.assert_allclose(got[97:100], np.tile(mean, (3, 1)), rtol=1e-6)
     assert not np.any(got[100:])
     assert names.write(grown, names.read(grown, foreign, tree))["wte.weight"].shape == (100, 32)
+
+    for dtype in (jnp.bfloat16, np.float16):  # summed in more digits than it has
+        half = {n: np.full(t.shape, 1.0, dtype) for n, t in foreign.items()}
+        rows = named_leaves(names.read(grown, half, tree))[path]
+        assert np.all(rows[:100] == 1.0) and not np.any(rows[100:])
 
     cut = gpt2.table(Vocab(97, 90), "decoder")
     got = named_leaves(names.read(cut, foreign, _vocab_target(target, 128)))[path]

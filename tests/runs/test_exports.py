@@ -28,8 +28,8 @@ from jvae.models import family, optimus
 from jvae.pretrained import names
 from jvae.runs import build, exports
 from jvae.tree import named_leaves
+from tests.tools import reference
 
-SHARED = Path(__file__).parents[3] / "shared/fixtures/optimus"
 STACK = Gpt2Config(layers=2, width=16, heads=2, mlp=32, vocab=20, positions=8)
 CONFIG = optimus.OptimusConfig(
     BertConfig(**vars(STACK)), dataclasses.replace(STACK, vocab=23), latent=4
@@ -171,10 +171,9 @@ def test_a_pickle_is_never_executed(tmp_path, monkeypatch):
     assert mark.exists()  # it was a live one
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the fixtures of the original code are not here")
 @pytest.mark.parametrize("variant", ["memory", "emb", "both"])
 def test_the_original_optimus_goes_through_the_public_importer(variant, tmp_path):
-    data = np.load(SHARED / f"{variant}_seed0.npz")
+    data = np.load(reference.path(f"optimus/{variant}_seed0.npz"))
     meta = json.loads(str(data["meta/config_json"]))
     size = meta["size"]
     stack = dict(positions=64, dropout=0.0)

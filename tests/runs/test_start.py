@@ -168,13 +168,16 @@ def test_folders_that_no_backbone_reads(tmp_path):
         configure("optimus", encoder=name)
     bare = {key: value for key, value in BERT.items() if key != "model_type"}
     assert configure("optimus", encoder=folder(tmp_path / "bare", bare)).model.encoder.layers == 6
+    own = folder(tmp_path / "own", configs.load("lm").to_dict())
+    with pytest.raises(ConfigError, match="is a model of jvae; start from it with init.model"):
+        configure("optimus", decoder=own)
     yarn = dict(LLAMA, rope_parameters=dict(rope_type="yarn", factor=2.0, rope_theta=1e4))
     with pytest.raises(WeightsError, match="rotary scaling is 'yarn'; implemented: none, "):
         configure("optimus", decoder=folder(tmp_path / "yarn", yarn))
     opt = dict(model_type="opt", hidden_size=24, word_embed_proj_dim=12)
     with pytest.raises(WeightsError, match="word_embed_proj_dim is 12; only 24 is implemented"):
         configure("optimus", decoder=folder(tmp_path / "opt", opt))
-    with pytest.raises(WeightsError, match="no such folder"):
+    with pytest.raises(WeightsError, match=r"^init.decoder: ./nothing: no such folder"):
         configure("optimus", decoder="./nothing")
 
 

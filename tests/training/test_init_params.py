@@ -20,10 +20,12 @@ from jvae.pretrained import bert, files, gpt2, names
 from jvae.pretrained.export import export_backbone
 from jvae.pretrained.files import SAFETENSORS as ST
 from jvae.pretrained.files import Checkpoint
-from jvae.runs import build
+from jvae.runs import build, start
 from jvae.training import init_params
 from jvae.tree import named_leaves
+from jvae.validation.validate import validate
 
+FOLDERS = Path(__file__).parents[3] / "shared/fixtures/hf_backbones"
 STACK = dict(layers=2, width=16, heads=2, mlp=32, positions=16)
 TEXT = ["the cat sat on the mat", "a dog ran over the hill", "the hill was green"]
 
@@ -272,6 +274,35 @@ def test_weights_are_checked_before_data_is_read(changed):
     (changed.gpt2 / ST).write_bytes((changed.bert / ST).read_bytes()[:-10])
     with pytest.raises(WeightsError, match="model.safetensors: is damaged"):
         init_params.check_backbones(changed.config)
+
+
+@pytest.mark.skipif(not FOLDERS.is_dir(), reason="the folders of the reference are not here")
+@pytest.mark.parametrize(
+    "spec, encoder, decoder",
+    [
+        ("lm", None, "gemma2"),
+        ("optimus", "llama_rope3", "smollm"),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in (
+                ("optimus", "modernbert", "mistral"),
+                ("optimus", "gemma3", "gemma3"),
+                ("adavae", "roberta", "llama"),
+                ("adavae", None, "opt"),
+                ("della", "distilbert", "qwen2"),
+                ("della", None, "gpt_neox"),
+                ("sri:transformer", None, "qwen3"),
+            )
+        ),
+    ],
+)
+def test_any_family_takes_any_folder(spec, encoder, decoder):
+    """By config.json and the headers of the weights, which fit to the last tensor."""
+    named = {"encoder": encoder, "decoder": decoder}
+    flags = [f"init.{role}={FOLDERS / name}" for role, name in named.items() if name]
+    config = start.configure(configs.load(spec), flags)
+    validate(config)
+    init_params.check_backbones(config)
 
 
 def test_every_leaf_goes_to_its_devices_once(place, monkeypatch):

@@ -23,12 +23,13 @@ from jvae.validation.validate import validate
 
 PRESETS = {
     "adavae": ("tiny", "base", "smollm2"),
-    "della": ("tiny", "tiny_plain", "base", "story", "paraphrase", "smollm2"),
+    "della": ("tiny", "tiny_plain", "base", "story", "paraphrase", "quora", "smollm2"),
     "lm": ("tiny", "lstm", "pretrained", "gpt2"),
     "lstm_vae": ("tiny", "annealed", "ae_free_bits"),
     "optimus": ("tiny", "tiny_cls", "tiny_plain", "base", "latent768", "large", "smollm2"),
     "sri": ("tiny", "ptb", "yelp_short", "transformer", "smollm2"),
     "t5_vae": ("tiny", "base"),
+    "tasks": ("paraphrase", "hypothesis", "response", "encoder", "few_labels"),
 }
 # A preset of every family: between them they hold every section that is shipped.
 SHAPES = (
@@ -168,8 +169,8 @@ FAULTS = {
     "data.vocab=99999999999": "data.vocab=99999999999: expected .*data.vocab=2097152",
     "data.format=cvs": "data.format='cvs': expected one of auto, csv",
     "evals.preset=quik": "evals.preset='quik': .*try --config.evals.preset=quick",
-    "evals.few_labels=": r"evals.few_labels=\(\): expected a tuple, .* one at least",
-    "evals.few_labels=1": "evals.few_labels",
+    "evals.per_label=": r"evals.per_label=\(\): expected a tuple, .* one at least",
+    "evals.per_label=0": "evals.per_label",
     "evals.compat=optimums": "evals.compat=.*some of optimus, .*",
     "objective.beta.kind=cyclic": "objective.beta.kind='cyclic': .*cyclic_linear",
     "objective.beta.n_cycle=0": "objective.beta.n_cycle=0",

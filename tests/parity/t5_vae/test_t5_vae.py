@@ -30,12 +30,8 @@ from jvae.runs.exports import import_original
 from jvae.training import optim
 from jvae.training.objectives import Objective, batch_loss, per_sentence
 from jvae.tree import named_leaves
+from tests.tools import reference
 from tests.tools.stacks import layer_input, recorded
-
-FIXTURES = Path(__file__).parents[4] / "shared/fixtures/t5_vae"
-pytestmark = pytest.mark.skipif(
-    not FIXTURES.is_dir(), reason="the fixtures of the original code are not here"
-)
 
 CASES = [("max", "float32"), ("max", "float64"), ("mean", "float64")]
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
@@ -54,7 +50,7 @@ class Case:
     """One fixture file as our model, parameters and batch, in one dtype."""
 
     def __init__(self, pool: str, dtype: str, folder: Path):
-        self.path = FIXTURES / f"{pool}_seed0.npz"
+        self.path = reference.path(f"t5_vae/{pool}_seed0.npz")
         self.data = np.load(self.path)
         self.meta = json.loads(str(self.data["meta/config_json"]))
         self.dtype = dtype
@@ -372,7 +368,7 @@ def test_metrics(done):
 
 
 def test_kl_weight():
-    data = np.load(FIXTURES / "max_seed0.npz")
+    data = np.load(reference.path("t5_vae/max_seed0.npz"))
     period = 100 * json.loads(str(data["meta/config_json"]))["schedule_iterations_per_epoch"]
     schedule = schedules.build(
         dict(kind="cyclic_linear", n_iter=2 * period, n_cycle=2, start=0.0, stop=1.0)

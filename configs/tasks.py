@@ -1,0 +1,95 @@
+"""Tasks of the five papers at a small budget: models from scratch that train on two cores.
+
+`D` is the folder of a data set with train, valid and test files, plain or .gz.
+
+Source -> text (DELLA's tasks), ten texts of each source against its own references, see
+`evals.outputs`; DELLA's ablations go behind each, as `tasks:paraphrase,data=D,ablate=shared`:
+
+    paraphrase   --config=tasks:paraphrase,data=D    `label TAB text TAB text`, the duplicates (1)
+    hypothesis   --config=tasks:hypothesis,data=D    `label TAB premise TAB hypothesis`, entailments
+    response     --config=tasks:response,data=D      JSON lines with lists `context` and `responses`
+
+Language understanding (Optimus, AdaVAE): an encoder trained on unlabelled sentences, then a task of
+GLUE with labels from files `label TAB sentence (TAB sentence)`; without --finetune.data from TFDS:
+
+    encoder      --config=tasks:encoder,data=D --workdir=runs/encoder    lines `label TAB sentence`
+                 --workdir=runs/encoder --mode=finetune --task=sst2 --finetune.data=D
+                 ... --finetune.per_class=10,100,1000 --finetune.draws=10    with few labels
+                 ... --finetune.freeze=false --finetune.lr=1e-3              all parameters train
+                 ... --task=rte|mrpc|wnli --finetune.data=D                  pairs of sentences
+
+Few labels as the SRI paper has them, lines `label TAB sentence`:
+
+    few_labels   --config=tasks:few_labels,data=D --workdir=runs/few
+                 --workdir=runs/few --mode=probe --config.evals.protocol=sri
+                 ... --config.evals.sentences=500    of validation and test: 200 chains take long
+
+Ways of the latent to the decoder, and DELLA's ablations, on the embedded corpus:
+
+    --config=optimus:tiny,inject=memory|embedding|softmax
+    --config=della:tiny,ablate=no_product|independent|shared|lower|upper
+
+Steps are chosen for less than 30 minutes on two cores. Their scores: not measured.
+"""
+
+from ml_collections import ConfigDict
+
+from jvae.config import preset
+
+from . import common, della, optimus, sri
+
+PRESETS = ("paraphrase", "hypothesis", "response", "encoder", "few_labels")
+
+
+def get_config(arg: str) -> ConfigDict:
+    """The config of a preset."""
+    name, options = preset(arg, PRESETS, data="", ablate="")
+    if name == "encoder":
+        c = _encoder(options["data"])
+    elif name == "few_labels":
+        c = _few_labels(options["data"])
+    else:
+        c = _source_to_text(name, options["data"], options["ablate"])
+    c.name = "-".join(filter(None, ("tasks", name, options["ablate"])))
+    return c
+
+
+def _source_to_text(name: str, data: str, ablate: str) -> ConfigDict:
+    c = della.get_config(f"tiny,ablate={ablate}" if ablate else "tiny")
+    c.model.conditional = True
+    c.model.decoder.update(positions=256)
+    c.data.update(row_tokens=128, batch_rows=16, max_words=100, on_error="drop")
+    c.train.update(steps=1_500, check_every=250)
+    # As the released code decodes, with fewer beams.
+    c.decode.update(method="beam", beam_width=4, repetition_penalty=1.2)
+    c.evals.update(samples=20, sentences=200, generate=500, interpolations=10)
+    if data:
+        common.read(c, data, "jsonl" if name == "response" else "tsv")
+        columns = dict(source="1", text="2", keep="0=1" if name == "paraphrase" else "0=entailment")
+        if name == "response":
+            columns = dict(source="context", text="responses")
+        c.data.update(columns)
+    return c
+
+
+def _encoder(data: str) -> ConfigDict:
+    c = optimus.get_config("tiny")
+    c.data.update(row_tokens=64, batch_rows=32, on_error="drop")
+    c.train.update(steps=2_000, check_every=500)
+    c.evals.update(samples=20, sentences=200, generate=500, interpolations=10)
+    if data:
+        common.read(c, data, "tsv")
+        c.data.update(text="1", label="0")
+    return c
+
+
+def _few_labels(data: str) -> ConfigDict:
+    c = sri.get_config("tiny")
+    c.model.chain.update(steps=20, schedule="constant", step_size=0.4, temperature=0.0)
+    c.data.update(on_error="drop")
+    c.train.update(steps=1_000, check_every=250)
+    c.evals.update(samples=20, sentences=200, generate=200, interpolations=10)
+    if data:
+        common.read(c, data, "tsv")
+        c.data.update(text="1", label="0")
+    return c

@@ -1,0 +1,179 @@
+"""Classifiers and regressions on top of an encoder: of its frozen features, or trained with it.
+
+Frozen: an L2 logistic or ridge regression of standardised features, which has one optimum and no
+learning rate. Deviation from Li et al. 2020, who train the layer for three epochs. Trained: a
+linear layer on the features and all parameters below it by Adam, the rate falling to 0.
+"""
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from jvae.api import Batch, Params, TextVAE, example_keys
+from jvae.data.rows import Encoded, pack_rows
+
+FEATURES = ("pooled", "mean")
+CLIP = 1.0  # of the gradient's global norm
+
+
+class Examples(NamedTuple):
+    """Tokenised sentences or pairs, packed one per row."""
+
+    side: Encoded
+    row: int  # tokens of a row
+    pad: int
+    name: str  # of the side that the posterior reads: enc, or dec for a sampler
+
+    def batch(self, ids_b: Int[np.ndarray, "b"]) -> Batch:
+        """Some examples; -1 is an empty row."""
+        names = {"dec", self.name}  # a batch always has the first; an encoder never reads it
+        batch = pack_rows(
+            ids_b.astype(np.int32)[:, None],
+            dict.fromkeys(names, self.side),
+            dict.fromkeys(names, self.row),
+            dict.fromkeys(names, self.pad),
+        )
+        return batch
+
+
+class Settings(NamedTuple):
+    """Of training with the encoder."""
+
+    epochs: int
+    lr: float
+    batch: int
+
+
+def extractor(model: TextVAE, which: str) -> Callable[..., Float[Array, "e d"]]:
+    """(params, batch, key, drop) -> features: the encoder's pooled state, or the posterior means of
+    all groups in a row.
+    """
+
+    def mean(params: Params, batch: Batch, key: Key[Array, ""], drop: Any = None) -> Array:
+        post = model.metric_post
+        key_e = example_keys(key, batch.id_e)
+        mean_egz = post.mean(params, post.encode(params, batch, drop, cond=None, key_e=key_e))
+        return mean_egz.reshape(mean_egz.shape[0], -1)
+
+    def pooled(params: Params, batch: Batch, key: Key[Array, ""], drop: Any = None) -> Array:
+        del key
+        assert model.post.features is not None
+        return model.post.features(params, batch, drop)
+
+    return mean if which == "mean" else pooled
+
+
+def frozen_features(
+    extract: Callable[..., Array], params: Params, examples: Examples, batch: int, seed: int
+) -> Float[np.ndarray, "e d"]:
+    """Features of every example, in their order."""
+    run, key = jax.jit(extract), jax.random.key(seed)
+    parts = [
+        np.asarray(run(params, examples.batch(ids_b), key), np.float64)[ids_b >= 0]
+        for ids_b in _batches(np.arange(len(examples.side.lengths)), batch)
+    ]
+    return np.concatenate(parts)
+
+
+def fit_frozen(
+    feature_ed: Float[np.ndarray, "e d"], label_e: np.ndarray, classes: int
+) -> Callable[[Float[np.ndarray, "n d"]], np.ndarray]:
+    """What a linear head that is fitted to features says of others.
+
+    Args:
+      classes: 0 for a regression.
+    """
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if classes and len(np.unique(label_e)) < 2:
+        return lambda other_nd: np.full(len(other_nd), label_e[0])
+    head = LogisticRegression(C=1.0, max_iter=300, tol=1e-3) if classes else Ridge(alpha=1.0)
+    fit = make_pipeline(StandardScaler(), head)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a fit that has not converged is still a fit
+        return fit.fit(feature_ed, label_e).predict
+
+
+class Trainer:
+    """Trains an encoder with a linear head. One object compiles once for all draws."""
+
+    def __init__(self, extract: Callable[..., Array], classes: int, settings: Settings) -> None:
+        self._classes, self._settings = classes, settings
+        adam = optax.chain(optax.clip_by_global_norm(CLIP), optax.scale_by_adam())
+
+        def output(both: Any, batch: Batch, key: Array, drop: Any = None) -> Array:
+            h_ed = extract(both["params"], batch, key, drop).astype(jnp.float32)
+            return h_ed @ both["head"]["kernel"] + both["head"]["bias"][None]
+
+        def loss(both: Any, batch: Batch, label_e: Array, key: Array) -> Array:
+            out_ec = output(both, batch, key, jax.random.fold_in(key, 1))
+            if classes:
+                loss_e = optax.softmax_cross_entropy_with_integer_labels(out_ec, label_e)
+            else:
+                loss_e = (out_ec[:, 0] - label_e) ** 2
+            valid_e = batch.valid_e
+            return jnp.sum(jnp.where(valid_e, loss_e, 0.0)) / jnp.maximum(jnp.sum(valid_e), 1)
+
+        @partial(jax.jit, donate_argnums=(0, 1))
+        def step(both: Any, state: Any, batch: Batch, label_e: Array, key: Array, rate: Array):
+            grads = jax.grad(loss)(both, batch, label_e, key)
+            updates, state = adam.update(grads, state)
+            both = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), both, updates)
+            return both, state
+
+        self._adam, self._step, self._output = adam, step, jax.jit(output)
+        self._extract = extract
+
+    def predict(
+        self,
+        params: Params,
+        train: Examples,
+        label_e: np.ndarray,
+        ids: Int[np.ndarray, "n"],
+        test: Examples,
+        seed: int,
+    ) -> np.ndarray:
+        """Trains on some examples and says what it makes of all others.
+
+        Args:
+          params: where training starts; they are not changed.
+          ids: the training examples.
+        """
+        size, epochs = self._settings.batch, self._settings.epochs
+        key, rng = jax.random.key(seed), np.random.default_rng(seed)
+        both = jax.tree.map(jnp.array, {"params": params, "head": self._head(params, train)})
+        state, steps = self._adam.init(both), epochs * -(-len(ids) // size)
+        done = 0
+        for _ in range(epochs):
+            for ids_b in _batches(rng.permutation(ids), size):
+                rate = self._settings.lr * (1 - done / steps)
+                label_b = label_e[np.maximum(ids_b, 0)]
+                batch, own = train.batch(ids_b), jax.random.fold_in(key, done)
+                both, state = self._step(both, state, batch, label_b, own, jnp.float32(rate))
+                done += 1
+        every = _batches(np.arange(len(test.side.lengths)), size)
+        out_ec = np.concatenate(
+            [np.asarray(self._output(both, test.batch(b), key))[b >= 0] for b in every]
+        )
+        return out_ec.argmax(axis=1) if self._classes else out_ec[:, 0]
+
+    def _head(self, params: Params, examples: Examples) -> dict[str, Array]:
+        batch, key = examples.batch(np.zeros(1, np.int64)), jax.random.key(0)
+        width = jax.eval_shape(self._extract, params, batch, key).shape[1]
+        outputs = self._classes or 1
+        return {"kernel": jnp.zeros((width, outputs)), "bias": jnp.zeros((outputs,))}
+
+
+def _batches(ids: np.ndarray, size: int) -> list[np.ndarray]:
+    """Parts of `size` ids, the last one filled up with -1."""
+    full = np.append(ids, np.full(-len(ids) % size, -1, ids.dtype))
+    return list(full.reshape(-1, size))

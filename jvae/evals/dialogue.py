@@ -1,0 +1,192 @@
+"""Responses to a context, several of each, as dialogue papers score them: `evals.metrics=dialogue`.
+
+BLEU of up to 3-grams with equal weights and smoothing 7 of Chen & Cherry 2014 (NLTK), of whitespace
+words in lower case. Recall is the best response of each reference, precision the best reference of
+each response; with one reference these are the maximum and the mean over responses, as Li et al.
+2020 (Optimus) have it. That smoothing lets short responses score above 1. Distances of word
+vectors: Liu et al. 2016.
+"""
+
+import gzip
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from jvae.errors import ConfigError, DataError
+from jvae.evals import references
+from jvae.evals.card import Row
+from jvae.evals.collect import mean_se
+from jvae.evals.metric import METRICS, Evaluation
+from jvae.evals.references import Texts
+from jvae.evals.source_text import groups_of
+
+Words = Sequence[str]
+Vectors = Mapping[str, Float[np.ndarray, "d"]]
+_BLEU = (("bleu_recall", 0), ("bleu_precision", 1))
+
+
+class Scores(NamedTuple):
+    """BLEU of the responses to each context."""
+
+    recall_e: Float[np.ndarray, "e"]
+    precision_e: Float[np.ndarray, "e"]
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of the means over contexts."""
+        recall, precision = float(self.recall_e.mean()), float(self.precision_e.mean())
+        return 2 * recall * precision / max(recall + precision, 1e-12)
+
+
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    return [text.lower().split() for text in texts]
+
+
+def sentence_bleu() -> Callable[[Words, Words], float]:
+    """BLEU-3 of a response against one reference. Raises: ConfigError without NLTK."""
+    try:
+        from nltk.translate import bleu_score  # a second to import
+    except ImportError:
+        raise ConfigError(
+            "evals.metrics=dialogue needs NLTK, which comes with rouge-score: pip install "
+            "rouge-score"
+        ) from None
+    smooth, weights = bleu_score.SmoothingFunction().method7, (1 / 3,) * 3
+
+    def score(response: Words, reference: Words) -> float:
+        if not response or not reference:
+            return 0.0
+        return float(bleu_score.sentence_bleu([reference], response, weights, smooth))  # pyright: ignore[reportArgumentType]
+
+    return score
+
+
+def bleu(responses: Texts, known: Texts) -> Scores:
+    """BLEU of the responses to each context."""
+    score, recall, precision = sentence_bleu(), [], []
+    for own, refs in zip(responses, known, strict=True):
+        table = np.array([[score(r, k) for k in _words(refs)] for r in _words(own)])
+        recall.append(table.max(axis=0).mean())
+        precision.append(table.max(axis=1).mean())
+    return Scores(np.array(recall), np.array(precision))
+
+
+def intra_dist(responses: Texts, order: int) -> float | None:
+    """Mean over responses of distinct n-grams over all of its own."""
+    found = []
+    for text in (text for own in responses for text in own):
+        words = text.split()
+        grams = [tuple(words[i : i + order]) for i in range(len(words) - order + 1)]
+        if grams:
+            found.append(len(set(grams)) / len(grams))
+    return float(np.mean(found)) if found else None
+
+
+def read_vectors(path: str | Path, wanted: set[str]) -> dict[str, Float[np.ndarray, "d"]]:
+    """Vectors of some words from a file of lines `word number number ...`, plain or .gz, as GloVe
+    comes; a first line of two numbers, as word2vec has it, is left out.
+
+    Raises: DataError if it cannot be read or its lines differ in length.
+    """
+    path, found, width = Path(path).expanduser(), {}, 0
+    opened: Any = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                word, *numbers = line.rstrip().split(" ")
+                if number == 1 and len(numbers) == 1:
+                    continue
+                width = width or len(numbers)
+                if len(numbers) != width:
+                    raise DataError(
+                        f"{path}:{number}: {len(numbers)} numbers, but the first line has {width}"
+                    )
+                if word in wanted:
+                    found[word] = np.array(numbers, np.float64)
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: cannot be read as word vectors ({error})") from None
+    return found
+
+
+def embedding_scores(response: Words, reference: Words, vectors: Vectors) -> dict[str, float]:
+    """Cosines of average vectors, of extreme values by dimension, and of best matches word by word
+    in both directions; 0 where one side has no known word.
+    """
+    a, b = ([vectors[word] for word in words if word in vectors] for words in (response, reference))
+    if not a or not b:
+        return dict.fromkeys(("average", "extrema", "greedy"), 0.0)
+    a_wd, b_wd = np.stack(a), np.stack(b)
+    unit_a, unit_b = (
+        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (a_wd, b_wd)
+    )
+    table = unit_a @ unit_b.T
+    return {
+        "average": _cosine(a_wd.mean(axis=0), b_wd.mean(axis=0)),
+        "extrema": _cosine(_extreme(a_wd), _extreme(b_wd)),
+        "greedy": float(table.max(axis=1).mean() + table.max(axis=0).mean()) / 2,
+    }
+
+
+def _extreme(x_wd: Float[np.ndarray, "w d"]) -> Float[np.ndarray, "d"]:
+    place_d = np.abs(x_wd).argmax(axis=0)
+    return x_wd[place_d, np.arange(x_wd.shape[1])]
+
+
+def _cosine(a_d: np.ndarray, b_d: np.ndarray) -> float:
+    return float(a_d @ b_d / max(float(np.linalg.norm(a_d) * np.linalg.norm(b_d)), 1e-12))
+
+
+def best_embeddings(
+    responses: Texts, known: Texts, vectors: Vectors
+) -> dict[str, Float[np.ndarray, "e"]]:
+    """The best pair of a response and a reference of each context, by score."""
+    by_context = []
+    for own, refs in zip(responses, known, strict=True):
+        pairs = [embedding_scores(r, k, vectors) for r in _words(own) for k in _words(refs)]
+        by_context.append({name: max(one[name] for one in pairs) for name in pairs[0]})
+    return {name: np.array([one[name] for one in by_context]) for name in by_context[0]}
+
+
+@METRICS.register("dialogue")
+def dialogue(at: Evaluation) -> list[Row]:
+    """Responses against the references of their contexts; control: those of another context.
+
+    Raises: ConfigError for a model that reads no source; DataError for unreadable word vectors.
+    """
+    if "outputs" not in at.samples:
+        raise ConfigError("evals.metrics=dialogue: the model reads no source, such as a context")
+    sources, count = at.samples["prior_sources"], at.config.outputs
+    by_source = {group.source: group.references for group in groups_of(at.data)}
+    known = [by_source[source] for source in sources]
+    responses = references.by_source(
+        at.samples["outputs"], len(at.samples["outputs"]) // len(sources)
+    )
+    other = known[1:] + known[:1]
+    found, control = bleu(responses, known), bleu(responses, other)
+    note = f"{len(sources)} contexts, {count} responses each"
+    rows = []
+    for name, i in _BLEU:
+        mean, se = mean_se(found[i])
+        rows.append(Row(f"dialogue_{name}", mean, "", se, float(control[i].mean()), note))
+        note = ""
+    rows.append(Row("dialogue_bleu_f1", found.f1, "", control=control.f1))
+    rows += [Row(f"dialogue_intra_dist_{n}", intra_dist(responses, n), "0-1") for n in (1, 2)]
+    lengths = [len(text.split()) for own in responses for text in own]
+    rows.append(Row("dialogue_length", float(np.mean(lengths)), "words"))
+    if not at.config.vectors:
+        return rows
+    texts = [text for part in (responses, known) for own in part for text in own]
+    vectors = read_vectors(at.config.vectors, {word for words in _words(texts) for word in words})
+    best, chance = (best_embeddings(responses, refs, vectors) for refs in (known, other))
+    for name, value_e in best.items():
+        mean, se = mean_se(value_e)
+        control = float(chance[name].mean())
+        rows.append(
+            Row(f"dialogue_{name}", mean, "cosine", se, control, Path(at.config.vectors).name)
+        )
+    return rows

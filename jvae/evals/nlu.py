@@ -1,0 +1,209 @@
+"""Tasks of natural language understanding on a trained run: `--mode=finetune --task=NAME`.
+
+The same heads, budgets and draws on three encoders: the trained one, the untrained one as its
+control, and, where training started from pretrained weights, these alone.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jvae import models
+from jvae.api import Params, has_latent
+from jvae.data.pairs import encode_pairs
+from jvae.errors import ConfigError
+from jvae.evals import classify, nlu_tasks
+from jvae.evals import probe as probes
+from jvae.evals.card import Card, Report
+from jvae.evals.classify import FEATURES, Examples
+from jvae.evals.evaluation import settings, timed, untrained
+from jvae.evals.nlu_tasks import TaskData
+from jvae.evals.run_card import card_of
+from jvae.fields import MOST, setting
+from jvae.parallel import mesh as meshes
+from jvae.parallel import processes
+from jvae.runs import build
+from jvae.runs.workdir import write_text
+
+# Scores of every draw by encoder and budget; None is the budget of all examples.
+Found = dict[str, dict[int | None, list[dict[str, float]]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What `--mode=finetune` is asked for."""
+
+    data: str = setting("", help="Folder with train.tsv and valid.tsv; empty: TFDS glue/TASK.")
+    features: str = setting(
+        "pooled", choices=FEATURES, help="Of the encoder: its pooled state, or the posterior mean."
+    )
+    freeze: bool = setting(True, help="False: the encoder trains with the head.")
+    per_class: tuple[int, ...] = setting(
+        (), low=1, high=MOST, help="Training examples of each class, in turn; empty: all there are."
+    )
+    draws: int = setting(10, low=1, high=1_000, help="Draws of so few examples.")
+    epochs: int = setting(3, low=1, high=10_000, help="Of training with the encoder.")
+    lr: float = setting(2e-5, above=0.0, high=1.0, help="Of training with the encoder.")
+    batch: int = setting(32, low=1, high=65_536, help="Sentences or pairs read together.")
+    max_tokens: int = setting(128, low=8, high=MOST, help="Longer ones are cut.")
+
+
+def finetune(
+    this: build.Run,
+    mesh: Mesh,
+    params: Params,
+    step: int,
+    task: str,
+    request: Request,
+    start: Params | None = None,
+    seed: int = 0,
+) -> Report:
+    """Scores of a task for every budget of labels; writes `eval/finetune.TASK.WAY.json` and `.txt`.
+
+    Args:
+      start: what training of the run started from, where that was pretrained.
+    Raises: ConfigError for features that the model does not have; DataError for files of the task.
+    """
+    name, kind = nlu_tasks.named(task)
+    side = _check(this, request, len(kind.fields) == 2)
+    data = nlu_tasks.read(task, request.data, this.config.data.tfds_dir)
+    way = f"{request.features}-{'frozen' if request.freeze else 'tuned'}"
+    report = Report(f"{this.config.name}, {name}, {way}", _card(this, step, data))
+    train, valid = _examples(this, side, request, data, report)
+    encoders: dict[str, Params] = {"nlu": params, "untrained": untrained(this, mesh)}
+    if start is not None:
+        encoders["backbone"] = start
+    classes, label_e = len(data.names), data.train.label_e
+    kinds_e = label_e if classes else np.zeros(len(label_e), np.int32)
+    budgets = _budgets(report, kinds_e, request.per_class)
+    extract = classify.extractor(this.model, request.features)
+    way_of = classify.Settings(request.epochs, request.lr, request.batch)
+    trainer = classify.Trainer(extract, classes, way_of)
+    found: Found = {}
+    for who, weights in encoders.items():
+        with timed(report, f"{who}_s"), meshes.inside(mesh):
+            how = (extract, weights, train, valid, label_e, classes)
+            predict = _predictor(*how, request, trainer, seed)
+            found[who] = {
+                size: [
+                    nlu_tasks.scores(predict(ids, draw), data.valid.label_e, classes)
+                    for draw, ids in enumerate(_draws(kinds_e, size, request.draws, seed))
+                ]
+                for size in budgets
+            }
+    _add(report, found, data)
+    if processes.first():
+        place = this.workdir / "eval" / f"finetune.{name}.{way}"
+        write_text(place.with_name(f"{place.name}.json"), report.to_json())
+        write_text(place.with_name(f"{place.name}.txt"), report.table() + "\n")
+    return report
+
+
+def _check(this: build.Run, request: Request, pair: bool) -> tuple[str, int]:
+    """The side that the posterior reads, and how many tokens of it.
+
+    Raises: ConfigError for features that the model does not have.
+    """
+    model, family = this.model, this.config.model.family
+    limits = models.family(family).limits(build.model_config(this.config))
+    if not has_latent(model):
+        raise ConfigError(f"finetune: model.family={family} has no encoder")
+    if "cond" in limits:
+        raise ConfigError("finetune: this model reads a source text, which tasks do not have")
+    if model.post.sampler is not None and (pair or not request.freeze):
+        what = "pairs of sentences" if pair else "--finetune.freeze=false"
+        raise ConfigError(f"finetune: model.family={family} has no encoder, which {what} need")
+    if request.features == "pooled" and model.post.features is None:
+        raise ConfigError(
+            f"finetune: model.family={family} has no pooled state; add --finetune.features=mean"
+        )
+    side = "enc" if "enc" in limits else "dec"
+    return side, min(limits[side], request.max_tokens)
+
+
+def _card(this: build.Run, step: int, data: TaskData) -> Card:
+    card = card_of(this, settings(this.config), step, "test")
+    card.data, card.sentences = data.files, len(data.valid.label_e)
+    card.preset = card.seen_in_train_pct = None  # of the run's own test split
+    card.controls = {"nlu": "untrained model, same draws"}
+    return card
+
+
+def _examples(
+    this: build.Run, side: tuple[str, int], request: Request, data: TaskData, report: Report
+) -> tuple[Examples, Examples]:
+    """Both splits as tokens, in rows of one width, so that little is compiled."""
+    name, limit = side
+    tokenizer = this.encoder if name == "enc" else this.decoder
+    sides = []
+    for split, part in (("train", data.train), ("valid", data.valid)):
+        encoded, cut = encode_pairs(tokenizer, part.first, part.second, limit)
+        if cut:
+            report.notes.append(f"{split}: {cut} of {len(part.first)} cut to {limit} tokens.")
+        sides.append(encoded)
+    longest = max(int(encoded.lengths.max()) for encoded in sides)
+    row = min(-(-longest // 8) * 8, limit)
+    train, valid = (Examples(encoded, row, tokenizer.pad_id, name) for encoded in sides)
+    return train, valid
+
+
+def _budgets(report: Report, kinds_e: np.ndarray, sizes: tuple[int, ...]) -> tuple[int | None, ...]:
+    """The sizes that can be drawn, None for all examples; says in a note which cannot."""
+    for size in sizes:
+        if fault := probes.budget_fault(kinds_e, size):
+            report.notes.append(f"{size} of each class are left out: {fault} in training.")
+    return tuple(size for size in sizes if not probes.budget_fault(kinds_e, size)) or (None,)
+
+
+def _draws(kinds_e: np.ndarray, size: int | None, count: int, seed: int) -> list[np.ndarray]:
+    """Training examples of every draw; one draw where it has them all."""
+    if size is None:
+        return [np.arange(len(kinds_e))]
+    return probes.draws_of(kinds_e, size, count, seed)
+
+
+def _predictor(
+    extract: Callable[..., Any],
+    weights: Params,
+    train: Examples,
+    valid: Examples,
+    label_e: np.ndarray,
+    classes: int,
+    request: Request,
+    trainer: classify.Trainer,
+    seed: int,
+) -> Callable[[np.ndarray, int], np.ndarray]:
+    """(training examples, number of the draw) -> what is said of the validation split."""
+    if not request.freeze:
+        return lambda ids, draw: trainer.predict(weights, train, label_e, ids, valid, seed + draw)
+    train_ed, valid_ed = (
+        classify.frozen_features(extract, weights, part, request.batch, seed)
+        for part in (train, valid)
+    )
+
+    def predict(ids: np.ndarray, draw: int) -> np.ndarray:
+        del draw  # a frozen head has one optimum
+        return classify.fit_frozen(train_ed[ids], label_e[ids], classes)(valid_ed)
+
+    return predict
+
+
+def _add(report: Report, found: Found, data: TaskData) -> None:
+    """Rows of every budget and score; the untrained encoder is their control."""
+    majority = f"most frequent {probes.majority(data.valid.label_e):.1f}" if data.names else ""
+    for size, draws in found["nlu"].items():
+        end = "" if size is None else f"_each_{size}"
+        for name in draws[0]:
+            by_encoder = {who: [one[name] for one in found[who][size]] for who in found}
+            value, control = (float(np.mean(by_encoder[who])) for who in ("nlu", "untrained"))
+            count = len(draws)
+            parts = [f"{count} draws, their sd"] if count > 1 else []
+            parts += [majority] if name == "accuracy" else []
+            if "backbone" in by_encoder:
+                parts.append(f"backbone alone {np.mean(by_encoder['backbone']):.1f}")
+            note, se = "; ".join(parts), probes.sd(by_encoder["nlu"])
+            row = f"nlu_{name}{end}"
+            report.add(row, value, "%", se=se, control=control, note=note)

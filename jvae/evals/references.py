@@ -1,0 +1,186 @@
+"""Texts of a source -> text model against each source's own references, and how they differ among
+themselves.
+
+Several texts are written for every source. Scores of one text stand beside those of the best of
+them: the first say how good a text is, the second whether a good one is among them.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from jvae.errors import ConfigError
+from jvae.evals.bleu import References
+from jvae.evals.collect import mean_se
+from jvae.evals.text import corpus_bleu_of, distinct, jaccard, self_bleu
+
+ROUGE = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}  # by rouge-score's names
+# Latents that change texts by less than this share of what random decoding does are not used.
+IGNORED_SHARE = 0.05
+
+Texts = Sequence[Sequence[str]]  # by source, then by text
+
+
+class Group(NamedTuple):
+    """A source and its references, in the order of the file, each once."""
+
+    source: str
+    references: list[str]
+
+
+class Score(NamedTuple):
+    """A mean over sources and its standard error, where a score is one of single sources."""
+
+    mean: float | None
+    se: float | None = None
+
+
+def groups(sources: Iterable[str], texts: Iterable[str]) -> list[Group]:
+    """The pairs of a split by source: those with the same one are its references."""
+    found: dict[str, dict[str, None]] = {}
+    for source, text in zip(sources, texts, strict=True):
+        found.setdefault(source, {})[text] = None
+    return [Group(source, list(references)) for source, references in found.items()]
+
+
+def by_source(texts: Sequence[str], count: int) -> list[list[str]]:
+    """Texts that stand source by source, `count` of each."""
+    return [list(texts[i : i + count]) for i in range(0, len(texts), count)]
+
+
+def fidelity(texts: Texts, references: Texts) -> dict[str, Score]:
+    """BLEU and ROUGE of texts against the references of their own sources.
+
+    Each is the mean over the texts of a source and, as `<name>_best`, that of its best text.
+
+      bleu      corpus BLEU, 0 to 100: the mean over sets of one text per source, without an error;
+                the best text is that of the highest sentence BLEU
+      rouge_1, rouge_2, rouge_l   F1 by rouge-score with stemming, 0 to 100, the largest over
+                references
+
+    ROUGE is left out where rouge-score is not installed.
+
+    Raises: ValueError unless every source has as many texts as the others and a reference.
+    """
+    counts = {len(own) for own in texts}
+    if len(counts) != 1 or min(counts) < 1 or not all(references):
+        raise ValueError("fidelity: expected the same number of texts for every source, from 1 on")
+    if len(texts) != len(references):
+        raise ValueError(
+            f"fidelity: {len(texts)} sources with texts, {len(references)} with references"
+        )
+    sets = [corpus_bleu_of(references, [own[i] for own in texts])[0] for i in range(max(counts))]
+    best = []
+    for own, known in zip(texts, references, strict=True):
+        scorer = References(known)
+        best.append(max(own, key=scorer.score))
+    scores = {
+        "bleu": Score(float(np.mean(sets))),
+        "bleu_best": Score(corpus_bleu_of(references, best)[0]),
+    }
+    if (rouge := rouge_scorer()) is not None:
+        for name, score_en in _each(texts, references, rouge).items():
+            scores |= _mean_and_best(name, score_en)
+    return scores
+
+
+def rouge_scorer() -> Callable[[str, Sequence[str]], dict[str, float]] | None:
+    """ROUGE of a text against references, 0 to 100 by name; None without rouge-score."""
+    try:
+        from rouge_score.rouge_scorer import RougeScorer  # NLTK takes a second to import
+    except ImportError:
+        return None
+    scorer = RougeScorer(list(ROUGE), use_stemmer=True)
+
+    def score(text: str, references: Sequence[str]) -> dict[str, float]:
+        scores = scorer.score_multi(references, text)
+        return {name: 100.0 * scores[key].fmeasure for key, name in ROUGE.items()}
+
+    return score
+
+
+def _each(
+    texts: Texts,
+    references: Texts,
+    score: Callable[[str, Sequence[str]], dict[str, float]],
+) -> dict[str, Float[np.ndarray, "e n"]]:
+    """Every score of every text."""
+    rows = [
+        [score(text, known) for text in own] for own, known in zip(texts, references, strict=True)
+    ]
+    return {name: np.array([[one[name] for one in row] for row in rows]) for name in ROUGE.values()}
+
+
+def _mean_and_best(name: str, score_en: Float[np.ndarray, "e n"]) -> dict[str, Score]:
+    return {
+        name: Score(*mean_se(score_en.mean(axis=1))),
+        f"{name}_best": Score(*mean_se(score_en.max(axis=1))),
+    }
+
+
+def bert_score(texts: Texts, references: Texts, model: str) -> dict[str, Score]:
+    """BERTScore F1 by bert-score, 0 to 100, the largest over references: mean and best of texts.
+
+    Args:
+      model: hub name or folder, such as roberta-large; no inverse document frequencies, no
+        rescaling.
+    Raises: ConfigError if bert-score is not installed.
+    """
+    score = _bert_scorer()
+    flat = [text for own in texts for text in own]
+    known = [list(refs) for own, refs in zip(texts, references, strict=True) for _ in own]
+    _, _, f1_n = score(flat, known, model_type=model)
+    score_en = 100.0 * np.asarray(f1_n, np.float64).reshape(len(texts), -1)
+    return _mean_and_best("bertscore", score_en)
+
+
+def check_bert_score(model: str) -> None:
+    """Raises: ConfigError if a model is named and bert-score is not installed."""
+    if model:
+        _bert_scorer()
+
+
+def _bert_scorer() -> Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    try:
+        from bert_score import score  # pyright: ignore[reportMissingImports] an extra, with PyTorch
+    except ImportError:
+        raise ConfigError(
+            "evals.bertscore is set, but the package bert-score is not installed: "
+            "pip install 'jvae[bertscore]', or leave evals.bertscore empty"
+        ) from None
+    return score
+
+
+def diversity(texts: Texts) -> dict[str, Score]:
+    """How the texts of one source differ, averaged over sources: self-BLEU-4 (0 to 100), Dist-1 to
+    Dist-4, shared bigrams of pairs (`jaccard`), and how many different ones there are.
+    """
+    values: dict[str, list[float]] = {}
+    for own in texts:
+        row = {
+            "self_bleu": self_bleu(own, len(own)),
+            **distinct(own),
+            "jaccard": jaccard(own, len(own)),
+            "distinct": float(len(set(own))),
+        }
+        for name, value in row.items():
+            if value is not None:
+                values.setdefault(name, []).append(value)
+    return {name: Score(*mean_se(value_e)) for name, value_e in values.items()}
+
+
+def latent_share(latents: dict[str, Score], draws: dict[str, Score]) -> float | None:
+    """What the latent changes in greedy texts, as a share of what random decoding of one latent
+    changes: the ratio of both means of 1 - `jaccard`. None where there are no pairs.
+
+    0 where neither changes anything.
+    """
+    by_latent, by_draw = latents.get("jaccard"), draws.get("jaccard")
+    if by_latent is None or by_draw is None or by_latent.mean is None or by_draw.mean is None:
+        return None
+    changed, random = 1 - by_latent.mean, 1 - by_draw.mean
+    if changed <= 0:
+        return 0.0
+    return changed / random if random > 0 else float("inf")

@@ -1,0 +1,139 @@
+"""What a source -> text model writes for the sources of a split: scored against the references of
+each, and how much of it the latent decides.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jvae.data.dataset import Dataset
+from jvae.evals import references
+from jvae.evals.card import Report
+from jvae.evals.likelihood import draw_sentences
+from jvae.evals.references import IGNORED_SHARE, Group, Score
+from jvae.evals.settings import EvalConfig, Preset
+from jvae.inference.text_vae import LoadedVAE
+from jvae.runs.workdir import one_line
+
+_UNITS = {"bleu": "0-100", "rouge": "0-100", "bertscore": "0-100", "self": "0-100", "dist": "0-1"}
+_UNITS |= {"jaccard": "0-1", "distinct": "texts"}
+
+
+def groups_of(data: Dataset) -> list[Group]:
+    """The sources of a split, each with its references."""
+    assert data.lines.source is not None  # read wherever there is a `cond` side
+    return references.groups(map(str, data.lines.source), map(str, data.lines.text))
+
+
+def write_and_score(
+    vae: LoadedVAE,
+    data: Dataset,
+    report: Report,
+    samples: dict[str, list[str]],
+    cfg: EvalConfig,
+    sizes: Preset,
+    decode: Mapping[str, Any],
+) -> None:
+    """Writes `evals.outputs` texts for each of some sources and adds their rows; as many texts in
+    all as the preset generates.
+
+    The control of scores against references is the same texts against those of another source; that
+    of the latent's diversity is as many random decodings of one latent.
+
+    Args:
+      samples: gets `prior_sources`, `prior` and `prior_greedy` (the first text of each source),
+        `outputs` (all of them, source by source) and `outputs_by_source` (the same to read).
+      decode: settings of the texts that are scored.
+    """
+    every = groups_of(data)
+    count = min(cfg.outputs, sizes.generate)
+    chosen = draw_sentences(len(every), max(1, sizes.generate // count), cfg.seed)
+    picked = [every[i] for i in chosen]
+    sources = [one.source for one in picked]
+    known = [one.references for one in picked]
+    repeated = [source for source in sources for _ in range(count)]
+
+    def written(z_egz: np.ndarray, **settings: Any) -> list[list[str]]:
+        texts = vae.decode(z_egz, sources=repeated, **settings)
+        return references.by_source([one_line(text) for text in texts], count)
+
+    z_egz = vae.sample_prior(count, sources=sources)
+    texts = written(z_egz, **({"method": "sample"} | dict(decode)))
+    greedy = written(z_egz, method="greedy")
+    samples["prior_sources"] = sources
+    samples["prior"], samples["prior_greedy"] = ([own[0] for own in one] for one in (texts, greedy))
+    samples["outputs"] = [text for own in texts for text in own]
+    samples["outputs_by_source"] = [_block(*pair) for pair in zip(picked, texts, strict=True)]
+    _add_scores(report, texts, known, cfg.bertscore)
+    if count < 2:
+        report.notes.append("One text per source (evals.outputs=1): their diversity is left out.")
+        return
+    _add(report, "source", references.diversity(texts), note=f"{count} texts of each source")
+    if z_egz.size:
+        first_egz = np.repeat(z_egz[::count], count, axis=0)
+        _add_latent(report, greedy, written(first_egz, method="sample"))
+
+
+def _block(group: Group, texts: list[str]) -> str:
+    lines = [
+        group.source,
+        *(f"= {one}" for one in group.references),
+        *(f"- {one}" for one in texts),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _add_scores(
+    report: Report, texts: list[list[str]], known: list[list[str]], bertscore: str
+) -> None:
+    other = known[1:] + known[:1]
+    scores, control = references.fidelity(texts, known), references.fidelity(texts, other)
+    if "rouge_1" not in scores:
+        report.notes.append(
+            "ROUGE is left out: the package rouge-score is not installed (pip install rouge-score)."
+        )
+    if bertscore:
+        scores |= references.bert_score(texts, known, bertscore)
+        control |= references.bert_score(texts, other, bertscore)
+    else:
+        report.notes.append("BERTScore is left out: evals.bertscore names no model.")
+    if len(known) < 2:
+        control = {}
+    most = max(map(len, known))
+    each = f"{min(map(len, known))} to {most} references" if most > 1 else "one reference"
+    note = f"{len(known)} sources, {each}, {len(texts[0])} texts each"
+    _add(report, "reference", scores, control, note)
+
+
+def _add_latent(report: Report, latents: list[list[str]], draws: list[list[str]]) -> None:
+    """Diversity of greedy texts of several latents beside that of random texts of one."""
+    by_latent, by_draw = references.diversity(latents), references.diversity(draws)
+    count = len(latents[0])
+    note = f"greedy, {count} latents of each source; control: {count} random texts of one latent"
+    _add(report, "latent", by_latent, by_draw, note)
+    share = references.latent_share(by_latent, by_draw)
+    ignored = share is not None and share < IGNORED_SHARE
+    report.add("latent_share", share, "of random decoding")
+    report.add("latent_ignored", ignored, "", shown="yes" if ignored else "no")
+    if ignored:
+        report.notes.append(
+            f"The model ignores its latent: under greedy decoding {count} latents change its texts "
+            f"by {share:.1%} of what random decoding changes, less than {IGNORED_SHARE:.0%}."
+        )
+
+
+def _add(
+    report: Report,
+    group: str,
+    scores: Mapping[str, Score],
+    control: Mapping[str, Score] | None = None,
+    note: str = "",
+) -> None:
+    """Rows of one group; the note stands at the first."""
+    for name, score in scores.items():
+        other = (control or {}).get(name)
+        unit = _UNITS[name.split("_")[0]]
+        row = dict(se=score.se, control=other and other.mean, note=note)
+        report.add(f"{group}_{name}", score.mean, unit, **row)
+        note = ""

@@ -1,0 +1,36 @@
+"""z projected to the vocabulary and added to the scores of every token: the "Softmax" baseline.
+
+Source: Hu et al. 2022, 3.3, where z joins the last hidden state before the output projection. That
+is a map of z to the scores of the rank of the latent, as this one is; its table is free here.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from jvae.injections.contract import Injection, Reach
+from jvae.nn.backbone import Stack
+from jvae.nn.layers import Initializer
+
+NAME = "scores"
+
+
+def softmax(stack: Stack, latent: int, start: Initializer) -> Injection:
+    """The injection for latents (E, 1, Z)."""
+    c = stack.config
+
+    def init(key: Key[Array, ""]) -> Any:
+        table_vz = start(key, (c.vocab_padded, latent), jnp.float32)
+        return {NAME: {"table": nn.LogicallyPartitioned(table_vz, ("vocab", "latent"))}}
+
+    def reach(
+        own: Any, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
+    ) -> Reach:
+        del own, rows, once, decoding
+        return Reach(feature_ec=z_egz[:, 0].astype(c.dtype))
+
+    return Injection(
+        frozenset({"decode", "features"}), init, reach, table=lambda own: own[NAME]["table"]
+    )

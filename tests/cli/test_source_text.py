@@ -1,0 +1,43 @@
+"""A small model from source to text, from training to scores against references."""
+
+import json
+
+import pytest
+
+from jvae.cli.main import main
+from jvae.data import grammar
+
+SMALL = (
+    *("data.batch_rows=4", "data.row_tokens=64", "data.vocab=300", "train.steps=6"),
+    *("train.log_every=3", "train.check_every=3", "train.tensorboard=false", "mesh.data=1"),
+    *("model.decoder.layers=2", "model.decoder.width=16", "model.decoder.mlp=16"),
+    *("model.decoder.unroll=1", "model.decoder.heads=2", "model.latent=4", "evals.samples=3"),
+    *("evals.sentences=6", "evals.generate=12", "evals.outputs=3", "evals.interpolations=2"),
+    *("decode.method=sample", "decode.repetition_penalty=1.0", "evals.metrics=dialogue"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ablate", ["", ",ablate=no_product", ",ablate=shared"])
+def test_pairs_of_one_label(tmp_path, ablate, capsys):
+    made = grammar.corpus("train", 600)
+    for split, first, last in (("train", 0, 400), ("valid", 400, 500), ("test", 500, 599)):
+        rows = [f"{i % 2}\t{made[i].text}\t{made[i + 1].text}\n" for i in range(first, last)]
+        (tmp_path / f"{split}.tsv").write_text("".join(rows))
+    words = [f"--config=tasks:paraphrase,data={tmp_path}{ablate}", f"--workdir={tmp_path}/run"]
+    assert main([*words, *(f"--config.{value}" for value in SMALL)]) == 0
+    assert "data.keep=0=1 keeps 200 of 400 lines" in capsys.readouterr().err
+    report = json.loads((tmp_path / "run/eval/test.json").read_text())
+    rows = report["metrics"]
+    assert {"reference_bleu", "reference_bleu_best", "source_self_bleu"} <= set(rows)
+    assert {"latent_jaccard", "latent_share", "latent_ignored", "dialogue_bleu_f1"} <= set(rows)
+    assert {"reference_rouge_l", "kl", "au_0.01", "self_bleu_5", "bleu_test_5"} <= set(rows)
+    assert all(report["definitions"][name] for name in rows)
+    assert rows["reference_bleu"]["note"] == "4 sources, one reference, 3 texts each"
+    outputs = (tmp_path / "run/samples/outputs.txt").read_text().splitlines()
+    assert len(outputs) == 12
+    blocks = (tmp_path / "run/samples/outputs_by_source.txt").read_text().split("\n\n")
+    known = {made[i].text: made[i + 1].text for i in range(501, 599, 2)}
+    for block in filter(str.strip, blocks):
+        source, reference, *texts = block.strip("\n").split("\n")
+        assert reference == f"= {known[source]}" and len(texts) == 3
