@@ -22,18 +22,18 @@ def __getattr__(name: str) -> Any:
     return importlib.import_module(_MOVED[name])
 
 
-def load(folder: Any, *, seed: int = 0) -> Any:
+def load(folder: Any, *, seed: int = 0, base: Any = None) -> Any:
     """See `jvae.runs.loading.load`; imported when called, so that `import jvae` stays quick."""
     from jvae.runs.loading import load as load_run
 
-    return load_run(folder, seed=seed)
+    return load_run(folder, seed=seed, base=base)
 
 
-def export(folder: Any, out: Any) -> None:
+def export(folder: Any, out: Any, *, adapters: bool = False) -> None:
     """See `jvae.runs.loading.export`."""
     from jvae.runs.loading import export as export_run
 
-    export_run(folder, out)
+    export_run(folder, out, adapters=adapters)
 
 
 def export_backbone(folder: Any, out: Any, role: str = "decoder") -> None:

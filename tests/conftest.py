@@ -37,11 +37,13 @@ def _programs_of_equal_phases_are_one() -> None:
 
     def once(this, phase, mesh, begin):
         sections = (this.config.model, phase.objective, phase.optim, phase.noise)
+        sections += (this.config.phases,)  # what no phase trains
         train = this.config.train
         key = (
             *(id(this.model), mesh, begin, phase.name, phase.steps, phase.patience, phase.final),
             *(section.to_json() for section in sections),
             *(train.accumulate, train.steps_per_call, *phase.notes),
+            this.config.init.frozen_dtype,
             *(this.encoder.fingerprint, this.decoder.fingerprint),
         )
         if key not in kept:

@@ -8,7 +8,7 @@ import dataclasses
 from functools import partial
 from typing import Any
 
-from jvae.nn import t5
+from jvae.nn import t5, transformer
 from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
 from jvae.nn.t5_layer import T5Config
 from jvae.pretrained import t5 as weights
@@ -16,9 +16,7 @@ from jvae.pretrained.layouts import LAYOUTS, Layout
 from jvae.pretrained.names import NameTable, Vocab
 
 UNBOUNDED = 2**31 - 1  # relative positions serve texts of any length
-ABILITIES = frozenset(
-    {"encode", "layers", "decode", "tokens", "slots", "values", "taps", "cross", "features"}
-)
+ABILITIES = transformer.DECODER | {"cross"}
 
 
 def stack(config: T5Config, own_head: bool = False) -> Stack:

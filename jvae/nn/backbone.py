@@ -9,7 +9,7 @@ What a backbone cannot do is not among its `abilities`, and a model that needs i
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -20,6 +20,7 @@ from jvae.errors import ConfigError
 from jvae.fields import Problem, check_dataclass, lines
 from jvae.nn.attention import MaskSpec
 from jvae.nn.cache import Caches
+from jvae.nn.lora import Lora, with_lora
 from jvae.nn.points import UNTOUCHED, CrossKv, Points, Read
 from jvae.registry import Registry
 
@@ -33,6 +34,7 @@ ABILITIES = {
     "taps": "take additions to its residual stream",
     "cross": "attend to states beside the text",
     "features": "score more features than its states",
+    "low_rank": "take low-rank additions to its kernels",
     "recurrent": "start from a hidden state and read an extra input at every token",
 }
 
@@ -221,7 +223,12 @@ KEY = "backbone"
 
 @dataclass(frozen=True)
 class StackConfig:
-    """The config of some registered backbone; fields of model configs have this type."""
+    """The config of some registered backbone; fields of model configs have this type.
+
+    lora: what is added to its kernels, for backbones with the ability "low_rank".
+    """
+
+    lora: Lora = field(default=Lora(), kw_only=True)
 
     @classmethod
     def problems_of(cls, section: Any, where: str) -> list[Problem]:
@@ -274,14 +281,16 @@ def stack_of(config: StackConfig, where: str, *needs: str, own_head: bool = Fals
     Args:
       where: the config key of its section, for messages. needs: abilities that it must have.
       own_head: gives it an output head apart from the embedding, whatever its config says.
-    Raises: ConfigError for a backbone without such an ability.
+    Raises: ConfigError for a backbone without such an ability, or without what its low-rank
+      additions need.
     """
     name, able = name_of(config), abilities_of(config)
-    for ability in needs:
+    for ability in (*needs, *(["low_rank"] if config.lora.rank else [])):
         if ability not in able:
             others = [other for other, kind in BACKBONES.items() if ability in kind.abilities]
             raise ConfigError(
                 f"{where}.{KEY} is {name}, which cannot {ABILITIES[ability]}; backbones that can: "
                 f"{', '.join(others) or 'none'}"
             )
-    return BACKBONES[name].stack(config, own_head)
+    stack = BACKBONES[name].stack(config, own_head)
+    return with_lora(stack, config.lora, where) if config.lora.rank else stack

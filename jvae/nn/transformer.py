@@ -381,7 +381,7 @@ def step(
     return _final(spec, own, x)[:, 0], Caches(layers, position_em, kv.place + 1)
 
 
-ENCODER = frozenset({"encode", "layers", "taps", "slots", "values"})
+ENCODER = frozenset({"encode", "layers", "taps", "slots", "values", "low_rank"})
 DECODER = ENCODER | {"decode", "tokens", "features"}
 
 

@@ -12,6 +12,7 @@ from jvae import models
 from jvae.errors import ConfigError
 from jvae.fields import defaults_of
 from jvae.latent.choice import Choice
+from jvae.nn.backbone import BACKBONES, KEY
 
 
 def completed(config: ConfigDict) -> ConfigDict:
@@ -25,6 +26,9 @@ def completed(config: ConfigDict) -> ConfigDict:
     except (ConfigError, AttributeError):
         return config
     _complete(config.model, family.config)
+    for stack in config.model.values():
+        if isinstance(stack, ConfigDict) and stack.get(KEY) in BACKBONES:
+            _complete(stack, BACKBONES[stack[KEY]].config)
     return config
 
 

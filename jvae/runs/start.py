@@ -20,6 +20,7 @@ from jvae.data import tokenizers
 from jvae.errors import ConfigError, WeightsError
 from jvae.fields import Field, as_flag, defaults_of, fields_of
 from jvae.models import Family
+from jvae.nn import lora
 from jvae.nn.backbone import BACKBONES, KEY
 from jvae.nn.config import CHOICES
 from jvae.pretrained import backbones, files
@@ -179,7 +180,8 @@ def _section(old: ConfigDict, source: Source) -> dict[str, Any]:
     if kept.get(KEY) != source.values[KEY]:
         kind = BACKBONES[source.values[KEY]].config
         known = fields_of(kind)
-        kept = defaults_of(kind) | {key: value for key, value in kept.items() if key in known}
+        plain = {key: value for key, value in defaults_of(kind).items() if key != lora.NAME}
+        kept = plain | {key: value for key, value in kept.items() if key in known}
     return kept | source.values | {"vocab": 0}
 
 

@@ -2,7 +2,7 @@
 
 config.json            the config as given, from the first checkpoint on
 tokenizers/            both tokenizers
-ckpt/                  checkpoints
+ckpt/                  checkpoints, and once for all of them what no phase trains
 metrics.jsonl          one JSON object per log line; tensorboard/ holds the same
 eval/<split>.json      metrics and reporting card
 priors/                fitted priors, see `jvae.runs.priors`

@@ -172,6 +172,14 @@ def counts(plan: TrainablePlan | None, abstract: Any, step: int) -> tuple[int, i
     return trained, every
 
 
+def never_trained(plans: Sequence[TrainablePlan | None], abstract: Any) -> frozenset[str]:
+    """Paths of the parameters of which no layer trains under any of the plans of a run."""
+    paths = set(named_leaves(abstract))
+    for plan in plans:
+        paths -= paths if plan is None else {part.path for part in plan.trained}
+    return frozenset(paths)
+
+
 def _axes_by_path(abstract: Any, axes: Any) -> list[tuple[str, tuple[str | None, ...]]]:
     found: list[tuple[str, tuple[str | None, ...]]] = []
     map_named(lambda path, _, names: found.append((path, tuple(names))), abstract, axes)

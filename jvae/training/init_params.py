@@ -36,7 +36,7 @@ PADDING = 128
 _PROBES = ("The quick brown fox's 2nd café -- isn't it?", "  DON'T   stop , Élise !", "über-1,000")
 
 
-def initial_params(run: Run, shardings: Any, key: Key[Array, ""]) -> Params:
+def initial_params(run: Run, shardings: Any, key: Key[Array, ""], abstract: Any = None) -> Params:
     """Parameters of step 0, on their devices; logs what was loaded and what was initialised.
 
     Every parameter exists once, on the devices of its sharding: loaded leaves come from the host
@@ -44,11 +44,12 @@ def initial_params(run: Run, shardings: Any, key: Key[Array, ""]) -> Params:
 
     Args:
       shardings: a tree like the parameters, or None for the default device.
+      abstract: the parameters' shapes and number types; None for those of the model.
     Raises: ConfigError for a backbone that the family has no place for; WeightsError for weights
       that cannot be read, do not fit the model or do not belong to the tokenizer; CheckpointError
       for a run without a checkpoint.
     """
-    target = jax.eval_shape(run.model.init, key)
+    target = jax.eval_shape(run.model.init, key) if abstract is None else abstract
     if shardings is not None:
         target = jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), target, shardings
@@ -125,7 +126,10 @@ def _from_model(run: Run, name: str, pattern: str, target: dict[str, Any]) -> di
             raise WeightsError(
                 f"{name}: {path} is {list(have[path].shape)}, this model's {list(leaf.shape)}"
             )
-    return {path: jax.device_put(have[path], leaf.sharding) for path, leaf in wanted.items()}
+    return {
+        path: jax.device_put(have[path].astype(leaf.dtype), leaf.sharding)
+        for path, leaf in wanted.items()
+    }
 
 
 def check_backbones(config: Any) -> None:
@@ -216,7 +220,7 @@ def _fresh(run: Run, wanted: dict[str, Any], key: Key[Array, ""]) -> dict[str, j
 
     def init(key: Array) -> dict[str, Array]:
         leaves = named_leaves(run.model.init(key))
-        return {path: leaves[path] for path in wanted}
+        return {path: leaves[path].astype(like.dtype) for path, like in wanted.items()}
 
     where = {path: leaf.sharding for path, leaf in wanted.items()}
     if any(sharding is None for sharding in where.values()):

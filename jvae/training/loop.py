@@ -100,11 +100,13 @@ def train(
             workdir.claim(folder, config)
 
     # --- state: own checkpoint, weights or scratch ------------------------------------------------
-    ckpts = Checkpoints(folder, keep_last=cfg.train.keep)
+    frozen = {f"params/{path}" for path in current.frozen}
+    ckpts = Checkpoints(folder, keep_last=cfg.train.keep, frozen=frozen)
     position = (0, 0)
     meter: metrics.Sums | None = None
     if saved is None:
-        state = current.start(init_params.initial_params(this, current.where.params, key["init"]))
+        shapes, where = current.abstract.params, current.where.params
+        state = current.start(init_params.initial_params(this, where, key["init"], shapes))
         if cfg.init.optimizer:
             state = state._replace(opt_state=init_params.initial_optimizer(this, state.opt_state))
     else:

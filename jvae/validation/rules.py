@@ -310,6 +310,11 @@ IDLES = (
         "init.model is empty",
     ),
     Idle(
+        ("init.frozen_dtype",),
+        lambda v, facts: bool(v["optim.trainable"]),
+        "optim.trainable is empty, so every parameter trains",
+    ),
+    Idle(
         ("decode.temperature", "decode.top_k", "decode.top_p"),
         lambda v, facts: v["decode.method"] == "sample",
         lambda v, facts: f"decode.method is {v['decode.method']}, not sample",

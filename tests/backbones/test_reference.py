@@ -219,7 +219,7 @@ def test_export_is_the_file_that_was_imported(folder, tmp_path):
     from transformers import AutoConfig
 
     case = Case(folder, "float32")
-    fields = dataclasses.asdict(case.stack.config)
+    fields = vars(case.stack.config)
     export_backbone(tmp_path / "out", case.layout.files, case.table, case.params, fields)
     want = files.read_file(case.folder / files.SAFETENSORS)
     got = files.read_file(tmp_path / "out" / files.SAFETENSORS)

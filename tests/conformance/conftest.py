@@ -23,6 +23,7 @@ from jvae.data.rows import Encoded, pack_rows
 from jvae.latent.choice import Choice
 from jvae.latent.kl import kl
 from jvae.nn.backbone import BACKBONES
+from jvae.nn.lora import Lora
 from jvae.tree import map_named
 
 VOCAB = dict(enc=23, dec=29)  # padded to 24 and 32
@@ -32,6 +33,8 @@ DRAWS = 3
 SEVERAL: dict[str, Any] = dict(vectors=2, pool="queries")
 VAMP = Choice("vamp", (("components", 3), ("length", 4)))
 VMF = Choice("vmf", (("kappa", 5.0),))
+# Of the size of the kernels, which are random too: a product of both is no amplifier of rounding.
+LORA = Lora(rank=2, alpha=1.0)
 
 # Choices of a family that its tiny config does not make; a stack by the name of its backbone.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -87,6 +90,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
         prior=VAMP,
         posterior=VMF,
     ),
+    # Low-rank additions under the injections; where one stack reads and writes, under both.
+    "optimus-low_rank": dict(decoder="llama", tokens=2, lora=LORA),
+    "adavae-low_rank": dict(use_memory=True, use_adapters=True, prefix=2, lora=LORA),
+    "della-low_rank": dict(lora=dataclasses.replace(LORA, targets="attn/(q|v|out)")),
+    "t5_vae-low_rank": dict(lora=LORA),
 }
 
 # Every backbone that writes under every injection, and every one that reads as an encoder.
@@ -113,8 +121,9 @@ def _builder(name: str) -> tuple[Callable[..., TextVAE], Callable[[], int]]:
     family = models.family(name.partition("-")[0])
 
     def config_of(**stack: Any) -> Any:
-        config = family.tiny(VOCAB, **stack)
         changes = dict(VARIANTS.get(name, {}))
+        stack |= {"lora": changes.pop("lora")} if "lora" in changes else {}
+        config = family.tiny(VOCAB, **stack)
         # Where one stack reads both sides, so does its vocabulary.
         shared = "encoder" not in changes and getattr(config, "encoder", None) is None
         for role, side in (("encoder", "enc"), ("decoder", "dec")):

@@ -32,7 +32,7 @@ from tests.tools import reference
 
 STACK = Gpt2Config(layers=2, width=16, heads=2, mlp=32, vocab=20, positions=8)
 CONFIG = optimus.OptimusConfig(
-    BertConfig(**dataclasses.asdict(STACK)), dataclasses.replace(STACK, vocab=23), latent=4
+    BertConfig(**vars(STACK)), dataclasses.replace(STACK, vocab=23), latent=4
 )
 
 

@@ -22,12 +22,12 @@ from jvae.validation.reference import describe, model_field, reference
 from jvae.validation.validate import validate
 
 PRESETS = {
-    "adavae": ("tiny", "base"),
-    "della": ("tiny", "tiny_plain", "base", "story", "paraphrase", "quora"),
-    "lm": ("tiny", "lstm"),
+    "adavae": ("tiny", "base", "smollm2"),
+    "della": ("tiny", "tiny_plain", "base", "story", "paraphrase", "quora", "smollm2"),
+    "lm": ("tiny", "lstm", "pretrained", "gpt2"),
     "lstm_vae": ("tiny", "annealed", "ae_free_bits"),
-    "optimus": ("tiny", "tiny_cls", "tiny_plain", "base", "latent768", "large"),
-    "sri": ("tiny", "ptb", "yelp_short", "transformer"),
+    "optimus": ("tiny", "tiny_cls", "tiny_plain", "base", "latent768", "large", "smollm2"),
+    "sri": ("tiny", "ptb", "yelp_short", "transformer", "smollm2"),
     "t5_vae": ("tiny", "base"),
     "tasks": ("paraphrase", "hypothesis", "response", "encoder", "few_labels"),
 }
