@@ -210,6 +210,7 @@ def _best(folder: Path) -> int | None:
         return ckpts.best()
 
 
+@pytest.mark.slow
 def test_resuming_in_every_phase_changes_nothing(command, monkeypatch):
     whole = command("whole")
     steps = [line for line in read_lines(whole / "metrics.jsonl") if "train/loss" in line]
