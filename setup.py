@@ -1,19 +1,28 @@
 """Packaging. The configs of the checkout are shipped as `jvae.configs`."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+?)"', (HERE / "jvae/__init__.py").read_text(), re.M)
+assert VERSION is not None
+# What only pictures or only probes of latents need; `jvae/extras.py` has the same groups.
+PROBES = ["scikit-learn>=1.5"]
+FIGURES = ["matplotlib>=3.9", *PROBES]  # a map of latents is a t-SNE
+
 setup(
     name="jvae",
-    version="0.1.0",
+    version=VERSION[1],
     description="Latent-variable language models in JAX: train, measure, sample and edit text VAEs",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=[*find_packages(include=["jvae", "jvae.*"]), "jvae.configs"],
     package_dir={"jvae.configs": "configs"},
+    package_data={"jvae": ["py.typed"]},
     entry_points={"console_scripts": ["jvae = jvae.main:main"]},
     install_requires=[
         "jax>=0.10",
@@ -31,16 +40,18 @@ setup(
         "grain>=0.2.18",
         "jaxtyping>=0.3",  # shapes in signatures
         "sacrebleu>=2.4",
-        "rouge-score>=0.1.2",
-        "matplotlib>=3.9",  # figures
-        "scikit-learn>=1.5",  # probes and clusters of latents
-        "scipy>=1.11",  # word mover's distance, matching of clusters
+        "scipy>=1.11",  # word mover's distance, matching of clusters; JAX needs it too
+        "rouge-score>=0.1.2",  # and NLTK, for BLEU of single sentences
+        "nltk>=3.9",
         "tensorboardX>=2.6",  # TensorBoard files without TensorFlow
         "absl-py",
         "numpy>=2.0",
     ],
     extras_require={
+        "figures": FIGURES,
+        "probes": PROBES,
         "test": [
+            *FIGURES,
             "pytest>=8",
             "pytest-xdist>=3.6",  # tests compile on one core each
             "ruff>=0.15",

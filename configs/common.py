@@ -35,7 +35,8 @@ def base() -> ConfigDict:
             # Where files are kept tokenised, by content; empty: $JVAE_CACHE or ~/.cache/jvae.
             cache="",
             workers=0,  # processes that make batches; 0: a thread
-            # Folder or Hugging Face hub name; empty: one is trained on the train split.
+            # Folder or Hugging Face hub name; empty: one is trained on the train split. A folder of
+            # `init` brings its own.
             encoder_tokenizer="",
             decoder_tokenizer="",
             # A tokenizer trained on text files: its kind, bpe or word, and how many entries it has
@@ -58,13 +59,16 @@ def base() -> ConfigDict:
     )
     c.init = ConfigDict(
         dict(
-            # Pretrained backbones for step 0: a folder or hub name in Hugging Face's layout.
+            # Pretrained backbones for step 0: a folder or hub name in Hugging Face's layout. Sizes
+            # and tokenizers of the config give way to theirs.
             encoder="",
             decoder="",
             # A trained model for step 0: the folder of a run, or an export by folder or hub name.
             model="",
             part="",  # pattern of the parameters to take from it; empty: all, and all must fit
             optimizer=False,  # whether to take the moments of its optimizer too
+            # Number type of the parameters that no phase trains: float32, bfloat16, float16.
+            frozen_dtype="float32",
         )
     )
     c.objective = ConfigDict(
@@ -178,11 +182,64 @@ def base() -> ConfigDict:
     return c
 
 
+# Published models on the Hugging Face hub.
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M"
+GPT2 = "gpt2"
+
+
+def pretrained(c: ConfigDict, around: tuple[str, ...], rank: int = 16, **start: str) -> None:
+    """Stacks of published models, frozen in bfloat16, and low-rank additions that train.
+
+    Args:
+      around: patterns of what trains beside the additions. rank: of these; 0 for none.
+      start: folder or hub name by key of `init`; a flag of that key replaces it.
+    """
+    c.init.update(frozen_dtype="bfloat16", **start)
+    for role in start:
+        c.model[role].update(dtype="bfloat16", dropout=0.0)
+        c.model[role].lora.rank = rank
+        c.data[f"{role}_tokenizer"] = start[role]
+    if "encoder" not in start:
+        c.data.encoder_tokenizer = c.data.decoder_tokenizer
+    patterns = (*(["/lora/"] if rank else []), *around)
+    c.optim.trainable = tuple((pattern, None, None, 0) for pattern in patterns)
+    c.optim.update(lr=5e-4, schedule="cosine", warmup_steps=500)
+    c.data.update(max_words=100, batch_rows=32)
+    c.train.steps = 20_000
+
+
+def lora(**changes) -> dict:
+    """Low-rank additions to a stack, off; with them, `optim.trainable` says what else trains."""
+    section = dict(
+        rank=0,  # of each addition; 0: none
+        alpha=16.0,  # additions are scaled by alpha / rank
+        dropout=0.0,  # share of the inputs of each addition that a training step leaves out
+        # Pattern of what is adapted, of attn/q, attn/k, attn/v, attn/out, mlp/gate, mlp/up,
+        # mlp/down and, in T5, cross/q ...; all of it by default.
+        targets=".",
+    )
+    return section | changes
+
+
 def read(c: ConfigDict, folder: str, suffix: str = "txt") -> None:
     """Reads train, valid and test of a folder, plain or .gz, where quotes are letters."""
     c.data.quotes = False
     for split in ("train", "valid", "test"):
         c.data[split] = (f"{folder}/{split}.{suffix}*",)
+
+
+def latent(width: int = 32) -> dict:
+    """The latent of a family with an encoder, prior and posterior by name of a registered member.
+    Options of a member stand beside its name: --config.model.prior.kind=gmm with
+    --config.model.prior.components=50.
+    """
+    return dict(
+        latent=width,
+        vectors=1,  # of a text, each of that width; above 1 with pool="queries"
+        prior=dict(kind="standard_normal"),  # or gmm, flow, vamp; uniform_sphere
+        posterior=dict(kind="gaussian"),  # or bn; vmf
+    )
 
 
 def lstm(**changes) -> dict:
@@ -197,6 +254,7 @@ def lstm(**changes) -> dict:
         dtype="float32",
         vocab_multiple=1,
         xent_chunk=16384,
+        lora=lora(),
     )
     return stack | changes
 
@@ -220,8 +278,15 @@ def transformer(**changes) -> dict:
         unroll=1,
         vocab_multiple=128,
         xent_chunk=8192,
+        lora=lora(),
     )
     return stack | changes
+
+
+def minilm(**changes) -> dict:
+    """The BERT stack of all-MiniLM-L6-v2."""
+    small = dict(layers=6, width=384, mlp=1536, norm_eps=1e-12)
+    return transformer(backbone="bert", **small) | changes
 
 
 def llama(**changes) -> dict:
@@ -252,6 +317,7 @@ def llama(**changes) -> dict:
         unroll=1,
         vocab_multiple=128,
         xent_chunk=8192,
+        lora=lora(),
     )
     return stack | changes
 
@@ -278,5 +344,6 @@ def t5(**changes) -> dict:
         unroll=1,
         vocab_multiple=128,
         xent_chunk=8192,
+        lora=lora(),
     )
     return stack | changes

@@ -1,13 +1,17 @@
 """Language models: the baseline row of every table. No latent, so NLL is exact for every K.
 
-    tiny    (default) the decoder of `optimus:tiny`: same layers, tokens, updates and optimizer
-    lstm    the decoder of `sri:tiny`, without what reads z
+    tiny         (default) the decoder of `optimus:tiny`: same layers, tokens, updates and optimizer
+    lstm         the decoder of `sri:tiny`, without what reads z
+    pretrained   the decoder of `optimus:smollm2`, a frozen SmolLM2-135M whose low-rank additions
+                 train; another one with --config.init.decoder=FOLDER or a hub name
+    gpt2         the same with GPT-2
 
     python -m jvae.main --config=configs/lm.py
     python -m jvae.main --config=lm:lstm --workdir=runs/lm-lstm
+    python -m jvae.main --config=lm:pretrained --config.data.train=...
 
-Both on the embedded corpus. Measured values of `tiny`: the table in README.md, with hardware and
-time; of `lstm`: not measured.
+The first two on the embedded corpus. Measured values of `tiny`: the table in README.md, with
+hardware and time; of the others: not measured.
 
 `tiny` keeps of `optimus:tiny` what is not about the latent: learning rate 3e-3 with 100 steps of
 warm-up and cosine decay, no dropout, initial deviation 0.06 as 0.02 is meant for width 768, 2,000
@@ -20,7 +24,7 @@ from jvae.config import preset
 
 from . import common
 
-PRESETS = ("tiny", "lstm")
+PRESETS = ("tiny", "lstm", "pretrained", "gpt2")
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
@@ -32,7 +36,12 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     c.objective.beta.kind = "constant"  # there is no KL to weigh
     c.optim.update(lr=3e-3, schedule="cosine", warmup_steps=100)
     c.train.update(steps=3_500, check_every=500)
-    if name == "tiny":
+    if name in ("pretrained", "gpt2"):
+        smollm2 = name == "pretrained"
+        decoder = common.llama() if smollm2 else common.transformer(positions=1024)
+        c.model = ConfigDict(dict(family="lm", decoder=decoder))
+        common.pretrained(c, (), decoder=common.SMOLLM2 if smollm2 else common.GPT2)
+    elif name == "tiny":
         small = dict(layers=2, width=128, heads=4, mlp=512, positions=256, dropout=0.0, unroll=2)
         c.model = ConfigDict(dict(family="lm", decoder=common.transformer(init_std=0.06, **small)))
         c.data.update(row_tokens=64, batch_rows=14)

@@ -31,7 +31,8 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     c.model = ConfigDict(
         dict(
             family="lstm_vae",
-            latent=32,
+            **common.latent(32),
+            pool="last",
             log_var_shift=0.0,
             encoder=common.lstm(**small | dict(dropout=0.0)),
             decoder=common.lstm(**small),

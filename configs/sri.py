@@ -10,6 +10,8 @@ released `train_sri.py`, of `yelp_short` from `semi_sup_classification.py`.
                   test likewise; K = 40 steps of 0.4 without noise; 12 epochs of 3,125 updates
     transformer   the inference of `ptb` on a Transformer decoder that reads z as Optimus does;
                   sizes are ours, the publication has no such model
+    smollm2       the same on a frozen SmolLM2-135M; its low-rank additions and the ways of z into
+                  it train
 
 Deviations of `ptb` and `yelp_short`: one dropout mask per chain (chain.fresh_dropout=True is the
 released way), the decoder is trained at the end points alone (warm_up.param_grad=trajectory is the
@@ -24,7 +26,7 @@ from jvae.config import preset
 
 from . import common
 
-PRESETS = ("tiny", "ptb", "yelp_short", "transformer")
+PRESETS = ("tiny", "ptb", "yelp_short", "transformer", "smollm2")
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
@@ -37,6 +39,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
         dict(
             family="sri",
             latent=32,
+            prior=dict(kind="standard_normal"),
             decoder=common.lstm(),
             chain=dict(
                 steps=20,
@@ -65,7 +68,8 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     c.data.vocab = 0
     c.data.batch_rows = 32
     c.optim.update(lr=1e-3, schedule="constant", clip=5.0)
-    dict(tiny=_tiny, ptb=_ptb, yelp_short=_yelp_short, transformer=_transformer)[name](c)
+    own = dict(tiny=_tiny, ptb=_ptb, yelp_short=_yelp_short)
+    (own | dict(transformer=_transformer, smollm2=_smollm2))[name](c)
     return c
 
 
@@ -93,8 +97,17 @@ def _transformer(c: ConfigDict) -> None:
     c.model.family = "sri_transformer"
     c.model.use_memory = c.model.use_embedding = True
     c.model.tokens = 0
+    c.model.vectors = 1
     small = dict(layers=4, width=256, heads=4, mlp=1024, positions=256, dropout=0.1)
     c.model.decoder = ConfigDict(common.transformer(**small))
     c.model.warm_up.epoch_steps = 1_315
     c.optim.update(schedule="cosine", warmup_steps=1_000)
     c.train.update(steps=60 * 1_315, check_every=1_315)
+
+
+def _smollm2(c: ConfigDict) -> None:
+    c.model.family = "sri_transformer"
+    c.model.use_memory = c.model.use_embedding = True
+    c.model.tokens = 0
+    c.model.decoder = ConfigDict(common.llama())
+    common.pretrained(c, ("^decoder/(memory|offset|tokens|scores)/",), decoder=common.SMOLLM2)

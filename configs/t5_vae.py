@@ -60,7 +60,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     c.model = ConfigDict(
         dict(
             family="t5_vae",
-            latent=32,
+            **common.latent(32),
             pool="max",
             pool_padding=False,
             use_memory=True,

@@ -24,12 +24,13 @@ whatever the compute dtype.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+SPACE, SPHERE = "space", "sphere"  # where vectors of latents lie: anywhere, or at length 1
 Params = Any  # a pytree of arrays, paths joined by "/" are public API
 Post = Any  # opaque pytree, every leaf with leading axis E
 Cond = Any  # opaque pytree, every leaf with leading axis E but those of `RowStates`
@@ -102,18 +103,98 @@ class Prompt(NamedTuple):
     length_e: Int[Array, "e"]
 
 
+@runtime_checkable
+class SamplePrior(Protocol):
+    """One draw per key; ancestral over groups when layer-wise."""
+
+    def __call__(
+        self, params: Params, key_e: Key[Array, "e"], cond: Cond | None = None, /
+    ) -> Float[Array, "e g z"]: ...
+
+
+@runtime_checkable
+class LogPrior(Protocol):
+    """log p(z) of any z, in nats."""
+
+    def __call__(
+        self, params: Params, z_egz: Float[Array, "e g z"], cond: Cond | None = None, /
+    ) -> Float[Array, "e"]: ...
+
+
 class Prior(NamedTuple):
     """p(z), or p(z | source) for a conditional model.
 
-    sample(params, key_e, cond=None) -> z_egz
-      Ancestral over groups when layer-wise.
-    log_prob(params, z_egz, cond=None) -> nats_e
     form: what closed forms of the KL go by, see `jvae.latent.kl`; None for a prior without any.
+    support: where it has its mass; densities on the SPHERE are per unit of its surface.
     """
 
-    sample: Callable[..., Array]
-    log_prob: Callable[..., Array]
+    sample: SamplePrior
+    log_prob: LogPrior
     form: Any = None
+    support: str = SPACE
+
+
+@runtime_checkable
+class Encode(Protocol):
+    """Reads a batch; `key_e` is read by samplers without an encoder (Langevin) only."""
+
+    def __call__(
+        self,
+        params: Params,
+        batch: Batch,
+        drop: Key[Array, ""] | None = None,
+        /,
+        *,
+        cond: Cond | None = None,
+        key_e: Key[Array, "e"] | None = None,
+    ) -> Post: ...
+
+
+@runtime_checkable
+class SamplePosterior(Protocol):
+    """One draw per key."""
+
+    def __call__(
+        self, params: Params, post: Post, key_ke: Key[Array, "k e"], /
+    ) -> Float[Array, "k e g z"]: ...
+
+
+@runtime_checkable
+class LogPosterior(Protocol):
+    """log q(z | x) of any z, in nats."""
+
+    def __call__(
+        self, params: Params, post: Post, z_egz: Float[Array, "e g z"], /
+    ) -> Float[Array, "e"]: ...
+
+
+@runtime_checkable
+class Mean(Protocol):
+    """The posterior mean; layer-wise: the chain of means."""
+
+    def __call__(self, params: Params, post: Post, /) -> Float[Array, "e g z"]: ...
+
+
+@runtime_checkable
+class Track(Protocol):
+    """Parameters whose running statistics have seen one more batch of training."""
+
+    def __call__(self, params: Params, batch: Batch, /) -> Params: ...
+
+
+@runtime_checkable
+class EncoderFeatures(Protocol):
+    """The encoder's state of each example; of several vectors, their mean."""
+
+    def __call__(
+        self,
+        params: Params,
+        batch: Batch,
+        drop: Key[Array, ""] | None = None,
+        /,
+        *,
+        cond: Cond | None = None,
+    ) -> Float[Array, "e d"]: ...
 
 
 class Posterior(NamedTuple):
@@ -121,62 +202,97 @@ class Posterior(NamedTuple):
 
     A posterior knows nothing of the prior: the KL between them is `jvae.latent.kl.kl`.
 
-    encode(params, batch, drop=None, *, cond=None, key_e=None) -> post
-      `key_e` is read by samplers without an encoder (Langevin) only.
-    sample(params, post, key_ke) -> z_kegz
-      One draw per key.
-    log_prob(params, post, z_egz) -> nats_e
-      Density of any z; the field is None where there is none.
-    mean(params, post) -> z_egz
-      Posterior mean; layer-wise: the chain of means.
+    log_prob: None for a posterior without a density.
     form: what closed forms of the KL go by; None for a posterior without any.
     has_kl: False only for posteriors whose KL is 0 by definition, in the loss and in reports: a
       point, the absent latent of a language model, an MCMC sampler, whose loss has no KL.
     sampler: what a posterior that is a sampler adds; None for the others.
-    features(params, batch, drop=None, *, cond=None) -> h_ed
-      The encoder's state of an example that the density is made from, for classifiers; None for a
-      posterior without an encoder.
+    features: the state that the density is made from, for classifiers; None for a posterior without
+      an encoder.
+    support: as of `Prior`; both lie in one place.
+    coupled: whether `encode` with a dropout key reads the examples of a batch together, so that a
+      batch cannot be measured in parts.
+    track(params, batch) -> params
+      Running statistics after one more batch of training; None where there are none.
     """
 
-    encode: Callable[..., Post]
-    sample: Callable[..., Array]
-    log_prob: Callable[..., Array] | None
-    mean: Callable[..., Array]
+    encode: Encode
+    sample: SamplePosterior
+    log_prob: LogPosterior | None
+    mean: Mean
     form: Any = None
     has_kl: bool = True
     sampler: "Sampler | None" = None
-    features: Callable[..., Array] | None = None
+    features: EncoderFeatures | None = None
+    support: str = SPACE
+    coupled: bool = False
+    track: Track | None = None
+
+
+@runtime_checkable
+class Propose(Protocol):
+    """One draw per key."""
+
+    def __call__(
+        self, params: Params, post: Post, key_ke: Key[Array, "k e"], cond: Cond | None, /
+    ) -> Float[Array, "k e g z"]: ...
+
+
+@runtime_checkable
+class LogProposal(Protocol):
+    """Log density of any z, in nats."""
+
+    def __call__(
+        self, params: Params, post: Post, z_egz: Float[Array, "e g z"], cond: Cond | None, /
+    ) -> Float[Array, "e"]: ...
 
 
 class Proposal(NamedTuple):
-    """Where the draws of a likelihood bound come from; its support must be everywhere.
+    """Where the draws of a likelihood bound come from; its support must be everywhere."""
 
-    sample(params, post, key_ke, cond) -> z_kegz
-    log_prob(params, post, z_egz, cond) -> nats_e
-    """
+    sample: Propose
+    log_prob: LogProposal
 
-    sample: Callable[..., Array]
-    log_prob: Callable[..., Array]
+
+@runtime_checkable
+class Measure(Protocol):
+    """Terms of one pass at an optimizer step."""
+
+    def __call__(
+        self,
+        step: Int[Array, ""],
+        params: Params,
+        batch: Batch,
+        key: Key[Array, ""],
+        drop: Key[Array, ""],
+        /,
+    ) -> "Terms": ...
+
+
+@runtime_checkable
+class Tune(Protocol):
+    """Parameters with step sizes that were learned between updates."""
+
+    def __call__(self, params: Params, batch: Batch, key: Key[Array, ""], /) -> Params: ...
 
 
 class Sampler(NamedTuple):
     """What a posterior that is a sampler brings to training and to metrics.
 
-    measure(step, params, batch, key, drop) -> Terms
-      In place of `jvae.latent.elbo.measure` in training: annealing by step, gradients along chains.
+    measure: in place of `jvae.latent.elbo.measure` in training: annealing by step, gradients along
+      chains.
     metric: the posterior that metrics use, which has a density.
     baseline: the metric posterior with every end point a draw from the prior.
     proposal: draws of likelihood bounds; None for draws from `metric`.
-    tune(params, batch, key) -> params
-      Learns step sizes between updates; None where they are fixed.
+    tune: None where step sizes are fixed.
     config: of the sampler itself.
     """
 
-    measure: Callable[..., "Terms"]
+    measure: Measure
     metric: Posterior
     baseline: Posterior
     proposal: Proposal | None
-    tune: Callable[..., Params] | None
+    tune: Tune | None
     config: Any
 
 
@@ -189,26 +305,83 @@ class Draws(NamedTuple):
     valid_e: Bool[Array, "e"]
 
 
+@runtime_checkable
+class Condition(Protocol):
+    """Reads `batch.cond` only; None for an unconditional model."""
+
+    def __call__(
+        self, params: Params, batch: Batch, drop: Key[Array, ""] | None = None, /
+    ) -> Cond | None: ...
+
+
+@runtime_checkable
+class Prepare(Protocol):
+    """All that does not depend on z, made once."""
+
+    def __call__(
+        self,
+        params: Params,
+        batch: Batch,
+        drop: Key[Array, ""] | None = None,
+        /,
+        *,
+        cond: Cond | None = None,
+    ) -> Context: ...
+
+
+@runtime_checkable
+class LogLik(Protocol):
+    """Log p of each scored token at its own place in `dec`, 0 elsewhere, in nats."""
+
+    def __call__(
+        self, params: Params, ctx: Context, z_egz: Float[Array, "e g z"], /
+    ) -> Float[Array, "b t"]: ...
+
+
+@runtime_checkable
+class Aux(Protocol):
+    """Further training terms in nats by name; {} for most. A term may couple the examples of a
+    batch (`Generator.coupled`).
+    """
+
+    def __call__(
+        self, params: Params, ctx: Context, draws: Draws, /
+    ) -> dict[str, Float[Array, "e"]]: ...
+
+
+@runtime_checkable
+class Start(Protocol):
+    """Logits after ragged prompts, and a state with room for `max_len` tokens, prompt and its
+    padding included.
+    """
+
+    def __call__(
+        self,
+        params: Params,
+        z_egz: Float[Array, "e g z"],
+        prompt: Prompt,
+        max_len: int,
+        cond: Cond | None = None,
+        /,
+    ) -> tuple[Float[Array, "e v"], DecodeState]: ...
+
+
+@runtime_checkable
+class Step(Protocol):
+    """Logits after one more token of each example."""
+
+    def __call__(
+        self, params: Params, state: DecodeState, token_e: Int[Array, "e"], /
+    ) -> tuple[Float[Array, "e v"], DecodeState]: ...
+
+
 class Generator(NamedTuple):
     """The decoder, pure functions with params first.
 
-    condition(params, batch, drop=None) -> Cond | None
-      Reads batch.cond only.
-    prepare(params, batch, drop=None, *, cond=None) -> ctx
-      All that does not depend on z, made once.
-    log_lik(params, ctx, z_egz) -> nats_bt
-      Log p of each scored token at its own place in `dec`, 0 elsewhere.
-    aux(params, ctx, draws: Draws) -> {name: nats_e}
-      Further training terms; {} for most. A term may couple the examples of a batch (`coupled`).
-    start(params, z_egz, prompt, max_len, cond=None) -> (logits_ev, DecodeState)
-      Room for max_len tokens, prompt and its padding included.
-    step(params, state, token_e) -> (logits_ev, DecodeState)
-    expand(state, k) -> state
-      E * k examples, copies of an example adjacent.
-    reorder(state, idx_e) -> state
-      The state of example idx_e[i] at place i.
-    grow(state, more) -> state
-      Room for `more` further tokens; None where a state has no room of its own.
+    expand(state, k): the state of E * k examples, copies of an example adjacent.
+    reorder(state, idx_e): the state of example idx_e[i] at place i.
+    grow(state, more): the state with room for `more` further tokens; None where a state has no room
+      of its own.
     draws: latents per example that `aux` reads.
     coupled: whether a term of `aux` depends on other examples, so that a batch cannot be measured
       in parts.
@@ -216,14 +389,14 @@ class Generator(NamedTuple):
     Logits are float32 over the padded vocabulary; columns at and past the vocabulary size are -inf.
     """
 
-    condition: Callable[..., Cond | None]
-    prepare: Callable[..., Context]
-    log_lik: Callable[..., Array]
-    aux: Callable[..., dict[str, Array]]
-    start: Callable[..., tuple[Array, DecodeState]]
-    step: Callable[..., tuple[Array, DecodeState]]
+    condition: Condition
+    prepare: Prepare
+    log_lik: LogLik
+    aux: Aux
+    start: Start
+    step: Step
     expand: Callable[[DecodeState, int], DecodeState]
-    reorder: Callable[[DecodeState, Array], DecodeState]
+    reorder: Callable[[DecodeState, Int[Array, "e"]], DecodeState]
     grow: Callable[[DecodeState, int], DecodeState] | None = None
     draws: int = 1
     coupled: bool = False
@@ -233,15 +406,17 @@ class TextVAE(NamedTuple):
     """A model, prior x posterior x generator: functions only, no arrays.
 
     init(key) -> params; axes: a tree like params with a tuple of logical axis names per leaf.
-    `latent_shape` is (G, Z), with G = 0 for a language model.
+    `latent_shape` is (G, Z), with G = 0 for a language model. groups: what the G are, "vector" for
+    those of one text, "layer" for a chain with one for each decoder layer.
     """
 
-    init: Callable[[Array], Params]
+    init: Callable[[Key[Array, ""]], Params]
     axes: Any
     prior: Prior
     gen: Generator
     post: Posterior
     latent_shape: tuple[int, int]
+    groups: str = "vector"
 
     @property
     def metric_post(self) -> Posterior:

@@ -19,6 +19,7 @@ import math
 import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,21 @@ def load(spec: str) -> ConfigDict:
     return cfg.lock()
 
 
+def shipped_values(keys: Iterable[str]) -> dict[str, list[Any]]:
+    """The values that the presets of all shipped configs have for some dotted keys."""
+    values: dict[str, list[Any]] = {key: [] for key in keys}
+    if not values:
+        return values
+    for file in sorted(shipped_dir().glob("*.py")):
+        module = _import(file)
+        for name in getattr(module, "PRESETS", ()):
+            flat = flatten(module.get_config(name))
+            for key, found in values.items():
+                if key in flat:
+                    found.append(flat[key])
+    return values
+
+
 def preset(arg: str, presets: Iterable[str], **options: str) -> tuple[str, dict[str, str]]:
     """Splits the argument of `get_config`, such as "base,data=yelp", into preset and options.
 
@@ -104,13 +120,17 @@ def choice(options: dict[str, str], name: str, known: Sequence[str]) -> str:
 
 
 def from_argv(
-    argv: Sequence[str], saved: Callable[[list[str]], ConfigDict] | None = None
+    argv: Sequence[str],
+    saved: Callable[[list[str]], ConfigDict] | None = None,
+    configure: Callable[[ConfigDict, list[str], list[str]], ConfigDict] | None = None,
 ) -> tuple[ConfigDict | None, list[str]]:
     """Takes `--config` and every `--config.key` out of a command line.
 
     Args:
       saved: called with all other arguments where there are keys but no config named; what it gives
         takes the keys.
+      configure: sets the keys of the config that is named, called with it, "--config.key=value" of
+        each key and all other arguments; by default `apply_overrides`.
     Returns: the config with its overrides, None if none was named; and all other arguments.
     Raises: ConfigError.
     """
@@ -137,6 +157,8 @@ def from_argv(
         return apply_overrides(saved(rest), overrides), rest
     if spec is None:
         return None, rest
+    if configure is not None:
+        return configure(load(spec), overrides, rest), rest
     return apply_overrides(load(spec), overrides), rest
 
 
@@ -145,7 +167,8 @@ def apply_overrides(cfg: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
 
     The default decides the type. Booleans are true, false, 1 or 0; tuples are written 1,2,3; an
     integer does for a float; `none` is None except where the default is a string. A default of None
-    takes whatever the text looks like.
+    takes whatever the text looks like, and so do the options of a registered member of the model,
+    such as `model.prior.components` beside `model.prior.kind=gmm`: only the member knows them.
 
     Raises: ConfigError for an unknown key, with the nearest match and the keys of that section, or
       for a value of a wrong type.
@@ -155,15 +178,17 @@ def apply_overrides(cfg: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
         key, equals, text = override.removeprefix("--").removeprefix("config.").partition("=")
         if not equals:
             raise ConfigError(f"{override!r} has no value: write --config.{key}=<value>")
-        section, name = _section_of(cfg, key)
-        old = section[name]
+        section, name, member = _section_of(cfg, key)
+        old: Any = None if member else section[name]
         if isinstance(old, ConfigDict):
             raise ConfigError(
                 f"--config.{key} is a section, set one of its keys: "
                 + ", ".join(f"{key}.{child}" for child in sorted(old))
             )
         try:
-            section[name] = parse(text, old, section.get_type(name))
+            value = parse(text, old, type(None) if member else section.get_type(name))
+            with section.unlocked(), section.ignore_type() if member else nullcontext():
+                section[name] = value
         except (ValueError, TypeError) as error:
             raise ConfigError(f"--config.{key}={text}: {error} (the default is {old!r})") from None
     return cfg.lock()
@@ -356,9 +381,13 @@ def _import(path: Path) -> types.ModuleType:
     return importlib.import_module(f"{package}.{path.stem}")
 
 
-def _section_of(cfg: ConfigDict, key: str) -> tuple[ConfigDict, str]:
+def _section_of(cfg: ConfigDict, key: str) -> tuple[ConfigDict, str, bool]:
+    """The section of a key, its name there, and whether it is an option of a registered member."""
     parent, here, prefix = cfg, cfg, "config"
-    for word in key.split("."):
+    *sections, last = words = key.split(".")
+    for at, word in enumerate(words):
+        if at == len(sections) and _names_member(sections, here) and word != "kind":
+            return here, last, True
         if not isinstance(here, ConfigDict):
             raise ConfigError(f"unknown config key {key!r}: {prefix} is a value, not a section")
         if word not in here:
@@ -370,7 +399,12 @@ def _section_of(cfg: ConfigDict, key: str) -> tuple[ConfigDict, str]:
                 f"unknown config key {key!r}{near}; keys of {prefix}: {', '.join(sorted(here))}"
             )
         parent, here, prefix = here, here[word], f"{prefix}.{word}"
-    return parent, key.rpartition(".")[2]
+    return parent, last, False
+
+
+def _names_member(sections: Sequence[str], section: Any) -> bool:
+    """Whether a section of the model names a registered member, whose options lie beside `kind`."""
+    return len(sections) > 1 and sections[0] == "model" and "kind" in section
 
 
 def parse(text: str, old: Any, kind: type) -> Any:

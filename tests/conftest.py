@@ -1,4 +1,6 @@
-"""Every test sees eight virtual CPU devices, no network, and no axes gained by accident."""
+"""Every test sees eight virtual CPU devices, no network, no axes gained by accident, and checks of
+shapes at function boundaries (`tests.tools.shapes`).
+"""
 
 import os
 from importlib.metadata import version
@@ -21,6 +23,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 import jax  # noqa: E402  the variables above must be set before
 import pytest  # noqa: E402
 
+import tests.tools.shapes  # noqa: E402, F401  before jvae is imported
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
@@ -33,11 +37,13 @@ def _programs_of_equal_phases_are_one() -> None:
 
     def once(this, phase, mesh, begin):
         sections = (this.config.model, phase.objective, phase.optim, phase.noise)
+        sections += (this.config.phases,)  # what no phase trains
         train = this.config.train
         key = (
             *(id(this.model), mesh, begin, phase.name, phase.steps, phase.patience, phase.final),
             *(section.to_json() for section in sections),
             *(train.accumulate, train.steps_per_call, *phase.notes),
+            this.config.init.frozen_dtype,
             *(this.encoder.fingerprint, this.decoder.fingerprint),
         )
         if key not in kept:

@@ -260,3 +260,17 @@ def test_values_that_json_cannot_hold(value):
 def test_stored_config_that_is_none(text):
     with pytest.raises(ConfigError, match="stored config"):
         config.from_json(text)
+
+
+def test_members_of_the_model_are_chosen_by_flag_with_options_of_their_own():
+    tiny = config.load("optimus:tiny")
+    changed = config.apply_overrides(
+        tiny, ["model.prior.kind=gmm", "model.prior.components=7", "model.posterior.kind=bn"]
+    )
+    assert changed.model.prior.to_dict() == {"kind": "gmm", "components": 7}
+    finer = config.apply_overrides(changed, ["model.posterior.least=2", "model.prior.spread=none"])
+    assert finer.model.posterior.least == 2 and finer.model.prior.spread is None
+    assert config.apply_overrides(finer, ["model.posterior.least=2.5"]).model.posterior.least == 2.5
+    for key in ("model.priors.kind=gmm", "model.layers=3", "objective.beta.components=7"):
+        with pytest.raises(ConfigError, match="unknown config key"):
+            config.apply_overrides(tiny, [key])

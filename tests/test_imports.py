@@ -12,7 +12,7 @@ PACKAGE = Path(jvae.__file__).parent
 # From the bottom up. Packages on one level do not import each other.
 LEVELS = (
     ("errors", "fields"),
-    ("api", "config", "registry", "tree"),
+    ("api", "config", "extras", "hub", "registry", "tree"),
     ("parallel",),
     ("data", "decode", "latent", "nn", "pretrained"),
     ("backbones", "fitted", "injections"),

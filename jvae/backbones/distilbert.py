@@ -76,6 +76,7 @@ def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:
 FILES = Backbone(
     name="distilbert",
     prefix="distilbert.",
+    own="transformer.layer.",
     renamed=(),
     ignored=(
         r"embeddings\.position_ids",

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from jvae.backbones import bert, gpt2, lstm, t5  # noqa: F401 they register themselves
+# Imported to register themselves.
+from jvae.backbones import bert, gpt2, lstm, t5  # noqa: F401  # pyright: ignore
 from jvae.nn.backbone import BACKBONES
 
 ENCODER, DECODER, RECURRENT, PAIR = "bert", "gpt2", "lstm", "t5"

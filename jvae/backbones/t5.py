@@ -8,7 +8,7 @@ import dataclasses
 from functools import partial
 from typing import Any
 
-from jvae.nn import t5
+from jvae.nn import t5, transformer
 from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
 from jvae.nn.t5_layer import T5Config
 from jvae.pretrained import t5 as weights
@@ -16,9 +16,7 @@ from jvae.pretrained.layouts import LAYOUTS, Layout
 from jvae.pretrained.names import NameTable, Vocab
 
 UNBOUNDED = 2**31 - 1  # relative positions serve texts of any length
-ABILITIES = frozenset(
-    {"encode", "layers", "decode", "tokens", "slots", "values", "taps", "cross", "features"}
-)
+ABILITIES = transformer.DECODER | {"cross"}
 
 
 def stack(config: T5Config, own_head: bool = False) -> Stack:
@@ -61,5 +59,4 @@ def _pair(config: Any, vocab: Vocab, cross: bool) -> NameTable:
 
 
 BACKBONES.register("t5")(BackboneKind(T5Config, ABILITIES, stack, _tiny))
-# New rows of the vocabulary have T5's own scale.
-LAYOUTS.register("t5")(Layout(weights.BACKBONE, _table, _pair, std=1.0))
+LAYOUTS.register("t5")(Layout(weights.BACKBONE, _table, _pair))

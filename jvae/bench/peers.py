@@ -11,13 +11,13 @@ the latent is its first key and value. The Langevin loop runs on `torch.nn.LSTM`
 
 import contextlib
 import dataclasses
-import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from jvae import extras
 from jvae.api import Batch
 from jvae.bench import cases, flops
 from jvae.bench.cases import Setting
@@ -35,10 +35,7 @@ def require(peer: str) -> None:
     """Raises: ConfigError for a peer that is unknown or not installed."""
     if peer not in PEERS:
         raise ConfigError(f"--peer={peer}: expected {', '.join(PEERS)}")
-    if importlib.util.find_spec("torch") is None:
-        raise ConfigError(
-            "--peer=torch needs PyTorch, which is not installed: pip install -e '.[peer]'"
-        )
+    extras.require("peer", f"--peer={peer}")
 
 
 class _Sentences(NamedTuple):

@@ -8,6 +8,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jvae import extras
 from jvae.api import Params, has_latent
 from jvae.cli import aot, option_flags, prior_flags, text_tools
 from jvae.cli import sweep as sweeps
@@ -67,6 +68,7 @@ def sweep(
     if dry_run:
         print("\n".join(sweeps.launch_lines(spec, made, folder)))
         return
+    extras.require("figures", "--sweep")
     print(f"\n{sweeps.run(config, made, folder, train)}\n\nFiles: {folder}")
 
 
@@ -123,6 +125,7 @@ def probe(config: ConfigDict, folder: Path) -> None:
 
     Raises: Stopped.
     """
+    extras.require("probes", "--mode=probe")
     with Stop():
         measure = sri_probe.probe if config.evals.protocol == "sri" else probing.probe
         _show(measure(*_trained(config, folder)).table(), folder)
@@ -132,6 +135,7 @@ def finetune(
     config: ConfigDict, folder: Path, task: str, options: Mapping[str, str], seed: int
 ) -> None:
     """Scores of a language understanding task on a run's encoder. Raises: ConfigError; Stopped."""
+    extras.require("probes", "--mode=finetune")
     nlu_tasks.named(task)
     request = nlu.Request(**option_flags.parsed(nlu.Request, options, "finetune"))
     with Stop():
@@ -188,6 +192,7 @@ def _trained(config: ConfigDict, folder: Path) -> tuple[build.Run, Mesh, Params,
 
 def report(config: ConfigDict, folder: Path) -> None:
     """Pictures of a trained run and one HTML page with all of it, under `report/`."""
+    extras.require("figures", "--mode=report")
     from jvae import report as reports  # matplotlib takes a second to import
 
     validate(config, saved=workdir.saved_config(folder), training=False)

@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             logging.getLogger(noisy).setLevel(logging.ERROR)
         try:
             words = list(sys.argv[1:] if argv is None else argv)
-            config, rest = configs.from_argv(words, _saved)
+            config, rest = configs.from_argv(words, _saved, _configured)
             return _run(config, rest, words)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -153,6 +153,20 @@ def _saved(rest: list[str]) -> ConfigDict:
     from jvae.runs import workdir
 
     return workdir.saved_config(Path(given.workdir))
+
+
+def _configured(config: ConfigDict, overrides: list[str], rest: list[str]) -> ConfigDict:
+    """A config with flags and, where it starts from pretrained folders, what these say."""
+    named = any(".init." in one for one in overrides)
+    if not named and not any(config.get("init", {}).get(role) for role in ("encoder", "decoder")):
+        return configs.apply_overrides(config, overrides)
+    own = _flags()
+    words = _values_of(FINETUNE, _values_of(PRIOR, rest)[1])[1]
+    own(["jvae", *words], known_only=True)
+    from jvae.runs import start  # reads backbones, which takes a while to import
+
+    folder = Path(own.workdir) if own.workdir is not None else Path("runs") / config.name
+    return start.configure(config, overrides, folder)
 
 
 def _values_of(start: str, words: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from jvae import config as configs
 from jvae.errors import ConfigError, JvaeError
+from jvae.runs import start
 from jvae.runs.workdir import write_text
 from jvae.validation.validate import validate
 
@@ -65,10 +66,17 @@ def points(config: ConfigDict, axes: Sequence[str]) -> list[Point]:
     made = [Point(combination) for combination in itertools.product(*values)]
     for point in made:
         try:
-            validate(configs.apply_overrides(config, point.values))
+            validate(_config_of(point, config))
         except ConfigError as error:
             raise ConfigError(f"sweep point {' '.join(point.values)}: {error}") from None
     return made
+
+
+def _config_of(point: Point, config: ConfigDict, folder: Path | None = None) -> ConfigDict:
+    """Other pretrained folders bring other sizes; those of the config itself are there already."""
+    if any(value.startswith("init.") for value in point.values):
+        return start.configure(config, point.values, folder)
+    return configs.apply_overrides(config, point.values)
 
 
 def launch_lines(spec: Sequence[str], made: Sequence[Point], folder: Path) -> list[str]:
@@ -98,7 +106,8 @@ def run(
     for number, point in enumerate(made, 1):
         log.info("sweep %d of %d: %s", number, len(made), " ".join(point.values))
         try:
-            train(configs.apply_overrides(config, point.values), folder / point.name)
+            own = folder / point.name
+            train(_config_of(point, config, own), own)
             ended.append(point)
         except JvaeError as error:
             log.error("%s: %s", point.name, error)

@@ -25,7 +25,7 @@ def checked_vocabulary(path: Path) -> dict[str, int]:
 
     Raises: DataError.
     """
-    return _checked_ids(path, "the vocabulary", _read(path))
+    return _checked_ids(path, "the vocabulary", read(path))
 
 
 def open_file(path: Path) -> Tokenizer:
@@ -34,7 +34,7 @@ def open_file(path: Path) -> Tokenizer:
     Raises: DataError if it is damaged, gives ids that cannot be, or has a pattern that takes
       exponential time.
     """
-    tree = _read(path)
+    tree = read(path)
     model = tree.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocab, dict):
@@ -77,7 +77,8 @@ def backend_errors(where: str) -> Iterator[None]:
         ) from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """A JSON object that belongs to a tokenizer. Raises: DataError."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -1,13 +1,13 @@
 """Text to token ids and back, by any tokenizer with a `tokenizers` backend or one trained here.
 
-Conventions, each found from what the tokenizer holds rather than from its name:
-  [CLS] x [SEP]                BERT and its kin
-  <BOS> x <EOS>, pad <PAD>     GPT-2: the three are appended, in the order <PAD> <BOS> <EOS>
-  (Optimus)
-  <s> x </s>                   RoBERTa, BART, and those trained here
-  x </s>; decoder <pad> x </s> T5
-Byte-level BPE text always gets one space in front, so a first word has the id it has elsewhere;
-decoding takes it off.
+What stands around a text, by the rule of `jvae.data.special_tokens`:
+  [CLS] x [SEP]                 BERT and its kin
+  <BOS> x <EOS>, pad <PAD>      GPT-2: the three are added, as Optimus does
+  <s> x </s>                    RoBERTa, Llama 2, and those trained here
+  <|im_start|> x <|im_end|>     SmolLM2, whose files say so
+  x </s>; decoder <pad> x </s>  T5
+Byte-level BPE text gets one space in front where the files beside the tokenizer do not say
+otherwise, so a first word has the id it has elsewhere; decoding takes it off.
 """
 
 import hashlib
@@ -29,20 +29,24 @@ from tokenizers import (
     trainers,
 )
 
-from jvae.data import tokenizer_files
+from jvae import hub
+from jvae.data import special_tokens, tokenizer_files
+from jvae.data.special_tokens import Special
 from jvae.errors import ConfigError, DataError
 
 FILE = "tokenizer.json"
 _ROLES = ("encoder", "decoder")
-_START, _END, _PAD = (
-    ("[CLS]", "<s>", "<BOS>"),
-    ("[SEP]", "</s>", "<EOS>"),
-    ("[PAD]", "<pad>", "<PAD>"),
-)
-_UNK = ("[UNK]", "<unk>")
 _OWN = ("<pad>", "<s>", "</s>", "<unk>")  # ids 0 to 3 of a tokenizer trained here
 LONGEST_WORD = 128  # bytes; BPE is trained on pieces of longer ones
-_SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+# Files that make a tokenizer, the first that are there.
+_LAYOUTS = (
+    (FILE,),
+    ("vocab.json", "merges.txt"),
+    ("vocab.txt",),
+    ("spiece.model",),
+    ("sentencepiece.bpe.model",),
+    ("tokenizer.model",),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +61,15 @@ class TextTokenizer:
     end_id: int
     unk_id: int | None  # None where nothing is unknown
     prefix: str  # put in front of every text
-    fingerprint: str  # SHA-256 of the canonical tokenizer.json
+    fingerprint: str  # SHA-256 of the canonical tokenizer.json and of what files beside it say
+    special: Special
     backend: Tokenizer = field(repr=False)
 
     @property
     def control_ids(self) -> tuple[int, ...]:
         """Ids that no text may hold: padding, start and end."""
         start = () if self.start_id is None else (self.start_id,)
-        return (self.pad_id, *start, self.end_id)
+        return tuple(dict.fromkeys((self.pad_id, *start, self.end_id)))
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids (int32) of each text, between start and end id."""
@@ -97,22 +102,44 @@ class TextTokenizer:
 
     def for_role(self, role: str) -> "TextTokenizer":
         """The same tokenizer for the other side."""
-        return _wrap(self.backend, role, self.name)
+        return _wrap(self.backend, role, self.name, self.special)
 
-    def save(self, folder: str | Path) -> None:
-        """Writes `tokenizer.json`, whole or not at all; `load` needs nothing else."""
+    def described(self) -> str:
+        """What begins, ends and pads a text, in words."""
+        start, end, pad = (
+            None if i is None else self.backend.id_to_token(i)
+            for i in (self.start_id, self.end_id, self.pad_id)
+        )
+        begins = "nothing begins a text" if start is None else f"{start} begins a text"
+        pads = "" if pad == end else f", {pad} pads"
+        return f"{begins}, {end} ends it{pads}"
+
+    def save(self, folder: str | Path, config: bool = False) -> None:
+        """Writes `tokenizer.json`, whole or not at all, after `tokenizer_config.json` where its
+        tokens alone do not say which are special. `load` needs nothing else.
+
+        Args:
+          config: writes that one in any case, for `transformers`.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"{FILE}.{os.getpid()}.part"
-        part.write_text(_canonical(self.backend), encoding="utf-8")
-        os.replace(part, folder / FILE)
+        if self.special.stated or config:
+            about = json.dumps(self.special.as_config(), indent=2, sort_keys=True) + "\n"
+            _write(folder / special_tokens.CONFIG, about)
+        _write(folder / FILE, _canonical(self.backend))
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
 
 
 def open_tokenizer(name_or_folder: str | Path, role: str) -> TextTokenizer:
     """A tokenizer by local folder or, where no such folder exists, by Hugging Face hub name.
 
-    Raises: DataError if there is none, if its files cannot be read, or if it has no usable special
-      tokens.
+    Raises: DataError if there is none, if its files cannot be read, if the hub is asked and out of
+      reach, or if it has no usable special tokens.
     """
     name = os.fspath(name_or_folder)
     if Path(name).expanduser().exists():
@@ -122,12 +149,22 @@ def open_tokenizer(name_or_folder: str | Path, role: str) -> TextTokenizer:
             f"{name}: no such folder; "
             f"expected one with {FILE}, vocab.json + merges.txt or vocab.txt"
         )
-    return _wrap(_from_transformers(name), role, name)
+    return load(_from_hub(name), role, name)
 
 
-def load(folder: str | Path, role: str) -> TextTokenizer:
-    """A tokenizer from a folder written by `TextTokenizer.save` or in Hugging Face's layout."""
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer."""
+    return any(all((folder / file).is_file() for file in files) for files in _LAYOUTS)
+
+
+def load(folder: str | Path, role: str, name: str = "") -> TextTokenizer:
+    """A tokenizer from a folder written by `TextTokenizer.save` or in Hugging Face's layout.
+
+    Args:
+      name: of it in messages; by default the folder.
+    """
     folder = Path(folder)
+    name = name or str(folder)
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "no such folder"
         raise DataError(f"{folder}: {found}; expected the folder that holds {FILE}")
@@ -138,7 +175,7 @@ def load(folder: str | Path, role: str) -> TextTokenizer:
             backend = _byte_bpe(folder)
         elif (folder / "vocab.txt").is_file():
             backend = _word_pieces(folder)
-        elif any((folder / file).is_file() for file in _SENTENCEPIECE):
+        elif has_tokenizer(folder):  # SentencePiece
             backend = _from_transformers(str(folder))
         else:
             raise DataError(
@@ -151,8 +188,8 @@ def load(folder: str | Path, role: str) -> TextTokenizer:
         raise DataError(
             f"{folder}: tokenizer files cannot be read ({error}); copy them again"
         ) from error
-    with tokenizer_files.backend_errors(str(folder)):
-        return _wrap(backend, role, str(folder))
+    with tokenizer_files.backend_errors(name):
+        return _wrap(backend, role, name, special_tokens.stated(folder, backend))
 
 
 def train_word_level(
@@ -219,8 +256,12 @@ def train_bpe(
     return _wrap(backend, role, f"byte-level BPE, {backend.get_vocab_size()} entries")
 
 
-def _wrap(backend: Tokenizer, role: str, name: str) -> TextTokenizer:
-    """Finds the conventions of a backend, on a copy of it."""
+def _wrap(backend: Tokenizer, role: str, name: str, said: Special | None = None) -> TextTokenizer:
+    """Settles the conventions of a backend, on a copy of it.
+
+    Args:
+      said: what the files beside it say.
+    """
     if role not in _ROLES:
         raise ValueError(f"role {role!r}: expected one of {_ROLES}")
     backend = Tokenizer.from_str(backend.to_str())
@@ -229,22 +270,24 @@ def _wrap(backend: Tokenizer, role: str, name: str) -> TextTokenizer:
     if isinstance(backend.model, models.WordPiece):
         # The usual clean-up rewrites words: "do not" would come back as "don't".
         backend.decoder = decoders.WordPiece(cleanup=False)
-    byte_level = '"ByteLevel"' in json.dumps(json.loads(backend.to_str())["pre_tokenizer"])
-
-    def first(names: Sequence[str]) -> int | None:
-        return next((i for i in map(backend.token_to_id, names) if i is not None), None)
-
-    if byte_level and first(["<|endoftext|>"]) is not None and first(_END) is None:
-        backend.add_special_tokens(_special(("<PAD>", "<BOS>", "<EOS>")))
-    start, end, pad = first(_START), first(_END), first(_PAD)
+    special = special_tokens.complete(backend, said)
+    start, end, pad = (
+        None if token is None else backend.token_to_id(token) for token in special[:3]
+    )
     if end is None or pad is None:
-        missing = " or ".join(_END if end is None else _PAD)
         raise DataError(
-            f"{name}: the tokenizer has no {missing}; "
-            "expected one in the manner of BERT, GPT-2, RoBERTa or T5"
+            f"{name}: the tokenizer has no {' or '.join(special_tokens.END[:3])}; "
+            "expected one in the manner of BERT, GPT-2, RoBERTa or T5, or an eos_token in "
+            f"{special_tokens.CONFIG}"
         )
+    byte_level = special_tokens.cuts_bytes(backend)
     if start is None and role == "decoder":
-        start = pad  # T5
+        start = end if byte_level else pad
+    closed = not (byte_level or getattr(backend.model, "byte_fallback", False))
+    text = _canonical(backend)
+    if special.stated:
+        text += json.dumps(special.as_config(), sort_keys=True)
+    unk = next((i for i in map(backend.token_to_id, special_tokens.UNK) if i is not None), None)
     return TextTokenizer(
         name=name,
         role=role,
@@ -252,9 +295,10 @@ def _wrap(backend: Tokenizer, role: str, name: str) -> TextTokenizer:
         pad_id=pad,
         start_id=start,
         end_id=end,
-        unk_id=None if byte_level else first(_UNK),
-        prefix=" " if byte_level else "",
-        fingerprint=hashlib.sha256(_canonical(backend).encode()).hexdigest(),
+        unk_id=unk if closed else None,
+        prefix=" " if special.space else "",
+        fingerprint=hashlib.sha256(text.encode()).hexdigest(),
+        special=special,
         backend=backend,
     )
 
@@ -298,17 +342,32 @@ def _word_pieces(folder: Path) -> Tokenizer:
     return backend
 
 
+def _from_hub(name: str) -> Path:
+    """The folder in the hub's cache that holds the tokenizer of a repository.
+
+    Raises: DataError.
+    """
+    for files in _LAYOUTS:
+        paths = [hub.file(name, file, DataError) for file in files]
+        if None in paths:
+            continue
+        for file in special_tokens.FILES:
+            hub.file(name, file, DataError)
+        return Path(str(paths[0])).parent
+    raise hub.absent(name, f"no tokenizer files; expected {FILE}", DataError)
+
+
 def _from_transformers(name: str) -> Tokenizer:
+    """The tokenizer of a folder that holds a SentencePiece model alone."""
     from transformers import AutoTokenizer  # 0.7 s, so only where it is needed
 
     try:
-        found = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        found = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # OSError, ValueError, ImportError or hub errors, by cause
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{name}: no tokenizer by that name could be opened ({reason}). Expected a local "
-            "folder, or a Hugging Face name that is cached or reachable; a SentencePiece model "
-            f"alone needs a {FILE} beside it or the sentencepiece package"
+            f"{name}: its tokenizer cannot be opened ({reason}); a SentencePiece model alone needs "
+            f"a {FILE} beside it or the sentencepiece package"
         ) from error
     backend = getattr(found, "backend_tokenizer", None)
     if backend is None:

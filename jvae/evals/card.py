@@ -267,7 +267,8 @@ class Report:
             )
         self.card.controls = {**(self.card.controls or {}), "latent": control_name}
         by_group = result.kl_per_group or []
-        note = f"per layer [{', '.join(f'{kl:.2f}' for kl in by_group)}]" if by_group[1:] else ""
+        each = ", ".join(f"{kl:.2f}" for kl in by_group)
+        note = f"per {result.groups} [{each}]" if by_group[1:] else ""
         self.add("kl", result.kl_nats, nats, control=control.kl_nats, note=note)
         sizes = f"N = {result.sentences}, ln N = {result.ceiling_nats:.2f}, same draws"
         saturated = f"≥ {result.mi_nats:.2f} (saturated)" if result.saturated else None
@@ -283,7 +284,7 @@ class Report:
         self.add("marginal_gap", result.marginal_gap_nats, nats, control=control.marginal_gap_nats)
         for limit, active in result.active.items():
             groups = result.active_per_group[limit]
-            note = f"per layer {groups}" if len(groups) > 1 else ""
+            note = f"per {result.groups} {groups}" if len(groups) > 1 else ""
             other = control.active[limit]
             value = None if noise else active
             self.add(f"au_{limit:g}", value, f"of {result.units}", control=other, note=note)

@@ -46,14 +46,9 @@ def _words(texts: Sequence[str]) -> list[list[str]]:
 
 
 def sentence_bleu() -> Callable[[Words, Words], float]:
-    """BLEU-3 of a response against one reference. Raises: ConfigError without NLTK."""
-    try:
-        from nltk.translate import bleu_score  # a second to import
-    except ImportError:
-        raise ConfigError(
-            "evals.metrics=dialogue needs NLTK, which comes with rouge-score: pip install "
-            "rouge-score"
-        ) from None
+    """BLEU-3 of a response against one reference."""
+    from nltk.translate import bleu_score  # a second to import
+
     smooth, weights = bleu_score.SmoothingFunction().method7, (1 / 3,) * 3
 
     def score(response: Words, reference: Words) -> float:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from jvae.api import SPHERE
 from jvae.evals.card import Row
 from jvae.evals.collect import mean_se
 from jvae.evals.likelihood import evaluate_likelihood
@@ -50,10 +51,12 @@ def prior_bound(at: Evaluation) -> list[Row]:
 @METRICS.register("refined_bound")
 def refined_bound(at: Evaluation) -> list[Row]:
     """The bound of a Gaussian fitted to short Langevin runs from the posterior, and how much
-    tighter it is, sentence by sentence. None for a posterior that is a sampler itself.
+    tighter it is, sentence by sentence. None for a posterior that is a sampler itself, and for
+    latents on a sphere, which the steps would leave.
     """
     model, config, amortised = at.run.model, at.config, at.likelihood
-    if at.posteriors is None or model.post.sampler is not None:
+    leaves = model.post.support == SPHERE
+    if at.posteriors is None or model.post.sampler is not None or leaves:
         return []
     steps, size = config.refine_steps or REFINE_STEPS, config.refine_size
     chain = short_run.ChainConfig(steps, "constant", size, 1.0, chains=REFINED_CHAINS)

@@ -203,6 +203,7 @@ class LatentResult:
     kl_profile_gz: (
         np.ndarray | None
     )  # mean KL of each dimension; None where the KL has no closed form
+    groups: str = "layer"  # what the latent's groups are, see `jvae.api.TextVAE`
 
     @property
     def saturated(self) -> bool:
@@ -264,6 +265,7 @@ def latent_metrics(
         active_per_group=per_group,
         variance_gz=variance_gz,
         kl_profile_gz=profile_gz,
+        groups=model.groups,
     )
 
 

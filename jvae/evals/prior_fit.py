@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jvae.api import Batch, Params, TextVAE, has_latent
+from jvae.api import SPHERE, Batch, Params, TextVAE, has_latent
 from jvae.data import grammar
 from jvae.data.dataset import eval_batches
 from jvae.errors import ConfigError
@@ -25,7 +25,7 @@ from jvae.evals.latent import PosteriorSet, collect_posteriors, latent_metrics
 from jvae.evals.likelihood import draw_sentences, evaluate_likelihood
 from jvae.evals.split_latents import split_latents
 from jvae.fields import setting
-from jvae.fitted import Fitted, attach, fit, has_density, join
+from jvae.fitted import NO_SPHERE, Fitted, attach, fit, has_density, join
 from jvae.inference.text_vae import LoadedVAE
 from jvae.parallel import mesh as meshes
 from jvae.runs import build, priors
@@ -74,6 +74,8 @@ def fit_prior(
     priors.check_name(name)
     if not has_latent(this.model):
         raise ConfigError(f"{this.config.name} is a language model: it has no latent to fit to")
+    if this.model.post.support == SPHERE:
+        raise ConfigError(NO_SPHERE)
     if "cond" in this.data["train"].sides:
         raise ConfigError(
             f"{this.config.name} reads a source text, and so does its prior; a fitted prior would "

@@ -53,7 +53,8 @@ def labels_of(this: build.Run, split: str) -> Labels:
 
 def probe(this: build.Run, mesh: Mesh, params: Params, step: int, split: str = "test") -> Report:
     """Probes and clusters of a split's posterior means, and arithmetic with them; writes
-    `eval/probe.json`, `eval/probe.txt` and `samples/attribute.txt`.
+    `eval/probe.json`, `eval/probe.txt` and `samples/attribute.txt`. Means of several vectors are
+    flattened; linear probes read their average too.
 
     The control is the encoder at its first step, on the same labels; permuted labels and the most
     frequent one stand in the note. That of arithmetic is the vector of permuted labels, as long.
@@ -87,20 +88,25 @@ def probe(this: build.Run, mesh: Mesh, params: Params, step: int, split: str = "
         )
         key = jax.random.key(cfg.seed)
         posts = collect_posteriors(this.model, weights, rows, key, cap=len(ids))
-        return probes.flat(posts.mean_egz)
+        return posts.mean_egz
 
     few = next(iter(test)) if cfg.factor not in test else cfg.factor
     if few != cfg.factor and LABEL not in test:
         raise ConfigError(f"evals.factor is {cfg.factor!r}; expected one of {', '.join(test)}")
     with evaluation.timed(report, "encode_s"):
         both = [params, evaluation.untrained(this, mesh)]
-        test_ed = [features(weights, split, chosen) for weights in both]
+        test_egz = [features(weights, split, chosen) for weights in both]
         first = np.arange(min(most, len(this.data["train"])))
-        train_ed = [features(weights, "train", first) for weights in both]
+        train_ed = [probes.flat(features(weights, "train", first)) for weights in both]
+    test_ed = [probes.flat(mean_egz) for mean_egz in test_egz]
+    several = this.model.groups == "vector" and this.model.latent_shape[0] > 1
+    averaged_ed = [probes.flat(mean_egz.mean(axis=1)) for mean_egz in test_egz] if several else []
     with evaluation.timed(report, "probe_s"):
         for kind, label_e in test.items():
             if len(np.unique(label_e)) > 1:
                 _linear(report, kind, test_ed, label_e, cfg.seed)
+                if averaged_ed:
+                    _linear(report, kind, averaged_ed, label_e, cfg.seed, "_mean_vector")
             else:
                 report.notes.append(
                     f"probe_{kind} is left out: all {len(label_e)} sentences have one label."
@@ -123,16 +129,22 @@ def probe(this: build.Run, mesh: Mesh, params: Params, step: int, split: str = "
 
 
 def _linear(
-    report: Report, kind: str, test_ed: list[np.ndarray], label_e: np.ndarray, seed: int
+    report: Report,
+    kind: str,
+    test_ed: list[np.ndarray],
+    label_e: np.ndarray,
+    seed: int,
+    suffix: str = "",
 ) -> None:
     found, control = (probes.linear_probe(x_ed, label_e, seed=seed) for x_ed in test_ed)
     chance = probes.linear_probe(test_ed[0], probes.permuted(label_e, seed), seed=seed)
-    _scores(report, f"probe_{kind}", found, control, chance, f"sd of {found.runs} folds")
+    name = f"probe_{kind}{suffix}"
+    _scores(report, name, found, control, chance, f"sd of {found.runs} folds")
     if few := probes.rare(label_e):
         named = zip(names(kind, np.array(list(few))), few.values(), strict=True)
         counted = ", ".join(f"{name} ({n})" for name, n in named)
         report.notes.append(
-            f"probe_{kind}: labels with fewer sentences than the {found.runs} folds: {counted}. "
+            f"{name}: labels with fewer sentences than the {found.runs} folds: {counted}. "
             "They count as the others do; one with a single sentence is never predicted."
         )
 

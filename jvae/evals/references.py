@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jvae.errors import ConfigError
+from jvae import extras
 from jvae.evals.bleu import References
 from jvae.evals.collect import mean_se
 from jvae.evals.text import corpus_bleu_of, distinct, jaccard, self_bleu
@@ -60,8 +60,6 @@ def fidelity(texts: Texts, references: Texts) -> dict[str, Score]:
       rouge_1, rouge_2, rouge_l   F1 by rouge-score with stemming, 0 to 100, the largest over
                 references
 
-    ROUGE is left out where rouge-score is not installed.
-
     Raises: ValueError unless every source has as many texts as the others and a reference.
     """
     counts = {len(own) for own in texts}
@@ -80,18 +78,15 @@ def fidelity(texts: Texts, references: Texts) -> dict[str, Score]:
         "bleu": Score(float(np.mean(sets))),
         "bleu_best": Score(corpus_bleu_of(references, best)[0]),
     }
-    if (rouge := rouge_scorer()) is not None:
-        for name, score_en in _each(texts, references, rouge).items():
-            scores |= _mean_and_best(name, score_en)
+    for name, score_en in _each(texts, references, rouge_scorer()).items():
+        scores |= _mean_and_best(name, score_en)
     return scores
 
 
-def rouge_scorer() -> Callable[[str, Sequence[str]], dict[str, float]] | None:
-    """ROUGE of a text against references, 0 to 100 by name; None without rouge-score."""
-    try:
-        from rouge_score.rouge_scorer import RougeScorer  # NLTK takes a second to import
-    except ImportError:
-        return None
+def rouge_scorer() -> Callable[[str, Sequence[str]], dict[str, float]]:
+    """ROUGE of a text against references, 0 to 100 by name."""
+    from rouge_score.rouge_scorer import RougeScorer  # NLTK takes a second to import
+
     scorer = RougeScorer(list(ROUGE), use_stemmer=True)
 
     def score(text: str, references: Sequence[str]) -> dict[str, float]:
@@ -128,7 +123,9 @@ def bert_score(texts: Texts, references: Texts, model: str) -> dict[str, Score]:
         rescaling.
     Raises: ConfigError if bert-score is not installed.
     """
-    score = _bert_scorer()
+    check_bert_score(model)
+    from bert_score import score  # pyright: ignore[reportMissingImports] an extra, with PyTorch
+
     flat = [text for own in texts for text in own]
     known = [list(refs) for own, refs in zip(texts, references, strict=True) for _ in own]
     _, _, f1_n = score(flat, known, model_type=model)
@@ -139,18 +136,7 @@ def bert_score(texts: Texts, references: Texts, model: str) -> dict[str, Score]:
 def check_bert_score(model: str) -> None:
     """Raises: ConfigError if a model is named and bert-score is not installed."""
     if model:
-        _bert_scorer()
-
-
-def _bert_scorer() -> Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    try:
-        from bert_score import score  # pyright: ignore[reportMissingImports] an extra, with PyTorch
-    except ImportError:
-        raise ConfigError(
-            "evals.bertscore is set, but the package bert-score is not installed: "
-            "pip install 'jvae[bertscore]', or leave evals.bertscore empty"
-        ) from None
-    return score
+        extras.require("bertscore", "evals.bertscore")
 
 
 def diversity(texts: Texts) -> dict[str, Score]:

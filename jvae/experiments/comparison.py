@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 
+from jvae import extras
 from jvae.errors import ConfigError, JvaeError
 from jvae.experiments import rows as fair_rows
 from jvae.experiments import tables
@@ -169,6 +170,7 @@ def main(argv: Sequence[str]) -> int:
         if given.dry_run:
             print("\n".join(one.command() for one in jobs))
             return 0
+        extras.require("figures", "the comparison")
         code = run_all(jobs, given)
         rows = read_rows(given.rows)
         wanted = {one.key for one in jobs}

@@ -7,11 +7,12 @@ estimators of any other.
 
 from jvae.fitted import diffusion, flow, gaussian, gmm  # noqa: F401 they register themselves
 from jvae.fitted.contract import FITTED, Density, FittedKind
-from jvae.fitted.prior import KEY, Fitted, attach, fit, has_density, join
+from jvae.fitted.prior import KEY, NO_SPHERE, Fitted, attach, fit, has_density, join
 
 __all__ = [
     "FITTED",
     "KEY",
+    "NO_SPHERE",
     "Density",
     "Fitted",
     "FittedKind",

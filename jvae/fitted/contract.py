@@ -10,29 +10,30 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Key
 
+from jvae.api import Params
 from jvae.registry import Registry
+
+Transport = Callable[[Params, Float[Array, "e g z"], Int[Array, ""]], Float[Array, "e g z"]]
 
 
 class Density(NamedTuple):
     """p(u | label) over latents (G, Z); functions that take fitted parameters first.
 
-    fit(u_ngz, label_n, key) -> params
-      A nested dictionary of arrays.
-    sample(params, key_e, label_e) -> u_egz
-      One draw per key; equal keys and labels give equal draws, whatever stands beside them.
-    log_prob(params, u_egz, label) -> nats_e
-      For one label, a scalar; None where the density is not computed.
-    to_noise, from_noise: (params, u_egz, label) -> u_egz
-      A map to N(0, I) latents and back; None without one.
+    fit(u_ngz, label_n, key): parameters, a nested dictionary of arrays.
+    sample(params, key_e, label_e): one draw per key; equal keys and labels give equal draws,
+      whatever stands beside them.
+    log_prob(params, u_egz, label): nats for one label, a scalar; None where the density is not
+      computed.
+    to_noise, from_noise(params, u_egz, label): a map to N(0, I) latents and back; None without one.
     """
 
-    fit: Callable[..., Any]
-    sample: Callable[..., Array]
-    log_prob: Callable[..., Float[Array, "e"]] | None
-    to_noise: Callable[..., Array] | None = None
-    from_noise: Callable[..., Array] | None = None
+    fit: Callable[[Float[Array, "n g z"], Int[Array, "n"], Key[Array, ""]], Params]
+    sample: Callable[[Params, Key[Array, "e"], Int[Array, "e"]], Float[Array, "e g z"]]
+    log_prob: Callable[[Params, Float[Array, "e g z"], Int[Array, ""]], Float[Array, "e"]] | None
+    to_noise: Transport | None = None
+    from_noise: Transport | None = None
 
 
 class FittedKind(NamedTuple):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from jvae.fitted import nets
+from jvae.latent import nets
 
 FREQUENCIES = 32  # of the embedding of the noise level
 HIGHEST = 30.0  # of them, radians per unit of log sigma / 4

@@ -13,7 +13,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int, Key
 
-from jvae.api import Params, Prior, TextVAE, has_latent
+from jvae.api import SPHERE, Params, Prior, TextVAE, has_latent
 from jvae.errors import ConfigError, InputError
 from jvae.fitted.contract import FITTED, Density, density
 from jvae.latent import mixture
@@ -21,6 +21,10 @@ from jvae.parallel import mesh as meshes
 
 KEY = "fitted"  # where the parameters lie among those of a model
 LEAST_SCALE = 1e-6  # of a dimension that does not vary
+NO_SPHERE = (
+    "the latents of this model have length 1 (model.posterior.kind=vmf); a fitted prior would have "
+    "none of its mass there. Use its own prior, or fit one to a model with another posterior"
+)
 LEAST_OF_A_LABEL = 2  # sentences
 
 
@@ -227,11 +231,13 @@ def attach(model: TextVAE, fitted: Fitted, label: str | None = None) -> TextVAE:
     A sampler keeps its chains, whose target holds the prior they were run with; its likelihood
     bounds draw from the new prior in their mixture.
 
-    Raises: ConfigError for a language model; InputError for an unknown label or a prior of latents
-      of another shape.
+    Raises: ConfigError for a language model or latents on a sphere; InputError for an unknown label
+      or a prior of latents of another shape.
     """
     if not has_latent(model):
         raise ConfigError("a language model has no latent, so no prior can be fitted to it")
+    if model.post.support == SPHERE:
+        raise ConfigError(NO_SPHERE)
     if fitted.shape != model.latent_shape:
         raise InputError(
             f"prior {fitted.name!r} is one of latents of shape {fitted.shape}; this model's have "

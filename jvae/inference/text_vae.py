@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jvae import errors
-from jvae.api import Batch, Cond, Params, Prompt, TextVAE
+from jvae.api import SPHERE, Batch, Cond, Params, Prompt, TextVAE
 from jvae.data.dataset import RowSpec
 from jvae.data.encode import encode
 from jvae.data.progress import Progress
@@ -45,10 +45,12 @@ class _Given(NamedTuple):
 class LoadedVAE:
     """Encode, edit, decode and score text with one set of parameters.
 
-    Latents are float32 arrays (n, groups, width); a language model's are (n, 0, 0). A conditional
-    model needs `sources`, one source text for each sentence or latent; the others take none. Any
-    number of texts goes: they are cut into batches of few shapes, each compiled once. What a text
-    gives does not depend on the texts beside it, noise included.
+    Latents are float32 arrays (n, groups, width): groups are the `vectors` of a text, or the layers
+    of DELLA; a language model's latents are (n, 0, 0). Where every vector has length 1
+    (`model.post.support`), edited ones are brought back to it. A conditional model needs `sources`,
+    one source text for each sentence or latent; the others take none. Any number of texts goes:
+    they are cut into batches of few shapes, each compiled once. What a text gives does not depend
+    on the texts beside it, noise included.
     """
 
     model: TextVAE
@@ -259,7 +261,8 @@ class LoadedVAE:
         checks.same_process(self.pid)
         checks.settings(settings)
         z_egz = checks.latents(z_egz, ("n", *self.model.latent_shape))
-        config = DecodeConfig(**({"method": "greedy", "max_length": self.max_length} | settings))
+        settings = {"method": "greedy", "max_length": self.max_length} | settings
+        config = DecodeConfig(**settings)
         if len(z_egz) == 0:
             return []
         sources = self._sources(sources, len(z_egz))
@@ -396,6 +399,10 @@ class LoadedVAE:
         told = self._told(z_dtgz.reshape(-1, *z_gz.shape), source, settings)
         return [told[i : i + len(offsets)] for i in range(0, len(told), len(offsets))]
 
+    def placed(self, z_egz: Float[np.ndarray, "n g z"]) -> Float[np.ndarray, "n g z"]:
+        """Latents where those of the model lie: of length 1 where these are, else as they are."""
+        return geometry.on_sphere(z_egz) if self.model.post.support == SPHERE else z_egz
+
     def neighbors(
         self,
         text: str,
@@ -487,7 +494,8 @@ class LoadedVAE:
     def _told(
         self, z_egz: Float[np.ndarray, "n g z"], source: str | None, settings: dict[str, Any]
     ) -> list[str]:
-        return self.decode(z_egz, sources=source and [source] * len(z_egz), **settings)
+        given = source and [source] * len(z_egz)
+        return self.decode(self.placed(z_egz), sources=given, **settings)
 
     def _ends(self, texts: list[str], source: str | None) -> Float[np.ndarray, "n g z"]:
         """Latents of the sentences that an edit starts from."""

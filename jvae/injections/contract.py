@@ -9,13 +9,14 @@ which then lie in the caches of keys and values.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from jvae.api import Params
 from jvae.nn.attention import owners
 from jvae.nn.points import CrossKv, LatentKv, Points
 
@@ -45,10 +46,41 @@ _EXAMPLES: Any = (0, 0, 1, 1)
 EXAMPLE_AXES = Reach(None, None, *_EXAMPLES)
 
 
+def by_vector(spec: str, z_egz: Float[Array, "e g z"], kernel: Array) -> Array:
+    """einsum(spec, z_ez, rows) of each vector of a latent and Z rows of its own, of the kernel's
+    G * Z; vectors stand behind examples.
+
+    Args:
+      spec: such as "ez,zd->ed", with these letters for examples and dimensions.
+    """
+    _, rows, out = spec.replace("->", ",").split(",")
+    parts = jnp.split(kernel, z_egz.shape[1], axis=rows.index("z"))
+    every = [jnp.einsum(spec, z_egz[:, g], part) for g, part in enumerate(parts)]
+    return jnp.stack(every, axis=out.index("e") + 1)
+
+
 def nothing(params: Any, reach: Reach, lay: Lay) -> Points:
     """Points of an injection that acts through `Reach` alone."""
     del params, reach, lay
     return Points()
+
+
+@runtime_checkable
+class GiveReach(Protocol):
+    """What a latent gives. rows: those that the examples lie in; as many as examples while
+    decoding. once: what `Injection.once` gave.
+    """
+
+    def __call__(
+        self,
+        own: Params,
+        z_egz: Float[Array, "e g z"],
+        rows: int,
+        once: Any = None,
+        /,
+        *,
+        decoding: bool = False,
+    ) -> Reach: ...
 
 
 class Injection(NamedTuple):
@@ -56,8 +88,6 @@ class Injection(NamedTuple):
 
     needs: abilities of the decoder's stack; see `jvae.nn.backbone.ABILITIES`.
     init(key) -> its parameters, boxed.
-    reach(own, z_egz, rows, once=None, *, decoding=False) -> Reach
-      rows: those that the examples lie in; as many as examples while decoding.
     points(own, reach, lay) -> Points with `value` and `tap`.
     once(own, drop) -> what does not depend on z; None for nothing.
     table(own) -> (V, C), the scores that a feature adds; None without features.
@@ -69,10 +99,10 @@ class Injection(NamedTuple):
 
     needs: frozenset[str]
     init: Callable[[Key[Array, ""]], Any]
-    reach: Callable[..., Reach]
+    reach: GiveReach
     points: Callable[[Any, Reach, Lay], Points] = nothing
-    once: Callable[..., Any] | None = None
-    table: Callable[[Any], Array] | None = None
+    once: Callable[[Params, Key[Array, ""] | None], Any] | None = None
+    table: Callable[[Params], Float[Array, "v c"]] | None = None
     owners: Callable[[int], Int[np.ndarray, "m"]] = owners
     cross_owners: Callable[[int], Int[np.ndarray, "s"]] = owners
     slots: int = 0

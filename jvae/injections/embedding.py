@@ -12,18 +12,21 @@ from jvae.nn.layers import Initializer, Projection, apply
 NAME = "offset"
 
 
-def embedding(stack: Stack, latent: int, start: Initializer) -> Injection:
-    """The injection for latents (E, 1, Z); the offset comes behind an embedding's own scale."""
+def embedding(stack: Stack, shape: tuple[int, int], start: Initializer) -> Injection:
+    """The injection for latents of shape (G, Z), all vectors in one offset, which comes behind an
+    embedding's own scale.
+    """
     c = stack.config
     project = Projection((c.width,), ("latent",), ("embed",), False, start)
 
     def init(key: Key[Array, ""]) -> Any:
-        return {NAME: project.init(key, jnp.zeros((1, latent)))["params"]}
+        return {NAME: project.init(key, jnp.zeros((1, shape[0] * shape[1])))["params"]}
 
     def reach(
         own: Any, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
     ) -> Reach:
         del rows, once, decoding
-        return Reach(offset_ed=apply(project, own[NAME], z_egz[:, 0].astype(c.dtype)))
+        flat_ez = z_egz.reshape(len(z_egz), -1).astype(c.dtype)
+        return Reach(offset_ed=apply(project, own[NAME], flat_ez))
 
     return Injection(frozenset({"decode"}), init, reach)

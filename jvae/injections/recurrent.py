@@ -20,7 +20,9 @@ class Gates(NamedTuple):
 
 
 def init(stack: Stack, latent: int, key: Key[Array, "3"]) -> Any:
-    """Boxed parameters {latent, first}, which lie beside those of the stack."""
+    """Boxed parameters {latent, first}, which lie beside those of the stack, for latents of so many
+    dimensions in all.
+    """
     cell, hidden = _recurrent(stack), _recurrent(stack).hidden
     keys = split_key(key, 3) if key.ndim == 0 else key
     return {

@@ -17,19 +17,19 @@ from jvae.nn.layers import Initializer
 NAME = "scores"
 
 
-def softmax(stack: Stack, latent: int, start: Initializer) -> Injection:
-    """The injection for latents (E, 1, Z)."""
+def softmax(stack: Stack, shape: tuple[int, int], start: Initializer) -> Injection:
+    """The injection for latents of shape (G, Z), all vectors in one."""
     c = stack.config
 
     def init(key: Key[Array, ""]) -> Any:
-        table_vz = start(key, (c.vocab_padded, latent), jnp.float32)
+        table_vz = start(key, (c.vocab_padded, shape[0] * shape[1]), jnp.float32)
         return {NAME: {"table": nn.LogicallyPartitioned(table_vz, ("vocab", "latent"))}}
 
     def reach(
         own: Any, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
     ) -> Reach:
         del own, rows, once, decoding
-        return Reach(feature_ec=z_egz[:, 0].astype(c.dtype))
+        return Reach(feature_ec=z_egz.reshape(len(z_egz), -1).astype(c.dtype))
 
     return Injection(
         frozenset({"decode", "features"}), init, reach, table=lambda own: own[NAME]["table"]

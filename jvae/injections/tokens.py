@@ -9,25 +9,27 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from jvae.injections.contract import Injection, Reach
+from jvae.injections.contract import Injection, Reach, by_vector
 from jvae.nn.backbone import Stack
-from jvae.nn.layers import Initializer, Projection, apply
+from jvae.nn.layers import Initializer, Projection
 
 NAME = "tokens"
 
 
-def tokens(stack: Stack, latent: int, start: Initializer, count: int) -> Injection:
-    """The injection of `count` vectors for latents (E, 1, Z)."""
+def tokens(stack: Stack, shape: tuple[int, int], start: Initializer, count: int) -> Injection:
+    """The injection of `count` vectors for each of the G of latents (G, Z)."""
     c = stack.config
     project = Projection((count, c.width), ("latent",), (None, "embed"), kernel_init=start)
 
     def init(key: Key[Array, ""]) -> Any:
-        return {NAME: project.init(key, jnp.zeros((1, latent)))["params"]}
+        return {NAME: project.init(key, jnp.zeros((1, shape[0] * shape[1])))["params"]}
 
     def reach(
         own: Any, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
     ) -> Reach:
         del rows, once, decoding
-        return Reach(token_emd=apply(project, own[NAME], z_egz[:, 0].astype(c.dtype)))
+        kernel, bias_cd = (own[NAME][name].astype(c.dtype) for name in ("kernel", "bias"))
+        token_egcd = by_vector("ez,zcd->ecd", z_egz.astype(c.dtype), kernel) + bias_cd[None, None]
+        return Reach(token_emd=token_egcd.reshape(len(z_egz), -1, c.width))
 
-    return Injection(frozenset({"tokens"}), init, reach, tokens=count)
+    return Injection(frozenset({"tokens"}), init, reach, tokens=shape[0] * count)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from jvae.injections.contract import Injection, Lay, Reach, side_by_side
+from jvae.injections.contract import Injection, Lay, Reach, by_vector, side_by_side
 from jvae.nn.adapters import Adapter, AdapterInputs, adapter_tap
 from jvae.nn.attention import for_everyone, owners
 from jvae.nn.backbone import Stack
@@ -27,10 +27,10 @@ from jvae.nn.stack import init_stack
 class Ways:
     """Which ways are open.
 
-    psa: per layer one slot with a key and a value of its own. memory: per layer one slot, key =
-    value. embedding: added to every input embedding. output: added to the scores. adapters: added
-    inside every decoder adapter. vary: psa, memory and adapters read a projection of z for every
-    layer instead of one for all.
+    psa: per layer and vector of z one slot with a key and a value of its own. memory: per layer and
+    vector one slot, key = value. embedding: added to every input embedding. output: added to the
+    scores. adapters: added inside every decoder adapter. vary: psa, memory and adapters read a
+    projection of z for every layer instead of one for all.
     """
 
     psa: bool = False
@@ -111,13 +111,14 @@ def init(config: Any, ways: Ways, latent: int, key: Key[Array, ""]) -> Any:
 def _reach(
     config: Any, ways: Ways, own: Any, z_egz: Array, rows: int
 ) -> tuple[LatentKv | None, LatentKv | None, Reach]:
-    c = config
-    z_ez = z_egz[:, 0].astype(c.dtype)
+    c, (examples, vectors, _) = config, z_egz.shape
+    z_evz = z_egz.astype(c.dtype)
+    z_ez = z_evz.reshape(examples, -1)
     psa = memory = offset_ed = adapter_led = feature_ec = None
 
-    def slots(key_legh: Array, value_legh: Array) -> LatentKv:
+    def slots(key_lmnh: Array, value_lmnh: Array) -> LatentKv:
         shape = (c.layers, rows, -1, c.kv_heads, c.head)
-        return LatentKv(key_legh.reshape(shape), value_legh.reshape(shape))
+        return LatentKv(key_lmnh.reshape(shape), value_lmnh.reshape(shape))
 
     def kernel(name: str) -> Array:
         return own[name]["kernel"].astype(c.dtype)
@@ -126,18 +127,21 @@ def _reach(
         return own[name]["bias"].astype(c.dtype)[:, None]
 
     if ways.projected:
+        # Projections of all vectors of all examples, M of them, one vector behind the other.
         if ways.vary:
-            e_led = jnp.einsum("ez,lzd->led", z_ez, kernel("project"))
+            e_levd = by_vector("ez,lzd->led", z_evz, kernel("project"))
         else:
-            e_ed = jnp.einsum("ez,zd->ed", z_ez, kernel("project"))
-            e_led = jnp.broadcast_to(e_ed[None], (c.layers, *e_ed.shape))
+            e_evd = by_vector("ez,zd->ed", z_evz, kernel("project"))
+            e_levd = jnp.broadcast_to(e_evd[None], (c.layers, *e_evd.shape))
+        e_lmd = e_levd.reshape(c.layers, -1, c.width)
         if ways.psa:
-            kv_lecgh = jnp.einsum("led,ldcgh->lecgh", e_led, kernel("psa")) + bias("psa")
-            psa = slots(kv_lecgh[:, :, 0], kv_lecgh[:, :, 1])
+            kv_lmcnh = jnp.einsum("lmd,ldcnh->lmcnh", e_lmd, kernel("psa")) + bias("psa")
+            psa = slots(kv_lmcnh[:, :, 0], kv_lmcnh[:, :, 1])
         if ways.memory:
-            slot_legh = jnp.einsum("led,ldgh->legh", e_led, kernel("memory"))
-            memory = slots(slot_legh, slot_legh)
+            slot_lmnh = jnp.einsum("lmd,ldnh->lmnh", e_lmd, kernel("memory"))
+            memory = slots(slot_lmnh, slot_lmnh)
         if ways.adapters:
+            e_led = e_lmd if vectors == 1 else jnp.sum(e_levd, axis=2)
             adapter_led = jnp.einsum("lec,lcd->led", e_led, kernel("adapter_latent"))
             adapter_led = adapter_led + bias("adapter_latent")
     if ways.embedding:
@@ -152,13 +156,14 @@ def _reach(
 def all_ways(
     stack: Stack,
     ways: Ways,
-    latent: int,
+    shape: tuple[int, int],
     *,
     adapter: Adapter | None = None,
     places: frozenset[str] = frozenset(),
     prefix: Prefix | None = None,
 ) -> Injection:
-    """The open ways as one injection of latents (E, 1, Z).
+    """The open ways as one injection of latents of shape (G, Z). Every vector has slots of its own;
+    embeddings, adapters and scores read all of them.
 
     The decoder's adapters and its prefix are no ways of z, but lie at the same points. Their
     parameters, {adapter, prefix}, are made where the encoder's are.
@@ -167,7 +172,7 @@ def all_ways(
       adapter, places: of the decoder's layers; None for none.
       prefix: learned slots that all examples see; None for none.
     """
-    c = stack.config
+    c, vectors, latent = stack.config, shape[0], shape[0] * shape[1]
     count = 0 if prefix is None else prefix.slots
     needs = {"decode"}
     needs |= {"slots"} if ways.psa or ways.memory or count else set()
@@ -196,8 +201,8 @@ def all_ways(
         return apply(_OutputBias(c, latent), own["output"])
 
     def owned(slots: int) -> np.ndarray:
-        own_s, shared_m = owners(slots), for_everyone(count)
-        return np.concatenate([own_s] * ways.psa + [shared_m] + [own_s] * ways.memory)
+        own_m, shared_m = np.repeat(owners(slots), vectors), for_everyone(count)
+        return np.concatenate([own_m] * ways.psa + [shared_m] + [own_m] * ways.memory)
 
     return Injection(
         needs=frozenset(needs),
@@ -207,5 +212,5 @@ def all_ways(
         once=once if prefix is not None else None,
         table=table if ways.output else None,
         owners=owned,
-        slots=int(ways.psa) + int(ways.memory) + count,
+        slots=vectors * (int(ways.psa) + int(ways.memory)) + count,
     )

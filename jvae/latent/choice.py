@@ -1,12 +1,13 @@
 """The choice of a registered member in a config section: its name, and options beside it."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from jvae.errors import ConfigError
+from jvae.fields import check_dataclass, lines
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Choice:
 
         Raises: ConfigError for an option that the member does not have or refuses.
         """
-        if dataclasses.is_dataclass(cls):
+        declared = dataclasses.is_dataclass(cls)
+        if declared:
             known = [field.name for field in dataclasses.fields(cls)]
         else:
             known = list(getattr(cls, "_fields", ()))
@@ -55,12 +57,14 @@ class Choice:
                     f"{where}.{name}: {self.kind} has no such option; "
                     f"options: {', '.join(known) or 'none'}"
                 )
+        if declared and (problems := check_dataclass(cls, dict(self.options), where)):
+            raise ConfigError(lines(problems))
         with refusals(where):
             return cls(**dict(self.options))
 
 
 @contextmanager
-def refusals(where: str) -> Iterator[None]:
+def refusals(where: str) -> Generator[None, None, None]:
     """What a member refuses with TypeError or ValueError, as the ConfigError of its section."""
     try:
         yield

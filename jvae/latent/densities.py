@@ -1,18 +1,29 @@
-"""Amortised posteriors by name: from a sentence's features to a density over its latent vector.
+"""Amortised posteriors by name: from a sentence's features to a density over its latent.
 
-A member is `build(options, head, latent) -> Density`, registered in `POSTERIORS`; a config chooses
+A member is `build(options, head, shape) -> Density`, registered in `POSTERIORS`; a config chooses
 it with `model.posterior.kind` and sets its options beside that key. The encoder and its pooling are
 the model's.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
-from jvae.api import Batch, Params, Post, Posterior
+from jvae.api import (
+    SPACE,
+    Batch,
+    Cond,
+    LogPosterior,
+    Mean,
+    Params,
+    Post,
+    Posterior,
+    SamplePosterior,
+)
+from jvae.fields import setting
 from jvae.latent.choice import Choice, refusals
 from jvae.latent.gaussian import DiagonalGaussian, Gaussian, log_density, noise, reparameterize
 from jvae.registry import Registry
@@ -27,7 +38,13 @@ class Affine(NamedTuple):
     init: Callable[[Key[Array, ""]], Any]
     apply: Callable[[Any, Float[Array, "e d"]], Array]
 
+    def each(self, params: Any, h_egd: Float[Array, "e g d"]) -> Array:
+        """The map of every vector, (E, G, *outputs): all vectors of a text share it."""
+        out = self.apply(params, h_egd.reshape(-1, h_egd.shape[-1]))
+        return out.reshape(*h_egd.shape[:2], *out.shape[1:])
 
+
+@runtime_checkable
 class Head(Protocol):
     """Makes an affine map with outputs of a shape, and the logical axes of that shape."""
 
@@ -35,72 +52,120 @@ class Head(Protocol):
 
 
 class Density(NamedTuple):
-    """What a sentence's features say of its latent; parameters lie under `params["posterior"]`.
+    """What a sentence's features, a vector for each of its latent's, say of that latent; parameters
+    lie under `params["posterior"]`.
 
     init(key) -> {name: boxed parameters}
-    read(params["posterior"], h_ed) -> post
-    sample, log_prob, mean, form: see `jvae.api.Posterior`
+    read(params["posterior"], h_egd) -> post
+    sample, log_prob, mean, form, support: see `jvae.api.Posterior`
+    read_together(params["posterior"], h_egd, valid_e) -> post
+      In place of `read` in training, for a density that reads the examples of a batch together.
+    track(params["posterior"], h_egd, valid_e) -> params["posterior"]
+      What `read` knows of all batches, after one more of them.
     """
 
     init: Callable[[Key[Array, ""]], dict[str, Any]]
-    read: Callable[[Any, Float[Array, "e d"]], Post]
-    sample: Callable[..., Array]
-    log_prob: Callable[..., Array] | None
-    mean: Callable[..., Array]
+    read: Callable[[Any, Float[Array, "e g d"]], Post]
+    sample: SamplePosterior
+    log_prob: LogPosterior | None
+    mean: Mean
     form: Any = None
+    support: str = SPACE
+    read_together: Callable[[Any, Float[Array, "e g d"], Bool[Array, "e"]], Post] | None = None
+    track: Callable[[Any, Float[Array, "e g d"], Bool[Array, "e"]], Any] | None = None
 
 
 class PosteriorKind(NamedTuple):
-    """A registered posterior: its options, a frozen dataclass, and what makes it."""
+    """A registered posterior: its options, a frozen dataclass, and what makes it for a latent
+    shape.
+    """
 
     options: type
-    build: Callable[[Any, Head, int], Density]
+    build: Callable[[Any, Head, tuple[int, int]], Density]
 
 
 POSTERIORS: Registry[PosteriorKind] = Registry("posterior", "model.posterior.kind")
 GAUSSIAN = Choice("gaussian")
 
 
-def build_density(choice: Choice, head: Head, latent: int) -> Density:
-    """The density of a config over one vector of `latent` dimensions. Raises: ConfigError."""
+def build_density(choice: Choice, head: Head, shape: tuple[int, int]) -> Density:
+    """The density of a config over latents of shape (G, Z). Raises: ConfigError."""
     kind = POSTERIORS[choice.kind]
     options = choice.options_as(kind.options, "model.posterior")
     with refusals("model.posterior"):
-        return kind.build(options, head, latent)
+        return kind.build(options, head, shape)
 
 
-def amortized(density: Density, features: Callable[..., Float[Array, "e d"]]) -> Posterior:
-    """The posterior of an encoder.
+Features = Callable[
+    [Params, Batch, Key[Array, ""] | None], Float[Array, "e g d"]
+]  # (params, batch, drop) -> h_egd
 
-    Args:
-      features: (params, batch, drop, cond) -> h_ed.
-    """
 
-    def encode(params: Params, batch: Batch, drop=None, *, cond=None, key_e=None) -> Post:
-        del key_e  # amortised inference is deterministic
-        return density.read(params["posterior"], features(params, batch, drop, cond))
+def amortized(density: Density, features: Features) -> Posterior:
+    """The posterior of an encoder, whose pooled states are the features."""
 
-    def pooled(params: Params, batch: Batch, drop=None, *, cond=None) -> Float[Array, "e d"]:
-        return features(params, batch, drop, cond)
+    def encode(
+        params: Params,
+        batch: Batch,
+        drop: Key[Array, ""] | None = None,
+        *,
+        cond: Cond | None = None,
+        key_e: Key[Array, "e"] | None = None,
+    ) -> Post:
+        del cond, key_e  # amortised inference is deterministic
+        own, h_egd = params["posterior"], features(params, batch, drop)
+        if drop is not None and density.read_together is not None:
+            return density.read_together(own, h_egd, batch.valid_e)
+        return density.read(own, h_egd)
 
-    form = density.form
-    return Posterior(encode, density.sample, density.log_prob, density.mean, form, features=pooled)
+    def pooled(
+        params: Params,
+        batch: Batch,
+        drop: Key[Array, ""] | None = None,
+        /,
+        *,
+        cond: Cond | None = None,
+    ) -> Float[Array, "e d"]:
+        del cond
+        return jnp.mean(features(params, batch, drop), axis=1)
+
+    def track(params: Params, batch: Batch) -> Params:
+        assert density.track is not None
+        h_egd = features(params, batch, None)
+        return params | {"posterior": density.track(params["posterior"], h_egd, batch.valid_e)}
+
+    return Posterior(
+        encode=encode,
+        sample=density.sample,
+        log_prob=density.log_prob,
+        mean=density.mean,
+        form=density.form,
+        features=pooled,
+        support=density.support,
+        coupled=density.read_together is not None,
+        track=None if density.track is None else track,
+    )
 
 
 @dataclass(frozen=True)
 class GaussianOptions:
     """Options of the posterior `gaussian`."""
 
-    log_var_shift: float = 0.0  # added to log-variances; below 0, z starts nearly deterministic
-    unit_variance: bool = False  # log-variances are 0 whatever the head says
+    log_var_shift: float = setting(
+        0.0,
+        low=-50.0,
+        high=50.0,
+        help="Added to log-variances; a negative one starts nearly deterministic.",
+    )
+    unit_variance: bool = setting(False, help="Log-variances are 0 whatever the head says.")
 
 
-def gaussian(options: GaussianOptions, head: Head, latent: int) -> Density:
+def gaussian(options: GaussianOptions, head: Head, shape: tuple[int, int]) -> Density:
     """A diagonal Gaussian; one affine map gives means and log-variances."""
-    affine = head((2, latent), (None, "latent"))
+    affine = head((2, shape[1]), (None, "latent"))
 
-    def read(params: Any, h_ed: Array) -> Gaussian:
-        stats_egcz = affine.apply(params["head"], h_ed)[:, None]
+    def read(params: Any, h_egd: Array) -> Gaussian:
+        stats_egcz = affine.each(params["head"], h_egd)
         mean_egz, log_var_egz = stats_egcz[:, :, 0], stats_egcz[:, :, 1]
         if options.unit_variance:
             return Gaussian(mean_egz, jnp.zeros_like(mean_egz))

@@ -81,6 +81,12 @@ def axes(
     return out.reshape(len(dims), len(offsets), *z_gz.shape)
 
 
+def on_sphere(z_egz: Float[np.ndarray, "e g z"]) -> Float[np.ndarray, "e g z"]:
+    """Every vector brought to length 1."""
+    length_eg1 = np.linalg.norm(z_egz, axis=-1, keepdims=True)
+    return (z_egz / np.maximum(length_eg1, 1e-12)).astype(np.float32)
+
+
 def direction(
     from_egz: Float[np.ndarray, "e g z"], to_egz: Float[np.ndarray, "n g z"]
 ) -> Float[np.ndarray, "g z"]:

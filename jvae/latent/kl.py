@@ -13,38 +13,48 @@ from jaxtyping import Array, Float
 
 from jvae.api import Cond, Params, Post, Posterior, Prior
 
-ClosedForm = Callable[[Params, Posterior, Post, Array, Prior, Cond], Float[Array, "e g z"]]
+ClosedForm = Callable[[Params, Posterior, Post, Array, Prior, Cond], Array]
 
-_CLOSED_FORMS: dict[tuple[type, type], ClosedForm] = {}
+
+class _Rule(NamedTuple):
+    of: ClosedForm
+    per_dimension: bool
+
+
+_CLOSED_FORMS: dict[tuple[type, type], _Rule] = {}
 
 
 class Kl(NamedTuple):
     """In nats."""
 
     nats_e: Float[Array, "e"]
-    nats_egz: Float[Array, "e g z"] | None  # per latent dimension; None without a closed form
+    nats_egz: Float[Array, "e g z"] | None  # per latent dimension; None where it has none
 
 
-def closed_form(posterior: type, prior: type) -> Callable[[ClosedForm], ClosedForm]:
-    """Registers rule(params, posterior, post, z_egz, prior, cond) -> nats_egz for two forms.
+def closed_form(
+    posterior: type, prior: type, per_dimension: bool = True
+) -> Callable[[ClosedForm], ClosedForm]:
+    """Registers rule(params, posterior, post, z_egz, prior, cond) -> nats_egz for two forms, or
+    nats_e for a KL that is no sum over dimensions.
 
     The KL of a chain of groups depends on the draw's own lower groups, hence `z_egz`.
     """
 
     def register(rule: ClosedForm) -> ClosedForm:
-        _CLOSED_FORMS[posterior, prior] = rule
+        _CLOSED_FORMS[posterior, prior] = _Rule(rule, per_dimension)
         return rule
 
     return register
 
 
-def _rule(posterior: Posterior, prior: Prior) -> ClosedForm | None:
+def _rule(posterior: Posterior, prior: Prior) -> _Rule | None:
     return _CLOSED_FORMS.get((type(posterior.form), type(prior.form)))
 
 
 def per_dimension(posterior: Posterior, prior: Prior) -> bool:
     """Whether the KL of this pair comes per latent dimension."""
-    return not posterior.has_kl or _rule(posterior, prior) is not None
+    rule = _rule(posterior, prior)
+    return not posterior.has_kl or (rule is not None and rule.per_dimension)
 
 
 def kl(
@@ -63,8 +73,8 @@ def kl(
         zero_egz = jnp.zeros(z_egz.shape, z_egz.dtype)
         return Kl(jnp.sum(zero_egz, axis=(1, 2)), zero_egz)
     if rule := _rule(posterior, prior):
-        nats_egz = rule(params, posterior, post, z_egz, prior, cond)
-        return Kl(jnp.sum(nats_egz, axis=(1, 2)), nats_egz)
+        nats = rule.of(params, posterior, post, z_egz, prior, cond)
+        return Kl(jnp.sum(nats, axis=(1, 2)), nats) if rule.per_dimension else Kl(nats, None)
     if posterior.log_prob is None:
         raise ValueError(
             "this posterior has no density, so its KL cannot be estimated; give it `log_prob`, or "

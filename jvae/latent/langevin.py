@@ -45,14 +45,21 @@ class LangevinInfo(NamedTuple):
 class Kernel(NamedTuple):
     """A Langevin chain.
 
-    init(z_egz) -> LangevinState
-    step(key_e, state, k) -> (LangevinState, LangevinInfo)     step number k, with fresh noise
-    move(noise_egz, state, k) -> z_egz                         where it goes with noise given
+    step(key_e, state, k): step number k, with fresh noise.
+    move(noise_egz, state, k): where that step goes with this noise.
     """
 
-    init: Callable[..., LangevinState]
-    step: Callable[..., tuple[LangevinState, LangevinInfo]]
-    move: Callable[..., Array]
+    init: Callable[[Float[Array, "e g z"]], LangevinState]
+    step: Callable[
+        [Key[Array, "e"], LangevinState, Int[Array, ""] | int], tuple[LangevinState, LangevinInfo]
+    ]
+    move: Callable[
+        [Float[Array, "e g z"], LangevinState, Int[Array, ""] | int], Float[Array, "e g z"]
+    ]
+
+
+KernelAt = Callable[[Int[Array, ""]], Kernel]  # of step k; the target may change along a chain
+NoiseAt = Callable[[Int[Array, ""]], Float[Array, "e g z"]]  # of step k
 
 
 def langevin(
@@ -94,10 +101,10 @@ def step_keys(key_e: Key[Array, "e"], k: Int[Array, ""] | int) -> Key[Array, "e"
 
 
 def run(
-    kernel_at: Callable[[Int[Array, ""]], Kernel],
+    kernel_at: KernelAt,
     z_egz: Float[Array, "e g z"],
     steps: int,
-    noise_at: Callable[[Int[Array, ""]], Float[Array, "e g z"]],
+    noise_at: NoiseAt,
     *,
     path: bool = False,
 ) -> tuple[Float[Array, "e g z"], Float[Array, "k e g z"] | None]:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Params, Posterior, Prior
+from jvae.api import Batch, Cond, Params, Posterior, Prior
 from jvae.latent.gaussian import Gaussian, kl, log_density, noise
 from jvae.latent.kl import closed_form
 
@@ -104,8 +104,8 @@ def walk(
         lambda a: jnp.moveaxis(a.astype(dtype), 1, 0), (given_egz, addends)
     )
 
-    def link(carry, inputs):
-        s_ez, z_ez = carry
+    def link(below: tuple[Array, Array], inputs: Any) -> tuple[tuple[Array, Array], Any]:
+        s_ez, z_ez = below
         p, group, given_ez, (text_ecz, source_ecz) = inputs
         s_ez = chain.summary(p, s_ez, z_ez)
         prior_ecz = chain.prior(p, s_ez)
@@ -155,10 +155,20 @@ def _chain_kl(
     return kl(clipped(chain, path.posterior), clipped(chain, path.prior))
 
 
-def posterior(chain: Chain, encode: Callable[..., ChainPost]) -> Posterior:
-    """A Posterior from `encode(params, batch, drop, cond) -> ChainPost`."""
+def posterior(
+    chain: Chain,
+    encode: Callable[[Params, Batch, Key[Array, ""] | None, Cond | None], ChainPost],
+) -> Posterior:
+    """A Posterior from `encode(params, batch, drop, cond)`."""
 
-    def _encode(params, batch, drop=None, *, cond=None, key_e=None) -> ChainPost:
+    def _encode(
+        params: Params,
+        batch: Batch,
+        drop: Key[Array, ""] | None = None,
+        *,
+        cond: Cond | None = None,
+        key_e: Key[Array, "e"] | None = None,
+    ) -> ChainPost:
         del key_e  # amortised inference is deterministic
         return encode(params, batch, drop, cond)
 

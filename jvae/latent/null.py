@@ -5,9 +5,9 @@ at 0 of a model that has latents, for phases that train it as a language model.
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
-from jvae.api import Batch, Posterior, Prior
+from jvae.api import Batch, Cond, Params, Post, Posterior, Prior
 
 LATENT_SHAPE = (0, 0)
 
@@ -15,11 +15,18 @@ LATENT_SHAPE = (0, 0)
 def at_zero(latent_shape: tuple[int, int]) -> Posterior:
     """z = 0 for every sentence, with a KL of 0."""
 
-    def encode(params: Any, batch: Batch, drop=None, *, cond=None, key_e=None) -> Array:
+    def encode(
+        params: Params,
+        batch: Batch,
+        drop: Key[Array, ""] | None = None,
+        *,
+        cond: Cond | None = None,
+        key_e: Key[Array, "e"] | None = None,
+    ) -> Array:
         del params, drop, cond, key_e
         return jnp.zeros((batch.id_e.shape[0], *latent_shape))
 
-    def sample(params: Any, post: Array, key_ke: Array) -> Array:
+    def sample(params: Params, post: Post, key_ke: Key[Array, "k e"]) -> Array:
         del params, post
         return jnp.zeros((*key_ke.shape, *latent_shape))
 

@@ -1,7 +1,8 @@
-"""Priors by name, for models with one latent vector per text.
+"""Priors by name, for models whose latent is one vector per text, or several.
 
 A member is `build(options, shape) -> PriorParts`, registered in `PRIORS`; a config chooses it with
-`model.prior.kind` and sets its options beside that key.
+`model.prior.kind` and sets its options beside that key. One that is made of posteriors is
+`build(options, shape, inputs)`, see `InputPosterior`.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,8 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Params, Prior
+from jvae.api import SPACE, SPHERE, Params, Post, Prior
+from jvae.errors import ConfigError
 from jvae.latent.choice import Choice, refusals
 from jvae.latent.gaussian import StandardNormal, log_standard, noise
 from jvae.registry import Registry
@@ -25,23 +27,73 @@ class PriorParts(NamedTuple):
     init: Callable[[Key[Array, ""]], Any] | None = None
 
 
+class InputPosterior(NamedTuple):
+    """The posterior of texts that are no tokens but learned vectors, what layer 0 of the encoder
+    reads.
+
+    start(key, (K, T)) -> x_ktd, embeddings of random tokens at fresh parameters
+    encode(params, x_ktd) -> post, one text a row and no dropout
+    longest: most vectors of a text.
+    sample, log_prob, support: see `jvae.api.Posterior`.
+    """
+
+    start: Callable[[Key[Array, ""], tuple[int, int]], Float[Array, "k t d"]]
+    encode: Callable[[Params, Float[Array, "k t d"]], Post]
+    longest: int
+    sample: Callable[..., Array]
+    log_prob: Callable[..., Array]
+    support: str = SPACE
+
+
 class PriorKind(NamedTuple):
-    """A registered prior: its options, a frozen dataclass, and what makes it for a latent shape."""
+    """A registered prior: its options, a frozen dataclass, and what makes it for a latent shape.
+
+    of_posterior: whether `build` takes an `InputPosterior` too.
+    """
 
     options: type
-    build: Callable[[Any, tuple[int, int]], PriorParts]
+    build: Callable[..., PriorParts]
+    of_posterior: bool = False
 
 
 PRIORS: Registry[PriorKind] = Registry("prior", "model.prior.kind")
 STANDARD_NORMAL = Choice("standard_normal")
 
 
-def build_prior(choice: Choice, shape: tuple[int, int]) -> PriorParts:
-    """The prior of a config over latents of shape (G, Z). Raises: ConfigError."""
+def build_prior(
+    choice: Choice, shape: tuple[int, int], inputs: InputPosterior | None = None
+) -> PriorParts:
+    """The prior of a config over latents of shape (G, Z).
+
+    Args:
+      inputs: of the model's encoder; None where it has none.
+    Raises: ConfigError.
+    """
     kind = PRIORS[choice.kind]
     options = choice.options_as(kind.options, "model.prior")
+    if kind.of_posterior and inputs is None:
+        raise ConfigError(
+            f"model.prior.kind is {choice.kind}, which is made of posteriors of single texts; this "
+            "model has no encoder, or a posterior that reads a batch together. Choose another prior"
+        )
+    needed = [inputs] if kind.of_posterior else []
     with refusals("model.prior"):
-        return kind.build(options, shape)
+        return kind.build(options, shape, *needed)
+
+
+def check_support(kind: Choice, prior: Prior, posterior: Choice, support: str) -> None:
+    """Raises: ConfigError for a prior whose latents lie elsewhere than those of a posterior."""
+    if prior.support == support:
+        return
+    if support == SPHERE:
+        raise ConfigError(
+            f"model.posterior.kind is {posterior.kind}, whose latents have length 1; those of "
+            f"model.prior.kind={kind.kind} have any: set that to uniform_sphere or vamp"
+        )
+    raise ConfigError(
+        f"model.prior.kind is {kind.kind}, whose latents have length 1; those of model.posterior."
+        f"kind={posterior.kind} have any: set that to vmf, or choose another prior"
+    )
 
 
 def standard_normal(shape: tuple[int, int]) -> Prior:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Batch, Context, Generator, Params, Posterior, Prior, per_example
+from jvae.api import Batch, Cond, Context, Generator, Params, Posterior, Prior, per_example
 from jvae.fields import Needs, setting
 from jvae.latent import langevin
 from jvae.latent.gaussian import DiagonalGaussian, Gaussian, log_density, noise, reparameterize
@@ -102,12 +102,11 @@ def log_joint(
 class Chain(NamedTuple):
     """A chain ready to run on one batch; parameters are constants in it.
 
-    start(key_e) -> z_egz     a starting point per example
-    kernel_at(k) -> Kernel    of step k
+    start: a starting point per example.
     """
 
-    start: Callable[..., Array]
-    kernel_at: Callable[..., Kernel]
+    start: Callable[[Key[Array, "e"]], Float[Array, "e g z"]]
+    kernel_at: langevin.KernelAt
     steps: int
 
     def end(
@@ -121,7 +120,7 @@ class Chain(NamedTuple):
         )
 
 
-def noise_of(key_e: Key[Array, "e"], shape: tuple[int, ...]) -> Callable[..., Array]:
+def noise_of(key_e: Key[Array, "e"], shape: tuple[int, ...]) -> langevin.NoiseAt:
     """The noise of step k of the chains of these keys."""
     return lambda k: noise(langevin.step_keys(key_e, k), shape)
 
@@ -196,7 +195,14 @@ def attach(
     `prepare`.
     """
 
-    def encode(params: Params, batch: Batch, drop=None, *, cond=None, key_e=None) -> Array:
+    def encode(
+        params: Params,
+        batch: Batch,
+        drop: Key[Array, ""] | None = None,
+        *,
+        cond: Cond | None = None,
+        key_e: Key[Array, "e"] | None = None,
+    ) -> Array:
         assert key_e is not None  # the contract: samplers are given one key per example
         chain = prepare(
             gen,
@@ -254,7 +260,14 @@ def fitted(
       widen: 1 for the tightest bound of one draw, more for a proposal of many.
     """
 
-    def encode(params: Params, batch: Batch, drop=None, *, cond=None, key_e=None) -> Fitted:
+    def encode(
+        params: Params,
+        batch: Batch,
+        drop: Key[Array, ""] | None = None,
+        *,
+        cond: Cond | None = None,
+        key_e: Key[Array, "e"] | None = None,
+    ) -> Fitted:
         assert key_e is not None  # the contract: samplers are given one key per example
         chain = prepare(gen, prior, cfg, params, batch, drop, cond=cond, start=start, key_e=key_e)
         key_re = jax.vmap(lambda r: langevin.step_keys(key_e, r))(jnp.arange(cfg.chains))

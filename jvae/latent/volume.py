@@ -7,7 +7,7 @@ step sizes; Pang et al. 2021's released code for the estimator.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Key
 
 from jvae.api import Batch, Generator, Params, Prior, example_keys, mean_valid
 from jvae.latent import langevin, short_run
-from jvae.latent.langevin import Kernel
 from jvae.latent.short_run import ChainConfig
 
 Map = Callable[[Float[Array, "e g z"]], Float[Array, "e g z"]]
@@ -47,10 +46,10 @@ def through(step: Map, z_egz: Float[Array, "e g z"]) -> tuple[Array, Float[Array
 
 
 def per_step(
-    kernel_at: Callable[..., Kernel],
+    kernel_at: langevin.KernelAt,
     z_egz: Float[Array, "e g z"],
     steps: int,
-    noise_at: Callable[..., Array],
+    noise_at: langevin.NoiseAt,
 ) -> ChainVolume:
     """The determinant as the product over steps of det(I + s_k^2 / 2 * Hessian of the log joint).
 
@@ -69,10 +68,10 @@ def per_step(
 
 
 def whole_map(
-    kernel_at: Callable[..., Kernel],
+    kernel_at: langevin.KernelAt,
     z_egz: Float[Array, "e g z"],
     steps: int,
-    noise_at: Callable[..., Array],
+    noise_at: langevin.NoiseAt,
 ) -> ChainVolume:
     """The same from the Jacobian of the whole chain: worse conditioned, and the check of
     `per_step`.
@@ -108,7 +107,10 @@ def short_run_bound(
 
 def learn_sizes(
     gen: Generator, prior: Prior, cfg: ChainConfig, *, updates: int = 50, lr: float = 1e-2
-) -> Callable[..., tuple[Float[Array, "k"], Float[Array, "u"]]]:
+) -> Callable[
+    [Params, Float[Array, "k"], Batch, Key[Array, ""]],
+    tuple[Float[Array, "k"], Float[Array, "u"]],
+]:
     """learn(params, raw_k, batch, key) -> (raw_k, bound of each update in nats).
 
     Adam on the raw sizes, new starting points and noise in every update, the generator held fixed.
@@ -119,7 +121,7 @@ def learn_sizes(
     tx = optax.adam(lr)
 
     def learn(params: Params, raw_k: Array, batch: Batch, key: Key[Array, ""]):
-        def body(carry: tuple, update: Array) -> tuple:
+        def body(carry: tuple[Array, Any], update: Array) -> tuple[tuple[Array, Any], Array]:
             raw_k, state = carry
             loss = lambda raw_k: -bound(params, raw_k, batch, jax.random.fold_in(key, update))  # noqa: E731
             value, grad_k = jax.value_and_grad(loss)(raw_k)

@@ -1,6 +1,5 @@
 """Training by short-run inference: schedules of the chain over epochs, and what a pass measures."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,7 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jvae.api import Batch, Draws, Generator, Params, Prior, Terms, example_keys, per_example
+from jvae.api import (
+    Batch,
+    Draws,
+    Generator,
+    Measure,
+    Params,
+    Prior,
+    Terms,
+    example_keys,
+    per_example,
+)
 from jvae.fields import MOST, Needs, setting
 from jvae.latent import short_run
 from jvae.latent.short_run import ChainConfig
@@ -78,10 +87,8 @@ class _Setting(NamedTuple):
     prior_weight: Array | float
 
 
-def measure(
-    gen: Generator, prior: Prior, cfg: ChainConfig, warm_up: WarmUp
-) -> Callable[[Int[Array, ""], Params, Batch, Key[Array, ""], Key[Array, ""] | None], Terms]:
-    """measure(step, params, batch, key, drop) -> Terms, in place of `jvae.latent.elbo.measure`."""
+def measure(gen: Generator, prior: Prior, cfg: ChainConfig, warm_up: WarmUp) -> Measure:
+    """Terms of a chain, in place of `jvae.latent.elbo.measure`."""
 
     def setting(step: Int[Array, ""]) -> _Setting:
         if not warm_up.epoch_steps:

@@ -3,6 +3,7 @@ registration.
 """
 
 from jvae import backbones  # noqa: F401 they register themselves
+from jvae.latent import batch_norm, flow, gmm, vamp, vmf  # noqa: F401 so do priors and posteriors
 from jvae.models import adavae, della, lm, lstm_vae, optimus, sri, t5vae
 from jvae.models.family import FAMILIES, Family
 

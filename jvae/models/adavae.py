@@ -19,10 +19,10 @@ from jvae.api import Batch, TextVAE
 from jvae.backbones import small
 from jvae.injections.contract import Injection
 from jvae.injections.ways import all_ways
-from jvae.latent.densities import Density, amortized, build_density
-from jvae.latent.priors import build_prior
+from jvae.latent.densities import Head
 from jvae.models.adavae_config import AdaVaeConfig
 from jvae.models.adavae_encoder import adapter_of, encoded, encoder_of, pooler_of, prefix_of
+from jvae.models.amortized import QUERIES, density_of, init_queries, latent_of
 from jvae.models.common import projection_head, unboxed, with_prior
 from jvae.models.family import FAMILIES, Family, Vocab
 from jvae.models.generator import generator, room
@@ -44,7 +44,7 @@ def decoder_of(config: AdaVaeConfig) -> tuple[Stack, Injection]:
     injection = all_ways(
         stack,
         config.ways,
-        config.latent,
+        (config.vectors, config.latent),
         adapter=adapter,
         places=config.places(decoder=True),
         prefix=prefix,
@@ -57,27 +57,28 @@ def limits(config: AdaVaeConfig) -> dict[str, int]:
     return {"enc": encoder_of(config).longest, "dec": room(*decoder_of(config))}
 
 
-def _density(config: AdaVaeConfig) -> Density:
+def _head(config: AdaVaeConfig) -> Head:
     start = nn.initializers.normal(config.encoding.init_std)
-    head = projection_head(
+    return projection_head(
         config.encoding.width,
         lambda out, axes: Projection(out, ("embed",), axes, kernel_init=start),
     )
-    choice = config.posterior.with_defaults("gaussian", log_var_shift=config.log_var_shift)
-    return build_density(choice, head, config.latent)
 
 
 def _init(config: AdaVaeConfig, key: Key[Array, ""]) -> Any:
     stack_key, encoder_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
     ways_key, head_key, pool_key, *side_keys = jax.random.split(key, 7)
     enc, (stack, injection) = config.encoding, decoder_of(config)
-    width = enc.width * (2 if config.pool == "mean_max_linear" else 1)
+    if config.pool == QUERIES:
+        pool = init_queries(encoder_of(config), config.vectors, pool_key)
+    else:
+        width = enc.width * (2 if config.pool == "mean_max_linear" else 1)
+        pool = {"pool": pooler_of(config).init(pool_key, jnp.zeros((1, width)))["params"]}
     params: dict[str, Any] = {
         "encoder": {}
         if config.encoder is None
         else encoder_of(config).init(encoder_key, head=False),
-        "posterior": _density(config).init(head_key)
-        | {"pool": pooler_of(config).init(pool_key, jnp.zeros((1, width)))["params"]},
+        "posterior": density_of(config, _head(config)).init(head_key) | pool,
         "decoder": stack.init(stack_key) | injection.init(ways_key),
     }
     for side, sizes, layers, adapted, keys in (
@@ -96,18 +97,17 @@ def _init(config: AdaVaeConfig, key: Key[Array, ""]) -> Any:
 
 def build(config: AdaVaeConfig) -> TextVAE:
     """The model of a config; see `jvae.api.TextVAE`."""
-    prior = build_prior(config.prior, (1, config.latent))
-    init, axes = unboxed(lambda key: with_prior(_init(config, key), prior, key))
+    encoder = encoder_of(config)
 
     def features(
-        params: Any, batch: Batch, drop: Key[Array, ""] | None, cond: Any
-    ) -> Float[Array, "e d"]:
-        del cond
-        return encoded(config, params, batch, fold_key(drop, 0))[0]
+        params: Any, batch: Batch, drop: Key[Array, ""] | None, soft_btd: Array | None = None
+    ) -> Float[Array, "e g d"]:
+        return encoded(config, params, batch, fold_key(drop, 0), soft_btd=soft_btd)[0]
 
-    posterior = amortized(_density(config), features)
-    shape = (1, config.latent)
-    return TextVAE(init, axes, prior.prior, generator(*decoder_of(config)), posterior, shape)
+    latent = latent_of(config, _head(config), encoder, features)
+    init, axes = unboxed(lambda key: with_prior(_init(config, key), latent.prior, key))
+    gen, shape = generator(*decoder_of(config)), (config.vectors, config.latent)
+    return TextVAE(init, axes, latent.prior.prior, gen, latent.posterior, shape)
 
 
 def _tiny(vocab: Vocab, **stack: Any) -> AdaVaeConfig:
@@ -120,6 +120,15 @@ def _parts(model: Any) -> tuple[PretrainedPart, ...]:
     return encoder + stack_part(model.decoder, "decoder")
 
 
+def _adjust(model: Any) -> list[str]:
+    """No more layers encode than there are."""
+    stack = model.get("encoder") or model.decoder
+    if model.encoder_layers <= stack.get("layers", 0):
+        return []
+    was, model.encoder_layers = model.encoder_layers, stack.layers
+    return [f"model.encoder_layers is {stack.layers}, all of its encoder, and not {was}"]
+
+
 FAMILIES.register("adavae")(
     Family(
         AdaVaeConfig,
@@ -127,6 +136,7 @@ FAMILIES.register("adavae")(
         limits,
         _tiny,
         parts=_parts,
+        adjust=_adjust,
         original=originals.adavae,
         preset="adavae",
     )

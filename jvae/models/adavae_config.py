@@ -8,10 +8,11 @@ from jvae.injections.ways import Ways
 from jvae.latent.choice import Choice
 from jvae.latent.densities import GAUSSIAN
 from jvae.latent.priors import STANDARD_NORMAL
+from jvae.models.amortized import QUERIES, check_vectors
 from jvae.nn import config as sizes
 from jvae.nn.backbone import StackConfig
 
-POOLS = ("latent_attn", "averaged_attn", "linear", "mean_max_linear")
+POOLS = ("latent_attn", "averaged_attn", "linear", "mean_max_linear", QUERIES)
 POOL_SCALES = ("one", "sqrt_batch")
 PLACEMENTS = {  # taps of `jvae.nn.block`
     "parallel_ffn": frozenset({"hidden"}),
@@ -37,6 +38,7 @@ class AdaVaeConfig:
     encoder: StackConfig | None = None
     encoder_layers: int = setting(8, low=1, high=4_096, help="Layers that encode.")
     latent: int = setting(32, **sizes.LATENT)
+    vectors: int = setting(1, **sizes.VECTORS)
     read_end: bool = setting(True, help="The encoder sees the end token; released: it does not.")
     pool: str = setting("latent_attn", choices=POOLS, help="Of the encoder's states.")
     pool_scale: str = setting(
@@ -65,8 +67,8 @@ class AdaVaeConfig:
         help="released adds one at the input of each layer.",
         needs=_ADAPTERS,
     )
-    use_psa: bool = setting(True, help="z as a slot with a key and a value of its own.")
-    use_memory: bool = setting(False, help="z as a slot, key = value.")
+    use_psa: bool = setting(True, help="Each vector of z as a slot, key and value of its own.")
+    use_memory: bool = setting(False, help="Each vector of z as a slot, key = value.")
     use_embedding: bool = setting(False, help="z added to every input embedding.")
     use_output: bool = setting(False, help="z added to the scores.")
     use_adapters: bool = setting(False, help="z added inside every decoder adapter.")
@@ -84,6 +86,7 @@ class AdaVaeConfig:
     posterior: Choice = GAUSSIAN
 
     def __post_init__(self) -> None:
+        check_vectors(self)
         layers = self.encoding.layers
         if not 1 <= self.encoder_layers <= layers:
             raise ValueError(

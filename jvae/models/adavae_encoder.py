@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jvae.api import Batch, Side
+from jvae.models import amortized
 from jvae.models.adavae_config import AdaVaeConfig
+from jvae.models.amortized import QUERIES
 from jvae.models.reading import states
 from jvae.nn import pool
 from jvae.nn.adapters import Adapter, AdapterInputs, adapter_tap
@@ -69,14 +71,22 @@ def without_end(side: Side) -> Side:
 
 def pooled(
     config: AdaVaeConfig, params: Any, x_btd: Float[Array, "b t d"], side: Side, valid_e: Array
-) -> Float[Array, "e d"]:
-    """One feature vector per example from the encoder's states.
+) -> Float[Array, "e g d"]:
+    """Feature vectors of each example from the encoder's states, one but for "queries".
 
     "latent_attn" weighs the tokens by softmax(relu(w . x + b)), "averaged_attn" has no b; "linear"
     is tanh(W mean + b), "mean_max_linear" tanh(W [mean; max] + b).
     """
-    pooler, own = pooler_of(config), params["posterior"]["pool"]
     slots = valid_e.shape[0] // x_btd.shape[0]
+    if config.pool == QUERIES:
+        return amortized.pooled(encoder_of(config), config.vectors, params, x_btd, side, slots)
+    return _pooled(config, params["posterior"]["pool"], x_btd, side, valid_e)[:, None]
+
+
+def _pooled(
+    config: AdaVaeConfig, own: Any, x_btd: Float[Array, "b t d"], side: Side, valid_e: Array
+) -> Float[Array, "e d"]:
+    pooler, slots = pooler_of(config), valid_e.shape[0] // x_btd.shape[0]
     x_btd = x_btd.astype(accum_dtype(x_btd.dtype))
     if config.pool in ("latent_attn", "averaged_attn"):
         logit_bt = jax.nn.relu(apply(pooler, own, x_btd))
@@ -96,7 +106,8 @@ def encoded(
     batch: Batch,
     drop: Key[Array, ""] | None = None,
     read: Read | None = None,
-) -> tuple[Float[Array, "e d"], Float[Array, "b t d"], Any]:
+    soft_btd: Float[Array, "b t d"] | None = None,
+) -> tuple[Float[Array, "e g d"], Float[Array, "b t d"], Any]:
     """Pooled features, states after the final norm, and what `read` makes of every layer."""
     stack, side = encoder_of(config), batch.enc
     assert side is not None  # `limits` asks for the encoder side
@@ -129,6 +140,7 @@ def encoded(
         whole | {"layers": layers},
         side,
         drop_layers,
+        soft_btd=soft_btd,
         mask_spec=mask_spec,
         points=points,
         read=read,

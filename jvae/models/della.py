@@ -337,7 +337,7 @@ def build(config: DellaConfig) -> TextVAE:
 
     posterior = layerwise.posterior(links, encode)._replace(features=features)
     shape = (config.groups, config.latent)
-    return TextVAE(init, axes, layerwise.prior(links), gen, posterior, shape)
+    return TextVAE(init, axes, layerwise.prior(links), gen, posterior, shape, "layer")
 
 
 def _tiny(vocab: Vocab, **stack: Any) -> DellaConfig:
@@ -349,6 +349,17 @@ def _parts(model: Any) -> tuple[PretrainedPart, ...]:
     return encoder + stack_part(model.decoder, "decoder")
 
 
+def _adjust(model: Any) -> list[str]:
+    """Each latent reads a layer of the encoder of its own."""
+    encoder = model.get("encoder")
+    if model.end_layer != -1 or not encoder or encoder.layers >= model.decoder.layers:
+        return []
+    model.end_layer = encoder.layers - 1
+    return [f"model.end_layer is {model.end_layer}, as the encoder has {encoder.layers} layers"]
+
+
 FAMILIES.register("della")(
-    Family(DellaConfig, build, limits, _tiny, joined, _parts, originals.della, "della")
+    Family(
+        DellaConfig, build, limits, _tiny, joined, _parts, originals.della, "della", adjust=_adjust
+    )
 )

@@ -19,6 +19,11 @@ def _no_parts(section: Any) -> tuple[PretrainedPart, ...]:
     return ()
 
 
+def _as_it_is(section: Any) -> list[str]:
+    del section
+    return []
+
+
 class Family(NamedTuple):
     """One system.
 
@@ -30,6 +35,8 @@ class Family(NamedTuple):
     joined(config) -> sides whose examples begin with the source, for conditional models that read
       source and text as one.
     parts(section) -> what of a `config.model` can start from pretrained weights.
+    adjust(section) -> what it did, in words. Lowers, in place, values of a preset that the layers
+      of pretrained stacks rule out.
     preset: the shipped config that measures this family in benchmarks, such as "lm:lstm"; empty for
       none.
     original(config) -> the names of its parameters in checkpoints of the original code; None where
@@ -44,6 +51,7 @@ class Family(NamedTuple):
     parts: Callable[[Any], tuple[PretrainedPart, ...]] = _no_parts
     original: Callable[[Any], NameTable] | None = None
     preset: str = ""
+    adjust: Callable[[Any], list[str]] = _as_it_is
 
 
 Vocab = Mapping[str, int]

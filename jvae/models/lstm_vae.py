@@ -20,9 +20,10 @@ from jvae.api import Batch, TextVAE
 from jvae.backbones import small
 from jvae.fields import setting
 from jvae.latent.choice import Choice
-from jvae.latent.densities import GAUSSIAN, Affine, Density, Head, amortized, build_density
-from jvae.latent.priors import STANDARD_NORMAL, build_prior
-from jvae.models import recurrent
+from jvae.latent.densities import GAUSSIAN, Affine, Head
+from jvae.latent.priors import STANDARD_NORMAL
+from jvae.models import amortized, recurrent
+from jvae.models.amortized import QUERIES, check_vectors, init_queries, latent_of
 from jvae.models.common import projection_head, unboxed, with_prior
 from jvae.models.family import FAMILIES, Family, Vocab
 from jvae.models.reading import states
@@ -30,6 +31,8 @@ from jvae.nn import config as sizes
 from jvae.nn import pool
 from jvae.nn.backbone import Stack, StackConfig, stack_of
 from jvae.nn.layers import Projection, accum_dtype, fold_key, split_key
+
+POOLS = ("last", QUERIES)
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,16 @@ class LstmVaeConfig:
     encoder: StackConfig
     decoder: StackConfig
     latent: int = setting(32, **sizes.LATENT)
+    vectors: int = setting(1, **sizes.VECTORS)
+    pool: str = setting(
+        "last", choices=POOLS, help="Of the encoder's states; queries: learned ones attend to them."
+    )
     log_var_shift: float = setting(0.0, **sizes.LOG_VAR_SHIFT)
     prior: Choice = STANDARD_NORMAL
     posterior: Choice = GAUSSIAN
+
+    def __post_init__(self) -> None:
+        check_vectors(self)
 
 
 def _stacks(config: LstmVaeConfig) -> tuple[Stack, Stack]:
@@ -75,11 +85,6 @@ def _head(encoder: Stack) -> Head:
     return head
 
 
-def _density(config: LstmVaeConfig, encoder: Stack) -> Density:
-    choice = config.posterior.with_defaults("gaussian", log_var_shift=config.log_var_shift)
-    return build_density(choice, _head(encoder), config.latent)
-
-
 def limits(config: LstmVaeConfig) -> dict[str, int]:
     """Most tokens of one example per side."""
     encoder, decoder = _stacks(config)
@@ -89,33 +94,38 @@ def limits(config: LstmVaeConfig) -> dict[str, int]:
 def build(config: LstmVaeConfig) -> TextVAE:
     """The model of a config; see `jvae.api.TextVAE`."""
     encoder, decoder = _stacks(config)
-    prior, density = build_prior(config.prior, (1, config.latent)), _density(config, encoder)
+    size = config.vectors * config.latent
 
     def init_boxed(key: Key[Array, ""]) -> Any:
         encoder_key, decoder_key = split_key(key, 2)
         keys = split_key(encoder_key, 4)
         head_key = keys[2] if encoder.recurrent is None else jnp.stack(list(keys[2:]))
         params = {
-            "decoder": recurrent.init(decoder, config.latent, decoder_key),
+            "decoder": recurrent.init(decoder, size, decoder_key),
             "encoder": encoder.init_embed(keys[0]) | encoder.init_body(keys[1]),
-            "posterior": density.init(head_key),
+            "posterior": latent.density.init(head_key),
         }
-        return with_prior(params, prior, key)
+        if config.pool == QUERIES:
+            queries_key = jax.random.fold_in(encoder_key, 4)
+            params["posterior"] |= init_queries(encoder, config.vectors, queries_key)
+        return with_prior(params, latent.prior, key)
 
     def features(
-        params: Any, batch: Batch, drop: Key[Array, ""] | None, cond: Any
-    ) -> Float[Array, "e f"]:
-        del cond
-        side = batch.enc
+        params: Any, batch: Batch, drop: Key[Array, ""] | None, soft_btd: Array | None = None
+    ) -> Float[Array, "e g f"]:
+        side, slots = batch.enc, batch.slots
         assert side is not None  # `limits` names the encoder side
-        hidden_btf, _ = states(encoder, params["encoder"], side, fold_key(drop, 0))
-        last_ef = pool.last_token(hidden_btf, side, batch.slots)
-        return last_ef.astype(accum_dtype(last_ef.dtype))
+        own = params["encoder"]
+        hidden_btf, _ = states(encoder, own, side, fold_key(drop, 0), soft_btd=soft_btd)
+        if config.pool == QUERIES:
+            return amortized.pooled(encoder, config.vectors, params, hidden_btf, side, slots)
+        last_ef = pool.last_token(hidden_btf, side, slots)
+        return last_ef.astype(accum_dtype(last_ef.dtype))[:, None]
 
+    latent = latent_of(config, _head(encoder), encoder, features)
     init, axes = unboxed(init_boxed)
-    posterior = amortized(density, features)
-    gen = recurrent.generator(decoder, config.latent)
-    return TextVAE(init, axes, prior.prior, gen, posterior, (1, config.latent))
+    gen, shape = recurrent.generator(decoder, size), (config.vectors, config.latent)
+    return TextVAE(init, axes, latent.prior.prior, gen, latent.posterior, shape)
 
 
 def _tiny(vocab: Vocab, **stack: Any) -> LstmVaeConfig:

@@ -1,4 +1,4 @@
-"""Optimus: an encoder, a decoder, and one latent vector as attention memory and embedding offset.
+"""Optimus: an encoder, a decoder, and a latent as attention memory and embedding offset.
 
 Source: Li et al. 2020, arXiv 2004.04092, and the released code, with BERT and GPT-2; the stacks may
 be any that read and write text. Deviations: the encoder never sees padding (the released
@@ -24,8 +24,10 @@ from jvae.injections.memory import memory
 from jvae.injections.softmax import softmax
 from jvae.injections.tokens import tokens
 from jvae.latent.choice import Choice
-from jvae.latent.densities import GAUSSIAN, Density, amortized, build_density
-from jvae.latent.priors import STANDARD_NORMAL, build_prior
+from jvae.latent.densities import GAUSSIAN, Head
+from jvae.latent.priors import STANDARD_NORMAL
+from jvae.models import amortized
+from jvae.models.amortized import QUERIES, check_vectors, density_of, init_queries, latent_of
 from jvae.models.common import projection_head, unboxed, with_prior
 from jvae.models.family import FAMILIES, Family, Vocab
 from jvae.models.generator import generator, room
@@ -37,7 +39,7 @@ from jvae.nn.layers import Initializer, Projection, accum_dtype, apply, fold_key
 from jvae.pretrained import originals
 from jvae.pretrained.parts import PretrainedPart, stack_part
 
-POOLS = ("cls", "mean", "max", "last")
+POOLS = ("cls", "mean", "max", "last", QUERIES)
 LOG_VARIANCES = ("learned", "unit")
 
 
@@ -48,15 +50,17 @@ class OptimusConfig:
     encoder: StackConfig
     decoder: StackConfig
     latent: int = setting(32, **sizes.LATENT)
+    vectors: int = setting(1, **sizes.VECTORS)
     use_memory: bool = setting(True, help="z as a key and value of every decoder layer.")
     use_embedding: bool = setting(True, help="z added to every input embedding of the decoder.")
     tokens: int = setting(
-        0, low=0, high=2**16, help="Vectors that z puts in front of the text; 0: none."
+        0, low=0, high=2**16, help="That each vector of z puts in front of the text; 0: none."
     )
     pool: str = setting(
         "cls",
         choices=POOLS,
-        help="cls: a tanh layer on the first state, as published; mean, max or last of the states.",
+        help="cls: a tanh layer on the first state, as published; mean, max or last of the states; "
+        "queries: learned ones that attend to the states.",
     )
     log_var: str = setting(
         "learned", choices=LOG_VARIANCES, help="unit: a posterior of variance 1."
@@ -72,6 +76,7 @@ class OptimusConfig:
 
     def __post_init__(self) -> None:
         check_reached(self)
+        check_vectors(self)
 
 
 def check_reached(config: Any) -> None:
@@ -85,16 +90,16 @@ def check_reached(config: Any) -> None:
 
 def ways(stack: Stack, config: Any) -> dict[str, Injection]:
     """The injections that are on, by the name of their parameters."""
-    start, latent = _normal(stack.config), config.latent
+    start, shape = _normal(stack.config), (config.vectors, config.latent)
     found = {}
     if config.use_memory:
-        found["memory"] = memory(stack, latent, start, lead=1)
+        found["memory"] = memory(stack, shape, start, lead=1)
     if config.use_embedding:
-        found["offset"] = embedding(stack, latent, start)
+        found["offset"] = embedding(stack, shape, start)
     if config.tokens:
-        found["tokens"] = tokens(stack, latent, start, config.tokens)
+        found["tokens"] = tokens(stack, shape, start, config.tokens)
     if config.use_softmax:
-        found["softmax"] = softmax(stack, latent, start)
+        found["softmax"] = softmax(stack, shape, start)
     return found
 
 
@@ -102,7 +107,8 @@ def decoder_of(config: Any) -> tuple[Stack, Injection]:
     """The decoder stack, and how z reaches it.
 
     Args:
-      config: with the fields decoder, latent, use_memory, use_embedding, use_softmax and tokens.
+      config: with the fields decoder, latent, vectors, use_memory, use_embedding, use_softmax and
+        tokens.
     Raises: ConfigError for a stack that cannot be reached so.
     """
     stack = stack_of(config.decoder, "model.decoder", "decode")
@@ -137,26 +143,22 @@ def _init(config: OptimusConfig, encoder: Stack, key: Key[Array, ""]) -> Any:
     )
     params = {
         "encoder": encoder.init(encoder_key, head=False),
-        "posterior": _density(config, encoder).init(head_key),
+        "posterior": density_of(config, _head(encoder)).init(head_key),
         "decoder": init_decoder(config, decoder_key, memory_key, offset_key),
     }
     if config.pool == "cls":
         state = jnp.zeros((1, encoder.features))
         params["posterior"]["pooler"] = _pooler(encoder).init(pooler_key, state)["params"]
+    if config.pool == QUERIES:
+        params["posterior"] |= init_queries(encoder, config.vectors, pooler_key)
     return params
 
 
-def _density(config: OptimusConfig, encoder: Stack) -> Density:
+def _head(encoder: Stack) -> Head:
     start = _normal(encoder.config)
-    head = projection_head(
+    return projection_head(
         encoder.features, lambda out, axes: Projection(out, ("embed",), axes, False, start)
     )
-    choice = config.posterior.with_defaults(
-        "gaussian",
-        log_var_shift=config.log_var_shift,
-        unit_variance=config.log_var == "unit",
-    )
-    return build_density(choice, head, config.latent)
 
 
 def _pooler(encoder: Stack) -> Projection:
@@ -178,22 +180,29 @@ def pooled(
 def build(config: OptimusConfig) -> TextVAE:
     """The model of a config; see `jvae.api.TextVAE`."""
     encoder = stack_of(config.encoder, "model.encoder", "encode")
-    prior = build_prior(config.prior, (1, config.latent))
-    init, axes = unboxed(lambda key: with_prior(_init(config, encoder, key), prior, key))
 
     def features(
-        params: Any, batch: Batch, drop: Key[Array, ""] | None, cond: Any
-    ) -> Float[Array, "e d"]:
-        del cond
-        side = batch.enc
+        params: Any, batch: Batch, drop: Key[Array, ""] | None, soft_btd: Array | None = None
+    ) -> Float[Array, "e g d"]:
+        side, slots = batch.enc, batch.slots
         assert side is not None  # `limits` asks for the encoder side
-        x_btd, _ = states(encoder, params["encoder"], side, fold_key(drop, 0))
-        h_ed = pooled(config, params, x_btd, side, batch.slots)
-        return h_ed.astype(accum_dtype(h_ed.dtype))
+        own = params["encoder"]
+        x_btd, _ = states(encoder, own, side, fold_key(drop, 0), soft_btd=soft_btd)
+        if config.pool == QUERIES:
+            return amortized.pooled(encoder, config.vectors, params, x_btd, side, slots)
+        h_ed = pooled(config, params, x_btd, side, slots)
+        return h_ed.astype(accum_dtype(h_ed.dtype))[:, None]
 
-    posterior = amortized(_density(config, encoder), features)
-    shape = (1, config.latent)
-    return TextVAE(init, axes, prior.prior, generator(*decoder_of(config)), posterior, shape)
+    latent = latent_of(config, _head(encoder), encoder, features)
+    init, axes = unboxed(lambda key: with_prior(_init(config, encoder, key), latent.prior, key))
+    return TextVAE(
+        init=init,
+        axes=axes,
+        prior=latent.prior.prior,
+        gen=generator(*decoder_of(config)),
+        post=latent.posterior,
+        latent_shape=(config.vectors, config.latent),
+    )
 
 
 def _tiny(vocab: Vocab, **stack: Any) -> OptimusConfig:

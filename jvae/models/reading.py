@@ -16,6 +16,7 @@ def states(
     side: Side,
     drop: Key[Array, ""] | None = None,
     *,
+    soft_btd: Float[Array, "b t w"] | None = None,
     mask_spec: MaskSpec | None = None,
     points: Points = UNTOUCHED,
     read: Read | None = None,
@@ -24,9 +25,13 @@ def states(
     """States after the last layer, read in both directions, and what `read` makes of every layer.
 
     Args:
+      soft_btd: what layer 0 reads in place of embedded tokens; states may have another width.
       mask_spec: which tokens see which; those of the same segment when None.
       points, read, read_l: see `jvae.nn.transformer.rows`.
     """
-    x_btd = stack.embed(own, side.token_bt, side.position_bt, side.type_bt)
+    if soft_btd is None:
+        x_btd = stack.embed(own, side.token_bt, side.position_bt, side.type_bt)
+    else:
+        x_btd = soft_btd.astype(stack.config.dtype)
     mask_spec = segments(side, causal=False) if mask_spec is None else mask_spec
     return stack.rows(own, x_btd, mask_spec, points, drop, read=read, read_l=read_l)

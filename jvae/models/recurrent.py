@@ -39,7 +39,7 @@ def generator(stack: Stack, latent: int) -> Generator:
     config, cell = stack.config, _cell(stack)
 
     def embed_gates(own: Any, token: Array, drop: Key[Array, ""] | None = None) -> Array:
-        x = dropout(drop, config.dropout, stack.embed(own, token, None))
+        x = dropout(drop, config.dropout, stack.embed(own, token, jnp.zeros_like(token)))
         return cell.gates(own, x)
 
     def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Key
 
-from jvae.api import Batch, Generator, Params, Prior, Sampler, TextVAE
+from jvae.api import SPHERE, Batch, Generator, Params, Prior, Sampler, TextVAE
 from jvae.backbones import small
 from jvae.errors import ConfigError
 from jvae.fields import setting
@@ -47,10 +47,11 @@ class SriTransformerConfig:
 
     decoder: StackConfig
     latent: int = setting(32, **sizes.LATENT)
+    vectors: int = setting(1, low=1, high=4_096, help="Vectors of z of a text, of width latent.")
     use_memory: bool = setting(True, help="z as a key and value of every layer.")
     use_embedding: bool = setting(True, help="z added to every input embedding.")
     tokens: int = setting(
-        0, low=0, high=2**16, help="Vectors that z puts in front of the text; 0: none."
+        0, low=0, high=2**16, help="That each vector of z puts in front of the text; 0: none."
     )
     chain: ChainConfig = ChainConfig()
     warm_up: WarmUp = WarmUp()
@@ -76,7 +77,7 @@ def build(config: SriConfig) -> TextVAE:
     """The model of a config; see `jvae.api.TextVAE`."""
     stack, latent = stack_of(config.decoder, "model.decoder", "recurrent"), config.latent
     init, axes = unboxed(lambda key: {"decoder": recurrent.init(stack, latent, key)})
-    return _with_chain(recurrent.generator(stack, latent), init, axes, config)
+    return _with_chain(recurrent.generator(stack, latent), init, axes, config, (1, latent))
 
 
 def transformer_limits(config: SriTransformerConfig) -> dict[str, int]:
@@ -93,7 +94,8 @@ def build_transformer(config: SriTransformerConfig) -> TextVAE:
         return {"decoder": optimus.init_decoder(config, keys[1], keys[4], keys[5])}
 
     init, axes = unboxed(init_boxed)
-    return _with_chain(generator(*optimus.decoder_of(config)), init, axes, config)
+    gen, shape = generator(*optimus.decoder_of(config)), (config.vectors, config.latent)
+    return _with_chain(gen, init, axes, config, shape)
 
 
 def _with_chain(
@@ -101,13 +103,20 @@ def _with_chain(
     init: Callable[[Array], Params],
     axes: Any,
     config: SriConfig | SriTransformerConfig,
+    shape: tuple[int, int],
 ) -> TextVAE:
     """A generator whose posterior is the short run, with parameters for learned step sizes.
 
     Raises: ConfigError for a prior with parameters, which the loss of short-run inference would
-      never train.
+      never train, or on a sphere, which its steps would leave.
     """
-    parts = build_prior(config.prior, (1, config.latent))
+    parts = build_prior(config.prior, shape)
+    if parts.prior.support == SPHERE:
+        raise ConfigError(
+            f"model.prior.kind is {config.prior.kind!r}, whose latents have length 1; the steps of "
+            "short-run inference would leave that sphere. Choose standard_normal, or a family with "
+            "an encoder"
+        )
     if parts.init is not None:
         raise ConfigError(
             f"model.prior.kind is {config.prior.kind!r}, which has parameters; the loss of "
@@ -122,7 +131,7 @@ def _with_chain(
         prior=parts.prior,
         gen=gen,
         post=posterior._replace(sampler=_sampler(gen, parts.prior, config)),
-        latent_shape=(1, config.latent),
+        latent_shape=shape,
     )
 
 

@@ -24,8 +24,10 @@ from jvae.injections.contract import Injection, together
 from jvae.injections.cross import cross
 from jvae.injections.memory import memory
 from jvae.latent.choice import Choice
-from jvae.latent.densities import GAUSSIAN, Density, amortized, build_density
-from jvae.latent.priors import STANDARD_NORMAL, build_prior
+from jvae.latent.densities import GAUSSIAN, Head
+from jvae.latent.priors import STANDARD_NORMAL
+from jvae.models import amortized
+from jvae.models.amortized import QUERIES, check_vectors, density_of, init_queries, latent_of
 from jvae.models.common import projection_head, unboxed, with_prior
 from jvae.models.family import FAMILIES, Family, Vocab
 from jvae.models.generator import generator, room
@@ -40,7 +42,7 @@ from jvae.pretrained import originals
 from jvae.pretrained.parts import PretrainedPart, pair_part
 from jvae.tree import named_leaves
 
-POOLS = ("max", "mean", "first", "last")
+POOLS = ("max", "mean", "first", "last", QUERIES)
 LAYOUTS = ("own", "released")
 
 
@@ -57,7 +59,12 @@ class T5VaeConfig:
     decoder: StackConfig
     encoder: StackConfig | None = None
     latent: int = setting(32, **sizes.LATENT)
-    pool: str = setting("max", choices=POOLS, help="Over the encoder's last states.")
+    vectors: int = setting(1, **sizes.VECTORS)
+    pool: str = setting(
+        "max",
+        choices=POOLS,
+        help="Over the encoder's last states; queries: learned ones attend to them.",
+    )
     pool_padding: bool = setting(
         False, help="Padding is pooled too (released), one sentence per row."
     )
@@ -69,15 +76,21 @@ class T5VaeConfig:
         needs=Needs(lambda c: c.use_memory, "use_memory is false"),
     )
     cross_slots: int = setting(
-        0, low=0, high=2**16, help="States that z gives to cross-attention; 0: none."
+        0, low=0, high=2**16, help="States that each vector of z gives to cross-attention."
     )
     log_var_shift: float = setting(0.0, **sizes.LOG_VAR_SHIFT)
     prior: Choice = STANDARD_NORMAL
     posterior: Choice = GAUSSIAN
 
     def __post_init__(self) -> None:
-        if self.pool_padding and self.pool == "first":
-            raise ValueError("pool_padding is on; the pool first never reads padding")
+        check_vectors(self)
+        if self.pool_padding and self.pool in ("first", QUERIES):
+            raise ValueError(f"pool_padding is on; the pool {self.pool} never reads padding")
+        if self.vectors > 1 and self.use_memory and self.memory_layout == "released":
+            raise ValueError(
+                f"memory_layout is released, which deals out one slot a sentence; vectors is "
+                f"{self.vectors}: set memory_layout to own"
+            )
         if not (self.use_memory or self.cross_slots):
             raise ValueError(
                 "use_memory is off and cross_slots is 0: z would never reach the decoder"
@@ -124,12 +137,12 @@ def _listed(shapes: dict[str, tuple[int, ...]]) -> str:
 
 
 def _ways(config: T5VaeConfig, decoder: Stack) -> Injection:
-    start, found = _uniform(config.latent), []
+    start, shape, found = _uniform(config.latent), (config.vectors, config.latent), []
     if config.use_memory:
         released = config.memory_layout == "released"
-        found.append(memory(decoder, config.latent, start, lead=0, released=released))
+        found.append(memory(decoder, shape, start, lead=0, released=released))
     if config.cross_slots:
-        found.append(cross(decoder, config.latent, start, config.cross_slots))
+        found.append(cross(decoder, shape, start, config.cross_slots))
     return together(found)
 
 
@@ -149,30 +162,30 @@ def _uniform(width: int) -> Initializer:
     return init
 
 
-def _density(config: T5VaeConfig, encoder: Stack) -> Density:
+def _head(encoder: Stack) -> Head:
     width = encoder.features
-    head = projection_head(
+    return projection_head(
         width, lambda out, axes: Projection(out, ("embed",), axes, False, _uniform(width))
     )
-    choice = config.posterior.with_defaults("gaussian", log_var_shift=config.log_var_shift)
-    return build_density(choice, head, config.latent)
 
 
 def _init(config: T5VaeConfig, key: Key[Array, ""]) -> Any:
     stacks_key, head_key, memory_key, source_key = jax.random.split(key, 4)
     embed_key, encoder_key, decoder_key, output_key = jax.random.split(stacks_key, 4)
     encoder, decoder = _stacks(config)
-    start = _uniform(config.latent)
+    start, shape = _uniform(config.latent), (config.vectors, config.latent)
     params = decoder.init_embed(embed_key) | {
         "encoder": encoder.init_body(encoder_key),
         "decoder": decoder.init_body(decoder_key) | decoder.init_head(output_key),
-        "posterior": _density(config, encoder).init(head_key),
+        "posterior": density_of(config, _head(encoder)).init(head_key),
     }
     if config.use_memory:
-        params["decoder"] |= memory(decoder, config.latent, start, lead=0).init(memory_key)
+        params["decoder"] |= memory(decoder, shape, start, lead=0).init(memory_key)
     if config.cross_slots:
-        states = cross(decoder, config.latent, start, config.cross_slots)
-        params["decoder"] |= states.init(source_key)
+        params["decoder"] |= cross(decoder, shape, start, config.cross_slots).init(source_key)
+    if config.pool == QUERIES:
+        queries_key = jax.random.fold_in(head_key, 1)
+        params["posterior"] |= init_queries(encoder, config.vectors, queries_key)
     return params
 
 
@@ -198,37 +211,44 @@ def pooled(
     slots: int,
     drop: Key[Array, ""] | None = None,
     read: Read | None = None,
-) -> tuple[Float[Array, "e d"], Float[Array, "b t d"], Any]:
-    """One feature vector per example; the last states; what `read` makes of every layer."""
+    soft_btd: Float[Array, "b t d"] | None = None,
+) -> tuple[Float[Array, "e g d"], Float[Array, "b t d"], Any]:
+    """Feature vectors of each example; the last states; what `read` makes of every layer."""
     encoder, mask_spec = _stacks(config)[0], None
     if config.pool_padding:
         side, mask_spec = _with_padding(side, slots)
     own = params["encoder"] | {"embed": params["embed"]}
-    x_btd, reads = states(encoder, own, side, drop, mask_spec=mask_spec, read=read)
-    return pool.BY_NAME[config.pool](x_btd, side, slots), x_btd, reads
+    x_btd, reads = states(
+        encoder, own, side, drop, soft_btd=soft_btd, mask_spec=mask_spec, read=read
+    )
+    if config.pool == QUERIES:
+        h_egd = amortized.pooled(encoder, config.vectors, params, x_btd, side, slots)
+    else:
+        h_egd = pool.BY_NAME[config.pool](x_btd, side, slots)[:, None]
+    return h_egd, x_btd, reads
 
 
 def build(config: T5VaeConfig) -> TextVAE:
     """The model of a config; see `jvae.api.TextVAE`."""
     encoder, decoder = _stacks(config)
-    prior = build_prior(config.prior, (1, config.latent))
-    init, axes = unboxed(lambda key: with_prior(_init(config, key), prior, key))
 
     def features(
-        params: Any, batch: Batch, drop: Key[Array, ""] | None, cond: Any
-    ) -> Float[Array, "e d"]:
-        del cond
+        params: Any, batch: Batch, drop: Key[Array, ""] | None, soft_btd: Array | None = None
+    ) -> Float[Array, "e g d"]:
         assert batch.enc is not None  # `limits` asks for the encoder side
-        h_ed, _, _ = pooled(config, params, batch.enc, batch.slots, fold_key(drop, 0))
-        return h_ed.astype(accum_dtype(h_ed.dtype))
+        drop = fold_key(drop, 0)
+        h_egd, _, _ = pooled(config, params, batch.enc, batch.slots, drop, soft_btd=soft_btd)
+        return h_egd.astype(accum_dtype(h_egd.dtype))
 
     gen = generator(
         decoder,
         _ways(config, decoder),
         lambda params: params["decoder"] | {"embed": params["embed"]},
     )
-    posterior = amortized(_density(config, encoder), features)
-    return TextVAE(init, axes, prior.prior, gen, posterior, (1, config.latent))
+    latent = latent_of(config, _head(encoder), encoder, features)
+    init, axes = unboxed(lambda key: with_prior(_init(config, key), latent.prior, key))
+    shape = (config.vectors, config.latent)
+    return TextVAE(init, axes, latent.prior.prior, gen, latent.posterior, shape)
 
 
 def _tiny(vocab: Vocab, **stack: Any) -> T5VaeConfig:

@@ -9,12 +9,19 @@ What a backbone cannot do is not among its `abilities`, and a model that needs i
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jvae.api import Params, Side
 from jvae.config import dataclass_from
 from jvae.errors import ConfigError
 from jvae.fields import Problem, check_dataclass, lines
+from jvae.nn.attention import MaskSpec
+from jvae.nn.cache import Caches
+from jvae.nn.lora import Lora, with_lora
+from jvae.nn.points import UNTOUCHED, CrossKv, Points, Read
 from jvae.registry import Registry
 
 ABILITIES = {
@@ -27,8 +34,12 @@ ABILITIES = {
     "taps": "take additions to its residual stream",
     "cross": "attend to states beside the text",
     "features": "score more features than its states",
+    "low_rank": "take low-rank additions to its kernels",
     "recurrent": "start from a hidden state and read an extra input at every token",
 }
+
+
+State = Any  # of a recurrent stack, opaque to all but its own functions
 
 
 class Recurrent(NamedTuple):
@@ -37,27 +48,100 @@ class Recurrent(NamedTuple):
     Its gates are what inputs give to a step, (..., 4, F) for an LSTM; h is a hidden state (E, F).
 
     hidden: F.
-    gates(own, x) -> what token embeddings give to the gates.
-    state_gates(own, h_ef) -> what a hidden state gives to the gates of the next token.
-    run(own, gate_bt4f, first_bt) -> hidden_btf, of packed rows; a segment begins where `first_bt`.
-    prefill(own, gate_et4f, length_e) -> state after right-padded prompts
-    cell(own, gate_e4f, state) -> state after one token
-    output(state) -> the states that are scored
-    uniform(key, shape, names) -> one boxed parameter of the stack's own scale
+    gates(own, x): what token embeddings give to the gates.
+    state_gates(own, h_ef): what a hidden state gives to the gates of the next token.
+    run(own, gate_bt4f, first_bt): hidden states of packed rows; a segment begins where `first_bt`.
+    prefill(own, gate_et4f, length_e): the state after right-padded prompts.
+    cell(own, gate_e4f, state): the state after one token.
+    output(state): the states that are scored.
+    uniform(key, shape, names): one boxed parameter of the stack's own scale.
     """
 
     hidden: int
-    gates: Callable[..., Any]
-    state_gates: Callable[..., Any]
-    run: Callable[..., Any]
-    prefill: Callable[..., Any]
-    cell: Callable[..., Any]
-    output: Callable[..., Any]
-    uniform: Callable[..., Any]
+    gates: Callable[[Params, Float[Array, "*n d"]], Float[Array, "*n 4 f"]]
+    state_gates: Callable[[Params, Float[Array, "e f"]], Float[Array, "e 4 f"]]
+    run: Callable[[Params, Float[Array, "b t 4 f"], Bool[Array, "b t"]], Float[Array, "b t f"]]
+    prefill: Callable[[Params, Float[Array, "e t 4 f"], Int[Array, "e"]], State]
+    cell: Callable[[Params, Float[Array, "e 4 f"], State], State]
+    output: Callable[[State], Float[Array, "e f"]]
+    uniform: Callable[[Key[Array, ""], tuple[int, ...], tuple[str | None, ...]], Params]
 
 
 def _unable(*args: Any, **options: Any) -> Any:
     raise TypeError("this backbone has no such function; its abilities say so")
+
+
+@runtime_checkable
+class InitStack(Protocol):
+    """Boxed parameters: the embedding {embed}, the body {layers, ...} and the output head {head},
+    where that is wanted and not the embedding.
+    """
+
+    def __call__(self, key: Key[Array, ""], /, head: bool = True) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class Embed(Protocol):
+    """Tokens of any shape in the compute dtype; `kind` are token types."""
+
+    def __call__(
+        self,
+        own: Params,
+        token: Int[Array, "*n"],
+        position: Int[Array, "*n"],
+        kind: Int[Array, "*n"] | None = None,
+        /,
+    ) -> Float[Array, "*n d"]: ...
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Packed rows, in both directions or causal as `mask_spec` says: their last states, and what
+    `read` makes of every layer. See `jvae.nn.transformer.rows`.
+    """
+
+    def __call__(
+        self,
+        own: Params,
+        x_btd: Float[Array, "b t d"],
+        mask_spec: MaskSpec,
+        points: Points = UNTOUCHED,
+        drop: Key[Array, ""] | None = None,
+        /,
+        *,
+        read: Read | None = None,
+        read_l: Any = None,
+    ) -> tuple[Float[Array, "b t f"], Any]: ...
+
+
+@runtime_checkable
+class Prefill(Protocol):
+    """States of right-padded prompts, and caches with room for `max_len` tokens."""
+
+    def __call__(
+        self,
+        own: Params,
+        x_etd: Float[Array, "e t d"],
+        length_e: Int[Array, "e"],
+        max_len: int,
+        points: Points = UNTOUCHED,
+        /,
+    ) -> tuple[Float[Array, "e t d"], Caches]: ...
+
+
+@runtime_checkable
+class StackStep(Protocol):
+    """States of one more token of each example, and the caches that hold it."""
+
+    def __call__(
+        self,
+        own: Params,
+        x_ed: Float[Array, "e d"],
+        kv: Caches,
+        position_e: Int[Array, "e"],
+        points: Points = UNTOUCHED,
+        /,
+    ) -> tuple[Float[Array, "e d"], Caches]: ...
 
 
 class Stack(NamedTuple):
@@ -69,42 +153,55 @@ class Stack(NamedTuple):
       and kv_heads and head of a key or value where there are slots.
     features: width of the states that `rows` gives.
     longest: most tokens of a text, slots with a position of their own included.
-    init(key, head=True) -> own, boxed: the embedding {embed}, the body {layers, ...} and the output
-      head {head}, where that is wanted and not the embedding. Stacks that share one of them are
-      made of these parts by init_embed(key), init_body(key) and init_head(key), dicts to be joined.
-    embed(own, token, position, kind=None) -> x
-      Of any shape (...), in the compute dtype; `kind` are token types.
-    place(own, x, position) -> x
-      Vectors in place of token embeddings, at these positions.
-    rows(own, x_btd, mask_spec, points, drop=None, *, read=None, read_l=None) -> (hidden_btd, reads)
-      Packed rows, in both directions or causal as `mask_spec` says; see `jvae.nn.transformer.rows`.
-    prefill(own, x_etd, length_e, max_len, points) -> (hidden_etd, kv)
-    step(own, x_ed, kv, position_e, points) -> (hidden_ed, kv)
-    logits(own, hidden) -> scores over the padded vocabulary, float32, -inf at padded columns
-    token_log_prob(own, hidden_btd, side, scored_bt) -> nats_bt
-    cross(own, state_bsd) -> CrossKv, where "cross" is an ability.
-    with_features(own, hidden, feature, table_vc) -> (own, hidden)
-      Scores hidden . table + feature . table_vc, where "features" is an ability.
+    init: of a whole stack. Stacks that share its embedding, body or head are made of these parts by
+      init_embed(key), init_body(key) and init_head(key), dicts to be joined.
+    place(own, x, position): vectors in place of token embeddings, at these positions.
+    logits(own, hidden): scores over the padded vocabulary, float32, -inf at padded columns.
+    token_log_prob(own, hidden_btd, side, scored_bt): nats of each scored token at its own place.
+    cross(own, state_bsd): what layers make of the states, where "cross" is an ability.
+    with_features(own, hidden, feature, table_vc): parameters and states that score
+      hidden . table + feature . table_vc, where "features" is an ability.
     recurrent: where that is an ability, in place of `prefill` and `step`.
     """
 
     config: Any
     features: int
     longest: int
-    init: Callable[..., Any]
-    init_embed: Callable[..., Any]
-    init_body: Callable[..., Any]
-    init_head: Callable[..., Any]
-    embed: Callable[..., Any]
-    place: Callable[..., Any]
-    rows: Callable[..., Any]
-    prefill: Callable[..., Any] = _unable
-    step: Callable[..., Any] = _unable
-    logits: Callable[..., Any] = _unable
-    token_log_prob: Callable[..., Any] = _unable
-    cross: Callable[..., Any] = _unable
-    with_features: Callable[..., Any] = _unable
+    init: InitStack
+    init_embed: Callable[[Key[Array, ""]], dict[str, Any]]
+    init_body: Callable[[Key[Array, ""]], dict[str, Any]]
+    init_head: Callable[[Key[Array, ""]], dict[str, Any]]
+    embed: Embed
+    place: Callable[[Params, Float[Array, "*n d"], Int[Array, "*n"]], Float[Array, "*n d"]]
+    rows: Rows
+    prefill: Prefill = _unable
+    step: StackStep = _unable
+    logits: Callable[[Params, Float[Array, "*n d"]], Float[Array, "*n v"]] = _unable
+    token_log_prob: Callable[
+        [Params, Float[Array, "b t d"], Side, Bool[Array, "b t"]], Float[Array, "b t"]
+    ] = _unable
+    cross: Callable[[Params, Float[Array, "b s d"]], CrossKv] = _unable
+    with_features: Callable[
+        [Params, Float[Array, "*n d"], Float[Array, "*n c"], Float[Array, "v c"]],
+        tuple[Params, Float[Array, "*n f"]],
+    ] = _unable
     recurrent: Recurrent | None = None
+
+
+@runtime_checkable
+class MakeStack(Protocol):
+    """The stack of a config; with `own_head` its output head is not tied to the embedding, whatever
+    the config says.
+    """
+
+    def __call__(self, config: Any, own_head: bool = False, /) -> Stack: ...
+
+
+@runtime_checkable
+class MakeTiny(Protocol):
+    """A config of a few hundred parameters, for the suites of all backbones."""
+
+    def __call__(self, vocab: int, /, **changes: Any) -> "StackConfig": ...
 
 
 class BackboneKind(NamedTuple):
@@ -112,15 +209,12 @@ class BackboneKind(NamedTuple):
 
     config: the dataclass of its sizes and choices, a `StackConfig`.
     abilities: names of `ABILITIES`.
-    stack(config, own_head=False) -> Stack; with `own_head` its output head is not tied to the
-      embedding, whatever the config says.
-    tiny(vocab, **changes) -> a config of a few hundred parameters, for the suites of all backbones.
     """
 
-    config: type
+    config: type["StackConfig"]
     abilities: frozenset[str]
-    stack: Callable[..., Stack]
-    tiny: Callable[..., Any]
+    stack: MakeStack
+    tiny: MakeTiny
 
 
 BACKBONES: Registry[BackboneKind] = Registry("backbone", "model.decoder.backbone")
@@ -129,7 +223,12 @@ KEY = "backbone"
 
 @dataclass(frozen=True)
 class StackConfig:
-    """The config of some registered backbone; fields of model configs have this type."""
+    """The config of some registered backbone; fields of model configs have this type.
+
+    lora: what is added to its kernels, for backbones with the ability "low_rank".
+    """
+
+    lora: Lora = field(default=Lora(), kw_only=True)
 
     @classmethod
     def problems_of(cls, section: Any, where: str) -> list[Problem]:
@@ -182,14 +281,16 @@ def stack_of(config: StackConfig, where: str, *needs: str, own_head: bool = Fals
     Args:
       where: the config key of its section, for messages. needs: abilities that it must have.
       own_head: gives it an output head apart from the embedding, whatever its config says.
-    Raises: ConfigError for a backbone without such an ability.
+    Raises: ConfigError for a backbone without such an ability, or without what its low-rank
+      additions need.
     """
     name, able = name_of(config), abilities_of(config)
-    for ability in needs:
+    for ability in (*needs, *(["low_rank"] if config.lora.rank else [])):
         if ability not in able:
             others = [other for other, kind in BACKBONES.items() if ability in kind.abilities]
             raise ConfigError(
                 f"{where}.{KEY} is {name}, which cannot {ABILITIES[ability]}; backbones that can: "
                 f"{', '.join(others) or 'none'}"
             )
-    return BACKBONES[name].stack(config, own_head)
+    stack = BACKBONES[name].stack(config, own_head)
+    return with_lora(stack, config.lora, where) if config.lora.rank else stack

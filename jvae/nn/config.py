@@ -8,6 +8,12 @@ from jvae.nn.backbone import StackConfig
 from jvae.nn.fused import KERNELS
 from jvae.nn.stack import REMAT
 
+# Fields of a section that are matters of training and computation; all others are sizes, which
+# pretrained weights settle.
+CHOICES = (
+    *("dropout", "init_std", "init_scale", "bias_std", "dtype", "attention", "remat", "unroll"),
+    *("vocab_multiple", "xent_chunk"),
+)
 DTYPES = ("float32", "bfloat16", "float16")
 
 # What every stack has, of whatever layers.
@@ -34,6 +40,9 @@ XENT_CHUNK: dict[str, Any] = dict(
     low=1, high=MOST, help="Vocabulary columns whose logits exist at one time."
 )
 LATENT: dict[str, Any] = dict(low=1, high=2**20, help="Width of z.")
+VECTORS: dict[str, Any] = dict(
+    low=1, high=4_096, help="Vectors of z of a text, each of width latent; above 1: pool=queries."
+)
 LOG_VAR_SHIFT: dict[str, Any] = dict(
     low=-50.0,
     high=50.0,

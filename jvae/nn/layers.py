@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from jvae.nn import lora
+
 Initializer = Callable[..., Array]
 NORMAL = nn.initializers.normal(0.02)  # BERT and GPT-2
 
@@ -52,6 +54,8 @@ class Projection(nn.Module):
             "kernel", nn.with_logical_partitioning(self.kernel_init, names), shape
         )
         y = jnp.tensordot(x, kernel.astype(x.dtype), axes=n_in)
+        if self.has_variable("params", lora.NAME):
+            y = y + lora.addend(self.get_variable("params", lora.NAME), x, n_in, self.name)
         if self.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, tuple(self.out_axes))
             bias: Any = self.param("bias", zeros, tuple(self.features))

@@ -32,8 +32,14 @@ def layer_range(params: Any, first: int, stop: int) -> Any:
     return jax.tree.map(lambda p: p[first:stop], params)
 
 
+# (params of one layer, x, the layer's slice of xs, dropout key or None) -> (x, its output)
+RunLayer = Callable[[Any, Array, Any, Key[Array, ""] | None], tuple[Array, Any]]
+# (params of one layer, x, cache of the layer, the layer's slice of xs) -> (x, cache)
+StepLayer = Callable[[Any, Array, Any, Any], tuple[Array, Any]]
+
+
 def run_stack(
-    layer: Callable[..., tuple[Array, Any]],
+    layer: RunLayer,
     params: Any,
     x: Array,
     xs: Any = None,
@@ -45,8 +51,6 @@ def run_stack(
     """x through all layers of a stack.
 
     Args:
-      layer: (params of one layer, x, the layer's slice of xs, dropout key or None) -> (x, output of
-      the layer).
       params: stacked parameters.
       xs: per-layer inputs with the layers in front, or None.
       drop: dropout key; each layer gets its own.
@@ -73,15 +77,12 @@ def run_stack(
 
 
 def step_stack(
-    layer: Callable[..., tuple[Array, Any]], params: Any, x: Array, caches: Sequence[Any], xs: Any
+    layer: StepLayer, params: Any, x: Array, caches: Sequence[Any], xs: Any
 ) -> tuple[Array, Any]:
     """x of one new token through all layers of a stack, each with a cache of its own.
 
     Unrolled, so that what a layer makes of its parameters alone (its slice, its cast to the compute
     dtype) is made once and not for every token.
-
-    Args:
-      layer: (params of one layer, x, cache of the layer, the layer's slice of xs) -> (x, cache).
 
     Returns: x after the last layer, and the caches.
     """

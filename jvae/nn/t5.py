@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jvae.api import Side
 from jvae.nn import cache as caches
-from jvae.nn import xent
+from jvae.nn import lora, xent
 from jvae.nn.attention import EVERYONE, MaskSpec
 from jvae.nn.cache import Caches
 from jvae.nn.layers import Embedding, Projection, apply, dropout, split_key
@@ -98,8 +98,11 @@ def _finish(c: T5Config, own: Any, x: Array, drop: Key[Array, ""] | None = None)
 
 def cross_kv(c: T5Config, own: Any, states_bsd: Float[Array, "b s d"]) -> CrossKv:
     """Cross-attention keys and values of every layer: they depend on the states alone."""
-    kernel = own["layers"]["cross"]["kv"]["kernel"].astype(states_bsd.dtype)
-    kv = jnp.einsum("bsd,ldcnh->clbsnh", states_bsd, kernel)
+    own_l = own["layers"]["cross"]["kv"]
+    kv = jnp.einsum("bsd,ldcnh->clbsnh", states_bsd, own_l["kernel"].astype(states_bsd.dtype))
+    if lora.NAME in own_l:
+        add = jax.vmap(lambda pairs: lora.addend(pairs, states_bsd, 1, "kv"))(own_l[lora.NAME])
+        kv = kv + jnp.moveaxis(add, 3, 0)
     return CrossKv(kv[0], kv[1])
 
 
@@ -284,7 +287,7 @@ def _output(c: T5Config, own: Any, hidden: Array) -> tuple[Array, Array]:
 
 def with_features(
     c: T5Config, own: Any, hidden: Float[Array, "... d"], feature: Array, table_vc: Array
-) -> tuple[Any, Float[Array, "... c"]]:
+) -> tuple[Any, Float[Array, "... f"]]:
     """Parameters and states whose scores are those of hidden plus feature . table_vc; see
     `jvae.nn.transformer.with_features`.
     """

@@ -225,7 +225,7 @@ def attend(
     q_btnh: Float[Array, "b t n h"],
     k_bsnh: Float[Array, "b s n h"],
     v_bsnh: Float[Array, "b s n h"],
-    mask_bts: Bool[Array, "#b t s"],
+    mask_bts: Bool[Array, "#b #t s"],
     bias_bnts: Float[Array, "#b n t s"] | None = None,
     *,
     drop: Key[Array, ""] | None = None,

@@ -149,7 +149,7 @@ def token_log_prob(
 
 def with_features(
     own: Any, hidden: Float[Array, "... d"], feature: Float[Array, "... c"], table_vc: Array
-) -> tuple[Any, Float[Array, "... c"]]:
+) -> tuple[Any, Float[Array, "... f"]]:
     """Parameters and states whose scores are hidden . table + feature . table_vc.
 
     The features join the states, so that no (tokens, vocabulary) array of addends ever exists and
@@ -381,7 +381,7 @@ def step(
     return _final(spec, own, x)[:, 0], Caches(layers, position_em, kv.place + 1)
 
 
-ENCODER = frozenset({"encode", "layers", "taps", "slots", "values"})
+ENCODER = frozenset({"encode", "layers", "taps", "slots", "values", "low_rank"})
 DECODER = ENCODER | {"decode", "tokens", "features"}
 
 

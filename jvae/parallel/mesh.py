@@ -5,7 +5,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -17,6 +17,9 @@ from jvae.errors import ConfigError
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the mesh axes that batches are cut over
 TENSOR = "tensor"  # that attention heads, MLPs and the vocabulary are
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
@@ -112,15 +115,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
-def under(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+def under(mesh: Mesh, function: Callable[P, R]) -> Callable[P, R]:
     """The same function, to be compiled for this mesh, which `in_force` tells inside it."""
     if mesh.size == 1:
         return function
 
     @functools.wraps(function)
-    def traced(*args: Any) -> Any:
+    def traced(*args: P.args, **named: P.kwargs) -> R:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return function(*args)
+            return function(*args, **named)
 
     return traced
 

@@ -7,6 +7,7 @@ transposed (GPT-2's too), and `kernel`, `scale` and `embedding` are called `weig
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,17 @@ from typing import Any
 from jvae.errors import WeightsError
 from jvae.pretrained.files import Checkpoint, Tensors
 
+# First words of names that say what a model was wrapped in, not what it is made of.
+WRAPPERS = (
+    *(
+        "_orig_mod",
+        "module",
+        "0",
+        "auto_model",
+    ),  # torch.compile, DataParallel, sentence-transformers
+    *("model", "base_model", "language_model", "transformer"),  # a head
+    *("bert", "roberta", "distilbert", "gpt_neox"),
+)
 _FLAX = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
@@ -21,8 +33,9 @@ _FLAX = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 class Backbone:
     """One family.
 
-    name: `model_type` of its config.json. prefix: of checkpoints saved with a head. renamed:
-    (pattern, replacement) of older names. ignored: patterns of buffers and heads. tied: names that
+    name: `model_type` of its config.json. prefix: of checkpoints saved with a head. own: what names
+    without any prefix may begin with although `WRAPPERS` has it. renamed: (pattern, replacement) of
+    older names. ignored: patterns of buffers and heads. tied: names that
     must equal another where they are there. sizes: config.json to the fields of our stack's config.
     describe: those fields, and those that name our special ids, to config.json; raises ValueError
     for a stack that is none of the family.
@@ -36,14 +49,16 @@ class Backbone:
     describe: Callable[[Mapping[str, Any]], dict[str, Any]]
     saved_prefix: str = ""  # that `describe`'s architecture is saved with
     unprefixed: tuple[str, ...] = ()  # names that it is saved without
+    own: str = ""
 
 
 def canonical(backbone: Backbone, checkpoint: Checkpoint) -> Tensors:
     """The tensors of a checkpoint under PyTorch names without prefix, data still unread.
 
+    Any stack of `WRAPPERS` in front of a name is taken off it; see `prefixes`.
+
     Raises: WeightsError for names of neither layout, and for two that mean the same tensor.
     """
-    prefix = backbone.prefix
     dotted: Tensors = {}
     origin: dict[str, str] = {}
     for name, tensor in checkpoint.tensors.items():
@@ -53,7 +68,7 @@ def canonical(backbone: Backbone, checkpoint: Checkpoint) -> Tensors:
             new = ".".join([*parents, _FLAX.get(last, last)])
             if last == "kernel" and len(tensor.shape) == 2:
                 tensor = tensor.T
-        new = new.removeprefix(prefix) if prefix else new
+        new = new[len(_prefix(backbone, new)) :]
         for pattern, replacement in backbone.renamed:
             new = re.sub(pattern, replacement, new)
         if new in dotted:
@@ -62,6 +77,27 @@ def canonical(backbone: Backbone, checkpoint: Checkpoint) -> Tensors:
             )
         dotted[new], origin[new] = tensor, name
     return dotted
+
+
+def prefixes(backbone: Backbone, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The prefixes that `canonical` takes off names, the most frequent first."""
+    dotted = (name.replace("/", ".") for name in checkpoint.tensors)
+    count = Counter(_prefix(backbone, name) for name in dotted)
+    return tuple(prefix for prefix, _ in count.most_common() if prefix)
+
+
+def _prefix(backbone: Backbone, name: str) -> str:
+    """What stands in front of a name of a family."""
+    rest = name
+    while not (backbone.own and rest.startswith(backbone.own)):
+        word, dot, after = rest.partition(".")
+        if rest.startswith(backbone.prefix) and backbone.prefix:
+            rest = rest.removeprefix(backbone.prefix)
+        elif dot and word in WRAPPERS:
+            rest = after
+        else:
+            break
+    return name[: len(name) - len(rest)]
 
 
 def check_sizes(backbone: Backbone, checkpoint: Checkpoint, ours: Mapping[str, Any], key: str):  # noqa: ANN201

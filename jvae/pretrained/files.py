@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import msgpack
 import numpy as np
 
+from jvae import hub
 from jvae.errors import WeightsError
 
 SAFETENSORS = "model.safetensors"
@@ -84,28 +85,43 @@ def is_local(name: str) -> bool:
     return False
 
 
+def finder(name_or_folder: str | os.PathLike[str]) -> Callable[[str], Path | None]:
+    """What finds a file of a folder or, where no such folder exists, of a repository of the hub.
+
+    Raises: WeightsError for a name that cannot be either.
+    """
+    name = os.fspath(name_or_folder)
+    if not is_local(name):
+        return lambda file: hub.file(name, file, WeightsError)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise WeightsError(f"{name}: is a file; name the folder that holds it")
+    return lambda file: folder / file if (folder / file).is_file() else None
+
+
+def config_of(name_or_folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The config.json of a checkpoint, without its weights.
+
+    Raises: WeightsError if it is not there, not reachable or damaged.
+    """
+    name, lacks = os.fspath(name_or_folder), f"has no {CONFIG}"
+    path = finder(name)(CONFIG)
+    if path is None:
+        raise (
+            WeightsError(f"{name}: {lacks}")
+            if is_local(name)
+            else hub.absent(name, lacks, WeightsError)
+        )
+    return read_json(path)
+
+
 def open_checkpoint(name_or_folder: str | os.PathLike[str]) -> Checkpoint:
     """A checkpoint by local folder or, where no such folder exists, by Hugging Face hub name.
 
     Raises: WeightsError if it is not there, not reachable or damaged.
     """
-    name = os.fspath(name_or_folder)
-    if is_local(name):
-        folder = Path(name).expanduser()
-        if not folder.is_dir():
-            raise WeightsError(f"{name}: is a file; name the folder that holds it")
-
-        def find(file: str) -> Path | None:
-            return folder / file if (folder / file).is_file() else None
-    else:
-
-        def find(file: str) -> Path | None:
-            return _from_hub(name, file)
-
-    config_file = find(CONFIG)
-    if config_file is None:
-        raise WeightsError(f"{name}: has no {CONFIG}")
-    config = read_json(config_file)
+    name, find = os.fspath(name_or_folder), finder(name_or_folder)
+    config = config_of(name_or_folder)
     for file in CANDIDATES:
         path = find(file)
         if path is None:
@@ -114,27 +130,45 @@ def open_checkpoint(name_or_folder: str | os.PathLike[str]) -> Checkpoint:
             return Checkpoint(name, config, read_file(path), file == MSGPACK, (path,))
         tensors, shards = _sharded(path, find)
         return Checkpoint(name, config, tensors, file.startswith(MSGPACK), shards)
-    only_torch = find("pytorch_model.bin") or find("pytorch_model.bin" + INDEX)
-    advice = (
-        "; its pytorch_model.bin is a pickle and is not read: save it again with "
-        "save_pretrained(..., safe_serialization=True)"
-        if only_torch
-        else ""
+    lacks = f"has none of {', '.join(CANDIDATES)}{_advice(name)}"
+    raise (
+        WeightsError(f"{name}: {lacks}")
+        if is_local(name)
+        else hub.absent(name, lacks, WeightsError)
     )
-    raise WeightsError(f"{name}: has none of {', '.join(CANDIDATES)}{advice}")
+
+
+def _advice(name: str) -> str:
+    """What to do with weights that are pickles; empty for a folder that has none."""
+    pickles = "its pytorch_model.bin, if it has one,"
+    if is_local(name):
+        kinds = (".bin", ".pt", ".pth", ".ckpt")
+        found = sorted(p.name for p in Path(name).expanduser().iterdir() if p.suffix in kinds)
+        if not found:
+            return ""
+        pickles = f"its {', '.join(found[:3])}"
+    return (
+        f"; {pickles} is a pickle and is not read. Where PyTorch is installed: python -c 'from "
+        f'transformers import AutoModel as M; M.from_pretrained("{name}").save_pretrained("NEW")\''
+        " writes safetensors into the folder NEW"
+    )
 
 
 def _sharded(index: Path, find: Callable[[str], Path | None]) -> tuple[Tensors, tuple[Path, ...]]:
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not where:
         raise WeightsError(f"{index}: has no weight_map from tensors to files")
+    names = sorted({str(file) for file in where.values()})
+    paths = {file: find(file) if re.fullmatch(r"[\w.-]+", file) else None for file in names}
+    if missing := [file for file, path in paths.items() if path is None]:
+        shown = ", ".join(missing[:5]) + (" ..." if missing[5:] else "")
+        raise WeightsError(
+            f"{index}: {len(missing)} of {len(names)} shards not there ({shown}); copy or download "
+            "them again"
+        )
+    shards = {file: path for file, path in paths.items() if path is not None}
     tensors: Tensors = {}
-    shards = []
-    for file in sorted({str(file) for file in where.values()}):
-        path = find(file) if re.fullmatch(r"[\w.-]+", file) else None
-        if path is None:
-            raise WeightsError(f"{index}: shard {file!r} is not there; copy or download it again")
-        shards.append(path)
+    for file, path in shards.items():
         part = read_file(path)
         told = {name for name, shard in where.items() if shard == file}
         if odd := sorted(told ^ set(part)):
@@ -142,17 +176,18 @@ def _sharded(index: Path, find: Callable[[str], Path | None]) -> tuple[Tensors, 
                 f"{path}: disagrees with {index.name} on {len(odd)} tensors, among them {odd[0]}"
             )
         tensors |= part
-    return tensors, tuple(shards)
+    return tensors, tuple(shards.values())
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises WeightsError."""
+def read_json(path: Path, kind: type = dict) -> Any:
+    """A JSON object, or a list by `kind`. Raises WeightsError."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: cannot be read ({_reason(error)})") from None
-    if not isinstance(value, dict):
-        raise WeightsError(f"{path}: is not a JSON object")
+    if not isinstance(value, kind):
+        what = "a JSON object" if kind is dict else "a JSON list"
+        raise WeightsError(f"{path}: is not {what}")
     return value
 
 
@@ -294,54 +329,12 @@ def write_safetensors(
 
     # Not `np.ascontiguousarray`, which gives scalars an axis.
     ordered = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
+    path.touch()
+    mode = path.stat().st_mode  # that of any new file; the package writes one for its owner alone
     save_file(ordered, path, metadata=dict(metadata))
+    path.chmod(mode)
 
 
 def fetch_folder(name: str) -> Path:
     """A whole hub repository, from the cache where it is there. Raises WeightsError."""
-    import huggingface_hub as hub
-
-    with _hub_errors(name):
-        return Path(hub.snapshot_download(name))
-
-
-def _from_hub(name: str, file: str) -> Path | None:
-    """A file of a hub repository, from the cache where it is there; None if it has no such file."""
-    import huggingface_hub as hub
-    from huggingface_hub import errors
-
-    try:
-        with _hub_errors(name):
-            return Path(hub.hf_hub_download(name, file))
-    except errors.EntryNotFoundError:
-        return None
-    except _NotCached:
-        if file != CONFIG:  # a cache that has this one need not hold what the repository lacks
-            return None
-        raise
-
-
-class _NotCached(WeightsError):
-    """Not in the cache, and the hub was not reached."""
-
-
-@contextmanager
-def _hub_errors(name: str) -> Iterator[None]:
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        raise _NotCached(
-            f"{name}: no folder here, not in the Hugging Face cache, and the hub is not reachable "
-            "(or HF_HUB_OFFLINE is set); give a local folder, or connect once to fill the cache"
-        ) from None
-    except errors.EntryNotFoundError:
-        raise
-    except errors.RepositoryNotFoundError:
-        raise WeightsError(
-            f"{name}: no folder here and no repository on the Hugging Face hub by that name (or a "
-            "private one, for which `hf auth login` is needed)"
-        ) from None
-    except (errors.HFValidationError, errors.HfHubHTTPError, OSError, ValueError) as error:
-        raise WeightsError(f"{name}: cannot be fetched from the hub ({_reason(error)})") from None
+    return hub.folder(name, WeightsError)

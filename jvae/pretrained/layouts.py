@@ -22,14 +22,12 @@ class Layout(NamedTuple):
       Names of an encoder and a decoder that share one embedding, under {embed, encoder, decoder};
       None for a backbone that is published alone. cross: whether ours has cross-attention.
     pooler: whether its files may hold a pooler of the first token.
-    std: of new embedding rows.
     """
 
     files: Backbone
     table: Callable[..., NameTable]
     pair: Callable[..., NameTable] | None = None
     pooler: bool = False
-    std: float = 0.02
 
 
 LAYOUTS: Registry[Layout] = Registry("pretrained layout", "model.decoder.backbone")

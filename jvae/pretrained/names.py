@@ -151,13 +151,12 @@ def linear_rules(path: str, projections: Mapping[str, tuple[str, int]]) -> list[
 class Vocab(NamedTuple):
     """Rows of a foreign embedding and the real tokens of ours.
 
-    New rows, at the end, are drawn from N(0, std) by `seed`; foreign rows past ours are left out.
+    New rows, at the end, are the mean of those that are there, so that a token without training
+    is neither likely nor unlikely; foreign rows past ours are left out.
     """
 
     theirs: int
     ours: int
-    seed: int = 0
-    std: float = 0.02  # what Optimus' and the other originals' GPT-2 gives its three added tokens
 
 
 def vocab_rows(vocab: int | Vocab) -> Transform:
@@ -166,9 +165,11 @@ def vocab_rows(vocab: int | Vocab) -> Transform:
 
     def read(arrays: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
         table = arrays[0][: v.ours]
-        fresh = np.random.default_rng(v.seed).normal(0.0, v.std, (v.ours - len(table), shape[1]))
-        padding = np.zeros((shape[0] - v.ours, shape[1]), table.dtype)
-        return np.concatenate([table, fresh.astype(table.dtype), padding])
+        out = np.zeros(shape, table.dtype)
+        out[: len(table)] = table
+        if v.ours > len(table):
+            out[len(table) : v.ours] = table.mean(0, dtype=np.float64).astype(table.dtype)
+        return out
 
     return Transform(read, lambda leaf: [leaf[: v.ours]], lambda shape: [(v.theirs, shape[1])])
 
@@ -258,13 +259,25 @@ def nested(flat_tree: Mapping[str, Any]) -> Any:
     return tree
 
 
-def _listed(tensors: Mapping[str, Any], most: int = 20) -> str:
+def _listed(tensors: Mapping[str, Any], most: int = 5) -> str:
     return _some([f"{name} {tuple(t.shape)}" for name, t in sorted(tensors.items())], most)
 
 
-def _some(words: Sequence[str], most: int = 20) -> str:
+def _some(words: Sequence[str], most: int = 5) -> str:
     more = f" and {len(words) - most} more" if len(words) > most else ""
     return ", ".join(words[:most]) + more
+
+
+def _of_prefix(missing: Sequence[str], extra: Mapping[str, Any]) -> str:
+    """What is to say where names differ by what stands in front of them."""
+    ends = [name for name in missing if any(one.endswith(f".{name}") for one in extra)]
+    if not ends:
+        return ""
+    whole = next(name for name in extra if name.endswith(f".{ends[0]}"))
+    return (
+        f"the names of the file begin with {whole.removesuffix(ends[0])!r}, which is no prefix "
+        "that is known: save the inner model by itself"
+    )
 
 
 def _is_floating(dtype: Any) -> bool:
@@ -325,6 +338,7 @@ def fit(table: NameTable, foreign: Mapping[str, Any], target: Any) -> Fit:
         wrong and _some(wrong),
         extra and f"tensors that no part of the model uses: {_listed(extra)}",
         unfilled and f"parameters that no tensor fills: {_listed(unfilled)}",
+        missing and extra and _of_prefix(missing, extra),
     ]
     if any(problems):
         raise WeightsError("; ".join(problem for problem in problems if problem))

@@ -12,8 +12,7 @@ class PretrainedPart(NamedTuple):
     """A pretrained part of a model.
 
     key: of `config.init`. role: whose tokenizer its embedding belongs to. sections: of
-    `config.model`, which must have its sizes. table: its names for a vocabulary. std: of new
-    embedding rows.
+    `config.model`, which must have its sizes. table: its names for a vocabulary.
     """
 
     key: str
@@ -21,7 +20,6 @@ class PretrainedPart(NamedTuple):
     sections: tuple[str, ...]
     backbone: Backbone
     table: Callable[[Vocab], NameTable]
-    std: float = 0.02
 
 
 def stack_part(section: Any, role: str, pooler: str | None = None) -> tuple[PretrainedPart, ...]:
@@ -39,7 +37,7 @@ def stack_part(section: Any, role: str, pooler: str | None = None) -> tuple[Pret
     def table(vocab: Vocab) -> NameTable:
         return layout.table(section, vocab, role, role, pooler)
 
-    return (PretrainedPart(role, role, (role,), layout.files, table, layout.std),)
+    return (PretrainedPart(role, role, (role,), layout.files, table),)
 
 
 def pair_part(section: Any, cross: bool) -> tuple[PretrainedPart, ...]:
@@ -53,5 +51,5 @@ def pair_part(section: Any, cross: bool) -> tuple[PretrainedPart, ...]:
     def table(vocab: Vocab) -> NameTable:
         return pair(section, vocab, cross)
 
-    part = PretrainedPart("decoder", "decoder", ("decoder",), layout.files, table, layout.std)
+    part = PretrainedPart("decoder", "decoder", ("decoder",), layout.files, table)
     return (part,)

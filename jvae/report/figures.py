@@ -36,7 +36,7 @@ def draw(found: Found) -> dict[str, Picture]:
         if found.latents is not None:
             latents = found.latents
             if latents.kl_gz is not None:
-                made["kl"] = kl_profile(latents.kl_gz)
+                made["kl"] = kl_profile(latents.kl_gz, latents.groups)
             made["map"] = maps.latent_map(latents)
             if latents.interpolations:
                 heads = [f"pair {i + 1}" for i in range(len(latents.interpolations))]
@@ -166,8 +166,8 @@ def nll_curve(values: dict[str, Any]) -> Picture | None:
     return look.picture(fig, f"Importance-weighted bound in nats per sentence: {points}")
 
 
-def kl_profile(kl_gz: np.ndarray) -> Picture:
-    """KL of each dimension; of each layer too where there are several."""
+def kl_profile(kl_gz: np.ndarray, group: str = "layer") -> Picture:
+    """KL of each dimension; of each group, a layer or vector, too where there are several."""
     groups, width = kl_gz.shape
     if groups == 1:
         fig = look.figure(2.7)
@@ -185,17 +185,17 @@ def kl_profile(kl_gz: np.ndarray) -> Picture:
     ax, bars = fig.subplots(1, 2, width_ratios=(3, 1), sharey=True)
     image = ax.imshow(-np.sort(-kl_gz, axis=1), aspect="auto", cmap="Blues", vmin=0)
     ax.set_title("KL of each dimension")
-    ax.set_xlabel("dimension, largest KL of its layer first")
-    ax.set_ylabel("layer")
+    ax.set_xlabel(f"dimension, largest KL of its {group} first")
+    ax.set_ylabel(group)
     ax.set_yticks(range(groups))
     ax.grid(False)
     fig.colorbar(image, ax=ax, label="nats", pad=0.01)
     bars.barh(range(groups), kl_gz.sum(axis=1), color=COLORS[0], height=0.7)
-    bars.set_title("KL of each layer")
+    bars.set_title(f"KL of each {group}")
     bars.set_xlabel("nats per sentence")
     bars.grid(axis="y", visible=False)
-    layers = ", ".join(f"{value:.2f}" for value in kl_gz.sum(axis=1))
-    return look.picture(fig, f"KL of each dimension and layer; by layer {layers} nats")
+    sums = ", ".join(f"{value:.2f}" for value in kl_gz.sum(axis=1))
+    return look.picture(fig, f"KL of each dimension and {group}; by {group} {sums} nats")
 
 
 def strips(

@@ -54,6 +54,7 @@ class Latents(NamedTuple):
 
     mean_egz: Float[np.ndarray, "e g z"]
     kl_gz: Float[np.ndarray, "g z"] | None  # mean over sentences, nats
+    groups: str  # what G are: "layer" or "vector"
     labels: dict[str, list[str]]  # of each sentence, by kind of label
     words: list[int]
     factors: list[Factor]
@@ -197,6 +198,7 @@ def _latents(
     return Latents(
         mean_egz=mean_egz,
         kl_gz=kl_gz,
+        groups=vae.model.groups,
         labels=labels,
         words=[len(text.split()) for text in texts],
         factors=factors,
@@ -226,7 +228,7 @@ def _strips(
     given = None
     if sources is not None:
         given = [sources[i] for i in [*first, *[0] * (len(z_egz) - len(first))]]
-    told = vae.decode(z_egz, sources=given)
+    told = vae.decode(vae.placed(z_egz), sources=given)
     ways = [told[i * STEPS : (i + 1) * STEPS] for i in range(pairs)]
     rest = told[pairs * STEPS :]
     size = len(OFFSETS)

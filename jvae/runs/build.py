@@ -5,7 +5,7 @@ into the config that the working directory and every checkpoint keep.
 """
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,16 +116,20 @@ def open_run(config: ConfigDict, workdir: Path, saved: identity.Saved | None = N
     Raises: ConfigError, DataError; CheckpointError where text, tokenizers or random stream are not
       those of `saved`.
     """
-    splits, exact = read_splits(config)
+    read = functools.cache(lambda: read_splits(config))
+
+    def sentences() -> Iterable[str]:
+        train = read()[0]["train"]
+        return train.texts() if isinstance(train, Corpus) else train.text
+
+    # A tokenizer that cannot be opened is known before the text is read.
+    encoder, decoder = open_tokenizers(config, workdir, sentences)
+    splits, exact = read()
     if saved:  # before the work of preparing another text
         identity.check_data(saved, config, splits)
-    log = duplicate_files(splits)
-    train = splits["train"]
-    encoder, decoder = open_tokenizers(
-        config, workdir, lambda: train.texts() if isinstance(train, Corpus) else train.text
-    )
-    if saved:
         identity.check_tokenizers(saved, encoder, decoder)
+    log = duplicate_files(splits)
+    log += [f"{t.role} tokenizer {t.name}: {t.described()}" for t in (encoder, decoder)]
 
     config = ConfigDict(config.to_dict())
     for side, tokenizer in (("encoder", encoder), ("decoder", decoder)):

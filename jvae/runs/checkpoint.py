@@ -1,8 +1,9 @@
 """Checkpoints of a run: the last few and the best, written in the background, each whole or absent.
 
 Under the run's directory, `ckpt/last/<step>` and `ckpt/best/<step>` hold a state (any pytree of
-arrays, see `stored`) and `meta`, a JSON object. A step's directory appears
-under its name by one rename, after everything in it is on disk. No pickle.
+arrays, see `jvae.runs.state_dict`) and `meta`, a JSON object. Arrays that never change, frozen
+weights, lie once in `ckpt/frozen/0`, which those that lack them name by its digest. A step's
+directory appears under its name by one rename, after everything in it is on disk. No pickle.
 """
 
 import functools
@@ -11,9 +12,8 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+import jvae
 from jvae.errors import CheckpointError
 from jvae.runs import state_dict
 from jvae.runs.migrations import Paths
@@ -28,6 +29,7 @@ from jvae.tree import named_leaves
 
 LAYOUT = "stacked-1"  # how parameters are arranged: layers stacked on axis 0
 METRIC = "validation -ELBO, final objective"  # of the best checkpoint
+FROZEN = "frozen"  # folder, and key of the digest in the meta of what refers to it
 
 log = logging.getLogger(__name__)
 
@@ -41,15 +43,25 @@ class Checkpoints:
     and moved to `ckpt/torn` when the run saves again.
     """
 
-    def __init__(self, workdir: str | Path, *, keep_last: int = 2, read_only: bool = False):
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        keep_last: int = 2,
+        read_only: bool = False,
+        frozen: Collection[str] = (),
+    ):
         """Opens or creates `workdir`/ckpt; leftovers of interrupted saves go in the background.
 
         Args:
           read_only: changes nothing, so that a run that still trains can be read.
+          frozen: paths of the arrays of a state that never change. They are written with the first
+            checkpoint and left out of all.
         Raises: CheckpointError if the directory cannot be used.
         """
         self.root = Path(workdir).absolute() / "ckpt"
         self._read_only = read_only
+        self._frozen, self._digest = frozenset(frozen), ""
         self._torn: set[tuple[str, int]] = set()
         self._best_metric: float | None = None  # read from disk when first asked for
         with _explained(f"cannot open checkpoints in {self.root}"):
@@ -67,6 +79,11 @@ class Checkpoints:
         )
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         return ocp.CheckpointManager(self.root / kind, options=options, item_handlers=handlers)
+
+    def _frozen_manager(self) -> ocp.CheckpointManager:
+        if FROZEN not in self._managers:  # most runs have none
+            self._managers[FROZEN] = self._open(FROZEN, 1)
+        return self._managers[FROZEN]
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
         """Copies `state` to the host and returns; the writing goes on behind.
@@ -101,21 +118,38 @@ class Checkpoints:
             self._move_torn(kind)
             if step in manager.all_steps():
                 return
-            arrays = state_dict.arrays_of(state)
-            full_meta = {
-                **meta,
-                "step": step,
-                "version": package_version(),
-                "layout": LAYOUT,
-                "keys": state_dict.key_kinds(state),
-                "checksums": state_dict.checksums(arrays),
-            }
-            full_meta["meta_sha256"] = _sha256(full_meta)
-            items = ocp.args.Composite(
-                state=ocp.args.PyTreeSave(state_dict.nested(arrays)),
-                meta=ocp.args.JsonSave(full_meta),
-            )
-            manager.save(step, args=items, force=True)
+            arrays = named_leaves(state_dict.arrays_of(state))
+            frozen = {path: leaf for path, leaf in arrays.items() if path in self._frozen}
+            if frozen:
+                meta = {**meta, FROZEN: self._keep_frozen(frozen, meta.get("config"))}
+            arrays = {path: leaf for path, leaf in arrays.items() if path not in frozen}
+            _write(manager, step, arrays, {**meta, "keys": state_dict.key_kinds(state)})
+
+    def _keep_frozen(self, arrays: Mapping[str, Any], config: Any) -> str:
+        """Stores what never changes unless it is there already; gives its digest.
+
+        A checkpoint that refers to it must not exist without it, so this waits for the disk.
+
+        Raises: CheckpointError if checkpoints are here that refer to other frozen weights.
+        """
+        if self._digest:
+            return self._digest
+        manager = self._frozen_manager()
+        meta = {"config": config, "digest": _digest(arrays)}
+        if manager.all_steps():
+            same = self._read_meta(FROZEN, 0)["digest"] == meta["digest"]
+            if not same and any(self._managers[kind].all_steps() for kind in ("last", "best")):
+                raise CheckpointError(
+                    f"{self.root / FROZEN}: holds other frozen weights than those of this run; "
+                    "bring the folder back from a copy, or start over in another --workdir"
+                )
+            if not same:  # of a start that never saved a checkpoint
+                manager.delete(0)
+        if not manager.all_steps():
+            _write(manager, 0, arrays, meta)
+            manager.wait_until_finished()
+        self._digest = str(meta["digest"])
+        return self._digest
 
     def latest(self) -> int | None:
         """Newest step of `last`, None if there is none."""
@@ -175,15 +209,21 @@ class Checkpoints:
         """
 
         def read(kind: str, step: int) -> tuple[dict[str, np.ndarray], Meta]:
-            meta, manager = self._checked_meta(kind, step), self._managers[kind]
-            tree = manager.item_metadata(step)["state"].tree
-            plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            items = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=plain))
-            leaves = named_leaves(manager.restore(step, args=items)["state"])
-            paths = Paths.of(meta.get("config"))
-            return {paths.new(path): leaf for path, leaf in leaves.items()}, meta
+            meta = self._checked_meta(kind, step)
+            with self._frozen_of(meta) as frozen:
+                arrays = self._arrays(FROZEN, 0, frozen) if frozen else {}
+            return arrays | self._arrays(kind, step, meta), meta
 
         return self._newest(None, best, read)
+
+    def _arrays(self, kind: str, step: int, meta: Meta) -> dict[str, np.ndarray]:
+        manager = self._managers[kind]
+        tree = manager.item_metadata(step)["state"].tree
+        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        items = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=plain))
+        leaves = named_leaves(manager.restore(step, args=items)["state"])
+        paths = Paths.of(meta.get("config"))
+        return {paths.new(path): leaf for path, leaf in leaves.items()}
 
     def wait(self) -> None:
         """Returns when all saves are on disk.
@@ -236,9 +276,7 @@ class Checkpoints:
 
     def _pass_over(self, kind: str, step: int, error: Exception) -> None:
         self._torn.add((kind, step))
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        reason = reason.partition(" [tensorstore_spec")[0]  # a screenful
-        log.warning("%s: not whole, passed over: %s", self.root / kind / str(step), reason)
+        log.warning("%s: not whole, passed over: %s", self.root / kind / str(step), _short(error))
 
     def _move_torn(self, kind: str) -> None:
         """Out of the way of the steps that the resumed run will save, but not deleted."""
@@ -270,18 +308,71 @@ class Checkpoints:
         if meta["layout"] != LAYOUT:
             raise CheckpointError(
                 f"{self.root / kind / str(step)}: parameter layout {meta['layout']!r} of jvae "
-                f"{meta['version']}; this is jvae {package_version()} with layout {LAYOUT!r}"
+                f"{meta['version']}; this is jvae {jvae.__version__} with layout {LAYOUT!r}"
             )
         return meta
 
+    @contextmanager
+    def _frozen_of(self, meta: Meta) -> Iterator[Meta | None]:
+        """The meta of the frozen weights that a checkpoint refers to, None where it has all.
+
+        Raises: CheckpointError where they are missing or others, or cannot be read inside.
+        """
+        if FROZEN not in meta:
+            yield None
+            return
+        where = self.root / FROZEN
+        remedy = (
+            "every checkpoint of this run needs them. Bring that folder back from a copy, or start "
+            "over in another --workdir"
+        )
+        try:
+            if not (where / "0").is_dir():
+                raise CheckpointError(f"{where}: the frozen weights are missing; {remedy}")
+            self._frozen_manager()
+            frozen = self._read_meta(FROZEN, 0)
+            if frozen["digest"] != meta[FROZEN]:
+                raise CheckpointError(f"{where}: holds the weights of another run; {remedy}")
+            yield frozen
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f"{where}: the frozen weights cannot be read ({_short(error)}); {remedy}"
+            ) from error
+
     def _read_state(self, kind: str, step: int, abstract: Any, meta: Meta, partial: bool) -> Any:
-        manager = self._managers[kind]
-        wanted = state_dict.abstract_arrays_of(abstract)
+        wanted = named_leaves(state_dict.abstract_arrays_of(abstract))
+        have, once = self._stored(kind, step, meta), {}
+        with self._frozen_of(meta) as frozen:
+            if frozen:
+                once = self._stored(FROZEN, 0, frozen)
+        # Frozen weights keep the number type they are stored in, narrower than that of others.
+        for path in wanted.keys() & once.keys():
+            like = wanted[path]
+            wanted[path] = jax.ShapeDtypeStruct(
+                like.shape, once[path].dtype, sharding=like.sharding
+            )
+        state_dict.compare(self.root / kind / str(step), once | have, wanted, partial)
+        own = {path: leaf for path, leaf in wanted.items() if path not in once}
+        leaves = self._read(kind, step, own, meta, partial) if own else {}
+        with self._frozen_of(meta) as frozen:
+            if frozen and (shared := {path: wanted[path] for path in wanted if path in once}):
+                leaves |= self._read(FROZEN, 0, shared, frozen, partial=True)
+        return state_dict.state_of(leaves, abstract, meta["keys"])
+
+    def _stored(self, kind: str, step: int, meta: Meta) -> dict[str, Any]:
+        """Shapes and number types of what a checkpoint holds, by today's path."""
+        tree = self._managers[kind].item_metadata(step)["state"].tree
         paths = Paths.of(meta.get("config"))
-        tree = manager.item_metadata(step)["state"].tree
-        have = {paths.new(path): leaf for path, leaf in named_leaves(tree).items()}
-        state_dict.compare(self.root / kind / str(step), have, named_leaves(wanted), partial)
-        wanted = state_dict.nested(wanted, paths.old)
+        return {paths.new(path): leaf for path, leaf in named_leaves(tree).items()}
+
+    def _read(
+        self, kind: str, step: int, leaves: Mapping[str, Any], meta: Meta, partial: bool
+    ) -> dict[str, Any]:
+        """Arrays by path. Raises: ValueError for one whose checksum differs."""
+        paths = Paths.of(meta.get("config"))
+        wanted = state_dict.nested(leaves, paths.old)
         arguments = jax.tree.map(
             lambda leaf: ocp.ArrayRestoreArgs(
                 sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype
@@ -289,24 +380,42 @@ class Checkpoints:
             wanted,
         )
         item = ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=partial)
-        arrays = manager.restore(step, args=ocp.args.Composite(state=item))["state"]
+        items = ocp.args.Composite(state=item)
+        arrays = self._managers[kind].restore(step, args=items)["state"]
         for name, checksum in state_dict.checksums(arrays).items():
             if checksum != meta["checksums"][name]:
                 raise ValueError(f"{name} is damaged: its checksum is not that of the saved array")
-        leaves = {paths.new(path): leaf for path, leaf in named_leaves(arrays).items()}
-        return state_dict.state_of(leaves, abstract, meta["keys"])
+        return {paths.new(path): leaf for path, leaf in named_leaves(arrays).items()}
+
+
+def _write(manager: Any, step: int, arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    full_meta = {
+        **meta,
+        "step": step,
+        "version": jvae.__version__,
+        "layout": LAYOUT,
+        "checksums": state_dict.checksums(arrays),
+    }
+    full_meta["meta_sha256"] = _sha256(full_meta)
+    items = ocp.args.Composite(
+        state=ocp.args.PyTreeSave(state_dict.nested(arrays)), meta=ocp.args.JsonSave(full_meta)
+    )
+    manager.save(step, args=items, force=True)
+
+
+def _digest(arrays: Mapping[str, Any]) -> str:
+    """SHA-256 of paths, number types, shapes and checksums."""
+    sums = state_dict.checksums(arrays)
+    return _sha256({p: [str(a.dtype), list(a.shape), sums[p]] for p, a in arrays.items()})
+
+
+def _short(error: Exception) -> str:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return reason.partition(" [tensorstore_spec")[0]  # a screenful
 
 
 def _sha256(meta: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
-def package_version() -> str:
-    """Version of the installed package; "checkout" where it runs from its sources."""
-    try:
-        return metadata.version("jvae")
-    except metadata.PackageNotFoundError:
-        return "checkout"
 
 
 @functools.cache

@@ -33,6 +33,7 @@ FILL_SAMPLE = 8_000  # examples the fill of the rows is told of
 
 
 TOKENIZER_FOLDER = "tokenizers"
+ROLES = ("encoder", "decoder")
 
 
 def read_splits(
@@ -105,33 +106,42 @@ def open_tokenizers(
     something, else those that the config names, else those of the model that training starts from.
 
     Args:
-      train: gives the train split's sentences, read only when a tokenizer has to be trained.
+      train: gives the train split's sentences, read only when a tokenizer has to be trained, after
+        all others are open.
+    Raises: DataError naming the key of a tokenizer that cannot be opened.
     """
-    opened, trained = [], bool(workdirs.checkpoints(workdir))
+    trained = bool(workdirs.checkpoints(workdir))
     source = config.init.model
     if source:
         source = Path(source).expanduser() if files.is_local(source) else files.fetch_folder(source)
-    for role in ("encoder", "decoder"):
+    opened: dict[str, TextTokenizer] = {}
+    for role in ROLES:
         folder = workdir / TOKENIZER_FOLDER / role
         name = config.data[f"{role}_tokenizer"]
         # A folder alone is what a kill may leave, and tokenizers alone a start that failed.
         if trained and (folder / tokenizers.FILE).is_file():
-            opened.append(tokenizers.load(folder, role))
+            opened[role] = tokenizers.load(folder, role)
         elif name:
-            opened.append(tokenizers.open_tokenizer(name, role))
+            try:
+                opened[role] = tokenizers.open_tokenizer(name, role)
+            except DataError as error:
+                raise DataError(f"data.{role}_tokenizer: {error}") from None
         elif source and (source / TOKENIZER_FOLDER / role).is_dir():
-            opened.append(tokenizers.load(source / TOKENIZER_FOLDER / role, role))
-        elif opened and not config.data.encoder_tokenizer:
-            opened.append(opened[0].for_role(role))
+            opened[role] = tokenizers.load(source / TOKENIZER_FOLDER / role, role)
+    for role in ROLES:
+        if role in opened:
+            continue
+        if "encoder" in opened and not config.data.encoder_tokenizer:
+            opened[role] = opened["encoder"].for_role(role)
         elif not config.data.train:
-            opened.append(tokenizers.train_word_level(train(), role=role))
+            opened[role] = tokenizers.train_word_level(train(), role=role)
         elif config.data.tokenizer_kind == "word":
-            opened.append(
-                tokenizers.train_word_level(train(), config.data.vocab or None, role=role)
+            opened[role] = tokenizers.train_word_level(
+                train(), config.data.vocab or None, role=role
             )
         else:
-            opened.append(tokenizers.train_bpe(train(), config.data.vocab, role))
-    return opened[0], opened[1]
+            opened[role] = tokenizers.train_bpe(train(), config.data.vocab, role)
+    return opened["encoder"], opened["decoder"]
 
 
 def make_split(

@@ -1,10 +1,12 @@
 """Whole models across the border: checkpoints of the original repositories in, exports out and in.
 
 An export is one folder that needs nothing else: our config, both tokenizers, the weights by our
-parameter paths, a model card, and the SHA-256 of each of these files.
+parameter paths, and the SHA-256 of each of these files. Its model card may be edited, or be absent.
+An export of what a training added alone lacks the pretrained weights, which it names.
 """
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -13,29 +15,33 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from jvae import config as configs
 from jvae import models
 from jvae.api import Params, TextVAE
+from jvae.config import dataclass_from
 from jvae.data import tokenizers
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, WeightsError
+from jvae.nn import lora
+from jvae.nn.lora import Lora
 from jvae.pretrained import files, names, originals
 from jvae.pretrained.names import NameRule, NameTable
+from jvae.runs import bases
 from jvae.runs.build import build_model
 from jvae.runs.data import TOKENIZER_FOLDER
 from jvae.runs.migrations import Paths
 from jvae.tree import named_leaves, sizes
 
+ADAPTERS = "adapters.safetensors"  # in place of all weights
 SUMS = "SHA256SUMS"
 CARD = "README.md"
 ROLES = ("encoder", "decoder")
 NEEDED = (
     files.CONFIG,
-    files.SAFETENSORS,
-    CARD,
     *(f"{TOKENIZER_FOLDER}/{role}/{tokenizers.FILE}" for role in ROLES),
 )
 _SUM_LINE = re.compile(r"([0-9a-f]{64})  ([\w./-]+)")
@@ -76,6 +82,13 @@ def _target(model: TextVAE, shardings: Any) -> Any:
     )
 
 
+class Base(NamedTuple):
+    """Pretrained weights that an export leaves out. where: as `bases.named` gives it."""
+
+    where: Mapping[str, str]
+    leaves: Mapping[str, Any]  # by path
+
+
 class Export(NamedTuple):
     """What an exported folder holds."""
 
@@ -83,6 +96,39 @@ class Export(NamedTuple):
     encoder: TextTokenizer
     decoder: TextTokenizer
     params: Params
+
+
+def base_of(config: ConfigDict, params: Params) -> Base:
+    """The pretrained weights that a training left as they were, bit for bit.
+
+    Raises: WeightsError where there are none, or they cannot be read.
+    """
+    where, leaves = bases.named(config), named_leaves(params)
+    kept = bases.same(leaves, bases.read(config, where, leaves))
+    if not kept:
+        names = ", ".join(where.values()) or "init.encoder and init.decoder are empty"
+        raise WeightsError(
+            f"no parameters of this model are still those of a pretrained one ({names}); export it "
+            "whole"
+        )
+    return Base(where, kept)
+
+
+def merged(export: Export) -> Export:
+    """A model whose low-rank additions are part of its kernels: the same function, with the
+    parameters and the config of a model without any.
+    """
+    config, params = ConfigDict(export.config.to_dict()), dict(export.params)
+    for role in ROLES:
+        # Stacks without a section of their own are like the decoder.
+        section = export.config.model.get(role) or export.config.model.get("decoder")
+        additions = (section or {}).get(lora.NAME)
+        if additions and additions.rank and "layers" in params.get(role, {}):
+            own = dataclass_from(Lora, additions, f"model.{role}.{lora.NAME}")
+            params[role] = lora.merged(params[role], own)
+        if lora.NAME in (config.model.get(role) or {}):
+            config.model[role][lora.NAME].rank = 0
+    return export._replace(config=config.lock(), params=params)
 
 
 def export_model(
@@ -93,12 +139,13 @@ def export_model(
     params: Params,
     results: str = "",
     more: Mapping[str, bytes] | None = None,
+    base: Base | None = None,
 ) -> None:
     """Writes a trained model as one folder, whole or not at all.
 
     Args:
       config: finalised, as a run has it. results: Markdown for the model card. more: further files
-        by their path in the folder, such as fitted priors.
+        by their path in the folder, such as fitted priors. base: what to leave out.
     Raises: WeightsError if the folder is there and not empty or the parameters are not those of the
       config.
     """
@@ -117,14 +164,19 @@ def export_model(
         for role, tokenizer in zip(ROLES, (encoder, decoder), strict=True):
             tokenizer.save(part / TOKENIZER_FOLDER / role)
         about = {f"vocabulary_{t.role}": t.vocabulary_sha256 for t in (encoder, decoder)}
-        files.write_safetensors(part / files.SAFETENSORS, leaves, {"format": "jvae"} | about)
-        card = _card(config, encoder, decoder, params, results)
+        weights = files.SAFETENSORS
+        if base is not None:
+            weights = ADAPTERS
+            leaves = {path: leaf for path, leaf in leaves.items() if path not in base.leaves}
+            about |= _about_base(base)
+        files.write_safetensors(part / weights, leaves, {"format": "jvae"} | about)
+        card = _card(config, encoder, decoder, params, results, base)
         (part / CARD).write_text(card, encoding="utf-8")
         further = dict(more or {})
         for name, data in further.items():
             (part / name).parent.mkdir(parents=True, exist_ok=True)
             (part / name).write_bytes(data)
-        lines = [f"{_sha256(part / n)}  {n}\n" for n in sorted((*NEEDED, *further))]
+        lines = [f"{_sha256(part / n)}  {n}\n" for n in sorted(_summed(part))]
         (part / SUMS).write_text("".join(lines), encoding="utf-8")
         os.replace(part, folder)
     finally:
@@ -137,16 +189,22 @@ def folder_of(name_or_folder: str | os.PathLike[str]) -> Path:
     return Path(name).expanduser() if files.is_local(name) else files.fetch_folder(name)
 
 
-def load_export(name_or_folder: str | os.PathLike[str], shardings: Any = None) -> Export:
+def load_export(
+    name_or_folder: str | os.PathLike[str],
+    shardings: Any = None,
+    base: Mapping[str, str] | None = None,
+) -> Export:
     """A model that `export_model` wrote, from a folder or a hub name; every hash is verified.
 
     Args:
       shardings: a tree like the parameters, or None for the default device.
+      base: where the pretrained weights are that an export leaves out, by key of `init`; for those
+        that are no longer where training found them.
     Raises: WeightsError for a file that is missing, changed or not listed; ConfigError or DataError
       for a config or tokenizer that this version cannot read.
     """
     folder = folder_of(name_or_folder)
-    file = folder / files.SAFETENSORS
+    file = folder / (ADAPTERS if (folder / ADAPTERS).is_file() else files.SAFETENSORS)
     try:
         _verify(folder)
         text = (folder / files.CONFIG).read_text(encoding="utf-8")
@@ -156,12 +214,67 @@ def load_export(name_or_folder: str | os.PathLike[str], shardings: Any = None) -
         raise WeightsError(f"{folder}: cannot be read ({error}); copy it again") from None
     encoder, decoder = (tokenizers.load(folder / TOKENIZER_FOLDER / r, r) for r in ROLES)
     check_vocabularies(folder, config, encoder, decoder, about)
-    target = _target(build_model(config), shardings)
+    leaves, paths = named_leaves(_target(build_model(config), shardings)), Paths.of(text)
+    leaves = {path: _as_stored(leaf, tensors.get(paths.old(path))) for path, leaf in leaves.items()}
+    found = {} if file.name != ADAPTERS else _read_base(file, config, about, leaves, base or {})
+    target = {path: leaf for path, leaf in leaves.items() if path not in found}
     try:
-        params = names.load_into(_same_names(tensors, target, Paths.of(text)), tensors, target)
+        table = _same_names(tensors, target, paths)
+        found |= named_leaves(names.load_into(table, tensors, target))
     except WeightsError as error:
         raise WeightsError(f"{file}: {error}") from None
-    return Export(config, encoder, decoder, params)
+    return Export(config, encoder, decoder, names.nested({path: found[path] for path in leaves}))
+
+
+def _as_stored(leaf: Any, tensor: Any) -> Any:
+    """A shape struct in the number type of its tensor, where that is a narrower one: of what no
+    phase of a training changed.
+    """
+    if tensor is None or str(tensor.dtype) not in ("bfloat16", "float16"):
+        return leaf
+    sharding = getattr(leaf, "sharding", None)
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(tensor.dtype), sharding=sharding)
+
+
+def _about_base(base: Base) -> dict[str, str]:
+    return {
+        "base": json.dumps(dict(base.where)),
+        "base_types": json.dumps({path: str(leaf.dtype) for path, leaf in base.leaves.items()}),
+        "base_sha256": bases.digest(base.leaves),
+    }
+
+
+def _read_base(
+    file: Path,
+    config: ConfigDict,
+    about: Mapping[str, str],
+    target: Mapping[str, Any],
+    moved: Mapping[str, str],
+) -> dict[str, Any]:
+    """The pretrained weights that an export names, in the number types of its training."""
+    try:
+        where, types = json.loads(about["base"]), json.loads(about["base_types"])
+        like = {
+            path: jax.ShapeDtypeStruct(
+                target[path].shape, types[path], sharding=getattr(target[path], "sharding", None)
+            )
+            for path in types
+        }
+        digest = about["base_sha256"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{file}: does not name its pretrained weights as jvae does ({error}); export it again"
+        ) from None
+    if odd := sorted(moved.keys() - where.keys()):
+        raise WeightsError(f"{file}: has no base {odd[0]!r}; it has {', '.join(sorted(where))}")
+    where |= moved
+    found = bases.read(config, where, like)
+    if found.keys() != like.keys() or bases.digest(found) != digest:
+        raise WeightsError(
+            f"{file}: {', '.join(where.values())} is not what it was trained on; name the folders "
+            "of its pretrained weights with jvae.load(..., base={'decoder': FOLDER})"
+        )
+    return found
 
 
 def _config(path: Path, text: str) -> ConfigDict:
@@ -230,14 +343,11 @@ def _verify(folder: Path) -> None:
         if match is None:
             raise WeightsError(f"{sums}:{number}: expected a SHA-256, two blanks and a file name")
         told[match[2]] = match[1]
-    # Hidden files are left by hubs and version control; nothing here reads them.
-    here = {
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
-    } - {SUMS}
+    here = _summed(folder)
     complete = lines[-1] == "" and len(told) == len(lines) - 1
-    if missing := sorted((set(NEEDED) | set(told)) - here):
+    weights = ADAPTERS if ADAPTERS in here else files.SAFETENSORS
+    told.pop(CARD, None)  # older exports list it
+    if missing := sorted(({weights, *NEEDED} | set(told)) - here):
         raise WeightsError(f"{folder}: lacks {', '.join(missing)}; copy or export it again")
     if not complete or (unlisted := sorted(here - set(told))):
         what = ", ".join(unlisted) if complete else "the end of the list"
@@ -250,9 +360,33 @@ def _verify(folder: Path) -> None:
             )
 
 
+def _summed(folder: Path) -> set[str]:
+    """The files of an export that its hashes are of: all but its card, which people edit, and
+    hidden ones, which hubs and version control leave.
+    """
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    shown = {n.as_posix() for n in names if not any(part.startswith(".") for part in n.parts)}
+    return shown - {SUMS, CARD}
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Of README.md, which a test compares.
+EXAMPLE = """\
+vae = jvae.load("{name}")
+z = vae.encode(["a man is sleeping in a park", "two girls were dancing on a stage"])
+vae.decode(z[:1] + 0.5 * (z[1:] - z[:1]))"""
+
+
+def _example(config: Any) -> str:
+    """Three lines that use a model; of a language model, which has no latent, two."""
+    name = config.get("name", config.model.family)
+    if build_model(config).latent_shape[0]:
+        return EXAMPLE.format(name=name)
+    return f'vae = jvae.load("{name}")\nvae.sample(3)'
 
 
 def _card(
@@ -261,8 +395,17 @@ def _card(
     decoder: TextTokenizer,
     params: Params,
     results: str,
+    base: Base | None,
 ) -> str:
     counts = sizes(params, depth=1)
+    left_out = (
+        ""
+        if base is None
+        else (
+            "\nThe pretrained weights are not in this folder; they are read from "
+            f"{', '.join(base.where.values())}.\n"
+        )
+    )
     rows = "\n".join(f"| {name} | {count:,} |" for name, count in counts.items())
     used = "\n".join(
         f"- {t.role}: {t.name}, {t.vocab_size:,} entries, SHA-256 {t.fingerprint[:16]}"
@@ -284,13 +427,13 @@ config, data and optimiser included, is in `config.json`.
 ## Use
 
 ```python
-from jvae.runs.exports import load_export
+import jvae
 
-config, encoder, decoder, params = load_export("this/folder")
+{_example(config)}
 ```
 
-Every file is checked against `{SUMS}` when it is loaded.
-
+`load` takes this folder or its name on a hub, and checks every file but this one against `{SUMS}`.
+{left_out}
 ## Parameters
 
 | part | parameters |

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+import jvae
 from jvae import config as configs
 from jvae.data.content import Content, content
 from jvae.data.corpus import Corpus, cache_dir
@@ -23,7 +24,7 @@ from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import CheckpointError
 from jvae.parallel import processes
 from jvae.runs import workdir
-from jvae.runs.checkpoint import Checkpoints, Meta, package_version
+from jvae.runs.checkpoint import Checkpoints, Meta
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +190,7 @@ def _random() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in LIBRARIES} | {"jvae": package_version()}
+    return {name: metadata.version(name) for name in LIBRARIES} | {"jvae": jvae.__version__}
 
 
 def _check_versions(run: Saved) -> None:

@@ -1,12 +1,13 @@
 """A trained run or an export as a `LoadedVAE`, from its folder alone: no data is read."""
 
 import contextlib
+import dataclasses
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -20,6 +21,8 @@ from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import CheckpointError, WeightsError
 from jvae.inference.text_vae import LoadedVAE
 from jvae.parallel import mesh as meshes
+from jvae.pretrained import export as pretrained
+from jvae.pretrained.names import Vocab
 from jvae.runs import build, exports, identity, priors, workdir
 from jvae.runs import data as run_data
 from jvae.runs.checkpoint import Checkpoints
@@ -29,7 +32,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def load(name: str | os.PathLike[str], *, seed: int = 0) -> LoadedVAE:
+def load(
+    name: str | os.PathLike[str], *, seed: int = 0, base: Mapping[str, str] | None = None
+) -> LoadedVAE:
     """A trained model, ready to encode and decode text.
 
         vae = jvae.load("runs/optimus-tiny")
@@ -40,10 +45,11 @@ def load(name: str | os.PathLike[str], *, seed: int = 0) -> LoadedVAE:
       name: folder of a run, or folder or hub name of an export. A run gives its best checkpoint,
         or its last one, with a warning, where the best is damaged.
       seed: of samples and of Langevin chains; every method takes its own too.
+      base: see `jvae.runs.exports.load_export`.
     Raises: CheckpointError if there is no checkpoint that fits; WeightsError if an export cannot
       be read or is not what its hashes say, or if the tokenizers are not those of the training.
     """
-    parts = read_model(name)
+    parts = read_model(name, base)
     model = build.build_model(parts.config)
     vae = text_vae(parts.config, model, parts.params, parts.encoder, parts.decoder, seed)
     folder = Path(name) if is_run(name) else exports.folder_of(name)
@@ -75,33 +81,74 @@ def text_vae(
     )
 
 
-def read_model(name: str | os.PathLike[str]) -> exports.Export:
+def read_model(
+    name: str | os.PathLike[str], base: Mapping[str, str] | None = None
+) -> exports.Export:
     """What a run (its best checkpoint) or an export holds. Arguments and errors as of `load`."""
     try:
         a_run = is_run(name)
     except (OSError, ValueError) as error:  # a name too long, or with NUL
         raise WeightsError(f"{os.fspath(name)[:80]!r}: cannot be a folder ({error})") from None
-    return _read_run(Path(name)) if a_run else exports.load_export(name)
+    return _read_run(Path(name)) if a_run else exports.load_export(name, base=base)
 
 
-def export(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
+def export(
+    folder: str | os.PathLike[str], out: str | os.PathLike[str], *, adapters: bool = False
+) -> None:
     """Writes the best checkpoint of a run, with the priors fitted to it, as one folder that `load`
-    reads and a hub takes.
+    reads and a hub takes. Low-rank additions become part of the kernels.
 
-    Raises: CheckpointError if there is no run; WeightsError if `out` is there already.
+    Args:
+      adapters: leaves out the pretrained weights that training left as they were, and low-rank
+        additions as they are; `load` reads the rest from the folders or hub names of
+        `config.init`.
+    Raises: CheckpointError if there is no run; WeightsError if `out` is there already, or the
+      pretrained weights cannot be read or were all trained.
     """
     parts = _read_run(Path(folder))
+    base = exports.base_of(parts.config, parts.params) if adapters else None
+    whole = parts if adapters else exports.merged(parts)
     table = Path(folder) / "eval" / "test.txt"
     results = f"```\n{workdir.read_text(table)}```\n" if table.is_file() else ""
     exports.export_model(
         out,
-        parts.config,
-        parts.encoder,
-        parts.decoder,
-        parts.params,
+        *whole,
         results,
-        priors.for_export(Path(folder), parts.params),
+        priors.for_export(Path(folder), parts.params, whole.params),
+        base,
     )
+
+
+def export_backbone(
+    name: str | os.PathLike[str], out: str | os.PathLike[str], role: str = "decoder"
+) -> None:
+    """Writes one pretrained part of a trained model as a folder that `transformers` opens: its
+    config.json, weights and tokenizer. Low-rank additions become part of the kernels; what z goes
+    through is left aside.
+
+    Args:
+      name: as of `load`. out: a new folder. role: "encoder" or "decoder".
+    Raises: WeightsError for a part that the model does not have or others could not load, or where
+      `out` holds weights already.
+    """
+    model = exports.merged(read_model(name))
+    section: Any = model.config.model
+    parts = {part.key: part for part in models.family(section.family).parts(section)}
+    if role not in parts:
+        known = ", ".join(parts) or "none"
+        raise WeightsError(
+            f"{name}: model.family={section.family} has no {role} to export; parts: {known}"
+        )
+    part, own = parts[role], build.model_config(model.config)
+    fields = dataclasses.asdict(getattr(own, part.sections[0]))
+    table = part.table(Vocab(fields["vocab"], fields["vocab"]))
+    if "cross" in fields:
+        fields["cross"] = any("/cross/" in rule.path for rule in table.rules)
+    tokenizer = model.encoder if part.role == "encoder" else model.decoder
+    ids = dict(bos=tokenizer.start_id, eos=tokenizer.end_id, pad=tokenizer.pad_id)
+    special = {f"{key}_token_id": i for key, i in ids.items() if i is not None}
+    pretrained.export_backbone(Path(out), part.backbone, table, model.params, fields, special)
+    tokenizer.save(Path(out), config=True)
 
 
 def is_run(name: str | os.PathLike[str]) -> bool:

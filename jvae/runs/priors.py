@@ -24,7 +24,7 @@ from jvae.api import Params
 from jvae.errors import ConfigError, WeightsError
 from jvae.fitted import FITTED, Fitted
 from jvae.pretrained import files
-from jvae.runs import workdir
+from jvae.runs import bases, workdir
 from jvae.tree import named_leaves
 
 FOLDER = "priors"
@@ -34,12 +34,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w-]{0,63}")
 
 def weights_digest(params: Params) -> str:
     """SHA-256 of all parameters by path: whether a prior was fitted to latents of this model."""
-    digest = hashlib.sha256()
-    for path, leaf in sorted(named_leaves(params).items()):
-        array = np.asarray(leaf)
-        digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+    return bases.digest(named_leaves(params))
 
 
 def check_name(name: str) -> None:
@@ -153,19 +148,23 @@ def opener(folder: Path, params: Params) -> Callable[[str], Fitted]:
     return functools.cache(lambda name: read(folder, name, weights()))
 
 
-def for_export(folder: Path, params: Params) -> dict[str, bytes]:
+def for_export(folder: Path, params: Params, exported: Params) -> dict[str, bytes]:
     """The files of all priors of a run that were fitted to these parameters, by path in an export.
+
+    Args:
+      exported: the same model as it is exported, which the priors will belong to.
 
     Those of other checkpoints are left out with a warning; so are damaged ones.
     """
     weights, content = weights_digest(params), {}
+    belonging = weights_digest(exported)
     for name in names(folder):
         try:
             fitted = read(folder, name, weights)
         except (ConfigError, WeightsError) as error:
             logging.getLogger(__name__).warning("left out of the export: %s", error)
             continue
-        content |= {f"{FOLDER}/{file}": data for file, data in encode(fitted, weights).items()}
+        content |= {f"{FOLDER}/{file}": data for file, data in encode(fitted, belonging).items()}
     return content
 
 

@@ -2,7 +2,7 @@
 
 config.json            the config as given, from the first checkpoint on
 tokenizers/            both tokenizers
-ckpt/                  checkpoints
+ckpt/                  checkpoints, and once for all of them what no phase trains
 metrics.jsonl          one JSON object per log line; tensorboard/ holds the same
 eval/<split>.json      metrics and reporting card
 priors/                fitted priors, see `jvae.runs.priors`
@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from jvae import config as configs
 from jvae.errors import CheckpointError, ConfigError
 from jvae.runs import output
+from jvae.runs.completed import completed
 
 CONFIG = "config.json"
 # What may change between two calls on one run; every other key is fixed by its first checkpoint.
@@ -109,7 +110,7 @@ def check(
     may_change = (*FREE, *LENGTH, *(TEXT if recorded else ()))
     changed = {}
     for one in [*claims, *stored]:
-        for key, (old, new) in configs.diff(one, config).items():
+        for key, (old, new) in configs.diff(completed(one), completed(config)).items():
             if not (key.startswith(may_change) or (key in SETTLED and not new)):
                 changed[key] = f"{key}: {old!r} -> {new!r}"
     if changed:

@@ -172,6 +172,14 @@ def counts(plan: TrainablePlan | None, abstract: Any, step: int) -> tuple[int, i
     return trained, every
 
 
+def never_trained(plans: Sequence[TrainablePlan | None], abstract: Any) -> frozenset[str]:
+    """Paths of the parameters of which no layer trains under any of the plans of a run."""
+    paths = set(named_leaves(abstract))
+    for plan in plans:
+        paths -= paths if plan is None else {part.path for part in plan.trained}
+    return frozenset(paths)
+
+
 def _axes_by_path(abstract: Any, axes: Any) -> list[tuple[str, tuple[str | None, ...]]]:
     found: list[tuple[str, tuple[str | None, ...]]] = []
     map_named(lambda path, _, names: found.append((path, tuple(names))), abstract, axes)
@@ -180,8 +188,8 @@ def _axes_by_path(abstract: Any, axes: Any) -> list[tuple[str, tuple[str | None,
 
 def _rule(fields: Any, number: int, sizes: Mapping[str, Any]) -> TrainableRule:
     well = isinstance(fields, (tuple, list)) and 1 <= len(fields) <= 4
-    rule = TrainableRule(*fields) if well else None
-    if rule is None or not isinstance(rule.pattern, str):
+    rule = TrainableRule(*fields) if well and isinstance(fields[0], str) else None
+    if rule is None:
         raise ConfigError(
             f"{KEY}[{number}] is {fields!r}; expected (pattern, first layer, last layer + 1, from "
             "step), for example ('posterior/', None, None, 0)"

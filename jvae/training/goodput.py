@@ -1,7 +1,7 @@
 """Where the time of a run went, in one line at its end."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 STARTING, TRAINING, COMPILING = "starting", "training", "compiling"
@@ -27,7 +27,7 @@ class Goodput:
         self._now, self._since = what, now
 
     @contextmanager
-    def of(self, what: str) -> Iterator[None]:
+    def of(self, what: str) -> Generator[None, None, None]:
         """Counts the time of its body as `what`, and what follows as before."""
         before = self._now
         self.enter(what)

@@ -2,27 +2,28 @@
 them, fresh ones elsewhere.
 """
 
+import contextlib
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import optax
 from jaxtyping import Array, Key
+from ml_collections import ConfigDict
 
-from jvae import models
 from jvae.api import Params
 from jvae.data import tokenizers
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, DataError, WeightsError
 from jvae.pretrained import backbones, files, names
 from jvae.pretrained.files import Checkpoint
-from jvae.pretrained.names import Vocab
+from jvae.pretrained.names import NameTable, Vocab
 from jvae.pretrained.parts import PretrainedPart
-from jvae.runs import loading
+from jvae.runs import build, loading, start
 from jvae.runs.build import Run
 from jvae.runs.checkpoint import Checkpoints
 from jvae.tree import map_named, named_leaves
@@ -31,12 +32,11 @@ log = logging.getLogger(__name__)
 
 # A published vocabulary may be padded for the hardware, by less than this many rows.
 PADDING = 128
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")
 # Texts on which two tokenizers of one vocabulary must agree to count as the same.
 _PROBES = ("The quick brown fox's 2nd café -- isn't it?", "  DON'T   stop , Élise !", "über-1,000")
 
 
-def initial_params(run: Run, shardings: Any, key: Key[Array, ""]) -> Params:
+def initial_params(run: Run, shardings: Any, key: Key[Array, ""], abstract: Any = None) -> Params:
     """Parameters of step 0, on their devices; logs what was loaded and what was initialised.
 
     Every parameter exists once, on the devices of its sharding: loaded leaves come from the host
@@ -44,11 +44,12 @@ def initial_params(run: Run, shardings: Any, key: Key[Array, ""]) -> Params:
 
     Args:
       shardings: a tree like the parameters, or None for the default device.
+      abstract: the parameters' shapes and number types; None for those of the model.
     Raises: ConfigError for a backbone that the family has no place for; WeightsError for weights
       that cannot be read, do not fit the model or do not belong to the tokenizer; CheckpointError
       for a run without a checkpoint.
     """
-    target = jax.eval_shape(run.model.init, key)
+    target = jax.eval_shape(run.model.init, key) if abstract is None else abstract
     if shardings is not None:
         target = jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), target, shardings
@@ -59,7 +60,7 @@ def initial_params(run: Run, shardings: Any, key: Key[Array, ""]) -> Params:
     if config.init.model:
         loaded = _from_model(run, config.init.model, config.init.part, leaves)
         log.info("init.model: %s loaded from %s", _counted(loaded), config.init.model)
-    for part, name in _wanted(run.config):
+    for part, name in start.wanted(run.config):
         found = _load(run, part, name, leaves)
         log.info("init.%s: %s loaded from %s", part.key, _counted(found), name)
         loaded |= found
@@ -125,18 +126,30 @@ def _from_model(run: Run, name: str, pattern: str, target: dict[str, Any]) -> di
             raise WeightsError(
                 f"{name}: {path} is {list(have[path].shape)}, this model's {list(leaf.shape)}"
             )
-    return {path: jax.device_put(have[path], leaf.sharding) for path, leaf in wanted.items()}
+    return {
+        path: jax.device_put(have[path].astype(leaf.dtype), leaf.sharding)
+        for path, leaf in wanted.items()
+    }
 
 
 def check_backbones(config: Any) -> None:
-    """Whether pretrained backbones in folders of this machine have the sizes of the model.
+    """Whether pretrained backbones can be loaded into the model: files, sizes, names and shapes of
+    all tensors. No data is read.
 
     Raises: ConfigError for a backbone that the family has no place for; WeightsError for a folder
-      that cannot be read or has other sizes.
+      that cannot be read, or has other sizes or tensors.
     """
-    for part, name in _wanted(config):
-        if files.is_local(name):
-            _check_sizes(config, part, files.open_checkpoint(name))
+    for part, name in start.wanted(config):
+        checkpoint = files.open_checkpoint(name)
+        _check_sizes(config, part, checkpoint)
+        rows = backbones.sizes(part.backbone, checkpoint)["vocab"]
+        like = ConfigDict(config.to_dict())
+        for section in like.model.values():  # vocabularies follow the tokenizers, not known yet
+            if isinstance(section, ConfigDict) and "vocab" in section:
+                section.vocab = rows
+        target = jax.eval_shape(build.build_model(like).init, jax.random.key(0))
+        with _named(name):
+            _fitted(part, checkpoint, Vocab(rows, rows), named_leaves(target))
 
 
 def _check_sizes(config: Any, part: PretrainedPart, checkpoint: Checkpoint) -> None:
@@ -145,20 +158,32 @@ def _check_sizes(config: Any, part: PretrainedPart, checkpoint: Checkpoint) -> N
         backbones.check_sizes(part.backbone, checkpoint, sizes, f"model.{section}")
 
 
+@contextlib.contextmanager
+def _named(name: str) -> Generator[None, None, None]:
+    """Errors of weights with the name of what they came from."""
+    try:
+        yield
+    except WeightsError as error:
+        raise WeightsError(f"{name}: {error}") from None
+
+
+def _fitted(
+    part: PretrainedPart, checkpoint: Checkpoint, vocab: Vocab, target: Mapping[str, Any]
+) -> tuple[NameTable, files.Tensors, dict[str, Any], names.Fit]:
+    """A part's names, the tensors they name, where these go, and how they fit; no data is read.
+
+    Raises: WeightsError.
+    """
+    table = part.table(vocab)
+    tensors = backbones.canonical(part.backbone, checkpoint)
+    paths = {rule.path for rule in table.rules}
+    like = {path: leaf for path, leaf in target.items() if path in paths}
+    return table, tensors, like, names.fit(table, tensors, like)
+
+
 def pretrained(config: Any) -> bool:
     """Whether step 0 holds weights that were trained before."""
-    return bool(config.init.model or _wanted(config))
-
-
-def _wanted(config: Any) -> list[tuple[PretrainedPart, str]]:
-    family = config.model.family
-    asked = {k: str(config.init[k]) for k in ("encoder", "decoder") if config.init[k]}
-    parts = {part.key: part for part in models.family(family).parts(config.model)}
-    for key in asked:
-        if key not in parts:
-            known = ", ".join(f"init.{k}" for k in parts) or "none"
-            raise ConfigError(f"init.{key} is set, but {family} loads no such part; known: {known}")
-    return [(part, asked[key]) for key, part in parts.items() if key in asked]
+    return bool(config.init.model or start.wanted(config))
 
 
 def _load(
@@ -172,23 +197,20 @@ def _load(
     rows = backbones.sizes(part.backbone, checkpoint)["vocab"]
     check_tokenizer(checkpoint, rows, tokenizer)
     ours = model[part.sections[0]].vocab
-    table = part.table(Vocab(rows, ours, config.seed, part.std))
-    tensors = backbones.canonical(part.backbone, checkpoint)
-    paths = {rule.path for rule in table.rules}
-    like = {path: leaf for path, leaf in target.items() if path in paths}
-    try:
-        found = named_leaves(names.load_into(table, tensors, like))
-        ignored = names.fit(table, tensors, like).ignored
-    except WeightsError as error:
-        raise WeightsError(f"{name}: {error}") from None
+    with _named(name):
+        table, tensors, like, fit = _fitted(part, checkpoint, Vocab(rows, ours), target)
+        leaves = named_leaves(names.load_into(table, tensors, like))
+    if prefixes := backbones.prefixes(part.backbone, checkpoint):
+        shown = " and ".join(repr(one) for one in prefixes[:3])
+        log.info("init.%s: names of %s without their prefix %s", part.key, name, shown)
     if ours > rows:
-        log.info("init.%s: %d new rows of the vocabulary", part.key, ours - rows)
+        log.info("init.%s: %d new rows of the vocabulary, the mean of all", part.key, ours - rows)
     elif ours < rows:
         log.info("init.%s: %d rows of no token left out", part.key, rows - ours)
-    if ignored:
+    if ignored := fit.ignored:
         shown = ", ".join(ignored[:8]) + (", ..." if len(ignored) > 8 else "")
         log.info("init.%s: %d tensors of %s not used: %s", part.key, len(ignored), name, shown)
-    return found
+    return leaves
 
 
 def _fresh(run: Run, wanted: dict[str, Any], key: Key[Array, ""]) -> dict[str, jax.Array]:
@@ -198,7 +220,7 @@ def _fresh(run: Run, wanted: dict[str, Any], key: Key[Array, ""]) -> dict[str, j
 
     def init(key: Array) -> dict[str, Array]:
         leaves = named_leaves(run.model.init(key))
-        return {path: leaves[path] for path in wanted}
+        return {path: leaves[path].astype(like.dtype) for path, like in wanted.items()}
 
     where = {path: leaf.sharding for path, leaf in wanted.items()}
     if any(sharding is None for sharding in where.values()):
@@ -218,12 +240,15 @@ def _counted(leaves: Mapping[str, Any]) -> str:
 def check_tokenizer(checkpoint: Checkpoint, rows: int, tokenizer: TextTokenizer) -> None:
     """Whether a tokenizer and weights with `rows` embedding rows belong together.
 
-    Sizes first: only padding, start and end may lie past the last row, and fewer than `PADDING`
-    rows may have no token. Then the special ids of config.json, then the tokenizer beside the
-    weights where there is one.
+    The tokenizer beside the weights does. Of another one: sizes first, only padding, start and end
+    may lie past the last row, and fewer than `PADDING` rows may have no token; then the special ids
+    of config.json; then the tokenizer beside the weights where there is one.
 
     Raises: WeightsError.
     """
+    beside = _tokenizer_beside(checkpoint, tokenizer.role)
+    if beside is not None and beside.fingerprint == tokenizer.fingerprint:
+        return
     what = f"{checkpoint.name}: does not belong to the {tokenizer.role} tokenizer {tokenizer.name}"
     size = tokenizer.vocab_size
     new = set(range(rows, size))
@@ -235,16 +260,16 @@ def check_tokenizer(checkpoint: Checkpoint, rows: int, tokenizer: TextTokenizer)
     special = {i for i, token in _added(tokenizer).items() if token.special}
     own = {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.end_id}
     for key in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
-        told = checkpoint.config.get(key)
-        if told is None:
+        stated = checkpoint.config.get(key)
+        ids = [i for i in (stated if isinstance(stated, list) else [stated]) if i is not None]
+        if not ids or ids == [-1]:
             continue
-        if told not in special:
-            raise WeightsError(f"{what}: {key} is {told}, which is no special token there")
+        if not set(ids) <= special:
+            raise WeightsError(f"{what}: {key} is {stated}, which is no special token there")
         # Ids past the last row are ours, added for the model.
-        if key in own and own[key] < rows and told != own[key]:
-            raise WeightsError(f"{what}: {key} is {told}, there it is {own[key]}")
-    beside = _tokenizer_beside(checkpoint, tokenizer.role)
-    if beside is None or beside.fingerprint == tokenizer.fingerprint:
+        if key in own and own[key] < rows and own[key] not in ids:
+            raise WeightsError(f"{what}: {key} is {stated}, there it is {own[key]}")
+    if beside is None:
         return
     if _entries(beside) != _entries(tokenizer):
         differ = sorted(_entries(beside).items() ^ _entries(tokenizer).items(), key=lambda e: e[1])
@@ -270,13 +295,15 @@ def _entries(tokenizer: TextTokenizer) -> dict[str, int]:
 
 def _tokenizer_beside(checkpoint: Checkpoint, role: str) -> TextTokenizer | None:
     """The tokenizer of the folder or repository of a checkpoint, None where it has none."""
-    local = files.is_local(checkpoint.name)
-    folder = Path(checkpoint.name).expanduser()
-    if local and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
-        return None
+    if files.is_local(checkpoint.name):
+        folder = Path(checkpoint.name).expanduser()
+        if not tokenizers.has_tokenizer(folder):
+            return None
+        try:
+            return tokenizers.load(folder, role)
+        except DataError as error:
+            raise WeightsError(f"{checkpoint.name}: {error}") from None
     try:
         return tokenizers.open_tokenizer(checkpoint.name, role)
-    except DataError as error:
-        if local:
-            raise WeightsError(f"{checkpoint.name}: {error}") from None
+    except DataError:
         return None

@@ -24,7 +24,7 @@ from jvae.runs import build, identity, metrics, phases, workdir
 from jvae.runs.checkpoint import Checkpoints
 from jvae.runs.loading import load_params
 from jvae.runs.phases import PhaseProgress
-from jvae.training import goodput, init_params, latent_monitor, program
+from jvae.training import goodput, init_params, latent_monitor, program, waiting
 from jvae.training.goodput import Goodput
 from jvae.training.preemption import Stop, Stopped
 
@@ -100,11 +100,13 @@ def train(
             workdir.claim(folder, config)
 
     # --- state: own checkpoint, weights or scratch ------------------------------------------------
-    ckpts = Checkpoints(folder, keep_last=cfg.train.keep)
+    frozen = {f"params/{path}" for path in current.frozen}
+    ckpts = Checkpoints(folder, keep_last=cfg.train.keep, frozen=frozen)
     position = (0, 0)
     meter: metrics.Sums | None = None
     if saved is None:
-        state = current.start(init_params.initial_params(this, current.where.params, key["init"]))
+        shapes, where = current.abstract.params, current.where.params
+        state = current.start(init_params.initial_params(this, where, key["init"], shapes))
         if cfg.init.optimizer:
             state = state._replace(opt_state=init_params.initial_optimizer(this, state.opt_state))
     else:
@@ -149,6 +151,7 @@ def train(
     with ckpts, writer, stream, stop.at_steps(), jax.transfer_guard("disallow"):
         spent.enter(goodput.TRAINING)
         compiled = warned = False
+        checked: program.Program | None = None  # the program whose validation is compiled
         while True:
             if at.over:
                 if at.index + 1 == len(plan):
@@ -165,7 +168,8 @@ def train(
                 read = [next(stream) for _ in range(together)]
                 batch, position = read[-1]
             doing = goodput.TRAINING if compiled else goodput.COMPILING
-            with jax.profiler.StepTraceAnnotation("train", step_num=done), spent.of(doing):
+            slow = waiting.announced("compiling the training step", wanted=not compiled)
+            with slow, jax.profiler.StepTraceAnnotation("train", step_num=done), spent.of(doing):
                 given = _placed([one for one, _ in read], mesh)
                 state, sums = current.train_step(state, given, base)
             compiled = True
@@ -182,9 +186,12 @@ def train(
             if due:
                 if current.tune_step:
                     state = current.tune_step(state, meshes.to_device(batch, mesh), base)
-                with spent.of(goodput.EVALUATING):
+                first = waiting.announced("compiling validation", wanted=checked is not current)
+                with first, spent.of(goodput.EVALUATING):
                     valid = check(current, state.params, done)
-                compared = per_token(current.phase, values, valid)
+                checked = current
+                # A check is a log line too, which has these values.
+                compared = per_token(current.phase, values, valid)  # pyright: ignore
                 bound = current.phase.bound(valid["rec"], valid["kl"])
                 final = at.counts(current.phase, done)
                 at = at.checked(current.phase, done, bound, compared["bound"])
@@ -192,7 +199,7 @@ def train(
                     **compared,
                     best=at.per_token,
                     stalled=at.stalled,
-                    sentences=seen,
+                    sentences=seen,  # pyright: ignore
                     limit=cfg.train.overfit_gap,
                 )
                 row = {f"valid/{k}": v for k, v in valid.items()}

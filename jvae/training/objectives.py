@@ -105,14 +105,19 @@ class Objective:
         return self.kl_floor != "none" or self.kl_reduce != "sum"
 
 
+def without_dimensions(kl_floor: str, kl_reduce: str) -> str:
+    """The message for free bits of a KL that does not come per dimension."""
+    return (
+        f"objective.kl_floor={kl_floor}, objective.kl_reduce={kl_reduce}: the KL between this "
+        "posterior and this prior has no closed form that comes per latent dimension; set "
+        "kl_floor=none, floor=0 and kl_reduce=sum, or choose another pair"
+    )
+
+
 def check_kl(objective: Objective, model: TextVAE) -> None:
     """Raises: ConfigError for free bits that this model's KL cannot have."""
     if objective.per_dimension and not per_dimension(model.post, model.prior):
-        raise ConfigError(
-            f"objective.kl_floor={objective.kl_floor}, objective.kl_reduce={objective.kl_reduce}: "
-            "the KL between this posterior and this prior has no closed form, so it does not come "
-            "per latent dimension; set kl_floor=none and kl_reduce=sum, or choose another pair"
-        )
+        raise ConfigError(without_dimensions(objective.kl_floor, objective.kl_reduce))
 
 
 class Loss(NamedTuple):

@@ -76,7 +76,7 @@ def decay_mask(params: Any, patterns: Sequence[str]) -> Any:
 class AdamState(NamedTuple):
     """Updates done and both moments."""
 
-    count: Int[Array, ""]
+    count: Int[Array, ""]  # pyright: ignore  as optax names it
     mu: Any
     nu: Any
 

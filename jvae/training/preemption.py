@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,7 +65,7 @@ class Stop:
             self._wakeup = None
 
     @contextmanager
-    def at_steps(self) -> Iterator[None]:
+    def at_steps(self) -> Generator[None, None, None]:
         """Within its body signals wait for `asked`, or for its end."""
         self._at_steps = True
         try:
@@ -86,10 +86,17 @@ class Stop:
         return self._asked
 
     def _watch(self, read: int) -> None:
-        """Ends the process when the main thread cannot handle a signal and has nothing to save."""
+        """Answers the first signal at once, and ends the process when the main thread cannot handle
+        one and has nothing to save.
+        """
+        first = True
         while heard := os.read(read, 1):
             if heard[0] not in (signal.SIGTERM, signal.SIGINT):
                 continue
+            if first:
+                name = signal.Signals(heard[0]).name
+                print(f"{name} received, stopping", file=sys.stderr, flush=True)
+                first = False
             if self._noticed.wait(GRACE_S) or (self._at_steps and self._unsaved):
                 continue
             name = signal.Signals(heard[0]).name

@@ -5,22 +5,23 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from jvae.api import Batch, Params, Post
+from jvae.api import Batch, Params
 from jvae.config import dataclass_from
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError
 from jvae.parallel import mesh as meshes
 from jvae.parallel import rules
-from jvae.runs import build, metrics, schedules
+from jvae.runs import build, phases, schedules
 from jvae.runs.phases import Phase
-from jvae.training import corruption, freezing, optim, step
+from jvae.training import corruption, freezing, optim, step, tracking
 from jvae.training.objectives import Objective, check_kl
 from jvae.training.step import TrainState
-from jvae.tree import sizes
+from jvae.tree import map_named, sizes
 
 log = logging.getLogger(__name__)
 
@@ -29,20 +30,22 @@ class Program(NamedTuple):
     """What the loop needs of a phase.
 
     start(params) -> TrainState with a fresh optimizer, from fresh parameters or those of the phase
-    before. abstract: that state without its values, with shardings. tune_step: None for models
-    without. valid_step gives sums, and posteriors where they are watched: where validation measures
-    a latent that can collapse.
+    before. abstract: that state without its values, with shardings. frozen: paths of the parameters
+    that no phase of the run trains, whose number type is `init.frozen_dtype`. tune_step: None for
+    models without. valid_step gives sums, and posteriors where they are watched: where validation
+    measures a latent that can collapse.
     """
 
     phase: Phase
     plan: freezing.TrainablePlan | None
     start: Callable[[Params], TrainState]
-    train_step: Callable[..., tuple[TrainState, metrics.Sums]]
-    tune_step: Callable[..., TrainState] | None
-    valid_step: Callable[..., tuple[metrics.Sums, Post | None]]
+    train_step: step.TrainStep
+    tune_step: step.TuneStep | None
+    valid_step: step.ValidStep
     abstract: TrainState
     where: TrainState
     watched: bool
+    frozen: frozenset[str]
 
 
 def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Program:
@@ -55,9 +58,29 @@ def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Prog
     objective = build_objective(phase.objective)
     beta = schedules.build(phase.objective.beta, phase.steps)
     abstract, where = build.param_shardings(model, mesh)
-    plan = freezing.make_plan(
-        phase.optim.trainable, abstract, model.axes, phase.steps, cfg.model.to_dict()
-    )
+
+    def plan_of(phase: Phase) -> freezing.TrainablePlan | None:
+        rules, sizes = phase.optim.trainable, cfg.model.to_dict()
+        return freezing.make_plan(rules, abstract, model.axes, phase.steps, sizes)
+
+    plan = plan_of(phase)
+    frozen = freezing.never_trained([plan, *map(plan_of, phases.resolve(cfg))], abstract)
+    if model.post.sampler and model.post.sampler.tune:  # changes its own between updates
+        frozen = frozenset(path for path in frozen if not path.startswith("posterior/"))
+    frozen_dtype = jnp.dtype(cfg.init.frozen_dtype)
+
+    def narrow(params: Params) -> Params:
+        """Parameters with the frozen ones in their number type; never wider than before."""
+        return map_named(
+            lambda path, leaf: (
+                leaf.astype(frozen_dtype)
+                if path in frozen and frozen_dtype.itemsize < leaf.dtype.itemsize
+                else leaf
+            ),
+            params,
+        )
+
+    abstract = jax.eval_shape(narrow, abstract)
     trained = jax.eval_shape(lambda params: freezing.split(plan, params)[0], abstract)
     tx = optim.build(phase.optim.to_dict(), trained, phase.steps, freezing.from_steps(plan))
     opt_where = rules.optimizer_shardings(tx, trained, freezing.pick(plan, where), mesh)
@@ -65,13 +88,14 @@ def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Prog
     state_where = TrainState(where, opt_where, one)
 
     def start(params: Params) -> TrainState:
-        return step.init_state(params, tx, plan, begin)
+        return step.init_state(narrow(params), tx, plan, begin)
 
     check_kl(objective, model)
-    if model.gen.coupled and cfg.train.accumulate > 1:
+    if (model.gen.coupled or model.post.coupled) and cfg.train.accumulate > 1:
+        part = "an auxiliary term" if model.gen.coupled else "the posterior"
         raise ConfigError(
-            f"train.accumulate={cfg.train.accumulate}: an auxiliary term of this model couples the "
-            "examples of a batch, which must be measured whole; set it to 1"
+            f"train.accumulate={cfg.train.accumulate}: {part} of this model couples the examples "
+            "of a batch, which must be measured whole; set it to 1"
         )
     sampler = model.post.sampler if objective.z == "posterior" else None
     train_step = step.make_train_step(
@@ -85,6 +109,8 @@ def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Prog
         begin=begin,
         accumulate=cfg.train.accumulate,
     )
+    if objective.z == "posterior":
+        train_step = tracking.tracked(model, train_step)
     tune_step = None
     if sampler and sampler.tune:
         tune = meshes.under(mesh, step.make_tune_step(sampler.tune))
@@ -109,6 +135,7 @@ def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Prog
         abstract=_with_shardings(jax.eval_shape(begun, abstract), state_where),
         where=state_where,
         watched=watched,
+        frozen=frozen,
     )
 
 
@@ -123,7 +150,7 @@ def log_phase(program: Program, params: Any) -> None:
 
 
 def _with_shardings(abstract: Any, where: Any) -> Any:
-    def placed(a: Array, sharding: Any) -> jax.ShapeDtypeStruct:
+    def placed(a: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
 
     return jax.tree.map(placed, abstract, where)

@@ -8,15 +8,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
-from jvae.api import Batch, Params, Post, Terms, TextVAE, example_keys
+from jvae.api import Batch, Measure, Params, Post, Terms, TextVAE, Tune, example_keys
 from jvae.latent import null
 from jvae.latent.elbo import measure
 from jvae.runs.metrics import Ratio, Sums
 from jvae.training import freezing
 from jvae.training.freezing import TrainablePlan
 from jvae.training.objectives import Loss, Objective, Totals, batch_loss
-
-Measure = Callable[[Array, Params, Batch, Key[Array, ""], Key[Array, ""]], Terms]
 
 Noise = Callable[[Key[Array, "e"], Batch], Batch]
 
@@ -27,6 +25,11 @@ class TrainState(NamedTuple):
     params: Params  # all of them
     opt_state: Any  # of the ones that ever train
     step: Int[Array, ""]  # optimizer steps done
+
+
+TrainStep = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums]]
+TuneStep = Callable[[TrainState, Batch, Key[Array, ""]], TrainState]
+ValidStep = Callable[[Params, Batch, Key[Array, ""]], tuple[Sums, Post | None]]
 
 
 class StepKeys(NamedTuple):
@@ -93,12 +96,12 @@ def make_train_step(
     begin: int = 0,
     accumulate: int = 1,
     noise: Noise | None = None,
-) -> Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums]]:
+) -> TrainStep:
     """step(state, batch, base_key) -> (state, sums): one optimizer update of what the plan trains.
 
     Args:
-      measure_at: (step, params, batch, key, drop) -> Terms, where training measures a batch in
-        another way than `jvae.latent.elbo.measure` does.
+      measure_at: where training measures a batch in another way than `jvae.latent.elbo.measure`
+        does.
       begin: steps before this phase; schedules count from there, random keys do not.
       accumulate: parts that the rows of a batch are cut into, measured one after another; the
         update is that of the whole batch.
@@ -158,9 +161,7 @@ def make_train_step(
     return train_step
 
 
-def several(
-    train_step: Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums]],
-) -> Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums]]:
+def several(train_step: TrainStep) -> TrainStep:
     """The same updates on batches one behind the other along a new first axis, in one program: the
     host says once what it would say for each. Returns the last state and the sums over all.
     """
@@ -201,9 +202,7 @@ def _part(batches: Batch, index: int) -> Batch:
     return jax.tree.map(lambda a: a[index], batches)
 
 
-def make_tune_step(
-    tune: Callable[[Params, Batch, Key[Array, ""]], Params],
-) -> Callable[[TrainState, Batch, Key[Array, ""]], TrainState]:
+def make_tune_step(tune: Tune) -> TuneStep:
     """step(state, batch, base_key) -> state: parameters that learn between updates (step sizes)."""
 
     def tune_step(state: TrainState, batch: Batch, base: Key[Array, ""]) -> TrainState:
@@ -215,7 +214,7 @@ def make_tune_step(
 
 def make_valid_step(
     model: TextVAE, objective: Objective, beta: float, watched: bool = False
-) -> Callable[[Params, Batch, Key[Array, ""]], tuple[Sums, Post | None]]:
+) -> ValidStep:
     """step(params, batch, key) -> (sums, posterior) with dropout off and the final KL weight, so
     that runs and steps compare.
 

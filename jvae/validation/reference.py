@@ -13,7 +13,11 @@ from ml_collections import ConfigDict
 from jvae import config as configs
 from jvae import models
 from jvae.fields import Field, as_flag, defaults_of, fields_of
+from jvae.latent.choice import Choice
+from jvae.latent.densities import POSTERIORS
+from jvae.latent.priors import PRIORS
 from jvae.nn.backbone import BACKBONES, KEY, StackConfig
+from jvae.registry import Registry
 from jvae.validation import schema
 
 
@@ -29,6 +33,8 @@ def describe(config: ConfigDict) -> str:
 
 
 BACKBONE = Field(str, "Whose stack this is; its other keys follow.", choices=BACKBONES.names())
+# Registered members that the field of a model config chooses among.
+MEMBERS: dict[str, Registry[Any]] = {"prior": PRIORS, "posterior": POSTERIORS}
 
 
 def model_field(config: Any, key: str) -> Field | None:
@@ -42,6 +48,13 @@ def model_field(config: Any, key: str) -> Field | None:
             if name == KEY:
                 return BACKBONE
             here = BACKBONES[section[KEY]].config
+        if here is Choice and "kind" in section:
+            members = MEMBERS[word]
+            if name == "kind":
+                return Field(str, f"Of the {word}; its options follow.", choices=members.names())
+            here = members[section["kind"]].options
+            if not dataclasses.is_dataclass(here):
+                return None
         if not isinstance(here, type):
             return None
     found = fields_of(here).get(name)
@@ -88,6 +101,15 @@ def _of_class(cls: type, shared: dict[str, type]) -> Iterator[Row]:
                 f"{one} (`{kind.config.__name__}`)" for one, kind in BACKBONES.items()
             )
             yield name, "", "a section with a key `backbone`", f"Fields by backbone: {known}."
+        elif field is Choice:
+            kinds = MEMBERS[name].items()
+            shared |= {kind.options.__name__: kind.options for _, kind in kinds if _has_keys(kind)}
+            known = ", ".join(
+                f"{one} (`{kind.options.__name__}`)" if _has_keys(kind) else one
+                for one, kind in kinds
+            )
+            default = defaults[name].kind
+            yield name, default, "a section with a key `kind`", f"Options by kind: {known}."
         elif not isinstance(field, Field):
             shared[field.__name__] = field
             yield name, "", f"a section, `{field.__name__}`", ""
@@ -97,6 +119,10 @@ def _of_class(cls: type, shared: dict[str, type]) -> Iterator[Row]:
                 meaning += f" No effect where {field.needs.text}."
             default = _shown(defaults[name]) if name in defaults else ""
             yield name, default, field.expected(), meaning
+
+
+def _has_keys(kind: Any) -> bool:
+    return dataclasses.is_dataclass(kind.options)
 
 
 def _table(title: str, rows: Iterator[Row]) -> str:

@@ -8,13 +8,14 @@ effect.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from jvae import extras
 from jvae.fields import MOST
 from jvae.training.objectives import MEAN_SUM
 
 
 class Facts(NamedTuple):
-    """What the model of a config is. kl: its training loss has a KL. sides: most tokens of a text
-    by side.
+    """What the model of a config is. kl: its training loss has a KL. dimensions: which comes per
+    latent dimension. sides: most tokens of a text by side.
     """
 
     family: str
@@ -25,6 +26,7 @@ class Facts(NamedTuple):
     groups: int
     sampler: bool
     kl: bool
+    dimensions: bool
 
     @property
     def latent(self) -> bool:
@@ -179,6 +181,10 @@ def _decode_lengths(v: View) -> str | None:
     )
 
 
+def _mauve(v: View) -> str | None:
+    return extras.missing("probes", "evals.features (MAUVE)") if v["evals.features"] else None
+
+
 RULES = (
     Rule(("objective.length_weighted", "objective.rec", "objective.rec_length"), _divided_twice),
     Rule(("train.accumulate", "objective.kl_floor"), _batch_floor),
@@ -202,6 +208,7 @@ RULES = (
     Rule(("data.slots", "data.enc_row", "data.dec_row"), _slots),
     Rule(("data.vocab", "data.tokenizer_kind"), _vocabulary),
     Rule(("decode.min_length", "decode.max_length"), _decode_lengths),
+    Rule(("evals.features",), _mauve),
 )
 
 
@@ -301,6 +308,11 @@ IDLES = (
         ("init.part", "init.optimizer"),
         lambda v, facts: bool(v["init.model"]),
         "init.model is empty",
+    ),
+    Idle(
+        ("init.frozen_dtype",),
+        lambda v, facts: bool(v["optim.trainable"]),
+        "optim.trainable is empty, so every parameter trains",
     ),
     Idle(
         ("decode.temperature", "decode.top_k", "decode.top_p"),

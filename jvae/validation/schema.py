@@ -13,6 +13,7 @@ from jvae.evals.compat import MODES
 from jvae.evals.metric import METRICS
 from jvae.evals.settings import PRESETS
 from jvae.fields import MOST, Field
+from jvae.nn.config import DTYPES
 from jvae.runs.schedules import KINDS
 from jvae.training.objectives import KL_FLOORS, LATENTS, RECONSTRUCTIONS, REDUCTIONS
 from jvae.training.optim import SCHEDULES
@@ -78,11 +79,16 @@ DATA = {
     "score_end": Field(bool, "False: where to end is never learned; a bound of less text."),
 }
 INIT = {
-    "encoder": Field(str, "Pretrained backbone for step 0: folder or hub name; empty: none."),
+    "encoder": Field(
+        str,
+        "Pretrained backbone for step 0, whose sizes and tokenizer are taken: folder or hub name; "
+        "empty: none.",
+    ),
     "decoder": Field(str, "Likewise."),
     "model": Field(str, "Trained model for step 0: folder of a run, or an export by its name."),
     "part": Field(str, "Parameters to take from it; empty: all, and all must fit.", pattern=True),
     "optimizer": Field(bool, "Take the moments of its optimizer too."),
+    "frozen_dtype": Field(str, "Of the parameters that no phase trains.", choices=DTYPES),
 }
 BETA = {
     "kind": Field(str, "Schedule of the KL's weight.", choices=tuple(KINDS)),

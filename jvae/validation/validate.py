@@ -16,9 +16,11 @@ from jvae import config as configs
 from jvae import models
 from jvae.errors import ConfigError
 from jvae.fields import Problem, check, check_dataclass, check_effect, idle, lines
+from jvae.latent.kl import per_dimension
 from jvae.models import Family
 from jvae.runs import phases, schedules
 from jvae.training import freezing, optim
+from jvae.training.objectives import without_dimensions
 from jvae.tree import named_leaves, sizes
 from jvae.validation import schema
 from jvae.validation.rules import IDLES, RULES, Facts, Idle, View
@@ -83,6 +85,8 @@ def _problems(config: ConfigDict, flat: dict[str, Any], platform: str | None) ->
         return problems
     problems += check_effect(facts.config, "model")
     problems += _kernels(facts, flat, platform)
+    if clean("objective", "phases") and not facts.dimensions:
+        problems += _free_bits(views)
     if clean("phases"):
         for rule in IDLES:
             if clean(*rule.keys):
@@ -174,6 +178,7 @@ def _facts(family: Family, name: str, section: str) -> Facts:
         groups=model.latent_shape[0],
         sampler=model.post.sampler is not None,
         kl=model.latent_shape[0] > 0 and model.post.has_kl,
+        dimensions=per_dimension(model.post, model.prior),
     )
 
 
@@ -216,6 +221,14 @@ def _schedules(views: list[View]) -> Iterator[Problem]:
             schedules.build(section, v.steps)
         except ConfigError as error:
             yield Problem(("objective.beta",), f"{_where(v)}objective.beta: {error}")
+
+
+def _free_bits(views: list[View]) -> Iterator[Problem]:
+    for v in views:
+        floor, reduce = v["objective.kl_floor"], v["objective.kl_reduce"]
+        if v["objective.z"] == "posterior" and (floor, reduce) != ("none", "sum"):
+            keys = ("objective.kl_floor", "objective.kl_reduce")
+            yield Problem(keys, f"{_where(v)}{without_dimensions(floor, reduce)}")
 
 
 def _kernels(facts: Facts, flat: dict[str, Any], platform: str | None) -> Iterator[Problem]:

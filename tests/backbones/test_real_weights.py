@@ -4,6 +4,7 @@ Their weights are not part of the project: JVAE_REAL_WEIGHTS names a folder with
 `minilm`, as `../shared/tools/real_weights.py FOLDER` makes it.
 """
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,20 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from jvae import config as configs
 from jvae.api import Side
+from jvae.cli import main
+from jvae.data.dataset import eval_batches
 from jvae.models.common import unboxed
 from jvae.nn.attention import segments
 from jvae.nn.backbone import BACKBONES, KEY
+from jvae.parallel import mesh as meshes
 from jvae.pretrained import backbones, files, names
 from jvae.pretrained.layouts import LAYOUTS
 from jvae.pretrained.names import Vocab
+from jvae.runs import build, metrics, phases
+from jvae.training import init_params, program
+from jvae.validation.validate import validate
 from tests.tools.stacks import layer_output
 
 STORED = Path(__file__).parents[3] / "shared/fixtures/hf_backbones"
@@ -138,3 +146,54 @@ def test_minilm_reads_what_it_should():
         np.testing.assert_allclose(mean, io["f64.mean_hidden"][i], rtol=0, atol=2e-5)
     np.testing.assert_allclose(last[real], io["f32.last"][real], rtol=0, atol=5e-5)
     np.testing.assert_allclose(pooled, io["f64.pooler"], rtol=0, atol=2e-5)
+
+
+SENTENCES = [
+    "Paris is the capital of France.",
+    "The cat sat on the mat.",
+    "Water boils at 100 degrees.",
+]
+
+
+def way_in(tmp_path, spec: str, *flags: str) -> tuple[build.Run, Any, Any]:
+    """A run by command line alone, its parameters, and the sums of one batch of validation."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(SENTENCES * 10) + "\n")
+    words = [f"--config={spec}", *flags, f"--workdir={tmp_path / 'run'}"]
+    data = dict(train=text, valid=text, test=text, cache=tmp_path / "cache", batch_rows=4)
+    words += [f"--config.data.{key}={value}" for key, value in data.items()]
+    config, _ = configs.from_argv(words, None, main._configured)
+    validate(config)
+    init_params.check_backbones(config)
+    this = build.open_run(config, tmp_path / "run")
+    mesh = meshes.make_mesh(dict(data=1), jax.local_devices()[:1])
+    current = program.compile_phase(this, phases.resolve(config)[0], mesh, 0)
+    params = init_params.initial_params(this, current.where.params, jax.random.key(0))
+    batch = meshes.to_device(next(iter(eval_batches(this.data["valid"], this.rows))), mesh)
+    sums, _ = current.valid_step(params, batch, meshes.everywhere(jax.random.key(1), mesh))
+    return this, params, metrics.ratios(sums)
+
+
+def test_two_folders_are_all_that_an_optimus_needs(tmp_path, caplog):
+    names = dict(encoder=WEIGHTS / "minilm", decoder=WEIGHTS / "smollm2-135m")
+    flags = [f"--config.init.{role}={name}" for role, name in names.items()]
+    with caplog.at_level(logging.INFO):
+        this, params, values = way_in(tmp_path, "optimus", *flags)
+    model = this.config.model
+    assert (model.encoder.backbone, model.encoder.layers, model.pool) == ("bert", 6, "mean")
+    assert (model.decoder.backbone, model.decoder.kv_heads) == ("llama", 3)
+    assert (model.encoder.vocab, model.decoder.vocab) == (30_522, 49_152)
+    assert (this.decoder.start_id, this.decoder.end_id) == (1, 2)  # <|im_start|>, <|im_end|>
+    ids = this.data["valid"].sides["dec"].tokens(0)
+    assert this.decoder.decode(ids) == SENTENCES[0]
+    table = params["decoder"]["embed"]["token"]["table"]
+    stored = files.read_file(WEIGHTS / "smollm2-135m/model.safetensors")
+    np.testing.assert_array_equal(table[:49_152], stored["model.embed_tokens.weight"])
+    assert "new rows" not in caplog.text and "without their prefix 'model.'" in caplog.text
+    assert np.isfinite(values["loss"]) and values["kl"] > 0
+
+
+def test_a_language_model_of_a_folder_scores_as_its_stack_alone(tmp_path):
+    """Between its own special tokens: `stack.token_log_prob` of <|im_start|> x <|im_end|>."""
+    _, _, values = way_in(tmp_path, "lm", f"--config.init.decoder={WEIGHTS / 'smollm2-135m'}")
+    np.testing.assert_allclose(values["rec"], (41.649 + 46.925 + 49.337) / 3, atol=0.01)

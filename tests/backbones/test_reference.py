@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,12 +21,9 @@ from jvae.pretrained.export import export_backbone
 from jvae.pretrained.layouts import LAYOUTS
 from jvae.pretrained.names import Vocab
 from jvae.tree import named_leaves
+from tests.tools import reference
 from tests.tools.stacks import layer_input
 
-FIXTURES = Path(__file__).parents[3] / "shared/fixtures/hf_backbones"
-pytestmark = pytest.mark.skipif(
-    not FIXTURES.is_dir(), reason="the fixtures of the reference classes are not here"
-)
 # Folder: backbone.
 DECODERS = {
     **{"llama": "llama", "llama_rope3": "llama", "smollm": "llama", "qwen2": "qwen2"},
@@ -44,11 +40,14 @@ class Case:
     """One folder in one precision."""
 
     def __init__(self, folder: str, dtype: str):
-        self.folder, self.dtype = FIXTURES / folder, dtype
+        self.folder, self.dtype = reference.path(f"hf_backbones/{folder}"), dtype
         self.name = (DECODERS | ENCODERS)[folder]
         self.writes = folder in DECODERS
         self.layout = LAYOUTS[self.name]
         self.io = dict(np.load(self.folder / "io.npz"))
+        # The cases inside the repository have float64 numbers alone, for both precisions.
+        single = dtype == "float32" and "f32.loss" in self.io
+        self.precision = "f32" if single else "f64"
         self.sizes = self.sizes_of(CONFIGS[0])
         self.section = ConfigDict({KEY: self.name, **self.sizes, "dtype": dtype})
         kind = BACKBONES[self.name]
@@ -72,7 +71,7 @@ class Case:
         return backbones.sizes(self.layout.files, dataclasses.replace(checkpoint, config=stated))
 
     def __call__(self, name: str) -> np.ndarray:
-        return self.io[f"{'f64' if self.dtype == 'float64' else 'f32'}.{name}"]
+        return self.io[f"{self.precision}.{name}"]
 
     def close(self, got: Any, want: Any, name: str) -> None:
         bound = TIGHT if self.dtype == "float64" else LOOSE
@@ -124,8 +123,7 @@ def test_states_and_logits(case):
 
 def _final(case: Case) -> np.ndarray:
     """What a stack without a final norm ends with is the output of its last layer."""
-    last = f"{'f64' if case.dtype == 'float64' else 'f32'}.final"
-    return case("final") if last in case.io else case("hidden")[-1]
+    return case("final") if f"{case.precision}.final" in case.io else case("hidden")[-1]
 
 
 def test_gradients_of_every_tensor(case):
@@ -145,7 +143,7 @@ def test_gradients_of_every_tensor(case):
     value, grads = jax.jit(jax.value_and_grad(loss))(own)
     case.close(value, case("loss"), "loss")
     found = names.write(case.table, {"decoder": grads}, tied=False)
-    prefix = "f64.grad." if case.dtype == "float64" else "f32.grad."
+    prefix = f"{case.precision}.grad."
     stored = {n.removeprefix(prefix): a for n, a in case.io.items() if n.startswith(prefix)}
     assert stored
     for name, want in stored.items():
@@ -221,7 +219,7 @@ def test_export_is_the_file_that_was_imported(folder, tmp_path):
     from transformers import AutoConfig
 
     case = Case(folder, "float32")
-    fields = dataclasses.asdict(case.stack.config)
+    fields = vars(case.stack.config)
     export_backbone(tmp_path / "out", case.layout.files, case.table, case.params, fields)
     want = files.read_file(case.folder / files.SAFETENSORS)
     got = files.read_file(tmp_path / "out" / files.SAFETENSORS)
@@ -243,7 +241,7 @@ def _is_head(case: Case, name: str) -> bool:
 
 def test_an_unknown_scaling_is_refused():
     read = LAYOUTS["llama"].files.sizes
-    config = json.loads((FIXTURES / "llama/config.json").read_text())
+    config = json.loads(reference.path("hf_backbones/llama/config.json").read_text())
     config["rope_parameters"] = dict(rope_type="yarn", rope_theta=500.0, factor=2.0)
     with pytest.raises(ValueError, match="yarn"):
         read(config)

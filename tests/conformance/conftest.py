@@ -18,15 +18,23 @@ import pytest
 
 from jvae import config as configs
 from jvae import models
-from jvae.api import Batch, Draws, TextVAE, example_keys, per_example
+from jvae.api import SPHERE, Batch, Draws, TextVAE, example_keys, per_example
 from jvae.data.rows import Encoded, pack_rows
+from jvae.latent.choice import Choice
 from jvae.latent.kl import kl
 from jvae.nn.backbone import BACKBONES
+from jvae.nn.lora import Lora
 from jvae.tree import map_named
 
 VOCAB = dict(enc=23, dec=29)  # padded to 24 and 32
 START, END, PAD = 26, 27, 28  # of the decoder
 DRAWS = 3
+
+SEVERAL: dict[str, Any] = dict(vectors=2, pool="queries")
+VAMP = Choice("vamp", (("components", 3), ("length", 4)))
+VMF = Choice("vmf", (("kappa", 5.0),))
+# Of the size of the kernels, which are random too: a product of both is no amplifier of rounding.
+LORA = Lora(rank=2, alpha=1.0)
 
 # Choices of a family that its tiny config does not make; a stack by the name of its backbone.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -53,11 +61,45 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "optimus-softmax": dict(use_memory=False, use_embedding=False, use_softmax=True),
     "optimus-mean": dict(pool="mean", log_var_shift=-1.0),
     "t5_vae-llama": dict(decoder="llama", cross_slots=0),
+    # Latents of several vectors.
+    "adavae-vectors": dict(
+        use_memory=True,
+        use_embedding=True,
+        use_output=True,
+        use_adapters=True,
+        vary=True,
+        prefix=2,
+        **SEVERAL,
+    ),
+    "lstm_vae-vectors": SEVERAL,
+    "optimus-query": dict(pool="queries"),
+    "optimus-vectors": dict(vectors=3, pool="queries", tokens=1),
+    "sri_transformer-vectors": dict(vectors=2),
+    "t5_vae-vectors": dict(vectors=3, pool="queries", cross_slots=1),
+    # Priors and posteriors that no tiny config chooses.
+    "optimus-flow": dict(
+        prior=Choice("flow", (("bins", 3), ("layers", 2), ("width", 4))), **SEVERAL
+    ),
+    "optimus-vamp": dict(prior=VAMP),
+    "optimus-vmf": dict(prior=Choice("uniform_sphere"), posterior=VMF, **SEVERAL),
+    "optimus-bn": dict(posterior=Choice("bn", (("least", 2.0),))),
+    "adavae-vamp": dict(prior=VAMP),
+    "lstm_vae-bn": dict(posterior=Choice("bn"), **SEVERAL),
+    "lstm_vae-vamp": dict(prior=VAMP),
+    "t5_vae-vamp": dict(
+        prior=VAMP,
+        posterior=VMF,
+    ),
+    # Low-rank additions under the injections; where one stack reads and writes, under both.
+    "optimus-low_rank": dict(decoder="llama", tokens=2, lora=LORA),
+    "adavae-low_rank": dict(use_memory=True, use_adapters=True, prefix=2, lora=LORA),
+    "della-low_rank": dict(lora=dataclasses.replace(LORA, targets="attn/(q|v|out)")),
+    "t5_vae-low_rank": dict(lora=LORA),
 }
 
 # Every backbone that writes under every injection, and every one that reads as an encoder.
 WAYS: dict[str, dict[str, Any]] = {
-    "optimus": dict(tokens=2),
+    "optimus": dict(tokens=1, prior=Choice("gmm", (("components", 3),)), **SEVERAL),
     "adavae": dict(prefix=2, use_memory=True, use_output=True, use_adapters=True),
     "della": {},
     "sri_transformer": {},
@@ -79,8 +121,9 @@ def _builder(name: str) -> tuple[Callable[..., TextVAE], Callable[[], int]]:
     family = models.family(name.partition("-")[0])
 
     def config_of(**stack: Any) -> Any:
-        config = family.tiny(VOCAB, **stack)
         changes = dict(VARIANTS.get(name, {}))
+        stack |= {"lora": changes.pop("lora")} if "lora" in changes else {}
+        config = family.tiny(VOCAB, **stack)
         # Where one stack reads both sides, so does its vocabulary.
         shared = "encoder" not in changes and getattr(config, "encoder", None) is None
         for role, side in (("encoder", "enc"), ("decoder", "dec")):
@@ -176,8 +219,10 @@ class System:
         self.name, (build, limit) = name, SYSTEMS[name]
         self.build = functools.partial(build, **stack)
         self.limit = limit()
-        self.in_front = VARIANTS.get(name, {}).get("tokens", 0)  # vectors in front of a text
         self.model = self.build()
+        # Vectors in front of texts, and directions of short vectors, lose digits in float32.
+        in_front = VARIANTS.get(name, {}).get("tokens", 0) > 0
+        self.rounds = in_front or self.model.post.support == SPHERE
         self.has_latent = self.model.latent_shape[0] > 0
         self.jit = functools.partial(jax.jit, compiler_options=_fast_compilation())
         rng = np.random.default_rng(2)
@@ -185,7 +230,8 @@ class System:
         # Far from initial values, near which most of a model is silent.
         def leaf(path: str, like: jax.ShapeDtypeStruct) -> jax.Array:
             noise = 0.3 * rng.normal(size=like.shape)
-            return jnp.asarray(noise + path.endswith("scale"), stack.get("dtype", like.dtype))
+            around = path.endswith(("scale", "running/var"))
+            return jnp.asarray(noise + around, stack.get("dtype", like.dtype))
 
         self.params = map_named(leaf, jax.eval_shape(self.model.init, jax.random.key(0)))
         self._run = self.compile(self.model)

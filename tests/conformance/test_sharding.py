@@ -41,9 +41,7 @@ STEPS = 20
 
 
 def meshes_for(system) -> dict[str, dict[str, int]]:
-    """Every mesh for a family as it is; its variants share those programs' structure, so that the product of
-    all axes is enough for them.
-    """
+    """Every mesh for a family as it is, the product of all axes for its variants."""
     return MESHES if system.name in models.FAMILIES else {"all-2": MESHES["all-2"]}
 
 

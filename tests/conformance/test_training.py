@@ -12,9 +12,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from jvae.api import example_keys
+from jvae.latent.elbo import measure
 from jvae.latent.iw_bound import score_batch
 from jvae.training.objectives import Objective
 from jvae.training.step import init_state, make_train_step
+from jvae.training.tracking import tracked
 from jvae.tree import named_leaves
 
 
@@ -100,6 +102,7 @@ def test_train_step_is_traced_once(system, sentences):
     weights = collections.defaultdict(lambda: 0.1)  # of whatever auxiliary terms there are
     tx = optax.sgd(0.01)
     step = make_train_step(system.model, Objective(aux_weight=weights), lambda step: 0.5, tx)
+    step = tracked(system.model, step)
 
     def counted(state, batch, base):
         traces["step"] += 1
@@ -122,6 +125,19 @@ def test_train_step_is_traced_once(system, sentences):
         assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(after))
     assert traces["step"] == 1
     assert int(state.step) == 3
+
+
+@pytest.mark.slow
+def test_training_and_evaluation_have_one_bound(system, sentences):
+    """At the same draw, whatever prior and posterior there are."""
+    model, batch, key = system.model, sentences.batch["packed"], jax.random.key(12)
+    if not system.has_latent or model.post.sampler is not None:
+        pytest.skip("has no KL in its loss")
+    terms = jax.device_get(system.jit(lambda p: measure(model, p, batch, key))(system.params))
+    scores = jax.device_get(score_batch(model, 1)(system.params, batch, key))
+    for name, pair in dict(rec=(terms.nll_e, scores.rec_e), kl=(terms.kl_e, scores.kl_e)).items():
+        got_e, want_e = (value_e[batch.valid_e] for value_e in pair)
+        np.testing.assert_allclose(got_e, want_e, rtol=1e-5, atol=1e-4, err_msg=name)
 
 
 def runs_of_marks(program, times: int = 1) -> collections.Counter:

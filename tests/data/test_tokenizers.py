@@ -2,12 +2,14 @@
 
 import os
 import shutil
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from jvae import hub
 from jvae.data import tokenizers
 from jvae.data.sources import lines_of
 from jvae.data.tokenizers import load, open_tokenizer, train_bpe, train_word_level
@@ -218,12 +220,29 @@ def test_same_ids_as_transformers(real):
         assert ids.tolist() == [*start, *expected, ours.end_id]
 
 
-@pytest.mark.filterwarnings("default")
-def test_unknown_hub_name_is_a_data_error():
-    with pytest.raises(
-        DataError, match="no-such-owner/no-such-tokenizer: no tokenizer by that name"
-    ):
-        open_tokenizer("no-such-owner/no-such-tokenizer", "decoder")
+def test_a_hub_that_cannot_be_reached_is_known_at_once(tmp_path, monkeypatch):
+    """One question to the hub, none where it is switched off; the cache serves all the same."""
+    asked = []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    real = hub._answers.__wrapped__
+    monkeypatch.setattr(hub, "_answers", lru_cache(lambda at: asked.append(at) or real(at)))
+    with pytest.raises(DataError, match="^own/tok: no folder here, not in the .* not reachable"):
+        open_tokenizer("own/tok", "decoder")
+    assert asked == ["http://127.0.0.1:9"]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    asked.clear()
+    with pytest.raises(DataError, match="HF_HUB_OFFLINE is set"):
+        open_tokenizer("own/tok", "decoder")
+    repo, commit = tmp_path / "models--own--tok", "0" * 40
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs/main").write_text(commit)
+    train_bpe(TEXTS, vocab_size=300).save(repo / "snapshots" / commit)
+    own = open_tokenizer("own/tok", "decoder")
+    assert own.name == "own/tok" and own.vocab_size <= 300 and not asked
+    with pytest.raises(DataError, match="not a name!"):
+        open_tokenizer("not a name!", "decoder")
 
 
 def test_embedded_texts_round_trip():

@@ -5,13 +5,12 @@ import types
 
 import numpy as np
 import pytest
+from nltk.translate import bleu_score
 
 from jvae.errors import ConfigError, DataError
 from jvae.evals import dialogue
 from jvae.evals.definitions import define
 from jvae.evals.settings import EvalConfig
-
-bleu_score = pytest.importorskip("nltk.translate.bleu_score")
 
 
 def reference(response, known):

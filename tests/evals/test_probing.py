@@ -85,7 +85,8 @@ def test_factors_of_the_embedded_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(grammar, "TEST", 60)
     monkeypatch.setattr(disentangle, "POINTS", 40)
     monkeypatch.setattr(disentangle, "TREES", 2)
-    this, mesh, params = opened(tmp_path, "evals.factor=tense")
+    several = ("model.vectors=2", "model.pool=queries")
+    this, mesh, params = opened(tmp_path, "evals.factor=tense", *several)
     labels = probing.labels_of(this, "test")
     assert list(labels) == [factor.name for factor in grammar.FACTORS]
     for i, text in enumerate(this.data["test"].texts):
@@ -93,7 +94,10 @@ def test_factors_of_the_embedded_corpus(tmp_path, monkeypatch):
     rows = {row.name: row for row in probing.probe(this, mesh, params, 0).rows}
     assert {"probe_tense_each_10", "cluster_tense_nmi", "mig", "z_diff"} <= set(rows)
     accuracies = [n for n in rows if n.startswith("probe_") and not n.endswith(("balanced", "f1"))]
-    assert len(accuracies) <= len(labels) + 5
+    averaged = [name for name in accuracies if name.endswith("_mean_vector")]
+    assert len(averaged) <= len(labels) and len(accuracies) - len(averaged) <= len(labels) + 5
+    assert averaged == [f"{n}_mean_vector" for n in accuracies if f"{n}_mean_vector" in averaged]
+    assert rows["probe_tense"].value != rows["probe_tense_mean_vector"].value
     assert all(np.isfinite(row.value) and row.control is not None for row in rows.values())
     wrong = this._replace(config=configs.apply_overrides(this.config, ["evals.factor=mood"]))
     with pytest.raises(ConfigError, match="evals.factor is 'mood'; expected one of count, who"):

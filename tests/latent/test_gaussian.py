@@ -109,20 +109,21 @@ def flat(q) -> Gaussian:
 def test_amortized_posterior(flat):
     seen = []
 
-    def features(params, batch, drop, cond):
-        seen.append((params, batch, drop, cond))
-        return jnp.eye(E)
+    def features(params, batch, drop):
+        seen.append((params, batch, drop))
+        return jnp.eye(E)[:, None]
 
     def head(outputs, axes):
         assert (outputs, axes) == ((2, Z), (None, "latent"))
         return Affine(lambda key: "kernel", lambda kernel, h_ed: jnp.tensordot(h_ed, kernel, 1))
 
-    density = build_density(GAUSSIAN, head, Z)
+    density = build_density(GAUSSIAN, head, (1, Z))
     assert density.init(jax.random.key(0)) == {"head": "kernel"}
     post, prior = amortized(density, features), standard_normal((1, Z))
     params = {"posterior": {"head": jnp.stack([x[:, 0] for x in flat], axis=1)}}
-    q = post.encode(params, "batch", "drop", cond="cond", key_e="keys")
-    assert seen == [(params, "batch", "drop", "cond")]
+    drop, *key_e = jax.random.split(jax.random.key(0), 1 + E)
+    q = post.encode(params, "batch", drop, cond="cond", key_e=jnp.stack(key_e))
+    assert seen == [(params, "batch", drop)]
     np.testing.assert_allclose(q.mean_egz, flat.mean_egz, rtol=1e-6)
     np.testing.assert_allclose(q.log_var_egz, flat.log_var_egz, rtol=1e-6)
     assert post.mean(None, flat) is flat.mean_egz

@@ -87,3 +87,9 @@ def test_nearest_is_what_brute_force_finds(metric):
 def test_what_cannot_be_is_told(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_latents_are_brought_to_the_sphere_vector_by_vector():
+    z_egz = np.array([[[3.0, 4.0], [0.0, -2.0]], [[0.0, 0.0], [1.0, 0.0]]])
+    want = [[[0.6, 0.8], [0.0, -1.0]], [[0.0, 0.0], [1.0, 0.0]]]
+    np.testing.assert_allclose(geometry.on_sphere(z_egz), want, rtol=1e-6)

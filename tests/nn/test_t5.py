@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +17,9 @@ from jvae.nn.points import LatentKv, Points
 from jvae.nn.t5_layer import T5Config
 from jvae.pretrained import names
 from jvae.pretrained import t5 as t5_names
+from tests.tools import reference
 from tests.tools.stacks import encoded, forced, t5_own, t5_pair
 
-SHARED = Path(__file__).parents[3] / "shared/fixtures/t5_vae"
 SMALL = T5Config(
     layers=2, width=16, heads=2, head=4, mlp=24, vocab=20, buckets=8, max_distance=16, dropout=0.0
 )
@@ -213,10 +212,9 @@ def test_dropout_reaches_both_stacks():
         assert np.mean(np.asarray(b) == 0.0) > 0.2  # the last dropout
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the fixtures of the original T5-VAE are not here")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_encoder_and_latent_slot_equal_the_original_t5_vae(dtype):
-    data = np.load(SHARED / "max_seed0.npz")
+    data = np.load(reference.path("t5_vae/max_seed0.npz"))
     size = json.loads(str(data["meta/config_json"]))["size"]
     with jax.enable_x64(dtype == "float64"):
         foreign = {k[6:]: data[k] for k in data.files if k.startswith("param/t5.")}

@@ -64,12 +64,12 @@ class NoOptions(NamedTuple):
     """The posterior `laplace` has none."""
 
 
-def laplace(options: NoOptions, head: Head, latent: int) -> Density:
+def laplace(options: NoOptions, head: Head, shape: tuple[int, int]) -> Density:
     """Independent Laplace distributions."""
-    affine = head((2, latent), (None, "latent"))
+    affine = head((2, shape[1]), (None, "latent"))
 
-    def read(params: Any, h_ed: Array) -> Laplace:
-        stats_egcz = affine.apply(params["head"], h_ed)[:, None]
+    def read(params: Any, h_egd: Array) -> Laplace:
+        stats_egcz = affine.each(params["head"], h_egd)
         return Laplace(stats_egcz[:, :, 0], stats_egcz[:, :, 1])
 
     def sample(params: Any, post: Laplace, key_ke: Key[Array, "k e"]) -> Float[Array, "k e g z"]:

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 
 from jvae.backbones import bert as bert_stack
+from jvae.backbones import distilbert
 from jvae.backbones import gpt2 as gpt2_stack
 from jvae.errors import WeightsError
 from jvae.models.common import unboxed
@@ -86,8 +87,13 @@ def test_sharded_safetensors(folder, target, truth):
         files.open_checkpoint(folder)
     for bad in ("missing.safetensors", "../model.safetensors", "/etc/passwd"):
         index.write_text(json.dumps({"weight_map": where | {"x": bad}}))
-        with pytest.raises(WeightsError, match="is not there"):
+        with pytest.raises(WeightsError, match=rf"1 of 3 shards not there \({bad}\)"):
             files.open_checkpoint(folder)
+    index.write_text(json.dumps({"weight_map": where}))
+    for shard in set(where.values()):
+        (folder / shard).rename(folder / f"{shard}.away")
+    with pytest.raises(WeightsError, match=r"2 of 2 shards not there \(model-00001-of-00002.*, m"):
+        files.open_checkpoint(folder)
     index.write_text("{}")
     with pytest.raises(WeightsError, match="no weight_map"):
         files.open_checkpoint(folder)
@@ -114,6 +120,8 @@ def test_written_tensors_keep_their_shapes(tmp_path):
     files.write_safetensors(tmp_path / ST, arrays, {})
     tensors = files.read_file(tmp_path / ST)
     assert [tensors[name].shape for name in arrays] == [(), (1,), (3, 2), ()]
+    (tmp_path / "plain").write_bytes(b"")
+    assert (tmp_path / ST).stat().st_mode == (tmp_path / "plain").stat().st_mode
     for name, array in arrays.items():
         np.testing.assert_array_equal(np.asarray(tensors[name]), array)
 
@@ -224,6 +232,47 @@ def test_gpt2_buffers_tied_head_and_missing_prefix(target, truth):
         _fit(table, gpt2.BACKBONE, plain, target["gpt2"])
 
 
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("", "transformer.", "_orig_mod.transformer.", "module.transformer.", "model."),
+        *("0.auto_model.", "module._orig_mod.model.transformer.", "base_model.model."),
+    ],
+)
+def test_any_stack_of_prefixes_is_taken_off_and_reported(target, truth, prefix):
+    """The head of a model in a wrapper has the wrapper's prefix alone."""
+    plain = {n.removeprefix("transformer."): a for n, a in _arrays("gpt2").items()}
+    wrapped = {f"{prefix}{n}": a for n, a in plain.items()}
+    outer = prefix.removesuffix("transformer.")
+    wrapped[f"{outer}lm_head.weight"] = plain["wte.weight"]
+    checkpoint = files.Checkpoint("x", {}, files.of_arrays(wrapped), False, ())
+    foreign = backbones.canonical(gpt2.BACKBONE, checkpoint)
+    got = names.read(gpt2.table(97, "decoder"), foreign, target["gpt2"])
+    assert _same(named_leaves(got), truth)
+    said = backbones.prefixes(gpt2.BACKBONE, checkpoint)
+    assert said[:1] == ((prefix,) if prefix else ()) and set(said) == {prefix, outer} - {""}
+
+
+def test_names_of_its_own_are_no_prefix():
+    """DistilBERT has its layers under a word that elsewhere is a wrapper's."""
+    own = ("embeddings.word_embeddings.weight", "transformer.layer.0.ffn.lin1.weight")
+    for prefix in ("", "distilbert.", "_orig_mod.distilbert.", "module.", "0.auto_model."):
+        arrays = {f"{prefix}{name}": np.zeros(4, np.float32) for name in own}
+        checkpoint = files.Checkpoint("x", {}, files.of_arrays(arrays), False, ())
+        assert tuple(backbones.canonical(distilbert.FILES, checkpoint)) == own
+
+
+def test_an_unknown_prefix_is_named_in_a_short_message(target):
+    plain = {n.removeprefix("transformer."): a for n, a in _arrays("gpt2").items()}
+    odd = {f"policy.net.{n}": a for n, a in plain.items()}
+    with pytest.raises(
+        WeightsError, match=r"names of the file begin with 'policy\.net\.'"
+    ) as error:
+        _fit(gpt2.table(97, "decoder"), gpt2.BACKBONE, odd, target["gpt2"])
+    assert "h.0.attn.c_attn.bias" in str(error.value) and " more" in str(error.value)
+    assert len(str(error.value)) < 700
+
+
 # --- vocabulary, dtype, sharding ------------------------------------------------------------------
 
 
@@ -235,20 +284,22 @@ def _vocab_target(target, rows, sharding=None, dtype=jnp.float32):
     return tree
 
 
-def test_new_rows_are_drawn_and_padding_is_zero(target, truth):
+def test_new_rows_are_the_mean_and_padding_is_zero(target, truth):
     foreign = backbones.canonical(gpt2.BACKBONE, files.open_checkpoint(HF / "gpt2"))
     path = "decoder/embed/token/table"
-    tree = _vocab_target(target, 4224)
-    grown = gpt2.table(Vocab(97, 4100, seed=3), "decoder")
+    tree = _vocab_target(target, 128)
+    grown = gpt2.table(Vocab(97, 100), "decoder")
     got = named_leaves(names.read(grown, foreign, tree))[path]
     np.testing.assert_array_equal(got[:97], truth[path][:97])
-    np.testing.assert_allclose(got[97:4100].std(), 0.02, rtol=0.02)
-    assert abs(got[97:4100].mean()) < 2e-4 and not np.any(got[4100:])
-    again = named_leaves(names.read(grown, foreign, tree))[path]
-    np.testing.assert_array_equal(got, again)
-    other = gpt2.table(Vocab(97, 4100, seed=4), "decoder")
-    assert not np.array_equal(got, named_leaves(names.read(other, foreign, tree))[path])
-    assert names.write(grown, names.read(grown, foreign, tree))["wte.weight"].shape == (4100, 32)
+    mean = truth[path][:97].astype(np.float64).mean(0)
+    np.testing.assert_allclose(got[97:100], np.tile(mean, (3, 1)), rtol=1e-6)
+    assert not np.any(got[100:])
+    assert names.write(grown, names.read(grown, foreign, tree))["wte.weight"].shape == (100, 32)
+
+    for dtype in (jnp.bfloat16, np.float16):  # summed in more digits than it has
+        half = {n: np.full(t.shape, 1.0, dtype) for n, t in foreign.items()}
+        rows = named_leaves(names.read(grown, half, tree))[path]
+        assert np.all(rows[:100] == 1.0) and not np.any(rows[100:])
 
     cut = gpt2.table(Vocab(97, 90), "decoder")
     got = named_leaves(names.read(cut, foreign, _vocab_target(target, 128)))[path]
@@ -325,7 +376,7 @@ def test_folders_without_what_is_needed(folder):
     with pytest.raises(WeightsError, match="has none of model.safetensors"):
         files.open_checkpoint(folder)
     (folder / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(WeightsError, match="is a pickle and is not read"):
+    with pytest.raises(WeightsError, match="its pytorch_model.bin is a pickle and is not read"):
         files.open_checkpoint(folder)
     with pytest.raises(WeightsError, match="is a file"):
         files.open_checkpoint(folder / "c.json")

@@ -22,6 +22,7 @@ def found(groups=1, **changes) -> Found:
     latents = Latents(
         mean_egz=rng.normal(size=(30, groups, 4)).astype(np.float32),
         kl_gz=rng.random((groups, 4)),
+        groups="layer",
         labels={"colour": [names[i % 3] for i in range(30)]},
         words=list(range(30)),
         factors=[Factor("colour", 3, 0.1, 0.9, 2, 0.5)],

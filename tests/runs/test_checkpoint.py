@@ -15,10 +15,11 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+import jvae
 from jvae.errors import CheckpointError
 from jvae.parallel.mesh import make_mesh
 from jvae.runs import checkpoint
-from jvae.runs.checkpoint import LAYOUT, Checkpoints, package_version
+from jvae.runs.checkpoint import LAYOUT, Checkpoints
 from jvae.runs.state_dict import arrays_of, checksums
 from jvae.tree import named_leaves
 
@@ -82,7 +83,7 @@ def test_round_trip_is_exact(tmp_path):
         "row": 17,
         "config": {"lr": 0.1},
         "step": 3,
-        "version": package_version(),
+        "version": jvae.__version__,
         "layout": LAYOUT,
         "keys": {"key": "threefry2x32", "keys": "threefry2x32"},
         "checksums": checksums(arrays_of(state)),

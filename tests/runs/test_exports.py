@@ -28,11 +28,11 @@ from jvae.models import family, optimus
 from jvae.pretrained import names
 from jvae.runs import build, exports
 from jvae.tree import named_leaves
+from tests.tools import reference
 
-SHARED = Path(__file__).parents[3] / "shared/fixtures/optimus"
 STACK = Gpt2Config(layers=2, width=16, heads=2, mlp=32, vocab=20, positions=8)
 CONFIG = optimus.OptimusConfig(
-    BertConfig(**dataclasses.asdict(STACK)), dataclasses.replace(STACK, vocab=23), latent=4
+    BertConfig(**vars(STACK)), dataclasses.replace(STACK, vocab=23), latent=4
 )
 
 
@@ -171,10 +171,9 @@ def test_a_pickle_is_never_executed(tmp_path, monkeypatch):
     assert mark.exists()  # it was a live one
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the fixtures of the original code are not here")
 @pytest.mark.parametrize("variant", ["memory", "emb", "both"])
 def test_the_original_optimus_goes_through_the_public_importer(variant, tmp_path):
-    data = np.load(SHARED / f"{variant}_seed0.npz")
+    data = np.load(reference.path(f"optimus/{variant}_seed0.npz"))
     meta = json.loads(str(data["meta/config_json"]))
     size = meta["size"]
     stack = dict(positions=64, dropout=0.0)
@@ -232,10 +231,28 @@ def test_an_export_loads_again_bit_by_bit(whole, exported):
     card = (exported / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: jvae\n") and "| BLEU | 1 |" in card
     assert f"| all | {sum(a.size for a in ours.values()):,} |" in card
+    assert exports.EXAMPLE.format(name="optimus-tiny") in card
+    readme = Path(__file__).parents[2] / "README.md"
+    assert exports.EXAMPLE.format(name="runs/optimus-tiny") in readme.read_text()
     assert [p.name for p in exported.parent.iterdir()] == ["model"]  # nothing half-written is left
     for line in (exported / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split("  ")
         assert hashlib.sha256((exported / name).read_bytes()).hexdigest() == digest
+
+
+def test_what_files_say_of_a_tokenizer_goes_along(whole, tmp_path):
+    config, encoder, _, params, _ = whole
+    encoder.save(tmp_path / "own")
+    (tmp_path / "own/tokenizer_config.json").write_text('{"pad_token": "</s>"}')
+    own = tokenizers.load(tmp_path / "own", "encoder")
+    assert own.pad_id == own.end_id and own.fingerprint != encoder.fingerprint
+    exports.export_model(tmp_path / "out", config, own, own.for_role("decoder"), params)
+    got = exports.load_export(tmp_path / "out")
+    for one in (got.encoder, got.decoder):
+        assert (one.fingerprint, one.pad_id) == (own.fingerprint, own.pad_id)
+    (tmp_path / "out/tokenizers/decoder/tokenizer_config.json").unlink()
+    with pytest.raises(WeightsError, match="lacks tokenizers/decoder/tokenizer_config.json"):
+        exports.load_export(tmp_path / "out")
 
 
 def test_an_export_loads_onto_a_mesh(whole, exported):
@@ -259,7 +276,7 @@ def test_every_flipped_byte_is_caught(exported, monkeypatch):
 
     monkeypatch.setattr(configs, "from_json", stop)
     rng = np.random.default_rng(0)
-    for file in sorted(p for p in exported.rglob("*") if p.is_file()):
+    for file in sorted(p for p in exported.rglob("*") if p.is_file() and p.name != "README.md"):
         data = file.read_bytes()
         all_of_it = len(data) < 1000
         places = range(len(data)) if all_of_it else rng.integers(0, len(data), 60)
@@ -289,13 +306,18 @@ def test_folders_that_are_no_export(whole, exported, tmp_path):
         exports.load_export(exported)
     extra.rename(exported / ".gitattributes")  # hubs add it
     exports.load_export(exported)
-    card = (exported / "README.md").read_bytes()
-    (exported / "README.md").unlink()
-    with pytest.raises(WeightsError, match="lacks README.md"):
-        exports.load_export(exported)
-    (exported / "README.md").write_bytes(card)
-    sums = exported / "SHA256SUMS"
-    text = sums.read_text()
+    card, sums = exported / "README.md", exported / "SHA256SUMS"
+    written, text = card.read_bytes(), sums.read_text()
+    card.write_text("edited on a hub")
+    exports.load_export(exported)
+    card.unlink()
+    exports.load_export(exported)
+    card.write_bytes(written)
+    assert "README.md" not in text
+    digest = hashlib.sha256(b"as it was").hexdigest()  # older exports list their card
+    sums.write_text(text + f"{digest}  README.md\n")
+    exports.load_export(exported)
+    sums.write_text(text)
     sums.write_text(text[: text.rindex("\n")])
     with pytest.raises(WeightsError):
         exports.load_export(exported)

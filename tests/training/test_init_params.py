@@ -16,12 +16,16 @@ from jvae.errors import ConfigError, WeightsError
 from jvae.models import family
 from jvae.parallel import mesh as meshes
 from jvae.parallel import rules
-from jvae.pretrained import bert, gpt2
+from jvae.pretrained import bert, files, gpt2, names
 from jvae.pretrained.export import export_backbone
-from jvae.runs import build
+from jvae.pretrained.files import SAFETENSORS as ST
+from jvae.pretrained.files import Checkpoint
+from jvae.runs import build, start
 from jvae.training import init_params
 from jvae.tree import named_leaves
+from jvae.validation.validate import validate
 
+FOLDERS = Path(__file__).parents[3] / "shared/fixtures/hf_backbones"
 STACK = dict(layers=2, width=16, heads=2, mlp=32, positions=16)
 TEXT = ["the cat sat on the mat", "a dog ran over the hill", "the hill was green"]
 
@@ -137,8 +141,10 @@ def test_optimus_base_starts_from_both_backbones_on_its_mesh(place, caplog):
             np.testing.assert_array_equal(got, want[path], err_msg=path)
     assert split > 10
     table = np.asarray(params["decoder/embed/token/table"])
+    mean = want["decoder/embed/token/table"][: place.rows].mean(0)
     new = table[place.rows : place.rows + 3]
-    assert 0.005 < new.std() < 0.04 and not np.any(table[place.rows + 3 :])
+    np.testing.assert_allclose(new, np.tile(mean, (3, 1)), rtol=1e-4, atol=1e-6)
+    assert not np.any(table[place.rows + 3 :])
 
     count = lambda keep: sum(leaf.size for p, leaf in params.items() if keep(p))  # noqa: E731
     bert_size = count(lambda p: p.startswith(("encoder/", "posterior/pooler")))
@@ -183,7 +189,7 @@ def test_sizes_that_differ_say_what_to_set(changed):
     with pytest.raises(WeightsError, match="--config.model.encoder.layers=3"):
         _init(changed)
     changed.tell(changed.bert, num_hidden_layers=2, vocab_size=changed.encoder.vocab_size - 1)
-    with pytest.raises(WeightsError, match=r"rows, \d+ entries"):
+    with pytest.raises(WeightsError, match=r"word_embeddings.weight .* has shape"):
         _init(changed)
 
 
@@ -195,6 +201,9 @@ def test_sizes_that_differ_say_what_to_set(changed):
     ],
 )
 def test_special_ids_must_be_those_of_the_tokenizer(changed, key, value, message):
+    """Where no tokenizer lies beside the weights."""
+    for folder, file in ((changed.gpt2, "tokenizer.json"), (changed.bert, "vocab.txt")):
+        (folder / file).unlink()
     changed.config.init.encoder = ""
     changed.tell(changed.gpt2, **{key: value})
     with pytest.raises(WeightsError, match=message):
@@ -222,13 +231,109 @@ def test_a_tokenizer_of_the_same_size_is_not_enough(changed):
 
 
 def test_published_padding_of_the_vocabulary_is_allowed_up_to_a_limit(place):
-    checkpoint = type("Any", (), {"name": str(place.bert.parent / "gpt2"), "config": {}})()
+    """Of weights without a tokenizer beside them; one that is there settles it."""
     size = place.decoder.vocab_size
-    init_params.check_tokenizer(checkpoint, size + 127, place.decoder)
-    init_params.check_tokenizer(checkpoint, size - 3, place.decoder)
+    bare = Checkpoint(str(place.gpt2.parent), {}, {}, False, ())
+    own = Checkpoint(str(place.gpt2), {"eos_token_id": 1}, {}, False, ())
+    for rows in (size + 127, size - 3):
+        init_params.check_tokenizer(bare, rows, place.decoder)
     for rows in (size + 128, size - 4):
         with pytest.raises(WeightsError, match=f"{rows} embedding rows, {size} entries"):
-            init_params.check_tokenizer(checkpoint, rows, place.decoder)
+            init_params.check_tokenizer(bare, rows, place.decoder)
+        init_params.check_tokenizer(own, rows, place.decoder)
+
+
+@pytest.mark.parametrize("pad", ["[PAD]", "<pad>", "<|pad|>"])
+def test_a_gpt2_with_padding_of_its_own_starts_as_it_is(tmp_path, pad):
+    vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<|endoftext|>", pad])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    own = tokenizers.load(tmp_path, "decoder")
+    assert (own.vocab_size, own.pad_id, own.end_id) == (258, 257, 256)
+    config = {"pad_token_id": 257, "eos_token_id": [256]}
+    init_params.check_tokenizer(Checkpoint(str(tmp_path), config, {}, False, ()), 258, own)
+    bare = Checkpoint(str(tmp_path / "bare"), config, {}, False, ())
+    (tmp_path / "bare").mkdir()
+    init_params.check_tokenizer(bare, 258, own)
+    wrong = Checkpoint(str(tmp_path / "bare"), config | {"eos_token_id": [257]}, {}, False, ())
+    with pytest.raises(WeightsError, match=r"eos_token_id is \[257\], there it is 256"):
+        init_params.check_tokenizer(wrong, 258, own)
+
+
+def test_weights_are_checked_before_data_is_read(changed):
+    """Every tensor by name and shape, from the headers of the files alone."""
+    init_params.check_backbones(changed.config)
+    arrays = {n: np.asarray(t) for n, t in files.read_file(changed.gpt2 / ST).items()}
+    odd = {n: a for n, a in arrays.items() if "h.1.ln_1" not in n}
+    files.write_safetensors(changed.gpt2 / ST, odd, {})
+    with pytest.raises(WeightsError, match=r"gpt2: tensors missing: h.1.ln_1.bias, h.1.ln_1.we"):
+        init_params.check_backbones(changed.config)
+    (changed.gpt2 / ST).write_bytes((changed.bert / ST).read_bytes()[:-10])
+    with pytest.raises(WeightsError, match="model.safetensors: is damaged"):
+        init_params.check_backbones(changed.config)
+
+
+@pytest.mark.skipif(not FOLDERS.is_dir(), reason="the folders of the reference are not here")
+@pytest.mark.parametrize(
+    "spec, encoder, decoder",
+    [
+        ("lm", None, "gemma2"),
+        ("optimus", "llama_rope3", "smollm"),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in (
+                ("optimus", "modernbert", "mistral"),
+                ("optimus", "gemma3", "gemma3"),
+                ("adavae", "roberta", "llama"),
+                ("adavae", None, "opt"),
+                ("della", "distilbert", "qwen2"),
+                ("della", None, "gpt_neox"),
+                ("sri:transformer", None, "qwen3"),
+            )
+        ),
+    ],
+)
+def test_any_family_takes_any_folder(spec, encoder, decoder):
+    """By config.json and the headers of the weights, which fit to the last tensor."""
+    named = {"encoder": encoder, "decoder": decoder}
+    flags = [f"init.{role}={FOLDERS / name}" for role, name in named.items() if name]
+    config = start.configure(configs.load(spec), flags)
+    validate(config)
+    init_params.check_backbones(config)
+
+
+def test_every_leaf_goes_to_its_devices_once(place, monkeypatch):
+    """Nothing else of the weights is ever on a device, and no other leaf on the host."""
+    mesh = meshes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    this, key = place.run(), jax.random.key(5)
+    abstract = jax.eval_shape(this.model.init, key)
+    where = named_leaves(rules.shardings(this.model.axes, abstract, mesh))
+    leaves = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where[path])
+        for path, leaf in named_leaves(abstract).items()
+    }
+    before = {id(one) for one in jax.live_arrays()}
+    whole, placed = names.place, []
+
+    def watched(array, like):
+        assert isinstance(array, np.ndarray)
+        mine = [one for one in jax.live_arrays() if id(one) not in before]
+        assert sum(one.nbytes for one in mine) == sum(one.nbytes for one in placed)
+        placed.append(whole(array, like))
+        return placed[-1]
+
+    monkeypatch.setattr(names, "place", watched)
+    part = family("optimus").parts(this.config.model)[1]
+    loaded = init_params._load(this, part, str(place.gpt2), leaves)
+    assert len(placed) == len(loaded) > 10
+    for path, leaf in loaded.items():
+        assert leaf.sharding == where[path]
+        assert {s.data.shape for s in leaf.addressable_shards} == {
+            leaf.sharding.shard_shape(leaf.shape)
+        }
 
 
 def test_a_part_that_the_family_does_not_load(place):

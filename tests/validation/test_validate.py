@@ -22,12 +22,12 @@ from jvae.validation.reference import describe, model_field, reference
 from jvae.validation.validate import validate
 
 PRESETS = {
-    "adavae": ("tiny", "base"),
-    "della": ("tiny", "tiny_plain", "base", "story", "paraphrase", "quora"),
-    "lm": ("tiny", "lstm"),
+    "adavae": ("tiny", "base", "smollm2"),
+    "della": ("tiny", "tiny_plain", "base", "story", "paraphrase", "quora", "smollm2"),
+    "lm": ("tiny", "lstm", "pretrained", "gpt2"),
     "lstm_vae": ("tiny", "annealed", "ae_free_bits"),
-    "optimus": ("tiny", "tiny_cls", "tiny_plain", "base", "latent768", "large"),
-    "sri": ("tiny", "ptb", "yelp_short", "transformer"),
+    "optimus": ("tiny", "tiny_cls", "tiny_plain", "base", "latent768", "large", "smollm2"),
+    "sri": ("tiny", "ptb", "yelp_short", "transformer", "smollm2"),
     "t5_vae": ("tiny", "base"),
     "tasks": ("paraphrase", "hypothesis", "response", "encoder", "few_labels"),
 }
@@ -357,3 +357,16 @@ def test_help_and_reference_hold_every_key():
 def test_decoding_is_refused_before_training_where_it_would_be_after(value):
     with pytest.raises(ConfigError, match=value):
         validate(of("optimus:tiny", value))
+
+
+def test_free_bits_of_a_kl_without_dimensions_are_refused_before_data_is_read():
+    learned = ("model.prior.kind=gmm", "model.prior.components=2")
+    validate(of("optimus:tiny", *learned))
+    text = message(of("optimus:tiny", *learned, "objective.kl_floor=dim_max", "objective.floor=1"))
+    assert "kl_floor=dim_max" in text and "per latent dimension" in text
+    assert "model.prior.components=0: expected an integer from 1" in message(
+        of("optimus:tiny", "model.prior.kind=gmm", "model.prior.components=0")
+    )
+    # The one preset that names what trains has a form for priors with parameters.
+    for preset in ("tiny", "base"):
+        validate(of(f"adavae:{preset},prior=flow"))

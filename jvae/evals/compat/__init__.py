@@ -12,7 +12,7 @@ from jaxtyping import Array, Key
 from jvae.api import Batch, Params, TextVAE
 from jvae.evals.compat import adavae, della, lagging, optimus, sri, t5vae, textae
 from jvae.evals.compat.draws import collect_draws
-from jvae.evals.compat.shared import CompatRow, Facts
+from jvae.evals.compat.shared import CompatRow, Facts, flat
 from jvae.evals.latent import PosteriorSet, gaussian_entropy
 from jvae.evals.likelihood import LikelihoodResult, TextCounts
 
@@ -85,8 +85,8 @@ def blocks(
         released=released,
         groups=model.latent_shape[0],
         mean_egz=posts.mean_egz,
-        log_var_ez=np.asarray(posts.post.log_var_egz)[:, 0] if gaussian else None,
-        z_ez=posts.z_egz[:, 0] if gaussian else None,
+        log_var_ez=flat(np.asarray(posts.post.log_var_egz)) if gaussian else None,
+        z_ez=flat(posts.z_egz) if gaussian else None,
         ours=ours,
         short_run=short_run,
         short_run_words=0 if short_run is None else int(counts.words_e[short_run.id_e].sum()),

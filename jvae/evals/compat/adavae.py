@@ -92,7 +92,7 @@ def rows(facts: Facts) -> list[CompatRow]:
     log_p_e, rec_e = log_likelihood(*draws), -draws.log_lik_ke.mean(axis=0)
     found, ours = corpus(log_p_e, rec_e, facts.kl_e, tokens), facts.ours
     k = len(draws.log_lik_ke)
-    mean_ez = facts.mean_egz[:, 0]
+    mean_ez = facts.mean_ez
     mi = mutual_information(mean_ez, facts.log_var_ez, facts.z_ez)
     return [
         CompatRow("ppl", found.ppl, f"per token, one too many, K = {k}", ours.get("ppl_t")),

@@ -32,6 +32,11 @@ class CompatRow(NamedTuple):
     ours: Any = None
 
 
+def flat(value_egz: Float[np.ndarray, "e g z"]) -> Float[np.ndarray, "e z"]:
+    """Every latent as one vector of all of its groups."""
+    return value_egz.reshape(len(value_egz), -1)
+
+
 class Facts(NamedTuple):
     """What the published estimators are made of, over the sentences of one likelihood result.
 
@@ -54,6 +59,11 @@ class Facts(NamedTuple):
     ours: dict[str, Any]  # values of the report by name
     short_run: LikelihoodResult | None = None  # by change of variables, over fewer sentences
     short_run_words: int = 0  # of these
+
+    @property
+    def mean_ez(self) -> Float[np.ndarray, "e z"]:
+        """Posterior means, all groups in one vector."""
+        return flat(self.mean_egz)
 
     def samples(self, wanted: int) -> int:
         """The largest K at which there is a bound, `wanted` at most."""

@@ -67,9 +67,9 @@ def rows(facts: Facts) -> list[CompatRow]:
         CompatRow("rec", found.rec, "nats/sentence", ours.get("rec")),
         CompatRow("kl", found.kl, "nats/sentence", ours.get("kl")),
     ]
-    units = active_units(facts.mean_egz.reshape(len(facts.mean_egz), -1))
+    units = active_units(facts.mean_ez)
     made.append(CompatRow("au", units, f"of {facts.mean_egz[0].size}", ours.get("au_0.01")))
     if facts.log_var_ez is not None and facts.z_ez is not None:
-        mi = mutual_information(facts.mean_egz[:, 0], facts.log_var_ez, facts.z_ez, BATCH)
+        mi = mutual_information(facts.mean_ez, facts.log_var_ez, facts.z_ez, BATCH)
         made.append(CompatRow("mi", mi, f"nats, inside batches of {BATCH}", ours.get("mi")))
     return made

@@ -9,17 +9,10 @@ import numpy as np
 import pytest
 
 from jvae.evals.compat import della, lagging, optimus, shared, t5vae, textae
+from tests.tools import reference
 
 HERE = Path(__file__).parent
 STORED = HERE.parents[1] / "parity/optimus/metrics_seed0.npz"
-FIXTURES = HERE.parents[3] / "shared/fixtures"
-
-
-def fixture(name: str):
-    path = FIXTURES / f"{name}.npz"
-    if not path.is_file():
-        pytest.skip("the fixtures of the original code are not here")
-    return np.load(path)
 
 
 def draw(mean, log_var, noise):
@@ -43,7 +36,7 @@ def test_optimus_mutual_information_and_active_units():
 
 @pytest.mark.parametrize("pool", ["max", "mean"])
 def test_t5vae(pool):
-    data = fixture(f"t5_vae/{pool}_seed0")
+    data = np.load(reference.path(f"t5_vae/{pool}_seed0.npz"))
     stored = {k.split("/")[1]: data[k] for k in data.files if k.startswith("metrics/")}
     mean, log_var = data["lat/mu"], data["lat/logvar"]
     kl_e = kl_of(mean, log_var).sum(axis=1)
@@ -66,7 +59,7 @@ def test_t5vae(pool):
 
 
 def test_della_densities_are_means_over_layers():
-    data = fixture("della/uncond_seed0")
+    data = np.load(reference.path("della/uncond_seed0.npz"))
     z = np.moveaxis(data["lat/z"], 0, 1).astype(float)
     for name, stored in (("prior", "prior"), ("post", "post")):
         mean, log_var = (

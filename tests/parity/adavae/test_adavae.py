@@ -8,7 +8,6 @@ passes (two losses with gradients, one at the posterior mean, four updates) has 
 
 import functools
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +30,8 @@ from jvae.pretrained import names, originals
 from jvae.training import freezing, optim
 from jvae.training.objectives import Objective, batch_loss
 from jvae.tree import named_leaves
+from tests.tools import reference
 from tests.tools.stacks import layer_output, recorded
-
-FIXTURES = Path(__file__).parents[4] / "shared/fixtures/adavae"
-pytestmark = pytest.mark.skipif(
-    not FIXTURES.is_dir(), reason="the fixtures of the original code are not here"
-)
 
 VARIANTS = (
     *("psa", "atm", "psa_atm", "psa_vary", "input", "psa_input", "softmax", "psa_softmax"),
@@ -100,7 +95,7 @@ class Case:
     """One fixture file as our model, parameters and batch, in one dtype."""
 
     def __init__(self, variant: str, dtype: str):
-        self.data = np.load(FIXTURES / f"{variant}_seed0.npz")
+        self.data = np.load(reference.path(f"adavae/{variant}_seed0.npz"))
         self.meta = json.loads(str(self.data["meta/config_json"]))
         self.dtype = dtype
         self.config = config_of(self.meta, dtype)
@@ -229,9 +224,14 @@ def everything(case: Case, params, data):
                 ]
             )
             (_, own, hidden_btd, *_), ce_bt = seen["token_log_prob"]
-            pooled_ed, last_btd, blocks_lbtd = seen["encoded"][1]
+            pooled_egd, last_btd, blocks_lbtd = seen["encoded"][1]
             aux = {"losses": totals, "ce_bt": -ce_bt, "dec": decoder[-1].inputs_lbtd}
-            aux |= {"terms": terms, "pooled": pooled_ed, "last": last_btd, "enc": blocks_lbtd}
+            aux |= {
+                "terms": terms,
+                "pooled": pooled_egd[:, 0],
+                "last": last_btd,
+                "enc": blocks_lbtd,
+            }
             aux |= {"post": seen["post"], "logits": gpt2.stack(c.decoder).logits(own, hidden_btd)}
             return totals @ weight_of_s, aux
 

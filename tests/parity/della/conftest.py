@@ -1,7 +1,6 @@
 """Files of numbers that the original DELLA code produced, as our model, parameters and batch."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,8 +14,8 @@ from jvae.latent import layerwise
 from jvae.models import della
 from jvae.pretrained import names, originals
 from jvae.training.objectives import Objective
+from tests.tools import reference
 
-FIXTURES = Path(__file__).parents[4] / "shared/fixtures/della"
 VARIANTS = ("uncond", "uncond_bow_threshold", "uncond_layers1to2", "cond")
 UNCONDITIONAL = VARIANTS[:3]
 TOLERANCES = dict(  # of float32, from the README of the files
@@ -29,7 +28,7 @@ class Case:
     """One fixture file as our model, parameters and batch, in one dtype."""
 
     def __init__(self, variant: str, dtype: str):
-        self.data = np.load(FIXTURES / f"{variant}_seed0.npz")
+        self.data = np.load(reference.path(f"della/{variant}_seed0.npz"))
         self.meta = json.loads(str(self.data["meta/config_json"]))
         self.dtype = dtype
         size, options = self.meta["size"], self.meta["options"]
@@ -127,12 +126,6 @@ class Case:
         np.testing.assert_allclose(got[where], want[where], err_msg=name, **tolerance)
 
 
-def _open(variant: str, dtype: str) -> Case:
-    if not FIXTURES.is_dir():
-        pytest.skip("the fixtures of the original code are not here")
-    return Case(variant, dtype)
-
-
 def _case(variant: str, dtype: str) -> Any:
     """Every variant in float64; in float32, whose numbers that repeats, one in the fast suite."""
     again = dtype == "float32" and variant != "uncond"
@@ -147,15 +140,15 @@ def _case(variant: str, dtype: str) -> Any:
 def case(request):
     variant, dtype = request.param
     with jax.enable_x64(dtype == "float64"):
-        yield _open(variant, dtype)
+        yield Case(variant, dtype)
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def single(request):
     """Where no float64 number is stored."""
-    return _open(request.param, "float32")
+    return Case(request.param, "float32")
 
 
 @pytest.fixture(scope="module", params=UNCONDITIONAL)
 def scored(request):
-    return _open(request.param, "float32")
+    return Case(request.param, "float32")

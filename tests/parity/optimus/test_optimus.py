@@ -6,7 +6,6 @@ Float32 within the tolerances of the fixtures' README; float64 within 1e-8, the 
 import dataclasses
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,13 +29,8 @@ from jvae.pretrained import names, originals
 from jvae.training.objectives import Objective, batch_loss, per_sentence
 from jvae.training.optim import learning_rate
 from jvae.tree import named_leaves
+from tests.tools import reference
 from tests.tools.stacks import encoded, recorded
-
-SHARED = Path(__file__).parents[4] / "shared"
-FIXTURES = SHARED / "fixtures/optimus"
-pytestmark = pytest.mark.skipif(
-    not FIXTURES.is_dir(), reason="the fixtures of the original code are not here"
-)
 
 VARIANTS = ("memory", "emb", "both")
 GRADIENTS = ("fb0_beta1", "fb1_t0.2_beta0.3_lw")  # the settings whose gradients are stored
@@ -47,7 +41,7 @@ class Case:
     """One fixture file as our model, parameters and batch, in one dtype."""
 
     def __init__(self, variant: str, dtype: str):
-        self.data = np.load(FIXTURES / f"{variant}_seed0.npz")
+        self.data = np.load(reference.path(f"optimus/{variant}_seed0.npz"))
         self.meta = json.loads(str(self.data["meta/config_json"]))
         self.dtype = dtype
         size = self.meta["size"]

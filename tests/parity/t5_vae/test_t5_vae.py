@@ -30,12 +30,8 @@ from jvae.runs.exports import import_original
 from jvae.training import optim
 from jvae.training.objectives import Objective, batch_loss, per_sentence
 from jvae.tree import named_leaves
+from tests.tools import reference
 from tests.tools.stacks import layer_input, recorded
-
-FIXTURES = Path(__file__).parents[4] / "shared/fixtures/t5_vae"
-pytestmark = pytest.mark.skipif(
-    not FIXTURES.is_dir(), reason="the fixtures of the original code are not here"
-)
 
 CASES = [("max", "float32"), ("max", "float64"), ("mean", "float64")]
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
@@ -54,7 +50,7 @@ class Case:
     """One fixture file as our model, parameters and batch, in one dtype."""
 
     def __init__(self, pool: str, dtype: str, folder: Path):
-        self.path = FIXTURES / f"{pool}_seed0.npz"
+        self.path = reference.path(f"t5_vae/{pool}_seed0.npz")
         self.data = np.load(self.path)
         self.meta = json.loads(str(self.data["meta/config_json"]))
         self.dtype = dtype
@@ -159,10 +155,10 @@ def everything(case: Case, params):
     model = t5vae.build(case.released)
     case.eps = jnp.asarray(case.array("in/eps"))[:, None]
     post = model.post.encode(params, case.batch)
-    pooled_ed, last_btd, inputs_lbtd = t5vae.pooled(
+    pooled_egd, last_btd, inputs_lbtd = t5vae.pooled(
         case.own, params, case.batch.enc, slots=1, read=layer_input
     )
-    out: dict[str, Any] = {"enc/hidden": [*inputs_lbtd, last_btd], "enc/pooled": pooled_ed}
+    out: dict[str, Any] = {"enc/hidden": [*inputs_lbtd, last_btd], "enc/pooled": pooled_egd[:, 0]}
     out |= {"post": post, "lat/z": gaussian.reparameterize(post, case.eps)[:, 0]}
     out["lat/kl_per_dim"] = gaussian.kl_standard(post)[:, 0]
     out["dec"] = _decoded(case, case.released, params, post)
@@ -372,7 +368,7 @@ def test_metrics(done):
 
 
 def test_kl_weight():
-    data = np.load(FIXTURES / "max_seed0.npz")
+    data = np.load(reference.path("t5_vae/max_seed0.npz"))
     period = 100 * json.loads(str(data["meta/config_json"]))["schedule_iterations_per_epoch"]
     schedule = schedules.build(
         dict(kind="cyclic_linear", n_iter=2 * period, n_cycle=2, start=0.0, stop=1.0)

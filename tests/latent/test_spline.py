@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvae.fitted import spline
+from jvae.latent import spline
 
 RAW = jnp.asarray(2 * np.random.default_rng(0).normal(size=(1, spline.raw_size(5))), jnp.float32)
 

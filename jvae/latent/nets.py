@@ -1,4 +1,4 @@
-"""Affine maps of the fitted priors, as dictionaries of arrays."""
+"""Affine maps of priors, as dictionaries of arrays."""
 
 from typing import Any
 

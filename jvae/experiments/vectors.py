@@ -1,0 +1,167 @@
+"""Exact match by length of text for latents of one vector and of several.
+
+    python -m jvae.experiments.vectors                       on texts of 10 to 60 words
+    ... --vectors=1,8 --set=train.steps=20000                some rows, with values of a config
+    ... --data=FOLDER                                        train.txt, valid.txt, test.txt instead
+    ... --dry_run                                            prints the commands
+
+Every number k of vectors has two rows: k vectors of 32 / k numbers each, as many in all as one
+vector of 32, and k of 32. All rows pool by queries; the first is `optimus:tiny` as it is. Without
+--data the texts are sentences of the embedded corpus one behind the other, so that a text of any
+length is as regular as a short one. Runs are ordinary ones in processes of their own; the same
+command does what is missing and prints the table again.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jvae import config as configs
+from jvae.data import grammar
+from jvae.errors import ConfigError, JvaeError
+from jvae.evals import by_length
+from jvae.evals.card import aligned
+from jvae.experiments.comparison import Runner
+from jvae.runs.workdir import write_text
+
+SPEC, OUT, WIDTH = "optimus:tiny", Path("runs/vectors"), 32
+SHORTEST, LONGEST = 10, 60  # words of a text
+TEXTS = {"train": 20_000, "valid": 1_000, "test": 1_000}
+VALUES = (
+    *("data.tokenizer_kind=word", "data.vocab=0", "data.row_tokens=128"),
+    *("evals.sentences=1000", "train.steps=10000", "train.check_every=1000"),
+)
+
+
+class Point(NamedTuple):
+    """A row of the table; the pooling of `optimus:tiny` where it is empty."""
+
+    vectors: int
+    width: int
+    pool: str = "queries"
+
+    @property
+    def name(self) -> str:
+        """Of its run."""
+        return f"{self.vectors}x{self.width}" + ("" if self.pool else "-plain")
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """What it sets."""
+        pool = (f"model.pool={self.pool}",) if self.pool else ()
+        return (f"model.vectors={self.vectors}", f"model.latent={self.width}", *pool)
+
+
+def points(vectors: Sequence[int]) -> list[Point]:
+    """The rows for these numbers of vectors. Raises: ConfigError for one that does not divide."""
+    for k in vectors:
+        if k < 1 or WIDTH % k:
+            raise ConfigError(f"--vectors={k}: expected a divisor of {WIDTH}")
+    found = [Point(1, WIDTH, "")]
+    for k in vectors:
+        found += dict.fromkeys((Point(k, WIDTH // k), Point(k, WIDTH)))
+    return found
+
+
+def texts(split: str, count: int) -> list[str]:
+    """Texts of random lengths between `SHORTEST` and `LONGEST` words, the same ones every time."""
+    rng = np.random.default_rng(list(TEXTS).index(split))
+    # So many sentences do for all texts, as every one has several words.
+    words = [s.text.split() for s in grammar.corpus(split, count * LONGEST // 4)]
+    found, at = [], 0
+    for length in rng.integers(SHORTEST, LONGEST + 1, count).tolist():
+        text: list[str] = []
+        while len(text) + len(words[at]) <= length or len(text) < SHORTEST:
+            text += words[at]
+            at += 1
+        found.append(" ".join(text))
+    return found
+
+
+def prepare(folder: Path, counts: dict[str, int]) -> None:
+    """Writes the texts of every split, unless they are there."""
+    for split, count in counts.items():
+        path = folder / f"{split}.txt"
+        if not path.is_file():
+            write_text(path, "".join(f"{text}\n" for text in texts(split, count)))
+
+
+def command(point: Point, data: Path, out: Path, values: Sequence[str]) -> list[str]:
+    """The arguments of its run. Raises: ConfigError for a value that the config does not take."""
+    files = tuple(f"data.{split}={data / f'{split}.txt'}" for split in TEXTS)
+    every = (*files, *VALUES, *point.values, *values)
+    configs.apply_overrides(configs.load(SPEC), every)
+    flags = [f"--config.{value}" for value in every]
+    return ["-m", "jvae.main", f"--config={SPEC}", *flags, f"--workdir={out / point.name}"]
+
+
+def table(done: Sequence[tuple[Point, Path]]) -> str:
+    """Exact match in % of every bucket of lengths, a row for each run."""
+    rows: list[list[str]] = []
+    for point, folder in done:
+        report = json.loads((folder / "eval" / "test.json").read_text(encoding="utf-8"))
+        columns = report["details"]["by_length"]
+        if not rows:
+            ranges = zip(columns["words_from"], columns["words_to"], strict=True)
+            rows.append(["latent", *(f"{a} to {b} words" for a, b in ranges), "all"])
+        shares = [*columns["exact_match_by_length"], report["metrics"]["exact_match"]["value"]]
+        rows.append([point.name, *("-" if one is None else f"{one:.1f}" for one in shares)])
+    return "\n".join([f"exact match %, {by_length.TITLE}", *aligned(rows)])
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m jvae.experiments.vectors",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--vectors", default="1,2,4,8", help="numbers of vectors")
+    parser.add_argument("--data", type=Path, help="folder of train.txt, valid.txt and test.txt")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of files and runs")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands, run none")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit code."""
+    given = _arguments(argv)
+    try:
+        wanted = points([int(word) for word in given.vectors.split(",") if word])
+        data = given.data or given.out / "texts"
+        commands = [command(point, data, given.out, given.set) for point in wanted]
+        if given.dry_run:
+            print("\n".join(shlex.join(["python", *words]) for words in commands))
+            return 0
+        if given.data is None:
+            prepare(data, TEXTS)
+        return _run(wanted, commands, given.out)
+    except (JvaeError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(wanted: Sequence[Point], commands: Sequence[Sequence[str]], out: Path) -> int:
+    runner, done = Runner(), []
+    runner.listen()
+    for point, words in zip(wanted, commands, strict=True):
+        folder, log = out / point.name, out / f"{point.name}.log"
+        print(f"{point.name}: {log}", flush=True)
+        finished = (folder / "eval" / "test.json").is_file()
+        code = 0 if finished else runner.run([sys.executable, *words], log)
+        if runner.stopped or code:
+            print(f"ended with {code}; the same command goes on", file=sys.stderr)
+            return code or 1
+        done.append((point, folder))
+    print(f"\n{table(done)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

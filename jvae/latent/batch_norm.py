@@ -1,0 +1,97 @@
+"""Posterior `bn`: a diagonal Gaussian whose means are batch-normalised, so that its KL has a floor.
+
+Over a batch every dimension of the mean has variance gamma^2, so the KL to N(0, I) is, on average
+over the batch, at least gamma^2 / 2 a dimension, whatever the encoder does; gamma follows from the
+least KL that is asked for. Source: Zhu et al. 2020, arXiv 2004.12585.
+
+In training (where there is a dropout key) the statistics are those of the global batch, of its real
+examples alone. Elsewhere they are running averages, which lie among the parameters but are trained
+by no gradient: each update moves them by a further pass of the encoder, without dropout, over its
+batch. A batch whose parts are measured one after another has no statistics of its own, so
+`train.accumulate` must be 1.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from jvae.fields import setting
+from jvae.latent.densities import (
+    POSTERIORS,
+    Density,
+    GaussianOptions,
+    Head,
+    PosteriorKind,
+    gaussian,
+)
+from jvae.latent.gaussian import Gaussian
+
+EPS = 1e-5  # added to variances
+KEPT = 0.99  # of the running statistics at an update
+
+
+@dataclass(frozen=True)
+class BnOptions:
+    """Options of the posterior `bn`."""
+
+    least: float = setting(
+        5.0, above=0.0, high=1e6, help="Least KL to N(0, I) of a text, on average; nats."
+    )
+    log_var_shift: float = setting(0.0, low=-50.0, high=50.0, help="Added to log-variances.")
+
+
+def bn(options: BnOptions, head: Head, shape: tuple[int, int]) -> Density:
+    """The density `gaussian` with other means."""
+    plain = gaussian(GaussianOptions(options.log_var_shift), head, shape)
+    gamma = math.sqrt(2 * options.least / (shape[0] * shape[1]))
+
+    def init(key: Key[Array, "..."]) -> dict[str, Any]:
+        def boxed(value: float) -> Any:
+            return nn.LogicallyPartitioned(jnp.full(shape, value), (None, "latent"))
+
+        running = {"mean": boxed(0.0), "var": boxed(1.0)}
+        return plain.init(key) | {"bias": boxed(0.0), "running": running}
+
+    def normed(params: Any, q: Gaussian, mean_gz: Array, var_gz: Array) -> Gaussian:
+        scaled_egz = (q.mean_egz - mean_gz[None]) * jax.lax.rsqrt(var_gz + EPS)[None]
+        return Gaussian(gamma * scaled_egz + params["bias"][None], q.log_var_egz)
+
+    def read(params: Any, h_egd: Array) -> Gaussian:
+        running = jax.lax.stop_gradient(params["running"])
+        return normed(params, plain.read(params, h_egd), running["mean"], running["var"])
+
+    def read_together(params: Any, h_egd: Array, valid_e: Bool[Array, "e"]) -> Gaussian:
+        q = plain.read(params, h_egd)
+        return normed(params, q, *moments(q.mean_egz, valid_e))
+
+    def track(params: Any, h_egd: Array, valid_e: Bool[Array, "e"]) -> Any:
+        mean_gz, var_gz = moments(plain.read(params, h_egd).mean_egz, valid_e)
+        batch = {"mean": mean_gz, "var": var_gz}
+        # A batch of one text or none has no variance to learn from.
+        share = jnp.where(jnp.sum(valid_e) > 1, 1 - KEPT, 0.0)
+
+        def moved(old: Array, new: Array) -> Array:
+            return (old + share * (new - old)).astype(old.dtype)
+
+        return params | {"running": jax.tree.map(moved, params["running"], batch)}
+
+    return plain._replace(init=init, read=read, read_together=read_together, track=track)
+
+
+def moments(
+    x_egz: Float[Array, "e g z"], valid_e: Bool[Array, "e"]
+) -> tuple[Float[Array, "g z"], Float[Array, "g z"]]:
+    """Mean and variance over the valid examples of the global batch."""
+    weight_e11 = valid_e.astype(x_egz.dtype)[:, None, None]
+    count = jnp.maximum(jnp.sum(weight_e11), 1.0)
+    mean_gz = jnp.sum(weight_e11 * x_egz, axis=0) / count
+    var_gz = jnp.sum(weight_e11 * jnp.square(x_egz - mean_gz[None]), axis=0) / count
+    return mean_gz, var_gz
+
+
+POSTERIORS.register("bn")(PosteriorKind(BnOptions, bn))

@@ -1,0 +1,103 @@
+"""Coupling layers between latents and noise: splines whose shape half of the dimensions set.
+
+At the start they permute the dimensions and do no more. Source: Durkan et al. 2019, arXiv
+1906.04032.
+
+Axis letter of this file beside the contract's: C the features of a condition, such as a label.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from jvae.latent import nets, spline
+from jvae.latent.gaussian import LOG_2PI
+
+
+class Coupling(NamedTuple):
+    """Layers over flat latents (E, D); parameters `layers` have the layers in front.
+
+    layers: so many. width: of the network of a layer. bins: of a spline. size: D. given: C.
+    """
+
+    layers: int
+    width: int
+    bins: int
+    size: int
+    given: int = 0
+
+    @property
+    def _kept(self) -> int:
+        return self.size // 2
+
+    @property
+    def _orders(self) -> np.ndarray:
+        """Permutations in front of the layers; every second one moves what its neighbour kept."""
+        rng, orders = np.random.default_rng(0), []
+        for layer in range(self.layers):
+            swap = np.roll(np.arange(self.size), self.size // 2)
+            orders.append(swap if layer % 2 else rng.permutation(self.size))
+        return np.stack(orders)
+
+    def init(self, key: Key[Array, ""]) -> Any:
+        """Parameters, arrays without names of axes."""
+        moved, raw = self.size - self._kept, spline.raw_size(self.bins)
+
+        def layer(key: Key[Array, ""]) -> Any:
+            first, second, last = jax.random.split(key, 3)
+            return {
+                "first": nets.affine(first, self._kept + self.given, self.width),
+                "second": nets.affine(second, self.width, self.width),
+                "last": nets.affine(last, self.width, moved * raw, zero=True),
+            }
+
+        return jax.vmap(layer)(jax.random.split(key, self.layers))
+
+    def _shapes(self, p: Any, kept_ed: Array, given_ec: Array | None) -> Float[Array, "e d r"]:
+        h_ed = kept_ed if given_ec is None else jnp.concatenate([kept_ed, given_ec], axis=1)
+        h_ed = jax.nn.silu(nets.apply(p["first"], h_ed))
+        h_ed = jax.nn.silu(nets.apply(p["second"], h_ed))
+        return nets.apply(p["last"], h_ed).reshape(len(h_ed), -1, spline.raw_size(self.bins))
+
+    def inward(
+        self, layers: Any, x_ed: Float[Array, "e d"], given_ec: Array | None = None
+    ) -> tuple[Float[Array, "e d"], Float[Array, "e"]]:
+        """Noise of latents, and the log-determinant of the Jacobian in nats."""
+        kept = self._kept
+
+        def step(carry: tuple[Array, Array], inputs: Any) -> tuple[tuple[Array, Array], None]:
+            (x_ed, nats_e), (p, order_d) = carry, inputs
+            x_ed = x_ed[:, order_d]
+            kept_ed = x_ed[:, :kept]
+            shapes = self._shapes(p, kept_ed, given_ec)
+            moved_ed, slope_ed = spline.forward(x_ed[:, kept:], shapes)
+            x_ed = jnp.concatenate([kept_ed, moved_ed], axis=1)
+            return (x_ed, nats_e + jnp.sum(slope_ed, axis=1)), None
+
+        start = (x_ed, jnp.zeros(len(x_ed), x_ed.dtype))
+        return jax.lax.scan(step, start, (layers, jnp.asarray(self._orders)))[0]
+
+    def outward(
+        self, layers: Any, x_ed: Float[Array, "e d"], given_ec: Array | None = None
+    ) -> Float[Array, "e d"]:
+        """Latents of noise."""
+        kept = self._kept
+
+        def step(x_ed: Array, inputs: Any) -> tuple[Array, None]:
+            p, back_d = inputs
+            kept_ed = x_ed[:, :kept]
+            moved_ed = spline.backward(x_ed[:, kept:], self._shapes(p, kept_ed, given_ec))
+            return jnp.concatenate([kept_ed, moved_ed], axis=1)[:, back_d], None
+
+        back_ld = jnp.asarray(np.argsort(self._orders, axis=1))
+        return jax.lax.scan(step, x_ed, (layers, back_ld), reverse=True)[0]
+
+    def log_prob(
+        self, layers: Any, x_ed: Float[Array, "e d"], given_ec: Array | None = None
+    ) -> Float[Array, "e"]:
+        """Log-density of latents whose noise is N(0, I), in nats."""
+        noise_ed, log_det_e = self.inward(layers, x_ed, given_ec)
+        return log_det_e - 0.5 * jnp.sum(noise_ed**2 + LOG_2PI, axis=1)

@@ -1,0 +1,63 @@
+"""Prior `gmm`: a mixture of diagonal Gaussians over the whole latent, learned with the model.
+
+It begins with variance 1 in every dimension, half of it between the components. With posteriors
+that are Gaussian its KL has no closed form, so it is estimated by the draw.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float, Key
+
+from jvae.api import Params, Prior
+from jvae.fields import setting
+from jvae.latent.gaussian import LOG_2PI
+from jvae.latent.priors import PRIORS, PriorKind, PriorParts
+
+
+@dataclass(frozen=True)
+class GmmOptions:
+    """Options of the prior `gmm`."""
+
+    components: int = setting(20, low=1, high=100_000, help="Gaussians of the mixture.")
+
+
+def build(options: GmmOptions, shape: tuple[int, int]) -> PriorParts:
+    """Parameters: logit_k of the weights, mean_kgz, log_var_kgz."""
+    parts = (options.components, *shape)
+
+    def init(key: Key[Array, ""]) -> dict[str, Array]:
+        return {
+            "logit": jnp.zeros(options.components),
+            "mean": jax.random.normal(key, parts) * 0.5**0.5,
+            "log_var": jnp.full(parts, jnp.log(0.5)),
+        }
+
+    def sample(params: Params, key_e: Key[Array, "e"], cond: Any = None) -> Float[Array, "e g z"]:
+        del cond
+        p = params["prior"]
+
+        def one(key: Array) -> Array:
+            which, draw = jax.random.split(key)
+            k = jax.random.categorical(which, p["logit"])
+            noise_gz = jax.random.normal(draw, shape, p["mean"].dtype)
+            return p["mean"][k] + jnp.exp(0.5 * p["log_var"][k]) * noise_gz
+
+        return jax.vmap(one)(key_e)
+
+    def log_prob(params: Params, z_egz: Array, cond: Any = None) -> Float[Array, "e"]:
+        del cond
+        p = params["prior"]
+        left_ekgz = z_egz[:, None] - p["mean"][None]
+        log_var_ekgz = p["log_var"][None]
+        each_ekgz = jnp.square(left_ekgz) * jnp.exp(-log_var_ekgz) + log_var_ekgz + LOG_2PI
+        each_ek = -0.5 * jnp.sum(each_ekgz, axis=(2, 3))
+        return logsumexp(each_ek + jax.nn.log_softmax(p["logit"])[None], axis=1)
+
+    return PriorParts(Prior(sample, log_prob), init)
+
+
+PRIORS.register("gmm")(PriorKind(GmmOptions, build))

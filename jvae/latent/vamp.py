@@ -1,0 +1,67 @@
+"""Prior `vamp`: the mixture of the posteriors of learned inputs, in equal parts.
+
+The inputs stand in place of embedded tokens, all of one length, and go through the model's own
+encoder without dropout. Source: Tomczak & Welling 2018, arXiv 1705.07120. Every density costs a
+pass of the encoder over the inputs, however many latents it is of.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float, Key
+
+from jvae.api import Params, Prior
+from jvae.fields import setting
+from jvae.latent.priors import PRIORS, InputPosterior, PriorKind, PriorParts
+
+
+@dataclass(frozen=True)
+class VampOptions:
+    """Options of the prior `vamp`."""
+
+    components: int = setting(20, low=1, high=100_000, help="Learned inputs.")
+    length: int = setting(16, low=1, high=2**20, help="Of each, in tokens.")
+
+
+def build(options: VampOptions, shape: tuple[int, int], inputs: InputPosterior) -> PriorParts:
+    """Parameters: input_ktd, what layer 0 of the encoder reads.
+
+    Raises: ValueError for inputs that are longer than the encoder reads.
+    """
+    del shape
+    count, length = options.components, options.length
+    if length > inputs.longest:
+        raise ValueError(f"length is {length}; the encoder reads at most {inputs.longest} tokens")
+
+    def posteriors(params: Params) -> Any:
+        return inputs.encode(params, params["prior"]["input"])
+
+    def sample(params: Params, key_e: Key[Array, "e"], cond: Any = None) -> Float[Array, "e g z"]:
+        del cond
+        key_e2 = jax.vmap(jax.random.split)(key_e)
+        k_e = jax.vmap(lambda key: jax.random.randint(key, (), 0, count))(key_e2[:, 0])
+        post_e = jax.tree.map(lambda leaf: leaf[k_e], posteriors(params))
+        return inputs.sample(params, post_e, key_e2[None, :, 1])[0]
+
+    def log_prob(params: Params, z_egz: Array, cond: Any = None) -> Float[Array, "e"]:
+        del cond
+
+        def of(post: Any) -> Float[Array, "e"]:
+            shared = jax.tree.map(
+                lambda leaf: jnp.broadcast_to(leaf, (len(z_egz), *leaf.shape)), post
+            )
+            return inputs.log_prob(params, shared, z_egz)
+
+        each_ke = jax.vmap(of)(posteriors(params))
+        return logsumexp(each_ke, axis=0) - jnp.log(count).astype(each_ke.dtype)
+
+    return PriorParts(
+        Prior(sample, log_prob, support=inputs.support),
+        lambda key: {"input": inputs.start(key, (count, length))},
+    )
+
+
+PRIORS.register("vamp")(PriorKind(VampOptions, build, of_posterior=True))

@@ -1,0 +1,107 @@
+"""Prior and posterior of the families with an encoder, and latents of several vectors."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jvae.api import Batch, Params, Posterior, Side
+from jvae.latent.densities import Density, Head, amortized, build_density
+from jvae.latent.priors import InputPosterior, PriorParts, build_prior, check_support
+from jvae.nn.backbone import Stack
+from jvae.nn.layers import accum_dtype, apply
+from jvae.nn.resampler import Resampler
+
+QUERIES = "queries"  # the pooling that gives any number of vectors; its parameters' name too
+Features = Callable[..., Float[Array, "e g d"]]
+
+
+class Latent(NamedTuple):
+    """What the config of a family makes of its latent."""
+
+    prior: PriorParts
+    density: Density
+    posterior: Posterior
+
+
+def density_of(config: Any, head: Head) -> Density:
+    """The density of a config with fields posterior, vectors, latent, log_var_shift.
+
+    Raises: ConfigError.
+    """
+    options: dict[str, Any] = dict(log_var_shift=config.log_var_shift)
+    choice = config.posterior.with_defaults("bn", **options)
+    if getattr(config, "log_var", "learned") == "unit":
+        options["unit_variance"] = True
+    choice = choice.with_defaults("gaussian", **options)
+    return build_density(choice, head, (config.vectors, config.latent))
+
+
+def latent_of(config: Any, head: Head, encoder: Stack, features: Features) -> Latent:
+    """Prior, density and posterior of a config, which has a prior too.
+
+    Args:
+      features: (params, batch, drop, soft_btd=None) -> h_egd, a vector for each of the latent's;
+        with `soft_btd` the encoder reads that in place of the tokens of `batch.enc`.
+    Raises: ConfigError.
+    """
+    shape, density = (config.vectors, config.latent), density_of(config, head)
+    prior = build_prior(config.prior, shape, _inputs(density, encoder, features))
+    check_support(config.prior, prior.prior, config.posterior, density.support)
+    return Latent(prior, density, amortized(density, features))
+
+
+def _inputs(density: Density, encoder: Stack, features: Features) -> InputPosterior | None:
+    if density.log_prob is None or density.read_together is not None:
+        return None
+
+    def start(key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "k t d"]:
+        embed_key, token_key = jax.random.split(key)
+        own = nn.unbox(encoder.init_embed(embed_key))
+        token_kt = jax.random.randint(token_key, shape, 0, encoder.config.vocab)
+        position_kt = jnp.broadcast_to(jnp.arange(shape[1])[None], shape)
+        return encoder.embed(own, token_kt, position_kt).astype(jnp.float32)
+
+    def encode(params: Params, x_ktd: Float[Array, "k t d"]) -> Any:
+        count, length, _ = x_ktd.shape
+        one_kt = jnp.ones((count, length), jnp.int32)
+        position_kt = jnp.broadcast_to(jnp.arange(length)[None], (count, length))
+        side = Side(one_kt, one_kt, position_kt)
+        batch = Batch(side, side, None, one_kt > 0, jnp.arange(count))
+        return density.read(params["posterior"], features(params, batch, None, x_ktd))
+
+    return InputPosterior(
+        start, encode, encoder.longest, density.sample, density.log_prob, density.support
+    )
+
+
+def check_vectors(config: Any) -> None:
+    """Raises: ValueError for several vectors of a pooling that gives one."""
+    if config.vectors > 1 and config.pool != QUERIES:
+        raise ValueError(
+            f"vectors is {config.vectors}, but pool {config.pool} gives one vector of a text; set "
+            f"pool to {QUERIES}"
+        )
+
+
+def _resampler(encoder: Stack, vectors: int) -> Resampler:
+    return Resampler(vectors, getattr(encoder.config, "heads", 1))
+
+
+def init_queries(encoder: Stack, vectors: int, key: Key[Array, ""]) -> dict[str, Any]:
+    """Boxed parameters of the pooling `queries`, which lie under `params["posterior"]`."""
+    one_bt, x_btd = jnp.ones((1, 1), jnp.int32), jnp.zeros((1, 1, encoder.features))
+    side = Side(one_bt, one_bt, one_bt)
+    return {QUERIES: _resampler(encoder, vectors).init(key, x_btd, side, 1)["params"]}
+
+
+def pooled(
+    encoder: Stack, vectors: int, params: Any, x_btd: Float[Array, "b t d"], side: Side, slots: int
+) -> Float[Array, "e g d"]:
+    """The vectors that queries read from the encoder's last states, float32 or wider."""
+    own = params["posterior"][QUERIES]
+    h_egd = apply(_resampler(encoder, vectors), own, x_btd, side, slots)
+    return h_egd.astype(accum_dtype(h_egd.dtype))

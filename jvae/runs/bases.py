@@ -1,0 +1,66 @@
+"""The pretrained weights under a model, from the folders or hub names that its config names."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jvae import models
+from jvae.errors import WeightsError
+from jvae.pretrained import backbones, files, names
+from jvae.pretrained.names import NameTable, Vocab
+from jvae.tree import named_leaves
+
+
+def named(config: Any) -> dict[str, str]:
+    """Folder or hub name of each pretrained part that a config starts from, by key of `init`."""
+    parts = models.family(config.model.family).parts(config.model)
+    return {part.key: str(config.init[part.key]) for part in parts if config.init[part.key]}
+
+
+def read(config: Any, where: Mapping[str, str], target: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The pretrained parameters among those of some paths, as a training begins with them.
+
+    Args:
+      config: finalised. where: as `named` gives it. target: shape structs by path.
+    Raises: WeightsError for files that cannot be read or do not fit.
+    """
+    found: dict[str, jax.Array] = {}
+    for part in models.family(config.model.family).parts(config.model):
+        if part.key not in where:
+            continue
+        checkpoint = files.open_checkpoint(where[part.key])
+        rows = backbones.sizes(part.backbone, checkpoint)["vocab"]
+        ours = config.model[part.sections[0]].vocab
+        table = part.table(Vocab(rows, ours))
+        rules = tuple(rule for rule in table.rules if rule.path in target)
+        tensors = backbones.canonical(part.backbone, checkpoint)
+        # Tensors of other paths are none that nobody uses.
+        table = NameTable(rules, (*table.ignored, ".*"), table.tied)
+        like = {rule.path: target[rule.path] for rule in rules}
+        try:
+            found |= named_leaves(names.load_into(table, tensors, like))
+        except WeightsError as error:
+            raise WeightsError(f"{checkpoint.name}: {error}") from None
+    return found
+
+
+def same(leaves: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that are still those of the base, bit for bit."""
+    return {
+        path: leaf
+        for path, leaf in base.items()
+        if np.array_equal(np.asarray(leaf), np.asarray(leaves[path]))
+    }
+
+
+def digest(leaves: Mapping[str, Any]) -> str:
+    """SHA-256 of parameters by path."""
+    total = hashlib.sha256()
+    for path in sorted(leaves):
+        array = np.asarray(leaves[path])
+        total.update(f"{path} {array.dtype} {array.shape}\n".encode())
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()

@@ -1,0 +1,287 @@
+"""What a config takes from the pretrained folders that `init.encoder` and `init.decoder` name.
+
+Sizes come from config.json, tokenizers from the files beside it, the pooling of a sentence encoder
+from 1_Pooling. Flags add to that and may not contradict sizes. Nothing that is a matter of training
+is taken: dropout, number types, latents. A run that has begun takes all of it from its own config
+and needs the folders no more.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from jvae import config as configs
+from jvae import models
+from jvae.data import tokenizers
+from jvae.errors import ConfigError, WeightsError
+from jvae.fields import Field, as_flag, defaults_of, fields_of
+from jvae.models import Family
+from jvae.nn import lora
+from jvae.nn.backbone import BACKBONES, KEY
+from jvae.nn.config import CHOICES
+from jvae.pretrained import backbones, files
+from jvae.pretrained.files import Checkpoint
+from jvae.pretrained.layouts import LAYOUTS
+from jvae.pretrained.parts import PretrainedPart
+from jvae.runs import workdir
+
+log = logging.getLogger(__name__)
+
+ROLES = ("encoder", "decoder")
+MODULES, POOLING = "modules.json", "1_Pooling"
+# How sentence-transformers pools, and what a model may call it, the best first.
+POOLS = {"mean": ("mean",), "cls": ("first", "cls"), "max": ("max",), "lasttoken": ("last",)}
+
+
+class Source(NamedTuple):
+    """What a folder says. values: of the section `model.<role>`."""
+
+    role: str
+    name: str
+    values: dict[str, Any]
+
+
+def configure(
+    config: ConfigDict, overrides: Sequence[str], folder: Path | None = None
+) -> ConfigDict:
+    """A locked copy of a config with flags, and with what its pretrained folders say.
+
+    Args:
+      overrides: as of `jvae.config.apply_overrides`. folder: of the run.
+    Raises: ConfigError for a flag that contradicts a folder, a kind of model that no backbone reads
+      or a part that the family has no place for; WeightsError for a folder that cannot be read.
+    """
+    early = [one for one in overrides if _key(one).startswith("init.")]
+    late = [one for one in overrides if one not in early]
+    config = configs.apply_overrides(config, early)
+    init = config.get("init", {})
+    named = {role: str(init[role]) for role in ROLES if init.get(role)}
+    if not named:
+        return configs.apply_overrides(config, late)
+    draft = ConfigDict(config.to_dict())
+    family = models.family(draft.model.family)
+    if saved := _begun(folder, named):
+        _take_from_run(draft, saved, named)
+        family.adjust(draft.model)
+        return configs.apply_overrides(draft, late)
+    sources, set_here = [], {}
+    for role, name in named.items():
+        old = draft.model.get(role)
+        source = _source(role, name, None if old is None else old.get(KEY))
+        set_here |= _own_values(old, source)
+        _take(draft, family, source)
+        sources.append(source)
+    wanted(draft)
+    notes = [_described(source) for source in sources] + family.adjust(draft.model)
+    if "encoder" in named:
+        own = [one for one in late if _key(one) == "model.pool"]
+        notes += _take_pool(draft, family, named["encoder"], own)
+    config = configs.apply_overrides(draft, late)
+    flagged = {_key(one) for one in late}
+    _check(config, sources, {k: v for k, v in set_here.items() if k not in flagged})
+    for note in notes:
+        log.info(note)
+    return config
+
+
+def wanted(config: Any) -> list[tuple[PretrainedPart, str]]:
+    """The parts of a model that start from pretrained weights, and from where.
+
+    Raises: ConfigError for a part that the family has no place for.
+    """
+    family = config.model.family
+    asked = {role: str(config.init[role]) for role in ROLES if config.init[role]}
+    parts = {part.key: part for part in models.family(family).parts(config.model)}
+    for key in asked:
+        if key not in parts:
+            known = ", ".join(f"init.{k}" for k in parts) or "none"
+            stacks = ", ".join(
+                f"{role} {config.model[role][KEY]}" for role in ROLES if role in config.model
+            )
+            raise ConfigError(
+                f"init.{key} is set, but {family} loads no such part; known: {known} ({stacks})"
+            )
+    return [(part, asked[key]) for key, part in parts.items() if key in asked]
+
+
+def _key(override: str) -> str:
+    return override.removeprefix("--").removeprefix("config.").partition("=")[0]
+
+
+def _begun(folder: Path | None, named: Mapping[str, str]) -> ConfigDict | None:
+    """The config of the run in a folder, where it began from the same pretrained folders."""
+    if folder is None or not workdir.checkpoints(folder):
+        return None
+    if not (folder / workdir.CONFIG).is_file():
+        return None
+    saved = workdir.saved_config(folder)
+    same = all(saved.init.get(role, "") == named.get(role, "") for role in ROLES)
+    return saved if same else None
+
+
+def _take_from_run(draft: ConfigDict, saved: ConfigDict, named: Mapping[str, str]) -> None:
+    for role in named:
+        if role not in saved.model:
+            continue
+        own = draft.model.get(role) or draft.model.decoder
+        kept = {key: value for key, value in own.items() if key in CHOICES}
+        section = saved.model[role].to_dict()
+        draft.model[role] = ConfigDict(section | {k: v for k, v in kept.items() if k in section})
+    for role in ROLES:
+        draft.data[f"{role}_tokenizer"] = saved.data[f"{role}_tokenizer"]
+    if "encoder" in named and "pool" in saved.model:
+        draft.model.pool = saved.model.pool
+
+
+def _take(draft: ConfigDict, family: Family, source: Source) -> None:
+    """Puts sizes and tokenizer of a folder in a config."""
+    role, name = source.role, source.name
+    if role in fields_of(family.config):
+        old = draft.model.get(role) or draft.model.decoder
+        draft.model[role] = ConfigDict(_section(old, source))
+    if not files.is_local(name) or tokenizers.has_tokenizer(Path(name).expanduser()):
+        draft.data[f"{role}_tokenizer"] = name
+        if role == "decoder" and "encoder" not in draft.model:  # one stack reads both sides
+            draft.data.encoder_tokenizer = name
+
+
+def _source(role: str, name: str, backbone: str | None) -> Source:
+    """Args:
+    backbone: of the config, for folders that do not say what they are.
+    """
+    try:
+        stated = files.config_of(name)
+    except WeightsError as error:
+        raise WeightsError(f"init.{role}: {error}") from None
+    if isinstance(stated.get("model"), dict):
+        raise ConfigError(f"init.{role}={name} is a model of jvae; start from it with init.model")
+    kinds = {layout.files.name: key for key, layout in LAYOUTS.items()}
+    kind = stated.get("model_type")
+    if kind is None and backbone is not None and backbone in LAYOUTS:
+        kind = LAYOUTS[backbone].files.name
+    if kind not in kinds:
+        raise ConfigError(
+            f"init.{role}={name}: its {files.CONFIG} says model_type {kind!r}, which no backbone "
+            f"reads; supported: {', '.join(sorted(kinds))}"
+        )
+    layout = LAYOUTS[kinds[kind]].files
+    sizes = backbones.sizes(layout, Checkpoint(name, stated, {}, False, ()))
+    sizes.pop("vocab", None)  # the tokenizer's, up to rows of no token
+    return Source(role, name, {KEY: kinds[kind], **sizes})
+
+
+def _section(old: ConfigDict, source: Source) -> dict[str, Any]:
+    """A section of the sizes of a folder; all else is as the config has it, or the default."""
+    kept = old.to_dict()
+    if kept.get(KEY) != source.values[KEY]:
+        kind = BACKBONES[source.values[KEY]].config
+        known = fields_of(kind)
+        plain = {key: value for key, value in defaults_of(kind).items() if key != lora.NAME}
+        kept = plain | {key: value for key, value in kept.items() if key in known}
+    return kept | source.values | {"vocab": 0}
+
+
+def _check(config: ConfigDict, sources: Sequence[Source], own: Mapping[str, Any]) -> None:
+    """Raises: ConfigError naming every value that a user set and a folder contradicts.
+
+    Args:
+      own: values of the config file that are not a shipped config's, by key.
+    """
+    wrong = []
+    for source in sources:
+        section = f"model.{source.role}"
+        for field, value in source.values.items():
+            key = f"{section}.{field}"
+            have = own.get(key, config.model[source.role][field])
+            if not _same(have, value):
+                flag = f"{key} in the config file is " if key in own else f"--config.{key}="
+                wrong.append(
+                    f"{flag}{as_flag(have)}, init.{source.role}={source.name} has {as_flag(value)}"
+                )
+    if wrong:
+        raise ConfigError(
+            f"{'; '.join(wrong)}. Sizes are those of the folder's {files.CONFIG}; leave yours out"
+        )
+
+
+def _same(have: Any, value: Any) -> bool:
+    return math.isclose(have, value) if isinstance(value, float) else have == value
+
+
+def _own_values(old: ConfigDict | None, source: Source) -> dict[str, Any]:
+    """Sizes of a section that its folder contradicts and that no shipped config has: those were set
+    in a config file of one's own, all others come with a preset.
+    """
+    if old is None or old.get(KEY) != source.values[KEY]:
+        return {}
+    keys = {
+        f"model.{source.role}.{field}": old[field]
+        for field, value in source.values.items()
+        if field in old and not _same(old[field], value)
+    }
+    shipped = configs.shipped_values(keys)
+    return {key: value for key, value in keys.items() if value not in shipped[key]}
+
+
+def _described(source: Source) -> str:
+    sizes = dict(source.values)
+    backbone = sizes.pop(KEY)
+    shown = ", ".join(f"{key} {as_flag(value)}" for key, value in sizes.items())
+    return f"init.{source.role}: model.{source.role} is the {backbone} of {source.name}: {shown}"
+
+
+def _take_pool(draft: ConfigDict, family: Family, name: str, own: Sequence[str]) -> list[str]:
+    """Pools as the sentence encoder of a folder was trained to.
+
+    Args:
+      own: the flags that set `model.pool`.
+    Returns: what there is to say of it.
+    """
+    hint, field = _pooling(files.finder(name)), fields_of(family.config).get("pool")
+    if hint is None or not isinstance(field, Field):
+        return []
+    fitting = [pool for pool in POOLS.get(hint, ()) if pool in field.choices]
+    pool = draft.model.get("pool")
+    trained = f"{name} was trained with {hint} pooling"
+    if own:
+        pool = own[-1].partition("=")[2]
+        return [] if pool in fitting else [f"init.encoder: {trained}; model.pool={pool} is kept"]
+    if not fitting:
+        return [f"init.encoder: {trained}, which {draft.model.family} does not have: pool={pool}"]
+    if pool in fitting:
+        return []
+    draft.model.pool = fitting[0]
+    return [f"init.encoder: {trained}, so model.pool is {fitting[0]} and not {pool}"]
+
+
+def _pooling(find: Callable[[str], Path | None]) -> str | None:
+    """How a sentence-transformers folder pools; None where it does not say, or in several ways."""
+    modules = find(MODULES)
+    if modules is None:
+        return None
+    path = find(f"{_pooling_folder(modules)}/{files.CONFIG}")
+    if path is None:
+        return None
+    stated = files.read_json(path)
+    modes = {
+        key.removeprefix("pooling_mode_").removesuffix("_token").removesuffix("_tokens")
+        for key, on in stated.items()
+        if key.startswith("pooling_mode_") and on is True
+    }
+    if isinstance(mode := stated.get("pooling_mode"), str):
+        modes = {mode}
+    return modes.pop() if len(modes) == 1 else None
+
+
+def _pooling_folder(modules: Path) -> str:
+    """Raises: WeightsError."""
+    listed = files.read_json(modules, list)
+    for module in (one for one in listed if isinstance(one, dict)):
+        kind, path = (str(module.get(key, "")) for key in ("type", "path"))
+        if kind.endswith("Pooling") and path and not path.startswith(("/", ".")):
+            return path
+    return POOLING

@@ -1,0 +1,62 @@
+"""What setup.py declares: versions that were tested, a version in one place, extras that exist."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import jvae
+from jvae import extras
+from jvae.errors import ConfigError
+
+TOP = Path(jvae.__file__).parents[1]
+UNPINNED = ("bertscore", "peer")  # PyTorch is large
+
+
+@pytest.fixture(scope="module")
+def declared() -> dict:
+    """The arguments of `setup` in setup.py, which runs without setuptools: newer environments have
+    none.
+    """
+    arguments: dict = {}
+    tree = ast.parse((TOP / "setup.py").read_text(encoding="utf-8"))
+    tree.body = [n for n in tree.body if getattr(n, "module", None) != "setuptools"]
+    stand_ins = dict(setup=lambda **given: arguments.update(given), find_packages=lambda **_: [])
+    exec(compile(tree, "setup.py", "exec"), stand_ins | {"__file__": str(TOP / "setup.py")})
+    return arguments
+
+
+def _requirements(declared: dict) -> list[Requirement]:
+    groups = declared["extras_require"]
+    extra = [line for name, group in groups.items() if name not in UNPINNED for line in group]
+    return [Requirement(line) for line in (*declared["install_requires"], *extra)]
+
+
+def test_constraints_pin_what_is_declared(declared):
+    lines = (TOP / ".ci/constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    pins = {canonicalize_name(name): version for name, version in pins.items()}
+    for requirement in _requirements(declared):
+        version = pins[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), (str(requirement), version)
+
+
+def test_the_version_is_that_of_the_package(declared):
+    assert declared["version"] == jvae.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+", jvae.__version__)
+
+
+def test_the_package_says_that_it_is_typed(declared):
+    assert "py.typed" in declared["package_data"]["jvae"]
+    assert (TOP / "jvae/py.typed").is_file()
+
+
+def test_extras_are_declared_and_a_missing_one_is_named(declared, monkeypatch):
+    own_check = {"bertscore", "test"}
+    assert extras.EXTRAS.keys() | own_check == declared["extras_require"].keys()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"--mode=report needs matplotlib and sklearn.*figures"):
+        extras.require("figures", "--mode=report")
