@@ -96,8 +96,9 @@ def _add_scores(
         report.notes.append("BERTScore is left out: evals.bertscore names no model.")
     if len(known) < 2:
         control = {}
-    most = max(map(len, known))
-    each = f"{min(map(len, known))} to {most} references" if most > 1 else "one reference"
+    few, most = min(map(len, known)), max(map(len, known))
+    each = "one reference" if most == 1 else f"{few} to {most} references"
+    each = f"{most} references" if few == most > 1 else each
     note = f"{len(known)} sources, {each}, {len(texts[0])} texts each"
     _add(report, "reference", scores, control, note)
 
