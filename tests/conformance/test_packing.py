@@ -49,10 +49,11 @@ def test_packing_changes_no_value(system, sentences, packing):
 
 @pytest.mark.parametrize("packing", ["mixed", "single"])
 def test_packing_changes_no_gradient(system, packing):
-    if not system.in_front:
+    if not (system.in_front or system.name == "t5_vae-low_rank"):
         assert_close(system(packing)[1], system("packed")[1], 1e-6)
         return
-    # Rows with vectors in front of their texts round more in float32 than that bound allows.
+    # Rows with vectors in front of their texts, and an unscaled attention whose kernels have random
+    # additions, round more in float32 than that bound allows.
     with jax.enable_x64(True):
         assert_close(system.wide(packing)[1], system.wide("packed")[1], 1e-12)
 
