@@ -102,7 +102,7 @@ def folder(request) -> str:
     return request.param
 
 
-@pytest.fixture(params=["float32", "float64"], scope="module")
+@pytest.fixture(params=[pytest.param("float32", marks=pytest.mark.slow), "float64"], scope="module")
 def case(request, folder):
     with jax.enable_x64(request.param == "float64"):
         yield Case(folder, request.param)

@@ -35,8 +35,27 @@ def assert_close(got, want, tolerance: float):
         np.testing.assert_allclose(got[name], leaf, rtol=0, atol=tolerance * largest, err_msg=name)
 
 
-@pytest.mark.parametrize("packing", ["mixed", "single"])
+# Another shape is another program; the fast suite compiles it for one system alone.
+PACKINGS = ["mixed", pytest.param("single", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
 def test_packing_changes_no_value(system, sentences, packing):
+    check_values(system, sentences, packing)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_packing_changes_no_gradient(system, packing):
+    check_gradient(system, packing)
+
+
+@pytest.mark.parametrize("system", ["optimus-llama"], indirect=True)
+def test_a_row_for_each_sentence_changes_nothing(system, sentences):
+    check_values(system, sentences, "single")
+    check_gradient(system, "single")
+
+
+def check_values(system, sentences, packing):
     want = by_id(system("packed")[0], sentences.batch["packed"])
     got = by_id(system(packing)[0], sentences.batch[packing])
     assert sorted(want) == sorted(got) == list(range(sentences.count))
@@ -47,8 +66,7 @@ def test_packing_changes_no_value(system, sentences, packing):
             )
 
 
-@pytest.mark.parametrize("packing", ["mixed", "single"])
-def test_packing_changes_no_gradient(system, packing):
+def check_gradient(system, packing):
     if not system.rounds:
         assert_close(system(packing)[1], system("packed")[1], 1e-6)
         return

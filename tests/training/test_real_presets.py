@@ -41,7 +41,7 @@ def test_a_preset_takes_two_steps_on_real_weights(preset, tmp_path):
     if "encoder" in config.model:
         flags.append(f"init.encoder={WEIGHTS / 'minilm'}")
     if preset.startswith("sri"):
-        flags += ["model.chain.steps=2", "model.chain.chains=2"]
+        flags += ["model.chain.steps=2", "model.chain.chains=4"]
     config = start.configure(config, flags)
     validate(config)
     done = loop.train(config, tmp_path / "run")
