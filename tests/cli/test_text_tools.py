@@ -25,7 +25,7 @@ class Spelt(LoadedVAE):
     def __init__(self, conditional=False):
         limits = {"dec": 9, "cond": 9} if conditional else {"dec": 9}
         for name, value in {
-            "model": SimpleNamespace(latent_shape=(1, 2)),
+            "model": SimpleNamespace(latent_shape=(1, 2), post=SimpleNamespace(support="space")),
             "limits": limits,
         }.items():
             object.__setattr__(self, name, value)
