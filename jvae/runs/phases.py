@@ -106,7 +106,7 @@ def resolve(config: ConfigDict) -> tuple[Phase, ...]:
       the base section lacks.
     """
     tree = config.to_dict()
-    total, sections = int(tree["train"]["steps"]), tree["phases"]
+    total, sections = int(tree["train"]["steps"]), tree.get("phases")
     if not sections:
         settled = (ConfigDict(tree[part]) for part in SECTIONS)
         return (_settled(Phase("", total, tree["train"]["patience"], *settled)),)

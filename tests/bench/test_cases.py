@@ -25,6 +25,7 @@ def finite(tree):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_updates_go_on_from_call_to_call(optimus):
     (work,) = CASES["train_step"].works(optimus)
     held = optimus.train_batches(4)
@@ -51,6 +52,7 @@ def test_useful_flops_are_those_of_the_formula(lm):
     assert found == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_means_are_those_of_the_encoder(optimus):
     (work,) = CASES["encode"].works(optimus)
     out = work.call()
@@ -69,6 +71,7 @@ def test_a_sampler_encodes_by_its_chain(sri):
     assert finite(work.call()) and "enc" not in work.fill
 
 
+@pytest.mark.slow
 def test_decoded_sentences_have_the_length_that_is_counted(optimus, monkeypatch):
     monkeypatch.setattr(decode, "TOKENS", 5)
     monkeypatch.setattr(decode, "LATENTS", {"cpu": (1, 3)})
@@ -88,6 +91,7 @@ def test_samples_of_the_prior(sri, monkeypatch):
     assert work.call().shape == (3, 5) and work.tokens == 15
 
 
+@pytest.mark.slow
 def test_fitted_priors_of_every_kind(optimus, lm, monkeypatch):
     monkeypatch.setattr(prior_fit, "LATENTS", {"cpu": 40})
     monkeypatch.setattr(prior_latents, "LATENTS", 6)
@@ -123,6 +127,7 @@ def test_lengths_like_those_of_the_corpora():
         assert np.corrcoef(lengths["enc"], lengths["dec"])[0, 1] > 0.8
 
 
+@pytest.mark.slow
 def test_the_pipeline_is_measured_whole(optimus, monkeypatch):
     monkeypatch.setattr(data, "SENTENCES", 300)
     monkeypatch.setattr(data, "ROWS", 4)
@@ -151,6 +156,7 @@ def test_synthetic_sentences_keep_their_lengths():
     assert pairs == [(2, 6), (3, 4), (5, 4)]
 
 
+@pytest.mark.slow
 def test_the_cost_of_the_likelihood_is_compared(optimus, monkeypatch):
     monkeypatch.setattr(iw_nll, "SAMPLES", {"cpu": (1, 2)})
     works = CASES["iw_nll"].works(optimus)
@@ -170,6 +176,7 @@ def test_the_cost_of_the_likelihood_is_compared(optimus, monkeypatch):
     assert "cost_ratio" not in records[1]
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_chains_are_measured_beside_the_plain_step_and_the_floor(sri, optimus, monkeypatch):
     monkeypatch.setattr(langevin, "STEPS", {"cpu": (2,)})

@@ -8,6 +8,8 @@ import pytest
 from jvae.cli.main import main
 from jvae.data import grammar
 
+pytestmark = pytest.mark.slow  # tests/evals/test_nlu.py has the fast ones
+
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):

@@ -60,6 +60,7 @@ def test_evaluation_repeats_itself(finished):
     assert first == second
 
 
+@pytest.mark.slow
 def test_the_headline_stands_beside_the_quick_numbers(finished, capsys, command):
     before = {p.name: p.read_text() for p in (finished / "eval").iterdir()}
     config = (finished / "config.json").read_text()

@@ -27,13 +27,8 @@ def spread(name, sizes):
     return vae, mesh, jax.device_put(vae.params, where)
 
 
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        pytest.param(sizes, id=name, marks=[pytest.mark.slow] * (name != "rows and parameters"))
-        for name, sizes in SIZES.items()
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 def test_texts_and_latents_are_those_of_one_device(sizes):
     vae, mesh, params = spread("optimus", sizes)
     many = type(vae)(**(vars(vae) | dict(params=params)))

@@ -40,7 +40,9 @@ def pieces(toys):
     leak = dataclasses.replace(WarmUp(), param_grad="trajectory")
 
     def loss_of(plan, params):
-        terms = warm_up.measure(model.gen, model.prior, CFG, plan)(0, params, packed, key, drop)
+        terms = warm_up.measure(model.gen, model.prior, CFG, plan)(
+            jnp.int32(0), params, packed, key, drop
+        )
         return batch_loss(Objective(aux_weight={"trajectory": 1.0}), terms, 1.0)[0], terms
 
     def contract(params):

@@ -99,7 +99,9 @@ def test_every_command_of_the_readme_parses():
     found = 0
     for line in lines:
         words = [word for word in shlex.split(line) if not word.startswith("PYTHON=")]
-        if words[0].startswith("launch/"):
+        if words[0] == "launch/env.sh":
+            commands = [["python", *words[1:]]]
+        elif words[0].startswith("launch/"):
             commands = printed(words[0].removeprefix("launch/"), *words[1:])
         else:
             commands = [words]

@@ -104,7 +104,7 @@ def test_choices_own_their_parameters():
 @pytest.mark.parametrize(
     "choices, message",
     [
-        (dict(use_memory=False, use_embedding=False), "both off"),
+        (dict(use_memory=False, use_embedding=False), "are all off"),
     ],
 )
 def test_impossible_choices_are_refused(choices, message):

@@ -87,6 +87,7 @@ def test_cross_attention_is_there_only_where_z_uses_it():
     assert not any("memory" in path for path in found)
 
 
+@pytest.mark.slow
 def test_new_layers_start_as_released():
     stack = dataclasses.replace(TINY, width=64, heads=8, head=16, bias_std=2.0)
     c = t5vae.T5VaeConfig(stack, cross_slots=3)

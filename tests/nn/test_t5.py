@@ -193,6 +193,7 @@ def test_stepwise_decoding_equals_teacher_forcing(everything):
         assert not np.allclose(want[0], want[-1])
 
 
+@pytest.mark.slow
 def test_dropout_reaches_both_stacks():
     config = dataclasses.replace(V1_1, dropout=0.5, cross=True)
     params = _params(config)

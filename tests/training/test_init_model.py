@@ -80,6 +80,7 @@ def test_parameters_and_tokenizers_are_those_of_the_run(place):
         np.testing.assert_array_equal(params[path], leaf, err_msg=path)
 
 
+@pytest.mark.slow
 def test_an_export_does_as_well_and_a_part_alone(place):
     jvae.export(place.pretrained, place.root / "export")
     this = place.open(init__model=place.root / "export", init__part="^decoder/layers")

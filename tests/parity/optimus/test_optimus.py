@@ -130,9 +130,8 @@ class Case:
 
 
 def _case(variant: str, dtype: str) -> Any:
-    """Every variant in float64; in float32, whose numbers that repeats, one in the fast suite."""
-    again = dtype == "float32" and variant != "both"
-    return pytest.param((variant, dtype), marks=[pytest.mark.slow] * again)
+    """Every variant in float64; float32, whose numbers that repeats, in the slow suite."""
+    return pytest.param((variant, dtype), marks=[pytest.mark.slow] * (dtype == "float32"))
 
 
 @pytest.fixture(
