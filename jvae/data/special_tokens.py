@@ -29,7 +29,7 @@ GPT2, OF_GPT2 = "<|endoftext|>", ("<PAD>", "<BOS>", "<EOS>")
 CONFIG = "tokenizer_config.json"
 _BY_TOKEN = (CONFIG, "special_tokens_map.json")
 _BY_ID = ("generation_config.json", "config.json")
-FILES = (*_BY_TOKEN, *_BY_ID)  # beside a tokenizer that may say something of it
+FILES = (*_BY_TOKEN, *_BY_ID)  # that may name a tokenizer's special tokens
 # Ours: keys of those files, the first that says something.
 _KEYS = {
     "start": ("cls_token", "bos_token"),

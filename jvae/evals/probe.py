@@ -178,8 +178,8 @@ def low_resource(
     seeds: int = SEEDS,
     seed: int = 0,
 ) -> dict[int, Accuracy]:
-    """Test scores of probes that saw so many training sentences of each label, over draws of them;
-    see `draws_of`. Sizes with a `budget_fault` are left out.
+    """Test scores of probes by their number of training sentences per label, over random draws of
+    these; see `draws_of`. Sizes with a `budget_fault` are left out.
 
     Raises: DataError if the labels do not fit or are all one.
     """

@@ -156,7 +156,7 @@ def _run(wanted: Sequence[Point], commands: Sequence[Sequence[str]], out: Path) 
         finished = (folder / "eval" / "test.json").is_file()
         code = 0 if finished else runner.run([sys.executable, *words], log)
         if runner.stopped or code:
-            print(f"ended with {code}; the same command goes on", file=sys.stderr)
+            print(f"a run ended with {code}; the same command continues", file=sys.stderr)
             return code or 1
         done.append((point, folder))
     print(f"\n{table(done)}")

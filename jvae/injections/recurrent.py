@@ -20,8 +20,10 @@ class Gates(NamedTuple):
 
 
 def init(stack: Stack, latent: int, key: Key[Array, "3"]) -> Any:
-    """Boxed parameters {latent, first}, which lie beside those of the stack, for latents of so many
-    dimensions in all.
+    """Boxed parameters {latent, first}, stored beside those of the stack.
+
+    Args:
+      latent: dimensions of all vectors of a latent together.
     """
     cell, hidden = _recurrent(stack), _recurrent(stack).hidden
     keys = split_key(key, 3) if key.ndim == 0 else key

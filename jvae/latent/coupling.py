@@ -20,7 +20,7 @@ from jvae.latent.gaussian import LOG_2PI
 class Coupling(NamedTuple):
     """Layers over flat latents (E, D); parameters `layers` have the layers in front.
 
-    layers: so many. width: of the network of a layer. bins: of a spline. size: D. given: C.
+    layers: number of layers. width: of each layer's network. bins: of a spline. size: D. given: C.
     """
 
     layers: int

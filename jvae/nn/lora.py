@@ -51,7 +51,7 @@ class Lora:
 
 
 def addend(own: Any, x: Array, inputs: int, name: str | None) -> Array:
-    """What the pairs beside a kernel add to its output; the scale is part of b by then.
+    """The low-rank addition to a kernel's output; b already includes the scale.
 
     Args:
       own: the pair, or one for each adapted part of a fused kernel. inputs: axes of x that the

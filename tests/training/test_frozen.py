@@ -123,7 +123,7 @@ def test_a_float32_run_keeps_its_number_types():
 
 
 class StopAfter(Stop):
-    """Asks for the end of a training after so many steps."""
+    """Stops a training after a number of steps."""
 
     def __init__(self, steps: int):
         super().__init__()
