@@ -66,6 +66,7 @@ def test_a_language_model_has_nothing_to_encode(lm):
     assert CASES["encode"].works(lm) == []
 
 
+@pytest.mark.slow
 def test_a_sampler_encodes_by_its_chain(sri):
     (work,) = CASES["encode"].works(sri)
     assert finite(work.call()) and "enc" not in work.fill

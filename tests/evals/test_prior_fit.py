@@ -73,6 +73,7 @@ def test_latents_are_encoded_once_and_checked(optimus, monkeypatch, caplog):
     np.testing.assert_allclose(some, z_nkgz[ids], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_prior_by_label(optimus):
     this, mesh, params = optimus
     tmp_path = this.workdir
