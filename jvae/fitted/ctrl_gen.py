@@ -9,7 +9,8 @@ Source: released code of Tu et al. 2022, arXiv 2205.05862 (`controlgen/`), after
 each term moves its own side, where in the released sum classifier and remover cancel (1 - L + L)
 and discriminator and generator pull the same way; W aims at the frequencies of the labels and not
 at the largest error of the classifier, which has no bound; classifier and discriminator have a
-hidden layer and the latter a gradient penalty, as linear ones compare means alone.
+hidden layer and the latter a gradient penalty, as linear ones compare means alone; the vector of
+the first label is free and not 0, as latents are standardised and W has no bias.
 """
 
 from dataclasses import dataclass
@@ -51,12 +52,9 @@ def build(options: CtrlGenOptions, shape: tuple[int, int], labels: int) -> Densi
     classifier = Net(size, labels, options.width, options.layers)
     discriminator = Net(size, 1, options.width, options.layers)
 
-    def vectors(p: Any) -> Float[Array, "c d"]:
-        return p["label"].at[0].set(0.0)  # the first label's, as published
-
     def loss(p: Any, u_bgz: Array, label_b: Array, key: Key[Array, ""]) -> Array:
         u_bd, known_bc = u_bgz.reshape(len(u_bgz), -1), jax.nn.one_hot(label_b, labels)
-        v_bd = nets.apply(p["remover"], u_bd)
+        v_bd = u_bd @ p["remover"]
         fake_bd = nets.apply(p["generator"], jax.random.normal(key, u_bd.shape))
 
         def doubt(judge: Any, x_bd: Array, wanted_bc: Array) -> Float[Array, ""]:
@@ -65,7 +63,7 @@ def build(options: CtrlGenOptions, shape: tuple[int, int], labels: int) -> Densi
         def score(judge: Any, x_bd: Array) -> Float[Array, "b"]:
             return discriminator.apply(judge, x_bd)[:, 0]
 
-        kept = jnp.mean((v_bd + vectors(p)[label_b] - u_bd) ** 2)
+        kept = jnp.mean((v_bd + p["label"][label_b] - u_bd) ** 2)
         read = doubt(p["classifier"], held(v_bd), known_bc)
         share_bc = jnp.broadcast_to(jnp.mean(known_bc, axis=0, keepdims=True), known_bc.shape)
         hidden = doubt(held(p["classifier"]), v_bd, share_bc)
@@ -73,13 +71,13 @@ def build(options: CtrlGenOptions, shape: tuple[int, int], labels: int) -> Densi
         return kept + options.weight * (read + hidden + drawn)
 
     def fit(u_ngz: Array, label_n: Array, key: Key[Array, ""]) -> Any:
-        first, second, third, key = jax.random.split(key, 4)
+        first, second, key = jax.random.split(key, 3)
         p = {
-            "remover": {"kernel": jnp.eye(size), "bias": jnp.zeros((size,))},
+            "remover": jnp.eye(size),
             "label": jnp.zeros((labels, size)),
-            "generator": nets.affine(first, size, size),
-            "classifier": classifier.init(second),
-            "discriminator": discriminator.init(third),
+            "generator": {"kernel": jnp.eye(size), "bias": jnp.zeros((size,))},
+            "classifier": classifier.init(first),
+            "discriminator": discriminator.init(second),
         }
         recipe = Recipe(options.steps, options.batch, options.lr, options.average, MOMENTUM)
         p = descend(loss, p, u_ngz, label_n, key, recipe)
@@ -87,11 +85,11 @@ def build(options: CtrlGenOptions, shape: tuple[int, int], labels: int) -> Densi
 
     def sample(p: Any, key_e: Key[Array, "e"], label_e: Array) -> Float[Array, "e g z"]:
         v_ed = nets.apply(p["generator"], noise(key_e, (size,)))
-        return (v_ed + vectors(p)[label_e]).reshape(-1, *shape)
+        return (v_ed + p["label"][label_e]).reshape(-1, *shape)
 
     def moved(p: Any, u_egz: Array, label: Array) -> Float[Array, "e g z"]:
-        v_ed = nets.apply(p["remover"], u_egz.reshape(-1, size))
-        return (v_ed + vectors(p)[label][None]).reshape(u_egz.shape)
+        v_ed = u_egz.reshape(-1, size) @ p["remover"]
+        return (v_ed + p["label"][label][None]).reshape(u_egz.shape)
 
     return Density(fit, sample, log_prob=None, moved=moved)
 
