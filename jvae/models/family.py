@@ -1,7 +1,7 @@
 """Model families by name."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from jvae.api import TextVAE
 from jvae.pretrained.names import NameTable
@@ -22,6 +22,15 @@ def _no_parts(section: Any) -> tuple[PretrainedPart, ...]:
 def _as_it_is(section: Any) -> list[str]:
     del section
     return []
+
+
+Vocab = Mapping[str, int]
+
+
+class TinyConfig(Protocol):
+    """A config for vocabularies of these sizes per side, with other sizes of its stacks by name."""
+
+    def __call__(self, vocab: Vocab, /, **changes: Any) -> Any: ...
 
 
 class Family(NamedTuple):
@@ -46,14 +55,12 @@ class Family(NamedTuple):
     config: type
     build: Callable[[Any], TextVAE]
     limits: Callable[[Any], dict[str, int]]
-    tiny: Callable[..., Any]
+    tiny: TinyConfig
     joined: Callable[[Any], tuple[str, ...]] = _nothing_joined
     parts: Callable[[Any], tuple[PretrainedPart, ...]] = _no_parts
     original: Callable[[Any], NameTable] | None = None
     preset: str = ""
     adjust: Callable[[Any], list[str]] = _as_it_is
 
-
-Vocab = Mapping[str, int]
 
 FAMILIES: Registry[Family] = Registry("model family", "model.family")
