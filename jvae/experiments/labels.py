@@ -1,7 +1,8 @@
 """Label-conditional generation and transfer on sentences with labels, beside published figures.
 
     python -m jvae.experiments.labels --data=yelp_short    folder of train, valid and test
-    ... --kinds=gaussian,flow --set=train.steps=20000      some priors, values of a config
+    ... --kinds=gaussian,flow --steps=20000                some priors, more updates
+    ... --set=model.latent=64                              values of the model's config
     ... --dry_run                                          prints the commands
 
 Files are .tsv or .tsv.gz of lines `label<TAB>sentence`. It trains `optimus:tiny` on the sentences,
@@ -28,8 +29,12 @@ from jvae.runs.data import SPLITS
 SPEC, JUDGE, OUT = "optimus:tiny", "lm:tiny", Path("runs/labels")
 KINDS = ("gaussian", "flow", "diffusion", "gan", "ctrl_gen")
 DRAWS = ("--prior.label=true", "--prior.samples=2", "--prior.sentences=20000")
-VALUES = ("data.label=0", "data.vocab=4000", "evals.preset=comparison", "train.check_every=1000")
-STEPS = {SPEC: 3_000, JUDGE: 2_000}
+VALUES = (
+    *("data.label=0", "data.vocab=4000", "data.batch_rows=6", "evals.preset=comparison"),
+    "train.check_every=500",
+)
+STEPS = 2_500  # updates of the model, about one pass over 100,000 sentences
+JUDGE_SHARE = 0.4  # of them, for the language model
 
 # Accuracy, BLEU, G and self-BLEU in %, short Yelp. Source: Li et al. 2020, arXiv 2004.04092, the
 # table of label-conditional generation.
@@ -68,7 +73,9 @@ def files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def steps(data: Path, out: Path, kinds: Sequence[str], values: Sequence[str]) -> list[Step]:
+def steps(
+    data: Path, out: Path, kinds: Sequence[str], values: Sequence[str], updates: int = STEPS
+) -> list[Step]:
     """All commands, in their order.
 
     Raises: ConfigError for a file that is missing, an unknown kind or a value that the config does
@@ -79,15 +86,16 @@ def steps(data: Path, out: Path, kinds: Sequence[str], values: Sequence[str]) ->
     splits = tuple(f"data.{split}={path}" for split, path in files(data).items())
     run, judge = out / "optimus", out / "lm"
 
-    def trained(spec: str, folder: Path, more: Sequence[str]) -> Step:
-        every = (*splits, *VALUES, f"train.steps={STEPS[spec]}", *more)
+    def trained(spec: str, folder: Path, updates: int, more: Sequence[str]) -> Step:
+        every = (*splits, *VALUES, f"train.steps={updates}", *more)
         configs.apply_overrides(configs.load(spec), every)
         flags = [f"--config.{value}" for value in every]
         words = [f"--config={spec}", *flags, f"--workdir={folder}"]
         return Step(folder.name, words, folder / "eval" / "test.txt")
 
     on_run, judged = [f"--workdir={run}"], f"--config.evals.external={judge}"
-    found = [trained(JUDGE, judge, ()), trained(SPEC, run, values)]
+    fewer = max(1, round(JUDGE_SHARE * updates))
+    found = [trained(JUDGE, judge, fewer, ()), trained(SPEC, run, updates, values)]
     for kind in kinds:
         words = [*on_run, "--mode=prior", f"--prior.kind={kind}", *DRAWS]
         found.append(Step(f"prior {kind}", words, run / "eval" / f"prior-{kind}.txt"))
@@ -113,6 +121,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of labelled splits")
     parser.add_argument("--kinds", default=",".join(KINDS), help=f"of {', '.join(FITTED)}")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of runs")
+    parser.add_argument("--steps", type=int, default=STEPS, help="updates of the model")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--dry_run", action="store_true", help="print the commands, run none")
     return parser.parse_args(argv)
@@ -125,7 +134,7 @@ def main(argv: Sequence[str]) -> int:
         kinds = [kind for kind in given.kinds.split(",") if kind]
         if not kinds:
             raise ConfigError(f"--kinds is empty; expected some of {', '.join(FITTED)}")
-        wanted = steps(given.data, given.out, kinds, given.set)
+        wanted = steps(given.data, given.out, kinds, given.set, given.steps)
     except JvaeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -17,7 +17,7 @@ def data(tmp_path):
 
 
 def test_commands_are_configs_that_pass(data, capsys):
-    words = [f"--data={data}", "--kinds=gaussian,gan", "--set=train.steps=50", "--dry_run"]
+    words = [f"--data={data}", "--kinds=gaussian,gan", "--steps=50", "--dry_run"]
     assert labels.main(words) == 0
     lines = [shlex.split(line)[3:] for line in capsys.readouterr().out.splitlines()]
     assert [line[-1] for line in lines[:2]] == [
