@@ -8,6 +8,7 @@ Source -> text (DELLA's tasks), ten texts of each source against its own referen
     paraphrase   --config=tasks:paraphrase,data=D    `label TAB text TAB text`, the duplicates (1)
     hypothesis   --config=tasks:hypothesis,data=D    `label TAB premise TAB hypothesis`, entailments
     response     --config=tasks:response,data=D      JSON lines with lists `context` and `responses`
+    fusion       --config=tasks:fusion,data=D        the same files, by SpaceFusion (Optimus)
 
 Language understanding (Optimus, AdaVAE): an encoder trained on unlabelled sentences, then a task of
 GLUE with labels from files `label TAB sentence (TAB sentence)`; without --finetune.data from TFDS:
@@ -39,7 +40,7 @@ from jvae.config import preset
 
 from . import common, della, optimus, sri
 
-PRESETS = ("paraphrase", "hypothesis", "response", "encoder", "few_labels")
+PRESETS = ("paraphrase", "hypothesis", "response", "fusion", "encoder", "few_labels")
 
 
 def get_config(arg: str) -> ConfigDict:
@@ -49,6 +50,8 @@ def get_config(arg: str) -> ConfigDict:
         c = _encoder(options["data"])
     elif name == "few_labels":
         c = _few_labels(options["data"])
+    elif name == "fusion":
+        c = _fusion(options["data"])
     else:
         c = _source_to_text(name, options["data"], options["ablate"])
     c.name = "-".join(filter(None, ("tasks", name, options["ablate"])))
@@ -69,6 +72,19 @@ def _source_to_text(name: str, data: str, ablate: str) -> ConfigDict:
         columns = dict(source="1", text="2", keep="0=1" if name == "paraphrase" else "0=entailment")
         if name == "response":
             columns = dict(source="context", text="responses")
+        c.data.update(vocab=4_000, **columns)
+    return c
+
+
+def _fusion(data: str) -> ConfigDict:
+    c = optimus.get_config("tiny")
+    optimus.fusion(c, layers=1)
+    c.data.update(row_tokens=96, batch_rows=8, max_words=100, on_error="drop")
+    c.train.update(steps=1_500, check_every=250)
+    c.evals.update(samples=20, sentences=200, generate=500, interpolations=10)
+    if data:
+        common.read(c, data, "jsonl")
+        columns = dict(source="context", text="responses", turns="__eou__", source_words=60)
         c.data.update(vocab=4_000, **columns)
     return c
 

@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+AUX_STREAM = 0xA0_A11  # of the noise of auxiliary terms
 SPACE, SPHERE = "space", "sphere"  # where vectors of latents lie: anywhere, or at length 1
 Params = Any  # a pytree of arrays, paths joined by "/" are public API
 Post = Any  # opaque pytree, every leaf with leading axis E
@@ -303,6 +304,7 @@ class Draws(NamedTuple):
     post: Post
     cond: Cond | None
     valid_e: Bool[Array, "e"]
+    key_e: Key[Array, "e"]  # of further noise
 
 
 @runtime_checkable
@@ -452,6 +454,11 @@ def example_keys(
     if draws is None:
         return key_e
     return jax.vmap(lambda k: jax.vmap(lambda one: jax.random.fold_in(one, k))(key_e))(draws)
+
+
+def aux_keys(z_key: Key[Array, ""], batch: Batch) -> Key[Array, "e"]:
+    """Keys of the noise of auxiliary terms, apart from those of the draws from `z_key`."""
+    return example_keys(jax.random.fold_in(z_key, AUX_STREAM), batch.id_e)
 
 
 def per_example(value_bt: Float[Array, "b t"], batch: Batch) -> Float[Array, "e"]:

@@ -6,6 +6,7 @@ into the config that the working directory and every checkpoint keep.
 
 import functools
 from collections.abc import Callable, Hashable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,7 +145,8 @@ def open_run(config: ConfigDict, workdir: Path, saved: identity.Saved | None = N
             f"data.encoder_tokenizer is {encoder.name} and data.decoder_tokenizer {decoder.name}, "
             f"but one stack of {config.model.family} reads both sides; give both the same"
         )
-    every = {"dec": decoder, "enc": encoder, "cond": encoder}
+    by_turns = replace(encoder, turns=config.data.turns)
+    every = {"dec": decoder, "enc": encoder, "cond": by_turns}
     by_side = {side: every[side] for side in ("dec", *limits) if side in every}
     data = {
         split: make_split(found, by_side, limits, joined, corpus.cache_dir(config.data.cache))

@@ -3,6 +3,7 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 
 from jvae.cli.main import main
@@ -44,3 +45,33 @@ def test_pairs_of_one_label(tmp_path, ablate, caplog):
     for block in filter(str.strip, blocks):
         source, reference, *texts = block.strip("\n").split("\n")
         assert reference == f"= {known[source]}" and len(texts) == 3
+
+
+@pytest.mark.slow
+def test_responses_to_a_dialogue(tmp_path):
+    """SpaceFusion from JSON lines of turns and references to ten responses of each context; then an
+    Optimus run as its start.
+    """
+    made = [one.text for one in grammar.corpus("train", 600)]
+    for split, first, last in (("train", 0, 400), ("valid", 400, 500), ("test", 500, 590)):
+        rows = [
+            dict(context=made[i : i + 3], responses=made[i + 3 : i + 5])
+            for i in range(first, last, 4)
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    words = [f"--config=tasks:fusion,data={tmp_path}", f"--workdir={tmp_path}/run"]
+    own = [one for one in SMALL if "unroll" not in one and "metrics" not in one]
+    sizes = [f"model.encoder.{one}" for one in ("layers=2", "width=16", "mlp=16", "heads=2")]
+    flags = [f"--config.{value}" for value in (*own, *sizes)]
+    assert main([*words, *flags]) == 0
+    rows = json.loads((tmp_path / "run/eval/test.json").read_text())["metrics"]
+    assert {"dialogue_bleu_recall", "dialogue_bleu_f1", "kl", "reference_bleu"} <= set(rows)
+    assert rows["reference_bleu"]["note"] == "4 sources, 2 references, 3 texts each"
+    curves = [
+        json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    ]
+    last = next(line for line in reversed(curves) if "train/aux/fuse" in line)
+    want = last["train/rec"] + last["train/aux/context"] + last["train/aux/between"]
+    np.testing.assert_allclose(last["train/loss"], want + 6 * last["train/aux/fuse"], rtol=1e-5)
+    again = [f"--config.init.model={tmp_path}/run", f"--workdir={tmp_path}/again"]
+    assert main([words[0], *again, *flags, "--mode=train"]) == 0
