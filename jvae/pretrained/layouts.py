@@ -21,12 +21,16 @@ class Layout(NamedTuple):
     pair(section, vocab, cross) -> NameTable
       Names of an encoder and a decoder that share one embedding, under {embed, encoder, decoder};
       None for a backbone that is published alone. cross: whether ours has cross-attention.
+    both(vocab, cross) -> NameTable
+      Names of an encoder and a decoder that share the token embedding alone, under {encoder,
+      decoder}; None where that is not how they are published.
     pooler: whether its files may hold a pooler of the first token.
     """
 
     files: Backbone
     table: Callable[..., NameTable]
     pair: Callable[..., NameTable] | None = None
+    both: Callable[..., NameTable] | None = None
     pooler: bool = False
 
 
