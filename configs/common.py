@@ -351,3 +351,9 @@ def t5(**changes) -> dict:
         lora=lora(),
     )
     return stack | changes
+
+
+def bart(**changes) -> dict:
+    """A BART stack, sizes of bart-base; `vocab` is set from the tokenizer when it is 0."""
+    sizes = dict(backbone="bart", layers=6, positions=1024, scaled=False)
+    return transformer(**sizes) | changes

@@ -60,6 +60,20 @@ class RowStates(NamedTuple):
     segment_bs: Int[Array, "b s"]  # 0 is padding; a token reads states of its own segment
 
 
+def one_per_row(cond: Cond, slots: int) -> Cond:
+    """A condition of packed rows as decoding reads it, with a row for each example."""
+
+    def apart(leaf: Any) -> Any:
+        if not isinstance(leaf, RowStates):
+            return leaf
+        state_esd, segment_es = (jnp.repeat(part, slots, axis=0) for part in leaf)
+        slot_e = jnp.tile(jnp.arange(1, slots + 1), leaf.segment_bs.shape[0])
+        own_es = segment_es == slot_e[:, None]
+        return RowStates(state_esd, own_es.astype(segment_es.dtype))
+
+    return jax.tree.map(apart, cond, is_leaf=lambda leaf: isinstance(leaf, RowStates))
+
+
 class Batch(NamedTuple):
     """Rows of packed examples. Sides may differ in row length and tokenizer; a slot has one segment
     id on all of them.

@@ -6,8 +6,11 @@ import logging
 import numpy as np
 import pytest
 
+import jvae
+from jvae.backbones import bart
 from jvae.cli.main import main
 from jvae.data import grammar
+from jvae.pretrained import backbones, files
 
 pytest.importorskip("rouge_score")
 SMALL = (
@@ -21,7 +24,7 @@ SMALL = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ablate", ["", ",ablate=no_product", ",ablate=shared"])
+@pytest.mark.parametrize("ablate", ["", ",ablate=no_product", ",ablate=shared", ",stack=bart"])
 def test_pairs_of_one_label(tmp_path, ablate, caplog):
     caplog.set_level(logging.INFO)
     made = grammar.corpus("train", 600)
@@ -29,7 +32,9 @@ def test_pairs_of_one_label(tmp_path, ablate, caplog):
         rows = [f"{i % 2}\t{made[i].text}\t{made[i + 1].text}\n" for i in range(first, last)]
         (tmp_path / f"{split}.tsv").write_text("".join(rows))
     words = [f"--config=tasks:paraphrase,data={tmp_path}{ablate}", f"--workdir={tmp_path}/run"]
-    assert main([*words, *(f"--config.{value}" for value in SMALL)]) == 0
+    own = [*SMALL, *(one.replace("decoder", "encoder") for one in SMALL if "model.decoder" in one)]
+    own = own if "bart" in ablate else SMALL
+    assert main([*words, *(f"--config.{value}" for value in own)]) == 0
     assert "data.keep=0=1 keeps 200 of 400 lines" in caplog.text
     report = json.loads((tmp_path / "run/eval/test.json").read_text())
     rows = report["metrics"]
@@ -45,6 +50,12 @@ def test_pairs_of_one_label(tmp_path, ablate, caplog):
     for block in filter(str.strip, blocks):
         source, reference, *texts = block.strip("\n").split("\n")
         assert reference == f"= {known[source]}" and len(texts) == 3
+    if "bart" in ablate:
+        jvae.export_backbone(tmp_path / "run", tmp_path / "bart")
+        checkpoint = files.open_checkpoint(tmp_path / "bart")
+        assert backbones.sizes(bart.FILES, checkpoint)["width"] == 16
+        kinds = {name.split(".")[1] for name in checkpoint.tensors}
+        assert kinds == {"shared", "encoder", "decoder"}
 
 
 @pytest.mark.slow
