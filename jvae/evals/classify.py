@@ -8,7 +8,7 @@ linear layer on the features and all parameters below it by Adam, the rate falli
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -51,10 +51,21 @@ class Settings(NamedTuple):
     batch: int
 
 
-def extractor(model: TextVAE, which: str) -> Callable[..., Float[Array, "e d"]]:
-    """(params, batch, key, drop) -> features: the encoder's pooled state, or the posterior means of
-    all groups in a row.
-    """
+class Extract(Protocol):
+    """Features of each example; `key` is read by samplers without an encoder only."""
+
+    def __call__(
+        self,
+        params: Params,
+        batch: Batch,
+        key: Key[Array, ""],
+        drop: Key[Array, ""] | None = None,
+        /,
+    ) -> Float[Array, "e d"]: ...
+
+
+def extractor(model: TextVAE, which: str) -> Extract:
+    """The encoder's pooled state, or for "mean" the posterior means of all groups in a row."""
 
     def mean(params: Params, batch: Batch, key: Key[Array, ""], drop: Any = None) -> Array:
         post = model.metric_post
@@ -71,7 +82,7 @@ def extractor(model: TextVAE, which: str) -> Callable[..., Float[Array, "e d"]]:
 
 
 def frozen_features(
-    extract: Callable[..., Array], params: Params, examples: Examples, batch: int, seed: int
+    extract: Extract, params: Params, examples: Examples, batch: int, seed: int
 ) -> Float[np.ndarray, "e d"]:
     """Features of every example, in their order."""
     run, key = jax.jit(extract), jax.random.key(seed)
@@ -106,7 +117,7 @@ def fit_frozen(
 class Trainer:
     """Trains an encoder with a linear head. One object compiles once for all draws."""
 
-    def __init__(self, extract: Callable[..., Array], classes: int, settings: Settings) -> None:
+    def __init__(self, extract: Extract, classes: int, settings: Settings) -> None:
         self._classes, self._settings = classes, settings
         adam = optax.chain(optax.clip_by_global_norm(CLIP), optax.scale_by_adam())
 

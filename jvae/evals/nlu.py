@@ -6,7 +6,6 @@ control, and, where training started from pretrained weights, these alone.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -166,7 +165,7 @@ def _draws(kinds_e: np.ndarray, size: int | None, count: int, seed: int) -> list
 
 
 def _predictor(
-    extract: Callable[..., Any],
+    extract: classify.Extract,
     weights: Params,
     train: Examples,
     valid: Examples,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float, Key
 
-from jvae.api import SPACE, SPHERE, Params, Post, Prior
+from jvae.api import SPACE, SPHERE, LogPosterior, Params, Post, Prior, SamplePosterior
 from jvae.errors import ConfigError
 from jvae.latent.choice import Choice, refusals
 from jvae.latent.gaussian import StandardNormal, log_standard, noise
@@ -40,8 +40,8 @@ class InputPosterior(NamedTuple):
     start: Callable[[Key[Array, ""], tuple[int, int]], Float[Array, "k t d"]]
     encode: Callable[[Params, Float[Array, "k t d"]], Post]
     longest: int
-    sample: Callable[..., Array]
-    log_prob: Callable[..., Array]
+    sample: SamplePosterior
+    log_prob: LogPosterior
     support: str = SPACE
 
 

@@ -1,7 +1,6 @@
 """Prior and posterior of the families with an encoder, and latents of several vectors."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -16,7 +15,24 @@ from jvae.nn.layers import accum_dtype, apply
 from jvae.nn.resampler import Resampler
 
 QUERIES = "queries"  # the pooling that gives any number of vectors; its parameters' name too
-Features = Callable[..., Float[Array, "e g d"]]
+
+
+class Features(Protocol):
+    """Pooled states, a vector for each of the latent's.
+
+    Args:
+      drop: None for no dropout.
+      soft_btd: what the encoder reads in place of the tokens of `batch.enc`.
+    """
+
+    def __call__(
+        self,
+        params: Params,
+        batch: Batch,
+        drop: Key[Array, ""] | None,
+        /,
+        soft_btd: Float[Array, "b t d"] | None = None,
+    ) -> Float[Array, "e g d"]: ...
 
 
 class Latent(NamedTuple):
@@ -44,8 +60,7 @@ def latent_of(config: Any, head: Head, encoder: Stack, features: Features) -> La
     """Prior, density and posterior of a config, which has a prior too.
 
     Args:
-      features: (params, batch, drop, soft_btd=None) -> h_egd, a vector for each of the latent's;
-        with `soft_btd` the encoder reads that in place of the tokens of `batch.enc`.
+      features: what the density is made from.
     Raises: ConfigError.
     """
     shape, density = (config.vectors, config.latent), density_of(config, head)

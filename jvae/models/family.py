@@ -1,7 +1,7 @@
 """Model families by name."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from jvae.api import TextVAE
 from jvae.pretrained.names import NameTable
@@ -40,6 +40,15 @@ def _no_copies(config: Any) -> tuple[Copy, ...]:
     return ()
 
 
+Vocab = Mapping[str, int]
+
+
+class TinyConfig(Protocol):
+    """A config for vocabularies of these sizes per side, with other sizes of its stacks by name."""
+
+    def __call__(self, vocab: Vocab, /, **changes: Any) -> Any: ...
+
+
 class Family(NamedTuple):
     """One system.
 
@@ -63,7 +72,7 @@ class Family(NamedTuple):
     config: type
     build: Callable[[Any], TextVAE]
     limits: Callable[[Any], dict[str, int]]
-    tiny: Callable[..., Any]
+    tiny: TinyConfig
     joined: Callable[[Any], tuple[str, ...]] = _nothing_joined
     parts: Callable[[Any], tuple[PretrainedPart, ...]] = _no_parts
     original: Callable[[Any], NameTable] | None = None
@@ -71,7 +80,5 @@ class Family(NamedTuple):
     adjust: Callable[[Any], list[str]] = _as_it_is
     copies: Callable[[Any], tuple[Copy, ...]] = _no_copies
 
-
-Vocab = Mapping[str, int]
 
 FAMILIES: Registry[Family] = Registry("model family", "model.family")
