@@ -25,6 +25,10 @@ def base() -> ConfigDict:
             text="",
             source="",
             label="",
+            # What stands between the turns of a source, such as __eou__, where it is a dialogue: a
+            # JSON list is joined by it, and a turn is `start a end b end` to the model.
+            turns="",
+            source_words=0,  # the last so many words of a source are read; 0: all
             # Only lines that hold a value in such a column: 0=1, or label=duplicate, several by
             # comma (of one column: any of them). Empty: every line.
             keep="",
@@ -347,3 +351,9 @@ def t5(**changes) -> dict:
         lora=lora(),
     )
     return stack | changes
+
+
+def bart(**changes) -> dict:
+    """A BART stack, sizes of bart-base; `vocab` is set from the tokenizer when it is 0."""
+    sizes = dict(backbone="bart", layers=6, positions=1024, scaled=False)
+    return transformer(**sizes) | changes

@@ -6,8 +6,11 @@ Source -> text (DELLA's tasks), ten texts of each source against its own referen
 `evals.outputs`; DELLA's ablations go behind each, as `tasks:paraphrase,data=D,ablate=shared`:
 
     paraphrase   --config=tasks:paraphrase,data=D    `label TAB text TAB text`, the duplicates (1)
+                 --config=tasks:paraphrase,data=D,stack=bart    an encoder, and a decoder that
+                 attends to it, as the paper has it for paraphrases and summaries
     hypothesis   --config=tasks:hypothesis,data=D    `label TAB premise TAB hypothesis`, entailments
     response     --config=tasks:response,data=D      JSON lines with lists `context` and `responses`
+    fusion       --config=tasks:fusion,data=D        the same files, by SpaceFusion (Optimus)
 
 Language understanding (Optimus, AdaVAE): an encoder trained on unlabelled sentences, then a task of
 GLUE with labels from files `label TAB sentence (TAB sentence)`; without --finetune.data from TFDS:
@@ -35,24 +38,38 @@ alone. Time and scores: not measured.
 
 from ml_collections import ConfigDict
 
-from jvae.config import preset
+from jvae.config import choice, preset
 
 from . import common, della, optimus, sri
 
-PRESETS = ("paraphrase", "hypothesis", "response", "encoder", "few_labels")
+PRESETS = ("paraphrase", "hypothesis", "response", "fusion", "encoder", "few_labels")
+STACKS = ("gpt2", "bart")
+SIZES = ("layers", "width", "heads", "mlp", "positions", "dropout", "unroll")
 
 
 def get_config(arg: str) -> ConfigDict:
     """The config of a preset."""
-    name, options = preset(arg, PRESETS, data="", ablate="")
+    name, options = preset(arg, PRESETS, data="", ablate="", stack="gpt2")
+    stack = choice(options, "stack", STACKS)
     if name == "encoder":
         c = _encoder(options["data"])
     elif name == "few_labels":
         c = _few_labels(options["data"])
+    elif name == "fusion":
+        c = _fusion(options["data"])
     else:
         c = _source_to_text(name, options["data"], options["ablate"])
-    c.name = "-".join(filter(None, ("tasks", name, options["ablate"])))
+        if stack == "bart":
+            _on_bart(c)
+    words = ("tasks", name, options["ablate"], "" if stack == "gpt2" else stack)
+    c.name = "-".join(filter(None, words))
     return c
+
+
+def _on_bart(c: ConfigDict) -> None:
+    """An encoder and a decoder of the sizes of the one stack."""
+    small = {key: c.model.decoder[key] for key in SIZES}
+    della.bart(c, **small)
 
 
 def _source_to_text(name: str, data: str, ablate: str) -> ConfigDict:
@@ -69,6 +86,19 @@ def _source_to_text(name: str, data: str, ablate: str) -> ConfigDict:
         columns = dict(source="1", text="2", keep="0=1" if name == "paraphrase" else "0=entailment")
         if name == "response":
             columns = dict(source="context", text="responses")
+        c.data.update(vocab=4_000, **columns)
+    return c
+
+
+def _fusion(data: str) -> ConfigDict:
+    c = optimus.get_config("tiny")
+    optimus.fusion(c, layers=1)
+    c.data.update(row_tokens=96, batch_rows=8, max_words=100, on_error="drop")
+    c.train.update(steps=1_500, check_every=250)
+    c.evals.update(samples=20, sentences=200, generate=500, interpolations=10)
+    if data:
+        common.read(c, data, "jsonl")
+        columns = dict(source="context", text="responses", turns="__eou__", source_words=60)
         c.data.update(vocab=4_000, **columns)
     return c
 

@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+AUX_STREAM = 0xA0_A11  # of the noise of auxiliary terms
 SPACE, SPHERE = "space", "sphere"  # where vectors of latents lie: anywhere, or at length 1
 Params = Any  # a pytree of arrays, paths joined by "/" are public API
 Post = Any  # opaque pytree, every leaf with leading axis E
@@ -57,6 +58,20 @@ class RowStates(NamedTuple):
 
     state_bsd: Float[Array, "b s d"]
     segment_bs: Int[Array, "b s"]  # 0 is padding; a token reads states of its own segment
+
+
+def one_per_row(cond: Cond, slots: int) -> Cond:
+    """A condition of packed rows as decoding reads it, with a row for each example."""
+
+    def apart(leaf: Any) -> Any:
+        if not isinstance(leaf, RowStates):
+            return leaf
+        state_esd, segment_es = (jnp.repeat(part, slots, axis=0) for part in leaf)
+        slot_e = jnp.tile(jnp.arange(1, slots + 1), leaf.segment_bs.shape[0])
+        own_es = segment_es == slot_e[:, None]
+        return RowStates(state_esd, own_es.astype(segment_es.dtype))
+
+    return jax.tree.map(apart, cond, is_leaf=lambda leaf: isinstance(leaf, RowStates))
 
 
 class Batch(NamedTuple):
@@ -303,6 +318,7 @@ class Draws(NamedTuple):
     post: Post
     cond: Cond | None
     valid_e: Bool[Array, "e"]
+    key_e: Key[Array, "e"]  # of further noise
 
 
 @runtime_checkable
@@ -452,6 +468,11 @@ def example_keys(
     if draws is None:
         return key_e
     return jax.vmap(lambda k: jax.vmap(lambda one: jax.random.fold_in(one, k))(key_e))(draws)
+
+
+def aux_keys(z_key: Key[Array, ""], batch: Batch) -> Key[Array, "e"]:
+    """Keys of the noise of auxiliary terms, apart from those of the draws from `z_key`."""
+    return example_keys(jax.random.fold_in(z_key, AUX_STREAM), batch.id_e)
 
 
 def per_example(value_bt: Float[Array, "b t"], batch: Batch) -> Float[Array, "e"]:

@@ -3,6 +3,7 @@ its registrations; docs/extending.md adds another from outside the package.
 """
 
 from jvae.backbones import (
+    bart,
     bert,
     distilbert,
     gemma,
@@ -24,6 +25,7 @@ from jvae.pretrained.layouts import LAYOUTS
 __all__ = [
     "BACKBONES",
     "LAYOUTS",
+    "bart",
     "bert",
     "distilbert",
     "gemma",

@@ -137,8 +137,9 @@ def reading_key(reader: Reader, name: str) -> dict[str, Any]:
     options = {one.name: getattr(reader, one.name) for one in fields(reader)}
     del options["tfds_dir"]  # the digest stands for the set
     kind = reader.format_of(name)
-    if not reader.keep:
-        del options["keep"]  # what is stored from before there was the option stays
+    for name in ("keep", "turns", "source_words"):
+        if not options[name]:
+            del options[name]  # what is stored from before there was the option stays
     if kind not in ("csv", "tsv"):
         del options["header"], options["quotes"]
     return options | {"format": kind}

@@ -40,7 +40,7 @@ def encode(
     faults: dict[int, BadLine] = {}
     for side, tokenizer in tokenizers.items():
         sides[side] = Encoded.of(tokenizer.encode_batch(texts[side]))
-        for i, fault in _content_faults(sides[side], tokenizer):
+        for i, fault in _content_faults(sides[side], tokenizer, texts[side]):
             faults.setdefault(i, fault)
     if joined:
         source = sides["cond"] = _without_start(sides["cond"], tokenizers["cond"])
@@ -72,14 +72,19 @@ def _check_one_tokenizer(side: str, own: TextTokenizer, source: TextTokenizer) -
         )
 
 
-def _content_faults(encoded: Encoded, tokenizer: TextTokenizer) -> Iterator[tuple[int, BadLine]]:
+def _content_faults(
+    encoded: Encoded, tokenizer: TextTokenizer, texts: Sequence[str]
+) -> Iterator[tuple[int, BadLine]]:
     """Examples without tokens, or with a control token inside."""
-    special = special_tokens(tokenizer)
+    special, special_e = special_tokens(tokenizer), special_tokens(tokenizer)
+    if tokenizer.turns:
+        turns_e = np.array([len(tokenizer.turns_of(text)) for text in texts])
+        special_e = special + turns_e - 1
     lengths = encoded.lengths
     control = np.isin(encoded.flat, tokenizer.control_ids)
     control_e = np.add.reduceat(control, encoded.offset[:-1]) if len(lengths) else lengths
-    bare = lengths <= special
-    spelt = control_e > special
+    bare = lengths <= special_e
+    spelt = control_e > special_e
     for i in np.flatnonzero(bare | spelt).tolist():
         if bare[i]:
             yield i, BadLine("no tokens", f"gives no tokens with tokenizer {tokenizer.name}")

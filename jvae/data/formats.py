@@ -73,14 +73,16 @@ class Reader:
     end) or by the name in the file's first line, a column of a Parquet file, a key of each JSON
     object, or a feature of a TFDS set. Left empty, the text is the whole line, the column or key
     "text", or the last column of a table without names; source and label are not read. A JSON list
-    of strings is several texts, or one source joined by blanks. `keep` chooses lines by what such
-    columns hold.
+    of strings is several texts, or one source joined by blanks, or by `turns`. `keep` chooses lines
+    by what such columns hold.
     """
 
     format: str = "auto"
     text: str = ""
     source: str = ""
     label: str = ""
+    turns: str = ""  # stands between the entries of a list that is one source
+    source_words: int = 0  # the last so many of a source are read; 0: all
     keep: str = ""  # COLUMN=VALUE, several by comma: the lines that hold one of a column's values
     header: str = "auto"  # whether the first line of a CSV or TSV names its columns: true, false
     quotes: bool = True  # whether fields of a CSV or TSV may be in quotes
@@ -300,7 +302,8 @@ def _from_value(value: Any, keys: dict[str, str], reader: Reader) -> Row:
         if not many:
             return BadLine("empty", f"key {key!r} holds an empty list; expected a text")
         texts[field] = many
-    joined = {field: " ".join(many) for field, many in texts.items()}
+    between = {"source": f" {reader.turns} "} if reader.turns else {}
+    joined = {field: between.get(field, " ").join(many) for field, many in texts.items()}
     if out := reader.left_out(joined):
         return out
     rest = {field: joined[field] for field in reader.fields if field != "text"}
@@ -326,6 +329,8 @@ def _checked(example: Example, reader: Reader) -> Iterator[Example | BadLine]:
         if isinstance(source, BadLine):
             yield BadLine(source.reason, f"its source: {source.detail}")
             return
+        if reader.source_words:
+            source = " ".join(source.split(" ")[-reader.source_words :])
     text = _bounded(example.text, reader)
     if isinstance(text, BadLine):
         yield text

@@ -112,6 +112,9 @@ def _key(work: _Work, shard: int) -> str:
         side: [one.fingerprint, one.prefix, one.start_id, one.end_id, work.limits.get(side)]
         for side, one in work.tokenizers.items()
     }
+    for side, one in work.tokenizers.items():
+        if one.turns:
+            sides[side].append(one.turns)
     text = json.dumps([FORMAT, shard, files, sides, work.joined], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -15,7 +15,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +64,7 @@ class TextTokenizer:
     fingerprint: str  # SHA-256 of the canonical tokenizer.json and of what files beside it say
     special: Special
     backend: Tokenizer = field(repr=False)
+    turns: str = ""  # stands between the turns of a text, which become `start a end b end`
 
     @property
     def control_ids(self) -> tuple[int, ...]:
@@ -73,6 +74,8 @@ class TextTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids (int32) of each text, between start and end id."""
+        if self.turns:
+            return self._turn_by_turn(texts)
         before = [] if self.start_id is None else [self.start_id]
         after = [self.end_id]
         out: list[np.ndarray] = []
@@ -82,6 +85,23 @@ class TextTokenizer:
                 encoded = self.backend.encode_batch_fast(part, add_special_tokens=False)
             out += [np.array(before + one.ids + after, np.int32) for one in encoded]
         return out
+
+    def _turn_by_turn(self, texts: Sequence[str]) -> list[np.ndarray]:
+        parts = [self.turns_of(text) for text in texts]
+        one = replace(self, turns="")
+        coded = iter(one.encode_batch([turn for part in parts for turn in part]))
+        starts = 0 if self.start_id is None else 1
+        out = []
+        for part in parts:
+            first, *rest = (next(coded) for _ in part)
+            out.append(np.concatenate([first, *(ids[starts:] for ids in rest)]))
+        return out
+
+    def turns_of(self, text: str) -> list[str]:
+        """The turns of a text, one at least."""
+        if not self.turns:
+            return [text]
+        return list(filter(None, map(str.strip, text.split(self.turns)))) or [""]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids: up to the first end id, special tokens left out."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from jvae.api import Batch, Generator, Params, Prompt, TextVAE
+from jvae.api import Batch, Generator, Params, Prompt, TextVAE, one_per_row
 from jvae.decode import sampling
 from jvae.evals.bleu import LONGEST, ORDER, References, ngrams, sacre_bleu
 from jvae.evals.bleu import signature as bleu_signature
@@ -155,7 +155,7 @@ def _hits(
 ) -> Int[Array, "e"]:
     """Scored tokens that the decoder ranks first when all earlier ones are given."""
     prompt = Prompt(token_et[:, :1], jnp.ones(token_et.shape[0], jnp.int32))
-    cond = gen.condition(params, batch)
+    cond = one_per_row(gen.condition(params, batch), batch.slots)
     logits_ev, state = gen.start(params, z_egz, prompt, token_et.shape[1], cond)
 
     def step(carry: tuple[Array, Any], column: tuple[Array, Array]) -> tuple[Any, Array]:

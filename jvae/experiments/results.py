@@ -2,6 +2,7 @@
 
     python -m jvae.experiments.results add runs/optimus-tiny     the row of a finished run
     python -m jvae.experiments.results take rows.jsonl           records of `python -m jvae.bench`
+    python -m jvae.experiments.results task O5 runs/fusion       the row of an experiment's run
     python -m jvae.experiments.results write                     all tables again, from the rows
 
 A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; nothing between them is
@@ -18,13 +19,15 @@ from typing import Any
 
 from jvae.bench import compiled, speed
 from jvae.errors import ConfigError, JvaeError
-from jvae.experiments import targets
+from jvae.experiments import targets, task_table
 from jvae.runs.metrics import read_lines
 from jvae.runs.workdir import write_text
 
 ROWS = Path(__file__).with_name("results.jsonl")  # of runs
 MEASURED = Path(__file__).with_name("measured.jsonl")  # of benchmarks
-DOCUMENTS = ("README.md", "BENCHMARKS.md")
+TASKS = Path(__file__).with_name("tasks.jsonl")  # of the papers' experiments
+COMPARISON = Path(__file__).with_name("comparison.jsonl")  # of all models
+DOCUMENTS = ("README.md", "BENCHMARKS.md", "RESULTS.md")
 END = "<!-- end of table -->"
 NOT_MEASURED = speed.NOT_MEASURED
 
@@ -38,14 +41,16 @@ def read_rows(path: Path = ROWS) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
-def row_of(folder: Path) -> dict[str, Any]:
+def row_of(folder: Path, name: str = "test") -> dict[str, Any]:
     """The row of a finished run: metrics of its test split, speed, command, commit, hardware.
 
-    Raises: ConfigError if the run has not been evaluated.
+    Args:
+      name: of another of its reports.
+    Raises: ConfigError if the run has no such report.
     """
-    path = folder / "eval" / "test.json"
+    path = folder / "eval" / f"{name}.json"
     if not path.is_file():
-        raise ConfigError(f"{folder}: no eval/test.json, so no finished run to take a row from")
+        raise ConfigError(f"{folder}: no eval/{name}.json, so no finished run to take a row from")
     report = json.loads(path.read_text(encoding="utf-8"))
     laps = [line for line in read_lines(folder / "metrics.jsonl") if "train/loss" in line]
     steps = [line["step"] for line in laps]
@@ -58,6 +63,7 @@ def row_of(folder: Path) -> dict[str, Any]:
         "commit": report["card"]["commit"],
         "hardware": f"{_cores()}, {platform.machine()}, {report['card']['device']['kind']}",
         "jax": report["card"]["device"]["jax"],
+        "steps": steps[-1] if steps else 0,
         "train_s": round(sum(n * ms for n, ms in zip(lap_steps, lap_ms, strict=True)) / 1e3, 1),
         "eval_s": round(
             sum(v for name, v in report["time"].items() if name.endswith("_s") and v), 1
@@ -69,6 +75,19 @@ def row_of(folder: Path) -> dict[str, Any]:
         "control": {n: m["control"] for n, m in report["metrics"].items() if "control" in m},
         "se": {name: m["se"] for name, m in report["metrics"].items() if m["se"] is not None},
     }
+
+
+def add_task(key: str, folder: Path, path: Path = TASKS) -> dict[str, Any]:
+    """Stores the row of an experiment's run in place of an older one.
+
+    Raises: ConfigError for an unknown experiment or a run without its report.
+    """
+    known = {one.key: one for one in task_table.EXPERIMENTS}
+    if key not in known:
+        raise ConfigError(f"experiment {key!r}: unknown; known: {', '.join(known)}")
+    row = row_of(folder, known[key].report) | {"name": key}
+    _store(path, [*(old for old in read_rows(path) if old["name"] != key), row])
+    return row
 
 
 def _cores() -> str:
@@ -179,6 +198,7 @@ def made() -> dict[str, str]:
     return {
         "runs": runs_table(runs),
         "targets": targets.table(measured),
+        "tasks": task_table.table(read_rows(TASKS), read_rows(COMPARISON)),
         "peers": speed.peer_table(measured),
         "cpu": speed.preset_tables(measured, "cpu"),
         "gpu": speed.preset_tables(measured, "gpu"),
@@ -210,6 +230,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         if len(argv) == 2 and argv[0] == "add":
             print(json.dumps(add(Path(argv[1])), sort_keys=True, indent=2))
+        elif len(argv) == 3 and argv[0] == "task":
+            print(json.dumps(add_task(argv[1], Path(argv[2])), sort_keys=True, indent=2))
         elif len(argv) == 2 and argv[0] == "take":
             print(f"{take(Path(argv[1]))} records; `write` puts them into the documents")
         elif list(argv) == ["write"]:

@@ -73,6 +73,7 @@ class LoadedVAE:
     decode_batch: int = 256
     seed: int = 0
     joined: tuple[str, ...] = ()  # sides that hold the source in front of the text
+    turns: str = ""  # stands between the turns of a source
     open_prior: StoredPriors | None = field(default=None, repr=False, compare=False)
     fitted: Fitted | None = None  # the prior of `model`, where it is not the model's own
     label: str | None = None  # that this prior is conditioned on
@@ -90,8 +91,12 @@ class LoadedVAE:
     @property
     def _tokenizers(self) -> dict[str, TextTokenizer]:
         """The tokenizer of every side that the model reads."""
-        every = {"dec": self.decoder, "enc": self.encoder, "cond": self.encoder}
+        every = {"dec": self.decoder, "enc": self.encoder, "cond": self._source_tokenizer}
         return {side: one for side, one in every.items() if side in ("dec", *self.limits)}
+
+    @property
+    def _source_tokenizer(self) -> TextTokenizer:
+        return replace(self.encoder, turns=self.turns)
 
     def _truncated(self, texts: list[str], sources: Sequence[str] | None) -> list[str]:
         sources = self._sources(sources, len(texts))
@@ -581,7 +586,7 @@ class LoadedVAE:
         limit = self.limits["cond"]
         if "dec" in self.joined:
             limit = min(limit, self.limits["dec"] - 1)  # room for a token behind it
-        tokenizers = {"cond": self.encoder}
+        tokenizers = {"cond": self._source_tokenizer}
         sides, faults = encode({"cond": sources}, tokenizers, {"cond": limit}, self.joined)
         if faults:
             i = min(faults)

@@ -3,7 +3,17 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from jvae.api import Batch, Draws, Params, Terms, TextVAE, example_keys, infer, per_example
+from jvae.api import (
+    Batch,
+    Draws,
+    Params,
+    Terms,
+    TextVAE,
+    aux_keys,
+    example_keys,
+    infer,
+    per_example,
+)
 from jvae.latent.kl import kl
 
 
@@ -30,7 +40,7 @@ def measure(
         nll_e=-per_example(gen.log_lik(params, ctx, z_kegz[0]), batch),
         kl_e=nats.nats_e,
         kl_egz=nats.nats_egz,
-        aux=gen.aux(params, ctx, Draws(z_kegz, post, cond, batch.valid_e)),
+        aux=gen.aux(params, ctx, Draws(z_kegz, post, cond, batch.valid_e, aux_keys(z_key, batch))),
         scored_e=per_example(batch.scored_bt.astype(jnp.float32), batch).astype(jnp.int32),
         valid_e=batch.valid_e,
     )

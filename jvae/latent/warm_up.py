@@ -15,6 +15,7 @@ from jvae.api import (
     Params,
     Prior,
     Terms,
+    aux_keys,
     example_keys,
     per_example,
 )
@@ -103,7 +104,7 @@ def measure(gen: Generator, prior: Prior, cfg: ChainConfig, warm_up: WarmUp) -> 
         key: Key[Array, ""],
         drop: Key[Array, ""] | None = None,
     ) -> Terms:
-        chain_key, _ = jax.random.split(key)
+        chain_key, z_key = jax.random.split(key)
         cond = gen.condition(params, batch, drop)
         now = setting(step)
         chain = short_run.prepare(
@@ -120,7 +121,8 @@ def measure(gen: Generator, prior: Prior, cfg: ChainConfig, warm_up: WarmUp) -> 
         leak = warm_up.param_grad == "trajectory"
         z_egz, path_kegz = chain.end(example_keys(chain_key, batch.id_e), path=leak)
         ctx = gen.prepare(params, batch, drop, cond=cond)
-        aux = gen.aux(params, ctx, Draws(z_egz[None], z_egz, cond, batch.valid_e))
+        draws = Draws(z_egz[None], z_egz, cond, batch.valid_e, aux_keys(z_key, batch))
+        aux = gen.aux(params, ctx, draws)
         if path_kegz is not None:
             sentences = jnp.sum(batch.valid_e)
             aux |= {"trajectory": sentences * _along(params, batch, drop, cond, path_kegz)}

@@ -9,18 +9,23 @@ token.
 
 Conditional (source to target): `dec` holds source then target, of which the target is scored;
 `cond` holds the source; `enc` what the posterior reads, both texts or the target alone, see
-`cvae_posterior`. A prompt for decoding is the source.
+`cvae_posterior`. A prompt for decoding is the source. With `source="cross"` the decoder attends to
+the encoder's states of the source instead, and `dec` holds the target alone: the paper's model on
+BART, whose code was not released.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
 
-from jvae.api import Batch, Draws, Side, TextVAE, per_example
+from jvae.api import Batch, Draws, RowStates, Side, TextVAE, per_example
 from jvae.backbones import small
+from jvae.errors import ConfigError
 from jvae.fields import Needs, setting
 from jvae.injections import fusion
 from jvae.injections.contract import Injection, Reach
@@ -35,12 +40,13 @@ from jvae.nn.backbone import Stack, StackConfig, stack_of
 from jvae.nn.layers import Projection, accum_dtype, apply, fold_key, split_key, uniform_fan_in
 from jvae.nn.stack import init_stack
 from jvae.pretrained import originals
-from jvae.pretrained.parts import PretrainedPart, stack_part
+from jvae.pretrained.parts import PretrainedPart, both_part, stack_part
 
 POOLS = ("attn_masked", "attn_unmasked", "first_token")
 CVAE_POSTERIORS = ("concat_text", "xc")
 FUSIONS = ("product", "offset")
 LINKS = ("chain", "independent", "shared")
+SOURCES = ("prefix", "cross")
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,17 @@ class DellaConfig:
         choices=LINKS,
         help="Latents of the layers: each knows those below, independent, or one that all share.",
     )
+    source: str = setting(
+        "prefix",
+        choices=SOURCES,
+        help="Where the decoder reads the source: in front of the text, or by cross-attention.",
+        needs=Needs(lambda c: c.conditional, "conditional is false"),
+    )
+    share_embedding: bool = setting(
+        False,
+        help="The encoder embeds tokens with the decoder's table, as BART does.",
+        needs=Needs(lambda c: c.encoder is not None, "there is no encoder of its own"),
+    )
 
     def __post_init__(self) -> None:
         layers = min(self.encoding.layers, self.writing.layers)
@@ -106,6 +123,8 @@ class DellaConfig:
                 "learn_prior1 is off: the first latent of a conditional model would not know the "
                 "source; set it to true"
             )
+        if getattr(self.decoder, "cross", False):
+            raise ValueError("decoder.cross is on; it follows from source=cross, which sets it")
 
     @property
     def writing(self) -> Any:
@@ -136,9 +155,13 @@ class DellaConfig:
 def decoder_of(config: DellaConfig) -> tuple[Stack, Injection]:
     """The decoder stack, and how the latents reach it."""
     needs = ["taps" if config.fuse == "offset" else "values"]
+    needs += ["cross"] if config.source == "cross" else []
     stack = stack_of(
         config.decoder, "model.decoder", "decode", *needs, own_head=not config.tie_lm_head
     )
+    if config.source == "cross":  # which the stack is known to have by now
+        own = dataclasses.replace(config.decoder, cross=True)  # pyright: ignore[reportCallIssue]
+        stack = stack_of(own, "model.decoder", own_head=not config.tie_lm_head)
     place = (config.begin_layer, config.fused, config.latent)
     if config.fuse == "offset":
         injection = layer_offset(stack, *place)
@@ -166,21 +189,25 @@ def limits(config: DellaConfig) -> dict[str, int]:
     """Most tokens of one example per side; source and target share the `dec` side."""
     reads, writes = encoder_of(config).longest, room(*decoder_of(config))
     sides = {"enc": reads, "dec": writes}
-    return sides | {"cond": min(reads, writes)} if config.conditional else sides
+    if not config.conditional:
+        return sides
+    return sides | {"cond": reads if config.source == "cross" else min(reads, writes)}
 
 
 def joined(config: DellaConfig) -> tuple[str, ...]:
     """Sides whose examples begin with the source."""
     if not config.conditional:
         return ()
-    return ("dec", "enc") if config.cvae_posterior == "concat_text" else ("dec",)
+    decoder = ("dec",) if config.source == "prefix" else ()
+    return (*decoder, "enc") if config.cvae_posterior == "concat_text" else decoder
 
 
 class _Source(NamedTuple):
-    """What the source text adds to the heads of each group."""
+    """What the source text adds to the heads of each group, and its states for cross-attention."""
 
     prior_egcz: Array
     posterior_egcz: Array | None
+    states: RowStates | None = None
 
 
 def _init(config: DellaConfig, key: Key[Array, ""]) -> Any:
@@ -220,7 +247,26 @@ def _init(config: DellaConfig, key: Key[Array, ""]) -> Any:
         params["decoder"]["bow"] = _bow(config).init(next(keys), latent)["params"]
     if config.encoder is not None:
         params["encoder"] = encoder_of(config).init(jax.random.fold_in(key, 1), head=False)
+    if config.share_embedding:
+        embed = params["encoder"]["embed"]
+        theirs, ours = embed.pop("token")["table"], params["decoder"]["embed"]["token"]["table"]
+        if theirs.value.shape != ours.value.shape:
+            raise ConfigError(
+                f"model.share_embedding is on, but model.encoder embeds with a table of "
+                f"{list(theirs.value.shape)} and model.decoder with one of "
+                f"{list(ours.value.shape)}; give both the same"
+            )
     return params
+
+
+def _encoder_own(config: DellaConfig, params: Any) -> Any:
+    """The parameters of the stack that encodes."""
+    if config.encoder is None:
+        return params["decoder"]
+    if not config.share_embedding:
+        return params["encoder"]
+    own, token = params["encoder"], params["decoder"]["embed"]["token"]
+    return own | {"embed": own.get("embed", {}) | {"token": token}}
 
 
 def _bow(config: DellaConfig) -> Projection:
@@ -258,19 +304,21 @@ def chain(config: DellaConfig) -> Chain:
     )
 
 
-def pooled(
-    config: DellaConfig, params: Any, side: Side, slots: int, drop: Key[Array, ""] | None = None
-) -> Float[Array, "e g d"]:
-    """One vector per example and layer with a latent, from one bidirectional pass.
-
-    Raises: ValueError for pool "attn_unmasked" with more than one example per row.
-    """
+def _read(
+    config: DellaConfig,
+    params: Any,
+    side: Side,
+    slots: int,
+    drop: Key[Array, ""] | None = None,
+    whole: bool = False,
+) -> tuple[Float[Array, "e g d"], Float[Array, "b t d"]]:
+    """`pooled`, and the states after the last layer that is run, of all layers if `whole`."""
     query_gd = None
     if config.pool != "first_token":
         query_gd = params["posterior"]["pool"]["kernel"]
-    x_ged = layer_vectors(
+    x_ged, x_btd = layer_vectors(
         encoder_of(config),
-        params["decoder"] if config.encoder is None else params["encoder"],
+        _encoder_own(config, params),
         side,
         slots,
         query_gd,
@@ -278,8 +326,19 @@ def pooled(
         first=config.last_layer - config.groups + 1,
         groups=config.groups,
         drop=drop,
+        whole=whole,
     )
-    return jnp.moveaxis(x_ged, 0, 1)
+    return jnp.moveaxis(x_ged, 0, 1), x_btd
+
+
+def pooled(
+    config: DellaConfig, params: Any, side: Side, slots: int, drop: Key[Array, ""] | None = None
+) -> Float[Array, "e g d"]:
+    """One vector per example and layer with a latent, from one bidirectional pass.
+
+    Raises: ValueError for pool "attn_unmasked" with more than one example per row.
+    """
+    return _read(config, params, side, slots, drop)[0]
 
 
 def _addend(p: Any, x_egd: Float[Array, "e g d"]) -> Float[Array, "e g 2 z"]:
@@ -297,11 +356,14 @@ def build(config: DellaConfig) -> TextVAE:
             return None
         if batch.cond is None:
             raise ValueError("a conditional model needs the `cond` side of the batch, the source")
-        c_egd = pooled(config, params, batch.cond, batch.slots, fold_key(drop, 2))
+        attended = config.source == "cross"
+        drop = fold_key(drop, 2)
+        c_egd, x_bsd = _read(config, params, batch.cond, batch.slots, drop, whole=attended)
+        states = RowStates(x_bsd, batch.cond.segment_bt) if attended else None
         prior_egcz = _addend(params["prior"]["head"]["source"], c_egd)
         if config.cvae_posterior != "xc":
-            return _Source(prior_egcz, None)
-        return _Source(prior_egcz, _addend(params["posterior"]["head"]["source"], c_egd))
+            return _Source(prior_egcz, None, states)
+        return _Source(prior_egcz, _addend(params["posterior"]["head"]["source"], c_egd), states)
 
     def encode(
         params: Any, batch: Batch, drop: Key[Array, ""] | None, cond: _Source | None
@@ -326,8 +388,9 @@ def build(config: DellaConfig) -> TextVAE:
         nats_bt = log_p_bsv[jnp.arange(rows)[:, None], slot_bt, side.token_bt]
         return {"bow": -per_example(jnp.where(ctx.batch.scored_bt, nats_bt, 0.0), ctx.batch)}
 
-    # The source reaches the decoder as the beginning of `dec`, and of a prompt.
-    gen = generator(stack, injection)._replace(condition=condition, aux=aux)
+    # The source reaches the decoder as the beginning of `dec`, and of a prompt, or by its states.
+    states_of = (lambda cond: cond.states) if config.source == "cross" else None
+    gen = generator(stack, injection, states_of=states_of)._replace(condition=condition, aux=aux)
 
     def features(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
         del cond
@@ -345,13 +408,20 @@ def _tiny(vocab: Vocab, **stack: Any) -> DellaConfig:
 
 
 def _parts(model: Any) -> tuple[PretrainedPart, ...]:
+    if model.get("share_embedding"):
+        return both_part(model.decoder, model.get("source") == "cross")
     encoder = stack_part(model.encoder, "encoder") if model.get("encoder") else ()
     return encoder + stack_part(model.decoder, "decoder")
 
 
 def _adjust(model: Any) -> list[str]:
-    """Each latent reads a layer of the encoder of its own."""
+    """Each latent reads a layer of the encoder of its own; one file has both stacks where they
+    share an embedding.
+    """
     encoder = model.get("encoder")
+    if encoder and model.get("share_embedding"):
+        model.encoder = ConfigDict(model.decoder.to_dict())
+        return [f"model.encoder is the {model.decoder.backbone} encoder of the same files"]
     if model.end_layer != -1 or not encoder or encoder.layers >= model.decoder.layers:
         return []
     model.end_layer = encoder.layers - 1

@@ -24,6 +24,22 @@ def _as_it_is(section: Any) -> list[str]:
     return []
 
 
+class Copy(NamedTuple):
+    """Stacked parameters that start as those of other layers where these are loaded.
+
+    path, source: prefixes of both. first: of the source's layers.
+    """
+
+    path: str
+    source: str
+    first: int
+
+
+def _no_copies(config: Any) -> tuple[Copy, ...]:
+    del config
+    return ()
+
+
 Vocab = Mapping[str, int]
 
 
@@ -48,6 +64,7 @@ class Family(NamedTuple):
       of pretrained stacks rule out.
     preset: the shipped config that measures this family in benchmarks, such as "lm:lstm"; empty for
       none.
+    copies(config) -> parameters that start as copies of loaded ones.
     original(config) -> the names of its parameters in checkpoints of the original code; None where
       there is none to import.
     """
@@ -61,6 +78,7 @@ class Family(NamedTuple):
     original: Callable[[Any], NameTable] | None = None
     preset: str = ""
     adjust: Callable[[Any], list[str]] = _as_it_is
+    copies: Callable[[Any], tuple[Copy, ...]] = _no_copies
 
 
 FAMILIES: Registry[Family] = Registry("model family", "model.family")

@@ -1,8 +1,10 @@
 """p(x | z) of any decoder stack under any injection, written once.
 
 Packed rows go through `log_lik`, decoding through `start` and `step` with caches of keys and
-values. Vectors in front of the text are tokens of both: in a packed row those of all its examples
-stand in front, each in the segment of its own. For recurrent stacks see `jvae.models.recurrent`.
+values. States of a source text, where a decoder with cross-attention reads one, come with the
+condition. Vectors in front of the text are tokens of both: in a packed row those of all its
+examples stand in front, each in the segment of its own. For recurrent stacks see
+`jvae.models.recurrent`.
 """
 
 from collections.abc import Callable
@@ -11,14 +13,21 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jvae.api import Batch, DecodeState, Generator, Prompt, Side
+from jvae.api import Batch, DecodeState, Generator, Prompt, RowStates, Side
 from jvae.injections.contract import EXAMPLE_AXES, Injection, Lay, Reach
 from jvae.models.common import KV_AXES, expander, grower, last_of_prompt, reorderer
 from jvae.nn.attention import segments, spread
 from jvae.nn.backbone import Stack
 from jvae.nn.cache import Caches
 from jvae.nn.layers import fold_key, split_key
-from jvae.nn.points import UNTOUCHED, Points
+from jvae.nn.points import UNTOUCHED, CrossKv, Points
+
+
+class Source(NamedTuple):
+    """What cross-attention reads of source texts, and the segment that sees it."""
+
+    kv: CrossKv
+    segment_bs: Array
 
 
 class Context(NamedTuple):
@@ -29,11 +38,13 @@ class Context(NamedTuple):
     once: Any  # of the injection
     drop: Key[Array, ""] | None
     hidden_btd: Array | None = None  # of a language model, which has no z
+    source: Source | None = None
 
 
 class _Cache(NamedTuple):
     kv: Caches
     reach: Reach
+    source: Source | None = None
 
 
 def _decoder(params: Any) -> Any:
@@ -50,12 +61,18 @@ def generator(
     stack: Stack,
     injection: Injection | None,
     own_of: Callable[[Any], Any] = _decoder,
+    states_of: Callable[[Any], RowStates] | None = None,
 ) -> Generator:
     """The generator of a stack that decodes; a language model without an injection.
 
     Args:
       own_of: from the model's parameters to those of the stack and the injection, in one dict.
+      states_of: from the condition to the states that cross-attention reads; None for no source, or
+        one that stands in front of the text.
+    Raises: ValueError for a source and an injection that both take the cross-attention.
     """
+    if states_of is not None and injection is not None and "cross" in injection.needs:
+        raise ValueError("a source text and an injection cannot both be what is cross-attended to")
     lead = 0 if injection is None else injection.lead
     tokens = 0 if injection is None else injection.tokens
     in_front, slots = lead + tokens, 0 if injection is None else injection.slots
@@ -66,14 +83,22 @@ def generator(
                 f"{places + in_front} positions asked for; the decoder has {stack.longest}"
             )
 
-    def points_of(own: Any, reach: Reach, lay: Lay) -> Points:
+    def points_of(own: Any, reach: Reach, lay: Lay, source: Source | None = None) -> Points:
         if injection is None:
             return UNTOUCHED
         acting = injection.points(own, reach, lay)
-        return acting._replace(slots=reach.slots, cross=reach.cross, lead=lead, always=tokens)
+        points = acting._replace(slots=reach.slots, cross=reach.cross, lead=lead, always=tokens)
+        if source is None:
+            return points
+        return points._replace(cross=source.kv, cross_owner_bs=source.segment_bs)
+
+    def source_of(own: Any, cond: Any) -> Source | None:
+        if states_of is None:
+            return None
+        states = states_of(cond)
+        return Source(stack.cross(own, states.state_bsd), states.segment_bs)
 
     def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
-        del cond
         own = own_of(params)
         position_bt = batch.dec.position_bt
         x_btd = stack.embed(own, batch.read_bt, position_bt + in_front if in_front else position_bt)
@@ -85,7 +110,7 @@ def generator(
         if injection.once is not None:
             drop_once, drop = split_key(drop, 2)
             once = injection.once(own, drop_once)
-        return Context(batch, x_btd, once, drop)
+        return Context(batch, x_btd, once, drop, source=source_of(own, cond))
 
     def hidden_states(own: Any, ctx: Context, z_egz: Array) -> tuple[Array, Reach]:
         assert injection is not None
@@ -97,11 +122,10 @@ def generator(
             x_btd = x_btd + spread(reach.offset_ed, side)
         if reach.token_emd is not None:
             side, x_btd = _behind_tokens(stack, own, side, x_btd, reach.token_emd, lead)
-        points = points_of(own, reach, laid_out(side))
-        points = points._replace(
-            owner_m=None if reach.slots is None else injection.owners(slots),
-            cross_owner_bs=None if reach.cross is None else injection.cross_owners(slots)[None],
-        )
+        points = points_of(own, reach, laid_out(side), ctx.source)
+        points = points._replace(owner_m=None if reach.slots is None else injection.owners(slots))
+        if reach.cross is not None:
+            points = points._replace(cross_owner_bs=injection.cross_owners(slots)[None])
         hidden_btd, _ = stack.rows(own, x_btd, segments(side, causal=True), points, ctx.drop)
         return hidden_btd[:, tokens * slots :] if tokens else hidden_btd, reach
 
@@ -121,7 +145,6 @@ def generator(
         return stack.with_features(own, hidden, lay(reach.feature_ec), injection.table(own))
 
     def start(params: Any, z_egz: Array, prompt: Prompt, max_len: int, cond=None):
-        del cond
         check_room(max_len)
         own = own_of(params)
         examples, length = prompt.token_et.shape
@@ -138,23 +161,25 @@ def generator(
             front_emd = stack.place(own, reach.token_emd, place_em)
             x_etd = jnp.concatenate([front_emd.astype(x_etd.dtype), x_etd], axis=1)
             length_e = length_e + tokens
-        points = points_of(own, reach, _one_per_row)
+        source = source_of(own, cond)
+        points = points_of(own, reach, _one_per_row, source)
         hidden_etd, kv = stack.prefill(own, x_etd, length_e, max_len + tokens, points)
         last_ed = last_of_prompt(hidden_etd, length_e)
-        state = DecodeState(_Cache(kv, reach.kept()), prompt.length_e)
+        state = DecodeState(_Cache(kv, reach.kept(), source), prompt.length_e)
         return stack.logits(*scored(own, last_ed, reach, _itself)), state
 
     def step(params: Any, state: DecodeState, token_e: Array):
-        own, (kv, reach), position_e = own_of(params), state.cache, state.position_e
+        own, (kv, reach, source), position_e = own_of(params), state.cache, state.position_e
         x_ed = stack.embed(own, token_e, position_e + in_front if in_front else position_e)
         x_ed = x_ed if reach.offset_ed is None else x_ed + reach.offset_ed
-        points = points_of(own, reach, _one_per_row)
+        points = points_of(own, reach, _one_per_row, source)
         place_e = position_e + tokens if tokens else position_e
         hidden_ed, kv = stack.step(own, x_ed, kv, place_e, points)
-        next_state = DecodeState(_Cache(kv, reach), position_e + 1)
+        next_state = DecodeState(_Cache(kv, reach, source), position_e + 1)
         return stack.logits(*scored(own, hidden_ed, reach, _itself)), next_state
 
-    example_axes = _Cache(KV_AXES, EXAMPLE_AXES)
+    source_axes = None if states_of is None else Source._make((1, 0))
+    example_axes = _Cache(KV_AXES, EXAMPLE_AXES, source_axes)
     return Generator(
         condition=lambda params, batch, drop=None: None,
         prepare=prepare,

@@ -24,8 +24,10 @@ def layer_vectors(
     first: int,
     groups: int,
     drop: Key[Array, ""] | None = None,
-) -> Float[Array, "g e d"]:
-    """Pooled outputs of layers first..first+groups-1, before any norm; layers above are not run.
+    whole: bool = False,
+) -> tuple[Float[Array, "g e d"], Float[Array, "b t d"]]:
+    """Pooled outputs of layers first..first+groups-1, before any norm, and the states after the
+    last layer that is run. Layers above are not, unless it is the whole stack.
 
     Args:
       own: parameters of the stack.
@@ -57,7 +59,11 @@ def layer_vectors(
         return pool.attention_unmasked(y_btd, query_d)
 
     query_ld = None if query_gd is None else jnp.pad(query_gd, ((first, 0), (0, 0)))
-    if first + groups < stack.config.layers:
+    if whole and query_ld is not None:
+        query_ld = jnp.pad(query_ld, ((0, stack.config.layers - first - groups), (0, 0)))
+    if not whole and first + groups < stack.config.layers:
         own = own | {"layers": layer_range(own["layers"], 0, first + groups)}
-    _, x_led = states(stack, own, read_side, drop, mask_spec=mask_spec, read=read, read_l=query_ld)
-    return x_led[first:]
+    x_btd, x_led = states(
+        stack, own, read_side, drop, mask_spec=mask_spec, read=read, read_l=query_ld
+    )
+    return x_led[first : first + groups], x_btd

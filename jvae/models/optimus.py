@@ -5,9 +5,13 @@ be any that read and write text. Deviations: the encoder never sees padding (the
 likelihood, MI and AU functions drop that mask), the injection flags are part of the config and so
 of every checkpoint, and the "deterministic" mode is named for what it is, a posterior of unit
 variance.
+
+With `context_layers` it is a model of responses to a source, the context: SpaceFusion, see
+`jvae.models.space_fusion`.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -26,10 +30,10 @@ from jvae.injections.tokens import tokens
 from jvae.latent.choice import Choice
 from jvae.latent.densities import GAUSSIAN, Head
 from jvae.latent.priors import STANDARD_NORMAL
-from jvae.models import amortized
+from jvae.models import amortized, space_fusion
 from jvae.models.amortized import QUERIES, check_vectors, density_of, init_queries, latent_of
 from jvae.models.common import projection_head, unboxed, with_prior
-from jvae.models.family import FAMILIES, Family, Vocab
+from jvae.models.family import FAMILIES, Copy, Family, Vocab
 from jvae.models.generator import generator, room
 from jvae.models.reading import states
 from jvae.nn import config as sizes
@@ -73,10 +77,39 @@ class OptimusConfig:
     prior: Choice = STANDARD_NORMAL
     posterior: Choice = GAUSSIAN
     use_softmax: bool = setting(False, help="z added to the scores of every token.")
+    context_layers: int = setting(
+        0,
+        low=0,
+        high=4_096,
+        help="Last layers that the encoder has twice, once for the source of source -> text pairs "
+        "(SpaceFusion); 0: no source is read.",
+    )
+    between_noise: float = setting(
+        0.1,
+        low=0.0,
+        high=1e3,
+        help="Deviation added to points between the latents of source and text.",
+        needs=Needs(lambda c: c.context_layers > 0, "context_layers is 0"),
+    )
 
     def __post_init__(self) -> None:
         check_reached(self)
         check_vectors(self)
+        if self.context_layers:
+            _check_context(self)
+
+
+def _check_context(config: OptimusConfig) -> None:
+    layers = getattr(config.encoder, "layers", 0)
+    if config.context_layers > layers:
+        raise ValueError(
+            f"context_layers is {config.context_layers}, but the encoder has {layers} layers"
+        )
+    if config.prior != STANDARD_NORMAL or config.posterior.kind != "gaussian":
+        raise ValueError(
+            "context_layers is on, so the prior is what the source says and the posterior a "
+            "Gaussian; set prior.kind to standard_normal and posterior.kind to gaussian"
+        )
 
 
 def check_reached(config: Any) -> None:
@@ -130,7 +163,8 @@ def init_decoder(config: Any, decoder_key: Any, memory_key: Any, offset_key: Any
 def limits(config: OptimusConfig) -> dict[str, int]:
     """Most tokens of one example per side, behind what stands in front of the text."""
     encoder = stack_of(config.encoder, "model.encoder", "encode")
-    return {"enc": encoder.longest, "dec": room(*decoder_of(config))}
+    sides = {"enc": encoder.longest, "dec": room(*decoder_of(config))}
+    return sides | {"cond": encoder.longest} if config.context_layers else sides
 
 
 def _normal(stack: Any) -> Initializer:
@@ -151,6 +185,13 @@ def _init(config: OptimusConfig, encoder: Stack, key: Key[Array, ""]) -> Any:
         params["posterior"]["pooler"] = _pooler(encoder).init(pooler_key, state)["params"]
     if config.pool == QUERIES:
         params["posterior"] |= init_queries(encoder, config.vectors, pooler_key)
+    if config.context_layers:
+        copied = jax.tree.map(
+            lambda box: box.replace(value=space_fusion.last(box.value, config.context_layers)),
+            params["encoder"]["layers"],
+            is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
+        )
+        params[space_fusion.NAME] = {"layers": copied}
     return params
 
 
@@ -181,25 +222,44 @@ def build(config: OptimusConfig) -> TextVAE:
     """The model of a config; see `jvae.api.TextVAE`."""
     encoder = stack_of(config.encoder, "model.encoder", "encode")
 
-    def features(
-        params: Any, batch: Batch, drop: Key[Array, ""] | None, soft_btd: Array | None = None
+    def read(
+        params: Any, own: Any, side: Side, slots: int, drop: Any, soft_btd: Array | None = None
     ) -> Float[Array, "e g d"]:
-        side, slots = batch.enc, batch.slots
-        assert side is not None  # `limits` asks for the encoder side
-        own = params["encoder"]
-        x_btd, _ = states(encoder, own, side, fold_key(drop, 0), soft_btd=soft_btd)
+        x_btd, _ = states(encoder, own, side, drop, soft_btd=soft_btd)
         if config.pool == QUERIES:
             return amortized.pooled(encoder, config.vectors, params, x_btd, side, slots)
         h_ed = pooled(config, params, x_btd, side, slots)
         return h_ed.astype(accum_dtype(h_ed.dtype))[:, None]
 
+    def features(
+        params: Any, batch: Batch, drop: Key[Array, ""] | None, soft_btd: Array | None = None
+    ) -> Float[Array, "e g d"]:
+        assert batch.enc is not None  # `limits` asks for the encoder side
+        own, drop = params["encoder"], fold_key(drop, 0)
+        return read(params, own, batch.enc, batch.slots, drop, soft_btd)
+
+    def condition(params: Any, batch: Batch, drop: Key[Array, ""] | None = None) -> Any:
+        if batch.cond is None:
+            raise ValueError("a conditional model needs the `cond` side of the batch, the source")
+        layers = space_fusion.branch(
+            params["encoder"]["layers"], params[space_fusion.NAME]["layers"]
+        )
+        own, side = params["encoder"] | {"layers": layers}, space_fusion.turns(batch.cond)
+        h_egd = read(params, own, side, batch.slots, fold_key(drop, 2))
+        return latent.density.read(params["posterior"], h_egd)
+
     latent = latent_of(config, _head(encoder), encoder, features)
     init, axes = unboxed(lambda key: with_prior(_init(config, encoder, key), latent.prior, key))
+    gen, prior = generator(*decoder_of(config)), latent.prior.prior
+    if config.context_layers:
+        aux = partial(space_fusion.aux, gen, config.between_noise)
+        gen = gen._replace(condition=condition, aux=aux, coupled=True)
+        prior = space_fusion.prior()
     return TextVAE(
         init=init,
         axes=axes,
-        prior=latent.prior.prior,
-        gen=generator(*decoder_of(config)),
+        prior=prior,
+        gen=gen,
         post=latent.posterior,
         latent_shape=(config.vectors, config.latent),
     )
@@ -215,6 +275,16 @@ def _parts(model: Any) -> tuple[PretrainedPart, ...]:
     return stack_part(model.encoder, "encoder", pooler) + stack_part(model.decoder, "decoder")
 
 
+def _copies(config: OptimusConfig) -> tuple[Copy, ...]:
+    """The layers of the context start as the encoder's last ones."""
+    if not config.context_layers:
+        return ()
+    layers: int = config.encoder.layers  # pyright: ignore[reportAttributeAccessIssue]
+    return (
+        Copy(f"{space_fusion.NAME}/layers/", "encoder/layers/", layers - config.context_layers),
+    )
+
+
 FAMILIES.register("optimus")(
     Family(
         OptimusConfig,
@@ -224,5 +294,6 @@ FAMILIES.register("optimus")(
         parts=_parts,
         original=originals.optimus,
         preset="optimus",
+        copies=_copies,
     )
 )

@@ -174,7 +174,7 @@ def masked(
     q_btnh: Float[Array, "b t n h"],
     k_bsgh: Float[Array, "b s g h"],
     v_bsgh: Float[Array, "b s g h"],
-    mask_bts: Bool[Array, "b t s"],
+    mask_bts: Bool[Array, "#b #t s"],
     *,
     scale: float | None = None,
     cap: float | None = None,

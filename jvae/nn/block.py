@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Key
 
-from jvae.nn.layers import Projection, dropout, split_key
+from jvae.nn.cross import AttendCross
+from jvae.nn.layers import Projection, dropout, fold_key, split_key
 from jvae.nn.norms import LayerNorm, RmsNorm
 from jvae.nn.spec import StackSpec
 
@@ -70,6 +71,26 @@ class SelfAttention(nn.Module):
         return out(mixed_btnh), output
 
 
+def cross_kv(spec: StackSpec) -> Projection:
+    """Keys and values that a layer makes of the states beside the text."""
+    axes, init = (None, "heads", "head"), nn.initializers.normal(spec.init_std)
+    return Projection((2, spec.kv_heads, spec.head), ("embed",), axes, spec.qkv_bias, init)
+
+
+class CrossAttention(nn.Module):
+    """Query and output projections; keys and values are made once per source by `cross_kv`."""
+
+    spec: StackSpec
+
+    @nn.compact
+    def __call__(self, x_btd: Array, attend: AttendCross) -> Array:
+        c = self.spec
+        init, heads = nn.initializers.normal(c.init_std), ("heads", "head")
+        q = Projection((c.heads, c.head), ("embed",), heads, c.qkv_bias, init, name="q")
+        out = Projection((c.width,), heads, ("embed",), c.out_bias, init, name="out")
+        return out(attend(q(x_btd)))
+
+
 class FeedForward(nn.Module):
     """Two projections around an activation, which gates a third where the stack says so."""
 
@@ -106,8 +127,12 @@ class Layer(nn.Module):
         drop: Key[Array, ""] | None = None,
         tap: Tap | None = None,
         is_first: Bool[Array, ""] | None = None,
+        attend_cross: AttendCross | None = None,
     ) -> tuple[Array, Any]:
-        """The layer's output, and that of `attend`; `is_first` tells layer 0 where that matters."""
+        """The layer's output, and that of `attend`; `is_first` tells layer 0 where that matters.
+
+        Without `attend_cross` there is no cross-attention.
+        """
         c = self.spec
         drop_attn, drop_mlp = split_key(drop, 2)
         post, sandwich = c.residual == "post", c.residual == "sandwich"
@@ -128,6 +153,12 @@ class Layer(nn.Module):
         hidden = plus(x_btd, "input", x_btd) + attn
         if post:
             hidden = norm(c, "attn_norm")(hidden)
+        if attend_cross is not None:
+            h = hidden if post else norm(c, "cross_norm")(hidden)
+            h = CrossAttention(c, name="cross")(h, attend_cross)
+            hidden = hidden + dropout(fold_key(drop, 2), c.dropout, h)
+            if post:
+                hidden = norm(c, "cross_norm")(hidden)
         x_mlp = hidden
         if not post:
             x_mlp = norm(c, "mlp_norm")(x_btd if c.residual == "parallel" else hidden)

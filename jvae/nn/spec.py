@@ -34,6 +34,7 @@ class StackSpec:
     positions: rows of a learned table, 0 for none; position_offset: rows in front of position 0.
     scale: of the attention logits; None for head ** -0.5. logit_cap, score_cap: bounds c of a soft
     cap c * tanh(x / c) on attention logits and on output scores; None for none.
+    cross: whether layers attend to states beside the text, behind their self-attention.
     own_head_std: of an output head apart from the token embedding at the start; None for uniform
     within width ** -0.5. first_norm: whether layer 0 norms the input of its attention.
     """
@@ -60,6 +61,7 @@ class StackSpec:
     activation: str = "gelu"
     gated: bool = False
     fused_gate: bool = False  # gate and gated projection are one parameter, "both"
+    cross: bool = False
     positions: int = 0
     position_offset: int = 0
     types: int = 0  # token types, as in sentence pairs

@@ -20,14 +20,15 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jvae.api import Side
 from jvae.nn import cache as caches
-from jvae.nn import lora, xent
+from jvae.nn import cross, xent
 from jvae.nn.attention import EVERYONE, MaskSpec
 from jvae.nn.cache import Caches
+from jvae.nn.cross import AttendCross
 from jvae.nn.layers import Embedding, Projection, apply, dropout, split_key
 from jvae.nn.norms import RmsNorm
 from jvae.nn.points import UNTOUCHED, CrossKv, LatentKv, Points, Read
 from jvae.nn.stack import init_stack, run_stack, step_stack
-from jvae.nn.t5_layer import AttendCross, T5Config, T5Layer, attend, normal, relative_bias
+from jvae.nn.t5_layer import T5Config, T5Layer, attend, normal, relative_bias
 
 
 class T5Embeddings(nn.Module):
@@ -72,8 +73,8 @@ def init_body(c: T5Config, key: Key[Array, ""]) -> Any:
 
     def one_layer(key: Array) -> Any:
         layer_key, kv_key = jax.random.split(key, 2)
-        cross = (lambda q: q) if c.cross else None
-        params = T5Layer(c).init(layer_key, x, lambda q, k, v: (v, None), cross)["params"]
+        alone = (lambda q: q) if c.cross else None
+        params = T5Layer(c).init(layer_key, x, lambda q, k, v: (v, None), alone)["params"]
         if c.cross:
             params["cross"]["kv"] = _cross_kv_projection(c).init(kv_key, x)["params"]
         return params
@@ -98,25 +99,21 @@ def _finish(c: T5Config, own: Any, x: Array, drop: Key[Array, ""] | None = None)
 
 def cross_kv(c: T5Config, own: Any, states_bsd: Float[Array, "b s d"]) -> CrossKv:
     """Cross-attention keys and values of every layer: they depend on the states alone."""
-    own_l = own["layers"]["cross"]["kv"]
-    kv = jnp.einsum("bsd,ldcnh->clbsnh", states_bsd, own_l["kernel"].astype(states_bsd.dtype))
-    if lora.NAME in own_l:
-        add = jax.vmap(lambda pairs: lora.addend(pairs, states_bsd, 1, "kv"))(own_l[lora.NAME])
-        kv = kv + jnp.moveaxis(add, 3, 0)
-    return CrossKv(kv[0], kv[1])
+    del c
+    return cross.key_values(own["layers"]["cross"]["kv"], states_bsd)
 
 
 def _cross_hook(
-    cross: CrossKv | None,
+    source: CrossKv | None,
     seen_bts: Array | None,
     drop: Key[Array, ""] | None = None,
     rate: float = 0.0,
 ) -> AttendCross | None:
-    """`cross` is one layer's slice."""
-    if cross is None:
+    """`source` is one layer's slice."""
+    if source is None:
         return None
     assert seen_bts is not None  # comes with the source
-    return lambda q: attend(q, *cross, seen_bts, drop=drop, rate=rate)
+    return lambda q: attend(q, *source, seen_bts, drop=drop, rate=rate)
 
 
 def _seen_by(query_bt: Array, owner_m: Any) -> Bool[Array, "b t m"]:
@@ -149,10 +146,7 @@ def rows(
         slot_btm = jnp.broadcast_to(position_bt[:, :, None] + 1, visible_btm.shape)
         distance_bts = jnp.concatenate([slot_btm, distance_bts], axis=2)
     bias_bnts = relative_bias(c, own, distance_bts, causal=mask_spec.causal)
-    source_bts = None
-    if points.cross is not None:
-        assert points.cross_owner_bs is not None  # comes with the states
-        source_bts = mask_spec.query_bt[:, :, None] == points.cross_owner_bs[:, None]
+    source_bts = cross.seen_by_rows(points, mask_spec.query_bt)
 
     def layer(layer_params, x_btd, xs, key):
         slots, source, value_inputs, tap_inputs, read_inputs = xs
@@ -216,7 +210,7 @@ def prefill(
             k, v = _behind(slot, k, v)
             return attend(q, k, v, distance_ets >= 0, bias_ents), (k, v)
 
-        hook = _cross_hook(source, _own_states(points))
+        hook = _cross_hook(source, cross.seen_by_examples(points))
         tap = points.tap_of(tap_inputs)
         return apply(T5Layer(c), layer_params, x, mix, hook, None, tap)
 
@@ -228,16 +222,6 @@ def prefill(
         unroll=c.unroll,
     )
     return _finish(c, own, x_etd), caches.filled(key, value, slots, length_e, max_len - length)
-
-
-def _own_states(points: Points) -> Bool[Array, "e 1 s"] | None:
-    """The states that an example sees while decoding."""
-    if points.cross is None:
-        return None
-    shape = points.cross.key_lbsgh.shape[1:3]
-    if points.cross_owner_bs is None:
-        return jnp.ones(shape, bool)[:, None]
-    return jnp.broadcast_to(points.cross_owner_bs == 1, shape)[:, None]
 
 
 def step(
@@ -264,7 +248,7 @@ def step(
             look = functools.partial(caches.look_up, scale=1.0, bias_enm=bias_enm)
             return look(q[:, 0], new, distance_em >= 0)[:, None], new
 
-        hook = _cross_hook(source, _own_states(points))
+        hook = _cross_hook(source, cross.seen_by_examples(points))
         tap = points.tap_of(tap_inputs)
         return apply(T5Layer(c), layer_params, x, mix, hook, None, tap)
 

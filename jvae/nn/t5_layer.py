@@ -4,7 +4,6 @@ Source: Raffel et al. 2020 (v1.0) and Shazeer 2020 (the gated feed-forward of v1
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +17,9 @@ from jvae.fields import setting
 from jvae.nn import config as stack
 from jvae.nn.backbone import StackConfig
 from jvae.nn.block import Attend, Tap
+from jvae.nn.cross import AttendCross
 from jvae.nn.layers import Initializer, Projection, accum_dtype, dropout, split_key
 from jvae.nn.norms import RmsNorm
-
-AttendCross = Callable[[Array], Array]  # queries (B, T, N, H) to mixed values (B, T, N, H)
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,15 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jvae.api import Side
 from jvae.nn import cache as caches
-from jvae.nn import xent
-from jvae.nn.attention import MaskSpec, Slots, attend, for_everyone, within
+from jvae.nn import cross, xent
+from jvae.nn.attention import MaskSpec, Slots, attend, for_everyone, masked, within
 from jvae.nn.backbone import Stack
-from jvae.nn.block import Layer, norm
+from jvae.nn.block import Layer, cross_kv, norm
 from jvae.nn.cache import Caches
-from jvae.nn.layers import Embedding, apply, dropout, split_key, uniform_fan_in
+from jvae.nn.cross import AttendCross
+from jvae.nn.layers import Embedding, apply, dropout, fold_key, split_key, uniform_fan_in
 from jvae.nn.norms import LayerNorm
-from jvae.nn.points import UNTOUCHED, Points, Read
+from jvae.nn.points import UNTOUCHED, CrossKv, Points, Read
 from jvae.nn.rotary import rotate, turns
 from jvae.nn.spec import StackSpec
 from jvae.nn.stack import init_stack, run_stack, step_stack
@@ -83,7 +84,11 @@ def _init_body(
     def one_layer(key: Array) -> Any:
         # The attention of a single token gives its own value.
         alone = lambda q, k, v: (jnp.repeat(v, groups, axis=2), None)  # noqa: E731
-        return Layer(spec).init(key, x, alone)["params"]
+        if not spec.cross:
+            return Layer(spec).init(key, x, alone)["params"]
+        params = Layer(spec).init(key, x, alone, attend_cross=lambda q: q)["params"]
+        params["cross"]["kv"] = cross_kv(spec).init(jax.random.fold_in(key, 1), x)["params"]
+        return params
 
     params = {"layers": init_stack(one_layer, layers_key, spec.layers)}
     if spec.final_norm:
@@ -211,6 +216,22 @@ def _turned(kinds: _Kinds, x: Array) -> Array:
     return rotate(x, kinds.cos, kinds.sin)
 
 
+def cross_states(own: Any, state_bsd: Float[Array, "b s d"]) -> CrossKv:
+    """What the layers' cross-attention makes of states beside the text."""
+    return cross.key_values(own["layers"]["cross"]["kv"], state_bsd)
+
+
+def _cross_hook(
+    spec: StackSpec, source: CrossKv | None, seen_bts: Array | None, drop: Any = None
+) -> AttendCross | None:
+    """`source` is one layer's slice."""
+    if source is None:
+        return None
+    assert seen_bts is not None  # comes with the states
+    how: dict[str, Any] = dict(scale=spec.scale, cap=spec.logit_cap, drop=drop, rate=spec.dropout)
+    return lambda q: masked(q, *source, seen_bts, **how)
+
+
 def rows(
     spec: StackSpec,
     own: Any,
@@ -240,9 +261,10 @@ def rows(
         place_bt + points.lead,
         lambda reach: None if reach is None else mask_spec.mask(reach, points.always),
     )
+    source_bts = cross.seen_by_rows(points, mask_spec.query_bt)
 
     def layer(layer_params, x_btd, inputs, key):
-        kv, value_inputs, tap_inputs, read_inputs, kind, is_first = inputs
+        kv, source, value_inputs, tap_inputs, read_inputs, kind, is_first = inputs
         drop_weights, drop_layer = split_key(key, 2)
         slots = None
         if kv is not None:
@@ -264,14 +286,15 @@ def rows(
             return y, None
 
         tap = points.tap_of(tap_inputs)
-        y_btd, _ = apply(Layer(spec), layer_params, x_btd, mix, drop_layer, tap, is_first)
+        hook = _cross_hook(spec, source, source_bts, fold_key(key, 2))
+        y_btd, _ = apply(Layer(spec), layer_params, x_btd, mix, drop_layer, tap, is_first, hook)
         return y_btd, None if read is None else read(x_btd, y_btd, read_inputs)
 
     x_btd, outputs = run_stack(
         layer,
         own["layers"],
         x_btd,
-        (points.slots, points.value_l, points.tap_l, read_l, *_static(spec, own)),
+        (points.slots, points.cross, points.value_l, points.tap_l, read_l, *_static(spec, own)),
         drop=drop_layers,
         remat=spec.remat,
         unroll=spec.unroll,
@@ -302,7 +325,7 @@ def prefill(
     )
 
     def layer(layer_params, x, inputs, _):
-        kv, value_inputs, tap_inputs, kind, is_first = inputs
+        kv, source, value_inputs, tap_inputs, kind, is_first = inputs
         latent = None if kv is None else Slots(kv.key_lbmgh, kv.value_lbmgh, for_everyone(slots))
         here = _of_kind(spec, kinds, kind)
 
@@ -318,13 +341,14 @@ def prefill(
             return y, (k, v)
 
         tap = points.tap_of(tap_inputs)
-        return apply(Layer(spec), layer_params, x, mix, None, tap, is_first)
+        hook = _cross_hook(spec, source, cross.seen_by_examples(points))
+        return apply(Layer(spec), layer_params, x, mix, None, tap, is_first, hook)
 
     x_etd, (key, value) = run_stack(
         layer,
         own["layers"],
         x_etd,
-        (points.slots, points.value_l, points.tap_l, *_static(spec, own)),
+        (points.slots, points.cross, points.value_l, points.tap_l, *_static(spec, own)),
         unroll=spec.unroll,
     )
     if points.slots is not None:
@@ -357,7 +381,7 @@ def step(
     scale = spec.head**-0.5 if spec.scale is None else spec.scale
 
     def layer(layer_params, x, cache, inputs):
-        value_inputs, tap_inputs, kind, is_first = inputs
+        source, value_inputs, tap_inputs, kind, is_first = inputs
         here = _of_kind(spec, kinds, kind)
 
         def mix(q, k, v):
@@ -369,14 +393,15 @@ def step(
             return mixed[:, None], new
 
         tap = points.tap_of(tap_inputs)
-        return apply(Layer(spec), layer_params, x, mix, None, tap, is_first)
+        hook = _cross_hook(spec, source, cross.seen_by_examples(points))
+        return apply(Layer(spec), layer_params, x, mix, None, tap, is_first, hook)
 
     x, layers = step_stack(
         layer,
         own["layers"],
         x_ed[:, None],
         kv.layers,
-        (points.value_l, points.tap_l, *_static(spec, own)),
+        (points.cross, points.value_l, points.tap_l, *_static(spec, own)),
     )
     return _final(spec, own, x)[:, 0], Caches(layers, position_em, kv.place + 1)
 
@@ -411,4 +436,5 @@ def stack(config: Any, spec: StackSpec, longest: int, *, decodes: bool = True) -
         logits=partial(logits, spec),
         token_log_prob=partial(token_log_prob, spec),
         with_features=with_features,
+        cross=cross_states,
     )

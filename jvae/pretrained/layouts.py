@@ -36,17 +36,30 @@ class PairTable(Protocol):
     def __call__(self, section: Any, vocab: Vocab, cross: bool, /) -> NameTable: ...
 
 
+class BothTable(Protocol):
+    """Names of an encoder and a decoder that share the token embedding alone, which is the
+    decoder's, under {encoder, decoder}.
+
+    Args:
+      cross: whether ours has cross-attention.
+    """
+
+    def __call__(self, vocab: Vocab, cross: bool, /) -> NameTable: ...
+
+
 class Layout(NamedTuple):
     """The layout of one backbone in Hugging Face's files.
 
     files: its family there: prefixes, sizes from config.json and back.
     pair: None for a backbone that is published alone.
+    both: None where an encoder and a decoder do not share the token embedding alone.
     pooler: whether its files may hold a pooler of the first token.
     """
 
     files: Backbone
     table: StackTable
     pair: PairTable | None = None
+    both: BothTable | None = None
     pooler: bool = False
 
 

@@ -22,6 +22,11 @@ class PretrainedPart(NamedTuple):
     table: Callable[[Vocab], NameTable]
 
 
+def one_embedding(model: Any) -> bool:
+    """Whether one token embedding serves both sides: of one stack, or of two that share it."""
+    return "encoder" not in model or bool(model.get("share_embedding"))
+
+
 def stack_part(section: Any, role: str, pooler: str | None = None) -> tuple[PretrainedPart, ...]:
     """The part that is one stack, under its role; none where its backbone has no published files.
 
@@ -53,3 +58,16 @@ def pair_part(section: Any, cross: bool) -> tuple[PretrainedPart, ...]:
 
     part = PretrainedPart("decoder", "decoder", ("decoder",), layout.files, table)
     return (part,)
+
+
+def both_part(section: Any, cross: bool) -> tuple[PretrainedPart, ...]:
+    """The part that is an encoder and a decoder that share their token embedding, loaded as the
+    decoder.
+    """
+    if section.backbone not in LAYOUTS:
+        return ()
+    layout = LAYOUTS[section.backbone]
+    if (both := layout.both) is None:
+        return ()
+    sections = ("decoder", "encoder")
+    return (PretrainedPart("decoder", "decoder", sections, layout.files, lambda v: both(v, cross)),)

@@ -6,6 +6,7 @@ into the config that the working directory and every checkpoint keep.
 
 import functools
 from collections.abc import Callable, Hashable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from jvae.data.dataset import Dataset, RowSpec
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import CheckpointError, ConfigError
 from jvae.parallel import rules
+from jvae.pretrained.parts import one_embedding
 from jvae.runs import identity
 from jvae.runs.data import (
     TOKENIZER_FOLDER,
@@ -138,13 +140,14 @@ def open_run(config: ConfigDict, workdir: Path, saved: identity.Saved | None = N
     family = models.family(config.model.family)
     limits = family.limits(model_config(config))
     joined = family.joined(model_config(config))
-    shared = "enc" in limits and "encoder" not in config.model
+    shared = "enc" in limits and one_embedding(config.model)
     if shared and encoder.fingerprint != decoder.fingerprint:
         raise ConfigError(
             f"data.encoder_tokenizer is {encoder.name} and data.decoder_tokenizer {decoder.name}, "
-            f"but one stack of {config.model.family} reads both sides; give both the same"
+            f"but one embedding of {config.model.family} is of both sides; give both the same"
         )
-    every = {"dec": decoder, "enc": encoder, "cond": encoder}
+    by_turns = replace(encoder, turns=config.data.turns)
+    every = {"dec": decoder, "enc": encoder, "cond": by_turns}
     by_side = {side: every[side] for side in ("dec", *limits) if side in every}
     data = {
         split: make_split(found, by_side, limits, joined, corpus.cache_dir(config.data.cache))

@@ -75,6 +75,7 @@ def text_vae(
         rows=build.row_spec(config, limits),
         limits=limits,
         joined=family.joined(model_config),
+        turns=config.data.turns,
         max_length=config.decode.max_length,
         decode_batch=config.decode.batch,
         seed=seed,

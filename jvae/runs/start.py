@@ -23,7 +23,7 @@ from jvae.models import Family
 from jvae.nn import lora
 from jvae.nn.backbone import BACKBONES, KEY
 from jvae.nn.config import CHOICES
-from jvae.pretrained import backbones, files
+from jvae.pretrained import backbones, files, parts
 from jvae.pretrained.files import Checkpoint
 from jvae.pretrained.layouts import LAYOUTS
 from jvae.pretrained.parts import PretrainedPart
@@ -145,7 +145,7 @@ def _take(draft: ConfigDict, family: Family, source: Source) -> None:
         draft.model[role] = ConfigDict(_section(old, source))
     if not files.is_local(name) or tokenizers.has_tokenizer(Path(name).expanduser()):
         draft.data[f"{role}_tokenizer"] = name
-        if role == "decoder" and "encoder" not in draft.model:  # one stack reads both sides
+        if role == "decoder" and parts.one_embedding(draft.model):
             draft.data.encoder_tokenizer = name
 
 

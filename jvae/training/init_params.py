@@ -15,10 +15,12 @@ import optax
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
+from jvae import models
 from jvae.api import Params
 from jvae.data import tokenizers
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, DataError, WeightsError
+from jvae.models.family import Copy
 from jvae.pretrained import backbones, files, names
 from jvae.pretrained.files import Checkpoint
 from jvae.pretrained.names import NameTable, Vocab
@@ -64,6 +66,9 @@ def initial_params(run: Run, shardings: Any, key: Key[Array, ""], abstract: Any 
         found = _load(run, part, name, leaves)
         log.info("init.%s: %s loaded from %s", part.key, _counted(found), name)
         loaded |= found
+    if copied := _copied(run, loaded, leaves):
+        log.info("copied from what was loaded: %s", _counted(copied))
+        loaded |= copied
     fresh = _fresh(run, {p: leaf for p, leaf in leaves.items() if p not in loaded}, key)
     if loaded and fresh:
         log.info("initialised at random: %s", _counted(fresh))
@@ -116,6 +121,8 @@ def _from_model(run: Run, name: str, pattern: str, target: dict[str, Any]) -> di
                 f"{ours.name}; leave data.{role}_tokenizer empty to take that of init.model"
             )
     have = named_leaves(source.params)
+    copied = tuple(copy.path for copy in _copies(run))
+    wanted = {p: leaf for p, leaf in wanted.items() if p in have or not p.startswith(copied)}
     if missing := [path for path in wanted if path not in have]:
         raise WeightsError(
             f"{name} ({source.config.model.family}) has no {', '.join(missing[:5])}"
@@ -130,6 +137,26 @@ def _from_model(run: Run, name: str, pattern: str, target: dict[str, Any]) -> di
         path: jax.device_put(have[path].astype(leaf.dtype), leaf.sharding)
         for path, leaf in wanted.items()
     }
+
+
+def _copies(run: Run) -> tuple[Copy, ...]:
+    family = models.family(run.config.model.family)
+    return family.copies(build.model_config(run.config))
+
+
+def _copied(
+    run: Run, loaded: Mapping[str, jax.Array], target: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """The parameters that start as copies of loaded ones and were not loaded themselves."""
+    copied: dict[str, jax.Array] = {}
+    for copy in _copies(run):
+        for path, leaf in target.items():
+            source = copy.source + path.removeprefix(copy.path)
+            if path in loaded or not path.startswith(copy.path) or source not in loaded:
+                continue
+            part = loaded[source][copy.first : copy.first + leaf.shape[0]]
+            copied[path] = jax.device_put(part.astype(leaf.dtype), leaf.sharding)
+    return copied
 
 
 def check_backbones(config: Any) -> None:

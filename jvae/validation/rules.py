@@ -267,7 +267,7 @@ IDLES = (
         _family("has no encoder"),
     ),
     Idle(
-        ("data.source", "data.cond_row"),
+        ("data.source", "data.cond_row", "data.turns", "data.source_words"),
         lambda v, facts: "cond" in facts.sides,
         _family("reads no source text, as a conditional model does"),
     ),

@@ -42,6 +42,10 @@ DATA = {
     ),
     "source": Field(str, "Likewise of the source of source -> text pairs; empty: none."),
     "label": Field(str, "Likewise of the label, for --mode=probe; empty: none."),
+    "turns": Field(str, "Stands between the turns of a source; empty: it has none."),
+    "source_words": Field(
+        int, "The last so many words of a source are read; 0: all.", low=0, high=MOST
+    ),
     "keep": Field(
         str, "Only lines with COLUMN=VALUE, several by comma, such as 0=1; empty: every line."
     ),

@@ -65,7 +65,7 @@ def test_cross_attention_needs_a_decoder_that_has_it():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({KEY: None}, "model.decoder.backbone: missing; set it to one of bert, "),
+        ({KEY: None}, "model.decoder.backbone: missing; set it to one of bart, bert, "),
         ({KEY: "lama"}, "'lama'.*did you mean 'llama'"),
         (dict(kv_head=2), "model.decoder.kv_head: LlamaConfig has no such field"),
         (dict(kv_heads=4), "6 heads do not divide into 4 kv_heads"),

@@ -3,10 +3,14 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 
+import jvae
+from jvae.backbones import bart
 from jvae.cli.main import main
 from jvae.data import grammar
+from jvae.pretrained import backbones, files
 
 pytest.importorskip("rouge_score")
 SMALL = (
@@ -20,7 +24,7 @@ SMALL = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ablate", ["", ",ablate=no_product", ",ablate=shared"])
+@pytest.mark.parametrize("ablate", ["", ",ablate=no_product", ",ablate=shared", ",stack=bart"])
 def test_pairs_of_one_label(tmp_path, ablate, caplog):
     caplog.set_level(logging.INFO)
     made = grammar.corpus("train", 600)
@@ -28,7 +32,9 @@ def test_pairs_of_one_label(tmp_path, ablate, caplog):
         rows = [f"{i % 2}\t{made[i].text}\t{made[i + 1].text}\n" for i in range(first, last)]
         (tmp_path / f"{split}.tsv").write_text("".join(rows))
     words = [f"--config=tasks:paraphrase,data={tmp_path}{ablate}", f"--workdir={tmp_path}/run"]
-    assert main([*words, *(f"--config.{value}" for value in SMALL)]) == 0
+    own = [*SMALL, *(one.replace("decoder", "encoder") for one in SMALL if "model.decoder" in one)]
+    own = own if "bart" in ablate else SMALL
+    assert main([*words, *(f"--config.{value}" for value in own)]) == 0
     assert "data.keep=0=1 keeps 200 of 400 lines" in caplog.text
     report = json.loads((tmp_path / "run/eval/test.json").read_text())
     rows = report["metrics"]
@@ -44,3 +50,39 @@ def test_pairs_of_one_label(tmp_path, ablate, caplog):
     for block in filter(str.strip, blocks):
         source, reference, *texts = block.strip("\n").split("\n")
         assert reference == f"= {known[source]}" and len(texts) == 3
+    if "bart" in ablate:
+        jvae.export_backbone(tmp_path / "run", tmp_path / "bart")
+        checkpoint = files.open_checkpoint(tmp_path / "bart")
+        assert backbones.sizes(bart.FILES, checkpoint)["width"] == 16
+        kinds = {name.split(".")[1] for name in checkpoint.tensors}
+        assert kinds == {"shared", "encoder", "decoder"}
+
+
+@pytest.mark.slow
+def test_responses_to_a_dialogue(tmp_path):
+    """SpaceFusion from JSON lines of turns and references to ten responses of each context; then an
+    Optimus run as its start.
+    """
+    made = [one.text for one in grammar.corpus("train", 600)]
+    for split, first, last in (("train", 0, 400), ("valid", 400, 500), ("test", 500, 590)):
+        rows = [
+            dict(context=made[i : i + 3], responses=made[i + 3 : i + 5])
+            for i in range(first, last, 4)
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    words = [f"--config=tasks:fusion,data={tmp_path}", f"--workdir={tmp_path}/run"]
+    own = [one for one in SMALL if "unroll" not in one and "metrics" not in one]
+    sizes = [f"model.encoder.{one}" for one in ("layers=2", "width=16", "mlp=16", "heads=2")]
+    flags = [f"--config.{value}" for value in (*own, *sizes)]
+    assert main([*words, *flags]) == 0
+    rows = json.loads((tmp_path / "run/eval/test.json").read_text())["metrics"]
+    assert {"dialogue_bleu_recall", "dialogue_bleu_f1", "kl", "reference_bleu"} <= set(rows)
+    assert rows["reference_bleu"]["note"] == "4 sources, 2 references, 3 texts each"
+    curves = [
+        json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    ]
+    last = next(line for line in reversed(curves) if "train/aux/fuse" in line)
+    want = last["train/rec"] + last["train/aux/context"] + last["train/aux/between"]
+    np.testing.assert_allclose(last["train/loss"], want + 6 * last["train/aux/fuse"], rtol=1e-5)
+    again = [f"--config.init.model={tmp_path}/run", f"--workdir={tmp_path}/again"]
+    assert main([words[0], *again, *flags, "--mode=train"]) == 0

@@ -263,7 +263,7 @@ class System:
                 log_q_e=metric.log_prob(params, metric_q, z_kegz[1]),
                 log_prior_e=model.prior.log_prob(params, z_kegz[1], cond),
                 nll_e=-per_example(nats_bt, batch),
-                aux=gen.aux(params, ctx, Draws(z_kegz[: gen.draws], q, cond, batch.valid_e)),
+                aux=gen.aux(params, ctx, Draws(z_kegz[: gen.draws], q, cond, batch.valid_e, key_e)),
                 nats_bt=nats_bt,
             )
             parts = [values.nll_e, values.kl_e, *values.aux.values()]

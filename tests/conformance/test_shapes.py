@@ -40,7 +40,7 @@ def outcome(model: TextVAE, batch) -> dict:
         log_q=model.metric_post.log_prob(params, metric_q, z_egz),
         log_prior=prior.log_prob(params, z_egz, cond),
         log_lik=gen.log_lik(params, ctx, z_egz),
-        aux=gen.aux(params, ctx, Draws(z_kegz[: gen.draws], q, cond, batch.valid_e)),
+        aux=gen.aux(params, ctx, Draws(z_kegz[: gen.draws], q, cond, batch.valid_e, key_e)),
         logits=(first_ev, next_ev),
         state=state,
         stepped=stepped,

@@ -23,13 +23,22 @@ from jvae.validation.validate import validate
 
 PRESETS = {
     "adavae": ("tiny", "base", "smollm2"),
-    "della": ("tiny", "tiny_plain", "base", "story", "paraphrase", "quora", "smollm2"),
+    "della": ("tiny", "tiny_plain", "base", "story", "paraphrase", "quora", "bart", "smollm2"),
     "lm": ("tiny", "lstm", "pretrained", "gpt2"),
     "lstm_vae": ("tiny", "annealed", "ae_free_bits"),
-    "optimus": ("tiny", "tiny_cls", "tiny_plain", "base", "latent768", "large", "smollm2"),
+    "optimus": (
+        "tiny",
+        "tiny_cls",
+        "tiny_plain",
+        "base",
+        "latent768",
+        "large",
+        "spacefusion",
+        "smollm2",
+    ),
     "sri": ("tiny", "ptb", "yelp_short", "transformer", "smollm2"),
     "t5_vae": ("tiny", "base"),
-    "tasks": ("paraphrase", "hypothesis", "response", "encoder", "few_labels"),
+    "tasks": ("paraphrase", "hypothesis", "response", "fusion", "encoder", "few_labels"),
 }
 # A preset of every family: between them they hold every section that is shipped.
 SHAPES = (

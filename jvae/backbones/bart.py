@@ -1,0 +1,199 @@
+"""BART: post-norm layers with erf GELU, normed embeddings and cross-attention in the decoder.
+
+Source: Lewis et al. 2019, arXiv 1910.13461. One stack is an encoder or a decoder; a model that has
+both decides what they share. As published that is the token embedding, which is the output head
+too; positions are each stack's own, and the table's first two rows no token has. The bias of the
+output is zero in all published files and left out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jvae.backbones import tiny
+from jvae.fields import setting
+from jvae.nn import config as sizes
+from jvae.nn import transformer
+from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
+from jvae.nn.config import TransformerConfig
+from jvae.nn.spec import StackSpec
+from jvae.pretrained.backbones import Backbone, expect
+from jvae.pretrained.layouts import LAYOUTS, Layout
+from jvae.pretrained.names import (
+    NameRule,
+    NameTable,
+    Vocab,
+    flat,
+    joined_bias,
+    joined_linear,
+    linear_rules,
+    norm_rules,
+    vocab_rows,
+)
+
+OFFSET = 2
+ABILITIES = transformer.DECODER | {"cross"}
+STACKS = ("encoder", "decoder")
+
+
+@dataclass(frozen=True)
+class BartConfig(TransformerConfig):
+    """Sizes of one stack of a BART."""
+
+    cross: bool = setting(False, help="Cross-attention in every layer; set by the model.")
+    scaled: bool = setting(False, help="Embeddings are multiplied by sqrt(width).")
+
+
+def spec(config: BartConfig, own_head: bool = False) -> StackSpec:
+    """The stack of a config."""
+    return StackSpec(
+        **sizes.of_spec(config),
+        residual="post",
+        embed_norm=True,
+        final_norm=False,
+        positions=config.positions,
+        position_offset=OFFSET,
+        embed_scale=config.width**0.5 if config.scaled else 1.0,
+        cross=config.cross,
+        own_head=own_head,
+    )
+
+
+def stack(config: BartConfig, own_head: bool = False) -> Stack:
+    """The functions of a config; see `jvae.nn.backbone.Stack`."""
+    return transformer.stack(config, spec(config, own_head), config.positions)
+
+
+def _tiny(vocab: int, **changes: Any) -> BartConfig:
+    return BartConfig(**tiny.transformer(vocab, **changes))
+
+
+# Pretrained files
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    expect(
+        config,
+        activation_function="gelu",
+        decoder_layers=config["encoder_layers"],
+        decoder_attention_heads=config["encoder_attention_heads"],
+        decoder_ffn_dim=config["encoder_ffn_dim"],
+        add_bias_logits=False,
+        add_final_layer_norm=False,
+        normalize_before=False,
+        normalize_embedding=True,
+        static_position_embeddings=False,
+        extra_pos_embeddings=OFFSET,
+        tie_word_embeddings=True,
+    )
+    return dict(
+        layers=config["encoder_layers"],
+        width=config["d_model"],
+        heads=config["encoder_attention_heads"],
+        mlp=config["encoder_ffn_dim"],
+        vocab=config["vocab_size"],
+        positions=config["max_position_embeddings"],
+        scaled=config.get("scale_embedding", False),
+        norm_eps=1e-5,
+    )
+
+
+def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:
+    if not ours["cross"]:
+        raise ValueError(
+            "a BART decoder without cross-attention is no BART that others could load; export the "
+            "whole model instead"
+        )
+    if ours["norm_eps"] != 1e-5:
+        raise ValueError(f"norm_eps is {ours['norm_eps']}; that of BART is 1e-5 in every file")
+    both = {
+        "layers": ours["layers"],
+        "attention_heads": ours["heads"],
+        "ffn_dim": ours["mlp"],
+    }
+    return dict(
+        architectures=["BartForConditionalGeneration"],
+        model_type="bart",
+        **{f"{stack}_{name}": value for stack in STACKS for name, value in both.items()},
+        num_hidden_layers=ours["layers"],
+        d_model=ours["width"],
+        vocab_size=ours["vocab"],
+        max_position_embeddings=ours["positions"],
+        scale_embedding=ours["scaled"],
+        activation_function="gelu",
+        dropout=ours["dropout"],
+        attention_dropout=ours["dropout"],
+        is_encoder_decoder=True,
+    )
+
+
+FILES = Backbone(
+    name="bart",
+    prefix="model.",
+    renamed=(),
+    ignored=(r"final_logits_bias", r"classification_head\..*"),
+    sizes=_sizes,
+    describe=_describe,
+    saved_prefix="model.",
+    unprefixed=("lm_head.weight",),
+)
+
+
+def _stack(theirs: str, path: str, cross: bool) -> list[NameRule]:
+    """Rules of all but the token embedding of one stack, under our path."""
+    layer, ours = f"{theirs}.layers.{{i}}.", f"{path}/layers"
+    norms = {
+        f"{path}/embed/norm": f"{theirs}.layernorm_embedding",
+        f"{ours}/attn_norm": f"{layer}self_attn_layer_norm",
+        f"{ours}/mlp_norm": f"{layer}final_layer_norm",
+    }
+    projections = {
+        "attn/out": (f"{layer}self_attn.out_proj", 2),
+        "mlp/up": (f"{layer}fc1", 1),
+        "mlp/down": (f"{layer}fc2", 1),
+    }
+    fused = {"attn/qkv": ("self_attn", "qkv")}
+    if cross:
+        norms[f"{ours}/cross_norm"] = f"{layer}encoder_attn_layer_norm"
+        projections["cross/q"] = (f"{layer}encoder_attn.q_proj", 1)
+        projections["cross/out"] = (f"{layer}encoder_attn.out_proj", 2)
+        fused["cross/kv"] = ("encoder_attn", "kv")
+    rules = [
+        NameRule(f"{path}/embed/position/table", (f"{theirs}.embed_positions.weight",), flat(2))
+    ]
+    for own, (attention, parts) in fused.items():
+        names = [f"{layer}{attention}.{part}_proj" for part in parts]
+        weights, biases = (tuple(f"{one}.{kind}" for one in names) for kind in ("weight", "bias"))
+        rules.append(NameRule(f"{ours}/{own}/kernel", weights, joined_linear(len(parts))))
+        rules.append(NameRule(f"{ours}/{own}/bias", biases, joined_bias(len(parts))))
+    return rules + norm_rules(norms) + linear_rules(ours, projections)
+
+
+def _tokens(path: str, vocab: Vocab) -> NameRule:
+    return NameRule(f"{path}/embed/token/table", ("shared.weight",), vocab_rows(vocab))
+
+
+_CROSS = r"decoder\.layers\.\d+\.encoder_attn(_layer_norm)?\..*"
+_TIED = (*((f"{one}.embed_tokens.weight", "shared.weight") for one in STACKS),)
+
+
+def table(config: Any, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
+    """Names of one stack with a token embedding of its own; the other stack is left aside."""
+    del pooler  # BART has none
+    cross = role == "decoder" and config.get("cross", False)
+    other = STACKS[1 - STACKS.index(role)]
+    ignored = (*FILES.ignored, rf"{other}\.(?!embed_tokens).*", *([] if cross else [_CROSS]))
+    tied = (*_TIED, ("lm_head.weight", "shared.weight"))
+    return NameTable((_tokens(path, vocab), *_stack(role, path, cross)), ignored, tied)
+
+
+def both(vocab: Vocab, cross: bool) -> NameTable:
+    """Names of both stacks, {encoder, decoder}, whose one token embedding is the decoder's."""
+    rules = _stack("encoder", "encoder", False) + _stack("decoder", "decoder", cross)
+    ignored = (*FILES.ignored, *([] if cross else [_CROSS]))
+    tied = (*_TIED, ("lm_head.weight", "shared.weight"))
+    return NameTable((_tokens("decoder", vocab), *rules), ignored, tied)
+
+
+BACKBONES.register("bart")(BackboneKind(BartConfig, ABILITIES, stack, _tiny))
+LAYOUTS.register("bart")(Layout(FILES, table, both=both))

@@ -1,0 +1,387 @@
+"""The table of the five papers' experiments: the command of each, our figure beside the published
+one, and whether the two compare.
+
+    python -m jvae.experiments.results task O5 runs/fusion     stores the figure of a finished run
+    python -m jvae.experiments.results write
+
+An experiment without a stored figure says why.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+Row = Mapping[str, Any]
+OURS = "D"  # a folder of data sets, in commands
+SMALL = "a small model from scratch and another share of the data"
+WEIGHTS = "its pretrained weights and this data are not part of the project"
+TUNED = "published models are pretrained and ten to a hundred times as large"
+
+
+class Experiment(NamedTuple):
+    """One row.
+
+    command: behind `python -m`, at a small budget where there is one.
+    compares: how the figures compare, or why they do not.
+    shown: metrics of the stored report: name, title, digits. report: `eval/<report>.json`.
+    comparison: (entry, data) of the comparison of all models, whose row at budget `cpu-short` is
+      the figure where no run of its own is stored.
+    reason: why nothing is measured.
+    """
+
+    key: str
+    what: str
+    command: str
+    data: str
+    published: str
+    compares: str
+    shown: tuple[tuple[str, str, int], ...] = ()
+    report: str = "test"
+    comparison: tuple[str, str] | None = None
+    reason: str = ""
+
+
+BOUND = (("nll_{k}", "NLL_{k}", 2), ("ppl_w", "PPL_w", 1), ("kl", "KL", 2), ("mi", "MI", 2))
+TEXTS = (
+    ("reference_bleu", "BLEU", 1),
+    ("reference_bleu_best", "best of ten", 1),
+    ("reference_rouge_l", "ROUGE-L", 1),
+    ("source_self_bleu", "self-BLEU", 1),
+    ("latent_share", "latent share", 2),
+)
+DIALOGUE = (
+    ("dialogue_bleu_recall", "R", 3),
+    ("dialogue_bleu_precision", "P", 3),
+    ("dialogue_bleu_f1", "F1", 3),
+    ("dialogue_intra_dist_1", "intra-dist-1", 3),
+    ("dialogue_length", "words", 1),
+)
+MAIN, COMPARE = "jvae.main --config=", "jvae.experiments.comparison --data=snli=D/snli"
+LANGUAGE = f"no: {SMALL}; PPL is per word here, per BPE token there"
+FREE = "–: pictures and sentences to read; no figure was published"
+
+EXPERIMENTS = (
+    Experiment(
+        "O1",
+        "Optimus, language modelling",
+        f"{COMPARE} --budget=cpu-short",
+        "SNLI",
+        "PPL 16.67, MI 8.89, -ELBO 38.50 (λ = .5)",
+        LANGUAGE,
+        BOUND,
+        comparison=("optimus", "snli"),
+    ),
+    Experiment(
+        "O2",
+        "Optimus, ways of z into the decoder",
+        f"{MAIN}optimus:tiny,inject=memory (embedding, both, softmax)",
+        "embedded corpus",
+        "memory ahead of embedding, both best (curves)",
+        "in order alone",
+        reason="three trainings of ten minutes for one order",
+    ),
+    Experiment(
+        "O3",
+        "Optimus, reconstruction, interpolation, analogy",
+        f"{MAIN}optimus:latent768 ...; --mode=interpolate, analogy",
+        "SNLI",
+        FREE,
+        "–",
+        reason=f"{WEIGHTS}; exact match and smoothness of small models stand in the tables above",
+    ),
+    Experiment(
+        "O4",
+        "Optimus, samples of the prior",
+        f"{COMPARE} --budget=cpu-short",
+        "SNLI",
+        "no figure found: the paper was read in part",
+        "–",
+        (("bleu_test_5", "BLEU-5", 1), ("self_bleu_5", "self-BLEU-5", 1)),
+        comparison=("optimus", "snli"),
+        reason="the stored comparison is older than BLEU-5 and self-BLEU-5",
+    ),
+    Experiment(
+        "O5",
+        "Optimus, dialogue responses (SpaceFusion)",
+        f"{MAIN}tasks:fusion,data=D/dailydialog_pp",
+        "DailyDialog++, 7,608 contexts, five references",
+        "R .362, P .313, F1 .336; Seq2Seq .232 each",
+        f"no: {SMALL}; five references per context, one there",
+        DIALOGUE,
+    ),
+    Experiment(
+        "O6",
+        "Optimus, stylised responses (StyleFusion)",
+        "–: there is no command",
+        "Holmes stories, not in the data here",
+        "R .385, P .268, F1 .316, style .119 and .165",
+        "–",
+        reason="no style corpus, and no code was released to read the details from",
+    ),
+    Experiment(
+        "O7",
+        "Optimus, generation and transfer by label",
+        "jvae.experiments.labels --data=D/yelp_short",
+        "short Yelp",
+        "accuracy .998, BLEU .398, G .630, self-BLEU .243",
+        f"no: {SMALL}; another oracle",
+        reason="half an hour by itself; the command prints its table beside the published one",
+    ),
+    Experiment(
+        "O8",
+        "Optimus, GLUE with a frozen or a trained encoder",
+        "jvae.main --workdir=runs/encoder --mode=finetune --task=sst2 --finetune.data=D/glue_sst2",
+        "SST-2 after `tasks:encoder` on the same sentences",
+        "mean of 9 tasks, frozen: VAE .607, BERT .531",
+        f"no: one task of nine; {TUNED}",
+        (("nlu_accuracy", "accuracy %", 1),),
+        report="finetune.sst2.pooled-frozen",
+    ),
+    Experiment(
+        "O9",
+        "Optimus, labels per class",
+        "... --task=sst2 --finetune.per_class=10,100,1000 --finetune.draws=10",
+        "SST-2",
+        "figure only (Yelp)",
+        "–: no number was published",
+        reason="thirty fits after O8; only a picture to set beside them",
+    ),
+    Experiment(
+        "O10",
+        "Optimus, map of features",
+        "jvae.main --workdir=runs/encoder --mode=report",
+        "SST-2",
+        FREE,
+        "–",
+        reason="a picture",
+    ),
+    Experiment(
+        "T1",
+        "T5-VAE, language modelling",
+        f"{COMPARE} --budget=cpu-short",
+        "SNLI",
+        "own tables not found; PTB: PPL 57.69, 11 units (in AdaVAE)",
+        LANGUAGE,
+        BOUND,
+        comparison=("t5_vae", "snli"),
+    ),
+    Experiment(
+        "T2",
+        "T5-VAE, pooling, freezing, denoising, free bits",
+        f"{MAIN}t5_vae:tiny --sweep=model.pool=max,mean (objective.floor, noise.enc_delete)",
+        "embedded corpus",
+        "not found",
+        "–",
+        reason="nothing published to compare with",
+    ),
+    Experiment(
+        "A1",
+        "AdaVAE, language modelling",
+        f"{COMPARE} --budget=cpu-short",
+        "SNLI",
+        "PTB 12.77, 99.46, 7.54 (PPL, -ELBO, MI; λ = .5, cut to 32 tokens)",
+        LANGUAGE,
+        BOUND,
+        comparison=("adavae", "snli"),
+    ),
+    Experiment(
+        "A2",
+        "AdaVAE, interpolation, analogy",
+        f"{MAIN}adavae:base ...; --mode=interpolate, analogy",
+        "Yelp, SNLI",
+        "smoothness .085 (Optimus .220, DELLA .253), by others",
+        "–",
+        reason=WEIGHTS,
+    ),
+    Experiment(
+        "A3",
+        "AdaVAE, classification with few labels",
+        "... --mode=finetune --task=wnli --finetune.freeze=false",
+        "WNLI",
+        "WNLI .563, SST-2 .853, Yelp .966",
+        f"no: {TUNED}",
+        (("nlu_accuracy", "accuracy %", 1),),
+        report="finetune.wnli.pooled-tuned",
+        reason="no run was made",
+    ),
+    Experiment(
+        "A4",
+        "AdaVAE, generation and transfer by label",
+        "jvae.experiments.labels --data=D/yelp_short",
+        "short Yelp",
+        "not found",
+        "–",
+        reason="as O7",
+    ),
+    Experiment(
+        "A5",
+        "AdaVAE, dialogue responses",
+        "–: there is no command; O5 is the same objective",
+        "DailyDialog",
+        "none: its code does not run",
+        "–",
+        reason="nothing published to compare with",
+    ),
+    Experiment(
+        "D1",
+        "DELLA, language modelling",
+        f"{COMPARE} --budget=cpu-short",
+        "SNLI",
+        "Yelp: PPL 12.35, -ELBO 239.83, KL 29.47, MI 10.78",
+        f"{LANGUAGE}; published bounds average over layers",
+        BOUND,
+        comparison=("della", "snli"),
+    ),
+    Experiment(
+        "D2",
+        "DELLA, samples of the prior",
+        f"{COMPARE} --budget=cpu-short",
+        "SNLI",
+        "Yelp: BLEU 57.15, self-BLEU 60.02, Dist 17.63, JS .43, CND .13, MAUVE .55",
+        f"no: {SMALL}; orders of n-grams are not stated; CND was found in no source",
+        (
+            ("bleu_test", "BLEU", 1),
+            ("self_bleu", "self-BLEU", 1),
+            ("dist_2", "Dist-2", 3),
+            ("jaccard", "JS", 3),
+        ),
+        comparison=("della", "snli"),
+    ),
+    Experiment(
+        "D3",
+        "DELLA, stories",
+        f"{MAIN}della:story --config.data.train=... (JSON lines, source and target)",
+        "WritingPrompts, not in the data here",
+        "BLEU 41.39, ROUGE 35.46/8.78/17.20, BERTScore 81.77, KL 28.14",
+        "–",
+        reason="no data",
+    ),
+    Experiment(
+        "D4",
+        "DELLA, summaries",
+        f"{MAIN}della:bart --config.init.decoder=facebook/bart-base --config.data.train=...",
+        "CNN/DM, not in the data here",
+        "BLEU 49.18, ROUGE 41.27/19.85/29.84, BERTScore 88.09, KL .91",
+        "–",
+        reason="no data",
+    ),
+    Experiment(
+        "D5",
+        "DELLA, paraphrases, one stack",
+        f"{MAIN}tasks:paraphrase,data=D/quora",
+        "Quora, 4,500 duplicates of 134,000",
+        "BLEU 64.40, ROUGE-L 61.03, KL 3.88 (BART)",
+        f"no: {SMALL}; a stack that reads the source as a prefix, with fewer beams",
+        TEXTS,
+    ),
+    Experiment(
+        "D5b",
+        "DELLA, paraphrases, encoder and decoder (BART's layers)",
+        f"{MAIN}tasks:paraphrase,data=D/quora,stack=bart",
+        "Quora, 4,500 duplicates of 134,000",
+        "BLEU 64.40, ROUGE-L 61.03, KL 3.88 (BART)",
+        f"no: {SMALL}; fewer beams",
+        TEXTS,
+    ),
+    Experiment(
+        "D6",
+        "DELLA, ablations",
+        f"{MAIN}della:tiny,ablate=no_product (independent, shared, lower, upper)",
+        "embedded corpus",
+        "all worse than DELLA in PPL on Yelp",
+        "in order alone",
+        reason="five trainings of ten minutes for one order",
+    ),
+    Experiment(
+        "D7",
+        "DELLA, interpolation",
+        f"{MAIN}della:base ...; --mode=interpolate",
+        "Yelp",
+        FREE,
+        "–",
+        reason=WEIGHTS,
+    ),
+    Experiment(
+        "S1",
+        "SRI, language modelling",
+        f"{COMPARE} --budget=cpu-short",
+        "SNLI",
+        "own tables not found",
+        "–",
+        (*BOUND[:2], ("kl", "KL", 2)),
+        comparison=("sri", "snli"),
+    ),
+    Experiment(
+        "S2",
+        "SRI, few labels",
+        "jvae.main --workdir=runs/few --mode=probe --config.evals.protocol=sri",
+        "short Yelp after `tasks:few_labels`",
+        "87.1 ± .25 % with 100 labels (from its released features)",
+        f"no: {SMALL}",
+        (("accuracy_100", "accuracy with 100", 1),),
+        report="probe.sri",
+        reason="200 chains of 40 steps for every sentence are hours on two cores",
+    ),
+    Experiment(
+        "S3",
+        "SRI, clusters",
+        "jvae.main --workdir=runs/few --mode=probe",
+        "short Yelp",
+        "79.8 to 80.0 % or 64.5 to 66.7 %, by seed",
+        f"no: {SMALL}",
+        reason="after S2, with the same chains",
+    ),
+    Experiment(
+        "S4",
+        "SRI, interpolation",
+        f"{MAIN}sri:ptb ...; --mode=interpolate",
+        "PTB",
+        FREE,
+        "–",
+        reason="sentences to read",
+    ),
+)
+
+
+def _figure(row: Row, shown: Sequence[tuple[str, str, int]]) -> str | None:
+    """The metrics of a row that it has; None for none."""
+    parts = []
+    for name, title, digits in shown:
+        name, title = (one.format(k=row.get("k", "")) for one in (name, title))
+        value, se = row["metrics"].get(name), row["se"].get(name)
+        if value is not None:
+            error = "" if se is None else f" ± {se:.{digits}f}"
+            least = "≥ " if name == "mi" and row.get("mi_saturated") else ""
+            parts.append(f"{title} {least}{value:.{digits}f}{error}")
+    return ", ".join(parts) or None
+
+
+def _budget(row: Row) -> str:
+    hardware = row["hardware"].split(",")[0]
+    steps = row.get("updates") or row.get("steps")
+    updates = f"{steps:,} updates, " if steps else ""
+    return f"{updates}{row['train_s'] + row['eval_s']:,.0f} s on {hardware}"
+
+
+def table(rows: Sequence[Row], comparison: Sequence[Row]) -> str:
+    """Markdown of every experiment.
+
+    Args:
+      rows: stored figures, by key under "name". comparison: rows of the comparison of all models.
+    """
+    by_key = {row["name"]: row for row in rows}
+    by_entry = {
+        (row["entry"], row["data"]): row
+        for row in comparison
+        if row["budget"] == "cpu-short" and not row["point"]
+    }
+    head = ("", "experiment", "command", "data", "budget", "ours", "published", "compares")
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for one in EXPERIMENTS:
+        row = by_key.get(one.key) or (one.comparison and by_entry.get(one.comparison))
+        figure = _figure(row, one.shown) if row else None
+        ours = figure or f"not measured: {one.reason or 'no run was made'}"
+        budget = _budget(row) if row and figure else "–"
+        cells = (one.key, one.what, f"`{one.command}`", one.data, budget, ours)
+        cells = (*cells, one.published, one.compares)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

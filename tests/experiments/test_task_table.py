@@ -1,0 +1,80 @@
+"""The table of the five papers' experiments: no cell is empty, figures come from stored rows."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from jvae import config as configs
+from jvae.errors import ConfigError
+from jvae.experiments import results, task_table
+
+ROOT = Path(__file__).parents[2]
+ROW = dict(
+    name="O5",
+    metrics=dict(dialogue_bleu_recall=0.25, dialogue_bleu_f1=0.125, mi=2.0),
+    se=dict(dialogue_bleu_recall=0.5),
+    train_s=10.0,
+    eval_s=2.0,
+    steps=1_500,
+    hardware="2 cores, x86_64, cpu",
+)
+SNLI = ROW | dict(entry="optimus", data="snli", budget="cpu-short", point="", k=7, updates=3)
+
+
+def cells(rows, comparison=()):
+    lines = task_table.table(rows, comparison).splitlines()
+    split = [[cell.strip() for cell in line.split(" | ")] for line in lines]
+    assert len({len(line) for line in split[:1] + split[2:]}) == 1
+    return {line[0].removeprefix("| "): line for line in split[2:]}
+
+
+def test_no_cell_is_empty_and_what_is_not_measured_says_why():
+    found = cells([])
+    assert len(found) == len(task_table.EXPERIMENTS) == len({e.key for e in task_table.EXPERIMENTS})
+    for line in found.values():
+        assert all(line) and line[5].startswith("not measured: ")
+        assert not line[5].endswith(": ")
+
+
+def test_a_figure_comes_from_its_run_or_from_the_comparison():
+    found = cells([ROW], [SNLI, SNLI | dict(metrics={}, point="beta=1")])
+    assert found["O5"][4:6] == ["1,500 updates, 12 s on 2 cores", "R 0.250 ± 0.500, F1 0.125"]
+    assert found["O1"][4:6] == ["3 updates, 12 s on 2 cores", "MI 2.00"]
+    saturated = cells([], [SNLI | dict(mi_saturated=True)])
+    assert saturated["O1"][5] == "MI ≥ 2.00" and saturated["O5"][4] == "–"
+
+
+def test_configs_of_the_commands_exist():
+    """Options that `...` leaves open aside."""
+    for one in task_table.EXPERIMENTS:
+        for word in shlex.split(one.command):
+            if word.startswith("--config="):
+                assert configs.load(word.removeprefix("--config=")).model.family
+
+
+def test_a_run_becomes_the_row_of_an_experiment(tmp_path):
+    (tmp_path / "run/eval").mkdir(parents=True)
+    card = dict(commit="a", config=dict(name="tasks-fusion"), device=dict(kind="cpu", jax="0"))
+    metrics = dict(dialogue_bleu_f1=dict(value=0.5, se=None))
+    report = dict(card=card, metrics=metrics, time=dict(text_s=1.0), details={})
+    (tmp_path / "run/eval/test.json").write_text(json.dumps(report))
+    lap = {"step": 4, "train/loss": 1.0, "train/time/step_ms": 2.0}
+    line = json.dumps(lap | {"train/time/tokens_per_s": 1.0})
+    (tmp_path / "run/metrics.jsonl").write_text(line + "\n")
+    rows = tmp_path / "tasks.jsonl"
+    for _ in range(2):
+        results.add_task("O5", tmp_path / "run", rows)
+    (row,) = results.read_rows(rows)
+    assert cells([row])["O5"][5] == "F1 0.500" and row["steps"] == 4
+    with pytest.raises(ConfigError, match="experiment 'O99': unknown; known: O1, "):
+        results.add_task("O99", tmp_path / "run", rows)
+    with pytest.raises(ConfigError, match="no eval/finetune.sst2.pooled-frozen.json"):
+        results.add_task("O8", tmp_path / "run", rows)
+
+
+def test_the_document_is_that_of_the_stored_rows():
+    text = (ROOT / "RESULTS.md").read_text()
+    rows = results.read_rows(results.TASKS), results.read_rows(results.COMPARISON)
+    assert results.filled(text, {"tasks": task_table.table(*rows)}) == text
