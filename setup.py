@@ -58,6 +58,8 @@ setup(
             "pyright>=1.1.400",
             "beartype>=0.20",
         ],
+        "wandb": ["wandb>=0.18"],  # train.wandb
+        "datasets": ["datasets>=3.0"],  # data.train=hf:NAME:SPLIT
         "bertscore": ["bert-score>=0.3.13"],  # evals.bertscore; brings PyTorch
         "peer": ["torch>=2.6"],  # python -m jvae.bench --peer=torch
     },
