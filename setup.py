@@ -22,7 +22,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["jvae", "jvae.*"]), "jvae.configs"],
     package_dir={"jvae.configs": "configs"},
-    package_data={"jvae": ["py.typed"]},
+    package_data={"jvae": ["py.typed", "shipped/**/*"]},
     entry_points={"console_scripts": ["jvae = jvae.main:main"]},
     install_requires=[
         "jax>=0.10",

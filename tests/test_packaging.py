@@ -54,6 +54,13 @@ def test_the_package_says_that_it_is_typed(declared):
     assert (TOP / "jvae/py.typed").is_file()
 
 
+def test_shipped_models_are_in_the_package(declared):
+    folder = TOP / "jvae"
+    files = {path for path in (folder / "shipped").rglob("*") if path.is_file()}
+    patterns = declared["package_data"]["jvae"]
+    assert files and files <= {path for one in patterns for path in folder.glob(one)}
+
+
 def test_extras_are_declared_and_a_missing_one_is_named(declared, monkeypatch):
     own_check = {"bertscore", "test"}
     assert extras.EXTRAS.keys() | own_check == declared["extras_require"].keys()
