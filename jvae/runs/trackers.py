@@ -70,7 +70,7 @@ class Wandb:
     """A run of Weights & Biases, the same one when the training is resumed."""
 
     def __init__(self, folder: Path, project: str, config: ConfigDict):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         self._wandb: Any = wandb
         path = folder / ID
