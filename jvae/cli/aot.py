@@ -315,6 +315,8 @@ def estimate(part: ProgramCase, plain: ProgramCase, chips: int) -> Row:
     arguments = int(memory.argument_size_in_bytes)
     every = arguments + int(memory.output_size_in_bytes) + int(memory.temp_size_in_bytes)
     peak = int(getattr(memory, "peak_memory_in_bytes", 0) or 0)  # not all of it lives at one time
+    if peak < memory.temp_size_in_bytes:  # CPUs leave temporaries out
+        peak = 0
     traffic = collectives(compiled.as_text(), chips, part.turns)
     return row | {
         "compile_s": round(time.monotonic() - begin, 1),

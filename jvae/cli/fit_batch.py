@@ -69,24 +69,42 @@ def fit(config: ConfigDict, folder: Path, topology: str | None) -> Iterator[str]
 def largest(
     peak: Callable[[int], int | None], limit: float, start: int, multiple: int
 ) -> Iterator[int]:
-    """Looks for the largest multiple that keeps a peak within a limit, by doubling or halving and
-    then by bisection. Yields, for every one tried, the largest known to fit so far; 0 for none.
+    """Looks for the largest multiple that keeps a peak within a limit. Yields, for every one tried,
+    the largest known to fit so far; 0 for none.
+
+    What a step holds grows evenly with its rows, so two sizes tell where to look next; where they
+    do not, it doubles or halves.
     """
     low, high = 0, None  # these fit, these do not
+    known: dict[int, int] = {}
     rows = max(start // multiple, 1)
     while True:
         needs = peak(rows * multiple)
+        if needs is not None:
+            known[rows] = needs
         if needs is not None and needs <= limit:
             low = rows
         else:
             high = rows
         yield low * multiple
-        if high is None:
-            rows *= 2
-        elif high - low <= max(1, low // EXACT):
+        best = _predicted(known, limit)
+        near = best is not None and 0 <= best - low <= low // EXACT
+        if near or (high is not None and high - low <= max(1, low // EXACT)):
             return
+        inside = best is not None and best > low and (high is None or best < high)
+        if best is not None and inside:
+            rows = best
         else:
-            rows = (low + high) // 2
+            rows = 2 * low if high is None else (low + high) // 2
+
+
+def _predicted(known: dict[int, int], limit: float) -> int | None:
+    """The rows at which a line through the two largest sizes reaches the limit."""
+    if len(known) < 2:
+        return None
+    first, second = sorted(known)[-2:]
+    slope = (known[second] - known[first]) / (second - first)
+    return int(second + (limit - known[second]) / slope) if slope > 0 else None
 
 
 def _peak(this: build.Run, mesh: Mesh, rows: int) -> int | None:

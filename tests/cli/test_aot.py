@@ -208,7 +208,7 @@ def test_gpus_that_are_not_there(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "limit, start, multiple, answer, most",
-    [(100, 4, 1, 90, 12), (100, 400, 1, 90, 12), (100, 8, 8, 88, 9), (17, 64, 4, 4, 6)],
+    [(100, 4, 1, 90, 3), (100, 400, 1, 90, 5), (100, 8, 8, 88, 3), (17, 64, 4, 4, 4)],
 )
 def test_the_largest_batch_that_fits_is_found(limit, start, multiple, answer, most):
     """Of steps that hold 10 and a row 1: 90 rows, up to a sixteenth."""
