@@ -22,7 +22,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["jvae", "jvae.*"]), "jvae.configs"],
     package_dir={"jvae.configs": "configs"},
-    package_data={"jvae": ["py.typed"]},
+    package_data={"jvae": ["py.typed", "shipped/**/*"]},
     entry_points={"console_scripts": ["jvae = jvae.main:main"]},
     install_requires=[
         "jax>=0.10",
@@ -59,6 +59,8 @@ setup(
             "beartype>=0.20",
             "filelock>=3.12",
         ],
+        "wandb": ["wandb>=0.18"],  # train.wandb
+        "datasets": ["datasets>=3.0"],  # data.train=hf:NAME:SPLIT
         "bertscore": ["bert-score>=0.3.13"],  # evals.bertscore; brings PyTorch
         "peer": ["torch>=2.6"],  # python -m jvae.bench --peer=torch
     },

@@ -9,7 +9,7 @@ def base() -> ConfigDict:
     c.seed = 0
     c.data = ConfigDict(
         dict(
-            # Files, globs ("yelp/*.tsv") and TFDS sets ("tfds:snli:train"), one after another in
+            # Files, globs ("yelp/*.tsv") and public sets ("tfds:snli:train", "hf:NAME:SPLIT"), in
             # this order: .txt (an example a line), .csv, .tsv, .jsonl, .json (an array) and
             # .parquet, plain or .gz. No train file: the embedded corpus. Without valid or test
             # files, lines are held out of train.
@@ -124,6 +124,7 @@ def base() -> ConfigDict:
             check_every=1_000,  # validate, keep the best, save
             keep=2,  # newest checkpoints kept beside the best
             tensorboard=True,
+            wandb="",  # project of Weights & Biases that gets the same; empty: none
             steps_per_call=1,  # updates in one compiled call, where steps are shorter than launches
             accumulate=1,  # parts that a batch is measured in, one after another
             patience=0,  # checks without a better validation -ELBO that end training; 0: never

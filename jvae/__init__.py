@@ -1,14 +1,14 @@
 """jvae: latent-variable language models in JAX, fast on TPU and GPU.
 
 import jvae
-vae = jvae.load("runs/optimus-tiny")
-vae.interpolate("a man is sleeping", "two girls were dancing")
+vae = jvae.load("optimus-tiny")
+vae.interpolate("a man is playing a guitar in a park", "two girls chased a frisbee on a beach")
 """
 
 import importlib
 from typing import Any
 
-__all__ = ["__version__", "export", "export_backbone", "load"]
+__all__ = ["__version__", "export", "export_backbone", "load", "train"]
 
 __version__ = "0.1.0"  # of the package and of what it writes
 
@@ -17,6 +17,11 @@ _MOVED = {"space": "jvae.inference", "weights": "jvae.runs.exports"}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "LatentTransformer":
+        from jvae import extras
+
+        extras.require("probes", "jvae.LatentTransformer")
+        return importlib.import_module("jvae.runs.latent_transformer").LatentTransformer
     if name not in _MOVED:
         raise AttributeError(f"module 'jvae' has no attribute {name!r}")
     return importlib.import_module(_MOVED[name])
@@ -29,11 +34,18 @@ def load(folder: Any, *, seed: int = 0, base: Any = None) -> Any:
     return load_run(folder, seed=seed, base=base)
 
 
-def export(folder: Any, out: Any, *, adapters: bool = False) -> None:
+def train(config: Any, workdir: Any = None, **options: Any) -> Any:
+    """See `jvae.cli.training.train`."""
+    from jvae.cli.training import train as train_run
+
+    return train_run(config, workdir, **options)
+
+
+def export(folder: Any, out: Any, **options: Any) -> None:
     """See `jvae.runs.loading.export`."""
     from jvae.runs.loading import export as export_run
 
-    export_run(folder, out, adapters=adapters)
+    export_run(folder, out, **options)
 
 
 def export_backbone(folder: Any, out: Any, role: str = "decoder") -> None:

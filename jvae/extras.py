@@ -11,6 +11,8 @@ EXTRAS = {
     "figures": ("matplotlib", "sklearn"),
     "probes": ("sklearn",),
     "bertscore": ("bert_score",),
+    "wandb": ("wandb",),
+    "datasets": ("datasets",),
     "peer": ("torch",),
 }
 

@@ -1,10 +1,11 @@
-"""Files of the Hugging Face hub: from its cache, or fetched.
+"""Files of the Hugging Face hub: from its cache, fetched, or uploaded.
 
 A hub out of reach is known at once, by one question without retries; what the cache holds is used
 all the same.
 """
 
 import functools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from jvae.errors import JvaeError
 
 PATIENCE = 5.0  # seconds until a hub that does not answer counts as out of reach
+NO_FOLDER = "no folder here"
 
 
 def file(name: str, path: str, error: type[JvaeError]) -> Path | None:
@@ -26,42 +28,106 @@ def file(name: str, path: str, error: type[JvaeError]) -> Path | None:
     try:
         with _explained(name, error):
             offline = not _reachable()
-            return Path(huggingface_hub.hf_hub_download(name, path, local_files_only=offline))
+            found = huggingface_hub.hf_hub_download(
+                name, path, local_files_only=offline, endpoint=_endpoint()
+            )
+            return Path(found)
     except (errors.EntryNotFoundError, errors.OfflineModeIsEnabled):
         return None
 
 
-def absent(name: str, lacks: str, error: type[JvaeError]) -> JvaeError:
+def absent(name: str, lacks: str, error: type[JvaeError], tried: str = NO_FOLDER) -> JvaeError:
     """The error for a repository of which no file came: why.
 
     Args:
       lacks: what is wrong where the hub answers, such as "no config.json".
+      tried: where else the name was looked for.
     """
     if _reachable():
         return error(f"{name}: {lacks}")
     return error(
-        f"{name}: no folder here, not in the Hugging Face cache, and the hub is not reachable (or "
+        f"{name}: {tried}, not in the Hugging Face cache, and the hub is not reachable (or "
         "HF_HUB_OFFLINE is set); give a local folder, or connect once to fill the cache"
     )
 
 
-def folder(name: str, error: type[JvaeError]) -> Path:
-    """A whole repository, from the cache where it is there. Raises: `error`."""
+def folder(name: str, error: type[JvaeError], tried: str = NO_FOLDER) -> Path:
+    """A whole repository, from the cache where it is there. `tried` is as for `absent`.
+
+    Raises: `error`.
+    """
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
-        with _explained(name, error):
+        with _explained(name, error, tried):
             offline = not _reachable()
-            return Path(huggingface_hub.snapshot_download(name, local_files_only=offline))
+            found = huggingface_hub.snapshot_download(
+                name, local_files_only=offline, endpoint=_endpoint()
+            )
+            return Path(found)
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        raise absent(name, "holds no files", error) from None
+        raise absent(name, "holds no files", error, tried) from None
+
+
+def upload(
+    folder: Path,
+    name: str,
+    error: type[JvaeError],
+    *,
+    private: bool = False,
+    token: str | None = None,
+    message: str = "",
+) -> str:
+    """Makes the files of a folder the files of a repository, in one commit, and creates it where
+    there is none. Returns its address.
+
+    Args:
+      private: of a new repository. token: one that may write; by default that of `hf auth login`
+        or HF_TOKEN.
+    Raises: `error`.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    if not _reachable():
+        raise error(f"{name}: the hub is not reachable, or HF_HUB_OFFLINE is set; try again later")
+    api = huggingface_hub.HfApi(endpoint=_endpoint(), token=token)
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        ours = {path.relative_to(folder).as_posix(): path for path in paths}
+        stale = [one for one in api.list_repo_files(name) if one not in ours and _visible(one)]
+        operations = [
+            *(huggingface_hub.CommitOperationAdd(one, path) for one, path in ours.items()),
+            *(huggingface_hub.CommitOperationDelete(one) for one in stale),
+        ]
+        api.create_commit(name, operations, commit_message=message)
+    except errors.HfHubHTTPError as failure:
+        status = getattr(failure.response, "status_code", None)
+        hint = _first_line(failure)
+        if status in (401, 403):
+            hint = "it may not be written; run `hf auth login`, or pass a token that may"
+        raise error(f"{name}: cannot be uploaded ({hint})") from None
+    except (errors.HFValidationError, OSError, ValueError) as failure:
+        raise error(f"{name}: cannot be uploaded ({_first_line(failure)})") from None
+    return f"{_endpoint()}/{name}"
+
+
+def _visible(path: str) -> bool:
+    return not any(part.startswith(".") for part in path.split("/"))
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
 
 
 def _reachable() -> bool:
     from huggingface_hub import constants
 
-    return not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT)
+    return not constants.HF_HUB_OFFLINE and _answers(_endpoint())
 
 
 @functools.lru_cache(maxsize=8)
@@ -79,7 +145,7 @@ def _answers(endpoint: str) -> bool:
 
 
 @contextmanager
-def _explained(name: str, error: type[JvaeError]) -> Iterator[None]:
+def _explained(name: str, error: type[JvaeError], tried: str = NO_FOLDER) -> Iterator[None]:
     """Errors of the hub's package as ours; what tells of an absent file passes."""
     from huggingface_hub import errors
 
@@ -89,9 +155,13 @@ def _explained(name: str, error: type[JvaeError]) -> Iterator[None]:
         raise
     except errors.RepositoryNotFoundError:
         raise error(
-            f"{name}: no folder here and no repository on the Hugging Face hub by that name (or a "
-            "private one, for which `hf auth login` is needed)"
+            f"{name}: {tried} and no repository on the Hugging Face hub by that name (or a private "
+            "one, for which `hf auth login` is needed)"
         ) from None
     except (errors.HFValidationError, errors.HfHubHTTPError, OSError, ValueError) as failure:
-        reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
-        raise error(f"{name}: cannot be fetched from the hub ({reason})") from None
+        reason = _first_line(failure)
+        raise error(f"{name}: {tried}, and it cannot be fetched from the hub ({reason})") from None
+
+
+def _first_line(failure: Exception) -> str:
+    return (str(failure).strip() or type(failure).__name__).splitlines()[0]

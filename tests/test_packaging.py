@@ -13,7 +13,7 @@ from jvae import extras
 from jvae.errors import ConfigError
 
 TOP = Path(jvae.__file__).parents[1]
-UNPINNED = ("bertscore", "peer")  # PyTorch is large
+UNPINNED = ("bertscore", "peer", "wandb", "datasets")  # no test needs them
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,13 @@ def test_the_version_is_that_of_the_package(declared):
 def test_the_package_says_that_it_is_typed(declared):
     assert "py.typed" in declared["package_data"]["jvae"]
     assert (TOP / "jvae/py.typed").is_file()
+
+
+def test_shipped_models_are_in_the_package(declared):
+    folder = TOP / "jvae"
+    files = {path for path in (folder / "shipped").rglob("*") if path.is_file()}
+    patterns = declared["package_data"]["jvae"]
+    assert files and files <= {path for one in patterns for path in folder.glob(one)}
 
 
 def test_extras_are_declared_and_a_missing_one_is_named(declared, monkeypatch):

@@ -98,10 +98,10 @@ def compile_for(config: ConfigDict, folder: Path, names: str) -> Iterator[Row]:
     slices = [Slice.of(name) for name in names.split(",")]
     for part in slices:
         validate(config, platform="cpu" if part.virtual else part.plugin.platform)
-    _make_room(max((one.count for one in slices if one.virtual), default=1))
+    make_room(max((one.count for one in slices if one.virtual), default=1))
     first = 0
     for part in slices:
-        mesh = meshes.make_mesh(config.mesh, _devices(part))
+        mesh = meshes.make_mesh(config.mesh, devices(part))
         shards = meshes.row_shards(mesh)
         first = first or shards
         own = ConfigDict(config.to_dict())
@@ -122,7 +122,7 @@ def compile_for(config: ConfigDict, folder: Path, names: str) -> Iterator[Row]:
         }
         plain = _programs(without_recomputation(this), mesh)
         for one, bare in zip(_programs(this, mesh), plain, strict=True):
-            found = _estimate(one, bare, part.count)
+            found = estimate(one, bare, part.count)
             yield about | found | _bounds(found, CHIPS.get(part.kind))
 
 
@@ -195,14 +195,15 @@ def _installed(plugin: Plugin) -> bool:
     return importlib.util.find_spec(plugin.module) is not None
 
 
-def _make_room(count: int) -> None:
+def make_room(count: int) -> None:
     """Asks for so many CPU devices; too late once there are some, or where XLA_FLAGS has."""
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", count)
 
 
-def _devices(part: Slice) -> list[Any]:
+def devices(part: Slice) -> list[Any]:
+    """The chips of a slice, or CPU devices in their place. Raises: ConfigError for too few."""
     if not part.virtual and part.plugin is GPU:
         made = topologies.get_topology_desc(
             platform="cuda", target_config=gpu_targets.target(part.kind), topology=part.shape
@@ -227,21 +228,27 @@ def _devices(part: Slice) -> list[Any]:
     return devices[: part.count]
 
 
-def _programs(this: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
-    """Train steps, the chains of a model that has them, and the sampler."""
-    rows, one = meshes.batch_sharding(mesh), meshes.replicated(mesh)
+def _like(tree: Any, where: Any) -> Any:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree)
 
-    def like(tree: Any, where: Any) -> Any:
-        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree)
 
-    batch = like(_batch(this.rows), rows)
-    key = like(jax.eval_shape(lambda: jax.random.key(0)), one)
-    model, gen, params = this.model, this.model.gen, None
+def training_steps(this: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
+    """The train step of each phase; its arguments are a state, a batch and a key."""
+    batch = _like(_batch(this.rows), meshes.batch_sharding(mesh))
+    key = _like(jax.eval_shape(lambda: jax.random.key(0)), meshes.replicated(mesh))
     for phase in phases.resolve(this.config):
         current = program.compile_phase(this, phase, mesh, begin=0)
-        params = current.abstract.params
         name = f"train step, {phase.name}" if phase.name else "train step"
         yield ProgramCase(name, current.train_step, (current.abstract, batch, key))
+
+
+def _programs(this: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
+    """Train steps, the chains of a model that has them, and the sampler."""
+    model, gen, params, batch, key = this.model, this.model.gen, None, _batch(this.rows), None
+    for case in training_steps(this, mesh):
+        yield case
+        state, batch, key = case.arguments
+        params = state.params
 
     if model.post.sampler:
 
@@ -265,7 +272,8 @@ def _programs(this: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
         ends = dict(end_id=this.decoder.end_id, pad_id=this.decoder.pad_id)
         return decode(gen, params, z_egz, prompt, key_e, limits, **ends).token_et
 
-    keys = like(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), examples)), rows)
+    every = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), examples))
+    keys = _like(every, meshes.batch_sharding(mesh))
     name = f"sampler, {examples} texts of {length} tokens"
     yield ProgramCase(name, jax.jit(meshes.under(mesh, sample)), (params, keys), length)
 
@@ -282,7 +290,7 @@ def _batch(rows: RowSpec) -> Batch:
     return Batch(sides.get("enc"), sides["dec"], sides.get("cond"), scored_bt, id_e)
 
 
-def _estimate(part: ProgramCase, plain: ProgramCase, chips: int) -> Row:
+def estimate(part: ProgramCase, plain: ProgramCase, chips: int) -> Row:
     """Bytes, FLOPs and collectives of one program, per chip; sizes are None where the compiler
     refuses it for want of memory.
     """
@@ -307,6 +315,8 @@ def _estimate(part: ProgramCase, plain: ProgramCase, chips: int) -> Row:
     arguments = int(memory.argument_size_in_bytes)
     every = arguments + int(memory.output_size_in_bytes) + int(memory.temp_size_in_bytes)
     peak = int(getattr(memory, "peak_memory_in_bytes", 0) or 0)  # not all of it lives at one time
+    if peak < memory.temp_size_in_bytes:  # CPUs leave temporaries out
+        peak = 0
     traffic = collectives(compiled.as_text(), chips, part.turns)
     return row | {
         "compile_s": round(time.monotonic() - begin, 1),

@@ -10,18 +10,19 @@ from ml_collections import ConfigDict
 
 from jvae import extras
 from jvae.api import Params, has_latent
-from jvae.cli import aot, option_flags, prior_flags, text_tools
+from jvae.cli import aot, option_flags, prior_flags, text_tools, training
+from jvae.cli import fit_batch as fit_batches
 from jvae.cli import sweep as sweeps
 from jvae.errors import CheckpointError, ConfigError, DataError, JvaeError
 from jvae.evals import control as label_control
-from jvae.evals import evaluation, nlu, nlu_tasks, prior_fit, probing, run_card, sri_probe
+from jvae.evals import evaluation, nlu, nlu_tasks, prior_fit, probing, sri_probe
 from jvae.evals.collect import to_host
 from jvae.evals.control import ControlRequest
 from jvae.evals.split_latents import split_latents
 from jvae.parallel import mesh as meshes
 from jvae.parallel import processes
-from jvae.runs import build, identity, loading, phases, priors, workdir
-from jvae.training import init_params, loop
+from jvae.runs import build, identity, loading, priors, workdir
+from jvae.training import init_params
 from jvae.training.preemption import Stop
 from jvae.validation.validate import validate
 
@@ -33,33 +34,11 @@ def train(config: ConfigDict, folder: Path) -> None:
 
     Raises: Stopped after SIGTERM or SIGINT, once the state is saved.
     """
-    begun = bool(workdir.checkpoints(folder))
-    validate(config, saved=workdir.saved_config(folder) if begun else None)
-    if not begun:  # a run that has begun has weights of its own
-        init_params.check_backbones(config)
-    if table := _finished(config, folder):
-        if processes.first():
-            workdir.claim(folder, config)
-        print(f"{folder} is finished; --mode=eval measures it again\n\n{table}", end="")
-        return
-    with Stop() as stop, workdir.Lock(folder) as lock:
-        done = loop.train(config, folder, stop, lock)
-        report = evaluation.evaluate(done.run, done.mesh, done.params, done.step)
-        _show(report.table(), folder)
-
-
-def _finished(config: ConfigDict, folder: Path) -> str | None:
-    """The table of a run whose training has ended and was measured; None where there is still
-    something to do.
-    """
-    saved = identity.saved(folder)
-    if saved is None:
-        return None
-    workdir.check(folder, config, saved.configs, bool(saved.records))
-    if not phases.finished(config, saved.last):
-        return None
-    # Text that has moved is compared on the way through training and evaluation.
-    return None if workdir.moved(folder, config) else run_card.table(folder, saved.params_step)
+    outcome = training.run(config, folder, Stop())
+    if outcome.before:
+        print(f"{folder} is finished; --mode=eval measures it again\n\n{outcome.table}", end="")
+    else:
+        _show(outcome.table, folder)
 
 
 def sweep(
@@ -200,6 +179,12 @@ def compile_ahead(config: ConfigDict, folder: Path, topology: str, out: str) -> 
                 file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
         except OSError as error:
             raise DataError(f"{out}: cannot be written ({error.strerror or error})") from None
+
+
+def fit_batch(config: ConfigDict, folder: Path, topology: str | None) -> None:
+    """The largest batch that fits, by compilation."""
+    for line in fit_batches.fit(config, folder, topology):
+        print(line, flush=True)
 
 
 def _trained(config: ConfigDict, folder: Path) -> tuple[build.Run, Mesh, Params, int]:

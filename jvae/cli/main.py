@@ -32,7 +32,7 @@ TEXT_MODES = (
     "nll",
 )
 MODES = (
-    *("train", "eval", "probe", "finetune", "prior", "control", "report", "compile"),
+    *("train", "eval", "probe", "finetune", "prior", "control", "report", "compile", "fit-batch"),
     *TEXT_MODES,
 )
 # Modes that --prior=NAME acts on.
@@ -49,12 +49,14 @@ python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir
   --mode=train                   train, evaluate, sample; the same command resumes
   --sweep=objective.beta.stop=0.1,0.5,1  a run for every value, one table; --dry_run prints them
   --mode=compile --topology=v5e-8  memory, FLOPs and collectives on a slice that is not there
+  --mode=fit-batch               the largest data.batch_rows that fits this device
   --mode=eval|probe|report --workdir=DIR     measure a trained run; probe its latent; show all of it
   --mode=finetune --task=rte --finetune.data=DIR  classify with its encoder; add .freeze=false
 
 On a trained run, with --workdir=DIR; sentences from --text, --input=FILE or standard input:
 
-  --mode=sample --n=10                     sentences from the prior
+  --mode=sample --n=10                     sentences from the prior; --workdir=optimus-tiny is
+                                           a small model that ships with jvae
   --mode=reconstruct                       each sentence encoded and decoded
   --mode=interpolate --text=A --text=B     between two sentences; --steps, --how=slerp
   --mode=analogy --text=A --text=B --text=C      what is to C as B is to A
@@ -65,6 +67,8 @@ On a trained run, with --workdir=DIR; sentences from --text, --input=FILE or sta
   --mode=nll --k=100                       nats of each sentence
   --mode=prior --prior.kind=KIND           fits a prior to the run's latents: gaussian, gmm, flow,
                                            diffusion, gan, ctrl_gen; of each label: --prior.label
+  --temperature=0.7 --top_p=0.9            of every mode that writes sentences; also --top_k,
+                                           --method=greedy|sample|beam, --beam_width, --max_length
   --prior=NAME --label=LABEL               sample, interpolate, nll and eval under a fitted prior
   --mode=transfer --label=LABEL            each sentence with another label; --strength=2 moves on
   --mode=control                           accuracy, BLEU and diversity by label of all such priors
@@ -94,7 +98,8 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_integer("processes", None, "How many there are.", 1, flag_values=own)
     flags.DEFINE_integer("process", None, "Which this one is, from 0.", 0, flag_values=own)
     topology = (
-        "With --mode=compile: slices, as v5e-8,v5e-256; h100-8 for GPUs, cpu-8 for virtual devices."
+        "With --mode=compile: slices, as v5e-8,v5e-256; h100-8 for GPUs, cpu-8 for virtual "
+        "devices. With --mode=fit-batch: one of them, in place of the devices here."
     )
     flags.DEFINE_string("topology", "v5e-8", topology, flag_values=own)
     flags.DEFINE_multi_string("text", [], text, flag_values=own)
@@ -119,12 +124,40 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_string("label", "", label, flag_values=own)
     strength = "Multiple of the step of transfer."
     flags.DEFINE_float("strength", 1.0, strength, flag_values=own)
+    _decoding_flags(own)
     samples = "Posterior draws of each sentence for encode; 0: the mean."
     flags.DEFINE_integer("samples", 0, samples, lower_bound=0, flag_values=own)
     split = "Split that encode reads in place of sentences; needs --samples."
     splits = ("", "train", "valid", "test")
     flags.DEFINE_enum("split", "", splits, split, flag_values=own)
     return own
+
+
+def _decoding_flags(own: flags.FlagValues) -> None:
+    """How modes that write sentences decode; none is set unless it is on the command line."""
+    methods = ("greedy", "sample", "beam")
+    method = "How sentences are written: sample in --mode=sample, greedy elsewhere."
+    flags.DEFINE_enum("method", None, methods, method, flag_values=own)
+    for name, least, text in (
+        ("temperature", 0.0, "Of sampling: below 1 safer, above 1 more surprising. 1 by default."),
+        ("top_p", 0.0, "Of sampling: from the fewest tokens with so much probability; 1 is all."),
+        ("repetition_penalty", 0.0, "Above 1: tokens that came before are less likely."),
+        ("length_penalty", None, "Of beams: above 0 favours longer sentences."),
+    ):
+        flags.DEFINE_float(name, None, text, least, flag_values=own)
+    for name, text in (
+        ("top_k", "Of sampling: from the k best tokens alone; 0 is all of them."),
+        ("beam_width", "Of beams: hypotheses kept for each sentence, 4 by default."),
+        ("min_length", "Fewest new tokens of a sentence."),
+        ("max_length", "Most new tokens of a sentence; that of the config by default."),
+    ):
+        flags.DEFINE_integer(name, None, text, 0, flag_values=own)
+
+
+DECODING = (
+    *("method", "temperature", "top_k", "top_p", "repetition_penalty"),
+    *("beam_width", "length_penalty", "min_length", "max_length"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -164,13 +197,23 @@ def _saved(rest: list[str]) -> ConfigDict:
         raise ConfigError("values without a config: add --config=NAME, or the --workdir of a run")
     from jvae.runs import workdir
 
-    return workdir.saved_config(Path(given.workdir))
+    return workdir.saved_config(_folder(given))
+
+
+def _folder(given: flags.FlagValues) -> Path:
+    """The folder of --workdir; for text modes it may be the name of any model."""
+    if given.mode not in TEXT_MODES or (given.mode == "encode" and given.split):
+        return Path(given.workdir)
+    from jvae.runs import model_names
+
+    return model_names.folder_of(given.workdir)
 
 
 def _configured(config: ConfigDict, overrides: list[str], rest: list[str]) -> ConfigDict:
     """A config with flags and, where it starts from pretrained folders, what these say."""
     named = any(".init." in one for one in overrides)
-    if not named and not any(config.get("init", {}).get(role) for role in ("encoder", "decoder")):
+    named = named or any(config.get("init", {}).get(role) for role in ("encoder", "decoder"))
+    if not named and config.name != "auto":
         return configs.apply_overrides(config, overrides)
     own = _flags()
     for start_of in (PRIOR, FINETUNE, CONTROL):
@@ -236,6 +279,12 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
                 f"{', '.join(UNDER_A_PRIOR)}"
             )
         given.prior = name
+    if (own := _decoding(given)) and given.mode not in TEXT_MODES:
+        name = next(iter(own))
+        raise ConfigError(
+            f"--{name} acts in --mode=sample and other text modes; what an evaluation samples with "
+            f"is --config.decode.{name}"
+        )
     # After the flags, so that a wrong one is reported at once.
     from jvae.cli import commands
     from jvae.parallel import processes
@@ -248,7 +297,7 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
         log.info("allocator: %s", allocator.name())
     _keep_compiled_programs()
     if given.workdir is not None:
-        folder = Path(given.workdir)
+        folder = _folder(given)
     else:
         assert config is not None
         folder = Path("runs") / config.name
@@ -279,6 +328,8 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
         commands.finetune(config, folder, given.task, of_task, given.seed)
     elif given.mode == "compile":
         commands.compile_ahead(config, folder, given.topology, given.out)
+    elif given.mode == "fit-batch":
+        commands.fit_batch(config, folder, given.topology if given["topology"].present else None)
     else:
         from jvae.cli import text_tools
 
@@ -313,11 +364,15 @@ def _options(given: flags.FlagValues, of_prior: dict[str, str]) -> Any:
     values = {
         name: getattr(given, name)
         for name in Options._fields
-        if name not in ("text", "dims", "of_prior")
+        if name not in ("text", "dims", "of_prior", "decode")
     }
     text = tuple(_utf8(one) for one in given.text)
     dims = tuple(int(one) for one in given.dims)
-    return Options(text=text, dims=dims, of_prior=of_prior, **values)
+    return Options(text=text, dims=dims, of_prior=of_prior, decode=_decoding(given), **values)
+
+
+def _decoding(given: flags.FlagValues) -> dict[str, Any]:
+    return {name: value for name in DECODING if (value := given[name].value) is not None}
 
 
 def _utf8(word: str) -> str:

@@ -21,6 +21,11 @@ from jvae.latent.statistics import statistics
 from jvae.runs import console, loading, output, workdir
 from jvae.validation.validate import validate
 
+WRITING = ("sample", "reconstruct", "transfer", "interpolate", "analogy", "traverse", "decode")
+# Settings that one method of decoding reads alone.
+READ_BY = dict.fromkeys(("temperature", "top_k", "top_p"), "sample") | dict.fromkeys(
+    ("beam_width", "length_penalty"), "beam"
+)
 EDITS = ("transfer", "interpolate", "analogy", "traverse", "neighbors")
 FORMATS = {
     ".txt": "text",
@@ -51,6 +56,7 @@ class Options(NamedTuple):
     strength: float = 1.0
     samples: int = 0
     of_prior: Mapping[str, str] = MappingProxyType({})  # values of --prior.KEY
+    decode: Mapping[str, Any] = MappingProxyType({})  # settings of decoding by name
 
 
 class TextResult(NamedTuple):
@@ -68,7 +74,8 @@ class _Call(NamedTuple):
     vae: LoadedVAE
     options: Options
     data: ConfigDict  # section of the config: how files are read
-    settings: dict[str, Any]  # of decoding, as configured
+    settings: dict[str, Any]  # of decoding samples, as configured
+    own: dict[str, Any]  # of those, what flags set: for sentences of all other latents too
     lines: list[str]
     sources: list[str] | None  # of conditional models, one per line
 
@@ -78,7 +85,7 @@ def run(mode: str, config: ConfigDict, folder: Path, options: Options) -> None:
 
     Raises: ConfigError, DataError.
     """
-    kind = format_of(options)  # raises before anything is read
+    kind, own = format_of(options), decoding(mode, options.decode)  # before anything is read
     if options.text and options.input:
         raise ConfigError("--text and --input are both given; choose one")
     if mode == "transfer" and not options.label:
@@ -99,7 +106,28 @@ def run(mode: str, config: ConfigDict, folder: Path, options: Options) -> None:
     pairs = vae.conditional and mode != "sample"
     given, lines = pairs_of(lines) if pairs else (None, lines)
     settings = {k: v for k, v in config.decode.items() if k not in ("batch", "max_length")}
-    write(MODES[mode](_Call(vae, options, config.data, settings, lines, given)), kind, options.out)
+    call = _Call(vae, options, config.data, settings | own, own, lines, given)
+    write(MODES[mode](call), kind, options.out)
+
+
+def decoding(mode: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of decoding from flags: those of another method than greedy bring that method.
+
+    Raises: ConfigError for one that has no effect in a mode or beside another.
+    """
+    if flags and mode not in WRITING:
+        raise ConfigError(
+            f"--{next(iter(flags))} has no effect in --mode={mode}; it acts in {', '.join(WRITING)}"
+        )
+    asked = {READ_BY[name]: name for name in flags if name in READ_BY}
+    if len(asked) > 1:
+        raise ConfigError(f"--{asked['sample']} is for sampling and --{asked['beam']} for beams")
+    for method, name in asked.items():
+        if flags.get("method", method) != method:
+            raise ConfigError(
+                f"--{name} has no effect with --method={flags['method']}; it is read by {method}"
+            )
+    return dict(flags) if not asked else {"method": next(iter(asked))} | dict(flags)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -115,7 +143,7 @@ def _sample(call: _Call) -> TextResult:
 
 def _reconstruct(call: _Call) -> TextResult:
     z_egz = call.vae.encode(call.lines, call.sources)
-    told = _told(z_egz, call.vae.decode(z_egz, sources=call.sources))
+    told = _told(z_egz, call.vae.decode(z_egz, sources=call.sources, **call.own))
     pairs = zip(call.lines, told.records, strict=True)
     return told._replace(records=[{"input": one} | record for one, record in pairs])
 
@@ -148,7 +176,7 @@ def _decode(call: _Call) -> TextResult:
         raise ConfigError("decode is for models without sources; use LoadedVAE.decode for others")
     z_egz = text_input.latents(call.options.input)
     try:
-        return _told(z_egz, call.vae.decode(z_egz))
+        return _told(z_egz, call.vae.decode(z_egz, **call.own))
     except ValueError as error:
         raise DataError(f"{call.options.input or 'standard input'}: {error}") from None
 
@@ -156,13 +184,13 @@ def _decode(call: _Call) -> TextResult:
 def _interpolate(call: _Call) -> TextResult:
     a, b = _exactly(call, "interpolate", 2)
     o, source = call.options, _one_source(call)
-    texts = call.vae.interpolate(a, b, o.steps, source, how=o.how)
+    texts = call.vae.interpolate(a, b, o.steps, source, how=o.how, **call.own)
     return _records({"share": i / (o.steps - 1), "text": t} for i, t in enumerate(texts))
 
 
 def _analogy(call: _Call) -> TextResult:
     a, b, c = _exactly(call, "analogy", 3)
-    return _records([{"text": call.vae.analogy(a, b, c, _one_source(call))}])
+    return _records([{"text": call.vae.analogy(a, b, c, _one_source(call), **call.own)}])
 
 
 def _traverse(call: _Call) -> TextResult:
@@ -171,7 +199,7 @@ def _traverse(call: _Call) -> TextResult:
     dims = call.options.dims or tuple(range(size))
     if bad := [dim for dim in dims if not 0 <= dim < size]:
         raise ConfigError(f"--dims has {bad[0]}; the latent has dimensions 0 to {size - 1}")
-    told = call.vae.traverse(text, dims, OFFSETS, _one_source(call))
+    told = call.vae.traverse(text, dims, OFFSETS, _one_source(call), **call.own)
     return _records(
         (
             {"dim": dim, "offset": offset, "text": one}

@@ -21,7 +21,7 @@ from jvae.data import public
 from jvae.data.formats import LONG, Example, LeftOut, Reader, scan
 from jvae.data.progress import Progress
 from jvae.data.sources import (
-    TFDS,
+    PUBLIC,
     FileInfo,
     bad_line,
     expand,
@@ -122,7 +122,7 @@ def survey(names: str | Path | Sequence[str | Path], reader: Reader, cache: Path
     files, documents, notes, dropped = [], [], [], Counter()
     for name in expand(names):
         reader.format_of(name)  # refuses a suffix before the file is read
-        public_set = name.startswith(TFDS)
+        public_set = name.startswith(PUBLIC)
         digest = public.fingerprint(name, reader.tfds_dir) if public_set else sha256(name)
         facts = _survey_file(name, digest, reader, cache, notes)
         files.append(FileInfo(name, digest, facts["lines"]))
@@ -180,7 +180,7 @@ def _scan_all(name: str, reader: Reader) -> dict[str, Any]:
     notes: list[str] = []
     first: tuple[str, BadLine] | None = None  # the first line that is too long
     long: set[int] = set()
-    size = 0 if name.startswith(TFDS) else Path(name).stat().st_size
+    size = 0 if name.startswith(PUBLIC) else Path(name).stat().st_size
     size *= 3 if name.lower().endswith(".gz") else 1  # about what gzip makes of text
     with Progress(f"checking {name}", size) as progress:
         for last, one in scan(name, reader, notes):

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from jvae.data import json_rows, parquet, public
 from jvae.data.sentences import split_sentences
-from jvae.data.sources import TFDS, raw_lines, reading
+from jvae.data.sources import PUBLIC, raw_lines, reading
 from jvae.data.tables import KEEP, Table, is_number, setting
 from jvae.data.text_rules import BadLine, clean, decode, shown
 from jvae.errors import ConfigError, DataError
@@ -71,10 +71,10 @@ class Reader:
 
     `text`, `source` and `label` select a column of a CSV or TSV by number from 0 (negative from the
     end) or by the name in the file's first line, a column of a Parquet file, a key of each JSON
-    object, or a feature of a TFDS set. Left empty, the text is the whole line, the column or key
-    "text", or the last column of a table without names; source and label are not read. A JSON list
-    of strings is several texts, or one source joined by blanks, or by `turns`. `keep` chooses lines
-    by what such columns hold.
+    object, or a feature of a public data set. Left empty, the text is the whole line, the column or
+    key "text", or the last column of a table without names; source and label are not read. A JSON
+    list of strings is several texts, or one source joined by blanks, or by `turns`. `keep` chooses
+    lines by what such columns hold.
     """
 
     format: str = "auto"
@@ -148,8 +148,8 @@ class Reader:
 
         Raises: DataError for a suffix that stands for none.
         """
-        if name.startswith(TFDS):
-            return "tfds"
+        if name.startswith(PUBLIC):
+            return name.partition(":")[0]
         if self.format != "auto":
             return self.format
         path = Path(name)
@@ -186,12 +186,12 @@ def scan(
 
 def _rows(name: str, reader: Reader, notes: list[str]) -> Iterator[tuple[int, Row]]:
     kind = reader.format_of(name)
-    if kind == "tfds":
+    if name.startswith(PUBLIC):
         return _values(public.rows(name, reader.tfds_dir), reader)
     if reader.keep and not READERS[kind].keeps:
         raise DataError(
             f"{name}: data.keep={reader.keep} chooses lines by a column, which files of format "
-            f"{kind} do not have; bring .csv, .tsv, .jsonl, .json or .parquet files, or a TFDS set"
+            f"{kind} do not have; use .csv, .tsv, .jsonl, .json, .parquet or a public data set"
         )
     return READERS[kind].rows(name, reader, notes)
 

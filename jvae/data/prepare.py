@@ -40,7 +40,7 @@ from jvae.data.encode import TOO_LONG, encode, texts_of, unknown_note, unknown_t
 from jvae.data.progress import Progress
 from jvae.data.records import NAME, SPLIT, Records, StoredSide, StoredTexts
 from jvae.data.rows import Encoded
-from jvae.data.sources import TFDS, Lines, bad_line, drop_warning, sha256, too_long
+from jvae.data.sources import PUBLIC, Lines, bad_line, drop_warning, sha256, too_long
 from jvae.data.text_rules import BadLine
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import DataError
@@ -196,7 +196,7 @@ def _prepare(folder: Path, work: _Work, shard: int) -> None:
 def _check_unchanged(corpus: Corpus) -> None:
     """Raises DataError where a file is no longer what its key in the cache says."""
     for one in corpus.files:
-        if not one.path.startswith(TFDS) and sha256(one.path) != one.sha256:
+        if not one.path.startswith(PUBLIC) and sha256(one.path) != one.sha256:
             raise DataError(f"{one.path}: changed while it was being read; start again")
 
 

@@ -1,4 +1,5 @@
-"""Public data sets by name, read and prepared by TFDS without TensorFlow where TFDS can.
+"""Public data sets by name: those of TFDS, read and prepared without TensorFlow where TFDS can, and
+those of `jvae.data.hub_sets`.
 
 tfds:snli:train                    a set and a split; a configuration and a part of a split are
 tfds:glue/sst2:train[:10%]         written as TFDS writes them
@@ -17,6 +18,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 
+from jvae.data import hub_sets
+from jvae.data.sources import HUB
 from jvae.errors import DataError
 
 # TFDS finds these only once their module is imported.
@@ -29,6 +32,12 @@ def rows(name: str, data_dir: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
     Raises: DataError where the set cannot be opened or prepared here.
     """
+    if name.startswith(HUB):
+        return hub_sets.rows(name)
+    return _tfds_rows(name, data_dir)
+
+
+def _tfds_rows(name: str, data_dir: str) -> Iterator[tuple[int, dict[str, Any]]]:
     builder, split = _open(name, data_dir)
     source = _source(name, builder, split)
     labels = {
@@ -43,7 +52,11 @@ def rows(name: str, data_dir: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def fingerprint(name: str, data_dir: str) -> str:
-    """SHA-256 over the split's name and features and the bytes of its prepared files."""
+    """SHA-256 over the split's name and features and the bytes of its prepared files; of a set of
+    the hub, over its rows.
+    """
+    if name.startswith(HUB):
+        return hub_sets.fingerprint(name)
     builder, split = _open(name, data_dir)
     _source(name, builder, split)
     digest = hashlib.sha256(f"{split} {builder.info.features.to_json()}".encode())

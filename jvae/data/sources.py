@@ -25,7 +25,8 @@ from jvae.data.text_rules import BadLine, shown
 from jvae.errors import ConfigError, DataError
 
 DROP_WARNING = 0.01  # share of dropped lines above which a run says so
-TFDS = "tfds:"  # what the name of a public data set begins with
+TFDS, HUB = "tfds:", "hf:"
+PUBLIC = (TFDS, HUB)  # what names of public data sets begin with
 # What a file that is no text begins with, and what to do about it.
 _OTHER = (
     (b"\xff\xfe", "is UTF-16 or UTF-32 text; convert it to UTF-8"),
@@ -174,7 +175,7 @@ def expand(names: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
     names = [names] if isinstance(names, str | Path) else names
     paths: list[str] = []
     for name in map(str, names):
-        if name.startswith(TFDS):
+        if name.startswith(PUBLIC):
             paths.append(name)
             continue
         path = expand_user(name)

@@ -149,6 +149,21 @@ COMPATIBLE: dict[str, str] = {
     "mi": "mutual information as the mode estimates it",
     "ess": "effective sample size of the mode's draws",
 }
+# Headings over the metrics of a report, each with the first definition that it stands over.
+GROUPS = {
+    "Likelihood": "rec",
+    "Use of the latent": "kl",
+    "Reconstruction": "token_accuracy",
+    "Samples": "samples",
+    "Texts of a source": "reference_bleu",
+    "Interpolation": "<path>_smoothness",
+    "Further bounds": "nll_prior",
+    "Against the grammar": "exact",
+    "Labels and factors": "probe_<label>_each_<n>_balanced",
+    "Language understanding": "nlu_<score>_each_<n>",
+    "Disentanglement": "z_diff",
+}
+ELSEWHERE = "Others"  # heading of metrics from outside the package
 GREEDY = "greedy_"  # in front of metrics of samples decoded greedily
 # Numbers match digits alone, so `nll_prior` is not one of nll_<K>.
 _SLOTS = {"K": r"\d+", "T": r"[\d.]+", "N": r"\d+", "n": r"\d+", "scale": r"[\d.]+"}
@@ -171,6 +186,16 @@ _PATTERNS = {name: _compiled(name) for name in _ORDER}
 def pattern_of(name: str) -> str | None:
     """The entry of `DEFINITIONS` that a metric's name matches; None for a metric from elsewhere."""
     return next((one for one, pattern in _PATTERNS.items() if pattern.fullmatch(name)), None)
+
+
+def place(name: str) -> tuple[int, str]:
+    """Where a metric stands in a report, by its name: its place among all, and its heading."""
+    found = pattern_of(name) or pattern_of(name.removeprefix(GREEDY))
+    order = list(DEFINITIONS)
+    if found is None:
+        return len(order), ELSEWHERE
+    at = order.index(found)
+    return at, [title for title, first in GROUPS.items() if order.index(first) <= at][-1]
 
 
 def define(name: str) -> str:

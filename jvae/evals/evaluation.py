@@ -17,7 +17,15 @@ from jvae import config as configs
 from jvae.api import Batch, Params, TextVAE, has_latent
 from jvae.data.dataset import eval_batches
 from jvae.errors import ConfigError
-from jvae.evals import change_of_variables, compat, dialogue, extra_bounds, outside, overfitting  # noqa: F401 they register metrics
+from jvae.evals import (  # noqa: F401 they register metrics
+    advice,
+    change_of_variables,
+    compat,
+    dialogue,
+    extra_bounds,
+    outside,
+    overfitting,
+)
 from jvae.evals import text as texts
 from jvae.evals.by_length import by_length
 from jvae.evals.card import Report
@@ -255,8 +263,17 @@ def evaluate(
     if split in this.exact:
         exactness(this, report, likelihood, samples, split)
     curves = this.workdir / "metrics.jsonl"
-    if curves.is_file() and (warning := overfitting.note(read_lines(curves), step)):
+    log_lines = read_lines(curves) if curves.is_file() else []
+    if warning := overfitting.note(log_lines, step):
         report.notes.append(warning)
+    report.notes += advice.find(
+        {row.name: row.value for row in report.rows},
+        log_lines,
+        texts=len(this.data["train"]),
+        dropped=sum(this.data["train"].lines.dropped.values()),
+        pretrained=any(this.config.init[part] for part in ("encoder", "decoder", "model")),
+        ended_early=bool(log_lines) and log_lines[-1]["step"] < this.config.train.steps,
+    )
     if processes.first():
         suffix = "" if cfg.preset == _own_preset(this) else f".{cfg.preset}"
         if fitted is not None:

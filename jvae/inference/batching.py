@@ -97,9 +97,14 @@ def truncate(
 
 
 def batches(
-    found: Tokenised, *, score_end: bool = True, source_first: bool = False
+    found: Tokenised,
+    *,
+    score_end: bool = True,
+    source_first: bool = False,
+    most: int = SIZES[-1],
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Every text once, shortest first: (places (n,) of the texts of the first n rows, batch).
+    """Every text once, shortest first: (places (n,) of the texts of the first n rows, batch), of at
+    most `most` rows.
 
     The id of an example is a hash of its text, so that its noise is that of the text, wherever it
     stands and whatever stands beside it.
@@ -112,7 +117,7 @@ def batches(
         row = {side: min(rung, found.limits.get(side, rung)) for side in found.sides}
         left_e = np.flatnonzero(rung_e == rung)
         while len(left_e):
-            rows = batch_size(len(left_e), min(max(TOKENS // rung, 1), SIZES[-1]))
+            rows = batch_size(len(left_e), min(max(TOKENS // rung, 1), most))
             place_e, left_e = left_e[:rows], left_e[rows:]
             ids_bs = np.full((rows, 1), -1, np.int32)
             ids_bs[: len(place_e), 0] = place_e

@@ -8,8 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jvae.api import Batch, Cond, Generator, Params, Posterior, Prior, Prompt, example_keys, infer
+from jvae.api import (
+    Batch,
+    Cond,
+    Generator,
+    Params,
+    Posterior,
+    Prior,
+    Prompt,
+    example_keys,
+    infer,
+)
 from jvae.decode import DecodeConfig, decode
+from jvae.latent.kl import kl
 
 CHUNK = 8  # chains of a sentence that run together
 
@@ -19,6 +30,14 @@ class TokenLogProbs(NamedTuple):
 
     tokens: list[str]
     nats: Float[np.ndarray, "t"]  # log p(token | tokens before, z)
+
+
+class PosteriorStats(NamedTuple):
+    """Diagonal Gaussian posteriors of sentences."""
+
+    mean: Float[np.ndarray, "n g z"]
+    std: Float[np.ndarray, "n g z"]
+    kl: Float[np.ndarray, "n"]  # to the prior, in nats; of a learned prior, of one draw
 
 
 @partial(jax.jit, static_argnames=("gen", "post", "chains"))
@@ -65,6 +84,24 @@ def draws(
         return post.sample(params, q, example_keys(z_key, batch.id_e, jnp.arange(1)))[0]
 
     return jnp.moveaxis(jax.lax.map(end, jnp.arange(samples)), 0, 1)
+
+
+@partial(jax.jit, static_argnames=("gen", "prior", "post"))
+def stats(
+    gen: Generator,
+    prior: Prior,
+    post: Posterior,
+    params: Params,
+    batch: Batch,
+    key: Key[Array, ""],
+) -> Float[Array, "e f"]:
+    """Means, standard deviations and KL to the prior of Gaussian posteriors, in one row each."""
+    cond, q, z_key = infer(gen, post, params, batch, key)
+    (z_egz,) = post.sample(params, q, example_keys(z_key, batch.id_e, jnp.arange(1)))
+    kl_e = kl(params, post, q, z_egz, prior, cond).nats_e
+    std_egz, rows = jnp.exp(0.5 * q.log_var_egz), len(kl_e)
+    parts = [q.mean_egz.reshape(rows, -1), std_egz.reshape(rows, -1), kl_e[:, None]]
+    return jnp.concatenate(parts, 1).astype(jnp.float32)
 
 
 @partial(jax.jit, static_argnames=("gen",))

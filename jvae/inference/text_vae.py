@@ -1,10 +1,12 @@
 """A trained model with its tokenizers: text to latents, latents to text. NumPy in and out."""
 
 import logging
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import Any, Literal, NamedTuple, Protocol, overload
 
 import jax
 import numpy as np
@@ -22,15 +24,17 @@ from jvae.errors import ConfigError, DataError, InputError, JvaeError
 from jvae.fitted import Fitted, attach, join, transfer
 from jvae.inference import batching, checks, scoring
 from jvae.inference.neighbors import Neighbor, nearest
-from jvae.inference.scoring import TokenLogProbs
+from jvae.inference.scoring import PosteriorStats, TokenLogProbs
 from jvae.latent import geometry
+from jvae.latent.gaussian import DiagonalGaussian
 from jvae.latent.iw_bound import score_batch
 from jvae.parallel import mesh as meshes
 
-__all__ = ["LoadedVAE", "Neighbor", "TokenLogProbs"]
+__all__ = ["LoadedVAE", "Neighbor", "PosteriorStats", "TokenLogProbs"]
 
 log = logging.getLogger(__name__)
 
+RETURNS = ("mean", "sample", "stats")  # what `encode` can return
 QUIET_S = 10.0  # shorter work, compilation included, shows no progress
 
 
@@ -51,7 +55,7 @@ class _Given(NamedTuple):
     prompt: Prompt  # of NumPy arrays
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedVAE:
     """Encode, edit, decode and score text with one set of parameters.
 
@@ -75,8 +79,10 @@ class LoadedVAE:
     joined: tuple[str, ...] = ()  # sides that hold the source in front of the text
     turns: str = ""  # stands between the turns of a source
     open_prior: StoredPriors | None = field(default=None, repr=False, compare=False)
+    publish: Callable[..., str] | None = field(default=None, repr=False, compare=False)
     fitted: Fitted | None = None  # the prior of `model`, where it is not the model's own
     label: str | None = None  # that this prior is conditioned on
+    name: str = ""  # of its config
     pid: int = field(default_factory=os.getpid, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -87,6 +93,40 @@ class LoadedVAE:
             "a LoadedVAE cannot be pickled or copied: send the folder of its run or export and "
             "call jvae.load there; jvae.export writes a folder that needs nothing else"
         )
+
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        parts = [
+            f"latent {' x '.join(map(str, self.model.latent_shape))}",
+            f"{count:,} parameters",
+            f"{self.decoder.vocab_size:,} tokens",
+            f"texts of up to {self.limits['dec']} tokens",
+            *([] if self.fitted is None else [f"prior {self.fitted.name}"]),
+        ]
+        return f"<{type(self).__name__} {self.name}: {', '.join(parts)}>"
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool = False,
+        license: str = "",
+        token: str | None = None,
+        message: str = "",
+    ) -> str:
+        """Uploads the run or export that this model was loaded from, with the priors fitted to it,
+        as an export in one commit; `jvae.load(name)` reads it. Returns its address.
+
+        Args:
+          name: "user/model" of a repository of the Hugging Face hub, made where there is none.
+          private: of a new repository.
+          license: for the card, as the hub abbreviates it, such as "apache-2.0".
+          token: one that may write; by default that of `hf auth login` or HF_TOKEN.
+        Raises: WeightsError where it cannot be uploaded.
+        """
+        if self.publish is None:
+            raise InputError("this model was not loaded from a folder; export it and load that")
+        return self.publish(name, private=private, license=license, token=token, message=message)
 
     @property
     def _tokenizers(self) -> dict[str, TextTokenizer]:
@@ -114,9 +154,13 @@ class LoadedVAE:
     # Text to latents and back.
 
     def batches(
-        self, texts: Sequence[str], sources: Sequence[str] | None = None
+        self,
+        texts: Sequence[str],
+        sources: Sequence[str] | None = None,
+        most: int | None = None,
     ) -> Iterator[tuple[np.ndarray, Batch]]:
-        """Each text once, in batches: (places in `texts` of the first rows, batch).
+        """Each text once, in batches of at most `most`: (places in `texts` of the first rows,
+        batch).
 
         Raises: DataError naming the first sentence that is empty or too long for the model.
         """
@@ -124,8 +168,10 @@ class LoadedVAE:
         texts = checks.listed(texts)
         sources = self._sources(sources, len(texts))
         found = batching.tokenise(texts, sources, self._tokenizers, self.limits, self.joined)
+        most = batching.SIZES[-1] if most is None else most
+        errors.whole("batch_size", most, 1)
         return batching.batches(
-            found, score_end=self.rows.score_end, source_first="dec" in self.joined
+            found, score_end=self.rows.score_end, source_first="dec" in self.joined, most=most
         )
 
     def count(self, texts: Sequence[str]) -> Int[np.ndarray, "n"]:
@@ -136,40 +182,125 @@ class LoadedVAE:
         ids = self.decoder.encode_batch(checks.listed(texts))
         return np.array([len(one) for one in ids], np.int64)
 
+    @overload
     def encode(
         self,
         texts: Sequence[str],
         sources: Sequence[str] | None = None,
         *,
+        return_: Literal["mean", "sample"] = "mean",
         seed: int | None = None,
         chains: int | None = None,
         truncate: bool = False,
-    ) -> Float[np.ndarray, "n g z"]:
-        """Posterior means of sentences, in their order.
+        batch_size: int | None = None,
+        progress: bool | None = None,
+    ) -> Float[np.ndarray, "n g z"]: ...
+
+    @overload
+    def encode(
+        self,
+        texts: Sequence[str],
+        sources: Sequence[str] | None = None,
+        *,
+        return_: Literal["stats"],
+        seed: int | None = None,
+        truncate: bool = False,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+    ) -> PosteriorStats: ...
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        sources: Sequence[str] | None = None,
+        *,
+        return_: str = "mean",
+        seed: int | None = None,
+        chains: int | None = None,
+        truncate: bool = False,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+    ) -> Float[np.ndarray, "n g z"] | PosteriorStats:
+        """Posteriors of sentences, in their order.
 
         Args:
+          return_: "mean", the posterior means; "sample", one draw from each posterior; "stats",
+            means, standard deviations and KL to the prior, of models whose posterior is a diagonal
+            Gaussian.
+          seed: of draws, and of a model without an encoder.
+          chains: of a model without an encoder, whose means are averages over so many Langevin
+            chains, by default as many as its config says.
           truncate: cut what is too long for the model after its last word that fits, and say in
             the log how many texts were cut.
-          seed, chains: of a model without an encoder, whose latents are averages over so many
-            Langevin chains, by default as many as its config says.
-        Raises: DataError naming the first sentence that is empty or too long for the model.
+          batch_size: most texts that are encoded together, 512 by default; changes memory and
+            speed, not values.
+          progress: show a progress bar; by default only where it takes more than 10 seconds.
+        Raises: DataError naming the first sentence that is empty or too long for the model;
+          InputError for "stats" of another posterior.
         """
+        if return_ not in RETURNS:
+            raise InputError(f"return_ is {return_!r}; it must be one of {', '.join(RETURNS)}")
         if chains is not None:
             errors.whole("chains", chains, 1)
             if self.model.post.sampler is None:
                 raise InputError(f"chains is {chains}: this model has an encoder and no chains")
-        post = self.model.metric_post if chains is None else self.model.post
-        texts, key, mesh = checks.listed(texts), self._key(seed), meshes.mesh_of(self.params)
+            if return_ != "mean":
+                raise InputError(f"chains is {chains}: return_={return_!r} reads one chain")
+        gen, posterior, params = self.model.gen, self.model.post, self.params
+        key = self._key(seed)
+        pass_over = partial(
+            self._pass_over, texts, sources, truncate=truncate, most=batch_size, progress=progress
+        )
+        if return_ == "mean":
+            post = self.model.metric_post if chains is None else posterior
+            return pass_over(
+                lambda batch: scoring.means(gen, post, chains, self.params, batch, key)
+            )
+        if return_ == "sample":
+            return pass_over(
+                lambda batch: scoring.draws(gen, posterior, 1, params, batch, key)[:, 0]
+            )
+        if not isinstance(posterior.form, DiagonalGaussian):
+            raise InputError(
+                "the posterior of this model is no diagonal Gaussian, so it has no standard "
+                "deviations to return; draw from it with return_='sample' or posterior_samples"
+            )
+        rows = pass_over(
+            lambda batch: scoring.stats(gen, self.model.prior, posterior, params, batch, key),
+            shape=(2 * int(np.prod(self.model.latent_shape)) + 1,),
+        )
+        mean, std = np.split(rows[:, :-1].reshape(len(rows), 2, *self.model.latent_shape), 2, 1)
+        return PosteriorStats(mean[:, 0], std[:, 0], rows[:, -1])
+
+    def _pass_over(
+        self,
+        texts: Sequence[str],
+        sources: Sequence[str] | None,
+        values_of: Callable[[Batch], Any],
+        *,
+        shape: tuple[int, ...] | None = None,
+        truncate: bool = False,
+        most: int | None = None,
+        progress: bool | None = None,
+    ) -> Float[np.ndarray, "n ..."]:
+        """What a compiled function gives for each text.
+
+        Args:
+          values_of: of a batch on the mesh. shape: of the values of a text, that of a latent by
+            default. most: texts of a batch.
+        """
+        texts, mesh = checks.listed(texts), meshes.mesh_of(self.params)
         if truncate:
             texts = self._truncated(texts, sources)
-        out = np.zeros((len(texts), *self.model.latent_shape), np.float32)
-        with Progress("encoding", len(texts), quiet_s=QUIET_S) as progress:
-            for place_e, batch in self.batches(texts, sources):
+        out = np.zeros((len(texts), *(self.model.latent_shape if shape is None else shape)), "f4")
+        quiet_s = {None: QUIET_S, True: 0.0, False: math.inf}[progress]
+        with Progress("encoding", len(texts), quiet_s=quiet_s) as bar:
+            for place_e, batch in self.batches(texts, sources, most):
                 batch = meshes.spread(batch, mesh)
                 with meshes.inside(mesh):
-                    mean_egz = scoring.means(self.model.gen, post, chains, self.params, batch, key)
-                out[place_e] = np.asarray(mean_egz)[: len(place_e)]
-                progress.add(len(place_e))
+                    value_e = values_of(batch)
+                out[place_e] = np.asarray(value_e)[: len(place_e)]
+                bar.add(len(place_e))
         return out
 
     def posterior_samples(
@@ -186,18 +317,13 @@ class LoadedVAE:
         Raises: DataError naming the first sentence that is empty or too long for the model.
         """
         errors.whole("samples", samples, 1)
-        texts, key, mesh = checks.listed(texts), self._key(seed), meshes.mesh_of(self.params)
-        out = np.zeros((len(texts), samples, *self.model.latent_shape), np.float32)
-        with Progress("encoding", len(texts), quiet_s=QUIET_S) as progress:
-            for place_e, batch in self.batches(texts, sources):
-                batch = meshes.spread(batch, mesh)
-                with meshes.inside(mesh):
-                    z_ekgz = scoring.draws(
-                        self.model.gen, self.model.post, samples, self.params, batch, key
-                    )
-                out[place_e] = np.asarray(z_ekgz)[: len(place_e)]
-                progress.add(len(place_e))
-        return out
+        key, model = self._key(seed), self.model
+        return self._pass_over(
+            texts,
+            sources,
+            lambda batch: scoring.draws(model.gen, model.post, samples, self.params, batch, key),
+            shape=(samples, *model.latent_shape),
+        )
 
     def with_prior(self, prior: str | Fitted, label: str | None = None, **use: Any) -> "LoadedVAE":
         """The model p'(z) p(x | z) with a prior that was fitted to this one, for all of its calls.

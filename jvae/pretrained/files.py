@@ -333,8 +333,3 @@ def write_safetensors(
     mode = path.stat().st_mode  # that of any new file; the package writes one for its owner alone
     save_file(ordered, path, metadata=dict(metadata))
     path.chmod(mode)
-
-
-def fetch_folder(name: str) -> Path:
-    """A whole hub repository, from the cache where it is there. Raises WeightsError."""
-    return hub.folder(name, WeightsError)

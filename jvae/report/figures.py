@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from jvae.report import look, maps
 from jvae.report.gather import OFFSETS, Found
@@ -74,7 +74,7 @@ def training(log: Sequence[dict[str, Any]], phases: Sequence[tuple[str, int]]) -
             label = LABELS.get(name, LABELS[name.split("/")[0]])
             dot = "o" if len(x) < 40 and name.startswith("valid") else ""
             ax.plot(x, y, color=COLORS[place], label=label, marker=dot, markersize=3)
-        _limit(ax, [y for _, y in curves.values()])
+        _scale(ax, [y for _, y in curves.values()])
         if len(curves) > 1:
             ax.legend(loc="best")
         for number, (name, begin) in enumerate(phases):
@@ -109,16 +109,18 @@ def _curve(log: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[fl
     return ([x for x, _ in points], [y for _, y in points]) if points else None
 
 
-def _limit(ax: Axes, curves: Sequence[Sequence[float]]) -> None:
-    """Leaves the first steep points outside where they would flatten all the others."""
+def _scale(ax: Axes, curves: Sequence[Sequence[float]]) -> None:
+    """Draws in logarithms where the first steep points would flatten all the others."""
     every = np.concatenate([np.asarray(y, float) for y in curves])
     late = np.concatenate([np.asarray(y, float)[len(y) // 10 :] for y in curves])
     if not len(late):
         return
     low, high = float(every.min()), float(late.max())
-    if every.max() - low > 3 * (high - low) > 0:
-        pad = 0.08 * (high - low)
-        ax.set_ylim(low - pad, high + 2 * pad)
+    if low > 0 and every.max() - low > 3 * (high - low) > 0:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
 
 
 def nll_curve(values: dict[str, Any]) -> Picture | None:

@@ -2,7 +2,9 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +29,7 @@ CHAINED = 250  # the same where each takes Langevin chains
 PAIRS, STEPS = 3, 9  # interpolations
 TRAVERSED = 4  # dimensions, those of the largest KL
 OFFSETS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # in standard deviations over sentences
+TEMPERATURES = (0.5, 1.0, 1.5)
 LISTED = 12  # samples and reconstructions on the page
 
 
@@ -76,6 +79,8 @@ class Found(NamedTuple):
     samples: dict[str, list[str]]  # files of samples/
     latents: Latents | None
     notes: list[str]
+    step: int | None = None  # of the parameters that figures and texts are of
+    warmth: Mapping[str, list[str]] = MappingProxyType({})  # samples by temperature
 
 
 def gather(config: ConfigDict, folder: Path) -> Found:
@@ -109,8 +114,9 @@ def gather(config: ConfigDict, folder: Path) -> Found:
     path = folder / "metrics.jsonl"
     if not path.is_file():
         notes.append(f"No training curves: there is no {path}.")
+    saved = identity.saved(folder)
     return Found(
-        name=str(config.name),
+        name=folder.resolve().name,
         config=configs.flatten(config),
         log=metrics.read_lines(path) if path.is_file() else [],
         phases=planned,
@@ -119,7 +125,17 @@ def gather(config: ConfigDict, folder: Path) -> Found:
         samples=_samples(folder / "samples"),
         latents=latents,
         notes=notes,
+        step=None if saved is None else saved.params_step,
+        warmth={} if vae.conditional else _warmth(vae),
     )
+
+
+def _warmth(vae: LoadedVAE) -> dict[str, list[str]]:
+    """The same draws from the prior, decoded greedily and at several temperatures."""
+    z_egz = vae.sample_prior(LISTED)
+    return {"greedy": vae.decode(z_egz)} | {
+        f"T = {t:g}": vae.decode(z_egz, method="sample", temperature=t) for t in TEMPERATURES
+    }
 
 
 def read_report(path: Path, notes: list[str]) -> dict[str, Any] | None:

@@ -1,13 +1,14 @@
 """One HTML page of a report: no network, no script, every picture inside."""
 
 import base64
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
 from jvae.evals import by_length
 from jvae.evals.card import show
-from jvae.evals.definitions import define
+from jvae.evals.definitions import define, place
 from jvae.report.figures import changes
 from jvae.report.gather import LISTED, OFFSETS, Found, Latents
 from jvae.report.look import Picture
@@ -26,30 +27,47 @@ HEADLINE = (
     "bleu",
 )
 CSS = """
-:root { color-scheme: light; }
-body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1.2rem 4rem; background: #fff;
-  color: #222; font: 15px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+:root { color-scheme: light dark; --page: #fff; --ink: #222; --faint: #666; --line: #ddd;
+  --hair: #eee; --link: #00598c; --new: #b34700; --note: #fff8e5; --edge: #e69f00; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #16181c; --ink: #e4e4e4; --faint: #a3a3a3; --line: #3d4047; --hair: #2b2e34;
+    --link: #7cc4f0; --new: #ffab70; --note: #33290f; --edge: #b37b00; }
+  figure img { background: #fff; border-radius: 6px; }
+}
+body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1.2rem 4rem; background: var(--page);
+  color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 .2rem; }
-h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; border-bottom: 1px solid #ddd; }
+h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; border-bottom: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; }
-a { color: #00598c; }
-p.sub, figcaption, td.faint, th.faint { color: #666; }
+a { color: var(--link); }
+p.sub, figcaption, td.faint, th.faint, dd { color: var(--faint); }
 ul.numbers { display: flex; flex-wrap: wrap; gap: .6rem; list-style: none; padding: 0; }
-ul.numbers li { border: 1px solid #ddd; border-radius: 6px; padding: .35rem .8rem; }
+ul.numbers li { border: 1px solid var(--line); border-radius: 6px; padding: .35rem .8rem; }
 ul.numbers b { display: block; font-size: 1.15rem; }
-ul.notes { background: #fff8e5; border-left: 4px solid #e69f00; padding: .5rem 1.6rem; }
+ul.notes { background: var(--note); border-left: 4px solid var(--edge); padding: .5rem 1.6rem; }
 figure { margin: .6rem 0 1.2rem; }
 figure, div.wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: .4rem 0 1rem; }
 th, td { text-align: left; vertical-align: top; padding: .15rem .9rem .15rem 0;
-  border-bottom: 1px solid #eee; }
+  border-bottom: 1px solid var(--hair); }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.text { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .86rem; }
-td.text b { color: #b34700; font-weight: 600; }
+td.text b { color: var(--new); font-weight: 600; }
 td.note { min-width: 16rem; }
 td.break { overflow-wrap: anywhere; font-size: .86rem; }
 summary { cursor: pointer; }
+dt { font-weight: 600; }
+dd { margin: 0 0 .4rem 1rem; }
+span[title] { cursor: help; border-bottom: 1px dotted var(--faint); }
+@media (max-width: 40rem) {
+  body { padding: .8rem .7rem 3rem; font-size: 14px; }
+  h1 { font-size: 1.3rem; overflow-wrap: anywhere; }
+  td.note { min-width: 10rem; }
+  td, th { padding-right: .6rem; }
+  ul.numbers { gap: .35rem; }
+  ul.numbers li { padding: .2rem .5rem; }
+}
 """
 
 
@@ -90,7 +108,11 @@ def render(found: Found, pictures: dict[str, Picture]) -> str:
 def _subtitle(found: Found) -> str:
     family = found.config.get("model.family", "")
     steps = found.log[-1]["step"] if found.log else None
-    parts = [f"model family {family}", f"{steps:,} steps" if steps else ""]
+    parts = [f"config {found.config.get('name', '')}", f"model family {family}"]
+    if steps:
+        parts.append(f"trained {steps:,} steps")
+    if found.step is not None and found.step != steps:
+        parts.append(f"figures and texts of step {found.step:,}, the best")
     if found.evaluation:
         parts.append(str(found.evaluation.get("title", "")))
     return f'<p class="sub">{escape(" · ".join(part for part in parts if part))}</p>'
@@ -145,14 +167,42 @@ def _metrics(report: dict[str, Any] | None) -> str:
     values = (report or {}).get("metrics")
     if not values:
         return ""
-    rows = (
-        [f'<span title="{escape(_definition(report, name))}">{escape(name)}</span>']
-        + [escape(_shown(one)), *(escape(_number(one[key])) for key in ("se", "control"))]
-        + [escape(str(one["unit"])), escape(str(one["note"]))]
-        for name, one in values.items()
-    )
+    groups: dict[str, list[str]] = {}
+    for name in sorted(values, key=lambda name: (place(name)[0], _natural(name))):
+        groups.setdefault(place(name)[1], []).append(name)
     head = ("metric", "value", "standard error", "control", "unit", "note")
-    return _table(head, rows, ("", "number", "number", "number", "faint", "faint note"))
+    kinds = ("", "number", "number", "number", "faint", "faint note")
+    return "".join(
+        f"<h3>{escape(title)}</h3>"
+        + _table(head, (_row(report, name, values[name]) for name in names), kinds)
+        + _explained(report, names)
+        for title, names in groups.items()
+    )
+
+
+def _row(report: dict[str, Any] | None, name: str, one: dict[str, Any]) -> list[str]:
+    return [
+        f'<span title="{escape(_definition(report, name))}">{escape(name)}</span>',
+        escape(_shown(one)),
+        *(escape(_number(one[key])) for key in ("se", "control")),
+        escape(str(one["unit"])),
+        escape(str(one["note"])),
+    ]
+
+
+def _explained(report: dict[str, Any] | None, names: Sequence[str]) -> str:
+    """The definitions once more, for screens without a pointer to hover with."""
+    items = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>"
+        for name in names
+        if (text := _definition(report, name))
+    )
+    return f"<details><summary>what these are</summary><dl>{items}</dl></details>" if items else ""
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Orders nll_10 before nll_100 and after nll_2."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _definition(report: dict[str, Any] | None, name: str) -> str:
@@ -261,7 +311,13 @@ def _reconstructions(found: Found) -> str:
 
 def _prior(found: Found) -> str:
     parts = []
-    for name, title in (("prior", "As configured"), ("prior_greedy", "Greedy")):
+    if found.warmth:
+        intro = "<p>The same draws from the prior, written at several temperatures.</p>"
+        rows = zip(*found.warmth.values(), strict=True)
+        heads = tuple(escape(name) for name in found.warmth)
+        body = ([escape(text) for text in row] for row in rows)
+        parts.append(intro + _table(heads, body, ("text",) * len(heads)))
+    for name, title in (("prior", "As evaluated"), ("prior_greedy", "Greedy")):
         lines = found.samples.get(name, [])[:LISTED]
         if lines:
             parts.append(

@@ -78,7 +78,14 @@ class Checkpoints:
             read_only=self._read_only,
         )
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-        return ocp.CheckpointManager(self.root / kind, options=options, item_handlers=handlers)
+        absl = logging.getLogger("absl")
+        level = absl.level
+        if self._read_only:  # which it warns of, twice for each manager
+            absl.setLevel(logging.ERROR)
+        try:
+            return ocp.CheckpointManager(self.root / kind, options=options, item_handlers=handlers)
+        finally:
+            absl.setLevel(level)
 
     def _frozen_manager(self) -> ocp.CheckpointManager:
         if FROZEN not in self._managers:  # most runs have none

@@ -12,6 +12,12 @@ Value = float | int | str | None
 # What stands for letters that an encoding lacks; "?" for all others.
 _PLAIN = str.maketrans({"±": "+-", "≥": ">=", "≤": "<=", "–": "-", "−": "-", "…": "..."})
 
+# In metrics.jsonl alone: they tell of packing, or are the same in every line of a sound run.
+_UNSHOWN = {
+    f"train/{name}"
+    for name in ("empty_slots", "finite", "padding", "sentences", "tokens", "time/step_ms")
+}
+
 
 class SafeStream:
     """A text stream whose loss costs nothing but what it would have shown.
@@ -109,7 +115,7 @@ def write_result(text: str) -> None:
 
 
 class Console:
-    """Plain lines; on a terminal also one below them with progress, rate and time left."""
+    """Lines with the time left; on a terminal also one below them with progress and rate."""
 
     def __init__(
         self,
@@ -125,8 +131,12 @@ class Console:
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
         of = f"/{self._total}" if self._total else ""
+        if left := self._left(self._rate(step), step):
+            of += f", {left} left"
         groups: dict[str, list[str]] = {}
         for name, value in values.items():
+            if name in _UNSHOWN:
+                continue
             group, _, rest = name.rpartition("/")
             groups.setdefault(group, []).append(f"{rest} {_short(value)}")
         shown = "  ".join(" ".join([name, *items]).strip() for name, items in groups.items())
@@ -135,21 +145,33 @@ class Console:
     def progress(self, step: int) -> None:
         """Redraws the progress line at most ten times a second."""
         now = self._clock()
-        self._first = self._first or (step, now)
+        rate = self._rate(step)
         if now - self._drawn < 0.1 and step != self._total:
             return
         self._drawn = now
-        first, start = self._first
-        rate = (step - first) / (now - start) if now > start else 0.0
         text = f"step {step}" + (f"/{self._total}" if self._total else "")
         if self._total:
             full = 24 * min(step, self._total) // self._total
             text += f" [{'=' * full}{' ' * (24 - full)}]"
         if rate > 0:
             text += f" {rate:.1f} steps/s"
-            if self._total:
-                text += f", {_clock_time((self._total - step) / rate)} left"
+            if left := self._left(rate, step):
+                text += f", {left} left"
         self._draw(text)
+
+    def _rate(self, step: int) -> float:
+        """Steps per second since the first one seen; 0 while there is one alone."""
+        now = self._clock()
+        self._first = self._first or (step, now)
+        first, start = self._first
+        return (step - first) / (now - start) if now > start else 0.0
+
+    def _left(self, rate: float, step: int) -> str:
+        """Empty where it is not known, and in the last second."""
+        if not self._total or rate <= 0:
+            return ""
+        seconds = (self._total - step) / rate
+        return _clock_time(seconds) if seconds >= 1 else ""
 
     def flush(self) -> None:
         self._stream.flush()

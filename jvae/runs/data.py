@@ -20,7 +20,7 @@ from jvae.data.plan import propose_rows, shuffled
 from jvae.data.prepare import prepare
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, DataError
-from jvae.pretrained import files
+from jvae.runs import model_names
 from jvae.runs import workdir as workdirs
 
 SPLITS = ("train", "valid", "test")
@@ -111,9 +111,7 @@ def open_tokenizers(
     Raises: DataError naming the key of a tokenizer that cannot be opened.
     """
     trained = bool(workdirs.checkpoints(workdir))
-    source = config.init.model
-    if source:
-        source = Path(source).expanduser() if files.is_local(source) else files.fetch_folder(source)
+    source = model_names.folder_of(config.init.model) if config.init.model else None
     opened: dict[str, TextTokenizer] = {}
     for role in ROLES:
         folder = workdir / TOKENIZER_FOLDER / role

@@ -30,15 +30,16 @@ from jvae.nn import lora
 from jvae.nn.lora import Lora
 from jvae.pretrained import files, names, originals
 from jvae.pretrained.names import NameRule, NameTable
-from jvae.runs import bases
+from jvae.runs import bases, model_card
 from jvae.runs.build import build_model
 from jvae.runs.data import TOKENIZER_FOLDER
 from jvae.runs.migrations import Paths
-from jvae.tree import named_leaves, sizes
+from jvae.runs.model_card import About
+from jvae.tree import named_leaves
 
 ADAPTERS = "adapters.safetensors"  # in place of all weights
 SUMS = "SHA256SUMS"
-CARD = "README.md"
+CARD = model_card.FILE
 ROLES = ("encoder", "decoder")
 NEEDED = (
     files.CONFIG,
@@ -137,15 +138,15 @@ def export_model(
     encoder: TextTokenizer,
     decoder: TextTokenizer,
     params: Params,
-    results: str = "",
+    about: About | None = None,
     more: Mapping[str, bytes] | None = None,
     base: Base | None = None,
 ) -> None:
     """Writes a trained model as one folder, whole or not at all.
 
     Args:
-      config: finalised, as a run has it. results: Markdown for the model card. more: further files
-        by their path in the folder, such as fitted priors. base: what to leave out.
+      config: finalised, as a run has it. about: for the model card. more: further files by their
+        path in the folder, such as fitted priors. base: what to leave out.
     Raises: WeightsError if the folder is there and not empty or the parameters are not those of the
       config.
     """
@@ -163,14 +164,17 @@ def export_model(
         (part / files.CONFIG).write_text(configs.to_json(config), encoding="utf-8")
         for role, tokenizer in zip(ROLES, (encoder, decoder), strict=True):
             tokenizer.save(part / TOKENIZER_FOLDER / role)
-        about = {f"vocabulary_{t.role}": t.vocabulary_sha256 for t in (encoder, decoder)}
+        metadata = {f"vocabulary_{t.role}": t.vocabulary_sha256 for t in (encoder, decoder)}
         weights = files.SAFETENSORS
         if base is not None:
             weights = ADAPTERS
             leaves = {path: leaf for path, leaf in leaves.items() if path not in base.leaves}
-            about |= _about_base(base)
-        files.write_safetensors(part / weights, leaves, {"format": "jvae"} | about)
-        card = _card(config, encoder, decoder, params, results, base)
+            metadata |= _about_base(base)
+        files.write_safetensors(part / weights, leaves, {"format": "jvae"} | metadata)
+        elsewhere = () if base is None else tuple(base.where.values())
+        card = model_card.write(
+            config, (encoder, decoder), params, about or About(), SUMS, elsewhere
+        )
         (part / CARD).write_text(card, encoding="utf-8")
         further = dict(more or {})
         for name, data in further.items():
@@ -183,18 +187,12 @@ def export_model(
         shutil.rmtree(part, ignore_errors=True)
 
 
-def folder_of(name_or_folder: str | os.PathLike[str]) -> Path:
-    """Where an export lies: the folder itself, or that of a hub name, fetched where needed."""
-    name = os.fspath(name_or_folder)
-    return Path(name).expanduser() if files.is_local(name) else files.fetch_folder(name)
-
-
 def load_export(
-    name_or_folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
     shardings: Any = None,
     base: Mapping[str, str] | None = None,
 ) -> Export:
-    """A model that `export_model` wrote, from a folder or a hub name; every hash is verified.
+    """A model that `export_model` wrote; every hash is verified.
 
     Args:
       shardings: a tree like the parameters, or None for the default device.
@@ -203,7 +201,7 @@ def load_export(
     Raises: WeightsError for a file that is missing, changed or not listed; ConfigError or DataError
       for a config or tokenizer that this version cannot read.
     """
-    folder = folder_of(name_or_folder)
+    folder = Path(folder)
     file = folder / (ADAPTERS if (folder / ADAPTERS).is_file() else files.SAFETENSORS)
     try:
         _verify(folder)
@@ -335,7 +333,8 @@ def _verify(folder: Path) -> None:
     """Raises WeightsError unless the folder is what its list of hashes says."""
     sums = folder / SUMS
     if not sums.is_file():
-        raise WeightsError(f"{folder}: has no {SUMS}; expected a folder that jvae exported")
+        reason = f"has no {SUMS}; expected a folder that jvae exported"
+        raise WeightsError(f"{folder}: {reason if folder.is_dir() else 'no such folder'}")
     told: dict[str, str] = {}
     lines = sums.read_bytes().decode("utf-8", "replace").split("\n")
     for number, line in enumerate(lines[:-1], 1):
@@ -372,80 +371,3 @@ def _summed(folder: Path) -> set[str]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# Of README.md, which a test compares.
-EXAMPLE = """\
-vae = jvae.load("{name}")
-z = vae.encode(["a man is sleeping in a park", "two girls were dancing on a stage"])
-vae.decode(z[:1] + 0.5 * (z[1:] - z[:1]))"""
-
-
-def _example(config: Any) -> str:
-    """Three lines that use a model; of a language model, which has no latent, two."""
-    name = config.get("name", config.model.family)
-    if build_model(config).latent_shape[0]:
-        return EXAMPLE.format(name=name)
-    return f'vae = jvae.load("{name}")\nvae.sample(3)'
-
-
-def _card(
-    config: Any,
-    encoder: TextTokenizer,
-    decoder: TextTokenizer,
-    params: Params,
-    results: str,
-    base: Base | None,
-) -> str:
-    counts = sizes(params, depth=1)
-    left_out = (
-        ""
-        if base is None
-        else (
-            "\nThe pretrained weights are not in this folder; they are read from "
-            f"{', '.join(base.where.values())}.\n"
-        )
-    )
-    rows = "\n".join(f"| {name} | {count:,} |" for name, count in counts.items())
-    used = "\n".join(
-        f"- {t.role}: {t.name}, {t.vocab_size:,} entries, SHA-256 {t.fingerprint[:16]}"
-        for t in (encoder, decoder)
-    )
-    return f"""---
-library_name: jvae
-tags:
-- text-generation
-- variational-autoencoder
-- {config.model.family}
----
-
-# {config.get("name", config.model.family)}
-
-A latent-variable language model of the family {config.model.family}, trained with jvae. The whole
-config, data and optimiser included, is in `config.json`.
-
-## Use
-
-```python
-import jvae
-
-{_example(config)}
-```
-
-`load` takes this folder or its name on a hub, and checks every file but this one against `{SUMS}`.
-{left_out}
-## Parameters
-
-| part | parameters |
-| --- | --- |
-{rows}
-| all | {sum(counts.values()):,} |
-
-## Tokenizers
-
-{used}
-
-## Results
-
-{results or "None were recorded with this export."}
-"""

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ from jvae.inference.text_vae import LoadedVAE
 from jvae.parallel import mesh as meshes
 from jvae.pretrained import export as pretrained
 from jvae.pretrained.names import Vocab
-from jvae.runs import build, exports, identity, priors, workdir
+from jvae.runs import build, exports, identity, model_card, model_names, priors, publish, workdir
 from jvae.runs import data as run_data
 from jvae.runs.checkpoint import Checkpoints
 
@@ -37,23 +38,29 @@ def load(
 ) -> LoadedVAE:
     """A trained model, ready to encode and decode text.
 
-        vae = jvae.load("runs/optimus-tiny")
+        vae = jvae.load("optimus-tiny")
         z = vae.encode(["two men are running in a park"])
         vae.decode(z + 0.5)
 
     Args:
-      name: folder of a run, or folder or hub name of an export. A run gives its best checkpoint,
-        or its last one, with a warning, where the best is damaged.
+      name: folder of a run or an export; a model that ships with jvae ("optimus-tiny"); or a
+        repository of the Hugging Face hub. Tried in this order; the log says which it was. A run
+        gives its best checkpoint, or its last one, with a warning, where the best is damaged.
       seed: of samples and of Langevin chains; every method takes its own too.
       base: see `jvae.runs.exports.load_export`.
     Raises: CheckpointError if there is no checkpoint that fits; WeightsError if an export cannot
       be read or is not what its hashes say, or if the tokenizers are not those of the training.
     """
-    parts = read_model(name, base)
+    folder = model_names.folder_of(name)
+    parts = _read(folder, base)
     model = build.build_model(parts.config)
     vae = text_vae(parts.config, model, parts.params, parts.encoder, parts.decoder, seed)
-    folder = Path(name) if is_run(name) else exports.folder_of(name)
-    return replace(vae, open_prior=priors.Opener(folder, parts.params))
+    write = partial(export if is_run(folder) else publish.copy, folder)
+    return replace(
+        vae,
+        open_prior=priors.Opener(folder, parts.params),
+        publish=partial(publish.push, write),
+    )
 
 
 def text_vae(
@@ -79,6 +86,7 @@ def text_vae(
         max_length=config.decode.max_length,
         decode_batch=config.decode.batch,
         seed=seed,
+        name=config.get("name", config.model.family),
     )
 
 
@@ -86,15 +94,20 @@ def read_model(
     name: str | os.PathLike[str], base: Mapping[str, str] | None = None
 ) -> exports.Export:
     """What a run (its best checkpoint) or an export holds. Arguments and errors as of `load`."""
-    try:
-        a_run = is_run(name)
-    except (OSError, ValueError) as error:  # a name too long, or with NUL
-        raise WeightsError(f"{os.fspath(name)[:80]!r}: cannot be a folder ({error})") from None
-    return _read_run(Path(name)) if a_run else exports.load_export(name, base=base)
+    return _read(model_names.folder_of(name), base)
+
+
+def _read(folder: Path, base: Mapping[str, str] | None) -> exports.Export:
+    return _read_run(folder) if is_run(folder) else exports.load_export(folder, base=base)
 
 
 def export(
-    folder: str | os.PathLike[str], out: str | os.PathLike[str], *, adapters: bool = False
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    adapters: bool = False,
+    name: str = "",
+    license: str = "",
 ) -> None:
     """Writes the best checkpoint of a run, with the priors fitted to it, as one folder that `load`
     reads and a hub takes. Low-rank additions become part of the kernels.
@@ -103,18 +116,18 @@ def export(
       adapters: leaves out the pretrained weights that training left as they were, and low-rank
         additions as they are; `load` reads the rest from the folders or hub names of
         `config.init`.
+      name: of the model on its card; that of the run's config by default.
+      license: for the card, as hubs abbreviate it, such as "apache-2.0".
     Raises: CheckpointError if there is no run; WeightsError if `out` is there already, or the
       pretrained weights cannot be read or were all trained.
     """
     parts = _read_run(Path(folder))
     base = exports.base_of(parts.config, parts.params) if adapters else None
     whole = parts if adapters else exports.merged(parts)
-    table = Path(folder) / "eval" / "test.txt"
-    results = f"```\n{workdir.read_text(table)}```\n" if table.is_file() else ""
     exports.export_model(
         out,
         *whole,
-        results,
+        model_card.of_run(Path(folder), name, license),
         priors.for_export(Path(folder), parts.params, whole.params),
         base,
     )
@@ -152,11 +165,10 @@ def export_backbone(
     tokenizer.save(Path(out), config=True)
 
 
-def is_run(name: str | os.PathLike[str]) -> bool:
-    """Whether a name is that of a run, not of an export."""
-    folder = Path(name)
-    # An export has its list of hashes; whatever else there is or is not is told as a run's fault.
-    return not (folder / exports.SUMS).is_file() and (folder.is_dir() or folder.is_absolute())
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, not of an export."""
+    # An export has its list of hashes; any other problem is reported as a fault of the run.
+    return not (folder / exports.SUMS).is_file()
 
 
 def _read_run(folder: Path) -> exports.Export:

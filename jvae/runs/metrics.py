@@ -2,7 +2,7 @@
 
 A train or evaluation step returns `{name: Ratio(sum, count)}`; sums over steps stay on the device
 until `ratios` fetches them, the one host sync of a logging interval. `Writer` sends numbers to
-`metrics.jsonl` (always), TensorBoard (where tensorboardX is installed) and the console.
+`metrics.jsonl`, the trackers of `jvae.runs.trackers` and the console.
 """
 
 import json
@@ -13,6 +13,7 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -20,9 +21,12 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 from jvae.errors import CheckpointError
+from jvae.runs import trackers
 from jvae.runs.console import Console, Value
+from jvae.runs.trackers import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -158,40 +162,13 @@ def _truncate(path: Path, resume_step: int) -> None:
     draft.replace(path)
 
 
-class TensorBoard:
-    """Scalars through tensorboardX; numbers that are not finite and text are left out."""
-
-    def __init__(self, folder: Path, resume_step: int):
-        from tensorboardX import SummaryWriter
-
-        # TensorBoard hides what an earlier process wrote past the step resumed from.
-        self._writer = SummaryWriter(
-            str(folder), purge_step=resume_step + 1 if folder.exists() else None
-        )
-
-    def write(self, step: int, values: Mapping[str, Value]) -> None:
-        for name, value in values.items():
-            if isinstance(value, (int, float)) and math.isfinite(value):
-                self._writer.add_scalar(name, value, step)
-
-    def flush(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-def _open(workdir: Path, resume_step: int, tensorboard: bool) -> list[Any]:
+def _open(workdir: Path, resume_step: int, config: ConfigDict | None) -> list[Any]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        sinks: list[Any] = [JsonLines(workdir / "metrics.jsonl", resume_step)]
-        if tensorboard:
-            sinks.append(TensorBoard(workdir / "tensorboard", resume_step))
+        lines = JsonLines(workdir / "metrics.jsonl", resume_step)
+        return [lines, *trackers.opened(workdir, resume_step, config)]
     except OSError as error:
         raise CheckpointError(f"cannot write metrics under {workdir}: {error}") from error
-    except ImportError:
-        log.info("tensorboardX is not installed: no TensorBoard files")
-    return sinks
 
 
 class Writer:
@@ -205,7 +182,7 @@ class Writer:
         total_steps: int | None = None,
         stream: TextIO | None = None,
         active: bool = True,
-        tensorboard: bool = True,
+        config: ConfigDict | None = None,
     ):
         """Opens the files under `workdir`; what a run before wrote past `resume_step` is dropped.
 
@@ -213,12 +190,13 @@ class Writer:
           total_steps: for the progress line.
           stream: of the console, standard output unless given.
           active: False on all processes but one; such a writer does nothing.
-          tensorboard: whether to write its files, where tensorboardX is installed.
+          config: of the run, which names its trackers; without one, TensorBoard alone.
         Raises: CheckpointError if the directory cannot be written.
         """
         self._console = Console(stream or sys.stdout, total_steps)
         self._live = active and self._console.live
-        self._sinks: list[Any] = _open(Path(workdir), resume_step, tensorboard) if active else []
+        self._sinks: list[Any] = _open(Path(workdir), resume_step, config) if active else []
+        self._trackers: list[Tracker] = self._sinks[1:]
         if active:
             self._sinks.append(self._console)
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -234,6 +212,11 @@ class Writer:
         self._check()
         values = dict(values)
         self._queue.put(lambda: self._each(lambda sink: sink.write(step, values)))
+
+    def spread(self, step: int, name: str, values: np.ndarray) -> None:
+        """A histogram for the trackers."""
+        for tracker in self._trackers:
+            self._queue.put(partial(tracker.spread, step, name, values))
 
     def progress(self, step: int) -> None:
         """Moves the progress line; does nothing where the console is no terminal."""

@@ -6,10 +6,10 @@ from pathlib import Path
 
 def commit() -> str | None:
     """The commit of the checkout that runs; None for an installed package."""
-    here = Path(__file__).resolve().parent
-    if not (here.parent / ".git").exists():
+    top = Path(__file__).resolve().parents[2]
+    if not (top / ".git").exists():
         return None
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
+    command = ["git", "-C", str(top), "describe", "--always", "--dirty"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):

@@ -27,7 +27,7 @@ from jvae.pretrained import backbones, files, parts
 from jvae.pretrained.files import Checkpoint
 from jvae.pretrained.layouts import LAYOUTS
 from jvae.pretrained.parts import PretrainedPart
-from jvae.runs import workdir
+from jvae.runs import own_text, workdir
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,8 @@ def configure(
     Raises: ConfigError for a flag that contradicts a folder, a kind of model that no backbone reads
       or a part that the family has no place for; WeightsError for a folder that cannot be read.
     """
+    if config.name == own_text.NAME:
+        return _for_own_text(config, overrides, folder)
     early = [one for one in overrides if _key(one).startswith("init.")]
     late = [one for one in overrides if one not in early]
     config = configs.apply_overrides(config, early)
@@ -86,6 +88,27 @@ def configure(
     for note in notes:
         log.info(note)
     return config
+
+
+def _for_own_text(config: ConfigDict, overrides: Sequence[str], folder: Path | None) -> ConfigDict:
+    """The config that `jvae.runs.own_text` chooses, with flags; that of the run in a folder, where
+    there is one.
+    """
+    if folder is not None and workdir.checkpoints(folder):
+        return configs.apply_overrides(workdir.saved_config(folder), overrides)
+    of_data = [one for one in overrides if _key(one).startswith("data.")]
+    choice = own_text.choose(own_text.read(configs.apply_overrides(config, of_data).data))
+    draft = configs.load(choice.preset).unlock()
+    draft.name = config.name
+    chosen = [f"{key}={_as_text(value)}" for key, value in choice.values.items()]
+    own = {_key(one): one.partition("=")[2] for one in overrides}
+    for line in own_text.describe(choice, own):
+        log.info("%s: %s", own_text.NAME, line)
+    return configs.apply_overrides(configs.apply_overrides(draft, chosen), overrides)
+
+
+def _as_text(value: Any) -> str:
+    return repr(value) if isinstance(value, float) else as_flag(value)
 
 
 def wanted(config: Any) -> list[tuple[PretrainedPart, str]]:

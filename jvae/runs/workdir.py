@@ -33,7 +33,7 @@ CONFIG = "config.json"
 # It acts after training, on the console or on the speed only. The mesh decides where numbers live,
 # and the last digits of their sums.
 FREE = (
-    *("evals.", "decode.", "mesh.", "train.keep", "train.tensorboard"),
+    *("evals.", "decode.", "mesh.", "train.keep", "train.tensorboard", "train.wandb"),
     *("data.cache", "data.workers", "data.tfds_dir"),
 )
 # Where and in which format the text lies: the text itself is compared, see `jvae.runs.identity`.

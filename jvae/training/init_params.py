@@ -25,7 +25,7 @@ from jvae.pretrained import backbones, files, names
 from jvae.pretrained.files import Checkpoint
 from jvae.pretrained.names import NameTable, Vocab
 from jvae.pretrained.parts import PretrainedPart
-from jvae.runs import build, loading, start
+from jvae.runs import build, loading, model_names, start
 from jvae.runs.build import Run
 from jvae.runs.checkpoint import Checkpoints
 from jvae.tree import map_named, named_leaves
@@ -83,12 +83,13 @@ def initial_optimizer(run: Run, opt_state: Any) -> Any:
     Raises: ConfigError where that is no run; CheckpointError where its state is of other shapes.
     """
     config: Any = run.config
-    if not config.init.model or not loading.is_run(config.init.model):
+    folder = model_names.folder_of(config.init.model) if config.init.model else None
+    if folder is None or not loading.is_run(folder):
         raise ConfigError(
             "init.optimizer is on, which only a run keeps: init.model must be the folder of one, "
             f"not {config.init.model!r}"
         )
-    with Checkpoints(config.init.model, read_only=True) as ckpts:
+    with Checkpoints(folder, read_only=True) as ckpts:
         wanted = {"opt_state": opt_state}
         state, _ = ckpts.restore(wanted, best=ckpts.best() is not None, partial=True)
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, Key
 from jvae.api import Params, Posterior, TextVAE, example_keys
 from jvae.evals.collect import collect, to_host
 from jvae.evals.latent import PosteriorSet, collapse_reasons, latent_metrics
+from jvae.latent import gaussian
 
 SENTENCES = 500  # of the validation split, its first: MI costs their square, and is at most ln 500
 ACTIVE = 0.01  # variance of its mean that makes a unit active
@@ -37,6 +38,7 @@ class LatentUse(NamedTuple):
     mi_nats: float  # at most ln N
     active: int
     collapse_reasons: list[str]  # empty where the latent is used
+    kl_gz: np.ndarray | None  # mean of each dimension, in nats; None without a closed form
 
 
 def latent_use(
@@ -56,7 +58,13 @@ def latent_use(
     """
     id_e, q = collect(parts)
     found = to_host(_draws(model.post, params, q, id_e, key))
-    posts = PosteriorSet(id_e, q, kl_e=np.full(len(id_e), kl_nats), kl_egz=None, **found)
+    forms = type(model.post.form), type(model.prior.form)
+    kl_egz = None
+    if forms == (gaussian.DiagonalGaussian, gaussian.StandardNormal):
+        kl_egz = np.asarray(gaussian.kl_standard(gaussian.Gaussian(q.mean_egz, q.log_var_egz)))
+    posts = PosteriorSet(id_e, q, kl_e=np.full(len(id_e), kl_nats), kl_egz=kl_egz, **found)
     result = latent_metrics(model, params, posts)
     assert result is not None
-    return LatentUse(result.mi_nats, result.active[ACTIVE], collapse_reasons(result))
+    return LatentUse(
+        result.mi_nats, result.active[ACTIVE], collapse_reasons(result), result.kl_profile_gz
+    )

@@ -3,7 +3,7 @@
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +24,15 @@ from jvae.runs import build, identity, metrics, phases, workdir
 from jvae.runs.checkpoint import Checkpoints
 from jvae.runs.loading import load_params
 from jvae.runs.phases import PhaseProgress
-from jvae.training import goodput, init_params, latent_monitor, program, waiting
+from jvae.training import goodput, init_params, latent_monitor, optim, program, waiting
 from jvae.training.goodput import Goodput
 from jvae.training.preemption import Stop, Stopped
 
 log = logging.getLogger(__name__)
+
+
+# Of a step and numbers by name; True asks to stop.
+Callback = Callable[[int, dict[str, Any]], Any]
 
 
 class Trained(NamedTuple):
@@ -41,7 +45,11 @@ class Trained(NamedTuple):
 
 
 def train(
-    config: ConfigDict, folder: Path, stop: Stop | None = None, lock: workdir.Lock | None = None
+    config: ConfigDict,
+    folder: Path,
+    stop: Stop | None = None,
+    lock: workdir.Lock | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Trained:
     """Trains the run of a config, from its newest checkpoint where there is one.
 
@@ -50,6 +58,7 @@ def train(
     Args:
       stop: tells when to save and stop early.
       lock: of the folder, taken here as soon as it is known that the run can start.
+      callbacks: called with each line of metrics, by every process.
     Raises: JvaeError for all that is wrong with config, data, folder or the run itself; Stopped.
     """
     stop = stop or Stop()
@@ -135,7 +144,7 @@ def train(
         resume_step=done,
         total_steps=cfg.train.steps,
         active=processes.first(),
-        tensorboard=cfg.train.tensorboard,
+        config=cfg,
     )
     part, parts = meshes.row_part(mesh, this.rows.batch_rows)
     stream = batches(
@@ -146,6 +155,18 @@ def train(
         process_count=parts,
         workers=cfg.data.workers,
     )
+
+    def report(values: dict[str, Any]) -> None:
+        writer.write(done, values)
+        with jax.transfer_guard("allow"):
+            if True in [callback(done, dict(values)) for callback in callbacks]:
+                stop.ask("a callback")
+
+    def rate(current: program.Program, step: int) -> float:
+        section = current.phase.optim.to_dict()
+        with jax.transfer_guard("allow"):
+            return float(optim.learning_rate(section, current.phase.steps)(step - 1))
+
     check, per_token = _checker(this, mesh, key["valid"]), _per_token(this)
     clock, together = _Clock(done), cfg.train.steps_per_call
     with ckpts, writer, stream, stop.at_steps(), jax.transfer_guard("disallow"):
@@ -179,16 +200,15 @@ def train(
             if due or done % cfg.train.log_every == 0:
                 values, seen = metrics.ratios(meter), float(jax.device_get(meter["sentences"].sum))
                 _stop_if_not_finite(values, clock.step, done, ckpts)
-                writer.write(
-                    done, {f"train/{k}": v for k, v in (values | clock.lap(done, values)).items()}
-                )
+                lap = values | {"lr": rate(current, done - at.begin)} | clock.lap(done, values)
+                report({f"train/{k}": v for k, v in lap.items()})
                 meter = None
             if due:
                 if current.tune_step:
                     state = current.tune_step(state, meshes.to_device(batch, mesh), base)
                 first = waiting.announced("compiling validation", wanted=checked is not current)
                 with first, spent.of(goodput.EVALUATING):
-                    valid = check(current, state.params, done)
+                    valid, kl_gz = check(current, state.params, done)
                 checked = current
                 # A check is a log line too, which has these values.
                 compared = per_token(current.phase, values, valid)  # pyright: ignore
@@ -203,7 +223,9 @@ def train(
                     limit=cfg.train.overfit_gap,
                 )
                 row = {f"valid/{k}": v for k, v in valid.items()}
-                writer.write(done, row | (overfit.row() if overfit else {}))
+                report(row | (overfit.row() if overfit else {}))
+                if kl_gz is not None:
+                    writer.spread(done, "valid/kl_of_dimensions", kl_gz)
                 if overfit and not warned:
                     log.warning("step %d: overfitting: %s. %s", done, overfit, overfitting.REMEDY)
                 warned = overfit is not None
@@ -315,8 +337,10 @@ def _placed(batches: list[Batch], mesh: Mesh) -> Batch:
 
 def _checker(
     this: build.Run, mesh: Mesh, key: Key[Array, ""]
-) -> Callable[[program.Program, Params, int], dict[str, Any]]:
-    """Validation: the whole split, dropout off, the final KL weight, the same noise every time."""
+) -> Callable[[program.Program, Params, int], tuple[dict[str, Any], np.ndarray | None]]:
+    """Validation: the whole split, dropout off, the final KL weight, the same noise every time. Its
+    values, and the mean KL of each dimension where that has a closed form.
+    """
     key = meshes.everywhere(key, mesh)
     data = this.data["valid"]
     # Of several programs at once, virtual devices may each wait for another one's sum.
@@ -325,8 +349,11 @@ def _checker(
     # The first sentences by themselves: of them posteriors are kept.
     first, rest = np.split(np.arange(len(data)), [latent_monitor.SENTENCES])
 
-    def check(current: program.Program, params: Params, done: int) -> dict[str, Any]:
+    def check(
+        current: program.Program, params: Params, done: int
+    ) -> tuple[dict[str, Any], np.ndarray | None]:
         sums: metrics.Sums | None = None
+        kl_gz = None
         kept = []
         for ids in (first, rest) if len(rest) else (first,):
             for batch in eval_batches(
@@ -346,6 +373,7 @@ def _checker(
         if current.watched and len(first) > 1:  # a variance over sentences needs two
             with jax.transfer_guard("allow"):  # once a check
                 use = latent_monitor.latent_use(this.model, params, kept, key, values["kl"])
+            kl_gz = use.kl_gz
             row |= {
                 "collapsed": int(bool(use.collapse_reasons)),
                 "mi": use.mi_nats,
@@ -359,6 +387,6 @@ def _checker(
                     done,
                     "; ".join(use.collapse_reasons),
                 )
-        return row
+        return row, kl_gz
 
     return check

@@ -31,11 +31,15 @@ class Stopped(BaseException):
 class Stop:
     """Listens for the signals while it is entered; one that is not never stops anything.
 
+    In a process that is not jvae's own, such as a notebook's, no thread ends the process.
+
     Several processes must stop after the same step. There JAX's preemption service listens for
     SIGTERM in place of this class and agrees on that step; SIGINT then ends a process as ever.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, own_process: bool = True) -> None:
+        self.from_within = False  # whether `ask` came before any signal
+        self._own_process = own_process
         self._asked: str | None = None
         self._at_steps = False
         self._unsaved = False  # whether a step has been made
@@ -48,6 +52,7 @@ class Stop:
         if one_process and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._heard)
+        if self._before and self._own_process:
             read, write = os.pipe()
             os.set_blocking(write, False)
             self._wakeup = write, signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -74,6 +79,11 @@ class Stop:
             self._at_steps = False
         if self._asked:
             raise self._stopped()
+
+    def ask(self, who: str) -> None:
+        """Asks, as a signal would, to save and stop; with several processes, in all of them."""
+        if self._asked is None:
+            self._asked, self.from_within = who, True
 
     def asked(self, step: int) -> str | None:
         """The signal after which to stop once this step is saved, on all processes the same.

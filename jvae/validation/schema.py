@@ -25,7 +25,7 @@ MOST_TOKENS = 2**24  # of a row, and of a text
 DATA = {
     "train": Field(
         **TEXTS,
-        help="Files, globs (yelp/*.tsv) and TFDS sets (tfds:snli:train), one after another; "
+        help="Files, globs (yelp/*.tsv) and public sets (tfds:snli:train, hf:NAME:SPLIT); "
         "plain or .gz. Empty: the embedded corpus.",
     ),
     "valid": Field(**TEXTS, help="Likewise; empty: held out of train."),
@@ -182,6 +182,7 @@ TRAIN = {
     ),
     "keep": Field(int, "Newest checkpoints kept beside the best.", low=1, high=10_000),
     "tensorboard": Field(bool, "Write event files too."),
+    "wandb": Field(str, "Project of Weights & Biases that gets the same; empty: none."),
     "steps_per_call": Field(
         int,
         "Updates in one compiled call, where steps are shorter than launches.",

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from jvae import config
-from jvae.cli import aot, gpu_targets
+from jvae.cli import aot, fit_batch, gpu_targets
 from jvae.cli.main import main
 from jvae.errors import ConfigError
 from jvae.parallel import mesh as meshes
@@ -51,10 +51,10 @@ def test_gpus_are_described_to_the_compiler():
 @pytest.mark.multidevice
 def test_without_libtpu_virtual_devices_stand_for_chips(monkeypatch):
     monkeypatch.setattr(aot, "_installed", lambda plugin: False)
-    assert aot._devices(aot.Slice.of("v5e:2x4")) == jax.devices("cpu")
-    assert aot._devices(aot.Slice.of("h100-8")) == jax.devices("cpu")
+    assert aot.devices(aot.Slice.of("v5e:2x4")) == jax.devices("cpu")
+    assert aot.devices(aot.Slice.of("h100-8")) == jax.devices("cpu")
     with pytest.raises(ConfigError, match="too few for 256"):
-        aot._devices(aot.Slice.of("v5e-256"))
+        aot.devices(aot.Slice.of("v5e-256"))
 
 
 def row(name: str, **changes) -> dict:
@@ -166,7 +166,7 @@ def test_nothing_is_computed_again_in_the_plain_form():
 def slice_of():
     """Compile-only devices of a slice, where there is libtpu."""
     pytest.importorskip("libtpu", reason="compiles for a TPU, which needs libtpu")
-    return lambda name: aot._devices(aot.Slice.of(name))
+    return lambda name: aot.devices(aot.Slice.of(name))
 
 
 @pytest.mark.tpu
@@ -205,3 +205,24 @@ def test_gpus_that_are_not_there(tmp_path, capsys):
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert all(row["compiler"].startswith("jax-cuda13-plugin ") for row in rows)
     assert not rows[0]["collectives"] and rows[2]["collectives"]["all-reduce"]
+
+
+@pytest.mark.parametrize(
+    "limit, start, multiple, answer, most",
+    [(100, 4, 1, 90, 3), (100, 400, 1, 90, 5), (100, 8, 8, 88, 3), (17, 64, 4, 4, 4)],
+)
+def test_the_largest_batch_that_fits_is_found(limit, start, multiple, answer, most):
+    """Of steps that hold 10 and a row 1: 90 rows, up to a sixteenth."""
+    tried = []
+
+    def peak(rows):
+        tried.append(rows)
+        return 10 + rows if rows < 200 else None
+
+    *_, last = fit_batch.largest(peak, limit, start, multiple)
+    assert answer * 15 / 16 <= last <= limit - 10 and last % multiple == 0
+    assert len(tried) <= most and len(set(tried)) == len(tried)
+
+
+def test_what_never_fits_ends_with_none():
+    assert list(fit_batch.largest(lambda rows: None, 1.0, 8, 2))[-1] == 0

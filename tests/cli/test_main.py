@@ -157,7 +157,7 @@ def test_held_out_sentences_are_not_trained_on(tmp_path, command):
         (["--config=optimus", "train"], "unexpected argument 'train'"),
         (["--confg=optimus"], "confg"),
         ([], "no config"),
-        (["--mode=sample", "--workdir=/nowhere"], "no config.json"),
+        (["--mode=sample", "--workdir=/nowhere"], "no such folder"),
         (["--config=optimus", "--config.data.train=/no/such.txt"], "/no/such.txt"),
         (["--config=optimus", "--config.model.family=optimist"], "Known: adavae, della"),
         (

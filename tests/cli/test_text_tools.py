@@ -37,6 +37,7 @@ class Spelt(LoadedVAE):
         return np.ones((n * len(sources or [0]), 1, 2), np.float32)
 
     def decode(self, z_egz, seed=None, sources=None, **settings):
+        object.__setattr__(self, "settings", settings)
         if z_egz.shape[1:] != (1, 2):
             raise ValueError(f"latents have shape {z_egz.shape}")
         told = [f"{'a' * round(a)}{'b' * round(b)}" for ((a, b),) in z_egz.tolist()]
@@ -81,6 +82,34 @@ def test_edits(tool):
     told = tool("--mode=traverse", "--text=ab", "--dims=1").splitlines()
     assert told[4] == "1\t+1\tabb" and len(told) == 7
     assert len(tool("--mode=traverse", "--text=ab").splitlines()) == 14
+
+
+def test_flags_of_decoding_reach_every_mode_that_writes(tool):
+    vae = Spelt()
+    tool("--mode=sample", "--temperature=0.7", "--top_p=0.9", vae=vae)
+    assert (vae.settings["temperature"], vae.settings["top_p"]) == (0.7, 0.9)
+    assert vae.settings["method"] == "sample"
+    for words in (
+        ["--mode=reconstruct", "--text=ab"],
+        ["--mode=interpolate", "--text=a", "--text=b"],
+        ["--mode=analogy", "--text=a", "--text=b", "--text=a"],
+        ["--mode=traverse", "--text=a", "--dims=0"],
+    ):
+        tool(*words, vae=vae)
+        assert vae.settings == {}
+        tool(*words, "--top_k=5", "--max_length=9", vae=vae)
+        assert vae.settings == {"method": "sample", "top_k": 5, "max_length": 9}
+        tool(*words, "--beam_width=2", vae=vae)
+        assert vae.settings == {"method": "beam", "beam_width": 2}
+    for words, message in (
+        (["--mode=nll", "--top_k=5"], "--top_k has no effect in --mode=nll; it acts in sample"),
+        (["--mode=eval", "--top_k=5"], "an evaluation samples with is --config.decode.top_k"),
+        (["--mode=sample", "--top_k=5", "--method=greedy"], "it is read by sample"),
+        (["--mode=sample", "--top_k=5", "--beam_width=3"], "--top_k is for sampling and --beam"),
+        (["--mode=sample", "--temperature=-1"], "temperature"),
+        (["--mode=sample", "--temp=1"], "Unknown command line flag 'temp'"),
+    ):
+        assert message in tool(*words, code=2)
 
 
 def test_neighbors_and_likelihoods(tool, tmp_path):

@@ -174,6 +174,46 @@ def test_a_list_gives_what_its_texts_give_alone(name):
         np.testing.assert_allclose([-one.nats.sum() for one in told], nll, rtol=1e-5)
 
 
+def test_posteriors_come_as_means_draws_and_statistics():
+    vae = system("optimus")
+    stats = vae.encode(TEXTS, return_="stats")
+    np.testing.assert_allclose(stats.mean, vae.encode(TEXTS), atol=1e-6)
+    draws = vae.posterior_samples(TEXTS, 64, seed=1)
+    spread = np.abs(draws - stats.mean[:, None]) / stats.std[:, None]
+    assert 0.7 < spread.mean() < 0.9  # of a standard normal: 0.798
+    one = vae.encode(TEXTS, return_="sample", seed=1)
+    np.testing.assert_allclose(one, draws[:, 0], atol=1e-5)
+    mean, std = stats.mean.astype(np.float64), stats.std.astype(np.float64)
+    kl = 0.5 * (mean**2 + std**2 - 2 * np.log(std) - 1).sum((1, 2))
+    np.testing.assert_allclose(stats.kl, kl, rtol=1e-4)
+    assert vae.encode([], return_="stats").std.shape == (0, 1, 5)
+    for name, return_, message in (
+        ("optimus", "means", "return_ is 'means'; it must be one of mean, sample, stats"),
+        ("lm", "stats", "no diagonal Gaussian"),
+    ):
+        with pytest.raises(InputError, match=message):
+            system(name).encode(["a"], return_=return_)
+    with pytest.raises(InputError, match="reads one chain"):
+        system("sri").encode(["a"], return_="sample", chains=2)
+
+
+def test_batches_of_other_sizes_change_nothing(capfd):
+    vae = system("optimus")
+    np.testing.assert_allclose(vae.encode(TEXTS, batch_size=2), vae.encode(TEXTS), atol=1e-5)
+    assert max(len(batch.id_e) for _, batch in vae.batches(TEXTS, most=2)) == 2
+    assert not capfd.readouterr().err
+    vae.encode(TEXTS, progress=True)
+    assert "encoding: done in" in capfd.readouterr().err
+    with pytest.raises(InputError, match="batch_size is 0; expected a whole number of at least 1"):
+        vae.encode(TEXTS, batch_size=0)
+
+
+def test_a_model_prints_as_one_line():
+    text = repr(dataclasses.replace(system("optimus"), name="mine"))
+    assert text.startswith("<LoadedVAE mine: latent 1 x 5, ") and len(text) < 120
+    assert "texts of up to 24 tokens" in text
+
+
 def test_every_layer_of_a_layer_wise_latent_is_mixed():
     vae = system("della")
     z_egz = vae.encode(["a b", "c d e"])

@@ -14,6 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 
+from jvae import hub
 from jvae.backbones import bert as bert_stack
 from jvae.backbones import distilbert
 from jvae.backbones import gpt2 as gpt2_stack
@@ -398,7 +399,7 @@ def test_a_hub_name_offline(tmp_path, monkeypatch, target, truth):
     with pytest.raises(WeightsError, match="not a name!"):
         files.open_checkpoint("not a name!")
     with pytest.raises(WeightsError, match="not in the Hugging Face cache"):
-        files.fetch_folder("someone/tiny")
+        hub.folder("someone/tiny", WeightsError)
     repo = tmp_path / "models--someone--tiny"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs/main").write_text("0" * 40)

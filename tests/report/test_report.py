@@ -1,6 +1,7 @@
 """Pictures and page of a run, from made-up values: what is drawn, and that text stays text."""
 
 import io
+import re
 from html import escape
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -118,6 +119,38 @@ def test_numbers_stand_beside_what_limits_them():
     assert "≥ 4.50 (saturated)" in top and "6.99 (&lt;unk&gt;)" in html
     assert f'title="{escape(define("self_bleu"))}"' in html and f'title="{escape(EVIL)}"' in html
     assert "6 to 9" in html and "75.50" in html and 'href="#length"' in html
+
+
+def test_metrics_stand_in_groups_in_the_order_of_their_definitions():
+    names = ("self_bleu", "nll_100", "nll_10", "made_up", "kl", "exact_match", "rec")
+    metrics = {name: dict(value=1.0, se=None, control=None, unit="", note="") for name in names}
+    html = page.render(found(evaluation=dict(metrics=metrics), latents=None), {})
+    order = ["Likelihood", "rec", "nll_10", "nll_100", "Use of the latent", "kl"]
+    order += ["Reconstruction", "exact_match", "Samples", "self_bleu", "Others", "made_up"]
+    at = [html.index(f">{one}<", html.index('id="metrics"')) for one in order]
+    assert at == sorted(at)
+    assert html.count(escape(define("self_bleu"))) == 2  # on hover, and to be unfolded
+
+
+def test_the_page_names_the_run_its_step_and_fits_dark_and_narrow_screens():
+    log = [{"step": 700, "train/loss": 1.0}]
+    warmth = {"greedy": ["a"], "T = 1": [EVIL]}
+    html = page.render(found(name="mine", log=log, step=500, warmth=warmth, latents=None), {})
+    assert "<h1>mine</h1>" in html and "trained 700 steps" in html
+    assert "figures and texts of step 500, the best" in html
+    assert "prefers-color-scheme: dark" in html and "max-width: 40rem" in html
+    assert "T = 1</th>" in html and "several temperatures" in html
+    assert not re.search(r"#[0-9a-f]{3,6}", html[html.index("body {") : html.index("</style>")])
+
+
+def test_steep_curves_are_drawn_whole(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(look, "picture", lambda fig, text: drawn.append(fig))
+    log = [{"step": s, "train/kl": 500.0 if s < 3 else 10.0 + s / 100} for s in range(1, 41)]
+    figures.training(log, [])
+    (ax, *_) = drawn[0].axes
+    low, high = ax.get_ylim()
+    assert low < 10 and high > 500 and ax.get_yscale() == "log"
 
 
 def test_every_picture_is_an_image_in_both_formats():

@@ -26,8 +26,22 @@ def test_terminal_keeps_the_bar_below_the_lines():
     console.close()
     bar = "step 60/120 [" + "=" * 12 + " " * 12 + "] 6.0 steps/s, 0:10 left"
     start = "\rstep 0/120 [" + " " * 24 + "]"
-    line = "\r" + "step 60/120  loss 1".ljust(len(bar)) + "\n"
+    line = "\r" + "step 60/120, 0:10 left  loss 1".ljust(len(bar)) + "\n"
     assert stream.getvalue() == f"{start}\r{bar}{line}\r{bar}\n"
+
+
+def test_lines_tell_the_time_left_and_no_bookkeeping():
+    stream, now = io.StringIO(), [0.0]
+    console = Console(stream, 120, clock=lambda: now[0])
+    console.write(20, {"train/loss": 2.0, "train/finite": 1.0, "train/padding": 0.1})
+    now[0] = 30.0
+    console.write(80, {"train/loss": 1.5, "valid/mi": 3.0})
+    console.write(120, {"train/loss": 1.0})
+    assert stream.getvalue().splitlines() == [
+        "step 20/120  train loss 2",
+        "step 80/120, 0:20 left  train loss 1.5  valid mi 3",
+        "step 120/120  train loss 1",
+    ]
 
 
 def test_time_left():

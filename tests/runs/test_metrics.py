@@ -6,6 +6,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from ml_collections import ConfigDict
 
 from jvae.errors import CheckpointError
 from jvae.runs import metrics
@@ -119,8 +120,9 @@ def test_tensorboard_gets_finite_numbers(tmp_path):
 
 def test_without_tensorboard(tmp_path, monkeypatch):
     for number, wanted in enumerate((False, True), 1):
+        config = ConfigDict({"train": {"tensorboard": wanted, "wandb": ""}})
         with metrics.Writer(
-            tmp_path, stream=io.StringIO(), resume_step=number - 1, tensorboard=wanted
+            tmp_path, stream=io.StringIO(), resume_step=number - 1, config=config
         ) as writer:
             writer.write(number, {"loss": 2.5})
         assert len(lines(tmp_path)) == number and not (tmp_path / "tensorboard").exists()
@@ -141,8 +143,8 @@ def test_plain_console(tmp_path):
     with metrics.Writer(tmp_path, stream=stream, total_steps=10) as writer:
         writer.progress(1)
         writer.write(5, {"loss": 1.23456789, "tokens": 1000000, "kl": None})
-        writer.write(6, {"train/loss": 2.0, "train/kl": 1.0, "train/time/step_ms": 7.0})
+        writer.write(6, {"train/loss": 2.0, "train/kl": 1.0, "train/time/tokens_per_s": 7.0})
     assert stream.getvalue() == (
         "step 5/10  loss 1.235 tokens 1000000 kl None\n"
-        "step 6/10  train loss 2 kl 1  train/time step_ms 7\n"
+        "step 6/10  train loss 2 kl 1  train/time tokens_per_s 7\n"
     )

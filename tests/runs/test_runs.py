@@ -12,7 +12,7 @@ import pytest
 import jvae
 
 RUNS = [Path(one) for one in os.environ.get("JVAE_RUNS", "").split(":") if one]
-TEXTS = ["a man is sleeping in a park", "two girls were dancing on a stage"]
+TEXTS = ["a man is playing a guitar in a park", "two girls chased a frisbee on a beach"]
 
 pytestmark = [
     pytest.mark.slow,

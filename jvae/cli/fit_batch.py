@@ -1,0 +1,129 @@
+"""`--mode=fit-batch`: the largest data.batch_rows whose training step fits the memory of a device.
+
+The compiler says what a step holds; nothing is run.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jvae.cli import aot
+from jvae.errors import ConfigError
+from jvae.parallel import mesh as meshes
+from jvae.runs import build
+from jvae.validation.validate import validate
+
+SHARE = 0.9  # of the memory; the rest is for batches on their way and what the compiler leaves out
+EXACT = 16  # the answer is within 1/16 of the largest
+
+
+def fit(config: ConfigDict, folder: Path, topology: str | None) -> Iterator[str]:
+    """Lines of what was compiled, the last one with the answer.
+
+    Args:
+      topology: a slice as of --mode=compile; None for the devices of this process.
+    Raises: ConfigError for a slice that is not known, or a model that does not fit at all.
+    """
+    part = None if topology is None else aot.Slice.of(topology)
+    if part and part.kind not in aot.CHIPS:
+        raise ConfigError(f"--topology={topology}: its memory is not known; leave the flag out")
+    validate(config, platform=part and ("cpu" if part.virtual else part.plugin.platform))
+    if part and part.virtual:
+        aot.make_room(part.count)
+    mesh = meshes.make_mesh(config.mesh, None if part is None else aot.devices(part))
+    limit = SHARE * (_memory() if part is None else aot.CHIPS[part.kind].memory_bytes)
+    this = build.open_run(config, folder)
+    multiple = meshes.row_shards(mesh) * config.train.accumulate
+    lines: list[str] = []
+
+    def peak(rows: int) -> int | None:
+        """Bytes of a device at most; None where the compiler refuses."""
+        needs = _peak(this, mesh, rows)
+        amount = "more than there is" if needs is None else f"{needs / 2**30:.2f} GiB"
+        lines.append(f"data.batch_rows={rows}: {amount} of {limit / 2**30:.2f} GiB")
+        return needs
+
+    search = largest(peak, limit, config.data.batch_rows, multiple)
+    rows = 0
+    for best in search:
+        rows = best
+        yield lines.pop()
+    if not rows:
+        raise ConfigError(
+            f"not even data.batch_rows={multiple} fits into {limit / 2**30:.2f} GiB; use a smaller "
+            "preset, data.row_tokens, model.*.remat=full, or mesh.fsdp on several devices"
+        )
+    yield (
+        f"the largest that fits: --config.data.batch_rows={rows} (the config has "
+        f"{config.data.batch_rows}). An epoch then takes "
+        f"{config.data.batch_rows / rows:.2g} times as many steps, and optim.lr usually grows with "
+        "the square root of the rows"
+    )
+
+
+def largest(
+    peak: Callable[[int], int | None], limit: float, start: int, multiple: int
+) -> Iterator[int]:
+    """Looks for the largest multiple that keeps a peak within a limit. Yields, for every one tried,
+    the largest known to fit so far; 0 for none.
+
+    What a step holds grows evenly with its rows, so two sizes tell where to look next; where they
+    do not, it doubles or halves.
+    """
+    low, high = 0, None  # these fit, these do not
+    known: dict[int, int] = {}
+    rows = max(start // multiple, 1)
+    while True:
+        needs = peak(rows * multiple)
+        if needs is not None:
+            known[rows] = needs
+        if needs is not None and needs <= limit:
+            low = rows
+        else:
+            high = rows
+        yield low * multiple
+        best = _predicted(known, limit)
+        near = best is not None and 0 <= best - low <= low // EXACT
+        if near or (high is not None and high - low <= max(1, low // EXACT)):
+            return
+        inside = best is not None and best > low and (high is None or best < high)
+        if best is not None and inside:
+            rows = best
+        else:
+            rows = 2 * low if high is None else (low + high) // 2
+
+
+def _predicted(known: dict[int, int], limit: float) -> int | None:
+    """The rows at which a line through the two largest sizes reaches the limit."""
+    if len(known) < 2:
+        return None
+    first, second = sorted(known)[-2:]
+    slope = (known[second] - known[first]) / (second - first)
+    return int(second + (limit - known[second]) / slope) if slope > 0 else None
+
+
+def _peak(this: build.Run, mesh: Mesh, rows: int) -> int | None:
+    config = ConfigDict(this.config.to_dict())
+    config.data.batch_rows = rows
+    own = this._replace(config=config.lock(), rows=dataclasses.replace(this.rows, batch_rows=rows))
+    peaks = []
+    for one in aot.training_steps(own, mesh):
+        needs = aot.estimate(one, one, mesh.size)["peak_bytes"]
+        if needs is None:
+            return None
+        peaks.append(needs)
+    return max(peaks)
+
+
+def _memory() -> float:
+    """Bytes of a device of this process; of a CPU, the machine's, divided by the devices."""
+    devices = jax.local_devices()
+    stats = devices[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return float(stats["bytes_limit"])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)

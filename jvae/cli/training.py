@@ -1,0 +1,128 @@
+"""A training from its checks to its evaluation, for --mode=train and `jvae.train`."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from jvae import config as configs
+from jvae import extras
+from jvae.evals import evaluation, run_card
+from jvae.evals.card import Report
+from jvae.fields import as_flag
+from jvae.inference.text_vae import LoadedVAE
+from jvae.parallel import processes
+from jvae.runs import identity, loading, phases, start, trackers, workdir
+from jvae.training import init_params, loop
+from jvae.training.loop import Callback
+from jvae.training.preemption import Stop, Stopped
+from jvae.validation.validate import validate
+
+log = logging.getLogger(__name__)
+
+
+class Outcome(NamedTuple):
+    """The table of the test split, and whether the run had ended before."""
+
+    table: str
+    before: bool
+
+
+def run(
+    config: ConfigDict, folder: Path, stop: Stop, callbacks: Sequence[Callback] = ()
+) -> Outcome:
+    """Trains or resumes a run, then evaluates the best checkpoint on the test split.
+
+    Raises: JvaeError; Stopped once the state is saved, where `stop` was asked to.
+    """
+    begun = bool(workdir.checkpoints(folder))
+    validate(config, saved=workdir.saved_config(folder) if begun else None)
+    if config.train.wandb:
+        extras.require("wandb", f"train.wandb={config.train.wandb}")
+    if not begun:  # a run that has begun has weights of its own
+        init_params.check_backbones(config)
+    if table := _finished(config, folder):
+        if processes.first():
+            workdir.claim(folder, config)
+        return Outcome(table, before=True)
+    with stop, workdir.Lock(folder) as lock:
+        done = loop.train(config, folder, stop, lock, callbacks)
+        report = evaluation.evaluate(done.run, done.mesh, done.params, done.step)
+        if processes.first():
+            trackers.finish(folder, done.step, done.run.config, final_metrics(report))
+    for callback in callbacks:
+        callback(done.step, final_metrics(report))
+    return Outcome(report.table(), before=False)
+
+
+def final_metrics(report: Report) -> dict[str, float]:
+    """The numbers of a report by name, such as `test/nll_100`."""
+    numbers = {row.name: row.value for row in report.rows if isinstance(row.value, int | float)}
+    return {f"test/{name}": float(value) for name, value in numbers.items()}
+
+
+def train(
+    config: str | ConfigDict,
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    seed: int = 0,
+) -> LoadedVAE:
+    """Trains a model, evaluates it and returns it as `jvae.load` does.
+
+        vae = jvae.train("optimus:tiny", overrides={"data.train": "my.txt", "train.steps": 500})
+
+    It is the run of `python -m jvae.main --config=...`, with the same files: the same call resumes
+    an interrupted training and returns the model of a finished one.
+
+    Args:
+      config: name or file as of `--config=`, or a config.
+      workdir: folder of the run; runs/<name of the config> by default.
+      overrides: values of the config by key.
+      callbacks: functions of a step and a dictionary of numbers by name, called wherever a line of
+        metrics is written ("train/loss", "valid/neg_elbo") and at the end ("test/nll_100"), by
+        every process. One that returns True ends the training, and the model is that of the best
+        checkpoint so far, not evaluated.
+      seed: of the model's samples, as of `jvae.load`; that of the training is `seed` of the config.
+    Raises: JvaeError; whatever a callback raises; Stopped (no Exception) where an interrupt ended
+      the training, with its state saved.
+    """
+    base = configs.load(config) if isinstance(config, str) else config
+    folder = Path("runs") / base.name if workdir is None else Path(workdir).expanduser()
+    settled = start.configure(base, _flags(overrides or {}), folder)
+    stop = Stop(own_process=False)
+    try:
+        outcome = run(settled, folder, stop, callbacks)
+        log.info("%s", outcome.table)
+    except Stopped as stopped:
+        if not stop.from_within:
+            raise
+        log.info("%s", stopped)
+    return loading.load(folder, seed=seed)
+
+
+def _flags(overrides: Mapping[str, Any]) -> list[str]:
+    """Values as flags have them, floats with all digits."""
+
+    def text(value: Any) -> str:
+        return repr(value) if isinstance(value, float) else as_flag(value)
+
+    return [f"{key}={text(value)}" for key, value in overrides.items()]
+
+
+def _finished(config: ConfigDict, folder: Path) -> str | None:
+    """The table of a run whose training has ended and was measured; None where there is still
+    something to do.
+    """
+    saved = identity.saved(folder)
+    if saved is None:
+        return None
+    workdir.check(folder, config, saved.configs, bool(saved.records))
+    if not phases.finished(config, saved.last):
+        return None
+    # Text that has moved is compared on the way through training and evaluation.
+    return None if workdir.moved(folder, config) else run_card.table(folder, saved.params_step)

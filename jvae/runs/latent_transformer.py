@@ -1,0 +1,76 @@
+"""A trained model as a step of a scikit-learn pipeline: texts in, latents out. Needs scikit-learn,
+which the extra `probes` brings.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from sklearn.base import BaseEstimator, TransformerMixin
+
+from jvae.inference.text_vae import LoadedVAE
+from jvae.runs import loading
+
+
+class LatentTransformer(TransformerMixin, BaseEstimator):
+    """Texts to posterior means, one row each, and back.
+
+        pipe = make_pipeline(jvae.LatentTransformer("optimus-tiny"), LogisticRegression())
+        pipe.fit(texts, labels)
+
+    Attributes:
+      model: a name as of `jvae.load`, or a loaded model. A pipeline with a name can be pickled.
+      truncate, batch_size: as of `LoadedVAE.encode`.
+    """
+
+    def __init__(
+        self,
+        model: str | LoadedVAE = "optimus-tiny",
+        *,
+        truncate: bool = True,
+        batch_size: int | None = None,
+    ):
+        self.model = model
+        self.truncate = truncate
+        self.batch_size = batch_size
+
+    def fit(self, X: Sequence[str], y: Any = None) -> "LatentTransformer":
+        """Loads the model; nothing is learned."""
+        del X, y
+        self._loaded()
+        return self
+
+    def transform(self, X: Sequence[str]) -> Float[np.ndarray, "n d"]:
+        """Posterior means; groups of a latent are joined."""
+        z_egz = self._loaded().encode(X, truncate=self.truncate, batch_size=self.batch_size)
+        return z_egz.reshape(len(z_egz), -1)
+
+    def inverse_transform(self, X: Float[np.ndarray, "n d"]) -> list[str]:
+        """The greedy sentence of each latent."""
+        vae = self._loaded()
+        return vae.decode(np.asarray(X).reshape(-1, *vae.model.latent_shape))
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """z0, z1, ..."""
+        del input_features
+        size = int(np.prod(self._loaded().model.latent_shape))
+        return np.array([f"z{i}" for i in range(size)], object)
+
+    def _loaded(self) -> LoadedVAE:
+        if isinstance(self.model, LoadedVAE):
+            return self.model
+        if getattr(self, "_name", None) != self.model:
+            self._vae, self._name = loading.load(self.model), self.model
+        return self._vae
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # pyright: ignore[reportAssignmentType]
+        return {key: value for key, value in state.items() if key not in ("_vae", "_name")}
+
+    def __sklearn_clone__(self) -> "LatentTransformer":
+        # scikit-learn copies parameters, which a loaded model refuses.
+        return type(self)(self.model, truncate=self.truncate, batch_size=self.batch_size)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True

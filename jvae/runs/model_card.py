@@ -1,0 +1,172 @@
+"""The card of an export: what a person reads of a model in its folder and on a hub."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from jvae.api import Params
+from jvae.data.tokenizers import TextTokenizer
+from jvae.errors import CheckpointError, WeightsError
+from jvae.runs import workdir
+from jvae.runs.build import build_model
+from jvae.tree import sizes
+
+FILE = "README.md"
+# Of README.md, which a test compares.
+EXAMPLE = """\
+vae = jvae.load("{name}")
+z = vae.encode(["a man is playing a guitar in a park", "two girls chased a frisbee on a beach"])
+vae.decode(z[:1] + 0.5 * (z[1:] - z[:1]))"""
+# Metrics for the hub's own tables, with K in the place of the digits.
+INDEXED = r"nll_\d+|ppl_w|bpc|kl|mi|au_0\.01|exact_match|bleu"
+
+
+class About(NamedTuple):
+    """What a card says beside what the export holds."""
+
+    name: str = ""  # of the model: title, and what `load` is called with; of the config if empty
+    license: str = ""  # as hubs abbreviate it, such as apache-2.0
+    results: str = ""  # Markdown
+    metrics: Mapping[str, float] = MappingProxyType({})
+    data: str = ""  # that they were measured on
+
+
+def of_run(folder: Path, name: str = "", license: str = "") -> About:
+    """What the evaluation of a run says of it; nothing where there was none."""
+    table = folder / "eval" / "test.txt"
+    if not table.is_file():
+        return About(name, license)
+    results = f"```\n{workdir.read_text(table)}```\n"
+    try:
+        report = json.loads(workdir.read_text(folder / "eval" / "test.json"))
+        values = {key: row["value"] for key, row in report["metrics"].items()}
+        files = [Path(file["name"]).name for file in report["card"]["data"] or ()]
+    except (CheckpointError, ValueError, KeyError, TypeError):  # of an older version, or damaged
+        return About(name, license, results)
+    metrics = {
+        key: value
+        for key, value in values.items()
+        if re.fullmatch(INDEXED, key) and isinstance(value, int | float)
+    }
+    every = [key for key in metrics if key.startswith("nll_")]
+    largest = max(every, key=lambda key: int(key[4:]), default="")
+    metrics = {key: metrics[key] for key in metrics if key == largest or key not in every}
+    return About(name, license, results, metrics, ", ".join(files))
+
+
+def write(
+    config: Any,
+    tokenizers: tuple[TextTokenizer, ...],
+    params: Params,
+    about: About,
+    sums: str,
+    elsewhere: tuple[str, ...] = (),
+) -> str:
+    """The card as Markdown.
+
+    Args:
+      sums: name of the file of hashes.
+      elsewhere: where pretrained weights are that the export leaves out.
+    """
+    name = about.name or config.get("name", config.model.family)
+    counts = sizes(params, depth=1)
+    rows = "\n".join(f"| {part} | {count:,} |" for part, count in counts.items())
+    used = "\n".join(
+        f"- {t.role}: {_plain(t.name)}, {t.vocab_size:,} entries, SHA-256 {t.fingerprint[:16]}"
+        for t in tokenizers
+    )
+    left_out = (
+        f"\nThe pretrained weights are not in this folder; they are read from "
+        f"{', '.join(elsewhere)}.\n"
+        if elsewhere
+        else ""
+    )
+    return f"""---
+{_front_matter(config, about, name)}---
+
+# {name}
+
+A latent-variable language model of the family {config.model.family}, trained with jvae. The whole
+config, data and optimiser included, is in `config.json`.
+
+## Use
+
+```python
+import jvae
+
+{_example(config, name)}
+```
+
+`load` takes this folder or its name on a hub, and checks every file but this one against `{sums}`.
+{left_out}
+## Parameters
+
+| part | parameters |
+| --- | --- |
+{rows}
+| all | {sum(counts.values()):,} |
+
+## Tokenizers
+
+{used}
+
+## Results
+
+{about.results or "None were recorded with this export."}
+"""
+
+
+def renamed(text: str, about: About) -> str:
+    """A card under another name and, where one is given, licence; all else as it was written.
+
+    Raises: WeightsError for a card without the lines at its top that hubs read.
+    """
+    head, dashes, body = text.removeprefix("---\n").partition("---\n")
+    if not text.startswith("---\n") or not dashes:
+        raise WeightsError(f"{FILE}: does not begin with lines between two ---; write it again")
+    if about.license:
+        head = re.sub(r"(?m)^license:.*\n", "", head) + f"license: {_quoted(about.license)}\n"
+    body = re.sub(r'jvae\.load\("[^"]*"\)', f'jvae.load("{about.name}")', body)
+    body = re.sub(r"(?m)^# .*$", f"# {about.name}", body, count=1)
+    return f"---\n{head}---\n{body}"
+
+
+def _front_matter(config: Any, about: About, name: str) -> str:
+    """YAML that hubs read; JSON strings are YAML."""
+    bases = [one for one in (config.init.get("encoder"), config.init.get("decoder")) if one]
+    hub_names = [one for one in dict.fromkeys(bases) if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", one)]
+    lines = ["library_name: jvae", "pipeline_tag: text-generation"]
+    if about.license:
+        lines.append(f"license: {_quoted(about.license)}")
+    if hub_names:
+        lines += ["base_model:", *(f"- {_quoted(one)}" for one in hub_names)]
+    lines += ["tags:", "- text-generation", "- variational-autoencoder"]
+    lines.append(f"- {_quoted(config.model.family)}")
+    if about.metrics:
+        lines += [
+            *("model-index:", f"- name: {_quoted(name)}", "  results:"),
+            *("  - task:", "      type: text-generation", "    dataset:"),
+            *(f"      name: {_quoted(about.data or 'test')}", "      type: text", "    metrics:"),
+        ]
+        for metric, value in about.metrics.items():
+            lines += [f"    - type: {_quoted(metric)}", f"      value: {value:.6g}"]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _quoted(text: str) -> str:
+    return text if re.fullmatch(r"[A-Za-z][\w.-]*", text) else json.dumps(text)
+
+
+def _plain(name: str) -> str:
+    """The name of a tokenizer, of a folder here its last part alone."""
+    return Path(name).name if name.startswith(("/", ".", "~")) else name
+
+
+def _example(config: Any, name: str) -> str:
+    """Three lines that use a model; of a language model, which has no latent, two."""
+    if build_model(config).latent_shape[0]:
+        return EXAMPLE.format(name=name)
+    return f'vae = jvae.load("{name}")\nvae.sample(3)'

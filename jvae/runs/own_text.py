@@ -1,0 +1,186 @@
+"""`--config=auto`: a preset, and values for a corpus of one's own, from what the corpus is like."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jvae.config import dataclass_from
+from jvae.data import corpus
+from jvae.data.formats import Reader
+from jvae.errors import ConfigError
+
+NAME = "auto"  # of the config that asks for it
+READ = 50_000  # examples that the facts are of; there may be more
+TOO_FEW = 2_000  # lines; with fewer, pretrained weights know more of the language than the text
+LONG = 100  # words of a text above which documents are cut into sentences
+USES = 25  # how often an entry of a trained tokenizer should be used, on average
+VOCABULARY = (400, 8_000)  # smallest and largest
+UPDATES = (1_500, 8_000)  # fewest and most
+WORD_TOKENS = 1.4  # tokens of a word, with a vocabulary of a few thousand entries
+ROW = 64  # tokens of a row, unless texts are long
+
+
+class Facts(NamedTuple):
+    """A corpus in numbers; of words, those between blanks."""
+
+    lines: int
+    mean: float  # words of a text
+    longest: int
+    most: int  # words that 99 % of the texts do not exceed
+    words: int  # in all
+    different: int
+    once: float  # share of the different words that come once
+    labels: int = 0
+    source: bool = False
+
+
+class Choice(NamedTuple):
+    """The config to start from, values by key, and a line for each decision."""
+
+    preset: str
+    values: dict[str, Any]
+    reasons: list[str]
+
+
+def read(data: ConfigDict) -> Facts:
+    """The facts of `data.train`.
+
+    Raises: ConfigError if it names no text; DataError for text that cannot be read.
+    """
+    if not data.train:
+        raise ConfigError("--config=auto reads your text: add --config.data.train=FILE")
+    known = {field.name: data[field.name] for field in dataclasses.fields(Reader)}
+    # How long texts are is what there is to find out.
+    known |= dict(on_error="drop", max_words=None, sentences=False)
+    found = corpus.survey(data.train, dataclass_from(Reader, known, "data"), corpus.cache_dir(""))
+    lengths, counts, labels = [], Counter(), set()
+    for _, located in zip(range(READ), found.examples(), strict=False):
+        words = located.example.text.split()
+        lengths.append(len(words) + len(located.example.source.split()))
+        counts.update(words)
+        labels.add(located.example.label)
+    length_n = np.array(lengths)
+    share = len(found) / len(lengths)
+    return Facts(
+        lines=len(found),
+        mean=float(length_n.mean()),
+        longest=int(length_n.max()),
+        most=math.ceil(np.quantile(length_n, 0.99)),
+        words=round(share * counts.total()),
+        different=len(counts),
+        once=sum(count == 1 for count in counts.values()) / len(counts),
+        labels=len(labels) if data.label else 0,
+        source=bool(data.source),
+    )
+
+
+def choose(facts: Facts) -> Choice:
+    """What suits a corpus. Pure: the same facts give the same config."""
+    n, values, reasons = facts.lines, {}, []
+
+    def say(text: str, **chosen: Any) -> None:
+        values.update({key.replace("__", "."): value for key, value in chosen.items()})
+        reasons.append(text)
+
+    reasons.append(
+        f"text: {n:,} lines of {facts.mean:.1f} words (99 % up to {facts.most}, longest "
+        f"{facts.longest}), {facts.different:,} different words, {100 * facts.once:.0f} % of them "
+        "once" + (f", {facts.labels} labels" if facts.labels else "")
+    )
+    preset = "della:tiny" if facts.source else "optimus:tiny"
+    why = "reads a source" if facts.source else "keeps its latent in use from scratch"
+    small = (
+        f"; {n:,} lines teach little of a language: --config=optimus:smollm2 starts from "
+        "pretrained weights and needs far fewer"
+        if n < TOO_FEW
+        else ""
+    )
+    reasons.append(f"preset: {preset}, which {why}{small}")
+    if facts.source:
+        values["model.conditional"] = True
+
+    cut = facts.most > LONG and not facts.source
+    words = min(facts.mean, 25.0) if cut else facts.mean
+    if cut:
+        n = max(n, round(facts.words / words))
+        say(
+            f"data.sentences=true: documents of up to {facts.most} words are cut into sentences",
+            data__sentences=True,
+        )
+    vocabulary = _rounded(min(max(facts.words / USES, VOCABULARY[0]), VOCABULARY[1]))
+    say(
+        f"data.vocab={vocabulary}, byte-level BPE: no word is unknown, and an entry is seen about "
+        f"{facts.words * WORD_TOKENS / vocabulary:.0f} times",
+        data__tokenizer_kind="bpe",
+        data__vocab=vocabulary,
+    )
+    longest = min(facts.longest, LONG)
+    if facts.longest > LONG:
+        say(
+            f"data.max_words={longest}, data.on_error=drop: longer texts are left out and counted",
+            data__max_words=longest,
+            data__on_error="drop",
+        )
+    positions = _power(max(longest * 3, 64))  # a rare word takes several tokens
+    for role in ("decoder",) if facts.source else ("encoder", "decoder"):
+        values[f"model.{role}.positions"] = positions
+
+    width, layers, rate = (128, 2, 3e-3) if n < 20_000 else (192, 3, 2e-3)
+    if n >= 100_000:
+        width, layers, rate = 256, 4, 1e-3
+    dropout = 0.3 if n < 5_000 else 0.2 if n < 20_000 else 0.1 if n < 100_000 else 0.0
+    for role in ("decoder",) if facts.source else ("encoder", "decoder"):
+        sizes = dict(width=width, layers=layers, unroll=layers, mlp=4 * width, dropout=dropout)
+        values |= {f"model.{role}.{key}": value for key, value in sizes.items()}
+    reasons.append(f"model: {layers} layers of width {width}, larger with more text")
+    why = f"a model of this size learns {n:,} texts by heart without" if dropout else "enough text"
+    reasons.append(f"dropout={dropout:g}: {why}")
+
+    update = min(max(n / 60, 16), 64)  # texts of an update
+    tokens = words * WORD_TOKENS + 2
+    row = ROW if tokens < 40 else _power(2 * tokens)
+    rows = max(round(update * tokens / row), 2)
+    epochs = min(max(40 * math.sqrt(5_000 / n), 8), 60)
+    steps = _rounded(min(max(epochs * n / update, UPDATES[0]), UPDATES[1]))
+    say(
+        f"data.batch_rows={rows} rows of {row} tokens, about {update:.0f} texts an update; "
+        f"train.steps={steps:,}, {steps * update / n:.0f} times through the text",
+        data__row_tokens=row,
+        data__batch_rows=rows,
+        train__steps=steps,
+    )
+    say(
+        f"optim.lr={rate:g} after optim.warmup_steps={steps // 20} (5 % of the run), then falling",
+        optim__lr=rate,
+        optim__warmup_steps=steps // 20,
+    )
+    say(
+        "train.patience=4: training ends after four checks without a better validation -ELBO, of "
+        "20, once the KL weight is final",
+        train__patience=4,
+        train__check_every=max(steps // 20, 1),
+        train__log_every=max(steps // 40, 1),
+    )
+    return Choice(preset, values, reasons)
+
+
+def describe(choice: Choice, own: Mapping[str, Any]) -> list[str]:
+    """The reasons, and what flags decided in their place."""
+    kept = [key for key in own if key in choice.values]
+    note = [f"as you set: {', '.join(f'{key}={own[key]}' for key in kept)}"] if kept else []
+    return [*choice.reasons, *note]
+
+
+def _rounded(value: float) -> int:
+    """To two digits."""
+    size = 10 ** max(int(math.log10(value)) - 1, 0)
+    return round(value / size) * size
+
+
+def _power(value: float) -> int:
+    return 1 << math.ceil(math.log2(value))

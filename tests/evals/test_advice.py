@@ -1,0 +1,46 @@
+import re
+
+import pytest
+
+from jvae.evals import advice
+
+
+def found(values=None, bounds=(30.0, 20.0, 20.0), **facts):
+    log = [{"step": i, "valid/neg_elbo": bound} for i, bound in enumerate(bounds)]
+    plain = dict(texts=10_000, dropped=0, pretrained=False, ended_early=False)
+    sound = {"collapsed": False, "exact_match": 60.0}
+    return advice.find(sound | (values or {}), log, **(plain | facts))
+
+
+def test_a_sound_model_gets_none():
+    assert found() == []
+    assert advice.find({}, [], texts=10, dropped=0, pretrained=False, ended_early=False) == []
+
+
+@pytest.mark.parametrize(
+    "what, message",
+    [
+        (dict(values={"collapsed": True}), "The latent is not used. Try a longer time without KL"),
+        (
+            dict(bounds=(30.0, 20.0, 19.0)),
+            r"still fell by 5.0 % up to the last check: .*steps",
+        ),
+        (dict(values={"exact_match": 3.0}), "3.0 % of the texts come .* weight of the KL"),
+        (dict(values={"exact_match": 3.0}, texts=900), "900 texts are few .*optimus:smollm2"),
+        (
+            dict(values={"exact_match": 3.0}, texts=900, pretrained=True),
+            "3.0 % of the texts .* larger latent",
+        ),
+        (dict(dropped=200), "200 of 10,200 lines were left out"),
+    ],
+)
+def test_each_fault_has_one_line(what, message):
+    (line,) = found(**what)
+    assert re.search(message, line), line
+
+
+def test_what_is_no_fault():
+    assert found(bounds=(30.0, 20.0, 19.0), ended_early=True) == []
+    assert found(bounds=(30.0, 20.0, 19.9)) == []
+    assert found({"exact_match": 3.0, "exact_match_reachable": 40.0}) == []
+    assert found(dropped=50) == []

@@ -1,0 +1,73 @@
+"""What the trackers of a run get; Weights & Biases is a stand-in."""
+
+import io
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from jvae import extras
+from jvae.runs import metrics, trackers
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A module that notes what is asked of it: `logged` and `begun`."""
+    module = SimpleNamespace(logged=[], begun=[], finished=0)
+
+    def init(**words):
+        module.begun.append(words)
+        return SimpleNamespace(
+            log=lambda values, step: module.logged.append((step, values)),
+            finish=lambda: setattr(module, "finished", module.finished + 1),
+        )
+
+    module.init, module.Histogram = init, lambda values: ("histogram", values.tolist())
+    module.Table = lambda columns, data: ("table", [row[0] for row in data])
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return module
+
+
+def test_weights_and_biases_gets_the_run(wandb, tmp_path):
+    config = ConfigDict(
+        {"train": {"tensorboard": False, "wandb": "texts"}, "optim": {"lr": 0.1}, "name": "mine"}
+    )
+    for _ in range(2):  # a resumed run is the same one
+        with metrics.Writer(tmp_path, stream=io.StringIO(), config=config) as writer:
+            writer.write(1, {"train/loss": 2.5, "train/bad": float("nan"), "train/lr": 0.1})
+            writer.spread(1, "valid/kl_of_dimensions", np.array([[1.0, 0.5]]))
+    assert wandb.logged[:2] == [
+        (1, {"train/loss": 2.5, "train/lr": 0.1}),
+        (1, {"valid/kl_of_dimensions": ("histogram", [1.0, 0.5])}),
+    ]
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples/prior.txt").write_text("".join(f"line {i}\n" for i in range(30)))
+    trackers.finish(tmp_path, 7, config, {"test/nll_100": 9.0})
+    (_, numbers), (step, texts) = wandb.logged[-2:]
+    assert numbers == {"test/nll_100": 9.0} and step == 7
+    assert texts["samples/prior"] == ("table", [f"line {i}" for i in range(trackers.SHOWN)])
+    assert wandb.finished == 3 and len({words["id"] for words in wandb.begun}) == 1
+    first = wandb.begun[0]
+    assert (first["project"], first["name"]) == ("texts", tmp_path.name)
+    assert first["config"]["optim.lr"] == 0.1
+
+
+def test_tensorboard_gets_histograms_and_texts(tmp_path):
+    pytest.importorskip("tensorboardX")
+    config = ConfigDict({"train": {"tensorboard": True, "wandb": ""}})
+    with metrics.Writer(tmp_path, stream=io.StringIO(), config=config) as writer:
+        writer.spread(1, "valid/kl_of_dimensions", np.ones((1, 4)))
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples/prior.txt").write_text("two girls\n")
+    trackers.finish(tmp_path, 7, config, {"test/nll_100": 9.0})
+    data = b"".join(file.read_bytes() for file in (tmp_path / "tensorboard").iterdir())
+    for name in (b"valid/kl_of_dimensions", b"samples/prior", b"two girls", b"test/nll_100"):
+        assert name in data
+
+
+def test_a_missing_package_is_named_before_training(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    message = extras.missing("wandb", "train.wandb=texts")
+    assert message and message.endswith("pip install -e '.[wandb]'")
