@@ -150,7 +150,7 @@ def _reconstruct(call: _Call) -> TextResult:
 
 def _transfer(call: _Call) -> TextResult:
     o = call.options
-    texts = call.vae.transfer(call.lines, o.label, strength=o.strength)
+    texts = call.vae.transfer(call.lines, o.label, strength=o.strength, **call.own)
     pairs = zip(call.lines, texts, strict=True)
     return _records({"input": line, "text": text} for line, text in pairs)
 

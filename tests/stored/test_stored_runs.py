@@ -148,7 +148,8 @@ def assert_same_evaluation(folder: Path, want: Path) -> None:
     for one in (new, stored):
         without_changes(one, was_analytic)
     # Keys that came later have the values that leave a run as it was.
-    defaults = json.loads(json.dumps(configs.flatten(configs.load("lm"))))
+    latent, plain = (configs.flatten(configs.load(name)) for name in ("optimus", "lm"))
+    defaults = json.loads(json.dumps(latent | plain))
     own = new["card"]["config"]
     defaults |= {"model.tokens": 0} | dict(
         zip(STACKS, BACKBONES_OF[own["model.family"]], strict=True)
