@@ -71,18 +71,18 @@ class Checkpoints:
             }
 
     def _open(self, kind: str, keep: int) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if self._read_only else keep,
-            create=not self._read_only,
-            cleanup_tmp_directories=not self._read_only,
-            read_only=self._read_only,
-        )
-        handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         absl = logging.getLogger("absl")
         level = absl.level
-        if self._read_only:  # which it warns of, twice for each manager
+        if self._read_only:  # its options warn of a setting of theirs, twice for each manager
             absl.setLevel(logging.ERROR)
         try:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=None if self._read_only else keep,
+                create=not self._read_only,
+                cleanup_tmp_directories=not self._read_only,
+                read_only=self._read_only,
+            )
+            handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
             return ocp.CheckpointManager(self.root / kind, options=options, item_handlers=handlers)
         finally:
             absl.setLevel(level)

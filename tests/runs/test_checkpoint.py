@@ -216,6 +216,16 @@ def test_torn_newest_is_passed_over_and_moved_aside(tmp_path, caplog, damage):
     assert sorted(path.name for path in (tmp_path / "ckpt/last").iterdir()) == ["1", "2"]
 
 
+def test_reading_warns_of_nothing(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as ckpts:
+        ckpts.save(1, {"params": {"a": jnp.ones(2)}}, {"score": 1.0})
+    lines = []
+    monkeypatch.setattr(logging.getLogger("absl"), "handle", lines.append)
+    with Checkpoints(tmp_path, read_only=True) as ckpts:
+        assert ckpts.meta()["score"] == 1.0
+    assert not [line for line in lines if line.levelno >= logging.WARNING]
+
+
 def test_reads_that_nobody_waits_for_leave_no_traceback(monkeypatch, caplog):
     reports = []
     monkeypatch.setattr(sys, "unraisablehook", reports.append)
