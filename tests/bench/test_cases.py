@@ -39,6 +39,7 @@ def test_updates_go_on_from_call_to_call(optimus):
     assert work.flops < work.program_flops
 
 
+@pytest.mark.slow
 def test_useful_flops_are_those_of_the_formula(lm):
     """Of a language model: 6 per weight and token, and 12 L D n^2 for attention."""
     lengths, stack = np.array([5, 9, 30]), lm.run.config.model.decoder

@@ -312,7 +312,7 @@ PACKINGS = _make_packings()
 
 
 # Forms of a system of which a richer one is in the fast suite.
-SLOW = {*VARIANTS, "adavae", "sri_transformer", "lm"} - {"adavae-all", "optimus-llama"}
+SLOW = {*VARIANTS, "adavae", "sri_transformer", "lm"} - {"adavae-all"}
 
 # Of these only tests that name them.
 ASKED_FOR = ("della-source",)

@@ -163,6 +163,7 @@ def test_chains_and_layers(spec, more, kind, options, labelled, tmp_path):
     assert np.isfinite(report.value("nll_gain"))
 
 
+@pytest.mark.slow
 def test_without_a_density_likelihoods_are_not_measured(optimus):
     this, mesh, params = optimus
     tmp_path = this.workdir

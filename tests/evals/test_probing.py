@@ -33,6 +33,7 @@ def opened(tmp_path, *more):
     return this, mesh, evaluation.untrained(this, mesh)
 
 
+@pytest.mark.slow
 def test_labels_of_a_file(tmp_path):
     path = tmp_path / "mine.tsv"
     sentences = grammar.corpus("train", 300)

@@ -73,6 +73,7 @@ def given(tmp_path, folder, *words):
 # --- equal terms ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "entries, names", [(4_000, tuple(ENTRIES)), (10_002, ("lm", "lstm_vae", "optimus", "sri"))]
 )

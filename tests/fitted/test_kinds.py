@@ -107,7 +107,10 @@ def quick(kind, shape=(1, 2)) -> Fitted:
 
 
 @pytest.mark.parametrize("shape", [(1, 2), pytest.param((2, 3), marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", QUICK)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=[pytest.mark.slow] * (k in ("flow", "diffusion"))) for k in QUICK],
+)
 def test_draws_belong_to_keys_and_latents_keep_their_scale(kind, shape):
     found = quick(kind, shape)
     params = join({"decoder": {}}, found)

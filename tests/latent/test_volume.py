@@ -63,6 +63,7 @@ def test_log_determinant_of_a_linear_model_is_exact(toys):
     np.testing.assert_allclose(done.end_egz, end, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_of_the_bound_in_the_sizes_is_that_of_differences(toys):
     model, params = toys.lstm(dtype="float64")
     single = toys.sentences().single

@@ -67,6 +67,7 @@ def test_without_end_takes_the_last_token_of_every_segment():
     np.testing.assert_array_equal(got, [[1, 1, 0, 0, 3, 0, 0], [1, 0, 2, 2, 2, 2, 0]])
 
 
+@pytest.mark.slow
 def test_the_released_temperature_makes_a_sentence_depend_on_its_batch():
     alone, both = rows([0], length=5), rows([0], [1], length=5)
     for scale, depends in (("one", False), ("sqrt_batch", True)):

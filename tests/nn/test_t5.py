@@ -91,6 +91,7 @@ def test_layouts_are_stacked_and_named():
     assert "head" not in tied["decoder"] and "cross" not in tied["decoder"]["layers"]
 
 
+@pytest.mark.slow
 def test_initial_scales_are_those_of_t5():
     wide = dataclasses.replace(SMALL, layers=4, width=64, heads=8, head=8, mlp=96, vocab=256)
 

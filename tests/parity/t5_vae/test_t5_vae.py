@@ -237,7 +237,11 @@ def _run(function, case: Case):
     return jax.device_get(compiled(case.params))
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(c, marks=[pytest.mark.slow] * (c[1] == "float32")) for c in CASES],
+    ids="-".join,
+)
 def done(request, tmp_path_factory, float32_places):
     """A case, its outputs and its passes."""
     pool, dtype = request.param
