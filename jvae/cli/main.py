@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _saved(rest: list[str]) -> ConfigDict:
     """The config of the run that the flags name, for values set without `--config`."""
     given = _flags()
-    given(["jvae", *rest])
+    given(["jvae", *_plain(rest)])
     if given.workdir is None:
         raise ConfigError("values without a config: add --config=NAME, or the --workdir of a run")
     from jvae.runs import workdir
@@ -216,9 +216,7 @@ def _configured(config: ConfigDict, overrides: list[str], rest: list[str]) -> Co
     if not named and config.name != "auto":
         return configs.apply_overrides(config, overrides)
     own = _flags()
-    for start_of in (PRIOR, FINETUNE, CONTROL):
-        _, rest = _values_of(start_of, rest)
-    own(["jvae", *rest], known_only=True)
+    own(["jvae", *_plain(rest)], known_only=True)
     from jvae.runs import start  # reads backbones, which takes a while to import
 
     folder = Path(own.workdir) if own.workdir is not None else Path("runs") / config.name
@@ -240,6 +238,14 @@ def _values_of(start: str, words: Sequence[str]) -> tuple[dict[str, str], list[s
         else:
             rest.append(word)
     return values, rest
+
+
+def _plain(words: Sequence[str]) -> list[str]:
+    """A command line without the flags that `_values_of` reads."""
+    rest = list(words)
+    for start in (PRIOR, FINETUNE, CONTROL):
+        _, rest = _values_of(start, rest)
+    return rest
 
 
 def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -> int:

@@ -181,6 +181,7 @@ FIT = ("--mode=prior",)
         (["--mode=reconstruct", "--prior=gaussian"], "--text=a", "has no effect in --mode=recon"),
         (FIT, "", "what to fit? Add --prior.kind=ctrl_gen|diffusion|flow|gan|gaussian|gmm"),
         (FIT, "--prior.kind=gm", "--prior.kind is 'gm'; did you mean 'gmm'"),
+        (FIT, "--prior.kind=gm --config.evals.samples=2", "did you mean 'gmm'"),
         (FIT, "--prior.kind=gmm --prior.covariance=x", "expected one of full, diagonal"),
         (FIT, "--prior.kind=flow --prior.layers=x", "--prior.layers=x: expected an integer"),
         (FIT, "--prior.kind=flow --prior.steps=0", "an integer from 1"),
