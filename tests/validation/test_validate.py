@@ -23,6 +23,7 @@ from jvae.validation.validate import validate
 
 PRESETS = {
     "adavae": ("tiny", "base", "smollm2"),
+    "auto": ("tiny",),
     "della": ("tiny", "tiny_plain", "base", "story", "paraphrase", "quora", "smollm2"),
     "lm": ("tiny", "lstm", "pretrained", "gpt2"),
     "lstm_vae": ("tiny", "annealed", "ae_free_bits"),
