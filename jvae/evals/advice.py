@@ -5,6 +5,7 @@ tokens have warnings of their own.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+LABEL = "Hint: "  # in front of each line
 FEW = 5_000  # training texts below which most words are seen too rarely to be learned
 POOR = 20.0  # % of exact reconstructions below which the latent does not hold the texts
 FALLING = 0.01  # share of the validation -ELBO by which the last check was still better
@@ -55,7 +56,7 @@ def find(
             "why. Longer texts need data.max_words and model.*.positions, documents "
             "data.sentences=true."
         )
-    return lines
+    return [LABEL + line for line in lines]
 
 
 def still_falling(log: Sequence[Mapping[str, Any]]) -> float | None:
