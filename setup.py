@@ -57,6 +57,7 @@ setup(
             "ruff>=0.15",
             "pyright>=1.1.400",
             "beartype>=0.20",
+            "filelock>=3.12",
         ],
         "bertscore": ["bert-score>=0.3.13"],  # evals.bertscore; brings PyTorch
         "peer": ["torch>=2.6"],  # python -m jvae.bench --peer=torch

@@ -46,3 +46,10 @@ def whole(name: str, value: Any, least: int, most: int = 10_000_000) -> None:
         raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}")
     if value > most:
         raise InputError(f"{name} is {value!r}; expected a whole number of at most {most:,}")
+
+
+def number(name: str, value: Any) -> None:
+    """Raises: InputError unless it is a finite number."""
+    real = not isinstance(value, bool) and isinstance(value, int | float | np.number)
+    if not real or not np.isfinite(value):
+        raise InputError(f"{name} is {value!r}; expected a finite number")

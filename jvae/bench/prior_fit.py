@@ -19,6 +19,8 @@ SHORT: dict[str, dict[str, Any]] = {
     "gmm": dict(iterations=TURNS, tolerance=0.0, starts=1),
     "flow": dict(steps=TURNS),
     "diffusion": dict(updates=TURNS),
+    "gan": dict(steps=TURNS),
+    "ctrl_gen": dict(steps=TURNS),
 }
 
 

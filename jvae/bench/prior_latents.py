@@ -22,6 +22,8 @@ BARELY: dict[str, dict[str, Any]] = {
     "gmm": dict(iterations=1, starts=1),
     "flow": dict(steps=1),
     "diffusion": dict(updates=1),
+    "gan": dict(steps=1),
+    "ctrl_gen": dict(steps=1),
 }
 
 

@@ -13,8 +13,10 @@ from jvae.api import Params, has_latent
 from jvae.cli import aot, option_flags, prior_flags, text_tools
 from jvae.cli import sweep as sweeps
 from jvae.errors import CheckpointError, ConfigError, DataError, JvaeError
+from jvae.evals import control as label_control
 from jvae.evals import evaluation, nlu, nlu_tasks, prior_fit, probing, run_card, sri_probe
 from jvae.evals.collect import to_host
+from jvae.evals.control import ControlRequest
 from jvae.evals.split_latents import split_latents
 from jvae.parallel import mesh as meshes
 from jvae.parallel import processes
@@ -100,6 +102,35 @@ def fit_prior(
     with Stop():
         table = prior_fit.fit_prior(*_trained(config, folder), request, options, seed)
     print(f"\n{table}\n\nFiles: {folder}/{priors.FOLDER}, {folder}/eval")
+
+
+def control(
+    config: ConfigDict,
+    folder: Path,
+    prior: str,
+    of_prior: Mapping[str, str],
+    options: Mapping[str, str],
+) -> None:
+    """Generation and transfer by label, under the priors that are named or all that know labels.
+
+    Args:
+      prior: names with commas between them; all priors with labels if empty.
+    Raises: ConfigError; DataError; Stopped.
+    """
+    extras.require("probes", "--mode=control")
+    request = ControlRequest(**option_flags.parsed(ControlRequest, options, "control"))
+    wanted = [name for name in prior.split(",") if name] or priors.labelled(folder)
+    if not wanted:
+        priors.only_labelled(folder)  # says what is missing
+    if of_prior and len(wanted) > 1:
+        raise ConfigError("--prior.KEY acts on one prior: name it with --prior=NAME")
+    with Stop():
+        this, mesh, params, step = _trained(config, folder)
+        weights = priors.weights_digest(to_host(params))
+        fitted = [prior_flags.using(priors.read(folder, n, weights), of_prior) for n in wanted]
+        name = "-".join(["control", *wanted]) if prior else "control"
+        table = label_control.control(this, mesh, params, step, fitted, request, name)
+    print(f"\n{table}\n\nFiles: {folder}/eval/{name}.*, {folder}/samples/{name}*.txt")
 
 
 def encode_split(config: ConfigDict, folder: Path, split: str, options: text_tools.Options) -> None:

@@ -22,6 +22,7 @@ INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 TEXT_MODES = (
     "sample",
     "reconstruct",
+    "transfer",
     "interpolate",
     "analogy",
     "traverse",
@@ -30,10 +31,15 @@ TEXT_MODES = (
     "decode",
     "nll",
 )
-MODES = ("train", "eval", "probe", "finetune", "prior", "report", "compile", *TEXT_MODES)
-UNDER_A_PRIOR = ("sample", "interpolate", "nll", "eval")  # modes that --prior=NAME acts on
+MODES = (
+    *("train", "eval", "probe", "finetune", "prior", "control", "report", "compile"),
+    *TEXT_MODES,
+)
+# Modes that --prior=NAME acts on.
+UNDER_A_PRIOR = ("sample", "transfer", "interpolate", "nll", "eval", "control")
 PRIOR = "prior."  # beginning of the flags of a fitted prior
 FINETUNE = "finetune."  # and of those of --mode=finetune
+CONTROL = "control."  # and of those of --mode=control
 
 USAGE = """\
 python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
@@ -57,8 +63,11 @@ On a trained run, with --workdir=DIR; sentences from --text, --input=FILE or sta
   --mode=encode --out=z.npz                latents; decode reads them, from a file or a pipe
   --mode=encode --samples=4 --split=train --out=z.npz  posterior draws and their statistics
   --mode=nll --k=100                       nats of each sentence
-  --mode=prior --prior.kind=gaussian|gmm|flow|diffusion   fits a prior to the run's latents
+  --mode=prior --prior.kind=KIND           fits a prior to the run's latents: gaussian, gmm, flow,
+                                           diffusion, gan, ctrl_gen; of each label: --prior.label
   --prior=NAME --label=LABEL               sample, interpolate, nll and eval under a fitted prior
+  --mode=transfer --label=LABEL            each sentence with another label; --strength=2 moves on
+  --mode=control                           accuracy, BLEU and diversity by label of all such priors
 
 On a CPU a command starts itself again with an allocator that keeps its memory (Linux, glibc); the
 environment variable JVAE_ALLOCATOR=system keeps the allocator as it is.
@@ -106,7 +115,10 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_integer("seed", 0, "Seed of the text modes and of a prior.", flag_values=own)
     prior = "Name of a fitted prior to sample, interpolate or measure under; own if empty."
     flags.DEFINE_string("prior", "", prior, flag_values=own)
-    flags.DEFINE_string("label", "", "Label to condition a fitted prior on.", flag_values=own)
+    label = "Label to condition a fitted prior on, or to bring sentences to."
+    flags.DEFINE_string("label", "", label, flag_values=own)
+    strength = "Multiple of the step of transfer."
+    flags.DEFINE_float("strength", 1.0, strength, flag_values=own)
     samples = "Posterior draws of each sentence for encode; 0: the mean."
     flags.DEFINE_integer("samples", 0, samples, lower_bound=0, flag_values=own)
     split = "Split that encode reads in place of sentences; needs --samples."
@@ -161,8 +173,9 @@ def _configured(config: ConfigDict, overrides: list[str], rest: list[str]) -> Co
     if not named and not any(config.get("init", {}).get(role) for role in ("encoder", "decoder")):
         return configs.apply_overrides(config, overrides)
     own = _flags()
-    words = _values_of(FINETUNE, _values_of(PRIOR, rest)[1])[1]
-    own(["jvae", *words], known_only=True)
+    for start_of in (PRIOR, FINETUNE, CONTROL):
+        _, rest = _values_of(start_of, rest)
+    own(["jvae", *rest], known_only=True)
     from jvae.runs import start  # reads backbones, which takes a while to import
 
     folder = Path(own.workdir) if own.workdir is not None else Path("runs") / config.name
@@ -190,6 +203,7 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
     given = _flags()
     of_prior, rest = _values_of(PRIOR, rest)
     of_task, rest = _values_of(FINETUNE, rest)
+    of_control, rest = _values_of(CONTROL, rest)
     if "--help" in rest or "-h" in rest:
         print(USAGE + "\n" + given.get_help())
         if config is not None:
@@ -207,20 +221,25 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
         raise ConfigError("which task? Add --task=sst2, rte, mrpc, wnli or another set of GLUE")
     if given.mode != "finetune" and (given.task or of_task):
         raise ConfigError("--task and --finetune.KEY act in --mode=finetune alone")
+    if given.mode != "control" and of_control:
+        raise ConfigError("--control.KEY acts in --mode=control alone")
+    if given.mode == "control" and given.label:
+        raise ConfigError("--mode=control measures all labels; leave --label out")
     if given.mode != "prior":
         name = of_prior.pop("name", given.prior)
-        if (of_prior or given.label) and not name:
-            raise ConfigError("--label and --prior.KEY need a fitted prior: add --prior=NAME")
-        if name and given.mode not in UNDER_A_PRIOR:
+        if of_prior and not name and not given.label:
+            raise ConfigError("--prior.KEY needs a fitted prior: add --prior=NAME")
+        if (name or given.label) and given.mode not in UNDER_A_PRIOR:
+            flag = f"--prior={name}" if name else f"--label={given.label}"
             raise ConfigError(
-                f"--prior={name} has no effect in --mode={given.mode}; it acts in "
+                f"{flag} has no effect in --mode={given.mode}; it acts in "
                 f"{', '.join(UNDER_A_PRIOR)}"
             )
         given.prior = name
     # After the flags, so that a wrong one is reported at once.
     from jvae.cli import commands
     from jvae.parallel import processes
-    from jvae.runs import workdir
+    from jvae.runs import priors, workdir
 
     if given.mode in ("train", "eval") and not given.dry_run:
         processes.join(given.coordinator, given.processes, given.process)
@@ -235,6 +254,8 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
         folder = Path("runs") / config.name
     if config is None:
         config = workdir.saved_config(folder)
+    if given.label and not given.prior and given.mode != "prior":
+        given.prior = priors.only_labelled(folder)
     if given.sweep or given.dry_run:
         if given.mode != "train" or not given.sweep:
             raise ConfigError("--dry_run needs --sweep, and --sweep only trains: drop --mode")
@@ -246,6 +267,8 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
         commands.evaluate(config, folder, given.prior, given.label, of_prior)
     elif given.mode == "prior":
         commands.fit_prior(config, folder, of_prior, given.prior, given.seed)
+    elif given.mode == "control":
+        commands.control(config, folder, given.prior, of_prior, of_control)
     elif given.mode == "encode" and given.split:
         commands.encode_split(config, folder, given.split, _options(given, of_prior))
     elif given.mode == "report":

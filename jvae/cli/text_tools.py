@@ -21,7 +21,7 @@ from jvae.latent.statistics import statistics
 from jvae.runs import console, loading, output, workdir
 from jvae.validation.validate import validate
 
-EDITS = ("interpolate", "analogy", "traverse", "neighbors")
+EDITS = ("transfer", "interpolate", "analogy", "traverse", "neighbors")
 FORMATS = {
     ".txt": "text",
     ".json": "json",
@@ -48,6 +48,7 @@ class Options(NamedTuple):
     seed: int = 0
     prior: str = ""
     label: str = ""
+    strength: float = 1.0
     samples: int = 0
     of_prior: Mapping[str, str] = MappingProxyType({})  # values of --prior.KEY
 
@@ -80,6 +81,8 @@ def run(mode: str, config: ConfigDict, folder: Path, options: Options) -> None:
     kind = format_of(options)  # raises before anything is read
     if options.text and options.input:
         raise ConfigError("--text and --input are both given; choose one")
+    if mode == "transfer" and not options.label:
+        raise ConfigError("transfer to which label? Add --label=LABEL")
     validate(config, saved=workdir.saved_config(folder), training=False)
     lines = [] if mode == "decode" else _lines(mode, config, options)
     vae = loading.load(folder, seed=options.seed)
@@ -87,7 +90,8 @@ def run(mode: str, config: ConfigDict, folder: Path, options: Options) -> None:
         vae = vae.with_prior(options.prior)
         assert vae.fitted is not None
         fitted = prior_flags.using(vae.fitted, options.of_prior)
-        vae = vae.with_prior(fitted, options.label or None)
+        label = options.label if mode != "transfer" else ""  # there it is where sentences go
+        vae = vae.with_prior(fitted, label or None)
     if mode in EDITS and not np.prod(vae.model.latent_shape):
         raise ConfigError(f"{mode} needs a latent, which the model of {folder} does not have")
     if mode == "sample" and vae.conditional and not lines:
@@ -114,6 +118,13 @@ def _reconstruct(call: _Call) -> TextResult:
     told = _told(z_egz, call.vae.decode(z_egz, sources=call.sources))
     pairs = zip(call.lines, told.records, strict=True)
     return told._replace(records=[{"input": one} | record for one, record in pairs])
+
+
+def _transfer(call: _Call) -> TextResult:
+    o = call.options
+    texts = call.vae.transfer(call.lines, o.label, strength=o.strength)
+    pairs = zip(call.lines, texts, strict=True)
+    return _records({"input": line, "text": text} for line, text in pairs)
 
 
 def drawn(texts: Sequence[str], z_nkgz: np.ndarray) -> TextResult:
@@ -201,6 +212,7 @@ def _nll(call: _Call) -> TextResult:
 MODES: dict[str, Callable[[_Call], TextResult]] = {
     "sample": _sample,
     "reconstruct": _reconstruct,
+    "transfer": _transfer,
     "interpolate": _interpolate,
     "analogy": _analogy,
     "traverse": _traverse,

@@ -39,7 +39,7 @@ from jvae.evals.run_card import card_of
 from jvae.evals.settings import EvalConfig
 from jvae.evals.source_text import write_and_score
 from jvae.evals.tokenization import unknown
-from jvae.fitted import Fitted, attach, has_density, join
+from jvae.fitted import Fitted, attach, has_density, join, no_density
 from jvae.inference.text_vae import LoadedVAE
 from jvae.latent.short_run import ChainConfig
 from jvae.parallel import mesh as meshes
@@ -96,8 +96,8 @@ def evaluate(
     if fitted is not None:
         if not has_density(fitted):
             raise ConfigError(
-                f"prior {fitted.name!r} has no density, which the metrics of the latent need; add "
-                "--prior.trace=exact, or hutchinson, whose likelihoods are estimates and no bounds"
+                f"prior {fitted.name!r} has no density, which the metrics of the latent need: "
+                f"{no_density(fitted.kind)}"
             )
         this = this._replace(model=attach(own, fitted, label))
         params = join(params, fitted)

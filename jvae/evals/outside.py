@@ -1,5 +1,6 @@
 """What other models say of the samples: features of a large one, a language model of ours."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,18 +30,14 @@ def external_perplexity(at: Evaluation) -> list[Row]:
 
     Raises: ConfigError for a model with a latent.
     """
-    judge = loading.load(at.config.external)
-    if has_latent(judge.model):
-        raise ConfigError(
-            f"evals.external={at.config.external}: has a latent; give a language model"
-        )
+    model = judge(at.config.external)
     texts = [text for text in at.samples["prior"] if text.strip()]
-    lost = unknown_in(texts, judge.decoder)
-    control = _per_token(judge, list(at.data.texts))
+    lost = unknown_in(texts, model.decoder)
+    control = perplexity(model, list(at.data.texts))
     return [
         Row(
             "external_ppl",
-            _per_token(judge, texts),
+            perplexity(model, texts),
             "per token",
             control=control,
             note=f"control: test sentences; {lost.tokens_pct:.1f} % of the samples' tokens unknown",
@@ -48,7 +45,17 @@ def external_perplexity(at: Evaluation) -> list[Row]:
     ]
 
 
-def _per_token(judge: LoadedVAE, lines: list[str]) -> float:
-    nats = float(np.sum(judge.nll(lines, k=1)))
-    tokens = sum(len(ids) - 1 for ids in judge.decoder.encode_batch(lines))
+def judge(name: str) -> LoadedVAE:
+    """The language model of `evals.external`. Raises: ConfigError for a model with a latent."""
+    model = loading.load(name)
+    if has_latent(model.model):
+        raise ConfigError(f"evals.external={name}: has a latent; give a language model")
+    return model
+
+
+def perplexity(model: LoadedVAE, lines: Sequence[str]) -> float:
+    """Perplexity per token of lines that are not empty, their ends included."""
+    texts = [line for line in lines if line.strip()]
+    nats = float(np.sum(model.nll(texts, k=1)))
+    tokens = sum(len(ids) - 1 for ids in model.decoder.encode_batch(texts))
     return float(np.exp(nats / tokens))

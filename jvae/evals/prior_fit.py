@@ -25,7 +25,7 @@ from jvae.evals.latent import PosteriorSet, collect_posteriors, latent_metrics
 from jvae.evals.likelihood import draw_sentences, evaluate_likelihood
 from jvae.evals.split_latents import split_latents
 from jvae.fields import setting
-from jvae.fitted import NO_SPHERE, Fitted, attach, fit, has_density, join
+from jvae.fitted import NO_SPHERE, Fitted, attach, fit, has_density, join, no_density
 from jvae.inference.text_vae import LoadedVAE
 from jvae.parallel import mesh as meshes
 from jvae.runs import build, priors
@@ -114,15 +114,25 @@ def fit_prior(
     return _table(this, fitted, rows)
 
 
-def _labels(this: build.Run, wanted: str) -> _Labels:
-    """Labels of the training split by name. Raises: ConfigError."""
-    every = probing.labels_of(this, "train")
+def labels_by_name(this: build.Run, split: str, wanted: str) -> np.ndarray:
+    """The label of every sentence of a split, by name.
+
+    Args:
+      wanted: the kind of labels, or true where there is one kind.
+    Raises: ConfigError where there is none of that kind.
+    """
+    every = probing.labels_of(this, split)
     kind = next(iter(every)) if wanted == "true" and len(every) == 1 else wanted
     if kind not in every:
         raise ConfigError(
             f"--prior.label={wanted}: expected the name of a kind of labels: {', '.join(every)}"
         )
-    names, number_n = np.unique(probing.names(kind, every[kind]).astype(str), return_inverse=True)
+    return probing.names(kind, every[kind]).astype(str)
+
+
+def _labels(this: build.Run, wanted: str) -> _Labels:
+    """Labels of the training split by name. Raises: ConfigError."""
+    names, number_n = np.unique(labels_by_name(this, "train", wanted), return_inverse=True)
     return _Labels(tuple(names.tolist()), number_n.astype(np.int32))
 
 
@@ -178,7 +188,7 @@ def _likelihood_rows(this: build.Run, mesh: Mesh, params: Params, fitted: Fitted
         if has_density(fitted):
             new = measured(attach(this.model, fitted), join(params, fitted))
     assert latent is not None  # the model has one
-    note = "no density: --prior.trace=exact computes it"
+    note = f"no density: {no_density(fitted.kind)}"
     if new:
         gain, se = mean_se(own.nll_e - new.nll_e)
         note = f"lower by {gain:.3f}, paired se {show(se)}"

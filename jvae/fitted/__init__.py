@@ -5,9 +5,19 @@ A member is one file that registers a `FittedKind` in `FITTED`. `fit` gives a `F
 estimators of any other.
 """
 
-from jvae.fitted import diffusion, flow, gaussian, gmm  # noqa: F401 they register themselves
+from jvae.fitted import ctrl_gen, diffusion, flow, gan, gaussian, gmm  # noqa: F401 they register
 from jvae.fitted.contract import FITTED, Density, FittedKind
-from jvae.fitted.prior import KEY, NO_SPHERE, Fitted, attach, fit, has_density, join
+from jvae.fitted.prior import (
+    KEY,
+    NO_SPHERE,
+    Fitted,
+    attach,
+    fit,
+    has_density,
+    join,
+    no_density,
+)
+from jvae.fitted.relabel import transfer, transfers
 
 __all__ = [
     "FITTED",
@@ -20,4 +30,7 @@ __all__ = [
     "fit",
     "has_density",
     "join",
+    "no_density",
+    "transfer",
+    "transfers",
 ]

@@ -27,6 +27,8 @@ class Density(NamedTuple):
     log_prob(params, u_egz, label): nats for one label, a scalar; None where the density is not
       computed.
     to_noise, from_noise(params, u_egz, label): a map to N(0, I) latents and back; None without one.
+    moved(params, u_egz, label): latents of any label as they would be with this one; None where the
+      way leads through the noise of their own label, if there is such a map.
     """
 
     fit: Callable[[Float[Array, "n g z"], Int[Array, "n"], Key[Array, ""]], Params]
@@ -34,18 +36,21 @@ class Density(NamedTuple):
     log_prob: Callable[[Params, Float[Array, "e g z"], Int[Array, ""]], Float[Array, "e"]] | None
     to_noise: Transport | None = None
     from_noise: Transport | None = None
+    moved: Transport | None = None
 
 
 class FittedKind(NamedTuple):
     """A registered kind.
 
     options: a frozen dataclass. build(options, shape, labels) -> Density. use: names of the options
-    that may differ between fitting and use, such as the steps of a sampler.
+    that may differ between fitting and use, such as the steps of a sampler. labelled: it is fitted
+    with labels alone.
     """
 
     options: type
     build: Callable[[Any, tuple[int, int], int], Density]
     use: tuple[str, ...] = ()
+    labelled: bool = False
 
 
 FITTED: Registry[FittedKind] = Registry("fitted prior", "--prior.kind")

@@ -21,12 +21,15 @@ Loss = Callable[[Any, Array, Array, Array], Array]  # (params, u_bgz, label_b, k
 
 
 class Recipe(NamedTuple):
-    """How long and how fast; `average` is the decay of the average of parameters that is kept."""
+    """How long and how fast; `average` is the decay of the average of parameters that is kept,
+    `momentum` that of gradients.
+    """
 
     steps: int
     batch: int
     lr: float
     average: float
+    momentum: float = 0.9
 
 
 class _State(NamedTuple):
@@ -40,7 +43,7 @@ def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
     rate = optax.warmup_cosine_decay_schedule(
         0.0, recipe.lr, rise, max(recipe.steps, rise + 1), 0.01 * recipe.lr
     )
-    return optax.chain(optax.clip_by_global_norm(CLIP), optax.adam(rate))
+    return optax.chain(optax.clip_by_global_norm(CLIP), optax.adam(rate, b1=recipe.momentum))
 
 
 @functools.partial(jax.jit, static_argnames=("loss", "recipe", "steps"), donate_argnames=("state",))

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,10 @@ NO_SPHERE = (
     "none of its mass there. Use its own prior, or fit one to a model with another posterior"
 )
 LEAST_OF_A_LABEL = 2  # sentences
+CHUNK, FEWEST = (
+    1_024,
+    8,
+)  # most latents that are mapped at once; fewer than the latter are filled up
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,16 +115,34 @@ class Maps:
     def to_noise(self, z_egz: Float[np.ndarray, "e g z"]) -> Float[np.ndarray, "e g z"]:
         """Noise of latents."""
         own = self.params
-        u_egz = (z_egz - own["shift_gz"][None]) / own["scale_gz"][None]
+        u_egz = standardised(own, z_egz)
         assert self.density.to_noise is not None
-        return np.asarray(_mapped(self.density.to_noise, own["density"], u_egz, self.label))
+        return mapped(self.density.to_noise, own["density"], u_egz, self.label)
 
     def from_noise(self, u_egz: Float[np.ndarray, "e g z"]) -> Float[np.ndarray, "e g z"]:
         """Latents of noise."""
         own = self.params
         assert self.density.from_noise is not None
-        u_egz = np.asarray(_mapped(self.density.from_noise, own["density"], u_egz, self.label))
+        u_egz = mapped(self.density.from_noise, own["density"], u_egz, self.label)
         return u_egz * own["scale_gz"][None] + own["shift_gz"][None]
+
+
+def standardised(params: Params, z_egz: Float[np.ndarray, "e g z"]) -> Float[np.ndarray, "e g z"]:
+    """Latents with mean 0 and variance 1, as a `Density` takes them."""
+    return (z_egz - params["shift_gz"][None]) / params["scale_gz"][None]
+
+
+def mapped(
+    function: Callable[..., Array], params: Params, u_egz: Float[np.ndarray, "e g z"], label: int
+) -> np.ndarray:
+    """function(params, u, label) of a `Density`, compiled for few numbers of latents."""
+    parts = []
+    for begin in range(0, len(u_egz), CHUNK):
+        part = u_egz[begin : begin + CHUNK]
+        size = min(CHUNK, max(FEWEST, 1 << (len(part) - 1).bit_length()))
+        full = np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])
+        parts.append(np.asarray(_mapped(function, params, full, label))[: len(part)])
+    return np.concatenate(parts)
 
 
 @functools.partial(jax.jit, static_argnames=("function",))
@@ -151,10 +173,7 @@ def _prior(
     def log_prob(params: Params, z_egz: Array, cond: Any = None) -> Float[Array, "e"]:
         del cond
         if own.log_prob is None:
-            raise ConfigError(
-                f"the density of this {kind} prior is not computed; name a trace estimator, such "
-                "as --prior.trace=exact"
-            )
+            raise ConfigError(f"the density of this prior is not computed: {no_density(kind)}")
         p, log_density = params[KEY], own.log_prob
         u_egz = (z_egz - p["shift_gz"][None]) / p["scale_gz"][None]
         if one is None:
@@ -165,6 +184,13 @@ def _prior(
         return nats_e - jnp.sum(jnp.log(p["scale_gz"]))
 
     return Prior(sample, log_prob)
+
+
+def no_density(kind: str) -> str:
+    """Why a prior of some kind may have no density, and what to do."""
+    if "trace" in FITTED[kind].use:
+        return "name a trace estimator, such as --prior.trace=exact"
+    return f"one of kind {kind} only samples; fit another kind where likelihoods are wanted"
 
 
 def has_density(fitted: Fitted) -> bool:
@@ -189,7 +215,8 @@ def fit(
     Args:
       label_n: number of each latent's label among `labels`.
       mesh: the devices that batches of latents are cut over.
-    Raises: InputError for latents that cannot be fitted to; ConfigError for an unknown kind.
+    Raises: InputError for latents that cannot be fitted to; ConfigError for an unknown kind, or one
+      that needs labels.
     """
     z_ngz = np.asarray(z_ngz)
     shape = (int(z_ngz.shape[1]), int(z_ngz.shape[2]))
@@ -197,6 +224,11 @@ def fit(
         raise InputError(f"latents of shape {z_ngz.shape} to fit a prior to; expected 2 or more")
     if not np.isfinite(z_ngz).all():
         raise InputError("a latent holds a value that is not finite; no prior can be fitted to it")
+    if FITTED[kind].labelled and len(labels) < 2:
+        raise ConfigError(
+            f"a {kind} prior is fitted with two labels or more: add --prior.label, and read labels "
+            "with data.label"
+        )
     if label_n is None:
         label_n = np.zeros(len(z_ngz), np.int32)
     count_c = np.bincount(label_n, minlength=max(len(labels), 1))

@@ -2,9 +2,9 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from jvae.data.rows import Encoded, pack_rows
 from jvae.data.tokenizers import TextTokenizer
 from jvae.decode import DecodeConfig
 from jvae.errors import ConfigError, DataError, InputError, JvaeError
-from jvae.fitted import Fitted, attach, join
+from jvae.fitted import Fitted, attach, join, transfer
 from jvae.inference import batching, checks, scoring
 from jvae.inference.neighbors import Neighbor, nearest
 from jvae.inference.scoring import TokenLogProbs
@@ -32,6 +32,16 @@ __all__ = ["LoadedVAE", "Neighbor", "TokenLogProbs"]
 log = logging.getLogger(__name__)
 
 QUIET_S = 10.0  # shorter work, compilation included, shows no progress
+
+
+class StoredPriors(Protocol):
+    """The fitted priors of a run or export, by name."""
+
+    def __call__(self, name: str) -> Fitted: ...
+
+    def labelled(self) -> str:
+        """The name of the only one that was fitted with labels. Raises: ConfigError."""
+        ...
 
 
 class _Given(NamedTuple):
@@ -64,7 +74,7 @@ class LoadedVAE:
     seed: int = 0
     joined: tuple[str, ...] = ()  # sides that hold the source in front of the text
     turns: str = ""  # stands between the turns of a source
-    open_prior: Callable[[str], Fitted] | None = field(default=None, repr=False, compare=False)
+    open_prior: StoredPriors | None = field(default=None, repr=False, compare=False)
     fitted: Fitted | None = None  # the prior of `model`, where it is not the model's own
     label: str | None = None  # that this prior is conditioned on
     pid: int = field(default_factory=os.getpid, repr=False, compare=False)
@@ -218,10 +228,21 @@ class LoadedVAE:
         """Under another prior or label, where one is named."""
         if prior is None and label is None:
             return self
-        prior = self.fitted if prior is None else prior
-        if prior is None:
-            raise InputError(f"label is {label!r}: a label needs a fitted prior; name one")
-        return self.with_prior(prior, label)
+        return self.with_prior(self._labelled(f"label is {label!r}", prior), label)
+
+    def _labelled(self, why: str, prior: str | Fitted | None) -> str | Fitted:
+        """The prior that is named, else that of this model, else the only one with labels.
+
+        Args:
+          why: it is needed, for the message.
+        """
+        if prior is not None:
+            return prior
+        if self.fitted is not None:
+            return self.fitted
+        if self.open_prior is None:
+            raise InputError(f"{why}: this needs a fitted prior; name one")
+        return self.open_prior.labelled()
 
     def sample_prior(
         self,
@@ -234,7 +255,8 @@ class LoadedVAE:
     ) -> Float[np.ndarray, "n g z"]:
         """n latents from the prior; n for each source where there are sources, adjacent.
 
-        For `prior` and `label` see `with_prior`.
+        For `prior` and `label` see `with_prior`; a label alone means the only prior that was fitted
+        with labels.
         """
         if prior is not None or label is not None:
             return self._under(prior, label).sample_prior(n, seed, sources)
@@ -339,7 +361,7 @@ class LoadedVAE:
         """n sentences from the prior, by ancestral sampling unless `settings` say otherwise; n for
         each source where there are sources, adjacent.
 
-        For `prior` and `label` see `with_prior`.
+        For `prior` and `label` see `sample_prior`.
         """
         z_egz = self.sample_prior(n, seed, sources, prior=prior, label=label)
         every = sources and [source for source in sources for _ in range(n)]
@@ -384,6 +406,36 @@ class LoadedVAE:
         z_egz = self._ends([a, b, c], source)
         moved_gz = z_egz[2] + geometry.direction(z_egz[:1], z_egz[1:2])
         return self._told(moved_gz[None], source, settings)[0]
+
+    def transfer(
+        self,
+        texts: Sequence[str],
+        label: str,
+        *,
+        prior: str | Fitted | None = None,
+        labels: Sequence[str] | None = None,
+        strength: float = 1.0,
+        truncate: bool = False,
+        **settings: Any,
+    ) -> list[str]:
+        """Each sentence with another label and otherwise as it was: encoded to its posterior mean,
+        brought to the label under a fitted prior (`jvae.fitted.relabel`) and decoded. Sentences
+        that have the label already are reconstructed.
+
+        Args:
+          prior: as of `with_prior`; by default that of this model, or the only one with labels.
+          labels: those that the sentences have; by default the likeliest under the prior.
+          strength: multiple of the step in the latent space. Above 1 more sentences change their
+            label, and less is left of them.
+          truncate: see `encode`.
+        Raises: ConfigError for an unknown prior; InputError for an unknown label, or a kind of
+          prior that only samples.
+        """
+        errors.number("strength", strength)
+        vae = self.with_prior(self._labelled(f"transfer to {label!r}", prior))
+        assert vae.fitted is not None
+        z_egz = self.encode(texts, truncate=truncate)
+        return self.decode(transfer(vae.fitted, z_egz, label, labels, strength), **settings)
 
     def traverse(
         self,

@@ -53,7 +53,7 @@ def load(
     model = build.build_model(parts.config)
     vae = text_vae(parts.config, model, parts.params, parts.encoder, parts.decoder, seed)
     folder = Path(name) if is_run(name) else exports.folder_of(name)
-    return replace(vae, open_prior=priors.opener(folder, parts.params))
+    return replace(vae, open_prior=priors.Opener(folder, parts.params))
 
 
 def text_vae(

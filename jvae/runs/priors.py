@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +141,58 @@ def read(folder: Path, name: str, weights: str | None) -> Fitted:
     return fitted
 
 
-def opener(folder: Path, params: Params) -> Callable[[str], Fitted]:
-    """Reads priors by name for a model with these parameters; each once."""
-    weights = functools.cache(lambda: weights_digest(params))
-    return functools.cache(lambda name: read(folder, name, weights()))
+class Opener:
+    """Reads the priors of a folder by name for a model with these parameters, each once."""
+
+    def __init__(self, folder: Path, params: Params) -> None:
+        self._folder, self._params = folder, params
+        self._priors: dict[str, Fitted] = {}
+
+    @functools.cached_property
+    def _weights(self) -> str:
+        return weights_digest(self._params)
+
+    def __call__(self, name: str) -> Fitted:
+        """Raises: as `read` does."""
+        if name not in self._priors:
+            self._priors[name] = read(self._folder, name, self._weights)
+        return self._priors[name]
+
+    def labelled(self) -> str:
+        """See `only_labelled`."""
+        return only_labelled(self._folder)
+
+
+def labelled(folder: Path) -> list[str]:
+    """The fitted priors of a run or export that know labels, whatever weights they belong to."""
+
+    def knows(name: str) -> bool:
+        try:
+            text = (folder / FOLDER / f"{name}.json").read_text(encoding="utf-8")
+            return bool(json.loads(text)["labels"])
+        except (OSError, KeyError, TypeError, ValueError):
+            return False  # `read` says what is wrong with it
+
+    return [name for name in names(folder) if knows(name)]
+
+
+def only_labelled(folder: Path) -> str:
+    """The prior that a label means where none is named.
+
+    Raises: ConfigError unless exactly one was fitted with labels.
+    """
+    known = labelled(folder)
+    if not known:
+        raise ConfigError(
+            f"{folder}: a label needs a prior that was fitted with labels, and there is none; fit "
+            "one with --mode=prior --prior.kind=gaussian --prior.label"
+        )
+    if len(known) > 1:
+        raise ConfigError(
+            f"{folder}: {len(known)} priors were fitted with labels: {', '.join(known)}; name one "
+            "with --prior=NAME, or prior=NAME in Python"
+        )
+    return known[0]
 
 
 def for_export(folder: Path, params: Params, exported: Params) -> dict[str, bytes]:

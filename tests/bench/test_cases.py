@@ -66,6 +66,7 @@ def test_a_language_model_has_nothing_to_encode(lm):
     assert CASES["encode"].works(lm) == []
 
 
+@pytest.mark.slow
 def test_a_sampler_encodes_by_its_chain(sri):
     (work,) = CASES["encode"].works(sri)
     assert finite(work.call()) and "enc" not in work.fill
@@ -100,11 +101,13 @@ def test_fitted_priors_of_every_kind(optimus, lm, monkeypatch):
         gmm=dict(components=2, iterations=2, starts=1),
         flow=dict(layers=1, width=4, steps=1),
         diffusion=dict(width=4, layers=1, updates=1, steps=2),
+        gan=dict(width=4, layers=1, steps=1),
+        ctrl_gen=dict(width=4, steps=1),
     )
     monkeypatch.setattr(prior_fit, "SHORT", small)
     monkeypatch.setattr(prior_latents, "BARELY", small)
     fits, (*draws, decoding) = (CASES[f"prior_{one}"].works(optimus) for one in ("fit", "latents"))
-    names = ["diffusion", "flow", "gaussian", "gmm"]
+    names = ["ctrl_gen", "diffusion", "flow", "gan", "gaussian", "gmm"]
     assert [work.name for work in fits] == [work.name for work in draws] == names
     assert finite([work.call() for work in fits])
     for work in draws:

@@ -1,10 +1,12 @@
 """A small run that has ended, trained once for all tests of the command line."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from jvae.cli.main import main
 from jvae.data import grammar
@@ -55,8 +57,15 @@ def command(corpus) -> Callable[..., list[str]]:
 def finished(command, tmp_path_factory) -> Path:
     """A run that ended."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
-    assert main(command(folder)) == 0
-    shutil.copytree(folder, folder.with_name("untouched"))
+    # Trained once for the processes of one session, which have folders side by side.
+    shared = tmp_path_factory.getbasetemp()
+    shared = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "finished"
+    with FileLock(f"{shared}.lock"):
+        if not shared.exists():
+            assert main(command(folder)) == 0
+            folder.rename(shared)
+    for copy in (folder, folder.with_name("untouched")):
+        shutil.copytree(shared, copy)
     return folder
 
 

@@ -133,6 +133,7 @@ def test_the_command_on_virtual_devices(tmp_path, capsys, monkeypatch):
     assert not folder.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.multidevice
 def test_parameters_are_sent_and_not_states(tmp_path):
     """What a cut of parameters may cost: each gathered for both passes, each gradient summed."""

@@ -1,9 +1,11 @@
 """Priors fitted from the command line: fit, sample, interpolate, measure, export; encoded draws."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -11,6 +13,8 @@ from safetensors.numpy import load_file
 import jvae
 from jvae.cli.main import main
 from jvae.errors import WeightsError
+from jvae.fitted import FITTED, fit
+from jvae.runs import priors
 
 ENDS = ("--text=a man is sleeping", "--text=two girls were dancing")
 
@@ -96,6 +100,30 @@ def test_evaluation_under_a_prior(run, call):
     assert {"nll_gain", "nll_own_prior", "kl_own_prior"} <= report["definitions"].keys()
 
 
+def test_sentences_with_another_label(run, call):
+    vae = jvae.load(run)
+    texts = ["a man is sleeping", "two girls were dancing"]
+    mean_egz, rng = vae.encode(texts), np.random.default_rng(0)
+    z_egz = np.tile(mean_egz, (40, 1, 1)) + 0.1 * rng.normal(size=(80, *mean_egz.shape[1:]))
+    options = FITTED["gaussian"].options()
+    labels = ("one", "two")
+    how = dict(labels=labels, name="counted")
+    fitted = fit("gaussian", options, z_egz, jax.random.key(0), np.arange(80) % 2, **how)
+    fitted = dataclasses.replace(fitted, about={"label": "label", "step": 1})
+    path = priors.write(run, fitted, priors.weights_digest(vae.params))
+    try:
+        own = jvae.load(run).transfer(texts, "two", strength=2.0)
+        assert call("--mode=transfer", "--label=two", "--strength=2", *ENDS).splitlines() == own
+        assert own[1] == vae.reconstruct(texts)[1]
+        assert call("--mode=sample", "--n=2", "--label=two") == call(
+            "--mode=sample", "--n=2", "--prior=counted", "--label=two"
+        )
+        error = call("--mode=transfer", "--label=tow", *ENDS, code=2)
+        assert "label 'tow' is unknown to prior 'counted'; did you mean 'two'?" in error
+    finally:
+        path.unlink()
+
+
 def test_an_export_takes_its_priors_along(run, tmp_path, caplog):
     stale = run / "priors/stale.json"
     content = json.loads((run / "priors/gaussian.json").read_text())
@@ -138,11 +166,20 @@ FIT = ("--mode=prior",)
     [
         (["--mode=sample", "--prior=gausian"], "", "'gausian'; did you mean 'gaussian'? Priors: "),
         (UNDER, "--label=a", "was fitted without labels"),
-        (["--mode=sample"], "--label=a", "need a fitted prior: add --prior=NAME"),
+        (["--mode=sample"], "--label=a", "a label needs a prior that was fitted with labels"),
+        (["--mode=sample"], "--prior.steps=3", "--prior.KEY needs a fitted prior: add --prior=N"),
+        (["--mode=decode"], "--label=a", "--label=a has no effect in --mode=decode; it acts in"),
+        (["--mode=transfer"], "--text=a", "transfer to which label? Add --label=LABEL"),
+        (["--mode=transfer"], "--text=a --label=a", "and there is none; fit one with --mode=prior"),
+        (["--mode=control"], "", "and there is none; fit one with --mode=prior"),
+        (["--mode=control", "--prior=gaussian"], "", "'gaussian' was fitted without labels; fit"),
+        (["--mode=control"], "--control.strength=2", "no such option; did you mean 'strengths'"),
+        (["--mode=control"], "--label=a", "--mode=control measures all labels; leave --label out"),
+        (["--mode=eval"], "--control.strengths=2", "--control.KEY acts in --mode=control alone"),
         (UNDER, "--prior.steps=3", "--prior.steps: no such option"),
         (UNDER, "--prior.ridge=1", "no such option after the fit"),
         (["--mode=reconstruct", "--prior=gaussian"], "--text=a", "has no effect in --mode=recon"),
-        (FIT, "", "what to fit? Add --prior.kind=diffusion|flow|gaussian|gmm"),
+        (FIT, "", "what to fit? Add --prior.kind=ctrl_gen|diffusion|flow|gan|gaussian|gmm"),
         (FIT, "--prior.kind=gm", "--prior.kind is 'gm'; did you mean 'gmm'"),
         (FIT, "--prior.kind=gmm --prior.covariance=x", "expected one of full, diagonal"),
         (FIT, "--prior.kind=flow --prior.layers=x", "--prior.layers=x: expected an integer"),

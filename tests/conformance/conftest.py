@@ -319,6 +319,13 @@ SLOW = {*VARIANTS, "adavae", "sri_transformer", "lm"} - {"adavae-all", "optimus-
 ASKED_FOR = ("della-source", "optimus-context")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        fast = item.get_closest_marker("fast_on")
+        if fast and item.callspec.params["system"] not in fast.args:  # pyright: ignore
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(
     scope="session",
     params=[

@@ -13,6 +13,7 @@ from jvae.parallel.collectives import collectives
 CHAIN = ChainConfig(2, "constant", step_size=0.1, temperature=1.0, chains=4)
 
 
+@pytest.mark.fast_on("optimus", "sri")
 def test_chains_follow_their_own_sentence_in_every_packing(system, sentences):
     if not system.has_latent:
         pytest.skip("no latent to infer")

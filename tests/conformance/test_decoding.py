@@ -120,6 +120,7 @@ def test_probabilities_sum_to_one_over_real_tokens(decoded, sentences):
         np.testing.assert_allclose(total, 1.0, atol=1e-6)
 
 
+@pytest.mark.fast_on("optimus", "della", "lstm_vae")
 def test_sampling_is_a_function_of_the_examples_key(system, teacher, sentences):
     """Each sentence keeps its draw wherever it stands in the batch, and whoever else is there."""
     _, z_egz, _ = teacher
@@ -144,6 +145,7 @@ def test_sampling_is_a_function_of_the_examples_key(system, teacher, sentences):
     assert np.all(want.token_et < sentences.vocab)
 
 
+@pytest.mark.fast_on("optimus", "t5_vae")
 @pytest.mark.parametrize("method", ["sample", pytest.param("beam", marks=pytest.mark.slow)])
 def test_caches_that_grow_change_nothing(system, teacher, prompt, sentences, method):
     """Rooms of 2, 4 and 8 tokens in turn, behind prompts of one to four."""

@@ -118,7 +118,9 @@ def check_one_step(system, sentences, names):
         close(got[1], want[1])
 
 
-@pytest.mark.parametrize("system", ["optimus", "della"], indirect=True)
+@pytest.mark.parametrize(
+    "system", ["optimus", pytest.param("della", marks=pytest.mark.slow)], indirect=True
+)
 def test_one_step_on_a_product_of_axes(system, sentences):
     check_one_step(system, sentences, ["all-2"])
 

@@ -51,6 +51,7 @@ def test_z_moves_its_own_sentence_alone(system, sentences):
 OTHER_LAYERS = ("adavae-all", "della", "optimus", "t5_vae")
 
 
+@pytest.mark.fast_on("optimus", "t5_vae")
 @pytest.mark.parametrize(
     "choice",
     [dict(remat="dots", unroll=2), pytest.param(dict(remat="full"), marks=pytest.mark.slow)],
@@ -97,6 +98,7 @@ def test_noisy_tokens_are_read_and_true_ones_scored(system, sentences):
     assert np.all(np.abs(noisy_bt - clean_bt)[behind_bt & (dec.position_bt == 3)] > 1e-4)
 
 
+@pytest.mark.fast_on("optimus", "della", "sri")
 def test_train_step_is_traced_once(system, sentences):
     traces = collections.Counter()
     weights = collections.defaultdict(lambda: 0.1)  # of whatever auxiliary terms there are

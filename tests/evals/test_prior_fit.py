@@ -10,7 +10,8 @@ import pytest
 from jvae import config as configs
 from jvae.data import grammar
 from jvae.errors import ConfigError, InputError
-from jvae.evals import evaluation, prior_fit, split_latents
+from jvae.evals import control, evaluation, prior_fit, split_latents
+from jvae.evals.control import ControlRequest
 from jvae.evals.prior_fit import PriorRequest, fit_prior
 from jvae.fitted import FITTED
 from jvae.parallel import mesh as meshes
@@ -73,6 +74,7 @@ def test_latents_are_encoded_once_and_checked(optimus, monkeypatch, caplog):
     np.testing.assert_allclose(some, z_nkgz[ids], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_prior_by_label(optimus):
     this, mesh, params = optimus
     tmp_path = this.workdir
@@ -83,15 +85,53 @@ def test_a_prior_by_label(optimus):
     read = priors.read(tmp_path, "by_label", priors.weights_digest(params))
     assert read.labels == ("many", "one") and read.about["step"] == 7
     vae = dataclasses.replace(
-        evaluation.text_vae_of(this, params), open_prior=priors.opener(tmp_path, params)
+        evaluation.text_vae_of(this, params), open_prior=priors.Opener(tmp_path, params)
     )
     assert len(vae.sample(2, prior="by_label", label="one")) == 2
     with pytest.raises(InputError, match="'on' is unknown to prior 'by_label'; did you mean 'one'"):
         vae.sample(2, prior="by_label", label="on")
-    with pytest.raises(InputError, match="a label needs a fitted prior"):
-        vae.sample(2, label="one")
+    # A label alone means the only prior that knows labels.
+    assert vae.sample(2, label="one") == vae.sample(2, prior="by_label", label="one")
+    with pytest.raises(InputError, match="this needs a fitted prior; name one"):
+        dataclasses.replace(vae, open_prior=None).sample(2, label="one")
+    texts = ["a man is sleeping", "two girls were dancing"]
+    moved = vae.transfer(texts, "one", labels=["one", "many"])
+    assert moved[0] == vae.reconstruct(texts)[0] and len(moved) == 2
+    with pytest.raises(InputError, match="strength is nan; expected a finite number"):
+        vae.transfer(texts, "one", strength=float("nan"))
     with pytest.raises(ConfigError, match="--prior.label=tense: expected .* kind of labels: label"):
         fit_prior(this, mesh, params, 7, dataclasses.replace(request, label="tense"), options)
+
+
+def test_the_table_by_label(optimus, tmp_path):
+    this, mesh, params = optimus
+    request = PriorRequest(kind="gaussian", name="by_label", samples=2, label="true")
+    if "by_label" not in priors.labelled(this.workdir):
+        fit_prior(this, mesh, params, 7, request, FITTED["gaussian"].options())
+    fitted = priors.read(this.workdir, "by_label", priors.weights_digest(params))
+    path = tmp_path / "references.tsv"
+    path.write_text("many\tmany men are sleeping\ta man is sleeping\n")
+    request = ControlRequest(references=str(path), strengths=(1.0,))
+    table = control.control(this, mesh, params, 7, [fitted], request)
+    assert table.startswith(
+        "optimus-tiny, step 7: generation and transfer by label\n\ngeneration  "
+    )
+    assert "Transfer: 1 sentences with references, each to the next label" in table
+    content = json.loads((this.workdir / "eval/control.json").read_text())
+    rows, moved = content["generation"], content["transfer"]
+    assert set(rows) == {"by_label", "own prior", "shuffled labels", "test sentences"}
+    assert content["labels"] == ["many", "one"] and content["each"] == 2
+    assert set(rows["by_label"]["by_label"]) == {"many", "one"}
+    assert {"as they are", "reconstructed", "mean difference x1", "by_label x1"} <= set(moved)
+    assert moved["as they are"]["source_bleu"] == pytest.approx(100)
+    assert 0 < moved["as they are"]["reference_bleu"] < 100
+    lines = (this.workdir / "samples/control.txt").read_text().splitlines()
+    assert [line.split("\t")[:2] for line in lines[-4:]] == [
+        ["by_label", label] for label in ("many", "many", "one", "one")
+    ]
+    plain = dataclasses.replace(fitted, labels=())
+    with pytest.raises(ConfigError, match="prior 'by_label' was fitted without labels; fit one"):
+        control.control(this, mesh, params, 7, [plain], ControlRequest())
 
 
 @pytest.mark.slow
@@ -128,7 +168,7 @@ def test_without_a_density_likelihoods_are_not_measured(optimus):
     tmp_path = this.workdir
     options = FITTED["diffusion"].options(width=8, heads=2, layers=1, updates=2, steps=2)
     table = fit_prior(this, mesh, params, 0, PriorRequest(kind="diffusion", samples=1), options)
-    assert "no density: --prior.trace=exact computes it" in table
+    assert "no density: name a trace estimator, such as --prior.trace=exact" in table
     read = priors.read(tmp_path, "diffusion", None)
     with pytest.raises(ConfigError, match="prior 'diffusion' has no density"):
         evaluation.evaluate(this, mesh, params, 0, fitted=read)

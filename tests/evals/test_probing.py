@@ -79,6 +79,7 @@ def test_labels_of_a_file(tmp_path):
     assert small.card.sentences == 12
 
 
+@pytest.mark.slow
 def test_factors_of_the_embedded_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(grammar, "TRAIN", 200)
     monkeypatch.setattr(grammar, "VALID", 20)

@@ -41,7 +41,7 @@ def test_texts_and_latents_are_those_of_one_device(sizes):
     np.testing.assert_allclose(many.nll(TEXTS, k=2), vae.nll(TEXTS, k=2), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["optimus", "sri"])
+@pytest.mark.parametrize("name", ["optimus", pytest.param("sri", marks=pytest.mark.slow)])
 def test_a_sampler_sends_nothing_but_parameters(name):
     """Three times the tokens make no more collectives, and none without sharded parameters."""
     sent = {}

@@ -35,7 +35,7 @@ def _ends(model, params, batch, cfg=CFG, drop=None, **start):
     return jax.jit(lambda p, b: post.encode(p, b, drop, key_e=_keys(b)))(params, batch)
 
 
-@pytest.mark.parametrize("name", ["lstm", "optimus"])
+@pytest.mark.parametrize("name", [pytest.param("lstm", marks=pytest.mark.slow), "optimus"])
 def test_end_points_do_not_depend_on_packing(toys, transformer, name):
     model, params = transformer if name == "optimus" else toys.lstm()
     packed, single, order = toys.sentences()

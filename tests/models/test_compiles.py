@@ -21,9 +21,8 @@ SMALL = {
 CHECK = {"optimus": 8, "sri": 20}  # steps between checks: more than an epoch
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(one, marks=[pytest.mark.slow] * (one == "sri")) for one in SMALL]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", SMALL)
 def test_nothing_compiles_after_the_first_check(family, tmp_path, monkeypatch):
     """Epochs end, validation's last batch is not full, logs and checkpoints come at odd steps."""
     text = tmp_path / "mine.txt"

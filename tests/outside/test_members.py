@@ -7,11 +7,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import jvae
 from jvae import config as configs
+from jvae.api import example_keys
 from jvae.cli.main import main
 from jvae.data import grammar
 from jvae.data.formats import READERS
@@ -74,6 +76,28 @@ def run(tmp_path_factory) -> Iterator[Path]:
         registry._members = members
 
 
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """Leaves the registries as they were."""
+    before = [dict(one.items()) for one in REGISTRIES]
+    yield
+    for registry, members in zip(REGISTRIES, before, strict=True):
+        registry._members = members
+
+
+def test_a_config_brings_its_members(registries):
+    config, _ = configs.from_argv([f"--config={CONFIG}", *(f"--config.{v}" for v in SMALL)])
+    assert {"counted"} <= {name for name, _ in READERS.items()}
+    family = FAMILIES[config.model.family]
+    model = family.build(family.tiny(dict(enc=12, dec=12)))
+    assert model.prior.form is None and model.post.has_kl
+    key_e = example_keys(jax.random.key(0), np.arange(2_000, dtype=np.int32))
+    z_egz = np.asarray(model.prior.sample({}, key_e))
+    assert z_egz.shape == (2_000, *model.latent_shape)
+    # A logistic distribution of scale 0.8.
+    assert z_egz.var() == pytest.approx(0.8**2 * np.pi**2 / 3, rel=0.1)
+
+
 def _rows(run: Path) -> dict[str, dict]:
     return json.loads((run / "eval/test.json").read_text())["metrics"]
 
@@ -95,6 +119,7 @@ def test_more_steps_resume_it(run):
     assert after.startswith(before) and len(after) > len(before)
 
 
+@pytest.mark.slow
 def test_it_exports_and_loads(run, tmp_path):
     jvae.export(run / "run", tmp_path / "model")
     vae, again = jvae.load(run / "run"), jvae.load(tmp_path / "model")
@@ -103,6 +128,7 @@ def test_it_exports_and_loads(run, tmp_path):
     assert vae.sample(3) == again.sample(3)
 
 
+@pytest.mark.slow
 def test_without_its_file_the_message_says_what_to_import(run, tmp_path):
     jvae.export(run / "run", tmp_path / "model")
     code = """
@@ -124,7 +150,7 @@ def test_it_passes_the_suites_of_every_family():
     command = [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow", *suites]
     env = os.environ | {"JVAE_TEST_MEMBERS": str(CONFIG)}
     done = subprocess.run(
-        command, capture_output=True, text=True, env=env, cwd=HERE.parents[1], timeout=1800
+        command, capture_output=True, text=True, env=env, cwd=HERE.parents[1], timeout=3600
     )
     assert done.returncode == 0, done.stdout[-3000:]
     assert "passed" in done.stdout and "no tests ran" not in done.stdout

@@ -91,6 +91,7 @@ def test_an_export_does_as_well_and_a_part_alone(place):
         np.testing.assert_array_equal(params[path], want, err_msg=path)
 
 
+@pytest.mark.slow
 def test_moments_come_along_and_schedules_start_again(place):
     config = place.config(
         data__train=place.root / "c.txt", init__model=place.pretrained, init__optimizer=True

@@ -116,6 +116,7 @@ def changed(place, tmp_path, monkeypatch):
 FRESH = {"posterior/head/kernel", "decoder/memory/kernel", "decoder/offset/kernel"}
 
 
+@pytest.mark.slow
 def test_optimus_base_starts_from_both_backbones_on_its_mesh(place, caplog):
     this, key = place.run(), jax.random.key(5)
     mesh = meshes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})

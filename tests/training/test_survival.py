@@ -115,6 +115,7 @@ def full_disk(test):
     return test
 
 
+@pytest.mark.slow
 @full_disk
 def test_every_fault_ends_with_its_code_and_none_with_a_loss(
     corpus, whole, tmp_path, monkeypatch, capsys, caplog

@@ -1,0 +1,164 @@
+"""Label-conditional generation and transfer on sentences with labels, beside published figures.
+
+    python -m jvae.experiments.labels --data=yelp_short    folder of train, valid and test
+    ... --kinds=gaussian,flow --steps=20000                some priors, more updates
+    ... --set=model.latent=64                              values of the model's config
+    ... --dry_run                                          prints the commands
+
+Files are .tsv or .tsv.gz of lines `label<TAB>sentence`. It trains `optimus:tiny` on the sentences,
+which reads no label, and a language model of the same size whose perplexity says how fluent samples
+are; fits a prior of each kind to the labelled latents; and measures all of them with
+--mode=control. About half an hour on two cores. Runs are ordinary ones in processes of their own;
+the same command does what is missing and prints the table again.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jvae import config as configs
+from jvae.errors import ConfigError, JvaeError
+from jvae.evals.card import aligned
+from jvae.experiments.comparison import Runner
+from jvae.fitted import FITTED
+from jvae.runs.data import SPLITS
+
+SPEC, JUDGE, OUT = "optimus:tiny", "lm:tiny", Path("runs/labels")
+KINDS = ("gaussian", "flow", "diffusion", "gan", "ctrl_gen")
+DRAWS = ("--prior.label=true", "--prior.samples=2", "--prior.sentences=20000")
+VALUES = (
+    *("data.label=0", "data.vocab=4000", "data.batch_rows=6", "evals.preset=comparison"),
+    "train.check_every=500",
+)
+STEPS = 2_500  # updates of the model, about one pass over 100,000 sentences
+JUDGE_SHARE = 0.4  # of them, for the language model
+
+# Accuracy, BLEU, G and self-BLEU in %, short Yelp. Source: Li et al. 2020, arXiv 2004.04092, the
+# table of label-conditional generation.
+PUBLISHED = {
+    "Optimus": (99.8, 39.8, 63.0, 24.3),
+    "Control-Gen": (87.8, 38.9, 58.4, 41.2),
+    "ARAE": (96.7, 20.1, 44.2, 25.8),
+    "NN-Outlines": (55.3, 19.8, 33.1, 34.7),
+}
+DIFFERENCES = """\
+Published figures are of other models and measures, so they compare among themselves alone. Optimus
+there is BERT-base and GPT-2, pretrained on Wikipedia and fine-tuned on 444,000 sentences; the
+oracle is another classifier; BLEU and self-BLEU are of another implementation. Published results of
+AdaVAE on this task could not be read."""
+
+
+class Step(NamedTuple):
+    """A command, and the file that is there once it is done."""
+
+    name: str
+    words: list[str]
+    result: Path
+
+
+def files(folder: Path) -> dict[str, Path]:
+    """The file of every split. Raises: ConfigError if one is missing."""
+    found = {}
+    for split in SPLITS:
+        names = [folder / f"{split}{end}" for end in (".tsv", ".tsv.gz")]
+        path = next((name for name in names if name.is_file()), None)
+        if path is None:
+            raise ConfigError(
+                f"{folder}: no {split}.tsv or {split}.tsv.gz; expected label<TAB>text"
+            )
+        found[split] = path
+    return found
+
+
+def steps(
+    data: Path, out: Path, kinds: Sequence[str], values: Sequence[str], updates: int = STEPS
+) -> list[Step]:
+    """All commands, in their order.
+
+    Raises: ConfigError for a file that is missing, an unknown kind or a value that the config does
+      not take.
+    """
+    for kind in kinds:
+        FITTED[kind]
+    splits = tuple(f"data.{split}={path}" for split, path in files(data).items())
+    run, judge = out / "optimus", out / "lm"
+
+    def trained(spec: str, folder: Path, updates: int, more: Sequence[str]) -> Step:
+        every = (*splits, *VALUES, f"train.steps={updates}", *more)
+        configs.apply_overrides(configs.load(spec), every)
+        flags = [f"--config.{value}" for value in every]
+        words = [f"--config={spec}", *flags, f"--workdir={folder}"]
+        return Step(folder.name, words, folder / "eval" / "test.txt")
+
+    on_run, judged = [f"--workdir={run}"], f"--config.evals.external={judge}"
+    fewer = max(1, round(JUDGE_SHARE * updates))
+    found = [trained(JUDGE, judge, fewer, ()), trained(SPEC, run, updates, values)]
+    for kind in kinds:
+        words = [*on_run, "--mode=prior", f"--prior.kind={kind}", *DRAWS]
+        found.append(Step(f"prior {kind}", words, run / "eval" / f"prior-{kind}.txt"))
+    names = ",".join(kinds)
+    words = [*on_run, "--mode=control", f"--prior={names}", judged]
+    result = run / "eval" / f"control-{names.replace(',', '-')}.txt"
+    return [*found, Step("control", words, result)]
+
+
+def published() -> str:
+    """The table of published figures."""
+    head = ["published", "accuracy", "BLEU test", "G", "self-BLEU"]
+    rows = [[name, *(f"{value:.1f}" for value in row)] for name, row in PUBLISHED.items()]
+    return "\n".join([*aligned([head, *rows]), "", DIFFERENCES])
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m jvae.experiments.labels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of labelled splits")
+    parser.add_argument("--kinds", default=",".join(KINDS), help=f"of {', '.join(FITTED)}")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of runs")
+    parser.add_argument("--steps", type=int, default=STEPS, help="updates of the model")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands, run none")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit code."""
+    given = _arguments(argv)
+    try:
+        kinds = [kind for kind in given.kinds.split(",") if kind]
+        if not kinds:
+            raise ConfigError(f"--kinds is empty; expected some of {', '.join(FITTED)}")
+        wanted = steps(given.data, given.out, kinds, given.set, given.steps)
+    except JvaeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if given.dry_run:
+        print("\n".join(shlex.join(["python", "-m", "jvae.main", *one.words]) for one in wanted))
+        return 0
+    return _run(wanted, given.out)
+
+
+def _run(wanted: Sequence[Step], out: Path) -> int:
+    runner = Runner()
+    runner.listen()
+    for one in wanted:
+        log = out / f"{one.name.replace(' ', '-')}.log"
+        print(f"{one.name}: {log}", flush=True)
+        if one.result.is_file():
+            continue
+        code = runner.run([sys.executable, "-m", "jvae.main", *one.words], log)
+        if runner.stopped or code:
+            print(f"{one.name} ended with {code}; the same command continues", file=sys.stderr)
+            return code or 1
+    print(f"\n{wanted[-1].result.read_text(encoding='utf-8')}\n{published()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,97 @@
+"""Ctrl-Gen of AdaVAE: a latent without its label, v = W u, and a vector of each label, c_y.
+
+The sum v + c_y is to be u again, so W keeps what it can; a classifier reads v, and W learns to
+leave it in doubt. In samples W' e + b of noise e stands for v; a discriminator compares it with
+real ones. Samples of a label are W' e + b + c_y; a latent brought to a label is W u + c_y.
+
+Source: released code of Tu et al. 2022, arXiv 2205.05862 (`controlgen/`), after that of Li et al.
+2020. Deviations: the autoencoder stays frozen, so the latent is reconstructed and not its text;
+each term moves its own side, where in the released sum classifier and remover cancel (1 - L + L)
+and discriminator and generator pull the same way; W aims at the frequencies of the labels and not
+at the largest error of the classifier, which has no bound; classifier and discriminator have a
+hidden layer and the latter a gradient penalty, as linear ones compare means alone; the vector of
+the first label is free and not 0, as latents are standardised and W has no bias.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.lax import stop_gradient as held
+from jaxtyping import Array, Float, Key
+
+from jvae.fields import setting
+from jvae.fitted.adversary import MOMENTUM, Net, duel
+from jvae.fitted.contract import FITTED, Density, FittedKind
+from jvae.fitted.descent import Recipe, descend
+from jvae.latent import nets
+from jvae.latent.gaussian import noise
+
+
+@dataclass(frozen=True)
+class CtrlGenOptions:
+    """Options of the fitted prior `ctrl_gen`."""
+
+    width: int = setting(128, low=1, high=2**16, help="Of classifier and discriminator.")
+    layers: int = setting(1, low=0, high=1_000, help="Hidden layers of these; 0: linear.")
+    weight: float = setting(
+        0.5, above=0.0, high=1e6, help="Of all terms but the reconstruction, as published."
+    )
+    steps: int = setting(4_000, low=1, high=10_000_000, help="Updates of the fit.")
+    batch: int = setting(512, low=1, high=2**20, help="Latents of an update.")
+    lr: float = setting(1e-3, above=0.0, high=10.0, help="Peak learning rate.")
+    average: float = setting(0.999, low=0.0, below=1.0, help="Decay of averaged parameters.")
+    penalty: float = setting(0.1, low=0.0, high=1e6, help="Of the discriminator's gradient.")
+
+
+def build(options: CtrlGenOptions, shape: tuple[int, int], labels: int) -> Density:
+    """The density of `FittedKind`."""
+    size = shape[0] * shape[1]
+    classifier = Net(size, labels, options.width, options.layers)
+    discriminator = Net(size, 1, options.width, options.layers)
+
+    def loss(p: Any, u_bgz: Array, label_b: Array, key: Key[Array, ""]) -> Array:
+        u_bd, known_bc = u_bgz.reshape(len(u_bgz), -1), jax.nn.one_hot(label_b, labels)
+        v_bd = u_bd @ p["remover"]
+        fake_bd = nets.apply(p["generator"], jax.random.normal(key, u_bd.shape))
+
+        def doubt(judge: Any, x_bd: Array, wanted_bc: Array) -> Float[Array, ""]:
+            return jnp.mean(optax.softmax_cross_entropy(classifier.apply(judge, x_bd), wanted_bc))
+
+        def score(judge: Any, x_bd: Array) -> Float[Array, "b"]:
+            return discriminator.apply(judge, x_bd)[:, 0]
+
+        kept = jnp.mean((v_bd + p["label"][label_b] - u_bd) ** 2)
+        read = doubt(p["classifier"], held(v_bd), known_bc)
+        share_bc = jnp.broadcast_to(jnp.mean(known_bc, axis=0, keepdims=True), known_bc.shape)
+        hidden = doubt(held(p["classifier"]), v_bd, share_bc)
+        drawn = duel(score, p["discriminator"], v_bd, fake_bd, options.penalty)
+        return kept + options.weight * (read + hidden + drawn)
+
+    def fit(u_ngz: Array, label_n: Array, key: Key[Array, ""]) -> Any:
+        first, second, key = jax.random.split(key, 3)
+        p = {
+            "remover": jnp.eye(size),
+            "label": jnp.zeros((labels, size)),
+            "generator": {"kernel": jnp.eye(size), "bias": jnp.zeros((size,))},
+            "classifier": classifier.init(first),
+            "discriminator": discriminator.init(second),
+        }
+        recipe = Recipe(options.steps, options.batch, options.lr, options.average, MOMENTUM)
+        p = descend(loss, p, u_ngz, label_n, key, recipe)
+        return {name: p[name] for name in ("remover", "label", "generator")}
+
+    def sample(p: Any, key_e: Key[Array, "e"], label_e: Array) -> Float[Array, "e g z"]:
+        v_ed = nets.apply(p["generator"], noise(key_e, (size,)))
+        return (v_ed + p["label"][label_e]).reshape(-1, *shape)
+
+    def moved(p: Any, u_egz: Array, label: Array) -> Float[Array, "e g z"]:
+        v_ed = u_egz.reshape(-1, size) @ p["remover"]
+        return (v_ed + p["label"][label][None]).reshape(u_egz.shape)
+
+    return Density(fit, sample, log_prob=None, moved=moved)
+
+
+FITTED.register("ctrl_gen")(FittedKind(CtrlGenOptions, build, labelled=True))

@@ -1,0 +1,89 @@
+"""Latents of texts brought to another label under a fitted prior.
+
+A latent becomes the noise of its own label, and that noise a latent of the wanted one: what the
+label does not decide stays as it was. Under a Gaussian of each class this is the affine map between
+the two. A kind may bring a map of its own that needs no label to start from (`Density.moved`).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jvae.errors import InputError
+from jvae.fitted.contract import Density, density
+from jvae.fitted.prior import Fitted, mapped, standardised
+
+
+def transfers(fitted: Fitted) -> bool:
+    """Whether latents can be brought to another label under a prior."""
+    own = density(fitted.kind, fitted.options, fitted.shape, max(len(fitted.labels), 1))
+    return own.moved is not None or own.to_noise is not None
+
+
+def transfer(
+    fitted: Fitted,
+    z_ngz: Float[np.ndarray, "n g z"],
+    label: str,
+    labels: Sequence[str] | None = None,
+    strength: float = 1.0,
+) -> Float[np.ndarray, "n g z"]:
+    """Latents with another label; those that are known to have it are left as they are.
+
+    Args:
+      labels: the own label of each latent; by default, where there is a density, the one under
+        which it is highest, labels weighted by their frequency.
+      strength: multiple of the step from a latent to where it is brought.
+    Raises: InputError for an unknown label, a kind of prior that only samples, or own labels that
+      are needed but neither named nor computed.
+    """
+    target = fitted.label_of(label)
+    if target is None:
+        raise InputError(f"to which label? Expected one of {', '.join(fitted.labels[:20])}")
+    own = density(fitted.kind, fitted.options, fitted.shape, len(fitted.labels))
+    if not transfers(fitted):
+        raise InputError(
+            f"prior {fitted.name!r} is of kind {fitted.kind}, which brings no latent to another "
+            "label; fit one of kind gaussian, flow, diffusion or ctrl_gen"
+        )
+    if labels is not None and len(labels) != len(z_ngz):
+        raise InputError(f"{len(labels)} own labels for {len(z_ngz)} latents; expected one of each")
+    number_n = _numbers(fitted, own, z_ngz, labels)
+    moved_ngz = z_ngz.astype(np.float32)
+    for number in np.setdiff1d(number_n, [target]):
+        at_n = number_n == number
+        moved_ngz[at_n] = _moved(fitted, own, z_ngz[at_n], number, target)
+    return (z_ngz + strength * (moved_ngz - z_ngz)).astype(np.float32)
+
+
+def _moved(
+    fitted: Fitted, own: Density, z_ngz: np.ndarray, number: int, target: int
+) -> Float[np.ndarray, "n g z"]:
+    """Latents of one label as those of another."""
+    if own.moved is None:
+        source, goal = (fitted.maps(fitted.labels[one]) for one in (number, target))
+        assert source is not None and goal is not None
+        return goal.from_noise(source.to_noise(z_ngz))
+    u_ngz = mapped(own.moved, fitted.params["density"], standardised(fitted.params, z_ngz), target)
+    return u_ngz * fitted.params["scale_gz"][None] + fitted.params["shift_gz"][None]
+
+
+def _numbers(
+    fitted: Fitted, own: Density, z_ngz: np.ndarray, labels: Sequence[str] | None
+) -> Int[np.ndarray, "n"]:
+    """The number of each latent's own label; -1 where the kind can do without it."""
+    if labels is not None:
+        return np.array([fitted.label_of(one) for one in labels], np.int64)
+    if not len(z_ngz) or (own.moved is not None and own.log_prob is None):
+        return np.full(len(z_ngz), -1)
+    if own.log_prob is None:
+        raise InputError(
+            f"prior {fitted.name!r} cannot tell the labels that texts have, as its density is not "
+            "computed: add --prior.trace=exact (with_prior(..., trace='exact') in Python), or name "
+            "them with labels=[...] in Python"
+        )
+    u_ngz, params = standardised(fitted.params, z_ngz), fitted.params
+    nats_cn = np.stack(
+        [mapped(own.log_prob, params["density"], u_ngz, c) for c in range(len(fitted.labels))]
+    )
+    return np.argmax(nats_cn + params["log_share_c"][:, None], axis=0)
