@@ -32,8 +32,8 @@ Ways of the latent to the decoder, and DELLA's ablations, on the embedded corpus
     --config=optimus:tiny,inject=memory|embedding|softmax
     --config=della:tiny,ablate=no_product|independent|shared|lower|upper
 
-Sizes are chosen for less than 30 minutes each on two idle cores; the commands ran for a few steps
-alone. Time and scores: not measured.
+Sizes are chosen for less than 30 minutes each on two idle cores, which was not timed. Figures, of
+runs whose budget stands beside them: the table Tasks in RESULTS.md.
 """
 
 from ml_collections import ConfigDict

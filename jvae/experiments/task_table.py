@@ -129,12 +129,12 @@ EXPERIMENTS = (
     Experiment(
         "O8",
         "Optimus, GLUE with a frozen or a trained encoder",
-        "jvae.main --workdir=runs/encoder --mode=finetune --task=sst2 --finetune.data=D/glue_sst2",
-        "SST-2 after `tasks:encoder` on the same sentences",
+        "jvae.main --workdir=runs/encoder --mode=finetune --task=rte --finetune.data=D/glue_rte",
+        "RTE (sst2, mrpc, wnli, ...), after `tasks:encoder` on the sentences of SST-2",
         "mean of 9 tasks, frozen: VAE .607, BERT .531",
         f"no: one task of nine; {TUNED}",
         (("nlu_accuracy", "accuracy %", 1),),
-        report="finetune.sst2.pooled-frozen",
+        report="finetune.rte.pooled-frozen",
     ),
     Experiment(
         "O9",
@@ -195,8 +195,8 @@ EXPERIMENTS = (
     Experiment(
         "A3",
         "AdaVAE, classification with few labels",
-        "... --mode=finetune --task=wnli --finetune.freeze=false",
-        "WNLI",
+        "... --mode=finetune --task=wnli --finetune.data=D/glue_wnli --finetune.freeze=false",
+        "WNLI, after `tasks:encoder` on the sentences of SST-2",
         "WNLI .563, SST-2 .853, Yelp .966",
         f"no: {TUNED}",
         (("nlu_accuracy", "accuracy %", 1),),

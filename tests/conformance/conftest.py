@@ -56,6 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "della-shared": dict(links="shared"),
     "lstm_vae-apart": dict(encoder="gpt2"),
     "optimus-apart": dict(encoder="llama", decoder="t5", tokens=2, pool="last"),
+    "optimus-context": dict(context_layers=1),
     "optimus-memory": dict(use_embedding=False),
     "optimus-embedding": dict(use_memory=False),
     "optimus-softmax": dict(use_memory=False, use_embedding=False, use_softmax=True),
@@ -315,7 +316,7 @@ PACKINGS = _make_packings()
 SLOW = {*VARIANTS, "adavae", "sri_transformer", "lm"} - {"adavae-all"}
 
 # Of these only tests that name them.
-ASKED_FOR = ("della-source",)
+ASKED_FOR = ("della-source", "optimus-context")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -55,6 +55,14 @@ def test_a_row_for_each_sentence_changes_nothing(system, sentences):
     check_gradient(system, "single")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["optimus-context"], indirect=True)
+def test_packing_changes_nothing_of_a_text_and_its_context(system, sentences):
+    """The term that couples a batch has the same examples in it."""
+    check_values(system, sentences, "mixed")
+    check_gradient(system, "mixed")
+
+
 def check_values(system, sentences, packing):
     want = by_id(system("packed")[0], sentences.batch["packed"])
     got = by_id(system(packing)[0], sentences.batch[packing])

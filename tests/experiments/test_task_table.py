@@ -70,7 +70,7 @@ def test_a_run_becomes_the_row_of_an_experiment(tmp_path):
     assert cells([row])["O5"][5] == "F1 0.500" and row["steps"] == 4
     with pytest.raises(ConfigError, match="experiment 'O99': unknown; known: O1, "):
         results.add_task("O99", tmp_path / "run", rows)
-    with pytest.raises(ConfigError, match="no eval/finetune.sst2.pooled-frozen.json"):
+    with pytest.raises(ConfigError, match="no eval/finetune.rte.pooled-frozen.json"):
         results.add_task("O8", tmp_path / "run", rows)
 
 
