@@ -63,7 +63,7 @@ def row_of(folder: Path, name: str = "test") -> dict[str, Any]:
         "commit": report["card"]["commit"],
         "hardware": f"{_cores()}, {platform.machine()}, {report['card']['device']['kind']}",
         "jax": report["card"]["device"]["jax"],
-        "steps": steps[-1] if steps else 0,
+        "steps": _measured_step(report["card"].get("weights"), steps),
         "train_s": round(sum(n * ms for n, ms in zip(lap_steps, lap_ms, strict=True)) / 1e3, 1),
         "eval_s": round(
             sum(v for name, v in report["time"].items() if name.endswith("_s") and v), 1
@@ -88,6 +88,14 @@ def add_task(key: str, folder: Path, path: Path = TASKS) -> dict[str, Any]:
     row = row_of(folder, known[key].report) | {"name": key}
     _store(path, [*(old for old in read_rows(path) if old["name"] != key), row])
     return row
+
+
+def _measured_step(weights: str | None, steps: Sequence[int]) -> int:
+    """Updates of the parameters that were measured; the last logged ones where it is not said."""
+    word, _, step = (weights or "").partition(" ")
+    if word == "step" and step.isdigit():
+        return int(step)
+    return steps[-1] if steps else 0
 
 
 def _cores() -> str:
