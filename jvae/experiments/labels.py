@@ -8,8 +8,8 @@
 Files are .tsv or .tsv.gz of lines `label<TAB>sentence`. It trains `optimus:tiny` on the sentences,
 which reads no label, and a language model of the same size whose perplexity says how fluent samples
 are; fits a prior of each kind to the labelled latents; and measures all of them with
---mode=control. About half an hour on two cores. Runs are ordinary ones in processes of their own;
-the same command does what is missing and prints the table again.
+--mode=control. Sized for half an hour on two idle cores; not timed. Runs are ordinary ones in
+processes of their own; the same command does what is missing and prints the table again.
 """
 
 import argparse

@@ -74,7 +74,8 @@ def test_a_run_becomes_the_row_of_an_experiment(tmp_path):
         results.add_task("O8", tmp_path / "run", rows)
 
 
-def test_the_document_is_that_of_the_stored_rows():
-    text = (ROOT / "RESULTS.md").read_text()
-    rows = results.read_rows(results.TASKS), results.read_rows(results.COMPARISON)
-    assert results.filled(text, {"tasks": task_table.table(*rows)}) == text
+def test_the_documents_are_those_of_the_stored_rows():
+    tables = results.made()
+    for name in results.DOCUMENTS:
+        text = (ROOT / name).read_text()
+        assert results.filled(text, tables) == text, name
