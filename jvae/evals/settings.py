@@ -18,7 +18,7 @@ class Preset(NamedTuple):
 
 
 PRESETS = {
-    # Ends a training run; the table of README.md holds these numbers.
+    # Ends a training run; the embedded corpus of RESULTS.md was measured so.
     "quick": Preset(100, 500, 1_000, 100, 0, 0, slerp=False, greedy_columns=False),
     # The tables of RESULTS.md: many models on the same few sentences.
     "comparison": Preset(100, 250, 500, 10, 0, 0, slerp=False, greedy_columns=False),
