@@ -35,10 +35,20 @@ SMALL = (
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory) -> Path:
+def shared(tmp_path_factory) -> Path:
+    """A folder of all processes of this session, whose own temporary folders lie in it."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def corpus(shared) -> Path:
     """A text file of a user's own."""
-    path = tmp_path_factory.mktemp("corpus") / "mine.txt"
-    path.write_text("".join(f"{s.text}\n" for s in grammar.corpus("train", 400)))
+    path = shared / "corpus" / "mine.txt"
+    with FileLock(shared / "corpus.lock"):
+        if not path.exists():
+            path.parent.mkdir()
+            path.write_text("".join(f"{s.text}\n" for s in grammar.corpus("train", 400)))
     return path
 
 
@@ -54,18 +64,15 @@ def command(corpus) -> Callable[..., list[str]]:
 
 
 @pytest.fixture(scope="session")
-def finished(command, tmp_path_factory) -> Path:
-    """A run that ended."""
-    folder = tmp_path_factory.mktemp("runs") / "mine"
-    # Trained once for the processes of one session, which have folders side by side.
-    shared = tmp_path_factory.getbasetemp()
-    shared = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "finished"
-    with FileLock(f"{shared}.lock"):
-        if not shared.exists():
+def finished(command, shared, tmp_path_factory) -> Path:
+    """A run that ended, trained once for all processes; each works on a copy."""
+    folder, trained = tmp_path_factory.mktemp("runs") / "mine", shared / "finished"
+    with FileLock(shared / "finished.lock"):
+        if not trained.exists():
             assert main(command(folder)) == 0
-            folder.rename(shared)
+            folder.rename(trained)
     for copy in (folder, folder.with_name("untouched")):
-        shutil.copytree(shared, copy)
+        shutil.copytree(trained, copy)
     return folder
 
 

@@ -13,6 +13,7 @@ FILES = sorted(p.relative_to(KEPT).as_posix() for p in KEPT.rglob("*") if p.is_f
 
 def test_one_case_for_every_original_and_every_family_of_backbones():
     backbones = {f"hf_backbones/{name}" for name in take_reference.BACKBONES}
+    backbones.add("hf_backbones/bart")  # made by `tests/tools/make_bart.py`
     folders = {name.rsplit("/", 1)[0] for name in FILES}
     assert folders == backbones | {name.split("/")[0] for name in take_reference.ORIGINALS}
     assert sum((KEPT / name).stat().st_size for name in FILES) < 5e6
@@ -37,7 +38,7 @@ def _strings(value):
 
 
 @pytest.mark.skipif(not WHOLE.is_dir(), reason="the files that the cases were taken from are away")
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [n for n in FILES if "/bart/" not in n])
 def test_a_case_is_what_it_was_taken_from(name):
     if not name.endswith(".npz"):
         assert (KEPT / name).read_bytes() == (WHOLE / name).read_bytes()

@@ -23,7 +23,7 @@ SHAPES = (
 )
 SMALL = dict(layers=1, width=8, heads=2, head=4, mlp=8, hidden=8, positions=64, encoder_layers=1)
 RUN = dict(
-    train=dict(steps=10, log_every=1, check_every=10, tensorboard=False),
+    train=dict(steps=20, log_every=1, check_every=20, tensorboard=False),
     data=dict(batch_rows=8, tokenizer_kind="word", vocab=0),
     evals=dict(samples=1, sentences=2, generate=2),
     mesh=dict(data=1),
@@ -31,7 +31,7 @@ RUN = dict(
 
 
 def small(name: str, text: Path) -> ConfigDict:
-    """A run of ten updates on a few lines."""
+    """A run of twenty updates on a few lines."""
     config = configs.load(name).unlock()
     for part in (config.model, *config.model.values()):
         if isinstance(part, ConfigDict):
@@ -46,7 +46,9 @@ def small(name: str, text: Path) -> ConfigDict:
 
 def accepted(name: str, text: Path, rng: random.Random) -> tuple[str, float]:
     """A number of the config and a value near the edge of its range that passes the check."""
-    flat = configs.flatten(small(name, text))
+    config = small(name, text)
+    validate(config)  # else no value would pass
+    flat = configs.flatten(config)
     keys = [k for k, v in flat.items() if isinstance(v, (int, float)) and not isinstance(v, bool)]
     while True:
         key = rng.choice(keys)
