@@ -127,7 +127,7 @@ def base() -> ConfigDict:
             wandb="",  # Weights & Biases project to log to; empty: none
             steps_per_call=1,  # updates per compiled call; for steps shorter than a launch
             accumulate=1,  # parts into which a batch is split, processed one after another
-            patience=0,  # stop after this many checks without a better -ELBO; 0: never
+            patience=0,  # checks without a better validation -ELBO before stopping; 0: never
             # Overfitting alarm if validation Rec exceeds training Rec by more, nats per token.
             overfit_gap=0.5,
         )
