@@ -1,7 +1,7 @@
 """Compiles programs of published sizes for unavailable TPU slices: rows of BENCHMARKS.md.
 
     python -m jvae.bench.compiled                 all cases, an hour on two cores; needs libtpu
-    python -m jvae.bench.compiled optimus:base    one of them, in place of its older rows
+    python -m jvae.bench.compiled optimus:base    one case, replacing its older rows
 
 Texts are those of the embedded corpus, rows and vocabularies have published sizes, so nothing has
 to be downloaded. Nothing is trained or measured: see `jvae.cli.aot`.

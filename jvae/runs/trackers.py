@@ -38,7 +38,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path, resume_step: int, suffix: str = ""):
         """Args:
-        suffix: of the file name, which otherwise ends in the second it was opened.
+        suffix: of the file name, which otherwise only depends on the second it was opened.
         """
         from tensorboardX import SummaryWriter
 

@@ -42,7 +42,7 @@ class Stop:
         self._own_process = own_process
         self._asked: str | None = None
         self._at_steps = False
-        self._unsaved = False  # whether there are unsaved steps
+        self._unsaved = False  # whether any step has been done
         self._noticed = threading.Event()
         self._before: dict[int, Any] = {}
         self._wakeup: tuple[int, int] | None = None  # its write end, and the previous one
