@@ -219,7 +219,7 @@ def lora(**changes) -> dict:
     trains.
     """
     section = dict(
-        rank=0,  # of each addition; 0: none
+        rank=0,  # rank of each addition; 0: off
         alpha=16.0,  # additions are scaled by alpha / rank
         dropout=0.0,  # dropout rate on the inputs of each addition
         # Pattern of the kernels to adapt, among attn/q, attn/k, attn/v, attn/out, mlp/gate, mlp/up,

@@ -182,7 +182,7 @@ def _large(c: ConfigDict) -> None:
 def _smollm2(c: ConfigDict) -> None:
     c.model.encoder = ConfigDict(common.minilm())
     c.model.decoder = ConfigDict(common.llama())
-    c.model.pool = "mean"  # as the encoder was trained to embed sentences
+    c.model.pool = "mean"  # the pooling with which the encoder was trained to embed sentences
     around = ("^posterior/", "^decoder/(memory|offset|tokens|scores)/")
     common.pretrained(c, around, encoder=common.MINILM, decoder=common.SMOLLM2)
     c.objective.update(kl_floor="dim_masked", floor=0.5)

@@ -15,7 +15,7 @@ from jvae.decode import DecodeConfig, decode
 
 LATENTS = 10_000
 FITTED_TO = 1_000
-DECODED = {"cpu": 1_024, "gpu": LATENTS, "tpu": LATENTS}  # of them, in the decoding program
+DECODED = {"cpu": 1_024, "gpu": LATENTS, "tpu": LATENTS}  # latents in the decoding program
 DECODE = "decode"
 # The cost of draws does not depend on the fit, so the fits are minimal.
 BARELY: dict[str, dict[str, Any]] = {

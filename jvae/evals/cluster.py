@@ -22,7 +22,7 @@ class Clustering(NamedTuple):
 
     accuracy: float
     nmi: float
-    log_likelihood: float  # of the selected restart, nats per sentence of the fitted set
+    log_likelihood: float  # selected restart, nats per sentence of the fitted set
     restarts: list[float]  # accuracy of each restart, to show the effect of the seed
 
 

@@ -67,8 +67,8 @@ def bare_passes(
 class Cost(NamedTuple):
     """Times relative to K bare decoder passes on the same batch."""
 
-    whole: float  # of NLL_K
-    encoder: float  # of inferring the posterior, which is part of `whole`
+    whole: float  # relative cost of NLL_K
+    encoder: float  # relative cost of inferring the posterior, a part of `whole`
 
 
 @partial(jax.jit, static_argnames=("gen", "post"))

@@ -196,9 +196,9 @@ class LatentResult:
     kl_nats: float
     kl_nats_se: float | None
     mi_nats: float
-    mi_nats_se: float | None  # of the mean over sentences, for a fixed aggregate
+    mi_nats_se: float | None  # standard error of the mean over sentences, for a fixed aggregate
     ceiling_nats: float  # ln N, which the mutual information cannot exceed
-    active: dict[float, int]  # by threshold
+    active: dict[float, int]  # number of active units by threshold
     active_per_group: dict[float, list[int]]
     variance_gz: np.ndarray
     kl_profile_gz: np.ndarray | None  # mean KL of each dimension; None if the KL has no closed form
@@ -373,7 +373,7 @@ def collapse_reasons(
         if prior is not None:
             reference, spread = getattr(prior, f"{name}_nats"), getattr(prior, f"{name}_nats_se")
         margin = _margin(error, spread)
-        if not value - reference > margin:  # so that NaN is a reason too
+        if not value - reference > margin:  # this form makes NaN a reason too
             reasons.append(f"{name.upper()} within {margin:.2g} nat of {reference:.2f}")
     if gap is not None and gap.gap_nats is not None:
         margin = _margin(gap.gap_nats_se)

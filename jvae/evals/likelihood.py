@@ -43,7 +43,7 @@ class LikelihoodResult:
     k: int
     latent: bool  # False: z is empty, the NLL is exact and the KL 0
     id_e: np.ndarray
-    scores: Scores  # of NumPy arrays
+    scores: Scores  # holds NumPy arrays
 
     def by_sentence(self) -> list[dict[str, Any]]:
         """One record per sentence: its index in the split (from 0), scored tokens, and nats.

@@ -40,7 +40,7 @@ def curve_area(p: Float[np.ndarray, "k"], q: Float[np.ndarray, "k"]) -> float:
 
 
 def _kl(p: np.ndarray, q: np.ndarray) -> float:
-    seen = p > 0  # where p has mass the mixture has some too
+    seen = p > 0  # the mixture also has mass wherever p does
     return float(np.sum(p[seen] * np.log(p[seen] / q[seen])))
 
 

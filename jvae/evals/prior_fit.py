@@ -154,7 +154,7 @@ class _Measured(NamedTuple):
     nll_e: np.ndarray
     summary: dict[str, Any]
     posts: PosteriorSet
-    kl_nats: float  # at the one draw per sentence that is also used for mutual information
+    kl_nats: float  # KL at the draw per sentence that mutual information uses too
 
 
 def _rows(

@@ -25,7 +25,7 @@ class Accuracy(NamedTuple):
     """
 
     mean: float  # accuracy
-    sd: float | None  # of the accuracy over folds or draws; None for a single one
+    sd: float | None  # standard deviation of accuracy over folds or draws; None for one
     majority: float  # accuracy of always predicting the most frequent label
     runs: int  # number of folds or draws
     balanced: float  # mean over labels of the recall

@@ -21,7 +21,7 @@ ROUGE = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}  # names
 # changes.
 IGNORED_SHARE = 0.05
 
-Texts = Sequence[Sequence[str]]  # by source, then by text
+Texts = Sequence[Sequence[str]]  # indexed by source, then by text
 
 
 class Group(NamedTuple):

@@ -24,7 +24,7 @@ PRESETS = {
     "comparison": Preset(100, 250, 500, 10, 0, 0, slerp=False, greedy_columns=False),
     "headline": Preset(500, None, 10_000, 200, 5_000, 200, slerp=True, greedy_columns=True),
 }
-SIZES = ("samples", "sentences", "generate", "interpolations")  # that a config can override
+SIZES = ("samples", "sentences", "generate", "interpolations")  # sizes a config can override
 FEW = 10_000  # test sentences below which `headline` generates half as many
 
 

@@ -21,8 +21,8 @@ UNKNOWN_LIMIT_PCT = 2.0  # above this, perplexities per word and bits per charac
 class Unknown(NamedTuple):
     """Unknown tokens on one side of some sentences; shares in %."""
 
-    tokens_pct: float  # of all tokens except special ones
-    sentences_pct: float  # of sentences with at least one
+    tokens_pct: float  # share of all tokens except special ones
+    sentences_pct: float  # share of sentences with at least one
 
     @property
     def misleading(self) -> bool:

@@ -23,10 +23,10 @@ from jvae.experiments import targets, task_table
 from jvae.runs.metrics import read_lines
 from jvae.runs.workdir import write_text
 
-ROWS = Path(__file__).with_name("results.jsonl")  # of runs
-MEASURED = Path(__file__).with_name("measured.jsonl")  # of benchmarks
-TASKS = Path(__file__).with_name("tasks.jsonl")  # of the papers' experiments
-COMPARISON = Path(__file__).with_name("comparison.jsonl")  # of all models
+ROWS = Path(__file__).with_name("results.jsonl")  # rows of runs
+MEASURED = Path(__file__).with_name("measured.jsonl")  # rows of benchmarks
+TASKS = Path(__file__).with_name("tasks.jsonl")  # rows of the papers' experiments
+COMPARISON = Path(__file__).with_name("comparison.jsonl")  # rows of the comparison of all models
 DOCUMENTS = ("README.md", "BENCHMARKS.md", "RESULTS.md")
 END = "<!-- end of table -->"
 NOT_MEASURED = speed.NOT_MEASURED

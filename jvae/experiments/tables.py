@@ -13,7 +13,7 @@ from jvae.runs.workdir import write_text
 
 BEGIN = "<!-- fair: "
 OVER = "above its LM, paired"
-IMAGES = Path("jvae/experiments/figures")  # of RESULTS.md
+IMAGES = Path("jvae/experiments/figures")  # figures of RESULTS.md
 DASH = "–"  # not applicable, or withheld, as a note then explains
 SHOWN_NOTES = ("loose", "withheld")  # keywords of the evaluator's notes that a table repeats
 NAMES = {"snli": "SNLI", "ptb": "PTB"}

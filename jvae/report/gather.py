@@ -25,7 +25,7 @@ from jvae.runs import build, identity, loading, metrics, phases, workdir
 log = logging.getLogger(__name__)
 
 SENTENCES = 1_000  # test sentences used for maps and tables
-CHAINED = 250  # the same if each needs Langevin chains
+CHAINED = 250  # likewise, if each needs Langevin chains
 PAIRS, STEPS = 3, 9  # pairs to interpolate, and steps of each
 TRAVERSED = 4  # number of dimensions to traverse, by largest KL
 OFFSETS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # in standard deviations over sentences
@@ -57,7 +57,7 @@ class Latents(NamedTuple):
 
     mean_egz: Float[np.ndarray, "e g z"]
     kl_gz: Float[np.ndarray, "g z"] | None  # mean over sentences, nats
-    groups: str  # what G are: "layer" or "vector"
+    groups: str  # meaning of axis G: "layer" or "vector"
     labels: dict[str, list[str]]  # label of each sentence, by kind of label
     words: list[int]
     factors: list[Factor]

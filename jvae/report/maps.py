@@ -68,7 +68,7 @@ def pca(z_ed: Float[np.ndarray, "e d"]) -> tuple[Float[np.ndarray, "e 2"], float
 
 
 def tsne(z_ed: Float[np.ndarray, "e d"], seed: int = 0) -> Float[np.ndarray, "e 2"]:
-    """A map that keeps neighbours together; large distances in it mean little."""
+    """A map that keeps neighbors together; large distances in it mean little."""
     from sklearn.manifold import TSNE  # slow to import
 
     perplexity = min(30.0, (len(z_ed) - 1) / 3)

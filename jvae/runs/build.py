@@ -162,7 +162,7 @@ def open_run(config: ConfigDict, workdir: Path, saved: identity.Saved | None = N
     # Decoding is limited to the length of the longest training sentence, its end included.
     longest = int(data["train"].target_lengths.max())
     config.decode.max_length = config.decode.max_length or longest
-    room = limits["dec"] - 1  # after the start token
+    room = limits["dec"] - 1  # room for tokens after the start token
     if config.decode.max_length > room:
         log.append(
             f"decode.max_length={config.decode.max_length}: lowered to {room}, as the decoder has "

@@ -88,7 +88,7 @@ class Base(NamedTuple):
     """Pretrained weights that an export leaves out. where: as returned by `bases.named`."""
 
     where: Mapping[str, str]
-    leaves: Mapping[str, Any]  # by path
+    leaves: Mapping[str, Any]  # pretrained parameters by path
 
 
 class Export(NamedTuple):

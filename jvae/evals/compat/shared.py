@@ -46,7 +46,7 @@ class Facts(NamedTuple):
 
     nll_at: dict[int, Float[np.ndarray, "e"]]  # the importance-weighted bound by K
     rec_e: Float[np.ndarray, "e"]
-    kl_eg: Float[np.ndarray, "e g"] | None  # of one draw; per latent group
+    kl_eg: Float[np.ndarray, "e g"] | None  # KL at one draw, per latent group
     kl_e: Float[np.ndarray, "e"]
     tokens_e: Int[np.ndarray, "e"]  # predicted tokens: the end counted, the start not
     words_e: Int[np.ndarray, "e"]  # whitespace words, no end
@@ -57,7 +57,7 @@ class Facts(NamedTuple):
     log_var_ez: Float[np.ndarray, "e z"] | None
     z_ez: Float[np.ndarray, "e z"] | None
     ours: dict[str, Any]  # values of the report by name
-    short_run: LikelihoodResult | None = None  # by change of variables, over fewer sentences
+    short_run: LikelihoodResult | None = None  # change-of-variables estimate, over fewer sentences
     short_run_words: int = 0  # words of the sentences of `short_run`
 
     @property
