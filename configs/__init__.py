@@ -1,1 +1,1 @@
-"""Shipped configs: one file per system, presets in the config string (`optimus:base`)."""
+"""Shipped configs: one file per system, with presets in the config string (`optimus:base`)."""

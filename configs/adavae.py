@@ -1,27 +1,28 @@
-"""AdaVAE. Source: Tu et al. 2022, arXiv 2205.05862, and the released code; values of `base` from
-the released language-modelling script.
+"""AdaVAE. Source: Tu et al. 2022, arXiv 2205.05862, and the released code. The values of `base`
+come from the released language-modelling script.
 
-`base`: 22,000 steps, adapters, norms, pooling and ways for z around a frozen GPT-2; from step 0 the
-encoder's, from a sixth of the run the decoder's. The frozen stack needs pretrained weights. Absent
-are the mistakes of the released code, each of which is an option: the adapter on the input of every
-layer (`model.placement_form=released`), a pooling temperature that depends on the batch
-(`model.pool_scale=sqrt_batch`), ends that are never scored (`data.score_end=False` with
-`objective.rec=token_mean_end`). Sentences are whole; the released code cuts them at 32 tokens.
+`base`: 22,000 steps. Adapters, norms, pooling and the injection of z train around a frozen GPT-2:
+those of the encoder from step 0, those of the decoder from a sixth of the run. The frozen stack
+needs pretrained weights. The mistakes of the released code are absent, but each is available as an
+option: the adapter on the input of every layer (`model.placement_form=released`), a pooling
+temperature that depends on the batch (`model.pool_scale=sqrt_batch`), ends that are never scored
+(`data.score_end=False` with `objective.rec=token_mean_end`). Sentences are not truncated; the
+released code cuts them at 32 tokens.
 
-`tiny`: the embedded corpus. A frozen random stack would prove nothing, so stage0 of the same run
-trains it: the whole model as an autoencoder whose decoder reads 30 % of its tokens as unknown.
-stage1 freezes the stack and trains what is around it, under the KL floor of the paper (0.4 nats a
-dimension, of the batch mean). A stack that was trained as a language model alone
-(`phases.stage0.objective.z=zero`) keeps too little of the words for an encoder: with it the
-reconstruction stayed at 8 nats a sentence after 1,000 steps at beta 0.02, with 2 or 4 layers,
-adapters of 128 or 512, and either pooling; exact match 0.5 %. Sizes, rates and the other ways for z
-are ours.
+`tiny`: the embedded corpus. Since freezing a random stack would prove nothing, stage0 of the same
+run trains it: the whole model as an autoencoder whose decoder sees 30 % of its tokens as unknown.
+stage1 freezes the stack and trains the parts around it, with the free bits of the paper (0.4 nats
+per dimension, of the batch mean). A stack trained as a language model only
+(`phases.stage0.objective.z=zero`) retains too little word information for an encoder: with it the
+reconstruction stayed at 8 nats per sentence after 1,000 steps at beta 0.02, with 2 or 4 layers,
+adapters of 128 or 512, and either pooling; exact match 0.5 %. Sizes, rates and the other ways to
+inject z are ours.
 
-`adavae:tiny,prior=gmm` has a prior with parameters (gmm, flow, vamp), which train beside those
-around the stack, and no floor under the KL.
+`adavae:tiny,prior=gmm` has a prior with parameters (gmm, flow, vamp), which train together with
+those around the stack, and no free bits.
 
-`smollm2`: what trains is as in `base`, around a frozen SmolLM2-135M, two thirds of whose layers
-encode. It takes steps on real text in the tests; its scores: not measured.
+`smollm2`: the same parameters as in `base` train, around a frozen SmolLM2-135M; the encoder uses
+two thirds of its layers. The tests run training steps on real text; its scores: not measured.
 """
 
 from ml_collections import ConfigDict
@@ -76,8 +77,8 @@ def get_config(arg: str = "tiny") -> ConfigDict:
 
 
 def _learned_prior(c: ConfigDict, kind: str) -> None:
-    """What has parameters of its own must train around the frozen stack; the KL that is estimated
-    by draws has no dimensions to floor.
+    """Parameters of the prior must train around the frozen stack. Free bits are off, because a KL
+    estimated by draws is not available per dimension.
     """
     c.model.prior.kind = kind
     where = c.phases.stage1 if "stage1" in c.phases else c
@@ -113,8 +114,8 @@ def _tiny(c: ConfigDict) -> None:
 
 
 def _rules(ways: str) -> tuple:
-    """What trains around the frozen stack: the encoder's side from the start, the decoder's from a
-    sixth of the phase.
+    """Rules for what trains around the frozen stack: the encoder's side from the start, the
+    decoder's from a sixth of the phase.
     """
     encoder, decoder = 0, "1/6"
     return (
@@ -148,7 +149,7 @@ def _published(c: ConfigDict) -> None:
 def _smollm2(c: ConfigDict) -> None:
     c.model.decoder = ConfigDict(common.llama())
     c.model.encoder_layers = 20
-    # The adapters are the family's own; a rank puts low-rank additions beside them.
+    # The family has adapters of its own; a rank would add low-rank additions to them.
     common.pretrained(c, (), rank=0, decoder=common.SMOLLM2)
     c.optim.trainable = _rules("(project|psa)")
     c.objective.update(kl_floor="mean_sum", floor=0.5)

@@ -1,9 +1,9 @@
-"""Your own text: sizes and schedules that follow from the corpus.
+"""Your own text, with sizes and schedules chosen to suit the corpus.
 
     python -m jvae.main --config=auto --config.data.train=my.txt --workdir=runs/mine
 
-What was chosen, and why, is logged before anything is trained; a flag of yours goes before any
-choice. The rules are in `jvae.runs.own_text`.
+The choices and their reasons are logged before training starts; your flags override them. The rules
+are in `jvae.runs.own_text`.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ PRESETS = ("tiny",)
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
-    """The config that the choices start from; `jvae.runs.start.configure` makes them."""
+    """The base config; `jvae.runs.start.configure` makes the choices."""
     preset(arg, PRESETS)
     c = optimus.get_config("tiny")
     c.name = "auto"

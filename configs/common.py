@@ -1,76 +1,76 @@
-"""Sections and values that every config shares; a config file changes what its system needs."""
+"""Sections and values shared by all configs; each config file changes what its system needs."""
 
 from ml_collections import ConfigDict
 
 
 def base() -> ConfigDict:
-    """All sections but `model`, for the embedded corpus."""
+    """All sections except `model`, for the embedded corpus."""
     c = ConfigDict()
     c.seed = 0
     c.data = ConfigDict(
         dict(
             # Files, globs ("yelp/*.tsv") and public sets ("tfds:snli:train", "hf:NAME:SPLIT"), in
-            # this order: .txt (an example a line), .csv, .tsv, .jsonl, .json (an array) and
-            # .parquet, plain or .gz. No train file: the embedded corpus. Without valid or test
-            # files, lines are held out of train.
+            # this order: .txt (one example per line), .csv, .tsv, .jsonl, .json (an array) and
+            # .parquet, plain or .gz. Without train files: the embedded corpus. Without valid or
+            # test files, lines are held out of train.
             train=(),
             valid=(),
             test=(),
-            # By suffix; or text, csv, tsv, jsonl, json, parquet for files of any name.
+            # auto: by suffix; or text, csv, tsv, jsonl, json, parquet for any file name.
             format="auto",
-            # What to read: a column of a table by number from 0 (-1: the last) or by name; a JSON
+            # The field to read: a table column by number from 0 (-1: the last) or by name; a JSON
             # key; a TFDS feature. Empty: the text is the whole line, the column or key "text", or
             # the last column of a table without names; no source (of source -> text pairs) and no
             # label is read.
             text="",
             source="",
             label="",
-            # What stands between the turns of a source, such as __eou__, where it is a dialogue: a
-            # JSON list is joined by it, and a turn is `start a end b end` to the model.
+            # Separator between the turns of a dialogue source, such as __eou__: a JSON list is
+            # joined by it, and the model reads a turn as `start a end b end`.
             turns="",
-            source_words=0,  # the last so many words of a source are read; 0: all
-            # Only lines that hold a value in such a column: 0=1, or label=duplicate, several by
-            # comma (of one column: any of them). Empty: every line.
+            source_words=0,  # read only this many words from the end of a source; 0: all
+            # Keep only lines with a given value in a column: 0=1, or label=duplicate; separate
+            # several by commas (for the same column: any of them). Empty: keep every line.
             keep="",
             header="auto",  # whether the first line of a .csv or .tsv names columns: true, false
-            quotes=True,  # False: quotes in a .csv or .tsv are letters like any other
-            sentences=False,  # lines are documents, to be cut into sentences
-            tfds_dir="",  # where TFDS sets are; empty: TFDS's own default
-            # Where files are kept tokenised, by content; empty: $JVAE_CACHE or ~/.cache/jvae.
+            quotes=True,  # False: quotes in a .csv or .tsv are ordinary characters
+            sentences=False,  # lines are documents, to be split into sentences
+            tfds_dir="",  # location of TFDS data sets; empty: TFDS's own default
+            # Cache of tokenised files, by content; empty: $JVAE_CACHE or ~/.cache/jvae.
             cache="",
-            workers=0,  # processes that make batches; 0: a thread
-            # Folder or Hugging Face hub name; empty: one is trained on the train split. A folder of
-            # `init` brings its own.
+            workers=0,  # processes that prepare batches; 0: a thread
+            # Folder or Hugging Face hub name; empty: one is trained on the train split. A folder in
+            # `init` has its own.
             encoder_tokenizer="",
             decoder_tokenizer="",
-            # A tokenizer trained on text files: its kind, bpe or word, and how many entries it has
-            # (0, for words alone: every word).
+            # A tokenizer trained on text files: its kind, bpe or word, and its number of entries
+            # (0, only for word: every word).
             tokenizer_kind="bpe",
             vocab=8_000,
-            on_error="raise",  # or drop: bad lines are counted and left out
+            on_error="raise",  # or drop: bad lines are counted and skipped
             max_words=256,  # longer lines are bad lines
-            max_chars=1_000_000,  # the same, for text without blanks; bounds the memory of a line
-            # Tokens of a row per side and examples of a row; 0: proposed from the lengths.
+            max_chars=1_000_000,  # likewise, for text without spaces; bounds the memory per line
+            # Tokens per row for each side, and examples per row; 0: derived from the lengths.
             enc_row=0,
             dec_row=0,
             cond_row=0,
             slots=0,
-            row_tokens=256,  # about the row length to propose
+            row_tokens=256,  # approximate length of derived rows
             batch_rows=16,
-            packing="pack",  # or bucket: one sentence per row, like lengths together
-            score_end=True,  # False: the model never learns where to end; the bound is of less text
+            packing="pack",  # or bucket: one sentence per row, batched by similar length
+            score_end=True,  # False: the end is not scored, so the model never learns where to stop
         )
     )
     c.init = ConfigDict(
         dict(
-            # Pretrained backbones for step 0: a folder or hub name in Hugging Face's layout. Sizes
-            # and tokenizers of the config give way to theirs.
+            # Pretrained backbones for step 0: a folder or hub name in Hugging Face's layout. Their
+            # sizes and tokenizers replace those of the config.
             encoder="",
             decoder="",
             # A trained model for step 0: the folder of a run, or an export by folder or hub name.
             model="",
-            part="",  # pattern of the parameters to take from it; empty: all, and all must fit
-            optimizer=False,  # whether to take the moments of its optimizer too
+            part="",  # pattern of the parameters to load from it; empty: all, and all must fit
+            optimizer=False,  # whether to load the moments of its optimizer too
             # Number type of the parameters that no phase trains: float32, bfloat16, float16.
             frozen_dtype="float32",
         )
@@ -92,12 +92,12 @@ def base() -> ConfigDict:
             ),
         )
     )
-    c.noise = ConfigDict(  # in training alone; what is scored is whole
+    c.noise = ConfigDict(  # in training only; scored tokens are never corrupted
         dict(
-            # The encoder reads each sentence without up to this share of its tokens, on average
-            # half of it (T5-VAE's denoising).
+            # Delete up to this share of the tokens that the encoder reads in each sentence, half of
+            # it on average (T5-VAE's denoising).
             enc_delete=0.0,
-            word_dropout=0.0,  # share of the tokens that the decoder reads as unknown
+            word_dropout=0.0,  # share of decoder input tokens replaced by the unknown token
         )
     )
     c.optim = ConfigDict(
@@ -108,12 +108,12 @@ def base() -> ConfigDict:
             b1=0.9,
             b2=0.999,
             eps=1e-8,
-            eps_first=False,  # True: eps before the bias correction, as transformers' old AdamW
+            eps_first=False,  # True: eps before the bias correction, as in transformers' old AdamW
             weight_decay=0.0,
             no_decay=(r".*bias", r".*norm/scale"),
             clip=1.0,
-            first_update=0,  # 1: the first update is not one of rate 0
-            trainable=(),  # rules of jvae.training.freezing; none: everything trains
+            first_update=0,  # 1: the first update does not have rate 0
+            trainable=(),  # rules of jvae.training.freezing; empty: everything trains
         )
     )
     c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
@@ -121,14 +121,14 @@ def base() -> ConfigDict:
         dict(
             steps=10_000,
             log_every=100,
-            check_every=1_000,  # validate, keep the best, save
-            keep=2,  # newest checkpoints kept beside the best
+            check_every=1_000,  # steps between checks: validate, keep the best, save
+            keep=2,  # newest checkpoints to keep, in addition to the best
             tensorboard=True,
-            wandb="",  # project of Weights & Biases that gets the same; empty: none
-            steps_per_call=1,  # updates in one compiled call, where steps are shorter than launches
-            accumulate=1,  # parts that a batch is measured in, one after another
-            patience=0,  # checks without a better validation -ELBO that end training; 0: never
-            # Nats per token; Rec of validation above that of training by more raises the alarm.
+            wandb="",  # Weights & Biases project to log to; empty: none
+            steps_per_call=1,  # updates per compiled call; for steps shorter than a launch
+            accumulate=1,  # parts into which a batch is split, processed one after another
+            patience=0,  # checks without a better validation -ELBO before stopping; 0: never
+            # Overfitting alarm if validation Rec exceeds training Rec by more, nats per token.
             overfit_gap=0.5,
         )
     )
@@ -137,36 +137,36 @@ def base() -> ConfigDict:
         dict(
             preset="quick",  # or comparison, headline: sizes of jvae/evals/settings.py
             seed=0,
-            # On top of the preset; 0: its own.
+            # Values that override the preset; 0: keep the preset's value.
             samples=0,  # K of NLL_K
-            sentences=0,  # at most so many, a seeded draw, for all that decodes
+            sentences=0,  # limit, drawn with the seed, for metrics that decode
             generate=0,  # sentences drawn from the prior
-            # Of models that read a source: texts of each, scored against the source's references;
-            # `generate` texts in all. BERTScore of them under this model, such as roberta-large;
+            # Models with a source side: texts per source, scored against the source's references;
+            # `generate` texts in total. bertscore: model for BERTScore, such as roberta-large;
             # empty: not measured.
             outputs=10,
             bertscore="",
-            vectors="",  # file of word vectors as GloVe comes, for evals.metrics=dialogue
+            vectors="",  # file of word vectors in GloVe format, for evals.metrics=dialogue
             interpolations=0,  # pairs of test sentences
             interpolation_steps=11,
             chunk=1,  # posterior samples decoded together
-            # Published estimators beside ours: optimus, t5vae, della, adavae, sri, lagging, textae.
+            # Published estimators to report next to ours: optimus, t5vae, della, adavae, sri,
+            # lagging, textae.
             compat=(),
-            metrics=(),  # names of further metrics, registered in jvae.evals.metric
-            prior_samples=0,  # K of a bound by draws from the prior alone; 0: not measured
-            # The bound after Langevin steps of that size from the posterior; 0: not measured.
+            metrics=(),  # names of additional metrics, registered in jvae.evals.metric
+            prior_samples=0,  # K of the bound from prior draws only; 0: not measured
+            # The bound after Langevin steps of this size from the posterior; 0: not measured.
             refine_steps=0,
             refine_size=0.3,
             # Optional: MAUVE from an .npz file with arrays `samples` (of samples/prior.txt) and
-            # `references`; perplexity of the samples under a language model, a run or an export.
+            # `references`; perplexity of the samples under a language model (a run or an export).
             features="",
             external="",
-            # Training sentences of each label that probes of --mode=probe see, in turn.
+            # --mode=probe: numbers of training sentences per label, probed in turn.
             per_label=(10, 50, 100, 500, 1_000),
-            # How --mode=probe measures: own, or sri, few labels as the SRI paper does.
+            # Protocol of --mode=probe: own, or sri (few labels, as in the SRI paper).
             protocol="own",
-            # The factor of the embedded corpus that few labels and clusters of --mode=probe are
-            # about.
+            # --mode=probe: factor of the embedded corpus used for few labels and clusters.
             factor="action",
         )
     )
@@ -178,7 +178,7 @@ def base() -> ConfigDict:
             top_p=1.0,
             repetition_penalty=1.0,
             min_length=0,
-            max_length=0,  # new tokens; 0: as long as the longest training sentence
+            max_length=0,  # new tokens; 0: length of the longest training sentence
             beam_width=4,
             length_penalty=1.0,
             batch=256,  # latents decoded together
@@ -194,10 +194,10 @@ GPT2 = "gpt2"
 
 
 def pretrained(c: ConfigDict, around: tuple[str, ...], rank: int = 16, **start: str) -> None:
-    """Stacks of published models, frozen in bfloat16, and low-rank additions that train.
+    """Starts from published models, frozen in bfloat16, with low-rank additions that train.
 
     Args:
-      around: patterns of what trains beside the additions. rank: of these; 0 for none.
+      around: patterns of further parameters that train. rank: of the additions; 0 for none.
       start: folder or hub name by key of `init`; a flag of that key replaces it.
     """
     c.init.update(frozen_dtype="bfloat16", **start)
@@ -215,40 +215,42 @@ def pretrained(c: ConfigDict, around: tuple[str, ...], rank: int = 16, **start: 
 
 
 def lora(**changes) -> dict:
-    """Low-rank additions to a stack, off; with them, `optim.trainable` says what else trains."""
+    """Low-rank additions to a stack, off by default. If on, `optim.trainable` must list what else
+    trains.
+    """
     section = dict(
-        rank=0,  # of each addition; 0: none
+        rank=0,  # rank of each addition; 0: off
         alpha=16.0,  # additions are scaled by alpha / rank
-        dropout=0.0,  # share of the inputs of each addition that a training step leaves out
-        # Pattern of what is adapted, of attn/q, attn/k, attn/v, attn/out, mlp/gate, mlp/up,
-        # mlp/down and, in T5, cross/q ...; all of it by default.
+        dropout=0.0,  # dropout rate on the inputs of each addition
+        # Pattern of the kernels to adapt, among attn/q, attn/k, attn/v, attn/out, mlp/gate, mlp/up,
+        # mlp/down and, in T5, cross/q ...; by default all of them.
         targets=".",
     )
     return section | changes
 
 
 def read(c: ConfigDict, folder: str, suffix: str = "txt") -> None:
-    """Reads train, valid and test of a folder, plain or .gz, where quotes are letters."""
+    """Reads train, valid and test from a folder, plain or .gz; quotes are ordinary characters."""
     c.data.quotes = False
     for split in ("train", "valid", "test"):
         c.data[split] = (f"{folder}/{split}.{suffix}*",)
 
 
 def latent(width: int = 32) -> dict:
-    """The latent of a family with an encoder, prior and posterior by name of a registered member.
-    Options of a member stand beside its name: --config.model.prior.kind=gmm with
+    """The latent of a family with an encoder: prior and posterior by the name of a registered
+    member. Options of a member follow its name: --config.model.prior.kind=gmm with
     --config.model.prior.components=50.
     """
     return dict(
         latent=width,
-        vectors=1,  # of a text, each of that width; above 1 with pool="queries"
+        vectors=1,  # per text, each of that width; above 1 with pool="queries"
         prior=dict(kind="standard_normal"),  # or gmm, flow, vamp; uniform_sphere
         posterior=dict(kind="gaussian"),  # or bn; vmf
     )
 
 
 def lstm(**changes) -> dict:
-    """One LSTM; `vocab` is set from the tokenizer when it is 0."""
+    """One LSTM; `vocab` is set from the tokenizer if it is 0."""
     stack = dict(
         backbone="lstm",
         width=256,
@@ -265,7 +267,7 @@ def lstm(**changes) -> dict:
 
 
 def transformer(**changes) -> dict:
-    """A GPT-2 or BERT stack; `vocab` is set from the tokenizer when it is 0."""
+    """A GPT-2 or BERT stack; `vocab` is set from the tokenizer if it is 0."""
     stack = dict(
         backbone="gpt2",
         layers=12,
@@ -278,7 +280,7 @@ def transformer(**changes) -> dict:
         norm_eps=1e-5,
         init_std=0.02,
         dtype="float32",
-        attention="xla",  # or cudnn (GPU), splash (TPU): fused kernels, without dropout of weights
+        attention="xla",  # or cudnn (GPU), splash (TPU): fused kernels, without attention dropout
         remat="none",
         unroll=1,
         vocab_multiple=128,
@@ -295,7 +297,7 @@ def minilm(**changes) -> dict:
 
 
 def llama(**changes) -> dict:
-    """A Llama stack, sizes of SmolLM2-135M; `vocab` is set from the tokenizer when it is 0."""
+    """A Llama stack, sizes of SmolLM2-135M; `vocab` is set from the tokenizer if it is 0."""
     stack = dict(
         backbone="llama",
         layers=30,
@@ -328,7 +330,7 @@ def llama(**changes) -> dict:
 
 
 def t5(**changes) -> dict:
-    """Both stacks of a T5, sizes of t5-small; `vocab` is set from the tokenizer when it is 0."""
+    """Both stacks of a T5, sizes of t5-small; `vocab` is set from the tokenizer if it is 0."""
     stack = dict(
         backbone="t5",
         layers=6,
@@ -355,6 +357,6 @@ def t5(**changes) -> dict:
 
 
 def bart(**changes) -> dict:
-    """A BART stack, sizes of bart-base; `vocab` is set from the tokenizer when it is 0."""
+    """A BART stack with the sizes of bart-base; `vocab` is set from the tokenizer if it is 0."""
     sizes = dict(backbone="bart", layers=6, positions=1024, scaled=False)
     return transformer(**sizes) | changes

@@ -1,39 +1,39 @@
-"""DELLA. Source: Hu et al. 2022, arXiv 2207.06130; values of `base` from its appendix A and, where
-that is silent, from the released code.
+"""DELLA. Source: Hu et al. 2022, arXiv 2207.06130. The values of `base` come from its appendix A
+and, where that gives none, from the released code.
 
     tiny         (default) the embedded corpus, 2 layers of width 128, two latents of 16
-    tiny_plain   the same with beta 1 from the first step and the budget of `optimus:tiny_plain`,
-                 which it stands beside: the paper's claim is that it needs no annealing
+    tiny_plain   `tiny` with beta 1 from the first step and the budget of `optimus:tiny_plain`, for
+                 comparison with it: the paper claims that DELLA needs no annealing
     base         the paper
     story        conditional, source and target up to 700 words
     paraphrase   conditional, short pairs
-    quora        `paraphrase` on `label TAB question TAB question`, the duplicates (label 1) alone
-    bart         conditional, the paper's way for paraphrases and summaries: BART-base reads, its
-                 decoder attends to the source; data as of `quora`
-    smollm2      a frozen SmolLM2-135M reads and writes; its low-rank additions and all that is the
-                 paper's own train
+    quora        `paraphrase` on `label TAB question TAB question`, duplicates (label 1) only
+    bart         conditional, as in the paper for paraphrases and summaries: BART-base encodes the
+                 source, its decoder attends to it; data as for `quora`
+    smollm2      a frozen SmolLM2-135M encodes and decodes; its low-rank additions and the
+                 components specific to DELLA train
 
     python -m jvae.main --config=configs/della.py
     python -m jvae.main --config=configs/della.py:paraphrase --config.data.train=pairs.tsv \\
       --config.data.source=1 --config.data.text=2
     python -m jvae.main --config=della:quora,data=quora    a folder with train, valid, test.tsv
 
-Ablations of the paper's Table 4, behind any preset, as `della:tiny,ablate=independent`:
+Ablations of the paper's Table 4, appended to any preset, such as `della:tiny,ablate=independent`:
 
     no_product   z of a layer is added to its input; the paper does not say what it used instead
-    independent  no latent knows those below it
+    independent  latents are not conditioned on those of lower layers
     shared       one latent for all layers: no layer-wise inference
-    lower, upper   latents in the lower or upper half of the layers alone (its Fig. 2)
+    lower, upper   latents only in the lower or upper half of the layers (its Fig. 2)
 
-Measured values of the `tiny` presets: the table in README.md, with hardware and time. The others
-are built and take a step in the tests; their published scores: not measured.
+Measured values of the `tiny` presets: the table in README.md, with hardware and time. The tests
+build the others and run one training step; their published scores: not measured.
 
-Where code and paper differ (value here first, then the others):
+Where code and paper differ (our value first, then the others):
     objective.kl_reduce    sum: the bound, and the paper's eq. 6. group_mean: the code, whose beta
                            of 1 is an ELBO with a twelfth of the KL; the tables seem to use it.
-    model.pool             attn_masked: the code's attention pooling, padding left out, so a latent
-                           does not depend on the batch. attn_unmasked: the code (data.packing must
-                           be bucket). first_token: the paper.
+    model.pool             attn_masked: the code's attention pooling with padding masked, so that a
+                           latent does not depend on the batch. attn_unmasked: the code
+                           (data.packing must be bucket). first_token: the paper.
     model.learn_prior1     true: the code. false: the paper's N(0, I) for the first latent.
     model.tie_lm_head      false: the code; the paper's parameter count, 193,353,984 with its
                            vocabulary of 50,259, needs it. GPT-2 itself ties.
@@ -43,19 +43,19 @@ Where code and paper differ (value here first, then the others):
                            12, `enc` holds the target.
     objective.beta         a cycle is two epochs: set n_cycle to half the epochs of train.steps.
                            kind=constant is the paper's row without annealing.
-    likelihoods            sums over layers; the code averages. Tokens are those predicted.
+    likelihoods            sums over layers; the code averages. Only predicted tokens count.
 
 `story` and `paraphrase` are the conditional GPT-2 model, which the paper uses for stories; for
 paraphrases and summaries it uses BART (`bart`), whose code was not released. There the encoder
-reads source and target apart, the posterior knows both (xc), the latent of a layer multiplies the
-values of its self-attention in the decoder, and cross-attention is left as it is. Texts begin with
-<s>; in BART's own training </s> stands in front of it.
+reads source and target separately, the posterior is conditioned on both (xc), the latent of a layer
+multiplies the values of its self-attention in the decoder, and cross-attention is unchanged. Texts
+begin with <s>; in BART's own training </s> comes before it.
 
     python -m jvae.main --config=della:bart,data=quora --config.init.decoder=facebook/bart-base
 
-Deviations of `tiny`: sizes, and dropout off. `smollm2` multiplies a latent into the values of the
-last ten layers alone: a product that starts near zero takes a frozen layer what it has learned. It
-takes steps on real text in the tests; its scores: not measured.
+Deviations of `tiny`: sizes, and dropout off. `smollm2` multiplies a latent only into the values of
+the last ten layers: a product that starts near zero destroys what a frozen layer has learned. The
+tests run training steps on real text; its scores: not measured.
 """
 
 from typing import Any
@@ -114,7 +114,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
             c.model[role].dtype = "bfloat16"
             c.data[f"{role}_tokenizer"] = "facebook/bart-base"
     if name == "story":
-        c.data.max_words = 700  # source and target together, as released
+        c.data.max_words = 700  # source plus target, as released
         c.data.row_tokens = 700
         c.data.batch_rows = 32
     if name in ("paraphrase", "quora", "bart"):
@@ -129,7 +129,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
 
 
 def bart(c: ConfigDict, **sizes: Any) -> None:
-    """Makes a conditional config one of an encoder and a decoder that reads the source's states."""
+    """Turns a conditional config into one with an encoder, and a decoder that attends to it."""
     stack = common.bart(**sizes)
     c.model.update(encoder=ConfigDict(stack), decoder=ConfigDict(stack))
     c.model.update(
@@ -156,7 +156,7 @@ def _ablate(c: ConfigDict, what: str) -> None:
 def _tiny(c: ConfigDict) -> None:
     small = dict(layers=2, width=128, heads=4, mlp=512, positions=64, dropout=0.0, unroll=2)
     c.model.decoder.update(small)
-    c.model.latent = 16  # 32 in total, as Optimus-tiny has
+    c.model.latent = 16  # 32 in total, like Optimus-tiny
     c.model.tie_lm_head = True
     c.data.row_tokens = 64
     c.data.batch_rows = 14
@@ -171,7 +171,7 @@ def _published(c: ConfigDict) -> None:
     c.data.encoder_tokenizer = "gpt2"
     c.data.decoder_tokenizer = "gpt2"
     c.model.decoder.dtype = "bfloat16"
-    # The released optimiser: AdamW called with its rate alone, no schedule, no clipping.
+    # The released optimizer: AdamW with only the rate set, no schedule, no clipping.
     c.optim.lr = 5e-5
     c.optim.schedule = "constant"
     c.optim.eps = 1e-6

@@ -1,21 +1,21 @@
-"""Language models: the baseline row of every table. No latent, so NLL is exact for every K.
+"""Language models: the baseline row of every table. Without a latent, NLL is exact for every K.
 
     tiny         (default) the decoder of `optimus:tiny`: same layers, tokens, updates and optimizer
-    lstm         the decoder of `sri:tiny`, without what reads z
-    pretrained   the decoder of `optimus:smollm2`, a frozen SmolLM2-135M whose low-rank additions
-                 train; another one with --config.init.decoder=FOLDER or a hub name
+    lstm         the decoder of `sri:tiny`, without the parts that read z
+    pretrained   the decoder of `optimus:smollm2`, a frozen SmolLM2-135M with trained low-rank
+                 additions; choose another one with --config.init.decoder=FOLDER or a hub name
     gpt2         the same with GPT-2
 
     python -m jvae.main --config=configs/lm.py
     python -m jvae.main --config=lm:lstm --workdir=runs/lm-lstm
     python -m jvae.main --config=lm:pretrained --config.data.train=...
 
-The first two on the embedded corpus. Measured values of `tiny`: the table in README.md, with
+The first two use the embedded corpus. Measured values of `tiny`: the table in README.md, with
 hardware and time; of the others: not measured.
 
-`tiny` keeps of `optimus:tiny` what is not about the latent: learning rate 3e-3 with 100 steps of
-warm-up and cosine decay, no dropout, initial deviation 0.06 as 0.02 is meant for width 768, 2,000
-updates of 14 rows.
+`tiny` has the settings of `optimus:tiny` that do not concern the latent: learning rate 3e-3 with
+100 steps of warm-up and cosine decay, no dropout, initial standard deviation 0.06 (0.02 is meant
+for width 768), 2,000 updates of 14 rows.
 """
 
 from ml_collections import ConfigDict

@@ -1,15 +1,15 @@
 """LSTM-VAE baselines on the embedded corpus: the generator of `sri:tiny` with an LSTM encoder.
 
     tiny           beta = 1 from the first step. Source: Bowman et al. 2016, without annealing
-    annealed       beta from 0 to 1 in a line over the first half. Source: the same
-    ae_free_bits   an autoencoder start (beta = 0), then annealing with a floor of 0.25 nats per
+    annealed       beta rises linearly from 0 to 1 over the first half. Source: the same
+    ae_free_bits   starts as an autoencoder (beta = 0), then anneals with a floor of 0.25 nats per
                    dimension. Source: Li et al. 2019; 8 nats over 32 dimensions. Deviation: the
-                   decoder is kept where the publication starts it anew
+                   decoder is kept; the publication reinitialises it
 
     python -m jvae.main --config=lstm_vae:annealed --workdir=runs/lstm-annealed
 
-Sizes, optimizer and batches are those of `sri:tiny`; more steps, as one costs less. Measured values
-of `tiny` and `annealed`: the table in README.md; of `ae_free_bits`: not measured.
+Sizes, optimizer and batches are those of `sri:tiny`, but with more steps, as each costs less.
+Measured values of `tiny` and `annealed`: the table in README.md; of `ae_free_bits`: not measured.
 """
 
 from ml_collections import ConfigDict

@@ -3,38 +3,39 @@
 Source: Li et al. 2020, arXiv 2004.04092, and the released code. Presets:
 
     tiny        (default) from scratch on the embedded corpus, 2 + 2 layers of width 128
-    tiny_cls    the same size with the published head and schedule, reported beside it
+    tiny_cls    the same size with the published head and schedule, reported for comparison
     tiny_plain  `tiny` with beta 1 from the first step: no annealing, no threshold
     base        the paper: BERT-base-cased, GPT-2, latent 32, one beta cycle, masked free bits 0.5
     latent768   the SNLI manipulation models: latent 768, free bits 5, length-weighted
-    large       `base` with BERT-large-cased and GPT-2-XL, 1.9 billion parameters spread over eight
-                devices (mesh.fsdp); nobody published it
+    large       `base` with BERT-large-cased and GPT-2-XL, 1.9 billion parameters sharded over eight
+                devices (mesh.fsdp); this size has not been published
     spacefusion   responses to a dialogue, lines `turn [SEP] turn TAB response`: `base` with a
-                second way through the encoder for the dialogue, whose first ten layers are frozen
-    smollm2     a frozen MiniLM reads and a frozen SmolLM2-135M writes; low-rank additions of both,
-                the head of the posterior and the ways of z into the decoder train
+                second path through the encoder for the dialogue, with its first ten layers frozen
+    smollm2     a frozen MiniLM encodes and a frozen SmolLM2-135M decodes; low-rank additions to
+                both, the posterior head and the layers that inject z into the decoder train
 
-`data=D` behind any preset reads train, valid and test of a folder: .txt, of `spacefusion` .tsv.
-Ways of z to the decoder, behind any preset, as `optimus:tiny,inject=softmax`: both (default),
-memory, embedding, softmax. `softmax` is no way of the paper but the baseline of Hu et al. 2022.
+Append `data=D` to any preset to read train, valid and test from a folder: .txt, for `spacefusion`
+.tsv. Append `inject=` to choose how z reaches the decoder, as in `optimus:tiny,inject=softmax`:
+both (default), memory, embedding, softmax. `softmax` is not from the paper; it is the baseline of
+Hu et al. 2022.
 
     python -m jvae.main --config=configs/optimus.py
     python -m jvae.main --config=configs/optimus.py:base \\
       --config.init.encoder=bert-base-cased --config.init.decoder=gpt2 --config.data.train=...
     python -m jvae.main --config=optimus:smollm2 --config.data.train=... \\
-      --config.init.decoder=FOLDER      another decoder, by folder or hub name, and its sizes
+      --config.init.decoder=FOLDER      another decoder, by folder or hub name, with its sizes
 
-Measured values of the `tiny` presets: the table in README.md, with hardware and time. `base`
-and `latent768` are built and take a step in the tests; their published scores: not measured.
-`spacefusion` is built in the tests; `tasks:fusion` is the same at a small budget. As published the
+Measured values of the `tiny` presets: the table in README.md, with hardware and time. The tests
+build `base` and `latent768` and run one training step; their published scores: not measured.
+`spacefusion` is built in the tests; `tasks:fusion` is the same at a small budget. The published
 loss is the mean of three reconstructions plus twice the fusion; here it is three times that, which
-Adam does not see. `large` is compiled for TPU slices (BENCHMARKS.md) and has not been trained.
-`smollm2` takes steps on real text in the tests; its rates and ranks are ours, not tuned, and its
-scores not measured.
+makes no difference to Adam. `large` is compiled for TPU slices (BENCHMARKS.md) and has not been
+trained. The tests run training steps of `smollm2` on real text; its rates and ranks are ours, not
+tuned, and its scores not measured.
 
-`tiny` deviates from the paper as follows. Each reason is the run with that one deviation taken
-back by the flags below it, seed 0: exact match in % of the 1,000 test sentences (`tiny` itself:
-the table, on 500 of them).
+`tiny` deviates from the paper as follows. Each reason is a run with only that deviation reverted by
+the flags below it, seed 0: exact match in % of the 1,000 test sentences (for `tiny` itself: the
+table, on 500 of them).
 
     pool = mean of the last layer, without the tanh pooler; published: cls        0.5
         --config.model.pool=cls
@@ -48,10 +49,10 @@ the table, on 500 of them).
         --config.objective.beta.ratio_zero=0.5 --config.objective.beta.ratio_increase=0.25
         --config.objective.beta.stop=1.0
 
-Not taken back one by one (not measured): learning rate 3e-3 with 100 steps of warm-up and cosine
-decay instead of 5e-5 linear, no dropout, and of course no pretrained weights. Against the released
-code, in all presets: padding is masked in evaluation too, sentences are shuffled and packed, and
-the KL that is reported is the plain one.
+Not reverted one by one (not measured): learning rate 3e-3 with 100 steps of warm-up and cosine
+decay instead of 5e-5 linear, no dropout, and of course no pretrained weights. Differences from the
+released code, in all presets: padding is masked in evaluation too, sentences are shuffled and
+packed, and the reported KL is the unmodified one.
 """
 
 from ml_collections import ConfigDict
@@ -122,10 +123,10 @@ def get_config(arg: str = "tiny") -> ConfigDict:
 
 
 def fusion(c: ConfigDict, layers: int) -> None:
-    """Makes a config one of responses to a source, by SpaceFusion.
+    """Turns a config into SpaceFusion: responses to a source.
 
     Args:
-      layers: that the source has of its own.
+      layers: number of encoder layers that the source does not share.
     """
     c.model.update(context_layers=layers, between_noise=0.1)
     c.objective.update(kl_floor="none", floor=0.0)
@@ -181,7 +182,7 @@ def _large(c: ConfigDict) -> None:
 def _smollm2(c: ConfigDict) -> None:
     c.model.encoder = ConfigDict(common.minilm())
     c.model.decoder = ConfigDict(common.llama())
-    c.model.pool = "mean"  # as the encoder was trained to embed sentences
+    c.model.pool = "mean"  # the pooling with which the encoder was trained to embed sentences
     around = ("^posterior/", "^decoder/(memory|offset|tokens|scores)/")
     common.pretrained(c, around, encoder=common.MINILM, decoder=common.SMOLLM2)
     c.objective.update(kl_floor="dim_masked", floor=0.5)

@@ -1,5 +1,5 @@
-"""SRI, short-run inference. Source: Pang et al. 2021, arXiv 2106.02513; values of `ptb` from the
-released `train_sri.py`, of `yelp_short` from `semi_sup_classification.py`.
+"""SRI, short-run inference. Source: Pang et al. 2021, arXiv 2106.02513. The values of `ptb` come
+from the released `train_sri.py`, those of `yelp_short` from `semi_sup_classification.py`.
 
     tiny          python -m jvae.main --config=sri:tiny --workdir=runs/sri-tiny
                   the embedded corpus; a smaller generator and 10 steps, to fit 2 cores
@@ -8,16 +8,16 @@ released `train_sri.py`, of `yelp_short` from `semi_sup_classification.py`.
                   K = 20, the published step sizes; 60 epochs of 1,315 updates
     yelp_short    ... --config=sri:yelp_short --config.data.train=yelp_short/train.txt, valid and
                   test likewise; K = 40 steps of 0.4 without noise; 12 epochs of 3,125 updates
-    transformer   the inference of `ptb` on a Transformer decoder that reads z as Optimus does;
-                  sizes are ours, the publication has no such model
-    smollm2       the same on a frozen SmolLM2-135M; its low-rank additions and the ways of z into
-                  it train
+    transformer   the inference of `ptb` with a Transformer decoder that reads z as in Optimus;
+                  sizes are ours, as the publication has no such model
+    smollm2       the same with a frozen SmolLM2-135M; its low-rank additions and the layers that
+                  inject z train
 
-Deviations of `ptb` and `yelp_short`: one dropout mask per chain (chain.fresh_dropout=True is the
-released way), the decoder is trained at the end points alone (warm_up.param_grad=trajectory is the
-released way, with objective.aux_weight.trajectory=1), sentences of like but not of equal length
-share a batch. Measured values of `tiny`: the table in README.md, with hardware and time; of
-the others: not measured.
+Deviations of `ptb` and `yelp_short`: one dropout mask per chain (released:
+chain.fresh_dropout=True); the decoder is trained at the end points only (released:
+warm_up.param_grad=trajectory with objective.aux_weight.trajectory=1); sentences of similar but not
+equal length share a batch. Measured values of `tiny`: the table in README.md, with hardware and
+time; of the others: not measured.
 """
 
 from ml_collections import ConfigDict

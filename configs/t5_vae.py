@@ -1,42 +1,42 @@
-"""T5-VAE: pooled states of a T5's encoder give a Gaussian latent, which its decoder reads as one
-more key and value of self-attention in every layer.
+"""T5-VAE: a Gaussian latent from the pooled states of a T5 encoder, which the decoder reads as one
+additional key and value of self-attention in every layer.
 
 Source: Park & Lee 2021, arXiv 2108.02446, and the released code. Presets:
 
     tiny        (default) from scratch on the embedded corpus, 2 + 2 layers of width 128
     base        the paper: t5-small, latent 32, maximum pooling, input noise 0.15; phase 1 trains
-                the encoder alone, without KL; phase 2 all, with free bits 0.5 and a slow ramp
+                only the encoder, without KL; phase 2 everything, with free bits 0.5 and a slow ramp
 
     python -m jvae.main --config=configs/t5_vae.py
     python -m jvae.main --config=configs/t5_vae.py:base \\
       --config.init.decoder=t5-small --config.data.train=...
 
-`init.decoder` fills both stacks; `model.decoder` has the sizes of both. With t5-small 131,072
+`init.decoder` fills both stacks; `model.decoder` has the sizes of both. With t5-small, 131,072
 parameters are new. Values of the paper's own tables: not measured here.
 
-Mistakes of the released code, by the number the specification gives them, in every preset:
+Mistakes of the released code, by their numbers in the specification, in every preset:
 
-    B1   slots of memory dealt out among the sentences of a batch: absent
+    B1   memory slots distributed over the sentences of a batch: absent
          --config.model.memory_layout=released
     B2   ids and mask swapped by the input noise: absent, no option
     B3   padding pooled, so that results depend on the row length: absent
          --config.model.pool_padding=True --config.data.packing=bucket --config.data.enc_row=256
-    B4   reported bound with the KL's sign turned: absent, no option
-    B5   reconstruction averaged over 256 places, so that beta is 256 times what it seems: `base`
-         has it, as its free bits and ramp are of that scale; --config.objective.rec_length=0
+    B4   wrong sign of the KL in the reported bound: absent, no option
+    B5   reconstruction averaged over 256 positions, so that beta is effectively 256 times larger:
+         `base` has it, as its free bits and ramp are of that scale; --config.objective.rec_length=0
     B6   a ramp of 100 epochs in a run of ten, so that the weight ends at 0.1: `base` has it
          --config.objective.beta.stop=1.0
-    B7   phase 1 freezes a memory projection that was never trained, and, as they are one, the
+    B7   phase 1 freezes a memory projection that was never trained, and, since they are shared, the
          embeddings of both stacks: `base` has it; `tiny` trains that projection in phase 1
 
-Further deviations of `base`: bfloat16, packed rows of about 256 tokens instead of one sentence in
-each, sentences never cut, phase 1 hands over its last parameters and not its best.
+Further deviations of `base`: bfloat16, packed rows of about 256 tokens instead of one sentence per
+row, sentences never truncated, phase 1 passes on its last parameters instead of its best.
 
 `tiny` begins with a stage 0, in which everything trains as a denoising autoencoder. Its other
-deviations from the paper, each for a start from scratch at this size: `log_var_shift` -3, so that
-the latent starts nearly deterministic; a wide start of the relative bias (`bias_std`), by which
-alone places are told apart; KL per sentence and not per 256 tokens, ending at 0.8; learning rate
-3e-3 with warm-up and cosine decay in each stage, no dropout. What each is worth: not measured.
+deviations from the paper, all for training from scratch at this size: `log_var_shift` -3, so that
+the latent starts nearly deterministic; a wide initialisation of the relative bias (`bias_std`), the
+only source of position information; KL per sentence and not per 256 tokens, ending at 0.8; learning
+rate 3e-3 with warm-up and cosine decay in each stage, no dropout. Their effects: not measured.
 """
 
 from ml_collections import ConfigDict
@@ -88,7 +88,7 @@ def _tiny(c: ConfigDict) -> None:
     c.data.batch_rows = 14
     c.objective.update(dict(kl_floor="dim_max", floor=0.5))
     c.objective.beta.update(ratio_zero=0.0, ratio_increase=0.6, stop=0.8)
-    # A frozen decoder that was never trained would prove nothing: first all of it denoises.
+    # Freezing a decoder that was never trained would prove nothing: it first learns to denoise.
     c.phases = ConfigDict(
         dict(
             stage0=dict(share=0.35, objective=AUTOENCODER, noise=dict(enc_delete=0.15)),
@@ -105,7 +105,7 @@ def _published(c: ConfigDict) -> None:
     c.data.encoder_tokenizer = "t5-small"
     c.data.decoder_tokenizer = "t5-small"
     c.model.decoder.dtype = "bfloat16"
-    # 15 epochs of 100,000 sentences, 128 at a time, then ten.
+    # 15 epochs of 100,000 sentences, 128 per step, then ten more.
     c.train.steps = 19_550
     c.noise.enc_delete = 0.15
     c.objective.update(dict(kl_floor="dim_max", floor=0.5, rec_length=256))

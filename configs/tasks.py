@@ -1,19 +1,19 @@
-"""Tasks of the five papers at a small budget: models from scratch that train on two cores.
+"""Tasks of the five papers on a small budget: models trained from scratch on two cores.
 
 `D` is the folder of a data set with train, valid and test files, plain or .gz.
 
-Source -> text (DELLA's tasks), ten texts of each source against its own references, see
-`evals.outputs`; DELLA's ablations go behind each, as `tasks:paraphrase,data=D,ablate=shared`:
+Source -> text (DELLA's tasks): ten texts per source, scored against its own references, see
+`evals.outputs`. Append DELLA's ablations to any of them: `tasks:paraphrase,data=D,ablate=shared`:
 
     paraphrase   --config=tasks:paraphrase,data=D    `label TAB text TAB text`, the duplicates (1)
                  --config=tasks:paraphrase,data=D,stack=bart    an encoder, and a decoder that
-                 attends to it, as the paper has it for paraphrases and summaries
+                 attends to it, as in the paper for paraphrases and summaries
     hypothesis   --config=tasks:hypothesis,data=D    `label TAB premise TAB hypothesis`, entailments
     response     --config=tasks:response,data=D      JSON lines with lists `context` and `responses`
     fusion       --config=tasks:fusion,data=D        the same files, by SpaceFusion (Optimus)
 
-Language understanding (Optimus, AdaVAE): an encoder trained on unlabelled sentences, then a task of
-GLUE with labels from files `label TAB sentence (TAB sentence)`; without --finetune.data from TFDS:
+Language understanding (Optimus, AdaVAE): an encoder trained on unlabelled sentences, then a GLUE
+task with labels from files `label TAB sentence (TAB sentence)`; without --finetune.data, from TFDS:
 
     encoder      --config=tasks:encoder,data=D --workdir=runs/encoder    lines `label TAB sentence`
                  --workdir=runs/encoder --mode=finetune --task=sst2 --finetune.data=D
@@ -21,19 +21,19 @@ GLUE with labels from files `label TAB sentence (TAB sentence)`; without --finet
                  ... --finetune.freeze=false --finetune.lr=1e-3              all parameters train
                  ... --task=rte|mrpc|wnli --finetune.data=D                  pairs of sentences
 
-Few labels as the SRI paper has them, lines `label TAB sentence`:
+Few labels as in the SRI paper, lines `label TAB sentence`:
 
     few_labels   --config=tasks:few_labels,data=D --workdir=runs/few
                  --workdir=runs/few --mode=probe --config.evals.protocol=sri
-                 ... --config.evals.sentences=500    of validation and test: 200 chains take long
+                 ... --config.evals.sentences=500    of validation and test: 200 chains are slow
 
-Ways of the latent to the decoder, and DELLA's ablations, on the embedded corpus:
+Ways to inject the latent into the decoder, and DELLA's ablations, on the embedded corpus:
 
     --config=optimus:tiny,inject=memory|embedding|softmax
     --config=della:tiny,ablate=no_product|independent|shared|lower|upper
 
-Sizes are chosen for less than 30 minutes each on two idle cores, which was not timed. Figures, of
-runs whose budget stands beside them: the table Tasks in RESULTS.md.
+Sizes are intended for less than 30 minutes each on two idle cores; this was not timed. For results,
+with the budget of each run, see the table Tasks in RESULTS.md.
 """
 
 from ml_collections import ConfigDict
@@ -67,7 +67,7 @@ def get_config(arg: str) -> ConfigDict:
 
 
 def _on_bart(c: ConfigDict) -> None:
-    """An encoder and a decoder of the sizes of the one stack."""
+    """Adds an encoder with the sizes of the decoder stack."""
     small = {key: c.model.decoder[key] for key in SIZES}
     della.bart(c, **small)
 
@@ -78,7 +78,7 @@ def _source_to_text(name: str, data: str, ablate: str) -> ConfigDict:
     c.model.decoder.update(positions=256)
     c.data.update(row_tokens=128, batch_rows=8, max_words=100, on_error="drop")
     c.train.update(steps=1_500, check_every=250)
-    # As the released code decodes, with fewer beams.
+    # Decode like the released code, with fewer beams.
     c.decode.update(method="beam", beam_width=4, repetition_penalty=1.2)
     c.evals.update(samples=20, sentences=200, generate=500, interpolations=10)
     if data:

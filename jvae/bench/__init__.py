@@ -1,5 +1,5 @@
-"""Benchmarks, and the tables of README.md and BENCHMARKS.md. A case is one file here and one line
-in `CASES`.
+"""Benchmarks, and the tables of README.md and BENCHMARKS.md. To add a case, add one file here and
+one line in `CASES`.
 """
 
 from jvae.bench import (

@@ -1,13 +1,13 @@
-"""Benchmarks: a JSON line for each program on standard output, a table on standard error.
+"""Benchmarks: one JSON line per program on standard output, a table on standard error.
 
 python -m jvae.bench                                    every case, on the CPU
-python -m jvae.bench startup                            what is too long for a run of all cases
+python -m jvae.bench startup                            cases too long for a run of all cases
 python -m jvae.bench train_step decode --preset=gpu --out=rows.jsonl
-python -m jvae.bench --peer=torch                       beside PyTorch, in the same run
-python -m jvae.bench iw_nll --config=optimus:tiny_cls   another config than the case's own
+python -m jvae.bench --peer=torch                       also PyTorch, in the same run
+python -m jvae.bench iw_nll --config=optimus:tiny_cls   a config other than the case's own
 python -m jvae.bench data --data=ptb/train.txt          sentences of a file
 
-Documents take rows from a file with `python -m jvae.experiments.results take rows.jsonl`.
+To add rows from a file to the documents: `python -m jvae.experiments.results take rows.jsonl`.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def measure(
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     given = _arguments(argv)
-    told = [word for word in argv if not word.startswith("--out=")]  # changes no number
+    told = [word for word in argv if not word.startswith("--out=")]  # does not affect any number
     command = " ".join(["python -m jvae.bench", *told])
     begin, rows = time.monotonic(), []
     try:
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
             )
             _write(found, given.out)
             rows += found
-            jax.clear_caches()  # programs of a model that is done hold memory
+            jax.clear_caches()  # programs of finished models occupy memory
         if not (given.case or given.config or given.data or given.peer):
             whole = speed.whole_run(time.monotonic() - begin, rows[0])
             _write([whole], given.out)
@@ -106,7 +106,7 @@ def _write(rows: Sequence[dict[str, Any]], path: Path | None) -> None:
 
 if __name__ == "__main__":
     allocator.restart()
-    # Compile times are of compiling, and two libraries may share a device.
+    # Compile times must be of real compilation, and two libraries may share a device.
     jax.config.update("jax_enable_compilation_cache", False)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     sys.exit(main(sys.argv[1:]))

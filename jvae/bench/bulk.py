@@ -1,11 +1,12 @@
-"""A list of sentences beside a call for each of them: speed and memory of encoding and decoding.
+"""Compares one call on a list of sentences with one call per sentence: speed and memory of encoding
+and decoding.
 
     python -m jvae.bench.bulk runs/optimus-tiny sentences.txt            a JSON line
     python -m jvae.bench.bulk runs/optimus-tiny sentences.txt --n=2000 --few=500 --alone=50
 
-The bars: a list of `--n` is at least five times as fast, and takes no more memory than one of
-`--few`. Speeds are those of a second pass, behind compilation; the first is told too. Every
-measurement is a process of its own, so that its peak of memory is its own.
+Targets: a list of `--n` is at least five times as fast, and needs no more memory than one of
+`--few`. Speeds are those of a second pass, after compilation; the first is reported too. Every
+measurement runs in its own process, so that it has its own memory peak.
 """
 
 import argparse
@@ -23,15 +24,15 @@ from jvae.bench.harness import peak_memory, surroundings
 from jvae.cli import allocator
 from jvae.errors import DataError, JvaeError
 
-FASTER = 5.0  # a list than one call for each
-FLAT = 1.1  # most of the peak of memory with many sentences, over that with few
+FASTER = 5.0  # least speedup of a list over one call per sentence
+FLAT = 1.1  # largest allowed ratio of peak memory, many sentences over few
 
 
 def measure(run: str, texts: Sequence[str], alone: bool) -> dict[str, Any]:
-    """Seconds of two passes over the texts, whether they gave the same, and the peak of memory.
+    """Seconds of two passes over the texts, whether their results agree, and the memory peak.
 
     Args:
-      alone: a call for each text; else one for all.
+      alone: one call per text; otherwise one for all.
     """
     from jvae.runs import loading
 
@@ -95,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--alone", type=int, default=200, help="of the calls one by one")
     parser.add_argument("--part", choices=("alone", "list"), help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # what Orbax says of checkpoints
+    logging.getLogger("absl").setLevel(logging.ERROR)  # silences Orbax messages about checkpoints
     try:
         if given.part:
             texts = _sentences(given.sentences, given.n)

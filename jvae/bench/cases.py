@@ -1,4 +1,4 @@
-"""What every case starts from: a run of a config on its own data, without a working directory."""
+"""The setup shared by all cases: a config with its own data, without a working directory."""
 
 import functools
 import tempfile
@@ -17,28 +17,28 @@ from jvae.data.dataset import batches, eval_batches
 from jvae.parallel import mesh as meshes
 from jvae.runs import build
 
-BATCHES = 4  # in a call
-ONE = ("optimus-20m", "sri-transformer")  # configs of which one batch is long enough
+BATCHES = 4  # batches per call
+ONE = ("optimus-20m", "sri-transformer")  # configs for which one batch takes long enough
 
 
 class Subject(NamedTuple):
-    """A config to measure: its name and preset, and values that are set on top."""
+    """A config to measure: its name and preset, and the values that override it."""
 
     spec: str
     changes: tuple[str, ...] = ()
 
     @property
     def config(self) -> ConfigDict:
-        """Its config. Raises: ConfigError."""
+        """The config object. Raises: ConfigError."""
         return configs.apply_overrides(configs.load(self.spec), self.changes)
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The same for `jvae.main`."""
+        """The equivalent arguments of `jvae.main`."""
         return (f"--config={self.spec}", *(f"--config.{change}" for change in self.changes))
 
     def on(self, data: str | None) -> "Subject":
-        """The same on other data files, where some are given."""
+        """The same subject with other data files, if any are given."""
         return (
             self if data is None else self._replace(changes=(*self.changes, f"data.train={data}"))
         )
@@ -47,10 +47,10 @@ class Subject(NamedTuple):
 class Case(NamedTuple):
     """A benchmark: the configs it runs under each preset, and the programs it times.
 
-    `works` gives none where there is nothing to time (a model without a latent has none to encode).
-    `compare` adds what only all programs together say, such as a ratio, to the records. `peers`
-    gives programs of another library that do the same work, each with the name of ours in
-    `extra["beside"]`. `brief`: in a run of all cases only so many subjects, from the first.
+    `works` returns no programs if there is nothing to time (a model without a latent cannot
+    encode). `compare` adds values that need the records of all programs, such as ratios. `peers`
+    returns programs of another library that do the same work, each with the name of ours in
+    `extra["beside"]`. `brief`: run only this many subjects, from the first, in a run of all cases.
     """
 
     subjects: Mapping[str, Sequence[Subject]]
@@ -71,7 +71,7 @@ class Setting(NamedTuple):
 
     @property
     def batches(self) -> int:
-        """How many batches a call goes through."""
+        """Number of batches per call."""
         return 1 if self.run.config.name in ONE else BATCHES
 
     def batch(self, split: str = "test") -> Batch:
@@ -84,7 +84,7 @@ class Setting(NamedTuple):
             return [next(stream)[0] for _ in range(count)]
 
     def fullest(self, count: int = 8) -> Batch:
-        """Of the first batches of training the one with most tokens, on the device."""
+        """The batch with the most tokens among the first training batches, on the device."""
         return jax.device_put(max(self.train_batches(count), key=useful_tokens))
 
 
@@ -103,7 +103,7 @@ def setting(subject: Subject, preset: Preset) -> Setting:
 
 
 def useful_tokens(*given: Batch) -> int:
-    """Scored tokens of batches: neither padding nor starts of sentences."""
+    """Scored tokens of batches: excludes padding and the starts of sentences."""
     return sum(int(np.sum(np.asarray(batch.scored_bt))) for batch in given)
 
 
@@ -119,7 +119,7 @@ def sides(batch: Batch) -> dict[str, Side]:
 
 
 def fill(*given: Batch) -> dict[str, float]:
-    """Share of places that hold a token, per side, and of slots that hold a sentence."""
+    """Share of positions that hold a token, per side, and of slots that hold a sentence."""
     found = {}
     for name in sides(given[0]):
         segments = [np.asarray(sides(batch)[name].segment_bt) for batch in given]
@@ -129,7 +129,7 @@ def fill(*given: Batch) -> dict[str, float]:
 
 
 def shapes(*given: Batch) -> dict[str, Any]:
-    """Rows and slots of batches, and row lengths: a list where batches differ."""
+    """Rows and slots of batches, and row lengths: a list if they differ between batches."""
     rows = given[0].dec.token_bt.shape[0]
     found: dict[str, Any] = {"rows": rows, "slots": given[0].slots}
     for name in sides(given[0]):
@@ -152,5 +152,5 @@ def lengths(given: Iterable[Batch]) -> dict[str, np.ndarray]:
 
 @functools.cache
 def copy_of() -> Callable[[Any], Any]:
-    """A program that copies a tree of arrays, which a step may then overwrite."""
+    """A program that copies a tree of arrays, so that a step may overwrite the copy."""
     return jax.jit(lambda tree: jax.tree.map(jax.numpy.copy, tree))

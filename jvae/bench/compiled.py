@@ -1,7 +1,7 @@
-"""The programs of the published sizes on TPU slices that are not there: rows of BENCHMARKS.md.
+"""Compiles programs of published sizes for unavailable TPU slices: rows of BENCHMARKS.md.
 
     python -m jvae.bench.compiled                 all cases, an hour on two cores; needs libtpu
-    python -m jvae.bench.compiled optimus:base    one of them, in place of its older rows
+    python -m jvae.bench.compiled optimus:base    one case, replacing its older rows
 
 Texts are those of the embedded corpus, rows and vocabularies have published sizes, so nothing has
 to be downloaded. Nothing is trained or measured: see `jvae.cli.aot`.
@@ -23,8 +23,8 @@ TOPOLOGY = "v5e-8,v5e-256"
 EVERY = ("data.encoder_tokenizer=", "data.decoder_tokenizer=", "decode.max_length=64")
 GPT2 = ("model.decoder.vocab=50260", "data.batch_rows=64")
 SRI = ("model.decoder.vocab=10000", "data.dec_row=64", "data.batch_rows=512")
-# What each config is given on top of its own values: sizes of the published tokenizers, a batch
-# that keeps eight chips busy, and bfloat16 where that is not the config's own.
+# Overrides per config: sizes of the published tokenizers, a batch that keeps eight chips busy, and
+# bfloat16 unless the config already uses it.
 CASES: Mapping[str, Sequence[str]] = {
     "optimus:base": ("model.encoder.vocab=28996", *GPT2),
     "optimus:large": ("model.encoder.vocab=28996", *GPT2),
@@ -43,7 +43,7 @@ def words(case: str) -> list[str]:
 
 
 def compile_case(case: str, path: Path = ROWS) -> None:
-    """Puts the rows of a case in place of its older ones, each as soon as it is there.
+    """Replaces the rows of a case, each as soon as it is available.
 
     Raises: ConfigError without libtpu.
     """
@@ -61,7 +61,7 @@ def compile_case(case: str, path: Path = ROWS) -> None:
         write_text(path, "".join(json.dumps(one, sort_keys=True) + "\n" for one in rows))
         return row
 
-    with tempfile.TemporaryDirectory() as folder:  # there must be no run in it
+    with tempfile.TemporaryDirectory() as folder:  # must not contain a run
         rows = map(keep, aot.compile_for(config, Path(folder), TOPOLOGY))
         aot.show(rows, lambda text: print(text, flush=True))
 
@@ -84,7 +84,7 @@ def table(path: Path = ROWS) -> str:
     seen = {row["command"]: row for row in rows}
     out.append("")
     for command, row in seen.items():
-        compiler = row.get("compiler") or f"libtpu {row['libtpu']}"  # so older rows say it
+        compiler = row.get("compiler") or f"libtpu {row['libtpu']}"  # the key of older rows
         out.append(
             f"- `{row['config']}`: `{command}`; jax {row['jax']}, {compiler}, commit "
             f"{row['commit']}."

@@ -1,8 +1,8 @@
-"""The pipeline alone: rows planned, packed and made into arrays, no model and no device.
+"""The data pipeline alone: plans, packs and builds arrays, without a model or device.
 
-Sentence lengths are those of three corpora, drawn anew from twenty-one quantiles of each: words,
-which a tokenizer cuts further, so that a sentence has not the same length on both sides. With
-`--data` the sentences are those of the files. Batches come from one thread, as in training.
+Sentence lengths follow three corpora, resampled from twenty-one quantiles of each. They count
+words, which a tokenizer splits further, so that a sentence differs in length between the sides.
+With `--data` the sentences come from the files. Batches come from one thread, as in training.
 """
 
 import itertools
@@ -27,13 +27,13 @@ QUANTILES = {
     ),
     "snli": (2, 4, 5, 6, 6, 6, 7, 7, 8, 8, 9, 9, 10, 11, 11, 12, 13, 15, 17, 20, 69),
 }
-PIECES = dict(enc=0.15, dec=0.12)  # share of the words that are cut once more
+PIECES = dict(enc=0.15, dec=0.12)  # share of the words that are split once more
 SENTENCES = 20_000
 ROW_TOKENS, ROWS = 256, 64
 
 
 def lengths_like(corpus: str, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Tokens of so many sentences on both sides, start and end included."""
+    """Token counts of `count` sentences on both sides, start and end included."""
     chance = np.random.default_rng(seed)
     quantiles = QUANTILES[corpus]
     place = np.linspace(0, 1, len(quantiles))
@@ -42,7 +42,7 @@ def lengths_like(corpus: str, count: int, seed: int = 0) -> dict[str, np.ndarray
 
 
 def synthetic(lengths: dict[str, np.ndarray]) -> Dataset:
-    """A split of sentences of these lengths; what their tokens are does not matter."""
+    """A split of sentences with these lengths and arbitrary tokens."""
     count = len(lengths["dec"])
     made = {
         side: Encoded(np.ones(tokens_e.sum(), np.int32), np.append(0, np.cumsum(tokens_e)))
@@ -55,7 +55,7 @@ def synthetic(lengths: dict[str, np.ndarray]) -> Dataset:
 
 
 def works(this: Setting) -> list[Work]:
-    """The data of the config where it names files; the three corpora else."""
+    """Programs for the config's data if it names files; otherwise for the three corpora."""
     if this.run.config.data.train:
         return [_work("files", this.run.data["train"], this.run.rows)]
     made = []
@@ -70,7 +70,7 @@ def works(this: Setting) -> list[Work]:
 
 
 def _work(name: str, dataset: Dataset, spec: RowSpec) -> Work:
-    """A call makes the batches of one epoch, planning included, of an endless stream."""
+    """Each call builds the batches of one epoch of an endless stream, including planning."""
     plan = block_rows(dataset, spec)
     count = -(-len(plan.ids_rs) // spec.batch_rows)
     stream = batches(dataset, spec)

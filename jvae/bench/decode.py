@@ -1,6 +1,6 @@
-"""Greedy decoding from given latents, for several numbers of them.
+"""Greedy decoding from given latents, for several batch sizes.
 
-Every sentence is as long as it may be: parameters are fresh, so where sentences end means nothing.
+Every sentence has the maximum length: parameters are fresh, so natural ends would be meaningless.
 """
 
 from functools import partial
@@ -17,21 +17,21 @@ from jvae.decode import DecodeConfig, decode
 from jvae.errors import ConfigError
 from jvae.parallel.flops import matmul_bytes, matmul_flops
 
-TOKENS = 32  # of each sentence, its end included
+TOKENS = 32  # tokens per sentence, its end included
 LATENTS = {"cpu": (16, 256), "gpu": (64, 1024, 4096), "tpu": (64, 1024, 4096)}
 
 
 def fixed_length(method: str = "greedy") -> DecodeConfig:
-    """Settings under which no sentence ends early."""
+    """Settings that prevent sentences from ending early."""
     return DecodeConfig(method=method, min_length=TOKENS, max_length=TOKENS)
 
 
 def starts(this: Setting, examples: int) -> Prompt:
-    """The start id alone. Raises: ConfigError for a model whose decoder reads a source."""
+    """The start id as prompt. Raises: ConfigError for a model whose decoder reads a source."""
     if "cond" in this.run.rows.row:
         raise ConfigError(f"{this.run.config.name} decodes from a source, which no case gives it")
     start = this.run.decoder.start_id
-    assert start is not None  # decoders have one
+    assert start is not None  # decoders have a start token
     return Prompt(jnp.full((examples, 1), start, jnp.int32), jnp.ones(examples, jnp.int32))
 
 
@@ -47,7 +47,7 @@ def latents(this: Setting, examples: int) -> Any:
 
 
 def step_cost(this: Setting, examples: int) -> dict[str, float]:
-    """What the matrix products of one step compute and read for so many sentences."""
+    """FLOPs and bytes read by the matrix products of one step for this many sentences."""
     gen = this.run.model.gen
     z_egz = jax.eval_shape(lambda: latents(this, examples))
     prompt = jax.eval_shape(lambda: starts(this, examples))
@@ -83,7 +83,7 @@ def _work(this: Setting, examples: int) -> Work:
 
 
 def beside(this: Setting) -> list[Work]:
-    """Hugging Face `generate` on a GPT-2 of the decoder's size, for the largest number."""
+    """Hugging Face `generate` on a GPT-2 of the decoder's size, for the largest batch size."""
     if this.run.config.model.family != "optimus":
         return []
     examples = LATENTS[this.preset.platform][-1] if this.preset.platform == "cpu" else 1024

@@ -1,4 +1,4 @@
-"""Posterior means of sentences. Of a model without an encoder: the end of one Langevin chain each.
+"""Posterior means of sentences; for a model without an encoder, the end of one Langevin chain each.
 
 A call encodes the first batches of the test split; useful tokens are those the posterior reads.
 """

@@ -1,10 +1,10 @@
-"""A run stopped behind its first training step, and where its time went.
+"""Runs until the end of the first training step, and measures where the time went.
 
     python jvae/bench/first_step.py SPAWNED --config=optimus --workdir=...
 
 `startup` runs this file by its path, so that nothing of `jvae.bench` is imported. The command line
-is that of `jvae.main`, which runs unchanged; the parts of it that take time are wrapped. The last
-line of the output is JSON: seconds since SPAWNED (`time.time()` of the parent) by part.
+is that of `jvae.main`, which runs unchanged; its slow parts are wrapped. The last line of the
+output is JSON: seconds since SPAWNED (`time.time()` of the parent) by part.
 """
 
 import json
@@ -18,20 +18,20 @@ from jvae.cli import allocator
 
 
 class Clock:
-    """Seconds by part: each lasts from the end of the one before."""
+    """Seconds by part: each part lasts from the end of the previous one."""
 
     def __init__(self, begin: float):
         self.parts: dict[str, float] = {}
         self._last = begin
 
     def lap(self, part: str) -> None:
-        """What has passed since the last lap belongs to this part."""
+        """Attributes the time since the last lap to this part."""
         now = time.time()
         self.parts[part] = self.parts.get(part, 0.0) + now - self._last
         self._last = now
 
     def around(self, function: Callable[..., Any], before: str, part: str) -> Callable[..., Any]:
-        """The function, its time a part of its own and what came before it another."""
+        """Wraps a function: its time is one part, the time before the call another."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             self.lap(before)
@@ -43,7 +43,7 @@ class Clock:
 
 
 def main(spawned: float, argv: list[str]) -> None:
-    """Runs the command; ends the process behind the first step."""
+    """Runs the command; ends the process after the first step."""
     clock = Clock(spawned)
     clock.lap("python")
     import jax
@@ -67,7 +67,7 @@ def main(spawned: float, argv: list[str]) -> None:
             jax.block_until_ready(compiled(*args))
             clock.lap("step")
             print(json.dumps(clock.parts), flush=True)
-            os._exit(0)  # nothing of the run is to be kept
+            os._exit(0)  # nothing of the run needs to be kept
 
         return first
 

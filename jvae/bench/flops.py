@@ -1,8 +1,8 @@
 """FLOPs of useful tokens: the matrix products of a training step on each sentence alone.
 
-They are counted in the traced step, with nothing padded, packed or computed twice. A sentence of n
-tokens on a side costs a + b n + c n^2 there and sides do not multiply, so a few lengths fix the
-formula for all. Of attention both triangles count, as in the usual 12 L D n^2.
+They are counted in the traced step, without padding, packing or recomputation. A sentence of n
+tokens on a side costs a + b n + c n^2 there, and sides do not interact multiplicatively, so a few
+lengths determine the formula. Both triangles of attention count, as in the usual 12 L D n^2.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from jvae.parallel.flops import matmul_flops
 from jvae.runs import build, phases
 from jvae.training import program
 
-POINTS = (8, 16, 32)  # lengths that the step is traced at
+POINTS = (8, 16, 32)  # lengths at which the step is traced
 
 
 def training(this: Setting, lengths: Mapping[str, np.ndarray]) -> float:

@@ -1,8 +1,8 @@
-"""How a case is measured: warm-up, several windows, median and spread, peak memory, compile time.
+"""Measures a case: warm-up, several windows, median and spread, peak memory, compile time.
 
-Devices are waited for once per window, not once per call, so what is timed is throughput. Windows
-of different programs of one case, those of a peer too, are taken in turn: whatever else the machine
-does hits them all.
+The host waits for the device once per window, not once per call, so the result is throughput.
+Windows of the programs of a case, including those of a peer, alternate, so that other load on the
+machine affects all of them.
 """
 
 import contextlib
@@ -32,13 +32,13 @@ PEER_PACKAGES = ("torch", "transformers")
 
 
 class Work(NamedTuple):
-    """One program of a case and what a call of it does.
+    """One program of a case, and the work that a call of it does.
 
-    `call` starts it and returns arrays to wait for. Useful tokens are real ones: no padding, and
-    each counted once per pass over it. `fill` is the share of places that hold a token, per side,
+    `call` starts it and returns arrays to wait for. Useful tokens exclude padding and count once
+    per pass. `fill` is the packing efficiency: the share of positions that hold a token, per side,
     and of slots that hold a sentence. `flops` are those of the useful tokens, `program_flops` all
-    the program's matrix products, padding and recomputation included. `read_bytes`: what must come
-    from memory. `shapes` and `extra` go into the record.
+    matrix products of the program, padding and recomputation included. `read_bytes`: bytes that
+    must be read from memory. `shapes` and `extra` are copied to the record.
     """
 
     name: str
@@ -55,10 +55,10 @@ class Work(NamedTuple):
 
 
 class Preset(NamedTuple):
-    """A kind of machine, how long to measure, and the dtype models compute in."""
+    """A kind of machine, the length of a measurement, and the dtype of computation."""
 
     platform: str
-    window_s: float  # least length of a window
+    window_s: float  # minimum length of a window
     dtype: str
 
 
@@ -96,7 +96,7 @@ def windows(
     for work in works:
         first = _seconds(work.call, 1)
         once = _seconds(work.call, 1)
-        if once < window_s:  # the first call behind compilation may still be slow
+        if once < window_s:  # the first call after compilation may still be slow
             once = min(once, _seconds(work.call, 1))
         calls = max(1, round(window_s / max(once, 1e-9)))
         found[work.name] = {"first_s": first, "once_s": once, "calls": calls}
@@ -145,7 +145,7 @@ def records(
                 "useful_tokens_per_s": work.tokens / middle,
                 "call_ms": 1e3 * middle,
                 "call_ms_spread": [1e3 * call_s[0], 1e3 * call_s[-1]],
-                # Of all cores together: what a busy machine does not stretch.
+                # Summed over cores: not affected by other load on the machine.
                 "host_ms": 1e3 * statistics.median(found["host_s"]),
                 "windows": len(call_s),
                 "calls_per_window": found["calls"],
@@ -166,7 +166,7 @@ def records(
 
 
 def _against_peaks(work: Work, seconds: float, dtype: str) -> dict[str, Any]:
-    """Work per second, and its share of what the device can do."""
+    """Work per second, and its share of the device's peak."""
     row: dict[str, Any] = {}
     amounts = {"flops": work.flops, "program_flops": work.program_flops, "bytes": work.read_bytes}
     if all(amount is None for amount in amounts.values()):
@@ -182,21 +182,21 @@ def _against_peaks(work: Work, seconds: float, dtype: str) -> dict[str, Any]:
 
 
 def _set_beside(row: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Adds to a peer's record how many times as fast our program is, by useful tokens."""
+    """Adds to a peer's record the speedup of our program, by useful tokens."""
     ours = next(one for one in rows if one["program"] == row["beside"])
     row["ratio"] = ours["useful_tokens_per_s"] / row["useful_tokens_per_s"]
     row["versions"] = row["versions"] | {name: _version(name) for name in PEER_PACKAGES}
 
 
 def forget_peak_memory() -> None:
-    """Lets `peak_memory` begin anew, where the system can (Linux, this process)."""
+    """Resets `peak_memory`, if the system can (Linux, this process)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> int:
-    """Most bytes in use: on the first device since it was opened, or, where it does not say, by
-    this process since `forget_peak_memory`.
+    """Peak bytes in use: on the first device since it was opened, or, if it does not report them,
+    of this process since `forget_peak_memory`.
     """
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:

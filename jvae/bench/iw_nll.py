@@ -1,6 +1,6 @@
-"""NLL_K beside K bare decoder passes over the same tokens, at two values of K.
+"""NLL_K compared with K bare decoder passes over the same tokens, at two values of K.
 
-The bar is 1.3: the encoder, the densities and the sampling of K latents may add 30 %.
+The target is a ratio of 1.3: encoder, densities and sampling of K latents may add 30 %.
 """
 
 from functools import partial
@@ -16,7 +16,7 @@ from jvae.latent.iw_bound import score_batch
 
 SAMPLES = {"cpu": (20, 100), "gpu": (100, 500), "tpu": (100, 500)}
 CHUNK = {"cpu": 1, "gpu": 10, "tpu": 10}
-PTB_TEST = 3_761  # sentences, for the time that the test file would take
+PTB_TEST = 3_761  # sentences, to extrapolate to the whole test file
 
 
 def works(this: Setting) -> list[Work]:
@@ -43,7 +43,7 @@ def works(this: Setting) -> list[Work]:
 
 
 def compare(records: list[dict[str, Any]]) -> None:
-    """Adds the cost ratio at each K and how far the larger K is from linear, by both clocks."""
+    """Adds the cost ratio at each K and the larger K's deviation from linear, by both clocks."""
     few, many = sorted({record["k"] for record in records})
     for clock, suffix in (("call_ms", ""), ("host_ms", "_host")):
         ms = {record["program"]: record[clock] for record in records}

@@ -1,9 +1,9 @@
-"""K-step Langevin inference inside a training step, beside a training step of the same decoder with
-z given.
+"""K-step Langevin inference inside a training step, compared with a training step of the same
+decoder with z given.
 
-Counting one forward pass as 2 units, its backward pass in activations 2 and in parameters 2 more, a
-chain step costs 4 and the update 6, so the ratio cannot be below (4K + 6) / 6 where all three cost
-alike. Sizes are those of the config; the text is the embedded corpus, the vocabulary as published.
+If a forward pass costs 2 units, its backward pass in activations 2 and in parameters 2 more, then a
+chain step costs 4 and the update 6, so the ratio is at least (4K + 6) / 6. Sizes are those of the
+config; the text is the embedded corpus, the vocabulary size as published.
 """
 
 from functools import partial
@@ -24,16 +24,16 @@ from jvae.training import optim, program, step
 PUBLISHED = 20
 _LONG = (1, 5, 10, PUBLISHED, 40)
 STEPS = {"cpu": (1, 5, PUBLISHED), "gpu": _LONG, "tpu": _LONG}
-VOCAB = 10_000  # entries, as of Penn Treebank
+VOCAB = 10_000  # entries, like Penn Treebank
 
 
 def floor(k: int) -> float:
-    """The least ratio of a training step with K chain steps to one without."""
+    """The smallest possible cost ratio of a training step with K chain steps to one without."""
     return (4 * k + 6) / 6
 
 
 def given(this: Setting) -> tuple[ConfigDict, Batch]:
-    """The config with the vocabulary of the benchmark, and the batch."""
+    """The config with the benchmark's vocabulary size, and the batch."""
     config = ConfigDict(this.run.config.to_dict())
     if "chain" not in config.model:
         raise ConfigError(f"langevin: {config.model.family} has no chain; give --config=sri:ptb")
@@ -82,7 +82,7 @@ def _step(config: ConfigDict, k: int) -> tuple[Any, step.TrainState]:
 
 
 def compare(records: list[dict[str, Any]]) -> None:
-    """Adds the ratio to the plain step, the floor of that ratio, and one over the other."""
+    """Adds the ratio to the plain step, its lower bound, and the ratio of the two."""
     plain = next(record["call_ms"] for record in records if record["program"] == "plain")
     for record in records:
         if "k" in record and "peer" not in record:
@@ -92,7 +92,7 @@ def compare(records: list[dict[str, Any]]) -> None:
 
 
 def beside(this: Setting) -> list[Work]:
-    """The longest published chain on PyTorch's modules."""
+    """The longest published chain, on PyTorch modules."""
     config, batch = given(this)
     return [peers.chain(this, build.model_config(config), batch, PUBLISHED, f"chain_{PUBLISHED}")]
 

@@ -1,4 +1,4 @@
-"""What a device can do at most: from a table for accelerators, measured for CPUs."""
+"""Peak performance of a device: from a table for accelerators, measured for CPUs."""
 
 import functools
 import time
@@ -12,15 +12,15 @@ from jvae.cli.aot import CHIPS
 
 
 class Peak(NamedTuple):
-    """FLOP/s of matrix products and bytes/s of memory; None where neither known nor measured."""
+    """FLOP/s of matrix products and bytes/s of memory; None if neither known nor measured."""
 
     flops: float | None
     memory_bytes_s: float | None
     source: str
 
 
-# By how JAX names the device; longest match first. Dense bfloat16 with float32 sums, SXM where
-# there are several forms. Source: NVIDIA's data sheets.
+# By JAX's name of the device; longest match first. Dense bfloat16 with float32 accumulation, SXM if
+# there are several variants. Source: NVIDIA's data sheets.
 GPUS = {
     "B200": (2250e12, 8.0e12),
     "H200": (CHIPS["h200"].flops_s, CHIPS["h200"].memory_bytes_s),
@@ -31,13 +31,13 @@ GPUS = {
     "L4": (121e12, 0.300e12),
 }
 TPUS = {"v4": "v4", "v5 lite": "v5e", "v5e": "v5e", "v5p": "v5p", "v5": "v5p", "v6 lite": "v6e"}
-SIDE = 2048  # of the matrices of the measurement: 17 GFLOP
-ROWS, COLUMNS = 16_384, 4_096  # of a matrix no cache holds: 268 MB
+SIDE = 2048  # side of the matrices that are measured: 17 GFLOP
+ROWS, COLUMNS = 16_384, 4_096  # of a matrix that exceeds any cache: 268 MB
 REPEATS = 5
 
 
 def of_device(dtype: str) -> Peak:
-    """Peaks of the first device; of a CPU measured once in a process, always in float32."""
+    """Peaks of the first device; for a CPU measured once per process, always in float32."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         return _measured(SIDE, ROWS, COLUMNS)
@@ -45,7 +45,7 @@ def of_device(dtype: str) -> Peak:
 
 
 def of_kind(kind: str, dtype: str) -> Peak:
-    """Peaks by name of the device. The tables know bfloat16 alone; bandwidth needs no dtype."""
+    """Peaks by name of the device. The tables only have bfloat16; bandwidth needs no dtype."""
     for name in sorted(GPUS, key=len, reverse=True):
         if name in kind:
             flops, memory = GPUS[name]
@@ -63,7 +63,7 @@ def _measured(side: int, rows: int, columns: int) -> Peak:
     square, wide = jnp.ones((side, side)), jnp.ones((rows, columns))
     vector = jnp.ones(columns)
     products = _best_s(jax.jit(lambda a: a @ a), square)
-    # The faster of two ways to read a matrix once: not every one uses all cores.
+    # The faster of two ways to read a matrix once: one of them may not use all cores.
     reads = min(_best_s(jax.jit(lambda a: a @ vector), wide), _best_s(jax.jit(jnp.sum), wide))
     source = f"measured: float32 product of {side} x {side}, reading {wide.nbytes / 1e6:.0f} MB"
     return Peak(2.0 * side**3 / products, wide.nbytes / reads, source)

@@ -1,9 +1,9 @@
-"""Programs of a peer, PyTorch, that do the work of ours: `--peer=torch`.
+"""PyTorch programs that do the same work as ours, for comparison: `--peer=torch`.
 
-Optimus trains in two ways. `torch_original`: as the released code does, eager attention, float32,
-sentences in random order, padded to the longest of their batch. `torch_best`: as the best user of
-PyTorch would, SDPA, torch.compile, fused AdamW, sentences sorted by length before they are cut into
-batches, bfloat16 on a GPU. Both see the sentences of our batches and make as many updates.
+Optimus trains in two ways. `torch_original`: like the released code, with eager attention, float32,
+sentences in random order, padded to the longest of their batch. `torch_best`: an expert PyTorch
+setup, with SDPA, torch.compile, fused AdamW, sentences sorted by length before batching, bfloat16
+on a GPU. Both use the sentences of our batches and make as many updates.
 
 Decoding is Hugging Face's `generate` with its own cache, greedy, on a GPT-2 of the decoder's size;
 the latent is its first key and value. The Langevin loop runs on `torch.nn.LSTM`, or on that GPT-2.
@@ -28,7 +28,7 @@ from jvae.nn.lstm import LstmConfig
 from jvae.runs import build
 
 PEERS = ("torch",)
-MULTIPLE = {"cpu": 1, "cuda": 8}  # of tokens that the best user pads to
+MULTIPLE = {"cpu": 1, "cuda": 8}  # multiple of tokens that `torch_best` pads to
 
 
 def require(peer: str) -> None:
@@ -71,7 +71,7 @@ def _padded(sentences: list[np.ndarray], multiple: int) -> tuple[np.ndarray, np.
 
 
 def _rows(sentences: _Sentences, device: str, multiple: int = 1) -> Any:
-    """One sentence a row. Every token behind the first is scored."""
+    """One sentence per row. Every token after the first is scored."""
     from jvae.bench import torch_models
     from jvae.bench.torch_models import torch
 
@@ -88,7 +88,7 @@ def _device(this: Setting) -> str:
 
 
 def _waited(call: Callable[[], Any], device: str) -> Callable[[], Any]:
-    """A call that ends when the device is done: nobody else waits for PyTorch."""
+    """Makes a call wait for the device, because the harness does not wait for PyTorch."""
     from jvae.bench.torch_models import torch
 
     if device == "cpu":
@@ -102,7 +102,7 @@ def _waited(call: Callable[[], Any], device: str) -> Callable[[], Any]:
 
 
 def _updates(loss: Callable[..., Any], parameters: Any, **optimizer: Any) -> Callable[..., None]:
-    """update(*arguments of the loss): AdamW behind clipping, as in our configs."""
+    """update(*arguments of the loss): clipping, then AdamW, as in our configs."""
     from jvae.bench.torch_models import torch
 
     parameters = list(parameters)
@@ -173,7 +173,7 @@ def _training(this: Setting, rows: Sequence[Any], best: bool) -> Callable[[], An
 
 
 def generation(this: Setting, examples: int, tokens: int, beside: str) -> Work:
-    """`generate` for so many latents, each sentence of `tokens` tokens."""
+    """`generate` for this many latents, each sentence with `tokens` tokens."""
     from jvae.bench import torch_models
     from jvae.bench.torch_models import torch, transformers
 
@@ -185,7 +185,7 @@ def generation(this: Setting, examples: int, tokens: int, beside: str) -> Work:
     if device == "cuda":
         model, memory = model.bfloat16(), memory.bfloat16()
     z_ez = torch.randn(examples, config.latent, device=device, dtype=model.dtype)
-    # The first token stands where the latent is; with its key and value given it is never read.
+    # The first token is at the latent's position; since its key and value are given, it is unused.
     prompt_et = torch.zeros(examples, 2, dtype=torch.long, device=device)
 
     @torch.inference_mode()
@@ -212,7 +212,7 @@ def generation(this: Setting, examples: int, tokens: int, beside: str) -> Work:
 
 
 def chain(this: Setting, config: Any, batch: Batch, steps: int, beside: str) -> Work:
-    """A chain of so many steps and an update of the generator at its end.
+    """A chain of `steps` steps, and an update of the generator at its end.
 
     Args:
       config: of a model with a chain, `SriConfig` or `SriTransformerConfig`.

@@ -1,4 +1,4 @@
-"""What a command of benchmarks measures."""
+"""Selects what a benchmark command measures."""
 
 import argparse
 
@@ -8,9 +8,9 @@ from jvae.errors import ConfigError
 
 
 def plan(given: argparse.Namespace) -> list[tuple[Subject, dict[str, Case]]]:
-    """What is measured: every model once, with the cases it is a subject of.
+    """The models to measure, each once, with the cases that include it.
 
-    Raises: ConfigError for a case that is unknown or has no subject under the preset.
+    Raises: ConfigError for an unknown case, or one without a subject under the preset.
     """
     unknown = sorted(set(given.case) - set(CASES))
     if unknown:

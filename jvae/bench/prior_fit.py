@@ -1,4 +1,4 @@
-"""Fitting a prior to latents: all of it where that is quick, some updates where it is descent."""
+"""Fitting a prior to latents: the whole fit if it is fast, some updates if it uses gradients."""
 
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from jvae.fitted import FITTED
 from jvae.fitted.contract import Density, density
 
 LATENTS = {"cpu": 20_000, "gpu": 200_000, "tpu": 200_000}
-TURNS = 20  # of expectation maximisation, and updates of descent
+TURNS = 20  # iterations of expectation maximisation, or gradient updates
 SHORT: dict[str, dict[str, Any]] = {
     "gmm": dict(iterations=TURNS, tolerance=0.0, starts=1),
     "flow": dict(steps=TURNS),

@@ -1,4 +1,4 @@
-"""Latents drawn from fitted priors, beside decoding them: what a better prior costs a sentence."""
+"""Drawing latents from fitted priors, compared with decoding them: the cost of a better prior."""
 
 from functools import partial
 from typing import Any
@@ -15,9 +15,9 @@ from jvae.decode import DecodeConfig, decode
 
 LATENTS = 10_000
 FITTED_TO = 1_000
-DECODED = {"cpu": 1_024, "gpu": LATENTS, "tpu": LATENTS}  # of them, in the program beside
+DECODED = {"cpu": 1_024, "gpu": LATENTS, "tpu": LATENTS}  # latents in the decoding program
 DECODE = "decode"
-# Draws cost the same whatever the fit was.
+# The cost of draws does not depend on the fit, so the fits are minimal.
 BARELY: dict[str, dict[str, Any]] = {
     "gmm": dict(iterations=1, starts=1),
     "flow": dict(steps=1),

@@ -1,11 +1,11 @@
-"""Where the time of a benchmark's programs goes: shares by kind of operation, as a Markdown table.
+"""Profiles a benchmark's programs: share of time by kind of operation, as a Markdown table.
 
     python -m jvae.bench.profile train_step                       every config of the case
     python -m jvae.bench.profile decode --config=optimus:tiny     one
     python -m jvae.bench.profile train_step --preset=gpu
 
-Times are those of JAX's profiler, summed over the threads or streams that run operations, so shares
-are of work and not of waiting.
+Times come from JAX's profiler, summed over the threads or streams that run operations, so shares
+are of work, not of waiting.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from jvae.bench.plan import plan
 from jvae.cli import allocator
 from jvae.errors import ConfigError, JvaeError
 
-CALLS = 4  # that are watched
-# By the names that XLA gives to operations of its backends; the first that matches.
+CALLS = 4  # calls to profile
+# By the names XLA gives to operations of its backends; the first match counts.
 KINDS = (
     ("collectives", r"all-|reduce-scatter|collective"),
     ("matrix products", r"dot|ynn|gemm|matmul|cublas|cudnn|convolution|custom-call"),
@@ -39,12 +39,12 @@ OTHER = "other"
 
 
 def kind(operation: str) -> str:
-    """What an operation of a compiled program mostly is, by its name."""
+    """The main kind of an operation of a compiled program, by its name."""
     return next((name for name, pattern in KINDS if re.search(pattern, operation)), OTHER)
 
 
 def operations(events: Iterable[Mapping[str, Any]]) -> Counter[str]:
-    """Microseconds by operation, of the events of a trace; a loop is what runs in it."""
+    """Microseconds by operation from trace events; the time of a loop goes to its body."""
     found: Counter[str] = Counter()
     for event in events:
         operation = event.get("args", {}).get("hlo_op")
@@ -78,7 +78,7 @@ def shares(found: Mapping[str, float]) -> list[tuple[str, float, str]]:
 
 
 def watched(call: Any) -> Counter[str]:
-    """`operations` of some calls, after one that compiles."""
+    """`operations` of several calls, after one that compiles."""
     jax.block_until_ready(call())
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):

@@ -1,4 +1,4 @@
-"""Records of the benchmarks as tables: for the terminal, and in Markdown for BENCHMARKS.md."""
+"""Tables of benchmark records: as text for the terminal, and in Markdown for BENCHMARKS.md."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ Columns = Sequence[tuple[str, Callable[[Row], str]]]
 
 
 def whole_run(seconds: float, like: Row) -> dict[str, Any]:
-    """The record of a run of all cases: how long it took in all."""
+    """The record of a run of all cases: its total time."""
     kept = ("preset", "command", "commit", "versions", "allocator", "hardware")
     return {"case": "suite", "program": "whole", "config": "all", "seconds": seconds} | {
         name: like[name] for name in kept
@@ -21,7 +21,7 @@ def whole_run(seconds: float, like: Row) -> dict[str, Any]:
 
 
 def key(row: Row) -> tuple[str, ...]:
-    """What a newer record must have in common with an older one to take its place."""
+    """The key of a record: a newer record replaces an older one with the same key."""
     device = row["hardware"]["device"]
     return (row["preset"], device, row["case"], row["config"], row["program"])
 
@@ -31,7 +31,7 @@ def key(row: Row) -> tuple[str, ...]:
 
 
 def _of(name: str, shape: Callable[[Any], str]) -> Callable[[Row], str]:
-    """A cell of one value of a record; a dash where the program has none."""
+    """A cell for one value of a record; a dash if the program does not have it."""
 
     def cell(row: Row) -> str:
         value = row.get(name)
@@ -45,7 +45,7 @@ def _percent(value: float) -> str:
 
 
 def count(value: float) -> str:
-    """Three digits of a rate, with its thousands told apart."""
+    """A rate with three digits and thousands separators."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -194,7 +194,7 @@ def _names(case: str, preset: str) -> list[str]:
 
 
 def preset_tables(rows: Sequence[Row], preset: str) -> str:
-    """A table for every case: what was measured, and what was not."""
+    """A table per case, including what was not measured."""
     parts, used = [], []
     for case, columns in COLUMNS.items():
         cells, before = [], len(used)
@@ -218,7 +218,7 @@ def preset_tables(rows: Sequence[Row], preset: str) -> str:
 
 
 def peer_table(rows: Sequence[Row]) -> str:
-    """The peer's programs and how ours compare."""
+    """The peer's programs, and how ours compare."""
     cells, used = [], []
     for preset in harness.PRESETS:
         for case in CASES:
@@ -236,7 +236,7 @@ def peer_table(rows: Sequence[Row]) -> str:
 
 
 def origin(rows: Sequence[Row]) -> list[str]:
-    """Where rows were measured: machine, versions, commit, command; a line for each combination."""
+    """Where rows were measured: machine, versions, commit, command; one line per combination."""
     found = {}
     for row in rows:
         hardware, versions = row["hardware"], row["versions"]

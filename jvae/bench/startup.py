@@ -1,9 +1,9 @@
-"""From the command to the end of the first training step, each time in a process of its own.
+"""Time from the command to the end of the first training step, each time in a new process.
 
-The first call has an empty cache of compiled programs, so that `compile_s` is what the cache saves;
-the windows are warm. `parts_s` says where the time of the median start goes: interpreter, imports,
-data, state (initialisation compiled and run, the working directory), and tracing, lowering,
-compiling and running the step itself.
+The first call has an empty cache of compiled programs, so `compile_s` is the time the cache saves;
+the windows are warm. `parts_s` breaks down the median start: interpreter, imports, data, state
+(compiling and running the initialisation, the working directory), and tracing, lowering, compiling
+and running the step itself.
 """
 
 import json
@@ -40,7 +40,7 @@ def works(this: Setting) -> list[Work]:
 
 
 class Starts:
-    """A call starts the run anew, with the caches of the calls before."""
+    """Each call restarts the run, with the caches left by earlier calls."""
 
     def __init__(self, words: list[str]):
         self._folder = Path(tempfile.mkdtemp(prefix="jvae-startup-"))
@@ -64,7 +64,7 @@ class Starts:
         env = os.environ | {
             "JVAE_CACHE": str(folder / "cache"),
             "PYTHONPATH": str(Path(jvae.__file__).parent.parent),
-            # The device is not this process's alone.
+            # This process is not the only one on the device.
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         }
         env.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -78,5 +78,5 @@ class Starts:
         return json.loads(done.stdout.splitlines()[-1])
 
 
-# Half a minute a model: all of them take a run of their own.
+# Half a minute per model: measuring all of them is a separate command.
 CASE = Case(subjects.every(other=()) | {"gpu": subjects.TINY}, works, brief=1)

@@ -1,4 +1,4 @@
-"""Which configs a benchmark measures: the smallest of every system, and larger ones."""
+"""The configs to benchmark: the smallest of every system, and larger ones."""
 
 from jvae.bench.cases import Subject
 from jvae.models import FAMILIES
@@ -15,7 +15,7 @@ TINY = tuple(
     if preset in _PRESETS
 )
 OPTIMUS = Subject("optimus")
-# 21 M parameters, a vocabulary as of Penn Treebank: large enough that matrix products dominate.
+# 21 M parameters, a vocabulary like Penn Treebank's: matrix products dominate.
 MEDIUM = Subject(
     "optimus",
     (
@@ -27,8 +27,8 @@ MEDIUM = Subject(
         ),
     ),
 )
-# Published sizes on the embedded corpus: vocabularies as published, tokenizers trained here, as
-# nothing is downloaded. `data.row_tokens` as proposed for an accelerator.
+# Published sizes on the embedded corpus: vocabularies of published size with tokenizers trained
+# here, as nothing is downloaded. `data.row_tokens` as recommended for an accelerator.
 _ROWS = ("data.row_tokens=256", "data.batch_rows=128")
 _TOKENIZERS = ("data.encoder_tokenizer=", "data.decoder_tokenizer=")
 _BERT, _GPT2 = "model.encoder.vocab=28996", "model.decoder.vocab=50257"

@@ -1,8 +1,8 @@
-"""Our own code on PyTorch's and Hugging Face's modules: what a peer of jvae would run.
+"""Our models rebuilt on PyTorch and Hugging Face modules, as peers for comparison.
 
-Imported only where PyTorch is (`peers.require`). Optimus is BERT and GPT-2 with the latent as one
-key and value before the tokens of every layer and as an offset of the embeddings; the generator of
-SRI an LSTM that reads z beside every token, or that GPT-2. Sizes come from our configs.
+Import only if PyTorch is installed (`peers.require`). Optimus is BERT and GPT-2 with the latent as
+one key and value before the tokens of every layer and as an offset of the embeddings; the generator
+of SRI is an LSTM that reads z with every token, or that GPT-2. Sizes come from our configs.
 """
 
 import importlib
@@ -17,25 +17,25 @@ from jvae.nn.backbone import name_of
 from jvae.nn.config import TransformerConfig
 from jvae.nn.lstm import LstmConfig
 
-# Optional packages, and untyped for who has them not.
+# Optional packages; untyped, as they may be missing.
 torch: Any = importlib.import_module("torch")
 transformers: Any = importlib.import_module("transformers")
 
-IGNORE = -100  # target that is not scored
+IGNORE = -100  # marks targets that are not scored
 
 
 class Rows(NamedTuple):
-    """One sentence a row, padded at the end; tensors."""
+    """One sentence per row, padded at the end; tensors."""
 
     enc_et: Any
-    enc_mask_et: Any  # 1 where a token is
+    enc_mask_et: Any  # 1 at tokens
     dec_et: Any
     dec_mask_et: Any
-    target_et: Any  # of every place the next token, IGNORE where none is scored
+    target_et: Any  # the next token at every position, IGNORE if not scored
 
 
 def bert(config: TransformerConfig, attention: str, pooler: bool) -> Any:
-    """Hugging Face's BERT of our sizes."""
+    """Hugging Face's BERT with our sizes."""
     sizes = transformers.BertConfig(
         vocab_size=config.vocab,
         hidden_size=config.width,
@@ -52,7 +52,7 @@ def bert(config: TransformerConfig, attention: str, pooler: bool) -> Any:
 
 
 def gpt2_sizes(config: TransformerConfig, attention: str) -> Any:
-    """Hugging Face's config of a GPT-2 of our sizes. Token 0 stands for its special ids."""
+    """Hugging Face's config of a GPT-2 with our sizes. Its special ids are all set to token 0."""
     return transformers.GPT2Config(
         vocab_size=config.vocab,
         n_embd=config.width,
@@ -79,7 +79,7 @@ class Memory(torch.nn.Module):
         self.project = torch.nn.Linear(latent, config.layers * config.width, bias=False)
 
     def forward(self, z_ez: Any) -> Any:
-        """A cache that holds one place."""
+        """A cache with one position."""
         slot = self.project(z_ez).view(z_ez.shape[0], self.layers, self.heads, 1, self.head)
         cache = transformers.DynamicCache()
         for layer in range(self.layers):
@@ -88,7 +88,7 @@ class Memory(torch.nn.Module):
 
 
 class Gpt2Decoder(torch.nn.Module):
-    """-log p(x | z) of a GPT-2 that reads z as Optimus does."""
+    """-log p(x | z) of a GPT-2 that reads z like Optimus."""
 
     def __init__(
         self, config: TransformerConfig, latent: int, attention: str, memory: bool, offset: bool
@@ -124,9 +124,9 @@ def nats(scores_etv: Any, target_et: Any) -> Any:
 
 
 class Optimus(torch.nn.Module):
-    """The loss of Optimus: reconstruction and the plain KL, the mean over sentences, in nats.
+    """The loss of Optimus: reconstruction and unmodified KL, averaged over sentences, in nats.
 
-    Raises: ConfigError for other stacks than BERT and GPT-2.
+    Raises: ConfigError for stacks other than BERT and GPT-2.
     """
 
     def __init__(self, config: OptimusConfig, attention: str):
@@ -164,7 +164,7 @@ class Optimus(torch.nn.Module):
 
 
 class LstmDecoder(torch.nn.Module):
-    """-log p(x | z) of an LSTM that reads z beside every token and starts from it."""
+    """-log p(x | z) of an LSTM that reads z with every token and starts from it."""
 
     def __init__(self, config: LstmConfig, latent: int):
         super().__init__()
@@ -185,7 +185,7 @@ class LstmDecoder(torch.nn.Module):
 
 
 def langevin(decoder: Any, z_ez: Any, rows: Rows, sizes: Sequence[float], heat: float) -> Any:
-    """The end of a chain from z, a step for each size; only z gets gradients."""
+    """The end of a chain from z, one step per size; only z gets gradients."""
     for size in sizes:
         z_ez = z_ez.detach().requires_grad_()
         joint = -decoder(z_ez, rows).sum() - 0.5 * (z_ez**2).sum()

@@ -1,6 +1,6 @@
 """Updates of the last phase of training, on the first batches of the training stream in turn.
 
-A call is one update on each of them: batches differ in tokens and, with buckets, in row length.
+A call makes one update per batch: batches differ in tokens and, with buckets, in row length.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,7 +52,7 @@ def works(this: Setting) -> list[Work]:
 def _updates(
     current: program.Program, params: Any, batches: Sequence[Batch], key: Array
 ) -> Callable[[], Any]:
-    """A call: one update after another from where the call before it stopped."""
+    """A call makes several updates, continuing where the previous call stopped."""
     state = current.start(params)
 
     def call() -> Any:
@@ -66,7 +66,7 @@ def _updates(
 
 
 def beside(this: Setting) -> list[Work]:
-    """The same sentences in PyTorch, for the system that is written there."""
+    """The same sentences in PyTorch, for the system that has a PyTorch version."""
     if this.run.config.model.family != "optimus":
         return []
     return peers.training(this, given(this), "step")

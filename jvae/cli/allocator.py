@@ -1,10 +1,10 @@
-"""The memory allocator of a command's process: one that keeps what is freed for the next call.
+"""Restarts a command with a memory allocator configuration that keeps freed memory for reuse.
 
 On a CPU, XLA allocates the temporary buffers of a program at every call. glibc maps blocks of that
-size from the kernel and unmaps them when they are freed, so that a third of a small training step
-goes into page faults. Its settings are read when a process starts. A command therefore starts
-itself again, once, with other settings: by `os.execve`, so that process id, arguments, streams,
-signals and exit code stay what they are.
+size from the kernel and unmaps them when they are freed, so that page faults take a third of a
+small training step. glibc reads its settings only when a process starts. A command therefore
+restarts itself once with other settings, through `os.execve`, which preserves process id,
+arguments, streams, signals and exit code.
 """
 
 import contextlib
@@ -15,10 +15,10 @@ import threading
 from pathlib import Path
 
 VARIABLE = "JVAE_ALLOCATOR"
-SYSTEM = "system"  # its value that leaves the allocator as it is
+SYSTEM = "system"  # value of JVAE_ALLOCATOR that leaves the allocator unchanged
 TUNABLES = "GLIBC_TUNABLES"
-# No block is mapped for itself, none is given back, and huge pages make what is left of the faults
-# few. The heap grows by 64 MiB.
+# No block gets a mapping of its own, no memory is returned, and huge pages reduce the remaining
+# page faults. The heap grows by 64 MiB.
 KEEP = ":".join(
     f"glibc.malloc.{name}"
     for name in ("mmap_max=0", f"trim_threshold={2**62}", f"top_pad={2**26}", "hugetlb=1")
@@ -30,23 +30,23 @@ _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9
 
 
 def restart() -> None:
-    """Starts this process again with an allocator that keeps memory, where that helps: on Linux
-    with glibc, on hosts without accelerators or with JAX_PLATFORMS=cpu.
+    """Restarts this process with an allocator that keeps memory, where that helps: on Linux with
+    glibc, on hosts without accelerators or with JAX_PLATFORMS=cpu.
 
-    Must be called before anything else by what runs as a program, never by a library. Does nothing
-    in the second start, under JVAE_ALLOCATOR=system, or where the environment has chosen an
-    allocator or settings of one.
+    A program must call this before anything else; a library must never call it. Does nothing in the
+    restarted process, under JVAE_ALLOCATOR=system, or if the environment already selects an
+    allocator or settings for one.
     """
     before = os.environ.pop(_BEFORE, None)
     if before is not None:
-        # Processes that this one starts get the environment that the user gave.
+        # Child processes get the environment that the user set.
         os.environ.pop(TUNABLES, None)
         if before:
             os.environ[TUNABLES] = before
     elif _helps() and _is_program():
         before = os.environ.get(TUNABLES, "")
         chosen = {TUNABLES: f"{before}:{KEEP}".lstrip(":"), _BEFORE: before}
-        with contextlib.suppress(OSError):  # then with the allocator there is
+        with contextlib.suppress(OSError):  # on failure, keep the current allocator
             os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | chosen)
 
 
@@ -77,14 +77,14 @@ def _glibc() -> bool:
 
 
 def _on_cpu() -> bool:
-    """Whether JAX will compute on the CPU; without importing it, which takes a second."""
+    """Whether JAX will compute on the CPU; avoids importing JAX, which takes a second."""
     if platforms := os.environ.get("JAX_PLATFORMS"):
         return platforms.split(",")[0] == "cpu"
     return not any(glob.glob(pattern) for pattern in _ACCELERATORS)
 
 
 def _is_program() -> bool:
-    """Whether the command line of this process is that of the program, and nothing runs yet."""
+    """Whether this process was started as the jvae program and is not running anything yet."""
     own = sys.argv[1:]
     same = sys.orig_argv[len(sys.orig_argv) - len(own) :] == own
     return bool(sys.executable) and same and threading.active_count() == 1

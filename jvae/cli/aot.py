@@ -1,9 +1,9 @@
-"""`--mode=compile`: the programs of a run compiled for an accelerator slice that is not there.
+"""`--mode=compile`: compiles the programs of a run for accelerator slices that are not available.
 
-The compiler says what one chip holds and which collectives run; matrix products are counted in the
-traced program, loops multiplied out. The step time is a roofline: no program can be faster than the
-slowest of arithmetic, memory and links at their peaks, and one that overlaps nothing takes their
-sum. Nothing is measured.
+The compiler reports the memory per chip and the collectives. Matrix products are counted in the
+traced program, with loops multiplied out. The step time is a roofline: no program can be faster
+than the slowest of arithmetic, memory and links at their peaks, and a program without any overlap
+takes their sum. Nothing is measured.
 """
 
 import contextlib
@@ -38,10 +38,10 @@ from jvae.validation.validate import validate
 
 
 class Chip(NamedTuple):
-    """Peaks of one chip, bf16; bytes it can send over all its links at once.
+    """Peaks of one chip in bf16; link bandwidth is what it can send over all its links at once.
 
     Source: docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e; NVIDIA's H100 and H200 data sheets
-    (SXM, dense). Links are given there as bidirectional sums; half of that is sent.
+    (SXM, dense). They list links as bidirectional sums; half of that can be sent.
     """
 
     flops_s: float
@@ -61,7 +61,7 @@ CHIPS = {
 
 
 class Plugin(NamedTuple):
-    """What compiles for a kind of chip: JAX's platform, the package that brings the compiler."""
+    """The compiler for a kind of chip: JAX's platform, and the package with the compiler."""
 
     platform: str
     package: str
@@ -71,9 +71,9 @@ class Plugin(NamedTuple):
 
 TPU = Plugin("tpu", "libtpu", "libtpu", "jax[tpu]")
 GPU = Plugin("gpu", "jax-cuda13-plugin", "jax_cuda13_plugin", "jax[cuda13]")
-# Chips of a slice by its usual size, where one number names it.
+# Usual shapes of slices that are named by their number of chips.
 SHAPES = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
-PLAIN = dict(remat="none", xent_chunk=2**31 - 1)  # nothing is computed again in the backward pass
+PLAIN = dict(remat="none", xent_chunk=2**31 - 1)  # no recomputation in the backward pass
 
 Row = dict[str, Any]
 
@@ -88,12 +88,11 @@ class ProgramCase(NamedTuple):
 
 
 def compile_for(config: ConfigDict, folder: Path, names: str) -> Iterator[Row]:
-    """A row for each program of a config on every slice of `names`, "v5e-8,v5e-256" or
-    "h100-1,h100-8", as soon as it is compiled.
+    """Compiles each program of a config for every slice of `names`, such as "v5e-8,v5e-256" or
+    "h100-1,h100-8"; yields a row as soon as each is compiled.
 
-    Rows and texts per device stay what they are on the first slice, so that further ones show how
-    it scales.
-    Raises: ConfigError for a slice that is not known; DataError.
+    Rows and texts per device stay as on the first slice, so that the other slices show the scaling.
+    Raises: ConfigError for an unknown slice; DataError.
     """
     slices = [Slice.of(name) for name in names.split(",")]
     for part in slices:
@@ -127,7 +126,7 @@ def compile_for(config: ConfigDict, folder: Path, names: str) -> Iterator[Row]:
 
 
 def without_recomputation(this: build.Run) -> build.Run:
-    """The same run, every intermediate value kept."""
+    """The same run, but keeping every intermediate value."""
     config = ConfigDict(this.config.to_dict())
     for section in config.model.values():
         if isinstance(section, ConfigDict):
@@ -136,12 +135,12 @@ def without_recomputation(this: build.Run) -> build.Run:
 
 
 def _scaled(rows: int, shards: int, first: int) -> int:
-    """As many rows per shard as `rows` are on the first slice, rounded up."""
+    """The same rows per shard as `rows` has on the first slice, rounded up."""
     return -(-rows // first) * shards
 
 
 class Slice(NamedTuple):
-    """A slice by name: its kind of chip, their number, and their shape where that is known."""
+    """A slice by name: its kind of chip, their number, and their shape if known."""
 
     name: str
     kind: str
@@ -150,7 +149,7 @@ class Slice(NamedTuple):
 
     @classmethod
     def of(cls, name: str) -> "Slice":
-        """Raises: ConfigError for a name that says nothing."""
+        """Raises: ConfigError for an invalid name."""
         found = re.fullmatch(r"(\w+)(?:-(\d+)|:(\d+(?:x\d+)+))", name)
         if not found or found[1] not in (*CHIPS, "cpu"):
             raise ConfigError(
@@ -165,23 +164,23 @@ class Slice(NamedTuple):
 
     @property
     def plugin(self) -> Plugin:
-        """What compiles for its chips."""
+        """The compiler plugin for its chips."""
         return GPU if self.kind in gpu_targets.KINDS else TPU
 
     @property
     def virtual(self) -> bool:
-        """Whether CPU devices have to stand for its chips."""
+        """Whether CPU devices have to substitute for its chips."""
         return self.kind == "cpu" or not _installed(self.plugin)
 
     @property
     def compiler(self) -> str | None:
-        """Package and version of what compiles for its chips; None for virtual devices."""
+        """Package and version of the compiler for its chips; None for virtual devices."""
         package = self.plugin.package
         return None if self.virtual else f"{package} {metadata.version(package)}"
 
 
 def _hosts(name: str, number: str | None) -> tuple[int, str]:
-    """How many GPUs there are, and JAX's name of that: slices x hosts x GPUs of a host."""
+    """The number of GPUs, and JAX's name of the topology: slices x hosts x GPUs per host."""
     count, host = int(number or 0), gpu_targets.GPUS_PER_HOST
     if not count or (count > host and count % host):
         raise ConfigError(
@@ -196,14 +195,14 @@ def _installed(plugin: Plugin) -> bool:
 
 
 def make_room(count: int) -> None:
-    """Asks for so many CPU devices; too late once there are some, or where XLA_FLAGS has."""
+    """Requests `count` CPU devices; no effect after devices exist or if XLA_FLAGS sets a number."""
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", count)
 
 
 def devices(part: Slice) -> list[Any]:
-    """The chips of a slice, or CPU devices in their place. Raises: ConfigError for too few."""
+    """The chips of a slice, or CPU devices instead. Raises: ConfigError for too few."""
     if not part.virtual and part.plugin is GPU:
         made = topologies.get_topology_desc(
             platform="cuda", target_config=gpu_targets.target(part.kind), topology=part.shape
@@ -243,7 +242,7 @@ def training_steps(this: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
 
 
 def _programs(this: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
-    """Train steps, the chains of a model that has them, and the sampler."""
+    """Train steps, the chains of models that use them, and the sampler."""
     model, gen, params, batch, key = this.model, this.model.gen, None, _batch(this.rows), None
     for case in training_steps(this, mesh):
         yield case
@@ -262,12 +261,12 @@ def _programs(this: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
     if batch.cond is not None:
         return  # a sampler's prompt depends on its sources
     examples, length = this.config.decode.batch, this.config.decode.max_length
-    # In one stage: every loop of unknown length is taken to run `turns` times.
+    # In one stage: every loop of unknown length is assumed to run `turns` times.
     limits = DecodeConfig(method="sample", max_length=length, room=length)
 
     def sample(params: Any, key_e: Any) -> Any:
         z_egz = model.prior.sample(params, key_e, None)
-        # Any token does: nothing is run.
+        # Any token will do: nothing is run.
         prompt = Prompt(jnp.zeros((examples, 1), jnp.int32), jnp.ones(examples, jnp.int32))
         ends = dict(end_id=this.decoder.end_id, pad_id=this.decoder.pad_id)
         return decode(gen, params, z_egz, prompt, key_e, limits, **ends).token_et
@@ -279,7 +278,7 @@ def _programs(this: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
 
 
 def _batch(rows: RowSpec) -> Batch:
-    """The shapes of the longest batch that training sees."""
+    """The shapes of the longest batch in training."""
 
     def array(*shape: int, dtype: Any = jnp.int32) -> Any:
         return jax.ShapeDtypeStruct((rows.batch_rows, *shape), dtype)
@@ -291,8 +290,8 @@ def _batch(rows: RowSpec) -> Batch:
 
 
 def estimate(part: ProgramCase, plain: ProgramCase, chips: int) -> Row:
-    """Bytes, FLOPs and collectives of one program, per chip; sizes are None where the compiler
-    refuses it for want of memory.
+    """Bytes, FLOPs and collectives of one program, per chip; sizes are None if the compiler runs
+    out of memory on the chip.
     """
     traced = part.function.trace(*part.arguments)
     model = plain.function.trace(*plain.arguments)
@@ -314,8 +313,8 @@ def estimate(part: ProgramCase, plain: ProgramCase, chips: int) -> Row:
     memory = compiled.memory_analysis()
     arguments = int(memory.argument_size_in_bytes)
     every = arguments + int(memory.output_size_in_bytes) + int(memory.temp_size_in_bytes)
-    peak = int(getattr(memory, "peak_memory_in_bytes", 0) or 0)  # not all of it lives at one time
-    if peak < memory.temp_size_in_bytes:  # CPUs leave temporaries out
+    peak = int(getattr(memory, "peak_memory_in_bytes", 0) or 0)  # not all of it live at once
+    if peak < memory.temp_size_in_bytes:  # the CPU backend leaves out temporaries
         peak = 0
     traffic = collectives(compiled.as_text(), chips, part.turns)
     return row | {
@@ -328,7 +327,7 @@ def estimate(part: ProgramCase, plain: ProgramCase, chips: int) -> Row:
 
 
 def _bounds(found: Row, chip: Chip | None) -> Row:
-    """Least milliseconds by what would bound them; memory is read at least once a turn."""
+    """Least milliseconds by each possible bottleneck; memory is read at least once per turn."""
     if chip is None or found["peak_bytes"] is None:
         return {}
     read = found["peak_bytes"] + (found["turns"] - 1) * found["resident_bytes"]
@@ -343,7 +342,7 @@ def _bounds(found: Row, chip: Chip | None) -> Row:
 
 
 def show(rows: Iterable[Row], say: Callable[[str], None]) -> list[Row]:
-    """Says each row as it comes, then how programs scale from the first slice to the others."""
+    """Prints each row as it comes, then the scaling from the first slice to the others."""
     seen: list[Row] = []
     for row in rows:
         before = seen[-1] if seen else {}
@@ -362,8 +361,9 @@ def show(rows: Iterable[Row], say: Callable[[str], None]) -> list[Row]:
 
 
 def scaling(row: Row, rows: Iterable[Row]) -> tuple[float, float] | None:
-    """Share of the first slice's speed per chip that another one keeps with as many rows per chip:
-    if everything overlaps, and if nothing does. None for the first, and where either is unknown.
+    """Share of the first slice's speed per chip that another slice keeps with as many rows per
+    chip: if everything overlaps, and if nothing does. None for the first slice, and if either is
+    unknown.
     """
     same = ("config", "program", "chip") if row["turns"] == 1 else ("config", "chip")
     kind = row["program"].partition(",")[0]

@@ -1,4 +1,4 @@
-"""What each `--mode` of the command line does."""
+"""The command for each `--mode`."""
 
 import json
 import logging
@@ -44,7 +44,7 @@ def train(config: ConfigDict, folder: Path) -> None:
 def sweep(
     config: ConfigDict, spec: list[str], axes: list[str], folder: Path, dry_run: bool
 ) -> None:
-    """Trains a run for every combination of values, or prints their commands."""
+    """Trains a run for every combination of values, or prints the commands to do so."""
     made = sweeps.points(config, axes)
     if dry_run:
         print("\n".join(sweeps.launch_lines(spec, made, folder)))
@@ -60,8 +60,8 @@ def evaluate(
     label: str = "",
     of_prior: Mapping[str, str] | None = None,
 ) -> None:
-    """Measures the best checkpoint of a run on its test split, under a fitted prior where one is
-    named. Raises: Stopped.
+    """Evaluates the best checkpoint of a run on its test split, optionally under a fitted prior.
+    Raises: Stopped.
     """
     with Stop():
         this, mesh, params, step = _trained(config, folder)
@@ -90,17 +90,17 @@ def control(
     of_prior: Mapping[str, str],
     options: Mapping[str, str],
 ) -> None:
-    """Generation and transfer by label, under the priors that are named or all that know labels.
+    """Measures generation and transfer by label, under the named priors or all conditional ones.
 
     Args:
-      prior: names with commas between them; all priors with labels if empty.
+      prior: comma-separated names; empty: all priors fitted with labels.
     Raises: ConfigError; DataError; Stopped.
     """
     extras.require("probes", "--mode=control")
     request = ControlRequest(**option_flags.parsed(ControlRequest, options, "control"))
     wanted = [name for name in prior.split(",") if name] or priors.labelled(folder)
     if not wanted:
-        priors.only_labelled(folder)  # says what is missing
+        priors.only_labelled(folder)  # raises an error that names what is missing
     if of_prior and len(wanted) > 1:
         raise ConfigError("--prior.KEY acts on one prior: name it with --prior=NAME")
     with Stop():
@@ -131,7 +131,7 @@ def encode_split(config: ConfigDict, folder: Path, split: str, options: text_too
 
 
 def probe(config: ConfigDict, folder: Path) -> None:
-    """What the latent of a run's best checkpoint says of the labels of its test split.
+    """Measures what the latent of a run's best checkpoint encodes about the test labels.
 
     Raises: Stopped.
     """
@@ -144,7 +144,7 @@ def probe(config: ConfigDict, folder: Path) -> None:
 def finetune(
     config: ConfigDict, folder: Path, task: str, options: Mapping[str, str], seed: int
 ) -> None:
-    """Scores of a language understanding task on a run's encoder. Raises: ConfigError; Stopped."""
+    """Scores a language understanding task on a run's encoder. Raises: ConfigError; Stopped."""
     extras.require("probes", "--mode=finetune")
     nlu_tasks.named(task)
     request = nlu.Request(**option_flags.parsed(nlu.Request, options, "finetune"))
@@ -155,7 +155,7 @@ def finetune(
 
 
 def _pretrained(this: build.Run, mesh: Mesh) -> Params | None:
-    """What training of a run started from; None where that was not pretrained, or has gone."""
+    """The pretrained parameters a run was started from; None if there are none or they are gone."""
     if not init_params.pretrained(this.config):
         return None
     _, where = build.param_shardings(this.model, mesh)
@@ -167,10 +167,10 @@ def _pretrained(this: build.Run, mesh: Mesh) -> Params | None:
 
 
 def compile_ahead(config: ConfigDict, folder: Path, topology: str, out: str) -> None:
-    """What the programs of a config would need on slices that are not there.
+    """Estimates the requirements of a config's programs on slices that are not available.
 
     Args:
-      out: file that JSON lines of the same are added to; none if empty.
+      out: file to append the rows to as JSON lines; empty: none.
     """
     rows = aot.show(aot.compile_for(config, folder, topology), lambda s: print(s, flush=True))
     if out:
@@ -182,13 +182,13 @@ def compile_ahead(config: ConfigDict, folder: Path, topology: str, out: str) -> 
 
 
 def fit_batch(config: ConfigDict, folder: Path, topology: str | None) -> None:
-    """The largest batch that fits, by compilation."""
+    """Finds the largest batch that fits, by compilation."""
     for line in fit_batches.fit(config, folder, topology):
         print(line, flush=True)
 
 
 def _trained(config: ConfigDict, folder: Path) -> tuple[build.Run, Mesh, Params, int]:
-    """A run with its best parameters and their step."""
+    """A run with its best parameters and the step they come from."""
     if not (folder / workdir.CONFIG).is_file():
         raise CheckpointError(f"{folder}: no run here; train it first, or give its --workdir")
     saved = identity.saved(folder)
@@ -200,14 +200,14 @@ def _trained(config: ConfigDict, folder: Path) -> tuple[build.Run, Mesh, Params,
     validate(config, saved=workdir.saved_config(folder), training=False)
     this = build.open_run(config, folder, saved)
     if processes.first():
-        # The rest is not claimed: to measure with other sizes leaves the run's config as it is.
+        # The config is not claimed: measuring with other sizes does not change the run's config.
         workdir.move(folder, config)
     mesh = meshes.make_mesh_for(this.config.mesh, this.rows.batch_rows)
     return this, mesh, *loading.load_params(this.model, mesh, folder)
 
 
 def report(config: ConfigDict, folder: Path) -> None:
-    """Pictures of a trained run and one HTML page with all of it, under `report/`."""
+    """Writes figures of a trained run and one HTML page with all of them, in `report/`."""
     extras.require("figures", "--mode=report")
     from jvae import report as reports  # matplotlib takes a second to import
 

@@ -1,6 +1,6 @@
-"""`--mode=fit-batch`: the largest data.batch_rows whose training step fits the memory of a device.
+"""`--mode=fit-batch`: the largest data.batch_rows whose training step fits in device memory.
 
-The compiler says what a step holds; nothing is run.
+The compiler reports the memory of a step; nothing is run.
 """
 
 import dataclasses
@@ -18,16 +18,16 @@ from jvae.parallel import mesh as meshes
 from jvae.runs import build
 from jvae.validation.validate import validate
 
-SHARE = 0.9  # of the memory; the rest is for batches on their way and what the compiler leaves out
-EXACT = 16  # the answer is within 1/16 of the largest
+SHARE = 0.9  # of the memory; the rest is for batches in transfer and allocations the compiler omits
+EXACT = 16  # the answer is within 1/16 of the maximum
 
 
 def fit(config: ConfigDict, folder: Path, topology: str | None) -> Iterator[str]:
-    """Lines of what was compiled, the last one with the answer.
+    """Yields lines about what was compiled; the last one has the answer.
 
     Args:
-      topology: a slice as of --mode=compile; None for the devices of this process.
-    Raises: ConfigError for a slice that is not known, or a model that does not fit at all.
+      topology: a slice as for --mode=compile; None for the devices of this process.
+    Raises: ConfigError for an unknown slice, or a model that does not fit at all.
     """
     part = None if topology is None else aot.Slice.of(topology)
     if part and part.kind not in aot.CHIPS:
@@ -42,7 +42,7 @@ def fit(config: ConfigDict, folder: Path, topology: str | None) -> Iterator[str]
     lines: list[str] = []
 
     def peak(rows: int) -> int | None:
-        """Bytes of a device at most; None where the compiler refuses."""
+        """Peak bytes of a device; None if the compiler runs out of memory."""
         needs = _peak(this, mesh, rows)
         amount = "more than there is" if needs is None else f"{needs / 2**30:.2f} GiB"
         lines.append(f"data.batch_rows={rows}: {amount} of {limit / 2**30:.2f} GiB")
@@ -69,13 +69,13 @@ def fit(config: ConfigDict, folder: Path, topology: str | None) -> Iterator[str]
 def largest(
     peak: Callable[[int], int | None], limit: float, start: int, multiple: int
 ) -> Iterator[int]:
-    """Looks for the largest multiple that keeps a peak within a limit. Yields, for every one tried,
-    the largest known to fit so far; 0 for none.
+    """Searches for the largest multiple whose peak is within a limit. Yields, after every attempt,
+    the largest size known to fit so far; 0 for none.
 
-    What a step holds grows evenly with its rows, so two sizes tell where to look next; where they
-    do not, it doubles or halves.
+    The memory of a step grows linearly with its rows, so two sizes predict the next candidate; if
+    that fails, the size is doubled or halved.
     """
-    low, high = 0, None  # these fit, these do not
+    low, high = 0, None  # low fits, high does not
     known: dict[int, int] = {}
     rows = max(start // multiple, 1)
     while True:
@@ -99,7 +99,7 @@ def largest(
 
 
 def _predicted(known: dict[int, int], limit: float) -> int | None:
-    """The rows at which a line through the two largest sizes reaches the limit."""
+    """The number of rows at which a line through the two largest sizes reaches the limit."""
     if len(known) < 2:
         return None
     first, second = sorted(known)[-2:]
@@ -121,7 +121,7 @@ def _peak(this: build.Run, mesh: Mesh, rows: int) -> int | None:
 
 
 def _memory() -> float:
-    """Bytes of a device of this process; of a CPU, the machine's, divided by the devices."""
+    """Bytes of memory per device; for CPUs, the machine's memory divided by the devices."""
     devices = jax.local_devices()
     stats = devices[0].memory_stats() or {}
     if "bytes_limit" in stats:

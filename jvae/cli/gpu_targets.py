@@ -1,4 +1,4 @@
-"""What XLA must know of a GPU to compile for it where there is none, as a text protocol buffer.
+"""Descriptions of GPUs for XLA to compile for them without one, as text protocol buffers.
 
 Source: the fields of `GpuTargetConfigProto` and their values for these boards in
 `xla/backends/gpu/target_config/specs` of openxla/xla; NVIDIA's H100 and H200 data sheets.
@@ -7,9 +7,9 @@ Source: the fields of `GpuTargetConfigProto` and their values for these boards i
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-GPUS_PER_HOST = 8  # that NVLink joins
+GPUS_PER_HOST = 8  # connected by NVLink
 
-# Operations a cycle of one unit, and units of a multiprocessor, by number in XLA's `PrimitiveType`.
+# Operations per cycle of one unit, and units per multiprocessor, by number in `PrimitiveType`.
 _S8, _S32, _U8, _U32, _F16, _F32, _F64, _BF16 = 2, 4, 6, 8, 10, 11, 12, 16
 _F8 = (19, 20, 23, 24, 25, 28, 29, 33, 35, 36)
 _SCALAR = {_S32: (1, 64), _U32: (1, 64), _F16: (2, 128), _F32: (1, 128), _F64: (1, 64)} | {

@@ -1,4 +1,4 @@
-"""Command line: `python -m jvae.main --config=configs/optimus.py`. Flags and modes, no logic."""
+"""Command line: `python -m jvae.main --config=configs/optimus.py`. Only parses flags and modes."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ from jvae.training.preemption import CODE, Stopped
 
 log = logging.getLogger(__name__)
 
-INTERRUPTED = 130  # as shells have it: 128 + SIGINT
+INTERRUPTED = 130  # the shell convention: 128 + SIGINT
 TEXT_MODES = (
     "sample",
     "reconstruct",
@@ -35,11 +35,11 @@ MODES = (
     *("train", "eval", "probe", "finetune", "prior", "control", "report", "compile", "fit-batch"),
     *TEXT_MODES,
 )
-# Modes that --prior=NAME acts on.
+# Modes that use --prior=NAME.
 UNDER_A_PRIOR = ("sample", "transfer", "interpolate", "nll", "eval", "control")
-PRIOR = "prior."  # beginning of the flags of a fitted prior
-FINETUNE = "finetune."  # and of those of --mode=finetune
-CONTROL = "control."  # and of those of --mode=control
+PRIOR = "prior."  # prefix of the flags of a fitted prior
+FINETUNE = "finetune."  # prefix of the flags of --mode=finetune
+CONTROL = "control."  # prefix of the flags of --mode=control
 
 USAGE = """\
 python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
@@ -79,7 +79,7 @@ environment variable JVAE_ALLOCATOR=system keeps the allocator as it is.
 
 
 def _flags() -> flags.FlagValues:
-    """All flags but those of the config, at their defaults."""
+    """All flags except those of the config, at their defaults."""
     own = flags.FlagValues()
     text = "A sentence for a text mode; may be given several times."
     out = "File of the result: .txt, .json (one object per line) or .npz; standard output if empty."
@@ -134,7 +134,7 @@ def _flags() -> flags.FlagValues:
 
 
 def _decoding_flags(own: flags.FlagValues) -> None:
-    """How modes that write sentences decode; none is set unless it is on the command line."""
+    """Decoding flags for modes that write sentences; unset unless given on the command line."""
     methods = ("greedy", "sample", "beam")
     method = "How sentences are written: sample in --mode=sample, greedy elsewhere."
     flags.DEFINE_enum("method", None, methods, method, flag_values=own)
@@ -190,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _saved(rest: list[str]) -> ConfigDict:
-    """The config of the run that the flags name, for values set without `--config`."""
+    """The config of the run that the flags name, for `--config.KEY` flags without `--config`."""
     given = _flags()
     given(["jvae", *_plain(rest)])
     if given.workdir is None:
@@ -201,7 +201,7 @@ def _saved(rest: list[str]) -> ConfigDict:
 
 
 def _folder(given: flags.FlagValues) -> Path:
-    """The folder of --workdir; for text modes it may be the name of any model."""
+    """The folder in --workdir; for text modes it may be the name of any model."""
     if given.mode not in TEXT_MODES or (given.mode == "encode" and given.split):
         return Path(given.workdir)
     from jvae.runs import model_names
@@ -210,24 +210,24 @@ def _folder(given: flags.FlagValues) -> Path:
 
 
 def _configured(config: ConfigDict, overrides: list[str], rest: list[str]) -> ConfigDict:
-    """A config with flags and, where it starts from pretrained folders, what these say."""
+    """A config with flags applied and, if it starts from pretrained folders, their settings."""
     named = any(".init." in one for one in overrides)
     named = named or any(config.get("init", {}).get(role) for role in ("encoder", "decoder"))
     if not named and config.name != "auto":
         return configs.apply_overrides(config, overrides)
     own = _flags()
     own(["jvae", *_plain(rest)], known_only=True)
-    from jvae.runs import start  # reads backbones, which takes a while to import
+    from jvae.runs import start  # imports backbones, which takes a while
 
     folder = Path(own.workdir) if own.workdir is not None else Path("runs") / config.name
     return start.configure(config, overrides, folder)
 
 
 def _values_of(start: str, words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Takes every `--prior.KEY=VALUE`, or what else `start` is, out of a command line: values by
-    key, and all other words.
+    """Removes every `--prior.KEY=VALUE` (or another prefix `start`) from a command line; returns
+    values by key, and the remaining words.
 
-    A key alone is `true`.
+    A key without a value is `true`.
     """
     values: dict[str, str] = {}
     rest = []
@@ -241,7 +241,7 @@ def _values_of(start: str, words: Sequence[str]) -> tuple[dict[str, str], list[s
 
 
 def _plain(words: Sequence[str]) -> list[str]:
-    """A command line without the flags that `_values_of` reads."""
+    """A command line without the flags that `_values_of` parses."""
     rest = list(words)
     for start in (PRIOR, FINETUNE, CONTROL):
         _, rest = _values_of(start, rest)
@@ -344,7 +344,7 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
 
 
 def _keep_compiled_programs() -> None:
-    """Keeps compiled programs beside prepared data, unless JAX has a cache directory already."""
+    """Caches compiled programs next to prepared data, unless JAX already has a cache directory."""
     import jax
 
     from jvae.data.corpus import cache_dir
@@ -354,7 +354,7 @@ def _keep_compiled_programs() -> None:
             folder = cache_dir("") / "compiled"
             folder.mkdir(parents=True, exist_ok=True)
         except (ConfigError, OSError):
-            return  # they are compiled again
+            return  # compiled again instead
         if not os.access(folder, os.W_OK):
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -382,10 +382,10 @@ def _decoding(given: flags.FlagValues) -> dict[str, Any]:
 
 
 def _utf8(word: str) -> str:
-    """A word of the command line, which under a locale without UTF-8 has surrogates for bytes."""
+    """A word of the command line; a locale without UTF-8 represents its bytes as surrogates."""
     try:
         return word.encode("ascii", "surrogateescape").decode()
-    except UnicodeError:  # letters already, or bytes that are no UTF-8
+    except UnicodeError:  # already decoded, or not valid UTF-8
         return word
 
 

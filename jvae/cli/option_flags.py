@@ -1,4 +1,4 @@
-"""Flags `--SECTION.KEY=VALUE` that are no part of a config, as values of a dataclass."""
+"""Parses flags `--SECTION.KEY=VALUE` that are not part of a config into a dataclass."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from jvae.fields import Field, defaults_of, fields_of
 def parsed(
     cls: type, values: Mapping[str, str], section: str, others: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The values of flags by field.
+    """The values of flags, by field.
 
     Args:
       cls: the dataclass that declares the fields, with `jvae.fields.setting`.
-      others: further keys of the section, for messages.
-    Raises: ConfigError for an unknown key or a wrong value.
+      others: further valid keys of the section, for messages.
+    Raises: ConfigError for an unknown key or an invalid value.
     """
     fields, defaults, found = fields_of(cls), defaults_of(cls), {}
     for key, text in values.items():

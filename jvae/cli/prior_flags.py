@@ -1,4 +1,4 @@
-"""The flags `--prior.KEY=VALUE`: what to fit, or how a fitted prior is used."""
+"""The flags `--prior.KEY=VALUE`: what to fit, or how to use a fitted prior."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ PRIOR = "prior"
 
 
 def request(values: Mapping[str, str], name: str) -> tuple[PriorRequest, Any]:
-    """What to fit, and the options of its kind.
+    """The requested fit, and the options of its kind of prior.
 
     Args:
-      name: that of the flag `--prior`, which names the prior as `--prior.name` does.
-    Raises: ConfigError for a missing or unknown kind, an unknown key, a wrong value.
+      name: value of the flag `--prior`, which names the prior as `--prior.name` does.
+    Raises: ConfigError for a missing or unknown kind, an unknown key, an invalid value.
     """
     if not values.get("kind"):
         raise ConfigError(f"what to fit? Add --prior.kind={'|'.join(FITTED)}")
@@ -32,9 +32,9 @@ def request(values: Mapping[str, str], name: str) -> tuple[PriorRequest, Any]:
 
 
 def using(fitted: Fitted, values: Mapping[str, str]) -> Fitted:
-    """A prior with the options of use that flags set.
+    """A prior with its usage options set from flags.
 
-    Raises: ConfigError for options that the fit has decided, or wrong values.
+    Raises: ConfigError for options that were fixed by the fit, or invalid values.
     """
     changed = parsed(type(fitted.options), values, PRIOR)
     return fitted.using(**changed)

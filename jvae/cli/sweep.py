@@ -1,9 +1,9 @@
-"""A run for every combination of some config values, one table and one rate-distortion figure.
+"""Trains a run for every combination of config values; writes a table and a rate-distortion figure.
 
     python -m jvae.main --config=optimus --sweep=objective.beta.stop=0.1,0.5,1 --workdir=runs/beta
 
-Every point is an ordinary run in a folder of its own, so an interrupted sweep is resumed by the
-same command and does finished work once.
+Every point is an ordinary run in its own folder. Run the same command to resume an interrupted
+sweep; finished points are not repeated.
 """
 
 import itertools
@@ -44,14 +44,14 @@ class Point(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Folder of its run."""
+        """Folder of the run."""
         return ",".join(value.replace("/", "_") for value in self.values)
 
 
 def points(config: ConfigDict, axes: Sequence[str]) -> list[Point]:
-    """All combinations of "key=value,value,..." axes, the last one fastest.
+    """All combinations of "key=value,value,..." axes; the last axis varies fastest.
 
-    Raises: ConfigError for an axis without values, a key given twice, or a value that does not fit.
+    Raises: ConfigError for an axis without values, a repeated key, or an invalid value.
     """
     keys, values = [], []
     for axis in axes:
@@ -73,14 +73,14 @@ def points(config: ConfigDict, axes: Sequence[str]) -> list[Point]:
 
 
 def _config_of(point: Point, config: ConfigDict, folder: Path | None = None) -> ConfigDict:
-    """Other pretrained folders bring other sizes; those of the config itself are there already."""
+    """Resolves sizes of other pretrained folders; those of the config itself are already set."""
     if any(value.startswith("init.") for value in point.values):
         return start.configure(config, point.values, folder)
     return configs.apply_overrides(config, point.values)
 
 
 def launch_lines(spec: Sequence[str], made: Sequence[Point], folder: Path) -> list[str]:
-    """The command of every point, to be started elsewhere; `spec` is what names the config."""
+    """The command of every point, to be run elsewhere; `spec` is the part that names the config."""
     return [
         shlex.join(
             ["python", "-m", "jvae.main", *spec]
@@ -97,9 +97,9 @@ def run(
     folder: Path,
     train: Callable[[ConfigDict, Path], Any],
 ) -> str:
-    """Trains and measures every point that is not finished, and collects all that are.
+    """Trains and evaluates every unfinished point, and collects the results of all.
 
-    A point that fails is reported and left out; the others go on.
+    A point that fails is reported and left out; the others still run.
     Returns: the table. Raises: ConfigError if every point failed.
     """
     ended = []
@@ -116,7 +116,7 @@ def run(
 
 
 def collect(made: Sequence[Point], folder: Path) -> str:
-    """Writes table, rows and figure of the points that are finished; returns the table."""
+    """Writes table, rows and figure of the finished points; returns the table."""
     rows = [row for point in made if (row := _row(point, folder / point.name)) is not None]
     if not rows:
         raise ConfigError(f"{folder}: no point of the sweep has finished")
@@ -142,7 +142,7 @@ def _row(point: Point, folder: Path) -> dict[str, Any] | None:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown, nats per sentence."""
+    """The rows as Markdown, nats per sentence."""
     keys, k = list(rows[0]["values"]), rows[0]["k"]
     head = [*keys, *(title.format(k=k) for _, title in COLUMNS)]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
@@ -157,7 +157,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def figure(rows: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Rate (KL) against distortion (Rec) of every point, as PNG and SVG; lines of equal -ELBO.
+    """Rate (KL) against distortion (Rec) of every point, as PNG and SVG, with lines of equal -ELBO.
 
     Source: Alemi et al. 2018, "Fixing a Broken ELBO".
     """

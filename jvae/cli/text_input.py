@@ -1,7 +1,7 @@
-"""What the text modes read: sentences of a file or of standard input, and latents.
+"""Input of the text modes: sentences from a file or standard input, and latents.
 
-Sentences follow the rules of corpora (`jvae.data.text_rules`). Files are read as corpora are, with
-the columns that the run was trained on. Plain lines for conditional models hold source<TAB>text.
+Sentences follow the rules of corpora (`jvae.data.text_rules`). Files are read like corpora, with
+the columns that the run was trained on. For conditional models, plain lines are source<TAB>text.
 """
 
 import sys
@@ -16,24 +16,24 @@ from jvae.data.formats import Example, Reader, scan
 from jvae.data.text_rules import BadLine, clean, decode
 from jvae.errors import ConfigError, DataError
 
-MAX_CHARS = 1_000_000  # of a line of input
+MAX_CHARS = 1_000_000  # longest line of input
 STANDARD_INPUT = "standard input"
 
 
 def reader_of(data: ConfigDict, sources_alone: bool = False) -> Reader:
-    """How a run's data section has files read, labels left out.
+    """The reader for files as configured by a run's data section, without labels.
 
     Args:
-      sources_alone: whether sources are wanted rather than texts.
+      sources_alone: read sources instead of texts.
     """
     text, source = (data.source, "") if sources_alone else (data.text, data.source)
     return Reader(text=text, source=source, header=data.header, quotes=data.quotes)
 
 
 def from_file(path: str, reader: Reader) -> list[str]:
-    """The sentences of a file; source<TAB>text where the reader has a source.
+    """The sentences of a file; source<TAB>text if the reader has a source.
 
-    Raises: DataError naming file and line of what cannot be used.
+    Raises: DataError naming the file and line that cannot be used.
     """
     path = str(sources.expand_user(path))
     if reader.format_of(path) == "text":
@@ -51,7 +51,7 @@ def from_standard_input(what: str) -> list[str]:
     """The lines of standard input.
 
     Args:
-      what: they are for: "to MODE", or what is needed.
+      what: purpose of the lines, for messages: "to MODE", or what is needed.
     Raises: ConfigError if there are none; DataError naming a line that cannot be used.
     """
     lines = []
@@ -65,8 +65,8 @@ def from_standard_input(what: str) -> list[str]:
 
 
 def latents(path: str) -> np.ndarray:
-    """Latents of an .npz file, or of JSON lines such as mode encode writes; of standard input if
-    `path` is empty. All have the same shape, which is not checked further.
+    """Reads latents from an .npz file, or from JSON lines as written by mode encode; from standard
+    input if `path` is empty. All have the same shape, which is not checked further.
 
     Raises: DataError naming the file and, for JSON, the line.
     """

@@ -22,7 +22,7 @@ from jvae.runs import console, loading, output, workdir
 from jvae.validation.validate import validate
 
 WRITING = ("sample", "reconstruct", "transfer", "interpolate", "analogy", "traverse", "decode")
-# Settings that one method of decoding reads alone.
+# Settings that only one decoding method uses.
 READ_BY = dict.fromkeys(("temperature", "top_k", "top_p"), "sample") | dict.fromkeys(
     ("beam_width", "length_penalty"), "beam"
 )
@@ -34,11 +34,11 @@ FORMATS = {
     ".npz": "npz",
     ".safetensors": "safetensors",
 }
-ARRAYS = ("npz", "safetensors")  # formats of files alone
+ARRAYS = ("npz", "safetensors")  # formats that need a file
 
 
 class Options(NamedTuple):
-    """What the flags of the text modes say."""
+    """The values of the text modes' flags."""
 
     text: tuple[str, ...] = ()
     input: str = ""
@@ -60,8 +60,8 @@ class Options(NamedTuple):
 
 
 class TextResult(NamedTuple):
-    """What a mode has found: a record per line, its text, latents where there are any, and further
-    arrays for formats that hold some.
+    """The result of a mode: one record per line, its text, latents if there are any, and further
+    arrays for the formats that can hold them.
     """
 
     records: list[dict[str, Any]]
@@ -73,11 +73,11 @@ class TextResult(NamedTuple):
 class _Call(NamedTuple):
     vae: LoadedVAE
     options: Options
-    data: ConfigDict  # section of the config: how files are read
-    settings: dict[str, Any]  # of decoding samples, as configured
-    own: dict[str, Any]  # of those, what flags set: for sentences of all other latents too
+    data: ConfigDict  # the section of the config, which sets how files are read
+    settings: dict[str, Any]  # settings for decoding samples, as configured
+    own: dict[str, Any]  # those set by flags, which apply to all other latents as well
     lines: list[str]
-    sources: list[str] | None  # of conditional models, one per line
+    sources: list[str] | None  # for conditional models, one per line
 
 
 def run(mode: str, config: ConfigDict, folder: Path, options: Options) -> None:
@@ -85,7 +85,7 @@ def run(mode: str, config: ConfigDict, folder: Path, options: Options) -> None:
 
     Raises: ConfigError, DataError.
     """
-    kind, own = format_of(options), decoding(mode, options.decode)  # before anything is read
+    kind, own = format_of(options), decoding(mode, options.decode)  # fail before reading
     if options.text and options.input:
         raise ConfigError("--text and --input are both given; choose one")
     if mode == "transfer" and not options.label:
@@ -97,7 +97,7 @@ def run(mode: str, config: ConfigDict, folder: Path, options: Options) -> None:
         vae = vae.with_prior(options.prior)
         assert vae.fitted is not None
         fitted = prior_flags.using(vae.fitted, options.of_prior)
-        label = options.label if mode != "transfer" else ""  # there it is where sentences go
+        label = options.label if mode != "transfer" else ""  # for transfer it is the target
         vae = vae.with_prior(fitted, label or None)
     if mode in EDITS and not np.prod(vae.model.latent_shape):
         raise ConfigError(f"{mode} needs a latent, which the model of {folder} does not have")
@@ -111,9 +111,9 @@ def run(mode: str, config: ConfigDict, folder: Path, options: Options) -> None:
 
 
 def decoding(mode: str, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of decoding from flags: those of another method than greedy bring that method.
+    """Decoding settings from flags; a flag of a method other than greedy selects that method.
 
-    Raises: ConfigError for one that has no effect in a mode or beside another.
+    Raises: ConfigError for a flag that has no effect in this mode or together with another flag.
     """
     if flags and mode not in WRITING:
         raise ConfigError(
@@ -156,7 +156,7 @@ def _transfer(call: _Call) -> TextResult:
 
 
 def drawn(texts: Sequence[str], z_nkgz: np.ndarray) -> TextResult:
-    """Posterior draws of texts with the statistics of all of them."""
+    """Posterior draws of texts with the statistics of the draws."""
     records = [{"text": t, "z": z.tolist()} for t, z in zip(texts, z_nkgz, strict=True)]
     more = statistics(z_nkgz.reshape(-1, *z_nkgz.shape[2:]))
     return TextResult(records, [json.dumps(r, ensure_ascii=False) for r in records], z_nkgz, more)
@@ -264,7 +264,7 @@ def _records(
 
 
 # --------------------------------------------------------------------------------------------------
-# In.
+# Input.
 
 
 def _lines(mode: str, config: ConfigDict, options: Options) -> list[str]:
@@ -278,7 +278,7 @@ def _lines(mode: str, config: ConfigDict, options: Options) -> list[str]:
 
 
 def pairs_of(lines: list[str]) -> tuple[list[str], list[str]]:
-    """Sources and texts of lines that hold both."""
+    """Splits lines that hold a source and a text."""
     for i, one in enumerate(lines):
         if one.count("\t") != 1:
             raise ConfigError(
@@ -303,11 +303,11 @@ def _one_source(call: _Call) -> str | None:
 
 
 # --------------------------------------------------------------------------------------------------
-# Out.
+# Output.
 
 
 def format_of(options: Options) -> str:
-    """The format of the result. Raises: ConfigError for one that only files have."""
+    """The format of the result. Raises: ConfigError for one that needs a file."""
     kind = options.format or FORMATS.get(Path(options.out).suffix, "text")
     if kind in ARRAYS and not options.out:
         raise ConfigError(f"{kind} is for files: add --out=FILE.{kind}")
@@ -315,7 +315,7 @@ def format_of(options: Options) -> str:
 
 
 def write(found: TextResult, kind: str, out: str) -> None:
-    """Writes a whole file, or standard output."""
+    """Writes the result to a file, atomically, or to standard output."""
     if kind in ARRAYS:
         _write_arrays(found, kind, out)
         return
@@ -340,7 +340,7 @@ def write(found: TextResult, kind: str, out: str) -> None:
 
 
 def _write_arrays(found: TextResult, kind: str, path: str) -> None:
-    """The columns of the records as arrays; latents under `z`. Safetensors hold no text."""
+    """Writes the columns of the records as arrays, latents as `z`. Safetensors cannot hold text."""
     names = [name for name in (found.records[0] if found.records else ()) if name != "z"]
     arrays = {name: np.array([one[name] for one in found.records]) for name in names}
     if found.z_egz is not None:
@@ -358,7 +358,7 @@ def _write_arrays(found: TextResult, kind: str, path: str) -> None:
 def _write_file(path: str, content: str | bytes) -> None:
     try:
         output.write(path, content)
-    except BrokenPipeError:  # as at standard output: the reader has enough
+    except BrokenPipeError:  # the reader has exited, as for standard output
         pass
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None

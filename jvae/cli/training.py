@@ -1,4 +1,4 @@
-"""A training from its checks to its evaluation, for --mode=train and `jvae.train`."""
+"""A complete training, from checks to evaluation, for --mode=train and `jvae.train`."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Outcome(NamedTuple):
-    """The table of the test split, and whether the run had ended before."""
+    """The table of the test split, and whether the run was already finished."""
 
     table: str
     before: bool
@@ -36,13 +36,13 @@ def run(
 ) -> Outcome:
     """Trains or resumes a run, then evaluates the best checkpoint on the test split.
 
-    Raises: JvaeError; Stopped once the state is saved, where `stop` was asked to.
+    Raises: JvaeError; Stopped, after saving the state, if `stop` was requested.
     """
     begun = bool(workdir.checkpoints(folder))
     validate(config, saved=workdir.saved_config(folder) if begun else None)
     if config.train.wandb:
         extras.require("wandb", f"train.wandb={config.train.wandb}")
-    if not begun:  # a run that has begun has weights of its own
+    if not begun:  # a run that has started uses its own weights
         init_params.check_backbones(config)
     if table := _finished(config, folder):
         if processes.first():
@@ -72,24 +72,24 @@ def train(
     callbacks: Sequence[Callback] = (),
     seed: int = 0,
 ) -> LoadedVAE:
-    """Trains a model, evaluates it and returns it as `jvae.load` does.
+    """Trains a model, evaluates it and returns it like `jvae.load`.
 
         vae = jvae.train("optimus:tiny", overrides={"data.train": "my.txt", "train.steps": 500})
 
-    It is the run of `python -m jvae.main --config=...`, with the same files: the same call resumes
-    an interrupted training and returns the model of a finished one.
+    This is the run of `python -m jvae.main --config=...`, with the same files: the same call
+    resumes an interrupted training and returns the model of a finished one.
 
     Args:
-      config: name or file as of `--config=`, or a config.
-      workdir: folder of the run; runs/<name of the config> by default.
-      overrides: values of the config by key.
-      callbacks: functions of a step and a dictionary of numbers by name, called wherever a line of
-        metrics is written ("train/loss", "valid/neg_elbo") and at the end ("test/nll_100"), by
-        every process. One that returns True ends the training, and the model is that of the best
-        checkpoint so far, not evaluated.
-      seed: of the model's samples, as of `jvae.load`; that of the training is `seed` of the config.
-    Raises: JvaeError; whatever a callback raises; Stopped (no Exception) where an interrupt ended
-      the training, with its state saved.
+      config: name or file as for `--config=`, or a config.
+      workdir: folder of the run; by default runs/<name of the config>.
+      overrides: config values by key.
+      callbacks: functions of a step and a dictionary of numbers by name. Every process calls them
+        for each line of metrics ("train/loss", "valid/neg_elbo") and at the end ("test/nll_100").
+        If one returns True, training ends, and the best checkpoint so far is returned without
+        evaluation.
+      seed: for the model's samples, as in `jvae.load`; the training seed is `seed` of the config.
+    Raises: JvaeError; any exception of a callback; Stopped (not an Exception) if an interrupt ended
+      the training, after the state was saved.
     """
     base = configs.load(config) if isinstance(config, str) else config
     folder = Path("runs") / base.name if workdir is None else Path(workdir).expanduser()
@@ -106,7 +106,7 @@ def train(
 
 
 def _flags(overrides: Mapping[str, Any]) -> list[str]:
-    """Values as flags have them, floats with all digits."""
+    """Values as flags, with all digits of floats."""
 
     def text(value: Any) -> str:
         return repr(value) if isinstance(value, float) else as_flag(value)
@@ -115,14 +115,12 @@ def _flags(overrides: Mapping[str, Any]) -> list[str]:
 
 
 def _finished(config: ConfigDict, folder: Path) -> str | None:
-    """The table of a run whose training has ended and was measured; None where there is still
-    something to do.
-    """
+    """The table of a run that has finished training and evaluation; None if work remains."""
     saved = identity.saved(folder)
     if saved is None:
         return None
     workdir.check(folder, config, saved.configs, bool(saved.records))
     if not phases.finished(config, saved.last):
         return None
-    # Text that has moved is compared on the way through training and evaluation.
+    # Text that has moved is compared during training and evaluation.
     return None if workdir.moved(folder, config) else run_card.table(folder, saved.params_step)

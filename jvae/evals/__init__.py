@@ -1,1 +1,1 @@
-"""The evaluator: one definition, one estimator, one unit per metric, for any model."""
+"""Evaluation: each metric has one definition, one estimator and one unit for every model."""

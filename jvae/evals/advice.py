@@ -1,15 +1,16 @@
-"""What is wrong with a trained model, by its own numbers, and what to try. Overfitting and unknown
-tokens have warnings of their own.
+"""Hints about a trained model: problems that its metrics show, and what to try.
+
+Overfitting and unknown tokens have warnings of their own.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-LABEL = "Hint: "  # in front of each line
+LABEL = "Hint: "  # prefix of each line
 FEW = 5_000  # training texts below which most words are seen too rarely to be learned
-POOR = 20.0  # % of exact reconstructions below which the latent does not hold the texts
-FALLING = 0.01  # share of the validation -ELBO by which the last check was still better
-LOST = 0.01  # share of the lines left out that is worth a word
+POOR = 20.0  # % of exact reconstructions below which the latent does not encode the texts
+FALLING = 0.01  # share of the validation -ELBO by which the last check still improved
+LOST = 0.01  # share of skipped lines worth a hint
 
 
 def find(
@@ -21,12 +22,12 @@ def find(
     pretrained: bool,
     ended_early: bool,
 ) -> list[str]:
-    """A line for each fault, none where there is none.
+    """Returns one line per problem; an empty list if there is none.
 
     Args:
-      values: metrics by name. log: lines of metrics.jsonl. texts: of the train split. dropped:
-        lines of it that were left out. pretrained: whether training began with weights of others.
-      ended_early: whether patience ended the training.
+      values: metrics by name. log: lines of metrics.jsonl. texts: size of the train split. dropped:
+        number of training lines that were skipped. pretrained: whether training started from
+        pretrained weights. ended_early: whether patience ended the training.
     """
     lines = []
     if values.get("collapsed") is True:
@@ -60,7 +61,7 @@ def find(
 
 
 def still_falling(log: Sequence[Mapping[str, Any]]) -> float | None:
-    """By which share the last check beat the best one before; None where it did not by much."""
+    """Relative improvement of the last check over the best earlier one; None if it is small."""
     bounds = [v for line in log if isinstance(v := line.get("valid/neg_elbo"), int | float)]
     if len(bounds) < 2 or min(bounds[:-1]) <= 0:
         return None

@@ -1,8 +1,8 @@
-"""Attribute arithmetic: is a latent that an attribute's vector has moved decoded to a sentence with
-it, and how much of the sentence is left?
+"""Attribute arithmetic: adds an attribute's vector to a latent and decodes the result. Does the
+sentence then have the attribute, and how much of the original is left?
 
-What a sentence has is judged by a classifier of words, fitted to labelled sentences; so the numbers
-are as good as the classifier, whose own accuracy stands beside them.
+A classifier on words, fitted to labelled sentences, judges whether a sentence has the attribute.
+The scores are only as reliable as this classifier, so its own accuracy is reported with them.
 """
 
 from collections import Counter
@@ -20,15 +20,15 @@ Decode = Callable[[Float[np.ndarray, "e g z"], Int[np.ndarray, "e"]], list[str]]
 
 
 class Edit(NamedTuple):
-    """Sentences moved to the other value of an attribute, by one multiple of its vector."""
+    """Sentences moved to the other value of an attribute by one multiple of its vector."""
 
     texts: list[str]
-    toward: tuple[float, float]  # % judged to have the value wanted: of those moved to a, to b
-    bleu: float  # with the sentences as they were, 0 to 100
+    toward: tuple[float, float]  # % judged to have the target value, of those moved to a and to b
+    bleu: float  # against the original sentences, 0 to 100
 
     @property
     def flipped(self) -> float:
-        """Mean of both ways, %."""
+        """Mean over both directions, %."""
         return sum(self.toward) / 2
 
 
@@ -47,7 +47,7 @@ def two_values(label_e: np.ndarray) -> tuple[str, str]:
 def word_classifier(
     texts: Sequence[str], label_e: np.ndarray
 ) -> Callable[[Sequence[str]], np.ndarray]:
-    """A logistic regression on the words and pairs of words a sentence has: texts -> labels."""
+    """A logistic regression on the unigrams and bigrams of a sentence: texts -> labels."""
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -60,7 +60,7 @@ def word_classifier(
 def vector(
     z_egz: Float[np.ndarray, "e g z"], label_e: np.ndarray, values: tuple[str, str]
 ) -> Float[np.ndarray, "g z"]:
-    """From the first value to the second: the difference of the mean latents."""
+    """The difference of the mean latents: from the first value to the second."""
     return direction(*(z_egz[label_e == value] for value in values))
 
 
@@ -74,11 +74,11 @@ def edit(
     values: tuple[str, str],
     scale: float,
 ) -> Edit:
-    """Moves each sentence to the value it does not have and says what became of it.
+    """Moves each sentence to the attribute value it does not have and scores the result.
 
     Args:
-      decode: (latents, places of their sentences) -> sentences.
-      scale: of the vector; 0 decodes the latents as they are.
+      decode: (latents, indices of their sentences) -> sentences.
+      scale: multiple of the vector; 0 decodes the latents unchanged.
     """
     to_b_e = label_e == values[0]
     sign_e = np.where(to_b_e, 1.0, -1.0).astype(np.float32)

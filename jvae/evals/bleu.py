@@ -1,29 +1,31 @@
-"""Sentence BLEU against thousands of references, equal to sacreBLEU, each read once."""
+"""Sentence BLEU against thousands of references. Equals sacreBLEU but reads each reference once."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-ORDER = 4  # longest n-gram of BLEU without a number
-LONGEST = 5  # of BLEU-5, which Optimus reports
+ORDER = 4  # longest n-gram of plain BLEU
+LONGEST = 5  # longest n-gram of BLEU-5, which Optimus reports
 
 
 def sacre_bleu(*, sentence: bool) -> Any:
     """The sacreBLEU metric with its default tokenizer (13a), case kept, exponential smoothing.
 
     Args:
-      sentence: effective order on, as sacreBLEU's own `sentence_bleu` has it.
+      sentence: use effective order, as sacreBLEU's own `sentence_bleu` does.
     """
     from sacrebleu.metrics.bleu import (
         BLEU,
-    )  # here, so that evaluation without text metrics runs without the package
+    )  # imported here so that evaluation without text metrics does not need the package
 
-    return BLEU(effective_order=sentence, force=True)  # no word about spaced full stops
+    return BLEU(effective_order=sentence, force=True)  # force: no warning about tokenized periods
 
 
 def signature(nrefs: int | str, *, sentence: bool) -> str:
-    """What fixes a BLEU score, in sacreBLEU's form, for `nrefs` references of each line ("var"
-    where lines differ in their number).
+    """The settings that determine a BLEU score, in sacreBLEU's signature format.
+
+    Args:
+      nrefs: references per line; "var" if the number differs between lines.
     """
     import sacrebleu
 
@@ -34,16 +36,16 @@ def signature(nrefs: int | str, *, sentence: bool) -> str:
 
 
 def ngrams(words: Sequence[str], order: int) -> Iterator[tuple[str, ...]]:
-    """All n-grams of one order, in place."""
+    """All n-grams of one order, in the order of the text."""
     return (tuple(words[i : i + order]) for i in range(len(words) - order + 1))
 
 
 class References:
     """Lines that all serve as references of one sentence.
 
-    Clipping needs, for each n-gram, the largest count in any reference. Keeping also how many
-    references reach it and the largest count below it lets one line be scored against all the
-    others without another pass.
+    Clipping needs, for each n-gram, its largest count in any reference. Storing also the number of
+    references that reach this count, and the next largest count, allows a line to be scored against
+    all the others without a second pass.
     """
 
     def __init__(self, lines: Sequence[str]):
@@ -79,7 +81,7 @@ class References:
         """Sentence BLEU of a line against all references, 0 to 100.
 
         Args:
-          member: the line is one of the references; it is scored against the others.
+          member: the line is one of the references, so it is scored against the others.
           order: the longest n-gram, at most `LONGEST`.
         """
         counts, length = self._grams(line)

@@ -1,4 +1,4 @@
-"""Metrics in buckets of sentence length: one mean hides that long sentences are lost first."""
+"""Metrics by sentence length: an overall mean hides that long sentences degrade first."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from jvae.evals.likelihood import LikelihoodResult
 
 QUARTILES = (0.25, 0.5, 0.75)
 TITLE = "by length in words; the buckets are quartiles of the training sentences"
-# Keys of `by_length` that a table shows, each with its heading.
+# Keys of `by_length` that appear as columns of the table, with their headings.
 COLUMNS = {
     "sentences": "sentences",
     "exact_match_by_length": "exact match %",
@@ -25,19 +25,19 @@ def by_length(
     likelihood: LikelihoodResult,
     exact_e: Bool[np.ndarray, "e"] | None,
 ) -> dict[str, list[Any]]:
-    """Exact match in %, Rec per decoder token (the end counted) and KL of each bucket.
+    """Exact match in %, Rec per decoder token (the end counted) and KL of each length bucket.
 
     Args:
       words_e: words of every sentence of the split, by id.
-      train_words_e: words of the training sentences, whose quartiles bound the buckets; equal ones
-        make fewer buckets.
+      train_words_e: words of the training sentences. Their quartiles bound the buckets; equal
+        quartiles give fewer buckets.
       exact_e: which sentences of `likelihood` were reconstructed exactly; None without a latent.
-    Returns: columns, an entry for each bucket: fewest and most words, `sentences` of it, the means.
-      A bucket without a sentence has None for its means.
+    Returns: columns with one entry per bucket: fewest and most words, number of `sentences`, means.
+      The means of an empty bucket are None.
     """
     bounds = np.unique(np.quantile(train_words_e, QUARTILES, method="lower")).astype(int)
     own_e, s = words_e[likelihood.id_e], likelihood.scores
-    bucket_e = np.searchsorted(bounds, own_e)  # a bound belongs to the bucket below it
+    bucket_e = np.searchsorted(bounds, own_e)  # a bound belongs to the bucket below
     longest = max(int(own_e.max()), int(np.max(train_words_e)))
     rows: list[dict[str, Any]] = []
     for at, low in enumerate([0, *bounds + 1]):

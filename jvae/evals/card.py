@@ -1,4 +1,4 @@
-"""Reporting card and table of an evaluation, each metric beside its control."""
+"""Reporting card and table of an evaluation, with a baseline for each metric."""
 
 import dataclasses
 import hashlib
@@ -22,7 +22,7 @@ DASH = "-"
 
 
 def clean(value: Any) -> Any:
-    """A value as JSON has it: plain numbers, lists, string keys; None for NaN and infinities."""
+    """Converts a value to JSON types: numbers, lists, string keys; NaN and inf become None."""
     if value is None or isinstance(value, str | bool):
         return value
     if isinstance(value, np.bool_):
@@ -48,7 +48,7 @@ def clean(value: Any) -> Any:
 
 
 def ids_hash(id_e: np.ndarray) -> str:
-    """SHA-256 of the ids of the sentences used, ascending little-endian 64-bit integers."""
+    """SHA-256 of the ids of the sentences used, as ascending little-endian 64-bit integers."""
     return hashlib.sha256(np.sort(np.asarray(id_e)).astype("<i8").tobytes()).hexdigest()
 
 
@@ -68,7 +68,7 @@ def file_record(path: str | Path) -> dict[str, Any]:
 
 
 def device_record() -> dict[str, Any]:
-    """Kind and number of the devices, and the version of JAX."""
+    """Kind and number of devices, and the JAX version."""
     return {
         "kind": jax.devices()[0].device_kind,
         "count": jax.device_count(),
@@ -79,7 +79,9 @@ def device_record() -> dict[str, Any]:
 
 @dataclasses.dataclass
 class Card:
-    """What makes a number a result. None is printed as a dash: not known or not applicable."""
+    """The conditions under which the metrics were measured. None (unknown or not applicable) is
+    printed as a dash.
+    """
 
     commit: str | None = None
     config: Mapping[str, Any] | None = None
@@ -96,23 +98,21 @@ class Card:
     unknown_tokens: Mapping[str, Unknown] | None = None  # by side, of the sentences used
     seen_in_train_pct: float | None = None
     seeds: Mapping[str, int] | None = None
-    dropped: Mapping[str, Any] | None = None  # number of sentences over the limit, and the limit
+    dropped: Mapping[str, Any] | None = None  # sentences over the limit, and the limit
     special_tokens: Mapping[str, Any] | None = None
     decode: Mapping[str, Any] | None = None
-    controls: Mapping[str, str] | None = (
-        None  # what stands in the control column, by group of metrics
-    )
+    controls: Mapping[str, str] | None = None  # what the control column shows, by group of metrics
     signatures: Mapping[str, str] | None = None  # sacreBLEU, MAUVE
-    word_vectors: str | None = None  # of interpolation smoothness
+    word_vectors: str | None = None  # vectors used for interpolation smoothness
     device: Mapping[str, Any] = dataclasses.field(default_factory=device_record)
     dtype: str | None = None
 
 
 class Row(NamedTuple):
-    """One metric. `shown` replaces the value in the table, where a bare number would mislead.
+    """One metric. `shown` replaces the value in the table if the bare number would be misleading.
 
-    A metric that `jvae.evals.definitions` does not know brings its `definition`: one line, with the
-    unit.
+    A metric that `jvae.evals.definitions` does not list needs its own `definition`: one line that
+    includes the unit.
     """
 
     name: str
@@ -126,7 +126,7 @@ class Row(NamedTuple):
 
 
 def show(value: Any) -> str:
-    """A value in a table cell: a dash for None and what is not finite."""
+    """Formats a value for a table cell: a dash for None and non-finite values."""
     value = clean(value)
     if value is None:
         return DASH
@@ -136,10 +136,10 @@ def show(value: Any) -> str:
 
 
 class Report:
-    """Rows of metrics and their card. Equal inputs give equal JSON, but for what is under `time`.
+    """Rows of metrics and their card. Equal inputs give equal JSON, apart from the `time` section.
 
     Args:
-      title: names the split; what the numbers rest on (K, sentences) is added to it.
+      title: names the split; K and the number of sentences are appended to it.
     """
 
     def __init__(self, title: str, card: Card):
@@ -150,7 +150,7 @@ class Report:
         self.notes: list[str] = []
         self.details: dict[str, Any] = {}
         self.time: dict[str, float | None] = {}
-        self._withheld = False  # perplexities per word, for too many unknown tokens
+        self._withheld = False  # perplexities per word, because of too many unknown tokens
 
     def add(self, name: str, value: Any, unit: str, **rest: Any) -> None:
         """Appends a `Row`. Raises: ValueError if the name is taken."""
@@ -165,12 +165,12 @@ class Report:
         rec_other_nats: float | None = None,
         unknown: Mapping[str, Unknown] | None = None,
     ) -> None:
-        """Rows of section likelihood; fills the card's K, sentences and counts.
+        """Adds the rows of section likelihood; fills in the card's K, sentences and counts.
 
         Args:
           rec_other_nats: the control of Rec, from `rec_gap`.
-          unknown: unknown tokens of the same sentences, by side. Too many in `dec` withhold the
-            perplexity per word and the bits per character.
+          unknown: unknown tokens of the same sentences, by side. If `dec` has too many, the
+            perplexity per word and the bits per character are withheld.
         """
         s = result.summary(counts)
         self.card.k, self.card.sentences = result.k, s["sentences"]
@@ -222,7 +222,7 @@ class Report:
             )
 
     def add_compat(self, blocks: Sequence[Block]) -> None:
-        """The published estimators, their perplexities per word withheld as ours is."""
+        """Adds the published estimators; their perplexities per word are withheld like ours."""
         for block in blocks:
             rows = [
                 row._replace(value=None, unit=f"{row.unit}, withheld: unknown tokens")
@@ -240,12 +240,13 @@ class Report:
         prior: LatentResult | None = None,
         control_name: str = "untrained model",
     ) -> None:
-        """Rows of section latent use; all dashes for a model without a latent (`result` None).
+        """Adds the rows of section latent use; all dashes for a model without a latent.
 
         Args:
+          result: None for a model without a latent.
           control: the same metrics of the untrained model, or of chains replaced by prior draws.
-          prior: what a posterior equal to the prior scores, where that is not 0. Should it have
-            active units, those of the model are noise too and are not reported.
+          prior: scores of a posterior equal to the prior, where these are not 0. If they include
+            active units, those of the model are noise as well and are not reported.
         Raises: ValueError if there is a result but no control.
         """
         nats, gap = "nats/sentence", gap or RecGap(None, None, None)
@@ -288,7 +289,7 @@ class Report:
             other = control.active[limit]
             value = None if noise else active
             self.add(f"au_{limit:g}", value, f"of {result.units}", control=other, note=note)
-        # The gap is a difference with its control, the shuffled latent, which stands beside `rec`.
+        # The gap is already relative to its control, the shuffled latent, shown in row `rec`.
         self.add(
             "rec_gap", gap.gap_nats, nats, se=gap.gap_nats_se, note="latent of another sentence"
         )
@@ -310,10 +311,11 @@ class Report:
         prefix: str = "",
         notes: Mapping[str, str] | None = None,
     ) -> None:
-        """Rows of a mapping such as `text.reconstruction` returns; its signatures go to the card.
+        """Adds rows from a mapping such as `text.reconstruction` returns; copies its signatures to
+        the card.
 
         Args:
-          control, notes: mappings with the same names; names they lack have none.
+          control, notes: mappings with the same names; a missing name means no control or no note.
         """
         for name, value in group.items():
             if name.endswith("_signature"):
@@ -330,11 +332,11 @@ class Report:
             )
 
     def value(self, name: str) -> Any:
-        """The value of a metric; None where it has no row."""
+        """The value of a metric; None if it has no row."""
         return next((row.value for row in self.rows if row.name == name), None)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, as JSON has it; wall times and ratios of them under `time` alone."""
+        """The report as JSON types; wall times and their ratios appear only under `time`."""
         metrics = {
             row.name: {
                 "value": row.value,
@@ -370,7 +372,7 @@ class Report:
         return json.dumps(self.as_dict(), sort_keys=True, indent=2, allow_nan=False) + "\n"
 
     def heading(self) -> str:
-        """The title with preset, K and number of sentences, as far as known."""
+        """The title with preset, K and number of sentences, if known."""
         known = (
             self.card.preset,
             None if self.card.k is None else f"K = {self.card.k}",
@@ -380,7 +382,7 @@ class Report:
         return f"{self.title} ({rest})" if rest else self.title
 
     def table(self) -> str:
-        """The rows as aligned text, then notes, wall times and the card."""
+        """The rows as aligned text, followed by notes, wall times and the card."""
         head = ("metric", "value", "se", "control", "unit", "note")
         body = [
             (
@@ -397,14 +399,14 @@ class Report:
         lines += self._length_lines()
         lines += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
         lines += ["", *aligned([(name, show(value)) for name, value in sorted(self.time.items())])]
-        # The config would fill the screen; it is in the JSON.
+        # The config would fill the screen; the JSON has it.
         fields = [(n, v) for n, v in sorted(clean(self.card).items()) if n != "config"]
         lines += ["", "card", *aligned([(name, _compact(value)) for name, value in fields])]
         lines += ["", "definitions", *aligned(self.definitions())]
         return "\n".join(lines) + "\n"
 
     def definitions(self) -> list[tuple[str, str]]:
-        """Every metric of the report with its definition; those that differ in a number once."""
+        """Definitions of the report's metrics; metrics that differ only in a number share one."""
         found: dict[str, str] = {}
         for row in self.rows:
             plain = row.name
@@ -427,7 +429,7 @@ class Report:
         return ["", by_length.TITLE, *aligned([head, *body])]
 
     def _compat_lines(self) -> list[str]:
-        """The published estimators, apart from the metrics and never without their warnings."""
+        """The published estimators, kept apart from the metrics and always with their warnings."""
         if not self.compat:
             return []
         body = [
@@ -445,7 +447,7 @@ def _compact(value: Any) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of left-aligned columns, two spaces apart, no trailing blanks."""
+    """Lines of left-aligned columns, two spaces apart, without trailing spaces."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()

@@ -1,13 +1,13 @@
-"""Likelihood from the short run's own density: the published estimator, beside the fitted one.
+"""Likelihood from the density of the short run itself, the published estimator of SRI.
 
     log w_m = log p(x | z_K) + log p(z_K) - log p(z_0) + log |det dz_K / dz_0|
     NLL(x)  = -log (1/M) sum_m w_m
 
-Source: Pang et al. 2021, the released `train_sri.py`. Deviations:
-Jacobian and end point share one run and its noise (the released code takes them from two, which
-can read below the true value), all sentences are scored, and noise is off unless asked for.
-The estimate is pessimistic without bound where end points are narrower than the posterior: read it
-with its effective sample size.
+Source: Pang et al. 2021, the released `train_sri.py`. Deviations: the Jacobian and the end point
+come from the same run and its noise (the released code takes them from two runs, which can read
+below the true value); all sentences are scored; and noise is off by default.
+The estimate can be arbitrarily pessimistic if the end points are narrower than the posterior: read
+it together with its effective sample size.
 """
 
 from collections.abc import Callable, Iterable
@@ -26,8 +26,8 @@ from jvae.latent import short_run, volume
 from jvae.latent.iw_bound import Scores, full_precision, nll_of
 from jvae.latent.short_run import ChainConfig
 
-DRAWS = 10  # M of the released code
-LOOSE_SHARE = 0.1  # of the draws; an effective sample size below it raises the alarm
+DRAWS = 10  # M, as in the released code
+LOOSE_SHARE = 0.1  # an effective sample size below this share of the draws raises the alarm
 
 
 @partial(jax.jit, static_argnames=("gen", "prior", "cfg", "draws", "temperature"))
@@ -77,12 +77,12 @@ def score_batch(
     draws: int = DRAWS,
     temperature: float = 0.0,
 ) -> Callable[[Params, Batch, Key[Array, ""]], Scores]:
-    """The compiled function (params, batch, key) -> Scores, from `draws` short runs per example.
+    """Compiles (params, batch, key) -> Scores, which uses `draws` short runs per example.
 
     Costs `draws` * K * latent width Hessian-vector products of the decoder.
 
     Args:
-      temperature: of the noise, which the Jacobian shares; the published value is 0.2.
+      temperature: scales the noise, which the Jacobian shares; the published value is 0.2.
     """
     return partial(_score, gen, prior, cfg, draws, temperature)
 
@@ -100,7 +100,7 @@ def evaluate(
 ) -> LikelihoodResult:
     """Scores each sentence of `batches` once; see `score_batch`.
 
-    Raises: DataError if a sentence comes twice or none comes.
+    Raises: DataError if a sentence occurs twice or there are none.
     """
     score = score_batch(gen, prior, cfg, draws=draws, temperature=temperature)
     id_e, scores = collect((batch.id_e, score(params, batch, key)) for batch in batches)
@@ -108,9 +108,10 @@ def evaluate(
 
 
 def alarm(result: LikelihoodResult) -> str | None:
-    """What to say beside the estimate when its weights rest on few draws; None when they do not.
+    """A warning if the estimate's weights rest on few draws; otherwise None.
 
-    Weights of a run narrower than the posterior have no finite variance: more draws do not help.
+    If the run is narrower than the posterior, its weights have infinite variance: more draws do not
+    help.
     """
     share = float(np.mean(result.scores.ess_e)) / result.k
     if share >= LOOSE_SHARE:

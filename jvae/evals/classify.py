@@ -1,8 +1,9 @@
-"""Classifiers and regressions on top of an encoder: of its frozen features, or trained with it.
+"""Classifiers and regressions on an encoder: on its frozen features, or trained together with it.
 
-Frozen: an L2 logistic or ridge regression of standardised features, which has one optimum and no
-learning rate. Deviation from Li et al. 2020, who train the layer for three epochs. Trained: a
-linear layer on the features and all parameters below it by Adam, the rate falling to 0.
+Frozen: an L2-regularised logistic or ridge regression on standardised features, which has a single
+optimum and needs no learning rate. Deviation from Li et al. 2020, who train the layer for three
+epochs. Trained: Adam updates a linear layer on the features and all parameters below it, with a
+learning rate that decays to 0.
 """
 
 import warnings
@@ -20,20 +21,20 @@ from jvae.api import Batch, Params, TextVAE, example_keys
 from jvae.data.rows import Encoded, pack_rows
 
 FEATURES = ("pooled", "mean")
-CLIP = 1.0  # of the gradient's global norm
+CLIP = 1.0  # global norm at which the gradient is clipped
 
 
 class Examples(NamedTuple):
-    """Tokenised sentences or pairs, packed one per row."""
+    """Tokenised sentences or sentence pairs, one packed example per row."""
 
     side: Encoded
-    row: int  # tokens of a row
+    row: int  # tokens per row
     pad: int
-    name: str  # of the side that the posterior reads: enc, or dec for a sampler
+    name: str  # side the posterior reads: enc, or dec for a sampler
 
     def batch(self, ids_b: Int[np.ndarray, "b"]) -> Batch:
-        """Some examples; -1 is an empty row."""
-        names = {"dec", self.name}  # a batch always has the first; an encoder never reads it
+        """A batch of some examples; id -1 gives an empty row."""
+        names = {"dec", self.name}  # every batch has `dec`; an encoder never reads it
         batch = pack_rows(
             ids_b.astype(np.int32)[:, None],
             dict.fromkeys(names, self.side),
@@ -44,7 +45,7 @@ class Examples(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """Of training with the encoder."""
+    """Settings of training a head together with the encoder."""
 
     epochs: int
     lr: float
@@ -52,7 +53,7 @@ class Settings(NamedTuple):
 
 
 class Extract(Protocol):
-    """Features of each example; `key` is read by samplers without an encoder only."""
+    """Features of each example. Only samplers without an encoder use `key`."""
 
     def __call__(
         self,
@@ -65,7 +66,7 @@ class Extract(Protocol):
 
 
 def extractor(model: TextVAE, which: str) -> Extract:
-    """The encoder's pooled state, or for "mean" the posterior means of all groups in a row."""
+    """Features from the encoder's pooled state, or for "mean" the concatenated posterior means."""
 
     def mean(params: Params, batch: Batch, key: Key[Array, ""], drop: Any = None) -> Array:
         post = model.metric_post
@@ -84,7 +85,7 @@ def extractor(model: TextVAE, which: str) -> Extract:
 def frozen_features(
     extract: Extract, params: Params, examples: Examples, batch: int, seed: int
 ) -> Float[np.ndarray, "e d"]:
-    """Features of every example, in their order."""
+    """Features of every example, in order."""
     run, key = jax.jit(extract), jax.random.key(seed)
     parts = [
         np.asarray(run(params, examples.batch(ids_b), key), np.float64)[ids_b >= 0]
@@ -96,7 +97,7 @@ def frozen_features(
 def fit_frozen(
     feature_ed: Float[np.ndarray, "e d"], label_e: np.ndarray, classes: int
 ) -> Callable[[Float[np.ndarray, "n d"]], np.ndarray]:
-    """What a linear head that is fitted to features says of others.
+    """Fits a linear head to features and returns its prediction function.
 
     Args:
       classes: 0 for a regression.
@@ -110,12 +111,12 @@ def fit_frozen(
     head = LogisticRegression(C=1.0, max_iter=300, tol=1e-3) if classes else Ridge(alpha=1.0)
     fit = make_pipeline(StandardScaler(), head)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a fit that has not converged is still a fit
+        warnings.simplefilter("ignore")  # a fit that has not converged is still usable
         return fit.fit(feature_ed, label_e).predict
 
 
 class Trainer:
-    """Trains an encoder with a linear head. One object compiles once for all draws."""
+    """Trains an encoder with a linear head. One object compiles once for all training draws."""
 
     def __init__(self, extract: Extract, classes: int, settings: Settings) -> None:
         self._classes, self._settings = classes, settings
@@ -153,11 +154,11 @@ class Trainer:
         test: Examples,
         seed: int,
     ) -> np.ndarray:
-        """Trains on some examples and says what it makes of all others.
+        """Trains on some examples and returns predictions for the test examples.
 
         Args:
-          params: where training starts; they are not changed.
-          ids: the training examples.
+          params: initial parameters; they are not modified.
+          ids: the training examples to use.
         """
         size, epochs = self._settings.batch, self._settings.epochs
         key, rng = jax.random.key(seed), np.random.default_rng(seed)
@@ -185,6 +186,6 @@ class Trainer:
 
 
 def _batches(ids: np.ndarray, size: int) -> list[np.ndarray]:
-    """Parts of `size` ids, the last one filled up with -1."""
+    """Batches of `size` ids; the last one is padded with -1."""
     full = np.append(ids, np.full(-len(ids) % size, -1, ids.dtype))
     return list(full.reshape(-1, size))

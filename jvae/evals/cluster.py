@@ -1,8 +1,8 @@
-"""Do posterior means fall into groups like the labels? Gaussian mixtures, matched to the labels.
+"""Do clusters of posterior means match the labels? Gaussian mixtures, matched to the labels.
 
-Source: Pang et al. 2021, the released clustering: PCA to four dimensions, then a mixture of full
-covariances. Deviation: not one seed but the likeliest of several restarts, as single ones end in
-solutions 15 points apart.
+Source: Pang et al. 2021, the released clustering: PCA to four dimensions, then a mixture with full
+covariances. Deviation: the most likely of several restarts instead of a single seed, because single
+seeds give solutions whose accuracies differ by 15 points.
 """
 
 import warnings
@@ -18,12 +18,12 @@ RESTARTS = 5
 
 
 class Clustering(NamedTuple):
-    """Agreement with the labels; accuracy in %, normalised mutual information between 0 and 1."""
+    """Agreement with the labels: accuracy in %, normalised mutual information from 0 to 1."""
 
     accuracy: float
     nmi: float
-    log_likelihood: float  # of the restart that was chosen, nats per sentence of the fitted set
-    restarts: list[float]  # accuracy of each restart: how much hangs on the seed
+    log_likelihood: float  # selected restart, nats per sentence of the fitted set
+    restarts: list[float]  # accuracy of each restart, to show the effect of the seed
 
 
 def matched_accuracy(cluster_e: Int[np.ndarray, "e"], label_e: Int[np.ndarray, "e"]) -> float:
@@ -47,12 +47,12 @@ def clustering(
     restarts: int = RESTARTS,
     seed: int = 0,
 ) -> Clustering:
-    """Fits a mixture with as many parts as there are labels, without labels; scores the test set.
+    """Fits a mixture with one component per label, without using labels; scores the test set.
 
     Args:
-      feature_ed: what the mixture is fitted to, such as the training split's posterior means.
+      feature_ed: data to fit the mixture to, such as the training split's posterior means.
       pca: dimensions to keep; 0 keeps all.
-    Raises: DataError if the labels do not fit or are all one.
+    Raises: DataError if the labels do not match the features or are all the same.
     """
     from sklearn.decomposition import PCA as Pca
     from sklearn.metrics import normalized_mutual_info_score
@@ -72,7 +72,7 @@ def clustering(
     for i in range(restarts):
         mixture = GaussianMixture(kinds, tol=1e-3, max_iter=200, random_state=seed + i)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a restart that has not converged may lose, no more
+            warnings.simplefilter("ignore")  # an unconverged restart may lose, no more
             mixture.fit(feature_ed)
         cluster_e = mixture.predict(test_ed)
         score = float(mixture.score(feature_ed))

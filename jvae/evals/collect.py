@@ -1,4 +1,4 @@
-"""From batches on devices to arrays over sentences on the host, each sentence exactly once."""
+"""Collects per-batch device results into host arrays over sentences, each sentence exactly once."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +13,7 @@ from jvae.errors import DataError
 
 
 def to_host(tree: Any) -> Any:
-    """A pytree of arrays as global NumPy arrays, the same on every process."""
+    """Converts a pytree of arrays to global NumPy arrays, the same on every process."""
 
     def one(leaf: Any) -> np.ndarray:
         if isinstance(leaf, jax.Array) and not (
@@ -26,11 +26,11 @@ def to_host(tree: Any) -> Any:
 
 
 def collect(parts: Iterable[tuple[Any, Any]]) -> tuple[Int[np.ndarray, "e"], Any]:
-    """Joins per-batch results as (ids, tree), ordered by id, empty slots left out.
+    """Joins per-batch results as (ids, tree), ordered by id, with empty slots removed.
 
     Args:
       parts: (id_e, tree) of each batch; every leaf has leading axis E.
-    Raises: DataError if there is no sentence or one comes twice (the first ids are printed).
+    Raises: DataError if there are no sentences or one occurs twice (the message lists the first).
     """
     id_parts, tree_parts = [], []
     for id_e, tree in parts:
@@ -57,9 +57,9 @@ def collect(parts: Iterable[tuple[Any, Any]]) -> tuple[Int[np.ndarray, "e"], Any
 
 
 def rows_of(id_e: Int[np.ndarray, "e"], wanted: Int[np.ndarray, "w"], what: str) -> np.ndarray:
-    """Places of the ids `wanted` in the sorted ids `id_e`.
+    """Indices of the ids `wanted` in the sorted ids `id_e`.
 
-    Raises: DataError naming `what` if one is absent.
+    Raises: DataError naming `what` if one is missing.
     """
     place = np.minimum(np.searchsorted(id_e, wanted), id_e.size - 1)
     absent = np.asarray(wanted)[id_e[place] != wanted]
@@ -73,7 +73,7 @@ def rows_of(id_e: Int[np.ndarray, "e"], wanted: Int[np.ndarray, "w"], what: str)
 
 
 def mean_se(value_e: ArrayLike) -> tuple[float, float | None]:
-    """Mean over sentences and its standard error, in float64; no error for fewer than two."""
+    """Mean over sentences and its standard error, in float64; None for fewer than two sentences."""
     value_e = np.asarray(value_e, np.float64)
     with np.errstate(invalid="ignore"):
         mean = float(value_e.mean())

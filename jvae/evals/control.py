@@ -1,8 +1,8 @@
-"""Label-conditional generation and transfer by the priors fitted to a run, in one table.
+"""Label-conditional generation and transfer with the priors fitted to a run, in one table.
 
-Beside them stand the controls: real test sentences (what a perfect model would score), the run's
-own prior, which knows no label, and a Gaussian of each class fitted to shuffled labels. Transfer is
-compared with the sentences as they are, their reconstructions, and the vector between the mean
+The table includes baselines: real test sentences (the score of a perfect model), the run's own
+prior, which ignores labels, and a Gaussian per class fitted to shuffled labels. Transfer is
+compared with the unchanged sentences, their reconstructions, and the vector between the mean
 latents of two labels.
 """
 
@@ -49,7 +49,7 @@ _HEADS = {
 
 @dataclasses.dataclass(frozen=True)
 class ControlRequest:
-    """What `--mode=control` is asked for."""
+    """The options of `--mode=control`."""
 
     references: str = setting(
         "", help="File of label<TAB>sentence<TAB>reference for transfer; empty: test sentences."
@@ -60,7 +60,7 @@ class ControlRequest:
 
 
 class _Labelled(NamedTuple):
-    """Sentences of a split with the labels of the priors."""
+    """Sentences of a split, with their labels among those of the priors."""
 
     texts: list[str]
     label_n: np.ndarray
@@ -82,12 +82,13 @@ def control(
     request: ControlRequest,
     name: str = "control",
 ) -> str:
-    """Measures priors by label, all of one kind of labels, and gives the tables, which
-    `eval/<name>.json` and `.txt` hold too; `samples/<name>.txt` and `<name>-transfer.txt` have the
-    texts.
+    """Measures label-conditional priors, all for the same kind of labels, and returns the tables.
 
-    Raises: ConfigError for priors of different labels, or a split that lacks one of them; DataError
-      for a file of references that cannot be read.
+    The tables are also written to `eval/<name>.json` and `.txt`, the texts to `samples/<name>.txt`
+    and `samples/<name>-transfer.txt`.
+
+    Raises: ConfigError if the priors have different labels or a split lacks one of them; DataError
+      if a file of references cannot be read.
     """
     labels = _labels_of(fitted)
     kind = fitted[0].about["label"]
@@ -168,7 +169,7 @@ def control(
 
 
 def _labels_of(fitted: Sequence[Fitted]) -> tuple[str, ...]:
-    """The labels that all priors know. Raises: ConfigError."""
+    """The labels that all priors share. Raises: ConfigError."""
     for one in fitted:
         if not one.labels:
             raise ConfigError(
@@ -201,7 +202,7 @@ def _train_latents(
     kind: str,
     labels: tuple[str, ...],
 ) -> _Latents:
-    """What a prior was fitted to."""
+    """The latents a prior was fitted to, with their labels."""
     about, weights = like.about, priors.weights_digest(params)
     ids = draw_sentences(len(this.data["train"]), about["sentences"], about["seed"])
     samples, seed = about["samples"], about["seed"]
@@ -215,13 +216,13 @@ def _train_latents(
 def _generated(
     this: build.Run, vae: LoadedVAE, systems: Sequence[Fitted], wanted: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Texts of the wanted labels, which stand one label after the other, by every system."""
+    """Texts from every system for the wanted labels, which are grouped by label."""
     decode = {k: v for k, v in this.config.decode.items() if k not in ("batch", "max_length")}
     drawn = {OWN: vae.sample(len(wanted), **decode)}
     for prior in systems:
         drawn[prior.name] = [
             text
-            # Another seed for each label: equal noise would give texts in pairs.
+            # A different seed for each label: the same noise would give pairs of similar texts.
             for place, (label, same) in enumerate(itertools.groupby(wanted), vae.seed)
             for text in vae.sample(len(list(same)), place, prior=prior, label=label, **decode)
         ]
@@ -229,7 +230,7 @@ def _generated(
 
 
 def _some(data: _Labelled, each: int, seed: int) -> _Labelled:
-    """At most `each` sentences of every label, in their order."""
+    """At most `each` sentences of every label, in their original order."""
     rng = np.random.default_rng(seed)
     own = [np.flatnonzero(data.label_n == label) for label in np.unique(data.label_n)]
     at = np.sort(np.concatenate([rng.permutation(places)[:each] for places in own]))
@@ -244,7 +245,7 @@ def _transferred(
     train: _Latents,
     request: ControlRequest,
 ) -> dict[str, list[str]]:
-    """Sentences brought to their goals by every way there is."""
+    """Sentences moved to their target labels, by every available method."""
     z_egz, labels, goals = vae.encode(chosen.texts), fitted[0].labels, np.asarray(goal_n)
     own_n = [train.z_ngz[train.number_n == c] for c in range(len(labels))]
     mean_cgz = np.stack([z_ngz.mean(axis=0) for z_ngz in own_n])
@@ -278,7 +279,7 @@ def _grammatical(lines: Sequence[str]) -> float:
 
 
 def _table(name: str, rows: dict[str, Any]) -> str:
-    """Rows of scores, without columns that are empty in all of them."""
+    """Rows of scores, without columns that are empty in every row."""
     some: Generation | Transfer = next(iter(rows.values()))
     columns = [
         field
@@ -300,7 +301,7 @@ def _cell(row: Any, column: str) -> str:
 
 
 def _lines(wanted: Sequence[str], drawn: dict[str, list[str]]) -> str:
-    """Every generated text behind its system and label."""
+    """Every generated text, preceded by its system and label."""
     return "".join(
         f"{system}\t{label}\t{text}\n"
         for system, texts in drawn.items()
@@ -309,7 +310,7 @@ def _lines(wanted: Sequence[str], drawn: dict[str, list[str]]) -> str:
 
 
 def _blocks(chosen: _Labelled, goal_n: Sequence[str], moved: dict[str, list[str]]) -> str:
-    """Every sentence with what became of it."""
+    """Every sentence with its transferred versions."""
     blocks = []
     for i, (text, own, goal) in enumerate(zip(*chosen, goal_n, strict=True)):
         rows = [f"{system}\t{texts[i]}" for system, texts in moved.items() if system != AS_THEY_ARE]

@@ -1,4 +1,4 @@
-"""The cost of NLL_K compared with K bare decoder passes."""
+"""The cost of NLL_K relative to K bare decoder passes."""
 
 import statistics
 import time
@@ -53,10 +53,11 @@ def bare_passes(
     *,
     chunk: int = 1,
 ) -> Callable[[], Array]:
-    """K decoder passes over a batch, each with its own latent, and nothing else: a compiled call.
+    """A compiled call that runs K decoder passes over a batch, each with its own latent, and
+    nothing else.
 
-    What does not depend on z, and the latents, are made here and not in the call, so whatever is
-    compared with it is not flattered.
+    The latents and everything that does not depend on z are computed beforehand, outside the call,
+    so that a comparison with it is not flattered.
     """
     k = k if has_latent(model) else 1
     ctx, z_kegz = _ready(model.gen, model.metric_post, k, params, batch, key)
@@ -64,10 +65,10 @@ def bare_passes(
 
 
 class Cost(NamedTuple):
-    """Times over that of K bare decoder passes on the same batch."""
+    """Times relative to K bare decoder passes on the same batch."""
 
-    whole: float  # of NLL_K
-    encoder: float  # of what infers the posterior, which is part of it
+    whole: float  # relative cost of NLL_K
+    encoder: float  # relative cost of inferring the posterior, a part of `whole`
 
 
 @partial(jax.jit, static_argnames=("gen", "post"))
@@ -86,7 +87,10 @@ def cost_ratio(
     repeats: int = 3,
     proposal: Proposal | None = None,
 ) -> Cost:
-    """Cost of NLL_K beside K bare decoder passes; medians, taken in turn, compiled before."""
+    """Cost of NLL_K relative to K bare decoder passes.
+
+    Both are compiled first and timed alternately; the result uses medians.
+    """
     score = partial(score_batch(model, k, chunk, proposal=proposal), params, batch, key)
     encode = partial(_encode, model.gen, model.metric_post, params, batch, key)
     bare = bare_passes(model, params, batch, key, k, chunk=chunk)

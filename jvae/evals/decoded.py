@@ -22,7 +22,7 @@ def reconstructions(
     original: list[str],
     sources: list[str] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sentences decoded from their posterior means; returns these, and which are exact."""
+    """Decodes sentences from their posterior means; returns the means and which texts are exact."""
     z_egz = vae.encode(original, sources)
     decoded = [one_line(s) for s in vae.decode(z_egz, sources=sources)]
     shuffled = vae.decode(np.roll(z_egz, 1, axis=0), sources=sources)
@@ -30,7 +30,7 @@ def reconstructions(
     ceiling = round_trip(original, this.decoder)
     row = texts.reconstruction(decoded, original, train, ceiling)
     control = texts.reconstruction(shuffled, original, ceiling=ceiling)
-    del control["exact_match_ceiling_pct"]  # no property of the latent
+    del control["exact_match_ceiling_pct"]  # not a property of the latent
     notes = {}
     if (most := row["exact_match_ceiling_pct"]) < 100:
         notes["exact_match_pct"] = f"at most {most:.1f}, the tokenizer's ceiling"
@@ -49,7 +49,7 @@ def interpolations(
     cfg: EvalConfig,
     sizes: Preset,
 ) -> None:
-    """Lines between pairs of posterior means, decoded, and how evenly their sentences change."""
+    """Decodes lines between pairs of posterior means and measures how evenly the text changes."""
     pairs, steps = min(sizes.interpolations, len(z_egz) // 2), cfg.interpolation_steps
     if not pairs:
         return
@@ -71,5 +71,5 @@ def interpolations(
 
 def sources_of(data: Dataset, ids: np.ndarray) -> list[str]:
     """Sources of some examples of a conditional model's split."""
-    assert data.lines.source is not None  # read wherever there is a `cond` side
+    assert data.lines.source is not None  # always read if there is a `cond` side
     return [str(data.lines.source[i]) for i in ids]

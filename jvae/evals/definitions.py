@@ -1,7 +1,7 @@
-"""One line for every metric that a report prints: what it is, and in which unit.
+"""One-line definitions, with units, of every metric that a report prints.
 
-Names are patterns, as some hold a number or the name of a label. The text table, the JSON and the
-report page all read this table.
+Names are patterns because some contain a number or the name of a label. The text table, the JSON
+and the report page all use this table.
 """
 
 import re
@@ -58,7 +58,7 @@ DEFINITIONS: dict[str, str] = {
     "mauve": "closeness of samples and references in a large model's features; higher is closer "
     "(0-1)",
     "external_ppl": "perplexity per token of the samples under the language model evals.external",
-    # Source -> text: several texts for each source
+    # Source -> text: several texts per source
     "reference_bleu": "corpus BLEU against each source's references, mean over sets of one text "
     "per source (0-100)",
     "reference_bleu_best": "corpus BLEU of each source's text of the highest sentence BLEU (0-100)",
@@ -95,7 +95,7 @@ DEFINITIONS: dict[str, str] = {
     "nll_prior_above": "nll_prior minus nll_K, sentence by sentence (nats/sentence)",
     "neg_elbo_refined": "neg_elbo of posteriors refined by Langevin steps (nats/sentence)",
     "refined_gain": "neg_elbo minus neg_elbo_refined, sentence by sentence (nats/sentence)",
-    # The embedded corpus, whose grammar is known
+    # The embedded corpus, which has a known grammar
     "exact": "exact -log p(x) under the grammar (nats/sentence)",
     "ppl_w_floor": "perplexity per word of the grammar itself, the lowest possible",
     "excess": "nll_K minus exact, sentence by sentence (nats/sentence)",
@@ -109,7 +109,7 @@ DEFINITIONS: dict[str, str] = {
     "sri_<label>_<n>": "test accuracy of a linear layer on the first n training sentences, by SGD "
     "as published (%)",
     "sri_<label>_<n>_logistic": "the same by L2 logistic regression (%)",
-    # Reports before November 2026: n is the number of labels in all.
+    # Reports from before November 2026: n is the total number of labels.
     "probe_<label>_<n>_balanced": "mean over labels of its recall on the test split (%)",
     "probe_<label>_<n>_f1": "mean over labels of its F1 score on the test split (%)",
     "probe_<label>_balanced": "mean over labels of its recall, cross-validated (%)",
@@ -123,7 +123,7 @@ DEFINITIONS: dict[str, str] = {
     "moving by scale times the attribute vector (%)",
     "attribute_<label>_bleu_<scale>": "corpus BLEU of the moved sentences with the original ones "
     "(0-100)",
-    # Tasks of natural language understanding
+    # Natural language understanding tasks
     "nlu_<score>_each_<n>": "of a head that saw n training examples of each class, mean over draws",
     "nlu_accuracy": "accuracy on the task's validation split (%)",
     "nlu_macro_f1": "mean over classes of the F1 score (%)",
@@ -138,7 +138,7 @@ DEFINITIONS: dict[str, str] = {
     "dci_completeness": "how far each factor is predicted by one dimension only (0-1)",
     "dci_informativeness": "how well the factors are predicted from the latent (0-1)",
 }
-# Rows of the compatible modes; over what each is measured stands in its unit.
+# Rows of the compatible modes; the unit says what each is averaged over.
 COMPATIBLE: dict[str, str] = {
     "ppl": "perplexity as the mode computes it",
     "elbo": "evidence bound as the mode computes it",
@@ -149,7 +149,7 @@ COMPATIBLE: dict[str, str] = {
     "mi": "mutual information as the mode estimates it",
     "ess": "effective sample size of the mode's draws",
 }
-# Headings over the metrics of a report, each with the first definition that it stands over.
+# Headings of groups of metrics in a report, each with the first definition of its group.
 GROUPS = {
     "Likelihood": "rec",
     "Use of the latent": "kl",
@@ -163,11 +163,11 @@ GROUPS = {
     "Language understanding": "nlu_<score>_each_<n>",
     "Disentanglement": "z_diff",
 }
-ELSEWHERE = "Others"  # heading of metrics from outside the package
-GREEDY = "greedy_"  # in front of metrics of samples decoded greedily
-# Numbers match digits alone, so `nll_prior` is not one of nll_<K>.
+ELSEWHERE = "Others"  # heading of metrics registered by other packages
+GREEDY = "greedy_"  # prefix of metrics of greedily decoded samples
+# Numbers match digits only, so `nll_prior` does not match nll_<K>.
 _SLOTS = {"K": r"\d+", "T": r"[\d.]+", "N": r"\d+", "n": r"\d+", "scale": r"[\d.]+"}
-_SLOTS["group"] = r"(?:source|latent)"  # of texts of one source
+_SLOTS["group"] = r"(?:source|latent)"  # metrics over several texts of one source
 
 
 def _compiled(name: str) -> re.Pattern[str]:
@@ -178,18 +178,18 @@ def _compiled(name: str) -> re.Pattern[str]:
     return re.compile(pattern)
 
 
-# Exact names first, so that no pattern takes them.
+# Exact names first, so that patterns do not shadow them.
 _ORDER = sorted(DEFINITIONS, key=lambda name: "<" in name)
 _PATTERNS = {name: _compiled(name) for name in _ORDER}
 
 
 def pattern_of(name: str) -> str | None:
-    """The entry of `DEFINITIONS` that a metric's name matches; None for a metric from elsewhere."""
+    """The entry of `DEFINITIONS` that matches a metric's name; None for a metric it lacks."""
     return next((one for one, pattern in _PATTERNS.items() if pattern.fullmatch(name)), None)
 
 
 def place(name: str) -> tuple[int, str]:
-    """Where a metric stands in a report, by its name: its place among all, and its heading."""
+    """A metric's position in a report and its heading, by name."""
     found = pattern_of(name) or pattern_of(name.removeprefix(GREEDY))
     order = list(DEFINITIONS)
     if found is None:
@@ -199,7 +199,7 @@ def place(name: str) -> tuple[int, str]:
 
 
 def define(name: str) -> str:
-    """The definition of a metric by its name in a report; empty for a metric from elsewhere."""
+    """The definition of a metric by its name in a report; empty for a metric not listed here."""
     found = pattern_of(name)
     if found is None and name.startswith(GREEDY) and (plain := define(name.removeprefix(GREEDY))):
         return f"of greedy samples: {plain}"

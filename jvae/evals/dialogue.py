@@ -1,10 +1,10 @@
-"""Responses to a context, several of each, as dialogue papers score them: `evals.metrics=dialogue`.
+"""Several responses per context, scored as in dialogue papers: `evals.metrics=dialogue`.
 
-BLEU of up to 3-grams with equal weights and smoothing 7 of Chen & Cherry 2014 (NLTK), of whitespace
-words in lower case. Recall is the best response of each reference, precision the best reference of
-each response; with one reference these are the maximum and the mean over responses, as Li et al.
-2020 (Optimus) have it. That smoothing lets short responses score above 1. Distances of word
-vectors: Liu et al. 2016.
+BLEU uses up to 3-grams with equal weights and smoothing 7 of Chen & Cherry 2014 (NLTK), on
+lower-cased whitespace words. Recall takes the best response for each reference, precision the best
+reference for each response; with one reference these are the maximum and the mean over responses,
+as in Li et al. 2020 (Optimus). This smoothing can score short responses above 1. Word-vector
+similarities: Liu et al. 2016.
 """
 
 import gzip
@@ -70,7 +70,7 @@ def bleu(responses: Texts, known: Texts) -> Scores:
 
 
 def intra_dist(responses: Texts, order: int) -> float | None:
-    """Mean over responses of distinct n-grams over all of its own."""
+    """Distinct n-grams of a response divided by all of its n-grams, averaged over responses."""
     found = []
     for text in (text for own in responses for text in own):
         words = text.split()
@@ -81,10 +81,10 @@ def intra_dist(responses: Texts, order: int) -> float | None:
 
 
 def read_vectors(path: str | Path, wanted: set[str]) -> dict[str, Float[np.ndarray, "d"]]:
-    """Vectors of some words from a file of lines `word number number ...`, plain or .gz, as GloVe
-    comes; a first line of two numbers, as word2vec has it, is left out.
+    """Reads the vectors of some words from a GloVe file: lines `word number number ...`, plain or
+    .gz. A first line of two numbers, as in word2vec files, is skipped.
 
-    Raises: DataError if it cannot be read or its lines differ in length.
+    Raises: DataError if the file cannot be read or its lines differ in length.
     """
     path, found, width = Path(path).expanduser(), {}, 0
     opened: Any = gzip.open if path.suffix == ".gz" else open
@@ -109,8 +109,8 @@ def read_vectors(path: str | Path, wanted: set[str]) -> dict[str, Float[np.ndarr
 
 
 def embedding_scores(response: Words, reference: Words, vectors: Vectors) -> dict[str, float]:
-    """Cosines of average vectors, of extreme values by dimension, and of best matches word by word
-    in both directions; 0 where one side has no known word.
+    """Cosine similarity of the average vectors, of the vectors of per-dimension extrema, and of
+    greedy word-by-word matches in both directions; 0 if one side has no known word.
     """
     a, b = ([vectors[word] for word in words if word in vectors] for words in (response, reference))
     if not a or not b:
@@ -139,7 +139,7 @@ def _cosine(a_d: np.ndarray, b_d: np.ndarray) -> float:
 def best_embeddings(
     responses: Texts, known: Texts, vectors: Vectors
 ) -> dict[str, Float[np.ndarray, "e"]]:
-    """The best pair of a response and a reference of each context, by score."""
+    """For each score, the best pair of a response and a reference of each context."""
     by_context = []
     for own, refs in zip(responses, known, strict=True):
         pairs = [embedding_scores(r, k, vectors) for r in _words(own) for k in _words(refs)]
@@ -149,9 +149,10 @@ def best_embeddings(
 
 @METRICS.register("dialogue")
 def dialogue(at: Evaluation) -> list[Row]:
-    """Responses against the references of their contexts; control: those of another context.
+    """Scores responses against the references of their context; the control uses the references of
+    another context.
 
-    Raises: ConfigError for a model that reads no source; DataError for unreadable word vectors.
+    Raises: ConfigError for a model without a source side; DataError for unreadable word vectors.
     """
     if "outputs" not in at.samples:
         raise ConfigError("evals.metrics=dialogue: the model reads no source, such as a context")

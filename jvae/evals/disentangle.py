@@ -1,7 +1,8 @@
 """Does one latent dimension follow one factor of variation? z-diff, z-min-var, MIG and DCI.
 
-All on sentences as they come, with the factors of each known. Factors of the embedded corpus depend
-on each other, so no code, however good, scores 1; the controls say what nothing scores.
+All metrics use sentences as sampled from the corpus, with known factors. The factors of the
+embedded corpus depend on each other, so even a perfect code does not score 1; compare with the
+control, the score of an uninformative code.
 """
 
 import math
@@ -13,13 +14,13 @@ from jaxtyping import Float, Int
 from jvae.errors import DataError
 
 BINS = 20
-GROUP = 32  # sentences that share a value, for z-diff and z-min-var
+GROUP = 32  # sentences per group that share a factor value, for z-diff and z-min-var
 POINTS = 1_000  # such groups, half to fit and half to score
 TREES = 20
 
 
 class Disentanglement(NamedTuple):
-    """All between 0 and 1, higher is better; accuracies of predicting which factor was held."""
+    """All from 0 to 1, higher is better; accuracies of predicting which factor was held fixed."""
 
     z_diff: float
     z_min_var: float
@@ -37,9 +38,9 @@ def _entropy(count: Float[np.ndarray, "..."]) -> float:
 def information(
     feature_ed: Float[np.ndarray, "e d"], factor_ef: Int[np.ndarray, "e f"], bins: int = BINS
 ) -> tuple[Float[np.ndarray, "d f"], Float[np.ndarray, "f"]]:
-    """Mutual information of binned dimensions with factors, and entropy of factors, in nats.
+    """Mutual information of binned dimensions with factors, and entropy of the factors, in nats.
 
-    Bins are even between the least and the greatest value.
+    Bins have equal width between the smallest and the largest value.
     """
     dims, factors = feature_ed.shape[1], factor_ef.shape[1]
     mi_df, entropy_f = np.zeros((dims, factors)), np.zeros(factors)
@@ -57,7 +58,7 @@ def information(
 
 
 def mig(mi_df: Float[np.ndarray, "d f"], entropy_f: Float[np.ndarray, "f"]) -> float:
-    """Mean gap between the two dimensions that know most of a factor, over its entropy.
+    """Mean gap between the two most informative dimensions of a factor, over its entropy.
 
     Source: Chen et al. 2018, eq. 6.
     """
@@ -66,7 +67,7 @@ def mig(mi_df: Float[np.ndarray, "d f"], entropy_f: Float[np.ndarray, "f"]) -> f
 
 
 def _groups(factor_ef: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Places of sentences that share the value of a random factor, and which factor it was."""
+    """Indices of sentences that share the value of a random factor, and which factor it was."""
     place, held = [], []
     for _ in range(POINTS):
         f = int(rng.integers(factor_ef.shape[1]))
@@ -83,7 +84,7 @@ def _halves(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def z_diff(feature_ed: Float[np.ndarray, "e d"], place_pg: np.ndarray, held_p: np.ndarray) -> float:
-    """Accuracy of a linear classifier that sees mean differences within pairs of like sentences.
+    """Accuracy of a linear classifier on mean differences within pairs of similar sentences.
 
     Source: Higgins et al. 2017, section 3.
     """
@@ -111,7 +112,7 @@ def z_min_var(
 def dci(
     feature_ed: Float[np.ndarray, "e d"], factor_ef: Int[np.ndarray, "e f"], seed: int = 0
 ) -> tuple[float, float, float]:
-    """Disentanglement, completeness, informativeness by importances of random forests.
+    """Disentanglement, completeness and informativeness by the importances of random forests.
 
     Source: Eastwood & Williams 2018, section 2; informativeness is the accuracy on the other half.
     """
@@ -121,15 +122,15 @@ def dci(
     for f in range(factor_ef.shape[1]):
         x, y, test_x, test_y = _halves(feature_ed, factor_ef[:, f])
         forest = RandomForestClassifier(
-            # Every split sees every dimension: else those that know nothing gain importance where
-            # the one that knows was not drawn, and no latent, however perfect, scores 1.
+            # Every split considers every dimension. Otherwise uninformative dimensions gain
+            # importance where the informative one was not drawn, and no latent could score 1.
             TREES,
             min_samples_leaf=5,
             max_features=None,
             n_jobs=-1,
             random_state=seed,
         ).fit(x, y)
-        forest.n_jobs = 1  # threads would add up the votes in any order
+        forest.n_jobs = 1  # threads would sum the votes in a nondeterministic order
         importance_df.append(forest.feature_importances_)
         accuracy.append(forest.score(test_x, test_y))
     share_df = np.array(importance_df).T + 1e-12
@@ -143,9 +144,9 @@ def dci(
 def disentanglement(
     feature_ed: Float[np.ndarray, "e d"], factor_ef: Int[np.ndarray, "e f"], seed: int = 0
 ) -> Disentanglement:
-    """All metrics of posterior means and the factors of their sentences.
+    """All metrics for posterior means and the factors of their sentences.
 
-    Dimensions are scaled to unit variance first; those that never vary are left out.
+    Dimensions are first scaled to unit variance; constant ones are left out.
 
     Raises: DataError if fewer than two dimensions or two factors vary.
     """

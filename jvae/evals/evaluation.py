@@ -1,4 +1,4 @@
-"""The evaluation of a trained run: table, reporting card and text files under its directory."""
+"""Evaluates a trained run: writes the table, the reporting card and text files to its directory."""
 
 import json
 import logging
@@ -63,13 +63,13 @@ SAMPLER_NOTE = (
     "NLL_K draws from its equal mixture with the prior; active units count what two independent "
     "sets of chains agree on. Control: chain = prior."
 )
-GAP_DRAWS = 10  # draws of the control of Rec; its error is that between sentences
+GAP_DRAWS = 10  # draws for the control of Rec; variation between sentences dominates its error
 NEEDS_LATENT = ("token_accuracy", "exact_match", "bleu", "interpolation_smoothness")
-RATIO_DRAWS = 100  # most draws of the one batch that the cost ratio is timed on
+RATIO_DRAWS = 100  # most draws for the one batch that times the cost ratio
 
 
 def text_vae_of(this: build.Run, params: Params, seed: int = 0) -> LoadedVAE:
-    """A run as a tool on text; with several processes, each decodes all of it on its own."""
+    """Wraps a run as a text tool; with several processes, each decodes everything on its own."""
     if jax.process_count() > 1:
         params = jax.device_put(to_host(params), jax.local_devices()[0])
     return loading.text_vae(this.config, this.model, params, this.encoder, this.decoder, seed)
@@ -89,15 +89,15 @@ def evaluate(
     fitted: Fitted | None = None,
     label: str | None = None,
 ) -> Report:
-    """Measures a split and writes `eval/<split>.json`, `.txt` and `.sentences.jsonl`, and
+    """Evaluates a split and writes `eval/<split>.json`, `.txt` and `.sentences.jsonl`, and
     `samples/*.txt`.
 
-    Another preset than that of the run adds its name to that of the files, and so does a fitted
-    prior.
+    If the preset differs from that of the run, its name is added to the file names; so is that of a
+    fitted prior.
 
     Args:
-      fitted: measure p'(z) p(x | z) under this prior; the run's own stands beside it.
-      label: that the prior is conditioned on.
+      fitted: evaluate p'(z) p(x | z) under this prior, next to the run's own prior.
+      label: condition this prior on a label.
     Raises: ConfigError for a prior without a density.
     """
     own = this.model
@@ -110,7 +110,7 @@ def evaluate(
         this = this._replace(model=attach(own, fitted, label))
         params = join(params, fitted)
     cfg, data = settings(this.config), this.data[split]
-    metric_names = wanted(cfg)  # before anything is measured: a wrong name is an error
+    metric_names = wanted(cfg)  # first, so that an unknown name fails before measuring
     check_bert_score(cfg.bertscore)
     sizes = cfg.sizes(len(data))
     key = jax.random.key(cfg.seed)
@@ -212,7 +212,7 @@ def evaluate(
             chunk=cfg.chunk,
             proposal=proposal,
         )
-        # The chains of a sampler are priced apart.
+        # A sampler's chains are timed separately.
         report.time["cost_ratio"] = cost.whole - cost.encoder if sampler else cost.whole
         if sampler:
             report.time["chains_ratio"] = cost.encoder
@@ -291,7 +291,7 @@ def _beside_own_prior(
     cfg: EvalConfig,
     likelihood: LikelihoodResult,
 ) -> None:
-    """Rows of the same sentences and draws under the prior that the model was trained with."""
+    """Adds rows for the same sentences and draws under the prior the model was trained with."""
     result = evaluate_likelihood(
         own, params, batches, key, likelihood.k, chunk=cfg.chunk, proposal=own.proposal
     )
@@ -314,7 +314,7 @@ def _slug(label: str) -> str:
 
 
 def _own_preset(this: build.Run) -> str:
-    """The preset that a run was given when it was trained."""
+    """The preset the run was trained with."""
     folder = this.workdir
     stored = workdir.saved_config(folder) if (folder / workdir.CONFIG).is_file() else this.config
     return stored.evals.preset
@@ -323,7 +323,9 @@ def _own_preset(this: build.Run) -> str:
 def _accuracy(
     this: build.Run, params: Params, report: Report, batches: list[Batch], posts: PosteriorSet
 ) -> None:
-    """Tokens ranked first given all earlier ones and the posterior mean, or another sentence's."""
+    """Adds the share of tokens ranked first under teacher forcing, from the posterior mean or from
+    another sentence's.
+    """
     value = texts.token_accuracy(this.model, params, batches, posts)
     other = texts.token_accuracy(this.model, params, batches, posts, other=True)
     report.add("token_accuracy", value, "%", control=other, note="control: another sentence's z")
@@ -337,7 +339,7 @@ def _by_volume(
     batches: Iterator[Batch],
     key: jax.Array,
 ) -> LikelihoodResult:
-    """The bound of the short run's own density, at the temperature of training."""
+    """The bound from the density of the short run itself, at the training temperature."""
     model = this.model
     result = change_of_variables.evaluate(
         model.gen, model.prior, chain, params, batches, key, temperature=chain.temperature
@@ -348,7 +350,7 @@ def _by_volume(
 
 
 def untrained(this: build.Run, mesh: Mesh) -> Params:
-    """Fresh parameters, those that training started from: the control of every latent metric."""
+    """The parameters at the start of training: the control of every latent metric."""
     _, where = build.param_shardings(this.model, mesh)
     return jax.jit(this.model.init, out_shardings=where)(build.seeds(this.config.seed)["init"])
 
@@ -367,13 +369,13 @@ def _write(
     rows = "".join(f"{json.dumps(row)}\n" for row in likelihood.by_sentence())
     write_text(folder / "eval" / f"{name}.sentences.jsonl", rows)
     write_text(folder / "eval" / f"{name}.json", report.to_json())
-    # Last: a table is there only with all that belongs to it.
+    # Written last, so that an existing table implies that all its files exist.
     write_text(folder / "eval" / f"{name}.txt", report.table() + "\n")
 
 
 @contextmanager
 def timed(report: Report, name: str) -> Iterator[None]:
-    """Notes under `time` how long its body took."""
+    """Records the duration of its body under `time`."""
     begin = time.monotonic()
     yield
     report.time[name] = round(time.monotonic() - begin, 2)

@@ -10,7 +10,7 @@ from jvae.evals.likelihood import LikelihoodResult
 
 
 class Excess(NamedTuple):
-    """NLL_K minus the exact -log p of the same sentences; below 0 by chance only."""
+    """NLL_K minus the exact -log p of the same sentences; negative values can only be chance."""
 
     mean_nats: float
     se_nats: float | None
@@ -25,8 +25,8 @@ def excess_over_exact(
     """The excess at each K recorded.
 
     Args:
-      exact_e: -log p of each sentence of the split under the distribution it was drawn from, by
-        example id, in nats.
+      exact_e: -log p in nats of each sentence of the split, by example id, under the distribution
+        it was drawn from.
     """
     found = {}
     for k, bound_e in result.scores.bound_e.items():

@@ -1,4 +1,4 @@
-"""Bounds that check or tighten the main one."""
+"""Additional bounds that check or tighten the main one."""
 
 import numpy as np
 
@@ -9,19 +9,19 @@ from jvae.evals.likelihood import evaluate_likelihood
 from jvae.evals.metric import METRICS, Evaluation
 from jvae.latent import mixture, short_run
 
-# A fit to R end points loses about width / R nats to its own noise.
+# A fit to R end points loses about width / R nats to the noise of the fit.
 REFINED_CHAINS, BOUND_DRAWS = 512, 20
-# Where the metric is named and its own setting left at 0.
+# Used if the metric is requested but its own setting is 0.
 PRIOR_DRAWS, REFINE_STEPS = 200, 10
 NATS = "nats/sentence"
 
 
 @METRICS.register("prior_bound")
 def prior_bound(at: Evaluation) -> list[Row]:
-    """The bound by `evals.prior_samples` draws from the prior, 200 by default.
+    """The bound from `evals.prior_samples` draws from the prior, 200 by default.
 
-    Like the main bound it lies above -log p(x), but it reads no posterior, no KL and no density of
-    a proposal, so it checks them.
+    Like the main bound it is above -log p(x), but it does not involve the posterior, the KL or a
+    proposal density, so it is an independent check of them.
     """
     if at.posteriors is None:
         return []
@@ -51,8 +51,10 @@ def prior_bound(at: Evaluation) -> list[Row]:
 @METRICS.register("refined_bound")
 def refined_bound(at: Evaluation) -> list[Row]:
     """The bound of a Gaussian fitted to short Langevin runs from the posterior, and how much
-    tighter it is, sentence by sentence. None for a posterior that is a sampler itself, and for
-    latents on a sphere, which the steps would leave.
+    tighter it is per sentence.
+
+    Not available for a posterior that is itself a sampler, or for latents on a sphere, which the
+    Langevin steps would leave.
     """
     model, config, amortised = at.run.model, at.config, at.likelihood
     leaves = model.post.support == SPHERE

@@ -1,4 +1,4 @@
-"""Checks that only the embedded corpus allows: the exact -log p, and membership of sentences."""
+"""Checks that are only possible on the embedded corpus: exact -log p and grammaticality."""
 
 import numpy as np
 
@@ -16,7 +16,7 @@ def exactness(
     samples: dict[str, list[str]],
     split: str,
 ) -> None:
-    """What only the embedded corpus tells: the exact -log p, and which sentences are in it."""
+    """Adds the exact -log p and the share of grammatical sentences of the embedded corpus."""
     exact_e = this.exact[split]
     words = this.data[split].words_e[likelihood.id_e].sum() + len(likelihood.id_e)
     exact = exact_e[likelihood.id_e]

@@ -1,10 +1,10 @@
-"""How well texts show the label that was asked for, and what that costs: an oracle classifier, and
-the scores of generation and of transfer under it.
+"""How well texts match the requested label, and at what cost: an oracle classifier, and the scores
+of generation and transfer based on it.
 
-The oracle is the classifier of words of `jvae.evals.attribute`, fitted to the validation split,
-which neither the model nor its priors were fitted to; its accuracy on real test sentences is the
-most that the accuracies of generated ones can be held to. G is the geometric mean of accuracy and
-BLEU. Source: label-conditional generation of Li et al. 2020, arXiv 2004.04092.
+The oracle is the word classifier of `jvae.evals.attribute`, fitted to the validation split, which
+neither the model nor its priors were fitted to. Its accuracy on real test sentences is the ceiling
+for the accuracy of generated ones. G is the geometric mean of accuracy and BLEU.
+Source: label-conditional generation of Li et al. 2020, arXiv 2004.04092.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,11 +21,11 @@ from jvae.evals.attribute import word_classifier
 from jvae.evals.bleu import References
 
 Labels = Sequence[str] | np.ndarray
-MAX_CHARS = 1_000_000  # of a line of references
+MAX_CHARS = 1_000_000  # longest line of a references file
 
 
 class Accuracy(NamedTuple):
-    """Shares of texts that the oracle gives the label that was asked for, in %."""
+    """Share of texts to which the oracle gives the requested label, in %."""
 
     mean: float  # over labels
     se: float  # binomial
@@ -33,14 +33,14 @@ class Accuracy(NamedTuple):
 
 
 class Oracle:
-    """A classifier that says which label a text has."""
+    """A classifier that predicts the label of a text."""
 
     def __init__(self, texts: Sequence[str], label_n: Labels) -> None:
         self._predict = word_classifier(texts, np.asarray(label_n))
         self.sentences = len(texts)
 
     def accuracy(self, texts: Sequence[str], wanted_n: Labels) -> Accuracy:
-        """Scores of texts against the labels that were asked for."""
+        """Accuracy of texts against the requested labels."""
         wanted = np.asarray(wanted_n)
         right_n = self._predict(list(texts)) == wanted
         shares = {str(one): right_n[wanted == one] for one in np.unique(wanted)}
@@ -51,7 +51,7 @@ class Oracle:
 
 
 class Generation(NamedTuple):
-    """Texts generated for every label, as many for each."""
+    """Scores of texts generated for every label, the same number for each."""
 
     accuracy: float  # %, mean over labels
     accuracy_se: float
@@ -60,9 +60,9 @@ class Generation(NamedTuple):
     g: float  # geometric mean of accuracy and bleu, 0 to 100
     self_bleu: float | None  # 0 to 100; lower is more diverse
     dist_2: float | None  # 0 to 1
-    distinct: float  # % of texts that differ from all before them
-    ppl: float | None = None  # per token, of a language model; None without one
-    grammatical: float | None = None  # %, of the embedded corpus
+    distinct: float  # % of texts that do not repeat an earlier one
+    ppl: float | None = None  # per token, under a language model; None without one
+    grammatical: float | None = None  # %, embedded corpus only
 
 
 def generation(
@@ -73,11 +73,11 @@ def generation(
     *,
     members: bool = False,
 ) -> Generation:
-    """Scores of texts.
+    """Scores generated texts.
 
     Args:
-      test: sentences that are the references of BLEU.
-      members: the texts are among them: each is scored against the others.
+      test: sentences that serve as the references of BLEU.
+      members: the texts are themselves test sentences, so each is scored against the others.
     """
     accuracy, references = oracle.accuracy(texts, wanted_n), References(test)
     bleu = float(np.mean([references.score(text, member=members) for text in texts]))
@@ -92,14 +92,14 @@ def generation(
 
 
 class Transfer(NamedTuple):
-    """Sentences brought to another label."""
+    """Scores of sentences transferred to another label."""
 
-    accuracy: float  # %, of the label they were brought to, mean over labels
+    accuracy: float  # %, for the target label, mean over labels
     accuracy_se: float
     by_label: Mapping[str, float]
-    source_bleu: float  # corpus BLEU with the sentences as they were, 0 to 100
+    source_bleu: float  # corpus BLEU against the original sentences, 0 to 100
     g: float  # geometric mean of accuracy and source_bleu
-    reference_bleu: float | None  # corpus BLEU with references, 0 to 100; None without any
+    reference_bleu: float | None  # corpus BLEU with references, 0 to 100; None without
     exact: float  # % of sentences that did not change
 
 
@@ -110,7 +110,7 @@ def transfer(
     originals: Sequence[str],
     references: Sequence[Sequence[str]] | None = None,
 ) -> Transfer:
-    """Scores of sentences brought to a label, against what they were and perhaps references."""
+    """Scores transferred sentences against the originals and, if given, references."""
     accuracy, bleu = oracle.accuracy(texts, wanted_n), metrics.corpus_bleu(texts, originals)[0]
     return Transfer(
         *accuracy,
@@ -122,7 +122,7 @@ def transfer(
 
 
 class Referenced(NamedTuple):
-    """Sentences with their labels, and references of each with another label."""
+    """Sentences with their labels, and references with another label for each."""
 
     texts: list[str]
     label_n: list[str]
@@ -130,11 +130,11 @@ class Referenced(NamedTuple):
 
 
 def read_references(path: str, labels: Sequence[str]) -> Referenced:
-    """Lines `label<TAB>sentence<TAB>reference`, with further columns for further references.
+    """Reads lines `label<TAB>sentence<TAB>reference`; more columns are more references.
 
-    The label is that of the sentence; references have the label that it is brought to.
+    The label is that of the sentence; the references have the label it is transferred to.
 
-    Raises: DataError naming the first line that is none of these or has an unknown label.
+    Raises: DataError naming the first line with another format or an unknown label.
     """
     found = Referenced([], [], [])
     for number, raw in sources.raw_lines(sources.expand_user(path), MAX_CHARS):

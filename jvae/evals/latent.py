@@ -1,4 +1,4 @@
-"""Use of the latent: mutual information, active units, KL profile, wrong-latent loss."""
+"""Use of the latent: mutual information, active units, KL profile, loss with the wrong latent."""
 
 import dataclasses
 import math
@@ -30,26 +30,26 @@ from jvae.latent.gaussian import DiagonalGaussian
 from jvae.latent.iw_bound import full_precision, nll_of, over_draws
 from jvae.latent.kl import kl
 
-CAP = 10_000  # the first so many sentences of a set
-THRESHOLDS = (0.01, 0.2)  # of the variance that makes a unit active
+CAP = 10_000  # use at most this many sentences of a set
+THRESHOLDS = (0.01, 0.2)  # variance above which a unit is active
 SATURATION_NATS = 0.3  # closer than this to ln N, a mutual information is only a lower bound
-COLLAPSE_NATS = 0.1  # closer than this to its reference, a metric says the latent is not used,
+COLLAPSE_NATS = 0.1  # closer than this to its reference, a metric counts as evidence of collapse,
 COLLAPSE_ERRORS = 2.0  # or closer than this many standard errors
 
 
 class PosteriorSet(NamedTuple):
-    """The posterior of every sentence of a set, by id, on the host, with one draw (its draw 0)."""
+    """The posterior of every sentence of a set, by id, on the host, with one draw (draw 0)."""
 
     id_e: Int[np.ndarray, "e"]
     post: Any  # the model's own posterior, every leaf with leading axis E
     mean_egz: Float[np.ndarray, "e g z"]
     z_egz: Float[np.ndarray, "e g z"]
-    log_q_e: Float[np.ndarray, "e"]  # of the draw, under its own sentence's posterior
+    log_q_e: Float[np.ndarray, "e"]  # log-density of the draw under its own posterior
     kl_e: Float[np.ndarray, "e"]
-    kl_egz: Float[np.ndarray, "e g z"] | None  # None where the KL has no closed form
+    kl_egz: Float[np.ndarray, "e g z"] | None  # None if the KL has no closed form
 
     def other(self, seed: int = 0) -> Int[np.ndarray, "e"]:
-        """For each sentence the place of another: one random cycle, so none meets itself.
+        """For each sentence the index of another: one random cycle, so none is paired with itself.
 
         Raises: DataError if there are fewer than two sentences.
         """
@@ -71,7 +71,7 @@ def _infer(
 ) -> dict[str, Any]:
     cond, q, z_key = infer(gen, post, params, batch, key)
     z_egz = post.sample(params, q, example_keys(z_key, batch.id_e, jnp.arange(1)))[0]
-    assert post.log_prob is not None  # collect_posteriors has refused the model otherwise
+    assert post.log_prob is not None  # collect_posteriors rejects other models
     nats = kl(params, post, q, z_egz, prior, cond)
     return {
         "post": q,
@@ -90,10 +90,10 @@ def collect_posteriors(
     key: Key[Array, ""],
     cap: int = CAP,
 ) -> PosteriorSet:
-    """Runs the encoder once over `batches`; keeps the `cap` sentences of lowest id.
+    """Runs the encoder once over `batches`; keeps the `cap` sentences with the lowest ids.
 
-    Raises: ValueError if `model.metric_post` has no density; DataError if a sentence comes twice or
-    none comes.
+    Raises: ValueError if `model.metric_post` has no density; DataError if a sentence occurs twice
+    or there are none.
     """
     if model.metric_post.log_prob is None:
         raise ValueError(
@@ -120,7 +120,7 @@ def _log_q_sum(
     log_q = post.log_prob
 
     def one(z_gz: Array) -> Array:
-        # Posterior by posterior: what a chain of groups makes of z alone is then made once a draw.
+        # One posterior at a time: work that depends on z alone is then done once per draw.
         def of(q_one: Any) -> Array:
             alone = jax.tree.map(lambda leaf: leaf[None], q_one)
             return log_q(params, alone, z_gz[None])[0]
@@ -135,8 +135,8 @@ def log_aggregate(
 ) -> Float[np.ndarray, "e"]:
     """log (1/N) sum_j q(z_i | x_j) of each draw under all posteriors, its own included.
 
-    Compiled once; on the device at any time are `block` posteriors and their densities of `draws`
-    draws.
+    Compiled once. The device holds at most `block` posteriors and their densities at `draws` draws
+    at a time.
     """
     count = posts.id_e.size
     block, draws = min(block, count), min(draws, count)
@@ -154,9 +154,10 @@ def log_aggregate(
 def gaussian_entropy(posterior: Posterior, post: Any) -> Float[np.ndarray, "e"] | None:
     """Entropy in nats of posteriors that are one diagonal Gaussian each; None for others.
 
-    For published estimators of mutual information only (`jvae.evals.compat`): against the draws of
-    the aggregate it has a spread of sqrt(D / 2N) at collapse, where the same draws have none.
-    Layer-wise posteriors are Gaussian given their earlier groups only, hence None.
+    Only for published estimators of mutual information (`jvae.evals.compat`). If the entropy is
+    exact but the aggregate uses draws, the estimate has a spread of sqrt(D / 2N) at collapse; with
+    the same draws for both terms it has none. Layer-wise posteriors are Gaussian only given their
+    earlier groups, hence None.
     """
     if not isinstance(posterior.form, DiagonalGaussian):
         return None
@@ -170,7 +171,7 @@ def unit_covariance(
     """Variance over sentences of each posterior mean (N - 1 in the denominator), float64.
 
     Args:
-      other_egz: means of a second, independent set of chains; the covariance with it is free of
+      other_egz: means from a second, independent set of chains; the covariance with them excludes
         noise that does not depend on the sentence.
     Raises: DataError if there are fewer than two sentences.
     """
@@ -182,32 +183,30 @@ def unit_covariance(
 
 
 def paired_means(post: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The means of two independent sets of chains of each sentence; (None, None) for an encoder."""
+    """Means of two independent sets of chains per sentence; (None, None) for an encoder."""
     return getattr(post, "mean_a_egz", None), getattr(post, "mean_b_egz", None)
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentResult:
-    """Latent metrics of a set of sentences, in nats where not counts."""
+    """Latent metrics of a set of sentences, in nats unless they are counts."""
 
     sentences: int
-    units: int  # dimensions of the whole latent
+    units: int  # total number of latent dimensions
     kl_nats: float
     kl_nats_se: float | None
     mi_nats: float
-    mi_nats_se: float | None  # of the mean over sentences, the aggregate taken as given
+    mi_nats_se: float | None  # standard error of the mean over sentences, for a fixed aggregate
     ceiling_nats: float  # ln N, which the mutual information cannot exceed
-    active: dict[float, int]  # by threshold
+    active: dict[float, int]  # number of active units by threshold
     active_per_group: dict[float, list[int]]
     variance_gz: np.ndarray
-    kl_profile_gz: (
-        np.ndarray | None
-    )  # mean KL of each dimension; None where the KL has no closed form
+    kl_profile_gz: np.ndarray | None  # mean KL of each dimension; None if the KL has no closed form
     groups: str = "layer"  # what the latent's groups are, see `jvae.api.TextVAE`
 
     @property
     def saturated(self) -> bool:
-        """True where the mutual information is only known to be at least the value."""
+        """Whether the true mutual information may exceed the value, which is then a lower bound."""
         return self.mi_nats > self.ceiling_nats - SATURATION_NATS
 
     @property
@@ -233,16 +232,16 @@ class LatentResult:
 def latent_metrics(
     model: TextVAE, params: Params, posts: PosteriorSet, block: int = 256, draws: int = 64
 ) -> LatentResult | None:
-    """Mutual information over the set, active units, KL profile; None without a latent.
+    """Mutual information over the set, active units and KL profile; None without a latent.
 
-    Mutual information is the mean of log q(z_i|x_i) - log q(z_i) at one draw of each sentence, both
-    terms at the same draw: where all posteriors are equal it is 0, draw by draw.
+    Mutual information is the mean of log q(z_i|x_i) - log q(z_i) at one draw per sentence. Both
+    terms use the same draw, so if all posteriors are equal it is 0 for every draw.
 
-    The control is the same function on the posteriors of untrained parameters, or on chains of no
-    steps. Active units of a sampler are those on which its two sets of chains agree.
+    The control is the same function applied to the posteriors of untrained parameters, or to chains
+    with zero steps. A sampler's active units are those on which its two sets of chains agree.
 
     Args:
-      block, draws: posteriors and draws compared at a time; they change memory, not values.
+      block, draws: posteriors and draws compared at a time; these affect memory, not the result.
     """
     if not has_latent(model):
         return None
@@ -281,7 +280,7 @@ def _rec_with(
     id_e: Array,
     key: Array,
 ) -> Float[Array, "e"]:
-    """Mean -log p(x | z_k) for draws from `q`, made with the keys of the examples `id_e`."""
+    """Mean -log p(x | z_k) for draws from `q`, made with the keys of the example ids `id_e`."""
     _, z_key = jax.random.split(key)
     ctx = gen.prepare(params, batch, cond=gen.condition(params, batch))
 
@@ -294,7 +293,7 @@ def _rec_with(
 
 
 class RecGap(NamedTuple):
-    """Rec with the latent of another sentence, and the excess; None without a latent."""
+    """Rec with the latent of another sentence, and its excess over Rec; None without a latent."""
 
     rec_other_nats: float | None
     gap_nats: float | None
@@ -316,9 +315,9 @@ def rec_gap(
 
     Args:
       batches: the sentences of `likelihood` again.
-      k: draws of the other sentence's latent; as many as `likelihood` has, unless given.
-      posts: holds at least these sentences, made with the same key as `likelihood`.
-    Raises: DataError if a sentence is absent from `posts` or `likelihood`, or there are fewer than
+      k: draws of the other sentence's latent; by default as many as in `likelihood`.
+      posts: must include these sentences, inferred with the same key as `likelihood`.
+    Raises: DataError if a sentence is missing from `posts` or `likelihood`, or there are fewer than
     two.
     """
     if not has_latent(model):
@@ -340,7 +339,7 @@ def rec_gap(
 
 
 def _places(known_e: np.ndarray, id_e: np.ndarray) -> np.ndarray:
-    """Places of a batch's ids, 0 at empty slots."""
+    """Indices of a batch's ids; 0 for empty slots."""
     filled = np.where(id_e < 0, known_e[0], id_e)
     return rows_of(known_e, filled, "the collected posteriors")
 
@@ -353,16 +352,16 @@ def _margin(*errors: float | None) -> float:
 def collapse_reasons(
     result: LatentResult, gap: RecGap | None = None, prior: LatentResult | None = None
 ) -> list[str]:
-    """Why the latent counts as unused; empty where it is used. Training and evaluation share this
-    rule; tables show the evaluation's verdict.
+    """Reasons to consider the latent unused; empty if it is used. Training and evaluation share
+    this rule; tables show the verdict of the evaluation.
 
-    KL, MI and Rec gap must exceed their reference by 0.1 nat and by two standard errors, so noise
-    cannot clear a model.
+    KL, MI and Rec gap must each exceed their reference by 0.1 nats and by two standard errors, so
+    that noise cannot clear a model.
 
     Args:
-      gap: None where it is not measured, as during training.
-      prior: what a posterior equal to the prior scores under the same estimator; KL and MI of 0
-        when None.
+      gap: None if it is not measured, as during training.
+      prior: scores of a posterior equal to the prior under the same estimator; if None, its KL and
+        MI are taken as 0.
     """
     reasons = []
     lowest = min(THRESHOLDS)
@@ -374,7 +373,7 @@ def collapse_reasons(
         if prior is not None:
             reference, spread = getattr(prior, f"{name}_nats"), getattr(prior, f"{name}_nats_se")
         margin = _margin(error, spread)
-        if not value - reference > margin:  # so that NaN is a reason too
+        if not value - reference > margin:  # this form makes NaN a reason too
             reasons.append(f"{name.upper()} within {margin:.2g} nat of {reference:.2f}")
     if gap is not None and gap.gap_nats is not None:
         margin = _margin(gap.gap_nats_se)

@@ -17,11 +17,11 @@ from jvae.evals.collect import collect, mean_se
 from jvae.latent.iw_bound import CURVE, Scores, score_batch
 from jvae.latent.mixture import Proposal
 
-LOOSE_ESS = 5.0  # below this effective sample size the bound is called loose
+LOOSE_ESS = 5.0  # effective sample size below which the bound counts as loose
 
 
 class TextCounts(NamedTuple):
-    """Size of each sentence of a split, by example id, the end of the sentence not counted."""
+    """Size of each sentence of a split, by example id, without the end-of-sentence token."""
 
     words_e: Int[np.ndarray, "e"]
     chars_e: Int[np.ndarray, "e"]
@@ -43,11 +43,12 @@ class LikelihoodResult:
     k: int
     latent: bool  # False: z is empty, the NLL is exact and the KL 0
     id_e: np.ndarray
-    scores: Scores  # of NumPy arrays
+    scores: Scores  # holds NumPy arrays
 
     def by_sentence(self) -> list[dict[str, Any]]:
-        """Each sentence's place in its split (from 0), scored tokens, and nats: what two models
-        differ by is told far better by their differences on the same sentences than by two means.
+        """One record per sentence: its index in the split (from 0), scored tokens, and nats.
+
+        Differences on the same sentences distinguish two models far better than two means do.
         """
         s = self.scores
         named = {"sentence": self.id_e, "tokens": s.scored_e}
@@ -109,7 +110,7 @@ def evaluate_likelihood(
 ) -> LikelihoodResult:
     """Scores each sentence of `batches` once with K draws; see `score_batch` for the arguments.
 
-    Raises: ValueError as `score_batch`; DataError if a sentence comes twice or none comes.
+    Raises: ValueError as in `score_batch`; DataError if a sentence occurs twice or there are none.
     """
     score = score_batch(model, k, chunk, bounds, proposal)
     id_e, scores = collect((batch.id_e, score(params, batch, key)) for batch in batches)
@@ -117,16 +118,17 @@ def evaluate_likelihood(
 
 
 def draw_sentences(available: int, wanted: int, seed: int = 0) -> Int[np.ndarray, "n"]:
-    """Ids of at most `wanted` sentences of a split, ascending: by seed alone, not by model."""
+    """Ids of at most `wanted` sentences of a split, ascending; they depend on the seed only."""
     order = np.random.default_rng(seed).permutation(available)
     return np.sort(order[: min(wanted, available)])
 
 
 def spot_row(found: LikelihoodResult, fewer: int) -> dict[str, Any]:
-    """Arguments of `Report.add` for many draws on few sentences.
+    """Arguments of `Report.add` for a spot check with many draws on few sentences.
 
     Args:
-      fewer: the K of the main result, a point of this one's curve: what a larger K gains.
+      fewer: the K of the main result, also a point of this curve; the row shows the gain from the
+        larger K.
     """
     s = found.summary()
     less = s["nll_nats_at"].get(fewer)

@@ -1,8 +1,8 @@
-"""MAUVE of samples and references, from features that a large language model gave both.
+"""MAUVE of samples and references, from features of both computed by a large language model.
 
-Source: Pillutla et al. 2021, arXiv 2102.01454: both sets are quantised together, and the area under
-the divergence curve of the two histograms is the score, from 0 to 1. Values compare only under one
-feature model, number of lines and setting.
+Source: Pillutla et al. 2021, arXiv 2102.01454: both sets are quantised together; the score is the
+area under the divergence curve of the two histograms, from 0 to 1. Values are comparable only for
+the same feature model, number of lines and settings.
 """
 
 from pathlib import Path
@@ -14,9 +14,9 @@ from jaxtyping import Float
 from jvae.errors import DataError
 
 SCALING = 5.0
-SEEDS = 5  # of k-means; their spread is the error
-EXPLAINED = 0.9  # share of the variance that the quantised components keep
-POINTS = 25  # of the curve between its ends
+SEEDS = 5  # seeds of k-means; their spread is the error
+EXPLAINED = 0.9  # share of the variance kept by the components that are quantised
+POINTS = 25  # points of the curve between its ends
 
 
 class Mauve(NamedTuple):
@@ -40,14 +40,14 @@ def curve_area(p: Float[np.ndarray, "k"], q: Float[np.ndarray, "k"]) -> float:
 
 
 def _kl(p: np.ndarray, q: np.ndarray) -> float:
-    seen = p > 0  # where p has mass the mixture has some too
+    seen = p > 0  # the mixture also has mass wherever p does
     return float(np.sum(p[seen] * np.log(p[seen] / q[seen])))
 
 
 def mauve(samples_nd: Float[np.ndarray, "n d"], references_md: Float[np.ndarray, "m d"]) -> Mauve:
-    """MAUVE of two sets of features, with as many buckets as a tenth of the smaller set.
+    """MAUVE of two sets of features; the number of buckets is a tenth of the smaller set.
 
-    Raises: ValueError if the sets have other widths or fewer than 20 lines.
+    Raises: ValueError if the sets differ in width or have fewer than 20 lines.
     """
     from sklearn.cluster import KMeans  # slow to import
     from sklearn.decomposition import PCA
@@ -74,9 +74,9 @@ def mauve(samples_nd: Float[np.ndarray, "n d"], references_md: Float[np.ndarray,
 
 
 def read_features(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """`samples` and `references` of an .npz file, a row for each line.
+    """Reads `samples` and `references` from an .npz file, one row per line.
 
-    Raises: DataError for a file that is missing or has no such arrays.
+    Raises: DataError if the file is missing or lacks these arrays.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:

@@ -1,10 +1,10 @@
-"""Further metrics of an evaluation, by name.
+"""Register your own evaluation metrics by name.
 
     @METRICS.register("mean_length")
     def mean_length(at: Evaluation) -> list[Row]: ...
 
-`evals.metrics=mean_length` measures it; its rows stand behind those that every evaluation has.
-Each brings its `definition`, which reports print, unless `jvae.evals.definitions` has it.
+`evals.metrics=mean_length` measures it and appends its rows to those of every evaluation. Each row
+must have a `definition`, which reports print, unless `jvae.evals.definitions` has one.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,14 +25,14 @@ from jvae.runs.build import Run
 
 
 class Evaluation(NamedTuple):
-    """What a metric may read."""
+    """The data available to a metric."""
 
     run: Run
     params: Params
     config: EvalConfig
     data: Dataset  # the split
-    ids: np.ndarray  # the sentences that are decoded and scored, of `data`
-    batches: Callable[[], Iterator[Batch]]  # of these, on the devices
+    ids: np.ndarray  # the sentences of `data` that are decoded and scored
+    batches: Callable[[], Iterator[Batch]]  # batches of these sentences, on the devices
     key: jax.Array
     likelihood: LikelihoodResult
     posteriors: PosteriorSet | None  # None without a latent
@@ -45,7 +45,7 @@ METRICS: Registry[Metric] = Registry("metric", "evals.metrics")
 
 
 def wanted(config: EvalConfig) -> list[str]:
-    """Names of the metrics that a config asks for, those that own settings switch on first.
+    """Names of the metrics a config requests, those enabled by their own settings first.
 
     Raises: ConfigError for an unknown name.
     """

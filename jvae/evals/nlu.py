@@ -1,7 +1,7 @@
-"""Tasks of natural language understanding on a trained run: `--mode=finetune --task=NAME`.
+"""Natural language understanding tasks on a trained run: `--mode=finetune --task=NAME`.
 
-The same heads, budgets and draws on three encoders: the trained one, the untrained one as its
-control, and, where training started from pretrained weights, these alone.
+The same heads, label budgets and training draws are used with three encoders: the trained one, the
+untrained one as its control, and, if training started from pretrained weights, these weights alone.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ from jvae.parallel import processes
 from jvae.runs import build
 from jvae.runs.workdir import write_text
 
-# Scores of every draw by encoder and budget; None is the budget of all examples.
+# Scores of every draw by encoder and label budget; None is the budget of all examples.
 Found = dict[str, dict[int | None, list[dict[str, float]]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What `--mode=finetune` is asked for."""
+    """The options of `--mode=finetune`."""
 
     data: str = setting("", help="Folder with train.tsv and valid.tsv; empty: TFDS glue/TASK.")
     features: str = setting(
@@ -60,11 +60,11 @@ def finetune(
     start: Params | None = None,
     seed: int = 0,
 ) -> Report:
-    """Scores of a task for every budget of labels; writes `eval/finetune.TASK.WAY.json` and `.txt`.
+    """Scores a task for every label budget; writes `eval/finetune.TASK.WAY.json` and `.txt`.
 
     Args:
-      start: what training of the run started from, where that was pretrained.
-    Raises: ConfigError for features that the model does not have; DataError for files of the task.
+      start: the pretrained parameters that training of the run started from, if any.
+    Raises: ConfigError for features the model does not have; DataError for invalid task files.
     """
     name, kind = nlu_tasks.named(task)
     side = _check(this, request, len(kind.fields) == 2)
@@ -102,9 +102,9 @@ def finetune(
 
 
 def _check(this: build.Run, request: Request, pair: bool) -> tuple[str, int]:
-    """The side that the posterior reads, and how many tokens of it.
+    """The side the posterior reads, and its number of tokens.
 
-    Raises: ConfigError for features that the model does not have.
+    Raises: ConfigError for features the model does not have.
     """
     model, family = this.model, this.config.model.family
     limits = models.family(family).limits(build.model_config(this.config))
@@ -126,7 +126,7 @@ def _check(this: build.Run, request: Request, pair: bool) -> tuple[str, int]:
 def _card(this: build.Run, step: int, data: TaskData) -> Card:
     card = card_of(this, settings(this.config), step, "test")
     card.data, card.sentences = data.files, len(data.valid.label_e)
-    card.preset = card.seen_in_train_pct = None  # of the run's own test split
+    card.preset = card.seen_in_train_pct = None  # these describe the run's own test split
     card.controls = {"nlu": "untrained model, same draws"}
     return card
 
@@ -134,7 +134,7 @@ def _card(this: build.Run, step: int, data: TaskData) -> Card:
 def _examples(
     this: build.Run, side: tuple[str, int], request: Request, data: TaskData, report: Report
 ) -> tuple[Examples, Examples]:
-    """Both splits as tokens, in rows of one width, so that little is compiled."""
+    """Both splits as tokens, in rows of the same width to limit recompilation."""
     name, limit = side
     tokenizer = this.encoder if name == "enc" else this.decoder
     sides = []
@@ -150,7 +150,7 @@ def _examples(
 
 
 def _budgets(report: Report, kinds_e: np.ndarray, sizes: tuple[int, ...]) -> tuple[int | None, ...]:
-    """The sizes that can be drawn, None for all examples; says in a note which cannot."""
+    """The sizes that can be drawn, None for all examples; adds a note on those that cannot."""
     for size in sizes:
         if fault := probes.budget_fault(kinds_e, size):
             report.notes.append(f"{size} of each class are left out: {fault} in training.")
@@ -158,7 +158,7 @@ def _budgets(report: Report, kinds_e: np.ndarray, sizes: tuple[int, ...]) -> tup
 
 
 def _draws(kinds_e: np.ndarray, size: int | None, count: int, seed: int) -> list[np.ndarray]:
-    """Training examples of every draw; one draw where it has them all."""
+    """Training examples of every draw; a single draw if it includes all examples."""
     if size is None:
         return [np.arange(len(kinds_e))]
     return probes.draws_of(kinds_e, size, count, seed)
@@ -175,7 +175,7 @@ def _predictor(
     trainer: classify.Trainer,
     seed: int,
 ) -> Callable[[np.ndarray, int], np.ndarray]:
-    """(training examples, number of the draw) -> what is said of the validation split."""
+    """(training examples, number of the draw) -> predictions for the validation split."""
     if not request.freeze:
         return lambda ids, draw: trainer.predict(weights, train, label_e, ids, valid, seed + draw)
     train_ed, valid_ed = (
@@ -191,7 +191,7 @@ def _predictor(
 
 
 def _add(report: Report, found: Found, data: TaskData) -> None:
-    """Rows of every budget and score; the untrained encoder is their control."""
+    """Adds rows for every budget and score, with the untrained encoder as the control."""
     majority = f"most frequent {probes.majority(data.valid.label_e):.1f}" if data.names else ""
     for size, draws in found["nlu"].items():
         end = "" if size is None else f"_each_{size}"

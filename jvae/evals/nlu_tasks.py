@@ -1,4 +1,4 @@
-"""Tasks of natural language understanding: where their labelled sentences are, and their scores."""
+"""Natural language understanding tasks: sources of their labelled sentences, and their scores."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +13,11 @@ from jvae.evals.card import file_record
 
 
 class Task(NamedTuple):
-    """One task. `fields` are the features of its TFDS set: one sentence, or the two of a pair."""
+    """One task. `fields` are the features of its TFDS data set: one sentence, or a pair."""
 
     fields: tuple[str, ...]
     regression: bool = False
-    valid: str = "validation"  # split of the TFDS set that is scored; GLUE's test labels are secret
+    valid: str = "validation"  # TFDS split that is scored; GLUE's test labels are not public
 
 
 _PAIR = ("sentence1", "sentence2")
@@ -37,7 +37,7 @@ _SUFFIXES = (".tsv", ".tsv.gz")
 
 
 class Labelled(NamedTuple):
-    """Sentences or pairs with their labels: classes as numbers from 0, or values."""
+    """Sentences or pairs with their labels: class numbers from 0, or real values."""
 
     first: list[str]
     second: list[str] | None
@@ -45,16 +45,16 @@ class Labelled(NamedTuple):
 
 
 class TaskData(NamedTuple):
-    """A task with its splits. names: of the classes; empty for a regression."""
+    """A task with its splits. names: the class names; empty for a regression."""
 
     train: Labelled
     valid: Labelled
     names: tuple[str, ...]
-    files: list[dict[str, Any]]  # as the reporting card names them
+    files: list[dict[str, Any]]  # entries of the reporting card
 
 
 def named(name: str) -> tuple[str, Task]:
-    """A task by `rte` or `glue/rte`. Raises: ConfigError."""
+    """Looks up a task by name, such as `rte` or `glue/rte`. Raises: ConfigError."""
     plain = name.removeprefix("glue/")
     if plain not in GLUE:
         raise ConfigError(f"--task={name}: expected one of {', '.join(GLUE)}")
@@ -62,12 +62,12 @@ def named(name: str) -> tuple[str, Task]:
 
 
 def read(name: str, folder: str, tfds_dir: str = "") -> TaskData:
-    """The sentences of a task, from a folder or from TFDS.
+    """Reads the sentences of a task from a folder or from TFDS.
 
     Args:
       folder: with train.tsv and valid.tsv, plain or .gz, of lines `label TAB sentence` or
-        `label TAB first TAB second`; empty: the TFDS set glue/NAME.
-    Raises: ConfigError for an unknown task; DataError naming file and line for what cannot be read,
+        `label TAB first TAB second`; empty: the TFDS data set glue/NAME.
+    Raises: ConfigError for an unknown task; DataError naming the file and line that cannot be read,
       or a label of `valid` that `train` does not have.
     """
     plain, task = named(name)
@@ -131,7 +131,7 @@ def _numbered(splits: dict[str, list[Example]], task: Task, files: list[Any]) ->
 
 
 def _classes(splits: dict[str, list[Example]], files: list[Any]) -> tuple[str, ...]:
-    """The labels of the training split in order. Raises: DataError."""
+    """The labels of the training split, in order. Raises: DataError."""
     names = sorted({one.label for one in splits["train"]})
     if len(names) < 2:
         raise DataError(f"{files[0]['name']}: all labels are {names[0]!r}; expected two at least")
@@ -153,8 +153,9 @@ def _value(label: str) -> float:
 
 
 def scores(said_e: np.ndarray, label_e: np.ndarray, classes: int) -> dict[str, float]:
-    """Accuracy, macro F1, F1 of class 1 (of two) and Matthews correlation in %; of values, with
-    `classes` 0, Spearman and Pearson correlation in %. A correlation with a constant is 0.
+    """For classes: accuracy, macro F1, F1 of class 1 (if there are two) and Matthews correlation,
+    in %. For values (`classes` 0): Spearman and Pearson correlation in %. A correlation with a
+    constant is 0.
     """
     if not classes:
         from scipy import stats

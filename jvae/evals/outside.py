@@ -1,4 +1,4 @@
-"""What other models say of the samples: features of a large one, a language model of ours."""
+"""Scores of samples by other models: MAUVE from given features, perplexity under a jvae model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +54,7 @@ def judge(name: str) -> LoadedVAE:
 
 
 def perplexity(model: LoadedVAE, lines: Sequence[str]) -> float:
-    """Perplexity per token of lines that are not empty, their ends included."""
+    """Perplexity per token of non-empty lines, with end-of-sentence tokens counted."""
     texts = [line for line in lines if line.strip()]
     nats = float(np.sum(model.nll(texts, k=1)))
     tokens = sum(len(ids) - 1 for ids in model.decoder.encode_batch(texts))

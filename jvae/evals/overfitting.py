@@ -1,17 +1,17 @@
-"""Overfitting while a model trains: one rule for the training log and for the notes of the table.
+"""Detects overfitting during training: the training log and the notes of the table use one rule.
 
-A check compares the training text since the last log line with the validation split, in nats per
-scored token, so that texts of other lengths compare. Dropout and noise make the training text
-harder, so they hide some of the difference and never add to it.
+Each check compares the training text since the last log line with the validation split, in nats per
+scored token, so that texts of different lengths are comparable. Dropout and noise make the training
+text harder: they can hide part of the difference but never add to it.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 LEAST = 50  # training sentences below which a difference is mostly chance
-CHECKS = 2  # after the lowest bound, before a rise counts
-RISE = 0.05  # nats per token of the validation bound
-GAP_KEY, RISE_KEY = "valid/overfit_gap", "valid/overfit_rise"  # in metrics.jsonl, where it overfits
+CHECKS = 2  # checks after the lowest bound before a rise counts
+RISE = 0.05  # nats per token, rise of the validation bound
+GAP_KEY, RISE_KEY = "valid/overfit_gap", "valid/overfit_rise"  # columns of metrics.jsonl
 REMEDY = (
     "More data, dropout (model.decoder.dropout, model.encoder.dropout), stopping early "
     "(train.patience), a smaller model or pretrained weights (init.encoder, init.decoder; the "
@@ -20,10 +20,10 @@ REMEDY = (
 
 
 class Overfit(NamedTuple):
-    """What raised the alarm, in nats per token; None for what did not."""
+    """The excesses that raised the alarm, in nats per token; None for those that did not."""
 
-    gap: float | None  # Rec of validation above that of training
-    rise: float | None  # of the validation bound since its lowest, while that of training fell
+    gap: float | None  # Rec of validation minus Rec of training
+    rise: float | None  # rise of the validation bound while the training bound fell
 
     def __str__(self) -> str:
         parts = []
@@ -54,15 +54,16 @@ def find(
     sentences: float,
     limit: float,
 ) -> Overfit | None:
-    """The alarm of a check; None where there is none.
+    """The alarm of a check; None if there is none.
 
     Args:
-      rec: reconstruction of training and of validation, nats per token.
+      rec: reconstruction loss of training and validation, nats per token.
       bound: -ELBO of both under the final objective, nats per token.
-      best: `bound` at the check with the lowest of validation; None before the objective is final.
-      stalled: checks since then.
-      sentences: of training that `rec` and `bound` are of.
-      limit: of the difference in `rec` that passes.
+      best: `bound` at the check with the lowest validation bound; None before the objective is
+        final.
+      stalled: number of checks since then.
+      sentences: number of training sentences behind `rec` and `bound`.
+      limit: largest difference in `rec` that is accepted.
     """
     if sentences < LEAST:
         return None
@@ -73,10 +74,10 @@ def find(
 
 
 def note(lines: Iterable[Mapping[str, Any]], step: int) -> str:
-    """The note of a table about the parameters of a step; empty where no check raised the alarm.
+    """The overfitting note for the table of a step's parameters; empty if no check raised an alarm.
 
     Args:
-      lines: of metrics.jsonl.
+      lines: lines of metrics.jsonl.
     """
     raised = [
         (line["step"], Overfit(line.get(GAP_KEY), line.get(RISE_KEY)))

@@ -1,7 +1,7 @@
-"""A prior fitted to a trained run, and a table of what it changes.
+"""Fits a prior to a trained run and tabulates the change in its metrics.
 
-The run's own prior stands beside the fitted one, and so do latents drawn from the training
-posteriors themselves: no prior can do better than these, and what they miss is the decoder's.
+The table compares the fitted prior with the run's own prior and with latents drawn from the
+training posteriors. No prior can do better than the latter: the remaining error is the decoder's.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ NATS = "nats/sentence"
 
 @dataclasses.dataclass(frozen=True)
 class PriorRequest:
-    """What `--mode=prior` is asked for, besides the options of the kind."""
+    """The options of `--mode=prior`, apart from those of the kind of prior."""
 
     kind: str = setting("", help="Kind of the prior.")
     name: str = setting("", help="Name to store it under; empty: its kind.")
@@ -53,7 +53,7 @@ class PriorRequest:
 
 class _Labels(NamedTuple):
     names: tuple[str, ...]
-    number_n: np.ndarray  # of each training sentence
+    number_n: np.ndarray  # label number of each training sentence
 
 
 def fit_prior(
@@ -65,10 +65,11 @@ def fit_prior(
     options: Any,
     seed: int = 0,
 ) -> str:
-    """Fits a prior to the training split, stores it in `priors/` and gives the table, which
-    `eval/prior-<name>.txt` and `.json` hold too.
+    """Fits a prior to the training split, stores it in `priors/` and returns the table.
 
-    Raises: ConfigError for a model without a latent or with sources, or labels that are not there.
+    The table is also written to `eval/prior-<name>.txt` and `.json`.
+
+    Raises: ConfigError for a model without a latent or with sources, or if labels are missing.
     """
     name = request.name or request.kind
     priors.check_name(name)
@@ -118,8 +119,8 @@ def labels_by_name(this: build.Run, split: str, wanted: str) -> np.ndarray:
     """The label of every sentence of a split, by name.
 
     Args:
-      wanted: the kind of labels, or true where there is one kind.
-    Raises: ConfigError where there is none of that kind.
+      wanted: the kind of labels, or "true" if there is only one kind.
+    Raises: ConfigError if there are no labels of that kind.
     """
     every = probing.labels_of(this, split)
     kind = next(iter(every)) if wanted == "true" and len(every) == 1 else wanted
@@ -153,13 +154,13 @@ class _Measured(NamedTuple):
     nll_e: np.ndarray
     summary: dict[str, Any]
     posts: PosteriorSet
-    kl_nats: float  # at one draw of each sentence, that of its mutual information
+    kl_nats: float  # KL at the draw per sentence that mutual information uses too
 
 
 def _rows(
     this: build.Run, mesh: Mesh, params: Params, fitted: Fitted, z_ngz: np.ndarray
 ) -> Iterator[_Row]:
-    """Likelihoods of the test split, then samples decoded."""
+    """Rows for the likelihood of the test split, then for decoded samples."""
     yield from _likelihood_rows(this, mesh, params, fitted)
     yield from _sample_rows(this, params, fitted, z_ngz)
 
@@ -187,7 +188,7 @@ def _likelihood_rows(this: build.Run, mesh: Mesh, params: Params, fitted: Fitted
         latent = latent_metrics(this.model, params, own.posts)
         if has_density(fitted):
             new = measured(attach(this.model, fitted), join(params, fitted))
-    assert latent is not None  # the model has one
+    assert latent is not None  # the model has a latent
     note = f"no density: {no_density(fitted.kind)}"
     if new:
         gain, se = mean_se(own.nll_e - new.nll_e)
@@ -208,7 +209,7 @@ def _likelihood_rows(this: build.Run, mesh: Mesh, params: Params, fitted: Fitted
 def _sample_rows(
     this: build.Run, params: Params, fitted: Fitted, z_ngz: np.ndarray
 ) -> Iterator[_Row]:
-    """Sentences decoded from draws, at random and greedily."""
+    """Rows for sentences decoded from draws, by sampling and greedily."""
     cfg, data = evaluation.settings(this.config), this.data["test"]
     vae, count = evaluation.text_vae_of(this, params, cfg.seed), cfg.sizes(len(data)).generate
     chosen = np.random.default_rng(cfg.seed).integers(0, len(z_ngz), count)
@@ -240,7 +241,7 @@ def _grammatical(lines: Sequence[str]) -> float:
 
 
 def _table(this: build.Run, fitted: Fitted, rows: Sequence[_Row]) -> str:
-    """Writes the rows and gives them as text."""
+    """Writes the rows to files and returns them as text."""
     head = ("metric", OWN, fitted.name, CEILING, "unit", "note")
     body = [(r.metric, show(r.own), show(r.fitted), show(r.ceiling), r.unit, r.note) for r in rows]
     about = fitted.about

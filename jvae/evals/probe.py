@@ -1,9 +1,9 @@
-"""What posterior means say of a sentence: linear probes, with few labels and with all.
+"""What posterior means encode about a sentence: linear probes, with few labels and with all.
 
 Features are posterior means, flattened over latent groups and scaled to unit variance; the probe is
-an L2 logistic regression (C = 1). An accuracy means something beside two others only: the share of
-the most frequent label, and the same probe on permuted labels or on an untrained encoder. Where one
-label is frequent, balanced accuracy and macro F1 show what accuracy hides.
+an L2-regularised logistic regression (C = 1). Read an accuracy against two baselines: the share of
+the most frequent label, and the same probe on permuted labels or on an untrained encoder. If one
+label dominates, balanced accuracy and macro F1 show what accuracy hides.
 """
 
 import warnings
@@ -16,42 +16,42 @@ from jaxtyping import Float, Int
 from jvae.errors import DataError
 
 FOLDS = 5
-SEEDS = 10  # draws of the labelled few
+SEEDS = 10  # draws of the few labelled sentences
 
 
 class Accuracy(NamedTuple):
-    """Scores in %. Those of folds are of all sentences together, each predicted by the fit that did
-    not read it; those of draws are means over them.
+    """Scores in %. Cross-validation scores pool all sentences, each predicted by the fit that did
+    not see it; scores over random draws are means.
     """
 
     mean: float  # accuracy
-    sd: float | None  # of the accuracy over folds or draws, None of a single one
-    majority: float  # accuracy of always saying the most frequent label
-    runs: int  # folds or draws
-    balanced: float  # mean over labels of the share of their sentences that is right
+    sd: float | None  # standard deviation of accuracy over folds or draws; None for one
+    majority: float  # accuracy of always predicting the most frequent label
+    runs: int  # number of folds or draws
+    balanced: float  # mean over labels of the recall
     f1: float  # mean over labels of the harmonic mean of precision and recall
 
 
 def flat(mean_egz: Float[np.ndarray, "e g z"]) -> Float[np.ndarray, "e d"]:
-    """Features of posterior means."""
+    """Flattens posterior means into features."""
     return np.asarray(mean_egz, np.float64).reshape(len(mean_egz), -1)
 
 
 def predicted(feature_ed: np.ndarray, label_e: np.ndarray, test_ed: np.ndarray) -> np.ndarray:
-    """What a probe that is fitted to labels says of other sentences."""
+    """Fits a probe to labels and predicts the labels of other sentences."""
     if len(np.unique(label_e)) < 2:
         return np.full(len(test_ed), label_e[0])
     return _fit(feature_ed, label_e).predict(test_ed)
 
 
 def _fit(feature_ed: np.ndarray, label_e: np.ndarray):
-    from sklearn.linear_model import LogisticRegression  # slow to import, and for probes alone
+    from sklearn.linear_model import LogisticRegression  # slow to import; for probes only
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=300, tol=1e-3))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a fit that has not converged is still a fit
+        warnings.simplefilter("ignore")  # a fit that has not converged is still usable
         return probe.fit(feature_ed, label_e)
 
 
@@ -77,7 +77,7 @@ def majority(label_e: np.ndarray) -> float:
 
 
 def sd(values: Sequence[float]) -> float | None:
-    """Standard deviation of several values."""
+    """Standard deviation; None for a single value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
@@ -91,7 +91,7 @@ def _check(feature_ed: np.ndarray, label_e: np.ndarray) -> None:
 def stratified_folds(
     label_e: Int[np.ndarray, "e"], folds: int = FOLDS, seed: int = 0
 ) -> Int[np.ndarray, "e"]:
-    """The fold of each sentence. Folds differ by at most one sentence, in all and of each label."""
+    """The fold of each sentence. Fold sizes differ by at most one, in total and for each label."""
     shuffled = np.random.default_rng(seed).permutation(len(label_e))
     by_label = shuffled[np.argsort(label_e[shuffled], kind="stable")]
     fold_e = np.empty(len(label_e), np.int64)
@@ -100,10 +100,10 @@ def stratified_folds(
 
 
 def rare(label_e: Int[np.ndarray, "e"], folds: int = FOLDS) -> dict[Any, int]:
-    """How many sentences the labels have that are not in every fold.
+    """Labels that do not occur in every fold, with their numbers of sentences.
 
-    Such a label counts as any other, so it can only lower the scores: to leave it out would raise
-    them. One with a single sentence is never predicted, as no fit reads it.
+    Such labels still count in the scores, which they can only lower; leaving them out would raise
+    the scores. A label with a single sentence is never predicted, because no fit sees it.
     """
     labels, counts = np.unique(label_e, return_counts=True)
     return {
@@ -121,11 +121,12 @@ def linear_probe(
 ) -> Accuracy:
     """Cross-validated scores, with the labels spread evenly over the folds.
 
-    Every sentence is predicted once, so features that say nothing score no more than `majority`:
-    the label that is most frequent outside a fold is no more frequent in it than the one that is
-    most frequent in all.
+    Every sentence is predicted exactly once, so uninformative features score at most `majority`:
+    within a fold, the label that is most frequent outside it is at most as frequent as the label
+    that is most frequent overall.
 
-    Raises: DataError if the labels do not fit, are all one, or are fewer than the folds.
+    Raises: DataError if the labels do not match the features, are all the same, or are fewer than
+      the folds.
     """
     label_e = np.asarray(label_e)
     _check(feature_ed, label_e)
@@ -143,9 +144,9 @@ def linear_probe(
 
 
 def budget_fault(label_e: Int[np.ndarray, "e"], each: int) -> str:
-    """Why a budget of `each` sentences of every label cannot be drawn; empty where it can.
+    """Why a budget of `each` sentences per label cannot be drawn; empty if it can.
 
-    A label with fewer gives all that it has; at least one needs as many.
+    A label with fewer sentences contributes all of them; at least one label must have `each`.
     """
     labels, counts = np.unique(label_e, return_counts=True)
     most = int(counts.argmax())
@@ -157,8 +158,8 @@ def budget_fault(label_e: Int[np.ndarray, "e"], each: int) -> str:
 def draws_of(
     label_e: Int[np.ndarray, "e"], each: int, count: int, seed: int = 0
 ) -> list[Int[np.ndarray, "n"]]:
-    """Draws of `each` sentences of every label, or of all that it has; one draw where it has them
-    all.
+    """Draws of `each` sentences per label, or all sentences of a label with fewer; a single draw if
+    it includes every sentence.
     """
     labels, counts = np.unique(label_e, return_counts=True)
     found = []
@@ -178,10 +179,10 @@ def low_resource(
     seeds: int = SEEDS,
     seed: int = 0,
 ) -> dict[int, Accuracy]:
-    """Test scores of probes by their number of training sentences per label, over random draws of
-    these; see `draws_of`. Sizes with a `budget_fault` are left out.
+    """Test scores of probes by training sentences per label, over random draws of these sentences;
+    see `draws_of`. Sizes with a `budget_fault` are skipped.
 
-    Raises: DataError if the labels do not fit or are all one.
+    Raises: DataError if the labels do not match the features or are all the same.
     """
     label_e, test_label_e = np.asarray(label_e), np.asarray(test_label_e)
     _check(feature_ed, label_e)
@@ -203,5 +204,5 @@ def low_resource(
 
 
 def permuted(label_e: Int[np.ndarray, "e"], seed: int = 0) -> Int[np.ndarray, "e"]:
-    """The control: the same labels, on other sentences."""
+    """Permutes the labels over the sentences, as a control."""
     return np.random.default_rng(seed).permutation(np.asarray(label_e))

@@ -1,5 +1,5 @@
-"""What a trained run's latent says of labels or factors: probes, clusters and attribute arithmetic,
-each beside its control.
+"""What a trained run's latent encodes about labels or factors: probes, clusters and attribute
+arithmetic, each with its control.
 """
 
 from collections.abc import Iterator
@@ -24,22 +24,22 @@ from jvae.parallel import mesh as meshes
 from jvae.runs import build
 from jvae.runs.workdir import one_line, write_text
 
-LABEL = "label"  # name of labels that `data.label` reads
-FITTED = 1_000  # least training sentences of clusters and draws
+LABEL = "label"  # name of the labels read through `data.label`
+FITTED = 1_000  # fewest training sentences for clusters and draws
 EDITED = 250  # test sentences of each value that attribute arithmetic moves
-SCALES = (1.0, 2.0, 3.0)  # of the attribute's vector
+SCALES = (1.0, 2.0, 3.0)  # multiples of the attribute's vector
 
-Labels = dict[str, np.ndarray]  # of each kind of label, one per sentence
+Labels = dict[str, np.ndarray]  # for each kind of label, one label per sentence
 
 
 def labels_of(this: build.Run, split: str) -> Labels:
-    """The labels of a split: all factors of the embedded corpus, or what `data.label` reads.
+    """The labels of a split: all factors of the embedded corpus, or those read by `data.label`.
 
-    Raises: ConfigError where there are none.
+    Raises: ConfigError if there are none.
     """
     data = this.data[split]
     if split in this.exact:
-        # Sentence i is line i of its corpus, of which some may have been left out.
+        # Sentence i is line i of its corpus, from which some lines may have been dropped.
         made = grammar.corpus(split, int(data.lines.line_no.max()))
         factor_ef = np.array([s.factors for s in made])[data.lines.line_no - 1]
         return {f.name: factor_ef[:, i] for i, f in enumerate(grammar.FACTORS)}
@@ -52,12 +52,13 @@ def labels_of(this: build.Run, split: str) -> Labels:
 
 
 def probe(this: build.Run, mesh: Mesh, params: Params, step: int, split: str = "test") -> Report:
-    """Probes and clusters of a split's posterior means, and arithmetic with them; writes
-    `eval/probe.json`, `eval/probe.txt` and `samples/attribute.txt`. Means of several vectors are
-    flattened; linear probes read their average too.
+    """Probes and clusters a split's posterior means, and does attribute arithmetic with them;
+    writes `eval/probe.json`, `eval/probe.txt` and `samples/attribute.txt`. If a mean consists of
+    several vectors, they are flattened; linear probes also use their average.
 
-    The control is the encoder at its first step, on the same labels; permuted labels and the most
-    frequent one stand in the note. That of arithmetic is the vector of permuted labels, as long.
+    The control is the encoder at step 0 on the same labels; the note gives the scores of permuted
+    labels and of the most frequent label. The control of arithmetic is the vector of permuted
+    labels, scaled to the same length.
 
     Raises: ConfigError for a model without a latent or data without labels.
     """
@@ -65,7 +66,7 @@ def probe(this: build.Run, mesh: Mesh, params: Params, step: int, split: str = "
     if not has_latent(this.model):
         raise ConfigError(f"probe: {this.config.name} has no latent to probe")
     test, train = labels_of(this, split), labels_of(this, "train")
-    # Training sentences that probes and clusters are fitted to.
+    # Training sentences to which probes and clusters are fitted.
     kinds = max(len(np.unique(label_e)) for label_e in train.values())
     most = max(kinds * max(cfg.per_label), FITTED)
     fitted = {kind: label_e[:most] for kind, label_e in train.items()}
@@ -157,7 +158,7 @@ def _scores(
     chance: probes.Accuracy,
     note: str,
 ) -> None:
-    """Rows of accuracy, balanced accuracy and macro F1."""
+    """Adds rows of accuracy, balanced accuracy and macro F1."""
     beside = f"permuted {chance.mean:.1f}, most frequent {found.majority:.1f}"
     report.add(name, found.mean, "%", se=found.sd, control=control.mean, note=f"{note}; {beside}")
     for part in ("balanced", "f1"):
@@ -234,7 +235,7 @@ def _factors(report: Report, train_ed: list[np.ndarray], labels: Labels, seed: i
 
 
 def names(kind: str, label_e: np.ndarray) -> np.ndarray:
-    """Labels by name; those of a factor of the embedded corpus are numbers."""
+    """Labels by name; factors of the embedded corpus are stored as numbers."""
     values = {factor.name: factor.values for factor in grammar.FACTORS}.get(kind)
     return label_e if values is None else np.array(values)[label_e]
 
@@ -251,7 +252,7 @@ def _attribute(
     label_e: np.ndarray,
     test_label_e: np.ndarray,
 ) -> list[str]:
-    """Moves test sentences by the vector of an attribute; returns them, line by line."""
+    """Moves test sentences by the vector of an attribute; returns the texts, line by line."""
     seed, shape = evaluation.settings(this.config).seed, this.model.latent_shape
     train_egz, test_egz = (x.reshape(-1, *shape).astype(np.float32) for x in (train_ed, test_ed))
     values = attribute.two_values(label_e[np.isin(label_e, test_label_e)])

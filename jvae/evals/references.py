@@ -1,8 +1,8 @@
-"""Texts of a source -> text model against each source's own references, and how they differ among
-themselves.
+"""Scores texts of a source -> text model against each source's own references, and measures how
+much the texts differ.
 
-Several texts are written for every source. Scores of one text stand beside those of the best of
-them: the first say how good a text is, the second whether a good one is among them.
+The model writes several texts for every source. Average scores say how good a single text is; the
+scores of the best text per source say whether a good one is among them.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,11 +16,12 @@ from jvae.evals.bleu import References
 from jvae.evals.collect import mean_se
 from jvae.evals.text import corpus_bleu_of, distinct, jaccard, self_bleu
 
-ROUGE = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}  # by rouge-score's names
-# Latents that change texts by less than this share of what random decoding does are not used.
+ROUGE = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}  # names used by rouge-score
+# The latent counts as ignored if it changes texts by less than this share of what random decoding
+# changes.
 IGNORED_SHARE = 0.05
 
-Texts = Sequence[Sequence[str]]  # by source, then by text
+Texts = Sequence[Sequence[str]]  # indexed by source, then by text
 
 
 class Group(NamedTuple):
@@ -31,14 +32,14 @@ class Group(NamedTuple):
 
 
 class Score(NamedTuple):
-    """A mean over sources and its standard error, where a score is one of single sources."""
+    """A mean over sources and its standard error, if the score is defined per source."""
 
     mean: float | None
     se: float | None = None
 
 
 def groups(sources: Iterable[str], texts: Iterable[str]) -> list[Group]:
-    """The pairs of a split by source: those with the same one are its references."""
+    """Groups the pairs of a split by source; pairs with the same source are its references."""
     found: dict[str, dict[str, None]] = {}
     for source, text in zip(sources, texts, strict=True):
         found.setdefault(source, {})[text] = None
@@ -46,21 +47,21 @@ def groups(sources: Iterable[str], texts: Iterable[str]) -> list[Group]:
 
 
 def by_source(texts: Sequence[str], count: int) -> list[list[str]]:
-    """Texts that stand source by source, `count` of each."""
+    """Splits a flat list of texts into groups of `count`, one per source."""
     return [list(texts[i : i + count]) for i in range(0, len(texts), count)]
 
 
 def fidelity(texts: Texts, references: Texts) -> dict[str, Score]:
     """BLEU and ROUGE of texts against the references of their own sources.
 
-    Each is the mean over the texts of a source and, as `<name>_best`, that of its best text.
+    Each score is the mean over the texts of a source; `<name>_best` uses the best text.
 
-      bleu      corpus BLEU, 0 to 100: the mean over sets of one text per source, without an error;
-                the best text is that of the highest sentence BLEU
+      bleu      corpus BLEU, 0 to 100: the mean over sets of one text per source, without a standard
+                error; the best text is the one with the highest sentence BLEU
       rouge_1, rouge_2, rouge_l   F1 by rouge-score with stemming, 0 to 100, the largest over
                 references
 
-    Raises: ValueError unless every source has as many texts as the others and a reference.
+    Raises: ValueError unless all sources have the same number of texts and at least one reference.
     """
     counts = {len(own) for own in texts}
     if len(counts) != 1 or min(counts) < 1 or not all(references):
@@ -116,11 +117,11 @@ def _mean_and_best(name: str, score_en: Float[np.ndarray, "e n"]) -> dict[str, S
 
 
 def bert_score(texts: Texts, references: Texts, model: str) -> dict[str, Score]:
-    """BERTScore F1 by bert-score, 0 to 100, the largest over references: mean and best of texts.
+    """BERTScore F1 by bert-score, 0 to 100, the largest over references: mean and best text.
 
     Args:
-      model: hub name or folder, such as roberta-large; no inverse document frequencies, no
-        rescaling.
+      model: hub name or folder, such as roberta-large. Inverse document frequencies and rescaling
+        are off.
     Raises: ConfigError if bert-score is not installed.
     """
     check_bert_score(model)
@@ -140,8 +141,8 @@ def check_bert_score(model: str) -> None:
 
 
 def diversity(texts: Texts) -> dict[str, Score]:
-    """How the texts of one source differ, averaged over sources: self-BLEU-4 (0 to 100), Dist-1 to
-    Dist-4, shared bigrams of pairs (`jaccard`), and how many different ones there are.
+    """How much the texts of one source differ, averaged over sources: self-BLEU-4 (0 to 100),
+    Dist-1 to Dist-4, shared bigrams of pairs (`jaccard`), and the number of distinct texts.
     """
     values: dict[str, list[float]] = {}
     for own in texts:
@@ -158,10 +159,9 @@ def diversity(texts: Texts) -> dict[str, Score]:
 
 
 def latent_share(latents: dict[str, Score], draws: dict[str, Score]) -> float | None:
-    """What the latent changes in greedy texts, as a share of what random decoding of one latent
-    changes: the ratio of both means of 1 - `jaccard`. None where there are no pairs.
-
-    0 where neither changes anything.
+    """How much the latent changes greedy texts, relative to how much random decoding of one latent
+    changes them: the ratio of the two means of 1 - `jaccard`. None if there are no pairs; 0 if
+    neither changes anything.
     """
     by_latent, by_draw = latents.get("jaccard"), draws.get("jaccard")
     if by_latent is None or by_draw is None or by_latent.mean is None or by_draw.mean is None:

@@ -1,4 +1,4 @@
-"""The reporting card of a measurement of a run."""
+"""The reporting card for measurements of a run."""
 
 import json
 from pathlib import Path
@@ -12,12 +12,12 @@ from jvae.runs.provenance import commit
 
 
 def table(folder: Path, step: int, split: str = "test") -> str | None:
-    """The table that `evaluate` wrote of the parameters of a step; None where there is none."""
+    """The table that `evaluate` wrote for the parameters of a step; None if there is none."""
     try:
         report = json.loads((folder / "eval" / f"{split}.json").read_text(encoding="utf-8"))
         if report["card"]["weights"] == _weights(step):
             return (folder / "eval" / f"{split}.txt").read_text(encoding="utf-8")
-    except (OSError, ValueError, KeyError, TypeError):  # never written, or not to its end
+    except (OSError, ValueError, KeyError, TypeError):  # missing or incomplete file
         pass
     return None
 
@@ -27,7 +27,7 @@ def _weights(step: int) -> str:
 
 
 def card_of(this: build.Run, evals: EvalConfig, step: int, split: str) -> Card:
-    """The card of a measurement of one split."""
+    """The card for measurements of one split."""
     cfg, data = this.config, this.data[split]
     return Card(
         commit=commit(),

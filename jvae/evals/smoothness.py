@@ -2,8 +2,8 @@
 
     IS = d(s_0, s_1) / sum_t d(s_t, s_t+step)
 
-with the word mover's distance d; 1 where the way is as short as it can be. No word vectors from
-outside: they are made of the training split, so that models of one corpus share one ruler.
+with the word mover's distance d; it is 1 for the shortest possible path. Word vectors are built
+from the training split, not loaded, so that all models of a corpus are measured alike.
 """
 
 from collections import Counter
@@ -19,8 +19,8 @@ from scipy.sparse.linalg import eigsh
 from jvae.evals.collect import mean_se
 
 WIDTH = 50
-WINDOW = 2  # words on each side that count as neighbours
-WORDS = 5_000  # most frequent words that have a vector; any two others are orthogonal
+WINDOW = 2  # words on each side that count as context
+WORDS = 5_000  # most frequent words get a vector; any two other words are orthogonal
 VECTORS = f"PPMI of the train split, window {WINDOW}, rank {WIDTH}, unit length"
 
 
@@ -82,8 +82,8 @@ def _cost(words: WordVectors, a: Sequence[str], b: Sequence[str]) -> Float[np.nd
 def word_mover(words: WordVectors, a: str, b: str) -> float:
     """Word mover's distance of two sentences as bags of words of mass 1.
 
-    Source: Kusner et al. 2015, eq. 1. What both bags share stays where it is, which costs nothing
-    as distances obey the triangle inequality; so the program to solve is small.
+    Source: Kusner et al. 2015, eq. 1. Words that both bags share are not moved, which is optimal by
+    the triangle inequality and keeps the linear program small.
     """
     bags = []
     for text in (a, b):
@@ -100,7 +100,7 @@ def word_mover(words: WordVectors, a: str, b: str) -> float:
     out = kron(identity(rows), np.ones((1, columns)))
     into = kron(np.ones((1, rows)), identity(columns))
     mass = np.array([*surplus[0].values(), *surplus[1].values()])
-    # One equation follows from the others; without it rounding cannot make them contradict.
+    # One equation follows from the others; dropping it avoids contradictions from rounding.
     equations = vstack([out, into]).tocsr()[:-1]
     found = linprog(cost.ravel(), A_eq=equations, b_eq=mass[:-1], method="highs")
     if found.status != 0:
@@ -109,18 +109,18 @@ def word_mover(words: WordVectors, a: str, b: str) -> float:
 
 
 class Smoothness(NamedTuple):
-    """Over the pairs whose ends differ."""
+    """Statistics over the pairs whose ends differ."""
 
     mean: float | None
     se: float | None
     highest: float | None
     lowest: float | None
     pairs: int
-    same_ends: int  # pairs left out, as both ends are one sentence
+    same_ends: int  # pairs left out because both ends are the same sentence
 
 
 def smoothness(words: WordVectors, paths: Sequence[Sequence[str]]) -> Smoothness:
-    """Interpolation smoothness of decoded lines, both ends included in each."""
+    """Interpolation smoothness of decoded paths, each with both ends."""
     known: dict[tuple[str, str], float] = {}
 
     def distance(a: str, b: str) -> float:
@@ -144,14 +144,14 @@ def smoothness(words: WordVectors, paths: Sequence[Sequence[str]]) -> Smoothness
 
 
 def other_inside(paths: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The control: each path with the inner points of another pair's, its own ends kept."""
+    """The control: each path keeps its ends but takes the inner points of another path."""
     return [[path[0], *paths[i - 1][1:-1], path[-1]] for i, path in enumerate(paths)]
 
 
 def smoothness_rows(
     words: WordVectors, paths: Sequence[Sequence[str]], name: str = "interpolation"
 ) -> list[dict[str, Any]]:
-    """Arguments of `Report.add` for the mean with its control, the highest and the lowest value."""
+    """Arguments of `Report.add` for the mean with its control, and the extreme values."""
     found = smoothness(words, paths)
     control = smoothness(words, other_inside(paths)) if len(paths) > 1 else None
     note = f"{found.pairs} pairs, word mover's distance; {found.same_ends} with equal ends left out"

@@ -1,5 +1,5 @@
-"""What a source -> text model writes for the sources of a split: scored against the references of
-each, and how much of it the latent decides.
+"""Evaluates the texts that a source -> text model writes for a split: scores against the references
+of each source, and how much of the text the latent determines.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ _UNITS |= {"jaccard": "0-1", "distinct": "texts"}
 
 def groups_of(data: Dataset) -> list[Group]:
     """The sources of a split, each with its references."""
-    assert data.lines.source is not None  # read wherever there is a `cond` side
+    assert data.lines.source is not None  # always read if there is a `cond` side
     return references.groups(map(str, data.lines.source), map(str, data.lines.text))
 
 
@@ -35,16 +35,16 @@ def write_and_score(
     sizes: Preset,
     decode: Mapping[str, Any],
 ) -> None:
-    """Writes `evals.outputs` texts for each of some sources and adds their rows; as many texts in
-    all as the preset generates.
+    """Writes `evals.outputs` texts for each of some sources and adds their rows. The total number
+    of texts is the preset's `generate`.
 
-    The control of scores against references is the same texts against those of another source; that
-    of the latent's diversity is as many random decodings of one latent.
+    The control of scores against references compares the same texts with those of another source;
+    the control of the latent's diversity is the same number of random decodings of one latent.
 
     Args:
-      samples: gets `prior_sources`, `prior` and `prior_greedy` (the first text of each source),
-        `outputs` (all of them, source by source) and `outputs_by_source` (the same to read).
-      decode: settings of the texts that are scored.
+      samples: receives `prior_sources`, `prior` and `prior_greedy` (the first text of each source),
+        `outputs` (all texts, source by source) and `outputs_by_source` (the same, formatted).
+      decode: decoding settings of the texts that are scored.
     """
     every = groups_of(data)
     count = min(cfg.outputs, sizes.generate)
@@ -104,7 +104,7 @@ def _add_scores(
 
 
 def _add_latent(report: Report, latents: list[list[str]], draws: list[list[str]]) -> None:
-    """Diversity of greedy texts of several latents beside that of random texts of one."""
+    """Adds the diversity of greedy texts over latents, with random decodings of one as control."""
     by_latent, by_draw = references.diversity(latents), references.diversity(draws)
     count = len(latents[0])
     note = f"greedy, {count} latents of each source; control: {count} random texts of one latent"
@@ -127,7 +127,7 @@ def _add(
     control: Mapping[str, Score] | None = None,
     note: str = "",
 ) -> None:
-    """Rows of one group; the note stands at the first."""
+    """Adds the rows of one group; the first row carries the note."""
     for name, score in scores.items():
         other = (control or {}).get(name)
         unit = _UNITS[name.split("_")[0]]

@@ -1,7 +1,7 @@
-"""Draws from the posterior of every sentence of a split, kept in the folder of the run.
+"""Draws from the posterior of every sentence of a split, cached in the folder of the run.
 
-A file is found by what decides its content: weights, text, seed and number of draws. One whose
-checksum is wrong is made again.
+A file's cache key covers its weights, text, seed and number of draws. A file with a wrong checksum
+is recomputed.
 """
 
 import hashlib
@@ -40,11 +40,11 @@ def split_latents(
     seed: int = 0,
     ids: np.ndarray | None = None,
 ) -> Float[np.ndarray, "n k g z"]:
-    """`samples` draws of each sentence of a split, in the order of the split.
+    """`samples` draws for each sentence of a split, in the order of the split.
 
     Args:
       weights: digest of `params`.
-      ids: some sentences only, ascending.
+      ids: restrict to these sentences, ascending.
     """
     chosen = np.arange(len(this.data[split])) if ids is None else ids
     key, path = _place(this, split, samples, weights, seed, chosen)
@@ -76,7 +76,7 @@ def split_latents(
 def _place(
     this: build.Run, split: str, samples: int, weights: str, seed: int, ids: np.ndarray
 ) -> tuple[str, Path]:
-    """What decides the latents, as a hash, and their file."""
+    """The cache key as a hash, and the file."""
     digest = hashlib.sha256(f"{weights} {samples} {seed}\n".encode())
     texts = this.data[split].texts
     sources = this.data[split].lines.source
@@ -87,7 +87,7 @@ def _place(
 
 
 def _stored(path: Path, key: str) -> np.ndarray | None:
-    """The latents of a file; None where there is none or it is not as it was written."""
+    """The latents in a file; None if it is missing or corrupt."""
     try:
         data = path.read_bytes()
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -98,7 +98,7 @@ def _stored(path: Path, key: str) -> np.ndarray | None:
         fault = "its checksum is wrong"
     except FileNotFoundError:
         return None
-    except Exception as error:  # a torn file fails anywhere
+    except Exception as error:  # a truncated file can fail anywhere
         fault = str(error) or type(error).__name__
     log.warning("%s: %s; the latents are made again", path, fault)
     return None

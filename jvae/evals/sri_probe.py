@@ -1,10 +1,10 @@
-"""Classification from few labels as Pang et al. 2021 measure it: `--config.evals.protocol=sri`.
+"""Classification from few labels as measured by Pang et al. 2021: `--config.evals.protocol=sri`.
 
-The labelled sentences are the first 100, 500, 1,000 and 2,000 of the training split, not draws.
-Features are means of 200 chains, or posterior means of a model with an encoder. A linear layer is
-trained by SGD and stopped by the validation split; the logistic regression of `--mode=probe` on the
-same sentences stands beside it. Source: the released `semi_sup_classification.py`. Deviation: no
-dropout in the chains that make the features.
+The labelled sentences are the first 100, 500, 1,000 and 2,000 of the training split, not random
+draws. Features are means over 200 chains, or posterior means of a model with an encoder. A linear
+layer is trained by SGD with early stopping on the validation split; the logistic regression of
+`--mode=probe` on the same sentences is reported for comparison. Source: the released
+`semi_sup_classification.py`. Deviation: no dropout in the chains that compute the features.
 """
 
 from typing import NamedTuple
@@ -27,13 +27,13 @@ from jvae.runs.workdir import write_text
 
 SIZES = (100, 500, 1_000, 2_000)
 CHAINS = 200
-RUNS = 20  # of SGD, from other initial weights
+RUNS = 20  # runs of SGD from different initial weights
 RATE, CLIP, BATCH, EPOCHS = 1.0, 5.0, 32, 100
-PATIENCE, HALVINGS = 2, 5  # bad epochs before the rate is halved; how often it is
+PATIENCE, HALVINGS = 2, 5  # bad epochs before a halving; number of halvings
 
 
 class Split(NamedTuple):
-    """Features of sentences, their labels from 0, and the number of their words."""
+    """Features of sentences, their labels from 0, and their numbers of words."""
 
     feature_ed: Float[np.ndarray, "e d"]
     label_e: Int[np.ndarray, "e"]
@@ -61,10 +61,11 @@ class Layer(NamedTuple):
 
 
 def sgd(train: Split, valid: Split, classes: int, seed: int) -> Layer:
-    """The published training: the layer with the lowest validation loss.
+    """The published training: returns the layer with the lowest validation loss.
 
-    Batches are of sentences of one length. After two epochs without a lower validation loss the
-    best weights come back and the rate is halved; it ends with the fifth halving or epoch 100.
+    Each batch has sentences of one length. After two epochs without a lower validation loss, the
+    best weights are restored and the rate is halved; training ends at the fifth halving or at
+    epoch 100.
     """
     rng, width = np.random.default_rng(seed), train.feature_ed.shape[1]
     edge = width**-0.5
@@ -87,7 +88,7 @@ def sgd(train: Split, valid: Split, classes: int, seed: int) -> Layer:
 
 
 def _batches(words_e: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """Sentences of one length each, in random order."""
+    """Batches of sentences of equal length, in random order."""
     found = []
     for words in np.unique(words_e):
         own = rng.permutation(np.flatnonzero(words_e == words))
@@ -107,7 +108,7 @@ def _updated(layer: Layer, feature_ed: np.ndarray, label_e: np.ndarray, rate: fl
 
 
 def probe(this: build.Run, mesh: Mesh, params: Params, step: int) -> Report:
-    """Rows of every size that the training split has; writes `eval/probe.sri.json` and `.txt`.
+    """Adds rows for every size the training split allows; writes `eval/probe.sri.json` and `.txt`.
 
     Raises: ConfigError for a model without a latent or data without labels.
     """
@@ -147,7 +148,7 @@ def _labels(
 ) -> tuple[str, dict[str, np.ndarray]]:
     """The name of the labels and their numbers in every split.
 
-    Raises: ConfigError for an unknown factor; DataError for labels that training lacks.
+    Raises: ConfigError for an unknown factor; DataError for labels missing from training.
     """
     every = {name: labels_of(this, name) for name in ids}
     kind = LABEL if LABEL in every["train"] else factor

@@ -20,7 +20,7 @@ from jvae.evals.latent import PosteriorSet
 
 REFERENCE_CAP = 10_000  # test sentences a sample is scored against
 SELF_SAMPLES = 1_000  # samples scored against each other
-PAIRED_SAMPLES = 200  # samples of which every pair is compared
+PAIRED_SAMPLES = 200  # samples that are compared in all pairs
 
 
 def _percent(share: float) -> float:
@@ -28,7 +28,7 @@ def _percent(share: float) -> float:
 
 
 def exact_match(decoded: Sequence[str], original: Sequence[str]) -> float | None:
-    """Share of lines decoded without any difference, in %; None when there are none."""
+    """Share of lines that were decoded exactly, in %; None if there are none."""
     _check_lengths(decoded, original)
     if not decoded:
         return None
@@ -43,11 +43,11 @@ def corpus_bleu(decoded: Sequence[str], original: Sequence[str]) -> tuple[float,
 def corpus_bleu_of(
     references: Sequence[Sequence[str]], decoded: Sequence[str]
 ) -> tuple[float, str]:
-    """Corpus BLEU of lines that each have one reference or more, and its signature."""
+    """Corpus BLEU of lines that each have one or more references, and its signature."""
     _check_lengths(decoded, references)
     metric = sacre_bleu(sentence=False)
     counts = {len(own) for own in references}
-    # By place, as sacreBLEU reads them: None where a line has fewer than others.
+    # Transposed, as sacreBLEU expects: None where a line has fewer references than others.
     by_place = zip_longest(*references)
     score = metric.corpus_score(list(decoded), [list(one) for one in by_place]).score
     nrefs = "var" if len(counts) > 1 else max(counts)
@@ -61,7 +61,7 @@ def seen_share(lines: Sequence[str], train: Iterable[str]) -> float | None:
 
 
 def _among(train: Iterable[str], lines: Iterable[str]) -> set[str]:
-    """The lines that are in train too, which is read once and not kept: it may be large."""
+    """The lines that also occur in train, which is streamed because it may be large."""
     wanted = set(lines)
     return {line for line in train if line in wanted}
 
@@ -72,13 +72,13 @@ def reconstruction(
     train: Iterable[str] | None = None,
     ceiling: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Exact match in %, in total, on sentences not in train, and on those that the tokenizer gives
-    back; the share of these, which is the most that exact match can reach; and corpus BLEU.
+    """Corpus BLEU and exact match in %: over all sentences, over those not in train, and over those
+    that the tokenizer round-trips. The share of the last group is the ceiling of exact match.
 
     Args:
       decoded: one line for each of `original`, in its order.
-      ceiling: what a model without any error would have printed for each: the sentences encoded and
-        decoded by the decoder's tokenizer. Without it the share is None.
+      ceiling: what a perfect model would print for each sentence: the text encoded and decoded by
+        the decoder's tokenizer. Without it the share is None.
     Raises: ValueError if the numbers of lines differ or there are none.
     """
     if not original:
@@ -116,10 +116,10 @@ def _check_lengths(decoded: Sequence[str], original: Sequence[Any]) -> None:
 def unpack(
     batch: Batch, most: int | None = None
 ) -> tuple[Int[np.ndarray, "e t"], Int[np.ndarray, "e"], np.ndarray]:
-    """Tokens of `batch.dec` by example, padded to a power of two; lengths; which are scored.
+    """Tokens of `batch.dec` by example, padded to a power of two; lengths; which tokens are scored.
 
     Args:
-      most: the padding ends here, although that is no power of two; at least the longest example.
+      most: upper limit of the padded width; must be at least the longest example.
     """
     token_bt, segment_bt, scored_bt = to_host(
         (batch.dec.token_bt, batch.dec.segment_bt, batch.scored_bt)
@@ -128,7 +128,7 @@ def unpack(
     row, column = np.nonzero(segment_bt)
     example = row * slots + segment_bt[row, column] - 1
     length_e = np.bincount(example, minlength=token_bt.shape[0] * slots)
-    # Few widths, so that the step loop below is compiled a few times and not once per batch.
+    # Few distinct widths, so that the step loop below is not recompiled for every batch.
     width = 1 << int(max(int(length_e.max()), 2) - 1).bit_length()
     width = width if most is None else max(min(width, most), 2)
     token_et = np.zeros((length_e.size, width), token_bt.dtype)
@@ -153,7 +153,7 @@ def _longest(batch: Batch) -> int:
 def _hits(
     gen: Generator, params: Params, batch: Batch, z_egz: Array, token_et: Array, scored_et: Array
 ) -> Int[Array, "e"]:
-    """Scored tokens that the decoder ranks first when all earlier ones are given."""
+    """Counts scored tokens that the decoder ranks first given all earlier ones."""
     prompt = Prompt(token_et[:, :1], jnp.ones(token_et.shape[0], jnp.int32))
     cond = one_per_row(gen.condition(params, batch), batch.slots)
     logits_ev, state = gen.start(params, z_egz, prompt, token_et.shape[1], cond)
@@ -179,13 +179,13 @@ def token_accuracy(
     """Share of scored tokens ranked first under teacher forcing from the posterior mean, in %.
 
     Args:
-      posts: holds at least the sentences of `batches`.
-      other: the control: each sentence gets the mean of another one.
-    Raises: DataError if a sentence is absent from `posts` or comes twice.
+      posts: must include the sentences of `batches`.
+      other: compute the control, in which each sentence gets the mean of another one.
+    Raises: DataError if a sentence is missing from `posts` or occurs twice.
     """
     source_e = posts.other() if other else np.arange(posts.id_e.size)
     batches = list(batches)
-    # A model has positions for its longest sentence, but not for the next power of two.
+    # The model has positions up to its longest sentence, not up to the next power of two.
     most = max((_longest(batch) for batch in batches), default=None)
 
     def parts() -> Iterable[tuple[np.ndarray, dict[str, Any]]]:
@@ -213,13 +213,13 @@ def distinct(lines: Sequence[str]) -> dict[str, float | None]:
 
 
 def _some(lines: Sequence[str], samples: int, seed: int) -> list[str]:
-    """A random choice of lines."""
+    """A random sample of the lines."""
     chosen = np.random.default_rng(seed).permutation(len(lines))[:samples]
     return [lines[int(i)] for i in chosen]
 
 
 def self_bleu(lines: Sequence[str], samples: int = SELF_SAMPLES, seed: int = 0) -> float | None:
-    """Mean sentence BLEU-4 of random lines, each against the others; None for fewer than two."""
+    """Mean sentence BLEU-4 of sampled lines, each against the others; None for fewer than two."""
     return self_bleus(lines, (ORDER,), samples, seed)[0]
 
 
@@ -250,11 +250,11 @@ def bleus_against(
 
 
 def jaccard(lines: Sequence[str], samples: int = PAIRED_SAMPLES, seed: int = 0) -> float | None:
-    """Mean over pairs of random lines of their shared bigrams over all bigrams of both; None for
-    fewer than two lines.
+    """Shared bigrams divided by all bigrams of both lines, averaged over pairs of random lines;
+    None for fewer than two lines.
 
-    Bigrams are of whitespace words; a line of fewer than two words is one n-gram of its own.
-    Source: JS of Hu et al. 2022, whose order is not stated.
+    Bigrams are over whitespace words; a line with fewer than two words counts as one n-gram.
+    Source: JS of Hu et al. 2022, who do not state the order.
     """
     if len(lines) < 2:
         return None
@@ -280,7 +280,8 @@ def generation(
     train: Iterable[str] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Diversity and fit of lines decoded from the prior: one decode setting, never a mixture.
+    """Diversity of lines decoded from the prior, and their fit to the test set. All lines must come
+    from one decoding setting.
 
     BLEU splits raw text with sacreBLEU's 13a and smooths exponentially; Dist-n and memorisation use
     whitespace words.

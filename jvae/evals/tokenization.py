@@ -1,7 +1,7 @@
-"""What the tokenizers lose of the evaluated text.
+"""What tokenization loses of the evaluated text.
 
-Both losses flatter or blame a model for its tokenizer: unknown tokens make a sentence easy to
-predict, and a sentence that its tokenizer does not give back cannot be reconstructed exactly.
+Both losses distort the comparison of models: unknown tokens make a sentence easier to predict, and
+a sentence that its tokenizer does not round-trip cannot be reconstructed exactly.
 """
 
 from collections.abc import Sequence
@@ -19,23 +19,23 @@ UNKNOWN_LIMIT_PCT = 2.0  # above this, perplexities per word and bits per charac
 
 
 class Unknown(NamedTuple):
-    """Unknown tokens of one side of some sentences; shares in %."""
+    """Unknown tokens on one side of some sentences; shares in %."""
 
-    tokens_pct: float  # of all tokens except special ones
-    sentences_pct: float  # of sentences with at least one
+    tokens_pct: float  # share of all tokens except special ones
+    sentences_pct: float  # share of sentences with at least one
 
     @property
     def misleading(self) -> bool:
-        """Whether a likelihood is one of other text, as so many words are the same token."""
+        """Whether there are too many unknown tokens for the likelihood to be meaningful."""
         return self.tokens_pct > UNKNOWN_LIMIT_PCT
 
 
 def unknown(
     data: Dataset, side: str, tokenizer: TextTokenizer, ids: Int[np.ndarray, "e"]
 ) -> Unknown:
-    """Unknown tokens of the sentences `ids` on a side that spells them (`dec` or `enc`).
+    """Unknown tokens of the sentences `ids` on one side (`dec` or `enc`).
 
-    Sources in front of a sentence do not count, nor do markers such as <unk> in the text itself.
+    Source prefixes do not count, nor do markers such as <unk> in the text itself.
     """
     if tokenizer.unk_id is None:
         return Unknown(0.0, 0.0)
@@ -44,7 +44,7 @@ def unknown(
     source_e = np.zeros(len(ids), np.int64)
     special = special_tokens(tokenizer)
     if side in data.joined and data.cond is not None:
-        source_e, special = np.asarray(data.cond.lengths)[ids], 1  # no start behind a source
+        source_e, special = np.asarray(data.cond.lengths)[ids], 1  # no start token after a source
     place = np.arange(len(encoded.flat)) - np.repeat(encoded.offset[:-1], lengths_e)
     hit = (encoded.flat == tokenizer.unk_id) & (place >= np.repeat(source_e, lengths_e))
     unknown_e = np.add.reduceat(hit, encoded.offset[:-1], dtype=np.int64)
@@ -54,7 +54,7 @@ def unknown(
 
 
 def unknown_in(texts: Sequence[str], tokenizer: TextTokenizer) -> Unknown:
-    """Unknown tokens of texts that are in no data set."""
+    """Unknown tokens of texts that are not part of a data set."""
     if tokenizer.unk_id is None or not texts:
         return Unknown(0.0, 0.0)
     ids = tokenizer.encode_batch(texts)
@@ -64,7 +64,7 @@ def unknown_in(texts: Sequence[str], tokenizer: TextTokenizer) -> Unknown:
 
 
 def _spelt(text: str, tokenizer: TextTokenizer) -> int:
-    """How often a text itself has the marker of an unknown token."""
+    """How often the text itself contains the marker of an unknown token."""
     marker = tokenizer.backend.id_to_token(tokenizer.unk_id) if tokenizer.unk_id is not None else ""
     return text.count(marker) if marker else 0
 
@@ -77,5 +77,5 @@ def _shares(unknown_e: np.ndarray, tokens_e: np.ndarray) -> Unknown:
 
 
 def round_trip(texts: Sequence[str], tokenizer: TextTokenizer) -> list[str]:
-    """What a model without any error would print: each text encoded and decoded again."""
+    """Encodes and decodes each text: what a perfect model would print."""
     return [one_line(tokenizer.decode(ids)) for ids in tokenizer.encode_batch(texts)]

@@ -1,1 +1,1 @@
-"""Experiments whose rows make up the tables of README.md and RESULTS.md."""
+"""Experiments that produce the tables of README.md and RESULTS.md."""

@@ -1,15 +1,15 @@
-"""The fair table: every model on the same real data, under the same budget, by one command.
+"""The comparison of all models on the same real data with the same budget, in one command.
 
     python -m jvae.experiments.comparison --data=snli=FOLDER --data=ptb=FOLDER --budget=cpu
     ... --models=lm,optimus --dry_run      only some rows; prints the commands
     ... --sweep                            rate against distortion
     ... --write                            RESULTS.md and README.md from the rows
 
-FOLDER holds train, valid and test as .txt or .txt.gz, one sentence per line. Files, tokenizer and
-runs go to --out; every run is an ordinary one, in a process of its own, and its command is printed
-and kept with its row. A run with a row is not run again, an interrupted one goes on, so the same
-command, given again, does what is missing and prints the same table. `--dry_run` makes the files
-that the commands name and prints these.
+FOLDER has train, valid and test as .txt or .txt.gz, one sentence per line. Files, tokenizer and
+runs go to --out. Every run is an ordinary one in its own process; its command is printed and stored
+with its row. Runs with a row are skipped and interrupted ones resume, so repeating the same command
+completes what is missing and prints the same table. `--dry_run` creates the files that the commands
+name and prints these commands.
 """
 
 import argparse
@@ -58,9 +58,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def plan(given: argparse.Namespace) -> list[Job]:
-    """The runs that the arguments ask for, data set by data set.
+    """The requested runs, data set by data set.
 
-    Raises: ConfigError for what is unknown or missing.
+    Raises: ConfigError for unknown or missing values.
     """
     if given.budget not in BUDGETS:
         raise ConfigError(f"--budget={given.budget}: expected one of {', '.join(BUDGETS)}")
@@ -84,8 +84,8 @@ def plan(given: argparse.Namespace) -> list[Job]:
 
 
 class Runner:
-    """Runs commands one after another. SIGTERM is passed on to the one that runs, control-C reaches
-    it by itself; it saves and ends with `jvae.training.preemption.CODE`.
+    """Runs commands one after another. SIGTERM is forwarded to the running command; control-C
+    reaches it directly. The command saves and exits with `jvae.training.preemption.CODE`.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class Runner:
         self.stopped = False
 
     def listen(self) -> None:
-        """From now on signals end the work after what runs has saved."""
+        """From now on, signals stop the work once the running command has saved."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._heard)
 
@@ -103,7 +103,7 @@ class Runner:
             self._child.send_signal(number)
 
     def run(self, command: Sequence[str], log: Path) -> int:
-        """The exit code of a command; what it says is added to a file."""
+        """Runs a command with its output appended to a file; returns its exit code."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             self._child = subprocess.Popen(command, stdout=file, stderr=file)
@@ -116,13 +116,13 @@ def _last_line(log: Path) -> str:
 
 
 def missing(jobs: Sequence[Job], rows: Path) -> list[Job]:
-    """The runs without a row of the same command and files."""
+    """The runs without a row for the same command and files."""
     stored = {fair_rows.key(row): row["fingerprint"] for row in read_rows(rows)}
     return [one for one in jobs if stored.get(one.key) != one.fingerprint]
 
 
 def run_all(jobs: Sequence[Job], given: argparse.Namespace) -> int:
-    """Does what is missing; returns the exit code: 1 if a run failed, `CODE` if told to stop."""
+    """Completes what is missing; returns the exit code: 1 if a run failed, `CODE` if stopped."""
     compiled = BUDGETS[given.budget].compiled
     waiting = list(jobs) if compiled else missing(jobs, given.rows)
     runner, failed = Runner(), 0
@@ -162,7 +162,7 @@ def main(argv: Sequence[str]) -> int:
     if not given.data and not given.write:
         print("error: give --data=NAME=FOLDER, or --write; see --help", file=sys.stderr)
         return 2
-    # This process plans, counts and draws; an accelerator is for the runs.
+    # This process only plans, counts and draws; accelerators are left to the runs.
     jax.config.update("jax_platforms", "cpu")
     code = 0
     try:

@@ -1,4 +1,4 @@
-"""The files of a fair table: the same splits and the same tokenizer for every model."""
+"""The files of the comparison: the same splits and the same tokenizer for every model."""
 
 import gzip
 import json
@@ -21,10 +21,10 @@ PREPARED = "prepared.json"
 
 
 class Prepared(NamedTuple):
-    """The files of a data set under a budget, and what is to know of them.
+    """The files of a data set under a budget, and their properties.
 
-    kind: of the tokenizer, bpe or word. entries: of its vocabulary. per_row: training sentences in
-    a packed row. files: SHA-256 of each, and of the tokenizer.
+    kind: of the tokenizer, bpe or word. entries: size of its vocabulary. per_row: training
+    sentences per packed row. files: SHA-256 of each, and of the tokenizer.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Prepared(NamedTuple):
     files: Mapping[str, str]
 
     def flags(self) -> Overrides:
-        """The config values that name the files."""
+        """The config values that refer to the files."""
         splits = {f"data.{split}": str(self.folder / f"{split}.txt") for split in run_data.SPLITS}
         tokenizer = str(self.folder / "tokenizer")
         sides = {f"data.{side}_tokenizer": tokenizer for side in ("encoder", "decoder")}
@@ -57,7 +57,7 @@ def read_lines(folder: Path, split: str) -> tuple[Path, list[str]]:
 
 
 def prepare(name: str, source: Path, budget: Budget, folder: Path) -> Prepared:
-    """Writes files and tokenizer of a data set into a folder, unless it has them.
+    """Writes files and tokenizer of a data set to a folder, unless it already has them.
 
     Raises: ConfigError if a split is missing.
     """

@@ -1,4 +1,4 @@
-"""Rows and budgets of the fair table: which models, how large, for how long."""
+"""Rows and budgets of the comparison: which models, how large, for how long."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -7,12 +7,13 @@ Overrides = dict[str, Any]  # config values by dotted key
 
 
 class Budget(NamedTuple):
-    """How much a run may do, and how large its model is.
+    """The size of a run and of its model.
 
-    words: of the training text that a run reads, in whole sentences. update: about so many
-    sentences in each. layers, width: of the Transformer language model. latent: dimensions in all.
-    lines: of the validation and of the test file, a seeded draw; None for all. rows: rows of a
-    batch are a multiple of it. compiled: on a slice that is not there; nothing is trained.
+    words: of training text that a run reads, in whole sentences. update: approximate number of
+    sentences per update. layers, width: of the Transformer language model. latent: total number of
+    dimensions. lines: of the validation and test files, drawn with a seed; None for all. rows: the
+    rows of a batch are a multiple of it. compiled: for a slice that is not available; nothing is
+    trained.
     """
 
     words: float
@@ -27,7 +28,7 @@ class Budget(NamedTuple):
     checks: int = 8
     rows: int = 1
     row_tokens: int = 64
-    every: Overrides = {}  # for all models
+    every: Overrides = {}  # overrides for all models
     compiled: bool = False
 
     @property
@@ -48,7 +49,7 @@ _TWO_CORES = Budget(
     evals=dict(preset="comparison"),
 )
 BUDGETS = {
-    # About 3 minutes a run on two cores; SRI takes longer, as every update runs a chain.
+    # About 3 minutes per run on two cores; SRI takes longer, as every update runs a chain.
     "cpu-short": _TWO_CORES,
     # About 10 minutes.
     "cpu": _TWO_CORES._replace(
@@ -56,7 +57,7 @@ BUDGETS = {
         lines=1_000,
         evals=dict(preset="comparison", sentences=500, generate=1_000, interpolations=20),
     ),
-    # About an hour in all on one GPU.
+    # About an hour in total on one GPU.
     "gpu": Budget(
         words=8e6,
         update=128,
@@ -70,7 +71,7 @@ BUDGETS = {
             preset="comparison", samples=500, sentences=1_000, generate=2_000, interpolations=20
         ),
     ),
-    # For a slice of accelerators; compiled and counted here, never run.
+    # For a slice of accelerators; compiled and counted on this machine, never run.
     "pod": Budget(
         words=4e9,
         update=8_192,
@@ -92,8 +93,8 @@ BUDGETS = {
 class Entry(NamedTuple):
     """A row of the table.
 
-    config: file and preset. knob: keys that take the size which is found, and its unit. floor: the
-    language model with the same kind of decoder. values: what else differs from the preset.
+    config: file and preset. knob: the keys that are set to the matched size, and its unit. floor:
+    the language model with the same kind of decoder. values: other differences from the preset.
     """
 
     title: str
@@ -105,7 +106,7 @@ class Entry(NamedTuple):
 
 
 def _stack(budget: Budget, layers: int, *sides: str) -> Overrides:
-    """The sizes of Transformer stacks; attention heads share the width."""
+    """The sizes of Transformer stacks; the width is divided among the attention heads."""
     own = dict(layers=layers, width=budget.width, heads=budget.heads)
     if budget.compiled:
         own |= dict(dtype="bfloat16", init_std=0.02, unroll=1)
@@ -169,7 +170,7 @@ def _sri_transformer(budget: Budget) -> Overrides:
 
 
 _MLP = ("model.decoder.mlp",)
-_LSTM = ("model.decoder.hidden", "model.decoder.width")  # of width half the hidden state
+_LSTM = ("model.decoder.hidden", "model.decoder.width")  # the width is half the hidden state
 _LSTM_VAE = (*_LSTM, "model.encoder.hidden", "model.encoder.width")
 ENTRIES = {
     "lm": Entry("Transformer LM", "lm", (), 0, None, _lm),
@@ -197,8 +198,8 @@ ENTRIES = {
 }
 DEFAULT = tuple(ENTRIES)[:10]
 # Rate against distortion. Short-run inference has no β: its chains sample from p(x, z)^(1/τ²), so
-# what they minimise is Rec + E[-log p(z)] - τ² H(q), the bound at τ = 1 and narrower posteriors of
-# a higher rate below.
+# they minimise Rec + E[-log p(z)] - τ² H(q), which is the bound at τ = 1; smaller τ gives narrower
+# posteriors with a higher rate.
 SWEEPS: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "optimus": ("objective.beta.stop", (0.1, 0.3, 1.0)),
     "della": ("objective.beta.stop", (0.1, 0.3, 1.0)),

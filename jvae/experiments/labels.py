@@ -1,15 +1,15 @@
-"""Label-conditional generation and transfer on sentences with labels, beside published figures.
+"""Label-conditional generation and transfer on labelled sentences, with published results.
 
     python -m jvae.experiments.labels --data=yelp_short    folder of train, valid and test
     ... --kinds=gaussian,flow --steps=20000                some priors, more updates
     ... --set=model.latent=64                              values of the model's config
     ... --dry_run                                          prints the commands
 
-Files are .tsv or .tsv.gz of lines `label<TAB>sentence`. It trains `optimus:tiny` on the sentences,
-which reads no label, and a language model of the same size whose perplexity says how fluent samples
-are; fits a prior of each kind to the labelled latents; and measures all of them with
---mode=control. Sized for half an hour on two idle cores; not timed. Runs are ordinary ones in
-processes of their own; the same command does what is missing and prints the table again.
+Files are .tsv or .tsv.gz with lines `label<TAB>sentence`. The command trains `optimus:tiny` on the
+sentences without labels, and a language model of the same size, whose perplexity measures the
+fluency of samples; fits a prior of each kind to the labelled latents; and measures all of them with
+--mode=control. Sized for half an hour on two idle cores; not timed. Runs are ordinary ones in their
+own processes; repeat the same command to complete what is missing and print the table again.
 """
 
 import argparse
@@ -34,7 +34,7 @@ VALUES = (
     "train.check_every=500",
 )
 STEPS = 2_500  # updates of the model, about one pass over 100,000 sentences
-JUDGE_SHARE = 0.4  # of them, for the language model
+JUDGE_SHARE = 0.4  # share of these updates for the language model
 
 # Accuracy, BLEU, G and self-BLEU in %, short Yelp. Source: Li et al. 2020, arXiv 2004.04092, the
 # table of label-conditional generation.
@@ -52,7 +52,7 @@ AdaVAE on this task could not be read."""
 
 
 class Step(NamedTuple):
-    """A command, and the file that is there once it is done."""
+    """A command, and the file that exists once it is done."""
 
     name: str
     words: list[str]
@@ -76,10 +76,10 @@ def files(folder: Path) -> dict[str, Path]:
 def steps(
     data: Path, out: Path, kinds: Sequence[str], values: Sequence[str], updates: int = STEPS
 ) -> list[Step]:
-    """All commands, in their order.
+    """All commands, in order.
 
-    Raises: ConfigError for a file that is missing, an unknown kind or a value that the config does
-      not take.
+    Raises: ConfigError for a missing file, an unknown kind or a value that the config does not
+      accept.
     """
     for kind in kinds:
         FITTED[kind]
@@ -106,7 +106,7 @@ def steps(
 
 
 def published() -> str:
-    """The table of published figures."""
+    """The table of published results."""
     head = ["published", "accuracy", "BLEU test", "G", "self-BLEU"]
     rows = [[name, *(f"{value:.1f}" for value in row)] for name, row in PUBLISHED.items()]
     return "\n".join([*aligned([head, *rows]), "", DIFFERENCES])

@@ -1,9 +1,10 @@
-"""How the models of the fair table are put on equal terms, and the command of each run.
+"""How the models of the comparison are made comparable, and the command of each run.
 
-The same files and, for all models, one tokenizer: byte-level BPE of the training text, or its words
-where it is closed (it holds `<unk>`). The same number of training sentences, in updates of the same
-number of sentences. The same number of parameters that compute, see `computing`: the size of every
-model but the Transformer language model is found by `sizes`. All else is the `tiny` preset.
+They use the same files and the same tokenizer: byte-level BPE of the training text, or its words if
+the vocabulary is closed (the text has `<unk>`). They read the same number of training sentences, in
+updates of the same number of sentences, and have the same number of computing parameters (see
+`computing`): `sizes` finds the size of every model except the Transformer language model. The rest
+is the `tiny` preset.
 """
 
 import functools
@@ -25,15 +26,15 @@ from jvae.experiments.entries import BUDGETS, ENTRIES, SWEEPS, Budget, Entry, Ov
 from jvae.runs import build
 from jvae.tree import named_leaves
 
-OUT = Path("runs/fair")  # what stored commands name; another --out stands for it
+OUT = Path("runs/fair")  # the folder in stored commands, whatever --out was
 
 
 def computing(name: str) -> bool:
-    """Whether a parameter takes part in a product for every token, by its path.
+    """Whether a parameter, by its path, takes part in a matrix product for every token.
 
-    All do but tables that are only looked up: embeddings of positions and types, and of tokens
-    where the output layer has a table of its own (LSTM) or is that of another stack (the encoder of
-    Optimus). A tied table counts, once.
+    All do except tables that are only looked up: embeddings of positions and types, and of tokens
+    if the output layer has its own table (LSTM) or that of another stack (the encoder of Optimus).
+    A tied table counts once.
     """
     table = name.split("/")[:-1]
     if table[-1:] == ["position"] or table[-1:] == ["type"]:
@@ -43,7 +44,7 @@ def computing(name: str) -> bool:
 
 
 def count(config: ConfigDict, entries: int) -> tuple[int, int]:
-    """Parameters of a model with that vocabulary: those that compute, and all."""
+    """Parameters of a model with that vocabulary size: computing ones, and all."""
     config = ConfigDict(config.to_dict())
     for side in ("encoder", "decoder"):
         if side in config.model:
@@ -54,7 +55,7 @@ def count(config: ConfigDict, entries: int) -> tuple[int, int]:
 
 
 def sized(entry: Entry, budget: Budget, size: int | None = None) -> ConfigDict:
-    """The config of an entry, its knob at a size."""
+    """The config of an entry, with its knob set to a size."""
     config = configs.load(entry.config)
     values = entry.values(budget) | budget.every
     if size is not None:
@@ -66,8 +67,8 @@ def sized(entry: Entry, budget: Budget, size: int | None = None) -> ConfigDict:
 def sizes(name: str, budget_name: str, entries: int) -> int | None:
     """The size at which an entry has as many computing parameters as the language model.
 
-    Counts are polynomials of degree 2 in the size, so three of them tell all.
-    Raises: ConfigError if no size does.
+    Counts are polynomials of degree 2 in the size, so three of them are sufficient.
+    Raises: ConfigError if there is no such size.
     """
     entry, budget = ENTRIES[name], BUDGETS[budget_name]
     if not entry.knob:
@@ -87,7 +88,7 @@ def sizes(name: str, budget_name: str, entries: int) -> int | None:
 
 
 class Job(NamedTuple):
-    """One run. point: the override of a sweep, "" in the table itself. words: the flags without
+    """One run. point: the override of a sweep, "" for the table itself. words: the flags without
     the folder.
     """
 
@@ -102,18 +103,18 @@ class Job(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str, str, int, str]:
-        """What the row of this run replaces."""
+        """The key of its row; a new row replaces an older one with the same key."""
         return (self.budget, self.data, self.entry, self.seed, self.point)
 
     def command(self, out: Path | None = None) -> str:
-        """The command line; `out` is what to call `OUT`, for a command that names no machine."""
+        """The command line; `out` replaces `OUT`, to keep local paths out of stored commands."""
         words = ["python", "-m", "jvae.main", *self.words, f"--workdir={self.folder}"]
         text = shlex.join(words)
         return text if out is None else text.replace(str(out), str(OUT))
 
 
 def job(budget_name: str, data: Prepared, name: str, seed: int, out: Path, point: str = "") -> Job:
-    """The run of an entry: what its config does not say already, as flags."""
+    """The run of an entry, with everything its config does not already set as flags."""
     entry, budget = ENTRIES[name], BUDGETS[budget_name]
     base = configs.load(entry.config)
     config = sized(entry, budget, sizes(name, budget_name, data.entries))
@@ -143,8 +144,8 @@ def job(budget_name: str, data: Prepared, name: str, seed: int, out: Path, point
 
 
 def _spelled_out(evals: Overrides) -> Overrides:
-    """The evaluation of a budget with the sizes of its preset in place of the name, where that says
-    all: what a row measured is what counts, so rows of before the name are rows still.
+    """Replaces the preset of a budget's evaluation by its sizes if they determine it. Rows are
+    compared by what they measured, so rows from before the preset had a name remain valid.
     """
     if evals.get("preset") != "comparison":
         return evals
@@ -159,7 +160,7 @@ def _flag(key: str, value: Any) -> str:
 
 
 def points(name: str) -> tuple[str, ...]:
-    """The overrides of an entry's sweep; the value of its preset is the table's own run."""
+    """The overrides of an entry's sweep; the preset's own value is the run in the table."""
     if name not in SWEEPS:
         return ()
     key, values = SWEEPS[name]

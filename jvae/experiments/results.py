@@ -1,12 +1,12 @@
 """Tables of README.md and BENCHMARKS.md from measured rows, one JSON object per line.
 
-    python -m jvae.experiments.results add runs/optimus-tiny     the row of a finished run
-    python -m jvae.experiments.results take rows.jsonl           records of `python -m jvae.bench`
-    python -m jvae.experiments.results task O5 runs/fusion       the row of an experiment's run
-    python -m jvae.experiments.results write                     all tables again, from the rows
+    python -m jvae.experiments.results add runs/optimus-tiny     add the row of a finished run
+    python -m jvae.experiments.results take rows.jsonl           add `python -m jvae.bench` records
+    python -m jvae.experiments.results task O5 runs/fusion       add the row of an experiment's run
+    python -m jvae.experiments.results write                     rewrite all tables from the rows
 
-A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; nothing between them is
-written by hand. A value that no run has measured is printed as "not measured".
+Tables are between `<!-- table: NAME -->` and `<!-- end of table -->`; do not edit them by hand. A
+value that has not been measured is printed as "not measured".
 """
 
 import json
@@ -23,10 +23,10 @@ from jvae.experiments import targets, task_table
 from jvae.runs.metrics import read_lines
 from jvae.runs.workdir import write_text
 
-ROWS = Path(__file__).with_name("results.jsonl")  # of runs
-MEASURED = Path(__file__).with_name("measured.jsonl")  # of benchmarks
-TASKS = Path(__file__).with_name("tasks.jsonl")  # of the papers' experiments
-COMPARISON = Path(__file__).with_name("comparison.jsonl")  # of all models
+ROWS = Path(__file__).with_name("results.jsonl")  # rows of runs
+MEASURED = Path(__file__).with_name("measured.jsonl")  # rows of benchmarks
+TASKS = Path(__file__).with_name("tasks.jsonl")  # rows of the papers' experiments
+COMPARISON = Path(__file__).with_name("comparison.jsonl")  # rows of the comparison of all models
 DOCUMENTS = ("README.md", "BENCHMARKS.md", "RESULTS.md")
 END = "<!-- end of table -->"
 NOT_MEASURED = speed.NOT_MEASURED
@@ -45,7 +45,7 @@ def row_of(folder: Path, name: str = "test") -> dict[str, Any]:
     """The row of a finished run: metrics of its test split, speed, command, commit, hardware.
 
     Args:
-      name: of another of its reports.
+      name: of another of its reports, instead of the test split's.
     Raises: ConfigError if the run has no such report.
     """
     path = folder / "eval" / f"{name}.json"
@@ -78,7 +78,7 @@ def row_of(folder: Path, name: str = "test") -> dict[str, Any]:
 
 
 def add_task(key: str, folder: Path, path: Path = TASKS) -> dict[str, Any]:
-    """Stores the row of an experiment's run in place of an older one.
+    """Stores the row of an experiment's run, replacing an older one.
 
     Raises: ConfigError for an unknown experiment or a run without its report.
     """
@@ -91,7 +91,7 @@ def add_task(key: str, folder: Path, path: Path = TASKS) -> dict[str, Any]:
 
 
 def _measured_step(weights: str | None, steps: Sequence[int]) -> int:
-    """Updates of the parameters that were measured; the last logged ones where it is not said."""
+    """Updates behind the measured parameters; if unknown, the last logged step."""
     word, _, step = (weights or "").partition(" ")
     if word == "step" and step.isdigit():
         return int(step)
@@ -99,14 +99,14 @@ def _measured_step(weights: str | None, steps: Sequence[int]) -> int:
 
 
 def _cores() -> str:
-    """Those that this process, and so what it starts, may use."""
+    """The CPU cores that this process, and so its children, may use."""
     every = os.cpu_count() or 1
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
     return f"{every} cores" if own == every else f"{own} of {every} cores"
 
 
 def _layers(latent: Mapping[str, Any]) -> dict[str, list[float]] | None:
-    """Active units and KL of each layer's latent; None where there is one latent or none."""
+    """Active units and KL of each layer's latent; None for models with at most one latent."""
     kl = latent.get("kl_per_group_nats") or []
     if len(kl) < 2:
         return None
@@ -120,7 +120,7 @@ def _spec(name: str) -> str:
 
 
 def add(folder: Path, path: Path = ROWS) -> dict[str, Any]:
-    """Stores the row of a run in place of an older one of the same name."""
+    """Stores the row of a run, replacing an older one of the same name."""
     row = row_of(folder)
     rows = [old for old in read_rows(path) if old["name"] != row["name"]] + [row]
     rows.sort(key=lambda one: one["name"])
@@ -129,8 +129,8 @@ def add(folder: Path, path: Path = ROWS) -> dict[str, Any]:
 
 
 def take(found: Path, path: Path = MEASURED) -> int:
-    """Stores records of `python -m jvae.bench`, each in place of an older one of the same program
-    on the same device; returns how many.
+    """Stores records of `python -m jvae.bench`, each replacing an older one of the same program on
+    the same device; returns their number.
 
     Raises: ConfigError if there is no such file.
     """
@@ -155,7 +155,7 @@ def _number(row: Row, name: str, digits: int) -> str:
 
 
 def _control(row: Row, name: str, digits: int) -> str:
-    """The same metric of the control: untrained, or chains that stay where the prior put them."""
+    """The metric's control: the untrained model, or chains left at their prior draws."""
     if row["metrics"].get(name) is None:
         return "–"
     value = row.get("control", {}).get(name)
@@ -216,9 +216,9 @@ def made() -> dict[str, str]:
 
 
 def filled(text: str, tables: Mapping[str, str]) -> str:
-    """A document with every table made anew.
+    """Regenerates every table in a document.
 
-    Raises: ConfigError for a table nobody makes or without its end.
+    Raises: ConfigError for an unknown table, or one without its end mark.
     """
     out, rest = "", text
     while True:

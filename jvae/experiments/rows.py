@@ -1,4 +1,4 @@
-"""Rows of the fair table: what a finished run measured, what it cost, and what is wrong with it."""
+"""Rows of the comparison: what a finished run measured, its cost, and possible faults."""
 
 import json
 import math
@@ -28,18 +28,18 @@ from jvae.tree import named_leaves
 ROWS = Path(__file__).with_name("comparison.jsonl")
 Row = dict[str, Any]
 Key = tuple[str, str, str, int, str]
-ERRORS = 2.0  # standard errors that a bound may be missed by
+ERRORS = 2.0  # tolerance of bounds, in standard errors
 KEYS = ("budget", "data", "entry", "seed", "point")
 
 
 def key(row: Mapping[str, Any]) -> Key:
-    """What tells a row from the others; a newer one of the same key replaces it."""
+    """The key of a row; a newer row replaces an older one with the same key."""
     budget, data, entry, seed, point = (row[name] for name in KEYS)
     return budget, data, entry, seed, point
 
 
 def store(row: Row, path: Path) -> None:
-    """Writes a row in place of an older one of the same key; rows are in the order of the table."""
+    """Stores a row, replacing an older one with the same key; rows are kept in table order."""
     rows = {key(old): old for old in results.read_rows(path)} | {key(row): row}
     place = {name: i for i, name in enumerate(ENTRIES)}
 
@@ -87,7 +87,7 @@ def row_of(job: Job, out: Path) -> Row:
         "sentences": round(seen),
         "updates": ends[-1],
         "sentences_per_s": round(speeds[len(speeds) // 2], 1),
-        # By the rule of `jvae.evals.latent.collapse_reasons`, which the training log applies too.
+        # By the rule of `jvae.evals.latent.collapse_reasons`, which the training log also uses.
         "collapse": report["details"].get("latent", {}).get("collapse_reasons", []),
         "notes": report["notes"],
         "mi_n": _sentences_of_mi(report["metrics"]),
@@ -96,14 +96,14 @@ def row_of(job: Job, out: Path) -> Row:
 
 
 def _sentences_of_mi(metrics: Mapping[str, Any]) -> int | None:
-    """N of the mutual information, from its note."""
+    """N of the mutual information, parsed from its note."""
     note = metrics.get("mi", {}).get("note", "")
     return int(note.split(",")[0].removeprefix("N = ")) if note.startswith("N = ") else None
 
 
 def cost(folder: Path, steps: int) -> dict[str, Any]:
-    """Parameters of a run, and the matrix products of its training as the programs have them:
-    padding, the encoder, chains and frozen parts included.
+    """Parameters of a run, and the matrix products of its training programs, including padding, the
+    encoder, chains and frozen parts.
     """
     config = workdir.saved_config(folder)
     this = build.open_run(config, folder)
@@ -129,7 +129,7 @@ def cost(folder: Path, steps: int) -> dict[str, Any]:
 
 
 def _of(batch: Any, row: Sequence[tuple[str, int]]) -> Any:
-    """A batch without values whose sides have other lengths."""
+    """An abstract batch whose sides have other lengths."""
     length = dict(row)
 
     def cut(array: Any, side: str) -> jax.ShapeDtypeStruct:
@@ -148,7 +148,7 @@ def _of(batch: Any, row: Sequence[tuple[str, int]]) -> Any:
 
 
 def faults(row: Mapping[str, Any], floor: Mapping[str, Any] | None) -> list[str]:
-    """What cannot be, or needs a look, beyond `ERRORS` standard errors.
+    """Values that are impossible or suspicious, beyond `ERRORS` standard errors.
 
     Args:
       floor: the language model with the same kind of decoder, data and seed.
@@ -164,7 +164,7 @@ def faults(row: Mapping[str, Any], floor: Mapping[str, Any] | None) -> list[str]
         if mi > kl + max(ERRORS * se.get("mi", 0.0), 0.05):
             found.append(f"MI {mi:.2f} exceeds KL {kl:.2f}")
         most = math.log(row["mi_n"]) if row.get("mi_n") else math.inf
-        # Rows by the analytic entropy, until November 2026, exceed ln N by chance.
+        # Rows made with the analytic entropy (before November 2026) may exceed ln N by chance.
         if mi > most + max(ERRORS * se.get("mi", 0.0), 1e-3):
             found.append(f"MI {mi:.2f} exceeds ln N = {most:.2f}")
         control = row["control"].get("au_0.01")
@@ -184,9 +184,9 @@ def faults(row: Mapping[str, Any], floor: Mapping[str, Any] | None) -> list[str]
 
 
 def over_floor(row: Mapping[str, Any], floor: Mapping[str, Any]) -> tuple[float, float]:
-    """NLL above that of the language model and its standard error, sentence by sentence.
+    """NLL minus that of the language model and its standard error, paired by sentence.
 
-    Raises: ConfigError if they were measured on other sentences.
+    Raises: ConfigError if they were measured on different sentences.
     """
     if row["sentence_e"] != floor["sentence_e"]:
         raise ConfigError(f"{row['entry']} and {floor['entry']}: measured on other sentences")
@@ -195,13 +195,13 @@ def over_floor(row: Mapping[str, Any], floor: Mapping[str, Any]) -> tuple[float,
 
 
 def floor_of(row: Mapping[str, Any], rows: Sequence[Row]) -> Row | None:
-    """The row of the language model that a row is checked against."""
+    """The language model's row that a row is checked against."""
     name = ENTRIES[row["entry"]].floor
     wanted = (row["budget"], row["data"], name, row["seed"], "")
     return next((one for one in rows if key(one) == wanted), None)
 
 
 def faults_of(rows: Sequence[Row]) -> dict[Key, list[str]]:
-    """`faults` of every row that has some."""
+    """`faults` of every row that has any."""
     every = {key(row): faults(row, floor_of(row, rows)) for row in rows}
     return {which: found for which, found in every.items() if found}

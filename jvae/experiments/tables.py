@@ -1,4 +1,4 @@
-"""The fair table as Markdown, its figure, and RESULTS.md between its marks."""
+"""The comparison as Markdown, its figure, and the generated parts of RESULTS.md."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +13,9 @@ from jvae.runs.workdir import write_text
 
 BEGIN = "<!-- fair: "
 OVER = "above its LM, paired"
-IMAGES = Path("jvae/experiments/figures")  # of RESULTS.md
-DASH = "–"  # does not apply, or is withheld, which a note then says
-SHOWN_NOTES = ("loose", "withheld")  # words of the evaluator's notes that a table repeats
+IMAGES = Path("jvae/experiments/figures")  # figures of RESULTS.md
+DASH = "–"  # not applicable, or withheld, as a note then explains
+SHOWN_NOTES = ("loose", "withheld")  # keywords of the evaluator's notes that a table repeats
 NAMES = {"snli": "SNLI", "ptb": "PTB"}
 Rows = Sequence[Row]  # the seeds of one entry
 Cell = Callable[[Rows], str]
@@ -30,7 +30,7 @@ def _shown(values: Sequence[float], errors: Sequence[float | None], digits: int)
 
 
 def metric(name: str, digits: int = 2) -> Cell:
-    """The cell of a metric; `{k}` stands for K."""
+    """A cell for a metric; `{k}` stands for K."""
 
     def cell(rows: Rows) -> str:
         own = [name.format(k=row["k"]) for row in rows]
@@ -58,7 +58,7 @@ def _active(rows: Rows) -> str:
 
 
 def _collapsed(rows: Rows) -> str:
-    """The evaluator's own verdict, of several seeds how many."""
+    """The evaluator's verdict; with several seeds, the number of collapsed ones."""
     found = [row["metrics"].get("collapsed") for row in rows]
     if any(one is None for one in found):
         return DASH
@@ -68,7 +68,7 @@ def _collapsed(rows: Rows) -> str:
 
 
 def _over_floor(every: Rows) -> Cell:
-    """What its latent costs a model, or gives: nats above the language model, paired."""
+    """Paired difference to the language model in nats: the cost or gain of the latent."""
 
     def cell(rows: Rows) -> str:
         if ENTRIES[rows[0]["entry"]].floor is None:
@@ -102,7 +102,7 @@ COLUMNS: Sequence[tuple[str, Cell]] = (
     ("BLEU", metric("bleu", 1)),
     ("prior BLEU-4", metric("bleu_test", 1)),
     ("self-BLEU", metric("self_bleu", 1)),
-    # Neither SNLI's sentences nor PTB's have labels; `--mode=probe` measures corpora that do.
+    # SNLI and PTB have no labels; use `--mode=probe` for corpora that do.
     ("probe", lambda rows: DASH),
 )
 BRIEF = ("model", "NLL_{k}", "Rec", "KL", "AU (control)", "collapsed", "BLEU")
@@ -133,7 +133,7 @@ def _markdown(columns: Sequence[tuple[str, Cell]], groups: Sequence[Rows]) -> li
 
 
 def grouped(rows: Rows) -> dict[tuple[str, str], list[Rows]]:
-    """By budget and data, the seeds of each entry of the table, in its order; sweeps left out."""
+    """The seeds of each entry by budget and data, in table order, without sweeps."""
     found: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in rows:
         if not row["point"] and row["entry"] in ENTRIES:
@@ -143,7 +143,7 @@ def grouped(rows: Rows) -> dict[tuple[str, str], list[Rows]]:
 
 
 def tables(rows: Rows) -> str:
-    """Every table there are rows for, with its costs, warnings and rate-distortion points."""
+    """Every table that has rows, with its costs, warnings and rate-distortion points."""
     parts = []
     wrong = faults_of(rows)
     for (budget, data), groups in grouped(rows).items():
@@ -170,7 +170,7 @@ def tables(rows: Rows) -> str:
 
 
 def brief(rows: Rows) -> str:
-    """The table of SNLI in a few columns, under the largest budget it has rows for on two cores."""
+    """A short SNLI table, for the largest budget with rows measured on two cores."""
     every = grouped(rows)
     found = [which for which in (("cpu", "snli"), ("cpu-short", "snli")) if which in every]
     if not found:
@@ -214,7 +214,7 @@ def _name(row: Mapping[str, Any]) -> str:
 
 
 def _sweep(rows: Rows) -> list[str]:
-    """Rate and distortion of the swept models; nothing where none was swept."""
+    """Rate and distortion of the swept models; empty without a sweep."""
     if not any(row["point"] for row in rows):
         return []
     k = rows[0]["k"]
@@ -232,7 +232,7 @@ def _sweep(rows: Rows) -> list[str]:
 
 
 def swept(rows: Rows) -> dict[str, list[Row]]:
-    """The points of each swept entry by their knob, its row in the table among them."""
+    """The points of each swept entry by their knob, including its row in the table."""
     found: dict[str, list[Row]] = {}
     for name in SWEEPS:
         own = [r for r in rows if r["entry"] == name and r["metrics"].get("kl") is not None]
@@ -293,7 +293,7 @@ def figure(rows: Rows) -> Any:
 
 
 def commands(rows: Rows) -> str:
-    """The command of every row, where and when it was measured."""
+    """The command of every row, with place and time of the measurement."""
     lines = [
         f"- {_name(row)}, {NAMES.get(row['data'], row['data'])}, `{row['budget']}`: "
         f"`{row['command']}`; {row['hardware']}, jax {row['jax']}, commit {row['commit']}, "
@@ -304,7 +304,7 @@ def commands(rows: Rows) -> str:
 
 
 def figures(rows: Rows, folder: Path) -> list[str]:
-    """Writes the figure of every budget and data that was swept; returns lines that show them."""
+    """Writes the figure of every swept budget and data set; returns Markdown to embed them."""
     lines = []
     for budget, data in grouped(rows):
         here = [row for row in rows if (row["budget"], row["data"]) == (budget, data)]
@@ -317,7 +317,7 @@ def figures(rows: Rows, folder: Path) -> list[str]:
 
 
 def made(rows: Rows, images: Sequence[str]) -> dict[str, str]:
-    """What stands between the marks of RESULTS.md and README.md, by name."""
+    """The generated parts of RESULTS.md and README.md, by name."""
     return {
         "brief": brief(rows),
         "tables": tables(rows),
@@ -327,9 +327,9 @@ def made(rows: Rows, images: Sequence[str]) -> dict[str, str]:
 
 
 def filled(text: str, parts: Mapping[str, str]) -> str:
-    """A document with all that stands between its marks made anew.
+    """Regenerates all marked parts of a document.
 
-    Raises: ConfigError for a name nobody makes or a mark without its end.
+    Raises: ConfigError for an unknown name, or a mark without its end.
     """
     head, *rest = text.split(BEGIN)
     out = head

@@ -1,4 +1,4 @@
-"""What the benchmarks are meant to show, and what they did."""
+"""The targets of the benchmarks, and whether they were met."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,9 +10,9 @@ Row = Mapping[str, Any]
 
 
 class Target(NamedTuple):
-    """A bar and the record whose value has to pass it.
+    """A target and the record whose value must meet it.
 
-    most: the bar is not to be exceeded; else it is to be reached.
+    most: the target is an upper limit; otherwise it is a lower limit.
     """
 
     text: str
@@ -25,7 +25,7 @@ class Target(NamedTuple):
     most: bool = False
 
     def verdict(self, rows: Sequence[Row]) -> tuple[str, str]:
-        """The newest value, and whether it passes."""
+        """The newest value, and whether it meets the target."""
         wanted = (self.preset, self.case, self.config, self.program)
         found = [
             row
@@ -40,7 +40,7 @@ class Target(NamedTuple):
 
     @property
     def bound(self) -> str:
-        """The bar as text."""
+        """The target as text."""
         return f"{'≤' if self.most else '≥'} {count(self.bar)}"
 
 
@@ -122,7 +122,7 @@ TARGETS = (
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Every bar, the value beside it, and whether it is passed."""
+    """Every target, its measured value, and whether it is met."""
     lines = ["| target | preset | bar | measured | passed |", "|" + " --- |" * 5]
     for target in TARGETS:
         value, passed = target.verdict(rows)

@@ -1,10 +1,10 @@
-"""The table of the five papers' experiments: the command of each, our figure beside the published
-one, and whether the two compare.
+"""The table of the five papers' experiments: the command of each, our result next to the published
+one, and whether the two are comparable.
 
-    python -m jvae.experiments.results task O5 runs/fusion     stores the figure of a finished run
+    python -m jvae.experiments.results task O5 runs/fusion     stores the result of a finished run
     python -m jvae.experiments.results write
 
-An experiment without a stored figure says why.
+An experiment without a stored result states the reason.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,11 @@ TUNED = "published models are pretrained and ten to a hundred times as large"
 class Experiment(NamedTuple):
     """One row.
 
-    command: behind `python -m`, at a small budget where there is one.
-    compares: how the figures compare, or why they do not.
+    command: arguments of `python -m`, with a small budget if there is one.
+    compares: how the results compare, or why they do not.
     shown: metrics of the stored report: name, title, digits. report: `eval/<report>.json`.
-    comparison: (entry, data) of the comparison of all models, whose row at budget `cpu-short` is
-      the figure where no run of its own is stored.
+    comparison: (entry, data) of the comparison of all models; its row for budget `cpu-short` is
+      shown if no run of the experiment's own is stored.
     reason: why nothing is measured.
     """
 
@@ -344,7 +344,7 @@ EXPERIMENTS = (
 
 
 def _figure(row: Row, shown: Sequence[tuple[str, str, int]]) -> str | None:
-    """The metrics of a row that it has; None for none."""
+    """The metrics that a row has; None if it has none."""
     parts = []
     for name, title, digits in shown:
         name, title = (one.format(k=row.get("k", "")) for one in (name, title))
@@ -367,7 +367,7 @@ def table(rows: Sequence[Row], comparison: Sequence[Row]) -> str:
     """Markdown of every experiment.
 
     Args:
-      rows: stored figures, by key under "name". comparison: rows of the comparison of all models.
+      rows: stored results, by key under "name". comparison: rows of the comparison of all models.
     """
     by_key = {row["name"]: row for row in rows}
     by_entry = {

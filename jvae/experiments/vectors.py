@@ -1,15 +1,15 @@
-"""Exact match by length of text for latents of one vector and of several.
+"""Exact match by text length, for latents of one vector and of several.
 
     python -m jvae.experiments.vectors                       on texts of 10 to 60 words
     ... --vectors=1,8 --set=train.steps=20000                some rows, with values of a config
     ... --data=FOLDER                                        train.txt, valid.txt, test.txt instead
     ... --dry_run                                            prints the commands
 
-Every number k of vectors has two rows: k vectors of 32 / k numbers each, as many in all as one
-vector of 32, and k of 32. All rows pool by queries; the first is `optimus:tiny` as it is. Without
---data the texts are sentences of the embedded corpus one behind the other, so that a text of any
-length is as regular as a short one. Runs are ordinary ones in processes of their own; the same
-command does what is missing and prints the table again.
+Every number k of vectors has two rows: k vectors of 32 / k numbers each, the same total as one
+vector of 32, and k vectors of 32. All rows pool by queries, except the first, which is the
+unmodified `optimus:tiny`. Without --data the texts are concatenated sentences of the embedded
+corpus, so that long texts are as regular as short ones. Runs are ordinary ones in their own
+processes; repeat the same command to complete what is missing and print the table again.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from jvae.experiments.comparison import Runner
 from jvae.runs.workdir import write_text
 
 SPEC, OUT, WIDTH = "optimus:tiny", Path("runs/vectors"), 32
-SHORTEST, LONGEST = 10, 60  # words of a text
+SHORTEST, LONGEST = 10, 60  # words per text
 TEXTS = {"train": 20_000, "valid": 1_000, "test": 1_000}
 VALUES = (
     *("data.tokenizer_kind=word", "data.vocab=0", "data.row_tokens=128"),
@@ -40,7 +40,7 @@ VALUES = (
 
 
 class Point(NamedTuple):
-    """A row of the table; the pooling of `optimus:tiny` where it is empty."""
+    """A row of the table; empty pooling means that of `optimus:tiny`."""
 
     vectors: int
     width: int
@@ -48,12 +48,12 @@ class Point(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its run."""
+        """The name of its run."""
         return f"{self.vectors}x{self.width}" + ("" if self.pool else "-plain")
 
     @property
     def values(self) -> tuple[str, ...]:
-        """What it sets."""
+        """The config values that it sets."""
         pool = (f"model.pool={self.pool}",) if self.pool else ()
         return (f"model.vectors={self.vectors}", f"model.latent={self.width}", *pool)
 
@@ -70,9 +70,9 @@ def points(vectors: Sequence[int]) -> list[Point]:
 
 
 def texts(split: str, count: int) -> list[str]:
-    """Texts of random lengths between `SHORTEST` and `LONGEST` words, the same ones every time."""
+    """Texts of random lengths between `SHORTEST` and `LONGEST` words; deterministic."""
     rng = np.random.default_rng(list(TEXTS).index(split))
-    # So many sentences do for all texts, as every one has several words.
+    # This many sentences suffice for all texts, since each has several words.
     words = [s.text.split() for s in grammar.corpus(split, count * LONGEST // 4)]
     found, at = [], 0
     for length in rng.integers(SHORTEST, LONGEST + 1, count).tolist():
@@ -85,7 +85,7 @@ def texts(split: str, count: int) -> list[str]:
 
 
 def prepare(folder: Path, counts: dict[str, int]) -> None:
-    """Writes the texts of every split, unless they are there."""
+    """Writes the texts of every split, unless they exist."""
     for split, count in counts.items():
         path = folder / f"{split}.txt"
         if not path.is_file():
@@ -93,7 +93,7 @@ def prepare(folder: Path, counts: dict[str, int]) -> None:
 
 
 def command(point: Point, data: Path, out: Path, values: Sequence[str]) -> list[str]:
-    """The arguments of its run. Raises: ConfigError for a value that the config does not take."""
+    """The arguments of a point's run. Raises: ConfigError for a value that the config rejects."""
     files = tuple(f"data.{split}={data / f'{split}.txt'}" for split in TEXTS)
     every = (*files, *VALUES, *point.values, *values)
     configs.apply_overrides(configs.load(SPEC), every)
@@ -102,7 +102,7 @@ def command(point: Point, data: Path, out: Path, values: Sequence[str]) -> list[
 
 
 def table(done: Sequence[tuple[Point, Path]]) -> str:
-    """Exact match in % of every bucket of lengths, a row for each run."""
+    """Exact match in % for every length bucket, one row per run."""
     rows: list[list[str]] = []
     for point, folder in done:
         report = json.loads((folder / "eval" / "test.json").read_text(encoding="utf-8"))

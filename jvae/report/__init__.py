@@ -1,4 +1,4 @@
-"""Pictures of a trained run, and one HTML page with all of it that needs no network."""
+"""Figures of a trained run, and a self-contained HTML page that works offline."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from jvae.runs.workdir import write_text
 def write(config: ConfigDict, folder: Path) -> Path:
     """Writes `report/*.png`, `report/*.svg` and `report/index.html`; returns the page's path.
 
-    What a run lacks (an evaluation, a latent, its data) is left out and named on the page.
+    Parts that a run lacks (an evaluation, a latent, its data) are left out and listed on the page.
 
     Raises: CheckpointError if there is no checkpoint that fits.
     """

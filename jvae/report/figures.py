@@ -1,4 +1,4 @@
-"""The pictures of a report, each a function of plain values."""
+"""The figures of a report, each a function of plain values."""
 
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -23,11 +23,11 @@ PANELS = (
     (BETA, ("train/beta",)),
 )
 LABELS = {"train": "train", "valid": "validation", "valid/neg_elbo": "validation −ELBO"}
-LINE = 96  # characters of a line of a strip; longer sentences go on below
+LINE = 96  # characters per line of a strip; longer sentences are wrapped
 
 
 def draw(found: Found) -> dict[str, Picture]:
-    """Every picture that there is something for, by file name."""
+    """Every figure for which there is data, by file name."""
     made: dict[str, Picture | None] = {}
     with look.look():
         made["training"] = training(found.log, found.phases)
@@ -50,14 +50,14 @@ def draw(found: Found) -> dict[str, Picture]:
 
 
 def training(log: Sequence[dict[str, Any]], phases: Sequence[tuple[str, int]]) -> Picture | None:
-    """Curves over steps; phases begin at dashed lines. None without a line of metrics."""
+    """Curves over steps; dashed lines mark the starts of phases. None without metrics."""
     panels = [
         (title, curves)
         for title, names in PANELS
         if (curves := {name: xy for name in names if (xy := _curve(log, name))})
     ]
     if not any(any(y) for title, curves in panels if title == KL for _, y in curves.values()):
-        # Without a latent, or with one that training does not price, both would be lines at rest.
+        # Without a latent, or with one that has no KL in training, both would be flat lines.
         panels = [one for one in panels if one[0] not in (KL, BETA)]
     if not panels:
         return None
@@ -89,13 +89,13 @@ def training(log: Sequence[dict[str, Any]], phases: Sequence[tuple[str, int]]) -
                     xycoords=ax.get_xaxis_transform(),
                     textcoords="offset points",
                     va="top",
-                    rotation=90,  # short phases stand close
+                    rotation=90,  # short phases are close together
                     color=FAINT,
                     fontsize=8,
                 )
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-    # The lowest panel of each column names its axis, also above an empty place.
+    # The lowest panel of each column has the axis label, also above an empty panel.
     for column in (0, 1):
         shown = [ax for ax in axes[column::2] if ax.get_visible()]
         if shown:
@@ -110,7 +110,7 @@ def _curve(log: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[fl
 
 
 def _scale(ax: Axes, curves: Sequence[Sequence[float]]) -> None:
-    """Draws in logarithms where the first steep points would flatten all the others."""
+    """Uses a log scale if the steep first points would otherwise flatten all the others."""
     every = np.concatenate([np.asarray(y, float) for y in curves])
     late = np.concatenate([np.asarray(y, float)[len(y) // 10 :] for y in curves])
     if not len(late):
@@ -124,7 +124,7 @@ def _scale(ax: Axes, curves: Sequence[Sequence[float]]) -> None:
 
 
 def nll_curve(values: dict[str, Any]) -> Picture | None:
-    """The bound over the number of draws, with -ELBO above and the exact value below, if known."""
+    """The bound by number of draws, with -ELBO above and, if known, the exact value below."""
     found = {
         int(name.removeprefix("nll_")): value
         for name, value in values.items()
@@ -147,7 +147,7 @@ def nll_curve(values: dict[str, Any]) -> Picture | None:
             text = f"{label} {values[name]:.2f}"
             ax.annotate(
                 text,
-                (0.74, values[name]),  # between the last two points, whose labels may be as high
+                (0.74, values[name]),  # between the last two points, to avoid their labels
                 (0, 3 if name == "neg_elbo" else -3),
                 xycoords=ax.get_yaxis_transform(),
                 textcoords="offset points",
@@ -169,7 +169,7 @@ def nll_curve(values: dict[str, Any]) -> Picture | None:
 
 
 def kl_profile(kl_gz: np.ndarray, group: str = "layer") -> Picture:
-    """KL of each dimension; of each group, a layer or vector, too where there are several."""
+    """KL of each dimension; also of each group (layer or vector) if there are several."""
     groups, width = kl_gz.shape
     if groups == 1:
         fig = look.figure(2.7)
@@ -203,10 +203,11 @@ def kl_profile(kl_gz: np.ndarray, group: str = "layer") -> Picture:
 def strips(
     heads: Sequence[str], blocks: Sequence[Sequence[str]], sides: Sequence[str] | None = None
 ) -> Picture:
-    """Blocks of sentences, one under another; words new since the row above are coloured.
+    """Blocks of sentences, one below the other; words that are new since the previous row are
+    coloured.
 
     Args:
-      sides: what stands in front of each row, the same for all blocks; numbers by default.
+      sides: label in front of each row, the same for all blocks; numbers by default.
     """
     size, row, gap = 9.0, 0.185, 0.42  # points, inches, inches
     letter = 0.602 * size / 72  # width of a letter of DejaVu Sans Mono, inches
@@ -243,7 +244,7 @@ def strips(
 
 
 def _wrapped(text: str, marks: Sequence[bool]) -> list[list[tuple[int, str, bool]]]:
-    """Lines of words, each with its column and mark; a word longer than a line is cut in pieces."""
+    """Lines of words, each with its column and mark; a word longer than a line is split."""
     lines: list[list[tuple[int, str, bool]]] = [[]]
     column = 0
     for word, new in zip(text.split(" "), marks, strict=True):
@@ -257,7 +258,7 @@ def _wrapped(text: str, marks: Sequence[bool]) -> list[list[tuple[int, str, bool
 
 
 def changes(block: Sequence[str]) -> list[list[bool]]:
-    """For each word of each row whether it is not in the row above at that place in order."""
+    """For each word of each row, whether it is new compared with an alignment to the row above."""
     from difflib import SequenceMatcher
 
     rows = [text.split(" ") for text in block]

@@ -1,4 +1,4 @@
-"""What a report shows of a run, as plain values: read from its files, or asked of its model."""
+"""Collects the content of a report as plain values, from the run's files or from its model."""
 
 import json
 import logging
@@ -24,17 +24,17 @@ from jvae.runs import build, identity, loading, metrics, phases, workdir
 
 log = logging.getLogger(__name__)
 
-SENTENCES = 1_000  # test sentences that maps and tables rest on
-CHAINED = 250  # the same where each takes Langevin chains
-PAIRS, STEPS = 3, 9  # interpolations
-TRAVERSED = 4  # dimensions, those of the largest KL
+SENTENCES = 1_000  # test sentences used for maps and tables
+CHAINED = 250  # likewise, if each needs Langevin chains
+PAIRS, STEPS = 3, 9  # pairs to interpolate, and steps of each
+TRAVERSED = 4  # number of dimensions to traverse, by largest KL
 OFFSETS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # in standard deviations over sentences
 TEMPERATURES = (0.5, 1.0, 1.5)
-LISTED = 12  # samples and reconstructions on the page
+LISTED = 12  # samples and reconstructions to list on the page
 
 
 class Traversal(NamedTuple):
-    """Sentences as one dimension moves; `kl` is its mean KL in nats, where there is one."""
+    """Sentences along one dimension; `kl` is its mean KL in nats, if available."""
 
     dim: int
     kl: float | None
@@ -42,49 +42,49 @@ class Traversal(NamedTuple):
 
 
 class Factor(NamedTuple):
-    """How well dimensions tell one factor."""
+    """How well the dimensions encode one factor."""
 
     name: str
     values: int
     mig: float
     ceiling: float
-    dim: int  # that tells most of it
-    share: float  # of its entropy
+    dim: int  # the most informative dimension
+    share: float  # share of the factor's entropy that it explains
 
 
 class Latents(NamedTuple):
-    """The latent of test sentences, and what was made from it."""
+    """The latents of test sentences, and results computed from them."""
 
     mean_egz: Float[np.ndarray, "e g z"]
     kl_gz: Float[np.ndarray, "g z"] | None  # mean over sentences, nats
-    groups: str  # what G are: "layer" or "vector"
-    labels: dict[str, list[str]]  # of each sentence, by kind of label
+    groups: str  # meaning of axis G: "layer" or "vector"
+    labels: dict[str, list[str]]  # label of each sentence, by kind of label
     words: list[int]
     factors: list[Factor]
     disentangled: disentangle.Disentanglement | None
     interpolations: list[list[str]]
-    traversed: str  # the sentence
+    traversed: str  # the sentence whose dimensions are traversed
     traversals: list[Traversal]
 
 
 class Found(NamedTuple):
-    """All of a report."""
+    """All content of a report."""
 
     name: str
-    config: dict[str, Any]  # flat
+    config: dict[str, Any]  # flattened
     log: list[dict[str, Any]]  # lines of metrics.jsonl
-    phases: list[tuple[str, int]]  # name and first step, of runs with several
+    phases: list[tuple[str, int]]  # name and first step, for runs with several
     evaluation: dict[str, Any] | None  # eval/test.json
     probes: dict[str, Any] | None  # eval/probe.json
     samples: dict[str, list[str]]  # files of samples/
     latents: Latents | None
     notes: list[str]
-    step: int | None = None  # of the parameters that figures and texts are of
+    step: int | None = None  # step of the parameters behind figures and texts
     warmth: Mapping[str, list[str]] = MappingProxyType({})  # samples by temperature
 
 
 def gather(config: ConfigDict, folder: Path) -> Found:
-    """Everything that can be had of a run.
+    """Collects everything available for a run.
 
     Raises: CheckpointError if there is no checkpoint that fits.
     """
@@ -139,7 +139,7 @@ def _warmth(vae: LoadedVAE) -> dict[str, list[str]]:
 
 
 def read_report(path: Path, notes: list[str]) -> dict[str, Any] | None:
-    """A report that `evals.card` wrote; one that is damaged is left out, with a note."""
+    """Reads a report written by `evals.card`; a damaged one is left out, with a note."""
     if not path.is_file():
         return None
     try:
@@ -160,7 +160,7 @@ def read_report(path: Path, notes: list[str]) -> dict[str, Any] | None:
 
 
 def _phases(config: ConfigDict) -> list[tuple[str, int]]:
-    """Phases and the steps they begin after, unless patience has ended one before."""
+    """Phases and the steps after which they begin, unless patience ended an earlier one before."""
     plan, begin, found = phases.resolve(config), 0, []
     for phase in plan:
         found.append((phase.name, begin))
@@ -177,7 +177,7 @@ def _samples(folder: Path) -> dict[str, list[str]]:
 def _sentences(
     config: ConfigDict, folder: Path, most: int
 ) -> tuple[list[str], list[str] | None, dict[str, list[str]]]:
-    """Test sentences, their sources where the model reads any, and labels by kind."""
+    """Test sentences, their sources if the model has a source side, and labels by kind."""
     if not config.data.train:
         made = grammar.corpus("test", most)
         labels = {
@@ -231,7 +231,9 @@ def _strips(
     kl_gz: np.ndarray | None,
     sources: list[str] | None,
 ) -> tuple[list[list[str]], list[Traversal]]:
-    """Lines between test sentences and single dimensions of the first, decoded in one batch."""
+    """Interpolations between test sentences, and traversals of single dimensions from the first
+    sentence, decoded in one batch.
+    """
     pairs = min(PAIRS, len(mean_egz) // 2)
     way_etgz = geometry.line(mean_egz[: 2 * pairs : 2], mean_egz[1 : 2 * pairs : 2], STEPS)
     spread_d = mean_egz.reshape(len(mean_egz), -1).std(axis=0)
@@ -258,7 +260,7 @@ def _strips(
 def _disentanglement(
     mean_egz: np.ndarray, labels: dict[str, list[str]]
 ) -> tuple[list[Factor], disentangle.Disentanglement | None]:
-    """How dimensions and labels go together, for labels that have more than one value."""
+    """How dimensions relate to labels, for labels that have more than one value."""
     kinds = {name: np.unique(v, return_inverse=True) for name, v in labels.items()}
     kinds = {name: found for name, found in kinds.items() if 1 < len(found[0]) < len(found[1])}
     if len(kinds) < 2:
@@ -268,10 +270,10 @@ def _disentanglement(
     z_ed = mean_egz.reshape(len(mean_egz), -1).astype(np.float64)
     try:
         whole = disentangle.disentanglement(z_ed, factor_ef)
-    except DataError:  # too little varies
+    except DataError:  # too few dimensions or factors vary
         return [], None
     mi_df, entropy_f = disentangle.information(z_ed, factor_ef)
-    # What the dependence of the factors leaves to be reached: they themselves as the latent.
+    # The ceiling given the dependence of the factors: the score with the factors as the latent.
     top_df, _ = disentangle.information(
         factor_ef.astype(np.float64), factor_ef, int(factor_ef.max()) + 1
     )

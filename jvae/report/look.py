@@ -1,4 +1,4 @@
-"""One look for all pictures: sizes, colours, and figures as bytes. No display, no global state."""
+"""Common style of all figures: sizes, colours, export as bytes. No display, no global state."""
 
 import io
 import warnings
@@ -10,10 +10,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe & Ito 2008: told apart with any colour vision.
+# Okabe & Ito 2008: distinguishable with any colour vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4B3F72", "#8C6D31")
 INK, FAINT, OTHER = "#222222", "#666666", "#c9c9c9"
-NEW = "#b34700"  # words, dark enough to be read
+NEW = "#b34700"  # colour of new words, dark enough to read
 WIDTH = 9.0  # inches
 DPI = 144
 
@@ -36,29 +36,29 @@ _STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "lines.linewidth": 1.6,
-    "text.parse_math": False,  # dollars of texts and labels are dollars
-    "svg.hashsalt": "jvae",  # equal figures are equal files
+    "text.parse_math": False,  # dollar signs in texts and labels are literal
+    "svg.hashsalt": "jvae",  # equal figures give equal files
 }
 
 
 class Picture(NamedTuple):
-    """A figure as files."""
+    """A figure as file contents."""
 
     png: bytes
     svg: bytes
-    text: str  # what it shows, for those who do not see it
-    width: float  # inches
+    text: str  # alternative text
+    width: float  # in inches
 
 
 @contextmanager
 def look() -> Iterator[None]:
-    """Figures made inside have the common look."""
+    """Applies the common style to figures made inside."""
     with matplotlib.rc_context(_STYLE):
         yield
 
 
 def figure(height: float, width: float = WIDTH) -> Figure:
-    """An empty figure, in inches, whose parts never overlap."""
+    """An empty figure, sized in inches, whose parts never overlap."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -66,7 +66,7 @@ def picture(fig: Figure, text: str) -> Picture:
     """The figure as PNG and SVG, without dates."""
     png, svg = io.BytesIO(), io.BytesIO()
     with warnings.catch_warnings():
-        # Letters that the font lacks are boxes here; the page holds the text itself.
+        # Characters the font lacks become boxes here; the page has the text itself.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         fig.savefig(png, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
         fig.savefig(svg, format="svg", facecolor="white", metadata={"Date": None})
@@ -74,7 +74,7 @@ def picture(fig: Figure, text: str) -> Picture:
 
 
 def bare(ax: Axes) -> None:
-    """No ticks and no frame: for maps, whose units mean nothing."""
+    """Removes ticks and frame, for maps whose units have no meaning."""
     ax.set_xticks([])
     ax.set_yticks([])
     ax.grid(False)

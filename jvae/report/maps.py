@@ -1,4 +1,4 @@
-"""Latents of sentences in the plane, coloured by what is known of the sentences."""
+"""Two-dimensional maps of sentence latents, coloured by sentence labels."""
 
 from collections import Counter
 from typing import Any
@@ -11,14 +11,14 @@ from jvae.report import look
 from jvae.report.gather import Latents
 from jvae.report.look import COLORS, OTHER, Picture
 
-KINDS = 3  # of labels, one row of maps each
-LEAST = 10  # sentences that make a map
+KINDS = 3  # most kinds of labels, one row of maps each
+LEAST = 10  # fewest sentences for a map
 
 
 def latent_map(latents: Latents) -> Picture | None:
-    """PCA and t-SNE of posterior means; None for a handful of sentences.
+    """PCA and t-SNE of posterior means; None for very few sentences.
 
-    Rows are the kinds of labels that single dimensions tell most of; without labels, the length.
+    Rows are the kinds of labels that single dimensions encode best; without labels, the length.
     """
     if len(latents.mean_egz) < LEAST:
         return None
@@ -55,20 +55,20 @@ def latent_map(latents: Latents) -> Picture | None:
 
 
 def pca(z_ed: Float[np.ndarray, "e d"]) -> tuple[Float[np.ndarray, "e 2"], float]:
-    """Places on the two axes of most variance, and the share of it that they hold."""
+    """Coordinates on the first two principal axes, and their share of the variance."""
     centred_ed = z_ed - z_ed.mean(axis=0)
     u_ed, s_d, _ = np.linalg.svd(centred_ed, full_matrices=False)
     plane_e2 = np.zeros((len(z_ed), 2))
     some = min(2, len(s_d))
     plane_e2[:, :some] = u_ed[:, :some] * s_d[:some]
-    # The sign of an axis is free; fixed, so that equal latents give equal maps.
+    # The sign of an axis is arbitrary; it is fixed so that equal latents give equal maps.
     sign = np.sign(plane_e2[np.abs(plane_e2).argmax(axis=0), np.arange(2)])
     total = float(np.sum(s_d**2))
     return plane_e2 * np.where(sign == 0, 1, sign), float(np.sum(s_d[:2] ** 2)) / max(total, 1e-300)
 
 
 def tsne(z_ed: Float[np.ndarray, "e d"], seed: int = 0) -> Float[np.ndarray, "e 2"]:
-    """A map that keeps neighbors together; distances across it mean little."""
+    """A map that keeps neighbors together; large distances in it mean little."""
     from sklearn.manifold import TSNE  # slow to import
 
     perplexity = min(30.0, (len(z_ed) - 1) / 3)
@@ -79,7 +79,7 @@ def tsne(z_ed: Float[np.ndarray, "e d"], seed: int = 0) -> Float[np.ndarray, "e 
 
 
 def _kinds(latents: Latents) -> list[str]:
-    """Labels to colour by: those with few values and, where that is known, best told."""
+    """Labels to colour by: those with few values and, if known, encoded best."""
     limit = len(COLORS) + 4
     few = [name for name, v in latents.labels.items() if 1 < len(set(v)) <= limit]
     few = few or [name for name, v in latents.labels.items() if len(set(v)) > 1]
@@ -88,7 +88,7 @@ def _kinds(latents: Latents) -> list[str]:
 
 
 def _by_label(ax: Axes, plane_e2: np.ndarray, labels: list[str]) -> None:
-    """The most frequent values in colours, the others in grey behind them."""
+    """Colours the most frequent values; the others are grey, in the background."""
     order = [value for value, _ in Counter(labels).most_common()]
     shown = order if len(order) <= len(COLORS) else order[: len(COLORS) - 1]
     value_e = np.array(labels)
@@ -97,6 +97,6 @@ def _by_label(ax: Axes, plane_e2: np.ndarray, labels: list[str]) -> None:
         some_e = value_e == value
         name = value if len(value) <= 24 else value[:23] + "…"
         ax.scatter(*plane_e2[some_e].T, s=7, color=color, linewidths=0, label=name)
-    if rest_e.any():  # last in the legend, behind in the map
+    if rest_e.any():  # last in the legend, in the background of the map
         place_e2 = plane_e2[rest_e]
         ax.scatter(*place_e2.T, s=7, color=OTHER, linewidths=0, label="other", zorder=0.5)

@@ -1,4 +1,4 @@
-"""One HTML page of a report: no network, no script, every picture inside."""
+"""The HTML page of a report: no network access, no scripts, all figures embedded."""
 
 import base64
 import re
@@ -72,7 +72,7 @@ span[title] { cursor: help; border-bottom: 1px dotted var(--faint); }
 
 
 def render(found: Found, pictures: dict[str, Picture]) -> str:
-    """The page; all text that comes from data, models or configs is escaped."""
+    """The page as HTML; all text from data, models or configs is escaped."""
     sections = [
         ("metrics", "Metrics", _metrics(found.evaluation)),
         ("length", "By length", _by_length(found.evaluation)),
@@ -122,7 +122,7 @@ def _headline(found: Found) -> str:
     values = (found.evaluation or {}).get("metrics", {})
     best = [n for n in values if n.startswith("nll_") and n[4:].isdigit()]
     names = [max(best, key=lambda n: int(n[4:]), default="") if n == "nll" else n for n in HEADLINE]
-    # A value that is withheld stays on the page as a dash, its reason in the hover text.
+    # A withheld value stays on the page as a dash, with the reason in its hover text.
     items = "".join(
         f'<li title="{escape(_reason(found.evaluation, name))}">{escape(name)}'
         f"<b>{escape(_shown(values[name]))}</b></li>"
@@ -144,13 +144,13 @@ def _figure(pictures: dict[str, Picture], name: str) -> str:
     one = pictures[name]
     kind, data = ("png", one.png) if name in RASTER else ("svg+xml", one.svg)
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    # At its own size, where letters can be read; a narrow window scrolls it.
+    # At its natural size, so that text is legible; a narrow window scrolls it.
     size, told = f"{96 * one.width:.0f}", escape(one.text)
     return f'<figure><img src="{source}" width="{size}" alt="{told}"></figure>'
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str]) -> str:
-    """A table of cells that are HTML already."""
+    """A table whose cells are already HTML."""
     tops = "".join(
         f'<th class="{kind}">{one}</th>' for one, kind in zip(head, classes, strict=True)
     )
@@ -191,7 +191,7 @@ def _row(report: dict[str, Any] | None, name: str, one: dict[str, Any]) -> list[
 
 
 def _explained(report: dict[str, Any] | None, names: Sequence[str]) -> str:
-    """The definitions once more, for screens without a pointer to hover with."""
+    """The definitions as text, for devices without a pointer to hover with."""
     items = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>"
         for name in names
@@ -201,12 +201,12 @@ def _explained(report: dict[str, Any] | None, names: Sequence[str]) -> str:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Orders nll_10 before nll_100 and after nll_2."""
+    """A sort key that orders nll_10 before nll_100 and after nll_2."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _definition(report: dict[str, Any] | None, name: str) -> str:
-    """What a metric is; a report older than definitions gets today's."""
+    """The definition of a metric; reports from before definitions get the current one."""
     return (report or {}).get("definitions", {}).get(name) or define(name)
 
 
@@ -255,7 +255,7 @@ def _factors(latents: Latents | None) -> str:
 
 
 def _marked(block: Sequence[str]) -> list[str]:
-    """Rows of sentences with the words that are new since the row above in bold."""
+    """Rows of sentences, with words that are new since the previous row in bold."""
     return [
         " ".join(
             f"<b>{escape(word)}</b>" if new else escape(word)

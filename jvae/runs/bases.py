@@ -1,4 +1,4 @@
-"""The pretrained weights under a model, from the folders or hub names that its config names."""
+"""The pretrained weights a model starts from, in the folders or hub names that its config names."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ from jvae.tree import named_leaves
 
 
 def named(config: Any) -> dict[str, str]:
-    """Folder or hub name of each pretrained part that a config starts from, by key of `init`."""
+    """Folder or hub name of each pretrained part that a config names, by key of `init`."""
     parts = models.family(config.model.family).parts(config.model)
     return {part.key: str(config.init[part.key]) for part in parts if config.init[part.key]}
 
 
 def read(config: Any, where: Mapping[str, str], target: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """The pretrained parameters among those of some paths, as a training begins with them.
+    """Reads the pretrained parameters at some paths, as they are at the start of training.
 
     Args:
-      config: finalised. where: as `named` gives it. target: shape structs by path.
+      config: finalised. where: as returned by `named`. target: shape structs by path.
     Raises: WeightsError for files that cannot be read or do not fit.
     """
     found: dict[str, jax.Array] = {}
@@ -37,7 +37,7 @@ def read(config: Any, where: Mapping[str, str], target: Mapping[str, Any]) -> di
         table = part.table(Vocab(rows, ours))
         rules = tuple(rule for rule in table.rules if rule.path in target)
         tensors = backbones.canonical(part.backbone, checkpoint)
-        # Tensors of other paths are none that nobody uses.
+        # Tensors for other paths are ignored here, not reported as unused.
         table = NameTable(rules, (*table.ignored, ".*"), table.tied)
         like = {rule.path: target[rule.path] for rule in rules}
         try:
@@ -48,7 +48,7 @@ def read(config: Any, where: Mapping[str, str], target: Mapping[str, Any]) -> di
 
 
 def same(leaves: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that are still those of the base, bit for bit."""
+    """The parameters that still equal those of the base, bit for bit."""
     return {
         path: leaf
         for path, leaf in base.items()

@@ -1,7 +1,7 @@
-"""From a config to the things a run is made of: splits, tokenizers, model, mesh.
+"""Builds the parts of a run from its config: splits, tokenizers, model, mesh.
 
-Everything derived from the data (vocabulary sizes, row lengths) is settled here, once, and written
-into the config that the working directory and every checkpoint keep.
+All values derived from the data (vocabulary sizes, row lengths) are determined here, once, and
+written to the config that the working directory and every checkpoint keep.
 """
 
 import functools
@@ -40,7 +40,7 @@ from jvae.runs.data import (
 
 
 class Run(NamedTuple):
-    """What training, evaluation and the text modes share."""
+    """The objects shared by training, evaluation and the text modes."""
 
     config: ConfigDict  # finalised
     workdir: Path
@@ -49,23 +49,23 @@ class Run(NamedTuple):
     data: dict[str, Dataset]
     rows: RowSpec
     model: TextVAE
-    exact: dict[str, np.ndarray]  # -log p of each sentence by split, nats; embedded corpus only
-    log: list[str]  # what preparation has to say
-    splits: identity.Splits = {}  # the text of `data` as it was read
+    exact: dict[str, np.ndarray]  # -log p (nats) of each sentence by split; embedded corpus only
+    log: list[str]  # messages from preparing the data
+    splits: identity.Splits = {}  # the text behind `data`, as read
 
     def record(self) -> dict[str, Any]:
-        """What makes this run itself, see `jvae.runs.identity`."""
+        """The record that identifies this run, see `jvae.runs.identity`."""
         return identity.record(self.config, self.splits, self.encoder, self.decoder)
 
 
 def build_model(config: ConfigDict) -> TextVAE:
     """The model of a finalised config.
 
-    Equal configs give the same object, so that programs compiled for it serve every run of a
-    process: those of a sweep, a run and its export.
+    Equal configs return the same object, so that programs compiled for it are shared by all runs of
+    a process, such as those of a sweep, or a run and its export.
     """
     build, section = models.family(config.model.family).build, model_config(config)
-    # A family from outside may have a config that can change.
+    # The config of an external family may be mutable.
     return _built(build, section) if isinstance(section, Hashable) else build(section)
 
 
@@ -82,7 +82,7 @@ def model_config(config: ConfigDict) -> Any:
 
 
 def row_spec(config: ConfigDict, limits: dict[str, int]) -> RowSpec:
-    """The rows of a finalised config, for the sides that the model reads."""
+    """The row layout of a finalised config, for the sides that the model reads."""
     data = config.data
     return RowSpec(
         dec_row=data.dec_row,
@@ -97,9 +97,9 @@ def row_spec(config: ConfigDict, limits: dict[str, int]) -> RowSpec:
 
 
 def save_tokenizers(run: Run) -> None:
-    """Writes both tokenizers into the working directory, so that a run needs nothing else.
+    """Writes both tokenizers to the working directory, so that the run is self-contained.
 
-    Raises: CheckpointError where it cannot.
+    Raises: CheckpointError if they cannot be written.
     """
     for role, tokenizer in (("encoder", run.encoder), ("decoder", run.decoder)):
         folder = run.workdir / TOKENIZER_FOLDER / role
@@ -110,12 +110,12 @@ def save_tokenizers(run: Run) -> None:
 
 
 def open_run(config: ConfigDict, workdir: Path, saved: identity.Saved | None = None) -> Run:
-    """Reads and tokenises the data and builds the model; touches no device, writes to no folder but
-    the cache of prepared data.
+    """Reads and tokenises the data and builds the model. Uses no device, and writes only to the
+    cache of prepared data.
 
     Args:
-      saved: the checkpoints of the run that is resumed or measured; None for a first start.
-    Raises: ConfigError, DataError; CheckpointError where text, tokenizers or random stream are not
+      saved: the checkpoints of the run to resume or measure; None for a new run.
+    Raises: ConfigError, DataError; CheckpointError if text, tokenizers or random stream differ from
       those of `saved`.
     """
     read = functools.cache(lambda: read_splits(config))
@@ -124,10 +124,10 @@ def open_run(config: ConfigDict, workdir: Path, saved: identity.Saved | None = N
         train = read()[0]["train"]
         return train.texts() if isinstance(train, Corpus) else train.text
 
-    # A tokenizer that cannot be opened is known before the text is read.
+    # Open the tokenizers first, so that errors surface before the text is read.
     encoder, decoder = open_tokenizers(config, workdir, sentences)
     splits, exact = read()
-    if saved:  # before the work of preparing another text
+    if saved:  # checked before spending time on the wrong text
         identity.check_data(saved, config, splits)
         identity.check_tokenizers(saved, encoder, decoder)
     log = duplicate_files(splits)
@@ -154,15 +154,15 @@ def open_run(config: ConfigDict, workdir: Path, saved: identity.Saved | None = N
         for split, found in splits.items()
     }
     for split, dataset in data.items():
-        # Held-out splits repeat what is to say of the files they come from.
+        # Held-out splits repeat the messages about the files they come from.
         log += [f"{split}: {n}" for n in dataset.notes if not any(n in line for line in log)]
         if split in exact:
             exact[split] = exact[split][dataset.lines.line_no - 1]
     settle_rows(config, data, log)
-    # Decoding stops where the longest training sentence does, its end included.
+    # Decoding is limited to the length of the longest training sentence, its end included.
     longest = int(data["train"].target_lengths.max())
     config.decode.max_length = config.decode.max_length or longest
-    room = limits["dec"] - 1  # after the start token
+    room = limits["dec"] - 1  # room for tokens after the start token
     if config.decode.max_length > room:
         log.append(
             f"decode.max_length={config.decode.max_length}: lowered to {room}, as the decoder has "
@@ -176,12 +176,12 @@ def open_run(config: ConfigDict, workdir: Path, saved: identity.Saved | None = N
 
 
 def seeds(seed: int) -> dict[str, Key[Array, ""]]:
-    """One seed split once into named keys."""
+    """Splits one seed into named keys."""
     names = ("init", "train", "valid", "eval")
     return dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
 
 
 def param_shardings(model: TextVAE, mesh: Mesh) -> tuple[Params, Any]:
-    """Abstract parameters and where each of them lives."""
+    """Abstract parameters and their shardings."""
     abstract = jax.eval_shape(model.init, jax.random.key(0))
     return abstract, rules.shardings(model.axes, abstract, mesh)

@@ -1,9 +1,9 @@
-"""Checkpoints of a run: the last few and the best, written in the background, each whole or absent.
+"""Checkpoints of a run: the latest few and the best, written in the background and atomically.
 
-Under the run's directory, `ckpt/last/<step>` and `ckpt/best/<step>` hold a state (any pytree of
-arrays, see `jvae.runs.state_dict`) and `meta`, a JSON object. Arrays that never change, frozen
-weights, lie once in `ckpt/frozen/0`, which those that lack them name by its digest. A step's
-directory appears under its name by one rename, after everything in it is on disk. No pickle.
+In the run's directory, `ckpt/last/<step>` and `ckpt/best/<step>` each hold a state (any pytree of
+arrays, see `jvae.runs.state_dict`) and `meta`, a JSON object. Arrays that never change (frozen
+weights) are stored once in `ckpt/frozen/0`; checkpoints refer to them by digest. A step's directory
+gets its final name by a single rename, after all of its content is on disk. No pickle.
 """
 
 import functools
@@ -28,8 +28,8 @@ from jvae.runs.migrations import Paths
 from jvae.tree import named_leaves
 
 LAYOUT = "stacked-1"  # how parameters are arranged: layers stacked on axis 0
-METRIC = "validation -ELBO, final objective"  # of the best checkpoint
-FROZEN = "frozen"  # folder, and key of the digest in the meta of what refers to it
+METRIC = "validation -ELBO, final objective"  # criterion of the best checkpoint
+FROZEN = "frozen"  # folder name, and key of its digest in the meta of checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ Meta = dict[str, Any]
 class Checkpoints:
     """The checkpoints of one working directory.
 
-    A newest checkpoint that cannot be read is passed over for the one before it, with a warning,
-    and moved to `ckpt/torn` when the run saves again.
+    If the newest checkpoint cannot be read, the one before it is used, with a warning, and the
+    damaged one is moved to `ckpt/torn` when the run saves again.
     """
 
     def __init__(
@@ -51,19 +51,20 @@ class Checkpoints:
         read_only: bool = False,
         frozen: Collection[str] = (),
     ):
-        """Opens or creates `workdir`/ckpt; leftovers of interrupted saves go in the background.
+        """Opens or creates `workdir`/ckpt; leftovers of interrupted saves are deleted in the
+        background.
 
         Args:
-          read_only: changes nothing, so that a run that still trains can be read.
-          frozen: paths of the arrays of a state that never change. They are written with the first
-            checkpoint and left out of all.
+          read_only: changes nothing, so that a run can be read while it is training.
+          frozen: paths of the arrays of a state that never change. They are stored once, with the
+            first checkpoint, and left out of every checkpoint.
         Raises: CheckpointError if the directory cannot be used.
         """
         self.root = Path(workdir).absolute() / "ckpt"
         self._read_only = read_only
         self._frozen, self._digest = frozenset(frozen), ""
         self._torn: set[tuple[str, int]] = set()
-        self._best_metric: float | None = None  # read from disk when first asked for
+        self._best_metric: float | None = None  # read from disk on first use
         with _explained(f"cannot open checkpoints in {self.root}"):
             self._managers = {
                 "last": self._open("last", keep_last),
@@ -73,7 +74,7 @@ class Checkpoints:
     def _open(self, kind: str, keep: int) -> ocp.CheckpointManager:
         absl = logging.getLogger("absl")
         level = absl.level
-        if self._read_only:  # its options warn of a setting of theirs, twice for each manager
+        if self._read_only:  # Orbax's read-only options warn twice per manager
             absl.setLevel(logging.ERROR)
         try:
             options = ocp.CheckpointManagerOptions(
@@ -88,28 +89,28 @@ class Checkpoints:
             absl.setLevel(level)
 
     def _frozen_manager(self) -> ocp.CheckpointManager:
-        if FROZEN not in self._managers:  # most runs have none
+        if FROZEN not in self._managers:  # most runs have no frozen weights
             self._managers[FROZEN] = self._open(FROZEN, 1)
         return self._managers[FROZEN]
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
-        """Copies `state` to the host and returns; the writing goes on behind.
+        """Copies `state` to the host and returns; writing continues in the background.
 
-        The arrays of `state` may be donated as soon as this returns. A step that is saved already
-        is left as it is.
+        The arrays of `state` may be donated as soon as this returns. A step that is already saved
+        is left unchanged.
 
         Args:
-          meta: what JSON can hold, such as the config and the data position. `step`, `version` of
-            this package, `layout` of the parameters, `keys` (kinds of random keys) and `checksums`
-            are added.
-        Raises: CheckpointError, also for an earlier save that failed since.
+          meta: JSON-serialisable values, such as the config and the data position. `step`,
+            `version` of this package, `layout` of the parameters, `keys` (kinds of random keys) and
+            `checksums` are added.
+        Raises: CheckpointError, also if an earlier save has failed in the meantime.
         """
         self._save("last", step, state, meta)
 
     def save_best(self, step: int, state: Any, meta: Mapping[str, Any], metric: float) -> bool:
         """Saves if `metric` is lower than that of the best checkpoint so far, which it replaces.
 
-        Returns: whether it was. A metric that is not finite never is.
+        Returns: whether it was saved. A non-finite metric is never saved.
         Raises: CheckpointError.
         """
         if not math.isfinite(metric) or metric >= self.best_metric():
@@ -133,11 +134,11 @@ class Checkpoints:
             _write(manager, step, arrays, {**meta, "keys": state_dict.key_kinds(state)})
 
     def _keep_frozen(self, arrays: Mapping[str, Any], config: Any) -> str:
-        """Stores what never changes unless it is there already; gives its digest.
+        """Stores the arrays that never change, unless already stored; returns their digest.
 
-        A checkpoint that refers to it must not exist without it, so this waits for the disk.
+        A checkpoint that refers to them must not exist without them, so this waits for the disk.
 
-        Raises: CheckpointError if checkpoints are here that refer to other frozen weights.
+        Raises: CheckpointError if existing checkpoints refer to different frozen weights.
         """
         if self._digest:
             return self._digest
@@ -150,7 +151,7 @@ class Checkpoints:
                     f"{self.root / FROZEN}: holds other frozen weights than those of this run; "
                     "bring the folder back from a copy, or start over in another --workdir"
                 )
-            if not same:  # of a start that never saved a checkpoint
+            if not same:  # left by a start that never saved a checkpoint
                 manager.delete(0)
         if not manager.all_steps():
             _write(manager, 0, arrays, meta)
@@ -159,16 +160,16 @@ class Checkpoints:
         return self._digest
 
     def latest(self) -> int | None:
-        """Newest step of `last`, None if there is none."""
+        """Newest step of `last`; None if there is none."""
         return max(self._steps("last"), default=None)
 
     def best(self) -> int | None:
-        """Step of the best checkpoint, None if there is none."""
+        """Step of the best checkpoint; None if there is none."""
         return max(self._steps("best"), default=None)
 
     def best_metric(self) -> float:
-        """Validation metric of the best checkpoint; infinite if there is none that can be read, or
-        only one of an older jvae, which compared losses of objectives that still changed.
+        """Validation metric of the best checkpoint; infinite if none can be read, or if it is from
+        an older jvae that compared losses of objectives that were still changing.
         """
         if self._best_metric is None:
             self._best_metric = math.inf
@@ -183,23 +184,24 @@ class Checkpoints:
         return self._best_metric
 
     def meta(self, step: int | None = None, *, best: bool = False) -> Meta:
-        """The meta of a checkpoint, without its state; arguments as `restore`."""
+        """The meta of a checkpoint, without its state; see `restore` for the arguments."""
         return self._newest(step, best, self._checked_meta)
 
     def restore(
         self, abstract: Any, step: int | None = None, *, best: bool = False, partial: bool = False
     ) -> tuple[Any, Meta]:
-        """State and meta of a checkpoint: the newest one that is whole, unless `step` is given.
+        """State and meta of a checkpoint: by default the newest intact one.
 
         Args:
           abstract: a tree like the saved one, of arrays or ShapeDtypeStructs, or a function that
-            makes one from the meta; their shardings, if any, are those of the result, whatever the
-            shardings were when it was saved.
-          best: of the best checkpoint instead of the last ones.
-          partial: `abstract` is a part of the saved tree, the parameters without the optimizer for
-            example; only that part is read.
-        Raises: CheckpointError if there is none, if none is whole, or if names, shapes, dtypes or
-          the parameter layout differ from what is stored.
+            builds one from the meta. Its shardings, if any, apply to the result; they may differ
+            from those at the time of saving.
+          step: restore this step instead of the newest one.
+          best: restore the best checkpoint instead of one of the last.
+          partial: `abstract` is a part of the saved tree, for example the parameters without the
+            optimizer; only that part is read.
+        Raises: CheckpointError if there is none, if none is intact, or if names, shapes, dtypes or
+          the parameter layout differ from the stored ones.
         """
 
         def read(kind: str, step: int) -> tuple[Any, Meta]:
@@ -210,9 +212,9 @@ class Checkpoints:
         return self._newest(step, best, read)
 
     def arrays(self, *, best: bool = False) -> tuple[dict[str, np.ndarray], Meta]:
-        """Every array of the newest whole checkpoint by path, on the host, and its meta.
+        """All arrays of the newest intact checkpoint by path, on the host, and its meta.
 
-        Raises: CheckpointError as `restore`.
+        Raises: CheckpointError as in `restore`.
         """
 
         def read(kind: str, step: int) -> tuple[dict[str, np.ndarray], Meta]:
@@ -233,7 +235,7 @@ class Checkpoints:
         return {paths.new(path): leaf for path, leaf in leaves.items()}
 
     def wait(self) -> None:
-        """Returns when all saves are on disk.
+        """Blocks until all saves are on disk.
 
         Raises: CheckpointError if one failed.
         """
@@ -242,7 +244,7 @@ class Checkpoints:
                 manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the saves and frees the threads."""
+        """Waits for pending saves and stops the threads."""
         try:
             self.wait()
         finally:
@@ -256,7 +258,7 @@ class Checkpoints:
         self.close()
 
     def _steps(self, kind: str) -> list[int]:
-        """Steps not known to be torn, newest first."""
+        """Steps that are not known to be damaged, newest first."""
         steps = sorted(self._managers[kind].all_steps(), reverse=True)
         return [step for step in steps if (kind, step) not in self._torn]
 
@@ -286,7 +288,7 @@ class Checkpoints:
         log.warning("%s: not whole, passed over: %s", self.root / kind / str(step), _short(error))
 
     def _move_torn(self, kind: str) -> None:
-        """Out of the way of the steps that the resumed run will save, but not deleted."""
+        """Moves damaged steps away, so that the resumed run can save these steps again."""
         torn = [step for of, step in self._torn if of == kind]
         for step in torn:
             if jax.process_index() == 0:
@@ -304,7 +306,7 @@ class Checkpoints:
         meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         if not isinstance(meta, dict):
             raise ValueError("meta is not a JSON object")
-        # Checkpoints of an older jvae have no sum of their meta.
+        # Checkpoints of an older jvae have no checksum of their meta.
         digest = meta.pop("meta_sha256", None)
         if digest is not None and digest != _sha256(meta):
             raise ValueError("meta is damaged: its SHA-256 is not that of the saved one")
@@ -321,9 +323,9 @@ class Checkpoints:
 
     @contextmanager
     def _frozen_of(self, meta: Meta) -> Iterator[Meta | None]:
-        """The meta of the frozen weights that a checkpoint refers to, None where it has all.
+        """The meta of the frozen weights that a checkpoint refers to; None if it refers to none.
 
-        Raises: CheckpointError where they are missing or others, or cannot be read inside.
+        Raises: CheckpointError if they are missing, different, or fail to be read in the body.
         """
         if FROZEN not in meta:
             yield None
@@ -354,7 +356,7 @@ class Checkpoints:
         with self._frozen_of(meta) as frozen:
             if frozen:
                 once = self._stored(FROZEN, 0, frozen)
-        # Frozen weights keep the number type they are stored in, narrower than that of others.
+        # Frozen weights keep their stored number type, which may be narrower.
         for path in wanted.keys() & once.keys():
             like = wanted[path]
             wanted[path] = jax.ShapeDtypeStruct(
@@ -369,7 +371,7 @@ class Checkpoints:
         return state_dict.state_of(leaves, abstract, meta["keys"])
 
     def _stored(self, kind: str, step: int, meta: Meta) -> dict[str, Any]:
-        """Shapes and number types of what a checkpoint holds, by today's path."""
+        """Shapes and number types of a checkpoint's arrays, by current path."""
         tree = self._managers[kind].item_metadata(step)["state"].tree
         paths = Paths.of(meta.get("config"))
         return {paths.new(path): leaf for path, leaf in named_leaves(tree).items()}
@@ -377,7 +379,7 @@ class Checkpoints:
     def _read(
         self, kind: str, step: int, leaves: Mapping[str, Any], meta: Meta, partial: bool
     ) -> dict[str, Any]:
-        """Arrays by path. Raises: ValueError for one whose checksum differs."""
+        """Arrays by path. Raises: ValueError if a checksum differs."""
         paths = Paths.of(meta.get("config"))
         wanted = state_dict.nested(leaves, paths.old)
         arguments = jax.tree.map(
@@ -418,7 +420,7 @@ def _digest(arrays: Mapping[str, Any]) -> str:
 
 def _short(error: Exception) -> str:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return reason.partition(" [tensorstore_spec")[0]  # a screenful
+    return reason.partition(" [tensorstore_spec")[0]  # drops a screenful of detail
 
 
 def _sha256(meta: Mapping[str, Any]) -> str:
@@ -427,10 +429,10 @@ def _sha256(meta: Mapping[str, Any]) -> str:
 
 @functools.cache
 def _silence_abandoned_reads() -> None:
-    """Once per process: no traceback for each read that Orbax no longer waits for.
+    """Suppresses, once per process, a traceback for each read that Orbax has abandoned.
 
-    It gives up at the first array that cannot be read. What TensorStore has started by then reports
-    to a closed event loop, or to nobody; the error that is raised says it all.
+    Orbax stops at the first array that cannot be read. Reads that TensorStore had already started
+    then report to a closed event loop, or to nobody; the exception that is raised is sufficient.
     """
     before = sys.unraisablehook
 
@@ -449,7 +451,7 @@ def _silence_abandoned_reads() -> None:
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Turns whatever file systems and Orbax raise into the one error a user sees."""
+    """Converts any exception of the file system or Orbax to a CheckpointError."""
     try:
         yield
     except CheckpointError:

@@ -1,7 +1,7 @@
-"""Model sections with every key that their family has by now.
+"""Fills in the model section of old configs with keys that were added to their family later.
 
-A key of a family has a default that means what was done before there was the key, so two configs
-are of one model where they are equal with all keys in place.
+The default of an added key must reproduce the earlier behaviour. Two configs therefore describe the
+same model if they are equal once all keys are filled in.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ from jvae.nn.backbone import BACKBONES, KEY
 
 
 def completed(config: ConfigDict) -> ConfigDict:
-    """A copy whose model section has the defaults of all keys that it lacks.
+    """Returns a copy whose model section has defaults for all missing keys.
 
-    A family that is not registered here leaves the section as it is.
+    The section of an unregistered family is left unchanged.
     """
     config = ConfigDict(config.to_dict())
     try:

@@ -1,4 +1,4 @@
-"""What a person watching a run sees, on streams that may be lost while it runs."""
+"""Console output of a run, robust to streams that are lost while it is running."""
 
 import contextlib
 import math
@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO, cast
 
 Value = float | int | str | None
-# What stands for letters that an encoding lacks; "?" for all others.
+# Replacements for characters an encoding lacks; all others become "?".
 _PLAIN = str.maketrans({"±": "+-", "≥": ">=", "≤": "<=", "–": "-", "−": "-", "…": "..."})
 
-# In metrics.jsonl alone: they tell of packing, or are the same in every line of a sound run.
+# Only in metrics.jsonl: these describe packing, or are the same on every line of a healthy run.
 _UNSHOWN = {
     f"train/{name}"
     for name in ("empty_slots", "finite", "padding", "sentences", "tokens", "time/step_ms")
@@ -20,11 +20,11 @@ _UNSHOWN = {
 
 
 class SafeStream:
-    """A text stream whose loss costs nothing but what it would have shown.
+    """A text stream whose failure never stops the program.
 
-    A reader that has gone (`| head`), a full disk, a closed terminal: from then on all is dropped,
-    since the work itself and its files are what counts. Letters that the encoding lacks are
-    replaced.
+    After a failed write (the reader of a pipe has exited as under `| head`, the disk is full, the
+    terminal was closed) all further output is dropped, since the work and its files matter more.
+    Characters that the encoding lacks are replaced.
     """
 
     def __init__(self, stream: TextIO | None):
@@ -65,7 +65,7 @@ class SafeStream:
 
     def _lose(self) -> None:
         self.lost = True
-        # What is still buffered would be an error again when the interpreter ends.
+        # Buffered text would raise another error when the interpreter exits.
         with contextlib.suppress(OSError, ValueError, AttributeError):
             if self._stream and (number := self._stream.fileno()) in (1, 2):
                 with open(os.devnull, "wb") as nothing:
@@ -75,7 +75,7 @@ class SafeStream:
 @contextlib.contextmanager
 def safe_streams() -> Iterator[None]:
     """Makes standard output and standard error safe while its body runs."""
-    # A file opened in the place of a closed stream would get what others write to that stream.
+    # A file opened in place of a closed stream would receive what others write to that stream.
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -93,9 +93,10 @@ def safe_streams() -> Iterator[None]:
 
 
 def write_result(text: str) -> None:
-    """Writes what a command was asked for to standard output; quietly to a reader that has gone.
+    """Writes a command's result to standard output; silent if the reader of the pipe has exited.
 
-    Raises: OSError where it is lost; UnicodeEncodeError for letters that standard output lacks.
+    Raises: OSError if it cannot be written; UnicodeEncodeError for characters that standard output
+      cannot encode.
     """
     stream = sys.stdout
     if isinstance(stream, SafeStream):
@@ -108,14 +109,14 @@ def write_result(text: str) -> None:
     try:
         stream.write(text)
         stream.flush()
-    except BrokenPipeError:  # as under `| head`: the reader has enough
+    except BrokenPipeError:  # as under `| head`
         SafeStream(stream)._lose()
     except ValueError as error:
         raise OSError(str(error)) from None
 
 
 class Console:
-    """Lines with the time left; on a terminal also one below them with progress and rate."""
+    """Log lines with the time left; on a terminal also a progress line with the rate below them."""
 
     def __init__(
         self,
@@ -160,14 +161,14 @@ class Console:
         self._draw(text)
 
     def _rate(self, step: int) -> float:
-        """Steps per second since the first one seen; 0 while there is one alone."""
+        """Steps per second since the first step seen; 0 if there is only one."""
         now = self._clock()
         self._first = self._first or (step, now)
         first, start = self._first
         return (step - first) / (now - start) if now > start else 0.0
 
     def _left(self, rate: float, step: int) -> str:
-        """Empty where it is not known, and in the last second."""
+        """Time left as text; empty if unknown, and in the last second."""
         if not self._total or rate <= 0:
             return ""
         seconds = (self._total - step) / rate

@@ -1,7 +1,7 @@
 """The data of a run: its splits, tokenizers and rows.
 
-Everything derived from the data (vocabulary sizes, row lengths) is settled here, once, and written
-into the config that the working directory and every checkpoint keep.
+All values derived from the data (vocabulary sizes, row lengths) are determined here, once, and
+written to the config that the working directory and every checkpoint keep.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ from jvae.runs import workdir as workdirs
 SPLITS = ("train", "valid", "test")
 
 
-HELD_OUT = 1_000  # most sentences held out per split of a corpus that comes as one file
+HELD_OUT = 1_000  # most sentences to hold out per split of a single-file corpus
 
 
-FILL_SAMPLE = 8_000  # examples the fill of the rows is told of
+FILL_SAMPLE = 8_000  # examples used to report the packing efficiency
 
 
 TOKENIZER_FOLDER = "tokenizers"
@@ -39,9 +39,9 @@ ROLES = ("encoder", "decoder")
 def read_splits(
     config: ConfigDict,
 ) -> tuple[Mapping[str, sources.Lines | Corpus], dict[str, np.ndarray]]:
-    """What every split holds and, for the embedded corpus, the exact -log p of each line in nats.
+    """The lines of every split and, for the embedded corpus, the exact -log p in nats of each line.
 
-    Files are checked here and read for good by `prepare`; only the embedded corpus is in memory.
+    Files are only checked here; `prepare` reads them. The embedded corpus alone is in memory.
     """
     data = config.data
     if not data.train:
@@ -64,7 +64,7 @@ def read_splits(
 
 
 def _hold_out(found: dict[str, Corpus]) -> None:
-    """Splits that were not given, cut out of train by a fixed permutation of its lines."""
+    """Fills in missing splits by holding out train lines, chosen by a fixed permutation."""
     for split in SPLITS[1:]:
         if split in found:
             continue
@@ -83,12 +83,12 @@ def _hold_out(found: dict[str, Corpus]) -> None:
 
 
 def duplicate_files(splits: Mapping[str, sources.Lines | Corpus]) -> list[str]:
-    """Warnings about files of the same content in two splits, or twice in one."""
+    """Warnings about files with the same content in two splits, or twice in one."""
     seen: dict[str, tuple[str, str]] = {}
     notes = []
     for split, found in splits.items():
         if isinstance(found, Corpus) and found.keep_d is not None and split != "train":
-            continue  # held out of train: the files are the same by design
+            continue  # held out of train, so the files are the same by design
         for file in found.files:
             if file.sha256 in seen:
                 other, path = seen[file.sha256]
@@ -102,13 +102,15 @@ def duplicate_files(splits: Mapping[str, sources.Lines | Corpus]) -> list[str]:
 def open_tokenizers(
     config: ConfigDict, workdir: Path, train: Callable[[], Iterable[str]]
 ) -> tuple[TextTokenizer, TextTokenizer]:
-    """Encoder and decoder tokenizer: those of the working directory where training has saved
-    something, else those that the config names, else those of the model that training starts from.
+    """Opens the encoder and decoder tokenizers.
+
+    They come from the working directory if training has saved something there, else from the
+    config, else from the pretrained model that training starts from.
 
     Args:
-      train: gives the train split's sentences, read only when a tokenizer has to be trained, after
-        all others are open.
-    Raises: DataError naming the key of a tokenizer that cannot be opened.
+      train: yields the sentences of the train split; called only if a tokenizer has to be trained,
+        after all others are open.
+    Raises: DataError naming the config key of a tokenizer that cannot be opened.
     """
     trained = bool(workdirs.checkpoints(workdir))
     source = model_names.folder_of(config.init.model) if config.init.model else None
@@ -116,7 +118,7 @@ def open_tokenizers(
     for role in ROLES:
         folder = workdir / TOKENIZER_FOLDER / role
         name = config.data[f"{role}_tokenizer"]
-        # A folder alone is what a kill may leave, and tokenizers alone a start that failed.
+        # A killed process may leave an empty folder, and a failed start only tokenizers.
         if trained and (folder / tokenizers.FILE).is_file():
             opened[role] = tokenizers.load(folder, role)
         elif name:
@@ -167,7 +169,7 @@ def settle_vocab(section: ConfigDict, tokenizer: TextTokenizer, key: str) -> Non
 
 
 def settle_rows(config: ConfigDict, data: dict[str, Dataset], log: list[str]) -> None:
-    """Row lengths and slots that fit every split, proposed from train where the config says 0."""
+    """Sets row lengths and slots that fit every split; values of 0 are computed from train."""
     section = config.data
     sides = data["train"].sides
     lengths = {side: encoded.lengths for side, encoded in sides.items()}
@@ -193,7 +195,7 @@ def settle_rows(config: ConfigDict, data: dict[str, Dataset], log: list[str]) ->
 
 
 def log_packing(data: Dataset, rows: RowSpec) -> str:
-    """How full the rows are, as a log line; of a part of a large corpus, as planning takes time."""
+    """Packing efficiency as a log line, measured on a part of a large corpus to save time."""
     some = shuffled(len(data), 0, 0, "fill")[:FILL_SAMPLE]
     plan = block_rows(data, rows, ids=some)
     sides = ", ".join(f"{side} {share:.1%}" for side, share in plan.fill.items())

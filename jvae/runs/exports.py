@@ -1,8 +1,9 @@
-"""Whole models across the border: checkpoints of the original repositories in, exports out and in.
+"""Exchanging whole models: import checkpoints of the original repositories, write and read exports.
 
-An export is one folder that needs nothing else: our config, both tokenizers, the weights by our
-parameter paths, and the SHA-256 of each of these files. Its model card may be edited, or be absent.
-An export of what a training added alone lacks the pretrained weights, which it names.
+An export is one self-contained folder: our config, both tokenizers, the weights by our parameter
+paths, and the SHA-256 of each of these files. Its model card may be edited or absent. An adapter
+export holds only the parameters that training added or changed; it lacks the pretrained weights,
+which it names.
 """
 
 import hashlib
@@ -37,7 +38,7 @@ from jvae.runs.migrations import Paths
 from jvae.runs.model_card import About
 from jvae.tree import named_leaves
 
-ADAPTERS = "adapters.safetensors"  # in place of all weights
+ADAPTERS = "adapters.safetensors"  # instead of a file with all weights
 SUMS = "SHA256SUMS"
 CARD = model_card.FILE
 ROLES = ("encoder", "decoder")
@@ -51,12 +52,12 @@ _SUM_LINE = re.compile(r"([0-9a-f]{64})  ([\w./-]+)")
 def import_original(
     path: str | os.PathLike[str], family: str, config: Any, shardings: Any = None
 ) -> Params:
-    """Our parameters from a checkpoint that an original repository wrote.
+    """Converts a checkpoint written by an original repository to jvae parameters.
 
     Args:
-      path: .safetensors or .npz with the names of the state dict; .bin, .pt, .pth or .ckpt where
-        torch is installed, through its weights-only loader.
-      family: optimus, ... config: that family's config, of the sizes of the checkpoint.
+      path: .safetensors or .npz with the names of the state dict; .bin, .pt, .pth or .ckpt if torch
+        is installed, through its weights-only loader.
+      family: optimus, ... config: that family's config, with the sizes of the checkpoint.
       shardings: a tree like the parameters, or None for the default device.
     Raises: ConfigError for a family without an importer; WeightsError for a file that cannot be
       read or does not fit.
@@ -84,14 +85,14 @@ def _target(model: TextVAE, shardings: Any) -> Any:
 
 
 class Base(NamedTuple):
-    """Pretrained weights that an export leaves out. where: as `bases.named` gives it."""
+    """Pretrained weights that an export leaves out. where: as returned by `bases.named`."""
 
     where: Mapping[str, str]
-    leaves: Mapping[str, Any]  # by path
+    leaves: Mapping[str, Any]  # pretrained parameters by path
 
 
 class Export(NamedTuple):
-    """What an exported folder holds."""
+    """The contents of an exported folder."""
 
     config: ConfigDict
     encoder: TextTokenizer
@@ -100,9 +101,9 @@ class Export(NamedTuple):
 
 
 def base_of(config: ConfigDict, params: Params) -> Base:
-    """The pretrained weights that a training left as they were, bit for bit.
+    """The pretrained weights that training left unchanged, bit for bit.
 
-    Raises: WeightsError where there are none, or they cannot be read.
+    Raises: WeightsError if there are none, or they cannot be read.
     """
     where, leaves = bases.named(config), named_leaves(params)
     kept = bases.same(leaves, bases.read(config, where, leaves))
@@ -116,12 +117,12 @@ def base_of(config: ConfigDict, params: Params) -> Base:
 
 
 def merged(export: Export) -> Export:
-    """A model whose low-rank additions are part of its kernels: the same function, with the
-    parameters and the config of a model without any.
+    """Merges low-rank additions into their kernels: the same function, with the parameters and the
+    config of a model without low-rank additions.
     """
     config, params = ConfigDict(export.config.to_dict()), dict(export.params)
     for role in ROLES:
-        # Stacks without a section of their own are like the decoder.
+        # Stacks without a section of their own share the decoder's.
         section = export.config.model.get(role) or export.config.model.get("decoder")
         additions = (section or {}).get(lora.NAME)
         if additions and additions.rank and "layers" in params.get(role, {}):
@@ -142,12 +143,12 @@ def export_model(
     more: Mapping[str, bytes] | None = None,
     base: Base | None = None,
 ) -> None:
-    """Writes a trained model as one folder, whole or not at all.
+    """Writes a trained model as one folder, atomically.
 
     Args:
-      config: finalised, as a run has it. about: for the model card. more: further files by their
-        path in the folder, such as fitted priors. base: what to leave out.
-    Raises: WeightsError if the folder is there and not empty or the parameters are not those of the
+      config: finalised, as in a run. about: for the model card. more: further files by their path
+        in the folder, such as fitted priors. base: weights to leave out.
+    Raises: WeightsError if the folder exists and is not empty or the parameters do not match the
       config.
     """
     folder = Path(folder).expanduser()
@@ -192,12 +193,12 @@ def load_export(
     shardings: Any = None,
     base: Mapping[str, str] | None = None,
 ) -> Export:
-    """A model that `export_model` wrote; every hash is verified.
+    """Reads a model written by `export_model`; every hash is verified.
 
     Args:
       shardings: a tree like the parameters, or None for the default device.
-      base: where the pretrained weights are that an export leaves out, by key of `init`; for those
-        that are no longer where training found them.
+      base: where to find the pretrained weights that the export leaves out, by key of `init`; only
+        needed for weights that have moved since training.
     Raises: WeightsError for a file that is missing, changed or not listed; ConfigError or DataError
       for a config or tokenizer that this version cannot read.
     """
@@ -225,8 +226,8 @@ def load_export(
 
 
 def _as_stored(leaf: Any, tensor: Any) -> Any:
-    """A shape struct in the number type of its tensor, where that is a narrower one: of what no
-    phase of a training changed.
+    """A shape struct in the number type of its tensor if that is narrower, as for parameters that
+    no phase of training changed.
     """
     if tensor is None or str(tensor.dtype) not in ("bfloat16", "float16"):
         return leaf
@@ -249,7 +250,7 @@ def _read_base(
     target: Mapping[str, Any],
     moved: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The pretrained weights that an export names, in the number types of its training."""
+    """The pretrained weights that an export names, in the number types used in training."""
     try:
         where, types = json.loads(about["base"]), json.loads(about["base_types"])
         like = {
@@ -289,14 +290,15 @@ def check_vocabularies(
     decoder: TextTokenizer,
     about: Mapping[str, str] | None = None,
 ) -> None:
-    """Compares both tokenizers with the model that is to read their tokens.
+    """Compares both tokenizers with the model that will read their tokens.
 
     Args:
       config: finalised. about: the metadata of an export, which may lack the vocabularies.
-    Raises: WeightsError for more tokens than the model has, or others than at the export.
+    Raises: WeightsError if a tokenizer has more tokens than the model, or other tokens than when
+      exported.
     """
     for tokenizer in (encoder, decoder):
-        # Where one stack reads both sides there is one section.
+        # If one stack reads both sides there is only one section.
         role = tokenizer.role if tokenizer.role in config.model else "decoder"
         section = config.model.get(role)
         size = section.get("vocab") if section is not None else None
@@ -318,7 +320,7 @@ _SAME = names.Transform(lambda arrays, shape: arrays[0], lambda leaf: [leaf])
 
 
 def _same_names(tensors: files.Tensors, target: Any, paths: Paths) -> NameTable:
-    """Every parameter from the tensor of its path and shape."""
+    """Maps every parameter to the tensor with its path and shape."""
 
     def rule(path: str, leaf: Any) -> NameRule:
         # Older versions wrote scalars with shape (1,).
@@ -330,7 +332,7 @@ def _same_names(tensors: files.Tensors, target: Any, paths: Paths) -> NameTable:
 
 
 def _verify(folder: Path) -> None:
-    """Raises WeightsError unless the folder is what its list of hashes says."""
+    """Raises WeightsError unless the folder matches its list of hashes."""
     sums = folder / SUMS
     if not sums.is_file():
         reason = f"has no {SUMS}; expected a folder that jvae exported"
@@ -360,8 +362,8 @@ def _verify(folder: Path) -> None:
 
 
 def _summed(folder: Path) -> set[str]:
-    """The files of an export that its hashes are of: all but its card, which people edit, and
-    hidden ones, which hubs and version control leave.
+    """The files of an export that are hashed: all except the card, which people edit, and hidden
+    files, which hubs and version control leave behind.
     """
     names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     shown = {n.as_posix() for n in names if not any(part.startswith(".") for part in n.parts)}

@@ -1,9 +1,9 @@
-"""What makes a run the same run when it is opened again: its text, tokenizers and random stream.
+"""Checks that a reopened run is still the same run: its text, tokenizers and random stream.
 
-Every checkpoint keeps a record of them in its meta. Commands that read data or draw random numbers
-compare it with what they find, and refuse a difference by name. Files are compared by content, so
-a corpus may move or change its format. The random stream is compared, not pinned: another key
-implementation is a choice that a user makes for speed. Library versions only warn.
+Every checkpoint's meta has a record of these. Commands that read data or draw random numbers
+compare it with the current state and reject a difference, naming it. Files are compared by content,
+so a corpus may move or change its format. The random stream is compared but not fixed: users may
+choose another key implementation for speed. Different library versions only cause a warning.
 """
 
 import logging
@@ -28,15 +28,15 @@ from jvae.runs.checkpoint import Checkpoints, Meta
 
 log = logging.getLogger(__name__)
 
-KEY = "identity"  # of a checkpoint's meta
-# Settings of JAX that decide what a seed draws.
+KEY = "identity"  # key in a checkpoint's meta
+# JAX settings that determine what a seed draws.
 RANDOM = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_random_seed_offset")
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 Splits = Mapping[str, Lines | Corpus]
 
 
 class Saved(NamedTuple):
-    """What the checkpoints of a run say of it. metas: of the newest and of the best one."""
+    """The metas of a run's checkpoints: of the newest and of the best one."""
 
     folder: Path
     metas: tuple[Meta, ...]
@@ -49,7 +49,7 @@ class Saved(NamedTuple):
 
     @property
     def params_step(self) -> int:
-        """The step of the parameters that are measured: those of the best checkpoint."""
+        """The step of the parameters that evaluation uses: those of the best checkpoint."""
         return self.last["step"] if self.best is None else self.best
 
     @property
@@ -64,7 +64,7 @@ class Saved(NamedTuple):
 
 
 def saved(folder: Path) -> Saved | None:
-    """What there is of a run in a folder; None where it has no checkpoint.
+    """Reads the metas of the run in a folder; None if it has no checkpoint.
 
     Raises: CheckpointError if no checkpoint can be read.
     """
@@ -85,7 +85,7 @@ def saved(folder: Path) -> Saved | None:
 def record(
     config: ConfigDict, splits: Splits, encoder: TextTokenizer, decoder: TextTokenizer
 ) -> dict[str, Any]:
-    """The record of a run that is open here, as JSON can hold it."""
+    """The record of a run that is open now, as JSON types."""
     return {
         "data": _data(config, splits),
         "held_out": held_out(splits),
@@ -96,7 +96,7 @@ def record(
 
 
 def held_out(splits: Splits) -> list[str]:
-    """The splits that are cut out of train."""
+    """The splits that are held out of train."""
     return [
         name
         for name, found in splits.items()
@@ -105,7 +105,7 @@ def held_out(splits: Splits) -> list[str]:
 
 
 def check_data(run: Saved, config: ConfigDict, splits: Splits) -> None:
-    """Compares text and random stream with the records of a run; warns of other versions.
+    """Compares text and random stream with the records of a run; warns about other versions.
 
     Raises: CheckpointError naming every difference.
     """
@@ -116,7 +116,7 @@ def check_data(run: Saved, config: ConfigDict, splits: Splits) -> None:
         )
         return
     data, random = _data(config, splits), _random()
-    faults: dict[str, None] = {}  # those of both checkpoints, each once
+    faults: dict[str, None] = {}  # faults of both checkpoints, each listed once
     advice = []
     for one in run.records:
         moved = {name: was for name, was in one["data"].items() if data.get(name) != was}

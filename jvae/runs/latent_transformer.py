@@ -1,5 +1,5 @@
 """A trained model as a step of a scikit-learn pipeline: texts in, latents out. Needs scikit-learn,
-which the extra `probes` brings.
+which the extra `probes` installs.
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from jvae.runs import loading
 
 
 class LatentTransformer(TransformerMixin, BaseEstimator):
-    """Texts to posterior means, one row each, and back.
+    """Transforms texts to posterior means, one row each, and back.
 
         pipe = make_pipeline(jvae.LatentTransformer("optimus-tiny"), LogisticRegression())
         pipe.fit(texts, labels)
 
     Attributes:
-      model: a name as of `jvae.load`, or a loaded model. A pipeline with a name can be pickled.
-      truncate, batch_size: as of `LoadedVAE.encode`.
+      model: a name as for `jvae.load`, or a loaded model. A pipeline with a name can be pickled.
+      truncate, batch_size: as in `LoadedVAE.encode`.
     """
 
     def __init__(
@@ -36,18 +36,18 @@ class LatentTransformer(TransformerMixin, BaseEstimator):
         self.batch_size = batch_size
 
     def fit(self, X: Sequence[str], y: Any = None) -> "LatentTransformer":
-        """Loads the model; nothing is learned."""
+        """Loads the model; there is nothing to fit."""
         del X, y
         self._loaded()
         return self
 
     def transform(self, X: Sequence[str]) -> Float[np.ndarray, "n d"]:
-        """Posterior means; groups of a latent are joined."""
+        """Posterior means, with the groups of a latent concatenated."""
         z_egz = self._loaded().encode(X, truncate=self.truncate, batch_size=self.batch_size)
         return z_egz.reshape(len(z_egz), -1)
 
     def inverse_transform(self, X: Float[np.ndarray, "n d"]) -> list[str]:
-        """The greedy sentence of each latent."""
+        """Decodes each latent greedily."""
         vae = self._loaded()
         return vae.decode(np.asarray(X).reshape(-1, *vae.model.latent_shape))
 
@@ -69,7 +69,7 @@ class LatentTransformer(TransformerMixin, BaseEstimator):
         return {key: value for key, value in state.items() if key not in ("_vae", "_name")}
 
     def __sklearn_clone__(self) -> "LatentTransformer":
-        # scikit-learn copies parameters, which a loaded model refuses.
+        # scikit-learn copies parameters, but a loaded model cannot be copied.
         return type(self)(self.model, truncate=self.truncate, batch_size=self.batch_size)
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -1,4 +1,4 @@
-"""A trained run or an export as a `LoadedVAE`, from its folder alone: no data is read."""
+"""Loads a trained run or an export as a `LoadedVAE` from its folder; no data is read."""
 
 import contextlib
 import dataclasses
@@ -36,7 +36,7 @@ T = TypeVar("T")
 def load(
     name: str | os.PathLike[str], *, seed: int = 0, base: Mapping[str, str] | None = None
 ) -> LoadedVAE:
-    """A trained model, ready to encode and decode text.
+    """Loads a trained model, ready to encode and decode text.
 
         vae = jvae.load("optimus-tiny")
         z = vae.encode(["two men are running in a park"])
@@ -44,12 +44,13 @@ def load(
 
     Args:
       name: folder of a run or an export; a model that ships with jvae ("optimus-tiny"); or a
-        repository of the Hugging Face hub. Tried in this order; the log says which it was. A run
-        gives its best checkpoint, or its last one, with a warning, where the best is damaged.
-      seed: of samples and of Langevin chains; every method takes its own too.
+        repository on the Hugging Face hub. They are tried in this order, and the log names the
+        match. For a run this loads the best checkpoint, or, with a warning, the last one if the
+        best is damaged.
+      seed: for sampling and Langevin chains; every method also takes its own.
       base: see `jvae.runs.exports.load_export`.
     Raises: CheckpointError if there is no checkpoint that fits; WeightsError if an export cannot
-      be read or is not what its hashes say, or if the tokenizers are not those of the training.
+      be read or does not match its hashes, or if the tokenizers differ from those of training.
     """
     folder = model_names.folder_of(name)
     parts = _read(folder, base)
@@ -71,7 +72,7 @@ def text_vae(
     decoder: TextTokenizer,
     seed: int = 0,
 ) -> LoadedVAE:
-    """A model with its parameters and tokenizers as a tool on text."""
+    """Wraps a model with its parameters and tokenizers as a text tool."""
     family, model_config = models.family(config.model.family), build.model_config(config)
     limits = family.limits(model_config)
     return LoadedVAE(
@@ -93,7 +94,7 @@ def text_vae(
 def read_model(
     name: str | os.PathLike[str], base: Mapping[str, str] | None = None
 ) -> exports.Export:
-    """What a run (its best checkpoint) or an export holds. Arguments and errors as of `load`."""
+    """Reads a run (its best checkpoint) or an export. Arguments and errors as for `load`."""
     return _read(model_names.folder_of(name), base)
 
 
@@ -109,16 +110,16 @@ def export(
     name: str = "",
     license: str = "",
 ) -> None:
-    """Writes the best checkpoint of a run, with the priors fitted to it, as one folder that `load`
-    reads and a hub takes. Low-rank additions become part of the kernels.
+    """Writes the best checkpoint of a run and its fitted priors as one folder that `load` can read
+    and that can be uploaded to a hub. Low-rank additions are merged into the kernels.
 
     Args:
-      adapters: leaves out the pretrained weights that training left as they were, and low-rank
-        additions as they are; `load` reads the rest from the folders or hub names of
+      adapters: leave out the pretrained weights that training did not change, and keep low-rank
+        additions separate; `load` reads the pretrained weights from the folders or hub names in
         `config.init`.
-      name: of the model on its card; that of the run's config by default.
-      license: for the card, as hubs abbreviate it, such as "apache-2.0".
-    Raises: CheckpointError if there is no run; WeightsError if `out` is there already, or the
+      name: of the model on its card; by default that of the run's config.
+      license: for the card, as abbreviated on hubs, such as "apache-2.0".
+    Raises: CheckpointError if there is no run; WeightsError if `out` already exists, or the
       pretrained weights cannot be read or were all trained.
     """
     parts = _read_run(Path(folder))
@@ -136,14 +137,14 @@ def export(
 def export_backbone(
     name: str | os.PathLike[str], out: str | os.PathLike[str], role: str = "decoder"
 ) -> None:
-    """Writes one pretrained part of a trained model as a folder that `transformers` opens: its
-    config.json, weights and tokenizer. Low-rank additions become part of the kernels; what z goes
-    through is left aside.
+    """Writes one pretrained part of a trained model as a folder that `transformers` can open: its
+    config.json, weights and tokenizer. Low-rank additions are merged into the kernels; the layers
+    that process z are left out.
 
     Args:
-      name: as of `load`. out: a new folder. role: "encoder" or "decoder".
-    Raises: WeightsError for a part that the model does not have or others could not load, or where
-      `out` holds weights already.
+      name: as for `load`. out: a new folder. role: "encoder" or "decoder".
+    Raises: WeightsError if the model lacks that part, or `transformers` could not load it, or `out`
+      already contains weights.
     """
     model = exports.merged(read_model(name))
     section: Any = model.config.model
@@ -166,13 +167,13 @@ def export_backbone(
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run, not of an export."""
-    # An export has its list of hashes; any other problem is reported as a fault of the run.
+    """Whether a folder holds a run rather than an export."""
+    # An export has a list of hashes; any other problem is reported as a fault of the run.
     return not (folder / exports.SUMS).is_file()
 
 
 def _read_run(folder: Path) -> exports.Export:
-    workdir.saved_config(folder)  # says so where there is no run
+    workdir.saved_config(folder)  # raises if there is no run
     saved = identity.saved(folder)
     if saved is None:
         raise CheckpointError(f"{folder}: its training has not saved a checkpoint yet")
@@ -194,7 +195,7 @@ def _config_of(ckpts: Checkpoints, best: bool) -> ConfigDict:
 
 
 def load_params(model: TextVAE, mesh: Mesh, folder: Path) -> tuple[Params, int]:
-    """The best parameters of the run in a folder, in their shardings, and their step.
+    """The best parameters of the run in a folder, with their shardings, and their step.
 
     Raises: CheckpointError if there is no checkpoint that fits.
     """
@@ -209,7 +210,7 @@ def load_params(model: TextVAE, mesh: Mesh, folder: Path) -> tuple[Params, int]:
 
 
 def _best(folder: Path, read: Callable[[Checkpoints, bool], T]) -> T:
-    """What `read` gives for the best checkpoint; for the last one where that is damaged or absent.
+    """Applies `read` to the best checkpoint, or to the last one if the best is damaged or absent.
 
     Raises: CheckpointError.
     """
@@ -219,7 +220,7 @@ def _best(folder: Path, read: Callable[[Checkpoints, bool], T]) -> T:
         try:
             return read(ckpts, True)
         except CheckpointError as error:
-            # A whole checkpoint that does not fit stays the best one, which `best` still names.
+            # An intact checkpoint that does not fit is still the best one, which `best` names.
             if ckpts.best() is not None or ckpts.latest() is None:
                 raise
             log.warning(

@@ -1,8 +1,8 @@
-"""Metrics: sums with their counts on the device, and one background thread that writes them out.
+"""Metrics: sums and counts on the device, and a background thread that writes them out.
 
-A train or evaluation step returns `{name: Ratio(sum, count)}`; sums over steps stay on the device
-until `ratios` fetches them, the one host sync of a logging interval. `Writer` sends numbers to
-`metrics.jsonl`, the trackers of `jvae.runs.trackers` and the console.
+A train or evaluation step returns `{name: Ratio(sum, count)}`. Sums over steps stay on the device
+until `ratios` fetches them, which is the only host sync of a logging interval. `Writer` sends the
+numbers to `metrics.jsonl`, the trackers of `jvae.runs.trackers` and the console.
 """
 
 import json
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class Ratio(NamedTuple):
-    """A sum and what to divide it by; both add up over batches, steps and devices."""
+    """A sum and its divisor; both add up over batches, steps and devices."""
 
     sum: Float[Array, ""]
     count: Float[Array, ""]
@@ -47,7 +47,7 @@ def _add(a: Sums, b: Sums) -> Sums:
 
 
 def add(total: Sums | None, sums: Sums) -> Sums:
-    """Sums of two periods as one, still on the device; a `total` of None is empty."""
+    """Adds the sums of two periods, still on the device; a `total` of None is empty."""
     return sums if total is None else _add(total, sums)
 
 
@@ -61,7 +61,7 @@ def ratios(sums: Sums) -> dict[str, float]:
 
 
 def to_json(sums: Sums | None) -> dict[str, list[float]] | None:
-    """Sums as JSON holds them, every bit kept: a checkpoint between two log lines has some."""
+    """Sums as JSON values with every bit kept, for a checkpoint between two log lines."""
     if sums is None:
         return None
     host = jax.device_get(sums)
@@ -69,7 +69,7 @@ def to_json(sums: Sums | None) -> dict[str, list[float]] | None:
 
 
 def from_json(stored: Mapping[str, list[float]] | None, where: Sharding) -> Sums | None:
-    """What `to_json` was given, on devices."""
+    """The inverse of `to_json`, on devices."""
     if stored is None:
         return None
     sums = {name: Ratio(*np.array(pair, np.float32)) for name, pair in stored.items()}
@@ -77,15 +77,15 @@ def from_json(stored: Mapping[str, list[float]] | None, where: Sharding) -> Sums
 
 
 class JsonLines:
-    """One JSON object per line, step first; numbers that are not finite are null.
+    """One JSON object per line, step first; non-finite numbers become null.
 
-    A line reaches the operating system as soon as it is written, so a killed process loses none,
-    and the disk on `flush`. Write and flush all lines of a step before its checkpoint: then a run
-    resumed from that checkpoint has exactly the lines of an unbroken one.
+    Every line is passed to the operating system when written, so a killed process loses none;
+    `flush` writes to disk. If you write and flush all lines of a step before its checkpoint, a run
+    resumed from that checkpoint has exactly the lines of an uninterrupted one.
     """
 
     def __init__(self, path: Path, resume_step: int):
-        """Drops lines past `resume_step`, and a last line cut short, in one atomic replacement."""
+        """Drops lines after `resume_step`, and a truncated last line, in one atomic replacement."""
         if path.exists():
             _truncate(path, resume_step)
         self._file = path.open("a", encoding="utf-8")
@@ -108,8 +108,8 @@ class JsonLines:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a metrics file, without a last line that was cut short. Lines that are no
-    metrics are skipped, with one warning.
+    """The objects of a metrics file, without a truncated last line. Invalid lines are skipped with
+    one warning.
 
     Raises: CheckpointError if the file cannot be read.
     """
@@ -126,7 +126,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _parse(path: Path) -> list[tuple[str, dict[str, Any] | None]]:
-    """Every whole line with its object; None where it is no line of metrics."""
+    """Every complete line with its object; None for a line that is not valid metrics."""
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except OSError as error:
@@ -172,7 +172,7 @@ def _open(workdir: Path, resume_step: int, config: ConfigDict | None) -> list[An
 
 
 class Writer:
-    """Writes metrics on one background thread, in the order given, so that the loop never waits."""
+    """Writes metrics on one background thread, in the given order, so that training never waits."""
 
     def __init__(
         self,
@@ -184,13 +184,13 @@ class Writer:
         active: bool = True,
         config: ConfigDict | None = None,
     ):
-        """Opens the files under `workdir`; what a run before wrote past `resume_step` is dropped.
+        """Opens the files under `workdir`; lines of an earlier run after `resume_step` are dropped.
 
         Args:
           total_steps: for the progress line.
-          stream: of the console, standard output unless given.
-          active: False on all processes but one; such a writer does nothing.
-          config: of the run, which names its trackers; without one, TensorBoard alone.
+          stream: of the console, standard output by default.
+          active: False on all processes but one; an inactive writer does nothing.
+          config: of the run, which names its trackers; without one, only TensorBoard.
         Raises: CheckpointError if the directory cannot be written.
         """
         self._console = Console(stream or sys.stdout, total_steps)
@@ -205,7 +205,7 @@ class Writer:
         self._thread.start()
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
-        """One line for a step: Python numbers, text or None, by name.
+        """Writes one line for a step: Python numbers, text or None, by name.
 
         Raises: CheckpointError if an earlier line could not be written.
         """
@@ -214,17 +214,17 @@ class Writer:
         self._queue.put(lambda: self._each(lambda sink: sink.write(step, values)))
 
     def spread(self, step: int, name: str, values: np.ndarray) -> None:
-        """A histogram for the trackers."""
+        """Sends a histogram to the trackers."""
         for tracker in self._trackers:
             self._queue.put(partial(tracker.spread, step, name, values))
 
     def progress(self, step: int) -> None:
-        """Moves the progress line; does nothing where the console is no terminal."""
+        """Updates the progress line; does nothing if the console is not a terminal."""
         if self._live:
             self._queue.put(lambda: self._console.progress(step))
 
     def flush(self) -> None:
-        """Returns when everything written so far is on disk.
+        """Blocks until everything written so far is on disk.
 
         Raises: CheckpointError if it could not be written.
         """
@@ -236,7 +236,7 @@ class Writer:
         self._check()
 
     def close(self) -> None:
-        """Flushes, ends the thread and closes the files."""
+        """Flushes, stops the thread and closes the files."""
         if not self._thread.is_alive():
             return
         self._queue.put(None)
@@ -261,7 +261,7 @@ class Writer:
     def _try(self, job: Callable[[], None]) -> None:
         try:
             job()
-        except Exception as error:  # kept for the loop's next call: a thread cannot raise there
+        except Exception as error:  # raised at the loop's next call: a thread cannot raise there
             self._error = self._error or error
 
     def _check(self) -> None:

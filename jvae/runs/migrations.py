@@ -1,7 +1,7 @@
-"""Parameters under the paths that older versions stored them at.
+"""Maps parameter paths between this version and older ones.
 
-A version of the layout, `jvae.config.SCHEMA`, is stored with every config. What moved between two
-versions is one line here, so runs and exports of any age open.
+Every config stores its layout version, `jvae.config.SCHEMA`. Each change of paths between versions
+is one entry here, so that runs and exports of any age can be opened.
 """
 
 import re
@@ -11,15 +11,15 @@ from jvae import config as configs
 
 
 class Move(NamedTuple):
-    """Parameters of a family that moved; both patterns hold from the start of a path segment."""
+    """Parameters of a family that moved; both patterns match from the start of a path segment."""
 
-    schema: int  # the first with the new path
+    schema: int  # first version with the new path
     family: str
     old: str
     new: str
 
 
-# What a chain's prior and posterior share became the latent's.
+# Parameters shared by a chain's prior and posterior moved to the latent.
 MOVES = (
     Move(2, "della", "prior/chain/state/", "latent/chain/state/"),
     Move(2, "della", "prior/chain/latent/", "latent/chain/latent/"),
@@ -27,18 +27,18 @@ MOVES = (
 
 
 class Paths(NamedTuple):
-    """Between today's paths and those of a stored run or export.
+    """Converts between current paths and those of a stored run or export.
 
-    Paths of optimizer moments, which end in those of their parameters, move with them.
+    Paths of optimizer moments end in those of their parameters, so they are converted as well.
     """
 
     moves: tuple[Move, ...] = ()
 
     @classmethod
     def of(cls, config: object) -> "Paths":
-        """For what has this stored config (JSON); today's paths where it is not text.
+        """For an artifact with this stored config (JSON); current paths if it is not text.
 
-        Raises: ConfigError for text that is no config, or one that a newer jvae wrote.
+        Raises: ConfigError for text that is not a config, or a config of a newer jvae.
         """
         if not isinstance(config, str):
             return cls()
@@ -47,13 +47,13 @@ class Paths(NamedTuple):
         return cls(tuple(m for m in MOVES if schema < m.schema and m.family == family))
 
     def old(self, path: str) -> str:
-        """Where a parameter of today's path is stored."""
+        """The stored path of a parameter with this current path."""
         for move in reversed(self.moves):
             path = _replace(path, move.new, move.old)
         return path
 
     def new(self, path: str) -> str:
-        """Today's path of a stored parameter."""
+        """The current path of a stored parameter."""
         for move in self.moves:
             path = _replace(path, move.old, move.new)
         return path

@@ -1,4 +1,4 @@
-"""The card of an export: what a person reads of a model in its folder and on a hub."""
+"""The card of an export: the README of a model in its folder and on a hub."""
 
 import json
 import re
@@ -15,27 +15,27 @@ from jvae.runs.build import build_model
 from jvae.tree import sizes
 
 FILE = "README.md"
-# Of README.md, which a test compares.
+# The same example as in README.md; a test compares them.
 EXAMPLE = """\
 vae = jvae.load("{name}")
 z = vae.encode(["a man is playing a guitar in a park", "two girls chased a frisbee on a beach"])
 vae.decode(z[:1] + 0.5 * (z[1:] - z[:1]))"""
-# Metrics for the hub's own tables, with K in the place of the digits.
+# Metrics for the hub's own tables; digits stand for K.
 INDEXED = r"nll_\d+|ppl_w|bpc|kl|mi|au_0\.01|exact_match|bleu"
 
 
 class About(NamedTuple):
-    """What a card says beside what the export holds."""
+    """Information on the card that the export itself does not hold."""
 
-    name: str = ""  # of the model: title, and what `load` is called with; of the config if empty
-    license: str = ""  # as hubs abbreviate it, such as apache-2.0
+    name: str = ""  # title, and the name passed to `load`; empty: the config's
+    license: str = ""  # as abbreviated on hubs, such as apache-2.0
     results: str = ""  # Markdown
     metrics: Mapping[str, float] = MappingProxyType({})
-    data: str = ""  # that they were measured on
+    data: str = ""  # data the results were measured on
 
 
 def of_run(folder: Path, name: str = "", license: str = "") -> About:
-    """What the evaluation of a run says of it; nothing where there was none."""
+    """Collects the evaluation results of a run; empty if there are none."""
     table = folder / "eval" / "test.txt"
     if not table.is_file():
         return About(name, license)
@@ -44,7 +44,7 @@ def of_run(folder: Path, name: str = "", license: str = "") -> About:
         report = json.loads(workdir.read_text(folder / "eval" / "test.json"))
         values = {key: row["value"] for key, row in report["metrics"].items()}
         files = [Path(file["name"]).name for file in report["card"]["data"] or ()]
-    except (CheckpointError, ValueError, KeyError, TypeError):  # of an older version, or damaged
+    except (CheckpointError, ValueError, KeyError, TypeError):  # from an older version, or damaged
         return About(name, license, results)
     metrics = {
         key: value
@@ -69,7 +69,7 @@ def write(
 
     Args:
       sums: name of the file of hashes.
-      elsewhere: where pretrained weights are that the export leaves out.
+      elsewhere: locations of pretrained weights that the export leaves out.
     """
     name = about.name or config.get("name", config.model.family)
     counts = sizes(params, depth=1)
@@ -120,9 +120,9 @@ import jvae
 
 
 def renamed(text: str, about: About) -> str:
-    """A card under another name and, where one is given, licence; all else as it was written.
+    """Changes the name on a card and, if given, the licence; the rest stays as written.
 
-    Raises: WeightsError for a card without the lines at its top that hubs read.
+    Raises: WeightsError for a card without the header that hubs read.
     """
     head, dashes, body = text.removeprefix("---\n").partition("---\n")
     if not text.startswith("---\n") or not dashes:
@@ -135,7 +135,7 @@ def renamed(text: str, about: About) -> str:
 
 
 def _front_matter(config: Any, about: About, name: str) -> str:
-    """YAML that hubs read; JSON strings are YAML."""
+    """YAML header for hubs; JSON strings are valid YAML."""
     bases = [one for one in (config.init.get("encoder"), config.init.get("decoder")) if one]
     hub_names = [one for one in dict.fromkeys(bases) if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", one)]
     lines = ["library_name: jvae", "pipeline_tag: text-generation"]
@@ -161,12 +161,12 @@ def _quoted(text: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """The name of a tokenizer, of a folder here its last part alone."""
+    """The name of a tokenizer; for a folder, only its last part."""
     return Path(name).name if name.startswith(("/", ".", "~")) else name
 
 
 def _example(config: Any, name: str) -> str:
-    """Three lines that use a model; of a language model, which has no latent, two."""
+    """Three lines that use a model; two for a language model, which has no latent."""
     if build_model(config).latent_shape[0]:
         return EXAMPLE.format(name=name)
     return f'vae = jvae.load("{name}")\nvae.sample(3)'

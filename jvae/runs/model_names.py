@@ -1,5 +1,5 @@
-"""What a name of a model stands for: a folder, a model that ships with jvae, or a repository of the
-Hugging Face hub. They are tried in this order, so a folder here is never hidden.
+"""Resolves the name of a model: a folder, a model that ships with jvae, or a repository on the
+Hugging Face hub. They are tried in this order, so a local folder always takes precedence.
 """
 
 import difflib
@@ -17,14 +17,14 @@ SHIPPED = Path(__file__).parents[1] / "shipped"
 
 
 def shipped() -> list[str]:
-    """The names of the models that come with the package."""
+    """The names of the models that ship with the package."""
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{files.CONFIG}"))
 
 
 def folder_of(name: str | os.PathLike[str]) -> Path:
-    """The folder of a model, fetched from the hub where nothing nearer has its name.
+    """The folder of a model, downloaded from the hub if no local model has that name.
 
-    Raises: WeightsError naming all places that were tried.
+    Raises: WeightsError listing all places that were tried.
     """
     text = os.fspath(name)
     try:
@@ -32,7 +32,7 @@ def folder_of(name: str | os.PathLike[str]) -> Path:
             raise ValueError("it holds a NUL character")
         folder = Path(text).expanduser()
         here = folder.exists()
-    except (RuntimeError, OSError, ValueError) as error:  # no such user, a name too long
+    except (RuntimeError, OSError, ValueError) as error:  # an unknown ~user or too long a name
         raise WeightsError(f"{text[:80]!r}: cannot be a folder ({error})") from None
     if here:
         log.info("model %s: the folder %s", text, folder.absolute())

@@ -1,7 +1,8 @@
-"""Files that appear whole or not at all, and what is not a file: devices, pipes, links.
+"""Writes files atomically, and handles paths that are not regular files: devices, pipes, links.
 
-A rename would put a regular file in the place of /dev/null or of a pipe, and cut a link from its
-target. So devices and pipes are written to, links are followed, and files alone are replaced.
+A rename would replace /dev/null or a pipe by a regular file, and would detach a link from its
+target. Therefore devices and pipes are written to, links are followed, and only regular files are
+replaced.
 """
 
 import contextlib
@@ -11,19 +12,20 @@ import stat
 import threading
 from pathlib import Path
 
-# Answers to a rename where the file itself may be writable: its folder is not, or it is a mount.
+# Errors of a rename for which the file itself may still be writable, such as a read-only folder or
+# a mount point.
 _NO_RENAME = (errno.EACCES, errno.EPERM, errno.EBUSY, errno.EXDEV, errno.EROFS)
 
 
 def write(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Writes a whole file or nothing; to a device or a pipe, all of it. Folders are created.
+    """Writes a whole file or nothing; to a device or pipe, all of the content. Creates folders.
 
-    Raises: OSError. BrokenPipeError where the reader of a pipe has gone.
+    Raises: OSError; BrokenPipeError if the reader of a pipe has exited.
     """
     data = content.encode() if isinstance(content, str) else content
     path = Path(path)
     if not _is_replaceable(path):
-        # Appended, as /dev/stdout may be a file that has lines already.
+        # Append, because /dev/stdout may be a file that already has content.
         with path.open("ab", buffering=0) as file:
             _write_all(file.fileno(), data)
         return
@@ -45,14 +47,14 @@ def write(path: str | os.PathLike[str], content: str | bytes) -> None:
 
 
 def _is_replaceable(path: Path) -> bool:
-    """Whether a rename may put a file there: it is a regular file, or nothing yet."""
+    """Whether a rename may replace the path: it is a regular file or does not exist."""
     if path.absolute().parts[1:2] in (("dev",), ("proc",)):
         return False
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
         return True
-    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)  # of a folder the rename says what it is
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)  # for a folder the rename raises a clear error
 
 
 def _write_all(number: int, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""`--config=auto`: a preset, and values for a corpus of one's own, from what the corpus is like."""
+"""`--config=auto`: chooses a preset and values that suit your corpus, from its statistics."""
 
 import dataclasses
 import math
@@ -14,33 +14,33 @@ from jvae.data import corpus
 from jvae.data.formats import Reader
 from jvae.errors import ConfigError
 
-NAME = "auto"  # of the config that asks for it
-READ = 50_000  # examples that the facts are of; there may be more
+NAME = "auto"  # name of the config that requests it
+READ = 50_000  # examples used for the statistics; the corpus may have more
 TOO_FEW = 2_000  # lines; with fewer, pretrained weights know more of the language than the text
-LONG = 100  # words of a text above which documents are cut into sentences
+LONG = 100  # words per text above which documents are split into sentences
 USES = 25  # how often an entry of a trained tokenizer should be used, on average
-VOCABULARY = (400, 8_000)  # smallest and largest
-UPDATES = (1_500, 8_000)  # fewest and most
-WORD_TOKENS = 1.4  # tokens of a word, with a vocabulary of a few thousand entries
-ROW = 64  # tokens of a row, unless texts are long
+VOCABULARY = (400, 8_000)  # smallest and largest vocabulary
+UPDATES = (1_500, 8_000)  # fewest and most updates
+WORD_TOKENS = 1.4  # tokens per word, with a vocabulary of a few thousand entries
+ROW = 64  # tokens per row, unless texts are long
 
 
 class Facts(NamedTuple):
-    """A corpus in numbers; of words, those between blanks."""
+    """Statistics of a corpus; words are separated by whitespace."""
 
     lines: int
-    mean: float  # words of a text
+    mean: float  # words per text
     longest: int
     most: int  # words that 99 % of the texts do not exceed
-    words: int  # in all
+    words: int  # total number of words
     different: int
-    once: float  # share of the different words that come once
+    once: float  # share of distinct words that occur once
     labels: int = 0
     source: bool = False
 
 
 class Choice(NamedTuple):
-    """The config to start from, values by key, and a line for each decision."""
+    """The base config, the values to set by key, and a line of explanation per decision."""
 
     preset: str
     values: dict[str, Any]
@@ -48,14 +48,14 @@ class Choice(NamedTuple):
 
 
 def read(data: ConfigDict) -> Facts:
-    """The facts of `data.train`.
+    """Computes the statistics of `data.train`.
 
     Raises: ConfigError if it names no text; DataError for text that cannot be read.
     """
     if not data.train:
         raise ConfigError("--config=auto reads your text: add --config.data.train=FILE")
     known = {field.name: data[field.name] for field in dataclasses.fields(Reader)}
-    # How long texts are is what there is to find out.
+    # Length limits off: the lengths are to be measured.
     known |= dict(on_error="drop", max_words=None, sentences=False)
     found = corpus.survey(data.train, dataclass_from(Reader, known, "data"), corpus.cache_dir(""))
     lengths, counts, labels = [], Counter(), set()
@@ -80,7 +80,7 @@ def read(data: ConfigDict) -> Facts:
 
 
 def choose(facts: Facts) -> Choice:
-    """What suits a corpus. Pure: the same facts give the same config."""
+    """Chooses a config for a corpus. Pure: the same statistics give the same config."""
     n, values, reasons = facts.lines, {}, []
 
     def say(text: str, **chosen: Any) -> None:
@@ -141,7 +141,7 @@ def choose(facts: Facts) -> Choice:
     why = f"a model of this size learns {n:,} texts by heart without" if dropout else "enough text"
     reasons.append(f"dropout={dropout:g}: {why}")
 
-    update = min(max(n / 60, 16), 64)  # texts of an update
+    update = min(max(n / 60, 16), 64)  # texts per update
     tokens = words * WORD_TOKENS + 2
     row = ROW if tokens < 40 else _power(2 * tokens)
     rows = max(round(update * tokens / row), 2)
@@ -170,14 +170,14 @@ def choose(facts: Facts) -> Choice:
 
 
 def describe(choice: Choice, own: Mapping[str, Any]) -> list[str]:
-    """The reasons, and what flags decided in their place."""
+    """The explanations, and the values that flags set instead."""
     kept = [key for key in own if key in choice.values]
     note = [f"as you set: {', '.join(f'{key}={own[key]}' for key in kept)}"] if kept else []
     return [*choice.reasons, *note]
 
 
 def _rounded(value: float) -> int:
-    """To two digits."""
+    """Rounds to two significant digits."""
     size = 10 ** max(int(math.log10(value)) - 1, 0)
     return round(value / size) * size
 

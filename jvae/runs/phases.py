@@ -1,16 +1,15 @@
-"""Phases of one run: what trains, under which objective and optimizer, for which share of it.
+"""Phases of a run: which parameters train, with which objective and optimizer, for which share.
 
-A phase is what would otherwise be a run of its own, started from the parameters of the one before:
-it has a fresh optimizer, and its schedules begin at its first step. Config section, in the order of
-the names:
+A phase acts like a separate run that starts from the parameters of the previous phase: it has a
+fresh optimizer, and its schedules begin at its first step. Config section, ordered by name:
 
-    phases.stage0.share       of train.steps; the shares of all phases add up to 1
-    phases.stage0.patience    checks without a better validation -ELBO that end it early; 0: never.
-                              Counted once its objective no longer changes
-    phases.stage0.optim       keys of `optim` that differ
-    phases.stage0.objective   keys of `objective` that differ; and `noise` likewise
+    phases.stage0.share       share of train.steps; the shares of all phases add up to 1
+    phases.stage0.patience    end the phase after this many checks without a better validation
+                              -ELBO; 0: never. Counting starts once its objective is final
+    phases.stage0.optim       keys of `optim` to override
+    phases.stage0.objective   keys of `objective` to override; likewise `noise`
 
-Without phases the run is one.
+Without this section the run has a single phase.
 """
 
 import math
@@ -28,11 +27,11 @@ KEYS = ("share", "patience", *SECTIONS)
 
 
 class Phase(NamedTuple):
-    """One phase with all its values settled.
+    """One phase with all values resolved.
 
-    name: "" where the run is one phase. notes: what was settled otherwise than the config says.
-    final: its steps after which the KL weight stays as it is and every parameter trains that ever
-    does.
+    name: "" if the run has a single phase. notes: values that differ from the config.
+    final: the number of its steps after which the KL weight is constant and all trainable
+    parameters are being trained.
     """
 
     name: str
@@ -45,21 +44,21 @@ class Phase(NamedTuple):
     final: int = 0
 
     def bound(self, rec: float, kl: float) -> float:
-        """The -ELBO under the final KL weight, which checks compare. Floors of the KL, auxiliary
-        terms and weights by length are devices of training and have no part in it.
+        """The -ELBO under the final KL weight, which checks compare. It excludes free bits,
+        auxiliary terms and length weights, which only apply in training.
         """
         return rec + float(self.objective.beta.stop) * kl
 
 
 class PhaseProgress(NamedTuple):
-    """Where a run stands in its phases; what of it a checkpoint keeps beside the state."""
+    """Where a run is in its phases: the part that a checkpoint stores next to the state."""
 
-    index: int = 0  # phase
+    index: int = 0  # index of the phase
     begin: int = 0  # steps of the run before this phase
     best: float | None = None  # lowest validation -ELBO of this phase at its final objective
     stalled: int = 0  # checks since then
     over: bool = False  # whether the phase has ended
-    steps: int | None = None  # of this phase, where train.steps changed since it began
+    steps: int | None = None  # steps of this phase, if train.steps changed after it began
     best_per_token: float | None = None  # the same in nats per token
     train_per_token: float | None = None  # -ELBO of training at that check
 
@@ -71,17 +70,17 @@ class PhaseProgress(NamedTuple):
         return self.train_per_token, self.best_per_token
 
     def counts(self, phase: Phase, done: int) -> bool:
-        """Whether a check at `done` steps of the run compares with others: the objective is final.
+        """Whether a check at `done` steps of the run is comparable: the objective is final.
 
-        Validation weighs the KL as the end of the phase does, so its -ELBO may well rise until
-        training does the same.
+        Validation uses the KL weight from the end of the phase, so its -ELBO may rise until
+        training uses the same weight.
         """
         return done - self.begin >= phase.final
 
     def checked(
         self, phase: Phase, done: int, bound: float, per_token: tuple[float, float] | None = None
     ) -> "PhaseProgress":
-        """After a check at `done` steps of the run, with a validation -ELBO of `bound`."""
+        """The progress after a check at `done` steps of the run with validation -ELBO `bound`."""
         if not self.counts(phase, done):
             over = done - self.begin >= phase.steps
             return PhaseProgress(self.index, self.begin, over=over, steps=self.steps)
@@ -95,7 +94,7 @@ class PhaseProgress(NamedTuple):
         return at._replace(train_per_token=train, best_per_token=valid)
 
     def following(self, done: int) -> "PhaseProgress":
-        """At the start of the next phase."""
+        """The progress at the start of the next phase."""
         return PhaseProgress(self.index + 1, done)
 
 
@@ -135,7 +134,7 @@ def resolve(config: ConfigDict) -> tuple[Phase, ...]:
 
 
 def _settled(phase: Phase) -> Phase:
-    """The phase with a warm-up that is no longer than it, and the step its objective is final."""
+    """The phase with its warm-up cut to its length, and the step where its objective is final."""
     warmup = phase.optim.warmup_steps
     if warmup > phase.steps:
         optim = ConfigDict(phase.optim.to_dict() | dict(warmup_steps=phase.steps))
@@ -148,18 +147,18 @@ def _settled(phase: Phase) -> Phase:
 
 
 def at_place(plan: Sequence[Phase], at: PhaseProgress) -> Phase:
-    """The phase that a run is in, as long as it is there."""
+    """The phase a run is in, with its actual length."""
     phase = plan[at.index]
     return phase if at.steps is None else _of_length(phase, at.steps)
 
 
 def replan(config: ConfigDict, meta: Mapping[str, Any]) -> PhaseProgress:
-    """Where the run of a checkpoint stands in the phases of a config, whose train.steps may differ.
+    """Where a checkpointed run is in the phases of a config, whose train.steps may have changed.
 
-    The phase it is in, or ended with, then ends where its share of the new steps does. Those before
-    stay as they were, those after it have their share.
+    The current (or just completed) phase then ends at its share of the new steps. Earlier phases
+    keep their lengths; later ones get their shares of the new steps.
 
-    Raises: ConfigError if more steps are done than that.
+    Raises: ConfigError if more steps than that are already done.
     """
     at, done = PhaseProgress(**meta["phase"]), int(meta["step"])
     old, new = resolve(configs.stored(meta["config"])), resolve(config)
@@ -177,16 +176,16 @@ def replan(config: ConfigDict, meta: Mapping[str, Any]) -> PhaseProgress:
 
 
 def finished(config: ConfigDict, meta: Mapping[str, Any]) -> bool:
-    """Whether the checkpoint of that meta ends the training of a config.
+    """Whether the checkpoint with that meta completes the training of a config.
 
-    Raises: ConfigError as `replan`.
+    Raises: ConfigError as in `replan`.
     """
     at = replan(config, meta)
     return at.over and at.index + 1 == len(resolve(config))
 
 
 def _end(plan: Sequence[Phase], index: int) -> int:
-    """Steps of a run to the end of a phase, unless patience ends one before."""
+    """Steps of a run up to the end of a phase, if patience does not end one earlier."""
     return sum(phase.steps for phase in plan[: index + 1])
 
 
@@ -199,7 +198,7 @@ def _of_length(phase: Phase, steps: int) -> Phase:
         if isinstance(fields, (tuple, list)) and len(fields) == 4
     )
     final = max(starts, default=0)
-    if phase.objective.z != "zero":  # there the KL has no weight at all
+    if phase.objective.z != "zero":  # with z = "zero" the KL has no weight at all
         final = max(final, schedules.final_from(phase.objective.beta, steps))
     return phase._replace(steps=steps, final=final)
 

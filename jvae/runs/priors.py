@@ -1,8 +1,7 @@
-"""Fitted priors on disk: one JSON file and one safetensors file each, in `priors/` of a run or
-export.
+"""Storage of fitted priors: a JSON and a safetensors file each, in `priors/` of a run or export.
 
-The JSON file names the other one, whose name holds the hash of its content, so replacing the JSON
-file replaces a prior as a whole.
+The JSON file names the other one, whose name contains the hash of its content, so replacing the
+JSON file replaces the prior atomically.
 """
 
 import contextlib
@@ -32,12 +31,12 @@ _NAME = re.compile(r"[A-Za-z0-9][\w-]{0,63}")
 
 
 def weights_digest(params: Params) -> str:
-    """SHA-256 of all parameters by path: whether a prior was fitted to latents of this model."""
+    """SHA-256 of all parameters by path, to check that a prior belongs to this model."""
     return bases.digest(named_leaves(params))
 
 
 def check_name(name: str) -> None:
-    """Raises: ConfigError unless it can be the name of a prior."""
+    """Raises: ConfigError unless it is valid as the name of a prior."""
     if not _NAME.fullmatch(name):
         raise ConfigError(
             f"--prior.name={name}: expected letters, digits, _ and -, at most 64 of them"
@@ -50,7 +49,7 @@ def names(folder: Path) -> list[str]:
 
 
 def encode(fitted: Fitted, weights: str) -> dict[str, bytes]:
-    """The files of a prior, the one that names the other last.
+    """The files of a prior; the JSON file comes last, because it refers to the other.
 
     Args:
       weights: digest of the parameters of the model.
@@ -75,11 +74,10 @@ def encode(fitted: Fitted, weights: str) -> dict[str, bytes]:
 
 
 def write(folder: Path, fitted: Fitted, weights: str) -> Path:
-    """Stores a prior in the folder of its run, in the place of one of the same name; gives its
-    JSON file.
+    """Stores a prior in the folder of its run, replacing one with the same name; returns the path
+    of its JSON file.
 
-    Raises: ConfigError for a name that no file can have; CheckpointError where it cannot be
-      written.
+    Raises: ConfigError for an invalid name; CheckpointError if it cannot be written.
     """
     check_name(fitted.name)
     content = encode(fitted, weights)
@@ -93,12 +91,12 @@ def write(folder: Path, fitted: Fitted, weights: str) -> Path:
 
 
 def read(folder: Path, name: str, weights: str | None) -> Fitted:
-    """A prior of a run or export.
+    """Reads a prior of a run or export.
 
     Args:
-      weights: digest of the parameters it is to be used with; None to take it for any.
-    Raises: ConfigError if there is none of that name; WeightsError if it is damaged or was fitted
-      to another model.
+      weights: digest of the parameters it will be used with; None to skip this check.
+    Raises: ConfigError if there is no prior of that name; WeightsError if it is damaged or was
+      fitted to another model.
     """
     path = folder / FOLDER / f"{name}.json"
     if not _NAME.fullmatch(name) or not path.is_file():
@@ -142,7 +140,7 @@ def read(folder: Path, name: str, weights: str | None) -> Fitted:
 
 
 class Opener:
-    """Reads the priors of a folder by name for a model with these parameters, each once."""
+    """Reads the priors of a folder by name, each once, for a model with these parameters."""
 
     def __init__(self, folder: Path, params: Params) -> None:
         self._folder, self._params = folder, params
@@ -153,7 +151,7 @@ class Opener:
         return weights_digest(self._params)
 
     def __call__(self, name: str) -> Fitted:
-        """Raises: as `read` does."""
+        """Raises: as in `read`."""
         if name not in self._priors:
             self._priors[name] = read(self._folder, name, self._weights)
         return self._priors[name]
@@ -164,20 +162,20 @@ class Opener:
 
 
 def labelled(folder: Path) -> list[str]:
-    """The fitted priors of a run or export that know labels, whatever weights they belong to."""
+    """The label-conditional priors of a run or export, whatever weights they were fitted to."""
 
     def knows(name: str) -> bool:
         try:
             text = (folder / FOLDER / f"{name}.json").read_text(encoding="utf-8")
             return bool(json.loads(text)["labels"])
         except (OSError, KeyError, TypeError, ValueError):
-            return False  # `read` says what is wrong with it
+            return False  # `read` reports what is wrong with it
 
     return [name for name in names(folder) if knows(name)]
 
 
 def only_labelled(folder: Path) -> str:
-    """The prior that a label means where none is named.
+    """The prior to use for a label if no prior is named.
 
     Raises: ConfigError unless exactly one was fitted with labels.
     """
@@ -198,10 +196,10 @@ def only_labelled(folder: Path) -> str:
 def for_export(folder: Path, params: Params, exported: Params) -> dict[str, bytes]:
     """The files of all priors of a run that were fitted to these parameters, by path in an export.
 
-    Args:
-      exported: the same model as it is exported, which the priors will belong to.
+    Priors of other checkpoints and damaged ones are left out with a warning.
 
-    Those of other checkpoints are left out with a warning; so are damaged ones.
+    Args:
+      exported: the same model in its exported form, to which the exported priors will belong.
     """
     weights, content = weights_digest(params), {}
     belonging = weights_digest(exported)
@@ -216,7 +214,7 @@ def for_export(folder: Path, params: Params, exported: Params) -> dict[str, byte
 
 
 def _nested(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Arrays by path as a nested dictionary."""
+    """Converts arrays by path to a nested dictionary."""
     tree: dict[str, Any] = {}
     for path, array in tensors.items():
         *parents, name = path.split("/")

@@ -1,11 +1,11 @@
-"""The commit that a number comes from."""
+"""The commit that produced a result."""
 
 import subprocess
 from pathlib import Path
 
 
 def commit() -> str | None:
-    """The commit of the checkout that runs; None for an installed package."""
+    """The commit of the current checkout; None for an installed package."""
     top = Path(__file__).resolve().parents[2]
     if not (top / ".git").exists():
         return None

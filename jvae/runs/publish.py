@@ -1,4 +1,4 @@
-"""Trained models on the Hugging Face hub, as exports."""
+"""Uploads trained models to the Hugging Face hub, as exports."""
 
 import os
 import shutil
@@ -25,8 +25,8 @@ def push(
     """Uploads a model. See `jvae.inference.text_vae.LoadedVAE.push_to_hub`.
 
     Args:
-      write: writes it as an export into a new folder, called with that and, by keyword, `name` and
-        `license` for its card.
+      write: function that writes the model as an export into a new folder; it is called with the
+        folder and the keywords `name` and `license` for its card.
     """
     if name.count("/") != 1:
         raise WeightsError(f"{name}: expected the name of a repository, such as user/my-model")
@@ -38,7 +38,7 @@ def push(
 
 
 def copy(folder: Path, out: str | os.PathLike[str], *, name: str, license: str) -> None:
-    """Copies an export, its card under another name."""
+    """Copies an export, with its card under another name."""
     shutil.copytree(folder, out, ignore=shutil.ignore_patterns(".*"))
     card = Path(out) / model_card.FILE
     if card.is_file():

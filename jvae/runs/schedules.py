@@ -1,7 +1,7 @@
-"""Weights of the KL term over training: functions of the step that can be traced inside jit.
+"""Schedules of the KL weight: functions of the step that can be traced inside jit.
 
-Every schedule maps a step, counted from 0, to a float32 scalar, and stays at `stop` once its
-`n_iter` steps are over.
+Every schedule maps a step, counted from 0, to a float32 scalar, and stays at `stop` after `n_iter`
+steps.
 """
 
 import functools
@@ -43,11 +43,11 @@ def cyclic_zero_linear(
 ) -> Schedule:
     """`n_cycle` times: `start` for `ratio_zero` of it, a line for `ratio_increase`, then `stop`.
 
-    The line's first value is `start` itself, so a cycle holds one more step at `start` than the
-    ratio says. A cycle begins at the whole step below its real-valued place. A line that does not
-    fit in its cycle is cut by the next one.
+    The line's first value is `start` itself, so a cycle has one more step at `start` than the ratio
+    implies. A cycle begins at its real-valued start rounded down. A line that does not fit in its
+    cycle is cut off by the next one.
 
-    Raises: ConfigError for a start above the stop.
+    Raises: ConfigError if `start` exceeds `stop`.
     Source: Li et al. 2020 (Optimus), section 4.3 and the released `frange_cycle_zero_linear`.
     """
     _require(start <= stop, f"start = {start} and stop = {stop}, expected start <= stop")
@@ -59,7 +59,7 @@ def cyclic_zero_linear(
     def schedule(step: Int[Array, ""] | int) -> Float[Array, ""]:
         step = jnp.asarray(step, jnp.int32)
         cycle = jnp.searchsorted(jnp.asarray(begins), step, side="right") - 1
-        # Integers until the last moment: float32 steps would be inexact after 2**24.
+        # Keep integers as long as possible: float32 steps are inexact above 2**24.
         climbed = jnp.maximum(step - jnp.asarray(begins)[cycle] - flat, 0)
         beta = jnp.minimum(start + rise * climbed.astype(jnp.float32), stop)
         return jnp.where(step < n_iter, beta, stop).astype(jnp.float32)
@@ -72,7 +72,7 @@ def cyclic_linear(
 ) -> Schedule:
     """`n_cycle` times: a line from `start` to `stop` for `ratio_increase` of a cycle, then `stop`.
 
-    Raises: ConfigError for a start above the stop.
+    Raises: ConfigError if `start` exceeds `stop`.
     Source: Fu et al. 2019 and the released Optimus `frange_cycle_linear`.
     """
     return cyclic_zero_linear(n_iter, start, stop, n_cycle, ratio_increase, ratio_zero=0.0)
@@ -87,12 +87,12 @@ KINDS: dict[str, Callable[..., Schedule]] = {
 
 
 def build(cfg: Mapping[str, Any], total_steps: int) -> Schedule:
-    """The schedule of a config section: `kind` and the arguments of that function, by name.
+    """Builds the schedule of a config section: `kind` and the arguments of that function, by name.
 
-    A section may also hold arguments that only other kinds read, so that one flag switches the
-    kind. `n_iter` absent or None means `total_steps`.
+    A section may also contain arguments of other kinds, so that a single flag can switch the kind.
+    If `n_iter` is absent or None, it is `total_steps`.
 
-    Raises: ConfigError for an argument no kind has, a missing one, or a start above its stop.
+    Raises: ConfigError for an unknown argument, a missing one, or a `start` above `stop`.
     """
     given = {name: value for name, value in dict(cfg).items() if name != "kind"}
     kind = str(cfg.get("kind"))
@@ -108,27 +108,27 @@ def build(cfg: Mapping[str, Any], total_steps: int) -> Schedule:
 
 
 def final_from(cfg: Mapping[str, Any], total_steps: int) -> int:
-    """The first of `total_steps` steps from which the schedule of a config section stays at its
-    last value; `total_steps` if it gets there later.
+    """The first step from which the schedule of a config section stays at its last value;
+    `total_steps` if it gets there later.
 
-    Raises: ConfigError as `build`.
+    Raises: ConfigError as in `build`.
     """
     return _final_from(tuple(sorted(dict(cfg).items())), total_steps)
 
 
-@functools.lru_cache(maxsize=256)  # every look at the phases of a run asks
+@functools.lru_cache(maxsize=256)  # called whenever the phases of a run are resolved
 def _final_from(items: tuple[tuple[str, Any], ...], total_steps: int) -> int:
     schedule = build(dict(items), total_steps)
     step_t = np.append(np.arange(total_steps, dtype=np.int32), np.int32(_NEVER))
-    *value_t, last = np.asarray(jax.jit(schedule)(step_t))  # one program, not one an operation
+    *value_t, last = np.asarray(jax.jit(schedule)(step_t))  # one program, not one per operation
     changing = np.flatnonzero(value_t != last)
     return int(changing[-1]) + 1 if len(changing) else 0
 
 
 def step_of(value: int | str, total_steps: int, where: str) -> int:
-    """A step of a run: a number, or a share of the run as text, "1/6", rounded down.
+    """A step of a run: a number, or a share of the run as text, such as "1/6", rounded down.
 
-    Raises: ConfigError that begins with `where` for what is neither, or no step of the run.
+    Raises: ConfigError, starting with `where`, for other values or a step outside the run.
     """
     try:
         step = int(Fraction(value) * total_steps) if isinstance(value, str) else int(value)

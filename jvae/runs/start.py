@@ -1,9 +1,9 @@
-"""What a config takes from the pretrained folders that `init.encoder` and `init.decoder` name.
+"""Takes settings from the pretrained folders that `init.encoder` and `init.decoder` name.
 
-Sizes come from config.json, tokenizers from the files beside it, the pooling of a sentence encoder
-from 1_Pooling. Flags add to that and may not contradict sizes. Nothing that is a matter of training
-is taken: dropout, number types, latents. A run that has begun takes all of it from its own config
-and needs the folders no more.
+Sizes come from config.json, tokenizers from the files next to it, and the pooling of a sentence
+encoder from 1_Pooling. Flags may add to these but must not contradict sizes. Training settings
+(dropout, number types, latents) are not taken. A run that has started takes all of this from its
+own config and no longer needs the folders.
 """
 
 import logging
@@ -33,12 +33,12 @@ log = logging.getLogger(__name__)
 
 ROLES = ("encoder", "decoder")
 MODULES, POOLING = "modules.json", "1_Pooling"
-# How sentence-transformers pools, and what a model may call it, the best first.
+# Poolings of sentence-transformers and the corresponding names in a model, best first.
 POOLS = {"mean": ("mean",), "cls": ("first", "cls"), "max": ("max",), "lasttoken": ("last",)}
 
 
 class Source(NamedTuple):
-    """What a folder says. values: of the section `model.<role>`."""
+    """Settings read from a folder. values: for the section `model.<role>`."""
 
     role: str
     name: str
@@ -48,12 +48,12 @@ class Source(NamedTuple):
 def configure(
     config: ConfigDict, overrides: Sequence[str], folder: Path | None = None
 ) -> ConfigDict:
-    """A locked copy of a config with flags, and with what its pretrained folders say.
+    """Returns a locked copy of a config with flags and settings of its pretrained folders applied.
 
     Args:
-      overrides: as of `jvae.config.apply_overrides`. folder: of the run.
-    Raises: ConfigError for a flag that contradicts a folder, a kind of model that no backbone reads
-      or a part that the family has no place for; WeightsError for a folder that cannot be read.
+      overrides: as in `jvae.config.apply_overrides`. folder: of the run.
+    Raises: ConfigError for a flag that contradicts a folder, a kind of model without a matching
+      backbone, or a part that the family cannot use; WeightsError for a folder that cannot be read.
     """
     if config.name == own_text.NAME:
         return _for_own_text(config, overrides, folder)
@@ -91,8 +91,8 @@ def configure(
 
 
 def _for_own_text(config: ConfigDict, overrides: Sequence[str], folder: Path | None) -> ConfigDict:
-    """The config that `jvae.runs.own_text` chooses, with flags; that of the run in a folder, where
-    there is one.
+    """The config that `jvae.runs.own_text` chooses, with flags; if the folder already holds a run,
+    the config of that run.
     """
     if folder is not None and workdir.checkpoints(folder):
         return configs.apply_overrides(workdir.saved_config(folder), overrides)
@@ -112,9 +112,9 @@ def _as_text(value: Any) -> str:
 
 
 def wanted(config: Any) -> list[tuple[PretrainedPart, str]]:
-    """The parts of a model that start from pretrained weights, and from where.
+    """The parts of a model that start from pretrained weights, and their sources.
 
-    Raises: ConfigError for a part that the family has no place for.
+    Raises: ConfigError for a part that the family cannot use.
     """
     family = config.model.family
     asked = {role: str(config.init[role]) for role in ROLES if config.init[role]}
@@ -136,7 +136,7 @@ def _key(override: str) -> str:
 
 
 def _begun(folder: Path | None, named: Mapping[str, str]) -> ConfigDict | None:
-    """The config of the run in a folder, where it began from the same pretrained folders."""
+    """The config of the run in a folder, if it was started from the same pretrained folders."""
     if folder is None or not workdir.checkpoints(folder):
         return None
     if not (folder / workdir.CONFIG).is_file():
@@ -161,7 +161,7 @@ def _take_from_run(draft: ConfigDict, saved: ConfigDict, named: Mapping[str, str
 
 
 def _take(draft: ConfigDict, family: Family, source: Source) -> None:
-    """Puts sizes and tokenizer of a folder in a config."""
+    """Copies sizes and tokenizer of a folder into a config."""
     role, name = source.role, source.name
     if role in fields_of(family.config):
         old = draft.model.get(role) or draft.model.decoder
@@ -174,7 +174,7 @@ def _take(draft: ConfigDict, family: Family, source: Source) -> None:
 
 def _source(role: str, name: str, backbone: str | None) -> Source:
     """Args:
-    backbone: of the config, for folders that do not say what they are.
+    backbone: from the config, for folders that do not name theirs.
     """
     try:
         stated = files.config_of(name)
@@ -193,12 +193,12 @@ def _source(role: str, name: str, backbone: str | None) -> Source:
         )
     layout = LAYOUTS[kinds[kind]].files
     sizes = backbones.sizes(layout, Checkpoint(name, stated, {}, False, ()))
-    sizes.pop("vocab", None)  # the tokenizer's, up to rows of no token
+    sizes.pop("vocab", None)  # taken from the tokenizer; there may be rows without a token
     return Source(role, name, {KEY: kinds[kind], **sizes})
 
 
 def _section(old: ConfigDict, source: Source) -> dict[str, Any]:
-    """A section of the sizes of a folder; all else is as the config has it, or the default."""
+    """A section with the sizes of a folder; other values come from the config or the defaults."""
     kept = old.to_dict()
     if kept.get(KEY) != source.values[KEY]:
         kind = BACKBONES[source.values[KEY]].config
@@ -209,10 +209,10 @@ def _section(old: ConfigDict, source: Source) -> dict[str, Any]:
 
 
 def _check(config: ConfigDict, sources: Sequence[Source], own: Mapping[str, Any]) -> None:
-    """Raises: ConfigError naming every value that a user set and a folder contradicts.
+    """Raises: ConfigError naming every user-set value that a folder contradicts.
 
     Args:
-      own: values of the config file that are not a shipped config's, by key.
+      own: values of the config file that differ from a shipped config's, by key.
     """
     wrong = []
     for source in sources:
@@ -236,8 +236,8 @@ def _same(have: Any, value: Any) -> bool:
 
 
 def _own_values(old: ConfigDict | None, source: Source) -> dict[str, Any]:
-    """Sizes of a section that its folder contradicts and that no shipped config has: those were set
-    in a config file of one's own, all others come with a preset.
+    """Sizes in a section that contradict its folder and that no shipped config has. The user must
+    have set these in their own config file; all others come from a preset.
     """
     if old is None or old.get(KEY) != source.values[KEY]:
         return {}
@@ -258,11 +258,11 @@ def _described(source: Source) -> str:
 
 
 def _take_pool(draft: ConfigDict, family: Family, name: str, own: Sequence[str]) -> list[str]:
-    """Pools as the sentence encoder of a folder was trained to.
+    """Sets the pooling that the sentence encoder in a folder was trained with.
 
     Args:
       own: the flags that set `model.pool`.
-    Returns: what there is to say of it.
+    Returns: messages about the choice.
     """
     hint, field = _pooling(files.finder(name)), fields_of(family.config).get("pool")
     if hint is None or not isinstance(field, Field):
@@ -282,7 +282,7 @@ def _take_pool(draft: ConfigDict, family: Family, name: str, own: Sequence[str])
 
 
 def _pooling(find: Callable[[str], Path | None]) -> str | None:
-    """How a sentence-transformers folder pools; None where it does not say, or in several ways."""
+    """The pooling of a sentence-transformers folder; None if it names none or several."""
     modules = find(MODULES)
     if modules is None:
         return None

@@ -1,7 +1,7 @@
-"""The form in which a state is stored: nested dictionaries of arrays, and proof they are whole.
+"""The stored form of a state: nested dictionaries of arrays, with checksums.
 
-What lies on disk depends on paths, shapes and dtypes only, not on the classes of the state nor on
-how it was spread over devices.
+The files depend only on paths, shapes and dtypes, not on the classes of the state or on how it was
+sharded over devices.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,14 +25,14 @@ def key_kinds(state: Any) -> dict[str, str]:
 
 
 def arrays_of(state: Any) -> Any:
-    """The state with the data of random keys in their place."""
+    """The state with random keys replaced by their data."""
     return jax.tree.map(
         lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf), state
     )
 
 
 def abstract_arrays_of(abstract: Any) -> Any:
-    """As `arrays_of` for abstract leaves, which keep their sharding, or get a local device."""
+    """Like `arrays_of` for abstract leaves, which keep their sharding or get a local device."""
 
     def convert(leaf: Any) -> jax.ShapeDtypeStruct:
         data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
@@ -43,7 +43,7 @@ def abstract_arrays_of(abstract: Any) -> Any:
 
 
 def state_of(arrays: Mapping[str, Any], abstract: Any, kinds: Mapping[str, str]) -> Any:
-    """The state again, with the structure of `abstract`, from its arrays by path.
+    """Rebuilds a state with the structure of `abstract` from its arrays by path.
 
     Raises: CheckpointError if a random key is of another kind than in `abstract`.
     """
@@ -60,7 +60,7 @@ def state_of(arrays: Mapping[str, Any], abstract: Any, kinds: Mapping[str, str])
 
 
 def nested(tree: Any, rename: Callable[[str], str] = lambda path: path) -> dict[str, Any]:
-    """Leaves in nested dictionaries by path, or by what `rename` makes of it."""
+    """Leaves in nested dictionaries by path, or by the result of `rename` for it."""
     top: dict[str, Any] = {}
     for name, leaf in named_leaves(tree).items():
         *above, last = rename(name).split("/")
@@ -74,7 +74,7 @@ def nested(tree: Any, rename: Callable[[str], str] = lambda path: path) -> dict[
 def compare(
     where: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any], partial: bool
 ) -> None:
-    """Checks that two states are alike; `stored` may have more if `partial`.
+    """Checks that two states match; `stored` may have more entries if `partial`.
 
     Raises: CheckpointError naming paths, shapes or dtypes that differ.
     """
@@ -100,9 +100,9 @@ def compare(
 
 
 def checksums(arrays: Any) -> dict[str, int]:
-    """A number of 32 bits per array, by path, that changes with every flipped bit.
+    """A 32-bit checksum per array, by path, that changes with every flipped bit.
 
-    Computed where the arrays are; integer sums do not depend on how they are cut into shards.
+    Computed where the arrays are; integer sums do not depend on the sharding.
     """
     sums = jax.device_get(_checksums(named_leaves(arrays)))
     return {name: int(value) for name, value in sums.items()}
@@ -110,7 +110,7 @@ def checksums(arrays: Any) -> dict[str, int]:
 
 @jax.jit
 def _checksums(arrays: dict[str, Array]) -> dict[str, UInt[Array, ""]]:
-    # One program: of several at once, virtual devices may each wait for another one's sum.
+    # A single program: with several at once, virtual devices may deadlock waiting for each other.
     return {name: _checksum(array) for name, array in arrays.items()}
 
 
@@ -122,7 +122,7 @@ def _checksum(array: Array) -> UInt[Array, ""]:
     place = jnp.zeros(bits.shape, jnp.uint32)
     for axis, size in enumerate(bits.shape):
         place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    # An odd weight is invertible modulo 2**32, so no single change is lost; places differ.
+    # An odd weight is invertible modulo 2**32, so every single change shows; positions differ.
     weight = place * jnp.uint32(2_654_435_762) | jnp.uint32(1)
     return jnp.sum(bits * weight, dtype=jnp.uint32)
 

@@ -1,4 +1,4 @@
-"""Where metrics go beside metrics.jsonl: TensorBoard files, and Weights & Biases."""
+"""Trackers that receive metrics in addition to metrics.jsonl: TensorBoard and Weights & Biases."""
 
 import logging
 import math
@@ -15,12 +15,12 @@ from jvae.runs.console import Value
 
 log = logging.getLogger(__name__)
 
-ID = "wandb_id"  # file that makes a resumed run the same one there
-SHOWN = 20  # lines of each file of samples
+ID = "wandb_id"  # file with the id under which a resumed run continues there
+SHOWN = 20  # lines shown of each file of samples
 
 
 class Tracker(Protocol):
-    """Numbers, histograms and texts of a run by step."""
+    """Receives numbers, histograms and texts of a run by step."""
 
     def write(self, step: int, values: Mapping[str, Value]) -> None: ...
 
@@ -34,15 +34,15 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files through tensorboardX; numbers that are not finite are left out."""
+    """Writes event files through tensorboardX; non-finite numbers are left out."""
 
     def __init__(self, folder: Path, resume_step: int, suffix: str = ""):
         """Args:
-        suffix: of the file, whose name else is the second it was opened in.
+        suffix: of the file name, which otherwise only depends on the second it was opened.
         """
         from tensorboardX import SummaryWriter
 
-        # TensorBoard hides what an earlier process wrote past the step resumed from.
+        # TensorBoard hides events of an earlier process after the step resumed from.
         self._writer = SummaryWriter(
             str(folder),
             purge_step=resume_step + 1 if folder.exists() else None,
@@ -67,7 +67,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run of Weights & Biases, the same one when the training is resumed."""
+    """A Weights & Biases run; resumed training continues the same one."""
 
     def __init__(self, folder: Path, project: str, config: ConfigDict):
         import wandb  # pyright: ignore[reportMissingImports]
@@ -96,7 +96,7 @@ class Wandb:
         self._run.log({name: table}, step=step)
 
     def flush(self) -> None:
-        """Its own process sends what is logged."""
+        """Does nothing: its own process sends what is logged."""
 
     def close(self) -> None:
         self._run.finish()
@@ -105,7 +105,7 @@ class Wandb:
 def opened(
     folder: Path, resume_step: int, config: ConfigDict | None, suffix: str = ""
 ) -> list[Tracker]:
-    """The trackers that a config asks for."""
+    """Opens the trackers that a config requests."""
     trackers: list[Tracker] = []
     if config is None or config.train.tensorboard:
         try:
@@ -118,7 +118,7 @@ def opened(
 
 
 def finish(folder: Path, step: int, config: ConfigDict, values: Mapping[str, Value]) -> None:
-    """Adds the numbers of an evaluation, and the texts it wrote, to the trackers of its run."""
+    """Adds evaluation results, and the texts written, to the trackers of the run."""
     for tracker in opened(folder, step, config, ".evaluation"):
         tracker.write(step, values)
         for path in sorted((folder / "samples").glob("*.txt")):

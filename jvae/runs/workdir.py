@@ -1,14 +1,14 @@
-"""The files of a run's directory, and whose run it is.
+"""The files in a run's directory, and the checks that protect it from other runs.
 
-config.json            the config as given, from the first checkpoint on
+config.json            the config as given, written with the first checkpoint
 tokenizers/            both tokenizers
-ckpt/                  checkpoints, and once for all of them what no phase trains
+ckpt/                  checkpoints; parameters that no phase trains are stored once for all
 metrics.jsonl          one JSON object per log line; tensorboard/ holds the same
 eval/<split>.json      metrics and reporting card
 priors/                fitted priors, see `jvae.runs.priors`
 latents/               latents of a split that priors were fitted to; may be deleted
 samples/*.txt          text
-lock                   host and process that train here; empty when none does
+lock                   host and process that is training here; empty otherwise
 """
 
 import contextlib
@@ -29,15 +29,15 @@ from jvae.runs import output
 from jvae.runs.completed import completed
 
 CONFIG = "config.json"
-# What may change between two calls on one run; every other key is fixed by its first checkpoint.
-# It acts after training, on the console or on the speed only. The mesh decides where numbers live,
-# and the last digits of their sums.
+# Keys that may change between two commands on one run; the first checkpoint fixes all others. They
+# only affect what happens after training, the console or the speed. The mesh determines where
+# numbers are stored and the last digits of their sums.
 FREE = (
     *("evals.", "decode.", "mesh.", "train.keep", "train.tensorboard", "train.wandb"),
     *("data.cache", "data.workers", "data.tfds_dir"),
 )
-# Where and in which format the text lies: the text itself is compared, see `jvae.runs.identity`.
-# Runs without a record of their text keep these too.
+# Location and format of the text: the text itself is compared, see `jvae.runs.identity`. If a run
+# has no record of its text, these are fixed as well.
 TEXT = tuple(
     f"data.{key}"
     for key in (
@@ -45,28 +45,28 @@ TEXT = tuple(
         *("on_error", "max_words", "max_chars"),
     )
 )
-# The length of the training, to no less than what is done: see `phases.replan`.
+# The length of training, which must not be less than what is done: see `phases.replan`.
 LENGTH = ("train.steps",)
-# 0 stands for what the data say; checkpoints keep that.
+# Keys where 0 means a value derived from the data; checkpoints store that value.
 SETTLED = (
     *("data.enc_row", "data.dec_row", "data.cond_row", "data.slots"),
     *("model.encoder.vocab", "model.decoder.vocab"),
 )
 LOCK = "lock"
-# What file systems without `flock` answer.
+# Errors of file systems without `flock`.
 _NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file or nothing; see `jvae.runs.output`.
 
-    Raises: CheckpointError where it cannot.
+    Raises: CheckpointError if it cannot be written.
     """
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """As `write_text`."""
+    """Like `write_text`, for bytes."""
     try:
         output.write(path, data)
     except OSError as error:
@@ -74,7 +74,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file of a run. Raises: CheckpointError if it cannot be read."""
+    """Reads a text file of a run. Raises: CheckpointError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -82,13 +82,13 @@ def read_text(path: Path) -> str:
 
 
 def one_line(text: str) -> str:
-    """A decoded sentence as one line: an untrained model may well emit line ends."""
+    """A decoded sentence as one line: an untrained model may emit line breaks."""
     return " ".join(re.split(r"[\r\n]", text))
 
 
 def checkpoints(workdir: Path) -> list[str]:
-    """The checkpoints of a directory by name, unread. Until training has saved one, a directory
-    belongs to no run.
+    """The checkpoints in a directory by name, unread. Until training has saved one, a directory
+    does not belong to a run.
     """
     folders = [workdir / "ckpt" / kind for kind in ("last", "best")]
     steps = (step for one in folders if one.is_dir() for step in one.iterdir())
@@ -102,7 +102,7 @@ def check(
 
     Args:
       stored: the configs of the checkpoints themselves.
-      recorded: whether these have a record of their text, so that its place may change.
+      recorded: whether they have a record of their text, so that its location may change.
     """
     if not checkpoints(workdir):
         return
@@ -124,7 +124,7 @@ def check(
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
-    """Makes the directory this run's, once it is known that it may be.
+    """Assigns the directory to this run, once it is known that this is allowed.
 
     Raises: CheckpointError if it cannot be written.
     """
@@ -132,14 +132,14 @@ def claim(workdir: Path, config: ConfigDict) -> None:
 
 
 def moved(workdir: Path, config: ConfigDict) -> dict[str, object]:
-    """Where the text lies by a config, as far as the run's own says otherwise."""
+    """The text locations in a config that differ from those in the run's own config."""
     own = saved_config(workdir) if (workdir / CONFIG).is_file() else config
     changed = configs.diff(own, config)
     return {key: new for key, (_, new) in changed.items() if key in TEXT}
 
 
 def move(workdir: Path, config: ConfigDict) -> None:
-    """Writes the place of text that has moved, once it has been compared, into the run's config.
+    """Updates the run's config with the location of text that has moved, after comparing it.
 
     Raises: CheckpointError if it cannot be written.
     """
@@ -171,11 +171,11 @@ def _read_config(path: Path) -> ConfigDict:
 
 
 class Lock:
-    """Keeps other runs out of a working directory, from `take` until the process ends or it exits.
+    """Keeps other runs out of a working directory, from `take` until the context or process exits.
 
-    The kernel holds the lock (`flock`) and releases it with the process, however that ends. Where
-    the file system has none, a file stands for it: one whose process is gone is recognised on the
-    same host; a file of another host has to be removed by hand.
+    The kernel holds the lock (`flock`) and releases it when the process ends, for any reason. On
+    file systems without `flock` a lock file is used instead: if its process has ended, this is
+    detected on the same host; a file from another host has to be removed by hand.
     """
 
     def __init__(self, workdir: Path):
@@ -184,9 +184,9 @@ class Lock:
         self._flock = True
 
     def take(self) -> None:
-        """Creates the directory if needed and locks it.
+        """Locks the directory, creating it if needed.
 
-        Raises: CheckpointError if another run has it, or it cannot be written.
+        Raises: CheckpointError if another run holds it, or it cannot be written.
         """
         if self._file is not None:
             return
@@ -202,7 +202,7 @@ class Lock:
         if not self._flock and _alive(_read(file)):
             raise self._busy(file)
         self._file = file
-        with contextlib.suppress(OSError):  # a full disk is told by what needs the room
+        with contextlib.suppress(OSError):  # a full disk is reported elsewhere
             file.truncate(0)
             file.write(f"{socket.gethostname()} {os.getpid()}\n")
             file.flush()
@@ -228,7 +228,7 @@ class Lock:
 
 
 def _flock(file: IO[str]) -> bool:
-    """Locks; False where the file system cannot. Raises: BlockingIOError if another has it."""
+    """Locks; False if the file system cannot. Raises: BlockingIOError if another process has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -246,12 +246,12 @@ def _read(file: IO[str]) -> str:
 
 
 def _alive(holder: str) -> bool:
-    """Whether the process that a lock file names may still run."""
+    """Whether the process named in a lock file may still be running."""
     words = holder.split()
     if len(words) != 2 or not words[1].isdigit():
-        return False  # empty: released; else cut short by a kill
+        return False  # empty: released; otherwise truncated by a kill
     if words[0] != socket.gethostname():
-        return True  # cannot be known from here
+        return True  # cannot be determined from here
     try:
         os.kill(int(words[1]), 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""Noise on what encoder and decoder read, in training alone; what is scored stays as it is."""
+"""Noise on the encoder and decoder inputs, in training only; the scored tokens are unchanged."""
 
 import jax
 import jax.numpy as jnp
@@ -9,23 +9,23 @@ from jvae.api import Batch, Side
 
 
 def most_deleted(length: int, rate: float) -> Int[np.ndarray, "n"]:
-    """For every number of tokens up to `length`, its end counted, how many may be deleted: one less
-    than the whole part of `rate` times the tokens before the end.
+    """For every length up to `length`, end included, the largest number of tokens to delete: one
+    less than floor(`rate` * number of tokens before the end).
     """
     before_end = np.maximum(np.arange(length + 1) - 1, 0)
     return np.maximum(np.floor(before_end * rate).astype(np.int32) - 1, 0)
 
 
 def delete_tokens(key_e: Key[Array, "e"], side: Side, rate: float, pad_id: int) -> Side:
-    """The side with tokens of each example deleted at random, never its last one.
+    """Deletes random tokens of each example, but never its last one.
 
-    How many is uniform from 0 to `most_deleted`, so the mean rate is about half of `rate`. Deleted
-    places become padding, the positions behind them close up.
+    The number is uniform from 0 to `most_deleted`, so the mean rate is about half of `rate`.
+    Remaining tokens move up and their positions are renumbered; the freed slots become padding.
 
     Args:
       key_e: one key per example; draws do not depend on the packing.
       rate: from 0 to 1.
-    Raises: ValueError for another rate.
+    Raises: ValueError for a rate outside this range.
     Source: Park & Lee 2021, the released code. Deviation: that code then swaps ids and mask.
     """
     if not 0.0 <= rate <= 1.0:
@@ -62,12 +62,12 @@ def delete_tokens(key_e: Key[Array, "e"], side: Side, rate: float, pad_id: int) 
 
 
 def drop_words(key_e: Key[Array, "e"], batch: Batch, rate: float, drop_id: int) -> Batch:
-    """The decoder reads `drop_id` in place of each scored token with probability `rate`.
+    """Replaces each scored token that the decoder reads by `drop_id` with probability `rate`.
 
     Args:
       key_e: one key per example; draws do not depend on the packing.
-      drop_id: of the unknown token, or of padding where nothing is unknown.
-    Raises: ValueError for a rate that is no share.
+      drop_id: id of the unknown token, or of padding if the tokenizer has no unknown token.
+    Raises: ValueError for a rate outside 0 to 1.
     Source: Bowman et al. 2016, section 3.1.
     """
     if not 0.0 <= rate <= 1.0:
@@ -77,13 +77,13 @@ def drop_words(key_e: Key[Array, "e"], batch: Batch, rate: float, drop_id: int) 
 
 
 def _by_token(value_e: Array, side: Side) -> Array:
-    """What each token's example has; meaningless in padding."""
+    """Broadcasts per-example values to tokens; undefined for padding."""
     rows = side.token_bt.shape[0]
     slot_bt = jnp.maximum(side.segment_bt - 1, 0)
     return jnp.take_along_axis(value_e.reshape(rows, -1), slot_bt, axis=1)
 
 
 def _uniform(key_e: Key[Array, "e"], side: Side) -> Float[Array, "b t"]:
-    """One number per token, from the key of its example and its position in it."""
+    """One number per token, from the key of its example and its position there."""
     draw = jax.vmap(jax.vmap(lambda k, place: jax.random.uniform(jax.random.fold_in(k, place))))
     return draw(_by_token(key_e, side), side.position_bt)

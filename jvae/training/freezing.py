@@ -1,10 +1,10 @@
 """Which parameters train, and from which step: rules of (path, layer range, step).
 
-Everywhere here a plan of None means that everything trains from the start.
+In this module a plan of None means that everything trains from the start.
 
-`split` cuts the parameters in two trees. The first holds what ever trains in the run: gradients and
-optimizer state exist for it alone. The second enters a step as a constant. A stacked leaf of which
-only some layers train is cut along its layer axis; `merge` puts it together again.
+`split` divides the parameters into two trees. The first holds all that train at some point of the
+run: only these have gradients and optimizer state. The second enters a step as a constant. A
+stacked leaf with only some trained layers is cut along its layer axis; `merge` reassembles it.
 """
 
 import re
@@ -25,9 +25,9 @@ KEY = "config.optim.trainable"
 class TrainableRule(NamedTuple):
     """Parameters whose path matches `pattern` (re.search) train from step `from_step` on.
 
-    first, stop: layers first..stop-1 of stacked parameters; None for all; a name stands for that
-    size of the model, such as "encoder_layers". from_step: steps done, or a share of the run as
-    text, "1/6", rounded down.
+    first, stop: layers first..stop-1 of stacked parameters; None for all; a string names a size of
+    the model, such as "encoder_layers". from_step: a step count, or a share of the run as text,
+    such as "1/6", rounded down.
     """
 
     pattern: str
@@ -37,7 +37,7 @@ class TrainableRule(NamedTuple):
 
 
 class LeafPart(NamedTuple):
-    """Consecutive layers of one leaf that train from the same step; a whole leaf has no layers."""
+    """Consecutive layers of one leaf that train from the same step; whole leaves have no layers."""
 
     path: str
     layers: tuple[int, int] | None
@@ -45,7 +45,7 @@ class LeafPart(NamedTuple):
 
     @property
     def place(self) -> tuple[str, ...]:
-        """Where the part lies in its tree."""
+        """The path of the part in its tree."""
         words = tuple(self.path.split("/"))
         return words if self.layers is None else (*words, f"{self.layers[0]}-{self.layers[1]}")
 
@@ -57,7 +57,7 @@ class TrainablePlan(NamedTuple):
 
     @property
     def trained(self) -> tuple[LeafPart, ...]:
-        """The parts that ever train."""
+        """The parts that train at some point."""
         return tuple(part for part in self.parts if part.from_step is not None)
 
 
@@ -68,17 +68,17 @@ def make_plan(
     total_steps: int,
     sizes: Mapping[str, Any] | None = None,
 ) -> TrainablePlan | None:
-    """The parts that the rules make of parameters of these shapes.
+    """Applies the rules to parameters of these shapes.
 
-    A parameter trains from the earliest step that some rule gives it. Without rules there is no
-    plan.
+    A parameter trains from the earliest step that any rule gives it. Without rules the plan is
+    None.
 
     Args:
-      rules: fields of `TrainableRule`, each.
+      rules: each with the fields of a `TrainableRule`.
       axes: logical axis names of every leaf; "layers" comes first in stacked ones.
-      sizes: of the model by name, for rules that name one.
+      sizes: of the model by name, for rules that refer to one.
     Raises: ConfigError for a rule that cannot be read, matches nothing, or names layers of
-      parameters that have none.
+      parameters that are not stacked.
     """
     if not rules:
         return None
@@ -138,12 +138,12 @@ def merge(plan: TrainablePlan | None, trained: Any, frozen: Any) -> Any:
 
 
 def from_steps(plan: TrainablePlan | None) -> Any:
-    """A tree like the trained one, of the step each part trains from; None without a plan."""
+    """A tree like the trained one with the first step of each part; None without a plan."""
     return None if plan is None else _tree((part, part.from_step) for part in plan.trained)
 
 
 def pick(plan: TrainablePlan | None, tree: Any) -> Any:
-    """A tree like the trained one that has at each part what `tree` has at its leaf, uncut."""
+    """A tree like the trained one; each part gets the value that `tree` has for its whole leaf."""
     if plan is None:
         return tree
     leaves = named_leaves(tree)
@@ -151,7 +151,7 @@ def pick(plan: TrainablePlan | None, tree: Any) -> Any:
 
 
 def active(from_steps: Any, updates: Any, step: Int[Array, ""]) -> Any:
-    """Gradients or updates with zeros where nothing trains yet, after `step` steps."""
+    """Gradients or updates after `step` steps, zeroed where training has not started yet."""
     if from_steps is None:
         return updates
     return jax.tree.map(
@@ -162,7 +162,7 @@ def active(from_steps: Any, updates: Any, step: Int[Array, ""]) -> Any:
 
 
 def counts(plan: TrainablePlan | None, abstract: Any, step: int) -> tuple[int, int]:
-    """Parameters that train after `step` steps, and all."""
+    """Number of parameters that train after `step` steps, and of all parameters."""
     every = sum(leaf.size for leaf in jax.tree.leaves(abstract))
     if plan is None:
         return every, every
@@ -173,7 +173,7 @@ def counts(plan: TrainablePlan | None, abstract: Any, step: int) -> tuple[int, i
 
 
 def never_trained(plans: Sequence[TrainablePlan | None], abstract: Any) -> frozenset[str]:
-    """Paths of the parameters of which no layer trains under any of the plans of a run."""
+    """Paths of parameters with no layer that trains under any of a run's plans."""
     paths = set(named_leaves(abstract))
     for plan in plans:
         paths -= paths if plan is None else {part.path for part in plan.trained}
@@ -221,7 +221,7 @@ def _layers(rule: TrainableRule, path: str, count: int, stacked: bool, where: st
 
 
 def _parts(path: str, steps: Sequence[int | None]) -> list[LeafPart]:
-    """Runs of layers with one step."""
+    """Runs of consecutive layers with the same step."""
     ends = [i + 1 for i in range(len(steps)) if i + 1 == len(steps) or steps[i + 1] != steps[i]]
     if len(ends) == 1:
         return [LeafPart(path, None, steps[0])]

@@ -1,4 +1,4 @@
-"""Where the time of a run went, in one line at its end."""
+"""Breaks down the wall time of a run, in one line at its end."""
 
 import time
 from collections.abc import Callable, Generator
@@ -9,10 +9,10 @@ EVALUATING, SAVING, WAITING = "evaluating", "saving", "waiting for data"
 
 
 class Goodput:
-    """Splits the seconds since it was made over what the host did in them.
+    """Attributes the seconds since its creation to what the host was doing.
 
-    The device runs behind the host, so what the host waits for data may be time in which the device
-    still computes: that share is an upper bound of what is lost.
+    The device runs asynchronously, so it may still be computing while the host waits for data: the
+    share of waiting is an upper bound of the time lost.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -21,14 +21,14 @@ class Goodput:
         self.seconds: dict[str, float] = {}
 
     def enter(self, what: str) -> None:
-        """From now on time counts as `what`."""
+        """Counts time as `what` from now on."""
         now = self._clock()
         self.seconds[self._now] = self.seconds.get(self._now, 0.0) + now - self._since
         self._now, self._since = what, now
 
     @contextmanager
     def of(self, what: str) -> Generator[None, None, None]:
-        """Counts the time of its body as `what`, and what follows as before."""
+        """Counts the time of its body as `what`; afterwards the previous activity continues."""
         before = self._now
         self.enter(what)
         try:

@@ -1,5 +1,5 @@
-"""Parameters of step 0: those of a trained model or of pretrained backbones where the config names
-them, fresh ones elsewhere.
+"""Parameters at step 0: loaded from a trained model or pretrained backbones if the config names
+them, otherwise freshly initialised.
 """
 
 import contextlib
@@ -32,24 +32,24 @@ from jvae.tree import map_named, named_leaves
 
 log = logging.getLogger(__name__)
 
-# A published vocabulary may be padded for the hardware, by less than this many rows.
+# A published vocabulary may be padded to hardware-friendly sizes, by less than this many rows.
 PADDING = 128
-# Texts on which two tokenizers of one vocabulary must agree to count as the same.
+# Texts on which two tokenizers must agree to count as the same.
 _PROBES = ("The quick brown fox's 2nd café -- isn't it?", "  DON'T   stop , Élise !", "über-1,000")
 
 
 def initial_params(run: Run, shardings: Any, key: Key[Array, ""], abstract: Any = None) -> Params:
-    """Parameters of step 0, on their devices; logs what was loaded and what was initialised.
+    """Parameters at step 0, on their devices; logs what was loaded and what was initialised.
 
-    Every parameter exists once, on the devices of its sharding: loaded leaves come from the host
-    one by one, only the others are initialised.
+    Every parameter is stored only once, on the devices of its sharding: loaded leaves are
+    transferred from the host one by one, and only the others are initialised.
 
     Args:
       shardings: a tree like the parameters, or None for the default device.
-      abstract: the parameters' shapes and number types; None for those of the model.
-    Raises: ConfigError for a backbone that the family has no place for; WeightsError for weights
-      that cannot be read, do not fit the model or do not belong to the tokenizer; CheckpointError
-      for a run without a checkpoint.
+      abstract: shapes and number types of the parameters; None for those of the model.
+    Raises: ConfigError for a backbone that the family cannot use; WeightsError for weights that
+      cannot be read, do not fit the model or do not match the tokenizer; CheckpointError for a run
+      without a checkpoint.
     """
     target = jax.eval_shape(run.model.init, key) if abstract is None else abstract
     if shardings is not None:
@@ -76,11 +76,11 @@ def initial_params(run: Run, shardings: Any, key: Key[Array, ""], abstract: Any 
 
 
 def initial_optimizer(run: Run, opt_state: Any) -> Any:
-    """The optimizer's state of the run that `init.model` names, its schedules back at their start.
+    """The optimizer state of the run that `init.model` names, with its schedules reset.
 
     Args:
-      opt_state: the fresh one.
-    Raises: ConfigError where that is no run; CheckpointError where its state is of other shapes.
+      opt_state: a fresh optimizer state.
+    Raises: ConfigError if `init.model` is not a run; CheckpointError if its state has other shapes.
     """
     config: Any = run.config
     folder = model_names.folder_of(config.init.model) if config.init.model else None
@@ -105,7 +105,7 @@ def initial_optimizer(run: Run, opt_state: Any) -> Any:
 
 
 def _from_model(run: Run, name: str, pattern: str, target: dict[str, Any]) -> dict[str, jax.Array]:
-    """The parameters of a run or export whose path matches; without a pattern it must have all."""
+    """Parameters of a run or export whose path matches; without a pattern it must have all."""
     wanted = {path: leaf for path, leaf in target.items() if re.search(pattern, path)}
     if not wanted:
         paths = ", ".join(list(target)[:3])
@@ -148,7 +148,7 @@ def _copies(run: Run) -> tuple[Copy, ...]:
 def _copied(
     run: Run, loaded: Mapping[str, jax.Array], target: Mapping[str, Any]
 ) -> dict[str, jax.Array]:
-    """The parameters that start as copies of loaded ones and were not loaded themselves."""
+    """Parameters that start as copies of loaded ones and were not loaded themselves."""
     copied: dict[str, jax.Array] = {}
     for copy in _copies(run):
         for path, leaf in target.items():
@@ -161,18 +161,18 @@ def _copied(
 
 
 def check_backbones(config: Any) -> None:
-    """Whether pretrained backbones can be loaded into the model: files, sizes, names and shapes of
-    all tensors. No data is read.
+    """Checks that pretrained backbones fit the model: files, sizes, names and shapes of all
+    tensors. Does not read the tensor data.
 
-    Raises: ConfigError for a backbone that the family has no place for; WeightsError for a folder
-      that cannot be read, or has other sizes or tensors.
+    Raises: ConfigError for a backbone that the family cannot use; WeightsError for a folder that
+      cannot be read, or has other sizes or tensors.
     """
     for part, name in start.wanted(config):
         checkpoint = files.open_checkpoint(name)
         _check_sizes(config, part, checkpoint)
         rows = backbones.sizes(part.backbone, checkpoint)["vocab"]
         like = ConfigDict(config.to_dict())
-        for section in like.model.values():  # vocabularies follow the tokenizers, not known yet
+        for section in like.model.values():  # vocabularies depend on tokenizers, still unknown
             if isinstance(section, ConfigDict) and "vocab" in section:
                 section.vocab = rows
         target = jax.eval_shape(build.build_model(like).init, jax.random.key(0))
@@ -188,7 +188,7 @@ def _check_sizes(config: Any, part: PretrainedPart, checkpoint: Checkpoint) -> N
 
 @contextlib.contextmanager
 def _named(name: str) -> Generator[None, None, None]:
-    """Errors of weights with the name of what they came from."""
+    """Prefixes weight errors with the name of their source."""
     try:
         yield
     except WeightsError as error:
@@ -198,7 +198,7 @@ def _named(name: str) -> Generator[None, None, None]:
 def _fitted(
     part: PretrainedPart, checkpoint: Checkpoint, vocab: Vocab, target: Mapping[str, Any]
 ) -> tuple[NameTable, files.Tensors, dict[str, Any], names.Fit]:
-    """A part's names, the tensors they name, where these go, and how they fit; no data is read.
+    """A part's name table, its tensors, their targets, and how they fit; reads no tensor data.
 
     Raises: WeightsError.
     """
@@ -210,7 +210,7 @@ def _fitted(
 
 
 def pretrained(config: Any) -> bool:
-    """Whether step 0 holds weights that were trained before."""
+    """Whether step 0 starts from weights that were trained before."""
     return bool(config.init.model or start.wanted(config))
 
 
@@ -242,7 +242,7 @@ def _load(
 
 
 def _fresh(run: Run, wanted: dict[str, Any], key: Key[Array, ""]) -> dict[str, jax.Array]:
-    """The leaves of a fresh model that are asked for; the compiler drops all others."""
+    """The requested leaves of a fresh model; the compiler drops all others."""
     if not wanted:
         return {}
 
@@ -266,11 +266,11 @@ def _counted(leaves: Mapping[str, Any]) -> str:
 
 
 def check_tokenizer(checkpoint: Checkpoint, rows: int, tokenizer: TextTokenizer) -> None:
-    """Whether a tokenizer and weights with `rows` embedding rows belong together.
+    """Checks that a tokenizer belongs to weights with `rows` embedding rows.
 
-    The tokenizer beside the weights does. Of another one: sizes first, only padding, start and end
-    may lie past the last row, and fewer than `PADDING` rows may have no token; then the special ids
-    of config.json; then the tokenizer beside the weights where there is one.
+    The tokenizer next to the weights always does. For another one, the checks are: sizes (only
+    padding, start and end may exceed the last row, and fewer than `PADDING` rows may lack a token),
+    then the special ids of config.json, then the tokenizer next to the weights if there is one.
 
     Raises: WeightsError.
     """
@@ -294,7 +294,7 @@ def check_tokenizer(checkpoint: Checkpoint, rows: int, tokenizer: TextTokenizer)
             continue
         if not set(ids) <= special:
             raise WeightsError(f"{what}: {key} is {stated}, which is no special token there")
-        # Ids past the last row are ours, added for the model.
+        # Ids past the last row were added by jvae for the model.
         if key in own and own[key] < rows and own[key] not in ids:
             raise WeightsError(f"{what}: {key} is {stated}, there it is {own[key]}")
     if beside is None:
@@ -322,7 +322,7 @@ def _entries(tokenizer: TextTokenizer) -> dict[str, int]:
 
 
 def _tokenizer_beside(checkpoint: Checkpoint, role: str) -> TextTokenizer | None:
-    """The tokenizer of the folder or repository of a checkpoint, None where it has none."""
+    """The tokenizer in the folder or repository of a checkpoint; None if there is none."""
     if files.is_local(checkpoint.name):
         folder = Path(checkpoint.name).expanduser()
         if not tokenizers.has_tokenizer(folder):

@@ -1,4 +1,4 @@
-"""How much of the latent is in use while a model trains, by the posteriors of validation."""
+"""Monitors how much of the latent is used during training, from the validation posteriors."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -14,17 +14,17 @@ from jvae.evals.collect import collect, to_host
 from jvae.evals.latent import PosteriorSet, collapse_reasons, latent_metrics
 from jvae.latent import gaussian
 
-SENTENCES = 500  # of the validation split, its first: MI costs their square, and is at most ln 500
-ACTIVE = 0.01  # variance of its mean that makes a unit active
+SENTENCES = 500  # first ones of validation; MI costs their square and is at most ln 500
+ACTIVE = 0.01  # variance of the mean above which a unit is active
 
 
 @partial(jax.jit, static_argnames=("post",))
 def _draws(
     post: Posterior, params: Params, q: Any, id_e: Int[Array, "e"], key: Key[Array, ""]
 ) -> dict[str, Any]:
-    _, z_key = jax.random.split(key)  # as `measure` does: the draws that the loss is of
+    _, z_key = jax.random.split(key)  # as in `measure`: the same draws as the loss
     z_kegz = post.sample(params, q, example_keys(z_key, id_e, jnp.arange(1)))
-    assert post.log_prob is not None  # latents are watched only where they have a density
+    assert post.log_prob is not None  # only latents with a density are monitored
     return {
         "mean_egz": post.mean(params, q),
         "z_egz": z_kegz[0],
@@ -33,12 +33,12 @@ def _draws(
 
 
 class LatentUse(NamedTuple):
-    """What a validation check says of the latent."""
+    """The latent metrics of one validation check."""
 
     mi_nats: float  # at most ln N
     active: int
-    collapse_reasons: list[str]  # empty where the latent is used
-    kl_gz: np.ndarray | None  # mean of each dimension, in nats; None without a closed form
+    collapse_reasons: list[str]  # empty if the latent is used
+    kl_gz: np.ndarray | None  # mean KL of each dimension, nats; None without a closed form
 
 
 def latent_use(
@@ -48,12 +48,12 @@ def latent_use(
     key: Key[Array, ""],
     kl_nats: float,
 ) -> LatentUse:
-    """Mutual information, active units and collapse, by the estimators and the rule of the
-    evaluation; of its tests of collapse only the Rec gap is not made.
+    """Mutual information, active units and collapse, with the estimators and the rule of the
+    evaluation. Of the evaluation's collapse tests only the Rec gap is left out.
 
     Args:
       parts: ids and posteriors of the sentences of each batch.
-      key: what the posteriors' draws are made of, as in `jvae.latent.elbo.measure`.
+      key: key from which the posteriors' draws are made, as in `jvae.latent.elbo.measure`.
       kl_nats: mean KL of the whole validation split.
     """
     id_e, q = collect(parts)

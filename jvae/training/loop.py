@@ -1,4 +1,4 @@
-"""The training loop, top to bottom."""
+"""The training loop, from top to bottom."""
 
 import functools
 import logging
@@ -31,17 +31,17 @@ from jvae.training.preemption import Stop, Stopped
 log = logging.getLogger(__name__)
 
 
-# Of a step and numbers by name; True asks to stop.
+# Called with a step and numbers by name; returning True requests a stop.
 Callback = Callable[[int, dict[str, Any]], Any]
 
 
 class Trained(NamedTuple):
-    """What a finished training leaves in memory: the run, its mesh, the best parameters."""
+    """In-memory results of a finished training: the run, its mesh, the best parameters."""
 
     run: build.Run
     mesh: Mesh
     params: Params
-    step: int  # of these parameters
+    step: int  # the step these parameters come from
 
 
 def train(
@@ -51,19 +51,19 @@ def train(
     lock: workdir.Lock | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Trained:
-    """Trains the run of a config, from its newest checkpoint where there is one.
+    """Trains the run of a config, resuming from its newest checkpoint if there is one.
 
-    The folder becomes this run's with its first checkpoint; one without any can be started over.
+    The folder is bound to this run by its first checkpoint; until then it can be reused.
 
     Args:
-      stop: tells when to save and stop early.
-      lock: of the folder, taken here as soon as it is known that the run can start.
-      callbacks: called with each line of metrics, by every process.
-    Raises: JvaeError for all that is wrong with config, data, folder or the run itself; Stopped.
+      stop: signals when to save and stop early.
+      lock: of the folder; acquired here once it is known that the run can start.
+      callbacks: called by every process with each line of metrics.
+    Raises: JvaeError for any error in the config, data, folder or run; Stopped.
     """
     stop = stop or Stop()
     spent = Goodput()
-    # --- what depends on the config alone, so that a mistake is told at once ----------------------
+    # --- checks of the config alone, so that errors show at once ----------------------------------
     begin = time.monotonic()
     plan, at, done = phases.resolve(config), PhaseProgress(), 0
     steps, saved = workdir.checkpoints(folder), identity.saved(folder)
@@ -92,7 +92,7 @@ def train(
     def program_at(at: PhaseProgress) -> program.Program:
         return program.compile_phase(this, phases.at_place(plan, at), mesh, at.begin)
 
-    current = program_at(at)  # what does not fit the model is known from here on
+    current = program_at(at)  # raises if anything does not fit the model
     if processes.first() and lock:
         lock.take()
         if workdir.checkpoints(folder) != steps:
@@ -172,13 +172,13 @@ def train(
     with ckpts, writer, stream, stop.at_steps(), jax.transfer_guard("disallow"):
         spent.enter(goodput.TRAINING)
         compiled = warned = False
-        checked: program.Program | None = None  # the program whose validation is compiled
+        checked: program.Program | None = None  # the program whose validation step is compiled
         while True:
             if at.over:
                 if at.index + 1 == len(plan):
                     break
                 at = at.following(done)
-                with jax.transfer_guard("allow"):  # once a phase, not once a step
+                with jax.transfer_guard("allow"):  # once per phase, not once per step
                     current = program_at(at)
                     state = current.start(state.params)
                 program.log_phase(current, state.params)
@@ -210,7 +210,7 @@ def train(
                 with first, spent.of(goodput.EVALUATING):
                     valid, kl_gz = check(current, state.params, done)
                 checked = current
-                # A check is a log line too, which has these values.
+                # A check also writes a log line, which includes these values.
                 compared = per_token(current.phase, values, valid)  # pyright: ignore
                 bound = current.phase.bound(valid["rec"], valid["kl"])
                 final = at.counts(current.phase, done)
@@ -235,16 +235,16 @@ def train(
                         done,
                         at.stalled,
                     )
-                # Bounds under different objectives do not compare: the best is that of the last
-                # phase once its objective is final. Until then the latest stands in for it.
+                # Bounds under different objectives are not comparable: the best checkpoint is that
+                # of the last phase with its final objective. Until then the latest one is used.
                 if final and at.index + 1 == len(plan):
                     best = bound
             signal = stop.asked(done)
             if due or signal:
-                # Between processes Orbax makes transfers of its own.
+                # With several processes Orbax makes its own transfers.
                 with spent.of(goodput.SAVING), jax.transfer_guard("allow"):
                     if ckpts.latest() is None:
-                        claim()  # before, so that no checkpoint is without its tokenizers
+                        claim()  # first, so that every checkpoint has its tokenizers
                     writer.flush()
                     meta = {
                         "position": list(position),
@@ -274,7 +274,7 @@ def train(
 
 
 class _Clock:
-    """Speed since the last lap; its values are the only ones that differ between equal runs."""
+    """Speed since the last lap; the only values that differ between otherwise equal runs."""
 
     def __init__(self, step: int):
         self.step, self._at = step, time.monotonic()
@@ -305,11 +305,11 @@ def _stop_if_not_finite(values: dict[str, float], after: int, now: int, ckpts: C
 def _per_token(
     this: build.Run,
 ) -> Callable[[phases.Phase, dict[str, float], dict[str, float]], dict[str, tuple[float, float]]]:
-    """Rec and -ELBO, each of training and of validation, in nats per scored token: a function of a
-    phase, the values of a lap and those of a check.
+    """Returns a function of a phase, the values of a lap and those of a check: Rec and -ELBO, each
+    for training and validation, in nats per scored token.
     """
     every, held_out = this.data["train"], this.data["valid"]
-    # A lap counts the tokens of all sides together; the scored ones are their share of the split.
+    # A lap counts the tokens of all sides together; the share of scored ones is that of the split.
     read = sum(float(side.lengths.mean()) for side in every.sides.values())
     share = float(every.target_lengths.mean()) / read
     length = float(held_out.target_lengths.mean())
@@ -328,7 +328,7 @@ def _per_token(
 
 
 def _placed(batches: list[Batch], mesh: Mesh) -> Batch:
-    """Batches of one call on the devices, several along a new first axis."""
+    """Puts the batches of one call on the devices, stacked along a new first axis if several."""
     if len(batches) == 1:
         return meshes.to_device(batches[0], mesh)
     stacked = jax.tree.map(lambda *parts: np.stack(parts), *batches)
@@ -338,15 +338,15 @@ def _placed(batches: list[Batch], mesh: Mesh) -> Batch:
 def _checker(
     this: build.Run, mesh: Mesh, key: Key[Array, ""]
 ) -> Callable[[program.Program, Params, int], tuple[dict[str, Any], np.ndarray | None]]:
-    """Validation: the whole split, dropout off, the final KL weight, the same noise every time. Its
-    values, and the mean KL of each dimension where that has a closed form.
+    """Validation: the whole split, dropout off, the final KL weight, the same noise every time.
+    Returns its values, and the mean KL of each dimension if that has a closed form.
     """
     key = meshes.everywhere(key, mesh)
     data = this.data["valid"]
-    # Of several programs at once, virtual devices may each wait for another one's sum.
+    # With several programs at once, virtual devices may deadlock waiting for each other's sums.
     one_by_one = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
     part, parts = meshes.row_part(mesh, this.rows.batch_rows)
-    # The first sentences by themselves: of them posteriors are kept.
+    # The first sentences form batches of their own, because their posteriors are kept.
     first, rest = np.split(np.arange(len(data)), [latent_monitor.SENTENCES])
 
     def check(
@@ -371,7 +371,7 @@ def _checker(
         row: dict[str, Any] = {name: values[name] for name in ("loss", "rec", "kl")}
         row["neg_elbo"] = values["rec"] + values["kl"]
         if current.watched and len(first) > 1:  # a variance over sentences needs two
-            with jax.transfer_guard("allow"):  # once a check
+            with jax.transfer_guard("allow"):  # once per check
                 use = latent_monitor.latent_use(this.model, params, kept, key, values["kl"])
             kl_gz = use.kl_gz
             row |= {

@@ -1,8 +1,7 @@
-"""From measured terms to a loss: annealed ELBO, KL floors, auxiliary terms. Everything in nats per
-sentence.
+"""Computes the loss from measured terms: annealed ELBO, free bits, auxiliary terms. All values are
+in nats per sentence.
 
-The KL that is reported is always the plain one; floors and weights are training devices and act on
-the loss alone.
+The reported KL is always the unmodified one; free bits and weights only affect the training loss.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,8 +46,8 @@ def _dim_masked_share(kl_egz: Array, floor: float) -> Array:
 
 
 def _group_max(kl_egz: Array, floor: float) -> Array:
-    """max(KL, floor) per latent group, of the KL summed over its dimensions; with one group, a
-    floor on the whole KL. Source: the released DELLA code (`kl_threshold`).
+    """max(KL, floor) per latent group, where the KL is summed over the group's dimensions; with one
+    group this is a floor on the whole KL. Source: the released DELLA code (`kl_threshold`).
     """
     return jnp.maximum(jnp.sum(kl_egz, axis=2), floor)
 
@@ -72,22 +71,24 @@ LATENTS = ("posterior", "zero")
 
 @dataclass(frozen=True)
 class Objective:
-    """How terms are weighed.
+    """The weights of the loss terms.
 
-    z: where the latents of training come from, the "posterior" or "zero", which trains the decoder
-    as a language model (see `jvae.runs.phases`). rec: "sum" over the tokens of a sentence, as the
-    bound has it; "token_mean", the mean over all scored tokens of the batch, which raises the
-    effective beta to about beta times the tokens of a sentence; "token_mean_end" counts one token
-    more per sentence, the end that nobody scores (released AdaVAE). kl_floor: a name of
-    `KL_FLOORS`; floor: its threshold in nats per dimension, for "group_max" per group. "mean_sum"
-    is max(mean over the batch of the KL, floor * dimensions): below it the KL has no gradient at
-    all (AdaVAE). kl_reduce: over latent groups, "sum" as the bound has it, or "group_mean"
-    (released DELLA code), which divides the effective beta by the number of groups.
-    length_weighted: the reconstruction is divided by the number of tokens of the sentence, start
-    and end id counted (released Optimus option; the KL never is, so the effective beta grows).
-    rec_length: the reconstruction is divided by this many tokens whatever the sentence has, 0 for
-    none; this too raises the effective beta. 256 is released T5-VAE, which averages over padding.
-    aux_weight: weight of each auxiliary term by its name; terms without a weight are an error.
+    z: source of the latents in training: "posterior", or "zero", which trains the decoder as a
+      language model (see `jvae.runs.phases`).
+    rec: "sum" over the tokens of a sentence, as in the bound; "token_mean", the mean over all
+      scored tokens of the batch, which raises the effective beta to about beta times the tokens of
+      a sentence; "token_mean_end" counts one more token per sentence, the end that is never scored
+      (released AdaVAE).
+    kl_floor: a name of `KL_FLOORS`. "mean_sum" is max(mean over the batch of the KL, floor *
+      dimensions): below it the KL has no gradient at all (AdaVAE).
+    floor: threshold in nats per dimension, for "group_max" per group.
+    kl_reduce: over latent groups: "sum", as in the bound, or "group_mean" (released DELLA code),
+      which divides the effective beta by the number of groups.
+    length_weighted: divide the reconstruction by the number of tokens of the sentence, start and
+      end id counted (released Optimus option; the KL is not divided, so the effective beta grows).
+    rec_length: divide the reconstruction by this fixed number of tokens, 0 for none; this also
+      raises the effective beta. 256 is released T5-VAE, which averages over padding.
+    aux_weight: weight of each auxiliary term by name; terms without a weight are an error.
     """
 
     z: str = "posterior"
@@ -106,7 +107,7 @@ class Objective:
 
 
 def without_dimensions(kl_floor: str, kl_reduce: str) -> str:
-    """The message for free bits of a KL that does not come per dimension."""
+    """The error message for free bits of a KL that is not available per dimension."""
     return (
         f"objective.kl_floor={kl_floor}, objective.kl_reduce={kl_reduce}: the KL between this "
         "posterior and this prior has no closed form that comes per latent dimension; set "
@@ -115,7 +116,7 @@ def without_dimensions(kl_floor: str, kl_reduce: str) -> str:
 
 
 def check_kl(objective: Objective, model: TextVAE) -> None:
-    """Raises: ConfigError for free bits that this model's KL cannot have."""
+    """Raises: ConfigError for free bits that this model's KL does not support."""
     if objective.per_dimension and not per_dimension(model.post, model.prior):
         raise ConfigError(without_dimensions(objective.kl_floor, objective.kl_reduce))
 
@@ -124,23 +125,23 @@ class Loss(NamedTuple):
     """Per-example parts of the objective, and their total."""
 
     total_e: Float[Array, "e"]
-    kl_e: Float[Array, "e"]  # the plain KL, summed over groups and dimensions
+    kl_e: Float[Array, "e"]  # the unmodified KL, summed over groups and dimensions
 
 
 class Totals(NamedTuple):
-    """What a mean divides by: sentences and scored tokens of the global batch."""
+    """The divisors of means: sentences and scored tokens of the global batch."""
 
     sentences: Array
     tokens: Array
 
     @classmethod
     def of(cls, batch: Batch) -> "Totals":
-        """Of a batch, whatever parts of it are measured together."""
+        """Totals of a batch, also if it is measured in parts."""
         return cls(jnp.sum(batch.valid_e), jnp.sum(batch.scored_bt))
 
 
 def _per_token(objective: Objective, totals: Totals) -> Array | float:
-    """The factor whose mean over sentences makes a mean over tokens of a sum over tokens."""
+    """The factor that turns a mean over sentences of token sums into a mean over tokens."""
     if objective.rec == "sum":
         return 1.0
     ends = totals.sentences if objective.rec == "token_mean_end" else 0
@@ -148,7 +149,7 @@ def _per_token(objective: Objective, totals: Totals) -> Array | float:
 
 
 def _floored(objective: Objective, kl_egz: Array, valid_e: Array) -> Array:
-    """The KL of every sentence as the loss has it; under a floor on the batch all have the mean."""
+    """The KL of every sentence with free bits; under a floor on the batch mean all share it."""
     reduce = REDUCTIONS[objective.kl_reduce]
     if objective.kl_floor != MEAN_SUM:
         return reduce(FLOORS[objective.kl_floor](kl_egz, objective.floor))
@@ -163,12 +164,12 @@ def per_sentence(
     beta: Float[Array, ""] | float,
     totals: Totals | None = None,
 ) -> Loss:
-    """The loss of every sentence: reconstruction + beta * floored KL + weighted auxiliary terms, in
-    nats.
+    """The loss of every sentence in nats: reconstruction + beta * KL with free bits + weighted
+    auxiliary terms.
 
-    totals: of the global batch, where the terms are of a part of it.
-    Raises: KeyError when an auxiliary term has no weight; ValueError for free bits per dimension or
-      group of a KL that does not come per dimension.
+    totals: of the global batch, if the terms cover only a part of it.
+    Raises: KeyError if an auxiliary term has no weight; ValueError for free bits per dimension or
+      group of a KL that is not available per dimension.
     """
     if totals is None:
         counted_e = jnp.where(terms.valid_e, terms.scored_e, 0)
@@ -198,7 +199,7 @@ def batch_loss(
 ) -> tuple[Array, Loss]:
     """Mean over the valid sentences of the global batch, and its parts.
 
-    With `totals` the value is the share of this part in that mean: the parts' values add up to it.
+    With `totals` the value is this part's contribution to that mean: the contributions add up.
     """
     loss = per_sentence(objective, terms, beta, totals)
     if totals is None:

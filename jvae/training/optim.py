@@ -5,13 +5,13 @@ Config section:
     lr              peak learning rate
     schedule        constant | linear | cosine | rsqrt, see `learning_rate`
     warmup_steps    linear warm-up from 0
-    b1, b2, eps     moments' decay rates; eps is added outside the root
-    eps_first       whether eps is added before the bias correction (transformers' old AdamW), which
+    b1, b2, eps     decay rates of the moments; eps is added outside the root
+    eps_first       whether to add eps before the bias correction (as in transformers' old AdamW),
                     makes it up to 30 times larger in the first updates
     weight_decay    decoupled, scaled by the learning rate
     no_decay        patterns; parameters whose path matches one (re.search) are not decayed
-    clip            largest global norm of the gradient, None for no clipping
-    first_update    0, or 1: the first update already has the rate of step 1 (released AdaVAE)
+    clip            largest global norm of the gradient; None: no clipping
+    first_update    0, or 1: the first update already uses the rate of step 1 (released AdaVAE)
     trainable       rules of `jvae.training.freezing`; empty: everything trains
 """
 
@@ -33,10 +33,10 @@ SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
 
 
 def learning_rate(cfg: Mapping[str, Any], total_steps: int) -> optax.Schedule:
-    """The rate of an update, counted from 0: the very first update of a warm-up has rate 0.
+    """The learning rate of each update, counted from 0: the first update of a warm-up has rate 0.
 
-    After `warmup_steps`: `constant` stays; `linear` falls to 0 at `total_steps`; `cosine` falls to
-    0 there along half a period; `rsqrt` falls as sqrt(warmup_steps / step) and never ends.
+    After `warmup_steps`: `constant` stays constant; `linear` decays to 0 at `total_steps`; `cosine`
+    decays to 0 there along half a period; `rsqrt` decays as sqrt(warmup_steps / step), without end.
 
     Source: `linear` is get_linear_schedule_with_warmup of Hugging Face transformers.
     """
@@ -58,10 +58,10 @@ def learning_rate(cfg: Mapping[str, Any], total_steps: int) -> optax.Schedule:
 
 
 def decay_mask(params: Any, patterns: Sequence[str]) -> Any:
-    """True at the leaves that are decayed: those whose path matches none of the patterns.
+    """True at the leaves to decay: those whose path matches none of the patterns.
 
-    Raises: ConfigError for a pattern that matches no parameter, which would decay by accident what
-      it was meant to spare.
+    Raises: ConfigError for a pattern that matches no parameter; otherwise a parameter meant to be
+      exempt would be decayed.
     """
     compiled = [re.compile(pattern) for pattern in patterns]
     for pattern in patterns:
@@ -74,7 +74,7 @@ def decay_mask(params: Any, patterns: Sequence[str]) -> Any:
 
 
 class AdamState(NamedTuple):
-    """Updates done and both moments."""
+    """Number of updates and both moments."""
 
     count: Int[Array, ""]  # pyright: ignore  as optax names it
     mu: Any
@@ -84,11 +84,11 @@ class AdamState(NamedTuple):
 def scale_by_adam(
     b1: float, b2: float, eps: float, from_steps: Any, eps_first: bool = False
 ) -> optax.GradientTransformation:
-    """Adam whose bias correction counts, for each parameter, from the step it trains from.
+    """Adam with a bias correction that starts, for each parameter, when it begins to train.
 
     Args:
-      from_steps: a tree like the parameters. Before its step a parameter must get zero gradients.
-      eps_first: whether eps is added before the bias correction.
+      from_steps: a tree like the parameters. Until its step a parameter must get zero gradients.
+      eps_first: whether to add eps before the bias correction.
     Source: Kingma & Ba 2015.
     """
 
@@ -102,7 +102,7 @@ def scale_by_adam(
         nu = jax.tree.map(lambda g, v: b2 * v + (1 - b2) * g * g, updates, state.nu)
 
         def direction(m: Array, v: Array, first: int) -> Array:
-            # Before its first step m is zero, and so is the direction.
+            # Before its first step m is zero, and so is the update direction.
             count = jnp.maximum(state.count + 1 - first, 1).astype(m.dtype)
             seen = 1 - b2**count
             added = eps / jnp.sqrt(seen) if eps_first else eps
@@ -114,7 +114,7 @@ def scale_by_adam(
 
 
 def only_active(from_steps: Any) -> optax.GradientTransformation:
-    """Zeros for what does not train yet."""
+    """Zeroes the updates of parameters that do not train yet."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
@@ -126,12 +126,12 @@ def only_active(from_steps: Any) -> optax.GradientTransformation:
 def build(
     cfg: Mapping[str, Any], params: Any, total_steps: int, from_steps: Any = None
 ) -> optax.GradientTransformation:
-    """The optimizer of a config section for parameters of these paths; abstract ones will do.
+    """Builds the optimizer of a config section for a tree of parameters, which may be abstract.
 
     Args:
-      from_steps: a tree like `params`, of the step each one trains from; None: all from the start.
-        Until then a parameter, its moments and its bias correction stay as they are, and the
-        clipping norm does not count it.
+      from_steps: a tree like `params` with the step from which each one trains; None: all from the
+        start. Until then a parameter, its moments and its bias correction are unchanged, and the
+        clipping norm excludes it.
     Raises: ConfigError.
     Source: Loshchilov & Hutter 2019. Deviation from transformers' old AdamW: decay uses the
       parameter before the update, which differs by less than 1e-3 of it; for eps see `eps_first`.
@@ -148,7 +148,7 @@ def build(
     ]
     if decay:
         parts.append(optax.add_decayed_weights(decay, decay_mask(params, cfg["no_decay"])))
-        # A parameter that does not train yet does not decay either.
+        # A parameter that does not train yet is not decayed either.
         parts.append(only_active(from_steps) if late else None)
     parts.append(optax.scale_by_learning_rate(learning_rate(cfg, total_steps)))
     return optax.chain(*(part for part in parts if part is not None))

@@ -1,10 +1,10 @@
-"""Being told to stop: SIGTERM from a scheduler, or SIGINT from the keyboard, once.
+"""Handles requests to stop: SIGTERM from a scheduler, or SIGINT from the keyboard.
 
-While training the answer is a checkpoint after the step that runs; anywhere else nothing is lost by
-stopping at once. Either way the process ends with `CODE`, and the same command goes on.
+During training, the run saves a checkpoint after the current step; elsewhere the process can stop
+at once without losing anything. Either way it exits with `CODE`; run the same command to resume.
 
-Python runs handlers of signals between two of its own instructions, so a compilation of minutes
-would hold one up. A thread of its own ends the process then, where nothing is unsaved.
+Python runs signal handlers only between two of its own instructions, so a long compilation would
+delay them. In that case a separate thread ends the process, provided nothing is unsaved.
 """
 
 import os
@@ -18,34 +18,34 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-CODE = 75  # EX_TEMPFAIL of sysexits.h: not finished, start it again
-GRACE_S = 5.0  # for the main thread to hear of a signal
+CODE = 75  # EX_TEMPFAIL of sysexits.h: not finished, run it again
+GRACE_S = 5.0  # time for the main thread to handle a signal
 
 
 class Stopped(BaseException):
-    """Work that ended early because the process was told to; like KeyboardInterrupt no Exception,
-    so that no handler of errors mistakes it for one.
+    """Raised if work ends early because of a request to stop. Like KeyboardInterrupt it is not an
+    Exception, so that error handlers do not catch it.
     """
 
 
 class Stop:
-    """Listens for the signals while it is entered; one that is not never stops anything.
+    """Listens for the signals while entered as a context; otherwise it never stops anything.
 
-    In a process that is not jvae's own, such as a notebook's, no thread ends the process.
+    In a host process such as a notebook's, no thread ends the process.
 
-    Several processes must stop after the same step. There JAX's preemption service listens for
-    SIGTERM in place of this class and agrees on that step; SIGINT then ends a process as ever.
+    Several processes must stop after the same step. For them, JAX's preemption service listens for
+    SIGTERM instead of this class and agrees on that step; SIGINT then ends a process as usual.
     """
 
     def __init__(self, own_process: bool = True) -> None:
-        self.from_within = False  # whether `ask` came before any signal
+        self.from_within = False  # whether `ask` was called before any signal
         self._own_process = own_process
         self._asked: str | None = None
         self._at_steps = False
-        self._unsaved = False  # whether a step has been made
+        self._unsaved = False  # whether any step has been done
         self._noticed = threading.Event()
         self._before: dict[int, Any] = {}
-        self._wakeup: tuple[int, int] | None = None  # its write end, and what was there before
+        self._wakeup: tuple[int, int] | None = None  # its write end, and the previous one
 
     def __enter__(self) -> "Stop":
         one_process = jax.process_count() == 1
@@ -66,12 +66,12 @@ class Stop:
         if self._wakeup is not None:
             write, before = self._wakeup
             signal.set_wakeup_fd(before)
-            os.close(write)  # which ends the thread
+            os.close(write)  # this ends the thread
             self._wakeup = None
 
     @contextmanager
     def at_steps(self) -> Generator[None, None, None]:
-        """Within its body signals wait for `asked`, or for its end."""
+        """Defers signals to the next call of `asked`, or to the end of its body."""
         self._at_steps = True
         try:
             yield
@@ -81,14 +81,14 @@ class Stop:
             raise self._stopped()
 
     def ask(self, who: str) -> None:
-        """Asks, as a signal would, to save and stop; with several processes, in all of them."""
+        """Requests saving and stopping, like a signal; with several processes, in all of them."""
         if self._asked is None:
             self._asked, self.from_within = who, True
 
     def asked(self, step: int) -> str | None:
-        """The signal after which to stop once this step is saved, on all processes the same.
+        """The signal after which to stop once this step is saved; the same on all processes.
 
-        To be called after every step, by every process.
+        Every process must call it after every step.
         """
         self._unsaved = True
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
@@ -96,8 +96,8 @@ class Stop:
         return self._asked
 
     def _watch(self, read: int) -> None:
-        """Answers the first signal at once, and ends the process when the main thread cannot handle
-        one and has nothing to save.
+        """Reports the first signal at once, and ends the process if the main thread cannot handle
+        it and has nothing to save.
         """
         first = True
         while heard := os.read(read, 1):

@@ -1,4 +1,4 @@
-"""The compiled steps of one phase, and where its state lives."""
+"""The compiled steps of one phase, and the sharding of its state."""
 
 import logging
 from collections.abc import Callable
@@ -27,13 +27,13 @@ log = logging.getLogger(__name__)
 
 
 class Program(NamedTuple):
-    """What the loop needs of a phase.
+    """The compiled functions of a phase for the training loop.
 
-    start(params) -> TrainState with a fresh optimizer, from fresh parameters or those of the phase
-    before. abstract: that state without its values, with shardings. frozen: paths of the parameters
-    that no phase of the run trains, whose number type is `init.frozen_dtype`. tune_step: None for
-    models without. valid_step gives sums, and posteriors where they are watched: where validation
-    measures a latent that can collapse.
+    start(params) -> TrainState with a fresh optimizer, from fresh parameters or those of the
+    previous phase. abstract: shapes and shardings of that state. frozen: paths of the parameters
+    that no phase of the run trains; their number type is `init.frozen_dtype`. tune_step: None for
+    models without tuning. valid_step returns sums, and also posteriors if `watched`: validation
+    then measures a latent that can collapse.
     """
 
     phase: Phase
@@ -49,8 +49,8 @@ class Program(NamedTuple):
 
 
 def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Program:
-    """The steps of a phase that begins after `begin` steps of the run; each compiles when first
-    called.
+    """The steps of a phase that begins after `begin` steps of the run; each is compiled on its
+    first call.
 
     Raises: ConfigError for an optimizer, objective or trainability rules that do not fit the model.
     """
@@ -65,12 +65,12 @@ def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Prog
 
     plan = plan_of(phase)
     frozen = freezing.never_trained([plan, *map(plan_of, phases.resolve(cfg))], abstract)
-    if model.post.sampler and model.post.sampler.tune:  # changes its own between updates
+    if model.post.sampler and model.post.sampler.tune:  # tuned between updates
         frozen = frozenset(path for path in frozen if not path.startswith("posterior/"))
     frozen_dtype = jnp.dtype(cfg.init.frozen_dtype)
 
     def narrow(params: Params) -> Params:
-        """Parameters with the frozen ones in their number type; never wider than before."""
+        """Casts the frozen parameters to their number type, but never to a wider one."""
         return map_named(
             lambda path, leaf: (
                 leaf.astype(frozen_dtype)
@@ -115,7 +115,7 @@ def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Prog
     if sampler and sampler.tune:
         tune = meshes.under(mesh, step.make_tune_step(sampler.tune))
         tune_step = jax.jit(tune, donate_argnums=0, out_shardings=state_where)
-    # A sampler's posterior has no KL to watch here; the evaluation measures it.
+    # A sampler's posterior has no KL to monitor here; the evaluation measures it.
     watched = (
         objective.z == "posterior" and model.latent_shape[0] > 0 and model.post.log_prob is not None
     )
@@ -140,7 +140,7 @@ def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Prog
 
 
 def log_phase(program: Program, params: Any) -> None:
-    """What is about to train, in one line."""
+    """Logs which parameters are about to train, in one line."""
     phase = program.phase
     ever, every = freezing.counts(program.plan, params, phase.steps)
     share = "" if ever == every else f"; {ever:,} train, {100 * ever / every:.2f} %"
@@ -157,17 +157,17 @@ def _with_shardings(abstract: Any, where: Any) -> Any:
 
 
 def build_objective(section: ConfigDict) -> Objective:
-    """The objective of a config section; its `beta` is a schedule of its own."""
+    """The objective of a config section, without `beta`, which is a separate schedule."""
     return dataclass_from(Objective, {k: v for k, v in section.items() if k != "beta"}, "objective")
 
 
 def build_noise(
     section: ConfigDict, encoder: TextTokenizer, decoder: TextTokenizer
 ) -> Callable[[Key[Array, "e"], Batch], Batch] | None:
-    """What training does to the tokens that are read, None where it leaves them alone.
+    """The noise that training applies to input tokens; None if there is none.
 
     Args:
-      section: the `noise` of the config or of a phase.
+      section: the `noise` section of the config or of a phase.
     """
     delete, drop = section.enc_delete, section.word_dropout
     if not (delete or drop):

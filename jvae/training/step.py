@@ -1,4 +1,4 @@
-"""The train step and the validation step: pure functions, one trace each, no host code."""
+"""The train and validation steps: pure functions, each traced once, without host code."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,11 +20,11 @@ Noise = Callable[[Key[Array, "e"], Batch], Batch]
 
 
 class TrainState(NamedTuple):
-    """All that changes from step to step."""
+    """Everything that changes from step to step."""
 
-    params: Params  # all of them
-    opt_state: Any  # of the ones that ever train
-    step: Int[Array, ""]  # optimizer steps done
+    params: Params  # all parameters
+    opt_state: Any  # for the parameters that train at some point
+    step: Int[Array, ""]  # number of optimizer steps done
 
 
 TrainStep = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums]]
@@ -33,7 +33,7 @@ ValidStep = Callable[[Params, Batch, Key[Array, ""]], tuple[Sums, Post | None]]
 
 
 class StepKeys(NamedTuple):
-    """Random keys of one step, split once by use."""
+    """Random keys of one step, split once by purpose."""
 
     latent: Key[Array, ""]
     drop: Key[Array, ""]
@@ -41,7 +41,7 @@ class StepKeys(NamedTuple):
 
     @classmethod
     def at(cls, base: Key[Array, ""], step: Int[Array, ""]) -> "StepKeys":
-        """The keys of a step: a function of the run's base key and the step alone, so a resumed run
+        """The keys of a step. They depend only on the run's base key and the step, so a resumed run
         repeats them.
         """
         return cls(*jax.random.split(jax.random.fold_in(base, step), len(cls._fields)))
@@ -59,7 +59,7 @@ def init_state(
 
 
 def _loss_sums(loss: Loss, terms: Terms) -> Sums:
-    """What one pass says of its sentences, in nats."""
+    """The metrics of one pass over a batch, in nats."""
     valid_e = terms.valid_e
     sentences = jnp.sum(valid_e).astype(jnp.float32)
 
@@ -71,7 +71,7 @@ def _loss_sums(loss: Loss, terms: Terms) -> Sums:
 
 
 def _row_sums(batch: Batch) -> Sums:
-    """How much a batch holds and how full its rows are."""
+    """The size of a batch and its packing efficiency."""
     one = jnp.ones(())
     sides = [side for side in (batch.enc, batch.dec, batch.cond) if side is not None]
     places = sum(side.segment_bt.size for side in sides) * one
@@ -97,19 +97,19 @@ def make_train_step(
     accumulate: int = 1,
     noise: Noise | None = None,
 ) -> TrainStep:
-    """step(state, batch, base_key) -> (state, sums): one optimizer update of what the plan trains.
+    """step(state, batch, base_key) -> (state, sums): one optimizer update of the trained
+    parameters.
 
     Args:
-      measure_at: where training measures a batch in another way than `jvae.latent.elbo.measure`
-        does.
+      measure_at: measures a batch in training, if not by `jvae.latent.elbo.measure`.
       begin: steps before this phase; schedules count from there, random keys do not.
-      accumulate: parts that the rows of a batch are cut into, measured one after another; the
-        update is that of the whole batch.
-      noise: (key_e, batch) -> batch, what is read in training alone; a key per example.
+      accumulate: number of parts into which the rows of a batch are split; they are measured one
+        after another, and the update is that of the whole batch.
+      noise: (key_e, batch) -> batch, applied to the inputs in training only; one key per example.
 
-    The sums stay on the device, so the host loop waits for nothing between log lines. `finite`
-    counts the steps whose loss and gradient norm were finite; an update that is not is skipped, so
-    the state stays usable when the host stops the run.
+    The sums stay on the device, so that the host loop never waits between log lines. `finite`
+    counts the steps with finite loss and gradient norm; a non-finite update is skipped, so that the
+    state remains usable when the host stops the run.
     """
     take = measure_at or measure_with(training_posterior(model, objective))
 
@@ -162,8 +162,8 @@ def make_train_step(
 
 
 def several(train_step: TrainStep) -> TrainStep:
-    """The same updates on batches one behind the other along a new first axis, in one program: the
-    host says once what it would say for each. Returns the last state and the sums over all.
+    """Runs several updates in one program, on batches stacked along a new first axis, so that the
+    host dispatches once for all of them. Returns the last state and the sums over all steps.
     """
 
     def steps(state: TrainState, batches: Batch, base: Key[Array, ""]) -> tuple[TrainState, Sums]:
@@ -174,20 +174,20 @@ def several(train_step: TrainStep) -> TrainStep:
 
 
 def training_posterior(model: TextVAE, objective: Objective) -> TextVAE:
-    """The model with the posterior that an objective trains with."""
+    """The model with the posterior that an objective uses in training."""
     if objective.z == "posterior":
         return model
     return model._replace(post=null.at_zero(model.latent_shape))
 
 
 def measure_with(model: TextVAE) -> Measure:
-    """`jvae.latent.elbo.measure` of a model, the same at every step."""
+    """`jvae.latent.elbo.measure` for a model, the same at every step."""
     return lambda step, params, batch, key, drop: measure(model, params, batch, key, drop)
 
 
 def _parts(batch: Batch, parts: int) -> Batch:
-    """Rows and examples cut into parts, in front: every parts-th row, so that rows that are spread
-    over devices stay where they are.
+    """Splits rows and examples into parts along a new first axis. Takes every parts-th row, so that
+    rows spread over devices stay where they are.
     """
     rows = batch.dec.token_bt.shape[0]
 
@@ -203,7 +203,7 @@ def _part(batches: Batch, index: int) -> Batch:
 
 
 def make_tune_step(tune: Tune) -> TuneStep:
-    """step(state, batch, base_key) -> state: parameters that learn between updates (step sizes)."""
+    """step(state, batch, base_key) -> state: tunes parameters between updates (step sizes)."""
 
     def tune_step(state: TrainState, batch: Batch, base: Key[Array, ""]) -> TrainState:
         key = jax.random.fold_in(StepKeys.at(base, state.step).latent, 1)
@@ -216,17 +216,18 @@ def make_valid_step(
     model: TextVAE, objective: Objective, beta: float, watched: bool = False
 ) -> ValidStep:
     """step(params, batch, key) -> (sums, posterior) with dropout off and the final KL weight, so
-    that runs and steps compare.
+    that runs and steps are comparable.
 
     Args:
-      watched: give the posterior that the sums are of, too; for models with an encoder. None else.
+      watched: also return the posterior behind the sums, for models with an encoder; otherwise the
+        posterior is None.
     """
 
     take = training_posterior(model, objective)
 
     def valid_step(params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Sums, Post | None]:
         post, once = None, take
-        if watched:  # read each sentence once, here, and give `measure` what was found
+        if watched:  # encode each sentence once, here, and pass the result to `measure`
             cond = take.gen.condition(params, batch)
             post = take.post.encode(params, batch, cond=cond)
             once = take._replace(

@@ -1,8 +1,8 @@
-"""Running statistics of a posterior, moved by every update.
+"""Running statistics of a posterior, updated after every optimizer step.
 
-They are parameters without a gradient: a further pass of the encoder over the batch of an update,
-with the parameters that come out of it and without dropout or noise, says what they move to. So
-they are those of the function that evaluation computes, however the loss was measured.
+They are parameters without a gradient. An extra encoder pass over the batch, with the updated
+parameters and without dropout or noise, provides their new values. They therefore describe the
+function that evaluation computes, however the loss was measured.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ TrainStep = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums
 
 
 def tracked(model: TextVAE, train_step: TrainStep) -> TrainStep:
-    """A train step that moves the running statistics of the model's posterior; the same step where
-    that has none.
+    """A train step that also updates the running statistics of the model's posterior; returns the
+    given step if there are none.
     """
     track = model.post.track
     if track is None:
@@ -31,7 +31,7 @@ def tracked(model: TextVAE, train_step: TrainStep) -> TrainStep:
         def moved(params: Params) -> Params:
             return track(params, batch)
 
-        # An update that was skipped, as it was not finite, moves nothing.
+        # A skipped update (not finite) does not change the statistics either.
         params = lax.cond(sums["finite"].sum > 0, moved, lambda params: params, new.params)
         return new._replace(params=params), sums
 

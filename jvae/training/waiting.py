@@ -1,4 +1,4 @@
-"""Log lines around work that takes minutes without a word, such as a compilation."""
+"""Log lines around silent work that takes minutes, such as a compilation."""
 
 import logging
 import threading
@@ -8,18 +8,18 @@ from contextlib import contextmanager
 
 log = logging.getLogger(__name__)
 
-EVERY_S = 30.0  # between two lines of one wait
-WORTH_S = 5.0  # what took less needs no line at its end
+EVERY_S = 30.0  # seconds between two lines of one wait
+WORTH_S = 5.0  # shorter work gets no line at its end
 
 
 @contextmanager
 def announced(what: str, wanted: bool = True) -> Generator[None, None, None]:
-    """Says that `what` begins, every so often that it still runs, and how long it took.
+    """Logs the start of `what`, every 30 seconds that it is still running, and how long it took.
 
-    A thread of its own speaks, as the compiler holds no lock of Python.
+    A separate thread logs, since the compiler does not hold Python's lock.
 
     Args:
-      wanted: False does nothing, for all calls but the first.
+      wanted: False logs nothing; used for all calls but the first.
     """
     if not wanted:
         yield

@@ -1,1 +1,1 @@
-"""What a config may say: every key, what excludes what, and the one check of all of it."""
+"""The rules for configs: every key, incompatible values, and one check of a whole config."""

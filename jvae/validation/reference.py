@@ -1,4 +1,4 @@
-"""Every config key with default, values and meaning: text for `--help`, Markdown for the docs.
+"""Reference of all config keys (default, values, meaning): `--help` text, Markdown for the docs.
 
 python -m jvae.main --config=optimus --help
 python -m jvae.validation.reference > config.md
@@ -22,7 +22,7 @@ from jvae.validation import schema
 
 
 def describe(config: ConfigDict) -> str:
-    """All keys of a config, each with its value, what it may be, and its meaning."""
+    """All keys of a config, each with its value, allowed values and meaning."""
     lines = []
     for key, value in configs.flatten(config).items():
         field = model_field(config, key) if key.startswith("model.") else schema.field_of(key)
@@ -33,12 +33,12 @@ def describe(config: ConfigDict) -> str:
 
 
 BACKBONE = Field(str, "Whose stack this is; its other keys follow.", choices=BACKBONES.names())
-# Registered members that the field of a model config chooses among.
+# Registered members that can be selected by a field of a model config.
 MEMBERS: dict[str, Registry[Any]] = {"prior": PRIORS, "posterior": POSTERIORS}
 
 
 def model_field(config: Any, key: str) -> Field | None:
-    """The field of a key such as "model.decoder.width"; None where the model has none."""
+    """The field of a key such as "model.decoder.width"; None if the model does not have it."""
     here: Any = models.family(config.model.family).config
     section: Any = config.model
     *sections, name = key.split(".")[1:]
@@ -62,7 +62,7 @@ def model_field(config: Any, key: str) -> Field | None:
 
 
 def reference() -> str:
-    """Markdown: a table for each section, family and part of a family."""
+    """Markdown: one table per section, family and part of a family."""
     base = configs.flatten(configs.base())
     parts = ["# Config reference", _table("Top level", _rows("", schema.TOP, base))]
     for name, fields in schema.SECTIONS.items():
@@ -76,7 +76,7 @@ def reference() -> str:
     shared |= {kind.config.__name__: kind.config for _, kind in BACKBONES.items()}
     shared.pop(StackConfig.__name__, None)
     seen: set[str] = set()
-    while todo := [name for name in shared if name not in seen]:  # parts have parts
+    while todo := [name for name in shared if name not in seen]:  # parts can have parts
         for name in todo:
             seen.add(name)
             parts.append(_table(f"`{name}`", _of_class(shared[name], shared)))

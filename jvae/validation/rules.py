@@ -1,8 +1,8 @@
-"""What values of a config exclude one another, and which values have no effect beside which others.
+"""Which config values are incompatible, and which have no effect in combination with others.
 
-Each rule reads a `View`: the config as one phase has it. Rules of one model family belong to its
-config dataclass instead: `__post_init__` for what excludes, `jvae.fields.Needs` for what has no
-effect.
+Each rule reads a `View`: the config as one phase sees it. Rules of a single model family belong to
+its config dataclass instead: `__post_init__` for incompatible values, `jvae.fields.Needs` for
+values without an effect.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,8 +14,8 @@ from jvae.training.objectives import MEAN_SUM
 
 
 class Facts(NamedTuple):
-    """What the model of a config is. kl: its training loss has a KL. dimensions: which comes per
-    latent dimension. sides: most tokens of a text by side.
+    """Properties of the model of a config. kl: its training loss has a KL. dimensions: this KL is
+    available per latent dimension. sides: most tokens of a text, by side.
     """
 
     family: str
@@ -35,14 +35,14 @@ class Facts(NamedTuple):
 
     @property
     def without_kl(self) -> str:
-        """Why its loss has no KL."""
+        """Why the training loss has no KL."""
         if not self.latent:
             return f"model.family={self.family} has no latent"
         return f"the posterior of model.family={self.family} is a sampler, whose loss has no KL"
 
 
 class View(NamedTuple):
-    """A config as one phase has it, by dotted key, and the steps of that phase."""
+    """A config as one phase sees it, by dotted key, and the steps of that phase."""
 
     values: Mapping[str, Any]
     phase: str
@@ -53,17 +53,17 @@ class View(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """Values that exclude one another. wrong: why, None where they go together."""
+    """Incompatible values. wrong: returns the reason, or None if the values are compatible."""
 
     keys: tuple[str, ...]
     wrong: Callable[[View], str | None]
 
 
 class Idle(NamedTuple):
-    """Values that act only under a condition.
+    """Values that only take effect under a condition.
 
-    reads: that condition. why: the reason in words where it does not hold. free: values that mean
-    nothing and are no error either.
+    reads: the condition. why: the reason in words if it does not hold. free: values that are
+    allowed although they have no effect.
     """
 
     keys: tuple[str, ...]
@@ -165,7 +165,7 @@ def _vocabulary(v: View) -> str | None:
     if not trained or not v["data.train"] or v["init.model"]:
         return None
     size, kind = v["data.vocab"], v["data.tokenizer_kind"]
-    least = 260 if kind == "bpe" else 5  # four special tokens; the bytes, or a word
+    least = 260 if kind == "bpe" else 5  # four special tokens plus all bytes, or one word
     if size >= least or (size == 0 and kind == "word"):
         return None
     more = " (or 0, every word)" if kind == "word" else ""
@@ -227,8 +227,9 @@ def _family(what: str) -> Callable[[View, Facts], str]:
 _EMBEDDED = "data.train is empty, so the embedded corpus is read"
 _BETA = ("start", "stop", "n_cycle", "ratio_zero", "ratio_increase", "n_iter")
 
-# `beta` beside its kind, `data.row_tokens` and `decode.beam_width` are left out: presets set them,
-# and one flag is to switch the kind, the packing or the method.
+# Not checked: `objective.beta` keys that its kind ignores, `data.row_tokens` and
+# `decode.beam_width`. Presets set them, so that one flag is enough to switch the kind, the packing
+# or the method.
 IDLES = (
     Idle(
         (

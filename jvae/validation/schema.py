@@ -1,7 +1,7 @@
-"""Every key of the sections that all configs share: type, range or choices, and a line of help.
+"""Every key of the sections shared by all configs: type, range or choices, and a line of help.
 
-`model` is declared by the config dataclass of its family, see `jvae.fields`. Sizes end where no
-machine goes further, so that a slip of the keyboard is an error and not an allocation.
+`model` is declared by the config dataclass of its family, see `jvae.fields`. Sizes have upper
+limits that no real machine reaches, so that a typo is an error instead of a huge allocation.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from jvae.training.optim import SCHEDULES
 
 TEXTS: dict[str, Any] = dict(kind=str, many=True)
 MOST_ROWS = 2**20
-MOST_TOKENS = 2**24  # of a row, and of a text
+MOST_TOKENS = 2**24  # most tokens of a row, and of a text
 
 DATA = {
     "train": Field(
@@ -288,7 +288,7 @@ TOP = {
 
 
 def field_of(key: str) -> Field | None:
-    """The field of a dotted key outside `model`; None where there is none."""
+    """The field of a dotted key outside `model`; None for an unknown key."""
     top, _, rest = key.partition(".")
     if not rest:
         return TOP.get(top)
@@ -302,6 +302,6 @@ def field_of(key: str) -> Field | None:
 
 
 def absent(key: str) -> Any:
-    """What a config without this key means; None for keys that every config has."""
+    """The meaning of a config that lacks this key; None for keys that every config has."""
     field = field_of(key)
     return None if field is None else field.absent

@@ -1,7 +1,7 @@
-"""One check of a whole config, before data is read, anything is compiled or a file is written.
+"""Checks a whole config before data is read, anything is compiled or a file is written.
 
-All that is wrong comes in one error, a line each. Where a run exists, what it was trained with is
-taken as it is as long as it does no harm: see `validate`.
+All problems are reported in one error, one line each. For an existing run, values it was trained
+with are accepted as long as they do no harm: see `validate`.
 """
 
 import functools
@@ -27,7 +27,7 @@ from jvae.validation.rules import IDLES, RULES, Facts, Idle, View
 
 MOST_PARAMETERS = 10**12
 TRAINING = ("optim", "train", "objective", "noise", "phases", "init")
-# Where a fused kernel of attention runs.
+# Platforms of the fused attention kernels.
 PLATFORMS = {"cudnn": ("gpu", "cuda"), "splash": ("tpu", "cpu")}
 
 
@@ -38,12 +38,12 @@ def validate(
     training: bool = True,
     platform: str | None = None,
 ) -> None:
-    """Checks every value of a config, and values against one another.
+    """Checks each value of a config, and combinations of values.
 
     Args:
-      saved: the config that the run of this folder was started with. A value that it has too is
-        taken where it merely has no effect, and, unless `training`, in every section that training
-        alone reads.
+      saved: the config that the run of this folder was started with. A value that it shares is
+        accepted if its only problem is that it has no effect; unless `training`, so is any value in
+        a section that only training reads.
       platform: of the devices, such as "cpu"; by default that of this process.
     Raises: ConfigError naming all keys, values, what is expected and the closest fix.
     """
@@ -68,7 +68,7 @@ def _problems(config: ConfigDict, flat: dict[str, Any], platform: str | None) ->
     facts, wrong = _model(config, flat, problems)
     problems += wrong
     if any(not one.idle for one in problems):
-        return problems  # rules compare values, whose types must be right
+        return problems  # rules compare values, so their types must be right
     views, wrong = _views(config, flat, problems)
     problems += wrong
     dirty = {key for one in problems for key in one.keys}
@@ -97,7 +97,7 @@ def _problems(config: ConfigDict, flat: dict[str, Any], platform: str | None) ->
 
 
 def _values_for_sections(config: Any, base: ConfigDict, prefix: str = "") -> Iterator[Problem]:
-    """Values where every config has a section; nothing else of it can be checked then."""
+    """Values in place of a section; nothing else of that section can be checked then."""
     for name, part in base.items():
         key = f"{prefix}{name}"
         if not isinstance(part, ConfigDict) or name not in config:
@@ -109,7 +109,7 @@ def _values_for_sections(config: Any, base: ConfigDict, prefix: str = "") -> Ite
 
 
 def _fields(config: ConfigDict, flat: dict[str, Any], base: dict[str, Any]) -> Iterator[Problem]:
-    """Each value outside `model` by itself, unknown keys and missing ones."""
+    """Checks each value outside `model` on its own, and unknown and missing keys."""
     for key, value in flat.items():
         if key.split(".")[0] == "model":
             continue
@@ -131,7 +131,7 @@ def _fields(config: ConfigDict, flat: dict[str, Any], base: dict[str, Any]) -> I
 def _model(
     config: ConfigDict, flat: dict[str, Any], problems: list[Problem]
 ) -> tuple[Facts | None, list[Problem]]:
-    """What the model is, or what is wrong with its section."""
+    """The properties of the model, or the problems of its section."""
     section = config.get("model")
     if not isinstance(section, ConfigDict) or not isinstance(section.get("family"), str):
         return None, [Problem(("model",), "model: expected a section with a family")]
@@ -143,7 +143,7 @@ def _model(
     wrong = check_dataclass(family.config, values, "model")
     if wrong:
         return None, wrong
-    # A vocabulary of 0 is settled later; its size hardly matters for what is checked here.
+    # A vocabulary of 0 is determined later; its size hardly matters for these checks.
     vocab = flat.get("data.vocab")
     clean = isinstance(vocab, int) and not any("data.vocab" in one.keys for one in problems)
     for part in values.values():
@@ -166,7 +166,7 @@ def _model(
 
 @functools.lru_cache(maxsize=64)
 def _facts(family: Family, name: str, section: str) -> Facts:
-    """Shapes alone: nothing is allocated. Raises: ConfigError."""
+    """Uses shapes only: nothing is allocated. Raises: ConfigError."""
     config = configs.dataclass_from(family.config, json.loads(section), "model")
     model = family.build(config)
     return Facts(
@@ -185,7 +185,7 @@ def _facts(family: Family, name: str, section: str) -> Facts:
 def _views(
     config: ConfigDict, flat: dict[str, Any], problems: list[Problem]
 ) -> tuple[list[View], list[Problem]]:
-    """The config of every phase; that of none where phases cannot be resolved."""
+    """The config of every phase; no view if the phases cannot be resolved."""
     parts = ("phases", "train", *phases.SECTIONS)
     values = {key: field.absent for key, field in _absent()} | flat
     plain = [View(values, "", flat.get("train.steps", 1))]
@@ -263,9 +263,9 @@ def _idle(
 
 
 def _parameters(config: ConfigDict, views: list[View], facts: Facts) -> Iterator[Problem]:
-    """Rules and patterns of the optimizer against the paths of the parameters."""
+    """Checks rules and patterns of the optimizer against the paths of the parameters."""
     prior = {path for path in named_leaves(facts.abstract) if path.startswith("prior/")}
-    still = set() if config.init.model else prior  # of a trained model they may well stay
+    still = set() if config.init.model else prior  # may stay untrained in a trained model
     for v in views:
         try:
             plan = freezing.make_plan(

@@ -1,6 +1,7 @@
-"""Estimators of published code, slips included, to explain published numbers. Never a headline.
+"""Estimators of published code, errors included, to explain published numbers. Do not report them
+as results.
 
-One file a system; `block` applies the ones asked for to a model and its evaluation.
+There is one file per system; `blocks` applies the requested ones to a model and its evaluation.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,10 +19,10 @@ from jvae.evals.likelihood import LikelihoodResult, TextCounts
 
 
 class Mode(NamedTuple):
-    """One published way to measure: its draws of its own (0: none), its warning, its rows."""
+    """One published estimator: its own number of draws (0: none), its warning, its rows."""
 
     draws: int
-    released: bool  # draws and scores as the released AdaVAE does
+    released: bool  # whether it draws and scores like the released AdaVAE
     warning: str
     rows: Callable[[Facts], list[CompatRow]]
 
@@ -38,7 +39,7 @@ MODES = {
 
 
 class Block(NamedTuple):
-    """What one mode says of a model."""
+    """The results of one mode for a model."""
 
     mode: str
     warning: str
@@ -58,13 +59,13 @@ def blocks(
     chunk: int = 1,
     short_run: LikelihoodResult | None = None,
 ) -> list[Block]:
-    """The modes asked for, over the sentences of `likelihood`; MI and AU over those of `posts`.
+    """The requested modes over the sentences of `likelihood`; MI and AU over those of `posts`.
 
     Args:
-      batches: gives the sentences of `likelihood` again.
-      key: that of `likelihood`, so that draws are the same.
-      ours: values of the report by name, to stand beside.
-      short_run: what `jvae.evals.change_of_variables` found; None for a model with an encoder.
+      batches: yields the sentences of `likelihood` again.
+      key: that of `likelihood`, so that the draws are the same.
+      ours: values of the report by name, shown for comparison.
+      short_run: result of `jvae.evals.change_of_variables`; None for a model with an encoder.
     """
     gaussian = gaussian_entropy(model.metric_post, posts.post) is not None
     ordinary = max([1, *(MODES[m].draws for m in modes if not MODES[m].released)])

@@ -1,7 +1,7 @@
 """The numbers of the AdaVAE code's weighted evaluation, `compute_loss` of `src/adaVAE.py`.
 
-Source: ImKeTT/adavae. Their slips are kept: see `WARNING`. With prior and posterior exchanged the
-estimate is no bound on the likelihood: it reads lower the larger the KL is.
+Source: ImKeTT/adavae. The errors of the code are kept: see `WARNING`. Because prior and posterior
+are exchanged, the estimate is not a bound on the likelihood: it decreases as the KL grows.
 """
 
 from typing import NamedTuple
@@ -27,7 +27,7 @@ WARNING = (
 
 
 class Corpus(NamedTuple):
-    """Outputs over a corpus, by the names of the code."""
+    """Corpus-level outputs, under the names used by the code."""
 
     ppl: float
     elbo: float  # Rec + KL
@@ -40,7 +40,7 @@ def released_draw(
     log_var: Float[np.ndarray, "... z"],
     noise: Float[np.ndarray, "... z"],
 ) -> Float[np.ndarray, "... z"]:
-    """The latent the released code draws: the log-variance stands where its deviation belongs."""
+    """The latent as the released code draws it: with the log-variance in place of the deviation."""
     return mean + noise * log_var
 
 
@@ -52,7 +52,7 @@ def log_likelihood(
     """Log of the mean weight with prior and posterior exchanged.
 
     Args:
-      log_lik_ke: without the end of the sentence, at latents from `released_draw`.
+      log_lik_ke: without the end-of-sentence token, at latents from `released_draw`.
     """
     return log_mean_weight(log_lik_ke, log_q_ke, log_prior_ke)
 
@@ -67,12 +67,12 @@ def corpus(
     kl_e: Float[np.ndarray, "e"],
     tokens: int,
 ) -> Corpus:
-    """Outputs over a corpus.
+    """Corpus-level outputs.
 
     Args:
       log_p_e: see `log_likelihood`.
-      rec_e: mean of -log p(x | z) over the draws, the end not scored.
-      tokens: of all sentences, the end and one more counted.
+      rec_e: mean of -log p(x | z) over the draws, with the end not scored.
+      tokens: of all sentences, counting the end and one more per sentence.
     """
     rec, kl = float(np.mean(rec_e)), float(np.mean(kl_e))
     return Corpus(perplexity(log_p_e, tokens), rec + kl, rec, kl)
@@ -84,7 +84,7 @@ def active_units(mean_ez: Float[np.ndarray, "e z"]) -> int:
 
 
 def rows(facts: Facts) -> list[CompatRow]:
-    """The published metrics of a model, ours beside them; none for other posteriors."""
+    """The published metrics of a model, next to ours; none for other kinds of posteriors."""
     if facts.released is None or facts.log_var_ez is None or facts.z_ez is None:
         return [CompatRow("ppl", None, "needs a posterior that is one Gaussian")]
     draws = type(facts.released)(*(a[:SAMPLES] for a in facts.released))

@@ -1,7 +1,7 @@
 """The numbers of the DELLA code: `calc_iwnll` and `calc_au` of `train_utils.py`.
 
-Source: OpenVLG/DELLA. Their slips are kept: see `WARNING`. Means over layers in place of sums make
-the estimate no bound on the likelihood.
+Source: OpenVLG/DELLA. The errors of the code are kept: see `WARNING`. Because it averages over
+layers instead of summing, the estimate is not a bound on the likelihood.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from jvae.evals.compat.shared import CompatRow, Facts, log_mean_weight, perplexity
 
 SAMPLES = 30
-THRESHOLD = 0.2  # of the variance of an active unit
+THRESHOLD = 0.2  # variance threshold of an active unit
 WARNING = (
     "della: no bound on the likelihood: KL, log prior and log posterior are means over layers in "
     "place of sums; start and end both counted; active units at 0.2, averaged over layers"
@@ -20,7 +20,7 @@ WARNING = (
 
 
 class Corpus(NamedTuple):
-    """The outputs of `calc_iwnll`, by its names."""
+    """The outputs of `calc_iwnll`, under its names."""
 
     ppl: float
     elbo: float  # KL + Rec
@@ -34,7 +34,7 @@ def log_likelihood(
     log_q_ke: Float[np.ndarray, "k e"],
     groups: int,
 ) -> Float[np.ndarray, "e"]:
-    """Log of the mean weight whose two latent densities are divided by the number of layers."""
+    """Log of the mean weight with both latent densities divided by the number of layers."""
     densities = (np.asarray(a, np.float64) / groups for a in (log_prior_ke, log_q_ke))
     return log_mean_weight(log_lik_ke, *densities)
 
@@ -50,7 +50,7 @@ def corpus(
     kl_e: Float[np.ndarray, "e"],
     tokens: int,
 ) -> Corpus:
-    """Outputs over a corpus.
+    """Corpus-level outputs.
 
     Args:
       log_p_e, kl_e: see `log_likelihood` and `divergence`.
@@ -67,8 +67,9 @@ def active_share(
     """Share of all dimensions that vary by 0.2 or more.
 
     Args:
-      centre_egz, spread_egz: posterior means of the two passes of the released code, which draws
-        anew in each; the second varies about the mean of the first. One pass serves for both.
+      centre_egz, spread_egz: posterior means from the two passes of the released code, which draws
+        again in each; the spread of the second is about the mean of the first. A single pass is
+        used for both.
     """
     spread_egz = centre_egz if spread_egz is None else spread_egz
     apart_egz = np.asarray(spread_egz, np.float64) - np.mean(centre_egz, axis=0, dtype=np.float64)
@@ -77,7 +78,7 @@ def active_share(
 
 
 def rows(facts: Facts) -> list[CompatRow]:
-    """The published metrics of a model, ours beside them."""
+    """The published metrics of a model, next to ours."""
     draws = type(facts.draws)(*(a[:SAMPLES] for a in facts.draws))
     log_p_e = log_likelihood(*draws, groups=facts.groups)
     tokens = int(facts.tokens_e.sum() + facts.tokens_e.size)

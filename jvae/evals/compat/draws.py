@@ -1,4 +1,4 @@
-"""Log-densities of single draws, kept apart: published estimators weigh them in their own ways."""
+"""Separate log-densities of single draws, because published estimators weight them differently."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -47,7 +47,7 @@ def _draw(
     cond, q, z_key = infer(gen, post, params, batch, key)
     ctx = gen.prepare(params, batch, cond=cond)
     kept_bt = ~end_of_text(batch.dec.segment_bt) if released else jnp.array(True)
-    assert post.log_prob is not None  # the likelihood has refused the model otherwise
+    assert post.log_prob is not None  # the likelihood rejects other models
     log_q = post.log_prob
 
     def one(draw: Array) -> tuple[tuple[Array, Array, Array], Array | None]:
@@ -79,12 +79,12 @@ def collect_draws(
 ) -> tuple[Draws, Float[np.ndarray, "e g"] | None]:
     """K draws of each sentence of `batches`, ordered by id, and the KL of each group of draw 0.
 
-    Draw k is that of `evaluate_likelihood` under the same key.
+    Draw k equals that of `evaluate_likelihood` with the same key.
 
     Args:
-      released: draws and scores as the released AdaVAE code does: z = mean + noise * log-variance,
-        the end of the sentence not scored.
-    Raises: DataError if a sentence comes twice or none comes.
+      released: draw and score as the released AdaVAE code does: z = mean + noise * log-variance,
+        with the end of the sentence not scored.
+    Raises: DataError if a sentence occurs twice or there are none.
     """
 
     def parts() -> Iterable[tuple[Array, Any]]:

@@ -1,4 +1,4 @@
-"""The numbers of jxhe/vae-lagging-encoder, by definition: closest to ours but for its MI.
+"""The numbers of jxhe/vae-lagging-encoder, by definition: close to ours except for its MI.
 
 Source: He et al. 2019, arXiv 1901.05534. K = 500, words and end counted.
 """
@@ -17,7 +17,7 @@ def ppl(log_p_e: Float[np.ndarray, "e"], words: int) -> float:
     """Perplexity per word.
 
     Args:
-      words: of all sentences, ends counted.
+      words: total over all sentences, with ends counted.
     """
     return perplexity(log_p_e, words)
 
@@ -37,7 +37,7 @@ def active_units(mean_ez: Float[np.ndarray, "e z"]) -> int:
 
 
 def rows(facts: Facts) -> list[CompatRow]:
-    """The published metrics of a model, ours beside them."""
+    """The published metrics of a model, next to ours."""
     k = facts.samples(SAMPLES)
     words = int(facts.words_e.sum() + facts.words_e.size)
     log_p_e, ours = -facts.nll_at[k], facts.ours

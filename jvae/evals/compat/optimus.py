@@ -1,6 +1,6 @@
 """The numbers of the Optimus code: `calc_iwnll`, `calc_mi`, `calc_au` of `big_ae/utils.py`.
 
-Source: ChunyuanLI/Optimus. Their slips are kept: see `WARNING`.
+Source: ChunyuanLI/Optimus. The errors of the code are kept: see `WARNING`.
 """
 
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ WARNING = (
 
 
 class Corpus(NamedTuple):
-    """The outputs of `calc_iwnll`, by its names."""
+    """The outputs of `calc_iwnll`, under its names."""
 
     ppl: float
     elbo: float  # the negative bound
@@ -43,12 +43,12 @@ def corpus(
     kl_e: Float[np.ndarray, "e"],
     tokens: int,
 ) -> Corpus:
-    """Outputs over a corpus.
+    """Corpus-level outputs.
 
     Args:
       log_p_e: importance-weighted estimates, see `log_likelihood`.
       rec_e: mean of -log p(x | z) over the draws.
-      tokens: of all sentences, start and end counted.
+      tokens: total over all sentences, with start and end counted.
     """
     rec, kl = float(np.mean(rec_e)), float(np.mean(kl_e))
     return Corpus(perplexity(log_p_e, tokens), rec + kl, rec, kl)
@@ -60,7 +60,7 @@ def active_units(mean_ez: Float[np.ndarray, "e z"], threshold: float = 0.01) -> 
 
 
 def rows(facts: Facts) -> list[CompatRow]:
-    """The published metrics of a model, ours beside them."""
+    """The published metrics of a model, next to ours."""
     k = facts.samples(SAMPLES)
     tokens = int(facts.tokens_e.sum() + facts.tokens_e.size)
     found = corpus(-facts.nll_at[k], facts.rec_e, facts.kl_e, tokens)

@@ -1,4 +1,4 @@
-"""What several published estimators share: pure functions over NumPy arrays, in float64.
+"""Code shared by several published estimators: pure functions over NumPy arrays, in float64.
 
 Axis letters: K draws, E sentences, G latent groups, Z latent width. Log-densities are sums over the
 dimensions and groups of a sentence's whole latent, in nats.
@@ -24,7 +24,7 @@ class Draws(NamedTuple):
 
 
 class CompatRow(NamedTuple):
-    """A published metric beside the one of jvae that it stands for; None: there is none."""
+    """A published metric and the jvae metric it corresponds to (None if there is none)."""
 
     name: str
     value: Any
@@ -33,32 +33,32 @@ class CompatRow(NamedTuple):
 
 
 def flat(value_egz: Float[np.ndarray, "e g z"]) -> Float[np.ndarray, "e z"]:
-    """Every latent as one vector of all of its groups."""
+    """Each latent as one vector over all its groups."""
     return value_egz.reshape(len(value_egz), -1)
 
 
 class Facts(NamedTuple):
-    """What the published estimators are made of, over the sentences of one likelihood result.
+    """Inputs of the published estimators, over the sentences of one likelihood result.
 
-    The posterior arrays are over the set of section latent use; None for posteriors that are not
-    one Gaussian each.
+    The posterior arrays cover the sentences of the latent-use metrics; they are None if the
+    posteriors are not single Gaussians.
     """
 
     nll_at: dict[int, Float[np.ndarray, "e"]]  # the importance-weighted bound by K
     rec_e: Float[np.ndarray, "e"]
-    kl_eg: Float[np.ndarray, "e g"] | None  # of one draw; per latent group
+    kl_eg: Float[np.ndarray, "e g"] | None  # KL at one draw, per latent group
     kl_e: Float[np.ndarray, "e"]
     tokens_e: Int[np.ndarray, "e"]  # predicted tokens: the end counted, the start not
     words_e: Int[np.ndarray, "e"]  # whitespace words, no end
     draws: Draws
-    released: Draws | None  # as `adavae` draws and scores
+    released: Draws | None  # drawn and scored as in `adavae`
     groups: int
     mean_egz: Float[np.ndarray, "e g z"]
     log_var_ez: Float[np.ndarray, "e z"] | None
     z_ez: Float[np.ndarray, "e z"] | None
     ours: dict[str, Any]  # values of the report by name
-    short_run: LikelihoodResult | None = None  # by change of variables, over fewer sentences
-    short_run_words: int = 0  # of these
+    short_run: LikelihoodResult | None = None  # change-of-variables estimate, over fewer sentences
+    short_run_words: int = 0  # words of the sentences of `short_run`
 
     @property
     def mean_ez(self) -> Float[np.ndarray, "e z"]:
@@ -66,7 +66,7 @@ class Facts(NamedTuple):
         return flat(self.mean_egz)
 
     def samples(self, wanted: int) -> int:
-        """The largest K at which there is a bound, `wanted` at most."""
+        """The largest recorded K, at most `wanted`."""
         return max(k for k in self.nll_at if k <= wanted)
 
 
@@ -88,7 +88,7 @@ def gaussian_mi(
 ) -> float:
     """Mutual information with the mixture of these posteriors as the aggregate, one draw each.
 
-    At most about the logarithm of their number.
+    It is at most about the logarithm of the number of posteriors.
     """
     mean_ez, log_var_ez, z_ez = (np.asarray(a, np.float64) for a in (mean_ez, log_var_ez, z_ez))
     count, width = mean_ez.shape
@@ -108,7 +108,7 @@ def batched_mi(
     z_ez: Float[np.ndarray, "e z"],
     batch: int,
 ) -> float:
-    """`gaussian_mi` inside batches in file order, averaged by their sizes: at most ln `batch`."""
+    """`gaussian_mi` within batches in file order, weighted by batch size: at most ln `batch`."""
     total = 0.0
     for first in range(0, len(mean_ez), batch):
         part = slice(first, first + batch)

@@ -1,8 +1,8 @@
 """The numbers of the SRI code: likelihood by change of variables along the short run.
 
-Source: Pang et al. 2021, `train_sri.py`. Not kept is its mismatch, end points and Jacobians of two
-runs of different noise, which can read below the true value; what is kept makes the estimate
-pessimistic without bound, see `jvae.evals.change_of_variables`.
+Source: Pang et al. 2021, `train_sri.py`. The mismatch in that code is not kept: it takes end points
+and Jacobians from two runs with different noise, which can read below the true value. The rest is
+kept and can be arbitrarily pessimistic, see `jvae.evals.change_of_variables`.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from jvae.evals.change_of_variables import DRAWS
 from jvae.evals.compat.shared import CompatRow, Facts, perplexity
 
-SENTENCES = 64  # of the likelihood's, by default: a draw costs K * latent width passes
+SENTENCES = 64  # default subset of the likelihood's sentences: a draw costs K * latent width passes
 WARNING = (
     f"sri: {DRAWS} short runs weighted by change of variables, {SENTENCES} sentences at most; too "
     "pessimistic where runs are narrower than the posterior: read its effective sample size"
@@ -18,7 +18,7 @@ WARNING = (
 
 
 def rows(facts: Facts) -> list[CompatRow]:
-    """The published metrics, ours (over all sentences) beside them; none without a short run."""
+    """The published metrics, next to ours (over all sentences); none without a short run."""
     found = facts.short_run
     if found is None:
         return [CompatRow("nll", None, "has an encoder, no short run")]

@@ -1,6 +1,6 @@
 """The numbers of the "transformers into VAEs" code: `calc_all`, `calc_ppl`, `calc_batch_mi`.
 
-Source: seongminp/transformers-into-vaes. Their slips are kept: see `WARNING`.
+Source: seongminp/transformers-into-vaes. The errors of the code are kept: see `WARNING`.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from jvae.evals.compat.shared import (
     variance_of_means,
 )
 
-BATCH = 256  # of the released evaluation; its logarithm, 5.55, is the ceiling of its MI
+BATCH = 256  # batch size of the released evaluation; its logarithm, 5.55, is the ceiling of the MI
 WARNING = (
     "t5vae: PPL is exp of the one-sample -ELBO over tokens without the end, which is predicted all "
     "the same; elbo is KL - Rec, its second sign flipped; MI is taken inside batches"
@@ -25,7 +25,7 @@ WARNING = (
 
 
 class Corpus(NamedTuple):
-    """The outputs of `calc_ppl`, by its names."""
+    """The outputs of `calc_ppl`, under its names."""
 
     ppl: float
     nll: float  # -ELBO
@@ -35,11 +35,11 @@ class Corpus(NamedTuple):
 
 
 def corpus(rec_e: Float[np.ndarray, "e"], kl_e: Float[np.ndarray, "e"], tokens: int) -> Corpus:
-    """Outputs over a corpus.
+    """Corpus-level outputs.
 
     Args:
       rec_e: -log p(x | z) of one draw.
-      tokens: of all sentences, the end not counted.
+      tokens: total over all sentences, without the end.
     """
     rec, kl = float(np.mean(rec_e)), float(np.mean(kl_e))
     total_e = np.asarray(rec_e, np.float64) + kl_e
@@ -56,7 +56,7 @@ def active_units(mean_ez: Float[np.ndarray, "e z"], ddof: int = 1) -> int:
 
 
 def rows(facts: Facts) -> list[CompatRow]:
-    """The published metrics of a model, ours beside them."""
+    """The published metrics of a model, next to ours."""
     tokens = int(facts.tokens_e.sum() - facts.tokens_e.size)
     found = corpus(-facts.draws.log_lik_ke[0], facts.kl_e, tokens)
     ours = facts.ours

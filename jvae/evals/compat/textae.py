@@ -13,13 +13,13 @@ def ppl(log_p_e: Float[np.ndarray, "e"], words: int) -> float:
     """Perplexity per word.
 
     Args:
-      words: of all sentences, ends counted.
+      words: total over all sentences, with ends counted.
     """
     return perplexity(log_p_e, words)
 
 
 def rows(facts: Facts) -> list[CompatRow]:
-    """The published metrics of a model, ours beside them."""
+    """The published metrics of a model, next to ours."""
     k = facts.samples(SAMPLES)
     words = int(facts.words_e.sum() + facts.words_e.size)
     log_p_e, ours = -facts.nll_at[k], facts.ours
