@@ -25,7 +25,7 @@ Ablations of the paper's Table 4, appended to any preset, such as `della:tiny,ab
     shared       one latent for all layers: no layer-wise inference
     lower, upper   latents only in the lower or upper half of the layers (its Fig. 2)
 
-Measured values of the `tiny` presets: the table in README.md, with hardware and time. The tests
+Measured values of the `tiny` presets: the table in RESULTS.md, with hardware and time. The tests
 build the others and run one training step; their published scores: not measured.
 
 Where code and paper differ (our value first, then the others):

@@ -10,7 +10,7 @@
     python -m jvae.main --config=lm:lstm --workdir=runs/lm-lstm
     python -m jvae.main --config=lm:pretrained --config.data.train=...
 
-The first two use the embedded corpus. Measured values of `tiny`: the table in README.md, with
+The first two use the embedded corpus. Measured values of `tiny`: the table in RESULTS.md, with
 hardware and time; of the others: not measured.
 
 `tiny` has the settings of `optimus:tiny` that do not concern the latent: learning rate 3e-3 with

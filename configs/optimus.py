@@ -25,7 +25,7 @@ Hu et al. 2022.
     python -m jvae.main --config=optimus:smollm2 --config.data.train=... \\
       --config.init.decoder=FOLDER      another decoder, by folder or hub name, with its sizes
 
-Measured values of the `tiny` presets: the table in README.md, with hardware and time. The tests
+Measured values of the `tiny` presets: the table in RESULTS.md, with hardware and time. The tests
 build `base` and `latent768` and run one training step; their published scores: not measured.
 `spacefusion` is built in the tests; `tasks:fusion` is the same at a small budget. The published
 loss is the mean of three reconstructions plus twice the fusion; here it is three times that, which

@@ -16,7 +16,7 @@ from the released `train_sri.py`, those of `yelp_short` from `semi_sup_classific
 Deviations of `ptb` and `yelp_short`: one dropout mask per chain (released:
 chain.fresh_dropout=True); the decoder is trained at the end points only (released:
 warm_up.param_grad=trajectory with objective.aux_weight.trajectory=1); sentences of similar but not
-equal length share a batch. Measured values of `tiny`: the table in README.md, with hardware and
+equal length share a batch. Measured values of `tiny`: the table in RESULTS.md, with hardware and
 time; of the others: not measured.
 """
 

@@ -1,4 +1,4 @@
-"""Benchmarks, and the tables of README.md and BENCHMARKS.md. To add a case, add one file here and
+"""Benchmarks, and the tables of BENCHMARKS.md. To add a case, add one file here and
 one line in `CASES`.
 """
 

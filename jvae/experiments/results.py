@@ -1,4 +1,4 @@
-"""Tables of README.md and BENCHMARKS.md from measured rows, one JSON object per line.
+"""Tables of RESULTS.md and BENCHMARKS.md from measured rows, one JSON object per line.
 
     python -m jvae.experiments.results add runs/optimus-tiny     add the row of a finished run
     python -m jvae.experiments.results take rows.jsonl           add `python -m jvae.bench` records
@@ -27,7 +27,7 @@ ROWS = Path(__file__).with_name("results.jsonl")  # rows of runs
 MEASURED = Path(__file__).with_name("measured.jsonl")  # rows of benchmarks
 TASKS = Path(__file__).with_name("tasks.jsonl")  # rows of the papers' experiments
 COMPARISON = Path(__file__).with_name("comparison.jsonl")  # rows of the comparison of all models
-DOCUMENTS = ("README.md", "BENCHMARKS.md", "RESULTS.md")
+DOCUMENTS = ("RESULTS.md", "BENCHMARKS.md")
 END = "<!-- end of table -->"
 NOT_MEASURED = speed.NOT_MEASURED
 

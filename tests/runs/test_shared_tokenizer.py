@@ -22,7 +22,7 @@ def test_two_tokenizers_for_one_stack_are_refused(tmp_path):
             f"data.decoder_tokenizer={tmp_path}/two",
         ],
     )
-    with pytest.raises(ConfigError, match="one stack of adavae reads both sides"):
+    with pytest.raises(ConfigError, match="adavae reads both sides with one embedding"):
         build.open_run(cfg, tmp_path / "run")
     same = config.apply_overrides(cfg, [f"data.encoder_tokenizer={tmp_path}/two"])
     assert build.open_run(same, tmp_path / "run").config.model.decoder.vocab == 40

@@ -198,7 +198,7 @@ def test_a_finished_run_trains_further_and_is_measured_again(
 
     def evaluate(this, mesh, params, step):
         measured.append(step)
-        return type("Report", (), {"table": lambda self: "the table"})()
+        return type("Report", (), {"rows": (), "table": lambda self: "the table"})()
 
     monkeypatch.setattr("jvae.evals.evaluation.evaluate", evaluate)
     assert main(command(corpus, folder)) == 0
