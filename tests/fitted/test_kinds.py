@@ -124,7 +124,10 @@ def test_draws_belong_to_keys_and_latents_keep_their_scale(kind, shape):
     assert found.prior() is dataclasses.replace(found, name="other").prior()  # compiled once
 
 
-@pytest.mark.parametrize("kind", QUICK)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=[pytest.mark.slow] * (k == "diffusion")) for k in QUICK],
+)
 def test_a_density_has_mass_one(kind):
     """By quadrature."""
     use = dict(trace="exact") if kind == "diffusion" else {}

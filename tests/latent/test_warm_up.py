@@ -77,11 +77,13 @@ def _close(a, b):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_final_mode_is_the_gradient_at_the_end_point_alone(pieces):
     at_end, _, final, _, _ = pieces
     _close(final, at_end)
 
 
+@pytest.mark.slow
 def test_what_training_measures_is_what_the_contract_does(pieces):
     """A KL of 0 in every dimension included, so that any objective can read it."""
     *_, ((value, terms), (want, contract)) = pieces
@@ -91,6 +93,7 @@ def test_what_training_measures_is_what_the_contract_does(pieces):
         np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_trajectory_mode_adds_the_batch_sum_at_every_earlier_point(pieces):
     at_end, along, _, both, _ = pieces
     _close(both, jax.tree.map(jnp.add, at_end, along))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from ml_collections import ConfigDict
 
 from jvae.backbones.bert import BertConfig
@@ -51,6 +52,7 @@ def test_only_what_the_plan_names_moves_and_only_from_its_step():
     assert all(np.isfinite(norms)) and min(norms) > 0
 
 
+@pytest.mark.slow
 def test_accumulating_parts_is_one_large_batch():
     """One update of a VAE, measured in one part and in four; noise belongs to examples."""
     sizes = dict(layers=1, width=8, heads=2, mlp=16, positions=8, dropout=0.0, vocab_multiple=1)
