@@ -30,7 +30,9 @@ class DataError(JvaeError):
 
 
 class CheckpointError(JvaeError):
-    """A working directory or checkpoint that is unreadable, unwritable or contradicts the config."""
+    """A working directory or checkpoint that cannot be read or written, or conflicts with the
+    config.
+    """
 
 
 class WeightsError(JvaeError):
