@@ -89,8 +89,8 @@ def short_run_bound(
     """Returns bound(params, raw_k, batch, key): mean log p(x, z_K) + log |det dz_K / dz_0|, nats.
 
     Up to a constant that does not depend on the step sizes softplus(raw_k), this is the ELBO of the
-    short run, so raising it lowers KL(short run || posterior). It is differentiable with respect to
-    the sizes, through the chain.
+    short run, so raising it lowers KL(short run || posterior). The gradient with respect to the
+    sizes flows through the chain.
     """
 
     def bound(params: Params, raw_k: Array, batch: Batch, key: Array) -> Float[Array, ""]:

@@ -1,4 +1,4 @@
-"""Norms over the last axis. Statistics are taken in float32 or wider."""
+"""Norms over the last axis. Statistics are computed in float32 or wider."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from jvae.nn.layers import accum_dtype
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation, scale and bias (Ba et al. 2016); ModernBERT has no bias."""
+    """Layer normalisation with scale and, except in ModernBERT, bias (Ba et al. 2016)."""
 
     eps: float
     use_bias: bool = True
@@ -35,7 +35,7 @@ class LayerNorm(nn.Module):
 
 
 def inverse_rms(x: Array, eps: float) -> Array:
-    """1 / sqrt(mean square + eps) over the last axis, kept."""
+    """1 / sqrt(mean square + eps) over the last axis, which is kept with size 1."""
     return jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
 
 
