@@ -2,10 +2,13 @@
 
     y = x . W + (alpha / rank) * (x . A) . B
 
-Source: Hu et al. 2021, arXiv 2106.09685. B starts at zero, so a stack starts as the pretrained one.
-A pair {a, b} lies beside its kernel under "lora", stacked over the layers as that is. A kernel that
-fuses several projections has a pair for each that is adapted, by name: {q: {a, b}, v: {a, b}}. The
-pair acts on x: W + AB would need a gradient of the size of W in each step.
+Source: Hu et al. 2021, arXiv 2106.09685. B is initialised to zero, so training starts from the
+pretrained function.
+
+A pair {a, b} is stored next to its kernel under "lora", stacked over layers in the same way. A
+kernel that fuses several projections has one pair per adapted projection, by name:
+{q: {a, b}, v: {a, b}}. The pair is applied to x directly, since computing W + AB would need a
+gradient of the size of W in each step.
 
 `with_lora` wraps the functions of any stack whose layers use `jvae.nn.layers.Projection`.
 """

@@ -32,8 +32,8 @@ def maximum(x_btd: Float[Array, "b t d"], side: Side, slots: int) -> Float[Array
     """The largest value of each feature over each segment; zeros at empty slots."""
     own_bts = own_slot(side, slots)
     floor = jnp.finfo(x_btd.dtype).min
-    # The gradient of a maximum compares it with its inputs, which gives NaN if the compiler computes
-    # them twice and rounds differently. The gradient of a look-up has no such comparison.
+    # The gradient of a maximum compares it with its inputs, which gives NaN if the compiler
+    # computes them twice and rounds differently. That of a look-up has no such comparison.
     place_bsd = jnp.argmax(jnp.where(own_bts[..., None], x_btd[:, :, None], floor), axis=1)
     top_bsd = jnp.take_along_axis(x_btd, place_bsd, axis=1)
     filled_bs = jnp.any(own_bts, axis=1)

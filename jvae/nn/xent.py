@@ -19,7 +19,7 @@ def soft_cap(x: Array, cap: float | None) -> Array:
 
 
 def mask_padded_vocab(logits: Float[Array, "... v"], vocab: int) -> Float[Array, "... v"]:
-    """Sets columns at and past `vocab` to -inf; they only pad the table so that a mesh divides it."""
+    """Sets columns at and past `vocab` to -inf; they only pad the table for even sharding."""
     column = jnp.arange(logits.shape[-1]).reshape((1,) * (logits.ndim - 1) + (-1,))
     return jnp.where(column < vocab, logits, -jnp.inf)
 
