@@ -41,7 +41,8 @@ _KEYS = {
 class Special(NamedTuple):
     """The special tokens of a tokenizer; None for a role without a token.
 
-    space: whether a space is put before a text, so that its first word has the same id as elsewhere.
+    space: whether a space is added before a text, so that its first word has the id it has
+      elsewhere.
     stated: whether files next to the tokenizer name these tokens.
     """
 
