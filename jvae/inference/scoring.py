@@ -95,7 +95,7 @@ def stats(
     batch: Batch,
     key: Key[Array, ""],
 ) -> Float[Array, "e f"]:
-    """Means, standard deviations and KL to the prior of Gaussian posteriors, one row per example."""
+    """Means, standard deviations and KL to the prior of Gaussian posteriors, a row per example."""
     cond, q, z_key = infer(gen, post, params, batch, key)
     (z_egz,) = post.sample(params, q, example_keys(z_key, batch.id_e, jnp.arange(1)))
     kl_e = kl(params, post, q, z_egz, prior, cond).nats_e

@@ -416,7 +416,9 @@ class LoadedVAE:
         sources: Sequence[str] | None = None,
         **settings: Any,
     ) -> list[str]:
-        """Decodes latents to sentences, greedily unless `settings` (`DecodeConfig` fields) differ.
+        """Decodes latents to sentences; greedy unless `settings` names another method.
+
+        `settings` are fields of `DecodeConfig`.
 
         Regardless of `max_length`, sentences are limited to the model's positions. A source in
         front of the text takes up some of these.
@@ -480,7 +482,7 @@ class LoadedVAE:
         truncate: bool = False,
         **settings: Any,
     ) -> list[str]:
-        """Encodes each sentence to its posterior mean and decodes it. For `truncate` see `encode`."""
+        """Encodes each sentence to its posterior mean and decodes it; see `encode`, `decode`."""
         z_egz = self.encode(texts, sources, truncate=truncate)
         return self.decode(z_egz, sources=sources, **settings)
 
@@ -496,7 +498,8 @@ class LoadedVAE:
     ) -> list[str]:
         """Generates n sentences from the prior, or n adjacent ones per source if there are sources.
 
-        Uses ancestral sampling unless `settings` differ. For `prior` and `label` see `sample_prior`.
+        Uses ancestral sampling unless `settings` names another method. For `prior` and `label` see
+        `sample_prior`.
         """
         z_egz = self.sample_prior(n, seed, sources, prior=prior, label=label)
         every = sources and [source for source in sources for _ in range(n)]

@@ -31,7 +31,8 @@ class AdaVaeConfig:
     """Sizes and choices of one AdaVAE.
 
     `decoder` is the shared stack. Its first `encoder_layers` layers also encode, unless a separate
-    `encoder` is set. For `pool` see `pooled`; for the injections `use_*` see `jvae.injections.ways`.
+    `encoder` is set. For `pool` see `pooled`; for the injections, `use_*`, see
+    `jvae.injections.ways`.
     """
 
     decoder: StackConfig

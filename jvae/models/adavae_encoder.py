@@ -47,7 +47,7 @@ def adapter_of(config: AdaVaeConfig, stack: Any) -> Adapter:
 
 
 def prefix_of(config: AdaVaeConfig, stack: Any) -> Prefix:
-    """The prefix of a side; as published, it covers all layers of the shared stack on both sides."""
+    """The prefix of a side; as published, it covers all layers of the shared stack for both."""
     return Prefix(stack, config.prefix, config.prefix_middle)
 
 

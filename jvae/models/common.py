@@ -1,4 +1,6 @@
-"""Helpers shared by all model files: boxed parameters, and decode states with a known example axis."""
+"""Helpers shared by all model files, for boxed parameters and for decode states with a known example
+axis.
+"""
 
 from collections.abc import Callable
 from typing import Any

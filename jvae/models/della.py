@@ -139,28 +139,28 @@ class DellaConfig:
 
     @property
     def last_layer(self) -> int:
-        """The last layer that has a latent."""
+        """The last layer with a latent."""
         return self.writing.layers - 1 if self.end_layer == -1 else self.end_layer
 
     @property
     def fused(self) -> int:
-        """Layers that a latent reaches."""
+        """Number of layers with a latent."""
         return self.last_layer - self.begin_layer + 1
 
     @property
     def groups(self) -> int:
-        """Latents: one of each such layer, or one that all share."""
+        """Number of latents: one for each such layer, or one shared by all."""
         return 1 if self.links == "shared" else self.fused
 
 
 def decoder_of(config: DellaConfig) -> tuple[Stack, Injection]:
-    """The decoder stack, and how the latents reach it."""
+    """The decoder stack and the injection of the latents into it."""
     needs = ["taps" if config.fuse == "offset" else "values"]
     needs += ["cross"] if config.source == "cross" else []
     stack = stack_of(
         config.decoder, "model.decoder", "decode", *needs, own_head=not config.tie_lm_head
     )
-    if config.source == "cross":  # which the stack is known to have by now
+    if config.source == "cross":  # this ability has been checked above
         own = dataclasses.replace(config.decoder, cross=True)  # pyright: ignore[reportCallIssue]
         stack = stack_of(own, "model.decoder", own_head=not config.tie_lm_head)
     place = (config.begin_layer, config.fused, config.latent)

@@ -105,7 +105,7 @@ def _with_chain(
     config: SriConfig | SriTransformerConfig,
     shape: tuple[int, int],
 ) -> TextVAE:
-    """Combines a generator with the short-run posterior, and adds parameters for learned step sizes.
+    """Combines a generator with the short-run posterior and parameters for learned step sizes.
 
     Raises: ConfigError for a prior with parameters, which the loss of short-run inference would
       never train, or for a prior on the sphere, which Langevin steps would leave.
