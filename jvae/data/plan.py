@@ -26,7 +26,6 @@ BLOCK = 1 << 19  # examples planned at once, in about 5 s
 class RowPlan(NamedTuple):
     """The rows of one block and their packing efficiency, between 0 and 1."""
 
-
     rows: np.ndarray  # (rows, slots) int32: example of each slot, -1 if empty
     fill: dict[str, float]  # per side: tokens / capacity
     slot_fill: float  # examples / slots

@@ -187,7 +187,7 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
         return along(slope(p, label), noise_egz, (_ANGLES[1], _ANGLES[0])) / np.cos(_ANGLES[0])
 
     def log_prob(p: Any, u_egz: Array, label: Array) -> Float[Array, "e"]:
-        """Log density by change of variables along the probability flow; Song et al. 2021, eq. 39."""
+        """Log density by change of variables along the probability flow; Song et al. 2021, (39)."""
         flow = slope(p, label)
         tangent_kgz = _tangents(options, shape, u_egz.dtype)
 

@@ -1,4 +1,4 @@
-"""A flow of coupling layers with an exact density, initialised to a Gaussian with full covariance."""
+"""A flow of coupling layers with an exact density, initialised to a full-covariance Gaussian."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""Helpers shared by all model files, for boxed parameters and for decode states with a known example
+"""Helpers shared by all model files: boxed parameters, and decode states with a known example
 axis.
 """
 

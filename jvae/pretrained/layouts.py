@@ -1,6 +1,6 @@
-"""How the pretrained files of a backbone name its tensors, and the registry of all.
+"""The registry of tensor names in the pretrained files of backbones.
 
-The key is the name of the backbone in `jvae.nn.backbone.BACKBONES`.
+Keys are the names of backbones in `jvae.nn.backbone.BACKBONES`.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -11,11 +11,11 @@ from jvae.registry import Registry
 
 
 class StackTable(Protocol):
-    """Names of one stack.
+    """Returns the names of one stack.
 
     Args:
       section: its section of the config.
-      path: ours of the stack.
+      path: our path of the stack.
       role: "encoder" or "decoder".
       pooler: our path of a pooler; None for none.
     """
