@@ -117,7 +117,6 @@ def tiny(cls: Any, vocab: int, **changes: Any) -> Any:
 def rotary_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     """The rotary fields of a config.json, from transformers before or since version 5.
 
-
     Raises: ValueError for a scaling that is not implemented.
     """
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})

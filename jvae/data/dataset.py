@@ -264,10 +264,10 @@ def batches(
       prefetch: number of batches prepared in advance.
       workers: Grain worker processes; 0 uses a thread of this process. Workers restart with every
         block, which takes 2 to 3 s.
-    Yields: (Batch of NumPy arrays, (block, row)). Of each global batch of `spec.batch_rows` rows a
-      process gets its contiguous part. A block's last batch is filled up with empty rows, so
-      shapes are static.
-    Raises: DataError if `start` does not lie within its block.
+    Yields: (Batch of NumPy arrays, (block, row)). Each process gets its contiguous part of a global
+      batch of `spec.batch_rows` rows. A block's last batch is padded with empty rows, so shapes are
+      static.
+    Raises: DataError if `start` is not within its block.
     """
     _check_processes(spec, process_index, process_count)
 
@@ -293,17 +293,17 @@ def batches(
 
 
 def _made(rows: grain.MapDataset, workers: int) -> Iterator[Batch]:
-    """The batches of a block in order, whatever the number of worker processes."""
+    """The batches of a block, in an order that does not depend on the number of workers."""
     if workers and not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read flags
-    # Without threads of Grain's own: `Prefetch` is the thread.
+    # Grain's own threads are turned off, as `Prefetch` already runs in a thread.
     made = rows.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     if workers:
         made = made.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     iterator = iter(made)
     try:
         for batch in iterator:
-            # Copied out of the memory shared with a worker, which is then free at once.
+            # Copied out of the memory shared with a worker, to free that memory at once.
             yield jax.tree.map(np.array, batch) if workers else batch
     finally:
         iterator.close()
@@ -317,9 +317,9 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """One pass over the examples `ids` (all by default), in their order as far as packing allows.
+    """One pass over the examples `ids` (all by default), in order as far as packing allows.
 
-    Every process gets the same number of batches; `id_e` tells which examples a batch holds.
+    Every process gets the same number of batches; `id_e` identifies the examples of a batch.
     """
     _check_processes(spec, process_index, process_count)
     for block in range(planning.blocks_of(len(dataset) if ids is None else len(ids))):
@@ -340,7 +340,7 @@ def _check_processes(spec: RowSpec, index: int, count: int) -> None:
 
 @dataclass(frozen=True)
 class _Part:
-    """Makes the part of a global batch that one process gets; can be sent to a worker process."""
+    """Makes one process's part of a global batch; can be sent to a worker process."""
 
     take: Callable[[np.ndarray], dict[str, Encoded]]
     spec: RowSpec

@@ -27,9 +27,9 @@ class Split(NamedTuple):
 
 
 def split(name: str, n: int, cache: Path) -> Split:
-    """The texts of `grammar.corpus(name, n)`, read from the cache or drawn and written there.
+    """The texts of `grammar.corpus(name, n)`, read from the cache, or drawn and cached.
 
-    A cache that is damaged, or that cannot be written, only costs the time of drawing.
+    If the cache is damaged or cannot be written, the texts are drawn again.
     """
     path = cache / "embedded" / f"{name}-{n}-{_grammar()}.npz"
     if stored := _stored(path, n):

@@ -277,7 +277,7 @@ def bucket_block(
 
 
 def check_lengths(lengths: Mapping[str, np.ndarray], row: Mapping[str, int]) -> None:
-    """Raises DataError, naming the examples, if any is longer than its row on some side."""
+    """Raises DataError naming the examples that are longer than their row on some side."""
     for side, full in row.items():
         over = np.flatnonzero(np.asarray(lengths[side]) > full)
         if len(over):

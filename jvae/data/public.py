@@ -2,7 +2,6 @@
 
 TFDS sets are read and, where TFDS supports it, prepared without TensorFlow.
 
-
 tfds:snli:train                    a set and a split
 tfds:glue/sst2:train[:10%]         a configuration and a part of a split, in TFDS notation
 tfds:/data/snli/1.1.0:validation   a folder that TFDS has prepared

@@ -66,7 +66,6 @@ class Special(NamedTuple):
 def stated(folder: Path, backend: Tokenizer) -> Special | None:
     """The special tokens that a folder's files name; None without such files.
 
-
     Raises: DataError for a file that cannot be read.
     """
     by_token = _read(folder, _BY_TOKEN)
@@ -97,7 +96,6 @@ def stated(folder: Path, backend: Tokenizer) -> Special | None:
 
 def complete(backend: Tokenizer, said: Special | None) -> Special:
     """The special tokens of a tokenizer by the rule above; adds GPT-2's three if applicable.
-
 
     Args:
       said: see `stated`.

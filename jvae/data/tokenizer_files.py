@@ -24,7 +24,6 @@ _PROBES = tuple(f"{letter * 64}{end}" for letter in "a1 -" for end in "a!")
 def checked_vocabulary(path: Path) -> dict[str, int]:
     """Reads and checks a vocab.json; returns ids by token.
 
-
     Raises: DataError.
     """
     return _checked_ids(path, "the vocabulary", read(path))

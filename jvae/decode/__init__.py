@@ -76,7 +76,6 @@ def decode_in_batches(
     dispatched without waiting and fetched at the end. Inputs may be NumPy or JAX arrays; the fields
     of the result are NumPy arrays.
 
-
     Raises: ValueError if there are no examples or `batch_size` is below 1.
     """
     total = z_egz.shape[0]

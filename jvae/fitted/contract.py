@@ -61,7 +61,6 @@ FITTED: Registry[FittedKind] = Registry("fitted prior", "--prior.kind")
 def density(kind: str, options: Any, shape: tuple[int, int], labels: int) -> Density:
     """The density of a kind; equal arguments return the same object, to avoid recompilation.
 
-
     Raises: ConfigError for an unknown kind.
     """
     return FITTED[kind].build(options, shape, labels)

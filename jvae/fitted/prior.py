@@ -70,7 +70,6 @@ class Fitted:
     def using(self, **options: Any) -> "Fitted":
         """The same prior with different options of use, such as `steps`.
 
-
         Raises: ConfigError for an option that is fixed by the fit or does not exist.
         """
         allowed = FITTED[self.kind].use
@@ -84,7 +83,6 @@ class Fitted:
 
     def prior(self, label: str | None = None) -> Prior:
         """Returns p'(z) or p'(z | label); its parameters are under `params[KEY]`, see `join`.
-
 
         Raises: InputError for an unknown label.
         """

@@ -12,7 +12,7 @@ from jvae.fields import check_dataclass, lines
 
 @dataclass(frozen=True)
 class Choice:
-    """`kind` names the member; `options` are the other keys of the section, sorted."""
+    """A selected member: `kind` is its name, `options` the other keys of the section, sorted."""
 
     kind: str
     options: tuple[tuple[str, Any], ...] = ()

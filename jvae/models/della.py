@@ -172,7 +172,7 @@ def decoder_of(config: DellaConfig) -> tuple[Stack, Injection]:
 
 
 def _shared(injection: Injection, layers: int) -> Injection:
-    """The injection of one latent per layer, all of them the same."""
+    """An injection per layer that gives all layers the same latent."""
 
     def reach(own: Any, z_egz: Array, *args: Any, **how: Any) -> Reach:
         return injection.reach(own, jnp.repeat(z_egz, layers, axis=1), *args, **how)

@@ -125,7 +125,7 @@ def state_gates(params: Any, hidden_ef: Float[Array, "e f"]) -> Float[Array, "e 
 
 
 def cell(params: Any, gate_e4f: Float[Array, "e 4 f"], state: LstmState) -> LstmState:
-    """One token: the new state. Source: Hochreiter & Schmidhuber 1997; Gers et al. 2000."""
+    """The state after one token. Source: Hochreiter & Schmidhuber 1997; Gers et al. 2000."""
     gate_e4f = (gate_e4f + state_gates(params, state.hidden_ef)).astype(state.cell_ef.dtype)
     enter_ef, keep_ef, new_ef, leave_ef = (gate_e4f[:, i] for i in range(4))
     cell_ef = jax.nn.sigmoid(keep_ef) * state.cell_ef + jax.nn.sigmoid(enter_ef) * jnp.tanh(new_ef)

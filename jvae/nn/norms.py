@@ -42,7 +42,7 @@ def inverse_rms(x: Array, eps: float) -> Array:
 class RmsNorm(nn.Module):
     """x / rms(x) * scale: no mean, no bias (Zhang & Sennrich 2019).
 
-    plus_one: the factor is 1 + scale, and scale starts at zero (Gemma).
+    plus_one: the factor is 1 + scale, with scale initialised to zero (Gemma).
     """
 
     eps: float

@@ -132,7 +132,6 @@ def check_sizes(backbone: Backbone, checkpoint: Checkpoint, ours: Mapping[str, A
 def sizes(backbone: Backbone, checkpoint: Checkpoint) -> dict[str, Any]:
     """The fields of our stack's config that a checkpoint determines.
 
-
     Raises: WeightsError for another family, a missing key or a variant that is not implemented.
     """
     config, where = checkpoint.config, f"{checkpoint.name}/config.json"

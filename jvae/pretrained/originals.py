@@ -121,7 +121,6 @@ def della(c: Any) -> NameTable:
 def open_original(path: Path) -> Tensors:
     """Opens the tensors of an original checkpoint, by the names of its state dict.
 
-
     Args:
       path: .safetensors, .npz, or a torch file.
     Raises: WeightsError.
