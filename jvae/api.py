@@ -1,26 +1,26 @@
-"""The contract every model of jvae fulfils: prior x posterior x generator.
+"""The interface that every jvae model implements: prior x posterior x generator.
 
-A model is a *prior* p(z), a *posterior* (how z is inferred) and a *generator* p(x | z), each chosen
-without regard to the others. The trainer, the evaluator and the sampler know only the types of this
-file; no model's name appears in them.
+A model consists of a *prior* p(z), a *posterior* (how z is inferred) and a *generator* p(x | z),
+each chosen independently of the others. The trainer, the evaluator and the sampler depend only on
+the types in this file and never refer to a particular model.
 
-Letters of the array suffixes, one meaning each: B rows, E examples, T target position, S source or
-key position, D width, N heads, H head width, F hidden, V vocabulary, L layers, G latent groups, Z
-latent width, M memory slots, K posterior samples.
+Each letter in an array suffix has one meaning: B rows, E examples, T target positions, S source or
+key positions, D width, N heads, H head width, F hidden width, V vocabulary, L layers, G latent
+groups, Z latent width, M memory slots, K posterior samples.
 
-**Latents belong to examples, tokens to rows.** A row holds a static number of *slots*, each empty
-or one example, so E = B * slots and e = b * slots + (segment - 1), row-major: sharding E over the
-data axis is sharding rows. An unpacked batch is the case slots = 1. The same slot has the same
-segment id on every side of a batch.
+**Latents are per example, tokens are per row.** A row has a static number of *slots*, each of which
+is empty or holds one example. Hence E = B * slots and e = b * slots + (segment - 1), in row-major
+order, so sharding E over the data axis is the same as sharding rows. An unpacked batch has
+slots = 1. A slot has the same segment id on every side of a batch.
 
-**Noise belongs to examples too.** Whatever is random in a latent is drawn from one key per example
-(`example_keys`), made from the example's own index. So the draws of a sentence do not depend on how
-it was packed, batched or sharded, nor on how K samples were cut into chunks. Dropout masks are the
-exception: they belong to rows and come from one key, `drop`; dropout is on exactly when that key is
-given.
+**Noise is per example too.** All randomness in a latent comes from one key per example
+(`example_keys`), derived from the example's own index. The draws for a sentence therefore do not
+depend on how it was packed, batched or sharded, nor on how K samples were split into chunks.
+Dropout masks are the exception: they are per row and come from a single key, `drop`. Dropout is on
+if and only if that key is given.
 
 **Nats, float32.** Every log-probability and divergence here is in nats and at least float32,
-whatever the compute dtype.
+regardless of the compute dtype.
 """
 
 from collections.abc import Callable
@@ -30,38 +30,39 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-AUX_STREAM = 0xA0_A11  # of the noise of auxiliary terms
-SPACE, SPHERE = "space", "sphere"  # where vectors of latents lie: anywhere, or at length 1
-Params = Any  # a pytree of arrays, paths joined by "/" are public API
+AUX_STREAM = 0xA0_A11  # folded into the key for the noise of auxiliary terms
+SPACE, SPHERE = "space", "sphere"  # support of latent vectors: all of space, or unit length
+Params = Any  # a pytree of arrays; its paths, joined by "/", are public API
 Post = Any  # opaque pytree, every leaf with leading axis E
-Cond = Any  # opaque pytree, every leaf with leading axis E but those of `RowStates`
-Context = Any  # opaque pytree: what log_lik needs that does not depend on z
+Cond = Any  # opaque pytree, every leaf with leading axis E except those of `RowStates`
+Context = Any  # opaque pytree: everything log_lik needs that does not depend on z
 
 
 class Side(NamedTuple):
-    """One tokenised side of a batch of rows. Segment 0 is padding (no token id is); positions
-    restart in each segment.
+    """One tokenised side of a batch of rows.
+
+    Padding is marked by segment 0, not by a token id. Positions restart in each segment.
     """
 
     token_bt: Int[Array, "b t"]
     segment_bt: Int[Array, "b t"]
     position_bt: Int[Array, "b t"]
-    type_bt: Int[Array, "b t"] | None = None  # token types, such as 0 and 1 of a sentence pair
+    type_bt: Int[Array, "b t"] | None = None  # token types, such as 0 and 1 for a sentence pair
 
 
 class RowStates(NamedTuple):
-    """States of rows that a decoder attends to, such as those of a source text.
+    """Per-row states that a decoder attends to, such as the encoded source text.
 
-    The one part of a `Cond` whose leaves lead with rows. Decoding has one example per row, so there
-    they are leaves per example like all others.
+    The only part of a `Cond` whose leading axis is rows rather than examples. Decoding has one
+    example per row, so there the leading axis is E as everywhere else.
     """
 
     state_bsd: Float[Array, "b s d"]
-    segment_bs: Int[Array, "b s"]  # 0 is padding; a token reads states of its own segment
+    segment_bs: Int[Array, "b s"]  # 0 is padding; a token attends to states of its own segment
 
 
 def one_per_row(cond: Cond, slots: int) -> Cond:
-    """A condition of packed rows as decoding reads it, with a row for each example."""
+    """Unpacks a condition for decoding, so that every example has its own row."""
 
     def apart(leaf: Any) -> Any:
         if not isinstance(leaf, RowStates):
@@ -75,8 +76,9 @@ def one_per_row(cond: Cond, slots: int) -> Cond:
 
 
 class Batch(NamedTuple):
-    """Rows of packed examples. Sides may differ in row length and tokenizer; a slot has one segment
-    id on all of them.
+    """Rows of packed examples.
+
+    Sides may differ in row length and tokenizer, but a slot has the same segment id on all of them.
     """
 
     enc: Side | None  # what the posterior reads
@@ -84,13 +86,13 @@ class Batch(NamedTuple):
     cond: Side | None  # source text; None when unconditional
     scored_bt: Bool[
         Array, "b t"
-    ]  # True where the token of `dec` is predicted: no start id, source prefix or padding
+    ]  # True where a token of `dec` is predicted; False at start id, source prefix and padding
     id_e: Int[Array, "e"]  # index of the example in its split; -1 at an empty slot
     noisy_bt: Int[Array, "b t"] | None = None  # what the decoder reads in place of `dec`'s tokens
 
     @property
     def read_bt(self) -> Int[Array, "b t"]:
-        """Tokens that the decoder reads; those of `dec` are what it is scored on."""
+        """Input tokens of the decoder; its targets are always those of `dec`."""
         return self.dec.token_bt if self.noisy_bt is None else self.noisy_bt
 
     @property
@@ -105,14 +107,14 @@ class Batch(NamedTuple):
 
 
 class DecodeState(NamedTuple):
-    """State of stepwise decoding. The cache is opaque: its example axis need not be the first."""
+    """State of stepwise decoding. The cache is opaque: its example axis may be any axis."""
 
     cache: Any
     position_e: Int[Array, "e"]  # tokens read so far
 
 
 class Prompt(NamedTuple):
-    """Ragged prefixes to continue, right-padded: at least the start id, so 1 <= length_e <= T."""
+    """Right-padded prefixes to continue, each with at least the start id: 1 <= length_e <= T."""
 
     token_et: Int[Array, "e t"]
     length_e: Int[Array, "e"]
@@ -120,7 +122,7 @@ class Prompt(NamedTuple):
 
 @runtime_checkable
 class SamplePrior(Protocol):
-    """One draw per key; ancestral over groups when layer-wise."""
+    """Returns one draw per key; layer-wise priors use ancestral sampling over groups."""
 
     def __call__(
         self, params: Params, key_e: Key[Array, "e"], cond: Cond | None = None, /
@@ -129,7 +131,7 @@ class SamplePrior(Protocol):
 
 @runtime_checkable
 class LogPrior(Protocol):
-    """log p(z) of any z, in nats."""
+    """Returns log p(z) for any z, in nats."""
 
     def __call__(
         self, params: Params, z_egz: Float[Array, "e g z"], cond: Cond | None = None, /
@@ -139,8 +141,8 @@ class LogPrior(Protocol):
 class Prior(NamedTuple):
     """p(z), or p(z | source) for a conditional model.
 
-    form: what closed forms of the KL go by, see `jvae.latent.kl`; None for a prior without any.
-    support: where it has its mass; densities on the SPHERE are per unit of its surface.
+    form: selects a closed-form KL by its type, see `jvae.latent.kl`; None if there is none.
+    support: SPACE or SPHERE; densities on SPHERE are per unit of surface area.
     """
 
     sample: SamplePrior
@@ -151,7 +153,7 @@ class Prior(NamedTuple):
 
 @runtime_checkable
 class Encode(Protocol):
-    """Reads a batch; `key_e` is read by samplers without an encoder (Langevin) only."""
+    """Encodes a batch; only samplers without an encoder (Langevin) use `key_e`."""
 
     def __call__(
         self,
@@ -167,7 +169,7 @@ class Encode(Protocol):
 
 @runtime_checkable
 class SamplePosterior(Protocol):
-    """One draw per key."""
+    """Returns one draw per key."""
 
     def __call__(
         self, params: Params, post: Post, key_ke: Key[Array, "k e"], /
@@ -176,7 +178,7 @@ class SamplePosterior(Protocol):
 
 @runtime_checkable
 class LogPosterior(Protocol):
-    """log q(z | x) of any z, in nats."""
+    """Returns log q(z | x) for any z, in nats."""
 
     def __call__(
         self, params: Params, post: Post, z_egz: Float[Array, "e g z"], /
@@ -185,21 +187,21 @@ class LogPosterior(Protocol):
 
 @runtime_checkable
 class Mean(Protocol):
-    """The posterior mean; layer-wise: the chain of means."""
+    """Returns the posterior mean; for layer-wise posteriors, the chain of means."""
 
     def __call__(self, params: Params, post: Post, /) -> Float[Array, "e g z"]: ...
 
 
 @runtime_checkable
 class Track(Protocol):
-    """Parameters whose running statistics have seen one more batch of training."""
+    """Returns parameters with running statistics updated on one more training batch."""
 
     def __call__(self, params: Params, batch: Batch, /) -> Params: ...
 
 
 @runtime_checkable
 class EncoderFeatures(Protocol):
-    """The encoder's state of each example; of several vectors, their mean."""
+    """Returns one encoder state per example, averaged if the encoder gives several vectors."""
 
     def __call__(
         self,
@@ -213,22 +215,22 @@ class EncoderFeatures(Protocol):
 
 
 class Posterior(NamedTuple):
-    """How z is inferred. `encode` runs once; its result serves any number of samples and densities.
+    """How z is inferred. Call `encode` once; its result serves any number of samples and densities.
 
-    A posterior knows nothing of the prior: the KL between them is `jvae.latent.kl.kl`.
+    A posterior is independent of the prior; `jvae.latent.kl.kl` computes the KL between them.
 
     log_prob: None for a posterior without a density.
-    form: what closed forms of the KL go by; None for a posterior without any.
+    form: selects a closed-form KL by its type; None if there is none.
     has_kl: False only for posteriors whose KL is 0 by definition, in the loss and in reports: a
-      point, the absent latent of a language model, an MCMC sampler, whose loss has no KL.
-    sampler: what a posterior that is a sampler adds; None for the others.
-    features: the state that the density is made from, for classifiers; None for a posterior without
-      an encoder.
-    support: as of `Prior`; both lie in one place.
-    coupled: whether `encode` with a dropout key reads the examples of a batch together, so that a
-      batch cannot be measured in parts.
+      point, the empty latent of a language model, or an MCMC sampler, whose loss has no KL term.
+    sampler: the extra functions of a posterior that is a sampler; None for the others.
+    features: encoder states for classifiers, the inputs of the density; None for a posterior
+      without an encoder.
+    support: as in `Prior`; prior and posterior must have the same support.
+    coupled: whether `encode` with a dropout key mixes the examples of a batch, so that the batch
+      cannot be split into parts.
     track(params, batch) -> params
-      Running statistics after one more batch of training; None where there are none.
+      Updates running statistics with one more training batch; None if there are none.
     """
 
     encode: Encode
@@ -246,7 +248,7 @@ class Posterior(NamedTuple):
 
 @runtime_checkable
 class Propose(Protocol):
-    """One draw per key."""
+    """Returns one draw per key."""
 
     def __call__(
         self, params: Params, post: Post, key_ke: Key[Array, "k e"], cond: Cond | None, /
@@ -255,7 +257,7 @@ class Propose(Protocol):
 
 @runtime_checkable
 class LogProposal(Protocol):
-    """Log density of any z, in nats."""
+    """Returns the log density of any z, in nats."""
 
     def __call__(
         self, params: Params, post: Post, z_egz: Float[Array, "e g z"], cond: Cond | None, /
@@ -263,7 +265,7 @@ class LogProposal(Protocol):
 
 
 class Proposal(NamedTuple):
-    """Where the draws of a likelihood bound come from; its support must be everywhere."""
+    """Proposal distribution of a likelihood bound; its density must be positive everywhere."""
 
     sample: Propose
     log_prob: LogProposal
@@ -271,7 +273,7 @@ class Proposal(NamedTuple):
 
 @runtime_checkable
 class Measure(Protocol):
-    """Terms of one pass at an optimizer step."""
+    """Returns the terms of one training pass at a given optimizer step."""
 
     def __call__(
         self,
@@ -286,21 +288,21 @@ class Measure(Protocol):
 
 @runtime_checkable
 class Tune(Protocol):
-    """Parameters with step sizes that were learned between updates."""
+    """Returns parameters with updated step sizes, which are learned between optimizer updates."""
 
     def __call__(self, params: Params, batch: Batch, key: Key[Array, ""], /) -> Params: ...
 
 
 class Sampler(NamedTuple):
-    """What a posterior that is a sampler brings to training and to metrics.
+    """Extra functions for training and metrics, for a posterior that is a sampler.
 
-    measure: in place of `jvae.latent.elbo.measure` in training: annealing by step, gradients along
-      chains.
+    measure: replaces `jvae.latent.elbo.measure` in training; handles annealing by step and
+      gradients along chains.
     metric: the posterior that metrics use, which has a density.
-    baseline: the metric posterior with every end point a draw from the prior.
-    proposal: draws of likelihood bounds; None for draws from `metric`.
-    tune: None where step sizes are fixed.
-    config: of the sampler itself.
+    baseline: the metric posterior, with every end point replaced by a draw from the prior.
+    proposal: proposal for likelihood bounds; None to draw from `metric`.
+    tune: learns step sizes; None if they are fixed.
+    config: the sampler's own config.
     """
 
     measure: Measure
@@ -312,18 +314,18 @@ class Sampler(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """What auxiliary training terms may read besides the decoder's context."""
+    """Inputs of auxiliary training terms in addition to the decoder's context."""
 
-    z_kegz: Float[Array, "k e g z"]  # `Generator.draws` latents per example, the first one scored
+    z_kegz: Float[Array, "k e g z"]  # `Generator.draws` latents per example; the first is scored
     post: Post
     cond: Cond | None
     valid_e: Bool[Array, "e"]
-    key_e: Key[Array, "e"]  # of further noise
+    key_e: Key[Array, "e"]  # for any further noise
 
 
 @runtime_checkable
 class Condition(Protocol):
-    """Reads `batch.cond` only; None for an unconditional model."""
+    """Encodes `batch.cond`, and reads nothing else; returns None for an unconditional model."""
 
     def __call__(
         self, params: Params, batch: Batch, drop: Key[Array, ""] | None = None, /
@@ -332,7 +334,7 @@ class Condition(Protocol):
 
 @runtime_checkable
 class Prepare(Protocol):
-    """All that does not depend on z, made once."""
+    """Computes everything that does not depend on z, once."""
 
     def __call__(
         self,
@@ -347,7 +349,7 @@ class Prepare(Protocol):
 
 @runtime_checkable
 class LogLik(Protocol):
-    """Log p of each scored token at its own place in `dec`, 0 elsewhere, in nats."""
+    """Returns log p of each scored token at its position in `dec`, in nats; 0 elsewhere."""
 
     def __call__(
         self, params: Params, ctx: Context, z_egz: Float[Array, "e g z"], /
@@ -356,8 +358,9 @@ class LogLik(Protocol):
 
 @runtime_checkable
 class Aux(Protocol):
-    """Further training terms in nats by name; {} for most. A term may couple the examples of a
-    batch (`Generator.coupled`).
+    """Returns additional training terms by name, in nats; {} for most models.
+
+    A term may couple the examples of a batch (`Generator.coupled`).
     """
 
     def __call__(
@@ -367,8 +370,9 @@ class Aux(Protocol):
 
 @runtime_checkable
 class Start(Protocol):
-    """Logits after ragged prompts, and a state with room for `max_len` tokens, prompt and its
-    padding included.
+    """Returns the logits after ragged prompts, and a decode state.
+
+    The state has capacity for `max_len` tokens, including the prompt and its padding.
     """
 
     def __call__(
@@ -384,7 +388,7 @@ class Start(Protocol):
 
 @runtime_checkable
 class Step(Protocol):
-    """Logits after one more token of each example."""
+    """Returns the logits after one more token per example, and the new state."""
 
     def __call__(
         self, params: Params, state: DecodeState, token_e: Int[Array, "e"], /
@@ -392,15 +396,14 @@ class Step(Protocol):
 
 
 class Generator(NamedTuple):
-    """The decoder, pure functions with params first.
+    """The decoder, as pure functions that take params first.
 
-    expand(state, k): the state of E * k examples, copies of an example adjacent.
-    reorder(state, idx_e): the state of example idx_e[i] at place i.
-    grow(state, more): the state with room for `more` further tokens; None where a state has no room
-      of its own.
+    expand(state, k): repeats each example k times; copies of an example are adjacent.
+    reorder(state, idx_e): puts the state of example idx_e[i] at index i.
+    grow(state, more): extends the cache by `more` tokens; None if the state has no fixed capacity.
     draws: latents per example that `aux` reads.
-    coupled: whether a term of `aux` depends on other examples, so that a batch cannot be measured
-      in parts.
+    coupled: whether a term of `aux` depends on other examples, so that a batch cannot be split into
+      parts.
 
     Logits are float32 over the padded vocabulary; columns at and past the vocabulary size are -inf.
     """
@@ -421,9 +424,11 @@ class Generator(NamedTuple):
 class TextVAE(NamedTuple):
     """A model, prior x posterior x generator: functions only, no arrays.
 
-    init(key) -> params; axes: a tree like params with a tuple of logical axis names per leaf.
-    `latent_shape` is (G, Z), with G = 0 for a language model. groups: what the G are, "vector" for
-    those of one text, "layer" for a chain with one for each decoder layer.
+    init(key) -> params
+    axes: a tree like params, with a tuple of logical axis names per leaf.
+    latent_shape: (G, Z), with G = 0 for a language model.
+    groups: meaning of the axis G: "vector" for several vectors per text, "layer" for a chain with
+      one vector per decoder layer.
     """
 
     init: Callable[[Key[Array, ""]], Params]
@@ -436,21 +441,21 @@ class TextVAE(NamedTuple):
 
     @property
     def metric_post(self) -> Posterior:
-        """The posterior that metrics use: the model's own, unless it is a sampler."""
+        """The posterior that metrics use: the model's own, or the sampler's `metric`."""
         return self.post if self.post.sampler is None else self.post.sampler.metric
 
     @property
     def proposal(self) -> Proposal | None:
-        """Where likelihood bounds draw from; None for the metric posterior."""
+        """Proposal of likelihood bounds; None to draw from the metric posterior."""
         return None if self.post.sampler is None else self.post.sampler.proposal
 
 
 class Terms(NamedTuple):
-    """What one pass over a batch measures, per example, in nats; an objective weighs it."""
+    """Per-example results of one pass over a batch, in nats; an objective weights them."""
 
     nll_e: Float[Array, "e"]  # -log p(x | z), summed over tokens
     kl_e: Float[Array, "e"]
-    kl_egz: Float[Array, "e g z"] | None  # per latent dimension, where the pair has a closed form
+    kl_egz: Float[Array, "e g z"] | None  # per latent dimension; None without such a closed form
     aux: dict[str, Float[Array, "e"]]
     scored_e: Int[Array, "e"]  # scored tokens
     valid_e: Bool[Array, "e"]
@@ -459,10 +464,12 @@ class Terms(NamedTuple):
 def example_keys(
     key: Key[Array, ""], id_e: Int[Array, "e"], draws: Int[Array, "k"] | None = None
 ) -> Key[Array, "..."]:
-    """One random key per example, or per draw and example (K, E) when the indices of the draws are
-    given.
+    """One random key per example (E), or per draw and example (K, E) if `draws` is given.
 
-    Draw k of example i has the same key in every packing, batch size, chunking and device count.
+    Args:
+      draws: indices of the draws.
+
+    Draw k of example i gets the same key for any packing, batch size, chunking and device count.
     """
     key_e = jax.vmap(lambda i: jax.random.fold_in(key, i))(id_e)
     if draws is None:
@@ -471,24 +478,24 @@ def example_keys(
 
 
 def aux_keys(z_key: Key[Array, ""], batch: Batch) -> Key[Array, "e"]:
-    """Keys of the noise of auxiliary terms, apart from those of the draws from `z_key`."""
+    """Keys for the noise of auxiliary terms, separate from those of latent draws from `z_key`."""
     return example_keys(jax.random.fold_in(z_key, AUX_STREAM), batch.id_e)
 
 
 def per_example(value_bt: Float[Array, "b t"], batch: Batch) -> Float[Array, "e"]:
-    """Sums a value per token of `batch.dec` over the tokens of each example; 0 at empty slots."""
+    """Sums per-token values of `batch.dec` over each example's tokens; 0 at empty slots."""
     slot = jnp.arange(1, batch.slots + 1, dtype=batch.dec.segment_bt.dtype)
     member_bts = batch.dec.segment_bt[:, :, None] == slot[None, None]
     return jnp.einsum("bt,bts->bs", value_bt, member_bts.astype(value_bt.dtype)).reshape(-1)
 
 
 def mean_valid(value_e: Float[Array, "e"], valid_e: Bool[Array, "e"]) -> Float[Array, ""]:
-    """Mean over the valid examples of the (global) batch; 0 when there are none."""
+    """Mean over the valid examples of the (global) batch; 0 if there are none."""
     return jnp.sum(jnp.where(valid_e, value_e, 0.0)) / jnp.maximum(jnp.sum(valid_e), 1)
 
 
 class Inferred(NamedTuple):
-    """What is known of a batch before a latent is drawn."""
+    """Everything computed for a batch before a latent is drawn."""
 
     cond: Cond | None
     post: Post
@@ -503,10 +510,10 @@ def infer(
     key: Key[Array, ""],
     drop: Key[Array, ""] | None = None,
 ) -> Inferred:
-    """Reads the condition and infers the posterior of every example.
+    """Encodes the condition and infers the posterior of every example.
 
-    Training and every metric split `key` here, in one way: half of it for a posterior that is a
-    sampler, half for draws.
+    Training and all metrics split `key` here, so that they split it the same way: one key for a
+    posterior that is a sampler, one for draws.
     """
     chain_key, z_key = jax.random.split(key)
     cond = gen.condition(params, batch, drop)

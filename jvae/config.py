@@ -1,13 +1,13 @@
-"""Configs: found by path or name, changed by flags of the right type, compared and stored as JSON.
+"""Loads configs by name or path, applies typed command-line overrides, stores them as JSON.
 
     --config=optimus:base                 a shipped config by name, preset `base`
-    --config=configs/optimus.py:base      the same by path
-    --config=mine.py                      an own file; without a preset, `tiny`
+    --config=configs/optimus.py:base      the same config by path
+    --config=mine.py                      your own file; the default preset is `tiny`
     --config.optim.lr=3e-4                one value; its type is that of the default
 
-A config file defines `get_config(arg: str) -> ConfigDict`; what follows the colon is `arg`, see
-`preset`. It can import its neighbours with `from . import common`. Values are numbers, strings,
-booleans, None, tuples of these and sections: no callables.
+A config file defines `get_config(arg: str) -> ConfigDict`, where `arg` is the text after the colon,
+see `preset`. It can import files in its directory with `from . import common`. Values are numbers,
+strings, booleans, None, tuples of these, and sections; callables are not allowed.
 """
 
 import copy
@@ -30,29 +30,30 @@ from jvae.errors import ConfigError
 from jvae.fields import Field, check_dataclass, fields_of, lines
 
 DEFAULT_PRESET = "tiny"
-SCHEMA = 3  # of stored configs and parameters; `jvae.runs.migrations` opens older ones
-# Keys of older configs that nothing reads any more.
+SCHEMA = 3  # version of stored configs and parameters; `jvae.runs.migrations` opens older ones
+# Keys of older configs that are no longer read.
 RETIRED = (
-    "train.collapse_kl",  # one rule of collapse, `jvae.evals.latent.collapse_reasons`
-    "evals.few_labels",  # counted labels in all; `evals.per_label` counts those of each label
+    "train.collapse_kl",  # replaced by one rule, `jvae.evals.latent.collapse_reasons`
+    "evals.few_labels",  # total number of labels; `evals.per_label` counts examples per label
 )
-ABSENT = "(absent)"  # stands in `diff` for the value of a key that one side lacks
+ABSENT = "(absent)"  # what `diff` reports for a key that only one config has
 
 
 def shipped_dir() -> Path:
-    """Where the shipped configs live: in the installed package, or beside it in a checkout."""
+    """Directory of the shipped configs: in the installed package, or next to it in a checkout."""
     package = Path(jvae.__file__).resolve().parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
 def load(spec: str) -> ConfigDict:
-    """The locked config that `spec` names: `optimus:base`, `configs/optimus.py:base`, `mine.py`.
+    """Loads and locks a config: `optimus:base`, `configs/optimus.py:base` or `mine.py`.
 
-    A path that does not exist but names a shipped config (`configs/optimus.py`) means that one, so
-    the same command works outside a checkout.
+    A path to a shipped config (`configs/optimus.py`) works even if the file does not exist, so the
+    same command also runs outside a checkout.
 
-    Raises: ConfigError if there is no such config or it does not define what it must.
+    Raises: ConfigError if the config is not found, or its file does not define `get_config` or
+      return a ConfigDict.
     """
     where, _, arg = spec.partition(":")
     path = _find(where)
@@ -70,7 +71,7 @@ def load(spec: str) -> ConfigDict:
 
 
 def shipped_values(keys: Iterable[str]) -> dict[str, list[Any]]:
-    """The values that the presets of all shipped configs have for some dotted keys."""
+    """Values of the given dotted keys across all presets of the shipped configs."""
     values: dict[str, list[Any]] = {key: [] for key in keys}
     if not values:
         return values
@@ -88,9 +89,9 @@ def preset(arg: str, presets: Iterable[str], **options: str) -> tuple[str, dict[
     """Splits the argument of `get_config`, such as "base,data=yelp", into preset and options.
 
     Args:
-      presets: what the first word may be; it may be left out when it would be `tiny`.
+      presets: allowed first words; without a first word, the preset is `tiny`.
       options: every option with its default.
-    Raises: ConfigError naming the nearest match for an unknown preset or option.
+    Raises: ConfigError for an unknown preset or option, suggesting the closest match.
     """
     words = [word for word in arg.split(",") if word]
     name = DEFAULT_PRESET if not words or "=" in words[0] else words.pop(0)
@@ -110,7 +111,7 @@ def preset(arg: str, presets: Iterable[str], **options: str) -> tuple[str, dict[
 
 
 def choice(options: dict[str, str], name: str, known: Sequence[str]) -> str:
-    """The value of a preset's option that has to be one of a few. Raises: ConfigError."""
+    """The value of a preset option, which must be one of `known`. Raises: ConfigError."""
     value = options[name]
     if value not in known:
         raise ConfigError(
@@ -124,14 +125,14 @@ def from_argv(
     saved: Callable[[list[str]], ConfigDict] | None = None,
     configure: Callable[[ConfigDict, list[str], list[str]], ConfigDict] | None = None,
 ) -> tuple[ConfigDict | None, list[str]]:
-    """Takes `--config` and every `--config.key` out of a command line.
+    """Splits a command line into its config (`--config`, `--config.key`) and other arguments.
 
     Args:
-      saved: called with all other arguments where there are keys but no config named; what it gives
-        takes the keys.
-      configure: sets the keys of the config that is named, called with it, "--config.key=value" of
-        each key and all other arguments; by default `apply_overrides`.
-    Returns: the config with its overrides, None if none was named; and all other arguments.
+      saved: called with all other arguments if there are overrides but no `--config`; the overrides
+        apply to the config it returns.
+      configure: applies overrides to the config that `--config` names; called with that config, the
+        overrides ("--config.key=value") and all other arguments. The default is `apply_overrides`.
+    Returns: the config with its overrides, or None without either; and all other arguments.
     Raises: ConfigError.
     """
     spec, overrides, rest = None, [], []
@@ -163,15 +164,16 @@ def from_argv(
 
 
 def apply_overrides(cfg: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
-    """A locked copy of `cfg` with values set from "--config.a.b=value" (or "a.b=value").
+    """Returns a locked copy of `cfg` with overrides such as "--config.a.b=value" or "a.b=value".
 
-    The default decides the type. Booleans are true, false, 1 or 0; tuples are written 1,2,3; an
-    integer does for a float; `none` is None except where the default is a string. A default of None
-    takes whatever the text looks like, and so do the options of a registered member of the model,
-    such as `model.prior.components` beside `model.prior.kind=gmm`: only the member knows them.
+    The default determines the type. Booleans are true, false, 1 or 0; tuples are written 1,2,3; an
+    integer is accepted for a float; `none` means None unless the default is a string. If the
+    default is None, the type is guessed from the text. The same holds for options of a registered
+    member of the model, such as `model.prior.components` with `model.prior.kind=gmm`, whose types
+    only the member knows.
 
-    Raises: ConfigError for an unknown key, with the nearest match and the keys of that section, or
-      for a value of a wrong type.
+    Raises: ConfigError for an unknown key, with the closest match and the keys of that section, or
+      for a value of the wrong type.
     """
     cfg = copy.deepcopy(cfg)
     for override in overrides:
@@ -195,7 +197,7 @@ def apply_overrides(cfg: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
 
 
 def flatten(cfg: ConfigDict) -> dict[str, Any]:
-    """Values by dotted key, sorted, lists as tuples; an empty section is a value."""
+    """Values by dotted key, sorted. Lists become tuples; an empty section is a value, {}."""
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, section: ConfigDict) -> None:
@@ -211,9 +213,9 @@ def flatten(cfg: ConfigDict) -> dict[str, Any]:
 
 
 def to_json(cfg: ConfigDict) -> str:
-    """The config as JSON text, keys sorted; equal configs give equal text.
+    """The config as JSON text with sorted keys; equal configs give equal text.
 
-    Raises: ConfigError naming the key of a value that JSON cannot hold.
+    Raises: ConfigError naming the key of a value that JSON cannot represent.
     """
     for key, value in flatten(cfg).items():
         try:
@@ -226,10 +228,10 @@ def to_json(cfg: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The locked config that `to_json` wrote; lists come back as tuples.
+    """Reads a config written by `to_json`, and locks it. Lists come back as tuples.
 
-    Raises: ConfigError if the text is not a JSON object, keys are not names, or a newer jvae wrote
-      it.
+    Raises: ConfigError if the text is not a JSON object, a key is not a valid name, or a newer jvae
+      wrote it.
     """
     tree = _read_json(text)
     schema = tree.pop("schema", 1)
@@ -244,7 +246,10 @@ def from_json(text: str) -> ConfigDict:
 
 
 def schema_of(text: str) -> int:
-    """The schema of a stored config. Raises: ConfigError if the text is not a JSON object."""
+    """The schema version of a stored config.
+
+    Raises: ConfigError if the text is not a JSON object.
+    """
     return _read_json(text).get("schema", 1)
 
 
@@ -259,17 +264,17 @@ def _read_json(text: str) -> dict[str, Any]:
 
 
 def base() -> ConfigDict:
-    """The sections that every config shares, at their defaults."""
+    """The sections that all configs share, with their default values."""
     return _import(shipped_dir() / "common.py").base()
 
 
 def stored(text: str) -> ConfigDict:
-    """`from_json` of a run that an older jvae may have written: keys that every config has by now
-    and this one lacks get their defaults, which mean what was done before there was the key.
-    Retired keys are left out.
+    """Reads the config of a run that an older jvae may have written; see `from_json`.
 
-    Raises: ConfigError as `from_json`, or naming a key whose value is of another kind than in every
-      config.
+    Shared keys that it lacks get their defaults, which reproduce the behaviour before the key was
+    introduced. Retired keys are dropped.
+
+    Raises: ConfigError as `from_json` does, or naming a shared key whose value has the wrong type.
     """
     cfg = from_json(text).unlock()
     _check_like_base(cfg)
@@ -279,7 +284,7 @@ def stored(text: str) -> ConfigDict:
         section, _, name = key.rpartition(".")
         if section in cfg and name in cfg[section]:
             del cfg[section][name]
-    own = flatten(cfg).keys() | set(cfg)  # a section that is empty in one may be filled in another
+    own = flatten(cfg).keys() | set(cfg)  # a section may be empty in one config but not in another
     for key, value in flatten(base()).items():
         if key not in own:
             *sections, name = key.split(".")
@@ -293,7 +298,7 @@ def stored(text: str) -> ConfigDict:
 
 
 def _name_backbones(cfg: ConfigDict) -> None:
-    """Up to schema 2 a stack was known by its place and its fields."""
+    """Sets `backbone` keys, which schemas 1 and 2 implied by the stack's role and fields."""
     model = cfg.get("model")
     if not isinstance(model, ConfigDict):
         return
@@ -307,7 +312,7 @@ def _name_backbones(cfg: ConfigDict) -> None:
 
 
 def _check_like_base(cfg: ConfigDict) -> None:
-    """Raises ConfigError unless sections are sections, numbers are numbers and text is text."""
+    """Raises ConfigError unless each value has the same type as in the base config."""
 
     def kind(value: Any) -> str:
         if isinstance(value, ConfigDict):
@@ -337,14 +342,14 @@ def _check_like_base(cfg: ConfigDict) -> None:
 
 
 def diff(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose value or type differs, with (old, new); ABSENT where one is missing."""
+    """Dotted keys whose value or type differs, with (old, new); ABSENT if one lacks the key."""
     a, b = flatten(old), flatten(new)
     pairs = {key: (a.get(key, ABSENT), b.get(key, ABSENT)) for key in sorted(a.keys() | b.keys())}
     return {key: pair for key, pair in pairs.items() if repr(pair[0]) != repr(pair[1])}
 
 
 def fingerprint(cfg: ConfigDict) -> str:
-    """Twelve hexadecimal digits, different for different configs, the same on every machine."""
+    """A hash of the config, 12 hexadecimal digits, the same on every machine."""
     return hashlib.sha256(to_json(cfg).encode()).hexdigest()[:12]
 
 
@@ -368,9 +373,9 @@ def _find(where: str) -> Path:
 
 
 def _import(path: Path) -> types.ModuleType:
-    """Runs a config file as a member of a package made of its directory: `from . import` works.
+    """Imports a config file as a module of a package for its directory, so `from . import` works.
 
-    Nothing is reused from an earlier load: a file edited in between counts.
+    Every call executes the files again, so edits since an earlier load take effect.
     """
     package = "jvae_configs_" + hashlib.sha256(str(path.parent).encode()).hexdigest()[:12]
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
@@ -382,7 +387,7 @@ def _import(path: Path) -> types.ModuleType:
 
 
 def _section_of(cfg: ConfigDict, key: str) -> tuple[ConfigDict, str, bool]:
-    """The section of a key, its name there, and whether it is an option of a registered member."""
+    """The section and last word of a key, and whether it is an option of a registered member."""
     parent, here, prefix = cfg, cfg, "config"
     *sections, last = words = key.split(".")
     for at, word in enumerate(words):
@@ -392,7 +397,7 @@ def _section_of(cfg: ConfigDict, key: str) -> tuple[ConfigDict, str, bool]:
             raise ConfigError(f"unknown config key {key!r}: {prefix} is a value, not a section")
         if word not in here:
             paths = list(flatten(cfg))
-            # The right name in the wrong section is as likely as a misspelling.
+            # A correct name in the wrong section is as likely as a misspelling.
             moved = [path for path in paths if path.rpartition(".")[2] == key.rpartition(".")[2]]
             near = f"; did you mean {moved[0]!r}?" if moved else nearest(key, paths)
             raise ConfigError(
@@ -403,14 +408,14 @@ def _section_of(cfg: ConfigDict, key: str) -> tuple[ConfigDict, str, bool]:
 
 
 def _names_member(sections: Sequence[str], section: Any) -> bool:
-    """Whether a section of the model names a registered member, whose options lie beside `kind`."""
+    """Whether a model section selects a registered member; its options are siblings of `kind`."""
     return len(sections) > 1 and sections[0] == "model" and "kind" in section
 
 
 def parse(text: str, old: Any, kind: type) -> Any:
-    """The value that a flag's text means where the default is `old`, of type `kind`.
+    """Parses the text of a flag whose default is `old`, of type `kind`.
 
-    Raises: ValueError saying what was expected.
+    Raises: ValueError stating what was expected.
     """
     if text.lower() == "none" and not isinstance(old, str):
         return None
@@ -448,7 +453,7 @@ def parse(text: str, old: Any, kind: type) -> Any:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A suggestion to end a message with; empty where nothing is near."""
+    """A "did you mean" suffix for a message; empty if nothing is close."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
 
@@ -460,9 +465,9 @@ def _tuples(value: Any) -> Any:
 
 
 def dataclass_from(cls: type, section: Any, where: str) -> Any:
-    """A (nested) config dataclass from a config section; bad values name their key.
+    """Builds a (nested) config dataclass from a config section.
 
-    Raises: ConfigError.
+    Raises: ConfigError naming the key of every invalid value.
     """
     if problems := check_dataclass(cls, section, where):
         raise ConfigError(lines(problems))

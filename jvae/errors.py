@@ -1,5 +1,7 @@
-"""The exceptions jvae raises on purpose. Each message says what was wrong, where, and what to do;
-`main` prints it alone.
+"""The exceptions that jvae raises on purpose.
+
+Each message states what is wrong, where, and how to fix it. `main` prints the message without a
+traceback.
 """
 
 from typing import Any
@@ -8,7 +10,7 @@ import numpy as np
 
 
 class JvaeError(Exception):
-    """Base of every error a user can cause; shown without a traceback."""
+    """Base class of all errors that a user can cause; shown without a traceback."""
 
 
 class ConfigError(JvaeError):
@@ -20,7 +22,7 @@ class InputError(JvaeError, ValueError):
 
 
 class InputTypeError(JvaeError, TypeError):
-    """An argument of a Python call that is of a wrong type."""
+    """An argument of a Python call that has the wrong type."""
 
 
 class DataError(JvaeError):
@@ -28,7 +30,9 @@ class DataError(JvaeError):
 
 
 class CheckpointError(JvaeError):
-    """A working directory or checkpoint that cannot be read, written or matched with the config."""
+    """A working directory or checkpoint that cannot be read or written, or conflicts with the
+    config.
+    """
 
 
 class WeightsError(JvaeError):
@@ -36,11 +40,11 @@ class WeightsError(JvaeError):
 
 
 class TrainingError(JvaeError):
-    """A run that cannot go on, such as one whose loss is no longer finite."""
+    """A run that cannot continue, for example because its loss is no longer finite."""
 
 
 def whole(name: str, value: Any, least: int, most: int = 10_000_000) -> None:
-    """Raises: InputError unless it is a whole number from `least` to `most`."""
+    """Raises: InputError unless `value` is a whole number from `least` to `most`."""
     number = not isinstance(value, bool) and isinstance(value, int | np.integer)
     if not number or value < least:
         raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}")
@@ -49,7 +53,7 @@ def whole(name: str, value: Any, least: int, most: int = 10_000_000) -> None:
 
 
 def number(name: str, value: Any) -> None:
-    """Raises: InputError unless it is a finite number."""
+    """Raises: InputError unless `value` is a finite number."""
     real = not isinstance(value, bool) and isinstance(value, int | float | np.number)
     if not real or not np.isfinite(value):
         raise InputError(f"{name} is {value!r}; expected a finite number")

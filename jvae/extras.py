@@ -1,12 +1,14 @@
-"""Optional dependencies. `setup.py` has an extra for each group; its packages are imported where
-they are needed, and a command that needs them says so before it does any work.
+"""Optional dependencies. `setup.py` defines an extra for each group.
+
+Packages are imported where they are needed. A command that needs a missing package fails before it
+does any work.
 """
 
 import importlib.util
 
 from jvae.errors import ConfigError
 
-# Extra: names its packages are imported by.
+# Extra: import names of its packages.
 EXTRAS = {
     "figures": ("matplotlib", "sklearn"),
     "probes": ("sklearn",),
@@ -18,7 +20,7 @@ EXTRAS = {
 
 
 def missing(extra: str, purpose: str) -> str | None:
-    """What to install for a purpose; None where its packages are present."""
+    """A message with the `pip` command for a missing extra; None if its packages are present."""
     absent = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
     if not absent:
         return None
@@ -30,6 +32,6 @@ def missing(extra: str, purpose: str) -> str | None:
 
 
 def require(extra: str, purpose: str) -> None:
-    """Raises: ConfigError naming the extra to install, where a package of it is missing."""
+    """Raises: ConfigError naming the extra to install if one of its packages is missing."""
     if message := missing(extra, purpose):
         raise ConfigError(message)

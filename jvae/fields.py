@@ -1,14 +1,14 @@
-"""What a config value may be: its type, range or choices, and a line of help, declared once.
+"""Declares config fields: type, range or choices, and one line of help.
 
-Fixed sections declare their fields in `jvae.validation.schema`. A model family declares them on its
-config dataclass, with `setting`:
+Fixed sections declare their fields in `jvae.validation.schema`. A model family declares its fields
+on its config dataclass, with `setting`:
 
     @dataclass(frozen=True)
     class MyConfig:
         latent: int = setting(32, low=1, high=2**20, help="Width of z.")
 
-`check_dataclass` needs nothing but that dataclass, so families from outside the package are checked
-like those inside. A field without `setting` is checked for the type of its annotation.
+`check_dataclass` needs only that dataclass, so families defined outside the package are checked
+like the package's own. A field without `setting` is only checked against its annotated type.
 """
 
 import dataclasses
@@ -20,15 +20,16 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-MOST = 2**31 - 1  # of counts that become int32
+MOST = 2**31 - 1  # upper limit of counts that are stored as int32
 METADATA = "field"
 _KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 
 
 class Needs(NamedTuple):
-    """A condition without which a field has no effect.
+    """A condition that must hold for a field to have an effect.
 
-    holds: of the dataclass instance that has the field. text: the condition in words.
+    holds: takes the dataclass instance that has the field.
+    text: the condition in words.
     """
 
     holds: Callable[[Any], bool]
@@ -38,8 +39,9 @@ class Needs(NamedTuple):
 class Problem(NamedTuple):
     """One mistake in a config.
 
-    keys: dotted keys it is about. text: the message, which names them. idle: the value is only
-    without effect.
+    keys: the dotted keys involved.
+    text: the message, which names the keys.
+    idle: True if the value is valid but has no effect.
     """
 
     keys: tuple[str, ...]
@@ -49,13 +51,14 @@ class Problem(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """The values that one config key may have.
+    """The values allowed for one config key.
 
-    kind: bool, int, float or str; with `many`, a tuple of these; None leaves the type open. Bounds:
-    low and high belong to the range, above and below do not. choices: of a string, or of the
-    members of a tuple. also: values outside the range or the choices. optional: None is a value.
-    pattern: strings are regular expressions. absent: what a config without the key means. needs:
-    see `Needs`.
+    kind: bool, int, float or str, or None for any type. many: the value is a tuple of that type.
+    low, high: inclusive bounds. above, below: exclusive bounds.
+    choices: allowed strings, or allowed members of a tuple. also: further allowed values, outside
+    the range or the choices. empty: a tuple may be empty. optional: None is allowed.
+    pattern: strings are regular expressions. absent: the value that a missing key stands for.
+    needs: see `Needs`.
     """
 
     kind: type | None
@@ -92,7 +95,7 @@ class Field:
         return words + (", or none" if self.optional else "")
 
     def problem(self, value: Any) -> str | None:
-        """Why a value cannot be used, None where it can."""
+        """What was expected instead of an invalid value; None for a valid one."""
         if value is None:
             return None if self.optional else self.expected()
         if not self.many:
@@ -102,8 +105,9 @@ class Field:
         return next((why for one in value if (why := self._of_one(one))), None)
 
     def fix(self, value: Any, default: Any = None) -> Any:
-        """The closest allowed value, None where none is close; `default` is used for a wrong type
-        and for a bound that is not itself allowed.
+        """The closest allowed value, or None if none is close.
+
+        Falls back to `default` for a value of the wrong type or beyond an exclusive bound.
         """
         if self.choices and isinstance(value, str):
             near = difflib.get_close_matches(value, self.choices, n=1, cutoff=0.5)
@@ -161,12 +165,12 @@ class Field:
 
 
 def setting(default: Any = dataclasses.MISSING, **values: Any) -> Any:
-    """A field of a config dataclass with the values of its `Field`; the annotation is its kind."""
+    """A config dataclass field; `values` are those of its `Field`, the annotation gives `kind`."""
     return dataclasses.field(default=default, metadata={METADATA: values})
 
 
 def fields_of(cls: type) -> dict[str, Field | type]:
-    """The fields of a config dataclass by name; a nested config dataclass is that class."""
+    """The fields of a config dataclass by name; a nested config dataclass maps to its class."""
     hints = typing.get_type_hints(cls)
     declared = {}
     for one in dataclasses.fields(cls):
@@ -177,7 +181,7 @@ def fields_of(cls: type) -> dict[str, Field | type]:
         if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
             members = [arm for arm in typing.get_args(kind) if arm is not type(None)]
             if len(members) == 1 and dataclasses.is_dataclass(members[0]):
-                declared[one.name] = typing.cast(type, members[0])  # a section that may be absent
+                declared[one.name] = typing.cast(type, members[0])  # an optional section
                 continue
             values.setdefault("optional", len(members) < len(typing.get_args(kind)))
             kind = members[0] if len(members) == 1 else None
@@ -188,7 +192,7 @@ def fields_of(cls: type) -> dict[str, Field | type]:
 
 
 def check(key: str, field: Field, value: Any, default: Any = None) -> list[Problem]:
-    """At most one problem: key, value, what is expected and the closest fix."""
+    """Checks one value; a problem gives the key, value, expected values and closest fix."""
     why = field.problem(value)
     if why is None:
         return []
@@ -198,7 +202,7 @@ def check(key: str, field: Field, value: Any, default: Any = None) -> list[Probl
 
 
 def check_dataclass(cls: type, section: Any, where: str) -> list[Problem]:
-    """Problems of single fields of a section that a config dataclass will be built from."""
+    """Checks each field of a section from which a config dataclass will be built."""
     if not isinstance(section, Mapping) and not hasattr(section, "items"):
         return [Problem((where,), f"{where}={_shown(section)}: expected a section")]
     declared = fields_of(cls)
@@ -214,7 +218,7 @@ def check_dataclass(cls: type, section: Any, where: str) -> list[Problem]:
         field = declared[name]
         if isinstance(field, Field):
             problems += check(key, field, value, defaults.get(name))
-        elif hasattr(field, "problems_of"):  # a member whose registry knows its fields
+        elif hasattr(field, "problems_of"):  # a registered member, which checks its own fields
             problems += [
                 one if isinstance(one, Problem) else Problem((key,), one)
                 for one in field.problems_of(value, key)
@@ -228,9 +232,7 @@ def check_dataclass(cls: type, section: Any, where: str) -> list[Problem]:
 
 
 def check_effect(config: Any, where: str) -> list[Problem]:
-    """Fields of a config dataclass, or of one nested in it, that differ from their default but have
-    no effect.
-    """
+    """Finds fields, nested ones included, that differ from their default but have no effect."""
     problems, defaults = [], defaults_of(type(config))
     for name, field in fields_of(type(config)).items():
         value, key = getattr(config, name), f"{where}.{name}"
@@ -243,13 +245,13 @@ def check_effect(config: Any, where: str) -> list[Problem]:
 
 
 def idle(key: str, value: Any, default: Any, needs: str) -> Problem:
-    """The problem of a value that has no effect."""
+    """The problem that reports a value without effect."""
     back = "; leave it empty" if default in ("", ()) else f"; set it to {as_flag(default)}"
     return Problem((key,), f"{key}={_shown(value)} has no effect: {needs}{back}", idle=True)
 
 
 def defaults_of(cls: type) -> dict[str, Any]:
-    """Fields of a dataclass that have a default, by name."""
+    """Defaults of a dataclass by field name; fields without a default are left out."""
     defaults = {}
     for one in dataclasses.fields(cls):
         if one.default is not dataclasses.MISSING:
@@ -260,7 +262,7 @@ def defaults_of(cls: type) -> dict[str, Any]:
 
 
 def as_flag(value: Any) -> str:
-    """A value as it is written after `--config.KEY=`."""
+    """Formats a value as written after `--config.KEY=`."""
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, (tuple, list)):
@@ -269,7 +271,7 @@ def as_flag(value: Any) -> str:
 
 
 def lines(problems: Sequence[Problem]) -> str:
-    """All problems as one message, a line each."""
+    """Joins all problems into one message, one line per problem."""
     texts = list(dict.fromkeys(one.text for one in problems))
     if len(texts) == 1:
         return texts[0]

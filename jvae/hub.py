@@ -1,7 +1,6 @@
-"""Files of the Hugging Face hub: from its cache, fetched, or uploaded.
+"""Downloads files from the Hugging Face hub, through its cache, and uploads them.
 
-A hub out of reach is known at once, by one question without retries; what the cache holds is used
-all the same.
+One request without retries detects an unreachable hub quickly; cached files still work then.
 """
 
 import functools
@@ -12,15 +11,17 @@ from pathlib import Path
 
 from jvae.errors import JvaeError
 
-PATIENCE = 5.0  # seconds until a hub that does not answer counts as out of reach
+PATIENCE = 5.0  # seconds to wait for the hub before treating it as unreachable
 NO_FOLDER = "no folder here"
 
 
 def file(name: str, path: str, error: type[JvaeError]) -> Path | None:
-    """A file of a repository; None where it has none, or the hub is out of reach and the file is
-    not in the cache: see `absent`.
+    """Fetches one file of a repository, or takes it from the cache.
 
-    Raises: `error` for a name that is none, or that the hub does not know.
+    Returns None if the repository has no such file, or if the hub is unreachable and the file is
+    not in the cache; see `absent`.
+
+    Raises: `error` for an invalid repository name, or one the hub does not know.
     """
     import huggingface_hub
     from huggingface_hub import errors
@@ -37,11 +38,11 @@ def file(name: str, path: str, error: type[JvaeError]) -> Path | None:
 
 
 def absent(name: str, lacks: str, error: type[JvaeError], tried: str = NO_FOLDER) -> JvaeError:
-    """The error for a repository of which no file came: why.
+    """The error to raise if a repository yielded no file, with the reason.
 
     Args:
-      lacks: what is wrong where the hub answers, such as "no config.json".
-      tried: where else the name was looked for.
+      lacks: the reason if the hub is reachable, such as "no config.json".
+      tried: where else the name was looked up.
     """
     if _reachable():
         return error(f"{name}: {lacks}")
@@ -52,7 +53,7 @@ def absent(name: str, lacks: str, error: type[JvaeError], tried: str = NO_FOLDER
 
 
 def folder(name: str, error: type[JvaeError], tried: str = NO_FOLDER) -> Path:
-    """A whole repository, from the cache where it is there. `tried` is as for `absent`.
+    """Fetches a whole repository, or takes it from the cache. `tried` is as in `absent`.
 
     Raises: `error`.
     """
@@ -79,12 +80,14 @@ def upload(
     token: str | None = None,
     message: str = "",
 ) -> str:
-    """Makes the files of a folder the files of a repository, in one commit, and creates it where
-    there is none. Returns its address.
+    """Uploads a folder to a repository in one commit and returns the repository's URL.
+
+    The repository is created if needed. Its files are replaced by those of the folder: visible
+    files that the folder lacks are deleted.
 
     Args:
-      private: of a new repository. token: one that may write; by default that of `hf auth login`
-        or HF_TOKEN.
+      private: make a new repository private.
+      token: a token with write access; by default that of `hf auth login` or HF_TOKEN.
     Raises: `error`.
     """
     import huggingface_hub
@@ -132,21 +135,21 @@ def _reachable() -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _answers(endpoint: str) -> bool:
-    """Whether a hub answers at all, with whatever."""
+    """Whether a hub answers at all, even with an HTTP error."""
     from huggingface_hub import errors, get_hf_file_metadata
 
     try:
         get_hf_file_metadata(f"{endpoint}/gpt2/resolve/main/config.json", timeout=PATIENCE)
     except errors.HfHubHTTPError:
         return True
-    except Exception:  # of whatever client the hub's package uses
+    except Exception:  # depends on the HTTP client that the hub's package uses
         return False
     return True
 
 
 @contextmanager
 def _explained(name: str, error: type[JvaeError], tried: str = NO_FOLDER) -> Iterator[None]:
-    """Errors of the hub's package as ours; what tells of an absent file passes."""
+    """Converts errors of the hub's package to `error`; errors for a missing file pass through."""
     from huggingface_hub import errors
 
     try:

@@ -1,4 +1,4 @@
-"""Named members of one kind: model families, priors, posteriors, data readers, metrics.
+"""Registries: model families, priors, posteriors, data readers and metrics by name.
 
     from jvae.latent.priors import PRIORS
 
@@ -6,7 +6,7 @@
     def student(...): ...
 
 A file outside the package registers its members when it is imported, for example by
-`--config=mine.py`, and is then on a par with the package's own.
+`--config=mine.py`. They then work exactly like the package's own.
 """
 
 import difflib
@@ -23,8 +23,8 @@ class Registry(Generic[Member]):
     """Members by name.
 
     Args:
-      kind: what a member is called in messages, such as "prior".
-      key: the config key that names a member, such as "model.prior.kind".
+      kind: the word for a member in messages, such as "prior".
+      key: the config key that selects a member, such as "model.prior.kind".
     """
 
     def __init__(self, kind: str, key: str):
@@ -32,9 +32,9 @@ class Registry(Generic[Member]):
         self._members: dict[str, Member] = {}
 
     def register(self, name: str) -> Callable[[Member], Member]:
-        """Decorator that adds a member; a name that is taken by another file is an error.
+        """Decorator that adds a member.
 
-        Raises: ConfigError.
+        Raises: ConfigError if another function has already registered the name.
         """
 
         def add(member: Member) -> Member:
@@ -69,11 +69,11 @@ class Registry(Generic[Member]):
         return iter(sorted(self._members))
 
     def names(self, *others: str) -> "Names":
-        """A view of `others` and the names of all members, which grows with the registry."""
+        """A live view of `others` followed by the names of all members."""
         return Names(self, others)
 
     def items(self) -> list[tuple[str, Member]]:
-        """All members by name, in alphabetical order."""
+        """All (name, member) pairs, in alphabetical order."""
         return [(name, self._members[name]) for name in self]
 
 
@@ -91,7 +91,7 @@ class Names(Sequence[str]):
 
 
 def _origin(member: object) -> str:
-    """Module and name of a member's (first) function, which survive a reload of its file."""
+    """Module and qualified name of a member's (first) function; survives a reload of its file."""
     parts = member if isinstance(member, tuple) else (member,)
     for part in parts:
         if inspect.isfunction(part):

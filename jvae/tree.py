@@ -1,4 +1,4 @@
-"""Names of leaves: the path, joined by "/", that rules, masks and checkpoints speak about."""
+"""Names of pytree leaves: "/"-joined paths, as used by rules, masks and checkpoints."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import jax
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A key path of `jax.tree_util` as "decoder/attn/qkv"."""
+    """Formats a key path of `jax.tree_util`, for example as "decoder/attn/qkv"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -18,9 +18,9 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """`jax.tree.map` whose function gets the path first.
+    """`jax.tree.map` whose function takes the path as its first argument.
 
-    `rest` may hold any subtree, a tuple of axis names for example, where `tree` has a leaf.
+    Where `tree` has a leaf, `rest` may have any subtree, for example a tuple of axis names.
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, *leaves: function(path_name(path), *leaves), tree, *rest
@@ -28,7 +28,7 @@ def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 
 def sizes(tree: Any, depth: int | None = None) -> dict[str, int]:
-    """Number of elements per path, or per prefix of `depth` words; abstract arrays will do."""
+    """Counts elements per path, or per path prefix of `depth` parts; accepts abstract arrays."""
     counts: dict[str, int] = {}
     for name, leaf in named_leaves(tree).items():
         prefix = "/".join(name.split("/")[:depth])

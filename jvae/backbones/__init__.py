@@ -1,5 +1,7 @@
-"""The backbones of jvae. A file holds one: its config, its stack, its names in pretrained files and
-its registrations; docs/extending.md adds another from outside the package.
+"""The backbones of jvae.
+
+Each file defines one backbone: config, stack, names in pretrained files, and registrations. See
+docs/extending.md for adding one outside the package.
 """
 
 from jvae.backbones import (

@@ -1,9 +1,9 @@
-"""BART: post-norm layers with erf GELU, normed embeddings and cross-attention in the decoder.
+"""BART: post-norm layers with erf GELU, normalised embeddings and cross-attention in the decoder.
 
-Source: Lewis et al. 2019, arXiv 1910.13461. One stack is an encoder or a decoder; a model that has
-both decides what they share. As published that is the token embedding, which is the output head
-too; positions are each stack's own, and the table's first two rows no token has. The bias of the
-output is zero in all published files and left out.
+Source: Lewis et al. 2019, arXiv 1910.13461. A stack is an encoder or a decoder; a model with both
+decides what they share. As published, they share the token embedding, which is also the output
+head. Each stack has its own position table, whose first two rows are unused. The output bias is
+zero in all published files and is omitted.
 """
 
 from collections.abc import Mapping
@@ -140,7 +140,7 @@ FILES = Backbone(
 
 
 def _stack(theirs: str, path: str, cross: bool) -> list[NameRule]:
-    """Rules of all but the token embedding of one stack, under our path."""
+    """Rules for one stack, except its token embedding, under our path."""
     layer, ours = f"{theirs}.layers.{{i}}.", f"{path}/layers"
     norms = {
         f"{path}/embed/norm": f"{theirs}.layernorm_embedding",
@@ -178,7 +178,7 @@ _TIED = (*((f"{one}.embed_tokens.weight", "shared.weight") for one in STACKS),)
 
 
 def table(config: Any, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
-    """Names of one stack with a token embedding of its own; the other stack is left aside."""
+    """Names of one stack with its own token embedding; the other stack is ignored."""
     del pooler  # BART has none
     cross = role == "decoder" and config.get("cross", False)
     other = STACKS[1 - STACKS.index(role)]
@@ -188,7 +188,7 @@ def table(config: Any, vocab: Vocab, path: str, role: str, pooler: str | None) -
 
 
 def both(vocab: Vocab, cross: bool) -> NameTable:
-    """Names of both stacks, {encoder, decoder}, whose one token embedding is the decoder's."""
+    """Names of both stacks, {encoder, decoder}; their shared token embedding is the decoder's."""
     rules = _stack("encoder", "encoder", False) + _stack("decoder", "decoder", cross)
     ignored = (*FILES.ignored, *([] if cross else [_CROSS]))
     tied = (*_TIED, ("lm_head.weight", "shared.weight"))

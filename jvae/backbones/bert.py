@@ -1,4 +1,4 @@
-"""BERT: post-norm layers with erf GELU, learned positions, token types; an encoder without pooler.
+"""BERT encoder: post-norm layers with erf GELU, learned positions, token types; without pooler.
 
 Source: Devlin et al. 2019.
 """
@@ -38,7 +38,7 @@ def spec(config: TransformerConfig) -> StackSpec:
 
 def stack(config: BertConfig, own_head: bool = False) -> Stack:
     """The functions of a config; see `jvae.nn.backbone.Stack`."""
-    del own_head  # it writes no text
+    del own_head  # an encoder has no output head
     return transformer.stack(config, spec(config), config.positions, decodes=False)
 
 

@@ -1,4 +1,4 @@
-"""DistilBERT: BERT without token types and pooler, under names of its own.
+"""DistilBERT: BERT without token types and pooler, and with different tensor names.
 
 Source: Sanh et al. 2019, arXiv 1910.01108.
 """
@@ -33,7 +33,7 @@ class DistilBertConfig(TransformerConfig):
 
 def stack(config: DistilBertConfig, own_head: bool = False) -> Stack:
     """The functions of a config; see `jvae.nn.backbone.Stack`."""
-    del own_head  # it writes no text
+    del own_head  # an encoder has no output head
     spec = replace(bert.spec(config), types=0)
     return transformer.stack(config, spec, config.positions, decodes=False)
 

@@ -1,8 +1,8 @@
-"""Gemma 2 and 3 (text): norms around every sub-layer, local and global layers in turn, scaled
+"""Gemma 2 and 3 (text): norms around every sub-layer, alternating local and global layers, scaled
 embeddings.
 
 Source: Gemma Team 2024, arXiv 2408.00118 (soft caps), and 2025, arXiv 2503.19786 (norms of queries
-and keys, two rotary bases). A latent's offset of the embeddings comes behind their scale.
+and keys, two rotary bases). A latent's offset is added to the embeddings after they are scaled.
 """
 
 from collections.abc import Mapping
@@ -25,8 +25,9 @@ LOCAL, GLOBAL = 0, 1
 
 @dataclass(frozen=True)
 class GemmaConfig(StackConfig):
-    """Sizes and compute choices; every `global_every`-th layer sees all of a text, the others the
-    last `window` tokens.
+    """Sizes and compute choices.
+
+    Every `global_every`-th layer attends to the whole text, the others to the last `window` tokens.
     """
 
     layers: int = setting(**sizes.LAYERS)
@@ -153,7 +154,7 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _global_every(config: Mapping[str, Any]) -> int:
-    """Raises: ValueError for another pattern of layers than local ones and a global one in turn."""
+    """Period of the global layers. Raises: ValueError for any other pattern of layers."""
     types = config.get("layer_types")
     stated = config.get("sliding_window_pattern", config.get("_sliding_window_pattern"))
     if types is None:

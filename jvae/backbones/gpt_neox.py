@@ -1,4 +1,4 @@
-"""GPT-NeoX (Pythia): attention beside feed-forward, rotary positions on a share of each head.
+"""GPT-NeoX (Pythia): parallel attention and feed-forward, rotary positions on part of each head.
 
 Source: Black et al. 2022, arXiv 2204.06745, and Biderman et al. 2023, arXiv 2304.01373.
 """
@@ -119,7 +119,7 @@ FILES = Backbone(
 
 
 def table(config: Any, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
-    """Names of one stack; an encoder leaves the output head aside."""
+    """Names of one stack; an encoder ignores the output head."""
     del pooler  # the family has none
     layer, ours = "layers.{i}.", f"{path}/layers"
     norms = {

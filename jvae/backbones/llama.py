@@ -35,7 +35,7 @@ _LLAMA3 = Needs(lambda c: c.scaling == "llama3", "scaling is not llama3")
 
 @dataclass(frozen=True)
 class LlamaConfig(StackConfig):
-    """Sizes and compute choices of one stack; query heads share key and value heads in groups."""
+    """Sizes and compute choices of one stack; groups of query heads share key and value heads."""
 
     layers: int = setting(**sizes.LAYERS)
     width: int = setting(**sizes.WIDTH)
@@ -104,7 +104,7 @@ def stack(config: LlamaConfig, own_head: bool = False) -> Stack:
 
 
 def tiny(cls: Any, vocab: int, **changes: Any) -> Any:
-    """A config of a few hundred parameters, three query heads to a key and value head."""
+    """A config with a few hundred parameters, and three query heads per key and value head."""
     shape: dict[str, Any] = dict(layers=2, width=16, heads=6, kv_heads=2, head=4, mlp=24)
     shape |= dict(vocab=vocab, positions=16, theta=50.0, vocab_multiple=8, xent_chunk=10)
     shape |= dict(dropout=0.1)
@@ -115,7 +115,7 @@ def tiny(cls: Any, vocab: int, **changes: Any) -> Any:
 
 
 def rotary_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotary fields of a config.json, of transformers before and since version 5.
+    """The rotary fields of a config.json, from transformers before or since version 5.
 
     Raises: ValueError for a scaling that is not implemented.
     """
@@ -138,7 +138,7 @@ def rotary_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of our config that a config.json settles."""
+    """The fields of our config that a config.json determines."""
     expect(config, hidden_act="silu", attention_bias=False, mlp_bias=False)
     heads = config["num_attention_heads"]
     return dict(
@@ -216,12 +216,14 @@ def table(
     biases: bool = False,
     head_norm: bool = False,
 ) -> NameTable:
-    """Names of one stack, of this family or one that differs in the options; an encoder leaves the
-    output head aside.
+    """Names of one stack of this family, or of a family that differs in the options below.
+
+    An encoder ignores the output head.
 
     Args:
-      norms: of a layer, ours to theirs. biases: on queries, keys and values. head_norm: norms of
-        queries and keys.
+      norms: norms of a layer, our names to foreign names.
+      biases: whether queries, keys and values have biases.
+      head_norm: whether queries and keys have norms.
     """
     del pooler  # the family has none
     layer, ours = "layers.{i}.", f"{path}/layers"

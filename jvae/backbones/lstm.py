@@ -13,7 +13,7 @@ from jvae.nn.layers import dropout, split_key
 from jvae.nn.lstm import LstmConfig
 from jvae.nn.points import UNTOUCHED, Points, Read
 
-UNBOUNDED = 2**31 - 1  # a recurrent network reads texts of any length
+UNBOUNDED = 2**31 - 1  # recurrent networks have no maximum length
 
 
 def rows(
@@ -27,11 +27,12 @@ def rows(
     read: Read | None = None,
     read_l: Any = None,
 ) -> tuple[Float[Array, "b t f"], None]:
-    """Hidden states of packed rows, dropout on both sides of the LSTM. It reads forwards whatever
-    `mask_spec` says of order; its position 0 begins a segment.
+    """Hidden states of packed rows, with dropout on inputs and outputs of the LSTM.
+
+    It always runs forwards, even if `mask_spec` is not causal. Position 0 starts a segment.
     """
-    del points, read, read_l  # it has no such places
-    assert mask_spec.position_bt is not None  # of every side
+    del points, read, read_l  # an LSTM has no such points
+    assert mask_spec.position_bt is not None  # every side has positions
     first_drop, last_drop = split_key(drop, 2)
     gate_bt4f = lstm.gates(own["cell"], dropout(first_drop, config.dropout, x_btd))
     hidden_btf = lstm.run(own["cell"], gate_bt4f, mask_spec.position_bt == 0)
@@ -40,7 +41,7 @@ def rows(
 
 def stack(config: LstmConfig, own_head: bool = False) -> Stack:
     """The functions of a config; see `jvae.nn.backbone.Stack`."""
-    del own_head  # it always has one
+    del own_head  # the output head is always untied
 
     def init(key: Key[Array, ""], head: bool = True) -> Any:
         embed_key, body_key, head_key = jax.random.split(key, 3)
@@ -57,7 +58,7 @@ def stack(config: LstmConfig, own_head: bool = False) -> Stack:
         return {"output": lstm.init_output(config, key)}
 
     def embed(own: Any, token: Array, position: Any = None, kind: Any = None) -> Array:
-        del position, kind  # order is what it reads in
+        del position, kind  # an LSTM needs no position embeddings
         return lstm.embed(config, own["embed"], token)
 
     recurrent = Recurrent(
@@ -90,7 +91,7 @@ def stack(config: LstmConfig, own_head: bool = False) -> Stack:
 
 
 def _tiny(vocab: int, dtype: str = "float32", **changes: Any) -> LstmConfig:
-    """There are no layers to rematerialise or unroll."""
+    """A tiny config; `changes` to layers, remat or unroll do not apply."""
     del changes
     return LstmConfig(width=6, hidden=10, vocab=vocab, vocab_multiple=8, xent_chunk=10, dtype=dtype)
 

@@ -1,7 +1,7 @@
-"""Mistral: Llama whose layers see the last tokens of a text alone.
+"""Mistral: Llama with sliding-window attention.
 
-Source: Jiang et al. 2023, arXiv 2310.06825. The window counts within a text; latent slots and
-vectors in front of a text are seen at any distance.
+Source: Jiang et al. 2023, arXiv 2310.06825. The window applies within a text; latent slots and
+vectors in front of a text are visible at any distance.
 """
 
 from collections.abc import Mapping

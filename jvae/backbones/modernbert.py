@@ -1,6 +1,7 @@
-"""ModernBERT: an encoder without biases, rotary positions, local and global layers in turn, GeGLU.
+"""ModernBERT: encoder without biases; rotary positions, alternating local and global layers, GeGLU.
 
-Source: Warner et al. 2024, arXiv 2412.13663. Its first layer reads the normed embedding as it is.
+Source: Warner et al. 2024, arXiv 2412.13663. The first layer has no attention norm, as its input is
+already normalised.
 """
 
 from collections.abc import Mapping
@@ -24,8 +25,10 @@ GLOBAL, LOCAL = 0, 1
 
 @dataclass(frozen=True)
 class ModernBertConfig(TransformerConfig):
-    """Sizes of a ModernBERT; layers 0, `global_every`, ... see all of a text, the others a token's
-    neighbours at most `window` / 2 away.
+    """Sizes of a ModernBERT.
+
+    Layers 0, `global_every`, ... attend to the whole text, the others to tokens at most
+    `window` / 2 away.
     """
 
     window: int = setting(128, low=2, high=2**24, help="Width of what a local layer sees, even.")
@@ -54,7 +57,7 @@ def spec(config: ModernBertConfig) -> StackSpec:
 
 def stack(config: ModernBertConfig, own_head: bool = False) -> Stack:
     """The functions of a config; see `jvae.nn.backbone.Stack`."""
-    del own_head  # it writes no text
+    del own_head  # an encoder has no output head
     return transformer.stack(config, spec(config), config.positions, decodes=False)
 
 
@@ -148,7 +151,7 @@ def table(config: Any, vocab: Vocab, path: str, role: str, pooler: str | None) -
     projections = {
         "attn/qkv": (f"{layer}attn.Wqkv", 1),
         "attn/out": (f"{layer}attn.Wo", 2),
-        "mlp/both": (f"{layer}mlp.Wi", 1),  # the activated half first
+        "mlp/both": (f"{layer}mlp.Wi", 1),  # the activated half comes first
         "mlp/down": (f"{layer}mlp.Wo", 1),
     }
     embedding = ("embeddings.tok_embeddings.weight",)

@@ -1,7 +1,7 @@
-"""OPT: GPT-2 with ReLU and a position table whose first two rows no token has.
+"""OPT: GPT-2 with ReLU and a position table whose first two rows are unused.
 
-Source: Zhang et al. 2022, arXiv 2205.01068. Embeddings narrower than the layers and norms
-behind them, as the size 350m has them, are refused.
+Source: Zhang et al. 2022, arXiv 2205.01068. The 350m size is not supported: its embeddings are
+narrower than its layers, and its norms come after the sub-layers.
 """
 
 from collections.abc import Mapping

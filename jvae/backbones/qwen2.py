@@ -1,6 +1,7 @@
 """Qwen2 and Qwen2.5: Llama with biases on queries, keys and values.
 
-Source: Yang et al. 2024, arXiv 2407.10671. Windows, off in every published size, are refused.
+Source: Yang et al. 2024, arXiv 2407.10671. Sliding windows, off in all published sizes, are
+rejected.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,7 @@
-"""Qwen3: Llama whose queries and keys are normed per head.
+"""Qwen3: Llama with queries and keys normalised per head.
 
-Source: Yang et al. 2025, arXiv 2505.09388. Windows, off in every published size, are refused.
+Source: Yang et al. 2025, arXiv 2505.09388. Sliding windows, off in all published sizes, are
+rejected.
 """
 
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ def stack(config: Qwen3Config, own_head: bool = False) -> Stack:
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     expect(config, use_sliding_window=False)
-    # The head is 128 wide where config.json says nothing, whatever width and heads are.
+    # The default head width is 128, independent of the model's width and number of heads.
     return llama.sizes_of({"head_dim": 128, **config})
 
 

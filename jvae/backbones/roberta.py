@@ -1,4 +1,4 @@
-"""RoBERTa: BERT whose positions begin behind the padding index, with one token type.
+"""RoBERTa: BERT with positions that begin after the padding index, and one token type.
 
 Source: Liu et al. 2019, arXiv 1907.11692.
 """
@@ -16,17 +16,17 @@ from jvae.pretrained.backbones import expect
 from jvae.pretrained.layouts import LAYOUTS, Layout
 from jvae.pretrained.names import NameTable, Vocab
 
-OFFSET = 2  # rows of the position table that no token has; config.json counts them
+OFFSET = 2  # unused rows of the position table; config.json counts them
 
 
 @dataclass(frozen=True)
 class RobertaConfig(TransformerConfig):
-    """Sizes of a RoBERTa; `positions` are those that tokens can have."""
+    """Sizes of a RoBERTa; `positions` counts only positions that tokens can have."""
 
 
 def stack(config: RobertaConfig, own_head: bool = False) -> Stack:
     """The functions of a config; see `jvae.nn.backbone.Stack`."""
-    del own_head  # it writes no text
+    del own_head  # an encoder has no output head
     spec = replace(bert.spec(config), position_offset=OFFSET, types=1)
     return transformer.stack(config, spec, config.positions, decodes=False)
 

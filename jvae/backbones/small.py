@@ -1,4 +1,4 @@
-"""The small stack that stands for each role in the configs that families bring for the suites."""
+"""Tiny stacks by role, for the test configs of model families."""
 
 from typing import Any
 
@@ -10,20 +10,20 @@ ENCODER, DECODER, RECURRENT, PAIR = "bert", "gpt2", "lstm", "t5"
 
 
 def encoder(vocab: int, **changes: Any) -> Any:
-    """A stack that reads alone."""
+    """A stack that is only an encoder."""
     return BACKBONES[ENCODER].tiny(vocab, **changes)
 
 
 def decoder(vocab: int, **changes: Any) -> Any:
-    """A stack with caches of keys and values."""
+    """A decoder stack with key-value caches."""
     return BACKBONES[DECODER].tiny(vocab, **changes)
 
 
 def recurrent(vocab: int, **changes: Any) -> Any:
-    """A stack with a hidden state."""
+    """A recurrent stack, with a hidden state."""
     return BACKBONES[RECURRENT].tiny(vocab, **changes)
 
 
 def pair(vocab: int, **changes: Any) -> Any:
-    """A stack that comes as encoder and decoder around one embedding."""
+    """A stack for an encoder and a decoder with one embedding."""
     return BACKBONES[PAIR].tiny(vocab, **changes)

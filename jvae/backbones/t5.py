@@ -1,7 +1,7 @@
 """T5 v1.0 and v1.1: relative positions, unscaled attention, no biases, cross-attention.
 
-Source: Raffel et al. 2020 and Shazeer 2020; see `jvae.nn.t5`. One stack is an encoder or a decoder;
-a model that has both decides what they share.
+Source: Raffel et al. 2020 and Shazeer 2020; see `jvae.nn.t5`. A stack is an encoder or a decoder; a
+model with both decides what they share.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from jvae.pretrained import t5 as weights
 from jvae.pretrained.layouts import LAYOUTS, Layout
 from jvae.pretrained.names import NameTable, Vocab
 
-UNBOUNDED = 2**31 - 1  # relative positions serve texts of any length
+UNBOUNDED = 2**31 - 1  # relative positions impose no maximum length
 ABILITIES = transformer.DECODER | {"cross"}
 
 

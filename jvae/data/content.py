@@ -1,4 +1,4 @@
-"""The content of a split: what its examples say, whatever files they come from."""
+"""Digests of a split's examples, independent of the files that hold them."""
 
 import contextlib
 import hashlib
@@ -12,29 +12,29 @@ from jvae.data.progress import Progress
 from jvae.data.sources import Lines
 from jvae.errors import DataError
 
-_FORMAT = 1  # changes with what is hashed
-_QUIET_S = 10.0  # shorter work shows no progress
+_FORMAT = 1  # increase when the hashed content changes
+_QUIET_S = 10.0  # progress is shown only for longer work
 
 
 class Content(NamedTuple):
-    """A split by content: equal digests mean the same examples in the same order."""
+    """The digest of a split: equal digests mean the same examples in the same order."""
 
     sha256: str
     examples: int
 
 
 def content(found: Lines | Corpus, cache: Path) -> Content:
-    """The texts of a split in order, each with its source where one is read; labels and the names
-    and formats of files do not count.
+    """Digests the texts of a split in order, each with its source if one is read.
 
-    The digest of a corpus is kept in the cache by the digests of its files.
+    Labels, file names and file formats do not affect the digest. The digest of a corpus is cached,
+    keyed by the digests of its files.
     """
     if isinstance(found, Lines):
         return _content(zip(found.text, found.source or [""] * len(found), strict=True))
     path = cache / "contents" / f"{_key(found)}.json"
     try:
         return Content(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # not there, or cut off by a full disk
+    except (OSError, ValueError, TypeError):  # missing, or truncated by a full disk
         pass
     with Progress(f"comparing {found}", found.documents, quiet_s=_QUIET_S) as progress:
 
@@ -48,7 +48,7 @@ def content(found: Lines | Corpus, cache: Path) -> Content:
                     before = one.document
 
         result = _content(examples())
-    with contextlib.suppress(DataError):  # a read-only cache: the digest is taken again
+    with contextlib.suppress(DataError):  # a read-only cache: the digest is recomputed next time
         write_whole(path, json.dumps(result._asdict()))
     return result
 
@@ -65,7 +65,7 @@ def _content(examples: Iterable[tuple[str, str]]) -> Content:
     digest, count = hashlib.sha256(), 0
     for text, source in examples:
         for part in (text.encode(), source.encode()):
-            digest.update(b"%d:" % len(part))  # a text may hold any separator
+            digest.update(b"%d:" % len(part))  # a text may contain any separator
             digest.update(part)
         count += 1
     return Content(digest.hexdigest(), count)

@@ -1,8 +1,8 @@
-"""A split's input before it is tokenised: which files, what they hold, and which part counts.
+"""The input files of a split before tokenisation, and the selection of documents.
 
-`survey` reads every file once, so bad input is refused before anything is written, the size of the
-work is known, and sentences can be held out. What it finds is kept in the cache by content, with a
-checksum: a damaged record is replaced.
+`survey` reads every file once, to reject bad input before anything is written, to count the
+documents, and to allow sentences to be held out. Its result is cached by content, with a checksum;
+a damaged record is replaced.
 """
 
 import hashlib
@@ -32,12 +32,12 @@ from jvae.data.text_rules import BadLine
 from jvae.errors import ConfigError, DataError
 
 CACHE_VARIABLE = "JVAE_CACHE"
-_KINDS, _OTHERS = 64, "others"  # kinds of lines that are left out, for a message
-_FORMAT = 2  # changes with what is stored and with the rules of texts
+_KINDS, _OTHERS = 64, "others"  # kinds of left-out lines that a message lists
+_FORMAT = 2  # increase when the stored content or the text rules change
 
 
 class Located(NamedTuple):
-    """A usable example and its origin; `document` counts the usable lines of the corpus."""
+    """A usable example and its origin; `document` is its index among the usable lines."""
 
     file: int
     line: int
@@ -47,18 +47,18 @@ class Located(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Files of one split, checked. A document is a line of a file; it may hold many sentences."""
+    """The checked files of one split. A document is a line of a file with one or more sentences."""
 
     reader: Reader
     files: tuple[FileInfo, ...]
-    documents_f: tuple[int, ...]  # usable ones of each file
+    documents_f: tuple[int, ...]  # usable documents of each file
     dropped: dict[str, int]
-    keep_d: np.ndarray | None = None  # which documents count; None: all
-    notes: tuple[str, ...] = ()  # for the log: how the files were read
+    keep_d: np.ndarray | None = None  # which documents are selected; None: all
+    notes: tuple[str, ...] = ()  # messages for the log on how the files were read
 
     @property
     def documents(self) -> int:
-        """Usable documents of the files, those that do not count included."""
+        """Number of usable documents in the files, including those not selected."""
         return sum(self.documents_f)
 
     def __len__(self) -> int:
@@ -69,13 +69,13 @@ class Corpus:
         return next(iter(self.files)).path + more
 
     def select(self, keep_d: np.ndarray) -> "Corpus":
-        """The documents where `keep_d` is True."""
+        """Selects the documents where `keep_d` is True."""
         return replace(self, keep_d=keep_d)
 
     def examples(self) -> Iterator[Located]:
-        """Every usable example of the files in order, one line held at a time.
+        """Yields every usable example of the files in order, with one line in memory at a time.
 
-        Raises: DataError if a file no longer holds what `survey` found.
+        Raises: DataError if a file has changed since `survey`.
         """
         document = -1
         for f, info in enumerate(self.files):
@@ -90,16 +90,16 @@ class Corpus:
                 raise DataError(f"{info.path}: changed while it was being read; start again")
 
     def texts(self) -> Iterator[str]:
-        """The texts that count, in order, read from the files."""
+        """Yields the selected texts in order, read from the files."""
         for one in self.examples():
             if self.keep_d is None or self.keep_d[one.document]:
                 yield one.example.text
 
 
 def cache_dir(configured: str) -> Path:
-    """Where prepared data lives: as configured, else $JVAE_CACHE, else the user's cache folder.
+    """The folder for prepared data: as configured, else $JVAE_CACHE, else the user's cache folder.
 
-    Raises: ConfigError where there is no home directory to find it in.
+    Raises: ConfigError if the user's cache folder is needed and there is no home directory.
     """
     folder = configured or os.environ.get(CACHE_VARIABLE)
     try:
@@ -116,12 +116,12 @@ def cache_dir(configured: str) -> Path:
 def survey(names: str | Path | Sequence[str | Path], reader: Reader, cache: Path) -> Corpus:
     """Reads and checks every file once.
 
-    Raises: DataError for files that are missing, empty or unreadable, and for bad lines under
+    Raises: DataError for files that are missing, empty or unreadable, and for bad lines with
       data.on_error=raise.
     """
     files, documents, notes, dropped = [], [], [], Counter()
     for name in expand(names):
-        reader.format_of(name)  # refuses a suffix before the file is read
+        reader.format_of(name)  # rejects an unknown suffix before the file is read
         public_set = name.startswith(PUBLIC)
         digest = public.fingerprint(name, reader.tfds_dir) if public_set else sha256(name)
         facts = _survey_file(name, digest, reader, cache, notes)
@@ -133,13 +133,13 @@ def survey(names: str | Path | Sequence[str | Path], reader: Reader, cache: Path
 
 
 def reading_key(reader: Reader, name: str) -> dict[str, Any]:
-    """The options that decide what is read from a file, for keys of the cache."""
+    """The options that determine what is read from a file, for cache keys."""
     options = {one.name: getattr(reader, one.name) for one in fields(reader)}
-    del options["tfds_dir"]  # the digest stands for the set
+    del options["tfds_dir"]  # the digest identifies the data set
     kind = reader.format_of(name)
     for name in ("keep", "turns", "source_words"):
         if not options[name]:
-            del options[name]  # what is stored from before there was the option stays
+            del options[name]  # keeps records from before the option existed valid
     if kind not in ("csv", "tsv"):
         del options["header"], options["quotes"]
     return options | {"format": kind}
@@ -160,7 +160,7 @@ def _survey_file(
 
 
 def _stored(path: Path, key: str) -> dict[str, Any] | None:
-    """What an earlier survey wrote, None where it is no longer that."""
+    """The result of an earlier survey; None if missing or damaged."""
     try:
         stored = json.loads(path.read_bytes())
         return stored["facts"] if stored["check"] == _check(key, stored["facts"]) else None
@@ -176,12 +176,12 @@ def _check(key: str, facts: Any) -> str:
 def _scan_all(name: str, reader: Reader) -> dict[str, Any]:
     documents = last = counted = 0
     dropped: Counter[str] = Counter()
-    left_out: Counter[str] = Counter()  # by what a line's columns hold
+    left_out: Counter[str] = Counter()  # by the values of a line's columns
     notes: list[str] = []
     first: tuple[str, BadLine] | None = None  # the first line that is too long
     long: set[int] = set()
     size = 0 if name.startswith(PUBLIC) else Path(name).stat().st_size
-    size *= 3 if name.lower().endswith(".gz") else 1  # about what gzip makes of text
+    size *= 3 if name.lower().endswith(".gz") else 1  # typical gzip ratio for text
     with Progress(f"checking {name}", size) as progress:
         for last, one in scan(name, reader, notes):
             if isinstance(one, LeftOut):
@@ -213,7 +213,7 @@ def _scan_all(name: str, reader: Reader) -> dict[str, Any]:
 
 
 def _count(left_out: Counter[str], one: LeftOut) -> None:
-    """Counts a line by what it holds, the rest together once there are many kinds."""
+    """Counts a left-out line by its column values; beyond `_KINDS` kinds, as `_OTHERS`."""
     held = ", ".join(f"{column}={value}" for column, value in one.held.items())
     held = held if len(held) <= 80 else f"{held[:80]}..."
     known = held in left_out or len(left_out) < _KINDS
@@ -229,9 +229,9 @@ def _nothing_kept(name: str, reader: Reader, left_out: Counter[str]) -> str:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file of the cache, whole or not at all; text as UTF-8.
+    """Writes a cache file atomically, text as UTF-8.
 
-    Raises: DataError where the cache cannot be written.
+    Raises: DataError if the cache cannot be written.
     """
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # hosts may share process ids
     try:
@@ -243,7 +243,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def cache_fault(path: Path, error: Exception) -> DataError:
-    """The one message for a cache that cannot be written."""
+    """The error for a cache that cannot be written."""
     reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
     return DataError(
         f"{path.parent}: prepared data cannot be written there ({reason}); set data.cache or "

@@ -1,4 +1,4 @@
-"""A tokenised split and its batches: endless and resumable, or one ordered pass for evaluation."""
+"""A tokenised split and its batches: an endless, resumable stream, or one pass for evaluation."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,18 +26,18 @@ Position = tuple[int, int]  # (block, row) of the next batch; see `jvae.data.pla
 
 @dataclass(frozen=True)
 class RowSpec:
-    """The values of config section `data` that decide the rows; a side without one is not read."""
+    """Row settings from config section `data`; a side whose row length is None is not read."""
 
     dec_row: int
     enc_row: int | None = None
     cond_row: int | None = None
     slots: int = 1
-    batch_rows: int = 32  # rows of a global batch
+    batch_rows: int = 32  # rows per global batch
     packing: str = (
-        "pack"  # 'pack': several examples a row; 'bucket': one, with like lengths together
+        "pack"  # 'pack': several examples per row; 'bucket': one, grouped by similar length
     )
-    buckets: int = 4  # at most so many row lengths under 'bucket'
-    window: int = 128  # examples the packer chooses from
+    buckets: int = 4  # maximum number of row lengths with 'bucket'
+    window: int = 128  # examples that the packer chooses from
     seed: int = 0
     score_end: bool = True  # False: end tokens are read but never scored
 
@@ -59,7 +59,7 @@ class RowSpec:
 
 
 class Counts(NamedTuple):
-    """Denominators of the likelihood metrics, summed over sentences, without their end tokens."""
+    """Denominators of the likelihood metrics, summed over sentences; end tokens do not count."""
 
     sentences: int
     words: int  # whitespace words
@@ -69,7 +69,7 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """One split, tokenised once. Example i is sentence i of `lines` on every side.
+    """One tokenised split. Example i is sentence i of `lines` on every side.
 
     Tokens and texts are in memory (`make_dataset`) or in prepared files (`prepare.prepare`).
     """
@@ -82,8 +82,8 @@ class Dataset:
     words_e: np.ndarray
     chars_e: np.ndarray
     notes: tuple[str, ...]  # warnings for the log
-    joined: tuple[str, ...] = ()  # sides whose examples begin with their tokens of `cond`
-    records: Records | None = None  # where the tokens are, unless in memory
+    joined: tuple[str, ...] = ()  # sides whose examples are prefixed with their tokens of `cond`
+    records: Records | None = None  # storage of the tokens; None: in memory
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -95,31 +95,32 @@ class Dataset:
 
     @property
     def labels(self) -> Sequence[str] | None:
-        """Label of each sentence, where labels were read."""
+        """Label of each sentence; None if labels were not read."""
         return self.lines.label
 
     @property
     def sides(self) -> dict[str, Encoded | StoredSide]:
-        """The sides there are, by name."""
+        """The sides of this data set, by name."""
         every = {"enc": self.enc, "dec": self.dec, "cond": self.cond}
         return {name: side for name, side in every.items() if side is not None}
 
     @property
     def take(self) -> Callable[[np.ndarray], dict[str, Encoded]]:
-        """Gives the tokens of some examples on every side; holds no texts, so it is light to send
-        to a worker process.
+        """A function that returns the tokens of given examples on every side.
+
+        It holds no texts, so it is cheap to send to a worker process.
         """
         return partial(_take, self.sides) if self.records is None else self.records.take
 
     @property
     def target_lengths(self) -> np.ndarray:
-        """Scored tokens of each example: its tokens of `dec` behind the start id or the source."""
+        """Scored tokens per example: its tokens of `dec` after the start id or the source."""
         if "dec" in self.joined and self.cond is not None:
             return self.dec.lengths - self.cond.lengths
         return self.dec.lengths - 1
 
     def counts(self, ids: np.ndarray | None = None) -> Counts:
-        """Counts over the examples `ids`, all by default."""
+        """Counts over the examples `ids`; by default over all."""
         e = np.arange(len(self)) if ids is None else np.asarray(ids)
         tokens = self.target_lengths[e].sum() - len(e)
         return Counts(len(e), int(self.words_e[e].sum()), int(self.chars_e[e].sum()), int(tokens))
@@ -144,12 +145,12 @@ def make_dataset(
 
     Args:
       dec, enc, cond: tokenizer of each side.
-      sources: texts of the `cond` side, one for each line; needed with `cond`.
-      limits: most tokens of an example, special tokens included, per side: its row length.
-      joined: sides that hold the source in front of the text, see `encode`.
+      sources: texts of the `cond` side, one per line; required with `cond`.
+      limits: maximum tokens per example and side, including special tokens: the row length.
+      joined: sides that have the source in front of the text, see `encode`.
       on_error: 'raise' stops at the first line that cannot be tokenised or exceeds a limit; 'drop'
         leaves such lines out and counts them by reason.
-    Raises: DataError naming file:line under 'raise', or if no line is left.
+    Raises: DataError naming file:line with 'raise', or if no line is left.
     """
     check_on_error(on_error)
     if (cond is None) != (sources is None) or (sources and len(sources) != len(lines)):
@@ -195,9 +196,9 @@ def make_dataset(
 class BlockRows(NamedTuple):
     """The rows of one block. Batch k is rows [k * batch_rows, (k + 1) * batch_rows)."""
 
-    ids_rs: np.ndarray  # (rows, slots) int32 example ids, -1 where empty
-    row: tuple[dict[str, int], ...]  # row lengths: one entry for all, or one for each batch
-    fill: dict[str, float]  # tokens / places per side
+    ids_rs: np.ndarray  # (rows, slots) int32 example ids, -1 at empty slots
+    row: tuple[dict[str, int], ...]  # row lengths: one entry for all batches, or one per batch
+    fill: dict[str, float]  # packing efficiency per side, tokens / capacity
     slot_fill: float
 
 
@@ -209,7 +210,7 @@ def block_rows(
     shuffle: bool = True,
     ids: np.ndarray | None = None,
 ) -> BlockRows:
-    """Plans one block: the same on every process. `ids` restricts epochs to some examples."""
+    """Plans one block, identically on every process. `ids` restricts epochs to some examples."""
     if missing := sorted(set(spec.row) ^ set(dataset.sides)):
         raise ConfigError(
             f"data.{missing[0]}_row: row lengths are set for {sorted(spec.row)}, "
@@ -229,7 +230,7 @@ def block_rows(
         )
         rows, row, fill, slot_fill = packed.rows, (spec.row,), packed.fill, packed.slot_fill
     else:
-        # From all lengths, so that evaluating a part of a split compiles nothing new.
+        # Use the lengths of all examples, so that evaluating a subset needs no recompilation.
         buckets = planning.bucket_lengths(every, spec.row, spec.buckets)
         batches = planning.bucket_block(
             lengths, buckets, spec.batch_rows, spec.seed, block, shuffle=shuffle
@@ -255,18 +256,18 @@ def batches(
     prefetch: int = 4,
     workers: int = 0,
 ) -> Prefetch[tuple[Batch, Position]]:
-    """Training batches without end, each with the position to resume behind it.
+    """Endless training batches, each with the position at which to resume after it.
 
-    The position is the whole state: it is the same for any number of processes and of workers.
+    The position is the entire state and does not depend on the number of processes or workers.
 
     Args:
-      prefetch: batches made ahead.
-      workers: processes of Grain that make them; 0: a thread of this one. They start anew with
-        every block, in 2 to 3 s.
-    Yields: (Batch of NumPy arrays, (block, row)). Of each global batch of `spec.batch_rows` rows a
-      process gets its contiguous part. A block's last batch is filled up with empty rows, so
-      shapes are static.
-    Raises: DataError if `start` does not lie within its block.
+      prefetch: number of batches prepared in advance.
+      workers: Grain worker processes; 0 uses a thread of this process. Workers restart with every
+        block, which takes 2 to 3 s.
+    Yields: (Batch of NumPy arrays, (block, row)). Each process gets its contiguous part of a global
+      batch of `spec.batch_rows` rows. A block's last batch is padded with empty rows, so shapes are
+      static.
+    Raises: DataError if `start` is not within its block.
     """
     _check_processes(spec, process_index, process_count)
 
@@ -292,17 +293,17 @@ def batches(
 
 
 def _made(rows: grain.MapDataset, workers: int) -> Iterator[Batch]:
-    """The batches of a block in order, whatever the number of worker processes."""
+    """The batches of a block, in an order that does not depend on the number of workers."""
     if workers and not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read flags
-    # Without threads of Grain's own: `Prefetch` is the thread.
+    # Grain's own threads are turned off, as `Prefetch` already runs in a thread.
     made = rows.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     if workers:
         made = made.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     iterator = iter(made)
     try:
         for batch in iterator:
-            # Copied out of the memory shared with a worker, which is then free at once.
+            # Copied out of the memory shared with a worker, to free that memory at once.
             yield jax.tree.map(np.array, batch) if workers else batch
     finally:
         iterator.close()
@@ -316,9 +317,9 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """One pass over the examples `ids` (all by default), in their order as far as packing allows.
+    """One pass over the examples `ids` (all by default), in order as far as packing allows.
 
-    Every process gets the same number of batches; `id_e` tells which examples a batch holds.
+    Every process gets the same number of batches; `id_e` identifies the examples of a batch.
     """
     _check_processes(spec, process_index, process_count)
     for block in range(planning.blocks_of(len(dataset) if ids is None else len(ids))):
@@ -339,7 +340,7 @@ def _check_processes(spec: RowSpec, index: int, count: int) -> None:
 
 @dataclass(frozen=True)
 class _Part:
-    """Makes the part of a global batch that one process gets; can be sent to a worker process."""
+    """Makes one process's part of a global batch; can be sent to a worker process."""
 
     take: Callable[[np.ndarray], dict[str, Encoded]]
     spec: RowSpec

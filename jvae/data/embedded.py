@@ -1,4 +1,4 @@
-"""The embedded corpus as runs read it, drawn once and kept in the cache of prepared data."""
+"""The embedded corpus as read by runs: drawn once, then read from the cache of prepared data."""
 
 import contextlib
 import functools
@@ -16,7 +16,7 @@ from jvae.data import grammar, lexicon
 from jvae.data.corpus import write_whole
 from jvae.errors import DataError
 
-_FORMAT = 1  # changes with what is stored
+_FORMAT = 1  # increase when the stored content changes
 
 
 class Split(NamedTuple):
@@ -27,9 +27,9 @@ class Split(NamedTuple):
 
 
 def split(name: str, n: int, cache: Path) -> Split:
-    """The texts of `grammar.corpus(name, n)`, read from the cache or drawn and written there.
+    """The texts of `grammar.corpus(name, n)`, read from the cache, or drawn and cached.
 
-    A cache that is damaged, or that cannot be written, only costs the time of drawing.
+    If the cache is damaged or cannot be written, the texts are drawn again.
     """
     path = cache / "embedded" / f"{name}-{n}-{_grammar()}.npz"
     if stored := _stored(path, n):
@@ -45,7 +45,7 @@ def split(name: str, n: int, cache: Path) -> Split:
 
 
 def _stored(path: Path, n: int) -> Split | None:
-    """What an earlier run wrote; None where it is not there or not whole, by the archive's CRC."""
+    """The split that an earlier run wrote; None if missing or damaged, by the archive's CRC."""
     try:
         with path.open("rb") as file, np.load(file) as arrays:
             texts = arrays["text"].tobytes().decode().split("\n")
@@ -57,7 +57,7 @@ def _stored(path: Path, n: int) -> Split | None:
 
 @functools.cache
 def _grammar() -> str:
-    """A digest of the program that draws: another grammar is another corpus."""
+    """A digest of the source code that draws the corpus, so that changing it redraws the corpus."""
     digest = hashlib.sha256(b"%d" % _FORMAT)
     for module in (grammar, lexicon):
         digest.update(inspect.getsource(module).encode())

@@ -1,4 +1,4 @@
-"""Tokenising and its checks, the same for texts in memory and for files prepared in parts."""
+"""Tokenisation and its checks, shared by texts in memory and files prepared in shards."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -9,12 +9,12 @@ from jvae.data.text_rules import BadLine
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError
 
-TOO_LONG = "too many tokens"  # the reason of a text with more tokens than a side's limit
-UNKNOWN_WARNING = 0.01  # share of unknown tokens above which a run says so
+TOO_LONG = "too many tokens"  # the reason for a text with more tokens than a side's limit
+UNKNOWN_WARNING = 0.01  # share of unknown tokens above which a run warns
 
 
 def special_tokens(tokenizer: TextTokenizer) -> int:
-    """Special tokens around every example."""
+    """Number of special tokens around every example."""
     return 1 if tokenizer.start_id is None else 2
 
 
@@ -26,15 +26,15 @@ def encode(
 ) -> tuple[dict[str, Encoded], dict[int, BadLine]]:
     """Tokenises the texts of every side.
 
-    A joined side is `source end text end`, and `cond` then `source end`: without start ids, as a
-    source's first token is not predicted, so `cond` is what such a side begins with.
+    A joined side is `source end text end`, and `cond` is then `source end`, the prefix of such a
+    side. Neither has a start id, as the first token of a source is not predicted.
 
     Args:
-      texts: per side; those of `cond` are the sources.
-      limits: most tokens of an example per side, special ones included.
-      joined: sides that hold the source in front of the text.
-    Returns: the sides, and what is wrong with the examples that cannot be used, by index.
-    Raises: ConfigError if a joined side and `cond` do not have one tokenizer.
+      texts: texts per side; those of `cond` are the sources.
+      limits: maximum tokens per example and side, including special tokens.
+      joined: sides that have the source in front of the text.
+    Returns: the encoded sides, and the faults of unusable examples by index.
+    Raises: ConfigError if a joined side and `cond` have different tokenizers.
     """
     sides: dict[str, Encoded] = {}
     faults: dict[int, BadLine] = {}
@@ -75,7 +75,7 @@ def _check_one_tokenizer(side: str, own: TextTokenizer, source: TextTokenizer) -
 def _content_faults(
     encoded: Encoded, tokenizer: TextTokenizer, texts: Sequence[str]
 ) -> Iterator[tuple[int, BadLine]]:
-    """Examples without tokens, or with a control token inside."""
+    """Yields examples without tokens, or with a control token inside."""
     special, special_e = special_tokens(tokenizer), special_tokens(tokenizer)
     if tokenizer.turns:
         turns_e = np.array([len(tokenizer.turns_of(text)) for text in texts])
@@ -112,7 +112,7 @@ def _length_faults(
 def texts_of(
     side: str, texts: Sequence[str], sources: Sequence[str], joined: Sequence[str]
 ) -> Sequence[str]:
-    """What a side spells, to be held against its tokens."""
+    """The texts of a side as tokenised, to compare with its tokens."""
     if side == "cond":
         return sources
     if side in joined:
@@ -121,7 +121,7 @@ def texts_of(
 
 
 def unknown_tokens(encoded: Encoded, tokenizer: TextTokenizer, texts: Sequence[str]) -> int:
-    """Tokens that the tokenizer does not know, markers that the texts spell left out."""
+    """Number of unknown tokens, not counting literal unknown markers in the texts."""
     if tokenizer.unk_id is None:
         return 0
     unknown = int((encoded.flat == tokenizer.unk_id).sum())
@@ -135,7 +135,7 @@ def unknown_note(
     """A warning if many of the tokens are unknown, else None.
 
     Args:
-      tokens: of all examples, special ones included.
+      tokens: number of tokens in all examples, including special tokens.
       names: the files they come from.
     """
     share = unknown / max(tokens - special_tokens(tokenizer) * examples, 1)

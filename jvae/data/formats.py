@@ -1,14 +1,14 @@
-"""Corpus files of every format to checked examples: a text, perhaps its source and label.
+"""Reads corpus files of all formats into checked examples: a text, optionally source and label.
 
-.txt                one text a line
+.txt                one text per line
 .csv .tsv           a table, see `jvae.data.tables`
-.jsonl .ndjson      a JSON object or string a line
+.jsonl .ndjson      one JSON object or string per line
 .json               one array of objects or strings
 .parquet            a table
 tfds:NAME:SPLIT     a public data set, see `jvae.data.public`
 
-Each file may be packed as .gz. Texts follow `jvae.data.text_rules`, so one corpus is the same lines
-in every format. Files of another suffix are refused unless `data.format` says what they are.
+Any file may be compressed as .gz. Texts follow `jvae.data.text_rules`, so a corpus gives the same
+lines in every format. Files with another suffix are rejected unless `data.format` is set.
 """
 
 import json
@@ -27,11 +27,11 @@ from jvae.errors import ConfigError, DataError
 from jvae.registry import Registry
 
 HEADERS = ("auto", "true", "false")
-LONG = ("too many words", "too many characters")  # reasons that have remedies of their own
+LONG = ("too many words", "too many characters")  # reasons with their own remedies
 
 
 class Example(NamedTuple):
-    """What a line holds; source and label are empty unless they are read."""
+    """The example on a line; source and label are empty unless they are read."""
 
     text: str
     source: str = ""
@@ -39,22 +39,22 @@ class Example(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """A line that `data.keep` leaves out; `held` is what its columns hold, by column."""
+    """A line that `data.keep` leaves out; `held` has its values by column."""
 
     held: dict[str, str]
 
 
-Row = list[Example] | BadLine | LeftOut  # one line may hold several texts
+Row = list[Example] | BadLine | LeftOut  # a line may contain several texts
 
 
 class FileReader(NamedTuple):
     """A registered format.
 
-    rows(name, reader, notes) -> (line number from 1, what the line holds or what is wrong with it)
-      `name` is the path of a file, plain or .gz; `notes` gets what was chosen where the file leaves
-      a choice. Raises DataError where the file as a whole cannot be read.
-    suffixes: of files that `data.format=auto` takes for this format.
-    keeps: whether it leaves out lines as `data.keep` says, see `Reader.left_out`.
+    rows(name, reader, notes) -> (line number from 1, the line's examples or its fault)
+      `name` is the path of a file, plain or .gz; choices that the file leaves open are appended to
+      `notes`. Raises DataError if the file as a whole cannot be read.
+    suffixes: suffixes that `data.format=auto` maps to this format.
+    keeps: whether the format supports `data.keep`, see `Reader.left_out`.
     """
 
     rows: Callable[[str, "Reader", list[str]], Iterator[tuple[int, Row]]]
@@ -67,28 +67,28 @@ READERS: Registry[FileReader] = Registry("reader", "data.format")
 
 @dataclass(frozen=True)
 class Reader:
-    """The values of config section `data` that decide what is read from a file.
+    """The values of config section `data` that determine what is read from a file.
 
-    `text`, `source` and `label` select a column of a CSV or TSV by number from 0 (negative from the
-    end) or by the name in the file's first line, a column of a Parquet file, a key of each JSON
-    object, or a feature of a public data set. Left empty, the text is the whole line, the column or
-    key "text", or the last column of a table without names; source and label are not read. A JSON
-    list of strings is several texts, or one source joined by blanks, or by `turns`. `keep` chooses
-    lines by what such columns hold.
+    `text`, `source` and `label` select a column of a CSV or TSV, by number from 0 (negative from
+    the end) or by its name in the first line, a column of a Parquet file, a key of each JSON
+    object, or a feature of a public data set. If `text` is empty, the text is the whole line, the
+    column or key "text", or the last column of a table without names. If `source` or `label` is
+    empty, it is not read. A JSON list of strings gives several texts, or one source joined by
+    spaces or by `turns`. `keep` selects lines by the values of such columns.
     """
 
     format: str = "auto"
     text: str = ""
     source: str = ""
     label: str = ""
-    turns: str = ""  # stands between the entries of a list that is one source
-    source_words: int = 0  # the last so many of a source are read; 0: all
-    keep: str = ""  # COLUMN=VALUE, several by comma: the lines that hold one of a column's values
+    turns: str = ""  # separator between the entries of a list that forms one source
+    source_words: int = 0  # only the last words of a source are read, up to this number; 0: all
+    keep: str = ""  # COLUMN=VALUE, comma-separated: keep lines with one of a column's values
     header: str = "auto"  # whether the first line of a CSV or TSV names its columns: true, false
-    quotes: bool = True  # whether fields of a CSV or TSV may be in quotes
-    sentences: bool = False  # every text is a document to be cut into sentences
+    quotes: bool = True  # whether fields of a CSV or TSV may be quoted
+    sentences: bool = False  # every text is a document to be split into sentences
     on_error: str = "raise"
-    max_words: int | None = None  # most whitespace-separated words of a text and its source
+    max_words: int | None = None  # maximum whitespace-separated words of a text and its source
     max_chars: int = 1_000_000
     tfds_dir: str = ""
 
@@ -106,7 +106,7 @@ class Reader:
 
     @property
     def fields(self) -> dict[str, str]:
-        """What is read, by the name of the example's field."""
+        """The columns to read, by the name of the example's field."""
         chosen = {"text": self.text, "source": self.source, "label": self.label}
         return {name: key for name, key in chosen.items() if key or name == "text"}
 
@@ -114,7 +114,7 @@ class Reader:
     def conditions(self) -> dict[str, list[str]]:
         """The values that `keep` allows, by column.
 
-        Raises: ConfigError if it is not of that form.
+        Raises: ConfigError if `keep` does not have the form COLUMN=VALUE.
         """
         allowed: dict[str, list[str]] = {}
         for part in self.keep.split(",") if self.keep.strip() else ():
@@ -128,14 +128,14 @@ class Reader:
 
     @property
     def columns(self) -> dict[str, str]:
-        """`fields` and, under names of their own, the columns that `keep` looks at."""
+        """`fields` plus, under separate names, the columns that `keep` tests."""
         return self.fields | {f"{KEEP}{i}": key for i, key in enumerate(self.conditions)}
 
     def left_out(self, held: Mapping[str, str]) -> LeftOut | None:
-        """None for a line to keep.
+        """Applies `keep` to a line; None means that the line is kept.
 
         Args:
-          held: what it holds by name of `columns`.
+          held: the line's values by name of `columns`.
         """
         if not self.keep:
             return None
@@ -144,9 +144,9 @@ class Reader:
         return None if all(own[key] in conditions[key] for key in own) else LeftOut(own)
 
     def format_of(self, name: str) -> str:
-        """Format of a file: as set, else by its suffix under .gz.
+        """Format of a file: as configured, else from its suffix (ignoring .gz).
 
-        Raises: DataError for a suffix that stands for none.
+        Raises: DataError for an unknown suffix.
         """
         if name.startswith(PUBLIC):
             return name.partition(":")[0]
@@ -167,13 +167,13 @@ class Reader:
 def scan(
     name: str, reader: Reader, notes: list[str] | None = None
 ) -> Iterator[tuple[int, Example | BadLine | LeftOut]]:
-    """Yields (line number from 1, example or why there is none), holding one line at a time.
+    """Yields (line number from 1, example or fault), with one line in memory at a time.
 
-    A line of several texts or sentences gives its number several times.
+    A line with several texts or sentences is yielded several times under the same number.
 
     Args:
-      notes: gets what was chosen where the file leaves a choice.
-    Raises: DataError where the file as a whole cannot be read or lacks a chosen column.
+      notes: choices that the file leaves open are appended to it.
+    Raises: DataError if the file as a whole cannot be read or lacks a chosen column.
     """
     for number, row in _rows(name, reader, [] if notes is None else notes):
         if isinstance(row, BadLine | LeftOut):
@@ -261,7 +261,7 @@ def _text_rows(name: str, reader: Reader, notes: list[str]) -> Iterator[tuple[in
 
 
 def _check_no_json(name: str, line: str) -> None:
-    """Raises DataError where a text file begins with a JSON object."""
+    """Raises DataError if a text file begins with a JSON object."""
     if not line.startswith("{"):
         return
     try:
@@ -276,7 +276,7 @@ def _check_no_json(name: str, line: str) -> None:
 
 
 def _from_value(value: Any, keys: dict[str, str], reader: Reader) -> Row:
-    """Examples of a JSON value, of a row of a Parquet file or of a data set."""
+    """Examples from a JSON value, or from a row of a Parquet file or data set."""
     if isinstance(value, BadLine):
         return value
     if isinstance(value, str) and set(keys) == {"text"}:
@@ -317,7 +317,7 @@ def _type_of(value: object) -> str:
 
 
 def _checked(example: Example, reader: Reader) -> Iterator[Example | BadLine]:
-    """The texts of an example by the rules, or what is wrong with it."""
+    """Yields the cleaned texts of an example, or its fault."""
     label = source = ""
     if reader.label:
         label = clean(example.label, "expected one beside every text")
@@ -353,7 +353,7 @@ def _bounded(text: str, reader: Reader) -> str | BadLine:
     return cleaned
 
 
-# No suffix: a name such as "train".
+# An empty suffix is for names such as "train".
 READERS.register("text")(FileReader(_text_rows, (".txt", "")))
 READERS.register("csv")(_table(""))
 READERS.register("tsv")(_table("\t"))

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, through its package `datasets`.
+"""Data sets of the Hugging Face hub, read with its package `datasets`.
 
 hf:stanfordnlp/snli:train          a set and a split
 hf:nyu-mll/glue:sst2:train[:10%]   a configuration of a set, and a part of a split
@@ -18,9 +18,9 @@ _NAME = re.compile(r"hf:([^:]+)(?::([^:\[\]]+))?:([^:\[]+(?:\[.*\])?)")
 
 
 def rows(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (place from 1, features) of each example, with names for class labels.
+    """Yields (index from 1, features) of each example; class labels are names.
 
-    Raises: DataError where the set cannot be opened here.
+    Raises: DataError if the set cannot be opened.
     """
     data = _open(name)
     labels = {
@@ -36,7 +36,7 @@ def rows(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def fingerprint(name: str) -> str:
-    """SHA-256 over all rows, in their order."""
+    """SHA-256 over all rows, in order."""
     digest = hashlib.sha256()
     for _, row in rows(name):
         digest.update(json.dumps(row, sort_keys=True, default=str).encode())
@@ -57,6 +57,6 @@ def _open(name: str) -> Any:
     where, configuration, split = spelt.groups()
     try:
         return datasets.load_dataset(where, configuration, split=split)
-    except Exception as error:  # whatever a download, a file or a wrong name raises
+    except Exception as error:  # failed download, unreadable file or wrong name
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"{name}: cannot be opened ({reason})") from None

@@ -1,4 +1,4 @@
-"""JSON Lines and JSON arrays to values, each with the line where it begins."""
+"""Reads values from JSON Lines and JSON arrays, each with the line on which it begins."""
 
 import json
 import re
@@ -13,7 +13,7 @@ _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
 def from_lines(raw: Iterable[tuple[int, bytes | BadLine]]) -> Iterator[tuple[int, Any]]:
-    """Yields (line number, value or what is wrong with the line) of JSON Lines."""
+    """Yields (line number, value or fault) for JSON Lines."""
     for number, one in raw:
         line = decode(one) if isinstance(one, bytes) else one
         if isinstance(line, BadLine):
@@ -29,10 +29,10 @@ def from_lines(raw: Iterable[tuple[int, bytes | BadLine]]) -> Iterator[tuple[int
 
 
 def from_array(name: str, raw: bytes) -> Iterator[tuple[int, Any]]:
-    """Yields (number of the line where it begins, value) of each entry of one JSON array.
+    """Yields (number of its first line, value) for each entry of one JSON array.
 
-    Raises: DataError naming file and line unless the bytes are such an array. A damaged one has no
-      next entry to go on from, so it is an error under data.on_error=drop too.
+    Raises: DataError naming file and line unless the bytes are such an array. Reading cannot resume
+      after a damaged entry, so this is an error with data.on_error=drop too.
     """
     text = decode(raw)
     if isinstance(text, BadLine):

@@ -15,17 +15,17 @@ def encode_pairs(
     second: Sequence[str] | None,
     limit: int,
 ) -> tuple[Encoded, int]:
-    """Tokens of single sentences or of pairs, cut to `limit`, and how many were cut.
+    """Encodes single sentences or pairs, truncated to `limit`; also returns the number truncated.
 
-    Of a pair the longer sentence is cut first, and ends are kept. Single sentences have no token
-    types.
+    In a pair, the longer sentence is truncated first; end tokens are kept. Single sentences have no
+    token types.
     """
     special = special_tokens(tokenizer)
     one = tokenizer.encode_batch(first)
     if second is None:
         whole = [_cut(ids, limit) for ids in one]
         return Encoded.of(whole), sum(len(a) != len(b) for a, b in zip(one, whole, strict=True))
-    two = [ids[special - 1 :] for ids in tokenizer.encode_batch(second)]  # without a start
+    two = [ids[special - 1 :] for ids in tokenizer.encode_batch(second)]  # without a start id
     pairs, types, cut = [], [], 0
     for a, b in zip(one, two, strict=True):
         short = min(len(b), max(limit // 2, limit - len(a)))
@@ -38,5 +38,5 @@ def encode_pairs(
 
 
 def _cut(ids: np.ndarray, limit: int) -> np.ndarray:
-    """The first tokens and the end."""
+    """Truncates to `limit` tokens, keeping the end token."""
     return ids if len(ids) <= limit else np.append(ids[: limit - 1], ids[-1:])

@@ -1,4 +1,4 @@
-"""Parquet files to rows, read by pyarrow in batches of the chosen columns."""
+"""Reads rows of the chosen columns from Parquet files, in batches, with pyarrow."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -9,15 +9,15 @@ from jvae.data.sources import reading
 from jvae.data.text_rules import BadLine, shown
 from jvae.errors import DataError
 
-_BATCH = 1_024  # rows held at a time
+_BATCH = 1_024  # rows in memory at a time
 
 
 def rows(name: str, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
-    """Yields (row number from 1, values by column or what is wrong with the row).
+    """Yields (row number from 1, values by column or the row's fault).
 
-    Raises: DataError unless it is a Parquet file with these columns.
+    Raises: DataError unless `name` is a Parquet file with these columns.
     """
-    import pyarrow  # 0.3 s, so only where it is needed
+    import pyarrow  # takes 0.3 s, so imported only when needed
     from pyarrow import parquet
 
     number = 0
@@ -50,7 +50,7 @@ def rows(name: str, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
 def _values(batch: Any) -> Iterator[Any]:
     try:
         yield from batch.to_pylist()
-    except UnicodeDecodeError:  # a row at a time finds which
+    except UnicodeDecodeError:  # reading row by row finds the bad one
         for i in range(batch.num_rows):
             try:
                 yield batch.slice(i, 1).to_pylist()[0]

@@ -1,11 +1,12 @@
-"""Which examples share a row: pure NumPy functions of (lengths, settings, seed, block).
+"""Assigns examples to rows: pure NumPy functions of (lengths, settings, seed, block).
 
-An epoch is planned in blocks of `BLOCK` examples, so that neither time nor memory before a batch
-grows with the corpus; blocks are counted on through the epochs, and up to `BLOCK` examples a block
-is an epoch. Nothing here knows of processes, workers or tokens, so rows are the same on any number
-of devices, and (block, row) is enough to resume. Shuffles come from a hash instead of a NumPy
-generator, whose stream may change between NumPy versions; all arithmetic of the packer is in
-integers, so a plan is the same on every machine.
+An epoch is planned in blocks of `BLOCK` examples, so that time and memory before the first batch do
+not grow with the corpus. Block numbers continue across epochs; for a corpus of up to `BLOCK`
+examples, one block is one epoch. Plans do not depend on processes, workers or token values, so rows
+are the same on any number of devices, and (block, row) is enough to resume.
+
+Shuffles use a hash rather than a NumPy generator, whose stream may change between NumPy versions.
+The packer uses integer arithmetic only, so a plan is the same on every machine.
 """
 
 import hashlib
@@ -17,21 +18,21 @@ import numpy as np
 
 from jvae.errors import DataError
 
-_UNIT = 1 << 20  # one whole row, in the packer's integer arithmetic
+_UNIT = 1 << 20  # one full row in the packer's integer arithmetic
 _NEVER = np.int64(1 << 60)
-BLOCK = 1 << 19  # examples planned at once: about 5 s
+BLOCK = 1 << 19  # examples planned at once, in about 5 s
 
 
 class RowPlan(NamedTuple):
-    """The rows of one block and how full they are, as shares of 1."""
+    """The rows of one block and their packing efficiency, between 0 and 1."""
 
-    rows: np.ndarray  # (rows, slots) int32: example of each slot, -1 where empty
-    fill: dict[str, float]  # per side: tokens / places
+    rows: np.ndarray  # (rows, slots) int32: example of each slot, -1 if empty
+    fill: dict[str, float]  # per side: tokens / capacity
     slot_fill: float  # examples / slots
 
 
 class RowProposal(NamedTuple):
-    """Row lengths and slots that suit a corpus, with the fill they give."""
+    """Row lengths and slots that suit a corpus, with the resulting packing efficiency."""
 
     row: dict[str, int]
     slots: int
@@ -46,9 +47,10 @@ class RowProposal(NamedTuple):
 
 
 def shuffled(n: int, seed: int, epoch: int, use: str) -> np.ndarray:
-    """A permutation of n indices (int64) fixed by its arguments; `use` tells shuffles apart.
+    """A permutation of n indices (int64), determined by its arguments.
 
-    Source: SplitMix64 of Steele, Lea & Flood 2014, its values sorted.
+    `use` separates shuffles for different purposes. Source: argsort of SplitMix64 values, Steele,
+    Lea & Flood 2014.
     """
     salt = hashlib.blake2b(f"{use}/{seed}/{epoch}".encode(), digest_size=8).digest()
     x = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -59,17 +61,17 @@ def shuffled(n: int, seed: int, epoch: int, use: str) -> np.ndarray:
 
 
 def blocks_of(n: int) -> int:
-    """Blocks of an epoch of n examples."""
+    """Number of blocks in an epoch of n examples."""
     return max(-(-n // BLOCK), 1)
 
 
 def _block_order(n: int, seed: int, block: int, shuffle: bool) -> np.ndarray:
-    """The examples of a block, in the order they are planned."""
+    """The examples of a block, in the order in which they are planned."""
     epoch, k = divmod(block, blocks_of(n))
     begin, end = k * BLOCK, min((k + 1) * BLOCK, n)
     if not shuffle:
         return np.arange(begin, end)
-    return shuffled(n, seed, epoch, "examples")[begin:end].copy()  # lets go of the epoch's
+    return shuffled(n, seed, epoch, "examples")[begin:end].copy()  # frees the epoch's permutation
 
 
 def plan_block(
@@ -82,20 +84,21 @@ def plan_block(
     window: int = 128,
     shuffle: bool = True,
 ) -> RowPlan:
-    """Packs every example of a block into exactly one row, all sides at once.
+    """Packs every example of a block into exactly one row, on all sides at once.
 
     Rows are filled one after another from the next `window` examples. Each row starts with the
-    example that has waited longest. It then takes the one that leaves all sides and the slots
-    equally far from full and, when about two more examples fit, the one that leaves least room.
-    Time is linear: about 10 us an example.
+    example that has waited longest. The packer then adds the example that leaves all sides and the
+    slots equally far from full; once about two more examples fit, it adds the one that leaves the
+    least free space. Time is linear: about 10 us per example.
 
     Args:
       lengths: tokens of each example of the epoch, (examples,), per side.
       row: row length in tokens, per side.
-      slots: most examples in a row.
-      window: examples to choose from. More fills better and mixes the file order further.
-      shuffle: False keeps the order of the file as far as packing allows, for evaluation.
-    Raises: DataError if an example is longer than a row; they are counted and named, never cut.
+      slots: maximum examples per row.
+      window: examples to choose from. A larger window packs better and mixes the file order more.
+      shuffle: False keeps the file order as far as packing allows, for evaluation.
+    Raises: DataError if examples are longer than a row, with their number and indices; examples are
+      never truncated.
     """
     check_lengths(lengths, row)
     order = _block_order(len(next(iter(lengths.values()))), seed, block, shuffle)
@@ -116,27 +119,27 @@ def plan_block(
 
 
 def _pack(need_dn: np.ndarray, capacity: np.ndarray, window: int) -> list[array]:
-    """Indices of the examples of each row. Axis d runs over the sides and, last, the slots."""
+    """Indices of the examples in each row. Axis d runs over the sides and, last, the slots."""
     n = need_dn.shape[1]
     if n == 0:
         return []
-    # Even use: what a row holds of each side if all rows were alike and the scarcest side full.
+    # Even use: amount of each side per row if all rows were equal and the scarcest side full.
     total = need_dn.sum(axis=1)
     fewest_rows = (total / capacity).max()
     unit_d = np.maximum(_UNIT * fewest_rows // np.maximum(total, 1), 1).astype(np.int64)
     spare_d = np.maximum(capacity - np.ceil(total / fewest_rows).astype(np.int64), 0) * unit_d
-    endgame = int(2 * _UNIT * fewest_rows / n)  # about two mean examples from full
+    endgame = int(2 * _UNIT * fewest_rows / n)  # space for about two more average examples
     need_dn = need_dn * unit_d[:, None]
     full_d = capacity * unit_d
 
     width = min(window, n)
     pool_dw = need_dn[:, :width].copy()
-    index_w = np.arange(width)  # order of arrival; _NEVER once a place stays vacant
+    index_w = np.arange(width)  # order of arrival; _NEVER once an entry stays vacant
     arriving = width
     rows: list[array] = []
     waiting = n
     while waiting:
-        members = array("i")  # small beside a list of Python integers
+        members = array("i")  # much smaller than a list of Python integers
         room_d = full_d
         pick = int(index_w.argmin())
         while True:
@@ -173,13 +176,13 @@ def propose_rows(
     multiple: int = 8,
     sample: int = 8_000,
 ) -> RowProposal:
-    """Row lengths and slots that fill every side well, found by packing a sample of the corpus.
+    """Proposes row lengths and slots that pack well, by packing a sample of the corpus.
 
     Args:
       lengths: tokens of each example, per side.
-      tokens: about the row length wanted on the longest side; longer where an example needs it.
+      tokens: approximate row length of the longest side; increased if an example needs it.
       multiple: row lengths are multiples of this.
-      sample: examples the candidates are tried on.
+      sample: number of examples on which candidates are tried.
     """
     n = len(next(iter(lengths.values())))
     mean = {side: max(float(np.mean(x)), 1.0) for side, x in lengths.items()}
@@ -197,7 +200,7 @@ def propose_rows(
             }
             plan = plan_block(some, row, slots)
             trial = RowProposal(row, slots, plan.fill, plan.slot_fill)
-            # Sides first, rounded so that the slots decide among equals.
+            # Rank by sides first, rounded so that slots break ties.
             rank = (round(min(trial.fill.values()), 2), trial.slot_fill)
             if best is None or rank > (round(min(best.fill.values()), 2), best.slot_fill):
                 best = trial
@@ -208,9 +211,9 @@ def propose_rows(
 def bucket_lengths(
     lengths: Mapping[str, np.ndarray], row: Mapping[str, int], count: int = 4, *, multiple: int = 8
 ) -> dict[str, tuple[int, ...]]:
-    """Row lengths of at most `count` buckets per side that pad a corpus least, each at most `row`.
+    """Row lengths of at most `count` buckets per side that minimise padding, each at most `row`.
 
-    Lengths are multiples of `multiple`, cut at `row`. Found by dynamic programming over 64 cuts.
+    Lengths are multiples of `multiple`, capped at `row`. Uses dynamic programming over 64 levels.
     """
     check_lengths(lengths, row)
     levels = 64
@@ -223,7 +226,7 @@ def bucket_lengths(
         sizes[side] = np.minimum(-(-np.maximum.accumulate(longest) // multiple) * multiple, full)
     size_j = np.sum(list(sizes.values()), axis=0)  # places of a row that holds levels up to j
     below_j = np.cumsum(np.bincount(level_e, minlength=levels + 1))
-    # cost[j]: least places for levels up to j; cut[k][j]: where its last bucket begins.
+    # cost[j]: minimum capacity for levels up to j; cut[k][j]: start of its last bucket.
     cost, cuts = np.where(np.arange(levels + 1) == 0, 0.0, np.inf), []
     for _ in range(count):
         more_ij = cost[:, None] + np.maximum(below_j[None] - below_j[:, None], 0) * size_j[None]
@@ -249,9 +252,9 @@ def bucket_block(
     *,
     shuffle: bool = True,
 ) -> list[tuple[int, np.ndarray]]:
-    """One example per row, examples of like length together; arguments as in `plan_block`.
+    """Plans one example per row, grouped by similar length; arguments as in `plan_block`.
 
-    Returns: batches (bucket, ids (batch_rows,) int32), -1 at the empty rows of a bucket's last
+    Returns: batches (bucket, ids (batch_rows,) int32), with -1 at empty rows of a bucket's last
       batch. All sides of a batch have the lengths `buckets[side][bucket]`.
     Raises: DataError if an example is longer than the last bucket.
     """
@@ -274,7 +277,7 @@ def bucket_block(
 
 
 def check_lengths(lengths: Mapping[str, np.ndarray], row: Mapping[str, int]) -> None:
-    """Raises DataError, naming the examples, if any is longer than its row on some side."""
+    """Raises DataError naming the examples that are longer than their row on some side."""
     for side, full in row.items():
         over = np.flatnonzero(np.asarray(lengths[side]) > full)
         if len(over):

@@ -1,4 +1,4 @@
-"""An iterator run ahead in a thread."""
+"""Runs an iterator ahead of its consumer in a thread."""
 
 import queue
 import threading
@@ -10,9 +10,9 @@ T = TypeVar("T")
 
 
 class Prefetch(Iterator[T], Generic[T]):
-    """Runs an iterator in a thread, at most `depth` items ahead; what it raises is raised here.
+    """Runs an iterator in a thread, at most `depth` items ahead; its exceptions are re-raised here.
 
-    Close it, or use it in a `with` block; one that is forgotten stops its thread when collected.
+    Close it, or use it in a `with` block. Otherwise the thread stops when it is garbage-collected.
     """
 
     def __init__(self, make: Callable[[], Iterator[T]], depth: int) -> None:
@@ -40,7 +40,7 @@ class Prefetch(Iterator[T], Generic[T]):
         self.close()
 
     def close(self) -> None:
-        """Ends the thread; further items are not given out."""
+        """Stops the thread; no further items are returned."""
         self._stop.set()
         self._thread.join()
 
@@ -54,7 +54,7 @@ def _fill(
     items: queue.Queue,
     stop: threading.Event,
 ) -> None:
-    # Holds no reference to the Prefetch object, else that could never be collected.
+    # Holds no reference to the Prefetch object, which otherwise could never be collected.
     def put(item: object) -> None:
         while not stop.is_set():
             try:
@@ -68,5 +68,5 @@ def _fill(
             if stop.is_set():
                 return
         put(_Raised(StopIteration()))
-    except BaseException as error:  # noqa: BLE001 (handed to the consumer, whatever it is)
+    except BaseException as error:  # noqa: BLE001 (re-raised in the consumer)
         put(_Raised(error))

@@ -1,17 +1,17 @@
-"""Files to tokenised array_record shards, once: cached by content, tokenizers and options.
+"""Tokenises files once into array_record shards, cached by content, tokenizers and options.
 
-Shards are written by `array_record` itself, with features and metadata of TFDS beside them, so
+Shards are written with `array_record`, next to TFDS features and metadata, so
 `tfds.builder_from_directory(folder).as_data_source("train")` reads them. TFDS's own writer is not
-used: it shuffles, and it has no shard before it has them all, so a preparation that was killed
-could not go on.
+used: it shuffles, and it finishes no shard before all of them, so a killed preparation could not
+resume.
 
-Shard k holds the examples of documents [k * SHARD, (k + 1) * SHARD), so its bytes depend on the
-input alone. A preparation lives in `<key>.part` until it is whole; a shard in there is finished
-when it has its final name. One process prepares, others wait for it.
+Shard k holds the examples of documents [k * SHARD, (k + 1) * SHARD), so its bytes depend only on
+the input. A preparation is in `<key>.part` until it is complete; a shard there is finished once it
+has its final name. One process prepares while others wait.
 
-`meta.json` holds the CRC-32 of every file and its own key. They are compared each time the folder
-is opened, which costs one read of it, about as much as hashing the corpus files; what is damaged,
-torn or of another corpus is prepared again.
+`meta.json` has the CRC-32 of every file and its own key. They are checked whenever the folder is
+opened, which reads the folder once and costs about as much as hashing the corpus files. A folder
+that is damaged, incomplete or from another corpus is prepared again.
 """
 
 import contextlib
@@ -45,18 +45,18 @@ from jvae.data.text_rules import BadLine
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import DataError
 
-FORMAT = 2  # changes with what is stored and with the rules of texts
+FORMAT = 2  # increase when the stored content or the text rules change
 SHARD = 32_768  # documents
-_CHUNK, _CHUNK_CHARS = 1_024, 1 << 20  # most examples, and about most characters, tokenised at once
-_ABANDONED_S = 7 * 24 * 3600.0  # age at which another preparation's leftovers are removed
-_OPTIONS = "group_size:1,uncompressed"  # single records, for random access; too small to compress
+_CHUNK, _CHUNK_CHARS = 1_024, 1 << 20  # maximum examples, and approximate characters, per chunk
+_ABANDONED_S = 7 * 24 * 3600.0  # age at which leftovers of another preparation are removed
+_OPTIONS = "group_size:1,uncompressed"  # single records for random access, too small to compress
 # Type codes of `array`.
 _COLUMNS = {"words": "i", "chars": "i", "line_no": "i", "file_no": "i", "document": "i"}
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
 class _Work(NamedTuple):
-    """What a shard is made with."""
+    """The inputs needed to make a shard."""
 
     corpus: Corpus
     tokenizers: dict[str, TextTokenizer]
@@ -66,7 +66,7 @@ class _Work(NamedTuple):
 
     @property
     def columns(self) -> dict[str, str]:
-        """Type code by column."""
+        """`array` type code by column."""
         return {f"{side}_length": "i" for side in self.tokenizers} | _COLUMNS
 
 
@@ -79,15 +79,15 @@ def prepare(
     joined: Iterable[str] = (),
     shard: int = SHARD,
 ) -> Dataset:
-    """The tokenised examples of a corpus, from the cache or prepared into it.
+    """Returns the tokenised examples of a corpus, from the cache or prepared into it.
 
     Args:
-      tokenizers: by side: 'dec' and, where the model reads them, 'enc' and 'cond' (the sources).
-      limits: most tokens of an example, special ones included, per side.
-      joined: sides that hold the source in front of the text, see `encode`.
-      shard: documents of a shard.
-    Raises: DataError naming file:line of a line that cannot be tokenised or exceeds a limit, under
-      data.on_error=raise; if no line is left; where the cache cannot be written.
+      tokenizers: by side: 'dec' and, if the model reads them, 'enc' and 'cond' (the sources).
+      limits: maximum tokens per example and side, including special tokens.
+      joined: sides that have the source in front of the text, see `encode`.
+      shard: documents per shard.
+    Raises: DataError naming file:line of a line that cannot be tokenised or exceeds a limit, with
+      data.on_error=raise; if no line is left; if the cache cannot be written.
     """
     tokenizers = dict(tokenizers)
     if "cond" in tokenizers and not corpus.reader.source:
@@ -128,7 +128,10 @@ def _features(tokenizers: Iterable[str], corpus: Corpus) -> Any:
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """One process at a time, also across hosts that share the file system; a kill releases it."""
+    """Locks a folder to one process, also across hosts that share the file system.
+
+    The lock is released if the process is killed.
+    """
     path = folder.with_suffix(".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +143,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _fault(folder: Path) -> str | None:
-    """What is wrong with a preparation; None for one that is finished and whole."""
+    """The fault of a preparation; None if it is complete and intact."""
     try:
         meta = json.loads((folder / "meta.json").read_bytes())
         check = meta.pop("check")
@@ -194,7 +197,7 @@ def _prepare(folder: Path, work: _Work, shard: int) -> None:
 
 
 def _check_unchanged(corpus: Corpus) -> None:
-    """Raises DataError where a file is no longer what its key in the cache says."""
+    """Raises DataError if a file no longer matches its digest in the cache key."""
     for one in corpus.files:
         if not one.path.startswith(PUBLIC) and sha256(one.path) != one.sha256:
             raise DataError(f"{one.path}: changed while it was being read; start again")
@@ -228,11 +231,11 @@ def _write_shards(part: Path, work: _Work, shard: int) -> None:
             os.replace(file.name, columns)
             facts["crc"] = [_crc(temporary), _crc(columns)]
             write_whole(columns.with_suffix(".json"), json.dumps(facts))
-            os.replace(temporary, path)  # last: from here on the shard is finished
+            os.replace(temporary, path)  # last, as this marks the shard as finished
 
 
 def _finished(path: Path, columns: Path) -> bool:
-    """Whether an earlier attempt wrote this shard and it is as it was written."""
+    """Whether an earlier attempt wrote this shard and it is still intact."""
     try:
         facts = json.loads(columns.with_suffix(".json").read_bytes())
         return facts["crc"] == [_crc(path), _crc(columns)]
@@ -243,7 +246,7 @@ def _finished(path: Path, columns: Path) -> bool:
 def _write_shard(
     path: Path, examples: Iterable[Located], work: _Work, progress: Progress
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Writes one shard and gives its columns and what has to be summed over shards."""
+    """Writes one shard; returns its columns and the facts to sum over shards."""
     columns = {name: array(code) for name, code in work.columns.items()}
     dropped: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
@@ -283,9 +286,9 @@ def _write_shard(
 
 
 def _record(values: dict[str, Any]) -> bytes:
-    """What TFDS reads as the features of an example.
+    """Serialises an example as TFDS reads it.
 
-    TFDS's own `serialize_example` leaves the order of the fields to the process's hash seed.
+    The field order of TFDS's own `serialize_example` depends on the process's hash seed.
     """
     proto, fields = tf_feature_pb2, {}
     for name, value in values.items():
@@ -336,7 +339,7 @@ def _encode_texts(
 
 
 def _count_long(work: _Work) -> int:
-    """Lines of the corpus with more tokens than the model has positions for."""
+    """Number of corpus lines with more tokens than the model has positions."""
     long: set[tuple[int, int]] = set()
     with Progress("counting lines that are too long", work.corpus.documents) as progress:
         for chunk in _chunks(work.corpus.examples()):
@@ -348,7 +351,7 @@ def _count_long(work: _Work) -> int:
 
 
 def _finish(part: Path, work: _Work, key: str) -> None:
-    """Writes what is known only once all shards are there: columns, sums and TFDS's metadata."""
+    """Writes the files that need all shards: columns, sums and TFDS metadata."""
     facts = [json.loads(one.read_text()) for one in sorted((part / "shards").glob("*.json"))]
     examples = sum(one["examples"] for one in facts)
     sums = {

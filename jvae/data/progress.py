@@ -1,4 +1,4 @@
-"""How far a long preparation is: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a long preparation: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -6,11 +6,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
-_LINE_S = 15.0  # between two lines where there is no terminal
+_LINE_S = 15.0  # seconds between lines without a terminal
 
 
 class Progress:
-    """Counts up to a total; silent for what ends within `quiet_s` seconds."""
+    """Counts up to a total; prints nothing for work that ends within `quiet_s` seconds."""
 
     def __init__(
         self,
@@ -45,12 +45,12 @@ class Progress:
             self._stream.flush()
 
     def skip(self, n: int) -> None:
-        """Adds what an earlier attempt has done, which says nothing of the speed."""
+        """Adds work done by an earlier attempt, which is ignored in the speed."""
         self._done += n
         self._skipped += n
 
     def add(self, n: int) -> None:
-        """Adds what has been done."""
+        """Adds finished work."""
         self._done += n
         now = self._clock()
         if now < self._next:

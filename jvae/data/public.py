@@ -1,8 +1,9 @@
-"""Public data sets by name: those of TFDS, read and prepared without TensorFlow where TFDS can, and
-those of `jvae.data.hub_sets`.
+"""Public data sets by name, from TFDS and `jvae.data.hub_sets`.
 
-tfds:snli:train                    a set and a split; a configuration and a part of a split are
-tfds:glue/sst2:train[:10%]         written as TFDS writes them
+TFDS sets are read and, where TFDS supports it, prepared without TensorFlow.
+
+tfds:snli:train                    a set and a split
+tfds:glue/sst2:train[:10%]         a configuration and a part of a split, in TFDS notation
 tfds:/data/snli/1.1.0:validation   a folder that TFDS has prepared
 """
 
@@ -22,15 +23,15 @@ from jvae.data import hub_sets
 from jvae.data.sources import HUB
 from jvae.errors import DataError
 
-# TFDS finds these only once their module is imported.
+# TFDS finds these sets only after their module has been imported.
 _MODULES = ("text", "translate", "question_answering", "summarization", "datasets")
 _BLOCK = 512
 
 
 def rows(name: str, data_dir: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (place from 1, features) of each example: text, numbers, and names for class labels.
+    """Yields (index from 1, features) of each example: text, numbers, and names of class labels.
 
-    Raises: DataError where the set cannot be opened or prepared here.
+    Raises: DataError if the set cannot be opened or prepared.
     """
     if name.startswith(HUB):
         return hub_sets.rows(name)
@@ -52,9 +53,7 @@ def _tfds_rows(name: str, data_dir: str) -> Iterator[tuple[int, dict[str, Any]]]
 
 
 def fingerprint(name: str, data_dir: str) -> str:
-    """SHA-256 over the split's name and features and the bytes of its prepared files; of a set of
-    the hub, over its rows.
-    """
+    """SHA-256 over a TFDS split's name, features and prepared files, or over a hub set's rows."""
     if name.startswith(HUB):
         return hub_sets.fingerprint(name)
     builder, split = _open(name, data_dir)
@@ -67,7 +66,7 @@ def fingerprint(name: str, data_dir: str) -> str:
 
 
 def _plain(value: Any, names: list[str] | None) -> Any:
-    """A feature as JSON would hold it; an unset class label is empty."""
+    """A feature as a JSON value; an unset class label is an empty string."""
     if names is not None:
         return names[int(value)] if 0 <= int(value) < len(names) else ""
     if isinstance(value, bytes):
@@ -90,7 +89,7 @@ def _open(name: str, data_dir: str) -> tuple[Any, str]:
         raise DataError(
             f"{name}: no prepared TFDS set in {where}; expected a folder with dataset_info.json"
         )
-    for module in _MODULES:  # imported for the effect of registering the set
+    for module in _MODULES:  # importing registers the set
         with contextlib.suppress(ImportError):
             importlib.import_module(f"tensorflow_datasets.{module}.{where.split('/')[0]}")
     try:
@@ -106,7 +105,7 @@ def _open(name: str, data_dir: str) -> tuple[Any, str]:
         try:
             builder = tfds.builder(where, data_dir=data_dir or None, file_format="array_record")
             builder.download_and_prepare()
-        except Exception as error:  # whatever a builder's own code, a download or a disk raises
+        except Exception as error:  # errors of the builder's own code, a download or the disk
             raise _failure(name, error) from error
     return builder, split
 

@@ -1,9 +1,9 @@
-"""Prepared corpora on disk, read by random access: tokens and texts by example, columns by map.
+"""Random access to prepared corpora on disk.
 
-A folder holds what `tfds.builder_from_directory` opens (array_record shards of one split, `train`,
-with a record per example: the token ids of every side, the text and, where there are any, source
-and label) and beside it `columns/NAME.npy`, one integer per example: what plans and counts need of
-every example, without reading records.
+A folder can be opened with `tfds.builder_from_directory`: it has array_record shards of one split,
+`train`, with one record per example (token ids of every side, the text and, if present, source and
+label). In addition, the memory-mapped files `columns/NAME.npy` have one integer per example, so
+that planning and counting need not read records.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from jvae.data.rows import Encoded
 from jvae.errors import DataError
 
 NAME, SPLIT = "corpus", "train"
-_BLOCK = 1024  # records read together when all are
+_BLOCK = 1024  # records per read when reading all of them
 
 
 def _open(folder: Path) -> Any:
@@ -26,7 +26,7 @@ def _open(folder: Path) -> Any:
 
 
 class Records:
-    """Examples of a prepared folder. Sent to a worker process it is a path and the choice."""
+    """Examples of a prepared folder; pickles as its path and the selected examples."""
 
     def __init__(self, folder: Path, sides: Sequence[str], ids_e: np.ndarray | None = None) -> None:
         self.folder, self.sides, self._ids_e = folder, tuple(sides), ids_e
@@ -38,7 +38,7 @@ class Records:
     def read(self, ids: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """The records of the examples `ids`, in that order.
 
-        Raises: DataError where the files have gone.
+        Raises: DataError if the files no longer exist.
         """
         chosen = np.asarray(ids, np.int64)
         if self._ids_e is not None:
@@ -47,7 +47,7 @@ class Records:
             if self._source is None:
                 self._source = _open(self.folder)
             return self._source.__getitems__(chosen.tolist())
-        except Exception as error:  # TFDS and array_record each raise their own
+        except Exception as error:  # TFDS and array_record raise different exceptions
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise DataError(
                 f"{self.folder}: prepared data that was there can no longer be read ({reason}); "
@@ -60,7 +60,7 @@ class Records:
         return {side: Encoded.of([one[side] for one in found]) for side in self.sides}
 
     def column(self, name: str) -> np.ndarray:
-        """One integer of every example: int32, or int64 for digests."""
+        """One integer per example: int32, or int64 for digests."""
         every = np.load(self.folder / "columns" / f"{name}.npy", mmap_mode="r")
         return every if self._ids_e is None else every[self._ids_e]
 
@@ -82,7 +82,7 @@ class StoredSide:
 
 
 class StoredTexts(Sequence[str]):
-    """The texts, sources or labels of a prepared corpus, read when asked for."""
+    """The texts, sources or labels of a prepared corpus, read lazily."""
 
     def __init__(self, records: Records, field: str, size: int) -> None:
         self._records, self._field, self._size = records, field, size

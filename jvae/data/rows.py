@@ -1,4 +1,4 @@
-"""Encoded sentences to arrays of packed rows, at the cost of a few copies of the tokens."""
+"""Lays out encoded sentences in arrays of packed rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -10,15 +10,15 @@ from jvae.api import Batch, Side
 
 
 class Encoded(NamedTuple):
-    """Token ids of many examples, special ones included: i is `flat[offset[i]:offset[i + 1]]`."""
+    """Token ids of many examples, with special tokens; i is `flat[offset[i]:offset[i + 1]]`."""
 
     flat: np.ndarray  # (tokens,) int32
     offset: np.ndarray  # (examples + 1,) int64
-    types: np.ndarray | None = None  # (tokens,) token types, such as 0 and 1 of sentence pairs
+    types: np.ndarray | None = None  # (tokens,) token types, such as 0 and 1 for sentence pairs
 
     @classmethod
     def of(cls, examples: Sequence[np.ndarray]) -> "Encoded":
-        """Stores examples one after another."""
+        """Concatenates examples."""
         offset = np.zeros(len(examples) + 1, np.int64)
         np.cumsum([len(one) for one in examples], out=offset[1:])
         flat = np.concatenate(examples) if examples else np.zeros(0)
@@ -50,17 +50,17 @@ def pack_rows(
     score_end: bool = True,
     source_first: bool = False,
 ) -> Batch:
-    """Lays out planned examples in rows; the same slot is the same segment on every side.
+    """Lays out planned examples in rows; a slot is the same segment on every side.
 
     Args:
-      ids_bs: example of every slot, -1 where empty.
-      sides: 'dec' and, where the model reads them, 'enc' and 'cond'.
+      ids_bs: example of every slot, -1 if empty.
+      sides: 'dec' and, if the model reads them, 'enc' and 'cond'.
       row: row length in tokens, per side.
       pad: padding id, per side.
       score_end: whether the last token of an example is scored.
-      source_first: an example of `dec` begins with its tokens of `cond`.
-    Returns: a Batch of NumPy arrays. Every token of `dec` is scored but the source's or, without
-      one, the first of its example, and the last unless `score_end`.
+      source_first: whether each example of `dec` is prefixed with its tokens of `cond`.
+    Returns: a Batch of NumPy arrays. All tokens of `dec` are scored except the source (or, without
+      a source, the first token of each example) and, unless `score_end`, the last token.
     Raises: ValueError if the examples of a row exceed its length on some side.
     """
     made = {
@@ -117,7 +117,7 @@ def _pack_side(name: str, ids_bs: np.ndarray, side: Encoded, row: int, pad: int)
 
 
 def _lengths(side: Encoded, ids_bs: np.ndarray) -> np.ndarray:
-    """Tokens of the example in every slot, 0 where empty."""
+    """Number of tokens of the example in every slot, 0 if empty."""
     safe_bs = np.maximum(ids_bs, 0)
     stop_bs = side.offset[np.minimum(safe_bs + 1, len(side.offset) - 1)]  # no example: all empty
     return np.where(ids_bs >= 0, stop_bs - side.offset[safe_bs], 0)

@@ -1,22 +1,23 @@
-"""Documents cut into sentences by rules: no download, no model, the same on every machine.
+"""Rule-based sentence splitting: needs no model or download and is the same on every machine.
 
-English and its like: a sentence ends at . ! ? or an ellipsis (closing quotes and brackets belong to
-it) where blanks and a capital, a digit or an opening mark follow, except behind an abbreviation or
-an initial. In a document without any capital, blanks are enough. Chinese and Japanese end marks
-need no blank. Trained splitters do better on noisy text; bring one sentence per line from those.
+In English and similar languages, a sentence ends at . ! ? or an ellipsis, plus any closing quotes
+and brackets, if whitespace and a capital, a digit or an opening mark follow; abbreviations and
+initials do not end a sentence. In a document without capitals, whitespace is enough. Chinese and
+Japanese end marks need no whitespace. Trained splitters work better on noisy text; for such text,
+provide a file with one sentence per line.
 """
 
 import re
 
 _CLOSING = "\"'”’»)\\]"
-# A run of end marks is tried once, where it begins: the time stays linear in its length.
+# A run of end marks is matched only from its beginning, so that time stays linear in its length.
 _END = re.compile(rf"(?:(?<![.!?…])[.!?…]++[{_CLOSING}]*+(?=\s)|[。！？]++[」』”’）]*+)")
-# Tokenised text has a blank in front of the end mark and around closing quotes.
+# Tokenised text has a space before the end mark and around closing quotes.
 _LOOSE_CLOSING = re.compile(r"\s+(?:''|[”’»)\]]|\"(?=\s|$))(?=\s|$)")
 _OPENING = re.compile(r"[\"'“‘«(\[`¿¡-]*+\s*+\w")
 _BLANKS = re.compile(r"\s*")
 _FOLLOWER = re.compile(r"\W*(\w{1,8})")
-_WORD_CHARS = 32  # more than any abbreviation has, its opening marks included
+_WORD_CHARS = 32  # longer than any abbreviation with its opening marks
 
 
 def _words(spelt: str) -> frozenset[str]:
@@ -29,15 +30,15 @@ _ABBREVIATIONS = _words(
     "jan feb mar apr jun jul aug sep sept oct nov dec mt ft ave blvd rd "
     "e.g i.e a.m p.m u.s u.k u.n u.s.a d.c ph.d b.a m.a b.c a.d"
 )
-# Behind these a capital is as likely a new sentence.
+# A capital after these abbreviations is as likely to start a new sentence.
 _MAY_END = _words("etc al inc ltd co corp jr sr a.m p.m u.s u.k u.n u.s.a d.c ph.d")
 _STARTERS = _words("the a an this that these those it he she they we i you in on at but")
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text, blanks around each taken off; their characters are untouched.
+    """Splits a text into sentences, stripped of surrounding whitespace but otherwise unchanged.
 
-    Linear in the length of the text.
+    Takes linear time in the length of the text.
     """
     cased = any(c.isupper() for c in text)
     sentences, start = [], 0
@@ -64,7 +65,7 @@ def _ends(text: str, start: int, match: re.Match[str], end: int, cased: bool) ->
         return rest == len(text)
     first = opening[0][-1]
     if cased and not (first.isupper() or first.isdigit() or not first.isalpha()):
-        return first.lower() == first.upper()  # scripts without case
+        return first.lower() == first.upper()  # True for scripts without case
     if match[0] != ".":
         return True
     words = text[max(start, match.start() - _WORD_CHARS) : match.start()].split()

@@ -1,7 +1,7 @@
-"""Corpus files to raw lines, plain or gzip; faults are named by file and line.
+"""Reads raw lines of corpus files, plain or gzip; errors name file and line.
 
-Only regular files are read: pipes, devices, sockets and folders are refused before they are opened.
-`raw_lines` reads one file in bounded memory; `formats.scan` makes examples of its lines.
+Only regular files are read: pipes, devices, sockets and folders are rejected before being opened.
+`raw_lines` reads one file in bounded memory; `formats.scan` turns its lines into examples.
 """
 
 import difflib
@@ -24,10 +24,10 @@ import numpy as np
 from jvae.data.text_rules import BadLine, shown
 from jvae.errors import ConfigError, DataError
 
-DROP_WARNING = 0.01  # share of dropped lines above which a run says so
+DROP_WARNING = 0.01  # share of dropped lines above which a run warns
 TFDS, HUB = "tfds:", "hf:"
-PUBLIC = (TFDS, HUB)  # what names of public data sets begin with
-# What a file that is no text begins with, and what to do about it.
+PUBLIC = (TFDS, HUB)  # prefixes of public data set names
+# First bytes of files that are not UTF-8 text, and the message for each.
 _OTHER = (
     (b"\xff\xfe", "is UTF-16 or UTF-32 text; convert it to UTF-8"),
     (b"\xfe\xff", "is UTF-16 text; convert it to UTF-8"),
@@ -52,7 +52,7 @@ _OTHER = (
     (b"\x7fELF", "is a program; expected text"),
     (b"\x80\x04\x95", "is a Python pickle, which is never opened; write it out as .jsonl"),
 )
-_HEAD = 512  # bytes that tell what a file is
+_HEAD = 512  # number of leading bytes used to detect the file type
 _KINDS = (
     (stat.S_ISFIFO, "a pipe; write what comes out of it into a file first"),
     (stat.S_ISCHR, "a device; expected a file"),
@@ -62,7 +62,7 @@ _KINDS = (
 
 
 class FileInfo(NamedTuple):
-    """One input, as the reporting card names it. `lines` counts dropped ones too."""
+    """One input, as named on the reporting card. `lines` includes dropped lines."""
 
     path: str
     sha256: str
@@ -78,7 +78,7 @@ class Lines:
     file_no: np.ndarray
     files: tuple[FileInfo, ...]
     dropped: dict[str, int]
-    source: Sequence[str] | None = None  # what each text answers or translates
+    source: Sequence[str] | None = None  # the text that each text answers or translates
     label: Sequence[str] | None = None
 
     def __len__(self) -> int:
@@ -89,7 +89,7 @@ class Lines:
         return f"{self.files[self.file_no[i]].path}:{self.line_no[i]}"
 
     def keep(self, keep_e: np.ndarray, dropped: dict[str, int]) -> "Lines":
-        """The sentences where `keep_e` is True; `dropped` counts the others by reason."""
+        """Keeps the sentences where `keep_e` is True; `dropped` counts the others by reason."""
 
         def some(texts: Sequence[str] | None) -> list[str] | None:
             return None if texts is None else [texts[i] for i in np.flatnonzero(keep_e).tolist()]
@@ -106,12 +106,12 @@ class Lines:
 
     @property
     def warning(self) -> str | None:
-        """What to tell the user when more than 1 % of the lines were dropped, else None."""
+        """A warning if more than 1 % of the lines were dropped, else None."""
         return drop_warning(self.files, self.dropped, len(self))
 
 
 def drop_warning(files: Sequence[FileInfo], dropped: dict[str, int], kept: int) -> str | None:
-    """A warning if the dropped lines are more than 1 % of all."""
+    """A warning if more than 1 % of all lines were dropped, else None."""
     lost = sum(dropped.values())
     total = lost + kept
     if lost <= DROP_WARNING * total:
@@ -128,7 +128,7 @@ def check_on_error(on_error: str) -> None:
 
 
 def bad_line(where: str, fault: BadLine) -> DataError:
-    """The one message for a line that cannot be used."""
+    """The error for a line that cannot be used."""
     return DataError(
         f"{where}: {fault.detail}. "
         "Correct the line, or set data.on_error=drop to leave such lines out"
@@ -136,7 +136,7 @@ def bad_line(where: str, fault: BadLine) -> DataError:
 
 
 def lines_of(texts: Sequence[str], name: str) -> Lines:
-    """Sentences made in memory, such as the embedded corpus; errors call them `name`:line."""
+    """Wraps sentences in memory, such as the embedded corpus; errors refer to `name`:line."""
     digest = hashlib.sha256("".join(f"{text}\n" for text in texts).encode()).hexdigest()
     return Lines(
         text=list(texts),
@@ -148,12 +148,12 @@ def lines_of(texts: Sequence[str], name: str) -> Lines:
 
 
 def too_long(where: str, fault: BadLine, count: int, total: int, positions: bool) -> DataError:
-    """The one message for texts over a limit: how many they are, and what can be done.
+    """The error for texts over a limit, with their number and a remedy.
 
     Args:
-      where, fault: the first of them.
+      where, fault: location and fault of the first one.
       count, total: lines over the limit, and all lines.
-      positions: whether the limit is the model's.
+      positions: whether the limit is the model's number of positions.
     """
     remedy = (
         "give the model more positions (model.*.positions)"
@@ -168,9 +168,9 @@ def too_long(where: str, fault: BadLine, count: int, total: int, positions: bool
 
 
 def expand(names: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
-    """Names of files and data sets in the order given, with the matches of each glob sorted.
+    """Expands globs; names of files and data sets keep their order, matches of a glob are sorted.
 
-    Raises: DataError for a glob that no file matches, and for a name that cannot be one of a file.
+    Raises: DataError for a glob without matches, and for an invalid file name.
     """
     names = [names] if isinstance(names, str | Path) else names
     paths: list[str] = []
@@ -192,7 +192,7 @@ def expand(names: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
 
 
 def expand_user(name: str) -> Path:
-    """A path with `~` and `~user` resolved. Raises: DataError if there is no such user."""
+    """Resolves `~` and `~user` in a path. Raises: DataError if the user does not exist."""
     try:
         return Path(name).expanduser()
     except RuntimeError:
@@ -202,13 +202,13 @@ def expand_user(name: str) -> Path:
 
 
 def raw_lines(path: str | Path, max_chars: int) -> Iterator[tuple[int, bytes | BadLine]]:
-    """Yields (line number from 1, line or what is wrong with it), holding one line at a time.
+    """Yields (line number from 1, line or fault), with one line in memory at a time.
 
-    Lines end at \\n, \\r\\n or \\r, and come with their ends.
+    Lines end at \\n, \\r\\n or \\r and include their line end.
 
     Args:
-      max_chars: most characters of a line; bounds the memory a file without line ends can take.
-    Raises: DataError where the file as a whole cannot be read.
+      max_chars: maximum characters per line; bounds the memory for a file without line ends.
+    Raises: DataError if the file as a whole cannot be read.
     """
     number = 0
     with reading(Path(path)) as file:
@@ -219,16 +219,16 @@ def raw_lines(path: str | Path, max_chars: int) -> Iterator[tuple[int, bytes | B
 
 
 def split_lines(file: IO[bytes], max_chars: int) -> Iterator[tuple[int, bytes | BadLine]]:
-    """`raw_lines` of an open file, which may be empty."""
+    """Like `raw_lines`, for an open file, which may be empty."""
     most = 4 * max_chars + 64  # UTF-8 takes at most 4 bytes a character; room for blanks around
     detail = f"over {max_chars} characters; expected one example per line"
     huge = BadLine("too many characters", detail)
     number, begun, skipping, cut = 0, b"", False, False
     while chunk := file.readline(most + 1):
-        if cut and chunk.startswith(b"\n"):  # of the \r that the last chunk ended with
+        if cut and chunk.startswith(b"\n"):  # belongs to the \r at the end of the last chunk
             chunk = chunk[1:]
         cut = chunk.endswith(b"\r")
-        # Bytes are split at these three ends alone.
+        # bytes.splitlines splits at these three line ends only.
         for part in chunk.splitlines(keepends=True):
             whole = part.endswith((b"\n", b"\r"))
             if skipping:
@@ -249,12 +249,12 @@ def split_lines(file: IO[bytes], max_chars: int) -> Iterator[tuple[int, bytes | 
 
 @contextmanager
 def reading(path: Path, binary: bool = False) -> Iterator[IO[bytes]]:
-    """An open file, unpacked where its name ends in .gz.
+    """Opens a file, decompressing it if its name ends in .gz.
 
     Args:
       binary: whether its format is not text.
-    Raises: DataError unless it is a regular file of its format that can be read, also where that
-      shows only while it is read.
+    Raises: DataError unless it is a readable, regular file of the expected format, including errors
+      that occur only while reading.
     """
     check_file(path)
     try:
@@ -287,7 +287,7 @@ def _check_text(path: Path, head: bytes) -> None:
 
 
 def sha256(path: str | Path) -> str:
-    """Digest of a file's bytes, in hexadecimal.
+    """SHA-256 of a file's bytes, in hexadecimal.
 
     Raises: DataError if the file cannot be read.
     """
@@ -300,7 +300,7 @@ def sha256(path: str | Path) -> str:
 
 
 def check_file(path: Path) -> None:
-    """Raises DataError unless there is such a regular file; names one that is spelt alike."""
+    """Raises DataError unless `path` is a regular file; suggests a file with a similar name."""
     status = _status(path)
     if status is None:
         near = []
@@ -320,9 +320,9 @@ def check_file(path: Path) -> None:
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """What the system says of a file, links followed; None if there is none.
+    """The status of a file, following links; None if it does not exist.
 
-    Raises: DataError where it cannot say.
+    Raises: DataError if the status cannot be read.
     """
     try:
         return os.stat(path)

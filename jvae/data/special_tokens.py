@@ -1,15 +1,15 @@
-"""Which tokens begin, end and pad a text: one rule for every tokenizer.
+"""Determines the start, end and padding tokens of a text, by one rule for every tokenizer.
 
-1. What the files beside the tokenizer say, the first that does: tokenizer_config.json and
+1. The files next to the tokenizer; the first that names a token wins: tokenizer_config.json and
    special_tokens_map.json by token (cls_token or bos_token, sep_token or eos_token, pad_token),
-   generation_config.json and config.json by id. Chat templates are left aside.
-2. Else the usual names, see `START`, `END` and `PAD`.
-3. Else nothing begins what an encoder reads. A decoder begins with the end token, by which GPT and
-   its kin part documents, or with padding where text is not cut into bytes (T5). The end token
-   pads: padded places are never read and never predicted.
+   generation_config.json and config.json by id. Chat templates are ignored.
+2. Otherwise the usual names, see `START`, `END` and `PAD`.
+3. Otherwise an encoder has no start token. A decoder starts with the end token, which GPT-like
+   models use to separate documents, or with padding if the tokenizer is not byte-level (T5). The
+   end token is also used for padding, as padding is never attended to and never predicted.
 
-A byte-level tokenizer whose one special token is <|endoftext|>, as GPT-2's, gets the three that
-Optimus adds, in its order: <PAD>, <BOS>, <EOS>.
+A byte-level tokenizer whose only special token is <|endoftext|>, such as GPT-2's, gets the three
+tokens that Optimus adds, in the same order: <PAD>, <BOS>, <EOS>.
 """
 
 import json
@@ -29,8 +29,8 @@ GPT2, OF_GPT2 = "<|endoftext|>", ("<PAD>", "<BOS>", "<EOS>")
 CONFIG = "tokenizer_config.json"
 _BY_TOKEN = (CONFIG, "special_tokens_map.json")
 _BY_ID = ("generation_config.json", "config.json")
-FILES = (*_BY_TOKEN, *_BY_ID)  # that may name a tokenizer's special tokens
-# Ours: keys of those files, the first that says something.
+FILES = (*_BY_TOKEN, *_BY_ID)  # files that may name a tokenizer's special tokens
+# Role: keys in those files; the first one present wins.
 _KEYS = {
     "start": ("cls_token", "bos_token"),
     "end": ("sep_token", "eos_token"),
@@ -39,10 +39,11 @@ _KEYS = {
 
 
 class Special(NamedTuple):
-    """The special tokens of a tokenizer, None where it has none for that.
+    """The special tokens of a tokenizer; None for a role without a token.
 
-    space: whether a text gets a blank in front, so that its first word has the id it has elsewhere.
-    stated: whether files beside the tokenizer say so, not its tokens alone.
+    space: whether a space is added before a text, so that its first word has the id it has
+      elsewhere.
+    stated: whether files next to the tokenizer name these tokens.
     """
 
     start: str | None
@@ -52,7 +53,7 @@ class Special(NamedTuple):
     stated: bool = False
 
     def as_config(self) -> dict[str, Any]:
-        """The same as tokenizer_config.json has it."""
+        """The same in the form of tokenizer_config.json."""
         tokens = {"bos_token": self.start, "eos_token": self.end, "pad_token": self.pad}
         return {
             **{key: token for key, token in tokens.items() if token is not None},
@@ -63,7 +64,7 @@ class Special(NamedTuple):
 
 
 def stated(folder: Path, backend: Tokenizer) -> Special | None:
-    """What the files of a folder say of its tokenizer; None where there are none.
+    """The special tokens that a folder's files name; None without such files.
 
     Raises: DataError for a file that cannot be read.
     """
@@ -94,7 +95,7 @@ def stated(folder: Path, backend: Tokenizer) -> Special | None:
 
 
 def complete(backend: Tokenizer, said: Special | None) -> Special:
-    """The special tokens of a tokenizer by the rule; GPT-2's three are added to it where due.
+    """The special tokens of a tokenizer by the rule above; adds GPT-2's three if applicable.
 
     Args:
       said: see `stated`.
@@ -117,17 +118,17 @@ def complete(backend: Tokenizer, said: Special | None) -> Special:
     space = byte_level and (said.space or adds_space or not said.stated)
     start, end = said.start or named.start, said.end or named.end
     own = _padded(Special(start, end, said.pad or first(PAD), space, True))
-    # What the names alone say too needs no file.
+    # No file is needed if the token names alone give the same result.
     return named if own == named._replace(stated=True) else own
 
 
 def cuts_bytes(backend: Tokenizer) -> bool:
-    """Whether a tokenizer cuts bytes and not letters, as GPT-2's."""
+    """Whether a tokenizer is byte-level, as GPT-2's is."""
     return '"ByteLevel"' in _pre_tokenizer(backend)
 
 
 def _pre_tokenizer(backend: Tokenizer) -> str:
-    """Its JSON, without that of the vocabulary."""
+    """The JSON of the pre-tokenizer alone, without the vocabulary."""
     part = backend.pre_tokenizer
     return "" if part is None else json.dumps(json.loads(part.__getstate__()))
 

@@ -1,16 +1,16 @@
-"""CSV and TSV to the chosen columns of each row, by the `csv` module, one row held at a time.
+"""Reads the chosen columns of CSV and TSV files with the `csv` module, one row at a time.
 
-Quotes    A field in double quotes is read as CSV writes it: delimiters and line ends inside are
-          text, "" is a quote. A quote that opens a field and is not closed by that rule is a fault
-          of its row, never a guess; data.quotes=false makes quotes letters like any other. Under
-          data.on_error=drop the next row is the next line.
+Quotes    A field in double quotes follows CSV rules: delimiters and line ends inside it are text,
+          and "" is a quote. A quote that opens a field but is not closed is a fault of its row;
+          nothing is guessed. data.quotes=false treats quotes as ordinary characters. With
+          data.on_error=drop, reading resumes at the next line.
 Delimiter Tab in .tsv. In .csv a comma, unless the first rows agree on two or more columns by ; or
           tab or | and not by a comma.
-Header    The first line names the columns if a column is chosen by name or data.header=true. Under
-          data.header=auto it also does if it looks like one: names, all different, and either one
-          of them usual (text, label, id, ...) or numbers below them.
-Text      data.text, else the column named "text", else the only one. With several named columns
-          and none of that name the file is refused; without a header the text is the last column.
+Header    The first line names the columns if a column is chosen by name or data.header=true. With
+          data.header=auto it also does if it looks like a header: distinct names, and either one
+          of them is common (text, label, id, ...) or there are numbers below them.
+Text      data.text, else the column named "text", else the only column. A file with several named
+          columns but none named "text" is rejected; without a header the text is the last column.
 """
 
 import csv
@@ -25,7 +25,7 @@ from jvae.errors import DataError
 Raw = tuple[int, bytes | BadLine]
 Row = tuple[int, dict[str, str] | BadLine]
 
-_SAMPLE = 50  # lines that decide on delimiter and header
+_SAMPLE = 50  # lines used to detect delimiter and header
 _DELIMITERS = ",;\t|"
 _SPELT = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _NAME = re.compile(r"[^\W\d][\w.:/# -]{0,39}")
@@ -36,7 +36,7 @@ _USUAL = re.compile(
 )
 
 
-KEEP = "keep "  # what fields begin with whose columns data.keep looks at
+KEEP = "keep "  # prefix of the fields for columns that data.keep tests
 
 
 def setting(field: str) -> str:
@@ -48,14 +48,14 @@ class Table:
     """The rows of one file.
 
     Args:
-      name: of the file, for messages.
+      name: name of the file, for messages.
       raw: its numbered lines.
-      chosen: column by field (text, source, label, what begins with `KEEP`): a number
-        from 0, negative from the end, or a name; empty: the usual one.
-      delimiter: empty to look for it.
+      chosen: column by field (text, source, label, names that begin with `KEEP`): a number
+        from 0, negative from the end, or a name; empty for the default.
+      delimiter: empty to detect it.
       header: auto, true or false.
       quotes: whether quotes enclose fields.
-      most: most characters of a field.
+      most: maximum characters per field.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Table:
 
     @property
     def note(self) -> str:
-        """What was chosen, for the log."""
+        """The detected layout and columns, for the log."""
         parts = [] if self._delimiter in ",\t" else [f"columns at {_SPELT[self._delimiter]}"]
         parts.append("the first line names the columns" if self.header else "no header")
         for field, place in self._place.items():
@@ -93,7 +93,7 @@ class Table:
         return f"read as a table: {', '.join(parts)}{key}"
 
     def __iter__(self) -> Iterator[Row]:
-        """Yields (number of a row's first line, its columns by field or what is wrong)."""
+        """Yields (number of a row's first line, its columns by field or its fault)."""
         header = self.header
         for number, row in self._parse(self._raw):
             if isinstance(row, BadLine):
@@ -109,7 +109,7 @@ class Table:
     def _parse(self, raw: Iterator[Raw]) -> Iterator[tuple[int, list[str] | BadLine]]:
         width = 0
         for number, lines, row in _records(raw, self._delimiter, self._quotes, self._most):
-            # Tabs are rare in text: lines with as many as a row were not meant as one field.
+            # Tabs are rare in text: lines with a row's number of tabs are rows, not one field.
             joined = len(lines) > 1 and self._delimiter == "\t" and width > 1
             if joined and all(line.count("\t") == width - 1 for line in lines):
                 row = _unclosed("joins lines that are rows by themselves")
@@ -153,7 +153,7 @@ class Table:
 def _records(
     raw: Iterator[Raw], delimiter: str, quotes: bool, most: int
 ) -> Iterator[tuple[int, list[str], list[str] | BadLine]]:
-    """Yields (number of the first line, lines, columns or what is wrong) of each row."""
+    """Yields (number of the first line, lines, columns or fault) for each row."""
     pulled: list[str] = []
     fault: BadLine | None = None
     first = 0
@@ -163,7 +163,7 @@ def _records(
         for number, one in raw:
             first = first if pulled else number
             line = decode(one) if isinstance(one, bytes) else one
-            if isinstance(line, BadLine):  # its quotes still count
+            if isinstance(line, BadLine):  # its quotes still matter
                 fault, line = line, one.decode("utf-8", "replace") if isinstance(one, bytes) else ""
             line = line.rstrip("\r\n")
             pulled.append(line)
@@ -197,7 +197,7 @@ def _records(
 
 @contextmanager
 def _limit(most: int) -> Iterator[None]:
-    """The `csv` module's limit of a field, which is one for the whole process, for one row."""
+    """Sets the `csv` module's process-wide field size limit while one row is read."""
     before = csv.field_size_limit(most)
     try:
         yield

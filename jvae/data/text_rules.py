@@ -1,14 +1,14 @@
-"""The rules for one text, the same for corpus files, the API and the shell.
+"""Normalisation rules for a text, shared by corpus files, the API and the shell.
 
-  NUL and lone surrogates   refused
-  byte order marks          removed where a text or a line of it begins
+  NUL and lone surrogates   rejected
+  byte order marks          removed at the start of a text or of a line in it
   separators inside         \\n \\r \\v \\f, FS GS RS, NEL (U+0085), U+2028 and U+2029: each run
-                            becomes one space, together with the blanks around it
-  blanks around a text      removed (all Unicode whitespace)
-  anything else             kept, blanks between words included
+                            becomes one space, together with the whitespace around it
+  whitespace around a text  removed (all Unicode whitespace)
+  anything else             kept, including whitespace between words
 
-So the same sentences give the same lines from a file of any format. Plain text and JSON lines end
-at \\n, \\r\\n or \\r and nowhere else; quoted fields and JSON strings may hold line ends.
+The same sentences thus give the same lines from files of any format. Plain-text and JSON lines end
+at \\n, \\r\\n or \\r only; quoted fields and JSON strings may contain line ends.
 """
 
 import re
@@ -20,16 +20,16 @@ _SEPARATOR = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
 
 
 class BadLine(NamedTuple):
-    """Why a text cannot be used: a reason to count by, and the particulars for the message."""
+    """Why a text cannot be used: a reason for counting, and details for the message."""
 
     reason: str
     detail: str
 
 
 def decode(raw: bytes) -> str | BadLine:
-    """A line of bytes as text, without the byte order marks it begins with.
+    """Decodes a line and removes leading byte order marks.
 
-    Files joined by `cat` carry such marks in the middle, so any line may begin with one.
+    Files joined with `cat` have such marks in the middle, so any line may begin with one.
     """
     try:
         return raw.decode("utf-8").lstrip(BOM)
@@ -39,17 +39,17 @@ def decode(raw: bytes) -> str | BadLine:
 
 
 def clean(text: str, empty: str = "empty line; expected a sentence") -> str | BadLine:
-    """A text by the rules above, or why it cannot be used. Linear in its length.
+    """Applies the rules above to a text, in linear time; returns a fault if it cannot be used.
 
     Args:
-      empty: what to say of a text of nothing but blanks.
+      empty: the message for a text that consists of whitespace only.
     """
     if "\0" in text:
         return BadLine("NUL", f"holds a NUL character at column {text.index(chr(0)) + 1}")
     if not text.isascii():
         try:
             text.encode()
-        except UnicodeEncodeError:  # JSON and Python can spell what UTF-8 cannot
+        except UnicodeEncodeError:  # JSON and Python strings may contain lone surrogates
             return BadLine("invalid UTF-8", "holds half of a surrogate pair")
     text = _bare(text)
     if _SEPARATOR.search(text):
@@ -63,5 +63,5 @@ def _bare(text: str) -> str:
 
 
 def shown(text: str, most: int = 40) -> str:
-    """A name or key of a file for a message: in quotes, short, printable everywhere."""
+    """Formats a name or key from a file for a message: quoted, short and printable."""
     return repr(text) if len(text) <= most else f"{text[:most]!r}..."

@@ -1,7 +1,8 @@
-"""Tokenizer files before and after the backend reads them: it trusts what they say.
+"""Checks tokenizer files, whose content the backend trusts.
 
-A token id of 4e9 makes it allocate a table of that size, which ends the process; a pattern with
-nested repetition panics in the middle of a corpus; an entry without an id gets another one.
+A token id of 4e9 would make the backend allocate a table of that size, which kills the process. A
+pattern with nested repetition would panic in the middle of a corpus. An entry without an id would
+get another one.
 """
 
 import contextlib
@@ -16,12 +17,12 @@ from tokenizers import Tokenizer
 from jvae.errors import DataError
 
 MOST_IDS = 1 << 22  # four times the largest vocabulary in use
-# Texts on which patterns that repeat a repetition take exponential time.
+# Texts on which patterns with nested repetition take exponential time.
 _PROBES = tuple(f"{letter * 64}{end}" for letter in "a1 -" for end in "a!")
 
 
 def checked_vocabulary(path: Path) -> dict[str, int]:
-    """The ids of a vocab.json by token, checked.
+    """Reads and checks a vocab.json; returns ids by token.
 
     Raises: DataError.
     """
@@ -29,10 +30,10 @@ def checked_vocabulary(path: Path) -> dict[str, int]:
 
 
 def open_file(path: Path) -> Tokenizer:
-    """The backend of a tokenizer.json.
+    """Opens a tokenizer.json.
 
-    Raises: DataError if it is damaged, gives ids that cannot be, or has a pattern that takes
-      exponential time.
+    Raises: DataError if it is damaged, has invalid ids, or has a pattern that takes exponential
+      time.
     """
     tree = read(path)
     model = tree.get("model")
@@ -47,7 +48,7 @@ def open_file(path: Path) -> Tokenizer:
     ids = _checked_ids(path, "added_tokens", {str(t.get("content")): t.get("id") for t in added})
     with backend_errors(str(path)), _no_panic_notes():
         backend = Tokenizer.from_file(str(path))
-        for text in _PROBES:  # not `encode`: a closed vocabulary need not know them
+        for text in _PROBES:  # not `encode`: a closed vocabulary may not contain them
             if backend.normalizer is not None:
                 text = backend.normalizer.normalize_str(text)
             if backend.pre_tokenizer is not None:
@@ -63,7 +64,7 @@ def open_file(path: Path) -> Tokenizer:
 
 @contextlib.contextmanager
 def backend_errors(where: str) -> Iterator[None]:
-    """Whatever the backend raises as one DataError. A panic of it is a bare BaseException."""
+    """Converts any error of the backend to a DataError. Its panics are bare BaseExceptions."""
     try:
         yield
     except DataError:
@@ -78,7 +79,7 @@ def backend_errors(where: str) -> Iterator[None]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A JSON object that belongs to a tokenizer. Raises: DataError."""
+    """Reads a JSON object from a tokenizer file. Raises: DataError."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -92,7 +93,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _checked_ids(path: Path, where: str, vocab: dict[str, Any]) -> dict[str, int]:
-    """Raises: DataError unless every id is a whole number of its own, and none is absurd."""
+    """Raises: DataError unless ids are distinct whole numbers below `MOST_IDS`."""
     tokens: dict[int, str] = {}
     for token, number in vocab.items():
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < MOST_IDS:
@@ -111,7 +112,7 @@ def _checked_ids(path: Path, where: str, vocab: dict[str, Any]) -> dict[str, int
 
 @contextlib.contextmanager
 def _no_panic_notes() -> Iterator[None]:
-    """Keeps the notes that a panic writes to file descriptor 2 off the console."""
+    """Hides the messages that a panic writes to file descriptor 2."""
     try:
         kept = os.dup(2)
     except OSError:  # closed

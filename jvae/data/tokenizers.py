@@ -1,13 +1,15 @@
-"""Text to token ids and back, by any tokenizer with a `tokenizers` backend or one trained here.
+"""Converts text to token ids and back, with a pretrained or newly trained tokenizer.
 
-What stands around a text, by the rule of `jvae.data.special_tokens`:
-  [CLS] x [SEP]                 BERT and its kin
-  <BOS> x <EOS>, pad <PAD>      GPT-2: the three are added, as Optimus does
-  <s> x </s>                    RoBERTa, Llama 2, and those trained here
-  <|im_start|> x <|im_end|>     SmolLM2, whose files say so
+Any tokenizer with a `tokenizers` backend works. Special tokens around a text x, by the rule of
+`jvae.data.special_tokens`:
+
+  [CLS] x [SEP]                 BERT and related models
+  <BOS> x <EOS>, pad <PAD>      GPT-2: the three are added, as in Optimus
+  <s> x </s>                    RoBERTa, Llama 2, and tokenizers trained here
+  <|im_start|> x <|im_end|>     SmolLM2, as stated in its files
   x </s>; decoder <pad> x </s>  T5
-Byte-level BPE text gets one space in front where the files beside the tokenizer do not say
-otherwise, so a first word has the id it has elsewhere; decoding takes it off.
+Byte-level BPE adds one space before the text, unless the files next to the tokenizer say otherwise,
+so that a first word has the same id as elsewhere; decoding removes it.
 """
 
 import hashlib
@@ -37,8 +39,8 @@ from jvae.errors import ConfigError, DataError
 FILE = "tokenizer.json"
 _ROLES = ("encoder", "decoder")
 _OWN = ("<pad>", "<s>", "</s>", "<unk>")  # ids 0 to 3 of a tokenizer trained here
-LONGEST_WORD = 128  # bytes; BPE is trained on pieces of longer ones
-# Files that make a tokenizer, the first that are there.
+LONGEST_WORD = 128  # bytes; longer words are cut into pieces for BPE training
+# Sets of files that make up a tokenizer; the first complete set is used.
 _LAYOUTS = (
     (FILE,),
     ("vocab.json", "merges.txt"),
@@ -51,29 +53,29 @@ _LAYOUTS = (
 
 @dataclass(frozen=True, eq=False)
 class TextTokenizer:
-    """A tokenizer in one role. Made by `open_tokenizer`, `load` and `train_*`."""
+    """A tokenizer in one role. Create it with `open_tokenizer`, `load` or `train_*`."""
 
-    name: str  # hub name, folder, or how it was trained: for messages and the reporting card
+    name: str  # hub name, folder or training method, for messages and the reporting card
     role: str  # 'encoder' or 'decoder'; they differ for T5 only
-    vocab_size: int  # added special tokens included
+    vocab_size: int  # includes added special tokens
     pad_id: int
     start_id: int | None  # None for a T5 encoder
     end_id: int
-    unk_id: int | None  # None where nothing is unknown
-    prefix: str  # put in front of every text
-    fingerprint: str  # SHA-256 of the canonical tokenizer.json and of what files beside it say
+    unk_id: int | None  # None if no text is unknown
+    prefix: str  # added before every text
+    fingerprint: str  # SHA-256 of the canonical tokenizer.json and of the stated special tokens
     special: Special
     backend: Tokenizer = field(repr=False)
-    turns: str = ""  # stands between the turns of a text, which become `start a end b end`
+    turns: str = ""  # separator of the turns of a text, which become `start a end b end`
 
     @property
     def control_ids(self) -> tuple[int, ...]:
-        """Ids that no text may hold: padding, start and end."""
+        """Ids that must not occur inside a text: padding, start and end."""
         start = () if self.start_id is None else (self.start_id,)
         return tuple(dict.fromkeys((self.pad_id, *start, self.end_id)))
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token ids (int32) of each text, between start and end id."""
+        """Token ids (int32) of each text, including start and end id."""
         if self.turns:
             return self._turn_by_turn(texts)
         before = [] if self.start_id is None else [self.start_id]
@@ -98,13 +100,13 @@ class TextTokenizer:
         return out
 
     def turns_of(self, text: str) -> list[str]:
-        """The turns of a text, one at least."""
+        """The turns of a text, at least one."""
         if not self.turns:
             return [text]
         return list(filter(None, map(str.strip, text.split(self.turns)))) or [""]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of token ids: up to the first end id, special tokens left out."""
+        """Decodes token ids up to the first end id, without special tokens."""
         kept = [int(i) for i in ids]
         if kept and kept[0] == self.start_id:
             kept = kept[1:]
@@ -116,16 +118,16 @@ class TextTokenizer:
 
     @property
     def vocabulary_sha256(self) -> str:
-        """SHA-256 of the tokens and their ids alone, whatever version of the backend writes."""
+        """SHA-256 of the tokens and their ids alone, independent of the backend's version."""
         vocab = sorted(self.backend.get_vocab(with_added_tokens=True).items())
         return hashlib.sha256(json.dumps(vocab).encode()).hexdigest()
 
     def for_role(self, role: str) -> "TextTokenizer":
-        """The same tokenizer for the other side."""
+        """The same tokenizer in the given role."""
         return _wrap(self.backend, role, self.name, self.special)
 
     def described(self) -> str:
-        """What begins, ends and pads a text, in words."""
+        """A description of the start, end and padding tokens."""
         start, end, pad = (
             None if i is None else self.backend.id_to_token(i)
             for i in (self.start_id, self.end_id, self.pad_id)
@@ -135,11 +137,13 @@ class TextTokenizer:
         return f"{begins}, {end} ends it{pads}"
 
     def save(self, folder: str | Path, config: bool = False) -> None:
-        """Writes `tokenizer.json`, whole or not at all, after `tokenizer_config.json` where its
-        tokens alone do not say which are special. `load` needs nothing else.
+        """Writes all files that `load` needs; `tokenizer.json` is written last and atomically.
+
+        `tokenizer_config.json` is written only if the token names alone do not determine the
+        special tokens.
 
         Args:
-          config: writes that one in any case, for `transformers`.
+          config: always write `tokenizer_config.json`, for `transformers`.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,10 +160,10 @@ def _write(path: Path, text: str) -> None:
 
 
 def open_tokenizer(name_or_folder: str | Path, role: str) -> TextTokenizer:
-    """A tokenizer by local folder or, where no such folder exists, by Hugging Face hub name.
+    """Opens a tokenizer from a local folder or, if there is no such folder, by hub name.
 
-    Raises: DataError if there is none, if its files cannot be read, if the hub is asked and out of
-      reach, or if it has no usable special tokens.
+    Raises: DataError if it does not exist, its files cannot be read, the hub is needed but
+      unreachable, or it has no usable special tokens.
     """
     name = os.fspath(name_or_folder)
     if Path(name).expanduser().exists():
@@ -173,15 +177,15 @@ def open_tokenizer(name_or_folder: str | Path, role: str) -> TextTokenizer:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer."""
+    """Whether a folder contains a tokenizer."""
     return any(all((folder / file).is_file() for file in files) for files in _LAYOUTS)
 
 
 def load(folder: str | Path, role: str, name: str = "") -> TextTokenizer:
-    """A tokenizer from a folder written by `TextTokenizer.save` or in Hugging Face's layout.
+    """Loads a tokenizer from a folder written by `TextTokenizer.save` or in Hugging Face layout.
 
     Args:
-      name: of it in messages; by default the folder.
+      name: its name in messages; by default the folder.
     """
     folder = Path(folder)
     name = name or str(folder)
@@ -218,17 +222,17 @@ def train_word_level(
     min_count: int = 1,
     role: str = "decoder",
 ) -> TextTokenizer:
-    """Whole words split at blanks, the most frequent first, <unk> for the rest.
+    """Trains a whitespace word tokenizer: the most frequent words, and <unk> for the rest.
 
     Args:
-      vocab_size: most entries, the four special tokens included; None keeps every word.
-      min_count: words seen less often are left out.
+      vocab_size: maximum entries, including the four special tokens; None keeps every word.
+      min_count: words that occur less often are left out.
     """
     if vocab_size is not None and vocab_size <= len(_OWN):
         raise ConfigError(
             f"a vocabulary of {vocab_size} leaves no room for words; expected more than {len(_OWN)}"
         )
-    # Counted here because a word that spells a special token must not get a second id.
+    # Counted here because a word equal to a special token must not get a second id.
     count = Counter(word for text in texts for word in text.split())
     words = [
         w for w, n in sorted(count.items(), key=lambda item: (-item[1], item[0])) if n >= min_count
@@ -249,10 +253,10 @@ def train_word_level(
 def train_bpe(
     texts: Iterable[str], vocab_size: int = 8_000, role: str = "decoder"
 ) -> TextTokenizer:
-    """Byte-level BPE, for which no text is unknown.
+    """Trains byte-level BPE, which has no unknown text.
 
     Args:
-      vocab_size: most entries, the 256 bytes and the four special tokens included.
+      vocab_size: maximum entries, including the 256 bytes and the four special tokens.
     """
     smallest = 256 + len(_OWN)
     if vocab_size < smallest:
@@ -261,7 +265,7 @@ def train_bpe(
         )
     backend = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    # Merging takes time by the square of a word's length, and a text without blanks is one word.
+    # Merging is quadratic in a word's length, and a text without whitespace is one word.
     pieces = pre_tokenizers.FixedLength(LONGEST_WORD)
     backend.pre_tokenizer = pre_tokenizers.Sequence([byte_level, pieces])
     backend.decoder = decoders.ByteLevel()
@@ -277,10 +281,10 @@ def train_bpe(
 
 
 def _wrap(backend: Tokenizer, role: str, name: str, said: Special | None = None) -> TextTokenizer:
-    """Settles the conventions of a backend, on a copy of it.
+    """Sets up a copy of a backend for jvae's conventions.
 
     Args:
-      said: what the files beside it say.
+      said: special tokens named by the files next to it.
     """
     if role not in _ROLES:
         raise ValueError(f"role {role!r}: expected one of {_ROLES}")
@@ -288,7 +292,7 @@ def _wrap(backend: Tokenizer, role: str, name: str, said: Special | None = None)
     backend.no_padding()
     backend.no_truncation()
     if isinstance(backend.model, models.WordPiece):
-        # The usual clean-up rewrites words: "do not" would come back as "don't".
+        # The default clean-up rewrites words: "do not" would be decoded as "don't".
         backend.decoder = decoders.WordPiece(cleanup=False)
     special = special_tokens.complete(backend, said)
     start, end, pad = (
@@ -343,9 +347,9 @@ def _byte_bpe(folder: Path) -> Tokenizer:
 
 
 def _word_pieces(folder: Path) -> Tokenizer:
-    """BERT from `vocab.txt`.
+    """Makes a BERT tokenizer from `vocab.txt`.
 
-    Deviation: without a config the case is read off the vocabulary; the reference lower-cases.
+    Deviation: without a config, casing is inferred from the vocabulary; the reference lower-cases.
     """
     backend = Tokenizer(models.WordPiece.from_file(str(folder / "vocab.txt"), unk_token="[UNK]"))
     known = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -363,7 +367,7 @@ def _word_pieces(folder: Path) -> Tokenizer:
 
 
 def _from_hub(name: str) -> Path:
-    """The folder in the hub's cache that holds the tokenizer of a repository.
+    """The folder in the hub's cache with the tokenizer of a repository.
 
     Raises: DataError.
     """
@@ -378,8 +382,8 @@ def _from_hub(name: str) -> Path:
 
 
 def _from_transformers(name: str) -> Tokenizer:
-    """The tokenizer of a folder that holds a SentencePiece model alone."""
-    from transformers import AutoTokenizer  # 0.7 s, so only where it is needed
+    """Loads the tokenizer of a folder that contains only a SentencePiece model."""
+    from transformers import AutoTokenizer  # takes 0.7 s, so imported only when needed
 
     try:
         found = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=True)

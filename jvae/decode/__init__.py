@@ -1,4 +1,4 @@
-"""Decoding for every model of the contract: greedy, sampling and beam search, compiled loops."""
+"""Decoding for any `jvae.api.Generator`: greedy, sampling and beam search in compiled loops."""
 
 from typing import Any
 
@@ -38,12 +38,12 @@ def decode(
     pad_id: int,
     cond: Cond | None = None,
 ) -> Generated:
-    """Continues every prompt by the method of `cfg`; beam search gives its best hypothesis.
+    """Continues every prompt with the method of `cfg`; beam search returns its best hypothesis.
 
-    Compiled for a mesh (`jvae.parallel.mesh.under`), every device decodes its own examples.
+    If compiled for a mesh (`jvae.parallel.mesh.under`), every device decodes its own examples.
 
     Args:
-      key_e: one key per example; read by method "sample" only, may be None else.
+      key_e: one key per example, required for method "sample"; other methods ignore it.
     Raises: ValueError without keys for method "sample".
     """
     ends: Any = dict(end_id=end_id, pad_id=pad_id)
@@ -70,11 +70,11 @@ def decode_in_batches(
     batch_size: int,
     cond: Cond | None = None,
 ) -> Generated:
-    """`decode` for any number of examples in batches of one compiled size.
+    """Runs `decode` for any number of examples in batches of one compiled size.
 
-    The last batch is filled up with copies of the last example, which are dropped. Batches are
-    queued without waiting for one another and fetched at the end. Inputs may be NumPy or JAX
-    arrays; the fields of the result are NumPy arrays.
+    The last batch is padded with copies of the last example, which are dropped. Batches are
+    dispatched without waiting and fetched at the end. Inputs may be NumPy or JAX arrays; the fields
+    of the result are NumPy arrays.
 
     Raises: ValueError if there are no examples or `batch_size` is below 1.
     """
@@ -99,7 +99,7 @@ def _take(leaf: Array, index: Array) -> Array:
 
 
 def _rows(tree, index: np.ndarray):
-    """Rows of every leaf, on the device; explicit transfers only, so a transfer guard may be on."""
+    """Rows of every leaf, on the device; only explicit transfers, so transfer guards may be on."""
     on_device = jax.device_put(index)
     return jax.tree.map(
         lambda leaf: (

@@ -1,10 +1,10 @@
-"""Beam search on the same contract: `expand` once, `reorder` before each step.
+"""Beam search for any generator: `expand` once, then `reorder` before each step.
 
-Axis letters of this file beside the contract's: W places of the beam, C = 2 W candidates of a step.
+Axis letters are those of `jvae.api`, plus W for the beam and C = 2 W for the candidates of a step.
 
-Every step looks at the 2 W best extensions of the W open hypotheses of an example. Of these, end
-tokens among the best W join the finished set if they score well enough, and the W best others stay
-open; there are always W of them, since each open hypothesis has one end token only.
+Every step considers the 2 W best extensions of an example's W open hypotheses. Of these, end tokens
+among the best W are added to the finished set if they score well enough, and the W best others stay
+open. There are always W of them, since each open hypothesis has only one end-token extension.
 """
 
 import functools
@@ -21,17 +21,17 @@ from jvae.decode.sampling import DecodeConfig
 
 
 class Beams(NamedTuple):
-    """Hypotheses per example, best first. A place without one has score -inf and length 0."""
+    """Hypotheses per example, best first. An empty entry has score -inf and length 0."""
 
-    token_ewt: Int[Array, "e w t"]  # new tokens only, the end token included, then pad_id
-    length_ew: Int[Array, "e w"]  # new tokens, the end token included
+    token_ewt: Int[Array, "e w t"]  # new tokens only, including the end token, then pad_id
+    length_ew: Int[Array, "e w"]  # number of new tokens, including the end token
     score_ew: Float[Array, "e w"]  # sum of processed log p / length ** length_penalty
     log_prob_ew: Float[Array, "e w"]  # nats: sum of the model's own log p, before any processing
-    ended_ew: Bool[Array, "e w"]  # False where max_length came before the end token
+    ended_ew: Bool[Array, "e w"]  # False if max_length was reached before the end token
 
 
 class _Open(NamedTuple):
-    """Unfinished hypotheses; -inf in `sum_ew` marks a place without one."""
+    """Unfinished hypotheses; -inf in `sum_ew` marks an empty entry."""
 
     token_ewt: Int[Array, "e w t"]
     sum_ew: Float[Array, "e w"]  # processed log p
@@ -39,8 +39,8 @@ class _Open(NamedTuple):
 
 
 class _Search(NamedTuple):
-    parent_ew: Int[Array, "e w"]  # place in the beam before the last choice
-    token_ew: Int[Array, "e w"]  # the last choice, not yet read by the model
+    parent_ew: Int[Array, "e w"]  # beam index before the last token was chosen
+    token_ew: Int[Array, "e w"]  # the last token, not yet read by the model
     open: _Open
     finished: Beams
     done_e: Bool[Array, "e"]
@@ -66,16 +66,16 @@ def beam_search(
 ) -> Beams:
     """The `cfg.beam_width` best hypotheses found for every prompt, best first.
 
-    Compiled once per generator, config and shapes. Equal scores go to the better open hypothesis,
-    then to the lowest id. Width 1 gives the greedy tokens unless a repetition penalty is set or
-    `early_stopping` is "never": the penalty acts on log-probabilities here and on logits in greedy
-    decoding, as in transformers.
+    Compiled once per generator, config and shapes. Ties go to the better open hypothesis, then to
+    the lowest id. Width 1 gives the greedy tokens unless a repetition penalty is set or
+    `early_stopping` is "never": as in transformers, the penalty applies to log-probabilities here
+    but to logits in greedy decoding.
 
     Args:
       end_id: token that ends a hypothesis.
       pad_id: fills the output after the end.
-    Source: beam search of transformers 4.8 with `norm_length="total"`, of 4.35 and later with
-      "new". An open hypothesis joins the finished ones only at max_length, and only where its
+    Source: beam search of transformers 4.8 for `norm_length="total"`, and of 4.35 and later for
+      "new". An open hypothesis is added to the finished ones only at max_length, and only if its
       example is not done.
     """
     examples, prompt_width = prompt.token_et.shape
@@ -93,8 +93,7 @@ def beam_search(
         logits, state = gen.step(params, gen.reorder(carry.state, place), token)
         return _Carry(carry.emitted + 1, state, advance(logits, carry.search, carry.emitted))
 
-    # The first tokens are chosen outside the loop, so that no step is made whose logits nobody
-    # reads.
+    # Choosing the first tokens outside the loop saves a final step whose logits would be unused.
     carry = _Carry(jnp.int32(1), state, advance(logits, search, jnp.int32(0)))
     carry = stages.run(gen, cfg, lambda c: ~jnp.all(c.search.done_e), body, carry)
     search = carry.search
@@ -115,7 +114,7 @@ def best(beams: Beams) -> Generated:
 
 
 def _nothing(examples: int, cfg: DecodeConfig, pad_id: int) -> _Search:
-    """Nothing chosen: one empty open hypothesis per example, or the beam would hold W copies."""
+    """The initial search: one empty open hypothesis per example, as W would give equal copies."""
     shape = (examples, cfg.beam_width)
     token_ewt = jnp.full((*shape, cfg.max_length), pad_id, jnp.int32)
     none_ew = jnp.full(shape, -jnp.inf, jnp.float32)
@@ -151,8 +150,7 @@ def _advance(
     sum_ec, flat_ec = jax.lax.top_k(sum_ewv.reshape(examples, width * vocab), 2 * width)
     parent_ec, token_ec = flat_ec // vocab, flat_ec % vocab
     own_ec = jnp.take_along_axis(log_p.reshape(examples, width * vocab), flat_ec, axis=1)
-    # A candidate without a hypothesis may stand at any column; the model must not read a padded
-    # one.
+    # A candidate without a hypothesis may have any column; the model must not read a padded one.
     token_ec = jnp.where(sum_ec > -jnp.inf, token_ec, pad_id).astype(jnp.int32)
     candidate = _Open(
         token_ewt=_take(beam.token_ewt, parent_ec).at[:, :, emitted].set(token_ec),
@@ -161,7 +159,7 @@ def _advance(
     )
     is_end_ec = (token_ec == end_id) & (sum_ec > -jnp.inf)
 
-    # An end token below the W best candidates is dropped: W better hypotheses are still open.
+    # An end token below the W best candidates is dropped, as W better hypotheses are still open.
     in_beam_c = jnp.arange(2 * width) < width
     divisor_e = _divisor(prompt, cfg, emitted + 1, ended=True)
     score_ec = jnp.where(is_end_ec & in_beam_c[None, :], sum_ec / divisor_e[:, None], -jnp.inf)
@@ -186,7 +184,7 @@ def _advance(
 
 
 def _divisor(prompt: Prompt, cfg: DecodeConfig, emitted: Array, ended: bool) -> Float[Array, "e"]:
-    """length ** length_penalty of hypotheses with `emitted` new tokens, an end token included."""
+    """length ** length_penalty for hypotheses with `emitted` new tokens, including an end token."""
     length_e = jnp.broadcast_to(emitted.astype(jnp.float32), prompt.length_e.shape)
     if cfg.norm_length == "total":
         length_e = length_e + prompt.length_e - int(ended)
@@ -201,7 +199,7 @@ def _is_done(
     if cfg.early_stopping == "always":
         return full_e
     if cfg.early_stopping == "never" and cfg.length_penalty > 0:
-        # Sums only fall; the best that can come of one is to keep it up to the greatest length.
+        # Sums can only decrease, so the best case keeps the sum up to the maximum length.
         divisor_e = _divisor(prompt, cfg, jnp.int32(cfg.max_length), ended=False)
     else:
         divisor_e = _divisor(prompt, cfg, emitted, ended=True)
@@ -211,7 +209,7 @@ def _is_done(
 def _merge(
     finished: Beams, new: _Open, score_ec: Float[Array, "e c"], length: Array, ended: bool
 ) -> Beams:
-    """The best of both, best first; new ones count where their score is finite. Ties: the older."""
+    """The best of both, best first; new ones need a finite score. Ties go to the older one."""
     new_ec = score_ec > -jnp.inf
     both = Beams(
         token_ewt=jnp.concatenate([finished.token_ewt, new.token_ewt], axis=1),
@@ -225,7 +223,7 @@ def _merge(
 
 
 def _take(value: Array, place_ew: Int[Array, "e w"]) -> Array:
-    """Picks places on axis 1 of an array (E, C, ...), per example."""
+    """Picks entries on axis 1 of an array (E, C, ...), per example."""
     return jax.vmap(lambda one, place: one[place])(value, place_ew)
 
 

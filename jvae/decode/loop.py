@@ -1,8 +1,8 @@
-"""Greedy and ancestral decoding: one compiled loop for every generator of the contract.
+"""Greedy and ancestral decoding: one compiled loop for any `jvae.api.Generator`.
 
-    prompt    <s> a        `start` reads the prompt and gives the logits of token 0
+    prompt    <s> a        `start` reads the prompt and returns the logits of token 0
     step 0        cat      chosen from them
-    step 1        sat      `step(cat)` gives the next logits
+    step 1        sat      `step(cat)` returns the next logits
     step 2        </s>     this example is done; it emits pad_id from here on
     ...                    the loop ends with its slowest example, or at max_length
 
@@ -24,13 +24,13 @@ from jvae.decode.sampling import DecodeConfig
 class Generated(NamedTuple):
     """Decoded examples. T is `max_length`; the prompt is not part of the output.
 
-    `log_prob_e` is in nats: the model's own log p of these tokens, before any processing, summed.
+    `log_prob_e` is the sum of the model's own log p of these tokens before any processing, in nats.
     """
 
-    token_et: Int[Array, "e t"]  # new tokens only, the end token included, then pad_id
-    length_e: Int[Array, "e"]  # new tokens, the end token included
+    token_et: Int[Array, "e t"]  # new tokens only, including the end token, then pad_id
+    length_e: Int[Array, "e"]  # number of new tokens, including the end token
     log_prob_e: Float[Array, "e"]
-    ended_e: Bool[Array, "e"]  # False where max_length came before the end token
+    ended_e: Bool[Array, "e"]  # False if max_length was reached before the end token
 
 
 class _Carry(NamedTuple):
@@ -53,17 +53,17 @@ def generate(
     pad_id: int,
     cond: Cond | None = None,
 ) -> Generated:
-    """Continues every prompt, greedily or at random, to the end token or `cfg.max_length`.
+    """Continues every prompt, greedily or by sampling, to the end token or `cfg.max_length`.
 
-    Compiled once per generator, config and shapes: build the generator once and pass the same one
-    each time. Greedy decoding gives ties to the lowest id. The tokens of an example do not depend
-    on the other examples of the batch.
+    Compiled once per generator, config and shapes, so build the generator once and reuse it. Greedy
+    decoding resolves ties to the lowest id. The tokens of an example do not depend on the other
+    examples of the batch.
 
     Args:
-      key_e: one key per example, as from `api.example_keys`; read by method "sample" only, may be
-        None else.
+      key_e: one key per example, see `api.example_keys`, required for method "sample"; other
+        methods ignore it.
       end_id: token that ends an example.
-      pad_id: fills the output after the end, and is what a done example feeds to `step`.
+      pad_id: fills the output after the end, and is the input of `step` for finished examples.
     Raises: ValueError for method "beam" (see `beam_search`), or without keys for method "sample".
     """
     if cfg.method == "beam":
@@ -83,7 +83,7 @@ def generate(
         model_score_ev = score_ev
         score_ev = process(score_ev, prompt, out.token_et, emitted, cfg, end_id)
         token_e = pick(score_ev, emitted)
-        # Not a slice of log_softmax: that would be an array of the vocabulary, written and read.
+        # Not an element of log_softmax, which would write and read a vocabulary-sized array.
         log_p_e = jnp.take_along_axis(model_score_ev, token_e[:, None], axis=1)[:, 0]
         log_p_e -= jax.nn.logsumexp(model_score_ev, axis=1)
         token_e = jnp.where(out.ended_e, pad_id, token_e)
@@ -108,7 +108,7 @@ def generate(
         log_prob_e=jnp.zeros(examples, jnp.float32),
         ended_e=jnp.zeros(examples, bool),
     )
-    # The first token is chosen outside the loop, so that no step is made whose logits nobody reads.
+    # Choosing the first token outside the loop saves a final step whose logits would be unused.
     token_e, out = choose(logits_ev, jnp.int32(0), nothing)
     carry = _Carry(jnp.int32(1), token_e, state, out)
     return stages.run(gen, cfg, lambda c: ~jnp.all(c.out.ended_e), body, carry).out
@@ -122,10 +122,10 @@ def process(
     cfg: DecodeConfig,
     end_id: int,
 ) -> Float[Array, "e v"]:
-    """Repetition penalty, then minimum length: what every method applies to its scores.
+    """Applies repetition penalty, then minimum length, to the scores of any method.
 
     Args:
-      token_et: output so far; the first `emitted` places are read.
+      token_et: output so far; only the first `emitted` tokens are read.
     """
     if cfg.repetition_penalty != 1.0:
         read_et = jnp.concatenate([prompt.token_et, token_et], axis=1)
@@ -139,7 +139,7 @@ def process(
 
 
 def expand_leading(state: DecodeState, k: int, axis_of: int = 0) -> DecodeState:
-    """`Generator.expand` for a cache whose leaves all have the examples on axis `axis_of`."""
+    """`Generator.expand` for a cache in which all leaves have the example axis `axis_of`."""
     return DecodeState(
         cache=jax.tree.map(lambda leaf: jnp.repeat(leaf, k, axis=axis_of), state.cache),
         position_e=jnp.repeat(state.position_e, k, axis=0),
@@ -147,7 +147,7 @@ def expand_leading(state: DecodeState, k: int, axis_of: int = 0) -> DecodeState:
 
 
 def reorder_leading(state: DecodeState, idx_e: Int[Array, "e"], axis_of: int = 0) -> DecodeState:
-    """`Generator.reorder` for a cache whose leaves all have the examples on axis `axis_of`."""
+    """`Generator.reorder` for a cache in which all leaves have the example axis `axis_of`."""
     return DecodeState(
         cache=jax.tree.map(lambda leaf: jnp.take(leaf, idx_e, axis=axis_of), state.cache),
         position_e=jnp.take(state.position_e, idx_e, axis=0),

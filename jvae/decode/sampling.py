@@ -1,7 +1,7 @@
-"""What a decoding run asks for, and the pure functions that turn logits into choices.
+"""Decoding options, and pure functions that turn logits into tokens.
 
-Every function takes and gives float32 scores over the padded vocabulary. A column at -inf stays at
--inf through all of them, so a padded column is never chosen.
+Every function takes and returns float32 scores over the padded vocabulary. All of them keep columns
+at -inf, so a padded column is never chosen.
 """
 
 import dataclasses
@@ -16,34 +16,33 @@ from jvae.errors import ConfigError
 METHODS = ("greedy", "sample", "beam")
 EARLY_STOPPING = ("always", "heuristic", "never")
 NORM_LENGTHS = ("new", "total")
-# Memory grows with both, for every example of a batch.
+# Limits of length and beam width; memory per example grows with both.
 LONGEST, WIDEST = 65_536, 256
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
-    """How to decode; hashable, so that it can be a static argument of a compiled function.
+    """Decoding options; hashable, so that they can be a static argument of a compiled function.
 
     Attributes:
       method: "greedy", "sample" (ancestral) or "beam".
-      temperature: divides the logits; read by "sample".
-      top_k: keeps the k best tokens and whatever ties with the last of them, 0 keeps all; read by
+      temperature: divides the logits; used by "sample".
+      top_k: keeps the k best tokens and ties with the last of them, 0 keeps all; used by "sample".
+      top_p: keeps the smallest set of best tokens with mass above this, 1 keeps all; used by
         "sample".
-      top_p: keeps the fewest best tokens whose mass exceeds it, 1 keeps all; read by "sample".
       repetition_penalty: above 1 makes tokens of the prompt and of the output so far less likely; 1
-        changes nothing.
-      min_length: new tokens before the end token may come; the end token does not count.
-      max_length: new tokens at most, the end token included.
-      room: new tokens that caches have places for at first; see `jvae.decode.stages`.
-      beam_width: hypotheses kept per example; this and the following are read by "beam".
-      length_penalty: a hypothesis scores sum log p / length ** length_penalty.
-      norm_length: the length in that quotient. "new": new tokens, end token included. "total":
-        prompt and new tokens, end token left out; it is what transformers up to 4.34 does.
+        has no effect.
+      min_length: minimum number of new tokens, not counting the end token.
+      max_length: maximum number of new tokens, including the end token.
+      room: initial cache capacity in new tokens; see `jvae.decode.stages`.
+      beam_width: hypotheses kept per example; this and the following are used by "beam".
+      length_penalty: the score of a hypothesis is sum log p / length ** length_penalty.
+      norm_length: the length in that quotient. "new": new tokens, including the end token. "total":
+        prompt and new tokens, without the end token, as in transformers up to 4.34.
       early_stopping: when an example with `beam_width` finished hypotheses is done. "always": at
         once. "heuristic": when the best unfinished one would score no better if it ended now.
         "never": when no continuation can score better.
-
-    Raises: ConfigError naming the key, its value and what it may be.
+    Raises: ConfigError naming the key, its value and the allowed values.
     """
 
     method: str = "greedy"
@@ -116,14 +115,14 @@ def penalise_repetition(
     seen_et: Bool[Array, "e t"],
     penalty: float,
 ) -> Float[Array, "e v"]:
-    """Makes the tokens seen less likely, once each however often seen.
+    """Makes tokens that have occurred less likely, once each regardless of their count.
 
-    Scores below 0 are multiplied by the penalty, others divided by it. Costs O(E T): the tokens
-    themselves are gathered and scattered, so no mask over the vocabulary has to be kept.
+    Scores below 0 are multiplied by the penalty, others divided by it. Costs O(E T): the scores of
+    the tokens are gathered and scattered, without a mask over the vocabulary.
 
     Args:
       token_et: tokens read so far, in any order.
-      seen_et: False at places of `token_et` that hold no token.
+      seen_et: False at padding in `token_et`.
     Source: Keskar et al. 2019 (CTRL), section 4.1. Deviation: negative scores are multiplied, as in
       transformers, because dividing them would reward repetition.
     """
@@ -131,7 +130,7 @@ def penalise_repetition(
         return score_ev
     old_et = jnp.take_along_axis(score_ev, token_et, axis=1)
     new_et = jnp.where(old_et < 0, old_et * penalty, old_et / penalty)
-    # Places without a token are sent past the vocabulary and dropped. Equal tokens write one value.
+    # Padding is sent past the vocabulary and dropped. Equal tokens write the same value.
     place_et = jnp.where(seen_et, token_et, score_ev.shape[1])
     example_e1 = jnp.arange(score_ev.shape[0])[:, None]
     return score_ev.at[example_e1, place_et].set(new_et, mode="drop")
@@ -140,14 +139,14 @@ def penalise_repetition(
 def forbid_end(
     score_ev: Float[Array, "e v"], emitted: int | Int[Array, ""], min_length: int, end_id: int
 ) -> Float[Array, "e v"]:
-    """-inf at the end token while fewer than `min_length` new tokens have been emitted."""
+    """Sets the end token to -inf while fewer than `min_length` new tokens have been emitted."""
     if min_length == 0:
         return score_ev
     return score_ev.at[:, end_id].add(jnp.where(emitted < min_length, -jnp.inf, 0.0))
 
 
 def keep_top_k(logits_ev: Float[Array, "e v"], k: int) -> Float[Array, "e v"]:
-    """-inf below the k-th best logit; ties with the k-th all stay, and 0 keeps every token."""
+    """Sets logits below the k-th best to -inf; keeps ties with the k-th. 0 keeps every token."""
     if k == 0 or k >= logits_ev.shape[1]:
         return logits_ev
     least_e = jax.lax.top_k(logits_ev, k)[0][:, -1]
@@ -155,13 +154,13 @@ def keep_top_k(logits_ev: Float[Array, "e v"], k: int) -> Float[Array, "e v"]:
 
 
 def keep_top_p(logits_ev: Float[Array, "e v"], p: float, among: int = 0) -> Float[Array, "e v"]:
-    """Keeps the fewest best tokens whose probability exceeds p, at least one; -inf elsewhere.
+    """Keeps the smallest set of best tokens with probability above p, at least one; -inf elsewhere.
 
-    Of equal logits at the edge of the nucleus the lowest ids stay. 1 keeps every token.
+    Among equal logits at the edge of the nucleus, the lowest ids are kept. 1 keeps every token.
 
     Args:
-      among: after `keep_top_k` with this k, which leaves only the k best tokens and their ties to
-        look at: the k best are then selected instead of sorting the vocabulary. 0 sorts it.
+      among: k of a preceding `keep_top_k`, which has left only the k best tokens and their ties;
+        the k best are then selected without sorting the vocabulary. 0 sorts it.
     Source: Holtzman et al. 2020, section 3.1; the token that crosses p belongs to the nucleus, as
       in the Optimus code.
     """
@@ -176,7 +175,7 @@ def keep_top_p(logits_ev: Float[Array, "e v"], p: float, among: int = 0) -> Floa
     )
     prob_es = jnp.exp(sorted_es - jax.nn.logsumexp(logits_ev, axis=1, keepdims=True))
     mass_es = jnp.cumsum(prob_es, axis=1)
-    # A token stays if the mass before it is at most p, so the first stays always.
+    # A token is kept if the mass before it is at most p, so the first is always kept.
     kept_e = 1 + jnp.sum(mass_es[:, :-1] <= p, axis=1)
     if count < width:
         # Ties with the k-th best past the end of the selection: each adds that probability again.
@@ -192,13 +191,13 @@ def keep_top_p(logits_ev: Float[Array, "e v"], p: float, among: int = 0) -> Floa
 
 
 def best_token(logits_ev: Float[Array, "e v"], step: int | Int[Array, ""]) -> Int[Array, "e"]:
-    """The best token of every example, of equal ones the lowest id, whatever the step."""
+    """The best token of every example; ties go to the lowest id. `step` is ignored."""
     del step
     return _argmax(logits_ev)
 
 
 def _argmax(logits_ev: Float[Array, "e v"]) -> Int[Array, "e"]:
-    """As two plain reductions: argmax is one of pairs, which CPUs do an element at a time."""
+    """Argmax as two plain reductions; XLA's argmax reduces pairs, which is slow on CPUs."""
     id_ev = jax.lax.broadcasted_iota(jnp.int32, logits_ev.shape, 1)
     best_e1 = jnp.max(logits_ev, axis=1, keepdims=True)
     return jnp.min(jnp.where(logits_ev == best_e1, id_ev, logits_ev.shape[1] - 1), axis=1)
@@ -212,13 +211,13 @@ def sample_token(
 ) -> Int[Array, "e"]:
     """One draw per example after temperature, top-k and top-p, in this order.
 
-    The draw of an example depends on its own key and the step, and so on neither its neighbours nor
-    their number.
+    The draw of an example depends only on its own key and the step, not on the other examples of
+    the batch.
     """
     logits_ev = logits_ev / cfg.temperature
     logits_ev = keep_top_p(keep_top_k(logits_ev, cfg.top_k), cfg.top_p, among=cfg.top_k)
     key_e = jax.vmap(lambda key: jax.random.fold_in(key, step))(key_e)
     width, dtype = logits_ev.shape[1:], logits_ev.dtype
-    # What jax.random.categorical does, but for its argmax.
+    # The same as jax.random.categorical, except for the argmax.
     noise_ev = jax.vmap(lambda key: jax.random.gumbel(key, width, dtype))(key_e)
     return _argmax(logits_ev + noise_ev)

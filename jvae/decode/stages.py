@@ -1,9 +1,9 @@
-"""Loops of decoding whose caches grow with the text.
+"""Decoding loops with caches that are extended in stages.
 
     max_length 128    room 32 -> 64 -> 128    most sentences end in the first stage
 
-A step reads its whole cache, filled or not, so a cache of `max_length` places would make every
-sentence as dear as the longest one that is allowed.
+A step reads its whole cache, filled or not. With a cache of capacity `max_length` every sentence
+would therefore cost as much per step as the longest allowed one.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,9 @@ from jvae.decode.sampling import DecodeConfig
 
 
 def rooms(gen: Generator, cfg: DecodeConfig) -> list[int]:
-    """New tokens that there is room for in every stage: doubled until a last one of more than half
-    as many again takes it to `max_length`.
+    """Cache capacity of each stage, in new tokens.
+
+    It doubles from stage to stage; the last stage has capacity `max_length`.
     """
     found, room = [], cfg.room
     while gen.grow is not None and 1.5 * room <= cfg.max_length:
@@ -34,16 +35,16 @@ def run(
     body: Callable[[Any], Any],
     carry: Any,
 ) -> Any:
-    """While `goes_on(carry)`, and at most `cfg.max_length` tokens: carry = body(carry).
+    """Runs carry = body(carry) while `goes_on(carry)`, for at most `cfg.max_length` tokens.
 
     Args:
-      carry: a named tuple with `emitted`, new tokens so far, and `state`, which has room for those
-        of the first stage.
+      carry: a named tuple with `emitted`, the number of new tokens so far, and `state`, with the
+        cache capacity of the first stage.
     """
     ends = rooms(gen, cfg)
     for stage, end in enumerate(ends):
         if stage > 0:
-            assert gen.grow is not None  # else there is one stage
+            assert gen.grow is not None  # otherwise there is only one stage
             carry = carry._replace(state=gen.grow(carry.state, end - ends[stage - 1]))
         carry = jax.lax.while_loop(lambda c, end=end: (c.emitted < end) & goes_on(c), body, carry)
     return carry

@@ -1,11 +1,11 @@
 """Priors p'(z) that are fitted to the latents of a trained model.
 
-A member is one file that registers a `FittedKind` in `FITTED`. `fit` gives a `Fitted`, which
-`attach` puts in the place of a model's own prior: p'(z) p(x | z) is a new model, measured by the
-estimators of any other.
+Each kind has its own file, which registers a `FittedKind` in `FITTED`. `fit` returns a `Fitted`.
+`attach` replaces a model's own prior by it: p'(z) p(x | z) is a new model, and the estimators of
+any other model apply to it.
 """
 
-from jvae.fitted import ctrl_gen, diffusion, flow, gan, gaussian, gmm  # noqa: F401 they register
+from jvae.fitted import ctrl_gen, diffusion, flow, gan, gaussian, gmm  # noqa: F401 registers them
 from jvae.fitted.contract import FITTED, Density, FittedKind
 from jvae.fitted.prior import (
     KEY,

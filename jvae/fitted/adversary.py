@@ -1,5 +1,6 @@
-"""Two networks against each other in one descent: each term of the loss moves its own side, as the
-other side is held by `stop_gradient`.
+"""Adversarial training of two networks in one descent.
+
+Each term of the loss updates only its own network; the other one is held fixed by `stop_gradient`.
 """
 
 from collections.abc import Callable
@@ -12,12 +13,12 @@ from jaxtyping import Array, Float, Key
 
 from jvae.latent import nets
 
-SLOPE = 0.2  # of the activation below 0
-MOMENTUM = 0.5  # of Adam: a long memory of gradients makes two sides circle around each other
+SLOPE = 0.2  # slope of the activation below 0
+MOMENTUM = 0.5  # Adam's b1: higher momentum makes adversarial training oscillate
 
 
 class Net(NamedTuple):
-    """A perceptron of `layers` hidden layers."""
+    """A multilayer perceptron with `layers` hidden layers."""
 
     inputs: int
     outputs: int
@@ -25,13 +26,13 @@ class Net(NamedTuple):
     layers: int
 
     def init(self, key: Key[Array, ""]) -> Any:
-        """Parameters."""
+        """Initial parameters."""
         sizes = (self.inputs, *[self.width] * self.layers, self.outputs)
         ends = zip(jax.random.split(key, len(sizes) - 1), sizes, sizes[1:], strict=False)
         return {f"layer_{i}": nets.affine(one, a, b) for i, (one, a, b) in enumerate(ends)}
 
     def apply(self, p: Any, x_ed: Float[Array, "e d"]) -> Float[Array, "e k"]:
-        """The outputs."""
+        """Applies the network."""
         for i in range(self.layers):
             x_ed = jax.nn.leaky_relu(nets.apply(p[f"layer_{i}"], x_ed), SLOPE)
         return nets.apply(p[f"layer_{self.layers}"], x_ed)
@@ -44,13 +45,14 @@ def duel(
     fake_ed: Float[Array, "e d"],
     penalty: float,
 ) -> Float[Array, ""]:
-    """Loss of a discriminator plus that of what makes the fakes, -log D(fake); real latents move
-    neither.
+    """Loss of a discriminator plus that of the generator, -log D(fake).
+
+    No gradient flows through the real latents.
 
     Args:
       score: (judge, latents) -> log-odds of being real.
       penalty: weight of R1, half the squared gradient of the score at real latents, without which
-        such games need not converge. Source: Mescheder et al. 2018, arXiv 1801.04406.
+        adversarial training may not converge. Source: Mescheder et al. 2018, arXiv 1801.04406.
     """
     real_ed = held(real_ed)
     real_e, fake_e = score(judge, real_ed), score(judge, held(fake_ed))

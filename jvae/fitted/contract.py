@@ -1,9 +1,9 @@
-"""What a kind of fitted prior is: a density over standardised latents, given a label.
+"""The interface of a kind of fitted prior: a density over standardised latents, given a label.
 
     FITTED.register("student")(FittedKind(StudentOptions, build))
 
-Latents come with mean 0 and variance 1 in every dimension. Labels are numbers from 0; a prior
-without labels has one, 0.
+Latents have mean 0 and variance 1 in every dimension. Labels are integers from 0; a prior without
+labels has the single label 0.
 """
 
 import functools
@@ -21,14 +21,14 @@ Transport = Callable[[Params, Float[Array, "e g z"], Int[Array, ""]], Float[Arra
 class Density(NamedTuple):
     """p(u | label) over latents (G, Z); functions that take fitted parameters first.
 
-    fit(u_ngz, label_n, key): parameters, a nested dictionary of arrays.
-    sample(params, key_e, label_e): one draw per key; equal keys and labels give equal draws,
-      whatever stands beside them.
-    log_prob(params, u_egz, label): nats for one label, a scalar; None where the density is not
-      computed.
-    to_noise, from_noise(params, u_egz, label): a map to N(0, I) latents and back; None without one.
-    moved(params, u_egz, label): latents of any label as they would be with this one; None where the
-      way leads through the noise of their own label, if there is such a map.
+    fit(u_ngz, label_n, key): returns parameters, a nested dictionary of arrays.
+    sample(params, key_e, label_e): one draw per key; draws depend only on their own key and label,
+      not on the rest of the batch.
+    log_prob(params, u_egz, label): log density in nats for one label, a scalar; None if the density
+      is not computed.
+    to_noise, from_noise(params, u_egz, label): maps to N(0, I) latents and back; None without one.
+    moved(params, u_egz, label): moves latents of any label to this one; None if this is done with
+      `to_noise` and `from_noise`, or not at all.
     """
 
     fit: Callable[[Float[Array, "n g z"], Int[Array, "n"], Key[Array, ""]], Params]
@@ -42,9 +42,10 @@ class Density(NamedTuple):
 class FittedKind(NamedTuple):
     """A registered kind.
 
-    options: a frozen dataclass. build(options, shape, labels) -> Density. use: names of the options
-    that may differ between fitting and use, such as the steps of a sampler. labelled: it is fitted
-    with labels alone.
+    options: a frozen dataclass.
+    build(options, shape, labels) -> Density.
+    use: names of the options that may be changed after fitting, such as the steps of a sampler.
+    labelled: whether fitting requires labels.
     """
 
     options: type
@@ -58,7 +59,7 @@ FITTED: Registry[FittedKind] = Registry("fitted prior", "--prior.kind")
 
 @functools.cache
 def density(kind: str, options: Any, shape: tuple[int, int], labels: int) -> Density:
-    """The density of a kind; equal arguments give the same one, so that nothing compiles twice.
+    """The density of a kind; equal arguments return the same object, to avoid recompilation.
 
     Raises: ConfigError for an unknown kind.
     """

@@ -1,16 +1,21 @@
-"""Ctrl-Gen of AdaVAE: a latent without its label, v = W u, and a vector of each label, c_y.
+"""Ctrl-Gen of AdaVAE: a label-free latent v = W u, plus one vector c_y per label.
 
-The sum v + c_y is to be u again, so W keeps what it can; a classifier reads v, and W learns to
-leave it in doubt. In samples W' e + b of noise e stands for v; a discriminator compares it with
-real ones. Samples of a label are W' e + b + c_y; a latent brought to a label is W u + c_y.
+The sum v + c_y is trained to reconstruct u, so that W keeps as much information as possible. A
+classifier predicts the label from v, and W is trained to make this impossible. For samples,
+W' e + b with noise e replaces v; a discriminator compares it with real ones. Samples of a label are
+W' e + b + c_y; a latent moved to a label is W u + c_y.
 
 Source: released code of Tu et al. 2022, arXiv 2205.05862 (`controlgen/`), after that of Li et al.
-2020. Deviations: the autoencoder stays frozen, so the latent is reconstructed and not its text;
-each term moves its own side, where in the released sum classifier and remover cancel (1 - L + L)
-and discriminator and generator pull the same way; W aims at the frequencies of the labels and not
-at the largest error of the classifier, which has no bound; classifier and discriminator have a
-hidden layer and the latter a gradient penalty, as linear ones compare means alone; the vector of
-the first label is free and not 0, as latents are standardised and W has no bias.
+2020. Deviations:
+- The autoencoder stays frozen, so the latent is reconstructed, not its text.
+- Each loss term updates only its own network. In the released sum, the terms of classifier and W
+  cancel (1 - L + L), and discriminator and generator are pulled in the same direction.
+- W targets the label frequencies rather than the maximum error of the classifier, which is
+  unbounded.
+- Classifier and discriminator have a hidden layer, as linear ones only compare means; the
+  discriminator has a gradient penalty.
+- The vector of the first label is free rather than 0, as latents are standardised and W has no
+  bias.
 """
 
 from dataclasses import dataclass
@@ -47,7 +52,7 @@ class CtrlGenOptions:
 
 
 def build(options: CtrlGenOptions, shape: tuple[int, int], labels: int) -> Density:
-    """The density of `FittedKind`."""
+    """Builds the density; see `FittedKind`."""
     size = shape[0] * shape[1]
     classifier = Net(size, labels, options.width, options.layers)
     discriminator = Net(size, 1, options.width, options.layers)

@@ -1,9 +1,9 @@
-"""Networks that read a noisy latent, its noise level and a label.
+"""Denoising networks, which take a noisy latent, its noise level and a label.
 
-For one vector a residual MLP; for several a small Transformer with a token for each. Every layer
-is scaled and shifted by the embedding of level and label, through one map for all layers and a bias
-of each, and starts as the identity. Source: Chen et al. 2024, arXiv 2310.00426, section 2.3
-(adaLN-single).
+For a single vector this is a residual MLP; for several, a small Transformer with one token per
+vector. Every layer is scaled and shifted by the embedding of level and label, through a map shared
+by all layers and a bias per layer, and is initialised to the identity. Source: Chen et al. 2024,
+arXiv 2310.00426, section 2.3 (adaLN-single).
 """
 
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from jaxtyping import Array, Float, Key
 
 from jvae.latent import nets
 
-FREQUENCIES = 32  # of the embedding of the noise level
-HIGHEST = 30.0  # of them, radians per unit of log sigma / 4
+FREQUENCIES = 32  # number of frequencies in the embedding of the noise level
+HIGHEST = 30.0  # the highest frequency, in radians per unit of log sigma / 4
 NORM_EPS = 1e-6
 
 
 class Denoiser(NamedTuple):
     """init(key) -> params; apply(params, x_egz, level_e, label_e) -> (E, G, Z).
 
-    level_e and label_e have one entry for each latent, or one for all.
+    level_e and label_e have one entry per latent, or a single entry for all.
     """
 
     init: Callable[[Key[Array, ""]], Any]
@@ -32,15 +32,15 @@ class Denoiser(NamedTuple):
 
 
 def build(shape: tuple[int, int], labels: int, width: int, layers: int, heads: int) -> Denoiser:
-    """A network for latents (G, Z).
+    """Builds a network for latents (G, Z).
 
     Args:
       labels: rows of the table of label embeddings.
-      heads: of attention, where G > 1.
+      heads: attention heads, used if G > 1.
     """
     groups, size = shape
     several = groups > 1
-    parts = 2 if several else 1  # attention and feed-forward, or the latter alone
+    parts = 2 if several else 1  # attention and feed-forward, or only feed-forward
 
     def layer(key: Key[Array, ""]) -> Any:
         key_i = jax.random.split(key, 4)

@@ -1,4 +1,4 @@
-"""Fitting by gradient: Adam on random batches of latents, in one compiled loop."""
+"""Gradient-based fitting: Adam on random batches of latents, in one compiled loop."""
 
 import functools
 from collections.abc import Callable
@@ -12,18 +12,16 @@ from jaxtyping import Array, Float, Int, Key
 from jvae.data.progress import Progress
 from jvae.parallel.mesh import kept_rows
 
-BLOCK = 250  # updates between two returns to the host
-WARM_UP = 0.05  # share of the updates
-CLIP = 1.0  # largest norm of a gradient
+BLOCK = 250  # updates per call of the compiled loop
+WARM_UP = 0.05  # share of the updates used for learning-rate warm-up
+CLIP = 1.0  # maximum gradient norm
 QUIET_S = 5.0
 
 Loss = Callable[[Any, Array, Array, Array], Array]  # (params, u_bgz, label_b, key) -> nats
 
 
 class Recipe(NamedTuple):
-    """How long and how fast; `average` is the decay of the average of parameters that is kept,
-    `momentum` that of gradients.
-    """
+    """Optimiser settings; `average` is the decay of the parameter average, `momentum` Adam's b1."""
 
     steps: int
     batch: int
@@ -66,7 +64,7 @@ def _advance(
         gradient = jax.grad(loss)(state.params, u_bgz, label_b, loss_key)
         change, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, change)
-        # The first parameters, which mean nothing, leave the average soon.
+        # A smaller decay at first quickly removes the initial parameters from the average.
         decay = jnp.minimum(recipe.average, (1.0 + number) / (10.0 + number))
         average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.average, params)
         return _State(params, average, optimizer_state), None
@@ -82,10 +80,10 @@ def descend(
     key: Key[Array, ""],
     recipe: Recipe,
 ) -> Any:
-    """Average of the parameters over the last updates of a loss.
+    """Minimises a loss and returns the moving average of the parameters.
 
     Args:
-      loss: of a batch; the same object compiles once.
+      loss: loss of a batch; reusing the same object avoids recompilation.
     """
     state = _State(params, jax.tree.map(jnp.copy, params), _optimizer(recipe).init(params))
     with Progress("fitting the prior", recipe.steps, quiet_s=QUIET_S) as progress:

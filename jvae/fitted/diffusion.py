@@ -1,9 +1,9 @@
 """Latent diffusion: a denoiser over continuous noise levels, sampled in a few steps.
 
-Noise levels, preconditioning and weights are those of Karras et al. 2022, arXiv 2206.00364 (EDM);
-the samplers are DPM-Solver++(2M) and its stochastic form, Lu et al. 2022, arXiv 2211.01095, eq. 18
-and appendix. Both cost one evaluation of the network a step, two with guidance (Ho & Salimans
-2022, arXiv 2207.12598).
+Noise levels, preconditioning and weights are those of Karras et al. 2022, arXiv 2206.00364 (EDM).
+The samplers are DPM-Solver++(2M) and its stochastic form, Lu et al. 2022, arXiv 2211.01095, eq. 18
+and appendix. Both cost one network evaluation per step, or two with guidance (Ho & Salimans 2022,
+arXiv 2207.12598).
 """
 
 from collections.abc import Callable
@@ -21,13 +21,13 @@ from jvae.fitted.contract import FITTED, Density, FittedKind
 from jvae.fitted.descent import Recipe, descend
 from jvae.latent.gaussian import LOG_2PI, noise
 
-# Noise levels of sampling and their spacing: as EDM table 1, but a range for latents of variance 1,
-# of which nothing is left at the highest.
+# Noise levels for sampling and their spacing, as in EDM table 1, but with a range for latents of
+# variance 1, whose signal is negligible at the highest level.
 LOW, HIGH, CURVE = 0.005, 20.0, 7.0
-# Of the noise levels of training: EDM's mean for data of variance 1, and a wider spread, so that
-# the weights of far modes, which high levels decide, are learned too.
+# Log-normal noise levels for training: EDM's mean for data of variance 1, with a wider spread, so
+# that the weights of distant modes, which high noise levels determine, are learned too.
 LOG_MEAN, LOG_SPREAD = -0.5, 1.5
-UNLABELLED = 0.1  # share of training latents whose label is hidden
+UNLABELLED = 0.1  # share of training latents with a hidden label
 SAMPLERS = ("deterministic", "stochastic")
 TRACES = ("none", "exact", "hutchinson")
 
@@ -71,14 +71,14 @@ def levels(steps: int) -> Float[np.ndarray, "t"]:
 
 
 def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Density:
-    """The density of `FittedKind`."""
-    hidden = labels  # the label of latents without one
+    """Builds the density; see `FittedKind`."""
+    hidden = labels  # the label for latents without one
     table = labels + 1 if labels > 1 else 1
     width = options.width or max(128, 2 * options.heads * -(-shape[1] // options.heads))
     net = denoiser.build(shape, table, width, options.layers, options.heads)
 
     def clean(p: Any, x_egz: Array, level_e: Array, label_e: Array) -> Float[Array, "e g z"]:
-        """E[u | x] at noise level sigma, of latents of variance 1; EDM eq. 7."""
+        """E[u | x] at noise level sigma, for latents of variance 1; EDM eq. 7."""
         own = level_e[:, None, None]
         total = own**2 + 1.0
         out_egz = net.apply(p, x_egz * jax.lax.rsqrt(total), jnp.log(level_e) / 4, label_e)
@@ -102,7 +102,7 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
         return descend(loss, jax.jit(net.init)(init_key), u_ngz, label_n, key, recipe)
 
     def guided(p: Any, label_e: Array) -> Callable[[Array, Array], Array]:
-        """(x, level) -> E[u | x, label], with the weight of the label."""
+        """Returns (x, level) -> E[u | x, label], with the guidance weight."""
 
         def denoise(x_egz: Array, level: Array) -> Float[Array, "e g z"]:
             level_1 = level[None]
@@ -115,8 +115,9 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
         return denoise
 
     def sample(p: Any, key_e: Key[Array, "e"], label_e: Array) -> Float[Array, "e g z"]:
-        """Down the noise levels; every step aims at what the last two denoisings point to, and the
-        last one is a plain denoising.
+        """Samples from the highest to the lowest noise level.
+
+        Each step extrapolates from the last two denoised latents; the final one only denoises.
         """
         key_e2 = jax.vmap(jax.random.split)(key_e)
         denoise, x_egz = guided(p, label_e), _TOP * noise(key_e2[:, 0], shape)
@@ -124,7 +125,7 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
         gap_t, share_t = np.log(level_t[:-1] / level_t[1:]), level_t[1:] / level_t[:-1]
         ratio_t = np.concatenate([[0.0], gap_t[1:] / (2 * gap_t[:-1])])
         added_t = np.zeros_like(share_t)
-        if options.sampler == "stochastic":  # fresh noise makes up for what is taken away besides
+        if options.sampler == "stochastic":  # fresh noise replaces the additional noise removed
             added_t, share_t = level_t[1:] * np.sqrt(1 - share_t**2), share_t**2
         inputs_t = (level_t[:-1], share_t, ratio_t, added_t)
         inputs_t = jax.tree.map(lambda a: jnp.asarray(a, x_egz.dtype), inputs_t)
@@ -145,8 +146,10 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
         return denoise(x_egz, jnp.asarray(level_t[-1], x_egz.dtype))
 
     def slope(p: Any, label: Array) -> Callable[[Array, Array], Array]:
-        """(y, phi) -> dy/dphi of the probability flow (EDM eq. 1), for x = y / cos(phi) at level
-        tan(phi): variance 1 all the way, and slope 0 for Gaussian latents.
+        """Returns (y, phi) -> dy/dphi of the probability flow (EDM eq. 1).
+
+        With x = y / cos(phi) at level tan(phi), the variance of y is 1 throughout, and the slope is
+        0 for Gaussian latents.
         """
 
         def of(y_egz: Array, phi: Array) -> Float[Array, "e g z"]:
@@ -156,9 +159,7 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
         return of
 
     def along(rate: Callable[..., Any], start: Any, ends: tuple[float, float]) -> Any:
-        """A tree of arrays moved along rate(tree, phi) between two angles, by the classical rule of
-        Runge and Kutta.
-        """
+        """Integrates rate(tree, phi) between two angles with the classical Runge-Kutta method."""
         gap = (ends[1] - ends[0]) / options.density_steps
 
         def moved(tree: Any, slope: Any, by: float) -> Any:
@@ -186,7 +187,7 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
         return along(slope(p, label), noise_egz, (_ANGLES[1], _ANGLES[0])) / np.cos(_ANGLES[0])
 
     def log_prob(p: Any, u_egz: Array, label: Array) -> Float[Array, "e"]:
-        """Change of variables along the probability flow; Song et al. 2021, eq. 39."""
+        """Log density by change of variables along the probability flow; Song et al. 2021, (39)."""
         flow = slope(p, label)
         tangent_kgz = _tangents(options, shape, u_egz.dtype)
 
@@ -215,14 +216,15 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
     )
 
 
-_TOP = float(np.sqrt(HIGH**2 + 1.0))  # standard deviation of latents of variance 1 at level HIGH
+_TOP = float(np.sqrt(HIGH**2 + 1.0))  # standard deviation at level HIGH of latents of variance 1
 _ANGLES = (float(np.arctan(LOW)), float(np.arctan(HIGH)))
 
 
 def _tangents(options: DiffusionOptions, shape: tuple[int, int], dtype: Any) -> Array:
-    """Vectors v with E[v v^T] = I in sum: the trace of J is the sum of v^T J v.
+    """Vectors v whose sum of v v^T has expectation I, so that sum of v^T J v estimates tr(J).
 
-    Those of `hutchinson` are the same for every latent and level, so that densities repeat.
+    With `hutchinson` they are the same for every latent and level, so that densities are
+    reproducible.
     """
     size = shape[0] * shape[1]
     if options.trace == "exact":

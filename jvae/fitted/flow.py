@@ -1,6 +1,4 @@
-"""A flow of coupling layers, with an exact density, that starts as the Gaussian with full
-covariance.
-"""
+"""A flow of coupling layers with an exact density, initialised to a full-covariance Gaussian."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +31,7 @@ class FlowOptions:
 
 
 def build(options: FlowOptions, shape: tuple[int, int], labels: int) -> Density:
-    """The density of `FittedKind`."""
+    """Builds the density; see `FittedKind`."""
     width = shape[0] * shape[1]
     known = labels if labels > 1 else 0
     coupling = Coupling(options.layers, options.width, options.bins, width, known)

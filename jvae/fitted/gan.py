@@ -1,9 +1,10 @@
-"""The conditional GAN on latents of Optimus: noise and a label to a latent.
+"""The conditional latent GAN of Optimus, which maps noise and a label to a latent.
 
 Source: Li et al. 2020, arXiv 2004.04092, label-conditional generation: min over G, max over D of
-E[log D(z)] + E[log(1 - D(G(e, y)))] with the autoencoder frozen. Deviations: D reads the label too,
-as G had no reason to use it otherwise; G minimises -log D(G(e, y)) and D has a gradient penalty
-(`jvae.fitted.adversary`); the sizes of both networks, which the paper does not state, are ours.
+E[log D(z)] + E[log(1 - D(G(e, y)))] with the autoencoder frozen. Deviations: D also reads the
+label, as G would otherwise have no incentive to use it; G minimises -log D(G(e, y)); D has a
+gradient penalty (`jvae.fitted.adversary`); the sizes of both networks, which the paper does not
+state, are our choice.
 """
 
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class GanOptions:
 
 
 def build(options: GanOptions, shape: tuple[int, int], labels: int) -> Density:
-    """The density of `FittedKind`."""
+    """Builds the density; see `FittedKind`."""
     size = shape[0] * shape[1]
     known = labels if labels > 1 else 0
     width = options.width or max(128, 2 * size)

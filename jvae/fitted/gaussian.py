@@ -1,4 +1,4 @@
-"""A Gaussian with full covariance, one for each label."""
+"""A Gaussian with full covariance for each label."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -29,8 +29,8 @@ def moments(
 ) -> dict[str, Array]:
     """Mean and Cholesky factor of the covariance of each label's latents.
 
-    A label's covariance is shrunk towards the one within all labels with the weight of D latents,
-    so that a rare label does not get a singular one.
+    A label's covariance is shrunk towards the pooled within-label covariance with the weight of D
+    latents, so that it is not singular for a rare label.
     """
     width = u_nd.shape[1]
 
@@ -49,7 +49,7 @@ def moments(
 
 
 def build(options: GaussianOptions, shape: tuple[int, int], labels: int) -> Density:
-    """The density of `FittedKind`."""
+    """Builds the density; see `FittedKind`."""
     width = shape[0] * shape[1]
 
     def fit(u_ngz: Array, label_n: Array, key: Key[Array, ""]) -> dict[str, Array]:

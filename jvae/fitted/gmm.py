@@ -1,6 +1,6 @@
 """A mixture of Gaussians with diagonal or full covariances, by expectation maximisation.
 
-Source: Dempster, Laird & Rubin 1977; centres start as in Arthur & Vassilvitskii 2007 (k-means++).
+Source: Dempster, Laird & Rubin 1977; initial centres as in Arthur & Vassilvitskii 2007 (k-means++).
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from jvae.fitted.contract import FITTED, Density, FittedKind
 from jvae.latent.gaussian import LOG_2PI
 from jvae.parallel.mesh import kept_rows
 
-CHUNK = 4_096  # latents whose responsibilities are held at once
-SEEDED = 4_096  # latents that centres are chosen among
+CHUNK = 4_096  # latents whose responsibilities are in memory at once
+SEEDED = 4_096  # latents from which initial centres are chosen
 SHAPES = ("full", "diagonal")
 
 
@@ -46,7 +46,7 @@ class _Mixture(NamedTuple):
 
 
 def _log_each(mixture: _Mixture, u_nd: Float[Array, "n d"]) -> Float[Array, "n k"]:
-    """log of weight times density of every component."""
+    """Log of weight times density for every component."""
     if mixture.factor.ndim == 2:
         left_nkd = (u_nd[:, None] - mixture.mean_kd[None]) / mixture.factor[None]
         square_nk, scale_kd = jnp.sum(left_nkd**2, axis=2), mixture.factor
@@ -92,9 +92,9 @@ def _maximise(options: GmmOptions, sums: _Sums) -> _Mixture:
 
 
 def _start(options: GmmOptions, u_nd: Array, weight_n: Array, key: Key[Array, ""]) -> _Mixture:
-    """Centres far apart, a common covariance around them."""
+    """Initial mixture: well-separated centres with a common covariance."""
     order_key, first_key, key = jax.random.split(key, 3)
-    # Those of other labels weigh nothing, so they come last.
+    # Latents of other labels have weight 0 and come last.
     order_n = jnp.argsort(jax.random.uniform(order_key, weight_n.shape) + 2 * (weight_n == 0))
     place_m = order_n[:SEEDED]
     u_md, weight_m = u_nd[place_m], weight_n[place_m]
@@ -121,7 +121,7 @@ def _start(options: GmmOptions, u_nd: Array, weight_n: Array, key: Key[Array, ""
 
 
 def _climb(options: GmmOptions, u_nd: Array, weight_n: Array, key: Key[Array, ""]) -> Any:
-    """(log-likelihood per latent, mixture) of one start."""
+    """Runs EM from one initialisation; returns (log-likelihood per latent, mixture)."""
     count, total = len(u_nd), jnp.sum(weight_n)
     size = min(CHUNK, count)
     chunks = -(-count // size)
@@ -172,7 +172,7 @@ def _fit(
 
 
 def build(options: GmmOptions, shape: tuple[int, int], labels: int) -> Density:
-    """The density of `FittedKind`."""
+    """Builds the density; see `FittedKind`."""
     width = shape[0] * shape[1]
 
     def fit(u_ngz: Array, label_n: Array, key: Key[Array, ""]) -> dict[str, Array]:

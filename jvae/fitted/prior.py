@@ -19,37 +19,38 @@ from jvae.fitted.contract import FITTED, Density, density
 from jvae.latent import mixture
 from jvae.parallel import mesh as meshes
 
-KEY = "fitted"  # where the parameters lie among those of a model
-LEAST_SCALE = 1e-6  # of a dimension that does not vary
+KEY = "fitted"  # key of the fitted parameters among those of a model
+LEAST_SCALE = 1e-6  # minimum scale, for dimensions that do not vary
 NO_SPHERE = (
     "the latents of this model have length 1 (model.posterior.kind=vmf); a fitted prior would have "
     "none of its mass there. Use its own prior, or fit one to a model with another posterior"
 )
-LEAST_OF_A_LABEL = 2  # sentences
+LEAST_OF_A_LABEL = 2  # minimum sentences per label
 CHUNK, FEWEST = (
     1_024,
     8,
-)  # most latents that are mapped at once; fewer than the latter are filled up
+)  # maximum latents mapped at once, and the size to which smaller batches are padded
 
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
     """A prior fitted to latents (G, Z), with its parameters.
 
-    params: `shift_gz` and `scale_gz` of the standardisation, `log_share_c` of the labels, `density`
-    of the kind. about: what it was fitted to, as JSON can hold it.
+    params: `shift_gz` and `scale_gz` of the standardisation, `log_share_c` (log frequencies of the
+      labels) and `density`, the parameters of the kind.
+    about: what the prior was fitted to, as JSON-compatible values.
     """
 
     name: str
     kind: str
     options: Any
     shape: tuple[int, int]
-    labels: tuple[str, ...]  # empty: fitted without
+    labels: tuple[str, ...]  # empty if fitted without labels
     params: Params = field(repr=False)
     about: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def label_of(self, label: str | None) -> int | None:
-        """The number of a label. Raises: InputError for one that the prior does not know."""
+        """The number of a label. Raises: InputError for an unknown label."""
         if label is None:
             return None
         if not self.labels:
@@ -67,7 +68,7 @@ class Fitted:
         return self.labels.index(label)
 
     def using(self, **options: Any) -> "Fitted":
-        """The same prior with other options of use, such as `steps`.
+        """The same prior with different options of use, such as `steps`.
 
         Raises: ConfigError for an option that is fixed by the fit or does not exist.
         """
@@ -81,16 +82,16 @@ class Fitted:
         return dataclasses.replace(self, options=dataclasses.replace(self.options, **options))
 
     def prior(self, label: str | None = None) -> Prior:
-        """p'(z), or p'(z | label); its parameters lie under `params[KEY]`, see `join`.
+        """Returns p'(z) or p'(z | label); its parameters are under `params[KEY]`, see `join`.
 
         Raises: InputError for an unknown label.
         """
         return _prior(self.kind, self.options, self.shape, len(self.labels), self.label_of(label))
 
     def maps(self, label: str | None = None) -> "Maps | None":
-        """The way to standard normal noise and back; None for a kind without one.
+        """Maps to standard normal noise and back; None for a kind without them.
 
-        Raises: InputError for an unknown label, or where one of several must be named.
+        Raises: InputError for an unknown label, or if there are several and none is given.
         """
         own = density(self.kind, self.options, self.shape, max(len(self.labels), 1))
         if own.to_noise is None:
@@ -106,21 +107,21 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Maps:
-    """Latents to N(0, I) latents and back, under a fitted prior."""
+    """Maps latents to N(0, I) noise and back with a fitted prior."""
 
     density: Density
     params: Params
     label: int
 
     def to_noise(self, z_egz: Float[np.ndarray, "e g z"]) -> Float[np.ndarray, "e g z"]:
-        """Noise of latents."""
+        """Maps latents to noise."""
         own = self.params
         u_egz = standardised(own, z_egz)
         assert self.density.to_noise is not None
         return mapped(self.density.to_noise, own["density"], u_egz, self.label)
 
     def from_noise(self, u_egz: Float[np.ndarray, "e g z"]) -> Float[np.ndarray, "e g z"]:
-        """Latents of noise."""
+        """Maps noise to latents."""
         own = self.params
         assert self.density.from_noise is not None
         u_egz = mapped(self.density.from_noise, own["density"], u_egz, self.label)
@@ -128,14 +129,14 @@ class Maps:
 
 
 def standardised(params: Params, z_egz: Float[np.ndarray, "e g z"]) -> Float[np.ndarray, "e g z"]:
-    """Latents with mean 0 and variance 1, as a `Density` takes them."""
+    """Standardises latents to mean 0 and variance 1, as `Density` expects them."""
     return (z_egz - params["shift_gz"][None]) / params["scale_gz"][None]
 
 
 def mapped(
     function: Callable[..., Array], params: Params, u_egz: Float[np.ndarray, "e g z"], label: int
 ) -> np.ndarray:
-    """function(params, u, label) of a `Density`, compiled for few numbers of latents."""
+    """Applies function(params, u, label) of a `Density`, compiled for few batch sizes."""
     parts = []
     for begin in range(0, len(u_egz), CHUNK):
         part = u_egz[begin : begin + CHUNK]
@@ -154,7 +155,7 @@ def _mapped(function: Any, params: Params, u_egz: Array, label: Array) -> Array:
 def _prior(
     kind: str, options: Any, shape: tuple[int, int], labels: int, label: int | None
 ) -> Prior:
-    """The functions of a prior; the same object for equal arguments, as programs are kept by it."""
+    """The functions of a prior; equal arguments return the same object, to avoid recompilation."""
     own = density(kind, options, shape, max(labels, 1))
     one = label if labels > 1 else 0  # None: a mixture over labels
 
@@ -187,14 +188,14 @@ def _prior(
 
 
 def no_density(kind: str) -> str:
-    """Why a prior of some kind may have no density, and what to do."""
+    """The reason why a kind of prior may have no density, and the remedy."""
     if "trace" in FITTED[kind].use:
         return "name a trace estimator, such as --prior.trace=exact"
     return f"one of kind {kind} only samples; fit another kind where likelihoods are wanted"
 
 
 def has_density(fitted: Fitted) -> bool:
-    """Whether log p'(z) is computed, so that likelihoods under the prior can be."""
+    """Whether log p'(z) is available, as needed for likelihoods under the prior."""
     own = density(fitted.kind, fitted.options, fitted.shape, max(len(fitted.labels), 1))
     return own.log_prob is not None
 
@@ -210,13 +211,13 @@ def fit(
     name: str = "",
     mesh: jax.sharding.Mesh | None = None,
 ) -> Fitted:
-    """A prior fitted to latents, which are standardised inside.
+    """Fits a prior to latents, which are standardised internally.
 
     Args:
-      label_n: number of each latent's label among `labels`.
-      mesh: the devices that batches of latents are cut over.
-    Raises: InputError for latents that cannot be fitted to; ConfigError for an unknown kind, or one
-      that needs labels.
+      label_n: index of each latent's label in `labels`.
+      mesh: the devices over which batches of latents are sharded.
+    Raises: InputError for latents that cannot be used for fitting; ConfigError for an unknown kind,
+      or one that needs labels.
     """
     z_ngz = np.asarray(z_ngz)
     shape = (int(z_ngz.shape[1]), int(z_ngz.shape[2]))
@@ -258,13 +259,13 @@ def join(params: Params, fitted: Fitted) -> Params:
 
 
 def attach(model: TextVAE, fitted: Fitted, label: str | None = None) -> TextVAE:
-    """The model p'(z) p(x | z); its parameters are those that `join` gives.
+    """Returns the model p'(z) p(x | z); use it with the parameters that `join` returns.
 
-    A sampler keeps its chains, whose target holds the prior they were run with; its likelihood
-    bounds draw from the new prior in their mixture.
+    A sampler keeps its chains, whose target still contains the model's own prior; its likelihood
+    bounds use the new prior in their defensive mixture.
 
     Raises: ConfigError for a language model or latents on a sphere; InputError for an unknown label
-      or a prior of latents of another shape.
+      or a prior for latents of another shape.
     """
     if not has_latent(model):
         raise ConfigError("a language model has no latent, so no prior can be fitted to it")

@@ -1,8 +1,9 @@
-"""Latents of texts brought to another label under a fitted prior.
+"""Moves latents of texts to another label with a fitted prior.
 
-A latent becomes the noise of its own label, and that noise a latent of the wanted one: what the
-label does not decide stays as it was. Under a Gaussian of each class this is the affine map between
-the two. A kind may bring a map of its own that needs no label to start from (`Density.moved`).
+A latent is mapped to noise with its own label, and that noise to a latent with the wanted label.
+Properties that the label does not determine are kept. With one Gaussian per label this is the
+affine map between the two. A kind may define its own map that does not need the current label
+(`Density.moved`).
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from jvae.fitted.prior import Fitted, mapped, standardised
 
 
 def transfers(fitted: Fitted) -> bool:
-    """Whether latents can be brought to another label under a prior."""
+    """Whether latents can be moved to another label with a prior."""
     own = density(fitted.kind, fitted.options, fitted.shape, max(len(fitted.labels), 1))
     return own.moved is not None or own.to_noise is not None
 
@@ -28,14 +29,14 @@ def transfer(
     labels: Sequence[str] | None = None,
     strength: float = 1.0,
 ) -> Float[np.ndarray, "n g z"]:
-    """Latents with another label; those that are known to have it are left as they are.
+    """Moves latents to another label; latents known to have it already are unchanged.
 
     Args:
-      labels: the own label of each latent; by default, where there is a density, the one under
-        which it is highest, labels weighted by their frequency.
-      strength: multiple of the step from a latent to where it is brought.
-    Raises: InputError for an unknown label, a kind of prior that only samples, or own labels that
-      are needed but neither named nor computed.
+      labels: the current label of each latent; by default, if there is a density, the label with
+        the highest density times frequency.
+      strength: multiple of the step from a latent to its target.
+    Raises: InputError for an unknown label, a kind of prior that only samples, or current labels
+      that are needed but neither given nor computable.
     """
     target = fitted.label_of(label)
     if target is None:
@@ -59,7 +60,7 @@ def transfer(
 def _moved(
     fitted: Fitted, own: Density, z_ngz: np.ndarray, number: int, target: int
 ) -> Float[np.ndarray, "n g z"]:
-    """Latents of one label as those of another."""
+    """Moves latents of one label to another."""
     if own.moved is None:
         source, goal = (fitted.maps(fitted.labels[one]) for one in (number, target))
         assert source is not None and goal is not None
@@ -71,7 +72,7 @@ def _moved(
 def _numbers(
     fitted: Fitted, own: Density, z_ngz: np.ndarray, labels: Sequence[str] | None
 ) -> Int[np.ndarray, "n"]:
-    """The number of each latent's own label; -1 where the kind can do without it."""
+    """The number of each latent's current label; -1 if the kind does not need it."""
     if labels is not None:
         return np.array([fitted.label_of(one) for one in labels], np.int64)
     if not len(z_ngz) or (own.moved is not None and own.log_prob is None):

@@ -1,5 +1,5 @@
-"""A trained model as a tool on text: encode, edit, decode, score."""
+"""Uses a trained model on text: encode, edit, decode, score."""
 
-from jvae.latent import geometry as lines  # `jvae.space.lines`, its documented name
+from jvae.latent import geometry as lines  # documented as `jvae.space.lines`
 
 __all__ = ["lines"]

@@ -1,7 +1,7 @@
-"""Any number of texts of any length in batches of few shapes, so that little is ever compiled.
+"""Batches texts of any number and length into few shapes, to limit compilation.
 
-A row holds one text. Row lengths are powers of two, batch sizes three, so a text's row does not
-depend on the texts beside it.
+A row holds one text. Row lengths are powers of two, and there are three batch sizes, so a text's
+row does not depend on the other texts.
 """
 
 import logging
@@ -20,18 +20,18 @@ from jvae.errors import DataError
 
 log = logging.getLogger(__name__)
 
-SHORTEST = 16  # tokens of the shortest rows
-SIZES = (8, 64, 512)  # rows of a batch
-TOKENS = 16_384  # most places of a batch, unless one row has more
+SHORTEST = 16  # length of the shortest rows, in tokens
+SIZES = (8, 64, 512)  # rows per batch
+TOKENS = 16_384  # maximum tokens per batch, padding included, unless one row has more
 
 
 class Tokenised(NamedTuple):
-    """Texts as tokens of every side that the model reads."""
+    """Texts, tokenised for every side that the model reads."""
 
     sides: dict[str, Encoded]
     pad: dict[str, int]
-    limits: Mapping[str, int]  # most tokens of one example per side
-    noise_e: np.ndarray  # (texts,) int32: what the noise of each text is drawn for
+    limits: Mapping[str, int]  # maximum tokens per example and side
+    noise_e: np.ndarray  # (texts,) int32: the example id that keys each text's noise
 
 
 def tokenise(
@@ -41,8 +41,9 @@ def tokenise(
     limits: Mapping[str, int],
     joined: Sequence[str] = (),
 ) -> Tokenised:
-    """Tokens of all texts, which are as `checks.listed` returns them. For arguments see
-    `jvae.data.encode.encode`.
+    """Tokenises texts that `checks.listed` has returned.
+
+    See `jvae.data.encode.encode` for the arguments.
 
     Raises: DataError naming the first text that is too long for the model.
     """
@@ -57,7 +58,7 @@ def tokenise(
         tokens = len(sides[side].flat)
         if note := unknown_note(unknown, tokens, len(texts), tokenizer, ["sentences"]):
             log.warning("%s", note)
-            break  # both sides would say the same
+            break  # both sides would give the same message
     pairs = zip(texts, sources or [""] * len(texts), strict=True)
     noise = [zlib.crc32(f"{source}\0{text}".encode()) & 0x7FFFFFFF for text, source in pairs]
     pad = {side: tokenizer.pad_id for side, tokenizer in tokenizers.items()}
@@ -71,9 +72,9 @@ def truncate(
     limits: Mapping[str, int],
     joined: Sequence[str] = (),
 ) -> list[str]:
-    """The texts, each cut after its last word that leaves it short enough for every side.
+    """Truncates each text at a word boundary to the length limits of all sides.
 
-    A text whose first word is too long is left as it is, for `tokenise` to name.
+    A text whose first word is too long is left unchanged, so that `tokenise` reports it.
     """
 
     def too_long(some: Sequence[str], at: Sequence[int]) -> set[int]:
@@ -84,7 +85,7 @@ def truncate(
     cut = list(texts)
     for i in sorted(too_long(texts, range(len(texts)))):
         words = texts[i].split(" ")
-        low, high = 0, len(words)  # so many fit; so many do not
+        low, high = 0, len(words)  # `low` words fit, `high` words do not
         while high - low > 1:
             middle = (low + high) // 2
             if too_long([" ".join(words[:middle])], [i]):
@@ -103,11 +104,10 @@ def batches(
     source_first: bool = False,
     most: int = SIZES[-1],
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Every text once, shortest first: (places (n,) of the texts of the first n rows, batch), of at
-    most `most` rows.
+    """Yields every text once, shortest first, in batches of at most `most` rows.
 
-    The id of an example is a hash of its text, so that its noise is that of the text, wherever it
-    stands and whatever stands beside it.
+    Each item is (indices (n,) of the texts in the first n rows, batch). The id of an example is a
+    hash of its text, so that its noise does not depend on its position or on the other texts.
     """
     need_e = np.full(len(found.noise_e), SHORTEST, np.int64)
     for encoded in found.sides.values():
@@ -128,9 +128,9 @@ def batches(
 
 
 def batch_size(n: int, most: int) -> int:
-    """Rows of the next batch for n texts: one of `SIZES`, at most `most`, filled well if it can be.
+    """Rows of the next batch for n texts: one of `SIZES`, capped at `most`.
 
-    A batch that n fills to more than a quarter is taken before several smaller ones.
+    One batch that is more than a quarter full is preferred to several smaller ones.
     """
     sizes = sorted({min(size, most) for size in (*SIZES, most) if size <= max(most, SIZES[0])})
     above = next((size for size in sizes if size >= n), sizes[-1])
@@ -140,7 +140,7 @@ def batch_size(n: int, most: int) -> int:
 
 
 def spans(total: int, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of few sizes over 0..total-1: (places, places with the last repeated to the size)."""
+    """Batches of few sizes over 0..total-1: (indices, indices padded by repeating the last)."""
     first = 0
     while first < total:
         size = batch_size(total - first, most)
@@ -150,11 +150,11 @@ def spans(total: int, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def lengths(config: DecodeConfig, total: int) -> list[int]:
-    """Limits to decode so many sentences to, one after another, each time those left unended.
+    """Successive length limits for decoding; each one applies to the sentences still unfinished.
 
-    A batch takes as long as its longest sentence. So many sentences are decoded to a short limit
-    first, and the few longer ones, from all batches together, anew: greedy or drawn tokens do not
-    depend on the limit. Beams do.
+    A batch takes as long as its longest sentence. Many sentences are therefore decoded to a short
+    limit first, and the few longer ones from all batches are decoded again together. Greedy and
+    sampled tokens do not depend on the limit; beam search does, so it uses a single limit.
     """
     found, length = [], max(SHORTEST, config.min_length)
     if total > SIZES[1] and config.method != "beam":

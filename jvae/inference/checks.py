@@ -1,4 +1,4 @@
-"""Arguments of the text tools, checked where they come in."""
+"""Checks the arguments of the text tools."""
 
 import dataclasses
 import difflib
@@ -16,10 +16,10 @@ from jvae.errors import ConfigError, DataError, InputError, InputTypeError, Jvae
 
 
 def listed(texts: Any, what: str = "sentence") -> list[str]:
-    """Texts as a list, each by the rules that corpora are read by (`jvae.data.text_rules`).
+    """Returns texts as a list, cleaned by the same rules as corpora (`jvae.data.text_rules`).
 
-    Raises: InputTypeError if it is one string or not an ordered collection, or one of them is not
-      text; DataError naming the first text that is empty or holds what no corpus may hold.
+    Raises: InputTypeError for a single string, an unordered collection, or an item that is not a
+      string; DataError naming the first text that is empty or has invalid characters.
     """
     ordered = isinstance(texts, Iterable) and not isinstance(texts, str | bytes | Mapping | Set)
     if not ordered:
@@ -39,18 +39,18 @@ def listed(texts: Any, what: str = "sentence") -> list[str]:
 
 
 def latents(z_egz: Any, expected: tuple[int | str, ...]) -> Float[np.ndarray, "n g z"]:
-    """Latents as a float32 array.
+    """Returns latents as a float32 array.
 
     Args:
-      expected: their shape; its first entry is a name where any number goes.
-    Raises: InputError for another shape, or a value that is no finite number.
+      expected: their shape; its first entry is a name if any number is allowed.
+    Raises: InputError for another shape, or a value that is not a finite number.
     """
     shown = f"({', '.join(map(str, expected))})"
     try:
         found = np.asarray(z_egz)
         if np.iscomplexobj(found):
             raise InputError(f"latents are complex numbers; expected real ones, {shown}")
-        with np.errstate(over="ignore"):  # beyond float32: not finite, see below
+        with np.errstate(over="ignore"):  # overflow of float32 is caught as not finite below
             found = found.astype(np.float32)
     except InputError:
         raise
@@ -66,12 +66,12 @@ def latents(z_egz: Any, expected: tuple[int | str, ...]) -> Float[np.ndarray, "n
 
 
 def seed(value: Any) -> None:
-    """Raises: InputError unless it is a seed that no other one is equal to."""
+    """Raises: InputError unless `value` is a valid seed: a whole number from 0 to 2**32 - 1."""
     errors.whole("seed", value, 0, 2**32 - 1)
 
 
 def settings(given: Mapping[str, Any]) -> None:
-    """Raises: ConfigError for a setting of decoding that there is none of, with the closest."""
+    """Raises: ConfigError for an unknown decoding setting, suggesting the closest match."""
     known = [one.name for one in dataclasses.fields(DecodeConfig)]
     for name in given:
         if name not in known:
@@ -84,7 +84,7 @@ def settings(given: Mapping[str, Any]) -> None:
 
 
 def same_process(pid: int) -> None:
-    """Raises: JvaeError in a child of the process that the model was loaded in, where it hangs."""
+    """Raises: JvaeError in a forked child of the process that loaded the model, where JAX hangs."""
     if os.getpid() != pid:
         raise JvaeError(
             f"this model was loaded in process {pid}, of which this one ({os.getpid()}) is a fork; "

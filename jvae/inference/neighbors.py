@@ -1,4 +1,4 @@
-"""Which sentences of a corpus are nearest to a latent."""
+"""Finds the sentences of a corpus that are nearest to a latent."""
 
 import math
 from typing import NamedTuple
@@ -13,10 +13,10 @@ BLOCK = 1_024  # queries compared at once
 
 
 class Neighbor(NamedTuple):
-    """A sentence of a corpus and how far it is; cosine distance is 1 - cosine."""
+    """A sentence of a corpus and its distance; cosine distance is 1 - cosine."""
 
     text: str
-    place: int  # in the corpus, from 0
+    place: int  # index in the corpus, from 0
     distance: float
 
 
@@ -26,11 +26,11 @@ def nearest(
     count: int,
     metric: str = "cosine",
 ) -> tuple[Int[np.ndarray, "e k"], Float[np.ndarray, "e k"]]:
-    """Places and distances of the `count` nearest latents of each query, nearest first.
+    """Indices and distances of the `count` nearest latents of each query, nearest first.
 
-    Equal distances keep the order of the corpus. All are given where the corpus has fewer.
+    Ties keep the order of the corpus. A corpus with fewer latents returns all of them.
 
-    Raises: InputError for another metric or a count below 1.
+    Raises: InputError for an unknown metric or a count below 1.
     """
     if metric not in METRICS:
         raise InputError(f"metric is {metric!r}; expected one of {', '.join(METRICS)}")

@@ -1,4 +1,4 @@
-"""Compiled passes of the text tools: latents, conditions, densities. One text a row."""
+"""Compiled passes of the text tools: latents, conditions, densities. One text per row."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,11 +22,11 @@ from jvae.api import (
 from jvae.decode import DecodeConfig, decode
 from jvae.latent.kl import kl
 
-CHUNK = 8  # chains of a sentence that run together
+CHUNK = 8  # chains per sentence that run together
 
 
 class TokenLogProbs(NamedTuple):
-    """What a model says of each token of one sentence, its end included."""
+    """Log-probabilities of the tokens of one sentence, including its end."""
 
     tokens: list[str]
     nats: Float[np.ndarray, "t"]  # log p(token | tokens before, z)
@@ -37,7 +37,7 @@ class PosteriorStats(NamedTuple):
 
     mean: Float[np.ndarray, "n g z"]
     std: Float[np.ndarray, "n g z"]
-    kl: Float[np.ndarray, "n"]  # to the prior, in nats; of a learned prior, of one draw
+    kl: Float[np.ndarray, "n"]  # KL to the prior, in nats; one-draw estimate for a learned prior
 
 
 @partial(jax.jit, static_argnames=("gen", "post", "chains"))
@@ -49,7 +49,7 @@ def means(
     batch: Batch,
     key: Key[Array, ""],
 ) -> Float[Array, "e g z"]:
-    """Posterior means; of a sampler, with `chains`, the mean end point of so many chains."""
+    """Posterior means; for a sampler, the mean end point of `chains` chains."""
     cond = gen.condition(params, batch)
 
     def mean(key_e: Key[Array, "e"]) -> Array:
@@ -73,7 +73,7 @@ def draws(
     batch: Batch,
     key: Key[Array, ""],
 ) -> Float[Array, "e k g z"]:
-    """Draws from the posterior of each example; of a sampler, end points of independent chains."""
+    """Draws from the posterior of each example; for a sampler, end points of independent chains."""
     if post.sampler is None:
         _, q, z_key = infer(gen, post, params, batch, key)
         key_ke = example_keys(z_key, batch.id_e, jnp.arange(samples))
@@ -95,7 +95,7 @@ def stats(
     batch: Batch,
     key: Key[Array, ""],
 ) -> Float[Array, "e f"]:
-    """Means, standard deviations and KL to the prior of Gaussian posteriors, in one row each."""
+    """Means, standard deviations and KL to the prior of Gaussian posteriors, a row per example."""
     cond, q, z_key = infer(gen, post, params, batch, key)
     (z_egz,) = post.sample(params, q, example_keys(z_key, batch.id_e, jnp.arange(1)))
     kl_e = kl(params, post, q, z_egz, prior, cond).nats_e
@@ -106,7 +106,7 @@ def stats(
 
 @partial(jax.jit, static_argnames=("gen",))
 def condition(gen: Generator, params: Params, batch: Batch) -> Cond:
-    """What the decoder reads of each source."""
+    """The decoder's condition for each source."""
     return gen.condition(params, batch)
 
 
@@ -114,7 +114,7 @@ def condition(gen: Generator, params: Params, batch: Batch) -> Cond:
 def prior(
     prior: Prior, params: Params, key: Key[Array, ""], id_e: Int[Array, "e"], cond: Cond | None
 ) -> Float[Array, "e g z"]:
-    """A draw from the prior for each of these ids."""
+    """A draw from the prior for each id."""
     return prior.sample(params, example_keys(key, id_e), cond)
 
 
@@ -131,9 +131,10 @@ def written(
     pad_id: int,
     cond: Cond | None,
 ) -> tuple[Int[Array, "e t"], Bool[Array, "e"]]:
-    """Tokens of latents, and whether each has ended. The probabilities that decoding also gives are
-    left out here, where the compiler can tell that nobody reads them: they cost a pass over the
-    vocabulary.
+    """Decodes latents to tokens; also returns whether each sentence has ended.
+
+    The probabilities that `decode` also returns are dropped here, inside the compiled function, so
+    that the compiler can remove them: they cost a pass over the vocabulary.
     """
     ends: Any = dict(end_id=end_id, pad_id=pad_id, cond=cond)
     out = decode(gen, params, z_egz, prompt, key_e, config, **ends)
@@ -144,7 +145,7 @@ def written(
 def token_nats(
     gen: Generator, params: Params, batch: Batch, z_egz: Float[Array, "e g z"]
 ) -> Float[Array, "b t"]:
-    """log p of each scored token at its place in `dec`, 0 elsewhere."""
+    """log p of each scored token at its position in `dec`, in nats; 0 elsewhere."""
     ctx = gen.prepare(params, batch, cond=gen.condition(params, batch))
     return gen.log_lik(params, ctx, z_egz)
 

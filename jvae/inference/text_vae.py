@@ -1,4 +1,4 @@
-"""A trained model with its tokenizers: text to latents, latents to text. NumPy in and out."""
+"""A trained model with its tokenizers: text to latents and back. Arrays are NumPy in and out."""
 
 import logging
 import math
@@ -35,7 +35,7 @@ __all__ = ["LoadedVAE", "Neighbor", "PosteriorStats", "TokenLogProbs"]
 log = logging.getLogger(__name__)
 
 RETURNS = ("mean", "sample", "stats")  # what `encode` can return
-QUIET_S = 10.0  # shorter work, compilation included, shows no progress
+QUIET_S = 10.0  # progress is shown only for longer work, including compilation
 
 
 class StoredPriors(Protocol):
@@ -44,45 +44,49 @@ class StoredPriors(Protocol):
     def __call__(self, name: str) -> Fitted: ...
 
     def labelled(self) -> str:
-        """The name of the only one that was fitted with labels. Raises: ConfigError."""
+        """The name of the only prior that was fitted with labels.
+
+        Raises: ConfigError if there is none, or more than one.
+        """
         ...
 
 
 class _Given(NamedTuple):
-    """What is given beside the latents: the condition and the tokens to go on from."""
+    """Inputs of decoding in addition to latents: the condition and the tokens to continue."""
 
     cond: Cond | None
-    prompt: Prompt  # of NumPy arrays
+    prompt: Prompt  # with NumPy arrays
 
 
 @dataclass(frozen=True, repr=False)
 class LoadedVAE:
-    """Encode, edit, decode and score text with one set of parameters.
+    """Encodes, edits, decodes and scores text with one set of parameters.
 
-    Latents are float32 arrays (n, groups, width): groups are the `vectors` of a text, or the layers
-    of DELLA; a language model's latents are (n, 0, 0). Where every vector has length 1
-    (`model.post.support`), edited ones are brought back to it. A conditional model needs `sources`,
-    one source text for each sentence or latent; the others take none. Any number of texts goes:
-    they are cut into batches of few shapes, each compiled once. What a text gives does not depend
-    on the texts beside it, noise included.
+    Latents are float32 arrays (n, groups, width). Groups are the `vectors` of a text, or the layers
+    of DELLA; latents of a language model are (n, 0, 0). If latent vectors have length 1
+    (`model.post.support`), edited ones are normalised again.
+
+    A conditional model needs `sources`, one source text per sentence or latent; other models accept
+    none. Any number of texts is allowed: they are split into batches of few shapes, each compiled
+    once. Results for a text, including its noise, do not depend on the other texts.
     """
 
     model: TextVAE
     params: Params
     encoder: TextTokenizer
     decoder: TextTokenizer
-    rows: RowSpec  # of the training; of it, whether ends are scored
-    limits: dict[str, int]  # most tokens of one example per side
-    max_length: int  # default limit of decoded sentences, in tokens
+    rows: RowSpec  # row settings of training; used for whether end tokens are scored
+    limits: dict[str, int]  # maximum tokens per example and side
+    max_length: int  # default length limit of decoded sentences, in tokens
     decode_batch: int = 256
     seed: int = 0
-    joined: tuple[str, ...] = ()  # sides that hold the source in front of the text
-    turns: str = ""  # stands between the turns of a source
+    joined: tuple[str, ...] = ()  # sides that have the source in front of the text
+    turns: str = ""  # separator of the turns of a source
     open_prior: StoredPriors | None = field(default=None, repr=False, compare=False)
     publish: Callable[..., str] | None = field(default=None, repr=False, compare=False)
-    fitted: Fitted | None = None  # the prior of `model`, where it is not the model's own
-    label: str | None = None  # that this prior is conditioned on
-    name: str = ""  # of its config
+    fitted: Fitted | None = None  # the fitted prior that `model` uses in place of its own
+    label: str | None = None  # the label that this prior is conditioned on
+    name: str = ""  # name of the config
     pid: int = field(default_factory=os.getpid, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -114,15 +118,17 @@ class LoadedVAE:
         token: str | None = None,
         message: str = "",
     ) -> str:
-        """Uploads the run or export that this model was loaded from, with the priors fitted to it,
-        as an export in one commit; `jvae.load(name)` reads it. Returns its address.
+        """Uploads the model to the Hugging Face hub and returns the repository's URL.
+
+        The run or export that the model was loaded from is uploaded as an export in one commit,
+        with the priors fitted to it. Load it with `jvae.load(name)`.
 
         Args:
-          name: "user/model" of a repository of the Hugging Face hub, made where there is none.
-          private: of a new repository.
-          license: for the card, as the hub abbreviates it, such as "apache-2.0".
-          token: one that may write; by default that of `hf auth login` or HF_TOKEN.
-        Raises: WeightsError where it cannot be uploaded.
+          name: the hub repository, "user/model"; created if needed.
+          private: make a new repository private.
+          license: license for the model card, as abbreviated on the hub, such as "apache-2.0".
+          token: a token with write access; by default that of `hf auth login` or HF_TOKEN.
+        Raises: WeightsError if the upload fails.
         """
         if self.publish is None:
             raise InputError("this model was not loaded from a folder; export it and load that")
@@ -147,7 +153,7 @@ class LoadedVAE:
 
     @property
     def conditional(self) -> bool:
-        """Whether the model reads a source text beside each sentence."""
+        """Whether the model reads a source text in addition to each sentence."""
         return "cond" in self.limits
 
     # ----------------------------------------------------------------------------------------------
@@ -159,8 +165,9 @@ class LoadedVAE:
         sources: Sequence[str] | None = None,
         most: int | None = None,
     ) -> Iterator[tuple[np.ndarray, Batch]]:
-        """Each text once, in batches of at most `most`: (places in `texts` of the first rows,
-        batch).
+        """Yields each text once, in batches of at most `most` texts.
+
+        Each item is (indices in `texts` of the first rows, batch).
 
         Raises: DataError naming the first sentence that is empty or too long for the model.
         """
@@ -175,9 +182,10 @@ class LoadedVAE:
         )
 
     def count(self, texts: Sequence[str]) -> Int[np.ndarray, "n"]:
-        """Tokens of each text as the decoder counts them, start and end included.
+        """Number of decoder tokens of each text, including start and end.
 
-        The model takes at most `limits["dec"]` of them, and `limits["enc"]` of its encoder's.
+        The model accepts at most `limits["dec"]` decoder tokens, and `limits["enc"]` tokens of its
+        encoder's tokenizer.
         """
         ids = self.decoder.encode_batch(checks.listed(texts))
         return np.array([len(one) for one in ids], np.int64)
@@ -221,22 +229,22 @@ class LoadedVAE:
         batch_size: int | None = None,
         progress: bool | None = None,
     ) -> Float[np.ndarray, "n g z"] | PosteriorStats:
-        """Posteriors of sentences, in their order.
+        """Encodes sentences to posterior means, draws or statistics, in the given order.
 
         Args:
-          return_: "mean", the posterior means; "sample", one draw from each posterior; "stats",
-            means, standard deviations and KL to the prior, of models whose posterior is a diagonal
+          return_: "mean" for posterior means; "sample" for one draw from each posterior; "stats"
+            for means, standard deviations and KL to the prior, if the posterior is a diagonal
             Gaussian.
-          seed: of draws, and of a model without an encoder.
-          chains: of a model without an encoder, whose means are averages over so many Langevin
-            chains, by default as many as its config says.
-          truncate: cut what is too long for the model after its last word that fits, and say in
-            the log how many texts were cut.
-          batch_size: most texts that are encoded together, 512 by default; changes memory and
-            speed, not values.
-          progress: show a progress bar; by default only where it takes more than 10 seconds.
+          seed: seed of draws, and of Langevin chains in a model without an encoder.
+          chains: for a model without an encoder, the number of Langevin chains to average; by
+            default that of its config.
+          truncate: truncate texts that are too long for the model at a word boundary, and log how
+            many were truncated.
+          batch_size: maximum texts encoded together, 512 by default; changes memory and speed, not
+            values.
+          progress: show a progress bar; by default only for work of more than 10 seconds.
         Raises: DataError naming the first sentence that is empty or too long for the model;
-          InputError for "stats" of another posterior.
+          InputError for "stats" if the posterior is not a diagonal Gaussian.
         """
         if return_ not in RETURNS:
             raise InputError(f"return_ is {return_!r}; it must be one of {', '.join(RETURNS)}")
@@ -283,11 +291,12 @@ class LoadedVAE:
         most: int | None = None,
         progress: bool | None = None,
     ) -> Float[np.ndarray, "n ..."]:
-        """What a compiled function gives for each text.
+        """Applies a compiled function to all texts, in batches.
 
         Args:
-          values_of: of a batch on the mesh. shape: of the values of a text, that of a latent by
-            default. most: texts of a batch.
+          values_of: computes the values of a batch on the mesh.
+          shape: shape of a text's values; by default that of a latent.
+          most: maximum texts per batch.
         """
         texts, mesh = checks.listed(texts), meshes.mesh_of(self.params)
         if truncate:
@@ -311,8 +320,9 @@ class LoadedVAE:
         *,
         seed: int | None = None,
     ) -> Float[np.ndarray, "n k g z"]:
-        """Draws from the posterior of each sentence; of a model without an encoder, end points of
-        independent Langevin chains.
+        """Draws from the posterior of each sentence.
+
+        For a model without an encoder, draws are end points of independent Langevin chains.
 
         Raises: DataError naming the first sentence that is empty or too long for the model.
         """
@@ -326,11 +336,11 @@ class LoadedVAE:
         )
 
     def with_prior(self, prior: str | Fitted, label: str | None = None, **use: Any) -> "LoadedVAE":
-        """The model p'(z) p(x | z) with a prior that was fitted to this one, for all of its calls.
+        """Returns the model p'(z) p(x | z), in which a fitted prior p' replaces the model's own.
 
         Args:
           prior: its name in the folder of the run or export, or the prior itself.
-          label: conditions it, where it was fitted with labels.
+          label: the label to condition on, if the prior was fitted with labels.
           use: options of its sampler and density, such as `steps`.
         Raises: ConfigError for an unknown name or option; InputError for an unknown label;
           WeightsError for a prior of another model.
@@ -351,16 +361,16 @@ class LoadedVAE:
         )
 
     def _under(self, prior: str | Fitted | None, label: str | None) -> "LoadedVAE":
-        """Under another prior or label, where one is named."""
+        """This model with another prior or label, if one is given."""
         if prior is None and label is None:
             return self
         return self.with_prior(self._labelled(f"label is {label!r}", prior), label)
 
     def _labelled(self, why: str, prior: str | Fitted | None) -> str | Fitted:
-        """The prior that is named, else that of this model, else the only one with labels.
+        """The given prior, else this model's fitted prior, else the only one with labels.
 
         Args:
-          why: it is needed, for the message.
+          why: the reason it is needed, for the message.
         """
         if prior is not None:
             return prior
@@ -379,10 +389,10 @@ class LoadedVAE:
         prior: str | Fitted | None = None,
         label: str | None = None,
     ) -> Float[np.ndarray, "n g z"]:
-        """n latents from the prior; n for each source where there are sources, adjacent.
+        """Draws n latents from the prior, or n adjacent ones per source if there are sources.
 
-        For `prior` and `label` see `with_prior`; a label alone means the only prior that was fitted
-        with labels.
+        For `prior` and `label` see `with_prior`; a label alone selects the only prior that was
+        fitted with labels.
         """
         if prior is not None or label is not None:
             return self._under(prior, label).sample_prior(n, seed, sources)
@@ -406,10 +416,12 @@ class LoadedVAE:
         sources: Sequence[str] | None = None,
         **settings: Any,
     ) -> list[str]:
-        """Sentences of latents; greedy unless `settings` (`DecodeConfig` fields) say otherwise.
+        """Decodes latents to sentences; greedy unless `settings` names another method.
 
-        Sentences end where the positions of the model do, whatever `max_length` is. A source that
-        stands in front of the text takes up some of them.
+        `settings` are fields of `DecodeConfig`.
+
+        Regardless of `max_length`, sentences are limited to the model's positions. A source in
+        front of the text takes up some of these.
         """
         checks.same_process(self.pid)
         checks.settings(settings)
@@ -470,7 +482,7 @@ class LoadedVAE:
         truncate: bool = False,
         **settings: Any,
     ) -> list[str]:
-        """Each sentence encoded to its posterior mean and decoded. For `truncate` see `encode`."""
+        """Encodes each sentence to its posterior mean and decodes it; see `encode`, `decode`."""
         z_egz = self.encode(texts, sources, truncate=truncate)
         return self.decode(z_egz, sources=sources, **settings)
 
@@ -484,10 +496,10 @@ class LoadedVAE:
         label: str | None = None,
         **settings: Any,
     ) -> list[str]:
-        """n sentences from the prior, by ancestral sampling unless `settings` say otherwise; n for
-        each source where there are sources, adjacent.
+        """Generates n sentences from the prior, or n adjacent ones per source if there are sources.
 
-        For `prior` and `label` see `sample_prior`.
+        Uses ancestral sampling unless `settings` names another method. For `prior` and `label` see
+        `sample_prior`.
         """
         z_egz = self.sample_prior(n, seed, sources, prior=prior, label=label)
         every = sources and [source for source in sources for _ in range(n)]
@@ -506,11 +518,13 @@ class LoadedVAE:
         how: str = "linear",
         **settings: Any,
     ) -> list[str]:
-        """Sentences at `steps` even points between the posterior means of a and b. Under a fitted
-        prior (`with_prior`) the way is that of its noise, so it stays where the prior has mass.
+        """Decodes `steps` evenly spaced points between the posterior means of a and b.
+
+        With a fitted prior (`with_prior`), points are interpolated in the prior's noise space, so
+        that they stay where the prior has mass.
 
         Args:
-          how: "linear", or "slerp" for the arc.
+          how: "linear", or "slerp" for spherical interpolation.
         Raises: InputError for a fitted prior without a map to noise.
         """
         z_egz = self._ends([a, b], source)
@@ -528,7 +542,7 @@ class LoadedVAE:
         return self._told(maps.from_noise(u_tgz), source, settings)
 
     def analogy(self, a: str, b: str, c: str, source: str | None = None, **settings: Any) -> str:
-        """What is to c as b is to a: the sentence at z(c) + z(b) - z(a)."""
+        """Completes the analogy a : b = c : ?, by decoding z(c) + z(b) - z(a)."""
         z_egz = self._ends([a, b, c], source)
         moved_gz = z_egz[2] + geometry.direction(z_egz[:1], z_egz[1:2])
         return self._told(moved_gz[None], source, settings)[0]
@@ -544,15 +558,18 @@ class LoadedVAE:
         truncate: bool = False,
         **settings: Any,
     ) -> list[str]:
-        """Each sentence with another label and otherwise as it was: encoded to its posterior mean,
-        brought to the label under a fitted prior (`jvae.fitted.relabel`) and decoded. Sentences
-        that have the label already are reconstructed.
+        """Rewrites each sentence to have another label while keeping its other content.
+
+        A sentence is encoded to its posterior mean, moved to the label with a fitted prior
+        (`jvae.fitted.relabel`) and decoded. Sentences that already have the label are
+        reconstructed.
 
         Args:
-          prior: as of `with_prior`; by default that of this model, or the only one with labels.
-          labels: those that the sentences have; by default the likeliest under the prior.
-          strength: multiple of the step in the latent space. Above 1 more sentences change their
-            label, and less is left of them.
+          prior: as in `with_prior`; by default this model's fitted prior, or the only one with
+            labels.
+          labels: the current labels of the sentences; by default the most likely under the prior.
+          strength: multiple of the step in latent space. Above 1, more sentences change their
+            label, but less of their content is kept.
           truncate: see `encode`.
         Raises: ConfigError for an unknown prior; InputError for an unknown label, or a kind of
           prior that only samples.
@@ -571,10 +588,10 @@ class LoadedVAE:
         source: str | None = None,
         **settings: Any,
     ) -> list[list[str]]:
-        """Sentences as one dimension of a sentence's latent moves, for each dimension.
+        """Decodes a sentence's latent while moving one dimension at a time, for each dimension.
 
         Args:
-          dims: counted through all groups; all of them by default.
+          dims: indices into the flattened latent; all of them by default.
           offsets: added to the dimension, in units of the latent.
         """
         (z_gz,) = self._ends([text], source)
@@ -583,7 +600,7 @@ class LoadedVAE:
         return [told[i : i + len(offsets)] for i in range(0, len(told), len(offsets))]
 
     def placed(self, z_egz: Float[np.ndarray, "n g z"]) -> Float[np.ndarray, "n g z"]:
-        """Latents where those of the model lie: of length 1 where these are, else as they are."""
+        """Normalises latents to length 1 if the model's support is the sphere."""
         return geometry.on_sphere(z_egz) if self.model.post.support == SPHERE else z_egz
 
     def neighbors(
@@ -598,10 +615,10 @@ class LoadedVAE:
     ) -> list[Neighbor]:
         """The n sentences of a corpus whose posterior means are nearest to that of a text.
 
-        For many texts encode the corpus once and see `jvae.inference.neighbors.nearest`.
+        For many texts, encode the corpus once and use `jvae.inference.neighbors.nearest`.
 
         Args:
-          sources: of the corpus.
+          sources: source texts of the corpus.
           metric: "cosine" or "euclidean".
         """
         query_egz = self._ends([text], source)
@@ -625,7 +642,7 @@ class LoadedVAE:
         """Importance-weighted bound on -log p of each sentence, in nats; exact without a latent.
 
         Args:
-          k: draws; the bound falls towards the exact value as they grow.
+          k: number of draws; the bound decreases towards the exact value as k grows.
           chunk: draws decoded together; changes memory, not values.
         """
         texts = checks.listed(texts)
@@ -653,7 +670,7 @@ class LoadedVAE:
         """log p of each token of each sentence given its latent, in nats.
 
         Args:
-          z_egz: the latents, posterior means by default.
+          z_egz: the latents; by default posterior means.
         """
         texts = checks.listed(texts)
         given = self.encode(texts, sources) if z_egz is None else z_egz
@@ -681,13 +698,13 @@ class LoadedVAE:
         return self.decode(self.placed(z_egz), sources=given, **settings)
 
     def _ends(self, texts: list[str], source: str | None) -> Float[np.ndarray, "n g z"]:
-        """Latents of the sentences that an edit starts from."""
+        """Posterior means of the sentences that an edit starts from."""
         if not np.prod(self.model.latent_shape):
             raise InputError("this model has no latent: there is nothing to edit or to compare")
         return self.encode(texts, source and [source] * len(texts))
 
     def _sources(self, sources: Sequence[str] | None, n: int | None) -> list[str] | None:
-        """Sources as a list, where the model reads any."""
+        """Checks sources and returns them as a list; None if the model reads no sources."""
         if not self.conditional:
             if sources is not None:
                 raise InputError("this model reads no source text; leave `sources` out")
@@ -711,7 +728,7 @@ class LoadedVAE:
         """
         limit = self.limits["cond"]
         if "dec" in self.joined:
-            limit = min(limit, self.limits["dec"] - 1)  # room for a token behind it
+            limit = min(limit, self.limits["dec"] - 1)  # leaves space for one token after it
         tokenizers = {"cond": self._source_tokenizer}
         sides, faults = encode({"cond": sources}, tokenizers, {"cond": limit}, self.joined)
         if faults:
@@ -724,7 +741,7 @@ class LoadedVAE:
         parts = []
         for place_e, index_e in batching.spans(len(sources), self.decode_batch):
             ids_bs = np.where(np.arange(len(index_e)) < len(place_e), index_e, -1)[:, None]
-            # `condition` reads the source alone: it stands for the text that there is not yet.
+            # `condition` reads only the source, which also fills the side of the missing text.
             batch = pack_rows(ids_bs.astype(np.int32), dict.fromkeys(row, side), row, pad)
             count, cond = len(place_e), scoring.condition(self.model.gen, self.params, batch)
             parts.append(jax.tree.map(lambda leaf, n=count: leaf[:n], jax.device_get(cond)))
@@ -741,7 +758,7 @@ class LoadedVAE:
 
 
 def _prompt(side: Encoded, widest: int, pad_id: int) -> Prompt:
-    """Every source as the tokens to go on from."""
+    """Prompts with the tokens of every source."""
     token_et = np.full((len(side.lengths), widest), pad_id, np.int32)
     for i, length in enumerate(side.lengths):
         token_et[i, :length] = side.tokens(i)

@@ -1,1 +1,1 @@
-"""How a latent reaches a decoder, each way once for all backbones that have what it needs."""
+"""Injections of a latent into a decoder, each written once for all backbones that support it."""

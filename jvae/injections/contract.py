@@ -1,10 +1,10 @@
-"""The contract of an injection: what z gives a decoder, and where it acts.
+"""The interface of an injection of z into a decoder.
 
     z --reach--> slots, tokens, offset, features, states, per-layer vectors --points--> a stack
 
-An injection owns some parameters, which lie beside those of the decoder's stack, in one dict `own`.
-It runs once per latent (`reach`); what it gives is kept while decoding, slots and tokens aside,
-which then lie in the caches of keys and values.
+The parameters of an injection are stored next to those of the decoder's stack, in one dict `own`.
+It runs once per latent (`reach`), and its result is kept while decoding, except for slots and
+tokens, which are then in the key-value caches.
 """
 
 import functools
@@ -20,38 +20,39 @@ from jvae.api import Params
 from jvae.nn.attention import owners
 from jvae.nn.points import CrossKv, LatentKv, Points
 
-Lay = Callable[[Array], Array]  # (E, ...) to (B, T, ...): each token gets its own example's value
+Lay = Callable[[Array], Array]  # broadcasts (E, ...) to (B, T, ...), from examples to tokens
 
 
 class Reach(NamedTuple):
-    """What one latent per example gives a decoder; None for what it does not.
+    """Results of an injection for one latent per example; unused fields are None.
 
-    In front stand rows where `slots` and `cross` are meant for packed rows, else examples.
+    The leading axis is examples, except that `slots` and `cross` for packed rows have rows.
     """
 
     slots: LatentKv | None = None
     token_emd: Float[Array, "e m d"] | None = None  # vectors in front of the text, read as tokens
     offset_ed: Float[Array, "e d"] | None = None  # added to every input embedding
-    feature_ec: Float[Array, "e c"] | None = None  # joins the states that are scored
+    feature_ec: Float[Array, "e c"] | None = None  # concatenated to the states that are scored
     layer_le: Any = None  # leaves (L, E, ...)
     cross: CrossKv | None = None
 
     def kept(self) -> "Reach":
-        """What a step of decoding still reads."""
+        """The fields that decoding steps still read."""
         return self._replace(slots=None, token_emd=None)
 
 
-# The axis of examples of offset, feature, layer and cross, which are kept.
+# Example axes of offset, feature, layer and cross, which are kept.
 _EXAMPLES: Any = (0, 0, 1, 1)
 EXAMPLE_AXES = Reach(None, None, *_EXAMPLES)
 
 
 def by_vector(spec: str, z_egz: Float[Array, "e g z"], kernel: Array) -> Array:
-    """einsum(spec, z_ez, rows) of each vector of a latent and Z rows of its own, of the kernel's
-    G * Z; vectors stand behind examples.
+    """Applies einsum(spec, z_ez, rows) to each vector of a latent with its own Z rows of a kernel.
+
+    The kernel has G * Z rows. The vector axis of the result comes after the example axis.
 
     Args:
-      spec: such as "ez,zd->ed", with these letters for examples and dimensions.
+      spec: such as "ez,zd->ed", with these letters for examples and latent dimensions.
     """
     _, rows, out = spec.replace("->", ",").split(",")
     parts = jnp.split(kernel, z_egz.shape[1], axis=rows.index("z"))
@@ -60,15 +61,17 @@ def by_vector(spec: str, z_egz: Float[Array, "e g z"], kernel: Array) -> Array:
 
 
 def nothing(params: Any, reach: Reach, lay: Lay) -> Points:
-    """Points of an injection that acts through `Reach` alone."""
+    """Empty points, for an injection that acts only through `Reach`."""
     del params, reach, lay
     return Points()
 
 
 @runtime_checkable
 class GiveReach(Protocol):
-    """What a latent gives. rows: those that the examples lie in; as many as examples while
-    decoding. once: what `Injection.once` gave.
+    """Computes the `Reach` of latents.
+
+    rows: number of rows that hold the examples; while decoding, the number of examples.
+    once: the result of `Injection.once`.
     """
 
     def __call__(
@@ -84,17 +87,18 @@ class GiveReach(Protocol):
 
 
 class Injection(NamedTuple):
-    """One way, or several at once (`together`).
+    """One injection, or several combined (`together`).
 
-    needs: abilities of the decoder's stack; see `jvae.nn.backbone.ABILITIES`.
-    init(key) -> its parameters, boxed.
+    needs: required abilities of the decoder's stack; see `jvae.nn.backbone.ABILITIES`.
+    init(key) -> its boxed parameters.
     points(own, reach, lay) -> Points with `value` and `tap`.
-    once(own, drop) -> what does not depend on z; None for nothing.
-    table(own) -> (V, C), the scores that a feature adds; None without features.
-    owners(slots) -> the segment that sees each latent slot, for a row of `slots` examples.
+    once(own, drop) -> z-independent values; None if there are none.
+    table(own) -> (V, C), the output table for features; None without features.
+    owners(slots) -> the segment that each latent slot is visible to, for a row of `slots` examples.
     cross_owners(slots) -> the same for the states of cross-attention.
-    slots: latent slots of one example. tokens: vectors in front of its text. lead: positions that
-      its slots take, so that tokens begin behind them.
+    slots: latent slots per example.
+    tokens: vectors in front of each example's text.
+    lead: positions that the slots take up; tokens begin after them.
     """
 
     needs: frozenset[str]
@@ -111,10 +115,11 @@ class Injection(NamedTuple):
 
 
 def together(injections: Sequence[Injection]) -> Injection:
-    """Several injections of one latent, each with parameters of its own name.
+    """Combines several injections of one latent, whose parameters must have different names.
 
-    Slots stand side by side, offsets add up. Raises: ValueError for two that act on one place of
-    the layers, on the scores or on cross-attention.
+    Slots are concatenated, offsets are added.
+
+    Raises: ValueError for two injections that both act on layers, on scores or on cross-attention.
     """
     if len(injections) == 1:
         return injections[0]
@@ -178,7 +183,7 @@ def together(injections: Sequence[Injection]) -> Injection:
 
 
 def side_by_side(parts: Sequence[LatentKv]) -> LatentKv | None:
-    """All slots of a row."""
+    """Concatenates the slots of a row."""
     if not parts:
         return None
     if len(parts) == 1:

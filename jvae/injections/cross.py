@@ -1,4 +1,4 @@
-"""z as states that the decoder's cross-attention reads."""
+"""Injects z as states for the decoder's cross-attention."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ NAME = "source"
 
 
 def cross(stack: Stack, shape: tuple[int, int], start: Initializer, count: int) -> Injection:
-    """The injection of `count` states for each of the G vectors of latents (G, Z)."""
+    """The injection of `count` states per vector, for latents (G, Z)."""
     c = stack.config
     project = Projection((count, c.width), ("latent",), (None, "embed"), False, start)
 

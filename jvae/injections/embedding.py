@@ -1,4 +1,4 @@
-"""z added to every input embedding. Source: Li et al. 2020 (Optimus)."""
+"""Adds a projection of z to every input embedding. Source: Li et al. 2020 (Optimus)."""
 
 from typing import Any
 
@@ -13,8 +13,9 @@ NAME = "offset"
 
 
 def embedding(stack: Stack, shape: tuple[int, int], start: Initializer) -> Injection:
-    """The injection for latents of shape (G, Z), all vectors in one offset, which comes behind an
-    embedding's own scale.
+    """The injection for latents of shape (G, Z).
+
+    All vectors are projected to one offset, which is added after the embedding's own scale.
     """
     c = stack.config
     project = Projection((c.width,), ("latent",), ("embed",), False, start)

@@ -3,11 +3,11 @@
     value' = (sum_r (W_r [v; 1] + a_r)) * (sum_r (B_r [z; 1] + b_r))        sum_then_product
     value' =  sum_r (W_r [v; 1] + a_r) * (B_r [z; 1] + b_r)                 product_then_sum
 
-Axis letter of this file beside the contract's: R the rank of the product.
+Axis letters are those of `jvae.api`, plus R for the rank of the product.
 
 Source: Hu et al. 2022 (DELLA), eq. 9, and the released code, which sums first. A sum of linear maps
-is one linear map, so that form is of rank one whatever R is (R changes the scale at initialisation
-and the step size of the optimizer); it is computed as such.
+is one linear map, so that form has rank one for any R and is computed as such. R only changes the
+scale at initialisation and the effective step size of the optimizer.
 """
 
 from typing import Any, NamedTuple
@@ -27,9 +27,9 @@ ORDERS = ("sum_then_product", "product_then_sum")
 
 
 class Fusion(NamedTuple):
-    """Which layers of a decoder are fused, and how: layers first..first+groups-1.
+    """The fused layers of a decoder, first..first+groups-1, and the order of the product.
 
-    config: of a stack with kv_heads and head; values are fused per key and value head.
+    config: config of a stack with kv_heads and head; values are fused per key and value head.
     """
 
     config: Any
@@ -39,9 +39,9 @@ class Fusion(NamedTuple):
 
 
 class FuseInputs(NamedTuple):
-    """What `fuse` reads in each layer; the layers are in front. R is 1 where the sum comes first.
+    """Inputs of `fuse` with layers as leading axis; R is 1 for "sum_then_product".
 
-    `on_l` is None where every layer is fused; else the others have zeros here.
+    `on_l` is None if every layer is fused; otherwise unfused layers have zeros here.
     """
 
     kernel_ldrnh: Float[Array, "l d r n h"]
@@ -51,8 +51,10 @@ class FuseInputs(NamedTuple):
 
 
 class _RankMaps(nn.Module):
-    """R affine maps of [x; 1]. The row of the constant and the bias say the same twice, as in the
-    released code, where an optimizer moves both.
+    """R affine maps of [x; 1].
+
+    The row for the constant and the bias are redundant, as in the released code, where the
+    optimizer updates both.
     """
 
     rank: int
@@ -99,7 +101,7 @@ def _collapsed(fusion: Fusion, leaf: Array, axis: int) -> Array:
 def latent_factor(
     fusion: Fusion, params: Any, z_egz: Float[Array, "e g z"]
 ) -> Float[Array, "l e r n h"]:
-    """The factor of every layer that depends on the latent alone, in the compute dtype."""
+    """The latent factor of the product for every layer, in the compute dtype."""
     p = params["latent"]
     z_egz = z_egz.astype(accum_dtype(z_egz.dtype))
     kernel_gzrnh = _collapsed(fusion, p["kernel"], 2).astype(z_egz.dtype)
@@ -109,7 +111,7 @@ def latent_factor(
 
 
 def inputs(fusion: Fusion, params: Any, factor_lernh: Float[Array, "l e r n h"]) -> FuseInputs:
-    """What `fuse` reads. Made outside loops over layers and tokens, which then reuse it."""
+    """Computes the inputs of `fuse` once, outside the loops over layers and tokens."""
     p = params["value"]
     layers = fusion.config.layers
     on_l = None
@@ -132,7 +134,8 @@ def fuse(
     """The fused values of one layer.
 
     Args:
-      layer: the layer's slice of `inputs`. lay: gives each token the factor of its own latent.
+      layer: the layer's slice of `inputs`.
+      lay: broadcasts each example's factor to its tokens.
     """
     b, t, n, h = value_btnh.shape
     kernel_drnh, offset_rnh, factor_ernh, on = layer

@@ -1,8 +1,8 @@
-"""A linear map of each layer's latent, added to the residual stream where the layer begins.
+"""A linear map of each layer's latent, added to the residual stream at the start of the layer.
 
-Source: Randeng-DELLA (Fengshenbang-LM), which has it in place of the tensor product of
-`jvae.injections.fusion`. Deviation: it joins beside the attention of its layer, which does not read
-it; all above does.
+Source: Randeng-DELLA (Fengshenbang-LM), which uses it instead of the tensor product of
+`jvae.injections.fusion`. Deviation: it is added in parallel to the layer's attention, which does
+not read it; everything after that does.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
-"""Each vector of z as one slot of attention in every layer, key = value.
+"""Injects each vector of z as one attention slot in every layer, with key = value.
 
-Source: Li et al. 2020 (Optimus), where the slot takes position 0 and the text begins at 1; Park &
-Lee 2021 (T5-VAE), where relative positions put it one place before the text.
+Source: Li et al. 2020 (Optimus), where the slot has position 0 and the text begins at 1; Park &
+Lee 2021 (T5-VAE), where its relative position is just before the text.
 """
 
 from typing import Any
@@ -31,10 +31,10 @@ def memory(
     """The injection for latents of shape (G, Z).
 
     Args:
-      start: of the projections. lead: 1 where the slots take a position of the text, all of them
-        the same one.
-      released: in packed rows, deals the slots of all layers out among the sentences of a batch as
-        T5-VAE's code did, so that few get their own; when decoding each has its own.
+      start: initialiser of the projections.
+      lead: 1 if the slots take up a position of the text, which they all share.
+      released: in packed rows, distributes the slots of all layers among the sentences of a batch,
+        as T5-VAE's code did, so that few sentences get their own; in decoding, every sentence does.
     """
     c, (vectors, width) = stack.config, shape
     project = Projection((c.kv_heads, c.head), ("latent",), ("heads", "head"), False, start)

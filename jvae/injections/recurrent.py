@@ -1,4 +1,4 @@
-"""z as the first hidden state, h_0 = W z + b, and as an extra input of every step.
+"""Injects z as the first hidden state, h_0 = W z + b, and as an extra input of every step.
 
 Source: Kim et al. 2018, arXiv 1802.02550, and the released code.
 """
@@ -13,17 +13,17 @@ from jvae.nn.layers import split_key
 
 
 class Gates(NamedTuple):
-    """What a latent gives to the gates: of every token, and, by way of h_0, of the first."""
+    """A latent's contribution to the gates: of every token, and, through h_0, of the first."""
 
     every: Float[Array, "e 4 f"]
     first: Float[Array, "e 4 f"]
 
 
 def init(stack: Stack, latent: int, key: Key[Array, "3"]) -> Any:
-    """Boxed parameters {latent, first}, stored beside those of the stack.
+    """Boxed parameters {latent, first}, stored next to those of the stack.
 
     Args:
-      latent: dimensions of all vectors of a latent together.
+      latent: total dimension of all vectors of a latent.
     """
     cell, hidden = _recurrent(stack), _recurrent(stack).hidden
     keys = split_key(key, 3) if key.ndim == 0 else key
@@ -37,7 +37,7 @@ def init(stack: Stack, latent: int, key: Key[Array, "3"]) -> Any:
 
 
 def gates(stack: Stack, own: Any, z_egz: Float[Array, "e g z"]) -> Gates:
-    """What latents give; groups are read one after another."""
+    """Computes the contributions of latents; their groups are concatenated."""
     dtype = stack.config.dtype
     z_ez = z_egz.reshape(z_egz.shape[0], -1).astype(dtype)
     kernel_z4f, kernel_zf = (own[name]["kernel"].astype(dtype) for name in ("latent", "first"))
@@ -47,5 +47,5 @@ def gates(stack: Stack, own: Any, z_egz: Float[Array, "e g z"]) -> Gates:
 
 
 def _recurrent(stack: Stack) -> Recurrent:
-    assert stack.recurrent is not None  # an ability that this injection needs
+    assert stack.recurrent is not None  # this injection requires the ability
     return stack.recurrent

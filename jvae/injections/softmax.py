@@ -1,7 +1,8 @@
-"""z projected to the vocabulary and added to the scores of every token: the "Softmax" baseline.
+"""Projects z to the vocabulary and adds it to the scores of every token: the "Softmax" baseline.
 
-Source: Hu et al. 2022, 3.3, where z joins the last hidden state before the output projection. That
-is a map of z to the scores of the rank of the latent, as this one is; its table is free here.
+Source: Hu et al. 2022, 3.3, where z is combined with the last hidden state before the output
+projection. Like this module, that is a map from z to the scores with the rank of the latent; here
+its table is a free parameter.
 """
 
 from typing import Any
@@ -18,7 +19,7 @@ NAME = "scores"
 
 
 def softmax(stack: Stack, shape: tuple[int, int], start: Initializer) -> Injection:
-    """The injection for latents of shape (G, Z), all vectors in one."""
+    """The injection for latents of shape (G, Z), with all vectors concatenated."""
     c = stack.config
 
     def init(key: Key[Array, ""]) -> Any:

@@ -1,7 +1,7 @@
-"""z as vectors in front of the text, which every layer reads as it reads tokens.
+"""Injects z as vectors in front of the text, which every layer processes like tokens.
 
-They take the positions in front of the text. In a packed row all of them stand before the first
-text, each in the segment of its own example.
+They take up the positions before the text. In a packed row, all of them come before the first text,
+each in the segment of its own example.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ NAME = "tokens"
 
 
 def tokens(stack: Stack, shape: tuple[int, int], start: Initializer, count: int) -> Injection:
-    """The injection of `count` vectors for each of the G of latents (G, Z)."""
+    """The injection of `count` vectors per latent vector, for latents (G, Z)."""
     c = stack.config
     project = Projection((count, c.width), ("latent",), (None, "embed"), kernel_init=start)
 

@@ -1,7 +1,7 @@
-"""AdaVAE's ways for z: slots of attention, embeddings, adapters, scores; and a prefix.
+"""AdaVAE's injections of z: attention slots, embeddings, adapters and scores; and a prefix.
 
 Source: Fang et al. 2021 (pseudo self-attention, output bias), Li et al. 2020 (memory, embeddings),
-Li & Liang 2021 (prefix), Tu et al. 2022 (all of them). Slots take no position of the text.
+Li & Liang 2021 (prefix), Tu et al. 2022 (all of them). Slots do not take up positions of the text.
 """
 
 from dataclasses import dataclass
@@ -25,12 +25,14 @@ from jvae.nn.stack import init_stack
 
 @dataclass(frozen=True)
 class Ways:
-    """Which ways are open.
+    """Enabled injections.
 
-    psa: per layer and vector of z one slot with a key and a value of its own. memory: per layer and
-    vector one slot, key = value. embedding: added to every input embedding. output: added to the
-    scores. adapters: added inside every decoder adapter. vary: psa, memory and adapters read a
-    projection of z for every layer instead of one for all.
+    psa: one slot per layer and vector of z, with separate key and value.
+    memory: one slot per layer and vector of z, with key = value.
+    embedding: z is added to every input embedding.
+    output: z is added to the scores.
+    adapters: z is added inside every decoder adapter.
+    vary: psa, memory and adapters use a separate projection of z per layer instead of a shared one.
     """
 
     psa: bool = False
@@ -42,17 +44,17 @@ class Ways:
 
     @property
     def projected(self) -> bool:
-        """Whether some way starts from a projection of z to the width of the decoder."""
+        """Whether any injection uses a projection of z to the width of the decoder."""
         return self.psa or self.memory or self.adapters
 
     @property
     def open(self) -> bool:
-        """Whether z reaches the decoder at all."""
+        """Whether any injection is enabled."""
         return self.projected or self.embedding or self.output
 
 
 class _OutputBias(nn.Module):
-    """z . table + bias over the vocabulary, stored with the vocabulary in front."""
+    """z . table + bias over the vocabulary; the table's leading axis is the vocabulary."""
 
     config: Any
     latent: int
@@ -69,7 +71,7 @@ class _OutputBias(nn.Module):
 
 
 def _linear(config: Any, axis: str, heads: int = 0, bias: bool = False) -> Projection:
-    """To the width of the decoder, or to that of `heads` groups of attention heads."""
+    """A projection to the decoder's width, or to `heads` groups of attention heads."""
     c, start = config, nn.initializers.normal(config.init_std)
     if heads == 0:
         out = "embed" if axis == "latent" else None
@@ -80,8 +82,9 @@ def _linear(config: Any, axis: str, heads: int = 0, bias: bool = False) -> Proje
 
 
 def init(config: Any, ways: Ways, latent: int, key: Key[Array, ""]) -> Any:
-    """Boxed parameters of the open ways: some of {project, psa, memory, offset, output,
-    adapter_latent}.
+    """Boxed parameters of the enabled injections.
+
+    These are some of {project, psa, memory, offset, output, adapter_latent}.
     """
     keys = jax.random.split(key, 6)
     z, e = jnp.zeros((1, latent)), jnp.zeros((1, config.width))
@@ -127,7 +130,7 @@ def _reach(
         return own[name]["bias"].astype(c.dtype)[:, None]
 
     if ways.projected:
-        # Projections of all vectors of all examples, M of them, one vector behind the other.
+        # Projections of all vectors of all examples, M of them, one after the other.
         if ways.vary:
             e_levd = by_vector("ez,lzd->led", z_evz, kernel("project"))
         else:
@@ -162,15 +165,15 @@ def all_ways(
     places: frozenset[str] = frozenset(),
     prefix: Prefix | None = None,
 ) -> Injection:
-    """The open ways as one injection of latents of shape (G, Z). Every vector has slots of its own;
-    embeddings, adapters and scores read all of them.
+    """Combines the enabled injections of latents of shape (G, Z).
 
-    The decoder's adapters and its prefix are no ways of z, but lie at the same points. Their
-    parameters, {adapter, prefix}, are made where the encoder's are.
+    Every vector has its own slots; embeddings, adapters and scores read all vectors. The decoder's
+    adapters and prefix do not inject z, but act at the same points, so they are included. Their
+    parameters, {adapter, prefix}, are initialised together with the encoder's.
 
     Args:
-      adapter, places: of the decoder's layers; None for none.
-      prefix: learned slots that all examples see; None for none.
+      adapter, places: the adapter of the decoder's layers and its taps; None for no adapter.
+      prefix: learned slots visible to all examples; None for no prefix.
     """
     c, vectors, latent = stack.config, shape[0], shape[0] * shape[1]
     count = 0 if prefix is None else prefix.slots

@@ -1,1 +1,1 @@
-"""How z is found and how its densities are computed."""
+"""Priors, posteriors and their densities, KL divergences and likelihood bounds."""

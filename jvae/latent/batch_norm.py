@@ -1,14 +1,14 @@
-"""Posterior `bn`: a diagonal Gaussian whose means are batch-normalised, so that its KL has a floor.
+"""Posterior `bn`: a diagonal Gaussian with batch-normalised means, which puts a floor on its KL.
 
-Over a batch every dimension of the mean has variance gamma^2, so the KL to N(0, I) is, on average
-over the batch, at least gamma^2 / 2 a dimension, whatever the encoder does; gamma follows from the
-least KL that is asked for. Source: Zhu et al. 2020, arXiv 2004.12585.
+Over a batch, every dimension of the mean has variance gamma^2. The batch average of the KL to
+N(0, I) is therefore at least gamma^2 / 2 per dimension for any encoder. gamma is computed from the
+requested minimum KL. Source: Zhu et al. 2020, arXiv 2004.12585.
 
-In training (where there is a dropout key) the statistics are those of the global batch, of its real
-examples alone. Elsewhere they are running averages, which lie among the parameters but are trained
-by no gradient: each update moves them by a further pass of the encoder, without dropout, over its
-batch. A batch whose parts are measured one after another has no statistics of its own, so
-`train.accumulate` must be 1.
+In training (when a dropout key is given) the statistics are computed over the valid examples of the
+global batch. Otherwise they are running averages. These are stored with the parameters but receive
+no gradient; each update refreshes them with an extra encoder pass over its batch, without dropout.
+Gradient accumulation would compute statistics over parts of a batch, so `train.accumulate` must
+be 1.
 """
 
 import math
@@ -32,7 +32,7 @@ from jvae.latent.densities import (
 from jvae.latent.gaussian import Gaussian
 
 EPS = 1e-5  # added to variances
-KEPT = 0.99  # of the running statistics at an update
+KEPT = 0.99  # decay of the running statistics per update
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class BnOptions:
 
 
 def bn(options: BnOptions, head: Head, shape: tuple[int, int]) -> Density:
-    """The density `gaussian` with other means."""
+    """The density `gaussian` with batch-normalised means."""
     plain = gaussian(GaussianOptions(options.log_var_shift), head, shape)
     gamma = math.sqrt(2 * options.least / (shape[0] * shape[1]))
 
@@ -72,7 +72,7 @@ def bn(options: BnOptions, head: Head, shape: tuple[int, int]) -> Density:
     def track(params: Any, h_egd: Array, valid_e: Bool[Array, "e"]) -> Any:
         mean_gz, var_gz = moments(plain.read(params, h_egd).mean_egz, valid_e)
         batch = {"mean": mean_gz, "var": var_gz}
-        # A batch of one text or none has no variance to learn from.
+        # A batch needs at least two texts to estimate a variance.
         share = jnp.where(jnp.sum(valid_e) > 1, 1 - KEPT, 0.0)
 
         def moved(old: Array, new: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The choice of a registered member in a config section: its name, and options beside it."""
+"""A config section that selects a registered member by name (`kind`) and sets its options."""
 
 import dataclasses
 from collections.abc import Generator
@@ -12,14 +12,14 @@ from jvae.fields import check_dataclass, lines
 
 @dataclass(frozen=True)
 class Choice:
-    """`kind` names the member; `options` are the other keys of the section, sorted."""
+    """A selected member: `kind` is its name, `options` the other keys of the section, sorted."""
 
     kind: str
     options: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def problems_of(cls, section: Any, where: str) -> list[str]:
-        """What is wrong with a section, its member's own options aside."""
+        """Problems of a section, except those of the member's own options."""
         if isinstance(section, cls):
             return []
         if not hasattr(section, "items") or not isinstance(dict(section).get("kind"), str):
@@ -28,7 +28,7 @@ class Choice:
 
     @classmethod
     def from_section(cls, section: Any, where: str) -> "Choice":
-        """The choice that a config section makes. Raises: ConfigError without a `kind`."""
+        """Builds a choice from a config section. Raises: ConfigError without a `kind`."""
         if problems := cls.problems_of(section, where):
             raise ConfigError(problems[0])
         values = dict(section)
@@ -36,7 +36,7 @@ class Choice:
         return cls(kind, tuple(sorted(values.items())))
 
     def with_defaults(self, kind: str, **defaults: Any) -> "Choice":
-        """The same choice, with defaults of a model's own for the options of one kind."""
+        """The same choice; if it is of this kind, a model's own defaults fill unset options."""
         if self.kind != kind:
             return self
         return Choice(self.kind, tuple(sorted((defaults | dict(self.options)).items())))
@@ -44,7 +44,7 @@ class Choice:
     def options_as(self, cls: type, where: str) -> Any:
         """The options as an instance of the member's own class.
 
-        Raises: ConfigError for an option that the member does not have or refuses.
+        Raises: ConfigError for an option that is unknown to the member or has an invalid value.
         """
         declared = dataclasses.is_dataclass(cls)
         if declared:
@@ -65,7 +65,7 @@ class Choice:
 
 @contextmanager
 def refusals(where: str) -> Generator[None, None, None]:
-    """What a member refuses with TypeError or ValueError, as the ConfigError of its section."""
+    """Converts a member's TypeError or ValueError to a ConfigError that names the section."""
     try:
         yield
     except (TypeError, ValueError) as error:

@@ -1,9 +1,9 @@
-"""Coupling layers between latents and noise: splines whose shape half of the dimensions set.
+"""Spline coupling layers between latents and noise.
 
-At the start they permute the dimensions and do no more. Source: Durkan et al. 2019, arXiv
-1906.04032.
+In each layer, half of the dimensions determine the splines that transform the other half. At
+initialisation the layers only permute dimensions. Source: Durkan et al. 2019, arXiv 1906.04032.
 
-Axis letter of this file beside the contract's: C the features of a condition, such as a label.
+Axis letters are those of `jvae.api`, plus C for the features of a condition, such as a label.
 """
 
 from typing import Any, NamedTuple
@@ -18,9 +18,10 @@ from jvae.latent.gaussian import LOG_2PI
 
 
 class Coupling(NamedTuple):
-    """Layers over flat latents (E, D); parameters `layers` have the layers in front.
+    """Coupling layers over flat latents (E, D); the leading axis of the parameters is layers.
 
-    layers: number of layers. width: of each layer's network. bins: of a spline. size: D. given: C.
+    layers: number of layers. width: hidden width of each layer's network. bins: bins per spline.
+    size: D. given: C, 0 without a condition.
     """
 
     layers: int
@@ -35,7 +36,7 @@ class Coupling(NamedTuple):
 
     @property
     def _orders(self) -> np.ndarray:
-        """Permutations in front of the layers; every second one moves what its neighbour kept."""
+        """Permutation before each layer; odd layers transform what the layer before them kept."""
         rng, orders = np.random.default_rng(0), []
         for layer in range(self.layers):
             swap = np.roll(np.arange(self.size), self.size // 2)
@@ -43,7 +44,7 @@ class Coupling(NamedTuple):
         return np.stack(orders)
 
     def init(self, key: Key[Array, ""]) -> Any:
-        """Parameters, arrays without names of axes."""
+        """Initial parameters, as plain arrays without axis names."""
         moved, raw = self.size - self._kept, spline.raw_size(self.bins)
 
         def layer(key: Key[Array, ""]) -> Any:
@@ -65,7 +66,7 @@ class Coupling(NamedTuple):
     def inward(
         self, layers: Any, x_ed: Float[Array, "e d"], given_ec: Array | None = None
     ) -> tuple[Float[Array, "e d"], Float[Array, "e"]]:
-        """Noise of latents, and the log-determinant of the Jacobian in nats."""
+        """Maps latents to noise; also returns the log-determinant of the Jacobian, in nats."""
         kept = self._kept
 
         def step(carry: tuple[Array, Array], inputs: Any) -> tuple[tuple[Array, Array], None]:
@@ -83,7 +84,7 @@ class Coupling(NamedTuple):
     def outward(
         self, layers: Any, x_ed: Float[Array, "e d"], given_ec: Array | None = None
     ) -> Float[Array, "e d"]:
-        """Latents of noise."""
+        """Maps noise to latents."""
         kept = self._kept
 
         def step(x_ed: Array, inputs: Any) -> tuple[Array, None]:
@@ -98,6 +99,6 @@ class Coupling(NamedTuple):
     def log_prob(
         self, layers: Any, x_ed: Float[Array, "e d"], given_ec: Array | None = None
     ) -> Float[Array, "e"]:
-        """Log-density of latents whose noise is N(0, I), in nats."""
+        """Log density of latents, in nats, with N(0, I) as the noise distribution."""
         noise_ed, log_det_e = self.inward(layers, x_ed, given_ec)
         return log_det_e - 0.5 * jnp.sum(noise_ed**2 + LOG_2PI, axis=1)

@@ -1,8 +1,8 @@
-"""Amortised posteriors by name: from a sentence's features to a density over its latent.
+"""Registry of amortised posteriors, which map a sentence's features to a density over its latent.
 
-A member is `build(options, head, shape) -> Density`, registered in `POSTERIORS`; a config chooses
-it with `model.posterior.kind` and sets its options beside that key. The encoder and its pooling are
-the model's.
+A member is `build(options, head, shape) -> Density`, registered in `POSTERIORS`. A config selects
+it with `model.posterior.kind` and sets its options in the same section. The model provides the
+encoder and its pooling.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from jvae.registry import Registry
 
 
 class Affine(NamedTuple):
-    """An affine map of features, with the initialisation of the model it belongs to.
+    """An affine map of features, initialised as its model requires.
 
     init(key) -> boxed parameters. apply(params, h_ed) -> (E, *outputs)
     """
@@ -39,29 +39,30 @@ class Affine(NamedTuple):
     apply: Callable[[Any, Float[Array, "e d"]], Array]
 
     def each(self, params: Any, h_egd: Float[Array, "e g d"]) -> Array:
-        """The map of every vector, (E, G, *outputs): all vectors of a text share it."""
+        """Applies the same map to every vector of a text; returns (E, G, *outputs)."""
         out = self.apply(params, h_egd.reshape(-1, h_egd.shape[-1]))
         return out.reshape(*h_egd.shape[:2], *out.shape[1:])
 
 
 @runtime_checkable
 class Head(Protocol):
-    """Makes an affine map with outputs of a shape, and the logical axes of that shape."""
+    """Makes an affine map with outputs of the given shape and logical axes."""
 
     def __call__(self, outputs: tuple[int, ...], axes: tuple[str | None, ...]) -> Affine: ...
 
 
 class Density(NamedTuple):
-    """What a sentence's features, a vector for each of its latent's, say of that latent; parameters
-    lie under `params["posterior"]`.
+    """A density over latents, computed from features: one feature vector per latent vector.
+
+    Its parameters are stored under `params["posterior"]`.
 
     init(key) -> {name: boxed parameters}
     read(params["posterior"], h_egd) -> post
     sample, log_prob, mean, form, support: see `jvae.api.Posterior`
     read_together(params["posterior"], h_egd, valid_e) -> post
-      In place of `read` in training, for a density that reads the examples of a batch together.
+      Replaces `read` in training, for a density that depends on the whole batch.
     track(params["posterior"], h_egd, valid_e) -> params["posterior"]
-      What `read` knows of all batches, after one more of them.
+      Updates the running statistics that `read` uses with one more batch.
     """
 
     init: Callable[[Key[Array, ""]], dict[str, Any]]
@@ -76,9 +77,7 @@ class Density(NamedTuple):
 
 
 class PosteriorKind(NamedTuple):
-    """A registered posterior: its options, a frozen dataclass, and what makes it for a latent
-    shape.
-    """
+    """A registered posterior: its options class, a frozen dataclass, and its build function."""
 
     options: type
     build: Callable[[Any, Head, tuple[int, int]], Density]
@@ -89,7 +88,10 @@ GAUSSIAN = Choice("gaussian")
 
 
 def build_density(choice: Choice, head: Head, shape: tuple[int, int]) -> Density:
-    """The density of a config over latents of shape (G, Z). Raises: ConfigError."""
+    """Builds the density that a config selects, over latents of shape (G, Z).
+
+    Raises: ConfigError.
+    """
     kind = POSTERIORS[choice.kind]
     options = choice.options_as(kind.options, "model.posterior")
     with refusals("model.posterior"):
@@ -102,7 +104,7 @@ Features = Callable[
 
 
 def amortized(density: Density, features: Features) -> Posterior:
-    """The posterior of an encoder, whose pooled states are the features."""
+    """Makes a posterior from a density and an encoder, whose pooled states are the features."""
 
     def encode(
         params: Params,

@@ -1,4 +1,4 @@
-"""One pass over a batch: a draw from the posterior, and everything an objective may weigh."""
+"""One training pass over a batch: a draw from the posterior and the terms of the objective."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Key
@@ -24,11 +24,11 @@ def measure(
     key: Key[Array, ""],
     drop: Key[Array, ""] | None = None,
 ) -> Terms:
-    """-log p(x | z), KL and auxiliary terms of every example at draw 0 of its posterior, in nats.
+    """-log p(x | z), KL and auxiliary terms of every example for posterior draw 0, in nats.
 
     Args:
-      key: source of the latent noise, one stream per example.
-      drop: dropout key; None switches dropout off.
+      key: key of the latent noise, folded with each example's index.
+      drop: dropout key; None turns dropout off.
     """
     gen = model.gen
     cond, post, z_key = infer(gen, model.post, params, batch, key, drop)

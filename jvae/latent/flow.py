@@ -1,6 +1,6 @@
-"""Prior `flow`: standard normal noise through coupling layers, learned with the model.
+"""Prior `flow`: standard normal noise transformed by coupling layers, learned with the model.
 
-It begins as N(0, I); its density is exact, its KL estimated by the draw.
+It is initialised to N(0, I). Its density is exact; the KL to it is estimated from the draw.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class FlowOptions:
 
 
 def build(options: FlowOptions, shape: tuple[int, int]) -> PriorParts:
-    """Parameters: those of `Coupling`, over the flat latent."""
+    """Builds the prior; its parameters are those of a `Coupling` over the flattened latent."""
     size = shape[0] * shape[1]
     coupling = Coupling(options.layers, options.width, options.bins, size)
 

@@ -1,4 +1,4 @@
-"""Diagonal Gaussians over latents, in float32 or wider whatever the model computes in."""
+"""Diagonal Gaussians over latents, in at least float32 regardless of the compute dtype."""
 
 from typing import NamedTuple
 
@@ -14,11 +14,11 @@ LOG_2PI = float(np.log(2.0 * np.pi))
 
 
 class DiagonalGaussian(NamedTuple):
-    """Form of posteriors whose `post` holds `mean_egz` and `log_var_egz`."""
+    """KL form of posteriors whose `post` has `mean_egz` and `log_var_egz`."""
 
 
 class StandardNormal(NamedTuple):
-    """Form of the prior N(0, I)."""
+    """KL form of the prior N(0, I)."""
 
 
 class Gaussian(NamedTuple):
@@ -35,7 +35,7 @@ def reparameterize(q: Gaussian, noise_egz: Float[Array, "*k e g z"]) -> Float[Ar
 
 
 def noise(key_ke: Key[Array, "*k"], shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """Standard normal noise of `shape` for every key."""
+    """Standard normal noise of the given shape for every key."""
     draw = lambda key: jax.random.normal(key, shape)  # noqa: E731
     for _ in range(key_ke.ndim):
         draw = jax.vmap(draw)

@@ -1,4 +1,4 @@
-"""Ways through the latent space: lines, arcs, single dimensions, differences. NumPy only."""
+"""Latent-space geometry: interpolation, traversal of dimensions, attribute vectors. NumPy only."""
 
 from collections.abc import Sequence
 
@@ -20,8 +20,8 @@ def between(
     """`steps` points from a to b, both ends included, for every pair.
 
     Args:
-      how: "linear", or "slerp" for the arc over all groups at once.
-    Raises: InputError for fewer than two steps or another way.
+      how: "linear", or "slerp" for spherical interpolation over all groups jointly.
+    Raises: InputError for fewer than two steps or an unknown `how`.
     """
     if how not in HOW:
         raise InputError(f"how is {how!r}; expected one of {', '.join(HOW)}")
@@ -31,7 +31,7 @@ def between(
 def line(
     a_egz: Float[np.ndarray, "e g z"], b_egz: Float[np.ndarray, "e g z"], steps: int
 ) -> Float[np.ndarray, "e t g z"]:
-    """`steps` even points from a to b, both ends included, for every pair."""
+    """`steps` evenly spaced points from a to b, both ends included, for every pair."""
     t = _shares(steps)[None, :, None, None]
     return (1 - t) * a_egz[:, None] + t * b_egz[:, None]
 
@@ -39,10 +39,10 @@ def line(
 def arc(
     a_egz: Float[np.ndarray, "e g z"], b_egz: Float[np.ndarray, "e g z"], steps: int
 ) -> Float[np.ndarray, "e t g z"]:
-    """Spherical interpolation: even angles, and a constant length where both ends have one.
+    """Spherical interpolation with evenly spaced angles; keeps the length if both ends share it.
 
-    Ends in one line with the origin, or at it, are joined by a straight line. Source: Shoemake
-    1985.
+    Pairs that are collinear with the origin, or include it, are interpolated linearly. Source:
+    Shoemake 1985.
     """
     t = _shares(steps).astype(np.float64)[None, :, None]
     a, b = (x.reshape(len(x), 1, -1).astype(np.float64) for x in (a_egz, b_egz))
@@ -64,12 +64,12 @@ def _shares(steps: int) -> Float[np.ndarray, "t"]:
 def axes(
     z_gz: Float[np.ndarray, "g z"], dims: Sequence[int], offsets: Sequence[float] = OFFSETS
 ) -> Float[np.ndarray, "d t g z"]:
-    """One latent moved along each of some dimensions, all others kept.
+    """Moves one latent along each of the given dimensions and keeps all others fixed.
 
     Args:
-      dims: counted through all groups; dimension i of group g is g * width + i.
+      dims: indices into the flattened latent; dimension i of group g is g * width + i.
       offsets: added to the latent's own value.
-    Raises: InputError for a dimension that there is not.
+    Raises: InputError for an out-of-range dimension.
     """
     for dim in dims:
         whole("dimension", dim, 0)
@@ -82,7 +82,7 @@ def axes(
 
 
 def on_sphere(z_egz: Float[np.ndarray, "e g z"]) -> Float[np.ndarray, "e g z"]:
-    """Every vector brought to length 1."""
+    """Normalises every vector to length 1."""
     length_eg1 = np.linalg.norm(z_egz, axis=-1, keepdims=True)
     return (z_egz / np.maximum(length_eg1, 1e-12)).astype(np.float32)
 
@@ -90,9 +90,9 @@ def on_sphere(z_egz: Float[np.ndarray, "e g z"]) -> Float[np.ndarray, "e g z"]:
 def direction(
     from_egz: Float[np.ndarray, "e g z"], to_egz: Float[np.ndarray, "n g z"]
 ) -> Float[np.ndarray, "g z"]:
-    """The vector of an attribute: mean latent of sentences with it less that of those without.
+    """The attribute vector: the mean of `to_egz` minus the mean of `from_egz`.
 
-    Added to a latent it moves it from the ones to the others.
+    Adding it to a latent moves that latent from the first set towards the second.
 
     Raises: InputError if either set is empty.
     """
@@ -109,9 +109,10 @@ def agreement(
     from_egz: Float[np.ndarray, "e g z"],
     to_egz: Float[np.ndarray, "n g z"],
 ) -> float:
-    """Share of pairs, one latent of each set, that `direction` puts in the right order (AUC).
+    """Fraction of pairs, one latent from each set, that `direction` orders correctly (AUC).
 
-    1/2 where the vector says nothing of the attribute; take sentences it was not made of.
+    It is 1/2 for a vector unrelated to the attribute. Use held-out sentences, not those that the
+    vector was computed from.
     """
     low_e, high_n = (np.tensordot(some, vector_gz, axes=2) for some in (from_egz, to_egz))
     order = np.concatenate([low_e, high_n])

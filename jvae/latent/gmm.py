@@ -1,7 +1,7 @@
 """Prior `gmm`: a mixture of diagonal Gaussians over the whole latent, learned with the model.
 
-It begins with variance 1 in every dimension, half of it between the components. With posteriors
-that are Gaussian its KL has no closed form, so it is estimated by the draw.
+At initialisation every dimension has variance 1, half of it between the components. The KL of a
+Gaussian posterior to it has no closed form, so it is estimated from the draw.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class GmmOptions:
 
 
 def build(options: GmmOptions, shape: tuple[int, int]) -> PriorParts:
-    """Parameters: logit_k of the weights, mean_kgz, log_var_kgz."""
+    """Builds the prior; its parameters are logit_k (mixture weights), mean_kgz and log_var_kgz."""
     parts = (options.components, *shape)
 
     def init(key: Key[Array, ""]) -> dict[str, Array]:

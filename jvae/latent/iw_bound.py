@@ -1,4 +1,4 @@
-"""Importance-weighted bounds on -log p(x), their parts, and the sums over draws behind them."""
+"""Importance-weighted bounds on -log p(x) and their components, accumulated over draws."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,38 +25,36 @@ from jvae.api import (
 )
 from jvae.latent.kl import kl
 
-CURVE = (1, 10, 100, 500, 1000, 5000)  # K of the points of an NLL-vs-K curve, as far as K goes
+CURVE = (1, 10, 100, 500, 1000, 5000)  # values of K on an NLL-vs-K curve, up to the largest K
 
 
 class Scores(NamedTuple):
-    """What K draws say about each example, in nats; meaningless at empty slots.
+    """Per-example estimates from K draws, in nats; meaningless at empty slots.
 
-    Draws come from the posterior q or from a proposal; means under q of draws from a proposal are
-    weighted by q over its density.
+    Draws come from the posterior q or from a proposal. With a proposal, means under q are
+    importance-weighted by q over the proposal density.
     """
 
     nll_e: Float[Array, "e"]  # -log (1/K) sum_k p(x, z_k) / q(z_k | x), or over the proposal
     rec_e: Float[Array, "e"]  # mean under q of -log p(x | z_k)
-    kl_e: Float[Array, "e"]  # KL(q(z | x) || p(z)) by the same draws
+    kl_e: Float[Array, "e"]  # KL(q(z | x) || p(z)), estimated from the same draws
     ess_e: Float[Array, "e"]  # (sum w)^2 / sum w^2, between 1 and K
     scored_e: Int[Array, "e"]  # scored tokens, end included
-    bound_e: dict[
-        int, Float[Array, "e"]
-    ]  # nll_e had only the first k draws been made, for each k named
+    bound_e: dict[int, Float[Array, "e"]]  # nll_e of the first k draws alone, by k
 
 
 class _Sums(NamedTuple):
-    """Running sums over draws; weights stay in log space, where none overflows or vanishes."""
+    """Running sums over draws; weights stay in log space to avoid overflow and underflow."""
 
     log_w_ke: Array  # log sum of the weights of the first k draws, one row per bound
     log_w2_e: Array  # log sum of all squared weights
-    log_u_e: Array  # log sum of the weights of means under q
-    rec_e: Array  # such means of the draws so far
+    log_u_e: Array  # log sum of the weights that means under q use
+    rec_e: Array  # running mean under q, as is kl_e
     kl_e: Array
 
 
 def full_precision(x: Array) -> Array:
-    """Float32, or float64 where JAX runs with it: sums over tokens and draws need the digits."""
+    """Casts to float32, or to float64 if JAX has it enabled, for sums over tokens and draws."""
     return x.astype(jnp.result_type(float))
 
 
@@ -70,7 +68,7 @@ def nll_of(
 def over_draws(add: Callable[[Any, Array], Any], start: Any, k: int, chunk: int) -> Any:
     """Folds draws 0..k-1 into `start`, `chunk` at a time: add(sums, draw_k) -> sums.
 
-    The last, shorter chunk is a second trace of `add`; a chunk that divides k avoids it.
+    If `chunk` does not divide k, `add` is traced a second time for the shorter last chunk.
     """
     chunk = min(chunk, k)
     full = k // chunk
@@ -97,7 +95,7 @@ def _score(
 ) -> Scores:
     cond, q, z_key = infer(gen, post, params, batch, key)
     ctx = gen.prepare(params, batch, cond=cond)
-    assert post.log_prob is not None  # score_batch has refused the model otherwise
+    assert post.log_prob is not None  # checked in score_batch
     log_q = post.log_prob
 
     def log_densities(z_egz: Array) -> tuple[Array, Array, Array, Array]:
@@ -120,7 +118,7 @@ def _score(
         log_u_ke = log_q_ke - log_drawn_ke
         log_u_e = jnp.logaddexp(sums.log_u_e, logsumexp(log_u_ke, axis=0))
         share_ke, kept_e = jnp.exp(log_u_ke - log_u_e[None]), jnp.exp(sums.log_u_e - log_u_e)
-        # A bound sees the draws before its own K only: -inf is a draw that weighs nothing.
+        # A bound uses only the draws before its own K; -inf gives the others weight 0.
         early = jnp.asarray(bounds)[:, None, None] > draw_k[None, :, None]
         prefix_ke = logsumexp(jnp.where(early, log_w_ke[None], -jnp.inf), axis=1)
         return _Sums(
@@ -159,18 +157,17 @@ def score_batch(
     bounds: Sequence[int] = CURVE,
     proposal: Proposal | None = None,
 ) -> Callable[[Params, Batch, Key[Array, ""]], Scores]:
-    """The compiled function (params, batch, key) -> Scores, from K draws per example.
+    """Returns a compiled function (params, batch, key) -> Scores that uses K draws per example.
 
-    The encoder and all of the decoder that does not read z run once; memory grows with `chunk`, not
-    with K. Draw k of example i depends on (key, i, k) only. A model without a latent makes one
-    pass, which is exact for every K.
+    The encoder and the z-independent part of the decoder run once; memory grows with `chunk`, not
+    with K. Draw k of example i depends only on (key, i, k). A model without a latent needs one
+    pass, which is exact for any K.
 
     Args:
       chunk: draws decoded together.
-      bounds: also record the bound after this many draws; those above K are left out, 1 and K
-        always in.
-      proposal: where draws come from in place of the posterior; Rec and KL stay those of the
-        posterior.
+      bounds: also record the bound after these numbers of draws; numbers above K are dropped, and
+        1 and K are always included.
+      proposal: draw from it instead of the posterior; Rec and KL remain those of the posterior.
     Raises: ValueError if k or chunk is below 1, or `model.metric_post` has no density.
     """
     if k < 1 or chunk < 1:

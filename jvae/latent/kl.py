@@ -1,8 +1,7 @@
-"""The KL of a posterior to a prior: one function for training and evaluation.
+"""The KL from a posterior to a prior, shared by training and evaluation.
 
-A pair that has a closed form registers it by the types of its two `form` fields, with
-`closed_form`. Every other pair with a density gets log q(z) - log p(z) of the draw, whose mean is
-the KL.
+`closed_form` registers a closed-form KL for the types of the two `form` fields. Any other pair
+whose posterior has a density uses log q(z) - log p(z) at the draw, an unbiased estimate of the KL.
 """
 
 from collections.abc import Callable
@@ -25,19 +24,20 @@ _CLOSED_FORMS: dict[tuple[type, type], _Rule] = {}
 
 
 class Kl(NamedTuple):
-    """In nats."""
+    """A KL per example and, if available, per latent dimension, in nats."""
 
     nats_e: Float[Array, "e"]
-    nats_egz: Float[Array, "e g z"] | None  # per latent dimension; None where it has none
+    nats_egz: Float[Array, "e g z"] | None  # per latent dimension; None if it does not decompose
 
 
 def closed_form(
     posterior: type, prior: type, per_dimension: bool = True
 ) -> Callable[[ClosedForm], ClosedForm]:
-    """Registers rule(params, posterior, post, z_egz, prior, cond) -> nats_egz for two forms, or
-    nats_e for a KL that is no sum over dimensions.
+    """Registers a closed-form KL for two forms.
 
-    The KL of a chain of groups depends on the draw's own lower groups, hence `z_egz`.
+    The rule is (params, posterior, post, z_egz, prior, cond) -> nats_egz, or nats_e if the KL is
+    not a sum over dimensions (`per_dimension=False`). It takes `z_egz` because the KL of a chain of
+    groups depends on the draw's lower groups.
     """
 
     def register(rule: ClosedForm) -> ClosedForm:
@@ -52,7 +52,7 @@ def _rule(posterior: Posterior, prior: Prior) -> _Rule | None:
 
 
 def per_dimension(posterior: Posterior, prior: Prior) -> bool:
-    """Whether the KL of this pair comes per latent dimension."""
+    """Whether the KL of this pair is available per latent dimension."""
     rule = _rule(posterior, prior)
     return not posterior.has_kl or (rule is not None and rule.per_dimension)
 
@@ -67,7 +67,7 @@ def kl(
 ) -> Kl:
     """KL(q(z | x) || p(z)) of each example, given a draw from q.
 
-    Raises: ValueError for a posterior without a density that does not declare a KL of 0.
+    Raises: ValueError for a posterior without a density, unless its KL is 0 by definition.
     """
     if not posterior.has_kl:
         zero_egz = jnp.zeros(z_egz.shape, z_egz.dtype)

@@ -1,11 +1,11 @@
-"""Unadjusted Langevin dynamics over latents: a kernel of pure functions, its schedules, its loop.
+"""Unadjusted Langevin dynamics over latents: kernel, step-size schedules and loop.
 
     kernel = langevin(log_joint, step_size=schedule, temperature=1.0)
     state = kernel.init(z_egz)
     state, info = kernel.step(key_e, state, k)
 
-Every example moves by its own gradient: `log_joint` gives one number per example, and no example
-reads another's z. The kernel differentiates in z alone.
+Every example moves along its own gradient: `log_joint` returns one number per example, which must
+depend on that example's z only. The kernel differentiates with respect to z alone.
 """
 
 from collections.abc import Callable
@@ -21,13 +21,13 @@ from jvae.latent.gaussian import noise
 LogJoint = Callable[[Float[Array, "e g z"]], Float[Array, "e"]]
 Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
 
-# Source: `train_sri.py` of the released code of Pang et al. 2021; it stops at 20 steps, here the
-# last size goes on.
+# Source: `train_sri.py` of the released code of Pang et al. 2021. That list ends at 20 steps; here
+# the last size repeats.
 _OFFICIAL = (0.8, 0.7, 0.6, 0.5, 0.2, 0.2, 0.1, 0.1, 0.05)
 
 
 class LangevinState(NamedTuple):
-    """What a step needs of where the chain is."""
+    """Position of the chain, with the log joint and its gradient there."""
 
     z_egz: Float[Array, "e g z"]
     log_joint_e: Float[Array, "e"]  # nats, at z
@@ -35,18 +35,18 @@ class LangevinState(NamedTuple):
 
 
 class LangevinInfo(NamedTuple):
-    """What a step did."""
+    """Diagnostics of one step."""
 
     noise_egz: Float[Array, "e g z"]  # before temperature and step size
     gain_e: Float[Array, "e"]  # change of the log joint, nats
-    score_norm_e: Float[Array, "e"]  # of the gradient that moved the chain
+    score_norm_e: Float[Array, "e"]  # norm of the gradient that the step followed
 
 
 class Kernel(NamedTuple):
-    """A Langevin chain.
+    """A Langevin kernel.
 
-    step(key_e, state, k): step number k, with fresh noise.
-    move(noise_egz, state, k): where that step goes with this noise.
+    step(key_e, state, k): takes step number k with fresh noise.
+    move(noise_egz, state, k): returns the new z of that step for the given noise.
     """
 
     init: Callable[[Float[Array, "e g z"]], LangevinState]
@@ -58,8 +58,8 @@ class Kernel(NamedTuple):
     ]
 
 
-KernelAt = Callable[[Int[Array, ""]], Kernel]  # of step k; the target may change along a chain
-NoiseAt = Callable[[Int[Array, ""]], Float[Array, "e g z"]]  # of step k
+KernelAt = Callable[[Int[Array, ""]], Kernel]  # k -> kernel; the target may change along a chain
+NoiseAt = Callable[[Int[Array, ""]], Float[Array, "e g z"]]  # k -> noise
 
 
 def langevin(
@@ -68,10 +68,10 @@ def langevin(
     """z <- z + s_k^2 / 2 * d log_joint / dz + temperature * s_k * noise.
 
     Args:
-      log_joint: nats per example of any z, up to a constant.
-      step_size: s_k of step k.
+      log_joint: log joint of any z per example, in nats, up to a constant.
+      step_size: maps k to s_k.
       temperature: scale of the noise; 1 samples from the posterior in the limit of small steps, 0
-        climbs the log joint.
+        is gradient ascent on the log joint.
     """
 
     def init(z_egz: Float[Array, "e g z"]) -> LangevinState:
@@ -96,7 +96,7 @@ def langevin(
 
 
 def step_keys(key_e: Key[Array, "e"], k: Int[Array, ""] | int) -> Key[Array, "e"]:
-    """The keys of step k of the chains of these examples."""
+    """The key of step k for each example's chain."""
     return jax.vmap(lambda key: jax.random.fold_in(key, k))(key_e)
 
 
@@ -108,12 +108,12 @@ def run(
     *,
     path: bool = False,
 ) -> tuple[Float[Array, "e g z"], Float[Array, "k e g z"] | None]:
-    """The end of a chain of `steps` steps from z, at the price of one gradient per step.
+    """Runs a chain of `steps` steps from z and returns its end; costs one gradient per step.
 
     Args:
       kernel_at: the kernel of step k; the target may change along the chain (fresh dropout masks).
-      noise_at: the noise of step k, so that estimators can share it.
-      path: also give the points the chain left, z_0 .. z_{steps-1}.
+      noise_at: the noise of step k, passed in so that estimators can share it.
+      path: also return the earlier points of the chain, z_0 .. z_{steps-1}.
     """
 
     def body(z_egz: Array, k: Array) -> tuple[Array, Array | None]:
@@ -125,16 +125,16 @@ def run(
 
 
 def official_sizes(steps: int) -> Float[np.ndarray, "k"]:
-    """The published step sizes; the last of them for every step past the list."""
+    """The published step sizes; the last one repeats for steps past the end of the list."""
     return np.array([_OFFICIAL[min(k, len(_OFFICIAL) - 1)] for k in range(steps)], np.float32)
 
 
 def raw_sizes(size_k: Float[np.ndarray, "k"]) -> Float[np.ndarray, "k"]:
-    """The inverse of softplus: the free parameters a_k of sizes log(1 + exp(a_k))."""
+    """Inverse softplus: the unconstrained parameters a_k of sizes log(1 + exp(a_k))."""
     return np.log(np.expm1(np.asarray(size_k, np.float64))).astype(np.float32)
 
 
 def schedule(size_k: Float[Array, "k"] | Any) -> Schedule:
-    """Step sizes looked up by step."""
+    """A schedule that looks up the step size by step number."""
     size_k = jnp.asarray(size_k)
     return lambda k: size_k[k]

@@ -1,12 +1,12 @@
-"""Chains of latent groups: each group's prior and posterior read a summary of the groups below.
+"""Chains of latent groups: each group's prior and posterior depend on the groups below it.
 
     p(z) = prod_g p(z_g | z_<g)        q(z | x) = prod_g q(z_g | z_<g, x)
 
-Every factor is a diagonal Gaussian. What text contributes enters the heads' outputs as an addend,
-made once per sentence; so samples, densities and means of any number of latents cost a scan over
-groups of small products and no further pass over the text.
+Every factor is a diagonal Gaussian, conditioned on a summary of the groups below. The text's
+contribution is added to the outputs of the heads and computed once per sentence. Samples, densities
+and means then need only a cheap scan over groups, without another pass over the text.
 
-Axis letter of this file beside the contract's: C holds mean and log-variance, in this order.
+Axis letters are those of `jvae.api`, plus C for mean and log-variance, in this order.
 """
 
 from collections.abc import Callable
@@ -22,16 +22,16 @@ from jvae.latent.kl import closed_form
 
 
 class Chain(NamedTuple):
-    """Shape and links of a chain; `p` below is one group's slice of `params_of(params)`.
+    """Shape and functions of a chain; `p` below is one group's slice of `params_of(params)`.
 
     Attributes:
-      groups, width: groups G and dimensions Z of each.
-      params_of: picks a tree with the groups in front out of the model's parameters.
-      summary: (p, s_ez, z_ez) -> s_ez, the summary of the groups below from the one before it and
-        the latent below; both are 0 at the first group.
+      groups, width: number of groups G and their dimension Z.
+      params_of: selects the chain's parameters, a tree with leading axis G, from the model's.
+      summary: (p, s_ez, z_ez) -> s_ez, updates the summary of the groups below with the latent of
+        the group just below; both inputs are 0 at the first group.
       prior: (p, s_ez) -> stats_ecz. posterior: (p, s_ez) -> stats_ecz.
-      source_of: (cond) -> source_egcz, what a condition adds to the outputs of the prior's heads;
-        None when unconditional.
+      source_of: (cond) -> source_egcz, added to the outputs of the prior's heads; None for an
+        unconditional model.
       clip: means and log-variances are clipped to +-clip; their gradient is 0 outside.
       learned_first: False makes the first group's prior standard normal.
     """
@@ -48,13 +48,13 @@ class Chain(NamedTuple):
 
 
 class ChainPost(NamedTuple):
-    """What a sentence adds to the outputs of the posterior's head of every group."""
+    """Each sentence's addend to the outputs of the posterior's heads, for all groups."""
 
     text_egcz: Float[Array, "e g 2 z"]
 
 
 class Walk(NamedTuple):
-    """One latent of every group, and the Gaussians it meets on its way, before clipping."""
+    """The latents of all groups, and the Gaussians along the chain before clipping."""
 
     z_egz: Float[Array, "e g z"]
     prior: Gaussian
@@ -70,13 +70,13 @@ def reparameterized(mean_ez: Array, log_var_ez: Array, noise_ez: Array) -> Array
 
 
 def the_mean(mean_ez: Array, log_var_ez: Array, given_ez: Array) -> Array:
-    """The mean, whatever is given."""
+    """The mean; ignores the given values."""
     del log_var_ez, given_ez
     return mean_ez
 
 
 def the_given(mean_ez: Array, log_var_ez: Array, given_ez: Array) -> Array:
-    """The latent itself."""
+    """The given latent itself."""
     del mean_ez, log_var_ez
     return given_ez
 
@@ -90,12 +90,12 @@ def walk(
     text_egcz: Float[Array, "e g 2 z"] | None = None,
     source_egcz: Float[Array, "e g 2 z"] | None = None,
 ) -> Walk:
-    """Goes up the chain once.
+    """Runs the chain once, from the first group to the last.
 
     Args:
-      pick: chooses each group's latent from its posterior, or its prior where no text is given,
-        and from its part of `given_egz`: `reparameterized` noise, `the_given` z or `the_mean`.
-      text_egcz, source_egcz: addends of the posterior's and the prior's heads.
+      pick: computes each group's latent from its posterior (its prior if no text is given) and its
+        slice of `given_egz`: `reparameterized` (noise), `the_given` (z) or `the_mean`.
+      text_egcz, source_egcz: addends to the outputs of the posterior's and the prior's heads.
     """
     own = chain.params_of(params)
     addends = (text_egcz, source_egcz)
@@ -133,7 +133,7 @@ def walk(
 
 
 def clipped(chain: Chain, gaussian: Gaussian) -> Gaussian:
-    """The Gaussian a chain uses, from the outputs of its heads."""
+    """The Gaussian that the chain uses: the outputs of its heads, clipped."""
     return Gaussian(*(jnp.clip(stats, -chain.clip, chain.clip) for stats in gaussian))
 
 
@@ -146,8 +146,9 @@ def _chain_kl(
     prior: Prior,
     cond: Any,
 ) -> Float[Array, "e g z"]:
-    """KL of each dimension in nats, in closed form given the draw's own lower groups, which the
-    prior reads too. Source: Hu et al. 2022 (DELLA), eq. 6.
+    """KL per dimension in nats, in closed form given the draw's lower groups.
+
+    The prior reads the same lower groups. Source: Hu et al. 2022 (DELLA), eq. 6.
     """
     chain, source_egcz = posterior.form, prior.form.source_of(cond)
     path = walk(chain, params, the_given, z_egz, text_egcz=post.text_egcz, source_egcz=source_egcz)
@@ -159,7 +160,7 @@ def posterior(
     chain: Chain,
     encode: Callable[[Params, Batch, Key[Array, ""] | None, Cond | None], ChainPost],
 ) -> Posterior:
-    """A Posterior from `encode(params, batch, drop, cond)`."""
+    """Makes a `Posterior` from `encode(params, batch, drop, cond)`."""
 
     def _encode(
         params: Params,
@@ -191,7 +192,7 @@ def posterior(
 
 
 def prior(chain: Chain) -> Prior:
-    """The prior of a chain, group after group."""
+    """The autoregressive prior of a chain of groups."""
 
     def sample(params: Params, key_e: Key[Array, "e"], cond: Any = None) -> Float[Array, "e g z"]:
         noise_egz = noise(key_e, (chain.groups, chain.width))

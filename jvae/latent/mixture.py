@@ -1,4 +1,4 @@
-"""Proposals of importance-weighted likelihood bounds, where they are not the posterior itself."""
+"""Proposals for importance-weighted likelihood bounds other than the posterior itself."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from jvae.api import Params, Posterior, Prior, Proposal
 
 
 def from_prior(prior: Prior) -> Proposal:
-    """The prior alone: a bound that owes nothing to a posterior, and is loose where the latent
-    tells much.
+    """The prior alone. The bound does not depend on a posterior, and is loose if the latent is
+    informative.
     """
 
     def sample(params: Params, post: Any, key_ke: Key[Array, "k e"], cond: Any = None) -> Array:
@@ -24,7 +24,7 @@ def from_prior(prior: Prior) -> Proposal:
 
 
 def with_prior(prior: Prior, posterior: Posterior) -> Proposal:
-    """The equal mixture of a posterior and the prior, so that no weight exceeds 2 p(x | z).
+    """A defensive mixture of posterior and prior in equal parts: no weight exceeds 2 p(x | z).
 
     Raises: ValueError if the posterior has no density.
     """

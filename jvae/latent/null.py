@@ -1,5 +1,7 @@
-"""The posterior of a language model: there is no latent, so every density of it is 0. And the point
-at 0 of a model that has latents, for phases that train it as a language model.
+"""Posteriors without information about the text.
+
+A language model has no latent, so its log densities are 0. `at_zero` fixes the latent of a VAE at
+0, for phases that train it as a language model.
 """
 
 from typing import Any
@@ -49,7 +51,7 @@ def _sample_prior(params: Any, key_e: Array, cond: Any = None) -> Array:
 
 
 def _log_prior(params: Any, z_egz: Array, cond: Any = None) -> Array:
-    """0 per example."""
+    """A log density of 0 for every example."""
     del params, cond
     return jnp.zeros(z_egz.shape[0])
 

@@ -1,8 +1,8 @@
-"""Priors by name, for models whose latent is one vector per text, or several.
+"""Registry of priors, for models with one or several latent vectors per text.
 
-A member is `build(options, shape) -> PriorParts`, registered in `PRIORS`; a config chooses it with
-`model.prior.kind` and sets its options beside that key. One that is made of posteriors is
-`build(options, shape, inputs)`, see `InputPosterior`.
+A member is `build(options, shape) -> PriorParts`, registered in `PRIORS`. A config selects it with
+`model.prior.kind` and sets its options in the same section. A prior that is built from posteriors
+is `build(options, shape, inputs)`, see `InputPosterior`.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,9 @@ from jvae.registry import Registry
 
 
 class PriorParts(NamedTuple):
-    """A prior and its parameters, which lie under `params["prior"]`.
+    """A prior and its initialisation; its parameters are stored under `params["prior"]`.
 
-    init(key) -> parameters, boxed where their axes have names; None for a prior without any.
+    init(key) -> parameters, boxed if their axes have names; None for a prior without parameters.
     """
 
     prior: Prior
@@ -28,12 +28,11 @@ class PriorParts(NamedTuple):
 
 
 class InputPosterior(NamedTuple):
-    """The posterior of texts that are no tokens but learned vectors, what layer 0 of the encoder
-    reads.
+    """The posterior of pseudo-texts, which are learned input vectors of the encoder's layer 0.
 
-    start(key, (K, T)) -> x_ktd, embeddings of random tokens at fresh parameters
-    encode(params, x_ktd) -> post, one text a row and no dropout
-    longest: most vectors of a text.
+    start(key, (K, T)) -> x_ktd, embeddings of random tokens at initialisation
+    encode(params, x_ktd) -> post, with one text per row and without dropout
+    longest: maximum number of vectors per text.
     sample, log_prob, support: see `jvae.api.Posterior`.
     """
 
@@ -46,9 +45,9 @@ class InputPosterior(NamedTuple):
 
 
 class PriorKind(NamedTuple):
-    """A registered prior: its options, a frozen dataclass, and what makes it for a latent shape.
+    """A registered prior: its options class, a frozen dataclass, and its build function.
 
-    of_posterior: whether `build` takes an `InputPosterior` too.
+    of_posterior: whether `build` also takes an `InputPosterior`.
     """
 
     options: type
@@ -63,10 +62,10 @@ STANDARD_NORMAL = Choice("standard_normal")
 def build_prior(
     choice: Choice, shape: tuple[int, int], inputs: InputPosterior | None = None
 ) -> PriorParts:
-    """The prior of a config over latents of shape (G, Z).
+    """Builds the prior that a config selects, over latents of shape (G, Z).
 
     Args:
-      inputs: of the model's encoder; None where it has none.
+      inputs: the posterior of the model's encoder on input vectors; None if it has none.
     Raises: ConfigError.
     """
     kind = PRIORS[choice.kind]
@@ -82,7 +81,7 @@ def build_prior(
 
 
 def check_support(kind: Choice, prior: Prior, posterior: Choice, support: str) -> None:
-    """Raises: ConfigError for a prior whose latents lie elsewhere than those of a posterior."""
+    """Raises: ConfigError unless the prior has the posterior's support."""
     if prior.support == support:
         return
     if support == SPHERE:
@@ -111,7 +110,7 @@ def standard_normal(shape: tuple[int, int]) -> Prior:
 
 
 class NoOptions(NamedTuple):
-    """Options of a member that has none."""
+    """Options of a member without options."""
 
 
 PRIORS.register("standard_normal")(

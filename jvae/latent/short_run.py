@@ -1,9 +1,10 @@
-"""Short-run inference: z is the end of a few Langevin steps, for any generator.
+"""Short-run inference: z is the end point of a few Langevin steps, for any generator.
 
-`attach` gives the posterior to train with, `fitted` the one to measure with, `refine` starts from
-an amortised posterior where `attach` starts from the prior. Source: Pang et al. 2021, arXiv
-2106.02513, and its released code. Deviations: parameters get no gradient from the chain, and the
-dropout mask is one per chain; `param_grad` and `fresh_dropout` bring back the released behaviour.
+Use the posterior from `attach` for training and the one from `fitted` for metrics. `attach` starts
+chains at the prior; `refine` starts them at an amortised posterior. Source: Pang et al. 2021, arXiv
+2106.02513, and its released code. There are two deviations: parameters get no gradient from the
+chain, and each chain uses a single dropout mask. Set `param_grad` and `fresh_dropout` for the
+released behaviour.
 """
 
 from collections.abc import Callable
@@ -23,20 +24,22 @@ from jvae.latent.langevin import Kernel
 from jvae.parallel.mesh import gathered
 
 SCHEDULES = ("fixed_official", "constant", "learned")
-FLOOR = 1e-4  # least variance of end points
-WIDEN = 1.2  # factor of the fitted standard deviation: weights need a proposal that is wide enough
-_START = 2**31 - 1  # what the key of the starting point is folded with; steps fold their number
+FLOOR = 1e-4  # minimum variance of end points
+WIDEN = 1.2  # scales the fitted standard deviation: importance weights need a wide proposal
+_START = 2**31 - 1  # folded into the key of the starting point; steps fold in their number
 
 
 @dataclass(frozen=True)
 class ChainConfig:
-    """A short run.
+    """Config of a short-run chain.
 
-    steps: K; 0 gives the starting points themselves, draws from the prior. schedule: of the step
-    sizes, "fixed_official" as published, "constant" for `step_size`, "learned" for the parameters
-    `posterior/size` (`jvae.latent.volume` learns them). temperature: scale of the noise.
-    fresh_dropout: new dropout masks in every step (released code) in place of one per chain.
-    chains, chunk: end points that `fitted` rests on, an even number, and how many run together.
+    steps: K; 0 returns the starting points themselves, draws from the prior.
+    schedule: step sizes: "fixed_official" as published, "constant" for `step_size`, "learned" for
+      the parameters `posterior/size` (`jvae.latent.volume` learns them).
+    temperature: scale of the noise.
+    fresh_dropout: new dropout masks in every step (released code) instead of one per chain.
+    chains: number of end points that `fitted` uses, even.
+    chunk: how many of these chains run together.
     """
 
     steps: int = setting(20, low=0, high=100_000, help="K of the chain; 0: draws from the prior.")
@@ -61,21 +64,21 @@ class ChainConfig:
 
 
 def initial_sizes(cfg: ChainConfig) -> Float[np.ndarray, "k"]:
-    """Step sizes of the schedule; those that learning starts from."""
+    """Step sizes of the schedule; a learned schedule starts from the published ones."""
     if cfg.schedule == "constant":
         return np.full(cfg.steps, cfg.step_size, np.float32)
     return langevin.official_sizes(cfg.steps)
 
 
 def init_sizes(cfg: ChainConfig) -> dict[str, Any]:
-    """Parameters of a learned schedule, {} for the others; they belong under `posterior`."""
+    """Parameters of a learned schedule, stored under `posterior`; {} for other schedules."""
     if cfg.schedule != "learned":
         return {}
     return {"size": jnp.asarray(langevin.raw_sizes(initial_sizes(cfg)))}
 
 
 def sizes(cfg: ChainConfig, params: Params) -> Float[Array, "k"]:
-    """Step sizes, from the parameters where they are learned."""
+    """Step sizes of the schedule, read from the parameters if they are learned."""
     if cfg.schedule != "learned":
         return jnp.asarray(initial_sizes(cfg))
     return jax.nn.softplus(params["posterior"]["size"][: cfg.steps])
@@ -90,7 +93,7 @@ def log_joint(
     cond: Any = None,
     prior_weight: Array | float = 1.0,
 ) -> langevin.LogJoint:
-    """log p(x | z) + prior_weight * log p(z) of each example, as a function of z."""
+    """Returns the function z -> log p(x | z) + prior_weight * log p(z), per example."""
 
     def joint(z_egz: Float[Array, "e g z"]) -> Float[Array, "e"]:
         nats_e = per_example(gen.log_lik(params, ctx, z_egz), batch)
@@ -100,9 +103,9 @@ def log_joint(
 
 
 class Chain(NamedTuple):
-    """A chain ready to run on one batch; parameters are constants in it.
+    """A chain ready to run on one batch, with parameters held constant.
 
-    start: a starting point per example.
+    start: draws a starting point per example.
     """
 
     start: Callable[[Key[Array, "e"]], Float[Array, "e g z"]]
@@ -112,7 +115,7 @@ class Chain(NamedTuple):
     def end(
         self, key_e: Key[Array, "e"], *, path: bool = False
     ) -> tuple[Float[Array, "e g z"], Float[Array, "k e g z"] | None]:
-        """Runs from a fresh start; constants to every gradient, as is the path."""
+        """Runs from a fresh start; no gradient flows through the end point or the path."""
         z_egz = self.start(key_e)
         noise_at = noise_of(key_e, z_egz.shape[1:])
         return jax.lax.stop_gradient(
@@ -121,7 +124,7 @@ class Chain(NamedTuple):
 
 
 def noise_of(key_e: Key[Array, "e"], shape: tuple[int, ...]) -> langevin.NoiseAt:
-    """The noise of step k of the chains of these keys."""
+    """Returns the function k -> noise of step k, for chains with these keys."""
     return lambda k: noise(langevin.step_keys(key_e, k), shape)
 
 
@@ -139,14 +142,16 @@ def prepare(
     prior_weight: Array | float = 1.0,
     key_e: Key[Array, "e"] | None = None,
 ) -> Chain:
-    """The chain of a batch. All that does not depend on z is computed here, once; on several
-    devices each holds all parameters while chains run, whose rows stay cut.
+    """Prepares the chain of a batch.
+
+    Everything that does not depend on z is computed here, once. On several devices, parameters are
+    replicated while chains run; rows stay sharded.
 
     Args:
-      start: where chains start, a draw each; the prior when None.
-      temperature: in place of the config's, for a schedule over training.
-      prior_weight: of log p(z) in the target; below 1 in a warm-up only.
-      key_e: for the encoder of `start`, should that be a sampler itself.
+      start: chains start at draws from this posterior; None for the prior.
+      temperature: overrides the config's, for a schedule over training.
+      prior_weight: weight of log p(z) in the target; below 1 only during chain annealing.
+      key_e: keys for `start.encode`, in case `start` is itself a sampler.
     """
     params, cond = jax.lax.stop_gradient((gathered(params), cond))
     size_at = langevin.schedule(sizes(cfg, params)) if cfg.steps else lambda k: jnp.zeros(())
@@ -189,10 +194,10 @@ def attach(
     temperature: Array | float | None = None,
     prior_weight: Array | float = 1.0,
 ) -> Posterior:
-    """A posterior that runs the chain; `post` is its end point and every sample is that.
+    """A posterior that runs the chain; `post` is the end point, and every sample equals it.
 
-    It has no density, and its KL is 0 by definition: the loss has none. For arguments see
-    `prepare`.
+    It has no density. Its KL is 0 by definition, since the loss has no KL term. See `prepare` for
+    the arguments.
     """
 
     def encode(
@@ -236,7 +241,7 @@ class Fitted(NamedTuple):
 
     mean_egz: Float[Array, "e g z"]
     log_var_egz: Float[Array, "e g z"]  # after widening
-    mean_a_egz: Float[Array, "e g z"]  # of each set: what chains of one sentence agree on
+    mean_a_egz: Float[Array, "e g z"]  # mean of each set, to measure how well the sets agree
     mean_b_egz: Float[Array, "e g z"]
 
 
@@ -252,12 +257,12 @@ def fitted(
     start: Posterior | None = None,
     widen: float = WIDEN,
 ) -> Posterior:
-    """The posterior that metrics use: r(z) = N(m, widen^2 v) from `cfg.chains` end points.
+    """The posterior that metrics use: r(z) = N(m, widen^2 v), fitted to `cfg.chains` end points.
 
-    With `steps=0` every end point is a draw from the prior: the control of all latent metrics.
+    With `steps=0` every end point is a draw from the prior: the baseline of all latent metrics.
 
     Args:
-      widen: 1 for the tightest bound of one draw, more for a proposal of many.
+      widen: 1 for the tightest single-draw bound, larger for a proposal with many draws.
     """
 
     def encode(

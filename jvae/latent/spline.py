@@ -1,4 +1,4 @@
-"""Monotone rational-quadratic splines, the identity outside [-BOUND, BOUND].
+"""Monotone rational-quadratic splines, which are the identity outside [-BOUND, BOUND].
 
 Source: Durkan et al. 2019, arXiv 1906.04032, section 3.1.
 """
@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 BOUND = 6.0
-LEAST = 1e-3  # share of a bin, and slope of a knot
-_SLOPE_ONE = float(np.log(np.expm1(1.0 - LEAST)))  # what gives a slope of 1
+LEAST = 1e-3  # minimum share of a bin, and minimum slope at a knot
+_SLOPE_ONE = float(np.log(np.expm1(1.0 - LEAST)))  # raw value for a slope of 1
 
 
 def raw_size(bins: int) -> int:
-    """Numbers that a spline is made of: widths, heights, slopes of the inner knots."""
+    """Number of raw parameters of a spline: widths, heights, slopes of the inner knots."""
     return 3 * bins - 1
 
 
@@ -53,7 +53,7 @@ def _bin(value: Array, raw: Float[Array, "*e r"], inverse: bool) -> _Bin:
     chosen = jax.nn.one_hot(place, bins, dtype=value.dtype)
 
     def pick(each: Array) -> Array:
-        return jnp.sum(each * chosen, axis=-1)  # a gather has a slow gradient on CPUs
+        return jnp.sum(each * chosen, axis=-1)  # the gradient of a gather is slow on CPUs
 
     parts = (starts(x_end), starts(y_end), width, height, slope, next_slope)
     return _Bin(*(pick(part) for part in parts))
@@ -75,7 +75,7 @@ def forward(x: Float[Array, "*e"], raw: Float[Array, "*e r"]) -> tuple[Array, Ar
 
 
 def backward(y: Float[Array, "*e"], raw: Float[Array, "*e r"]) -> Array:
-    """x of each y."""
+    """The inverse of `forward`: x for each y."""
     inside = jnp.abs(y) < BOUND
     clipped = jnp.clip(y, -BOUND, BOUND)
     at = _bin(clipped, raw, inverse=True)

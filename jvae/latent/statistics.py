@@ -5,10 +5,11 @@ from jaxtyping import Float
 
 
 def statistics(z_ngz: Float[np.ndarray, "n g z"]) -> dict[str, np.ndarray]:
-    """Mean and scale (standard deviation) of each dimension, the covariance over all of them, and
-    the share of variance of each principal component, largest first; float32.
+    """Mean, standard deviation, covariance and explained variance of a set of latents, in float32.
 
-    Dimension i of group g is row g * Z + i of the covariance.
+    Mean and scale (standard deviation) are per dimension. The covariance is over all dimensions;
+    dimension i of group g is row g * Z + i. The last entry is the share of variance of each
+    principal component, largest first.
     """
     flat_nd = np.asarray(z_ngz, np.float64).reshape(len(z_ngz), -1)
     mean_d = flat_nd.mean(axis=0)

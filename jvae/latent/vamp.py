@@ -1,8 +1,8 @@
-"""Prior `vamp`: the mixture of the posteriors of learned inputs, in equal parts.
+"""Prior `vamp`: an equal mixture of the posteriors of learned inputs.
 
-The inputs stand in place of embedded tokens, all of one length, and go through the model's own
-encoder without dropout. Source: Tomczak & Welling 2018, arXiv 1705.07120. Every density costs a
-pass of the encoder over the inputs, however many latents it is of.
+The inputs replace embedded tokens, all have the same length, and pass through the model's own
+encoder without dropout. Source: Tomczak & Welling 2018, arXiv 1705.07120. Each call of the density
+costs one encoder pass over the inputs, regardless of the number of latents.
 """
 
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ class VampOptions:
 
 
 def build(options: VampOptions, shape: tuple[int, int], inputs: InputPosterior) -> PriorParts:
-    """Parameters: input_ktd, what layer 0 of the encoder reads.
+    """Builds the prior; its parameters are input_ktd, the inputs of the encoder's layer 0.
 
-    Raises: ValueError for inputs that are longer than the encoder reads.
+    Raises: ValueError if the inputs exceed the encoder's maximum length.
     """
     del shape
     count, length = options.components, options.length

@@ -1,8 +1,8 @@
-"""Posterior `vmf` and prior `uniform_sphere`: latents whose every vector has length 1.
+"""Posterior `vmf` and prior `uniform_sphere`, for latent vectors of length 1.
 
-A von Mises-Fisher density, exp(kappa mean . z) times a constant, has one concentration for all
-texts, so its KL to the uniform distribution is a number, the same for all texts, and cannot
-collapse. Source: Xu & Durrett 2018, arXiv 1808.10805. Densities are per unit of surface.
+The von Mises-Fisher density, a constant times exp(kappa mean . z), has a fixed concentration kappa.
+Its KL to the uniform distribution is therefore the same for all texts and cannot collapse. Source:
+Xu & Durrett 2018, arXiv 1808.10805. Densities are per unit of surface area.
 """
 
 import math
@@ -22,7 +22,7 @@ from jvae.latent.gaussian import noise
 from jvae.latent.kl import closed_form
 from jvae.latent.priors import PRIORS, NoOptions, PriorKind, PriorParts
 
-SHORTEST = 1e-12  # of a vector that is made one of length 1
+SHORTEST = 1e-12  # shorter vectors are divided by this instead of their length
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,17 @@ class VmfOptions:
 
 
 class VonMisesFisher(NamedTuple):
-    """Form of posteriors on the sphere; nats: KL of one vector to the uniform distribution."""
+    """KL form of posteriors on the sphere. nats: KL of one vector to the uniform distribution."""
 
     nats: float
 
 
 class UniformSphere(NamedTuple):
-    """Form of the uniform prior on the sphere."""
+    """KL form of the uniform prior on the sphere."""
 
 
 class Directions(NamedTuple):
-    """Mean direction of every vector, of length 1."""
+    """Mean direction of every vector, normalised to length 1."""
 
     direction_egz: Float[Array, "e g z"]
 
@@ -53,8 +53,8 @@ class Directions(NamedTuple):
 def log_bessel(order: float, x: float) -> float:
     """log I_order(x), the modified Bessel function of the first kind, for x > 0 and order >= 0.
 
-    Its power series has positive terms alone, so their logarithms lose no digits and neither
-    overflow nor vanish; they are largest near x / 2.
+    Sums the power series in log space. All terms are positive, so there is no cancellation,
+    overflow or underflow. The largest terms are near index x / 2.
     """
     k = np.arange(int(x) + 10 * math.isqrt(int(x) + 1) + 200, dtype=np.float64)
     terms = 2 * k * math.log(x / 2) - gammaln(k + 1) - gammaln(order + k + 1)
@@ -62,12 +62,12 @@ def log_bessel(order: float, x: float) -> float:
 
 
 def log_area(size: int) -> float:
-    """log of the surface of the unit sphere in `size` dimensions."""
+    """Log surface area of the unit sphere in `size` dimensions."""
     return math.log(2) + 0.5 * size * math.log(math.pi) - float(gammaln(0.5 * size))
 
 
 def log_scale(size: int, kappa: float) -> float:
-    """log of the factor that makes exp(kappa mean . z) a density per unit of surface."""
+    """Log of the constant that normalises exp(kappa mean . z) to a density over the sphere."""
     half = 0.5 * size
     bessel = log_bessel(half - 1, kappa)
     return (half - 1) * math.log(kappa) - half * math.log(2 * math.pi) - bessel
@@ -80,21 +80,21 @@ def mean_cosine(size: int, kappa: float) -> float:
 
 
 def kl_uniform(size: int, kappa: float) -> float:
-    """KL of one vector to the uniform distribution, nats."""
+    """KL of one vector to the uniform distribution, in nats."""
     return kappa * mean_cosine(size, kappa) + log_scale(size, kappa) + log_area(size)
 
 
 def cosine(key: Key[Array, ""], size: int, kappa: float) -> Float[Array, ""]:
-    """A draw of mean . z, exact, by rejection. Source: Wood 1994."""
+    """An exact draw of mean . z by rejection sampling. Source: Wood 1994."""
     rest = size - 1
-    # b of the source is (1 - low) / (1 + low), with the difference of large numbers taken out.
+    # b of the source, rearranged to avoid cancellation between large numbers.
     b = rest / (2 * kappa + math.sqrt(4 * kappa**2 + rest**2))
     centre = (1 - b) / (1 + b)
     least = kappa * centre + rest * math.log1p(-(centre**2))
 
     def propose(number: Array) -> tuple[Array, Array]:
         shape_key, accept_key = jax.random.split(jax.random.fold_in(key, number))
-        # A coordinate of a uniform direction, whose place between -1 and 1 is the beta draw.
+        # One coordinate of a uniform direction, rescaled from [-1, 1] to [0, 1], is the beta draw.
         share = 0.5 * (1 + unit(jax.random.normal(shape_key, (size,)))[0])
         w = (1 - (1 + b) * share) / (1 - (1 - b) * share)
         nats = kappa * w + rest * jnp.log1p(-centre * w) - least
@@ -112,13 +112,16 @@ def cosine(key: Key[Array, ""], size: int, kappa: float) -> Float[Array, ""]:
 
 
 def unit(x: Float[Array, "... z"]) -> Float[Array, "... z"]:
-    """Vectors of length 1; finite, and with a finite gradient, for one of length 0."""
+    """Normalises vectors to length 1; value and gradient are finite even for a zero vector."""
     square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(square, SHORTEST**2))
 
 
 def vmf(options: VmfOptions, head: Head, shape: tuple[int, int]) -> Density:
-    """One affine map gives mean directions. Raises: ValueError for vectors of one dimension."""
+    """Builds the density; one affine map gives the mean directions.
+
+    Raises: ValueError for one-dimensional vectors.
+    """
     size, kappa = shape[1], options.kappa
     if size < 2:
         raise ValueError(f"vmf needs vectors of 2 dimensions or more; model.latent is {size}")
@@ -128,7 +131,7 @@ def vmf(options: VmfOptions, head: Head, shape: tuple[int, int]) -> Density:
         return Directions(unit(affine.each(params["head"], h_egd)))
 
     def draw(key: Key[Array, ""]) -> tuple[Array, Array]:
-        """What does not depend on the text: the cosines, and noise for the rest of the way."""
+        """Draws the text-independent part: cosines, and noise for the orthogonal direction."""
         cosine_key, noise_key = jax.random.split(key)
         cosine_g = jax.vmap(lambda k: cosine(k, size, kappa))(
             jax.random.split(cosine_key, shape[0])
@@ -136,8 +139,9 @@ def vmf(options: VmfOptions, head: Head, shape: tuple[int, int]) -> Density:
         return cosine_g, jax.random.normal(noise_key, shape)
 
     def sample(params: Any, post: Directions, key_ke: Key[Array, "k e"]) -> Float[Array, "k e g z"]:
-        """As the source: a cosine, and a direction at right angles to the mean. The cosine does not
-        depend on any parameter, so all of the gradient goes through the mean.
+        """Combines a cosine with a direction orthogonal to the mean, as in the source.
+
+        The cosine does not depend on any parameter, so the gradient flows through the mean only.
         """
         del params
         cosine_keg, noise_kegz = jax.lax.stop_gradient(jax.vmap(jax.vmap(draw))(key_ke))
@@ -166,7 +170,7 @@ def vmf(options: VmfOptions, head: Head, shape: tuple[int, int]) -> Density:
 
 
 def uniform_sphere(options: NoOptions, shape: tuple[int, int]) -> PriorParts:
-    """Every vector uniform on its sphere."""
+    """Builds the prior; every vector is uniform on the unit sphere."""
     del options
     groups, size = shape
     constant = -groups * log_area(size)

@@ -1,9 +1,9 @@
-"""How a short run changes volume, what that says of its density, and step sizes that use it.
+"""Log-determinant of a short run's Jacobian, and step sizes that are learned with it.
 
-With noise held fixed the chain is a map of z_0, and where it is one to one
+For fixed noise the chain is a map of z_0. If that map is one-to-one,
 log q(z_K | x) = log p(z_0) - log |det dz_K / dz_0|. Noise, Jacobian and end point must come from
-one and the same run. Source: Nijkamp et al. 2020, arXiv 1912.01909, for the principle of learned
-step sizes; Pang et al. 2021's released code for the estimator.
+the same run. Sources: Nijkamp et al. 2020, arXiv 1912.01909, for the principle of learned step
+sizes; the released code of Pang et al. 2021 for the estimator.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Map = Callable[[Float[Array, "e g z"]], Float[Array, "e g z"]]
 
 
 class ChainVolume(NamedTuple):
-    """One chain per example, with what it did to volume."""
+    """End points of one chain per example, with the log-determinants of their Jacobians."""
 
     start_egz: Float[Array, "e g z"]
     end_egz: Float[Array, "e g z"]
@@ -30,10 +30,12 @@ class ChainVolume(NamedTuple):
 
 
 def through(step: Map, z_egz: Float[Array, "e g z"]) -> tuple[Array, Float[Array, "e"]]:
-    """step(z) and log |det d step / dz| of each example, by one forward pass per latent dimension.
+    """step(z) and log |det d step / dz| of each example.
+
+    Costs one forward-mode pass per latent dimension.
 
     Args:
-      step: moves every example on its own.
+      step: must move every example independently of the others.
     """
     examples, groups, width = z_egz.shape
     moved_egz, push = jax.linearize(step, z_egz)
@@ -53,7 +55,7 @@ def per_step(
 ) -> ChainVolume:
     """The determinant as the product over steps of det(I + s_k^2 / 2 * Hessian of the log joint).
 
-    Each needs as many Hessian-vector products (forward over reverse) as z has dimensions.
+    Each step needs one Hessian-vector product (forward over reverse) per dimension of z.
     """
 
     def body(carry: tuple[Array, Array], k: Array) -> tuple[tuple[Array, Array], None]:
@@ -73,8 +75,9 @@ def whole_map(
     steps: int,
     noise_at: langevin.NoiseAt,
 ) -> ChainVolume:
-    """The same from the Jacobian of the whole chain: worse conditioned, and the check of
-    `per_step`.
+    """Like `per_step`, from the Jacobian of the whole chain.
+
+    It is worse conditioned and serves to check `per_step`.
     """
     chain = lambda z_egz: langevin.run(kernel_at, z_egz, steps, noise_at)[0]  # noqa: E731
     return ChainVolume(z_egz, *through(chain, z_egz))
@@ -83,10 +86,11 @@ def whole_map(
 def short_run_bound(
     gen: Generator, prior: Prior, cfg: ChainConfig
 ) -> Callable[[Params, Float[Array, "k"], Batch, Key[Array, ""]], Float[Array, ""]]:
-    """bound(params, raw_k, batch, key): log p(x, z_K) + log |det dz_K / dz_0|, its mean in nats.
+    """Returns bound(params, raw_k, batch, key): mean log p(x, z_K) + log |det dz_K / dz_0|, nats.
 
-    Up to a constant in the sizes softplus(raw_k) it is the evidence bound of the short run, so
-    raising it lowers KL(short run || posterior). Differentiable in the sizes through the chain.
+    Up to a constant that does not depend on the step sizes softplus(raw_k), this is the ELBO of the
+    short run, so raising it lowers KL(short run || posterior). The gradient with respect to the
+    sizes flows through the chain.
     """
 
     def bound(params: Params, raw_k: Array, batch: Batch, key: Array) -> Float[Array, ""]:
@@ -111,11 +115,11 @@ def learn_sizes(
     [Params, Float[Array, "k"], Batch, Key[Array, ""]],
     tuple[Float[Array, "k"], Float[Array, "u"]],
 ]:
-    """learn(params, raw_k, batch, key) -> (raw_k, bound of each update in nats).
+    """Returns learn(params, raw_k, batch, key) -> (raw_k, bound of each update in nats).
 
-    Adam on the raw sizes, new starting points and noise in every update, the generator held fixed.
-    Costs `updates` * K * latent width Hessian-vector products and their gradients, so a small batch
-    now and then is enough; compile it.
+    Runs Adam on the raw sizes, with new starting points and noise in every update and a fixed
+    generator. Costs `updates` * K * latent width Hessian-vector products and their gradients, so
+    use a small batch, call it rarely, and compile it.
     """
     bound = short_run_bound(gen, prior, cfg)
     tx = optax.adam(lr)

@@ -1,4 +1,4 @@
-"""Training by short-run inference: schedules of the chain over epochs, and what a pass measures."""
+"""Training with short-run inference: chain annealing over epochs, and the terms of a pass."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,16 +29,16 @@ _EPOCHS = Needs(lambda c: c.epoch_steps > 0, "epoch_steps is 0")
 
 @dataclass(frozen=True)
 class WarmUp:
-    """How the chain of training differs from that of evaluation.
+    """Settings of the training chain that differ from the evaluation chain.
 
-    epoch_steps: optimizer steps of an epoch; 0 turns both schedules off. Epochs count from 1.
+    epoch_steps: optimizer steps per epoch; 0 turns both schedules off. Epochs count from 1.
     temperature_start, temperature_hold, temperature_rise: the temperature is `temperature_start` up
-    to epoch `temperature_hold`, then rises by `temperature_rise` per epoch to the chain's own.
-    prior_start, prior_epochs: the weight of log p(z) in the target rises from `prior_start` to 1 in
-    a line of `prior_epochs` epochs.
-    param_grad: "final" trains the decoder at the end point alone. "trajectory" adds its gradient at
-    every earlier point of the chain, summed over the batch: what the released code applies by not
-    clearing gradients. It enters the terms as auxiliary `trajectory`, of weight 1.
+      to epoch `temperature_hold`, then rises by `temperature_rise` per epoch to the chain's own.
+    prior_start, prior_epochs: the weight of log p(z) in the target rises linearly from
+      `prior_start` to 1 over `prior_epochs` epochs.
+    param_grad: "final" trains the decoder at the end point alone. "trajectory" adds the gradient at
+      every earlier point of the chain, summed over the batch, as the released code does by not
+      clearing gradients. It is the auxiliary term `trajectory`, with weight 1.
     """
 
     epoch_steps: int = setting(0, low=0, high=MOST, help="Updates of an epoch; 0: no schedules.")
@@ -76,7 +76,7 @@ def temperature_at(
 
 
 def prior_weight_at(warm_up: WarmUp, step: Int[Array, ""] | int) -> Float[Array, ""]:
-    """The weight of log p(z) in the target of a step. Source: `semi_sup_classification.py`."""
+    """The weight of log p(z) in the target at a step. Source: `semi_sup_classification.py`."""
     span = max(1, warm_up.prior_epochs * warm_up.epoch_steps)
     done = jnp.minimum(jnp.asarray(step) / span, 1.0)
     weight = warm_up.prior_start + (1.0 - warm_up.prior_start) * done
@@ -89,7 +89,7 @@ class _Setting(NamedTuple):
 
 
 def measure(gen: Generator, prior: Prior, cfg: ChainConfig, warm_up: WarmUp) -> Measure:
-    """Terms of a chain, in place of `jvae.latent.elbo.measure`."""
+    """Training terms of a chain; replaces `jvae.latent.elbo.measure`."""
 
     def setting(step: Int[Array, ""]) -> _Setting:
         if not warm_up.epoch_steps:
@@ -138,7 +138,7 @@ def measure(gen: Generator, prior: Prior, cfg: ChainConfig, warm_up: WarmUp) -> 
     def _along(
         params: Params, batch: Batch, drop: Array | None, cond: object, path_kegz: Array
     ) -> Float[Array, "e"]:
-        """sum_k -log p(x | z_k), with the dropout masks that step k saw."""
+        """sum_k -log p(x | z_k), with the dropout masks of step k."""
         shared = gen.prepare(params, batch, drop, cond=cond)
 
         @jax.checkpoint

@@ -1,9 +1,11 @@
-"""The systems of jvae. Each file holds one: a config dataclass, `build(config) -> TextVAE` and its
+"""The model families of jvae.
+
+Each family has its own file with a config dataclass, `build(config) -> TextVAE` and the
 registration.
 """
 
-from jvae import backbones  # noqa: F401 they register themselves
-from jvae.latent import batch_norm, flow, gmm, vamp, vmf  # noqa: F401 so do priors and posteriors
+from jvae import backbones  # noqa: F401 importing registers them
+from jvae.latent import batch_norm, flow, gmm, vamp, vmf  # noqa: F401 priors and posteriors too
 from jvae.models import adavae, della, lm, lstm_vae, optimus, sri, t5vae
 from jvae.models.family import FAMILIES, Family
 
@@ -11,5 +13,5 @@ __all__ = ["FAMILIES", "Family", "adavae", "della", "lm", "lstm_vae", "optimus",
 
 
 def family(name: str) -> Family:
-    """A system by name. Raises ConfigError for an unknown one."""
+    """Returns a model family by name. Raises ConfigError for an unknown one."""
     return FAMILIES[name]

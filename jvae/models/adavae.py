@@ -1,11 +1,13 @@
-"""AdaVAE: one stack as un-masked encoder (its first layers) and causal decoder, made a VAE by
-adapters, a pooling head and ways for z into the decoder. The stack is meant to stay frozen: what
-trains, and from when, says `optim.trainable`.
+"""AdaVAE: a pretrained stack with adapters as both encoder and decoder of a VAE.
+
+The first layers of the stack are a bidirectional encoder, and the whole stack is the causal
+decoder. Adapters, a pooling head and injections of z into the decoder make it a VAE. The stack is
+meant to stay frozen; `optim.trainable` selects which parameters train, and from when.
 
 Source: Tu et al. 2022, arXiv 2205.05862, and the released code, on GPT-2. Two mistakes of the
 released code are options, off by default: `placement_form="released"` and
-`pool_scale="sqrt_batch"`. Parameters of the stack exist once, under `decoder`; `encoder` holds what
-the encoder alone has, all of its stack where it has one of its own.
+`pool_scale="sqrt_batch"`. Parameters of the stack are stored once, under `decoder`. `encoder` has
+only the encoder's own parameters, including its stack if it has a separate one.
 """
 
 from typing import Any
@@ -34,9 +36,9 @@ from jvae.pretrained.parts import PretrainedPart, stack_part
 
 
 def decoder_of(config: AdaVaeConfig) -> tuple[Stack, Injection]:
-    """The decoder stack, and how z reaches it.
+    """The decoder stack and the injection of z into it.
 
-    Raises: ConfigError for a stack that cannot be reached so.
+    Raises: ConfigError for a stack that does not support the injection.
     """
     stack = stack_of(config.decoder, "model.decoder", "decode")
     adapter = adapter_of(config, config.decoder) if config.adapt_decoder else None
@@ -53,7 +55,7 @@ def decoder_of(config: AdaVaeConfig) -> tuple[Stack, Injection]:
 
 
 def limits(config: AdaVaeConfig) -> dict[str, int]:
-    """Most tokens of one example per side; slots take no positions."""
+    """Maximum tokens per example and side; slots take up no positions."""
     return {"enc": encoder_of(config).longest, "dec": room(*decoder_of(config))}
 
 
@@ -96,7 +98,7 @@ def _init(config: AdaVaeConfig, key: Key[Array, ""]) -> Any:
 
 
 def build(config: AdaVaeConfig) -> TextVAE:
-    """The model of a config; see `jvae.api.TextVAE`."""
+    """Builds the model of a config; see `jvae.api.TextVAE`."""
     encoder = encoder_of(config)
 
     def features(
@@ -121,7 +123,7 @@ def _parts(model: Any) -> tuple[PretrainedPart, ...]:
 
 
 def _adjust(model: Any) -> list[str]:
-    """No more layers encode than there are."""
+    """Limits `encoder_layers` to the layers of the stack."""
     stack = model.get("encoder") or model.decoder
     if model.encoder_layers <= stack.get("layers", 0):
         return []

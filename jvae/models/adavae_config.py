@@ -1,4 +1,4 @@
-"""The choices of AdaVAE."""
+"""The config of AdaVAE."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from jvae.nn.backbone import StackConfig
 
 POOLS = ("latent_attn", "averaged_attn", "linear", "mean_max_linear", QUERIES)
 POOL_SCALES = ("one", "sqrt_batch")
-PLACEMENTS = {  # taps of `jvae.nn.block`
+PLACEMENTS = {  # names of taps in `jvae.nn.block`
     "parallel_ffn": frozenset({"hidden"}),
     "parallel_attn": frozenset({"attn"}),
     "sequential_attn": frozenset({"input"}),
@@ -28,10 +28,11 @@ _ADAPTERS = Needs(
 
 @dataclass(frozen=True)
 class AdaVaeConfig:
-    """Sizes and choices of one AdaVAE; `decoder` is the shared stack, whose first `encoder_layers`
-    encode, unless there is an `encoder` of its own.
+    """Sizes and choices of one AdaVAE.
 
-    pool: see `pooled`. For the ways of z, `use_*`, see `jvae.injections.ways`.
+    `decoder` is the shared stack. Its first `encoder_layers` layers also encode, unless a separate
+    `encoder` is set. For `pool` see `pooled`; for the injections, `use_*`, see
+    `jvae.injections.ways`.
     """
 
     decoder: StackConfig
@@ -108,7 +109,7 @@ class AdaVaeConfig:
 
     @property
     def ways(self) -> Ways:
-        """The ways for z into the decoder."""
+        """The injections of z into the decoder."""
         return Ways(
             psa=self.use_psa,
             memory=self.use_memory,
@@ -119,7 +120,7 @@ class AdaVaeConfig:
         )
 
     def places(self, decoder: bool) -> frozenset[str]:
-        """Where the adapters of a side are used."""
+        """The taps at which the adapters of a side are used."""
         places = PLACEMENTS[self.placement]
         if self.placement_form == "released":
             places = places | {"input"}

@@ -1,4 +1,4 @@
-"""The encoder of AdaVAE, and the adapted layers and prefixes of both its sides."""
+"""The encoder of AdaVAE, and the adapters and prefixes of encoder and decoder."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ from jvae.nn.stack import layer_range
 
 
 def encoder_of(config: AdaVaeConfig) -> Stack:
-    """The stack that encodes, all of its layers."""
+    """The stack that encodes, with all of its layers."""
     where = "model.decoder" if config.encoder is None else "model.encoder"
     return stack_of(
         config.encoding,
@@ -35,7 +35,7 @@ def encoder_of(config: AdaVaeConfig) -> Stack:
 
 
 def adapter_of(config: AdaVaeConfig, stack: Any) -> Adapter:
-    """One adapter of a side with this stack's config."""
+    """An adapter for a side with the given stack config."""
     return Adapter(
         width=stack.width,
         size=config.adapter,
@@ -47,7 +47,7 @@ def adapter_of(config: AdaVaeConfig, stack: Any) -> Adapter:
 
 
 def prefix_of(config: AdaVaeConfig, stack: Any) -> Prefix:
-    """The prefix of a side; as published it has the layers of the whole shared stack on both."""
+    """The prefix of a side; as published, it covers all layers of the shared stack for both."""
     return Prefix(stack, config.prefix, config.prefix_middle)
 
 
@@ -64,7 +64,7 @@ def pooler_of(config: AdaVaeConfig) -> Projection:
 
 
 def without_end(side: Side) -> Side:
-    """A side whose examples have lost their last token."""
+    """Removes the last token of every example of a side."""
     next_bt = jnp.pad(side.segment_bt[:, 1:], ((0, 0), (0, 1)))
     return side._replace(segment_bt=jnp.where(side.segment_bt == next_bt, side.segment_bt, 0))
 
@@ -72,10 +72,10 @@ def without_end(side: Side) -> Side:
 def pooled(
     config: AdaVaeConfig, params: Any, x_btd: Float[Array, "b t d"], side: Side, valid_e: Array
 ) -> Float[Array, "e g d"]:
-    """Feature vectors of each example from the encoder's states, one but for "queries".
+    """Pools the encoder's states into feature vectors: several for "queries", otherwise one.
 
-    "latent_attn" weighs the tokens by softmax(relu(w . x + b)), "averaged_attn" has no b; "linear"
-    is tanh(W mean + b), "mean_max_linear" tanh(W [mean; max] + b).
+    "latent_attn" weights tokens by softmax(relu(w . x + b)), "averaged_attn" is the same without b,
+    "linear" is tanh(W mean + b), and "mean_max_linear" is tanh(W [mean; max] + b).
     """
     slots = valid_e.shape[0] // x_btd.shape[0]
     if config.pool == QUERIES:
@@ -108,9 +108,9 @@ def encoded(
     read: Read | None = None,
     soft_btd: Float[Array, "b t d"] | None = None,
 ) -> tuple[Float[Array, "e g d"], Float[Array, "b t d"], Any]:
-    """Pooled features, states after the final norm, and what `read` makes of every layer."""
+    """Pooled features, states after the final norm, and the outputs of `read` for every layer."""
     stack, side = encoder_of(config), batch.enc
-    assert side is not None  # `limits` asks for the encoder side
+    assert side is not None  # `limits` requires the encoder side
     drop_prefix, drop_layers = split_key(drop, 2)
     rows = side.token_bt.shape[0]
     side = side if config.read_end else without_end(side)
@@ -120,7 +120,7 @@ def encoded(
             raise ValueError(
                 f"pool_padding with {batch.slots} sentences per row: set data.packing to bucket"
             )
-        # Released: padding asks, is pooled, and is never a key.
+        # As released: padding is used as queries and pooled, but never as keys.
         real_bt = (side.segment_bt > 0).astype(jnp.int32)
         side = side._replace(segment_bt=jnp.ones_like(side.segment_bt))
         mask_spec = MaskSpec(side.segment_bt, real_bt, False, side.position_bt)

@@ -1,4 +1,4 @@
-"""Prior and posterior of the families with an encoder, and latents of several vectors."""
+"""Prior and posterior of model families with an encoder, and latents with several vectors."""
 
 from typing import Any, NamedTuple, Protocol
 
@@ -14,15 +14,15 @@ from jvae.nn.backbone import Stack
 from jvae.nn.layers import accum_dtype, apply
 from jvae.nn.resampler import Resampler
 
-QUERIES = "queries"  # the pooling that gives any number of vectors; its parameters' name too
+QUERIES = "queries"  # the pooling that gives any number of vectors, and the name of its parameters
 
 
 class Features(Protocol):
-    """Pooled states, a vector for each of the latent's.
+    """Returns pooled states, one vector per latent vector.
 
     Args:
       drop: None for no dropout.
-      soft_btd: what the encoder reads in place of the tokens of `batch.enc`.
+      soft_btd: input vectors that replace the embedded tokens of `batch.enc`.
     """
 
     def __call__(
@@ -36,7 +36,7 @@ class Features(Protocol):
 
 
 class Latent(NamedTuple):
-    """What the config of a family makes of its latent."""
+    """Prior, density and posterior of a model, built from its config."""
 
     prior: PriorParts
     density: Density
@@ -44,7 +44,7 @@ class Latent(NamedTuple):
 
 
 def density_of(config: Any, head: Head) -> Density:
-    """The density of a config with fields posterior, vectors, latent, log_var_shift.
+    """Builds the density of a config with fields posterior, vectors, latent and log_var_shift.
 
     Raises: ConfigError.
     """
@@ -57,10 +57,10 @@ def density_of(config: Any, head: Head) -> Density:
 
 
 def latent_of(config: Any, head: Head, encoder: Stack, features: Features) -> Latent:
-    """Prior, density and posterior of a config, which has a prior too.
+    """Builds prior, density and posterior of a config, which also has the field prior.
 
     Args:
-      features: what the density is made from.
+      features: computes the inputs of the density.
     Raises: ConfigError.
     """
     shape, density = (config.vectors, config.latent), density_of(config, head)
@@ -94,7 +94,7 @@ def _inputs(density: Density, encoder: Stack, features: Features) -> InputPoster
 
 
 def check_vectors(config: Any) -> None:
-    """Raises: ValueError for several vectors of a pooling that gives one."""
+    """Raises: ValueError for several vectors with a pooling that gives only one."""
     if config.vectors > 1 and config.pool != QUERIES:
         raise ValueError(
             f"vectors is {config.vectors}, but pool {config.pool} gives one vector of a text; set "
@@ -107,7 +107,7 @@ def _resampler(encoder: Stack, vectors: int) -> Resampler:
 
 
 def init_queries(encoder: Stack, vectors: int, key: Key[Array, ""]) -> dict[str, Any]:
-    """Boxed parameters of the pooling `queries`, which lie under `params["posterior"]`."""
+    """Boxed parameters of the pooling `queries`, stored under `params["posterior"]`."""
     one_bt, x_btd = jnp.ones((1, 1), jnp.int32), jnp.zeros((1, 1, encoder.features))
     side = Side(one_bt, one_bt, one_bt)
     return {QUERIES: _resampler(encoder, vectors).init(key, x_btd, side, 1)["params"]}
@@ -116,7 +116,7 @@ def init_queries(encoder: Stack, vectors: int, key: Key[Array, ""]) -> dict[str,
 def pooled(
     encoder: Stack, vectors: int, params: Any, x_btd: Float[Array, "b t d"], side: Side, slots: int
 ) -> Float[Array, "e g d"]:
-    """The vectors that queries read from the encoder's last states, float32 or wider."""
+    """Pools the encoder's last states with queries, in float32 or wider."""
     own = params["posterior"][QUERIES]
     h_egd = apply(_resampler(encoder, vectors), own, x_btd, side, slots)
     return h_egd.astype(accum_dtype(h_egd.dtype))

@@ -1,4 +1,4 @@
-"""What every model file needs once: boxes around parameters, and decode states with a known example
+"""Helpers shared by all model files: boxed parameters, and decode states with a known example
 axis.
 """
 
@@ -22,9 +22,7 @@ def _is_box(x: Any) -> bool:
 
 
 def unboxed(init: Callable[[Key[Array, ""]], Any]) -> tuple[Callable[[Array], Any], Any]:
-    """Splits an init that returns boxed parameters into (init of plain arrays, tree of logical axis
-    names).
-    """
+    """Splits an init of boxed parameters into an init of plain arrays and a tree of axis names."""
     boxed = jax.eval_shape(init, jax.random.key(0))
     axes = jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=_is_box)
     return (lambda key: nn.unbox(init(key))), axes
@@ -33,7 +31,7 @@ def unboxed(init: Callable[[Key[Array, ""]], Any]) -> tuple[Callable[[Array], An
 def projection_head(
     width: int, make: Callable[[tuple[int, ...], tuple[str | None, ...]], Projection]
 ) -> Head:
-    """A posterior's head as the projection that `make` gives for outputs and their axes."""
+    """A posterior's head, made of the projection that `make` returns for outputs and axes."""
 
     def head(outputs: tuple[int, ...], axes: tuple[str | None, ...]) -> Affine:
         layer = make(outputs, axes)
@@ -46,23 +44,23 @@ def projection_head(
 
 
 def with_prior(params: Any, parts: PriorParts, key: Key[Array, ""]) -> Any:
-    """The parameters of a model, with those of its prior where it has any."""
+    """Adds the prior's parameters, if it has any, to those of a model."""
     if parts.init is None:
         return params
-    # A stream of its own, so that the rest starts as it does under a prior without parameters.
+    # A separate stream, so that other parameters do not depend on the choice of prior.
     own = parts.init(jax.random.fold_in(key, PRIOR_STREAM))
     return params | {"prior": jax.tree.map(_boxed, own, is_leaf=_is_box)}
 
 
 def _boxed(leaf: Any) -> Any:
-    """A leaf with a name for each axis; None, which every device holds whole, where it has none."""
+    """Boxes a leaf; axes without a name get None, which means that they are not sharded."""
     if _is_box(leaf):
         return leaf
     return nn.LogicallyPartitioned(leaf, (None,) * jnp.ndim(leaf))
 
 
 PRIOR_STREAM = 0x9_7A10
-SHARED = -1  # in place of the axis of examples: a leaf that all examples share
+SHARED = -1  # replaces the example axis of a leaf that all examples share
 KV_AXES: Any = caches.Caches._make((0, 0, SHARED))
 
 
@@ -77,8 +75,10 @@ def _by_axis(function: Callable[[Array, int], Array], cache: Any, axes: Any) -> 
 
 
 def expander(example_axes: Any) -> Callable[[DecodeState, int], DecodeState]:
-    """`Generator.expand` for a cache whose example axes are `example_axes`, an int for every leaf
-    or for all leaves of a part, SHARED for none.
+    """`Generator.expand` for a cache with the given example axes.
+
+    `example_axes` has an int for each leaf, or one for all leaves of a subtree; SHARED means that
+    there is no example axis.
     """
 
     def expand(state: DecodeState, k: int) -> DecodeState:
@@ -89,7 +89,7 @@ def expander(example_axes: Any) -> Callable[[DecodeState, int], DecodeState]:
 
 
 def reorderer(example_axes: Any) -> Callable[[DecodeState, Array], DecodeState]:
-    """`Generator.reorder` for a cache whose example axes are `example_axes`, as in `expander`."""
+    """`Generator.reorder` for a cache with the given example axes, as in `expander`."""
 
     def reorder(state: DecodeState, idx_e: Int[Array, "e"]) -> DecodeState:
         cache = _by_axis(lambda a, axis: jnp.take(a, idx_e, axis=axis), state.cache, example_axes)
@@ -101,10 +101,10 @@ def reorderer(example_axes: Any) -> Callable[[DecodeState, Array], DecodeState]:
 def grower(
     check: Callable[[int], None] = lambda places: None,
 ) -> Callable[[DecodeState, int], DecodeState]:
-    """`Generator.grow` for a state whose cache has a field `kv`, `Caches`.
+    """`Generator.grow` for a state whose cache has a field `kv` of type `Caches`.
 
     Args:
-      check: raises where a cache may not have so many places, those of slots included.
+      check: raises if the given cache capacity, including slots, is not allowed.
     """
 
     def grow(state: DecodeState, more: int) -> DecodeState:

@@ -1,17 +1,17 @@
-"""DELLA: one stack as encoder and decoder, a latent for every layer, multiplied into the attention
-values of that layer.
+"""DELLA: one stack as encoder and decoder, with a latent for every layer that is multiplied into
+the attention values of that layer.
 
-Source: Hu et al. 2022, arXiv 2207.06130, and the released code, on GPT-2. Where the two differ
-the config names both; deviations of the defaults are named there. The released code averages KL and
-densities over layers: here they are sums, as the bound has it (`objective.kl_reduce`). It also
-predicts the first new token of a short prompt from padding; here each prompt ends at its own last
-token.
+Source: Hu et al. 2022, arXiv 2207.06130, and the released code, on GPT-2. Where the two differ,
+the config has an option for both and documents deviations of the defaults. The released code
+averages KL and densities over layers; here they are summed, as in the bound
+(`objective.kl_reduce`). It also predicts the first new token of a short prompt from padding; here
+each prompt ends at its own last token.
 
-Conditional (source to target): `dec` holds source then target, of which the target is scored;
-`cond` holds the source; `enc` what the posterior reads, both texts or the target alone, see
-`cvae_posterior`. A prompt for decoding is the source. With `source="cross"` the decoder attends to
-the encoder's states of the source instead, and `dec` holds the target alone: the paper's model on
-BART, whose code was not released.
+Conditional models (source to target): `dec` is the source followed by the target, and only the
+target is scored. `cond` is the source. `enc`, the posterior's input, is both texts or the target
+alone, see `cvae_posterior`. The prompt for decoding is the source. With `source="cross"` the
+decoder instead attends to the encoder's states of the source, and `dec` is the target alone; this
+is the paper's model on BART, whose code was not released.
 """
 
 import dataclasses
@@ -51,14 +51,15 @@ SOURCES = ("prefix", "cross")
 
 @dataclass(frozen=True)
 class DellaConfig:
-    """Sizes and choices of one DELLA; the stack of `decoder` also encodes, unless there is an
-    `encoder` of its own.
+    """Sizes and choices of one DELLA.
 
-    pool: "attn_masked" weighs a sentence's own tokens, "attn_unmasked" those of the whole row,
-    padding too (released code; one sentence per row), "first_token" is the paper's. ltp:
-    "sum_then_product" as published, or "product_then_sum", whose rank means something. `fuse` of
-    "offset" and `links` other than "chain" are ablations of the paper, which does not say what
-    replaces the product.
+    The stack of `decoder` also encodes, unless a separate `encoder` is set.
+
+    pool: "attn_masked" weights a sentence's own tokens, "attn_unmasked" those of the whole row,
+      including padding (released code; one sentence per row); "first_token" is the paper's.
+    ltp: "sum_then_product" as published, or "product_then_sum", in which the rank has an effect.
+    fuse, links: `fuse="offset"` and `links` other than "chain" are ablations of the paper, which
+      does not specify what replaces the product.
     """
 
     decoder: StackConfig
@@ -138,28 +139,28 @@ class DellaConfig:
 
     @property
     def last_layer(self) -> int:
-        """The last layer that has a latent."""
+        """The last layer with a latent."""
         return self.writing.layers - 1 if self.end_layer == -1 else self.end_layer
 
     @property
     def fused(self) -> int:
-        """Layers that a latent reaches."""
+        """Number of layers with a latent."""
         return self.last_layer - self.begin_layer + 1
 
     @property
     def groups(self) -> int:
-        """Latents: one of each such layer, or one that all share."""
+        """Number of latents: one for each such layer, or one shared by all."""
         return 1 if self.links == "shared" else self.fused
 
 
 def decoder_of(config: DellaConfig) -> tuple[Stack, Injection]:
-    """The decoder stack, and how the latents reach it."""
+    """The decoder stack and the injection of the latents into it."""
     needs = ["taps" if config.fuse == "offset" else "values"]
     needs += ["cross"] if config.source == "cross" else []
     stack = stack_of(
         config.decoder, "model.decoder", "decode", *needs, own_head=not config.tie_lm_head
     )
-    if config.source == "cross":  # which the stack is known to have by now
+    if config.source == "cross":  # this ability has been checked above
         own = dataclasses.replace(config.decoder, cross=True)  # pyright: ignore[reportCallIssue]
         stack = stack_of(own, "model.decoder", own_head=not config.tie_lm_head)
     place = (config.begin_layer, config.fused, config.latent)
@@ -171,7 +172,7 @@ def decoder_of(config: DellaConfig) -> tuple[Stack, Injection]:
 
 
 def _shared(injection: Injection, layers: int) -> Injection:
-    """The injection of one latent per layer, all of them the same."""
+    """An injection per layer that gives all layers the same latent."""
 
     def reach(own: Any, z_egz: Array, *args: Any, **how: Any) -> Reach:
         return injection.reach(own, jnp.repeat(z_egz, layers, axis=1), *args, **how)
@@ -186,7 +187,7 @@ def encoder_of(config: DellaConfig) -> Stack:
 
 
 def limits(config: DellaConfig) -> dict[str, int]:
-    """Most tokens of one example per side; source and target share the `dec` side."""
+    """Maximum tokens per example and side; source and target share the `dec` side."""
     reads, writes = encoder_of(config).longest, room(*decoder_of(config))
     sides = {"enc": reads, "dec": writes}
     if not config.conditional:
@@ -195,7 +196,7 @@ def limits(config: DellaConfig) -> dict[str, int]:
 
 
 def joined(config: DellaConfig) -> tuple[str, ...]:
-    """Sides whose examples begin with the source."""
+    """Sides whose examples are prefixed with the source."""
     if not config.conditional:
         return ()
     decoder = ("dec",) if config.source == "prefix" else ()
@@ -203,7 +204,7 @@ def joined(config: DellaConfig) -> tuple[str, ...]:
 
 
 class _Source(NamedTuple):
-    """What the source text adds to the heads of each group, and its states for cross-attention."""
+    """The source text's addends to the heads of each group, and its cross-attention states."""
 
     prior_egcz: Array
     posterior_egcz: Array | None
@@ -227,8 +228,8 @@ def _init(config: DellaConfig, key: Key[Array, ""]) -> Any:
 
     params = {
         "decoder": stack.init(next(keys)),
-        # Read by prior and posterior alike. The keys are drawn in any case, so that the rest of the
-        # parameters starts alike.
+        # Read by both prior and posterior. The keys are drawn in any case, so that the other
+        # parameters have the same initial values.
         "latent": {"chain": {"state": chain((z,)), "latent": chain((z,))}},
         "prior": {"head": {"chain": chain((2, z))}},
         "posterior": {"head": {"chain": chain((2, z)), "text": text()}},
@@ -275,7 +276,7 @@ def _bow(config: DellaConfig) -> Projection:
 
 
 def chain(config: DellaConfig) -> Chain:
-    """The chain of latents, from the first layer that has one to the last."""
+    """The chain of latents, from the first layer with a latent to the last."""
 
     def linear(p: Any, x_ez: Array, out: str) -> Array:
         y = jnp.einsum(f"ez,z{out}->e{out}", x_ez, p["kernel"].astype(x_ez.dtype))
@@ -312,7 +313,7 @@ def _read(
     drop: Key[Array, ""] | None = None,
     whole: bool = False,
 ) -> tuple[Float[Array, "e g d"], Float[Array, "b t d"]]:
-    """`pooled`, and the states after the last layer that is run, of all layers if `whole`."""
+    """`pooled`, and the states after the last layer run; `whole` runs all layers."""
     query_gd = None
     if config.pool != "first_token":
         query_gd = params["posterior"]["pool"]["kernel"]
@@ -347,7 +348,7 @@ def _addend(p: Any, x_egd: Float[Array, "e g d"]) -> Float[Array, "e g 2 z"]:
 
 
 def build(config: DellaConfig) -> TextVAE:
-    """The model of a config; see `jvae.api.TextVAE`."""
+    """Builds the model of a config; see `jvae.api.TextVAE`."""
     links, (stack, injection) = chain(config), decoder_of(config)
     init, axes = unboxed(lambda key: _init(config, key))
 
@@ -368,7 +369,7 @@ def build(config: DellaConfig) -> TextVAE:
     def encode(
         params: Any, batch: Batch, drop: Key[Array, ""] | None, cond: _Source | None
     ) -> ChainPost:
-        assert batch.enc is not None  # `limits` asks for this side
+        assert batch.enc is not None  # `limits` requires this side
         x_egd = pooled(config, params, batch.enc, batch.slots, fold_key(drop, 0))
         text_egcz = _addend(params["posterior"]["head"]["text"], x_egd)
         if cond is not None and cond.posterior_egcz is not None:
@@ -388,7 +389,7 @@ def build(config: DellaConfig) -> TextVAE:
         nats_bt = log_p_bsv[jnp.arange(rows)[:, None], slot_bt, side.token_bt]
         return {"bow": -per_example(jnp.where(ctx.batch.scored_bt, nats_bt, 0.0), ctx.batch)}
 
-    # The source reaches the decoder as the beginning of `dec`, and of a prompt, or by its states.
+    # The source reaches the decoder as the prefix of `dec` and of a prompt, or through its states.
     states_of = (lambda cond: cond.states) if config.source == "cross" else None
     gen = generator(stack, injection, states_of=states_of)._replace(condition=condition, aux=aux)
 
@@ -396,7 +397,7 @@ def build(config: DellaConfig) -> TextVAE:
         del cond
         assert batch.enc is not None
         x_egd = pooled(config, params, batch.enc, batch.slots, fold_key(drop, 0))
-        return x_egd[:, -1].astype(accum_dtype(x_egd.dtype))  # of the top layer
+        return x_egd[:, -1].astype(accum_dtype(x_egd.dtype))  # the top layer's
 
     posterior = layerwise.posterior(links, encode)._replace(features=features)
     shape = (config.groups, config.latent)
@@ -415,8 +416,9 @@ def _parts(model: Any) -> tuple[PretrainedPart, ...]:
 
 
 def _adjust(model: Any) -> list[str]:
-    """Each latent reads a layer of the encoder of its own; one file has both stacks where they
-    share an embedding.
+    """Sets `model.encoder` to the decoder's stack if they share an embedding and thus a file.
+
+    Each latent reads its own layer of the encoder.
     """
     encoder = model.get("encoder")
     if encoder and model.get("share_embedding"):

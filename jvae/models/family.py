@@ -1,4 +1,4 @@
-"""Model families by name."""
+"""The registry of model families."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -25,9 +25,9 @@ def _as_it_is(section: Any) -> list[str]:
 
 
 class Copy(NamedTuple):
-    """Stacked parameters that start as those of other layers where these are loaded.
+    """Stacked parameters that are initialised as copies of other layers, if those are loaded.
 
-    path, source: prefixes of both. first: of the source's layers.
+    path, source: path prefixes of the copy and of the original. first: first layer copied.
     """
 
     path: str
@@ -44,29 +44,28 @@ Vocab = Mapping[str, int]
 
 
 class TinyConfig(Protocol):
-    """A config for vocabularies of these sizes per side, with other sizes of its stacks by name."""
+    """Makes a config for the given vocabulary sizes per side; `changes` override stack sizes."""
 
     def __call__(self, vocab: Vocab, /, **changes: Any) -> Any: ...
 
 
 class Family(NamedTuple):
-    """One system.
+    """One model family.
 
     config: its config dataclass.
     build(config) -> the model.
-    limits(config) -> most tokens of one example per side that it reads, special tokens included.
-    tiny(vocab, **changes) -> a config of a few hundred parameters, for the suites that every family
-      must pass; `vocab` has the sizes of the sides "enc" and "dec", `changes` those of its stacks.
-    joined(config) -> sides whose examples begin with the source, for conditional models that read
-      source and text as one.
-    parts(section) -> what of a `config.model` can start from pretrained weights.
-    adjust(section) -> what it did, in words. Lowers, in place, values of a preset that the layers
-      of pretrained stacks rule out.
-    preset: the shipped config that measures this family in benchmarks, such as "lm:lstm"; empty for
-      none.
-    copies(config) -> parameters that start as copies of loaded ones.
-    original(config) -> the names of its parameters in checkpoints of the original code; None where
-      there is none to import.
+    limits(config) -> maximum tokens per example, including special tokens, for each side it reads.
+    tiny(vocab, **changes) -> a config with a few hundred parameters, for the test suites of all
+      families; `vocab` has vocabulary sizes of the sides "enc" and "dec", `changes` stack sizes.
+    joined(config) -> sides whose examples are prefixed with the source, for conditional models that
+      read source and text as one sequence.
+    parts(section) -> the parts of a `config.model` that can be loaded from pretrained weights.
+    adjust(section) -> messages on what it changed. Lowers, in place, values of a preset that the
+      layers of pretrained stacks do not allow.
+    preset: the shipped config for benchmarks of this family, such as "lm:lstm"; empty for none.
+    copies(config) -> parameters that are initialised as copies of loaded ones.
+    original(config) -> the names of its parameters in checkpoints of the original code; None if
+      such checkpoints cannot be imported.
     """
 
     config: type

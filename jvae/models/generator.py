@@ -1,9 +1,9 @@
-"""p(x | z) of any decoder stack under any injection, written once.
+"""The generator p(x | z) for any decoder stack with any injection.
 
-Packed rows go through `log_lik`, decoding through `start` and `step` with caches of keys and
-values. States of a source text, where a decoder with cross-attention reads one, come with the
-condition. Vectors in front of the text are tokens of both: in a packed row those of all its
-examples stand in front, each in the segment of its own. For recurrent stacks see
+`log_lik` scores packed rows; `start` and `step` decode with key-value caches. For a decoder that
+cross-attends to a source text, the condition provides the states of that text. Vectors in front of
+the text are treated as tokens, in packed rows and in decoding: in a packed row, those of all
+examples come first, each in its example's segment. For recurrent stacks see
 `jvae.models.recurrent`.
 """
 
@@ -24,20 +24,20 @@ from jvae.nn.points import UNTOUCHED, CrossKv, Points
 
 
 class Source(NamedTuple):
-    """What cross-attention reads of source texts, and the segment that sees it."""
+    """Cross-attention keys and values of source texts, and the segment that each is visible to."""
 
     kv: CrossKv
     segment_bs: Array
 
 
 class Context(NamedTuple):
-    """What does not depend on z."""
+    """Everything that does not depend on z."""
 
     batch: Batch
     x_btd: Array
-    once: Any  # of the injection
+    once: Any  # the injection's z-independent values
     drop: Key[Array, ""] | None
-    hidden_btd: Array | None = None  # of a language model, which has no z
+    hidden_btd: Array | None = None  # states of a language model, which has no z
     source: Source | None = None
 
 
@@ -52,7 +52,7 @@ def _decoder(params: Any) -> Any:
 
 
 def room(stack: Stack, injection: Injection | None) -> int:
-    """Most tokens of a text behind what the injection puts in front of it."""
+    """Maximum tokens of a text, after those that the injection puts in front of it."""
     in_front = 0 if injection is None else injection.lead + injection.tokens
     return stack.longest - in_front
 
@@ -63,13 +63,13 @@ def generator(
     own_of: Callable[[Any], Any] = _decoder,
     states_of: Callable[[Any], RowStates] | None = None,
 ) -> Generator:
-    """The generator of a stack that decodes; a language model without an injection.
+    """Builds the generator of a decoder stack; without an injection it is a language model.
 
     Args:
-      own_of: from the model's parameters to those of the stack and the injection, in one dict.
-      states_of: from the condition to the states that cross-attention reads; None for no source, or
-        one that stands in front of the text.
-    Raises: ValueError for a source and an injection that both take the cross-attention.
+      own_of: selects the parameters of stack and injection, one dict, from the model's.
+      states_of: selects the states for cross-attention from the condition; None without a source,
+        or if the source is in front of the text.
+    Raises: ValueError if a source and an injection both use cross-attention.
     """
     if states_of is not None and injection is not None and "cross" in injection.needs:
         raise ValueError("a source text and an injection cannot both be what is cross-attended to")
@@ -139,7 +139,7 @@ def generator(
         return stack.token_log_prob(own, hidden_btd, side, ctx.batch.scored_bt)
 
     def scored(own: Any, hidden: Array, reach: Reach, lay: Lay) -> tuple[Any, Array]:
-        """Parameters and states of the scores, joined by the features where there are any."""
+        """Parameters and states for scoring, with the injection's features if it has any."""
         if injection is None or injection.table is None or reach.feature_ec is None:
             return own, hidden
         return stack.with_features(own, hidden, lay(reach.feature_ec), injection.table(own))
@@ -194,7 +194,7 @@ def generator(
 
 
 def laid_out(side: Side) -> Lay:
-    """Gives each token of packed rows the value of its own example."""
+    """Returns a function that broadcasts per-example values to the tokens of packed rows."""
 
     def lay(value: Float[Array, "e ..."]) -> Float[Array, "b t ..."]:
         flat_ed = value.reshape(value.shape[0], -1)
@@ -215,7 +215,7 @@ def _itself(value: Array) -> Array:
 def _behind_tokens(
     stack: Stack, own: Any, side: Side, x_btd: Array, token_emd: Array, lead: int
 ) -> tuple[Side, Array]:
-    """Rows whose examples' vectors stand in front of all texts, at positions from 0 on."""
+    """Rows with the vectors of all examples in front of the texts, at positions from 0."""
     rows, (examples, count, width) = x_btd.shape[0], token_emd.shape
     slots = examples // rows
 

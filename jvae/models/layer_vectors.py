@@ -1,4 +1,4 @@
-"""One vector per example from each layer of a stack that reads in both directions."""
+"""Pools each layer of a bidirectional stack into one vector per example."""
 
 from typing import Any
 
@@ -26,14 +26,15 @@ def layer_vectors(
     drop: Key[Array, ""] | None = None,
     whole: bool = False,
 ) -> tuple[Float[Array, "g e d"], Float[Array, "b t d"]]:
-    """Pooled outputs of layers first..first+groups-1, before any norm, and the states after the
-    last layer that is run. Layers above are not, unless it is the whole stack.
+    """Pooled outputs of layers first..first+groups-1, before any norm, and the last states.
+
+    Layers above are not run unless `whole` is set; the states are those after the last layer run.
 
     Args:
       own: parameters of the stack.
-      query_gd: attention pooling by these vectors; None takes the first token's state.
-      masked: False pools whole rows, padding too, which is then encoded at its own position and
-        sees the text; one example per row.
+      query_gd: query vectors for attention pooling; None takes the first token's state.
+      masked: False pools whole rows, including padding, which is then encoded at its own position
+        and attends to the text; needs one example per row.
 
     Raises: ValueError for unmasked pooling with more than one example per row.
     """

@@ -1,5 +1,6 @@
-"""A language model as a null-latent member of the contract: the baseline of every table, NLL exact
-for every K. `lstm_lm` is the same family under the name that LSTMs had.
+"""A language model as a model with an empty latent: the baseline of every table.
+
+Its NLL is exact for every K. `lstm_lm` is the older name of this family for LSTMs.
 """
 
 from collections.abc import Callable
@@ -25,12 +26,12 @@ class LmConfig:
 
 
 def limits(config: LmConfig) -> dict[str, int]:
-    """Most tokens of one example; there is no encoder side."""
+    """Maximum tokens per example; there is no encoder side."""
     return {"dec": room(stack_of(config.decoder, "model.decoder"), None)}
 
 
 def build(config: LmConfig) -> TextVAE:
-    """The model of a config; see `jvae.api.TextVAE`."""
+    """Builds the model of a config; see `jvae.api.TextVAE`."""
     if "recurrent" in abilities_of(config.decoder):
         stack = stack_of(config.decoder, "model.decoder", "recurrent")
         init, axes = unboxed(lambda key: {"decoder": recurrent.init(stack, 0, key)})

@@ -1,11 +1,12 @@
-"""Recurrent generator with an amortised VAE.
+"""LSTM-VAE: a recurrent generator with an amortised posterior.
 
-The generator: z enters every step beside the token and gives the first hidden state, h_0 = W z + b;
-embedding and output layer are untied, dropout acts on both sides of the LSTM. Source: Kim et al.
-2018, arXiv 1802.02550, and the released code; the short-run model of `jvae.models.sri` uses the
-same one. The encoder reads the sentence with an LSTM, its last state gives mean and log-variance;
-any other stack that reads text may take its place. Deviation: one layer only, as every published
-table has it.
+In the generator, z is an input of every step together with the token, and sets the first hidden
+state, h_0 = W z + b. Embedding and output layer are untied; dropout applies to inputs and outputs
+of the LSTM. Source: Kim et al. 2018, arXiv 1802.02550, and the released code. The short-run model
+in `jvae.models.sri` uses the same generator.
+
+The encoder is an LSTM whose last state gives mean and log-variance; it can be replaced by any other
+stack that reads text. Deviation: one layer only, as in all published tables.
 """
 
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ POOLS = ("last", QUERIES)
 
 @dataclass(frozen=True)
 class LstmVaeConfig:
-    """Sizes of encoder, decoder and latent. Published encoders have a `dropout` of 0."""
+    """Sizes of encoder, decoder and latent. Published encoders have `dropout` 0."""
 
     encoder: StackConfig
     decoder: StackConfig
@@ -69,7 +70,7 @@ def _head(encoder: Stack) -> Head:
 
     def head(outputs: tuple[int, ...], axes: tuple[str | None, ...]) -> Affine:
         def init(key: Key[Array, "..."]) -> Any:
-            # A pair of keys, or one that a density with several heads has split off.
+            # A pair of keys, or a single key from a density with several heads.
             kernel_key, bias_key = key if key.ndim else jax.random.split(key)
             shape = (encoder.features, *outputs)
             return {
@@ -86,13 +87,13 @@ def _head(encoder: Stack) -> Head:
 
 
 def limits(config: LstmVaeConfig) -> dict[str, int]:
-    """Most tokens of one example per side."""
+    """Maximum tokens per example and side."""
     encoder, decoder = _stacks(config)
     return {"enc": encoder.longest, "dec": decoder.longest}
 
 
 def build(config: LstmVaeConfig) -> TextVAE:
-    """The model of a config; see `jvae.api.TextVAE`."""
+    """Builds the model of a config; see `jvae.api.TextVAE`."""
     encoder, decoder = _stacks(config)
     size = config.vectors * config.latent
 
@@ -114,7 +115,7 @@ def build(config: LstmVaeConfig) -> TextVAE:
         params: Any, batch: Batch, drop: Key[Array, ""] | None, soft_btd: Array | None = None
     ) -> Float[Array, "e g f"]:
         side, slots = batch.enc, batch.slots
-        assert side is not None  # `limits` names the encoder side
+        assert side is not None  # `limits` requires the encoder side
         own = params["encoder"]
         hidden_btf, _ = states(encoder, own, side, fold_key(drop, 0), soft_btd=soft_btd)
         if config.pool == QUERIES:

@@ -1,12 +1,12 @@
 """Optimus: an encoder, a decoder, and a latent as attention memory and embedding offset.
 
-Source: Li et al. 2020, arXiv 2004.04092, and the released code, with BERT and GPT-2; the stacks may
-be any that read and write text. Deviations: the encoder never sees padding (the released
-likelihood, MI and AU functions drop that mask), the injection flags are part of the config and so
-of every checkpoint, and the "deterministic" mode is named for what it is, a posterior of unit
-variance.
+Source: Li et al. 2020, arXiv 2004.04092, and the released code, with BERT and GPT-2; any stacks
+that read and write text can replace these. Deviations: the encoder never attends to padding (the
+released likelihood, MI and AU functions drop that mask); the injection flags are part of the config
+and therefore of every checkpoint; the "deterministic" mode is called `log_var="unit"`, as it is a
+posterior with unit variance.
 
-With `context_layers` it is a model of responses to a source, the context: SpaceFusion, see
+With `context_layers` it models responses to a source text, the context: SpaceFusion, see
 `jvae.models.space_fusion`.
 """
 
@@ -49,7 +49,7 @@ LOG_VARIANCES = ("learned", "unit")
 
 @dataclass(frozen=True)
 class OptimusConfig:
-    """Sizes and choices of one Optimus. A `log_var` of "unit" is the released `fb_mode=2`."""
+    """Sizes and choices of one Optimus. `log_var="unit"` is `fb_mode=2` of the released code."""
 
     encoder: StackConfig
     decoder: StackConfig
@@ -113,7 +113,7 @@ def _check_context(config: OptimusConfig) -> None:
 
 
 def check_reached(config: Any) -> None:
-    """Raises: ValueError if no way of z to the decoder is open."""
+    """Raises: ValueError if all injections of z into the decoder are off."""
     if not (config.use_memory or config.use_embedding or config.use_softmax or config.tokens):
         raise ValueError(
             "use_memory, use_embedding and use_softmax are all off and tokens is 0: z would never "
@@ -122,7 +122,7 @@ def check_reached(config: Any) -> None:
 
 
 def ways(stack: Stack, config: Any) -> dict[str, Injection]:
-    """The injections that are on, by the name of their parameters."""
+    """The enabled injections, by the name of their parameters."""
     start, shape = _normal(stack.config), (config.vectors, config.latent)
     found = {}
     if config.use_memory:
@@ -137,12 +137,12 @@ def ways(stack: Stack, config: Any) -> dict[str, Injection]:
 
 
 def decoder_of(config: Any) -> tuple[Stack, Injection]:
-    """The decoder stack, and how z reaches it.
+    """The decoder stack and the injection of z into it.
 
     Args:
-      config: with the fields decoder, latent, vectors, use_memory, use_embedding, use_softmax and
+      config: has the fields decoder, latent, vectors, use_memory, use_embedding, use_softmax and
         tokens.
-    Raises: ConfigError for a stack that cannot be reached so.
+    Raises: ConfigError for a stack that does not support the injection.
     """
     stack = stack_of(config.decoder, "model.decoder", "decode")
     injection = together(list(ways(stack, config).values()))
@@ -150,7 +150,7 @@ def decoder_of(config: Any) -> tuple[Stack, Injection]:
 
 
 def init_decoder(config: Any, decoder_key: Any, memory_key: Any, offset_key: Any) -> Any:
-    """Boxed parameters of the stack of `decoder_of` and of what reads z."""
+    """Boxed parameters of the stack of `decoder_of` and of its injections."""
     stack, _ = decoder_of(config)
     keys = {"memory": memory_key, "offset": offset_key}
     keys |= {name: jax.random.fold_in(memory_key, i) for i, name in ((1, "tokens"), (2, "softmax"))}
@@ -161,7 +161,7 @@ def init_decoder(config: Any, decoder_key: Any, memory_key: Any, offset_key: Any
 
 
 def limits(config: OptimusConfig) -> dict[str, int]:
-    """Most tokens of one example per side, behind what stands in front of the text."""
+    """Maximum tokens per example and side, after any vectors in front of the text."""
     encoder = stack_of(config.encoder, "model.encoder", "encode")
     sides = {"enc": encoder.longest, "dec": room(*decoder_of(config))}
     return sides | {"cond": encoder.longest} if config.context_layers else sides
@@ -219,7 +219,7 @@ def pooled(
 
 
 def build(config: OptimusConfig) -> TextVAE:
-    """The model of a config; see `jvae.api.TextVAE`."""
+    """Builds the model of a config; see `jvae.api.TextVAE`."""
     encoder = stack_of(config.encoder, "model.encoder", "encode")
 
     def read(
@@ -234,7 +234,7 @@ def build(config: OptimusConfig) -> TextVAE:
     def features(
         params: Any, batch: Batch, drop: Key[Array, ""] | None, soft_btd: Array | None = None
     ) -> Float[Array, "e g d"]:
-        assert batch.enc is not None  # `limits` asks for the encoder side
+        assert batch.enc is not None  # `limits` requires the encoder side
         own, drop = params["encoder"], fold_key(drop, 0)
         return read(params, own, batch.enc, batch.slots, drop, soft_btd)
 
@@ -276,7 +276,7 @@ def _parts(model: Any) -> tuple[PretrainedPart, ...]:
 
 
 def _copies(config: OptimusConfig) -> tuple[Copy, ...]:
-    """The layers of the context start as the encoder's last ones."""
+    """Initialises the layers that read the context from the encoder's last layers."""
     if not config.context_layers:
         return ()
     layers: int = config.encoder.layers  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,4 +1,4 @@
-"""An encoder's states of packed rows."""
+"""Runs an encoder over packed rows."""
 
 from typing import Any
 
@@ -22,11 +22,11 @@ def states(
     read: Read | None = None,
     read_l: Any = None,
 ) -> tuple[Float[Array, "b t d"], Any]:
-    """States after the last layer, read in both directions, and what `read` makes of every layer.
+    """Bidirectional states after the last layer, and the outputs of `read` for every layer.
 
     Args:
-      soft_btd: what layer 0 reads in place of embedded tokens; states may have another width.
-      mask_spec: which tokens see which; those of the same segment when None.
+      soft_btd: input vectors of layer 0 that replace embedded tokens; states may differ in width.
+      mask_spec: attention mask; None lets tokens attend within their segment.
       points, read, read_l: see `jvae.nn.transformer.rows`.
     """
     if soft_btd is None:

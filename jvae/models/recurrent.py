@@ -1,4 +1,7 @@
-"""p(x | z) of a recurrent stack: z enters every step beside the token and gives the first state."""
+"""The generator p(x | z) of a recurrent stack.
+
+z is an input of every step, together with the token, and sets the first hidden state.
+"""
 
 from typing import Any, NamedTuple
 
@@ -17,25 +20,25 @@ from jvae.nn.layers import dropout, fold_key
 class _Context(NamedTuple):
     side: Side
     scored_bt: Array
-    gate_bt4f: Array  # what the tokens give to the gates
-    place_bts: Array  # S columns: a token's own slot; S more: that slot at its first token
+    gate_bt4f: Array  # contribution of the tokens to the gates
+    place_bts: Array  # first S columns: a token's slot; next S: that slot at its first token only
     drop: Key[Array, ""] | None
 
 
 class _Cache(NamedTuple):
-    state: Any  # of the stack
-    gate_e4f: Array  # what z gives to the gates of every step
+    state: Any  # the stack's recurrent state
+    gate_e4f: Array  # contribution of z to the gates of every step
 
 
 def init(stack: Stack, latent: int, key: Key[Array, ""]) -> Any:
-    """Boxed parameters of the generator; `latent` 0 leaves out what reads z."""
+    """Boxed parameters of the generator; without those that read z if `latent` is 0."""
     keys = jax.random.split(key, 6)
     own = stack.init_embed(keys[0]) | stack.init_body(keys[1]) | stack.init_head(keys[2])
     return own | injection.init(stack, latent, keys[3:]) if latent else own
 
 
 def generator(stack: Stack, latent: int) -> Generator:
-    """The generator over `params["decoder"]`; a language model when `latent` is 0."""
+    """Builds the generator over `params["decoder"]`; a language model if `latent` is 0."""
     config, cell = stack.config, _cell(stack)
 
     def embed_gates(own: Any, token: Array, drop: Key[Array, ""] | None = None) -> Array:
@@ -64,7 +67,7 @@ def generator(stack: Stack, latent: int) -> Generator:
         return stack.token_log_prob(own, hidden_btf, ctx.side, ctx.scored_bt)
 
     def start(params: Any, z_egz: Array, prompt: Prompt, max_len: int, cond=None):
-        del cond, max_len  # the state has one size for all lengths
+        del cond, max_len  # the size of the state does not depend on the length
         own = params["decoder"]
         gate_et4f = embed_gates(own, prompt.token_et)
         every_e4f = jnp.zeros_like(gate_et4f[:, 0])
@@ -82,7 +85,7 @@ def generator(stack: Stack, latent: int) -> Generator:
         next_state = DecodeState(_Cache(new, state.cache.gate_e4f), state.position_e + 1)
         return stack.logits(own, cell.output(new)), next_state
 
-    axis: Any = 0  # of the examples, for all leaves
+    axis: Any = 0  # example axis of all leaves
     example_axes = _Cache(axis, axis)
     return Generator(
         condition=lambda params, batch, drop=None: None,
@@ -97,5 +100,5 @@ def generator(stack: Stack, latent: int) -> Generator:
 
 
 def _cell(stack: Stack) -> Recurrent:
-    assert stack.recurrent is not None  # an ability that the model's config is checked for
+    assert stack.recurrent is not None  # the model's config is checked for this ability
     return stack.recurrent

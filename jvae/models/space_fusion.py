@@ -1,17 +1,18 @@
-"""SpaceFusion: a response and the context before it are read into one latent space.
+"""SpaceFusion: encodes a response and its preceding context into one latent space.
 
     z_response ~ q(z | x)     z_context ~ p(z | c)
     z_between = u z_response + (1 - u) z_context + noise, u ~ U(0, 1)
     loss = -log p(x | z) of all three + weight * fuse
     fuse = (mean |z_response - z_context| - 2 min(D(z_response), D(z_context))) / sqrt(Z)
 
-D is the mean distance of a latent to the nearest other one of its kind in the batch. The model of a
-response is that of decoding, p(z | c) p(x | z), so what the context says is the prior; the loss has
-no KL where `objective.beta` is 0.
+D is the mean distance of a latent to its nearest neighbour of the same kind in the batch. The model
+of a response is the one used for decoding, p(z | c) p(x | z), with the encoded context as prior.
+The loss has no KL term if `objective.beta` is 0.
 
-Source: Gao et al. 2019, arXiv 1902.11205, as Li et al. 2020 (Optimus) use it, and their code. There
-the nearest latent may be the latent itself, so that D is 0 and nothing is pushed apart; here it is
-another one. Whose turn it is there depends on the batch; here on the context alone.
+Source: Gao et al. 2019, arXiv 1902.11205, as used by Li et al. 2020 (Optimus), and their code.
+Deviations: in that code the nearest latent may be the latent itself, which makes D 0 and pushes
+nothing apart; here it is always another one. There, the speaker assigned to a turn depends on the
+batch; here, only on the context.
 """
 
 from typing import Any, NamedTuple
@@ -26,12 +27,12 @@ from jvae.latent.gaussian import DiagonalGaussian, Gaussian, kl, log_density, no
 from jvae.latent.kl import closed_form
 from jvae.models.generator import Context
 
-NAME = "context"  # of the parameters that the context alone is read with
-TINY = 1e-12  # of a squared distance, whose root has a gradient
+NAME = "context"  # name of the parameters that are used for the context only
+TINY = 1e-12  # minimum squared distance, so that the square root has a finite gradient
 
 
 class OfCondition(NamedTuple):
-    """Form of a prior that is the `Gaussian` of the condition."""
+    """KL form of a prior that is given by the condition, a `Gaussian`."""
 
 
 @closed_form(DiagonalGaussian, OfCondition)
@@ -43,7 +44,7 @@ def _kl(
 
 
 def prior() -> Prior:
-    """p(z | c), the condition itself."""
+    """The prior p(z | c), which is the condition itself."""
 
     def sample(params: Params, key_e: Array, cond: Any = None) -> Float[Array, "e g z"]:
         del params
@@ -57,7 +58,7 @@ def prior() -> Prior:
 
 
 def branch(encoder_l: Any, context_l: Any) -> Any:
-    """Stacked layers that read a context: the encoder's, the last ones exchanged."""
+    """Stacked layers for the context: the encoder's, with the last ones replaced."""
 
     def joined(shared: Array, own: Array) -> Array:
         return jnp.concatenate([shared[: shared.shape[0] - own.shape[0]], own])
@@ -66,13 +67,14 @@ def branch(encoder_l: Any, context_l: Any) -> Any:
 
 
 def last(encoder_l: Any, layers: int) -> Any:
-    """The last of some stacked layers."""
+    """The last `layers` of some stacked layers."""
     return jax.tree.map(lambda leaf: leaf[leaf.shape[0] - layers :], encoder_l)
 
 
 def turns(side: Side) -> Side:
-    """A side with token types by speaker: 0 in the last turn of a text, 1 in the one before it, and
-    so on in turn. A turn ends with the token that its text ends with.
+    """Sets token types by speaker: 0 in the last turn of a text, 1 in the one before, alternating.
+
+    A turn ends with the same token as its text.
     """
     segment_bt, length = side.segment_bt, side.segment_bt.shape[1]
     own_bts = (segment_bt[:, :, None] == segment_bt[:, None]) & (segment_bt > 0)[:, :, None]
@@ -80,7 +82,7 @@ def turns(side: Side) -> Side:
     end_bt = jnp.max(jnp.where(own_bts & last_bs[:, None], side.token_bt[:, None], -1), axis=2)
     later_ts = jnp.tril(jnp.ones((length, length), bool)).T
     follows_bts = own_bts & (side.token_bt == end_bt)[:, None] & later_ts[None]
-    # The token's own turn has its end at or behind it.
+    # The end of a token's own turn is at or after the token.
     number_bt = jnp.sum(follows_bts, axis=2) - (segment_bt > 0)
     return side._replace(type_bt=(number_bt % 2).astype(side.token_bt.dtype))
 
@@ -88,11 +90,13 @@ def turns(side: Side) -> Side:
 def aux(
     gen: TextGenerator, between_noise: float, params: Params, ctx: Context, draws: Draws
 ) -> dict[str, Float[Array, "e"]]:
-    """`context` and `between`, -log p(x | z) of a draw for the context and of a point on the way to
-    it, in nats; `fuse`, without a unit, which couples the batch.
+    """The auxiliary terms `context`, `between` and `fuse`.
+
+    `context` and `between` are -log p(x | z) in nats, at a draw for the context and at a point
+    between response and context. `fuse` is dimensionless and couples the batch.
 
     Args:
-      between_noise: standard deviation of what is added to that point.
+      between_noise: standard deviation of the noise added to that point.
     """
     z_egz, of_context = draws.z_kegz[0], draws.cond
     assert of_context is not None  # `condition` gives one
@@ -120,8 +124,9 @@ def _flat(z_egz: Float[Array, "e g z"]) -> Float[Array, "e d"]:
 def fuse(
     response_ed: Float[Array, "e d"], context_ed: Float[Array, "e d"], valid_e: Bool[Array, "e"]
 ) -> Float[Array, "e"]:
-    """Values whose mean over the valid examples is the loss that pulls pairs together and pushes
-    all else apart; 0 elsewhere.
+    """Per-example values of the loss that pulls pairs together and pushes other latents apart.
+
+    Their mean over the valid examples is the loss; they are 0 at empty slots.
     """
     pull_e = _length(response_ed - context_ed)
     push = jnp.minimum(spread(response_ed, valid_e), spread(context_ed, valid_e))
@@ -130,14 +135,14 @@ def fuse(
 
 
 def spread(z_ed: Float[Array, "e d"], valid_e: Bool[Array, "e"]) -> Float[Array, ""]:
-    """Mean distance of a latent to the nearest other valid one; 0 where there is one alone."""
+    """Mean distance of a latent to the nearest other valid one; 0 if there is only one."""
     nearest_e = _nearest(z_ed, valid_e)
     distance_e = _length(z_ed - z_ed[nearest_e])
     return jnp.where(jnp.sum(valid_e) > 1, mean_valid(distance_e, valid_e), 0.0)
 
 
 def _nearest(z_ed: Float[Array, "e d"], valid_e: Bool[Array, "e"]) -> Int[Array, "e"]:
-    """Place of the nearest other one. No (E, E, D) array exists: distances come from products."""
+    """Index of the nearest other latent; distances come from products, not an (E, E, D) array."""
     z_ed = jax.lax.stop_gradient(z_ed)
     square_e = jnp.sum(jnp.square(z_ed), axis=1)
     apart_ef = square_e[:, None] + square_e[None] - 2 * z_ed @ z_ed.T

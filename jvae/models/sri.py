@@ -1,8 +1,8 @@
-"""SRI: a generator without an encoder, z found by short-run Langevin dynamics.
+"""SRI: a generator without an encoder; z is inferred by short-run Langevin dynamics.
 
 Source: Pang et al. 2021, arXiv 2106.02513, and the released code. The generator is that of
-`jvae.models.lstm_vae`; a second config puts the same inference on a decoder with attention, which
-reads z as Optimus does. `jvae.latent.short_run` names the deviations.
+`jvae.models.lstm_vae`. A second config uses the same inference with a transformer decoder, which
+reads z as Optimus does. See `jvae.latent.short_run` for the deviations.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ from jvae.pretrained.parts import stack_part
 
 @dataclass(frozen=True)
 class SriConfig:
-    """Sizes of the recurrent generator, the chain, and how training changes the chain."""
+    """Sizes of the recurrent generator, the chain, and the chain's settings in training."""
 
     decoder: StackConfig
     latent: int = setting(32, **sizes.LATENT)
@@ -43,7 +43,7 @@ class SriConfig:
 
 @dataclass(frozen=True)
 class SriTransformerConfig:
-    """The same over a decoder with attention; for the ways of z see `jvae.models.optimus`."""
+    """The same with a transformer decoder; for the injections see `jvae.models.optimus`."""
 
     decoder: StackConfig
     latent: int = setting(32, **sizes.LATENT)
@@ -69,27 +69,27 @@ class SriTransformerConfig:
 
 
 def limits(config: SriConfig) -> dict[str, int]:
-    """Most tokens of one example; there is no encoder side."""
+    """Maximum tokens per example; there is no encoder side."""
     return {"dec": stack_of(config.decoder, "model.decoder", "recurrent").longest}
 
 
 def build(config: SriConfig) -> TextVAE:
-    """The model of a config; see `jvae.api.TextVAE`."""
+    """Builds the model of a config; see `jvae.api.TextVAE`."""
     stack, latent = stack_of(config.decoder, "model.decoder", "recurrent"), config.latent
     init, axes = unboxed(lambda key: {"decoder": recurrent.init(stack, latent, key)})
     return _with_chain(recurrent.generator(stack, latent), init, axes, config, (1, latent))
 
 
 def transformer_limits(config: SriTransformerConfig) -> dict[str, int]:
-    """Most tokens of one example, behind what stands in front of the text."""
+    """Maximum tokens per example, after any vectors in front of the text."""
     return {"dec": room(*optimus.decoder_of(config))}
 
 
 def build_transformer(config: SriTransformerConfig) -> TextVAE:
-    """The model of a config; see `jvae.api.TextVAE`."""
+    """Builds the model of a config; see `jvae.api.TextVAE`."""
 
     def init_boxed(key: Key[Array, ""]) -> Any:
-        # The keys of an Optimus, of which this is the generator.
+        # Split keys as Optimus does, since this is its generator.
         keys = jax.random.split(key, 6)
         return {"decoder": optimus.init_decoder(config, keys[1], keys[4], keys[5])}
 
@@ -105,10 +105,10 @@ def _with_chain(
     config: SriConfig | SriTransformerConfig,
     shape: tuple[int, int],
 ) -> TextVAE:
-    """A generator whose posterior is the short run, with parameters for learned step sizes.
+    """Combines a generator with the short-run posterior and parameters for learned step sizes.
 
     Raises: ConfigError for a prior with parameters, which the loss of short-run inference would
-      never train, or on a sphere, which its steps would leave.
+      never train, or for a prior on the sphere, which Langevin steps would leave.
     """
     parts = build_prior(config.prior, shape)
     if parts.prior.support == SPHERE:
@@ -136,7 +136,7 @@ def _with_chain(
 
 
 def _sampler(gen: Generator, prior: Prior, config: SriConfig | SriTransformerConfig) -> Sampler:
-    """What the short run brings to training and to metrics."""
+    """The short run's functions for training and metrics."""
     chain = config.chain
     from_prior = ChainConfig(steps=0, chains=chain.chains, chunk=chain.chunk)
     learn = volume.learn_sizes(gen, prior, chain) if chain.schedule == "learned" else None
@@ -157,7 +157,7 @@ def _sampler(gen: Generator, prior: Prior, config: SriConfig | SriTransformerCon
     )
 
 
-# Short steps: long ones multiply the rounding errors that packings differ by.
+# Short steps, since long ones amplify the rounding differences between packings.
 _TINY_CHAIN = ChainConfig(2, "constant", step_size=0.2, temperature=1.0, chains=4, chunk=4)
 
 

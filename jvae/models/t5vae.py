@@ -1,10 +1,13 @@
-"""T5-VAE: an encoder whose states are pooled into one Gaussian latent, and a decoder that finds the
-latent as one more key = value of its self-attention in every layer; both share one embedding.
+"""T5-VAE: a T5 encoder and decoder with a shared embedding and one Gaussian latent.
 
-Source: Park & Lee 2021, arXiv 2108.02446, and the released code, on T5. As released there is no
-cross-attention; `cross_slots` gives z to it instead, or as well. Of the mistakes of the released
-code two are options, off by default: `memory_layout="released"` and `pool_padding`. The swap of ids
-and mask in its input noise is absent.
+The encoder's states are pooled into the latent. In every decoder layer, self-attention has the
+latent as an additional key = value.
+
+Source: Park & Lee 2021, arXiv 2108.02446, and the released code, on T5. As released, there is no
+cross-attention; `cross_slots` passes z to cross-attention instead of or in addition to
+self-attention. Two mistakes of the released code are options, off by default:
+`memory_layout="released"` and `pool_padding`. The swap of ids and mask in its input noise is not
+reproduced.
 """
 
 import dataclasses
@@ -50,10 +53,10 @@ LAYOUTS = ("own", "released")
 class T5VaeConfig:
     """Sizes and choices of one T5-VAE.
 
-    `decoder`: of both stacks where there is no `encoder`; they share the token embedding, so an
-    encoder of its own has the same width and vocabulary. `memory_layout`: "released" deals the
-    slots out among the sentences of a batch, so that few get their own; when decoding, each has its
-    own.
+    `decoder` configures both stacks if there is no `encoder`. They share the token embedding, so a
+    separate encoder must have the same width and vocabulary. With `memory_layout="released"` slots
+    are distributed among the sentences of a batch, so that few sentences get their own latent; in
+    decoding, every sentence does.
     """
 
     decoder: StackConfig
@@ -107,7 +110,7 @@ class T5VaeConfig:
 def _stacks(config: T5VaeConfig) -> tuple[Stack, Stack]:
     """Encoder and decoder.
 
-    Raises: ConfigError for stacks that cannot share an embedding, or whose abilities do not do.
+    Raises: ConfigError for stacks that cannot share an embedding or lack an ability.
     """
     own = config.decoder
     if config.cross_slots:
@@ -147,13 +150,13 @@ def _ways(config: T5VaeConfig, decoder: Stack) -> Injection:
 
 
 def limits(config: T5VaeConfig) -> dict[str, int]:
-    """Most tokens of one example per side."""
+    """Maximum tokens per example and side."""
     encoder, decoder = _stacks(config)
     return {"enc": encoder.longest, "dec": room(decoder, _ways(config, decoder))}
 
 
 def _uniform(width: int) -> Initializer:
-    """Between plus and minus width^-1/2, as the released layers start."""
+    """Uniform within +-width^-1/2, the initialisation of the released layers."""
     edge = width**-0.5
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
@@ -190,8 +193,9 @@ def _init(config: T5VaeConfig, key: Key[Array, ""]) -> Any:
 
 
 def _with_padding(side: Side, slots: int) -> tuple[Side, MaskSpec]:
-    """The side with padding as the tail of its row's one sentence, and a mask in which it asks but
-    is never a key.
+    """Makes padding the tail of its row's single sentence.
+
+    Also returns a mask in which padding is used as queries but never as keys.
     """
     if slots != 1:
         raise ValueError(f"pool_padding with {slots} sentences per row: set data.packing to bucket")
@@ -213,7 +217,7 @@ def pooled(
     read: Read | None = None,
     soft_btd: Float[Array, "b t d"] | None = None,
 ) -> tuple[Float[Array, "e g d"], Float[Array, "b t d"], Any]:
-    """Feature vectors of each example; the last states; what `read` makes of every layer."""
+    """Feature vectors per example, the last states, and the outputs of `read` for every layer."""
     encoder, mask_spec = _stacks(config)[0], None
     if config.pool_padding:
         side, mask_spec = _with_padding(side, slots)
@@ -229,13 +233,13 @@ def pooled(
 
 
 def build(config: T5VaeConfig) -> TextVAE:
-    """The model of a config; see `jvae.api.TextVAE`."""
+    """Builds the model of a config; see `jvae.api.TextVAE`."""
     encoder, decoder = _stacks(config)
 
     def features(
         params: Any, batch: Batch, drop: Key[Array, ""] | None, soft_btd: Array | None = None
     ) -> Float[Array, "e g d"]:
-        assert batch.enc is not None  # `limits` asks for the encoder side
+        assert batch.enc is not None  # `limits` requires the encoder side
         drop = fold_key(drop, 0)
         h_egd, _, _ = pooled(config, params, batch.enc, batch.slots, drop, soft_btd=soft_btd)
         return h_egd.astype(accum_dtype(h_egd.dtype))
@@ -252,12 +256,12 @@ def build(config: T5VaeConfig) -> TextVAE:
 
 
 def _tiny(vocab: Vocab, **stack: Any) -> T5VaeConfig:
-    """One embedding serves both sides; z reaches both attentions of the decoder."""
+    """A tiny config; z is injected into both self- and cross-attention of the decoder."""
     return T5VaeConfig(small.pair(vocab["dec"], **stack), latent=5, cross_slots=3)
 
 
 def _parts(model: Any) -> tuple[PretrainedPart, ...]:
-    # Both stacks share sizes, tokenizer and embedding: one part.
+    # Both stacks share sizes, tokenizer and embedding, so they are one part.
     return pair_part(model.decoder, model.cross_slots > 0)
 
 

@@ -1,3 +1,4 @@
-"""Layers and stacks shared by all models. Linen modules hold one layer; stacks run them over
-parameters stacked on axis 0.
+"""Layers and stacks shared by all models.
+
+A Linen module is one layer; a stack runs it over parameters stacked on axis 0.
 """

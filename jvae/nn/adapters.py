@@ -1,7 +1,7 @@
 """Bottleneck adapters around the layers of a frozen stack.
 
 Source: Houlsby et al. 2019 (the bottleneck), He et al. 2022 (placements). An adapter acts on the
-raw residual stream: there is no norm inside.
+raw residual stream, without an inner norm.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,11 @@ from jvae.nn.layers import Projection, apply
 
 
 class Adapter(nn.Module):
-    """scale * (up(relu(down(x))) + added); the caller adds it to what it adapts.
+    """scale * (up(relu(down(x))) + added); the caller adds the result to the adapted state.
 
-    scale: a factor, learned from that value on with `learn_scale`. identity: the way up starts at
-    zero, so that the first function is the frozen one. std: of the initial kernels.
+    scale: a fixed factor, or its initial value with `learn_scale`. identity: initialises `up` to
+    zero, so that training starts from the frozen model's function. std: standard deviation of the
+    initial kernels.
     """
 
     width: int
@@ -45,10 +46,10 @@ class Adapter(nn.Module):
 
 
 class AdapterInputs(NamedTuple):
-    """What an adapted layer gets beside its frozen parameters."""
+    """Inputs of an adapted layer in addition to its frozen parameters."""
 
-    params: Any  # of the adapter
-    added_ed: Float[Array, "e d"] | None = None  # joins the adapter's output, per example
+    params: Any  # the adapter's parameters
+    added_ed: Float[Array, "e d"] | None = None  # per-example addend to the adapter's output
 
 
 def adapter_tap(
@@ -58,12 +59,12 @@ def adapter_tap(
 ) -> Callable[[str, Array, AdapterInputs], Array | None]:
     """A tap (`jvae.nn.points.Points`) with one adapter, used at each of `places`.
 
-    At "input" the adapter reads the layer's input, and its output joins before that of attention;
-    at "attn", "hidden" and "mlp" it reads the attention output, the stream between the sub-layers
-    and the feed-forward output, and joins the layer's output.
+    At "input" the adapter reads the layer's input, and its output is added before that of
+    attention. At "attn", "hidden" and "mlp" it reads the attention output, the stream between the
+    sub-layers and the feed-forward output; its output is then added to the layer's output.
 
     Args:
-      lay: gives each token the vector of its example; needed where the inputs hold one.
+      lay: broadcasts each example's vector to its tokens; required if the inputs have `added_ed`.
     Raises: ValueError for an unknown place.
     """
     if unknown := places - set(TAPS):

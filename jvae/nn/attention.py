@@ -1,8 +1,8 @@
 """Attention over packed rows, with latent slots.
 
-A batch never contains latent slots. They enter here, as extra keys and values in front of the row,
-one per slot of the row; a token sees the slot of its own segment and no other, whatever the causal
-mask says of tokens.
+A batch never contains latent slots. They are added here as extra keys and values in front of the
+row, one per slot of the row. A token attends only to the slot of its own segment; the causal mask
+does not apply to slots.
 """
 
 from typing import NamedTuple
@@ -18,26 +18,26 @@ from jvae.nn import fused
 from jvae.nn.layers import accum_dtype, dropout
 from jvae.nn.xent import soft_cap
 
-EVERYONE = 0  # owner of a slot that all tokens see; segments count from 1
+EVERYONE = 0  # owner of a slot visible to all tokens; segments count from 1
 
 
 class MaskSpec(NamedTuple):
-    """Which tokens see which: those of their own segment and, if `causal`, none behind them.
+    """Attention mask: tokens attend within their segment and, if `causal`, not to later tokens.
 
-    Padding is a segment of its own, 0, so no query is left without a key.
+    Padding is its own segment, 0, so that every query has a key.
     """
 
     query_bt: Int[Array, "b t"]
     key_bs: Int[Array, "b s"]
-    causal: bool  # positions grow along a segment, so row order decides
-    position_bt: Int[Array, "b t"] | None = None  # needed where `reach` bounds the distance
+    causal: bool  # compares row order, which agrees with positions within a segment
+    position_bt: Int[Array, "b t"] | None = None  # required if `reach` bounds the distance
 
     def mask(self, reach: int | None = None, always: int = 0) -> Bool[Array, "b t s"]:
-        """True where the key is seen.
+        """True where the key is visible to the query.
 
         Args:
-          reach: the largest distance in positions; None for no bound.
-          always: keys of positions below it are seen at any distance.
+          reach: maximum distance in positions; None for no bound.
+          always: keys at positions below this are visible at any distance.
         Raises: ValueError for a reach without positions.
         """
         seen_bts = self.query_bt[:, :, None] == self.key_bs[:, None, :]
@@ -55,12 +55,12 @@ class MaskSpec(NamedTuple):
 def within(
     query: Int[Array, "..."], key: Int[Array, "..."], reach: int, always: int = 0
 ) -> Bool[Array, "..."]:
-    """Whether a query sees a key under a window of `reach` positions; see `MaskSpec.mask`."""
+    """Whether a key is visible to a query with a window of `reach`; see `MaskSpec.mask`."""
     return (jnp.abs(query - key) <= reach) | (key < always)
 
 
 class Slots(NamedTuple):
-    """Keys and values placed before the tokens of a row, and the segment that sees each."""
+    """Keys and values in front of the tokens of a row, with the segment that each is visible to."""
 
     key_bmnh: Float[Array, "b m n h"]
     value_bmnh: Float[Array, "b m n h"]
@@ -68,27 +68,27 @@ class Slots(NamedTuple):
 
 
 def segments(side: Side, *, causal: bool) -> MaskSpec:
-    """Tokens that see their own example."""
+    """The mask spec of a side: tokens attend within their own example."""
     return MaskSpec(side.segment_bt, side.segment_bt, causal, side.position_bt)
 
 
 def same_segment(side: Side) -> Bool[Array, "b t t"]:
-    """True where query and key token belong to one segment."""
+    """True where query and key belong to the same segment."""
     return segments(side, causal=False).mask()
 
 
 def causal(side: Side) -> Bool[Array, "b t t"]:
-    """`same_segment` and not later."""
+    """True where query and key belong to the same segment and the key is not later."""
     return segments(side, causal=True).mask()
 
 
 def owners(slots: int) -> Int[np.ndarray, "s"]:
-    """Slot s belongs to segment s + 1: one latent per example of a row."""
+    """Owners of one latent slot per example of a row: slot s belongs to segment s + 1."""
     return np.arange(1, slots + 1, dtype=np.int32)
 
 
 def for_everyone(slots: int) -> Int[np.ndarray, "m"]:
-    """Slots that all tokens see, of every segment."""
+    """Owners of slots that are visible to the tokens of all segments."""
     return np.full(slots, EVERYONE, np.int32)
 
 
@@ -98,7 +98,10 @@ def own_slot(side: Side, slots: int) -> Bool[Array, "b t s"]:
 
 
 def spread(value_ed: Float[Array, "e d"], side: Side) -> Float[Array, "b t d"]:
-    """Each token's own example's vector; padding, which no valid token sees, gets slot 0's."""
+    """Broadcasts each example's vector to its tokens.
+
+    Padding, which valid tokens do not attend to, gets the vector of slot 0.
+    """
     rows = side.segment_bt.shape[0]
     value_bsd = value_ed.reshape(rows, -1, value_ed.shape[-1])
     index_bt = jnp.maximum(side.segment_bt - 1, 0)
@@ -119,19 +122,19 @@ def attend(
     rate: float = 0.0,
     kernel: str = "xla",
 ) -> Float[Array, "b t n h"]:
-    """Softmax attention, logits and softmax in float32 or wider.
+    """Softmax attention, with logits and softmax in float32 or wider.
 
-    Keys and values may have fewer heads than queries, G: query head i reads i // (N / G).
+    Keys and values may have fewer heads G than queries: query head i uses head i // (N / G).
 
     Args:
       slots: latent slots, in front of the tokens.
-      seen_bts: takes the place of `mask_spec.mask()` among tokens.
+      seen_bts: replaces `mask_spec.mask()` among tokens.
       scale: factor of the logits; None for h ** -0.5. cap: see `jvae.nn.xent.soft_cap`.
       drop, rate: dropout on the attention weights.
-      kernel: "xla", or a fused one of `jvae.nn.fused.KERNELS`. Those never hold the weights, so
-        where these are dropped "xla" computes.
-    Raises: ConfigError for what a fused kernel cannot do: a soft cap, and under "splash", which
-      knows segments only, windows and slots that everyone sees.
+      kernel: "xla", or a fused one of `jvae.nn.fused.KERNELS`. Fused kernels never materialise the
+        attention weights, so "xla" is used if dropout applies to them.
+    Raises: ConfigError for a feature that a fused kernel lacks: a soft cap, and for "splash", which
+      supports segments only, windows and slots visible to everyone.
     """
     if slots is not None:
         k_bsgh = jnp.concatenate([slots.key_bmnh.astype(k_bsgh.dtype), k_bsgh], axis=1)
@@ -181,11 +184,11 @@ def masked(
     drop: Key[Array, ""] | None = None,
     rate: float = 0.0,
 ) -> Float[Array, "b t n h"]:
-    """`attend` under any mask, True where a key is seen: the reference."""
+    """Reference implementation of `attend` with an arbitrary mask, True where a key is visible."""
     factor = q_btnh.shape[-1] ** -0.5 if scale is None else scale
     acc = accum_dtype(q_btnh.dtype)
     heads, kv_heads = q_btnh.shape[2], k_bsgh.shape[2]
-    # A finite floor keeps queries without any visible key (padding) finite; they are never scored.
+    # A finite floor keeps queries without a visible key (padding) finite; they are never scored.
     floor = jnp.finfo(acc).min / 2
     if heads == kv_heads:
         logits_bnts = jnp.einsum("btnh,bsnh->bnts", q_btnh, k_bsgh, preferred_element_type=acc)
@@ -203,5 +206,5 @@ def masked(
 
 
 def by_group(q: Float[Array, "... n h"], kv_heads: int) -> Float[Array, "... g r h"]:
-    """Query heads in the groups that share a key and value head."""
+    """Reshapes query heads into groups that share a key and value head."""
     return q.reshape(*q.shape[:-2], kv_heads, -1, q.shape[-1])

@@ -1,11 +1,11 @@
-"""The contract of a backbone, and the registry of all.
+"""The interface and the registry of backbones.
 
 A backbone is a stack of layers that reads or writes text: GPT-2, BERT, T5, Llama, an LSTM. A file
-registers a `BackboneKind`; a config names it by the key `backbone` of a section such as
-`model.decoder`, whose other keys are the fields of that backbone's config. A model is built from
-the functions of a `Stack` and names no backbone.
+registers a `BackboneKind`. A config selects it with the key `backbone` of a section such as
+`model.decoder`; the section's other keys are the fields of that backbone's config. Models use only
+the functions of a `Stack` and never refer to a particular backbone.
 
-What a backbone cannot do is not among its `abilities`, and a model that needs it is a ConfigError.
+`abilities` lists what a backbone supports. A model that needs a missing ability raises ConfigError.
 """
 
 from collections.abc import Callable
@@ -39,22 +39,22 @@ ABILITIES = {
 }
 
 
-State = Any  # of a recurrent stack, opaque to all but its own functions
+State = Any  # state of a recurrent stack, opaque except to its own functions
 
 
 class Recurrent(NamedTuple):
-    """What a recurrent stack has in place of a cache of keys and values.
+    """Functions of a recurrent stack, which has a state instead of a key-value cache.
 
-    Its gates are what inputs give to a step, (..., 4, F) for an LSTM; h is a hidden state (E, F).
+    Gates are pre-activations, (..., 4, F) for an LSTM; h is a hidden state (E, F).
 
     hidden: F.
-    gates(own, x): what token embeddings give to the gates.
-    state_gates(own, h_ef): what a hidden state gives to the gates of the next token.
-    run(own, gate_bt4f, first_bt): hidden states of packed rows; a segment begins where `first_bt`.
+    gates(own, x): contribution of token embeddings to the gates.
+    state_gates(own, h_ef): contribution of a hidden state to the gates of the next token.
+    run(own, gate_bt4f, first_bt): hidden states of packed rows; `first_bt` marks segment starts.
     prefill(own, gate_et4f, length_e): the state after right-padded prompts.
     cell(own, gate_e4f, state): the state after one token.
-    output(state): the states that are scored.
-    uniform(key, shape, names): one boxed parameter of the stack's own scale.
+    output(state): the hidden states that are scored.
+    uniform(key, shape, names): one boxed parameter, initialised at the stack's own scale.
     """
 
     hidden: int
@@ -73,8 +73,9 @@ def _unable(*args: Any, **options: Any) -> Any:
 
 @runtime_checkable
 class InitStack(Protocol):
-    """Boxed parameters: the embedding {embed}, the body {layers, ...} and the output head {head},
-    where that is wanted and not the embedding.
+    """Returns boxed parameters: the embedding {embed}, the body {layers, ...} and the head {head}.
+
+    The head is included if it is requested and not tied to the embedding.
     """
 
     def __call__(self, key: Key[Array, ""], /, head: bool = True) -> dict[str, Any]: ...
@@ -82,7 +83,7 @@ class InitStack(Protocol):
 
 @runtime_checkable
 class Embed(Protocol):
-    """Tokens of any shape in the compute dtype; `kind` are token types."""
+    """Embeds tokens of any shape in the compute dtype; `kind` gives token types."""
 
     def __call__(
         self,
@@ -96,8 +97,10 @@ class Embed(Protocol):
 
 @runtime_checkable
 class Rows(Protocol):
-    """Packed rows, in both directions or causal as `mask_spec` says: their last states, and what
-    `read` makes of every layer. See `jvae.nn.transformer.rows`.
+    """Runs packed rows, bidirectional or causal according to `mask_spec`.
+
+    Returns the final states and the outputs of `read` for every layer; see
+    `jvae.nn.transformer.rows`.
     """
 
     def __call__(
@@ -116,7 +119,7 @@ class Rows(Protocol):
 
 @runtime_checkable
 class Prefill(Protocol):
-    """States of right-padded prompts, and caches with room for `max_len` tokens."""
+    """Returns states of right-padded prompts, and caches with capacity for `max_len` tokens."""
 
     def __call__(
         self,
@@ -131,7 +134,7 @@ class Prefill(Protocol):
 
 @runtime_checkable
 class StackStep(Protocol):
-    """States of one more token of each example, and the caches that hold it."""
+    """Returns the states of one more token per example, and the updated caches."""
 
     def __call__(
         self,
@@ -145,23 +148,24 @@ class StackStep(Protocol):
 
 
 class Stack(NamedTuple):
-    """A backbone of one config: functions over parameters `own` that are passed in.
+    """A backbone for one config: pure functions that take its parameters as `own`.
 
     For the axes see `jvae.api`; states are in the compute dtype.
 
-    config: with at least the fields layers, width, vocab, vocab_padded, dtype, dropout, init_std,
-      and kv_heads and head of a key or value where there are slots.
-    features: width of the states that `rows` gives.
-    longest: most tokens of a text, slots with a position of their own included.
-    init: of a whole stack. Stacks that share its embedding, body or head are made of these parts by
-      init_embed(key), init_body(key) and init_head(key), dicts to be joined.
-    place(own, x, position): vectors in place of token embeddings, at these positions.
+    config: has at least the fields layers, width, vocab, vocab_padded, dtype, dropout, init_std,
+      and kv_heads and head (of keys and values) if the stack supports slots.
+    features: width of the states that `rows` returns.
+    longest: maximum tokens per text, including slots that take up a position.
+    init: initialises a whole stack. For stacks that share parts, init_embed(key), init_body(key)
+      and init_head(key) return dicts to merge.
+    place(own, x, position): prepares vectors that replace token embeddings at these positions.
     logits(own, hidden): scores over the padded vocabulary, float32, -inf at padded columns.
-    token_log_prob(own, hidden_btd, side, scored_bt): nats of each scored token at its own place.
-    cross(own, state_bsd): what layers make of the states, where "cross" is an ability.
-    with_features(own, hidden, feature, table_vc): parameters and states that score
-      hidden . table + feature . table_vc, where "features" is an ability.
-    recurrent: where that is an ability, in place of `prefill` and `step`.
+    token_log_prob(own, hidden_btd, side, scored_bt): log p of each scored token at its position,
+      in nats.
+    cross(own, state_bsd): cross-attention keys and values of the states, with ability "cross".
+    with_features(own, hidden, feature, table_vc): parameters and states with scores
+      hidden . table + feature . table_vc, with ability "features".
+    recurrent: replaces `prefill` and `step`, with ability "recurrent".
     """
 
     config: Any
@@ -190,8 +194,9 @@ class Stack(NamedTuple):
 
 @runtime_checkable
 class MakeStack(Protocol):
-    """The stack of a config; with `own_head` its output head is not tied to the embedding, whatever
-    the config says.
+    """Makes the stack of a config.
+
+    `own_head` unties the output head from the embedding, overriding the config.
     """
 
     def __call__(self, config: Any, own_head: bool = False, /) -> Stack: ...
@@ -199,7 +204,7 @@ class MakeStack(Protocol):
 
 @runtime_checkable
 class MakeTiny(Protocol):
-    """A config of a few hundred parameters, for the suites of all backbones."""
+    """Makes a config with a few hundred parameters, for the test suites of all backbones."""
 
     def __call__(self, vocab: int, /, **changes: Any) -> "StackConfig": ...
 
@@ -207,8 +212,8 @@ class MakeTiny(Protocol):
 class BackboneKind(NamedTuple):
     """A registered backbone.
 
-    config: the dataclass of its sizes and choices, a `StackConfig`.
-    abilities: names of `ABILITIES`.
+    config: its config dataclass, a `StackConfig`.
+    abilities: names from `ABILITIES`.
     """
 
     config: type["StackConfig"]
@@ -223,16 +228,16 @@ KEY = "backbone"
 
 @dataclass(frozen=True)
 class StackConfig:
-    """The config of some registered backbone; fields of model configs have this type.
+    """Base class for configs of registered backbones; model configs use it as a field type.
 
-    lora: what is added to its kernels, for backbones with the ability "low_rank".
+    lora: low-rank additions to the kernels, for backbones with the ability "low_rank".
     """
 
     lora: Lora = field(default=Lora(), kw_only=True)
 
     @classmethod
     def problems_of(cls, section: Any, where: str) -> list[Problem]:
-        """What is wrong with a section of this kind."""
+        """Problems of a backbone section."""
         if isinstance(section, cls):
             return []
         if not hasattr(section, "items"):
@@ -250,7 +255,7 @@ class StackConfig:
 
     @classmethod
     def from_section(cls, section: Any, where: str) -> "StackConfig":
-        """The config of the backbone that a section names. Raises: ConfigError."""
+        """Builds the config of the backbone that a section selects. Raises: ConfigError."""
         if isinstance(section, cls):
             return section
         if problems := cls.problems_of(section, where):
@@ -260,7 +265,7 @@ class StackConfig:
 
 
 def name_of(config: StackConfig) -> str:
-    """The name of the backbone that a config belongs to. Raises: ConfigError for an unknown one."""
+    """The name of a config's backbone. Raises: ConfigError for an unknown one."""
     for name, kind in BACKBONES.items():
         if kind.config is type(config):
             return name
@@ -271,18 +276,19 @@ def name_of(config: StackConfig) -> str:
 
 
 def abilities_of(config: StackConfig) -> frozenset[str]:
-    """What the backbone of a config can do. Raises: ConfigError for an unknown one."""
+    """The abilities of a config's backbone. Raises: ConfigError for an unknown one."""
     return BACKBONES[name_of(config)].abilities
 
 
 def stack_of(config: StackConfig, where: str, *needs: str, own_head: bool = False) -> Stack:
-    """The backbone of a config.
+    """Builds the stack of a config.
 
     Args:
-      where: the config key of its section, for messages. needs: abilities that it must have.
-      own_head: gives it an output head apart from the embedding, whatever its config says.
-    Raises: ConfigError for a backbone without such an ability, or without what its low-rank
-      additions need.
+      where: the config key of its section, for messages.
+      needs: abilities that the backbone must have.
+      own_head: unties the output head from the embedding, overriding the config.
+    Raises: ConfigError if the backbone lacks one of these abilities, or "low_rank" while the config
+      sets low-rank additions.
     """
     name, able = name_of(config), abilities_of(config)
     for ability in (*needs, *(["low_rank"] if config.lora.rank else [])):

@@ -1,13 +1,13 @@
 """One transformer layer of any `StackSpec`.
 
-A layer computes queries, keys and values and hands them to `attend(q, k, v) -> (mixed_btnh,
-output)`. What a key may see, rotary positions, latent slots and caches live in that function, so
-teacher forcing, prefill and stepwise decoding share these weights.
+A layer computes queries, keys and values and passes them to `attend(q, k, v) -> (mixed_btnh,
+output)`. Masks, rotary positions, latent slots and caches are handled by that function, so teacher
+forcing, prefill and stepwise decoding share the layer's weights.
 
-Its states can be tapped: `tap(name, state)` gives what joins the residual stream for a named point,
-or None. "input" is the layer's input, which is read before attention's output joins it; "attn" is
-that output, "hidden" the stream between the two sub-layers, "mlp" the output of the feed-forward;
-what these three give joins the layer's output.
+States can be tapped: for a named point, `tap(name, state)` returns an addend to the residual
+stream, or None. The point "input" is the layer's input; its addend is added before attention's
+output. "attn" is attention's output, "hidden" the stream between the two sub-layers and "mlp" the
+feed-forward output; their addends are added to the layer's output.
 """
 
 from collections.abc import Callable
@@ -36,14 +36,14 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def norm(spec: StackSpec, name: str | None = None) -> nn.Module:
-    """A norm of the stack's kind."""
+    """Makes the kind of norm that the stack uses."""
     if spec.norm == "layer":
         return LayerNorm(spec.norm_eps, spec.norm_bias, name=name)
     return RmsNorm(spec.norm_eps, plus_one=spec.norm == "rms_plus_one", name=name)
 
 
 class SelfAttention(nn.Module):
-    """Query, key and value projections, fused where they have as many heads, and the output's."""
+    """Query, key, value and output projections; the first three are fused for equal head counts."""
 
     spec: StackSpec
 
@@ -72,13 +72,13 @@ class SelfAttention(nn.Module):
 
 
 def cross_kv(spec: StackSpec) -> Projection:
-    """Keys and values that a layer makes of the states beside the text."""
+    """The projection of external states to a layer's cross-attention keys and values."""
     axes, init = (None, "heads", "head"), nn.initializers.normal(spec.init_std)
     return Projection((2, spec.kv_heads, spec.head), ("embed",), axes, spec.qkv_bias, init)
 
 
 class CrossAttention(nn.Module):
-    """Query and output projections; keys and values are made once per source by `cross_kv`."""
+    """Query and output projections; `cross_kv` computes keys and values once per source."""
 
     spec: StackSpec
 
@@ -92,7 +92,7 @@ class CrossAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two projections around an activation, which gates a third where the stack says so."""
+    """Two projections around an activation, with a third, gated one if the stack has it."""
 
     spec: StackSpec
 
@@ -115,7 +115,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward in the residual form of the stack."""
+    """Attention and feed-forward with the stack's residual form."""
 
     spec: StackSpec
 
@@ -129,9 +129,11 @@ class Layer(nn.Module):
         is_first: Bool[Array, ""] | None = None,
         attend_cross: AttendCross | None = None,
     ) -> tuple[Array, Any]:
-        """The layer's output, and that of `attend`; `is_first` tells layer 0 where that matters.
+        """Returns the layer's output and the second output of `attend`.
 
-        Without `attend_cross` there is no cross-attention.
+        Args:
+          is_first: True in layer 0, for stacks in which that layer differs.
+          attend_cross: None skips cross-attention.
         """
         c = self.spec
         drop_attn, drop_mlp = split_key(drop, 2)

@@ -1,4 +1,4 @@
-"""Keys and values of stepwise decoding: static caches that every token is written into.
+"""Key-value caches for stepwise decoding, with static shapes.
 
     prompts <s> a | <s>, then cat | the       places    0     1    2    3    4    5
     example 0 of a layer, each head                   [slot, <s>,  a,  cat,  .,   .]
@@ -6,13 +6,13 @@
     example 1                                         [slot, <s>, (a), the,  .,   .]
                                                        -1     0         1
 
-All examples write at one place, that of the step, whatever the lengths of their prompts: a slice of
-the cache, where a place for each would be a scatter, which accelerators do one by one and in
-layouts of their own. What lies behind a short prompt is passed over, as it has no position.
+All examples write at the same cache index, that of the step, regardless of prompt length. This is a
+slice update; a separate index per example would need a scatter, which accelerators run serially and
+in a different layout. Places after a short prompt are masked, as they have no position.
 
-Heads lie outside of places, as the products of one new token per example want them: with places
-outside, every step would transpose all it reads. Layers are apart for a like reason: a slice of
-a stack of them would be copied before a product reads it.
+The head axis comes before the place axis, as the products of one new token per example need it; the
+other order would transpose the whole cache in every step. Layers are separate arrays for a similar
+reason: slicing a stacked array would copy the slice before each product.
 """
 
 from typing import NamedTuple
@@ -25,23 +25,23 @@ from jvae.nn.attention import by_group
 from jvae.nn.layers import accum_dtype
 from jvae.nn.xent import soft_cap
 
-SLOT = -1  # position of latent slots, which all tokens of their example see
-NOTHING = 2**30  # position of places without a token: behind all there are
+SLOT = -1  # position of latent slots, which are visible to all tokens of their example
+NOTHING = 2**30  # position of empty places: larger than any real position
 
 
 class KvCache(NamedTuple):
-    """Keys and values of one layer: the latent slots first, then one place per token."""
+    """Keys and values of one layer: latent slots first, then one place per token."""
 
     key_enmh: Float[Array, "e n m h"]
     value_enmh: Float[Array, "e n m h"]
 
 
 class Caches(NamedTuple):
-    """What all layers keep, and what they share."""
+    """The caches of all layers, with the positions that they share."""
 
     layers: tuple[KvCache, ...]
-    position_em: Int[Array, "e m"]  # of the token at each place; SLOT or NOTHING
-    place: Int[Array, ""]  # where the next token goes
+    position_em: Int[Array, "e m"]  # position of the token at each place, or SLOT or NOTHING
+    place: Int[Array, ""]  # cache index of the next token
 
 
 def filled(
@@ -51,7 +51,7 @@ def filled(
     length_e: Int[Array, "e"],
     room: int,
 ) -> Caches:
-    """The caches of slots and right-padded prompts, with room for so many more tokens."""
+    """Caches of slots and right-padded prompts, with capacity for `room` more tokens."""
     examples, places = key_lemnh.shape[1:3]
     layers = tuple(
         KvCache(*(x.swapaxes(1, 2) for x in layer))
@@ -65,7 +65,7 @@ def filled(
 
 
 def grown(caches: Caches, more: int) -> Caches:
-    """Room for so many more tokens."""
+    """Extends the caches by `more` tokens."""
     places = ((0, 0), (0, 0), (0, more), (0, 0))
     layers = tuple(KvCache(*(jnp.pad(x, places) for x in layer)) for layer in caches.layers)
     position_em = jnp.pad(caches.position_em, ((0, 0), (0, more)), constant_values=NOTHING)
@@ -73,7 +73,7 @@ def grown(caches: Caches, more: int) -> Caches:
 
 
 def placed(caches: Caches, position_e: Int[Array, "e"]) -> Int[Array, "e m"]:
-    """The positions of all places once each example has a token of that position more."""
+    """The positions of all places after adding one token per example at `position_e`."""
     return jax.lax.dynamic_update_slice(
         caches.position_em, position_e[:, None], (jnp.int32(0), caches.place)
     )
@@ -85,7 +85,7 @@ def put(
     key_enh: Float[Array, "e n h"],
     value_enh: Float[Array, "e n h"],
 ) -> KvCache:
-    """The cache of a layer with one token per example written at a place."""
+    """Writes one token per example to a layer's cache at the given place."""
     zero = jnp.int32(0)
     at = (zero, zero, place, zero)
     return KvCache(
@@ -103,8 +103,10 @@ def look_up(
     cap: float | None = None,
     bias_enm: Float[Array, "#e n m"] | None = None,
 ) -> Float[Array, "e n h"]:
-    """Attention of one new token per example over the visible places, logits times `scale` plus a
-    bias; logits and softmax in float32 or wider. Caches may have fewer heads than queries.
+    """Attention of one new token per example over the visible places of a cache.
+
+    Logits are multiplied by `scale`, then the bias is added; logits and softmax are in float32 or
+    wider. Caches may have fewer heads than queries.
     """
     acc, kv_heads = accum_dtype(q_enh.dtype), cache.key_enmh.shape[1]
     grouped = q_enh.shape[1] != kv_heads

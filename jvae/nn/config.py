@@ -1,4 +1,4 @@
-"""What a transformer stack is made of."""
+"""Config of a transformer stack."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,15 +8,15 @@ from jvae.nn.backbone import StackConfig
 from jvae.nn.fused import KERNELS
 from jvae.nn.stack import REMAT
 
-# Fields of a section that are matters of training and computation; all others are sizes, which
-# pretrained weights settle.
+# Fields of a section that concern training and computation. All others are architecture sizes,
+# which pretrained weights determine.
 CHOICES = (
     *("dropout", "init_std", "init_scale", "bias_std", "dtype", "attention", "remat", "unroll"),
     *("vocab_multiple", "xent_chunk"),
 )
 DTYPES = ("float32", "bfloat16", "float16")
 
-# What every stack has, of whatever layers.
+# Fields of every stack, regardless of its layers.
 LAYERS: dict[str, Any] = dict(low=1, high=4_096, help="Layers.")
 WIDTH: dict[str, Any] = dict(low=1, high=2**17, help="Features of the residual stream.")
 HEADS: dict[str, Any] = dict(low=1, high=4_096, help="Attention heads.")
@@ -51,18 +51,18 @@ LOG_VAR_SHIFT: dict[str, Any] = dict(
 
 
 def padded(vocab: int, multiple: int) -> int:
-    """Rows of an embedding: the vocabulary, rounded up to the multiple."""
+    """Rows of an embedding: the vocabulary size, rounded up to a multiple."""
     return -(-vocab // multiple) * multiple
 
 
 def check_kernel(config: Any) -> None:
-    """Raises ValueError for an attention kernel that the dtype of a stack does not have."""
+    """Raises ValueError for an attention kernel that does not support the stack's dtype."""
     if config.attention == "cudnn" and config.dtype == "float32":
         raise ValueError("attention cudnn needs dtype bfloat16 or float16; dtype is float32")
 
 
 def check_rotary(config: Any) -> None:
-    """Raises ValueError for heads that cannot share keys and values or be turned by position."""
+    """Raises ValueError for heads that cannot share keys and values or be rotated."""
     if config.heads % config.kv_heads:
         raise ValueError(f"{config.heads} heads do not divide into {config.kv_heads} kv_heads")
     if config.head % 2:
@@ -70,7 +70,7 @@ def check_rotary(config: Any) -> None:
 
 
 def of_spec(config: Any) -> dict[str, Any]:
-    """The fields of `jvae.nn.spec.StackSpec` that a config says under the same names."""
+    """The fields of `jvae.nn.spec.StackSpec` that a config has under the same names."""
     names = ("layers", "width", "heads", "kv_heads", "head", "mlp", "vocab", "vocab_padded")
     names += ("norm_eps", "init_std", "dropout", "dtype", "remat", "unroll", "attention")
     return {name: getattr(config, name) for name in (*names, "xent_chunk")}
@@ -78,11 +78,10 @@ def of_spec(config: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TransformerConfig(StackConfig):
-    """Sizes and compute choices of one stack; all widths in units of features, all lengths in
-    tokens.
+    """Sizes and compute choices of one stack. Widths are in features, lengths in tokens.
 
-    `vocab` counts real tokens; parameters hold `vocab_padded` rows so that the vocabulary divides
-    over a mesh.
+    `vocab` counts real tokens; parameters have `vocab_padded` rows so that the vocabulary can be
+    sharded evenly over a mesh.
     """
 
     layers: int = setting(**LAYERS)
@@ -110,7 +109,7 @@ class TransformerConfig(StackConfig):
 
     @property
     def kv_heads(self) -> int:
-        """Heads of keys and values: as many as of queries."""
+        """Number of key and value heads, the same as of query heads."""
         return self.heads
 
     @property

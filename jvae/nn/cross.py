@@ -1,4 +1,4 @@
-"""Cross-attention of decoder layers: who sees which state beside the text."""
+"""Cross-attention of decoder layers to external states: keys, values and masks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +14,10 @@ AttendCross = Callable[[Array], Array]  # queries (B, T, N, H) to mixed values (
 
 
 def key_values(own_l: Any, state_bsd: Float[Array, "b s d"]) -> CrossKv:
-    """Keys and values of every layer: they depend on the states alone.
+    """Keys and values of every layer, which depend on the states alone.
 
     Args:
-      own_l: the stacked projection `cross/kv`, perhaps with low-rank additions.
+      own_l: the stacked projection `cross/kv`, optionally with low-rank additions.
     """
     kv = jnp.einsum("bsd,ldcnh->clbsnh", state_bsd, own_l["kernel"].astype(state_bsd.dtype))
     if lora.NAME in own_l:
@@ -30,15 +30,15 @@ def key_values(own_l: Any, state_bsd: Float[Array, "b s d"]) -> CrossKv:
 
 
 def seen_by_rows(points: Points, query_bt: Int[Array, "b t"]) -> Bool[Array, "b t s"] | None:
-    """The states that tokens of packed rows see, by segment; None without any."""
+    """Cross-attention mask of packed rows, by segment; None without states."""
     if points.cross is None:
         return None
-    assert points.cross_owner_bs is not None  # comes with the states
+    assert points.cross_owner_bs is not None  # set whenever there are states
     return query_bt[:, :, None] == points.cross_owner_bs[:, None]
 
 
 def seen_by_examples(points: Points) -> Bool[Array, "e 1 s"] | None:
-    """The states that an example sees while decoding; None without any."""
+    """Cross-attention mask for decoding, per example; None without states."""
     if points.cross is None:
         return None
     shape = points.cross.key_lbsgh.shape[1:3]

@@ -1,6 +1,6 @@
-"""Fused attention kernels: they never write the weights to memory.
+"""Fused attention kernels, which never write the attention weights to memory.
 
-`cudnn` runs on NVIDIA GPUs in bfloat16 or float16; `splash` on TPUs, and on the CPU interpreted,
+`cudnn` runs on NVIDIA GPUs in bfloat16 or float16. `splash` runs on TPUs, and interpreted on CPUs
 for tests. Neither has a second derivative, so learned step sizes of Langevin chains need "xla".
 """
 
@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jvae.parallel.mesh import ROWS, TENSOR, in_force
 
 KERNELS = ("cudnn", "splash")
-BLOCK = 128  # lengths are padded to multiples of it
+BLOCK = 128  # lengths are padded to multiples of this
 NOBODY = -1  # segment of that padding
 
 
@@ -29,7 +29,7 @@ def cudnn(
     v_bsnh: Float[Array, "b s n h"],
     mask_bts: Bool[Array, "b t s"],
 ) -> Float[Array, "b t n h"]:
-    """cuDNN's flash attention under a mask of all pairs."""
+    """cuDNN's flash attention with a full (T, S) mask."""
     found = jax.nn.dot_product_attention(
         q_btnh, k_bsnh, v_bsnh, mask=mask_bts[:, None], implementation="cudnn"
     )
@@ -48,9 +48,10 @@ def splash(
     """Pallas splash attention within segments.
 
     Args:
-      query_bt, key_bs: segments; a query sees the keys of its own.
-      causal_from: keys before this one are seen whatever the order, key `causal_from` + t stands
-        beside query t and hides from earlier ones; None for no order.
+      query_bt, key_bs: segments; a query attends to the keys of its own segment.
+      causal_from: index of the first key under the causal mask. Key `causal_from` + t is aligned
+        with query t and hidden from earlier queries; keys before `causal_from` are visible to all.
+        None for no causal mask.
     """
     t = q_btnh.shape[1]
 
@@ -59,7 +60,7 @@ def splash(
         return jnp.pad(x, room, constant_values=value)
 
     groups = q_btnh.shape[2] // k_bsnh.shape[2]
-    if groups > 1:  # the kernel has one key head for each query head
+    if groups > 1:  # the kernel needs one key head per query head
         k_bsnh, v_bsnh = (jnp.repeat(x, groups, axis=2) for x in (k_bsnh, v_bsnh))
     q_btnh = pad(q_btnh * q_btnh.shape[-1] ** -0.5)
     k_bsnh, v_bsnh = pad(k_bsnh), pad(v_bsnh)
@@ -71,7 +72,7 @@ def splash(
     )
     mesh = in_force()
     if mesh is not None:
-        # A kernel is opaque to the partitioner: rows and heads are cut by hand.
+        # A kernel is opaque to the partitioner, so rows and heads are sharded by hand.
         heads = TENSOR if q_btnh.shape[2] % mesh.shape[TENSOR] == 0 else None
         whole, rows = PartitionSpec(ROWS, None, heads), PartitionSpec(ROWS)
         run = jax.shard_map(

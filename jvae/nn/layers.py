@@ -1,6 +1,6 @@
 """Building blocks of every stack: projections, embeddings, dropout.
 
-Parameters are float32 and carry logical axis names; compute runs in the dtype of the input.
+Parameters are float32 and have logical axis names; computation uses the dtype of the input.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ NORMAL = nn.initializers.normal(0.02)  # BERT and GPT-2
 
 
 def uniform_fan_in(fan_in: int) -> Initializer:
-    """Uniform within 1 / sqrt(fan_in): what PyTorch gives a linear map nobody initialises."""
+    """Uniform within +-1 / sqrt(fan_in), PyTorch's default for linear layers."""
     bound = fan_in**-0.5
 
     def init(key: Key[Array, ""], shape: Sequence[int], dtype=jnp.float32) -> Array:
@@ -28,14 +28,14 @@ def uniform_fan_in(fan_in: int) -> Initializer:
 
 
 def accum_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype of reductions: float32, or float64 where the compute dtype is."""
+    """The dtype of reductions: float32, or float64 if the compute dtype is float64."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 class Projection(nn.Module):
     """y = x . kernel (+ bias) over the last `len(in_axes)` axes of x.
 
-    Kernels keep their own axes, (width, heads, head) for example, because a flattened kernel cannot
+    Kernels keep separate axes, for example (width, heads, head), because a flattened kernel cannot
     be sharded by heads.
     """
 
@@ -65,7 +65,7 @@ class Projection(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A table of `rows` vectors; `__call__` looks rows up in the compute dtype."""
+    """A table of `rows` vectors; `__call__` looks up rows in the compute dtype."""
 
     rows: int
     width: int
@@ -81,7 +81,7 @@ class Embedding(nn.Module):
 
 
 def apply(module: nn.Module, params: Any, *args: Any, **options: Any) -> Any:
-    """A module's output for these parameters."""
+    """Applies a module with the given parameters."""
     return module.apply({"params": params}, *args, **options)
 
 
@@ -98,12 +98,10 @@ def split_key(key: Key[Array, ""], n: int) -> Sequence[Key[Array, ""]]: ...
 @overload
 def split_key(key: Key[Array, ""] | None, n: int) -> Sequence[Key[Array, ""] | None]: ...
 def split_key(key: Key[Array, ""] | None, n: int) -> Any:
-    """n keys from one, or n times None."""
+    """Splits a key into n; without a key, n times None."""
     return [None] * n if key is None else list(jax.random.split(key, n))
 
 
 def fold_key(key: Key[Array, ""] | None, data: int) -> Key[Array, ""] | None:
-    """A key for one named use, so that shared blocks on two paths never share a mask; None stays
-    None.
-    """
+    """A key for one use, so that a block used on two paths never reuses a mask; None stays None."""
     return None if key is None else jax.random.fold_in(key, data)

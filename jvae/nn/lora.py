@@ -2,10 +2,13 @@
 
     y = x . W + (alpha / rank) * (x . A) . B
 
-Source: Hu et al. 2021, arXiv 2106.09685. B starts at zero, so a stack starts as the pretrained one.
-A pair {a, b} lies beside its kernel under "lora", stacked over the layers as that is. A kernel that
-fuses several projections has a pair for each that is adapted, by name: {q: {a, b}, v: {a, b}}. The
-pair acts on x: W + AB would need a gradient of the size of W in each step.
+Source: Hu et al. 2021, arXiv 2106.09685. B is initialised to zero, so training starts from the
+pretrained function.
+
+A pair {a, b} is stored next to its kernel under "lora", stacked over layers in the same way. A
+kernel that fuses several projections has one pair per adapted projection, by name:
+{q: {a, b}, v: {a, b}}. The pair is applied to x directly, since computing W + AB would need a
+gradient of the size of W in each step.
 
 `with_lora` wraps the functions of any stack whose layers use `jvae.nn.layers.Projection`.
 """
@@ -28,15 +31,15 @@ from jvae.nn.points import UNTOUCHED, Points
 from jvae.tree import map_named
 
 NAME = "lora"
-# What kernels hold that fuse several projections on the axis behind their input.
+# Projections in fused kernels, in order along the axis after the input.
 FUSED = {"qkv": ("q", "k", "v"), "kv": ("k", "v"), "both": ("gate", "up")}
-_INIT, _DROP = 0x10_7A, 0x10_7B  # streams of their own, so that all else is drawn as without
+_INIT, _DROP = 0x10_7A, 0x10_7B  # separate streams, so that LoRA does not change other draws
 _A, _B = (re.compile(rf"(^|/){NAME}/(\w+/)?{leaf}$") for leaf in "ab")
 
 
 @dataclass(frozen=True)
 class Lora:
-    """The low-rank additions of one stack; none at rank 0."""
+    """The low-rank additions of one stack; rank 0 turns them off."""
 
     rank: int = setting(0, low=0, high=2**14, help="Of each addition; 0: none.")
     alpha: float = setting(16.0, above=0.0, high=1e6, help="Additions are scaled by alpha / rank.")
@@ -54,8 +57,9 @@ def addend(own: Any, x: Array, inputs: int, name: str | None) -> Array:
     """The low-rank addition to a kernel's output; b already includes the scale.
 
     Args:
-      own: the pair, or one for each adapted part of a fused kernel. inputs: axes of x that the
-        kernel reads. name: of the kernel's module.
+      own: the pair, or one pair per adapted part of a fused kernel.
+      inputs: number of axes of x that the kernel contracts.
+      name: name of the kernel's module.
     """
 
     def product(pair: Any) -> Array:
@@ -71,7 +75,7 @@ def addend(own: Any, x: Array, inputs: int, name: str | None) -> Array:
 
 
 def with_lora(stack: Any, lora: Lora, where: str) -> Any:
-    """A stack (`jvae.nn.backbone.Stack`) whose layers have low-rank additions.
+    """Adds low-rank additions to the layers of a stack (`jvae.nn.backbone.Stack`).
 
     Args:
       where: config key of the stack, for messages.
@@ -102,7 +106,7 @@ def with_lora(stack: Any, lora: Lora, where: str) -> Any:
 
 
 def merged(own: Any, lora: Lora) -> Any:
-    """Parameters of a stack whose additions are part of the kernels; float32 or wider."""
+    """Parameters of a stack with the additions merged into the kernels, in float32 or wider."""
     return own | {"layers": _merged(own["layers"], lora.alpha / max(lora.rank, 1), "")}
 
 
@@ -129,10 +133,10 @@ def _merged(tree: Mapping[str, Any], scale: float, name: str) -> dict[str, Any]:
 
 
 def _ready(own: Any, lora: Lora, drop: Key[Array, ""] | None = None) -> Any:
-    """Parameters whose pairs have the scale, and in training lack what is dropped.
+    """Parameters with the scale, and dropout in training, applied to the pairs.
 
-    What is dropped is drawn per layer and step, not per token as in the source: it then needs no
-    key inside the layers.
+    Deviation: the dropout mask is drawn per layer and step, not per token, so that the layers need
+    no key.
     """
     count = iter(range(2**31))
 
@@ -149,9 +153,9 @@ def _ready(own: Any, lora: Lora, drop: Key[Array, ""] | None = None) -> Any:
 
 
 def _with_pairs(layers: Any, lora: Lora, key: Key[Array, ""], where: str) -> Any:
-    """Boxed layers with a boxed pair beside each projection that matches.
+    """Boxed layers with a boxed pair next to each matching projection.
 
-    Raises: ConfigError where none does.
+    Raises: ConfigError if none matches.
     """
     known: list[str] = []
     shapes: list[tuple[int, ...]] = []  # of each a
@@ -193,18 +197,18 @@ def _with_pairs(layers: Any, lora: Lora, key: Key[Array, ""], where: str) -> Any
             f"{where}.{NAME}.targets: {lora.targets!r} matches no projection of its layers "
             f"({', '.join(known) or 'it has none'})"
         )
-    # One draw for all: each one by itself compiles for seconds on a CPU.
+    # One draw for all pairs: separate draws take seconds each to compile on a CPU.
     ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
     every = jax.random.uniform(key, (ends[-1],), jnp.float32, -1.0, 1.0)
     for one, shape, end in zip(made, shapes, ends, strict=True):
-        edge = math.prod(shape[1:-1]) ** -0.5  # of the input's size, as the released code
+        edge = math.prod(shape[1:-1]) ** -0.5  # from the input size, as in the released code
         a = edge * every[end - math.prod(shape) : end].reshape(shape)
         one["a"] = nn.LogicallyPartitioned(a, one["a"])
     return out
 
 
 def _inputs(kernel: Any) -> int:
-    """Axes that a stacked kernel reads; 0 for what neither reads nor writes the residual stream."""
+    """Number of input axes of a stacked kernel; 0 if it does not touch the residual stream."""
     if not isinstance(kernel, nn.LogicallyPartitioned) or "embed" not in kernel.names:
         return 0
     names = tuple(kernel.names)[1:]

@@ -1,11 +1,11 @@
 """A one-layer LSTM over packed rows, whole and stepwise, and its output layer.
 
 Gates are fused in the order input, forget, cell, output, with one bias on the input and one on the
-state, as cuDNN and PyTorch have them. What the tokens give to the gates is one product outside the
-scan; the scan holds the recurrence alone. It is plain JAX, so gradients in the inputs alone never
-form those of the weights, and second derivatives work.
+state, as in cuDNN and PyTorch. The tokens' contribution to the gates is one matrix product outside
+the scan, which contains only the recurrence. It is plain JAX: gradients with respect to the inputs
+alone do not compute those of the weights, and second derivatives work.
 
-Array suffix 4 is the axis of the gates.
+Array suffix 4 is the gate axis.
 """
 
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ from jvae.nn.layers import accum_dtype, split_key
 class LstmConfig(StackConfig):
     """Sizes and compute choices of one LSTM: `width` of the token embedding, `hidden` of the state.
 
-    `dropout` acts on embeddings and outputs. Parameters start uniform in +-`init_scale`.
-    `vocab_multiple` is 1 so that parameter counts are the published ones; raise it to shard the
+    `dropout` applies to embeddings and outputs. Parameters are initialised uniformly in
+    +-`init_scale`. `vocab_multiple` is 1 to match published parameter counts; raise it to shard the
     vocabulary over a mesh.
     """
 
@@ -46,7 +46,7 @@ class LstmConfig(StackConfig):
 
     @property
     def layers(self) -> int:
-        """One."""
+        """Number of layers, always 1."""
         return 1
 
     @property
@@ -56,7 +56,7 @@ class LstmConfig(StackConfig):
 
 
 class LstmState(NamedTuple):
-    """Hidden and cell state; the cell is kept in float32 or wider."""
+    """Hidden and cell state; the cell state is in float32 or wider."""
 
     hidden_ef: Float[Array, "e f"]
     cell_ef: Float[Array, "e f"]
@@ -80,7 +80,7 @@ def init_table(config: LstmConfig, key: Key[Array, ""]) -> Any:
 
 
 def init_cell(config: LstmConfig, key: Key[Array, ""]) -> Any:
-    """Boxed parameters {input, state}, a kernel and a bias each."""
+    """Boxed parameters {input, state}, each with a kernel and a bias."""
     keys = split_key(key, 4)
     width, hidden = config.width, config.hidden
     return {
@@ -96,7 +96,7 @@ def init_cell(config: LstmConfig, key: Key[Array, ""]) -> Any:
 
 
 def init_output(config: LstmConfig, key: Key[Array, ""]) -> Any:
-    """Boxed output layer, apart from the token embedding."""
+    """Boxed output layer, not tied to the token embedding."""
     keys = split_key(key, 2)
     shape = (config.vocab_padded, config.hidden)
     return {
@@ -111,7 +111,7 @@ def embed(config: LstmConfig, params: Any, token: Int[Array, "..."]) -> Float[Ar
 
 
 def gates(params: Any, x: Float[Array, "*n d"]) -> Float[Array, "*n 4 f"]:
-    """What inputs give to the gates, both biases included."""
+    """Contribution of the inputs to the gates, including both biases."""
     kernel_d4f = params["input"]["kernel"].astype(x.dtype)
     bias_4f = (params["input"]["bias"] + params["state"]["bias"]).astype(x.dtype)
     out = jnp.tensordot(x, kernel_d4f, axes=1)
@@ -119,13 +119,13 @@ def gates(params: Any, x: Float[Array, "*n d"]) -> Float[Array, "*n 4 f"]:
 
 
 def state_gates(params: Any, hidden_ef: Float[Array, "e f"]) -> Float[Array, "e 4 f"]:
-    """What a hidden state gives to the gates of the next token, without bias."""
+    """Contribution of a hidden state to the gates of the next token, without bias."""
     kernel_f4f = params["state"]["kernel"].astype(hidden_ef.dtype)
     return jnp.tensordot(hidden_ef, kernel_f4f, axes=1)
 
 
 def cell(params: Any, gate_e4f: Float[Array, "e 4 f"], state: LstmState) -> LstmState:
-    """One token: the new state. Source: Hochreiter & Schmidhuber 1997; Gers et al. 2000."""
+    """The state after one token. Source: Hochreiter & Schmidhuber 1997; Gers et al. 2000."""
     gate_e4f = (gate_e4f + state_gates(params, state.hidden_ef)).astype(state.cell_ef.dtype)
     enter_ef, keep_ef, new_ef, leave_ef = (gate_e4f[:, i] for i in range(4))
     cell_ef = jax.nn.sigmoid(keep_ef) * state.cell_ef + jax.nn.sigmoid(enter_ef) * jnp.tanh(new_ef)
@@ -145,8 +145,8 @@ def run(
     """Hidden states of packed rows.
 
     Args:
-      first_bt: True at the first token of a segment, which meets a zero state. A first hidden state
-        h_0 that is not zero enters as `state_gates(params, h_0)` added to the gates there.
+      first_bt: True at the first token of a segment, where the state is reset to zero. To start
+        from a non-zero hidden state h_0, add `state_gates(params, h_0)` to the gates there.
     """
 
     def body(state: LstmState, inputs: tuple[Array, Array]) -> tuple[LstmState, Array]:
@@ -186,7 +186,7 @@ def token_log_prob(
     side: Side,
     scored_bt: Bool[Array, "b t"],
 ) -> Float[Array, "b t"]:
-    """Nats of each scored token at its own place: the state at t-1 predicts the token at t."""
+    """Log p of each scored token at its position, in nats; the state at t-1 predicts token t."""
     nats = xent.token_log_prob(
         hidden_btf[:, :-1],
         params["table"],

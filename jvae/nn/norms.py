@@ -1,4 +1,4 @@
-"""Norms over the last axis. Statistics are taken in float32 or wider."""
+"""Norms over the last axis. Statistics are computed in float32 or wider."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from jvae.nn.layers import accum_dtype
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation, scale and bias (Ba et al. 2016); ModernBERT has no bias."""
+    """Layer normalisation with scale and, except in ModernBERT, bias (Ba et al. 2016)."""
 
     eps: float
     use_bias: bool = True
@@ -35,14 +35,14 @@ class LayerNorm(nn.Module):
 
 
 def inverse_rms(x: Array, eps: float) -> Array:
-    """1 / sqrt(mean square + eps) over the last axis, kept."""
+    """1 / sqrt(mean square + eps) over the last axis, which is kept with size 1."""
     return jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
 
 
 class RmsNorm(nn.Module):
     """x / rms(x) * scale: no mean, no bias (Zhang & Sennrich 2019).
 
-    plus_one: the factor is 1 + scale, and scale starts at zero (Gemma).
+    plus_one: the factor is 1 + scale, with scale initialised to zero (Gemma).
     """
 
     eps: float

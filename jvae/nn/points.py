@@ -1,7 +1,7 @@
-"""Named points of a stack at which something outside of it may act.
+"""Named points of a stack at which a model can inject latents or read states.
 
-A stack that is asked to run gets a `Points`; what is None is left alone. `jvae.nn.backbone` says
-which stacks have which points.
+Every pass through a stack takes a `Points`; fields that are None have no effect. See
+`jvae.nn.backbone` for the points that each stack supports.
 """
 
 from collections.abc import Callable
@@ -14,32 +14,33 @@ Read = Callable[[Array, Array, Any], Any]
 
 
 class LatentKv(NamedTuple):
-    """Latent slots of every layer, M per row or example; G key and value heads, never rotated."""
+    """Latent slots of every layer: M per row or example, G key and value heads, never rotated."""
 
     key_lbmgh: Float[Array, "l b m g h"]
     value_lbmgh: Float[Array, "l b m g h"]
 
 
 class CrossKv(NamedTuple):
-    """Keys and values that every decoder layer makes of the states it attends to."""
+    """Cross-attention keys and values of every decoder layer."""
 
     key_lbsgh: Float[Array, "l b s g h"]
     value_lbsgh: Float[Array, "l b s g h"]
 
 
 class Points(NamedTuple):
-    """What acts where. Fields that end in `_l` have the layers in front; a layer gets its slice.
+    """Injections into a stack. Fields that end in `_l` have layers as leading axis; each layer
+    gets its slice.
 
-    slots, owner_m: extra keys and values, and the segment that sees each; an owner of None means
-      that every row is one example, which sees all of its slots.
-    value: (value_btgh, slice of `value_l`) -> value_btgh, before the values are cached.
-    tap: (name, state_btd, slice of `tap_l`) -> what joins the residual stream there, or None; for
+    slots, owner_m: extra keys and values, and the segment that each is visible to; an owner of None
+      means that every row is one example, which attends to all of its slots.
+    value: (value_btgh, slice of `value_l`) -> value_btgh, applied before the values are cached.
+    tap: (name, state_btd, slice of `tap_l`) -> addend to the residual stream there, or None; for
       the names see `jvae.nn.block.TAPS`.
-    cross, cross_owner_bs: keys and values of cross-attention, and the segment that sees each; where
-      every row is one example, that is segment 1, or all of them for an owner of None. Without
-      them the cross-attention sub-layers are skipped.
-    lead: positions in front of a text's first token, whose own positions count from 0.
-    always: so many positions from 0 on are seen at any distance by layers with a window.
+    cross, cross_owner_bs: keys and values of cross-attention, and the segment that each is visible
+      to. If every row is one example, that segment is 1; an owner of None makes all of them
+      visible. Without `cross`, the cross-attention sub-layers are skipped.
+    lead: number of positions in front of a text's first token; token positions still count from 0.
+    always: number of leading positions that are visible at any distance in layers with a window.
     """
 
     slots: LatentKv | None = None
@@ -55,7 +56,7 @@ class Points(NamedTuple):
 
     @property
     def slot_count(self) -> int:
-        """Slots of a row."""
+        """Number of slots per row."""
         return 0 if self.slots is None else self.slots.key_lbmgh.shape[2]
 
     def tap_of(self, inputs: Any) -> Callable[[str, Array], Array | None] | None:

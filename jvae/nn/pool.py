@@ -1,4 +1,4 @@
-"""From the states of a packed row to one vector per example."""
+"""Pooling: from the states of packed rows to one vector per example."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ def first_token(x_btd: Float[Array, "b t d"], side: Side, slots: int) -> Float[A
 
 
 def mean(x_btd: Float[Array, "b t d"], side: Side, slots: int) -> Float[Array, "e d"]:
-    """The mean state of each segment, in float32 or wider inside; zeros at empty slots."""
+    """The mean state of each segment, computed in float32 or wider; zeros at empty slots."""
     acc = accum_dtype(x_btd.dtype)
     weight_bts = own_slot(side, slots).astype(acc)
     total_bsd = jnp.einsum("bts,btd->bsd", weight_bts, x_btd.astype(acc))
@@ -32,8 +32,8 @@ def maximum(x_btd: Float[Array, "b t d"], side: Side, slots: int) -> Float[Array
     """The largest value of each feature over each segment; zeros at empty slots."""
     own_bts = own_slot(side, slots)
     floor = jnp.finfo(x_btd.dtype).min
-    # The gradient of a maximum compares it with its inputs, which fails (NaN) where the compiler
-    # computes them twice and rounds differently; that of a look-up compares nothing.
+    # The gradient of a maximum compares it with its inputs, which gives NaN if the compiler
+    # computes them twice and rounds differently. That of a look-up has no such comparison.
     place_bsd = jnp.argmax(jnp.where(own_bts[..., None], x_btd[:, :, None], floor), axis=1)
     top_bsd = jnp.take_along_axis(x_btd, place_bsd, axis=1)
     filled_bs = jnp.any(own_bts, axis=1)
@@ -59,7 +59,7 @@ BY_NAME: dict[str, Callable[[Array, Side, int], Array]] = {
 def weighted(
     x_btd: Float[Array, "b t d"], logit_bt: Float[Array, "b t"], side: Side, slots: int
 ) -> Float[Array, "e d"]:
-    """The states of each segment weighed by the softmax of its own logits; zeros at empty slots."""
+    """The states of each segment weighted by the softmax of its logits; zeros at empty slots."""
     own_bts = own_slot(side, slots)
     floor = jnp.finfo(logit_bt.dtype).min
     weight_bts = jax.nn.softmax(jnp.where(own_bts, logit_bt[:, :, None], floor), axis=1) * own_bts
@@ -75,11 +75,10 @@ def _attention_logits(x_btd: Array, query_d: Array) -> Array:
 def attention(
     x_btd: Float[Array, "b t d"], query_d: Float[Array, "d"], side: Side, slots: int
 ) -> Float[Array, "e d"]:
-    """The states of each segment weighed by softmax(gelu(x . query)) over its tokens, in float32 or
-    wider inside; zeros at empty slots.
+    """The states of each segment weighted by softmax(gelu(x . query)) over its tokens.
 
-    Source: Hu et al. 2022 (DELLA), released code. Deviation: the weights are those of the segment
-    alone; see `attention_unmasked`.
+    Computed in float32 or wider; zeros at empty slots. Source: Hu et al. 2022 (DELLA), released
+    code. Deviation: the softmax is restricted to the segment; see `attention_unmasked`.
     """
     return weighted(x_btd, _attention_logits(x_btd, query_d), side, slots)
 

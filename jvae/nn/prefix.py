@@ -1,4 +1,4 @@
-"""Learned slots in front of every row: prefix tuning. Source: Li & Liang 2021."""
+"""Prefix tuning: learned slots in front of every row. Source: Li & Liang 2021."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from jvae.nn.points import LatentKv
 
 
 class Prefix(nn.Module):
-    """Keys and values of `slots` places for every layer, from a small MLP over a learned table."""
+    """Keys and values of `slots` positions for every layer, from an MLP over a learned table."""
 
-    config: Any  # of a stack
+    config: Any  # config of the stack
     slots: int
     middle: int
 
@@ -39,7 +39,7 @@ class Prefix(nn.Module):
 def for_rows(
     key_lmnh: Float[Array, "l m n h"], value_lmnh: Float[Array, "l m n h"], rows: int, layers: int
 ) -> LatentKv:
-    """The slots of the first `layers` layers, the same for every row."""
+    """Broadcasts the slots of the first `layers` layers to all rows."""
 
     def spread(a: Array) -> Array:
         return jnp.broadcast_to(a[:layers, None], (layers, rows, *a.shape[1:]))

@@ -1,9 +1,9 @@
-"""Several vectors of one text: learned queries attend once to the states of its segment.
+"""Pools a text into several vectors: learned queries attend once to the states of its segment.
 
-Source: Jaegle et al. 2021 (Perceiver), arXiv 2103.03206. One layer of attention with a norm of its
-own and no feed-forward; queries do not depend on the text, so they are parameters of the heads.
+Source: Jaegle et al. 2021 (Perceiver), arXiv 2103.03206. This is one attention layer with its own
+norm and no feed-forward. Queries do not depend on the text, so they are learned per head.
 
-Axis letter of this file beside the contract's: Q the queries.
+Axis letters are those of `jvae.api`, plus Q for queries.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ NORM_EPS = 1e-5
 
 
 class Resampler(nn.Module):
-    """`vectors` vectors of the width of the states per example; zeros at empty slots."""
+    """`vectors` vectors per example, as wide as the states; zeros at empty slots."""
 
     vectors: int
     heads: int
@@ -33,7 +33,7 @@ class Resampler(nn.Module):
     ) -> Float[Array, "e q d"]:
         width = x_btd.shape[-1]
         heads, head = self.heads, max(width // self.heads, 1)
-        # Logits of variance 1 at the start, so that the queries differ from the first step on.
+        # Initial logits have variance 1, so that the queries differ from the first step on.
         start, split = nn.initializers.normal(width**-0.5), ("heads", "head")
         named = nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, *split))
         query_qnh: Any = self.param("query", named, (self.vectors, heads, head))
@@ -46,7 +46,7 @@ class Resampler(nn.Module):
         acc = accum_dtype(x_btd.dtype)
         key_btnh, value_btnh = project("key"), project("value")
         logit_bqnt = jnp.einsum("qnh,btnh->bqnt", query_qnh.astype(acc), key_btnh.astype(acc))
-        # A token belongs to one segment, so logits are made once and weighed segment by segment.
+        # A token belongs to one segment, so logits are shared and only the softmax is per segment.
         own_bst = jnp.moveaxis(own_slot(side, slots), 2, 1)[:, :, None, None]
         logit_bsqnt = jnp.where(own_bst, logit_bqnt[:, None] * head**-0.5, jnp.finfo(acc).min)
         weight_bsqnt = jax.nn.softmax(logit_bsqnt, axis=-1) * own_bst

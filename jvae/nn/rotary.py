@@ -1,7 +1,7 @@
-"""Rotary position embeddings: pairs (i, i + half) of a head turned by position * frequency_i.
+"""Rotary position embeddings: rotate pairs (i, i + half) of a head by position * frequency_i.
 
-Source: Su et al. 2021, arXiv 2104.09864, in the half-rotation order of every Hugging Face family;
-the scaling of long contexts is that of Llama 3 ("llama3") or a plain division ("linear").
+Source: Su et al. 2021, arXiv 2104.09864, in the half-rotation order of all Hugging Face families.
+Long-context scaling is that of Llama 3 ("llama3") or a plain division ("linear").
 """
 
 import math
@@ -20,8 +20,8 @@ SCALINGS = ("none", "linear", "llama3")
 class Rotary:
     """Frequencies theta^(-2i / turned) of one kind of layer.
 
-    share: part of each head that is turned, from its beginning on (Pythia: 0.25). The fields from
-    `factor` on belong to the scaling.
+    share: fraction of each head's features that is rotated, starting with the first (Pythia: 0.25).
+    The fields from `factor` on belong to the scaling.
     """
 
     theta: float = 10_000.0
@@ -33,7 +33,7 @@ class Rotary:
     original: int = 8_192
 
     def turned(self, head: int) -> int:
-        """Features of a head that are turned, an even number."""
+        """Number of rotated features per head, always even."""
         return int(head * self.share) // 2 * 2
 
     def frequencies(self, head: int) -> Float[np.ndarray, "half"]:
@@ -56,7 +56,7 @@ class Rotary:
 def turns(
     rotary: Rotary, head: int, position: Int[Array, "..."], dtype: jnp.dtype
 ) -> tuple[Float[Array, "... half"], Float[Array, "... half"]]:
-    """Cosine and sine of every position's angles, in float32 or wider."""
+    """Cosine and sine of the angles of every position, in float32 or wider."""
     acc = accum_dtype(dtype)
     frequency = jnp.asarray(rotary.frequencies(head), acc)
     angle = position[..., None].astype(acc) * frequency.reshape((1,) * position.ndim + (-1,))
@@ -68,7 +68,7 @@ def rotate(
     cos_bth: Float[Array, "b t half"],
     sin_bth: Float[Array, "b t half"],
 ) -> Float[Array, "b t n h"]:
-    """Heads turned by the angles of their positions; features past 2 * half stay as they are."""
+    """Rotates heads by the angles of their positions; features past 2 * half are unchanged."""
     half = cos_bth.shape[-1]
     cos, sin = cos_bth[:, :, None], sin_bth[:, :, None]
     first, second = x_btnh[..., :half], x_btnh[..., half : 2 * half]

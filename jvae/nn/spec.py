@@ -1,7 +1,7 @@
-"""What a stack of transformer layers is made of, in one static description.
+"""Static description of a stack of transformer layers.
 
-A backbone writes one `StackSpec` from its config; `jvae.nn.block` makes a layer of it and
-`jvae.nn.transformer` the passes through all layers. Architectures differ in these fields alone.
+A backbone derives a `StackSpec` from its config. `jvae.nn.block` builds a layer from it,
+`jvae.nn.transformer` the passes through all layers. Architectures differ only in these fields.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
 
 @dataclass(frozen=True)
 class LayerKind:
-    """What layers of one stack may differ in: rotary frequencies and how far they see.
+    """Properties that may differ between layers of a stack: rotary frequencies and window.
 
-    reach: the largest distance between query and key within a segment; None for no bound.
+    reach: maximum distance between query and key within a segment; None for no bound.
     """
 
     rotary: Rotary | None = None
@@ -28,15 +28,19 @@ class LayerKind:
 class StackSpec:
     """One stack. Sizes count features, tokens or heads.
 
-    residual: "pre" norms the input of each sub-layer, "post" the sum behind it, "sandwich" both
-    input and output of each sub-layer; "parallel" adds attention and feed-forward of one input.
-    kinds, pattern: the kinds of layer and the kind of each layer; an empty pattern is all kind 0.
-    positions: rows of a learned table, 0 for none; position_offset: rows in front of position 0.
-    scale: of the attention logits; None for head ** -0.5. logit_cap, score_cap: bounds c of a soft
-    cap c * tanh(x / c) on attention logits and on output scores; None for none.
-    cross: whether layers attend to states beside the text, behind their self-attention.
-    own_head_std: of an output head apart from the token embedding at the start; None for uniform
-    within width ** -0.5. first_norm: whether layer 0 norms the input of its attention.
+    residual: "pre" normalises the input of each sub-layer, "post" the sum after it, "sandwich" both
+      input and output of each sub-layer; "parallel" feeds attention and feed-forward the same
+      input and adds both outputs.
+    kinds, pattern: the kinds of layer, and the kind of each layer; empty means kind 0 throughout.
+    positions: rows of a learned position table, 0 for none.
+    position_offset: rows of that table before position 0.
+    scale: factor of the attention logits; None for head ** -0.5.
+    logit_cap, score_cap: bounds c of a soft cap c * tanh(x / c) on attention logits and on output
+      scores; None for no cap.
+    cross: whether layers attend to external states, after their self-attention.
+    own_head_std: initial standard deviation of an untied output head; None for uniform within
+      +-width ** -0.5.
+    first_norm: whether layer 0 normalises the input of its attention.
     """
 
     layers: int
@@ -57,14 +61,14 @@ class StackSpec:
     qkv_bias: bool = True
     out_bias: bool = True
     mlp_bias: bool = True
-    head_norm: bool = False  # norms queries and keys per head
+    head_norm: bool = False  # normalise queries and keys per head
     activation: str = "gelu"
     gated: bool = False
-    fused_gate: bool = False  # gate and gated projection are one parameter, "both"
+    fused_gate: bool = False  # gate and gated projection are fused into one parameter, "both"
     cross: bool = False
     positions: int = 0
     position_offset: int = 0
-    types: int = 0  # token types, as in sentence pairs
+    types: int = 0  # number of token types, as for sentence pairs
     kinds: tuple[LayerKind, ...] = (LayerKind(),)
     pattern: tuple[int, ...] = ()
     scale: float | None = None
@@ -83,5 +87,5 @@ class StackSpec:
 
     @property
     def fused(self) -> bool:
-        """Whether queries, keys and values are one projection: as many heads of each."""
+        """Whether queries, keys and values share one projection, which needs equal head counts."""
         return self.heads == self.kv_heads

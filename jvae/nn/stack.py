@@ -1,8 +1,8 @@
-"""Stacks of equal layers as pure functions over parameters stacked on axis 0.
+"""Stacks of identical layers as pure functions over parameters stacked on axis 0.
 
-Whatever the compute does (scan, partly or fully unrolled, rematerialised), the stored layout is
-one: every leaf of a stack has the layers in front. Importers, exporters and trainability rules
-speak of (path, layer range) and never see the compute choice.
+The stored layout does not depend on how the stack is computed (scan, partly or fully unrolled,
+rematerialised): every leaf has layers as its leading axis. Importers, exporters and trainability
+rules address parameters by (path, layer range) and are independent of the compute mode.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,11 +48,11 @@ def run_stack(
     remat: str = "none",
     unroll: int = 1,
 ) -> tuple[Array, Any]:
-    """x through all layers of a stack.
+    """Runs x through all layers of a stack.
 
     Args:
       params: stacked parameters.
-      xs: per-layer inputs with the layers in front, or None.
+      xs: per-layer inputs with layers as leading axis, or None.
       drop: dropout key; each layer gets its own.
 
     Returns: x after the last layer, and the layers' outputs stacked on axis 0.
@@ -79,10 +79,10 @@ def run_stack(
 def step_stack(
     layer: StepLayer, params: Any, x: Array, caches: Sequence[Any], xs: Any
 ) -> tuple[Array, Any]:
-    """x of one new token through all layers of a stack, each with a cache of its own.
+    """Runs one new token through all layers of a stack, each with its own cache.
 
-    Unrolled, so that what a layer makes of its parameters alone (its slice, its cast to the compute
-    dtype) is made once and not for every token.
+    The loop over layers is unrolled, so that work on the parameters alone (slicing, casting to the
+    compute dtype) is done once and not for every token.
 
     Returns: x after the last layer, and the caches.
     """

@@ -1,13 +1,13 @@
-"""T5 v1.0 and v1.1 for packed rows: one stack, encoder or decoder, with latent slots and
+"""A T5 v1.0 or v1.1 stack for packed rows, encoder or decoder, with latent slots and
 cross-attention.
 
 Source: Raffel et al. 2020 (v1.0) and Shazeer 2020 (the gated feed-forward of v1.1). Parameters of a
-stack: {embed, layers, bias, norm}, layers stacked on axis 0, and {head} where the output is not
-tied to the embedding. As released, encoder and decoder share the embedding.
+stack: {embed, layers, bias, norm}, with layers stacked on axis 0, and {head} if the output is not
+tied to the embedding. As in the release, encoder and decoder share the embedding.
 
-Three ways through a stack, as in `jvae.nn.transformer`. The relative bias is a function of
-positions in segments, never of row indices; a latent slot stands one place before its segment's
-first token.
+There are three passes through a stack, as in `jvae.nn.transformer`. The relative bias depends on
+positions within segments, never on row indices; a latent slot has the position just before its
+segment's first token.
 """
 
 import functools
@@ -32,7 +32,7 @@ from jvae.nn.t5_layer import T5Config, T5Layer, attend, normal, relative_bias
 
 
 class T5Embeddings(nn.Module):
-    """Token embeddings; there are no absolute positions."""
+    """Token embeddings, without absolute positions."""
 
     config: T5Config
 
@@ -57,17 +57,17 @@ def init(c: T5Config, key: Key[Array, ""], head: bool = True) -> Any:
 
 
 def init_embed(c: T5Config, key: Key[Array, ""]) -> Any:
-    """{embed}."""
+    """Boxed parameters {embed}."""
     return {"embed": T5Embeddings(c).init(key, jnp.zeros((1, 1), jnp.int32))["params"]}
 
 
 def init_head(c: T5Config, key: Key[Array, ""]) -> Any:
-    """{head}, where the output is not tied to the embedding."""
+    """Boxed parameters {head}; {} if the output is tied to the embedding."""
     return {} if c.tied else {"head": init_embed(c, key)["embed"]["token"]}
 
 
 def init_body(c: T5Config, key: Key[Array, ""]) -> Any:
-    """{layers, bias, norm}."""
+    """Boxed parameters {layers, bias, norm}."""
     layers_key, bias_key, norm_key = jax.random.split(key, 3)
     x = jnp.zeros((1, 1, c.width), c.dtype)
 
@@ -88,7 +88,7 @@ def init_body(c: T5Config, key: Key[Array, ""]) -> Any:
 
 
 def embed(c: T5Config, own: Any, token: Array, position: Any = None, kind: Any = None) -> Array:
-    """Token embeddings in the compute dtype; positions and token types have none."""
+    """Token embeddings in the compute dtype; `position` and `kind` are ignored."""
     del position, kind
     return apply(T5Embeddings(c), own["embed"], token)
 
@@ -98,7 +98,7 @@ def _finish(c: T5Config, own: Any, x: Array, drop: Key[Array, ""] | None = None)
 
 
 def cross_kv(c: T5Config, own: Any, states_bsd: Float[Array, "b s d"]) -> CrossKv:
-    """Cross-attention keys and values of every layer: they depend on the states alone."""
+    """Cross-attention keys and values of every layer, which depend on the states alone."""
     del c
     return cross.key_values(own["layers"]["cross"]["kv"], states_bsd)
 
@@ -109,10 +109,10 @@ def _cross_hook(
     drop: Key[Array, ""] | None = None,
     rate: float = 0.0,
 ) -> AttendCross | None:
-    """`source` is one layer's slice."""
+    """The cross-attention function of one layer; `source` is that layer's slice."""
     if source is None:
         return None
-    assert seen_bts is not None  # comes with the source
+    assert seen_bts is not None  # set whenever there is a source
     return lambda q: attend(q, *source, seen_bts, drop=drop, rate=rate)
 
 
@@ -132,12 +132,14 @@ def rows(
     read: Read | None = None,
     read_l: Any = None,
 ) -> tuple[Float[Array, "b t d"], Any]:
-    """States of packed rows after the final norm, and what `read` makes of every layer; see
-    `jvae.nn.transformer.rows`. A token at position t sees its slot with the bias of distance t + 1.
+    """States of packed rows after the final norm, and the outputs of `read` for every layer.
+
+    See `jvae.nn.transformer.rows`. A token at position t attends to its slot with the bias of
+    distance t + 1.
     """
     drop_embed, drop_layers, drop_last = split_key(drop, 3)
     position_bt = mask_spec.position_bt
-    assert position_bt is not None  # of every side
+    assert position_bt is not None  # every side has positions
     mask_bts = mask_spec.mask()
     distance_bts = position_bt[:, :, None] - position_bt[:, None, :]
     if points.slots is not None:
@@ -176,7 +178,7 @@ def rows(
 
 
 def _behind(slots: LatentKv | None, k: Array, v: Array) -> tuple[Array, Array]:
-    """Keys and values of one layer with its latent slots in front."""
+    """Prepends one layer's latent slots to its keys and values."""
     if slots is None:
         return k, v
     return (
@@ -193,8 +195,10 @@ def prefill(
     max_len: int,
     points: Points = UNTOUCHED,
 ) -> tuple[Float[Array, "e t d"], Caches]:
-    """States of right-padded prompts and the caches they leave, with room for `max_len` tokens,
-    padding included. Slots stand in the first places of the cache, all at distance t + 1.
+    """States and caches of right-padded prompts.
+
+    The caches have capacity for `max_len` tokens, including padding. Slots come first in the cache,
+    all at distance t + 1 from the token at position t.
     """
     length, slots = x_etd.shape[1], points.slot_count
     place_t = jnp.arange(length)
@@ -232,8 +236,9 @@ def step(
     position_e: Int[Array, "e"],
     points: Points = UNTOUCHED,
 ) -> tuple[Float[Array, "e d"], Caches]:
-    """One token per example, the one of `position_e` among its own: its state after the final norm,
-    and the caches with its keys and values.
+    """Runs one token per example, at position `position_e`.
+
+    Returns its state after the final norm, and the caches with its keys and values.
     """
     position_em = caches.placed(kv, position_e)
     distance_em = position_e[:, None] - position_em
@@ -263,7 +268,7 @@ def step(
 
 
 def _output(c: T5Config, own: Any, hidden: Array) -> tuple[Array, Array]:
-    """Hidden states as the output matrix wants them, and that matrix (V, D)."""
+    """Hidden states, scaled as needed for a tied output, and the output matrix (V, D)."""
     if "head" in own:
         return hidden, own["head"]["table"]
     return hidden * c.width**-0.5, own["embed"]["token"]["table"]
@@ -272,8 +277,9 @@ def _output(c: T5Config, own: Any, hidden: Array) -> tuple[Array, Array]:
 def with_features(
     c: T5Config, own: Any, hidden: Float[Array, "... d"], feature: Array, table_vc: Array
 ) -> tuple[Any, Float[Array, "... f"]]:
-    """Parameters and states whose scores are those of hidden plus feature . table_vc; see
-    `jvae.nn.transformer.with_features`.
+    """Parameters and states with the scores of `hidden` plus feature . table_vc.
+
+    See `jvae.nn.transformer.with_features`.
     """
     hidden, table_vd = _output(c, own, hidden)
     table = jnp.concatenate([table_vd, table_vc], axis=1)
@@ -293,7 +299,7 @@ def token_log_prob(
     side: Side,
     scored_bt: Bool[Array, "b t"],
 ) -> Float[Array, "b t"]:
-    """Nats of each scored token at its own place: the state at t-1 predicts the token at t."""
+    """Log p of each scored token at its position, in nats; the state at t-1 predicts token t."""
     hidden_btd, table_vd = _output(c, own, hidden_btd[:, :-1])
     target_bt = side.token_bt[:, 1:]
     nats = xent.token_log_prob(hidden_btd, table_vd, target_bt, c.vocab, c.xent_chunk)

@@ -24,10 +24,10 @@ from jvae.nn.norms import RmsNorm
 
 @dataclass(frozen=True)
 class T5Config(StackConfig):
-    """Sizes and compute choices of one stack; fields shared with `TransformerConfig` mean the same.
+    """Sizes and compute choices of one stack; see `TransformerConfig` for fields they share.
 
-    `gated` and `tied` are (False, True) in v1.0 and (True, False) in v1.1. As places are told apart
-    by the relative bias alone, a short run needs a larger `bias_std` than T5's own.
+    `gated` and `tied` are (False, True) in v1.0 and (True, False) in v1.1. Only the relative bias
+    distinguishes positions, so a short training run needs a larger `bias_std` than T5's own.
     """
 
     layers: int = setting(**stack.LAYERS)
@@ -63,12 +63,12 @@ class T5Config(StackConfig):
 
     @property
     def kv_heads(self) -> int:
-        """Heads of keys and values: as many as of queries."""
+        """Number of key and value heads, the same as of query heads."""
         return self.heads
 
     @property
     def init_std(self) -> float:
-        """Of kernels that read a state at the start."""
+        """Initial standard deviation of kernels that read a state."""
         return self.width**-0.5
 
     @property
@@ -78,7 +78,7 @@ class T5Config(StackConfig):
 
 
 def normal(*stds: float) -> Initializer:
-    """Zero-mean normal; several deviations are for the parts fused on axis 1."""
+    """Zero-mean normal initialiser; several deviations apply to parts fused on axis 1."""
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         parts = (1,) * (len(shape) - 2)
@@ -103,7 +103,7 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x_btd: Array, attend: Attend) -> tuple[Array, Any]:
         c = self.config
-        # The queries' initial scale stands in for the 1/sqrt(head) that T5's attention leaves out.
+        # The queries' initial scale replaces the factor 1/sqrt(head), which T5 attention lacks.
         init = normal((c.width * c.head) ** -0.5, c.width**-0.5, c.width**-0.5)
         axes = (None, "heads", "head")
         qkv = Projection((3, c.heads, c.head), ("embed",), axes, False, init, name="qkv")(x_btd)
@@ -112,7 +112,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Query and output projections; keys and values come from `cross_kv`, made once per source."""
+    """Query and output projections; `cross_kv` computes keys and values once per source."""
 
     config: T5Config
 
@@ -125,7 +125,7 @@ class CrossAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """ReLU feed-forward (v1.0) or tanh GELU gate (v1.1), without bias."""
+    """Feed-forward with ReLU (v1.0) or a tanh-GELU gate (v1.1), without bias."""
 
     config: T5Config
 
@@ -145,10 +145,10 @@ class Mlp(nn.Module):
 
 
 class T5Layer(nn.Module):
-    """Pre-norm layer: self-attention, cross-attention where `attend_cross` is given, feed-forward.
+    """Pre-norm layer: self-attention, cross-attention if `attend_cross` is given, feed-forward.
 
-    `attend` and `attend_cross` decide what is seen, with what bias, from which cache. `tap`: see
-    `jvae.nn.block`; "hidden" is the stream in front of the feed-forward.
+    `attend` and `attend_cross` handle masks, biases and caches. For `tap` see `jvae.nn.block`;
+    "hidden" is the stream before the feed-forward.
     """
 
     config: T5Config
@@ -185,11 +185,11 @@ class T5Layer(nn.Module):
 
 
 def _thresholds(buckets: int, max_distance: int) -> tuple[int, list[int]]:
-    """Distances below the first number have buckets of their own; each of the others opens the
-    next bucket.
+    """Bucket edges: distances below the first number have their own bucket; each threshold in the
+    list starts the next bucket.
 
-    Worked out on the host in float32, as the reference does, so that no device's logarithm can move
-    a token over an edge.
+    Computed on the host in float32, as in the reference, so that rounding of a device's logarithm
+    cannot move a distance to another bucket.
     """
     exact = buckets // 2
     n = np.arange(exact, max_distance + 1, dtype=np.float32)
@@ -202,7 +202,7 @@ def bucket_of(distance: Int[Array, "..."], config: T5Config, causal: bool) -> In
     """Bucket of each distance (query position - key position), in tokens.
 
     Args:
-      causal: keys after the query share bucket 0; else the upper half of the buckets is theirs.
+      causal: keys after the query share bucket 0; otherwise they use the upper half of the buckets.
     """
     buckets = config.buckets if causal else config.buckets // 2
     ahead = jnp.zeros_like(distance) if causal else (distance < 0).astype(distance.dtype) * buckets
@@ -213,7 +213,7 @@ def bucket_of(distance: Int[Array, "..."], config: T5Config, causal: bool) -> In
 
 
 def relative_bias(config: T5Config, stack: Any, distance_bts: Array, causal: bool) -> Array:
-    """Relative bias (B, N, T, S); every layer of a stack adds the same."""
+    """Relative bias (B, N, T, S), shared by all layers of a stack."""
     table_cn = stack["bias"]["table"]
     bias_btsn = jnp.take(table_cn, bucket_of(distance_bts, config, causal), axis=0, mode="clip")
     return jnp.moveaxis(bias_btsn, -1, 1)
@@ -229,13 +229,13 @@ def attend(
     drop: Key[Array, ""] | None = None,
     rate: float = 0.0,
 ) -> Float[Array, "b t n h"]:
-    """Unscaled softmax attention with an additive bias, logits and softmax in float32 or wider."""
+    """Unscaled softmax attention with an additive bias; logits and softmax in float32 or wider."""
     logits = jnp.einsum(
         "btnh,bsnh->bnts", q_btnh, k_bsnh, preferred_element_type=accum_dtype(q_btnh.dtype)
     )
     if bias_bnts is not None:
         logits = logits + bias_bnts.astype(logits.dtype)
-    # A finite floor keeps queries without any visible key (padding) finite; they are never scored.
+    # A finite floor keeps queries without a visible key (padding) finite; they are never scored.
     logits = jnp.where(mask_bts[:, None], logits, jnp.finfo(logits.dtype).min / 2)
     weight_bnts = dropout(drop, rate, jax.nn.softmax(logits, axis=-1))
     return jnp.einsum("bnts,bsnh->btnh", weight_bnts.astype(v_bsnh.dtype), v_bsnh)

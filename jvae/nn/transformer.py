@@ -1,9 +1,10 @@
 """Passes through a stack of transformer layers of any `StackSpec`.
 
 Parameters are passed in, so that two stacks may share all, some or none of them: {embed, layers},
-and {norm} and {head} where the stack has a final norm and an output head of its own. `stack` binds
-these functions to a spec, as `jvae.nn.backbone.Stack`. Three ways
-through the same weights: `rows` for packed rows, teacher-forced or read in both directions;
+and {norm} and {head} if the stack has a final norm and an untied output head. `stack` binds these
+functions to a spec, as `jvae.nn.backbone.Stack`.
+
+Three passes use the same weights: `rows` for packed rows, teacher-forced or bidirectional, and
 `prefill` and `step` for stepwise decoding with caches (`jvae.nn.cache`).
 """
 
@@ -33,7 +34,7 @@ from jvae.nn.stack import init_stack, run_stack, step_stack
 
 
 class Embeddings(nn.Module):
-    """Token embeddings, with those of positions and token types where the stack has them."""
+    """Token embeddings, plus position and token-type embeddings if the stack has them."""
 
     spec: StackSpec
 
@@ -59,19 +60,19 @@ class Embeddings(nn.Module):
 def init(spec: StackSpec, key: Key[Array, ""], head: bool = True) -> Any:
     """Boxed parameters of a whole stack, with or without an output head."""
     embed_key, *body_keys = jax.random.split(key, 3 if spec.final_norm else 2)
-    # Folded, so that the other parameters are those of a tied stack.
+    # fold_in keeps the other parameters the same as in a tied stack.
     output = init_head(spec, jax.random.fold_in(key, 3)) if head else {}
     return init_embed(spec, embed_key) | _init_body(spec, *body_keys) | output
 
 
 def init_embed(spec: StackSpec, key: Key[Array, ""]) -> Any:
-    """{embed}."""
+    """Boxed parameters {embed}."""
     token = jnp.zeros((1, 1), jnp.int32)
     return {"embed": Embeddings(spec).init(key, token, token)["params"]}
 
 
 def init_body(spec: StackSpec, key: Key[Array, ""]) -> Any:
-    """{layers}, and {norm} after the last layer where there is one."""
+    """Boxed parameters {layers}, and {norm} if there is a norm after the last layer."""
     return _init_body(spec, *jax.random.split(key, 2))
 
 
@@ -82,7 +83,7 @@ def _init_body(
     groups = spec.heads // spec.kv_heads
 
     def one_layer(key: Array) -> Any:
-        # The attention of a single token gives its own value.
+        # Attention over a single token returns its value.
         alone = lambda q, k, v: (jnp.repeat(v, groups, axis=2), None)  # noqa: E731
         if not spec.cross:
             return Layer(spec).init(key, x, alone)["params"]
@@ -98,7 +99,7 @@ def _init_body(
 
 
 def init_head(spec: StackSpec, key: Key[Array, ""]) -> Any:
-    """{head} for an output head apart from the token embedding, else nothing."""
+    """Boxed parameters {head} for an output head not tied to the token embedding, else {}."""
     if not spec.own_head:
         return {}
     std = spec.own_head_std
@@ -110,12 +111,12 @@ def init_head(spec: StackSpec, key: Key[Array, ""]) -> Any:
 def embed(
     spec: StackSpec, own: Any, token: Array, position: Array, kind: Array | None = None
 ) -> Array:
-    """What layer 0 reads of tokens at these positions, in the compute dtype."""
+    """Input of layer 0 for tokens at these positions, in the compute dtype."""
     return apply(Embeddings(spec), own["embed"], token, position, kind)
 
 
 def place(spec: StackSpec, own: Any, x: Float[Array, "... d"], position: Array) -> Array:
-    """Vectors in place of token embeddings, with the embeddings of their positions."""
+    """Adds position embeddings to vectors that replace token embeddings."""
     if not spec.positions:
         return x
     table = own["embed"]["position"]["table"].astype(x.dtype)
@@ -123,7 +124,7 @@ def place(spec: StackSpec, own: Any, x: Float[Array, "... d"], position: Array) 
 
 
 def output_table(own: Any) -> Float[Array, "v d"]:
-    """The output head: a table of its own where there is one, else the token embedding."""
+    """The output table: {head} if there is one, else the token embedding."""
     table = own["head"] if "head" in own else own["embed"]["token"]
     return table["table"]
 
@@ -140,7 +141,7 @@ def token_log_prob(
     side: Side,
     scored_bt: Bool[Array, "b t"],
 ) -> Float[Array, "b t"]:
-    """Nats of each scored token at its own place: the state at t-1 predicts the token at t."""
+    """Log p of each scored token at its position, in nats; the state at t-1 predicts token t."""
     nats = xent.token_log_prob(
         hidden_btd[:, :-1],
         output_table(own),
@@ -155,10 +156,10 @@ def token_log_prob(
 def with_features(
     own: Any, hidden: Float[Array, "... d"], feature: Float[Array, "... c"], table_vc: Array
 ) -> tuple[Any, Float[Array, "... f"]]:
-    """Parameters and states whose scores are hidden . table + feature . table_vc.
+    """Parameters and states with scores hidden . table + feature . table_vc.
 
-    The features join the states, so that no (tokens, vocabulary) array of addends ever exists and
-    the scores may be computed in chunks of the vocabulary.
+    The features are concatenated to the states. This avoids a (tokens, vocabulary) array of
+    addends, and the scores can be computed in chunks of the vocabulary.
     """
     table = jnp.concatenate([output_table(own), table_vc], axis=1)
     joined = jnp.concatenate([hidden, feature.astype(hidden.dtype)], axis=-1)
@@ -169,15 +170,15 @@ def _final(spec: StackSpec, own: Any, x: Array) -> Array:
     return apply(norm(spec), own["norm"], x) if spec.final_norm else x
 
 
-UNBOUNDED = 2**30  # a reach that no text has
+UNBOUNDED = 2**30  # a reach larger than any text
 
 
 class _Kinds(NamedTuple):
-    """What layers of each kind need of the tokens; several kinds are stacked on axis 0."""
+    """Token-dependent inputs of each kind of layer; several kinds are stacked on axis 0."""
 
     cos: Array | None
     sin: Array | None
-    seen: Array | None  # by queries (and keys); None where segments and order say all
+    seen: Array | None  # (query, key) mask; None if segments and order determine it
 
 
 def _kinds(
@@ -204,7 +205,7 @@ def _of_kind(spec: StackSpec, kinds: _Kinds, kind: Array | None) -> _Kinds:
 
 
 def _static(spec: StackSpec, own: Any) -> tuple[Array | None, Array | None]:
-    """The kind of each layer, and whether it is layer 0; None where all layers are alike."""
+    """The kind of each layer, and whether it is layer 0; None if all layers are alike."""
     layers = jax.tree.leaves(own["layers"])[0].shape[0]
     kind_l = jnp.asarray(spec.pattern[:layers], jnp.int32) if len(spec.kinds) > 1 else None
     return kind_l, None if spec.first_norm else jnp.arange(layers) == 0
@@ -217,17 +218,17 @@ def _turned(kinds: _Kinds, x: Array) -> Array:
 
 
 def cross_states(own: Any, state_bsd: Float[Array, "b s d"]) -> CrossKv:
-    """What the layers' cross-attention makes of states beside the text."""
+    """Cross-attention keys and values of external states, for every layer."""
     return cross.key_values(own["layers"]["cross"]["kv"], state_bsd)
 
 
 def _cross_hook(
     spec: StackSpec, source: CrossKv | None, seen_bts: Array | None, drop: Any = None
 ) -> AttendCross | None:
-    """`source` is one layer's slice."""
+    """The cross-attention function of one layer; `source` is that layer's slice."""
     if source is None:
         return None
-    assert seen_bts is not None  # comes with the states
+    assert seen_bts is not None  # set whenever there are states
     how: dict[str, Any] = dict(scale=spec.scale, cap=spec.logit_cap, drop=drop, rate=spec.dropout)
     return lambda q: masked(q, *source, seen_bts, **how)
 
@@ -243,13 +244,13 @@ def rows(
     read: Read | None = None,
     read_l: Any = None,
 ) -> tuple[Float[Array, "b t d"], Any]:
-    """States of packed rows after the final norm, and what `read` makes of every layer.
+    """States of packed rows after the final norm, and the outputs of `read` for every layer.
 
     Args:
-      x_btd: what `embed` gives.
-      mask_spec: which tokens see which, with their positions; `jvae.nn.attention.segments`.
-      read: (input, output of a layer, slice of `read_l`) -> what is kept of it, stacked over the
-        layers. Only that is kept, so a pooled layer costs no (L, B, T, D).
+      x_btd: output of `embed`.
+      mask_spec: attention mask and token positions; see `jvae.nn.attention.segments`.
+      read: (input of a layer, its output, slice of `read_l`) -> the value to keep, stacked over
+        layers. Pooling here avoids an (L, B, T, D) array.
     """
     drop_embed, drop_layers = split_key(drop, 2)
     x_btd = dropout(drop_embed, spec.dropout, x_btd)
@@ -268,7 +269,7 @@ def rows(
         drop_weights, drop_layer = split_key(key, 2)
         slots = None
         if kv is not None:
-            assert points.owner_m is not None  # comes with the slots
+            assert points.owner_m is not None  # set whenever there are slots
             slots = Slots(kv.key_lbmgh, kv.value_lbmgh, points.owner_m)
         here = _of_kind(spec, kinds, kind)
 
@@ -310,8 +311,9 @@ def prefill(
     max_len: int,
     points: Points = UNTOUCHED,
 ) -> tuple[Float[Array, "e t d"], Caches]:
-    """States of right-padded prompts and the caches they leave, with room for `max_len` tokens,
-    padding included.
+    """States and caches of right-padded prompts.
+
+    The caches have capacity for `max_len` tokens, including padding.
     """
     examples, length = x_etd.shape[:2]
     one_et = jnp.ones((examples, length), jnp.int32)
@@ -366,8 +368,9 @@ def step(
     position_e: Int[Array, "e"],
     points: Points = UNTOUCHED,
 ) -> tuple[Float[Array, "e d"], Caches]:
-    """One token per example, the one of `position_e` in its cache (from 0, slots do not count): its
-    state after the final norm, and the caches with its keys and values.
+    """Runs one token per example, at position `position_e` (from 0, not counting slots).
+
+    Returns its state after the final norm, and the caches with its keys and values.
     """
     position_em = caches.placed(kv, position_e)
     visible_em = position_em <= position_e[:, None]
@@ -411,10 +414,12 @@ DECODER = ENCODER | {"decode", "tokens", "features"}
 
 
 def stack(config: Any, spec: StackSpec, longest: int, *, decodes: bool = True) -> Stack:
-    """The stack of a spec.
+    """Builds the stack of a spec.
 
     Args:
-      config: the backbone's own. longest: see `Stack`. decodes: False for an encoder alone.
+      config: the backbone's config.
+      longest: see `Stack`.
+      decodes: False for a stack that is only an encoder.
     """
     reads = Stack(
         config=config,

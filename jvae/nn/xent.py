@@ -1,9 +1,9 @@
-"""Log-probabilities of target tokens without ever holding the logits of a whole batch.
+"""Log-probabilities of target tokens without materialising the logits of a whole batch.
 
-The vocabulary is walked in chunks with a running log-sum-exp; each chunk is rematerialised in the
-backward pass. It is plain JAX
-throughout: gradients for the hidden states alone never form that of the output weights, and second
-derivatives (learned Langevin steps) and forward mode work.
+The vocabulary is processed in chunks with a running log-sum-exp; each chunk is rematerialised in
+the backward pass. It is plain JAX throughout: gradients with respect to the hidden states alone do
+not compute those of the output weights, and second derivatives (learned Langevin steps) and forward
+mode work.
 """
 
 import jax
@@ -14,14 +14,12 @@ from jvae.nn.layers import accum_dtype
 
 
 def soft_cap(x: Array, cap: float | None) -> Array:
-    """cap * tanh(x / cap); x itself without a cap."""
+    """cap * tanh(x / cap), or x if `cap` is None."""
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def mask_padded_vocab(logits: Float[Array, "... v"], vocab: int) -> Float[Array, "... v"]:
-    """-inf at the columns at and past `vocab`, which exist only so that the table divides over a
-    mesh.
-    """
+    """Sets columns at and past `vocab` to -inf; they only pad the table for even sharding."""
     column = jnp.arange(logits.shape[-1]).reshape((1,) * (logits.ndim - 1) + (-1,))
     return jnp.where(column < vocab, logits, -jnp.inf)
 
@@ -33,8 +31,9 @@ def logits(
     bias_v: Float[Array, "v"] | None = None,
     cap: float | None = None,
 ) -> Float[Array, "... v"]:
-    """Scores of every token in float32 or wider, under a soft cap where there is one; padded
-    columns are -inf.
+    """Scores over the padded vocabulary in float32 or wider, with an optional soft cap.
+
+    Padded columns are -inf.
     """
     table_vd = table_vd.astype(hidden.dtype)
     out = jnp.einsum(
@@ -57,10 +56,10 @@ def token_log_prob(
     """log softmax(cap(hidden . table + bias))[target] in nats, float32 or wider.
 
     Args:
-      table_vd: output embedding; rows at and past `vocab` never take part.
-      chunk: vocabulary columns that exist at one time; at least the table's rows means the plain
-      form.
-      cap: see `soft_cap`; None for none.
+      table_vd: output embedding; rows at and past `vocab` are ignored.
+      chunk: vocabulary columns computed at a time; a value of at least the table's rows disables
+        chunking.
+      cap: see `soft_cap`; None for no cap.
     """
     if chunk >= table_vd.shape[0]:
         log_prob = jax.nn.log_softmax(logits(hidden_btd, table_vd, vocab, bias_v, cap), axis=-1)
@@ -83,8 +82,8 @@ def token_log_prob(
         part_vd, part_v, first = inputs
         score = jnp.einsum("btd,vd->btv", hidden_btd, part_vd, preferred_element_type=acc)
         score = jnp.where(column < vocab - first, soft_cap(score + part_v[None, None], cap), floor)
-        # The peak only steadies the exponentials; the result does not depend on it, so neither does
-        # the gradient.
+        # The maximum only stabilises the exponentials; neither the result nor the gradient depends
+        # on it.
         top_bt = jax.lax.stop_gradient(jnp.maximum(peak_bt, jnp.max(score, axis=-1)))
         total_bt = total_bt * jnp.exp(peak_bt - top_bt)
         total_bt = total_bt + jnp.sum(jnp.exp(score - top_bt[..., None]), axis=-1)

@@ -1,1 +1,1 @@
-"""Meshes and the one table from logical axes to them."""
+"""Device meshes, sharding rules and multi-process helpers."""

@@ -1,4 +1,4 @@
-"""Collectives of a compiled program, counted in its text."""
+"""Counts the collectives of a compiled program from its HLO text."""
 
 import math
 import re
@@ -12,7 +12,7 @@ _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 
 
 class Traffic(NamedTuple):
-    """Collectives of one kind: how many run, bytes of their results, bytes a device sends."""
+    """Collectives of one kind: their number, bytes of their results, bytes sent per device."""
 
     count: int
     result_bytes: int
@@ -20,14 +20,15 @@ class Traffic(NamedTuple):
 
 
 def collectives(hlo: str, devices: int, turns: int = 1) -> dict[str, Traffic]:
-    """Collectives by kind, of a compiled program's text, per device.
+    """Collectives of a compiled program by kind, per device.
 
-    A device of a ring of n sends of an all-reduce 2 (n - 1) / n of its bytes, of the others
-    (n - 1) / n of the larger side.
+    In a ring of n devices, each device sends 2 (n - 1) / n of the bytes of an all-reduce, and
+    (n - 1) / n of the larger side of any other collective.
 
     Args:
-      devices: how many run the program.
-      turns: how often a loop runs whose text does not tell it.
+      hlo: text of the compiled program.
+      devices: number of devices that run the program.
+      turns: iterations assumed for loops whose trip count is not in the text.
     """
     own: dict[str, Counter[tuple[str, int, float]]] = {}
     calls: dict[str, Counter[str]] = {}
@@ -45,7 +46,7 @@ def collectives(hlo: str, devices: int, turns: int = 1) -> dict[str, Traffic]:
         kind = found[2].removesuffix("-start")
         if kind in COLLECTIVES and not _again(line, here, fused):
             size, group = _size(found[1], kind != found[2]), _group(line, devices)
-            if "all-reduce-scatter" in here:  # so the TPU's compiler writes a reduce-scatter
+            if "all-reduce-scatter" in here:  # the TPU compiler's form of a reduce-scatter
                 kind, size = "reduce-scatter", size // group
             own[here][kind, size, _sent(kind, size, group)] += 1
         looped = 1
@@ -75,8 +76,10 @@ def collectives(hlo: str, devices: int, turns: int = 1) -> dict[str, Traffic]:
 
 
 def _ends(hlo: str) -> dict[str, int]:
-    """The integer that each computation compares with: where it is the condition of a loop that
-    counts from 0, as all of JAX's scans do, the number of turns, and of other loops the most.
+    """The integer constant in each computation's comparison.
+
+    In the condition of a loop that counts from 0, as all JAX scans do, it is the number of
+    iterations; for other loops it is an upper bound.
     """
     found: dict[str, int] = {}
     here = ""
@@ -89,7 +92,7 @@ def _ends(hlo: str) -> dict[str, int]:
 
 
 def _again(line: str, here: str, fused: set[str]) -> bool:
-    """Whether it is a later part of a collective that the TPU's compiler spread over fusions."""
+    """Whether a line is a later part of a collective that the TPU compiler split over fusions."""
     channel = re.search(r"channel_id=(\d+)", line)
     if channel is None or not here.startswith(("fused_computation", "async_collective_fusion")):
         return False
@@ -107,7 +110,7 @@ def _sent(kind: str, result: int, group: int) -> float:
 
 
 def _group(line: str, devices: int) -> int:
-    """How many devices take part in one collective."""
+    """Number of devices that take part in one collective."""
     if found := re.search(r"replica_groups=\[(\d+(?:,\d+)*)\]<=", line):
         return int(found[1].rpartition(",")[2])
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
@@ -120,7 +123,7 @@ def _group(line: str, devices: int) -> int:
 
 
 def _size(shapes: str, begun: bool) -> int:
-    """Bytes of a result; one that is only begun holds its operand too, so the largest part is."""
+    """Bytes of a result; a start op also returns its operand, so its largest part is used."""
     parts = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
     sizes = [
         _BYTES.get(kind, 4) * math.prod(int(one) for one in dims.split(",") if one)

@@ -1,4 +1,4 @@
-"""Work of a traced program: what its matrix products compute and read. Nothing is run."""
+"""FLOPs and operand bytes of the matrix products in a traced program, without running it."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,12 +9,12 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
 def matmul_flops(traced: ClosedJaxpr | Jaxpr, turns: int = 1) -> float:
-    """2 x M x N x K of every matrix product of a program, over all devices.
+    """Total FLOPs of all matrix products of a program (2 x M x N x K each), over all devices.
 
-    A scan counts as often as it runs, of a conditional the dearest branch.
+    A scan counts once per iteration; a conditional counts as its most expensive branch.
 
     Args:
-      turns: how often while loops run, which is not known before.
+      turns: iterations assumed for while loops, whose trip count is unknown before running.
     """
 
     def flops(equation: Any) -> float:
@@ -27,8 +27,9 @@ def matmul_flops(traced: ClosedJaxpr | Jaxpr, turns: int = 1) -> float:
 
 
 def matmul_bytes(traced: ClosedJaxpr | Jaxpr) -> float:
-    """Bytes of the operands of every matrix product, counted as in `matmul_flops`: the least a
-    program reads whose operands are too large to stay in a cache.
+    """Bytes of the operands of all matrix products, counted as in `matmul_flops`.
+
+    This is the minimum a program reads if its operands are too large to stay in a cache.
     """
 
     def size(equation: Any) -> float:
@@ -52,14 +53,14 @@ def _over_products(traced: ClosedJaxpr | Jaxpr, cost: Callable[[Any], float], tu
             total += max(inner, default=0.0)
         else:
             times = {"scan": equation.params.get("length"), "while": turns}
-            if equation.primitive.name == "shard_map":  # its program is that of one device
+            if equation.primitive.name == "shard_map":  # its inner program is per device
                 times["shard_map"] = equation.params["mesh"].size
             total += times.get(equation.primitive.name, 1) * sum(inner)
     return total
 
 
 def _parts(equation: Any) -> Iterator[ClosedJaxpr | Jaxpr]:
-    """The programs inside an equation."""
+    """The programs nested in an equation."""
     leaves = jax.tree.leaves(
         list(equation.params.values()), is_leaf=lambda x: isinstance(x, ClosedJaxpr | Jaxpr)
     )

@@ -1,4 +1,4 @@
-"""Device meshes from the config, with axes `data`, `fsdp`, `tensor`; one device is a mesh too."""
+"""Device meshes with axes `data`, `fsdp` and `tensor`; a single device is also a mesh."""
 
 import contextlib
 import functools
@@ -15,8 +15,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jvae.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")  # the mesh axes that batches are cut over
-TENSOR = "tensor"  # that attention heads, MLPs and the vocabulary are
+ROWS = ("data", "fsdp")  # mesh axes that shard batches
+TENSOR = "tensor"  # mesh axis that shards attention heads, MLPs and the vocabulary
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,13 +25,14 @@ log = logging.getLogger(__name__)
 
 
 def make_mesh(cfg: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of sizes such as {data: -1, fsdp: 1, tensor: 2}; -1 takes all devices that remain.
+    """Makes a mesh from sizes such as {data: -1, fsdp: 1, tensor: 2}; -1 takes remaining devices.
 
-    A product smaller than the number of devices uses the first ones and leaves the others idle, in
-    one process only. All axes are `Auto`: Linen's sharding constraints do not work with others.
+    If the product is smaller than the number of devices, the first devices are used and the others
+    stay idle; this needs a single process. All axes are `Auto`, as Linen's sharding constraints do
+    not work with other axis types.
 
     Args:
-      devices: all devices of the program unless given; compile-only devices will do.
+      devices: all devices of the program by default; may be compile-only devices.
     Raises: ConfigError for an unknown axis, a size that is neither -1 nor positive, more than one
       -1, or a product that does not divide the number of devices.
     """
@@ -63,7 +64,7 @@ def make_mesh(cfg: Mapping[str, int], devices: Sequence[Any] | None = None) -> M
             )
         log.warning("mesh %s uses %d of %d devices", asked, used, len(devices))
     shape = tuple(sizes.values())
-    if used == len(devices):  # axes along the links of the slice, where it has some
+    if used == len(devices):  # align the axes with the links of the slice, if it has any
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
         grid = np.array(devices[:used], dtype=object).reshape(shape)
@@ -71,11 +72,11 @@ def make_mesh(cfg: Mapping[str, int], devices: Sequence[Any] | None = None) -> M
 
 
 def make_mesh_for(cfg: Mapping[str, int], rows: int) -> Mesh:
-    """As `make_mesh`, such that rows can be cut over it: with fewer devices where `data` is -1.
+    """Like `make_mesh`, but uses fewer devices if needed to shard `rows`, if `data` is -1.
 
-    For measuring a run on other devices than it was trained on; its rows stay as they are.
+    Use it to evaluate a run on other devices than it was trained on; its rows stay the same.
 
-    Raises: ConfigError as `make_mesh`, or where the rows cannot be cut.
+    Raises: ConfigError as `make_mesh` does, or if the rows cannot be sharded.
     """
     mesh = make_mesh(cfg)
     if rows % row_shards(mesh) == 0:
@@ -99,24 +100,28 @@ def make_mesh_for(cfg: Mapping[str, int], rows: int) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A full copy on every device."""
+    """The sharding with a full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def everywhere(tree: Any, mesh: Mesh) -> Any:
-    """A full copy on every device, of what every process has; random keys too, other than
-    `jax.device_put` between processes.
+    """Replicates values that every process has to all devices.
+
+    Unlike `jax.device_put` across processes, this also works for random keys.
     """
     return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """First axis, rows or examples, cut over `data` and `fsdp`; row-major slots make both agree."""
+    """Shards the first axis, rows or examples, over `data` and `fsdp`.
+
+    Slots are row-major, so rows and examples are sharded consistently.
+    """
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def under(mesh: Mesh, function: Callable[P, R]) -> Callable[P, R]:
-    """The same function, to be compiled for this mesh, which `in_force` tells inside it."""
+    """Wraps a function to be compiled for a mesh, which `in_force` returns inside it."""
     if mesh.size == 1:
         return function
 
@@ -129,23 +134,24 @@ def under(mesh: Mesh, function: Callable[P, R]) -> Callable[P, R]:
 
 
 def in_force() -> Any:
-    """The mesh that is compiled for (see `under`); None for one device, or in a program that each
-    device runs by itself.
+    """The mesh being compiled for (see `under`).
+
+    None for one device, or inside a program that each device runs separately (`shard_map`).
     """
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.are_all_axes_manual else mesh
 
 
 def inside(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-    """What `under` does, for all functions compiled in its body."""
+    """Context manager form of `under`, for all functions compiled in its body."""
     return jax.set_mesh(mesh) if mesh is not None and mesh.size > 1 else contextlib.nullcontext()
 
 
 def kept_rows(x: Any) -> Any:
-    """x, its first axis cut over the rows of the mesh in force (see `under`), the others whole.
+    """Constrains x to be sharded by rows over the current mesh (see `under`), other axes whole.
 
-    Between layers: where parameters are cut too, the partitioner would now and then rather cut the
-    states as they are and send these, which are larger, in place of the parameters.
+    Used between layers: if parameters are sharded too, the partitioner sometimes shards the states
+    like them and then communicates the states, which are larger than the parameters.
     """
     mesh = in_force()
     if mesh is None or x.shape[0] % row_shards(mesh):
@@ -154,9 +160,10 @@ def kept_rows(x: Any) -> Any:
 
 
 def gathered(tree: Any) -> Any:
-    """Arrays whole on every device of the mesh in force (see `under`); as they are without one.
+    """Replicates arrays over the current mesh (see `under`); a no-op without one.
 
-    For loops that read all parameters in every turn: gathered before, they run without collectives.
+    Use it before loops that read all parameters in every iteration, so that they run without
+    collectives.
     """
     if in_force() is None:
         return tree
@@ -164,12 +171,13 @@ def gathered(tree: Any) -> Any:
 
 
 def by_rows(function: Callable[[Any, Any], Any], whole: Any, cut: Any) -> Any:
-    """`function(whole, cut)`, by every device of the mesh in force on its own part of `cut` alone.
+    """Runs `function(whole, cut)` on each device of the current mesh, for its part of `cut` only.
 
-    The first axis of every array of `cut` and of the result is examples, none of which reads
-    another; parameters, `whole`, are gathered before. The partitioner would move activations in
-    every turn of a loop, and all would wait for the slowest part. Where the mesh cuts heads too, or
-    its rows do not divide the examples, this is the partitioner's, as is a single device's.
+    The first axis of every array of `cut` and of the result is examples, which must be independent
+    of each other. The parameters `whole` are gathered first. Left to the partitioner, activations
+    would move in every iteration of a loop, and all devices would wait for the slowest one. It is
+    left to the partitioner on a single device, if the mesh also shards heads, or if its row shards
+    do not divide the examples.
     """
     mesh = in_force()
     if mesh is None or mesh.shape[TENSOR] > 1 or not _divides(mesh, cut):
@@ -182,12 +190,12 @@ def by_rows(function: Callable[[Any, Any], Any], whole: Any, cut: Any) -> Any:
 
 
 def _divides(mesh: Any, tree: Any) -> bool:
-    """Whether the rows of a mesh divide the first axis of every array."""
+    """Whether the row shards of a mesh divide the first axis of every array."""
     return all(leaf.shape[0] % row_shards(mesh) == 0 for leaf in jax.tree.leaves(tree))
 
 
 def mesh_of(tree: Any) -> Mesh | None:
-    """The mesh that arrays lie on; None for one device or arrays of the host."""
+    """The mesh that arrays are placed on; None for one device or host arrays."""
     for leaf in jax.tree.leaves(tree):
         sharding = getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
@@ -196,8 +204,9 @@ def mesh_of(tree: Any) -> Mesh | None:
 
 
 def spread(tree: Any, mesh: Mesh | None) -> Any:
-    """Arrays by examples, cut over the rows of a mesh; as they are without one, or where they
-    cannot be cut.
+    """Shards per-example arrays over the rows of a mesh.
+
+    Returns them unchanged without a mesh, or if their first axis does not divide evenly.
     """
     if mesh is None or not _divides(mesh, tree):
         return tree
@@ -205,29 +214,29 @@ def spread(tree: Any, mesh: Mesh | None) -> Any:
 
 
 def to_device(batch: Any, mesh: Mesh, *, stacked: bool = False) -> Any:
-    """This process's part of a batch to the global one, cut over the mesh's row axes.
+    """Makes the global batch, sharded over the mesh's row axes, from each process's part.
 
     Args:
-      stacked: several batches, along a first axis that stays whole.
+      stacked: the arrays have a leading axis of several batches, which is not sharded.
     """
     where = NamedSharding(mesh, PartitionSpec(None, ROWS)) if stacked else batch_sharding(mesh)
-    with jax.transfer_guard("allow"):  # meant, but between processes not known to be
+    with jax.transfer_guard("allow"):  # intended, but across processes not counted as explicit
         return jax.tree.map(lambda part: jax.make_array_from_process_local_data(where, part), batch)
 
 
 def row_shards(mesh: Mesh) -> int:
-    """Into how many parts rows are cut: the global number of rows must be a multiple of it."""
+    """Number of shards of the row axis; the global number of rows must be a multiple of it."""
     return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def row_part(mesh: Mesh, rows: int) -> tuple[int, int]:
-    """Which part of a global batch of `rows` rows this process brings: part i of n equal ones.
+    """Returns (i, n): this process provides part i of n equal parts of a global batch.
 
-    Its devices need not be neighbours in the mesh (on a torus they seldom are): the rows of its
-    part fill their places in order. Processes that share a replica of the rows (tensor parallelism
-    across hosts) bring the same.
+    Its devices need not be adjacent in the mesh (on a torus they rarely are); the rows of its part
+    are assigned to them in order. Processes that share a replica of the rows (tensor parallelism
+    across hosts) provide the same part.
 
-    Raises: ConfigError where processes share some rows, but not all.
+    Raises: ConfigError if processes share some rows, but not all.
     """
     held: dict[int, set[tuple[int, int]]] = {}
     for device, index in batch_sharding(mesh).devices_indices_map((rows,)).items():
@@ -237,10 +246,10 @@ def row_part(mesh: Mesh, rows: int) -> tuple[int, int]:
 
 
 def part_of(held: Mapping[int, set[tuple[int, int]]], process: int) -> tuple[int, int]:
-    """(i, n) such that the rows a process holds are part i of n equal and disjoint ones.
+    """Returns (i, n): the rows of a process are part i of n equal, disjoint parts.
 
     Args:
-      held: ranges of rows by process; all ranges are of one size, and equal or disjoint.
+      held: row ranges by process; all have the same size, and any two are equal or disjoint.
     """
     parts = sorted({tuple(sorted(ranges)) for ranges in held.values()})
     ranges = [one for part in parts for one in part]

@@ -1,4 +1,4 @@
-"""Several processes as one program: how they join, agree and wait for each other."""
+"""Multi-process runs: initialisation, barriers and consistency checks."""
 
 import glob
 import hashlib
@@ -13,14 +13,14 @@ from jvae.errors import ConfigError
 
 
 def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    """Joins the other processes of a run, where there are any; before any device is used.
+    """Joins the other processes of a run, if any. Call it before any device is used.
 
-    On a TPU VM and in a Slurm step of several tasks JAX finds them by itself; elsewhere all three
-    arguments say where they are.
+    On a TPU VM and in a Slurm step with several tasks, JAX detects them automatically; elsewhere
+    all three arguments are required.
 
     Args:
       coordinator: host:port that process 0 listens on.
-    Raises: ConfigError for a part of the arguments, or where the others cannot be reached.
+    Raises: ConfigError if only some arguments are given, or the other processes are unreachable.
     """
     given = (coordinator, processes, process)
     explicit = [one is not None for one in given]
@@ -55,13 +55,13 @@ def first() -> bool:
 
 
 def wait(where: str) -> None:
-    """Returns when every process has come here."""
+    """Barrier: returns once every process has reached it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(where)
 
 
 def agree(what: str, text: str) -> None:
-    """Raises ConfigError on every process unless all of them have the same text."""
+    """Raises ConfigError on every process unless `text` is the same on all of them."""
     if jax.process_count() == 1:
         return
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)

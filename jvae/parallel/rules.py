@@ -1,4 +1,4 @@
-"""One table from logical axis names to mesh axes, and the shardings that follow from it."""
+"""The table from logical axis names to mesh axes, and shardings derived from it."""
 
 import logging
 from collections import Counter
@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jvae.parallel.mesh import replicated
 from jvae.tree import map_named
 
-# Also in the form that `flax.linen.logical_axis_rules` takes.
+# In the form that `flax.linen.logical_axis_rules` takes.
 RULES: tuple[tuple[str, str | None], ...] = (
     ("layers", None),
     ("vocab", "tensor"),
@@ -33,13 +33,15 @@ log = logging.getLogger(__name__)
 def partition_spec(
     axes: Axes, shape: tuple[int, ...], mesh: Mesh, name: str = "array"
 ) -> PartitionSpec:
-    """Where one array goes. A dimension its mesh axis does not divide stays whole, and is logged.
+    """The partition spec of one array.
+
+    A dimension that its mesh axis does not divide is not sharded, and this is logged.
 
     Args:
       axes: a logical name or None per dimension.
       name: path of the array, for messages.
-    Raises: ValueError for a wrong number of names, an unknown name, a name used twice, or two names
-      of one array on the same mesh axis.
+    Raises: ValueError for a wrong number of names, an unknown name, a repeated name, or two names
+      that map to the same mesh axis.
     """
     if not isinstance(axes, tuple) or len(axes) != len(shape):
         raise ValueError(f"{name}: axes {axes!r} do not name the dimensions of shape {shape}")
@@ -47,7 +49,7 @@ def partition_spec(
     named = [axis for axis in axes if axis is not None]
     if unknown := [axis for axis in named if axis not in table]:
         raise ValueError(f"{name}: unknown logical axis {unknown[0]!r}, known: {', '.join(table)}")
-    # Checked for names without a mesh axis too: a later rule would bring the clash to light.
+    # Also checked for names without a mesh axis, since a later rule could make them clash.
     if twice := [axis for axis, count in Counter(named).items() if count > 1]:
         raise ValueError(f"{name}: logical axis {twice[0]!r} appears twice in {axes}")
     targets = Counter(table[axis] for axis in named if table[axis] is not None)
@@ -68,11 +70,11 @@ def partition_spec(
 
 
 def shardings(axes: Any, abstract: Any, mesh: Mesh) -> Any:
-    """A NamedSharding per leaf of `abstract`.
+    """The NamedSharding of each leaf of `abstract`.
 
     Args:
       axes: a tree like `abstract` with a tuple of logical names per leaf.
-    Raises: ValueError as `partition_spec`, or if the trees differ.
+    Raises: ValueError as `partition_spec` does, or if the trees differ.
     """
     return map_named(
         lambda name, leaf, names: NamedSharding(
@@ -86,7 +88,7 @@ def shardings(axes: Any, abstract: Any, mesh: Mesh) -> Any:
 def optimizer_shardings(
     tx: optax.GradientTransformation, abstract_params: Any, param_shardings: Any, mesh: Mesh
 ) -> Any:
-    """A sharding per leaf of the optimizer state: moments go with their parameter."""
+    """The sharding of each leaf of the optimizer state; moments follow their parameter."""
     abstract_state = jax.eval_shape(tx.init, abstract_params)
     return optax.tree_utils.tree_map_params(
         tx,

@@ -1,3 +1,4 @@
-"""Foreign weights in and out: declarative, strict tables of names. Knows parameter trees only,
-never model code.
+"""Import and export of third-party weights, with strict, declarative tables of names.
+
+This package depends on parameter trees only, not on model code.
 """

@@ -1,8 +1,8 @@
-"""Hugging Face families: from any of their file layouts to one, and what their `config.json` says.
+"""Hugging Face model families: conversion of file layouts to a canonical one, and `config.json`.
 
-The one layout is PyTorch's without the prefix that models with a head put in front:
-"h.0.attn.c_attn.weight". Flax files differ from it by a rule, not by a second table: kernels are
-transposed (GPT-2's too), and `kernel`, `scale` and `embedding` are called `weight`.
+The canonical layout is PyTorch's, without the prefix that models with a head add:
+"h.0.attn.c_attn.weight". Flax files are converted by a rule rather than a second table: kernels are
+transposed (GPT-2's too), and `kernel`, `scale` and `embedding` are renamed to `weight`.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Any
 from jvae.errors import WeightsError
 from jvae.pretrained.files import Checkpoint, Tensors
 
-# First words of names that say what a model was wrapped in, not what it is made of.
+# Leading parts of names that come from wrappers around a model, not from the model itself.
 WRAPPERS = (
     *(
         "_orig_mod",
@@ -33,12 +33,15 @@ _FLAX = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 class Backbone:
     """One family.
 
-    name: `model_type` of its config.json. prefix: of checkpoints saved with a head. own: what names
-    without any prefix may begin with although `WRAPPERS` has it. renamed: (pattern, replacement) of
-    older names. ignored: patterns of buffers and heads. tied: names that
-    must equal another where they are there. sizes: config.json to the fields of our stack's config.
-    describe: those fields, and those that name our special ids, to config.json; raises ValueError
-    for a stack that is none of the family.
+    name: `model_type` in its config.json.
+    prefix: prefix of names in checkpoints saved with a head.
+    own: leading parts of unprefixed names that must be kept although they are in `WRAPPERS`.
+    renamed: (pattern, replacement) for older names.
+    ignored: patterns of buffers and heads.
+    tied: pairs of names; if the first is present, it must equal the second.
+    sizes: converts config.json to the fields of our stack's config.
+    describe: converts those fields, and those for our special ids, to config.json; raises
+      ValueError for a stack that does not belong to the family.
     """
 
     name: str
@@ -47,17 +50,17 @@ class Backbone:
     ignored: tuple[str, ...]
     sizes: Callable[[Mapping[str, Any]], dict[str, Any]]
     describe: Callable[[Mapping[str, Any]], dict[str, Any]]
-    saved_prefix: str = ""  # that `describe`'s architecture is saved with
-    unprefixed: tuple[str, ...] = ()  # names that it is saved without
+    saved_prefix: str = ""  # prefix of names when exporting the architecture of `describe`
+    unprefixed: tuple[str, ...] = ()  # names that are exported without that prefix
     own: str = ""
 
 
 def canonical(backbone: Backbone, checkpoint: Checkpoint) -> Tensors:
-    """The tensors of a checkpoint under PyTorch names without prefix, data still unread.
+    """The tensors of a checkpoint under PyTorch names without prefix; data is not read.
 
-    Any stack of `WRAPPERS` in front of a name is taken off it; see `prefixes`.
+    Any sequence of `WRAPPERS` in front of a name is removed; see `prefixes`.
 
-    Raises: WeightsError for names of neither layout, and for two that mean the same tensor.
+    Raises: WeightsError for names of neither layout, and for two names of the same tensor.
     """
     dotted: Tensors = {}
     origin: dict[str, str] = {}
@@ -80,14 +83,14 @@ def canonical(backbone: Backbone, checkpoint: Checkpoint) -> Tensors:
 
 
 def prefixes(backbone: Backbone, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The prefixes that `canonical` takes off names, the most frequent first."""
+    """The prefixes that `canonical` removes from names, the most frequent first."""
     dotted = (name.replace("/", ".") for name in checkpoint.tensors)
     count = Counter(_prefix(backbone, name) for name in dotted)
     return tuple(prefix for prefix, _ in count.most_common() if prefix)
 
 
 def _prefix(backbone: Backbone, name: str) -> str:
-    """What stands in front of a name of a family."""
+    """The prefix of a name."""
     rest = name
     while not (backbone.own and rest.startswith(backbone.own)):
         word, dot, after = rest.partition(".")
@@ -101,11 +104,12 @@ def _prefix(backbone: Backbone, name: str) -> str:
 
 
 def check_sizes(backbone: Backbone, checkpoint: Checkpoint, ours: Mapping[str, Any], key: str):  # noqa: ANN201
-    """Whether a checkpoint is of this family and has the sizes of our stack; vocabularies aside.
+    """Checks that a checkpoint is of this family and, except for vocabulary, has our stack's sizes.
 
     Args:
-      ours: the stack's section of the config. key: name of that section, for messages.
-    Raises: WeightsError naming every value that differs and what to set.
+      ours: the stack's section of the config.
+      key: name of that section, for messages.
+    Raises: WeightsError naming every value that differs and the value to set.
     """
     theirs = sizes(backbone, checkpoint)
     wrong = []
@@ -126,7 +130,7 @@ def check_sizes(backbone: Backbone, checkpoint: Checkpoint, ours: Mapping[str, A
 
 
 def sizes(backbone: Backbone, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The fields of our stack's config that a checkpoint settles.
+    """The fields of our stack's config that a checkpoint determines.
 
     Raises: WeightsError for another family, a missing key or a variant that is not implemented.
     """
@@ -149,8 +153,9 @@ def sizes(backbone: Backbone, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def expect(config: Mapping[str, Any], **values: Any) -> None:
-    """Raises ValueError where a config.json asks for a variant that is not implemented; a missing
-    key is fine.
+    """Raises ValueError if config.json asks for a variant that is not implemented.
+
+    Missing keys are accepted.
     """
     for key, value in values.items():
         if config.get(key, value) != value:

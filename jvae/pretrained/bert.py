@@ -1,4 +1,4 @@
-"""Names of BERT's tensors (Hugging Face layout; the originals use the same)."""
+"""Names of BERT's tensors (Hugging Face layout, also used by the original checkpoints)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:
 BACKBONE = Backbone(
     name="bert",
     prefix="bert.",
-    # The published files still carry the names of their TensorFlow ancestors.
+    # The published files still have the original TensorFlow names.
     renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
     ignored=(r"embeddings\.position_ids", r"cls\..*", r"classifier\..*", r"qa_outputs\..*"),
     sizes=_sizes,
@@ -62,10 +62,11 @@ BACKBONE = Backbone(
 
 
 def table(vocab: int | Vocab, path: str, pooler: str | None) -> NameTable:
-    """An encoder, from the family's own files; a pooler may be missing from them.
+    """The table for an encoder, for the family's own files, which may lack a pooler.
 
     Args:
-      path: our path of the encoder. pooler: our path of the pooler; None leaves theirs aside.
+      path: our path of the encoder.
+      pooler: our path of the pooler; None ignores the pooler in the files.
     """
     found = rules(vocab, "", path, pooler)
     if pooler is None:
@@ -82,9 +83,9 @@ def rules(vocab: int | Vocab, prefix: str, path: str, pooler: str | None) -> tup
 
     Args:
       vocab: real tokens of the embedding.
-      prefix: foreign prefix, such as "bert.".
-      path: our path of the encoder. pooler: our path of the pooler, or None where the model has
-      none.
+      prefix: prefix of the foreign names, such as "bert.".
+      path: our path of the encoder.
+      pooler: our path of the pooler; None if the model has none.
     """
     layer = f"{prefix}encoder.layer.{{i}}."
     qkv = ("query", "key", "value")

@@ -1,4 +1,4 @@
-"""Backbones out of our trees, in Hugging Face's layout."""
+"""Exports backbones from our parameter trees, in Hugging Face layout."""
 
 import json
 from collections.abc import Mapping
@@ -19,13 +19,14 @@ def export_backbone(
     ours: Mapping[str, Any],
     special: Mapping[str, int] | None = None,
 ) -> None:
-    """Writes `config.json` and `model.safetensors` that `transformers` loads, tied tensors once.
+    """Writes `config.json` and `model.safetensors` for `transformers`; tied tensors appear once.
 
     Args:
-      table: names without prefix, its `Vocab` (ours, ours).
-      params: a tree that holds what the table names; other leaves are left aside.
-      ours: the fields of the stack's config. special: ids for config.json, such as pad_token_id.
-    Raises: WeightsError if the folder holds weights already or the model lacks a part that the
+      table: names without prefix, with `Vocab` (ours, ours).
+      params: a tree with the leaves that the table names; other leaves are ignored.
+      ours: the fields of the stack's config.
+      special: ids for config.json, such as pad_token_id.
+    Raises: WeightsError if the folder already has weights, or the model lacks a part that the
       family always has.
     """
     if (folder / files.SAFETENSORS).exists():

@@ -1,8 +1,8 @@
-"""Weight files: tensors by name with shape and dtype at once, data on demand. Nothing is unpickled.
+"""Weight files: tensors by name, with shape and dtype known at once and data read on demand.
 
-A Hugging Face checkpoint is a folder, or a hub name, with `config.json` and `model.safetensors` or
-`flax_model.msgpack`, whole or cut into shards with an index. The hub is asked only when a name is
-given that is no folder here.
+Pickles are never loaded. A Hugging Face checkpoint is a local folder or a hub name, with
+`config.json` and `model.safetensors` or `flax_model.msgpack`, either whole or in shards with an
+index. The hub is contacted only for a name that is not a local folder.
 """
 
 import json
@@ -34,7 +34,7 @@ _CHUNKED = "__msgpack_chunked_array__"
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of a file. Its data is read when it is made an array, and not kept."""
+    """A tensor in a file. Its data is read on conversion to an array, and not kept."""
 
     shape: tuple[int, ...]
     dtype: Any
@@ -47,7 +47,7 @@ class Tensor:
 
     @property
     def T(self) -> "Tensor":  # noqa: N802  as in NumPy
-        """The transposed tensor, still unread."""
+        """The transposed tensor; data is not read."""
         return Tensor(self.shape[::-1], self.dtype, lambda: self.read().T)
 
 
@@ -56,9 +56,10 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A Hugging Face checkpoint, its data unread.
+    """A Hugging Face checkpoint, whose data has not been read.
 
-    `flax` tells the names and layouts: "h/0/attn/c_attn/kernel", else "h.0.attn.c_attn.weight".
+    `flax` selects names and layouts: "h/0/attn/c_attn/kernel" if True, else
+    "h.0.attn.c_attn.weight".
     """
 
     name: str
@@ -69,12 +70,12 @@ class Checkpoint:
 
 
 def of_arrays(arrays: Mapping[str, np.ndarray]) -> Tensors:
-    """Arrays that are in memory already, as tensors."""
+    """Wraps in-memory arrays as tensors."""
     return {n: Tensor(a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()}
 
 
 def is_local(name: str) -> bool:
-    """Whether a name means a folder here. Raises WeightsError for a path that does not exist."""
+    """Whether a name is a local path. Raises WeightsError for a path that does not exist."""
     try:
         if Path(name).expanduser().exists():
             return True
@@ -86,7 +87,7 @@ def is_local(name: str) -> bool:
 
 
 def finder(name_or_folder: str | os.PathLike[str]) -> Callable[[str], Path | None]:
-    """What finds a file of a folder or, where no such folder exists, of a repository of the hub.
+    """Returns a function that finds a file in a folder or, if there is none, a hub repository.
 
     Raises: WeightsError for a name that cannot be either.
     """
@@ -100,9 +101,9 @@ def finder(name_or_folder: str | os.PathLike[str]) -> Callable[[str], Path | Non
 
 
 def config_of(name_or_folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The config.json of a checkpoint, without its weights.
+    """Reads the config.json of a checkpoint, without its weights.
 
-    Raises: WeightsError if it is not there, not reachable or damaged.
+    Raises: WeightsError if it is missing, unreachable or damaged.
     """
     name, lacks = os.fspath(name_or_folder), f"has no {CONFIG}"
     path = finder(name)(CONFIG)
@@ -116,9 +117,9 @@ def config_of(name_or_folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def open_checkpoint(name_or_folder: str | os.PathLike[str]) -> Checkpoint:
-    """A checkpoint by local folder or, where no such folder exists, by Hugging Face hub name.
+    """Opens a checkpoint from a local folder or, if there is no such folder, by hub name.
 
-    Raises: WeightsError if it is not there, not reachable or damaged.
+    Raises: WeightsError if it is missing, unreachable or damaged.
     """
     name, find = os.fspath(name_or_folder), finder(name_or_folder)
     config = config_of(name_or_folder)
@@ -139,7 +140,7 @@ def open_checkpoint(name_or_folder: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _advice(name: str) -> str:
-    """What to do with weights that are pickles; empty for a folder that has none."""
+    """Advice for weights that are pickles; empty for a folder without any."""
     pickles = "its pytorch_model.bin, if it has one,"
     if is_local(name):
         kinds = (".bin", ".pt", ".pth", ".ckpt")
@@ -180,7 +181,7 @@ def _sharded(index: Path, find: Callable[[str], Path | None]) -> tuple[Tensors, 
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
-    """A JSON object, or a list by `kind`. Raises WeightsError."""
+    """Reads a JSON object, or a list if `kind` is list. Raises WeightsError."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -192,9 +193,9 @@ def read_json(path: Path, kind: type = dict) -> Any:
 
 
 def read_file(path: Path) -> Tensors:
-    """Tensors of a .safetensors, .npz or .msgpack file.
+    """Opens the tensors of a .safetensors, .npz or .msgpack file.
 
-    Raises: WeightsError if the file is damaged or of another kind.
+    Raises: WeightsError if the file is damaged or of another type.
     """
     readers = {".safetensors": _safetensors, ".npz": _npz, ".msgpack": _msgpack}
     reader = readers.get(path.suffix)
@@ -208,12 +209,12 @@ def read_file(path: Path) -> Tensors:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Whatever a parser finds wrong with a damaged file becomes a WeightsError."""
+    """Converts any error of a parser on a damaged file to a WeightsError."""
     try:
         yield
     except WeightsError:
         raise
-    except Exception as error:  # parsers of foreign bytes raise whatever they like
+    except Exception as error:  # parsers of damaged files may raise any exception
         raise WeightsError(
             f"{path}: is damaged or no file of its type ({_reason(error)}); copy it again"
         ) from error
@@ -244,7 +245,7 @@ def _reader(path: Path, file: Any, name: str) -> Callable[[], np.ndarray]:
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """The free text that a .safetensors file carries beside its tensors. Raises: WeightsError."""
+    """The text metadata of a .safetensors file. Raises: WeightsError."""
     from safetensors import safe_open
 
     with _explained(path), safe_open(path, framework="np") as file:
@@ -252,7 +253,7 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def _npz(path: Path) -> Tensors:
-    """Shapes from the header of every array: they are compared before anything is decompressed."""
+    """Reads shapes from array headers, so that they are checked before any decompression."""
     file = np.load(path, allow_pickle=False)
     if not isinstance(file, np.lib.npyio.NpzFile) or file.zip is None:
         raise ValueError("it is one array, not an archive of arrays")
@@ -281,7 +282,7 @@ def _npz_reader(path: Path, file: Any, name: str) -> Callable[[], np.ndarray]:
 
 
 def _msgpack(path: Path) -> Tensors:
-    """Flax's serialisation of nested dictionaries; names are joined by "/"."""
+    """Reads Flax's serialisation of nested dictionaries; names are joined by "/"."""
     tree = msgpack.unpackb(
         path.read_bytes(), raw=False, strict_map_key=False, ext_hook=_array, use_list=True
     )
@@ -312,7 +313,7 @@ def _array(code: int, data: bytes) -> np.ndarray:
 
 
 def _joined(node: Mapping[str, Any]) -> np.ndarray:
-    """An array that Flax cut because it is larger than a msgpack string may be."""
+    """Joins an array that Flax split because it exceeds the size limit of msgpack strings."""
     shape = [int(node["shape"][str(i)]) for i in range(len(node["shape"]))]
     parts = [node["chunks"][str(i)] for i in range(len(node["chunks"]))]
     array = np.concatenate([np.asarray(part).reshape(-1) for part in parts])
@@ -324,12 +325,12 @@ def _joined(node: Mapping[str, Any]) -> np.ndarray:
 def write_safetensors(
     path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Writes tensors under their names, in an order that does not depend on the caller's."""
+    """Writes tensors by name, in an order that does not depend on the mapping's order."""
     from safetensors.numpy import save_file
 
     # Not `np.ascontiguousarray`, which gives scalars an axis.
     ordered = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
     path.touch()
-    mode = path.stat().st_mode  # that of any new file; the package writes one for its owner alone
+    mode = path.stat().st_mode  # default mode; the package makes files readable by the owner only
     save_file(ordered, path, metadata=dict(metadata))
     path.chmod(mode)

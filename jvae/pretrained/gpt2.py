@@ -1,5 +1,6 @@
-"""Names of GPT-2's tensors (Hugging Face layout; the originals use the same). Kernels are stored
-(in, out).
+"""Names of GPT-2's tensors (Hugging Face layout, also used by the original checkpoints).
+
+Kernels are stored as (in, out).
 """
 
 from collections.abc import Mapping
@@ -62,7 +63,7 @@ BACKBONE = Backbone(
 
 
 def table(vocab: int | Vocab, path: str) -> NameTable:
-    """A decoder, from the family's own files. path: our path of the decoder."""
+    """The table for a decoder, for the family's own files. path: our path of the decoder."""
     tied = (("lm_head.weight", "wte.weight"),)
     return NameTable(rules(vocab, "", path), BACKBONE.ignored, tied)
 
@@ -71,8 +72,9 @@ def rules(vocab: int | Vocab, prefix: str, path: str) -> tuple[NameRule, ...]:
     """Rules of a GPT-2 decoder.
 
     Args:
-      vocab: real tokens of the embedding. prefix: foreign prefix, such as "transformer.". path: our
-      path of the decoder.
+      vocab: real tokens of the embedding.
+      prefix: prefix of the foreign names, such as "transformer.".
+      path: our path of the decoder.
     """
     layer = f"{prefix}h.{{i}}."
     norms = {

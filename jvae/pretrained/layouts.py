@@ -1,6 +1,6 @@
-"""How the pretrained files of a backbone name its tensors, and the registry of all.
+"""The registry of tensor names in the pretrained files of backbones.
 
-The key is the name of the backbone in `jvae.nn.backbone.BACKBONES`.
+Keys are the names of backbones in `jvae.nn.backbone.BACKBONES`.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -11,11 +11,11 @@ from jvae.registry import Registry
 
 
 class StackTable(Protocol):
-    """Names of one stack.
+    """Returns the names of one stack.
 
     Args:
       section: its section of the config.
-      path: ours of the stack.
+      path: our path of the stack.
       role: "encoder" or "decoder".
       pooler: our path of a pooler; None for none.
     """
@@ -26,7 +26,9 @@ class StackTable(Protocol):
 
 
 class PairTable(Protocol):
-    """Names of an encoder and a decoder that share one embedding, under {embed, encoder, decoder}.
+    """Returns the names of an encoder and a decoder with one embedding.
+
+    Our tree is {embed, encoder, decoder}.
 
     Args:
       section: their section of the config.
@@ -37,8 +39,9 @@ class PairTable(Protocol):
 
 
 class BothTable(Protocol):
-    """Names of an encoder and a decoder that share the token embedding alone, which is the
-    decoder's, under {encoder, decoder}.
+    """Returns the names of an encoder and a decoder that share only the token embedding.
+
+    Our tree is {encoder, decoder}, with the embedding in the decoder.
 
     Args:
       cross: whether ours has cross-attention.
@@ -48,12 +51,14 @@ class BothTable(Protocol):
 
 
 class Layout(NamedTuple):
-    """The layout of one backbone in Hugging Face's files.
+    """The layout of one backbone in Hugging Face files.
 
-    files: its family there: prefixes, sizes from config.json and back.
-    pair: None for a backbone that is published alone.
-    both: None where an encoder and a decoder do not share the token embedding alone.
-    pooler: whether its files may hold a pooler of the first token.
+    files: the model family: prefixes, and conversion of sizes from and to config.json.
+    table: names of one stack.
+    pair: names of an encoder-decoder pair with one embedding; None for a backbone without one.
+    both: names of an encoder and a decoder that share only the token embedding; None for a backbone
+      without such a pair.
+    pooler: whether its files may have a pooler of the first token.
     """
 
     files: Backbone

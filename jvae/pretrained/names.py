@@ -1,10 +1,10 @@
-"""The engine of the name tables: foreign tensors <-> parameter tree.
+"""Name tables, which convert between foreign tensors and our parameter trees.
 
-A table is a list of rules. A rule names one leaf of our tree and the foreign tensors it is made of;
-`{i}` in a foreign name runs over the layers, which our leaf holds stacked on axis 0. Every foreign
-tensor must be used, tied or on the ignore list, and every leaf of our tree must be filled, else the
-error names each culprit with its shape. Names and shapes are settled before any data is read; data
-then goes leaf by leaf to where it belongs.
+A table is a list of rules. A rule maps one leaf of our tree to the foreign tensors it is made of;
+`{i}` in a foreign name runs over the layers, which our leaf stacks on axis 0. Every foreign tensor
+must be used, tied or ignored, and every leaf of our tree must be filled; otherwise an error lists
+all offending names with their shapes. Names and shapes are checked before any data is read; data is
+then converted leaf by leaf.
 """
 
 import re
@@ -23,10 +23,10 @@ Shape = tuple[int, ...]
 
 
 class Transform(NamedTuple):
-    """How the foreign tensors of one rule become one leaf (of one layer), and back.
+    """Converts the foreign tensors of one rule to one leaf (of one layer), and back.
 
-    `shapes` gives the foreign shapes that a leaf of some shape is made of; where it is None they
-    are those that `write` returns.
+    `shapes` returns the foreign shapes for a leaf shape; if it is None, they are those of the
+    arrays that `write` returns.
     """
 
     read: Callable[[Sequence[np.ndarray], Shape], np.ndarray]
@@ -34,10 +34,10 @@ class Transform(NamedTuple):
     shapes: Callable[[Shape], list[Shape]] | None = None
 
     def foreign_shapes(self, shape: Shape) -> list[Shape]:
-        """Shapes of the foreign tensors that one leaf of this shape is made of."""
+        """Shapes of the foreign tensors for a leaf of this shape."""
         if self.shapes is not None:
             return self.shapes(shape)
-        # One number seen everywhere: a shape that does not fit may be larger than memory.
+        # A broadcast scalar, as an array of a wrong shape might exceed memory.
         like = np.broadcast_to(np.int8(0), shape)
         try:
             return [part.shape for part in self.write(like)]
@@ -52,8 +52,9 @@ def _reshape(array: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 def flat(ndim: int) -> Transform:
-    """One tensor of `ndim` axes with the same order of elements (norms, biases, GPT-2's (in, out)
-    kernels).
+    """One tensor of `ndim` axes with the same element order.
+
+    For norms, biases and GPT-2's (in, out) kernels.
     """
 
     def write(leaf: np.ndarray) -> list[np.ndarray]:
@@ -63,7 +64,7 @@ def flat(ndim: int) -> Transform:
 
 
 def kernel_rows(n_in: int) -> Transform:
-    """One (in, out) matrix whose input is our first `n_in` axes."""
+    """One (in, out) matrix; our kernel's first `n_in` axes are the input."""
 
     def write(leaf: np.ndarray) -> list[np.ndarray]:
         return [leaf.reshape(int(np.prod(leaf.shape[:n_in])), -1)]
@@ -81,7 +82,7 @@ def linear(n_in: int = 1) -> Transform:
 
 
 def joined_linear(parts: int) -> Transform:
-    """`parts` (out, in) matrices that our kernel (in, parts, ...) holds fused on axis 1."""
+    """`parts` (out, in) matrices, which our kernel (in, parts, ...) fuses on axis 1."""
 
     def read(arrays: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
         part = (shape[0], *shape[2:])
@@ -94,7 +95,7 @@ def joined_linear(parts: int) -> Transform:
 
 
 def joined_bias(parts: int) -> Transform:
-    """`parts` vectors that our bias (parts, ...) holds on axis 0."""
+    """`parts` vectors, which our bias (parts, ...) stacks on axis 0."""
 
     def read(arrays: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
         return np.stack([_reshape(a, shape[1:]) for a in arrays])
@@ -103,8 +104,9 @@ def joined_bias(parts: int) -> Transform:
 
 
 def interleaved_linear(parts: int) -> Transform:
-    """One (out, in) matrix whose output runs over heads, then parts, then the features of a head;
-    our kernel is (in, parts, heads, head).
+    """One (out, in) matrix with output order heads, parts, features of a head.
+
+    Our kernel is (in, parts, heads, head).
     """
 
     def read(arrays: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
@@ -119,7 +121,7 @@ def interleaved_linear(parts: int) -> Transform:
 
 
 def interleaved_bias(parts: int) -> Transform:
-    """The same of a vector; our bias is (parts, heads, head)."""
+    """The same for a vector; our bias is (parts, heads, head)."""
 
     def read(arrays: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
         _, heads, head = shape
@@ -129,7 +131,7 @@ def interleaved_bias(parts: int) -> Transform:
 
 
 def norm_rules(norms: Mapping[str, str]) -> list["NameRule"]:
-    """Scale and bias of each norm, our path to their name."""
+    """Rules for scale and bias of each norm; maps our path to the foreign name."""
     return [
         NameRule(f"{ours}/{own}", (f"{theirs}.{name}",), flat(1))
         for ours, theirs in norms.items()
@@ -138,8 +140,9 @@ def norm_rules(norms: Mapping[str, str]) -> list["NameRule"]:
 
 
 def linear_rules(path: str, projections: Mapping[str, tuple[str, int]]) -> list["NameRule"]:
-    """Kernel and bias of each projection below a path of ours: its name there, theirs, and how many
-    axes of our kernel are its input.
+    """Rules for kernel and bias of each projection below one of our paths.
+
+    Maps our name below the path to the foreign name and the number of input axes of our kernel.
     """
     rules = []
     for own, (theirs, inputs) in projections.items():
@@ -149,10 +152,10 @@ def linear_rules(path: str, projections: Mapping[str, tuple[str, int]]) -> list[
 
 
 class Vocab(NamedTuple):
-    """Rows of a foreign embedding and the real tokens of ours.
+    """Rows of a foreign embedding, and the number of real tokens of ours.
 
-    New rows, at the end, are the mean of those that are there, so that a token without training
-    is neither likely nor unlikely; foreign rows past ours are left out.
+    New rows at the end are set to the mean of the existing ones, so that an untrained token is
+    neither likely nor unlikely. Foreign rows past ours are dropped.
     """
 
     theirs: int
@@ -160,7 +163,7 @@ class Vocab(NamedTuple):
 
 
 def vocab_rows(vocab: int | Vocab) -> Transform:
-    """An embedding of exactly `vocab` rows; ours has padding rows behind them, zeros."""
+    """An embedding with exactly `vocab` rows; ours is followed by padding rows of zeros."""
     v = Vocab(vocab, vocab) if isinstance(vocab, int) else vocab
 
     def read(arrays: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
@@ -175,25 +178,26 @@ def vocab_rows(vocab: int | Vocab) -> Transform:
 
 
 class Columns(NamedTuple):
-    """Columns first..stop-1 of a foreign matrix of `total`; other rules read the others."""
+    """Columns first..stop-1 of a foreign matrix with `total`; other rules read the rest."""
 
     first: int
     stop: int
     total: int
 
     def of(self, array: np.ndarray) -> np.ndarray:
-        """This part of a matrix of `total` columns."""
+        """These columns of a matrix with `total` columns."""
         return array[:, self.first : self.stop]
 
 
 @dataclass(frozen=True)
 class NameRule:
-    """One leaf of our tree and where it comes from.
+    """One leaf of our tree and its foreign sources.
 
-    The rules of an optional group may lack all their tensors; their leaves are then left out of
-    what is read. columns: the part of every source that this leaf holds. first_layer: what `{i}`
-    stands for at our layer 0. absent: our layers that have no tensor; they hold ones, which nothing
-    reads.
+    optional: name of an optional group; if all tensors of the group are missing, its leaves are
+      left out of the result.
+    columns: the columns of every source that this leaf uses.
+    first_layer: value of `{i}` for our layer 0.
+    absent: our layers without a tensor; they are filled with ones, which are never read.
     """
 
     path: str
@@ -210,11 +214,11 @@ class NameRule:
         return "{i}" in self.sources[0]
 
     def layers(self, shape: Shape) -> int:
-        """How often the sources are repeated for a leaf of this shape."""
+        """Number of layers of a leaf with this shape; 1 if the sources are not per layer."""
         return shape[0] if self.stacked else 1
 
     def names(self, i: int) -> list[str]:
-        """Foreign names of our layer i; none for a layer without a tensor."""
+        """Foreign names for our layer i; empty for a layer without a tensor."""
         if i in self.absent:
             return []
         return [source.replace("{i}", str(self.first_layer + i)) for source in self.sources]
@@ -231,8 +235,8 @@ class NameRule:
 class NameTable:
     """Rules of one family.
 
-    ignored: patterns of foreign names that are no parameters of ours (buffers, heads). tied:
-    foreign names that must equal another one.
+    ignored: patterns of foreign names without a counterpart in our tree (buffers, heads).
+    tied: pairs of foreign names; the first must equal the second.
     """
 
     rules: tuple[NameRule, ...]
@@ -241,10 +245,10 @@ class NameTable:
 
 
 class Fit(NamedTuple):
-    """What a table makes of a set of foreign tensors, before any data is read."""
+    """The result of matching a table with foreign tensors, before any data is read."""
 
-    rules: tuple[NameRule, ...]  # those whose tensors are there
-    ignored: tuple[str, ...]  # foreign names left aside
+    rules: tuple[NameRule, ...]  # rules whose tensors are present
+    ignored: tuple[str, ...]  # ignored foreign names
 
 
 def nested(flat_tree: Mapping[str, Any]) -> Any:
@@ -269,7 +273,7 @@ def _some(words: Sequence[str], most: int = 5) -> str:
 
 
 def _of_prefix(missing: Sequence[str], extra: Mapping[str, Any]) -> str:
-    """What is to say where names differ by what stands in front of them."""
+    """A hint for an error if names differ only by a prefix."""
     ends = [name for name in missing if any(one.endswith(f".{name}") for one in extra)]
     if not ends:
         return ""
@@ -281,25 +285,25 @@ def _of_prefix(missing: Sequence[str], extra: Mapping[str, Any]) -> str:
 
 
 def _is_floating(dtype: Any) -> bool:
-    """Types that NumPy has no name for are a file's own, such as F8_E4M3, and not read."""
+    """Whether a dtype is floating; file types unknown to NumPy, such as F8_E4M3, do not count."""
     return not isinstance(dtype, str) and jnp.issubdtype(dtype, jnp.floating)
 
 
 def _absent_groups(table: NameTable, foreign: Mapping[str, Any]) -> set[str]:
-    """Optional groups of which no tensor is there; these run over no layers."""
+    """Optional groups without any tensor; rules in such groups are not per layer."""
     groups = {rule.optional for rule in table.rules if rule.optional}
     here = {r.optional for r in table.rules if any(source in foreign for source in r.sources)}
     return groups - here
 
 
 def fit(table: NameTable, foreign: Mapping[str, Any], target: Any) -> Fit:
-    """Matches names, shapes and number types; reads no data.
+    """Matches names, shapes and dtypes without reading data.
 
     Args:
-      foreign: what has a shape and a dtype, by foreign name.
+      foreign: objects with shape and dtype, by foreign name.
       target: tree of arrays or shape structs.
-    Raises: WeightsError naming every tensor that is missing, unused or of a wrong shape or type,
-      and every leaf that nothing fills.
+    Raises: WeightsError naming every tensor that is missing, unused or has a wrong shape or dtype,
+      and every leaf that is not filled.
     """
     ours = named_leaves(target)
     used: set[str] = set()
@@ -361,7 +365,7 @@ def _leaf(rule: NameRule, foreign: Mapping[str, Any], like: Any) -> np.ndarray:
         if rule.columns is not None:
             arrays = [rule.columns.of(array) for array in arrays]
         part = rule.transform.read(arrays, shape[1:] if rule.stacked else shape)
-        with np.errstate(over="ignore"):  # float64 beyond our dtype: told below
+        with np.errstate(over="ignore"):  # overflow of our dtype is reported below
             out[i if rule.stacked else ...] = part
     if not np.all(np.isfinite(out)):
         raise WeightsError(f"{rule.path}: its values do not fit {out.dtype}")
@@ -371,10 +375,10 @@ def _leaf(rule: NameRule, foreign: Mapping[str, Any], like: Any) -> np.ndarray:
 def leaves(
     table: NameTable, foreign: Mapping[str, Any], target: Any
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The leaves of our tree one after the other, each on the host, by path.
+    """Yields the leaves of our tree one at a time, by path, as host arrays.
 
-    Raises: WeightsError as `fit`, before the first leaf; or for a tensor that is not finite or
-      unequal to what it is tied to.
+    Raises: WeightsError as `fit` does, before the first leaf; or for a tensor that is not finite or
+      differs from the one it is tied to.
     """
     like = named_leaves(target)
     rules = fit(table, foreign, target).rules
@@ -386,33 +390,32 @@ def leaves(
 
 
 def read(table: NameTable, foreign: Mapping[str, Any], target: Any) -> Any:
-    """Our parameter tree from foreign tensors, in NumPy.
+    """Converts foreign tensors to our parameter tree, as NumPy arrays.
 
     Args:
-      foreign: tensors by foreign name; nothing but real arrays, or `files.Tensor`s.
-      target: tree of arrays or shape structs that gives paths, shapes and dtypes.
-    Raises: WeightsError as `leaves`.
+      foreign: arrays or `files.Tensor`s by foreign name.
+      target: tree of arrays or shape structs, which determines paths, shapes and dtypes.
+    Raises: WeightsError as `leaves` does.
     """
     return nested(dict(leaves(table, foreign, target)))
 
 
 def load_into(table: NameTable, foreign: Mapping[str, Any], target: Any) -> Any:
-    """Our parameter tree as device arrays in the dtypes and shardings of `target`.
+    """Converts foreign tensors to device arrays with the dtypes and shardings of `target`.
 
-    One leaf at a time is on the host, and each device gets its own part of it alone. The order of
-    reading is that of the table, the same in every process.
+    Only one leaf at a time is on the host, and each device receives only its own shard. Leaves are
+    read in the order of the table, which is the same in every process.
 
     Args:
-      target: tree of shape structs or arrays; without a sharding, a leaf goes to the default
-        device.
-    Raises: WeightsError as `leaves`; then nothing is returned.
+      target: tree of shape structs or arrays; a leaf without a sharding goes to the default device.
+    Raises: WeightsError as `leaves` does; then nothing is returned.
     """
     like = named_leaves(target)
     return nested({p: place(leaf, like[p]) for p, leaf in leaves(table, foreign, target)})
 
 
 def place(array: np.ndarray, like: Any) -> jax.Array:
-    """A host array on the devices of `like.sharding`, cut there, never whole on one of them."""
+    """Moves a host array to the devices of `like.sharding`; each device receives only its shard."""
     sharding = getattr(like, "sharding", None)
     if sharding is None:
         return jnp.asarray(array)
@@ -420,10 +423,10 @@ def place(array: np.ndarray, like: Any) -> jax.Array:
 
 
 def write(table: NameTable, params: Any, tied: bool = True) -> dict[str, np.ndarray]:
-    """Foreign tensors from our parameter tree, the exact inverse of `read`.
+    """Converts our parameter tree to foreign tensors, the exact inverse of `read`.
 
     Args:
-      tied: whether names that equal another one are written too.
+      tied: whether tied names are written too.
     """
     ours = named_leaves(params)
     out: dict[str, np.ndarray] = {}

@@ -1,7 +1,7 @@
-"""Checkpoints of the original repositories: their names, and their files.
+"""Checkpoints of the original repositories: tensor names and files.
 
-A torch file is opened by torch's weights-only loader where torch is installed, and not otherwise: a
-pickle is never executed.
+Torch files are opened only with torch's weights-only loader, which requires torch to be installed;
+arbitrary pickles are never executed.
 """
 
 import argparse
@@ -18,12 +18,13 @@ from jvae.pretrained.files import Tensor, Tensors
 from jvae.pretrained.names import NameRule, NameTable, Shape, Transform, joined_linear, linear
 
 _TORCH = (".bin", ".pt", ".pth", ".ckpt")
-_WRAPPERS = ("model_state_dict", "state_dict", "model")  # around the tensors, by training code
+_WRAPPERS = ("model_state_dict", "state_dict", "model")  # keys that training code nests tensors in
 
 
 def _memory_by_layer() -> Transform:
-    """W_M (layers * width, latent), whose output is cut layer by layer into our (layers, latent,
-    heads, head).
+    """W_M (layers * width, latent), whose output is split by layer.
+
+    Our kernel is (layers, latent, heads, head).
     """
 
     def read(arrays: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
@@ -40,8 +41,7 @@ def _memory_by_layer() -> Transform:
 def optimus(c: Any) -> NameTable:
     """The full state dict of Optimus (`model_state_dict` of a released `training.bin`).
 
-    The released code saves both injections whatever was trained; those the model does not use are
-    ignored.
+    The released code always saves both injections; those that the model does not use are ignored.
     """
     transformer = "decoder.transformer."
     used, ignored = [], [rf"{transformer}h\.\d+\.attn\.bias"]
@@ -66,9 +66,9 @@ def optimus(c: Any) -> NameTable:
 
 
 def t5_vae(c: Any) -> NameTable:
-    """The full state dict of T5-VAE. Without cross-attention, which nothing there trains or uses.
+    """The full state dict of T5-VAE, except cross-attention, which is neither trained nor used.
 
-    Raises: WeightsError for a config with ways for z that the original does not have.
+    Raises: WeightsError for a config with injections of z that the original does not have.
     """
     if c.cross_slots or not c.use_memory:
         raise WeightsError(
@@ -119,7 +119,7 @@ def della(c: Any) -> NameTable:
 
 
 def open_original(path: Path) -> Tensors:
-    """The tensors of an original checkpoint, by the names of its state dict.
+    """Opens the tensors of an original checkpoint, by the names of its state dict.
 
     Args:
       path: .safetensors, .npz, or a torch file.
@@ -135,7 +135,7 @@ def _torch(path: Path) -> Tensors:
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
     try:
-        import torch  # pyright: ignore[reportMissingImports]  no dependency of ours
+        import torch  # pyright: ignore[reportMissingImports]  not a dependency of jvae
     except ImportError:
         raise WeightsError(
             f"{path}: is a torch file, which only torch can read without executing what is in it, "
@@ -143,10 +143,10 @@ def _torch(path: Path) -> Tensors:
             'safetensors.torch.save_file(torch.load(path, weights_only=True), "x.safetensors")'
         ) from None
     try:
-        # Training scripts keep their parsed flags beside the weights; those are plain data.
+        # Training scripts save their parsed flags with the weights; those are plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
             tree = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's unpickler raises whatever it likes
+    except Exception as error:  # torch's unpickler may raise any exception
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(
             f"{path}: torch's weights-only loader refuses it ({reason}). If you trust the file, "
@@ -166,7 +166,7 @@ def _from_torch(value: Any) -> Tensor:
 
     def read() -> np.ndarray:
         plain = value.detach()
-        # NumPy knows no bfloat16 of torch's; float32 holds it exactly.
+        # NumPy does not support torch's bfloat16; float32 represents it exactly.
         return (plain.float() if dtype == jnp.bfloat16 else plain).numpy()
 
     return Tensor(tuple(value.shape), dtype, read)

@@ -11,7 +11,7 @@ _SHARED = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj
 
 
 def _joined_rows() -> Transform:
-    """(in, out) matrices, or vectors, that our leaf holds side by side before its last axis."""
+    """(in, out) matrices, or vectors, that our leaf stacks before its last axis."""
 
     def read(arrays: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
         part = (*shape[:-2], shape[-1])
@@ -24,7 +24,7 @@ def _joined_rows() -> Transform:
 
 
 def _by_layer() -> Transform:
-    """One (layers * width, latent) matrix, cut layer by layer into our (layers, latent, width)."""
+    """One (layers * width, latent) matrix, split by layer into our (layers, latent, width)."""
 
     def read(arrays: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
         layers, latent, width = shape
@@ -38,7 +38,7 @@ def _by_layer() -> Transform:
 
 
 def _vocab_columns(vocab: int) -> Transform:
-    """One (latent, vocab) matrix or (vocab,) vector; ours has the padded vocabulary in front."""
+    """One (latent, vocab) matrix or (vocab,) vector; ours has the padded vocabulary first."""
 
     def read(arrays: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
         real = np.moveaxis(arrays[0], -1, 0).reshape(vocab, *shape[1:])
@@ -86,11 +86,12 @@ def adavae(
     vary: bool = False,
     prefix: bool = False,
 ) -> NameTable:
-    """The full state dict of AdaVAE: encoder and decoder name the tensors they share twice.
+    """The full state dict of AdaVAE, in which tensors shared by encoder and decoder appear twice.
 
     Args:
-      vocab: real tokens. encoder_layers: layers that both sides name. The others: as in the config
-        of the model.
+      vocab: number of real tokens.
+      encoder_layers: number of layers that appear on both sides.
+      The others are as in the model's config.
     """
     rules = _dense("posterior/pool", "encoder.LatentAttention.linear_trans", linear())
     if pool == "averaged_attn":

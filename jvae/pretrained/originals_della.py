@@ -24,7 +24,7 @@ _BLOCK = (
 
 
 def _rank_maps() -> Transform:
-    """One (out, in) matrix per rank, which our kernel (in, rank, heads, head) holds on axis 1."""
+    """One (out, in) matrix per rank, which our kernel (in, rank, heads, head) stacks on axis 1."""
 
     def read(arrays: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
         width, rank, heads, head = shape
@@ -93,7 +93,7 @@ def _heads(width: int, latent: int, conditional: bool, first: int) -> tuple[Name
         path = "prior/head/source/kernel"
         rules.append(NameRule(path, (f"{prior}.weight",), linear(), source, first))
     for ours, theirs in (("state", "hh"), ("latent", "ih")):
-        cell = f"encoder.reccurnt_cell_weight_{theirs}.{{i}}"  # spelt so in the original
+        cell = f"encoder.reccurnt_cell_weight_{theirs}.{{i}}"  # misspelled in the original
         path = f"latent/chain/{ours}"
         rules.append(NameRule(f"{path}/kernel", (f"{cell}.weight",), linear(), None, first))
         rules.append(NameRule(f"{path}/bias", (f"{cell}.bias",), flat(1), None, first))
@@ -114,12 +114,12 @@ def della(
 ) -> NameTable:
     """The full state dict of DELLA.
 
-    The released code makes the networks of a latent for every layer, whatever layers have one;
-    those of the others are ignored. Its decoder shares every tensor but the output head with its
-    encoder.
+    The released code creates the networks of a latent for every layer; those of layers without a
+    latent are ignored. Its decoder shares every tensor except the output head with its encoder.
 
     Args:
-      vocab: real tokens. first, last: layers with a latent, by default all.
+      vocab: number of real tokens.
+      first, last: first and last layer with a latent; by default all layers.
       conditional, bow: whether the model has a source and a bag-of-words head.
     """
     last = layers - 1 if last is None else last

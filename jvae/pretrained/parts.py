@@ -1,4 +1,4 @@
-"""Parts of models that can start from pretrained weights."""
+"""Parts of models that can be initialised from pretrained weights."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,8 +11,10 @@ from jvae.pretrained.names import NameTable, Vocab
 class PretrainedPart(NamedTuple):
     """A pretrained part of a model.
 
-    key: of `config.init`. role: whose tokenizer its embedding belongs to. sections: of
-    `config.model`, which must have its sizes. table: its names for a vocabulary.
+    key: its key in `config.init`.
+    role: the role whose tokenizer its embedding belongs to.
+    sections: sections of `config.model` that must match its sizes.
+    table: returns its names for a vocabulary.
     """
 
     key: str
@@ -23,16 +25,16 @@ class PretrainedPart(NamedTuple):
 
 
 def one_embedding(model: Any) -> bool:
-    """Whether one token embedding serves both sides: of one stack, or of two that share it."""
+    """Whether both sides use one token embedding, from a single stack or shared by two."""
     return "encoder" not in model or bool(model.get("share_embedding"))
 
 
 def stack_part(section: Any, role: str, pooler: str | None = None) -> tuple[PretrainedPart, ...]:
-    """The part that is one stack, under its role; none where its backbone has no published files.
+    """The part for one stack, named by its role; empty if its backbone has no published files.
 
     Args:
-      section: of `config.model`, named like the role. pooler: our path of a pooler of the first
-        token, for backbones whose files have one.
+      section: the section of `config.model` with the same name as the role.
+      pooler: our path of a pooler of the first token, for backbones whose files have one.
     """
     if section.backbone not in LAYOUTS:
         return ()
@@ -46,7 +48,7 @@ def stack_part(section: Any, role: str, pooler: str | None = None) -> tuple[Pret
 
 
 def pair_part(section: Any, cross: bool) -> tuple[PretrainedPart, ...]:
-    """The part that is both stacks around one embedding, loaded as the decoder."""
+    """The part for two stacks with one embedding, loaded as the decoder."""
     if section.backbone not in LAYOUTS:
         return ()
     layout = LAYOUTS[section.backbone]
@@ -61,9 +63,7 @@ def pair_part(section: Any, cross: bool) -> tuple[PretrainedPart, ...]:
 
 
 def both_part(section: Any, cross: bool) -> tuple[PretrainedPart, ...]:
-    """The part that is an encoder and a decoder that share their token embedding, loaded as the
-    decoder.
-    """
+    """The part for an encoder and a decoder that share a token embedding, loaded as the decoder."""
     if section.backbone not in LAYOUTS:
         return ()
     layout = LAYOUTS[section.backbone]

@@ -1,4 +1,4 @@
-"""Names of T5's tensors, v1.0 and v1.1 (Hugging Face layout; the originals use the same)."""
+"""Names of T5's tensors, v1.0 and v1.1 (Hugging Face layout, as in the original checkpoints)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -72,7 +72,7 @@ BACKBONE = Backbone(
     name="t5",
     prefix="",
     renamed=(),
-    # Old files give the cross-attention a bias table that no code ever read.
+    # Old files have a bias table for cross-attention that was never used.
     ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
     sizes=_sizes,
     describe=_describe,
@@ -82,11 +82,11 @@ BACKBONE = Backbone(
 def table(
     vocab: int | Vocab, *, gated: bool, tied: bool, cross: bool, prefix: str = ""
 ) -> NameTable:
-    """The whole of a T5 as `jvae.nn.t5` arranges it: {embed, encoder, decoder}.
+    """The table for a whole T5 in the layout of `jvae.nn.t5`: {embed, encoder, decoder}.
 
     Args:
-      cross: whether our decoder has cross-attention; else theirs is left aside.
-      prefix: foreign prefix, such as "t5." in T5-VAE.
+      cross: whether our decoder has cross-attention; otherwise that of the files is ignored.
+      prefix: prefix of the foreign names, such as "t5." in T5-VAE.
     """
     rules = [
         NameRule("embed/token/table", (f"{prefix}shared.weight",), vocab_rows(vocab)),
@@ -110,10 +110,12 @@ STACKS = ("encoder", "decoder")
 def stack_table(
     vocab: int | Vocab, path: str, role: str, *, gated: bool, tied: bool, cross: bool
 ) -> NameTable:
-    """One stack of a T5 with its embedding, under our path; the other stack is left aside.
+    """The table for one stack of a T5 with its embedding; the other stack is ignored.
 
     Args:
-      role: theirs, "encoder" or "decoder". cross: as in `table`.
+      path: our path of the stack.
+      role: its role in the files, "encoder" or "decoder".
+      cross: as in `table`.
     """
     other = STACKS[1 - STACKS.index(role)]
     decodes = role == "decoder"
