@@ -8,6 +8,7 @@ Any tokenizer with a `tokenizers` backend works. Special tokens around a text x,
   <s> x </s>                    RoBERTa, Llama 2, and tokenizers trained here
   <|im_start|> x <|im_end|>     SmolLM2, as stated in its files
   x </s>; decoder <pad> x </s>  T5
+
 Byte-level BPE adds one space before the text, unless the files next to the tokenizer say otherwise,
 so that a first word has the same id as elsewhere; decoding removes it.
 """

@@ -42,6 +42,7 @@ class DecodeConfig:
       early_stopping: when an example with `beam_width` finished hypotheses is done. "always": at
         once. "heuristic": when the best unfinished one would score no better if it ended now.
         "never": when no continuation can score better.
+
     Raises: ConfigError naming the key, its value and the allowed values.
     """
 

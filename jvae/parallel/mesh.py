@@ -72,7 +72,7 @@ def make_mesh(cfg: Mapping[str, int], devices: Sequence[Any] | None = None) -> M
 
 
 def make_mesh_for(cfg: Mapping[str, int], rows: int) -> Mesh:
-    """Like `make_mesh`, but uses fewer devices if needed to shard `rows`, if `data` is -1.
+    """Like `make_mesh`, but with `data` of -1 it uses fewer devices if needed to divide `rows`.
 
     Use it to evaluate a run on other devices than it was trained on; its rows stay the same.
 
