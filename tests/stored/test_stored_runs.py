@@ -16,6 +16,7 @@ import jvae
 from jvae import config as configs
 from jvae.cli.main import main
 from jvae.evals import advice
+from jvae.models import FAMILIES
 
 sys.path.insert(0, str(Path(__file__).parent))
 import stored_states as states
@@ -152,9 +153,10 @@ def assert_same_evaluation(folder: Path, want: Path) -> None:
     for one in (new, stored):
         without_changes(one, was_analytic)
     # Keys that came later have the values that leave a run as it was.
-    latent, plain = (configs.flatten(configs.load(name)) for name in ("optimus", "lm"))
-    defaults = json.loads(json.dumps(latent | plain))
     own = new["card"]["config"]
+    shipped = ("optimus", "lm", FAMILIES[own["model.family"]].preset or "optimus")
+    defaults = {k: v for name in shipped for k, v in configs.flatten(configs.load(name)).items()}
+    defaults = json.loads(json.dumps(defaults))
     defaults |= {"model.tokens": 0} | dict(
         zip(STACKS, BACKBONES_OF[own["model.family"]], strict=True)
     )
