@@ -3,8 +3,8 @@
 Use the posterior from `attach` for training and the one from `fitted` for metrics. `attach` starts
 chains at the prior; `refine` starts them at an amortised posterior. Source: Pang et al. 2021, arXiv
 2106.02513, and its released code. There are two deviations: parameters get no gradient from the
-chain, and each chain uses a single dropout mask. Set `param_grad` and `fresh_dropout` for the
-released behaviour.
+chain, and each chain uses a single dropout mask. For the released behaviour, set `fresh_dropout`
+here and `param_grad` of `jvae.latent.warm_up.WarmUp`.
 """
 
 from collections.abc import Callable

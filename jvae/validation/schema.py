@@ -44,7 +44,7 @@ DATA = {
     "label": Field(str, "Likewise of the label, for --mode=probe; empty: none."),
     "turns": Field(str, "Stands between the turns of a source; empty: it has none."),
     "source_words": Field(
-        int, "The last so many words of a source are read; 0: all.", low=0, high=MOST
+        int, "Words kept from the end of a source; 0 keeps all.", low=0, high=MOST
     ),
     "keep": Field(
         str, "Only lines with COLUMN=VALUE, several by comma, such as 0=1; empty: every line."
