@@ -44,6 +44,12 @@ def test_constraints_pin_what_is_declared(declared):
         assert requirement.specifier.contains(version), (str(requirement), version)
 
 
+def test_pre_commit_runs_the_same_ruff():
+    pins = (TOP / ".ci/constraints.txt").read_text(encoding="utf-8")
+    hooks = (TOP / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    assert re.findall(r"rev: v(\S+)", hooks) == re.findall(r"^ruff==(\S+)$", pins, re.M)
+
+
 def test_the_version_is_that_of_the_package(declared):
     assert declared["version"] == jvae.__version__
     assert re.fullmatch(r"\d+\.\d+\.\d+", jvae.__version__)
@@ -62,7 +68,7 @@ def test_shipped_models_are_in_the_package(declared):
 
 
 def test_extras_are_declared_and_a_missing_one_is_named(declared, monkeypatch):
-    own_check = {"bertscore", "test"}
+    own_check = {"bertscore", "docs", "test"}
     assert extras.EXTRAS.keys() | own_check == declared["extras_require"].keys()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"--mode=report needs matplotlib and sklearn.*figures"):

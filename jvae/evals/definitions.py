@@ -204,3 +204,18 @@ def define(name: str) -> str:
     if found is None and name.startswith(GREEDY) and (plain := define(name.removeprefix(GREEDY))):
         return f"of greedy samples: {plain}"
     return DEFINITIONS[found] if found else ""
+
+
+def reference() -> str:
+    """Markdown: all definitions, one table per group."""
+    parts = []
+    for name, meaning in DEFINITIONS.items():
+        title = place(name)[1]
+        if name == GROUPS.get(title):
+            parts.append(f"## {title}\n\n| metric | meaning |\n| --- | --- |")
+        parts[-1] += f"\n| `{name}` | {meaning.replace('|', chr(92) + '|')} |"
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -64,7 +64,7 @@ def model_field(config: Any, key: str) -> Field | None:
 def reference() -> str:
     """Markdown: one table per section, family and part of a family."""
     base = configs.flatten(configs.base())
-    parts = ["# Config reference", _table("Top level", _rows("", schema.TOP, base))]
+    parts = [_table("Top level", _rows("", schema.TOP, base))]
     for name, fields in schema.SECTIONS.items():
         parts.append(_table(f"`{name}`", _rows(f"{name}.", fields, base)))
     own = {name: schema.PHASE[name] for name in ("share", "patience")}
