@@ -52,7 +52,7 @@ PAGES = {
 
 
 def contents() -> str:
-    """The tables of contents that the site shows beside each page."""
+    """The tables of contents in the sidebar of each page."""
     listed = {page for pages in PAGES.values() for page in pages}
     more = {f"docs/{path.stem}" for path in (TOP / "docs").glob("*.md")} - listed
     groups = PAGES | ({"More": sorted(more)} if more else {})

@@ -10,7 +10,7 @@ from typing import Any
 
 __all__ = ["__version__", "export", "export_backbone", "load", "train"]
 
-__version__ = "0.1.0"  # of the package and of what it writes
+__version__ = "0.1.0"  # the package's, which everything it writes records
 
 # Modules that moved, under the names that the documentation gave them.
 _MOVED = {"space": "jvae.inference", "weights": "jvae.runs.exports"}

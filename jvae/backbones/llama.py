@@ -40,21 +40,29 @@ class LlamaConfig(StackConfig):
     layers: int = setting(**sizes.LAYERS)
     width: int = setting(**sizes.WIDTH)
     heads: int = setting(**sizes.HEADS)
-    kv_heads: int = setting(low=1, high=4_096, help="Heads of keys and values; divides heads.")
+    kv_heads: int = setting(low=1, high=4_096, help="Key and value heads; a divisor of heads.")
     head: int = setting(low=2, high=2**16, help="Width of a head, even.")
     mlp: int = setting(**sizes.MLP)
     vocab: int = setting(**sizes.VOCAB)
-    positions: int = setting(low=1, high=2**24, help="Most tokens of a text.")
+    positions: int = setting(low=1, high=2**24, help="Maximum tokens of a text.")
     theta: float = setting(10_000.0, above=1.0, high=1e9, help="Base of the rotary frequencies.")
-    scaling: str = setting("none", choices=SCALINGS, help="Of these frequencies.")
+    scaling: str = setting("none", choices=SCALINGS, help="Scaling of the rotary frequencies.")
     factor: float = setting(
-        1.0, above=0.0, high=1e6, help="What they are divided by.", needs=_SCALED
+        1.0, above=0.0, high=1e6, help="Divisor of the scaled frequencies.", needs=_SCALED
     )
     low_factor: float = setting(
-        1.0, above=0.0, high=1e6, help="Waves above original / it are divided.", needs=_LLAMA3
+        1.0,
+        above=0.0,
+        high=1e6,
+        help="Wavelengths above original / this are scaled.",
+        needs=_LLAMA3,
     )
     high_factor: float = setting(
-        4.0, above=0.0, high=1e6, help="Waves below original / it are not.", needs=_LLAMA3
+        4.0,
+        above=0.0,
+        high=1e6,
+        help="Wavelengths below original / this are not scaled.",
+        needs=_LLAMA3,
     )
     original: int = setting(
         8_192, low=1, high=2**24, help="Positions before the scaling.", needs=_LLAMA3
@@ -62,7 +70,9 @@ class LlamaConfig(StackConfig):
     tied: bool = setting(False, help="The output head is the embedding.")
     dropout: float = setting(0.0, **sizes.DROPOUT)
     norm_eps: float = setting(1e-5, **sizes.NORM_EPS)
-    init_std: float = setting(0.02, low=0.0, high=10.0, help="Of kernels and tables at the start.")
+    init_std: float = setting(
+        0.02, low=0.0, high=10.0, help="Initial standard deviation of kernels and tables."
+    )
     dtype: str = setting("float32", **sizes.DTYPE)
     remat: str = setting("none", **sizes.REMATS)
     unroll: int = setting(1, **sizes.UNROLL)

@@ -149,7 +149,7 @@ PEER_COLUMNS: Columns = (
     ("fill enc / dec, %", _fill("enc", "dec")),
     MFU,
     COMPILE,
-    ("beside", lambda row: row["beside"]),
+    ("compared with", lambda row: row["beside"]),
     RATIO,
 )
 TEXT: Columns = (

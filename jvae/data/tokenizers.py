@@ -392,7 +392,7 @@ def _from_transformers(name: str) -> Tokenizer:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"{name}: its tokenizer cannot be opened ({reason}); a SentencePiece model alone needs "
-            f"a {FILE} beside it or the sentencepiece package"
+            f"a {FILE} next to it or the sentencepiece package"
         ) from error
     backend = getattr(found, "backend_tokenizer", None)
     if backend is None:

@@ -37,17 +37,19 @@ class Request:
 
     data: str = setting("", help="Folder with train.tsv and valid.tsv; empty: TFDS glue/TASK.")
     features: str = setting(
-        "pooled", choices=FEATURES, help="Of the encoder: its pooled state, or the posterior mean."
+        "pooled", choices=FEATURES, help="The encoder's pooled state, or the posterior mean."
     )
     freeze: bool = setting(True, help="False: the encoder trains with the head.")
     per_class: tuple[int, ...] = setting(
-        (), low=1, high=MOST, help="Training examples of each class, in turn; empty: all there are."
+        (), low=1, high=MOST, help="Training examples per class, one fit per value; empty: all."
     )
-    draws: int = setting(10, low=1, high=1_000, help="Draws of so few examples.")
-    epochs: int = setting(3, low=1, high=10_000, help="Of training with the encoder.")
-    lr: float = setting(2e-5, above=0.0, high=1.0, help="Of training with the encoder.")
+    draws: int = setting(10, low=1, high=1_000, help="Random draws per budget.")
+    epochs: int = setting(3, low=1, high=10_000, help="Epochs, if the encoder trains.")
+    lr: float = setting(
+        2e-5, above=0.0, high=1.0, help="Peak learning rate, if the encoder trains."
+    )
     batch: int = setting(32, low=1, high=65_536, help="Sentences or pairs read together.")
-    max_tokens: int = setting(128, low=8, high=MOST, help="Longer ones are cut.")
+    max_tokens: int = setting(128, low=8, high=MOST, help="Maximum tokens; longer texts are cut.")
 
 
 def finetune(

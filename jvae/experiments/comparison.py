@@ -139,7 +139,7 @@ def run_all(jobs: Sequence[Job], given: argparse.Namespace) -> int:
         done = not compiled and (one.folder / "eval" / "test.txt").is_file()
         code = 0 if done or runner.stopped else runner.run(command, log)
         if runner.stopped or code == CODE:
-            print("stopped; the same command goes on", file=sys.stderr)
+            print("stopped; run the same command to resume", file=sys.stderr)
             return CODE
         if code:
             failed += 1

@@ -91,7 +91,7 @@ def add_task(key: str, folder: Path, path: Path = TASKS) -> dict[str, Any]:
 
 
 def _measured_step(weights: str | None, steps: Sequence[int]) -> int:
-    """Updates behind the measured parameters; if unknown, the last logged step."""
+    """Updates of the measured parameters; if unknown, the last logged step."""
     word, _, step = (weights or "").partition(" ")
     if word == "step" and step.isdigit():
         return int(step)

@@ -80,7 +80,7 @@ WHOLE = "python -m jvae.bench --preset=cpu"
 TARGETS = (
     *(
         Target(
-            f"least fill of both sides, lengths as of {name}, %",
+            f"packing efficiency of the worse side, lengths like {name}, %",
             *("cpu", "data", "optimus-tiny", name, _least_fill, 95),
         )
         for name in ("ptb", "yahoo", "snli")

@@ -55,7 +55,9 @@ def latents(z_egz: Any, expected: tuple[int | str, ...]) -> Float[np.ndarray, "n
     except InputError:
         raise
     except (TypeError, ValueError) as error:
-        raise InputError(f"latents are no array of numbers ({error}); expected {shown}") from None
+        raise InputError(
+            f"latents are not an array of numbers ({error}); expected {shown}"
+        ) from None
     if found.ndim != 3 or any(
         wanted not in (size, "n") for size, wanted in zip(found.shape, expected, strict=True)
     ):
@@ -79,7 +81,7 @@ def settings(given: Mapping[str, Any]) -> None:
             near = near or [one for one in known if one.startswith(name[:4])][:1]
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(
-                f"{name!r} is no setting of decoding{hint}; settings: {', '.join(known)}"
+                f"{name!r} is not a decoding setting{hint}; settings: {', '.join(known)}"
             )
 
 

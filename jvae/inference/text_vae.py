@@ -270,7 +270,7 @@ class LoadedVAE:
             )
         if not isinstance(posterior.form, DiagonalGaussian):
             raise InputError(
-                "the posterior of this model is no diagonal Gaussian, so it has no standard "
+                "the posterior of this model is not a diagonal Gaussian, so it has no standard "
                 "deviations to return; draw from it with return_='sample' or posterior_samples"
             )
         rows = pass_over(

@@ -41,15 +41,15 @@ _A, _B = (re.compile(rf"(^|/){NAME}/(\w+/)?{leaf}$") for leaf in "ab")
 class Lora:
     """The low-rank additions of one stack; rank 0 turns them off."""
 
-    rank: int = setting(0, low=0, high=2**14, help="Of each addition; 0: none.")
+    rank: int = setting(0, low=0, high=2**14, help="Rank of each addition; 0: none.")
     alpha: float = setting(16.0, above=0.0, high=1e6, help="Additions are scaled by alpha / rank.")
     dropout: float = setting(
-        0.0, low=0.0, below=1.0, help="Share of the inputs of each addition that a step leaves out."
+        0.0, low=0.0, below=1.0, help="Dropout rate of each addition's inputs."
     )
     targets: str = setting(
         ".",
         pattern=True,
-        help="Pattern of what is adapted: attn/q, k, v, out, mlp/gate, up, down, cross/q ...",
+        help="Pattern of adapted projections: attn/q, k, v, out, mlp/gate, up, down, cross/q ...",
     )
 
 
@@ -158,7 +158,7 @@ def _with_pairs(layers: Any, lora: Lora, key: Key[Array, ""], where: str) -> Any
     Raises: ConfigError if none matches.
     """
     known: list[str] = []
-    shapes: list[tuple[int, ...]] = []  # of each a
+    shapes: list[tuple[int, ...]] = []  # shape of `a` in each pair
     made: list[dict[str, Any]] = []
 
     def pair(kernel: nn.LogicallyPartitioned, inputs: int, fused: bool) -> dict[str, Any]:

@@ -307,7 +307,7 @@ def _msgpack(path: Path) -> Tensors:
 
 def _array(code: int, data: bytes) -> np.ndarray:
     if code not in (_ARRAY, _SCALAR):
-        raise ValueError(f"extension type {code} is no array")
+        raise ValueError(f"extension type {code} is not an array")
     shape, dtype, buffer = msgpack.unpackb(data, raw=True)
     return np.frombuffer(buffer, jnp.dtype(dtype.decode())).reshape(shape)
 

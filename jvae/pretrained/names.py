@@ -279,7 +279,7 @@ def _of_prefix(missing: Sequence[str], extra: Mapping[str, Any]) -> str:
         return ""
     whole = next(name for name in extra if name.endswith(f".{ends[0]}"))
     return (
-        f"the names of the file begin with {whole.removesuffix(ends[0])!r}, which is no prefix "
+        f"the names of the file begin with {whole.removesuffix(ends[0])!r}, which is not a prefix "
         "that is known: save the inner model by itself"
     )
 

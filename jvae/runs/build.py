@@ -51,7 +51,7 @@ class Run(NamedTuple):
     model: TextVAE
     exact: dict[str, np.ndarray]  # -log p (nats) of each sentence by split; embedded corpus only
     log: list[str]  # messages from preparing the data
-    splits: identity.Splits = {}  # the text behind `data`, as read
+    splits: identity.Splits = {}  # the text of `data`, as read
 
     def record(self) -> dict[str, Any]:
         """The record that identifies this run, see `jvae.runs.identity`."""

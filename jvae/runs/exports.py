@@ -363,7 +363,7 @@ def _verify(folder: Path) -> None:
 
 def _summed(folder: Path) -> set[str]:
     """The files of an export that are hashed: all except the card, which people edit, and hidden
-    files, which hubs and version control leave behind.
+    files, which hubs and version control add.
     """
     names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     shown = {n.as_posix() for n in names if not any(part.startswith(".") for part in n.parts)}

@@ -163,7 +163,7 @@ def _refuse(
         *others, last = dict.fromkeys(advice)
         steps = "; ".join([*others, last])
         raise error(
-            f"{folder}: {'; '.join(faults)}. To go on with this run: {steps}. For a run of its "
+            f"{folder}: {'; '.join(faults)}. To resume this run: {steps}. For a run of its "
             "own, give another --workdir"
         )
 

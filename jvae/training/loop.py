@@ -262,8 +262,8 @@ def train(
                     ckpts.wait()
                 log.info(spent.line())
                 raise Stopped(
-                    f"{signal}: saved step {done} of {cfg.train.steps} and stopped; the same "
-                    "command goes on"
+                    f"{signal}: saved step {done} of {cfg.train.steps} and stopped; run "
+                    "the same command to resume"
                 )
         with spent.of(goodput.SAVING), jax.transfer_guard("allow"):
             ckpts.wait()
