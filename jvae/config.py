@@ -79,9 +79,9 @@ def shipped_values(keys: Iterable[str]) -> dict[str, list[Any]]:
         module = _import(file)
         for name in getattr(module, "PRESETS", ()):
             flat = flatten(module.get_config(name))
-            for key, found in values.items():
+            for key, seen in values.items():
                 if key in flat:
-                    found.append(flat[key])
+                    seen.append(flat[key])
     return values
 
 

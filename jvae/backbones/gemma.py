@@ -181,14 +181,14 @@ def _rotary(config: Mapping[str, Any]) -> dict[str, float]:
     rope = config.get("rope_parameters") or {}
     if "full_attention" in rope:
         whole, local = rope["full_attention"], rope["sliding_attention"]
-        found = llama.rotary_sizes({"rope_parameters": whole})
+        rotary = llama.rotary_sizes({"rope_parameters": whole})
         local_theta = float(local["rope_theta"])
     else:
-        found = llama.rotary_sizes(config)
-        local_theta = float(config.get("rope_local_base_freq", found["theta"]))
-    if found["scaling"] not in ("none", "linear"):
-        raise ValueError(f"the rotary scaling is {found['scaling']!r}; only linear is implemented")
-    return dict(theta=found["theta"], local_theta=local_theta, factor=found.get("factor", 1.0))
+        rotary = llama.rotary_sizes(config)
+        local_theta = float(config.get("rope_local_base_freq", rotary["theta"]))
+    if rotary["scaling"] not in ("none", "linear"):
+        raise ValueError(f"the rotary scaling is {rotary['scaling']!r}; only linear is implemented")
+    return dict(theta=rotary["theta"], local_theta=local_theta, factor=rotary.get("factor", 1.0))
 
 
 def _sizes2(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -132,19 +132,19 @@ def rotary_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     kind = rope.get("rope_type", rope.get("type", "default"))
     theta = rope.get("rope_theta", config.get("rope_theta", 10_000.0))
-    found: dict[str, Any] = dict(theta=float(theta))
+    rotary: dict[str, Any] = dict(theta=float(theta))
     if kind == "default":
-        return found | dict(scaling="none")
+        return rotary | dict(scaling="none")
     if kind not in SCALINGS:
         raise ValueError(f"the rotary scaling is {kind!r}; implemented: {', '.join(SCALINGS)}")
-    found |= dict(scaling=kind, factor=float(rope["factor"]))
+    rotary |= dict(scaling=kind, factor=float(rope["factor"]))
     if kind == "llama3":
-        found |= dict(
+        rotary |= dict(
             low_factor=float(rope["low_freq_factor"]),
             high_factor=float(rope["high_freq_factor"]),
             original=rope["original_max_position_embeddings"],
         )
-    return found
+    return rotary
 
 
 def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:

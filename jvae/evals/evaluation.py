@@ -234,9 +234,9 @@ def evaluate(
             report.add_group(found, prefix="greedy_")
         if latent is not None:
             original = [str(data.texts[i]) for i in chosen]
-            given = sources_of(data, chosen) if vae.conditional else None
-            z_egz, exact_e = reconstructions(this, vae, report, samples, original, given)
-            interpolations(this, vae, report, samples, z_egz, given, cfg, sizes)
+            sources = sources_of(data, chosen) if vae.conditional else None
+            z_egz, exact_e = reconstructions(this, vae, report, samples, original, sources)
+            interpolations(this, vae, report, samples, z_egz, sources, cfg, sizes)
         else:
             for name in NEEDS_LATENT:
                 report.add(name, None, "")

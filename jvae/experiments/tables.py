@@ -316,7 +316,7 @@ def figures(rows: Rows, folder: Path) -> list[str]:
     return lines
 
 
-def made(rows: Rows, images: Sequence[str]) -> dict[str, str]:
+def generated(rows: Rows, images: Sequence[str]) -> dict[str, str]:
     """The generated parts of RESULTS.md and README.md, by name."""
     return {
         "brief": brief(rows),

@@ -122,16 +122,16 @@ def check_reached(config: Any) -> None:
 def ways(stack: Stack, config: Any) -> dict[str, Injection]:
     """The enabled injections, by the name of their parameters."""
     start, shape = _normal(stack.config), (config.vectors, config.latent)
-    found = {}
+    injections = {}
     if config.use_memory:
-        found["memory"] = memory(stack, shape, start, lead=1)
+        injections["memory"] = memory(stack, shape, start, lead=1)
     if config.use_embedding:
-        found["offset"] = embedding(stack, shape, start)
+        injections["offset"] = embedding(stack, shape, start)
     if config.tokens:
-        found["tokens"] = tokens(stack, shape, start, config.tokens)
+        injections["tokens"] = tokens(stack, shape, start, config.tokens)
     if config.use_softmax:
-        found["softmax"] = softmax(stack, shape, start)
-    return found
+        injections["softmax"] = softmax(stack, shape, start)
+    return injections
 
 
 def decoder_of(config: Any) -> tuple[Stack, Injection]:

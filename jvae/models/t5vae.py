@@ -140,13 +140,13 @@ def _listed(shapes: dict[str, tuple[int, ...]]) -> str:
 
 
 def _ways(config: T5VaeConfig, decoder: Stack) -> Injection:
-    start, shape, found = _uniform(config.latent), (config.vectors, config.latent), []
+    start, shape, injections = _uniform(config.latent), (config.vectors, config.latent), []
     if config.use_memory:
         released = config.memory_layout == "released"
-        found.append(memory(decoder, shape, start, lead=0, released=released))
+        injections.append(memory(decoder, shape, start, lead=0, released=released))
     if config.cross_slots:
-        found.append(cross(decoder, shape, start, config.cross_slots))
-    return together(found)
+        injections.append(cross(decoder, shape, start, config.cross_slots))
+    return together(injections)
 
 
 def limits(config: T5VaeConfig) -> dict[str, int]:

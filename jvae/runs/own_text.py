@@ -57,17 +57,17 @@ def read(data: ConfigDict) -> Facts:
     known = {field.name: data[field.name] for field in dataclasses.fields(Reader)}
     # Length limits off: the lengths are to be measured.
     known |= dict(on_error="drop", max_words=None, sentences=False)
-    found = corpus.survey(data.train, dataclass_from(Reader, known, "data"), corpus.cache_dir(""))
+    texts = corpus.survey(data.train, dataclass_from(Reader, known, "data"), corpus.cache_dir(""))
     lengths, counts, labels = [], Counter(), set()
-    for _, located in zip(range(READ), found.examples(), strict=False):
+    for _, located in zip(range(READ), texts.examples(), strict=False):
         words = located.example.text.split()
         lengths.append(len(words) + len(located.example.source.split()))
         counts.update(words)
         labels.add(located.example.label)
     length_n = np.array(lengths)
-    share = len(found) / len(lengths)
+    share = len(texts) / len(lengths)
     return Facts(
-        lines=len(found),
+        lines=len(texts),
         mean=float(length_n.mean()),
         longest=int(length_n.max()),
         most=math.ceil(np.quantile(length_n, 0.99)),

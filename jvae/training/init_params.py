@@ -63,9 +63,9 @@ def initial_params(run: Run, shardings: Any, key: Key[Array, ""], abstract: Any 
         loaded = _from_model(run, config.init.model, config.init.part, leaves)
         log.info("init.model: %s loaded from %s", _counted(loaded), config.init.model)
     for part, name in start.wanted(run.config):
-        found = _load(run, part, name, leaves)
-        log.info("init.%s: %s loaded from %s", part.key, _counted(found), name)
-        loaded |= found
+        part_params = _load(run, part, name, leaves)
+        log.info("init.%s: %s loaded from %s", part.key, _counted(part_params), name)
+        loaded |= part_params
     if copied := _copied(run, loaded, leaves):
         log.info("copied from what was loaded: %s", _counted(copied))
         loaded |= copied
@@ -93,8 +93,8 @@ def initial_optimizer(run: Run, opt_state: Any) -> Any:
         wanted = {"opt_state": opt_state}
         state, _ = ckpts.restore(wanted, best=ckpts.best() is not None, partial=True)
 
-    def begin(fresh: Any, found: Any) -> Any:
-        return fresh if isinstance(fresh, optax.ScaleByScheduleState) else found
+    def begin(fresh: Any, stored: Any) -> Any:
+        return fresh if isinstance(fresh, optax.ScaleByScheduleState) else stored
 
     return jax.tree.map(
         begin,

@@ -59,8 +59,8 @@ def model_field(config: Any, key: str) -> Field | None:
                 return None
         if not isinstance(here, type):
             return None
-    found = fields_of(here).get(name)
-    return found if isinstance(found, Field) else None
+    field = fields_of(here).get(name)
+    return field if isinstance(field, Field) else None
 
 
 def reference() -> str:

@@ -490,7 +490,7 @@ def test_a_document_is_filled_between_its_marks():
 
 def test_the_results_show_the_rows(tmp_path):
     rows = read_rows(fair_rows.ROWS)
-    parts = fair_table.made(rows, fair_table.figures(rows, tmp_path / "results"))
+    parts = fair_table.generated(rows, fair_table.figures(rows, tmp_path / "results"))
     for document in (RESULTS, RESULTS.with_name("README.md")):
         text = document.read_text(encoding="utf-8")
         assert fair_table.BEGIN in text and fair_table.filled(text, parts) == text
