@@ -177,6 +177,7 @@ def get_config(arg=""):
 """
 
 
+@pytest.mark.slow
 def test_the_command_writes_lines_and_shows_a_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(decode, "TOKENS", 3)
     monkeypatch.setattr(decode, "LATENTS", {"cpu": (1, 2)})

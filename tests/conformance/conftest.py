@@ -18,7 +18,7 @@ import pytest
 
 from jvae import config as configs
 from jvae import models
-from jvae.api import SPHERE, Batch, Draws, TextVAE, example_keys, per_example
+from jvae.api import Batch, Draws, TextVAE, example_keys, per_example
 from jvae.data.rows import Encoded, pack_rows
 from jvae.latent.choice import Choice
 from jvae.latent.kl import kl
@@ -221,10 +221,6 @@ class System:
         self.build = functools.partial(build, **stack)
         self.limit = limit()
         self.model = self.build()
-        # Vectors in front of texts, directions of short vectors, and T5's unscaled attention with
-        # random additions lose digits in float32.
-        in_front = VARIANTS.get(name, {}).get("tokens", 0) > 0
-        self.rounds = in_front or self.model.post.support == SPHERE or name == "t5_vae-low_rank"
         self.has_latent = self.model.latent_shape[0] > 0
         self.jit = functools.partial(jax.jit, compiler_options=_fast_compilation())
         rng = np.random.default_rng(2)
@@ -317,13 +313,6 @@ SLOW = {*VARIANTS, "adavae", "sri_transformer", "lm"} - {"adavae-all"}
 
 # Of these only tests that name them.
 ASKED_FOR = ("della-source", "optimus-context")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        fast = item.get_closest_marker("fast_on")
-        if fast and item.callspec.params["system"] not in fast.args:  # pyright: ignore
-            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(

@@ -147,6 +147,7 @@ def test_a_closed_text_is_read_by_words(tmp_path, folder):
 # --- commands -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_commands_are_what_the_command_line_reads(tmp_path, folder, tiny):
     jobs = comparison.plan(given(tmp_path, folder, "--sweep"))
     assert [one.entry for one in jobs if not one.point] == list(DEFAULT)

@@ -93,6 +93,7 @@ def two_values(score_end=True) -> LoadedVAE:
     return loaded(model, params, ("dec",), score_end)
 
 
+@pytest.mark.fast_on("True")
 @pytest.mark.parametrize("score_end", [True, False])
 def test_an_enumerable_model_gives_its_exact_likelihood(score_end):
     vae = two_values(score_end)
@@ -153,6 +154,7 @@ def test_long_texts_are_counted_and_cut(caplog):
     assert len(vae.reconstruct(texts, truncate=True, max_length=2)) == 2
 
 
+@pytest.mark.fast_on("lm")
 @pytest.mark.parametrize(
     "name", [pytest.param(s, marks=[pytest.mark.slow] * (s in ("sri", "della"))) for s in SYSTEMS]
 )
@@ -174,6 +176,7 @@ def test_a_list_gives_what_its_texts_give_alone(name):
         np.testing.assert_allclose([-one.nats.sum() for one in told], nll, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_posteriors_come_as_means_draws_and_statistics():
     vae = system("optimus")
     stats = vae.encode(TEXTS, return_="stats")
@@ -214,6 +217,7 @@ def test_a_model_prints_as_one_line():
     assert "texts of up to 24 tokens" in text
 
 
+@pytest.mark.slow
 def test_every_layer_of_a_layer_wise_latent_is_mixed():
     vae = system("della")
     z_egz = vae.encode(["a b", "c d e"])
@@ -224,6 +228,7 @@ def test_every_layer_of_a_layer_wise_latent_is_mixed():
     assert greedy == vae.decode(np.stack([z_egz[0], middle_gz, z_egz[1]]))
 
 
+@pytest.mark.slow
 def test_chains_are_averaged_and_seeded():
     vae = system("sri")
     z_egz = vae.encode(TEXTS[:3], seed=4)
@@ -240,6 +245,7 @@ def test_chains_are_averaged_and_seeded():
             system(name).encode(["a"], chains=chains)
 
 
+@pytest.mark.slow
 def test_samples_depend_on_their_number_in_no_way():
     vae = system("optimus")
     many = vae.sample_prior(20, 3)
@@ -249,6 +255,7 @@ def test_samples_depend_on_their_number_in_no_way():
     assert vae.decode(many, 1, method="sample")[:4] == vae.decode(many[:4], 1, method="sample")
 
 
+@pytest.mark.fast_on("greedy")
 @pytest.mark.parametrize("method", ["greedy", "sample"])
 def test_long_sentences_are_decoded_apart(method, monkeypatch):
     vae = dataclasses.replace(system("optimus"), max_length=12, decode_batch=8)

@@ -92,6 +92,7 @@ def terms(conditional):
     return compiled(run)(conditional.params)
 
 
+@pytest.mark.slow
 def test_pairs_say_the_same_in_every_packing(conditional, terms):
     @compiled
     def run(params, batch):

@@ -183,6 +183,7 @@ def test_every_fault_ends_with_its_code_and_none_with_a_loss(
     assert (broken / tokenizer).read_text() == (whole / tokenizer).read_text()
 
 
+@pytest.mark.slow
 def test_a_finished_run_trains_further_and_is_measured_again(
     corpus, whole, tmp_path, monkeypatch, capsys, caplog
 ):

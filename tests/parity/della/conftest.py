@@ -127,8 +127,8 @@ class Case:
 
 
 def _case(variant: str, dtype: str) -> Any:
-    """Every variant in float64; in float32, whose numbers that repeats, one in the fast suite."""
-    again = dtype == "float32" and variant != "uncond"
+    """Every variant in float64; float32, whose numbers that repeats, in the slow suite."""
+    again = dtype == "float32"
     return pytest.param((variant, dtype), marks=[pytest.mark.slow] * again)
 
 
