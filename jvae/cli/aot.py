@@ -121,8 +121,8 @@ def compile_for(config: ConfigDict, folder: Path, names: str) -> Iterator[Row]:
         }
         plain = _programs(without_recomputation(this), mesh)
         for one, bare in zip(_programs(this, mesh), plain, strict=True):
-            row = estimate(one, bare, part.count)
-            yield about | row | _bounds(row, CHIPS.get(part.kind))
+            found = estimate(one, bare, part.count)
+            yield about | found | _bounds(found, CHIPS.get(part.kind))
 
 
 def without_recomputation(this: build.Run) -> build.Run:
@@ -150,17 +150,17 @@ class Slice(NamedTuple):
     @classmethod
     def of(cls, name: str) -> "Slice":
         """Raises: ConfigError for an invalid name."""
-        match = re.fullmatch(r"(\w+)(?:-(\d+)|:(\d+(?:x\d+)+))", name)
-        if not match or match[1] not in (*CHIPS, "cpu"):
+        found = re.fullmatch(r"(\w+)(?:-(\d+)|:(\d+(?:x\d+)+))", name)
+        if not found or found[1] not in (*CHIPS, "cpu"):
             raise ConfigError(
                 f"--topology={name}: expected cpu-8, or one of {', '.join(CHIPS)} with a number "
                 "of chips or, of TPUs, a shape, as v5e-8 or v5e:2x4"
             )
-        if match[1] in gpu_targets.KINDS:
-            return cls(name, match[1], *_hosts(name, match[2]))
-        if match[2]:
-            return cls(name, match[1], int(match[2]), SHAPES.get(int(match[2])))
-        return cls(name, match[1], math.prod(int(one) for one in match[3].split("x")), match[3])
+        if found[1] in gpu_targets.KINDS:
+            return cls(name, found[1], *_hosts(name, found[2]))
+        if found[2]:
+            return cls(name, found[1], int(found[2]), SHAPES.get(int(found[2])))
+        return cls(name, found[1], math.prod(int(one) for one in found[3].split("x")), found[3])
 
     @property
     def plugin(self) -> Plugin:
@@ -204,10 +204,10 @@ def make_room(count: int) -> None:
 def devices(part: Slice) -> list[Any]:
     """The chips of a slice, or CPU devices instead. Raises: ConfigError for too few."""
     if not part.virtual and part.plugin is GPU:
-        topology = topologies.get_topology_desc(
+        made = topologies.get_topology_desc(
             platform="cuda", target_config=gpu_targets.target(part.kind), topology=part.shape
         )
-        return list(topology.devices)
+        return list(made.devices)
     if not part.virtual:
         if part.shape is None:
             raise ConfigError(
@@ -216,8 +216,8 @@ def devices(part: Slice) -> list[Any]:
         os.environ |= dict(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
         os.environ |= dict(TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v5litepod-8")
         name = f"{part.kind}:{part.shape}"
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
-        return list(topology.devices)
+        made = topologies.get_topology_desc(platform="tpu", topology_name=name)
+        return list(made.devices)
     devices = jax.devices("cpu")
     if len(devices) < part.count:
         raise ConfigError(
@@ -326,18 +326,18 @@ def estimate(part: ProgramCase, plain: ProgramCase, chips: int) -> Row:
     }
 
 
-def _bounds(row: Row, chip: Chip | None) -> Row:
+def _bounds(found: Row, chip: Chip | None) -> Row:
     """Least milliseconds by each possible bottleneck; memory is read at least once per turn."""
-    if chip is None or row["peak_bytes"] is None:
+    if chip is None or found["peak_bytes"] is None:
         return {}
-    read = row["peak_bytes"] + (row["turns"] - 1) * row["resident_bytes"]
-    sent = sum(sent for _, _, sent in row["collectives"].values())
+    read = found["peak_bytes"] + (found["turns"] - 1) * found["resident_bytes"]
+    sent = sum(sent for _, _, sent in found["collectives"].values())
     bounds = {
-        "arithmetic": row["flops"] / chip.flops_s,
+        "arithmetic": found["flops"] / chip.flops_s,
         "memory": read / chip.memory_bytes_s,
         "links": sent / chip.link_bytes_s,
     }
-    fits = row["peak_bytes"] <= chip.memory_bytes
+    fits = found["peak_bytes"] <= chip.memory_bytes
     return {"fits": fits, "bounds_ms": {name: 1e3 * bound for name, bound in bounds.items()}}
 
 
@@ -351,8 +351,8 @@ def show(rows: Iterable[Row], say: Callable[[str], None]) -> list[Row]:
         say(f"  {_line(row)}")
         seen.append(row)
     for row in seen:
-        if scales := scaling(row, seen):
-            low, high = sorted(scales)
+        if found := scaling(row, seen):
+            low, high = sorted(found)
             say(
                 f"{row['program']}: {row['topology']} keeps {100 * low:.0f} to {100 * high:.0f} % "
                 f"of the speed per chip on {seen[0]['topology']}"

@@ -30,10 +30,10 @@ def cudnn(
     mask_bts: Bool[Array, "b t s"],
 ) -> Float[Array, "b t n h"]:
     """cuDNN's flash attention with a full (T, S) mask."""
-    out = jax.nn.dot_product_attention(
+    found = jax.nn.dot_product_attention(
         q_btnh, k_bsnh, v_bsnh, mask=mask_bts[:, None], implementation="cudnn"
     )
-    return jnp.asarray(out)
+    return jnp.asarray(found)
 
 
 def splash(
@@ -64,7 +64,7 @@ def splash(
         k_bsnh, v_bsnh = (jnp.repeat(x, groups, axis=2) for x in (k_bsnh, v_bsnh))
     q_btnh = pad(q_btnh * q_btnh.shape[-1] ** -0.5)
     k_bsnh, v_bsnh = pad(k_bsnh), pad(v_bsnh)
-    operands = (q_btnh, k_bsnh, v_bsnh, pad(query_bt, NOBODY), pad(key_bs, NOBODY))
+    given = (q_btnh, k_bsnh, v_bsnh, pad(query_bt, NOBODY), pad(key_bs, NOBODY))
     run = functools.partial(
         jax.lax.platform_dependent,
         cpu=functools.partial(_padded_splash, causal_from, True),
@@ -78,7 +78,7 @@ def splash(
         run = jax.shard_map(
             run, in_specs=(whole, whole, whole, rows, rows), out_specs=whole, check_vma=False
         )
-    return run(*operands)[:, :t]
+    return run(*given)[:, :t]
 
 
 def _padded_splash(

@@ -135,8 +135,8 @@ def make_train_step(
 
             def add_part(total: Any, inputs: tuple[Batch, Array]):
                 part, number = inputs
-                result = value_and_grad(trained, part, jax.random.fold_in(keys.drop, number))
-                return jax.tree.map(jnp.add, total, result), None
+                found = value_and_grad(trained, part, jax.random.fold_in(keys.drop, number))
+                return jax.tree.map(jnp.add, total, found), None
 
             parts = _parts(batch, accumulate), jnp.arange(accumulate)
             shapes = jax.eval_shape(value_and_grad, trained, _part(parts[0], 0), keys.drop)

@@ -12,13 +12,13 @@ import pytest
 
 from jvae.evals.definitions import define
 from jvae.report import figures, look, maps, page
-from jvae.report.gather import OFFSETS, Factor, Content, Latents, Traversal
+from jvae.report.gather import OFFSETS, Factor, Found, Latents, Traversal
 
 EVIL = '<script>alert("x")</script> & $\\a_b$ 🙂'
 rng = np.random.default_rng(0)
 
 
-def found(groups=1, **changes) -> Content:
+def found(groups=1, **changes) -> Found:
     names = ["red", "green", EVIL]
     latents = Latents(
         mean_egz=rng.normal(size=(30, groups, 4)).astype(np.float32),
@@ -37,7 +37,7 @@ def found(groups=1, **changes) -> Content:
         for name, value in dict(nll_1=9.0, nll_10=8.5, neg_elbo=9.2, exact=8.0, mi=None).items()
     }
     log = [{"step": s, "train/loss": 100 / s, "train/kl": 1.0, "train/beta": s} for s in (1, 2, 3)]
-    whole = Content(
+    whole = Found(
         name=EVIL,
         config={"model.family": "optimus", "name": EVIL},
         log=[*log, {"step": 3, "valid/loss": 40.0, "valid/kl": None}],
