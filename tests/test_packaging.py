@@ -28,7 +28,7 @@ def declared() -> dict:
     arguments: dict = {}
     tree = ast.parse((TOP / "setup.py").read_text(encoding="utf-8"))
     tree.body = [n for n in tree.body if getattr(n, "module", None) != "setuptools"]
-    stand_ins = dict(setup=lambda **given: arguments.update(given), find_packages=lambda **_: [])
+    stand_ins = dict(setup=lambda **values: arguments.update(values), find_packages=lambda **_: [])
     exec(compile(tree, "setup.py", "exec"), stand_ins | {"__file__": str(TOP / "setup.py")})
     return arguments
 

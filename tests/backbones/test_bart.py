@@ -108,11 +108,11 @@ def test_states_logits_and_gradients(case):
     vocab = case.sizes["vocab"]
     close(logits[np.asarray(target.segment_bt) > 0][:, :vocab], _real(case, "logits"))
     close(value, case.io["f64.loss"])
-    found = names.write(case.table, grads, tied=False)
+    actual = names.write(case.table, grads, tied=False)
     stored = [name for name in case.io if name.startswith("f64.grad.")]
     assert len(stored) > 10
     for name in stored:
-        close(found[name.removeprefix("f64.grad.model.")], case.io[name])
+        close(actual[name.removeprefix("f64.grad.model.")], case.io[name])
 
 
 def _real(case, name):

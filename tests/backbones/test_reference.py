@@ -143,13 +143,13 @@ def test_gradients_of_every_tensor(case):
 
     value, grads = jax.jit(jax.value_and_grad(loss))(own)
     case.close(value, case("loss"), "loss")
-    found = names.write(case.table, {"decoder": grads}, tied=False)
+    actual = names.write(case.table, {"decoder": grads}, tied=False)
     prefix = f"{case.precision}.grad."
     stored = {n.removeprefix(prefix): a for n, a in case.io.items() if n.startswith(prefix)}
     assert stored
     for name, want in stored.items():
         ours = name.removeprefix(case.layout.files.prefix)
-        case.close(found[ours], want, name)
+        case.close(actual[ours], want, name)
 
 
 @pytest.mark.fast_on("llama")

@@ -28,9 +28,9 @@ class Spelt:
 def test_both_ways_read_every_text_twice(monkeypatch, alone, calls):
     vae = Spelt()
     monkeypatch.setattr("jvae.runs.loading.load", lambda run: vae)
-    found = bulk.measure("run", ["a", "bb", "ccc"], alone)
+    actual = bulk.measure("run", ["a", "bb", "ccc"], alone)
     assert vae.calls == calls
-    assert found["same"] and found["sentences"] == 3 and found["peak_memory_bytes"] > 1e6
+    assert actual["same"] and actual["sentences"] == 3 and actual["peak_memory_bytes"] > 1e6
 
 
 def test_the_record_holds_both_ratios_and_the_exit_code_both_bars(monkeypatch, tmp_path, capsys):
@@ -40,8 +40,8 @@ def test_the_record_holds_both_ratios_and_the_exit_code_both_bars(monkeypatch, t
 
     def run(command, **_):
         n, part = (word.split("=")[1] for word in command[-2:])
-        found = dict(sentences_per_s=speed[part], peak_memory_bytes=100 + int(n), same=True)
-        return SimpleNamespace(returncode=0, stdout=json.dumps(found))
+        actual = dict(sentences_per_s=speed[part], peak_memory_bytes=100 + int(n), same=True)
+        return SimpleNamespace(returncode=0, stdout=json.dumps(actual))
 
     monkeypatch.setattr(bulk, "subprocess", SimpleNamespace(run=run, PIPE=None))
     words = ["run", str(path), "--n=3", "--few=2", "--alone=1"]

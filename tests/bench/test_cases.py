@@ -49,8 +49,8 @@ def test_useful_flops_are_those_of_the_formula(lm):
     expected = 6 * weights * tokens + 12 * layers * width * (lengths**2).sum()
     # The last token predicts nothing.
     expected += 6 * vocab * width * (tokens - len(lengths))
-    found = flops.training(lm, {"dec": lengths})
-    assert found == pytest.approx(expected, rel=0.02)
+    actual = flops.training(lm, {"dec": lengths})
+    assert actual == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.slow
@@ -157,8 +157,8 @@ def test_synthetic_sentences_keep_their_lengths():
     spec = data.RowSpec(8, enc_row=8, slots=2, batch_rows=2)
     with batches(dataset, spec) as stream:
         batch, _ = next(stream)
-    found = cases.lengths([batch])
-    pairs = sorted(zip(found["enc"].tolist(), found["dec"].tolist(), strict=True))
+    actual = cases.lengths([batch])
+    pairs = sorted(zip(actual["enc"].tolist(), actual["dec"].tolist(), strict=True))
     assert pairs == [(2, 6), (3, 4), (5, 4)]
 
 
@@ -187,11 +187,11 @@ def test_the_cost_of_the_likelihood_is_compared(optimus, monkeypatch):
 def test_chains_are_measured_beside_the_plain_step_and_the_floor(sri, optimus, monkeypatch):
     monkeypatch.setattr(langevin, "STEPS", {"cpu": (2,)})
     monkeypatch.setattr(langevin, "VOCAB", 400)
-    made = langevin.works(sri)
-    assert [work.name for work in made] == ["plain", "chain_2"]
-    plain, moved = (float(work.call()[1]["rec"].sum) for work in made)
+    built = langevin.works(sri)
+    assert [work.name for work in built] == ["plain", "chain_2"]
+    plain, moved = (float(work.call()[1]["rec"].sum) for work in built)
     assert plain != moved  # the chain leaves the z that the plain step reads
-    assert made[1].program_flops > made[0].program_flops
+    assert built[1].program_flops > built[0].program_flops
     records = [
         *(dict(program="plain", call_ms=2), dict(program="chain_2", call_ms=9, k=2)),
         dict(program="torch_loop", call_ms=90, k=2, peer="torch"),

@@ -44,12 +44,12 @@ def test_windows_are_taken_in_turn_behind_a_warm_up(clock):
     # call as long as a window needs no third.
     a = fake_work("a", [0.75, 0.5, *[0.5, 0.5], *[1.0, 1.0], *[0.25, 0.25]], clock)
     b = fake_work("b", [2.0, 1.0, 3.0, 2.0], clock)
-    found = harness.windows([a, b], window_s=1.0)
-    for row in found.values():
+    actual = harness.windows([a, b], window_s=1.0)
+    for row in actual.values():
         assert len(row.pop("host_s")) == 3
     both = dict(first_s=5.0)
-    assert found["a"] == both | {"once_s": 0.5, "calls": 2, "call_s": [0.5, 1.0, 0.25]}
-    assert found["b"] == both | {"once_s": 2.0, "calls": 1, "call_s": [1.0, 3.0, 2.0]}
+    assert actual["a"] == both | {"once_s": 0.5, "calls": 2, "call_s": [0.5, 1.0, 0.25]}
+    assert actual["b"] == both | {"once_s": 2.0, "calls": 1, "call_s": [1.0, 3.0, 2.0]}
     with pytest.raises(ValueError, match="a name each"):
         harness.windows([a, a], window_s=1.0)
 

@@ -62,8 +62,8 @@ def test_the_loss_of_optimus_is_ours(optimus, attention, multiple):
     expected = our_nats(optimus, batch, post.mean_egz) + kl_e
     rows = peers._rows(peers._sentences([jax.device_get(batch)]), "cpu", multiple)
     with torch.no_grad():
-        found = peer(rows, torch.zeros(len(expected), config.latent))
-    assert float(found) == pytest.approx(expected.mean(), rel=1e-5)
+        actual = peer(rows, torch.zeros(len(expected), config.latent))
+    assert float(actual) == pytest.approx(expected.mean(), rel=1e-5)
 
 
 def test_the_lstm_of_the_chain_is_ours(sri):
@@ -97,8 +97,8 @@ def test_the_lstm_of_the_chain_is_ours(sri):
     expected = our_nats(sri, batch, z_egz)
     rows = peers._rows(peers._sentences([jax.device_get(batch)]), "cpu")
     with torch.no_grad():
-        found = peer(torch.from_numpy(z_egz[np.asarray(batch.valid_e), 0]), rows)
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+        actual = peer(torch.from_numpy(z_egz[np.asarray(batch.valid_e), 0]), rows)
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-5)
 
 
 def test_both_ways_train_on_the_sentences_of_our_batches(optimus, monkeypatch):
@@ -126,17 +126,17 @@ def test_an_update_moves_the_parameters():
 def test_generate_gives_as_many_tokens_as_are_counted(optimus, monkeypatch):
     from jvae.bench.torch_models import transformers
 
-    made = []
+    built = []
     generate = transformers.GPT2LMHeadModel.generate
 
     def kept(self, *args, **kwargs):
-        made.append(generate(self, *args, **kwargs))
-        return made[-1]
+        built.append(generate(self, *args, **kwargs))
+        return built[-1]
 
     monkeypatch.setattr(transformers.GPT2LMHeadModel, "generate", kept)
     work = peers.generation(optimus, 3, 5, "latents_3")
     work.call()
-    assert work.tokens == 15 and made[0].shape == (3, 2 + 5)
+    assert work.tokens == 15 and built[0].shape == (3, 2 + 5)
 
 
 def test_the_latent_is_read_by_generate(optimus):

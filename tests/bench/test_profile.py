@@ -36,9 +36,9 @@ def test_shares_add_up_and_loops_are_what_runs_in_them():
         {"ph": "X", "dur": 99, "args": {}},
         {"ph": "M", "name": "thread_name"},
     ]
-    found = profile.operations(events)
-    assert found == Counter({"dot.1": 30, "dot.2": 10, "add_fusion": 10})
-    assert profile.shares(found) == [
+    actual = profile.operations(events)
+    assert actual == Counter({"dot.1": 30, "dot.2": 10, "add_fusion": 10})
+    assert profile.shares(actual) == [
         ("matrix products", 80.0, "dot"),
         ("elementwise, fused", 20.0, "add_fusion"),
     ]

@@ -108,13 +108,13 @@ def test_the_whole_run_is_a_record():
 
 
 def test_newer_records_take_the_place_of_older_ones(tmp_path):
-    found, kept = tmp_path / "new.jsonl", tmp_path / "kept.jsonl"
+    new, kept = tmp_path / "new.jsonl", tmp_path / "kept.jsonl"
     for ms in (100.0, 300.0):
         rows = [record(call_ms=ms), record(config="lm-tiny", call_ms=ms)]
         other = dict(device="another", devices=1, cpu="x86_64", cores=2)
         rows += [record(hardware=other)] if ms == 100.0 else []
-        found.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        assert results.take(found, kept) == len(rows)
+        new.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert results.take(new, kept) == len(rows)
     rows = results.read_rows(kept)
     assert [row["call_ms"] for row in rows] == [300.0, 300.0, 200.0]
     with pytest.raises(ConfigError, match="no such file"):

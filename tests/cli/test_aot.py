@@ -59,7 +59,7 @@ def test_without_libtpu_virtual_devices_stand_for_chips(monkeypatch):
 
 def row(name: str, **changes) -> dict:
     """A row as `compile_for` gives it, with nothing in it that is not asked for."""
-    made = dict(
+    built = dict(
         config="c",
         topology=name,
         chip="v5e",
@@ -76,14 +76,14 @@ def row(name: str, **changes) -> dict:
         peak_bytes=2**30,
         collectives={"all-reduce": [1, 2**20, 2.0**21]},
     )
-    return made | changes
+    return built | changes
 
 
 def test_bounds_are_peaks_of_the_chip():
     chip = aot.Chip(flops_s=2e12, memory_bytes=2**30, memory_bytes_s=2.0**31, link_bytes_s=2.0**22)
-    found = aot._bounds(row("v5e-8"), chip)
-    assert found["bounds_ms"] == {"arithmetic": 2.0, "memory": 500.0, "links": 500.0}
-    assert found["fits"] and not aot._bounds(row("v5e-8", peak_bytes=2**30 + 1), chip)["fits"]
+    actual = aot._bounds(row("v5e-8"), chip)
+    assert actual["bounds_ms"] == {"arithmetic": 2.0, "memory": 500.0, "links": 500.0}
+    assert actual["fits"] and not aot._bounds(row("v5e-8", peak_bytes=2**30 + 1), chip)["fits"]
     loop = aot._bounds(row("v5e-8", turns=3), chip)["bounds_ms"]["memory"]
     assert loop == 1e3 * (2**30 + 2 * 2**20) / 2**31
     assert aot._bounds(row("v5e-8"), None) == {}

@@ -16,9 +16,9 @@ def pairs(tmp_path_factory):
     """Sentences and their next ones; the label is whether the first has its first factor at 0."""
     folder = tmp_path_factory.mktemp("task")
     for split, count in (("train", 120), ("valid", 40)):
-        made = grammar.corpus(split, count + 1)
+        sentences = grammar.corpus(split, count + 1)
         rows = [
-            f"{int(made[i].factors[0] == 0)}\t{made[i].text}\t{made[i + 1].text}\n"
+            f"{int(sentences[i].factors[0] == 0)}\t{sentences[i].text}\t{sentences[i + 1].text}\n"
             for i in range(count)
         ]
         (folder / f"{split}.tsv").write_text("".join(rows))

@@ -139,10 +139,10 @@ def test_held_out_sentences_are_not_trained_on(tmp_path, command):
     config, _ = configs.from_argv(command(tmp_path / "run")[:-1])
     splits, exact = run_data.read_splits(config)
     places = {
-        split: {one.line for one in found.examples() if found.keep_d[one.document]}
-        for split, found in splits.items()
+        split: {one.line for one in lines.examples() if lines.keep_d[one.document]}
+        for split, lines in splits.items()
     }
-    assert {split: len(found) for split, found in places.items()} == dict(
+    assert {split: len(lines) for split, lines in places.items()} == dict(
         train=361, valid=20, test=19
     )
     assert set.union(*places.values()) == set(range(1, 401)) and exact == {}
@@ -251,6 +251,6 @@ def test_kill_and_resume_is_bit_exact(command, untouched, tmp_path, caplog):
     assert main(command(broken)) == 0
     assert any(f"resumed at step {step} of 12" in caplog.messages for step in (4, 8))
 
-    expected, found = state_of(untouched), state_of(broken)
-    assert expected.keys() == found.keys() and len(expected) > 50
-    assert [name for name in expected if expected[name] != found[name]] == []
+    expected, actual = state_of(untouched), state_of(broken)
+    assert expected.keys() == actual.keys() and len(expected) > 50
+    assert [name for name in expected if expected[name] != actual[name]] == []

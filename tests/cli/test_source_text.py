@@ -27,9 +27,11 @@ SMALL = (
 @pytest.mark.parametrize("ablate", ["", ",ablate=no_product", ",ablate=shared", ",stack=bart"])
 def test_pairs_of_one_label(tmp_path, ablate, caplog):
     caplog.set_level(logging.INFO)
-    made = grammar.corpus("train", 600)
+    sentences = grammar.corpus("train", 600)
     for split, first, last in (("train", 0, 400), ("valid", 400, 500), ("test", 500, 599)):
-        rows = [f"{i % 2}\t{made[i].text}\t{made[i + 1].text}\n" for i in range(first, last)]
+        rows = [
+            f"{i % 2}\t{sentences[i].text}\t{sentences[i + 1].text}\n" for i in range(first, last)
+        ]
         (tmp_path / f"{split}.tsv").write_text("".join(rows))
     words = [f"--config=tasks:paraphrase,data={tmp_path}{ablate}", f"--workdir={tmp_path}/run"]
     own = [*SMALL, *(one.replace("decoder", "encoder") for one in SMALL if "model.decoder" in one)]
@@ -46,7 +48,7 @@ def test_pairs_of_one_label(tmp_path, ablate, caplog):
     outputs = (tmp_path / "run/samples/outputs.txt").read_text().split("\n")
     assert len(outputs) == 12 + 1
     blocks = (tmp_path / "run/samples/outputs_by_source.txt").read_text().split("\n\n")
-    known = {made[i].text: made[i + 1].text for i in range(501, 599, 2)}
+    known = {sentences[i].text: sentences[i + 1].text for i in range(501, 599, 2)}
     for block in filter(str.strip, blocks):
         source, reference, *texts = block.strip("\n").split("\n")
         assert reference == f"= {known[source]}" and len(texts) == 3
@@ -63,10 +65,10 @@ def test_responses_to_a_dialogue(tmp_path):
     """SpaceFusion from JSON lines of turns and references to ten responses of each context; then an
     Optimus run as its start.
     """
-    made = [one.text for one in grammar.corpus("train", 600)]
+    sentences = [one.text for one in grammar.corpus("train", 600)]
     for split, first, last in (("train", 0, 400), ("valid", 400, 500), ("test", 500, 590)):
         rows = [
-            dict(context=made[i : i + 3], responses=made[i + 3 : i + 5])
+            dict(context=sentences[i : i + 3], responses=sentences[i + 3 : i + 5])
             for i in range(first, last, 4)
         ]
         (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))

@@ -26,14 +26,14 @@ def _finished(folder: Path, rec: float, kl: float | None) -> None:
 
 
 def test_points_are_all_combinations():
-    made = sweep.points(configs.load("optimus"), AXES)
-    assert [p.values for p in made] == [
+    points = sweep.points(configs.load("optimus"), AXES)
+    assert [p.values for p in points] == [
         ("objective.beta.stop=0.1", "model.latent=4"),
         ("objective.beta.stop=0.1", "model.latent=8"),
         ("objective.beta.stop=1", "model.latent=4"),
         ("objective.beta.stop=1", "model.latent=8"),
     ]
-    assert len({p.name for p in made}) == 4
+    assert len({p.name for p in points}) == 4
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,9 @@ def test_dry_run_prints_commands_that_name_the_same_configs(capsys, tmp_path):
     words = ["--config=optimus:tiny", "--config.seed=3", f"--workdir={tmp_path / 'a b'}"]
     assert main([*words, *(f"--sweep={axis}" for axis in AXES), "--dry_run"]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
-    made = sweep.points(configs.load("optimus"), AXES)
+    points = sweep.points(configs.load("optimus"), AXES)
     assert len(lines) == 4 and not (tmp_path / "a b").exists()
-    for line, point in zip(lines, made, strict=True):
+    for line, point in zip(lines, points, strict=True):
         python, *argv = shlex.split(line)
         assert [python, *argv[:2]] == ["python", "-m", "jvae.main"]
         config, rest = configs.from_argv(argv[2:])
@@ -73,7 +73,7 @@ def test_dry_run_prints_commands_that_name_the_same_configs(capsys, tmp_path):
 
 def test_a_sweep_trains_each_point_and_collects_those_that_finish(tmp_path):
     config = configs.load("optimus")
-    made = sweep.points(config, AXES[:1])
+    points = sweep.points(config, AXES[:1])
     seen = []
 
     def train(cfg, folder):
@@ -82,7 +82,7 @@ def test_a_sweep_trains_each_point_and_collects_those_that_finish(tmp_path):
             raise DataError("no such file")
         _finished(folder, 13.0, 6.0)
 
-    text = sweep.run(config, made, tmp_path, train)
+    text = sweep.run(config, points, tmp_path, train)
     assert [stop for stop, _ in seen] == [0.1, 1.0]
     assert seen[1][1] == tmp_path / "objective.beta.stop=1"
     head, _, row = text.splitlines()
@@ -95,13 +95,13 @@ def test_a_sweep_trains_each_point_and_collects_those_that_finish(tmp_path):
 
 
 def test_a_sweep_of_which_nothing_finished_is_an_error(tmp_path):
-    made = sweep.points(configs.load("optimus"), AXES[:1])
+    points = sweep.points(configs.load("optimus"), AXES[:1])
     with pytest.raises(ConfigError, match="no point of the sweep has finished"):
-        sweep.collect(made, tmp_path)
+        sweep.collect(points, tmp_path)
 
 
 def test_models_without_a_rate_get_a_table_and_no_figure(tmp_path):
-    made = sweep.points(configs.load("optimus"), ["optim.lr=1"])
-    _finished(tmp_path / made[0].name, 20.0, None)
-    assert "| 1 | 20.00 ± 0.10 | - |" in sweep.collect(made, tmp_path)
+    points = sweep.points(configs.load("optimus"), ["optim.lr=1"])
+    _finished(tmp_path / points[0].name, 20.0, None)
+    assert "| 1 | 20.00 ± 0.10 | - |" in sweep.collect(points, tmp_path)
     assert not (tmp_path / f"{sweep.FIGURE}.png").exists()

@@ -40,8 +40,8 @@ class Spelt(LoadedVAE):
         object.__setattr__(self, "settings", settings)
         if z_egz.shape[1:] != (1, 2):
             raise ValueError(f"latents have shape {z_egz.shape}")
-        told = [f"{'a' * round(a)}{'b' * round(b)}" for ((a, b),) in z_egz.tolist()]
-        return [f"{s}:{t}" for s, t in zip(sources, told, strict=True)] if sources else told
+        texts = [f"{'a' * round(a)}{'b' * round(b)}" for ((a, b),) in z_egz.tolist()]
+        return [f"{s}:{t}" for s, t in zip(sources, texts, strict=True)] if sources else texts
 
     def nll(self, texts, sources=None, *, k=100, **_):
         return np.array([len(t) + k / 1000 for t in texts])
@@ -79,8 +79,8 @@ def test_edits(tool):
     ends = ("--text=a", "--text=aabb")
     assert tool("--mode=interpolate", "--steps=3", *ends) == "a\naab\naabb\n"
     assert tool("--mode=analogy", *ends, "--text=b") == "abbb\n"
-    told = tool("--mode=traverse", "--text=ab", "--dims=1").splitlines()
-    assert told[4] == "1\t+1\tabb" and len(told) == 7
+    lines = tool("--mode=traverse", "--text=ab", "--dims=1").splitlines()
+    assert lines[4] == "1\t+1\tabb" and len(lines) == 7
     assert len(tool("--mode=traverse", "--text=ab").splitlines()) == 14
 
 

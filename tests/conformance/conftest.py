@@ -287,7 +287,7 @@ class System:
             nats_bt = gen.log_lik(params, gen.prepare(params, noisy, drop, cond=cond), z_egz)
             return post.mean(params, q), nats_bt
 
-        return lambda *given: jax.device_get(run(self.params, *given))
+        return lambda *args: jax.device_get(run(self.params, *args))
 
     @functools.cached_property
     def wide(self) -> "System":

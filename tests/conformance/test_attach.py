@@ -23,12 +23,12 @@ def test_chains_follow_their_own_sentence_in_every_packing(system, sentences):
     def ends(params, batch, key):
         key_e = example_keys(key, batch.id_e)
         cond = gen.condition(params, batch)
-        found = [
+        actual = [
             attach(gen, prior, cfg).encode(params, batch, cond=cond, key_e=key_e)
             for cfg in (CHAIN, ChainConfig(0, chains=4))
         ]
-        joint = [gen.log_lik(params, gen.prepare(params, batch, cond=cond), z) for z in found]
-        return *found, *(nats_bt.sum() for nats_bt in joint)
+        joint = [gen.log_lik(params, gen.prepare(params, batch, cond=cond), z) for z in actual]
+        return *actual, *(nats_bt.sum() for nats_bt in joint)
 
     by_packing = {}
     for packing in ("packed", "mixed"):
@@ -68,14 +68,14 @@ def test_nothing_is_sent_between_devices_inside_a_chain(system, sentences):
             return attach(gen, prior, chain).encode(params, batch, cond=cond, key_e=key_e)
 
         where = rules.shardings(system.model.axes, system.params, mesh)
-        given = (
+        inputs = (
             jax.device_put(system.params, where),
             jax.device_put(batch, meshes.batch_sharding(mesh)),
             jax.device_put(key, meshes.replicated(mesh)),
         )
-        compiled = jax.jit(meshes.under(mesh, ends)).lower(*given).compile()
+        compiled = jax.jit(meshes.under(mesh, ends)).lower(*inputs).compile()
         sent = collectives(compiled.as_text(), mesh.size)
-        return sent, np.asarray(compiled(*given))
+        return sent, np.asarray(compiled(*inputs))
 
     spread = dict(data=2, fsdp=2, tensor=2)
     few, ends_egz = ends_on(spread, 3)

@@ -159,9 +159,9 @@ def test_caches_that_grow_change_nothing(system, teacher, prompt, sentences, met
 
     def run(room: int):
         cfg = DecodeConfig(method=method, beam_width=2, min_length=4, max_length=8, room=room)
-        given = (system.params, z_egz, prompt, key_e)
-        decoded = system.jit(lambda *given: decode(system.model.gen, *given, cfg, **ids))
-        return jax.device_get(decoded(*given))
+        inputs = (system.params, z_egz, prompt, key_e)
+        decoded = system.jit(lambda *inputs: decode(system.model.gen, *inputs, cfg, **ids))
+        return jax.device_get(decoded(*inputs))
 
     got, want = run(2), run(8)
     assert want.length_e.max() == 8

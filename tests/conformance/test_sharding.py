@@ -147,11 +147,11 @@ def train(system, sizes, batch):
     state = system.jit(functools.partial(init_state, tx=tx))(params)
     compiled = system.jit(meshes.under(mesh, step))
     base = jax.device_put(jax.random.key(6), meshes.replicated(mesh))
-    found = []
+    actual = []
     for _ in range(STEPS):
         state, sums = compiled(state, batch, base)
-        found.append([float(sums[name].sum / sums[name].count) for name in ("loss", "grad_norm")])
-    return np.array(found)
+        actual.append([float(sums[name].sum / sums[name].count) for name in ("loss", "grad_norm")])
+    return np.array(actual)
 
 
 @pytest.mark.slow
@@ -188,7 +188,7 @@ def test_sampled_text_is_the_same_on_every_mesh(system, sentences):
         configs = [DecodeConfig(method=way, max_length=8) for way in ("greedy", "sample")]
         return [decode(gen, params, z_egz, prompt, keys, one, **ends).token_et for one in configs]
 
-    found = {}
+    actual = {}
     for name, sizes in {"one": ONE, **meshes_for(system)}.items():
         mesh, params, _, _ = placed(system, sizes, eight_rows(sentences))
         rows = meshes.batch_sharding(mesh)
@@ -196,8 +196,8 @@ def test_sampled_text_is_the_same_on_every_mesh(system, sentences):
         start = np.full((examples, 1), sentences.start, np.int32)
         prompt = jax.device_put(Prompt(start, np.ones(examples, np.int32)), rows)
         run = system.jit(meshes.under(mesh, texts))
-        found[name] = jax.device_get(run(params, keys, prompt))
-    assert len({greedy.tobytes() for greedy in found["one"]}) == 2  # drawing makes a difference
-    for name, (greedy_et, drawn_et) in found.items():
-        np.testing.assert_array_equal(greedy_et, found["one"][0], err_msg=name)
-        np.testing.assert_array_equal(drawn_et, found["one"][1], err_msg=name)
+        actual[name] = jax.device_get(run(params, keys, prompt))
+    assert len({greedy.tobytes() for greedy in actual["one"]}) == 2  # drawing makes a difference
+    for name, (greedy_et, drawn_et) in actual.items():
+        np.testing.assert_array_equal(greedy_et, actual["one"][0], err_msg=name)
+        np.testing.assert_array_equal(drawn_et, actual["one"][1], err_msg=name)

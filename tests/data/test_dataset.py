@@ -141,29 +141,29 @@ def test_fill_of_real_sentences(corpus, tmp_path):
         pytest.skip(f"needs the {corpus} corpus and the vocabularies of BERT and GPT-2")
     dec = load(shared / "tokenizers/gpt2", "decoder")
     enc = load(shared / "tokenizers/bert-base-cased", "encoder")
-    found = survey(shared / "data" / corpus / "valid.txt", Reader(), tmp_path)
-    some = list(itertools.islice(found.texts(), 3000))
-    made = make_dataset(lines_of(some, corpus), dec, enc)
-    row = propose_rows({side: one.lengths for side, one in made.sides.items()}, 256)
+    lines = survey(shared / "data" / corpus / "valid.txt", Reader(), tmp_path)
+    some = list(itertools.islice(lines.texts(), 3000))
+    dataset = make_dataset(lines_of(some, corpus), dec, enc)
+    row = propose_rows({side: one.lengths for side, one in dataset.sides.items()}, 256)
     spec = RowSpec(dec_row=row.row["dec"], enc_row=row.row["enc"], slots=row.slots)
-    got = block_rows(made, spec)
+    got = block_rows(dataset, spec)
     assert min(*got.fill.values(), got.slot_fill) >= 0.95
 
 
 def test_counts():
     texts = ["a man", "the dog  runs é"]
-    made = make_dataset(lines_of(texts, "made"), train_word_level(texts))
-    assert made.counts() == Counts(sentences=2, words=6, chars=5 + 15, tokens=6)
-    assert made.counts(np.array([1])) == Counts(1, 4, 15, 4)
-    assert made.texts[1] == "the dog  runs é"
+    dataset = make_dataset(lines_of(texts, "made"), train_word_level(texts))
+    assert dataset.counts() == Counts(sentences=2, words=6, chars=5 + 15, tokens=6)
+    assert dataset.counts(np.array([1])) == Counts(1, 4, 15, 4)
+    assert dataset.texts[1] == "the dog  runs é"
 
 
 def test_source_texts_are_the_cond_side():
     texts, sources = ["a b", "c"], ["x y z", "x"]
     tok = train_word_level(texts + sources)
-    made = make_dataset(lines_of(texts, "made"), tok, cond=tok, sources=sources)
+    dataset = make_dataset(lines_of(texts, "made"), tok, cond=tok, sources=sources)
     spec = RowSpec(dec_row=16, cond_row=16, slots=2, batch_rows=1)
-    (batch,) = eval_batches(made, spec)
+    (batch,) = eval_batches(dataset, spec)
     assert batch.enc is None
     assert batch.cond.segment_bt[0].tolist() == [1] * 5 + [2] * 3 + [0] * 8
     with pytest.raises(ValueError, match="a cond tokenizer needs one source text for each line"):
@@ -179,19 +179,19 @@ def pairs(joined, **changes):
 
 
 def test_joined_sides_hold_source_and_text_of_which_the_text_is_scored():
-    tok, made = pairs(("enc", "dec"))
+    tok, dataset = pairs(("enc", "dec"))
     start, end = tok.start_id, tok.end_id
     ids = lambda text: tok.encode_batch([text])[0].tolist()[1:-1]  # noqa: E731
     want = [[*ids(s), end, *ids(t), end] for s, t in (("x y z", "a b"), ("x", "c"), ("y y", "a c"))]
-    assert [made.dec.tokens(i).tolist() for i in range(3)] == want
-    assert [made.enc.tokens(i).tolist() for i in range(3)] == want
-    assert made.cond.tokens(1).tolist() == [*ids("x"), end]
-    assert start not in made.dec.flat and start not in made.cond.flat
-    assert made.target_lengths.tolist() == [3, 2, 3]
-    assert made.counts() == Counts(sentences=3, words=5, chars=7, tokens=5)
+    assert [dataset.dec.tokens(i).tolist() for i in range(3)] == want
+    assert [dataset.enc.tokens(i).tolist() for i in range(3)] == want
+    assert dataset.cond.tokens(1).tolist() == [*ids("x"), end]
+    assert start not in dataset.dec.flat and start not in dataset.cond.flat
+    assert dataset.target_lengths.tolist() == [3, 2, 3]
+    assert dataset.counts() == Counts(sentences=3, words=5, chars=7, tokens=5)
     spec = RowSpec(dec_row=16, enc_row=16, cond_row=8, slots=3, batch_rows=2, seed=2)
-    found = {}
-    for batch in (one for one, _ in take(batches(made, spec), 4)):
+    actual = {}
+    for batch in (one for one, _ in take(batches(dataset, spec), 4)):
         for e, i in enumerate(batch.id_e):
             row, segment = divmod(e, 3)
             inside = batch.dec.segment_bt[row] == segment + 1
@@ -200,18 +200,18 @@ def test_joined_sides_hold_source_and_text_of_which_the_text_is_scored():
                 assert not scored.any()
                 continue
             assert batch.dec.token_bt[row][inside].tolist() == want[i]
-            assert batch.dec.token_bt[row][scored].tolist() == want[i][-made.target_lengths[i] :]
+            assert batch.dec.token_bt[row][scored].tolist() == want[i][-dataset.target_lengths[i] :]
             source = batch.cond.token_bt[row][batch.cond.segment_bt[row] == segment + 1]
-            assert source.tolist() == want[i][: -made.target_lengths[i]]
-            found[int(i)] = True
-    assert set(found) == {0, 1, 2}
+            assert source.tolist() == want[i][: -dataset.target_lengths[i]]
+            actual[int(i)] = True
+    assert set(actual) == {0, 1, 2}
 
 
 def test_one_side_may_be_joined_alone():
-    tok, made = pairs(("dec",))
-    assert made.dec.tokens(1).tolist()[-2:] == made.enc.tokens(1).tolist()[1:]
-    assert made.enc.tokens(1).tolist()[0] == tok.start_id
-    assert (made.dec.lengths - made.cond.lengths == made.enc.lengths - 1).all()
+    tok, dataset = pairs(("dec",))
+    assert dataset.dec.tokens(1).tolist()[-2:] == dataset.enc.tokens(1).tolist()[1:]
+    assert dataset.enc.tokens(1).tolist()[0] == tok.start_id
+    assert (dataset.dec.lengths - dataset.cond.lengths == dataset.enc.lengths - 1).all()
 
 
 def test_joined_sides_need_one_tokenizer():
@@ -225,8 +225,8 @@ def test_source_and_text_share_the_limit_of_a_joined_side():
     args = dict(dec=tok, cond=tok, sources=["x x x", "x"], joined=("dec",), limits={"dec": 6})
     with pytest.raises(DataError, match="made:1: 7 tokens .* more than the 6 that the model"):
         make_dataset(lines_of(["a b", "a b c"], "made"), **args)
-    made = make_dataset(lines_of(["a b", "a b c"], "made"), **args, on_error="drop")
-    assert list(made.texts) == ["a b c"] and len(made.cond.lengths) == 1
+    dataset = make_dataset(lines_of(["a b", "a b c"], "made"), **args, on_error="drop")
+    assert list(dataset.texts) == ["a b c"] and len(dataset.cond.lengths) == 1
 
 
 def test_line_over_the_limit_is_named_or_dropped():
@@ -240,11 +240,11 @@ def test_line_over_the_limit_is_named_or_dropped():
         "more than the 5 that the model has positions for (dec side)."
     )
     assert str(caught.value).startswith(expected)
-    made = make_dataset(lines, tok, limits={"dec": 5}, on_error="drop")
-    assert list(made.texts) == ["a b", "b"] and made.lines.where(1) == f"{path}:3"
-    assert made.dec.lengths.tolist() == [4, 3]
-    assert made.lines.dropped == {"too many tokens": 1}
-    assert "1 of 3 lines (33.3%) were dropped (too many tokens: 1)" in made.notes[0]
+    dataset = make_dataset(lines, tok, limits={"dec": 5}, on_error="drop")
+    assert list(dataset.texts) == ["a b", "b"] and dataset.lines.where(1) == f"{path}:3"
+    assert dataset.dec.lengths.tolist() == [4, 3]
+    assert dataset.lines.dropped == {"too many tokens": 1}
+    assert "1 of 3 lines (33.3%) were dropped (too many tokens: 1)" in dataset.notes[0]
     with pytest.raises(DataError, match="no line is left"):
         make_dataset(lines, tok, limits={"dec": 2}, on_error="drop")
 
@@ -303,12 +303,12 @@ def test_prefetch_raises_what_its_thread_raised_after_the_items_before_it():
 
 
 def test_prefetch_stays_within_its_depth_and_ends_when_closed_or_forgotten():
-    made = []
+    built = []
     go_on = threading.Event()
 
     def count():
         for i in itertools.count():
-            made.append(i)
+            built.append(i)
             if i == 3:
                 go_on.set()
             yield i
@@ -316,7 +316,7 @@ def test_prefetch_stays_within_its_depth_and_ends_when_closed_or_forgotten():
     before = threading.active_count()
     stream = Prefetch(count, 3)
     assert go_on.wait(10)  # three lie in the queue, the fourth is held by the thread
-    assert len(made) == 4
+    assert len(built) == 4
     stream.close()
     assert threading.active_count() == before and list(stream) == []
     forgotten = Prefetch(count, 1)

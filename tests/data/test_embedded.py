@@ -25,9 +25,9 @@ def test_it_is_drawn_once(draws, tmp_path):
     sentences = grammar.corpus("valid", 60)
     draws.clear()
     for _ in range(2):
-        found = embedded.split("valid", 60, tmp_path)
-        assert found.texts == [one.text for one in sentences]
-        np.testing.assert_array_equal(found.log_prob_n, [one.log_prob for one in sentences])
+        actual = embedded.split("valid", 60, tmp_path)
+        assert actual.texts == [one.text for one in sentences]
+        np.testing.assert_array_equal(actual.log_prob_n, [one.log_prob for one in sentences])
     assert draws == [("valid", 60)]
     # Another split, another length, another grammar.
     embedded.split("test", 60, tmp_path), embedded.split("valid", 50, tmp_path)

@@ -30,8 +30,8 @@ def datasets(monkeypatch):
     def load_dataset(name, configuration, split):
         if (name, configuration, split) not in sets:
             raise ValueError(f"Unknown split {split!r}.\nlong story")
-        found = sets[name, configuration, split]
-        return Rows({"text": text, "label": label} for text, label in found)
+        actual = sets[name, configuration, split]
+        return Rows({"text": text, "label": label} for text, label in actual)
 
     monkeypatch.setattr(module, "load_dataset", load_dataset, raising=False)
     monkeypatch.setitem(sys.modules, "datasets", module)

@@ -40,11 +40,11 @@ def write(folder, kind):
 def test_every_format_keeps_the_same_lines(tmp_path, kind):
     columns = dict(source="1", text="2", keep="0=1") if kind == "tsv" else {}
     reader = Reader(**(columns or dict(source="source", text="text", keep="label=1")))
-    found = survey([write(tmp_path, kind)], reader, tmp_path)
-    assert [one.example for one in found.examples()] == [("c", "a b", ""), ("i", "g h", "")]
-    assert len(found) == 2 and not found.dropped and list(found.texts()) == KEPT
-    assert f"data.keep={reader.keep} keeps 2 of 4 lines" in found.notes[-1]
-    assert found.files[0].lines == 4 + (kind == "csv")
+    actual = survey([write(tmp_path, kind)], reader, tmp_path)
+    assert [one.example for one in actual.examples()] == [("c", "a b", ""), ("i", "g h", "")]
+    assert len(actual) == 2 and not actual.dropped and list(actual.texts()) == KEPT
+    assert f"data.keep={reader.keep} keeps 2 of 4 lines" in actual.notes[-1]
+    assert actual.files[0].lines == 4 + (kind == "csv")
 
 
 def test_several_values_and_columns(tmp_path):
@@ -61,8 +61,8 @@ def test_several_values_and_columns(tmp_path):
 def test_what_is_left_out_is_never_at_fault(tmp_path):
     path = tmp_path / "pairs.tsv"
     path.write_text("1\tshort\n0\t\n0\tfar too many words here\n")
-    found = survey([path], Reader(text="1", keep="0=1", max_words=2), tmp_path)
-    assert list(found.texts()) == ["short"]
+    actual = survey([path], Reader(text="1", keep="0=1", max_words=2), tmp_path)
+    assert list(actual.texts()) == ["short"]
 
 
 def test_only_what_is_kept_is_the_content(tmp_path):

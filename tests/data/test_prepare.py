@@ -67,8 +67,8 @@ def memory():
 
 
 def prepared(cache):
-    (found,) = (cache / "prepared").glob("*/")
-    return found
+    (actual,) = (cache / "prepared").glob("*/")
+    return actual
 
 
 def content(folder):
@@ -157,7 +157,7 @@ def test_a_reader_travels_as_a_path(stored):
 
 
 def test_it_is_prepared_once_for_a_content(folder, stored, tmp_path, monkeypatch):
-    made = prepared(folder)
+    dataset = prepared(folder)
     moved = [write(tmp_path / "b.txt", sentences(90)[:40]), folder / "2.txt"]
     with monkeypatch.context() as patch:
         patch.setattr(preparing, "_prepare", lambda *_: pytest.fail("prepared again"))
@@ -174,7 +174,7 @@ def test_it_is_prepared_once_for_a_content(folder, stored, tmp_path, monkeypatch
         for change in changes:
             with pytest.raises(pytest.fail.Exception):
                 prepare(*change, folder, shard=SHARD)
-    assert prepared(folder) == made
+    assert prepared(folder) == dataset
 
 
 def flipped(path):
@@ -212,24 +212,24 @@ def test_damaged_files_are_made_again(tmp_path):
 
 
 def test_a_preparation_of_another_corpus_is_not_taken(tmp_path):
-    made = []
+    built = []
     for name in ("a", "b"):
         corpus = survey(
             write(tmp_path / f"{name}.txt", sentences(9, ord(name))), Reader(), tmp_path
         )
-        made.append((corpus, {"dec": train_word_level(WORDS)}, {}, tmp_path))
-        prepare(*made[-1])
+        built.append((corpus, {"dec": train_word_level(WORDS)}, {}, tmp_path))
+        prepare(*built[-1])
     first, second = sorted((tmp_path / "prepared").glob("*/"))
     shutil.rmtree(first)
     shutil.copytree(second, first)
-    texts = [list(prepare(*args).texts) for args in made]
+    texts = [list(prepare(*args).texts) for args in built]
     assert texts == [sentences(9, ord("a")), sentences(9, ord("b"))]
     for junk in (b"", b"[]", b"{}", b"[" * 9_999, b"\xff"):
         (first / "meta.json").write_bytes(junk)
-        assert [list(prepare(*args).texts) for args in made] == texts
+        assert [list(prepare(*args).texts) for args in built] == texts
     shutil.rmtree(first)
     first.write_text("a file")
-    assert [list(prepare(*args).texts) for args in made] == texts
+    assert [list(prepare(*args).texts) for args in built] == texts
 
 
 def test_shards_of_an_attempt_that_was_killed_are_checked(tmp_path, monkeypatch):
@@ -266,8 +266,8 @@ def test_two_processes_prepare_one_folder(tmp_path):
     both = [subprocess.Popen([sys.executable, script, "", tmp_path], env=env) for _ in range(2)]
     assert [one.wait() for one in both] == [0, 0]
     corpus = survey(tmp_path / "in.txt", Reader(), tmp_path)
-    made = prepare(corpus, tokenizers(), {}, tmp_path, shard=SHARD)
-    assert list(made.texts) == sentences(2_000) and made.notes == ()
+    dataset = prepare(corpus, tokenizers(), {}, tmp_path, shard=SHARD)
+    assert list(dataset.texts) == sentences(2_000) and dataset.notes == ()
     assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("*.part"))
 
 
@@ -277,11 +277,11 @@ def test_pairs_and_labels(tmp_path):
         write(tmp_path / "t.tsv", rows), Reader(source="1", label="0", text="2"), tmp_path
     )
     tok = train_word_level(["a b c d e f g h"])
-    made = prepare(corpus, {"dec": tok, "cond": tok}, {}, tmp_path, shard=2)
-    assert list(made.texts) == ["c", "e f", "h"]
-    assert list(made.lines.source) == ["a b", "d", "g"]
-    assert list(made.labels) == ["pos", "neg", "pos"]
-    (batch,) = eval_batches(made, RowSpec(dec_row=16, cond_row=16, slots=3, batch_rows=1))
+    dataset = prepare(corpus, {"dec": tok, "cond": tok}, {}, tmp_path, shard=2)
+    assert list(dataset.texts) == ["c", "e f", "h"]
+    assert list(dataset.lines.source) == ["a b", "d", "g"]
+    assert list(dataset.labels) == ["pos", "neg", "pos"]
+    (batch,) = eval_batches(dataset, RowSpec(dec_row=16, cond_row=16, slots=3, batch_rows=1))
     assert batch.cond.segment_bt[0].tolist() == [1] * 4 + [2] * 3 + [3] * 3 + [0] * 6
     plain = survey(tmp_path / "t.tsv", Reader(), tmp_path)
     with pytest.raises(DataError, match="the model reads a source text; set data.source"):
@@ -297,14 +297,14 @@ def test_joined_pairs_are_those_in_memory(tmp_path, joined):
     tok = train_word_level(WORDS)
     sides = {"dec": tok, "enc": tok, "cond": tok}
     corpus = survey(path, Reader(source="0"), tmp_path)
-    made = prepare(corpus, sides, {}, tmp_path, joined=joined, shard=8)
+    dataset = prepare(corpus, sides, {}, tmp_path, joined=joined, shard=8)
     memory = make_dataset(lines_of(texts, "made"), **sides, sources=sources, joined=joined)
-    assert made.counts() == memory.counts() and made.joined == joined
+    assert dataset.counts() == memory.counts() and dataset.joined == joined
     spec = RowSpec(dec_row=32, enc_row=32, cond_row=32, slots=3, batch_rows=2)
-    assert same(list(eval_batches(made, spec)), list(eval_batches(memory, spec)))
+    assert same(list(eval_batches(dataset, spec)), list(eval_batches(memory, spec)))
     # Not the preparation of a model that joins nothing.
     plain = prepare(corpus, sides, {}, tmp_path, shard=8)
-    assert (plain.dec.lengths + plain.cond.lengths - 2 == made.dec.lengths).all()
+    assert (plain.dec.lengths + plain.cond.lengths - 2 == dataset.dec.lengths).all()
 
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -319,10 +319,10 @@ def test_real_pairs(tmp_path, name, label):
     write(tmp_path / "t.tsv", map("\t".join, rows))
     corpus = survey(tmp_path / "t.tsv", Reader(label="0", source="1", text="2"), tmp_path)
     tok = train_bpe([text for row in rows for text in row[1:]], 400)
-    made = prepare(corpus, dict.fromkeys(("dec", "cond"), tok), {}, tmp_path, joined=("dec",))
-    assert label in set(made.labels) and len(made) == 200
-    longest = int(made.dec.lengths.max())
-    for batch in eval_batches(made, RowSpec(longest, cond_row=longest, slots=4, batch_rows=8)):
+    dataset = prepare(corpus, dict.fromkeys(("dec", "cond"), tok), {}, tmp_path, joined=("dec",))
+    assert label in set(dataset.labels) and len(dataset) == 200
+    longest = int(dataset.dec.lengths.max())
+    for batch in eval_batches(dataset, RowSpec(longest, cond_row=longest, slots=4, batch_rows=8)):
         for e, i in enumerate(batch.id_e):
             row, segment = divmod(e, 4)
             here = batch.dec.segment_bt[row] == segment + 1
@@ -364,20 +364,24 @@ def test_line_that_cannot_be_tokenised_is_named_or_dropped(tmp_path):
         prepare(survey(path, Reader(), cache), tok, {"dec": 9}, cache, shard=1)
     assert [one.suffix for one in (cache / "prepared").iterdir()] == [".lock"] * 2
     dropping = survey(path, Reader(on_error="drop"), cache)
-    made = prepare(dropping, tok, {"dec": 5}, cache, shard=1)  # shards without an example
-    assert list(made.texts) == ["a b", "b"] and made.lines.where(1) == f"{path}:4"
-    assert made.lines.dropped == {"too many tokens": 2, "special token": 1}
-    assert "3 of 5 lines (60.0%) were dropped (special token: 1, too many tokens" in made.notes[0]
+    dataset = prepare(dropping, tok, {"dec": 5}, cache, shard=1)  # shards without an example
+    assert list(dataset.texts) == ["a b", "b"] and dataset.lines.where(1) == f"{path}:4"
+    assert dataset.lines.dropped == {"too many tokens": 2, "special token": 1}
+    assert (
+        "3 of 5 lines (60.0%) were dropped (special token: 1, too many tokens" in dataset.notes[0]
+    )
     with pytest.raises(DataError, match="no line is left .*; check the row lengths"):
         prepare(dropping, tok, {"dec": 2}, cache)
 
 
 def test_unknown_words_are_reported(tmp_path):
     path = write(tmp_path / "a.txt", ["a b", "a zebra"])
-    made = prepare(
+    dataset = prepare(
         survey(path, Reader(), tmp_path), {"dec": train_word_level(["a b"])}, {}, tmp_path
     )
-    assert len(made.notes) == 1 and "25.0% of the tokens are unknown to tokeni" in made.notes[0]
+    assert (
+        len(dataset.notes) == 1 and "25.0% of the tokens are unknown to tokeni" in dataset.notes[0]
+    )
 
 
 def test_file_changed_behind_the_check_is_not_kept(tmp_path):
@@ -459,17 +463,17 @@ def test_killed_preparation_goes_on_and_gives_the_same_bytes(tmp_path):
         ran = subprocess.run([sys.executable, script, place, tmp_path], env=env)
         assert ran.returncode == -signal.SIGKILL
         (part,) = (tmp_path / "prepared").glob("*.part")
-        found = {p.name: p.stat().st_ino for p in part.glob("*-of-00005")}
-        assert len(found) == shards and finished.items() <= found.items()
+        actual = {p.name: p.stat().st_ino for p in part.glob("*-of-00005")}
+        assert len(actual) == shards and finished.items() <= actual.items()
         assert list(part.glob("*.tmp"))
-        finished = found
+        finished = actual
     corpus = survey(tmp_path / "in.txt", Reader(), tmp_path)
     prepare(corpus, tokenizers(), {}, tmp_path, shard=SHARD)
-    made = prepared(tmp_path)
-    after = {p.name: p.stat().st_ino for p in made.glob("*-of-00005")}
+    dataset = prepared(tmp_path)
+    after = {p.name: p.stat().st_ino for p in dataset.glob("*-of-00005")}
     assert len(after) == 5 and finished.items() <= after.items()
     prepare(corpus, tokenizers(), {}, tmp_path / "whole", shard=SHARD)
-    assert content(made) == content(prepared(tmp_path / "whole"))
+    assert content(dataset) == content(prepared(tmp_path / "whole"))
     assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("*.part"))
 
 

@@ -61,8 +61,8 @@ def test_a_set_is_prepared_and_read_by_name(data_dir, tmp_path):
     assert examples == [Example("a", "a man", "yes"), Example("d e", "the é", "no")]
     assert corpus.dropped == {"empty label": 1}
     tok = train_word_level(["a b c d e"])
-    made = prepare(corpus, {"dec": tok}, {}, tmp_path)
-    assert list(made.texts) == ["a", "d e"] and made.lines.where(1) == f"{name}:3"
+    dataset = prepare(corpus, {"dec": tok}, {}, tmp_path)
+    assert list(dataset.texts) == ["a", "d e"] and dataset.lines.where(1) == f"{name}:3"
     assert "tensorflow" not in sys.modules
 
 

@@ -109,11 +109,11 @@ def test_bpe_is_trained_on_pieces_of_bounded_length(monkeypatch):
 
     monkeypatch.setattr(tokenizers, "Tokenizer", Counting)
     text = "\u6f22" * 1_000 + " " * 500 + "." * 700 + " end"
-    made = train_bpe([text, "a b"], 300)
+    built = train_bpe([text, "a b"], 300)
     assert max(map(len, pieces)) == tokenizers.LONGEST_WORD
     assert sum(map(len, pieces)) == 3_000 + 500 + 700 + len("  end a b")
-    assert made.decode(made.encode_batch([text])[0]) == text
-    assert len(made.backend.pre_tokenizer.pre_tokenize_str("x" * 500)) == 1  # encoding is whole
+    assert built.decode(built.encode_batch([text])[0]) == text
+    assert len(built.backend.pre_tokenizer.pre_tokenize_str("x" * 500)) == 1  # encoding is whole
 
 
 @pytest.mark.parametrize("train", [train_word_level, train_bpe])

@@ -17,14 +17,14 @@ def lists(token, length):
 def hypotheses(beams, e):
     """(tokens, score, log p, ended) of one example's beams."""
     mine = jax.tree.map(lambda part: np.asarray(part[e]).tolist(), beams)
-    found = zip(
+    actual = zip(
         lists(mine.token_ewt, mine.length_ew),
         mine.score_ew,
         mine.log_prob_ew,
         mine.ended_ew,
         strict=True,
     )
-    return [hypothesis for hypothesis in found if hypothesis[0]]
+    return [hypothesis for hypothesis in actual if hypothesis[0]]
 
 
 def prompt_rows(prompt):
@@ -109,15 +109,15 @@ def test_beams_equal_slow_python(toy, cfg):
 
 def every_output(toy, params, z, prompt, max_length):
     """All outputs that end or have max_length tokens, with their log p."""
-    stack, found = [([], 0.0)], []
+    stack, actual = [([], 0.0)], []
     while stack:
         tokens, total = stack.pop()
         if len(tokens) == max_length or tokens[-1:] == [toy.end]:
-            found.append((tokens, total))
+            actual.append((tokens, total))
             continue
         log_p = toy.log_p(params, z, prompt + tokens)
         stack += [(tokens + [token], total + log_p[token]) for token in range(toy.vocab)]
-    return found
+    return actual
 
 
 def test_the_widest_beam_is_exhaustive_search(toy):

@@ -5,7 +5,7 @@ import pytest
 from jvae.evals import advice
 
 
-def found(values=None, bounds=(30.0, 20.0, 20.0), **facts):
+def advice_of(values=None, bounds=(30.0, 20.0, 20.0), **facts):
     log = [{"step": i, "valid/neg_elbo": bound} for i, bound in enumerate(bounds)]
     plain = dict(texts=10_000, dropped=0, pretrained=False, ended_early=False)
     sound = {"collapsed": False, "exact_match": 60.0}
@@ -13,7 +13,7 @@ def found(values=None, bounds=(30.0, 20.0, 20.0), **facts):
 
 
 def test_a_sound_model_gets_none():
-    assert found() == []
+    assert advice_of() == []
     assert advice.find({}, [], texts=10, dropped=0, pretrained=False, ended_early=False) == []
 
 
@@ -35,12 +35,12 @@ def test_a_sound_model_gets_none():
     ],
 )
 def test_each_fault_has_one_line(what, message):
-    (line,) = found(**what)
+    (line,) = advice_of(**what)
     assert re.search(message, line), line
 
 
 def test_what_is_no_fault():
-    assert found(bounds=(30.0, 20.0, 19.0), ended_early=True) == []
-    assert found(bounds=(30.0, 20.0, 19.9)) == []
-    assert found({"exact_match": 3.0, "exact_match_reachable": 40.0}) == []
-    assert found(dropped=50) == []
+    assert advice_of(bounds=(30.0, 20.0, 19.0), ended_early=True) == []
+    assert advice_of(bounds=(30.0, 20.0, 19.9)) == []
+    assert advice_of({"exact_match": 3.0, "exact_match_reachable": 40.0}) == []
+    assert advice_of(dropped=50) == []

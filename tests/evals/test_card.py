@@ -25,12 +25,12 @@ def report(toys):
     """Everything measured anew; returns the report, the latent metrics and their control."""
     likelihood, latent = results(toys, toys.discrete_params())
     _, control = results(toys, toys.discrete_params(seed=1))
-    made = Report("test", Card(commit="abc", preset="quick", seeds={"draws": 1}))
+    card = Report("test", Card(commit="abc", preset="quick", seeds={"draws": 1}))
     counts = text_counts(["a b c d"] * 20)
-    made.add_likelihood(likelihood, counts, rec_other_nats=9.5)
-    made.add_latent(latent, control, RecGap(9.5, 0.25, 0.01))
-    made.add_group({"exact_match_pct": 75.0, "bleu": 50.0, "bleu_signature": "sig"}, prefix="rec_")
-    return made, latent, control
+    card.add_likelihood(likelihood, counts, rec_other_nats=9.5)
+    card.add_latent(latent, control, RecGap(9.5, 0.25, 0.01))
+    card.add_group({"exact_match_pct": 75.0, "bleu": 50.0, "bleu_signature": "sig"}, prefix="rec_")
+    return card, latent, control
 
 
 def test_json_is_deterministic_sorted_and_separates_time(toys):
@@ -55,12 +55,12 @@ def test_json_is_deterministic_sorted_and_separates_time(toys):
 
 
 def test_latent_metrics_stand_beside_their_control(toys):
-    made, latent, control = report(toys)
-    rows = {row.name: row for row in made.rows}
+    card, latent, control = report(toys)
+    rows = {row.name: row for row in card.rows}
     assert rows["mi"].control == control.mi_nats != latent.mi_nats == rows["mi"].value
     assert rows["kl"].control == control.kl_nats and rows["rec"].control == 9.5
     assert rows["au_0.01"].control == control.active[0.01]
-    assert made.card.controls == {"latent": "untrained model"}
+    assert card.card.controls == {"latent": "untrained model"}
     with pytest.raises(ValueError, match="without their control"):
         Report("test", Card()).add_latent(latent, None)
     noisy = Report("test", Card())
@@ -69,12 +69,12 @@ def test_latent_metrics_stand_beside_their_control(toys):
 
 
 def test_the_table_is_aligned_and_says_what_it_rests_on(toys):
-    made, *_ = report(toys)
-    made.time["cost_ratio"] = 1.25
-    lines = made.table().splitlines()
+    card, *_ = report(toys)
+    card.time["cost_ratio"] = 1.25
+    lines = card.table().splitlines()
     assert lines[0] == "test (quick, K = 12, 20 sentences)"
     head = lines[2]
-    for row, line in zip(made.rows, lines[3:], strict=False):
+    for row, line in zip(card.rows, lines[3:], strict=False):
         assert line.startswith(row.name) and line[head.index("value") - 1] == " "
         assert line[head.index("control") :].startswith(show(row.control))
     assert "cost_ratio  1.25" in lines
@@ -90,25 +90,25 @@ def test_a_saturated_value_and_a_collapse_are_said(toys):
     model = toys.table_model((1, 1))
     posts = collect_posteriors(model, params, toys.id_batches(np.arange(9), 9), KEY)
     latent = latent_metrics(model, params, posts)
-    made = Report("test", Card())
-    made.add_latent(latent, latent, RecGap(1.0, 0.01, 0.0))
-    assert f"≥ {latent.mi_nats:.2f} (saturated)" in made.table()
-    assert made.as_dict()["details"]["latent"]["saturated"] is True
-    assert made.as_dict()["metrics"]["collapsed"]["value"] is True
-    assert "another sentence's latent costs less" in made.table()
+    card = Report("test", Card())
+    card.add_latent(latent, latent, RecGap(1.0, 0.01, 0.0))
+    assert f"≥ {latent.mi_nats:.2f} (saturated)" in card.table()
+    assert card.as_dict()["details"]["latent"]["saturated"] is True
+    assert card.as_dict()["metrics"]["collapsed"]["value"] is True
+    assert "another sentence's latent costs less" in card.table()
 
 
 def test_a_model_without_a_latent_prints_dashes(toys):
     model, params = toys.discrete((0, 0)), toys.discrete_params(0)
     batches = toys.text_batches(toys.all_strings()[:5], 5)
     likelihood = evaluate_likelihood(model, params, batches, KEY, 3)
-    made = Report("test", Card())
-    made.add_likelihood(likelihood)
-    made.add_latent(None, None)
-    metrics = made.as_dict()["metrics"]
+    card = Report("test", Card())
+    card.add_likelihood(likelihood)
+    card.add_latent(None, None)
+    metrics = card.as_dict()["metrics"]
     assert metrics["mi"]["value"] is None and metrics["ppl_w"]["value"] is None
     assert metrics["nll_3"]["value"] == metrics["rec"]["value"]
-    line = next(line for line in made.table().splitlines() if line.startswith("mi "))
+    line = next(line for line in card.table().splitlines() if line.startswith("mi "))
     assert line.split() == ["mi", "-", "-", "-"]
 
 
@@ -116,26 +116,26 @@ def test_loose_bounds_and_infinities_are_noted(toys):
     model, params, _ = toys.linear_gaussian(16, 4)
     params = {**params, "log_var": params["log_var"] + 2}
     likelihood = evaluate_likelihood(model, params, toys.id_batches(np.arange(4), 4), KEY, 20)
-    made = Report("test", Card())
-    made.add_likelihood(likelihood)
-    assert any("bound is loose" in note for note in made.notes)
+    card = Report("test", Card())
+    card.add_likelihood(likelihood)
+    assert any("bound is loose" in note for note in card.notes)
     likelihood.scores.nll_e[0] = np.inf
-    made = Report("test", Card())
-    made.add_likelihood(likelihood)
-    assert made.as_dict()["metrics"]["nll_20"]["value"] is None
-    assert "1 sentences have no finite NLL; means over them are dashes." in made.notes
+    card = Report("test", Card())
+    card.add_likelihood(likelihood)
+    assert card.as_dict()["metrics"]["nll_20"]["value"] is None
+    assert "1 sentences have no finite NLL; means over them are dashes." in card.notes
 
 
 def test_one_row_per_metric():
-    made = Report("test", Card())
-    made.add("x", 1, "")
+    card = Report("test", Card())
+    card.add("x", 1, "")
     with pytest.raises(ValueError, match="two rows are named 'x'"):
-        made.add("x", 2, "")
+        card.add("x", 2, "")
 
 
 def test_values_become_plain_json():
-    found = clean({1: np.float32("nan"), "b": jnp.arange(2), "c": (np.int64(3), np.bool_(True))})
-    assert found == {"1": None, "b": [0, 1], "c": [3, True]}
+    actual = clean({1: np.float32("nan"), "b": jnp.arange(2), "c": (np.int64(3), np.bool_(True))})
+    assert actual == {"1": None, "b": [0, 1], "c": [3, True]}
     assert clean(RecGap(None, float("inf"), 1.0))["gap_nats"] is None
     assert [show(v) for v in (None, float("nan"), 3, 12.25, 0.0123, 0.0)] == [
         "-",

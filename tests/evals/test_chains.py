@@ -43,7 +43,7 @@ def _contracting(factor, steps=4):
 @pytest.mark.parametrize("temperature", [0.0, 0.3])
 def test_change_of_variables_is_exact_where_end_points_are_wide(case, temperature):
     model, params, exact, batches = case(50)
-    found = change_of_variables.evaluate(
+    actual = change_of_variables.evaluate(
         model.gen,
         model.prior,
         _contracting(0.75),
@@ -53,21 +53,21 @@ def test_change_of_variables_is_exact_where_end_points_are_wide(case, temperatur
         draws=2_000,
         temperature=temperature,
     )
-    row = found.summary()
+    row = actual.summary()
     assert abs(row["nll_nats"] - exact.mean()) < 0.02
-    assert change_of_variables.alarm(found) is None
+    assert change_of_variables.alarm(actual) is None
     np.testing.assert_allclose(row["neg_elbo_nats"], row["rec_nats"] + row["kl_nats"], rtol=1e-6)
     assert row["neg_elbo_nats"] > row["nll_nats"]
 
 
 def test_change_of_variables_raises_the_alarm_where_they_are_narrow(case):
     model, params, exact, batches = case(50)
-    found = change_of_variables.evaluate(
+    actual = change_of_variables.evaluate(
         model.gen, model.prior, _contracting(0.01), params, batches, jax.random.key(0), draws=500
     )
-    row = found.summary()
+    row = actual.summary()
     assert row["nll_nats"] > exact.mean() + 0.3
-    warning = change_of_variables.alarm(found)
+    warning = change_of_variables.alarm(actual)
     assert warning is not None and "narrower than the posterior" in warning
 
 
@@ -92,8 +92,10 @@ def test_fitted_proposal_bounds_the_likelihood_closely_for_every_k(case):
     model, params, exact, batches = case(60)
     chain = _with_chain(model, CHAIN)
     key = jax.random.key(1)
-    found = evaluate_likelihood(chain, params, batches, key, 200, chunk=10, proposal=chain.proposal)
-    row = found.summary()
+    actual = evaluate_likelihood(
+        chain, params, batches, key, 200, chunk=10, proposal=chain.proposal
+    )
+    row = actual.summary()
     assert -0.03 < row["nll_nats"] - exact.mean() < 0.06
     assert row["nll_nats_at"][10] > row["nll_nats"]
     # Rec and KL are those of the fit, though half of the draws are the prior's.
@@ -110,14 +112,14 @@ def test_draws_from_the_prior_bound_the_likelihood_without_a_posterior(case):
     model, params, exact, batches = case(60)
     key, proposal = jax.random.key(3), mixture.from_prior(model.prior)
     astray = model._replace(post=_with_chain(model, CHAIN).metric_post)
-    found = [
+    actual = [
         evaluate_likelihood(one, params, batches, key, 2_000, chunk=100, proposal=proposal)
         for one in (model, astray)
     ]
-    row = found[0].summary()
+    row = actual[0].summary()
     assert -0.03 < row["nll_nats"] - exact.mean() < 0.1
     assert row["nll_nats_at"][10] > row["nll_nats"] + 0.1
-    np.testing.assert_allclose(found[1].scores.nll_e, found[0].scores.nll_e, rtol=1e-5)
+    np.testing.assert_allclose(actual[1].scores.nll_e, actual[0].scores.nll_e, rtol=1e-5)
 
 
 def test_active_units_need_two_sets_of_chains_to_agree(case):
@@ -125,9 +127,9 @@ def test_active_units_need_two_sets_of_chains_to_agree(case):
     key = jax.random.key(2)
     results = {}
     for name, chain in (("chain", CHAIN), ("prior", dataclasses.replace(CHAIN, steps=0))):
-        made = _with_chain(model, chain)
-        posts = collect_posteriors(made, params, batches, key)
-        results[name] = latent_metrics(made, params, posts)
+        built = _with_chain(model, chain)
+        posts = collect_posteriors(built, params, batches, key)
+        results[name] = latent_metrics(built, params, posts)
     assert results["chain"].active[0.01] == WIDTH
     assert results["prior"].active[0.01] == 0
     assert results["chain"].mi_nats > results["prior"].mi_nats + 0.5

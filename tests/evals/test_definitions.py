@@ -90,16 +90,16 @@ def test_a_pattern_takes_no_other_metric():
 
 
 def test_a_report_carries_its_definitions():
-    made = Report("test", Card())
+    card = Report("test", Card())
     for name in ("dist_1", "dist_2", "greedy_dist_1", "memorised", "rec_gap", "ess"):
-        made.add(name, 0.5, "")
-    made.rows.append(Row("mean_length", 3.0, "words", definition="mean words of samples"))
-    made.rows.append(Row("from_elsewhere", 3.0, ""))
-    legend = dict(made.definitions())
+        card.add(name, 0.5, "")
+    card.rows.append(Row("mean_length", 3.0, "words", definition="mean words of samples"))
+    card.rows.append(Row("from_elsewhere", 3.0, ""))
+    legend = dict(card.definitions())
     assert list(legend) == ["dist_<N>", "memorised", "rec_gap", "ess", "mean_length"]
-    lines = made.table().partition("\ndefinitions\n")[2].splitlines()
+    lines = card.table().partition("\ndefinitions\n")[2].splitlines()
     assert [line.split()[0] for line in lines] == list(legend)
     assert lines[-1].endswith("mean words of samples")
-    found = made.as_dict()["definitions"]
-    assert found["dist_2"] == DEFINITIONS["dist_<N>"] and found["mean_length"].startswith("mean")
-    assert found["from_elsewhere"] == ""
+    actual = card.as_dict()["definitions"]
+    assert actual["dist_2"] == DEFINITIONS["dist_<N>"] and actual["mean_length"].startswith("mean")
+    assert actual["from_elsewhere"] == ""

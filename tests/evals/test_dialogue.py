@@ -27,15 +27,15 @@ def test_with_one_reference_recall_is_the_maximum_and_precision_the_mean():
         ["see you at nine then", "hello there", "ok"],
     ]
     known = ["i like green tea a lot", "see you at nine"]
-    found = dialogue.bleu(responses, [[one] for one in known])
+    actual = dialogue.bleu(responses, [[one] for one in known])
     want = np.array(
         [[reference(r, k) for r in own] for own, k in zip(responses, known, strict=True)]
     )
-    np.testing.assert_allclose(found.recall_e, want.max(axis=1))
-    np.testing.assert_allclose(found.precision_e, want.mean(axis=1))
+    np.testing.assert_allclose(actual.recall_e, want.max(axis=1))
+    np.testing.assert_allclose(actual.precision_e, want.mean(axis=1))
     recall, precision = want.max(axis=1).mean(), want.mean()
-    assert found.f1 == pytest.approx(2 * recall * precision / (recall + precision))
-    assert 0 < found.f1 < 1
+    assert actual.f1 == pytest.approx(2 * recall * precision / (recall + precision))
+    assert 0 < actual.f1 < 1
 
 
 def test_several_references_are_each_recalled():
@@ -59,10 +59,10 @@ def test_distinct_words_of_one_response():
 
 def test_word_vectors_by_hand():
     vectors = {"a": np.array([1.0, 0]), "b": np.array([0, 2.0]), "c": np.array([-3.0, 0])}
-    found = dialogue.embedding_scores(["a", "b", "zebra"], ["a"], vectors)
-    assert found["average"] == pytest.approx(0.5 / np.hypot(0.5, 1))
-    assert found["extrema"] == pytest.approx(1 / np.hypot(1, 2))
-    assert found["greedy"] == pytest.approx((0.5 + 1) / 2)
+    actual = dialogue.embedding_scores(["a", "b", "zebra"], ["a"], vectors)
+    assert actual["average"] == pytest.approx(0.5 / np.hypot(0.5, 1))
+    assert actual["extrema"] == pytest.approx(1 / np.hypot(1, 2))
+    assert actual["greedy"] == pytest.approx((0.5 + 1) / 2)
     # The value of the largest size keeps its sign.
     assert dialogue.embedding_scores(["a", "c"], ["a"], vectors)["extrema"] == pytest.approx(-1)
     assert set(dialogue.embedding_scores(["zebra"], ["a"], vectors).values()) == {0.0}
@@ -76,8 +76,8 @@ def test_only_the_wanted_vectors_are_read(tmp_path):
     plain.write_text(text)
     packed.write_bytes(gzip.compress(text.encode()))
     for path in (plain, packed):
-        found = dialogue.read_vectors(path, {"a", "c", "z"})
-        assert {word: vector.tolist() for word, vector in found.items()} == {
+        actual = dialogue.read_vectors(path, {"a", "c", "z"})
+        assert {word: vector.tolist() for word, vector in actual.items()} == {
             "a": [1, 2],
             "c": [5, 6],
         }

@@ -77,7 +77,7 @@ def test_what_never_varies_is_left_out():
     factor, clean, _ = factors_and_codes(200)
     wide = np.hstack([clean, np.ones((200, 1))])
     same = np.hstack([factor, np.zeros((200, 1), int)])
-    found = disentangle.disentanglement(wide, same)
-    assert found == disentangle.disentanglement(clean, factor)
+    actual = disentangle.disentanglement(wide, same)
+    assert actual == disentangle.disentanglement(clean, factor)
     with pytest.raises(DataError, match="1 dimensions and 3 factors vary"):
         disentangle.disentanglement(clean[:, :1], factor)

@@ -19,19 +19,19 @@ def oracle():
 
 def test_accuracy_is_a_mean_over_labels(oracle):
     texts = ["great food", "great staff", "awful staff", "awful staff"]
-    found = oracle.accuracy(texts, ["good", "good", "good", "bad"])
-    assert found.by_label == {"bad": 100.0, "good": pytest.approx(200 / 3)}
-    assert found.mean == pytest.approx(500 / 6)
+    actual = oracle.accuracy(texts, ["good", "good", "good", "bad"])
+    assert actual.by_label == {"bad": 100.0, "good": pytest.approx(200 / 3)}
+    assert actual.mean == pytest.approx(500 / 6)
     # Binomial: p (1 - p) / n of the label that has errors, over both labels.
-    assert found.se == pytest.approx(100 * np.sqrt(2 / 9 / 3 / 4))
+    assert actual.se == pytest.approx(100 * np.sqrt(2 / 9 / 3 / 4))
 
 
 def test_scores_of_generated_texts(oracle):
     texts = ["the food was great", "the food was great", "a rude awful place", "great place to eat"]
-    found = metrics.generation(oracle, texts, ["good", "good", "bad", "bad"], GOOD + BAD)
-    assert found.accuracy == pytest.approx(75.0) and found.distinct == 75.0
-    assert 0 < found.bleu < 100 and found.self_bleu and found.dist_2
-    assert found.g == pytest.approx(np.sqrt(found.accuracy * found.bleu))
+    actual = metrics.generation(oracle, texts, ["good", "good", "bad", "bad"], GOOD + BAD)
+    assert actual.accuracy == pytest.approx(75.0) and actual.distinct == 75.0
+    assert 0 < actual.bleu < 100 and actual.self_bleu and actual.dist_2
+    assert actual.g == pytest.approx(np.sqrt(actual.accuracy * actual.bleu))
     real = metrics.generation(oracle, GOOD[:2] + BAD[:2], ["good"] * 2 + ["bad"] * 2, GOOD + BAD)
     assert real.accuracy == 100 and real.bleu == pytest.approx(100.0)
     alone = GOOD[:1] + BAD[:1] + ["nothing of this is anywhere else"]
@@ -42,9 +42,9 @@ def test_scores_of_generated_texts(oracle):
 def test_scores_of_transfer(oracle):
     sources = ["the food was great", "an awful rude place"]
     texts, goals = ["the food was awful", "an awful rude place"], ["bad", "good"]
-    found = metrics.transfer(oracle, texts, goals, sources)
-    assert found.accuracy == 50.0 and found.exact == 50.0 and found.reference_bleu is None
-    assert 0 < found.source_bleu < 100
+    actual = metrics.transfer(oracle, texts, goals, sources)
+    assert actual.accuracy == 50.0 and actual.exact == 50.0 and actual.reference_bleu is None
+    assert 0 < actual.source_bleu < 100
     known = [["the food was awful"], ["a friendly place", "an awful rude place"]]
     assert metrics.transfer(oracle, texts, goals, sources, known).reference_bleu == pytest.approx(
         100
@@ -55,9 +55,9 @@ def test_references_come_as_columns(tmp_path):
     path = tmp_path / "references.tsv.gz"
     lines = "bad\tawful food\tgreat food\tlovely food\ngood\ta nice place\ta bad place\n"
     path.write_bytes(gzip.compress(lines.encode()))
-    found = metrics.read_references(str(path), ("bad", "good"))
-    assert found.texts == ["awful food", "a nice place"] and found.label_n == ["bad", "good"]
-    assert found.references == [["great food", "lovely food"], ["a bad place"]]
+    actual = metrics.read_references(str(path), ("bad", "good"))
+    assert actual.texts == ["awful food", "a nice place"] and actual.label_n == ["bad", "good"]
+    assert actual.references == [["great food", "lovely food"], ["a bad place"]]
 
 
 @pytest.mark.parametrize(

@@ -68,20 +68,20 @@ def test_metrics_equal_a_slow_version_on_random_posteriors(toys, shape, chained)
     if chained:
         model = model._replace(post=model.post._replace(form=_Chained()))
     posts = collect_posteriors(model, params, toys.id_batches(np.arange(200), 64), KEY)
-    found = latent_metrics(model, params, posts, block=96, draws=7)
+    actual = latent_metrics(model, params, posts, block=96, draws=7)
     mi, kl, variance = slow_metrics(posts, params)
-    assert found.mi_nats == pytest.approx(mi, rel=1e-4)
-    np.testing.assert_allclose(found.kl_profile_gz.ravel(), kl, rtol=1e-4)
-    np.testing.assert_allclose(found.variance_gz.ravel(), variance, rtol=1e-4)
-    assert found.marginal_gap_nats == pytest.approx(kl.sum() - mi, rel=1e-3)
+    assert actual.mi_nats == pytest.approx(mi, rel=1e-4)
+    np.testing.assert_allclose(actual.kl_profile_gz.ravel(), kl, rtol=1e-4)
+    np.testing.assert_allclose(actual.variance_gz.ravel(), variance, rtol=1e-4)
+    assert actual.marginal_gap_nats == pytest.approx(kl.sum() - mi, rel=1e-3)
     for limit in (0.01, 0.2):
-        assert found.active[limit] == np.sum(variance > limit)
+        assert actual.active[limit] == np.sum(variance > limit)
         groups = np.sum(variance.reshape(shape) > limit, axis=1).tolist()
-        assert found.active_per_group[limit] == groups
-    assert found.active[0.01] > found.active[0.2] > 0
-    assert found.kl_profile_sorted == sorted(found.kl_profile_sorted, reverse=True)
-    assert found.mi_nats < found.kl_nats and found.mi_nats < found.ceiling_nats == np.log(200)
-    assert not found.saturated and not collapse_reasons(found)
+        assert actual.active_per_group[limit] == groups
+    assert actual.active[0.01] > actual.active[0.2] > 0
+    assert actual.kl_profile_sorted == sorted(actual.kl_profile_sorted, reverse=True)
+    assert actual.mi_nats < actual.kl_nats and actual.mi_nats < actual.ceiling_nats == np.log(200)
+    assert not actual.saturated and not collapse_reasons(actual)
 
 
 def test_blocks_and_batches_change_nothing(toys):
@@ -99,7 +99,7 @@ def test_blocks_and_batches_change_nothing(toys):
 @pytest.mark.slow
 def test_packing_changes_no_latent_metric(toys):
     model, params, words = toys.discrete(), toys.discrete_params(), toys.all_strings()[::6][:13]
-    found = []
+    actual = []
     for batches in (
         toys.text_batches(words, 13),
         toys.text_batches(words, 2, slots=3, pad=2, empty=(1,)),
@@ -107,8 +107,8 @@ def test_packing_changes_no_latent_metric(toys):
         posts = collect_posteriors(model, params, batches, KEY)
         likelihood = evaluate_likelihood(model, params, batches, KEY, 6, chunk=6)
         gap = rec_gap(model, params, batches, posts, likelihood, KEY, chunk=6)
-        found.append((latent_metrics(model, params, posts), gap))
-    (a, gap_a), (b, gap_b) = found
+        actual.append((latent_metrics(model, params, posts), gap))
+    (a, gap_a), (b, gap_b) = actual
     assert b.mi_nats == pytest.approx(a.mi_nats, rel=1e-4)
     np.testing.assert_allclose(b.variance_gz, a.variance_gz, rtol=1e-4)
     np.testing.assert_allclose(gap_b, gap_a, rtol=1e-4)
@@ -124,9 +124,9 @@ def test_separate_posteriors_saturate(toys):
     }
     model = toys.table_model((1, 1))
     posts = collect_posteriors(model, params, toys.id_batches(np.arange(20), 20), KEY)
-    found = latent_metrics(model, params, posts)
-    assert found.saturated and abs(found.mi_nats - np.log(20)) < 0.4
-    assert found.mi_nats < found.kl_nats
+    actual = latent_metrics(model, params, posts)
+    assert actual.saturated and abs(actual.mi_nats - np.log(20)) < 0.4
+    assert actual.mi_nats < actual.kl_nats
 
 
 def counting_params():

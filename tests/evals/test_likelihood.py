@@ -60,9 +60,9 @@ def test_all_strings_sum_to_one_and_the_bound_meets_the_quadrature(toys):
     assert np.abs(error).max() < 0.25 and abs(error.mean()) < 0.02
 
 
-def same_scores(found, expected, what, rtol=1e-4):
+def same_scores(actual, expected, what, rtol=1e-4):
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, err_msg=what), found, expected
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, err_msg=what), actual, expected
     )
 
 
@@ -83,8 +83,8 @@ def test_scores_do_not_depend_on_batches_packing_padding_or_chunks(toys):
     for name, batches in others.items():
         same_scores(scores_by_id(model, params, batches), expected, name)
     for chunk in (1, 7):
-        found = scores_by_id(model, params, toys.text_batches(words, 13), chunk=chunk)
-        same_scores(found, expected, f"chunks of {chunk}")
+        actual = scores_by_id(model, params, toys.text_batches(words, 13), chunk=chunk)
+        same_scores(actual, expected, f"chunks of {chunk}")
 
 
 @pytest.mark.multidevice
@@ -144,11 +144,11 @@ def test_without_a_closed_form_the_kl_is_that_of_the_draws(toys):
     params = {"mean": jnp.ones((4, 1, 3)), "log_var": jnp.full((4, 1, 3), -0.7)}
     batches = toys.id_batches(np.arange(4), 4)
     exact = evaluate_likelihood(toys.table_model((1, 3)), params, batches, KEY, 2)
-    found = evaluate_likelihood(
+    actual = evaluate_likelihood(
         toys.table_model((1, 3), closed_form=False), params, batches, KEY, 4000, chunk=1000
     )
-    np.testing.assert_allclose(found.scores.kl_e, exact.scores.kl_e, atol=0.1)
-    assert not np.allclose(found.scores.kl_e, exact.scores.kl_e, rtol=1e-6)
+    np.testing.assert_allclose(actual.scores.kl_e, exact.scores.kl_e, atol=0.1)
+    assert not np.allclose(actual.scores.kl_e, exact.scores.kl_e, rtol=1e-6)
 
 
 def test_a_latent_split_into_layers_scores_the_same(toys):
@@ -261,9 +261,9 @@ def test_cost_is_that_of_k_passes(toys, monkeypatch):
 
 def test_a_spot_check_says_what_more_draws_gain(toys):
     model, params, _ = toys.linear_gaussian(2, 8)
-    found = evaluate_likelihood(model, params, toys.id_batches(np.arange(8), 8), KEY, 20)
-    row = spot_row(found, 10)
-    assert row["name"] == "nll_20" and row["value"] == found.summary()["nll_nats"]
+    actual = evaluate_likelihood(model, params, toys.id_batches(np.arange(8), 8), KEY, 20)
+    row = spot_row(actual, 10)
+    assert row["name"] == "nll_20" and row["value"] == actual.summary()["nll_nats"]
     assert row["note"] == (
-        f"8 sentences; with K = 10 these have {found.scores.bound_e[10].mean():.2f}"
+        f"8 sentences; with K = 10 these have {actual.scores.bound_e[10].mean():.2f}"
     )

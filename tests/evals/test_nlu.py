@@ -46,16 +46,16 @@ def write(folder, train, valid):
 
 def test_files_of_a_task(tmp_path):
     rows = [("1", 'a "b', "c"), ("0", "d", "e")]
-    found = nlu_tasks.read("glue/rte", write(tmp_path, rows, rows[1:]))
-    assert found.names == ("0", "1") and found.train.label_e.tolist() == [1, 0]
-    assert (found.train.first, found.train.second) == (['a "b', "d"], ["c", "e"])
-    assert found.valid.label_e.tolist() == [0] and found.files[0]["lines"] == 2
+    actual = nlu_tasks.read("glue/rte", write(tmp_path, rows, rows[1:]))
+    assert actual.names == ("0", "1") and actual.train.label_e.tolist() == [1, 0]
+    assert (actual.train.first, actual.train.second) == (['a "b', "d"], ["c", "e"])
+    assert actual.valid.label_e.tolist() == [0] and actual.files[0]["lines"] == 2
     pairs = [("2.5", "a", "b"), ("4", "c", "d")]
-    found = nlu_tasks.read("stsb", write(tmp_path, pairs, pairs))
-    assert found.names == () and found.train.label_e.tolist() == [2.5, 4.0]
+    actual = nlu_tasks.read("stsb", write(tmp_path, pairs, pairs))
+    assert actual.names == () and actual.train.label_e.tolist() == [2.5, 4.0]
     single = [("pos", "a b"), ("neg", "c")]
-    found = nlu_tasks.read("sst2", write(tmp_path, single, single))
-    assert found.train.second is None and found.names == ("neg", "pos")
+    actual = nlu_tasks.read("sst2", write(tmp_path, single, single))
+    assert actual.train.second is None and actual.names == ("neg", "pos")
 
 
 @pytest.mark.parametrize(
@@ -87,18 +87,18 @@ def test_tasks_and_folders_by_name(tmp_path):
 
 def test_scores_by_hand():
     said, label = np.array([1, 1, 0, 0, 1]), np.array([1, 0, 0, 1, 1])
-    found = nlu_tasks.scores(said, label, 2)
+    actual = nlu_tasks.scores(said, label, 2)
     # Two right of class 1 (of three said, three true), one of class 0 (of two and two).
-    assert found["accuracy"] == 60 and found["f1"] == pytest.approx(200 / 3)
-    assert found["macro_f1"] == pytest.approx((200 / 3 + 50) / 2)
-    assert found["matthews"] == pytest.approx(100 * (2 * 1 - 1 * 1) / np.sqrt(3 * 3 * 2 * 2))
+    assert actual["accuracy"] == 60 and actual["f1"] == pytest.approx(200 / 3)
+    assert actual["macro_f1"] == pytest.approx((200 / 3 + 50) / 2)
+    assert actual["matthews"] == pytest.approx(100 * (2 * 1 - 1 * 1) / np.sqrt(3 * 3 * 2 * 2))
     assert nlu_tasks.scores(np.zeros(5), label, 2)["matthews"] == 0
     assert "f1" not in nlu_tasks.scores(np.array([0, 1, 2]), np.array([0, 1, 2]), 3)
     ranks = nlu_tasks.scores(np.array([1.0, 2, 30]), np.array([0.1, 0.2, 0.3]), 0)
     assert ranks["spearman"] == pytest.approx(100) and ranks["pearson"] < 95
     assert nlu_tasks.scores(np.ones(3), np.arange(3), 0) == {"spearman": 0.0, "pearson": 0.0}
-    assert all(define(f"nlu_{name}") for name in (*found, *ranks))
-    assert all(define(f"nlu_{name}_each_10").startswith("of a head") for name in found)
+    assert all(define(f"nlu_{name}") for name in (*actual, *ranks))
+    assert all(define(f"nlu_{name}_each_10").startswith("of a head") for name in actual)
 
 
 def bag(dim=6):
@@ -141,9 +141,9 @@ def test_frozen_features_do_not_depend_on_batches(which):
     model, params = bag()
     extract = classify.extractor(model, which)
     part, _ = examples(11, 0)
-    found = [classify.frozen_features(extract, params, part, size, 0) for size in (4, 16)]
-    np.testing.assert_allclose(*found, atol=1e-6)
-    assert found[0].shape == (11, 12 if which == "pooled" else 2)
+    actual = [classify.frozen_features(extract, params, part, size, 0) for size in (4, 16)]
+    np.testing.assert_allclose(*actual, atol=1e-6)
+    assert actual[0].shape == (11, 12 if which == "pooled" else 2)
 
 
 def test_heads_learn_what_the_features_say():

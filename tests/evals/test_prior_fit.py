@@ -155,8 +155,8 @@ def test_chains_and_layers(spec, more, kind, options, labelled, tmp_path):
     """Layer-wise latents get a joint density; those of a sampler are ends of its chains."""
     this, mesh, params = opened(spec, labelled, tmp_path, *more)
     request = PriorRequest(kind=kind, samples=2, sentences=40)
-    made = FITTED[kind].options(**options)
-    fit_prior(this, mesh, params, 0, request, made)
+    built = FITTED[kind].options(**options)
+    fit_prior(this, mesh, params, 0, request, built)
     rows = json.loads((tmp_path / f"eval/prior-{kind}.json").read_text())["metrics"]
     assert all(np.isfinite(rows[n][c]) for n in ("nll_2", "kl") for c in ("own", "fitted"))
     read = priors.read(tmp_path, kind, priors.weights_digest(params))

@@ -14,14 +14,14 @@ def blobs(count, seed=0, apart=3.0, kinds=3, width=6):
 
 def test_a_probe_finds_what_is_there_and_nothing_else():
     feature, label = blobs(200)
-    found = probe.linear_probe(feature, label)
-    assert found.mean > 95 and found.runs == 5 and found.sd is not None
+    actual = probe.linear_probe(feature, label)
+    assert actual.mean > 95 and actual.runs == 5 and actual.sd is not None
     chance = probe.linear_probe(feature, probe.permuted(label))
-    assert chance.mean < 50 < found.mean
-    assert found.majority == 100 * np.bincount(label).max() / 200
+    assert chance.mean < 50 < actual.mean
+    assert actual.majority == 100 * np.bincount(label).max() / 200
     # Scale does not matter: features are standardised on the fitted part.
     scaled = probe.linear_probe(feature * 10.0 ** np.arange(6) + 5, label)
-    assert scaled.mean == pytest.approx(found.mean, abs=1e-6)
+    assert scaled.mean == pytest.approx(actual.mean, abs=1e-6)
 
 
 def test_folds_are_disjoint_and_cover_all(monkeypatch):
@@ -84,12 +84,12 @@ def test_more_labels_help():
     train, label = blobs(400, apart=0.8)
     test, test_label = blobs(200, seed=1, apart=0.8)
     most = int(np.bincount(label).max())
-    found = probe.low_resource(train, label, test, test_label, sizes=(3, 30, most, 500), seeds=4)
-    assert list(found) == [3, 30, most]  # there are no 500
-    assert found[3].mean < found[30].mean
-    assert found[3].runs == 4 and found[most].runs == 1 and found[most].sd is None
+    actual = probe.low_resource(train, label, test, test_label, sizes=(3, 30, most, 500), seeds=4)
+    assert list(actual) == [3, 30, most]  # there are no 500
+    assert actual[3].mean < actual[30].mean
+    assert actual[3].runs == 4 and actual[most].runs == 1 and actual[most].sd is None
     again = probe.low_resource(train, label, test, test_label, sizes=(3,), seeds=4)
-    assert again[3] == found[3]
+    assert again[3] == actual[3]
 
 
 def test_budgets_are_of_each_label(monkeypatch):
@@ -102,15 +102,15 @@ def test_budgets_are_of_each_label(monkeypatch):
 
     monkeypatch.setattr(probe, "_fit", lambda x, y: drawn.append((x[:, 0], y)) or Probe())
     feature = np.arange(100.0)[:, None]
-    found = probe.low_resource(feature, label, feature, label, sizes=(1, 4, 90, 91), seeds=3)
+    actual = probe.low_resource(feature, label, feature, label, sizes=(1, 4, 90, 91), seeds=3)
     # A label with fewer gives all that it has.
-    assert list(found) == [1, 4, 90] and [one.runs for one in found.values()] == [3, 3, 1]
+    assert list(actual) == [1, 4, 90] and [one.runs for one in actual.values()] == [3, 3, 1]
     counts = [np.bincount(y).tolist() for _, y in drawn]
     assert counts == [[1, 1, 1]] * 3 + [[4, 4, 2]] * 3 + [[90, 8, 2]]
     assert len({tuple(x) for x, _ in drawn}) == 7
     assert probe.budget_fault(label, 91) == "the most frequent label, 0, has 90 sentences"
     assert not probe.budget_fault(label, 90)
-    assert found[4].majority == 90 and found[4].balanced == pytest.approx(100 / 3)
+    assert actual[4].majority == 90 and actual[4].balanced == pytest.approx(100 / 3)
 
 
 def test_labels_are_checked():
@@ -143,8 +143,8 @@ def test_matching_ignores_the_names_of_clusters():
 def test_clusters_are_the_likeliest_of_the_restarts():
     train, _ = blobs(300, apart=4.0)
     test, label = blobs(100, seed=1, apart=4.0)
-    found = cluster.clustering(train, test, label, restarts=4)
-    assert found.accuracy > 95 and found.nmi > 0.9 and len(found.restarts) == 4
-    assert found.accuracy in found.restarts
+    actual = cluster.clustering(train, test, label, restarts=4)
+    assert actual.accuracy > 95 and actual.nmi > 0.9 and len(actual.restarts) == 4
+    assert actual.accuracy in actual.restarts
     chance = cluster.clustering(train, test, probe.permuted(label), restarts=1)
     assert chance.accuracy < 60 and chance.nmi < 0.2

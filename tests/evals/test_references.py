@@ -21,8 +21,8 @@ def lines(count, seed=0, longest=12):
 
 
 def test_pairs_of_one_source_are_its_references():
-    found = references.groups(["s", "t", "s", "s"], ["a", "b", "c", "a"])
-    assert found == [("s", ["a", "c"]), ("t", ["b"])]
+    actual = references.groups(["s", "t", "s", "s"], ["a", "b", "c", "a"])
+    assert actual == [("s", ["a", "c"]), ("t", ["b"])]
     assert references.by_source(["a", "b", "c", "d"], 2) == [["a", "b"], ["c", "d"]]
 
 
@@ -58,8 +58,8 @@ def test_rouge_by_hand():
     pytest.importorskip("rouge_score")
     score = references.rouge_scorer()
     # 2 of 3 words, 1 of 2 bigrams, and "the cat" in order; stems are equal.
-    found = score("the cats sat", ["the cat stood"])
-    assert found == pytest.approx({"rouge_1": 200 / 3, "rouge_2": 50, "rouge_l": 200 / 3})
+    actual = score("the cats sat", ["the cat stood"])
+    assert actual == pytest.approx({"rouge_1": 200 / 3, "rouge_2": 50, "rouge_l": 200 / 3})
     # "sat the cat": the same words, no longer in order.
     assert score("sat the cat", ["the cat sat"])["rouge_l"] == pytest.approx(200 / 3)
     assert score("sat the cat", ["the cat sat"])["rouge_1"] == pytest.approx(100)
@@ -75,13 +75,13 @@ def test_mean_and_best_of_the_texts_of_a_source():
         ["it is red and blue now", "nothing of the kind at all"],
     )
     texts = [list(pair) for pair in zip(right, wrong, strict=True)]
-    found = references.fidelity(texts, known)
+    actual = references.fidelity(texts, known)
     low = text.corpus_bleu_of(known, wrong)[0]
-    assert found["bleu"].mean == pytest.approx((100 + low) / 2)
-    assert found["bleu_best"].mean == pytest.approx(100)
-    assert found["rouge_1_best"] == pytest.approx((100, 0))
-    assert found["rouge_2"].mean == pytest.approx(50)
-    assert found["rouge_1"].se is not None and found["bleu"].se is None
+    assert actual["bleu"].mean == pytest.approx((100 + low) / 2)
+    assert actual["bleu_best"].mean == pytest.approx(100)
+    assert actual["rouge_1_best"] == pytest.approx((100, 0))
+    assert actual["rouge_2"].mean == pytest.approx(50)
+    assert actual["rouge_1"].se is not None and actual["bleu"].se is None
     one = references.fidelity([own[:1] for own in texts], known)
     assert one["bleu"] == one["bleu_best"] and one["rouge_l"] == one["rouge_l_best"]
     with pytest.raises(ValueError, match="same number of texts"):
@@ -89,14 +89,14 @@ def test_mean_and_best_of_the_texts_of_a_source():
 
 
 def test_diversity_by_hand():
-    found = references.diversity([["a b c", "a b d"], ["x y", "x y"]])
+    actual = references.diversity([["a b c", "a b d"], ["x y", "x y"]])
     # Bigrams {ab, bc} and {ab, bd} share one of three; equal texts share all.
-    assert found["jaccard"].mean == pytest.approx((1 / 3 + 1) / 2)
-    assert found["distinct"].mean == 1.5
-    assert found["dist_1"].mean == pytest.approx((4 / 6 + 2 / 4) / 2)
-    assert found["dist_3"].mean == 1  # the first source only: the other has no 3-grams
+    assert actual["jaccard"].mean == pytest.approx((1 / 3 + 1) / 2)
+    assert actual["distinct"].mean == 1.5
+    assert actual["dist_1"].mean == pytest.approx((4 / 6 + 2 / 4) / 2)
+    assert actual["dist_3"].mean == 1  # the first source only: the other has no 3-grams
     expected = sacrebleu.sentence_bleu("a b c", ["a b d"]).score
-    assert found["self_bleu"].mean == pytest.approx((expected + 100) / 2)
+    assert actual["self_bleu"].mean == pytest.approx((expected + 100) / 2)
     assert text.jaccard(["a", "a", "b"]) == pytest.approx(1 / 3)  # one word is one n-gram
     assert text.jaccard(["a b"]) is None
 
@@ -173,5 +173,5 @@ def test_bert_score_is_optional_and_named(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "bert_score", types.SimpleNamespace(score=score))
     monkeypatch.setattr(references, "check_bert_score", lambda model: None)
-    found = references.bert_score([["a", "x"], ["y", "y"]], [["a", "b"], ["c"]], "small")
-    assert found["bertscore"].mean == 25 and found["bertscore_best"].mean == 50
+    actual = references.bert_score([["a", "x"], ["y", "y"]], [["a", "b"], ["c"]], "small")
+    assert actual["bertscore"].mean == 25 and actual["bertscore_best"].mean == 50

@@ -34,9 +34,9 @@ def test_word_mover_is_the_whole_transport_program():
         ("a zebra eats", "a man walks"),  # words of no vector
     ]
     for a, b in pairs:
-        found = smoothness.word_mover(words, a, b)
-        assert found == pytest.approx(plain_transport(words, a, b), abs=1e-8), (a, b)
-        assert found == pytest.approx(smoothness.word_mover(words, b, a), abs=1e-8)
+        actual = smoothness.word_mover(words, a, b)
+        assert actual == pytest.approx(plain_transport(words, a, b), abs=1e-8), (a, b)
+        assert actual == pytest.approx(smoothness.word_mover(words, b, a), abs=1e-8)
     assert smoothness.word_mover(words, "man a eats", "eats a man") == 0
     # Words of like neighbours are near: the man and the dog both eat, and neither is "fast".
     near, far = ("dog", "man"), ("dog", "fast")
@@ -58,11 +58,11 @@ def test_smoothness_of_paths():
     whole = smoothness.word_mover(words, a, b)
     detour = sum(smoothness.word_mover(words, *pair) for pair in ((a, m), (m, b)))
     straight, bent, still = [a, a, b], [a, m, b], [a, m, a]
-    found = smoothness.smoothness(words, [straight, bent, still])
-    assert found.pairs == 2 and found.same_ends == 1
-    assert found.highest == pytest.approx(1.0)
-    assert found.lowest == pytest.approx(whole / detour)
-    assert found.mean == pytest.approx((1 + whole / detour) / 2)
+    actual = smoothness.smoothness(words, [straight, bent, still])
+    assert actual.pairs == 2 and actual.same_ends == 1
+    assert actual.highest == pytest.approx(1.0)
+    assert actual.lowest == pytest.approx(whole / detour)
+    assert actual.mean == pytest.approx((1 + whole / detour) / 2)
     assert smoothness.smoothness(words, [still]).mean is None
     # There and back is longer than straight on, and so is the control.
     rows = smoothness.smoothness_rows(words, [straight, [b, b, a], [m, a, a]])

@@ -40,10 +40,10 @@ def test_the_step_is_the_gradient():
 
 def test_batches_are_of_one_length():
     words_e = np.repeat([3, 4, 9], [40, 33, 1])
-    found = sri_probe._batches(words_e, np.random.default_rng(0))
-    assert all(len(set(words_e[ids])) == 1 for ids in found)
-    assert sorted(map(len, found)) == [1, 1, 8, 32, 32]
-    assert sorted(np.concatenate(found)) == list(range(74))
+    actual = sri_probe._batches(words_e, np.random.default_rng(0))
+    assert all(len(set(words_e[ids])) == 1 for ids in actual)
+    assert sorted(map(len, actual)) == [1, 1, 8, 32, 32]
+    assert sorted(np.concatenate(actual)) == list(range(74))
 
 
 def test_training_ends_with_the_fifth_halving_at_the_best_weights(monkeypatch):
@@ -66,10 +66,11 @@ def test_it_learns():
         name: blobs(count, i)
         for i, (name, count) in enumerate(dict(train=200, valid=300, test=300).items())
     }
-    found = sri_probe.accuracies(splits, 100)
-    assert len(found) == sri_probe.RUNS and np.std(found) < 3
+    actual = sri_probe.accuracies(splits, 100)
+    assert len(actual) == sri_probe.RUNS and np.std(actual) < 3
     assert (
-        np.mean(found) == pytest.approx(sri_probe._logistic(splits, 100), abs=3) and min(found) > 85
+        np.mean(actual) == pytest.approx(sri_probe._logistic(splits, 100), abs=3)
+        and min(actual) > 85
     )
 
 

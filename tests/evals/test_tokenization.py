@@ -30,9 +30,9 @@ def result(lines, words=WORD):
 
 
 def report(lines, lost):
-    made = Report("test", Card())
-    made.add_likelihood(result(lines), text_counts(lines), unknown={"dec": lost, "enc": lost})
-    return made
+    card = Report("test", Card())
+    card.add_likelihood(result(lines), text_counts(lines), unknown={"dec": lost, "enc": lost})
+    return card
 
 
 def test_unknown_tokens_are_counted_by_token_and_by_sentence():
@@ -61,8 +61,8 @@ def test_unknown_tokens_of_a_source_do_not_count():
 def test_a_perplexity_of_unknown_words_is_withheld():
     """With most words unknown the perplexity per word looked excellent."""
     lost = unknown_in(LINES, WORD)
-    made = report(LINES, lost)
-    metrics = made.as_dict()["metrics"]
+    card = report(LINES, lost)
+    metrics = card.as_dict()["metrics"]
     for name in ("ppl_w", "bpc"):
         assert metrics[name]["value"] is None
         assert metrics[name]["note"] == "withheld: 41.67 % unknown tokens"
@@ -71,23 +71,23 @@ def test_a_perplexity_of_unknown_words_is_withheld():
     assert metrics["nll_1"]["note"] == "41.67 % unknown tokens"
     assert metrics["unknown_tokens"]["value"] == lost.tokens_pct
     assert metrics["unknown_sentences"]["value"] == 50
-    assert made.as_dict()["card"]["unknown_tokens"]["enc"]["sentences_pct"] == 50
-    assert "41.67 % of the decoder's tokens are unknown" in made.notes[0]
-    line = next(one for one in made.table().splitlines() if one.startswith("ppl_w  "))
+    assert card.as_dict()["card"]["unknown_tokens"]["enc"]["sentences_pct"] == 50
+    assert "41.67 % of the decoder's tokens are unknown" in card.notes[0]
+    line = next(one for one in card.table().splitlines() if one.startswith("ppl_w  "))
     assert line.split()[1] == "-" and line.endswith("withheld: 41.67 % unknown tokens")
 
 
 @pytest.mark.parametrize("share, withheld", [(0.0, False), (2.0, False), (2.1, True)])
 def test_a_few_unknown_tokens_are_marked_only(share, withheld):
-    made = report(["a man"], Unknown(share, 100.0))
-    metrics = made.as_dict()["metrics"]
+    card = report(["a man"], Unknown(share, 100.0))
+    metrics = card.as_dict()["metrics"]
     assert (metrics["ppl_w"]["value"] is None) == (metrics["bpc"]["value"] is None) == withheld
     assert metrics["ppl_w"]["note"].endswith("unknown tokens") == (share > 0)
-    assert bool(made.notes) == withheld
+    assert bool(card.notes) == withheld
     per_word = Block("lagging", "w", [CompatRow("ppl", 7.0, "per word, K = 1")])
     per_token = Block("optimus", "w", [CompatRow("ppl", 8.0, "per token, K = 1")])
-    made.add_compat([per_word, per_token])
-    modes = made.as_dict()["compat"]
+    card.add_compat([per_word, per_token])
+    modes = card.as_dict()["compat"]
     assert (modes["lagging"]["metrics"]["ppl"]["value"] is None) == withheld
     assert modes["optimus"]["metrics"]["ppl"]["value"] == 8.0
 

@@ -65,7 +65,7 @@ def tiny(monkeypatch):
     plan.sizes.cache_clear()
 
 
-def given(tmp_path, folder, *words):
+def arguments(tmp_path, folder, *words):
     out, rows = f"--out={tmp_path / 'out'}", f"--rows={tmp_path / 'rows.jsonl'}"
     return comparison._arguments([f"--data=toy={folder}", "--budget=tiny", out, rows, *words])
 
@@ -78,14 +78,14 @@ def given(tmp_path, folder, *words):
     "entries, names", [(4_000, tuple(ENTRIES)), (10_002, ("lm", "lstm_vae", "optimus", "sri"))]
 )
 def test_models_have_as_many_parameters_that_compute(entries, names):
-    found = {}
+    actual = {}
     for name in names:
         entry = ENTRIES[name]
         size = plan.sizes(name, "cpu", entries)
-        found[name], every = plan.count(plan.sized(entry, BUDGETS["cpu"], size), entries)
-        assert found[name] <= every
-    assert {name: abs(n / found["lm"] - 1) < 0.1 for name, n in found.items()} == dict.fromkeys(
-        found, True
+        actual[name], every = plan.count(plan.sized(entry, BUDGETS["cpu"], size), entries)
+        assert actual[name] <= every
+    assert {name: abs(n / actual["lm"] - 1) < 0.1 for name, n in actual.items()} == dict.fromkeys(
+        actual, True
     )
 
 
@@ -118,14 +118,14 @@ def test_a_size_that_cannot_be_met_is_an_error(monkeypatch, tiny):
 
 
 def test_files_are_the_same_lines_for_all(tmp_path, folder, tiny):
-    made = data.prepare("toy", folder, TINY, tmp_path / "out")
+    dataset = data.prepare("toy", folder, TINY, tmp_path / "out")
     test = (tmp_path / "out/test.txt").read_text().splitlines()
     every = (folder / "test.txt").read_text().splitlines()
     assert len(test) == 8 and [line for line in every if line in test] == test
-    assert (made.sentences, made.kind, made.entries) == (60, "bpe", 300)
-    assert 1 <= made.per_row <= 16
+    assert (dataset.sentences, dataset.kind, dataset.entries) == (60, "bpe", 300)
+    assert 1 <= dataset.per_row <= 16
     again = data.prepare("toy", folder, TINY, tmp_path / "out")
-    assert again == made
+    assert again == dataset
     (folder / "test.txt").write_text("another text\n")
     with pytest.raises(ConfigError, match="prepared from other files"):
         data.prepare("toy", folder, TINY, tmp_path / "out")
@@ -137,9 +137,9 @@ def test_files_are_the_same_lines_for_all(tmp_path, folder, tiny):
 def test_a_closed_text_is_read_by_words(tmp_path, folder):
     for split in ("valid", "test", "train"):
         (folder / f"{split}.txt").write_text("the <unk> sat\non a <unk>\n" * 10)
-    made = data.prepare("closed", folder, TINY, tmp_path / "out")
-    assert made.kind == "word"
-    tokenizer = tokenizers.load(made.folder / "tokenizer", "decoder")
+    dataset = data.prepare("closed", folder, TINY, tmp_path / "out")
+    assert dataset.kind == "word"
+    tokenizer = tokenizers.load(dataset.folder / "tokenizer", "decoder")
     (ids,) = tokenizer.encode_batch(["the <unk> sat"])
     assert len(ids) == 5 and tokenizer.decode(ids) == "the <unk> sat"
 
@@ -149,7 +149,7 @@ def test_a_closed_text_is_read_by_words(tmp_path, folder):
 
 @pytest.mark.slow
 def test_commands_are_what_the_command_line_reads(tmp_path, folder, tiny):
-    jobs = comparison.plan(given(tmp_path, folder, "--sweep"))
+    jobs = comparison.plan(arguments(tmp_path, folder, "--sweep"))
     assert [one.entry for one in jobs if not one.point] == list(DEFAULT)
     assert len({one.folder for one in jobs}) == len(jobs)
     swept = [(one.entry, one.point) for one in jobs if one.point]
@@ -178,7 +178,7 @@ def test_commands_are_what_the_command_line_reads(tmp_path, folder, tiny):
 
 
 def test_stored_commands_name_no_machine(tmp_path, folder, tiny):
-    here = comparison.plan(given(tmp_path, folder, "--models=lm"))[0]
+    here = comparison.plan(arguments(tmp_path, folder, "--models=lm"))[0]
     there = comparison.plan(
         comparison._arguments(
             [f"--data=toy={folder}", "--budget=tiny", f"--out={tmp_path / 'x'}", "--models=lm"]
@@ -192,7 +192,7 @@ def test_stored_commands_name_no_machine(tmp_path, folder, tiny):
 def test_the_name_of_the_evaluation_changes_no_row(tmp_path, folder, monkeypatch, tiny):
     def planned(**evals):
         monkeypatch.setitem(BUDGETS, "tiny", TINY._replace(evals=evals))
-        return comparison.plan(given(tmp_path, folder, "--models=lm"))[0]
+        return comparison.plan(arguments(tmp_path, folder, "--models=lm"))[0]
 
     sizes = dict(samples=100, sentences=250, generate=500, interpolations=10)
     plain, named = planned(**sizes), planned(preset="comparison")
@@ -450,8 +450,8 @@ def test_cells_of_several_seeds():
 def test_what_cannot_be_is_told(entry, changes, message):
     rows = [made_up("lm"), made_up("lstm_lm", 28.0)]
     rows = [row for row in rows if row["entry"] != entry] + [made_up(entry, **changes)]
-    found = fair_rows.faults_of(rows).get(fair_rows.key(rows[-1]), [])
-    assert (found == []) if message is None else (len(found) == 1 and message in found[0])
+    actual = fair_rows.faults_of(rows).get(fair_rows.key(rows[-1]), [])
+    assert (actual == []) if message is None else (len(actual) == 1 and message in actual[0])
     text = fair_table.tables(rows)
     assert ("**Check**" in text) == (message is not None)
 

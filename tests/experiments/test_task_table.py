@@ -31,17 +31,19 @@ def cells(rows, comparison=()):
 
 
 def test_no_cell_is_empty_and_what_is_not_measured_says_why():
-    found = cells([])
-    assert len(found) == len(task_table.EXPERIMENTS) == len({e.key for e in task_table.EXPERIMENTS})
-    for line in found.values():
+    actual = cells([])
+    assert (
+        len(actual) == len(task_table.EXPERIMENTS) == len({e.key for e in task_table.EXPERIMENTS})
+    )
+    for line in actual.values():
         assert all(line) and line[5].startswith("not measured: ")
         assert not line[5].endswith(": ")
 
 
 def test_a_figure_comes_from_its_run_or_from_the_comparison():
-    found = cells([ROW], [SNLI, SNLI | dict(metrics={}, point="beta=1")])
-    assert found["O5"][4:6] == ["1,500 updates, 12 s on 2 cores", "R 0.250 ± 0.500, F1 0.125"]
-    assert found["O1"][4:6] == ["3 updates, 12 s on 2 cores", "MI 2.00"]
+    actual = cells([ROW], [SNLI, SNLI | dict(metrics={}, point="beta=1")])
+    assert actual["O5"][4:6] == ["1,500 updates, 12 s on 2 cores", "R 0.250 ± 0.500, F1 0.125"]
+    assert actual["O1"][4:6] == ["3 updates, 12 s on 2 cores", "MI 2.00"]
     saturated = cells([], [SNLI | dict(mi_saturated=True)])
     assert saturated["O1"][5] == "MI ≥ 2.00" and saturated["O5"][4] == "–"
 

@@ -21,9 +21,9 @@ QUICK = {
 
 
 def fitted(kind, z_ngz, labels=None, seed=0, **options) -> Fitted:
-    made = FITTED[kind].options(**options)
+    built = FITTED[kind].options(**options)
     names = () if labels is None else tuple(map(str, range(int(labels.max()) + 1)))
-    return fit(kind, made, z_ngz, jax.random.key(seed), labels, labels=names)
+    return fit(kind, built, z_ngz, jax.random.key(seed), labels, labels=names)
 
 
 @pytest.fixture
@@ -43,35 +43,35 @@ def draw(prior, params, n, seed=0):
 def reaches_the_entropy(toys, kind, width, bound, n=30_000, **options):
     mixture = toys.mixture(width)
     z_n1d, _ = mixture.sample(n, seed=0)
-    found = fitted(kind, z_n1d, **options)
-    params = join({}, found)
-    excess = toys.excess(found.prior(), params, mixture)
+    prior = fitted(kind, z_n1d, **options)
+    params = join({}, prior)
+    excess = toys.excess(prior.prior(), params, mixture)
     plain = fitted("gaussian", z_n1d)
     assert toys.excess(plain.prior(), join({}, plain), mixture) > 2 * bound  # one Gaussian does not
     assert -0.02 < excess < bound
-    return found, params
+    return prior, params
 
 
 @pytest.mark.parametrize("width", [2, pytest.param(32, marks=pytest.mark.slow)])
 def test_a_mixture_finds_a_mixture(toys, width):
     n = 8_000 if width == 2 else 60_000
-    found, params = reaches_the_entropy(toys, "gmm", width, 0.05, n, components=2)
-    z_n1d, mixture = draw(found.prior(), params, 2_000), toys.mixture(width)
+    actual, params = reaches_the_entropy(toys, "gmm", width, 0.05, n, components=2)
+    z_n1d, mixture = draw(actual.prior(), params, 2_000), toys.mixture(width)
     assert toys.energy_p(z_n1d[:, 0], mixture.sample(2_000, 7)[0][:, 0]) > 0.01
 
 
 def test_diagonal_components(toys):
     mixture = toys.mixture(2)
     mixture = mixture._replace(factor_kdd=mixture.factor_kdd * np.eye(2)[None])
-    found = fitted("gmm", mixture.sample(8_000, 0)[0], components=2, covariance="diagonal")
-    assert found.params["density"]["factor_ck"].shape == (1, 2, 2)
-    assert -0.02 < toys.excess(found.prior(), join({}, found), mixture) < 0.05
+    prior = fitted("gmm", mixture.sample(8_000, 0)[0], components=2, covariance="diagonal")
+    assert prior.params["density"]["factor_ck"].shape == (1, 2, 2)
+    assert -0.02 < toys.excess(prior.prior(), join({}, prior), mixture) < 0.05
 
 
 @pytest.mark.slow
 def test_a_flow_finds_a_mixture(optimized, toys):
-    found, params = reaches_the_entropy(toys, "flow", 2, 0.05, 100_000)
-    z_n1d, mixture = draw(found.prior(), params, 2_000), toys.mixture(2)
+    actual, params = reaches_the_entropy(toys, "flow", 2, 0.05, 100_000)
+    z_n1d, mixture = draw(actual.prior(), params, 2_000), toys.mixture(2)
     assert toys.energy_p(z_n1d[:, 0], mixture.sample(2_000, 7)[0][:, 0]) > 0.01
 
 
@@ -82,12 +82,12 @@ def test_samples_of_a_diffusion_are_those_of_a_mixture(optimized, toys):
     other_nd = mixture.sample(2_000, seed=7)[0][:, 0]
     plain = fitted("gaussian", z_n1d)
     assert toys.energy_p(draw(plain.prior(), join({}, plain), 2_000)[:, 0], other_nd) < 0.01
-    found = fitted("diffusion", z_n1d)
-    params = join({}, found)
+    diffusion = fitted("diffusion", z_n1d)
+    params = join({}, diffusion)
     for sampler, steps in (("deterministic", 20), ("stochastic", 50)):
-        prior = found.using(sampler=sampler, steps=steps).prior()
+        prior = diffusion.using(sampler=sampler, steps=steps).prior()
         assert toys.energy_p(draw(prior, params, 2_000)[:, 0], other_nd) > 0.01, sampler
-    exact = found.using(trace="exact").prior()
+    exact = diffusion.using(trace="exact").prior()
     assert -0.02 < toys.excess(exact, params, mixture, 2_000) < 0.25
 
 
@@ -112,16 +112,16 @@ def quick(kind, shape=(1, 2)) -> Fitted:
     [pytest.param(k, marks=[pytest.mark.slow] * (k in ("flow", "diffusion"))) for k in QUICK],
 )
 def test_draws_belong_to_keys_and_latents_keep_their_scale(kind, shape):
-    found = quick(kind, shape)
-    params = join({"decoder": {}}, found)
+    prior = quick(kind, shape)
+    params = join({"decoder": {}}, prior)
     assert set(params) == {"decoder", KEY}
-    z_egz = draw(found.prior(), params, 2_000)
+    z_egz = draw(prior.prior(), params, 2_000)
     assert z_egz.shape == (2_000, *shape) and np.isfinite(z_egz).all()
-    np.testing.assert_allclose(draw(found.prior(), params, 3), z_egz[:3], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(draw(prior.prior(), params, 3), z_egz[:3], rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(z_egz.mean(axis=0), latents(shape).mean(axis=0), atol=6.0)
     ratio_gz = z_egz.std(axis=0) / latents(shape).std(axis=0)
     assert (ratio_gz > 0.5).all() and (ratio_gz < 2.0).all()
-    assert found.prior() is dataclasses.replace(found, name="other").prior()  # compiled once
+    assert prior.prior() is dataclasses.replace(prior, name="other").prior()  # compiled once
 
 
 @pytest.mark.parametrize(
@@ -131,12 +131,12 @@ def test_draws_belong_to_keys_and_latents_keep_their_scale(kind, shape):
 def test_a_density_has_mass_one(kind):
     """By quadrature."""
     use = dict(trace="exact") if kind == "diffusion" else {}
-    found = quick(kind).using(**use)
-    shift_d, scale_d = (found.params[name][0] for name in ("shift_gz", "scale_gz"))
+    prior = quick(kind).using(**use)
+    shift_d, scale_d = (prior.params[name][0] for name in ("shift_gz", "scale_gz"))
     u_n = np.linspace(-8, 8, 161)
     z_n1d = np.stack(np.meshgrid(u_n, u_n), axis=-1).reshape(-1, 1, 2) * scale_d + shift_d
-    log_prob = jax.jit(found.prior().log_prob)
-    nats_n = np.asarray(log_prob(join({}, found), jnp.asarray(z_n1d, jnp.float32)), np.float64)
+    log_prob = jax.jit(prior.prior().log_prob)
+    nats_n = np.asarray(log_prob(join({}, prior), jnp.asarray(z_n1d, jnp.float32)), np.float64)
     mass = np.sum(np.exp(nats_n)) * float(np.prod(scale_d)) * (u_n[1] - u_n[0]) ** 2
     assert mass == pytest.approx(1.0, abs=2e-3)
 
@@ -162,16 +162,16 @@ def test_labels(kind, toys):
     mixture = toys.mixture(2)
     z_n1d, label_n = mixture.sample(2_000, seed=0)
     options = dict(components=1, starts=1) if kind == "gmm" else {}
-    found = fitted(kind, z_n1d, label_n, **options)
-    params = join({}, found)
-    assert found.labels == ("0", "1") and found.label_of("1") == 1
-    means = [draw(found.prior(label), params, 500)[:, 0, 0].mean() for label in ("0", "1")]
+    prior = fitted(kind, z_n1d, label_n, **options)
+    params = join({}, prior)
+    assert prior.labels == ("0", "1") and prior.label_of("1") == 1
+    means = [draw(prior.prior(label), params, 500)[:, 0, 0].mean() for label in ("0", "1")]
     np.testing.assert_allclose(means, [-2.0, 2.0], atol=0.2)
     # Without a label it is the mixture, which is the truth here.
-    assert abs(toys.excess(found.prior(), params, mixture)) < 0.02
-    each = [jax.jit(found.prior(label).log_prob)(params, z_n1d[:50]) for label in ("0", "1")]
+    assert abs(toys.excess(prior.prior(), params, mixture)) < 0.02
+    each = [jax.jit(prior.prior(label).log_prob)(params, z_n1d[:50]) for label in ("0", "1")]
     np.testing.assert_allclose(np.stack(each, 1), mixture.each(z_n1d[:50]), rtol=0.1, atol=0.5)
-    share = np.mean(draw(found.prior(), params, 2_000)[:, 0, 0] > 0.3)
+    share = np.mean(draw(prior.prior(), params, 2_000)[:, 0, 0] > 0.3)
     assert share == pytest.approx(0.7, abs=0.05)
 
 
@@ -180,44 +180,44 @@ def test_labels(kind, toys):
 def test_a_label_is_learned(optimized, kind, toys):
     z_n1d, label_n = toys.mixture(2).sample(20_000, seed=0)
     length = dict(steps=600) if kind == "flow" else dict(updates=1_500)
-    found = fitted(kind, z_n1d, label_n, **length)
-    params = join({}, found)
+    prior = fitted(kind, z_n1d, label_n, **length)
+    params = join({}, prior)
     for label, mean in (("0", -2.0), ("1", 2.0)):
-        drawn = draw(found.prior(label), params, 1_000)[:, 0, 0]
+        drawn = draw(prior.prior(label), params, 1_000)[:, 0, 0]
         assert drawn.mean() == pytest.approx(mean, abs=0.2)
         assert np.mean(np.sign(drawn) == np.sign(mean)) > 0.97
-    share = np.mean(draw(found.prior(), params, 2_000)[:, 0, 0] > 0.3)
+    share = np.mean(draw(prior.prior(), params, 2_000)[:, 0, 0] > 0.3)
     assert share == pytest.approx(0.7, abs=0.05)
     with pytest.raises(InputError, match="maps latents to noise by label"):
-        found.maps()
+        prior.maps()
     if kind == "diffusion":  # guidance moves samples away from the other label
-        strong = draw(found.using(guidance=3.0).prior("1"), params, 1_000)[:, 0, 0]
+        strong = draw(prior.using(guidance=3.0).prior("1"), params, 1_000)[:, 0, 0]
         assert strong.mean() > 2.1
 
 
 @pytest.mark.slow
 def test_the_trace_of_hutchinson_is_near_the_exact_one():
-    found = quick("diffusion", (2, 3))
-    params, z_egz = join({}, found), jnp.asarray(latents((2, 3))[:8])
+    prior = quick("diffusion", (2, 3))
+    params, z_egz = join({}, prior), jnp.asarray(latents((2, 3))[:8])
     exact, rough = (
         np.asarray(jax.jit(one.prior().log_prob)(params, z_egz))
-        for one in (found.using(trace="exact"), found.using(trace="hutchinson", probes=64))
+        for one in (prior.using(trace="exact"), prior.using(trace="hutchinson", probes=64))
     )
     np.testing.assert_allclose(rough, exact, atol=1.0)
 
 
 def test_a_density_that_is_not_computed():
-    found = quick("diffusion")
+    prior = quick("diffusion")
     with pytest.raises(ConfigError, match="--prior.trace=exact"):
-        found.prior().log_prob(join({}, found), jnp.zeros((1, 1, 2)))
+        prior.prior().log_prob(join({}, prior), jnp.zeros((1, 1, 2)))
 
 
 def test_a_dimension_that_never_varies_and_a_rare_label():
     z_ngz = latents()
     z_ngz[:, 0, 1] = 2.0
     label_n = np.arange(64) // 62  # the second label has two latents
-    found = fitted("gaussian", z_ngz, label_n)
-    z_egz = draw(found.prior("1"), join({}, found), 100)
+    prior = fitted("gaussian", z_ngz, label_n)
+    z_egz = draw(prior.prior("1"), join({}, prior), 100)
     assert np.isfinite(z_egz).all() and np.allclose(z_egz[:, 0, 1], 2.0, atol=1e-3)
 
 

@@ -55,18 +55,18 @@ def by_hand(kind) -> Fitted:
 
 @pytest.mark.parametrize("kind", QUICK)
 def test_draws_belong_to_keys_and_labels(kind):
-    found = by_hand(kind)
-    params = join({}, found)
-    z_n1d = draw(found.prior("good"), params, 40)
+    prior = by_hand(kind)
+    params = join({}, prior)
+    z_n1d = draw(prior.prior("good"), params, 40)
     assert z_n1d.shape == (40, 1, 3) and np.isfinite(z_n1d).all()
-    np.testing.assert_allclose(draw(found.prior("good"), params, 5), z_n1d[:5], rtol=1e-4)
-    other_n1d = draw(found.prior("bad"), params, 40)
+    np.testing.assert_allclose(draw(prior.prior("good"), params, 5), z_n1d[:5], rtol=1e-4)
+    other_n1d = draw(prior.prior("bad"), params, 40)
     assert not np.allclose(other_n1d, z_n1d)
     if kind == "ctrl_gen":
         np.testing.assert_allclose(z_n1d - other_n1d, 2.0, atol=1e-5)  # a vector of one scale
-    assert found.maps("good") is None and not has_density(found)
+    assert prior.maps("good") is None and not has_density(prior)
     with pytest.raises(ConfigError, match=f"one of kind {kind} only samples; fit another kind"):
-        found.prior().log_prob(params, jnp.zeros((1, 1, 3)))
+        prior.prior().log_prob(params, jnp.zeros((1, 1, 3)))
 
 
 @pytest.fixture
@@ -80,10 +80,10 @@ def optimized():
 @pytest.mark.parametrize("kind", QUICK)
 def test_a_label_is_learned(optimized, kind):
     z_n1d, number_n = two_classes(20_000, gap=2.5)
-    found = fitted(kind, z_n1d, number_n)
-    params = join({}, found)
+    prior = fitted(kind, z_n1d, number_n)
+    params = join({}, prior)
     for number, label in enumerate(LABELS):
-        drawn, own = draw(found.prior(label), params, 2_000)[:, 0], z_n1d[number_n == number][:, 0]
+        drawn, own = draw(prior.prior(label), params, 2_000)[:, 0], z_n1d[number_n == number][:, 0]
         np.testing.assert_allclose(drawn.mean(axis=0), own.mean(axis=0), atol=0.5)
         if kind == "gan":
             np.testing.assert_allclose(drawn.std(axis=0), own.std(axis=0), rtol=0.25)
@@ -95,8 +95,8 @@ def test_a_label_is_learned(optimized, kind):
 @pytest.mark.slow
 def test_ctrl_gen_changes_the_label_and_leaves_the_rest(optimized):
     z_n1d, number_n = two_classes(20_000, gap=2.5)
-    found = fitted("ctrl_gen", z_n1d, number_n)
-    moved = transfer(found, z_n1d[:1_000], "good")
+    prior = fitted("ctrl_gen", z_n1d, number_n)
+    moved = transfer(prior, z_n1d[:1_000], "good")
     assert np.mean(moved[:, 0, 0] > 3) > 0.9
     for dim in (1, 2):
         assert np.corrcoef(moved[:, 0, dim], z_n1d[:1_000, 0, dim])[0, 1] > 0.9
@@ -127,9 +127,9 @@ def test_ctrl_gen_needs_labels():
 
 def test_transfer_is_the_affine_map_between_gaussians():
     z_n1d, number_n = two_classes()
-    found = fitted("gaussian", z_n1d, number_n)
+    prior = fitted("gaussian", z_n1d, number_n)
     some, own = z_n1d[:50], [LABELS[number] for number in number_n[:50]]
-    moved = transfer(found, some, "good", own)
+    moved = transfer(prior, some, "good", own)
     is_good = number_n[:50] == 1
     np.testing.assert_array_equal(moved[is_good], some[is_good])
     moments = [
@@ -141,27 +141,27 @@ def test_transfer_is_the_affine_map_between_gaussians():
     expected = good_d + np.linalg.solve(bad_dd, left_nd.T).T @ good_dd.T
     np.testing.assert_allclose(moved[~is_good, 0], expected, atol=0.05)
     # Own labels are the likeliest ones, and these classes hardly overlap.
-    np.testing.assert_allclose(transfer(found, some, "good"), moved, atol=1e-5)
-    twice = transfer(found, some, "good", own, 2.0)
+    np.testing.assert_allclose(transfer(prior, some, "good"), moved, atol=1e-5)
+    twice = transfer(prior, some, "good", own, 2.0)
     np.testing.assert_allclose(twice - some, 2 * (moved - some), atol=1e-4)
-    assert transfer(found, some[:0], "bad").shape == (0, 1, 3)
+    assert transfer(prior, some[:0], "bad").shape == (0, 1, 3)
 
 
 def test_transfer_that_cannot_be():
     z_n1d, number_n = two_classes(64)
-    found = fitted("gaussian", z_n1d, number_n)
+    prior = fitted("gaussian", z_n1d, number_n)
     with pytest.raises(
         InputError, match="'goof' is unknown .*; did you mean 'good'.*Known: bad, g"
     ):
-        transfer(found, z_n1d[:2], "goof")
+        transfer(prior, z_n1d[:2], "goof")
     with pytest.raises(InputError, match="1 own labels for 2 latents"):
-        transfer(found, z_n1d[:2], "good", ["bad"])
+        transfer(prior, z_n1d[:2], "good", ["bad"])
     mixture = fitted("gmm", z_n1d, number_n, components=1, starts=1, iterations=2)
-    assert not transfers(mixture) and transfers(found)
+    assert not transfers(mixture) and transfers(prior)
     with pytest.raises(InputError, match="is of kind gmm, which brings no latent to another label"):
         transfer(mixture, z_n1d[:2], "good")
     diffusion = dataclasses.replace(
-        found, kind="diffusion", options=FITTED["diffusion"].options(width=8, heads=2, layers=1)
+        prior, kind="diffusion", options=FITTED["diffusion"].options(width=8, heads=2, layers=1)
     )
     with pytest.raises(InputError, match="cannot infer the labels .* add --prior.trace=exact"):
         transfer(diffusion, z_n1d[:2], "good")

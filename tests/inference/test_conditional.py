@@ -57,7 +57,7 @@ def _none(*_args, **_kwargs):
     raise AssertionError("not called here")
 
 
-def made(joined=("enc", "dec")):
+def setting(joined=("enc", "dec")):
     gen = Generator(
         condition=lambda params, batch, drop=None: _sums(params, batch.cond, batch.slots),
         prepare=_none,
@@ -111,7 +111,7 @@ def _greedy(z, cond, prompt, steps):
 
 @pytest.mark.parametrize("joined", [("enc", "dec"), ("dec",), ()])
 def test_ragged_sources_reach_prompt_condition_and_posterior(joined):
-    vae = made(joined)
+    vae = setting(joined)
     texts = ["h", "e f", "a b c", "d"]
     z_egz = vae.encode(texts, SOURCES)
     start = PARAMS["word"][TOK.start_id]
@@ -131,7 +131,7 @@ def test_ragged_sources_reach_prompt_condition_and_posterior(joined):
 
 
 def test_samples_of_a_source_stand_together():
-    vae = made()
+    vae = setting()
     z_egz = vae.sample_prior(2, 5, SOURCES)
     want = np.repeat([_vector(source) for source in SOURCES], 2, axis=0)
     assert z_egz.shape == (8, 1, 2) and 0 < np.abs(z_egz[:, 0] - want).max() < 1
@@ -145,7 +145,7 @@ def test_samples_of_a_source_stand_together():
 
 
 def test_a_long_source_leaves_the_positions_there_are():
-    vae = made()
+    vae = setting()
     long = " ".join("abcdefgh"[i % 8] for i in range(LIMIT - 3))
     z_egz = vae.sample_prior(1, 0, ["a", long])
     for z_gz in z_egz:  # whatever z: two positions are left after the source and its end
@@ -156,7 +156,7 @@ def test_a_long_source_leaves_the_positions_there_are():
 
 
 def test_sources_are_asked_for_and_refused():
-    vae = made()
+    vae = setting()
     z_egz = np.zeros((2, 1, 2))
     for call in (lambda: vae.sample(3), lambda: vae.encode(["a"]), lambda: vae.decode(z_egz)):
         with pytest.raises(ValueError, match="this model reads a source text: `sources` is a list"):

@@ -164,16 +164,16 @@ def test_a_list_gives_what_its_texts_give_alone(name):
     alone = np.concatenate([vae.encode([text]) for text in TEXTS])
     np.testing.assert_allclose(z_egz, alone, atol=1e-5)
     assert z_egz.size == 0 or len(np.unique(z_egz, axis=0)) == 11
-    told = vae.token_log_probs(TEXTS)
+    scored = vae.token_log_probs(TEXTS)
     for i in (1, 4):
         np.testing.assert_allclose(
-            told[i].nats, vae.token_log_probs(TEXTS[i : i + 1])[0].nats, atol=1e-4
+            scored[i].nats, vae.token_log_probs(TEXTS[i : i + 1])[0].nats, atol=1e-4
         )
-    assert [len(one.tokens) for one in told] == [len(text.split()) + 1 for text in TEXTS]
+    assert [len(one.tokens) for one in scored] == [len(text.split()) + 1 for text in TEXTS]
     nll = vae.nll(TEXTS, k=2, chunk=2)
     np.testing.assert_allclose(nll[4:6], np.append(*(vae.nll([t], k=2) for t in TEXTS[4:6])), 1e-4)
     if name == "lm":  # nothing to integrate over: the bound is the sum
-        np.testing.assert_allclose([-one.nats.sum() for one in told], nll, rtol=1e-5)
+        np.testing.assert_allclose([-one.nats.sum() for one in scored], nll, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -292,10 +292,10 @@ def test_edits():
     assert vae.interpolate("a", "b", 2, method="beam")[0] == "1.0 0.0{'method': 'beam'}"
     assert vae.analogy("a", "abb", "aaa") == "3.0 2.0"
     assert vae.traverse("ab", [1], (-1, 0.5)) == [["1.0 0.0", "1.0 1.5"]]
-    assert [len(told) for told in vae.traverse("ab")] == [7, 7]
-    found = vae.neighbors("ab", ["a", "aabb", "abb"], 2)
-    assert [(n.text, n.place) for n in found] == [("aabb", 1), ("abb", 2)]
-    assert found[0].distance == pytest.approx(0)
+    assert [len(texts) for texts in vae.traverse("ab")] == [7, 7]
+    actual = vae.neighbors("ab", ["a", "aabb", "abb"], 2)
+    assert [(n.text, n.place) for n in actual] == [("aabb", 1), ("abb", 2)]
+    assert actual[0].distance == pytest.approx(0)
     near = vae.neighbors("ab", ["a", "aabb", "abb"], 1, metric="euclidean")
     assert near[0].distance == 1
 
@@ -486,9 +486,9 @@ def test_unknown_words_are_told(caplog):
 def test_few_shapes_whatever_the_texts():
     words = rng.integers(1, 22, 3_000)
     texts = [" ".join("abcdefgh"[i % 8] for i in range(n)) for n in words]
-    found = batching.tokenise(texts, None, {"dec": TOK}, {"dec": LIMIT})
+    actual = batching.tokenise(texts, None, {"dec": TOK}, {"dec": LIMIT})
     shapes, seen = set(), []
-    for place_e, batch in batching.batches(found):
+    for place_e, batch in batching.batches(actual):
         shapes.add(batch.dec.token_bt.shape)
         seen += place_e.tolist()
         first = TOK.encode_batch([texts[place_e[0]]])[0]

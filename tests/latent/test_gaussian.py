@@ -133,8 +133,8 @@ def test_amortized_posterior(flat):
         key_ke = example_keys(key, jnp.arange(E), jnp.arange(5))
         eps_kegz = noise(key_ke, (1, Z))
         z_kegz = post.sample(None, flat, key_ke)
-        found = kl(None, post, flat, z_kegz[4], prior)
-        got = z_kegz, found.nats_egz, found.nats_e, post.log_prob(None, flat, z_kegz[0])
+        actual = kl(None, post, flat, z_kegz[4], prior)
+        got = z_kegz, actual.nats_egz, actual.nats_e, post.log_prob(None, flat, z_kegz[0])
         return got, (
             reparameterize(flat, eps_kegz),
             kl_standard(flat),
@@ -165,8 +165,8 @@ def test_no_latent_weighs_nothing():
     z_kegz = post.sample(None, None, key_ke)
     assert z_kegz.shape == (2, 3, *null.LATENT_SHAPE)
     assert prior.sample(None, key_ke[0]).shape == (3, *null.LATENT_SHAPE)
-    found = kl(None, post, None, z_kegz[0], prior)
-    assert found.nats_egz is not None and found.nats_egz.shape == (3, *null.LATENT_SHAPE)
+    actual = kl(None, post, None, z_kegz[0], prior)
+    assert actual.nats_egz is not None and actual.nats_egz.shape == (3, *null.LATENT_SHAPE)
     log_q_e, log_p_e = post.log_prob(None, None, z_kegz[0]), prior.log_prob(None, z_kegz[0])
-    for nats_e in (log_q_e, log_p_e, found.nats_e):
+    for nats_e in (log_q_e, log_p_e, actual.nats_e):
         np.testing.assert_array_equal(nats_e, np.zeros(3))

@@ -158,11 +158,11 @@ def test_a_posterior_without_a_density_declares_its_kl_or_has_none(case):
     # The closed form of a pair needs no density.
     closed, params, batch = case(None, blind)
     q = _encode(params, batch)
-    found = kl(params, closed.post, q, q.mean_egz, closed.prior)
-    np.testing.assert_allclose(found.nats_egz, kl_standard(q), rtol=1e-6)
+    actual = kl(params, closed.post, q, q.mean_egz, closed.prior)
+    np.testing.assert_allclose(actual.nats_egz, kl_standard(q), rtol=1e-6)
     # What is declared 0 is 0 whatever the pair.
-    found = kl(params, closed.post._replace(has_kl=False), q, q.mean_egz, closed.prior)
-    np.testing.assert_array_equal(found.nats_egz, np.zeros((4, 1, WIDTH)))
+    actual = kl(params, closed.post._replace(has_kl=False), q, q.mean_egz, closed.prior)
+    np.testing.assert_array_equal(actual.nats_egz, np.zeros((4, 1, WIDTH)))
 
 
 @pytest.mark.parametrize(

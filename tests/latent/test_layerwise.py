@@ -87,19 +87,19 @@ def test_densities_and_means_equal_those_written_out():
 @pytest.fixture(scope="module")
 def grid():
     """Log densities of prior and posterior on a grid over (z_1, z_2), and the area of a cell."""
-    chain, params, given = make_chain(), make_params(), make_post()
+    chain, params, chain_post = make_chain(), make_params(), make_post()
     line = jnp.linspace(-15.0, 15.0, 601)
     z_ngz = jnp.stack(jnp.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, G, Z)
 
     @jax.jit
     def densities(z_egz):
         spread = lambda a: jnp.broadcast_to(a[:1], (len(z_egz), *a.shape[1:]))  # noqa: E731
-        post, source = jax.tree.map(spread, given)
+        post, source = jax.tree.map(spread, chain_post)
         log_q = layerwise.posterior(chain, lambda *_: post).log_prob(params, post, z_egz)
         return log_q, layerwise.prior(chain).log_prob(params, z_egz, source)
 
     log_q_n, log_p_n = (np.asarray(x, np.float64) for x in densities(z_ngz))
-    return chain, params, given, log_q_n, log_p_n, float(line[1] - line[0]) ** 2
+    return chain, params, chain_post, log_q_n, log_p_n, float(line[1] - line[0]) ** 2
 
 
 def test_densities_integrate_to_one(grid):
@@ -109,11 +109,11 @@ def test_densities_integrate_to_one(grid):
 
 
 def test_closed_form_kl_has_the_mean_of_the_kl_by_quadrature(grid):
-    chain, params, given, log_q_n, log_p_n, area = grid
+    chain, params, chain_post, log_q_n, log_p_n, area = grid
     exact = np.sum(np.exp(log_q_n) * (log_q_n - log_p_n)) * area
     draws = 20_000
     key_ke = example_keys(jax.random.key(0), jnp.arange(1), jnp.arange(draws))
-    one = jax.tree.map(lambda a: a[:1], given)
+    one = jax.tree.map(lambda a: a[:1], chain_post)
     posterior, prior = layerwise.posterior(chain, lambda *_: one[0]), layerwise.prior(chain)
 
     @jax.jit
@@ -122,8 +122,8 @@ def test_closed_form_kl_has_the_mean_of_the_kl_by_quadrature(grid):
         spread = lambda a: jnp.broadcast_to(a, (draws, *a.shape[1:]))  # noqa: E731
         post, source = jax.tree.map(spread, one)
         log_q_k = posterior.log_prob(params, post, z_kgz)
-        found = kl(params, posterior, post, z_kgz, prior, source)
-        return found, log_q_k - prior.log_prob(params, z_kgz, source)
+        actual = kl(params, posterior, post, z_kgz, prior, source)
+        return actual, log_q_k - prior.log_prob(params, z_kgz, source)
 
     (kl_k, kl_kgz), gap_k = draw(params, one, key_ke)
     kl_k = np.asarray(kl_k, np.float64)
@@ -151,12 +151,12 @@ def test_density_of_a_draw_is_that_of_its_noise(noise_egz):
 
     @jax.jit
     def densities(params, post, noise_egz):
-        found = layerwise.walk(
+        walked = layerwise.walk(
             chain, params, layerwise.reparameterized, noise_egz, text_egcz=post.text_egcz
         )
-        log_var_egz = layerwise.clipped(chain, found.posterior).log_var_egz
+        log_var_egz = layerwise.clipped(chain, walked.posterior).log_var_egz
         expected = gaussian.log_standard(noise_egz) - 0.5 * jnp.sum(log_var_egz, axis=(1, 2))
-        return posterior.log_prob(params, post, found.z_egz), expected
+        return posterior.log_prob(params, post, walked.z_egz), expected
 
     np.testing.assert_allclose(*densities(params, post, noise_egz), rtol=1e-5)
 
@@ -170,8 +170,8 @@ def test_equal_heads_have_no_divergence_and_draw_alike():
     def both(params, post, key_e):
         source = post.text_egcz
         z_egz = posterior.sample(params, post, key_e[None])[0]
-        found = kl(params, posterior, post, z_egz, prior, source)
-        return z_egz, found.nats_egz, prior.sample(params, key_e, source)
+        actual = kl(params, posterior, post, z_egz, prior, source)
+        return z_egz, actual.nats_egz, prior.sample(params, key_e, source)
 
     z_egz, kl_egz, prior_egz = both(params, post, jax.random.split(jax.random.key(0), E))
     np.testing.assert_array_equal(kl_egz, 0.0)
@@ -192,8 +192,8 @@ def test_identical_layers_without_recurrence_add_up():
         chain = make_chain(groups, width)
         posterior, prior = layerwise.posterior(chain, lambda *_: post), layerwise.prior(chain)
         log_q_e = posterior.log_prob(params, post, z_egz)
-        found = kl(params, posterior, post, z_egz, prior)
-        return log_q_e, prior.log_prob(params, z_egz), found.nats_e
+        actual = kl(params, posterior, post, z_egz, prior)
+        return log_q_e, prior.log_prob(params, z_egz), actual.nats_e
 
     repeated = jax.tree.map(lambda a: jnp.repeat(a, layers, axis=1), (post, z_egz))
     run = jax.jit(densities, static_argnums=0)

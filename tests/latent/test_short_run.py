@@ -98,14 +98,14 @@ def test_no_parameter_gradient_is_formed_inside_the_chain(toys):
         ctx = model.gen.prepare(params, packed)
         return model.gen.log_lik(params, ctx, jnp.zeros((4, 1, 5))).sum()
 
-    def made(loss):
+    def primitives(loss):
         return set(_products(jax.make_jaxpr(jax.grad(loss))(params).jaxpr))
 
     named = named_leaves(params["decoder"])
     kernels = {leaf.shape for name, leaf in named.items() if not name.endswith("bias")}
     weights = kernels | {shape[::-1] for shape in kernels} | {(11, 44), (44, 11), (4, 11, 11)}
-    assert made(through_chain) and not made(through_chain) & weights
-    assert made(through_decoder) & weights  # where they are formed, the search finds them
+    assert primitives(through_chain) and not primitives(through_chain) & weights
+    assert primitives(through_decoder) & weights  # where they are formed, the search finds them
     grads = jax.jit(jax.grad(through_chain))(params)
     assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(grads))
 
@@ -176,11 +176,11 @@ def test_fit_is_the_moments_of_its_chains_and_its_control_is_the_prior(toys):
 
     @jax.jit
     def fit(params):
-        made = [
+        built = [
             short_run.fitted(toy.gen, toy.prior, c).encode(params, toy.batch, key_e=key_e)
             for c in (cfg, dataclasses.replace(cfg, chunk=5), dataclasses.replace(cfg, steps=0))
         ]
-        return made
+        return built
 
     post, chunked, control = fit(toy.params)
     for a, b in zip(post, chunked, strict=True):

@@ -92,14 +92,19 @@ def test_learned_sizes_raise_the_bound_towards_the_best_single_step(toys):
 
     @jax.jit
     def go(params):
-        found, path = learn(params, raw, toy.batch, jax.random.key(0))
+        actual, path = learn(params, raw, toy.batch, jax.random.key(0))
         key = jax.random.key(9)
-        return found, path, bound(params, raw, toy.batch, key), bound(params, found, toy.batch, key)
+        return (
+            actual,
+            path,
+            bound(params, raw, toy.batch, key),
+            bound(params, actual, toy.batch, key),
+        )
 
-    found, path, before, after = go(toy.params)
+    learned, path, before, after = go(toy.params)
     assert path.shape == (60,)
     assert after > before + 0.2
-    assert np.all(np.isfinite(found))
+    assert np.all(np.isfinite(learned))
 
 
 def test_learned_schedule_reads_its_parameters(toys):

@@ -19,16 +19,18 @@ CFG = ChainConfig(steps=2)
 
 
 def test_published_temperatures_by_epoch():
-    found = [float(warm_up.temperature_at(WarmUp(), ChainConfig(), n)) for n in (1, 15, 16, 17, 18)]
-    np.testing.assert_allclose(found, [0.05, 0.05, 0.10, 0.15, 0.20], rtol=1e-6)
+    actual = [
+        float(warm_up.temperature_at(WarmUp(), ChainConfig(), n)) for n in (1, 15, 16, 17, 18)
+    ]
+    np.testing.assert_allclose(actual, [0.05, 0.05, 0.10, 0.15, 0.20], rtol=1e-6)
     np.testing.assert_allclose(warm_up.temperature_at(WarmUp(), ChainConfig(), 60), 0.2, rtol=1e-6)
 
 
 def test_prior_weight_rises_to_one_and_stays():
     plan = WarmUp(epoch_steps=10, prior_start=0.1, prior_epochs=6)
-    found = np.array([float(warm_up.prior_weight_at(plan, s)) for s in range(100)])
-    assert found[0] == pytest.approx(0.1) and np.all(np.diff(found) >= 0)
-    assert found[59] < 1.0 and np.all(found[60:] == 1.0)
+    actual = np.array([float(warm_up.prior_weight_at(plan, s)) for s in range(100)])
+    assert actual[0] == pytest.approx(0.1) and np.all(np.diff(actual) >= 0)
+    assert actual[59] < 1.0 and np.all(actual[60:] == 1.0)
     assert float(warm_up.prior_weight_at(WarmUp(epoch_steps=10), 0)) == 1.0
 
 

@@ -28,16 +28,16 @@ def parsed(words: list[str]):
     start = words.index("jvae.main")
     assert words[start - 1] == "-m"
     config, rest = configs.from_argv(words[start + 1 :])
-    given = main._flags()
-    assert given(["jvae", *rest]) == ["jvae"]
-    return config, given
+    flags = main._flags()
+    assert flags(["jvae", *rest]) == ["jvae"]
+    return config, flags
 
 
 def check(words: list[str]):
-    config, given = parsed(words)
+    config, flags = parsed(words)
     assert config.name == "optimus-base" and config.optim.lr == 3e-4
-    assert given.workdir == "a folder" and given.mode == "train"
-    return given
+    assert flags.workdir == "a folder" and flags.mode == "train"
+    return flags
 
 
 def test_local_processes():
@@ -96,7 +96,7 @@ def test_every_command_of_the_readme_parses():
     text = (LAUNCH / "README.md").read_text()
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    found = 0
+    actual = 0
     for line in lines:
         words = [word for word in shlex.split(line) if not word.startswith("PYTHON=")]
         if words[0] == "launch/env.sh":
@@ -109,6 +109,6 @@ def test_every_command_of_the_readme_parses():
             inner = [w.partition("=")[2] for w in command if w.startswith("--command=")]
             command = shlex.split(inner[0]) if inner else command
             if "jvae.main" in command:
-                found += 1
+                actual += 1
                 assert parsed(command)[0] is not None
-    assert found >= 8
+    assert actual >= 8

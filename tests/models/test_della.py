@@ -55,7 +55,7 @@ MIXED = _pack([[2, -1, 1], [-1, 0, 3]], row=16, source_row=12)
 SINGLE = _pack([[0], [1], [2], [3]], row=7, source_row=5)
 
 
-class Made:
+class Built:
     """A model and parameters as after training: none at 0, none too small to matter."""
 
     def __init__(self, config: della.DellaConfig):
@@ -71,13 +71,13 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made():
-    return Made(CONFIG)
+def built():
+    return Built(CONFIG)
 
 
 @pytest.fixture(scope="module")
 def conditional():
-    return Made(CONDITIONAL)
+    return Built(CONDITIONAL)
 
 
 def _by_id(batch: Batch, value_e) -> np.ndarray:
@@ -180,21 +180,21 @@ def test_bag_of_words_against_a_sum_by_hand(conditional, terms):
     np.testing.assert_allclose(terms.aux["bow"], want, rtol=1e-4)
 
 
-def _latents_of_measure(made: Made):
+def _latents_of_measure(built: Built):
     """The latents that `measure` draws for SINGLE with key 0."""
     _, z_key = jax.random.split(jax.random.key(0))
     keys = example_keys(z_key, SINGLE.id_e, jnp.arange(1))
 
     @compiled
     def run(params):
-        cond = made.model.gen.condition(params, SINGLE)
-        post = made.model.post.encode(params, SINGLE, cond=cond)
-        return made.model.post.sample(params, post, keys)[0]
+        cond = built.model.gen.condition(params, SINGLE)
+        post = built.model.post.encode(params, SINGLE, cond=cond)
+        return built.model.post.sample(params, post, keys)[0]
 
-    return run(made.params)
+    return run(built.params)
 
 
-def test_any_number_of_draws_costs_one_encoder_pass(made, monkeypatch):
+def test_any_number_of_draws_costs_one_encoder_pass(built, monkeypatch):
     passes = []
     whole = layer_vectors.states
 
@@ -204,7 +204,7 @@ def test_any_number_of_draws_costs_one_encoder_pass(made, monkeypatch):
 
     monkeypatch.setattr(layer_vectors, "states", counted)
     batch = SINGLE._replace(cond=None)
-    scores = score_batch(della.build(CONFIG), k=6, chunk=2)(made.params, batch, jax.random.key(0))
+    scores = score_batch(della.build(CONFIG), k=6, chunk=2)(built.params, batch, jax.random.key(0))
     jax.block_until_ready(scores)
     jax.effects_barrier()
     assert len(passes) == 1
@@ -212,16 +212,16 @@ def test_any_number_of_draws_costs_one_encoder_pass(made, monkeypatch):
 
 
 @pytest.mark.parametrize("pool", della.POOLS)
-def test_padding_matters_to_the_released_pooling_alone(made, pool):
+def test_padding_matters_to_the_released_pooling_alone(built, pool):
     config = dataclasses.replace(CONFIG, pool=pool)
-    run = compiled(lambda side: della.pooled(config, made.params, side, 1))
+    run = compiled(lambda side: della.pooled(config, built.params, side, 1))
     side = SINGLE.dec
     wider = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, 3))), side)
     same = np.allclose(run(side), run(wider), rtol=1e-4, atol=1e-5)
     assert same == (pool != "attn_unmasked")
     if pool == "attn_unmasked":
         with pytest.raises(ValueError, match="one sentence per row"):
-            della.pooled(config, made.params, side, 3)
+            della.pooled(config, built.params, side, 3)
 
 
 def test_first_prior_is_standard_normal_at_initialisation():
@@ -244,40 +244,40 @@ def test_fusion_by_the_identity_leaves_gpt2(begin, ltp):
     config = dataclasses.replace(
         CONFIG, rank=1, begin_layer=begin, ltp=ltp, tie_lm_head=True, pool="first_token"
     )
-    made = Made(config)
-    fusion = jax.tree.map(jnp.zeros_like, made.params["decoder"]["fusion"])
+    built = Built(config)
+    fusion = jax.tree.map(jnp.zeros_like, built.params["decoder"]["fusion"])
     eye = jnp.eye(16).reshape(1, 16, 1, 2, 8)
     fusion["value"]["kernel"] = jnp.repeat(eye, config.groups, axis=0)
     fusion["latent"]["bias"] = jnp.ones_like(fusion["latent"]["bias"])
-    params = {**made.params, "decoder": {**made.params["decoder"], "fusion": fusion}}
+    params = {**built.params, "decoder": {**built.params["decoder"], "fusion": fusion}}
     baseline = lm.build(lm.LmConfig(DECODER))
-    z_egz = jax.random.normal(jax.random.key(0), (6, *made.model.latent_shape))
+    z_egz = jax.random.normal(jax.random.key(0), (6, *built.model.latent_shape))
 
     def nats(model, params):
         ctx = model.gen.prepare(params, PACKED)
         return per_example(model.gen.log_lik(params, ctx, z_egz), PACKED)
 
-    run = compiled(lambda p: (nats(made.model, p), nats(baseline, p)))
+    run = compiled(lambda p: (nats(built.model, p), nats(baseline, p)))
     np.testing.assert_allclose(*run(params), rtol=1e-5)
-    changed, plain = run({**made.params})
+    changed, plain = run({**built.params})
     assert np.all(np.abs(changed - plain)[np.asarray(PACKED.valid_e)] > 1e-3)
 
 
 @pytest.mark.parametrize("links", della.LINKS)
 def test_upper_latents_know_lower_ones_in_a_chain_alone(links):
     config = dataclasses.replace(CONFIG, links=links)
-    made, chain = Made(config), della.chain(config)
-    assert made.model.latent_shape == ((1, 3) if links == "shared" else (2, 3))
-    assert ("latent" in made.params) == (links == "chain")
+    built, chain = Built(config), della.chain(config)
+    assert built.model.latent_shape == ((1, 3) if links == "shared" else (2, 3))
+    assert ("latent" in built.params) == (links == "chain")
     draw = np.random.default_rng(1).normal
     text_egcz, shape = jnp.asarray(draw(size=(2, config.groups, 2, 3))), (2, config.groups, 3)
 
     def upper(z_egz):
-        found = layerwise.walk(
-            chain, made.params, layerwise.the_given, jnp.asarray(z_egz), text_egcz=text_egcz
+        walked = layerwise.walk(
+            chain, built.params, layerwise.the_given, jnp.asarray(z_egz), text_egcz=text_egcz
         )
         return np.concatenate(
-            [np.asarray(leaf)[:, -1] for leaf in (*found.prior, *found.posterior)]
+            [np.asarray(leaf)[:, -1] for leaf in (*walked.prior, *walked.posterior)]
         )
 
     same = np.allclose(upper(draw(size=shape)), upper(draw(size=shape)))
@@ -289,18 +289,18 @@ def test_an_offset_of_zero_leaves_gpt2(begin, links):
     config = dataclasses.replace(
         CONFIG, fuse="offset", links=links, begin_layer=begin, tie_lm_head=True
     )
-    made, baseline = Made(config), lm.build(lm.LmConfig(DECODER))
-    z_egz = jax.random.normal(jax.random.key(0), (6, *made.model.latent_shape))
+    built, baseline = Built(config), lm.build(lm.LmConfig(DECODER))
+    z_egz = jax.random.normal(jax.random.key(0), (6, *built.model.latent_shape))
 
     def nats(model, params):
         ctx = model.gen.prepare(params, PACKED)
         return per_example(model.gen.log_lik(params, ctx, z_egz), PACKED)
 
-    run = compiled(lambda p: (nats(made.model, p), nats(baseline, p)))
-    nothing = jax.tree.map(jnp.zeros_like, made.params["decoder"]["layer_offset"])
-    plain = {**made.params, "decoder": {**made.params["decoder"], "layer_offset": nothing}}
+    run = compiled(lambda p: (nats(built.model, p), nats(baseline, p)))
+    nothing = jax.tree.map(jnp.zeros_like, built.params["decoder"]["layer_offset"])
+    plain = {**built.params, "decoder": {**built.params["decoder"], "layer_offset": nothing}}
     np.testing.assert_allclose(*run(plain), rtol=1e-5)
-    changed, untouched = run(made.params)
+    changed, untouched = run(built.params)
     assert np.all(np.abs(changed - untouched)[np.asarray(PACKED.valid_e)] > 1e-3)
 
 

@@ -55,7 +55,7 @@ SINGLE = _pack([[0], [1], [2]], enc=6, dec=6, cond=7)
 
 
 @pytest.fixture(scope="module")
-def made():
+def built():
     with jax.enable_x64(True):
         model, rng = della.build(CONFIG), np.random.default_rng(1)
         shapes = jax.eval_shape(model.init, jax.random.key(0))
@@ -63,8 +63,8 @@ def made():
         yield model, map_named(noise, shapes)
 
 
-def test_sides_and_shared_embedding(made):
-    _, params = made
+def test_sides_and_shared_embedding(built):
+    _, params = built
     assert "token" not in params["encoder"]["embed"] and "position" in params["encoder"]["embed"]
     assert della.joined(CONFIG) == ()
     assert della.limits(CONFIG) == dict(enc=16, dec=16, cond=16)
@@ -73,8 +73,8 @@ def test_sides_and_shared_embedding(made):
         della.build(other)
 
 
-def test_a_text_reads_its_own_source_in_every_packing(made):
-    model, params = made
+def test_a_text_reads_its_own_source_in_every_packing(built):
+    model, params = built
     z_egz = np.random.default_rng(2).normal(size=(3, 2, 3))
 
     @compiled
@@ -99,9 +99,9 @@ def test_a_text_reads_its_own_source_in_every_packing(made):
     assert np.all((changed > 1e-4) == np.asarray(SINGLE.scored_bt))
 
 
-def test_steps_read_the_source_as_teacher_forcing_does(made):
+def test_steps_read_the_source_as_teacher_forcing_does(built):
     """Also after the examples were copied and put in another order."""
-    model, params = made
+    model, params = built
     z_egz = np.random.default_rng(3).normal(size=(3, 2, 3))
     order = np.array([4, 0, 2], np.int32)  # 3 examples, twice each
 

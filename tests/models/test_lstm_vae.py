@@ -24,8 +24,8 @@ CONFIG = LstmConfig(width=3, hidden=4, vocab=7, vocab_multiple=4, init_scale=0.8
 def test_published_parameter_counts(sizes, count):
     config = LstmConfig(*sizes)
     stack = stack_of(config, "model.decoder", "recurrent")
-    made = jax.eval_shape(lambda key: recurrent.init(stack, 32, key), jax.random.key(0))
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nn.unbox(made))) == count
+    params = jax.eval_shape(lambda key: recurrent.init(stack, 32, key), jax.random.key(0))
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nn.unbox(params))) == count
 
 
 def _sigmoid(x):
@@ -90,8 +90,8 @@ def test_steps_after_ragged_prompts_give_the_same(case):
         more, state = model.gen.step(params, state, token_et)
         return jax.nn.log_softmax(scores), jax.nn.log_softmax(more), state.position_e
 
-    given = np.array([tokens[e][min(n, len(tokens[e]) - 1)] for e, n in enumerate(length)])
-    first, second, position = follow(params, z[:3], given)
+    token_e = np.array([tokens[e][min(n, len(tokens[e]) - 1)] for e, n in enumerate(length)])
+    first, second, position = follow(params, z[:3], token_e)
     np.testing.assert_array_equal(position, length + 1)
     assert np.all(np.isneginf(first[:, 7:]))
     for e, n in enumerate(length):

@@ -40,14 +40,14 @@ def counts(model, depth: int | None = None) -> dict[str, int]:
     [(32, 49_152, 294_912, 24_576), (768, 1_179_648, 7_077_888, 589_824)],
 )
 def test_parameters_of_the_published_model(latent, head, memory, offset):
-    found = counts(optimus.build(published(latent)), depth=2)
-    part = lambda name: sum(n for path, n in found.items() if path.startswith(name))  # noqa: E731
-    assert part("encoder/") + found["posterior/pooler"] == BERT_BASE_CASED
-    assert found["posterior/head"] == head
-    assert found["decoder/memory"] == memory
-    assert found["decoder/offset"] == offset
+    actual = counts(optimus.build(published(latent)), depth=2)
+    part = lambda name: sum(n for path, n in actual.items() if path.startswith(name))  # noqa: E731
+    assert part("encoder/") + actual["posterior/pooler"] == BERT_BASE_CASED
+    assert actual["posterior/head"] == head
+    assert actual["decoder/memory"] == memory
+    assert actual["decoder/offset"] == offset
     assert part("decoder/") == GPT2_SMALL + ADDED * 768 + memory + offset
-    assert sum(found.values()) == BERT_BASE_CASED + GPT2_SMALL + 2_304 + head + memory + offset
+    assert sum(actual.values()) == BERT_BASE_CASED + GPT2_SMALL + 2_304 + head + memory + offset
 
 
 def test_padding_for_the_mesh_adds_vocabulary_rows_alone():
@@ -80,10 +80,10 @@ def test_large_is_bert_large_and_gpt2_xl():
     c.model.encoder.vocab, c.model.decoder.vocab = CASED, GPT2 + ADDED
     for part in (c.model.encoder, c.model.decoder):
         part.vocab_multiple = 1
-    found = counts(build.build_model(c))
+    actual = counts(build.build_model(c))
     both = BERT_LARGE_CASED + GPT2_XL + ADDED * 1_600
     head, memory, offset = 2 * 32 * 1_024, 32 * 48 * 1_600, 32 * 1_600
-    assert sum(found.values()) == both + head + memory + offset
+    assert sum(actual.values()) == both + head + memory + offset
     assert dict(c.mesh) == dict(data=-1, fsdp=8, tensor=1)
 
 

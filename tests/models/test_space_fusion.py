@@ -111,7 +111,7 @@ def test_kl_to_what_the_context_says():
     prior = space_fusion.prior()
 
     @jax.jit
-    def found(z_egz):
+    def kl_of(z_egz):
         nats = kls.kl({}, posterior, post, z_egz, prior, cond)
         return nats.nats_e, prior.log_prob({}, z_egz, cond)
 
@@ -120,7 +120,7 @@ def test_kl_to_what_the_context_says():
         return -0.5 * np.sum(scaled + q.log_var_egz + np.log(2 * np.pi), axis=(-2, -1))
 
     z_kegz = rng.normal(size=(50_000, 3, 1, 4)) * np.exp(0.5 * post.log_var_egz) + post.mean_egz
-    kl_e, log_p_e = found(z_kegz[0].astype(np.float32))
+    kl_e, log_p_e = kl_of(z_kegz[0].astype(np.float32))
     np.testing.assert_allclose(log_p_e, log_density(cond, z_kegz[0]), rtol=1e-4)
     want_e = np.mean(log_density(post, z_kegz) - log_density(cond, z_kegz), axis=0)
     np.testing.assert_allclose(kl_e, want_e, rtol=0.05)

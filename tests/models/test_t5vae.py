@@ -46,15 +46,15 @@ def counts(c: t5vae.T5VaeConfig, depth: int | None = None) -> dict[str, int]:
 
 
 def test_new_parameters_of_t5_small():
-    found = counts(t5vae.T5VaeConfig(SMALL))
+    actual = counts(t5vae.T5VaeConfig(SMALL))
     (part,) = family("t5_vae").parts(config.load("t5_vae:base").model)
     pretrained = {rule.path for rule in part.table(init_params.Vocab(32_128, 32_128)).rules}
-    new = {path: n for path, n in found.items() if path not in pretrained}
+    new = {path: n for path, n in actual.items() if path not in pretrained}
     assert new == {"posterior/head/kernel": 32_768, "decoder/memory/kernel": 98_304}
     assert sum(new.values()) == 131_072
-    assert pretrained <= found.keys()
+    assert pretrained <= actual.keys()
     # Phase 1 of the paper: all but embedding, decoder and memory.
-    encoder_only = sum(n for p, n in found.items() if p.startswith(("encoder/", "posterior/")))
+    encoder_only = sum(n for p, n in actual.items() if p.startswith(("encoder/", "posterior/")))
     assert encoder_only == 18_914_048
 
 
@@ -80,11 +80,11 @@ def test_base_is_the_published_model():
 
 def test_cross_attention_is_there_only_where_z_uses_it():
     assert not any("cross" in path for path in counts(t5vae.T5VaeConfig(SMALL)))
-    found = counts(t5vae.T5VaeConfig(SMALL, cross_slots=4, use_memory=False), depth=2)
-    new = found.pop("posterior/head") + found.pop("decoder/source")
-    assert sum(found.values()) == T5_SMALL
+    actual = counts(t5vae.T5VaeConfig(SMALL, cross_slots=4, use_memory=False), depth=2)
+    new = actual.pop("posterior/head") + actual.pop("decoder/source")
+    assert sum(actual.values()) == T5_SMALL
     assert new == 32_768 + 32 * 4 * 512
-    assert not any("memory" in path for path in found)
+    assert not any("memory" in path for path in actual)
 
 
 @pytest.mark.slow
@@ -184,11 +184,11 @@ def _tokenizers(entries: int):
 def test_one_folder_fills_both_stacks(name, cross_slots, caplog):
     folder = HF / name
     checkpoint = files.open_checkpoint(folder)
-    found = backbones.sizes(t5_names.BACKBONE, checkpoint)
-    rows = found.pop("vocab")
+    actual = backbones.sizes(t5_names.BACKBONE, checkpoint)
+    rows = actual.pop("vocab")
     c = config.load("t5_vae:base").copy_and_resolve_references().unlock()
     c.model.update(latent=3, cross_slots=cross_slots)
-    c.model.decoder.update(found | dict(vocab=rows - 4))
+    c.model.decoder.update(actual | dict(vocab=rows - 4))
     c.init.decoder = str(folder)
     this = build.Run(
         c,
@@ -206,7 +206,7 @@ def test_one_folder_fills_both_stacks(name, cross_slots, caplog):
     assert "4 rows of no token left out" in caplog.text
     fresh = sum(leaf.size for path, leaf in named_leaves(params).items() if path.endswith(NEW))
     assert f"initialised at random: {fresh:,} parameters" in caplog.text
-    sizes_ = dict(gated=found["gated"], tied=found["tied"], cross=cross_slots > 0)
+    sizes_ = dict(gated=actual["gated"], tied=actual["tied"], cross=cross_slots > 0)
     ours = names.write(t5_names.table(rows - 4, **sizes_), params, tied=False)
     theirs = backbones.canonical(t5_names.BACKBONE, checkpoint)
     assert any(n.startswith("encoder.block.1") for n in ours)

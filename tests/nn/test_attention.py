@@ -124,10 +124,10 @@ def test_splash_equals_the_reference(long, causal, slotted):
     """Values and gradients, in segments, with latent slots, at lengths no block divides."""
     qkv, side, slots = long
     weight = np.random.default_rng(3).normal(size=qkv[0].shape).astype(np.float32)
-    given = (causal, side, slots if slotted else None, qkv, weight)
+    arguments = (causal, side, slots if slotted else None, qkv, weight)
     run = jax.jit(out_and_gradients, static_argnums=(0, 1))
-    (_, got), got_grads = run("splash", *given)
-    (_, want), want_grads = run("xla", *given)
+    (_, got), got_grads = run("splash", *arguments)
+    (_, want), want_grads = run("xla", *arguments)
     real_bt = np.asarray(side.segment_bt) > 0
     np.testing.assert_allclose(got[real_bt], want[real_bt], rtol=2e-5, atol=2e-6)
     for a, b in zip(jax.tree.leaves(got_grads), jax.tree.leaves(want_grads), strict=True):

@@ -18,7 +18,7 @@ SIDE = Side(SEGMENT, SEGMENT, SEGMENT)
 
 
 @pytest.fixture(scope="module")
-def given():
+def case():
     """Parameters away from their initial values, latents of four examples, values of two rows."""
     keys = jax.random.split(jax.random.key(0), 3)
     draw = np.random.default_rng(0).normal
@@ -57,8 +57,8 @@ def _by_hand(order, params, group, z_z, value_d):
 
 
 @pytest.mark.parametrize("order", fusion.ORDERS)
-def test_every_token_meets_the_latent_of_its_own_example(given, order):
-    params, z_egz, value_btnh = given
+def test_every_token_meets_the_latent_of_its_own_example(case, order):
+    params, z_egz, value_btnh = case
     got = _fused(order, params, z_egz, value_btnh, SIDE)
     np.testing.assert_array_equal(got[0], value_btnh)  # a layer without a latent
     for b in range(2):
@@ -72,8 +72,8 @@ def test_every_token_meets_the_latent_of_its_own_example(given, order):
                 )
 
 
-def test_summing_first_makes_the_rank_one(given):
-    params, z_egz, value_btnh = given
+def test_summing_first_makes_the_rank_one(case):
+    params, z_egz, value_btnh = case
     axis = dict(kernel=2, constant=1, bias=1)
     single = {
         part: {k: jnp.sum(v, axis=axis[k], keepdims=True) for k, v in leaves.items()}

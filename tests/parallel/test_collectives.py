@@ -54,8 +54,8 @@ def test_a_loop_that_the_compiler_did_not_count():
   ROOT %lt = pred[]{:T(512)} compare(%gte, %one), direction=LT
 }
 """
-    found = collectives(unknown + condition, devices=4, turns=7)
-    assert found["all-reduce"].count == 9 + 9
+    actual = collectives(unknown + condition, devices=4, turns=7)
+    assert actual["all-reduce"].count == 9 + 9
 
 
 def test_how_the_compiler_of_tpus_writes_collectives():
@@ -97,6 +97,6 @@ def test_collectives_of_a_compiled_program():
     x_id = jax.ShapeDtypeStruct((16, 6), jnp.float32, sharding=cut)
     y_i = jax.ShapeDtypeStruct((24,), jnp.float32, sharding=cut)
     compiled = jax.jit(program, out_shardings=whole).lower(x_id, y_i).compile()
-    found = collectives(compiled.as_text(), devices=8)
-    assert found["all-reduce"] == (5, 5 * 6 * 4, pytest.approx(5 * 6 * 4 * 2 * 7 / 8))
-    assert found["all-gather"] == (1, 24 * 4, pytest.approx(24 * 4 * 7 / 8))
+    actual = collectives(compiled.as_text(), devices=8)
+    assert actual["all-reduce"] == (5, 5 * 6 * 4, pytest.approx(5 * 6 * 4 * 2 * 7 / 8))
+    assert actual["all-gather"] == (1, 24 * 4, pytest.approx(24 * 4 * 7 / 8))

@@ -68,7 +68,7 @@ def test_where_there_is_one_process_nothing_is_joined(monkeypatch):
 
 def test_slurm_is_found(monkeypatch):
     joined = []
-    monkeypatch.setattr("jax.distributed.initialize", lambda *given: joined.append(given))
+    monkeypatch.setattr("jax.distributed.initialize", lambda *args: joined.append(args))
     monkeypatch.setenv("SLURM_STEP_NODELIST", "node[1-2]")
     monkeypatch.setenv("SLURM_NTASKS", "16")
     processes.join(None, None, None)

@@ -172,10 +172,10 @@ def test_export_is_the_file_that_was_imported(case, params, tmp_path):
     again = named_leaves(case.read(tmp_path / "out"))
     for path, leaf in named_leaves(params).items():
         np.testing.assert_array_equal(again[path], leaf, err_msg=path)
-    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    stored = json.loads((tmp_path / "out" / "config.json").read_text())
     theirs = json.loads((case.folder / "config.json").read_text())
     aliases = {"n_inner": 4 * theirs.get("n_embd", 0), "tie_word_embeddings": True}
-    for key, value in told.items():
+    for key, value in stored.items():
         have = theirs.get(key)
         assert value == (aliases[key] if have is None else have), key
 

@@ -260,14 +260,14 @@ def test_swapped_split_files_are_refused(tmp_path):
         for name, first in (("train", 0), ("valid", 40), ("test", 80))
     }
     config = configs.load("lm:tiny")
-    found = {name: survey(path, Reader(), tmp_path / "c") for name, path in files.items()}
+    actual = {name: survey(path, Reader(), tmp_path / "c") for name, path in files.items()}
     tokenizer = tokenizers.train_bpe(LINES, 300)
-    record = identity.record(config, found, tokenizer.for_role("encoder"), tokenizer)
+    record = identity.record(config, actual, tokenizer.for_role("encoder"), tokenizer)
     assert record["held_out"] == []
     meta = {"step": 1, "config": "{}", identity.KEY: json.loads(json.dumps(record))}
     saved = identity.Saved(tmp_path, (meta,), None)
-    identity.check_data(saved, config, found)
-    found["valid"], found["test"] = found["test"], found["valid"]
+    identity.check_data(saved, config, actual)
+    actual["valid"], actual["test"] = actual["test"], actual["valid"]
     with pytest.raises(CheckpointError, match="valid has .* test has ") as caught:
-        identity.check_data(saved, config, found)
+        identity.check_data(saved, config, actual)
     assert "train has" not in str(caught.value) and "held out" not in str(caught.value)

@@ -218,13 +218,13 @@ def test_resuming_in_every_phase_changes_nothing(command, monkeypatch):
     assert [line["train/beta"] for line in steps][2:4] == [0.5, 0.5]
     assert steps[0]["train/kl"] == 0.0 and steps[2]["train/kl"] > 0.0  # z = 0, then sampled
 
-    told, reached = metrics.Writer.progress, []
+    progress, reached = metrics.Writer.progress, []
     for last in (4, 6):
 
         def stop(self, done, last=last):
             if done == last:
                 raise KeyboardInterrupt
-            told(self, done)
+            progress(self, done)
 
         monkeypatch.setattr(metrics.Writer, "progress", stop)
         with pytest.raises(KeyboardInterrupt):
@@ -237,7 +237,7 @@ def test_resuming_in_every_phase_changes_nothing(command, monkeypatch):
         (1, False),
         (2, False),
     ]
-    monkeypatch.setattr(metrics.Writer, "progress", told)
+    monkeypatch.setattr(metrics.Writer, "progress", progress)
     broken = command("broken")
 
     def quiet(folder):

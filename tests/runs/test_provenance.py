@@ -15,8 +15,8 @@ def test_the_commit_is_that_of_the_checkout():
         pytest.skip("no checkout")
     command = ["git", "-C", str(TOP), "rev-parse", "--short", "HEAD"]
     head = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    found = provenance.commit()
-    assert found and head[:7] in found
+    actual = provenance.commit()
+    assert actual and head[:7] in actual
 
 
 def test_an_installed_package_has_none(tmp_path, monkeypatch):

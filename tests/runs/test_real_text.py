@@ -46,14 +46,14 @@ def test_packed_losses_equal_unpacked_ones(words, tmp_path):
     assert this.rows.slots > 3
 
     def by_id(rows: RowSpec) -> dict[int, tuple[float, float]]:
-        found = {}
+        actual = {}
         for batch in eval_batches(this.data["test"], rows):
             terms = score(jax.tree.map(jnp.asarray, batch))
             kl_e = np.asarray(terms.kl_egz).sum((1, 2))
             for i, rec, kl in zip(batch.id_e, np.asarray(terms.nll_e), kl_e, strict=True):
                 if i >= 0:
-                    found[int(i)] = (rec, kl)
-        return found
+                    actual[int(i)] = (rec, kl)
+        return actual
 
     packed, unpacked = by_id(this.rows), by_id(alone)
     assert packed.keys() == unpacked.keys() == set(range(10))

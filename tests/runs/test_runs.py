@@ -26,11 +26,11 @@ def test_the_three_lines_of_the_readme(folder, capsys):
     if vae.conditional:
         pytest.skip("the lines are those of a model that reads no source")
     z = vae.encode(TEXTS)
-    told = vae.decode(z[:1] + 0.5 * (z[1:] - z[:1]))
+    texts = vae.decode(z[:1] + 0.5 * (z[1:] - z[:1]))
     with capsys.disabled():
-        print(f"\n{folder.name}: {told[0]!r}")
+        print(f"\n{folder.name}: {texts[0]!r}")
     assert z.shape == (2, *vae.model.latent_shape) and np.isfinite(z).all()
-    assert len(told) == 1 and told[0].strip()
+    assert len(texts) == 1 and texts[0].strip()
     np.testing.assert_allclose(z, np.concatenate([vae.encode([text]) for text in TEXTS]), atol=1e-5)
     nats = vae.nll(TEXTS, k=10)
     assert (nats > 5).all() and (nats < 60).all()

@@ -232,8 +232,8 @@ def _json(line: str) -> str:
 
 
 def _text_of(value: object) -> str:
-    found = value.get("text") if isinstance(value, dict) else value
-    return found if isinstance(found, str) else ""
+    entry = value.get("text") if isinstance(value, dict) else value
+    return entry if isinstance(entry, str) else ""
 
 
 # --------------------------------------------------------------------------------------------------

@@ -108,19 +108,19 @@ def attempt(
 
 def content(folder: Path) -> dict[str, Any]:
     """All that a finished run leaves and no clock decides, by name."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     with Checkpoints(folder, read_only=True) as ckpts:
         for kind, best in (("last", False), ("best", True)):
             arrays, meta = ckpts.arrays(best=best)
-            found |= {f"{kind}/{name}": (a.dtype, a.tobytes()) for name, a in arrays.items()}
-            found[f"{kind}/meta"] = meta
+            values |= {f"{kind}/{name}": (a.dtype, a.tobytes()) for name, a in arrays.items()}
+            values[f"{kind}/meta"] = meta
     for number, line in enumerate(read_lines(folder / "metrics.jsonl")):
-        found[f"metrics/{number}"] = {k: v for k, v in line.items() if "/time/" not in k}
+        values[f"metrics/{number}"] = {k: v for k, v in line.items() if "/time/" not in k}
     report = json.loads((folder / "eval/test.json").read_text())
-    found["report"] = {name: value for name, value in report.items() if name != "time"}
+    values["report"] = {name: value for name, value in report.items() if name != "time"}
     for path in sorted((folder / "samples").iterdir()):
-        found[f"samples/{path.name}"] = path.read_text()
-    return found
+        values[f"samples/{path.name}"] = path.read_text()
+    return values
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -182,13 +182,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder to leave the runs in")
-    given = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     logging.getLogger("absl").setLevel(logging.ERROR)
     with contextlib.ExitStack() as stack:
-        root = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        root = args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         root.mkdir(parents=True, exist_ok=True)
-        wrong = survive(given.kills, given.seed, root.absolute())
+        wrong = survive(args.kills, args.seed, root.absolute())
     for one in wrong:
         print(f"differs: {one}", file=sys.stderr)
     return 1 if wrong else 0

@@ -17,13 +17,13 @@ def test_arguments_that_disagree_on_an_axis_are_an_error():
 
 
 def test_a_place_in_the_source_has_one_checker():
-    def made():
+    def build():
         def function(x: Float[Array, "b"] | None, name: str) -> tuple[Array, int]:
             return x, name
 
         return function
 
-    one, other = shapes.check(made()), shapes.check(made())
+    one, other = shapes.check(build()), shapes.check(build())
     x = jnp.zeros(3)
     assert one is other and one(x, 1) == (x, 1)
     with pytest.raises(BeartypeCallHintViolation, match="x='x'"):

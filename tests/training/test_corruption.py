@@ -37,18 +37,18 @@ def drawn():
         side = jax.device_get(jax.jit(jax.vmap(one))(jnp.arange(seeds)))
         out = []
         for draw in range(seeds):
-            found = {}
+            actual = {}
             for e, i in enumerate(batch.id_e):
                 row, segment = e // batch.slots, e % batch.slots + 1
                 own = side.segment_bt[draw, row] == segment
                 if i >= 0:
-                    found[int(i)] = side.token_bt[draw, row, own]
+                    actual[int(i)] = side.token_bt[draw, row, own]
                     np.testing.assert_array_equal(
                         side.position_bt[draw, row, own], np.arange(own.sum())
                     )
                 else:
                     assert not own.any()
-            out.append(found)
+            out.append(actual)
             padding = side.segment_bt[draw] == 0
             assert np.all(side.token_bt[draw][padding] == PAD)
             assert np.all(side.position_bt[draw][padding] == 0)
@@ -68,8 +68,8 @@ def test_how_many_may_go(rate, tokens, want):
 def test_what_is_left_is_in_order_and_ends_as_before(drawn):
     counts = {i: [] for i in range(len(SENTENCES))}
     firsts = set()
-    for found in drawn["single"]:
-        for i, left in found.items():
+    for actual in drawn["single"]:
+        for i, left in actual.items():
             whole = SENTENCES[i]
             kept = np.isin(whole, left)
             np.testing.assert_array_equal(whole[kept], left)
@@ -84,7 +84,7 @@ def test_what_is_left_is_in_order_and_ends_as_before(drawn):
 
 
 def test_every_token_but_the_last_goes_equally_often(drawn):
-    gone = np.mean([~np.isin(SENTENCES[0], found[0]) for found in drawn["single"]], axis=0)
+    gone = np.mean([~np.isin(SENTENCES[0], actual[0]) for actual in drawn["single"]], axis=0)
     assert gone[-1] == 0
     assert np.all(np.abs(gone[:-1] - 3.5 / 20) < 0.08)
 

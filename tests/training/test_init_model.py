@@ -103,17 +103,19 @@ def test_moments_come_along_and_schedules_start_again(place):
     from jvae.runs.phases import resolve
     from jvae.training import program
 
-    made = program.compile_phase(this, resolve(config)[0], meshes.make_mesh(config.mesh), 0)
-    state = made.start(init_params.initial_params(this, made.where.params, jax.random.key(5)))
-    found = named_leaves(init_params.initial_optimizer(this, state.opt_state))
+    compiled = program.compile_phase(this, resolve(config)[0], meshes.make_mesh(config.mesh), 0)
+    state = compiled.start(
+        init_params.initial_params(this, compiled.where.params, jax.random.key(5))
+    )
+    actual = named_leaves(init_params.initial_optimizer(this, state.opt_state))
     with Checkpoints(place.pretrained, read_only=True) as ckpts:
-        like = {"opt_state": made.abstract.opt_state}
+        like = {"opt_state": compiled.abstract.opt_state}
         theirs = named_leaves(ckpts.restore(like, best=True, partial=True)[0]["opt_state"])
     counts = [path for path, leaf in theirs.items() if leaf.ndim == 0]
     for path, leaf in theirs.items():
         if path not in counts:
-            np.testing.assert_array_equal(found[path], leaf, err_msg=path)
-    assert sorted(int(found[path]) for path in counts) == [0, 3]  # schedule, bias correction
+            np.testing.assert_array_equal(actual[path], leaf, err_msg=path)
+    assert sorted(int(actual[path]) for path in counts) == [0, 3]  # schedule, bias correction
 
 
 def test_what_does_not_fit_is_told(place):

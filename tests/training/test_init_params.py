@@ -176,8 +176,8 @@ def test_an_unused_pooler_is_told(place, caplog):
     part = family("optimus").parts(this.config.model)[0]
     leaves = named_leaves(jax.eval_shape(this.model.init, jax.random.key(0)))
     with caplog.at_level(logging.INFO, "jvae.training.init_params"):
-        found = init_params._load(this, part, str(place.bert), leaves)
-    assert not any(path.startswith("posterior") for path in found)
+        actual = init_params._load(this, part, str(place.bert), leaves)
+    assert not any(path.startswith("posterior") for path in actual)
     assert "2 tensors" in caplog.text and "pooler.dense.bias, pooler.dense.weight" in caplog.text
 
 

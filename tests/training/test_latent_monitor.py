@@ -61,22 +61,22 @@ def test_validation_gives_the_posteriors_its_sums_are_of():
                     *([s[name].sum, s[name].count] for s in (sums, expected)), rtol=1e-5
                 )
             parts.append((batch.id_e, post))
-        found = latent_monitor.latent_use(model, params, parts, key, kl_nats=3.0)
+        actual = latent_monitor.latent_use(model, params, parts, key, kl_nats=3.0)
         posts = collect_posteriors(model, params, batches(), key)
         want = latent_metrics(model, params, posts)
-        assert found.active == want.active[0.01] > 0
-        np.testing.assert_allclose(found.mi_nats, want.mi_nats, atol=1e-5)
+        assert actual.active == want.active[0.01] > 0
+        np.testing.assert_allclose(actual.mi_nats, want.mi_nats, atol=1e-5)
         # The order of batches and sentences changes nothing.
         again = latent_monitor.latent_use(model, params, parts[::-1], key, kl_nats=3.0)
-        assert again._replace(kl_gz=None) == found._replace(kl_gz=None)
+        assert again._replace(kl_gz=None) == actual._replace(kl_gz=None)
         standard = isinstance(model.prior.form, StandardNormal)
         standard &= isinstance(model.post.form, DiagonalGaussian)
-        assert (found.kl_gz is not None) == standard
-        for one in (found, again) if standard else ():
+        assert (actual.kl_gz is not None) == standard
+        for one in (actual, again) if standard else ():
             np.testing.assert_allclose(one.kl_gz, want.kl_profile_gz, atol=1e-5)
         # Validation decides as the evaluation does: a KL that carries nothing is a collapse.
         same = dataclasses.replace(want, kl_nats=3.0, kl_nats_se=0.0)
-        assert found.collapse_reasons == collapse_reasons(same)
+        assert actual.collapse_reasons == collapse_reasons(same)
         dead = map_named(lambda path, leaf: 0 * leaf, params)
         parts = [(batch.id_e, step(dead, batch, key)[1]) for batch in batches()]
         use = latent_monitor.latent_use(model, dead, parts, key, kl_nats=3.0)

@@ -67,13 +67,13 @@ def test_accumulating_parts_is_one_large_batch():
     params = jax.jit(model.init)(jax.random.key(0))
     tx = optim.build(cfg, jax.eval_shape(lambda: params), 4)
     state = jax.jit(lambda params: init_state(params, tx))(params)
-    found = []
+    actual = []
     for parts in (1, 4):
         objective = Objective(rec="token_mean")
         beta = lambda step: jnp.float32(0.5)  # noqa: E731
         step = jax.jit(make_train_step(model, objective, beta, tx, accumulate=parts))
-        found.append(step(state, batch, jax.random.key(1)))
-    (one, sums), (four, parts_sums) = found
+        actual.append(step(state, batch, jax.random.key(1)))
+    (one, sums), (four, parts_sums) = actual
     for a, b in zip(jax.tree.leaves(one.opt_state), jax.tree.leaves(four.opt_state), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
     for name in sums:

@@ -49,11 +49,11 @@ def test_deletion_reaches_the_encoder_in_training_alone():
 
     def step(noise):
         tx = optax.sgd(0.1)
-        made = make_train_step(
+        train_step = make_train_step(
             None, Objective(), lambda step: jnp.ones(()), tx, measure_at=measured, noise=noise
         )
         state = init_state({"w": jnp.ones(())}, tx)
-        return jax.jit(made)(state, batch, jax.random.key(2))[1]
+        return jax.jit(train_step)(state, batch, jax.random.key(2))[1]
 
     whole, noisy = step(None), step(delete)
     assert float(whole["loss"].sum) == side.lengths.sum() > float(noisy["loss"].sum)

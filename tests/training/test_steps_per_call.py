@@ -27,7 +27,7 @@ def config(tmp_path):
 @pytest.mark.slow
 @pytest.mark.multidevice
 def test_calls_of_three_are_the_run_of_single_steps(config, tmp_path):
-    found = {}
+    actual = {}
     for together in (1, 3):
         folder = tmp_path / f"run-{together}"
         own = configs.apply_overrides(config, [f"train.steps_per_call={together}"])
@@ -38,8 +38,8 @@ def test_calls_of_three_are_the_run_of_single_steps(config, tmp_path):
             {name: v for name, v in line.items() if "/time/" not in name}
             for line in read_lines(folder / "metrics.jsonl")
         ]
-        found[together] = lines, arrays, meta["position"]
-    (one, one_arrays, one_at), (three, three_arrays, three_at) = found[1], found[3]
+        actual[together] = lines, arrays, meta["position"]
+    (one, one_arrays, one_at), (three, three_arrays, three_at) = actual[1], actual[3]
     assert one_at == three_at and [a["step"] for a in one] == [a["step"] for a in three]
     for a, b in zip(one, three, strict=True):
         assert a.keys() == b.keys()

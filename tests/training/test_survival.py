@@ -75,7 +75,7 @@ def at_step(monkeypatch, wanted: int, act):
     monkeypatch.setattr(metrics.Writer, "progress", progress)
 
 
-def told(monkeypatch, step: int, number: int = signal.SIGTERM):
+def stop_at(monkeypatch, step: int, number: int = signal.SIGTERM):
     at_step(monkeypatch, step, lambda: os.kill(os.getpid(), number))
 
 
@@ -125,7 +125,7 @@ def test_every_fault_ends_with_its_code_and_none_with_a_loss(
 
     # SIGTERM between two log lines.
     with monkeypatch.context() as patch:
-        told(patch, 5)
+        stop_at(patch, 5)
         assert main(command(corpus, broken)) == 75
     assert "SIGTERM: saved step 5 of 12" in capsys.readouterr().err
     assert steps(broken) == [4, 5] and not (broken / "eval").exists()
@@ -151,7 +151,7 @@ def test_every_fault_ends_with_its_code_and_none_with_a_loss(
 
     # The keyboard, and a newest checkpoint that the disk has damaged.
     with monkeypatch.context() as patch:
-        told(patch, 10, signal.SIGINT)
+        stop_at(patch, 10, signal.SIGINT)
         assert main(command(corpus, broken)) == 75
     assert steps(broken) == [8, 10]
     flip(broken / "ckpt/last/10")
@@ -228,7 +228,7 @@ def test_no_whole_checkpoint_and_a_signal_in_the_evaluation(corpus, tmp_path, mo
     (folder / "tokenizers/decoder").mkdir(parents=True)
     (folder / "tokenizers/decoder/tokenizer.json").write_text("not one")
     with monkeypatch.context() as patch:
-        told(patch, 2)
+        stop_at(patch, 2)
         assert main(command(corpus, folder)) == 75
     flip(folder / "ckpt/last/2")
     assert main(command(corpus, folder)) == 2
@@ -263,7 +263,7 @@ def test_a_run_moves_between_device_counts(corpus, tmp_path, monkeypatch):
     assert main(command(corpus, stayed, "--config.mesh.data=8")) == 0
     for step, mesh in ((5, ("data=8",)), (9, ("data=1", "fsdp=2"))):
         with monkeypatch.context() as patch:
-            told(patch, step)
+            stop_at(patch, step)
             words = [f"--config.mesh.{one}" for one in mesh]
             assert main(command(corpus, moved, *words)) == 75
     assert main(command(corpus, moved, "--config.mesh.data=2", "--config.mesh.tensor=2")) == 0

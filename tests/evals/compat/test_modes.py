@@ -62,8 +62,8 @@ def test_released_draws_take_the_log_variance_for_the_deviation(setting):
 
 def test_the_end_of_each_example_is_its_last_token():
     segment_bt = np.array([[1, 1, 2, 3, 3, 0], [1, 1, 1, 1, 1, 1]])
-    found = np.asarray(end_of_text(segment_bt))
-    assert found.astype(int).tolist() == [[0, 1, 1, 0, 1, 0], [0, 0, 0, 0, 0, 1]]
+    actual = np.asarray(end_of_text(segment_bt))
+    assert actual.astype(int).tolist() == [[0, 1, 1, 0, 1, 0], [0, 0, 0, 0, 0, 1]]
 
 
 def blocks(setting, *modes, **more):
@@ -72,15 +72,15 @@ def blocks(setting, *modes, **more):
     posts = collect_posteriors(model, params, batches, KEY)
     counts = TextCounts(np.full(9, 4), np.full(9, 7))
     ours = {"ppl_t": 2.5}
-    made = compat.blocks(
+    results = compat.blocks(
         modes, model, params, lambda: batches, KEY, likelihood, posts, counts, ours, **more
     )
-    return made, likelihood
+    return results, likelihood
 
 
 def test_modes_on_a_model(setting):
-    made, likelihood = blocks(setting, *compat.MODES)
-    value = {(b.mode, row.name): row.value for b in made for row in b.rows}
+    modes, likelihood = blocks(setting, *compat.MODES)
+    value = {(b.mode, row.name): row.value for b in modes for row in b.rows}
     total = likelihood.scores.bound_e[12].sum(dtype=float)
     # Four words and no end in this toy: it scores 4 tokens of each of the 9 sentences.
     assert value["optimus", "ppl"] == pytest.approx(np.exp(total / (9 * 5)), rel=1e-6)
@@ -100,11 +100,11 @@ def test_change_of_variables_stands_beside_the_fitted_bound(setting):
     (chosen,) = batches[:1]
     prior = standard_normal(model.latent_shape)
     chain = ChainConfig(steps=3, schedule="constant", step_size=0.3)
-    found = change_of_variables.evaluate(model.gen, prior, chain, params, [chosen], KEY, draws=4)
-    made, likelihood = blocks(setting, "sri", short_run=found)
-    value = {row.name: (row.value, row.ours) for row in made[0].rows}
-    assert len(found.id_e) == 5 and value["nll"][0] == pytest.approx(found.scores.nll_e.mean())
-    assert value["ppl"][0] == pytest.approx(np.exp(found.scores.nll_e.sum() / (5 * 5)), rel=1e-6)
+    actual = change_of_variables.evaluate(model.gen, prior, chain, params, [chosen], KEY, draws=4)
+    modes, likelihood = blocks(setting, "sri", short_run=actual)
+    value = {row.name: (row.value, row.ours) for row in modes[0].rows}
+    assert len(actual.id_e) == 5 and value["nll"][0] == pytest.approx(actual.scores.nll_e.mean())
+    assert value["ppl"][0] == pytest.approx(np.exp(actual.scores.nll_e.sum() / (5 * 5)), rel=1e-6)
     assert value["nll"][1] == pytest.approx(likelihood.scores.nll_e.mean())
     assert value["kl"][0] + value["rec"][0] > value["nll"][0]
     (without,) = blocks(setting, "sri")[0]
@@ -112,9 +112,9 @@ def test_change_of_variables_stands_beside_the_fitted_bound(setting):
 
 
 def test_the_card_prints_them_apart_with_their_warnings(setting):
-    made, _ = blocks(setting, "della", "optimus")
+    modes, _ = blocks(setting, "della", "optimus")
     report = Report("test", Card())
-    report.compat = made
+    report.compat = modes
     lines = report.table().splitlines()
     assert sum(line.startswith("warning: ") for line in lines) == 2
     assert any(line.startswith("optimus  ppl") and "2.5" in line for line in lines)

@@ -27,8 +27,8 @@ def test_optimus_mutual_information_and_active_units():
     data = np.load(STORED)
     mean, log_var = data["mi/mu"], data["mi/logvar"]
     z = draw(mean, log_var, data["mi/eps"])
-    found = optimus.mutual_information(mean, log_var, z)
-    np.testing.assert_allclose(found, data["mi/value"], rtol=1e-5)
+    actual = optimus.mutual_information(mean, log_var, z)
+    np.testing.assert_allclose(actual, data["mi/value"], rtol=1e-5)
     np.testing.assert_allclose(shared.variance_of_means(mean), data["au/var"], rtol=1e-4)
     assert optimus.active_units(mean) == data["au/count"]
     assert optimus.active_units(mean, 0.2) == data["au/count_delta0.2"]
@@ -43,16 +43,16 @@ def test_t5vae(pool):
     tokens = int(data["in/encoder_mask"].sum()) - len(mean)
     for call in ("calc_all", "calc_ppl"):
         rec_e = np.full(len(mean), stored[f"{call}_rec"])
-        found = t5vae.corpus(rec_e, kl_e, tokens)
-        for name, value in found._asdict().items():
+        actual = t5vae.corpus(rec_e, kl_e, tokens)
+        for name, value in actual._asdict().items():
             np.testing.assert_allclose(value, stored[f"{call}_{name}"], rtol=1e-3, err_msg=name)
-        assert found.elbo == pytest.approx(found.kl - found.rec) != pytest.approx(-found.nll)
+        assert actual.elbo == pytest.approx(actual.kl - actual.rec) != pytest.approx(-actual.nll)
     z = draw(mean, log_var, stored["eps"])
     # Two half batches; the one on the whole batch draws anew.
-    found = t5vae.mutual_information(mean, log_var, z, batch=2)
-    np.testing.assert_allclose(found, stored["calc_all_mi"], rtol=1e-3)
-    found = t5vae.batch_mutual_information(mean, log_var, draw(mean, log_var, stored["eps_mi"]))
-    np.testing.assert_allclose(found, stored["calc_batch_mi"], rtol=1e-3)
+    actual = t5vae.mutual_information(mean, log_var, z, batch=2)
+    np.testing.assert_allclose(actual, stored["calc_all_mi"], rtol=1e-3)
+    actual = t5vae.batch_mutual_information(mean, log_var, draw(mean, log_var, stored["eps_mi"]))
+    np.testing.assert_allclose(actual, stored["calc_batch_mi"], rtol=1e-3)
     assert t5vae.active_units(mean) == stored["calc_all_au"]
     assert t5vae.active_units(mean, ddof=0) == stored["calc_au_count"]
     np.testing.assert_allclose(shared.variance_of_means(mean, 0), stored["calc_au_var"], rtol=1e-3)

@@ -110,10 +110,10 @@ class Case:
 
     def weights(self) -> dict[str, np.ndarray]:
         """The original's state dict, shared tensors under both names."""
-        found = {
+        actual = {
             k.removeprefix("param/"): self.data[k] for k in self.data.files if "param/" in k[:6]
         }
-        return found | {a: found[b] for a, b in self.meta["parameter_aliases"].items()}
+        return actual | {a: actual[b] for a, b in self.meta["parameter_aliases"].items()}
 
     def __call__(self, name: str) -> np.ndarray:
         """The stored array, its float64 twin when the case is float64."""
@@ -454,12 +454,12 @@ def test_weighted_likelihood(done):
         [a[1:half] for a in out["iw"][:3]],
         [a[half + 1 :] for a in out["iw"][:3]],
     )
-    for found, name in (
+    for actual, name in (
         (compat.textbook_log_likelihood(*textbook), "textbook_log_prob"),
         (compat.log_likelihood(*published), "official_log_prob"),
         (published[0].mean(axis=0), "official_log_gen_mean"),
     ):
-        np.testing.assert_allclose(found, case.data[f"iw/{name}"], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(actual, case.data[f"iw/{name}"], rtol=1e-5, err_msg=name)
 
 
 def test_round_trip_of_the_name_table(done):

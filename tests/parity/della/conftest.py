@@ -107,8 +107,8 @@ class Case:
 
         def sample(params, post, key_ke):
             pick = layerwise.reparameterized
-            found = layerwise.walk(self.chain, params, pick, noise_egz, text_egcz=post.text_egcz)
-            return found.z_egz[None]
+            walked = layerwise.walk(self.chain, params, pick, noise_egz, text_egcz=post.text_egcz)
+            return walked.z_egz[None]
 
         return self.model._replace(post=self.model.post._replace(sample=sample))
 

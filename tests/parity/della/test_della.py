@@ -89,9 +89,9 @@ def _everything(case, params):
     post = model.post.encode(params, batch, cond=cond)
     addends = dict(text_egcz=post.text_egcz, source_egcz=case.chain.source_of(cond))
     pick = layerwise.reparameterized
-    found = layerwise.walk(case.chain, params, pick, case.eps_egz, **addends)
-    z_egz, out = found.z_egz, {"lat/z": _grouped(found.z_egz)}
-    for name, stats in (("post", found.posterior), ("prior", found.prior)):
+    walked = layerwise.walk(case.chain, params, pick, case.eps_egz, **addends)
+    z_egz, out = walked.z_egz, {"lat/z": _grouped(walked.z_egz)}
+    for name, stats in (("post", walked.posterior), ("prior", walked.prior)):
         out[f"lat/{name}_mu"] = _grouped(stats.mean_egz)
         out[f"lat/{name}_logvar"] = _grouped(stats.log_var_egz)
     out |= _encoder(case, params) | _decoder(case, params, z_egz)

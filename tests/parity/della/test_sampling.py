@@ -53,11 +53,11 @@ def test_ancestral_sampling_from_the_prior(single):
             case.chain, params, layerwise.reparameterized, noise_egz, source_egcz=source_egcz
         )
 
-    found = sample(params, case.latents("prior/eps"))
-    assert found.posterior is None
-    case.close(_grouped(found.z_egz), "prior/z", "hidden")
-    case.close(_grouped(found.prior.mean_egz), "prior/mu", "hidden")
-    case.close(_grouped(found.prior.log_var_egz), "prior/logvar", "hidden")
+    actual = sample(params, case.latents("prior/eps"))
+    assert actual.posterior is None
+    case.close(_grouped(actual.z_egz), "prior/z", "hidden")
+    case.close(_grouped(actual.prior.mean_egz), "prior/mu", "hidden")
+    case.close(_grouped(actual.prior.log_var_egz), "prior/logvar", "hidden")
 
 
 @cache
@@ -118,7 +118,7 @@ def _decoding(config: della.DellaConfig, how: DecodeConfig, end: int, pad: int, 
     if released:
         gen = gen._replace(start=_released_start(config))
     run = partial(decode, gen, cfg=how, key_e=None, end_id=end, pad_id=pad)
-    return compiled(lambda *given: run(*given).token_et)
+    return compiled(lambda *args: run(*args).token_et)
 
 
 def _check_ids(case, name: str, **settings):
@@ -160,13 +160,13 @@ def _weighing(config: della.DellaConfig):
     def weigh(params, batch, noise_egz):
         post = model.post.encode(params, batch)
         pick = layerwise.reparameterized
-        found = layerwise.walk(chain, params, pick, noise_egz, text_egcz=post.text_egcz)
+        walked = layerwise.walk(chain, params, pick, noise_egz, text_egcz=post.text_egcz)
         ctx = model.gen.prepare(params, batch)
-        log_lik_e = per_example(model.gen.log_lik(params, ctx, found.z_egz), batch)
-        prior, posterior = (layerwise.clipped(chain, g) for g in (found.prior, found.posterior))
-        log_p_e, log_q_e = (gaussian.log_density(g, found.z_egz) for g in (prior, posterior))
+        log_lik_e = per_example(model.gen.log_lik(params, ctx, walked.z_egz), batch)
+        prior, posterior = (layerwise.clipped(chain, g) for g in (walked.prior, walked.posterior))
+        log_p_e, log_q_e = (gaussian.log_density(g, walked.z_egz) for g in (prior, posterior))
         kl_egz = gaussian.kl(posterior, prior)
-        return log_lik_e, log_p_e, log_q_e, kl_egz, found.posterior.mean_egz
+        return log_lik_e, log_p_e, log_q_e, kl_egz, walked.posterior.mean_egz
 
     return compiled(weigh)
 
@@ -188,16 +188,16 @@ def test_likelihood_with_the_stored_noise(scored, weigh):
 
     first, *draws = [weigh(noise_egz) for noise_egz in case.latents("iw/eval_eps")]
     draws_ke = [np.array([draw[i] for draw in draws]) for i in range(3)]
-    found = compat.corpus(
+    actual = compat.corpus(
         compat.log_likelihood(*draws_ke, groups=groups),
         -draws_ke[0].mean(axis=0),
         compat.divergence(np.asarray(first[3]).sum(axis=2), case.objective.floor),
         int(case.real.sum()),
     )
-    case.close(found.ppl, "iw/eval_ppl", rtol=1e-3)
-    case.close(found.kl, "iw/eval_kl", "density")
-    case.close(found.nll, "iw/eval_nll", "loss")
-    case.close(found.elbo, "iw/eval_elbo", "density")
+    case.close(actual.ppl, "iw/eval_ppl", rtol=1e-3)
+    case.close(actual.kl, "iw/eval_kl", "density")
+    case.close(actual.nll, "iw/eval_nll", "loss")
+    case.close(actual.elbo, "iw/eval_elbo", "density")
 
 
 def test_active_units_with_the_stored_noise(scored, weigh):

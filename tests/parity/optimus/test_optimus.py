@@ -385,8 +385,8 @@ def test_corpus_metrics_with_the_stored_noise(case):
     post, draws = _estimate(case, case.batch, noise_kegz)
     kl_e = np.asarray(gaussian.kl_standard(post)).sum((1, 2))
     tokens = int(case.data["in/lengths"][:, 1].sum())  # start and end counted
-    found = compat.corpus(compat.log_likelihood(*draws), -draws[0].mean(axis=0), kl_e, tokens)
-    for name, value in found._asdict().items():
+    actual = compat.corpus(compat.log_likelihood(*draws), -draws[0].mean(axis=0), kl_e, tokens)
+    for name, value in actual._asdict().items():
         case.close(value, f"iw/eval_{name}", rtol=1e-4)
 
 

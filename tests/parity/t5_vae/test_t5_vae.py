@@ -83,10 +83,10 @@ class Case:
 
     def weights(self) -> dict[str, np.ndarray]:
         """The original's state dict, tied tensors under all their names."""
-        found = {
+        actual = {
             k.removeprefix("param/"): self.data[k] for k in self.data.files if "param/" in k[:6]
         }
-        return found | {a: found[b] for a, b in self.meta["parameter_aliases"].items()}
+        return actual | {a: actual[b] for a, b in self.meta["parameter_aliases"].items()}
 
     def __call__(self, name: str) -> np.ndarray:
         """The stored array, its float64 twin when the case is float64."""
