@@ -73,14 +73,14 @@ def faults(paths: list[str]) -> Iterator[Fault]:
             source = (TOP / path).read_text(encoding="utf-8")
             parts = [(1, source)] if suffix != ".py" else texts_of(source)
             for line, text in parts:
-                yield from _in_text(path, line, text)
+                yield from in_text(path, line, text)
         if suffix == ".py":
             for line, name in names_of(source):
                 if advice := NAMES.get(name.strip("_").lower()):
                     yield Fault(path, line, name, advice)
 
 
-def _in_text(path: str, first: int, text: str) -> Iterator[Fault]:
+def in_text(path: str, first: int, text: str) -> Iterator[Fault]:
     for pattern, advice in _PATTERNS.items():
         for match in pattern.finditer(text):
             line = first + text.count("\n", 0, match.start())
