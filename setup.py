@@ -63,5 +63,6 @@ setup(
         "datasets": ["datasets>=3.0"],  # data.train=hf:NAME:SPLIT
         "bertscore": ["bert-score>=0.3.13"],  # evals.bertscore; brings PyTorch
         "peer": ["torch>=2.6"],  # python -m jvae.bench --peer=torch
+        "docs": ["sphinx>=8.2", "myst-parser>=4", "furo>=2024.8"],
     },
 )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LatentTransformer", "__version__", "export", "export_backbone", "load", "train"]
 
-__version__ = "0.1.0"  # of the package and of what it writes
+__version__ = "0.1.0"  # the package's, which everything it writes records
 
 # Where the names above are defined; imported when first used, so that `import jvae` stays quick.
 _HOMES = {

@@ -35,7 +35,7 @@ class GptNeoxConfig(TransformerConfig):
     """Sizes of a GPT-NeoX."""
 
     theta: float = setting(10_000.0, above=1.0, high=1e9, help="Base of the rotary frequencies.")
-    share: float = setting(0.25, above=0.0, high=1.0, help="Part of each head that is turned.")
+    share: float = setting(0.25, above=0.0, high=1.0, help="Share of each head that is rotated.")
     parallel: bool = setting(True, help="Attention and feed-forward read the same input.")
     tied: bool = setting(False, help="The output head is the embedding.")
 

@@ -18,14 +18,14 @@ from jvae.runs import build, phases
 from jvae.training import program
 
 
-def given(this: Setting) -> list[Batch]:
+def call_batches(this: Setting) -> list[Batch]:
     """The batches of a call, as NumPy arrays."""
     return this.train_batches(this.batches)
 
 
 def works(this: Setting) -> list[Work]:
     """The compiled step that `jvae.training.loop` runs."""
-    held = given(this)
+    held = call_batches(this)
     phase = phases.resolve(this.run.config)[-1]
     current = program.compile_phase(this.run, phase, this.mesh, begin=0)
     on_device = [meshes.to_device(batch, this.mesh) for batch in held]
@@ -69,7 +69,7 @@ def beside(this: Setting) -> list[Work]:
     """The same sentences in PyTorch, for the system that has a PyTorch version."""
     if this.run.config.model.family != "optimus":
         return []
-    return peers.training(this, given(this), "step")
+    return peers.training(this, call_batches(this), "step")
 
 
 CASE = Case(subjects.every((*subjects.TINY, subjects.MEDIUM)), works, peers=beside)

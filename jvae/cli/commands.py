@@ -45,12 +45,12 @@ def sweep(
     config: ConfigDict, spec: list[str], axes: list[str], folder: Path, dry_run: bool
 ) -> None:
     """Trains a run for every combination of values, or prints the commands to do so."""
-    made = sweeps.points(config, axes)
+    plan = sweeps.points(config, axes)
     if dry_run:
-        print("\n".join(sweeps.launch_lines(spec, made, folder)))
+        print("\n".join(sweeps.launch_lines(spec, plan, folder)))
         return
     extras.require("figures", "--sweep")
-    print(f"\n{sweeps.run(config, made, folder, train)}\n\nFiles: {folder}")
+    print(f"\n{sweeps.run(config, plan, folder, train)}\n\nFiles: {folder}")
 
 
 def evaluate(

@@ -95,8 +95,8 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_bool("dry_run", False, dry, flag_values=own)
     coordinator = "host:port of process 0, where a run has several and JAX cannot find them itself."
     flags.DEFINE_string("coordinator", None, coordinator, flag_values=own)
-    flags.DEFINE_integer("processes", None, "How many there are.", 1, flag_values=own)
-    flags.DEFINE_integer("process", None, "Which this one is, from 0.", 0, flag_values=own)
+    flags.DEFINE_integer("processes", None, "Number of processes.", 1, flag_values=own)
+    flags.DEFINE_integer("process", None, "Index of this process, from 0.", 0, flag_values=own)
     topology = (
         "With --mode=compile: slices, as v5e-8,v5e-256; h100-8 for GPUs, cpu-8 for virtual "
         "devices. With --mode=fit-batch: one of them, in place of the devices here."
@@ -139,17 +139,21 @@ def _decoding_flags(own: flags.FlagValues) -> None:
     method = "How sentences are written: sample in --mode=sample, greedy elsewhere."
     flags.DEFINE_enum("method", None, methods, method, flag_values=own)
     for name, least, text in (
-        ("temperature", 0.0, "Of sampling: below 1 safer, above 1 more surprising. 1 by default."),
-        ("top_p", 0.0, "Of sampling: from the fewest tokens with so much probability; 1 is all."),
-        ("repetition_penalty", 0.0, "Above 1: tokens that came before are less likely."),
-        ("length_penalty", None, "Of beams: above 0 favours longer sentences."),
+        (
+            "temperature",
+            0.0,
+            "Sampling: below 1 safer, above 1 more surprising. 1 by default.",
+        ),
+        ("top_p", 0.0, "Sample from the fewest tokens with this total probability; 1: all."),
+        ("repetition_penalty", 0.0, "Above 1: repeated tokens are less likely."),
+        ("length_penalty", None, "Beam search: above 0 favours longer sentences."),
     ):
         flags.DEFINE_float(name, None, text, least, flag_values=own)
     for name, text in (
-        ("top_k", "Of sampling: from the k best tokens alone; 0 is all of them."),
-        ("beam_width", "Of beams: hypotheses kept for each sentence, 4 by default."),
-        ("min_length", "Fewest new tokens of a sentence."),
-        ("max_length", "Most new tokens of a sentence; that of the config by default."),
+        ("top_k", "Sample from the k most likely tokens; 0: all."),
+        ("beam_width", "Beam search: hypotheses per sentence, 4 by default."),
+        ("min_length", "Minimum new tokens of a sentence."),
+        ("max_length", "Maximum new tokens of a sentence; by default that of the config."),
     ):
         flags.DEFINE_integer(name, None, text, 0, flag_values=own)
 

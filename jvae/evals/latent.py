@@ -100,11 +100,11 @@ def collect_posteriors(
             "collect_posteriors: the model's metric posterior has no density. "
             "Mutual information needs a posterior density."
         )
-    id_e, found = collect(
+    id_e, leaves = collect(
         (batch.id_e, _infer(model.gen, model.prior, model.metric_post, params, batch, key))
         for batch in batches
     )
-    return PosteriorSet(id_e=id_e[:cap], **jax.tree.map(lambda leaf: leaf[:cap], found))
+    return PosteriorSet(id_e=id_e[:cap], **jax.tree.map(lambda leaf: leaf[:cap], leaves))
 
 
 def _take(tree: Any, place: np.ndarray) -> Any:

@@ -39,16 +39,25 @@ from jvae.latent.gaussian import noise
 class CtrlGenOptions:
     """Options of the fitted prior `ctrl_gen`."""
 
-    width: int = setting(128, low=1, high=2**16, help="Of classifier and discriminator.")
-    layers: int = setting(1, low=0, high=1_000, help="Hidden layers of these; 0: linear.")
-    weight: float = setting(
-        0.5, above=0.0, high=1e6, help="Of all terms but the reconstruction, as published."
+    width: int = setting(
+        128, low=1, high=2**16, help="Width of the classifier and the discriminator."
     )
-    steps: int = setting(4_000, low=1, high=10_000_000, help="Updates of the fit.")
-    batch: int = setting(512, low=1, high=2**20, help="Latents of an update.")
+    layers: int = setting(
+        1, low=0, high=1_000, help="Hidden layers of classifier and discriminator; 0: linear."
+    )
+    weight: float = setting(
+        0.5,
+        above=0.0,
+        high=1e6,
+        help="Weight of all terms except the reconstruction, as published.",
+    )
+    steps: int = setting(4_000, low=1, high=10_000_000, help="Optimizer updates of the fit.")
+    batch: int = setting(512, low=1, high=2**20, help="Latents per update.")
     lr: float = setting(1e-3, above=0.0, high=10.0, help="Peak learning rate.")
-    average: float = setting(0.999, low=0.0, below=1.0, help="Decay of averaged parameters.")
-    penalty: float = setting(0.1, low=0.0, high=1e6, help="Of the discriminator's gradient.")
+    average: float = setting(0.999, low=0.0, below=1.0, help="Decay of the parameter average.")
+    penalty: float = setting(
+        0.1, low=0.0, high=1e6, help="Weight of the discriminator's gradient penalty."
+    )
 
 
 def build(options: CtrlGenOptions, shape: tuple[int, int], labels: int) -> Density:

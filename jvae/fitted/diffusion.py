@@ -37,30 +37,33 @@ class DiffusionOptions:
     """Options of the fitted prior `diffusion`."""
 
     width: int = setting(
-        0, low=0, high=2**16, help="Of the network; 0: twice that of a latent, 128 at least."
+        0, low=0, high=2**16, help="Width of the network; 0: twice that of a latent, at least 128."
     )
-    layers: int = setting(3, low=1, high=1_000, help="Of the network.")
-    heads: int = setting(4, low=1, high=1_000, help="Of attention, for latents with groups.")
-    updates: int = setting(4_000, low=1, high=10_000_000, help="Of the fit.")
-    batch: int = setting(512, low=1, high=2**20, help="Latents of an update.")
+    layers: int = setting(3, low=1, high=1_000, help="Layers of the network.")
+    heads: int = setting(4, low=1, high=1_000, help="Attention heads, for latents with groups.")
+    updates: int = setting(4_000, low=1, high=10_000_000, help="Optimizer updates of the fit.")
+    batch: int = setting(512, low=1, high=2**20, help="Latents per update.")
     lr: float = setting(1e-3, above=0.0, high=10.0, help="Peak learning rate.")
-    average: float = setting(0.999, low=0.0, below=1.0, help="Decay of averaged parameters.")
-    sampler: str = setting("deterministic", choices=SAMPLERS, help="Way from noise to latents.")
-    steps: int = setting(20, low=2, high=100_000, help="Of the sampler.")
+    average: float = setting(0.999, low=0.0, below=1.0, help="Decay of the parameter average.")
+    sampler: str = setting("deterministic", choices=SAMPLERS, help="How noise becomes latents.")
+    steps: int = setting(20, low=2, high=100_000, help="Steps of the sampler.")
     guidance: float = setting(
-        1.0, low=0.0, high=1e3, help="Weight of the label; above 1 not the density's samples."
+        1.0,
+        low=0.0,
+        high=1e3,
+        help="Weight of the label; above 1, samples no longer follow the density.",
     )
     trace: str = setting(
         "none", choices=TRACES, help="Estimator of the density; none: no likelihoods."
     )
     density_steps: int = setting(
-        24, low=1, high=100_000, help="Of the density's integral, four evaluations each."
+        24, low=1, high=100_000, help="Steps of the density's integral, four evaluations each."
     )
-    probes: int = setting(4, low=1, high=10_000, help="Random vectors of hutchinson.")
+    probes: int = setting(4, low=1, high=10_000, help="Random vectors of the Hutchinson estimator.")
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
 
 
 def levels(steps: int) -> Float[np.ndarray, "t"]:

@@ -23,10 +23,10 @@ class FlowOptions:
     """Options of the fitted prior `flow`."""
 
     layers: int = setting(6, low=1, high=1_000, help="Coupling layers.")
-    width: int = setting(128, low=1, high=2**16, help="Of the network of a layer.")
-    bins: int = setting(8, low=2, high=1_000, help="Of a spline.")
-    steps: int = setting(2_000, low=1, high=10_000_000, help="Updates of the fit.")
-    batch: int = setting(512, low=1, high=2**20, help="Latents of an update.")
+    width: int = setting(128, low=1, high=2**16, help="Width of each layer's network.")
+    bins: int = setting(8, low=2, high=1_000, help="Bins per spline.")
+    steps: int = setting(2_000, low=1, high=10_000_000, help="Optimizer updates of the fit.")
+    batch: int = setting(512, low=1, high=2**20, help="Latents per update.")
     lr: float = setting(1e-3, above=0.0, high=10.0, help="Peak learning rate.")
 
 

@@ -26,14 +26,19 @@ class GanOptions:
     """Options of the fitted prior `gan`."""
 
     width: int = setting(
-        0, low=0, high=2**16, help="Of both networks; 0: twice that of a latent, 128 at least."
+        0,
+        low=0,
+        high=2**16,
+        help="Width of both networks; 0: twice that of a latent, at least 128.",
     )
     layers: int = setting(2, low=1, high=1_000, help="Hidden layers of both networks.")
-    steps: int = setting(4_000, low=1, high=10_000_000, help="Updates of the fit.")
-    batch: int = setting(512, low=1, high=2**20, help="Latents of an update.")
+    steps: int = setting(4_000, low=1, high=10_000_000, help="Optimizer updates of the fit.")
+    batch: int = setting(512, low=1, high=2**20, help="Latents per update.")
     lr: float = setting(5e-4, above=0.0, high=10.0, help="Peak learning rate.")
-    average: float = setting(0.999, low=0.0, below=1.0, help="Decay of averaged parameters.")
-    penalty: float = setting(0.1, low=0.0, high=1e6, help="Of the discriminator's gradient.")
+    average: float = setting(0.999, low=0.0, below=1.0, help="Decay of the parameter average.")
+    penalty: float = setting(
+        0.1, low=0.0, high=1e6, help="Weight of the discriminator's gradient penalty."
+    )
 
 
 def build(options: GanOptions, shape: tuple[int, int], labels: int) -> Density:

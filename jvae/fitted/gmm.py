@@ -27,9 +27,9 @@ SHAPES = ("full", "diagonal")
 class GmmOptions:
     """Options of the fitted prior `gmm`."""
 
-    components: int = setting(20, low=1, high=100_000, help="Gaussians of each label.")
-    covariance: str = setting("full", choices=SHAPES, help="Of each Gaussian.")
-    iterations: int = setting(200, low=1, high=100_000, help="Most steps of a start.")
+    components: int = setting(20, low=1, high=100_000, help="Gaussians per label.")
+    covariance: str = setting("full", choices=SHAPES, help="Form of each Gaussian's covariance.")
+    iterations: int = setting(200, low=1, high=100_000, help="Maximum EM steps per start.")
     tolerance: float = setting(
         1e-5, low=0.0, high=1.0, help="Gain of a step, nats per latent, below which EM ends."
     )

@@ -152,7 +152,7 @@ def together(injections: Sequence[Injection]) -> Injection:
         ]
 
         def every(field: str) -> list[Any]:
-            return [found for part in parts if (found := getattr(part, field)) is not None]
+            return [value for part in parts if (value := getattr(part, field)) is not None]
 
         def only(field: str) -> Any:
             return next(iter(every(field)), None)

@@ -40,7 +40,7 @@ class BnOptions:
     """Options of the posterior `bn`."""
 
     least: float = setting(
-        5.0, above=0.0, high=1e6, help="Least KL to N(0, I) of a text, on average; nats."
+        5.0, above=0.0, high=1e6, help="Minimum average KL to N(0, I), nats per text."
     )
     log_var_shift: float = setting(0.0, low=-50.0, high=50.0, help="Added to log-variances.")
 

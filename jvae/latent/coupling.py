@@ -21,14 +21,14 @@ class Coupling(NamedTuple):
     """Coupling layers over flat latents (E, D); the leading axis of the parameters is layers.
 
     layers: number of layers. width: hidden width of each layer's network. bins: bins per spline.
-    size: D. given: C, 0 without a condition.
+    size: D. condition: C, the size of the condition; 0 without one.
     """
 
     layers: int
     width: int
     bins: int
     size: int
-    given: int = 0
+    condition: int = 0
 
     @property
     def _kept(self) -> int:
@@ -50,7 +50,7 @@ class Coupling(NamedTuple):
         def layer(key: Key[Array, ""]) -> Any:
             first, second, last = jax.random.split(key, 3)
             return {
-                "first": nets.affine(first, self._kept + self.given, self.width),
+                "first": nets.affine(first, self._kept + self.condition, self.width),
                 "second": nets.affine(second, self.width, self.width),
                 "last": nets.affine(last, self.width, moved * raw, zero=True),
             }

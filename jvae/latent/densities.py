@@ -159,7 +159,7 @@ class GaussianOptions:
         high=50.0,
         help="Added to log-variances; a negative one starts nearly deterministic.",
     )
-    unit_variance: bool = setting(False, help="Log-variances are 0 whatever the head says.")
+    unit_variance: bool = setting(False, help="Fix log-variances at 0, ignoring the head's output.")
 
 
 def gaussian(options: GaussianOptions, head: Head, shape: tuple[int, int]) -> Density:

@@ -20,8 +20,8 @@ class FlowOptions:
     """Options of the prior `flow`."""
 
     layers: int = setting(4, low=1, high=1_000, help="Coupling layers.")
-    width: int = setting(128, low=1, high=2**16, help="Of the network of a layer.")
-    bins: int = setting(8, low=2, high=1_000, help="Of a spline.")
+    width: int = setting(128, low=1, high=2**16, help="Width of each layer's network.")
+    bins: int = setting(8, low=2, high=1_000, help="Bins per spline.")
 
 
 def build(options: FlowOptions, shape: tuple[int, int]) -> PriorParts:

@@ -121,8 +121,8 @@ def walk(
 
     nothing = jnp.zeros(given_gez.shape[1:], dtype)
     per_group = (own, jnp.arange(chain.groups), given_gez, addends)
-    _, found = jax.lax.scan(link, (nothing, nothing), per_group)
-    z_egz, prior_egcz, posterior_egcz = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), found)
+    _, stacked = jax.lax.scan(link, (nothing, nothing), per_group)
+    z_egz, prior_egcz, posterior_egcz = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), stacked)
     return Walk(
         z_egz,
         Gaussian(prior_egcz[:, :, 0], prior_egcz[:, :, 1]),
@@ -180,9 +180,9 @@ def posterior(
         return jax.vmap(draw)(noise(key_ke, (chain.groups, chain.width)))
 
     def _log_prob(params: Params, post: ChainPost, z_egz: Array) -> Array:
-        found = walk(chain, params, the_given, z_egz, text_egcz=post.text_egcz)
-        assert found.posterior is not None
-        return log_density(clipped(chain, found.posterior), found.z_egz)
+        walked = walk(chain, params, the_given, z_egz, text_egcz=post.text_egcz)
+        assert walked.posterior is not None
+        return log_density(clipped(chain, walked.posterior), walked.z_egz)
 
     def _mean(params: Params, post: ChainPost) -> Array:
         nothing = jnp.zeros_like(post.text_egcz[:, :, 0])

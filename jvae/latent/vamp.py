@@ -22,8 +22,8 @@ from jvae.latent.priors import PRIORS, InputPosterior, PriorKind, PriorParts
 class VampOptions:
     """Options of the prior `vamp`."""
 
-    components: int = setting(20, low=1, high=100_000, help="Learned inputs.")
-    length: int = setting(16, low=1, high=2**20, help="Of each, in tokens.")
+    components: int = setting(20, low=1, high=100_000, help="Number of learned inputs.")
+    length: int = setting(16, low=1, high=2**20, help="Tokens per learned input.")
 
 
 def build(options: VampOptions, shape: tuple[int, int], inputs: InputPosterior) -> PriorParts:

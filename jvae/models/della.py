@@ -65,11 +65,13 @@ class DellaConfig:
     decoder: StackConfig
     encoder: StackConfig | None = None
     latent: int = setting(32, low=1, high=2**20, help="Width of each layer's z.")
-    rank: int = setting(4, low=1, high=2**16, help="Of the tensor product.")
+    rank: int = setting(4, low=1, high=2**16, help="Rank of the tensor product.")
     conditional: bool = setting(False, help="Source to target; needs data.source.")
     begin_layer: int = setting(0, low=0, high=4_095, help="First layer that has a latent.")
-    end_layer: int = setting(-1, low=0, high=4_095, also=(-1,), help="Last one; -1: the top.")
-    pool: str = setting("attn_masked", choices=POOLS, help="Of the encoder's states.")
+    end_layer: int = setting(
+        -1, low=0, high=4_095, also=(-1,), help="Last layer that has a latent; -1: the top layer."
+    )
+    pool: str = setting("attn_masked", choices=POOLS, help="Pooling of the encoder's states.")
     ltp: str = setting(
         "sum_then_product",
         choices=fusion.ORDERS,
@@ -79,12 +81,12 @@ class DellaConfig:
     tie_lm_head: bool = setting(
         False, help="The output head is the token embedding; released: one from scratch."
     )
-    use_bow: bool = setting(False, help="Auxiliary term: the words from the top latent.")
+    use_bow: bool = setting(False, help="Auxiliary loss: predict the words from the top latent.")
     learn_prior1: bool = setting(True, help="False: the paper's standard normal first prior.")
     cvae_posterior: str = setting(
         "concat_text",
         choices=CVAE_POSTERIORS,
-        help="The source as part of what is encoded (released) or beside it (xc, paper).",
+        help="Encode the source with the text (released) or separately (xc, paper).",
         needs=Needs(lambda c: c.conditional, "conditional is false"),
     )
     clip: float = setting(
@@ -98,7 +100,7 @@ class DellaConfig:
     links: str = setting(
         "chain",
         choices=LINKS,
-        help="Latents of the layers: each knows those below, independent, or one that all share.",
+        help="Latents of layers: conditioned on those below, independent, or one shared by all.",
     )
     source: str = setting(
         "prefix",

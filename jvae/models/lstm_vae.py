@@ -45,7 +45,9 @@ class LstmVaeConfig:
     latent: int = setting(32, **sizes.LATENT)
     vectors: int = setting(1, **sizes.VECTORS)
     pool: str = setting(
-        "last", choices=POOLS, help="Of the encoder's states; queries: learned ones attend to them."
+        "last",
+        choices=POOLS,
+        help="Pooling of the encoder's states; queries: learned queries attend to them.",
     )
     log_var_shift: float = setting(0.0, **sizes.LOG_VAR_SHIFT)
     prior: Choice = STANDARD_NORMAL

@@ -55,11 +55,9 @@ class OptimusConfig:
     decoder: StackConfig
     latent: int = setting(32, **sizes.LATENT)
     vectors: int = setting(1, **sizes.VECTORS)
-    use_memory: bool = setting(True, help="z as a key and value of every decoder layer.")
+    use_memory: bool = setting(True, help="z as a key and value in every decoder layer.")
     use_embedding: bool = setting(True, help="z added to every input embedding of the decoder.")
-    tokens: int = setting(
-        0, low=0, high=2**16, help="That each vector of z puts in front of the text; 0: none."
-    )
+    tokens: int = setting(0, low=0, high=2**16, help="Prefix tokens per latent vector; 0: none.")
     pool: str = setting(
         "cls",
         choices=POOLS,
@@ -88,7 +86,7 @@ class OptimusConfig:
         0.1,
         low=0.0,
         high=1e3,
-        help="Deviation added to points between the latents of source and text.",
+        help="Standard deviation of noise on points between the latents of source and text.",
         needs=Needs(lambda c: c.context_layers > 0, "context_layers is 0"),
     )
 
@@ -124,16 +122,16 @@ def check_reached(config: Any) -> None:
 def ways(stack: Stack, config: Any) -> dict[str, Injection]:
     """The enabled injections, by the name of their parameters."""
     start, shape = _normal(stack.config), (config.vectors, config.latent)
-    found = {}
+    injections = {}
     if config.use_memory:
-        found["memory"] = memory(stack, shape, start, lead=1)
+        injections["memory"] = memory(stack, shape, start, lead=1)
     if config.use_embedding:
-        found["offset"] = embedding(stack, shape, start)
+        injections["offset"] = embedding(stack, shape, start)
     if config.tokens:
-        found["tokens"] = tokens(stack, shape, start, config.tokens)
+        injections["tokens"] = tokens(stack, shape, start, config.tokens)
     if config.use_softmax:
-        found["softmax"] = softmax(stack, shape, start)
-    return found
+        injections["softmax"] = softmax(stack, shape, start)
+    return injections
 
 
 def decoder_of(config: Any) -> tuple[Stack, Injection]:

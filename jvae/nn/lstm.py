@@ -33,12 +33,14 @@ class LstmConfig(StackConfig):
     vocabulary over a mesh.
     """
 
-    width: int = setting(low=1, high=2**17, help="Features of an embedding.")
-    hidden: int = setting(low=1, high=2**17, help="Features of the state.")
+    width: int = setting(low=1, high=2**17, help="Width of the embeddings.")
+    hidden: int = setting(low=1, high=2**17, help="Width of the state.")
     vocab: int = setting(**stack.VOCAB)
-    dropout: float = setting(0.5, low=0.0, below=1.0, help="Of embeddings and outputs.")
+    dropout: float = setting(
+        0.5, low=0.0, below=1.0, help="Dropout rate of embeddings and outputs."
+    )
     init_scale: float = setting(
-        0.1, low=0.0, high=10.0, help="Parameters start uniform between plus and minus it."
+        0.1, low=0.0, high=10.0, help="Parameters start uniform in [-this, this]."
     )
     dtype: str = setting("float32", **stack.DTYPE)
     vocab_multiple: int = setting(1, **stack.VOCAB_MULTIPLE)

@@ -27,7 +27,7 @@ LINE = 96  # characters per line of a strip; longer sentences are wrapped
 
 
 def draw(found: Found) -> dict[str, Picture]:
-    """Every figure for which there is data, by file name."""
+    """Every figure that has data, by file name."""
     made: dict[str, Picture | None] = {}
     with look.look():
         made["training"] = training(found.log, found.phases)

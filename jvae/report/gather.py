@@ -79,7 +79,7 @@ class Found(NamedTuple):
     samples: dict[str, list[str]]  # files of samples/
     latents: Latents | None
     notes: list[str]
-    step: int | None = None  # step of the parameters behind figures and texts
+    step: int | None = None  # step of the parameters that figures and texts show
     warmth: Mapping[str, list[str]] = MappingProxyType({})  # samples by temperature
 
 

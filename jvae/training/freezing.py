@@ -181,9 +181,9 @@ def never_trained(plans: Sequence[TrainablePlan | None], abstract: Any) -> froze
 
 
 def _axes_by_path(abstract: Any, axes: Any) -> list[tuple[str, tuple[str | None, ...]]]:
-    found: list[tuple[str, tuple[str | None, ...]]] = []
-    map_named(lambda path, _, names: found.append((path, tuple(names))), abstract, axes)
-    return found
+    listed: list[tuple[str, tuple[str | None, ...]]] = []
+    map_named(lambda path, _, names: listed.append((path, tuple(names))), abstract, axes)
+    return listed
 
 
 def _rule(fields: Any, number: int, sizes: Mapping[str, Any]) -> TrainableRule:

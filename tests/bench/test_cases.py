@@ -41,7 +41,7 @@ def test_updates_go_on_from_call_to_call(optimus):
 
 @pytest.mark.slow
 def test_useful_flops_are_those_of_the_formula(lm):
-    """Of a language model: 6 per weight and token, and 12 L D n^2 for attention."""
+    """FLOPs of a language model: 6 per weight and token, and 12 L D n^2 for attention."""
     lengths, stack = np.array([5, 9, 30]), lm.run.config.model.decoder
     width, layers, vocab = stack.width, stack.layers, -(-stack.vocab // 128) * 128
     weights = layers * (4 * width**2 + 2 * width * stack.mlp)

@@ -20,7 +20,7 @@ from jvae.models import lm, optimus
 
 
 class Spelt(LoadedVAE):
-    """The latent counts letters; a latent is told as its counts."""
+    """The latent counts letters; a latent is decoded to its counts."""
 
     def __init__(self, conditional=False):
         limits = {"dec": 9, "cond": 9} if conditional else {"dec": 9}

@@ -27,13 +27,13 @@ from jvae.nn.lora import Lora
 from jvae.tree import map_named
 
 VOCAB = dict(enc=23, dec=29)  # padded to 24 and 32
-START, END, PAD = 26, 27, 28  # of the decoder
+START, END, PAD = 26, 27, 28  # special ids of the decoder
 DRAWS = 3
 
 SEVERAL: dict[str, Any] = dict(vectors=2, pool="queries")
 VAMP = Choice("vamp", (("components", 3), ("length", 4)))
 VMF = Choice("vmf", (("kappa", 5.0),))
-# Of the size of the kernels, which are random too: a product of both is no amplifier of rounding.
+# As large as the kernels, which are random too: a product of both does not amplify rounding.
 LORA = Lora(rank=2, alpha=1.0)
 
 # Choices of a family that its tiny config does not make; a stack by the name of its backbone.
@@ -194,7 +194,7 @@ class Values(NamedTuple):
     mean_egz: Any
     z_kegz: Any  # draws 0, 1, 2
     alone_kegz: Any  # draw 2, made alone
-    kl_e: Any  # of draw 0, as is the next
+    kl_e: Any  # draw 0, like the next
     kl_egz: Any
     log_q_e: Any
     log_prior_e: Any

@@ -24,7 +24,7 @@ def teacher(system, sentences):
 
 @pytest.fixture(scope="module")
 def prompt(teacher, sentences) -> Prompt:
-    """One to four tokens of each sentence, never its last, with junk behind."""
+    """One to four tokens of each sentence, never its last, with junk after them."""
     token_et, _, _ = teacher
     length_e = np.array([1, 1, 4, 2, 3, 1, 3], np.int32)
     assert np.all(length_e < sentences.lengths)
@@ -150,7 +150,7 @@ def test_sampling_is_a_function_of_the_examples_key(system, teacher, sentences):
 @pytest.mark.fast_on("optimus")
 @pytest.mark.parametrize("method", ["sample", pytest.param("beam", marks=pytest.mark.slow)])
 def test_caches_that_grow_change_nothing(system, teacher, prompt, sentences, method):
-    """Rooms of 2, 4 and 8 tokens in turn, behind prompts of one to four."""
+    """Rooms of 2, 4 and 8 tokens in turn, after prompts of one to four."""
     if system.model.gen.grow is None:
         pytest.skip("has no cache that grows")
     _, z_egz, _ = teacher

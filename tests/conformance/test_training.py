@@ -103,7 +103,7 @@ def test_noisy_tokens_are_read_and_true_ones_scored(system, sentences):
 @pytest.mark.fast_on("optimus")
 def test_train_step_is_traced_once(system, sentences):
     traces = collections.Counter()
-    weights = collections.defaultdict(lambda: 0.1)  # of whatever auxiliary terms there are
+    weights = collections.defaultdict(lambda: 0.1)  # every auxiliary term
     tx = optax.sgd(0.01)
     step = make_train_step(system.model, Objective(aux_weight=weights), lambda step: 0.5, tx)
     step = tracked(system.model, step)

@@ -314,7 +314,7 @@ SHARED = Path(__file__).parents[3] / "shared"
 def test_real_pairs(tmp_path, name, label):
     path = SHARED / "data" / name / "valid.tsv"
     if not path.is_file():
-        pytest.skip(f"no {name} beside the project")
+        pytest.skip(f"no {name} in shared/")
     rows = [line.split("\t") for line in path.read_text().splitlines()[:200]]
     write(tmp_path / "t.tsv", map("\t".join, rows))
     corpus = survey(tmp_path / "t.tsv", Reader(label="0", source="1", text="2"), tmp_path)
