@@ -192,6 +192,12 @@ TRAIN = {
     "accumulate": Field(
         int, "Parts that a batch is measured in, one after another.", low=1, high=MOST_ROWS
     ),
+    "dropout_rng": Field(
+        str,
+        "Generator of dropout masks; rbg draws them with fewer operations on accelerators.",
+        choices=("threefry2x32", "rbg"),
+        absent="threefry2x32",
+    ),
     "patience": Field(
         int,
         "Checks without a better validation loss that end training; 0: never.",
