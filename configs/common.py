@@ -127,6 +127,9 @@ def base() -> ConfigDict:
             wandb="",  # Weights & Biases project to log to; empty: none
             steps_per_call=1,  # updates per compiled call; for steps shorter than a launch
             accumulate=1,  # parts into which a batch is split, processed one after another
+            # Generator of dropout masks. rbg needs fewer operations on accelerators; its masks
+            # depend on the kind of device and on the mesh.
+            dropout_rng="threefry2x32",
             patience=0,  # checks without a better validation -ELBO before stopping; 0: never
             # Overfitting alarm if validation Rec exceeds training Rec by more, nats per token.
             overfit_gap=0.5,

@@ -17,7 +17,7 @@ from jvae import extras
 from jvae.errors import ConfigError
 
 TOP = Path(jvae.__file__).parents[1]
-UNPINNED = ("bertscore", "peer", "wandb", "datasets")  # no test needs them
+UNPINNED = ("bertscore", "demo", "peer", "wandb", "datasets")  # no fast test needs them
 
 
 @pytest.fixture(scope="module")

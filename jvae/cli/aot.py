@@ -1,9 +1,10 @@
 """`--mode=compile`: compiles the programs of a run for accelerator slices that are not available.
 
 The compiler reports the memory per chip and the collectives. Matrix products are counted in the
-traced program, with loops multiplied out. The step time is a roofline: no program can be faster
-than the slowest of arithmetic, memory and links at their peaks, and a program without any overlap
-takes their sum. Nothing is measured.
+traced program, with loops multiplied out; kernels and memory traffic in the compiled one. The step
+time is a roofline: no program can be faster than the slowest of arithmetic, memory and links at
+their peaks, and a program without any overlap takes their sum. The predicted time assumes that
+kernels run one after another at usual shares of the peaks (`RATES`). Nothing is measured.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ from jvae.cli import gpu_targets
 from jvae.data.dataset import RowSpec
 from jvae.decode import DecodeConfig, decode
 from jvae.errors import ConfigError
+from jvae.parallel import kernels
 from jvae.parallel import mesh as meshes
 from jvae.parallel.collectives import collectives
 from jvae.parallel.flops import matmul_flops
@@ -60,6 +62,14 @@ CHIPS = {
 }
 
 
+class Rates(NamedTuple):
+    """What kernels usually reach: shares of the peaks, and seconds per launch."""
+
+    flops: float = 0.7
+    memory: float = 0.9
+    launch_s: float = 0.0
+
+
 class Plugin(NamedTuple):
     """The compiler for a kind of chip: JAX's platform, and the package with the compiler."""
 
@@ -71,6 +81,8 @@ class Plugin(NamedTuple):
 
 TPU = Plugin("tpu", "libtpu", "libtpu", "jax[tpu]")
 GPU = Plugin("gpu", "jax-cuda13-plugin", "jax_cuda13_plugin", "jax[cuda13]")
+# Assumed, not measured. A GPU launches every kernel; a TPU runs its whole program.
+RATES = {TPU: Rates(), GPU: Rates(launch_s=2e-6)}
 # Usual shapes of slices that are named by their number of chips.
 SHAPES = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 PLAIN = dict(remat="none", xent_chunk=2**31 - 1)  # no recomputation in the backward pass
@@ -121,8 +133,9 @@ def compile_for(config: ConfigDict, folder: Path, names: str) -> Iterator[Row]:
         }
         plain = _programs(without_recomputation(this), mesh)
         for one, bare in zip(_programs(this, mesh), plain, strict=True):
-            found = estimate(one, bare, part.count)
-            yield about | found | _bounds(found, CHIPS.get(part.kind))
+            chip = CHIPS.get(part.kind)
+            found = estimate(one, bare, part.count, chip, RATES[part.plugin])
+            yield about | found | _bounds(found, chip)
 
 
 def without_recomputation(this: build.Run) -> build.Run:
@@ -242,7 +255,7 @@ def training_steps(this: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
 
 
 def _programs(this: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
-    """Train steps, the chains of models that use them, and the sampler."""
+    """Train steps, the chains of models that use them, the sampler and the greedy decoder."""
     model, gen, params, batch, key = this.model, this.model.gen, None, _batch(this.rows), None
     for case in training_steps(this, mesh):
         yield case
@@ -262,19 +275,21 @@ def _programs(this: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
         return  # a sampler's prompt depends on its sources
     examples, length = this.config.decode.batch, this.config.decode.max_length
     # In one stage: every loop of unknown length is assumed to run `turns` times.
-    limits = DecodeConfig(method="sample", max_length=length, room=length)
-
-    def sample(params: Any, key_e: Any) -> Any:
-        z_egz = model.prior.sample(params, key_e, None)
-        # Any token will do: nothing is run.
-        prompt = Prompt(jnp.zeros((examples, 1), jnp.int32), jnp.ones(examples, jnp.int32))
-        ends = dict(end_id=this.decoder.end_id, pad_id=this.decoder.pad_id)
-        return decode(gen, params, z_egz, prompt, key_e, limits, **ends).token_et
-
     every = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), examples))
     keys = _like(every, meshes.batch_sharding(mesh))
-    name = f"sampler, {examples} texts of {length} tokens"
-    yield ProgramCase(name, jax.jit(meshes.under(mesh, sample)), (params, keys), length)
+    for name, method in (("sampler", "sample"), ("greedy decoder", "greedy")):
+        limits = DecodeConfig(method=method, max_length=length, room=length)
+
+        def texts(params: Any, key_e: Any, limits: DecodeConfig = limits) -> Any:
+            z_egz = model.prior.sample(params, key_e, None)
+            # Any token will do: nothing is run.
+            prompt = Prompt(jnp.zeros((examples, 1), jnp.int32), jnp.ones(examples, jnp.int32))
+            ends = dict(end_id=this.decoder.end_id, pad_id=this.decoder.pad_id)
+            return decode(gen, params, z_egz, prompt, key_e, limits, **ends).token_et
+
+        name = f"{name}, {examples} texts of {length} tokens"
+        loop = max(length - 1, 1)  # the first token needs no step
+        yield ProgramCase(name, jax.jit(meshes.under(mesh, texts)), (params, keys), loop)
 
 
 def _batch(rows: RowSpec) -> Batch:
@@ -289,9 +304,19 @@ def _batch(rows: RowSpec) -> Batch:
     return Batch(sides.get("enc"), sides["dec"], sides.get("cond"), scored_bt, id_e)
 
 
-def estimate(part: ProgramCase, plain: ProgramCase, chips: int) -> Row:
-    """Bytes, FLOPs and collectives of one program, per chip; sizes are None if the compiler runs
-    out of memory on the chip.
+def estimate(
+    part: ProgramCase,
+    plain: ProgramCase,
+    chips: int,
+    chip: Chip | None = None,
+    rates: Rates = RATES[TPU],
+) -> Row:
+    """Bytes, FLOPs, kernels and collectives of one program, per chip; sizes are None if the
+    compiler runs out of memory on the chip.
+
+    Args:
+      plain: the same program without recomputation, whose FLOPs are the useful ones.
+      chip, rates: for the predicted time; it is left out without a chip.
     """
     traced = part.function.trace(*part.arguments)
     model = plain.function.trace(*plain.arguments)
@@ -316,7 +341,16 @@ def estimate(part: ProgramCase, plain: ProgramCase, chips: int) -> Row:
     peak = int(getattr(memory, "peak_memory_in_bytes", 0) or 0)  # not all of it live at once
     if peak < memory.temp_size_in_bytes:  # the CPU backend leaves out temporaries
         peak = 0
-    traffic = collectives(compiled.as_text(), chips, part.turns)
+    hlo = compiled.as_text()
+    traffic = collectives(hlo, chips, part.turns)
+    every_kernel = kernels.kernels(hlo, part.turns)
+    counted = kernels.cost(every_kernel)
+    row |= {"kernels": counted.kernels, "traffic_bytes": counted.bytes}
+    if chip is not None:
+        speeds = (chip.flops_s * rates.flops, chip.memory_bytes_s * rates.memory, rates.launch_s)
+        seconds = kernels.predicted_s(every_kernel, row["flops"], *speeds)
+        row["predicted_ms"] = 1e3 * seconds
+        row["useful_share"] = row["model_flops"] / (seconds * chip.flops_s)
     return row | {
         "compile_s": round(time.monotonic() - begin, 1),
         "resident_bytes": arguments,
@@ -327,14 +361,13 @@ def estimate(part: ProgramCase, plain: ProgramCase, chips: int) -> Row:
 
 
 def _bounds(found: Row, chip: Chip | None) -> Row:
-    """Least milliseconds by each possible bottleneck; memory is read at least once per turn."""
+    """Least milliseconds by each possible bottleneck."""
     if chip is None or found["peak_bytes"] is None:
         return {}
-    read = found["peak_bytes"] + (found["turns"] - 1) * found["resident_bytes"]
     sent = sum(sent for _, _, sent in found["collectives"].values())
     bounds = {
         "arithmetic": found["flops"] / chip.flops_s,
-        "memory": read / chip.memory_bytes_s,
+        "memory": found["traffic_bytes"] / chip.memory_bytes_s,
         "links": sent / chip.link_bytes_s,
     }
     fits = found["peak_bytes"] <= chip.memory_bytes
@@ -401,10 +434,11 @@ def _line(row: Row) -> str:
         f"{count} {kind} {size / 2**20:.1f} MiB"
         for kind, (count, size, _) in row["collectives"].items()
     )
+    moved = f"{row['kernels']} kernels move {row['traffic_bytes'] / 1e9:.3g} GB"
     text = (
         f"{row['program']}: {row['resident_bytes'] / 2**20:.0f} MiB resident, "
-        f"{row['peak_bytes'] / 2**20:.0f} MiB at most, {counted}; {kinds or 'no collectives'}; "
-        f"compiled in {row['compile_s']:.0f} s"
+        f"{row['peak_bytes'] / 2**20:.0f} MiB at most, {counted}; {moved}; "
+        f"{kinds or 'no collectives'}; compiled in {row['compile_s']:.0f} s"
     )
     if "bounds_ms" not in row:
         return text
@@ -413,5 +447,6 @@ def _line(row: Row) -> str:
     fits = "fits" if row["fits"] else "DOES NOT FIT"
     return (
         f"{text}; {fits}; at least {bounds[worst]:.3g} ms ({worst}), {sum(bounds.values()):.3g} ms "
-        "if nothing overlaps"
+        f"if nothing overlaps; predicted {row['predicted_ms']:.4g} ms, "
+        f"{100 * row['useful_share']:.3g} % of the peak useful"
     )

@@ -209,10 +209,10 @@ def _trained(config: ConfigDict, folder: Path) -> tuple[build.Run, Mesh, Params,
 def report(config: ConfigDict, folder: Path) -> None:
     """Writes figures of a trained run and one HTML page with all of them, in `report/`."""
     extras.require("figures", "--mode=report")
-    from jvae import report as reports  # matplotlib takes a second to import
+    from jvae.report.write import write  # matplotlib takes a second to import
 
     validate(config, saved=workdir.saved_config(folder), training=False)
-    print(reports.write(config, folder))
+    print(write(config, folder))
 
 
 def _show(table: str, folder: Path) -> None:

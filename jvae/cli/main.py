@@ -1,7 +1,6 @@
 """Command line: `python -m jvae.main --config=configs/optimus.py`. Only parses flags and modes."""
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,7 +59,8 @@ On a trained run, with --workdir=DIR; sentences from --text, --input=FILE or sta
   --mode=reconstruct                       each sentence encoded and decoded
   --mode=interpolate --text=A --text=B     between two sentences; --steps, --how=slerp
   --mode=analogy --text=A --text=B --text=C      what is to C as B is to A
-  --mode=traverse --text=A --dims=0,3      one latent dimension moved at a time
+  --mode=traverse --text=A --dims=0,3      one latent dimension moved at a time; without --dims
+                                           the ten most active, with --dims=all all of them
   --mode=neighbors --corpus=FILE --n=5     nearest sentences of a file
   --mode=encode --out=z.npz                latents; decode reads them, from a file or a pipe
   --mode=encode --samples=4 --split=train --out=z.npz  posterior draws and their statistics
@@ -83,7 +83,7 @@ def _flags() -> flags.FlagValues:
     own = flags.FlagValues()
     text = "A sentence for a text mode; may be given several times."
     out = "File of the result: .txt, .json (one object per line) or .npz; standard output if empty."
-    dims = "Latent dimensions for traverse, such as 0,3,5; all if empty."
+    dims = "Latent dimensions for traverse: 0,3,5 or all; the ten most active if empty."
     workdir = "Folder of the run; runs/<name of the config> by default."
     flags.DEFINE_string("workdir", None, workdir, flag_values=own)
     flags.DEFINE_enum(
@@ -296,7 +296,7 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
             f"is --config.decode.{name}"
         )
     # After the flags, so that a wrong one is reported at once.
-    from jvae.cli import commands
+    from jvae.cli import commands, compile_cache
     from jvae.parallel import processes
     from jvae.runs import priors, workdir
 
@@ -305,7 +305,7 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
         if not processes.first():
             logging.getLogger().setLevel(logging.WARNING)
         log.info("allocator: %s", allocator.name())
-    _keep_compiled_programs()
+    compile_cache.keep()
     if given.workdir is not None:
         folder = _folder(given)
     else:
@@ -347,37 +347,22 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
     return 0
 
 
-def _keep_compiled_programs() -> None:
-    """Caches compiled programs next to prepared data, unless JAX already has a cache directory."""
-    import jax
-
-    from jvae.data.corpus import cache_dir
-
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        try:
-            folder = cache_dir("") / "compiled"
-            folder.mkdir(parents=True, exist_ok=True)
-        except (ConfigError, OSError):
-            return  # compiled again instead
-        if not os.access(folder, os.W_OK):
-            return
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
 def _options(given: flags.FlagValues, of_prior: dict[str, str]) -> Any:
     """The flags of the text modes."""
     from jvae.cli.text_tools import Options
 
-    if not all(one.strip().isdigit() for one in given.dims):
-        raise ConfigError(f"--dims={','.join(given.dims)}: expected numbers from 0, such as 0,3,5")
+    every = given.dims == ["all"]
+    if not every and not all(one.strip().isdigit() for one in given.dims):
+        raise ConfigError(
+            f"--dims={','.join(given.dims)}: expected numbers from 0, such as 0,3,5, or all"
+        )
     values = {
         name: getattr(given, name)
         for name in Options._fields
         if name not in ("text", "dims", "of_prior", "decode")
     }
     text = tuple(_utf8(one) for one in given.text)
-    dims = tuple(int(one) for one in given.dims)
+    dims = None if every else tuple(int(one) for one in given.dims)
     return Options(text=text, dims=dims, of_prior=of_prior, decode=_decoding(given), **values)
 
 

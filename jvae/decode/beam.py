@@ -8,6 +8,7 @@ open. There are always W of them, since each open hypothesis has only one end-to
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvae.api import Cond, DecodeState, Generator, Params, Prompt
 from jvae.decode import stages
+from jvae.decode.hoist import hoisted
 from jvae.decode.loop import Generated, process
 from jvae.decode.sampling import DecodeConfig
 
@@ -86,16 +88,21 @@ def beam_search(
     search = _nothing(examples, cfg, pad_id)
     advance = functools.partial(_advance, prompt=prompt, cfg=cfg, end_id=end_id, pad_id=pad_id)
 
-    def body(carry: _Carry) -> _Carry:
-        first_e = jnp.arange(examples) * cfg.beam_width
-        place = (first_e[:, None] + carry.search.parent_ew).reshape(-1)
-        token = carry.search.token_ew.reshape(-1)
-        logits, state = gen.step(params, gen.reorder(carry.state, place), token)
-        return _Carry(carry.emitted + 1, state, advance(logits, carry.search, carry.emitted))
+    def body_for(carry: _Carry) -> Callable[[_Carry], _Carry]:
+        step = hoisted(gen.step, params, carry.state, carry.search.token_ew.reshape(-1))
+
+        def body(carry: _Carry) -> _Carry:
+            first_e = jnp.arange(examples) * cfg.beam_width
+            place = (first_e[:, None] + carry.search.parent_ew).reshape(-1)
+            token = carry.search.token_ew.reshape(-1)
+            logits, state = step(gen.reorder(carry.state, place), token)
+            return _Carry(carry.emitted + 1, state, advance(logits, carry.search, carry.emitted))
+
+        return body
 
     # Choosing the first tokens outside the loop saves a final step whose logits would be unused.
     carry = _Carry(jnp.int32(1), state, advance(logits, search, jnp.int32(0)))
-    carry = stages.run(gen, cfg, lambda c: ~jnp.all(c.search.done_e), body, carry)
+    carry = stages.run(gen, cfg, lambda c: ~jnp.all(c.search.done_e), body_for, carry)
     search = carry.search
     divisor_e = _divisor(prompt, cfg, jnp.int32(cfg.max_length), ended=False)
     score_ew = search.open.sum_ew / divisor_e[:, None]

@@ -10,6 +10,7 @@ The longest output of n tokens costs n - 1 calls of `step`.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jvae.api import Cond, DecodeState, Generator, Params, Prompt
 from jvae.decode import sampling, stages
+from jvae.decode.hoist import hoisted
 from jvae.decode.sampling import DecodeConfig
 
 
@@ -70,22 +72,16 @@ def generate(
         raise ValueError(
             "generate() keeps one hypothesis; use beam_search() or decode() for method 'beam'"
         )
-    if cfg.method == "greedy":
-        pick = sampling.best_token
-    elif key_e is not None:
-        pick = functools.partial(sampling.sample_token, key_e=key_e, cfg=cfg)
-    else:
+    if cfg.method == "sample" and key_e is None:
         raise ValueError("method 'sample' needs key_e, one random key per example")
+    keys = key_e if cfg.method == "sample" else None
     examples, width = prompt.token_et.shape
 
     def choose(logits_ev, emitted, out: Generated) -> tuple[Array, Generated]:
-        score_ev = jnp.asarray(logits_ev, jnp.float32)
-        model_score_ev = score_ev
-        score_ev = process(score_ev, prompt, out.token_et, emitted, cfg, end_id)
-        token_e = pick(score_ev, emitted)
-        # Not an element of log_softmax, which would write and read a vocabulary-sized array.
-        log_p_e = jnp.take_along_axis(model_score_ev, token_e[:, None], axis=1)[:, 0]
-        log_p_e -= jax.nn.logsumexp(model_score_ev, axis=1)
+        model_ev = jnp.asarray(logits_ev, jnp.float32)
+        score_ev = process(model_ev, prompt, out.token_et, emitted, cfg, end_id)
+        rank_ev = sampling.ranks(score_ev, emitted, keys, cfg)
+        token_e, log_p_e = sampling.choose(rank_ev, model_ev)
         token_e = jnp.where(out.ended_e, pad_id, token_e)
         out = Generated(
             token_et=out.token_et.at[:, emitted].set(token_e),
@@ -95,10 +91,15 @@ def generate(
         )
         return token_e, out
 
-    def body(carry: _Carry) -> _Carry:
-        logits_ev, state = gen.step(params, carry.state, carry.token_e)
-        token_e, out = choose(logits_ev, carry.emitted, carry.out)
-        return _Carry(carry.emitted + 1, token_e, state, out)
+    def body_for(carry: _Carry) -> Callable[[_Carry], _Carry]:
+        step = hoisted(gen.step, params, carry.state, carry.token_e)
+
+        def body(carry: _Carry) -> _Carry:
+            logits_ev, state = step(carry.state, carry.token_e)
+            token_e, out = choose(logits_ev, carry.emitted, carry.out)
+            return _Carry(carry.emitted + 1, token_e, state, out)
+
+        return body
 
     room = stages.rooms(gen, cfg)[0]
     logits_ev, state = gen.start(params, z_egz, prompt, width + room, cond)
@@ -111,7 +112,7 @@ def generate(
     # Choosing the first token outside the loop saves a final step whose logits would be unused.
     token_e, out = choose(logits_ev, jnp.int32(0), nothing)
     carry = _Carry(jnp.int32(1), token_e, state, out)
-    return stages.run(gen, cfg, lambda c: ~jnp.all(c.out.ended_e), body, carry).out
+    return stages.run(gen, cfg, lambda c: ~jnp.all(c.out.ended_e), body_for, carry).out
 
 
 def process(

@@ -6,6 +6,7 @@ at -inf, so a padded column is never chosen.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -191,34 +192,68 @@ def keep_top_p(logits_ev: Float[Array, "e v"], p: float, among: int = 0) -> Floa
     return jnp.where(above_ev | (tied_ev & (tie_rank_ev <= spare_e[:, None])), logits_ev, -jnp.inf)
 
 
-def best_token(logits_ev: Float[Array, "e v"], step: int | Int[Array, ""]) -> Int[Array, "e"]:
-    """The best token of every example; ties go to the lowest id. `step` is ignored."""
-    del step
-    return _argmax(logits_ev)
-
-
-def _argmax(logits_ev: Float[Array, "e v"]) -> Int[Array, "e"]:
-    """Argmax as two plain reductions; XLA's argmax reduces pairs, which is slow on CPUs."""
-    id_ev = jax.lax.broadcasted_iota(jnp.int32, logits_ev.shape, 1)
-    best_e1 = jnp.max(logits_ev, axis=1, keepdims=True)
-    return jnp.min(jnp.where(logits_ev == best_e1, id_ev, logits_ev.shape[1] - 1), axis=1)
-
-
-def sample_token(
+def ranks(
     logits_ev: Float[Array, "e v"],
     step: int | Int[Array, ""],
-    key_e: Key[Array, "e"],
+    key_e: Key[Array, "e"] | None,
     cfg: DecodeConfig,
-) -> Int[Array, "e"]:
-    """One draw per example after temperature, top-k and top-p, in this order.
+) -> Float[Array, "e v"]:
+    """Scores whose largest is the next token: a draw if there are keys, else the best token.
 
-    The draw of an example depends only on its own key and the step, not on the other examples of
-    the batch.
+    Draws are after temperature, top-k and top-p, in this order. The draw of an example depends only
+    on its own key and the step, not on the other examples of the batch.
     """
+    if key_e is None:
+        return logits_ev
     logits_ev = logits_ev / cfg.temperature
     logits_ev = keep_top_p(keep_top_k(logits_ev, cfg.top_k), cfg.top_p, among=cfg.top_k)
     key_e = jax.vmap(lambda key: jax.random.fold_in(key, step))(key_e)
     width, dtype = logits_ev.shape[1:], logits_ev.dtype
-    # The same as jax.random.categorical, except for the argmax.
-    noise_ev = jax.vmap(lambda key: jax.random.gumbel(key, width, dtype))(key_e)
-    return _argmax(logits_ev + noise_ev)
+    # With the argmax of `choose`, the same as jax.random.categorical.
+    return logits_ev + jax.vmap(lambda key: jax.random.gumbel(key, width, dtype))(key_e)
+
+
+def choose(
+    rank_ev: Float[Array, "e v"], model_ev: Float[Array, "e v"]
+) -> tuple[Int[Array, "e"], Float[Array, "e"]]:
+    """The token with the largest rank, ties to the lowest id, and its log p under `model_ev`.
+
+    Accelerators read both arrays once; for CPUs separate reductions are faster.
+    """
+    token_e, mass_e = jax.lax.platform_dependent(rank_ev, model_ev, cpu=_passes, default=_one_pass)
+    chosen_e = jnp.take_along_axis(model_ev, token_e[:, None], axis=1)[:, 0]
+    # Not an element of log_softmax, which would write and read a vocabulary-sized array.
+    return token_e, chosen_e - mass_e
+
+
+def _passes(rank_ev: Array, model_ev: Array) -> tuple[Array, Array]:
+    return best_token(rank_ev), jax.nn.logsumexp(model_ev, axis=1)
+
+
+def _one_pass(rank_ev: Array, model_ev: Array) -> tuple[Array, Array]:
+    """The same as `_passes`, up to the order of the sum, as one reduction of tuples."""
+    floor = jnp.finfo(model_ev.dtype).min
+    operands = (
+        jnp.maximum(model_ev, floor),  # a difference of two infinities would be nan
+        jnp.ones_like(model_ev),
+        jnp.maximum(rank_ev, floor),
+        jax.lax.broadcasted_iota(jnp.int32, rank_ev.shape, 1),
+    )
+
+    def merge(left: Sequence[Array], right: Sequence[Array]) -> tuple[Array, ...]:
+        top, mass, rank, token = zip(left, right, strict=True)
+        most = jnp.maximum(*top)
+        scaled = [sum_ * jnp.exp(own - most) for sum_, own in zip(mass, top, strict=True)]
+        first = (rank[0] > rank[1]) | ((rank[0] == rank[1]) & (token[0] < token[1]))
+        return most, scaled[0] + scaled[1], jnp.maximum(*rank), jnp.where(first, *token)
+
+    nothing = (floor, jnp.zeros((), model_ev.dtype), floor, jnp.int32(rank_ev.shape[1] - 1))
+    top_e, mass_e, _, token_e = jax.lax.reduce(operands, nothing, merge, (1,))
+    return token_e, top_e + jnp.log(mass_e)
+
+
+def best_token(logits_ev: Float[Array, "e v"]) -> Int[Array, "e"]:
+    """Argmax as two plain reductions; XLA's argmax reduces pairs, which is slow on CPUs."""
+    id_ev = jax.lax.broadcasted_iota(jnp.int32, logits_ev.shape, 1)
+    best_e1 = jnp.max(logits_ev, axis=1, keepdims=True)
+    return jnp.min(jnp.where(logits_ev == best_e1, id_ev, logits_ev.shape[1] - 1), axis=1)

@@ -32,12 +32,13 @@ def run(
     gen: Generator,
     cfg: DecodeConfig,
     goes_on: Callable[[Any], Bool[Array, ""]],
-    body: Callable[[Any], Any],
+    body_for: Callable[[Any], Callable[[Any], Any]],
     carry: Any,
 ) -> Any:
     """Runs carry = body(carry) while `goes_on(carry)`, for at most `cfg.max_length` tokens.
 
     Args:
+      body_for: makes the body of a stage from its first carry, outside the loop.
       carry: a named tuple with `emitted`, the number of new tokens so far, and `state`, with the
         cache capacity of the first stage.
     """
@@ -46,5 +47,7 @@ def run(
         if stage > 0:
             assert gen.grow is not None  # otherwise there is only one stage
             carry = carry._replace(state=gen.grow(carry.state, end - ends[stage - 1]))
-        carry = jax.lax.while_loop(lambda c, end=end: (c.emitted < end) & goes_on(c), body, carry)
+        carry = jax.lax.while_loop(
+            lambda c, end=end: (c.emitted < end) & goes_on(c), body_for(carry), carry
+        )
     return carry

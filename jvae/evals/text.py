@@ -161,7 +161,7 @@ def _hits(
     def step(carry: tuple[Array, Any], column: tuple[Array, Array]) -> tuple[Any, Array]:
         logits_ev, state = carry
         token_e, scored_e = column
-        hit_e = (sampling.best_token(logits_ev, 0) == token_e) & scored_e
+        hit_e = (sampling.best_token(logits_ev) == token_e) & scored_e
         return gen.step(params, state, token_e), hit_e
 
     _, hit_te = jax.lax.scan(step, (logits_ev, state), (token_et[:, 1:].T, scored_et[:, 1:].T))

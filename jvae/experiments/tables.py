@@ -247,7 +247,7 @@ def figure(rows: Rows) -> Any:
 
     Source: Alemi et al. 2018, "Fixing a Broken ELBO".
     """
-    from jvae.report import look
+    from jvae.report import look, palette
 
     series = swept(rows)
     if not series:
@@ -267,17 +267,17 @@ def figure(rows: Rows) -> Any:
         }
         for name, nats in floors.items():
             below = nats < max(floors.values())
-            ax.plot(ends, [nats, nats - ends[1]], color=look.OTHER, linewidth=1, zorder=1)
+            ax.plot(ends, [nats, nats - ends[1]], color=palette.OTHER, linewidth=1, zorder=1)
             ax.annotate(
                 ENTRIES[name].title,
                 (ends[1], nats - ends[1]),
                 (-4, -34) if below else (-4, 26),
                 ha="right",
                 textcoords="offset points",
-                color=look.FAINT,
+                color=palette.FAINT,
                 fontsize=8,
             )
-        for color, (name, own) in zip(look.COLORS, series.items(), strict=False):
+        for color, (name, own) in zip(palette.COLORS, series.items(), strict=False):
             x, y = ([row["metrics"][which] for row in own] for which in ("kl", "rec"))
             ax.plot(x, y, "o-", color=color, label=ENTRIES[name].title)
             for row, rate, rec in zip(own, x, y, strict=True):

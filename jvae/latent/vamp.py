@@ -64,4 +64,4 @@ def build(options: VampOptions, shape: tuple[int, int], inputs: InputPosterior) 
     )
 
 
-PRIORS.register("vamp")(PriorKind(VampOptions, build, of_posterior=True))
+PRIORS.register("vamp")(PriorKind(VampOptions, build_from=build))

@@ -131,21 +131,25 @@ def attend(
       seen_bts: replaces `mask_spec.mask()` among tokens.
       scale: factor of the logits; None for h ** -0.5. cap: see `jvae.nn.xent.soft_cap`.
       drop, rate: dropout on the attention weights.
-      kernel: "xla", or a fused one of `jvae.nn.fused.KERNELS`. Fused kernels never materialise the
-        attention weights, so "xla" is used if dropout applies to them.
-    Raises: ConfigError for a feature that a fused kernel lacks: a soft cap, and for "splash", which
-      supports segments only, windows and slots visible to everyone.
+      kernel: "xla", or a fused one of `jvae.nn.fused.KERNELS`, which never materialises the
+        attention weights.
+    Raises: ConfigError for a feature that a fused kernel lacks: dropout of weights, a soft cap, and
+      for "splash", which supports segments only, windows and slots visible to everyone.
     """
     if slots is not None:
         k_bsgh = jnp.concatenate([slots.key_bmnh.astype(k_bsgh.dtype), k_bsgh], axis=1)
         v_bsgh = jnp.concatenate([slots.value_bmnh.astype(v_bsgh.dtype), v_bsgh], axis=1)
-    dropped = drop is not None and rate > 0
-    if kernel != "xla" and not dropped:
+    if kernel != "xla":
+        if drop is not None and rate > 0:
+            raise ConfigError(
+                f"attention={kernel} cannot drop attention weights, as dropout={rate} asks; use "
+                "attention=xla or dropout=0"
+            )
         if cap is not None:
             raise ConfigError(f"attention={kernel} has no soft cap on its logits; use xla")
         if scale is not None:
             q_btnh = q_btnh * (scale * q_btnh.shape[-1] ** 0.5)
-    if kernel == "splash" and not dropped:
+    if kernel == "splash":
         in_front = 0 if slots is None else slots.owner_m.shape[0]
         key_bs = mask_spec.key_bs
         if seen_bts is not None:
@@ -168,7 +172,7 @@ def attend(
         own_btm = mask_spec.query_bt[:, :, None] == slots.owner_m[None, None]
         seen_btm = own_btm | (slots.owner_m == EVERYONE)[None, None]
         mask_bts = jnp.concatenate([seen_btm, mask_bts], axis=2)
-    if kernel == "cudnn" and not dropped:
+    if kernel == "cudnn":
         return fused.cudnn(q_btnh, k_bsgh, v_bsgh, mask_bts)
     return masked(q_btnh, k_bsgh, v_bsgh, mask_bts, scale=scale, cap=cap, drop=drop, rate=rate)
 

@@ -29,11 +29,21 @@ def cudnn(
     v_bsnh: Float[Array, "b s n h"],
     mask_bts: Bool[Array, "b t s"],
 ) -> Float[Array, "b t n h"]:
-    """cuDNN's flash attention with a full (T, S) mask."""
-    found = jax.nn.dot_product_attention(
-        q_btnh, k_bsnh, v_bsnh, mask=mask_bts[:, None], implementation="cudnn"
+    """cuDNN's flash attention with a full (T, S) mask.
+
+    Its gradients with a mask need even lengths, so odd ones are padded with hidden keys.
+    """
+    length, (odd_t, odd_s) = q_btnh.shape[1], (size % 2 for size in mask_bts.shape[1:])
+
+    def pad(x: Array, more: int) -> Array:
+        return jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0)))
+
+    q_btnh, k_bsnh, v_bsnh = pad(q_btnh, odd_t), pad(k_bsnh, odd_s), pad(v_bsnh, odd_s)
+    mask_bnts = jnp.pad(mask_bts, ((0, 0), (0, odd_t), (0, odd_s)))[:, None]
+    mixed_btnh = jax.nn.dot_product_attention(
+        q_btnh, k_bsnh, v_bsnh, mask=mask_bnts, implementation="cudnn"
     )
-    return jnp.asarray(found)
+    return jnp.asarray(mixed_btnh)[:, :length]
 
 
 def splash(

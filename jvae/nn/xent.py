@@ -6,11 +6,17 @@ not compute those of the output weights, and second derivatives (learned Langevi
 mode work.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from jvae.nn.layers import accum_dtype
+
+TOP = "xent_top"  # name of the running maximum among values that recomputation keeps
+MULTIPLE = 128  # of the columns of a chunk; matrix units pad other sizes, at the cost of a copy
 
 
 def soft_cap(x: Array, cap: float | None) -> Array:
@@ -69,6 +75,8 @@ def token_log_prob(
     acc = accum_dtype(hidden_btd.dtype)
     chunks = -(-table_vd.shape[0] // chunk)
     rows = -(-table_vd.shape[0] // chunks)
+    if rows > MULTIPLE:
+        rows = -(-rows // MULTIPLE) * MULTIPLE
     table_cvd = jnp.pad(table_vd, ((0, chunks * rows - table_vd.shape[0]), (0, 0)))
     table_cvd = table_cvd.reshape(chunks, rows, -1)
     bias_v = jnp.zeros(table_vd.shape[0], acc) if bias_v is None else bias_v.astype(acc)
@@ -76,7 +84,8 @@ def token_log_prob(
     column = jnp.arange(rows)[None, None]
     floor = jnp.finfo(acc).min
 
-    @jax.checkpoint
+    # Backward computes the scores of a chunk again, but does not search their maximum again.
+    @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(TOP))
     def body(carry, inputs):
         peak_bt, total_bt = carry
         part_vd, part_v, first = inputs
@@ -85,6 +94,7 @@ def token_log_prob(
         # The maximum only stabilises the exponentials; neither the result nor the gradient depends
         # on it.
         top_bt = jax.lax.stop_gradient(jnp.maximum(peak_bt, jnp.max(score, axis=-1)))
+        top_bt = checkpoint_name(top_bt, TOP)
         total_bt = total_bt * jnp.exp(peak_bt - top_bt)
         total_bt = total_bt + jnp.sum(jnp.exp(score - top_bt[..., None]), axis=-1)
         return (top_bt, total_bt), None

@@ -6,9 +6,9 @@ from collections import Counter
 from typing import NamedTuple
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-_BYTES = dict(pred=1, s8=1, u8=1, bf16=2, f16=2, s16=2, u16=2, f32=4, s32=4, u32=4, f64=8, s64=8)
+BYTES = dict(pred=1, s8=1, u8=1, bf16=2, f16=2, s16=2, u16=2, f32=4, s32=4, u32=4, f64=8, s64=8)
 
-_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
+HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 
 
 class Traffic(NamedTuple):
@@ -33,10 +33,10 @@ def collectives(hlo: str, devices: int, turns: int = 1) -> dict[str, Traffic]:
     own: dict[str, Counter[tuple[str, int, float]]] = {}
     calls: dict[str, Counter[str]] = {}
     fused: set[str] = set()
-    ends = _ends(hlo)
+    ends = loop_ends(hlo)
     entry = here = ""
     for line in hlo.splitlines():
-        if header := _HEADER.match(line):
+        if header := HEADER.match(line):
             here = header[2]
             entry = here if header[1] else entry
             own[here], calls[here] = Counter(), Counter()
@@ -75,20 +75,31 @@ def collectives(hlo: str, devices: int, turns: int = 1) -> dict[str, Traffic]:
     return total
 
 
-def _ends(hlo: str) -> dict[str, int]:
-    """The integer constant in each computation's comparison.
+def loop_ends(hlo: str) -> dict[str, int]:
+    """The integer constant in the comparison of each computation that is a plain comparison.
 
     In the condition of a loop that counts from 0, as all JAX scans do, it is the number of
-    iterations; for other loops it is an upper bound.
+    iterations; for other loops it is an upper bound. A condition with a second term, which may end
+    the loop earlier, is left out.
     """
-    found: dict[str, int] = {}
+    constants: dict[str, int] = {}
+    compound: set[str] = set()
+    fused: dict[str, str] = {}
     here = ""
     for line in hlo.splitlines():
-        if header := _HEADER.match(line):
+        if header := HEADER.match(line):
             here = header[2]
         elif constant := re.search(r"= s32\[\](?:\{\S*\})? constant\((\d+)\)", line):
-            found[here] = max(found.get(here, 0), int(constant[1]))
-    return found
+            constants[here] = max(constants.get(here, 0), int(constant[1]))
+        elif re.search(r"= pred\[\](?:\{\S*\})? and\(", line):
+            compound.add(here)
+        elif calls := re.search(r"= pred\[\](?:\{\S*\})? fusion\(.*calls=%?([\w.\-]+)", line):
+            fused[here] = calls[1]
+    return {
+        name: end
+        for name, end in constants.items()
+        if name not in compound and fused.get(name) not in compound
+    }
 
 
 def _again(line: str, here: str, fused: set[str]) -> bool:
@@ -126,7 +137,7 @@ def _size(shapes: str, begun: bool) -> int:
     """Bytes of a result; a start op also returns its operand, so its largest part is used."""
     parts = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
     sizes = [
-        _BYTES.get(kind, 4) * math.prod(int(one) for one in dims.split(",") if one)
+        BYTES.get(kind, 4) * math.prod(int(one) for one in dims.split(",") if one)
         for kind, dims in parts
     ]
     return max(sizes, default=0) if begun else sum(sizes)

@@ -11,13 +11,18 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 def matmul_flops(traced: ClosedJaxpr | Jaxpr, turns: int = 1) -> float:
     """Total FLOPs of all matrix products of a program (2 x M x N x K each), over all devices.
 
-    A scan counts once per iteration; a conditional counts as its most expensive branch.
+    A scan counts once per iteration and a Pallas kernel once per cell of its grid; a conditional
+    counts as its most expensive branch. cuDNN's attention counts as the products it stands for:
+    two forwards, and five backwards, as it recomputes the logits.
 
     Args:
       turns: iterations assumed for while loops, whose trip count is unknown before running.
     """
 
     def flops(equation: Any) -> float:
+        if (products := _ATTENTION.get(equation.primitive.name)) is not None:
+            query, key = (variable.aval.shape for variable in equation.invars[:2])  # (B, T, N, H)
+            return products * 2.0 * math.prod(query) * key[1]
         (contracted, _), _ = equation.params["dimension_numbers"]
         shape = equation.invars[0].aval.shape
         result = math.prod(equation.outvars[0].aval.shape)
@@ -38,6 +43,10 @@ def matmul_bytes(traced: ClosedJaxpr | Jaxpr) -> float:
     return _over_products(traced, size, 1)
 
 
+# Products of cuDNN's fused attention, by primitive.
+_ATTENTION = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
+
+
 def _bytes(aval: Any) -> int:
     return math.prod(aval.shape) * aval.dtype.itemsize
 
@@ -46,16 +55,19 @@ def _over_products(traced: ClosedJaxpr | Jaxpr, cost: Callable[[Any], float], tu
     jaxpr = traced.jaxpr if isinstance(traced, ClosedJaxpr) else traced
     total = 0.0
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
+        name = equation.primitive.name
+        if name == "dot_general" or name in _ATTENTION:
             total += cost(equation)
         inner = [_over_products(part, cost, turns) for part in _parts(equation)]
-        if equation.primitive.name == "cond":
+        if name == "cond":
             total += max(inner, default=0.0)
         else:
             times = {"scan": equation.params.get("length"), "while": turns}
-            if equation.primitive.name == "shard_map":  # its inner program is per device
-                times["shard_map"] = equation.params["mesh"].size
-            total += times.get(equation.primitive.name, 1) * sum(inner)
+            if name == "shard_map":  # its inner program is per device
+                times[name] = equation.params["mesh"].size
+            if name == "pallas_call":
+                times[name] = math.prod(equation.params["grid_mapping"].grid)
+            total += times.get(name, 1) * sum(inner)
     return total
 
 

@@ -108,6 +108,7 @@ def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Prog
         noise=build_noise(phase.noise, this.encoder, this.decoder),
         begin=begin,
         accumulate=cfg.train.accumulate,
+        dropout_rng=cfg.train.get("dropout_rng", step.DEFAULT_RNG),
     )
     if objective.z == "posterior":
         train_step = tracking.tracked(model, train_step)

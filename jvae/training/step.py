@@ -32,6 +32,17 @@ TuneStep = Callable[[TrainState, Batch, Key[Array, ""]], TrainState]
 ValidStep = Callable[[Params, Batch, Key[Array, ""]], tuple[Sums, Post | None]]
 
 
+DEFAULT_RNG = "threefry2x32"
+
+
+def with_rng(key: Key[Array, ""], rng: str) -> Key[Array, ""]:
+    """A key for another generator, derived from a default one."""
+    if rng == DEFAULT_RNG:
+        return key
+    size = jax.random.key_data(jax.random.key(0, impl=rng)).shape
+    return jax.random.wrap_key_data(jax.random.bits(key, size, jnp.uint32), impl=rng)
+
+
 class StepKeys(NamedTuple):
     """Random keys of one step, split once by purpose."""
 
@@ -96,6 +107,7 @@ def make_train_step(
     begin: int = 0,
     accumulate: int = 1,
     noise: Noise | None = None,
+    dropout_rng: str = DEFAULT_RNG,
 ) -> TrainStep:
     """step(state, batch, base_key) -> (state, sums): one optimizer update of the trained
     parameters.
@@ -106,6 +118,7 @@ def make_train_step(
       accumulate: number of parts into which the rows of a batch are split; they are measured one
         after another, and the update is that of the whole batch.
       noise: (key_e, batch) -> batch, applied to the inputs in training only; one key per example.
+      dropout_rng: JAX's name of the generator of dropout masks.
 
     The sums stay on the device, so that the host loop never waits between log lines. `finite`
     counts the steps with finite loss and gradient norm; a non-finite update is skipped, so that the
@@ -115,6 +128,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, base: Key[Array, ""]):
         keys = StepKeys.at(base, state.step)
+        drop = with_rng(keys.drop, dropout_rng)
         now = state.step - begin
         weight = beta(now)
         totals = Totals.of(batch)
@@ -130,16 +144,16 @@ def make_train_step(
 
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
         if accumulate == 1:
-            (value, sums), grads = value_and_grad(trained, batch, keys.drop)
+            (value, sums), grads = value_and_grad(trained, batch, drop)
         else:
 
             def add_part(total: Any, inputs: tuple[Batch, Array]):
                 part, number = inputs
-                found = value_and_grad(trained, part, jax.random.fold_in(keys.drop, number))
+                found = value_and_grad(trained, part, jax.random.fold_in(drop, number))
                 return jax.tree.map(jnp.add, total, found), None
 
             parts = _parts(batch, accumulate), jnp.arange(accumulate)
-            shapes = jax.eval_shape(value_and_grad, trained, _part(parts[0], 0), keys.drop)
+            shapes = jax.eval_shape(value_and_grad, trained, _part(parts[0], 0), drop)
             zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
             ((value, sums), grads), _ = jax.lax.scan(add_part, zeros, parts)
         grads = freezing.active(freezing.from_steps(plan), grads, now)

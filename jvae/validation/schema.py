@@ -240,6 +240,12 @@ TRAIN = {
         low=1,
         high=MOST_ROWS,
     ),
+    "dropout_rng": Field(
+        str,
+        "Generator of dropout masks; rbg draws them with fewer operations on accelerators.",
+        choices=("threefry2x32", "rbg"),
+        absent="threefry2x32",
+    ),
     "patience": Field(
         int,
         "End training after this number of checks without a better validation loss; 0: never.",

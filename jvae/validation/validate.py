@@ -242,6 +242,13 @@ def _kernels(facts: Facts, flat: dict[str, Any], platform: str | None) -> Iterat
                     f"{key}={value!r} runs on {expected}, not on {platform}; try "
                     f"--config.{key}=xla",
                 )
+            rate = f"{key.removesuffix('attention')}dropout"
+            if flat.get(rate):
+                yield Problem(
+                    (key, rate),
+                    f"{key}={value!r} cannot drop attention weights, as {rate}={flat[rate]} asks; "
+                    f"try --config.{key}=xla or --config.{rate}=0",
+                )
 
 
 def _idle(

@@ -10,9 +10,9 @@ from jvae.bench import compiled
 @pytest.mark.parametrize("case", compiled.CASES)
 def test_flags_of_a_case_are_those_of_its_config(case):
     config, rest = compiled.configs.from_argv(compiled.words(case))
-    assert config is not None and config.name == case.replace(":", "-")
+    assert config is not None and config.name == case.removesuffix("/gpu").replace(":", "-")
     assert config.model.decoder.dtype == "bfloat16"
-    assert rest == ["--mode=compile", f"--topology={compiled.TOPOLOGY}"]
+    assert rest == ["--mode=compile", f"--topology={compiled.topology(case)}"]
 
 
 def test_a_case_that_there_is_not(capsys):
@@ -43,6 +43,8 @@ def test_table(tmp_path):
         libtpu="0.1",
     )
     wide = row | dict(topology="v5e-256", bounds_ms=row["bounds_ms"] | {"links": 12.0})
+    counts = dict(kernels=1200, traffic_bytes=3.5e9, predicted_ms=7.25, useful_share=0.314)
+    wide |= counts
     large = row | dict(
         config="optimus-large", command="another", peak_bytes=None, needs="20G of 16G hbm"
     )
@@ -52,10 +54,11 @@ def test_table(tmp_path):
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:3]]
     assert cells[0] == [
         *("`optimus-base`", "v5e-8", "data 8", "8 x 200 + 256", "train step", "1.00, 3.00 GiB"),
-        *("3, 4", "5, 3 MiB", "6, 2, 2", "6 (arithmetic) to 10", "–"),
+        *("3, 4", "5, 3 MiB", "6, 2, 2", "6 (arithmetic) to 10", *"–––"),
     ]
-    assert cells[1][-2:] == ["12 (links) to 20", "50 % to 50 %"]
-    assert cells[2][5:] == ["does not fit: 20G of 16G hbm", "3, 4", *"––––"]
+    assert cells[1][-4:-2] == ["12 (links) to 20", "50 % to 50 %"]
+    assert cells[1][-2:] == ["1,200, 3.5", "7.25, 31 %"]
+    assert cells[2][5:] == ["does not fit: 20G of 16G hbm", "3, 4", *"––––––"]
     assert lines[4:] == [
         "- `optimus-base`: `a command`; jax 0.0, libtpu 0.1, commit abc.",
         "- `optimus-large`: `another`; jax 0.0, libtpu 0.1, commit abc.",

@@ -145,7 +145,8 @@ def test_frequencies_follow_the_processed_distribution(options):
     logits = np.array([0.3, -0.5, 1.0, 0.1, -np.inf], np.float32)
     cfg = DecodeConfig(method="sample", **options)
     logits_ev = jnp.broadcast_to(jnp.asarray(logits)[None, :], (draws, 5))
-    token_e = sampling.sample_token(logits_ev, 3, jax.random.split(jax.random.key(5), draws), cfg)
+    rank_ev = sampling.ranks(logits_ev, 3, jax.random.split(jax.random.key(5), draws), cfg)
+    token_e = sampling.best_token(rank_ev)
     scaled = logits.astype(np.float64) / cfg.temperature
     if cfg.top_k:
         scaled = np.where(scaled < np.sort(scaled)[-cfg.top_k], -np.inf, scaled)
@@ -155,3 +156,17 @@ def test_frequencies_follow_the_processed_distribution(options):
     assert np.all(count[prob == 0] == 0)
     live = prob > 0
     assert np.sum((count[live] - draws * prob[live]) ** 2 / (draws * prob[live])) < 16.27
+
+
+def test_one_pass_equals_separate_passes():
+    """Ties, padded columns and large scores included."""
+    rng = np.random.default_rng(3)
+    model_ev = (10.0 * rng.normal(size=(6, 300))).astype(np.float32)
+    model_ev[:, 290:] = -np.inf
+    model_ev[1, 5] = model_ev[1, 7] = 60.0
+    model_ev[2] += 1e4
+    rank_ev = np.where(np.arange(300) == 17, -np.inf, model_ev + rng.gumbel(size=(6, 300)))
+    for rank in (model_ev, rank_ev.astype(np.float32)):
+        one, want = (jax.jit(f)(rank, model_ev) for f in (sampling._one_pass, sampling._passes))
+        np.testing.assert_array_equal(one[0], want[0])
+        np.testing.assert_allclose(one[1], want[1], rtol=1e-6)

@@ -37,7 +37,8 @@ def test_growth_is_by_what_is_missing_and_ends_early(toy):
     def run(last):
         carry = Carry(jnp.int32(1), jnp.int32(0))
         body = lambda c: c._replace(emitted=c.emitted + 1)  # noqa: E731
-        return stages.run(gen, DecodeConfig(max_length=96), lambda c: c.emitted < last, body, carry)
+        cfg = DecodeConfig(max_length=96)
+        return stages.run(gen, cfg, lambda c: c.emitted < last, lambda carry: body, carry)
 
     assert int(run(200).emitted) == 96
     assert grown == [32, 32]

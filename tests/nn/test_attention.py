@@ -154,20 +154,23 @@ def test_splash_refuses_slots_of_everyone(qkv, slots):
         attend(*qkv, segments(SIDE, causal=True), shared, kernel="splash")
 
 
-def test_fused_kernels_leave_dropout_to_the_reference(qkv):
-    mask_spec = segments(SIDE, causal=True)
-    more = dict(drop=jax.random.key(0), rate=0.5)
-    want = attend(*qkv, mask_spec, **more)
+def test_fused_kernels_refuse_dropout_of_weights(qkv):
     for kernel in ("splash", "cudnn"):
-        np.testing.assert_array_equal(attend(*qkv, mask_spec, kernel=kernel, **more), want)
+        with pytest.raises(ConfigError, match="cannot drop attention weights, as dropout=0.5 asks"):
+            attend(
+                *(*qkv, segments(SIDE, causal=True)),
+                drop=jax.random.key(0),
+                rate=0.5,
+                kernel=kernel,
+            )
 
 
 def test_cudnn_is_given_the_same_mask(qkv, slots, monkeypatch):
-    """What the kernel is asked for, computed without it."""
+    """What the kernel is asked for, computed without it: even lengths, as its gradients need."""
     fused = jax.nn.dot_product_attention
 
     def plain(*args, implementation, **more):
-        assert implementation == "cudnn"
+        assert implementation == "cudnn" and not any(x.shape[1] % 2 for x in args)
         return fused(*args, implementation="xla", **more)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", plain)

@@ -1,0 +1,104 @@
+"""Kernels of programs whose traffic is known."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jvae.parallel.collectives import loop_ends
+from jvae.parallel.kernels import cost, kernels, predicted_s
+
+HLO = """\
+HloModule jit_step
+
+%slice_and_cast (p0: f32[12,4,8], p1: s32[]) -> bf16[4,8] {
+  %p0 = f32[12,4,8]{2,1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %ds = f32[1,4,8]{2,1,0} dynamic-slice(%p0, %p1), dynamic_slice_sizes={1,4,8}
+  %b = f32[4,8]{1,0} bitcast(%ds)
+  ROOT %c = bf16[4,8]{1,0} convert(%b)
+}
+
+%put (q0: bf16[12,4,8], q1: bf16[4,8], q2: s32[]) -> bf16[12,4,8] {
+  %q0 = bf16[12,4,8]{2,1,0} parameter(0)
+  %q1 = bf16[4,8]{1,0} parameter(1)
+  %q2 = s32[] parameter(2)
+  %u = bf16[1,4,8]{2,1,0} bitcast(%q1)
+  ROOT %dus = bf16[12,4,8]{2,1,0} dynamic-update-slice(%q0, %u, %q2)
+}
+
+%body (t: (s32[], f32[12,4,8], bf16[12,4,8])) -> (s32[], f32[12,4,8], bf16[12,4,8]) {
+  %t = (s32[], f32[12,4,8]{2,1,0}, bf16[12,4,8]{2,1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %w = f32[12,4,8]{2,1,0} get-tuple-element(%t), index=1
+  %o = bf16[12,4,8]{2,1,0} get-tuple-element(%t), index=2
+  %f = bf16[4,8]{1,0} fusion(%w, %i), kind=kLoop, calls=%slice_and_cast
+  %g = bf16[12,4,8]{2,1,0} fusion(%o, %f, %i), kind=kLoop, calls=%put
+  ROOT %r = (s32[], f32[12,4,8]{2,1,0}, bf16[12,4,8]{2,1,0}) tuple(%i, %w, %g)
+}
+
+ENTRY %main (x: bf16[16,4], y: bf16[4,8]) -> f32[16,8] {
+  %x = bf16[16,4]{1,0} parameter(0)
+  %y = bf16[4,8]{1,0} parameter(1)
+  %near = bf16[4,8]{1,0:T(8,128)S(1)} copy(%y)
+  %loop = (s32[], f32[12,4,8]{2,1,0}, bf16[12,4,8]{2,1,0}) while(%z), condition=%cond, body=%body, \
+backend_config={"known_trip_count":{"n":"12"}}
+  %m = (f32[16,8]{1,0}, s8[64]{0}) custom-call(%x, %y), custom_call_target="__cublas$lt$matmul", \
+backend_config={"gemm":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}
+  ROOT %e = f32[16,8]{1,0} get-tuple-element(%m), index=0
+}
+"""
+
+
+def test_traffic_of_slices_loops_and_calls():
+    layer = 4 * 8
+    found = {one.name: one for one in kernels(HLO)}
+    assert {
+        name: (one.times, one.read_bytes, one.written_bytes) for name, one in found.items()
+    } == {
+        "f": (12, 4 * layer + 4, 2 * layer),  # the slice, and its index
+        "g": (12, 2 * layer + 4, 2 * layer),  # written in place
+        "near": (1, 2 * layer, 0),  # into on-chip memory
+        "m": (1, 2 * (16 * 4 + layer), 4 * 16 * 8 + 64),
+    }
+    assert found["f"].reads[0] == ("f32[12,4,8]{2,1,0}", 4 * layer)
+    total = cost(list(found.values()))
+    assert total.kernels == 12 + 12 + 1 + 1 and total.flops == 2.0 * 16 * 8 * 4
+    assert total.by_kind["__cublas$lt$matmul"][0] == 1
+
+
+def test_time_is_of_the_slower_of_products_and_traffic():
+    (product,) = (one for one in kernels(HLO) if one.kind.startswith("__cublas"))
+    moved = product.read_bytes + product.written_bytes
+    slow_memory = predicted_s([product], product.flops, 1e12, 1.0, 0.5)
+    assert slow_memory == pytest.approx(moved + 0.5)
+    slow_units = predicted_s([product], product.flops + 7.0, 1.0, 1e12, 0.5)
+    assert slow_units == pytest.approx(product.flops + 7.0 + 0.5)  # 7 of an unknown call
+
+
+def test_a_condition_with_two_terms_does_not_count():
+    condition = """
+%plain (p: s32[]) -> pred[] {
+  %nine = s32[] constant(9)
+  ROOT %lt = pred[] compare(%p, %nine), direction=LT
+}
+%early (p: s32[]) -> pred[] {
+  %eight = s32[] constant(8)
+  %lt = pred[] compare(%p, %eight), direction=LT
+  ROOT %a = pred[] and(%lt, %open)
+}
+%fused (p: s32[]) -> pred[] {
+  %seven = s32[] constant(7)
+  ROOT %f = pred[] fusion(%p, %seven), kind=kLoop, calls=%early
+}
+"""
+    assert loop_ends(condition) == {"plain": 9}
+
+
+def test_kernels_of_a_compiled_program():
+    """Seven products in a loop, none of them unknown."""
+
+    def program(w, x):
+        return jax.lax.scan(lambda x, _: (x @ w, None), x, length=7)[0]
+
+    compiled = jax.jit(program).lower(jnp.ones((64, 64)), jnp.ones((32, 64))).compile()
+    assert cost(kernels(compiled.as_text())).flops == 7 * 2 * 32 * 64 * 64
