@@ -134,8 +134,8 @@ def compile_for(config: ConfigDict, folder: Path, names: str) -> Iterator[Row]:
         plain = _programs(without_recomputation(this), mesh)
         for one, bare in zip(_programs(this, mesh), plain, strict=True):
             chip = CHIPS.get(part.kind)
-            found = estimate(one, bare, part.count, chip, RATES[part.plugin])
-            yield about | found | _bounds(found, chip)
+            row = estimate(one, bare, part.count, chip, RATES[part.plugin])
+            yield about | row | _bounds(row, chip)
 
 
 def without_recomputation(this: build.Run) -> build.Run:
@@ -163,17 +163,17 @@ class Slice(NamedTuple):
     @classmethod
     def of(cls, name: str) -> "Slice":
         """Raises: ConfigError for an invalid name."""
-        found = re.fullmatch(r"(\w+)(?:-(\d+)|:(\d+(?:x\d+)+))", name)
-        if not found or found[1] not in (*CHIPS, "cpu"):
+        match = re.fullmatch(r"(\w+)(?:-(\d+)|:(\d+(?:x\d+)+))", name)
+        if not match or match[1] not in (*CHIPS, "cpu"):
             raise ConfigError(
                 f"--topology={name}: expected cpu-8, or one of {', '.join(CHIPS)} with a number "
                 "of chips or, of TPUs, a shape, as v5e-8 or v5e:2x4"
             )
-        if found[1] in gpu_targets.KINDS:
-            return cls(name, found[1], *_hosts(name, found[2]))
-        if found[2]:
-            return cls(name, found[1], int(found[2]), SHAPES.get(int(found[2])))
-        return cls(name, found[1], math.prod(int(one) for one in found[3].split("x")), found[3])
+        if match[1] in gpu_targets.KINDS:
+            return cls(name, match[1], *_hosts(name, match[2]))
+        if match[2]:
+            return cls(name, match[1], int(match[2]), SHAPES.get(int(match[2])))
+        return cls(name, match[1], math.prod(int(one) for one in match[3].split("x")), match[3])
 
     @property
     def plugin(self) -> Plugin:
@@ -217,10 +217,10 @@ def make_room(count: int) -> None:
 def devices(part: Slice) -> list[Any]:
     """The chips of a slice, or CPU devices instead. Raises: ConfigError for too few."""
     if not part.virtual and part.plugin is GPU:
-        made = topologies.get_topology_desc(
+        topology = topologies.get_topology_desc(
             platform="cuda", target_config=gpu_targets.target(part.kind), topology=part.shape
         )
-        return list(made.devices)
+        return list(topology.devices)
     if not part.virtual:
         if part.shape is None:
             raise ConfigError(
@@ -229,8 +229,8 @@ def devices(part: Slice) -> list[Any]:
         os.environ |= dict(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
         os.environ |= dict(TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v5litepod-8")
         name = f"{part.kind}:{part.shape}"
-        made = topologies.get_topology_desc(platform="tpu", topology_name=name)
-        return list(made.devices)
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
+        return list(topology.devices)
     devices = jax.devices("cpu")
     if len(devices) < part.count:
         raise ConfigError(
@@ -360,17 +360,17 @@ def estimate(
     }
 
 
-def _bounds(found: Row, chip: Chip | None) -> Row:
+def _bounds(row: Row, chip: Chip | None) -> Row:
     """Least milliseconds by each possible bottleneck."""
-    if chip is None or found["peak_bytes"] is None:
+    if chip is None or row["peak_bytes"] is None:
         return {}
-    sent = sum(sent for _, _, sent in found["collectives"].values())
+    sent = sum(sent for _, _, sent in row["collectives"].values())
     bounds = {
-        "arithmetic": found["flops"] / chip.flops_s,
-        "memory": found["traffic_bytes"] / chip.memory_bytes_s,
+        "arithmetic": row["flops"] / chip.flops_s,
+        "memory": row["traffic_bytes"] / chip.memory_bytes_s,
         "links": sent / chip.link_bytes_s,
     }
-    fits = found["peak_bytes"] <= chip.memory_bytes
+    fits = row["peak_bytes"] <= chip.memory_bytes
     return {"fits": fits, "bounds_ms": {name: 1e3 * bound for name, bound in bounds.items()}}
 
 
@@ -384,8 +384,8 @@ def show(rows: Iterable[Row], say: Callable[[str], None]) -> list[Row]:
         say(f"  {_line(row)}")
         seen.append(row)
     for row in seen:
-        if found := scaling(row, seen):
-            low, high = sorted(found)
+        if scales := scaling(row, seen):
+            low, high = sorted(scales)
             say(
                 f"{row['program']}: {row['topology']} keeps {100 * low:.0f} to {100 * high:.0f} % "
                 f"of the speed per chip on {seen[0]['topology']}"

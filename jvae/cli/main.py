@@ -195,22 +195,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _saved(rest: list[str]) -> ConfigDict:
     """The config of the run that the flags name, for `--config.KEY` flags without `--config`."""
-    given = _flags()
-    given(["jvae", *_plain(rest)])
-    if given.workdir is None:
+    parsed = _flags()
+    parsed(["jvae", *_plain(rest)])
+    if parsed.workdir is None:
         raise ConfigError("values without a config: add --config=NAME, or the --workdir of a run")
     from jvae.runs import workdir
 
-    return workdir.saved_config(_folder(given))
+    return workdir.saved_config(_folder(parsed))
 
 
-def _folder(given: flags.FlagValues) -> Path:
+def _folder(parsed: flags.FlagValues) -> Path:
     """The folder in --workdir; for text modes it may be the name of any model."""
-    if given.mode not in TEXT_MODES or (given.mode == "encode" and given.split):
-        return Path(given.workdir)
+    if parsed.mode not in TEXT_MODES or (parsed.mode == "encode" and parsed.split):
+        return Path(parsed.workdir)
     from jvae.runs import model_names
 
-    return model_names.folder_of(given.workdir)
+    return model_names.folder_of(parsed.workdir)
 
 
 def _configured(config: ConfigDict, overrides: list[str], rest: list[str]) -> ConfigDict:
@@ -253,43 +253,43 @@ def _plain(words: Sequence[str]) -> list[str]:
 
 
 def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -> int:
-    given = _flags()
+    parsed = _flags()
     of_prior, rest = _values_of(PRIOR, rest)
     of_task, rest = _values_of(FINETUNE, rest)
     of_control, rest = _values_of(CONTROL, rest)
     if "--help" in rest or "-h" in rest:
-        print(USAGE + "\n" + given.get_help())
+        print(USAGE + "\n" + parsed.get_help())
         if config is not None:
             from jvae.validation.reference import describe
 
             print(f"\nKeys of the config, with their values:\n\n{describe(config)}")
         return 0
-    words = given(["jvae", *rest])[1:]
+    words = parsed(["jvae", *rest])[1:]
     if words:
         raise ConfigError(f"unexpected argument {words[0]!r}; flags are written --name=value")
-    if config is None and given.workdir is None:
+    if config is None and parsed.workdir is None:
         raise ConfigError(f"no config: add --config=optimus, or the --workdir of a run\n\n{USAGE}")
 
-    if given.mode == "finetune" and not given.task:
+    if parsed.mode == "finetune" and not parsed.task:
         raise ConfigError("which task? Add --task=sst2, rte, mrpc, wnli or another set of GLUE")
-    if given.mode != "finetune" and (given.task or of_task):
+    if parsed.mode != "finetune" and (parsed.task or of_task):
         raise ConfigError("--task and --finetune.KEY act in --mode=finetune alone")
-    if given.mode != "control" and of_control:
+    if parsed.mode != "control" and of_control:
         raise ConfigError("--control.KEY acts in --mode=control alone")
-    if given.mode == "control" and given.label:
+    if parsed.mode == "control" and parsed.label:
         raise ConfigError("--mode=control measures all labels; leave --label out")
-    if given.mode != "prior":
-        name = of_prior.pop("name", given.prior)
-        if of_prior and not name and not given.label:
+    if parsed.mode != "prior":
+        name = of_prior.pop("name", parsed.prior)
+        if of_prior and not name and not parsed.label:
             raise ConfigError("--prior.KEY needs a fitted prior: add --prior=NAME")
-        if (name or given.label) and given.mode not in UNDER_A_PRIOR:
-            flag = f"--prior={name}" if name else f"--label={given.label}"
+        if (name or parsed.label) and parsed.mode not in UNDER_A_PRIOR:
+            flag = f"--prior={name}" if name else f"--label={parsed.label}"
             raise ConfigError(
-                f"{flag} has no effect in --mode={given.mode}; it acts in "
+                f"{flag} has no effect in --mode={parsed.mode}; it acts in "
                 f"{', '.join(UNDER_A_PRIOR)}"
             )
-        given.prior = name
-    if (own := _decoding(given)) and given.mode not in TEXT_MODES:
+        parsed.prior = name
+    if (own := _decoding(parsed)) and parsed.mode not in TEXT_MODES:
         name = next(iter(own))
         raise ConfigError(
             f"--{name} acts in --mode=sample and other text modes; what an evaluation samples with "
@@ -300,74 +300,74 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
     from jvae.parallel import processes
     from jvae.runs import priors, workdir
 
-    if given.mode in ("train", "eval") and not given.dry_run:
-        processes.join(given.coordinator, given.processes, given.process)
+    if parsed.mode in ("train", "eval") and not parsed.dry_run:
+        processes.join(parsed.coordinator, parsed.processes, parsed.process)
         if not processes.first():
             logging.getLogger().setLevel(logging.WARNING)
         log.info("allocator: %s", allocator.name())
     compile_cache.keep()
-    if given.workdir is not None:
-        folder = _folder(given)
+    if parsed.workdir is not None:
+        folder = _folder(parsed)
     else:
         assert config is not None
         folder = Path("runs") / config.name
     if config is None:
         config = workdir.saved_config(folder)
-    if given.label and not given.prior and given.mode != "prior":
-        given.prior = priors.only_labelled(folder)
-    if given.sweep or given.dry_run:
-        if given.mode != "train" or not given.sweep:
+    if parsed.label and not parsed.prior and parsed.mode != "prior":
+        parsed.prior = priors.only_labelled(folder)
+    if parsed.sweep or parsed.dry_run:
+        if parsed.mode != "train" or not parsed.sweep:
             raise ConfigError("--dry_run needs --sweep, and --sweep only trains: drop --mode")
         own = [word for word in every if word not in rest]
-        commands.sweep(config, own, given.sweep, folder, given.dry_run)
-    elif given.mode == "train":
+        commands.sweep(config, own, parsed.sweep, folder, parsed.dry_run)
+    elif parsed.mode == "train":
         commands.train(config, folder)
-    elif given.mode == "eval":
-        commands.evaluate(config, folder, given.prior, given.label, of_prior)
-    elif given.mode == "prior":
-        commands.fit_prior(config, folder, of_prior, given.prior, given.seed)
-    elif given.mode == "control":
-        commands.control(config, folder, given.prior, of_prior, of_control)
-    elif given.mode == "encode" and given.split:
-        commands.encode_split(config, folder, given.split, _options(given, of_prior))
-    elif given.mode == "report":
+    elif parsed.mode == "eval":
+        commands.evaluate(config, folder, parsed.prior, parsed.label, of_prior)
+    elif parsed.mode == "prior":
+        commands.fit_prior(config, folder, of_prior, parsed.prior, parsed.seed)
+    elif parsed.mode == "control":
+        commands.control(config, folder, parsed.prior, of_prior, of_control)
+    elif parsed.mode == "encode" and parsed.split:
+        commands.encode_split(config, folder, parsed.split, _options(parsed, of_prior))
+    elif parsed.mode == "report":
         commands.report(config, folder)
-    elif given.mode == "probe":
+    elif parsed.mode == "probe":
         commands.probe(config, folder)
-    elif given.mode == "finetune":
-        commands.finetune(config, folder, given.task, of_task, given.seed)
-    elif given.mode == "compile":
-        commands.compile_ahead(config, folder, given.topology, given.out)
-    elif given.mode == "fit-batch":
-        commands.fit_batch(config, folder, given.topology if given["topology"].present else None)
+    elif parsed.mode == "finetune":
+        commands.finetune(config, folder, parsed.task, of_task, parsed.seed)
+    elif parsed.mode == "compile":
+        commands.compile_ahead(config, folder, parsed.topology, parsed.out)
+    elif parsed.mode == "fit-batch":
+        commands.fit_batch(config, folder, parsed.topology if parsed["topology"].present else None)
     else:
         from jvae.cli import text_tools
 
-        text_tools.run(given.mode, config, folder, _options(given, of_prior))
+        text_tools.run(parsed.mode, config, folder, _options(parsed, of_prior))
     return 0
 
 
-def _options(given: flags.FlagValues, of_prior: dict[str, str]) -> Any:
+def _options(parsed: flags.FlagValues, of_prior: dict[str, str]) -> Any:
     """The flags of the text modes."""
     from jvae.cli.text_tools import Options
 
-    every = given.dims == ["all"]
-    if not every and not all(one.strip().isdigit() for one in given.dims):
+    every = parsed.dims == ["all"]
+    if not every and not all(one.strip().isdigit() for one in parsed.dims):
         raise ConfigError(
-            f"--dims={','.join(given.dims)}: expected numbers from 0, such as 0,3,5, or all"
+            f"--dims={','.join(parsed.dims)}: expected numbers from 0, such as 0,3,5, or all"
         )
     values = {
-        name: getattr(given, name)
+        name: getattr(parsed, name)
         for name in Options._fields
         if name not in ("text", "dims", "of_prior", "decode")
     }
-    text = tuple(_utf8(one) for one in given.text)
-    dims = None if every else tuple(int(one) for one in given.dims)
-    return Options(text=text, dims=dims, of_prior=of_prior, decode=_decoding(given), **values)
+    text = tuple(_utf8(one) for one in parsed.text)
+    dims = None if every else tuple(int(one) for one in parsed.dims)
+    return Options(text=text, dims=dims, of_prior=of_prior, decode=_decoding(parsed), **values)
 
 
-def _decoding(given: flags.FlagValues) -> dict[str, Any]:
-    return {name: value for name in DECODING if (value := given[name].value) is not None}
+def _decoding(parsed: flags.FlagValues) -> dict[str, Any]:
+    return {name: value for name in DECODING if (value := parsed[name].value) is not None}
 
 
 def _utf8(word: str) -> str:

@@ -108,9 +108,9 @@ def run(mode: str, config: ConfigDict, folder: Path, options: Options) -> None:
     if mode == "sample" and vae.conditional and not lines:
         lines = text_input.from_standard_input("a source")
     pairs = vae.conditional and mode != "sample"
-    given, lines = pairs_of(lines) if pairs else (None, lines)
+    sources, lines = pairs_of(lines) if pairs else (None, lines)
     settings = {k: v for k, v in config.decode.items() if k not in ("batch", "max_length")}
-    call = _Call(vae, options, config.data, settings | own, own, lines, given)
+    call = _Call(vae, options, config.data, settings | own, own, lines, sources)
     write(MODES[mode](call), kind, options.out)
 
 
@@ -139,17 +139,17 @@ def decoding(mode: str, flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sample(call: _Call) -> TextResult:
-    given = call.lines if call.vae.conditional else None
-    z_egz = call.vae.sample_prior(call.options.n, sources=given)
-    every = given and [source for source in given for _ in range(call.options.n)]
-    return _told(z_egz, call.vae.decode(z_egz, sources=every, **call.settings))
+    sources = call.lines if call.vae.conditional else None
+    z_egz = call.vae.sample_prior(call.options.n, sources=sources)
+    every = sources and [source for source in sources for _ in range(call.options.n)]
+    return _decoded(z_egz, call.vae.decode(z_egz, sources=every, **call.settings))
 
 
 def _reconstruct(call: _Call) -> TextResult:
     z_egz = call.vae.encode(call.lines, call.sources)
-    told = _told(z_egz, call.vae.decode(z_egz, sources=call.sources, **call.own))
-    pairs = zip(call.lines, told.records, strict=True)
-    return told._replace(records=[{"input": one} | record for one, record in pairs])
+    result = _decoded(z_egz, call.vae.decode(z_egz, sources=call.sources, **call.own))
+    pairs = zip(call.lines, result.records, strict=True)
+    return result._replace(records=[{"input": one} | record for one, record in pairs])
 
 
 def _transfer(call: _Call) -> TextResult:
@@ -180,7 +180,7 @@ def _decode(call: _Call) -> TextResult:
         raise ConfigError("decode is for models without sources; use LoadedVAE.decode for others")
     z_egz = text_input.latents(call.options.input)
     try:
-        return _told(z_egz, call.vae.decode(z_egz, **call.own))
+        return _decoded(z_egz, call.vae.decode(z_egz, **call.own))
     except ValueError as error:
         raise DataError(f"{call.options.input or 'standard input'}: {error}") from None
 
@@ -200,11 +200,11 @@ def _analogy(call: _Call) -> TextResult:
 def _traverse(call: _Call) -> TextResult:
     (text,) = _exactly(call, "traverse", 1)
     dims = _dims(call)
-    told = call.vae.traverse(text, dims, OFFSETS, _one_source(call), **call.own)
+    rows = call.vae.traverse(text, dims, OFFSETS, _one_source(call), **call.own)
     return _records(
         (
             {"dim": dim, "offset": offset, "text": one}
-            for dim, row in zip(dims, told, strict=True)
+            for dim, row in zip(dims, rows, strict=True)
             for offset, one in zip(OFFSETS, row, strict=True)
         ),
         lambda r: f"{r['dim']}\t{r['offset']:+g}\t{r['text']}",
@@ -271,7 +271,7 @@ MODES: dict[str, Callable[[_Call], TextResult]] = {
 }
 
 
-def _told(z_egz: np.ndarray, texts: Sequence[str]) -> TextResult:
+def _decoded(z_egz: np.ndarray, texts: Sequence[str]) -> TextResult:
     return _records({"text": text} for text in texts)._replace(z_egz=z_egz)
 
 
@@ -334,14 +334,14 @@ def format_of(options: Options) -> str:
     return kind
 
 
-def write(found: TextResult, kind: str, out: str) -> None:
+def write(result: TextResult, kind: str, out: str) -> None:
     """Writes the result to a file, atomically, or to standard output."""
     if kind in ARRAYS:
-        _write_arrays(found, kind, out)
+        _write_arrays(result, kind, out)
         return
-    lines = found.lines
+    lines = result.lines
     if kind == "json":
-        lines = [json.dumps(one, ensure_ascii=False) for one in found.records]
+        lines = [json.dumps(one, ensure_ascii=False) for one in result.records]
     text = "".join(f"{one}\n" for one in lines)
     if out:
         _write_file(out, text)
@@ -359,13 +359,13 @@ def write(found: TextResult, kind: str, out: str) -> None:
         ) from None
 
 
-def _write_arrays(found: TextResult, kind: str, path: str) -> None:
+def _write_arrays(result: TextResult, kind: str, path: str) -> None:
     """Writes the columns of the records as arrays, latents as `z`. Safetensors cannot hold text."""
-    names = [name for name in (found.records[0] if found.records else ()) if name != "z"]
-    arrays = {name: np.array([one[name] for one in found.records]) for name in names}
-    if found.z_egz is not None:
-        arrays["z"] = found.z_egz
-    arrays |= found.more
+    names = [name for name in (result.records[0] if result.records else ()) if name != "z"]
+    arrays = {name: np.array([one[name] for one in result.records]) for name in names}
+    if result.z_egz is not None:
+        arrays["z"] = result.z_egz
+    arrays |= result.more
     if kind == "safetensors":
         numbers = {n: np.ascontiguousarray(a) for n, a in arrays.items() if a.dtype.kind in "fiu"}
         _write_file(path, save(numbers))

@@ -73,8 +73,8 @@ def hoisted(
         values = dict(zip(needed, ready, strict=True))
         values |= zip(inputs[len(leaves) :], jax.tree.leaves((state, token_e)), strict=True)
         _run(late, values)
-        found = [atom.value if isinstance(atom, _Value) else values[atom] for atom in outputs]
-        return jax.tree.unflatten(jax.tree.structure(shapes), found)
+        results = [atom.value if isinstance(atom, _Value) else values[atom] for atom in outputs]
+        return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
     return run
 

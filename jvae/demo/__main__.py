@@ -35,7 +35,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
-    given = _arguments(argv)
+    args = _arguments(argv)
     with safe_streams():
         logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
         for noisy in ("absl", "orbax", "jax", "httpx"):
@@ -46,8 +46,8 @@ def main(argv: Sequence[str]) -> int:
             from jvae.demo import page, state
 
             compile_cache.keep()
-            demo = state.load(given.run, given.corpus, given.seed)
-            page.serve(demo, host=given.host, port=given.port, share=given.share)
+            demo = state.load(args.run, args.corpus, args.seed)
+            page.serve(demo, host=args.host, port=args.port, share=args.share)
         except JvaeError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

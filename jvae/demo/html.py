@@ -44,8 +44,8 @@ def listing(texts: Sequence[str]) -> str:
     return _table((str(i), escape(text)) for i, text in enumerate(texts, 1))
 
 
-def neighbors(found: Sequence[Neighbor]) -> str:
-    return _table((f"{one.distance:.3f}", escape(one.text)) for one in found)
+def neighbors(rows: Sequence[Neighbor]) -> str:
+    return _table((f"{one.distance:.3f}", escape(one.text)) for one in rows)
 
 
 def tokens(scored: Sequence[Scored]) -> str:
@@ -55,7 +55,7 @@ def tokens(scored: Sequence[Scored]) -> str:
         cells = "".join(_token(*pair) for pair in zip(row.tokens, row.nats, strict=True))
         total = -sum(row.nats)
         rows.append(
-            f'<h4>Given {escape(row.given)}</h4><p class="jv-tokens">{cells}</p>'
+            f'<h4>Given {escape(row.condition)}</h4><p class="jv-tokens">{cells}</p>'
             f'<p class="jv-note">−log p = {total:.2f} nats, {total / len(row.nats):.2f} per '
             "token</p>"
         )
@@ -66,37 +66,37 @@ def tokens(scored: Sequence[Scored]) -> str:
     return f'{"".join(rows)}<p class="jv-note jv-tokens">nats: {key} or more</p>'
 
 
-def scatter(found: Points, texts: Sequence[str]) -> str:
+def scatter(points: Points, texts: Sequence[str]) -> str:
     """The map as SVG; each point has the index of its sentence in `data-place`."""
-    low_2, high_2 = found.plane_e2.min(axis=0), found.plane_e2.max(axis=0)
+    low_2, high_2 = points.plane_e2.min(axis=0), points.plane_e2.max(axis=0)
     size_2 = (high_2 - low_2).clip(min=1e-12)
-    share_e2 = (found.plane_e2 - low_2) / size_2
+    share_e2 = (points.plane_e2 - low_2) / size_2
     x_e = MARGIN + share_e2[:, 0] * (WIDTH - 2 * MARGIN)
     y_e = HEIGHT - MARGIN - share_e2[:, 1] * (HEIGHT - 2 * MARGIN)
-    order = sorted(range(len(texts)), key=lambda i: found.colors[i] != OTHER)  # grey at the back
+    order = sorted(range(len(texts)), key=lambda i: points.colors[i] != OTHER)  # grey at the back
     dots = "".join(
         f'<circle data-place="{i}" cx="{x_e[i]:.1f}" cy="{y_e[i]:.1f}" r="5" '
-        f'fill="{found.colors[i]}"><title>{escape(texts[i])}</title></circle>'
+        f'fill="{points.colors[i]}"><title>{escape(texts[i])}</title></circle>'
         for i in order
     )
-    items = [*found.legend.items(), *([("other", OTHER)] if OTHER in found.colors else [])]
+    items = [*points.legend.items(), *([("other", OTHER)] if OTHER in points.colors else [])]
     legend = "".join(
         f'<span><i style="background:{color}"></i>{escape(label)}</span>'
-        for label, color in (items if found.legend else [])
+        for label, color in (items if points.legend else [])
     )
     return (
         f'<svg class="jv-map" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{len(texts)} latents in the plane">{dots}</svg>'
         f'<div class="jv-legend">{legend}</div>'
-        f'<p class="jv-note">The plane shows {100 * found.share:.0f} % of the variance of '
+        f'<p class="jv-note">The plane shows {100 * points.share:.0f} % of the variance of '
         f"{len(texts)} posterior means. Click a point to decode it.</p>"
     )
 
 
-def point(found: Point) -> str:
+def point(chosen: Point) -> str:
     """A sentence of the map above what its latent decodes to."""
-    labels = " · ".join(f"{kind}: {label}" for kind, label in found.labels.items())
-    rows = strip(["sentence", "decoded"], [found.text, found.decoded])
+    labels = " · ".join(f"{kind}: {label}" for kind, label in chosen.labels.items())
+    rows = strip(["sentence", "decoded"], [chosen.text, chosen.decoded])
     return rows + (note(labels) if labels else "")
 
 
@@ -115,8 +115,8 @@ def _word(word: str, new: bool) -> str:
 
 def _token(token: str, nats: float) -> str:
     share = min(100.0 * math.exp(nats), 100.0)
-    told = f"p = {share:.3g} %, log p = {nats:.2f}"
-    return f'<span class="jv-token" style="{_shade(nats)}" title="{told}">{escape(token)}</span>'
+    title = f"p = {share:.3g} %, log p = {nats:.2f}"
+    return f'<span class="jv-token" style="{_shade(nats)}" title="{title}">{escape(token)}</span>'
 
 
 def _shade(nats: float) -> str:

@@ -11,7 +11,7 @@ from jvae.inference.scoring import TokenLogProbs
 class Scored(NamedTuple):
     """Log p of each token under a latent, and which latent that is."""
 
-    given: str
+    condition: str
     tokens: list[str]
     nats: list[float]
 
@@ -29,8 +29,8 @@ def token_log_probs(demo: Demo, text: str, seed: int = 0) -> list[Scored]:
     return [_scored("its own latent", own), _scored("a latent drawn from the prior", other)]
 
 
-def _scored(given: str, found: TokenLogProbs) -> Scored:
-    return Scored(given, [_readable(token) for token in found.tokens], found.nats.tolist())
+def _scored(condition: str, scores: TokenLogProbs) -> Scored:
+    return Scored(condition, [_readable(token) for token in scores.tokens], scores.nats.tolist())
 
 
 def _readable(token: str) -> str:

@@ -135,19 +135,19 @@ def _slide_tab(demo: Demo, page: gr.Blocks) -> None:
     here, every = gr.HTML(), gr.HTML()
     texts = gr.State([])
 
-    def show(found: list[str], at: float) -> tuple[str, str]:
-        sides = [f"{i / (len(found) - 1):.2f}" for i in range(len(found))]
-        place = slide.index(found, at)
-        return html.sentence(found[place]), html.strip(sides, found, place)
+    def show(sentences: list[str], at: float) -> tuple[str, str]:
+        sides = [f"{i / (len(sentences) - 1):.2f}" for i in range(len(sentences))]
+        place = slide.index(sentences, at)
+        return html.sentence(sentences[place]), html.strip(sides, sentences, place)
 
     def interpolate(a: str, b: str, steps: int, how: str, at: float) -> Any:
-        found = slide.slide(demo, a, b, int(steps), HOW[how])
-        return found, *show(found, at)
+        sentences = slide.slide(demo, a, b, int(steps), HOW[how])
+        return sentences, *show(sentences, at)
 
     inputs, outputs = [a, b, steps, how, share], [texts, here, every]
     _run(interpolate, inputs, outputs, go.click, a.submit, b.submit, page.load)
     share.change(
-        lambda found, at: show(found, at) if found else ("", ""),
+        lambda sentences, at: show(sentences, at) if sentences else ("", ""),
         [texts, share],
         [here, every],
         show_progress="hidden",
@@ -230,8 +230,8 @@ def _attributes(demo: Demo, text: gr.Textbox) -> None:
         )
 
     def move(text: str, kind: str, start: str, end: str) -> str:
-        found = moves.attribute(demo, text, kind, start, end)
-        return html.strip([f"{s:+g} ×" if s else "0" for s in moves.STRENGTHS], found)
+        sentences = moves.attribute(demo, text, kind, start, end)
+        return html.strip([f"{s:+g} ×" if s else "0" for s in moves.STRENGTHS], sentences)
 
     kind.change(choices, kind, [start, end], api_visibility="private")
     _run(move, [text, kind, start, end], out, go.click)
@@ -246,8 +246,8 @@ def _dimensions(demo: Demo, text: gr.Textbox, tab: gr.Tab) -> None:
         return gr.Dropdown(order, value=order[0] if chosen is None else chosen)
 
     def move(text: str, dim: int) -> str:
-        found = moves.dimension(demo, text, dim)
-        return html.strip([f"{o:+g} sd" if o else "0" for o in OFFSETS], found)
+        sentences = moves.dimension(demo, text, dim)
+        return html.strip([f"{o:+g} sd" if o else "0" for o in OFFSETS], sentences)
 
     _run(dims, dim, dim, tab.select)
     _run(move, [text, dim], out, go.click)

@@ -74,7 +74,7 @@ def splash(
         k_bsnh, v_bsnh = (jnp.repeat(x, groups, axis=2) for x in (k_bsnh, v_bsnh))
     q_btnh = pad(q_btnh * q_btnh.shape[-1] ** -0.5)
     k_bsnh, v_bsnh = pad(k_bsnh), pad(v_bsnh)
-    given = (q_btnh, k_bsnh, v_bsnh, pad(query_bt, NOBODY), pad(key_bs, NOBODY))
+    operands = (q_btnh, k_bsnh, v_bsnh, pad(query_bt, NOBODY), pad(key_bs, NOBODY))
     run = functools.partial(
         jax.lax.platform_dependent,
         cpu=functools.partial(_padded_splash, causal_from, True),
@@ -88,7 +88,7 @@ def splash(
         run = jax.shard_map(
             run, in_specs=(whole, whole, whole, rows, rows), out_specs=whole, check_vma=False
         )
-    return run(*given)[:, :t]
+    return run(*operands)[:, :t]
 
 
 def _padded_splash(

@@ -40,12 +40,12 @@ def collectives(hlo: str, devices: int, turns: int = 1) -> dict[str, Traffic]:
             here = header[2]
             entry = here if header[1] else entry
             own[here], calls[here] = Counter(), Counter()
-        found = re.search(r"= (.*?) ([a-z\-]+)\(", line)
-        if not found or not here:
+        match = re.search(r"= (.*?) ([a-z\-]+)\(", line)
+        if not match or not here:
             continue
-        kind = found[2].removesuffix("-start")
+        kind = match[2].removesuffix("-start")
         if kind in COLLECTIVES and not _again(line, here, fused):
-            size, group = _size(found[1], kind != found[2]), _group(line, devices)
+            size, group = _size(match[1], kind != match[2]), _group(line, devices)
             if "all-reduce-scatter" in here:  # the TPU compiler's form of a reduce-scatter
                 kind, size = "reduce-scatter", size // group
             own[here][kind, size, _sent(kind, size, group)] += 1
@@ -122,13 +122,13 @@ def _sent(kind: str, result: int, group: int) -> float:
 
 def _group(line: str, devices: int) -> int:
     """Number of devices that take part in one collective."""
-    if found := re.search(r"replica_groups=\[(\d+(?:,\d+)*)\]<=", line):
-        return int(found[1].rpartition(",")[2])
-    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
-        return found[1].count(",") + 1
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
+    if match := re.search(r"replica_groups=\[(\d+(?:,\d+)*)\]<=", line):
+        return int(match[1].rpartition(",")[2])
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return match[1].count(",") + 1
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2])
         return math.prod(int(part or sizes[axis]) for axis, part in axes)
     return devices
 

@@ -249,11 +249,11 @@ class Cost(NamedTuple):
     by_kind: dict[str, list[float]]  # number, GB, TFLOP
 
 
-def cost(found: list[Kernel]) -> Cost:
+def cost(parts: list[Kernel]) -> Cost:
     """The sum over kernels."""
     number, moved = Counter[str](), Counter[str]()
-    flops: dict[str, float] = dict.fromkeys((one.kind for one in found), 0.0)
-    for one in found:
+    flops: dict[str, float] = dict.fromkeys((one.kind for one in parts), 0.0)
+    for one in parts:
         number[one.kind] += one.times
         moved[one.kind] += one.times * (one.read_bytes + one.written_bytes)
         flops[one.kind] += one.times * one.flops
@@ -263,7 +263,7 @@ def cost(found: list[Kernel]) -> Cost:
 
 
 def predicted_s(
-    found: list[Kernel], flops: float, flops_s: float, bytes_s: float, launch_s: float
+    parts: list[Kernel], flops: float, flops_s: float, bytes_s: float, launch_s: float
 ) -> float:
     """Seconds of one call if kernels run one after another at these rates.
 
@@ -272,9 +272,9 @@ def predicted_s(
     Args:
       flops: all FLOPs of the program; those of kernels whose own are unknown take extra time.
     """
-    shown = sum(one.times * one.flops for one in found)
+    shown = sum(one.times * one.flops for one in parts)
     total = max(flops - shown, 0.0) / flops_s
-    for one in found:
+    for one in parts:
         moved = one.read_bytes + one.written_bytes
         total += one.times * (max(one.flops / flops_s, moved / bytes_s) + launch_s)
     return total

@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 
 from jvae.report import look, maps
 from jvae.report.changes import changes
-from jvae.report.gather import OFFSETS, Found
+from jvae.report.gather import OFFSETS, Content
 from jvae.report.look import Picture
 from jvae.report.palette import COLORS, FAINT, INK, NEW
 
@@ -28,27 +28,27 @@ LABELS = {"train": "train", "valid": "validation", "valid/neg_elbo": "validation
 LINE = 96  # characters per line of a strip; longer sentences are wrapped
 
 
-def draw(found: Found) -> dict[str, Picture]:
+def draw(data: Content) -> dict[str, Picture]:
     """Every figure that has data, by file name."""
-    made: dict[str, Picture | None] = {}
+    pictures: dict[str, Picture | None] = {}
     with look.look():
-        made["training"] = training(found.log, found.phases)
-        values = (found.evaluation or {}).get("metrics", {})
-        made["nll"] = nll_curve({k: v["value"] for k, v in values.items()})
-        if found.latents is not None:
-            latents = found.latents
+        pictures["training"] = training(data.log, data.phases)
+        values = (data.evaluation or {}).get("metrics", {})
+        pictures["nll"] = nll_curve({k: v["value"] for k, v in values.items()})
+        if data.latents is not None:
+            latents = data.latents
             if latents.kl_gz is not None:
-                made["kl"] = kl_profile(latents.kl_gz, latents.groups)
-            made["map"] = maps.latent_map(latents)
+                pictures["kl"] = kl_profile(latents.kl_gz, latents.groups)
+            pictures["map"] = maps.latent_map(latents)
             if latents.interpolations:
                 heads = [f"pair {i + 1}" for i in range(len(latents.interpolations))]
-                made["interpolations"] = strips(heads, latents.interpolations)
-            made["traversals"] = strips(
+                pictures["interpolations"] = strips(heads, latents.interpolations)
+            pictures["traversals"] = strips(
                 [f"dimension {t.dim}" for t in latents.traversals],
                 [t.texts for t in latents.traversals],
                 [f"{offset:+g} sd" if offset else "0" for offset in OFFSETS],
             )
-    return {name: one for name, one in made.items() if one is not None}
+    return {name: one for name, one in pictures.items() if one is not None}
 
 
 def training(log: Sequence[dict[str, Any]], phases: Sequence[tuple[str, int]]) -> Picture | None:
@@ -127,19 +127,20 @@ def _scale(ax: Axes, curves: Sequence[Sequence[float]]) -> None:
 
 def nll_curve(values: dict[str, Any]) -> Picture | None:
     """The bound by number of draws, with -ELBO above and, if known, the exact value below."""
-    found = {
+    bounds = {
         int(name.removeprefix("nll_")): value
         for name, value in values.items()
         if name.startswith("nll_") and name[4:].isdigit() and value is not None
     }
-    if len(found) < 2:
+    if len(bounds) < 2:
         return None
     fig = look.figure(2.9, 6.2)
     ax = fig.subplots()
-    ks = sorted(found)
-    ax.plot(ks, [found[k] for k in ks], "o-", color=COLORS[0])
+    ks = sorted(bounds)
+    ax.plot(ks, [bounds[k] for k in ks], "o-", color=COLORS[0])
     for k in ks:
-        ax.annotate(f"{found[k]:.2f}", (k, found[k]), (0, 7), textcoords="offset points", ha="left")
+        text = f"{bounds[k]:.2f}"
+        ax.annotate(text, (k, bounds[k]), (0, 7), textcoords="offset points", ha="left")
     for name, label, color in (
         ("neg_elbo", "−ELBO", COLORS[1]),
         ("exact", "exact −log p", COLORS[2]),
@@ -166,7 +167,7 @@ def nll_curve(values: dict[str, Any]) -> Picture | None:
     ax.set_xlabel("draws K")
     ax.set_ylabel("nats per sentence")
     ax.set_title("Bound on −log p(x) over draws")
-    points = ", ".join(f"K = {k}: {found[k]:.2f}" for k in ks)
+    points = ", ".join(f"K = {k}: {bounds[k]:.2f}" for k in ks)
     return look.picture(fig, f"Importance-weighted bound in nats per sentence: {points}")
 
 

@@ -67,7 +67,7 @@ class Latents(NamedTuple):
     traversals: list[Traversal]
 
 
-class Found(NamedTuple):
+class Content(NamedTuple):
     """All content of a report."""
 
     name: str
@@ -83,7 +83,7 @@ class Found(NamedTuple):
     warmth: Mapping[str, list[str]] = MappingProxyType({})  # samples by temperature
 
 
-def gather(config: ConfigDict, folder: Path) -> Found:
+def gather(config: ConfigDict, folder: Path) -> Content:
     """Collects everything available for a run.
 
     Raises: CheckpointError if there is no checkpoint that fits.
@@ -115,7 +115,7 @@ def gather(config: ConfigDict, folder: Path) -> Found:
     if not path.is_file():
         notes.append(f"No training curves: there is no {path}.")
     saved = identity.saved(folder)
-    return Found(
+    return Content(
         name=folder.resolve().name,
         config=configs.flatten(config),
         log=metrics.read_lines(path) if path.is_file() else [],
@@ -161,11 +161,11 @@ def read_report(path: Path, notes: list[str]) -> dict[str, Any] | None:
 
 def _phases(config: ConfigDict) -> list[tuple[str, int]]:
     """Phases and the steps after which they begin, unless patience ended an earlier one before."""
-    plan, begin, found = phases.resolve(config), 0, []
+    plan, begin, bounds = phases.resolve(config), 0, []
     for phase in plan:
-        found.append((phase.name, begin))
+        bounds.append((phase.name, begin))
         begin += phase.steps
-    return found if len(plan) > 1 else []
+    return bounds if len(plan) > 1 else []
 
 
 def _samples(folder: Path) -> dict[str, list[str]]:
@@ -182,15 +182,15 @@ def sentences(
     Raises: JvaeError if the data of the run cannot be read.
     """
     if not config.data.train:
-        made = grammar.corpus("test", most)
+        drawn = grammar.corpus("test", most)
         labels = {
-            factor.name: [factor.values[s.factors[i]] for s in made]
+            factor.name: [factor.values[s.factors[i]] for s in drawn]
             for i, factor in enumerate(grammar.FACTORS)
         }
-        return [s.text for s in made], None, labels
-    found = build.open_run(config, folder, identity.saved(folder)).data["test"].lines
-    count = min(most, len(found))
-    parts = (found.text, found.source, found.label)
+        return [s.text for s in drawn], None, labels
+    lines = build.open_run(config, folder, identity.saved(folder)).data["test"].lines
+    count = min(most, len(lines))
+    parts = (lines.text, lines.source, lines.label)
     texts, sources, kinds = (
         None if part is None else [str(part[i]) for i in range(count)] for part in parts
     )
@@ -246,12 +246,12 @@ def _strips(
     shape = mean_egz.shape[1:]
     z_egz = np.concatenate([way_etgz.reshape(-1, *shape), *moved])
     first = [2 * i for i in range(pairs) for _ in range(STEPS)]
-    given = None
+    conditions = None
     if sources is not None:
-        given = [sources[i] for i in [*first, *[0] * (len(z_egz) - len(first))]]
-    told = vae.decode(vae.placed(z_egz), sources=given)
-    ways = [told[i * STEPS : (i + 1) * STEPS] for i in range(pairs)]
-    rest = told[pairs * STEPS :]
+        conditions = [sources[i] for i in [*first, *[0] * (len(z_egz) - len(first))]]
+    texts = vae.decode(vae.placed(z_egz), sources=conditions)
+    ways = [texts[i * STEPS : (i + 1) * STEPS] for i in range(pairs)]
+    rest = texts[pairs * STEPS :]
     size = len(OFFSETS)
     traversals = [
         Traversal(d, None if kl_gz is None else float(use_d[d]), rest[i * size : (i + 1) * size])
@@ -265,7 +265,7 @@ def _disentanglement(
 ) -> tuple[list[Factor], disentangle.Disentanglement | None]:
     """How dimensions relate to labels, for labels that have more than one value."""
     kinds = {name: np.unique(v, return_inverse=True) for name, v in labels.items()}
-    kinds = {name: found for name, found in kinds.items() if 1 < len(found[0]) < len(found[1])}
+    kinds = {name: pair for name, pair in kinds.items() if 1 < len(pair[0]) < len(pair[1])}
     if len(kinds) < 2:
         return [], None
     log.info("report: disentanglement of %d factors", len(kinds))

@@ -34,13 +34,13 @@ def latent_map(latents: Latents) -> Picture | None:
     for row, ax_pair in enumerate(axes):
         for ax, (name, plane_e2) in zip(ax_pair, planes.items(), strict=True):
             look.bare(ax)
-            told = f" ({100 * share:.0f} % of the variance)" if name == "PCA" else ""
+            share_text = f" ({100 * share:.0f} % of the variance)" if name == "PCA" else ""
             if kinds:
                 _by_label(ax, plane_e2, latents.labels[kinds[row]])
-                ax.set_title(f"{name} by {kinds[row]}{told}")
+                ax.set_title(f"{name} by {kinds[row]}{share_text}")
             else:
                 dots = ax.scatter(*plane_e2.T, s=7, c=latents.words, cmap="viridis", linewidths=0)
-                ax.set_title(f"{name}{told}")
+                ax.set_title(f"{name}{share_text}")
                 if name == "t-SNE":
                     fig.colorbar(dots, ax=ax, label="words")
         if kinds:
@@ -62,8 +62,8 @@ def tsne(z_ed: Float[np.ndarray, "e d"], seed: int = 0) -> Float[np.ndarray, "e 
     perplexity = min(30.0, (len(z_ed) - 1) / 3)
     start_e2: Any = pca(z_ed)[0]
     start_e2 = 1e-4 * start_e2 / max(float(start_e2[:, 0].std()), 1e-12)
-    made = TSNE(2, perplexity=perplexity, init=start_e2, random_state=seed)
-    return made.fit_transform(z_ed.astype(np.float32))
+    model = TSNE(2, perplexity=perplexity, init=start_e2, random_state=seed)
+    return model.fit_transform(z_ed.astype(np.float32))
 
 
 def _kinds(latents: Latents) -> list[str]:

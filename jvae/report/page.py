@@ -10,7 +10,7 @@ from jvae.evals import by_length
 from jvae.evals.card import show
 from jvae.evals.definitions import define, place
 from jvae.report.changes import changes
-from jvae.report.gather import LISTED, OFFSETS, Found, Latents
+from jvae.report.gather import LISTED, OFFSETS, Content, Latents
 from jvae.report.look import Picture
 
 RASTER = ("map",)  # thousands of points: smaller as PNG
@@ -71,23 +71,23 @@ span[title] { cursor: help; border-bottom: 1px dotted var(--faint); }
 """
 
 
-def render(found: Found, pictures: dict[str, Picture]) -> str:
+def render(data: Content, pictures: dict[str, Picture]) -> str:
     """The page as HTML; all text from data, models or configs is escaped."""
     sections = [
-        ("metrics", "Metrics", _metrics(found.evaluation)),
-        ("length", "By length", _by_length(found.evaluation)),
+        ("metrics", "Metrics", _metrics(data.evaluation)),
+        ("length", "By length", _by_length(data.evaluation)),
         ("training", "Training", _figure(pictures, "training")),
         ("likelihood", "Likelihood", _figure(pictures, "nll")),
         ("latent", "Latent use", _figure(pictures, "kl")),
         ("maps", "Latent maps", _figure(pictures, "map")),
-        ("factors", "Factors", _factors(found.latents)),
-        ("probes", "Probes", _metrics(found.probes)),
-        ("interpolations", "Interpolations", _interpolations(found.latents)),
-        ("traversals", "Traversals", _traversals(found.latents)),
-        ("reconstructions", "Reconstructions", _reconstructions(found)),
-        ("samples", "Samples", _prior(found)),
-        ("card", "Reporting card", _card(found)),
-        ("config", "Config", _config(found)),
+        ("factors", "Factors", _factors(data.latents)),
+        ("probes", "Probes", _metrics(data.probes)),
+        ("interpolations", "Interpolations", _interpolations(data.latents)),
+        ("traversals", "Traversals", _traversals(data.latents)),
+        ("reconstructions", "Reconstructions", _reconstructions(data)),
+        ("samples", "Samples", _prior(data)),
+        ("card", "Reporting card", _card(data)),
+        ("config", "Config", _config(data)),
     ]
     sections = [one for one in sections if one[2]]
     links = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title, _ in sections)
@@ -95,36 +95,36 @@ def render(found: Found, pictures: dict[str, Picture]) -> str:
         f'<section id="{anchor}"><h2>{title}</h2>{html}</section>\n'
         for anchor, title, html in sections
     )
-    title = escape(found.name)
+    title = escape(data.name)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title} · jvae</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
-        f"<header><h1>{title}</h1>{_subtitle(found)}{_headline(found)}<nav>{links}</nav></header>\n"
-        f"{_notes(found)}{body}</body>\n</html>\n"
+        f"<header><h1>{title}</h1>{_subtitle(data)}{_headline(data)}<nav>{links}</nav></header>\n"
+        f"{_notes(data)}{body}</body>\n</html>\n"
     )
 
 
-def _subtitle(found: Found) -> str:
-    family = found.config.get("model.family", "")
-    steps = found.log[-1]["step"] if found.log else None
-    parts = [f"config {found.config.get('name', '')}", f"model family {family}"]
+def _subtitle(data: Content) -> str:
+    family = data.config.get("model.family", "")
+    steps = data.log[-1]["step"] if data.log else None
+    parts = [f"config {data.config.get('name', '')}", f"model family {family}"]
     if steps:
         parts.append(f"trained {steps:,} steps")
-    if found.step is not None and found.step != steps:
-        parts.append(f"figures and texts of step {found.step:,}, the best")
-    if found.evaluation:
-        parts.append(str(found.evaluation.get("title", "")))
+    if data.step is not None and data.step != steps:
+        parts.append(f"figures and texts of step {data.step:,}, the best")
+    if data.evaluation:
+        parts.append(str(data.evaluation.get("title", "")))
     return f'<p class="sub">{escape(" · ".join(part for part in parts if part))}</p>'
 
 
-def _headline(found: Found) -> str:
-    values = (found.evaluation or {}).get("metrics", {})
+def _headline(data: Content) -> str:
+    values = (data.evaluation or {}).get("metrics", {})
     best = [n for n in values if n.startswith("nll_") and n[4:].isdigit()]
     names = [max(best, key=lambda n: int(n[4:]), default="") if n == "nll" else n for n in HEADLINE]
     # A withheld value stays on the page as a dash, with the reason in its hover text.
     items = "".join(
-        f'<li title="{escape(_reason(found.evaluation, name))}">{escape(name)}'
+        f'<li title="{escape(_reason(data.evaluation, name))}">{escape(name)}'
         f"<b>{escape(_shown(values[name]))}</b></li>"
         for name in names
         if name in values and (values[name]["value"] is not None or values[name]["note"])
@@ -132,8 +132,8 @@ def _headline(found: Found) -> str:
     return f'<ul class="numbers">{items}</ul>' if items else ""
 
 
-def _notes(found: Found) -> str:
-    notes = [*found.notes, *(found.evaluation or {}).get("notes", [])]
+def _notes(data: Content) -> str:
+    notes = [*data.notes, *(data.evaluation or {}).get("notes", [])]
     items = "".join(f"<li>{escape(str(note))}</li>" for note in notes)
     return f'<ul class="notes">{items}</ul>' if items else ""
 
@@ -145,8 +145,8 @@ def _figure(pictures: dict[str, Picture], name: str) -> str:
     kind, data = ("png", one.png) if name in RASTER else ("svg+xml", one.svg)
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     # At its natural size, so that text is legible; a narrow window scrolls it.
-    size, told = f"{96 * one.width:.0f}", escape(one.text)
-    return f'<figure><img src="{source}" width="{size}" alt="{told}"></figure>'
+    size, text = f"{96 * one.width:.0f}", escape(one.text)
+    return f'<figure><img src="{source}" width="{size}" alt="{text}"></figure>'
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str]) -> str:
@@ -300,8 +300,8 @@ def _traversals(latents: Latents | None) -> str:
     return intro + blocks
 
 
-def _reconstructions(found: Found) -> str:
-    lines = found.samples.get("reconstructions", [])
+def _reconstructions(data: Content) -> str:
+    lines = data.samples.get("reconstructions", [])
     pairs = [(a, b) for a, b in zip(lines[::3], lines[1::3], strict=False)][:LISTED]
     if not pairs:
         return ""
@@ -309,16 +309,16 @@ def _reconstructions(found: Found) -> str:
     return _table(("sentence", "reconstruction"), rows, ("text", "text"))
 
 
-def _prior(found: Found) -> str:
+def _prior(data: Content) -> str:
     parts = []
-    if found.warmth:
+    if data.warmth:
         intro = "<p>The same draws from the prior, written at several temperatures.</p>"
-        rows = zip(*found.warmth.values(), strict=True)
-        heads = tuple(escape(name) for name in found.warmth)
+        rows = zip(*data.warmth.values(), strict=True)
+        heads = tuple(escape(name) for name in data.warmth)
         body = ([escape(text) for text in row] for row in rows)
         parts.append(intro + _table(heads, body, ("text",) * len(heads)))
     for name, title in (("prior", "As evaluated"), ("prior_greedy", "Greedy")):
-        lines = found.samples.get(name, [])[:LISTED]
+        lines = data.samples.get(name, [])[:LISTED]
         if lines:
             parts.append(
                 f"<h3>{title}</h3>" + _table(("",), ([escape(t)] for t in lines), ("text",))
@@ -326,15 +326,15 @@ def _prior(found: Found) -> str:
     return "".join(parts)
 
 
-def _card(found: Found) -> str:
-    card: dict[str, Any] = (found.evaluation or {}).get("card", {})
+def _card(data: Content) -> str:
+    card: dict[str, Any] = (data.evaluation or {}).get("card", {})
     pairs = [(k, v) for k, v in sorted(card.items()) if k != "config" and v is not None]
     return _pairs(pairs) if pairs else ""
 
 
-def _config(found: Found) -> str:
-    table = _pairs(sorted(found.config.items()))
-    return f"<details><summary>{len(found.config)} values</summary>{table}</details>"
+def _config(data: Content) -> str:
+    table = _pairs(sorted(data.config.items()))
+    return f"<details><summary>{len(data.config)} values</summary>{table}</details>"
 
 
 def _pairs(pairs: Iterable[tuple[str, Any]]) -> str:

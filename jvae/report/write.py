@@ -16,12 +16,12 @@ def write(config: ConfigDict, folder: Path) -> Path:
 
     Raises: CheckpointError if there is no checkpoint that fits.
     """
-    found = gather(config, folder)
+    content = gather(config, folder)
     out = folder / "report"
     out.mkdir(parents=True, exist_ok=True)
-    drawn = figures.draw(found)
+    drawn = figures.draw(content)
     for name, picture in drawn.items():
         (out / f"{name}.png").write_bytes(picture.png)
         (out / f"{name}.svg").write_bytes(picture.svg)
-    write_text(out / "index.html", page.render(found, drawn))
+    write_text(out / "index.html", page.render(content, drawn))
     return out / "index.html"

@@ -149,8 +149,8 @@ def make_train_step(
 
             def add_part(total: Any, inputs: tuple[Batch, Array]):
                 part, number = inputs
-                found = value_and_grad(trained, part, jax.random.fold_in(drop, number))
-                return jax.tree.map(jnp.add, total, found), None
+                result = value_and_grad(trained, part, jax.random.fold_in(drop, number))
+                return jax.tree.map(jnp.add, total, result), None
 
             parts = _parts(batch, accumulate), jnp.arange(accumulate)
             shapes = jax.eval_shape(value_and_grad, trained, _part(parts[0], 0), drop)

@@ -15,9 +15,9 @@ EVIL = '<script>alert("x")</script>'
 
 
 def test_a_slide_has_its_ends_and_a_sentence_at_every_share(demo):
-    found = slide.slide(demo, "a", "aabb", 3)
-    assert found == ["a", "aab", "aabb"]
-    assert [slide.index(found, share) for share in (0, 0.2, 0.3, 0.76, 1)] == [0, 0, 1, 2, 2]
+    sentences = slide.slide(demo, "a", "aabb", 3)
+    assert sentences == ["a", "aab", "aabb"]
+    assert [slide.index(sentences, share) for share in (0, 0.2, 0.3, 0.76, 1)] == [0, 0, 1, 2, 2]
 
 
 def test_samples_pass_on_their_settings(demo):
@@ -43,18 +43,18 @@ def test_a_dimension_moves_by_standard_deviations(demo):
 
 
 def test_neighbors_are_examples(demo):
-    found = neighbors(demo, "aabbb", 2, "euclidean")
-    assert [(one.text, one.place, one.distance) for one in found] == [
+    rows = neighbors(demo, "aabbb", 2, "euclidean")
+    assert [(one.text, one.place, one.distance) for one in rows] == [
         ("aabbb", 4, 0.0),
         ("abbb", 3, 1.0),
     ]
 
 
 def test_points_are_coloured_by_label_and_decode(demo):
-    found = points(demo, "long")
-    assert found.plane_e2.shape == (6, 2) and found.share == pytest.approx(1)
-    assert found.legend == {"no": COLORS[0], "yes": COLORS[1]}
-    assert found.colors == [COLORS[0]] * 3 + [COLORS[1]] * 3
+    plane = points(demo, "long")
+    assert plane.plane_e2.shape == (6, 2) and plane.share == pytest.approx(1)
+    assert plane.legend == {"no": COLORS[0], "yes": COLORS[1]}
+    assert plane.colors == [COLORS[0]] * 3 + [COLORS[1]] * 3
     assert points(demo, None).colors == [OTHER] * 6 and not points(demo, None).legend
     assert point(demo, 3) == Point("abbb", "abbb", {"first": "a", "long": "yes"})
 
@@ -62,17 +62,17 @@ def test_points_are_coloured_by_label_and_decode(demo):
 def test_tokens_are_scored_with_their_own_latent_and_another(demo):
     own, other = log_probs.token_log_probs(demo, "ab")
     assert own.tokens == ["a", "b", "␣"] and own.nats == [-2.0] * 3
-    assert other.nats == [-4.0] * 3 and "prior" in other.given
+    assert other.nats == [-4.0] * 3 and "prior" in other.condition
 
 
 def test_text_is_escaped(demo):
-    found = points(demo, "long")
+    plane = points(demo, "long")
     parts = (
         html.sentence(EVIL),
         html.strip([EVIL, ""], ["x", EVIL]),
         html.listing([EVIL]),
         html.tokens([log_probs.Scored(EVIL, [EVIL], [-1.0])]),
-        html.scatter(found._replace(legend={EVIL: OTHER}), [EVIL] * 6),
+        html.scatter(plane._replace(legend={EVIL: OTHER}), [EVIL] * 6),
         html.point(Point(EVIL, EVIL, {EVIL: EVIL})),
     )
     for part in parts:
@@ -80,15 +80,15 @@ def test_text_is_escaped(demo):
 
 
 def test_a_strip_marks_new_words_and_the_place(demo):
-    found = html.strip(["0", "1"], ["a b", "a c"], at=1)
-    assert "a <b>c</b>" in found and "<b>b" not in found
-    assert found.count("jv-at") == 1 and found.index("jv-at") < found.index("a <b>")
+    page = html.strip(["0", "1"], ["a b", "a c"], at=1)
+    assert "a <b>c</b>" in page and "<b>b" not in page
+    assert page.count("jv-at") == 1 and page.index("jv-at") < page.index("a <b>")
 
 
 def test_every_point_of_the_map_names_its_sentence(demo):
-    found = html.scatter(points(demo, "first"), TEXTS)
-    assert sorted(found.split('data-place="')[i][0] for i in range(1, 7)) == list("012345")
-    assert found.count("<circle") == 6 and "<title>aabbb</title>" in found
+    page = html.scatter(points(demo, "first"), TEXTS)
+    assert sorted(page.split('data-place="')[i][0] for i in range(1, 7)) == list("012345")
+    assert page.count("<circle") == 6 and "<title>aabbb</title>" in page
 
 
 def test_colour_grows_with_surprise():

@@ -44,28 +44,28 @@ def folder(tmp_path):
 
 def test_examples_of_the_embedded_corpus_have_its_factors(folder, monkeypatch):
     monkeypatch.setattr(examples, "MOST", 30)
-    found = examples.read(Writer(), folder(run=False))
-    assert len(found.texts) == 30 and found.origin == "30 test sentences"
-    assert {len(own) for own in found.labels.values()} == {30}
-    assert "action" in found.labels
+    listed = examples.read(Writer(), folder(run=False))
+    assert len(listed.texts) == 30 and listed.origin == "30 test sentences"
+    assert {len(own) for own in listed.labels.values()} == {30}
+    assert "action" in listed.labels
 
 
 def test_an_export_of_other_text_shows_samples(folder):
-    found = examples.read(Writer(), folder(run=False, train=("mine.txt",)))
-    assert found == (["ab", "b"], {}, "2 sentences sampled from the model")
+    listed = examples.read(Writer(), folder(run=False, train=("mine.txt",)))
+    assert listed == (["ab", "b"], {}, "2 sentences sampled from the model")
 
 
 def test_a_run_without_its_text_shows_samples_and_says_so(folder, caplog):
     caplog.set_level(logging.WARNING)
-    found = examples.read(Writer(), folder(run=True, train=("/nowhere/mine.txt",)))
-    assert found.texts == ["ab", "b"] and "cannot be read" in caplog.text
+    listed = examples.read(Writer(), folder(run=True, train=("/nowhere/mine.txt",)))
+    assert listed.texts == ["ab", "b"] and "cannot be read" in caplog.text
 
 
 def test_examples_of_a_file(folder, tmp_path):
     path = tmp_path / "mine.txt"
     path.write_text("a b\nb\n")
-    found = examples.read(Writer(), folder(run=False), str(path))
-    assert found == (["a b", "b"], {}, "2 sentences of mine.txt")
+    listed = examples.read(Writer(), folder(run=False), str(path))
+    assert listed == (["a b", "b"], {}, "2 sentences of mine.txt")
     with pytest.raises(DataError, match="nowhere"):
         examples.read(Writer(), folder(run=False), str(tmp_path / "nowhere.txt"))
 

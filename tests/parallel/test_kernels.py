@@ -51,17 +51,17 @@ backend_config={"gemm":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["
 
 def test_traffic_of_slices_loops_and_calls():
     layer = 4 * 8
-    found = {one.name: one for one in kernels(HLO)}
+    by_name = {one.name: one for one in kernels(HLO)}
     assert {
-        name: (one.times, one.read_bytes, one.written_bytes) for name, one in found.items()
+        name: (one.times, one.read_bytes, one.written_bytes) for name, one in by_name.items()
     } == {
         "f": (12, 4 * layer + 4, 2 * layer),  # the slice, and its index
         "g": (12, 2 * layer + 4, 2 * layer),  # written in place
         "near": (1, 2 * layer, 0),  # into on-chip memory
         "m": (1, 2 * (16 * 4 + layer), 4 * 16 * 8 + 64),
     }
-    assert found["f"].reads[0] == ("f32[12,4,8]{2,1,0}", 4 * layer)
-    total = cost(list(found.values()))
+    assert by_name["f"].reads[0] == ("f32[12,4,8]{2,1,0}", 4 * layer)
+    total = cost(list(by_name.values()))
     assert total.kernels == 12 + 12 + 1 + 1 and total.flops == 2.0 * 16 * 8 * 4
     assert total.by_kind["__cublas$lt$matmul"][0] == 1
 

@@ -12,13 +12,13 @@ import pytest
 
 from jvae.evals.definitions import define
 from jvae.report import figures, look, maps, page
-from jvae.report.gather import OFFSETS, Factor, Found, Latents, Traversal
+from jvae.report.gather import OFFSETS, Content, Factor, Latents, Traversal
 
 EVIL = '<script>alert("x")</script> & $\\a_b$ 🙂'
 rng = np.random.default_rng(0)
 
 
-def found(groups=1, **changes) -> Found:
+def content(groups=1, **changes) -> Content:
     names = ["red", "green", EVIL]
     latents = Latents(
         mean_egz=rng.normal(size=(30, groups, 4)).astype(np.float32),
@@ -37,7 +37,7 @@ def found(groups=1, **changes) -> Found:
         for name, value in dict(nll_1=9.0, nll_10=8.5, neg_elbo=9.2, exact=8.0, mi=None).items()
     }
     log = [{"step": s, "train/loss": 100 / s, "train/kl": 1.0, "train/beta": s} for s in (1, 2, 3)]
-    whole = Found(
+    whole = Content(
         name=EVIL,
         config={"model.family": "optimus", "name": EVIL},
         log=[*log, {"step": 3, "valid/loss": 40.0, "valid/kl": None}],
@@ -78,7 +78,7 @@ def _quick(monkeypatch):
 
 
 def test_the_page_is_whole_and_escapes_what_it_shows():
-    one = found()
+    one = content()
     html = page.render(one, figures.draw(one))
     reader = Reader()
     reader.feed(html)
@@ -109,7 +109,7 @@ def test_numbers_stand_beside_what_limits_them():
         f"{name}_by_length": [75.5, None] for name in ("exact_match", "rec_per_token", "kl")
     }
     report = dict(metrics=metrics, definitions={"made_up": EVIL}, details={"by_length": columns})
-    html = page.render(found(evaluation=report, latents=None), {})
+    html = page.render(content(evaluation=report, latents=None), {})
     reader = Reader()
     reader.feed(html)
     assert reader.open == [] and "script" not in reader.seen
@@ -124,7 +124,7 @@ def test_numbers_stand_beside_what_limits_them():
 def test_metrics_stand_in_groups_in_the_order_of_their_definitions():
     names = ("self_bleu", "nll_100", "nll_10", "made_up", "kl", "exact_match", "rec")
     metrics = {name: dict(value=1.0, se=None, control=None, unit="", note="") for name in names}
-    html = page.render(found(evaluation=dict(metrics=metrics), latents=None), {})
+    html = page.render(content(evaluation=dict(metrics=metrics), latents=None), {})
     order = ["Likelihood", "rec", "nll_10", "nll_100", "Use of the latent", "kl"]
     order += ["Reconstruction", "exact_match", "Samples", "self_bleu", "Others", "made_up"]
     at = [html.index(f">{one}<", html.index('id="metrics"')) for one in order]
@@ -135,7 +135,7 @@ def test_metrics_stand_in_groups_in_the_order_of_their_definitions():
 def test_the_page_names_the_run_its_step_and_fits_dark_and_narrow_screens():
     log = [{"step": 700, "train/loss": 1.0}]
     warmth = {"greedy": ["a"], "T = 1": [EVIL]}
-    html = page.render(found(name="mine", log=log, step=500, warmth=warmth, latents=None), {})
+    html = page.render(content(name="mine", log=log, step=500, warmth=warmth, latents=None), {})
     assert "<h1>mine</h1>" in html and "trained 700 steps" in html
     assert "figures and texts of step 500, the best" in html
     assert "prefers-color-scheme: dark" in html and "max-width: 40rem" in html
@@ -154,12 +154,12 @@ def test_steep_curves_are_drawn_whole(monkeypatch):
 
 
 def test_every_picture_is_an_image_in_both_formats():
-    drawn = figures.draw(found())
+    drawn = figures.draw(content())
     assert set(drawn) == {"training", "nll", "kl", "map", "interpolations", "traversals"}
     for one in drawn.values():
         assert one.png.startswith(b"\x89PNG") and one.text
         assert ElementTree.parse(io.BytesIO(one.svg)).getroot().tag.endswith("svg")
-    assert figures.draw(found(groups=3)).keys() == drawn.keys()
+    assert figures.draw(content(groups=3)).keys() == drawn.keys()
 
 
 def test_equal_values_are_equal_files():
@@ -171,12 +171,12 @@ def test_equal_values_are_equal_files():
 
 
 def test_what_a_run_lacks_is_left_out():
-    bare = found(latents=None, evaluation=None, probes=None, log=[], samples={}, phases=[])
+    bare = content(latents=None, evaluation=None, probes=None, log=[], samples={}, phases=[])
     assert figures.draw(bare) == {}
     html = page.render(bare, {})
     assert 'id="config"' in html and 'id="metrics"' not in html and "<figure>" not in html
     assert figures.nll_curve({"nll_1": 2.0}) is None
-    few = found().latents
+    few = content().latents
     assert few is not None and maps.latent_map(few._replace(mean_egz=few.mean_egz[:5])) is None
     alone = few._replace(labels={}, factors=[])
     with look.look():
@@ -186,7 +186,7 @@ def test_what_a_run_lacks_is_left_out():
 def test_curves_have_the_points_of_the_log(monkeypatch):
     drawn = []
     monkeypatch.setattr(look, "picture", lambda fig, text: drawn.append(fig))
-    one = found()
+    one = content()
     figures.training(one.log, one.phases)
     loss, kl, beta, empty = drawn[0].axes
     (train, valid, _) = loss.get_lines()
