@@ -8,7 +8,7 @@ vae.interpolate("a man is playing a guitar in a park", "two girls chased a frisb
 import importlib
 from typing import Any
 
-__all__ = ["__version__", "export", "export_backbone", "load", "train"]
+__all__ = ["__version__", "export", "export_backbone", "load", "train", "trim"]
 
 __version__ = "0.1.0"  # of the package and of what it writes
 
@@ -53,3 +53,10 @@ def export_backbone(folder: Any, out: Any, role: str = "decoder") -> None:
     from jvae.runs.loading import export_backbone as export_part
 
     export_part(folder, out, role)
+
+
+def trim(folder: Any, out: Any, texts: Any) -> Any:
+    """See `jvae.runs.trim.trim`."""
+    from jvae.runs.trim import trim as trim_decoder
+
+    return trim_decoder(folder, out, texts)
