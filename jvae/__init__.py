@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from jvae.cli.training import train
     from jvae.runs.latent_transformer import LatentTransformer
     from jvae.runs.loading import export, export_backbone, load
+    from jvae.runs.trim import trim
 
-__all__ = ["LatentTransformer", "__version__", "export", "export_backbone", "load", "train"]
+__all__ = [
+    *("LatentTransformer", "__version__", "export", "export_backbone", "load", "train", "trim"),
+]
 
-__version__ = "0.1.0"  # the package's, which everything it writes records
+__version__ = "0.1.0"  # of the package and of what it writes
 
 # Where the names above are defined; imported when first used, so that `import jvae` stays quick.
 _HOMES = {
@@ -24,6 +27,7 @@ _HOMES = {
     "export_backbone": "jvae.runs.loading",
     "load": "jvae.runs.loading",
     "train": "jvae.cli.training",
+    "trim": "jvae.runs.trim",
 }
 # Modules that moved, under the names that the documentation gave them.
 _MOVED = {"space": "jvae.inference", "weights": "jvae.runs.exports"}

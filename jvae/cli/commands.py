@@ -13,6 +13,7 @@ from jvae.api import Params, has_latent
 from jvae.cli import aot, option_flags, prior_flags, text_tools, training
 from jvae.cli import fit_batch as fit_batches
 from jvae.cli import sweep as sweeps
+from jvae.data.corpus import Corpus
 from jvae.errors import CheckpointError, ConfigError, DataError, JvaeError
 from jvae.evals import control as label_control
 from jvae.evals import evaluation, nlu, nlu_tasks, prior_fit, probing, sri_probe
@@ -22,6 +23,8 @@ from jvae.evals.split_latents import split_latents
 from jvae.parallel import mesh as meshes
 from jvae.parallel import processes
 from jvae.runs import build, identity, loading, priors, workdir
+from jvae.runs import data as run_data
+from jvae.runs import trim as trimming
 from jvae.training import init_params
 from jvae.training.preemption import Stop
 from jvae.validation.validate import validate
@@ -179,6 +182,22 @@ def compile_ahead(config: ConfigDict, folder: Path, topology: str, out: str) -> 
                 file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
         except OSError as error:
             raise DataError(f"{out}: cannot be written ({error.strerror or error})") from None
+
+
+def trim(config: ConfigDict, out: str) -> None:
+    """Writes the pretrained decoder of a config with only the tokens of its training text.
+
+    Raises: ConfigError; DataError; WeightsError.
+    """
+    if not out:
+        raise ConfigError("trim writes a folder: add --out=FOLDER")
+    for key, value in (("init.decoder", config.init.decoder), ("data.train", config.data.train)):
+        if not value:
+            raise ConfigError(f"trim reads {key}, which is empty; set it with --config.{key}=...")
+    train = run_data.read_splits(config)[0]["train"]
+    texts = train.texts() if isinstance(train, Corpus) else train.text
+    sizes = trimming.trim(config.init.decoder, out, texts)
+    print(f"{sizes.before:,} -> {sizes.after:,} tokens; use it with --config.init.decoder={out}")
 
 
 def fit_batch(config: ConfigDict, folder: Path, topology: str | None) -> None:

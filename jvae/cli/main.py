@@ -32,6 +32,7 @@ TEXT_MODES = (
 )
 MODES = (
     *("train", "eval", "probe", "finetune", "prior", "control", "report", "compile", "fit-batch"),
+    "trim",
     *TEXT_MODES,
 )
 # Modes that use --prior=NAME.
@@ -49,6 +50,7 @@ python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir
   --sweep=objective.beta.stop=0.1,0.5,1  a run for every value, one table; --dry_run prints them
   --mode=compile --topology=v5e-8  memory, FLOPs and collectives on a slice that is not there
   --mode=fit-batch               the largest data.batch_rows that fits this device
+  --mode=trim --out=DIR          init.decoder with only the tokens of data.train: faster on a CPU
   --mode=eval|probe|report --workdir=DIR     measure a trained run; probe its latent; show all of it
   --mode=finetune --task=rte --finetune.data=DIR  classify with its encoder; add .freeze=false
 
@@ -338,6 +340,8 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
         commands.finetune(config, folder, parsed.task, of_task, parsed.seed)
     elif parsed.mode == "compile":
         commands.compile_ahead(config, folder, parsed.topology, parsed.out)
+    elif parsed.mode == "trim":
+        commands.trim(config, parsed.out)
     elif parsed.mode == "fit-batch":
         commands.fit_batch(config, folder, parsed.topology if parsed["topology"].present else None)
     else:

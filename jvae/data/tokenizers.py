@@ -127,6 +127,10 @@ class TextTokenizer:
         """The same tokenizer in the given role."""
         return _wrap(self.backend, role, self.name, self.special)
 
+    def with_backend(self, backend: Tokenizer) -> "TextTokenizer":
+        """Another vocabulary with the same name, role and special tokens."""
+        return _wrap(backend, self.role, self.name, self.special)
+
     def described(self) -> str:
         """A description of the start, end and padding tokens."""
         start, end, pad = (
