@@ -44,8 +44,8 @@ def hoisted(
 ) -> Callable[[DecodeState, Array], tuple[Array, DecodeState]]:
     """`step` for these parameters, to be called in a loop; its work on them alone is done here.
 
-    An operation is done here if it depends on nothing but parameters and its result is no larger
-    than its operands. A barrier keeps compilers from moving it back.
+    An operation is done here if it depends only on parameters and its result is at most as large
+    as its operands. A barrier keeps compilers from moving it back.
 
     Args:
       state, token_e: inputs of the first step; only their shapes and dtypes matter.

@@ -10,7 +10,7 @@ from jvae.inference.neighbors import Neighbor
 from jvae.report.changes import changes
 from jvae.report.palette import OTHER
 
-WIDTH, HEIGHT, MARGIN = 640, 440, 14  # of the map, in its own units
+WIDTH, HEIGHT, MARGIN = 640, 440, 14  # size of the map, in its own units
 DARKEST = 6.0  # nats of surprise at which a token's colour is strongest
 
 

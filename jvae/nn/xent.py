@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from jvae.nn.layers import accum_dtype
 
 TOP = "xent_top"  # name of the running maximum among values that recomputation keeps
-MULTIPLE = 128  # of the columns of a chunk; matrix units pad other sizes, at the cost of a copy
+MULTIPLE = 128  # columns of a chunk are a multiple; matrix units pad others by copying
 
 
 def soft_cap(x: Array, cap: float | None) -> Array:

@@ -245,7 +245,7 @@ class Cost(NamedTuple):
 
     kernels: int
     bytes: int
-    flops: float  # of the products that the compiled program shows
+    flops: float  # matrix products that the compiled program shows
     by_kind: dict[str, list[float]]  # number, GB, TFLOP
 
 

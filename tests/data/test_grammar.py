@@ -74,8 +74,8 @@ POSITIVES = {
 
 @pytest.mark.parametrize("text", POSITIVES)
 def test_positive(text: str) -> None:
-    found = labels(text)
-    assert {name: found[name] for name in POSITIVES[text]} == POSITIVES[text]
+    values = labels(text)
+    assert {name: values[name] for name in POSITIVES[text]} == POSITIVES[text]
     assert math.isfinite(grammar.log_prob(text))
 
 
@@ -151,11 +151,11 @@ def test_one_foreign_word_is_never_accepted() -> None:
     accepted = 0
     for i, word in itertools.product(range(len(words)), grammar.vocabulary()):
         other = " ".join([*words[:i], word, *words[i + 1 :]])
-        found = grammar.parse(other)
-        if found is not None:
+        parsed = grammar.parse(other)
+        if parsed is not None:
             accepted += 1
-            assert grammar.realise(found) == other
-            assert (found == factors) == (other == text)
+            assert grammar.realise(parsed) == other
+            assert (parsed == factors) == (other == text)
     assert accepted > len(words)
 
 
@@ -249,7 +249,7 @@ def test_no_string_has_two_derivations() -> None:
     assert not ambiguous(slots())
     # Auxiliary and verb form determine tense and action. The past simple is alike in both
     # numbers, which the noun distinguishes.
-    told = [
+    forms = [
         (tense.auxiliary.split()[plural] if tense.auxiliary else "", word)
         for plural, tense, verb in itertools.product(
             (0, 1),
@@ -259,7 +259,7 @@ def test_no_string_has_two_derivations() -> None:
         for word in [verb[("base", "third", "past", "ing").index(tense.form.split()[plural])]]
     ]
     past = sum(len(group.verbs) for group in lexicon.ACTIONS)
-    assert len(set(told)) == len(told) - past
+    assert len(set(forms)) == len(forms) - past
     nouns = [word for group in lexicon.PEOPLE for noun in group.nouns for word in noun.split()]
     garments = [word for group in lexicon.PEOPLE for g in group.garments for word in g.split()]
     assert len(set(nouns)) == len(nouns)
