@@ -167,7 +167,7 @@ class Slice(NamedTuple):
         if not match or match[1] not in (*CHIPS, "cpu"):
             raise ConfigError(
                 f"--topology={name}: expected cpu-8, or one of {', '.join(CHIPS)} with a number "
-                "of chips or, of TPUs, a shape, as v5e-8 or v5e:2x4"
+                "of chips or, for TPUs, a shape, such as v5e-8 or v5e:2x4"
             )
         if match[1] in gpu_targets.KINDS:
             return cls(name, match[1], *_hosts(name, match[2]))
@@ -223,9 +223,7 @@ def devices(part: Slice) -> list[Any]:
         return list(topology.devices)
     if not part.virtual:
         if part.shape is None:
-            raise ConfigError(
-                f"--topology={part.name}: give the shape of its chips, as {part.kind}:2x4"
-            )
+            raise ConfigError(f"--topology={part.name}: name its shape, such as {part.kind}:2x4")
         os.environ |= dict(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
         os.environ |= dict(TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v5litepod-8")
         name = f"{part.kind}:{part.shape}"

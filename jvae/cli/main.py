@@ -83,7 +83,7 @@ environment variable JVAE_ALLOCATOR=system keeps the allocator as it is.
 def _flags() -> flags.FlagValues:
     """All flags except those of the config, at their defaults."""
     own = flags.FlagValues()
-    text = "A sentence for a text mode; may be given several times."
+    text = "A sentence for a text mode; repeat the flag for several."
     out = "File of the result: .txt, .json (one object per line) or .npz; standard output if empty."
     dims = "Latent dimensions for traverse: 0,3,5 or all; the ten most active if empty."
     workdir = "Folder of the run; runs/<name of the config> by default."
@@ -91,45 +91,57 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_enum(
         "mode", "train", MODES, "What to do; train ends in an evaluation.", flag_values=own
     )
-    sweep = "KEY=VALUE,VALUE,...: a run for every value; given again, for every combination."
-    dry = "With --sweep: print the command of every run and start none."
+    sweep = "KEY=VALUE,VALUE,...: one run per value; repeat the flag for all combinations."
+    dry = "With --sweep: only print the command of every run."
     flags.DEFINE_multi_string("sweep", [], sweep, flag_values=own)
     flags.DEFINE_bool("dry_run", False, dry, flag_values=own)
-    coordinator = "host:port of process 0, where a run has several and JAX cannot find them itself."
+    coordinator = "host:port of process 0, if JAX cannot detect the processes of a run."
     flags.DEFINE_string("coordinator", None, coordinator, flag_values=own)
     flags.DEFINE_integer("processes", None, "Number of processes.", 1, flag_values=own)
     flags.DEFINE_integer("process", None, "Index of this process, from 0.", 0, flag_values=own)
     topology = (
-        "With --mode=compile: slices, as v5e-8,v5e-256; h100-8 for GPUs, cpu-8 for virtual "
-        "devices. With --mode=fit-batch: one of them, in place of the devices here."
+        "With --mode=compile: slices such as v5e-8,v5e-256; h100-8 for GPUs, cpu-8 for virtual "
+        "devices. With --mode=fit-batch: a slice to use in place of the local devices."
     )
     flags.DEFINE_string("topology", "v5e-8", topology, flag_values=own)
     flags.DEFINE_multi_string("text", [], text, flag_values=own)
     flags.DEFINE_string("input", "", "File of sentences, plain or .gz.", flag_values=own)
     flags.DEFINE_string("out", "", out, flag_values=own)
     formats = ("", "text", "json", "npz", "safetensors")
-    flags.DEFINE_enum("format", "", formats, "Of --out.", flag_values=own)
-    flags.DEFINE_integer(
-        "n", 10, "Sentences to sample, or neighbors of each.", lower_bound=1, flag_values=own
+    flags.DEFINE_enum(
+        "format", "", formats, "Format of --out; by default from its suffix.", flag_values=own
     )
-    flags.DEFINE_integer("steps", 11, "Points of a line.", lower_bound=2, flag_values=own)
-    flags.DEFINE_enum("how", "linear", ("linear", "slerp"), "Way of a line.", flag_values=own)
-    task = "Of --mode=finetune: sst2, rte, mrpc, wnli or another set of GLUE."
+    flags.DEFINE_integer(
+        "n",
+        10,
+        "Number of sentences to sample, or of neighbors per sentence.",
+        lower_bound=1,
+        flag_values=own,
+    )
+    flags.DEFINE_integer("steps", 11, "Points of an interpolation.", lower_bound=2, flag_values=own)
+    flags.DEFINE_enum(
+        "how", "linear", ("linear", "slerp"), "Interpolate along a line or an arc.", flag_values=own
+    )
+    task = "Task of --mode=finetune: sst2, rte, mrpc, wnli or another GLUE task."
     flags.DEFINE_string("task", "", task, flag_values=own)
     flags.DEFINE_list("dims", [], dims, flag_values=own)
-    flags.DEFINE_string("corpus", "", "File that neighbors are of.", flag_values=own)
-    flags.DEFINE_integer("k", 100, "Draws for nll.", lower_bound=1, flag_values=own)
+    flags.DEFINE_string(
+        "corpus", "", "File of sentences in which to search for neighbors.", flag_values=own
+    )
+    flags.DEFINE_integer(
+        "k", 100, "Number of posterior draws per sentence for nll.", lower_bound=1, flag_values=own
+    )
     flags.DEFINE_integer("seed", 0, "Seed of the text modes and of a prior.", flag_values=own)
-    prior = "Name of a fitted prior to sample, interpolate or measure under; own if empty."
+    prior = "Name of a fitted prior to use; empty: the model's own."
     flags.DEFINE_string("prior", "", prior, flag_values=own)
-    label = "Label to condition a fitted prior on, or to bring sentences to."
+    label = "Label to condition a fitted prior on, or to transfer sentences to."
     flags.DEFINE_string("label", "", label, flag_values=own)
-    strength = "Multiple of the step of transfer."
+    strength = "Multiple of the transfer step."
     flags.DEFINE_float("strength", 1.0, strength, flag_values=own)
     _decoding_flags(own)
-    samples = "Posterior draws of each sentence for encode; 0: the mean."
+    samples = "Posterior draws per sentence for encode; 0: the mean."
     flags.DEFINE_integer("samples", 0, samples, lower_bound=0, flag_values=own)
-    split = "Split that encode reads in place of sentences; needs --samples."
+    split = "Split that encode reads instead of sentences; needs --samples."
     splits = ("", "train", "valid", "test")
     flags.DEFINE_enum("split", "", splits, split, flag_values=own)
     return own

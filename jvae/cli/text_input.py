@@ -78,7 +78,7 @@ def latents(path: str) -> np.ndarray:
                 return arrays["z"]
         except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(
-                f"{path}: no latents ({error}); expected an .npz with array z, as --mode=encode "
+                f"{path}: not a latent ({error}); expected an .npz with array z, as --mode=encode "
                 "writes"
             ) from None
     raw: Iterable[tuple[int, bytes | BadLine]] = (
@@ -94,8 +94,8 @@ def latents(path: str) -> np.ndarray:
             rows.append(np.array(value["z"], np.float32))
         except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise DataError(
-                f"{path or STANDARD_INPUT}:{number}: no latents ({error}); expected a JSON object "
-                "with key z, as --mode=encode writes"
+                f"{path or STANDARD_INPUT}:{number}: not a latent ({error}); expected a JSON "
+                "object with key z, as --mode=encode writes"
             ) from None
         if rows[-1].shape != rows[0].shape:
             raise DataError(

@@ -350,7 +350,7 @@ def write(result: TextResult, kind: str, out: str) -> None:
         console.write_result(text)
     except UnicodeEncodeError as error:
         raise DataError(
-            f"standard output takes {error.encoding} alone; use --out=FILE, or set "
+            f"standard output only takes {error.encoding}; use --out=FILE, or set "
             "PYTHONIOENCODING=utf-8"
         ) from None
     except OSError as error:

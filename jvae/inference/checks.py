@@ -89,7 +89,7 @@ def same_process(pid: int) -> None:
     """Raises: JvaeError in a forked child of the process that loaded the model, where JAX hangs."""
     if os.getpid() != pid:
         raise JvaeError(
-            f"this model was loaded in process {pid}, of which this one ({os.getpid()}) is a fork; "
-            "JAX's threads are not in it. Load the model in the child, or start the child with "
+            f"this model was loaded in process {pid}; this fork of it ({os.getpid()}) "
+            "lacks JAX's threads. Load the model in the child, or start the child with "
             "multiprocessing.get_context('spawn')"
         )

@@ -186,7 +186,7 @@ def test_conditional_models_read_pairs(tool):
         (["--mode=encode", "--text=a", "--format=npz"], "", "npz is for files"),
         (["--mode=encode", "--text=a", "--input=b"], "", "both given"),
         (["--mode=encode", "--text=a", "--out=/proc/x/y.npz"], "", "cannot be written"),
-        (["--mode=decode"], '{"y": 1}\n', "no latents ('z'); expected a JSON object"),
+        (["--mode=decode"], '{"y": 1}\n', "not a latent ('z'); expected a JSON object"),
         (["--mode=decode"], '{"z": [1]}\n', "standard input: latents have shape"),
         (["--mode=decode", "--input=/no.npz"], "", "/no.npz: no such file"),
     ],
@@ -279,7 +279,7 @@ def test_torn_arrays_are_one_message(tool, tmp_path, data):
     path = tmp_path / "z.npz"
     path.write_bytes(data)
     error = tool("--mode=decode", f"--input={path}", code=2)
-    assert error.startswith(f"error: {path}: no latents (") and error.count("\n") == 1
+    assert error.startswith(f"error: {path}: not a latent (") and error.count("\n") == 1
 
 
 def test_what_pipes_hold(tool):
@@ -314,7 +314,7 @@ def test_a_language_model_has_nothing_to_edit(tool, tmp_path, mode):
 def test_a_terminal_that_takes_no_such_letters(tool, monkeypatch):
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
     error = tool("--mode=encode", "--text=🙂", vae=small(), code=2)
-    assert "standard output takes ascii alone; use --out=FILE" in error
+    assert "standard output only takes ascii; use --out=FILE" in error
 
 
 def test_sentences_from_flags_under_a_locale_without_utf8(tool):
