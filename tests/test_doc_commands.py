@@ -109,7 +109,6 @@ def _shell(text: str, folder: Path) -> None:
         env=env,
         capture_output=True,
         text=True,
-        timeout=1800,
     )
     assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
