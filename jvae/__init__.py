@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from jvae.runs.trim import trim
 
 __all__ = [
-    *("LatentTransformer", "__version__", "export", "export_backbone", "load", "train", "trim"),
+    "LatentTransformer",
+    "__version__",
+    "export",
+    "export_backbone",
+    "load",
+    "train",
+    "trim",
 ]
 
 __version__ = "0.1.0"  # of the package and of what it writes
