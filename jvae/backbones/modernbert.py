@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from jvae.backbones import tiny
 from jvae.fields import setting
 from jvae.nn import config as sizes
@@ -140,7 +142,7 @@ FILES = Backbone(
 )
 
 
-def table(config: Any, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
+def table(config: ConfigDict, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
     """Names of one stack."""
     del config, role, pooler  # one layout for all, and no pooler
     layer, ours = "layers.{i}.", f"{path}/layers"

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jvae.api import example_keys, has_latent
+from jvae.api import Params, example_keys, has_latent
 from jvae.bench import prior_fit, subjects
 from jvae.bench.cases import Case, Setting
 from jvae.bench.decode import TOKENS, ends, starts
@@ -58,7 +58,7 @@ def _decoding(this: Setting, u_ngz: jax.Array) -> Work:
     key_e = example_keys(jax.random.key(1), jnp.arange(count))
 
     @jax.jit
-    def tokens(params: Any, z_egz: jax.Array) -> jax.Array:
+    def tokens(params: Params, z_egz: jax.Array) -> jax.Array:
         out = decode(this.run.model.gen, params, z_egz, prompt, key_e, settings, **ends(this))
         return out.token_et
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jax import Array
 
-from jvae.api import Batch
+from jvae.api import Batch, Params
 from jvae.bench import cases, flops, peers, subjects
 from jvae.bench.cases import Case, Setting
 from jvae.bench.harness import Work
@@ -50,7 +50,7 @@ def works(this: Setting) -> list[Work]:
 
 
 def _updates(
-    current: program.Program, params: Any, batches: Sequence[Batch], key: Array
+    current: program.Program, params: Params, batches: Sequence[Batch], key: Array
 ) -> Callable[[], Any]:
     """A call makes several updates, continuing where the previous call stopped."""
     state = current.start(params)

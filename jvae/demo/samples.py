@@ -18,5 +18,6 @@ def sample(
 
     Raises: InputError for an unknown label; ConfigError for settings out of range.
     """
-    settings = {"temperature": temperature, "top_p": top_p}
-    return demo.vae.sample(count, seed, prior=prior, label=label, **settings)
+    return demo.vae.sample(
+        count, seed, prior=prior, label=label, temperature=temperature, top_p=top_p
+    )

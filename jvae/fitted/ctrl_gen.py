@@ -27,6 +27,7 @@ import optax
 from jax.lax import stop_gradient as held
 from jaxtyping import Array, Float, Key
 
+from jvae.api import Params
 from jvae.fields import setting
 from jvae.fitted.adversary import MOMENTUM, Net, duel
 from jvae.fitted.contract import FITTED, Density, FittedKind
@@ -66,7 +67,7 @@ def build(options: CtrlGenOptions, shape: tuple[int, int], labels: int) -> Densi
     classifier = Net(size, labels, options.width, options.layers)
     discriminator = Net(size, 1, options.width, options.layers)
 
-    def loss(p: Any, u_bgz: Array, label_b: Array, key: Key[Array, ""]) -> Array:
+    def loss(p: Params, u_bgz: Array, label_b: Array, key: Key[Array, ""]) -> Array:
         u_bd, known_bc = u_bgz.reshape(len(u_bgz), -1), jax.nn.one_hot(label_b, labels)
         v_bd = u_bd @ p["remover"]
         fake_bd = nets.apply(p["generator"], jax.random.normal(key, u_bd.shape))
@@ -84,7 +85,7 @@ def build(options: CtrlGenOptions, shape: tuple[int, int], labels: int) -> Densi
         drawn = duel(score, p["discriminator"], v_bd, fake_bd, options.penalty)
         return kept + options.weight * (read + hidden + drawn)
 
-    def fit(u_ngz: Array, label_n: Array, key: Key[Array, ""]) -> Any:
+    def fit(u_ngz: Array, label_n: Array, key: Key[Array, ""]) -> Params:
         first, second, key = jax.random.split(key, 3)
         p = {
             "remover": jnp.eye(size),
@@ -97,11 +98,11 @@ def build(options: CtrlGenOptions, shape: tuple[int, int], labels: int) -> Densi
         p = descend(loss, p, u_ngz, label_n, key, recipe)
         return {name: p[name] for name in ("remover", "label", "generator")}
 
-    def sample(p: Any, key_e: Key[Array, "e"], label_e: Array) -> Float[Array, "e g z"]:
+    def sample(p: Params, key_e: Key[Array, "e"], label_e: Array) -> Float[Array, "e g z"]:
         v_ed = nets.apply(p["generator"], noise(key_e, (size,)))
         return (v_ed + p["label"][label_e]).reshape(-1, *shape)
 
-    def moved(p: Any, u_egz: Array, label: Array) -> Float[Array, "e g z"]:
+    def moved(p: Params, u_egz: Array, label: Array) -> Float[Array, "e g z"]:
         v_ed = u_egz.reshape(-1, size) @ p["remover"]
         return (v_ed + p["label"][label][None]).reshape(u_egz.shape)
 

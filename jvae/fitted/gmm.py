@@ -13,6 +13,7 @@ from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Key
 
+from jvae.api import Params
 from jvae.fields import setting
 from jvae.fitted.contract import FITTED, Density, FittedKind
 from jvae.latent.gaussian import LOG_2PI
@@ -179,7 +180,7 @@ def build(options: GmmOptions, shape: tuple[int, int], labels: int) -> Density:
         mixture_c = _fit(options, labels, u_ngz.reshape(-1, width), label_n, key)
         return dict(zip(("log_weight_ck", "mean_ckd", "factor_ck"), mixture_c, strict=True))
 
-    def sample(p: Any, key_e: Key[Array, "e"], label_e: Array) -> Float[Array, "e g z"]:
+    def sample(p: Params, key_e: Key[Array, "e"], label_e: Array) -> Float[Array, "e g z"]:
         def one(key: Array, label: Array) -> Array:
             which, draw = jax.random.split(key)
             k = jax.random.categorical(which, p["log_weight_ck"][label])
@@ -189,7 +190,7 @@ def build(options: GmmOptions, shape: tuple[int, int], labels: int) -> Density:
 
         return jax.vmap(one)(key_e, label_e).reshape(-1, *shape)
 
-    def log_prob(p: Any, u_egz: Array, label: Array) -> Float[Array, "e"]:
+    def log_prob(p: Params, u_egz: Array, label: Array) -> Float[Array, "e"]:
         mixture = _Mixture(p["log_weight_ck"][label], p["mean_ckd"][label], p["factor_ck"][label])
         return logsumexp(_log_each(mixture, u_egz.reshape(-1, width)), axis=1)
 

@@ -608,7 +608,7 @@ class LoadedVAE:
         """
         errors.whole("n", n, 1)
         z_egz = self.sample_prior(ACTIVITY, sources=source and [source])
-        texts = [text for text in self._told(z_egz, source, {}) if text]
+        texts = [text for text in self._decode_all(z_egz, source, {}) if text]
         sources = source and [source] * len(texts)
         return geometry.most_active(self.encode(texts, sources, truncate=True))[:n]
 

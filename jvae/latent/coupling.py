@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from jvae.api import Params
 from jvae.latent import nets, spline
 from jvae.latent.gaussian import LOG_2PI
 
@@ -43,11 +44,11 @@ class Coupling(NamedTuple):
             orders.append(swap if layer % 2 else rng.permutation(self.size))
         return np.stack(orders)
 
-    def init(self, key: Key[Array, ""]) -> Any:
+    def init(self, key: Key[Array, ""]) -> Params:
         """Initial parameters, as plain arrays without axis names."""
         moved, raw = self.size - self._kept, spline.raw_size(self.bins)
 
-        def layer(key: Key[Array, ""]) -> Any:
+        def layer(key: Key[Array, ""]) -> Params:
             first, second, last = jax.random.split(key, 3)
             return {
                 "first": nets.affine(first, self._kept + self.condition, self.width),
@@ -57,7 +58,7 @@ class Coupling(NamedTuple):
 
         return jax.vmap(layer)(jax.random.split(key, self.layers))
 
-    def _shapes(self, p: Any, kept_ed: Array, given_ec: Array | None) -> Float[Array, "e d r"]:
+    def _shapes(self, p: Params, kept_ed: Array, given_ec: Array | None) -> Float[Array, "e d r"]:
         h_ed = kept_ed if given_ec is None else jnp.concatenate([kept_ed, given_ec], axis=1)
         h_ed = jax.nn.silu(nets.apply(p["first"], h_ed))
         h_ed = jax.nn.silu(nets.apply(p["second"], h_ed))

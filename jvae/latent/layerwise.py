@@ -144,7 +144,7 @@ def _chain_kl(
     post: ChainPost,
     z_egz: Float[Array, "e g z"],
     prior: Prior,
-    cond: Any,
+    cond: Cond,
 ) -> Float[Array, "e g z"]:
     """KL per dimension in nats, in closed form given the draw's lower groups.
 
@@ -194,12 +194,12 @@ def posterior(
 def prior(chain: Chain) -> Prior:
     """The autoregressive prior of a chain of groups."""
 
-    def sample(params: Params, key_e: Key[Array, "e"], cond: Any = None) -> Float[Array, "e g z"]:
+    def sample(params: Params, key_e: Key[Array, "e"], cond: Cond = None) -> Float[Array, "e g z"]:
         noise_egz = noise(key_e, (chain.groups, chain.width))
         source_egcz = chain.source_of(cond)
         return walk(chain, params, reparameterized, noise_egz, source_egcz=source_egcz).z_egz
 
-    def log_prob(params: Params, z_egz: Array, cond: Any = None) -> Float[Array, "e"]:
+    def log_prob(params: Params, z_egz: Array, cond: Cond = None) -> Float[Array, "e"]:
         path = walk(chain, params, the_given, z_egz, source_egcz=chain.source_of(cond))
         return log_density(clipped(chain, path.prior), path.z_egz)
 

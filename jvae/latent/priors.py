@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Array, Float, Key
 
-from jvae.api import SPACE, SPHERE, LogPosterior, Params, Post, Prior, SamplePosterior
+from jvae.api import SPACE, SPHERE, Cond, LogPosterior, Params, Post, Prior, SamplePosterior
 from jvae.errors import ConfigError
 from jvae.latent.choice import Choice, refusals
 from jvae.latent.gaussian import StandardNormal, log_standard, noise
@@ -111,11 +111,11 @@ def check_support(kind: Choice, prior: Prior, posterior: Choice, support: str) -
 def standard_normal(shape: tuple[int, int]) -> Prior:
     """N(0, I) over latents of shape (G, Z)."""
 
-    def sample(params: Params, key_e: Key[Array, "e"], cond: Any = None) -> Float[Array, "e g z"]:
+    def sample(params: Params, key_e: Key[Array, "e"], cond: Cond = None) -> Float[Array, "e g z"]:
         del params, cond
         return noise(key_e, shape)
 
-    def log_prob(params: Params, z_egz: Array, cond: Any = None) -> Float[Array, "e"]:
+    def log_prob(params: Params, z_egz: Array, cond: Cond = None) -> Float[Array, "e"]:
         del params, cond
         return log_standard(z_egz)
 

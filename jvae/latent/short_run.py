@@ -94,7 +94,7 @@ def log_joint(
     params: Params,
     ctx: Context,
     batch: Batch,
-    cond: Any = None,
+    cond: Cond = None,
     prior_weight: Array | float = 1.0,
 ) -> langevin.LogJoint:
     """Returns the function z -> log p(x | z) + prior_weight * log p(z), per example."""
@@ -140,7 +140,7 @@ def prepare(
     batch: Batch,
     drop: Key[Array, ""] | None = None,
     *,
-    cond: Any = None,
+    cond: Cond = None,
     start: Posterior | None = None,
     temperature: Array | float | None = None,
     prior_weight: Array | float = 1.0,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Params, Prior
+from jvae.api import Cond, Params, Post, Prior
 from jvae.fields import setting
 from jvae.latent.priors import PRIORS, InputPosterior, PriorKind, PriorParts
 
@@ -39,17 +39,17 @@ def build(options: VampOptions, shape: tuple[int, int], inputs: InputPosterior) 
     def posteriors(params: Params) -> Any:
         return inputs.encode(params, params["prior"]["input"])
 
-    def sample(params: Params, key_e: Key[Array, "e"], cond: Any = None) -> Float[Array, "e g z"]:
+    def sample(params: Params, key_e: Key[Array, "e"], cond: Cond = None) -> Float[Array, "e g z"]:
         del cond
         key_e2 = jax.vmap(jax.random.split)(key_e)
         k_e = jax.vmap(lambda key: jax.random.randint(key, (), 0, count))(key_e2[:, 0])
         post_e = jax.tree.map(lambda leaf: leaf[k_e], posteriors(params))
         return inputs.sample(params, post_e, key_e2[None, :, 1])[0]
 
-    def log_prob(params: Params, z_egz: Array, cond: Any = None) -> Float[Array, "e"]:
+    def log_prob(params: Params, z_egz: Array, cond: Cond = None) -> Float[Array, "e"]:
         del cond
 
-        def of(post: Any) -> Float[Array, "e"]:
+        def of(post: Post) -> Float[Array, "e"]:
             shared = jax.tree.map(
                 lambda leaf: jnp.broadcast_to(leaf, (len(z_egz), *leaf.shape)), post
             )

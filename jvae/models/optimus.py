@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Batch, Side, TextVAE
+from jvae.api import Batch, Params, Side, TextVAE
 from jvae.backbones import small
 from jvae.fields import Needs, setting
 from jvae.injections.contract import Injection, together
@@ -147,7 +147,7 @@ def decoder_of(config: Any) -> tuple[Stack, Injection]:
     return stack_of(config.decoder, "model.decoder", *injection.needs), injection
 
 
-def init_decoder(config: Any, decoder_key: Any, memory_key: Any, offset_key: Any) -> Any:
+def init_decoder(config: Any, decoder_key: Any, memory_key: Any, offset_key: Any) -> Params:
     """Boxed parameters of the stack of `decoder_of` and of its injections."""
     stack, _ = decoder_of(config)
     keys = {"memory": memory_key, "offset": offset_key}
@@ -169,7 +169,7 @@ def _normal(stack: Any) -> Initializer:
     return nn.initializers.normal(stack.init_std)
 
 
-def _init(config: OptimusConfig, encoder: Stack, key: Key[Array, ""]) -> Any:
+def _init(config: OptimusConfig, encoder: Stack, key: Key[Array, ""]) -> Params:
     encoder_key, decoder_key, pooler_key, head_key, memory_key, offset_key = jax.random.split(
         key, 6
     )
@@ -206,7 +206,7 @@ def _pooler(encoder: Stack) -> Projection:
 
 
 def pooled(
-    config: OptimusConfig, params: Any, x_btd: Float[Array, "b t d"], side: Side, slots: int
+    config: OptimusConfig, params: Params, x_btd: Float[Array, "b t d"], side: Side, slots: int
 ) -> Float[Array, "e d"]:
     """One feature vector per example from the encoder's last states."""
     if config.pool != "cls":
@@ -221,7 +221,12 @@ def build(config: OptimusConfig) -> TextVAE:
     encoder = stack_of(config.encoder, "model.encoder", "encode")
 
     def read(
-        params: Any, own: Any, side: Side, slots: int, drop: Any, soft_btd: Array | None = None
+        params: Params,
+        own: Params,
+        side: Side,
+        slots: int,
+        drop: Any,
+        soft_btd: Array | None = None,
     ) -> Float[Array, "e g d"]:
         x_btd, _ = states(encoder, own, side, drop, soft_btd=soft_btd)
         if config.pool == QUERIES:
@@ -230,13 +235,13 @@ def build(config: OptimusConfig) -> TextVAE:
         return h_ed.astype(accum_dtype(h_ed.dtype))[:, None]
 
     def features(
-        params: Any, batch: Batch, drop: Key[Array, ""] | None, soft_btd: Array | None = None
+        params: Params, batch: Batch, drop: Key[Array, ""] | None, soft_btd: Array | None = None
     ) -> Float[Array, "e g d"]:
         assert batch.enc is not None  # `limits` requires the encoder side
         own, drop = params["encoder"], fold_key(drop, 0)
         return read(params, own, batch.enc, batch.slots, drop, soft_btd)
 
-    def condition(params: Any, batch: Batch, drop: Key[Array, ""] | None = None) -> Any:
+    def condition(params: Params, batch: Batch, drop: Key[Array, ""] | None = None) -> Any:
         if batch.cond is None:
             raise ValueError("a conditional model needs the `cond` side of the batch, the source")
         layers = space_fusion.branch(

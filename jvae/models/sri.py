@@ -88,7 +88,7 @@ def transformer_limits(config: SriTransformerConfig) -> dict[str, int]:
 def build_transformer(config: SriTransformerConfig) -> TextVAE:
     """Builds the model of a config; see `jvae.api.TextVAE`."""
 
-    def init_boxed(key: Key[Array, ""]) -> Any:
+    def init_boxed(key: Key[Array, ""]) -> Params:
         # Split keys as Optimus does, since this is its generator.
         keys = jax.random.split(key, 6)
         return {"decoder": optimus.init_decoder(config, keys[1], keys[4], keys[5])}

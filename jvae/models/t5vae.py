@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Batch, Side, TextVAE
+from jvae.api import Batch, Params, Side, TextVAE
 from jvae.backbones import small
 from jvae.errors import ConfigError
 from jvae.fields import Needs, setting
@@ -172,7 +172,7 @@ def _head(encoder: Stack) -> Head:
     )
 
 
-def _init(config: T5VaeConfig, key: Key[Array, ""]) -> Any:
+def _init(config: T5VaeConfig, key: Key[Array, ""]) -> Params:
     stacks_key, head_key, memory_key, source_key = jax.random.split(key, 4)
     embed_key, encoder_key, decoder_key, output_key = jax.random.split(stacks_key, 4)
     encoder, decoder = _stacks(config)
@@ -210,7 +210,7 @@ def _with_padding(side: Side, slots: int) -> tuple[Side, MaskSpec]:
 
 def pooled(
     config: T5VaeConfig,
-    params: Any,
+    params: Params,
     side: Side,
     slots: int,
     drop: Key[Array, ""] | None = None,
@@ -237,7 +237,7 @@ def build(config: T5VaeConfig) -> TextVAE:
     encoder, decoder = _stacks(config)
 
     def features(
-        params: Any, batch: Batch, drop: Key[Array, ""] | None, soft_btd: Array | None = None
+        params: Params, batch: Batch, drop: Key[Array, ""] | None, soft_btd: Array | None = None
     ) -> Float[Array, "e g d"]:
         assert batch.enc is not None  # `limits` requires the encoder side
         drop = fold_key(drop, 0)

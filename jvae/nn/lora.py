@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from jvae.api import Params
 from jvae.errors import ConfigError
 from jvae.fields import setting
 from jvae.nn.points import UNTOUCHED, Points
@@ -53,7 +54,7 @@ class Lora:
     )
 
 
-def addend(own: Any, x: Array, inputs: int, name: str | None) -> Array:
+def addend(own: Params, x: Array, inputs: int, name: str | None) -> Array:
     """The low-rank addition to a kernel's output; b already includes the scale.
 
     Args:
@@ -93,7 +94,7 @@ def with_lora(stack: Any, lora: Lora, where: str) -> Any:
         return lambda own, *args, **options: function(_ready(own, lora), *args, **options)
 
     def rows(
-        own: Any, x: Any, mask: Any, points: Points = UNTOUCHED, drop: Any = None, **read: Any
+        own: Params, x: Any, mask: Any, points: Points = UNTOUCHED, drop: Any = None, **read: Any
     ) -> Any:
         return stack.rows(_ready(own, lora, drop), x, mask, points, drop, **read)
 
@@ -105,7 +106,7 @@ def with_lora(stack: Any, lora: Lora, where: str) -> Any:
     )
 
 
-def merged(own: Any, lora: Lora) -> Any:
+def merged(own: Params, lora: Lora) -> Any:
     """Parameters of a stack with the additions merged into the kernels, in float32 or wider."""
     return own | {"layers": _merged(own["layers"], lora.alpha / max(lora.rank, 1), "")}
 
@@ -132,7 +133,7 @@ def _merged(tree: Mapping[str, Any], scale: float, name: str) -> dict[str, Any]:
     return rest | {"kernel": kernel}
 
 
-def _ready(own: Any, lora: Lora, drop: Key[Array, ""] | None = None) -> Any:
+def _ready(own: Params, lora: Lora, drop: Key[Array, ""] | None = None) -> Any:
     """Parameters with the scale, and dropout in training, applied to the pairs.
 
     Deviation: the dropout mask is drawn per layer and step, not per token, so that the layers need

@@ -75,7 +75,7 @@ def initial_params(run: Run, shardings: Any, key: Key[Array, ""], abstract: Any 
     return map_named(lambda path, _: loaded[path] if path in loaded else fresh[path], target)
 
 
-def initial_optimizer(run: Run, opt_state: Any) -> Any:
+def initial_optimizer(run: Run, opt_state: Any) -> Params:
     """The optimizer state of the run that `init.model` names, with its schedules reset.
 
     Args:
