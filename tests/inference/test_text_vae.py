@@ -192,7 +192,7 @@ def test_posteriors_come_as_means_draws_and_statistics():
     assert vae.encode([], return_="stats").std.shape == (0, 1, 5)
     for name, return_, message in (
         ("optimus", "means", "return_ is 'means'; it must be one of mean, sample, stats"),
-        ("lm", "stats", "no diagonal Gaussian"),
+        ("lm", "stats", "not a diagonal Gaussian"),
     ):
         with pytest.raises(InputError, match=message):
             system(name).encode(["a"], return_=return_)
