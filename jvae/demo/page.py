@@ -60,7 +60,7 @@ def serve(demo: Demo, *, host: str, port: int | None, share: bool, block: bool =
 
 def build(demo: Demo) -> gr.Blocks:
     """The page of a model; tabs that it cannot serve are left out."""
-    with gr.Blocks(title=f"{demo.name} · jvae", analytics_enabled=False) as page:
+    with gr.Blocks(title=f"{demo.name} · jvae", analytics_enabled=False, fill_width=True) as page:
         about = f"{demo.about}; examples: {demo.examples.origin}"
         gr.HTML(f"<h1>{escape(demo.name)}</h1>{html.note(about)}")
         if demo.has_latent:
