@@ -18,7 +18,7 @@ from jvae.inference.neighbors import METRICS
 from jvae.latent.geometry import OFFSETS
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
-import gradio as gr  # noqa: E402
+import gradio as gr  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 OWN, ANY = "the model's own", "any"  # choices of prior and label that set neither
 # The model answers one request at a time.
@@ -246,8 +246,8 @@ def _dimensions(demo: Demo, text: gr.Textbox, tab: gr.Tab) -> None:
         order = moves.active_dims(demo)
         return gr.Dropdown(order, value=order[0] if chosen is None else chosen)
 
-    def move(text: str, dim: int) -> str:
-        found = moves.dimension(demo, text, dim)
+    def move(text: str, dim: int | None) -> str:
+        found = moves.dimension(demo, text, moves.active_dims(demo)[0] if dim is None else dim)
         return html.strip([f"{o:+g} sd" if o else "0" for o in OFFSETS], found)
 
     _run(dims, dim, dim, tab.select)
