@@ -58,6 +58,8 @@ setup(
             "pyright>=1.1.400",
             "beartype>=0.20",
             "filelock>=3.12",
+            "nbclient>=0.10",  # the notebooks of the documentation
+            "ipykernel>=6.29",
         ],
         "demo": ["gradio>=6"],  # python -m jvae.demo
         "wandb": ["wandb>=0.18"],  # train.wandb

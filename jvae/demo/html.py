@@ -63,7 +63,7 @@ def tokens(scored: Sequence[Scored]) -> str:
         f'<span class="jv-token" style="{_shade(-nats)}">{nats:g}</span>'
         for nats in (0, 1, 2, 4, 6)
     )
-    return f'{"".join(rows)}<p class="jv-note jv-tokens">nats: {key} or more</p>'
+    return f'{"".join(rows)}<p class="jv-tokens">nats: {key} or more</p>'
 
 
 def scatter(points: Points, texts: Sequence[str]) -> str:

@@ -4,22 +4,24 @@ FONT = ("system-ui", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
 MONO = ("ui-monospace", "DejaVu Sans Mono", "monospace")
 
 CSS = """
-.gradio-container { max-width: 68rem !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 64rem !important; margin: 0 auto !important; }
 .jv-sentence { font-size: 1.25rem; line-height: 1.5; margin: .3rem 0; overflow-wrap: anywhere; }
-.jv-note { color: var(--body-text-color-subdued); font-size: .86rem; margin: .3rem 0; }
-.jv-rows { border-collapse: collapse; width: 100%; margin: .3rem 0; }
-.jv-rows th, .jv-rows td { text-align: left; vertical-align: top;
-  padding: .22rem .7rem .22rem .4rem; border-bottom: 1px solid var(--border-color-primary);
-  overflow-wrap: anywhere; }
-.jv-rows th { color: var(--body-text-color-subdued); font-weight: 400; white-space: nowrap;
-  font-variant-numeric: tabular-nums; text-align: right; width: 1%; }
+.jv-note, .jv-rows th { color: var(--body-text-color) !important; opacity: .68; }
+.jv-note { font-size: .86rem; margin: .3rem 0; }
+.jv-rows { border-collapse: collapse; width: 100%; margin: .3rem 0; border: 0 !important; }
+.jv-rows tr { border: 0 !important; }
+.jv-rows th, .jv-rows td { text-align: left; vertical-align: top; overflow-wrap: anywhere;
+  padding: .25rem .7rem .25rem .4rem !important; border: 0 !important;
+  border-bottom: 1px solid var(--border-color-primary) !important; }
+.jv-rows th { font-weight: 400; white-space: nowrap; font-variant-numeric: tabular-nums;
+  text-align: right; width: 1%; }
 .jv-rows b { color: #b34700; font-weight: 600; }
 .dark .jv-rows b { color: #ffab70; }
-.jv-rows tr.jv-at td, .jv-rows tr.jv-at th { background: var(--background-fill-secondary); }
-.jv-tokens { line-height: 2; margin: .2rem 0; }
+.jv-rows tr.jv-at { background: rgba(213, 94, 0, .13) !important; }
+.jv-tokens { line-height: 2.1; margin: .2rem 0; }
 .jv-token { padding: .12rem .32rem; border-radius: 4px; margin: 0 .1rem; white-space: pre-wrap; }
-.jv-map { width: 100%; height: auto; display: block; border: 1px solid var(--border-color-primary);
-  border-radius: 6px; }
+.jv-map { width: 100%; height: auto; display: block; border-radius: 6px;
+  border: 1px solid var(--border-color-primary); }
 .jv-map circle { cursor: pointer; fill-opacity: .8; }
 .jv-map circle:hover, .jv-map circle.jv-picked { stroke: var(--body-text-color);
   stroke-width: 2.5; }

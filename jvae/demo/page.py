@@ -18,11 +18,12 @@ from jvae.inference.neighbors import METRICS
 from jvae.latent.geometry import OFFSETS
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
-import gradio as gr  # noqa: E402
+import gradio as gr  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 OWN, ANY = "the model's own", "any"  # choices of prior and label that set neither
 # The model answers one request at a time.
 IN_TURN: Any = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+NARROW = 240  # pixels below which two fields do not share a row
 HOW = {"straight line": "linear", "arc": "slerp"}
 
 
@@ -60,7 +61,7 @@ def serve(demo: Demo, *, host: str, port: int | None, share: bool, block: bool =
 
 def build(demo: Demo) -> gr.Blocks:
     """The page of a model; tabs that it cannot serve are left out."""
-    with gr.Blocks(title=f"{demo.name} · jvae", analytics_enabled=False) as page:
+    with gr.Blocks(title=f"{demo.name} · jvae", analytics_enabled=False, fill_width=True) as page:
         about = f"{demo.about}; examples: {demo.examples.origin}"
         gr.HTML(f"<h1>{escape(demo.name)}</h1>{html.note(about)}")
         if demo.has_latent:
@@ -107,7 +108,7 @@ def _example(demo: Demo, place: int) -> str:
 
 
 def _sentence(demo: Demo, label: str, place: int = 0) -> gr.Textbox:
-    return gr.Textbox(_example(demo, place), label=label, lines=1, max_lines=4)
+    return gr.Textbox(_example(demo, place), label=label, lines=1, max_lines=4, min_width=NARROW)
 
 
 def _shuffle(demo: Demo, *boxes: gr.Textbox) -> None:
@@ -118,7 +119,7 @@ def _shuffle(demo: Demo, *boxes: gr.Textbox) -> None:
         return texts if len(boxes) > 1 else texts[0]
 
     if len(demo.examples.texts) >= len(boxes):
-        button = gr.Button("Other sentences", min_width=120)
+        button = gr.Button("Shuffle", min_width=120)
         button.click(pick, None, list(boxes), api_visibility="private")
 
 
@@ -126,8 +127,8 @@ def _slide_tab(demo: Demo, page: gr.Blocks) -> None:
     with gr.Row():
         a, b = _sentence(demo, "From"), _sentence(demo, "To", 1)
     with gr.Row():
-        steps = gr.Slider(3, 21, 11, step=2, label="Sentences")
-        how = gr.Radio(list(HOW), value=next(iter(HOW)), label="Path")
+        steps = gr.Slider(3, 21, 11, step=2, label="Sentences", min_width=NARROW)
+        how = gr.Radio(list(HOW), value=next(iter(HOW)), label="Path", min_width=NARROW)
     with gr.Row():
         go = gr.Button("Interpolate", variant="primary", min_width=120)
         _shuffle(demo, a, b)
@@ -245,7 +246,8 @@ def _dimensions(demo: Demo, text: gr.Textbox, tab: gr.Tab) -> None:
         order = moves.active_dims(demo)
         return gr.Dropdown(order, value=order[0] if chosen is None else chosen)
 
-    def move(text: str, dim: int) -> str:
+    def move(text: str, dim: int | None) -> str:
+        dim = moves.active_dims(demo)[0] if dim is None else dim
         sentences = moves.dimension(demo, text, dim)
         return html.strip([f"{o:+g} sd" if o else "0" for o in OFFSETS], sentences)
 
@@ -256,8 +258,8 @@ def _dimensions(demo: Demo, text: gr.Textbox, tab: gr.Tab) -> None:
 def _neighbors_tab(demo: Demo) -> None:
     text = _sentence(demo, "Sentence")
     with gr.Row():
-        count = gr.Slider(1, 30, 8, step=1, label="Neighbors")
-        metric = gr.Radio(list(METRICS), value=METRICS[0], label="Distance")
+        count = gr.Slider(1, 30, 8, step=1, label="Neighbors", min_width=NARROW)
+        metric = gr.Radio(list(METRICS), value=METRICS[0], label="Distance", min_width=NARROW)
     with gr.Row():
         go = gr.Button("Find", variant="primary", min_width=120)
         _shuffle(demo, text)

@@ -19,6 +19,9 @@ class Spelt(LoadedVAE):
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "settings", {})
 
+    def __repr__(self):
+        return "<Spelt letters: latent 1 x 2>"
+
     def encode(self, texts, sources=None, **_):
         return np.array([[[t.count("a"), t.count("b")]] for t in texts], np.float32)
 
