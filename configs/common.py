@@ -162,9 +162,12 @@ def base() -> ConfigDict:
             refine_steps=0,
             refine_size=0.3,
             # Optional: MAUVE from an .npz file with arrays `samples` (of samples/prior.txt) and
-            # `references`; perplexity of the samples under a language model (a run or an export).
+            # `references`; perplexity of the samples under a language model (a run, an export, or a
+            # published decoder by folder or hub name); cosine of sentences and reconstructions
+            # under a published sentence encoder.
             features="",
             external="",
+            similarity="",
             # --mode=probe: numbers of training sentences per label, probed in turn.
             per_label=(10, 50, 100, 500, 1_000),
             # Protocol of --mode=probe: own, or sri (few labels, as in the SRI paper).

@@ -13,11 +13,14 @@ Source: Li et al. 2020, arXiv 2004.04092, and the released code. Presets:
                 second path through the encoder for the dialogue, with its first ten layers frozen
     smollm2     a frozen MiniLM encodes and a frozen SmolLM2-135M decodes; low-rank additions to
                 both, the posterior head and the layers that inject z into the decoder train
+    llama1b, llama8b   `smollm2` with decoders of the sizes of Llama 3.2 1B and 3.1 8B and without
+                files, for --mode=compile; init.decoder=FOLDER starts from any such model
 
 Append `data=D` to any preset to read train, valid and test from a folder: .txt, for `spacefusion`
 .tsv. Append `inject=` to choose how z reaches the decoder, as in `optimus:tiny,inject=softmax`:
 both (default), memory, embedding, softmax. `softmax` is not from the paper; it is the baseline of
-Hu et al. 2022.
+Hu et al. 2022. With `train=all`, `smollm2` and the presets derived from it have no low-rank
+additions; everything trains, sharded over eight devices (mesh.fsdp).
 
     python -m jvae.main --config=configs/optimus.py
     python -m jvae.main --config=configs/optimus.py:base \\
@@ -58,20 +61,32 @@ packed, and the reported KL is the unmodified one.
 from ml_collections import ConfigDict
 
 from jvae.config import choice, preset
+from jvae.errors import ConfigError
 
 from . import common
 
 PRESETS = (
     *("tiny", "tiny_cls", "tiny_plain", "base", "latent768", "large", "spacefusion", "smollm2"),
+    *("llama1b", "llama8b"),
 )
+LLAMA = dict(heads=32, kv_heads=8, positions=131_072, theta=500_000.0, vocab=128_256)
+# Decoders in place of SmolLM2-135M.
+SIZES = dict(
+    smollm2={},
+    llama1b=LLAMA | dict(layers=16, width=2_048, head=64, mlp=8_192, tied=True),
+    llama8b=LLAMA | dict(layers=32, width=4_096, head=128, mlp=14_336, tied=False),
+)
+TRAIN = ("adapters", "all")
 WAYS = ("both", "memory", "embedding", "softmax")
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
     """The config of a preset."""
 
-    name, options = preset(arg, PRESETS, inject="both", data="")
-    way = choice(options, "inject", WAYS)
+    name, options = preset(arg, PRESETS, inject="both", data="", train="adapters")
+    way, train = choice(options, "inject", WAYS), choice(options, "train", TRAIN)
+    if train == "all" and name not in SIZES:
+        raise ConfigError(f"train=all is an option of {', '.join(SIZES)}; {name} trains all anyway")
     c = common.base()
     c.name = f"optimus-{name}" if way == "both" else f"optimus-{name}-{way}"
     c.model = ConfigDict(
@@ -98,8 +113,18 @@ def get_config(arg: str = "tiny") -> ConfigDict:
             _from_scratch(c)
         if name == "tiny_plain":
             c.objective.beta.update(kind="constant", stop=1.0)
-    elif name == "smollm2":
+    elif name in SIZES:
         _smollm2(c)
+        c.model.use_softmax = way in ("both", "softmax")
+        c.model.decoder.update(SIZES[name])
+        if name != "smollm2":
+            c.init.update(encoder="", decoder="")
+            c.model.encoder.vocab = 30_522
+            c.data.update(encoder_tokenizer="", decoder_tokenizer="")
+            c.model.decoder.remat = "full"
+        if train == "all":
+            c.name += "-all"
+            _train_all(c)
     else:
         _published(c)
         if name == "latent768":
@@ -180,9 +205,24 @@ def _large(c: ConfigDict) -> None:
 
 
 def _smollm2(c: ConfigDict) -> None:
-    c.model.encoder = ConfigDict(common.minilm())
-    c.model.decoder = ConfigDict(common.llama())
+    c.model.encoder = ConfigDict(common.minilm(init_std=0.1))  # the posterior head's
+    c.model.decoder = ConfigDict(common.llama(init_std=0.005))  # of the layers that inject z
     c.model.pool = "mean"  # the pooling with which the encoder was trained to embed sentences
     around = ("^posterior/", "^decoder/(memory|offset|tokens|scores)/")
     common.pretrained(c, around, encoder=common.MINILM, decoder=common.SMOLLM2)
-    c.objective.update(kl_floor="dim_masked", floor=0.5)
+    for role in ("encoder", "decoder"):
+        c.model[role].lora.alpha = 8.0
+    c.model.posterior.update(kind="bn", least=8.0)
+    c.model.log_var_shift = -4.0
+    c.objective.update(kl_floor="mean_sum", floor=0.36)  # 11.5 nats in 32 dimensions
+    c.objective.beta.update(ratio_zero=0.25, ratio_increase=0.35)
+    c.optim.update(lr=1.5e-3, warmup_steps=50)
+    c.data.update(row_tokens=64, batch_rows=4)
+    c.train.update(steps=1_500, check_every=375)
+
+
+def _train_all(c: ConfigDict) -> None:
+    for role in ("encoder", "decoder"):
+        c.model[role].lora.rank = 0
+    c.optim.update(trainable=(), lr=5e-5)
+    c.mesh.update(dict(data=-1, fsdp=8))

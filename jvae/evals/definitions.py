@@ -57,6 +57,8 @@ DEFINITIONS: dict[str, str] = {
     "memorised_test": "the same share for test sentences, as a reference for memorised (%)",
     "mauve": "closeness of samples and references in a large model's features; higher is closer "
     "(0-1)",
+    "similarity": "mean cosine of sentences and their reconstructions, as vectors of the encoder "
+    "evals.similarity; control: another sentence's reconstruction (-1 to 1)",
     "external_ppl": "perplexity per token of the samples under the language model evals.external",
     # Source -> text: several texts per source
     "reference_bleu": "corpus BLEU against each source's references, mean over sets of one text "

@@ -54,6 +54,7 @@ def wanted(config: EvalConfig) -> list[str]:
         "refined_bound": bool(config.refine_steps),
         "mauve": bool(config.features),
         "external_perplexity": bool(config.external),
+        "similarity": bool(config.similarity),
     }
     names: dict[str, Any] = dict.fromkeys(name for name, on in switched.items() if on)
     for name in config.metrics:

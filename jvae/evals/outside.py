@@ -1,4 +1,6 @@
-"""Scores of samples by other models: MAUVE from given features, perplexity under a jvae model."""
+"""Scores of texts by other models: MAUVE from given features, perplexity under a language model,
+similarity under a sentence encoder.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +11,11 @@ from jvae.api import has_latent
 from jvae.errors import ConfigError
 from jvae.evals import mauve
 from jvae.evals.card import Row
+from jvae.evals.collect import mean_se
 from jvae.evals.metric import METRICS, Evaluation
 from jvae.evals.tokenization import unknown_in
 from jvae.inference.text_vae import LoadedVAE
-from jvae.runs import loading
+from jvae.runs import loading, published
 
 
 @METRICS.register("mauve")
@@ -45,9 +48,25 @@ def external_perplexity(at: Evaluation) -> list[Row]:
     ]
 
 
+@METRICS.register("similarity")
+def similarity(at: Evaluation) -> list[Row]:
+    """Cosine of sentences and their reconstructions under the encoder `evals.similarity`; control:
+    reconstructions of other sentences.
+    """
+    embed = published.sentence_encoder(at.config.similarity)
+    lines = [pair.split("\n")[:2] for pair in at.samples["reconstructions"]]
+    original_ed, decoded_ed = (embed([pair[i] for pair in lines]) for i in range(2))
+    own, se = mean_se(np.sum(original_ed * decoded_ed, axis=1))
+    other, _ = mean_se(np.sum(original_ed * np.roll(decoded_ed, 1, axis=0), axis=1))
+    return [Row("similarity", own, "-1 to 1", se=se, control=other)]
+
+
 def judge(name: str) -> LoadedVAE:
-    """The language model of `evals.external`. Raises: ConfigError for a model with a latent."""
-    model = loading.load(name)
+    """The language model of `evals.external`: a run, an export or a published decoder.
+
+    Raises: ConfigError for a model with a latent.
+    """
+    model = published.language_model(name) if published.is_published(name) else loading.load(name)
     if has_latent(model.model):
         raise ConfigError(f"evals.external={name}: has a latent; give a language model")
     return model

@@ -49,7 +49,8 @@ class EvalConfig:
     refine_steps: int = 0  # steps of Langevin chains from the posterior; 0: off
     refine_size: float = 0.3  # step size of these chains
     features: str = ""  # .npz with features of samples and test sentences, for MAUVE
-    external: str = ""  # run or export of a language model that scores the samples
+    external: str = ""  # language model that scores the samples: a run, export or published one
+    similarity: str = ""  # published sentence encoder that compares reconstructions
     per_label: tuple[int, ...] = (10, 50, 100, 500, 1_000)  # sentences per label, for --mode=probe
     protocol: str = "own"  # protocol of --mode=probe
     factor: str = "action"  # embedded corpus: factor for few labels and clusters of --mode=probe

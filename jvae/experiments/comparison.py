@@ -4,6 +4,8 @@
     ... --models=lm,optimus --dry_run      only some rows; prints the commands
     ... --sweep                            rate against distortion
     ... --write                            RESULTS.md and README.md from the rows
+    ... --budget=laptop --models=smollm2_lm,optimus_smollm2 --encoder=FOLDER --decoder=FOLDER
+                                           from published weights, in Hugging Face's layout
 
 FOLDER has train, valid and test as .txt or .txt.gz, one sentence per line. Files, tokenizer and
 runs go to --out. Every run is an ordinary one in its own process; its command is printed and stored
@@ -31,6 +33,7 @@ from jvae.experiments.data import prepare
 from jvae.experiments.entries import BUDGETS, DEFAULT, ENTRIES, SWEEPS
 from jvae.experiments.plan import OUT, Job, job, points
 from jvae.experiments.results import read_rows
+from jvae.runs.data import ROLES
 from jvae.runs.workdir import write_text
 from jvae.training.preemption import CODE
 
@@ -52,6 +55,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dry_run", "--dry-run", action="store_true", help="print the commands, run none"
     )
+    for role in ROLES:
+        parser.add_argument(
+            f"--{role}", type=Path, help=f"published {role} of models that start from one"
+        )
     parser.add_argument("--topology", default="v5e-256", help="slice of a budget that compiles")
     parser.add_argument("--write", action="store_true", help=f"{DOCUMENT}, {SUMMARY} from the rows")
     return parser.parse_args(argv)
@@ -74,6 +81,13 @@ def plan(args: argparse.Namespace) -> list[Job]:
         if not (name.isidentifier() and equals and folder):
             raise ConfigError(f"--data={word}: write --data=NAME=FOLDER, such as snli=data/snli")
         data = prepare(name, Path(folder), budget, args.out / args.budget / name)
+        if any(ENTRIES[entry].published for entry in names):
+            if not (args.encoder and args.decoder):
+                raise ConfigError(
+                    "a model of --models starts from published weights: give --encoder=FOLDER and "
+                    "--decoder=FOLDER"
+                )
+            data.publish(args.encoder, args.decoder)
         for entry in names:
             for point in ("", *(points(entry) if args.sweep else ())):
                 jobs += [

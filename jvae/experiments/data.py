@@ -14,6 +14,7 @@ from jvae.data.sources import sha256
 from jvae.errors import ConfigError
 from jvae.experiments.entries import Budget, Overrides
 from jvae.runs import data as run_data
+from jvae.runs import trim
 from jvae.runs.workdir import write_text
 
 UNKNOWN = ("<unk>", "_UNK")  # a text with one of these has a closed vocabulary
@@ -38,10 +39,28 @@ class Prepared(NamedTuple):
 
     def flags(self) -> Overrides:
         """The config values that refer to the files."""
-        splits = {f"data.{split}": str(self.folder / f"{split}.txt") for split in run_data.SPLITS}
         tokenizer = str(self.folder / "tokenizer")
-        sides = {f"data.{side}_tokenizer": tokenizer for side in ("encoder", "decoder")}
-        return splits | sides
+        return self._splits() | {f"data.{role}_tokenizer": tokenizer for role in run_data.ROLES}
+
+    def published_flags(self, roles: Sequence[str]) -> Overrides:
+        """The same for a model that starts from the published weights of `publish`."""
+        return self._splits() | {f"init.{role}": str(self.folder / role) for role in roles}
+
+    def _splits(self) -> Overrides:
+        return {f"data.{split}": str(self.folder / f"{split}.txt") for split in run_data.SPLITS}
+
+    def publish(self, encoder: Path, decoder: Path) -> None:
+        """Adds a link to a published encoder and a decoder trimmed to the training text, unless
+        they are there.
+
+        Raises: DataError or WeightsError for a folder that cannot be read.
+        """
+        link = self.folder / "encoder"
+        link.unlink(missing_ok=True)
+        link.symlink_to(encoder.resolve(), target_is_directory=True)
+        if not (self.folder / "decoder").is_dir():
+            _, train = read_lines(self.folder, "train")
+            trim.trim(decoder, self.folder / "decoder", train)
 
 
 def read_lines(folder: Path, split: str) -> tuple[Path, list[str]]:

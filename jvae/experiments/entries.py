@@ -71,6 +71,8 @@ BUDGETS = {
             preset="comparison", samples=500, sentences=1_000, generate=2_000, interpolations=20
         ),
     ),
+    # Pretrained weights, about an hour per run.
+    "laptop": _TWO_CORES._replace(words=3.8e5, update=24, checks=4),
     # For a slice of accelerators; compiled and counted on this machine, never run.
     "pod": Budget(
         words=4e9,
@@ -95,6 +97,8 @@ class Entry(NamedTuple):
 
     config: file and preset. knob: the keys that are set to the matched size, and its unit. floor:
     the language model with the same kind of decoder. values: other differences from the preset.
+    published: it starts from published weights, with their tokenizers; the decoder is trimmed to
+    the training text.
     """
 
     title: str
@@ -103,6 +107,7 @@ class Entry(NamedTuple):
     unit: int
     floor: str | None
     values: Callable[[Budget], Overrides]
+    published: bool = False
 
 
 def _stack(budget: Budget, layers: int, *sides: str) -> Overrides:
@@ -152,6 +157,11 @@ def _lstm(budget: Budget) -> Overrides:
     return {}
 
 
+def _published(budget: Budget) -> Overrides:
+    del budget
+    return {}
+
+
 def _latent(budget: Budget) -> Overrides:
     return {"model.latent": budget.latent}
 
@@ -195,6 +205,13 @@ ENTRIES = {
         "Optimus, β = 1", "optimus:tiny_plain", (*_MLP, "model.encoder.mlp"), 16, "lm", _optimus
     ),
     "della_plain": Entry("DELLA, β = 1", "della:tiny_plain", _MLP, 16, "lm", _della),
+    "smollm2_lm": Entry("SmolLM2 LM", "lm:pretrained", (), 0, None, _published, True),
+    "optimus_smollm2": Entry(
+        "Optimus, MiniLM + SmolLM2", "optimus:smollm2", (), 0, "smollm2_lm", _published, True
+    ),
+    "adavae_smollm2": Entry(
+        "AdaVAE, SmolLM2", "adavae:smollm2", (), 0, "smollm2_lm", _published, True
+    ),
 }
 DEFAULT = tuple(ENTRIES)[:10]
 # Rate against distortion. Short-run inference has no β: its chains sample from p(x, z)^(1/τ²), so

@@ -24,6 +24,7 @@ from jvae.evals.settings import PRESETS, SIZES
 from jvae.experiments.data import Prepared
 from jvae.experiments.entries import BUDGETS, ENTRIES, SWEEPS, Budget, Entry, Overrides
 from jvae.runs import build
+from jvae.runs.data import ROLES
 from jvae.tree import named_leaves
 
 OUT = Path("runs/fair")  # the folder in stored commands, whatever --out was
@@ -122,7 +123,11 @@ def job(budget_name: str, data: Prepared, name: str, seed: int, out: Path, point
     per_row = data.per_row if packed else 1.0
     rows = max(1, round(budget.update / per_row / budget.rows)) * budget.rows
     steps = max(1, round(budget.words / data.mean_words / (rows * per_row)))
-    values: Overrides = {"seed": seed, **data.flags(), "data.batch_rows": rows}
+    if entry.published:
+        flags = data.published_flags([role for role in ROLES if base.init[role]])
+    else:
+        flags = data.flags()
+    values: Overrides = {"seed": seed, **flags, "data.batch_rows": rows}
     values |= {"train.steps": steps, "train.check_every": -(-steps // budget.checks)}
     if packed and config.data.row_tokens != budget.row_tokens:
         values["data.row_tokens"] = budget.row_tokens

@@ -23,11 +23,12 @@ from jvae.errors import ConfigError, DataError, WeightsError
 from jvae.models.family import Copy
 from jvae.pretrained import backbones, files, names
 from jvae.pretrained.files import Checkpoint
-from jvae.pretrained.names import NameTable, Vocab
+from jvae.pretrained.names import Vocab
 from jvae.pretrained.parts import PretrainedPart
 from jvae.runs import build, loading, model_names, start
 from jvae.runs.build import Run
 from jvae.runs.checkpoint import Checkpoints
+from jvae.runs.published import fitted
 from jvae.tree import map_named, named_leaves
 
 log = logging.getLogger(__name__)
@@ -177,7 +178,7 @@ def check_backbones(config: Any) -> None:
                 section.vocab = rows
         target = jax.eval_shape(build.build_model(like).init, jax.random.key(0))
         with _named(name):
-            _fitted(part, checkpoint, Vocab(rows, rows), named_leaves(target))
+            fitted(part, checkpoint, Vocab(rows, rows), named_leaves(target))
 
 
 def _check_sizes(config: Any, part: PretrainedPart, checkpoint: Checkpoint) -> None:
@@ -193,20 +194,6 @@ def _named(name: str) -> Generator[None, None, None]:
         yield
     except WeightsError as error:
         raise WeightsError(f"{name}: {error}") from None
-
-
-def _fitted(
-    part: PretrainedPart, checkpoint: Checkpoint, vocab: Vocab, target: Mapping[str, Any]
-) -> tuple[NameTable, files.Tensors, dict[str, Any], names.Fit]:
-    """A part's name table, its tensors, their targets, and how they fit; reads no tensor data.
-
-    Raises: WeightsError.
-    """
-    table = part.table(vocab)
-    tensors = backbones.canonical(part.backbone, checkpoint)
-    paths = {rule.path for rule in table.rules}
-    like = {path: leaf for path, leaf in target.items() if path in paths}
-    return table, tensors, like, names.fit(table, tensors, like)
 
 
 def pretrained(config: Any) -> bool:
@@ -226,7 +213,7 @@ def _load(
     check_tokenizer(checkpoint, rows, tokenizer)
     ours = model[part.sections[0]].vocab
     with _named(name):
-        table, tensors, like, fit = _fitted(part, checkpoint, Vocab(rows, ours), target)
+        table, tensors, like, fit = fitted(part, checkpoint, Vocab(rows, ours), target)
         leaves = named_leaves(names.load_into(table, tensors, like))
     if prefixes := backbones.prefixes(part.backbone, checkpoint):
         shown = " and ".join(repr(one) for one in prefixes[:3])

@@ -296,7 +296,10 @@ EVALS = {
     ),
     "refine_size": Field(float, "Size of these Langevin steps.", above=0.0, high=1e6),
     "features": Field(str, "File .npz with arrays samples and references, for MAUVE."),
-    "external": Field(str, "Run or export of a language model that scores the samples."),
+    "external": Field(
+        str, "Language model that scores the samples: a run, an export, or a published decoder."
+    ),
+    "similarity": Field(str, "Published sentence encoder that compares reconstructions."),
     "per_label": Field(
         int,
         "Training sentences per label in --mode=probe, one probe per value.",

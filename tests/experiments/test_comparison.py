@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from jvae import config as configs
@@ -22,7 +23,9 @@ from jvae.experiments import rows as fair_rows
 from jvae.experiments import tables as fair_table
 from jvae.experiments.entries import BUDGETS, DEFAULT, ENTRIES
 from jvae.experiments.results import read_rows
+from jvae.pretrained import files
 from jvae.runs import build
+from jvae.runs.data import ROLES
 from jvae.training.preemption import CODE
 from jvae.tree import named_leaves
 
@@ -73,9 +76,12 @@ def arguments(tmp_path, folder, *words):
 # --- equal terms ----------------------------------------------------------------------------------
 
 
+SCRATCH = tuple(name for name, entry in ENTRIES.items() if not entry.published)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "entries, names", [(4_000, tuple(ENTRIES)), (10_002, ("lm", "lstm_vae", "optimus", "sri"))]
+    "entries, names", [(4_000, SCRATCH), (10_002, ("lm", "lstm_vae", "optimus", "sri"))]
 )
 def test_models_have_as_many_parameters_that_compute(entries, names):
     actual = {}
@@ -142,6 +148,37 @@ def test_a_closed_text_is_read_by_words(tmp_path, folder):
     tokenizer = tokenizers.load(dataset.folder / "tokenizer", "decoder")
     (ids,) = tokenizer.encode_batch(["the <unk> sat"])
     assert len(ids) == 5 and tokenizer.decode(ids) == "the <unk> sat"
+
+
+def published_decoder(path):
+    """A folder with a tokenizer and weights; only what `trim` reads."""
+    tokenizers.train_bpe(["the dog sat on the mat", "unused words of other texts"], 290).save(path)
+    rows = tokenizers.load(path, "decoder").vocab_size
+    (path / "config.json").write_text(json.dumps(dict(model_type="llama", vocab_size=rows)))
+    arrays = {"model.embed_tokens.weight": np.zeros((rows, 2), np.float32)}
+    files.write_safetensors(path / files.SAFETENSORS, arrays, {})
+    return path
+
+
+def test_published_weights_are_trimmed_and_named_without_their_place(tmp_path, folder, tiny):
+    models = "--models=smollm2_lm,optimus_smollm2,adavae_smollm2"
+    with pytest.raises(ConfigError, match="--encoder=FOLDER and --decoder=FOLDER"):
+        comparison.plan(given(tmp_path, folder, models))
+    decoder = published_decoder(tmp_path / "a decoder")
+    encoder = tmp_path / "an encoder"
+    encoder.mkdir()
+    flags = (models, f"--encoder={encoder}", f"--decoder={decoder}")
+    jobs = comparison.plan(given(tmp_path, folder, *flags))
+    shown = {one.entry: one.command(tmp_path / "out") for one in jobs}
+    own = "--config.init.{0}=runs/fair/tiny/toy/{0}"
+    roles = {name: [r for r in ROLES if own.format(r) in text] for name, text in shown.items()}
+    assert roles == dict(
+        smollm2_lm=["decoder"], optimus_smollm2=["encoder", "decoder"], adavae_smollm2=["decoder"]
+    )
+    assert not any(str(tmp_path) in text for text in shown.values())
+    rows = json.loads((jobs[0].folder.parent / "decoder/config.json").read_text())["vocab_size"]
+    assert rows < tokenizers.load(decoder, "decoder").vocab_size
+    assert comparison.plan(given(tmp_path, folder, *flags)) == jobs
 
 
 # --- commands -------------------------------------------------------------------------------------
@@ -501,7 +538,7 @@ def test_the_results_show_the_rows(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("models", [",".join(ENTRIES)])
+@pytest.mark.parametrize("models", [",".join(SCRATCH)])
 def test_every_model_gets_a_row(tmp_path, folder, monkeypatch, models, capsys):
     """Runs all entries for a few updates; a minute each on two cores."""
     monkeypatch.setitem(BUDGETS, "tiny", TINY)

@@ -11,7 +11,7 @@ from jvae import config as configs
 from jvae.data import tokenizers
 from jvae.errors import WeightsError
 from jvae.pretrained import files
-from jvae.runs import build, exports, loading, start
+from jvae.runs import build, exports, loading, published, start
 from jvae.training import init_params
 from jvae.tree import map_named, named_leaves
 
@@ -58,7 +58,7 @@ def model_of(family, folder, role, tokenizer, out):
             if section in config.model:
                 config.model[section].vocab = rows
     target = named_leaves(jax.eval_shape(build.build_model(config).init, jax.random.key(0)))
-    table, tensors, like, _ = init_params._fitted(
+    table, tensors, like, _ = published.fitted(
         part, checkpoint, init_params.Vocab(rows, rows), target
     )
     loaded = named_leaves(init_params.names.read(table, tensors, like))

@@ -36,6 +36,8 @@ PRESETS = {
         "large",
         "spacefusion",
         "smollm2",
+        "llama1b",
+        "llama8b",
     ),
     "sri": ("tiny", "ptb", "yelp_short", "transformer", "smollm2"),
     "t5_vae": ("tiny", "base"),

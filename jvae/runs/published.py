@@ -1,0 +1,123 @@
+"""Opens published models unchanged, to measure texts with: a language model, a sentence encoder."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jvae import config as configs
+from jvae.data import tokenizers
+from jvae.data.tokenizers import TextTokenizer
+from jvae.errors import WeightsError
+from jvae.inference import batching
+from jvae.inference.text_vae import LoadedVAE
+from jvae.models.reading import states
+from jvae.nn import pool
+from jvae.nn.backbone import stack_of
+from jvae.nn.layers import accum_dtype
+from jvae.pretrained import backbones, files, names
+from jvae.pretrained.files import Checkpoint
+from jvae.pretrained.names import NameTable, Vocab
+from jvae.pretrained.parts import PretrainedPart
+from jvae.runs import build, loading, start
+from jvae.tree import named_leaves
+
+Embed = Callable[[Sequence[str]], np.ndarray]
+
+
+def is_published(name: str) -> bool:
+    """Whether a folder or hub repository has the layout of Hugging Face, and is no model of jvae.
+
+    Raises: WeightsError for a damaged config.json.
+    """
+    if not (files.is_local(name) or "/" in name):  # a model that ships with jvae
+        return False
+    path = files.finder(name)(files.CONFIG)
+    return path is not None and "model_type" in files.read_json(path)
+
+
+def fitted(
+    part: PretrainedPart, checkpoint: Checkpoint, vocab: Vocab, target: Mapping[str, Any]
+) -> tuple[NameTable, files.Tensors, dict[str, Any], names.Fit]:
+    """A part's name table, its tensors, their targets, and how they fit; reads no tensor data.
+
+    Raises: WeightsError.
+    """
+    table = part.table(vocab)
+    tensors = backbones.canonical(part.backbone, checkpoint)
+    paths = {rule.path for rule in table.rules}
+    like = {path: leaf for path, leaf in target.items() if path in paths}
+    return table, tensors, like, names.fit(table, tensors, like)
+
+
+def language_model(name: str) -> LoadedVAE:
+    """A published decoder as a language model, in float32.
+
+    Raises: ConfigError for a folder without a decoder; DataError; WeightsError.
+    """
+    config, tokenizer, params = _opened("lm", "decoder", name)
+    model, encoder = build.build_model(config), tokenizer.for_role("encoder")
+    return loading.text_vae(config, model, params, encoder, tokenizer)
+
+
+def sentence_encoder(name: str) -> Embed:
+    """A function from texts to unit vectors (texts, width), pooled as the encoder was trained.
+
+    Raises: ConfigError for a folder without an encoder; DataError; WeightsError.
+    """
+    config, tokenizer, params = _opened("optimus", "encoder", name)
+    how = "first" if config.model.pool == "cls" else config.model.pool
+    stack = stack_of(build.model_config(config).encoder, "model.encoder", "encode")
+
+    @jax.jit
+    def vectors(own: Any, side: Any) -> Float[Array, "e d"]:
+        x_btd, _ = states(stack, own, side)
+        h_ed = pool.BY_NAME[how](x_btd, side, 1)
+        h_ed = h_ed.astype(accum_dtype(h_ed.dtype))
+        return h_ed / jnp.maximum(jnp.linalg.norm(h_ed, axis=1, keepdims=True), 1e-9)
+
+    return partial(_embed, vectors, params["encoder"], tokenizer, stack.longest)
+
+
+def _embed(
+    vectors: Callable[..., Array],
+    own: Any,
+    tokenizer: TextTokenizer,
+    longest: int,
+    texts: Sequence[str],
+) -> np.ndarray:
+    limits = {"dec": longest}
+    cut = batching.truncate(texts, None, {"dec": tokenizer}, limits)
+    found = batching.tokenise(cut, None, {"dec": tokenizer}, limits)
+    out: list[Any] = [None] * len(texts)
+    for place_e, batch in batching.batches(found):
+        part_ed = np.asarray(vectors(own, jax.tree.map(jnp.asarray, batch.dec)))
+        for i, vector in zip(place_e, part_ed, strict=False):
+            out[i] = vector
+    return np.stack(out)
+
+
+def _opened(family: str, role: str, name: str) -> tuple[Any, TextTokenizer, Any]:
+    """A config with a published part, its tokenizer, and the parameters of that part alone."""
+    config: Any = start.configure(configs.load(family), [f"init.{role}={name}"])
+    tokenizer = tokenizers.open_tokenizer(name, role)
+    (part, _), *_ = start.wanted(config)
+    checkpoint = files.open_checkpoint(name)
+    rows = backbones.sizes(part.backbone, checkpoint)["vocab"]
+    if tokenizer.vocab_size > rows:
+        raise WeightsError(
+            f"{name}: {rows} embedding rows for {tokenizer.vocab_size} tokens; such a model cannot "
+            "be used as published"
+        )
+    with config.unlocked():
+        for section in ("encoder", "decoder"):
+            if section in config.model:
+                config.model[section].vocab = rows
+                config.model[section].dropout = 0.0
+    target = named_leaves(jax.eval_shape(build.build_model(config).init, jax.random.key(0)))
+    table, tensors, like, _ = fitted(part, checkpoint, Vocab(rows, rows), target)
+    return config, tokenizer, names.load_into(table, tensors, like)

@@ -1,0 +1,46 @@
+"""Published models, opened as they are to measure texts."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jvae.evals import outside
+from jvae.runs import published
+
+WEIGHTS = Path(os.environ.get("JVAE_REAL_WEIGHTS", "")).expanduser()
+real = pytest.mark.skipif(
+    not (WEIGHTS / "minilm").is_dir(),
+    reason="JVAE_REAL_WEIGHTS names no folder with the two published models",
+)
+
+
+def test_models_of_jvae_are_not_published_ones(tmp_path):
+    assert not published.is_published("optimus-tiny")
+    (tmp_path / "config.json").write_text('{"model": {"family": "lm"}}')
+    assert not published.is_published(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert published.is_published(str(tmp_path))
+
+
+@real
+@pytest.mark.slow
+def test_a_judge_prefers_english():
+    judge = outside.judge(str(WEIGHTS / "smollm2-135m"))
+    good = outside.perplexity(judge, ["A man is playing a guitar on the street."])
+    bad = outside.perplexity(judge, ["Guitar a the street man on playing is a."])
+    assert 5 < good < bad / 4
+
+
+@real
+@pytest.mark.slow
+def test_vectors_of_a_sentence_encoder_compare_meanings():
+    embed = published.sentence_encoder(str(WEIGHTS / "minilm"))
+    texts = ["A man plays a guitar.", "Someone is playing music.", "The train is late today."]
+    a_ed = embed(texts)
+    assert a_ed.shape == (3, 384)
+    np.testing.assert_allclose(np.linalg.norm(a_ed, axis=1), 1.0, rtol=1e-5)
+    near, far = a_ed[0] @ a_ed[1], a_ed[0] @ a_ed[2]
+    assert near > 0.4 > 0.2 > far
+    np.testing.assert_allclose(embed(texts[::-1])[::-1], a_ed, atol=1e-5)
