@@ -59,9 +59,11 @@ setup(
             "beartype>=0.20",
             "filelock>=3.12",
         ],
+        "demo": ["gradio>=6"],  # python -m jvae.demo
         "wandb": ["wandb>=0.18"],  # train.wandb
         "datasets": ["datasets>=3.0"],  # data.train=hf:NAME:SPLIT
         "bertscore": ["bert-score>=0.3.13"],  # evals.bertscore; brings PyTorch
         "peer": ["torch>=2.6"],  # python -m jvae.bench --peer=torch
+        "docs": ["sphinx>=8.2", "myst-parser>=4", "furo>=2024.8"],
     },
 )

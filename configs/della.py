@@ -37,7 +37,7 @@ Where code and paper differ (our value first, then the others):
     model.learn_prior1     true: the code. false: the paper's N(0, I) for the first latent.
     model.tie_lm_head      false: the code; the paper's parameter count, 193,353,984 with its
                            vocabulary of 50,259, needs it. GPT-2 itself ties.
-    model.ltp              sum_then_product: both; its rank changes nothing but the scale.
+    model.ltp              sum_then_product: both; its rank only changes the scale.
                            product_then_sum: a product of that rank.
     model.cvae_posterior   concat_text: the code, `enc` holds source and target. xc: the paper's eq.
                            12, `enc` holds the target.

@@ -79,9 +79,9 @@ def shipped_values(keys: Iterable[str]) -> dict[str, list[Any]]:
         module = _import(file)
         for name in getattr(module, "PRESETS", ()):
             flat = flatten(module.get_config(name))
-            for key, found in values.items():
+            for key, seen in values.items():
                 if key in flat:
-                    found.append(flat[key])
+                    seen.append(flat[key])
     return values
 
 
@@ -336,9 +336,9 @@ def _check_like_base(cfg: ConfigDict) -> None:
         raise ConfigError("stored config: model.family is missing; expected the name of a family")
     for side in ("encoder", "decoder"):
         if side in model and not isinstance(model[side], ConfigDict):
-            raise ConfigError(f"stored config: model.{side} is no section")
+            raise ConfigError(f"stored config: model.{side} is not a section")
     if not isinstance(cfg.get("name", ""), str):
-        raise ConfigError("stored config: name is no text")
+        raise ConfigError("stored config: name is not a text")
 
 
 def diff(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:

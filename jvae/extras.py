@@ -12,6 +12,7 @@ from jvae.errors import ConfigError
 EXTRAS = {
     "figures": ("matplotlib", "sklearn"),
     "probes": ("sklearn",),
+    "demo": ("gradio",),
     "bertscore": ("bert_score",),
     "wandb": ("wandb",),
     "datasets": ("datasets",),

@@ -29,10 +29,10 @@ def file(name: str, path: str, error: type[JvaeError]) -> Path | None:
     try:
         with _explained(name, error):
             offline = not _reachable()
-            found = huggingface_hub.hf_hub_download(
+            copy = huggingface_hub.hf_hub_download(
                 name, path, local_files_only=offline, endpoint=_endpoint()
             )
-            return Path(found)
+            return Path(copy)
     except (errors.EntryNotFoundError, errors.OfflineModeIsEnabled):
         return None
 
@@ -63,10 +63,10 @@ def folder(name: str, error: type[JvaeError], tried: str = NO_FOLDER) -> Path:
     try:
         with _explained(name, error, tried):
             offline = not _reachable()
-            found = huggingface_hub.snapshot_download(
+            snapshot = huggingface_hub.snapshot_download(
                 name, local_files_only=offline, endpoint=_endpoint()
             )
-            return Path(found)
+            return Path(snapshot)
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         raise absent(name, "holds no files", error, tried) from None
 

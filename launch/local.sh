@@ -4,7 +4,7 @@
 #   launch/local.sh [--dry-run] [--processes=N] [--devices=M] --config=optimus:tiny [...]
 #
 # With --processes=N, N processes of M virtual CPU devices each (default 1) train together; SIGTERM
-# and SIGINT are passed on to all. Ends with 75 where the run was told to stop (call it again), else
+# and SIGINT are passed on to all. Ends with 75 if the run was stopped by a signal (call it again), else
 # with the first code that is not 0. --dry-run prints the commands instead.
 set -euo pipefail
 dry= processes=1 devices=1

@@ -7,7 +7,7 @@
 # --gpus is per node; every other option before -- goes to sbatch. Submit from the folder that the
 # run is to start in; --workdir must be on a file system that all nodes share. Two minutes before
 # the end (or at once, when preempted) every process gets SIGTERM, saves and ends with 75; the job
-# then goes back into the queue and the same command goes on. --dry-run prints both commands.
+# then goes back into the queue and the same command resumes. --dry-run prints both commands.
 set -euo pipefail
 python=${PYTHON:-python3}
 
@@ -30,7 +30,7 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
   shift
 done
 if [ $# -lt 2 ]; then
-  echo "error: no flags of jvae.main; put them behind --" >&2
+  echo "error: no flags of jvae.main; put them after --" >&2
   exit 2
 fi
 shift

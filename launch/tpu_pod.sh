@@ -9,7 +9,7 @@
 #
 # create: other options go to gcloud (--spot, --version=...). setup copies this checkout to every
 # host, installs it, and mounts the NFS share at /share. run starts the same command on every host.
-# stop sends SIGTERM to it on the first: all save and end with 75; the same `run` goes on. Where the
+# stop sends SIGTERM to it on the first: all save and end with 75; the same `run` resumes. Where the
 # slice itself was taken away (state PREEMPTED): delete, create, setup and the same run.
 # --dry-run prints the commands instead.
 set -euo pipefail

@@ -28,6 +28,15 @@ import tests.tools.shapes  # noqa: E402, F401  before jvae is imported
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`fast_on`: a parameter's value or the whole id is one of the names, or the test is slow."""
+    for item in items:
+        if fast := item.get_closest_marker("fast_on"):
+            case = item.callspec  # pyright: ignore[reportAttributeAccessIssue]
+            if not {case.id, *map(str, case.params.values())} & set(fast.args):
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _programs_of_equal_phases_are_one() -> None:
     """Runs of one config in this process, resumed ones too, share what they compile."""

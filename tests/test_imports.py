@@ -22,7 +22,7 @@ LEVELS = (
     ("report", "training"),
     ("validation",),
     ("cli",),
-    ("bench",),
+    ("bench", "demo"),
     ("experiments",),
 )
 # The documented names of modules that moved up.

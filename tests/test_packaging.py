@@ -1,7 +1,11 @@
 """What setup.py declares: versions that were tested, a version in one place, extras that exist."""
 
 import ast
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,7 @@ from jvae import extras
 from jvae.errors import ConfigError
 
 TOP = Path(jvae.__file__).parents[1]
-UNPINNED = ("bertscore", "peer", "wandb", "datasets")  # no test needs them
+UNPINNED = ("bertscore", "demo", "peer", "wandb", "datasets")  # no fast test needs them
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +48,12 @@ def test_constraints_pin_what_is_declared(declared):
         assert requirement.specifier.contains(version), (str(requirement), version)
 
 
+def test_pre_commit_runs_the_same_ruff():
+    pins = (TOP / ".ci/constraints.txt").read_text(encoding="utf-8")
+    hooks = (TOP / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    assert re.findall(r"rev: v(\S+)", hooks) == re.findall(r"^ruff==(\S+)$", pins, re.M)
+
+
 def test_the_version_is_that_of_the_package(declared):
     assert declared["version"] == jvae.__version__
     assert re.fullmatch(r"\d+\.\d+\.\d+", jvae.__version__)
@@ -62,8 +72,35 @@ def test_shipped_models_are_in_the_package(declared):
 
 
 def test_extras_are_declared_and_a_missing_one_is_named(declared, monkeypatch):
-    own_check = {"bertscore", "test"}
+    own_check = {"bertscore", "docs", "test"}
     assert extras.EXTRAS.keys() | own_check == declared["extras_require"].keys()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"--mode=report needs matplotlib and sklearn.*figures"):
         extras.require("figures", "--mode=report")
+
+
+LOADED = """
+import jvae, jvae.config
+print(jvae.__file__)
+print(jvae.config.load("sri:ptb").model.family, jvae.load("optimus-tiny").sample(1, seed=0))
+"""
+
+
+@pytest.mark.slow
+def test_a_wheel_works_without_the_checkout(tmp_path):
+    """A wheel holds the configs and the shipped model. Building it may download setuptools."""
+    source, wheels, installed = (tmp_path / name for name in ("source", "wheels", "installed"))
+    for folder in ("jvae", "configs"):
+        shutil.copytree(TOP / folder, source / folder)
+    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(TOP / file, source)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", wheels, source], check=True)
+    (wheel,) = wheels.glob("jvae-*.whl")
+    assert wheel.name.split("-")[1] == jvae.__version__
+    subprocess.run([*pip, "install", "--no-deps", "--target", installed, wheel], check=True)
+    env = os.environ | {"PYTHONPATH": str(installed), "JVAE_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", LOADED]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    assert done.stdout.startswith(str(installed)) and "sri [" in done.stdout

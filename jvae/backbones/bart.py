@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from jvae.backbones import tiny
 from jvae.fields import setting
 from jvae.nn import config as sizes
@@ -177,7 +179,7 @@ _CROSS = r"decoder\.layers\.\d+\.encoder_attn(_layer_norm)?\..*"
 _TIED = (*((f"{one}.embed_tokens.weight", "shared.weight") for one in STACKS),)
 
 
-def table(config: Any, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
+def table(config: ConfigDict, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
     """Names of one stack with its own token embedding; the other stack is ignored."""
     del pooler  # BART has none
     cross = role == "decoder" and config.get("cross", False)

@@ -6,6 +6,8 @@ Source: Devlin et al. 2019.
 from dataclasses import dataclass
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from jvae.backbones import tiny
 from jvae.nn import config as sizes
 from jvae.nn import transformer
@@ -46,7 +48,7 @@ def _tiny(vocab: int, **changes: Any) -> BertConfig:
     return BertConfig(**tiny.transformer(vocab, **changes))
 
 
-def _table(config: Any, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
+def _table(config: ConfigDict, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
     del config, role  # one layout for all sizes
     return weights.table(vocab, path, pooler)
 

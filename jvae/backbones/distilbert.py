@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from jvae.backbones import bert, tiny
 from jvae.nn import transformer
 from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
@@ -88,7 +90,7 @@ FILES = Backbone(
 )
 
 
-def table(config: Any, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
+def table(config: ConfigDict, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
     """Names of one stack."""
     del config, role, pooler  # one layout for all, and no pooler
     layer, ours = "transformer.layer.{i}.", f"{path}/layers"

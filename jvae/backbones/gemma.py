@@ -33,24 +33,34 @@ class GemmaConfig(StackConfig):
     layers: int = setting(**sizes.LAYERS)
     width: int = setting(**sizes.WIDTH)
     heads: int = setting(**sizes.HEADS)
-    kv_heads: int = setting(low=1, high=4_096, help="Heads of keys and values; divides heads.")
+    kv_heads: int = setting(low=1, high=4_096, help="Key and value heads; a divisor of heads.")
     head: int = setting(low=2, high=2**16, help="Width of a head, even.")
     mlp: int = setting(**sizes.MLP)
     vocab: int = setting(**sizes.VOCAB)
-    positions: int = setting(low=1, high=2**24, help="Most tokens of a text.")
-    window: int = setting(low=1, high=2**24, help="Tokens that a local layer sees, itself one.")
+    positions: int = setting(low=1, high=2**24, help="Maximum tokens of a text.")
+    window: int = setting(
+        low=1,
+        high=2**24,
+        help="Attention window of local layers in tokens, including the token itself.",
+    )
     global_every: int = setting(low=1, high=4_096, help="Every n-th layer is global.")
     query_scale: int = setting(
         low=1, high=2**17, help="Attention logits are divided by its square root."
     )
     theta: float = setting(10_000.0, above=1.0, high=1e9, help="Rotary base of global layers.")
-    local_theta: float = setting(10_000.0, above=1.0, high=1e9, help="Of local layers.")
-    factor: float = setting(1.0, above=0.0, high=1e6, help="Divides global rotary frequencies.")
-    logit_cap: float = setting(0.0, low=0.0, high=1e6, help="Soft cap of attention logits; 0: no.")
+    local_theta: float = setting(10_000.0, above=1.0, high=1e9, help="Rotary base of local layers.")
+    factor: float = setting(
+        1.0, above=0.0, high=1e6, help="Divisor of the global rotary frequencies."
+    )
+    logit_cap: float = setting(
+        0.0, low=0.0, high=1e6, help="Soft cap of attention logits; 0: none."
+    )
     score_cap: float = setting(0.0, low=0.0, high=1e6, help="Soft cap of scores; 0: none.")
     dropout: float = setting(0.0, **sizes.DROPOUT)
     norm_eps: float = setting(1e-6, **sizes.NORM_EPS)
-    init_std: float = setting(0.02, low=0.0, high=10.0, help="Of kernels and tables at the start.")
+    init_std: float = setting(
+        0.02, low=0.0, high=10.0, help="Initial standard deviation of kernels and tables."
+    )
     dtype: str = setting("float32", **sizes.DTYPE)
     remat: str = setting("none", **sizes.REMATS)
     unroll: int = setting(1, **sizes.UNROLL)
@@ -171,14 +181,14 @@ def _rotary(config: Mapping[str, Any]) -> dict[str, float]:
     rope = config.get("rope_parameters") or {}
     if "full_attention" in rope:
         whole, local = rope["full_attention"], rope["sliding_attention"]
-        found = llama.rotary_sizes({"rope_parameters": whole})
+        rotary = llama.rotary_sizes({"rope_parameters": whole})
         local_theta = float(local["rope_theta"])
     else:
-        found = llama.rotary_sizes(config)
-        local_theta = float(config.get("rope_local_base_freq", found["theta"]))
-    if found["scaling"] not in ("none", "linear"):
-        raise ValueError(f"the rotary scaling is {found['scaling']!r}; only linear is implemented")
-    return dict(theta=found["theta"], local_theta=local_theta, factor=found.get("factor", 1.0))
+        rotary = llama.rotary_sizes(config)
+        local_theta = float(config.get("rope_local_base_freq", rotary["theta"]))
+    if rotary["scaling"] not in ("none", "linear"):
+        raise ValueError(f"the rotary scaling is {rotary['scaling']!r}; only linear is implemented")
+    return dict(theta=rotary["theta"], local_theta=local_theta, factor=rotary.get("factor", 1.0))
 
 
 def _sizes2(config: Mapping[str, Any]) -> dict[str, Any]:

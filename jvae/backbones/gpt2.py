@@ -6,6 +6,8 @@ Source: Radford et al. 2019.
 from dataclasses import dataclass
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from jvae.backbones import tiny
 from jvae.nn import config as sizes
 from jvae.nn import transformer
@@ -41,7 +43,7 @@ def _tiny(vocab: int, **changes: Any) -> Gpt2Config:
     return Gpt2Config(**tiny.transformer(vocab, **changes))
 
 
-def _table(config: Any, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
+def _table(config: ConfigDict, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
     del config, role, pooler  # one layout for all sizes, and no pooler
     return weights.table(vocab, path)
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from jvae.backbones import tiny
 from jvae.fields import setting
 from jvae.nn import config as sizes
@@ -35,7 +37,7 @@ class GptNeoxConfig(TransformerConfig):
     """Sizes of a GPT-NeoX."""
 
     theta: float = setting(10_000.0, above=1.0, high=1e9, help="Base of the rotary frequencies.")
-    share: float = setting(0.25, above=0.0, high=1.0, help="Part of each head that is turned.")
+    share: float = setting(0.25, above=0.0, high=1.0, help="Share of each head that is rotated.")
     parallel: bool = setting(True, help="Attention and feed-forward read the same input.")
     tied: bool = setting(False, help="The output head is the embedding.")
 
@@ -118,7 +120,7 @@ FILES = Backbone(
 )
 
 
-def table(config: Any, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
+def table(config: ConfigDict, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
     """Names of one stack; an encoder ignores the output head."""
     del pooler  # the family has none
     layer, ours = "layers.{i}.", f"{path}/layers"

@@ -40,21 +40,29 @@ class LlamaConfig(StackConfig):
     layers: int = setting(**sizes.LAYERS)
     width: int = setting(**sizes.WIDTH)
     heads: int = setting(**sizes.HEADS)
-    kv_heads: int = setting(low=1, high=4_096, help="Heads of keys and values; divides heads.")
+    kv_heads: int = setting(low=1, high=4_096, help="Key and value heads; a divisor of heads.")
     head: int = setting(low=2, high=2**16, help="Width of a head, even.")
     mlp: int = setting(**sizes.MLP)
     vocab: int = setting(**sizes.VOCAB)
-    positions: int = setting(low=1, high=2**24, help="Most tokens of a text.")
+    positions: int = setting(low=1, high=2**24, help="Maximum tokens of a text.")
     theta: float = setting(10_000.0, above=1.0, high=1e9, help="Base of the rotary frequencies.")
-    scaling: str = setting("none", choices=SCALINGS, help="Of these frequencies.")
+    scaling: str = setting("none", choices=SCALINGS, help="Scaling of the rotary frequencies.")
     factor: float = setting(
-        1.0, above=0.0, high=1e6, help="What they are divided by.", needs=_SCALED
+        1.0, above=0.0, high=1e6, help="Divisor of the scaled frequencies.", needs=_SCALED
     )
     low_factor: float = setting(
-        1.0, above=0.0, high=1e6, help="Waves above original / it are divided.", needs=_LLAMA3
+        1.0,
+        above=0.0,
+        high=1e6,
+        help="Wavelengths above original / this are scaled.",
+        needs=_LLAMA3,
     )
     high_factor: float = setting(
-        4.0, above=0.0, high=1e6, help="Waves below original / it are not.", needs=_LLAMA3
+        4.0,
+        above=0.0,
+        high=1e6,
+        help="Wavelengths below original / this are not scaled.",
+        needs=_LLAMA3,
     )
     original: int = setting(
         8_192, low=1, high=2**24, help="Positions before the scaling.", needs=_LLAMA3
@@ -62,7 +70,9 @@ class LlamaConfig(StackConfig):
     tied: bool = setting(False, help="The output head is the embedding.")
     dropout: float = setting(0.0, **sizes.DROPOUT)
     norm_eps: float = setting(1e-5, **sizes.NORM_EPS)
-    init_std: float = setting(0.02, low=0.0, high=10.0, help="Of kernels and tables at the start.")
+    init_std: float = setting(
+        0.02, low=0.0, high=10.0, help="Initial standard deviation of kernels and tables."
+    )
     dtype: str = setting("float32", **sizes.DTYPE)
     remat: str = setting("none", **sizes.REMATS)
     unroll: int = setting(1, **sizes.UNROLL)
@@ -122,19 +132,19 @@ def rotary_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     kind = rope.get("rope_type", rope.get("type", "default"))
     theta = rope.get("rope_theta", config.get("rope_theta", 10_000.0))
-    found: dict[str, Any] = dict(theta=float(theta))
+    rotary: dict[str, Any] = dict(theta=float(theta))
     if kind == "default":
-        return found | dict(scaling="none")
+        return rotary | dict(scaling="none")
     if kind not in SCALINGS:
         raise ValueError(f"the rotary scaling is {kind!r}; implemented: {', '.join(SCALINGS)}")
-    found |= dict(scaling=kind, factor=float(rope["factor"]))
+    rotary |= dict(scaling=kind, factor=float(rope["factor"]))
     if kind == "llama3":
-        found |= dict(
+        rotary |= dict(
             low_factor=float(rope["low_freq_factor"]),
             high_factor=float(rope["high_freq_factor"]),
             original=rope["original_max_position_embeddings"],
         )
-    return found
+    return rotary
 
 
 def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:

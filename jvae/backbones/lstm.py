@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Key
 
+from jvae.api import Params
 from jvae.nn import lstm
 from jvae.nn.attention import MaskSpec
 from jvae.nn.backbone import BACKBONES, BackboneKind, Recurrent, Stack
@@ -18,7 +19,7 @@ UNBOUNDED = 2**31 - 1  # recurrent networks have no maximum length
 
 def rows(
     config: LstmConfig,
-    own: Any,
+    own: Params,
     x_btd: Float[Array, "b t d"],
     mask_spec: MaskSpec,
     points: Points = UNTOUCHED,
@@ -43,21 +44,21 @@ def stack(config: LstmConfig, own_head: bool = False) -> Stack:
     """The functions of a config; see `jvae.nn.backbone.Stack`."""
     del own_head  # the output head is always untied
 
-    def init(key: Key[Array, ""], head: bool = True) -> Any:
+    def init(key: Key[Array, ""], head: bool = True) -> Params:
         embed_key, body_key, head_key = jax.random.split(key, 3)
         output = init_head(head_key) if head else {}
         return init_embed(embed_key) | init_body(body_key) | output
 
-    def init_embed(key: Key[Array, ""]) -> Any:
+    def init_embed(key: Key[Array, ""]) -> Params:
         return {"embed": lstm.init_table(config, key)}
 
-    def init_body(key: Key[Array, ""]) -> Any:
+    def init_body(key: Key[Array, ""]) -> Params:
         return {"cell": lstm.init_cell(config, key)}
 
-    def init_head(key: Key[Array, ""]) -> Any:
+    def init_head(key: Key[Array, ""]) -> Params:
         return {"output": lstm.init_output(config, key)}
 
-    def embed(own: Any, token: Array, position: Any = None, kind: Any = None) -> Array:
+    def embed(own: Params, token: Array, position: Any = None, kind: Any = None) -> Array:
         del position, kind  # an LSTM needs no position embeddings
         return lstm.embed(config, own["embed"], token)
 

@@ -21,7 +21,7 @@ class MistralConfig(llama.LlamaConfig):
     """Sizes of a Mistral."""
 
     window: int = setting(
-        0, low=0, high=2**24, help="Tokens that a token sees, itself one; 0: all."
+        0, low=0, high=2**24, help="Attention window in tokens, including the token itself; 0: all."
     )
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from jvae.backbones import tiny
 from jvae.fields import setting
 from jvae.nn import config as sizes
@@ -31,10 +33,12 @@ class ModernBertConfig(TransformerConfig):
     `window` / 2 away.
     """
 
-    window: int = setting(128, low=2, high=2**24, help="Width of what a local layer sees, even.")
+    window: int = setting(
+        128, low=2, high=2**24, help="Attention window of local layers in tokens, even."
+    )
     global_every: int = setting(3, low=1, high=4_096, help="Layers 0, n, 2n, ... are global.")
     theta: float = setting(160_000.0, above=1.0, high=1e9, help="Rotary base of global layers.")
-    local_theta: float = setting(10_000.0, above=1.0, high=1e9, help="Of local layers.")
+    local_theta: float = setting(10_000.0, above=1.0, high=1e9, help="Rotary base of local layers.")
 
 
 def spec(config: ModernBertConfig) -> StackSpec:
@@ -138,7 +142,7 @@ FILES = Backbone(
 )
 
 
-def table(config: Any, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
+def table(config: ConfigDict, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
     """Names of one stack."""
     del config, role, pooler  # one layout for all, and no pooler
     layer, ours = "layers.{i}.", f"{path}/layers"

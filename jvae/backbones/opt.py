@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from jvae.backbones import tiny
 from jvae.nn import config as sizes
 from jvae.nn import transformer
@@ -113,7 +115,7 @@ FILES = Backbone(
 )
 
 
-def table(config: Any, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
+def table(config: ConfigDict, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
     """Names of one stack."""
     del config, role, pooler  # one layout for all
     layer, ours = "layers.{i}.", f"{path}/layers"

@@ -8,6 +8,8 @@ import dataclasses
 from functools import partial
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from jvae.nn import t5, transformer
 from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
 from jvae.nn.t5_layer import T5Config
@@ -48,13 +50,13 @@ def _tiny(vocab: int, **changes: Any) -> T5Config:
     return T5Config(**(sizes | changes))
 
 
-def _table(config: Any, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
+def _table(config: ConfigDict, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
     del pooler  # T5 has none
     shape = dict(gated=config.gated, tied=config.tied, cross=config.get("cross", False))
     return weights.stack_table(vocab, path, role, **shape)
 
 
-def _pair(config: Any, vocab: Vocab, cross: bool) -> NameTable:
+def _pair(config: ConfigDict, vocab: Vocab, cross: bool) -> NameTable:
     return weights.table(vocab, gated=config.gated, tied=config.tied, cross=cross)
 
 

@@ -64,29 +64,29 @@ def measure(
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
-    given = _arguments(argv)
-    told = [word for word in argv if not word.startswith("--out=")]  # does not affect any number
-    command = " ".join(["python -m jvae.bench", *told])
+    args = _arguments(argv)
+    words = [word for word in argv if not word.startswith("--out=")]  # does not affect any number
+    command = " ".join(["python -m jvae.bench", *words])
     begin, rows = time.monotonic(), []
     try:
-        if given.windows < 3:
-            raise ConfigError(f"--windows={given.windows}: a median and its spread need 3")
-        preset = harness.check_platform(given.preset)
-        preset = preset._replace(window_s=given.seconds or preset.window_s)
-        if given.peer:
-            peers.require(given.peer)
-        wanted = plan(given)
+        if args.windows < 3:
+            raise ConfigError(f"--windows={args.windows}: a median and its spread need 3")
+        preset = harness.check_platform(args.preset)
+        preset = preset._replace(window_s=args.seconds or preset.window_s)
+        if args.peer:
+            peers.require(args.peer)
+        wanted = plan(args)
         for number, (subject, some) in enumerate(wanted, 1):
             print(f"{number} of {len(wanted)}: {subject.spec}", file=sys.stderr, flush=True)
-            found = measure(
-                subject, some, preset, bool(given.peer), command=command, count=given.windows
+            records = measure(
+                subject, some, preset, bool(args.peer), command=command, count=args.windows
             )
-            _write(found, given.out)
-            rows += found
+            _write(records, args.out)
+            rows += records
             jax.clear_caches()  # programs of finished models occupy memory
-        if not (given.case or given.config or given.data or given.peer):
+        if not (args.case or args.config or args.data or args.peer):
             whole = speed.whole_run(time.monotonic() - begin, rows[0])
-            _write([whole], given.out)
+            _write([whole], args.out)
     except JvaeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -40,7 +40,7 @@ def measure(run: str, texts: Sequence[str], alone: bool) -> dict[str, Any]:
     parts = [[text] for text in texts] if alone else [list(texts)]
 
     def once() -> list[str]:
-        return [told for part in parts for told in vae.decode(vae.encode(part))]
+        return [text for part in parts for text in vae.decode(vae.encode(part))]
 
     (first_s, first), (second_s, second) = (_timed(once) for _ in range(2))
     return {
@@ -55,27 +55,27 @@ def measure(run: str, texts: Sequence[str], alone: bool) -> dict[str, Any]:
 
 def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
     begin = time.perf_counter()
-    found = call()
-    return time.perf_counter() - begin, found
+    result = call()
+    return time.perf_counter() - begin, result
 
 
 def compare(run: str, path: Path, n: int, few: int, alone: int) -> dict[str, Any]:
     """One record of all measurements. Raises: DataError if the file has too few sentences."""
     if (count := len(_sentences(path, n))) < n:
         raise DataError(f"{path}: {count} sentences; expected at least --n={n}")
-    found = {}
+    rows = {}
     for name, size in (("alone", alone), ("few", few), ("many", n)):
         words = [run, str(path), f"--n={size}", f"--part={'alone' if name == 'alone' else 'list'}"]
         command = [sys.executable, "-m", "jvae.bench.bulk", *words]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             raise DataError(f"{' '.join(words)} ended with {done.returncode}; see above")
-        found[name] = json.loads(done.stdout)
+        rows[name] = json.loads(done.stdout)
     return {
         "case": "bulk",
-        **found,
-        "faster": found["many"]["sentences_per_s"] / found["alone"]["sentences_per_s"],
-        "memory": found["many"]["peak_memory_bytes"] / found["few"]["peak_memory_bytes"],
+        **rows,
+        "faster": rows["many"]["sentences_per_s"] / rows["alone"]["sentences_per_s"],
+        "memory": rows["many"]["peak_memory_bytes"] / rows["few"]["peak_memory_bytes"],
         **surroundings(),
     }
 
@@ -95,14 +95,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--few", type=int, default=2_000, help="of the second peak of memory")
     parser.add_argument("--alone", type=int, default=200, help="of the calls one by one")
     parser.add_argument("--part", choices=("alone", "list"), help=argparse.SUPPRESS)
-    given = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     logging.getLogger("absl").setLevel(logging.ERROR)  # silences Orbax messages about checkpoints
     try:
-        if given.part:
-            texts = _sentences(given.sentences, given.n)
-            print(json.dumps(measure(given.run, texts, given.part == "alone")))
+        if args.part:
+            texts = _sentences(args.sentences, args.n)
+            print(json.dumps(measure(args.run, texts, args.part == "alone")))
             return 0
-        record = compare(given.run, given.sentences, given.n, given.few, given.alone)
+        record = compare(args.run, args.sentences, args.n, args.few, args.alone)
     except (JvaeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

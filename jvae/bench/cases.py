@@ -102,14 +102,14 @@ def setting(subject: Subject, preset: Preset) -> Setting:
     return Setting(subject, this, params, preset, mesh)
 
 
-def useful_tokens(*given: Batch) -> int:
+def useful_tokens(*inputs: Batch) -> int:
     """Scored tokens of batches: excludes padding and the starts of sentences."""
-    return sum(int(np.sum(np.asarray(batch.scored_bt))) for batch in given)
+    return sum(int(np.sum(np.asarray(batch.scored_bt))) for batch in inputs)
 
 
-def sentences(*given: Batch) -> int:
+def sentences(*inputs: Batch) -> int:
     """Examples of batches."""
-    return sum(int(np.sum(np.asarray(batch.valid_e))) for batch in given)
+    return sum(int(np.sum(np.asarray(batch.valid_e))) for batch in inputs)
 
 
 def sides(batch: Batch) -> dict[str, Side]:
@@ -118,30 +118,30 @@ def sides(batch: Batch) -> dict[str, Side]:
     return {name: side for name, side in every.items() if side is not None}
 
 
-def fill(*given: Batch) -> dict[str, float]:
+def fill(*inputs: Batch) -> dict[str, float]:
     """Share of positions that hold a token, per side, and of slots that hold a sentence."""
-    found = {}
-    for name in sides(given[0]):
-        segments = [np.asarray(sides(batch)[name].segment_bt) for batch in given]
+    shares = {}
+    for name in sides(inputs[0]):
+        segments = [np.asarray(sides(batch)[name].segment_bt) for batch in inputs]
         used, places = sum(int((a > 0).sum()) for a in segments), sum(a.size for a in segments)
-        found[name] = used / places
-    return found | {"slots": sentences(*given) / sum(batch.id_e.shape[0] for batch in given)}
+        shares[name] = used / places
+    return shares | {"slots": sentences(*inputs) / sum(batch.id_e.shape[0] for batch in inputs)}
 
 
-def shapes(*given: Batch) -> dict[str, Any]:
+def shapes(*inputs: Batch) -> dict[str, Any]:
     """Rows and slots of batches, and row lengths: a list if they differ between batches."""
-    rows = given[0].dec.token_bt.shape[0]
-    found: dict[str, Any] = {"rows": rows, "slots": given[0].slots}
-    for name in sides(given[0]):
-        lengths = sorted({sides(batch)[name].token_bt.shape[1] for batch in given})
-        found[f"{name}_row"] = lengths[0] if len(lengths) == 1 else lengths
-    return found
+    rows = inputs[0].dec.token_bt.shape[0]
+    sizes: dict[str, Any] = {"rows": rows, "slots": inputs[0].slots}
+    for name in sides(inputs[0]):
+        lengths = sorted({sides(batch)[name].token_bt.shape[1] for batch in inputs})
+        sizes[f"{name}_row"] = lengths[0] if len(lengths) == 1 else lengths
+    return sizes
 
 
-def lengths(given: Iterable[Batch]) -> dict[str, np.ndarray]:
+def lengths(inputs: Iterable[Batch]) -> dict[str, np.ndarray]:
     """Tokens of every sentence of batches on each side."""
     counted: dict[str, list[np.ndarray]] = {}
-    for batch in given:
+    for batch in inputs:
         slot = np.arange(1, batch.slots + 1)[None, None]
         valid_e = np.asarray(batch.valid_e)
         for name, side in sides(batch).items():

@@ -44,29 +44,29 @@ def lengths_like(corpus: str, count: int, seed: int = 0) -> dict[str, np.ndarray
 def synthetic(lengths: dict[str, np.ndarray]) -> Dataset:
     """A split of sentences with these lengths and arbitrary tokens."""
     count = len(lengths["dec"])
-    made = {
+    sides = {
         side: Encoded(np.ones(tokens_e.sum(), np.int32), np.append(0, np.cumsum(tokens_e)))
         for side, tokens_e in lengths.items()
     }
     nothing_e = np.zeros(count, np.int64)
     lines = Lines([""] * count, nothing_e, nothing_e, (), {})
-    pad = dict.fromkeys(made, 0)
-    return Dataset(lines, made["dec"], made.get("enc"), None, pad, nothing_e, nothing_e, ())
+    pad = dict.fromkeys(sides, 0)
+    return Dataset(lines, sides["dec"], sides.get("enc"), None, pad, nothing_e, nothing_e, ())
 
 
 def works(this: Setting) -> list[Work]:
     """Programs for the config's data if it names files; otherwise for the three corpora."""
     if this.run.config.data.train:
         return [_work("files", this.run.data["train"], this.run.rows)]
-    made = []
+    programs = []
     for corpus in QUANTILES:
         lengths = lengths_like(corpus, SENTENCES)
-        found = propose_rows(lengths, ROW_TOKENS)
+        proposal = propose_rows(lengths, ROW_TOKENS)
         spec = RowSpec(
-            found.row["dec"], enc_row=found.row["enc"], slots=found.slots, batch_rows=ROWS
+            proposal.row["dec"], enc_row=proposal.row["enc"], slots=proposal.slots, batch_rows=ROWS
         )
-        made.append(_work(corpus, synthetic(lengths), spec))
-    return made
+        programs.append(_work(corpus, synthetic(lengths), spec))
+    return programs
 
 
 def _work(name: str, dataset: Dataset, spec: RowSpec) -> Work:

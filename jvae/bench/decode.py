@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jvae.api import Prompt, example_keys
+from jvae.api import Params, Prompt, example_keys
 from jvae.bench import peers, subjects
 from jvae.bench.cases import Case, Setting
 from jvae.bench.harness import Work
@@ -57,7 +57,7 @@ def step_cost(this: Setting, examples: int) -> dict[str, float]:
     return dict(flops=matmul_flops(traced), bytes=matmul_bytes(traced))
 
 
-def _start(gen: Any, params: Any, z_egz: Any, prompt: Prompt) -> Any:
+def _start(gen: Any, params: Params, z_egz: Any, prompt: Prompt) -> Any:
     return gen.start(params, z_egz, prompt, TOKENS + 1)
 
 

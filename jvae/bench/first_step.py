@@ -74,8 +74,8 @@ def main(spawned: float, argv: list[str]) -> None:
     compile_phase = program.compile_phase
 
     def compiled_phase(*args: Any, **kwargs: Any) -> Any:
-        found = compile_phase(*args, **kwargs)
-        return found._replace(train_step=stop_at_first(found.train_step))
+        compiled = compile_phase(*args, **kwargs)
+        return compiled._replace(train_step=stop_at_first(compiled.train_step))
 
     program.compile_phase = compiled_phase
     build.open_run = clock.around(build.open_run, "config", "data")

@@ -73,10 +73,10 @@ def check_platform(preset: str) -> Preset:
     """The preset of that name. Raises: ConfigError if it is unknown or there is no such device."""
     if preset not in PRESETS:
         raise ConfigError(f"--preset={preset}: expected one of {', '.join(PRESETS)}")
-    found = jax.default_backend()
-    if found != PRESETS[preset].platform:
+    backend = jax.default_backend()
+    if backend != PRESETS[preset].platform:
         raise ConfigError(
-            f"--preset={preset} needs a {preset.upper()}, but JAX runs on {found} here; "
+            f"--preset={preset} needs a {preset.upper()}, but JAX runs on {backend} here; "
             "install JAX for it, or choose another preset"
         )
     return PRESETS[preset]
@@ -92,22 +92,22 @@ def windows(
     names = [work.name for work in works]
     if len(set(names)) < len(names):
         raise ValueError(f"windows: programs {names} need a name each")
-    found: dict[str, dict[str, Any]] = {}
+    times: dict[str, dict[str, Any]] = {}
     for work in works:
         first = _seconds(work.call, 1)
         once = _seconds(work.call, 1)
         if once < window_s:  # the first call after compilation may still be slow
             once = min(once, _seconds(work.call, 1))
         calls = max(1, round(window_s / max(once, 1e-9)))
-        found[work.name] = {"first_s": first, "once_s": once, "calls": calls}
-        found[work.name] |= {"call_s": [], "host_s": []}
+        times[work.name] = {"first_s": first, "once_s": once, "calls": calls}
+        times[work.name] |= {"call_s": [], "host_s": []}
     for _ in range(count):
         for work in works:
-            row = found[work.name]
+            row = times[work.name]
             host = time.process_time()
             row["call_s"].append(_seconds(work.call, row["calls"]))
             row["host_s"].append((time.process_time() - host) / row["calls"])
-    return found
+    return times
 
 
 def _seconds(call: Callable[[], Any], times: int) -> float:
@@ -131,8 +131,8 @@ def records(
     timed = windows(works, preset.window_s, count)
     rows = []
     for work in works:
-        found = timed[work.name]
-        call_s = sorted(found["call_s"])
+        times = timed[work.name]
+        call_s = sorted(times["call_s"])
         middle = statistics.median(call_s)
         rows.append(
             {
@@ -146,12 +146,12 @@ def records(
                 "call_ms": 1e3 * middle,
                 "call_ms_spread": [1e3 * call_s[0], 1e3 * call_s[-1]],
                 # Summed over cores: not affected by other load on the machine.
-                "host_ms": 1e3 * statistics.median(found["host_s"]),
+                "host_ms": 1e3 * statistics.median(times["host_s"]),
                 "windows": len(call_s),
-                "calls_per_window": found["calls"],
+                "calls_per_window": times["calls"],
                 "fill": dict(work.fill),
                 **_against_peaks(work, middle, preset.dtype),
-                "compile_s": found["first_s"] - found["once_s"] if work.compiles else None,
+                "compile_s": times["first_s"] - times["once_s"] if work.compiles else None,
                 "peak_memory_bytes": peak_memory(),
                 "shapes": dict(work.shapes),
                 **work.extra,
@@ -202,8 +202,8 @@ def peak_memory() -> int:
     if "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])
     with contextlib.suppress(OSError):
-        if found := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
-            return 1024 * int(found[1])
+        if match := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
+            return 1024 * int(match[1])
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

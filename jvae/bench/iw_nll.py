@@ -24,7 +24,7 @@ def works(this: Setting) -> list[Work]:
     model, batch, key = this.run.model, this.batch(), jax.random.key(0)
     sentences, tokens = cases.sentences(batch), cases.useful_tokens(batch)
     chunk = CHUNK[this.preset.platform]
-    made = []
+    programs = []
     for k in SAMPLES[this.preset.platform]:
         score = partial(score_batch(model, k, chunk), this.params, batch, key)
         bare = bare_passes(model, this.params, batch, key, k, chunk=chunk)
@@ -38,8 +38,8 @@ def works(this: Setting) -> list[Work]:
                 fill=cases.fill(batch),
                 extra={"k": k, "chunk": chunk},
             )
-            made.append(work)
-    return made
+            programs.append(work)
+    return programs
 
 
 def compare(records: list[dict[str, Any]]) -> None:

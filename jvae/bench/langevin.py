@@ -32,7 +32,7 @@ def floor(k: int) -> float:
     return (4 * k + 6) / 6
 
 
-def given(this: Setting) -> tuple[ConfigDict, Batch]:
+def inputs(this: Setting) -> tuple[ConfigDict, Batch]:
     """The config with the benchmark's vocabulary size, and the batch."""
     config = ConfigDict(this.run.config.to_dict())
     if "chain" not in config.model:
@@ -43,8 +43,8 @@ def given(this: Setting) -> tuple[ConfigDict, Batch]:
 
 def works(this: Setting) -> list[Work]:
     """A plain training step, and one for every K."""
-    config, batch = given(this)
-    made = []
+    config, batch = inputs(this)
+    programs = []
     for k in (0, *STEPS[this.preset.platform]):
         config.model.chain.steps = k
         config.model.warm_up.epoch_steps = 0
@@ -60,8 +60,8 @@ def works(this: Setting) -> list[Work]:
             program_flops=matmul_flops(train_step.trace(*arguments).jaxpr),
             extra={"k": k} if k else {},
         )
-        made.append(work)
-    return made
+        programs.append(work)
+    return programs
 
 
 def _step(config: ConfigDict, k: int) -> tuple[Any, step.TrainState]:
@@ -71,14 +71,14 @@ def _step(config: ConfigDict, k: int) -> tuple[Any, step.TrainState]:
     sampler = model.post.sampler
     params = jax.jit(model.init)(jax.random.key(1))
     tx = optim.build(config.optim.to_dict(), params, config.train.steps)
-    made = step.make_train_step(
+    train_step = step.make_train_step(
         model,
         program.build_objective(objective),
         schedules.build(objective.beta, config.train.steps),
         tx,
         measure_at=sampler.measure if sampler and k else None,
     )
-    return jax.jit(made), step.init_state(params, tx)
+    return jax.jit(train_step), step.init_state(params, tx)
 
 
 def compare(records: list[dict[str, Any]]) -> None:
@@ -93,7 +93,7 @@ def compare(records: list[dict[str, Any]]) -> None:
 
 def beside(this: Setting) -> list[Work]:
     """The longest published chain, on PyTorch modules."""
-    config, batch = given(this)
+    config, batch = inputs(this)
     return [peers.chain(this, build.model_config(config), batch, PUBLISHED, f"chain_{PUBLISHED}")]
 
 

@@ -32,7 +32,7 @@ GPUS = {
 }
 TPUS = {"v4": "v4", "v5 lite": "v5e", "v5e": "v5e", "v5p": "v5p", "v5": "v5p", "v6 lite": "v6e"}
 SIDE = 2048  # side of the matrices that are measured: 17 GFLOP
-ROWS, COLUMNS = 16_384, 4_096  # of a matrix that exceeds any cache: 268 MB
+ROWS, COLUMNS = 16_384, 4_096  # a matrix that exceeds any cache: 268 MB
 REPEATS = 5
 
 

@@ -50,14 +50,14 @@ class _Sentences(NamedTuple):
 
 def _sentences(batches: Sequence[Batch]) -> _Sentences:
     """The sentences of packed batches."""
-    found: dict[str, list[np.ndarray]] = {"enc": [], "dec": []}
+    texts: dict[str, list[np.ndarray]] = {"enc": [], "dec": []}
     for batch in batches:
         valid_bs = np.asarray(batch.valid_e).reshape(-1, batch.slots)
         for name, side in cases.sides(batch).items():
             token_bt, segment_bt = np.asarray(side.token_bt), np.asarray(side.segment_bt)
             for row, slot in np.argwhere(valid_bs):
-                found[name].append(token_bt[row][segment_bt[row] == slot + 1])
-    return _Sentences(**found)
+                texts[name].append(token_bt[row][segment_bt[row] == slot + 1])
+    return _Sentences(**texts)
 
 
 def _padded(sentences: list[np.ndarray], multiple: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,7 +122,7 @@ def training(this: Setting, batches: Sequence[Batch], beside: str) -> list[Work]
     held, cost = _sentences(batches), flops.training(this, cases.lengths(batches))
     order = np.random.default_rng(0).permutation(len(held.dec))
     by_length = np.argsort([len(one) for one in held.dec], kind="stable")
-    made = []
+    programs = []
     for name, index, best in (
         ("torch_original", order, False),
         ("torch_best", by_length, True),
@@ -140,16 +140,16 @@ def training(this: Setting, batches: Sequence[Batch], beside: str) -> list[Work]
             flops=cost,
             extra=dict(peer="torch", beside=beside, updates=len(batches)),
         )
-        made.append(work)
-    return made
+        programs.append(work)
+    return programs
 
 
 def _fill(rows: Sequence[Any]) -> dict[str, float]:
-    found = {}
+    shares = {}
     for side in ("enc", "dec"):
         masks = [getattr(one, f"{side}_mask_et") for one in rows]
-        found[side] = sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
-    return found
+        shares[side] = sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
+    return shares
 
 
 def _training(this: Setting, rows: Sequence[Any], best: bool) -> Callable[[], Any]:

@@ -26,11 +26,11 @@ SHORT: dict[str, dict[str, Any]] = {
 
 def kinds(this: Setting, **more: dict[str, Any]) -> dict[str, tuple[Density, Any]]:
     """The density of each kind for the latents of a model, and its options."""
-    shape, found = this.run.model.latent_shape, {}
+    shape, densities = this.run.model.latent_shape, {}
     for name, kind in FITTED.items():
         options = kind.options(**(more.get(name, {})))
-        found[name] = density(name, options, shape, 1), options
-    return found
+        densities[name] = density(name, options, shape, 1), options
+    return densities
 
 
 def latents(this: Setting, count: int) -> jax.Array:
@@ -47,11 +47,11 @@ def works(this: Setting) -> list[Work]:
         return []
     count = LATENTS[this.preset.platform]
     u_ngz, label_n = latents(this, count), jnp.zeros(count, jnp.int32)
-    found = []
+    programs = []
     for name, (own, options) in kinds(this, **SHORT).items():
         turns = TURNS if name in SHORT else 1
         seen = turns * getattr(options, "batch", count)
-        found.append(
+        programs.append(
             Work(
                 name=name,
                 call=partial(own.fit, u_ngz, label_n, jax.random.key(0)),
@@ -61,7 +61,7 @@ def works(this: Setting) -> list[Work]:
                 extra={"turns": turns},
             )
         )
-    return found
+    return programs
 
 
 CASE = Case(subjects.every((subjects.OPTIMUS,), (subjects.OPTIMUS_BASE,)), works)

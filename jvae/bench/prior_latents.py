@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jvae.api import example_keys, has_latent
+from jvae.api import Params, example_keys, has_latent
 from jvae.bench import prior_fit, subjects
 from jvae.bench.cases import Case, Setting
 from jvae.bench.decode import TOKENS, ends, starts
@@ -33,11 +33,11 @@ def works(this: Setting) -> list[Work]:
         return []
     u_ngz, key = prior_fit.latents(this, FITTED_TO), jax.random.key(0)
     key_e, label_e = example_keys(key, jnp.arange(LATENTS)), jnp.zeros(LATENTS, jnp.int32)
-    found = []
+    programs = []
     for name, (own, options) in prior_fit.kinds(this, **BARELY).items():
         params = own.fit(u_ngz, jnp.zeros(FITTED_TO, jnp.int32), key)
         extra = {"steps": options.steps} if name == "diffusion" else {}
-        found.append(
+        programs.append(
             Work(
                 name=name,
                 call=partial(jax.jit(own.sample), params, key_e, label_e),
@@ -47,7 +47,7 @@ def works(this: Setting) -> list[Work]:
                 extra=extra,
             )
         )
-    return [*found, _decoding(this, u_ngz)]
+    return [*programs, _decoding(this, u_ngz)]
 
 
 def _decoding(this: Setting, u_ngz: jax.Array) -> Work:
@@ -58,7 +58,7 @@ def _decoding(this: Setting, u_ngz: jax.Array) -> Work:
     key_e = example_keys(jax.random.key(1), jnp.arange(count))
 
     @jax.jit
-    def tokens(params: Any, z_egz: jax.Array) -> jax.Array:
+    def tokens(params: Params, z_egz: jax.Array) -> jax.Array:
         out = decode(this.run.model.gen, params, z_egz, prompt, key_e, settings, **ends(this))
         return out.token_et
 

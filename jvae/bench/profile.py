@@ -45,7 +45,7 @@ def kind(operation: str) -> str:
 
 def operations(events: Iterable[Mapping[str, Any]]) -> Counter[str]:
     """Microseconds by operation from trace events; the time of a loop goes to its body."""
-    found: Counter[str] = Counter()
+    spent: Counter[str] = Counter()
     for event in events:
         operation = event.get("args", {}).get("hlo_op")
         if (
@@ -53,20 +53,20 @@ def operations(events: Iterable[Mapping[str, Any]]) -> Counter[str]:
             and operation
             and not re.match(r"while|call|conditional", operation)
         ):
-            found[operation] += event["dur"]
-    return found
+            spent[operation] += event["dur"]
+    return spent
 
 
-def shares(found: Mapping[str, float]) -> list[tuple[str, float, str]]:
+def shares(times: Mapping[str, float]) -> list[tuple[str, float, str]]:
     """(kind, share in %, its longest operation) of all time, largest first.
 
     Raises: ConfigError if there is none.
     """
-    total = sum(found.values())
+    total = sum(times.values())
     if not total:
         raise ConfigError("the profiler saw no operation of a compiled program on this backend")
     by_kind: dict[str, Counter[Any]] = {}
-    for operation, spent in found.items():
+    for operation, spent in times.items():
         by_kind.setdefault(kind(operation), Counter()).update(
             {re.sub(r"\.\d+$", "", operation): spent}
         )
@@ -99,11 +99,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("case", nargs="+", help=", ".join(CASES))
     parser.add_argument("--preset", default="cpu", help=", ".join(harness.PRESETS))
     parser.add_argument("--config", help="a config and preset in place of the case's own")
-    given = parser.parse_args(argv, argparse.Namespace(data=None))
+    args = parser.parse_args(argv, argparse.Namespace(data=None))
     lines = ["| case | model | program | kind | share of time, % | longest |", "|" + " --- |" * 6]
     try:
-        preset = harness.check_platform(given.preset)
-        for subject, wanted in plan(given):
+        preset = harness.check_platform(args.preset)
+        for subject, wanted in plan(args):
             this = cases.setting(subject, preset)
             for name, case in wanted.items():
                 for work in case.works(this):

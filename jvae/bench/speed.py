@@ -64,8 +64,8 @@ def _rate(row: Row) -> str:
 
 def _fill(*names: str) -> Callable[[Row], str]:
     def cell(row: Row) -> str:
-        found = [f"{100 * row['fill'][name]:.0f}" for name in names if name in row["fill"]]
-        return " / ".join(found) or "–"
+        shares = [f"{100 * row['fill'][name]:.0f}" for name in names if name in row["fill"]]
+        return " / ".join(shares) or "–"
 
     return cell
 
@@ -149,7 +149,7 @@ PEER_COLUMNS: Columns = (
     ("fill enc / dec, %", _fill("enc", "dec")),
     MFU,
     COMPILE,
-    ("beside", lambda row: row["beside"]),
+    ("compared with", lambda row: row["beside"]),
     RATIO,
 )
 TEXT: Columns = (
@@ -199,15 +199,15 @@ def preset_tables(rows: Sequence[Row], preset: str) -> str:
     for case, columns in COLUMNS.items():
         cells, before = [], len(used)
         for name in _names(case, preset):
-            found = [
+            matches = [
                 row
                 for row in rows
                 if (row["case"], row["config"], row["preset"]) == (case, name, preset)
                 and "peer" not in row
             ]
-            used += found
-            cells += [[cell(row) for _, cell in columns] for row in found]
-            if not found:
+            used += matches
+            cells += [[cell(row) for _, cell in columns] for row in matches]
+            if not matches:
                 cells.append([f"`{name}`"] + [NOT_MEASURED] * (len(columns) - 1))
         if cells and len(used) == before:
             models = ", ".join(f"`{name}`" for name in _names(case, preset))
@@ -222,13 +222,13 @@ def peer_table(rows: Sequence[Row]) -> str:
     cells, used = [], []
     for preset in harness.PRESETS:
         for case in CASES:
-            found = [
+            matches = [
                 row
                 for row in rows
                 if (row["case"], row["preset"]) == (case, preset) and "peer" in row
             ]
-            used += found
-            cells += [[preset, *(cell(row) for _, cell in PEER_COLUMNS)] for row in found]
+            used += matches
+            cells += [[preset, *(cell(row) for _, cell in PEER_COLUMNS)] for row in matches]
     columns = (("preset", lambda row: row["preset"]), *PEER_COLUMNS)
     if not cells:
         cells = [[NOT_MEASURED] * len(columns)]
@@ -237,14 +237,14 @@ def peer_table(rows: Sequence[Row]) -> str:
 
 def origin(rows: Sequence[Row]) -> list[str]:
     """Where rows were measured: machine, versions, commit, command; one line per combination."""
-    found = {}
+    lines = {}
     for row in rows:
         hardware, versions = row["hardware"], row["versions"]
         libraries = ", ".join(f"{k} {v}" for k, v in versions.items() if v and k != "jvae")
         if "allocator" in row:  # older rows have none
             libraries += f"; allocator: {row['allocator']}"
-        found[
+        lines[
             f"- `{row['command']}`; {hardware['device']}, {hardware['cores']} cores "
             f"{hardware['cpu']}; {libraries}; commit {row['commit']}."
         ] = None
-    return ["\n".join(found)] if found else []
+    return ["\n".join(lines)] if lines else []

@@ -46,16 +46,16 @@ class Starts:
         self._folder = Path(tempfile.mkdtemp(prefix="jvae-startup-"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._words = words
-        self._found: list[dict[str, float]] = []
+        self._measured: list[dict[str, float]] = []
         self.extra: dict[str, Any] = {}
 
     def __call__(self) -> None:
-        parts = self._start(self._folder, len(self._found))
-        self._found.append(parts)
-        if len(self._found) == 1:
+        parts = self._start(self._folder, len(self._measured))
+        self._measured.append(parts)
+        if len(self._measured) == 1:
             self.extra |= {"cold_parts_s": parts, "cold_s": sum(parts.values())}
             return
-        total = sorted(self._found[1:], key=lambda one: sum(one.values()))
+        total = sorted(self._measured[1:], key=lambda one: sum(one.values()))
         middle = total[(len(total) - 1) // 2]
         self.extra["parts_s"] = middle
         self.extra["seconds"] = statistics.median(sum(one.values()) for one in total)

@@ -8,7 +8,7 @@ from typing import Any
 
 from jax import Array
 
-from jvae.api import Batch
+from jvae.api import Batch, Params
 from jvae.bench import cases, flops, peers, subjects
 from jvae.bench.cases import Case, Setting
 from jvae.bench.harness import Work
@@ -18,14 +18,14 @@ from jvae.runs import build, phases
 from jvae.training import program
 
 
-def given(this: Setting) -> list[Batch]:
+def call_batches(this: Setting) -> list[Batch]:
     """The batches of a call, as NumPy arrays."""
     return this.train_batches(this.batches)
 
 
 def works(this: Setting) -> list[Work]:
     """The compiled step that `jvae.training.loop` runs."""
-    held = given(this)
+    held = call_batches(this)
     phase = phases.resolve(this.run.config)[-1]
     current = program.compile_phase(this.run, phase, this.mesh, begin=0)
     on_device = [meshes.to_device(batch, this.mesh) for batch in held]
@@ -50,7 +50,7 @@ def works(this: Setting) -> list[Work]:
 
 
 def _updates(
-    current: program.Program, params: Any, batches: Sequence[Batch], key: Array
+    current: program.Program, params: Params, batches: Sequence[Batch], key: Array
 ) -> Callable[[], Any]:
     """A call makes several updates, continuing where the previous call stopped."""
     state = current.start(params)
@@ -69,7 +69,7 @@ def beside(this: Setting) -> list[Work]:
     """The same sentences in PyTorch, for the system that has a PyTorch version."""
     if this.run.config.model.family != "optimus":
         return []
-    return peers.training(this, given(this), "step")
+    return peers.training(this, call_batches(this), "step")
 
 
 CASE = Case(subjects.every((*subjects.TINY, subjects.MEDIUM)), works, peers=beside)

@@ -13,6 +13,7 @@ from jvae.api import Params, has_latent
 from jvae.cli import aot, option_flags, prior_flags, text_tools, training
 from jvae.cli import fit_batch as fit_batches
 from jvae.cli import sweep as sweeps
+from jvae.data.corpus import Corpus
 from jvae.errors import CheckpointError, ConfigError, DataError, JvaeError
 from jvae.evals import control as label_control
 from jvae.evals import evaluation, nlu, nlu_tasks, prior_fit, probing, sri_probe
@@ -22,6 +23,8 @@ from jvae.evals.split_latents import split_latents
 from jvae.parallel import mesh as meshes
 from jvae.parallel import processes
 from jvae.runs import build, identity, loading, priors, workdir
+from jvae.runs import data as run_data
+from jvae.runs import trim as trimming
 from jvae.training import init_params
 from jvae.training.preemption import Stop
 from jvae.validation.validate import validate
@@ -45,12 +48,12 @@ def sweep(
     config: ConfigDict, spec: list[str], axes: list[str], folder: Path, dry_run: bool
 ) -> None:
     """Trains a run for every combination of values, or prints the commands to do so."""
-    made = sweeps.points(config, axes)
+    plan = sweeps.points(config, axes)
     if dry_run:
-        print("\n".join(sweeps.launch_lines(spec, made, folder)))
+        print("\n".join(sweeps.launch_lines(spec, plan, folder)))
         return
     extras.require("figures", "--sweep")
-    print(f"\n{sweeps.run(config, made, folder, train)}\n\nFiles: {folder}")
+    print(f"\n{sweeps.run(config, plan, folder, train)}\n\nFiles: {folder}")
 
 
 def evaluate(
@@ -181,6 +184,22 @@ def compile_ahead(config: ConfigDict, folder: Path, topology: str, out: str) -> 
             raise DataError(f"{out}: cannot be written ({error.strerror or error})") from None
 
 
+def trim(config: ConfigDict, out: str) -> None:
+    """Writes the pretrained decoder of a config with only the tokens of its training text.
+
+    Raises: ConfigError; DataError; WeightsError.
+    """
+    if not out:
+        raise ConfigError("trim writes a folder: add --out=FOLDER")
+    for key, value in (("init.decoder", config.init.decoder), ("data.train", config.data.train)):
+        if not value:
+            raise ConfigError(f"trim reads {key}, which is empty; set it with --config.{key}=...")
+    train = run_data.read_splits(config)[0]["train"]
+    texts = train.texts() if isinstance(train, Corpus) else train.text
+    sizes = trimming.trim(config.init.decoder, out, texts)
+    print(f"{sizes.before:,} -> {sizes.after:,} tokens; use it with --config.init.decoder={out}")
+
+
 def fit_batch(config: ConfigDict, folder: Path, topology: str | None) -> None:
     """Finds the largest batch that fits, by compilation."""
     for line in fit_batches.fit(config, folder, topology):
@@ -209,10 +228,10 @@ def _trained(config: ConfigDict, folder: Path) -> tuple[build.Run, Mesh, Params,
 def report(config: ConfigDict, folder: Path) -> None:
     """Writes figures of a trained run and one HTML page with all of them, in `report/`."""
     extras.require("figures", "--mode=report")
-    from jvae import report as reports  # matplotlib takes a second to import
+    from jvae.report.write import write  # matplotlib takes a second to import
 
     validate(config, saved=workdir.saved_config(folder), training=False)
-    print(reports.write(config, folder))
+    print(write(config, folder))
 
 
 def _show(table: str, folder: Path) -> None:

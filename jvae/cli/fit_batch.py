@@ -18,7 +18,7 @@ from jvae.parallel import mesh as meshes
 from jvae.runs import build
 from jvae.validation.validate import validate
 
-SHARE = 0.9  # of the memory; the rest is for batches in transfer and allocations the compiler omits
+SHARE = 0.9  # of memory; the rest is for batches in transfer and allocations the compiler omits
 EXACT = 16  # the answer is within 1/16 of the maximum
 
 

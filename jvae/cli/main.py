@@ -1,7 +1,6 @@
 """Command line: `python -m jvae.main --config=configs/optimus.py`. Only parses flags and modes."""
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ TEXT_MODES = (
 )
 MODES = (
     *("train", "eval", "probe", "finetune", "prior", "control", "report", "compile", "fit-batch"),
+    "trim",
     *TEXT_MODES,
 )
 # Modes that use --prior=NAME.
@@ -50,6 +50,7 @@ python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir
   --sweep=objective.beta.stop=0.1,0.5,1  a run for every value, one table; --dry_run prints them
   --mode=compile --topology=v5e-8  memory, FLOPs and collectives on a slice that is not there
   --mode=fit-batch               the largest data.batch_rows that fits this device
+  --mode=trim --out=DIR          init.decoder with only the tokens of data.train: faster on a CPU
   --mode=eval|probe|report --workdir=DIR     measure a trained run; probe its latent; show all of it
   --mode=finetune --task=rte --finetune.data=DIR  classify with its encoder; add .freeze=false
 
@@ -60,7 +61,8 @@ On a trained run, with --workdir=DIR; sentences from --text, --input=FILE or sta
   --mode=reconstruct                       each sentence encoded and decoded
   --mode=interpolate --text=A --text=B     between two sentences; --steps, --how=slerp
   --mode=analogy --text=A --text=B --text=C      what is to C as B is to A
-  --mode=traverse --text=A --dims=0,3      one latent dimension moved at a time
+  --mode=traverse --text=A --dims=0,3      one latent dimension moved at a time; without --dims
+                                           the ten most active, with --dims=all all of them
   --mode=neighbors --corpus=FILE --n=5     nearest sentences of a file
   --mode=encode --out=z.npz                latents; decode reads them, from a file or a pipe
   --mode=encode --samples=4 --split=train --out=z.npz  posterior draws and their statistics
@@ -83,7 +85,7 @@ def _flags() -> flags.FlagValues:
     own = flags.FlagValues()
     text = "A sentence for a text mode; may be given several times."
     out = "File of the result: .txt, .json (one object per line) or .npz; standard output if empty."
-    dims = "Latent dimensions for traverse, such as 0,3,5; all if empty."
+    dims = "Latent dimensions for traverse: 0,3,5 or all; the ten most active if empty."
     workdir = "Folder of the run; runs/<name of the config> by default."
     flags.DEFINE_string("workdir", None, workdir, flag_values=own)
     flags.DEFINE_enum(
@@ -95,8 +97,8 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_bool("dry_run", False, dry, flag_values=own)
     coordinator = "host:port of process 0, where a run has several and JAX cannot find them itself."
     flags.DEFINE_string("coordinator", None, coordinator, flag_values=own)
-    flags.DEFINE_integer("processes", None, "How many there are.", 1, flag_values=own)
-    flags.DEFINE_integer("process", None, "Which this one is, from 0.", 0, flag_values=own)
+    flags.DEFINE_integer("processes", None, "Number of processes.", 1, flag_values=own)
+    flags.DEFINE_integer("process", None, "Index of this process, from 0.", 0, flag_values=own)
     topology = (
         "With --mode=compile: slices, as v5e-8,v5e-256; h100-8 for GPUs, cpu-8 for virtual "
         "devices. With --mode=fit-batch: one of them, in place of the devices here."
@@ -139,17 +141,21 @@ def _decoding_flags(own: flags.FlagValues) -> None:
     method = "How sentences are written: sample in --mode=sample, greedy elsewhere."
     flags.DEFINE_enum("method", None, methods, method, flag_values=own)
     for name, least, text in (
-        ("temperature", 0.0, "Of sampling: below 1 safer, above 1 more surprising. 1 by default."),
-        ("top_p", 0.0, "Of sampling: from the fewest tokens with so much probability; 1 is all."),
-        ("repetition_penalty", 0.0, "Above 1: tokens that came before are less likely."),
-        ("length_penalty", None, "Of beams: above 0 favours longer sentences."),
+        (
+            "temperature",
+            0.0,
+            "Sampling: below 1 safer, above 1 more surprising. 1 by default.",
+        ),
+        ("top_p", 0.0, "Sample from the fewest tokens with this total probability; 1: all."),
+        ("repetition_penalty", 0.0, "Above 1: repeated tokens are less likely."),
+        ("length_penalty", None, "Beam search: above 0 favours longer sentences."),
     ):
         flags.DEFINE_float(name, None, text, least, flag_values=own)
     for name, text in (
-        ("top_k", "Of sampling: from the k best tokens alone; 0 is all of them."),
-        ("beam_width", "Of beams: hypotheses kept for each sentence, 4 by default."),
-        ("min_length", "Fewest new tokens of a sentence."),
-        ("max_length", "Most new tokens of a sentence; that of the config by default."),
+        ("top_k", "Sample from the k most likely tokens; 0: all."),
+        ("beam_width", "Beam search: hypotheses per sentence, 4 by default."),
+        ("min_length", "Minimum new tokens of a sentence."),
+        ("max_length", "Maximum new tokens of a sentence; by default that of the config."),
     ):
         flags.DEFINE_integer(name, None, text, 0, flag_values=own)
 
@@ -292,7 +298,7 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
             f"is --config.decode.{name}"
         )
     # After the flags, so that a wrong one is reported at once.
-    from jvae.cli import commands
+    from jvae.cli import commands, compile_cache
     from jvae.parallel import processes
     from jvae.runs import priors, workdir
 
@@ -301,7 +307,7 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
         if not processes.first():
             logging.getLogger().setLevel(logging.WARNING)
         log.info("allocator: %s", allocator.name())
-    _keep_compiled_programs()
+    compile_cache.keep()
     if given.workdir is not None:
         folder = _folder(given)
     else:
@@ -334,6 +340,8 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
         commands.finetune(config, folder, given.task, of_task, given.seed)
     elif given.mode == "compile":
         commands.compile_ahead(config, folder, given.topology, given.out)
+    elif given.mode == "trim":
+        commands.trim(config, given.out)
     elif given.mode == "fit-batch":
         commands.fit_batch(config, folder, given.topology if given["topology"].present else None)
     else:
@@ -343,37 +351,22 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
     return 0
 
 
-def _keep_compiled_programs() -> None:
-    """Caches compiled programs next to prepared data, unless JAX already has a cache directory."""
-    import jax
-
-    from jvae.data.corpus import cache_dir
-
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        try:
-            folder = cache_dir("") / "compiled"
-            folder.mkdir(parents=True, exist_ok=True)
-        except (ConfigError, OSError):
-            return  # compiled again instead
-        if not os.access(folder, os.W_OK):
-            return
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
 def _options(given: flags.FlagValues, of_prior: dict[str, str]) -> Any:
     """The flags of the text modes."""
     from jvae.cli.text_tools import Options
 
-    if not all(one.strip().isdigit() for one in given.dims):
-        raise ConfigError(f"--dims={','.join(given.dims)}: expected numbers from 0, such as 0,3,5")
+    every = given.dims == ["all"]
+    if not every and not all(one.strip().isdigit() for one in given.dims):
+        raise ConfigError(
+            f"--dims={','.join(given.dims)}: expected numbers from 0, such as 0,3,5, or all"
+        )
     values = {
         name: getattr(given, name)
         for name in Options._fields
         if name not in ("text", "dims", "of_prior", "decode")
     }
     text = tuple(_utf8(one) for one in given.text)
-    dims = tuple(int(one) for one in given.dims)
+    dims = None if every else tuple(int(one) for one in given.dims)
     return Options(text=text, dims=dims, of_prior=of_prior, decode=_decoding(given), **values)
 
 

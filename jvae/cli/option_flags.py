@@ -18,7 +18,7 @@ def parsed(
       others: further valid keys of the section, for messages.
     Raises: ConfigError for an unknown key or an invalid value.
     """
-    fields, defaults, found = fields_of(cls), defaults_of(cls), {}
+    fields, defaults, options = fields_of(cls), defaults_of(cls), {}
     for key, text in values.items():
         field = fields.get(key)
         if not isinstance(field, Field) or field.kind is None:
@@ -29,9 +29,9 @@ def parsed(
             )
         try:
             kind = tuple if field.many else field.kind
-            found[key] = configs.parse(text, defaults.get(key), kind)
+            options[key] = configs.parse(text, defaults.get(key), kind)
         except ValueError as error:
             raise ConfigError(f"--{section}.{key}={text}: {error}") from None
-        if why := field.problem(found[key]):
+        if why := field.problem(options[key]):
             raise ConfigError(f"--{section}.{key}={text}: expected {why}")
-    return found
+    return options

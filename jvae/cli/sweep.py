@@ -56,20 +56,20 @@ def points(config: ConfigDict, axes: Sequence[str]) -> list[Point]:
     keys, values = [], []
     for axis in axes:
         key, equals, text = axis.removeprefix("config.").partition("=")
-        found = [word.strip() for word in text.split(",") if word.strip()]
-        if not equals or not found:
+        words = [word.strip() for word in text.split(",") if word.strip()]
+        if not equals or not words:
             raise ConfigError(f"--sweep={axis}: write --sweep=KEY=VALUE,VALUE,...")
         if key in keys:
             raise ConfigError(f"--sweep={axis}: {key} has an axis already")
         keys.append(key)
-        values.append([f"{key}={word}" for word in found])
-    made = [Point(combination) for combination in itertools.product(*values)]
-    for point in made:
+        values.append([f"{key}={word}" for word in words])
+    combinations = [Point(combination) for combination in itertools.product(*values)]
+    for point in combinations:
         try:
             validate(_config_of(point, config))
         except ConfigError as error:
             raise ConfigError(f"sweep point {' '.join(point.values)}: {error}") from None
-    return made
+    return combinations
 
 
 def _config_of(point: Point, config: ConfigDict, folder: Path | None = None) -> ConfigDict:
@@ -79,7 +79,7 @@ def _config_of(point: Point, config: ConfigDict, folder: Path | None = None) -> 
     return configs.apply_overrides(config, point.values)
 
 
-def launch_lines(spec: Sequence[str], made: Sequence[Point], folder: Path) -> list[str]:
+def launch_lines(spec: Sequence[str], plan: Sequence[Point], folder: Path) -> list[str]:
     """The command of every point, to be run elsewhere; `spec` is the part that names the config."""
     return [
         shlex.join(
@@ -87,13 +87,13 @@ def launch_lines(spec: Sequence[str], made: Sequence[Point], folder: Path) -> li
             + [f"--config.{value}" for value in point.values]
             + [f"--workdir={folder / point.name}"]
         )
-        for point in made
+        for point in plan
     ]
 
 
 def run(
     config: ConfigDict,
-    made: Sequence[Point],
+    plan: Sequence[Point],
     folder: Path,
     train: Callable[[ConfigDict, Path], Any],
 ) -> str:
@@ -103,8 +103,8 @@ def run(
     Returns: the table. Raises: ConfigError if every point failed.
     """
     ended = []
-    for number, point in enumerate(made, 1):
-        log.info("sweep %d of %d: %s", number, len(made), " ".join(point.values))
+    for number, point in enumerate(plan, 1):
+        log.info("sweep %d of %d: %s", number, len(plan), " ".join(point.values))
         try:
             own = folder / point.name
             train(_config_of(point, config, own), own)
@@ -115,9 +115,9 @@ def run(
     return collect(ended, folder)
 
 
-def collect(made: Sequence[Point], folder: Path) -> str:
+def collect(plan: Sequence[Point], folder: Path) -> str:
     """Writes table, rows and figure of the finished points; returns the table."""
-    rows = [row for point in made if (row := _row(point, folder / point.name)) is not None]
+    rows = [row for point in plan if (row := _row(point, folder / point.name)) is not None]
     if not rows:
         raise ConfigError(f"{folder}: no point of the sweep has finished")
     write_text(folder / ROWS, json.dumps(rows, indent=2, sort_keys=True) + "\n")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +22,8 @@ from jvae.latent.statistics import statistics
 from jvae.runs import console, loading, output, workdir
 from jvae.validation.validate import validate
 
+log = logging.getLogger(__name__)
+
 WRITING = ("sample", "reconstruct", "transfer", "interpolate", "analogy", "traverse", "decode")
 # Settings that only one decoding method uses.
 READ_BY = dict.fromkeys(("temperature", "top_k", "top_p"), "sample") | dict.fromkeys(
@@ -34,6 +37,7 @@ FORMATS = {
     ".npz": "npz",
     ".safetensors": "safetensors",
 }
+ACTIVE = 10  # dimensions that traverse moves if none are named
 ARRAYS = ("npz", "safetensors")  # formats that need a file
 
 
@@ -47,7 +51,7 @@ class Options(NamedTuple):
     n: int = 10
     steps: int = 11
     how: str = "linear"
-    dims: tuple[int, ...] = ()
+    dims: tuple[int, ...] | None = ()  # empty: the most active; None: all
     corpus: str = ""
     k: int = 100
     seed: int = 0
@@ -195,10 +199,7 @@ def _analogy(call: _Call) -> TextResult:
 
 def _traverse(call: _Call) -> TextResult:
     (text,) = _exactly(call, "traverse", 1)
-    size = int(np.prod(call.vae.model.latent_shape))
-    dims = call.options.dims or tuple(range(size))
-    if bad := [dim for dim in dims if not 0 <= dim < size]:
-        raise ConfigError(f"--dims has {bad[0]}; the latent has dimensions 0 to {size - 1}")
+    dims = _dims(call)
     told = call.vae.traverse(text, dims, OFFSETS, _one_source(call), **call.own)
     return _records(
         (
@@ -208,6 +209,25 @@ def _traverse(call: _Call) -> TextResult:
         ),
         lambda r: f"{r['dim']}\t{r['offset']:+g}\t{r['text']}",
     )
+
+
+def _dims(call: _Call) -> Sequence[int]:
+    """The dimensions to traverse. Raises: ConfigError for one out of range."""
+    size, dims = int(np.prod(call.vae.model.latent_shape)), call.options.dims
+    if dims is None or (not dims and size <= ACTIVE):
+        return range(size)
+    if bad := [dim for dim in dims if not 0 <= dim < size]:
+        raise ConfigError(f"--dims has {bad[0]}; the latent has dimensions 0 to {size - 1}")
+    if dims:
+        return dims
+    active = call.vae.active_dims(ACTIVE, _one_source(call))
+    log.info(
+        "traverse: the %d most active of %d dimensions: %s; --dims=all moves all of them",
+        ACTIVE,
+        size,
+        ", ".join(map(str, active)),
+    )
+    return active
 
 
 def _neighbors(call: _Call) -> TextResult:

@@ -23,25 +23,25 @@ class Content(NamedTuple):
     examples: int
 
 
-def content(found: Lines | Corpus, cache: Path) -> Content:
+def content(split: Lines | Corpus, cache: Path) -> Content:
     """Digests the texts of a split in order, each with its source if one is read.
 
     Labels, file names and file formats do not affect the digest. The digest of a corpus is cached,
     keyed by the digests of its files.
     """
-    if isinstance(found, Lines):
-        return _content(zip(found.text, found.source or [""] * len(found), strict=True))
-    path = cache / "contents" / f"{_key(found)}.json"
+    if isinstance(split, Lines):
+        return _content(zip(split.text, split.source or [""] * len(split), strict=True))
+    path = cache / "contents" / f"{_key(split)}.json"
     try:
         return Content(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):  # missing, or truncated by a full disk
         pass
-    with Progress(f"comparing {found}", found.documents, quiet_s=_QUIET_S) as progress:
+    with Progress(f"comparing {split}", split.documents, quiet_s=_QUIET_S) as progress:
 
         def examples() -> Iterable[tuple[str, str]]:
             before = 0
-            for one in found.examples():
-                if found.keep_d is None or found.keep_d[one.document]:
+            for one in split.examples():
+                if split.keep_d is None or split.keep_d[one.document]:
                     yield one.example.text, one.example.source
                 if one.document > before + 10_000:
                     progress.add(one.document - before)

@@ -283,8 +283,10 @@ def batches(
                     "rows: the data or the settings of the rows have changed"
                 )
             part = _Part.of(dataset, spec, plan, process_index, process_count)
-            made = _made(grain.MapDataset.range(first, end, spec.batch_rows).map(part), workers)
-            for batch in made:
+            block_batches = _in_order(
+                grain.MapDataset.range(first, end, spec.batch_rows).map(part), workers
+            )
+            for batch in block_batches:
                 first += spec.batch_rows
                 yield batch, ((block + 1, 0) if first >= end else (block, first))
             block, first = block + 1, 0
@@ -292,15 +294,15 @@ def batches(
     return Prefetch(stream, prefetch)
 
 
-def _made(rows: grain.MapDataset, workers: int) -> Iterator[Batch]:
+def _in_order(rows: grain.MapDataset, workers: int) -> Iterator[Batch]:
     """The batches of a block, in an order that does not depend on the number of workers."""
     if workers and not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read flags
     # Grain's own threads are turned off, as `Prefetch` already runs in a thread.
-    made = rows.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    pipeline = rows.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     if workers:
-        made = made.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    iterator = iter(made)
+        pipeline = pipeline.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    iterator = iter(pipeline)
     try:
         for batch in iterator:
             # Copied out of the memory shared with a worker, to free that memory at once.

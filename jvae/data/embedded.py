@@ -49,10 +49,10 @@ def _stored(path: Path, n: int) -> Split | None:
     try:
         with path.open("rb") as file, np.load(file) as arrays:
             texts = arrays["text"].tobytes().decode().split("\n")
-            found = Split(texts, arrays["log_prob_n"])
+            stored = Split(texts, arrays["log_prob_n"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return found if len(found.texts) == len(found.log_prob_n) == n else None
+    return stored if len(stored.texts) == len(stored.log_prob_n) == n else None
 
 
 @functools.cache

@@ -320,7 +320,7 @@ def _checked(example: Example, reader: Reader) -> Iterator[Example | BadLine]:
     """Yields the cleaned texts of an example, or its fault."""
     label = source = ""
     if reader.label:
-        label = clean(example.label, "expected one beside every text")
+        label = clean(example.label, "expected one for every text")
         if isinstance(label, BadLine):
             yield BadLine(f"{label.reason} label", f"{label.reason} label: {label.detail}")
             return

@@ -426,12 +426,12 @@ def _open(folder: Path, work: _Work, notes: list[str]) -> Dataset:
         unknown = meta["unknown"].get(side, 0)
         if note := unknown_note(unknown, tokens, meta["examples"], one, names):
             notes.append(note)
-    found = {side: StoredSide(records, side) for side in sides}
+    stored = {side: StoredSide(records, side) for side in sides}
     return Dataset(
         lines=lines,
-        dec=found["dec"],
-        enc=found.get("enc"),
-        cond=found.get("cond"),
+        dec=stored["dec"],
+        enc=stored.get("enc"),
+        cond=stored.get("cond"),
         pad={side: one.pad_id for side, one in work.tokenizers.items()},
         words_e=records.column("words"),
         chars_e=records.column("chars"),

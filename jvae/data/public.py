@@ -48,8 +48,8 @@ def _tfds_rows(name: str, data_dir: str) -> Iterator[tuple[int, dict[str, Any]]]
     }
     for first in range(0, len(source), _BLOCK):
         ids = list(range(first, min(first + _BLOCK, len(source))))
-        for i, found in zip(ids, source.__getitems__(ids), strict=True):
-            yield i + 1, {key: _plain(value, labels.get(key)) for key, value in found.items()}
+        for i, features in zip(ids, source.__getitems__(ids), strict=True):
+            yield i + 1, {key: _plain(value, labels.get(key)) for key, value in features.items()}
 
 
 def fingerprint(name: str, data_dir: str) -> str:

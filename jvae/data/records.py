@@ -56,8 +56,8 @@ class Records:
 
     def take(self, ids: Sequence[int] | np.ndarray) -> dict[str, Encoded]:
         """Tokens of the examples `ids` on every side."""
-        found = self.read(ids)
-        return {side: Encoded.of([one[side] for one in found]) for side in self.sides}
+        records = self.read(ids)
+        return {side: Encoded.of([one[side] for one in records]) for side in self.sides}
 
     def column(self, name: str) -> np.ndarray:
         """One integer per example: int32, or int64 for digests."""

@@ -63,12 +63,12 @@ def pack_rows(
       a source, the first token of each example) and, unless `score_end`, the last token.
     Raises: ValueError if the examples of a row exceed its length on some side.
     """
-    made = {
+    packed = {
         name: _pack_side(name, ids_bs, side, row[name], pad[name])
         for name, side in sides.items()
         if side is not None
     }
-    dec = made["dec"]
+    dec = packed["dec"]
     prefix_bs = np.ones(ids_bs.shape, np.int64)
     if source_first:
         source = sides["cond"]
@@ -80,9 +80,9 @@ def pack_rows(
         next_bt = np.pad(dec.segment_bt[:, 1:], ((0, 0), (0, 1)))
         scored_bt = scored_bt & (next_bt == dec.segment_bt)
     return Batch(
-        enc=made.get("enc"),
+        enc=packed.get("enc"),
         dec=dec,
-        cond=made.get("cond"),
+        cond=packed.get("cond"),
         scored_bt=scored_bt,
         id_e=np.ascontiguousarray(ids_bs.reshape(-1), np.int32),  # pyright: ignore[reportArgumentType]
     )

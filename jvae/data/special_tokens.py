@@ -138,7 +138,7 @@ def _padded(special: Special) -> Special:
 
 
 def _others(backend: Tokenizer) -> bool:
-    """Whether there are special tokens besides GPT-2's."""
+    """Whether there are special tokens other than GPT-2's."""
     added = backend.get_added_tokens_decoder().values()
     return any(token.special and token.content != GPT2 for token in added)
 

@@ -127,6 +127,10 @@ class TextTokenizer:
         """The same tokenizer in the given role."""
         return _wrap(self.backend, role, self.name, self.special)
 
+    def with_backend(self, backend: Tokenizer) -> "TextTokenizer":
+        """Another vocabulary with the same name, role and special tokens."""
+        return _wrap(backend, self.role, self.name, self.special)
+
     def described(self) -> str:
         """A description of the start, end and padding tokens."""
         start, end, pad = (
@@ -191,8 +195,8 @@ def load(folder: str | Path, role: str, name: str = "") -> TextTokenizer:
     folder = Path(folder)
     name = name or str(folder)
     if not folder.is_dir():
-        found = "is a file" if folder.exists() else "no such folder"
-        raise DataError(f"{folder}: {found}; expected the folder that holds {FILE}")
+        problem = "is a file" if folder.exists() else "no such folder"
+        raise DataError(f"{folder}: {problem}; expected the folder that holds {FILE}")
     try:
         if (folder / FILE).is_file():
             backend = tokenizer_files.open_file(folder / FILE)
@@ -387,14 +391,16 @@ def _from_transformers(name: str) -> Tokenizer:
     from transformers import AutoTokenizer  # takes 0.7 s, so imported only when needed
 
     try:
-        found = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=False, local_files_only=True
+        )
     except Exception as error:  # OSError, ValueError, ImportError or hub errors, by cause
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"{name}: its tokenizer cannot be opened ({reason}); a SentencePiece model alone needs "
-            f"a {FILE} beside it or the sentencepiece package"
+            f"a {FILE} next to it or the sentencepiece package"
         ) from error
-    backend = getattr(found, "backend_tokenizer", None)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise DataError(f"{name}: its tokenizer has no `tokenizers` backend; provide a {FILE}")
     return backend

@@ -48,8 +48,8 @@ def decode(
     """
     ends: Any = dict(end_id=end_id, pad_id=pad_id)
 
-    def own(params: Params, given: tuple[Any, ...]) -> Generated:
-        z_egz, prompt, key_e, cond = given
+    def own(params: Params, inputs: tuple[Any, ...]) -> Generated:
+        z_egz, prompt, key_e, cond = inputs
         if cfg.method == "beam":
             return best(beam_search(gen, params, z_egz, prompt, cfg, cond=cond, **ends))
         return generate(gen, params, z_egz, prompt, key_e, cfg, cond=cond, **ends)

@@ -70,7 +70,7 @@ class DecodeConfig:
         _integer("room", self.room, 1, "new tokens that caches have places for at first", LONGEST)
         _integer("beam_width", self.beam_width, 1, "hypotheses per example", WIDEST)
         _positive("temperature", self.temperature, "method=greedy is the limit of 0")
-        _positive("repetition_penalty", self.repetition_penalty, "1 is no penalty")
+        _positive("repetition_penalty", self.repetition_penalty, "1 means none")
         _positive("top_p", self.top_p, "1 keeps every token")
         _number("length_penalty", self.length_penalty, "a finite number", "0 compares plain sums")
         if self.top_p > 1:

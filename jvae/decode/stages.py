@@ -21,11 +21,11 @@ def rooms(gen: Generator, cfg: DecodeConfig) -> list[int]:
 
     It doubles from stage to stage; the last stage has capacity `max_length`.
     """
-    found, room = [], cfg.room
+    capacities, room = [], cfg.room
     while gen.grow is not None and 1.5 * room <= cfg.max_length:
-        found.append(room)
+        capacities.append(room)
         room *= 2
-    return [*found, cfg.max_length]
+    return [*capacities, cfg.max_length]
 
 
 def run(

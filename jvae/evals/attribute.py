@@ -83,8 +83,8 @@ def edit(
     to_b_e = label_e == values[0]
     sign_e = np.where(to_b_e, 1.0, -1.0).astype(np.float32)
     moved_egz = z_egz + scale * sign_e[:, None, None] * vector_gz
-    told = decode(moved_egz, np.arange(len(texts)))
+    edited = decode(moved_egz, np.arange(len(texts)))
     wanted_e = np.where(to_b_e, values[1], values[0])
-    hit_e = np.asarray(judge(told)) == wanted_e
+    hit_e = np.asarray(judge(edited)) == wanted_e
     toward = 100.0 * float(hit_e[~to_b_e].mean()), 100.0 * float(hit_e[to_b_e].mean())
-    return Edit(told, toward, corpus_bleu(told, texts)[0])
+    return Edit(edited, toward, corpus_bleu(edited, texts)[0])

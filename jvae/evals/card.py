@@ -319,8 +319,8 @@ class Report:
         """
         for name, value in group.items():
             if name.endswith("_signature"):
-                found = {f"{prefix}{name.removesuffix('_signature')}": str(value)}
-                self.card.signatures = {**(self.card.signatures or {}), **found}
+                signature = {f"{prefix}{name.removesuffix('_signature')}": str(value)}
+                self.card.signatures = {**(self.card.signatures or {}), **signature}
                 continue
             unit = "%" if name.endswith("_pct") else ("0-100" if "bleu" in name else "")
             self.add(
@@ -407,19 +407,19 @@ class Report:
 
     def definitions(self) -> list[tuple[str, str]]:
         """Definitions of the report's metrics; metrics that differ only in a number share one."""
-        found: dict[str, str] = {}
+        meanings: dict[str, str] = {}
         for row in self.rows:
             plain = row.name
             if pattern_of(plain) is None and define(plain):
                 plain = row.name.removeprefix(GREEDY)
             name = pattern_of(plain)
             if row.definition or name is None:
-                found.setdefault(row.name, row.definition)
+                meanings.setdefault(row.name, row.definition)
             else:
-                found.setdefault(name, DEFINITIONS[name])
+                meanings.setdefault(name, DEFINITIONS[name])
         for row in (row for block in self.compat for row in block.rows):
-            found.setdefault(f"{row.name} of a mode", COMPATIBLE[row.name])
-        return [(name, text) for name, text in found.items() if text]
+            meanings.setdefault(f"{row.name} of a mode", COMPATIBLE[row.name])
+        return [(name, text) for name, text in meanings.items() if text]
 
     def _length_lines(self) -> list[str]:
         if not self.details.get("by_length"):

@@ -93,7 +93,7 @@ def control(
     labels = _labels_of(fitted)
     kind = fitted[0].about["label"]
     valid, test = (_labelled(this, split, kind, labels) for split in ("valid", "test"))
-    given = metrics.read_references(request.references, labels) if request.references else None
+    referenced = metrics.read_references(request.references, labels) if request.references else None
     cfg = evaluation.settings(this.config)
     judge = outside.judge(cfg.external) if cfg.external else None
     sizes = cfg.sizes(len(this.data["test"]))
@@ -126,11 +126,11 @@ def control(
         generation[system] = generation[system]._replace(ppl=ppl, grammatical=right)
 
     chosen = _some(test, max(1, (sizes.sentences or len(test.texts)) // len(labels)), cfg.seed)
-    if given is not None:
-        chosen = _Labelled(given.texts, np.array(given.label_n))
+    if referenced is not None:
+        chosen = _Labelled(referenced.texts, np.array(referenced.label_n))
     goal_n = [labels[(labels.index(own) + 1) % len(labels)] for own in chosen.label_n]
     moved = _transferred(vae, chosen, goal_n, systems, train, request)
-    known = given and given.references
+    known = referenced and referenced.references
     transferred = {
         system: metrics.transfer(oracle, texts, goal_n, chosen.texts, known)
         for system, texts in moved.items()
@@ -141,8 +141,8 @@ def control(
         f"validation sentences, right on {real.mean:.1f} ± {real.se:.1f} % of {len(test.texts)} "
         "test sentences.",
         f"Generation: {each} texts of each label. G is the geometric mean of accuracy and BLEU.",
-        f"Transfer: {len(chosen.texts)} {'sentences with references' if given else TEST}, each to "
-        "the next label; xN is N times the step in the latent space.",
+        f"Transfer: {len(chosen.texts)} {'sentences with references' if referenced else TEST}, "
+        "each to the next label; xN is N times the step in the latent space.",
     ]
     tables = [_table("generation", generation), _table("transfer", transferred)]
     text = "\n\n".join([title, *tables, "\n".join(notes)])

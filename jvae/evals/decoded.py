@@ -58,10 +58,10 @@ def interpolations(
     ways = {"interpolation": line(*ends, steps)}
     if sizes.slerp:
         ways["arc"] = arc(*ends, steps)
-    given = sources and [one for one in sources[:pairs] for _ in range(steps)]
+    conditions = sources and [one for one in sources[:pairs] for _ in range(steps)]
     for name, z_etgz in ways.items():
         latents = vae.placed(z_etgz.reshape(-1, *z_egz.shape[1:]))
-        points = [one_line(s) for s in vae.decode(latents, sources=given)]
+        points = [one_line(s) for s in vae.decode(latents, sources=conditions)]
         paths = [points[i * steps : (i + 1) * steps] for i in range(pairs)]
         samples[f"{name}s"] = ["\n".join(path) + "\n" for path in paths]
         for row in smoothness.smoothness_rows(words, paths, name):

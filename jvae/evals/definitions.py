@@ -190,17 +190,32 @@ def pattern_of(name: str) -> str | None:
 
 def place(name: str) -> tuple[int, str]:
     """A metric's position in a report and its heading, by name."""
-    found = pattern_of(name) or pattern_of(name.removeprefix(GREEDY))
+    pattern = pattern_of(name) or pattern_of(name.removeprefix(GREEDY))
     order = list(DEFINITIONS)
-    if found is None:
+    if pattern is None:
         return len(order), ELSEWHERE
-    at = order.index(found)
+    at = order.index(pattern)
     return at, [title for title, first in GROUPS.items() if order.index(first) <= at][-1]
 
 
 def define(name: str) -> str:
     """The definition of a metric by its name in a report; empty for a metric not listed here."""
-    found = pattern_of(name)
-    if found is None and name.startswith(GREEDY) and (plain := define(name.removeprefix(GREEDY))):
+    pattern = pattern_of(name)
+    if pattern is None and name.startswith(GREEDY) and (plain := define(name.removeprefix(GREEDY))):
         return f"of greedy samples: {plain}"
-    return DEFINITIONS[found] if found else ""
+    return DEFINITIONS[pattern] if pattern else ""
+
+
+def reference() -> str:
+    """Markdown: all definitions, one table per group."""
+    parts = []
+    for name, meaning in DEFINITIONS.items():
+        title = place(name)[1]
+        if name == GROUPS.get(title):
+            parts.append(f"## {title}\n\n| metric | meaning |\n| --- | --- |")
+        parts[-1] += f"\n| `{name}` | {meaning.replace('|', chr(92) + '|')} |"
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

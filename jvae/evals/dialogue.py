@@ -71,13 +71,13 @@ def bleu(responses: Texts, known: Texts) -> Scores:
 
 def intra_dist(responses: Texts, order: int) -> float | None:
     """Distinct n-grams of a response divided by all of its n-grams, averaged over responses."""
-    found = []
+    shares = []
     for text in (text for own in responses for text in own):
         words = text.split()
         grams = [tuple(words[i : i + order]) for i in range(len(words) - order + 1)]
         if grams:
-            found.append(len(set(grams)) / len(grams))
-    return float(np.mean(found)) if found else None
+            shares.append(len(set(grams)) / len(grams))
+    return float(np.mean(shares)) if shares else None
 
 
 def read_vectors(path: str | Path, wanted: set[str]) -> dict[str, Float[np.ndarray, "d"]]:
@@ -86,7 +86,7 @@ def read_vectors(path: str | Path, wanted: set[str]) -> dict[str, Float[np.ndarr
 
     Raises: DataError if the file cannot be read or its lines differ in length.
     """
-    path, found, width = Path(path).expanduser(), {}, 0
+    path, vectors, width = Path(path).expanduser(), {}, 0
     opened: Any = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8") as file:
@@ -100,12 +100,12 @@ def read_vectors(path: str | Path, wanted: set[str]) -> dict[str, Float[np.ndarr
                         f"{path}:{number}: {len(numbers)} numbers, but the first line has {width}"
                     )
                 if word in wanted:
-                    found[word] = np.array(numbers, np.float64)
+                    vectors[word] = np.array(numbers, np.float64)
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: cannot be read as word vectors ({error})") from None
-    return found
+    return vectors
 
 
 def embedding_scores(response: Words, reference: Words, vectors: Vectors) -> dict[str, float]:
@@ -163,14 +163,14 @@ def dialogue(at: Evaluation) -> list[Row]:
         at.samples["outputs"], len(at.samples["outputs"]) // len(sources)
     )
     other = known[1:] + known[:1]
-    found, control = bleu(responses, known), bleu(responses, other)
+    scores, control = bleu(responses, known), bleu(responses, other)
     note = f"{len(sources)} contexts, {count} responses each"
     rows = []
     for name, i in _BLEU:
-        mean, se = mean_se(found[i])
+        mean, se = mean_se(scores[i])
         rows.append(Row(f"dialogue_{name}", mean, "", se, float(control[i].mean()), note))
         note = ""
-    rows.append(Row("dialogue_bleu_f1", found.f1, "", control=control.f1))
+    rows.append(Row("dialogue_bleu_f1", scores.f1, "", control=control.f1))
     rows += [Row(f"dialogue_intra_dist_{n}", intra_dist(responses, n), "0-1") for n in (1, 2)]
     lengths = [len(text.split()) for own in responses for text in own]
     rows.append(Row("dialogue_length", float(np.mean(lengths)), "words"))

@@ -173,7 +173,7 @@ def evaluate(
         if sizes.spot_samples:
             with timed(report, "spot_s"):
                 few = draw_sentences(len(data), sizes.spot_sentences, cfg.seed)
-                found = evaluate_likelihood(
+                spot = evaluate_likelihood(
                     this.model,
                     params,
                     rows(few),
@@ -182,7 +182,7 @@ def evaluate(
                     chunk=cfg.chunk,
                     proposal=proposal,
                 )
-                report.add(**spot_row(found, sizes.samples))
+                report.add(**spot_row(spot, sizes.samples))
         if cfg.compat:
             with timed(report, "compat_s"):
                 volume_bound = None
@@ -230,13 +230,13 @@ def evaluate(
         train = this.data["train"].texts
         report.add_group(texts.generation(samples["prior"], data.texts, train))
         if sizes.greedy_columns:
-            found = texts.generation(samples["prior_greedy"], data.texts, train)
-            report.add_group(found, prefix="greedy_")
+            spot = texts.generation(samples["prior_greedy"], data.texts, train)
+            report.add_group(spot, prefix="greedy_")
         if latent is not None:
             original = [str(data.texts[i]) for i in chosen]
-            given = sources_of(data, chosen) if vae.conditional else None
-            z_egz, exact_e = reconstructions(this, vae, report, samples, original, given)
-            interpolations(this, vae, report, samples, z_egz, given, cfg, sizes)
+            sources = sources_of(data, chosen) if vae.conditional else None
+            z_egz, exact_e = reconstructions(this, vae, report, samples, original, sources)
+            interpolations(this, vae, report, samples, z_egz, sources, cfg, sizes)
         else:
             for name in NEEDS_LATENT:
                 report.add(name, None, "")

@@ -28,8 +28,8 @@ def excess_over_exact(
       exact_e: -log p in nats of each sentence of the split, by example id, under the distribution
         it was drawn from.
     """
-    found = {}
+    excess = {}
     for k, bound_e in result.scores.bound_e.items():
         mean, se = mean_se(np.asarray(bound_e, np.float64) - np.asarray(exact_e)[result.id_e])
-        found[k] = Excess(mean, se, se is not None and mean < -4 * se)
-    return found
+        excess[k] = Excess(mean, se, se is not None and mean < -4 * se)
+    return excess

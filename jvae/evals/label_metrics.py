@@ -136,7 +136,7 @@ def read_references(path: str, labels: Sequence[str]) -> Referenced:
 
     Raises: DataError naming the first line with another format or an unknown label.
     """
-    found = Referenced([], [], [])
+    referenced = Referenced([], [], [])
     for number, raw in sources.raw_lines(sources.expand_user(path), MAX_CHARS):
         where = f"{Path(path)}:{number}"
         line = decode(raw) if isinstance(raw, bytes) else raw
@@ -151,7 +151,7 @@ def read_references(path: str, labels: Sequence[str]) -> Referenced:
             )
         if label not in labels:
             raise DataError(f"{where}: unknown label {label!r}; known: {', '.join(labels[:20])}")
-        found.texts.append(rest[0])
-        found.label_n.append(label)
-        found.references.append(rest[1:])
-    return found
+        referenced.texts.append(rest[0])
+        referenced.label_n.append(label)
+        referenced.references.append(rest[1:])
+    return referenced

@@ -16,6 +16,7 @@ from jvae.api import (
     Batch,
     Generator,
     Params,
+    Post,
     Posterior,
     Prior,
     TextVAE,
@@ -41,7 +42,7 @@ class PosteriorSet(NamedTuple):
     """The posterior of every sentence of a set, by id, on the host, with one draw (draw 0)."""
 
     id_e: Int[np.ndarray, "e"]
-    post: Any  # the model's own posterior, every leaf with leading axis E
+    post: Post  # the model's own posterior, every leaf with leading axis E
     mean_egz: Float[np.ndarray, "e g z"]
     z_egz: Float[np.ndarray, "e g z"]
     log_q_e: Float[np.ndarray, "e"]  # log-density of the draw under its own posterior
@@ -100,11 +101,11 @@ def collect_posteriors(
             "collect_posteriors: the model's metric posterior has no density. "
             "Mutual information needs a posterior density."
         )
-    id_e, found = collect(
+    id_e, leaves = collect(
         (batch.id_e, _infer(model.gen, model.prior, model.metric_post, params, batch, key))
         for batch in batches
     )
-    return PosteriorSet(id_e=id_e[:cap], **jax.tree.map(lambda leaf: leaf[:cap], found))
+    return PosteriorSet(id_e=id_e[:cap], **jax.tree.map(lambda leaf: leaf[:cap], leaves))
 
 
 def _take(tree: Any, place: np.ndarray) -> Any:
@@ -151,7 +152,7 @@ def log_aggregate(
     return total_e - np.log(count)
 
 
-def gaussian_entropy(posterior: Posterior, post: Any) -> Float[np.ndarray, "e"] | None:
+def gaussian_entropy(posterior: Posterior, post: Post) -> Float[np.ndarray, "e"] | None:
     """Entropy in nats of posteriors that are one diagonal Gaussian each; None for others.
 
     Only for published estimators of mutual information (`jvae.evals.compat`). If the entropy is
@@ -182,7 +183,7 @@ def unit_covariance(
     return np.sum((a - a.mean(0)) * (b - b.mean(0)), axis=0) / (a.shape[0] - 1)
 
 
-def paired_means(post: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+def paired_means(post: Post) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Means of two independent sets of chains per sentence; (None, None) for an encoder."""
     return getattr(post, "mean_a_egz", None), getattr(post, "mean_b_egz", None)
 

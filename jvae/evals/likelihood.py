@@ -123,16 +123,16 @@ def draw_sentences(available: int, wanted: int, seed: int = 0) -> Int[np.ndarray
     return np.sort(order[: min(wanted, available)])
 
 
-def spot_row(found: LikelihoodResult, fewer: int) -> dict[str, Any]:
+def spot_row(result: LikelihoodResult, fewer: int) -> dict[str, Any]:
     """Arguments of `Report.add` for a spot check with many draws on few sentences.
 
     Args:
       fewer: the K of the main result, also a point of this curve; the row shows the gain from the
         larger K.
     """
-    s = found.summary()
+    s = result.summary()
     less = s["nll_nats_at"].get(fewer)
     note = f"{s['sentences']} sentences"
     note += "" if less is None else f"; with K = {fewer} these have {less:.2f}"
     nats, se = s["nll_nats"], s["nll_nats_se"]
-    return dict(name=f"nll_{found.k}", value=nats, unit="nats/sentence", se=se, note=note)
+    return dict(name=f"nll_{result.k}", value=nats, unit="nats/sentence", se=se, note=note)

@@ -28,7 +28,7 @@ from jvae.runs import build
 from jvae.runs.workdir import write_text
 
 # Scores of every draw by encoder and label budget; None is the budget of all examples.
-Found = dict[str, dict[int | None, list[dict[str, float]]]]
+Scores = dict[str, dict[int | None, list[dict[str, float]]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +37,19 @@ class Request:
 
     data: str = setting("", help="Folder with train.tsv and valid.tsv; empty: TFDS glue/TASK.")
     features: str = setting(
-        "pooled", choices=FEATURES, help="Of the encoder: its pooled state, or the posterior mean."
+        "pooled", choices=FEATURES, help="The encoder's pooled state, or the posterior mean."
     )
     freeze: bool = setting(True, help="False: the encoder trains with the head.")
     per_class: tuple[int, ...] = setting(
-        (), low=1, high=MOST, help="Training examples of each class, in turn; empty: all there are."
+        (), low=1, high=MOST, help="Training examples per class, one fit per value; empty: all."
     )
-    draws: int = setting(10, low=1, high=1_000, help="Draws of so few examples.")
-    epochs: int = setting(3, low=1, high=10_000, help="Of training with the encoder.")
-    lr: float = setting(2e-5, above=0.0, high=1.0, help="Of training with the encoder.")
+    draws: int = setting(10, low=1, high=1_000, help="Random draws per budget.")
+    epochs: int = setting(3, low=1, high=10_000, help="Epochs, if the encoder trains.")
+    lr: float = setting(
+        2e-5, above=0.0, high=1.0, help="Peak learning rate, if the encoder trains."
+    )
     batch: int = setting(32, low=1, high=65_536, help="Sentences or pairs read together.")
-    max_tokens: int = setting(128, low=8, high=MOST, help="Longer ones are cut.")
+    max_tokens: int = setting(128, low=8, high=MOST, help="Maximum tokens; longer texts are cut.")
 
 
 def finetune(
@@ -81,19 +83,19 @@ def finetune(
     extract = classify.extractor(this.model, request.features)
     way_of = classify.Settings(request.epochs, request.lr, request.batch)
     trainer = classify.Trainer(extract, classes, way_of)
-    found: Found = {}
+    scores: Scores = {}
     for who, weights in encoders.items():
         with timed(report, f"{who}_s"), meshes.inside(mesh):
             how = (extract, weights, train, valid, label_e, classes)
             predict = _predictor(*how, request, trainer, seed)
-            found[who] = {
+            scores[who] = {
                 size: [
                     nlu_tasks.scores(predict(ids, draw), data.valid.label_e, classes)
                     for draw, ids in enumerate(_draws(kinds_e, size, request.draws, seed))
                 ]
                 for size in budgets
             }
-    _add(report, found, data)
+    _add(report, scores, data)
     if processes.first():
         place = this.workdir / "eval" / f"finetune.{name}.{way}"
         write_text(place.with_name(f"{place.name}.json"), report.to_json())
@@ -190,13 +192,13 @@ def _predictor(
     return predict
 
 
-def _add(report: Report, found: Found, data: TaskData) -> None:
+def _add(report: Report, scores: Scores, data: TaskData) -> None:
     """Adds rows for every budget and score, with the untrained encoder as the control."""
     majority = f"most frequent {probes.majority(data.valid.label_e):.1f}" if data.names else ""
-    for size, draws in found["nlu"].items():
+    for size, draws in scores["nlu"].items():
         end = "" if size is None else f"_each_{size}"
         for name in draws[0]:
-            by_encoder = {who: [one[name] for one in found[who][size]] for who in found}
+            by_encoder = {who: [one[name] for one in scores[who][size]] for who in scores}
             value, control = (float(np.mean(by_encoder[who])) for who in ("nlu", "untrained"))
             count = len(draws)
             parts = [f"{count} draws, their sd"] if count > 1 else []

@@ -105,13 +105,13 @@ def _file(folder: Path, split: str) -> Path:
 
 
 def _examples(path: str, reader: Reader) -> list[Example]:
-    found = []
+    examples = []
     for line, one in scan(path, reader):
         if isinstance(one, BadLine):
             raise bad_line(f"{path}:{line}", one)
         if isinstance(one, Example):
-            found.append(one)
-    return found
+            examples.append(one)
+    return examples
 
 
 def _numbered(splits: dict[str, list[Example]], task: Task, files: list[Any]) -> TaskData:

@@ -62,7 +62,7 @@ def find(
       best: `bound` at the check with the lowest validation bound; None before the objective is
         final.
       stalled: number of checks since then.
-      sentences: number of training sentences behind `rec` and `bound`.
+      sentences: number of training sentences that `rec` and `bound` are means over.
       limit: largest difference in `rec` that is accepted.
     """
     if sentences < LEAST:

@@ -225,10 +225,10 @@ def _sample_rows(
             yield _Row(f"{prefix}grammatical", *map(_grammatical, lines.values()), unit="%")
         if not prefix:
             train = this.data["train"].texts
-            found = [texts.generation(one, data.texts, train) for one in lines.values()]
+            metrics = [texts.generation(one, data.texts, train) for one in lines.values()]
             for metric in SHOWN:
                 unit = "%" if metric.endswith("_pct") else ""
-                values = [one[metric] for one in found]
+                values = [one[metric] for one in metrics]
                 yield _Row(metric.removesuffix("_pct"), *values, unit=unit)
 
 

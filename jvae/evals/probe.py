@@ -162,12 +162,12 @@ def draws_of(
     it includes every sentence.
     """
     labels, counts = np.unique(label_e, return_counts=True)
-    found = []
+    draws = []
     for i in range(count if counts.max() > each else 1):
         order = np.random.default_rng([seed, each, i]).permutation(len(label_e))
         own = [order[label_e[order] == label][:each] for label in labels]
-        found.append(np.sort(np.concatenate(own)))
-    return found
+        draws.append(np.sort(np.concatenate(own)))
+    return draws
 
 
 def low_resource(

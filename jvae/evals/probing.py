@@ -40,8 +40,8 @@ def labels_of(this: build.Run, split: str) -> Labels:
     data = this.data[split]
     if split in this.exact:
         # Sentence i is line i of its corpus, from which some lines may have been dropped.
-        made = grammar.corpus(split, int(data.lines.line_no.max()))
-        factor_ef = np.array([s.factors for s in made])[data.lines.line_no - 1]
+        sentences = grammar.corpus(split, int(data.lines.line_no.max()))
+        factor_ef = np.array([s.factors for s in sentences])[data.lines.line_no - 1]
         return {f.name: factor_ef[:, i] for i, f in enumerate(grammar.FACTORS)}
     if data.labels is None:
         raise ConfigError(
@@ -137,15 +137,15 @@ def _linear(
     seed: int,
     suffix: str = "",
 ) -> None:
-    found, control = (probes.linear_probe(x_ed, label_e, seed=seed) for x_ed in test_ed)
+    accuracy, control = (probes.linear_probe(x_ed, label_e, seed=seed) for x_ed in test_ed)
     chance = probes.linear_probe(test_ed[0], probes.permuted(label_e, seed), seed=seed)
     name = f"probe_{kind}{suffix}"
-    _scores(report, name, found, control, chance, f"sd of {found.runs} folds")
+    _scores(report, name, accuracy, control, chance, f"sd of {accuracy.runs} folds")
     if few := probes.rare(label_e):
         named = zip(names(kind, np.array(list(few))), few.values(), strict=True)
         counted = ", ".join(f"{name} ({n})" for name, n in named)
         report.notes.append(
-            f"{name}: labels with fewer sentences than the {found.runs} folds: {counted}. "
+            f"{name}: labels with fewer sentences than the {accuracy.runs} folds: {counted}. "
             "They count as the others do; one with a single sentence is never predicted."
         )
 
@@ -153,18 +153,22 @@ def _linear(
 def _scores(
     report: Report,
     name: str,
-    found: probes.Accuracy,
+    accuracy: probes.Accuracy,
     control: probes.Accuracy,
     chance: probes.Accuracy,
     note: str,
 ) -> None:
     """Adds rows of accuracy, balanced accuracy and macro F1."""
-    beside = f"permuted {chance.mean:.1f}, most frequent {found.majority:.1f}"
-    report.add(name, found.mean, "%", se=found.sd, control=control.mean, note=f"{note}; {beside}")
+    note += f"; permuted {chance.mean:.1f}, most frequent {accuracy.majority:.1f}"
+    report.add(name, accuracy.mean, "%", se=accuracy.sd, control=control.mean, note=note)
     for part in ("balanced", "f1"):
         note = f"permuted {getattr(chance, part):.1f}"
         report.add(
-            f"{name}_{part}", getattr(found, part), "%", control=getattr(control, part), note=note
+            f"{name}_{part}",
+            getattr(accuracy, part),
+            "%",
+            control=getattr(control, part),
+            note=note,
         )
 
 
@@ -178,13 +182,13 @@ def _few(
     cfg: EvalConfig,
 ) -> None:
     seed, sizes = cfg.seed, cfg.per_label
-    found, control = (
+    trained, control = (
         probes.low_resource(x_ed, label_e, y_ed, test_label_e, sizes, seed=seed)
         for x_ed, y_ed in zip(train_ed, test_ed, strict=True)
     )
     shuffled = probes.permuted(label_e, seed)
     chance = probes.low_resource(train_ed[0], shuffled, test_ed[0], test_label_e, sizes, seed=seed)
-    for size, accuracy in found.items():
+    for size, accuracy in trained.items():
         fewest = min(np.unique(label_e, return_counts=True)[1])
         each = f"{size}" if fewest >= size else f"{fewest} to {size}"
         draws = f"{accuracy.runs} draws, their sd" if accuracy.runs > 1 else "one draw"
@@ -208,27 +212,27 @@ def _clusters(
     label_e: np.ndarray,
     seed: int,
 ) -> None:
-    found, control = (
+    trained, control = (
         cluster.clustering(x_ed, y_ed, label_e, seed=seed)
         for x_ed, y_ed in zip(train_ed, test_ed, strict=True)
     )
     chance = cluster.clustering(
         train_ed[0], test_ed[0], probes.permuted(label_e, seed), restarts=1, seed=seed
     )
-    low, high = min(found.restarts), max(found.restarts)
-    note = f"likeliest of {len(found.restarts)} restarts, {low:.1f} to {high:.1f}"
+    low, high = min(trained.restarts), max(trained.restarts)
+    note = f"likeliest of {len(trained.restarts)} restarts, {low:.1f} to {high:.1f}"
     note += f"; permuted {chance.accuracy:.1f}, most frequent {probes.majority(label_e):.1f}"
     name = f"cluster_{kind}"
-    report.add(f"{name}_accuracy", found.accuracy, "%", control=control.accuracy, note=note)
-    report.add(f"{name}_nmi", found.nmi, "0-1", control=control.nmi)
+    report.add(f"{name}_accuracy", trained.accuracy, "%", control=control.accuracy, note=note)
+    report.add(f"{name}_nmi", trained.nmi, "0-1", control=control.nmi)
 
 
 def _factors(report: Report, train_ed: list[np.ndarray], labels: Labels, seed: int) -> None:
     factor_ef = np.stack(list(labels.values()), axis=1)
-    found, control = (disentangle.disentanglement(x_ed, factor_ef, seed) for x_ed in train_ed)
+    trained, control = (disentangle.disentanglement(x_ed, factor_ef, seed) for x_ed in train_ed)
     shuffled = np.random.default_rng(seed).permutation(factor_ef)
     chance = disentangle.disentanglement(train_ed[0], shuffled, seed)
-    for name, value in found._asdict().items():
+    for name, value in trained._asdict().items():
         note = f"permuted {getattr(chance, name):.2f}"
         report.add(name, value, "0-1", control=getattr(control, name), note=note)
     report.details["factors"] = list(labels)
@@ -261,19 +265,19 @@ def _attribute(
     other_gz *= np.linalg.norm(vector_gz) / max(float(np.linalg.norm(other_gz)), 1e-12)
     ends = [test_egz[test_label_e == value] for value in values]
     name = f"attribute_{kind}"
-    found, chance = (agreement(v_gz, *ends) for v_gz in (vector_gz, other_gz))
+    order, chance = (agreement(v_gz, *ends) for v_gz in (vector_gz, other_gz))
     note = f"test pairs that the vector {values[0]} to {values[1]} puts in order"
-    report.add(f"{name}_order", found, "0-1", control=chance, note=note)
+    report.add(f"{name}_order", order, "0-1", control=chance, note=note)
 
     lines, vae = this.data[split].lines, evaluation.text_vae_of(this, params, seed)
     place_e = np.sort(
         np.concatenate([np.flatnonzero(test_label_e == value)[:EDITED] for value in values])
     )
     texts = [str(lines.text[i]) for i in chosen[place_e]]
-    given = None if lines.source is None else [str(lines.source[i]) for i in chosen[place_e]]
+    conditions = None if lines.source is None else [str(lines.source[i]) for i in chosen[place_e]]
 
     def decode(z_egz: np.ndarray, index_e: np.ndarray) -> list[str]:
-        sources = [given[i] for i in index_e] if given else None
+        sources = [conditions[i] for i in index_e] if conditions else None
         return [one_line(text) for text in vae.decode(z_egz, sources=sources)]
 
     train = this.data["train"].lines.text

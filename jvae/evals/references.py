@@ -40,10 +40,10 @@ class Score(NamedTuple):
 
 def groups(sources: Iterable[str], texts: Iterable[str]) -> list[Group]:
     """Groups the pairs of a split by source; pairs with the same source are its references."""
-    found: dict[str, dict[str, None]] = {}
+    references_of: dict[str, dict[str, None]] = {}
     for source, text in zip(sources, texts, strict=True):
-        found.setdefault(source, {})[text] = None
-    return [Group(source, list(references)) for source, references in found.items()]
+        references_of.setdefault(source, {})[text] = None
+    return [Group(source, list(references)) for source, references in references_of.items()]
 
 
 def by_source(texts: Sequence[str], count: int) -> list[list[str]]:

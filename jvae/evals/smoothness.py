@@ -68,11 +68,11 @@ def _cost(words: WordVectors, a: Sequence[str], b: Sequence[str]) -> Float[np.nd
     """Euclidean distances; words without a vector are orthogonal to all others."""
 
     def vectors(some: Sequence[str]) -> np.ndarray:
-        found = np.zeros((len(some), words.vector_vd.shape[1]))
+        vector_nd = np.zeros((len(some), words.vector_vd.shape[1]))
         for i, word in enumerate(some):
             if word in words.place:
-                found[i] = words.vector_vd[words.place[word]]
-        return found
+                vector_nd[i] = words.vector_vd[words.place[word]]
+        return vector_nd
 
     same = np.array([[x == y for y in b] for x in a])
     cosine = np.where(same, 1.0, vectors(a) @ vectors(b).T)
@@ -102,10 +102,10 @@ def word_mover(words: WordVectors, a: str, b: str) -> float:
     mass = np.array([*surplus[0].values(), *surplus[1].values()])
     # One equation follows from the others; dropping it avoids contradictions from rounding.
     equations = vstack([out, into]).tocsr()[:-1]
-    found = linprog(cost.ravel(), A_eq=equations, b_eq=mass[:-1], method="highs")
-    if found.status != 0:
-        raise RuntimeError(f"word_mover: no transport plan found ({found.message})")
-    return float(found.fun)
+    plan = linprog(cost.ravel(), A_eq=equations, b_eq=mass[:-1], method="highs")
+    if plan.status != 0:
+        raise RuntimeError(f"word_mover: no transport plan found ({plan.message})")
+    return float(plan.fun)
 
 
 class Smoothness(NamedTuple):
@@ -152,12 +152,12 @@ def smoothness_rows(
     words: WordVectors, paths: Sequence[Sequence[str]], name: str = "interpolation"
 ) -> list[dict[str, Any]]:
     """Arguments of `Report.add` for the mean with its control, and the extreme values."""
-    found = smoothness(words, paths)
+    scores = smoothness(words, paths)
     control = smoothness(words, other_inside(paths)) if len(paths) > 1 else None
-    note = f"{found.pairs} pairs, word mover's distance; {found.same_ends} with equal ends left out"
-    mean = dict(name=f"{name}_smoothness", value=found.mean, unit="higher is smoother")
+    note = f"{scores.pairs} pairs, word mover's distance; {scores.same_ends} of equal ends left out"
+    mean = dict(name=f"{name}_smoothness", value=scores.mean, unit="higher is smoother")
     return [
-        mean | dict(se=found.se, control=control.mean if control else None, note=note),
-        dict(name=f"{name}_smoothness_max", value=found.highest, unit=""),
-        dict(name=f"{name}_smoothness_min", value=found.lowest, unit=""),
+        mean | dict(se=scores.se, control=control.mean if control else None, note=note),
+        dict(name=f"{name}_smoothness_max", value=scores.highest, unit=""),
+        dict(name=f"{name}_smoothness_min", value=scores.lowest, unit=""),
     ]

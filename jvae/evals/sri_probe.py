@@ -89,11 +89,11 @@ def sgd(train: Split, valid: Split, classes: int, seed: int) -> Layer:
 
 def _batches(words_e: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
     """Batches of sentences of equal length, in random order."""
-    found = []
+    batches = []
     for words in np.unique(words_e):
         own = rng.permutation(np.flatnonzero(words_e == words))
-        found += [own[i : i + BATCH] for i in range(0, len(own), BATCH)]
-    return [found[i] for i in rng.permutation(len(found))]
+        batches += [own[i : i + BATCH] for i in range(0, len(own), BATCH)]
+    return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def _updated(layer: Layer, feature_ed: np.ndarray, label_e: np.ndarray, rate: float) -> Layer:
@@ -186,14 +186,14 @@ def _add(report: Report, kind: str, size: int, splits: dict[str, dict[str, Split
         return
     accuracy = {who: accuracies(own, size) for who, own in splits.items()}
     logistic = {who: _logistic(own, size) for who, own in splits.items()}
-    found = accuracy["trained"]
+    trained = accuracy["trained"]
     report.add(
         name,
-        float(np.mean(found)),
+        float(np.mean(trained)),
         "%",
-        se=probes.sd(found),
+        se=probes.sd(trained),
         control=float(np.mean(accuracy["untrained"])),
-        note=f"SGD, sd of {len(found)} runs",
+        note=f"SGD, sd of {len(trained)} runs",
     )
     report.add(f"{name}_logistic", logistic["trained"], "%", control=logistic["untrained"])
 

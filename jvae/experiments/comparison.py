@@ -57,30 +57,30 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def plan(given: argparse.Namespace) -> list[Job]:
+def plan(args: argparse.Namespace) -> list[Job]:
     """The requested runs, data set by data set.
 
     Raises: ConfigError for unknown or missing values.
     """
-    if given.budget not in BUDGETS:
-        raise ConfigError(f"--budget={given.budget}: expected one of {', '.join(BUDGETS)}")
-    names = [name for name in given.models.split(",") if name]
+    if args.budget not in BUDGETS:
+        raise ConfigError(f"--budget={args.budget}: expected one of {', '.join(BUDGETS)}")
+    names = [name for name in args.models.split(",") if name]
     for name in names:
         if name not in ENTRIES:
             raise ConfigError(f"--models={name}: expected some of {', '.join(ENTRIES)}")
-    budget, made = BUDGETS[given.budget], []
-    for word in given.data:
+    budget, jobs = BUDGETS[args.budget], []
+    for word in args.data:
         name, equals, folder = word.partition("=")
         if not (name.isidentifier() and equals and folder):
             raise ConfigError(f"--data={word}: write --data=NAME=FOLDER, such as snli=data/snli")
-        data = prepare(name, Path(folder), budget, given.out / given.budget / name)
+        data = prepare(name, Path(folder), budget, args.out / args.budget / name)
         for entry in names:
-            for point in ("", *(points(entry) if given.sweep else ())):
-                made += [
-                    job(given.budget, data, entry, seed, given.out, point)
+            for point in ("", *(points(entry) if args.sweep else ())):
+                jobs += [
+                    job(args.budget, data, entry, seed, args.out, point)
                     for seed in (budget.seeds if not point else budget.seeds[:1])
                 ]
-    return made
+    return jobs
 
 
 class Runner:
@@ -121,10 +121,10 @@ def missing(jobs: Sequence[Job], rows: Path) -> list[Job]:
     return [one for one in jobs if stored.get(one.key) != one.fingerprint]
 
 
-def run_all(jobs: Sequence[Job], given: argparse.Namespace) -> int:
+def run_all(jobs: Sequence[Job], args: argparse.Namespace) -> int:
     """Completes what is missing; returns the exit code: 1 if a run failed, `CODE` if stopped."""
-    compiled = BUDGETS[given.budget].compiled
-    waiting = list(jobs) if compiled else missing(jobs, given.rows)
+    compiled = BUDGETS[args.budget].compiled
+    waiting = list(jobs) if compiled else missing(jobs, args.rows)
     runner, failed = Runner(), 0
     if waiting:
         runner.listen()
@@ -133,13 +133,13 @@ def run_all(jobs: Sequence[Job], given: argparse.Namespace) -> int:
         log = one.folder.with_name(f"{one.folder.name}.log")
         command = [sys.executable, "-m", "jvae.main", *one.words, f"--workdir={one.folder}"]
         if compiled:
-            command += ["--mode=compile", f"--topology={given.topology}"]
+            command += ["--mode=compile", f"--topology={args.topology}"]
         begin = time.monotonic()
         print(f"{head}: {log}", flush=True)
         done = not compiled and (one.folder / "eval" / "test.txt").is_file()
         code = 0 if done or runner.stopped else runner.run(command, log)
         if runner.stopped or code == CODE:
-            print("stopped; the same command goes on", file=sys.stderr)
+            print("stopped; run the same command to resume", file=sys.stderr)
             return CODE
         if code:
             failed += 1
@@ -148,8 +148,8 @@ def run_all(jobs: Sequence[Job], given: argparse.Namespace) -> int:
         if compiled:
             print(log.read_text(encoding="utf-8").strip())
         else:
-            row = fair_rows.row_of(one, given.out)
-            fair_rows.store(row, given.rows)
+            row = fair_rows.row_of(one, args.out)
+            fair_rows.store(row, args.rows)
             nll = row["metrics"][f"nll_{row['k']}"]
             print(f"  NLL_{row['k']} {nll:.2f} after {time.monotonic() - begin:.0f} s", flush=True)
         jax.clear_caches()
@@ -158,30 +158,30 @@ def run_all(jobs: Sequence[Job], given: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
-    given = _arguments(argv)
-    if not given.data and not given.write:
+    args = _arguments(argv)
+    if not args.data and not args.write:
         print("error: give --data=NAME=FOLDER, or --write; see --help", file=sys.stderr)
         return 2
     # This process only plans, counts and draws; accelerators are left to the runs.
     jax.config.update("jax_platforms", "cpu")
     code = 0
     try:
-        jobs = plan(given)
-        if given.dry_run:
+        jobs = plan(args)
+        if args.dry_run:
             print("\n".join(one.command() for one in jobs))
             return 0
         extras.require("figures", "the comparison")
-        code = run_all(jobs, given)
-        rows = read_rows(given.rows)
+        code = run_all(jobs, args)
+        rows = read_rows(args.rows)
         wanted = {one.key for one in jobs}
         shown = [row for row in rows if fair_rows.key(row) in wanted]
         if shown:
-            tables.figures(shown, given.out)
+            tables.figures(shown, args.out)
             print(f"\n{tables.tables(shown)}")
-        if given.write:
+        if args.write:
             if not DOCUMENT.is_file():
                 raise ConfigError(f"no {DOCUMENT} here; run --write where it is")
-            parts = tables.made(rows, tables.figures(rows, tables.IMAGES))
+            parts = tables.generated(rows, tables.figures(rows, tables.IMAGES))
             for document in (DOCUMENT, SUMMARY):
                 if document.is_file():
                     text = document.read_text(encoding="utf-8")

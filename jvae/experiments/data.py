@@ -61,8 +61,8 @@ def prepare(name: str, source: Path, budget: Budget, folder: Path) -> Prepared:
 
     Raises: ConfigError if a split is missing.
     """
-    found = {split: read_lines(source, split) for split in run_data.SPLITS}
-    origin = {split: sha256(path) for split, (path, _) in found.items()}
+    files = {split: read_lines(source, split) for split in run_data.SPLITS}
+    origin = {split: sha256(path) for split, (path, _) in files.items()}
     how = [origin, budget.lines, budget.vocab, budget.row_tokens]
     stored = folder / PREPARED
     if stored.is_file():
@@ -73,7 +73,7 @@ def prepare(name: str, source: Path, budget: Budget, folder: Path) -> Prepared:
             f"{folder}: prepared from other files or for other sizes; give another --out, or "
             "remove that folder"
         )
-    texts = {split: lines for split, (_, lines) in found.items()}
+    texts = {split: lines for split, (_, lines) in files.items()}
     for split in ("valid", "test"):
         if budget.lines and len(texts[split]) > budget.lines:
             chosen = np.sort(shuffled(len(texts[split]), 0, 0, f"fair {split}")[: budget.lines])

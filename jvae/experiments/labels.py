@@ -61,7 +61,7 @@ class Step(NamedTuple):
 
 def files(folder: Path) -> dict[str, Path]:
     """The file of every split. Raises: ConfigError if one is missing."""
-    found = {}
+    paths = {}
     for split in SPLITS:
         names = [folder / f"{split}{end}" for end in (".tsv", ".tsv.gz")]
         path = next((name for name in names if name.is_file()), None)
@@ -69,8 +69,8 @@ def files(folder: Path) -> dict[str, Path]:
             raise ConfigError(
                 f"{folder}: no {split}.tsv or {split}.tsv.gz; expected label<TAB>text"
             )
-        found[split] = path
-    return found
+        paths[split] = path
+    return paths
 
 
 def steps(
@@ -95,14 +95,14 @@ def steps(
 
     on_run, judged = [f"--workdir={run}"], f"--config.evals.external={judge}"
     fewer = max(1, round(JUDGE_SHARE * updates))
-    found = [trained(JUDGE, judge, fewer, ()), trained(SPEC, run, updates, values)]
+    plan = [trained(JUDGE, judge, fewer, ()), trained(SPEC, run, updates, values)]
     for kind in kinds:
         words = [*on_run, "--mode=prior", f"--prior.kind={kind}", *DRAWS]
-        found.append(Step(f"prior {kind}", words, run / "eval" / f"prior-{kind}.txt"))
+        plan.append(Step(f"prior {kind}", words, run / "eval" / f"prior-{kind}.txt"))
     names = ",".join(kinds)
     words = [*on_run, "--mode=control", f"--prior={names}", judged]
     result = run / "eval" / f"control-{names.replace(',', '-')}.txt"
-    return [*found, Step("control", words, result)]
+    return [*plan, Step("control", words, result)]
 
 
 def published() -> str:
@@ -129,19 +129,19 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
-    given = _arguments(argv)
+    args = _arguments(argv)
     try:
-        kinds = [kind for kind in given.kinds.split(",") if kind]
+        kinds = [kind for kind in args.kinds.split(",") if kind]
         if not kinds:
             raise ConfigError(f"--kinds is empty; expected some of {', '.join(FITTED)}")
-        wanted = steps(given.data, given.out, kinds, given.set, given.steps)
+        wanted = steps(args.data, args.out, kinds, args.set, args.steps)
     except JvaeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if given.dry_run:
+    if args.dry_run:
         print("\n".join(shlex.join(["python", "-m", "jvae.main", *one.words]) for one in wanted))
         return 0
-    return _run(wanted, given.out)
+    return _run(wanted, args.out)
 
 
 def _run(wanted: Sequence[Step], out: Path) -> int:

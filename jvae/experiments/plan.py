@@ -78,11 +78,11 @@ def sizes(name: str, budget_name: str, entries: int) -> int | None:
     curve = np.polyfit(at, [count(sized(entry, budget, n), entries)[0] for n in at], 2)
     steps = np.arange(1, 4_096) * entry.unit
     best = int(steps[np.argmin(np.abs(np.polyval(curve, steps) - target))])
-    found, _ = count(sized(entry, budget, best), entries)
-    if abs(found / target - 1.0) > 0.1:
+    parameters, _ = count(sized(entry, budget, best), entries)
+    if abs(parameters / target - 1.0) > 0.1:
         raise ConfigError(
-            f"{name} has {found:,} parameters that compute, the language model {target:,}: no size "
-            "of it comes within 10 %"
+            f"{name} has {parameters:,} parameters that compute, the language model {target:,}: no "
+            "size of it comes within 10 %"
         )
     return best
 
@@ -129,8 +129,11 @@ def job(budget_name: str, data: Prepared, name: str, seed: int, out: Path, point
 
     def words_of(evals: Overrides) -> tuple[str, ...]:
         every = values | {f"evals.{key}": value for key, value in evals.items()}
-        given = [*(f"{key}={value}" for key, value in every.items()), *([point] if point else ())]
-        changed = configs.diff(base, configs.apply_overrides(config, given))
+        overrides = [
+            *(f"{key}={value}" for key, value in every.items()),
+            *([point] if point else ()),
+        ]
+        changed = configs.diff(base, configs.apply_overrides(config, overrides))
         flags = (_flag(key, new) for key, (_, new) in changed.items())
         return (f"--config={entry.config}", *flags)
 

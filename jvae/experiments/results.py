@@ -91,7 +91,7 @@ def add_task(key: str, folder: Path, path: Path = TASKS) -> dict[str, Any]:
 
 
 def _measured_step(weights: str | None, steps: Sequence[int]) -> int:
-    """Updates behind the measured parameters; if unknown, the last logged step."""
+    """Updates of the measured parameters; if unknown, the last logged step."""
     word, _, step = (weights or "").partition(" ")
     if word == "step" and step.isdigit():
         return int(step)
@@ -128,15 +128,17 @@ def add(folder: Path, path: Path = ROWS) -> dict[str, Any]:
     return row
 
 
-def take(found: Path, path: Path = MEASURED) -> int:
+def take(records: Path, path: Path = MEASURED) -> int:
     """Stores records of `python -m jvae.bench`, each replacing an older one of the same program on
     the same device; returns their number.
 
     Raises: ConfigError if there is no such file.
     """
-    if not found.is_file():
-        raise ConfigError(f"{found}: no such file; `python -m jvae.bench --out={found}` makes it")
-    new = {speed.key(row): row for row in read_rows(found)}
+    if not records.is_file():
+        raise ConfigError(
+            f"{records}: no such file; `python -m jvae.bench --out={records}` makes it"
+        )
+    new = {speed.key(row): row for row in read_rows(records)}
     old = {speed.key(row): row for row in read_rows(path)}
     _store(path, list((old | new).values()))
     return len(new)
@@ -200,7 +202,7 @@ def runs_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def made() -> dict[str, str]:
+def generated() -> dict[str, str]:
     """All tables by name, from the stored rows."""
     runs, measured = read_rows(), read_rows(MEASURED)
     return {
@@ -243,7 +245,7 @@ def main(argv: Sequence[str]) -> int:
         elif len(argv) == 2 and argv[0] == "take":
             print(f"{take(Path(argv[1]))} records; `write` puts them into the documents")
         elif list(argv) == ["write"]:
-            tables = made()
+            tables = generated()
             for path in map(Path, DOCUMENTS):
                 write_text(path, filled(path.read_text(encoding="utf-8"), tables))
         else:

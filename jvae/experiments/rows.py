@@ -56,7 +56,7 @@ def row_of(job: Job, out: Path) -> Row:
 
     Raises: ConfigError if it has not been evaluated.
     """
-    found = results.row_of(job.folder)
+    result = results.row_of(job.folder)
     path = job.folder / "eval" / "test.json"
     report = json.loads(path.read_text(encoding="utf-8"))
     card = report["card"]
@@ -69,7 +69,7 @@ def row_of(job: Job, out: Path) -> Row:
     lines = path.with_name("test.sentences.jsonl").read_text(encoding="utf-8").splitlines()
     by_sentence = [json.loads(line) for line in lines]
     nll = "nll" if "nll" in by_sentence[0] else f"nll_{card['k']}"
-    return found | {
+    return result | {
         "nll_e": [round(one[nll], 3) for one in by_sentence],
         "sentence_e": [one["sentence"] for one in by_sentence],
         "budget": job.budget,
@@ -153,34 +153,34 @@ def faults(row: Mapping[str, Any], floor: Mapping[str, Any] | None) -> list[str]
     Args:
       floor: the language model with the same kind of decoder, data and seed.
     """
-    found, value = [], row["metrics"].get
+    messages, value = [], row["metrics"].get
     se = {name: error or 0.0 for name, error in row["se"].items()}
     nll, bound = f"nll_{row['k']}", value("neg_elbo")
     slack = ERRORS * se.get(nll, 0.0)
     if bound is not None and value(nll) > bound + slack:
-        found.append(f"NLL_{row['k']} {value(nll):.2f} lies above -ELBO {bound:.2f}")
+        messages.append(f"NLL_{row['k']} {value(nll):.2f} lies above -ELBO {bound:.2f}")
     kl, mi = value("kl"), value("mi")
     if kl is not None and mi is not None:
         if mi > kl + max(ERRORS * se.get("mi", 0.0), 0.05):
-            found.append(f"MI {mi:.2f} exceeds KL {kl:.2f}")
+            messages.append(f"MI {mi:.2f} exceeds KL {kl:.2f}")
         most = math.log(row["mi_n"]) if row.get("mi_n") else math.inf
         # Rows made with the analytic entropy (before November 2026) may exceed ln N by chance.
         if mi > most + max(ERRORS * se.get("mi", 0.0), 1e-3):
-            found.append(f"MI {mi:.2f} exceeds ln N = {most:.2f}")
+            messages.append(f"MI {mi:.2f} exceeds ln N = {most:.2f}")
         control = row["control"].get("au_0.01")
         if ENTRIES[row["entry"]].config.startswith("sri") and control:
-            found.append(f"the control of AU is {control}, expected 0")
+            messages.append(f"the control of AU is {control}, expected 0")
     if floor is not None:
         over, error = over_floor(row, floor)
         if over < -ERRORS * error:
-            found.append(
+            messages.append(
                 f"NLL_{row['k']} lies {-over:.2f} ± {error:.2f} (paired) below "
                 f"{ENTRIES[floor['entry']].title}: a better model, or a wrong bound"
             )
     exact = value("exact")
     if exact is not None and value(nll) < exact - slack:
-        found.append(f"NLL_{row['k']} {value(nll):.2f} lies below the exact {exact:.2f}")
-    return found
+        messages.append(f"NLL_{row['k']} {value(nll):.2f} lies below the exact {exact:.2f}")
+    return messages
 
 
 def over_floor(row: Mapping[str, Any], floor: Mapping[str, Any]) -> tuple[float, float]:
@@ -190,8 +190,8 @@ def over_floor(row: Mapping[str, Any], floor: Mapping[str, Any]) -> tuple[float,
     """
     if row["sentence_e"] != floor["sentence_e"]:
         raise ConfigError(f"{row['entry']} and {floor['entry']}: measured on other sentences")
-    found, error = mean_se(np.subtract(row["nll_e"], floor["nll_e"]))
-    return found, error or 0.0
+    difference, error = mean_se(np.subtract(row["nll_e"], floor["nll_e"]))
+    return difference, error or 0.0
 
 
 def floor_of(row: Mapping[str, Any], rows: Sequence[Row]) -> Row | None:
@@ -204,4 +204,4 @@ def floor_of(row: Mapping[str, Any], rows: Sequence[Row]) -> Row | None:
 def faults_of(rows: Sequence[Row]) -> dict[Key, list[str]]:
     """`faults` of every row that has any."""
     every = {key(row): faults(row, floor_of(row, rows)) for row in rows}
-    return {which: found for which, found in every.items() if found}
+    return {which: messages for which, messages in every.items() if messages}

@@ -59,12 +59,12 @@ def _active(rows: Rows) -> str:
 
 def _collapsed(rows: Rows) -> str:
     """The evaluator's verdict; with several seeds, the number of collapsed ones."""
-    found = [row["metrics"].get("collapsed") for row in rows]
-    if any(one is None for one in found):
+    verdicts = [row["metrics"].get("collapsed") for row in rows]
+    if any(one is None for one in verdicts):
         return DASH
-    if len(found) == 1:
-        return "**yes**" if found[0] else "no"
-    return f"**{sum(found)} of {len(found)}**" if any(found) else "no"
+    if len(verdicts) == 1:
+        return "**yes**" if verdicts[0] else "no"
+    return f"**{sum(verdicts)} of {len(verdicts)}**" if any(verdicts) else "no"
 
 
 def _over_floor(every: Rows) -> Cell:
@@ -76,8 +76,8 @@ def _over_floor(every: Rows) -> Cell:
         floors = [floor_of(row, every) for row in rows]
         if any(floor is None for floor in floors):
             return NOT_MEASURED
-        found = [over_floor(row, floor) for row, floor in zip(rows, floors, strict=True) if floor]
-        values, errors = zip(*found, strict=True)
+        pairs = [over_floor(row, floor) for row, floor in zip(rows, floors, strict=True) if floor]
+        values, errors = zip(*pairs, strict=True)
         return _shown(values, errors, 2)
 
     return cell
@@ -134,12 +134,12 @@ def _markdown(columns: Sequence[tuple[str, Cell]], groups: Sequence[Rows]) -> li
 
 def grouped(rows: Rows) -> dict[tuple[str, str], list[Rows]]:
     """The seeds of each entry by budget and data, in table order, without sweeps."""
-    found: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in rows:
         if not row["point"] and row["entry"] in ENTRIES:
-            one = found.setdefault((row["budget"], row["data"]), {})
+            one = groups.setdefault((row["budget"], row["data"]), {})
             one.setdefault(row["entry"], []).append(row)
-    return {which: [one[name] for name in ENTRIES if name in one] for which, one in found.items()}
+    return {which: [one[name] for name in ENTRIES if name in one] for which, one in groups.items()}
 
 
 def tables(rows: Rows) -> str:
@@ -172,10 +172,10 @@ def tables(rows: Rows) -> str:
 def brief(rows: Rows) -> str:
     """A short SNLI table, for the largest budget with rows measured on two cores."""
     every = grouped(rows)
-    found = [which for which in (("cpu", "snli"), ("cpu-short", "snli")) if which in every]
-    if not found:
+    measured = [which for which in (("cpu", "snli"), ("cpu-short", "snli")) if which in every]
+    if not measured:
         return f"{NOT_MEASURED}: no rows yet."
-    groups = every[found[0]]
+    groups = every[measured[0]]
     shown = [column for column in COLUMNS if column[0] in BRIEF]
     lines = _markdown((*shown[:2], (OVER, _over_floor(rows)), *shown[2:]), groups)
     return "\n".join(lines)
@@ -233,12 +233,12 @@ def _sweep(rows: Rows) -> list[str]:
 
 def swept(rows: Rows) -> dict[str, list[Row]]:
     """The points of each swept entry by their knob, including its row in the table."""
-    found: dict[str, list[Row]] = {}
+    points: dict[str, list[Row]] = {}
     for name in SWEEPS:
         own = [r for r in rows if r["entry"] == name and r["metrics"].get("kl") is not None]
         if any(row["point"] for row in own):
-            found[name] = sorted(own, key=lambda row: row["knob"])
-    return found
+            points[name] = sorted(own, key=lambda row: row["knob"])
+    return points
 
 
 def figure(rows: Rows) -> Any:
@@ -247,7 +247,7 @@ def figure(rows: Rows) -> Any:
 
     Source: Alemi et al. 2018, "Fixing a Broken ELBO".
     """
-    from jvae.report import look
+    from jvae.report import look, palette
 
     series = swept(rows)
     if not series:
@@ -267,17 +267,17 @@ def figure(rows: Rows) -> Any:
         }
         for name, nats in floors.items():
             below = nats < max(floors.values())
-            ax.plot(ends, [nats, nats - ends[1]], color=look.OTHER, linewidth=1, zorder=1)
+            ax.plot(ends, [nats, nats - ends[1]], color=palette.OTHER, linewidth=1, zorder=1)
             ax.annotate(
                 ENTRIES[name].title,
                 (ends[1], nats - ends[1]),
                 (-4, -34) if below else (-4, 26),
                 ha="right",
                 textcoords="offset points",
-                color=look.FAINT,
+                color=palette.FAINT,
                 fontsize=8,
             )
-        for color, (name, own) in zip(look.COLORS, series.items(), strict=False):
+        for color, (name, own) in zip(palette.COLORS, series.items(), strict=False):
             x, y = ([row["metrics"][which] for row in own] for which in ("kl", "rec"))
             ax.plot(x, y, "o-", color=color, label=ENTRIES[name].title)
             for row, rate, rec in zip(own, x, y, strict=True):
@@ -316,7 +316,7 @@ def figures(rows: Rows, folder: Path) -> list[str]:
     return lines
 
 
-def made(rows: Rows, images: Sequence[str]) -> dict[str, str]:
+def generated(rows: Rows, images: Sequence[str]) -> dict[str, str]:
     """The generated parts of RESULTS.md and README.md, by name."""
     return {
         "brief": brief(rows),

@@ -27,14 +27,14 @@ class Target(NamedTuple):
     def verdict(self, rows: Sequence[Row]) -> tuple[str, str]:
         """The newest value, and whether it meets the target."""
         wanted = (self.preset, self.case, self.config, self.program)
-        found = [
+        matches = [
             row
             for row in rows
             if (row["preset"], row["case"], row["config"], row["program"]) == wanted
         ]
-        if not found:
+        if not matches:
             return NOT_MEASURED, "–"
-        value = self.value(found[-1])
+        value = self.value(matches[-1])
         passed = value <= self.bar if self.most else value >= self.bar
         return count(value), "yes" if passed else "**no**"
 
@@ -80,7 +80,7 @@ WHOLE = "python -m jvae.bench --preset=cpu"
 TARGETS = (
     *(
         Target(
-            f"least fill of both sides, lengths as of {name}, %",
+            f"packing efficiency of the worse side, lengths like {name}, %",
             *("cpu", "data", "optimus-tiny", name, _least_fill, 95),
         )
         for name in ("ptb", "yahoo", "snli")

@@ -124,7 +124,7 @@ EXPERIMENTS = (
         "short Yelp",
         "accuracy .998, BLEU .398, G .630, self-BLEU .243",
         f"no: {SMALL}; another oracle",
-        reason="half an hour by itself; the command prints its table beside the published one",
+        reason="half an hour by itself; the command prints its table next to the published one",
     ),
     Experiment(
         "O8",
@@ -143,7 +143,7 @@ EXPERIMENTS = (
         "SST-2",
         "figure only (Yelp)",
         "–: no number was published",
-        reason="thirty fits after O8; only a picture to set beside them",
+        reason="thirty fits after O8; only a picture to compare with",
     ),
     Experiment(
         "O10",

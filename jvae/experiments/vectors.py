@@ -63,10 +63,10 @@ def points(vectors: Sequence[int]) -> list[Point]:
     for k in vectors:
         if k < 1 or WIDTH % k:
             raise ConfigError(f"--vectors={k}: expected a divisor of {WIDTH}")
-    found = [Point(1, WIDTH, "")]
+    plan = [Point(1, WIDTH, "")]
     for k in vectors:
-        found += dict.fromkeys((Point(k, WIDTH // k), Point(k, WIDTH)))
-    return found
+        plan += dict.fromkeys((Point(k, WIDTH // k), Point(k, WIDTH)))
+    return plan
 
 
 def texts(split: str, count: int) -> list[str]:
@@ -74,14 +74,14 @@ def texts(split: str, count: int) -> list[str]:
     rng = np.random.default_rng(list(TEXTS).index(split))
     # This many sentences suffice for all texts, since each has several words.
     words = [s.text.split() for s in grammar.corpus(split, count * LONGEST // 4)]
-    found, at = [], 0
+    drawn, at = [], 0
     for length in rng.integers(SHORTEST, LONGEST + 1, count).tolist():
         text: list[str] = []
         while len(text) + len(words[at]) <= length or len(text) < SHORTEST:
             text += words[at]
             at += 1
-        found.append(" ".join(text))
-    return found
+        drawn.append(" ".join(text))
+    return drawn
 
 
 def prepare(folder: Path, counts: dict[str, int]) -> None:
@@ -131,17 +131,17 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
-    given = _arguments(argv)
+    args = _arguments(argv)
     try:
-        wanted = points([int(word) for word in given.vectors.split(",") if word])
-        data = given.data or given.out / "texts"
-        commands = [command(point, data, given.out, given.set) for point in wanted]
-        if given.dry_run:
+        wanted = points([int(word) for word in args.vectors.split(",") if word])
+        data = args.data or args.out / "texts"
+        commands = [command(point, data, args.out, args.set) for point in wanted]
+        if args.dry_run:
             print("\n".join(shlex.join(["python", *words]) for words in commands))
             return 0
-        if given.data is None:
+        if args.data is None:
             prepare(data, TEXTS)
-        return _run(wanted, commands, given.out)
+        return _run(wanted, commands, args.out)
     except (JvaeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

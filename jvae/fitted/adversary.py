@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient as held
 from jaxtyping import Array, Float, Key
 
+from jvae.api import Params
 from jvae.latent import nets
 
 SLOPE = 0.2  # slope of the activation below 0
@@ -25,13 +26,13 @@ class Net(NamedTuple):
     width: int
     layers: int
 
-    def init(self, key: Key[Array, ""]) -> Any:
+    def init(self, key: Key[Array, ""]) -> Params:
         """Initial parameters."""
         sizes = (self.inputs, *[self.width] * self.layers, self.outputs)
         ends = zip(jax.random.split(key, len(sizes) - 1), sizes, sizes[1:], strict=False)
         return {f"layer_{i}": nets.affine(one, a, b) for i, (one, a, b) in enumerate(ends)}
 
-    def apply(self, p: Any, x_ed: Float[Array, "e d"]) -> Float[Array, "e k"]:
+    def apply(self, p: Params, x_ed: Float[Array, "e d"]) -> Float[Array, "e k"]:
         """Applies the network."""
         for i in range(self.layers):
             x_ed = jax.nn.leaky_relu(nets.apply(p[f"layer_{i}"], x_ed), SLOPE)

@@ -27,6 +27,7 @@ import optax
 from jax.lax import stop_gradient as held
 from jaxtyping import Array, Float, Key
 
+from jvae.api import Params
 from jvae.fields import setting
 from jvae.fitted.adversary import MOMENTUM, Net, duel
 from jvae.fitted.contract import FITTED, Density, FittedKind
@@ -39,16 +40,25 @@ from jvae.latent.gaussian import noise
 class CtrlGenOptions:
     """Options of the fitted prior `ctrl_gen`."""
 
-    width: int = setting(128, low=1, high=2**16, help="Of classifier and discriminator.")
-    layers: int = setting(1, low=0, high=1_000, help="Hidden layers of these; 0: linear.")
-    weight: float = setting(
-        0.5, above=0.0, high=1e6, help="Of all terms but the reconstruction, as published."
+    width: int = setting(
+        128, low=1, high=2**16, help="Width of the classifier and the discriminator."
     )
-    steps: int = setting(4_000, low=1, high=10_000_000, help="Updates of the fit.")
-    batch: int = setting(512, low=1, high=2**20, help="Latents of an update.")
+    layers: int = setting(
+        1, low=0, high=1_000, help="Hidden layers of classifier and discriminator; 0: linear."
+    )
+    weight: float = setting(
+        0.5,
+        above=0.0,
+        high=1e6,
+        help="Weight of all terms except the reconstruction, as published.",
+    )
+    steps: int = setting(4_000, low=1, high=10_000_000, help="Optimizer updates of the fit.")
+    batch: int = setting(512, low=1, high=2**20, help="Latents per update.")
     lr: float = setting(1e-3, above=0.0, high=10.0, help="Peak learning rate.")
-    average: float = setting(0.999, low=0.0, below=1.0, help="Decay of averaged parameters.")
-    penalty: float = setting(0.1, low=0.0, high=1e6, help="Of the discriminator's gradient.")
+    average: float = setting(0.999, low=0.0, below=1.0, help="Decay of the parameter average.")
+    penalty: float = setting(
+        0.1, low=0.0, high=1e6, help="Weight of the discriminator's gradient penalty."
+    )
 
 
 def build(options: CtrlGenOptions, shape: tuple[int, int], labels: int) -> Density:
@@ -57,7 +67,7 @@ def build(options: CtrlGenOptions, shape: tuple[int, int], labels: int) -> Densi
     classifier = Net(size, labels, options.width, options.layers)
     discriminator = Net(size, 1, options.width, options.layers)
 
-    def loss(p: Any, u_bgz: Array, label_b: Array, key: Key[Array, ""]) -> Array:
+    def loss(p: Params, u_bgz: Array, label_b: Array, key: Key[Array, ""]) -> Array:
         u_bd, known_bc = u_bgz.reshape(len(u_bgz), -1), jax.nn.one_hot(label_b, labels)
         v_bd = u_bd @ p["remover"]
         fake_bd = nets.apply(p["generator"], jax.random.normal(key, u_bd.shape))
@@ -75,7 +85,7 @@ def build(options: CtrlGenOptions, shape: tuple[int, int], labels: int) -> Densi
         drawn = duel(score, p["discriminator"], v_bd, fake_bd, options.penalty)
         return kept + options.weight * (read + hidden + drawn)
 
-    def fit(u_ngz: Array, label_n: Array, key: Key[Array, ""]) -> Any:
+    def fit(u_ngz: Array, label_n: Array, key: Key[Array, ""]) -> Params:
         first, second, key = jax.random.split(key, 3)
         p = {
             "remover": jnp.eye(size),
@@ -88,11 +98,11 @@ def build(options: CtrlGenOptions, shape: tuple[int, int], labels: int) -> Densi
         p = descend(loss, p, u_ngz, label_n, key, recipe)
         return {name: p[name] for name in ("remover", "label", "generator")}
 
-    def sample(p: Any, key_e: Key[Array, "e"], label_e: Array) -> Float[Array, "e g z"]:
+    def sample(p: Params, key_e: Key[Array, "e"], label_e: Array) -> Float[Array, "e g z"]:
         v_ed = nets.apply(p["generator"], noise(key_e, (size,)))
         return (v_ed + p["label"][label_e]).reshape(-1, *shape)
 
-    def moved(p: Any, u_egz: Array, label: Array) -> Float[Array, "e g z"]:
+    def moved(p: Params, u_egz: Array, label: Array) -> Float[Array, "e g z"]:
         v_ed = u_egz.reshape(-1, size) @ p["remover"]
         return (v_ed + p["label"][label][None]).reshape(u_egz.shape)
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from jvae.api import Params
 from jvae.latent import nets
 
 FREQUENCIES = 32  # number of frequencies in the embedding of the noise level
@@ -42,7 +43,7 @@ def build(shape: tuple[int, int], labels: int, width: int, layers: int, heads: i
     several = groups > 1
     parts = 2 if several else 1  # attention and feed-forward, or only feed-forward
 
-    def layer(key: Key[Array, ""]) -> Any:
+    def layer(key: Key[Array, ""]) -> Params:
         key_i = jax.random.split(key, 4)
         p = {
             "up": nets.affine(key_i[0], width, 2 * width),
@@ -54,7 +55,7 @@ def build(shape: tuple[int, int], labels: int, width: int, layers: int, heads: i
             p["mixed"] = nets.affine(key_i[3], width, width)
         return p
 
-    def init(key: Key[Array, ""]) -> Any:
+    def init(key: Key[Array, ""]) -> Params:
         key_i = jax.random.split(key, 6)
         return {
             "level": nets.affine(key_i[0], 2 * FREQUENCIES, width),
@@ -68,24 +69,24 @@ def build(shape: tuple[int, int], labels: int, width: int, layers: int, heads: i
             "last": nets.affine(key, width, 2 * width, zero=True),
         }
 
-    def embedding(p: Any, level_e: Array, label_e: Array) -> Float[Array, "e d"]:
+    def embedding(p: Params, level_e: Array, label_e: Array) -> Float[Array, "e d"]:
         frequency_f = jnp.asarray(np.geomspace(0.1, HIGHEST, FREQUENCIES), level_e.dtype)
         angle_ef = level_e[:, None] * frequency_f[None]
         wave_ef = jnp.concatenate([jnp.sin(angle_ef), jnp.cos(angle_ef)], axis=1)
         h_ed = nets.apply(p["level"], wave_ef) + p["label"][label_e]
         return jax.nn.silu(nets.apply(p["embed"], jax.nn.silu(h_ed)))
 
-    def attention(p: Any, h_egd: Array) -> Float[Array, "e g d"]:
+    def attention(p: Params, h_egd: Array) -> Float[Array, "e g d"]:
         q, k, v = jnp.split(nets.apply(p["qkv"], h_egd), 3, axis=2)
         q, k, v = (x.reshape(-1, groups, heads, width // heads) for x in (q, k, v))
         score_ehgk = jnp.einsum("eghd,ekhd->ehgk", q, k) / np.sqrt(width / heads)
         mixed = jnp.einsum("ehgk,ekhd->eghd", jax.nn.softmax(score_ehgk, axis=-1), v)
         return nets.apply(p["mixed"], mixed.reshape(h_egd.shape))
 
-    def forward(p: Any, h_egd: Array) -> Float[Array, "e g d"]:
+    def forward(p: Params, h_egd: Array) -> Float[Array, "e g d"]:
         return nets.apply(p["down"], jax.nn.silu(nets.apply(p["up"], h_egd)))
 
-    def apply(p: Any, x_egz: Array, level_e: Array, label_e: Array) -> Float[Array, "e g z"]:
+    def apply(p: Params, x_egz: Array, level_e: Array, label_e: Array) -> Float[Array, "e g z"]:
         embedding_ed = embedding(p, level_e, label_e)
         every_e1d = nets.apply(p["modulation"], embedding_ed)[:, None]
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from jvae.api import Params
 from jvae.data.progress import Progress
 from jvae.parallel.mesh import kept_rows
 
@@ -31,7 +32,7 @@ class Recipe(NamedTuple):
 
 
 class _State(NamedTuple):
-    params: Any
+    params: Params
     average: Any
     optimizer: Any
 
@@ -74,7 +75,7 @@ def _advance(
 
 def descend(
     loss: Loss,
-    params: Any,
+    params: Params,
     u_ngz: Float[Array, "n g z"],
     label_n: Int[Array, "n"],
     key: Key[Array, ""],

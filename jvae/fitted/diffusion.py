@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from jvae.api import Params
 from jvae.fields import setting
 from jvae.fitted import denoiser
 from jvae.fitted.contract import FITTED, Density, FittedKind
@@ -37,30 +38,33 @@ class DiffusionOptions:
     """Options of the fitted prior `diffusion`."""
 
     width: int = setting(
-        0, low=0, high=2**16, help="Of the network; 0: twice that of a latent, 128 at least."
+        0, low=0, high=2**16, help="Width of the network; 0: twice that of a latent, at least 128."
     )
-    layers: int = setting(3, low=1, high=1_000, help="Of the network.")
-    heads: int = setting(4, low=1, high=1_000, help="Of attention, for latents with groups.")
-    updates: int = setting(4_000, low=1, high=10_000_000, help="Of the fit.")
-    batch: int = setting(512, low=1, high=2**20, help="Latents of an update.")
+    layers: int = setting(3, low=1, high=1_000, help="Layers of the network.")
+    heads: int = setting(4, low=1, high=1_000, help="Attention heads, for latents with groups.")
+    updates: int = setting(4_000, low=1, high=10_000_000, help="Optimizer updates of the fit.")
+    batch: int = setting(512, low=1, high=2**20, help="Latents per update.")
     lr: float = setting(1e-3, above=0.0, high=10.0, help="Peak learning rate.")
-    average: float = setting(0.999, low=0.0, below=1.0, help="Decay of averaged parameters.")
-    sampler: str = setting("deterministic", choices=SAMPLERS, help="Way from noise to latents.")
-    steps: int = setting(20, low=2, high=100_000, help="Of the sampler.")
+    average: float = setting(0.999, low=0.0, below=1.0, help="Decay of the parameter average.")
+    sampler: str = setting("deterministic", choices=SAMPLERS, help="How noise becomes latents.")
+    steps: int = setting(20, low=2, high=100_000, help="Steps of the sampler.")
     guidance: float = setting(
-        1.0, low=0.0, high=1e3, help="Weight of the label; above 1 not the density's samples."
+        1.0,
+        low=0.0,
+        high=1e3,
+        help="Weight of the label; above 1, samples no longer follow the density.",
     )
     trace: str = setting(
         "none", choices=TRACES, help="Estimator of the density; none: no likelihoods."
     )
     density_steps: int = setting(
-        24, low=1, high=100_000, help="Of the density's integral, four evaluations each."
+        24, low=1, high=100_000, help="Steps of the density's integral, four evaluations each."
     )
-    probes: int = setting(4, low=1, high=10_000, help="Random vectors of hutchinson.")
+    probes: int = setting(4, low=1, high=10_000, help="Random vectors of the Hutchinson estimator.")
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
 
 
 def levels(steps: int) -> Float[np.ndarray, "t"]:
@@ -77,14 +81,14 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
     width = options.width or max(128, 2 * options.heads * -(-shape[1] // options.heads))
     net = denoiser.build(shape, table, width, options.layers, options.heads)
 
-    def clean(p: Any, x_egz: Array, level_e: Array, label_e: Array) -> Float[Array, "e g z"]:
+    def clean(p: Params, x_egz: Array, level_e: Array, label_e: Array) -> Float[Array, "e g z"]:
         """E[u | x] at noise level sigma, for latents of variance 1; EDM eq. 7."""
         own = level_e[:, None, None]
         total = own**2 + 1.0
         out_egz = net.apply(p, x_egz * jax.lax.rsqrt(total), jnp.log(level_e) / 4, label_e)
         return x_egz / total + own * jax.lax.rsqrt(total) * out_egz
 
-    def loss(p: Any, u_bgz: Array, label_b: Array, key: Key[Array, ""]) -> Array:
+    def loss(p: Params, u_bgz: Array, label_b: Array, key: Key[Array, ""]) -> Array:
         level_key, noise_key, label_key = jax.random.split(key, 3)
         count = len(u_bgz)
         level_b = jnp.exp(LOG_MEAN + LOG_SPREAD * jax.random.normal(level_key, (count,)))
@@ -96,12 +100,12 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
         weight_b = (level_b**2 + 1.0) / level_b**2
         return jnp.mean(weight_b[:, None, None] * left_bgz**2)
 
-    def fit(u_ngz: Array, label_n: Array, key: Key[Array, ""]) -> Any:
+    def fit(u_ngz: Array, label_n: Array, key: Key[Array, ""]) -> Params:
         init_key, key = jax.random.split(key)
         recipe = Recipe(options.updates, options.batch, options.lr, options.average)
         return descend(loss, jax.jit(net.init)(init_key), u_ngz, label_n, key, recipe)
 
-    def guided(p: Any, label_e: Array) -> Callable[[Array, Array], Array]:
+    def guided(p: Params, label_e: Array) -> Callable[[Array, Array], Array]:
         """Returns (x, level) -> E[u | x, label], with the guidance weight."""
 
         def denoise(x_egz: Array, level: Array) -> Float[Array, "e g z"]:
@@ -114,7 +118,7 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
 
         return denoise
 
-    def sample(p: Any, key_e: Key[Array, "e"], label_e: Array) -> Float[Array, "e g z"]:
+    def sample(p: Params, key_e: Key[Array, "e"], label_e: Array) -> Float[Array, "e g z"]:
         """Samples from the highest to the lowest noise level.
 
         Each step extrapolates from the last two denoised latents; the final one only denoises.
@@ -145,7 +149,7 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
         (x_egz, _), _ = jax.lax.scan(step, start, (numbers_t, inputs_t))
         return denoise(x_egz, jnp.asarray(level_t[-1], x_egz.dtype))
 
-    def slope(p: Any, label: Array) -> Callable[[Array, Array], Array]:
+    def slope(p: Params, label: Array) -> Callable[[Array, Array], Array]:
         """Returns (y, phi) -> dy/dphi of the probability flow (EDM eq. 1).
 
         With x = y / cos(phi) at level tan(phi), the variance of y is 1 throughout, and the slope is
@@ -180,13 +184,13 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
         numbers_t = jnp.arange(options.density_steps, dtype=jnp.float32)
         return jax.lax.scan(step, start, numbers_t)[0]
 
-    def to_noise(p: Any, u_egz: Array, label: Array) -> Float[Array, "e g z"]:
+    def to_noise(p: Params, u_egz: Array, label: Array) -> Float[Array, "e g z"]:
         return along(slope(p, label), u_egz * np.cos(_ANGLES[0]), _ANGLES)
 
-    def from_noise(p: Any, noise_egz: Array, label: Array) -> Float[Array, "e g z"]:
+    def from_noise(p: Params, noise_egz: Array, label: Array) -> Float[Array, "e g z"]:
         return along(slope(p, label), noise_egz, (_ANGLES[1], _ANGLES[0])) / np.cos(_ANGLES[0])
 
-    def log_prob(p: Any, u_egz: Array, label: Array) -> Float[Array, "e"]:
+    def log_prob(p: Params, u_egz: Array, label: Array) -> Float[Array, "e"]:
         """Log density by change of variables along the probability flow; Song et al. 2021, (39)."""
         flow = slope(p, label)
         tangent_kgz = _tangents(options, shape, u_egz.dtype)

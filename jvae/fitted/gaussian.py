@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, Int, Key
 
+from jvae.api import Params
 from jvae.fields import setting
 from jvae.fitted.contract import FITTED, Density, FittedKind
 from jvae.latent.gaussian import LOG_2PI, noise
@@ -56,7 +56,7 @@ def build(options: GaussianOptions, shape: tuple[int, int], labels: int) -> Dens
         del key
         return moments(u_ngz.reshape(-1, width), label_n, labels, options.ridge)
 
-    def sample(p: Any, key_e: Key[Array, "e"], label_e: Array) -> Float[Array, "e g z"]:
+    def sample(p: Params, key_e: Key[Array, "e"], label_e: Array) -> Float[Array, "e g z"]:
         noise_ed = noise(key_e, (width,))
         if labels == 1:
             u_ed = p["mean_cd"] + noise_ed @ p["factor_cdd"][0].T
@@ -66,17 +66,17 @@ def build(options: GaussianOptions, shape: tuple[int, int], labels: int) -> Dens
             )
         return u_ed.reshape(-1, *shape)
 
-    def to_noise(p: Any, u_egz: Array, label: Array) -> Float[Array, "e g z"]:
+    def to_noise(p: Params, u_egz: Array, label: Array) -> Float[Array, "e g z"]:
         left_ed = u_egz.reshape(-1, width) - p["mean_cd"][label][None]
         noise_de = solve_triangular(p["factor_cdd"][label], left_ed.T, lower=True)
         return noise_de.T.reshape(u_egz.shape)
 
-    def from_noise(p: Any, noise_egz: Array, label: Array) -> Float[Array, "e g z"]:
+    def from_noise(p: Params, noise_egz: Array, label: Array) -> Float[Array, "e g z"]:
         noise_ed = noise_egz.reshape(-1, width)
         u_ed = p["mean_cd"][label][None] + noise_ed @ p["factor_cdd"][label].T
         return u_ed.reshape(noise_egz.shape)
 
-    def log_prob(p: Any, u_egz: Array, label: Array) -> Float[Array, "e"]:
+    def log_prob(p: Params, u_egz: Array, label: Array) -> Float[Array, "e"]:
         noise_egz = to_noise(p, u_egz, label)
         log_det = jnp.sum(jnp.log(jnp.diagonal(p["factor_cdd"][label])))
         return -0.5 * jnp.sum(noise_egz**2 + LOG_2PI, axis=(1, 2)) - log_det

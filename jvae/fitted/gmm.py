@@ -13,6 +13,7 @@ from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Key
 
+from jvae.api import Params
 from jvae.fields import setting
 from jvae.fitted.contract import FITTED, Density, FittedKind
 from jvae.latent.gaussian import LOG_2PI
@@ -27,9 +28,9 @@ SHAPES = ("full", "diagonal")
 class GmmOptions:
     """Options of the fitted prior `gmm`."""
 
-    components: int = setting(20, low=1, high=100_000, help="Gaussians of each label.")
-    covariance: str = setting("full", choices=SHAPES, help="Of each Gaussian.")
-    iterations: int = setting(200, low=1, high=100_000, help="Most steps of a start.")
+    components: int = setting(20, low=1, high=100_000, help="Gaussians per label.")
+    covariance: str = setting("full", choices=SHAPES, help="Form of each Gaussian's covariance.")
+    iterations: int = setting(200, low=1, high=100_000, help="Maximum EM steps per start.")
     tolerance: float = setting(
         1e-5, low=0.0, high=1.0, help="Gain of a step, nats per latent, below which EM ends."
     )
@@ -179,7 +180,7 @@ def build(options: GmmOptions, shape: tuple[int, int], labels: int) -> Density:
         mixture_c = _fit(options, labels, u_ngz.reshape(-1, width), label_n, key)
         return dict(zip(("log_weight_ck", "mean_ckd", "factor_ck"), mixture_c, strict=True))
 
-    def sample(p: Any, key_e: Key[Array, "e"], label_e: Array) -> Float[Array, "e g z"]:
+    def sample(p: Params, key_e: Key[Array, "e"], label_e: Array) -> Float[Array, "e g z"]:
         def one(key: Array, label: Array) -> Array:
             which, draw = jax.random.split(key)
             k = jax.random.categorical(which, p["log_weight_ck"][label])
@@ -189,7 +190,7 @@ def build(options: GmmOptions, shape: tuple[int, int], labels: int) -> Density:
 
         return jax.vmap(one)(key_e, label_e).reshape(-1, *shape)
 
-    def log_prob(p: Any, u_egz: Array, label: Array) -> Float[Array, "e"]:
+    def log_prob(p: Params, u_egz: Array, label: Array) -> Float[Array, "e"]:
         mixture = _Mixture(p["log_weight_ck"][label], p["mean_ckd"][label], p["factor_ck"][label])
         return logsumexp(_log_each(mixture, u_egz.reshape(-1, width)), axis=1)
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int, Key
 
-from jvae.api import SPHERE, Params, Prior, TextVAE, has_latent
+from jvae.api import SPHERE, Cond, Params, Prior, TextVAE, has_latent
 from jvae.errors import ConfigError, InputError
 from jvae.fitted.contract import FITTED, Density, density
 from jvae.latent import mixture
@@ -159,7 +159,7 @@ def _prior(
     own = density(kind, options, shape, max(labels, 1))
     one = label if labels > 1 else 0  # None: a mixture over labels
 
-    def sample(params: Params, key_e: Key[Array, "e"], cond: Any = None) -> Float[Array, "e g z"]:
+    def sample(params: Params, key_e: Key[Array, "e"], cond: Cond = None) -> Float[Array, "e g z"]:
         del cond
         p = params[KEY]
         key_e2 = jax.vmap(jax.random.split)(key_e)
@@ -171,7 +171,7 @@ def _prior(
         u_egz = own.sample(p["density"], key_e2[:, 1], label_e)
         return u_egz * p["scale_gz"][None] + p["shift_gz"][None]
 
-    def log_prob(params: Params, z_egz: Array, cond: Any = None) -> Float[Array, "e"]:
+    def log_prob(params: Params, z_egz: Array, cond: Cond = None) -> Float[Array, "e"]:
         del cond
         if own.log_prob is None:
             raise ConfigError(f"the density of this prior is not computed: {no_density(kind)}")

@@ -79,7 +79,7 @@ def _numbers(
         return np.full(len(z_ngz), -1)
     if own.log_prob is None:
         raise InputError(
-            f"prior {fitted.name!r} cannot tell the labels that texts have, as its density is not "
+            f"prior {fitted.name!r} cannot infer the labels of texts, as its density is not "
             "computed: add --prior.trace=exact (with_prior(..., trace='exact') in Python), or name "
             "them with labels=[...] in Python"
         )

@@ -98,7 +98,7 @@ def truncate(
 
 
 def batches(
-    found: Tokenised,
+    tokenised: Tokenised,
     *,
     score_end: bool = True,
     source_first: bool = False,
@@ -109,21 +109,21 @@ def batches(
     Each item is (indices (n,) of the texts in the first n rows, batch). The id of an example is a
     hash of its text, so that its noise does not depend on its position or on the other texts.
     """
-    need_e = np.full(len(found.noise_e), SHORTEST, np.int64)
-    for encoded in found.sides.values():
+    need_e = np.full(len(tokenised.noise_e), SHORTEST, np.int64)
+    for encoded in tokenised.sides.values():
         need_e = np.maximum(need_e, encoded.lengths)
     rung_e = np.int64(1) << np.ceil(np.log2(need_e)).astype(np.int64)
     for rung in np.unique(rung_e).tolist():
-        row = {side: min(rung, found.limits.get(side, rung)) for side in found.sides}
+        row = {side: min(rung, tokenised.limits.get(side, rung)) for side in tokenised.sides}
         left_e = np.flatnonzero(rung_e == rung)
         while len(left_e):
             rows = batch_size(len(left_e), min(max(TOKENS // rung, 1), most))
             place_e, left_e = left_e[:rows], left_e[rows:]
             ids_bs = np.full((rows, 1), -1, np.int32)
             ids_bs[: len(place_e), 0] = place_e
-            batch = pack_rows(ids_bs, found.sides, row, found.pad, score_end, source_first)
+            batch = pack_rows(ids_bs, tokenised.sides, row, tokenised.pad, score_end, source_first)
             noise_e = np.full(rows, -1, np.int32)
-            noise_e[: len(place_e)] = found.noise_e[place_e]
+            noise_e[: len(place_e)] = tokenised.noise_e[place_e]
             yield place_e, batch._replace(id_e=noise_e)
 
 
@@ -156,9 +156,9 @@ def lengths(config: DecodeConfig, total: int) -> list[int]:
     limit first, and the few longer ones from all batches are decoded again together. Greedy and
     sampled tokens do not depend on the limit; beam search does, so it uses a single limit.
     """
-    found, length = [], max(SHORTEST, config.min_length)
+    limits, length = [], max(SHORTEST, config.min_length)
     if total > SIZES[1] and config.method != "beam":
         while 3 * length <= 2 * config.max_length:
-            found.append(length)
+            limits.append(length)
             length *= 2
-    return [*found, config.max_length]
+    return [*limits, config.max_length]

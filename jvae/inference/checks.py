@@ -47,22 +47,24 @@ def latents(z_egz: Any, expected: tuple[int | str, ...]) -> Float[np.ndarray, "n
     """
     shown = f"({', '.join(map(str, expected))})"
     try:
-        found = np.asarray(z_egz)
-        if np.iscomplexobj(found):
+        latent_egz = np.asarray(z_egz)
+        if np.iscomplexobj(latent_egz):
             raise InputError(f"latents are complex numbers; expected real ones, {shown}")
         with np.errstate(over="ignore"):  # overflow of float32 is caught as not finite below
-            found = found.astype(np.float32)
+            latent_egz = latent_egz.astype(np.float32)
     except InputError:
         raise
     except (TypeError, ValueError) as error:
-        raise InputError(f"latents are no array of numbers ({error}); expected {shown}") from None
-    if found.ndim != 3 or any(
-        wanted not in (size, "n") for size, wanted in zip(found.shape, expected, strict=True)
+        raise InputError(
+            f"latents are not an array of numbers ({error}); expected {shown}"
+        ) from None
+    if latent_egz.ndim != 3 or any(
+        wanted not in (size, "n") for size, wanted in zip(latent_egz.shape, expected, strict=True)
     ):
-        raise InputError(f"latents have shape {found.shape}; expected {shown}")
-    if len(wrong := np.flatnonzero(~np.isfinite(found).all(axis=(1, 2)))):
+        raise InputError(f"latents have shape {latent_egz.shape}; expected {shown}")
+    if len(wrong := np.flatnonzero(~np.isfinite(latent_egz).all(axis=(1, 2)))):
         raise InputError(f"latent {wrong[0] + 1} holds a value that is not finite")
-    return found
+    return latent_egz
 
 
 def seed(value: Any) -> None:
@@ -70,16 +72,16 @@ def seed(value: Any) -> None:
     errors.whole("seed", value, 0, 2**32 - 1)
 
 
-def settings(given: Mapping[str, Any]) -> None:
+def settings(names: Mapping[str, Any]) -> None:
     """Raises: ConfigError for an unknown decoding setting, suggesting the closest match."""
     known = [one.name for one in dataclasses.fields(DecodeConfig)]
-    for name in given:
+    for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             near = near or [one for one in known if one.startswith(name[:4])][:1]
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(
-                f"{name!r} is no setting of decoding{hint}; settings: {', '.join(known)}"
+                f"{name!r} is not a decoding setting{hint}; settings: {', '.join(known)}"
             )
 
 

@@ -35,6 +35,7 @@ __all__ = ["LoadedVAE", "Neighbor", "PosteriorStats", "TokenLogProbs"]
 log = logging.getLogger(__name__)
 
 RETURNS = ("mean", "sample", "stats")  # what `encode` can return
+ACTIVITY = 100  # sentences that the activity of dimensions is measured on
 QUIET_S = 10.0  # progress is shown only for longer work, including compilation
 
 
@@ -51,7 +52,7 @@ class StoredPriors(Protocol):
         ...
 
 
-class _Given(NamedTuple):
+class _Inputs(NamedTuple):
     """Inputs of decoding in addition to latents: the condition and the tokens to continue."""
 
     cond: Cond | None
@@ -174,11 +175,11 @@ class LoadedVAE:
         checks.same_process(self.pid)
         texts = checks.listed(texts)
         sources = self._sources(sources, len(texts))
-        found = batching.tokenise(texts, sources, self._tokenizers, self.limits, self.joined)
+        tokenised = batching.tokenise(texts, sources, self._tokenizers, self.limits, self.joined)
         most = batching.SIZES[-1] if most is None else most
         errors.whole("batch_size", most, 1)
         return batching.batches(
-            found, score_end=self.rows.score_end, source_first="dec" in self.joined, most=most
+            tokenised, score_end=self.rows.score_end, source_first="dec" in self.joined, most=most
         )
 
     def count(self, texts: Sequence[str]) -> Int[np.ndarray, "n"]:
@@ -270,7 +271,7 @@ class LoadedVAE:
             )
         if not isinstance(posterior.form, DiagonalGaussian):
             raise InputError(
-                "the posterior of this model is no diagonal Gaussian, so it has no standard "
+                "the posterior of this model is not a diagonal Gaussian, so it has no standard "
                 "deviations to return; draw from it with return_='sample' or posterior_samples"
             )
         rows = pass_over(
@@ -399,7 +400,7 @@ class LoadedVAE:
         checks.same_process(self.pid)
         errors.whole("n", n, 0)
         sources = self._sources(sources, None)
-        cond = None if sources is None else self._given(sources).cond
+        cond = None if sources is None else self._from_sources(sources).cond
         total = n if sources is None else n * len(sources)
         out = np.zeros((total, *self.model.latent_shape), np.float32)
         for place_e, index_e in batching.spans(total, self.decode_batch):
@@ -431,8 +432,8 @@ class LoadedVAE:
         if len(z_egz) == 0:
             return []
         sources = self._sources(sources, len(z_egz))
-        given = self._started(len(z_egz)) if sources is None else self._given(sources)
-        room = self.limits["dec"] - given.prompt.token_et.shape[1]
+        inputs = self._started(len(z_egz)) if sources is None else self._from_sources(sources)
+        room = self.limits["dec"] - inputs.prompt.token_et.shape[1]
         if settings.get("max_length", 0) > room and "dec" not in self.joined:
             raise ConfigError(
                 f"decode.max_length is {config.max_length}; this model has positions for {room} "
@@ -446,7 +447,7 @@ class LoadedVAE:
                 longer = []
                 for place_e, index_e in batching.spans(len(left_e), self.decode_batch):
                     at_e, count = left_e[index_e], len(place_e)
-                    one = jax.tree.map(lambda leaf, at=at_e: leaf[at], given)
+                    one = jax.tree.map(lambda leaf, at=at_e: leaf[at], inputs)
                     draws = config.method == "sample"
                     key_e = scoring.keys(self._key(seed), at_e) if draws else None
                     z, prompt, key_e, cond = meshes.spread(
@@ -530,7 +531,7 @@ class LoadedVAE:
         z_egz = self._ends([a, b], source)
         if self.fitted is None:
             z_tgz = geometry.between(z_egz[:1], z_egz[1:], steps, how)[0]
-            return self._told(z_tgz, source, settings)
+            return self._decode_all(z_tgz, source, settings)
         maps = self.fitted.maps(self.label)
         if maps is None:
             raise InputError(
@@ -539,13 +540,13 @@ class LoadedVAE:
             )
         u_egz = maps.to_noise(z_egz)
         u_tgz = geometry.between(u_egz[:1], u_egz[1:], steps, how)[0]
-        return self._told(maps.from_noise(u_tgz), source, settings)
+        return self._decode_all(maps.from_noise(u_tgz), source, settings)
 
     def analogy(self, a: str, b: str, c: str, source: str | None = None, **settings: Any) -> str:
         """Completes the analogy a : b = c : ?, by decoding z(c) + z(b) - z(a)."""
         z_egz = self._ends([a, b, c], source)
         moved_gz = z_egz[2] + geometry.direction(z_egz[:1], z_egz[1:2])
-        return self._told(moved_gz[None], source, settings)[0]
+        return self._decode_all(moved_gz[None], source, settings)[0]
 
     def transfer(
         self,
@@ -596,8 +597,20 @@ class LoadedVAE:
         """
         (z_gz,) = self._ends([text], source)
         z_dtgz = geometry.axes(z_gz, range(z_gz.size) if dims is None else dims, offsets)
-        told = self._told(z_dtgz.reshape(-1, *z_gz.shape), source, settings)
-        return [told[i : i + len(offsets)] for i in range(0, len(told), len(offsets))]
+        texts = self._decode_all(z_dtgz.reshape(-1, *z_gz.shape), source, settings)
+        return [texts[i : i + len(offsets)] for i in range(0, len(texts), len(offsets))]
+
+    def active_dims(self, n: int = 10, source: str | None = None) -> list[int]:
+        """The n most active dimensions of the flattened latent, most active first.
+
+        Activity is the variance of posterior means over sentences that the model writes greedily
+        from 100 draws of its prior, so that no data is needed.
+        """
+        errors.whole("n", n, 1)
+        z_egz = self.sample_prior(ACTIVITY, sources=source and [source])
+        texts = [text for text in self._decode_all(z_egz, source, {}) if text]
+        sources = source and [source] * len(texts)
+        return geometry.most_active(self.encode(texts, sources, truncate=True))[:n]
 
     def placed(self, z_egz: Float[np.ndarray, "n g z"]) -> Float[np.ndarray, "n g z"]:
         """Normalises latents to length 1 if the model's support is the sphere."""
@@ -673,8 +686,8 @@ class LoadedVAE:
           z_egz: the latents; by default posterior means.
         """
         texts = checks.listed(texts)
-        given = self.encode(texts, sources) if z_egz is None else z_egz
-        z_egz = checks.latents(given, (len(texts), *self.model.latent_shape))
+        z = self.encode(texts, sources) if z_egz is None else z_egz
+        z_egz = checks.latents(z, (len(texts), *self.model.latent_shape))
         name_of = self.decoder.backend.id_to_token
         out: list[TokenLogProbs | None] = [None] * len(texts)
         for place_e, batch in self.batches(texts, sources):
@@ -691,11 +704,11 @@ class LoadedVAE:
 
     # ----------------------------------------------------------------------------------------------
 
-    def _told(
+    def _decode_all(
         self, z_egz: Float[np.ndarray, "n g z"], source: str | None, settings: dict[str, Any]
     ) -> list[str]:
-        given = source and [source] * len(z_egz)
-        return self.decode(self.placed(z_egz), sources=given, **settings)
+        sources = source and [source] * len(z_egz)
+        return self.decode(self.placed(z_egz), sources=sources, **settings)
 
     def _ends(self, texts: list[str], source: str | None) -> Float[np.ndarray, "n g z"]:
         """Posterior means of the sentences that an edit starts from."""
@@ -716,12 +729,12 @@ class LoadedVAE:
             raise InputError(f"{len(sources)} sources for {n} sentences; expected one for each")
         return sources
 
-    def _started(self, n: int) -> _Given:
+    def _started(self, n: int) -> _Inputs:
         start = self.decoder.start_id
         assert start is not None  # decoders always have one
-        return _Given(None, Prompt(np.full((n, 1), start, np.int32), np.ones(n, np.int32)))  # pyright: ignore[reportArgumentType]
+        return _Inputs(None, Prompt(np.full((n, 1), start, np.int32), np.ones(n, np.int32)))  # pyright: ignore[reportArgumentType]
 
-    def _given(self, sources: Sequence[str]) -> _Given:
+    def _from_sources(self, sources: Sequence[str]) -> _Inputs:
         """Condition and prompt of every source.
 
         Raises: DataError naming the first source that is empty or too long for the model.
@@ -749,7 +762,7 @@ class LoadedVAE:
         prompt = self._started(len(sources)).prompt
         if "dec" in self.joined:
             prompt = _prompt(side, widest, self.encoder.pad_id)
-        return _Given(cond, prompt)
+        return _Inputs(cond, prompt)
 
     def _key(self, seed: int | None) -> Any:
         if seed is not None:

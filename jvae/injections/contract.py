@@ -60,7 +60,7 @@ def by_vector(spec: str, z_egz: Float[Array, "e g z"], kernel: Array) -> Array:
     return jnp.stack(every, axis=out.index("e") + 1)
 
 
-def nothing(params: Any, reach: Reach, lay: Lay) -> Points:
+def nothing(params: Params, reach: Reach, lay: Lay) -> Points:
     """Empty points, for an injection that acts only through `Reach`."""
     del params, reach, lay
     return Points()
@@ -136,23 +136,23 @@ def together(injections: Sequence[Injection]) -> Injection:
     scored = [one for one in injections if one.table is not None]
     crossing = [one for one in injections if "cross" in one.needs]
 
-    def init(key: Key[Array, ""]) -> Any:
+    def init(key: Key[Array, ""]) -> Params:
         params: dict[str, Any] = {}
         for i, one in enumerate(injections):
             params |= one.init(jax.random.fold_in(key, i))
         return params
 
-    def once(own: Any, drop: Any) -> Any:
+    def once(own: Params, drop: Any) -> Any:
         return [None if one.once is None else one.once(own, drop) for one in injections]
 
-    def reach(own: Any, z_egz: Array, rows: int, once: Any = None, **how: Any) -> Reach:
+    def reach(own: Params, z_egz: Array, rows: int, once: Any = None, **how: Any) -> Reach:
         parts = [
             one.reach(own, z_egz, rows, None if once is None else once[i], **how)
             for i, one in enumerate(injections)
         ]
 
         def every(field: str) -> list[Any]:
-            return [found for part in parts if (found := getattr(part, field)) is not None]
+            return [value for part in parts if (value := getattr(part, field)) is not None]
 
         def only(field: str) -> Any:
             return next(iter(every(field)), None)

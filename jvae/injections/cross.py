@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from jvae.api import Params
 from jvae.injections.contract import Injection, Reach, by_vector
 from jvae.nn.attention import owners
 from jvae.nn.backbone import Stack
@@ -19,11 +20,11 @@ def cross(stack: Stack, shape: tuple[int, int], start: Initializer, count: int) 
     c = stack.config
     project = Projection((count, c.width), ("latent",), (None, "embed"), False, start)
 
-    def init(key: Key[Array, ""]) -> Any:
+    def init(key: Key[Array, ""]) -> Params:
         return {NAME: project.init(key, jnp.zeros((1, shape[0] * shape[1])))["params"]}
 
     def reach(
-        own: Any, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
+        own: Params, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
     ) -> Reach:
         del once, decoding
         kernel = own[NAME]["kernel"].astype(c.dtype)

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from jvae.api import Params
 from jvae.injections.contract import Injection, Reach
 from jvae.nn.backbone import Stack
 from jvae.nn.layers import Initializer, Projection, apply
@@ -20,11 +21,11 @@ def embedding(stack: Stack, shape: tuple[int, int], start: Initializer) -> Injec
     c = stack.config
     project = Projection((c.width,), ("latent",), ("embed",), False, start)
 
-    def init(key: Key[Array, ""]) -> Any:
+    def init(key: Key[Array, ""]) -> Params:
         return {NAME: project.init(key, jnp.zeros((1, shape[0] * shape[1])))["params"]}
 
     def reach(
-        own: Any, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
+        own: Params, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
     ) -> Reach:
         del rows, once, decoding
         flat_ez = z_egz.reshape(len(z_egz), -1).astype(c.dtype)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from jvae.api import Params
 from jvae.injections.contract import Injection, Lay, Reach
 from jvae.nn.backbone import Stack
 from jvae.nn.layers import NORMAL, accum_dtype, split_key
@@ -74,7 +75,7 @@ class _RankMaps(nn.Module):
         )
 
 
-def init(config: Any, groups: int, latent: int, rank: int, key: Key[Array, ""]) -> Any:
+def init(config: Any, groups: int, latent: int, rank: int, key: Key[Array, ""]) -> Params:
     """Boxed parameters {value, latent} of `groups` layers, stacked."""
     value_key, latent_key = split_key(key, 2)
     shape = (rank, config.kv_heads, config.head)
@@ -99,7 +100,7 @@ def _collapsed(fusion: Fusion, leaf: Array, axis: int) -> Array:
 
 
 def latent_factor(
-    fusion: Fusion, params: Any, z_egz: Float[Array, "e g z"]
+    fusion: Fusion, params: Params, z_egz: Float[Array, "e g z"]
 ) -> Float[Array, "l e r n h"]:
     """The latent factor of the product for every layer, in the compute dtype."""
     p = params["latent"]
@@ -110,7 +111,7 @@ def latent_factor(
     return _every_layer(fusion, factor_gernh.astype(fusion.config.dtype))
 
 
-def inputs(fusion: Fusion, params: Any, factor_lernh: Float[Array, "l e r n h"]) -> FuseInputs:
+def inputs(fusion: Fusion, params: Params, factor_lernh: Float[Array, "l e r n h"]) -> FuseInputs:
     """Computes the inputs of `fuse` once, outside the loops over layers and tokens."""
     p = params["value"]
     layers = fusion.config.layers
@@ -159,12 +160,12 @@ def fusion(stack: Stack, first: int, groups: int, latent: int, rank: int, order:
     how = Fusion(stack.config, first, groups, order)
 
     def reach(
-        own: Any, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
+        own: Params, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
     ) -> Reach:
         del rows, once, decoding
         return Reach(layer_le=latent_factor(how, own[NAME], z_egz))
 
-    def points(own: Any, reach: Reach, lay: Lay) -> Points:
+    def points(own: Params, reach: Reach, lay: Lay) -> Points:
         return Points(
             value=lambda value_btnh, layer: fuse(value_btnh, layer, lay),
             value_l=inputs(how, own[NAME], reach.layer_le),

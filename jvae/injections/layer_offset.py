@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jvae.api import Params
 from jvae.injections.contract import Injection, Lay, Reach
 from jvae.nn.backbone import Stack
 from jvae.nn.layers import Projection
@@ -26,12 +27,12 @@ def layer_offset(stack: Stack, first: int, groups: int, latent: int) -> Injectio
     start = nn.initializers.normal(c.init_std)
     project = Projection((c.width,), ("latent",), ("embed",), kernel_init=start)
 
-    def init(key: Key[Array, ""]) -> Any:
+    def init(key: Key[Array, ""]) -> Params:
         z = jnp.zeros((1, latent))
         return {NAME: init_stack(lambda k: project.init(k, z)["params"], key, groups)}
 
     def reach(
-        own: Any, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
+        own: Params, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
     ) -> Reach:
         del rows, once, decoding
         kernel_gzd, bias_gd = (own[NAME][part].astype(c.dtype) for part in ("kernel", "bias"))
@@ -39,7 +40,7 @@ def layer_offset(stack: Stack, first: int, groups: int, latent: int) -> Injectio
         offset_ged = offset_ged + bias_gd[:, None]
         return Reach(layer_le=jnp.pad(offset_ged, ((first, c.layers - first - groups), *_NONE)))
 
-    def points(own: Any, reach: Reach, lay: Lay) -> Points:
+    def points(own: Params, reach: Reach, lay: Lay) -> Points:
         del own
 
         def tap(name: str, state: Array, offset_ed: Float[Array, "e d"]) -> Array | None:

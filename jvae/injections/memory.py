@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from jvae.api import Params
 from jvae.injections.contract import Injection, Reach, by_vector
 from jvae.nn.attention import owners
 from jvae.nn.backbone import Stack
@@ -39,12 +40,12 @@ def memory(
     c, (vectors, width) = stack.config, shape
     project = Projection((c.kv_heads, c.head), ("latent",), ("heads", "head"), False, start)
 
-    def init(key: Key[Array, ""]) -> Any:
+    def init(key: Key[Array, ""]) -> Params:
         z = jnp.zeros((1, vectors * width))
         return {NAME: init_stack(lambda k: project.init(k, z)["params"], key, c.layers)}
 
     def reach(
-        own: Any, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
+        own: Params, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
     ) -> Reach:
         del once
         kernel = own[NAME]["kernel"].astype(c.dtype)

@@ -3,11 +3,12 @@
 Source: Kim et al. 2018, arXiv 1802.02550, and the released code.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jvae.api import Params
 from jvae.nn.backbone import Recurrent, Stack
 from jvae.nn.layers import split_key
 
@@ -19,7 +20,7 @@ class Gates(NamedTuple):
     first: Float[Array, "e 4 f"]
 
 
-def init(stack: Stack, latent: int, key: Key[Array, "3"]) -> Any:
+def init(stack: Stack, latent: int, key: Key[Array, "3"]) -> Params:
     """Boxed parameters {latent, first}, stored next to those of the stack.
 
     Args:
@@ -36,7 +37,7 @@ def init(stack: Stack, latent: int, key: Key[Array, "3"]) -> Any:
     }
 
 
-def gates(stack: Stack, own: Any, z_egz: Float[Array, "e g z"]) -> Gates:
+def gates(stack: Stack, own: Params, z_egz: Float[Array, "e g z"]) -> Gates:
     """Computes the contributions of latents; their groups are concatenated."""
     dtype = stack.config.dtype
     z_ez = z_egz.reshape(z_egz.shape[0], -1).astype(dtype)

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from jvae.api import Params
 from jvae.injections.contract import Injection, Reach
 from jvae.nn.backbone import Stack
 from jvae.nn.layers import Initializer
@@ -22,12 +23,12 @@ def softmax(stack: Stack, shape: tuple[int, int], start: Initializer) -> Injecti
     """The injection for latents of shape (G, Z), with all vectors concatenated."""
     c = stack.config
 
-    def init(key: Key[Array, ""]) -> Any:
+    def init(key: Key[Array, ""]) -> Params:
         table_vz = start(key, (c.vocab_padded, shape[0] * shape[1]), jnp.float32)
         return {NAME: {"table": nn.LogicallyPartitioned(table_vz, ("vocab", "latent"))}}
 
     def reach(
-        own: Any, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
+        own: Params, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
     ) -> Reach:
         del own, rows, once, decoding
         return Reach(feature_ec=z_egz.reshape(len(z_egz), -1).astype(c.dtype))

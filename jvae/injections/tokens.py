@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from jvae.api import Params
 from jvae.injections.contract import Injection, Reach, by_vector
 from jvae.nn.backbone import Stack
 from jvae.nn.layers import Initializer, Projection
@@ -21,11 +22,11 @@ def tokens(stack: Stack, shape: tuple[int, int], start: Initializer, count: int)
     c = stack.config
     project = Projection((count, c.width), ("latent",), (None, "embed"), kernel_init=start)
 
-    def init(key: Key[Array, ""]) -> Any:
+    def init(key: Key[Array, ""]) -> Params:
         return {NAME: project.init(key, jnp.zeros((1, shape[0] * shape[1])))["params"]}
 
     def reach(
-        own: Any, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
+        own: Params, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
     ) -> Reach:
         del rows, once, decoding
         kernel, bias_cd = (own[NAME][name].astype(c.dtype) for name in ("kernel", "bias"))

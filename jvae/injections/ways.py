@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from jvae.api import Params
 from jvae.injections.contract import Injection, Lay, Reach, by_vector, side_by_side
 from jvae.nn.adapters import Adapter, AdapterInputs, adapter_tap
 from jvae.nn.attention import for_everyone, owners
@@ -81,7 +82,7 @@ def _linear(config: Any, axis: str, heads: int = 0, bias: bool = False) -> Proje
     return Projection(shape, (axis,), names, bias, start)
 
 
-def init(config: Any, ways: Ways, latent: int, key: Key[Array, ""]) -> Any:
+def init(config: Any, ways: Ways, latent: int, key: Key[Array, ""]) -> Params:
     """Boxed parameters of the enabled injections.
 
     These are some of {project, psa, memory, offset, output, adapter_latent}.
@@ -112,7 +113,7 @@ def init(config: Any, ways: Ways, latent: int, key: Key[Array, ""]) -> Any:
 
 
 def _reach(
-    config: Any, ways: Ways, own: Any, z_egz: Array, rows: int
+    config: Any, ways: Ways, own: Params, z_egz: Array, rows: int
 ) -> tuple[LatentKv | None, LatentKv | None, Reach]:
     c, (examples, vectors, _) = config, z_egz.shape
     z_evz = z_egz.astype(c.dtype)
@@ -182,11 +183,11 @@ def all_ways(
     needs |= {"features"} if ways.output else set()
     needs |= {"taps"} if adapter is not None else set()
 
-    def once(own: Any, drop: Key[Array, ""] | None) -> Any:
+    def once(own: Params, drop: Key[Array, ""] | None) -> Any:
         return None if prefix is None else apply(prefix, own["prefix"], drop)
 
     def give(
-        own: Any, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
+        own: Params, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
     ) -> Reach:
         del decoding
         psa, memory, rest = _reach(c, ways, own, z_egz, rows)
@@ -194,13 +195,13 @@ def all_ways(
         parts = [part for part in (psa, shared, memory) if part is not None]
         return rest._replace(slots=side_by_side(parts))
 
-    def points(own: Any, reach: Reach, lay: Lay) -> Points:
+    def points(own: Params, reach: Reach, lay: Lay) -> Points:
         if adapter is None:
             return Points()
         inputs = AdapterInputs(own["adapter"], reach.layer_le)
         return Points(tap=adapter_tap(adapter, places, lay), tap_l=inputs)
 
-    def table(own: Any) -> Array:
+    def table(own: Params) -> Array:
         return apply(_OutputBias(c, latent), own["output"])
 
     def owned(slots: int) -> np.ndarray:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from jvae.api import Params
 from jvae.fields import setting
 from jvae.latent.densities import (
     POSTERIORS,
@@ -40,7 +41,7 @@ class BnOptions:
     """Options of the posterior `bn`."""
 
     least: float = setting(
-        5.0, above=0.0, high=1e6, help="Least KL to N(0, I) of a text, on average; nats."
+        5.0, above=0.0, high=1e6, help="Minimum average KL to N(0, I), nats per text."
     )
     log_var_shift: float = setting(0.0, low=-50.0, high=50.0, help="Added to log-variances.")
 
@@ -57,19 +58,19 @@ def bn(options: BnOptions, head: Head, shape: tuple[int, int]) -> Density:
         running = {"mean": boxed(0.0), "var": boxed(1.0)}
         return plain.init(key) | {"bias": boxed(0.0), "running": running}
 
-    def normed(params: Any, q: Gaussian, mean_gz: Array, var_gz: Array) -> Gaussian:
+    def normed(params: Params, q: Gaussian, mean_gz: Array, var_gz: Array) -> Gaussian:
         scaled_egz = (q.mean_egz - mean_gz[None]) * jax.lax.rsqrt(var_gz + EPS)[None]
         return Gaussian(gamma * scaled_egz + params["bias"][None], q.log_var_egz)
 
-    def read(params: Any, h_egd: Array) -> Gaussian:
+    def read(params: Params, h_egd: Array) -> Gaussian:
         running = jax.lax.stop_gradient(params["running"])
         return normed(params, plain.read(params, h_egd), running["mean"], running["var"])
 
-    def read_together(params: Any, h_egd: Array, valid_e: Bool[Array, "e"]) -> Gaussian:
+    def read_together(params: Params, h_egd: Array, valid_e: Bool[Array, "e"]) -> Gaussian:
         q = plain.read(params, h_egd)
         return normed(params, q, *moments(q.mean_egz, valid_e))
 
-    def track(params: Any, h_egd: Array, valid_e: Bool[Array, "e"]) -> Any:
+    def track(params: Params, h_egd: Array, valid_e: Bool[Array, "e"]) -> Any:
         mean_gz, var_gz = moments(plain.read(params, h_egd).mean_egz, valid_e)
         batch = {"mean": mean_gz, "var": var_gz}
         # A batch needs at least two texts to estimate a variance.

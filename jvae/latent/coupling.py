@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from jvae.api import Params
 from jvae.latent import nets, spline
 from jvae.latent.gaussian import LOG_2PI
 
@@ -21,14 +22,14 @@ class Coupling(NamedTuple):
     """Coupling layers over flat latents (E, D); the leading axis of the parameters is layers.
 
     layers: number of layers. width: hidden width of each layer's network. bins: bins per spline.
-    size: D. given: C, 0 without a condition.
+    size: D. condition: C, the size of the condition; 0 without one.
     """
 
     layers: int
     width: int
     bins: int
     size: int
-    given: int = 0
+    condition: int = 0
 
     @property
     def _kept(self) -> int:
@@ -43,21 +44,21 @@ class Coupling(NamedTuple):
             orders.append(swap if layer % 2 else rng.permutation(self.size))
         return np.stack(orders)
 
-    def init(self, key: Key[Array, ""]) -> Any:
+    def init(self, key: Key[Array, ""]) -> Params:
         """Initial parameters, as plain arrays without axis names."""
         moved, raw = self.size - self._kept, spline.raw_size(self.bins)
 
-        def layer(key: Key[Array, ""]) -> Any:
+        def layer(key: Key[Array, ""]) -> Params:
             first, second, last = jax.random.split(key, 3)
             return {
-                "first": nets.affine(first, self._kept + self.given, self.width),
+                "first": nets.affine(first, self._kept + self.condition, self.width),
                 "second": nets.affine(second, self.width, self.width),
                 "last": nets.affine(last, self.width, moved * raw, zero=True),
             }
 
         return jax.vmap(layer)(jax.random.split(key, self.layers))
 
-    def _shapes(self, p: Any, kept_ed: Array, given_ec: Array | None) -> Float[Array, "e d r"]:
+    def _shapes(self, p: Params, kept_ed: Array, given_ec: Array | None) -> Float[Array, "e d r"]:
         h_ed = kept_ed if given_ec is None else jnp.concatenate([kept_ed, given_ec], axis=1)
         h_ed = jax.nn.silu(nets.apply(p["first"], h_ed))
         h_ed = jax.nn.silu(nets.apply(p["second"], h_ed))

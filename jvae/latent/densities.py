@@ -38,7 +38,7 @@ class Affine(NamedTuple):
     init: Callable[[Key[Array, ""]], Any]
     apply: Callable[[Any, Float[Array, "e d"]], Array]
 
-    def each(self, params: Any, h_egd: Float[Array, "e g d"]) -> Array:
+    def each(self, params: Params, h_egd: Float[Array, "e g d"]) -> Array:
         """Applies the same map to every vector of a text; returns (E, G, *outputs)."""
         out = self.apply(params, h_egd.reshape(-1, h_egd.shape[-1]))
         return out.reshape(*h_egd.shape[:2], *out.shape[1:])
@@ -159,21 +159,23 @@ class GaussianOptions:
         high=50.0,
         help="Added to log-variances; a negative one starts nearly deterministic.",
     )
-    unit_variance: bool = setting(False, help="Log-variances are 0 whatever the head says.")
+    unit_variance: bool = setting(False, help="Fix log-variances at 0, ignoring the head's output.")
 
 
 def gaussian(options: GaussianOptions, head: Head, shape: tuple[int, int]) -> Density:
     """A diagonal Gaussian; one affine map gives means and log-variances."""
     affine = head((2, shape[1]), (None, "latent"))
 
-    def read(params: Any, h_egd: Array) -> Gaussian:
+    def read(params: Params, h_egd: Array) -> Gaussian:
         stats_egcz = affine.each(params["head"], h_egd)
         mean_egz, log_var_egz = stats_egcz[:, :, 0], stats_egcz[:, :, 1]
         if options.unit_variance:
             return Gaussian(mean_egz, jnp.zeros_like(mean_egz))
         return Gaussian(mean_egz, log_var_egz + options.log_var_shift)
 
-    def sample(params: Any, post: Gaussian, key_ke: Key[Array, "k e"]) -> Float[Array, "k e g z"]:
+    def sample(
+        params: Params, post: Gaussian, key_ke: Key[Array, "k e"]
+    ) -> Float[Array, "k e g z"]:
         del params
         return reparameterize(post, noise(key_ke, post.mean_egz.shape[1:]))
 

@@ -4,11 +4,10 @@ It is initialised to N(0, I). Its density is exact; the KL to it is estimated fr
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Params, Prior
+from jvae.api import Cond, Params, Prior
 from jvae.fields import setting
 from jvae.latent.coupling import Coupling
 from jvae.latent.gaussian import noise
@@ -20,8 +19,8 @@ class FlowOptions:
     """Options of the prior `flow`."""
 
     layers: int = setting(4, low=1, high=1_000, help="Coupling layers.")
-    width: int = setting(128, low=1, high=2**16, help="Of the network of a layer.")
-    bins: int = setting(8, low=2, high=1_000, help="Of a spline.")
+    width: int = setting(128, low=1, high=2**16, help="Width of each layer's network.")
+    bins: int = setting(8, low=2, high=1_000, help="Bins per spline.")
 
 
 def build(options: FlowOptions, shape: tuple[int, int]) -> PriorParts:
@@ -29,11 +28,11 @@ def build(options: FlowOptions, shape: tuple[int, int]) -> PriorParts:
     size = shape[0] * shape[1]
     coupling = Coupling(options.layers, options.width, options.bins, size)
 
-    def sample(params: Params, key_e: Key[Array, "e"], cond: Any = None) -> Float[Array, "e g z"]:
+    def sample(params: Params, key_e: Key[Array, "e"], cond: Cond = None) -> Float[Array, "e g z"]:
         del cond
         return coupling.outward(params["prior"], noise(key_e, (size,))).reshape(-1, *shape)
 
-    def log_prob(params: Params, z_egz: Array, cond: Any = None) -> Float[Array, "e"]:
+    def log_prob(params: Params, z_egz: Array, cond: Cond = None) -> Float[Array, "e"]:
         del cond
         return coupling.log_prob(params["prior"], z_egz.reshape(-1, size))
 

@@ -81,6 +81,16 @@ def axes(
     return out.reshape(len(dims), len(offsets), *z_gz.shape)
 
 
+def most_active(z_egz: Float[np.ndarray, "e g z"]) -> list[int]:
+    """The dimensions of the flattened latent by their variance over sentences, largest first.
+
+    Args:
+      z_egz: posterior means of sentences.
+    """
+    variance_d = z_egz.reshape(len(z_egz), -1).var(axis=0, dtype=np.float64)
+    return np.argsort(-variance_d, kind="stable").tolist()
+
+
 def on_sphere(z_egz: Float[np.ndarray, "e g z"]) -> Float[np.ndarray, "e g z"]:
     """Normalises every vector to length 1."""
     length_eg1 = np.linalg.norm(z_egz, axis=-1, keepdims=True)

@@ -5,14 +5,13 @@ Gaussian posterior to it has no closed form, so it is estimated from the draw.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Params, Prior
+from jvae.api import Cond, Params, Prior
 from jvae.fields import setting
 from jvae.latent.gaussian import LOG_2PI
 from jvae.latent.priors import PRIORS, PriorKind, PriorParts
@@ -36,7 +35,7 @@ def build(options: GmmOptions, shape: tuple[int, int]) -> PriorParts:
             "log_var": jnp.full(parts, jnp.log(0.5)),
         }
 
-    def sample(params: Params, key_e: Key[Array, "e"], cond: Any = None) -> Float[Array, "e g z"]:
+    def sample(params: Params, key_e: Key[Array, "e"], cond: Cond = None) -> Float[Array, "e g z"]:
         del cond
         p = params["prior"]
 
@@ -48,7 +47,7 @@ def build(options: GmmOptions, shape: tuple[int, int]) -> PriorParts:
 
         return jax.vmap(one)(key_e)
 
-    def log_prob(params: Params, z_egz: Array, cond: Any = None) -> Float[Array, "e"]:
+    def log_prob(params: Params, z_egz: Array, cond: Cond = None) -> Float[Array, "e"]:
         del cond
         p = params["prior"]
         left_ekgz = z_egz[:, None] - p["mean"][None]

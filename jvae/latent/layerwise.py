@@ -121,8 +121,8 @@ def walk(
 
     nothing = jnp.zeros(given_gez.shape[1:], dtype)
     per_group = (own, jnp.arange(chain.groups), given_gez, addends)
-    _, found = jax.lax.scan(link, (nothing, nothing), per_group)
-    z_egz, prior_egcz, posterior_egcz = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), found)
+    _, stacked = jax.lax.scan(link, (nothing, nothing), per_group)
+    z_egz, prior_egcz, posterior_egcz = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), stacked)
     return Walk(
         z_egz,
         Gaussian(prior_egcz[:, :, 0], prior_egcz[:, :, 1]),
@@ -144,7 +144,7 @@ def _chain_kl(
     post: ChainPost,
     z_egz: Float[Array, "e g z"],
     prior: Prior,
-    cond: Any,
+    cond: Cond,
 ) -> Float[Array, "e g z"]:
     """KL per dimension in nats, in closed form given the draw's lower groups.
 
@@ -180,9 +180,9 @@ def posterior(
         return jax.vmap(draw)(noise(key_ke, (chain.groups, chain.width)))
 
     def _log_prob(params: Params, post: ChainPost, z_egz: Array) -> Array:
-        found = walk(chain, params, the_given, z_egz, text_egcz=post.text_egcz)
-        assert found.posterior is not None
-        return log_density(clipped(chain, found.posterior), found.z_egz)
+        walked = walk(chain, params, the_given, z_egz, text_egcz=post.text_egcz)
+        assert walked.posterior is not None
+        return log_density(clipped(chain, walked.posterior), walked.z_egz)
 
     def _mean(params: Params, post: ChainPost) -> Array:
         nothing = jnp.zeros_like(post.text_egcz[:, :, 0])
@@ -194,12 +194,12 @@ def posterior(
 def prior(chain: Chain) -> Prior:
     """The autoregressive prior of a chain of groups."""
 
-    def sample(params: Params, key_e: Key[Array, "e"], cond: Any = None) -> Float[Array, "e g z"]:
+    def sample(params: Params, key_e: Key[Array, "e"], cond: Cond = None) -> Float[Array, "e g z"]:
         noise_egz = noise(key_e, (chain.groups, chain.width))
         source_egcz = chain.source_of(cond)
         return walk(chain, params, reparameterized, noise_egz, source_egcz=source_egcz).z_egz
 
-    def log_prob(params: Params, z_egz: Array, cond: Any = None) -> Float[Array, "e"]:
+    def log_prob(params: Params, z_egz: Array, cond: Cond = None) -> Float[Array, "e"]:
         path = walk(chain, params, the_given, z_egz, source_egcz=chain.source_of(cond))
         return log_density(clipped(chain, path.prior), path.z_egz)
 

@@ -1,10 +1,10 @@
 """Affine maps for priors, with parameters as dictionaries of arrays."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
+
+from jvae.api import Params
 
 
 def affine(key: Key[Array, ""], inputs: int, outputs: int, zero: bool = False) -> dict[str, Array]:
@@ -14,7 +14,7 @@ def affine(key: Key[Array, ""], inputs: int, outputs: int, zero: bool = False) -
     return {"kernel": kernel, "bias": jnp.zeros((outputs,))}
 
 
-def apply(p: Any, x: Array) -> Array:
+def apply(p: Params, x: Array) -> Array:
     """Applies the map to the last axis of x."""
     y = x @ p["kernel"]
     return y + p["bias"][(None,) * (y.ndim - 1)]

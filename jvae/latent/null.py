@@ -4,8 +4,6 @@ A language model has no latent, so its log densities are 0. `at_zero` fixes the 
 0, for phases that train it as a language model.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
@@ -44,13 +42,13 @@ def at_zero(latent_shape: tuple[int, int]) -> Posterior:
 POSTERIOR = at_zero(LATENT_SHAPE)
 
 
-def _sample_prior(params: Any, key_e: Array, cond: Any = None) -> Array:
+def _sample_prior(params: Params, key_e: Array, cond: Cond = None) -> Array:
     """z of shape (E, 0, 0)."""
     del params, cond
     return jnp.zeros((key_e.shape[0], *LATENT_SHAPE))
 
 
-def _log_prior(params: Any, z_egz: Array, cond: Any = None) -> Array:
+def _log_prior(params: Params, z_egz: Array, cond: Cond = None) -> Array:
     """A log density of 0 for every example."""
     del params, cond
     return jnp.zeros(z_egz.shape[0])

@@ -6,11 +6,11 @@ is `build(options, shape, inputs)`, see `InputPosterior`.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Array, Float, Key
 
-from jvae.api import SPACE, SPHERE, LogPosterior, Params, Post, Prior, SamplePosterior
+from jvae.api import SPACE, SPHERE, Cond, LogPosterior, Params, Post, Prior, SamplePosterior
 from jvae.errors import ConfigError
 from jvae.latent.choice import Choice, refusals
 from jvae.latent.gaussian import StandardNormal, log_standard, noise
@@ -44,15 +44,26 @@ class InputPosterior(NamedTuple):
     support: str = SPACE
 
 
-class PriorKind(NamedTuple):
-    """A registered prior: its options class, a frozen dataclass, and its build function.
+class BuildPrior(Protocol):
+    """Builds a prior over latents of shape (G, Z) from its options."""
 
-    of_posterior: whether `build` also takes an `InputPosterior`.
-    """
+    def __call__(self, options: Any, shape: tuple[int, int], /) -> PriorParts: ...
+
+
+class BuildFromPosterior(Protocol):
+    """The same for a prior that consists of posteriors of pseudo-texts."""
+
+    def __call__(
+        self, options: Any, shape: tuple[int, int], inputs: InputPosterior, /
+    ) -> PriorParts: ...
+
+
+class PriorKind(NamedTuple):
+    """A registered prior: its options class, a frozen dataclass, and one of two build functions."""
 
     options: type
-    build: Callable[..., PriorParts]
-    of_posterior: bool = False
+    build: BuildPrior | None = None
+    build_from: BuildFromPosterior | None = None
 
 
 PRIORS: Registry[PriorKind] = Registry("prior", "model.prior.kind")
@@ -70,14 +81,16 @@ def build_prior(
     """
     kind = PRIORS[choice.kind]
     options = choice.options_as(kind.options, "model.prior")
-    if kind.of_posterior and inputs is None:
+    if kind.build is None and inputs is None:
         raise ConfigError(
             f"model.prior.kind is {choice.kind}, which is made of posteriors of single texts; this "
             "model has no encoder, or a posterior that reads a batch together. Choose another prior"
         )
-    needed = [inputs] if kind.of_posterior else []
     with refusals("model.prior"):
-        return kind.build(options, shape, *needed)
+        if kind.build is not None:
+            return kind.build(options, shape)
+        assert kind.build_from is not None and inputs is not None
+        return kind.build_from(options, shape, inputs)
 
 
 def check_support(kind: Choice, prior: Prior, posterior: Choice, support: str) -> None:
@@ -98,11 +111,11 @@ def check_support(kind: Choice, prior: Prior, posterior: Choice, support: str) -
 def standard_normal(shape: tuple[int, int]) -> Prior:
     """N(0, I) over latents of shape (G, Z)."""
 
-    def sample(params: Params, key_e: Key[Array, "e"], cond: Any = None) -> Float[Array, "e g z"]:
+    def sample(params: Params, key_e: Key[Array, "e"], cond: Cond = None) -> Float[Array, "e g z"]:
         del params, cond
         return noise(key_e, shape)
 
-    def log_prob(params: Params, z_egz: Array, cond: Any = None) -> Float[Array, "e"]:
+    def log_prob(params: Params, z_egz: Array, cond: Cond = None) -> Float[Array, "e"]:
         del params, cond
         return log_standard(z_egz)
 

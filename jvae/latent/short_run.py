@@ -42,20 +42,24 @@ class ChainConfig:
     chunk: how many of these chains run together.
     """
 
-    steps: int = setting(20, low=0, high=100_000, help="K of the chain; 0: draws from the prior.")
-    schedule: str = setting("fixed_official", choices=SCHEDULES, help="Of the step sizes.")
+    steps: int = setting(
+        20, low=0, high=100_000, help="Steps K per chain; 0: draws from the prior."
+    )
+    schedule: str = setting("fixed_official", choices=SCHEDULES, help="Schedule of the step sizes.")
     step_size: float = setting(
         0.4,
         above=0.0,
         high=1e6,
-        help="Of every step.",
+        help="Size of every step.",
         needs=Needs(lambda c: c.schedule == "constant", "the schedule is not constant"),
     )
     temperature: float = setting(0.2, low=0.0, high=1e6, help="Scale of the noise.")
     fresh_dropout: bool = setting(
         False, help="New dropout masks in every step (released code), not one per chain."
     )
-    chains: int = setting(32, low=4, high=100_000, help="End points of a fit, an even number.")
+    chains: int = setting(
+        32, low=4, high=100_000, help="End points per fitted Gaussian, an even number."
+    )
     chunk: int = setting(8, low=1, high=100_000, help="Chains that run together.")
 
     def __post_init__(self) -> None:
@@ -90,7 +94,7 @@ def log_joint(
     params: Params,
     ctx: Context,
     batch: Batch,
-    cond: Any = None,
+    cond: Cond = None,
     prior_weight: Array | float = 1.0,
 ) -> langevin.LogJoint:
     """Returns the function z -> log p(x | z) + prior_weight * log p(z), per example."""
@@ -136,7 +140,7 @@ def prepare(
     batch: Batch,
     drop: Key[Array, ""] | None = None,
     *,
-    cond: Any = None,
+    cond: Cond = None,
     start: Posterior | None = None,
     temperature: Array | float | None = None,
     prior_weight: Array | float = 1.0,

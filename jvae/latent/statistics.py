@@ -16,10 +16,10 @@ def statistics(z_ngz: Float[np.ndarray, "n g z"]) -> dict[str, np.ndarray]:
     left_nd = flat_nd - mean_d[None]
     covariance_dd = left_nd.T @ left_nd / max(len(flat_nd), 1)
     variance_d = np.maximum(np.linalg.eigvalsh(covariance_dd)[::-1], 0.0)
-    found = {
+    values = {
         "mean": mean_d.reshape(z_ngz.shape[1:]),
         "scale": np.sqrt(np.diagonal(covariance_dd)).reshape(z_ngz.shape[1:]),
         "covariance": covariance_dd,
         "pca_share": variance_d / max(float(variance_d.sum()), 1e-30),
     }
-    return {name: value.astype(np.float32) for name, value in found.items()}
+    return {name: value.astype(np.float32) for name, value in values.items()}

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Params, Prior
+from jvae.api import Cond, Params, Post, Prior
 from jvae.fields import setting
 from jvae.latent.priors import PRIORS, InputPosterior, PriorKind, PriorParts
 
@@ -22,8 +22,8 @@ from jvae.latent.priors import PRIORS, InputPosterior, PriorKind, PriorParts
 class VampOptions:
     """Options of the prior `vamp`."""
 
-    components: int = setting(20, low=1, high=100_000, help="Learned inputs.")
-    length: int = setting(16, low=1, high=2**20, help="Of each, in tokens.")
+    components: int = setting(20, low=1, high=100_000, help="Number of learned inputs.")
+    length: int = setting(16, low=1, high=2**20, help="Tokens per learned input.")
 
 
 def build(options: VampOptions, shape: tuple[int, int], inputs: InputPosterior) -> PriorParts:
@@ -39,17 +39,17 @@ def build(options: VampOptions, shape: tuple[int, int], inputs: InputPosterior) 
     def posteriors(params: Params) -> Any:
         return inputs.encode(params, params["prior"]["input"])
 
-    def sample(params: Params, key_e: Key[Array, "e"], cond: Any = None) -> Float[Array, "e g z"]:
+    def sample(params: Params, key_e: Key[Array, "e"], cond: Cond = None) -> Float[Array, "e g z"]:
         del cond
         key_e2 = jax.vmap(jax.random.split)(key_e)
         k_e = jax.vmap(lambda key: jax.random.randint(key, (), 0, count))(key_e2[:, 0])
         post_e = jax.tree.map(lambda leaf: leaf[k_e], posteriors(params))
         return inputs.sample(params, post_e, key_e2[None, :, 1])[0]
 
-    def log_prob(params: Params, z_egz: Array, cond: Any = None) -> Float[Array, "e"]:
+    def log_prob(params: Params, z_egz: Array, cond: Cond = None) -> Float[Array, "e"]:
         del cond
 
-        def of(post: Any) -> Float[Array, "e"]:
+        def of(post: Post) -> Float[Array, "e"]:
             shared = jax.tree.map(
                 lambda leaf: jnp.broadcast_to(leaf, (len(z_egz), *leaf.shape)), post
             )
@@ -64,4 +64,4 @@ def build(options: VampOptions, shape: tuple[int, int], inputs: InputPosterior) 
     )
 
 
-PRIORS.register("vamp")(PriorKind(VampOptions, build, of_posterior=True))
+PRIORS.register("vamp")(PriorKind(VampOptions, build_from=build))

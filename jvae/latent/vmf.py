@@ -7,7 +7,7 @@ Xu & Durrett 2018, arXiv 1808.10805. Densities are per unit of surface area.
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 from scipy.special import gammaln, logsumexp
 
-from jvae.api import SPHERE, Params, Post, Posterior, Prior
+from jvae.api import SPHERE, Cond, Params, Post, Posterior, Prior
 from jvae.fields import setting
 from jvae.latent.densities import POSTERIORS, Density, Head, PosteriorKind
 from jvae.latent.gaussian import noise
@@ -127,7 +127,7 @@ def vmf(options: VmfOptions, head: Head, shape: tuple[int, int]) -> Density:
         raise ValueError(f"vmf needs vectors of 2 dimensions or more; model.latent is {size}")
     affine = head((size,), ("latent",))
 
-    def read(params: Any, h_egd: Array) -> Directions:
+    def read(params: Params, h_egd: Array) -> Directions:
         return Directions(unit(affine.each(params["head"], h_egd)))
 
     def draw(key: Key[Array, ""]) -> tuple[Array, Array]:
@@ -138,7 +138,9 @@ def vmf(options: VmfOptions, head: Head, shape: tuple[int, int]) -> Density:
         )
         return cosine_g, jax.random.normal(noise_key, shape)
 
-    def sample(params: Any, post: Directions, key_ke: Key[Array, "k e"]) -> Float[Array, "k e g z"]:
+    def sample(
+        params: Params, post: Directions, key_ke: Key[Array, "k e"]
+    ) -> Float[Array, "k e g z"]:
         """Combines a cosine with a direction orthogonal to the mean, as in the source.
 
         The cosine does not depend on any parameter, so the gradient flows through the mean only.
@@ -154,7 +156,7 @@ def vmf(options: VmfOptions, head: Head, shape: tuple[int, int]) -> Density:
 
     constant = shape[0] * log_scale(size, kappa)
 
-    def log_prob(params: Any, post: Directions, z_egz: Array) -> Float[Array, "e"]:
+    def log_prob(params: Params, post: Directions, z_egz: Array) -> Float[Array, "e"]:
         del params
         return kappa * jnp.sum(post.direction_egz * z_egz, axis=(1, 2)) + constant
 
@@ -175,11 +177,11 @@ def uniform_sphere(options: NoOptions, shape: tuple[int, int]) -> PriorParts:
     groups, size = shape
     constant = -groups * log_area(size)
 
-    def sample(params: Params, key_e: Key[Array, "e"], cond: Any = None) -> Float[Array, "e g z"]:
+    def sample(params: Params, key_e: Key[Array, "e"], cond: Cond = None) -> Float[Array, "e g z"]:
         del params, cond
         return unit(noise(key_e, shape))
 
-    def log_prob(params: Params, z_egz: Array, cond: Any = None) -> Float[Array, "e"]:
+    def log_prob(params: Params, z_egz: Array, cond: Cond = None) -> Float[Array, "e"]:
         del params, cond
         return jnp.full(z_egz.shape[:1], constant, z_egz.dtype)
 
@@ -188,7 +190,7 @@ def uniform_sphere(options: NoOptions, shape: tuple[int, int]) -> PriorParts:
 
 @closed_form(VonMisesFisher, UniformSphere, per_dimension=False)
 def _kl(
-    params: Params, posterior: Posterior, post: Post, z_egz: Array, prior: Prior, cond: Any
+    params: Params, posterior: Posterior, post: Post, z_egz: Array, prior: Prior, cond: Cond
 ) -> Float[Array, "e"]:
     del params, post, prior, cond
     return jnp.full(z_egz.shape[:1], z_egz.shape[1] * posterior.form.nats, z_egz.dtype)

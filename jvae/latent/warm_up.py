@@ -41,12 +41,12 @@ class WarmUp:
       clearing gradients. It is the auxiliary term `trajectory`, with weight 1.
     """
 
-    epoch_steps: int = setting(0, low=0, high=MOST, help="Updates of an epoch; 0: no schedules.")
+    epoch_steps: int = setting(0, low=0, high=MOST, help="Updates per epoch; 0: no schedules.")
     temperature_start: float = setting(
         0.05, low=0.0, high=1e6, help="Temperature of the first epochs.", needs=_EPOCHS
     )
     temperature_hold: int = setting(
-        15, low=0, high=MOST, help="Epochs that keep it.", needs=_EPOCHS
+        15, low=0, high=MOST, help="Epochs at that temperature.", needs=_EPOCHS
     )
     temperature_rise: float = setting(
         0.05, low=0.0, high=1e6, help="Per epoch after these.", needs=_EPOCHS
@@ -62,7 +62,7 @@ class WarmUp:
         0, low=0, high=MOST, help="Epochs in which that weight rises to 1.", needs=_EPOCHS
     )
     param_grad: str = setting(
-        "final", choices=PARAM_GRADS, help="Points of the chain that the decoder is trained at."
+        "final", choices=PARAM_GRADS, help="Points of the chain at which the decoder is trained."
     )
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Batch, TextVAE
+from jvae.api import Batch, Params, TextVAE
 from jvae.backbones import small
 from jvae.injections.contract import Injection
 from jvae.injections.ways import all_ways
@@ -67,7 +67,7 @@ def _head(config: AdaVaeConfig) -> Head:
     )
 
 
-def _init(config: AdaVaeConfig, key: Key[Array, ""]) -> Any:
+def _init(config: AdaVaeConfig, key: Key[Array, ""]) -> Params:
     stack_key, encoder_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
     ways_key, head_key, pool_key, *side_keys = jax.random.split(key, 7)
     enc, (stack, injection) = config.encoding, decoder_of(config)
@@ -102,7 +102,7 @@ def build(config: AdaVaeConfig) -> TextVAE:
     encoder = encoder_of(config)
 
     def features(
-        params: Any, batch: Batch, drop: Key[Array, ""] | None, soft_btd: Array | None = None
+        params: Params, batch: Batch, drop: Key[Array, ""] | None, soft_btd: Array | None = None
     ) -> Float[Array, "e g d"]:
         return encoded(config, params, batch, fold_key(drop, 0), soft_btd=soft_btd)[0]
 

@@ -37,49 +37,52 @@ class AdaVaeConfig:
 
     decoder: StackConfig
     encoder: StackConfig | None = None
-    encoder_layers: int = setting(8, low=1, high=4_096, help="Layers that encode.")
+    encoder_layers: int = setting(8, low=1, high=4_096, help="Layers of the encoder.")
     latent: int = setting(32, **sizes.LATENT)
     vectors: int = setting(1, **sizes.VECTORS)
     read_end: bool = setting(True, help="The encoder sees the end token; released: it does not.")
-    pool: str = setting("latent_attn", choices=POOLS, help="Of the encoder's states.")
+    pool: str = setting("latent_attn", choices=POOLS, help="Pooling of the encoder's states.")
     pool_scale: str = setting(
         "one",
         choices=POOL_SCALES,
-        help="sqrt_batch divides the logits by the root of the batch's sentences (released).",
+        help="sqrt_batch: divide the logits by the root of the batch size (released).",
         needs=Needs(lambda c: c.pool == "latent_attn", "pool is not latent_attn"),
     )
     pool_padding: bool = setting(
-        False, help="Padding is read and pooled as released; one sentence per row."
+        False, help="Read and pool padding, as released; needs one sentence per row."
     )
     adapter: int = setting(128, low=1, high=2**17, help="Width of the bottleneck.", needs=_ADAPTERS)
     adapter_scale: float = setting(
-        1.0, low=-1e3, high=1e3, help="Factor of what adapters add.", needs=_ADAPTERS
+        1.0, low=-1e3, high=1e3, help="Scale of the adapters' output.", needs=_ADAPTERS
     )
-    learn_scale: bool = setting(False, help="That factor is learned.", needs=_ADAPTERS)
+    learn_scale: bool = setting(False, help="Learn that scale.", needs=_ADAPTERS)
     identity_start: bool = setting(False, help="Adapters start as the identity.", needs=_ADAPTERS)
     adapt_encoder: bool = setting(True, help="Adapters in the encoder.")
     adapt_decoder: bool = setting(True, help="Adapters in the decoder.")
     placement: str = setting(
-        "parallel_ffn", choices=tuple(PLACEMENTS), help="Where they are.", needs=_ADAPTERS
+        "parallel_ffn",
+        choices=tuple(PLACEMENTS),
+        help="Position of the adapters in a layer.",
+        needs=_ADAPTERS,
     )
     placement_form: str = setting(
         "intended",
         choices=FORMS,
-        help="released adds one at the input of each layer.",
+        help="released: add one at the input of each layer.",
         needs=_ADAPTERS,
     )
-    use_psa: bool = setting(True, help="Each vector of z as a slot, key and value of its own.")
+    use_psa: bool = setting(True, help="Each vector of z as a slot with separate key and value.")
     use_memory: bool = setting(False, help="Each vector of z as a slot, key = value.")
     use_embedding: bool = setting(False, help="z added to every input embedding.")
     use_output: bool = setting(False, help="z added to the scores.")
     use_adapters: bool = setting(False, help="z added inside every decoder adapter.")
-    vary: bool = setting(False, help="A projection of z for every layer, not one for all.")
+    vary: bool = setting(False, help="A projection of z per layer instead of one for all.")
     prefix: int = setting(0, low=0, high=2**16, help="Learned slots per layer and side.")
     prefix_middle: int = setting(
         30,
         low=1,
         high=2**17,
-        help="Width of the MLP that makes them.",
+        help="Width of the MLP that computes them.",
         needs=Needs(lambda c: c.prefix > 0, "prefix is 0"),
     )
     log_var_shift: float = setting(0.0, **sizes.LOG_VAR_SHIFT)

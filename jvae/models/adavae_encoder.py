@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Batch, Side
+from jvae.api import Batch, Params, Side
 from jvae.models import amortized
 from jvae.models.adavae_config import AdaVaeConfig
 from jvae.models.amortized import QUERIES
@@ -70,7 +70,7 @@ def without_end(side: Side) -> Side:
 
 
 def pooled(
-    config: AdaVaeConfig, params: Any, x_btd: Float[Array, "b t d"], side: Side, valid_e: Array
+    config: AdaVaeConfig, params: Params, x_btd: Float[Array, "b t d"], side: Side, valid_e: Array
 ) -> Float[Array, "e g d"]:
     """Pools the encoder's states into feature vectors: several for "queries", otherwise one.
 
@@ -84,7 +84,7 @@ def pooled(
 
 
 def _pooled(
-    config: AdaVaeConfig, own: Any, x_btd: Float[Array, "b t d"], side: Side, valid_e: Array
+    config: AdaVaeConfig, own: Params, x_btd: Float[Array, "b t d"], side: Side, valid_e: Array
 ) -> Float[Array, "e d"]:
     pooler, slots = pooler_of(config), valid_e.shape[0] // x_btd.shape[0]
     x_btd = x_btd.astype(accum_dtype(x_btd.dtype))
@@ -102,7 +102,7 @@ def _pooled(
 
 def encoded(
     config: AdaVaeConfig,
-    params: Any,
+    params: Params,
     batch: Batch,
     drop: Key[Array, ""] | None = None,
     read: Read | None = None,

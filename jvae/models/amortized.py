@@ -114,7 +114,12 @@ def init_queries(encoder: Stack, vectors: int, key: Key[Array, ""]) -> dict[str,
 
 
 def pooled(
-    encoder: Stack, vectors: int, params: Any, x_btd: Float[Array, "b t d"], side: Side, slots: int
+    encoder: Stack,
+    vectors: int,
+    params: Params,
+    x_btd: Float[Array, "b t d"],
+    side: Side,
+    slots: int,
 ) -> Float[Array, "e g d"]:
     """Pools the encoder's last states with queries, in float32 or wider."""
     own = params["posterior"][QUERIES]

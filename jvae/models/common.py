@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-from jvae.api import DecodeState
+from jvae.api import DecodeState, Params
 from jvae.latent.densities import Affine, Head
 from jvae.latent.priors import PriorParts
 from jvae.nn import cache as caches
@@ -43,7 +43,7 @@ def projection_head(
     return head
 
 
-def with_prior(params: Any, parts: PriorParts, key: Key[Array, ""]) -> Any:
+def with_prior(params: Params, parts: PriorParts, key: Key[Array, ""]) -> Any:
     """Adds the prior's parameters, if it has any, to those of a model."""
     if parts.init is None:
         return params

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
-from jvae.api import Batch, Draws, RowStates, Side, TextVAE, per_example
+from jvae.api import Batch, Draws, Params, RowStates, Side, TextVAE, per_example
 from jvae.backbones import small
 from jvae.errors import ConfigError
 from jvae.fields import Needs, setting
@@ -65,11 +65,13 @@ class DellaConfig:
     decoder: StackConfig
     encoder: StackConfig | None = None
     latent: int = setting(32, low=1, high=2**20, help="Width of each layer's z.")
-    rank: int = setting(4, low=1, high=2**16, help="Of the tensor product.")
+    rank: int = setting(4, low=1, high=2**16, help="Rank of the tensor product.")
     conditional: bool = setting(False, help="Source to target; needs data.source.")
     begin_layer: int = setting(0, low=0, high=4_095, help="First layer that has a latent.")
-    end_layer: int = setting(-1, low=0, high=4_095, also=(-1,), help="Last one; -1: the top.")
-    pool: str = setting("attn_masked", choices=POOLS, help="Of the encoder's states.")
+    end_layer: int = setting(
+        -1, low=0, high=4_095, also=(-1,), help="Last layer that has a latent; -1: the top layer."
+    )
+    pool: str = setting("attn_masked", choices=POOLS, help="Pooling of the encoder's states.")
     ltp: str = setting(
         "sum_then_product",
         choices=fusion.ORDERS,
@@ -79,12 +81,12 @@ class DellaConfig:
     tie_lm_head: bool = setting(
         False, help="The output head is the token embedding; released: one from scratch."
     )
-    use_bow: bool = setting(False, help="Auxiliary term: the words from the top latent.")
+    use_bow: bool = setting(False, help="Auxiliary loss: predict the words from the top latent.")
     learn_prior1: bool = setting(True, help="False: the paper's standard normal first prior.")
     cvae_posterior: str = setting(
         "concat_text",
         choices=CVAE_POSTERIORS,
-        help="The source as part of what is encoded (released) or beside it (xc, paper).",
+        help="Encode the source with the text (released) or separately (xc, paper).",
         needs=Needs(lambda c: c.conditional, "conditional is false"),
     )
     clip: float = setting(
@@ -98,7 +100,7 @@ class DellaConfig:
     links: str = setting(
         "chain",
         choices=LINKS,
-        help="Latents of the layers: each knows those below, independent, or one that all share.",
+        help="Latents of layers: conditioned on those below, independent, or one shared by all.",
     )
     source: str = setting(
         "prefix",
@@ -174,7 +176,7 @@ def decoder_of(config: DellaConfig) -> tuple[Stack, Injection]:
 def _shared(injection: Injection, layers: int) -> Injection:
     """An injection per layer that gives all layers the same latent."""
 
-    def reach(own: Any, z_egz: Array, *args: Any, **how: Any) -> Reach:
+    def reach(own: Params, z_egz: Array, *args: Any, **how: Any) -> Reach:
         return injection.reach(own, jnp.repeat(z_egz, layers, axis=1), *args, **how)
 
     return injection._replace(reach=reach)
@@ -211,7 +213,7 @@ class _Source(NamedTuple):
     states: RowStates | None = None
 
 
-def _init(config: DellaConfig, key: Key[Array, ""]) -> Any:
+def _init(config: DellaConfig, key: Key[Array, ""]) -> Params:
     z, (stack, injection) = config.latent, decoder_of(config)
     keys = iter(split_key(key, 11))
     state, latent = jnp.zeros((1, config.encoding.width)), jnp.zeros((1, z))
@@ -260,7 +262,7 @@ def _init(config: DellaConfig, key: Key[Array, ""]) -> Any:
     return params
 
 
-def _encoder_own(config: DellaConfig, params: Any) -> Any:
+def _encoder_own(config: DellaConfig, params: Params) -> Any:
     """The parameters of the stack that encodes."""
     if config.encoder is None:
         return params["decoder"]
@@ -278,11 +280,11 @@ def _bow(config: DellaConfig) -> Projection:
 def chain(config: DellaConfig) -> Chain:
     """The chain of latents, from the first layer with a latent to the last."""
 
-    def linear(p: Any, x_ez: Array, out: str) -> Array:
+    def linear(p: Params, x_ez: Array, out: str) -> Array:
         y = jnp.einsum(f"ez,z{out}->e{out}", x_ez, p["kernel"].astype(x_ez.dtype))
         return y + p["bias"].astype(x_ez.dtype)[None]
 
-    def summary(p: Any, s_ez: Array, z_ez: Array) -> Array:
+    def summary(p: Params, s_ez: Array, z_ez: Array) -> Array:
         if config.links != "chain":
             return jnp.zeros_like(s_ez)
         below_ez = linear(p["chain"]["state"], s_ez, "y") + linear(p["chain"]["latent"], z_ez, "y")
@@ -307,7 +309,7 @@ def chain(config: DellaConfig) -> Chain:
 
 def _read(
     config: DellaConfig,
-    params: Any,
+    params: Params,
     side: Side,
     slots: int,
     drop: Key[Array, ""] | None = None,
@@ -333,7 +335,7 @@ def _read(
 
 
 def pooled(
-    config: DellaConfig, params: Any, side: Side, slots: int, drop: Key[Array, ""] | None = None
+    config: DellaConfig, params: Params, side: Side, slots: int, drop: Key[Array, ""] | None = None
 ) -> Float[Array, "e g d"]:
     """One vector per example and layer with a latent, from one bidirectional pass.
 
@@ -342,7 +344,7 @@ def pooled(
     return _read(config, params, side, slots, drop)[0]
 
 
-def _addend(p: Any, x_egd: Float[Array, "e g d"]) -> Float[Array, "e g 2 z"]:
+def _addend(p: Params, x_egd: Float[Array, "e g d"]) -> Float[Array, "e g 2 z"]:
     x_egd = x_egd.astype(accum_dtype(x_egd.dtype))
     return jnp.einsum("egd,gdcz->egcz", x_egd, p["kernel"].astype(x_egd.dtype))
 
@@ -352,7 +354,9 @@ def build(config: DellaConfig) -> TextVAE:
     links, (stack, injection) = chain(config), decoder_of(config)
     init, axes = unboxed(lambda key: _init(config, key))
 
-    def condition(params: Any, batch: Batch, drop: Key[Array, ""] | None = None) -> _Source | None:
+    def condition(
+        params: Params, batch: Batch, drop: Key[Array, ""] | None = None
+    ) -> _Source | None:
         if not config.conditional:
             return None
         if batch.cond is None:
@@ -367,7 +371,7 @@ def build(config: DellaConfig) -> TextVAE:
         return _Source(prior_egcz, _addend(params["posterior"]["head"]["source"], c_egd), states)
 
     def encode(
-        params: Any, batch: Batch, drop: Key[Array, ""] | None, cond: _Source | None
+        params: Params, batch: Batch, drop: Key[Array, ""] | None, cond: _Source | None
     ) -> ChainPost:
         assert batch.enc is not None  # `limits` requires this side
         x_egd = pooled(config, params, batch.enc, batch.slots, fold_key(drop, 0))
@@ -376,7 +380,7 @@ def build(config: DellaConfig) -> TextVAE:
             text_egcz = text_egcz + cond.posterior_egcz
         return ChainPost(text_egcz)
 
-    def aux(params: Any, ctx: Context, draws: Draws) -> dict[str, Array]:
+    def aux(params: Params, ctx: Context, draws: Draws) -> dict[str, Array]:
         if not config.use_bow:
             return {}
         bow_ed = apply(_bow(config), params["decoder"]["bow"], draws.z_kegz[0][:, -1])
@@ -393,7 +397,7 @@ def build(config: DellaConfig) -> TextVAE:
     states_of = (lambda cond: cond.states) if config.source == "cross" else None
     gen = generator(stack, injection, states_of=states_of)._replace(condition=condition, aux=aux)
 
-    def features(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
+    def features(params: Params, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
         del cond
         assert batch.enc is not None
         x_egd = pooled(config, params, batch.enc, batch.slots, fold_key(drop, 0))

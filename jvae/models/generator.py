@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jvae.api import Batch, DecodeState, Generator, Prompt, RowStates, Side
+from jvae.api import Batch, Cond, DecodeState, Generator, Params, Prompt, RowStates, Side
 from jvae.injections.contract import EXAMPLE_AXES, Injection, Lay, Reach
 from jvae.models.common import KV_AXES, expander, grower, last_of_prompt, reorderer
 from jvae.nn.attention import segments, spread
@@ -47,7 +47,7 @@ class _Cache(NamedTuple):
     source: Source | None = None
 
 
-def _decoder(params: Any) -> Any:
+def _decoder(params: Params) -> Any:
     return params["decoder"]
 
 
@@ -83,7 +83,7 @@ def generator(
                 f"{places + in_front} positions asked for; the decoder has {stack.longest}"
             )
 
-    def points_of(own: Any, reach: Reach, lay: Lay, source: Source | None = None) -> Points:
+    def points_of(own: Params, reach: Reach, lay: Lay, source: Source | None = None) -> Points:
         if injection is None:
             return UNTOUCHED
         acting = injection.points(own, reach, lay)
@@ -92,13 +92,13 @@ def generator(
             return points
         return points._replace(cross=source.kv, cross_owner_bs=source.segment_bs)
 
-    def source_of(own: Any, cond: Any) -> Source | None:
+    def source_of(own: Params, cond: Cond) -> Source | None:
         if states_of is None:
             return None
         states = states_of(cond)
         return Source(stack.cross(own, states.state_bsd), states.segment_bs)
 
-    def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
+    def prepare(params: Params, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
         own = own_of(params)
         position_bt = batch.dec.position_bt
         x_btd = stack.embed(own, batch.read_bt, position_bt + in_front if in_front else position_bt)
@@ -112,7 +112,7 @@ def generator(
             once = injection.once(own, drop_once)
         return Context(batch, x_btd, once, drop, source=source_of(own, cond))
 
-    def hidden_states(own: Any, ctx: Context, z_egz: Array) -> tuple[Array, Reach]:
+    def hidden_states(own: Params, ctx: Context, z_egz: Array) -> tuple[Array, Reach]:
         assert injection is not None
         side, (rows, _) = ctx.batch.dec, ctx.batch.dec.token_bt.shape
         slots = z_egz.shape[0] // rows
@@ -129,7 +129,7 @@ def generator(
         hidden_btd, _ = stack.rows(own, x_btd, segments(side, causal=True), points, ctx.drop)
         return hidden_btd[:, tokens * slots :] if tokens else hidden_btd, reach
 
-    def log_lik(params: Any, ctx: Context, z_egz: Array) -> Float[Array, "b t"]:
+    def log_lik(params: Params, ctx: Context, z_egz: Array) -> Float[Array, "b t"]:
         own, side = own_of(params), ctx.batch.dec
         if ctx.hidden_btd is not None:
             hidden_btd = ctx.hidden_btd
@@ -138,13 +138,13 @@ def generator(
             own, hidden_btd = scored(own, hidden_btd, reach, laid_out(side))
         return stack.token_log_prob(own, hidden_btd, side, ctx.batch.scored_bt)
 
-    def scored(own: Any, hidden: Array, reach: Reach, lay: Lay) -> tuple[Any, Array]:
+    def scored(own: Params, hidden: Array, reach: Reach, lay: Lay) -> tuple[Any, Array]:
         """Parameters and states for scoring, with the injection's features if it has any."""
         if injection is None or injection.table is None or reach.feature_ec is None:
             return own, hidden
         return stack.with_features(own, hidden, lay(reach.feature_ec), injection.table(own))
 
-    def start(params: Any, z_egz: Array, prompt: Prompt, max_len: int, cond=None):
+    def start(params: Params, z_egz: Array, prompt: Prompt, max_len: int, cond=None):
         check_room(max_len)
         own = own_of(params)
         examples, length = prompt.token_et.shape
@@ -168,7 +168,7 @@ def generator(
         state = DecodeState(_Cache(kv, reach.kept(), source), prompt.length_e)
         return stack.logits(*scored(own, last_ed, reach, _itself)), state
 
-    def step(params: Any, state: DecodeState, token_e: Array):
+    def step(params: Params, state: DecodeState, token_e: Array):
         own, (kv, reach, source), position_e = own_of(params), state.cache, state.position_e
         x_ed = stack.embed(own, token_e, position_e + in_front if in_front else position_e)
         x_ed = x_ed if reach.offset_ed is None else x_ed + reach.offset_ed
@@ -213,7 +213,7 @@ def _itself(value: Array) -> Array:
 
 
 def _behind_tokens(
-    stack: Stack, own: Any, side: Side, x_btd: Array, token_emd: Array, lead: int
+    stack: Stack, own: Params, side: Side, x_btd: Array, token_emd: Array, lead: int
 ) -> tuple[Side, Array]:
     """Rows with the vectors of all examples in front of the texts, at positions from 0."""
     rows, (examples, count, width) = x_btd.shape[0], token_emd.shape

@@ -1,11 +1,9 @@
 """Pools each layer of a bidirectional stack into one vector per example."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Side
+from jvae.api import Params, Side
 from jvae.models.reading import states
 from jvae.nn import pool
 from jvae.nn.attention import MaskSpec, segments
@@ -15,7 +13,7 @@ from jvae.nn.stack import layer_range
 
 def layer_vectors(
     stack: Stack,
-    own: Any,
+    own: Params,
     side: Side,
     slots: int,
     query_gd: Float[Array, "g d"] | None,

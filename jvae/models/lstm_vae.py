@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Batch, TextVAE
+from jvae.api import Batch, Params, TextVAE
 from jvae.backbones import small
 from jvae.fields import setting
 from jvae.latent.choice import Choice
@@ -45,7 +45,9 @@ class LstmVaeConfig:
     latent: int = setting(32, **sizes.LATENT)
     vectors: int = setting(1, **sizes.VECTORS)
     pool: str = setting(
-        "last", choices=POOLS, help="Of the encoder's states; queries: learned ones attend to them."
+        "last",
+        choices=POOLS,
+        help="Pooling of the encoder's states; queries: learned queries attend to them.",
     )
     log_var_shift: float = setting(0.0, **sizes.LOG_VAR_SHIFT)
     prior: Choice = STANDARD_NORMAL
@@ -69,7 +71,7 @@ def _head(encoder: Stack) -> Head:
     uniform = encoder.recurrent.uniform
 
     def head(outputs: tuple[int, ...], axes: tuple[str | None, ...]) -> Affine:
-        def init(key: Key[Array, "..."]) -> Any:
+        def init(key: Key[Array, "..."]) -> Params:
             # A pair of keys, or a single key from a density with several heads.
             kernel_key, bias_key = key if key.ndim else jax.random.split(key)
             shape = (encoder.features, *outputs)
@@ -78,7 +80,7 @@ def _head(encoder: Stack) -> Head:
                 "bias": uniform(bias_key, outputs, axes),
             }
 
-        def affine(params: Any, h_ed: Float[Array, "e d"]) -> Array:
+        def affine(params: Params, h_ed: Float[Array, "e d"]) -> Array:
             return jnp.tensordot(h_ed, params["kernel"], axes=1) + params["bias"][None]
 
         return Affine(init, affine)
@@ -97,7 +99,7 @@ def build(config: LstmVaeConfig) -> TextVAE:
     encoder, decoder = _stacks(config)
     size = config.vectors * config.latent
 
-    def init_boxed(key: Key[Array, ""]) -> Any:
+    def init_boxed(key: Key[Array, ""]) -> Params:
         encoder_key, decoder_key = split_key(key, 2)
         keys = split_key(encoder_key, 4)
         head_key = keys[2] if encoder.recurrent is None else jnp.stack(list(keys[2:]))
@@ -112,7 +114,7 @@ def build(config: LstmVaeConfig) -> TextVAE:
         return with_prior(params, latent.prior, key)
 
     def features(
-        params: Any, batch: Batch, drop: Key[Array, ""] | None, soft_btd: Array | None = None
+        params: Params, batch: Batch, drop: Key[Array, ""] | None, soft_btd: Array | None = None
     ) -> Float[Array, "e g f"]:
         side, slots = batch.enc, batch.slots
         assert side is not None  # `limits` requires the encoder side

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Batch, Side, TextVAE
+from jvae.api import Batch, Params, Side, TextVAE
 from jvae.backbones import small
 from jvae.fields import Needs, setting
 from jvae.injections.contract import Injection, together
@@ -55,11 +55,9 @@ class OptimusConfig:
     decoder: StackConfig
     latent: int = setting(32, **sizes.LATENT)
     vectors: int = setting(1, **sizes.VECTORS)
-    use_memory: bool = setting(True, help="z as a key and value of every decoder layer.")
+    use_memory: bool = setting(True, help="z as a key and value in every decoder layer.")
     use_embedding: bool = setting(True, help="z added to every input embedding of the decoder.")
-    tokens: int = setting(
-        0, low=0, high=2**16, help="That each vector of z puts in front of the text; 0: none."
-    )
+    tokens: int = setting(0, low=0, high=2**16, help="Prefix tokens per latent vector; 0: none.")
     pool: str = setting(
         "cls",
         choices=POOLS,
@@ -88,7 +86,7 @@ class OptimusConfig:
         0.1,
         low=0.0,
         high=1e3,
-        help="Deviation added to points between the latents of source and text.",
+        help="Standard deviation of noise on points between the latents of source and text.",
         needs=Needs(lambda c: c.context_layers > 0, "context_layers is 0"),
     )
 
@@ -124,16 +122,16 @@ def check_reached(config: Any) -> None:
 def ways(stack: Stack, config: Any) -> dict[str, Injection]:
     """The enabled injections, by the name of their parameters."""
     start, shape = _normal(stack.config), (config.vectors, config.latent)
-    found = {}
+    injections = {}
     if config.use_memory:
-        found["memory"] = memory(stack, shape, start, lead=1)
+        injections["memory"] = memory(stack, shape, start, lead=1)
     if config.use_embedding:
-        found["offset"] = embedding(stack, shape, start)
+        injections["offset"] = embedding(stack, shape, start)
     if config.tokens:
-        found["tokens"] = tokens(stack, shape, start, config.tokens)
+        injections["tokens"] = tokens(stack, shape, start, config.tokens)
     if config.use_softmax:
-        found["softmax"] = softmax(stack, shape, start)
-    return found
+        injections["softmax"] = softmax(stack, shape, start)
+    return injections
 
 
 def decoder_of(config: Any) -> tuple[Stack, Injection]:
@@ -149,7 +147,7 @@ def decoder_of(config: Any) -> tuple[Stack, Injection]:
     return stack_of(config.decoder, "model.decoder", *injection.needs), injection
 
 
-def init_decoder(config: Any, decoder_key: Any, memory_key: Any, offset_key: Any) -> Any:
+def init_decoder(config: Any, decoder_key: Any, memory_key: Any, offset_key: Any) -> Params:
     """Boxed parameters of the stack of `decoder_of` and of its injections."""
     stack, _ = decoder_of(config)
     keys = {"memory": memory_key, "offset": offset_key}
@@ -171,7 +169,7 @@ def _normal(stack: Any) -> Initializer:
     return nn.initializers.normal(stack.init_std)
 
 
-def _init(config: OptimusConfig, encoder: Stack, key: Key[Array, ""]) -> Any:
+def _init(config: OptimusConfig, encoder: Stack, key: Key[Array, ""]) -> Params:
     encoder_key, decoder_key, pooler_key, head_key, memory_key, offset_key = jax.random.split(
         key, 6
     )
@@ -208,7 +206,7 @@ def _pooler(encoder: Stack) -> Projection:
 
 
 def pooled(
-    config: OptimusConfig, params: Any, x_btd: Float[Array, "b t d"], side: Side, slots: int
+    config: OptimusConfig, params: Params, x_btd: Float[Array, "b t d"], side: Side, slots: int
 ) -> Float[Array, "e d"]:
     """One feature vector per example from the encoder's last states."""
     if config.pool != "cls":
@@ -223,7 +221,12 @@ def build(config: OptimusConfig) -> TextVAE:
     encoder = stack_of(config.encoder, "model.encoder", "encode")
 
     def read(
-        params: Any, own: Any, side: Side, slots: int, drop: Any, soft_btd: Array | None = None
+        params: Params,
+        own: Params,
+        side: Side,
+        slots: int,
+        drop: Any,
+        soft_btd: Array | None = None,
     ) -> Float[Array, "e g d"]:
         x_btd, _ = states(encoder, own, side, drop, soft_btd=soft_btd)
         if config.pool == QUERIES:
@@ -232,13 +235,13 @@ def build(config: OptimusConfig) -> TextVAE:
         return h_ed.astype(accum_dtype(h_ed.dtype))[:, None]
 
     def features(
-        params: Any, batch: Batch, drop: Key[Array, ""] | None, soft_btd: Array | None = None
+        params: Params, batch: Batch, drop: Key[Array, ""] | None, soft_btd: Array | None = None
     ) -> Float[Array, "e g d"]:
         assert batch.enc is not None  # `limits` requires the encoder side
         own, drop = params["encoder"], fold_key(drop, 0)
         return read(params, own, batch.enc, batch.slots, drop, soft_btd)
 
-    def condition(params: Any, batch: Batch, drop: Key[Array, ""] | None = None) -> Any:
+    def condition(params: Params, batch: Batch, drop: Key[Array, ""] | None = None) -> Any:
         if batch.cond is None:
             raise ValueError("a conditional model needs the `cond` side of the batch, the source")
         layers = space_fusion.branch(

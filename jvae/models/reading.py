@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Side
+from jvae.api import Params, Side
 from jvae.nn.attention import MaskSpec, segments
 from jvae.nn.backbone import Stack
 from jvae.nn.points import UNTOUCHED, Points, Read
@@ -12,7 +12,7 @@ from jvae.nn.points import UNTOUCHED, Points, Read
 
 def states(
     stack: Stack,
-    own: Any,
+    own: Params,
     side: Side,
     drop: Key[Array, ""] | None = None,
     *,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from jvae.api import Batch, DecodeState, Generator, Prompt, Side
+from jvae.api import Batch, DecodeState, Generator, Params, Prompt, Side
 from jvae.injections import recurrent as injection
 from jvae.models.common import expander, reorderer
 from jvae.nn.attention import own_slot
@@ -30,7 +30,7 @@ class _Cache(NamedTuple):
     gate_e4f: Array  # contribution of z to the gates of every step
 
 
-def init(stack: Stack, latent: int, key: Key[Array, ""]) -> Any:
+def init(stack: Stack, latent: int, key: Key[Array, ""]) -> Params:
     """Boxed parameters of the generator; without those that read z if `latent` is 0."""
     keys = jax.random.split(key, 6)
     own = stack.init_embed(keys[0]) | stack.init_body(keys[1]) | stack.init_head(keys[2])
@@ -41,11 +41,11 @@ def generator(stack: Stack, latent: int) -> Generator:
     """Builds the generator over `params["decoder"]`; a language model if `latent` is 0."""
     config, cell = stack.config, _cell(stack)
 
-    def embed_gates(own: Any, token: Array, drop: Key[Array, ""] | None = None) -> Array:
+    def embed_gates(own: Params, token: Array, drop: Key[Array, ""] | None = None) -> Array:
         x = dropout(drop, config.dropout, stack.embed(own, token, jnp.zeros_like(token)))
         return cell.gates(own, x)
 
-    def prepare(params: Any, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
+    def prepare(params: Params, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
         del cond
         gate_bt4f = embed_gates(params["decoder"], batch.read_bt, fold_key(drop, 1))
         own_bts = own_slot(batch.dec, batch.slots)
@@ -53,7 +53,7 @@ def generator(stack: Stack, latent: int) -> Generator:
         place_bts = jnp.concatenate([own_bts, first_bts], axis=2).astype(config.dtype)
         return _Context(batch.dec, batch.scored_bt, gate_bt4f, place_bts, fold_key(drop, 2))
 
-    def log_lik(params: Any, ctx: _Context, z_egz: Array) -> Array:
+    def log_lik(params: Params, ctx: _Context, z_egz: Array) -> Array:
         own, gate_bt4f = params["decoder"], ctx.gate_bt4f
         if latent:
             both = [
@@ -66,7 +66,7 @@ def generator(stack: Stack, latent: int) -> Generator:
         hidden_btf = dropout(ctx.drop, config.dropout, hidden_btf)
         return stack.token_log_prob(own, hidden_btf, ctx.side, ctx.scored_bt)
 
-    def start(params: Any, z_egz: Array, prompt: Prompt, max_len: int, cond=None):
+    def start(params: Params, z_egz: Array, prompt: Prompt, max_len: int, cond=None):
         del cond, max_len  # the size of the state does not depend on the length
         own = params["decoder"]
         gate_et4f = embed_gates(own, prompt.token_et)
@@ -78,7 +78,7 @@ def generator(stack: Stack, latent: int) -> Generator:
         scores_ev = stack.logits(own, cell.output(state))
         return scores_ev, DecodeState(_Cache(state, every_e4f), prompt.length_e)
 
-    def step(params: Any, state: DecodeState, token_e: Array):
+    def step(params: Params, state: DecodeState, token_e: Array):
         own = params["decoder"]
         gate_e4f = embed_gates(own, token_e) + state.cache.gate_e4f
         new = cell.cell(own, gate_e4f, state.cache.state)

@@ -46,11 +46,11 @@ def _kl(
 def prior() -> Prior:
     """The prior p(z | c), which is the condition itself."""
 
-    def sample(params: Params, key_e: Array, cond: Any = None) -> Float[Array, "e g z"]:
+    def sample(params: Params, key_e: Array, cond: Cond = None) -> Float[Array, "e g z"]:
         del params
         return reparameterize(cond, noise(key_e, cond.mean_egz.shape[1:]))
 
-    def log_prob(params: Params, z_egz: Array, cond: Any = None) -> Float[Array, "e"]:
+    def log_prob(params: Params, z_egz: Array, cond: Cond = None) -> Float[Array, "e"]:
         del params
         return log_density(cond, z_egz)
 

@@ -47,12 +47,12 @@ class SriTransformerConfig:
 
     decoder: StackConfig
     latent: int = setting(32, **sizes.LATENT)
-    vectors: int = setting(1, low=1, high=4_096, help="Vectors of z of a text, of width latent.")
-    use_memory: bool = setting(True, help="z as a key and value of every layer.")
-    use_embedding: bool = setting(True, help="z added to every input embedding.")
-    tokens: int = setting(
-        0, low=0, high=2**16, help="That each vector of z puts in front of the text; 0: none."
+    vectors: int = setting(
+        1, low=1, high=4_096, help="Latent vectors per text, each of width latent."
     )
+    use_memory: bool = setting(True, help="z as a key and value in every layer.")
+    use_embedding: bool = setting(True, help="z added to every input embedding.")
+    tokens: int = setting(0, low=0, high=2**16, help="Prefix tokens per latent vector; 0: none.")
     chain: ChainConfig = ChainConfig()
     warm_up: WarmUp = WarmUp()
     prior: Choice = STANDARD_NORMAL
@@ -88,7 +88,7 @@ def transformer_limits(config: SriTransformerConfig) -> dict[str, int]:
 def build_transformer(config: SriTransformerConfig) -> TextVAE:
     """Builds the model of a config; see `jvae.api.TextVAE`."""
 
-    def init_boxed(key: Key[Array, ""]) -> Any:
+    def init_boxed(key: Key[Array, ""]) -> Params:
         # Split keys as Optimus does, since this is its generator.
         keys = jax.random.split(key, 6)
         return {"decoder": optimus.init_decoder(config, keys[1], keys[4], keys[5])}

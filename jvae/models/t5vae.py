@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Batch, Side, TextVAE
+from jvae.api import Batch, Params, Side, TextVAE
 from jvae.backbones import small
 from jvae.errors import ConfigError
 from jvae.fields import Needs, setting
@@ -66,20 +66,20 @@ class T5VaeConfig:
     pool: str = setting(
         "max",
         choices=POOLS,
-        help="Over the encoder's last states; queries: learned ones attend to them.",
+        help="Pooling of the encoder's states; queries: learned queries attend to them.",
     )
     pool_padding: bool = setting(
-        False, help="Padding is pooled too (released), one sentence per row."
+        False, help="Pool padding too, as released; needs one sentence per row."
     )
     use_memory: bool = setting(True, help="z as a slot of self-attention.")
     memory_layout: str = setting(
         "own",
         choices=LAYOUTS,
-        help="Whose slots a sentence reads.",
+        help="Slots that a sentence attends to: its own, or as released.",
         needs=Needs(lambda c: c.use_memory, "use_memory is false"),
     )
     cross_slots: int = setting(
-        0, low=0, high=2**16, help="States that each vector of z gives to cross-attention."
+        0, low=0, high=2**16, help="Cross-attention states per latent vector."
     )
     log_var_shift: float = setting(0.0, **sizes.LOG_VAR_SHIFT)
     prior: Choice = STANDARD_NORMAL
@@ -140,13 +140,13 @@ def _listed(shapes: dict[str, tuple[int, ...]]) -> str:
 
 
 def _ways(config: T5VaeConfig, decoder: Stack) -> Injection:
-    start, shape, found = _uniform(config.latent), (config.vectors, config.latent), []
+    start, shape, injections = _uniform(config.latent), (config.vectors, config.latent), []
     if config.use_memory:
         released = config.memory_layout == "released"
-        found.append(memory(decoder, shape, start, lead=0, released=released))
+        injections.append(memory(decoder, shape, start, lead=0, released=released))
     if config.cross_slots:
-        found.append(cross(decoder, shape, start, config.cross_slots))
-    return together(found)
+        injections.append(cross(decoder, shape, start, config.cross_slots))
+    return together(injections)
 
 
 def limits(config: T5VaeConfig) -> dict[str, int]:
@@ -172,7 +172,7 @@ def _head(encoder: Stack) -> Head:
     )
 
 
-def _init(config: T5VaeConfig, key: Key[Array, ""]) -> Any:
+def _init(config: T5VaeConfig, key: Key[Array, ""]) -> Params:
     stacks_key, head_key, memory_key, source_key = jax.random.split(key, 4)
     embed_key, encoder_key, decoder_key, output_key = jax.random.split(stacks_key, 4)
     encoder, decoder = _stacks(config)
@@ -210,7 +210,7 @@ def _with_padding(side: Side, slots: int) -> tuple[Side, MaskSpec]:
 
 def pooled(
     config: T5VaeConfig,
-    params: Any,
+    params: Params,
     side: Side,
     slots: int,
     drop: Key[Array, ""] | None = None,
@@ -237,7 +237,7 @@ def build(config: T5VaeConfig) -> TextVAE:
     encoder, decoder = _stacks(config)
 
     def features(
-        params: Any, batch: Batch, drop: Key[Array, ""] | None, soft_btd: Array | None = None
+        params: Params, batch: Batch, drop: Key[Array, ""] | None, soft_btd: Array | None = None
     ) -> Float[Array, "e g d"]:
         assert batch.enc is not None  # `limits` requires the encoder side
         drop = fold_key(drop, 0)

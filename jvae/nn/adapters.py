@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
+from jvae.api import Params
 from jvae.nn.block import TAPS
 from jvae.nn.layers import Projection, apply
 
@@ -48,7 +49,7 @@ class Adapter(nn.Module):
 class AdapterInputs(NamedTuple):
     """Inputs of an adapted layer in addition to its frozen parameters."""
 
-    params: Any  # the adapter's parameters
+    params: Params  # the adapter's parameters
     added_ed: Float[Array, "e d"] | None = None  # per-example addend to the adapter's output
 
 

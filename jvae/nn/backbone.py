@@ -32,7 +32,7 @@ ABILITIES = {
     "slots": "attend to extra keys and values",
     "values": "change the values of its attention",
     "taps": "take additions to its residual stream",
-    "cross": "attend to states beside the text",
+    "cross": "attend to external states",
     "features": "score more features than its states",
     "low_rank": "take low-rank additions to its kernels",
     "recurrent": "start from a hidden state and read an extra input at every token",

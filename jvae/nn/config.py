@@ -17,36 +17,41 @@ CHOICES = (
 DTYPES = ("float32", "bfloat16", "float16")
 
 # Fields of every stack, regardless of its layers.
-LAYERS: dict[str, Any] = dict(low=1, high=4_096, help="Layers.")
-WIDTH: dict[str, Any] = dict(low=1, high=2**17, help="Features of the residual stream.")
-HEADS: dict[str, Any] = dict(low=1, high=4_096, help="Attention heads.")
-MLP: dict[str, Any] = dict(low=1, high=2**20, help="Hidden features of the feed-forward.")
-VOCAB: dict[str, Any] = dict(low=0, high=MOST, help="Tokens; 0: as many as the tokenizer has.")
+LAYERS: dict[str, Any] = dict(low=1, high=4_096, help="Number of layers.")
+WIDTH: dict[str, Any] = dict(low=1, high=2**17, help="Width of the residual stream.")
+HEADS: dict[str, Any] = dict(low=1, high=4_096, help="Number of attention heads.")
+MLP: dict[str, Any] = dict(low=1, high=2**20, help="Hidden width of the feed-forward.")
+VOCAB: dict[str, Any] = dict(low=0, high=MOST, help="Vocabulary size; 0: that of the tokenizer.")
 DROPOUT: dict[str, Any] = dict(low=0.0, below=1.0, help="Share of features dropped in training.")
-NORM_EPS: dict[str, Any] = dict(above=0.0, high=1.0, help="Added to the variance by norms.")
-DTYPE: dict[str, Any] = dict(choices=DTYPES, help="Of activations; parameters are float32.")
+NORM_EPS: dict[str, Any] = dict(above=0.0, high=1.0, help="Added to the variance in norms.")
+DTYPE: dict[str, Any] = dict(
+    choices=DTYPES, help="Number type of activations; parameters are float32."
+)
 REMATS: dict[str, Any] = dict(
-    choices=REMAT, help="What backward recomputes: dots keeps matrix products, full nothing."
+    choices=REMAT,
+    help="What the backward pass recomputes: full: everything; dots: all but matrix products.",
 )
 ATTENTION: dict[str, Any] = dict(
     choices=("xla", *KERNELS),
     help="cudnn (GPU) and splash (TPU) are fused kernels, without dropout of weights.",
 )
-UNROLL: dict[str, Any] = dict(low=1, high=4_096, help="Layers laid out in a row in the scan.")
+UNROLL: dict[str, Any] = dict(low=1, high=4_096, help="Layers unrolled per iteration of the scan.")
 VOCAB_MULTIPLE: dict[str, Any] = dict(
-    low=1, high=2**16, help="Embedding rows are padded to a multiple, to divide over a mesh."
+    low=1, high=2**16, help="Pad embedding rows to a multiple of this, to shard them over a mesh."
 )
 XENT_CHUNK: dict[str, Any] = dict(
-    low=1, high=MOST, help="Vocabulary columns whose logits exist at one time."
+    low=1, high=MOST, help="Vocabulary columns whose logits are computed at a time."
 )
 LATENT: dict[str, Any] = dict(low=1, high=2**20, help="Width of z.")
 VECTORS: dict[str, Any] = dict(
-    low=1, high=4_096, help="Vectors of z of a text, each of width latent; above 1: pool=queries."
+    low=1,
+    high=4_096,
+    help="Latent vectors per text, each of width latent; above 1 needs pool=queries.",
 )
 LOG_VAR_SHIFT: dict[str, Any] = dict(
     low=-50.0,
     high=50.0,
-    help="Added to the log-variance; a negative one starts nearly deterministic.",
+    help="Added to the log-variance; a negative shift starts nearly deterministic.",
 )
 
 
@@ -89,11 +94,14 @@ class TransformerConfig(StackConfig):
     heads: int = setting(**HEADS)
     mlp: int = setting(**MLP)
     vocab: int = setting(**VOCAB)
-    positions: int = setting(low=1, high=2**24, help="Most tokens of a text.")
+    positions: int = setting(low=1, high=2**24, help="Maximum tokens of a text.")
     dropout: float = setting(0.1, **DROPOUT)
     norm_eps: float = setting(1e-5, **NORM_EPS)
     init_std: float = setting(
-        0.02, low=0.0, high=10.0, help="Of every kernel and table at the start, as BERT and GPT-2."
+        0.02,
+        low=0.0,
+        high=10.0,
+        help="Initial standard deviation of kernels and tables, as in BERT and GPT-2.",
     )
     dtype: str = setting("float32", **DTYPE)
     remat: str = setting("none", **REMATS)
@@ -109,7 +117,7 @@ class TransformerConfig(StackConfig):
 
     @property
     def kv_heads(self) -> int:
-        """Number of key and value heads, the same as of query heads."""
+        """Number of key and value heads, equal to the number of query heads."""
         return self.heads
 
     @property

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from jvae.api import Params
 from jvae.nn import lora
 
 Initializer = Callable[..., Array]
@@ -80,7 +81,7 @@ class Embedding(nn.Module):
         return jnp.take(table, index, axis=0, mode="clip").astype(self.dtype)
 
 
-def apply(module: nn.Module, params: Any, *args: Any, **options: Any) -> Any:
+def apply(module: nn.Module, params: Params, *args: Any, **options: Any) -> Any:
     """Applies a module with the given parameters."""
     return module.apply({"params": params}, *args, **options)
 

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from jvae.api import Params
 from jvae.errors import ConfigError
 from jvae.fields import setting
 from jvae.nn.points import UNTOUCHED, Points
@@ -41,19 +42,19 @@ _A, _B = (re.compile(rf"(^|/){NAME}/(\w+/)?{leaf}$") for leaf in "ab")
 class Lora:
     """The low-rank additions of one stack; rank 0 turns them off."""
 
-    rank: int = setting(0, low=0, high=2**14, help="Of each addition; 0: none.")
+    rank: int = setting(0, low=0, high=2**14, help="Rank of each addition; 0: none.")
     alpha: float = setting(16.0, above=0.0, high=1e6, help="Additions are scaled by alpha / rank.")
     dropout: float = setting(
-        0.0, low=0.0, below=1.0, help="Share of the inputs of each addition that a step leaves out."
+        0.0, low=0.0, below=1.0, help="Dropout rate of each addition's inputs."
     )
     targets: str = setting(
         ".",
         pattern=True,
-        help="Pattern of what is adapted: attn/q, k, v, out, mlp/gate, up, down, cross/q ...",
+        help="Pattern of adapted projections: attn/q, k, v, out, mlp/gate, up, down, cross/q ...",
     )
 
 
-def addend(own: Any, x: Array, inputs: int, name: str | None) -> Array:
+def addend(own: Params, x: Array, inputs: int, name: str | None) -> Array:
     """The low-rank addition to a kernel's output; b already includes the scale.
 
     Args:
@@ -93,7 +94,7 @@ def with_lora(stack: Any, lora: Lora, where: str) -> Any:
         return lambda own, *args, **options: function(_ready(own, lora), *args, **options)
 
     def rows(
-        own: Any, x: Any, mask: Any, points: Points = UNTOUCHED, drop: Any = None, **read: Any
+        own: Params, x: Any, mask: Any, points: Points = UNTOUCHED, drop: Any = None, **read: Any
     ) -> Any:
         return stack.rows(_ready(own, lora, drop), x, mask, points, drop, **read)
 
@@ -105,7 +106,7 @@ def with_lora(stack: Any, lora: Lora, where: str) -> Any:
     )
 
 
-def merged(own: Any, lora: Lora) -> Any:
+def merged(own: Params, lora: Lora) -> Any:
     """Parameters of a stack with the additions merged into the kernels, in float32 or wider."""
     return own | {"layers": _merged(own["layers"], lora.alpha / max(lora.rank, 1), "")}
 
@@ -132,7 +133,7 @@ def _merged(tree: Mapping[str, Any], scale: float, name: str) -> dict[str, Any]:
     return rest | {"kernel": kernel}
 
 
-def _ready(own: Any, lora: Lora, drop: Key[Array, ""] | None = None) -> Any:
+def _ready(own: Params, lora: Lora, drop: Key[Array, ""] | None = None) -> Any:
     """Parameters with the scale, and dropout in training, applied to the pairs.
 
     Deviation: the dropout mask is drawn per layer and step, not per token, so that the layers need
@@ -158,8 +159,8 @@ def _with_pairs(layers: Any, lora: Lora, key: Key[Array, ""], where: str) -> Any
     Raises: ConfigError if none matches.
     """
     known: list[str] = []
-    shapes: list[tuple[int, ...]] = []  # of each a
-    made: list[dict[str, Any]] = []
+    shapes: list[tuple[int, ...]] = []  # shape of `a` in each pair
+    added: list[dict[str, Any]] = []
 
     def pair(kernel: nn.LogicallyPartitioned, inputs: int, fused: bool) -> dict[str, Any]:
         """Boxed {a, b} of one projection of a kernel (L, *in, *out), or (L, in, parts, *out)."""
@@ -167,10 +168,10 @@ def _with_pairs(layers: Any, lora: Lora, key: Key[Array, ""], where: str) -> Any
         shapes.append((*shape[: 1 + inputs], lora.rank))
         b = jnp.zeros((shape[0], lora.rank, *shape[1 + inputs + fused :]), jnp.float32)
         names_b = ("layers", None, *names[inputs + fused :])
-        made.append(
+        added.append(
             {"a": ("layers", *names[:inputs], None), "b": nn.LogicallyPartitioned(b, names_b)}
         )
-        return made[-1]
+        return added[-1]
 
     def walk(tree: Mapping[str, Any], path: str) -> dict[str, Any]:
         out = {
@@ -192,7 +193,7 @@ def _with_pairs(layers: Any, lora: Lora, key: Key[Array, ""], where: str) -> Any
         return out
 
     out = walk(layers, "")
-    if not made:
+    if not added:
         raise ConfigError(
             f"{where}.{NAME}.targets: {lora.targets!r} matches no projection of its layers "
             f"({', '.join(known) or 'it has none'})"
@@ -200,7 +201,7 @@ def _with_pairs(layers: Any, lora: Lora, key: Key[Array, ""], where: str) -> Any
     # One draw for all pairs: separate draws take seconds each to compile on a CPU.
     ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
     every = jax.random.uniform(key, (ends[-1],), jnp.float32, -1.0, 1.0)
-    for one, shape, end in zip(made, shapes, ends, strict=True):
+    for one, shape, end in zip(added, shapes, ends, strict=True):
         edge = math.prod(shape[1:-1]) ** -0.5  # from the input size, as in the released code
         a = edge * every[end - math.prod(shape) : end].reshape(shape)
         one["a"] = nn.LogicallyPartitioned(a, one["a"])

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jvae.api import Side
+from jvae.api import Params, Side
 from jvae.fields import setting
 from jvae.nn import config as stack
 from jvae.nn import xent
@@ -33,12 +33,14 @@ class LstmConfig(StackConfig):
     vocabulary over a mesh.
     """
 
-    width: int = setting(low=1, high=2**17, help="Features of an embedding.")
-    hidden: int = setting(low=1, high=2**17, help="Features of the state.")
+    width: int = setting(low=1, high=2**17, help="Width of the embeddings.")
+    hidden: int = setting(low=1, high=2**17, help="Width of the state.")
     vocab: int = setting(**stack.VOCAB)
-    dropout: float = setting(0.5, low=0.0, below=1.0, help="Of embeddings and outputs.")
+    dropout: float = setting(
+        0.5, low=0.0, below=1.0, help="Dropout rate of embeddings and outputs."
+    )
     init_scale: float = setting(
-        0.1, low=0.0, high=10.0, help="Parameters start uniform between plus and minus it."
+        0.1, low=0.0, high=10.0, help="Parameters start uniform in [-this, this]."
     )
     dtype: str = setting("float32", **stack.DTYPE)
     vocab_multiple: int = setting(1, **stack.VOCAB_MULTIPLE)
@@ -73,13 +75,13 @@ def uniform(
     return nn.with_logical_partitioning(init, names)(key, shape)
 
 
-def init_table(config: LstmConfig, key: Key[Array, ""]) -> Any:
+def init_table(config: LstmConfig, key: Key[Array, ""]) -> Params:
     """Boxed token embedding."""
     shape = (config.vocab_padded, config.width)
     return {"table": uniform(config, key, shape, ("vocab", "embed"))}
 
 
-def init_cell(config: LstmConfig, key: Key[Array, ""]) -> Any:
+def init_cell(config: LstmConfig, key: Key[Array, ""]) -> Params:
     """Boxed parameters {input, state}, each with a kernel and a bias."""
     keys = split_key(key, 4)
     width, hidden = config.width, config.hidden
@@ -95,7 +97,7 @@ def init_cell(config: LstmConfig, key: Key[Array, ""]) -> Any:
     }
 
 
-def init_output(config: LstmConfig, key: Key[Array, ""]) -> Any:
+def init_output(config: LstmConfig, key: Key[Array, ""]) -> Params:
     """Boxed output layer, not tied to the token embedding."""
     keys = split_key(key, 2)
     shape = (config.vocab_padded, config.hidden)
@@ -105,12 +107,12 @@ def init_output(config: LstmConfig, key: Key[Array, ""]) -> Any:
     }
 
 
-def embed(config: LstmConfig, params: Any, token: Int[Array, "..."]) -> Float[Array, "... d"]:
+def embed(config: LstmConfig, params: Params, token: Int[Array, "..."]) -> Float[Array, "... d"]:
     """Token embeddings in the compute dtype."""
     return jnp.take(params["table"], token, axis=0, mode="clip").astype(config.dtype)
 
 
-def gates(params: Any, x: Float[Array, "*n d"]) -> Float[Array, "*n 4 f"]:
+def gates(params: Params, x: Float[Array, "*n d"]) -> Float[Array, "*n 4 f"]:
     """Contribution of the inputs to the gates, including both biases."""
     kernel_d4f = params["input"]["kernel"].astype(x.dtype)
     bias_4f = (params["input"]["bias"] + params["state"]["bias"]).astype(x.dtype)
@@ -118,13 +120,13 @@ def gates(params: Any, x: Float[Array, "*n d"]) -> Float[Array, "*n 4 f"]:
     return out + bias_4f.reshape((1,) * (out.ndim - 2) + bias_4f.shape)
 
 
-def state_gates(params: Any, hidden_ef: Float[Array, "e f"]) -> Float[Array, "e 4 f"]:
+def state_gates(params: Params, hidden_ef: Float[Array, "e f"]) -> Float[Array, "e 4 f"]:
     """Contribution of a hidden state to the gates of the next token, without bias."""
     kernel_f4f = params["state"]["kernel"].astype(hidden_ef.dtype)
     return jnp.tensordot(hidden_ef, kernel_f4f, axes=1)
 
 
-def cell(params: Any, gate_e4f: Float[Array, "e 4 f"], state: LstmState) -> LstmState:
+def cell(params: Params, gate_e4f: Float[Array, "e 4 f"], state: LstmState) -> LstmState:
     """The state after one token. Source: Hochreiter & Schmidhuber 1997; Gers et al. 2000."""
     gate_e4f = (gate_e4f + state_gates(params, state.hidden_ef)).astype(state.cell_ef.dtype)
     enter_ef, keep_ef, new_ef, leave_ef = (gate_e4f[:, i] for i in range(4))
@@ -140,7 +142,7 @@ def zero_state(gate_e4f: Float[Array, "e 4 f"]) -> LstmState:
 
 
 def run(
-    params: Any, gate_bt4f: Float[Array, "b t 4 f"], first_bt: Bool[Array, "b t"]
+    params: Params, gate_bt4f: Float[Array, "b t 4 f"], first_bt: Bool[Array, "b t"]
 ) -> Float[Array, "b t f"]:
     """Hidden states of packed rows.
 
@@ -161,7 +163,7 @@ def run(
 
 
 def prefill(
-    params: Any, gate_et4f: Float[Array, "e t 4 f"], length_e: Int[Array, "e"]
+    params: Params, gate_et4f: Float[Array, "e t 4 f"], length_e: Int[Array, "e"]
 ) -> LstmState:
     """The state after the last real token of each right-padded prompt; see `run` for h_0."""
 
@@ -174,14 +176,14 @@ def prefill(
     return jax.lax.scan(body, zero_state(gate_et4f[:, 0]), inputs)[0]
 
 
-def logits(config: LstmConfig, params: Any, hidden: Float[Array, "... f"]) -> Array:
+def logits(config: LstmConfig, params: Params, hidden: Float[Array, "... f"]) -> Array:
     """Scores over the padded vocabulary, float32 or wider, -inf at padded columns."""
     return xent.logits(hidden, params["table"], config.vocab, params["bias"])
 
 
 def token_log_prob(
     config: LstmConfig,
-    params: Any,
+    params: Params,
     hidden_btf: Float[Array, "b t f"],
     side: Side,
     scored_bt: Bool[Array, "b t"],

@@ -12,12 +12,13 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Key
 
+from jvae.api import Params
 from jvae.parallel.mesh import kept_rows
 
 REMAT = ("none", "dots", "full")
 
 
-def init_stack(init: Callable[[Array], Any], key: Key[Array, ""], layers: int) -> Any:
+def init_stack(init: Callable[[Array], Any], key: Key[Array, ""], layers: int) -> Params:
     """Parameters of `layers` layers, stacked; `init(key)` makes one layer's boxed parameters."""
     stacked = jax.vmap(init)(jax.random.split(key, layers))
     return jax.tree.map(
@@ -27,7 +28,7 @@ def init_stack(init: Callable[[Array], Any], key: Key[Array, ""], layers: int) -
     )
 
 
-def layer_range(params: Any, first: int, stop: int) -> Any:
+def layer_range(params: Params, first: int, stop: int) -> Any:
     """The parameters of layers first..stop-1 of a stack."""
     return jax.tree.map(lambda p: p[first:stop], params)
 
@@ -40,7 +41,7 @@ StepLayer = Callable[[Any, Array, Any, Any], tuple[Array, Any]]
 
 def run_stack(
     layer: RunLayer,
-    params: Any,
+    params: Params,
     x: Array,
     xs: Any = None,
     *,
@@ -77,7 +78,7 @@ def run_stack(
 
 
 def step_stack(
-    layer: StepLayer, params: Any, x: Array, caches: Sequence[Any], xs: Any
+    layer: StepLayer, params: Params, x: Array, caches: Sequence[Any], xs: Any
 ) -> tuple[Array, Any]:
     """Runs one new token through all layers of a stack, each with its own cache.
 

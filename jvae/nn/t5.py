@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jvae.api import Side
+from jvae.api import Params, Side
 from jvae.nn import cache as caches
 from jvae.nn import cross, xent
 from jvae.nn.attention import EVERYONE, MaskSpec
@@ -49,29 +49,29 @@ def _cross_kv_projection(c: T5Config) -> Projection:
     return Projection((2, c.heads, c.head), ("embed",), axes, False, normal(c.width**-0.5))
 
 
-def init(c: T5Config, key: Key[Array, ""], head: bool = True) -> Any:
+def init(c: T5Config, key: Key[Array, ""], head: bool = True) -> Params:
     """Boxed parameters of a whole stack, with or without an output head."""
     embed_key, body_key, head_key = jax.random.split(key, 3)
     output = init_head(c, head_key) if head else {}
     return init_embed(c, embed_key) | init_body(c, body_key) | output
 
 
-def init_embed(c: T5Config, key: Key[Array, ""]) -> Any:
+def init_embed(c: T5Config, key: Key[Array, ""]) -> Params:
     """Boxed parameters {embed}."""
     return {"embed": T5Embeddings(c).init(key, jnp.zeros((1, 1), jnp.int32))["params"]}
 
 
-def init_head(c: T5Config, key: Key[Array, ""]) -> Any:
+def init_head(c: T5Config, key: Key[Array, ""]) -> Params:
     """Boxed parameters {head}; {} if the output is tied to the embedding."""
     return {} if c.tied else {"head": init_embed(c, key)["embed"]["token"]}
 
 
-def init_body(c: T5Config, key: Key[Array, ""]) -> Any:
+def init_body(c: T5Config, key: Key[Array, ""]) -> Params:
     """Boxed parameters {layers, bias, norm}."""
     layers_key, bias_key, norm_key = jax.random.split(key, 3)
     x = jnp.zeros((1, 1, c.width), c.dtype)
 
-    def one_layer(key: Array) -> Any:
+    def one_layer(key: Array) -> Params:
         layer_key, kv_key = jax.random.split(key, 2)
         alone = (lambda q: q) if c.cross else None
         params = T5Layer(c).init(layer_key, x, lambda q, k, v: (v, None), alone)["params"]
@@ -87,17 +87,17 @@ def init_body(c: T5Config, key: Key[Array, ""]) -> Any:
     }
 
 
-def embed(c: T5Config, own: Any, token: Array, position: Any = None, kind: Any = None) -> Array:
+def embed(c: T5Config, own: Params, token: Array, position: Any = None, kind: Any = None) -> Array:
     """Token embeddings in the compute dtype; `position` and `kind` are ignored."""
     del position, kind
     return apply(T5Embeddings(c), own["embed"], token)
 
 
-def _finish(c: T5Config, own: Any, x: Array, drop: Key[Array, ""] | None = None) -> Array:
+def _finish(c: T5Config, own: Params, x: Array, drop: Key[Array, ""] | None = None) -> Array:
     return dropout(drop, c.dropout, apply(RmsNorm(c.norm_eps), own["norm"], x))
 
 
-def cross_kv(c: T5Config, own: Any, states_bsd: Float[Array, "b s d"]) -> CrossKv:
+def cross_kv(c: T5Config, own: Params, states_bsd: Float[Array, "b s d"]) -> CrossKv:
     """Cross-attention keys and values of every layer, which depend on the states alone."""
     del c
     return cross.key_values(own["layers"]["cross"]["kv"], states_bsd)
@@ -123,7 +123,7 @@ def _seen_by(query_bt: Array, owner_m: Any) -> Bool[Array, "b t m"]:
 
 def rows(
     c: T5Config,
-    own: Any,
+    own: Params,
     x_btd: Float[Array, "b t d"],
     mask_spec: MaskSpec,
     points: Points = UNTOUCHED,
@@ -189,7 +189,7 @@ def _behind(slots: LatentKv | None, k: Array, v: Array) -> tuple[Array, Array]:
 
 def prefill(
     c: T5Config,
-    own: Any,
+    own: Params,
     x_etd: Float[Array, "e t d"],
     length_e: Int[Array, "e"],
     max_len: int,
@@ -230,7 +230,7 @@ def prefill(
 
 def step(
     c: T5Config,
-    own: Any,
+    own: Params,
     x_ed: Float[Array, "e d"],
     kv: Caches,
     position_e: Int[Array, "e"],
@@ -267,7 +267,7 @@ def step(
     return _finish(c, own, x)[:, 0], Caches(layers, position_em, kv.place + 1)
 
 
-def _output(c: T5Config, own: Any, hidden: Array) -> tuple[Array, Array]:
+def _output(c: T5Config, own: Params, hidden: Array) -> tuple[Array, Array]:
     """Hidden states, scaled as needed for a tied output, and the output matrix (V, D)."""
     if "head" in own:
         return hidden, own["head"]["table"]
@@ -275,7 +275,7 @@ def _output(c: T5Config, own: Any, hidden: Array) -> tuple[Array, Array]:
 
 
 def with_features(
-    c: T5Config, own: Any, hidden: Float[Array, "... d"], feature: Array, table_vc: Array
+    c: T5Config, own: Params, hidden: Float[Array, "... d"], feature: Array, table_vc: Array
 ) -> tuple[Any, Float[Array, "... f"]]:
     """Parameters and states with the scores of `hidden` plus feature . table_vc.
 
@@ -287,14 +287,14 @@ def with_features(
     return {"head": {"table": table}}, joined
 
 
-def logits(c: T5Config, own: Any, hidden: Float[Array, "... d"]) -> Array:
+def logits(c: T5Config, own: Params, hidden: Float[Array, "... d"]) -> Array:
     """Scores over the padded vocabulary, float32 or wider, -inf at padded columns."""
     return xent.logits(*_output(c, own, hidden), c.vocab)
 
 
 def token_log_prob(
     c: T5Config,
-    own: Any,
+    own: Params,
     hidden_btd: Float[Array, "b t d"],
     side: Side,
     scored_bt: Bool[Array, "b t"],

@@ -33,18 +33,23 @@ class T5Config(StackConfig):
     layers: int = setting(**stack.LAYERS)
     width: int = setting(**stack.WIDTH)
     heads: int = setting(**stack.HEADS)
-    head: int = setting(low=1, high=2**16, help="Width of a head, in T5 not always width / heads.")
+    head: int = setting(low=1, high=2**16, help="Width of a head; not always width / heads in T5.")
     mlp: int = setting(**stack.MLP)
     vocab: int = setting(**stack.VOCAB)
-    buckets: int = setting(32, low=4, high=2**16, help="Distances that the relative bias tells.")
-    max_distance: int = setting(
-        128, low=2, high=2**20, help="Distance in tokens from which on all are the same."
+    buckets: int = setting(
+        32, low=4, high=2**16, help="Distances that the relative bias distinguishes."
     )
-    gated: bool = setting(False, help="Gated feed-forward, as v1.1.")
-    tied: bool = setting(True, help="The output head is the embedding, as v1.0.")
+    max_distance: int = setting(
+        128, low=2, high=2**20, help="Distance in tokens beyond which all share a bias."
+    )
+    gated: bool = setting(False, help="Gated feed-forward, as in v1.1.")
+    tied: bool = setting(True, help="The output head is the embedding, as in v1.0.")
     cross: bool = setting(False, help="Cross-attention in the decoder; the family sets it.")
     bias_std: float = setting(
-        0.0, low=0.0, high=100.0, help="Of the relative bias at the start; 0: width^-1/2, as T5."
+        0.0,
+        low=0.0,
+        high=100.0,
+        help="Initial standard deviation of the relative bias; 0: width^-1/2, as in T5.",
     )
     dropout: float = setting(0.1, **stack.DROPOUT)
     norm_eps: float = setting(1e-6, **stack.NORM_EPS)
@@ -63,7 +68,7 @@ class T5Config(StackConfig):
 
     @property
     def kv_heads(self) -> int:
-        """Number of key and value heads, the same as of query heads."""
+        """Number of key and value heads, equal to the number of query heads."""
         return self.heads
 
     @property

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jvae.api import Side
+from jvae.api import Params, Side
 from jvae.nn import cache as caches
 from jvae.nn import cross, xent
 from jvae.nn.attention import MaskSpec, Slots, attend, for_everyone, masked, within
@@ -57,7 +57,7 @@ class Embeddings(nn.Module):
         return x
 
 
-def init(spec: StackSpec, key: Key[Array, ""], head: bool = True) -> Any:
+def init(spec: StackSpec, key: Key[Array, ""], head: bool = True) -> Params:
     """Boxed parameters of a whole stack, with or without an output head."""
     embed_key, *body_keys = jax.random.split(key, 3 if spec.final_norm else 2)
     # fold_in keeps the other parameters the same as in a tied stack.
@@ -65,24 +65,24 @@ def init(spec: StackSpec, key: Key[Array, ""], head: bool = True) -> Any:
     return init_embed(spec, embed_key) | _init_body(spec, *body_keys) | output
 
 
-def init_embed(spec: StackSpec, key: Key[Array, ""]) -> Any:
+def init_embed(spec: StackSpec, key: Key[Array, ""]) -> Params:
     """Boxed parameters {embed}."""
     token = jnp.zeros((1, 1), jnp.int32)
     return {"embed": Embeddings(spec).init(key, token, token)["params"]}
 
 
-def init_body(spec: StackSpec, key: Key[Array, ""]) -> Any:
+def init_body(spec: StackSpec, key: Key[Array, ""]) -> Params:
     """Boxed parameters {layers}, and {norm} if there is a norm after the last layer."""
     return _init_body(spec, *jax.random.split(key, 2))
 
 
 def _init_body(
     spec: StackSpec, layers_key: Key[Array, ""], norm_key: Key[Array, ""] | None = None
-) -> Any:
+) -> Params:
     x = jnp.zeros((1, 1, spec.width), spec.dtype)
     groups = spec.heads // spec.kv_heads
 
-    def one_layer(key: Array) -> Any:
+    def one_layer(key: Array) -> Params:
         # Attention over a single token returns its value.
         alone = lambda q, k, v: (jnp.repeat(v, groups, axis=2), None)  # noqa: E731
         if not spec.cross:
@@ -98,7 +98,7 @@ def _init_body(
     return params
 
 
-def init_head(spec: StackSpec, key: Key[Array, ""]) -> Any:
+def init_head(spec: StackSpec, key: Key[Array, ""]) -> Params:
     """Boxed parameters {head} for an output head not tied to the token embedding, else {}."""
     if not spec.own_head:
         return {}
@@ -109,13 +109,13 @@ def init_head(spec: StackSpec, key: Key[Array, ""]) -> Any:
 
 
 def embed(
-    spec: StackSpec, own: Any, token: Array, position: Array, kind: Array | None = None
+    spec: StackSpec, own: Params, token: Array, position: Array, kind: Array | None = None
 ) -> Array:
     """Input of layer 0 for tokens at these positions, in the compute dtype."""
     return apply(Embeddings(spec), own["embed"], token, position, kind)
 
 
-def place(spec: StackSpec, own: Any, x: Float[Array, "... d"], position: Array) -> Array:
+def place(spec: StackSpec, own: Params, x: Float[Array, "... d"], position: Array) -> Array:
     """Adds position embeddings to vectors that replace token embeddings."""
     if not spec.positions:
         return x
@@ -123,20 +123,20 @@ def place(spec: StackSpec, own: Any, x: Float[Array, "... d"], position: Array) 
     return x + jnp.take(table, position + spec.position_offset, axis=0, mode="clip")
 
 
-def output_table(own: Any) -> Float[Array, "v d"]:
+def output_table(own: Params) -> Float[Array, "v d"]:
     """The output table: {head} if there is one, else the token embedding."""
     table = own["head"] if "head" in own else own["embed"]["token"]
     return table["table"]
 
 
-def logits(spec: StackSpec, own: Any, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
+def logits(spec: StackSpec, own: Params, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
     """Scores over the padded vocabulary, float32 or wider, -inf at padded columns."""
     return xent.logits(hidden, output_table(own), spec.vocab, cap=spec.score_cap)
 
 
 def token_log_prob(
     spec: StackSpec,
-    own: Any,
+    own: Params,
     hidden_btd: Float[Array, "b t d"],
     side: Side,
     scored_bt: Bool[Array, "b t"],
@@ -154,7 +154,7 @@ def token_log_prob(
 
 
 def with_features(
-    own: Any, hidden: Float[Array, "... d"], feature: Float[Array, "... c"], table_vc: Array
+    own: Params, hidden: Float[Array, "... d"], feature: Float[Array, "... c"], table_vc: Array
 ) -> tuple[Any, Float[Array, "... f"]]:
     """Parameters and states with scores hidden . table + feature . table_vc.
 
@@ -166,7 +166,7 @@ def with_features(
     return {"head": {"table": table}}, joined
 
 
-def _final(spec: StackSpec, own: Any, x: Array) -> Array:
+def _final(spec: StackSpec, own: Params, x: Array) -> Array:
     return apply(norm(spec), own["norm"], x) if spec.final_norm else x
 
 
@@ -204,7 +204,7 @@ def _of_kind(spec: StackSpec, kinds: _Kinds, kind: Array | None) -> _Kinds:
     return kinds if len(spec.kinds) == 1 else jax.tree.map(lambda a: a[kind], kinds)
 
 
-def _static(spec: StackSpec, own: Any) -> tuple[Array | None, Array | None]:
+def _static(spec: StackSpec, own: Params) -> tuple[Array | None, Array | None]:
     """The kind of each layer, and whether it is layer 0; None if all layers are alike."""
     layers = jax.tree.leaves(own["layers"])[0].shape[0]
     kind_l = jnp.asarray(spec.pattern[:layers], jnp.int32) if len(spec.kinds) > 1 else None
@@ -217,7 +217,7 @@ def _turned(kinds: _Kinds, x: Array) -> Array:
     return rotate(x, kinds.cos, kinds.sin)
 
 
-def cross_states(own: Any, state_bsd: Float[Array, "b s d"]) -> CrossKv:
+def cross_states(own: Params, state_bsd: Float[Array, "b s d"]) -> CrossKv:
     """Cross-attention keys and values of external states, for every layer."""
     return cross.key_values(own["layers"]["cross"]["kv"], state_bsd)
 
@@ -235,7 +235,7 @@ def _cross_hook(
 
 def rows(
     spec: StackSpec,
-    own: Any,
+    own: Params,
     x_btd: Float[Array, "b t d"],
     mask_spec: MaskSpec,
     points: Points = UNTOUCHED,
@@ -305,7 +305,7 @@ def rows(
 
 def prefill(
     spec: StackSpec,
-    own: Any,
+    own: Params,
     x_etd: Float[Array, "e t d"],
     length_e: Int[Array, "e"],
     max_len: int,
@@ -362,7 +362,7 @@ def prefill(
 
 def step(
     spec: StackSpec,
-    own: Any,
+    own: Params,
     x_ed: Float[Array, "e d"],
     kv: Caches,
     position_e: Int[Array, "e"],

@@ -95,7 +95,7 @@ def make_mesh_for(cfg: Mapping[str, int], rows: int) -> Mesh:
                 return make_mesh(dict(cfg, data=data), jax.devices()[:used])
     raise ConfigError(
         f"config.mesh: cuts batches into {row_shards(mesh)} parts, but data.batch_rows is {rows}, "
-        "which is no multiple of that; set --config.mesh.data and mesh.fsdp to sizes that divide it"
+        "not a multiple of that; set --config.mesh.data and mesh.fsdp to sizes that divide it"
     )
 
 

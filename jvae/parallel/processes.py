@@ -22,8 +22,8 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
       coordinator: host:port that process 0 listens on.
     Raises: ConfigError if only some arguments are given, or the other processes are unreachable.
     """
-    given = (coordinator, processes, process)
-    explicit = [one is not None for one in given]
+    arguments = (coordinator, processes, process)
+    explicit = [one is not None for one in arguments]
     if any(explicit) != all(explicit):
         raise ConfigError("--coordinator, --processes and --process go together: give all or none")
     if processes is not None and process is not None and not 0 <= process < processes:
@@ -31,7 +31,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     if not (all(explicit) or _in_slurm() or _on_tpu_vm()):
         return
     try:
-        jax.distributed.initialize(*given)
+        jax.distributed.initialize(*arguments)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"cannot join the other processes ({error}); is one of them missing, or "

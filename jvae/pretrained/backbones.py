@@ -139,17 +139,17 @@ def sizes(backbone: Backbone, checkpoint: Checkpoint) -> dict[str, Any]:
     if kind != backbone.name:
         raise WeightsError(f"{where}: model_type is {kind!r}; expected {backbone.name!r}")
     try:
-        found = backbone.sizes(config)
+        values = backbone.sizes(config)
     except KeyError as error:
         raise WeightsError(f"{where}: has no {error.args[0]}") from None
     except ValueError as error:
         raise WeightsError(f"{where}: {error}") from None
-    for field, value in found.items():
+    for field, value in values.items():
         if isinstance(value, (bool, str)):
             continue
         if not isinstance(value, (int, float)) or value <= 0:
             raise WeightsError(f"{where}: {field} is {value!r}; expected a positive number")
-    return found
+    return values
 
 
 def expect(config: Mapping[str, Any], **values: Any) -> None:

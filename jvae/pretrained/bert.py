@@ -68,12 +68,12 @@ def table(vocab: int | Vocab, path: str, pooler: str | None) -> NameTable:
       path: our path of the encoder.
       pooler: our path of the pooler; None ignores the pooler in the files.
     """
-    found = rules(vocab, "", path, pooler)
+    names = rules(vocab, "", path, pooler)
     if pooler is None:
-        return NameTable(found, (*BACKBONE.ignored, POOLER))
+        return NameTable(names, (*BACKBONE.ignored, POOLER))
     optional = (
         dataclasses.replace(rule, optional="pooler") if rule.path.startswith(pooler) else rule
-        for rule in found
+        for rule in names
     )
     return NameTable(tuple(optional), BACKBONE.ignored)
 

@@ -144,10 +144,10 @@ def _advice(name: str) -> str:
     pickles = "its pytorch_model.bin, if it has one,"
     if is_local(name):
         kinds = (".bin", ".pt", ".pth", ".ckpt")
-        found = sorted(p.name for p in Path(name).expanduser().iterdir() if p.suffix in kinds)
-        if not found:
+        files = sorted(p.name for p in Path(name).expanduser().iterdir() if p.suffix in kinds)
+        if not files:
             return ""
-        pickles = f"its {', '.join(found[:3])}"
+        pickles = f"its {', '.join(files[:3])}"
     return (
         f"; {pickles} is a pickle and is not read. Where PyTorch is installed: python -c 'from "
         f'transformers import AutoModel as M; M.from_pretrained("{name}").save_pretrained("NEW")\''
@@ -171,8 +171,8 @@ def _sharded(index: Path, find: Callable[[str], Path | None]) -> tuple[Tensors, 
     tensors: Tensors = {}
     for file, path in shards.items():
         part = read_file(path)
-        told = {name for name, shard in where.items() if shard == file}
-        if odd := sorted(told ^ set(part)):
+        listed = {name for name, shard in where.items() if shard == file}
+        if odd := sorted(listed ^ set(part)):
             raise WeightsError(
                 f"{path}: disagrees with {index.name} on {len(odd)} tensors, among them {odd[0]}"
             )
@@ -307,7 +307,7 @@ def _msgpack(path: Path) -> Tensors:
 
 def _array(code: int, data: bytes) -> np.ndarray:
     if code not in (_ARRAY, _SCALAR):
-        raise ValueError(f"extension type {code} is no array")
+        raise ValueError(f"extension type {code} is not an array")
     shape, dtype, buffer = msgpack.unpackb(data, raw=True)
     return np.frombuffer(buffer, jnp.dtype(dtype.decode())).reshape(shape)
 

@@ -279,7 +279,7 @@ def _of_prefix(missing: Sequence[str], extra: Mapping[str, Any]) -> str:
         return ""
     whole = next(name for name in extra if name.endswith(f".{ends[0]}"))
     return (
-        f"the names of the file begin with {whole.removesuffix(ends[0])!r}, which is no prefix "
+        f"the names of the file begin with {whole.removesuffix(ends[0])!r}, which is not a prefix "
         "that is known: save the inner model by itself"
     )
 
@@ -309,7 +309,7 @@ def fit(table: NameTable, foreign: Mapping[str, Any], target: Any) -> Fit:
     used: set[str] = set()
     missing: list[str] = []
     wrong: list[str] = []
-    found: list[NameRule] = []
+    rules: list[NameRule] = []
     absent = _absent_groups(table, foreign)
     for rule in table.rules:
         if rule.path not in ours:
@@ -319,7 +319,7 @@ def fit(table: NameTable, foreign: Mapping[str, Any], target: Any) -> Fit:
         names = [rule.names(i) for i in range(rule.layers(shape))]
         if rule.optional in absent:
             continue
-        found.append(rule)
+        rules.append(rule)
         expected = rule.foreign_shapes(layer_shape)
         here = [layer for layer in names if layer]
         for name, want in ((n, w) for layer in here for n, w in zip(layer, expected, strict=True)):
@@ -346,7 +346,7 @@ def fit(table: NameTable, foreign: Mapping[str, Any], target: Any) -> Fit:
     ]
     if any(problems):
         raise WeightsError("; ".join(problem for problem in problems if problem))
-    return Fit(tuple(found), tuple(sorted(ignored)))
+    return Fit(tuple(rules), tuple(sorted(ignored)))
 
 
 def _leaf(rule: NameRule, foreign: Mapping[str, Any], like: Any) -> np.ndarray:

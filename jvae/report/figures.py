@@ -9,8 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from jvae.report import look, maps
+from jvae.report.changes import changes
 from jvae.report.gather import OFFSETS, Found
-from jvae.report.look import COLORS, FAINT, INK, NEW, Picture
+from jvae.report.look import Picture
+from jvae.report.palette import COLORS, FAINT, INK, NEW
 
 KL, BETA = "KL, nats per sentence", "β"
 # Panels of the training curves: title, names in the metrics file.
@@ -27,7 +29,7 @@ LINE = 96  # characters per line of a strip; longer sentences are wrapped
 
 
 def draw(found: Found) -> dict[str, Picture]:
-    """Every figure for which there is data, by file name."""
+    """Every figure that has data, by file name."""
     made: dict[str, Picture | None] = {}
     with look.look():
         made["training"] = training(found.log, found.phases)
@@ -255,16 +257,3 @@ def _wrapped(text: str, marks: Sequence[bool]) -> list[list[tuple[int, str, bool
             lines[-1].append((column, part, new))
             column += len(part) + 1
     return lines
-
-
-def changes(block: Sequence[str]) -> list[list[bool]]:
-    """For each word of each row, whether it is new compared with an alignment to the row above."""
-    from difflib import SequenceMatcher
-
-    rows = [text.split(" ") for text in block]
-    marks = [[False] * len(row) for row in rows]
-    for above, row, mark in zip(rows, rows[1:], marks[1:], strict=False):
-        for tag, _, _, begin, end in SequenceMatcher(None, above, row, False).get_opcodes():
-            if tag in ("replace", "insert"):
-                mark[begin:end] = [True] * (end - begin)
-    return marks

@@ -79,7 +79,7 @@ class Found(NamedTuple):
     samples: dict[str, list[str]]  # files of samples/
     latents: Latents | None
     notes: list[str]
-    step: int | None = None  # step of the parameters behind figures and texts
+    step: int | None = None  # step of the parameters that figures and texts show
     warmth: Mapping[str, list[str]] = MappingProxyType({})  # samples by temperature
 
 
@@ -98,7 +98,7 @@ def gather(config: ConfigDict, folder: Path) -> Found:
     else:
         try:
             most = CHAINED if sampler else SENTENCES
-            texts, sources, labels = _sentences(config, folder, most)
+            texts, sources, labels = sentences(config, folder, most)
             latents = _latents(vae, texts, sources, labels)
         except JvaeError as error:
             notes.append(f"Its test sentences cannot be read, so nothing is shown of them: {error}")
@@ -174,10 +174,13 @@ def _samples(folder: Path) -> dict[str, list[str]]:
     return {name: text.rstrip("\n").split("\n") for name, text in texts.items()}
 
 
-def _sentences(
+def sentences(
     config: ConfigDict, folder: Path, most: int
 ) -> tuple[list[str], list[str] | None, dict[str, list[str]]]:
-    """Test sentences, their sources if the model has a source side, and labels by kind."""
+    """Up to `most` test sentences, their sources if the model reads any, and labels by kind.
+
+    Raises: JvaeError if the data of the run cannot be read.
+    """
     if not config.data.train:
         made = grammar.corpus("test", most)
         labels = {

@@ -10,10 +10,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe & Ito 2008: distinguishable with any colour vision.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4B3F72", "#8C6D31")
-INK, FAINT, OTHER = "#222222", "#666666", "#c9c9c9"
-NEW = "#b34700"  # colour of new words, dark enough to read
+from jvae.report.palette import INK
+
 WIDTH = 9.0  # inches
 DPI = 144
 

@@ -1,6 +1,5 @@
 """Two-dimensional maps of sentence latents, coloured by sentence labels."""
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,9 @@ from matplotlib.axes import Axes
 
 from jvae.report import look
 from jvae.report.gather import Latents
-from jvae.report.look import COLORS, OTHER, Picture
+from jvae.report.look import Picture
+from jvae.report.palette import COLORS, OTHER, color_of
+from jvae.report.plane import pca
 
 KINDS = 3  # most kinds of labels, one row of maps each
 LEAST = 10  # fewest sentences for a map
@@ -54,19 +55,6 @@ def latent_map(latents: Latents) -> Picture | None:
     return look.picture(fig, f"{len(z_ed)} latents in the plane, PCA and t-SNE, coloured by {by}")
 
 
-def pca(z_ed: Float[np.ndarray, "e d"]) -> tuple[Float[np.ndarray, "e 2"], float]:
-    """Coordinates on the first two principal axes, and their share of the variance."""
-    centred_ed = z_ed - z_ed.mean(axis=0)
-    u_ed, s_d, _ = np.linalg.svd(centred_ed, full_matrices=False)
-    plane_e2 = np.zeros((len(z_ed), 2))
-    some = min(2, len(s_d))
-    plane_e2[:, :some] = u_ed[:, :some] * s_d[:some]
-    # The sign of an axis is arbitrary; it is fixed so that equal latents give equal maps.
-    sign = np.sign(plane_e2[np.abs(plane_e2).argmax(axis=0), np.arange(2)])
-    total = float(np.sum(s_d**2))
-    return plane_e2 * np.where(sign == 0, 1, sign), float(np.sum(s_d[:2] ** 2)) / max(total, 1e-300)
-
-
 def tsne(z_ed: Float[np.ndarray, "e d"], seed: int = 0) -> Float[np.ndarray, "e 2"]:
     """A map that keeps neighbors together; large distances in it mean little."""
     from sklearn.manifold import TSNE  # slow to import
@@ -89,14 +77,12 @@ def _kinds(latents: Latents) -> list[str]:
 
 def _by_label(ax: Axes, plane_e2: np.ndarray, labels: list[str]) -> None:
     """Colours the most frequent values; the others are grey, in the background."""
-    order = [value for value, _ in Counter(labels).most_common()]
-    shown = order if len(order) <= len(COLORS) else order[: len(COLORS) - 1]
-    value_e = np.array(labels)
-    rest_e = ~np.isin(value_e, shown)
-    for color, value in zip(COLORS, shown, strict=False):
+    value_e, colors = np.array(labels), color_of(labels)
+    for value, color in colors.items():
         some_e = value_e == value
         name = value if len(value) <= 24 else value[:23] + "…"
         ax.scatter(*plane_e2[some_e].T, s=7, color=color, linewidths=0, label=name)
+    rest_e = ~np.isin(value_e, list(colors))
     if rest_e.any():  # last in the legend, in the background of the map
         place_e2 = plane_e2[rest_e]
         ax.scatter(*place_e2.T, s=7, color=OTHER, linewidths=0, label="other", zorder=0.5)

@@ -9,7 +9,7 @@ from typing import Any
 from jvae.evals import by_length
 from jvae.evals.card import show
 from jvae.evals.definitions import define, place
-from jvae.report.figures import changes
+from jvae.report.changes import changes
 from jvae.report.gather import LISTED, OFFSETS, Found, Latents
 from jvae.report.look import Picture
 

@@ -27,7 +27,7 @@ def read(config: Any, where: Mapping[str, str], target: Mapping[str, Any]) -> di
       config: finalised. where: as returned by `named`. target: shape structs by path.
     Raises: WeightsError for files that cannot be read or do not fit.
     """
-    found: dict[str, jax.Array] = {}
+    leaves: dict[str, jax.Array] = {}
     for part in models.family(config.model.family).parts(config.model):
         if part.key not in where:
             continue
@@ -41,10 +41,10 @@ def read(config: Any, where: Mapping[str, str], target: Mapping[str, Any]) -> di
         table = NameTable(rules, (*table.ignored, ".*"), table.tied)
         like = {rule.path: target[rule.path] for rule in rules}
         try:
-            found |= named_leaves(names.load_into(table, tensors, like))
+            leaves |= named_leaves(names.load_into(table, tensors, like))
         except WeightsError as error:
             raise WeightsError(f"{checkpoint.name}: {error}") from None
-    return found
+    return leaves
 
 
 def same(leaves: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Run(NamedTuple):
     model: TextVAE
     exact: dict[str, np.ndarray]  # -log p (nats) of each sentence by split; embedded corpus only
     log: list[str]  # messages from preparing the data
-    splits: identity.Splits = {}  # the text behind `data`, as read
+    splits: identity.Splits = {}  # the text of `data`, as read
 
     def record(self) -> dict[str, Any]:
         """The record that identifies this run, see `jvae.runs.identity`."""
@@ -150,8 +150,8 @@ def open_run(config: ConfigDict, workdir: Path, saved: identity.Saved | None = N
     every = {"dec": decoder, "enc": encoder, "cond": by_turns}
     by_side = {side: every[side] for side in ("dec", *limits) if side in every}
     data = {
-        split: make_split(found, by_side, limits, joined, corpus.cache_dir(config.data.cache))
-        for split, found in splits.items()
+        split: make_split(texts, by_side, limits, joined, corpus.cache_dir(config.data.cache))
+        for split, texts in splits.items()
     }
     for split, dataset in data.items():
         # Held-out splits repeat the messages about the files they come from.

@@ -276,10 +276,10 @@ class Checkpoints:
                 raise
             except Exception as error:
                 self._pass_over(kind, candidate, error)
-        found = ", ".join(str(one) for one in self._managers[kind].all_steps()) or "none"
+        present = ", ".join(str(one) for one in self._managers[kind].all_steps()) or "none"
         wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
         raise CheckpointError(
-            f"{self.root / kind}: {wanted} that can be read (steps: {found}). Bring the folder "
+            f"{self.root / kind}: {wanted} that can be read (steps: {present}). Bring the folder "
             "back from a copy, or start over in another --workdir"
         )
 

@@ -49,26 +49,26 @@ def read_splits(
         cache = corpus.cache_dir(data.cache)
         drawn = {split: embedded.split(split, sizes[split], cache) for split in SPLITS}
         lines = {
-            split: sources.lines_of(found.texts, f"embedded corpus, {split}")
-            for split, found in drawn.items()
+            split: sources.lines_of(splits.texts, f"embedded corpus, {split}")
+            for split, splits in drawn.items()
         }
-        exact = {split: -found.log_prob_n for split, found in drawn.items()}
+        exact = {split: -splits.log_prob_n for split, splits in drawn.items()}
         return lines, exact
     reader = dataclass_from(
         Reader, {f.name: data[f.name] for f in dataclasses.fields(Reader)}, "data"
     )
     cache = corpus.cache_dir(data.cache)
-    found = {s: corpus.survey(data[s], reader, cache) for s in SPLITS if data[s]}
-    _hold_out(found)
-    return found, {}
+    splits = {s: corpus.survey(data[s], reader, cache) for s in SPLITS if data[s]}
+    _hold_out(splits)
+    return splits, {}
 
 
-def _hold_out(found: dict[str, Corpus]) -> None:
+def _hold_out(splits: dict[str, Corpus]) -> None:
     """Fills in missing splits by holding out train lines, chosen by a fixed permutation."""
     for split in SPLITS[1:]:
-        if split in found:
+        if split in splits:
             continue
-        train = found["train"]
+        train = splits["train"]
         count = min(HELD_OUT, len(train) // 20)
         if count < 1:
             raise DataError(
@@ -79,17 +79,17 @@ def _hold_out(found: dict[str, Corpus]) -> None:
         held_d = np.zeros(train.documents, bool)
         held_d[left[shuffled(len(train), 0, 0, f"hold out {split}")[:count]]] = True
         kept_d = np.isin(np.arange(train.documents), left) & ~held_d
-        found[split], found["train"] = train.select(held_d), train.select(kept_d)
+        splits[split], splits["train"] = train.select(held_d), train.select(kept_d)
 
 
 def duplicate_files(splits: Mapping[str, sources.Lines | Corpus]) -> list[str]:
     """Warnings about files with the same content in two splits, or twice in one."""
     seen: dict[str, tuple[str, str]] = {}
     notes = []
-    for split, found in splits.items():
-        if isinstance(found, Corpus) and found.keep_d is not None and split != "train":
+    for split, lines in splits.items():
+        if isinstance(lines, Corpus) and lines.keep_d is not None and split != "train":
             continue  # held out of train, so the files are the same by design
-        for file in found.files:
+        for file in lines.files:
             if file.sha256 in seen:
                 other, path = seen[file.sha256]
                 where = f"both {other} and {split}" if other != split else f"{split} twice"
@@ -145,17 +145,17 @@ def open_tokenizers(
 
 
 def make_split(
-    found: sources.Lines | Corpus,
+    lines: sources.Lines | Corpus,
     by_side: dict[str, TextTokenizer],
     limits: dict[str, int],
     joined: tuple[str, ...],
     cache: Path,
 ) -> Dataset:
-    if isinstance(found, Corpus):
-        return prepare(found, by_side, limits, cache, joined=joined)
+    if isinstance(lines, Corpus):
+        return prepare(lines, by_side, limits, cache, joined=joined)
     if "cond" in by_side:
         raise ConfigError("data.train is empty: the embedded corpus has no source texts; set it")
-    return make_dataset(found, by_side["dec"], by_side.get("enc"), limits=limits)
+    return make_dataset(lines, by_side["dec"], by_side.get("enc"), limits=limits)
 
 
 def settle_vocab(section: ConfigDict, tokenizer: TextTokenizer, key: str) -> None:
@@ -178,9 +178,9 @@ def settle_rows(config: ConfigDict, data: dict[str, Dataset], log: list[str]) ->
         section.slots = 1
         proposal = longest
     else:
-        found = propose_rows(lengths, section.row_tokens)
-        proposal = found.row
-        section.slots = section.slots or found.slots
+        chosen = propose_rows(lengths, section.row_tokens)
+        proposal = chosen.row
+        section.slots = section.slots or chosen.slots
     for side in sides:
         key = f"{side}_row"
         section[key] = section[key] or max(proposal[side], longest[side])

@@ -215,14 +215,14 @@ def load_export(
     check_vocabularies(folder, config, encoder, decoder, about)
     leaves, paths = named_leaves(_target(build_model(config), shardings)), Paths.of(text)
     leaves = {path: _as_stored(leaf, tensors.get(paths.old(path))) for path, leaf in leaves.items()}
-    found = {} if file.name != ADAPTERS else _read_base(file, config, about, leaves, base or {})
-    target = {path: leaf for path, leaf in leaves.items() if path not in found}
+    values = {} if file.name != ADAPTERS else _read_base(file, config, about, leaves, base or {})
+    target = {path: leaf for path, leaf in leaves.items() if path not in values}
     try:
         table = _same_names(tensors, target, paths)
-        found |= named_leaves(names.load_into(table, tensors, target))
+        values |= named_leaves(names.load_into(table, tensors, target))
     except WeightsError as error:
         raise WeightsError(f"{file}: {error}") from None
-    return Export(config, encoder, decoder, names.nested({path: found[path] for path in leaves}))
+    return Export(config, encoder, decoder, names.nested({path: values[path] for path in leaves}))
 
 
 def _as_stored(leaf: Any, tensor: Any) -> Any:
@@ -267,13 +267,13 @@ def _read_base(
     if odd := sorted(moved.keys() - where.keys()):
         raise WeightsError(f"{file}: has no base {odd[0]!r}; it has {', '.join(sorted(where))}")
     where |= moved
-    found = bases.read(config, where, like)
-    if found.keys() != like.keys() or bases.digest(found) != digest:
+    base = bases.read(config, where, like)
+    if base.keys() != like.keys() or bases.digest(base) != digest:
         raise WeightsError(
             f"{file}: {', '.join(where.values())} is not what it was trained on; name the folders "
             "of its pretrained weights with jvae.load(..., base={'decoder': FOLDER})"
         )
-    return found
+    return base
 
 
 def _config(path: Path, text: str) -> ConfigDict:
@@ -337,23 +337,23 @@ def _verify(folder: Path) -> None:
     if not sums.is_file():
         reason = f"has no {SUMS}; expected a folder that jvae exported"
         raise WeightsError(f"{folder}: {reason if folder.is_dir() else 'no such folder'}")
-    told: dict[str, str] = {}
+    digests: dict[str, str] = {}
     lines = sums.read_bytes().decode("utf-8", "replace").split("\n")
     for number, line in enumerate(lines[:-1], 1):
         match = _SUM_LINE.fullmatch(line)
         if match is None:
             raise WeightsError(f"{sums}:{number}: expected a SHA-256, two blanks and a file name")
-        told[match[2]] = match[1]
+        digests[match[2]] = match[1]
     here = _summed(folder)
-    complete = lines[-1] == "" and len(told) == len(lines) - 1
+    complete = lines[-1] == "" and len(digests) == len(lines) - 1
     weights = ADAPTERS if ADAPTERS in here else files.SAFETENSORS
-    told.pop(CARD, None)  # older exports list it
-    if missing := sorted(({weights, *NEEDED} | set(told)) - here):
+    digests.pop(CARD, None)  # older exports list it
+    if missing := sorted(({weights, *NEEDED} | set(digests)) - here):
         raise WeightsError(f"{folder}: lacks {', '.join(missing)}; copy or export it again")
-    if not complete or (unlisted := sorted(here - set(told))):
+    if not complete or (unlisted := sorted(here - set(digests))):
         what = ", ".join(unlisted) if complete else "the end of the list"
         raise WeightsError(f"{sums}: does not list {what}; copy or export the folder again")
-    for file, digest in told.items():
+    for file, digest in digests.items():
         if _sha256(folder / file) != digest:
             raise WeightsError(
                 f"{folder / file}: is not as it was exported (its SHA-256 differs from {SUMS}). "
@@ -363,7 +363,7 @@ def _verify(folder: Path) -> None:
 
 def _summed(folder: Path) -> set[str]:
     """The files of an export that are hashed: all except the card, which people edit, and hidden
-    files, which hubs and version control leave behind.
+    files, which hubs and version control add.
     """
     names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     shown = {n.as_posix() for n in names if not any(part.startswith(".") for part in n.parts)}

@@ -99,8 +99,8 @@ def held_out(splits: Splits) -> list[str]:
     """The splits that are held out of train."""
     return [
         name
-        for name, found in splits.items()
-        if name != "train" and isinstance(found, Corpus) and found.keep_d is not None
+        for name, split in splits.items()
+        if name != "train" and isinstance(split, Corpus) and split.keep_d is not None
     ]
 
 
@@ -163,14 +163,14 @@ def _refuse(
         *others, last = dict.fromkeys(advice)
         steps = "; ".join([*others, last])
         raise error(
-            f"{folder}: {'; '.join(faults)}. To go on with this run: {steps}. For a run of its "
+            f"{folder}: {'; '.join(faults)}. To resume this run: {steps}. For a run of its "
             "own, give another --workdir"
         )
 
 
 def _data(config: ConfigDict, splits: Splits) -> dict[str, dict[str, Any]]:
     cache = cache_dir(config.data.cache)
-    return {name: content(found, cache)._asdict() for name, found in splits.items()}
+    return {name: content(split, cache)._asdict() for name, split in splits.items()}
 
 
 def _shown(split: Mapping[str, Any] | None) -> str:

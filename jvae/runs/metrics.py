@@ -117,7 +117,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     foreign = [number for number, (_, entry) in enumerate(parsed, 1) if entry is None]
     if foreign:
         log.warning(
-            "%s: skipped %d lines that are no metrics, the first is line %d",
+            "%s: skipped %d lines that are not metrics, first at line %d",
             path,
             len(foreign),
             foreign[0],

@@ -57,17 +57,17 @@ def read(data: ConfigDict) -> Facts:
     known = {field.name: data[field.name] for field in dataclasses.fields(Reader)}
     # Length limits off: the lengths are to be measured.
     known |= dict(on_error="drop", max_words=None, sentences=False)
-    found = corpus.survey(data.train, dataclass_from(Reader, known, "data"), corpus.cache_dir(""))
+    texts = corpus.survey(data.train, dataclass_from(Reader, known, "data"), corpus.cache_dir(""))
     lengths, counts, labels = [], Counter(), set()
-    for _, located in zip(range(READ), found.examples(), strict=False):
+    for _, located in zip(range(READ), texts.examples(), strict=False):
         words = located.example.text.split()
         lengths.append(len(words) + len(located.example.source.split()))
         counts.update(words)
         labels.add(located.example.label)
     length_n = np.array(lengths)
-    share = len(found) / len(lengths)
+    share = len(texts) / len(lengths)
     return Facts(
-        lines=len(found),
+        lines=len(texts),
         mean=float(length_n.mean()),
         longest=int(length_n.max()),
         most=math.ceil(np.quantile(length_n, 0.99)),
@@ -184,3 +184,26 @@ def _rounded(value: float) -> int:
 
 def _power(value: float) -> int:
     return 1 << math.ceil(math.log2(value))
+
+
+def reference() -> str:
+    """Markdown: the choices for corpora of several sizes, with sentences of ten words."""
+    lines = [
+        "| lines | `data.vocab` | layers x width | dropout | `data.batch_rows` | `train.steps` | "
+        "`optim.lr` |",
+        "| --- " * 7 + "|",
+    ]
+    for n in (1_000, 2_000, 5_000, 20_000, 50_000, 100_000, 500_000):
+        facts = Facts(lines=n, mean=10, longest=40, most=25, words=10 * n, different=n, once=0.5)
+        chosen = choose(facts).values
+        model = {key: chosen[f"model.decoder.{key}"] for key in ("layers", "width", "dropout")}
+        vocab, rows = chosen["data.vocab"], chosen["data.batch_rows"]
+        lines.append(
+            f"| {n:,} | {vocab:,} | {model['layers']} x {model['width']} | {model['dropout']:g} "
+            f"| {rows} | {chosen['train.steps']:,} | {chosen['optim.lr']:g} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -94,17 +94,17 @@ def build(cfg: Mapping[str, Any], total_steps: int) -> Schedule:
 
     Raises: ConfigError for an unknown argument, a missing one, or a `start` above `stop`.
     """
-    given = {name: value for name, value in dict(cfg).items() if name != "kind"}
+    settings = {name: value for name, value in dict(cfg).items() if name != "kind"}
     kind = str(cfg.get("kind"))
     arguments = {name: list(inspect.signature(make).parameters) for name, make in KINDS.items()}
-    for name in given:
+    for name in settings:
         known = {argument for names in arguments.values() for argument in names}
         _require(name in known, f"unknown key {name!r}, known: {', '.join(sorted(known))}")
-    if given.get("n_iter") is None:
-        given["n_iter"] = total_steps
+    if settings.get("n_iter") is None:
+        settings["n_iter"] = total_steps
     for name in arguments[kind]:
-        _require(given.get(name) is not None, f"kind {kind} needs the key {name!r}")
-    return KINDS[kind](**{name: given[name] for name in arguments[kind]})
+        _require(settings.get(name) is not None, f"kind {kind} needs the key {name!r}")
+    return KINDS[kind](**{name: settings[name] for name in arguments[kind]})
 
 
 def final_from(cfg: Mapping[str, Any], total_steps: int) -> int:

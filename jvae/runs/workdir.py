@@ -117,7 +117,7 @@ def check(
         moved = "" if recorded else ", and it has no record of its text, which must stay in place"
         raise CheckpointError(
             f"{workdir} holds a run of another config ({'; '.join(changed.values())}). Leave these "
-            f"values as they were to go on with it, or give this run its own --workdir. "
+            f"values as they were to resume it, or give this run its own --workdir. "
             f"A run may change {', '.join(LENGTH)}, {', '.join(one.strip('.') for one in FREE)} "
             f"and the place of its text{moved}"
         )

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from jvae.api import Params
 from jvae.errors import ConfigError
 from jvae.runs.schedules import step_of
 from jvae.tree import map_named, named_leaves
@@ -104,7 +105,7 @@ def make_plan(
     return TrainablePlan(tuple(parts))
 
 
-def split(plan: TrainablePlan | None, params: Any) -> tuple[Any, Any]:
+def split(plan: TrainablePlan | None, params: Params) -> tuple[Any, Any]:
     """(trained, frozen) parameters."""
     if plan is None:
         return params, {}
@@ -181,9 +182,9 @@ def never_trained(plans: Sequence[TrainablePlan | None], abstract: Any) -> froze
 
 
 def _axes_by_path(abstract: Any, axes: Any) -> list[tuple[str, tuple[str | None, ...]]]:
-    found: list[tuple[str, tuple[str | None, ...]]] = []
-    map_named(lambda path, _, names: found.append((path, tuple(names))), abstract, axes)
-    return found
+    listed: list[tuple[str, tuple[str | None, ...]]] = []
+    map_named(lambda path, _, names: listed.append((path, tuple(names))), abstract, axes)
+    return listed
 
 
 def _rule(fields: Any, number: int, sizes: Mapping[str, Any]) -> TrainableRule:

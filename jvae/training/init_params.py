@@ -63,9 +63,9 @@ def initial_params(run: Run, shardings: Any, key: Key[Array, ""], abstract: Any 
         loaded = _from_model(run, config.init.model, config.init.part, leaves)
         log.info("init.model: %s loaded from %s", _counted(loaded), config.init.model)
     for part, name in start.wanted(run.config):
-        found = _load(run, part, name, leaves)
-        log.info("init.%s: %s loaded from %s", part.key, _counted(found), name)
-        loaded |= found
+        part_params = _load(run, part, name, leaves)
+        log.info("init.%s: %s loaded from %s", part.key, _counted(part_params), name)
+        loaded |= part_params
     if copied := _copied(run, loaded, leaves):
         log.info("copied from what was loaded: %s", _counted(copied))
         loaded |= copied
@@ -75,7 +75,7 @@ def initial_params(run: Run, shardings: Any, key: Key[Array, ""], abstract: Any 
     return map_named(lambda path, _: loaded[path] if path in loaded else fresh[path], target)
 
 
-def initial_optimizer(run: Run, opt_state: Any) -> Any:
+def initial_optimizer(run: Run, opt_state: Any) -> Params:
     """The optimizer state of the run that `init.model` names, with its schedules reset.
 
     Args:
@@ -93,8 +93,8 @@ def initial_optimizer(run: Run, opt_state: Any) -> Any:
         wanted = {"opt_state": opt_state}
         state, _ = ckpts.restore(wanted, best=ckpts.best() is not None, partial=True)
 
-    def begin(fresh: Any, found: Any) -> Any:
-        return fresh if isinstance(fresh, optax.ScaleByScheduleState) else found
+    def begin(fresh: Any, stored: Any) -> Any:
+        return fresh if isinstance(fresh, optax.ScaleByScheduleState) else stored
 
     return jax.tree.map(
         begin,
@@ -293,7 +293,7 @@ def check_tokenizer(checkpoint: Checkpoint, rows: int, tokenizer: TextTokenizer)
         if not ids or ids == [-1]:
             continue
         if not set(ids) <= special:
-            raise WeightsError(f"{what}: {key} is {stated}, which is no special token there")
+            raise WeightsError(f"{what}: {key} is {stated}, which is not a special token there")
         # Ids past the last row were added by jvae for the model.
         if key in own and own[key] < rows and own[key] not in ids:
             raise WeightsError(f"{what}: {key} is {stated}, there it is {own[key]}")
@@ -303,14 +303,14 @@ def check_tokenizer(checkpoint: Checkpoint, rows: int, tokenizer: TextTokenizer)
         differ = sorted(_entries(beside).items() ^ _entries(tokenizer).items(), key=lambda e: e[1])
         token, i = differ[0]
         raise WeightsError(
-            f"{what}: the one beside the weights differs, first at id {i}: {token!r}"
+            f"{what}: the one next to the weights differs, first at id {i}: {token!r}"
         )
     for text in _PROBES:
         ours, theirs = (
             t.backend.encode(text, add_special_tokens=False) for t in (tokenizer, beside)
         )
         if ours.ids != theirs.ids:
-            raise WeightsError(f"{what}: the one beside the weights cuts {text!r} differently")
+            raise WeightsError(f"{what}: the one next to the weights splits {text!r} differently")
 
 
 def _added(tokenizer: TextTokenizer) -> dict[int, Any]:

@@ -57,12 +57,12 @@ def latent_use(
       kl_nats: mean KL of the whole validation split.
     """
     id_e, q = collect(parts)
-    found = to_host(_draws(model.post, params, q, id_e, key))
+    draws = to_host(_draws(model.post, params, q, id_e, key))
     forms = type(model.post.form), type(model.prior.form)
     kl_egz = None
     if forms == (gaussian.DiagonalGaussian, gaussian.StandardNormal):
         kl_egz = np.asarray(gaussian.kl_standard(gaussian.Gaussian(q.mean_egz, q.log_var_egz)))
-    posts = PosteriorSet(id_e, q, kl_e=np.full(len(id_e), kl_nats), kl_egz=kl_egz, **found)
+    posts = PosteriorSet(id_e, q, kl_e=np.full(len(id_e), kl_nats), kl_egz=kl_egz, **draws)
     result = latent_metrics(model, params, posts)
     assert result is not None
     return LatentUse(

@@ -191,8 +191,8 @@ def train(
             doing = goodput.TRAINING if compiled else goodput.COMPILING
             slow = waiting.announced("compiling the training step", wanted=not compiled)
             with slow, jax.profiler.StepTraceAnnotation("train", step_num=done), spent.of(doing):
-                given = _placed([one for one, _ in read], mesh)
-                state, sums = current.train_step(state, given, base)
+                placed = _placed([one for one, _ in read], mesh)
+                state, sums = current.train_step(state, placed, base)
             compiled = True
             meter = metrics.add(meter, sums)
             writer.progress(done)
@@ -262,8 +262,8 @@ def train(
                     ckpts.wait()
                 log.info(spent.line())
                 raise Stopped(
-                    f"{signal}: saved step {done} of {cfg.train.steps} and stopped; the same "
-                    "command goes on"
+                    f"{signal}: saved step {done} of {cfg.train.steps} and stopped; run "
+                    "the same command to resume"
                 )
         with spent.of(goodput.SAVING), jax.transfer_guard("allow"):
             ckpts.wait()
@@ -360,8 +360,8 @@ def _checker(
                 data, this.rows, ids, process_index=part, process_count=parts
             ):
                 batch = meshes.to_device(batch, mesh)
-                found, post = current.valid_step(params, batch, key)
-                sums = metrics.add(sums, found)
+                batch_sums, post = current.valid_step(params, batch, key)
+                sums = metrics.add(sums, batch_sums)
                 if ids is first and post is not None:
                     kept.append((batch.id_e, post))
                 if one_by_one:

@@ -25,6 +25,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from jvae.api import Params
 from jvae.errors import ConfigError
 from jvae.training import freezing
 from jvae.tree import map_named, named_leaves
@@ -57,7 +58,7 @@ def learning_rate(cfg: Mapping[str, Any], total_steps: int) -> optax.Schedule:
     return schedule
 
 
-def decay_mask(params: Any, patterns: Sequence[str]) -> Any:
+def decay_mask(params: Params, patterns: Sequence[str]) -> Any:
     """True at the leaves to decay: those whose path matches none of the patterns.
 
     Raises: ConfigError for a pattern that matches no parameter; otherwise a parameter meant to be
@@ -92,11 +93,11 @@ def scale_by_adam(
     Source: Kingma & Ba 2015.
     """
 
-    def init(params: Any) -> AdamState:
+    def init(params: Params) -> AdamState:
         zeros = optax.tree.zeros_like
         return AdamState(jnp.zeros((), jnp.int32), zeros(params), zeros(params))
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Params = None) -> tuple[Any, Any]:
         del params
         mu = jax.tree.map(lambda g, m: b1 * m + (1 - b1) * g, updates, state.mu)
         nu = jax.tree.map(lambda g, v: b2 * v + (1 - b2) * g * g, updates, state.nu)
@@ -116,7 +117,7 @@ def scale_by_adam(
 def only_active(from_steps: Any) -> optax.GradientTransformation:
     """Zeroes the updates of parameters that do not train yet."""
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Params = None) -> tuple[Any, Any]:
         del params
         return freezing.active(from_steps, updates, state), state + 1
 
@@ -124,7 +125,7 @@ def only_active(from_steps: Any) -> optax.GradientTransformation:
 
 
 def build(
-    cfg: Mapping[str, Any], params: Any, total_steps: int, from_steps: Any = None
+    cfg: Mapping[str, Any], params: Params, total_steps: int, from_steps: Any = None
 ) -> optax.GradientTransformation:
     """Builds the optimizer of a config section for a tree of parameters, which may be abstract.
 

@@ -110,7 +110,7 @@ class Stop:
             if self._noticed.wait(GRACE_S) or (self._at_steps and self._unsaved):
                 continue
             name = signal.Signals(heard[0]).name
-            print(f"{name}: stopped; the same command goes on", file=sys.stderr, flush=True)
+            print(f"{name}: stopped; run the same command to resume", file=sys.stderr, flush=True)
             os._exit(CODE)
         os.close(read)
 
@@ -123,4 +123,4 @@ class Stop:
             raise self._stopped()
 
     def _stopped(self) -> Stopped:
-        return Stopped(f"{self._asked}: stopped; the same command goes on")
+        return Stopped(f"{self._asked}: stopped; run the same command to resume")

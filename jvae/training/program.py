@@ -140,7 +140,7 @@ def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Prog
     )
 
 
-def log_phase(program: Program, params: Any) -> None:
+def log_phase(program: Program, params: Params) -> None:
     """Logs which parameters are about to train, in one line."""
     phase = program.phase
     ever, every = freezing.counts(program.plan, params, phase.steps)

@@ -233,7 +233,7 @@ def make_valid_step(
     that runs and steps are comparable.
 
     Args:
-      watched: also return the posterior behind the sums, for models with an encoder; otherwise the
+      watched: also return the posterior after the sums, for models with an encoder; otherwise the
         posterior is None.
     """
 

@@ -32,7 +32,7 @@ def describe(config: ConfigDict) -> str:
     return "\n".join(lines)
 
 
-BACKBONE = Field(str, "Whose stack this is; its other keys follow.", choices=BACKBONES.names())
+BACKBONE = Field(str, "Name of the backbone; its other keys follow.", choices=BACKBONES.names())
 # Registered members that can be selected by a field of a model config.
 MEMBERS: dict[str, Registry[Any]] = {"prior": PRIORS, "posterior": POSTERIORS}
 
@@ -51,20 +51,22 @@ def model_field(config: Any, key: str) -> Field | None:
         if here is Choice and "kind" in section:
             members = MEMBERS[word]
             if name == "kind":
-                return Field(str, f"Of the {word}; its options follow.", choices=members.names())
+                return Field(
+                    str, f"Kind of the {word}; its options follow.", choices=members.names()
+                )
             here = members[section["kind"]].options
             if not dataclasses.is_dataclass(here):
                 return None
         if not isinstance(here, type):
             return None
-    found = fields_of(here).get(name)
-    return found if isinstance(found, Field) else None
+    field = fields_of(here).get(name)
+    return field if isinstance(field, Field) else None
 
 
 def reference() -> str:
     """Markdown: one table per section, family and part of a family."""
     base = configs.flatten(configs.base())
-    parts = ["# Config reference", _table("Top level", _rows("", schema.TOP, base))]
+    parts = [_table("Top level", _rows("", schema.TOP, base))]
     for name, fields in schema.SECTIONS.items():
         parts.append(_table(f"`{name}`", _rows(f"{name}.", fields, base)))
     own = {name: schema.PHASE[name] for name in ("share", "patience")}

@@ -28,107 +28,133 @@ DATA = {
         help="Files, globs (yelp/*.tsv) and public sets (tfds:snli:train, hf:NAME:SPLIT); "
         "plain or .gz. Empty: the embedded corpus.",
     ),
-    "valid": Field(**TEXTS, help="Likewise; empty: held out of train."),
-    "test": Field(**TEXTS, help="Likewise; empty: held out of train."),
-    "format": Field(str, "Of files; auto goes by the suffix.", choices=READERS.names("auto")),
+    "valid": Field(**TEXTS, help="The same for validation; empty: held out from train."),
+    "test": Field(**TEXTS, help="The same for testing; empty: held out from train."),
+    "format": Field(str, "Format of the files; auto: by suffix.", choices=READERS.names("auto")),
     "header": Field(
         str, "Whether the first line of a .csv or .tsv names its columns.", choices=HEADERS
     ),
-    "quotes": Field(bool, "Fields of a .csv or .tsv may stand in quotes."),
+    "quotes": Field(bool, "Whether fields of a .csv or .tsv may be quoted."),
     "text": Field(
         str,
-        "TSV column, by number from 0 (-1: the last) or name, JSON key or TFDS feature. Empty: the "
+        "The text: a column by number (from 0; -1: last) or name, JSON key or feature. Empty: the "
         "whole line, the last column, or text.",
     ),
-    "source": Field(str, "Likewise of the source of source -> text pairs; empty: none."),
-    "label": Field(str, "Likewise of the label, for --mode=probe; empty: none."),
-    "turns": Field(str, "Stands between the turns of a source; empty: it has none."),
-    "source_words": Field(
-        int, "Words kept from the end of a source; 0 keeps all.", low=0, high=MOST
-    ),
+    "source": Field(str, "The same for the source of source -> text pairs; empty: none."),
+    "label": Field(str, "The same for the label, for probes and priors by label; empty: none."),
+    "turns": Field(str, "Separator between the turns of a source; empty: none."),
+    "source_words": Field(int, "Words to keep from the end of a source; 0: all.", low=0, high=MOST),
     "keep": Field(
-        str, "Only lines with COLUMN=VALUE, several by comma, such as 0=1; empty: every line."
+        str, "Read only lines with COLUMN=VALUE, such as 0=1; several by comma; empty: all lines."
     ),
-    "sentences": Field(bool, "Lines are documents, to be cut into sentences."),
-    "tfds_dir": Field(str, "Where TFDS sets are; empty: TFDS's own default."),
-    "cache": Field(str, "Of tokenised files; empty: $JVAE_CACHE or ~/.cache/jvae."),
-    "workers": Field(int, "Processes that make batches; 0: a thread.", low=0, high=1_024),
+    "sentences": Field(bool, "Lines are documents; split them into sentences."),
+    "tfds_dir": Field(str, "Folder of TFDS data sets; empty: the default of TFDS."),
+    "cache": Field(str, "Folder of tokenized files; empty: $JVAE_CACHE or ~/.cache/jvae."),
+    "workers": Field(int, "Processes that build batches; 0: one thread.", low=0, high=1_024),
     "encoder_tokenizer": Field(str, "Folder or hub name; empty: trained on the train split."),
     "decoder_tokenizer": Field(str, "Folder or hub name; empty: trained on the train split."),
-    "tokenizer_kind": Field(str, "Of one trained on files.", choices=("bpe", "word")),
+    "tokenizer_kind": Field(
+        str, "Kind of a tokenizer that is trained on the files.", choices=("bpe", "word")
+    ),
     "vocab": Field(
-        int, "Entries of one trained on files; 0, for words alone: every word.", low=0, high=2**21
+        int,
+        "Entries of a tokenizer that is trained on the files; 0 (word only): every word.",
+        low=0,
+        high=2**21,
     ),
-    "on_error": Field(str, "What a bad line does.", choices=("raise", "drop")),
+    "on_error": Field(
+        str, "An unusable line is an error (raise) or left out (drop).", choices=("raise", "drop")
+    ),
     "max_words": Field(
-        int, "Longer lines are bad lines; none: no limit.", low=1, high=MOST, optional=True
+        int,
+        "Maximum words of a line; longer lines are unusable; none: no limit.",
+        low=1,
+        high=MOST,
+        optional=True,
     ),
-    "max_chars": Field(int, "The same in characters.", low=1, high=MOST),
+    "max_chars": Field(
+        int, "Maximum characters of a line; longer lines are unusable.", low=1, high=MOST
+    ),
     "enc_row": Field(
         int,
-        "Tokens of an encoder's row; 0: proposed.",
+        "Tokens per row of the encoder; 0: chosen for the corpus.",
         low=0,
         high=MOST_TOKENS,
     ),
-    "dec_row": Field(int, "Likewise of the decoder.", low=0, high=MOST_TOKENS),
-    "cond_row": Field(int, "Likewise of source texts.", low=0, high=MOST_TOKENS),
-    "slots": Field(int, "Most texts of a row; 0: proposed.", low=0, high=MOST_ROWS),
-    "row_tokens": Field(int, "About the row length to propose.", low=1, high=MOST_TOKENS),
-    "batch_rows": Field(int, "Rows of a batch.", low=1, high=MOST_ROWS),
+    "dec_row": Field(int, "The same for the decoder.", low=0, high=MOST_TOKENS),
+    "cond_row": Field(int, "The same for source texts.", low=0, high=MOST_TOKENS),
+    "slots": Field(int, "Maximum texts per row; 0: chosen for the corpus.", low=0, high=MOST_ROWS),
+    "row_tokens": Field(
+        int, "Approximate row length to choose, in tokens.", low=1, high=MOST_TOKENS
+    ),
+    "batch_rows": Field(int, "Rows per batch.", low=1, high=MOST_ROWS),
     "packing": Field(
         str,
-        "pack: several texts per row; bucket: one, like lengths together.",
+        "pack: several texts per row; bucket: one text per row, batches of similar length.",
         choices=("pack", "bucket"),
     ),
-    "score_end": Field(bool, "False: where to end is never learned; a bound of less text."),
+    "score_end": Field(bool, "Whether the end of a text is scored; if false, it is never learned."),
 }
 INIT = {
     "encoder": Field(
         str,
-        "Pretrained backbone for step 0, whose sizes and tokenizer are taken: folder or hub name; "
+        "Folder or hub name of a pretrained backbone to start from, with its sizes and tokenizer; "
         "empty: none.",
     ),
-    "decoder": Field(str, "Likewise."),
-    "model": Field(str, "Trained model for step 0: folder of a run, or an export by its name."),
-    "part": Field(str, "Parameters to take from it; empty: all, and all must fit.", pattern=True),
-    "optimizer": Field(bool, "Take the moments of its optimizer too."),
-    "frozen_dtype": Field(str, "Of the parameters that no phase trains.", choices=DTYPES),
+    "decoder": Field(str, "The same for the decoder."),
+    "model": Field(
+        str, "Trained model to start from: folder of a run, or folder or name of an export."
+    ),
+    "part": Field(
+        str, "Parameters to take from init.model; empty: all, and all must fit.", pattern=True
+    ),
+    "optimizer": Field(bool, "Also take the optimizer's moments from init.model."),
+    "frozen_dtype": Field(str, "Number type of parameters that no phase trains.", choices=DTYPES),
 }
 BETA = {
-    "kind": Field(str, "Schedule of the KL's weight.", choices=tuple(KINDS)),
+    "kind": Field(str, "Schedule of the KL weight.", choices=tuple(KINDS)),
     "start": Field(float, "Weight at the start of a cycle.", low=0.0, high=1e6),
-    "stop": Field(float, "Weight at its end, and of validation.", low=0.0, high=1e6),
-    "n_cycle": Field(int, "Cycles of the run or phase.", low=1, high=100_000),
-    "ratio_zero": Field(float, "Share of a cycle at start.", low=0.0, high=1.0),
-    "ratio_increase": Field(float, "Share of a cycle that rises.", above=0.0, high=1e3),
+    "stop": Field(float, "Weight at the end of a cycle, and in validation.", low=0.0, high=1e6),
+    "n_cycle": Field(int, "Number of cycles in the run or phase.", low=1, high=100_000),
+    "ratio_zero": Field(float, "Share of a cycle at the weight `start`.", low=0.0, high=1.0),
+    "ratio_increase": Field(
+        float, "Share of a cycle in which the weight rises.", above=0.0, high=1e3
+    ),
     "n_iter": Field(
         int,
-        "Steps of all cycles; none: all of the phase.",
+        "Steps of all cycles together; none: the whole phase.",
         low=1,
         high=MOST,
         optional=True,
     ),
 }
 OBJECTIVE = {
-    "z": Field(str, "zero: the decoder trains as a language model.", choices=LATENTS),
+    "z": Field(
+        str,
+        "posterior: z of the posterior; zero: the decoder trains as a language model.",
+        choices=LATENTS,
+    ),
     "rec": Field(
         str,
-        "sum over the tokens of a text, as the bound has it; token_mean over those of the batch; "
-        "token_mean_end counts each end too.",
+        "sum: over the tokens of a text, as in the bound; token_mean: mean over the batch; "
+        "token_mean_end: the same, counting ends.",
         choices=RECONSTRUCTIONS,
     ),
     "rec_length": Field(
         int,
-        "The reconstruction is divided by so many tokens; 0: not at all.",
+        "Divide the reconstruction loss by this number of tokens; 0: do not.",
         low=0,
         high=MOST_TOKENS,
         absent=0,
     ),
-    "length_weighted": Field(bool, "It is divided by the tokens of the text."),
-    "kl_floor": Field(str, "Free bits, see jvae.training.objectives.", choices=KL_FLOORS),
-    "floor": Field(float, "Their threshold, nats.", low=0.0, high=1e6),
+    "length_weighted": Field(bool, "Divide the reconstruction loss by the tokens of the text."),
+    "kl_floor": Field(str, "Mode of free bits, see jvae.training.objectives.", choices=KL_FLOORS),
+    "floor": Field(float, "Threshold of free bits, in nats.", low=0.0, high=1e6),
     "kl_reduce": Field(
-        str, "Over groups; sum is the bound.", choices=tuple(REDUCTIONS), absent="sum"
+        str,
+        "How the KL of several groups is combined; sum: the bound.",
+        choices=tuple(REDUCTIONS),
+        absent="sum",
     ),
     "aux_weight.*": Field(float, "Weight of an auxiliary term.", low=0.0, high=1e6),
     **{f"beta.{name}": field for name, field in BETA.items()},
@@ -146,51 +172,73 @@ NOISE = {
 }
 OPTIM = {
     "lr": Field(float, "Peak learning rate of AdamW.", above=0.0, high=10.0),
-    "schedule": Field(str, "Of the rate, after the warm-up.", choices=SCHEDULES),
+    "schedule": Field(str, "Learning-rate schedule after the warm-up.", choices=SCHEDULES),
     "warmup_steps": Field(
-        int, "Linear warm-up from 0; clipped to the steps of a shorter phase.", low=0, high=MOST
+        int, "Steps of linear warm-up from 0; at most those of the phase.", low=0, high=MOST
     ),
     "b1": Field(float, "Decay rate of the first moment.", low=0.0, below=1.0),
     "b2": Field(float, "Decay rate of the second moment.", low=0.0, below=1.0),
-    "eps": Field(float, "Added outside the root.", above=0.0, high=1.0),
-    "eps_first": Field(bool, "Before the bias correction, as transformers' old AdamW."),
-    "weight_decay": Field(float, "Decoupled, scaled by the rate.", low=0.0, high=100.0),
+    "eps": Field(float, "Added to the root of the second moment.", above=0.0, high=1.0),
+    "eps_first": Field(
+        bool, "Add eps before the bias correction, as in the old AdamW of transformers."
+    ),
+    "weight_decay": Field(
+        float, "Decoupled weight decay, scaled by the learning rate.", low=0.0, high=100.0
+    ),
     "no_decay": Field(
-        str, "Parameters whose path matches one are not decayed.", many=True, pattern=True
+        str, "Patterns of parameter paths without weight decay.", many=True, pattern=True
     ),
     "clip": Field(
-        float, "Largest global norm of the gradient; none: any.", above=0.0, high=1e9, optional=True
+        float,
+        "Maximum global norm of the gradient; none: no clipping.",
+        above=0.0,
+        high=1e9,
+        optional=True,
     ),
     "first_update": Field(
-        int, "1: the first update is not one of rate 0.", low=0, high=1, absent=0
+        int,
+        "1: start the warm-up after 0, so that the first update has an effect.",
+        low=0,
+        high=1,
+        absent=0,
     ),
-    "trainable": Field(None, "Rules of what trains; empty: everything.", many=True),
+    "trainable": Field(
+        None, "Rules of which parameters train, see jvae.training.freezing; empty: all.", many=True
+    ),
 }
 MESH = {
-    axis: Field(int, f"Devices {what}; -1: all that remain.", low=1, high=2**20, also=(-1,))
+    axis: Field(int, f"Devices {what}; -1: all remaining devices.", low=1, high=2**20, also=(-1,))
     for axis, what in (
-        ("data", "over which rows are cut"),
-        ("fsdp", "over which rows and parameters are cut"),
-        ("tensor", "over which heads, feed-forwards and the vocabulary are cut"),
+        ("data", "that share the rows"),
+        ("fsdp", "that share rows and parameters"),
+        ("tensor", "that share heads, feed-forwards and vocabulary"),
     )
 }
 TRAIN = {
-    "steps": Field(int, "Updates.", low=1, high=MOST),
+    "steps": Field(int, "Number of updates.", low=1, high=MOST),
     "log_every": Field(int, "Steps between lines of metrics.", low=1, high=MOST),
     "check_every": Field(
-        int, "Steps between checks: validate, keep the best, save.", low=1, high=MOST
+        int,
+        "Steps between checks, which validate, save and keep the best checkpoint.",
+        low=1,
+        high=MOST,
     ),
-    "keep": Field(int, "Newest checkpoints kept beside the best.", low=1, high=10_000),
-    "tensorboard": Field(bool, "Write event files too."),
-    "wandb": Field(str, "Project of Weights & Biases that gets the same; empty: none."),
+    "keep": Field(
+        int, "Number of newest checkpoints to keep, in addition to the best.", low=1, high=10_000
+    ),
+    "tensorboard": Field(bool, "Also write TensorBoard event files."),
+    "wandb": Field(str, "Weights & Biases project to log to; empty: none."),
     "steps_per_call": Field(
         int,
-        "Updates in one compiled call, where steps are shorter than launches.",
+        "Updates per compiled call; for steps shorter than a launch.",
         low=1,
         high=10_000,
     ),
     "accumulate": Field(
-        int, "Parts that a batch is measured in, one after another.", low=1, high=MOST_ROWS
+        int,
+        "Number of parts in which a batch is computed, one after another.",
+        low=1,
+        high=MOST_ROWS,
     ),
     "dropout_rng": Field(
         str,
@@ -200,20 +248,20 @@ TRAIN = {
     ),
     "patience": Field(
         int,
-        "Checks without a better validation loss that end training; 0: never.",
+        "End training after this number of checks without a better validation loss; 0: never.",
         low=0,
         high=MOST,
     ),
     "overfit_gap": Field(
         float,
-        "Nats per token by which Rec of validation exceeds that of training before a warning.",
+        "Warn if validation Rec exceeds training Rec by this, in nats per token.",
         above=0.0,
         high=1e6,
     ),
 }
 PHASE = {
-    "share": Field(float, "Of train.steps; all shares add up to 1.", above=0.0, high=1.0),
-    "patience": Field(int, "As train.patience, for this phase.", low=0, high=MOST),
+    "share": Field(float, "Share of train.steps; all shares add up to 1.", above=0.0, high=1.0),
+    "patience": Field(int, "The same as train.patience, for this phase.", low=0, high=MOST),
     **{
         f"{section}.{name}": field
         for section, fields in (("objective", OBJECTIVE), ("optim", OPTIM), ("noise", NOISE))
@@ -222,57 +270,67 @@ PHASE = {
 }
 SIZE: dict[str, Any] = dict(kind=int, low=0, high=10_000_000)
 EVALS = {
-    "preset": Field(str, "Sizes of jvae/evals/settings.py.", choices=tuple(PRESETS)),
-    "seed": Field(int, "Of draws and choices.", low=0, high=MOST),
-    "samples": Field(**SIZE, help="K of NLL_K; 0: the preset's."),
-    "sentences": Field(**SIZE, help="Most texts for all that decodes; 0: the preset's."),
-    "generate": Field(**SIZE, help="Texts drawn from the prior; 0: the preset's."),
-    "outputs": Field(int, "Texts of each source, of models that read one.", low=1, high=1_000),
-    "bertscore": Field(
-        str, "Model of their BERTScore, by hub name or folder; empty: not measured."
+    "preset": Field(
+        str, "Sizes of the evaluation, see jvae/evals/settings.py.", choices=tuple(PRESETS)
     ),
-    "vectors": Field(str, "File of word vectors for metric dialogue; empty: none."),
-    "interpolations": Field(**SIZE, help="Pairs of test texts; 0: the preset's."),
-    "interpolation_steps": Field(int, "Points of each line.", low=2, high=10_000),
+    "seed": Field(int, "Seed of draws and choices.", low=0, high=MOST),
+    "samples": Field(**SIZE, help="K of NLL_K; 0: the preset's."),
+    "sentences": Field(**SIZE, help="Maximum texts for metrics that decode; 0: the preset's."),
+    "generate": Field(**SIZE, help="Texts drawn from the prior; 0: the preset's."),
+    "outputs": Field(int, "Texts written per source, by models that read one.", low=1, high=1_000),
+    "bertscore": Field(str, "Model for their BERTScore, hub name or folder; empty: not measured."),
+    "vectors": Field(str, "File of word vectors for the metric dialogue; empty: none."),
+    "interpolations": Field(**SIZE, help="Pairs of test texts to interpolate; 0: the preset's."),
+    "interpolation_steps": Field(int, "Points per interpolation.", low=2, high=10_000),
     "chunk": Field(int, "Posterior samples decoded together.", low=1, high=100_000),
     "compat": Field(
-        str, "Published estimators to print beside ours.", many=True, choices=tuple(MODES)
+        str, "Published estimators to print next to ours.", many=True, choices=tuple(MODES)
     ),
-    "metrics": Field(str, "Further metrics.", many=True, choices=METRICS.names()),
-    "prior_samples": Field(**SIZE, help="K of a bound by draws from the prior; 0: none."),
+    "metrics": Field(str, "Registered metrics to add.", many=True, choices=METRICS.names()),
+    "prior_samples": Field(**SIZE, help="Draws K of a bound from the prior; 0: none."),
     "refine_steps": Field(
-        int, "Langevin steps from the posterior before another bound; 0: none.", low=0, high=100_000
+        int,
+        "Langevin steps that refine the posterior for another bound; 0: none.",
+        low=0,
+        high=100_000,
     ),
-    "refine_size": Field(float, "Their size.", above=0.0, high=1e6),
+    "refine_size": Field(float, "Size of these Langevin steps.", above=0.0, high=1e6),
     "features": Field(str, "File .npz with arrays samples and references, for MAUVE."),
     "external": Field(str, "Run or export of a language model that scores the samples."),
     "per_label": Field(
         int,
-        "Training sentences of each label that --mode=probe sees, in turn.",
+        "Training sentences per label in --mode=probe, one probe per value.",
         many=True,
         empty=False,
         low=1,
         high=MOST,
     ),
     "protocol": Field(
-        str, "Of --mode=probe; sri: few labels as its paper has it.", choices=("own", "sri")
+        str, "Protocol of --mode=probe; sri: few labels as in its paper.", choices=("own", "sri")
     ),
-    "factor": Field(str, "Factor of the embedded corpus that few labels are about."),
+    "factor": Field(str, "Factor of the embedded corpus for probes with few labels."),
 }
 DECODE = {
     "method": Field(str, "How prior samples are decoded.", choices=METHODS),
-    "temperature": Field(float, "Divides the logits of sampling.", above=0.0, high=1e6),
-    "top_k": Field(int, "Sampling keeps the k best tokens; 0: all.", low=0, high=MOST),
-    "top_p": Field(float, "Sampling keeps the best tokens of this mass.", above=0.0, high=1.0),
+    "temperature": Field(float, "Temperature of sampling.", above=0.0, high=1e6),
+    "top_k": Field(int, "Sample from the k most likely tokens; 0: all.", low=0, high=MOST),
+    "top_p": Field(
+        float,
+        "Sample from the most likely tokens with this total probability.",
+        above=0.0,
+        high=1.0,
+    ),
     "repetition_penalty": Field(
-        float, "Above 1, tokens so far are less likely.", above=0.0, high=1e6
+        float, "Above 1: repeated tokens are less likely.", above=0.0, high=1e6
     ),
-    "min_length": Field(int, "Tokens before an end may come.", low=0, high=MOST_TOKENS),
+    "min_length": Field(int, "Minimum new tokens before the end.", low=0, high=MOST_TOKENS),
     "max_length": Field(
-        int, "Most new tokens; 0: as the longest training text.", low=0, high=LONGEST
+        int, "Maximum new tokens; 0: those of the longest training text.", low=0, high=LONGEST
     ),
-    "beam_width": Field(int, "Hypotheses of method beam.", low=1, high=WIDEST),
-    "length_penalty": Field(float, "Of beam: sum log p / length ** this.", low=-100.0, high=100.0),
+    "beam_width": Field(int, "Number of hypotheses in beam search.", low=1, high=WIDEST),
+    "length_penalty": Field(
+        float, "Beams are ranked by log p / length ** this.", low=-100.0, high=100.0
+    ),
     "batch": Field(int, "Latents decoded together.", low=1, high=MOST_ROWS),
 }
 SECTIONS: dict[str, dict[str, Field]] = {
@@ -287,9 +345,9 @@ SECTIONS: dict[str, dict[str, Field]] = {
     "decode": DECODE,
 }
 TOP = {
-    "name": Field(str, "Of the config; names the default working directory."),
-    "seed": Field(int, "Of parameters, noise and the order of the data.", low=-MOST, high=MOST),
-    "phases": Field(None, "Sections of phases, see jvae.runs.phases; empty: one phase."),
+    "name": Field(str, "Name of the config; names the default working directory."),
+    "seed": Field(int, "Seed of parameters, noise and data order.", low=-MOST, high=MOST),
+    "phases": Field(None, "One section per phase, see jvae.runs.phases; empty: a single phase."),
 }
 
 

@@ -119,6 +119,7 @@ def _real(case, name):
     return case.io[f"f64.{name}"][case.io["target_mask"] > 0]
 
 
+@pytest.mark.slow
 def test_a_packed_row_equals_single_sentences(case):
     """Two texts of a row, each with its own source in the other row of sources."""
     order = (2, 0, 1)
@@ -137,6 +138,7 @@ def test_a_packed_row_equals_single_sentences(case):
         begin += n
 
 
+@pytest.mark.slow
 def test_steps_with_caches_and_greedy_text(case):
     """Ragged prompts of one to three tokens, the rest of each text, then greedy ids."""
     source, ids = case.side("source"), jnp.asarray(case.io["target_ids"])
@@ -191,7 +193,7 @@ def test_export_is_the_file_that_was_imported(case, tmp_path):
     again = files.open_checkpoint(tmp_path / "out")
     assert backbones.sizes(bart.FILES, again) == case.sizes
     assert AutoConfig.from_pretrained(tmp_path / "out").model_type == "bart"
-    with pytest.raises(WeightsError, match="without cross-attention is no BART"):
+    with pytest.raises(WeightsError, match="without cross-attention is not a BART"):
         alone = fields | dict(cross=False)
         export_backbone(tmp_path / "no", bart.FILES, case.table, params, alone)
 

@@ -126,6 +126,7 @@ def _final(case: Case) -> np.ndarray:
     return case("final") if f"{case.precision}.final" in case.io else case("hidden")[-1]
 
 
+@pytest.mark.fast_on("llama", "roberta")
 def test_gradients_of_every_tensor(case):
     own, side = case.params["decoder"], case.side
     scored = (side.segment_bt > 0) & (side.position_bt > 0)
@@ -151,6 +152,7 @@ def test_gradients_of_every_tensor(case):
         case.close(found[ours], want, name)
 
 
+@pytest.mark.fast_on("llama")
 def test_a_packed_row_equals_single_sentences(case):
     token, segment = case.io["input_ids"], []
     rows = [token[i, :n] for i, n in enumerate(case.lengths)]
@@ -168,6 +170,7 @@ def test_a_packed_row_equals_single_sentences(case):
         case.close(got[segment == i + 1], want[i, : case.lengths[i]], f"sentence {i}")
 
 
+@pytest.mark.fast_on("llama")
 def test_steps_with_caches_and_greedy_text(case):
     """Ragged prompts of one to all tokens of a sentence, the rest of it, then twelve greedy ids."""
     if not case.writes:
@@ -215,6 +218,7 @@ def test_both_forms_of_config_say_the_same(folder, config):
     assert case.sizes_of(config) == case.sizes
 
 
+@pytest.mark.fast_on("smollm", "llama")
 def test_export_is_the_file_that_was_imported(folder, tmp_path):
     from transformers import AutoConfig
 

@@ -41,7 +41,7 @@ def test_updates_go_on_from_call_to_call(optimus):
 
 @pytest.mark.slow
 def test_useful_flops_are_those_of_the_formula(lm):
-    """Of a language model: 6 per weight and token, and 12 L D n^2 for attention."""
+    """FLOPs of a language model: 6 per weight and token, and 12 L D n^2 for attention."""
     lengths, stack = np.array([5, 9, 30]), lm.run.config.model.decoder
     width, layers, vocab = stack.width, stack.layers, -(-stack.vocab // 128) * 128
     weights = layers * (4 * width**2 + 2 * width * stack.mlp)
@@ -63,6 +63,7 @@ def test_the_means_are_those_of_the_encoder(optimus):
     assert work.tokens == read and work.program_flops > 0
 
 
+@pytest.mark.slow
 def test_a_language_model_has_nothing_to_encode(lm):
     assert CASES["encode"].works(lm) == []
 
@@ -85,6 +86,7 @@ def test_decoded_sentences_have_the_length_that_is_counted(optimus, monkeypatch)
     assert many.program_flops == pytest.approx(3 * few.program_flops)
 
 
+@pytest.mark.slow
 def test_samples_of_the_prior(sri, monkeypatch):
     monkeypatch.setattr(decode, "TOKENS", 5)
     monkeypatch.setattr(prior_sample, "TOKENS", 5)

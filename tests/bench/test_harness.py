@@ -40,7 +40,7 @@ def records(works):
 
 
 def test_windows_are_taken_in_turn_behind_a_warm_up(clock):
-    # The second call after compilation is the slow one; the third tells how many fill a window. A
+    # The second call after compilation is the slow one; the third shows how many fill a window. A
     # call as long as a window needs no third.
     a = fake_work("a", [0.75, 0.5, *[0.5, 0.5], *[1.0, 1.0], *[0.25, 0.25]], clock)
     b = fake_work("b", [2.0, 1.0, 3.0, 2.0], clock)
@@ -150,7 +150,7 @@ def test_every_model_is_a_subject_of_what_all_models_do():
     for case in CASES.values():
         for some in case.subjects.values():
             names = [one.config.name for one in some]
-            assert len(set(names)) == len(names)  # records are told apart by it
+            assert len(set(names)) == len(names)  # it distinguishes records
 
 
 def test_each_model_is_opened_once(capsys):
@@ -177,11 +177,12 @@ def get_config(arg=""):
 """
 
 
+@pytest.mark.slow
 def test_the_command_writes_lines_and_shows_a_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(decode, "TOKENS", 3)
     monkeypatch.setattr(decode, "LATENTS", {"cpu": (1, 2)})
     monkeypatch.setattr(peaks, "of_device", lambda dtype: peaks.Peak(1e9, 1e9, "made up"))
-    monkeypatch.setattr(harness.jax, "clear_caches", lambda: None)  # of the other tests
+    monkeypatch.setattr(harness.jax, "clear_caches", lambda: None)  # other tests need them
     (tmp_path / "small.py").write_text(SMALL)
     (tmp_path / "mine.txt").write_text("".join(f"the cat saw {i} dogs\n" for i in range(60)))
     words = ["decode", f"--config={tmp_path / 'small.py'}", f"--data={tmp_path / 'mine.txt'}"]

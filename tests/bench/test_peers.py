@@ -104,7 +104,7 @@ def test_the_lstm_of_the_chain_is_ours(sri):
 def test_both_ways_train_on_the_sentences_of_our_batches(optimus, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)  # minutes, for nothing here
     monkeypatch.setattr(flops, "training", lambda this, lengths: float(lengths["dec"].sum()))
-    held = train_step.given(optimus)
+    held = train_step.call_batches(optimus)
     ours = dict(sentences=cases.sentences(*held), tokens=cases.useful_tokens(*held))
     original, best = train_step.beside(optimus)
     for work in (original, best):

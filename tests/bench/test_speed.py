@@ -122,4 +122,4 @@ def test_newer_records_take_the_place_of_older_ones(tmp_path):
 
 
 def test_presets_have_a_table():
-    assert set(harness.PRESETS) <= set(results.made())
+    assert set(harness.PRESETS) <= set(results.generated())

@@ -178,7 +178,7 @@ def slice_of():
 @pytest.mark.tpu
 @pytest.mark.parametrize("name", ["v5e-8", "v5e-16", "v5e-256", "v5p:2x2x4"])
 def test_every_host_of_a_slice_has_a_part_of_the_rows(slice_of, name, monkeypatch):
-    """On a torus the devices of a host are no neighbours in the mesh."""
+    """On a torus the devices of a host are not neighbours in the mesh."""
     devices = slice_of(name)
     hosts = sorted({device.process_index for device in devices})
     for sizes in (dict(data=-1), dict(fsdp=-1), dict(data=-1, fsdp=2, tensor=2)):
@@ -218,7 +218,7 @@ def test_gpus_that_are_not_there(tmp_path, capsys):
     [(100, 4, 1, 90, 3), (100, 400, 1, 90, 5), (100, 8, 8, 88, 3), (17, 64, 4, 4, 4)],
 )
 def test_the_largest_batch_that_fits_is_found(limit, start, multiple, answer, most):
-    """Of steps that hold 10 and a row 1: 90 rows, up to a sixteenth."""
+    """Steps that hold 10 and 1 per row: 90 rows, up to a sixteenth."""
     tried = []
 
     def peak(rows):

@@ -100,6 +100,7 @@ def test_evaluation_under_a_prior(run, call):
     assert {"nll_gain", "nll_own_prior", "kl_own_prior"} <= report["definitions"].keys()
 
 
+@pytest.mark.slow
 def test_sentences_with_another_label(run, call):
     vae = jvae.load(run)
     texts = ["a man is sleeping", "two girls were dancing"]
@@ -198,6 +199,7 @@ def test_mistakes_get_one_message(call, run, mode, more, message):
     assert sorted(run.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_encoded_draws_and_their_statistics(run, call, tmp_path):
     draws = ("--mode=encode", "--samples=3")
     assert call(*draws, *ENDS, f"--out={tmp_path}/z.npz") == ""

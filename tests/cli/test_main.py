@@ -51,6 +51,7 @@ def test_a_finished_run_is_recognised(finished, capsys, command):
     assert all(after[p] == before[p] for p in before if p.is_file())
 
 
+@pytest.mark.slow
 def test_evaluation_repeats_itself(finished):
     path = finished / "eval/test.json"
     first = json.loads(path.read_text())

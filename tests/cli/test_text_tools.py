@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import logging
 from types import SimpleNamespace
 
 import jax
@@ -20,7 +21,7 @@ from jvae.models import lm, optimus
 
 
 class Spelt(LoadedVAE):
-    """The latent counts letters; a latent is told as its counts."""
+    """The latent counts letters; a latent is decoded to its counts."""
 
     def __init__(self, conditional=False):
         limits = {"dec": 9, "cond": 9} if conditional else {"dec": 9}
@@ -82,6 +83,25 @@ def test_edits(tool):
     told = tool("--mode=traverse", "--text=ab", "--dims=1").splitlines()
     assert told[4] == "1\t+1\tabb" and len(told) == 7
     assert len(tool("--mode=traverse", "--text=ab").splitlines()) == 14
+
+
+class Varied(Spelt):
+    """The prior varies in the second dimension alone."""
+
+    def sample_prior(self, n, seed=None, sources=None):
+        z_egz = super().sample_prior(n, seed, sources)
+        z_egz[::2, 0, 1] = 3
+        return z_egz
+
+
+def test_traverse_moves_the_most_active_dimensions(tool, monkeypatch, caplog):
+    monkeypatch.setattr(text_tools, "ACTIVE", 1)
+    caplog.set_level(logging.INFO)
+    lines = tool("--mode=traverse", "--text=ab", vae=Varied()).splitlines()
+    assert [line[0] for line in lines] == ["1"] * 7
+    assert "the 1 most active of 2 dimensions: 1; --dims=all" in caplog.text
+    every = tool("--mode=traverse", "--text=ab", "--dims=all", vae=Varied()).splitlines()
+    assert [line[0] for line in every] == ["0"] * 7 + ["1"] * 7
 
 
 def test_flags_of_decoding_reach_every_mode_that_writes(tool):

@@ -1,5 +1,7 @@
 """Training from Python: what it returns, callbacks, and that it is the command's own run."""
 
+import pytest
+
 import jvae
 from jvae import config as configs
 from jvae.runs import workdir
@@ -17,6 +19,7 @@ def overrides(corpus):
     return values | {"data.train": (str(corpus),)}
 
 
+@pytest.mark.slow
 def test_a_callback_sees_every_line_and_can_stop(corpus, tmp_path):
     seen = []
 

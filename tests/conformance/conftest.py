@@ -18,7 +18,7 @@ import pytest
 
 from jvae import config as configs
 from jvae import models
-from jvae.api import SPHERE, Batch, Draws, TextVAE, example_keys, per_example
+from jvae.api import Batch, Draws, TextVAE, example_keys, per_example
 from jvae.data.rows import Encoded, pack_rows
 from jvae.latent.choice import Choice
 from jvae.latent.kl import kl
@@ -27,13 +27,13 @@ from jvae.nn.lora import Lora
 from jvae.tree import map_named
 
 VOCAB = dict(enc=23, dec=29)  # padded to 24 and 32
-START, END, PAD = 26, 27, 28  # of the decoder
+START, END, PAD = 26, 27, 28  # special ids of the decoder
 DRAWS = 3
 
 SEVERAL: dict[str, Any] = dict(vectors=2, pool="queries")
 VAMP = Choice("vamp", (("components", 3), ("length", 4)))
 VMF = Choice("vmf", (("kappa", 5.0),))
-# Of the size of the kernels, which are random too: a product of both is no amplifier of rounding.
+# As large as the kernels, which are random too: a product of both does not amplify rounding.
 LORA = Lora(rank=2, alpha=1.0)
 
 # Choices of a family that its tiny config does not make; a stack by the name of its backbone.
@@ -194,7 +194,7 @@ class Values(NamedTuple):
     mean_egz: Any
     z_kegz: Any  # draws 0, 1, 2
     alone_kegz: Any  # draw 2, made alone
-    kl_e: Any  # of draw 0, as is the next
+    kl_e: Any  # draw 0, like the next
     kl_egz: Any
     log_q_e: Any
     log_prior_e: Any
@@ -221,10 +221,6 @@ class System:
         self.build = functools.partial(build, **stack)
         self.limit = limit()
         self.model = self.build()
-        # Vectors in front of texts, directions of short vectors, and T5's unscaled attention with
-        # random additions lose digits in float32.
-        in_front = VARIANTS.get(name, {}).get("tokens", 0) > 0
-        self.rounds = in_front or self.model.post.support == SPHERE or name == "t5_vae-low_rank"
         self.has_latent = self.model.latent_shape[0] > 0
         self.jit = functools.partial(jax.jit, compiler_options=_fast_compilation())
         rng = np.random.default_rng(2)
@@ -317,13 +313,6 @@ SLOW = {*VARIANTS, "adavae", "sri_transformer", "lm"} - {"adavae-all"}
 
 # Of these only tests that name them.
 ASKED_FOR = ("della-source", "optimus-context")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        fast = item.get_closest_marker("fast_on")
-        if fast and item.callspec.params["system"] not in fast.args:  # pyright: ignore
-            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(

@@ -45,6 +45,7 @@ def test_chains_follow_their_own_sentence_in_every_packing(system, sentences):
             np.testing.assert_allclose(by_packing["mixed"][i], z_gz, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.multidevice
 @pytest.mark.parametrize(
     "system", ["sri", pytest.param("optimus", marks=pytest.mark.slow)], indirect=True

@@ -11,6 +11,8 @@ from jvae.decode import DecodeConfig, decode
 BEFORE, AFTER = 2, 3  # tokens decoded before and after the examples are copied and reordered
 COPIES = 2
 
+pytestmark = pytest.mark.fast_on("optimus", "della", "sri", "lstm_lm")
+
 
 @pytest.fixture(scope="module")
 def teacher(system, sentences):
@@ -22,7 +24,7 @@ def teacher(system, sentences):
 
 @pytest.fixture(scope="module")
 def prompt(teacher, sentences) -> Prompt:
-    """One to four tokens of each sentence, never its last, with junk behind."""
+    """One to four tokens of each sentence, never its last, with junk after them."""
     token_et, _, _ = teacher
     length_e = np.array([1, 1, 4, 2, 3, 1, 3], np.int32)
     assert np.all(length_e < sentences.lengths)
@@ -120,7 +122,7 @@ def test_probabilities_sum_to_one_over_real_tokens(decoded, sentences):
         np.testing.assert_allclose(total, 1.0, atol=1e-6)
 
 
-@pytest.mark.fast_on("optimus", "della", "lstm_vae")
+@pytest.mark.fast_on("optimus")
 def test_sampling_is_a_function_of_the_examples_key(system, teacher, sentences):
     """Each sentence keeps its draw wherever it stands in the batch, and whoever else is there."""
     _, z_egz, _ = teacher
@@ -145,10 +147,10 @@ def test_sampling_is_a_function_of_the_examples_key(system, teacher, sentences):
     assert np.all(want.token_et < sentences.vocab)
 
 
-@pytest.mark.fast_on("optimus", "t5_vae")
+@pytest.mark.fast_on("optimus")
 @pytest.mark.parametrize("method", ["sample", pytest.param("beam", marks=pytest.mark.slow)])
 def test_caches_that_grow_change_nothing(system, teacher, prompt, sentences, method):
-    """Rooms of 2, 4 and 8 tokens in turn, behind prompts of one to four."""
+    """Rooms of 2, 4 and 8 tokens in turn, after prompts of one to four."""
     if system.model.gen.grow is None:
         pytest.skip("has no cache that grows")
     _, z_egz, _ = teacher

@@ -30,9 +30,14 @@ def assert_close(got, want, tolerance: float):
     """Equal relative to the largest value of the whole tree, named leaf by named leaf."""
     got, want = named_leaves(got), named_leaves(want)
     assert got.keys() == want.keys()
-    largest = max([1.0, *(np.max(np.abs(leaf), initial=0.0) for leaf in want.values())])
+    atol = tolerance * largest(want)
     for name, leaf in want.items():
-        np.testing.assert_allclose(got[name], leaf, rtol=0, atol=tolerance * largest, err_msg=name)
+        np.testing.assert_allclose(got[name], leaf, rtol=0, atol=atol, err_msg=name)
+
+
+def largest(tree, least: float = 1.0) -> float:
+    """The largest absolute value in a tree, or `least` if all are smaller."""
+    return max([least, *(np.max(np.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(tree))])
 
 
 # Another shape is another program; the fast suite compiles it for one system alone.
@@ -49,6 +54,7 @@ def test_packing_changes_no_gradient(system, packing):
     check_gradient(system, packing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", ["optimus-llama"], indirect=True)
 def test_a_row_for_each_sentence_changes_nothing(system, sentences):
     check_values(system, sentences, "single")
@@ -75,12 +81,12 @@ def check_values(system, sentences, packing):
 
 
 def check_gradient(system, packing):
-    if not system.rounds:
-        assert_close(system(packing)[1], system("packed")[1], 1e-6)
-        return
-    # These round more in float32 than that bound allows.
-    with jax.enable_x64(True):
-        assert_close(system.wide(packing)[1], system.wide("packed")[1], 1e-12)
+    """Within 1e-6 in float32; a system that rounds more than that, within 1e-12 in float64."""
+    got, want = system(packing)[1], system("packed")[1]
+    assert_close(got, want, 1e-3)
+    if largest(jax.tree.map(np.subtract, got, want), least=0.0) > 1e-6 * largest(want):
+        with jax.enable_x64(True):
+            assert_close(system.wide(packing)[1], system.wide("packed")[1], 1e-12)
 
 
 def test_sentences_differ(system, sentences):

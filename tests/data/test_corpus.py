@@ -93,7 +93,7 @@ def test_documents_are_cut_and_held_out_whole(tmp_path):
     assert list(short.texts()) == ["One.", "Three.", "Four!", "Five?"]
 
 
-# Name of the file, its bytes, the reader's options, the message behind "file:2: ", the reason.
+# Name of the file, its bytes, the reader's options, the message after "file:2: ", the reason.
 BAD_LINES = {
     "utf8": ("t.txt", b"ok\nab\xff\n", {}, "not valid UTF-8 (byte 0xff at column 3)"),
     "nul": ("t.txt", b"ok\na\0b\n", {}, "holds a NUL character at column 2"),
@@ -113,7 +113,12 @@ BAD_LINES = {
     "empty row": ("t.tsv", b"0\tok\n\n", {}, "empty line; expected columns"),
     "empty column": ("t.tsv", b"0\tok\n1\t \n", {}, "empty line; expected a sentence"),
     "empty source": ("t.tsv", b"a\tok\n\tb\n", {"source": "0"}, "its source: empty line"),
-    "empty label": ("t.tsv", b"a\tok\n\tb\n", {"label": "0"}, "empty label: expected one beside"),
+    "empty label": (
+        "t.tsv",
+        b"a\tok\n\tb\n",
+        {"label": "0"},
+        "empty label: expected one for every",
+    ),
     "cut json": (
         "t.jsonl",
         b'{"text": "ok"}\n{"text": "b\n',
@@ -193,7 +198,7 @@ def test_line_numbers_go_on_after_a_huge_line(tmp_path):
     assert [(one.line, one.example.text) for one in corpus.examples()] == [(2, "next")]
 
 
-# What a file as a whole can be, and the message behind "file: ".
+# What a file as a whole can be, and the message after "file: ".
 BAD_FILES = {
     "empty": (b"", "a.txt", {}, "is empty; expected a text file"),
     "empty gz": (b"", "a.txt.gz", {}, "is empty; expected a text file"),

@@ -27,7 +27,7 @@ def socket_at(path):
         one.bind(str(path))
 
 
-# How to make it, and the message behind "file: ".
+# How to make it, and the message after "file: ".
 NOT_FILES = {
     "pipe": (os.mkfifo, "is a pipe; write what comes out of it into a file first"),
     "socket": (socket_at, "is a socket; expected a file"),
@@ -90,7 +90,7 @@ def test_other_encodings(tmp_path, encoding):
         read(path, on_error="drop")
 
 
-# JSON files, and the message behind "t.json".
+# JSON files, and the message after "t.json".
 BAD_JSON = {
     "empty": ("", ": is empty; expected one array"),
     "no entries": ("[ ]", ":1: holds an empty array"),

@@ -79,7 +79,7 @@ def test_positive(text: str) -> None:
     assert math.isfinite(grammar.log_prob(text))
 
 
-# Every sentence is one change away from a sentence of the language, given beside it.
+# Every sentence is one change away from a sentence of the language, in the second column.
 NEGATIVES = {
     # article
     "a artist ate soup in a kitchen": "an artist ate soup in a kitchen",
@@ -245,10 +245,10 @@ def ambiguous(table: list[list[tuple[str, ...]]]) -> bool:
 
 
 def test_no_string_has_two_derivations() -> None:
-    """A proof over the whole language: words tell the phrases, and the phrases tell the values."""
+    """A proof over the whole language: words determine the phrases, and phrases the values."""
     assert not ambiguous(slots())
-    # Auxiliary and verb form tell tense and action. Only the past simple is alike in both numbers,
-    # which the noun tells apart.
+    # Auxiliary and verb form determine tense and action. The past simple is alike in both
+    # numbers, which the noun distinguishes.
     told = [
         (tense.auxiliary.split()[plural] if tense.auxiliary else "", word)
         for plural, tense, verb in itertools.product(

@@ -142,6 +142,7 @@ def test_an_empty_share_of_the_last_batch(stored):
     assert (batch.dec.segment_bt == 0).all() and (batch.dec.token_bt == stored.pad["dec"]).all()
 
 
+@pytest.mark.slow
 def test_worker_processes_change_nothing(stored):
     plain = take(batches(stored, SPEC, (0, 8)), 3)
     assert plain[-1][1][0] == 0  # workers start anew with every epoch, which takes long
@@ -313,7 +314,7 @@ SHARED = Path(__file__).parents[3] / "shared"
 def test_real_pairs(tmp_path, name, label):
     path = SHARED / "data" / name / "valid.tsv"
     if not path.is_file():
-        pytest.skip(f"no {name} beside the project")
+        pytest.skip(f"no {name} in shared/")
     rows = [line.split("\t") for line in path.read_text().splitlines()[:200]]
     write(tmp_path / "t.tsv", map("\t".join, rows))
     corpus = survey(tmp_path / "t.tsv", Reader(label="0", source="1", text="2"), tmp_path)
@@ -448,6 +449,7 @@ preparing.prepare(*args, shard=test_prepare.SHARD)
 """
 
 
+@pytest.mark.slow
 def test_killed_preparation_goes_on_and_gives_the_same_bytes(tmp_path):
     write(tmp_path / "in.txt", sentences(150))
     script = write(tmp_path / "kill.py", [KILLED.format(tests=str(Path(__file__).parent))])

@@ -20,7 +20,7 @@ HARD = ["a  b", " café 漢字 🙂", "don't", "x <name> y"]
 
 
 def of_bytes(folder, special=(), added=(), **files):
-    """A byte-level tokenizer with added tokens, and files beside it."""
+    """A byte-level tokenizer with added tokens, and files next to it."""
     backend = Tokenizer(models.BPE(vocab=LETTERS, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

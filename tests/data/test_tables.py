@@ -101,6 +101,7 @@ def test_quotes_in_doubt_are_faults(tmp_path):
     assert texts(tmp_path, 'text\n"a" b\nc\n', on_error="drop") == ["c"]
 
 
+@pytest.mark.slow
 def test_a_field_may_be_long_but_not_endless(tmp_path):
     assert len(texts(tmp_path, f'text\n"{"x" * 300_000}"\n')[0]) == 300_000
     endless = 'text\na\n"' + "b\n" * 400_000

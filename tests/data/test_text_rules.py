@@ -88,7 +88,7 @@ def test_plain_text_has_lines_of_three_ends_alone(tmp_path, end):
 
 
 def test_ends_between_two_reads(tmp_path):
-    """Lines about as long as one read of the file, cut before, in and behind their ends."""
+    """Lines about as long as one read of the file, cut before, in and after their ends."""
     path, small = tmp_path / "a.txt", Reader(max_chars=10, on_error="drop")  # reads of 105 bytes
     for size in (103, 104, 105, 106, 107, 209, 210, 211):
         for end in ("\r\n", "\r", "\n"):

@@ -209,7 +209,7 @@ def test_t5_ids():
 def test_same_ids_as_transformers(real):
     import transformers
 
-    # By class, as a folder of vocabulary files alone does not tell AutoTokenizer what it holds.
+    # By class, as a folder of vocabulary files alone does not let AutoTokenizer infer the class.
     name = {"g": "GPT2Tokenizer", "b": "BertTokenizer", "t": "T5Tokenizer"}[real.name[0]]
     theirs = getattr(transformers, name).from_pretrained(str(real))
     ours = open_tokenizer(real, "encoder")

@@ -73,7 +73,7 @@ def _make_generator():
 
 
 def _make_inputs(examples: int = 6, seed: int = 1):
-    """Latents and ragged prompts of 1 to 3 tokens, with junk behind the prompts."""
+    """Latents and ragged prompts of 1 to 3 tokens, with junk after the prompts."""
     rng = np.random.default_rng(seed)
     token_et = rng.integers(0, VOCAB, (examples, 3))
     token_et[:, 0] = START

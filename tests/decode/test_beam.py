@@ -91,6 +91,7 @@ CASES = [
 ]
 
 
+@pytest.mark.fast_on("0", "5")
 @pytest.mark.parametrize("cfg", CASES, ids=range(len(CASES)))
 def test_beams_equal_slow_python(toy, cfg):
     gen, _ = toy.make_generator()
@@ -166,6 +167,7 @@ def test_width_one_is_greedy(toy, early_stopping, norm_length):
     np.testing.assert_allclose(beam.log_prob_e, greedy.log_prob_e, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_beams_score_at_least_as_well_as_greedy_on_the_whole(toy):
     """Not for every input: what greedy keeps may fall out of the beam. Those are counted."""
     gen, _ = toy.make_generator()
@@ -181,6 +183,7 @@ def test_beams_score_at_least_as_well_as_greedy_on_the_whole(toy):
     assert np.sum(gain_e > 1e-5) > 20  # and the beam found something else
 
 
+@pytest.mark.slow
 def test_search_ends_when_every_example_is_done(toy):
     gen, counts = toy.make_generator()
     params, (z_egz, prompt) = toy.make_params(end_bias=2.0), toy.make_inputs(4)

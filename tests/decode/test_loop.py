@@ -193,6 +193,7 @@ def test_leading_helpers_copy_and_permute():
     assert decode.expand_leading(state, 2).cache["a"].tolist() == [[0, 1, 2]] * 2 + [[3, 4, 5]] * 2
 
 
+@pytest.mark.slow
 def test_batches_equal_one_batch(toy):
     gen, counts = toy.make_generator()
     params, (z_egz, prompt) = jax.device_put(toy.make_params()), toy.make_inputs(7)

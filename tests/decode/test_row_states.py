@@ -21,12 +21,12 @@ IDS = dict(end_id=END, pad_id=START)
 
 class _Cond(NamedTuple):
     rows: RowStates
-    shift_ed: jax.Array  # of each example
+    shift_ed: jax.Array  # one per example
 
 
 class _Cache(NamedTuple):
     cond: _Cond
-    sum_ed: jax.Array  # of all that is added to queries
+    sum_ed: jax.Array  # the sum of what is added to queries
 
 
 def _absent(*_args, **_kwargs):
@@ -133,7 +133,7 @@ def test_packed_rows_are_single_rows(params):
 
 
 def test_copied_and_reordered_states_read_their_own_source(params):
-    """Every place goes on as the teacher-forced sentence whose state it took."""
+    """Every position continues as the teacher-forced sentence whose state it took."""
     order_e = np.array([7, 0, 3, 2, 9, 9, 4, 1, 6, 5])  # places of two copies each
     example_e = order_e // 2
     token_et, nats_et = SINGLE.dec.token_bt, np.asarray(_nats(params, SINGLE)[0])

@@ -96,6 +96,7 @@ def test_blocks_and_batches_change_nothing(toys):
     assert results[0].kl_profile_gz is None and results[0].kl_profile_sorted is None
 
 
+@pytest.mark.slow
 def test_packing_changes_no_latent_metric(toys):
     model, params, words = toys.discrete(), toys.discrete_params(), toys.all_strings()[::6][:13]
     found = []

@@ -52,6 +52,7 @@ def optimus(labelled, tmp_path_factory):
     return opened("optimus", labelled, folder, *sizes)
 
 
+@pytest.mark.slow
 def test_latents_are_encoded_once_and_checked(optimus, monkeypatch, caplog):
     this, mesh, params = optimus
     how = dict(weights="some", seed=1)
@@ -103,6 +104,7 @@ def test_a_prior_by_label(optimus):
         fit_prior(this, mesh, params, 7, dataclasses.replace(request, label="tense"), options)
 
 
+@pytest.mark.slow
 def test_the_table_by_label(optimus, tmp_path):
     this, mesh, params = optimus
     request = PriorRequest(kind="gaussian", name="by_label", samples=2, label="true")

@@ -94,7 +94,7 @@ def test_diversity_by_hand():
     assert found["jaccard"].mean == pytest.approx((1 / 3 + 1) / 2)
     assert found["distinct"].mean == 1.5
     assert found["dist_1"].mean == pytest.approx((4 / 6 + 2 / 4) / 2)
-    assert found["dist_3"].mean == 1  # of the first source alone: the other has no 3-grams
+    assert found["dist_3"].mean == 1  # the first source only: the other has no 3-grams
     expected = sacrebleu.sentence_bleu("a b c", ["a b d"]).score
     assert found["self_bleu"].mean == pytest.approx((expected + 100) / 2)
     assert text.jaccard(["a", "a", "b"]) == pytest.approx(1 / 3)  # one word is one n-gram

@@ -1,4 +1,4 @@
-"""Few labels as published: fixed subsets, SGD with halvings, logistic regression beside."""
+"""Few labels as published: fixed subsets, SGD with halvings, and logistic regression."""
 
 import json
 import types

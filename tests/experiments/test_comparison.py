@@ -147,6 +147,7 @@ def test_a_closed_text_is_read_by_words(tmp_path, folder):
 # --- commands -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_commands_are_what_the_command_line_reads(tmp_path, folder, tiny):
     jobs = comparison.plan(given(tmp_path, folder, "--sweep"))
     assert [one.entry for one in jobs if not one.point] == list(DEFAULT)
@@ -262,7 +263,7 @@ def made_up(entry="optimus", nll=30.0, se=0.2, seed=0, point="", **metrics):
 
 
 def finish(job):
-    """What a run leaves behind, without training it."""
+    """The files of a finished run, without training it."""
     eval_dir = job.folder / "eval"
     eval_dir.mkdir(parents=True)
     report = {
@@ -320,12 +321,14 @@ def test_what_is_missing_is_run_once(tmp_path, folder, tiny, runs, capsys):
     assert comparison.main([*words, "--dry_run"]) == 0 and not seen
     assert capsys.readouterr().out.splitlines() == [one.command() for one in planned]
 
-    codes[2] = 2  # the second fails, the third is told to stop
+    codes[2] = 2  # the second fails, the third is stopped
     codes[3] = CODE
     assert comparison.main(words) == CODE
     assert seen == [one.folder for one in planned]
     said = capsys.readouterr()
-    assert "failed with 2: what it said" in said.err and "the same command goes on" in said.err
+    assert (
+        "failed with 2: what it said" in said.err and "run the same command to resume" in said.err
+    )
     assert comparison.main(words) == 0
     assert seen[3:] == [one.folder for one in planned[1:]]
     first = capsys.readouterr().out.partition("###")[2]
@@ -488,7 +491,7 @@ def test_a_document_is_filled_between_its_marks():
 
 def test_the_results_show_the_rows(tmp_path):
     rows = read_rows(fair_rows.ROWS)
-    parts = fair_table.made(rows, fair_table.figures(rows, tmp_path / "results"))
+    parts = fair_table.generated(rows, fair_table.figures(rows, tmp_path / "results"))
     for document in (RESULTS, RESULTS.with_name("README.md")):
         text = document.read_text(encoding="utf-8")
         assert fair_table.BEGIN in text and fair_table.filled(text, parts) == text

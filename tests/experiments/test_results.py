@@ -96,7 +96,7 @@ def test_an_unfinished_run_has_no_row(tmp_path):
 
 
 def test_the_documents_show_the_rows():
-    tables = results.made()
+    tables = results.generated()
     for name in results.DOCUMENTS:
         text = (ROOT / name).read_text(encoding="utf-8")
         assert results.filled(text, tables) == text, name

@@ -75,7 +75,7 @@ def test_a_run_becomes_the_row_of_an_experiment(tmp_path):
 
 
 def test_the_documents_are_those_of_the_stored_rows():
-    tables = results.made()
+    tables = results.generated()
     for name in results.DOCUMENTS:
         text = (ROOT / name).read_text()
         assert results.filled(text, tables) == text, name

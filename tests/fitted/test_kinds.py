@@ -141,6 +141,7 @@ def test_a_density_has_mass_one(kind):
     assert mass == pytest.approx(1.0, abs=2e-3)
 
 
+@pytest.mark.fast_on("flow", "gaussian")
 @pytest.mark.parametrize("kind", ["gaussian", "flow", "diffusion"])
 def test_noise_and_back(kind):
     maps = quick(kind).maps()
@@ -155,6 +156,7 @@ def test_a_mixture_has_no_map_to_noise():
     assert quick("gmm").maps() is None
 
 
+@pytest.mark.fast_on("gaussian")
 @pytest.mark.parametrize("kind", ["gaussian", "gmm"])
 def test_labels(kind, toys):
     mixture = toys.mixture(2)

@@ -163,7 +163,7 @@ def test_transfer_that_cannot_be():
     diffusion = dataclasses.replace(
         found, kind="diffusion", options=FITTED["diffusion"].options(width=8, heads=2, layers=1)
     )
-    with pytest.raises(InputError, match="cannot tell the labels .* add --prior.trace=exact"):
+    with pytest.raises(InputError, match="cannot infer the labels .* add --prior.trace=exact"):
         transfer(diffusion, z_n1d[:2], "good")
     plain = fit("gaussian", FITTED["gaussian"].options(), z_n1d, jax.random.key(0))
     with pytest.raises(InputError, match="was fitted without labels"):

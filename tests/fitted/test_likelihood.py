@@ -109,6 +109,7 @@ def gaussian(toy):
     return fit("gaussian", FITTED["gaussian"].options(), z_ngz, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_the_fitted_prior_reaches_the_exact_likelihood(toy, gaussian):
     def nll(model, params):
         scores = score_batch(model, 4, 4)(params, toy.batch, jax.random.key(1))

@@ -148,7 +148,7 @@ def test_a_long_source_leaves_the_positions_there_are():
     vae = made()
     long = " ".join("abcdefgh"[i % 8] for i in range(LIMIT - 3))
     z_egz = vae.sample_prior(1, 0, ["a", long])
-    for z_gz in z_egz:  # whatever z: two positions are left behind the source and its end
+    for z_gz in z_egz:  # whatever z: two positions are left after the source and its end
         (got,) = vae.decode(z_gz[None], sources=[long])
         assert got == _greedy(z_gz[0], _vector(long), _ids(long)[1:], 2)
     with pytest.raises(DataError, match="source 2: 16 tokens .* more than the 15 that the model"):

@@ -93,6 +93,7 @@ def two_values(score_end=True) -> LoadedVAE:
     return loaded(model, params, ("dec",), score_end)
 
 
+@pytest.mark.fast_on("True")
 @pytest.mark.parametrize("score_end", [True, False])
 def test_an_enumerable_model_gives_its_exact_likelihood(score_end):
     vae = two_values(score_end)
@@ -153,6 +154,7 @@ def test_long_texts_are_counted_and_cut(caplog):
     assert len(vae.reconstruct(texts, truncate=True, max_length=2)) == 2
 
 
+@pytest.mark.fast_on("lm")
 @pytest.mark.parametrize(
     "name", [pytest.param(s, marks=[pytest.mark.slow] * (s in ("sri", "della"))) for s in SYSTEMS]
 )
@@ -174,13 +176,14 @@ def test_a_list_gives_what_its_texts_give_alone(name):
         np.testing.assert_allclose([-one.nats.sum() for one in told], nll, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_posteriors_come_as_means_draws_and_statistics():
     vae = system("optimus")
     stats = vae.encode(TEXTS, return_="stats")
     np.testing.assert_allclose(stats.mean, vae.encode(TEXTS), atol=1e-6)
     draws = vae.posterior_samples(TEXTS, 64, seed=1)
     spread = np.abs(draws - stats.mean[:, None]) / stats.std[:, None]
-    assert 0.7 < spread.mean() < 0.9  # of a standard normal: 0.798
+    assert 0.7 < spread.mean() < 0.9  # a standard normal: 0.798
     one = vae.encode(TEXTS, return_="sample", seed=1)
     np.testing.assert_allclose(one, draws[:, 0], atol=1e-5)
     mean, std = stats.mean.astype(np.float64), stats.std.astype(np.float64)
@@ -214,6 +217,7 @@ def test_a_model_prints_as_one_line():
     assert "texts of up to 24 tokens" in text
 
 
+@pytest.mark.slow
 def test_every_layer_of_a_layer_wise_latent_is_mixed():
     vae = system("della")
     z_egz = vae.encode(["a b", "c d e"])
@@ -224,6 +228,7 @@ def test_every_layer_of_a_layer_wise_latent_is_mixed():
     assert greedy == vae.decode(np.stack([z_egz[0], middle_gz, z_egz[1]]))
 
 
+@pytest.mark.slow
 def test_chains_are_averaged_and_seeded():
     vae = system("sri")
     z_egz = vae.encode(TEXTS[:3], seed=4)
@@ -240,6 +245,7 @@ def test_chains_are_averaged_and_seeded():
             system(name).encode(["a"], chains=chains)
 
 
+@pytest.mark.slow
 def test_samples_depend_on_their_number_in_no_way():
     vae = system("optimus")
     many = vae.sample_prior(20, 3)
@@ -249,6 +255,7 @@ def test_samples_depend_on_their_number_in_no_way():
     assert vae.decode(many, 1, method="sample")[:4] == vae.decode(many[:4], 1, method="sample")
 
 
+@pytest.mark.fast_on("greedy")
 @pytest.mark.parametrize("method", ["greedy", "sample"])
 def test_long_sentences_are_decoded_apart(method, monkeypatch):
     vae = dataclasses.replace(system("optimus"), max_length=12, decode_batch=8)
@@ -269,7 +276,7 @@ def test_long_sentences_are_decoded_apart(method, monkeypatch):
 
 
 class Spelt(LoadedVAE):
-    """The latent counts letters; a latent is told as its counts."""
+    """The latent counts letters; a latent is decoded to its counts."""
 
     def encode(self, texts, sources=None, **_):
         return np.array([[[t.count("a"), t.count("b")]] for t in texts], np.float32)
@@ -356,7 +363,7 @@ def test_texts_of_every_shape():
     plain = vae.encode(["a b", "c"])
     for same in (("a b", "c"), np.array(["a b", "c"]), (t for t in ("a b", "c"))):
         np.testing.assert_array_equal(vae.encode(same), plain)
-    # Blanks around a text are no part of it, and a line break is one of the blanks inside.
+    # Blanks around a text are not part of it, and a line break is one of the blanks inside.
     np.testing.assert_array_equal(vae.encode([" a\nb\r\n", "\tc "]), plain)
     odd = ["🙂", "a 👩‍👩‍👧 b", "\u202eabc", "e\u0301", "\x1b[31m", "日本語のテキスト"]
     assert np.isfinite(vae.encode(odd)).all() and np.isfinite(vae.nll(odd, k=1)).all()
@@ -368,8 +375,8 @@ def test_texts_of_every_shape():
 BAD_LATENTS = (
     (np.zeros((2, 5)), r"shape \(2, 5\); expected \(n, 1, 5\)"),
     (np.zeros((2, 1, 4)), r"shape \(2, 1, 4\); expected \(n, 1, 5\)"),
-    ("a sentence", "latents are no array of numbers"),
-    ([[[0.0, 1.0]], [[2.0]]], "latents are no array of numbers"),
+    ("a sentence", "latents are not an array of numbers"),
+    ([[[0.0, 1.0]], [[2.0]]], "latents are not an array of numbers"),
     (None, "latents"),
     (np.array([[[0.0] * 5], [[0.0, np.nan, 0, 0, 0]]]), "latent 2 holds a value that is not fin"),
     (np.full((1, 1, 5), np.inf), "latent 1 holds a value that is not finite"),
@@ -404,7 +411,9 @@ def test_latents_and_numbers_that_cannot_be():
         with pytest.raises(ValueError, match=message):
             call()
     for name, near in (("temprature", "temperature"), ("temp", "temperature"), ("topk", "top_k")):
-        with pytest.raises(ConfigError, match=f"'{name}' is no setting .* did you mean '{near}'"):
+        with pytest.raises(
+            ConfigError, match=f"'{name}' is not a decoding .* did you mean '{near}'"
+        ):
             vae.sample(1, **{name: 2})
     with pytest.raises(ConfigError, match="decode.method is 'best'; it must be one of greedy"):
         vae.decode(np.zeros((1, 1, 5)), method="best")

@@ -26,7 +26,7 @@ class Linear(NamedTuple):
     prior: Prior
     params: dict
     batch: Batch
-    mean_ez: np.ndarray  # of the exact posterior
+    mean_ez: np.ndarray  # mean of the exact posterior
     cov_zz: np.ndarray
     log_p_e: np.ndarray
 

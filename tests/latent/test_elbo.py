@@ -30,7 +30,7 @@ def numbers(keys):
 
 
 class _Form(NamedTuple):
-    """Of the posterior and the prior of the toy, whose KL is said to be z squared."""
+    """Terms of the posterior and the prior of the toy, whose KL is said to be z squared."""
 
 
 @closed_form(_Form, _Form)
@@ -95,7 +95,7 @@ def measured(request, batch):
 
 
 def test_measure_is_made_of_one_draw(measured):
-    """Of draw 0, that is; auxiliary terms see as many as they ask for."""
+    """Terms of draw 0; auxiliary terms see as many as they ask for."""
     closed, terms, z_data, _ = measured
     z_kegz = np.asarray(z_data % 97, np.float32)[:, :, None] / 10 + IDS[:, None, None]
     z_egz = z_kegz[0]

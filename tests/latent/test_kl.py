@@ -59,7 +59,7 @@ HEAVY = {
 
 @pytest.fixture(scope="module")
 def case(toys):
-    """(prior, posterior) -> a model; its parameters, and a batch of so many sentences."""
+    """(prior, posterior) -> a model; its parameters, and a batch of that many sentences."""
 
     def make(prior, post=GAUSSIAN, count=4):
         toy = toys.linear(count=count, same=True)
@@ -98,7 +98,7 @@ def test_draws_and_closed_form_agree_in_training_and_in_evaluation(case):
         error = np.std(nats_e) / np.sqrt(len(nats_e))
         assert abs(np.mean(nats_e) - exact) < 3 * error
         assert 3 * error < 0.1 * exact  # the bound above says something
-        np.testing.assert_allclose(nats_e, terms.kl_e, rtol=1e-4, atol=1e-5)  # of the same draws
+        np.testing.assert_allclose(nats_e, terms.kl_e, rtol=1e-4, atol=1e-5)  # same draws
 
 
 @pytest.mark.parametrize("name", HEAVY)

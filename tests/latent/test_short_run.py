@@ -35,7 +35,8 @@ def _ends(model, params, batch, cfg=CFG, drop=None, **start):
     return jax.jit(lambda p, b: post.encode(p, b, drop, key_e=_keys(b)))(params, batch)
 
 
-@pytest.mark.parametrize("name", [pytest.param("lstm", marks=pytest.mark.slow), "optimus"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lstm", "optimus"])
 def test_end_points_do_not_depend_on_packing(toys, transformer, name):
     model, params = transformer if name == "optimus" else toys.lstm()
     packed, single, order = toys.sentences()
@@ -109,6 +110,7 @@ def test_no_parameter_gradient_is_formed_inside_the_chain(toys):
     assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 def test_dropout_masks_are_one_per_chain_or_fresh_in_each_step(toys):
     model, params = toys.lstm()
     single = toys.sentences().single

@@ -56,6 +56,7 @@ def test_constants_are_those_of_numerical_integration(size, kappa):
     np.testing.assert_allclose(vmf.kl_uniform(size, kappa), nats, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_draws_have_the_density_and_the_kl_that_is_reported():
     groups, size, kappa = 2, 5, 9.0
     density, prior = _density((groups, size), kappa), build_prior(Choice("uniform_sphere"), (2, 5))

@@ -1,4 +1,4 @@
-"""What DELLA promises beside the contract: its source side, poolings, layer ranges and aux head."""
+"""What only DELLA has: its source side, poolings, layer ranges and auxiliary head."""
 
 import dataclasses
 from functools import partial
@@ -29,7 +29,7 @@ CONDITIONAL = dataclasses.replace(
 
 
 def _pairs() -> tuple[Encoded, Encoded]:
-    """Sources, and sources with their targets behind them."""
+    """Sources, and sources with their targets after them."""
     rng = np.random.default_rng(0)
     source = [np.append(rng.integers(0, END, n), END) for n in (2, 1, 3, 2)]
     target = [np.append(rng.integers(0, END, n), END) for n in (3, 4, 1, 2)]
@@ -92,6 +92,7 @@ def terms(conditional):
     return compiled(run)(conditional.params)
 
 
+@pytest.mark.slow
 def test_pairs_say_the_same_in_every_packing(conditional, terms):
     @compiled
     def run(params, batch):

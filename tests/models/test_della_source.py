@@ -103,7 +103,7 @@ def test_steps_read_the_source_as_teacher_forcing_does(made):
     """Also after the examples were copied and put in another order."""
     model, params = made
     z_egz = np.random.default_rng(3).normal(size=(3, 2, 3))
-    order = np.array([4, 0, 2], np.int32)  # of 3 examples twice
+    order = np.array([4, 0, 2], np.int32)  # 3 examples, twice each
 
     @compiled
     def run(params):
@@ -115,7 +115,7 @@ def test_steps_read_the_source_as_teacher_forcing_does(made):
         state = model.gen.reorder(model.gen.expand(state, 2), order)
         rows = order // 2
         logits_ev, nats = logits_ev[rows], []
-        for i in range(1, 3):  # every text has two tokens behind its start
+        for i in range(1, 3):  # every text has two tokens after its start
             token_e = SINGLE.dec.token_bt[rows, i]
             nats.append(jax.nn.log_softmax(logits_ev)[jnp.arange(3), token_e])
             logits_ev, state = model.gen.step(params, state, token_e)

@@ -101,6 +101,7 @@ def test_steps_after_ragged_prompts_give_the_same(case):
             np.testing.assert_allclose(second[e, tokens[e][n + 1]], wanted[n], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_dropout_acts_on_both_sides_and_only_with_a_key(case):
     _, params, batch, z = case
     gen = recurrent.generator(stack_of(CONFIG, "model.decoder", "recurrent"), 2)

@@ -62,7 +62,7 @@ def test_fusion_pulls_pairs_and_pushes_the_rest():
 
 
 def test_a_step_against_the_push_spreads_latents():
-    """Pairs are equal, so nothing but the push is left."""
+    """Pairs are equal, so only the push is left."""
     z_ed = 0.1 * rng.normal(size=(7, 5)).astype(np.float32)
     _, before, grads = measured(z_ed, z_ed, VALID)
     grad_ed = np.add(*grads)

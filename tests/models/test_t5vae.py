@@ -173,7 +173,7 @@ HF = Path(__file__).parents[1] / "pretrained/hf"
 
 
 def _tokenizers(entries: int):
-    """Of T5's kind: no start, the end </s>, padding in front of the decoder's text."""
+    """A batch as T5 reads it: no start, the end </s>, padding in front of the decoder's text."""
     words = ["<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(entries - 3))]
     backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "<unk>"))
     backend.add_special_tokens([AddedToken(w, special=True) for w in words[:3]])

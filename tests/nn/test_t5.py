@@ -161,7 +161,7 @@ def test_stepwise_decoding_equals_teacher_forcing(everything):
     rng = np.random.default_rng(1)
     e, t, s, prompt = 3, 7, 4, 3
     token = rng.integers(2, 20, (e, t))
-    length_e = np.array([1, 3, 2])  # of the ragged prompts
+    length_e = np.array([1, 3, 2])  # ragged prompts
     slot = jnp.asarray(rng.normal(size=(2, e, 1, 2, 4)), jnp.float32)
     kv = LatentKv(slot, slot) if latent else None
     states = jnp.asarray(rng.normal(size=(e, s, 16)), jnp.float32)

@@ -1,7 +1,7 @@
 """Members of every kind from outside the package, and a config that uses them.
 
 A logistic prior has no closed-form KL to a Laplace posterior; lines of the reader's files begin
-with a count that is no part of the text; the metric is the mean length of samples.
+with a count that is not part of the text; the metric is the mean length of samples.
 
     python -m jvae.main --config=tests/outside/members.py --config.data.train=my.counted
 """

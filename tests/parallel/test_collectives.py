@@ -32,7 +32,11 @@ replica_groups=[1,4]<=[4], dimensions={0}
 
 def test_collectives_are_counted_as_often_as_they_run():
     assert collectives(HLO, devices=4) == {
-        "all-reduce": (12, 12 * 4 * 8 * 4, 12 * 4 * 8 * 4),  # of two: 2 x 1/2 of the bytes are sent
+        "all-reduce": (
+            12,
+            12 * 4 * 8 * 4,
+            12 * 4 * 8 * 4,
+        ),  # two devices send 2 x 1/2 of the bytes
         "all-gather": (1, 4 * 8 * 2, 4 * 8 * 2 * 3 / 4),
         "reduce-scatter": (1, (2 + 3) * 4, (2 + 3) * 4 * 3),  # the result is a fourth
         "collective-permute": (1, 5 * 4, 5 * 4),
@@ -40,7 +44,7 @@ def test_collectives_are_counted_as_often_as_they_run():
 
 
 def test_a_loop_that_the_compiler_did_not_count():
-    """By the end that its condition compares with, and as often as told where it has none."""
+    """By the end that its condition compares with, or a given number of times if it has none."""
     unknown = HLO.replace('"known_trip_count"', '"nothing"')
     assert collectives(unknown, devices=4, turns=7)["all-reduce"].count == 7
     condition = """

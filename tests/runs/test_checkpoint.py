@@ -63,7 +63,7 @@ def abstract(state):
 
 
 def spoil(folder: Path):
-    """Cuts every array file in half: what a disk that lost its last writes leaves behind."""
+    """Cuts every array file in half: as after a disk lost its last writes."""
     for file in (folder / "state").rglob("d/*"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 

@@ -357,7 +357,7 @@ def _summed(folder):
         (b"[" * 100_000, "stored config is not JSON"),
         (b"[1]", "stored config is not a JSON object"),
         (b'{"model": 5}', "model.family is missing"),
-        (b'{"model": {"family": "optimus", "encoder": 3}}', "model.encoder is no section"),
+        (b'{"model": {"family": "optimus", "encoder": 3}}', "model.encoder is not a section"),
         (b'{"model": {"family": "optimus"}, "optim": 3}', "optim is a number, expected a section"),
         (b'{"model": {"family": "optimus"}, "seed": "x"}', "seed is text, expected a number"),
     ],

@@ -63,7 +63,7 @@ def test_a_model_goes_to_the_hub_and_comes_back(hub, exported):
     again = jvae.load("me/words")
     ours, theirs = named_leaves(vae.params), named_leaves(again.params)
     assert all((np.asarray(ours[path]) == np.asarray(theirs[path])).all() for path in ours)
-    # A card that was edited there, and files that a hub adds, are no fault.
+    # A card that was edited there, and files that a hub adds, are not faults.
     files["README.md"] += b"\nEdited.\n"
     files[".eval_results"] = b""
     assert jvae.load("me/words").name == again.name

@@ -110,7 +110,7 @@ def edit_metas(root: Path, edit):
 
 
 def reopened(root: Path) -> build.Run:
-    """What a command that goes on with the run works with."""
+    """What a command that resumes the run works with."""
     folder = root / "run"
     saved = identity.saved(folder)
     assert saved is not None

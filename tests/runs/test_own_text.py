@@ -20,7 +20,7 @@ def config_of(choice: own_text.Choice):
     return configs.apply_overrides(configs.load(choice.preset), [*flags, *more])
 
 
-@pytest.mark.parametrize("lines", [30, 1_000, 5_000, 40_000, 1_000_000])
+@pytest.mark.parametrize("lines", [30, 5_000, 1_000_000])
 @pytest.mark.parametrize("words", [(3, 5, 9), (11, 23, 40), (60, 90, 100), (200, 900, 20_000)])
 @pytest.mark.parametrize("source", [False, True])
 def test_every_choice_is_a_config_that_passes(lines, words, source):

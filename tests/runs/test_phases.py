@@ -165,7 +165,7 @@ def test_other_steps_move_the_ends_of_phases_that_have_not_passed():
     # After patience ended the first phase ten steps early, the run is as much shorter.
     at = phases.replan(of(200), _meta_of(of(100), 60, index=1, begin=40))
     assert at.begin + at.steps == 190
-    # A run that has ended goes on, and one may end where it is, but not before.
+    # A finished run can be extended, and a run may end at its step, but not earlier.
     ended = _meta_of(of(100), 100, index=1, begin=50, stalled=3, best=2.0, over=True)
     assert phases.finished(of(100), ended) and not phases.finished(of(102), ended)
     assert phases.replan(of(102), ended) == PhaseProgress(1, 50, 2.0, steps=52)

@@ -15,7 +15,7 @@ from jvae.runs import build
 
 SHARED = Path(__file__).parents[3] / "shared"
 pytestmark = pytest.mark.skipif(
-    not (SHARED / "data/ptb").is_dir(), reason="no Penn Treebank beside the project"
+    not (SHARED / "data/ptb").is_dir(), reason="no Penn Treebank in shared/"
 )
 
 

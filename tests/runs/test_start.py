@@ -1,4 +1,4 @@
-"""What a config takes from pretrained folders, by config.json and the files beside it alone."""
+"""What a config takes from pretrained folders, by config.json and the files next to it."""
 
 import json
 import logging

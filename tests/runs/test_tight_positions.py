@@ -15,7 +15,7 @@ from jvae.errors import ConfigError
 from jvae.inference import scoring
 from jvae.runs import build, loading
 
-TOKENS = 42  # of the longest sentence; more than the caches of the first decoding stage hold
+TOKENS = 42  # the longest sentence; more than the caches of the first decoding stage hold
 LINES = ["a " * (TOKENS - 2), *("b c " * n for n in range(1, 19))]
 SIZES = dict(layers=1, width=8, heads=2, mlp=8, head=4, hidden=8, vocab_multiple=8, unroll=1)
 FAMILIES = {
@@ -36,7 +36,7 @@ def test_every_family_is_here():
 
 
 def open_run(name, folder, positions, *values):
-    """A small model on `LINES` whose sides have so many positions, where they have a table."""
+    """A small model on `LINES` whose sides have that many positions, if they have a table."""
     spec, *choices = FAMILIES[name]
     config = configs.load(spec)
     (folder / "lines.txt").write_text("\n".join(line.strip() for line in LINES))

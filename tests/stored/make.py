@@ -41,7 +41,7 @@ from jvae.errors import WeightsError  # noqa: E402
 from jvae.runs import metrics  # noqa: E402
 
 SCRATCH = Path("/tmp/jvae")  # Orbax writes the folder's name into the files
-LIMIT_BYTES = 3_000_000  # of all files together
+LIMIT_BYTES = 3_000_000  # all files together
 STOP_AFTER = 7
 LINES = dict(train=300, valid=60, test=60)
 

@@ -15,7 +15,7 @@ import numpy as np
 from jvae.runs.checkpoint import Checkpoints
 from jvae.runs.migrations import Paths
 
-PLACE = ("step", "position", "phase", "meter", "keys")  # of the meta: all that resuming reads
+PLACE = ("step", "position", "phase", "meter", "keys")  # keys of the meta that resuming reads
 
 
 def checksums(tree: Any) -> dict[str, int]:

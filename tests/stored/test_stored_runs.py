@@ -47,10 +47,10 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if "/time/" not in k} for line in every]
 
 
-# What evaluation has said besides since the runs were stored.
+# What evaluation has reported in addition since the runs were stored.
 NEW_METRICS = {
     *("unknown_tokens", "unknown_sentences"),
-    *("bleu_test_5", "self_bleu_5", "jaccard"),  # of the samples from the prior
+    *("bleu_test_5", "self_bleu_5", "jaccard"),  # samples from the prior
 }
 NEW_LATENT_METRICS = {"exact_match_ceiling", "exact_match_reachable"}
 NEW_CONFIG = ("evals.metrics",)  # keys with their defaults

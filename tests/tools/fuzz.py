@@ -125,7 +125,7 @@ def fuzz_text(seed: int, n: int) -> Counter[str]:
                 continue
             tally[f"read {kind}"] += 1
             texts, reasons = outcome
-            # Where a table goes on behind quotes in doubt is a guess, of the reference too.
+            # Where a table continues after doubtful quotes is a guess, also in the reference.
             if not (reader.sentences or "damaged" in kind or "unbalanced quotes" in reasons):
                 _compare(kind, data, texts, f"case {seed} {i} ({kind})")
     return tally

@@ -1,5 +1,5 @@
-"""A stand-in of the Hugging Face hub: repositories in memory behind the part of its HTTP API that
-reading and writing models takes.
+"""A stand-in for the Hugging Face hub: repositories in memory, served by the part of its HTTP API
+that reads and writes models.
 """
 
 import base64

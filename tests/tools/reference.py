@@ -1,6 +1,6 @@
 """Numbers that the original systems and Hugging Face's classes produced, for the parity tests.
 
-All of them lie in `shared/fixtures` beside the checkout, where that is present. The repository
+All of them lie in `shared/fixtures` next to the checkout, if present. The repository
 holds one case per original system and one per family of backbones, in `tests/reference`, so that
 the parity tests run in every checkout; `tests/tools/take_reference.py` writes them.
 """

@@ -3,7 +3,7 @@
     python -m tests.tools.survive                    30 kills, a tally, exit code 1 if a bit differs
     python -m tests.tools.survive --kills=3 --seed=1 --keep=folder
 
-A process beside the run sends SIGKILL or SIGTERM: at any moment of its life, while it trains, while
+A second process sends SIGKILL or SIGTERM: at any moment of its life, while it trains, while
 a checkpoint is written, or as one gets its name. Compared are every array of the last and the best
 checkpoint, the position in the data, every line of the metrics, the report and the samples; only
 times may differ. A run that ends before it was killed often enough is compared, and another begins.
@@ -52,7 +52,7 @@ CONFIG = (
     "--config.evals.interpolations=0",
 )
 MOMENTS = ("any", "training", "saving", "naming")
-# The process beside the run: waits for its moment, then kills. It imports nothing of ours.
+# The second process: waits for its moment, then kills. It imports nothing of ours.
 KILLER = """
 import os, pathlib, sys, time
 pid, number, moment, folder, delay = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""Writes the cases of `tests/reference` from `shared/fixtures` beside the checkout:
+"""Writes the cases of `tests/reference` from `shared/fixtures` next to the checkout:
 
     python -m tests.tools.take_reference
 

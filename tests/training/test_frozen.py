@@ -68,7 +68,7 @@ def counted(current: program.Program) -> tuple[int, int]:
     return frozen, sum(sizes.values()) - frozen
 
 
-COUNTERS = 4 * 4  # of the state and of its optimizer
+COUNTERS = 4 * 4  # bytes of the steps of state and optimizer
 
 
 def test_a_state_has_two_bytes_of_what_is_frozen_and_twelve_of_what_trains():

@@ -15,6 +15,8 @@ from jvae.runs.checkpoint import Checkpoints
 from jvae.training import init_params, loop
 from jvae.tree import named_leaves
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     *(f"model.{side}.{key}={value}" for side in ("encoder", "decoder") for key, value in
       dict(layers=1, width=8, heads=2, mlp=8, positions=64).items()),

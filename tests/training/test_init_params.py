@@ -197,12 +197,12 @@ def test_sizes_that_differ_say_what_to_set(changed):
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("eos_token_id", 7, "eos_token_id is 7, which is no special token"),
-        ("pad_token_id", 400, "pad_token_id is 400, which is no special token"),
+        ("eos_token_id", 7, "eos_token_id is 7, which is not a special token"),
+        ("pad_token_id", 400, "pad_token_id is 400, which is not a special token"),
     ],
 )
 def test_special_ids_must_be_those_of_the_tokenizer(changed, key, value, message):
-    """Where no tokenizer lies beside the weights."""
+    """No tokenizer next to the weights."""
     for folder, file in ((changed.gpt2, "tokenizer.json"), (changed.bert, "vocab.txt")):
         (folder / file).unlink()
     changed.config.init.encoder = ""
@@ -219,7 +219,7 @@ def test_a_tokenizer_of_the_same_size_is_not_enough(changed):
     lines = (changed.bert / "vocab.txt").read_text().splitlines()
     swapped = [*lines[:10], lines[11], lines[10], *lines[12:]]
     (changed.bert / "vocab.txt").write_text("\n".join(swapped) + "\n")
-    with pytest.raises(WeightsError, match="beside the weights differs, first at id 10"):
+    with pytest.raises(WeightsError, match="next to the weights differs, first at id 10"):
         _init(changed)
     (changed.bert / "vocab.txt").write_text("\n".join(lines) + "\n")
     (changed.bert / "tokenizer_config.json").write_text('{"do_lower_case": false}')
@@ -232,7 +232,7 @@ def test_a_tokenizer_of_the_same_size_is_not_enough(changed):
 
 
 def test_published_padding_of_the_vocabulary_is_allowed_up_to_a_limit(place):
-    """Of weights without a tokenizer beside them; one that is there settles it."""
+    """Weights without a tokenizer next to them; if there is one, it decides."""
     size = place.decoder.vocab_size
     bare = Checkpoint(str(place.gpt2.parent), {}, {}, False, ())
     own = Checkpoint(str(place.gpt2), {"eos_token_id": 1}, {}, False, ())

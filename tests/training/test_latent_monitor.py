@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jvae.backbones.bert import BertConfig
 from jvae.backbones.gpt2 import Gpt2Config
@@ -37,6 +38,7 @@ def batches():
         yield batch._replace(id_e=np.asarray(rows).reshape(-1).astype(np.int32))
 
 
+@pytest.mark.slow
 def test_validation_gives_the_posteriors_its_sums_are_of():
     for model in MODELS:
         random = np.random.default_rng(2)

@@ -33,7 +33,7 @@ def rates(total, n, **changes):
 
 
 def test_linear_is_that_of_the_released_optimus():
-    # The first four of six steps, as stored beside the released model's updates.
+    # The first four of six steps, as stored with the released model's updates.
     np.testing.assert_allclose(rates(6, 4), [0.0, 0.002, 0.0016, 0.0012], rtol=1e-6)
     np.testing.assert_allclose(rates(4, 6, warmup_steps=0) * 500, [1, 0.75, 0.5, 0.25, 0, 0])
     np.testing.assert_allclose(rates(3, 4, warmup_steps=3) * 500, [0, 1 / 3, 2 / 3, 0], rtol=1e-6)

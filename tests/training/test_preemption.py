@@ -76,7 +76,7 @@ def test_a_compilation_holds_nothing_up():
     assert (code, out) == (CODE, "")
     received, stopped = err.splitlines()  # the first at once
     assert received == "SIGTERM received, stopping"
-    assert stopped == "SIGTERM: stopped; the same command goes on"
+    assert stopped == "SIGTERM: stopped; run the same command to resume"
 
 
 def test_a_step_that_is_not_saved_is_waited_for():

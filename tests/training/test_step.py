@@ -19,6 +19,7 @@ STACK = Gpt2Config(2, 8, 2, 16, 12, positions=8, dropout=0.0, vocab_multiple=1)
 OPTIM = dict(lr=0.1, schedule="constant", warmup_steps=0, b1=0.9, b2=0.99, eps=1e-8, clip=1.0)
 
 
+@pytest.mark.slow
 def test_only_what_the_plan_names_moves_and_only_from_its_step():
     model = lm.build(lm.LmConfig(STACK))
     abstract = jax.eval_shape(model.init, jax.random.key(0))

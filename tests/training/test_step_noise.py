@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from ml_collections import ConfigDict
 
 from jvae import config as configs
@@ -32,6 +33,7 @@ def noise_of(config: ConfigDict, tok):
     return program.build_noise(config.noise, tok, tok)
 
 
+@pytest.mark.slow
 def test_deletion_reaches_the_encoder_in_training_alone():
     tok = train_word_level([" ".join(f"w{i}" for i in range(16))])
     side = Encoded.of([np.array([1, *range(4, 4 + n), 2]) for n in (15, 12)])

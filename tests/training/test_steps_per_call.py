@@ -1,4 +1,4 @@
-"""Several updates in one call: the same run, told in fewer words."""
+"""Several updates in one call: the same run, with fewer lines."""
 
 import jax
 import numpy as np

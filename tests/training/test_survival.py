@@ -109,7 +109,7 @@ def flip(folder: Path):
 
 
 def full_disk(test):
-    """Orbax's threads and event loops die of a full disk before it tells the one that waits."""
+    """Orbax's threads and event loops die of a full disk before it notifies the waiting thread."""
     for kind in ("UnhandledThreadException", "UnraisableException"):
         test = pytest.mark.filterwarnings(f"ignore::pytest.Pytest{kind}Warning")(test)
     return test
@@ -183,6 +183,7 @@ def test_every_fault_ends_with_its_code_and_none_with_a_loss(
     assert (broken / tokenizer).read_text() == (whole / tokenizer).read_text()
 
 
+@pytest.mark.slow
 def test_a_finished_run_trains_further_and_is_measured_again(
     corpus, whole, tmp_path, monkeypatch, capsys, caplog
 ):
@@ -239,7 +240,7 @@ def test_no_whole_checkpoint_and_a_signal_in_the_evaluation(corpus, tmp_path, mo
         kill = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
         patch.setattr("jvae.evals.evaluation.evaluate", kill)
         assert main(command(corpus, folder)) == 75
-    assert "SIGTERM: stopped; the same command goes on" in capsys.readouterr().err
+    assert "SIGTERM: stopped; run the same command to resume" in capsys.readouterr().err
     assert steps(folder) == [8, 12] and not (folder / "eval").exists()
     assert main(command(corpus, folder)) == 0
 

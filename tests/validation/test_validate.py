@@ -299,7 +299,7 @@ def test_what_a_run_was_trained_with_is_taken_where_it_does_no_harm():
     validate(saved, saved=saved)
     validate(saved, saved=saved, training=False)
     assert "objective.floor=4.0" in message(of("sri:tiny", "objective.floor=4"), saved=saved)
-    # Training alone reads the rate: evaluation goes on, training does not.
+    # Training alone reads the rate: evaluation continues, training does not.
     saved = of("optimus:tiny", "optim.lr=-1")
     validate(saved, saved=saved, training=False)
     message(saved, saved=saved)

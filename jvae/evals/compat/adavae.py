@@ -90,15 +90,15 @@ def rows(facts: Facts) -> list[CompatRow]:
     draws = type(facts.released)(*(a[:SAMPLES] for a in facts.released))
     tokens = int(facts.tokens_e.sum() + facts.tokens_e.size)
     log_p_e, rec_e = log_likelihood(*draws), -draws.log_lik_ke.mean(axis=0)
-    found, ours = corpus(log_p_e, rec_e, facts.kl_e, tokens), facts.ours
+    published, ours = corpus(log_p_e, rec_e, facts.kl_e, tokens), facts.ours
     k = len(draws.log_lik_ke)
     mean_ez = facts.mean_ez
     mi = mutual_information(mean_ez, facts.log_var_ez, facts.z_ez)
     return [
-        CompatRow("ppl", found.ppl, f"per token, one too many, K = {k}", ours.get("ppl_t")),
-        CompatRow("elbo", found.elbo, "nats/sentence", ours.get("neg_elbo")),
-        CompatRow("nll", found.nll, "nats/sentence, Rec without end", ours.get("rec")),
-        CompatRow("kl", found.kl, "nats/sentence", ours.get("kl")),
+        CompatRow("ppl", published.ppl, f"per token, one too many, K = {k}", ours.get("ppl_t")),
+        CompatRow("elbo", published.elbo, "nats/sentence", ours.get("neg_elbo")),
+        CompatRow("nll", published.nll, "nats/sentence, Rec without end", ours.get("rec")),
+        CompatRow("kl", published.kl, "nats/sentence", ours.get("kl")),
         CompatRow("au", active_units(mean_ez), f"of {mean_ez.shape[1]}", ours.get("au_0.01")),
         CompatRow("mi", mi, "nats", ours.get("mi")),
     ]

@@ -83,14 +83,14 @@ def rows(facts: Facts) -> list[CompatRow]:
     log_p_e = log_likelihood(*draws, groups=facts.groups)
     tokens = int(facts.tokens_e.sum() + facts.tokens_e.size)
     kl_e = facts.kl_e / facts.groups if facts.kl_eg is None else divergence(facts.kl_eg)
-    found = corpus(log_p_e, -draws.log_lik_ke.mean(axis=0), kl_e, tokens)
+    published = corpus(log_p_e, -draws.log_lik_ke.mean(axis=0), kl_e, tokens)
     width, ours = facts.mean_egz.shape[2], facts.ours
     k = len(draws.log_lik_ke)
     return [
-        CompatRow("ppl", found.ppl, f"per token, start counted, K = {k}", ours.get("ppl_t")),
-        CompatRow("elbo", found.elbo, "nats/sentence", ours.get("neg_elbo")),
-        CompatRow("nll", found.nll, "nats/sentence, Rec", ours.get("rec")),
-        CompatRow("kl", found.kl, "nats/sentence, layer mean", ours.get("kl")),
+        CompatRow("ppl", published.ppl, f"per token, start counted, K = {k}", ours.get("ppl_t")),
+        CompatRow("elbo", published.elbo, "nats/sentence", ours.get("neg_elbo")),
+        CompatRow("nll", published.nll, "nats/sentence, Rec", ours.get("rec")),
+        CompatRow("kl", published.kl, "nats/sentence, layer mean", ours.get("kl")),
         CompatRow(
             "au", width * active_share(facts.mean_egz), f"of {width}, at 0.2", ours.get("au_0.2")
         ),

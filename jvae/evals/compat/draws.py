@@ -60,8 +60,8 @@ def _draw(
         nats_bt = full_precision(gen.log_lik(params, ctx, z_egz))
         log_lik_e = per_example(jnp.where(kept_bt, nats_bt, 0.0), batch)
         log_prior_e = full_precision(prior.log_prob(params, z_egz, cond))
-        found = (log_lik_e, log_prior_e, full_precision(log_q(params, q, z_egz)))
-        return found, None if kl_egz is None else jnp.sum(full_precision(kl_egz), axis=2)
+        densities = (log_lik_e, log_prior_e, full_precision(log_q(params, q, z_egz)))
+        return densities, None if kl_egz is None else jnp.sum(full_precision(kl_egz), axis=2)
 
     found_ke, kl_keg = jax.lax.map(one, jnp.arange(k), batch_size=min(chunk, k))
     return found_ke, None if kl_keg is None else kl_keg[0]

@@ -41,14 +41,14 @@ def rows(facts: Facts) -> list[CompatRow]:
     k = facts.samples(SAMPLES)
     words = int(facts.words_e.sum() + facts.words_e.size)
     log_p_e, ours = -facts.nll_at[k], facts.ours
-    made = [
+    table = [
         CompatRow("ppl", ppl(log_p_e, words), f"per word, K = {k}", ours.get("ppl_w")),
         CompatRow("nll", -float(np.mean(log_p_e)), f"nats/sentence, K = {k}", None),
         CompatRow("kl", float(np.mean(facts.kl_e)), "nats/sentence", ours.get("kl")),
     ]
     units = active_units(facts.mean_ez)
-    made.append(CompatRow("au", units, f"of {facts.mean_egz[0].size}", ours.get("au_0.01")))
+    table.append(CompatRow("au", units, f"of {facts.mean_egz[0].size}", ours.get("au_0.01")))
     if facts.log_var_ez is not None and facts.z_ez is not None:
         mi = mutual_information(facts.mean_ez, facts.log_var_ez, facts.z_ez)
-        made.append(CompatRow("mi", mi, f"nats, inside batches of {BATCH}", ours.get("mi")))
-    return made
+        table.append(CompatRow("mi", mi, f"nats, inside batches of {BATCH}", ours.get("mi")))
+    return table

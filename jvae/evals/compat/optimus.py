@@ -63,17 +63,17 @@ def rows(facts: Facts) -> list[CompatRow]:
     """The published metrics of a model, next to ours."""
     k = facts.samples(SAMPLES)
     tokens = int(facts.tokens_e.sum() + facts.tokens_e.size)
-    found = corpus(-facts.nll_at[k], facts.rec_e, facts.kl_e, tokens)
+    published = corpus(-facts.nll_at[k], facts.rec_e, facts.kl_e, tokens)
     ours: dict[str, Any] = facts.ours
-    made = [
-        CompatRow("ppl", found.ppl, f"per token, start counted, K = {k}", ours.get("ppl_t")),
-        CompatRow("elbo", found.elbo, "nats/sentence", ours.get("neg_elbo")),
-        CompatRow("nll", found.nll, "nats/sentence, Rec", ours.get("rec")),
-        CompatRow("kl", found.kl, "nats/sentence", ours.get("kl")),
+    table = [
+        CompatRow("ppl", published.ppl, f"per token, start counted, K = {k}", ours.get("ppl_t")),
+        CompatRow("elbo", published.elbo, "nats/sentence", ours.get("neg_elbo")),
+        CompatRow("nll", published.nll, "nats/sentence, Rec", ours.get("rec")),
+        CompatRow("kl", published.kl, "nats/sentence", ours.get("kl")),
     ]
     units = active_units(facts.mean_ez)
-    made.append(CompatRow("au", units, f"of {facts.mean_egz[0].size}", ours.get("au_0.01")))
+    table.append(CompatRow("au", units, f"of {facts.mean_egz[0].size}", ours.get("au_0.01")))
     if facts.log_var_ez is not None and facts.z_ez is not None:
         mi = mutual_information(facts.mean_ez, facts.log_var_ez, facts.z_ez)
-        made.append(CompatRow("mi", mi, "nats", ours.get("mi")))
-    return made
+        table.append(CompatRow("mi", mi, "nats", ours.get("mi")))
+    return table

@@ -19,17 +19,17 @@ WARNING = (
 
 def rows(facts: Facts) -> list[CompatRow]:
     """The published metrics, next to ours (over all sentences); none without a short run."""
-    found = facts.short_run
-    if found is None:
+    run = facts.short_run
+    if run is None:
         return [CompatRow("nll", None, "has an encoder, no short run")]
-    scores, ours = found.scores, facts.ours
-    nats, n = "nats/sentence", len(found.id_e)
+    scores, ours = run.scores, facts.ours
+    nats, n = "nats/sentence", len(run.id_e)
     ppl = perplexity(-np.asarray(scores.nll_e), facts.short_run_words + n)
     nll = float(np.mean(facts.nll_at[max(facts.nll_at)]))
     return [
-        CompatRow("ppl", ppl, f"per word, M = {found.k}", ours.get("ppl_w")),
+        CompatRow("ppl", ppl, f"per word, M = {run.k}", ours.get("ppl_w")),
         CompatRow("nll", float(scores.nll_e.mean()), f"{nats}, {n} sentences", nll),
         CompatRow("kl", float(scores.kl_e.mean()), nats, ours.get("kl")),
         CompatRow("rec", float(scores.rec_e.mean()), nats, ours.get("rec")),
-        CompatRow("ess", float(scores.ess_e.mean()), f"of {found.k} draws", ours.get("ess")),
+        CompatRow("ess", float(scores.ess_e.mean()), f"of {run.k} draws", ours.get("ess")),
     ]

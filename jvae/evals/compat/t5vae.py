@@ -58,18 +58,18 @@ def active_units(mean_ez: Float[np.ndarray, "e z"], ddof: int = 1) -> int:
 def rows(facts: Facts) -> list[CompatRow]:
     """The published metrics of a model, next to ours."""
     tokens = int(facts.tokens_e.sum() - facts.tokens_e.size)
-    found = corpus(-facts.draws.log_lik_ke[0], facts.kl_e, tokens)
+    published = corpus(-facts.draws.log_lik_ke[0], facts.kl_e, tokens)
     ours = facts.ours
-    made = [
-        CompatRow("ppl", found.ppl, "per token, end not counted, 1 draw", ours.get("ppl_t")),
-        CompatRow("nll", found.nll, "nats/sentence, -ELBO", ours.get("neg_elbo")),
-        CompatRow("elbo", found.elbo, "nats/sentence, KL - Rec", None),
-        CompatRow("rec", found.rec, "nats/sentence", ours.get("rec")),
-        CompatRow("kl", found.kl, "nats/sentence", ours.get("kl")),
+    table = [
+        CompatRow("ppl", published.ppl, "per token, end not counted, 1 draw", ours.get("ppl_t")),
+        CompatRow("nll", published.nll, "nats/sentence, -ELBO", ours.get("neg_elbo")),
+        CompatRow("elbo", published.elbo, "nats/sentence, KL - Rec", None),
+        CompatRow("rec", published.rec, "nats/sentence", ours.get("rec")),
+        CompatRow("kl", published.kl, "nats/sentence", ours.get("kl")),
     ]
     units = active_units(facts.mean_ez)
-    made.append(CompatRow("au", units, f"of {facts.mean_egz[0].size}", ours.get("au_0.01")))
+    table.append(CompatRow("au", units, f"of {facts.mean_egz[0].size}", ours.get("au_0.01")))
     if facts.log_var_ez is not None and facts.z_ez is not None:
         mi = mutual_information(facts.mean_ez, facts.log_var_ez, facts.z_ez, BATCH)
-        made.append(CompatRow("mi", mi, f"nats, inside batches of {BATCH}", ours.get("mi")))
-    return made
+        table.append(CompatRow("mi", mi, f"nats, inside batches of {BATCH}", ours.get("mi")))
+    return table

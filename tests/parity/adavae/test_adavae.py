@@ -193,7 +193,7 @@ class Case:
 
 
 def everything(case: Case, params, data):
-    """All stored quantities in one function. `data` holds the arrays that are no weights.
+    """All stored quantities in one function. `data` holds the arrays other than weights.
 
     Parameters and gradients travel as vectors: one array per pass compiles faster than sixty.
     """

@@ -18,7 +18,7 @@ from tests.tools import reference
 
 VARIANTS = ("uncond", "uncond_bow_threshold", "uncond_layers1to2", "cond")
 UNCONDITIONAL = VARIANTS[:3]
-TOLERANCES = dict(  # of float32, from the README of the files
+TOLERANCES = dict(  # for float32, from the README of the files
     hidden=dict(rtol=1e-4, atol=5e-5), density=dict(rtol=2e-4), loss=dict(rtol=1e-5)
 )
 BOW_WEIGHT = 0.2
@@ -99,7 +99,7 @@ class Case:
 
     @property
     def real(self) -> np.ndarray:
-        """True at tokens that are no padding."""
+        """True at tokens other than padding."""
         return np.asarray(self.batch.dec.segment_bt > 0)
 
     def model_with_noise(self, noise_egz):
@@ -127,8 +127,8 @@ class Case:
 
 
 def _case(variant: str, dtype: str) -> Any:
-    """Every variant in float64; in float32, whose numbers that repeats, one in the fast suite."""
-    again = dtype == "float32" and variant != "uncond"
+    """Every variant in float64; float32, whose numbers that repeats, in the slow suite."""
+    again = dtype == "float32"
     return pytest.param((variant, dtype), marks=[pytest.mark.slow] * again)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-LANES = 8  # of the machine that made the fixtures
+LANES = 8  # lanes of the machine that computed the fixtures
 
 
 def _single(x):

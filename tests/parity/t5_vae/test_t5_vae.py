@@ -339,7 +339,7 @@ def test_greedy_ids(done):
 
 
 def _mutual_information(case, post, z_egz) -> float:
-    """Of the sentences of one batch, with that batch as aggregate."""
+    """Values of the sentences of one batch, with that batch as aggregate."""
     density = jax.jit(lambda z: gaussian.log_density(post, jnp.broadcast_to(z, z_egz.shape)))
     log_q_ij = np.stack([density(z) for z in z_egz])
     aggregate_i = np.log(np.mean(np.exp(log_q_ij), axis=1))
@@ -356,7 +356,7 @@ def test_metrics(done):
     halves = [gaussian.Gaussian(*(a[i] for a in post)) for i in range(2)]
     mi = [_mutual_information(case, half, z[i]) for i, half in enumerate(halves)]
     got = dict(rec=rec, kl=kl, nll=rec + kl, mi=np.mean(mi))
-    got["elbo"] = kl - rec  # as released, where it is no bound
+    got["elbo"] = kl - rec  # as released, which is not a bound
     got["ppl"] = np.exp((rec + kl) * nll.size / pieces)
     variance_z = unit_covariance(mean_egz)[0]
     got["au"] = np.sum(variance_z >= 0.01)

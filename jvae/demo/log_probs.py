@@ -1,0 +1,39 @@
+"""Log-probabilities of the tokens of a sentence, with its own latent and with one of the prior."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jvae.demo.state import Demo
+from jvae.inference.scoring import TokenLogProbs
+
+
+class Scored(NamedTuple):
+    """Log p of each token under a latent, and which latent that is."""
+
+    given: str
+    tokens: list[str]
+    nats: list[float]
+
+
+def token_log_probs(demo: Demo, text: str, seed: int = 0) -> list[Scored]:
+    """Scores a sentence with its own latent and, for comparison, with a draw from the prior.
+
+    A language model, which has no latent, scores it once.
+    """
+    vae = demo.vae
+    if not demo.has_latent:
+        return [_scored("the tokens before", vae.token_log_probs([text])[0])]
+    z_egz = np.concatenate([vae.encode([text]), vae.sample_prior(1, seed)])
+    own, other = vae.token_log_probs([text, text], z_egz=z_egz)
+    return [_scored("its own latent", own), _scored("a latent drawn from the prior", other)]
+
+
+def _scored(given: str, found: TokenLogProbs) -> Scored:
+    return Scored(given, [_readable(token) for token in found.tokens], found.nats.tolist())
+
+
+def _readable(token: str) -> str:
+    """A token without the signs that byte-level and SentencePiece tokenizers use for spaces."""
+    shown = token.translate({ord("Ġ"): " ", ord("▁"): " ", ord("Ċ"): "⏎"})
+    return shown if shown.strip() else "␣"

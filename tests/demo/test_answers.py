@@ -1,0 +1,98 @@
+"""What the demo answers, without its page."""
+
+import numpy as np
+import pytest
+
+from jvae.demo import html, log_probs, moves, slide
+from jvae.demo.neighbors import neighbors
+from jvae.demo.points import Point, point, points
+from jvae.demo.samples import sample
+from jvae.errors import InputError
+from jvae.report.palette import COLORS, OTHER
+from tests.tools.letters import TEXTS
+
+EVIL = '<script>alert("x")</script>'
+
+
+def test_a_slide_has_its_ends_and_a_sentence_at_every_share(demo):
+    found = slide.slide(demo, "a", "aabb", 3)
+    assert found == ["a", "aab", "aabb"]
+    assert [slide.index(found, share) for share in (0, 0.2, 0.3, 0.76, 1)] == [0, 0, 1, 2, 2]
+
+
+def test_samples_pass_on_their_settings(demo):
+    assert sample(demo, 2, 5, temperature=0.7, top_p=0.9, prior="flow", label="x") == ["aabb"] * 2
+    asked = dict(seed=5, prior="flow", label="x", method="sample", temperature=0.7, top_p=0.9)
+    assert demo.vae.settings == asked
+
+
+def test_an_attribute_vector_leads_from_one_label_to_another(demo):
+    # The means of yes and no are (1, 10/3) and (4/3, 1/3).
+    assert moves.attribute(demo, "aa", "long", "no", "yes", (0, 1)) == ["aa", "aabbb"]
+    others = moves.attribute(demo, "aa", "long", moves.OTHERS, "yes", (0, 1))
+    assert others == ["aa", "aabbb"]
+    with pytest.raises(InputError, match="both ends"):
+        moves.attribute(demo, "aa", "long", "yes", "yes")
+
+
+def test_a_dimension_moves_by_standard_deviations(demo):
+    spread = np.std([t.count("b") for t in TEXTS])
+    assert demo.spread_d[1] == pytest.approx(spread)
+    assert moves.dimension(demo, "ab", 1, (0, 2)) == ["ab", "a" + "b" * round(1 + 2 * spread)]
+    assert moves.active_dims(demo) == [1, 0]
+
+
+def test_neighbors_are_examples(demo):
+    found = neighbors(demo, "aabbb", 2, "euclidean")
+    assert [(one.text, one.place, one.distance) for one in found] == [
+        ("aabbb", 4, 0.0),
+        ("abbb", 3, 1.0),
+    ]
+
+
+def test_points_are_coloured_by_label_and_decode(demo):
+    found = points(demo, "long")
+    assert found.plane_e2.shape == (6, 2) and found.share == pytest.approx(1)
+    assert found.legend == {"no": COLORS[0], "yes": COLORS[1]}
+    assert found.colors == [COLORS[0]] * 3 + [COLORS[1]] * 3
+    assert points(demo, None).colors == [OTHER] * 6 and not points(demo, None).legend
+    assert point(demo, 3) == Point("abbb", "abbb", {"first": "a", "long": "yes"})
+
+
+def test_tokens_are_scored_with_their_own_latent_and_another(demo):
+    own, other = log_probs.token_log_probs(demo, "ab")
+    assert own.tokens == ["a", "b", "␣"] and own.nats == [-2.0] * 3
+    assert other.nats == [-4.0] * 3 and "prior" in other.given
+
+
+def test_text_is_escaped(demo):
+    found = points(demo, "long")
+    parts = (
+        html.sentence(EVIL),
+        html.strip([EVIL, ""], ["x", EVIL]),
+        html.listing([EVIL]),
+        html.tokens([log_probs.Scored(EVIL, [EVIL], [-1.0])]),
+        html.scatter(found._replace(legend={EVIL: OTHER}), [EVIL] * 6),
+        html.point(Point(EVIL, EVIL, {EVIL: EVIL})),
+    )
+    for part in parts:
+        assert "<script" not in part and "&lt;script" in part
+
+
+def test_a_strip_marks_new_words_and_the_place(demo):
+    found = html.strip(["0", "1"], ["a b", "a c"], at=1)
+    assert "a <b>c</b>" in found and "<b>b" not in found
+    assert found.count("jv-at") == 1 and found.index("jv-at") < found.index("a <b>")
+
+
+def test_every_point_of_the_map_names_its_sentence(demo):
+    found = html.scatter(points(demo, "first"), TEXTS)
+    assert sorted(found.split('data-place="')[i][0] for i in range(1, 7)) == list("012345")
+    assert found.count("<circle") == 6 and "<title>aabbb</title>" in found
+
+
+def test_colour_grows_with_surprise():
+    def strength(nats):
+        return float(html.tokens([log_probs.Scored("", ["x"], [nats])]).split(",0,")[1][:4])
+
+    assert 0 == strength(0.0) < strength(-1.0) < strength(-5.0) < strength(-6.0) == strength(-60.0)
