@@ -214,7 +214,8 @@ def test_fused_kernels_need_their_devices():
     config = of("optimus:base", "model.decoder.attention=cudnn")
     assert "attention='cudnn' runs on gpu or cuda, not on cpu; try" in message(config)
     assert "cannot drop attention weights, as model.decoder.dropout=0.1 asks" in message(config)
-    validate(of("optimus:base", "model.decoder.attention=cudnn", "model.decoder.dropout=0"), "gpu")
+    config = of("optimus:base", "model.decoder.attention=cudnn", "model.decoder.dropout=0")
+    validate(config, platform="gpu")
 
 
 def test_all_that_is_wrong_comes_at_once():
