@@ -205,8 +205,8 @@ def _large(c: ConfigDict) -> None:
 
 
 def _smollm2(c: ConfigDict) -> None:
-    c.model.encoder = ConfigDict(common.minilm(init_std=0.1))  # the posterior head's
-    c.model.decoder = ConfigDict(common.llama(init_std=0.005))  # of the layers that inject z
+    c.model.encoder = ConfigDict(common.minilm(init_std=0.1))  # for the posterior head
+    c.model.decoder = ConfigDict(common.llama(init_std=0.005))  # for the layers that inject z
     c.model.pool = "mean"  # the pooling with which the encoder was trained to embed sentences
     around = ("^posterior/", "^decoder/(memory|offset|tokens|scores)/")
     common.pretrained(c, around, encoder=common.MINILM, decoder=common.SMOLLM2)

@@ -30,7 +30,7 @@ Embed = Callable[[Sequence[str]], np.ndarray]
 
 
 def is_published(name: str) -> bool:
-    """Whether a folder or hub repository has the layout of Hugging Face, and is no model of jvae.
+    """Whether a folder or hub repository has the layout of Hugging Face and not that of jvae.
 
     Raises: WeightsError for a damaged config.json.
     """
@@ -92,9 +92,9 @@ def _embed(
 ) -> np.ndarray:
     limits = {"dec": longest}
     cut = batching.truncate(texts, None, {"dec": tokenizer}, limits)
-    found = batching.tokenise(cut, None, {"dec": tokenizer}, limits)
+    sentences = batching.tokenise(cut, None, {"dec": tokenizer}, limits)
     out: list[Any] = [None] * len(texts)
-    for place_e, batch in batching.batches(found):
+    for place_e, batch in batching.batches(sentences):
         part_ed = np.asarray(vectors(own, jax.tree.map(jnp.asarray, batch.dec)))
         for i, vector in zip(place_e, part_ed, strict=False):
             out[i] = vector

@@ -33,9 +33,9 @@ def browser():
         if not os.access(program, os.X_OK):
             pytest.skip("no Chromium; install one, or name one in JVAE_BROWSER")
         args = ["--no-sandbox", "--no-zygote", "--disable-gpu", "--disable-dev-shm-usage"]
-        found = playwright.chromium.launch(executable_path=program, args=args, timeout=WAIT_MS)
-        yield found
-        found.close()
+        browser = playwright.chromium.launch(executable_path=program, args=args, timeout=WAIT_MS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="module")
