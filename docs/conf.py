@@ -43,7 +43,8 @@ PAGES = {
     "Start": ["docs/quickstart", "docs/install", "docs/data", "docs/recipes"],
     "Use": [
         *("docs/editing", "docs/training", "docs/evaluation", "docs/metrics", "docs/priors"),
-        *("docs/labels", "docs/pretrained", "docs/tasks", "launch/README", "docs/performance"),
+        *("docs/labels", "docs/pretrained", "docs/tasks", "docs/demo", "launch/README"),
+        "docs/performance",
     ],
     "Understand": ["docs/architecture", "docs/papers", "RESULTS", "BENCHMARKS"],
     "Reference": ["docs/config", "docs/api", "docs/extending"],

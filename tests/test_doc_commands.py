@@ -26,6 +26,7 @@ REASONS = {
     "environment": "makes or changes an environment; .ci/run runs such commands",
     "fragment": "part of a longer file",
     "network": "downloads models or data",
+    "server": "runs until it is stopped",
     "placeholder": "names a folder that you must choose",
 }
 BLOCK = re.compile(r"(?:^<!-- (.+?) -->\n)?^```(bash|python)\n(.+?)^```$", re.M | re.S)
