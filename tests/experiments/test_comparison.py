@@ -163,12 +163,12 @@ def published_decoder(path):
 def test_published_weights_are_trimmed_and_named_without_their_place(tmp_path, folder, tiny):
     models = "--models=smollm2_lm,optimus_smollm2,adavae_smollm2"
     with pytest.raises(ConfigError, match="--encoder=FOLDER and --decoder=FOLDER"):
-        comparison.plan(given(tmp_path, folder, models))
+        comparison.plan(arguments(tmp_path, folder, models))
     decoder = published_decoder(tmp_path / "a decoder")
     encoder = tmp_path / "an encoder"
     encoder.mkdir()
     flags = (models, f"--encoder={encoder}", f"--decoder={decoder}")
-    jobs = comparison.plan(given(tmp_path, folder, *flags))
+    jobs = comparison.plan(arguments(tmp_path, folder, *flags))
     shown = {one.entry: one.command(tmp_path / "out") for one in jobs}
     own = "--config.init.{0}=runs/fair/tiny/toy/{0}"
     roles = {name: [r for r in ROLES if own.format(r) in text] for name, text in shown.items()}
@@ -178,7 +178,7 @@ def test_published_weights_are_trimmed_and_named_without_their_place(tmp_path, f
     assert not any(str(tmp_path) in text for text in shown.values())
     rows = json.loads((jobs[0].folder.parent / "decoder/config.json").read_text())["vocab_size"]
     assert rows < tokenizers.load(decoder, "decoder").vocab_size
-    assert comparison.plan(given(tmp_path, folder, *flags)) == jobs
+    assert comparison.plan(arguments(tmp_path, folder, *flags)) == jobs
 
 
 # --- commands -------------------------------------------------------------------------------------
