@@ -103,7 +103,7 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
 def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:
     if not ours["cross"]:
         raise ValueError(
-            "a BART decoder without cross-attention is no BART that others could load; export the "
+            "a BART decoder without cross-attention cannot be loaded as a BART model; export the "
             "whole model instead"
         )
     if ours["norm_eps"] != 1e-5:

@@ -42,7 +42,7 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
 def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:
     if not ours["cross"]:
         raise ValueError(
-            "a T5 decoder without cross-attention is no T5 that others could load; "
+            "a T5 decoder without cross-attention cannot be loaded as a T5 model; "
             "export the whole model instead"
         )
     return dict(

@@ -189,6 +189,7 @@ def test_another_config_in_the_same_folder(finished, capsys, command):
     assert main(command(finished, "--config.decode.temperature=0.7")) == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_before_its_first_checkpoint_claims_nothing(tmp_path, capsys, command):
     folder = tmp_path / "run"
     hot = ("--config.optim.lr=10", "--config.optim.clip=none", "--config.optim.schedule=constant")

@@ -6,6 +6,8 @@ import pytest
 
 from jvae.tree import named_leaves
 
+pytestmark = pytest.mark.fast_on("optimus", "della", "sri", "lstm_vae", "lstm_lm")
+
 
 def by_id(values, batch) -> dict[int, dict[str, np.ndarray]]:
     """Everything said of each sentence, its tokens in their own order."""

@@ -9,8 +9,9 @@ from jvae.latent.elbo import measure
 from jvae.latent.kl import kl
 from jvae.tree import named_leaves
 
-# Both precisions trace the same code.
-pytestmark = pytest.mark.fast_on("float32")
+pytestmark = pytest.mark.fast_on(
+    *(f"{system}-float32" for system in ("optimus", "della", "sri", "lstm_lm"))
+)
 
 AXES = {"embed", "vocab", "heads", "head", "mlp", "latent", "layers", "position", "type", "norm"}
 PADDED_VOCAB = 32

@@ -52,7 +52,7 @@ def test_z_moves_its_own_sentence_alone(system, sentences):
 OTHER_LAYERS = ("adavae-all", "della", "optimus", "t5_vae")
 
 
-@pytest.mark.fast_on("optimus")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "choice",
     [dict(remat="dots", unroll=2), pytest.param(dict(remat="full"), marks=pytest.mark.slow)],
@@ -89,6 +89,7 @@ def test_dropout_is_on_with_a_key(system, sentences):
             assert np.max(np.abs(first[part] - quiet[part])) > 1e-3
 
 
+@pytest.mark.fast_on("optimus", "sri", "lstm_lm")
 def test_noisy_tokens_are_read_and_true_ones_scored(system, sentences):
     dec = sentences.batch["packed"].dec
     z_egz, drop = system("packed")[0].z_kegz[0], jax.random.key(9)
@@ -100,7 +101,7 @@ def test_noisy_tokens_are_read_and_true_ones_scored(system, sentences):
     assert np.all(np.abs(noisy_bt - clean_bt)[behind_bt & (dec.position_bt == 3)] > 1e-4)
 
 
-@pytest.mark.fast_on("optimus")
+@pytest.mark.fast_on("lstm_lm")
 def test_train_step_is_traced_once(system, sentences):
     traces = collections.Counter()
     weights = collections.defaultdict(lambda: 0.1)  # every auxiliary term

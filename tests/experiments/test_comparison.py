@@ -95,6 +95,7 @@ def test_models_have_as_many_parameters_that_compute(entries, names):
     )
 
 
+@pytest.mark.slow
 def test_what_computes_is_told_by_its_path():
     def leaves(spec):
         config = configs.load(spec)
@@ -349,6 +350,7 @@ def runs(monkeypatch):
     return seen, codes, jobs
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_run_once(tmp_path, folder, tiny, runs, capsys):
     seen, codes, jobs = runs
     words = [f"--data=toy={folder}", "--budget=tiny", "--models=lm,lstm_lm,della"]

@@ -126,7 +126,7 @@ def test_draws_belong_to_keys_and_latents_keep_their_scale(kind, shape):
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(k, marks=[pytest.mark.slow] * (k == "diffusion")) for k in QUICK],
+    [pytest.param(k, marks=[pytest.mark.slow] * (k in ("flow", "diffusion"))) for k in QUICK],
 )
 def test_a_density_has_mass_one(kind):
     """By quadrature."""
@@ -206,6 +206,7 @@ def test_the_trace_of_hutchinson_is_near_the_exact_one():
     np.testing.assert_allclose(rough, exact, atol=1.0)
 
 
+@pytest.mark.slow
 def test_a_density_that_is_not_computed():
     prior = quick("diffusion")
     with pytest.raises(ConfigError, match="--prior.trace=exact"):

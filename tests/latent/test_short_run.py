@@ -144,6 +144,7 @@ def test_dropout_masks_are_one_per_chain_or_fresh_in_each_step(toys):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("lstm", marks=pytest.mark.slow), "optimus"])
 def test_refined_chains_start_at_the_amortised_posterior(toys, transformer, name):
     model, params = transformer if name == "optimus" else toys.lstm()

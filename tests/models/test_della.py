@@ -194,6 +194,7 @@ def _latents_of_measure(built: Built):
     return run(built.params)
 
 
+@pytest.mark.slow
 def test_any_number_of_draws_costs_one_encoder_pass(built, monkeypatch):
     passes = []
     whole = layer_vectors.states

@@ -154,7 +154,10 @@ def test_decoding_reads_packed_sources_one_per_row():
     "changes, message",
     [
         (dict(decoder=dataclasses.replace(STACK, cross=True)), "decoder.cross is on"),
-        (dict(decoder=FAMILIES["lm"].tiny(dict(dec=VOCAB)).decoder), "cannot attend to states"),
+        (
+            dict(decoder=FAMILIES["lm"].tiny(dict(dec=VOCAB)).decoder),
+            "cannot attend to external",
+        ),
     ],
 )
 def test_what_cannot_attend_is_refused(changes, message):

@@ -223,7 +223,7 @@ def test_a_tokenizer_of_the_same_size_is_not_enough(changed):
         _init(changed)
     (changed.bert / "vocab.txt").write_text("\n".join(lines) + "\n")
     (changed.bert / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    with pytest.raises(WeightsError, match="cuts .* differently"):
+    with pytest.raises(WeightsError, match="splits .* differently"):
         _init(changed)
     (changed.bert / "tokenizer_config.json").unlink()
     (changed.bert / "tokenizer.json").write_text("{")

@@ -218,6 +218,7 @@ def test_a_finished_run_trains_further_and_is_measured_again(
     assert any(after[name] != before[name] for name in before if name.startswith("params/"))
 
 
+@pytest.mark.slow
 def test_no_whole_checkpoint_and_a_signal_in_the_evaluation(corpus, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     assert main(command(corpus, folder, "--config.optim.warmup_steps=-1")) == 2
