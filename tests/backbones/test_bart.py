@@ -84,6 +84,7 @@ def case():
         yield Case()
 
 
+@pytest.mark.slow
 def test_states_logits_and_gradients(case):
     source, target = case.side("source"), case.side("target")
     scored = (target.segment_bt > 0) & (target.position_bt > 0)

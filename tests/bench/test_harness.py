@@ -141,6 +141,7 @@ def test_devices_and_names_are_checked(capsys, monkeypatch):
         peers.require("torch")
 
 
+@pytest.mark.slow
 def test_every_model_is_a_subject_of_what_all_models_do():
     families = {subject.config.model.family for subject in subjects.TINY}
     assert families == set(FAMILIES)

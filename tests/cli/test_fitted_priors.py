@@ -64,6 +64,7 @@ def test_a_fit_leaves_files_and_a_table(run):
     assert "training posteriors" in (run / "eval/prior-gaussian.txt").read_text()
 
 
+@pytest.mark.slow
 def test_sampling_and_interpolation_under_a_prior(run, call):
     own = call("--mode=sample", "--n=5")
     assert own.count("\n") == 5
@@ -83,6 +84,7 @@ def test_sampling_and_interpolation_under_a_prior(run, call):
     assert way.split("\n")[:3:2] == ends
 
 
+@pytest.mark.slow
 def test_evaluation_under_a_prior(run, call):
     before = (run / "eval/test.json").read_text()
     table = call("--mode=eval", "--prior=gaussian")

@@ -71,6 +71,7 @@ def test_dry_run_prints_commands_that_name_the_same_configs(capsys, tmp_path):
     assert main([*words, "--dry_run"]) == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_each_point_and_collects_those_that_finish(tmp_path):
     config = configs.load("optimus")
     points = sweep.points(config, AXES[:1])

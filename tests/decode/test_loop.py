@@ -89,6 +89,7 @@ METHODS = [
 ]
 
 
+@pytest.mark.fast_on("sample")
 @pytest.mark.parametrize("cfg", METHODS, ids=lambda cfg: cfg.method)
 def test_an_example_depends_on_no_neighbour_and_calls_share_a_trace(toy, cfg):
     gen, counts = toy.make_generator()

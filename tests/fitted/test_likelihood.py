@@ -123,6 +123,7 @@ def test_the_fitted_prior_reaches_the_exact_likelihood(toy, gaussian):
     assert float(scores.ess_e.mean()) > 3.9
 
 
+@pytest.mark.slow
 def test_a_sampler_draws_from_the_new_prior_in_its_bounds(toy, gaussian):
     post, prior = toy.model.post, toy.model.prior
     proposal = mixture.with_prior(prior, post)

@@ -77,6 +77,7 @@ def test_the_released_temperature_makes_a_sentence_depend_on_its_batch():
         assert np.allclose(one[0], two[0], rtol=1e-5) != depends
 
 
+@pytest.mark.slow
 def test_without_adapters_and_latent_the_decoder_is_gpt2():
     config = small(use_psa=False, use_embedding=True, adapter_scale=0.0)
     model, plain = adavae.build(config), lm.build(lm.LmConfig(STACK))

@@ -24,6 +24,7 @@ def _config(family, **changes):
     return dataclasses.replace(FAMILIES[family].tiny(VOCAB), **changes)
 
 
+@pytest.mark.slow
 def test_queries_attend_to_their_own_segment():
     """Against plain attention over each text alone."""
     width, heads, vectors = 6, 2, 3

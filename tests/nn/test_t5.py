@@ -111,6 +111,7 @@ def test_initial_scales_are_those_of_t5():
     np.testing.assert_allclose([out, down, table], [64**-0.5, 96**-0.5, 1.0], rtol=0.03)
 
 
+@pytest.mark.slow
 def test_packed_rows_equal_single_sentences():
     config = dataclasses.replace(V1_1, cross=True)
     params = _params(config)
@@ -153,6 +154,7 @@ def test_packed_rows_equal_single_sentences():
         start += lengths[e]
 
 
+@pytest.mark.fast_on("True")
 @pytest.mark.parametrize("everything", [False, True])
 def test_stepwise_decoding_equals_teacher_forcing(everything):
     latent = cross = everything  # else a bare v1.1 decoder
@@ -214,6 +216,7 @@ def test_dropout_reaches_both_stacks():
         assert np.mean(np.asarray(b) == 0.0) > 0.2  # the last dropout
 
 
+@pytest.mark.fast_on("float64")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_encoder_and_latent_slot_equal_the_original_t5_vae(dtype):
     data = np.load(reference.path("t5_vae/max_seed0.npz"))

@@ -153,6 +153,7 @@ def test_steep_curves_are_drawn_whole(monkeypatch):
     assert low < 10 and high > 500 and ax.get_yscale() == "log"
 
 
+@pytest.mark.slow
 def test_every_picture_is_an_image_in_both_formats():
     drawn = figures.draw(content())
     assert set(drawn) == {"training", "nll", "kl", "map", "interpolations", "traversals"}

@@ -50,6 +50,7 @@ NAMES = {
 # Python 3.12 splits f-strings into parts.
 _STRINGS = {tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
 _PATTERNS = {re.compile(pattern, re.M): advice for pattern, advice in PHRASES.items()}
+_ANY_NAME = re.compile("|".join(NAMES))
 
 
 class Fault(NamedTuple):
@@ -77,7 +78,7 @@ def faults(paths: list[str]) -> Iterator[Fault]:
             parts = [(1, source)] if suffix != ".py" else texts_of(source)
             for line, text in parts:
                 yield from in_text(path, line, text)
-        if suffix == ".py":
+        if suffix == ".py" and _ANY_NAME.search(source):  # parsing takes longer than searching
             for line, name in names_of(source):
                 if advice := NAMES.get(name.strip("_").lower()):
                     yield Fault(path, line, name, advice)

@@ -105,6 +105,7 @@ def test_nothing_goes_at_rate_zero_and_rates_are_shares():
         delete_tokens(key_e, batch.enc, 1.5, PAD)
 
 
+@pytest.mark.slow
 def test_words_are_dropped_where_they_are_scored_at_the_rate_and_by_example():
     rng = np.random.default_rng(0)
     side = Encoded.of([np.array([1, *rng.integers(4, 20, 30), 2]) for _ in range(60)])

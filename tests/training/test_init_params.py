@@ -156,6 +156,7 @@ def test_optimus_base_starts_from_both_backbones_on_its_mesh(place, caplog):
     assert "3 new rows of the vocabulary" in caplog.text
 
 
+@pytest.mark.slow
 def test_one_backbone_or_none(place, caplog):
     place.config.init.update(encoder="")
     try:
