@@ -17,7 +17,7 @@ from jvae.tree import sizes
 VOCAB = dict(enc=23, dec=29)
 
 
-@pytest.mark.fast_on("llama", "lstm")
+@pytest.mark.fast_on("lstm")
 @pytest.mark.parametrize("name", list(BACKBONES))
 def test_every_backbone_keeps_the_contract(name):
     kind = BACKBONES[name]

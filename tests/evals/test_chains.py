@@ -88,6 +88,7 @@ def _with_chain(model, chain):
     return model._replace(post=post._replace(sampler=sampler))
 
 
+@pytest.mark.slow
 def test_fitted_proposal_bounds_the_likelihood_closely_for_every_k(case):
     model, params, exact, batches = case(60)
     chain = _with_chain(model, CHAIN)
@@ -122,6 +123,7 @@ def test_draws_from_the_prior_bound_the_likelihood_without_a_posterior(case):
     np.testing.assert_allclose(actual[1].scores.nll_e, actual[0].scores.nll_e, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_active_units_need_two_sets_of_chains_to_agree(case):
     model, params, _, batches = case(600)
     key = jax.random.key(2)

@@ -140,6 +140,7 @@ def test_prefix_bounds_are_shorter_runs(toys):
         np.testing.assert_allclose(long.bound_e[k], short.scores.nll_e, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_a_closed_form_the_kl_is_that_of_the_draws(toys):
     params = {"mean": jnp.ones((4, 1, 3)), "log_var": jnp.full((4, 1, 3), -0.7)}
     batches = toys.id_batches(np.arange(4), 4)

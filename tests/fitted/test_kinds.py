@@ -52,7 +52,8 @@ def reaches_the_entropy(toys, kind, width, bound, n=30_000, **options):
     return prior, params
 
 
-@pytest.mark.parametrize("width", [2, pytest.param(32, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [2, 32])
 def test_a_mixture_finds_a_mixture(toys, width):
     n = 8_000 if width == 2 else 60_000
     actual, params = reaches_the_entropy(toys, "gmm", width, 0.05, n, components=2)

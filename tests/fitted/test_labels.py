@@ -53,6 +53,7 @@ def by_hand(kind) -> Fitted:
     return Fitted(kind, kind, options, (1, size), LABELS, params)
 
 
+@pytest.mark.fast_on("ctrl_gen")
 @pytest.mark.parametrize("kind", QUICK)
 def test_draws_belong_to_keys_and_labels(kind):
     prior = by_hand(kind)

@@ -255,7 +255,7 @@ def test_samples_depend_on_their_number_in_no_way():
     assert vae.decode(many, 1, method="sample")[:4] == vae.decode(many[:4], 1, method="sample")
 
 
-@pytest.mark.fast_on("greedy")
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["greedy", "sample"])
 def test_long_sentences_are_decoded_apart(method, monkeypatch):
     vae = dataclasses.replace(system("optimus"), max_length=12, decode_batch=8)

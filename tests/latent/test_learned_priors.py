@@ -56,6 +56,7 @@ def _learned(kind: str, **options: Any):
     return parts.prior, parts.init(jax.random.key(1))
 
 
+@pytest.mark.fast_on("flow")
 @pytest.mark.parametrize("kind", ["gmm", "flow"])
 def test_the_kl_of_draws_is_the_exact_one_where_that_is_known(kind, toys):
     """A mixture of one Gaussian, a flow at its start; in training and evaluation."""

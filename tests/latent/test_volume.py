@@ -16,6 +16,7 @@ def _as_float64(tree):
     return jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), tree)
 
 
+@pytest.mark.slow
 @pytest.mark.fast_on("0.7")
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_routes_agree_on_an_lstm_under_shared_noise(toys, temperature):

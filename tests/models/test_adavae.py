@@ -48,6 +48,7 @@ def posterior_means(config, params, *batches):
     return [np.asarray(run(params, batch)) for batch in batches]
 
 
+@pytest.mark.fast_on("True")
 @pytest.mark.parametrize("read_end", [True, False])
 def test_the_encoder_reads_both_ways_and_the_end_only_if_asked(read_end):
     config = small(read_end=read_end, pool="averaged_attn", prefix=2)

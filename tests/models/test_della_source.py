@@ -99,6 +99,7 @@ def test_a_text_reads_its_own_source_in_every_packing(built):
     assert np.all((changed > 1e-4) == np.asarray(SINGLE.scored_bt))
 
 
+@pytest.mark.slow
 def test_steps_read_the_source_as_teacher_forcing_does(built):
     """Also after the examples were copied and put in another order."""
     model, params = built

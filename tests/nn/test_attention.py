@@ -118,6 +118,7 @@ def out_and_gradients(kernel, causal, side, slots, qkv, weight):
     )
 
 
+@pytest.mark.fast_on("causal-slots")
 @pytest.mark.parametrize("slotted", [False, True], ids=["tokens", "slots"])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
 def test_splash_equals_the_reference(long, causal, slotted):
@@ -134,6 +135,7 @@ def test_splash_equals_the_reference(long, causal, slotted):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.multidevice
 def test_splash_on_a_mesh(long):
     qkv, side, slots = long

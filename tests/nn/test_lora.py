@@ -128,6 +128,7 @@ def test_pairs_lie_on_a_mesh_like_the_axes_of_their_kernel():
     assert boxed["out"]["lora"]["a"].value.shape == (2, 6, 4, 2)
 
 
+@pytest.mark.slow
 def test_dropout_of_additions_is_that_of_the_key_and_off_without_one():
     # Of the layers themselves nothing is dropped here.
     config = config_of("llama", dropout=0.0, lora=Lora(rank=2, dropout=0.5))

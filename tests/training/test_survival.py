@@ -274,6 +274,7 @@ def test_a_run_moves_between_device_counts(corpus, tmp_path, monkeypatch):
             assert got[name] == pytest.approx(value, rel=1e-5), (want["step"], name)
 
 
+@pytest.mark.slow
 @full_disk
 def test_a_failing_save_in_the_background_keeps_those_before(tmp_path):
     state = {"w": jax.random.normal(jax.random.key(0), (50_000,))}
