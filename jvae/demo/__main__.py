@@ -24,11 +24,15 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("run", metavar="RUN", help="run, export, shipped model or hub name")
     parser.add_argument("--corpus", default="", help="file of example sentences")
-    parser.add_argument("--port", type=int, help="the first free one from 7860 by default")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves the local network")
-    parser.add_argument("--seed", type=int, default=0, help="of samples and Langevin chains")
+    parser.add_argument("--port", type=int, help="port; default: the first free one from 7860")
     parser.add_argument(
-        "--share", action="store_true", help="a public address through Gradio's servers for a week"
+        "--host", default="127.0.0.1", help="address to serve; 0.0.0.0 is the local network"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of samples and Langevin chains")
+    parser.add_argument(
+        "--share",
+        action="store_true",
+        help="open a public address through Gradio's servers for a week",
     )
     return parser.parse_args(argv)
 

@@ -230,8 +230,8 @@ def evaluate(
         train = this.data["train"].texts
         report.add_group(texts.generation(samples["prior"], data.texts, train))
         if sizes.greedy_columns:
-            spot = texts.generation(samples["prior_greedy"], data.texts, train)
-            report.add_group(spot, prefix="greedy_")
+            scores = texts.generation(samples["prior_greedy"], data.texts, train)
+            report.add_group(scores, prefix="greedy_")
         if latent is not None:
             original = [str(data.texts[i]) for i in chosen]
             sources = sources_of(data, chosen) if vae.conditional else None
