@@ -18,6 +18,7 @@ from jvae.errors import ConfigError
 from jvae.fields import Problem, check, check_dataclass, check_effect, idle, lines
 from jvae.latent.kl import per_dimension
 from jvae.models import Family
+from jvae.nn.fused import DROPPING
 from jvae.runs import phases, schedules
 from jvae.training import freezing, optim
 from jvae.training.objectives import without_dimensions
@@ -28,7 +29,7 @@ from jvae.validation.rules import IDLES, RULES, Facts, Idle, View
 MOST_PARAMETERS = 10**12
 TRAINING = ("optim", "train", "objective", "noise", "phases", "init")
 # Platforms of the fused attention kernels.
-PLATFORMS = {"cudnn": ("gpu", "cuda"), "splash": ("tpu", "cpu")}
+PLATFORMS = {"cudnn": ("gpu", "cuda"), "triton": ("gpu", "cuda", "cpu"), "splash": ("tpu", "cpu")}
 
 
 def validate(
@@ -243,7 +244,7 @@ def _kernels(facts: Facts, flat: dict[str, Any], platform: str | None) -> Iterat
                     f"--config.{key}=xla",
                 )
             rate = f"{key.removesuffix('attention')}dropout"
-            if flat.get(rate):
+            if flat.get(rate) and value not in DROPPING:
                 yield Problem(
                     (key, rate),
                     f"{key}={value!r} cannot drop attention weights, as {rate}={flat[rate]} asks; "
