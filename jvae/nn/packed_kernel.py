@@ -7,7 +7,7 @@ not the row. Weights are dropped inside the kernels by a hash of (seed, row, hea
 backward kernels compute weights and hash again. Online softmax and the recomputing backward pass:
 Dao (2023), "FlashAttention-2", algorithms 1 and 2.
 
-There is no second derivative. Pallas' Triton backend is deprecated since JAX 0.11, which warns.
+It has no second derivative. Pallas' Triton backend is deprecated since JAX 0.11, which warns.
 """
 
 import functools

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from jvae.parallel.collectives import BYTES, HEADER, loop_ends
 
-# Operations that move nothing, besides the ends of asynchronous pairs: names for values, control
+# Operations that move nothing, as do the ends of asynchronous pairs: names for values, control
 # flow.
 _FREE = frozenset(
     (*("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier", "iota"),)

@@ -16,7 +16,7 @@ KEY = jax.random.key(7)
 
 
 def draw(tokens: int, kv_heads: int, slots: int):
-    """Ragged segments with padding behind them; a slot per segment, one of them empty."""
+    """Ragged segments with padding after them; a slot per segment, one of them empty."""
     rng = np.random.default_rng(0)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape))  # noqa: E731
     segment = np.sort(rng.integers(1, max(2, slots), (ROWS, tokens)), axis=1).astype(np.int32)
