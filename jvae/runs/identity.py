@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 from ml_collections import ConfigDict
@@ -33,6 +33,16 @@ KEY = "identity"  # key in a checkpoint's meta
 RANDOM = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_random_seed_offset")
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 Splits = Mapping[str, Lines | Corpus]
+
+
+class Record(TypedDict):
+    """Identity of a run in a checkpoint's meta. data: the `Content` of each split."""
+
+    data: dict[str, dict[str, Any]]
+    held_out: list[str]
+    tokenizers: dict[str, str]  # fingerprint by role
+    random: dict[str, object]
+    versions: dict[str, str]
 
 
 class Saved(NamedTuple):
@@ -58,7 +68,7 @@ class Saved(NamedTuple):
         return [configs.stored(meta["config"]) for meta in self.metas]
 
     @property
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[Record]:
         """The record of each checkpoint that has one."""
         return [meta[KEY] for meta in self.metas if KEY in meta]
 
@@ -84,7 +94,7 @@ def saved(folder: Path) -> Saved | None:
 
 def record(
     config: ConfigDict, splits: Splits, encoder: TextTokenizer, decoder: TextTokenizer
-) -> dict[str, Any]:
+) -> Record:
     """The record of a run that is open now, as JSON types."""
     return {
         "data": _data(config, splits),
@@ -185,7 +195,7 @@ def _where(config: ConfigDict) -> str:
     return f" (now {', '.join(files)})" if files else ""
 
 
-def _random() -> dict[str, Any]:
+def _random() -> dict[str, object]:
     return {name: getattr(jax.config, name) for name in RANDOM if hasattr(jax.config, name)}
 
 
