@@ -117,6 +117,33 @@ class Card:
     dtype: str | None = None
 
 
+class RowRecord(TypedDict):
+    """A row of a report as JSON."""
+
+    value: Value
+    unit: str
+    se: float | None
+    control: Value
+    note: str
+    shown: NotRequired[str]
+
+
+class ReportRecord(TypedDict):
+    """A report as JSON; wall times and their ratios appear only under `time`.
+
+    definitions, compat: missing from reports of older versions.
+    """
+
+    title: str
+    card: dict[str, Any]
+    metrics: dict[str, RowRecord]
+    definitions: NotRequired[dict[str, str]]
+    compat: NotRequired[dict[str, dict[str, Any]]]
+    details: dict[str, Any]
+    notes: list[str]
+    time: dict[str, float | None]
+
+
 class Row(NamedTuple):
     """One metric. `shown` replaces the value in the table if the bare number would be misleading.
 
@@ -355,8 +382,8 @@ class Report:
         """The value of a metric; None if it has no row."""
         return next((row.value for row in self.rows if row.name == name), None)
 
-    def as_dict(self) -> dict[str, Any]:
-        """The report as JSON types; wall times and their ratios appear only under `time`."""
+    def as_dict(self) -> ReportRecord:
+        """The report as JSON types."""
         metrics = {
             row.name: {
                 "value": row.value,

@@ -150,7 +150,7 @@ def log_phase(program: Program, params: Params) -> None:
     log.info("%s%s parameters (%s)%s", name, f"{every:,}", parts, share)
 
 
-def _with_shardings(abstract: Any, where: Any) -> Any:
+def _with_shardings(abstract: Params, where: Any) -> Params:
     def placed(a: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
 
