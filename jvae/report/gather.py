@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -73,7 +73,7 @@ class Content(NamedTuple):
 
     name: str
     config: dict[str, object]  # flattened
-    log: list[dict[str, Any]]  # lines of metrics.jsonl
+    log: list[metrics.Line]
     phases: list[tuple[str, int]]  # name and first step, for runs with several
     evaluation: ReportRecord | None  # eval/test.json
     probes: ReportRecord | None  # eval/probe.json

@@ -10,14 +10,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import jax
 from ml_collections import ConfigDict
 
 import jvae
 from jvae import config as configs
-from jvae.data.content import Content, content
+from jvae.data.content import content
 from jvae.data.corpus import Corpus, cache_dir
 from jvae.data.sources import Lines
 from jvae.data.tokenizers import TextTokenizer
@@ -35,10 +35,17 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 Splits = Mapping[str, Lines | Corpus]
 
 
-class Record(TypedDict):
-    """Identity of a run in a checkpoint's meta. data: the `Content` of each split."""
+class ContentRecord(TypedDict):
+    """The `Content` of a split."""
 
-    data: dict[str, dict[str, Any]]
+    sha256: str
+    examples: int
+
+
+class Record(TypedDict):
+    """Identity of a run in a checkpoint's meta."""
+
+    data: dict[str, ContentRecord]  # by split
     held_out: list[str]
     tokenizers: dict[str, str]  # fingerprint by role
     random: dict[str, object]
@@ -178,16 +185,15 @@ def _refuse(
         )
 
 
-def _data(config: ConfigDict, splits: Splits) -> dict[str, dict[str, Any]]:
+def _data(config: ConfigDict, splits: Splits) -> dict[str, ContentRecord]:
     cache = cache_dir(config.data.cache)
-    return {name: content(split, cache)._asdict() for name, split in splits.items()}
+    return {n: ContentRecord(**content(split, cache)._asdict()) for n, split in splits.items()}
 
 
-def _shown(split: Mapping[str, Any] | None) -> str:
+def _shown(split: ContentRecord | None) -> str:
     if split is None:
         return "no examples"
-    one = Content(**split)
-    return f"{one.examples:,} examples (SHA-256 {one.sha256[:12]})"
+    return f"{split['examples']:,} examples (SHA-256 {split['sha256'][:12]})"
 
 
 def _where(config: ConfigDict) -> str:

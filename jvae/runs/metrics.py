@@ -39,6 +39,7 @@ class Ratio(NamedTuple):
 
 
 Sums = dict[str, Ratio]
+Line = dict[str, Any]  # a line of metrics.jsonl: the step, and values by name
 
 
 @jax.jit
@@ -107,7 +108,7 @@ class JsonLines:
         self._file.close()
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[Line]:
     """The objects of a metrics file, without a truncated last line. Invalid lines are skipped with
     one warning.
 
@@ -125,7 +126,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [entry for _, entry in parsed if entry is not None]
 
 
-def _parse(path: Path) -> list[tuple[str, dict[str, Any] | None]]:
+def _parse(path: Path) -> list[tuple[str, Line | None]]:
     """Every complete line with its object; None for a line that is not valid metrics."""
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
@@ -134,7 +135,7 @@ def _parse(path: Path) -> list[tuple[str, dict[str, Any] | None]]:
     return [(line.decode("utf-8", "replace") + "\n", _entry(line)) for line in lines]
 
 
-def _entry(line: bytes) -> dict[str, Any] | None:
+def _entry(line: bytes) -> Line | None:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
