@@ -18,7 +18,8 @@ from jvae.errors import ConfigError
 from jvae.parallel.flops import matmul_bytes, matmul_flops
 
 TOKENS = 32  # tokens per sentence, its end included
-LATENTS = {"cpu": (16, 256), "gpu": (64, 1024, 4096), "tpu": (64, 1024, 4096)}
+_MANY = (1, 64, 1024, 4096)  # 1: the latency of a single sentence
+LATENTS = {"cpu": (1, 16, 256), "gpu": _MANY, "tpu": _MANY}
 
 
 def fixed_length(method: str = "greedy") -> DecodeConfig:

@@ -18,7 +18,11 @@ def plan(args: argparse.Namespace) -> list[tuple[Subject, dict[str, Case]]]:
     cases_of: dict[Subject, dict[str, Case]] = {}
     for name in args.case or CASES:
         case = CASES[name]
-        subjects = [Subject(args.config)] if args.config else case.subjects[args.preset]
+        subjects = case.subjects[args.preset]
+        if args.config:
+            # A config that the case measures anyway keeps the sizes it has there.
+            own = [subject for subject in subjects if subject.spec == args.config]
+            subjects = own or [Subject(args.config)]
         subjects = subjects if args.case else subjects[: case.brief]
         if not subjects and args.case:
             raise ConfigError(f"{name}: not measured under --preset={args.preset}")

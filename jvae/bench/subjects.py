@@ -15,26 +15,37 @@ TINY = tuple(
     if preset in _PRESETS
 )
 OPTIMUS = Subject("optimus")
+
+
+def _both(**values: str | int) -> tuple[str, ...]:
+    return tuple(
+        f"model.{side}.{key}={value}"
+        for side in ("encoder", "decoder")
+        for key, value in values.items()
+    )
+
+
 # 21 M parameters, a vocabulary like Penn Treebank's: matrix products dominate.
 MEDIUM = Subject(
     "optimus",
     (
         "name=optimus-20m",
-        *(
-            f"model.{side}.{key}={value}"
-            for side in ("encoder", "decoder")
-            for key, value in dict(layers=6, width=320, heads=5, mlp=1280, vocab=10_000).items()
-        ),
+        *_both(layers=6, width=320, heads=5, mlp=1280, vocab=10_000),
     ),
 )
 # Published sizes on the embedded corpus: vocabularies of published size with tokenizers trained
 # here, as nothing is downloaded. Short rows, since attention costs the square of their length, and
-# 16 k tokens a side, which fit into 80 GB; optimus:base also needs to recompute all but products.
+# 16 k tokens a side, which fit into 80 GB.
 _ROWS = ("data.row_tokens=64", "data.batch_rows=256")
-_DOTS = ("model.encoder.remat=dots", "model.decoder.remat=dots", "train.dropout_rng=rbg")
 _TOKENIZERS = ("data.encoder_tokenizer=", "data.decoder_tokenizer=")
 _BERT, _GPT2 = "model.encoder.vocab=28996", "model.decoder.vocab=50257"
-OPTIMUS_BASE = Subject("optimus:base", (*_TOKENIZERS, _BERT, _GPT2, *_ROWS, *_DOTS))
+_BASE = (*_TOKENIZERS, _BERT, _GPT2, *_ROWS, "train.dropout_rng=rbg")
+
+
+OPTIMUS_BASE = Subject("optimus:base", (*_BASE, *_both(remat="dots")))
+# What was fastest on an H100: see docs/performance.md. A chunk is half of the vocabulary.
+_ON_GPU = (*_both(attention="triton", unroll=12), "model.decoder.xent_chunk=25216")
+OPTIMUS_BASE_GPU = Subject("optimus:base", (*_BASE, *_ON_GPU))
 LARGE = (
     OPTIMUS_BASE,
     Subject("t5_vae:base", (*_TOKENIZERS, "model.decoder.vocab=32128", *_ROWS)),
@@ -50,4 +61,5 @@ LARGE = (
 
 def every(cpu: tuple[Subject, ...] = TINY, other: tuple[Subject, ...] = LARGE) -> dict:
     """Subjects by preset."""
-    return {"cpu": cpu, "gpu": other, "tpu": other}
+    gpu = tuple(OPTIMUS_BASE_GPU if one is OPTIMUS_BASE else one for one in other)
+    return {"cpu": cpu, "gpu": gpu, "tpu": other}

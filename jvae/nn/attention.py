@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jvae.api import Side
 from jvae.errors import ConfigError
-from jvae.nn import fused
+from jvae.nn import fused, packed_kernel
 from jvae.nn.layers import accum_dtype, dropout
 from jvae.nn.xent import soft_cap
 
@@ -103,9 +103,10 @@ def spread(value_ed: Float[Array, "e d"], side: Side) -> Float[Array, "b t d"]:
     Padding, which valid tokens do not attend to, gets the vector of slot 0.
     """
     rows = side.segment_bt.shape[0]
-    value_bsd = value_ed.reshape(rows, -1, value_ed.shape[-1])
+    # Gradients are added up in float32; in 16 bits GPUs would do so very slowly.
+    value_bsd = value_ed.reshape(rows, -1, value_ed.shape[-1]).astype(accum_dtype(value_ed.dtype))
     index_bt = jnp.maximum(side.segment_bt - 1, 0)
-    return jnp.take_along_axis(value_bsd, index_bt[:, :, None], axis=1)
+    return jnp.take_along_axis(value_bsd, index_bt[:, :, None], axis=1).astype(value_ed.dtype)
 
 
 def attend(
@@ -133,33 +134,38 @@ def attend(
       drop, rate: dropout on the attention weights.
       kernel: "xla", or a fused one of `jvae.nn.fused.KERNELS`, which never materialises the
         attention weights.
-    Raises: ConfigError for a feature that a fused kernel lacks: dropout of weights, a soft cap, and
-      for "splash", which supports segments only, windows and slots visible to everyone.
+    Raises: ConfigError for a feature that a fused kernel lacks: a soft cap; except for "triton",
+      dropout of weights; except for "cudnn", windows; for "splash", slots visible to everyone.
     """
-    if slots is not None:
-        k_bsgh = jnp.concatenate([slots.key_bmnh.astype(k_bsgh.dtype), k_bsgh], axis=1)
-        v_bsgh = jnp.concatenate([slots.value_bmnh.astype(v_bsgh.dtype), v_bsgh], axis=1)
     if kernel != "xla":
-        if drop is not None and rate > 0:
+        _check_fused(kernel, 0.0 if drop is None else rate, cap, seen_bts, slots)
+    if slots is not None:
+        key_bmgh, value_bmgh = (x.astype(k_bsgh.dtype) for x in slots[:2])
+        slots = Slots(key_bmgh, value_bmgh, slots.owner_m)
+    if kernel == "triton":
+        if q_btnh.shape[-1] & (q_btnh.shape[-1] - 1):
             raise ConfigError(
-                f"attention={kernel} cannot drop attention weights, as dropout={rate} asks; use "
-                "attention=xla or dropout=0"
+                f"attention=triton needs a power of 2 features per head, not {q_btnh.shape[-1]}; "
+                "use xla or cudnn"
             )
-        if cap is not None:
-            raise ConfigError(f"attention={kernel} has no soft cap on its logits; use xla")
-        if scale is not None:
-            q_btnh = q_btnh * (scale * q_btnh.shape[-1] ** 0.5)
+        seed_2 = None if drop is None or rate == 0 else jax.random.bits(drop, (2,), jnp.uint32)
+        return packed_kernel.attend(
+            *(q_btnh, k_bsgh, v_bsgh, mask_spec.query_bt),
+            None if slots is None else (slots[0], slots[1], jnp.asarray(slots.owner_m)),
+            seed_2,
+            causal=mask_spec.causal,
+            rate=rate,
+            scale=scale,
+        )
+    if slots is not None:
+        k_bsgh = jnp.concatenate([slots.key_bmnh, k_bsgh], axis=1)
+        v_bsgh = jnp.concatenate([slots.value_bmnh, v_bsgh], axis=1)
+    if kernel != "xla" and scale is not None:
+        q_btnh = q_btnh * (scale * q_btnh.shape[-1] ** 0.5)
     if kernel == "splash":
         in_front = 0 if slots is None else slots.owner_m.shape[0]
         key_bs = mask_spec.key_bs
-        if seen_bts is not None:
-            raise ConfigError("attention=splash knows segments only, no windows; use xla or cudnn")
         if slots is not None:
-            if np.any(slots.owner_m == EVERYONE):
-                raise ConfigError(
-                    "attention=splash knows segments only, and a prefix is seen by all of them; "
-                    "use xla or cudnn"
-                )
             rows = key_bs.shape[0]
             owner_bm = jnp.broadcast_to(slots.owner_m, (rows, in_front)).astype(key_bs.dtype)
             key_bs = jnp.concatenate([owner_bm, key_bs], axis=1)
@@ -175,6 +181,28 @@ def attend(
     if kernel == "cudnn":
         return fused.cudnn(q_btnh, k_bsgh, v_bsgh, mask_bts)
     return masked(q_btnh, k_bsgh, v_bsgh, mask_bts, scale=scale, cap=cap, drop=drop, rate=rate)
+
+
+def _check_fused(
+    kernel: str, rate: float, cap: float | None, seen_bts: Array | None, slots: Slots | None
+) -> None:
+    """Raises: ConfigError for a feature that the kernel lacks."""
+    if rate > 0 and kernel not in fused.DROPPING:
+        raise ConfigError(
+            f"attention={kernel} cannot drop attention weights, as dropout={rate} asks; use "
+            "attention=xla or triton, or dropout=0"
+        )
+    if cap is not None:
+        raise ConfigError(f"attention={kernel} has no soft cap on its logits; use xla")
+    if kernel == "cudnn":
+        return
+    if seen_bts is not None:
+        raise ConfigError(f"attention={kernel} knows segments only, no windows; use xla or cudnn")
+    if kernel == "splash" and slots is not None and np.any(slots.owner_m == EVERYONE):
+        raise ConfigError(
+            "attention=splash knows segments only, and a prefix is seen by all of them; use xla, "
+            "cudnn or triton"
+        )
 
 
 def masked(
@@ -193,17 +221,18 @@ def masked(
     acc = accum_dtype(q_btnh.dtype)
     heads, kv_heads = q_btnh.shape[2], k_bsgh.shape[2]
     # A finite floor keeps queries without a visible key (padding) finite; they are never scored.
-    floor = jnp.finfo(acc).min / 2
+    # It is an addend, because a selected constant would be an array as large as the logits.
+    hide_bts = jnp.where(mask_bts, 0.0, jnp.finfo(acc).min / 2).astype(acc)
     if heads == kv_heads:
         logits_bnts = jnp.einsum("btnh,bsnh->bnts", q_btnh, k_bsgh, preferred_element_type=acc)
         logits_bnts = soft_cap(logits_bnts * factor, cap)
-        logits_bnts = jnp.where(mask_bts[:, None], logits_bnts, floor)
+        logits_bnts = logits_bnts + hide_bts[:, None]
         weight_bnts = dropout(drop, rate, jax.nn.softmax(logits_bnts, axis=-1))
         return jnp.einsum("bnts,bsnh->btnh", weight_bnts.astype(v_bsgh.dtype), v_bsgh)
     q_btgrh = by_group(q_btnh, kv_heads)
     logits_bgrts = jnp.einsum("btgrh,bsgh->bgrts", q_btgrh, k_bsgh, preferred_element_type=acc)
     logits_bgrts = soft_cap(logits_bgrts * factor, cap)
-    logits_bgrts = jnp.where(mask_bts[:, None, None], logits_bgrts, floor)
+    logits_bgrts = logits_bgrts + hide_bts[:, None, None]
     weight_bgrts = dropout(drop, rate, jax.nn.softmax(logits_bgrts, axis=-1))
     mixed_btgrh = jnp.einsum("bgrts,bsgh->btgrh", weight_bgrts.astype(v_bsgh.dtype), v_bsgh)
     return mixed_btgrh.reshape(q_btnh.shape)

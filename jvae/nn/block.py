@@ -14,10 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Key
 
+from jvae.nn.activations import ACTIVATIONS
 from jvae.nn.cross import AttendCross
 from jvae.nn.layers import Projection, dropout, fold_key, split_key
 from jvae.nn.norms import LayerNorm, RmsNorm
@@ -26,13 +26,6 @@ from jvae.nn.spec import StackSpec
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 Tap = Callable[[str, Array], Array | None]
 TAPS = ("input", "attn", "hidden", "mlp")
-
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-}
 
 
 def norm(spec: StackSpec, name: str | None = None) -> nn.Module:
@@ -104,7 +97,7 @@ class FeedForward(nn.Module):
         def widen(name: str) -> Array:
             return Projection((c.mlp,), ("embed",), ("mlp",), c.mlp_bias, init, name=name)(x_btd)
 
-        activation = _ACTIVATIONS[c.activation]
+        activation = ACTIVATIONS[c.activation]
         if c.fused_gate:
             both = Projection((2, c.mlp), ("embed",), (None, "mlp"), c.mlp_bias, init, name="both")
             gate, up = (both(x_btd)[..., i, :] for i in range(2))

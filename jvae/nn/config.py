@@ -33,7 +33,7 @@ REMATS: dict[str, Any] = dict(
 )
 ATTENTION: dict[str, Any] = dict(
     choices=("xla", *KERNELS),
-    help="cudnn (GPU) and splash (TPU) are fused kernels, without dropout of weights.",
+    help="Fused kernels: cudnn, triton (GPU), splash (TPU). Only triton drops weights.",
 )
 UNROLL: dict[str, Any] = dict(low=1, high=4_096, help="Layers unrolled per iteration of the scan.")
 VOCAB_MULTIPLE: dict[str, Any] = dict(
@@ -61,9 +61,11 @@ def padded(vocab: int, multiple: int) -> int:
 
 
 def check_kernel(config: Any) -> None:
-    """Raises ValueError for an attention kernel that does not support the stack's dtype."""
+    """Raises ValueError for an attention kernel that does not support the dtype or heads."""
     if config.attention == "cudnn" and config.dtype == "float32":
         raise ValueError("attention cudnn needs dtype bfloat16 or float16; dtype is float32")
+    if config.attention == "triton" and config.head & (config.head - 1):
+        raise ValueError(f"attention triton needs a power of 2 as head; head is {config.head}")
 
 
 def check_rotary(config: Any) -> None:

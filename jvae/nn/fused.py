@@ -1,7 +1,8 @@
 """Fused attention kernels, which never write the attention weights to memory.
 
-`cudnn` runs on NVIDIA GPUs in bfloat16 or float16. `splash` runs on TPUs, and interpreted on CPUs
-for tests. Neither has a second derivative, so learned step sizes of Langevin chains need "xla".
+`cudnn` runs on NVIDIA GPUs in bfloat16 or float16; `triton` (`jvae.nn.packed_kernel`) runs on GPUs
+and `splash` on TPUs, both interpreted on CPUs for tests. None has a second derivative, so learned
+step sizes of Langevin chains need "xla".
 """
 
 import functools
@@ -18,7 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvae.parallel.mesh import ROWS, TENSOR, in_force
 
-KERNELS = ("cudnn", "splash")
+KERNELS = ("cudnn", "triton", "splash")
+DROPPING = ("triton",)  # those that can drop attention weights
 BLOCK = 128  # lengths are padded to multiples of this
 NOBODY = -1  # segment of that padding
 

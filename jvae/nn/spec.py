@@ -10,7 +10,6 @@ from jvae.nn.rotary import Rotary
 
 NORMS = ("layer", "rms", "rms_plus_one")
 RESIDUALS = ("pre", "post", "parallel", "sandwich")
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
 
 
 @dataclass(frozen=True)

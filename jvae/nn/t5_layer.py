@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jvae.fields import setting
 from jvae.nn import config as stack
+from jvae.nn.activations import ACTIVATIONS
 from jvae.nn.backbone import StackConfig
 from jvae.nn.block import Attend, Tap
 from jvae.nn.cross import AttendCross
@@ -143,7 +144,7 @@ class Mlp(nn.Module):
             return Projection((c.mlp,), ("embed",), ("mlp",), False, init, name=name)(x_btd)
 
         h = widen("up")
-        h = h * jax.nn.gelu(widen("gate"), approximate=True) if c.gated else jax.nn.relu(h)
+        h = h * ACTIVATIONS["gelu_tanh"](widen("gate")) if c.gated else jax.nn.relu(h)
         h = dropout(drop, c.dropout, h)
         down = normal(c.mlp**-0.5)
         return Projection((c.width,), ("mlp",), ("embed",), False, down, name="down")(h)

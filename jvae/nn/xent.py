@@ -7,10 +7,12 @@ mode work.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
 from jvae.nn.layers import accum_dtype
@@ -28,6 +30,30 @@ def mask_padded_vocab(logits: Float[Array, "... v"], vocab: int) -> Float[Array,
     """Sets columns at and past `vocab` to -inf; they only pad the table for even sharding."""
     column = jnp.arange(logits.shape[-1]).reshape((1,) * (logits.ndim - 1) + (-1,))
     return jnp.where(column < vocab, logits, -jnp.inf)
+
+
+@jax.custom_jvp
+def _scores(
+    hidden_btd: Float[Array, "b t d"], part_vd: Float[Array, "v d"]
+) -> Float[Array, "b t v"]:
+    """hidden . part in float32 or wider; derivatives multiply in the dtype of the operands.
+
+    The scores' gradient would otherwise be float32, and so would both of its large products.
+    """
+    acc = accum_dtype(hidden_btd.dtype)
+    return jnp.einsum("btd,vd->btv", hidden_btd, part_vd, preferred_element_type=acc)
+
+
+@functools.partial(_scores.defjvp, symbolic_zeros=True)
+def _scores_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Array]:
+    (hidden_btd, part_vd), (d_hidden_btd, d_part_vd) = primals, tangents
+    score_btv = _scores(hidden_btd, part_vd)
+    change_btv = jnp.zeros(score_btv.shape, hidden_btd.dtype)
+    if not isinstance(d_hidden_btd, SymbolicZero):
+        change_btv += jnp.einsum("btd,vd->btv", d_hidden_btd, part_vd)
+    if not isinstance(d_part_vd, SymbolicZero):
+        change_btv += jnp.einsum("btd,vd->btv", hidden_btd, d_part_vd)
+    return score_btv, change_btv.astype(score_btv.dtype)
 
 
 def logits(
@@ -71,8 +97,10 @@ def token_log_prob(
         log_prob = jax.nn.log_softmax(logits(hidden_btd, table_vd, vocab, bias_v, cap), axis=-1)
         return jnp.take_along_axis(log_prob, target_bt[..., None], axis=-1)[..., 0]
 
-    table_vd = table_vd.astype(hidden_btd.dtype)
     acc = accum_dtype(hidden_btd.dtype)
+    # Rows are taken before the cast, because GPUs add up gradients in 16 bits very slowly.
+    chosen = jnp.take(table_vd, target_bt, axis=0, mode="clip").astype(hidden_btd.dtype)
+    table_vd = table_vd.astype(hidden_btd.dtype)
     chunks = -(-table_vd.shape[0] // chunk)
     rows = -(-table_vd.shape[0] // chunks)
     if rows > MULTIPLE:
@@ -81,16 +109,18 @@ def token_log_prob(
     table_cvd = table_cvd.reshape(chunks, rows, -1)
     bias_v = jnp.zeros(table_vd.shape[0], acc) if bias_v is None else bias_v.astype(acc)
     bias_cv = jnp.pad(bias_v, (0, chunks * rows - bias_v.shape[0])).reshape(chunks, rows)
-    column = jnp.arange(rows)[None, None]
-    floor = jnp.finfo(acc).min
+    # Padded columns are hidden by an addend; a selected constant would be an array of all scores.
+    floor = jnp.finfo(acc).min / 2
+    hide_cv = jnp.where(jnp.arange(chunks * rows) < vocab, 0.0, floor).astype(acc)
+    hide_cv = hide_cv.reshape(chunks, rows)
 
     # Backward computes the scores of a chunk again, but does not search their maximum again.
     @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(TOP))
     def body(carry, inputs):
         peak_bt, total_bt = carry
-        part_vd, part_v, first = inputs
-        score = jnp.einsum("btd,vd->btv", hidden_btd, part_vd, preferred_element_type=acc)
-        score = jnp.where(column < vocab - first, soft_cap(score + part_v[None, None], cap), floor)
+        part_vd, part_v, hide_v = inputs
+        score = soft_cap(_scores(hidden_btd, part_vd) + part_v[None, None], cap)
+        score = score + hide_v[None, None]
         # The maximum only stabilises the exponentials; neither the result nor the gradient depends
         # on it.
         top_bt = jax.lax.stop_gradient(jnp.maximum(peak_bt, jnp.max(score, axis=-1)))
@@ -100,9 +130,7 @@ def token_log_prob(
         return (top_bt, total_bt), None
 
     start = (jnp.full(target_bt.shape, floor, acc), jnp.zeros(target_bt.shape, acc))
-    first_c = jnp.arange(chunks) * rows
-    (peak_bt, total_bt), _ = jax.lax.scan(body, start, (table_cvd, bias_cv, first_c))
-    chosen = jnp.take(table_vd, target_bt, axis=0, mode="clip")
+    (peak_bt, total_bt), _ = jax.lax.scan(body, start, (table_cvd, bias_cv, hide_cv))
     chosen_bt = jnp.einsum("btd,btd->bt", hidden_btd, chosen, preferred_element_type=acc)
     chosen_bt = chosen_bt + jnp.take(bias_v, target_bt, axis=0, mode="clip")
     return soft_cap(chosen_bt, cap) - peak_bt - jnp.log(total_bt)

@@ -13,12 +13,11 @@ from typing import NamedTuple
 
 from jvae.parallel.collectives import BYTES, HEADER, loop_ends
 
-# Operations that move nothing: names for values, control flow, and the ends of asynchronous pairs.
+# Operations that move nothing, besides the ends of asynchronous pairs: names for values, control
+# flow.
 _FREE = frozenset(
     (*("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier", "iota"),)
-    + ("after-all", "partition-id", "replica-id", "add-dependency", "all-reduce-done", "copy-done")
-    + ("all-gather-done", "reduce-scatter-done", "collective-permute-done", "async-done")
-    + ("async-update", "send-done", "recv-done", "slice-done", "dynamic-slice-done")
+    + ("after-all", "partition-id", "replica-id", "add-dependency", "async-update")
 )
 _OPERATION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^}]*\})?")
@@ -85,7 +84,7 @@ def kernels(hlo: str, turns: int = 1) -> list[Kernel]:
                     yield from walk(branches[1], times)
             elif op.kind == "call":
                 yield from walk(_called(op, "to_apply"), times)
-            elif op.kind not in _FREE:
+            elif op.kind not in _FREE and not op.kind.endswith("-done"):
                 yield _kernel(op, types, computations, times)
 
     return list(walk(entry, 1))

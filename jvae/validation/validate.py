@@ -18,6 +18,7 @@ from jvae.errors import ConfigError
 from jvae.fields import Problem, check, check_dataclass, check_effect, idle, lines
 from jvae.latent.kl import per_dimension
 from jvae.models import Family
+from jvae.nn.fused import DROPPING
 from jvae.runs import phases, schedules
 from jvae.training import freezing, optim
 from jvae.training.objectives import without_dimensions
@@ -29,7 +30,7 @@ MOST_PARAMETERS = 10**12
 TRAINING = ("optim", "train", "objective", "noise", "phases", "init")
 Values = Mapping[str, Any]  # of a config, by dotted key
 # Platforms of the fused attention kernels.
-PLATFORMS = {"cudnn": ("gpu", "cuda"), "splash": ("tpu", "cpu")}
+PLATFORMS = {"cudnn": ("gpu", "cuda"), "triton": ("gpu", "cuda", "cpu"), "splash": ("tpu", "cpu")}
 
 
 def validate(
@@ -246,7 +247,7 @@ def _kernels(facts: Facts, flat: Values, platform: str | None) -> Iterator[Probl
                     f"--config.{key}=xla",
                 )
             rate = f"{key.removesuffix('attention')}dropout"
-            if flat.get(rate):
+            if flat.get(rate) and value not in DROPPING:
                 yield Problem(
                     (key, rate),
                     f"{key}={value!r} cannot drop attention weights, as {rate}={flat[rate]} asks; "

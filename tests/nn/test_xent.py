@@ -129,6 +129,22 @@ def test_gradient_of_hidden_alone_forms_none_of_the_table():
     assert table_products(0) == 0
 
 
+def test_gradients_in_16_bits_multiply_in_16_bits_and_add_up_in_32():
+    """Products with float32 operands take GPUs twice as long, 16-bit scatters much longer."""
+    hidden, table = jnp.zeros((3, 5, 4), jnp.bfloat16), jnp.zeros((64, 4))
+    target = jnp.zeros((3, 5), jnp.int32)
+    total = lambda h, t: jnp.sum(token_log_prob(h, t, target, 64, 8))  # noqa: E731
+    program = list(equations(jax.make_jaxpr(jax.grad(total, argnums=(0, 1)))(hidden, table)))
+    scores = [
+        e for e in program if e.primitive.name == "dot_general" and e.outvars[0].aval.ndim > 1
+    ]
+    widest = [e for e in scores if max(v.aval.size for v in e.invars) >= 3 * 5 * 8]
+    assert len(widest) == 2  # gradients of states and of the table, from those of the scores
+    assert {v.aval.dtype for e in widest for v in e.invars} == {jnp.dtype(jnp.bfloat16)}
+    scatters = [e for e in program if e.primitive.name == "scatter-add"]
+    assert scatters and all(e.outvars[0].aval.dtype == jnp.float32 for e in scatters)
+
+
 def test_logits_hide_padding_and_are_float32():
     hidden, table, _, _ = draw()
     got = jax.jit(lambda h, t: logits(h, t, VOCAB))(hidden.astype(jnp.bfloat16), table)

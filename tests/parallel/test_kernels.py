@@ -66,6 +66,21 @@ def test_traffic_of_slices_loops_and_calls():
     assert total.by_kind["__cublas$lt$matmul"][0] == 1
 
 
+def test_the_end_of_an_asynchronous_pair_moves_nothing():
+    program = """HloModule jit_step
+
+ENTRY %main (x: bf16[12,4,8], y: bf16[4,8], i: s32[]) -> bf16[12,4,8] {
+  %x = bf16[12,4,8]{2,1,0} parameter(0)
+  %y = bf16[4,8]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %s = ((bf16[12,4,8], bf16[4,8], s32[]), bf16[12,4,8], s32[]) fusion-start(%x, %y, %i), \
+kind=kLoop, calls=%put
+  ROOT %d = bf16[12,4,8]{2,1,0} fusion-done(%s)
+}
+"""
+    assert [one.name for one in kernels(program)] == ["s"]
+
+
 def test_time_is_of_the_slower_of_products_and_traffic():
     (product,) = (one for one in kernels(HLO) if one.kind.startswith("__cublas"))
     moved = product.read_bytes + product.written_bytes
