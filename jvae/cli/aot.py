@@ -21,10 +21,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
+from jax.typing import DTypeLike
+from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from jvae.api import Batch, Prompt, Side, example_keys
+from jvae.api import Batch, Params, Prompt, Side, example_keys
 from jvae.cli import gpu_targets
 from jvae.data.dataset import RowSpec
 from jvae.decode import DecodeConfig, decode
@@ -238,7 +240,7 @@ def devices(part: Slice) -> list[Any]:
     return devices[: part.count]
 
 
-def _like(tree: Any, where: Any) -> Any:
+def _like(tree: Any, where: Sharding) -> Any:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree)
 
 
@@ -262,7 +264,7 @@ def _programs(this: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
 
     if model.post.sampler:
 
-        def chains(params: Any, batch: Any, key: Any) -> Any:
+        def chains(params: Params, batch: Batch, key: Key[Array, ""]) -> Array:
             cond = gen.condition(params, batch)
             key_e = example_keys(key, batch.id_e)
             return model.post.mean(params, model.post.encode(params, batch, cond=cond, key_e=key_e))
@@ -278,7 +280,7 @@ def _programs(this: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
     for name, method in (("sampler", "sample"), ("greedy decoder", "greedy")):
         limits = DecodeConfig(method=method, max_length=length, room=length)
 
-        def texts(params: Any, key_e: Any, limits: DecodeConfig = limits) -> Any:
+        def texts(params: Params, key_e: Key[Array, "e"], limits: DecodeConfig = limits) -> Array:
             z_egz = model.prior.sample(params, key_e, None)
             # Any token will do: nothing is run.
             prompt = Prompt(jnp.zeros((examples, 1), jnp.int32), jnp.ones(examples, jnp.int32))
@@ -293,7 +295,7 @@ def _programs(this: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
 def _batch(rows: RowSpec) -> Batch:
     """The shapes of the longest batch in training."""
 
-    def array(*shape: int, dtype: Any = jnp.int32) -> Any:
+    def array(*shape: int, dtype: DTypeLike = jnp.int32) -> Any:
         return jax.ShapeDtypeStruct((rows.batch_rows, *shape), dtype)
 
     sides = {side: Side(*[array(length)] * 3) for side, length in rows.row.items()}

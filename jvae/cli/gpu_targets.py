@@ -5,7 +5,6 @@ Source: the fields of `GpuTargetConfigProto` and their values for these boards i
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 GPUS_PER_HOST = 8  # connected by NVLink
 
@@ -85,12 +84,16 @@ def target(kind: str) -> str:
     )
 
 
-def _rate(key: int, clock_ghz: float, units: int, ops: int) -> tuple[str, list[tuple[str, Any]]]:
-    rate = [("clock_rate_ghz", clock_ghz), ("units_per_core", units), ("ops_per_clock", ops)]
+def _rate(key: int, clock_ghz: float, units: int, ops: int) -> tuple[str, list[tuple[str, object]]]:
+    rate: object = [
+        ("clock_rate_ghz", clock_ghz),
+        ("units_per_core", units),
+        ("ops_per_clock", ops),
+    ]
     return "rate_infos", [("key", key), ("value", rate)]
 
 
-def _text(fields: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> str:
+def _text(fields: Mapping[str, object] | Sequence[tuple[str, object]]) -> str:
     """A message in the text format; a list of pairs is a message inside."""
     lines = []
     for name, value in fields.items() if isinstance(fields, Mapping) else fields:

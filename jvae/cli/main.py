@@ -382,7 +382,7 @@ def _options(parsed: flags.FlagValues, of_prior: dict[str, str]) -> Any:
     return Options(text=text, dims=dims, of_prior=of_prior, decode=_decoding(parsed), **values)
 
 
-def _decoding(parsed: flags.FlagValues) -> dict[str, Any]:
+def _decoding(parsed: flags.FlagValues) -> dict[str, object]:
     return {name: value for name in DECODING if (value := parsed[name].value) is not None}
 
 

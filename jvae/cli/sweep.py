@@ -12,7 +12,7 @@ import logging
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 from ml_collections import ConfigDict
@@ -35,6 +35,15 @@ COLUMNS = (
     ("au_0.01", "AU"),
     ("exact_match", "exact match %"),
 )
+
+
+class Row(TypedDict):
+    """The result of one point. values: those of its flags, as text."""
+
+    values: dict[str, str]
+    k: int | None
+    metrics: dict[str, Any]
+    se: dict[str, float | None]
 
 
 class Point(NamedTuple):
@@ -95,7 +104,7 @@ def run(
     config: ConfigDict,
     plan: Sequence[Point],
     folder: Path,
-    train: Callable[[ConfigDict, Path], Any],
+    train: Callable[[ConfigDict, Path], object],
 ) -> str:
     """Trains and evaluates every unfinished point, and collects the results of all.
 
@@ -128,7 +137,7 @@ def collect(plan: Sequence[Point], folder: Path) -> str:
     return text
 
 
-def _row(point: Point, folder: Path) -> dict[str, Any] | None:
+def _row(point: Point, folder: Path) -> Row | None:
     path = folder / "eval" / "test.json"
     if not path.is_file():
         return None
@@ -141,7 +150,7 @@ def _row(point: Point, folder: Path) -> dict[str, Any] | None:
     }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown, nats per sentence."""
     keys, k = list(rows[0]["values"]), rows[0]["k"]
     head = [*keys, *(title.format(k=k) for _, title in COLUMNS)]
@@ -156,7 +165,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def figure(rows: Sequence[dict[str, Any]], folder: Path) -> None:
+def figure(rows: Sequence[Row], folder: Path) -> None:
     """Rate (KL) against distortion (Rec) of every point, as PNG and SVG, with lines of equal -ELBO.
 
     Source: Alemi et al. 2018, "Fixing a Broken ELBO".

@@ -60,7 +60,7 @@ class Options(NamedTuple):
     strength: float = 1.0
     samples: int = 0
     of_prior: Mapping[str, str] = MappingProxyType({})  # values of --prior.KEY
-    decode: Mapping[str, Any] = MappingProxyType({})  # settings of decoding by name
+    decode: Mapping[str, object] = MappingProxyType({})  # settings of decoding by name
 
 
 class TextResult(NamedTuple):
@@ -68,7 +68,7 @@ class TextResult(NamedTuple):
     arrays for the formats that can hold them.
     """
 
-    records: list[dict[str, Any]]
+    records: list[dict[str, object]]
     lines: list[str]
     z_egz: np.ndarray | None = None
     more: Mapping[str, np.ndarray] = MappingProxyType({})
@@ -114,7 +114,7 @@ def run(mode: str, config: ConfigDict, folder: Path, options: Options) -> None:
     write(MODES[mode](call), kind, options.out)
 
 
-def decoding(mode: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+def decoding(mode: str, flags: Mapping[str, object]) -> dict[str, Any]:
     """Decoding settings from flags; a flag of a method other than greedy selects that method.
 
     Raises: ConfigError for a flag that has no effect in this mode or together with another flag.

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -68,7 +68,7 @@ def train(
     config: str | ConfigDict,
     workdir: str | os.PathLike[str] | None = None,
     *,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
     callbacks: Sequence[Callback] = (),
     seed: int = 0,
 ) -> LoadedVAE:
@@ -105,10 +105,10 @@ def train(
     return loading.load(folder, seed=seed)
 
 
-def _flags(overrides: Mapping[str, Any]) -> list[str]:
+def _flags(overrides: Mapping[str, object]) -> list[str]:
     """Values as flags, with all digits of floats."""
 
-    def text(value: Any) -> str:
+    def text(value: object) -> str:
         return repr(value) if isinstance(value, float) else as_flag(value)
 
     return [f"{key}={text(value)}" for key, value in overrides.items()]

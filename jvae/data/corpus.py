@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -132,9 +132,9 @@ def survey(names: str | Path | Sequence[str | Path], reader: Reader, cache: Path
     return Corpus(reader, tuple(files), tuple(documents), dict(dropped), notes=tuple(notes))
 
 
-def reading_key(reader: Reader, name: str) -> dict[str, Any]:
+def reading_key(reader: Reader, name: str) -> dict[str, object]:
     """The options that determine what is read from a file, for cache keys."""
-    options = {one.name: getattr(reader, one.name) for one in fields(reader)}
+    options: dict[str, object] = {one.name: getattr(reader, one.name) for one in fields(reader)}
     del options["tfds_dir"]  # the digest identifies the data set
     kind = reader.format_of(name)
     for name in ("keep", "turns", "source_words"):
@@ -145,9 +145,16 @@ def reading_key(reader: Reader, name: str) -> dict[str, Any]:
     return options | {"format": kind}
 
 
-def _survey_file(
-    name: str, digest: str, reader: Reader, cache: Path, notes: list[str]
-) -> dict[str, Any]:
+class Survey(TypedDict):
+    """Facts from reading a whole file, kept in the cache."""
+
+    lines: int
+    documents: int  # lines that hold an example
+    dropped: dict[str, int]  # lines by reason
+    notes: list[str]
+
+
+def _survey_file(name: str, digest: str, reader: Reader, cache: Path, notes: list[str]) -> Survey:
     key = json.dumps([_FORMAT, digest, reading_key(reader, name)], sort_keys=True)
     path = cache / "surveys" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     if path.exists():
@@ -159,7 +166,7 @@ def _survey_file(
     return facts
 
 
-def _stored(path: Path, key: str) -> dict[str, Any] | None:
+def _stored(path: Path, key: str) -> Survey | None:
     """The result of an earlier survey; None if missing or damaged."""
     try:
         stored = json.loads(path.read_bytes())
@@ -168,12 +175,12 @@ def _stored(path: Path, key: str) -> dict[str, Any] | None:
         return None
 
 
-def _check(key: str, facts: Any) -> str:
+def _check(key: str, facts: Survey) -> str:
     text = json.dumps([key, facts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _scan_all(name: str, reader: Reader) -> dict[str, Any]:
+def _scan_all(name: str, reader: Reader) -> Survey:
     documents = last = counted = 0
     dropped: Counter[str] = Counter()
     left_out: Counter[str] = Counter()  # by the values of a line's columns

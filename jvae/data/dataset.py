@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, SupportsInt
 
 import grain
 import jax
@@ -359,7 +359,7 @@ class _Part:
         source_first = "dec" in dataset.joined
         return cls(dataset.take, spec, plan, dataset.pad, source_first, index, count)
 
-    def __call__(self, first: Any) -> Batch:
+    def __call__(self, first: SupportsInt) -> Batch:
         spec, plan, first = self.spec, self.plan, int(first)
         share = spec.batch_rows // self.count
         begin = first + self.index * share

@@ -223,7 +223,7 @@ def _keys(reader: Reader) -> dict[str, str]:
     return reader.columns | {"text": reader.text or "text"}
 
 
-def _values(values: Iterable[tuple[int, Any]], reader: Reader) -> Iterator[tuple[int, Row]]:
+def _values(values: Iterable[tuple[int, object]], reader: Reader) -> Iterator[tuple[int, Row]]:
     keys = _keys(reader)
     for number, value in values:
         yield number, _from_value(value, keys, reader)
@@ -275,7 +275,7 @@ def _check_no_json(name: str, line: str) -> None:
         )
 
 
-def _from_value(value: Any, keys: dict[str, str], reader: Reader) -> Row:
+def _from_value(value: object, keys: dict[str, str], reader: Reader) -> Row:
     """Examples from a JSON value, or from a row of a Parquet file or data set."""
     if isinstance(value, BadLine):
         return value

@@ -17,7 +17,7 @@ from jvae.errors import DataError
 _NAME = re.compile(r"hf:([^:]+)(?::([^:\[\]]+))?:([^:\[]+(?:\[.*\])?)")
 
 
-def rows(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def rows(name: str) -> Iterator[tuple[int, dict[str, object]]]:
     """Yields (index from 1, features) of each example; class labels are names.
 
     Raises: DataError if the set cannot be opened.

@@ -28,7 +28,7 @@ def from_lines(raw: Iterable[tuple[int, bytes | BadLine]]) -> Iterator[tuple[int
             yield number, value
 
 
-def from_array(name: str, raw: bytes) -> Iterator[tuple[int, Any]]:
+def from_array(name: str, raw: bytes) -> Iterator[tuple[int, object]]:
     """Yields (number of its first line, value) for each entry of one JSON array.
 
     Raises: DataError naming file and line unless the bytes are such an array. Reading cannot resume

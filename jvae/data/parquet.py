@@ -12,7 +12,7 @@ from jvae.errors import DataError
 _BATCH = 1_024  # rows in memory at a time
 
 
-def rows(name: str, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+def rows(name: str, columns: Sequence[str]) -> Iterator[tuple[int, object]]:
     """Yields (row number from 1, values by column or the row's fault).
 
     Raises: DataError unless `name` is a Parquet file with these columns.
@@ -47,7 +47,7 @@ def rows(name: str, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
         raise DataError(f"{name}: has no rows; expected one text each")
 
 
-def _values(batch: Any) -> Iterator[Any]:
+def _values(batch: Any) -> Iterator[object]:
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError:  # reading row by row finds the bad one

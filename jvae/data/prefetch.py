@@ -4,7 +4,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class _Raised(NamedTuple):
 
 
 def _fill(
-    make: Callable[[], Iterator[Any]],
+    make: Callable[[], Iterator[object]],
     items: queue.Queue,
     stop: threading.Event,
 ) -> None:

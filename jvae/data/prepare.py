@@ -157,7 +157,7 @@ def _fault(folder: Path) -> str | None:
         return "is not whole"
 
 
-def _checksum(meta: dict[str, Any]) -> int:
+def _checksum(meta: Mapping[str, object]) -> int:
     return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
@@ -245,7 +245,7 @@ def _finished(path: Path, columns: Path) -> bool:
 
 def _write_shard(
     path: Path, examples: Iterable[Located], work: _Work, progress: Progress
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+) -> tuple[dict[str, np.ndarray], dict[str, object]]:
     """Writes one shard; returns its columns and the facts to sum over shards."""
     columns = {name: array(code) for name, code in work.columns.items()}
     dropped: Counter[str] = Counter()
@@ -276,7 +276,7 @@ def _write_shard(
             progress.add(chunk[-1].document - chunk[0].document + 1)
     finally:
         writer.close()
-    facts = {
+    facts: dict[str, object] = {
         "examples": len(columns["words"]),
         "bytes": written,
         "dropped": dict(dropped),
@@ -285,7 +285,7 @@ def _write_shard(
     return {name: np.array(one) for name, one in columns.items()}, facts
 
 
-def _record(values: dict[str, Any]) -> bytes:
+def _record(values: Mapping[str, str | np.ndarray]) -> bytes:
     """Serialises an example as TFDS reads it.
 
     The field order of TFDS's own `serialize_example` depends on the process's hash seed.

@@ -28,7 +28,7 @@ _MODULES = ("text", "translate", "question_answering", "summarization", "dataset
 _BLOCK = 512
 
 
-def rows(name: str, data_dir: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def rows(name: str, data_dir: str) -> Iterator[tuple[int, dict[str, object]]]:
     """Yields (index from 1, features) of each example: text, numbers, and names of class labels.
 
     Raises: DataError if the set cannot be opened or prepared.
@@ -38,7 +38,7 @@ def rows(name: str, data_dir: str) -> Iterator[tuple[int, dict[str, Any]]]:
     return _tfds_rows(name, data_dir)
 
 
-def _tfds_rows(name: str, data_dir: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _tfds_rows(name: str, data_dir: str) -> Iterator[tuple[int, dict[str, object]]]:
     builder, split = _open(name, data_dir)
     source = _source(name, builder, split)
     labels = {
@@ -65,7 +65,7 @@ def fingerprint(name: str, data_dir: str) -> str:
     return digest.hexdigest()
 
 
-def _plain(value: Any, names: list[str] | None) -> Any:
+def _plain(value: Any, names: list[str] | None) -> object:
     """A feature as a JSON value; an unset class label is an empty string."""
     if names is not None:
         return names[int(value)] if 0 <= int(value) < len(names) else ""

@@ -6,7 +6,7 @@ label). In addition, the memory-mapped files `columns/NAME.npy` have one integer
 that planning and counting need not read records.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -32,7 +32,7 @@ class Records:
         self.folder, self.sides, self._ids_e = folder, tuple(sides), ids_e
         self._source: Any = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Mapping[str, object]:
         return self.__dict__ | {"_source": None}
 
     def read(self, ids: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ class Special(NamedTuple):
     space: bool
     stated: bool = False
 
-    def as_config(self) -> dict[str, Any]:
+    def as_config(self) -> dict[str, object]:
         """The same in the form of tokenizer_config.json."""
         tokens = {"bos_token": self.start, "eos_token": self.end, "pad_token": self.pad}
         return {

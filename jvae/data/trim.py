@@ -8,7 +8,6 @@ may need more tokens.
 import itertools
 import json
 from collections.abc import Iterable
-from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -73,7 +72,7 @@ def _single(token: str) -> bool:
     return len(token) == 1 or (len(token) == 6 and token.startswith("<0x") and token[-1] == ">")
 
 
-def _renumbered(node: Any, new: dict[int, int]) -> Any:
+def _renumbered(node: object, new: dict[int, int]) -> object:
     """A post-processor with the new ids of its special tokens."""
     if isinstance(node, list):
         return [_renumbered(one, new) for one in node]

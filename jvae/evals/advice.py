@@ -4,7 +4,6 @@ Overfitting and unknown tokens have warnings of their own.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 LABEL = "Hint: "  # prefix of each line
 FEW = 5_000  # training texts below which most words are seen too rarely to be learned
@@ -14,8 +13,8 @@ LOST = 0.01  # share of skipped lines worth a hint
 
 
 def find(
-    values: Mapping[str, Any],
-    log: Sequence[Mapping[str, Any]],
+    values: Mapping[str, object],
+    log: Sequence[Mapping[str, object]],
     *,
     texts: int,
     dropped: int,
@@ -60,7 +59,7 @@ def find(
     return [LABEL + line for line in lines]
 
 
-def still_falling(log: Sequence[Mapping[str, Any]]) -> float | None:
+def still_falling(log: Sequence[Mapping[str, object]]) -> float | None:
     """Relative improvement of the last check over the best earlier one; None if it is small."""
     bounds = [v for line in log if isinstance(v := line.get("valid/neg_elbo"), int | float)]
     if len(bounds) < 2 or min(bounds[:-1]) <= 0:

@@ -1,7 +1,6 @@
 """Metrics by sentence length: an overall mean hides that long sentences degrade first."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -24,7 +23,7 @@ def by_length(
     train_words_e: Int[np.ndarray, "m"],
     likelihood: LikelihoodResult,
     exact_e: Bool[np.ndarray, "e"] | None,
-) -> dict[str, list[Any]]:
+) -> dict[str, list[float | None]]:
     """Exact match in %, Rec per decoder token (the end counted) and KL of each length bucket.
 
     Args:
@@ -39,7 +38,7 @@ def by_length(
     own_e, s = words_e[likelihood.id_e], likelihood.scores
     bucket_e = np.searchsorted(bounds, own_e)  # a bound belongs to the bucket below
     longest = max(int(own_e.max()), int(np.max(train_words_e)))
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, float | None]] = []
     for at, low in enumerate([0, *bounds + 1]):
         here = bucket_e == at
         count = int(here.sum())
@@ -64,7 +63,9 @@ def by_length(
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def cells(columns: Mapping[str, Sequence[Any]]) -> tuple[list[str], list[list[Any]]]:
+def cells(
+    columns: Mapping[str, Sequence[float | None]],
+) -> tuple[list[str], list[list[float | str | None]]]:
     """Heading and rows of a table: the range of words as text, then the values of `COLUMNS`."""
     ranges = zip(columns["words_from"], columns["words_to"], strict=True)
     values = zip(*(columns[name] for name in COLUMNS), strict=True)

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import jax
 import numpy as np
@@ -17,11 +17,12 @@ from jvae.evals.definitions import COMPATIBLE, DEFINITIONS, GREEDY, define, patt
 from jvae.evals.latent import LatentResult, RecGap, collapse_reasons
 from jvae.evals.likelihood import LOOSE_ESS, LikelihoodResult, TextCounts
 from jvae.evals.tokenization import UNKNOWN_LIMIT_PCT, Unknown
+from jvae.runs.console import Value
 
 DASH = "-"
 
 
-def clean(value: Any) -> Any:
+def clean(value: object) -> Any:
     """Converts a value to JSON types: numbers, lists, string keys; NaN and inf become None."""
     if value is None or isinstance(value, str | bool):
         return value
@@ -52,7 +53,15 @@ def ids_hash(id_e: np.ndarray) -> str:
     return hashlib.sha256(np.sort(np.asarray(id_e)).astype("<i8").tobytes()).hexdigest()
 
 
-def file_record(path: str | Path) -> dict[str, Any]:
+class FileRecord(TypedDict):
+    """A source of data on the card; its digest and size are known only for a file."""
+
+    name: str
+    sha256: NotRequired[str]
+    lines: NotRequired[int]
+
+
+def file_record(path: str | Path) -> FileRecord:
     """Name, SHA-256 and number of lines of a data file."""
     digest, lines, last = hashlib.sha256(), 0, b"\n"
     with open(path, "rb") as file:
@@ -67,7 +76,7 @@ def file_record(path: str | Path) -> dict[str, Any]:
     }
 
 
-def device_record() -> dict[str, Any]:
+def device_record() -> dict[str, str | int]:
     """Kind and number of devices, and the JAX version."""
     return {
         "kind": jax.devices()[0].device_kind,
@@ -84,9 +93,9 @@ class Card:
     """
 
     commit: str | None = None
-    config: Mapping[str, Any] | None = None
+    config: Mapping[str, object] | None = None
     weights: str | None = None  # where the parameters come from
-    data: Sequence[Mapping[str, Any]] | None = None  # `file_record` of each file
+    data: Sequence[FileRecord] | None = None
     tokenizers: Mapping[str, str] | None = None  # by side
     preset: str | None = None  # quick or headline
     k: int | None = None
@@ -98,14 +107,41 @@ class Card:
     unknown_tokens: Mapping[str, Unknown] | None = None  # by side, of the sentences used
     seen_in_train_pct: float | None = None
     seeds: Mapping[str, int] | None = None
-    dropped: Mapping[str, Any] | None = None  # sentences over the limit, and the limit
-    special_tokens: Mapping[str, Any] | None = None
-    decode: Mapping[str, Any] | None = None
+    dropped: Mapping[str, object] | None = None  # sentences over the limit, and the limit
+    special_tokens: Mapping[str, object] | None = None
+    decode: Mapping[str, object] | None = None
     controls: Mapping[str, str] | None = None  # what the control column shows, by group of metrics
     signatures: Mapping[str, str] | None = None  # sacreBLEU, MAUVE
     word_vectors: str | None = None  # vectors used for interpolation smoothness
-    device: Mapping[str, Any] = dataclasses.field(default_factory=device_record)
+    device: Mapping[str, object] = dataclasses.field(default_factory=device_record)
     dtype: str | None = None
+
+
+class RowRecord(TypedDict):
+    """A row of a report as JSON."""
+
+    value: Value
+    unit: str
+    se: float | None
+    control: Value
+    note: str
+    shown: NotRequired[str]
+
+
+class ReportRecord(TypedDict):
+    """A report as JSON; wall times and their ratios appear only under `time`.
+
+    definitions, compat: missing from reports of older versions.
+    """
+
+    title: str
+    card: dict[str, Any]
+    metrics: dict[str, RowRecord]
+    definitions: NotRequired[dict[str, str]]
+    compat: NotRequired[dict[str, dict[str, Any]]]
+    details: dict[str, Any]
+    notes: list[str]
+    time: dict[str, float | None]
 
 
 class Row(NamedTuple):
@@ -116,16 +152,16 @@ class Row(NamedTuple):
     """
 
     name: str
-    value: Any
+    value: Value
     unit: str
     se: float | None = None
-    control: Any = None
+    control: Value = None
     note: str = ""
     shown: str | None = None
     definition: str = ""
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """Formats a value for a table cell: a dash for None and non-finite values."""
     value = clean(value)
     if value is None:
@@ -152,11 +188,22 @@ class Report:
         self.time: dict[str, float | None] = {}
         self._withheld = False  # perplexities per word, because of too many unknown tokens
 
-    def add(self, name: str, value: Any, unit: str, **rest: Any) -> None:
+    def add(
+        self,
+        name: str,
+        value: Value,
+        unit: str,
+        *,
+        se: float | None = None,
+        control: Value = None,
+        note: str = "",
+        shown: str | None = None,
+        definition: str = "",
+    ) -> None:
         """Appends a `Row`. Raises: ValueError if the name is taken."""
         if any(row.name == name for row in self.rows):
             raise ValueError(f"Report: two rows are named {name!r}. Expected one row per metric.")
-        self.rows.append(Row(name, value, unit, **rest))
+        self.rows.append(Row(name, value, unit, se, control, note, shown, definition))
 
     def add_likelihood(
         self,
@@ -190,11 +237,11 @@ class Report:
         self.add("ess", s["ess"], f"of {result.k} draws")
         self._add_unknown(unknown)
         withheld, ppl_t = self._withheld, s["ppl_t"]
-        comparable = dict(note=f"withheld: {mark}" if withheld else mark)
-        self.add("ppl_w", None if withheld else s["ppl_w"], "per word", **comparable)
+        why = f"withheld: {mark}" if withheld else mark
+        self.add("ppl_w", None if withheld else s["ppl_w"], "per word", note=why)
         shown = f"{show(ppl_t)} (<unk>)" if withheld else None
         self.add("ppl_t", ppl_t, "per token", note=mark, shown=shown)
-        self.add("bpc", None if withheld else s["bpc"], "bits/character", **comparable)
+        self.add("bpc", None if withheld else s["bpc"], "bits/character", note=why)
         self.details["kl_of_likelihood_nats"] = s["kl_nats"]
         if s["loose"]:
             self.notes.append(
@@ -306,8 +353,8 @@ class Report:
 
     def add_group(
         self,
-        group: Mapping[str, Any],
-        control: Mapping[str, Any] | None = None,
+        group: Mapping[str, Value],
+        control: Mapping[str, Value] | None = None,
         prefix: str = "",
         notes: Mapping[str, str] | None = None,
     ) -> None:
@@ -331,12 +378,12 @@ class Report:
                 note=(notes or {}).get(name, ""),
             )
 
-    def value(self, name: str) -> Any:
+    def value(self, name: str) -> Value:
         """The value of a metric; None if it has no row."""
         return next((row.value for row in self.rows if row.name == name), None)
 
-    def as_dict(self) -> dict[str, Any]:
-        """The report as JSON types; wall times and their ratios appear only under `time`."""
+    def as_dict(self) -> ReportRecord:
+        """The report as JSON types."""
         metrics = {
             row.name: {
                 "value": row.value,
@@ -442,7 +489,7 @@ class Report:
         return lines + [f"warning: {block.warning}" for block in self.compat]
 
 
-def _compact(value: Any) -> str:
+def _compact(value: object) -> str:
     return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else show(value)
 
 

@@ -9,7 +9,7 @@ learning rate that decays to 0.
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -68,13 +68,17 @@ class Extract(Protocol):
 def extractor(model: TextVAE, which: str) -> Extract:
     """Features from the encoder's pooled state, or for "mean" the concatenated posterior means."""
 
-    def mean(params: Params, batch: Batch, key: Key[Array, ""], drop: Any = None) -> Array:
+    def mean(
+        params: Params, batch: Batch, key: Key[Array, ""], drop: Key[Array, ""] | None = None
+    ) -> Array:
         post = model.metric_post
         key_e = example_keys(key, batch.id_e)
         mean_egz = post.mean(params, post.encode(params, batch, drop, cond=None, key_e=key_e))
         return mean_egz.reshape(mean_egz.shape[0], -1)
 
-    def pooled(params: Params, batch: Batch, key: Key[Array, ""], drop: Any = None) -> Array:
+    def pooled(
+        params: Params, batch: Batch, key: Key[Array, ""], drop: Key[Array, ""] | None = None
+    ) -> Array:
         del key
         assert model.post.features is not None
         return model.post.features(params, batch, drop)
@@ -122,11 +126,13 @@ class Trainer:
         self._classes, self._settings = classes, settings
         adam = optax.chain(optax.clip_by_global_norm(CLIP), optax.scale_by_adam())
 
-        def output(both: Any, batch: Batch, key: Array, drop: Any = None) -> Array:
+        def output(
+            both: Params, batch: Batch, key: Array, drop: Key[Array, ""] | None = None
+        ) -> Array:
             h_ed = extract(both["params"], batch, key, drop).astype(jnp.float32)
             return h_ed @ both["head"]["kernel"] + both["head"]["bias"][None]
 
-        def loss(both: Any, batch: Batch, label_e: Array, key: Array) -> Array:
+        def loss(both: Params, batch: Batch, label_e: Array, key: Array) -> Array:
             out_ec = output(both, batch, key, jax.random.fold_in(key, 1))
             if classes:
                 loss_e = optax.softmax_cross_entropy_with_integer_labels(out_ec, label_e)
@@ -136,7 +142,14 @@ class Trainer:
             return jnp.sum(jnp.where(valid_e, loss_e, 0.0)) / jnp.maximum(jnp.sum(valid_e), 1)
 
         @partial(jax.jit, donate_argnums=(0, 1))
-        def step(both: Any, state: Any, batch: Batch, label_e: Array, key: Array, rate: Array):
+        def step(
+            both: Params,
+            state: optax.OptState,
+            batch: Batch,
+            label_e: Array,
+            key: Array,
+            rate: Array,
+        ) -> tuple[Params, optax.OptState]:
             grads = jax.grad(loss)(both, batch, label_e, key)
             updates, state = adam.update(grads, state)
             both = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), both, updates)

@@ -15,7 +15,7 @@ from jvae.errors import DataError
 def to_host(tree: Any) -> Any:
     """Converts a pytree of arrays to global NumPy arrays, the same on every process."""
 
-    def one(leaf: Any) -> np.ndarray:
+    def one(leaf: ArrayLike) -> np.ndarray:
         if isinstance(leaf, jax.Array) and not (
             leaf.is_fully_addressable or leaf.is_fully_replicated
         ):

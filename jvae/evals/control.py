@@ -9,8 +9,8 @@ latents of two labels.
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -278,9 +278,9 @@ def _grammatical(lines: Sequence[str]) -> float:
     return 100.0 * sum(grammar.parse(line) is not None for line in lines) / len(lines)
 
 
-def _table(name: str, rows: dict[str, Any]) -> str:
+def _table(name: str, rows: Mapping[str, Generation | Transfer]) -> str:
     """Rows of scores, without columns that are empty in every row."""
-    some: Generation | Transfer = next(iter(rows.values()))
+    some = next(iter(rows.values()))
     columns = [
         field
         for field in some._fields
@@ -291,7 +291,7 @@ def _table(name: str, rows: dict[str, Any]) -> str:
     return "\n".join(aligned([head, *body]))
 
 
-def _cell(row: Any, column: str) -> str:
+def _cell(row: Generation | Transfer, column: str) -> str:
     value = getattr(row, column)
     if column == "accuracy":
         return f"{value:.1f} ± {row.accuracy_se:.1f}"

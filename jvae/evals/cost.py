@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jvae.api import (
     Context,
     Generator,
     Params,
+    Post,
     Posterior,
     TextVAE,
     example_keys,
@@ -72,7 +73,7 @@ class Cost(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("gen", "post"))
-def _encode(gen: Generator, post: Posterior, params: Params, batch: Batch, key: Array) -> Any:
+def _encode(gen: Generator, post: Posterior, params: Params, batch: Batch, key: Array) -> Post:
     return infer(gen, post, params, batch, key).post
 
 
@@ -94,7 +95,7 @@ def cost_ratio(
     score = partial(score_batch(model, k, chunk, proposal=proposal), params, batch, key)
     encode = partial(_encode, model.gen, model.metric_post, params, batch, key)
     bare = bare_passes(model, params, batch, key, k, chunk=chunk)
-    times: dict[Callable[[], Any], list[float]] = {score: [], encode: [], bare: []}
+    times: dict[Callable[[], object], list[float]] = {score: [], encode: [], bare: []}
     for run in times:
         jax.block_until_ready(run())
     for _ in range(repeats):

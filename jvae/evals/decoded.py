@@ -32,7 +32,8 @@ def reconstructions(
     control = texts.reconstruction(shuffled, original, ceiling=ceiling)
     del control["exact_match_ceiling_pct"]  # not a property of the latent
     notes = {}
-    if (most := row["exact_match_ceiling_pct"]) < 100:
+    most = row["exact_match_ceiling_pct"]
+    if isinstance(most, float) and most < 100:
         notes["exact_match_pct"] = f"at most {most:.1f}, the tokenizer's ceiling"
     report.add_group(row, control, notes=notes)
     samples["reconstructions"] = [f"{a}\n{b}\n" for a, b in zip(original, decoded, strict=True)]

@@ -10,7 +10,7 @@ similarities: Liu et al. 2016.
 import gzip
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -87,7 +87,7 @@ def read_vectors(path: str | Path, wanted: set[str]) -> dict[str, Float[np.ndarr
     Raises: DataError if the file cannot be read or its lines differ in length.
     """
     path, vectors, width = Path(path).expanduser(), {}, 0
-    opened: Any = gzip.open if path.suffix == ".gz" else open
+    opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8") as file:
             for number, line in enumerate(file, 1):

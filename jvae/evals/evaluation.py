@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from jvae import config as configs
 from jvae.api import Batch, Params, TextVAE, has_latent
@@ -75,7 +75,7 @@ def text_vae_of(this: build.Run, params: Params, seed: int = 0) -> LoadedVAE:
     return loading.text_vae(this.config, this.model, params, this.encoder, this.decoder, seed)
 
 
-def settings(config: Any) -> EvalConfig:
+def settings(config: ConfigDict) -> EvalConfig:
     """The `evals` section of a config."""
     return configs.dataclass_from(EvalConfig, config.evals, "evals")
 

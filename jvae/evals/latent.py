@@ -114,7 +114,7 @@ def _take(tree: Any, place: np.ndarray) -> Any:
 
 @partial(jax.jit, static_argnames=("post",))
 def _log_q_sum(
-    post: Posterior, params: Params, q: Any, valid_e: Array, z_begz: Array
+    post: Posterior, params: Params, q: Post, valid_e: Array, z_begz: Array
 ) -> Float[Array, "b i"]:
     """log sum_j q(z_i | x_j) over one block of posteriors, for blocks of draws."""
     assert post.log_prob is not None
@@ -122,7 +122,7 @@ def _log_q_sum(
 
     def one(z_gz: Array) -> Array:
         # One posterior at a time: work that depends on z alone is then done once per draw.
-        def of(q_one: Any) -> Array:
+        def of(q_one: Post) -> Array:
             alone = jax.tree.map(lambda leaf: leaf[None], q_one)
             return log_q(params, alone, z_gz[None])[0]
 
@@ -277,7 +277,7 @@ def _rec_with(
     chunk: int,
     params: Params,
     batch: Batch,
-    q: Any,
+    q: Post,
     id_e: Array,
     key: Array,
 ) -> Float[Array, "e"]:

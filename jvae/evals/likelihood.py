@@ -45,7 +45,7 @@ class LikelihoodResult:
     id_e: np.ndarray
     scores: Scores  # holds NumPy arrays
 
-    def by_sentence(self) -> list[dict[str, Any]]:
+    def by_sentence(self) -> list[dict[str, float]]:
         """One record per sentence: its index in the split (from 0), scored tokens, and nats.
 
         Differences on the same sentences distinguish two models far better than two means do.

@@ -6,7 +6,7 @@ the same feature model, number of lines and settings.
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -66,8 +66,7 @@ def mauve(samples_nd: Float[np.ndarray, "n d"], references_md: Float[np.ndarray,
     buckets = max(2, min(n, m) // 10)
     values = []
     for seed in range(SEEDS):
-        once: Any = dict(n_init=1, random_state=seed)
-        bucket = KMeans(buckets, **once).fit_predict(reduced)
+        bucket = KMeans(buckets, n_init=1, random_state=seed).fit_predict(reduced)
         p, q = (np.bincount(part, minlength=buckets) for part in (bucket[:n], bucket[n:]))
         values.append(curve_area(p / n, q / m))
     return Mauve(float(np.mean(values)), float(np.std(values, ddof=1)), buckets)

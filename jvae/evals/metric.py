@@ -8,7 +8,7 @@ must have a `definition`, which reports print, unless `jvae.evals.definitions` h
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -56,7 +56,7 @@ def wanted(config: EvalConfig) -> list[str]:
         "external_perplexity": bool(config.external),
         "similarity": bool(config.similarity),
     }
-    names: dict[str, Any] = dict.fromkeys(name for name, on in switched.items() if on)
+    names: dict[str, None] = dict.fromkeys(name for name, on in switched.items() if on)
     for name in config.metrics:
         METRICS[name]
         names[name] = None

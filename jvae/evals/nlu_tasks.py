@@ -1,7 +1,7 @@
 """Natural language understanding tasks: sources of their labelled sentences, and their scores."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from jvae.data.formats import Example, Reader, scan
 from jvae.data.sources import TFDS, bad_line
 from jvae.data.text_rules import BadLine
 from jvae.errors import ConfigError, DataError
-from jvae.evals.card import file_record
+from jvae.evals.card import FileRecord, file_record
 
 
 class Task(NamedTuple):
@@ -50,7 +50,7 @@ class TaskData(NamedTuple):
     train: Labelled
     valid: Labelled
     names: tuple[str, ...]
-    files: list[dict[str, Any]]  # entries of the reporting card
+    files: list[FileRecord]  # entries of the reporting card
 
 
 def named(name: str) -> tuple[str, Task]:
@@ -114,7 +114,7 @@ def _examples(path: str, reader: Reader) -> list[Example]:
     return examples
 
 
-def _numbered(splits: dict[str, list[Example]], task: Task, files: list[Any]) -> TaskData:
+def _numbered(splits: dict[str, list[Example]], task: Task, files: list[FileRecord]) -> TaskData:
     names = () if task.regression else _classes(splits, files)
     number = _value if task.regression else {name: i for i, name in enumerate(names)}.__getitem__
     numbers = {split: [number(one.label) for one in rows] for split, rows in splits.items()}
@@ -130,7 +130,7 @@ def _numbered(splits: dict[str, list[Example]], task: Task, files: list[Any]) ->
     return TaskData(train, valid, names, files)
 
 
-def _classes(splits: dict[str, list[Example]], files: list[Any]) -> tuple[str, ...]:
+def _classes(splits: dict[str, list[Example]], files: list[FileRecord]) -> tuple[str, ...]:
     """The labels of the training split, in order. Raises: DataError."""
     names = sorted({one.label for one in splits["train"]})
     if len(names) < 2:

@@ -29,6 +29,7 @@ from jvae.fitted import NO_SPHERE, Fitted, attach, fit, has_density, join, no_de
 from jvae.inference.text_vae import LoadedVAE
 from jvae.parallel import mesh as meshes
 from jvae.runs import build, priors
+from jvae.runs.console import Value
 from jvae.runs.workdir import one_line, write_text
 
 OWN, CEILING = "own prior", "training posteriors"
@@ -141,9 +142,9 @@ class _Row(NamedTuple):
     """A metric under the run's own prior, the fitted one, and the training posteriors."""
 
     metric: str
-    own: float | None
-    fitted: float | None
-    ceiling: float | None
+    own: Value
+    fitted: Value
+    ceiling: Value
     unit: str
     note: str = ""
 

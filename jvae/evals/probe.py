@@ -8,7 +8,7 @@ label dominates, balanced accuracy and macro F1 show what accuracy hides.
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -99,7 +99,7 @@ def stratified_folds(
     return fold_e
 
 
-def rare(label_e: Int[np.ndarray, "e"], folds: int = FOLDS) -> dict[Any, int]:
+def rare(label_e: Int[np.ndarray, "e"], folds: int = FOLDS) -> dict[int, int]:
     """Labels that do not occur in every fold, with their numbers of sentences.
 
     Such labels still count in the scores, which they can only lower; leaving them out would raise

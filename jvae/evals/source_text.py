@@ -131,6 +131,6 @@ def _add(
     for name, score in scores.items():
         other = (control or {}).get(name)
         unit = _UNITS[name.split("_")[0]]
-        row = dict(se=score.se, control=other and other.mean, note=note)
-        report.add(f"{group}_{name}", score.mean, unit, **row)
+        mean = other and other.mean
+        report.add(f"{group}_{name}", score.mean, unit, se=score.se, control=mean, note=note)
         note = ""

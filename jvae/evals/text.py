@@ -4,19 +4,19 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import combinations, zip_longest
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from jvae.api import Batch, Generator, Params, Prompt, TextVAE, one_per_row
+from jvae.api import Batch, DecodeState, Generator, Params, Prompt, TextVAE, one_per_row
 from jvae.decode import sampling
 from jvae.evals.bleu import LONGEST, ORDER, References, ngrams, sacre_bleu
 from jvae.evals.bleu import signature as bleu_signature
 from jvae.evals.collect import collect, rows_of, to_host
 from jvae.evals.latent import PosteriorSet
+from jvae.runs.console import Value
 
 REFERENCE_CAP = 10_000  # test sentences a sample is scored against
 SELF_SAMPLES = 1_000  # samples scored against each other
@@ -71,7 +71,7 @@ def reconstruction(
     original: Sequence[str],
     train: Iterable[str] | None = None,
     ceiling: Sequence[str] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Value]:
     """Corpus BLEU and exact match in %: over all sentences, over those not in train, and over those
     that the tokenizer round-trips. The share of the last group is the ceiling of exact match.
 
@@ -84,7 +84,7 @@ def reconstruction(
     if not original:
         raise ValueError("reconstruction: no lines. Expected at least one sentence.")
     score, signature = corpus_bleu(decoded, original)
-    row: dict[str, Any] = {
+    row: dict[str, Value] = {
         "exact_match_pct": exact_match(decoded, original),
         "exact_match_unseen_pct": None,
         "exact_match_ceiling_pct": None,
@@ -106,7 +106,7 @@ def reconstruction(
     return row
 
 
-def _check_lengths(decoded: Sequence[str], original: Sequence[Any]) -> None:
+def _check_lengths(decoded: Sequence[str], original: Sequence[object]) -> None:
     if len(decoded) != len(original):
         raise ValueError(
             f"{len(decoded)} decoded lines for {len(original)} originals. Expected one for each."
@@ -158,7 +158,9 @@ def _hits(
     cond = one_per_row(gen.condition(params, batch), batch.slots)
     logits_ev, state = gen.start(params, z_egz, prompt, token_et.shape[1], cond)
 
-    def step(carry: tuple[Array, Any], column: tuple[Array, Array]) -> tuple[Any, Array]:
+    def step(
+        carry: tuple[Array, DecodeState], column: tuple[Array, Array]
+    ) -> tuple[tuple[Array, DecodeState], Array]:
         logits_ev, state = carry
         token_e, scored_e = column
         hit_e = (sampling.best_token(logits_ev) == token_e) & scored_e
@@ -188,7 +190,7 @@ def token_accuracy(
     # The model has positions up to its longest sentence, not up to the next power of two.
     most = max((_longest(batch) for batch in batches), default=None)
 
-    def parts() -> Iterable[tuple[np.ndarray, dict[str, Any]]]:
+    def parts() -> Iterable[tuple[np.ndarray, dict[str, Array | np.ndarray]]]:
         for batch in batches:
             id_e = to_host(batch.id_e)
             filled = np.where(id_e < 0, posts.id_e[0], id_e)
@@ -279,7 +281,7 @@ def generation(
     test: Sequence[str],
     train: Iterable[str] | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> dict[str, Value]:
     """Diversity of lines decoded from the prior, and their fit to the test set. All lines must come
     from one decoding setting.
 
@@ -296,7 +298,7 @@ def generation(
     times = Counter(samples)
     bleu_4, bleu_5 = bleus_against(samples, test, (ORDER, LONGEST))
     self_4, self_5 = self_bleus(samples, (ORDER, LONGEST), seed=seed)
-    row: dict[str, Any] = {
+    row: dict[str, Value] = {
         "samples": len(samples),
         "distinct_lines": len(times),
         "duplicates_pct": _percent(sum(n for n in times.values() if n > 1) / len(samples)),

@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -111,7 +110,7 @@ class Runner:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._heard)
 
-    def _heard(self, number: int, _: Any) -> None:
+    def _heard(self, number: int, _: object) -> None:
         self.stopped = True
         if number == signal.SIGTERM and self._child is not None and self._child.poll() is None:
             self._child.send_signal(number)

@@ -4,7 +4,7 @@ import gzip
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -105,7 +105,9 @@ def prepare(name: str, source: Path, budget: Budget, folder: Path) -> Prepared:
         tokenizers.train_word_level(train) if closed else tokenizers.train_bpe(train, budget.vocab)
     )
     tokenizer.save(folder / "tokenizer")
-    known: dict[str, Any] = dict(
+    prepared = Prepared(
+        name=name,
+        folder=folder,
         kind="word" if closed else "bpe",
         entries=tokenizer.vocab_size,
         sentences=len(train),
@@ -114,8 +116,10 @@ def prepare(name: str, source: Path, budget: Budget, folder: Path) -> Prepared:
         files={split: sha256(folder / f"{split}.txt") for split in run_data.SPLITS}
         | {"tokenizer": tokenizer.fingerprint},
     )
-    write_text(stored, json.dumps(known | {"how": how}, indent=2, sort_keys=True) + "\n")
-    return Prepared(name=name, folder=folder, **known)
+    known = prepared._asdict() | {"how": how}
+    del known["name"], known["folder"]
+    write_text(stored, json.dumps(known, indent=2, sort_keys=True) + "\n")
+    return prepared
 
 
 def _per_row(

@@ -1,9 +1,9 @@
 """Rows and budgets of the comparison: which models, how large, for how long."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-Overrides = dict[str, Any]  # config values by dotted key
+Overrides = dict[str, object]  # config values by dotted key
 
 
 class Budget(NamedTuple):

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shlex
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -162,7 +162,7 @@ def _spelled_out(evals: Overrides) -> Overrides:
     return {name: preset[name] for name in SIZES} | rest
 
 
-def _flag(key: str, value: Any) -> str:
+def _flag(key: str, value: object) -> str:
     shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
     return f"--config.{key}={shown}"
 

@@ -31,17 +31,17 @@ DOCUMENTS = ("RESULTS.md", "BENCHMARKS.md")
 END = "<!-- end of table -->"
 NOT_MEASURED = speed.NOT_MEASURED
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 
 
-def read_rows(path: Path = ROWS) -> list[dict[str, Any]]:
+def read_rows(path: Path = ROWS) -> list[Row]:
     """All rows, in the order of the file."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
-def row_of(folder: Path, name: str = "test") -> dict[str, Any]:
+def row_of(folder: Path, name: str = "test") -> Row:
     """The row of a finished run: metrics of its test split, speed, command, commit, hardware.
 
     Args:
@@ -77,7 +77,7 @@ def row_of(folder: Path, name: str = "test") -> dict[str, Any]:
     }
 
 
-def add_task(key: str, folder: Path, path: Path = TASKS) -> dict[str, Any]:
+def add_task(key: str, folder: Path, path: Path = TASKS) -> Row:
     """Stores the row of an experiment's run, replacing an older one.
 
     Raises: ConfigError for an unknown experiment or a run without its report.
@@ -119,7 +119,7 @@ def _spec(name: str) -> str:
     return f"configs/{system}.py" + (f":{preset}" if preset != "tiny" else "")
 
 
-def add(folder: Path, path: Path = ROWS) -> dict[str, Any]:
+def add(folder: Path, path: Path = ROWS) -> Row:
     """Stores the row of a run, replacing an older one of the same name."""
     row = row_of(folder)
     rows = [old for old in read_rows(path) if old["name"] != row["name"]] + [row]

@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
+from jvae.api import Batch
 from jvae.cli.aot import matmul_flops
 from jvae.data.dataset import block_rows, eval_batches
 from jvae.errors import ConfigError
@@ -18,6 +20,7 @@ from jvae.evals.collect import mean_se
 from jvae.experiments import results
 from jvae.experiments.entries import ENTRIES, SWEEPS
 from jvae.experiments.plan import Job, computing
+from jvae.experiments.results import Row
 from jvae.parallel import mesh as meshes
 from jvae.runs import build, phases, workdir
 from jvae.runs.metrics import read_lines
@@ -26,13 +29,12 @@ from jvae.training import program
 from jvae.tree import named_leaves
 
 ROWS = Path(__file__).with_name("comparison.jsonl")
-Row = dict[str, Any]
 Key = tuple[str, str, str, int, str]
 ERRORS = 2.0  # tolerance of bounds, in standard errors
 KEYS = ("budget", "data", "entry", "seed", "point")
 
 
-def key(row: Mapping[str, Any]) -> Key:
+def key(row: Row) -> Key:
     """The key of a row; a newer row replaces an older one with the same key."""
     budget, data, entry, seed, point = (row[name] for name in KEYS)
     return budget, data, entry, seed, point
@@ -43,7 +45,7 @@ def store(row: Row, path: Path) -> None:
     rows = {key(old): old for old in results.read_rows(path)} | {key(row): row}
     place = {name: i for i, name in enumerate(ENTRIES)}
 
-    def order(one: Row) -> tuple[Any, ...]:
+    def order(one: Row) -> tuple[str, str, int, str, int]:
         at = place.get(one["entry"], len(place))
         return one["budget"], one["data"], at, one["point"], one["seed"]
 
@@ -101,7 +103,7 @@ def _sentences_of_mi(metrics: Mapping[str, Any]) -> int | None:
     return int(note.split(",")[0].removeprefix("N = ")) if note.startswith("N = ") else None
 
 
-def cost(folder: Path, steps: int) -> dict[str, Any]:
+def cost(folder: Path, steps: int) -> dict[str, float]:
     """Parameters of a run, and the matrix products of its training programs, including padding, the
     encoder, chains and frozen parts.
     """
@@ -128,11 +130,11 @@ def cost(folder: Path, steps: int) -> dict[str, Any]:
     return {"flops": total, "params": own, "params_all": sum(leaves.values())}
 
 
-def _of(batch: Any, row: Sequence[tuple[str, int]]) -> Any:
+def _of(batch: Batch, row: Sequence[tuple[str, int]]) -> Batch:
     """An abstract batch whose sides have other lengths."""
     length = dict(row)
 
-    def cut(array: Any, side: str) -> jax.ShapeDtypeStruct:
+    def cut(array: Array, side: str) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((array.shape[0], length[side]), array.dtype)
 
     def side(name: str, tokens: Any) -> Any:
@@ -147,7 +149,7 @@ def _of(batch: Any, row: Sequence[tuple[str, int]]) -> Any:
     )
 
 
-def faults(row: Mapping[str, Any], floor: Mapping[str, Any] | None) -> list[str]:
+def faults(row: Row, floor: Row | None) -> list[str]:
     """Values that are impossible or suspicious, beyond `ERRORS` standard errors.
 
     Args:
@@ -183,7 +185,7 @@ def faults(row: Mapping[str, Any], floor: Mapping[str, Any] | None) -> list[str]
     return messages
 
 
-def over_floor(row: Mapping[str, Any], floor: Mapping[str, Any]) -> tuple[float, float]:
+def over_floor(row: Row, floor: Row) -> tuple[float, float]:
     """NLL minus that of the language model and its standard error, paired by sentence.
 
     Raises: ConfigError if they were measured on different sentences.
@@ -194,7 +196,7 @@ def over_floor(row: Mapping[str, Any], floor: Mapping[str, Any]) -> tuple[float,
     return difference, error or 0.0
 
 
-def floor_of(row: Mapping[str, Any], rows: Sequence[Row]) -> Row | None:
+def floor_of(row: Row, rows: Sequence[Row]) -> Row | None:
     """The language model's row that a row is checked against."""
     name = ENTRIES[row["entry"]].floor
     wanted = (row["budget"], row["data"], name, row["seed"], "")

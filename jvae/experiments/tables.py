@@ -8,7 +8,7 @@ from typing import Any
 from jvae.errors import ConfigError
 from jvae.experiments.entries import ENTRIES, SWEEPS
 from jvae.experiments.results import END, NOT_MEASURED
-from jvae.experiments.rows import Row, faults_of, floor_of, key, over_floor
+from jvae.experiments.rows import Key, Row, faults_of, floor_of, key, over_floor
 from jvae.runs.workdir import write_text
 
 BEGIN = "<!-- fair: "
@@ -181,7 +181,7 @@ def brief(rows: Rows) -> str:
     return "\n".join(lines)
 
 
-def _warnings(rows: Rows, wrong: Mapping[Any, list[str]]) -> list[str]:
+def _warnings(rows: Rows, wrong: Mapping[Key, list[str]]) -> list[str]:
     lines = [
         f"- **Check** {_name(row)}: {'; '.join(wrong[key(row)])}."
         for row in rows
@@ -208,7 +208,7 @@ def _warnings(rows: Rows, wrong: Mapping[Any, list[str]]) -> list[str]:
     return [*lines, ""]
 
 
-def _name(row: Mapping[str, Any]) -> str:
+def _name(row: Row) -> str:
     seed = f", seed {row['seed']}" if row["seed"] else ""
     return ENTRIES[row["entry"]].title + (f" ({row['point']})" if row["point"] else "") + seed
 

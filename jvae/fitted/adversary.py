@@ -4,7 +4,7 @@ Each term of the loss updates only its own network; the other one is held fixed 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +40,8 @@ class Net(NamedTuple):
 
 
 def duel(
-    score: Callable[[Any, Array], Float[Array, "e"]],
-    judge: Any,
+    score: Callable[[Params, Array], Float[Array, "e"]],
+    judge: Params,
     real_ed: Float[Array, "e d"],
     fake_ed: Float[Array, "e d"],
     penalty: float,

@@ -19,7 +19,6 @@ Source: released code of Tu et al. 2022, arXiv 2205.05862 (`controlgen/`), after
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,10 +71,10 @@ def build(options: CtrlGenOptions, shape: tuple[int, int], labels: int) -> Densi
         v_bd = u_bd @ p["remover"]
         fake_bd = nets.apply(p["generator"], jax.random.normal(key, u_bd.shape))
 
-        def doubt(judge: Any, x_bd: Array, wanted_bc: Array) -> Float[Array, ""]:
+        def doubt(judge: Params, x_bd: Array, wanted_bc: Array) -> Float[Array, ""]:
             return jnp.mean(optax.softmax_cross_entropy(classifier.apply(judge, x_bd), wanted_bc))
 
-        def score(judge: Any, x_bd: Array) -> Float[Array, "b"]:
+        def score(judge: Params, x_bd: Array) -> Float[Array, "b"]:
             return discriminator.apply(judge, x_bd)[:, 0]
 
         kept = jnp.mean((v_bd + p["label"][label_b] - u_bd) ** 2)

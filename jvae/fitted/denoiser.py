@@ -7,7 +7,7 @@ arXiv 2310.00426, section 2.3 (adaLN-single).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,8 @@ class Denoiser(NamedTuple):
     level_e and label_e have one entry per latent, or a single entry for all.
     """
 
-    init: Callable[[Key[Array, ""]], Any]
-    apply: Callable[[Any, Array, Array, Array], Float[Array, "e g z"]]
+    init: Callable[[Key[Array, ""]], Params]
+    apply: Callable[[Params, Array, Array, Array], Float[Array, "e g z"]]
 
 
 def build(shape: tuple[int, int], labels: int, width: int, layers: int, heads: int) -> Denoiser:
@@ -90,7 +90,7 @@ def build(shape: tuple[int, int], labels: int, width: int, layers: int, heads: i
         embedding_ed = embedding(p, level_e, label_e)
         every_e1d = nets.apply(p["modulation"], embedding_ed)[:, None]
 
-        def block(h_egd: Array, q: Any) -> tuple[Array, None]:
+        def block(h_egd: Array, q: Params) -> tuple[Array, None]:
             own_e1d = every_e1d + q["modulation"][None, None]
             steps = (attention, forward)[-parts:]
             for step, changes in zip(steps, jnp.split(own_e1d, parts, axis=2), strict=True):

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ WARM_UP = 0.05  # share of the updates used for learning-rate warm-up
 CLIP = 1.0  # maximum gradient norm
 QUIET_S = 5.0
 
-Loss = Callable[[Any, Array, Array, Array], Array]  # (params, u_bgz, label_b, key) -> nats
+Loss = Callable[[Params, Array, Array, Array], Array]  # (params, u_bgz, label_b, key) -> nats
 
 
 class Recipe(NamedTuple):
@@ -33,8 +33,8 @@ class Recipe(NamedTuple):
 
 class _State(NamedTuple):
     params: Params
-    average: Any
-    optimizer: Any
+    average: Params
+    optimizer: optax.OptState
 
 
 def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
@@ -80,7 +80,7 @@ def descend(
     label_n: Int[Array, "n"],
     key: Key[Array, ""],
     recipe: Recipe,
-) -> Any:
+) -> Params:
     """Minimises a loss and returns the moving average of the parameters.
 
     Args:

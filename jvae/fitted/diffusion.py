@@ -8,11 +8,12 @@ arXiv 2207.12598).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from jvae.api import Params
@@ -31,6 +32,8 @@ LOG_MEAN, LOG_SPREAD = -0.5, 1.5
 UNLABELLED = 0.1  # share of training latents with a hidden label
 SAMPLERS = ("deterministic", "stochastic")
 TRACES = ("none", "exact", "hutchinson")
+
+T = TypeVar("T")  # a tree of arrays
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,9 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
         inputs_t = (level_t[:-1], share_t, ratio_t, added_t)
         inputs_t = jax.tree.map(lambda a: jnp.asarray(a, x_egz.dtype), inputs_t)
 
-        def step(carry: tuple[Array, Array], at: Any) -> tuple[tuple[Array, Array], None]:
+        def step(
+            carry: tuple[Array, Array], at: tuple[Array, tuple[Array, Array, Array, Array]]
+        ) -> tuple[tuple[Array, Array], None]:
             (x_egz, before_egz), (number, (level, share, ratio, added)) = carry, at
             now_egz = denoise(x_egz, level)
             ahead_egz = now_egz + ratio * (now_egz - before_egz)
@@ -162,14 +167,14 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
 
         return of
 
-    def along(rate: Callable[..., Any], start: Any, ends: tuple[float, float]) -> Any:
+    def along(rate: Callable[[T, Array], T], start: T, ends: tuple[float, float]) -> T:
         """Integrates rate(tree, phi) between two angles with the classical Runge-Kutta method."""
         gap = (ends[1] - ends[0]) / options.density_steps
 
-        def moved(tree: Any, slope: Any, by: float) -> Any:
+        def moved(tree: T, slope: T, by: float) -> T:
             return jax.tree.map(lambda a, s: a + by * s, tree, slope)
 
-        def step(tree: Any, number: Array) -> tuple[Any, None]:
+        def step(tree: T, number: Array) -> tuple[T, None]:
             phi = ends[0] + gap * number
             first = rate(tree, phi)
             second = rate(moved(tree, first, gap / 2), phi + gap / 2)
@@ -224,7 +229,7 @@ _TOP = float(np.sqrt(HIGH**2 + 1.0))  # standard deviation at level HIGH of late
 _ANGLES = (float(np.arctan(LOW)), float(np.arctan(HIGH)))
 
 
-def _tangents(options: DiffusionOptions, shape: tuple[int, int], dtype: Any) -> Array:
+def _tangents(options: DiffusionOptions, shape: tuple[int, int], dtype: DTypeLike) -> Array:
     """Vectors v whose sum of v v^T has expectation I, so that sum of v^T J v estimates tr(J).
 
     With `hutchinson` they are the same for every latent and level, so that densities are

@@ -1,7 +1,6 @@
 """A flow of coupling layers with an exact density, initialised to a full-covariance Gaussian."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,10 +39,10 @@ def build(options: FlowOptions, shape: tuple[int, int], labels: int) -> Density:
     def one_hot(label_e: Array) -> Float[Array, "e c"]:
         return jax.nn.one_hot(label_e, labels)[:, :known]
 
-    def nats(layers: Any, x_ed: Array, label_e: Array) -> Float[Array, "e"]:
+    def nats(layers: Params, x_ed: Array, label_e: Array) -> Float[Array, "e"]:
         return coupling.log_prob(layers, x_ed, one_hot(label_e))
 
-    def loss(layers: Any, x_bgz: Array, label_b: Array, key: Key[Array, ""]) -> Array:
+    def loss(layers: Params, x_bgz: Array, label_b: Array, key: Key[Array, ""]) -> Array:
         del key
         return -jnp.mean(nats(layers, x_bgz[:, 0], label_b))
 

@@ -8,7 +8,6 @@ state, are our choice.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +58,7 @@ def build(options: GanOptions, shape: tuple[int, int], labels: int) -> Density:
             p["generator"], beside(jax.random.normal(key, real_bd.shape), label_b)
         )
 
-        def score(judge: Any, x_bd: Array) -> Float[Array, "b"]:
+        def score(judge: Params, x_bd: Array) -> Float[Array, "b"]:
             return discriminator.apply(judge, beside(x_bd, label_b))[:, 0]
 
         return duel(score, p["discriminator"], real_bd, fake_bd, options.penalty)

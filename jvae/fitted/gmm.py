@@ -5,7 +5,7 @@ Source: Dempster, Laird & Rubin 1977; initial centres as in Arthur & Vassilvitsk
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +121,9 @@ def _start(options: GmmOptions, u_nd: Array, weight_n: Array, key: Key[Array, ""
     return _Mixture(jnp.full((k,), -jnp.log(float(k))), centre_kd, factor)
 
 
-def _climb(options: GmmOptions, u_nd: Array, weight_n: Array, key: Key[Array, ""]) -> Any:
+def _climb(
+    options: GmmOptions, u_nd: Array, weight_n: Array, key: Key[Array, ""]
+) -> tuple[Array, _Mixture]:
     """Runs EM from one initialisation; returns (log-likelihood per latent, mixture)."""
     count, total = len(u_nd), jnp.sum(weight_n)
     size = min(CHUNK, count)

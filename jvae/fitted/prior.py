@@ -67,7 +67,7 @@ class Fitted:
             )
         return self.labels.index(label)
 
-    def using(self, **options: Any) -> "Fitted":
+    def using(self, **options: float | str) -> "Fitted":
         """The same prior with different options of use, such as `steps`.
 
         Raises: ConfigError for an option that is fixed by the fit or does not exist.
@@ -147,7 +147,9 @@ def mapped(
 
 
 @functools.partial(jax.jit, static_argnames=("function",))
-def _mapped(function: Any, params: Params, u_egz: Array, label: Array) -> Array:
+def _mapped(
+    function: Callable[[Params, Array, Array], Array], params: Params, u_egz: Array, label: Array
+) -> Array:
     return function(params, u_egz, label)
 
 

@@ -38,7 +38,7 @@ def listed(texts: Any, what: str = "sentence") -> list[str]:
     return cleaned
 
 
-def latents(z_egz: Any, expected: tuple[int | str, ...]) -> Float[np.ndarray, "n g z"]:
+def latents(z_egz: object, expected: tuple[int | str, ...]) -> Float[np.ndarray, "n g z"]:
     """Returns latents as a float32 array.
 
     Args:
@@ -67,12 +67,12 @@ def latents(z_egz: Any, expected: tuple[int | str, ...]) -> Float[np.ndarray, "n
     return latent_egz
 
 
-def seed(value: Any) -> None:
+def seed(value: object) -> None:
     """Raises: InputError unless `value` is a valid seed: a whole number from 0 to 2**32 - 1."""
     errors.whole("seed", value, 0, 2**32 - 1)
 
 
-def settings(names: Mapping[str, Any]) -> None:
+def settings(names: Iterable[str]) -> None:
     """Raises: ConfigError for an unknown decoding setting, suggesting the closest match."""
     known = [one.name for one in dataclasses.fields(DecodeConfig)]
     for name in names:

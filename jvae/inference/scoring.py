@@ -1,7 +1,7 @@
 """Compiled passes of the text tools: latents, conditions, densities. One text per row."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -136,8 +136,7 @@ def written(
     The probabilities that `decode` also returns are dropped here, inside the compiled function, so
     that the compiler can remove them: they cost a pass over the vocabulary.
     """
-    ends: Any = dict(end_id=end_id, pad_id=pad_id, cond=cond)
-    out = decode(gen, params, z_egz, prompt, key_e, config, **ends)
+    out = decode(gen, params, z_egz, prompt, key_e, config, end_id=end_id, pad_id=pad_id, cond=cond)
     return out.token_et, out.ended_e
 
 

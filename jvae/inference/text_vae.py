@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol, overload
+from typing import Literal, NamedTuple, Protocol, Unpack, overload
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from jvae import errors
 from jvae.api import SPHERE, Batch, Cond, Params, Prompt, TextVAE
@@ -25,6 +25,7 @@ from jvae.fitted import Fitted, attach, join, transfer
 from jvae.inference import batching, checks, scoring
 from jvae.inference.neighbors import Neighbor, nearest
 from jvae.inference.scoring import PosteriorStats, TokenLogProbs
+from jvae.inference.settings import DecodeSettings
 from jvae.latent import geometry
 from jvae.latent.gaussian import DiagonalGaussian
 from jvae.latent.iw_bound import score_batch
@@ -285,7 +286,7 @@ class LoadedVAE:
         self,
         texts: Sequence[str],
         sources: Sequence[str] | None,
-        values_of: Callable[[Batch], Any],
+        values_of: Callable[[Batch], Array],
         *,
         shape: tuple[int, ...] | None = None,
         truncate: bool = False,
@@ -336,7 +337,9 @@ class LoadedVAE:
             shape=(samples, *model.latent_shape),
         )
 
-    def with_prior(self, prior: str | Fitted, label: str | None = None, **use: Any) -> "LoadedVAE":
+    def with_prior(
+        self, prior: str | Fitted, label: str | None = None, **use: float | str
+    ) -> "LoadedVAE":
         """Returns the model p'(z) p(x | z), in which a fitted prior p' replaces the model's own.
 
         Args:
@@ -415,11 +418,9 @@ class LoadedVAE:
         z_egz: Float[np.ndarray, "n g z"],
         seed: int | None = None,
         sources: Sequence[str] | None = None,
-        **settings: Any,
+        **settings: Unpack[DecodeSettings],
     ) -> list[str]:
         """Decodes latents to sentences; greedy unless `settings` names another method.
-
-        `settings` are fields of `DecodeConfig`.
 
         Regardless of `max_length`, sentences are limited to the model's positions. A source in
         front of the text takes up some of these.
@@ -427,7 +428,8 @@ class LoadedVAE:
         checks.same_process(self.pid)
         checks.settings(settings)
         z_egz = checks.latents(z_egz, ("n", *self.model.latent_shape))
-        settings = {"method": "greedy", "max_length": self.max_length} | settings
+        defaults: DecodeSettings = {"method": "greedy", "max_length": self.max_length}
+        settings = defaults | settings
         config = DecodeConfig(**settings)
         if len(z_egz) == 0:
             return []
@@ -481,7 +483,7 @@ class LoadedVAE:
         sources: Sequence[str] | None = None,
         *,
         truncate: bool = False,
-        **settings: Any,
+        **settings: Unpack[DecodeSettings],
     ) -> list[str]:
         """Encodes each sentence to its posterior mean and decodes it; see `encode`, `decode`."""
         z_egz = self.encode(texts, sources, truncate=truncate)
@@ -495,7 +497,7 @@ class LoadedVAE:
         *,
         prior: str | Fitted | None = None,
         label: str | None = None,
-        **settings: Any,
+        **settings: Unpack[DecodeSettings],
     ) -> list[str]:
         """Generates n sentences from the prior, or n adjacent ones per source if there are sources.
 
@@ -504,7 +506,8 @@ class LoadedVAE:
         """
         z_egz = self.sample_prior(n, seed, sources, prior=prior, label=label)
         every = sources and [source for source in sources for _ in range(n)]
-        return self.decode(z_egz, seed, every, **({"method": "sample"} | settings))
+        sampled: DecodeSettings = {"method": "sample"}
+        return self.decode(z_egz, seed, every, **(sampled | settings))
 
     # ----------------------------------------------------------------------------------------------
     # Editing.
@@ -517,7 +520,7 @@ class LoadedVAE:
         source: str | None = None,
         *,
         how: str = "linear",
-        **settings: Any,
+        **settings: Unpack[DecodeSettings],
     ) -> list[str]:
         """Decodes `steps` evenly spaced points between the posterior means of a and b.
 
@@ -542,7 +545,9 @@ class LoadedVAE:
         u_tgz = geometry.between(u_egz[:1], u_egz[1:], steps, how)[0]
         return self._decode_all(maps.from_noise(u_tgz), source, settings)
 
-    def analogy(self, a: str, b: str, c: str, source: str | None = None, **settings: Any) -> str:
+    def analogy(
+        self, a: str, b: str, c: str, source: str | None = None, **settings: Unpack[DecodeSettings]
+    ) -> str:
         """Completes the analogy a : b = c : ?, by decoding z(c) + z(b) - z(a)."""
         z_egz = self._ends([a, b, c], source)
         moved_gz = z_egz[2] + geometry.direction(z_egz[:1], z_egz[1:2])
@@ -557,7 +562,7 @@ class LoadedVAE:
         labels: Sequence[str] | None = None,
         strength: float = 1.0,
         truncate: bool = False,
-        **settings: Any,
+        **settings: Unpack[DecodeSettings],
     ) -> list[str]:
         """Rewrites each sentence to have another label while keeping its other content.
 
@@ -587,7 +592,7 @@ class LoadedVAE:
         dims: Sequence[int] | None = None,
         offsets: Sequence[float] = geometry.OFFSETS,
         source: str | None = None,
-        **settings: Any,
+        **settings: Unpack[DecodeSettings],
     ) -> list[list[str]]:
         """Decodes a sentence's latent while moving one dimension at a time, for each dimension.
 
@@ -705,7 +710,7 @@ class LoadedVAE:
     # ----------------------------------------------------------------------------------------------
 
     def _decode_all(
-        self, z_egz: Float[np.ndarray, "n g z"], source: str | None, settings: dict[str, Any]
+        self, z_egz: Float[np.ndarray, "n g z"], source: str | None, settings: DecodeSettings
     ) -> list[str]:
         sources = source and [source] * len(z_egz)
         return self.decode(self.placed(z_egz), sources=sources, **settings)
@@ -764,7 +769,7 @@ class LoadedVAE:
             prompt = _prompt(side, widest, self.encoder.pad_id)
         return _Inputs(cond, prompt)
 
-    def _key(self, seed: int | None) -> Any:
+    def _key(self, seed: int | None) -> Key[Array, ""]:
         if seed is not None:
             checks.seed(seed)
         return jax.random.key(self.seed if seed is None else seed)

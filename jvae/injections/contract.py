@@ -20,6 +20,7 @@ from jvae.api import Params
 from jvae.nn.attention import owners
 from jvae.nn.points import CrossKv, LatentKv, Points
 
+Once = Any  # opaque pytree: values of an injection that do not depend on z
 Lay = Callable[[Array], Array]  # broadcasts (E, ...) to (B, T, ...), from examples to tokens
 
 
@@ -79,7 +80,7 @@ class GiveReach(Protocol):
         own: Params,
         z_egz: Float[Array, "e g z"],
         rows: int,
-        once: Any = None,
+        once: Once = None,
         /,
         *,
         decoding: bool = False,
@@ -102,10 +103,10 @@ class Injection(NamedTuple):
     """
 
     needs: frozenset[str]
-    init: Callable[[Key[Array, ""]], Any]
+    init: Callable[[Key[Array, ""]], Params]
     reach: GiveReach
-    points: Callable[[Any, Reach, Lay], Points] = nothing
-    once: Callable[[Params, Key[Array, ""] | None], Any] | None = None
+    points: Callable[[Params, Reach, Lay], Points] = nothing
+    once: Callable[[Params, Key[Array, ""] | None], Once] | None = None
     table: Callable[[Params], Float[Array, "v c"]] | None = None
     owners: Callable[[int], Int[np.ndarray, "m"]] = owners
     cross_owners: Callable[[int], Int[np.ndarray, "s"]] = owners
@@ -137,17 +138,19 @@ def together(injections: Sequence[Injection]) -> Injection:
     crossing = [one for one in injections if "cross" in one.needs]
 
     def init(key: Key[Array, ""]) -> Params:
-        params: dict[str, Any] = {}
+        params: dict[str, Params] = {}
         for i, one in enumerate(injections):
             params |= one.init(jax.random.fold_in(key, i))
         return params
 
-    def once(own: Params, drop: Any) -> Any:
+    def once(own: Params, drop: Key[Array, ""] | None) -> Once:
         return [None if one.once is None else one.once(own, drop) for one in injections]
 
-    def reach(own: Params, z_egz: Array, rows: int, once: Any = None, **how: Any) -> Reach:
+    def reach(
+        own: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
+    ) -> Reach:
         parts = [
-            one.reach(own, z_egz, rows, None if once is None else once[i], **how)
+            one.reach(own, z_egz, rows, None if once is None else once[i], decoding=decoding)
             for i, one in enumerate(injections)
         ]
 

@@ -1,13 +1,11 @@
 """Injects z as states for the decoder's cross-attention."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
 from jvae.api import Params
-from jvae.injections.contract import Injection, Reach, by_vector
+from jvae.injections.contract import Injection, Once, Reach, by_vector
 from jvae.nn.attention import owners
 from jvae.nn.backbone import Stack
 from jvae.nn.layers import Initializer, Projection
@@ -24,7 +22,7 @@ def cross(stack: Stack, shape: tuple[int, int], start: Initializer, count: int) 
         return {NAME: project.init(key, jnp.zeros((1, shape[0] * shape[1])))["params"]}
 
     def reach(
-        own: Params, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
+        own: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
     ) -> Reach:
         del once, decoding
         kernel = own[NAME]["kernel"].astype(c.dtype)

@@ -1,12 +1,10 @@
 """Adds a projection of z to every input embedding. Source: Li et al. 2020 (Optimus)."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from jvae.api import Params
-from jvae.injections.contract import Injection, Reach
+from jvae.injections.contract import Injection, Once, Reach
 from jvae.nn.backbone import Stack
 from jvae.nn.layers import Initializer, Projection, apply
 
@@ -25,7 +23,7 @@ def embedding(stack: Stack, shape: tuple[int, int], start: Initializer) -> Injec
         return {NAME: project.init(key, jnp.zeros((1, shape[0] * shape[1])))["params"]}
 
     def reach(
-        own: Params, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
+        own: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
     ) -> Reach:
         del rows, once, decoding
         flat_ez = z_egz.reshape(len(z_egz), -1).astype(c.dtype)

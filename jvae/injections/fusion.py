@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from jvae.api import Params
-from jvae.injections.contract import Injection, Lay, Reach
+from jvae.injections.contract import Injection, Lay, Once, Reach
 from jvae.nn.backbone import Stack
 from jvae.nn.layers import NORMAL, accum_dtype, split_key
 from jvae.nn.points import Points
@@ -160,7 +160,7 @@ def fusion(stack: Stack, first: int, groups: int, latent: int, rank: int, order:
     how = Fusion(stack.config, first, groups, order)
 
     def reach(
-        own: Params, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
+        own: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
     ) -> Reach:
         del rows, once, decoding
         return Reach(layer_le=latent_factor(how, own[NAME], z_egz))

@@ -5,14 +5,12 @@ Source: Randeng-DELLA (Fengshenbang-LM), which uses it instead of the tensor pro
 not read it; everything after that does.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jvae.api import Params
-from jvae.injections.contract import Injection, Lay, Reach
+from jvae.injections.contract import Injection, Lay, Once, Reach
 from jvae.nn.backbone import Stack
 from jvae.nn.layers import Projection
 from jvae.nn.points import Points
@@ -32,7 +30,7 @@ def layer_offset(stack: Stack, first: int, groups: int, latent: int) -> Injectio
         return {NAME: init_stack(lambda k: project.init(k, z)["params"], key, groups)}
 
     def reach(
-        own: Params, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
+        own: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
     ) -> Reach:
         del rows, once, decoding
         kernel_gzd, bias_gd = (own[NAME][part].astype(c.dtype) for part in ("kernel", "bias"))

@@ -4,14 +4,12 @@ Source: Li et al. 2020 (Optimus), where the slot has position 0 and the text beg
 Lee 2021 (T5-VAE), where its relative position is just before the text.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
 from jvae.api import Params
-from jvae.injections.contract import Injection, Reach, by_vector
+from jvae.injections.contract import Injection, Once, Reach, by_vector
 from jvae.nn.attention import owners
 from jvae.nn.backbone import Stack
 from jvae.nn.layers import Initializer, Projection
@@ -45,7 +43,7 @@ def memory(
         return {NAME: init_stack(lambda k: project.init(k, z)["params"], key, c.layers)}
 
     def reach(
-        own: Params, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
+        own: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
     ) -> Reach:
         del once
         kernel = own[NAME]["kernel"].astype(c.dtype)

@@ -5,14 +5,12 @@ projection. Like this module, that is a map from z to the scores with the rank o
 its table is a free parameter.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from jvae.api import Params
-from jvae.injections.contract import Injection, Reach
+from jvae.injections.contract import Injection, Once, Reach
 from jvae.nn.backbone import Stack
 from jvae.nn.layers import Initializer
 
@@ -28,7 +26,7 @@ def softmax(stack: Stack, shape: tuple[int, int], start: Initializer) -> Injecti
         return {NAME: {"table": nn.LogicallyPartitioned(table_vz, ("vocab", "latent"))}}
 
     def reach(
-        own: Params, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
+        own: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
     ) -> Reach:
         del own, rows, once, decoding
         return Reach(feature_ec=z_egz.reshape(len(z_egz), -1).astype(c.dtype))

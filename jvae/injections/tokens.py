@@ -4,13 +4,11 @@ They take up the positions before the text. In a packed row, all of them come be
 each in the segment of its own example.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from jvae.api import Params
-from jvae.injections.contract import Injection, Reach, by_vector
+from jvae.injections.contract import Injection, Once, Reach, by_vector
 from jvae.nn.backbone import Stack
 from jvae.nn.layers import Initializer, Projection
 
@@ -26,7 +24,7 @@ def tokens(stack: Stack, shape: tuple[int, int], start: Initializer, count: int)
         return {NAME: project.init(key, jnp.zeros((1, shape[0] * shape[1])))["params"]}
 
     def reach(
-        own: Params, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
+        own: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
     ) -> Reach:
         del rows, once, decoding
         kernel, bias_cd = (own[NAME][name].astype(c.dtype) for name in ("kernel", "bias"))

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from jvae.api import Params
-from jvae.injections.contract import Injection, Lay, Reach, by_vector, side_by_side
+from jvae.injections.contract import Injection, Lay, Once, Reach, by_vector, side_by_side
 from jvae.nn.adapters import Adapter, AdapterInputs, adapter_tap
 from jvae.nn.attention import for_everyone, owners
 from jvae.nn.backbone import Stack
@@ -91,7 +91,7 @@ def init(config: Any, ways: Ways, latent: int, key: Key[Array, ""]) -> Params:
     z, e = jnp.zeros((1, latent)), jnp.zeros((1, config.width))
     params = {}
 
-    def stack(layer: Projection, key: Any, x: Array) -> Any:
+    def stack(layer: Projection, key: Key[Array, ""], x: Array) -> Params:
         return init_stack(lambda k: layer.init(k, x)["params"], key, config.layers)
 
     if ways.projected:
@@ -183,11 +183,11 @@ def all_ways(
     needs |= {"features"} if ways.output else set()
     needs |= {"taps"} if adapter is not None else set()
 
-    def once(own: Params, drop: Key[Array, ""] | None) -> Any:
+    def once(own: Params, drop: Key[Array, ""] | None) -> Once:
         return None if prefix is None else apply(prefix, own["prefix"], drop)
 
     def give(
-        own: Params, z_egz: Array, rows: int, once: Any = None, *, decoding: bool = False
+        own: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
     ) -> Reach:
         del decoding
         psa, memory, rest = _reach(c, ways, own, z_egz, rows)

@@ -10,12 +10,11 @@ released code are options, off by default: `placement_form="released"` and
 only the encoder's own parameters, including its stack if it has a separate one.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
 
 from jvae.api import Batch, Params, TextVAE
 from jvae.backbones import small
@@ -76,7 +75,7 @@ def _init(config: AdaVaeConfig, key: Key[Array, ""]) -> Params:
     else:
         width = enc.width * (2 if config.pool == "mean_max_linear" else 1)
         pool = {"pool": pooler_of(config).init(pool_key, jnp.zeros((1, width)))["params"]}
-    params: dict[str, Any] = {
+    params: dict[str, Params] = {
         "encoder": {}
         if config.encoder is None
         else encoder_of(config).init(encoder_key, head=False),
@@ -112,17 +111,17 @@ def build(config: AdaVaeConfig) -> TextVAE:
     return TextVAE(init, axes, latent.prior.prior, gen, latent.posterior, shape)
 
 
-def _tiny(vocab: Vocab, **stack: Any) -> AdaVaeConfig:
-    sizes: dict[str, Any] = dict(encoder_layers=1, latent=5, adapter=3, prefix_middle=3)
-    return AdaVaeConfig(small.decoder(vocab["dec"], **stack), **sizes)
+def _tiny(vocab: Vocab, **stack: object) -> AdaVaeConfig:
+    decoder = small.decoder(vocab["dec"], **stack)
+    return AdaVaeConfig(decoder, encoder_layers=1, latent=5, adapter=3, prefix_middle=3)
 
 
-def _parts(model: Any) -> tuple[PretrainedPart, ...]:
+def _parts(model: ConfigDict) -> tuple[PretrainedPart, ...]:
     encoder = stack_part(model.encoder, "encoder") if model.get("encoder") else ()
     return encoder + stack_part(model.decoder, "decoder")
 
 
-def _adjust(model: Any) -> list[str]:
+def _adjust(model: ConfigDict) -> list[str]:
     """Limits `encoder_layers` to the layers of the stack."""
     stack = model.get("encoder") or model.decoder
     if model.encoder_layers <= stack.get("layers", 0):

@@ -90,7 +90,7 @@ class AdaVaeConfig:
     posterior: Choice = GAUSSIAN
 
     def __post_init__(self) -> None:
-        check_vectors(self)
+        check_vectors(self.vectors, self.pool)
         layers = self.encoding.layers
         if not 1 <= self.encoder_layers <= layers:
             raise ValueError(

@@ -1,13 +1,14 @@
 """Prior and posterior of model families with an encoder, and latents with several vectors."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Batch, Params, Posterior, Side
+from jvae.api import Batch, Params, Post, Posterior, Side
+from jvae.latent.choice import Choice
 from jvae.latent.densities import Density, Head, amortized, build_density
 from jvae.latent.priors import InputPosterior, PriorParts, build_prior, check_support
 from jvae.nn.backbone import Stack
@@ -43,12 +44,31 @@ class Latent(NamedTuple):
     posterior: Posterior
 
 
-def density_of(config: Any, head: Head) -> Density:
-    """Builds the density of a config with fields posterior, vectors, latent and log_var_shift.
+class LatentConfig(Protocol):
+    """The fields of a model's config that describe its latent."""
+
+    @property
+    def latent(self) -> int: ...
+
+    @property
+    def vectors(self) -> int: ...
+
+    @property
+    def log_var_shift(self) -> float: ...
+
+    @property
+    def prior(self) -> Choice: ...
+
+    @property
+    def posterior(self) -> Choice: ...
+
+
+def density_of(config: LatentConfig, head: Head) -> Density:
+    """Builds the density of a config.
 
     Raises: ConfigError.
     """
-    options: dict[str, Any] = dict(log_var_shift=config.log_var_shift)
+    options: dict[str, float] = dict(log_var_shift=config.log_var_shift)
     choice = config.posterior.with_defaults("bn", **options)
     if getattr(config, "log_var", "learned") == "unit":
         options["unit_variance"] = True
@@ -56,8 +76,8 @@ def density_of(config: Any, head: Head) -> Density:
     return build_density(choice, head, (config.vectors, config.latent))
 
 
-def latent_of(config: Any, head: Head, encoder: Stack, features: Features) -> Latent:
-    """Builds prior, density and posterior of a config, which also has the field prior.
+def latent_of(config: LatentConfig, head: Head, encoder: Stack, features: Features) -> Latent:
+    """Builds prior, density and posterior of a config.
 
     Args:
       features: computes the inputs of the density.
@@ -80,7 +100,7 @@ def _inputs(density: Density, encoder: Stack, features: Features) -> InputPoster
         position_kt = jnp.broadcast_to(jnp.arange(shape[1])[None], shape)
         return encoder.embed(own, token_kt, position_kt).astype(jnp.float32)
 
-    def encode(params: Params, x_ktd: Float[Array, "k t d"]) -> Any:
+    def encode(params: Params, x_ktd: Float[Array, "k t d"]) -> Post:
         count, length, _ = x_ktd.shape
         one_kt = jnp.ones((count, length), jnp.int32)
         position_kt = jnp.broadcast_to(jnp.arange(length)[None], (count, length))
@@ -93,11 +113,11 @@ def _inputs(density: Density, encoder: Stack, features: Features) -> InputPoster
     )
 
 
-def check_vectors(config: Any) -> None:
+def check_vectors(vectors: int, pool: str) -> None:
     """Raises: ValueError for several vectors with a pooling that gives only one."""
-    if config.vectors > 1 and config.pool != QUERIES:
+    if vectors > 1 and pool != QUERIES:
         raise ValueError(
-            f"vectors is {config.vectors}, but pool {config.pool} gives one vector of a text; set "
+            f"vectors is {vectors}, but pool {pool} gives one vector of a text; set "
             f"pool to {QUERIES}"
         )
 
@@ -106,7 +126,7 @@ def _resampler(encoder: Stack, vectors: int) -> Resampler:
     return Resampler(vectors, getattr(encoder.config, "heads", 1))
 
 
-def init_queries(encoder: Stack, vectors: int, key: Key[Array, ""]) -> dict[str, Any]:
+def init_queries(encoder: Stack, vectors: int, key: Key[Array, ""]) -> Params:
     """Boxed parameters of the pooling `queries`, stored under `params["posterior"]`."""
     one_bt, x_btd = jnp.ones((1, 1), jnp.int32), jnp.zeros((1, 1, encoder.features))
     side = Side(one_bt, one_bt, one_bt)

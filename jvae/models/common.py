@@ -17,11 +17,11 @@ from jvae.nn import cache as caches
 from jvae.nn.layers import Projection, apply
 
 
-def _is_box(x: Any) -> bool:
+def _is_box(x: object) -> bool:
     return isinstance(x, nn.LogicallyPartitioned)
 
 
-def unboxed(init: Callable[[Key[Array, ""]], Any]) -> tuple[Callable[[Array], Any], Any]:
+def unboxed(init: Callable[[Key[Array, ""]], Params]) -> tuple[Callable[[Array], Params], Any]:
     """Splits an init of boxed parameters into an init of plain arrays and a tree of axis names."""
     boxed = jax.eval_shape(init, jax.random.key(0))
     axes = jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=_is_box)
@@ -43,7 +43,7 @@ def projection_head(
     return head
 
 
-def with_prior(params: Params, parts: PriorParts, key: Key[Array, ""]) -> Any:
+def with_prior(params: Params, parts: PriorParts, key: Key[Array, ""]) -> Params:
     """Adds the prior's parameters, if it has any, to those of a model."""
     if parts.init is None:
         return params
@@ -52,9 +52,9 @@ def with_prior(params: Params, parts: PriorParts, key: Key[Array, ""]) -> Any:
     return params | {"prior": jax.tree.map(_boxed, own, is_leaf=_is_box)}
 
 
-def _boxed(leaf: Any) -> Any:
+def _boxed(leaf: Array | nn.LogicallyPartitioned) -> nn.LogicallyPartitioned:
     """Boxes a leaf; axes without a name get None, which means that they are not sharded."""
-    if _is_box(leaf):
+    if isinstance(leaf, nn.LogicallyPartitioned):
         return leaf
     return nn.LogicallyPartitioned(leaf, (None,) * jnp.ndim(leaf))
 

@@ -28,7 +28,7 @@ from jvae.backbones import small
 from jvae.errors import ConfigError
 from jvae.fields import Needs, setting
 from jvae.injections import fusion
-from jvae.injections.contract import Injection, Reach
+from jvae.injections.contract import Injection, Once, Reach
 from jvae.injections.layer_offset import layer_offset
 from jvae.latent import layerwise
 from jvae.latent.layerwise import Chain, ChainPost
@@ -176,8 +176,11 @@ def decoder_of(config: DellaConfig) -> tuple[Stack, Injection]:
 def _shared(injection: Injection, layers: int) -> Injection:
     """An injection per layer that gives all layers the same latent."""
 
-    def reach(own: Params, z_egz: Array, *args: Any, **how: Any) -> Reach:
-        return injection.reach(own, jnp.repeat(z_egz, layers, axis=1), *args, **how)
+    def reach(
+        own: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
+    ) -> Reach:
+        z_elz = jnp.repeat(z_egz, layers, axis=1)
+        return injection.reach(own, z_elz, rows, once, decoding=decoding)
 
     return injection._replace(reach=reach)
 
@@ -218,13 +221,13 @@ def _init(config: DellaConfig, key: Key[Array, ""]) -> Params:
     keys = iter(split_key(key, 11))
     state, latent = jnp.zeros((1, config.encoding.width)), jnp.zeros((1, z))
 
-    def stacked(layer: Any, x: Array) -> Any:
+    def stacked(layer: Projection, x: Array) -> Params:
         return init_stack(lambda k: layer.init(k, x)["params"], next(keys), config.groups)
 
-    def text() -> Any:
+    def text() -> Params:
         return stacked(Projection((2, z), ("embed",), (None, "latent"), use_bias=False), state)
 
-    def chain(features: tuple[int, ...]) -> Any:
+    def chain(features: tuple[int, ...]) -> Params:
         out = (*[None] * (len(features) - 1), "latent")
         return stacked(Projection(features, (None,), out), latent)
 
@@ -262,7 +265,7 @@ def _init(config: DellaConfig, key: Key[Array, ""]) -> Params:
     return params
 
 
-def _encoder_own(config: DellaConfig, params: Params) -> Any:
+def _encoder_own(config: DellaConfig, params: Params) -> Params:
     """The parameters of the stack that encodes."""
     if config.encoder is None:
         return params["decoder"]
@@ -408,18 +411,18 @@ def build(config: DellaConfig) -> TextVAE:
     return TextVAE(init, axes, layerwise.prior(links), gen, posterior, shape, "layer")
 
 
-def _tiny(vocab: Vocab, **stack: Any) -> DellaConfig:
+def _tiny(vocab: Vocab, **stack: object) -> DellaConfig:
     return DellaConfig(small.decoder(vocab["dec"], **stack), latent=5, rank=2)
 
 
-def _parts(model: Any) -> tuple[PretrainedPart, ...]:
+def _parts(model: ConfigDict) -> tuple[PretrainedPart, ...]:
     if model.get("share_embedding"):
         return both_part(model.decoder, model.get("source") == "cross")
     encoder = stack_part(model.encoder, "encoder") if model.get("encoder") else ()
     return encoder + stack_part(model.decoder, "decoder")
 
 
-def _adjust(model: Any) -> list[str]:
+def _adjust(model: ConfigDict) -> list[str]:
     """Sets `model.encoder` to the decoder's stack if they share an embedding and thus a file.
 
     Each latent reads its own layer of the encoder.

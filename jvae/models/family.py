@@ -3,23 +3,25 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+from ml_collections import ConfigDict
+
 from jvae.api import TextVAE
 from jvae.pretrained.names import NameTable
 from jvae.pretrained.parts import PretrainedPart
 from jvae.registry import Registry
 
 
-def _nothing_joined(config: Any) -> tuple[str, ...]:
+def _nothing_joined(config: object) -> tuple[str, ...]:
     del config
     return ()
 
 
-def _no_parts(section: Any) -> tuple[PretrainedPart, ...]:
+def _no_parts(section: ConfigDict) -> tuple[PretrainedPart, ...]:
     del section
     return ()
 
 
-def _as_it_is(section: Any) -> list[str]:
+def _as_it_is(section: ConfigDict) -> list[str]:
     del section
     return []
 
@@ -35,7 +37,7 @@ class Copy(NamedTuple):
     first: int
 
 
-def _no_copies(config: Any) -> tuple[Copy, ...]:
+def _no_copies(config: object) -> tuple[Copy, ...]:
     del config
     return ()
 
@@ -46,7 +48,7 @@ Vocab = Mapping[str, int]
 class TinyConfig(Protocol):
     """Makes a config for the given vocabulary sizes per side; `changes` override stack sizes."""
 
-    def __call__(self, vocab: Vocab, /, **changes: Any) -> Any: ...
+    def __call__(self, vocab: Vocab, /, **changes: object) -> Any: ...
 
 
 class Family(NamedTuple):
@@ -73,10 +75,10 @@ class Family(NamedTuple):
     limits: Callable[[Any], dict[str, int]]
     tiny: TinyConfig
     joined: Callable[[Any], tuple[str, ...]] = _nothing_joined
-    parts: Callable[[Any], tuple[PretrainedPart, ...]] = _no_parts
+    parts: Callable[[ConfigDict], tuple[PretrainedPart, ...]] = _no_parts
     original: Callable[[Any], NameTable] | None = None
     preset: str = ""
-    adjust: Callable[[Any], list[str]] = _as_it_is
+    adjust: Callable[[ConfigDict], list[str]] = _as_it_is
     copies: Callable[[Any], tuple[Copy, ...]] = _no_copies
 
 

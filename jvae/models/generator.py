@@ -8,13 +8,13 @@ examples come first, each in its example's segment. For recurrent stacks see
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jvae.api import Batch, Cond, DecodeState, Generator, Params, Prompt, RowStates, Side
-from jvae.injections.contract import EXAMPLE_AXES, Injection, Lay, Reach
+from jvae.injections.contract import EXAMPLE_AXES, Injection, Lay, Once, Reach
 from jvae.models.common import KV_AXES, expander, grower, last_of_prompt, reorderer
 from jvae.nn.attention import segments, spread
 from jvae.nn.backbone import Stack
@@ -35,7 +35,7 @@ class Context(NamedTuple):
 
     batch: Batch
     x_btd: Array
-    once: Any  # the injection's z-independent values
+    once: Once
     drop: Key[Array, ""] | None
     hidden_btd: Array | None = None  # states of a language model, which has no z
     source: Source | None = None
@@ -47,7 +47,7 @@ class _Cache(NamedTuple):
     source: Source | None = None
 
 
-def _decoder(params: Params) -> Any:
+def _decoder(params: Params) -> Params:
     return params["decoder"]
 
 
@@ -60,8 +60,8 @@ def room(stack: Stack, injection: Injection | None) -> int:
 def generator(
     stack: Stack,
     injection: Injection | None,
-    own_of: Callable[[Any], Any] = _decoder,
-    states_of: Callable[[Any], RowStates] | None = None,
+    own_of: Callable[[Params], Params] = _decoder,
+    states_of: Callable[[Cond], RowStates] | None = None,
 ) -> Generator:
     """Builds the generator of a decoder stack; without an injection it is a language model.
 
@@ -138,7 +138,7 @@ def generator(
             own, hidden_btd = scored(own, hidden_btd, reach, laid_out(side))
         return stack.token_log_prob(own, hidden_btd, side, ctx.batch.scored_bt)
 
-    def scored(own: Params, hidden: Array, reach: Reach, lay: Lay) -> tuple[Any, Array]:
+    def scored(own: Params, hidden: Array, reach: Reach, lay: Lay) -> tuple[Params, Array]:
         """Parameters and states for scoring, with the injection's features if it has any."""
         if injection is None or injection.table is None or reach.feature_ec is None:
             return own, hidden

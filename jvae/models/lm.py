@@ -5,7 +5,6 @@ Its NLL is exact for every K. `lstm_lm` is the older name of this family for LST
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from jvae.api import TextVAE
 from jvae.backbones import small
@@ -43,8 +42,8 @@ def build(config: LmConfig) -> TextVAE:
     return TextVAE(init, axes, null.PRIOR, gen, null.POSTERIOR, null.LATENT_SHAPE)
 
 
-def _register(name: str, stack: Callable[..., Any], preset: str) -> None:
-    def tiny(vocab: Vocab, **changes: Any) -> LmConfig:
+def _register(name: str, stack: Callable[..., StackConfig], preset: str) -> None:
+    def tiny(vocab: Vocab, **changes: object) -> LmConfig:
         return LmConfig(stack(vocab["dec"], **changes))
 
     FAMILIES.register(name)(

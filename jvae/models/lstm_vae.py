@@ -10,7 +10,6 @@ stack that reads text. Deviation: one layer only, as in all published tables.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -54,7 +53,7 @@ class LstmVaeConfig:
     posterior: Choice = GAUSSIAN
 
     def __post_init__(self) -> None:
-        check_vectors(self)
+        check_vectors(self.vectors, self.pool)
 
 
 def _stacks(config: LstmVaeConfig) -> tuple[Stack, Stack]:
@@ -131,7 +130,7 @@ def build(config: LstmVaeConfig) -> TextVAE:
     return TextVAE(init, axes, latent.prior.prior, gen, latent.posterior, shape)
 
 
-def _tiny(vocab: Vocab, **stack: Any) -> LstmVaeConfig:
+def _tiny(vocab: Vocab, **stack: object) -> LstmVaeConfig:
     sides = (small.recurrent(vocab[side], **stack) for side in ("enc", "dec"))
     return LstmVaeConfig(*sides, latent=5)
 

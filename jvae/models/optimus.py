@@ -12,14 +12,15 @@ With `context_layers` it models responses to a source text, the context: SpaceFu
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
 
-from jvae.api import Batch, Params, Side, TextVAE
+from jvae.api import Batch, Cond, Params, Side, TextVAE
 from jvae.backbones import small
 from jvae.fields import Needs, setting
 from jvae.injections.contract import Injection, together
@@ -92,7 +93,7 @@ class OptimusConfig:
 
     def __post_init__(self) -> None:
         check_reached(self)
-        check_vectors(self)
+        check_vectors(self.vectors, self.pool)
         if self.context_layers:
             _check_context(self)
 
@@ -110,7 +111,32 @@ def _check_context(config: OptimusConfig) -> None:
         )
 
 
-def check_reached(config: Any) -> None:
+class InjectionConfig(Protocol):
+    """The fields of a model's config that describe its decoder and how z reaches it."""
+
+    @property
+    def decoder(self) -> StackConfig: ...
+
+    @property
+    def latent(self) -> int: ...
+
+    @property
+    def vectors(self) -> int: ...
+
+    @property
+    def use_memory(self) -> bool: ...
+
+    @property
+    def use_embedding(self) -> bool: ...
+
+    @property
+    def use_softmax(self) -> bool: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+
+def check_reached(config: InjectionConfig) -> None:
     """Raises: ValueError if all injections of z into the decoder are off."""
     if not (config.use_memory or config.use_embedding or config.use_softmax or config.tokens):
         raise ValueError(
@@ -119,7 +145,7 @@ def check_reached(config: Any) -> None:
         )
 
 
-def ways(stack: Stack, config: Any) -> dict[str, Injection]:
+def ways(stack: Stack, config: InjectionConfig) -> dict[str, Injection]:
     """The enabled injections, by the name of their parameters."""
     start, shape = _normal(stack.config), (config.vectors, config.latent)
     injections = {}
@@ -134,12 +160,9 @@ def ways(stack: Stack, config: Any) -> dict[str, Injection]:
     return injections
 
 
-def decoder_of(config: Any) -> tuple[Stack, Injection]:
+def decoder_of(config: InjectionConfig) -> tuple[Stack, Injection]:
     """The decoder stack and the injection of z into it.
 
-    Args:
-      config: has the fields decoder, latent, vectors, use_memory, use_embedding, use_softmax and
-        tokens.
     Raises: ConfigError for a stack that does not support the injection.
     """
     stack = stack_of(config.decoder, "model.decoder", "decode")
@@ -147,7 +170,12 @@ def decoder_of(config: Any) -> tuple[Stack, Injection]:
     return stack_of(config.decoder, "model.decoder", *injection.needs), injection
 
 
-def init_decoder(config: Any, decoder_key: Any, memory_key: Any, offset_key: Any) -> Params:
+def init_decoder(
+    config: InjectionConfig,
+    decoder_key: Key[Array, ""],
+    memory_key: Key[Array, ""],
+    offset_key: Key[Array, ""],
+) -> Params:
     """Boxed parameters of the stack of `decoder_of` and of its injections."""
     stack, _ = decoder_of(config)
     keys = {"memory": memory_key, "offset": offset_key}
@@ -225,7 +253,7 @@ def build(config: OptimusConfig) -> TextVAE:
         own: Params,
         side: Side,
         slots: int,
-        drop: Any,
+        drop: Key[Array, ""] | None,
         soft_btd: Array | None = None,
     ) -> Float[Array, "e g d"]:
         x_btd, _ = states(encoder, own, side, drop, soft_btd=soft_btd)
@@ -241,7 +269,7 @@ def build(config: OptimusConfig) -> TextVAE:
         own, drop = params["encoder"], fold_key(drop, 0)
         return read(params, own, batch.enc, batch.slots, drop, soft_btd)
 
-    def condition(params: Params, batch: Batch, drop: Key[Array, ""] | None = None) -> Any:
+    def condition(params: Params, batch: Batch, drop: Key[Array, ""] | None = None) -> Cond:
         if batch.cond is None:
             raise ValueError("a conditional model needs the `cond` side of the batch, the source")
         layers = space_fusion.branch(
@@ -268,12 +296,12 @@ def build(config: OptimusConfig) -> TextVAE:
     )
 
 
-def _tiny(vocab: Vocab, **stack: Any) -> OptimusConfig:
+def _tiny(vocab: Vocab, **stack: object) -> OptimusConfig:
     sides = small.encoder(vocab["enc"], **stack), small.decoder(vocab["dec"], **stack)
     return OptimusConfig(*sides, latent=5)
 
 
-def _parts(model: Any) -> tuple[PretrainedPart, ...]:
+def _parts(model: ConfigDict) -> tuple[PretrainedPart, ...]:
     pooler = "posterior/pooler" if model.pool == "cls" else None
     return stack_part(model.encoder, "encoder", pooler) + stack_part(model.decoder, "decoder")
 

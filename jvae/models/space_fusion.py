@@ -15,7 +15,7 @@ nothing apart; here it is always another one. There, the speaker assigned to a t
 batch; here, only on the context.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ def prior() -> Prior:
     return Prior(sample, log_prob, OfCondition())
 
 
-def branch(encoder_l: Any, context_l: Any) -> Any:
+def branch(encoder_l: Params, context_l: Params) -> Params:
     """Stacked layers for the context: the encoder's, with the last ones replaced."""
 
     def joined(shared: Array, own: Array) -> Array:
@@ -66,7 +66,7 @@ def branch(encoder_l: Any, context_l: Any) -> Any:
     return jax.tree.map(joined, encoder_l, context_l)
 
 
-def last(encoder_l: Any, layers: int) -> Any:
+def last(encoder_l: Params, layers: int) -> Params:
     """The last `layers` of some stacked layers."""
     return jax.tree.map(lambda leaf: leaf[leaf.shape[0] - layers :], encoder_l)
 

@@ -161,11 +161,11 @@ def _sampler(gen: Generator, prior: Prior, config: SriConfig | SriTransformerCon
 _TINY_CHAIN = ChainConfig(2, "constant", step_size=0.2, temperature=1.0, chains=4, chunk=4)
 
 
-def _tiny(vocab: Vocab, **stack: Any) -> SriConfig:
+def _tiny(vocab: Vocab, **stack: object) -> SriConfig:
     return SriConfig(small.recurrent(vocab["dec"], **stack), latent=5, chain=_TINY_CHAIN)
 
 
-def _tiny_transformer(vocab: Vocab, **stack: Any) -> SriTransformerConfig:
+def _tiny_transformer(vocab: Vocab, **stack: object) -> SriTransformerConfig:
     decoder = small.decoder(vocab["dec"], **stack)
     return SriTransformerConfig(decoder, latent=5, chain=_TINY_CHAIN)
 

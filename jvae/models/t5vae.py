@@ -17,7 +17,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
 
 from jvae.api import Batch, Params, Side, TextVAE
 from jvae.backbones import small
@@ -86,7 +88,7 @@ class T5VaeConfig:
     posterior: Choice = GAUSSIAN
 
     def __post_init__(self) -> None:
-        check_vectors(self)
+        check_vectors(self.vectors, self.pool)
         if self.pool_padding and self.pool in ("first", QUERIES):
             raise ValueError(f"pool_padding is on; the pool {self.pool} never reads padding")
         if self.vectors > 1 and self.use_memory and self.memory_layout == "released":
@@ -159,7 +161,7 @@ def _uniform(width: int) -> Initializer:
     """Uniform within +-width^-1/2, the initialisation of the released layers."""
     edge = width**-0.5
 
-    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -edge, edge)
 
     return init
@@ -255,12 +257,12 @@ def build(config: T5VaeConfig) -> TextVAE:
     return TextVAE(init, axes, latent.prior.prior, gen, latent.posterior, shape)
 
 
-def _tiny(vocab: Vocab, **stack: Any) -> T5VaeConfig:
+def _tiny(vocab: Vocab, **stack: object) -> T5VaeConfig:
     """A tiny config; z is injected into both self- and cross-attention of the decoder."""
     return T5VaeConfig(small.pair(vocab["dec"], **stack), latent=5, cross_slots=3)
 
 
-def _parts(model: Any) -> tuple[PretrainedPart, ...]:
+def _parts(model: ConfigDict) -> tuple[PretrainedPart, ...]:
     # Both stacks share sizes, tokenizer and embedding, so they are one part.
     return pair_part(model.decoder, model.cross_slots > 0)
 

@@ -13,6 +13,7 @@ from jvae.report.changes import changes
 from jvae.report.gather import OFFSETS, Content
 from jvae.report.look import Picture
 from jvae.report.palette import COLORS, FAINT, INK, NEW
+from jvae.runs.metrics import Line
 
 KL, BETA = "KL, nats per sentence", "β"
 # Panels of the training curves: title, names in the metrics file.
@@ -51,7 +52,7 @@ def draw(data: Content) -> dict[str, Picture]:
     return {name: one for name, one in pictures.items() if one is not None}
 
 
-def training(log: Sequence[dict[str, Any]], phases: Sequence[tuple[str, int]]) -> Picture | None:
+def training(log: Sequence[Line], phases: Sequence[tuple[str, int]]) -> Picture | None:
     """Curves over steps; dashed lines mark the starts of phases. None without metrics."""
     panels = [
         (title, curves)
@@ -106,7 +107,7 @@ def training(log: Sequence[dict[str, Any]], phases: Sequence[tuple[str, int]]) -
     return look.picture(fig, f"Training curves: {', '.join(title for title, _ in panels)}")
 
 
-def _curve(log: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]] | None:
+def _curve(log: Sequence[Line], name: str) -> tuple[list[int], list[float]] | None:
     points = [(line["step"], line[name]) for line in log if line.get(name) is not None]
     return ([x for x, _ in points], [y for _, y in points]) if points else None
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from jvae.api import has_latent
 from jvae.data import grammar
 from jvae.errors import CheckpointError, DataError, JvaeError
 from jvae.evals import disentangle
+from jvae.evals.card import ReportRecord
 from jvae.evals.latent import collect_posteriors
 from jvae.inference.text_vae import LoadedVAE
 from jvae.latent import geometry
@@ -71,11 +72,11 @@ class Content(NamedTuple):
     """All content of a report."""
 
     name: str
-    config: dict[str, Any]  # flattened
-    log: list[dict[str, Any]]  # lines of metrics.jsonl
+    config: dict[str, object]  # flattened
+    log: list[metrics.Line]
     phases: list[tuple[str, int]]  # name and first step, for runs with several
-    evaluation: dict[str, Any] | None  # eval/test.json
-    probes: dict[str, Any] | None  # eval/probe.json
+    evaluation: ReportRecord | None  # eval/test.json
+    probes: ReportRecord | None  # eval/probe.json
     samples: dict[str, list[str]]  # files of samples/
     latents: Latents | None
     notes: list[str]
@@ -138,7 +139,7 @@ def _warmth(vae: LoadedVAE) -> dict[str, list[str]]:
     }
 
 
-def read_report(path: Path, notes: list[str]) -> dict[str, Any] | None:
+def read_report(path: Path, notes: list[str]) -> ReportRecord | None:
     """Reads a report written by `evals.card`; a damaged one is left out, with a note."""
     if not path.is_file():
         return None

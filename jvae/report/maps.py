@@ -1,7 +1,5 @@
 """Two-dimensional maps of sentence latents, coloured by sentence labels."""
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -60,7 +58,7 @@ def tsne(z_ed: Float[np.ndarray, "e d"], seed: int = 0) -> Float[np.ndarray, "e 
     from sklearn.manifold import TSNE  # slow to import
 
     perplexity = min(30.0, (len(z_ed) - 1) / 3)
-    start_e2: Any = pca(z_ed)[0]
+    start_e2 = pca(z_ed)[0]
     start_e2 = 1e-4 * start_e2 / max(float(start_e2[:, 0].std()), 1e-12)
     model = TSNE(2, perplexity=perplexity, init=start_e2, random_state=seed)
     return model.fit_transform(z_ed.astype(np.float32))

@@ -4,14 +4,14 @@ import base64
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
 
 from jvae.evals import by_length
-from jvae.evals.card import show
+from jvae.evals.card import ReportRecord, RowRecord, show
 from jvae.evals.definitions import define, place
 from jvae.report.changes import changes
 from jvae.report.gather import LISTED, OFFSETS, Content, Latents
 from jvae.report.look import Picture
+from jvae.runs.console import Value
 
 RASTER = ("map",)  # thousands of points: smaller as PNG
 HEADLINE = (
@@ -163,7 +163,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence
     return f'<div class="wide"><table><tr>{tops}</tr>\n{body}</table></div>'
 
 
-def _metrics(report: dict[str, Any] | None) -> str:
+def _metrics(report: ReportRecord | None) -> str:
     values = (report or {}).get("metrics")
     if not values:
         return ""
@@ -180,7 +180,7 @@ def _metrics(report: dict[str, Any] | None) -> str:
     )
 
 
-def _row(report: dict[str, Any] | None, name: str, one: dict[str, Any]) -> list[str]:
+def _row(report: ReportRecord | None, name: str, one: RowRecord) -> list[str]:
     return [
         f'<span title="{escape(_definition(report, name))}">{escape(name)}</span>',
         escape(_shown(one)),
@@ -190,7 +190,7 @@ def _row(report: dict[str, Any] | None, name: str, one: dict[str, Any]) -> list[
     ]
 
 
-def _explained(report: dict[str, Any] | None, names: Sequence[str]) -> str:
+def _explained(report: ReportRecord | None, names: Sequence[str]) -> str:
     """The definitions as text, for devices without a pointer to hover with."""
     items = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>"
@@ -205,22 +205,22 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _definition(report: dict[str, Any] | None, name: str) -> str:
+def _definition(report: ReportRecord | None, name: str) -> str:
     """The definition of a metric; reports from before definitions get the current one."""
     return (report or {}).get("definitions", {}).get(name) or define(name)
 
 
-def _reason(report: dict[str, Any] | None, name: str) -> str:
+def _reason(report: ReportRecord | None, name: str) -> str:
     note = str((report or {}).get("metrics", {}).get(name, {}).get("note") or "")
     return "; ".join(part for part in (_definition(report, name), note) if part)
 
 
-def _shown(metric: dict[str, Any]) -> str:
+def _shown(metric: RowRecord) -> str:
     """A value as the text table shows it."""
     return metric.get("shown") or _number(metric["value"])
 
 
-def _by_length(report: dict[str, Any] | None) -> str:
+def _by_length(report: ReportRecord | None) -> str:
     columns = (report or {}).get("details", {}).get("by_length")
     if not columns:
         return ""
@@ -230,7 +230,7 @@ def _by_length(report: dict[str, Any] | None) -> str:
     return intro + _table(head, body, ("", *["number"] * (len(head) - 1)))
 
 
-def _number(value: Any) -> str:
+def _number(value: Value) -> str:
     return ("no", "yes")[value] if isinstance(value, bool) else show(value)
 
 
@@ -327,7 +327,7 @@ def _prior(data: Content) -> str:
 
 
 def _card(data: Content) -> str:
-    card: dict[str, Any] = (data.evaluation or {}).get("card", {})
+    card = (data.evaluation or {}).get("card", {})
     pairs = [(k, v) for k, v in sorted(card.items()) if k != "config" and v is not None]
     return _pairs(pairs) if pairs else ""
 
@@ -337,12 +337,12 @@ def _config(data: Content) -> str:
     return f"<details><summary>{len(data.config)} values</summary>{table}</details>"
 
 
-def _pairs(pairs: Iterable[tuple[str, Any]]) -> str:
+def _pairs(pairs: Iterable[tuple[str, object]]) -> str:
     rows = ([escape(name), escape(_plain(value))] for name, value in pairs)
     return _table(("", ""), rows, ("", "break"))
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     if isinstance(value, dict | list | tuple) and not value:
         return "none"
     if isinstance(value, dict):

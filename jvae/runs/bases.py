@@ -2,10 +2,11 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array
+from ml_collections import ConfigDict
 
 from jvae import models
 from jvae.errors import WeightsError
@@ -14,20 +15,22 @@ from jvae.pretrained.names import NameTable, Vocab
 from jvae.tree import named_leaves
 
 
-def named(config: Any) -> dict[str, str]:
+def named(config: ConfigDict) -> dict[str, str]:
     """Folder or hub name of each pretrained part that a config names, by key of `init`."""
     parts = models.family(config.model.family).parts(config.model)
     return {part.key: str(config.init[part.key]) for part in parts if config.init[part.key]}
 
 
-def read(config: Any, where: Mapping[str, str], target: Mapping[str, Any]) -> dict[str, jax.Array]:
+def read(
+    config: ConfigDict, where: Mapping[str, str], target: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, Array]:
     """Reads the pretrained parameters at some paths, as they are at the start of training.
 
     Args:
       config: finalised. where: as returned by `named`. target: shape structs by path.
     Raises: WeightsError for files that cannot be read or do not fit.
     """
-    leaves: dict[str, jax.Array] = {}
+    leaves: dict[str, Array] = {}
     for part in models.family(config.model.family).parts(config.model):
         if part.key not in where:
             continue
@@ -47,7 +50,7 @@ def read(config: Any, where: Mapping[str, str], target: Mapping[str, Any]) -> di
     return leaves
 
 
-def same(leaves: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+def same(leaves: Mapping[str, Array], base: Mapping[str, Array]) -> dict[str, Array]:
     """The parameters that still equal those of the base, bit for bit."""
     return {
         path: leaf
@@ -56,7 +59,7 @@ def same(leaves: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def digest(leaves: Mapping[str, Any]) -> str:
+def digest(leaves: Mapping[str, Array]) -> str:
     """SHA-256 of parameters by path."""
     total = hashlib.sha256()
     for path in sorted(leaves):

@@ -53,7 +53,7 @@ class Run(NamedTuple):
     log: list[str]  # messages from preparing the data
     splits: identity.Splits = {}  # the text of `data`, as read
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> identity.Record:
         """The record that identifies this run, see `jvae.runs.identity`."""
         return identity.record(self.config, self.splits, self.encoder, self.decoder)
 
@@ -70,7 +70,7 @@ def build_model(config: ConfigDict) -> TextVAE:
 
 
 @functools.lru_cache(maxsize=64)
-def _built(build: Callable[[Any], TextVAE], section: Any) -> TextVAE:
+def _built(build: Callable[[Any], TextVAE], section: Hashable) -> TextVAE:
     return build(section)
 
 

@@ -12,14 +12,15 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jaxtyping import Array
 
 import jvae
 from jvae.errors import CheckpointError
@@ -34,6 +35,7 @@ FROZEN = "frozen"  # folder name, and key of its digest in the meta of checkpoin
 log = logging.getLogger(__name__)
 
 Meta = dict[str, Any]
+T = TypeVar("T")
 
 
 class Checkpoints:
@@ -93,7 +95,7 @@ class Checkpoints:
             self._managers[FROZEN] = self._open(FROZEN, 1)
         return self._managers[FROZEN]
 
-    def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: Any, meta: Mapping[str, object]) -> None:
         """Copies `state` to the host and returns; writing continues in the background.
 
         The arrays of `state` may be donated as soon as this returns. A step that is already saved
@@ -107,7 +109,7 @@ class Checkpoints:
         """
         self._save("last", step, state, meta)
 
-    def save_best(self, step: int, state: Any, meta: Mapping[str, Any], metric: float) -> bool:
+    def save_best(self, step: int, state: Any, meta: Mapping[str, object], metric: float) -> bool:
         """Saves if `metric` is lower than that of the best checkpoint so far, which it replaces.
 
         Returns: whether it was saved. A non-finite metric is never saved.
@@ -120,7 +122,7 @@ class Checkpoints:
         self._best_metric = float(metric)
         return True
 
-    def _save(self, kind: str, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+    def _save(self, kind: str, step: int, state: Any, meta: Mapping[str, object]) -> None:
         manager = self._managers[kind]
         with _explained(f"cannot save step {step} in {self.root / kind}"):
             self._move_torn(kind)
@@ -133,7 +135,7 @@ class Checkpoints:
             arrays = {path: leaf for path, leaf in arrays.items() if path not in frozen}
             _write(manager, step, arrays, {**meta, "keys": state_dict.key_kinds(state)})
 
-    def _keep_frozen(self, arrays: Mapping[str, Any], config: Any) -> str:
+    def _keep_frozen(self, arrays: Mapping[str, Array], config: object) -> str:
         """Stores the arrays that never change, unless already stored; returns their digest.
 
         A checkpoint that refers to them must not exist without them, so this waits for the disk.
@@ -262,7 +264,7 @@ class Checkpoints:
         steps = sorted(self._managers[kind].all_steps(), reverse=True)
         return [step for step in steps if (kind, step) not in self._torn]
 
-    def _newest(self, step: int | None, best: bool, read: Any) -> Any:
+    def _newest(self, step: int | None, best: bool, read: Callable[[str, int], T]) -> T:
         self.wait()
         _silence_abandoned_reads()
         kind = "best" if best else "last"
@@ -377,8 +379,13 @@ class Checkpoints:
         return {paths.new(path): leaf for path, leaf in named_leaves(tree).items()}
 
     def _read(
-        self, kind: str, step: int, leaves: Mapping[str, Any], meta: Meta, partial: bool
-    ) -> dict[str, Any]:
+        self,
+        kind: str,
+        step: int,
+        leaves: Mapping[str, jax.ShapeDtypeStruct],
+        meta: Meta,
+        partial: bool,
+    ) -> dict[str, Array]:
         """Arrays by path. Raises: ValueError if a checksum differs."""
         paths = Paths.of(meta.get("config"))
         wanted = state_dict.nested(leaves, paths.old)
@@ -397,7 +404,12 @@ class Checkpoints:
         return {paths.new(path): leaf for path, leaf in named_leaves(arrays).items()}
 
 
-def _write(manager: Any, step: int, arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+def _write(
+    manager: ocp.CheckpointManager,
+    step: int,
+    arrays: Mapping[str, Array],
+    meta: Mapping[str, object],
+) -> None:
     full_meta = {
         **meta,
         "step": step,
@@ -412,7 +424,7 @@ def _write(manager: Any, step: int, arrays: Mapping[str, Any], meta: Mapping[str
     manager.save(step, args=items, force=True)
 
 
-def _digest(arrays: Mapping[str, Any]) -> str:
+def _digest(arrays: Mapping[str, Array]) -> str:
     """SHA-256 of paths, number types, shapes and checksums."""
     sums = state_dict.checksums(arrays)
     return _sha256({p: [str(a.dtype), list(a.shape), sums[p]] for p, a in arrays.items()})
@@ -423,7 +435,7 @@ def _short(error: Exception) -> str:
     return reason.partition(" [tensorstore_spec")[0]  # drops a screenful of detail
 
 
-def _sha256(meta: Mapping[str, Any]) -> str:
+def _sha256(meta: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
@@ -436,7 +448,7 @@ def _silence_abandoned_reads() -> None:
     """
     before = sys.unraisablehook
 
-    def hook(report: Any) -> None:
+    def hook(report: "sys.UnraisableHookArgs") -> None:
         error = report.exc_value
         if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
             before(report)

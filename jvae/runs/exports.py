@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from jvae import config as configs
@@ -75,7 +76,7 @@ def import_original(
         raise WeightsError(f"{file}: {error}") from None
 
 
-def _target(model: TextVAE, shardings: Any) -> Any:
+def _target(model: TextVAE, shardings: Any) -> Params:
     abstract = jax.eval_shape(model.init, jax.random.key(0))
     if shardings is None:
         return abstract
@@ -88,7 +89,7 @@ class Base(NamedTuple):
     """Pretrained weights that an export leaves out. where: as returned by `bases.named`."""
 
     where: Mapping[str, str]
-    leaves: Mapping[str, Any]  # pretrained parameters by path
+    leaves: Mapping[str, Array]  # pretrained parameters by path
 
 
 class Export(NamedTuple):
@@ -225,7 +226,7 @@ def load_export(
     return Export(config, encoder, decoder, names.nested({path: values[path] for path in leaves}))
 
 
-def _as_stored(leaf: Any, tensor: Any) -> Any:
+def _as_stored(leaf: jax.ShapeDtypeStruct, tensor: files.Tensor | None) -> jax.ShapeDtypeStruct:
     """A shape struct in the number type of its tensor if that is narrower, as for parameters that
     no phase of training changed.
     """
@@ -247,9 +248,9 @@ def _read_base(
     file: Path,
     config: ConfigDict,
     about: Mapping[str, str],
-    target: Mapping[str, Any],
+    target: Mapping[str, jax.ShapeDtypeStruct],
     moved: Mapping[str, str],
-) -> dict[str, Any]:
+) -> dict[str, Array]:
     """The pretrained weights that an export names, in the number types used in training."""
     try:
         where, types = json.loads(about["base"]), json.loads(about["base_types"])
@@ -319,10 +320,10 @@ def check_vocabularies(
 _SAME = names.Transform(lambda arrays, shape: arrays[0], lambda leaf: [leaf])
 
 
-def _same_names(tensors: files.Tensors, target: Any, paths: Paths) -> NameTable:
+def _same_names(tensors: files.Tensors, target: Params, paths: Paths) -> NameTable:
     """Maps every parameter to the tensor with its path and shape."""
 
-    def rule(path: str, leaf: Any) -> NameRule:
+    def rule(path: str, leaf: jax.ShapeDtypeStruct) -> NameRule:
         # Older versions wrote scalars with shape (1,).
         name = paths.old(path)
         old = leaf.shape == () and name in tensors and tensors[name].shape == (1,)

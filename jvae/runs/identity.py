@@ -10,14 +10,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax
 from ml_collections import ConfigDict
 
 import jvae
 from jvae import config as configs
-from jvae.data.content import Content, content
+from jvae.data.content import content
 from jvae.data.corpus import Corpus, cache_dir
 from jvae.data.sources import Lines
 from jvae.data.tokenizers import TextTokenizer
@@ -33,6 +33,23 @@ KEY = "identity"  # key in a checkpoint's meta
 RANDOM = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_random_seed_offset")
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 Splits = Mapping[str, Lines | Corpus]
+
+
+class ContentRecord(TypedDict):
+    """The `Content` of a split."""
+
+    sha256: str
+    examples: int
+
+
+class Record(TypedDict):
+    """Identity of a run in a checkpoint's meta."""
+
+    data: dict[str, ContentRecord]  # by split
+    held_out: list[str]
+    tokenizers: dict[str, str]  # fingerprint by role
+    random: dict[str, object]
+    versions: dict[str, str]
 
 
 class Saved(NamedTuple):
@@ -58,7 +75,7 @@ class Saved(NamedTuple):
         return [configs.stored(meta["config"]) for meta in self.metas]
 
     @property
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[Record]:
         """The record of each checkpoint that has one."""
         return [meta[KEY] for meta in self.metas if KEY in meta]
 
@@ -84,7 +101,7 @@ def saved(folder: Path) -> Saved | None:
 
 def record(
     config: ConfigDict, splits: Splits, encoder: TextTokenizer, decoder: TextTokenizer
-) -> dict[str, Any]:
+) -> Record:
     """The record of a run that is open now, as JSON types."""
     return {
         "data": _data(config, splits),
@@ -168,16 +185,15 @@ def _refuse(
         )
 
 
-def _data(config: ConfigDict, splits: Splits) -> dict[str, dict[str, Any]]:
+def _data(config: ConfigDict, splits: Splits) -> dict[str, ContentRecord]:
     cache = cache_dir(config.data.cache)
-    return {name: content(split, cache)._asdict() for name, split in splits.items()}
+    return {n: ContentRecord(**content(split, cache)._asdict()) for n, split in splits.items()}
 
 
-def _shown(split: Mapping[str, Any] | None) -> str:
+def _shown(split: ContentRecord | None) -> str:
     if split is None:
         return "no examples"
-    one = Content(**split)
-    return f"{one.examples:,} examples (SHA-256 {one.sha256[:12]})"
+    return f"{split['examples']:,} examples (SHA-256 {split['sha256'][:12]})"
 
 
 def _where(config: ConfigDict) -> str:
@@ -185,7 +201,7 @@ def _where(config: ConfigDict) -> str:
     return f" (now {', '.join(files)})" if files else ""
 
 
-def _random() -> dict[str, Any]:
+def _random() -> dict[str, object]:
     return {name: getattr(jax.config, name) for name in RANDOM if hasattr(jax.config, name)}
 
 

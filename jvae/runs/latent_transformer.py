@@ -3,7 +3,6 @@ which the extra `probes` installs.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -35,7 +34,7 @@ class LatentTransformer(TransformerMixin, BaseEstimator):
         self.truncate = truncate
         self.batch_size = batch_size
 
-    def fit(self, X: Sequence[str], y: Any = None) -> "LatentTransformer":
+    def fit(self, X: Sequence[str], y: object = None) -> "LatentTransformer":
         """Loads the model; there is nothing to fit."""
         del X, y
         self._loaded()
@@ -51,7 +50,7 @@ class LatentTransformer(TransformerMixin, BaseEstimator):
         vae = self._loaded()
         return vae.decode(np.asarray(X).reshape(-1, *vae.model.latent_shape))
 
-    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+    def get_feature_names_out(self, input_features: object = None) -> np.ndarray:
         """z0, z1, ..."""
         del input_features
         size = int(np.prod(self._loaded().model.latent_shape))
@@ -64,8 +63,8 @@ class LatentTransformer(TransformerMixin, BaseEstimator):
             self._vae, self._name = loading.load(self.model), self.model
         return self._vae
 
-    def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()  # pyright: ignore[reportAssignmentType]
+    def __getstate__(self) -> dict[str, object]:
+        state: dict[str, object] = super().__getstate__()  # pyright: ignore[reportAssignmentType]
         return {key: value for key, value in state.items() if key not in ("_vae", "_name")}
 
     def __sklearn_clone__(self) -> "LatentTransformer":

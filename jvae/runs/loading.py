@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -147,7 +147,7 @@ def export_backbone(
       already contains weights.
     """
     model = exports.merged(read_model(name))
-    section: Any = model.config.model
+    section = model.config.model
     parts = {part.key: part for part in models.family(section.family).parts(section)}
     if role not in parts:
         known = ", ".join(parts) or "none"

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from jvae.errors import CheckpointError
 from jvae.runs import trackers
 from jvae.runs.console import Console, Value
-from jvae.runs.trackers import Tracker
+from jvae.runs.trackers import Sink, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ class Ratio(NamedTuple):
 
 
 Sums = dict[str, Ratio]
+Line = dict[str, Any]  # a line of metrics.jsonl: the step, and values by name
 
 
 @jax.jit
@@ -107,7 +108,7 @@ class JsonLines:
         self._file.close()
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[Line]:
     """The objects of a metrics file, without a truncated last line. Invalid lines are skipped with
     one warning.
 
@@ -125,7 +126,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [entry for _, entry in parsed if entry is not None]
 
 
-def _parse(path: Path) -> list[tuple[str, dict[str, Any] | None]]:
+def _parse(path: Path) -> list[tuple[str, Line | None]]:
     """Every complete line with its object; None for a line that is not valid metrics."""
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
@@ -134,7 +135,7 @@ def _parse(path: Path) -> list[tuple[str, dict[str, Any] | None]]:
     return [(line.decode("utf-8", "replace") + "\n", _entry(line)) for line in lines]
 
 
-def _entry(line: bytes) -> dict[str, Any] | None:
+def _entry(line: bytes) -> Line | None:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
@@ -162,11 +163,13 @@ def _truncate(path: Path, resume_step: int) -> None:
     draft.replace(path)
 
 
-def _open(workdir: Path, resume_step: int, config: ConfigDict | None) -> list[Any]:
+def _open(
+    workdir: Path, resume_step: int, config: ConfigDict | None
+) -> tuple[JsonLines, list[Tracker]]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lines = JsonLines(workdir / "metrics.jsonl", resume_step)
-        return [lines, *trackers.opened(workdir, resume_step, config)]
+        return lines, trackers.opened(workdir, resume_step, config)
     except OSError as error:
         raise CheckpointError(f"cannot write metrics under {workdir}: {error}") from error
 
@@ -195,10 +198,11 @@ class Writer:
         """
         self._console = Console(stream or sys.stdout, total_steps)
         self._live = active and self._console.live
-        self._sinks: list[Any] = _open(Path(workdir), resume_step, config) if active else []
-        self._trackers: list[Tracker] = self._sinks[1:]
+        self._sinks: list[Sink] = []
+        self._trackers: list[Tracker] = []
         if active:
-            self._sinks.append(self._console)
+            lines, self._trackers = _open(Path(workdir), resume_step, config)
+            self._sinks = [lines, *self._trackers, self._console]
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
@@ -254,7 +258,7 @@ class Writer:
         while (job := self._queue.get()) is not None:
             self._try(job)
 
-    def _each(self, act: Callable[[Any], None]) -> None:
+    def _each(self, act: Callable[[Sink], None]) -> None:
         for sink in self._sinks:
             act(sink)
 

@@ -5,7 +5,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
 
 from jvae.api import Params
 from jvae.data.tokenizers import TextTokenizer
@@ -58,7 +60,7 @@ def of_run(folder: Path, name: str = "", license: str = "") -> About:
 
 
 def write(
-    config: Any,
+    config: ConfigDict,
     tokenizers: tuple[TextTokenizer, ...],
     params: Params,
     about: About,
@@ -134,7 +136,7 @@ def renamed(text: str, about: About) -> str:
     return f"---\n{head}---\n{body}"
 
 
-def _front_matter(config: Any, about: About, name: str) -> str:
+def _front_matter(config: ConfigDict, about: About, name: str) -> str:
     """YAML header for hubs; JSON strings are valid YAML."""
     bases = [one for one in (config.init.get("encoder"), config.init.get("decoder")) if one]
     hub_names = [one for one in dict.fromkeys(bases) if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", one)]
@@ -165,7 +167,7 @@ def _plain(name: str) -> str:
     return Path(name).name if name.startswith(("/", ".", "~")) else name
 
 
-def _example(config: Any, name: str) -> str:
+def _example(config: ConfigDict, name: str) -> str:
     """Three lines that use a model; two for a language model, which has no latent."""
     if build_model(config).latent_shape[0]:
         return EXAMPLE.format(name=name)

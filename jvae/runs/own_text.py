@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -43,7 +43,7 @@ class Choice(NamedTuple):
     """The base config, the values to set by key, and a line of explanation per decision."""
 
     preset: str
-    values: dict[str, Any]
+    values: dict[str, bool | float | str]
     reasons: list[str]
 
 
@@ -83,7 +83,7 @@ def choose(facts: Facts) -> Choice:
     """Chooses a config for a corpus. Pure: the same statistics give the same config."""
     n, values, reasons = facts.lines, {}, []
 
-    def say(text: str, **chosen: Any) -> None:
+    def say(text: str, **chosen: bool | float | str) -> None:
         values.update({key.replace("__", "."): value for key, value in chosen.items()})
         reasons.append(text)
 
@@ -169,7 +169,7 @@ def choose(facts: Facts) -> Choice:
     return Choice(preset, values, reasons)
 
 
-def describe(choice: Choice, own: Mapping[str, Any]) -> list[str]:
+def describe(choice: Choice, own: Mapping[str, str]) -> list[str]:
     """The explanations, and the values that flags set instead."""
     kept = [key for key in own if key in choice.values]
     note = [f"as you set: {', '.join(f'{key}={own[key]}' for key in kept)}"] if kept else []

@@ -12,7 +12,6 @@ import json
 import logging
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import load, save
@@ -22,6 +21,7 @@ from jvae.api import Params
 from jvae.errors import ConfigError, WeightsError
 from jvae.fitted import FITTED, Fitted
 from jvae.pretrained import files
+from jvae.pretrained.names import nested
 from jvae.runs import bases, workdir
 from jvae.tree import named_leaves
 
@@ -122,7 +122,7 @@ def read(folder: Path, name: str, weights: str | None) -> Fitted:
             options=options,
             shape=(int(groups), int(width)),
             labels=tuple(map(str, content["labels"])),
-            params=_nested(load(tensors)),
+            params=nested(load(tensors)),
             about=dict(content["about"]),
         )
         fitted_to = content["weights"]
@@ -211,15 +211,3 @@ def for_export(folder: Path, params: Params, exported: Params) -> dict[str, byte
             continue
         content |= {f"{FOLDER}/{file}": data for file, data in encode(fitted, belonging).items()}
     return content
-
-
-def _nested(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Converts arrays by path to a nested dictionary."""
-    tree: dict[str, Any] = {}
-    for path, array in tensors.items():
-        *parents, name = path.split("/")
-        here = tree
-        for parent in parents:
-            here = here.setdefault(parent, {})
-        here[name] = array
-    return tree

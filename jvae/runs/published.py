@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 from jvae import config as configs
+from jvae.api import Params, Side
 from jvae.data import tokenizers
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import WeightsError
@@ -41,8 +42,11 @@ def is_published(name: str) -> bool:
 
 
 def fitted(
-    part: PretrainedPart, checkpoint: Checkpoint, vocab: Vocab, target: Mapping[str, Any]
-) -> tuple[NameTable, files.Tensors, dict[str, Any], names.Fit]:
+    part: PretrainedPart,
+    checkpoint: Checkpoint,
+    vocab: Vocab,
+    target: Mapping[str, jax.ShapeDtypeStruct],
+) -> tuple[NameTable, files.Tensors, dict[str, jax.ShapeDtypeStruct], names.Fit]:
     """A part's name table, its tensors, their targets, and how they fit; reads no tensor data.
 
     Raises: WeightsError.
@@ -74,7 +78,7 @@ def sentence_encoder(name: str) -> Embed:
     stack = stack_of(build.model_config(config).encoder, "model.encoder", "encode")
 
     @jax.jit
-    def vectors(own: Any, side: Any) -> Float[Array, "e d"]:
+    def vectors(own: Params, side: Side) -> Float[Array, "e d"]:
         x_btd, _ = states(stack, own, side)
         h_ed = pool.BY_NAME[how](x_btd, side, 1)
         h_ed = h_ed.astype(accum_dtype(h_ed.dtype))
@@ -84,8 +88,8 @@ def sentence_encoder(name: str) -> Embed:
 
 
 def _embed(
-    vectors: Callable[..., Array],
-    own: Any,
+    vectors: Callable[[Params, Side], Array],
+    own: Params,
     tokenizer: TextTokenizer,
     longest: int,
     texts: Sequence[str],
@@ -93,17 +97,17 @@ def _embed(
     limits = {"dec": longest}
     cut = batching.truncate(texts, None, {"dec": tokenizer}, limits)
     sentences = batching.tokenise(cut, None, {"dec": tokenizer}, limits)
-    out: list[Any] = [None] * len(texts)
+    out: dict[int, np.ndarray] = {}
     for place_e, batch in batching.batches(sentences):
         part_ed = np.asarray(vectors(own, jax.tree.map(jnp.asarray, batch.dec)))
         for i, vector in zip(place_e, part_ed, strict=False):
             out[i] = vector
-    return np.stack(out)
+    return np.stack([out[i] for i in range(len(texts))])
 
 
-def _opened(family: str, role: str, name: str) -> tuple[Any, TextTokenizer, Any]:
+def _opened(family: str, role: str, name: str) -> tuple[ConfigDict, TextTokenizer, Params]:
     """A config with a published part, its tokenizer, and the parameters of that part alone."""
-    config: Any = start.configure(configs.load(family), [f"init.{role}={name}"])
+    config = start.configure(configs.load(family), [f"init.{role}={name}"])
     tokenizer = tokenizers.open_tokenizer(name, role)
     (part, _), *_ = start.wanted(config)
     checkpoint = files.open_checkpoint(name)

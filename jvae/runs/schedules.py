@@ -9,7 +9,6 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +85,7 @@ KINDS: dict[str, Callable[..., Schedule]] = {
 }
 
 
-def build(cfg: Mapping[str, Any], total_steps: int) -> Schedule:
+def build(cfg: Mapping[str, object], total_steps: int) -> Schedule:
     """Builds the schedule of a config section: `kind` and the arguments of that function, by name.
 
     A section may also contain arguments of other kinds, so that a single flag can switch the kind.
@@ -107,7 +106,7 @@ def build(cfg: Mapping[str, Any], total_steps: int) -> Schedule:
     return KINDS[kind](**{name: settings[name] for name in arguments[kind]})
 
 
-def final_from(cfg: Mapping[str, Any], total_steps: int) -> int:
+def final_from(cfg: Mapping[str, object], total_steps: int) -> int:
     """The first step from which the schedule of a config section stays at its last value;
     `total_steps` if it gets there later.
 
@@ -117,7 +116,7 @@ def final_from(cfg: Mapping[str, Any], total_steps: int) -> int:
 
 
 @functools.lru_cache(maxsize=256)  # called whenever the phases of a run are resolved
-def _final_from(items: tuple[tuple[str, Any], ...], total_steps: int) -> int:
+def _final_from(items: tuple[tuple[str, object], ...], total_steps: int) -> int:
     schedule = build(dict(items), total_steps)
     step_t = np.append(np.arange(total_steps, dtype=np.int32), np.int32(_NEVER))
     *value_t, last = np.asarray(jax.jit(schedule)(step_t))  # one program, not one per operation

@@ -107,11 +107,11 @@ def _for_own_text(config: ConfigDict, overrides: Sequence[str], folder: Path | N
     return configs.apply_overrides(configs.apply_overrides(draft, chosen), overrides)
 
 
-def _as_text(value: Any) -> str:
+def _as_text(value: object) -> str:
     return repr(value) if isinstance(value, float) else as_flag(value)
 
 
-def wanted(config: Any) -> list[tuple[PretrainedPart, str]]:
+def wanted(config: ConfigDict) -> list[tuple[PretrainedPart, str]]:
     """The parts of a model that start from pretrained weights, and their sources.
 
     Raises: ConfigError for a part that the family cannot use.
@@ -197,7 +197,7 @@ def _source(role: str, name: str, backbone: str | None) -> Source:
     return Source(role, name, {KEY: kinds[kind], **sizes})
 
 
-def _section(old: ConfigDict, source: Source) -> dict[str, Any]:
+def _section(old: ConfigDict, source: Source) -> Mapping[str, object]:
     """A section with the sizes of a folder; other values come from the config or the defaults."""
     kept = old.to_dict()
     if kept.get(KEY) != source.values[KEY]:
@@ -208,7 +208,7 @@ def _section(old: ConfigDict, source: Source) -> dict[str, Any]:
     return kept | source.values | {"vocab": 0}
 
 
-def _check(config: ConfigDict, sources: Sequence[Source], own: Mapping[str, Any]) -> None:
+def _check(config: ConfigDict, sources: Sequence[Source], own: Mapping[str, object]) -> None:
     """Raises: ConfigError naming every user-set value that a folder contradicts.
 
     Args:
@@ -235,7 +235,7 @@ def _same(have: Any, value: Any) -> bool:
     return math.isclose(have, value) if isinstance(value, float) else have == value
 
 
-def _own_values(old: ConfigDict | None, source: Source) -> dict[str, Any]:
+def _own_values(old: ConfigDict | None, source: Source) -> dict[str, object]:
     """Sizes in a section that contradict its folder and that no shipped config has. The user must
     have set these in their own config file; all others come from a preset.
     """

@@ -17,6 +17,8 @@ from jaxtyping import Array, UInt
 from jvae.errors import CheckpointError
 from jvae.tree import map_named, named_leaves
 
+Leaf = Array | np.ndarray | jax.ShapeDtypeStruct
+
 
 def key_kinds(state: Any) -> dict[str, str]:
     """Implementation of each random key of a state, by path."""
@@ -34,7 +36,7 @@ def arrays_of(state: Any) -> Any:
 def abstract_arrays_of(abstract: Any) -> Any:
     """Like `arrays_of` for abstract leaves, which keep their sharding or get a local device."""
 
-    def convert(leaf: Any) -> jax.ShapeDtypeStruct:
+    def convert(leaf: Leaf) -> jax.ShapeDtypeStruct:
         data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
         sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
         return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
@@ -42,13 +44,13 @@ def abstract_arrays_of(abstract: Any) -> Any:
     return jax.tree.map(convert, abstract)
 
 
-def state_of(arrays: Mapping[str, Any], abstract: Any, kinds: Mapping[str, str]) -> Any:
+def state_of(arrays: Mapping[str, Array], abstract: Any, kinds: Mapping[str, str]) -> Any:
     """Rebuilds a state with the structure of `abstract` from its arrays by path.
 
     Raises: CheckpointError if a random key is of another kind than in `abstract`.
     """
 
-    def convert(name: str, leaf: Any) -> Array:
+    def convert(name: str, leaf: Leaf) -> Array:
         if not _is_key(leaf):
             return arrays[name]
         key = jax.random.wrap_key_data(arrays[name], impl=kinds[name])
@@ -72,7 +74,10 @@ def nested(tree: Any, rename: Callable[[str], str] = lambda path: path) -> dict[
 
 
 def compare(
-    where: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any], partial: bool
+    where: Path,
+    stored: Mapping[str, Any],
+    wanted: Mapping[str, jax.ShapeDtypeStruct],
+    partial: bool,
 ) -> None:
     """Checks that two states match; `stored` may have more entries if `partial`.
 
@@ -127,5 +132,5 @@ def _checksum(array: Array) -> UInt[Array, ""]:
     return jnp.sum(bits * weight, dtype=jnp.uint32)
 
 
-def _is_key(leaf: Any) -> bool:
+def _is_key(leaf: Leaf) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -5,7 +5,7 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -19,18 +19,22 @@ ID = "wandb_id"  # file with the id under which a resumed run continues there
 SHOWN = 20  # lines shown of each file of samples
 
 
-class Tracker(Protocol):
-    """Receives numbers, histograms and texts of a run by step."""
+class Sink(Protocol):
+    """Receives the numbers of a run by step."""
 
     def write(self, step: int, values: Mapping[str, Value]) -> None: ...
-
-    def spread(self, step: int, name: str, values: np.ndarray) -> None: ...
-
-    def texts(self, step: int, name: str, lines: Sequence[str]) -> None: ...
 
     def flush(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+class Tracker(Sink, Protocol):
+    """Receives histograms and texts as well."""
+
+    def spread(self, step: int, name: str, values: np.ndarray) -> None: ...
+
+    def texts(self, step: int, name: str, lines: Sequence[str]) -> None: ...
 
 
 class TensorBoard:
@@ -72,7 +76,7 @@ class Wandb:
     def __init__(self, folder: Path, project: str, config: ConfigDict):
         import wandb  # pyright: ignore[reportMissingImports]
 
-        self._wandb: Any = wandb
+        self._wandb = wandb
         path = folder / ID
         if not path.is_file():
             path.write_text(secrets.token_hex(8), encoding="utf-8")

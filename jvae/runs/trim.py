@@ -63,9 +63,9 @@ def trim(
     return Sizes(tokenizer.vocab_size, small.vocab_size)
 
 
-def _renumbered(config: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
+def _renumbered(config: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, object]:
     """The config with the new ids of its special tokens; it loses those without a new id."""
-    out: dict[str, Any] = {}
+    out: dict[str, object] = {}
     for key, value in config.items():
         if not key.endswith("_token_id"):
             out[key] = value

@@ -8,7 +8,7 @@ stacked leaf with only some trained layers is cut along its layer axis; `merge` 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -63,11 +63,11 @@ class TrainablePlan(NamedTuple):
 
 
 def make_plan(
-    rules: Sequence[Sequence[Any]],
-    abstract: Any,
+    rules: Sequence[Sequence[object]],
+    abstract: Params,
     axes: Any,
     total_steps: int,
-    sizes: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, object] | None = None,
 ) -> TrainablePlan | None:
     """Applies the rules to parameters of these shapes.
 
@@ -105,13 +105,13 @@ def make_plan(
     return TrainablePlan(tuple(parts))
 
 
-def split(plan: TrainablePlan | None, params: Params) -> tuple[Any, Any]:
+def split(plan: TrainablePlan | None, params: Params) -> tuple[Params, Params]:
     """(trained, frozen) parameters."""
     if plan is None:
         return params, {}
     leaves = named_leaves(params)
 
-    def cut(part: LeafPart) -> Any:
+    def cut(part: LeafPart) -> Array:
         leaf = leaves[part.path]
         return leaf if part.layers is None else leaf[slice(*part.layers)]
 
@@ -122,11 +122,11 @@ def split(plan: TrainablePlan | None, params: Params) -> tuple[Any, Any]:
     )
 
 
-def merge(plan: TrainablePlan | None, trained: Any, frozen: Any) -> Any:
+def merge(plan: TrainablePlan | None, trained: Params, frozen: Params) -> Params:
     """The inverse of `split`."""
     if plan is None:
         return trained
-    pieces: dict[str, list[Any]] = {}
+    pieces: dict[str, list[Array]] = {}
     for part in plan.parts:
         tree = frozen if part.from_step is None else trained
         for word in part.place:
@@ -151,7 +151,7 @@ def pick(plan: TrainablePlan | None, tree: Any) -> Any:
     return _tree((part, leaves[part.path]) for part in plan.trained)
 
 
-def active(from_steps: Any, updates: Any, step: Int[Array, ""]) -> Any:
+def active(from_steps: Any, updates: Params, step: Int[Array, ""]) -> Params:
     """Gradients or updates after `step` steps, zeroed where training has not started yet."""
     if from_steps is None:
         return updates
@@ -162,7 +162,7 @@ def active(from_steps: Any, updates: Any, step: Int[Array, ""]) -> Any:
     )
 
 
-def counts(plan: TrainablePlan | None, abstract: Any, step: int) -> tuple[int, int]:
+def counts(plan: TrainablePlan | None, abstract: Params, step: int) -> tuple[int, int]:
     """Number of parameters that train after `step` steps, and of all parameters."""
     every = sum(leaf.size for leaf in jax.tree.leaves(abstract))
     if plan is None:
@@ -173,7 +173,7 @@ def counts(plan: TrainablePlan | None, abstract: Any, step: int) -> tuple[int, i
     return trained, every
 
 
-def never_trained(plans: Sequence[TrainablePlan | None], abstract: Any) -> frozenset[str]:
+def never_trained(plans: Sequence[TrainablePlan | None], abstract: Params) -> frozenset[str]:
     """Paths of parameters with no layer that trains under any of a run's plans."""
     paths = set(named_leaves(abstract))
     for plan in plans:
@@ -181,13 +181,13 @@ def never_trained(plans: Sequence[TrainablePlan | None], abstract: Any) -> froze
     return frozenset(paths)
 
 
-def _axes_by_path(abstract: Any, axes: Any) -> list[tuple[str, tuple[str | None, ...]]]:
+def _axes_by_path(abstract: Params, axes: Any) -> list[tuple[str, tuple[str | None, ...]]]:
     listed: list[tuple[str, tuple[str | None, ...]]] = []
     map_named(lambda path, _, names: listed.append((path, tuple(names))), abstract, axes)
     return listed
 
 
-def _rule(fields: Any, number: int, sizes: Mapping[str, Any]) -> TrainableRule:
+def _rule(fields: Any, number: int, sizes: Mapping[str, object]) -> TrainableRule:
     well = isinstance(fields, (tuple, list)) and 1 <= len(fields) <= 4
     rule = TrainableRule(*fields) if well and isinstance(fields[0], str) else None
     if rule is None:
@@ -230,10 +230,10 @@ def _parts(path: str, steps: Sequence[int | None]) -> list[LeafPart]:
     return [LeafPart(path, (a, b), steps[a]) for a, b in zip(begins, ends, strict=True)]
 
 
-def _tree(values: Any) -> Any:
+def _tree(values: Iterable[tuple[LeafPart, Any]]) -> Params:
     top: dict[str, Any] = {}
     for part, value in values:
-        node: Any = top
+        node = top
         *above, last = part.place
         for word in above:
             node = node.setdefault(word, {})

@@ -14,6 +14,7 @@ import jax
 import optax
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
+from tokenizers import AddedToken
 
 from jvae import models
 from jvae.api import Params
@@ -38,8 +39,12 @@ PADDING = 128
 # Texts on which two tokenizers must agree to count as the same.
 _PROBES = ("The quick brown fox's 2nd café -- isn't it?", "  DON'T   stop , Élise !", "über-1,000")
 
+Targets = Mapping[str, jax.ShapeDtypeStruct]  # parameters by path
 
-def initial_params(run: Run, shardings: Any, key: Key[Array, ""], abstract: Any = None) -> Params:
+
+def initial_params(
+    run: Run, shardings: Any, key: Key[Array, ""], abstract: Params = None
+) -> Params:
     """Parameters at step 0, on their devices; logs what was loaded and what was initialised.
 
     Every parameter is stored only once, on the devices of its sharding: loaded leaves are
@@ -59,7 +64,7 @@ def initial_params(run: Run, shardings: Any, key: Key[Array, ""], abstract: Any 
         )
     leaves = named_leaves(target)
     loaded: dict[str, jax.Array] = {}
-    config: Any = run.config
+    config = run.config
     if config.init.model:
         loaded = _from_model(run, config.init.model, config.init.part, leaves)
         log.info("init.model: %s loaded from %s", _counted(loaded), config.init.model)
@@ -76,14 +81,14 @@ def initial_params(run: Run, shardings: Any, key: Key[Array, ""], abstract: Any 
     return map_named(lambda path, _: loaded[path] if path in loaded else fresh[path], target)
 
 
-def initial_optimizer(run: Run, opt_state: Any) -> Params:
+def initial_optimizer(run: Run, opt_state: optax.OptState) -> optax.OptState:
     """The optimizer state of the run that `init.model` names, with its schedules reset.
 
     Args:
       opt_state: a fresh optimizer state.
     Raises: ConfigError if `init.model` is not a run; CheckpointError if its state has other shapes.
     """
-    config: Any = run.config
+    config = run.config
     folder = model_names.folder_of(config.init.model) if config.init.model else None
     if folder is None or not loading.is_run(folder):
         raise ConfigError(
@@ -94,7 +99,7 @@ def initial_optimizer(run: Run, opt_state: Any) -> Params:
         wanted = {"opt_state": opt_state}
         state, _ = ckpts.restore(wanted, best=ckpts.best() is not None, partial=True)
 
-    def begin(fresh: Any, stored: Any) -> Any:
+    def begin(fresh: object, stored: object) -> object:
         return fresh if isinstance(fresh, optax.ScaleByScheduleState) else stored
 
     return jax.tree.map(
@@ -105,7 +110,7 @@ def initial_optimizer(run: Run, opt_state: Any) -> Params:
     )
 
 
-def _from_model(run: Run, name: str, pattern: str, target: dict[str, Any]) -> dict[str, jax.Array]:
+def _from_model(run: Run, name: str, pattern: str, target: Targets) -> dict[str, jax.Array]:
     """Parameters of a run or export whose path matches; without a pattern it must have all."""
     wanted = {path: leaf for path, leaf in target.items() if re.search(pattern, path)}
     if not wanted:
@@ -146,9 +151,7 @@ def _copies(run: Run) -> tuple[Copy, ...]:
     return family.copies(build.model_config(run.config))
 
 
-def _copied(
-    run: Run, loaded: Mapping[str, jax.Array], target: Mapping[str, Any]
-) -> dict[str, jax.Array]:
+def _copied(run: Run, loaded: Mapping[str, jax.Array], target: Targets) -> dict[str, jax.Array]:
     """Parameters that start as copies of loaded ones and were not loaded themselves."""
     copied: dict[str, jax.Array] = {}
     for copy in _copies(run):
@@ -161,7 +164,7 @@ def _copied(
     return copied
 
 
-def check_backbones(config: Any) -> None:
+def check_backbones(config: ConfigDict) -> None:
     """Checks that pretrained backbones fit the model: files, sizes, names and shapes of all
     tensors. Does not read the tensor data.
 
@@ -181,7 +184,7 @@ def check_backbones(config: Any) -> None:
             fitted(part, checkpoint, Vocab(rows, rows), named_leaves(target))
 
 
-def _check_sizes(config: Any, part: PretrainedPart, checkpoint: Checkpoint) -> None:
+def _check_sizes(config: ConfigDict, part: PretrainedPart, checkpoint: Checkpoint) -> None:
     for section in part.sections:
         sizes = config.model[section]
         backbones.check_sizes(part.backbone, checkpoint, sizes, f"model.{section}")
@@ -196,16 +199,14 @@ def _named(name: str) -> Generator[None, None, None]:
         raise WeightsError(f"{name}: {error}") from None
 
 
-def pretrained(config: Any) -> bool:
+def pretrained(config: ConfigDict) -> bool:
     """Whether step 0 starts from weights that were trained before."""
     return bool(config.init.model or start.wanted(config))
 
 
-def _load(
-    run: Run, part: PretrainedPart, name: str, target: Mapping[str, Any]
-) -> dict[str, jax.Array]:
+def _load(run: Run, part: PretrainedPart, name: str, target: Targets) -> dict[str, jax.Array]:
     checkpoint = files.open_checkpoint(name)
-    config: Any = run.config
+    config = run.config
     model = config.model
     _check_sizes(config, part, checkpoint)
     tokenizer = run.encoder if part.role == "encoder" else run.decoder
@@ -228,7 +229,7 @@ def _load(
     return leaves
 
 
-def _fresh(run: Run, wanted: dict[str, Any], key: Key[Array, ""]) -> dict[str, jax.Array]:
+def _fresh(run: Run, wanted: Targets, key: Key[Array, ""]) -> dict[str, jax.Array]:
     """The requested leaves of a fresh model; the compiler drops all others."""
     if not wanted:
         return {}
@@ -243,7 +244,7 @@ def _fresh(run: Run, wanted: dict[str, Any], key: Key[Array, ""]) -> dict[str, j
     return jax.jit(init, out_shardings=where)(key)
 
 
-def _counted(leaves: Mapping[str, Any]) -> str:
+def _counted(leaves: Mapping[str, Array]) -> str:
     counts: dict[str, int] = {}
     for path, leaf in leaves.items():
         top = "/".join(path.split("/")[:2])
@@ -300,7 +301,7 @@ def check_tokenizer(checkpoint: Checkpoint, rows: int, tokenizer: TextTokenizer)
             raise WeightsError(f"{what}: the one next to the weights splits {text!r} differently")
 
 
-def _added(tokenizer: TextTokenizer) -> dict[int, Any]:
+def _added(tokenizer: TextTokenizer) -> dict[int, AddedToken]:
     return tokenizer.backend.get_added_tokens_decoder()
 
 

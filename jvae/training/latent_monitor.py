@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from jvae.api import Params, Posterior, TextVAE, example_keys
+from jvae.api import Params, Post, Posterior, TextVAE, example_keys
 from jvae.evals.collect import collect, to_host
 from jvae.evals.latent import PosteriorSet, collapse_reasons, latent_metrics
 from jvae.latent import gaussian
@@ -20,8 +20,8 @@ ACTIVE = 0.01  # variance of the mean above which a unit is active
 
 @partial(jax.jit, static_argnames=("post",))
 def _draws(
-    post: Posterior, params: Params, q: Any, id_e: Int[Array, "e"], key: Key[Array, ""]
-) -> dict[str, Any]:
+    post: Posterior, params: Params, q: Post, id_e: Int[Array, "e"], key: Key[Array, ""]
+) -> dict[str, Array]:
     _, z_key = jax.random.split(key)  # as in `measure`: the same draws as the loss
     z_kegz = post.sample(params, q, example_keys(z_key, id_e, jnp.arange(1)))
     assert post.log_prob is not None  # only latents with a density are monitored
@@ -44,7 +44,7 @@ class LatentUse(NamedTuple):
 def latent_use(
     model: TextVAE,
     params: Params,
-    parts: Iterable[tuple[Int[Array, "e"], Any]],
+    parts: Iterable[tuple[Int[Array, "e"], Post]],
     key: Key[Array, ""],
     kl_nats: float,
 ) -> LatentUse:

@@ -3,7 +3,7 @@
 import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from jvae.parallel import mesh as meshes
 from jvae.parallel import processes
 from jvae.runs import build, identity, metrics, phases, workdir
 from jvae.runs.checkpoint import Checkpoints
+from jvae.runs.console import Value
 from jvae.runs.loading import load_params
 from jvae.runs.phases import PhaseProgress
 from jvae.training import goodput, init_params, latent_monitor, optim, program, waiting
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 # Called with a step and numbers by name; returning True requests a stop.
-Callback = Callable[[int, dict[str, Any]], Any]
+Callback = Callable[[int, dict[str, Any]], object]
 
 
 class Trained(NamedTuple):
@@ -156,7 +157,7 @@ def train(
         workers=cfg.data.workers,
     )
 
-    def report(values: dict[str, Any]) -> None:
+    def report(values: Mapping[str, Value]) -> None:
         writer.write(done, values)
         with jax.transfer_guard("allow"):
             if True in [callback(done, dict(values)) for callback in callbacks]:
@@ -337,7 +338,7 @@ def _placed(batches: list[Batch], mesh: Mesh) -> Batch:
 
 def _checker(
     this: build.Run, mesh: Mesh, key: Key[Array, ""]
-) -> Callable[[program.Program, Params, int], tuple[dict[str, Any], np.ndarray | None]]:
+) -> Callable[[program.Program, Params, int], tuple[dict[str, float], np.ndarray | None]]:
     """Validation: the whole split, dropout off, the final KL weight, the same noise every time.
     Returns its values, and the mean KL of each dimension if that has a closed form.
     """
@@ -351,7 +352,7 @@ def _checker(
 
     def check(
         current: program.Program, params: Params, done: int
-    ) -> tuple[dict[str, Any], np.ndarray | None]:
+    ) -> tuple[dict[str, float], np.ndarray | None]:
         sums: metrics.Sums | None = None
         kl_gz = None
         kept = []
@@ -368,7 +369,7 @@ def _checker(
                     jax.block_until_ready(sums)
         assert sums is not None  # a split has at least one sentence
         values = metrics.ratios(sums)
-        row: dict[str, Any] = {name: values[name] for name in ("loss", "rec", "kl")}
+        row = {name: values[name] for name in ("loss", "rec", "kl")}
         row["neg_elbo"] = values["rec"] + values["kl"]
         if current.watched and len(first) > 1:  # a variance over sentences needs two
             with jax.transfer_guard("allow"):  # once per check

@@ -78,8 +78,8 @@ class AdamState(NamedTuple):
     """Number of updates and both moments."""
 
     count: Int[Array, ""]  # pyright: ignore  as optax names it
-    mu: Any
-    nu: Any
+    mu: Params
+    nu: Params
 
 
 def scale_by_adam(
@@ -97,7 +97,9 @@ def scale_by_adam(
         zeros = optax.tree.zeros_like
         return AdamState(jnp.zeros((), jnp.int32), zeros(params), zeros(params))
 
-    def update(updates: Any, state: Any, params: Params = None) -> tuple[Any, Any]:
+    def update(
+        updates: optax.Updates, state: AdamState, params: Params = None
+    ) -> tuple[optax.Updates, AdamState]:
         del params
         mu = jax.tree.map(lambda g, m: b1 * m + (1 - b1) * g, updates, state.mu)
         nu = jax.tree.map(lambda g, v: b2 * v + (1 - b2) * g * g, updates, state.nu)
@@ -117,7 +119,9 @@ def scale_by_adam(
 def only_active(from_steps: Any) -> optax.GradientTransformation:
     """Zeroes the updates of parameters that do not train yet."""
 
-    def update(updates: Any, state: Any, params: Params = None) -> tuple[Any, Any]:
+    def update(
+        updates: optax.Updates, state: Int[Array, ""], params: Params = None
+    ) -> tuple[optax.Updates, Int[Array, ""]]:
         del params
         return freezing.active(from_steps, updates, state), state + 1
 

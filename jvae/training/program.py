@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
@@ -150,8 +150,8 @@ def log_phase(program: Program, params: Params) -> None:
     log.info("%s%s parameters (%s)%s", name, f"{every:,}", parts, share)
 
 
-def _with_shardings(abstract: Any, where: Any) -> Any:
-    def placed(a: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
+def _with_shardings(abstract: Params, where: Any) -> Params:
+    def placed(a: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
 
     return jax.tree.map(placed, abstract, where)

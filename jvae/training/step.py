@@ -23,7 +23,7 @@ class TrainState(NamedTuple):
     """Everything that changes from step to step."""
 
     params: Params  # all parameters
-    opt_state: Any  # for the parameters that train at some point
+    opt_state: optax.OptState  # for the parameters that train at some point
     step: Int[Array, ""]  # number of optimizer steps done
 
 
@@ -136,7 +136,7 @@ def make_train_step(
             batch = noise(example_keys(keys.noise, batch.id_e), batch)
         trained, frozen = freezing.split(plan, state.params)
 
-        def loss_fn(trained: Any, part: Batch, drop: Key[Array, ""]):
+        def loss_fn(trained: Params, part: Batch, drop: Key[Array, ""]):
             params = freezing.merge(plan, trained, frozen)
             terms = take(now, params, part, keys.latent, drop)
             value, loss = batch_loss(objective, terms, weight, totals)

@@ -5,7 +5,7 @@ python -m jvae.validation.reference > config.md
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -37,10 +37,10 @@ BACKBONE = Field(str, "Name of the backbone; its other keys follow.", choices=BA
 MEMBERS: dict[str, Registry[Any]] = {"prior": PRIORS, "posterior": POSTERIORS}
 
 
-def model_field(config: Any, key: str) -> Field | None:
+def model_field(config: ConfigDict, key: str) -> Field | None:
     """The field of a key such as "model.decoder.width"; None if the model does not have it."""
     here: Any = models.family(config.model.family).config
-    section: Any = config.model
+    section = config.model
     *sections, name = key.split(".")[1:]
     for word in sections:
         here, section = fields_of(here).get(word), section.get(word, {})
@@ -88,7 +88,7 @@ def reference() -> str:
 Row = tuple[str, str, str, str]
 
 
-def _rows(prefix: str, fields: dict[str, Field], base: dict[str, Any]) -> Iterator[Row]:
+def _rows(prefix: str, fields: dict[str, Field], base: Mapping[str, object]) -> Iterator[Row]:
     for name, field in fields.items():
         key = prefix + name
         default = _shown(base.get(key, field.absent)) if key in base or field.absent else ""
@@ -135,7 +135,7 @@ def _table(title: str, rows: Iterator[Row]) -> str:
     return "\n".join(lines)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, dict) or dataclasses.is_dataclass(value):
         return ""
     if isinstance(value, (tuple, list)) and any(isinstance(one, (tuple, list)) for one in value):

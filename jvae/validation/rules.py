@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jvae import extras
+from jvae.api import Params
 from jvae.fields import MOST
 from jvae.training.objectives import MEAN_SUM
 
@@ -20,7 +21,7 @@ class Facts(NamedTuple):
 
     family: str
     config: Any
-    abstract: Any
+    abstract: Params
     axes: Any
     sides: Mapping[str, int]
     groups: int
@@ -69,7 +70,7 @@ class Idle(NamedTuple):
     keys: tuple[str, ...]
     reads: Callable[[View, Facts], bool]
     why: Callable[[View, Facts], str] | str
-    free: tuple[Any, ...] = ()
+    free: tuple[object, ...] = ()
 
 
 def _divided_twice(v: View) -> str | None:

@@ -6,7 +6,7 @@ with are accepted as long as they do no harm: see `validate`.
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ from jvae.validation.rules import IDLES, RULES, Facts, Idle, View
 
 MOST_PARAMETERS = 10**12
 TRAINING = ("optim", "train", "objective", "noise", "phases", "init")
+Values = Mapping[str, Any]  # of a config, by dotted key
 # Platforms of the fused attention kernels.
 PLATFORMS = {"cudnn": ("gpu", "cuda"), "triton": ("gpu", "cuda", "cpu"), "splash": ("tpu", "cpu")}
 
@@ -61,7 +62,7 @@ def validate(
         raise ConfigError(lines(problems))
 
 
-def _problems(config: ConfigDict, flat: dict[str, Any], platform: str | None) -> list[Problem]:
+def _problems(config: ConfigDict, flat: Values, platform: str | None) -> list[Problem]:
     if values := list(_values_for_sections(config, configs.base())):
         return values
     base = configs.flatten(configs.base())
@@ -97,7 +98,9 @@ def _problems(config: ConfigDict, flat: dict[str, Any], platform: str | None) ->
     return problems
 
 
-def _values_for_sections(config: Any, base: ConfigDict, prefix: str = "") -> Iterator[Problem]:
+def _values_for_sections(
+    config: ConfigDict, base: ConfigDict, prefix: str = ""
+) -> Iterator[Problem]:
     """Values in place of a section; nothing else of that section can be checked then."""
     for name, part in base.items():
         key = f"{prefix}{name}"
@@ -109,7 +112,7 @@ def _values_for_sections(config: Any, base: ConfigDict, prefix: str = "") -> Ite
             yield from _values_for_sections(config[name], part, f"{key}.")
 
 
-def _fields(config: ConfigDict, flat: dict[str, Any], base: dict[str, Any]) -> Iterator[Problem]:
+def _fields(config: ConfigDict, flat: Values, base: Values) -> Iterator[Problem]:
     """Checks each value outside `model` on its own, and unknown and missing keys."""
     for key, value in flat.items():
         if key.split(".")[0] == "model":
@@ -130,7 +133,7 @@ def _fields(config: ConfigDict, flat: dict[str, Any], base: dict[str, Any]) -> I
 
 
 def _model(
-    config: ConfigDict, flat: dict[str, Any], problems: list[Problem]
+    config: ConfigDict, flat: Values, problems: list[Problem]
 ) -> tuple[Facts | None, list[Problem]]:
     """The properties of the model, or the problems of its section."""
     section = config.get("model")
@@ -184,11 +187,11 @@ def _facts(family: Family, name: str, section: str) -> Facts:
 
 
 def _views(
-    config: ConfigDict, flat: dict[str, Any], problems: list[Problem]
+    config: ConfigDict, flat: Values, problems: list[Problem]
 ) -> tuple[list[View], list[Problem]]:
     """The config of every phase; no view if the phases cannot be resolved."""
     parts = ("phases", "train", *phases.SECTIONS)
-    values = {key: field.absent for key, field in _absent()} | flat
+    values = {key: field.absent for key, field in _absent()} | dict(flat)
     plain = [View(values, "", flat.get("train.steps", 1))]
     if any(key.split(".")[0] in parts for one in problems for key in one.keys):
         return plain, []
@@ -232,7 +235,7 @@ def _free_bits(views: list[View]) -> Iterator[Problem]:
             yield Problem(keys, f"{_where(v)}{without_dimensions(floor, reduce)}")
 
 
-def _kernels(facts: Facts, flat: dict[str, Any], platform: str | None) -> Iterator[Problem]:
+def _kernels(facts: Facts, flat: Values, platform: str | None) -> Iterator[Problem]:
     for key, value in flat.items():
         if key.startswith("model.") and key.endswith(".attention") and value in PLATFORMS:
             platform = platform or jax.default_backend()
@@ -253,7 +256,7 @@ def _kernels(facts: Facts, flat: dict[str, Any], platform: str | None) -> Iterat
 
 
 def _idle(
-    rule: Idle, views: list[View], facts: Facts, flat: dict[str, Any], base: dict[str, Any]
+    rule: Idle, views: list[View], facts: Facts, flat: Values, base: Values
 ) -> Iterator[Problem]:
     for key in rule.keys:
         default = base.get(key, schema.absent(key))

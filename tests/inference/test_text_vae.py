@@ -20,6 +20,7 @@ from jvae.data.tokenizers import train_word_level
 from jvae.decode import DecodeConfig
 from jvae.errors import ConfigError, DataError, InputError, JvaeError
 from jvae.inference import batching
+from jvae.inference.settings import DecodeSettings
 from jvae.inference.text_vae import LoadedVAE
 from jvae.latent.short_run import ChainConfig
 from jvae.models import della, lm, optimus, sri
@@ -503,3 +504,8 @@ def test_batches_are_not_much_larger_than_needed(most):
     sizes = {n: batching.batch_size(n, most) for n in range(1, 2_000)}
     assert set(sizes.values()) <= {min(8, most), min(64, most), most}
     assert all(size <= max(8, 4 * n) for n, size in sizes.items())
+
+
+def test_decode_settings_are_the_fields_of_the_config():
+    fields = {one.name: one.type for one in dataclasses.fields(DecodeConfig)}
+    assert DecodeSettings.__annotations__ == fields

@@ -5,7 +5,7 @@ There is one file per system; `blocks` applies the requested ones to a model and
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Key
@@ -16,6 +16,7 @@ from jvae.evals.compat.draws import collect_draws
 from jvae.evals.compat.shared import CompatRow, Facts, flat
 from jvae.evals.latent import PosteriorSet, gaussian_entropy
 from jvae.evals.likelihood import LikelihoodResult, TextCounts
+from jvae.runs.console import Value
 
 
 class Mode(NamedTuple):
@@ -55,7 +56,7 @@ def blocks(
     likelihood: LikelihoodResult,
     posts: PosteriorSet,
     counts: TextCounts,
-    ours: dict[str, Any],
+    ours: dict[str, Value],
     chunk: int = 1,
     short_run: LikelihoodResult | None = None,
 ) -> list[Block]:

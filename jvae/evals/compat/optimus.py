@@ -3,7 +3,7 @@
 Source: ChunyuanLI/Optimus. The errors of the code are kept: see `WARNING`.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -64,7 +64,7 @@ def rows(facts: Facts) -> list[CompatRow]:
     k = facts.samples(SAMPLES)
     tokens = int(facts.tokens_e.sum() + facts.tokens_e.size)
     published = corpus(-facts.nll_at[k], facts.rec_e, facts.kl_e, tokens)
-    ours: dict[str, Any] = facts.ours
+    ours = facts.ours
     table = [
         CompatRow("ppl", published.ppl, f"per token, start counted, K = {k}", ours.get("ppl_t")),
         CompatRow("elbo", published.elbo, "nats/sentence", ours.get("neg_elbo")),

@@ -4,13 +4,14 @@ Axis letters: K draws, E sentences, G latent groups, Z latent width. Log-densiti
 dimensions and groups of a sentence's whole latent, in nats.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import logsumexp
 
 from jvae.evals.likelihood import LikelihoodResult
+from jvae.runs.console import Value
 
 LOG_2PI = float(np.log(2 * np.pi))
 
@@ -27,9 +28,9 @@ class CompatRow(NamedTuple):
     """A published metric and the jvae metric it corresponds to (None if there is none)."""
 
     name: str
-    value: Any
+    value: float | None
     unit: str
-    ours: Any = None
+    ours: Value = None
 
 
 def flat(value_egz: Float[np.ndarray, "e g z"]) -> Float[np.ndarray, "e z"]:
@@ -56,7 +57,7 @@ class Facts(NamedTuple):
     mean_egz: Float[np.ndarray, "e g z"]
     log_var_ez: Float[np.ndarray, "e z"] | None
     z_ez: Float[np.ndarray, "e z"] | None
-    ours: dict[str, Any]  # values of the report by name
+    ours: dict[str, Value]  # values of the report by name
     short_run: LikelihoodResult | None = None  # change-of-variables estimate, over fewer sentences
     short_run_words: int = 0  # words of the sentences of `short_run`
 
