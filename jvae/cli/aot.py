@@ -4,7 +4,7 @@ The compiler reports the memory per chip and the collectives. Matrix products ar
 traced program, with loops multiplied out; kernels and memory traffic in the compiled one. The step
 time is a roofline: no program can be faster than the slowest of arithmetic, memory and links at
 their peaks, and a program without any overlap takes their sum. The predicted time assumes that
-kernels run one after another at usual shares of the peaks (`RATES`). Nothing is measured.
+kernels run one after another at usual shares of the peaks (`Rates`). Nothing is measured.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,7 +65,7 @@ CHIPS = {
 
 
 class Rates(NamedTuple):
-    """What kernels usually reach: shares of the peaks, and seconds per launch."""
+    """What kernels are assumed to reach: shares of the peaks, and seconds per launch."""
 
     flops: float = 0.7
     memory: float = 0.9
@@ -79,12 +79,17 @@ class Plugin(NamedTuple):
     package: str
     module: str
     install: str
+    rates: Rates = Rates()
+    options: Mapping[str, bool] = {}  # of the compiler, without a device
 
 
 TPU = Plugin("tpu", "libtpu", "libtpu", "jax[tpu]")
-GPU = Plugin("gpu", "jax-cuda13-plugin", "jax_cuda13_plugin", "jax[cuda13]")
-# Assumed, not measured. A GPU launches every kernel; a TPU runs its whole program.
-RATES = {TPU: Rates(), GPU: Rates(launch_s=2e-6)}
+GPU = Plugin(
+    *("gpu", "jax-cuda13-plugin", "jax_cuda13_plugin", "jax[cuda13]"),
+    rates=Rates(launch_s=2e-6),  # a TPU runs its whole program at once
+    # Without a device no tiles can be tried for Triton's products, and some have no default.
+    options={"xla_gpu_enable_triton_gemm": False},
+)
 # Usual shapes of slices that are named by their number of chips.
 SHAPES = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 PLAIN = dict(remat="none", xent_chunk=2**31 - 1)  # no recomputation in the backward pass
@@ -136,7 +141,7 @@ def compile_for(config: ConfigDict, folder: Path, names: str) -> Iterator[Row]:
         plain = _programs(without_recomputation(this), mesh)
         for one, bare in zip(_programs(this, mesh), plain, strict=True):
             chip = CHIPS.get(part.kind)
-            row = estimate(one, bare, part.count, chip, RATES[part.plugin])
+            row = estimate(one, bare, part.count, chip, part.plugin)
             yield about | row | _bounds(row, chip)
 
 
@@ -309,14 +314,15 @@ def estimate(
     plain: ProgramCase,
     chips: int,
     chip: Chip | None = None,
-    rates: Rates = RATES[TPU],
+    plugin: Plugin | None = None,
 ) -> Row:
     """Bytes, FLOPs, kernels and collectives of one program, per chip; sizes are None if the
     compiler runs out of memory on the chip.
 
     Args:
       plain: the same program without recomputation, whose FLOPs are the useful ones.
-      chip, rates: for the predicted time; it is left out without a chip.
+      chip: for the predicted time, which is left out without one.
+      plugin: the compiler; None for that of the devices of this machine.
     """
     traced = part.function.trace(*part.arguments)
     model = plain.function.trace(*plain.arguments)
@@ -328,7 +334,7 @@ def estimate(
     }
     begin = time.monotonic()
     try:
-        compiled = traced.lower().compile()
+        compiled = traced.lower().compile(dict(plugin.options) if plugin else None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -347,6 +353,7 @@ def estimate(
     counted = kernels.cost(every_kernel)
     row |= {"kernels": counted.kernels, "traffic_bytes": counted.bytes}
     if chip is not None:
+        rates = plugin.rates if plugin else Rates()
         speeds = (chip.flops_s * rates.flops, chip.memory_bytes_s * rates.memory, rates.launch_s)
         seconds = kernels.predicted_s(every_kernel, row["flops"], *speeds)
         row["predicted_ms"] = 1e3 * seconds

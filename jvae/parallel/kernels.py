@@ -21,6 +21,9 @@ _FREE = frozenset(
 )
 _OPERATION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^}]*\})?")
+_WORKSPACE = re.compile(
+    r", [su]8\[\d+\](\{[^}]*\})?\)$"
+)  # last result of a call of cuBLAS or cuDNN
 _ON_CHIP = re.compile(r"S\(1\)")  # VMEM, in layouts of the TPU compiler
 
 
@@ -151,7 +154,7 @@ def _kernel(
         fused = re.search(r'"kind":"(\w+)"', op.line) or re.search(r"kind=k(\w+)", op.line)
         kind = f"fusion:{fused[1]}" if fused else "fusion"
     sizes = [_bytes(one) for one in operands]
-    written = _bytes(op.result)
+    written = _bytes(_WORKSPACE.sub(")", op.result) if kind.startswith("__cu") else op.result)
     if body:
         sizes = [_read(body, i, one) for i, one in enumerate(operands)]
         written = sum(_written(body, root) for root in _roots(body))
