@@ -44,8 +44,11 @@ _BASE = (*_TOKENIZERS, _BERT, _GPT2, *_ROWS, "train.dropout_rng=rbg")
 
 OPTIMUS_BASE = Subject("optimus:base", (*_BASE, *_both(remat="dots")))
 # What was fastest on an H100: see docs/performance.md. A chunk is half of the vocabulary.
-_ON_GPU = (*_both(attention="triton", unroll=12), "model.decoder.xent_chunk=25216")
-OPTIMUS_BASE_GPU = Subject("optimus:base", (*_BASE, *_ON_GPU))
+ON_GPU = (
+    *_both(attention="triton", unroll=12),
+    *("model.decoder.xent_chunk=25216", "train.dropout_rng=rbg"),
+)
+OPTIMUS_BASE_GPU = Subject("optimus:base", (*_BASE, *ON_GPU))
 LARGE = (
     OPTIMUS_BASE,
     Subject("t5_vae:base", (*_TOKENIZERS, "model.decoder.vocab=32128", *_ROWS)),
