@@ -80,7 +80,7 @@ class Plugin(NamedTuple):
     module: str
     install: str
     rates: Rates = Rates()
-    options: Mapping[str, bool] = {}  # of the compiler, without a device
+    options: Mapping[str, bool] = {}  # compiler options without a device
 
 
 TPU = Plugin("tpu", "libtpu", "libtpu", "jax[tpu]")

@@ -57,8 +57,8 @@ def compiled(kind: str, name: str, folder: Path, *words: str, many: bool = False
 
 def arrays(types: str) -> list[tuple[str, tuple[int, ...]]]:
     """Number type and shape of every array of an HLO type."""
-    found = re.findall(r"\b([a-z]+\d+)\[([\d,]*)\]", types)
-    return [(kind, tuple(int(one) for one in dims.split(",") if one)) for kind, dims in found]
+    matches = re.findall(r"\b([a-z]+\d+)\[([\d,]*)\]", types)
+    return [(kind, tuple(int(one) for one in dims.split(",") if one)) for kind, dims in matches]
 
 
 @pytest.mark.parametrize("kind", [GPU, TPU])
