@@ -28,6 +28,7 @@ from jvae.runs import build, loading, start
 from jvae.tree import named_leaves
 
 Embed = Callable[[Sequence[str]], np.ndarray]
+ROW, SLOTS = 256, 16  # tokens and texts of a row, which without training data nothing determines
 
 
 def is_published(name: str) -> bool:
@@ -64,6 +65,7 @@ def language_model(name: str) -> LoadedVAE:
     Raises: ConfigError for a folder without a decoder; DataError; WeightsError.
     """
     config, tokenizer, params = _opened("lm", "decoder", name)
+    config.data.update(dec_row=ROW, slots=SLOTS)
     model, encoder = build.build_model(config), tokenizer.for_role("encoder")
     return loading.text_vae(config, model, params, encoder, tokenizer)
 
