@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jvae.evals import outside
-from jvae.runs import published
+from jvae.runs import loading, published
 
 WEIGHTS = Path(os.environ.get("JVAE_REAL_WEIGHTS", "")).expanduser()
 real = pytest.mark.skipif(
@@ -22,6 +22,17 @@ def test_models_of_jvae_are_not_published_ones(tmp_path):
     assert not published.is_published(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert published.is_published(str(tmp_path))
+
+
+def test_a_decoder_in_hugging_faces_layout_judges_lines_independently(tmp_path):
+    loading.export_backbone("optimus-tiny", tmp_path / "decoder")
+    judge = outside.judge(str(tmp_path / "decoder"))
+    lines = ["the boy sees a dog .", "a girl runs ."]
+    tokens = [len(ids) - 1 for ids in judge.decoder.encode_batch(lines)]
+    alone = [np.log(outside.perplexity(judge, [line])) for line in lines]
+    together = np.log(outside.perplexity(judge, [*lines, " "]))
+    np.testing.assert_allclose(together, np.average(alone, weights=tokens), rtol=1e-5)
+    assert together > 0
 
 
 @real
