@@ -21,12 +21,12 @@ from jax.experimental.pallas import triton as plgpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from jvae.nn.attention import EVERYONE
 from jvae.nn.layers import accum_dtype
 from jvae.parallel.mesh import ROWS, TENSOR, in_force
 
 BLOCK = 32  # queries and keys per block
 LEAST = 16  # the smallest side of a block that Triton multiplies
-EVERYONE = 0  # owner of a slot that all segments see
 NOBODY = -2  # owner of the slots that fill a block
 OUTSIDE = -1  # segment past the end of a row
 HIDDEN = -1e30  # logit of a hidden key
@@ -185,9 +185,8 @@ def _logits(
 
 def _line(plan: _Plan, row: _Row, head: Any) -> Array:
     """The number of this row and head among all devices."""
-    return ((row.origin[0] + pl.program_id(0)) * plan.heads + row.origin[1] + head).astype(
-        jnp.uint32
-    )
+    line = (row.origin[0] + pl.program_id(0)) * plan.heads + row.origin[1] + head
+    return line.astype(jnp.uint32)
 
 
 def _dropped(plan: _Plan, row: _Row, line: Array, token: Array, keys: _Keys, x: Array) -> Array:
@@ -314,7 +313,6 @@ def _blocks_in_reach(
 ) -> tuple[Int[Array, "b i"], Int[Array, "b i"]]:
     """First and last block of a row that has a segment in common with each block."""
     room = plan.blocks * BLOCK - plan.tokens
-    padded = jnp.pad(segment_bt, ((0, 0), (0, room)), constant_values=OUTSIDE)
     place_t = jnp.arange(plan.tokens) // BLOCK
     same_bts = segment_bt[:, :, None] == segment_bt[:, None, :]
     first_bt = jnp.min(jnp.where(same_bts, place_t, plan.blocks), axis=2)
@@ -322,7 +320,7 @@ def _blocks_in_reach(
 
     def of_blocks(x_bt: Array, fill: int, reduce: Callable[..., Array]) -> Array:
         x_bt = jnp.pad(x_bt, ((0, 0), (0, room)), constant_values=fill)
-        return reduce(x_bt.reshape(padded.shape[0], plan.blocks, BLOCK), axis=2).astype(jnp.int32)
+        return reduce(x_bt.reshape(-1, plan.blocks, BLOCK), axis=2).astype(jnp.int32)
 
     return of_blocks(first_bt, plan.blocks, jnp.min), of_blocks(last_bt, -1, jnp.max)
 
@@ -408,19 +406,14 @@ def _call(
     )
 
 
-def _operands(segment_bt, q, k, v, slots, seed_2, origin_2, plan: _Plan) -> _Operands:
-    return _Operands(
-        seed_2, origin_2, *_blocks_in_reach(plan, segment_bt), segment_bt, q, k, v, slots
-    )
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(plan: _Plan, q, k, v, slots, segment_bt, seed_2, origin_2) -> Array:
     return _forward(plan, q, k, v, slots, segment_bt, seed_2, origin_2)[0]
 
 
 def _forward(plan: _Plan, q, k, v, slots, segment_bt, seed_2, origin_2):
-    operands = _operands(segment_bt, q, k, v, slots, seed_2, origin_2, plan)
+    reach = _blocks_in_reach(plan, segment_bt)
+    operands = _Operands(seed_2, origin_2, *reach, segment_bt, q, k, v, slots)
     rows, tokens, heads, _ = q.shape
     numbers = jax.ShapeDtypeStruct((rows, heads, tokens), accum_dtype(q.dtype))
     out = [(jax.ShapeDtypeStruct(q.shape, q.dtype), "queries"), (numbers, "numbers")]

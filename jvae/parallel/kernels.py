@@ -21,9 +21,8 @@ _FREE = frozenset(
 )
 _OPERATION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^}]*\})?")
-_WORKSPACE = re.compile(
-    r", [su]8\[\d+\](\{[^}]*\})?\)$"
-)  # last result of a call of cuBLAS or cuDNN
+# The last result of a call of cuBLAS or cuDNN.
+_WORKSPACE = re.compile(r", [su]8\[\d+\](\{[^}]*\})?\)$")
 _ON_CHIP = re.compile(r"S\(1\)")  # VMEM, in layouts of the TPU compiler
 
 
