@@ -7,6 +7,7 @@ from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import Array, Float, TypeCheckError
 
 from jvae import api
+from jvae.nn import xent
 from tests.tools import shapes
 
 
@@ -28,3 +29,14 @@ def test_a_place_in_the_source_has_one_checker():
     assert one is other and one(x, 1) == (x, 1)
     with pytest.raises(BeartypeCallHintViolation, match="x='x'"):
         one("x", "name")
+
+
+def test_swapped_axes_are_an_error():
+    hidden_btd, table_vd = jnp.zeros((3, 5, 4)), jnp.zeros((8, 4))
+    with pytest.raises(TypeCheckError, match="target_bt"):
+        xent.token_log_prob(hidden_btd, table_vd, jnp.zeros((5, 3), jnp.int32), 8, 8)
+
+
+def test_a_wrong_dtype_is_an_error():
+    with pytest.raises(TypeCheckError, match="valid_e"):
+        api.mean_valid(jnp.zeros(3), jnp.ones(3, jnp.float32))
