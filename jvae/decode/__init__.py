@@ -86,9 +86,9 @@ def decode_in_batches(
     outputs = []
     for first in range(0, total, batch_size):
         index = np.minimum(np.arange(first, first + batch_size), total - 1)
-        z, some, key, one_cond = _rows((z_egz, prompt, key_e, cond), index)
+        z, prompts, key, conds = _rows((z_egz, prompt, key_e, cond), index)
         outputs.append(
-            decode(gen, params, z, some, key, cfg, end_id=end_id, pad_id=pad_id, cond=one_cond)
+            decode(gen, params, z, prompts, key, cfg, end_id=end_id, pad_id=pad_id, cond=conds)
         )
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *jax.device_get(outputs))
 

@@ -33,11 +33,11 @@ class FlowOptions:
 def build(options: FlowOptions, shape: tuple[int, int], labels: int) -> Density:
     """Builds the density; see `FittedKind`."""
     width = shape[0] * shape[1]
-    known = labels if labels > 1 else 0
-    coupling = Coupling(options.layers, options.width, options.bins, width, known)
+    classes = labels if labels > 1 else 0
+    coupling = Coupling(options.layers, options.width, options.bins, width, classes)
 
     def one_hot(label_e: Array) -> Float[Array, "e c"]:
-        return jax.nn.one_hot(label_e, labels)[:, :known]
+        return jax.nn.one_hot(label_e, labels)[:, :classes]
 
     def nats(layers: Params, x_ed: Array, label_e: Array) -> Float[Array, "e"]:
         return coupling.log_prob(layers, x_ed, one_hot(label_e))
