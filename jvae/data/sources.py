@@ -91,17 +91,17 @@ class Lines:
     def keep(self, keep_e: np.ndarray, dropped: dict[str, int]) -> "Lines":
         """Keeps the sentences where `keep_e` is True; `dropped` counts the others by reason."""
 
-        def some(texts: Sequence[str] | None) -> list[str] | None:
+        def subset(texts: Sequence[str] | None) -> list[str] | None:
             return None if texts is None else [texts[i] for i in np.flatnonzero(keep_e).tolist()]
 
         return Lines(
-            text=some(self.text) or [],
+            text=subset(self.text) or [],
             line_no=self.line_no[keep_e],
             file_no=self.file_no[keep_e],
             files=self.files,
             dropped=dict(Counter(self.dropped) + Counter(dropped)),
-            source=some(self.source),
-            label=some(self.label),
+            source=subset(self.source),
+            label=subset(self.label),
         )
 
     @property

@@ -48,13 +48,13 @@ def decode(
     """
     ends: Any = dict(end_id=end_id, pad_id=pad_id)
 
-    def own(params: Params, inputs: tuple[Any, ...]) -> Generated:
+    def decode_part(params: Params, inputs: tuple[Any, ...]) -> Generated:
         z_egz, prompt, key_e, cond = inputs
         if cfg.method == "beam":
             return best(beam_search(gen, params, z_egz, prompt, cfg, cond=cond, **ends))
         return generate(gen, params, z_egz, prompt, key_e, cfg, cond=cond, **ends)
 
-    return by_rows(own, params, (z_egz, prompt, key_e, cond))
+    return by_rows(decode_part, params, (z_egz, prompt, key_e, cond))
 
 
 def decode_in_batches(

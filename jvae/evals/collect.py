@@ -15,14 +15,14 @@ from jvae.errors import DataError
 def to_host(tree: Any) -> Any:
     """Converts a pytree of arrays to global NumPy arrays, the same on every process."""
 
-    def one(leaf: ArrayLike) -> np.ndarray:
+    def fetch(leaf: ArrayLike) -> np.ndarray:
         if isinstance(leaf, jax.Array) and not (
             leaf.is_fully_addressable or leaf.is_fully_replicated
         ):
             leaf = multihost_utils.process_allgather(leaf, tiled=True)
         return np.asarray(leaf)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(fetch, tree)
 
 
 def collect(parts: Iterable[tuple[Any, Any]]) -> tuple[Int[np.ndarray, "e"], Any]:
