@@ -141,13 +141,13 @@ def bart(c: ConfigDict, **sizes: Any) -> None:
     )
 
 
-def _ablate(c: ConfigDict, what: str) -> None:
+def _ablate(c: ConfigDict, ablation: str) -> None:
     half = c.model.decoder.layers // 2
-    if what == "no_product":
+    if ablation == "no_product":
         c.model.fuse = "offset"
-    elif what in ("independent", "shared"):
-        c.model.links = what
-    elif what == "lower":
+    elif ablation in ("independent", "shared"):
+        c.model.links = ablation
+    elif ablation == "lower":
         c.model.end_layer = half - 1
     else:
         c.model.begin_layer = half

@@ -68,8 +68,8 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     c.data.vocab = 0
     c.data.batch_rows = 32
     c.optim.update(lr=1e-3, schedule="constant", clip=5.0)
-    own = dict(tiny=_tiny, ptb=_ptb, yelp_short=_yelp_short)
-    (own | dict(transformer=_transformer, smollm2=_smollm2))[name](c)
+    presets = dict(tiny=_tiny, ptb=_ptb, yelp_short=_yelp_short)
+    (presets | dict(transformer=_transformer, smollm2=_smollm2))[name](c)
     return c
 
 

@@ -474,7 +474,9 @@ def example_keys(
     key_e = jax.vmap(lambda i: jax.random.fold_in(key, i))(id_e)
     if draws is None:
         return key_e
-    return jax.vmap(lambda k: jax.vmap(lambda one: jax.random.fold_in(one, k))(key_e))(draws)
+    return jax.vmap(
+        lambda k: jax.vmap(lambda example_key: jax.random.fold_in(example_key, k))(key_e)
+    )(draws)
 
 
 def aux_keys(z_key: Key[Array, ""], batch: Batch) -> Key[Array, "e"]:

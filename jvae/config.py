@@ -95,9 +95,9 @@ def preset(arg: str, presets: Iterable[str], **options: str) -> tuple[str, dict[
     """
     words = [word for word in arg.split(",") if word]
     name = DEFAULT_PRESET if not words or "=" in words[0] else words.pop(0)
-    if name not in (known := list(presets)):
+    if name not in (names := list(presets)):
         raise ConfigError(
-            f"unknown preset {name!r}{nearest(name, known)}; presets: {', '.join(known)}"
+            f"unknown preset {name!r}{nearest(name, names)}; presets: {', '.join(names)}"
         )
     for word in words:
         key, equals, value = word.partition("=")
@@ -110,12 +110,12 @@ def preset(arg: str, presets: Iterable[str], **options: str) -> tuple[str, dict[
     return name, options
 
 
-def choice(options: dict[str, str], name: str, known: Sequence[str]) -> str:
-    """The value of a preset option, which must be one of `known`. Raises: ConfigError."""
+def choice(options: dict[str, str], name: str, values: Sequence[str]) -> str:
+    """The value of a preset option, which must be one of `values`. Raises: ConfigError."""
     value = options[name]
-    if value not in known:
+    if value not in values:
         raise ConfigError(
-            f"option {name}={value}{nearest(value, known)}; expected one of {', '.join(known)}"
+            f"option {name}={value}{nearest(value, values)}; expected one of {', '.join(values)}"
         )
     return value
 
@@ -284,16 +284,16 @@ def stored(text: str) -> ConfigDict:
         section, _, name = key.rpartition(".")
         if section in cfg and name in cfg[section]:
             del cfg[section][name]
-    own = flatten(cfg).keys() | set(cfg)  # a section may be empty in one config but not in another
+    keys = flatten(cfg).keys() | set(cfg)  # a section may be empty in one config but not in another
     for key, value in flatten(base()).items():
-        if key not in own:
+        if key not in keys:
             *sections, name = key.split(".")
-            here = cfg
+            parent = cfg
             for section in sections:
-                if section not in here:
-                    here[section] = ConfigDict()
-                here = here[section]
-            here[name] = ConfigDict() if value == {} else value
+                if section not in parent:
+                    parent[section] = ConfigDict()
+                parent = parent[section]
+            parent[name] = ConfigDict() if value == {} else value
     return cfg.lock()
 
 
@@ -305,8 +305,8 @@ def _name_backbones(cfg: ConfigDict) -> None:
     for role, transformer in (("encoder", "bert"), ("decoder", "gpt2")):
         stack = model.get(role)
         if isinstance(stack, ConfigDict) and "backbone" not in stack:
-            other = "lstm" if "hidden" in stack else "t5" if "buckets" in stack else transformer
-            stack.backbone = other
+            backbone = "lstm" if "hidden" in stack else "t5" if "buckets" in stack else transformer
+            stack.backbone = backbone
     if {"use_memory", "use_embedding"} <= set(model) and "use_psa" not in model:
         model.tokens = model.get("tokens", 0)
 
@@ -320,15 +320,15 @@ def _check_like_base(cfg: ConfigDict) -> None:
         kinds = {bool: "true or false", int: "a number", float: "a number", str: "text"}
         return kinds.get(type(value), "a list")
 
-    def walk(prefix: str, own: ConfigDict, base: ConfigDict) -> None:
+    def walk(prefix: str, section: ConfigDict, base: ConfigDict) -> None:
         for name in base:
-            if name not in own or own[name] is None or base[name] is None:
+            if name not in section or section[name] is None or base[name] is None:
                 continue
-            have, want = kind(own[name]), kind(base[name])
+            have, want = kind(section[name]), kind(base[name])
             if have != want:
                 raise ConfigError(f"stored config: {prefix}{name} is {have}, expected {want}")
             if want == "a section":
-                walk(f"{prefix}{name}.", own[name], base[name])
+                walk(f"{prefix}{name}.", section[name], base[name])
 
     walk("", cfg, _import(shipped_dir() / "common.py").base())
     model = cfg.get("model")
@@ -363,12 +363,12 @@ def _find(where: str) -> Path:
         candidate = shipped / f"{path.name.removesuffix('.py')}.py"
         if candidate.is_file():
             return candidate
-    known = sorted(
+    names = sorted(
         file.stem for file in shipped.glob("*.py") if "def get_config" in file.read_text()
     )
     raise ConfigError(
-        f"no config {where!r}{nearest(path.stem, known)}; "
-        f"give the path of a .py file, or one of: {', '.join(known) or f'(none in {shipped})'}"
+        f"no config {where!r}{nearest(path.stem, names)}; "
+        f"give the path of a .py file, or one of: {', '.join(names) or f'(none in {shipped})'}"
     )
 
 
@@ -388,22 +388,22 @@ def _import(path: Path) -> types.ModuleType:
 
 def _section_of(cfg: ConfigDict, key: str) -> tuple[ConfigDict, str, bool]:
     """The section and last word of a key, and whether it is an option of a registered member."""
-    parent, here, prefix = cfg, cfg, "config"
+    parent, node, prefix = cfg, cfg, "config"
     *sections, last = words = key.split(".")
     for at, word in enumerate(words):
-        if at == len(sections) and _names_member(sections, here) and word != "kind":
-            return here, last, True
-        if not isinstance(here, ConfigDict):
+        if at == len(sections) and _names_member(sections, node) and word != "kind":
+            return node, last, True
+        if not isinstance(node, ConfigDict):
             raise ConfigError(f"unknown config key {key!r}: {prefix} is a value, not a section")
-        if word not in here:
+        if word not in node:
             paths = list(flatten(cfg))
             # A correct name in the wrong section is as likely as a misspelling.
             moved = [path for path in paths if path.rpartition(".")[2] == key.rpartition(".")[2]]
             near = f"; did you mean {moved[0]!r}?" if moved else nearest(key, paths)
             raise ConfigError(
-                f"unknown config key {key!r}{near}; keys of {prefix}: {', '.join(sorted(here))}"
+                f"unknown config key {key!r}{near}; keys of {prefix}: {', '.join(sorted(node))}"
             )
-        parent, here, prefix = here, here[word], f"{prefix}.{word}"
+        parent, node, prefix = node, node[word], f"{prefix}.{word}"
     return parent, last, False
 
 
@@ -452,9 +452,9 @@ def parse(text: str, old: Any, kind: type) -> Any:
     raise ValueError(f"a value of type {kind.__name__} cannot be set by flag")
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, candidates: Iterable[str]) -> str:
     """A "did you mean" suffix for a message; empty if nothing is close."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    match = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
 
 

@@ -102,7 +102,7 @@ class Field:
             return self._of_one(value)
         if not isinstance(value, (tuple, list)) or not (value or self.empty):
             return self.expected()
-        return next((why for one in value if (why := self._of_one(one))), None)
+        return next((why for item in value if (why := self._of_one(item))), None)
 
     def fix(self, value: Any, default: Any = None) -> Any:
         """The closest allowed value, or None if none is close.
@@ -122,7 +122,9 @@ class Field:
         return default if default is not None and self.problem(default) is None else None
 
     def _of_one(self, value: Any) -> str | None:
-        if self.kind is None or any(value == one and _same(value, one) for one in self.also):
+        if self.kind is None or any(
+            value == alternative and _same(value, alternative) for alternative in self.also
+        ):
             return None
         if self.kind in (int, float):
             whole = self.kind is int and (isinstance(value, bool) or not isinstance(value, int))
@@ -173,21 +175,21 @@ def fields_of(cls: type) -> dict[str, Field | type]:
     """The fields of a config dataclass by name; a nested config dataclass maps to its class."""
     hints = typing.get_type_hints(cls)
     declared = {}
-    for one in dataclasses.fields(cls):
-        kind, values = hints[one.name], dict(one.metadata.get(METADATA, {}))
+    for spec in dataclasses.fields(cls):
+        kind, values = hints[spec.name], dict(spec.metadata.get(METADATA, {}))
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            declared[one.name] = kind
+            declared[spec.name] = kind
             continue
         if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
             members = [arm for arm in typing.get_args(kind) if arm is not type(None)]
             if len(members) == 1 and dataclasses.is_dataclass(members[0]):
-                declared[one.name] = typing.cast(type, members[0])  # an optional section
+                declared[spec.name] = typing.cast(type, members[0])  # an optional section
                 continue
             values.setdefault("optional", len(members) < len(typing.get_args(kind)))
             kind = members[0] if len(members) == 1 else None
         if typing.get_origin(kind) is tuple:
             values["many"], kind = True, typing.get_args(kind)[0]
-        declared[one.name] = Field(kind if kind in _KINDS else None, **values)
+        declared[spec.name] = Field(kind if kind in _KINDS else None, **values)
     return declared
 
 
@@ -220,8 +222,8 @@ def check_dataclass(cls: type, section: Any, where: str) -> list[Problem]:
             problems += check(key, field, value, defaults.get(name))
         elif hasattr(field, "problems_of"):  # a registered member, which checks its own fields
             problems += [
-                one if isinstance(one, Problem) else Problem((key,), one)
-                for one in field.problems_of(value, key)
+                problem if isinstance(problem, Problem) else Problem((key,), problem)
+                for problem in field.problems_of(value, key)
             ]
         else:
             problems += check_dataclass(field, value, key)
@@ -253,11 +255,11 @@ def idle(key: str, value: Any, default: Any, needs: str) -> Problem:
 def defaults_of(cls: type) -> dict[str, Any]:
     """Defaults of a dataclass by field name; fields without a default are left out."""
     defaults = {}
-    for one in dataclasses.fields(cls):
-        if one.default is not dataclasses.MISSING:
-            defaults[one.name] = one.default
-        elif one.default_factory is not dataclasses.MISSING:
-            defaults[one.name] = one.default_factory()
+    for spec in dataclasses.fields(cls):
+        if spec.default is not dataclasses.MISSING:
+            defaults[spec.name] = spec.default
+        elif spec.default_factory is not dataclasses.MISSING:
+            defaults[spec.name] = spec.default_factory()
     return defaults
 
 
@@ -266,13 +268,13 @@ def as_flag(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, (tuple, list)):
-        return ",".join(as_flag(one) for one in value)
+        return ",".join(as_flag(item) for item in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def lines(problems: Sequence[Problem]) -> str:
     """Joins all problems into one message, one line per problem."""
-    texts = list(dict.fromkeys(one.text for one in problems))
+    texts = list(dict.fromkeys(problem.text for problem in problems))
     if len(texts) == 1:
         return texts[0]
     return f"{len(texts)} values of the config cannot be used:\n  " + "\n  ".join(texts)
@@ -289,5 +291,5 @@ def _number(value: float) -> str:
     return f"{value:g}"
 
 
-def _same(value: Any, one: Any) -> bool:
-    return isinstance(value, bool) == isinstance(one, bool)
+def _same(value: Any, alternative: Any) -> bool:
+    return isinstance(value, bool) == isinstance(alternative, bool)

@@ -100,10 +100,10 @@ def upload(
         api.create_repo(name, private=private, exist_ok=True)
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         ours = {path.relative_to(folder).as_posix(): path for path in paths}
-        stale = [one for one in api.list_repo_files(name) if one not in ours and _visible(one)]
+        stale = [file for file in api.list_repo_files(name) if file not in ours and _visible(file)]
         operations = [
-            *(huggingface_hub.CommitOperationAdd(one, path) for one, path in ours.items()),
-            *(huggingface_hub.CommitOperationDelete(one) for one in stale),
+            *(huggingface_hub.CommitOperationAdd(file, path) for file, path in ours.items()),
+            *(huggingface_hub.CommitOperationDelete(file) for file in stale),
         ]
         api.create_commit(name, operations, commit_message=message)
     except errors.HfHubHTTPError as failure:

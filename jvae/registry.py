@@ -68,9 +68,9 @@ class Registry(Generic[Member]):
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._members))
 
-    def names(self, *others: str) -> "Names":
-        """A live view of `others` followed by the names of all members."""
-        return Names(self, others)
+    def names(self, *extra: str) -> "Names":
+        """A live view of `extra` followed by the names of all members."""
+        return Names(self, extra)
 
     def items(self) -> list[tuple[str, Member]]:
         """All (name, member) pairs, in alphabetical order."""
@@ -80,14 +80,14 @@ class Registry(Generic[Member]):
 class Names(Sequence[str]):
     """See `Registry.names`."""
 
-    def __init__(self, registry: Registry[Any], others: tuple[str, ...]):
-        self._registry, self._others = registry, others
+    def __init__(self, registry: Registry[Any], extra: tuple[str, ...]):
+        self._registry, self._extra = registry, extra
 
     def __getitem__(self, index: Any) -> Any:
-        return (*self._others, *self._registry)[index]
+        return (*self._extra, *self._registry)[index]
 
     def __len__(self) -> int:
-        return len(self._others) + sum(1 for _ in self._registry)
+        return len(self._extra) + sum(1 for _ in self._registry)
 
 
 def _origin(member: object) -> str:

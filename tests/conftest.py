@@ -44,20 +44,20 @@ def _programs_of_equal_phases_are_one() -> None:
 
     compile_phase, kept = program.compile_phase, {}
 
-    def once(this, phase, mesh, begin):
-        sections = (this.config.model, phase.objective, phase.optim, phase.noise)
-        sections += (this.config.phases,)  # what no phase trains
-        train = this.config.train
+    def once(run, phase, mesh, begin):
+        sections = (run.config.model, phase.objective, phase.optim, phase.noise)
+        sections += (run.config.phases,)  # what no phase trains
+        train = run.config.train
         key = (
-            *(id(this.model), mesh, begin, phase.name, phase.steps, phase.patience, phase.final),
+            *(id(run.model), mesh, begin, phase.name, phase.steps, phase.patience, phase.final),
             *(section.to_json() for section in sections),
             *(train.accumulate, train.steps_per_call, *phase.notes),
-            this.config.init.frozen_dtype,
-            *(this.encoder.fingerprint, this.decoder.fingerprint),
+            run.config.init.frozen_dtype,
+            *(run.encoder.fingerprint, run.decoder.fingerprint),
         )
         if key not in kept:
             # The model too, so that its id stays its own.
-            kept[key] = (this.model, compile_phase(this, phase, mesh, begin))
+            kept[key] = (run.model, compile_phase(run, phase, mesh, begin))
         return kept[key][1]
 
     program.compile_phase = once

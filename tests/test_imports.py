@@ -65,8 +65,8 @@ def test_imports_go_down(level: int):
     upward = {
         f"{path.relative_to(PACKAGE)} imports {unit}"
         for path in FILES
-        if (own := _unit(path)) in LEVELS[level]
-        for unit in _imported(path) - lower - {own}
+        if (package := _unit(path)) in LEVELS[level]
+        for unit in _imported(path) - lower - {package}
     }
     assert not upward
 

@@ -68,7 +68,7 @@ def test_shipped_models_are_in_the_package(declared):
     folder = TOP / "jvae"
     files = {path for path in (folder / "shipped").rglob("*") if path.is_file()}
     patterns = declared["package_data"]["jvae"]
-    assert files and files <= {path for one in patterns for path in folder.glob(one)}
+    assert files and files <= {path for pattern in patterns for path in folder.glob(pattern)}
 
 
 def test_extras_are_declared_and_a_missing_one_is_named(declared, monkeypatch):

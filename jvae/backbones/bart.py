@@ -108,7 +108,7 @@ def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:
         )
     if ours["norm_eps"] != 1e-5:
         raise ValueError(f"norm_eps is {ours['norm_eps']}; that of BART is 1e-5 in every file")
-    both = {
+    stack_sizes = {
         "layers": ours["layers"],
         "attention_heads": ours["heads"],
         "ffn_dim": ours["mlp"],
@@ -116,7 +116,7 @@ def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:
     return dict(
         architectures=["BartForConditionalGeneration"],
         model_type="bart",
-        **{f"{stack}_{name}": value for stack in STACKS for name, value in both.items()},
+        **{f"{stack}_{name}": value for stack in STACKS for name, value in stack_sizes.items()},
         num_hidden_layers=ours["layers"],
         d_model=ours["width"],
         vocab_size=ours["vocab"],
@@ -163,11 +163,11 @@ def _stack(theirs: str, path: str, cross: bool) -> list[NameRule]:
     rules = [
         NameRule(f"{path}/embed/position/table", (f"{theirs}.embed_positions.weight",), flat(2))
     ]
-    for own, (attention, parts) in fused.items():
+    for kernel, (attention, parts) in fused.items():
         names = [f"{layer}{attention}.{part}_proj" for part in parts]
-        weights, biases = (tuple(f"{one}.{kind}" for one in names) for kind in ("weight", "bias"))
-        rules.append(NameRule(f"{ours}/{own}/kernel", weights, joined_linear(len(parts))))
-        rules.append(NameRule(f"{ours}/{own}/bias", biases, joined_bias(len(parts))))
+        weights, biases = (tuple(f"{name}.{kind}" for name in names) for kind in ("weight", "bias"))
+        rules.append(NameRule(f"{ours}/{kernel}/kernel", weights, joined_linear(len(parts))))
+        rules.append(NameRule(f"{ours}/{kernel}/bias", biases, joined_bias(len(parts))))
     return rules + norm_rules(norms) + linear_rules(ours, projections)
 
 
@@ -176,15 +176,15 @@ def _tokens(path: str, vocab: Vocab) -> NameRule:
 
 
 _CROSS = r"decoder\.layers\.\d+\.encoder_attn(_layer_norm)?\..*"
-_TIED = (*((f"{one}.embed_tokens.weight", "shared.weight") for one in STACKS),)
+_TIED = (*((f"{stack}.embed_tokens.weight", "shared.weight") for stack in STACKS),)
 
 
 def table(config: ConfigDict, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
     """Names of one stack with its own token embedding; the other stack is ignored."""
     del pooler  # BART has none
     cross = role == "decoder" and config.get("cross", False)
-    other = STACKS[1 - STACKS.index(role)]
-    ignored = (*FILES.ignored, rf"{other}\.(?!embed_tokens).*", *([] if cross else [_CROSS]))
+    other_stack = STACKS[1 - STACKS.index(role)]
+    ignored = (*FILES.ignored, rf"{other_stack}\.(?!embed_tokens).*", *([] if cross else [_CROSS]))
     tied = (*_TIED, ("lm_head.weight", "shared.weight"))
     return NameTable((_tokens(path, vocab), *_stack(role, path, cross)), ignored, tied)
 

@@ -78,7 +78,7 @@ def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:
 FILES = Backbone(
     name="distilbert",
     prefix="distilbert.",
-    own="transformer.layer.",
+    native_prefix="transformer.layer.",
     renamed=(),
     ignored=(
         r"embeddings\.position_ids",
@@ -104,13 +104,15 @@ def table(config: ConfigDict, vocab: Vocab, path: str, role: str, pooler: str | 
         "mlp/up": (f"{layer}ffn.lin1", 1),
         "mlp/down": (f"{layer}ffn.lin2", 1),
     }
-    qkv = [f"{layer}attention.{one}_lin" for one in "qkv"]
-    weights, biases = (tuple(f"{one}.{kind}" for one in qkv) for kind in ("weight", "bias"))
+    qkv = [f"{layer}attention.{letter}_lin" for letter in "qkv"]
+    weights, biases = (tuple(f"{name}.{kind}" for name in qkv) for kind in ("weight", "bias"))
     embeddings = {"token": ("word", vocab_rows(vocab)), "position": ("position", flat(2))}
     rules = [
         *(
-            NameRule(f"{path}/embed/{own}/table", (f"embeddings.{theirs}_embeddings.weight",), how)
-            for own, (theirs, how) in embeddings.items()
+            NameRule(
+                f"{path}/embed/{table}/table", (f"embeddings.{theirs}_embeddings.weight",), how
+            )
+            for table, (theirs, how) in embeddings.items()
         ),
         NameRule(f"{ours}/attn/qkv/kernel", weights, joined_linear(3)),
         NameRule(f"{ours}/attn/qkv/bias", biases, joined_bias(3)),

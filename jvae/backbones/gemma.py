@@ -93,8 +93,8 @@ def spec(config: GemmaConfig, head_norm: bool, own_head: bool = False) -> StackS
     c = config
     scaling = "none" if c.factor == 1.0 else "linear"
     local = LayerKind(Rotary(c.local_theta), c.window - 1)
-    whole = LayerKind(Rotary(c.theta, scaling=scaling, factor=c.factor))
-    every = [GLOBAL if (i + 1) % c.global_every == 0 else LOCAL for i in range(c.layers)]
+    full = LayerKind(Rotary(c.theta, scaling=scaling, factor=c.factor))
+    pattern = [GLOBAL if (i + 1) % c.global_every == 0 else LOCAL for i in range(c.layers)]
     return StackSpec(
         **sizes.of_spec(c),
         norm="rms_plus_one",
@@ -105,8 +105,8 @@ def spec(config: GemmaConfig, head_norm: bool, own_head: bool = False) -> StackS
         head_norm=head_norm,
         activation="gelu_tanh",
         gated=True,
-        kinds=(local, whole),
-        pattern=tuple(every),
+        kinds=(local, full),
+        pattern=tuple(pattern),
         scale=c.query_scale**-0.5,
         logit_cap=c.logit_cap or None,
         score_cap=c.score_cap or None,
@@ -169,19 +169,19 @@ def _global_every(config: Mapping[str, Any]) -> int:
     stated = config.get("sliding_window_pattern", config.get("_sliding_window_pattern"))
     if types is None:
         return stated or (2 if config["model_type"] == "gemma2" else 6)
-    every = types.index("full_attention") + 1 if "full_attention" in types else len(types) + 1
+    period = types.index("full_attention") + 1 if "full_attention" in types else len(types) + 1
     plain = ["sliding_attention"] * len(types)
-    plain[every - 1 :: every] = ["full_attention"] * len(plain[every - 1 :: every])
+    plain[period - 1 :: period] = ["full_attention"] * len(plain[period - 1 :: period])
     if list(types) != plain:
         raise ValueError(f"layer_types is {types}; expected a global layer at a fixed interval")
-    return every
+    return period
 
 
 def _rotary(config: Mapping[str, Any]) -> dict[str, float]:
     rope = config.get("rope_parameters") or {}
     if "full_attention" in rope:
-        whole, local = rope["full_attention"], rope["sliding_attention"]
-        rotary = llama.rotary_sizes({"rope_parameters": whole})
+        full, local = rope["full_attention"], rope["sliding_attention"]
+        rotary = llama.rotary_sizes({"rope_parameters": full})
         local_theta = float(local["rope_theta"])
     else:
         rotary = llama.rotary_sizes(config)

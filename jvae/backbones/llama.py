@@ -241,29 +241,31 @@ def table(
 
     def kernel(name: str, theirs: tuple[str, ...], inputs: int = 1) -> NameRule:
         how = linear(inputs) if len(theirs) == 1 else joined_linear(len(theirs))
-        return NameRule(f"{ours}/{name}/kernel", tuple(f"{one}.weight" for one in theirs), how)
+        return NameRule(
+            f"{ours}/{name}/kernel", tuple(f"{foreign}.weight" for foreign in theirs), how
+        )
 
     def scale(name: str, theirs: str) -> NameRule:
         return NameRule(f"{name}/scale", (f"{theirs}.weight",), flat(1))
 
     def bias(name: str, theirs: tuple[str, ...]) -> NameRule:
         how = flat(1) if len(theirs) == 1 else joined_bias(len(theirs))
-        return NameRule(f"{ours}/{name}/bias", tuple(f"{one}.bias" for one in theirs), how)
+        return NameRule(f"{ours}/{name}/bias", tuple(f"{foreign}.bias" for foreign in theirs), how)
 
     parts = {"qkv": "qkv"} if config.heads == config.kv_heads else {"q": "q", "kv": "kv"}
     projections = {
-        f"attn/{name}": tuple(f"{attention}{one}_proj" for one in letters)
+        f"attn/{name}": tuple(f"{attention}{letter}_proj" for letter in letters)
         for name, letters in parts.items()
     }
     rules = [
         NameRule(f"{path}/embed/token/table", ("embed_tokens.weight",), vocab_rows(vocab)),
         scale(f"{path}/norm", "norm"),
-        *(scale(f"{ours}/{own}", layer + theirs) for own, theirs in norms.items()),
+        *(scale(f"{ours}/{norm}", layer + theirs) for norm, theirs in norms.items()),
         *(kernel(name, theirs) for name, theirs in projections.items()),
         *(bias(name, theirs) for name, theirs in projections.items() if biases),
         *(scale(f"{ours}/attn/{q}_norm", f"{attention}{q}_norm") for q in "qk" if head_norm),
         kernel("attn/out", (f"{attention}o_proj",), 2),
-        *(kernel(f"mlp/{one}", (f"{layer}mlp.{one}_proj",)) for one in ("gate", "up", "down")),
+        *(kernel(f"mlp/{part}", (f"{layer}mlp.{part}_proj",)) for part in ("gate", "up", "down")),
     ]
     head = "lm_head.weight"
     if getattr(config, "tied", True):

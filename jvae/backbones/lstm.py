@@ -19,7 +19,7 @@ UNBOUNDED = 2**31 - 1  # recurrent networks have no maximum length
 
 def rows(
     config: LstmConfig,
-    own: Params,
+    params: Params,
     x_btd: Float[Array, "b t d"],
     mask_spec: MaskSpec,
     points: Points = UNTOUCHED,
@@ -35,8 +35,8 @@ def rows(
     del points, read, read_l  # an LSTM has no such points
     assert mask_spec.position_bt is not None  # every side has positions
     first_drop, last_drop = split_key(drop, 2)
-    gate_bt4f = lstm.gates(own["cell"], dropout(first_drop, config.dropout, x_btd))
-    hidden_btf = lstm.run(own["cell"], gate_bt4f, mask_spec.position_bt == 0)
+    gate_bt4f = lstm.gates(params["cell"], dropout(first_drop, config.dropout, x_btd))
+    hidden_btf = lstm.run(params["cell"], gate_bt4f, mask_spec.position_bt == 0)
     return dropout(last_drop, config.dropout, hidden_btf), None
 
 
@@ -58,17 +58,17 @@ def stack(config: LstmConfig, own_head: bool = False) -> Stack:
     def init_head(key: Key[Array, ""]) -> Params:
         return {"output": lstm.init_output(config, key)}
 
-    def embed(own: Params, token: Array, position: Any = None, kind: Any = None) -> Array:
+    def embed(params: Params, token: Array, position: Any = None, kind: Any = None) -> Array:
         del position, kind  # an LSTM needs no position embeddings
-        return lstm.embed(config, own["embed"], token)
+        return lstm.embed(config, params["embed"], token)
 
     recurrent = Recurrent(
         hidden=config.hidden,
-        gates=lambda own, x: lstm.gates(own["cell"], x),
-        state_gates=lambda own, h_ef: lstm.state_gates(own["cell"], h_ef),
-        run=lambda own, gate, first: lstm.run(own["cell"], gate, first),
-        prefill=lambda own, gate, length_e: lstm.prefill(own["cell"], gate, length_e),
-        cell=lambda own, gate, state: lstm.cell(own["cell"], gate, state),
+        gates=lambda params, x: lstm.gates(params["cell"], x),
+        state_gates=lambda params, h_ef: lstm.state_gates(params["cell"], h_ef),
+        run=lambda params, gate, first: lstm.run(params["cell"], gate, first),
+        prefill=lambda params, gate, length_e: lstm.prefill(params["cell"], gate, length_e),
+        cell=lambda params, gate, state: lstm.cell(params["cell"], gate, state),
         output=lambda state: state.hidden_ef,
         uniform=partial(lstm.uniform, config),
     )
@@ -81,11 +81,11 @@ def stack(config: LstmConfig, own_head: bool = False) -> Stack:
         init_body=init_body,
         init_head=init_head,
         embed=embed,
-        place=lambda own, x, position: x,
+        place=lambda params, x, position: x,
         rows=partial(rows, config),
-        logits=lambda own, hidden: lstm.logits(config, own["output"], hidden),
-        token_log_prob=lambda own, hidden_btf, side, scored_bt: lstm.token_log_prob(
-            config, own["output"], hidden_btf, side, scored_bt
+        logits=lambda params, hidden: lstm.logits(config, params["output"], hidden),
+        token_log_prob=lambda params, hidden_btf, side, scored_bt: lstm.token_log_prob(
+            config, params["output"], hidden_btf, side, scored_bt
         ),
         recurrent=recurrent,
     )

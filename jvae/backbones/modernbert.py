@@ -82,10 +82,10 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
         norm_bias=False,
     )
     rope, types = config.get("rope_parameters") or {}, config.get("layer_types")
-    every = config.get("global_attn_every_n_layers", 3)
+    period = config.get("global_attn_every_n_layers", 3)
     if types is not None:
-        every = types.index("full_attention", 1) if "full_attention" in types[1:] else len(types)
-        plain = ["sliding_attention" if i % every else "full_attention" for i in range(len(types))]
+        period = types.index("full_attention", 1) if "full_attention" in types[1:] else len(types)
+        plain = ["sliding_attention" if i % period else "full_attention" for i in range(len(types))]
         if list(types) != plain:
             raise ValueError(f"layer_types is {types}; expected a global layer at a fixed interval")
     thetas = [
@@ -103,7 +103,7 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
         vocab=config["vocab_size"],
         positions=config["max_position_embeddings"],
         window=config["local_attention"],
-        global_every=every,
+        global_every=period,
         theta=float(thetas[0]),
         local_theta=float(thetas[1]),
         norm_eps=float(config.get("norm_eps", 1e-5)),
@@ -164,12 +164,12 @@ def table(config: ConfigDict, vocab: Vocab, path: str, role: str, pooler: str | 
             NameRule(f"{path}/embed/token/table", embedding, vocab_rows(vocab)),
             first,
             *(
-                NameRule(f"{own}/scale", (f"{theirs}.weight",), flat(1))
-                for own, theirs in norms.items()
+                NameRule(f"{norm}/scale", (f"{theirs}.weight",), flat(1))
+                for norm, theirs in norms.items()
             ),
             *(
-                NameRule(f"{ours}/{own}/kernel", (f"{theirs}.weight",), linear(inputs))
-                for own, (theirs, inputs) in projections.items()
+                NameRule(f"{ours}/{projection}/kernel", (f"{theirs}.weight",), linear(inputs))
+                for projection, (theirs, inputs) in projections.items()
             ),
         ),
         FILES.ignored,

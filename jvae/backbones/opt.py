@@ -129,8 +129,8 @@ def table(config: ConfigDict, vocab: Vocab, path: str, role: str, pooler: str | 
         "mlp/up": (f"{layer}fc1", 1),
         "mlp/down": (f"{layer}fc2", 1),
     }
-    qkv = [f"{layer}self_attn.{one}_proj" for one in "qkv"]
-    weights, biases = (tuple(f"{one}.{kind}" for one in qkv) for kind in ("weight", "bias"))
+    qkv = [f"{layer}self_attn.{letter}_proj" for letter in "qkv"]
+    weights, biases = (tuple(f"{name}.{kind}" for name in qkv) for kind in ("weight", "bias"))
     rules = [
         NameRule(f"{path}/embed/token/table", ("embed_tokens.weight",), vocab_rows(vocab)),
         NameRule(f"{path}/embed/position/table", ("embed_positions.weight",), flat(2)),

@@ -73,9 +73,9 @@ FILES = replace(
 def table(config: ConfigDict, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
     """Names of one stack."""
     del config, role  # one layout for all
-    own = bert_weights.table(vocab, path, pooler)
+    names = bert_weights.table(vocab, path, pooler)
     ignored = FILES.ignored if pooler else (*FILES.ignored, bert_weights.POOLER)
-    return NameTable(own.rules, ignored)
+    return NameTable(names.rules, ignored)
 
 
 BACKBONES.register("roberta")(BackboneKind(RobertaConfig, transformer.ENCODER, stack, _tiny))

@@ -46,17 +46,17 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def measure(
-    subject: Subject, wanted: dict[str, Case], preset: harness.Preset, peer: bool, **how: Any
+    subject: Subject, named_cases: dict[str, Case], preset: harness.Preset, peer: bool, **how: Any
 ) -> list[dict[str, Any]]:
     """Records of all cases of one model. `how`: command and count of `harness.records`."""
     rows = []
-    this = cases.setting(subject, preset)
-    for name, case in wanted.items():
-        works = case.works(this)
+    setting = cases.setting(subject, preset)
+    for name, case in named_cases.items():
+        works = case.works(setting)
         if not works:
             continue
-        works += case.peers(this) if peer and case.peers else []
-        records = harness.records(name, works, preset, this.run.config, **how)
+        works += case.peers(setting) if peer and case.peers else []
+        records = harness.records(name, works, preset, setting.run.config, **how)
         case.compare(records)
         rows += records
     return rows
@@ -75,11 +75,11 @@ def main(argv: Sequence[str]) -> int:
         preset = preset._replace(window_s=args.seconds or preset.window_s)
         if args.peer:
             peers.require(args.peer)
-        wanted = plan(args)
-        for number, (subject, some) in enumerate(wanted, 1):
-            print(f"{number} of {len(wanted)}: {subject.spec}", file=sys.stderr, flush=True)
+        selection = plan(args)
+        for number, (subject, named_cases) in enumerate(selection, 1):
+            print(f"{number} of {len(selection)}: {subject.spec}", file=sys.stderr, flush=True)
             records = measure(
-                subject, some, preset, bool(args.peer), command=command, count=args.windows
+                subject, named_cases, preset, bool(args.peer), command=command, count=args.windows
             )
             _write(records, args.out)
             rows += records

@@ -95,11 +95,11 @@ def setting(subject: Subject, preset: Preset) -> Setting:
         if side in config.model:
             config.model[side].dtype = preset.dtype
     with tempfile.TemporaryDirectory() as folder:
-        this = build.open_run(config, Path(folder))
+        run = build.open_run(config, Path(folder))
     mesh = meshes.make_mesh(dict(data=1), jax.local_devices()[:1])
-    _, where = build.param_shardings(this.model, mesh)
-    params = jax.jit(this.model.init, out_shardings=where)(build.seeds(config.seed)["init"])
-    return Setting(subject, this, params, preset, mesh)
+    _, where = build.param_shardings(run.model, mesh)
+    params = jax.jit(run.model.init, out_shardings=where)(build.seeds(config.seed)["init"])
+    return Setting(subject, run, params, preset, mesh)
 
 
 def useful_tokens(*inputs: Batch) -> int:
@@ -114,8 +114,8 @@ def sentences(*inputs: Batch) -> int:
 
 def sides(batch: Batch) -> dict[str, Side]:
     """The sides a batch has, by name."""
-    every = {"enc": batch.enc, "dec": batch.dec, "cond": batch.cond}
-    return {name: side for name, side in every.items() if side is not None}
+    named = {"enc": batch.enc, "dec": batch.dec, "cond": batch.cond}
+    return {name: side for name, side in named.items() if side is not None}
 
 
 def fill(*inputs: Batch) -> dict[str, float]:

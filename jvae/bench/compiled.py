@@ -98,10 +98,10 @@ def compile_case(name: str, path: Path = ROWS) -> None:
     case = CASES[name]
     config, _ = configs.from_argv(case.words)
     assert config is not None
-    order = [(configs.load(other.config).name, other.slices) for other in CASES.values()]
+    order = [(configs.load(entry.config).name, entry.slices) for entry in CASES.values()]
 
     def place(row: aot.Row) -> int:
-        slices = next(every for every in LENGTH if row["topology"] in every.split(","))
+        slices = next(topology for topology in LENGTH if row["topology"] in topology.split(","))
         return order.index((row["config"], slices))
 
     mine = order.index((config.name, case.slices))
@@ -114,7 +114,7 @@ def compile_case(name: str, path: Path = ROWS) -> None:
             raise ConfigError(f"{package} is not installed, so there is nothing to keep")
         new.append(row | {"command": "python -m jvae.main " + " ".join(case.words)})
         rows = sorted(kept + new, key=place)
-        write_text(path, "".join(json.dumps(one, sort_keys=True) + "\n" for one in rows))
+        write_text(path, "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in rows))
         return row
 
     with tempfile.TemporaryDirectory() as folder:  # must not contain a run
@@ -164,13 +164,13 @@ def _cells(row: aot.Row, rows: Sequence[aot.Row]) -> list[str]:
     worst = max(bounds, key=bounds.get)
     times = f"{bounds[worst]:.3g} ({worst}) to {sum(bounds.values()):.3g}"
     kept = aot.scaling(row, rows)
-    shares = "–" if kept is None else " to ".join(f"{100 * one:.0f} %" for one in sorted(kept))
-    each = ", ".join(f"{bound:.3g}" for bound in bounds.values())
+    shares = "–" if kept is None else " to ".join(f"{100 * share:.0f} %" for share in sorted(kept))
+    bound_texts = ", ".join(f"{bound:.3g}" for bound in bounds.values())
     counted = predicted = "–"
     if "kernels" in row:  # older rows have no such counts
         counted = f"{row['kernels']:,}, {row['traffic_bytes'] / 1e9:.3g}"
         predicted = f"{row['predicted_ms']:.3g}, {100 * row['useful_share']:.0f} %"
-    return [*about, memory, flops, links, each, times, shares, counted, predicted]
+    return [*about, memory, flops, links, bound_texts, times, shares, counted, predicted]
 
 
 def main(argv: Sequence[str]) -> int:

@@ -54,10 +54,10 @@ def synthetic(lengths: dict[str, np.ndarray]) -> Dataset:
     return Dataset(lines, sides["dec"], sides.get("enc"), None, pad, nothing_e, nothing_e, ())
 
 
-def works(this: Setting) -> list[Work]:
+def works(setting: Setting) -> list[Work]:
     """Programs for the config's data if it names files; otherwise for the three corpora."""
-    if this.run.config.data.train:
-        return [_work("files", this.run.data["train"], this.run.rows)]
+    if setting.run.config.data.train:
+        return [_work("files", setting.run.data["train"], setting.run.rows)]
     programs = []
     for corpus in QUANTILES:
         lengths = lengths_like(corpus, SENTENCES)

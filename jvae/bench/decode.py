@@ -27,34 +27,36 @@ def fixed_length(method: str = "greedy") -> DecodeConfig:
     return DecodeConfig(method=method, min_length=TOKENS, max_length=TOKENS)
 
 
-def starts(this: Setting, examples: int) -> Prompt:
+def starts(setting: Setting, examples: int) -> Prompt:
     """The start id as prompt. Raises: ConfigError for a model whose decoder reads a source."""
-    if "cond" in this.run.rows.row:
-        raise ConfigError(f"{this.run.config.name} decodes from a source, which no case gives it")
-    start = this.run.decoder.start_id
+    if "cond" in setting.run.rows.row:
+        raise ConfigError(
+            f"{setting.run.config.name} decodes from a source, which no case gives it"
+        )
+    start = setting.run.decoder.start_id
     assert start is not None  # decoders have a start token
     return Prompt(jnp.full((examples, 1), start, jnp.int32), jnp.ones(examples, jnp.int32))
 
 
-def ends(this: Setting) -> dict[str, int]:
+def ends(setting: Setting) -> dict[str, int]:
     """Ids that decoding needs to know."""
-    return dict(end_id=this.run.decoder.end_id, pad_id=this.run.decoder.pad_id)
+    return dict(end_id=setting.run.decoder.end_id, pad_id=setting.run.decoder.pad_id)
 
 
-def latents(this: Setting, examples: int) -> Any:
+def latents(setting: Setting, examples: int) -> Any:
     """Draws from the prior."""
     key_e = example_keys(jax.random.key(0), jnp.arange(examples))
-    return jax.jit(this.run.model.prior.sample)(this.params, key_e)
+    return jax.jit(setting.run.model.prior.sample)(setting.params, key_e)
 
 
-def step_cost(this: Setting, examples: int) -> dict[str, float]:
+def step_cost(setting: Setting, examples: int) -> dict[str, float]:
     """FLOPs and bytes read by the matrix products of one step for this many sentences."""
-    gen = this.run.model.gen
-    z_egz = jax.eval_shape(lambda: latents(this, examples))
-    prompt = jax.eval_shape(lambda: starts(this, examples))
-    _, state = jax.eval_shape(partial(_start, gen), this.params, z_egz, prompt)
+    gen = setting.run.model.gen
+    z_egz = jax.eval_shape(lambda: latents(setting, examples))
+    prompt = jax.eval_shape(lambda: starts(setting, examples))
+    _, state = jax.eval_shape(partial(_start, gen), setting.params, z_egz, prompt)
     token_e = jax.ShapeDtypeStruct((examples,), jnp.int32)
-    traced = jax.make_jaxpr(gen.step)(this.params, state, token_e)
+    traced = jax.make_jaxpr(gen.step)(setting.params, state, token_e)
     return dict(flops=matmul_flops(traced), bytes=matmul_bytes(traced))
 
 
@@ -62,15 +64,18 @@ def _start(gen: Any, params: Params, z_egz: Any, prompt: Prompt) -> Any:
     return gen.start(params, z_egz, prompt, TOKENS + 1)
 
 
-def works(this: Setting) -> list[Work]:
+def works(setting: Setting) -> list[Work]:
     """A program for every number of latents."""
-    return [_work(this, examples) for examples in LATENTS[this.preset.platform]]
+    return [_work(setting, examples) for examples in LATENTS[setting.preset.platform]]
 
 
-def _work(this: Setting, examples: int) -> Work:
-    gen, prompt, z_egz = this.run.model.gen, starts(this, examples), latents(this, examples)
-    call = partial(decode, gen, this.params, z_egz, prompt, None, fixed_length(), **ends(this))
-    cost = step_cost(this, examples)
+def _work(setting: Setting, examples: int) -> Work:
+    gen = setting.run.model.gen
+    prompt, z_egz = starts(setting, examples), latents(setting, examples)
+    call = partial(
+        decode, gen, setting.params, z_egz, prompt, None, fixed_length(), **ends(setting)
+    )
+    cost = step_cost(setting, examples)
     return Work(
         name=f"latents_{examples}",
         call=call,
@@ -83,12 +88,12 @@ def _work(this: Setting, examples: int) -> Work:
     )
 
 
-def beside(this: Setting) -> list[Work]:
+def beside(setting: Setting) -> list[Work]:
     """Hugging Face `generate` on a GPT-2 of the decoder's size, for the largest batch size."""
-    if this.run.config.model.family != "optimus":
+    if setting.run.config.model.family != "optimus":
         return []
-    examples = LATENTS[this.preset.platform][-1] if this.preset.platform == "cpu" else 1024
-    return [peers.generation(this, examples, TOKENS, f"latents_{examples}")]
+    examples = LATENTS[setting.preset.platform][-1] if setting.preset.platform == "cpu" else 1024
+    return [peers.generation(setting, examples, TOKENS, f"latents_{examples}")]
 
 
-CASE = Case(subjects.every(), works, peers=beside)
+CASE = Case(subjects.by_preset(), works, peers=beside)

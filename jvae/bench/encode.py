@@ -17,30 +17,30 @@ from jvae.inference.scoring import means
 from jvae.parallel.flops import matmul_flops
 
 
-def works(this: Setting) -> list[Work]:
+def works(setting: Setting) -> list[Work]:
     """One program; none for a language model."""
-    model = this.run.model
+    model = setting.run.model
     if not has_latent(model):
         return []
-    stream = eval_batches(this.run.data["test"], this.run.rows)
-    held = list(itertools.islice(stream, this.batches))
-    on_device, key = [jax.device_put(batch) for batch in held], jax.random.key(0)
+    stream = eval_batches(setting.run.data["test"], setting.run.rows)
+    batches = list(itertools.islice(stream, setting.batches))
+    on_device, key = [jax.device_put(batch) for batch in batches], jax.random.key(0)
 
     def call() -> list[jax.Array]:
-        return [means(model.gen, model.post, None, this.params, b, key) for b in on_device]
+        return [means(model.gen, model.post, None, setting.params, b, key) for b in on_device]
 
-    traced = [means.trace(model.gen, model.post, None, this.params, b, key) for b in on_device]
-    read = [cases.sides(b).get("enc", b.dec).segment_bt for b in held]
+    traced = [means.trace(model.gen, model.post, None, setting.params, b, key) for b in on_device]
+    read = [cases.sides(b).get("enc", b.dec).segment_bt for b in batches]
     work = Work(
         name="means",
         call=call,
-        sentences=cases.sentences(*held),
+        sentences=cases.sentences(*batches),
         tokens=sum(int((np.asarray(segment_bt) > 0).sum()) for segment_bt in read),
-        shapes=cases.shapes(*held),
-        fill=cases.fill(*held),
-        program_flops=sum(matmul_flops(one.jaxpr) for one in traced),
+        shapes=cases.shapes(*batches),
+        fill=cases.fill(*batches),
+        program_flops=sum(matmul_flops(trace.jaxpr) for trace in traced),
     )
     return [work]
 
 
-CASE = Case(subjects.every(), works)
+CASE = Case(subjects.by_preset(), works)

@@ -21,15 +21,15 @@ from jvae.training import program
 POINTS = (8, 16, 32)  # lengths at which the step is traced
 
 
-def training(this: Setting, lengths: Mapping[str, np.ndarray]) -> float:
+def training(setting: Setting, lengths: Mapping[str, np.ndarray]) -> float:
     """FLOPs of one update on sentences of these lengths, (sentences,) per side."""
-    plain = ConfigDict(this.run.config.to_dict())
+    plain = ConfigDict(setting.run.config.to_dict())
     for side in ("encoder", "decoder"):
         for key, value in dict(remat="none", xent_chunk=1 << 30).items():
             if side in plain.model and key in plain.model[side]:
                 plain.model[side][key] = value
-    alone = this.run._replace(config=plain, model=build.build_model(plain))
-    current = program.compile_phase(alone, phases.resolve(plain)[-1], this.mesh, begin=0)
+    alone = setting.run._replace(config=plain, model=build.build_model(plain))
+    current = program.compile_phase(alone, phases.resolve(plain)[-1], setting.mesh, begin=0)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def cost(tokens: Mapping[str, int]) -> float:

@@ -183,7 +183,7 @@ def _against_peaks(work: Work, seconds: float, dtype: str) -> dict[str, Any]:
 
 def _set_beside(row: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """Adds to a peer's record the speedup of our program, by useful tokens."""
-    ours = next(one for one in rows if one["program"] == row["beside"])
+    ours = next(record for record in rows if record["program"] == row["beside"])
     row["ratio"] = ours["useful_tokens_per_s"] / row["useful_tokens_per_s"]
     row["versions"] = row["versions"] | {name: _version(name) for name in PEER_PACKAGES}
 

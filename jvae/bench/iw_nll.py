@@ -19,15 +19,15 @@ CHUNK = {"cpu": 1, "gpu": 10, "tpu": 10}
 PTB_TEST = 3_761  # sentences, to extrapolate to the whole test file
 
 
-def works(this: Setting) -> list[Work]:
+def works(setting: Setting) -> list[Work]:
     """Both programs at every K."""
-    model, batch, key = this.run.model, this.batch(), jax.random.key(0)
+    model, batch, key = setting.run.model, setting.batch(), jax.random.key(0)
     sentences, tokens = cases.sentences(batch), cases.useful_tokens(batch)
-    chunk = CHUNK[this.preset.platform]
+    chunk = CHUNK[setting.preset.platform]
     programs = []
-    for k in SAMPLES[this.preset.platform]:
-        score = partial(score_batch(model, k, chunk), this.params, batch, key)
-        bare = bare_passes(model, this.params, batch, key, k, chunk=chunk)
+    for k in SAMPLES[setting.preset.platform]:
+        score = partial(score_batch(model, k, chunk), setting.params, batch, key)
+        bare = bare_passes(model, setting.params, batch, key, k, chunk=chunk)
         for name, call in (("nll", score), ("passes", bare)):
             work = Work(
                 name=f"{name}_{k}",
@@ -57,4 +57,4 @@ def compare(records: list[dict[str, Any]]) -> None:
             record["ptb_test_s"] = PTB_TEST / record["sentences_per_s"]
 
 
-CASE = Case(subjects.every((subjects.OPTIMUS,), (subjects.OPTIMUS_BASE,)), works, compare)
+CASE = Case(subjects.by_preset((subjects.OPTIMUS,), (subjects.OPTIMUS_BASE,)), works, compare)

@@ -32,20 +32,20 @@ def floor(k: int) -> float:
     return (4 * k + 6) / 6
 
 
-def inputs(this: Setting) -> tuple[ConfigDict, Batch]:
+def inputs(setting: Setting) -> tuple[ConfigDict, Batch]:
     """The config with the benchmark's vocabulary size, and the batch."""
-    config = ConfigDict(this.run.config.to_dict())
+    config = ConfigDict(setting.run.config.to_dict())
     if "chain" not in config.model:
         raise ConfigError(f"langevin: {config.model.family} has no chain; give --config=sri:ptb")
     config.model.decoder.vocab = max(VOCAB, config.model.decoder.vocab)
-    return config, this.fullest()
+    return config, setting.fullest()
 
 
-def works(this: Setting) -> list[Work]:
+def works(setting: Setting) -> list[Work]:
     """A plain training step, and one for every K."""
-    config, batch = inputs(this)
+    config, batch = inputs(setting)
     programs = []
-    for k in (0, *STEPS[this.preset.platform]):
+    for k in (0, *STEPS[setting.preset.platform]):
         config.model.chain.steps = k
         config.model.warm_up.epoch_steps = 0
         train_step, state = _step(config, k)
@@ -91,10 +91,12 @@ def compare(records: list[dict[str, Any]]) -> None:
             record["over_floor"] = record["ratio"] / record["ratio_floor"]
 
 
-def beside(this: Setting) -> list[Work]:
+def beside(setting: Setting) -> list[Work]:
     """The longest published chain, on PyTorch modules."""
-    config, batch = inputs(this)
-    return [peers.chain(this, build.model_config(config), batch, PUBLISHED, f"chain_{PUBLISHED}")]
+    config, batch = inputs(setting)
+    return [
+        peers.chain(setting, build.model_config(config), batch, PUBLISHED, f"chain_{PUBLISHED}")
+    ]
 
 
 def _case(preset: str) -> Case:

@@ -62,11 +62,11 @@ def _sentences(batches: Sequence[Batch]) -> _Sentences:
 
 def _padded(sentences: list[np.ndarray], multiple: int) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and mask (sentences, longest)."""
-    longest = -(-max(len(one) for one in sentences) // multiple) * multiple
+    longest = -(-max(len(sentence) for sentence in sentences) // multiple) * multiple
     token_et = np.zeros((len(sentences), longest), np.int64)
     mask_et = np.zeros_like(token_et)
-    for i, one in enumerate(sentences):
-        token_et[i, : len(one)], mask_et[i, : len(one)] = one, 1
+    for i, sentence in enumerate(sentences):
+        token_et[i, : len(sentence)], mask_et[i, : len(sentence)] = sentence, 1
     return token_et, mask_et
 
 
@@ -83,8 +83,8 @@ def _rows(sentences: _Sentences, device: str, multiple: int = 1) -> Any:
     return torch_models.Rows(*(torch.from_numpy(a).to(device) for a in arrays))
 
 
-def _device(this: Setting) -> str:
-    return {"cpu": "cpu", "gpu": "cuda"}.get(this.preset.platform, "cpu")
+def _device(setting: Setting) -> str:
+    return {"cpu": "cpu", "gpu": "cuda"}.get(setting.preset.platform, "cpu")
 
 
 def _waited(call: Callable[[], Any], device: str) -> Callable[[], Any]:
@@ -117,25 +117,25 @@ def _updates(loss: Callable[..., Any], parameters: Any, **optimizer: Any) -> Cal
     return update
 
 
-def training(this: Setting, batches: Sequence[Batch], beside: str) -> list[Work]:
+def training(setting: Setting, batches: Sequence[Batch], beside: str) -> list[Work]:
     """Optimus in both ways."""
-    held, cost = _sentences(batches), flops.training(this, cases.lengths(batches))
-    order = np.random.default_rng(0).permutation(len(held.dec))
-    by_length = np.argsort([len(one) for one in held.dec], kind="stable")
+    sentences, cost = _sentences(batches), flops.training(setting, cases.lengths(batches))
+    order = np.random.default_rng(0).permutation(len(sentences.dec))
+    by_length = np.argsort([len(sentence) for sentence in sentences.dec], kind="stable")
     programs = []
     for name, index, best in (
         ("torch_original", order, False),
         ("torch_best", by_length, True),
     ):
-        parts = [held.take(part.tolist()) for part in np.array_split(index, len(batches))]
-        multiple = MULTIPLE[_device(this)] if best else 1
-        rows = [_rows(part, _device(this), multiple) for part in parts]
+        parts = [sentences.take(part.tolist()) for part in np.array_split(index, len(batches))]
+        multiple = MULTIPLE[_device(setting)] if best else 1
+        rows = [_rows(part, _device(setting), multiple) for part in parts]
         work = Work(
             name=name,
-            call=_training(this, rows, best),
-            sentences=len(held.dec),
+            call=_training(setting, rows, best),
+            sentences=len(sentences.dec),
             tokens=cases.useful_tokens(*batches),
-            shapes=dict(rows=len(parts[0].dec), dec_row=[one.dec_et.shape[1] for one in rows]),
+            shapes=dict(rows=len(parts[0].dec), dec_row=[row.dec_et.shape[1] for row in rows]),
             fill=_fill(rows),
             flops=cost,
             extra=dict(peer="torch", beside=beside, updates=len(batches)),
@@ -147,16 +147,16 @@ def training(this: Setting, batches: Sequence[Batch], beside: str) -> list[Work]
 def _fill(rows: Sequence[Any]) -> dict[str, float]:
     shares = {}
     for side in ("enc", "dec"):
-        masks = [getattr(one, f"{side}_mask_et") for one in rows]
+        masks = [getattr(row, f"{side}_mask_et") for row in rows]
         shares[side] = sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
     return shares
 
 
-def _training(this: Setting, rows: Sequence[Any], best: bool) -> Callable[[], Any]:
+def _training(setting: Setting, rows: Sequence[Any], best: bool) -> Callable[[], Any]:
     from jvae.bench import torch_models
     from jvae.bench.torch_models import torch
 
-    device, config = _device(this), build.model_config(this.run.config)
+    device, config = _device(setting), build.model_config(setting.run.config)
     torch.manual_seed(0)
     model = torch_models.Optimus(config, "sdpa" if best else "eager").to(device).train()
     loss = torch.compile(model, dynamic=False) if best else model
@@ -164,20 +164,20 @@ def _training(this: Setting, rows: Sequence[Any], best: bool) -> Callable[[], An
     update = _updates(loss, model.parameters(), **(dict(fused=True) if best else {}))
 
     def call() -> None:
-        for one in rows:
-            noise_ez = torch.randn(len(one.dec_et), config.latent, device=device)
+        for row in rows:
+            noise_ez = torch.randn(len(row.dec_et), config.latent, device=device)
             with torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext():
-                update(one, noise_ez)
+                update(row, noise_ez)
 
     return _waited(call, device)
 
 
-def generation(this: Setting, examples: int, tokens: int, beside: str) -> Work:
-    """`generate` for this many latents, each sentence with `tokens` tokens."""
+def generation(setting: Setting, examples: int, tokens: int, beside: str) -> Work:
+    """`generate` for the given number of latents, each sentence with `tokens` tokens."""
     from jvae.bench import torch_models
     from jvae.bench.torch_models import torch, transformers
 
-    device, config = _device(this), build.model_config(this.run.config)
+    device, config = _device(setting), build.model_config(setting.run.config)
     torch.manual_seed(0)
     sizes = torch_models.gpt2_sizes(config.decoder, "sdpa")
     model = transformers.GPT2LMHeadModel(sizes).to(device).eval()
@@ -211,7 +211,7 @@ def generation(this: Setting, examples: int, tokens: int, beside: str) -> Work:
     )
 
 
-def chain(this: Setting, config: Any, batch: Batch, steps: int, beside: str) -> Work:
+def chain(setting: Setting, config: Any, batch: Batch, steps: int, beside: str) -> Work:
     """A chain of `steps` steps, and an update of the generator at its end.
 
     Args:
@@ -220,8 +220,8 @@ def chain(this: Setting, config: Any, batch: Batch, steps: int, beside: str) -> 
     from jvae.bench import torch_models
     from jvae.bench.torch_models import torch
 
-    device, held = _device(this), _sentences([jax.device_get(batch)])
-    rows = _rows(held, device)
+    device, sentences = _device(setting), _sentences([jax.device_get(batch)])
+    rows = _rows(sentences, device)
     torch.manual_seed(0)
     if isinstance(config.decoder, LstmConfig):
         decoder = torch_models.LstmDecoder(config.decoder, config.latent)
@@ -233,15 +233,15 @@ def chain(this: Setting, config: Any, batch: Batch, steps: int, beside: str) -> 
     update = _updates(lambda z_ez: decoder(z_ez, rows).mean(), decoder.parameters(), fused=True)
 
     def call() -> None:
-        z_ez = torch.randn(len(held.dec), config.latent, device=device)
+        z_ez = torch.randn(len(sentences.dec), config.latent, device=device)
         update(torch_models.langevin(decoder, z_ez, rows, sizes, config.chain.temperature))
 
     return Work(
         name="torch_loop",
         call=_waited(call, device),
-        sentences=len(held.dec),
+        sentences=len(sentences.dec),
         tokens=cases.useful_tokens(batch),
-        shapes=dict(rows=len(held.dec), dec_row=rows.dec_et.shape[1]),
+        shapes=dict(rows=len(sentences.dec), dec_row=rows.dec_et.shape[1]),
         fill={"dec": _fill([rows])["dec"]},
         compiles=False,
         extra=dict(peer="torch", beside=beside, k=steps),

@@ -21,8 +21,8 @@ def plan(args: argparse.Namespace) -> list[tuple[Subject, dict[str, Case]]]:
         subjects = case.subjects[args.preset]
         if args.config:
             # A config that the case measures anyway keeps the sizes it has there.
-            own = [subject for subject in subjects if subject.spec == args.config]
-            subjects = own or [Subject(args.config)]
+            planned = [subject for subject in subjects if subject.spec == args.config]
+            subjects = planned or [Subject(args.config)]
         subjects = subjects if args.case else subjects[: case.brief]
         if not subjects and args.case:
             raise ConfigError(f"{name}: not measured under --preset={args.preset}")

@@ -24,37 +24,37 @@ SHORT: dict[str, dict[str, Any]] = {
 }
 
 
-def kinds(this: Setting, **more: dict[str, Any]) -> dict[str, tuple[Density, Any]]:
+def kinds(setting: Setting, **more: dict[str, Any]) -> dict[str, tuple[Density, Any]]:
     """The density of each kind for the latents of a model, and its options."""
-    shape, densities = this.run.model.latent_shape, {}
+    shape, densities = setting.run.model.latent_shape, {}
     for name, kind in FITTED.items():
         options = kind.options(**(more.get(name, {})))
         densities[name] = density(name, options, shape, 1), options
     return densities
 
 
-def latents(this: Setting, count: int) -> jax.Array:
+def latents(setting: Setting, count: int) -> jax.Array:
     """Standardised latents: draws from the prior of fresh parameters."""
     key_e = example_keys(jax.random.key(0), jnp.arange(count))
-    u_ngz = jax.jit(this.run.model.prior.sample)(this.params, key_e)
+    u_ngz = jax.jit(setting.run.model.prior.sample)(setting.params, key_e)
     left_ngz = u_ngz - jnp.mean(u_ngz, axis=0, keepdims=True)
     return left_ngz / jnp.std(u_ngz, axis=0, keepdims=True)
 
 
-def works(this: Setting) -> list[Work]:
+def works(setting: Setting) -> list[Work]:
     """A program for every kind."""
-    if not has_latent(this.run.model) or "cond" in this.run.rows.row:
+    if not has_latent(setting.run.model) or "cond" in setting.run.rows.row:
         return []
-    count = LATENTS[this.preset.platform]
-    u_ngz, label_n = latents(this, count), jnp.zeros(count, jnp.int32)
+    count = LATENTS[setting.preset.platform]
+    u_ngz, label_n = latents(setting, count), jnp.zeros(count, jnp.int32)
     programs = []
-    for name, (own, options) in kinds(this, **SHORT).items():
+    for name, (latent_density, options) in kinds(setting, **SHORT).items():
         turns = TURNS if name in SHORT else 1
         seen = turns * getattr(options, "batch", count)
         programs.append(
             Work(
                 name=name,
-                call=partial(own.fit, u_ngz, label_n, jax.random.key(0)),
+                call=partial(latent_density.fit, u_ngz, label_n, jax.random.key(0)),
                 sentences=seen,
                 tokens=seen,
                 shapes=dict(latents=count, dimensions=int(u_ngz[0].size)),
@@ -64,4 +64,4 @@ def works(this: Setting) -> list[Work]:
     return programs
 
 
-CASE = Case(subjects.every((subjects.OPTIMUS,), (subjects.OPTIMUS_BASE,)), works)
+CASE = Case(subjects.by_preset((subjects.OPTIMUS,), (subjects.OPTIMUS_BASE,)), works)

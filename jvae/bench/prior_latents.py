@@ -27,44 +27,44 @@ BARELY: dict[str, dict[str, Any]] = {
 }
 
 
-def works(this: Setting) -> list[Work]:
+def works(setting: Setting) -> list[Work]:
     """A program for every kind, and random decoding to the longest training sentence."""
-    if not has_latent(this.run.model) or "cond" in this.run.rows.row:
+    if not has_latent(setting.run.model) or "cond" in setting.run.rows.row:
         return []
-    u_ngz, key = prior_fit.latents(this, FITTED_TO), jax.random.key(0)
+    u_ngz, key = prior_fit.latents(setting, FITTED_TO), jax.random.key(0)
     key_e, label_e = example_keys(key, jnp.arange(LATENTS)), jnp.zeros(LATENTS, jnp.int32)
     programs = []
-    for name, (own, options) in prior_fit.kinds(this, **BARELY).items():
-        params = own.fit(u_ngz, jnp.zeros(FITTED_TO, jnp.int32), key)
+    for name, (latent_density, options) in prior_fit.kinds(setting, **BARELY).items():
+        params = latent_density.fit(u_ngz, jnp.zeros(FITTED_TO, jnp.int32), key)
         extra = {"steps": options.steps} if name == "diffusion" else {}
         programs.append(
             Work(
                 name=name,
-                call=partial(jax.jit(own.sample), params, key_e, label_e),
+                call=partial(jax.jit(latent_density.sample), params, key_e, label_e),
                 sentences=LATENTS,
                 tokens=LATENTS,
                 shapes=dict(latents=LATENTS, dimensions=int(u_ngz[0].size)),
                 extra=extra,
             )
         )
-    return [*programs, _decoding(this, u_ngz)]
+    return [*programs, _decoding(setting, u_ngz)]
 
 
-def _decoding(this: Setting, u_ngz: jax.Array) -> Work:
-    count = DECODED[this.preset.platform]
-    length = min(TOKENS, this.run.config.decode.max_length)
+def _decoding(setting: Setting, u_ngz: jax.Array) -> Work:
+    count = DECODED[setting.preset.platform]
+    length = min(TOKENS, setting.run.config.decode.max_length)
     settings = DecodeConfig(method="sample", min_length=length, max_length=length)
-    z_egz, prompt = jnp.resize(u_ngz, (count, *u_ngz.shape[1:])), starts(this, count)
+    z_egz, prompt = jnp.resize(u_ngz, (count, *u_ngz.shape[1:])), starts(setting, count)
     key_e = example_keys(jax.random.key(1), jnp.arange(count))
 
     @jax.jit
     def tokens(params: Params, z_egz: jax.Array) -> jax.Array:
-        out = decode(this.run.model.gen, params, z_egz, prompt, key_e, settings, **ends(this))
+        out = decode(setting.run.model.gen, params, z_egz, prompt, key_e, settings, **ends(setting))
         return out.token_et
 
     return Work(
         name=DECODE,
-        call=partial(tokens, this.params, z_egz),
+        call=partial(tokens, setting.params, z_egz),
         sentences=count,
         tokens=count * length,
         shapes=dict(latents=count, tokens=length),
@@ -79,4 +79,4 @@ def compare(records: list[dict[str, Any]]) -> None:
             row["of_decoding"] = decoding["sentences_per_s"] / row["sentences_per_s"]
 
 
-CASE = Case(subjects.every((subjects.OPTIMUS,), (subjects.OPTIMUS_BASE,)), works, compare)
+CASE = Case(subjects.by_preset((subjects.OPTIMUS,), (subjects.OPTIMUS_BASE,)), works, compare)

@@ -15,22 +15,22 @@ from jvae.decode import decode
 SENTENCES = {"cpu": 256, "gpu": 1024, "tpu": 1024}
 
 
-def works(this: Setting) -> list[Work]:
+def works(setting: Setting) -> list[Work]:
     """One program."""
-    examples, model = SENTENCES[this.preset.platform], this.run.model
+    examples, model = SENTENCES[setting.preset.platform], setting.run.model
     gen, prior = model.gen, model.prior
-    prompt, settings = starts(this, examples), fixed_length("sample")
+    prompt, settings = starts(setting, examples), fixed_length("sample")
 
     @jax.jit
     def sample(params, key):
         key_e = example_keys(key, jnp.arange(examples))
         z_egz = prior.sample(params, key_e)
-        return decode(gen, params, z_egz, prompt, key_e, settings, **ends(this)).token_et
+        return decode(gen, params, z_egz, prompt, key_e, settings, **ends(setting)).token_et
 
-    cost = step_cost(this, examples)
+    cost = step_cost(setting, examples)
     work = Work(
         name="sentences",
-        call=partial(sample, this.params, jax.random.key(0)),
+        call=partial(sample, setting.params, jax.random.key(0)),
         sentences=examples,
         tokens=examples * TOKENS,
         shapes=dict(latents=examples, tokens=TOKENS),
@@ -41,4 +41,4 @@ def works(this: Setting) -> list[Work]:
     return [work]
 
 
-CASE = Case(subjects.every(), works)
+CASE = Case(subjects.by_preset(), works)

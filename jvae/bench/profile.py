@@ -71,8 +71,8 @@ def shares(times: Mapping[str, float]) -> list[tuple[str, float, str]]:
             {re.sub(r"\.\d+$", "", operation): spent}
         )
     rows = [
-        (name, 100.0 * sum(own.values()) / total, own.most_common(1)[0][0])
-        for name, own in by_kind.items()
+        (name, 100.0 * sum(counts.values()) / total, counts.most_common(1)[0][0])
+        for name, counts in by_kind.items()
     ]
     return sorted(rows, key=lambda row: -row[1])
 
@@ -103,11 +103,11 @@ def main(argv: Sequence[str]) -> int:
     lines = ["| case | model | program | kind | share of time, % | longest |", "|" + " --- |" * 6]
     try:
         preset = harness.check_platform(args.preset)
-        for subject, wanted in plan(args):
-            this = cases.setting(subject, preset)
-            for name, case in wanted.items():
-                for work in case.works(this):
-                    head = f"| `{name}` | `{this.run.config.name}` | {work.name} "
+        for subject, named_cases in plan(args):
+            setting = cases.setting(subject, preset)
+            for name, case in named_cases.items():
+                for work in case.works(setting):
+                    head = f"| `{name}` | `{setting.run.config.name}` | {work.name} "
                     rows = shares(watched(work.call))
                     lines += [
                         f"{head}| {what} | {share:.1f} | `{longest}` |"

@@ -25,9 +25,9 @@ from jvae.bench.harness import Work
 from jvae.errors import JvaeError
 
 
-def works(this: Setting) -> list[Work]:
+def works(setting: Setting) -> list[Work]:
     """The run of a config."""
-    starts = Starts(list(this.subject.words))
+    starts = Starts(list(setting.subject.words))
     work = Work(
         name="first_step",
         call=starts,
@@ -55,10 +55,10 @@ class Starts:
         if len(self._measured) == 1:
             self.extra |= {"cold_parts_s": parts, "cold_s": sum(parts.values())}
             return
-        total = sorted(self._measured[1:], key=lambda one: sum(one.values()))
+        total = sorted(self._measured[1:], key=lambda start: sum(start.values()))
         middle = total[(len(total) - 1) // 2]
         self.extra["parts_s"] = middle
-        self.extra["seconds"] = statistics.median(sum(one.values()) for one in total)
+        self.extra["seconds"] = statistics.median(sum(start.values()) for start in total)
 
     def _start(self, folder: Path, number: int) -> dict[str, float]:
         env = os.environ | {
@@ -79,4 +79,4 @@ class Starts:
 
 
 # Half a minute per model: measuring all of them is a separate command.
-CASE = Case(subjects.every(other=()) | {"gpu": subjects.TINY}, works, brief=1)
+CASE = Case(subjects.by_preset(accelerator=()) | {"gpu": subjects.TINY}, works, brief=1)

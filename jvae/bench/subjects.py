@@ -11,7 +11,7 @@ _ORDER = (
 _PRESETS = [family.preset for _, family in FAMILIES.items() if family.preset]
 TINY = tuple(
     Subject(preset)
-    for preset in (*_ORDER, *(one for one in _PRESETS if one not in _ORDER))
+    for preset in (*_ORDER, *(name for name in _PRESETS if name not in _ORDER))
     if preset in _PRESETS
 )
 OPTIMUS = Subject("optimus")
@@ -62,7 +62,7 @@ LARGE = (
 )
 
 
-def every(cpu: tuple[Subject, ...] = TINY, other: tuple[Subject, ...] = LARGE) -> dict:
+def by_preset(cpu: tuple[Subject, ...] = TINY, accelerator: tuple[Subject, ...] = LARGE) -> dict:
     """Subjects by preset."""
-    gpu = tuple(OPTIMUS_BASE_GPU if one is OPTIMUS_BASE else one for one in other)
-    return {"cpu": cpu, "gpu": gpu, "tpu": other}
+    gpu = tuple(OPTIMUS_BASE_GPU if subject is OPTIMUS_BASE else subject for subject in accelerator)
+    return {"cpu": cpu, "gpu": gpu, "tpu": accelerator}

@@ -18,18 +18,18 @@ from jvae.runs import build, phases
 from jvae.training import program
 
 
-def call_batches(this: Setting) -> list[Batch]:
+def call_batches(setting: Setting) -> list[Batch]:
     """The batches of a call, as NumPy arrays."""
-    return this.train_batches(this.batches)
+    return setting.train_batches(setting.batches)
 
 
-def works(this: Setting) -> list[Work]:
+def works(setting: Setting) -> list[Work]:
     """The compiled step that `jvae.training.loop` runs."""
-    held = call_batches(this)
-    phase = phases.resolve(this.run.config)[-1]
-    current = program.compile_phase(this.run, phase, this.mesh, begin=0)
-    on_device = [meshes.to_device(batch, this.mesh) for batch in held]
-    key = build.seeds(this.run.config.seed)["train"]
+    batches = call_batches(setting)
+    phase = phases.resolve(setting.run.config)[-1]
+    current = program.compile_phase(setting.run, phase, setting.mesh, begin=0)
+    on_device = [meshes.to_device(batch, setting.mesh) for batch in batches]
+    key = build.seeds(setting.run.config.seed)["train"]
     cost: dict[Any, float] = {}
     for batch in on_device:
         if batch.dec.token_bt.shape not in cost:
@@ -37,14 +37,14 @@ def works(this: Setting) -> list[Work]:
             cost[batch.dec.token_bt.shape] = matmul_flops(traced.jaxpr)
     work = Work(
         name="step",
-        call=_updates(current, cases.copy_of()(this.params), on_device, key),
-        sentences=cases.sentences(*held),
-        tokens=cases.useful_tokens(*held),
-        shapes=cases.shapes(*held),
-        fill=cases.fill(*held),
-        flops=flops.training(this, cases.lengths(held)),
-        program_flops=sum(cost[batch.dec.token_bt.shape] for batch in held),
-        extra={"updates": len(held)},
+        call=_updates(current, cases.copy_of()(setting.params), on_device, key),
+        sentences=cases.sentences(*batches),
+        tokens=cases.useful_tokens(*batches),
+        shapes=cases.shapes(*batches),
+        fill=cases.fill(*batches),
+        flops=flops.training(setting, cases.lengths(batches)),
+        program_flops=sum(cost[batch.dec.token_bt.shape] for batch in batches),
+        extra={"updates": len(batches)},
     )
     return [work]
 
@@ -65,11 +65,11 @@ def _updates(
     return call
 
 
-def beside(this: Setting) -> list[Work]:
+def beside(setting: Setting) -> list[Work]:
     """The same sentences in PyTorch, for the system that has a PyTorch version."""
-    if this.run.config.model.family != "optimus":
+    if setting.run.config.model.family != "optimus":
         return []
-    return peers.training(this, call_batches(this), "step")
+    return peers.training(setting, call_batches(setting), "step")
 
 
-CASE = Case(subjects.every((*subjects.TINY, subjects.MEDIUM)), works, peers=beside)
+CASE = Case(subjects.by_preset((*subjects.TINY, subjects.MEDIUM)), works, peers=beside)

@@ -85,6 +85,6 @@ def _on_cpu() -> bool:
 
 def _is_program() -> bool:
     """Whether this process was started as the jvae program and is not running anything yet."""
-    own = sys.argv[1:]
-    same = sys.orig_argv[len(sys.orig_argv) - len(own) :] == own
+    arguments = sys.argv[1:]
+    same = sys.orig_argv[len(sys.orig_argv) - len(arguments) :] == arguments
     return bool(sys.executable) and same and threading.active_count() == 1

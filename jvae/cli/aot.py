@@ -116,42 +116,42 @@ def compile_for(config: ConfigDict, folder: Path, names: str) -> Iterator[Row]:
     slices = [Slice.of(name) for name in names.split(",")]
     for part in slices:
         validate(config, platform="cpu" if part.virtual else part.plugin.platform)
-    make_room(max((one.count for one in slices if one.virtual), default=1))
+    make_room(max((part.count for part in slices if part.virtual), default=1))
     first = 0
     for part in slices:
         mesh = meshes.make_mesh(config.mesh, devices(part))
         shards = meshes.row_shards(mesh)
         first = first or shards
-        own = ConfigDict(config.to_dict())
-        own.data.batch_rows = _scaled(config.data.batch_rows, shards, first)
-        own.decode.batch = _scaled(config.decode.batch, shards, first)
-        this = build.open_run(own, folder)
+        part_config = ConfigDict(config.to_dict())
+        part_config.data.batch_rows = _scaled(config.data.batch_rows, shards, first)
+        part_config.decode.batch = _scaled(config.decode.batch, shards, first)
+        run = build.open_run(part_config, folder)
         about = {
             "config": config.name,
             "topology": part.name,
             "chip": part.kind,
             "virtual": part.virtual,
             "mesh": dict(mesh.shape),
-            "batch_rows": this.rows.batch_rows,
-            "row_tokens": this.rows.row,
+            "batch_rows": run.rows.batch_rows,
+            "row_tokens": run.rows.row,
             "commit": commit(),
             "jax": jax.__version__,
             "compiler": part.compiler,
         }
-        plain = _programs(without_recomputation(this), mesh)
-        for one, bare in zip(_programs(this, mesh), plain, strict=True):
+        plain = _programs(without_recomputation(run), mesh)
+        for case, plain_case in zip(_programs(run, mesh), plain, strict=True):
             chip = CHIPS.get(part.kind)
-            row = estimate(one, bare, part.count, chip, part.plugin)
+            row = estimate(case, plain_case, part.count, chip, part.plugin)
             yield about | row | _bounds(row, chip)
 
 
-def without_recomputation(this: build.Run) -> build.Run:
+def without_recomputation(run: build.Run) -> build.Run:
     """The same run, but keeping every intermediate value."""
-    config = ConfigDict(this.config.to_dict())
+    config = ConfigDict(run.config.to_dict())
     for section in config.model.values():
         if isinstance(section, ConfigDict):
             section.update({name: value for name, value in PLAIN.items() if name in section})
-    return this._replace(config=config.lock(), model=build.build_model(config))
+    return run._replace(config=config.lock(), model=build.build_model(config))
 
 
 def _scaled(rows: int, shards: int, first: int) -> int:
@@ -180,7 +180,7 @@ class Slice(NamedTuple):
             return cls(name, match[1], *_hosts(name, match[2]))
         if match[2]:
             return cls(name, match[1], int(match[2]), SHAPES.get(int(match[2])))
-        return cls(name, match[1], math.prod(int(one) for one in match[3].split("x")), match[3])
+        return cls(name, match[1], math.prod(int(size) for size in match[3].split("x")), match[3])
 
     @property
     def plugin(self) -> Plugin:
@@ -249,20 +249,20 @@ def _like(tree: Any, where: Sharding) -> Any:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree)
 
 
-def training_steps(this: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
+def training_steps(run: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
     """The train step of each phase; its arguments are a state, a batch and a key."""
-    batch = _like(_batch(this.rows), meshes.batch_sharding(mesh))
+    batch = _like(_batch(run.rows), meshes.batch_sharding(mesh))
     key = _like(jax.eval_shape(lambda: jax.random.key(0)), meshes.replicated(mesh))
-    for phase in phases.resolve(this.config):
-        current = program.compile_phase(this, phase, mesh, begin=0)
+    for phase in phases.resolve(run.config):
+        current = program.compile_phase(run, phase, mesh, begin=0)
         name = f"train step, {phase.name}" if phase.name else "train step"
         yield ProgramCase(name, current.train_step, (current.abstract, batch, key))
 
 
-def _programs(this: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
+def _programs(run: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
     """Train steps, the chains of models that use them, the sampler and the greedy decoder."""
-    model, gen, params, batch, key = this.model, this.model.gen, None, _batch(this.rows), None
-    for case in training_steps(this, mesh):
+    model, gen, params, batch, key = run.model, run.model.gen, None, _batch(run.rows), None
+    for case in training_steps(run, mesh):
         yield case
         state, batch, key = case.arguments
         params = state.params
@@ -274,14 +274,14 @@ def _programs(this: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
             key_e = example_keys(key, batch.id_e)
             return model.post.mean(params, model.post.encode(params, batch, cond=cond, key_e=key_e))
 
-        steps = this.config.model.chain.steps
+        steps = run.config.model.chain.steps
         yield ProgramCase("chains", jax.jit(chains), (params, batch, key), steps)
     if batch.cond is not None:
         return  # a sampler's prompt depends on its sources
-    examples, length = this.config.decode.batch, this.config.decode.max_length
+    examples, length = run.config.decode.batch, run.config.decode.max_length
     # In one stage: every loop of unknown length is assumed to run `turns` times.
-    every = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), examples))
-    keys = _like(every, meshes.batch_sharding(mesh))
+    all_keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), examples))
+    keys = _like(all_keys, meshes.batch_sharding(mesh))
     for name, method in (("sampler", "sample"), ("greedy decoder", "greedy")):
         limits = DecodeConfig(method=method, max_length=length, room=length)
 
@@ -289,7 +289,7 @@ def _programs(this: build.Run, mesh: Mesh) -> Iterator[ProgramCase]:
             z_egz = model.prior.sample(params, key_e, None)
             # Any token will do: nothing is run.
             prompt = Prompt(jnp.zeros((examples, 1), jnp.int32), jnp.ones(examples, jnp.int32))
-            ends = dict(end_id=this.decoder.end_id, pad_id=this.decoder.pad_id)
+            ends = dict(end_id=run.decoder.end_id, pad_id=run.decoder.pad_id)
             return decode(gen, params, z_egz, prompt, key_e, limits, **ends).token_et
 
         name = f"{name}, {examples} texts of {length} tokens"
@@ -343,7 +343,7 @@ def estimate(
         return row | {"peak_bytes": None, "needs": needs}
     memory = compiled.memory_analysis()
     arguments = int(memory.argument_size_in_bytes)
-    every = arguments + int(memory.output_size_in_bytes) + int(memory.temp_size_in_bytes)
+    total = arguments + int(memory.output_size_in_bytes) + int(memory.temp_size_in_bytes)
     peak = int(getattr(memory, "peak_memory_in_bytes", 0) or 0)  # not all of it live at once
     if peak < memory.temp_size_in_bytes:  # the CPU backend leaves out temporaries
         peak = 0
@@ -361,9 +361,9 @@ def estimate(
     return row | {
         "compile_s": round(time.monotonic() - begin, 1),
         "resident_bytes": arguments,
-        "peak_bytes": peak or every - int(memory.alias_size_in_bytes),
+        "peak_bytes": peak or total - int(memory.alias_size_in_bytes),
         "temp_bytes": int(memory.temp_size_in_bytes),
-        "collectives": {kind: list(one) for kind, one in sorted(traffic.items())},
+        "collectives": {kind: list(totals) for kind, totals in sorted(traffic.items())},
     }
 
 
@@ -410,8 +410,8 @@ def scaling(row: Row, rows: Iterable[Row]) -> tuple[float, float] | None:
     for first in rows:
         alike = all(first[name] == row[name] for name in same)
         if alike and first["program"].partition(",")[0] == kind:
-            here = first["topology"] == row["topology"]
-            if here or "bounds_ms" not in row or "bounds_ms" not in first:
+            same_topology = first["topology"] == row["topology"]
+            if same_topology or "bounds_ms" not in row or "bounds_ms" not in first:
                 return None
             now, then = row["bounds_ms"].values(), first["bounds_ms"].values()
             return max(then) / max(now), sum(then) / sum(now)

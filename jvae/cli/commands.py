@@ -67,12 +67,12 @@ def evaluate(
     Raises: Stopped.
     """
     with Stop():
-        this, mesh, params, step = _trained(config, folder)
+        run, mesh, params, step = _trained(config, folder)
         fitted = None
         if prior:
             read = priors.read(folder, prior, priors.weights_digest(to_host(params)))
             fitted = prior_flags.using(read, of_prior or {})
-        report = evaluation.evaluate(this, mesh, params, step, fitted=fitted, label=label or None)
+        report = evaluation.evaluate(run, mesh, params, step, fitted=fitted, label=label or None)
         _show(report.table(), folder)
 
 
@@ -101,17 +101,17 @@ def control(
     """
     extras.require("probes", "--mode=control")
     request = ControlRequest(**option_flags.parsed(ControlRequest, options, "control"))
-    wanted = [name for name in prior.split(",") if name] or priors.labelled(folder)
-    if not wanted:
+    names = [name for name in prior.split(",") if name] or priors.labelled(folder)
+    if not names:
         priors.only_labelled(folder)  # raises an error that names what is missing
-    if of_prior and len(wanted) > 1:
+    if of_prior and len(names) > 1:
         raise ConfigError("--prior.KEY acts on one prior: name it with --prior=NAME")
     with Stop():
-        this, mesh, params, step = _trained(config, folder)
+        run, mesh, params, step = _trained(config, folder)
         weights = priors.weights_digest(to_host(params))
-        fitted = [prior_flags.using(priors.read(folder, n, weights), of_prior) for n in wanted]
-        name = "-".join(["control", *wanted]) if prior else "control"
-        table = label_control.control(this, mesh, params, step, fitted, request, name)
+        fitted = [prior_flags.using(priors.read(folder, n, weights), of_prior) for n in names]
+        name = "-".join(["control", *names]) if prior else "control"
+        table = label_control.control(run, mesh, params, step, fitted, request, name)
     print(f"\n{table}\n\nFiles: {folder}/eval/{name}.*, {folder}/samples/{name}*.txt")
 
 
@@ -122,14 +122,14 @@ def encode_split(config: ConfigDict, folder: Path, split: str, options: text_too
     if not options.samples:
         raise ConfigError("--split needs --samples=K, the posterior draws of each sentence")
     kind = text_tools.format_of(options)
-    this, mesh, params, _ = _trained(config, folder)
-    if not has_latent(this.model):
+    run, mesh, params, _ = _trained(config, folder)
+    if not has_latent(run.model):
         raise ConfigError(f"encode needs a latent, which the model of {folder} does not have")
     weights = priors.weights_digest(params)
     z_nkgz = split_latents(
-        this, mesh, params, split, options.samples, weights=weights, seed=options.seed
+        run, mesh, params, split, options.samples, weights=weights, seed=options.seed
     )
-    texts = [str(text) for text in this.data[split].texts]
+    texts = [str(text) for text in run.data[split].texts]
     text_tools.write(text_tools.drawn(texts, z_nkgz), kind, options.out)
 
 
@@ -152,18 +152,18 @@ def finetune(
     nlu_tasks.named(task)
     request = nlu.Request(**option_flags.parsed(nlu.Request, options, "finetune"))
     with Stop():
-        this, mesh, params, step = _trained(config, folder)
-        start = _pretrained(this, mesh)
-        _show(nlu.finetune(this, mesh, params, step, task, request, start, seed).table(), folder)
+        run, mesh, params, step = _trained(config, folder)
+        start = _pretrained(run, mesh)
+        _show(nlu.finetune(run, mesh, params, step, task, request, start, seed).table(), folder)
 
 
-def _pretrained(this: build.Run, mesh: Mesh) -> Params | None:
+def _pretrained(run: build.Run, mesh: Mesh) -> Params | None:
     """The pretrained parameters a run was started from; None if there are none or they are gone."""
-    if not init_params.pretrained(this.config):
+    if not init_params.pretrained(run.config):
         return None
-    _, where = build.param_shardings(this.model, mesh)
+    _, where = build.param_shardings(run.model, mesh)
     try:
-        return init_params.initial_params(this, where, build.seeds(this.config.seed)["init"])
+        return init_params.initial_params(run, where, build.seeds(run.config.seed)["init"])
     except JvaeError as error:
         log.warning("the pretrained backbone alone is left out: %s", error)
         return None
@@ -217,12 +217,12 @@ def _trained(config: ConfigDict, folder: Path) -> tuple[build.Run, Mesh, Params,
         )
     workdir.check(folder, config, saved.configs, bool(saved.records))
     validate(config, saved=workdir.saved_config(folder), training=False)
-    this = build.open_run(config, folder, saved)
+    run = build.open_run(config, folder, saved)
     if processes.first():
         # The config is not claimed: measuring with other sizes does not change the run's config.
         workdir.move(folder, config)
-    mesh = meshes.make_mesh_for(this.config.mesh, this.rows.batch_rows)
-    return this, mesh, *loading.load_params(this.model, mesh, folder)
+    mesh = meshes.make_mesh_for(run.config.mesh, run.rows.batch_rows)
+    return run, mesh, *loading.load_params(run.model, mesh, folder)
 
 
 def report(config: ConfigDict, folder: Path) -> None:

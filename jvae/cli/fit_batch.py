@@ -37,13 +37,13 @@ def fit(config: ConfigDict, folder: Path, topology: str | None) -> Iterator[str]
         aot.make_room(part.count)
     mesh = meshes.make_mesh(config.mesh, None if part is None else aot.devices(part))
     limit = SHARE * (_memory() if part is None else aot.CHIPS[part.kind].memory_bytes)
-    this = build.open_run(config, folder)
+    run = build.open_run(config, folder)
     multiple = meshes.row_shards(mesh) * config.train.accumulate
     lines: list[str] = []
 
     def peak(rows: int) -> int | None:
         """Peak bytes of a device; None if the compiler runs out of memory."""
-        needs = _peak(this, mesh, rows)
+        needs = _peak(run, mesh, rows)
         amount = "more than there is" if needs is None else f"{needs / 2**30:.2f} GiB"
         lines.append(f"data.batch_rows={rows}: {amount} of {limit / 2**30:.2f} GiB")
         return needs
@@ -76,18 +76,18 @@ def largest(
     that fails, the size is doubled or halved.
     """
     low, high = 0, None  # low fits, high does not
-    known: dict[int, int] = {}
+    peak_of: dict[int, int] = {}
     rows = max(start // multiple, 1)
     while True:
         needs = peak(rows * multiple)
         if needs is not None:
-            known[rows] = needs
+            peak_of[rows] = needs
         if needs is not None and needs <= limit:
             low = rows
         else:
             high = rows
         yield low * multiple
-        best = _predicted(known, limit)
+        best = _predicted(peak_of, limit)
         near = best is not None and 0 <= best - low <= low // EXACT
         if near or (high is not None and high - low <= max(1, low // EXACT)):
             return
@@ -98,22 +98,24 @@ def largest(
             rows = 2 * low if high is None else (low + high) // 2
 
 
-def _predicted(known: dict[int, int], limit: float) -> int | None:
+def _predicted(peak_of: dict[int, int], limit: float) -> int | None:
     """The number of rows at which a line through the two largest sizes reaches the limit."""
-    if len(known) < 2:
+    if len(peak_of) < 2:
         return None
-    first, second = sorted(known)[-2:]
-    slope = (known[second] - known[first]) / (second - first)
-    return int(second + (limit - known[second]) / slope) if slope > 0 else None
+    first, second = sorted(peak_of)[-2:]
+    slope = (peak_of[second] - peak_of[first]) / (second - first)
+    return int(second + (limit - peak_of[second]) / slope) if slope > 0 else None
 
 
-def _peak(this: build.Run, mesh: Mesh, rows: int) -> int | None:
-    config = ConfigDict(this.config.to_dict())
+def _peak(run: build.Run, mesh: Mesh, rows: int) -> int | None:
+    config = ConfigDict(run.config.to_dict())
     config.data.batch_rows = rows
-    own = this._replace(config=config.lock(), rows=dataclasses.replace(this.rows, batch_rows=rows))
+    resized = run._replace(
+        config=config.lock(), rows=dataclasses.replace(run.rows, batch_rows=rows)
+    )
     peaks = []
-    for one in aot.training_steps(own, mesh):
-        needs = aot.estimate(one, one, mesh.size)["peak_bytes"]
+    for case in aot.training_steps(resized, mesh):
+        needs = aot.estimate(case, case, mesh.size)["peak_bytes"]
         if needs is None:
             return None
         peaks.append(needs)

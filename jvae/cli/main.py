@@ -82,76 +82,86 @@ environment variable JVAE_ALLOCATOR=system keeps the allocator as it is.
 
 def _flags() -> flags.FlagValues:
     """All flags except those of the config, at their defaults."""
-    own = flags.FlagValues()
+    values = flags.FlagValues()
     text = "A sentence for a text mode; repeat the flag for several."
     out = "File of the result: .txt, .json (one object per line) or .npz; standard output if empty."
     dims = "Latent dimensions for traverse: 0,3,5 or all; the ten most active if empty."
     workdir = "Folder of the run; runs/<name of the config> by default."
-    flags.DEFINE_string("workdir", None, workdir, flag_values=own)
+    flags.DEFINE_string("workdir", None, workdir, flag_values=values)
     flags.DEFINE_enum(
-        "mode", "train", MODES, "What to do; train ends in an evaluation.", flag_values=own
+        "mode", "train", MODES, "What to do; train ends in an evaluation.", flag_values=values
     )
     sweep = "KEY=VALUE,VALUE,...: one run per value; repeat the flag for all combinations."
     dry = "With --sweep: only print the command of every run."
-    flags.DEFINE_multi_string("sweep", [], sweep, flag_values=own)
-    flags.DEFINE_bool("dry_run", False, dry, flag_values=own)
+    flags.DEFINE_multi_string("sweep", [], sweep, flag_values=values)
+    flags.DEFINE_bool("dry_run", False, dry, flag_values=values)
     coordinator = "host:port of process 0, if JAX cannot detect the processes of a run."
-    flags.DEFINE_string("coordinator", None, coordinator, flag_values=own)
-    flags.DEFINE_integer("processes", None, "Number of processes.", 1, flag_values=own)
-    flags.DEFINE_integer("process", None, "Index of this process, from 0.", 0, flag_values=own)
+    flags.DEFINE_string("coordinator", None, coordinator, flag_values=values)
+    flags.DEFINE_integer("processes", None, "Number of processes.", 1, flag_values=values)
+    flags.DEFINE_integer("process", None, "Index of this process, from 0.", 0, flag_values=values)
     topology = (
         "With --mode=compile: slices such as v5e-8,v5e-256; h100-8 for GPUs, cpu-8 for virtual "
         "devices. With --mode=fit-batch: a slice to use in place of the local devices."
     )
-    flags.DEFINE_string("topology", "v5e-8", topology, flag_values=own)
-    flags.DEFINE_multi_string("text", [], text, flag_values=own)
-    flags.DEFINE_string("input", "", "File of sentences, plain or .gz.", flag_values=own)
-    flags.DEFINE_string("out", "", out, flag_values=own)
+    flags.DEFINE_string("topology", "v5e-8", topology, flag_values=values)
+    flags.DEFINE_multi_string("text", [], text, flag_values=values)
+    flags.DEFINE_string("input", "", "File of sentences, plain or .gz.", flag_values=values)
+    flags.DEFINE_string("out", "", out, flag_values=values)
     formats = ("", "text", "json", "npz", "safetensors")
     flags.DEFINE_enum(
-        "format", "", formats, "Format of --out; by default from its suffix.", flag_values=own
+        "format", "", formats, "Format of --out; by default from its suffix.", flag_values=values
     )
     flags.DEFINE_integer(
         "n",
         10,
         "Number of sentences to sample, or of neighbors per sentence.",
         lower_bound=1,
-        flag_values=own,
-    )
-    flags.DEFINE_integer("steps", 11, "Points of an interpolation.", lower_bound=2, flag_values=own)
-    flags.DEFINE_enum(
-        "how", "linear", ("linear", "slerp"), "Interpolate along a line or an arc.", flag_values=own
-    )
-    task = "Task of --mode=finetune: sst2, rte, mrpc, wnli or another GLUE task."
-    flags.DEFINE_string("task", "", task, flag_values=own)
-    flags.DEFINE_list("dims", [], dims, flag_values=own)
-    flags.DEFINE_string(
-        "corpus", "", "File of sentences in which to search for neighbors.", flag_values=own
+        flag_values=values,
     )
     flags.DEFINE_integer(
-        "k", 100, "Number of posterior draws per sentence for nll.", lower_bound=1, flag_values=own
+        "steps", 11, "Points of an interpolation.", lower_bound=2, flag_values=values
     )
-    flags.DEFINE_integer("seed", 0, "Seed of the text modes and of a prior.", flag_values=own)
+    flags.DEFINE_enum(
+        "how",
+        "linear",
+        ("linear", "slerp"),
+        "Interpolate along a line or an arc.",
+        flag_values=values,
+    )
+    task = "Task of --mode=finetune: sst2, rte, mrpc, wnli or another GLUE task."
+    flags.DEFINE_string("task", "", task, flag_values=values)
+    flags.DEFINE_list("dims", [], dims, flag_values=values)
+    flags.DEFINE_string(
+        "corpus", "", "File of sentences in which to search for neighbors.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "k",
+        100,
+        "Number of posterior draws per sentence for nll.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_integer("seed", 0, "Seed of the text modes and of a prior.", flag_values=values)
     prior = "Name of a fitted prior to use; empty: the model's own."
-    flags.DEFINE_string("prior", "", prior, flag_values=own)
+    flags.DEFINE_string("prior", "", prior, flag_values=values)
     label = "Label to condition a fitted prior on, or to transfer sentences to."
-    flags.DEFINE_string("label", "", label, flag_values=own)
+    flags.DEFINE_string("label", "", label, flag_values=values)
     strength = "Multiple of the transfer step."
-    flags.DEFINE_float("strength", 1.0, strength, flag_values=own)
-    _decoding_flags(own)
+    flags.DEFINE_float("strength", 1.0, strength, flag_values=values)
+    _decoding_flags(values)
     samples = "Posterior draws per sentence for encode; 0: the mean."
-    flags.DEFINE_integer("samples", 0, samples, lower_bound=0, flag_values=own)
+    flags.DEFINE_integer("samples", 0, samples, lower_bound=0, flag_values=values)
     split = "Split that encode reads instead of sentences; needs --samples."
     splits = ("", "train", "valid", "test")
-    flags.DEFINE_enum("split", "", splits, split, flag_values=own)
-    return own
+    flags.DEFINE_enum("split", "", splits, split, flag_values=values)
+    return values
 
 
-def _decoding_flags(own: flags.FlagValues) -> None:
+def _decoding_flags(values: flags.FlagValues) -> None:
     """Decoding flags for modes that write sentences; unset unless given on the command line."""
     methods = ("greedy", "sample", "beam")
     method = "How sentences are written: sample in --mode=sample, greedy elsewhere."
-    flags.DEFINE_enum("method", None, methods, method, flag_values=own)
+    flags.DEFINE_enum("method", None, methods, method, flag_values=values)
     for name, least, text in (
         (
             "temperature",
@@ -162,14 +172,14 @@ def _decoding_flags(own: flags.FlagValues) -> None:
         ("repetition_penalty", 0.0, "Above 1: repeated tokens are less likely."),
         ("length_penalty", None, "Beam search: above 0 favours longer sentences."),
     ):
-        flags.DEFINE_float(name, None, text, least, flag_values=own)
+        flags.DEFINE_float(name, None, text, least, flag_values=values)
     for name, text in (
         ("top_k", "Sample from the k most likely tokens; 0: all."),
         ("beam_width", "Beam search: hypotheses per sentence, 4 by default."),
         ("min_length", "Minimum new tokens of a sentence."),
         ("max_length", "Maximum new tokens of a sentence; by default that of the config."),
     ):
-        flags.DEFINE_integer(name, None, text, 0, flag_values=own)
+        flags.DEFINE_integer(name, None, text, 0, flag_values=values)
 
 
 DECODING = (
@@ -229,15 +239,15 @@ def _folder(parsed: flags.FlagValues) -> Path:
 
 def _configured(config: ConfigDict, overrides: list[str], rest: list[str]) -> ConfigDict:
     """A config with flags applied and, if it starts from pretrained folders, their settings."""
-    named = any(".init." in one for one in overrides)
+    named = any(".init." in flag for flag in overrides)
     named = named or any(config.get("init", {}).get(role) for role in ("encoder", "decoder"))
     if not named and config.name != "auto":
         return configs.apply_overrides(config, overrides)
-    own = _flags()
-    own(["jvae", *_plain(rest)], known_only=True)
+    parsed = _flags()
+    parsed(["jvae", *_plain(rest)], known_only=True)
     from jvae.runs import start  # imports backbones, which takes a while
 
-    folder = Path(own.workdir) if own.workdir is not None else Path("runs") / config.name
+    folder = Path(parsed.workdir) if parsed.workdir is not None else Path("runs") / config.name
     return start.configure(config, overrides, folder)
 
 
@@ -266,7 +276,7 @@ def _plain(words: Sequence[str]) -> list[str]:
     return rest
 
 
-def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -> int:
+def _run(config: ConfigDict | None, rest: Sequence[str], argv: Sequence[str]) -> int:
     parsed = _flags()
     of_prior, rest = _values_of(PRIOR, rest)
     of_task, rest = _values_of(FINETUNE, rest)
@@ -303,8 +313,8 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
                 f"{', '.join(UNDER_A_PRIOR)}"
             )
         parsed.prior = name
-    if (own := _decoding(parsed)) and parsed.mode not in TEXT_MODES:
-        name = next(iter(own))
+    if (decoding := _decoding(parsed)) and parsed.mode not in TEXT_MODES:
+        name = next(iter(decoding))
         raise ConfigError(
             f"--{name} acts in --mode=sample and other text modes; what an evaluation samples with "
             f"is --config.decode.{name}"
@@ -332,8 +342,8 @@ def _run(config: ConfigDict | None, rest: Sequence[str], every: Sequence[str]) -
     if parsed.sweep or parsed.dry_run:
         if parsed.mode != "train" or not parsed.sweep:
             raise ConfigError("--dry_run needs --sweep, and --sweep only trains: drop --mode")
-        own = [word for word in every if word not in rest]
-        commands.sweep(config, own, parsed.sweep, folder, parsed.dry_run)
+        config_flags = [word for word in argv if word not in rest]
+        commands.sweep(config, config_flags, parsed.sweep, folder, parsed.dry_run)
     elif parsed.mode == "train":
         commands.train(config, folder)
     elif parsed.mode == "eval":
@@ -367,8 +377,8 @@ def _options(parsed: flags.FlagValues, of_prior: dict[str, str]) -> Any:
     """The flags of the text modes."""
     from jvae.cli.text_tools import Options
 
-    every = parsed.dims == ["all"]
-    if not every and not all(one.strip().isdigit() for one in parsed.dims):
+    all_dims = parsed.dims == ["all"]
+    if not all_dims and not all(dim.strip().isdigit() for dim in parsed.dims):
         raise ConfigError(
             f"--dims={','.join(parsed.dims)}: expected numbers from 0, such as 0,3,5, or all"
         )
@@ -377,8 +387,8 @@ def _options(parsed: flags.FlagValues, of_prior: dict[str, str]) -> Any:
         for name in Options._fields
         if name not in ("text", "dims", "of_prior", "decode")
     }
-    text = tuple(_utf8(one) for one in parsed.text)
-    dims = None if every else tuple(int(one) for one in parsed.dims)
+    text = tuple(map(_utf8, parsed.text))
+    dims = None if all_dims else tuple(int(dim) for dim in parsed.dims)
     return Options(text=text, dims=dims, of_prior=of_prior, decode=_decoding(parsed), **values)
 
 

@@ -9,23 +9,23 @@ from jvae.fields import Field, defaults_of, fields_of
 
 
 def parsed(
-    cls: type, values: Mapping[str, str], section: str, others: Sequence[str] = ()
+    cls: type, values: Mapping[str, str], section: str, extra: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The values of flags, by field.
 
     Args:
       cls: the dataclass that declares the fields, with `jvae.fields.setting`.
-      others: further valid keys of the section, for messages.
+      extra: further valid keys of the section, for messages.
     Raises: ConfigError for an unknown key or an invalid value.
     """
     fields, defaults, options = fields_of(cls), defaults_of(cls), {}
     for key, text in values.items():
         field = fields.get(key)
         if not isinstance(field, Field) or field.kind is None:
-            known = [*others, *fields]
+            keys = [*extra, *fields]
             raise ConfigError(
-                f"--{section}.{key}: no such option{configs.nearest(key, known)}; "
-                f"options: {', '.join(known)}"
+                f"--{section}.{key}: no such option{configs.nearest(key, keys)}; "
+                f"options: {', '.join(keys)}"
             )
         try:
             kind = tuple if field.many else field.kind

@@ -23,12 +23,12 @@ def request(values: Mapping[str, str], name: str) -> tuple[PriorRequest, Any]:
     if not values.get("kind"):
         raise ConfigError(f"what to fit? Add --prior.kind={'|'.join(FITTED)}")
     options = FITTED[values["kind"]].options
-    own = fields_of(PriorRequest)
-    parts = {key: value for key, value in values.items() if key in own}
+    fit_fields = fields_of(PriorRequest)
+    parts = {key: value for key, value in values.items() if key in fit_fields}
     if name:
         parts.setdefault("name", name)
-    rest = {key: value for key, value in values.items() if key not in own}
-    return _filled(PriorRequest, parts, ()), _filled(options, rest, tuple(own))
+    rest = {key: value for key, value in values.items() if key not in fit_fields}
+    return _filled(PriorRequest, parts, ()), _filled(options, rest, tuple(fit_fields))
 
 
 def using(fitted: Fitted, values: Mapping[str, str]) -> Fitted:
@@ -40,8 +40,8 @@ def using(fitted: Fitted, values: Mapping[str, str]) -> Fitted:
     return fitted.using(**changed)
 
 
-def _filled(cls: type, values: Mapping[str, str], others: Sequence[str]) -> Any:
+def _filled(cls: type, values: Mapping[str, str], extra: Sequence[str]) -> Any:
     try:
-        return dataclasses.replace(cls(), **parsed(cls, values, PRIOR, others))
+        return dataclasses.replace(cls(), **parsed(cls, values, PRIOR, extra))
     except ValueError as error:
         raise ConfigError(f"--prior: {error}") from None

@@ -115,8 +115,8 @@ def run(
     for number, point in enumerate(plan, 1):
         log.info("sweep %d of %d: %s", number, len(plan), " ".join(point.values))
         try:
-            own = folder / point.name
-            train(_config_of(point, config, own), own)
+            run_folder = folder / point.name
+            train(_config_of(point, config, run_folder), run_folder)
             ended.append(point)
         except JvaeError as error:
             log.error("%s: %s", point.name, error)
@@ -173,21 +173,23 @@ def figure(rows: Sequence[Row], folder: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = [row for row in rows if row["metrics"].get("kl") is not None]
-    rate = [row["metrics"]["kl"] for row in shown]
-    rec = [row["metrics"]["rec"] for row in shown]
+    latent_rows = [row for row in rows if row["metrics"].get("kl") is not None]
+    rate = [row["metrics"]["kl"] for row in latent_rows]
+    rec = [row["metrics"]["rec"] for row in latent_rows]
     drawn = Figure(figsize=(6, 4.5), layout="constrained")
     FigureCanvasAgg(drawn)
     axes = drawn.add_subplot(xlabel="rate: KL (nats/sentence)", ylabel="distortion: Rec (nats)")
     ends = [0.0, 1.1 * max([*rate, 1.0])]
-    exact = [row["metrics"]["exact"] for row in shown if row["metrics"].get("exact") is not None]
+    exact = [
+        row["metrics"]["exact"] for row in latent_rows if row["metrics"].get("exact") is not None
+    ]
     for total, style, label in (
         (min(r + d for r, d in zip(rate, rec, strict=True)), ":", "best -ELBO of the sweep"),
         *(((exact[0], "-", "exact -log p: none can lie below"),) if exact else ()),
     ):
         axes.plot(ends, [total - x for x in ends], style, color="0.6", label=label)
     axes.plot(rate, rec, "o", color="C0")
-    for row, x, y in zip(shown, rate, rec, strict=True):
+    for row, x, y in zip(latent_rows, rate, rec, strict=True):
         text = ", ".join(row["values"].values())
         axes.annotate(text, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
     axes.set_xlim(0, ends[1])

@@ -39,11 +39,11 @@ def from_file(path: str, reader: Reader) -> list[str]:
     if reader.format_of(path) == "text":
         reader = Reader()
     lines = []
-    for number, one in scan(path, reader):
-        if isinstance(one, BadLine):
-            raise DataError(f"{path}:{number}: {one.detail}")
-        if isinstance(one, Example):
-            lines.append(f"{one.source}\t{one.text}" if reader.source else one.text)
+    for number, entry in scan(path, reader):
+        if isinstance(entry, BadLine):
+            raise DataError(f"{path}:{number}: {entry.detail}")
+        if isinstance(entry, Example):
+            lines.append(f"{entry.source}\t{entry.text}" if reader.source else entry.text)
     return lines
 
 

@@ -79,7 +79,7 @@ class _Call(NamedTuple):
     options: Options
     data: ConfigDict  # the section of the config, which sets how files are read
     settings: dict[str, Any]  # settings for decoding samples, as configured
-    own: dict[str, Any]  # those set by flags, which apply to all other latents as well
+    flag_settings: dict[str, Any]  # those set by flags, which apply to all other latents as well
     lines: list[str]
     sources: list[str] | None  # for conditional models, one per line
 
@@ -89,7 +89,7 @@ def run(mode: str, config: ConfigDict, folder: Path, options: Options) -> None:
 
     Raises: ConfigError, DataError.
     """
-    kind, own = format_of(options), decoding(mode, options.decode)  # fail before reading
+    kind, flag_settings = format_of(options), decoding(mode, options.decode)  # fail before reading
     if options.text and options.input:
         raise ConfigError("--text and --input are both given; choose one")
     if mode == "transfer" and not options.label:
@@ -110,7 +110,7 @@ def run(mode: str, config: ConfigDict, folder: Path, options: Options) -> None:
     pairs = vae.conditional and mode != "sample"
     sources, lines = pairs_of(lines) if pairs else (None, lines)
     settings = {k: v for k, v in config.decode.items() if k not in ("batch", "max_length")}
-    call = _Call(vae, options, config.data, settings | own, own, lines, sources)
+    call = _Call(vae, options, config.data, settings | flag_settings, flag_settings, lines, sources)
     write(MODES[mode](call), kind, options.out)
 
 
@@ -141,20 +141,20 @@ def decoding(mode: str, flags: Mapping[str, object]) -> dict[str, Any]:
 def _sample(call: _Call) -> TextResult:
     sources = call.lines if call.vae.conditional else None
     z_egz = call.vae.sample_prior(call.options.n, sources=sources)
-    every = sources and [source for source in sources for _ in range(call.options.n)]
-    return _decoded(z_egz, call.vae.decode(z_egz, sources=every, **call.settings))
+    repeated = sources and [source for source in sources for _ in range(call.options.n)]
+    return _decoded(z_egz, call.vae.decode(z_egz, sources=repeated, **call.settings))
 
 
 def _reconstruct(call: _Call) -> TextResult:
     z_egz = call.vae.encode(call.lines, call.sources)
-    result = _decoded(z_egz, call.vae.decode(z_egz, sources=call.sources, **call.own))
+    result = _decoded(z_egz, call.vae.decode(z_egz, sources=call.sources, **call.flag_settings))
     pairs = zip(call.lines, result.records, strict=True)
-    return result._replace(records=[{"input": one} | record for one, record in pairs])
+    return result._replace(records=[{"input": line} | record for line, record in pairs])
 
 
 def _transfer(call: _Call) -> TextResult:
     o = call.options
-    texts = call.vae.transfer(call.lines, o.label, strength=o.strength, **call.own)
+    texts = call.vae.transfer(call.lines, o.label, strength=o.strength, **call.flag_settings)
     pairs = zip(call.lines, texts, strict=True)
     return _records({"input": line, "text": text} for line, text in pairs)
 
@@ -172,7 +172,9 @@ def _encode(call: _Call) -> TextResult:
         return drawn(call.lines, draws)
     z_egz = call.vae.encode(call.lines, call.sources)
     records = [{"text": t, "z": z.tolist()} for t, z in zip(call.lines, z_egz, strict=True)]
-    return TextResult(records, [json.dumps(one, ensure_ascii=False) for one in records], z_egz)
+    return TextResult(
+        records, [json.dumps(record, ensure_ascii=False) for record in records], z_egz
+    )
 
 
 def _decode(call: _Call) -> TextResult:
@@ -180,7 +182,7 @@ def _decode(call: _Call) -> TextResult:
         raise ConfigError("decode is for models without sources; use LoadedVAE.decode for others")
     z_egz = text_input.latents(call.options.input)
     try:
-        return _decoded(z_egz, call.vae.decode(z_egz, **call.own))
+        return _decoded(z_egz, call.vae.decode(z_egz, **call.flag_settings))
     except ValueError as error:
         raise DataError(f"{call.options.input or 'standard input'}: {error}") from None
 
@@ -188,24 +190,24 @@ def _decode(call: _Call) -> TextResult:
 def _interpolate(call: _Call) -> TextResult:
     a, b = _exactly(call, "interpolate", 2)
     o, source = call.options, _one_source(call)
-    texts = call.vae.interpolate(a, b, o.steps, source, how=o.how, **call.own)
+    texts = call.vae.interpolate(a, b, o.steps, source, how=o.how, **call.flag_settings)
     return _records({"share": i / (o.steps - 1), "text": t} for i, t in enumerate(texts))
 
 
 def _analogy(call: _Call) -> TextResult:
     a, b, c = _exactly(call, "analogy", 3)
-    return _records([{"text": call.vae.analogy(a, b, c, _one_source(call), **call.own)}])
+    return _records([{"text": call.vae.analogy(a, b, c, _one_source(call), **call.flag_settings)}])
 
 
 def _traverse(call: _Call) -> TextResult:
     (text,) = _exactly(call, "traverse", 1)
     dims = _dims(call)
-    rows = call.vae.traverse(text, dims, OFFSETS, _one_source(call), **call.own)
+    rows = call.vae.traverse(text, dims, OFFSETS, _one_source(call), **call.flag_settings)
     return _records(
         (
-            {"dim": dim, "offset": offset, "text": one}
+            {"dim": dim, "offset": offset, "text": text}
             for dim, row in zip(dims, rows, strict=True)
-            for offset, one in zip(OFFSETS, row, strict=True)
+            for offset, text in zip(OFFSETS, row, strict=True)
         ),
         lambda r: f"{r['dim']}\t{r['offset']:+g}\t{r['text']}",
     )
@@ -279,8 +281,8 @@ def _records(
     records: Iterable[dict[str, Any]], line_of: Callable[[dict[str, Any]], str] | None = None
 ) -> TextResult:
     records = list(records)
-    lines = [line_of(one) if line_of else one["text"] for one in records]
-    return TextResult(records, [workdir.one_line(one) for one in lines])
+    lines = [line_of(record) if line_of else record["text"] for record in records]
+    return TextResult(records, [workdir.one_line(line) for line in lines])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -299,13 +301,13 @@ def _lines(mode: str, config: ConfigDict, options: Options) -> list[str]:
 
 def pairs_of(lines: list[str]) -> tuple[list[str], list[str]]:
     """Splits lines that hold a source and a text."""
-    for i, one in enumerate(lines):
-        if one.count("\t") != 1:
+    for i, line in enumerate(lines):
+        if line.count("\t") != 1:
             raise ConfigError(
-                f"line {i + 1} has {one.count(chr(9))} tabs: this model reads a source too; "
+                f"line {i + 1} has {line.count(chr(9))} tabs: this model reads a source too; "
                 "expected source<TAB>text"
             )
-    pairs = [one.split("\t") for one in lines]
+    pairs = [line.split("\t") for line in lines]
     return [source for source, _ in pairs], [text for _, text in pairs]
 
 
@@ -341,8 +343,8 @@ def write(result: TextResult, kind: str, out: str) -> None:
         return
     lines = result.lines
     if kind == "json":
-        lines = [json.dumps(one, ensure_ascii=False) for one in result.records]
-    text = "".join(f"{one}\n" for one in lines)
+        lines = [json.dumps(record, ensure_ascii=False) for record in result.records]
+    text = "".join(f"{line}\n" for line in lines)
     if out:
         _write_file(out, text)
         return
@@ -362,7 +364,7 @@ def write(result: TextResult, kind: str, out: str) -> None:
 def _write_arrays(result: TextResult, kind: str, path: str) -> None:
     """Writes the columns of the records as arrays, latents as `z`. Safetensors cannot hold text."""
     names = [name for name in (result.records[0] if result.records else ()) if name != "z"]
-    arrays = {name: np.array([one[name] for one in result.records]) for name in names}
+    arrays = {name: np.array([record[name] for record in result.records]) for name in names}
     if result.z_egz is not None:
         arrays["z"] = result.z_egz
     arrays |= result.more

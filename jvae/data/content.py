@@ -40,12 +40,12 @@ def content(split: Lines | Corpus, cache: Path) -> Content:
 
         def examples() -> Iterable[tuple[str, str]]:
             before = 0
-            for one in split.examples():
-                if split.keep_d is None or split.keep_d[one.document]:
-                    yield one.example.text, one.example.source
-                if one.document > before + 10_000:
-                    progress.add(one.document - before)
-                    before = one.document
+            for located in split.examples():
+                if split.keep_d is None or split.keep_d[located.document]:
+                    yield located.example.text, located.example.source
+                if located.document > before + 10_000:
+                    progress.add(located.document - before)
+                    before = located.document
 
         result = _content(examples())
     with contextlib.suppress(DataError):  # a read-only cache: the digest is recomputed next time
@@ -54,7 +54,7 @@ def content(split: Lines | Corpus, cache: Path) -> Content:
 
 
 def _key(corpus: Corpus) -> str:
-    files = [[one.sha256, reading_key(corpus.reader, one.path)] for one in corpus.files]
+    files = [[file.sha256, reading_key(corpus.reader, file.path)] for file in corpus.files]
     digest = hashlib.sha256(json.dumps([_FORMAT, files], sort_keys=True).encode())
     if corpus.keep_d is not None:
         digest.update(corpus.keep_d.tobytes())

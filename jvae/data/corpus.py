@@ -80,20 +80,20 @@ class Corpus:
         document = -1
         for f, info in enumerate(self.files):
             before, last = document, 0
-            for line, one in scan(info.path, self.reader):
-                if not isinstance(one, Example):
+            for line, entry in scan(info.path, self.reader):
+                if not isinstance(entry, Example):
                     continue
                 if line != last:
                     document, last = document + 1, line
-                yield Located(f, line, document, one)
+                yield Located(f, line, document, entry)
             if document - before != self.documents_f[f]:
                 raise DataError(f"{info.path}: changed while it was being read; start again")
 
     def texts(self) -> Iterator[str]:
         """Yields the selected texts in order, read from the files."""
-        for one in self.examples():
-            if self.keep_d is None or self.keep_d[one.document]:
-                yield one.example.text
+        for located in self.examples():
+            if self.keep_d is None or self.keep_d[located.document]:
+                yield located.example.text
 
 
 def cache_dir(configured: str) -> Path:
@@ -134,7 +134,9 @@ def survey(names: str | Path | Sequence[str | Path], reader: Reader, cache: Path
 
 def reading_key(reader: Reader, name: str) -> dict[str, object]:
     """The options that determine what is read from a file, for cache keys."""
-    options: dict[str, object] = {one.name: getattr(reader, one.name) for one in fields(reader)}
+    options: dict[str, object] = {
+        field.name: getattr(reader, field.name) for field in fields(reader)
+    }
     del options["tfds_dir"]  # the digest identifies the data set
     kind = reader.format_of(name)
     for name in ("keep", "turns", "source_words"):
@@ -190,19 +192,19 @@ def _scan_all(name: str, reader: Reader) -> Survey:
     size = 0 if name.startswith(PUBLIC) else Path(name).stat().st_size
     size *= 3 if name.lower().endswith(".gz") else 1  # typical gzip ratio for text
     with Progress(f"checking {name}", size) as progress:
-        for last, one in scan(name, reader, notes):
-            if isinstance(one, LeftOut):
-                _count(left_out, one)
+        for last, entry in scan(name, reader, notes):
+            if isinstance(entry, LeftOut):
+                _count(left_out, entry)
                 continue
-            if isinstance(one, BadLine):
-                if reader.on_error == "raise" and one.reason in LONG:
-                    first = first or (f"{name}:{last}", one)
+            if isinstance(entry, BadLine):
+                if reader.on_error == "raise" and entry.reason in LONG:
+                    first = first or (f"{name}:{last}", entry)
                     long.add(last)
                 elif reader.on_error == "raise" and not first:
-                    raise bad_line(f"{name}:{last}", one)
-                dropped[one.reason] += 1
+                    raise bad_line(f"{name}:{last}", entry)
+                dropped[entry.reason] += 1
                 continue
-            progress.add(len(one.text) + len(one.source) + 1)
+            progress.add(len(entry.text) + len(entry.source) + 1)
             documents, counted = documents + (last != counted), last
     if first:
         raise too_long(*first, len(long), last, positions=False)
@@ -219,16 +221,16 @@ def _scan_all(name: str, reader: Reader) -> Survey:
     return {"lines": last, "documents": documents, "dropped": dict(dropped), "notes": notes}
 
 
-def _count(left_out: Counter[str], one: LeftOut) -> None:
+def _count(left_out: Counter[str], entry: LeftOut) -> None:
     """Counts a left-out line by its column values; beyond `_KINDS` kinds, as `_OTHERS`."""
-    held = ", ".join(f"{column}={value}" for column, value in one.held.items())
-    held = held if len(held) <= 80 else f"{held[:80]}..."
-    known = held in left_out or len(left_out) < _KINDS
-    left_out[held if known else _OTHERS] += 1
+    values = ", ".join(f"{column}={value}" for column, value in entry.values.items())
+    values = values if len(values) <= 80 else f"{values[:80]}..."
+    is_listed = values in left_out or len(left_out) < _KINDS
+    left_out[values if is_listed else _OTHERS] += 1
 
 
 def _nothing_kept(name: str, reader: Reader, left_out: Counter[str]) -> str:
-    listed = ", ".join(f"{held} ({count:,})" for held, count in left_out.most_common(8))
+    listed = ", ".join(f"{values} ({count:,})" for values, count in left_out.most_common(8))
     return (
         f"{name}: data.keep={reader.keep} leaves none of its {left_out.total():,} lines; they hold "
         f"{listed}"

@@ -101,8 +101,8 @@ class Dataset:
     @property
     def sides(self) -> dict[str, Encoded | StoredSide]:
         """The sides of this data set, by name."""
-        every = {"enc": self.enc, "dec": self.dec, "cond": self.cond}
-        return {name: side for name, side in every.items() if side is not None}
+        named = {"enc": self.enc, "dec": self.dec, "cond": self.cond}
+        return {name: side for name, side in named.items() if side is not None}
 
     @property
     def take(self) -> Callable[[np.ndarray], dict[str, Encoded]]:
@@ -155,14 +155,14 @@ def make_dataset(
     check_on_error(on_error)
     if (cond is None) != (sources is None) or (sources and len(sources) != len(lines)):
         raise ValueError("a cond tokenizer needs one source text for each line, and the reverse")
-    every = {"dec": dec, "enc": enc, "cond": cond}
-    tokenizers = {side: one for side, one in every.items() if one is not None}
+    by_side = {"dec": dec, "enc": enc, "cond": cond}
+    tokenizers = {side: tokenizer for side, tokenizer in by_side.items() if tokenizer is not None}
     texts = {"dec": lines.text, "enc": lines.text, "cond": sources or ()}
     sides, faults = encode(texts, tokenizers, limits or {}, joined)
     if faults and on_error == "raise":
         i = min(faults)
         raise bad_line(lines.where(i), faults[i])
-    names = [one.path for one in lines.files]
+    names = [file.path for file in lines.files]
     dropped = Counter(fault.reason for fault in faults.values())
     keep_e = np.ones(len(lines), bool)
     keep_e[list(faults)] = False
@@ -173,19 +173,19 @@ def make_dataset(
     if faults:
         sides = {side: encoded.take(np.flatnonzero(keep_e)) for side, encoded in sides.items()}
         lines = lines.keep(keep_e, dropped)
-        sources = [one for one, keep in zip(sources or (), keep_e, strict=False) if keep]
+        sources = [source for source, keep in zip(sources or (), keep_e, strict=False) if keep]
     notes = [] if lines.warning is None else [lines.warning]
-    for side, one in tokenizers.items():
+    for side, tokenizer in tokenizers.items():
         spelt = texts_of(side, lines.text, sources or (), joined)
-        unknown = unknown_tokens(sides[side], one, spelt)
-        if note := unknown_note(unknown, len(sides[side].flat), len(lines), one, names):
+        unknown = unknown_tokens(sides[side], tokenizer, spelt)
+        if note := unknown_note(unknown, len(sides[side].flat), len(lines), tokenizer, names):
             notes.append(note)
     return Dataset(
         lines=lines,
         dec=sides["dec"],
         enc=sides.get("enc"),
         cond=sides.get("cond"),
-        pad={side: one.pad_id for side, one in tokenizers.items()},
+        pad={side: tokenizer.pad_id for side, tokenizer in tokenizers.items()},
         words_e=np.array([len(text.split()) for text in lines.text], np.int64),
         chars_e=np.array([len(text) for text in lines.text], np.int64),
         notes=tuple(notes),
@@ -216,8 +216,10 @@ def block_rows(
             f"data.{missing[0]}_row: row lengths are set for {sorted(spec.row)}, "
             f"but the data has {sorted(dataset.sides)}; set exactly those"
         )
-    every = {side: dataset.sides[side].lengths for side in spec.row}
-    lengths = every if ids is None else {side: one[ids] for side, one in every.items()}
+    all_lengths = {side: dataset.sides[side].lengths for side in spec.row}
+    lengths = (
+        all_lengths if ids is None else {side: values[ids] for side, values in all_lengths.items()}
+    )
     if spec.packing == "pack":
         packed = planning.plan_block(
             lengths,
@@ -231,13 +233,13 @@ def block_rows(
         rows, row, fill, slot_fill = packed.rows, (spec.row,), packed.fill, packed.slot_fill
     else:
         # Use the lengths of all examples, so that evaluating a subset needs no recompilation.
-        buckets = planning.bucket_lengths(every, spec.row, spec.buckets)
+        buckets = planning.bucket_lengths(all_lengths, spec.row, spec.buckets)
         batches = planning.bucket_block(
             lengths, buckets, spec.batch_rows, spec.seed, block, shuffle=shuffle
         )
         row = tuple({side: buckets[side][b] for side in spec.row} for b, _ in batches)
-        rows = np.concatenate([one for _, one in batches])[:, None]
-        places = {side: spec.batch_rows * sum(one[side] for one in row) for side in spec.row}
+        rows = np.concatenate([batch for _, batch in batches])[:, None]
+        places = {side: spec.batch_rows * sum(bucket[side] for bucket in row) for side in spec.row}
         used = rows[rows >= 0]
         fill = {side: float(lengths[side][used].sum() / places[side]) for side in spec.row}
         slot_fill = float((rows >= 0).mean())

@@ -35,7 +35,10 @@ def split(name: str, n: int, cache: Path) -> Split:
     if stored := _stored(path, n):
         return stored
     sentences = grammar.corpus(name, n)
-    drawn = Split([one.text for one in sentences], np.array([one.log_prob for one in sentences]))
+    drawn = Split(
+        [sentence.text for sentence in sentences],
+        np.array([sentence.log_prob for sentence in sentences]),
+    )
     text = np.frombuffer("\n".join(drawn.texts).encode(), np.uint8)
     file = io.BytesIO()
     np.savez(file, text=text, log_prob_n=drawn.log_prob_n)

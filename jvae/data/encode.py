@@ -64,11 +64,11 @@ def _without_start(encoded: Encoded, tokenizer: TextTokenizer) -> Encoded:
     return Encoded(encoded.flat[keep], encoded.offset - np.arange(len(encoded.offset)))
 
 
-def _check_one_tokenizer(side: str, own: TextTokenizer, source: TextTokenizer) -> None:
-    if own.fingerprint != source.fingerprint:
+def _check_one_tokenizer(side: str, tokenizer: TextTokenizer, source: TextTokenizer) -> None:
+    if tokenizer.fingerprint != source.fingerprint:
         raise ConfigError(
-            f"data.encoder_tokenizer is {source.name} and data.decoder_tokenizer {own.name}, but "
-            f"the {side} side of this model holds the source too; give both the same"
+            f"data.encoder_tokenizer is {source.name} and data.decoder_tokenizer {tokenizer.name}, "
+            f"but the {side} side of this model holds the source too; give both the same"
         )
 
 

@@ -39,9 +39,9 @@ class Example(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """A line that `data.keep` leaves out; `held` has its values by column."""
+    """A line that `data.keep` leaves out; `values` has its values by column."""
 
-    held: dict[str, str]
+    values: dict[str, str]
 
 
 Row = list[Example] | BadLine | LeftOut  # a line may contain several texts
@@ -118,7 +118,7 @@ class Reader:
         """
         allowed: dict[str, list[str]] = {}
         for part in self.keep.split(",") if self.keep.strip() else ():
-            column, equals, value = (one.strip() for one in part.partition("="))
+            column, equals, value = (word.strip() for word in part.partition("="))
             if not (column and equals and value):
                 raise ConfigError(
                     f"data.keep={self.keep}: expected COLUMN=VALUE, several by comma, such as 0=1"
@@ -131,17 +131,17 @@ class Reader:
         """`fields` plus, under separate names, the columns that `keep` tests."""
         return self.fields | {f"{KEEP}{i}": key for i, key in enumerate(self.conditions)}
 
-    def left_out(self, held: Mapping[str, str]) -> LeftOut | None:
+    def left_out(self, texts: Mapping[str, str]) -> LeftOut | None:
         """Applies `keep` to a line; None means that the line is kept.
 
         Args:
-          held: the line's values by name of `columns`.
+          texts: the line's values by name of `columns`.
         """
         if not self.keep:
             return None
         conditions = self.conditions
-        own = {key: held[f"{KEEP}{i}"].strip() for i, key in enumerate(conditions)}
-        return None if all(own[key] in conditions[key] for key in own) else LeftOut(own)
+        values = {key: texts[f"{KEEP}{i}"].strip() for i, key in enumerate(conditions)}
+        return None if all(values[key] in conditions[key] for key in values) else LeftOut(values)
 
     def format_of(self, name: str) -> str:
         """Format of a file: as configured, else from its suffix (ignoring .gz).
@@ -154,11 +154,11 @@ class Reader:
             return self.format
         path = Path(name)
         suffix = (Path(path.stem) if path.suffix.lower() == ".gz" else path).suffix.lower()
-        by_suffix = {one: kind for kind, member in READERS.items() for one in member.suffixes}
+        by_suffix = {ending: kind for kind, member in READERS.items() for ending in member.suffixes}
         if suffix not in by_suffix:
-            known = ", ".join(sorted(filter(None, by_suffix)))
+            endings = ", ".join(sorted(filter(None, by_suffix)))
             raise DataError(
-                f"{name}: files in {suffix} are not read; expected one of {known}, plain or .gz. "
+                f"{name}: files in {suffix} are not read; expected one of {endings}, plain or .gz. "
                 "Rename it, or set data.format to what it holds"
             )
         return by_suffix[suffix]
@@ -180,8 +180,8 @@ def scan(
             yield number, row
             continue
         for example in row:
-            for one in _checked(example, reader):
-                yield number, one
+            for item in _checked(example, reader):
+                yield number, item
 
 
 def _rows(name: str, reader: Reader, notes: list[str]) -> Iterator[tuple[int, Row]]:
@@ -291,14 +291,14 @@ def _from_value(value: object, keys: dict[str, str], reader: Reader) -> Row:
             return BadLine(
                 "missing key", f"has no key {key!r} ({setting(field)}); its keys are {listed}"
             )
-        held, single = value[key], field == "label" or field.startswith(KEEP)
-        if single and isinstance(held, int | float):
-            held = json.dumps(held)
-        many: list[Any] = held if isinstance(held, list) and not single else [held]
-        if not all(isinstance(one, str) for one in many):
-            wanted = "a string" if single else "a string or a list of strings"
-            kind = next(_type_of(one) for one in many if not isinstance(one, str))
-            return BadLine("wrong type", f"key {key!r} holds a {kind}; expected {wanted}")
+        content, single = value[key], field == "label" or field.startswith(KEEP)
+        if single and isinstance(content, int | float):
+            content = json.dumps(content)
+        many: list[Any] = content if isinstance(content, list) and not single else [content]
+        if not all(isinstance(item, str) for item in many):
+            expected = "a string" if single else "a string or a list of strings"
+            kind = next(_type_of(item) for item in many if not isinstance(item, str))
+            return BadLine("wrong type", f"key {key!r} holds a {kind}; expected {expected}")
         if not many:
             return BadLine("empty", f"key {key!r} holds an empty list; expected a text")
         texts[field] = many
@@ -335,14 +335,14 @@ def _checked(example: Example, reader: Reader) -> Iterator[Example | BadLine]:
     if isinstance(text, BadLine):
         yield text
         return
-    for one in split_sentences(text) if reader.sentences else (text,):
-        words = len(one.split()) + len(source.split())
+    for sentence in split_sentences(text) if reader.sentences else (text,):
+        words = len(sentence.split()) + len(source.split())
         if reader.max_words is not None and words > reader.max_words:
             whose = " with its source" if source else ""
             detail = f"{words} words{whose}, over the limit of {reader.max_words}"
             yield BadLine("too many words", detail)
         else:
-            yield Example(one, source, label)
+            yield Example(sentence, source, label)
 
 
 def _bounded(text: str, reader: Reader) -> str | BadLine:

@@ -14,8 +14,8 @@ _BLANKS = re.compile(r"[ \t\r\n]*")
 
 def from_lines(raw: Iterable[tuple[int, bytes | BadLine]]) -> Iterator[tuple[int, Any]]:
     """Yields (line number, value or fault) for JSON Lines."""
-    for number, one in raw:
-        line = decode(one) if isinstance(one, bytes) else one
+    for number, content in raw:
+        line = decode(content) if isinstance(content, bytes) else content
         if isinstance(line, BadLine):
             yield number, line
         elif not (line := line.strip()):

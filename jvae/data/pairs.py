@@ -21,13 +21,16 @@ def encode_pairs(
     token types.
     """
     special = special_tokens(tokenizer)
-    one = tokenizer.encode_batch(first)
+    first_ids = tokenizer.encode_batch(first)
     if second is None:
-        whole = [_cut(ids, limit) for ids in one]
-        return Encoded.of(whole), sum(len(a) != len(b) for a, b in zip(one, whole, strict=True))
-    two = [ids[special - 1 :] for ids in tokenizer.encode_batch(second)]  # without a start id
+        whole = [_cut(ids, limit) for ids in first_ids]
+        return Encoded.of(whole), sum(
+            len(a) != len(b) for a, b in zip(first_ids, whole, strict=True)
+        )
+    # Without a start id.
+    second_ids = [ids[special - 1 :] for ids in tokenizer.encode_batch(second)]
     pairs, types, cut = [], [], 0
-    for a, b in zip(one, two, strict=True):
+    for a, b in zip(first_ids, second_ids, strict=True):
         short = min(len(b), max(limit // 2, limit - len(a)))
         kept = _cut(a, limit - short), _cut(b, short)
         cut += sum(map(len, kept)) < len(a) + len(b)

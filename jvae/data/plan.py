@@ -189,7 +189,7 @@ def propose_rows(
     longest = {side: int(np.max(x)) for side, x in lengths.items()}
     examples = max([tokens / max(mean.values())] + [longest[side] / mean[side] for side in lengths])
     chosen = shuffled(n, 0, 0, "propose")[:sample]
-    some = {side: np.asarray(x)[chosen] for side, x in lengths.items()}
+    subset = {side: np.asarray(x)[chosen] for side, x in lengths.items()}
     best: RowProposal | None = None
     for slots in range(max(1, int(examples)), int(examples) + 3):
         for margin in (1.0, 1.02):
@@ -198,7 +198,7 @@ def propose_rows(
                 * multiple
                 for side in lengths
             }
-            plan = plan_block(some, row, slots)
+            plan = plan_block(subset, row, slots)
             trial = RowProposal(row, slots, plan.fill, plan.slot_fill)
             # Rank by sides first, rounded so that slots break ties.
             rank = (round(min(trial.fill.values()), 2), trial.slot_fill)
@@ -240,7 +240,7 @@ def bucket_lengths(
     distinct = sorted(
         {tuple(int(sizes[side][j]) for side in row) for j in ends} - {(0,) * len(row)}
     )
-    return {side: tuple(one[d] for one in distinct) for d, side in enumerate(row)}
+    return {side: tuple(bucket[d] for bucket in distinct) for d, side in enumerate(row)}
 
 
 def bucket_block(

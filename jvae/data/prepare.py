@@ -107,14 +107,20 @@ def prepare(
 
 def _key(work: _Work, shard: int) -> str:
     corpus = work.corpus
-    files = [[one.sha256, reading_key(corpus.reader, one.path)] for one in corpus.files]
+    files = [[file.sha256, reading_key(corpus.reader, file.path)] for file in corpus.files]
     sides = {
-        side: [one.fingerprint, one.prefix, one.start_id, one.end_id, work.limits.get(side)]
-        for side, one in work.tokenizers.items()
+        side: [
+            tokenizer.fingerprint,
+            tokenizer.prefix,
+            tokenizer.start_id,
+            tokenizer.end_id,
+            work.limits.get(side),
+        ]
+        for side, tokenizer in work.tokenizers.items()
     }
-    for side, one in work.tokenizers.items():
-        if one.turns:
-            sides[side].append(one.turns)
+    for side, tokenizer in work.tokenizers.items():
+        if tokenizer.turns:
+            sides[side].append(tokenizer.turns)
     text = json.dumps([FORMAT, shard, files, sides, work.joined], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -198,15 +204,15 @@ def _prepare(folder: Path, work: _Work, shard: int) -> None:
 
 def _check_unchanged(corpus: Corpus) -> None:
     """Raises DataError if a file no longer matches its digest in the cache key."""
-    for one in corpus.files:
-        if not one.path.startswith(PUBLIC) and sha256(one.path) != one.sha256:
-            raise DataError(f"{one.path}: changed while it was being read; start again")
+    for file in corpus.files:
+        if not file.path.startswith(PUBLIC) and sha256(file.path) != file.sha256:
+            raise DataError(f"{file.path}: changed while it was being read; start again")
 
 
 def _remove_abandoned(prepared: Path) -> None:
     for part in prepared.glob("*.part"):
         with contextlib.suppress(OSError), part.with_suffix(".lock").open("w") as file:
-            newest = max(one.stat().st_mtime for one in (part, part / "shards"))
+            newest = max(path.stat().st_mtime for path in (part, part / "shards"))
             if time.time() - newest > _ABANDONED_S:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError: in use
                 shutil.rmtree(part)
@@ -217,7 +223,9 @@ def _write_shards(part: Path, work: _Work, shard: int) -> None:
         stale.unlink()
     total = -(-work.corpus.documents // shard)
     with Progress(f"preparing {work.corpus}", work.corpus.documents) as progress:
-        by_shard = itertools.groupby(work.corpus.examples(), lambda one: one.document // shard)
+        by_shard = itertools.groupby(
+            work.corpus.examples(), lambda located: located.document // shard
+        )
         for k, examples in by_shard:
             path = part / f"{NAME}-{SPLIT}.array_record-{k:05d}-of-{total:05d}"
             columns = part / "shards" / f"{k:05d}.npz"
@@ -256,19 +264,19 @@ def _write_shard(
         for chunk in _chunks(examples):
             kept, sides, faults = _encode(chunk, work)
             dropped.update(faults)
-            texts = [one.example.text for one in kept]
-            sources = [one.example.source for one in kept]
+            texts = [located.example.text for located in kept]
+            sources = [located.example.source for located in kept]
             for side, encoded in sides.items():
                 spelt = texts_of(side, texts, sources, work.joined)
                 unknown[side] += unknown_tokens(encoded, work.tokenizers[side], spelt)
                 columns[f"{side}_length"].extend(encoded.lengths.tolist())
-            for i, one in enumerate(kept):
-                columns["words"].append(len(one.example.text.split()))
-                columns["chars"].append(len(one.example.text))
-                columns["line_no"].append(one.line)
-                columns["file_no"].append(one.file)
-                columns["document"].append(one.document)
-                spelt = {name: getattr(one.example, name) for name in work.corpus.reader.fields}
+            for i, located in enumerate(kept):
+                columns["words"].append(len(located.example.text.split()))
+                columns["chars"].append(len(located.example.text))
+                columns["line_no"].append(located.line)
+                columns["file_no"].append(located.file)
+                columns["document"].append(located.document)
+                spelt = {name: getattr(located.example, name) for name in work.corpus.reader.fields}
                 tokens = {side: encoded.tokens(i) for side, encoded in sides.items()}
                 record = _record(spelt | tokens)
                 writer.write(record)
@@ -282,7 +290,7 @@ def _write_shard(
         "dropped": dict(dropped),
         "unknown": dict(unknown),
     }
-    return {name: np.array(one) for name, one in columns.items()}, facts
+    return {name: np.array(column) for name, column in columns.items()}, facts
 
 
 def _record(values: Mapping[str, str | np.ndarray]) -> bytes:
@@ -304,9 +312,9 @@ def _record(values: Mapping[str, str | np.ndarray]) -> bytes:
 
 def _chunks(examples: Iterable[Located]) -> Iterator[list[Located]]:
     chunk, chars = [], 0
-    for one in examples:
-        chunk.append(one)
-        chars += len(one.example.text) + len(one.example.source)
+    for located in examples:
+        chunk.append(located)
+        chars += len(located.example.text) + len(located.example.source)
         if len(chunk) == _CHUNK or chars >= _CHUNK_CHARS:
             yield chunk
             chunk, chars = [], 0
@@ -321,7 +329,7 @@ def _encode(chunk: list[Located], work: _Work) -> tuple[list[Located], dict, Cou
         where = f"{work.corpus.files[chunk[i].file].path}:{chunk[i].line}"
         if faults[i].reason != TOO_LONG:
             raise bad_line(where, faults[i])
-        lines = sum(one.lines for one in work.corpus.files)
+        lines = sum(file.lines for file in work.corpus.files)
         raise too_long(where, faults[i], _count_long(work), lines, positions=True)
     if faults:
         good = np.array([i for i in range(len(chunk)) if i not in faults], np.int64)
@@ -333,8 +341,8 @@ def _encode(chunk: list[Located], work: _Work) -> tuple[list[Located], dict, Cou
 def _encode_texts(
     chunk: list[Located], work: _Work
 ) -> tuple[dict[str, Encoded], dict[int, BadLine]]:
-    texts = [one.example.text for one in chunk]
-    by_side = {"enc": texts, "dec": texts, "cond": [one.example.source for one in chunk]}
+    texts = [located.example.text for located in chunk]
+    by_side = {"enc": texts, "dec": texts, "cond": [located.example.source for located in chunk]}
     return encode(by_side, work.tokenizers, work.limits, work.joined)
 
 
@@ -345,17 +353,17 @@ def _count_long(work: _Work) -> int:
         for chunk in _chunks(work.corpus.examples()):
             _, faults = _encode_texts(chunk, work)
             over = (chunk[i] for i, fault in faults.items() if fault.reason == TOO_LONG)
-            long.update((one.file, one.line) for one in over)
+            long.update((located.file, located.line) for located in over)
             progress.add(chunk[-1].document - chunk[0].document + 1)
     return len(long)
 
 
 def _finish(part: Path, work: _Work, key: str) -> None:
     """Writes the files that need all shards: columns, sums and TFDS metadata."""
-    facts = [json.loads(one.read_text()) for one in sorted((part / "shards").glob("*.json"))]
-    examples = sum(one["examples"] for one in facts)
+    facts = [json.loads(file.read_text()) for file in sorted((part / "shards").glob("*.json"))]
+    examples = sum(shard["examples"] for shard in facts)
     sums = {
-        key: dict(sum((Counter(one[key]) for one in facts), Counter()))
+        key: dict(sum((Counter(shard[key]) for shard in facts), Counter()))
         for key in ("dropped", "unknown")
     }
     if not examples:
@@ -367,8 +375,8 @@ def _finish(part: Path, work: _Work, key: str) -> None:
         path = part / "columns" / f"{name}.npy"
         column = np.lib.format.open_memmap(path, "w+", np.dtype(code), (examples,))
         first = 0
-        for one in sorted((part / "shards").glob("*.npz")):
-            with np.load(one) as stored:
+        for file in sorted((part / "shards").glob("*.npz")):
+            with np.load(file) as stored:
                 values = stored[name]
             column[first : first + len(values)] = values
             first += len(values)
@@ -376,8 +384,8 @@ def _finish(part: Path, work: _Work, key: str) -> None:
         del column
     split = tfds.core.SplitInfo(
         name=SPLIT,
-        shard_lengths=[one["examples"] for one in facts],
-        num_bytes=sum(one["bytes"] for one in facts),
+        shard_lengths=[shard["examples"] for shard in facts],
+        num_bytes=sum(shard["bytes"] for shard in facts),
     )
     tfds.folder_dataset.write_metadata(
         data_dir=part,
@@ -387,8 +395,8 @@ def _finish(part: Path, work: _Work, key: str) -> None:
         filename_template=_TEMPLATE,
         check_data=False,  # reads with TensorFlow
     )
-    shards = [one for one in sorted(part.iterdir()) if ".array_record-" in one.name]
-    crcs = {path.name: one["crc"][0] for path, one in zip(shards, facts, strict=True)}
+    shards = [path for path in sorted(part.iterdir()) if ".array_record-" in path.name]
+    crcs = {path.name: shard["crc"][0] for path, shard in zip(shards, facts, strict=True)}
     for path in [*part.iterdir(), *(part / "columns").iterdir()]:
         if path.is_file() and path.name not in (*crcs, "meta.json"):
             crcs[str(path.relative_to(part))] = _crc(path)
@@ -399,13 +407,13 @@ def _finish(part: Path, work: _Work, key: str) -> None:
 def _open(folder: Path, work: _Work, notes: list[str]) -> Dataset:
     corpus, sides = work.corpus, tuple(work.tokenizers)
     meta = json.loads((folder / "meta.json").read_text())
-    every = Records(folder, sides)
-    records = every
+    all_records = Records(folder, sides)
+    records = all_records
     if corpus.keep_d is not None:
-        ids = np.flatnonzero(corpus.keep_d[every.column("document")]).astype(np.int32)
+        ids = np.flatnonzero(corpus.keep_d[all_records.column("document")]).astype(np.int32)
         records = Records(folder, sides, ids)
     count = len(records.column("words"))
-    names = [one.path for one in corpus.files]
+    names = [file.path for file in corpus.files]
     if not count:
         raise DataError(f"{corpus}: no line is left ({meta['dropped']}); check the row lengths")
     texts = {name: StoredTexts(records, name, count) for name in corpus.reader.fields}
@@ -421,10 +429,10 @@ def _open(folder: Path, work: _Work, notes: list[str]) -> Dataset:
     )
     lost = drop_warning(corpus.files, dropped, meta["examples"])
     notes += [lost] if lost else []
-    for side, one in work.tokenizers.items():
-        tokens = int(every.column(f"{side}_length").sum())
+    for side, tokenizer in work.tokenizers.items():
+        tokens = int(all_records.column(f"{side}_length").sum())
         unknown = meta["unknown"].get(side, 0)
-        if note := unknown_note(unknown, tokens, meta["examples"], one, names):
+        if note := unknown_note(unknown, tokens, meta["examples"], tokenizer, names):
             notes.append(note)
     stored = {side: StoredSide(records, side) for side in sides}
     return Dataset(
@@ -432,7 +440,7 @@ def _open(folder: Path, work: _Work, notes: list[str]) -> Dataset:
         dec=stored["dec"],
         enc=stored.get("enc"),
         cond=stored.get("cond"),
-        pad={side: one.pad_id for side, one in work.tokenizers.items()},
+        pad={side: tokenizer.pad_id for side, tokenizer in work.tokenizers.items()},
         words_e=records.column("words"),
         chars_e=records.column("chars"),
         notes=tuple(notes),

@@ -74,7 +74,7 @@ def _plain(value: Any, names: list[str] | None) -> object:
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, list):
-        return [_plain(one, None) for one in value]
+        return [_plain(item, None) for item in value]
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -112,8 +112,8 @@ def _open(name: str, data_dir: str) -> tuple[Any, str]:
 
 def _source(name: str, builder: Any, split: str) -> Any:
     if split.partition("[")[0] not in builder.info.splits:
-        known = ", ".join(builder.info.splits)
-        raise DataError(f"{name}: no split {split.partition('[')[0]!r}; the set has {known}")
+        splits = ", ".join(builder.info.splits)
+        raise DataError(f"{name}: no split {split.partition('[')[0]!r}; the set has {splits}")
     try:
         return builder.as_data_source(split)
     except NotImplementedError:

@@ -57,12 +57,12 @@ class Records:
     def take(self, ids: Sequence[int] | np.ndarray) -> dict[str, Encoded]:
         """Tokens of the examples `ids` on every side."""
         records = self.read(ids)
-        return {side: Encoded.of([one[side] for one in records]) for side in self.sides}
+        return {side: Encoded.of([record[side] for record in records]) for side in self.sides}
 
     def column(self, name: str) -> np.ndarray:
         """One integer per example: int32, or int64 for digests."""
-        every = np.load(self.folder / "columns" / f"{name}.npy", mmap_mode="r")
-        return every if self._ids_e is None else every[self._ids_e]
+        values = np.load(self.folder / "columns" / f"{name}.npy", mmap_mode="r")
+        return values if self._ids_e is None else values[self._ids_e]
 
 
 class StoredSide:
@@ -106,4 +106,4 @@ class StoredTexts(Sequence[str]):
             yield from self._some(range(first, min(first + _BLOCK, self._size)))
 
     def _some(self, ids: Sequence[int]) -> list[str]:
-        return [one[self._field].decode() for one in self._records.read(ids)]
+        return [record[self._field].decode() for record in self._records.read(ids)]

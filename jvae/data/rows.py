@@ -20,7 +20,7 @@ class Encoded(NamedTuple):
     def of(cls, examples: Sequence[np.ndarray]) -> "Encoded":
         """Concatenates examples."""
         offset = np.zeros(len(examples) + 1, np.int64)
-        np.cumsum([len(one) for one in examples], out=offset[1:])
+        np.cumsum([len(tokens) for tokens in examples], out=offset[1:])
         flat = np.concatenate(examples) if examples else np.zeros(0)
         return cls(flat.astype(np.int32, copy=False), offset)
 
@@ -35,11 +35,11 @@ class Encoded(NamedTuple):
 
     def take(self, ids: np.ndarray) -> "Encoded":
         """The examples `ids` (int), in that order."""
-        some = Encoded.of([self.tokens(i) for i in ids])
+        subset = Encoded.of([self.tokens(i) for i in ids])
         if self.types is None:
-            return some
+            return subset
         spans = [self.types[self.offset[i] : self.offset[i + 1]] for i in ids]
-        return some._replace(types=np.concatenate(spans) if spans else self.types[:0])
+        return subset._replace(types=np.concatenate(spans) if spans else self.types[:0])
 
 
 def pack_rows(

@@ -91,17 +91,17 @@ class Lines:
     def keep(self, keep_e: np.ndarray, dropped: dict[str, int]) -> "Lines":
         """Keeps the sentences where `keep_e` is True; `dropped` counts the others by reason."""
 
-        def some(texts: Sequence[str] | None) -> list[str] | None:
+        def subset(texts: Sequence[str] | None) -> list[str] | None:
             return None if texts is None else [texts[i] for i in np.flatnonzero(keep_e).tolist()]
 
         return Lines(
-            text=some(self.text) or [],
+            text=subset(self.text) or [],
             line_no=self.line_no[keep_e],
             file_no=self.file_no[keep_e],
             files=self.files,
             dropped=dict(Counter(self.dropped) + Counter(dropped)),
-            source=some(self.source),
-            label=some(self.label),
+            source=subset(self.source),
+            label=subset(self.label),
         )
 
     @property
@@ -117,7 +117,7 @@ def drop_warning(files: Sequence[FileInfo], dropped: dict[str, int], kept: int) 
     if lost <= DROP_WARNING * total:
         return None
     reasons = ", ".join(f"{reason}: {n}" for reason, n in sorted(dropped.items()))
-    names = ", ".join(one.path for one in files)
+    names = ", ".join(file.path for file in files)
     return f"{names}: {lost} of {total} lines ({lost / total:.1%}) were dropped ({reasons})"
 
 
@@ -182,7 +182,9 @@ def expand(names: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
         if not glob.has_magic(name) or _status(path) is not None:
             paths.append(str(path))
             continue
-        matches = sorted(one for one in glob.glob(str(path), recursive=True) if os.path.isfile(one))
+        matches = sorted(
+            match for match in glob.glob(str(path), recursive=True) if os.path.isfile(match)
+        )
         if not matches:
             raise DataError(
                 f"{name}: no file matches; check the pattern, and quote it against the shell"
@@ -305,7 +307,7 @@ def check_file(path: Path) -> None:
     if status is None:
         near = []
         with suppress(OSError):
-            names = [one.name for one in os.scandir(path.parent) if one.is_file()]
+            names = [entry.name for entry in os.scandir(path.parent) if entry.is_file()]
             near = difflib.get_close_matches(path.name, names, n=1)
         hint = f"did you mean {near[0]}?" if near else "check the path"
         raise DataError(f"{path}: no such file; {hint}")

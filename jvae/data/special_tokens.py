@@ -85,9 +85,13 @@ def stated(folder: Path, backend: Tokenizer) -> Special | None:
         for tree in by_id:
             for key in _KEYS[name]:
                 ids = tree.get(f"{key}_id")
-                for one in ids if isinstance(ids, list) else [ids]:
-                    if isinstance(one, int) and not isinstance(one, bool) and one in special:
-                        return special[one]
+                for number in ids if isinstance(ids, list) else [ids]:
+                    if (
+                        isinstance(number, int)
+                        and not isinstance(number, bool)
+                        and number in special
+                    ):
+                        return special[number]
         return None
 
     space = any(tree.get("add_prefix_space") is True for tree in by_token)
@@ -117,9 +121,9 @@ def complete(backend: Tokenizer, said: Special | None) -> Special:
     adds_space = '"add_prefix_space": true' in _pre_tokenizer(backend)
     space = byte_level and (said.space or adds_space or not said.stated)
     start, end = said.start or named.start, said.end or named.end
-    own = _padded(Special(start, end, said.pad or first(PAD), space, True))
+    result = _padded(Special(start, end, said.pad or first(PAD), space, True))
     # No file is needed if the token names alone give the same result.
-    return named if own == named._replace(stated=True) else own
+    return named if result == named._replace(stated=True) else result
 
 
 def cuts_bytes(backend: Tokenizer) -> bool:

@@ -117,7 +117,7 @@ class Table:
             yield number, row
 
     def _columns(self, first: list[str]) -> dict[str, int]:
-        names = [one.strip() for one in first] if self.header else []
+        names = [cell.strip() for cell in first] if self.header else []
         listed = ", ".join(map(shown, names[:8])) + (", ..." if len(names) > 8 else "")
         places = {}
         for field, key in self._chosen.items():
@@ -160,11 +160,14 @@ def _records(
 
     def lines() -> Iterator[str]:
         nonlocal first, fault
-        for number, one in raw:
+        for number, content in raw:
             first = first if pulled else number
-            line = decode(one) if isinstance(one, bytes) else one
+            line = decode(content) if isinstance(content, bytes) else content
             if isinstance(line, BadLine):  # its quotes still matter
-                fault, line = line, one.decode("utf-8", "replace") if isinstance(one, bytes) else ""
+                fault, line = (
+                    line,
+                    content.decode("utf-8", "replace") if isinstance(content, bytes) else "",
+                )
             line = line.rstrip("\r\n")
             pulled.append(line)
             yield line + "\n"
@@ -189,7 +192,7 @@ def _records(
                 row = _unclosed("is not closed by the next one")
         if fault:
             row = fault
-        elif not any(one.strip() for one in pulled):
+        elif not any(text.strip() for text in pulled):
             row = BadLine("empty", "empty line; expected columns")
         yield first, pulled, row
         pulled, fault = [], None
@@ -223,11 +226,11 @@ def _delimiter(sample: list[Raw], quotes: bool, most: int) -> str:
 
 
 def _is_header(first: list[str], rest: list[list[str]]) -> bool:
-    names = [one.strip() for one in first]
-    filled = [one for one in names if one]  # an index column often has no name
+    names = [cell.strip() for cell in first]
+    filled = [name for name in names if name]  # an index column often has no name
     if not filled or len(set(names)) < len(names) or not all(map(_NAME.fullmatch, filled)):
         return False
-    if any(_USUAL.fullmatch(one.lower()) for one in filled):
+    if any(_USUAL.fullmatch(name.lower()) for name in filled):
         return True
     rows = [row for row in rest if len(row) == len(first)]
     return bool(rows) and any(all(_numeric(row[i]) for row in rows) for i in range(len(first)))

@@ -53,7 +53,7 @@ def clean(text: str, empty: str = "empty line; expected a sentence") -> str | Ba
             return BadLine("invalid UTF-8", "holds half of a surrogate pair")
     text = _bare(text)
     if _SEPARATOR.search(text):
-        text = " ".join(part for one in _SEPARATOR.split(text) if (part := _bare(one)))
+        text = " ".join(part for piece in _SEPARATOR.split(text) if (part := _bare(piece)))
     return text or BadLine("empty", empty)
 
 

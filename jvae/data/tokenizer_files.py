@@ -43,7 +43,7 @@ def open_file(path: Path) -> Tokenizer:
     elif not isinstance(vocab, list) or len(vocab) > MOST_IDS:
         raise DataError(f"{path}: its model has no vocabulary; copy it again")
     added = tree.get("added_tokens") or []
-    if not isinstance(added, list) or not all(isinstance(one, dict) for one in added):
+    if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
         raise DataError(f"{path}: added_tokens is not a list of tokens; copy it again")
     ids = _checked_ids(path, "added_tokens", {str(t.get("content")): t.get("id") for t in added})
     with backend_errors(str(path)), _no_panic_notes():

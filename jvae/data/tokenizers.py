@@ -86,13 +86,13 @@ class TextTokenizer:
             part = [self.prefix + text for text in texts[first : first + 4096]]
             with tokenizer_files.backend_errors(self.name):
                 encoded = self.backend.encode_batch_fast(part, add_special_tokens=False)
-            out += [np.array(before + one.ids + after, np.int32) for one in encoded]
+            out += [np.array(before + encoding.ids + after, np.int32) for encoding in encoded]
         return out
 
     def _turn_by_turn(self, texts: Sequence[str]) -> list[np.ndarray]:
         parts = [self.turns_of(text) for text in texts]
-        one = replace(self, turns="")
-        coded = iter(one.encode_batch([turn for part in parts for turn in part]))
+        plain = replace(self, turns="")
+        coded = iter(plain.encode_batch([turn for part in parts for turn in part]))
         starts = 0 if self.start_id is None else 1
         out = []
         for part in parts:
@@ -346,8 +346,10 @@ def _byte_bpe(folder: Path) -> Tokenizer:
     backend = Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    known = ("<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>")
-    backend.add_special_tokens(_special([s for s in known if backend.token_to_id(s) is not None]))
+    specials = ("<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>")
+    backend.add_special_tokens(
+        _special([s for s in specials if backend.token_to_id(s) is not None])
+    )
     return backend
 
 
@@ -357,7 +359,7 @@ def _word_pieces(folder: Path) -> Tokenizer:
     Deviation: without a config, casing is inferred from the vocabulary; the reference lower-cases.
     """
     backend = Tokenizer(models.WordPiece.from_file(str(folder / "vocab.txt"), unk_token="[UNK]"))
-    known = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     cased = any(w != w.lower() for w in backend.get_vocab() if not w.startswith("["))
     config = folder / "tokenizer_config.json"
     options = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
@@ -367,7 +369,9 @@ def _word_pieces(folder: Path) -> Tokenizer:
         handle_chinese_chars=options.get("tokenize_chinese_chars", True),
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.add_special_tokens(_special([s for s in known if backend.token_to_id(s) is not None]))
+    backend.add_special_tokens(
+        _special([s for s in specials if backend.token_to_id(s) is not None])
+    )
     return backend
 
 

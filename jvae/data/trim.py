@@ -31,8 +31,10 @@ def trim(tokenizer: TextTokenizer, texts: Iterable[str]) -> tuple[TextTokenizer,
             "trimmed, so use this one whole"
         )
     token_of = {number: token for token, number in model["vocab"].items()}
-    pairs = [tuple(one.split(" ") if isinstance(one, str) else one) for one in model["merges"]]
-    always = {one["id"] for one in added}
+    pairs = [
+        tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]
+    ]
+    always = {token["id"] for token in added}
     needed = _with_parts({token_of[i] for i in _used(tokenizer, texts) - always}, pairs)
     needed |= {token for token in model["vocab"] if _single(token)}
     ids = sorted({model["vocab"][token] for token in needed} | always)
@@ -40,7 +42,7 @@ def trim(tokenizer: TextTokenizer, texts: Iterable[str]) -> tuple[TextTokenizer,
     vocab = {token_of[old]: new[old] for old in ids if old in token_of}
     merges = [(a, b) for a, b in pairs if a + b in vocab]
     tree["model"] = model | {"vocab": vocab, "merges": merges}
-    tree["added_tokens"] = [one | {"id": new[one["id"]]} for one in added]
+    tree["added_tokens"] = [token | {"id": new[token["id"]]} for token in added]
     tree["post_processor"] = _renumbered(tree["post_processor"], new)
     backend = Tokenizer.from_str(json.dumps(tree))
     return tokenizer.with_backend(backend), ids
@@ -75,7 +77,7 @@ def _single(token: str) -> bool:
 def _renumbered(node: object, new: dict[int, int]) -> object:
     """A post-processor with the new ids of its special tokens."""
     if isinstance(node, list):
-        return [_renumbered(one, new) for one in node]
+        return [_renumbered(child, new) for child in node]
     if not isinstance(node, dict):
         return node
     return {

@@ -48,13 +48,13 @@ def decode(
     """
     ends: Any = dict(end_id=end_id, pad_id=pad_id)
 
-    def own(params: Params, inputs: tuple[Any, ...]) -> Generated:
+    def decode_part(params: Params, inputs: tuple[Any, ...]) -> Generated:
         z_egz, prompt, key_e, cond = inputs
         if cfg.method == "beam":
             return best(beam_search(gen, params, z_egz, prompt, cfg, cond=cond, **ends))
         return generate(gen, params, z_egz, prompt, key_e, cfg, cond=cond, **ends)
 
-    return by_rows(own, params, (z_egz, prompt, key_e, cond))
+    return by_rows(decode_part, params, (z_egz, prompt, key_e, cond))
 
 
 def decode_in_batches(
@@ -86,9 +86,9 @@ def decode_in_batches(
     outputs = []
     for first in range(0, total, batch_size):
         index = np.minimum(np.arange(first, first + batch_size), total - 1)
-        z, some, key, one_cond = _rows((z_egz, prompt, key_e, cond), index)
+        z, prompts, key, conds = _rows((z_egz, prompt, key_e, cond), index)
         outputs.append(
-            decode(gen, params, z, some, key, cfg, end_id=end_id, pad_id=pad_id, cond=one_cond)
+            decode(gen, params, z, prompts, key, cfg, end_id=end_id, pad_id=pad_id, cond=conds)
         )
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *jax.device_get(outputs))
 

@@ -218,20 +218,20 @@ def _merge(
 ) -> Beams:
     """The best of both, best first; new ones need a finite score. Ties go to the older one."""
     new_ec = score_ec > -jnp.inf
-    both = Beams(
+    candidates = Beams(
         token_ewt=jnp.concatenate([finished.token_ewt, new.token_ewt], axis=1),
         length_ew=jnp.concatenate([finished.length_ew, jnp.where(new_ec, length, 0)], axis=1),
         score_ew=jnp.concatenate([finished.score_ew, score_ec], axis=1),
         log_prob_ew=jnp.concatenate([finished.log_prob_ew, new.log_prob_ew], axis=1),
         ended_ew=jnp.concatenate([finished.ended_ew, new_ec & ended], axis=1),
     )
-    order_ew = jax.lax.top_k(both.score_ew, finished.score_ew.shape[1])[1]
-    return jax.tree.map(lambda part: _take(part, order_ew), both)
+    order_ew = jax.lax.top_k(candidates.score_ew, finished.score_ew.shape[1])[1]
+    return jax.tree.map(lambda part: _take(part, order_ew), candidates)
 
 
 def _take(value: Array, place_ew: Int[Array, "e w"]) -> Array:
     """Picks entries on axis 1 of an array (E, C, ...), per example."""
-    return jax.vmap(lambda one, place: one[place])(value, place_ew)
+    return jax.vmap(lambda row, place: row[place])(value, place_ew)
 
 
 def _where(done_e: Bool[Array, "e"], old: Array, new: Array) -> Array:

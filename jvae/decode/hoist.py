@@ -65,9 +65,9 @@ def hoisted(
             fixed.update(operation.results)
     read = [atom for operation in late for atom in operation.operands] + outputs
     needed = sorted({atom for atom in read if isinstance(atom, int) and atom in fixed})
-    known = dict(zip(inputs, leaves, strict=False))
-    _run(early, known)
-    ready = jax.lax.optimization_barrier([known[number] for number in needed])
+    values = dict(zip(inputs, leaves, strict=False))
+    _run(early, values)
+    ready = jax.lax.optimization_barrier([values[number] for number in needed])
 
     def run(state: DecodeState, token_e: Array) -> tuple[Array, DecodeState]:
         values = dict(zip(needed, ready, strict=True))

@@ -243,7 +243,7 @@ def _one_pass(rank_ev: Array, model_ev: Array) -> tuple[Array, Array]:
     def merge(left: Sequence[Array], right: Sequence[Array]) -> tuple[Array, ...]:
         top, mass, rank, token = zip(left, right, strict=True)
         most = jnp.maximum(*top)
-        scaled = [sum_ * jnp.exp(own - most) for sum_, own in zip(mass, top, strict=True)]
+        scaled = [sum_ * jnp.exp(peak - most) for sum_, peak in zip(mass, top, strict=True)]
         first = (rank[0] > rank[1]) | ((rank[0] == rank[1]) & (token[0] < token[1]))
         return most, scaled[0] + scaled[1], jnp.maximum(*rank), jnp.where(first, *token)
 

@@ -37,7 +37,7 @@ def read(vae: LoadedVAE, folder: Path, corpus: str = "") -> Examples:
     if loading.is_run(folder) or not config.data.train:  # an export of other text has none
         try:
             texts, _, labels = sentences(config, folder, most)
-            labels = {kind: own for kind, own in labels.items() if len(set(own)) > 1}
+            labels = {kind: values for kind, values in labels.items() if len(set(values)) > 1}
             return Examples(texts, labels, f"{len(texts)} test sentences")
         except JvaeError as error:
             log.warning("the test sentences cannot be read: %s", error)

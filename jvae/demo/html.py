@@ -45,7 +45,7 @@ def listing(texts: Sequence[str]) -> str:
 
 
 def neighbors(rows: Sequence[Neighbor]) -> str:
-    return _table((f"{one.distance:.3f}", escape(one.text)) for one in rows)
+    return _table((f"{neighbor.distance:.3f}", escape(neighbor.text)) for neighbor in rows)
 
 
 def tokens(scored: Sequence[Scored]) -> str:

@@ -25,8 +25,8 @@ def token_log_probs(demo: Demo, text: str, seed: int = 0) -> list[Scored]:
     if not demo.has_latent:
         return [_scored("the tokens before", vae.token_log_probs([text])[0])]
     z_egz = np.concatenate([vae.encode([text]), vae.sample_prior(1, seed)])
-    own, other = vae.token_log_probs([text, text], z_egz=z_egz)
-    return [_scored("its own latent", own), _scored("a latent drawn from the prior", other)]
+    posterior, prior = vae.token_log_probs([text, text], z_egz=z_egz)
+    return [_scored("its own latent", posterior), _scored("a latent drawn from the prior", prior)]
 
 
 def _scored(condition: str, scores: TokenLogProbs) -> Scored:
@@ -35,5 +35,5 @@ def _scored(condition: str, scores: TokenLogProbs) -> Scored:
 
 def _readable(token: str) -> str:
     """A token without the signs that byte-level and SentencePiece tokenizers use for spaces."""
-    shown = token.translate({ord("Ġ"): " ", ord("▁"): " ", ord("Ċ"): "⏎"})
-    return shown if shown.strip() else "␣"
+    text = token.translate({ord("Ġ"): " ", ord("▁"): " ", ord("Ċ"): "⏎"})
+    return text if text.strip() else "␣"

@@ -133,7 +133,7 @@ def _slide_tab(demo: Demo, page: gr.Blocks) -> None:
         go = gr.Button("Interpolate", variant="primary", min_width=120)
         _shuffle(demo, a, b)
     share = gr.Slider(0, 1, 0.5, step=0.01, label="Position, 0 to 1")
-    here, every = gr.HTML(), gr.HTML()
+    sentence_html, strip_html = gr.HTML(), gr.HTML()
     texts = gr.State([])
 
     def show(sentences: list[str], at: float) -> tuple[str, str]:
@@ -145,12 +145,12 @@ def _slide_tab(demo: Demo, page: gr.Blocks) -> None:
         sentences = slide.slide(demo, a, b, int(steps), HOW[how])
         return sentences, *show(sentences, at)
 
-    inputs, outputs = [a, b, steps, how, share], [texts, here, every]
+    inputs, outputs = [a, b, steps, how, share], [texts, sentence_html, strip_html]
     _run(interpolate, inputs, outputs, go.click, a.submit, b.submit, page.load)
     share.change(
         lambda sentences, at: show(sentences, at) if sentences else ("", ""),
         [texts, share],
-        [here, every],
+        [sentence_html, strip_html],
         show_progress="hidden",
         trigger_mode="always_last",
         api_visibility="private",
@@ -213,7 +213,7 @@ def _attributes(demo: Demo, text: gr.Textbox) -> None:
     if not demo.examples.labels:
         gr.HTML(html.note("The examples have no labels, which attribute vectors are means of."))
         return
-    kinds = {kind: sorted(set(own)) for kind, own in demo.examples.labels.items()}
+    kinds = {kind: sorted(set(values)) for kind, values in demo.examples.labels.items()}
     first = next(iter(kinds))
     kind = gr.Dropdown(list(kinds), value=first, label="Label")
     with gr.Row():
@@ -224,10 +224,10 @@ def _attributes(demo: Demo, text: gr.Textbox) -> None:
     go, out = gr.Button("Move", variant="primary"), gr.HTML()
 
     def choices(kind: str) -> Any:
-        own = kinds[kind]
+        values = kinds[kind]
         return (
-            gr.Dropdown([moves.OTHERS, *own], value=moves.OTHERS),
-            gr.Dropdown(own, value=own[0]),
+            gr.Dropdown([moves.OTHERS, *values], value=moves.OTHERS),
+            gr.Dropdown(values, value=values[0]),
         )
 
     def move(text: str, kind: str, start: str, end: str) -> str:

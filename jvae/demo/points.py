@@ -45,5 +45,5 @@ def points(demo: Demo, kind: str | None) -> Points:
 def point(demo: Demo, place: int) -> Point:
     """The example sentence at an index and what its posterior mean decodes to, greedily."""
     (decoded,) = demo.vae.decode(demo.mean_egz[place : place + 1])
-    labels = {kind: own[place] for kind, own in demo.examples.labels.items()}
+    labels = {kind: values[place] for kind, values in demo.examples.labels.items()}
     return Point(demo.examples.texts[place], decoded, labels)

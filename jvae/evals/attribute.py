@@ -37,7 +37,7 @@ def two_values(label_e: np.ndarray) -> tuple[str, str]:
 
     Raises: DataError if there is only one.
     """
-    common = Counter(str(one) for one in label_e).most_common(2)
+    common = Counter(str(label) for label in label_e).most_common(2)
     if len(common) < 2:
         raise DataError("attribute: all labels are one; a vector leads from one value to another")
     a, b = sorted(value for value, _ in common)

@@ -92,10 +92,10 @@ class References:
                 limit = self._second.get(gram, 0)
             correct[len(gram) - 1] += min(count, limit)
             total[len(gram) - 1] += count
-        own = length if member and self._lengths[length] == 1 else None
+        own_length = length if member and self._lengths[length] == 1 else None
         closest = min(
-            (other for other in self._lengths if other != own),
-            key=lambda other: (abs(other - length), other),
+            (candidate for candidate in self._lengths if candidate != own_length),
+            key=lambda candidate: (abs(candidate - length), candidate),
         )
         score = self._metric.compute_bleu(
             correct[:order],

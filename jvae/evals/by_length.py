@@ -40,21 +40,23 @@ def by_length(
     longest = max(int(own_e.max()), int(np.max(train_words_e)))
     rows: list[dict[str, float | None]] = []
     for at, low in enumerate([0, *bounds + 1]):
-        here = bucket_e == at
-        count = int(here.sum())
+        in_bucket = bucket_e == at
+        count = int(in_bucket.sum())
         high = int(bounds[at]) if at < len(bounds) else longest
         if low > high:
             continue  # no training sentence is longer than the last quartile
-        tokens = int(s.scored_e[here].sum())
-        rec = float(np.sum(s.rec_e[here], dtype=np.float64))
-        kl = float(np.mean(s.kl_e[here], dtype=np.float64)) if count else None
+        tokens = int(s.scored_e[in_bucket].sum())
+        rec = float(np.sum(s.rec_e[in_bucket], dtype=np.float64))
+        kl = float(np.mean(s.kl_e[in_bucket], dtype=np.float64)) if count else None
         rows.append(
             {
                 "words_from": int(low),
                 "words_to": high,
                 "sentences": count,
                 "exact_match_by_length": (
-                    None if exact_e is None or not count else 100.0 * float(exact_e[here].mean())
+                    None
+                    if exact_e is None or not count
+                    else 100.0 * float(exact_e[in_bucket].mean())
                 ),
                 "rec_per_token_by_length": rec / tokens if tokens else None,
                 "kl_by_length": kl if likelihood.latent else None,

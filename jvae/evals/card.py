@@ -239,8 +239,8 @@ class Report:
         withheld, ppl_t = self._withheld, s["ppl_t"]
         why = f"withheld: {mark}" if withheld else mark
         self.add("ppl_w", None if withheld else s["ppl_w"], "per word", note=why)
-        shown = f"{show(ppl_t)} (<unk>)" if withheld else None
-        self.add("ppl_t", ppl_t, "per token", note=mark, shown=shown)
+        text = f"{show(ppl_t)} (<unk>)" if withheld else None
+        self.add("ppl_t", ppl_t, "per token", note=mark, shown=text)
         self.add("bpc", None if withheld else s["bpc"], "bits/character", note=why)
         self.details["kl_of_likelihood_nats"] = s["kl_nats"]
         if s["loose"]:
@@ -315,8 +315,8 @@ class Report:
             )
         self.card.controls = {**(self.card.controls or {}), "latent": control_name}
         by_group = result.kl_per_group or []
-        each = ", ".join(f"{kl:.2f}" for kl in by_group)
-        note = f"per {result.groups} [{each}]" if by_group[1:] else ""
+        kl_texts = ", ".join(f"{kl:.2f}" for kl in by_group)
+        note = f"per {result.groups} [{kl_texts}]" if by_group[1:] else ""
         self.add("kl", result.kl_nats, nats, control=control.kl_nats, note=note)
         sizes = f"N = {result.sentences}, ln N = {result.ceiling_nats:.2f}, same draws"
         saturated = f"≥ {result.mi_nats:.2f} (saturated)" if result.saturated else None
@@ -333,9 +333,9 @@ class Report:
         for limit, active in result.active.items():
             groups = result.active_per_group[limit]
             note = f"per {result.groups} {groups}" if len(groups) > 1 else ""
-            other = control.active[limit]
+            control_count = control.active[limit]
             value = None if noise else active
-            self.add(f"au_{limit:g}", value, f"of {result.units}", control=other, note=note)
+            self.add(f"au_{limit:g}", value, f"of {result.units}", control=control_count, note=note)
         # The gap is already relative to its control, the shuffled latent, shown in row `rec`.
         self.add(
             "rec_gap", gap.gap_nats, nats, se=gap.gap_nats_se, note="latent of another sentence"
@@ -420,12 +420,12 @@ class Report:
 
     def heading(self) -> str:
         """The title with preset, K and number of sentences, if known."""
-        known = (
+        parts = (
             self.card.preset,
             None if self.card.k is None else f"K = {self.card.k}",
             None if self.card.sentences is None else f"{self.card.sentences} sentences",
         )
-        rest = ", ".join(part for part in known if part is not None)
+        rest = ", ".join(part for part in parts if part is not None)
         return f"{self.title} ({rest})" if rest else self.title
 
     def table(self) -> str:

@@ -45,7 +45,7 @@ def _score(
     chain = short_run.prepare(gen, prior, cfg, params, batch, cond=cond, temperature=temperature)
     ctx = gen.prepare(params, batch, cond=cond)
 
-    def one(key_e: Array) -> tuple[Array, Array]:
+    def estimate(key_e: Array) -> tuple[Array, Array]:
         z_egz = chain.start(key_e)
         noise_at = short_run.noise_of(key_e, z_egz.shape[1:])
         done = volume.per_step(chain.kernel_at, z_egz, chain.steps, noise_at)
@@ -55,7 +55,7 @@ def _score(
         kl_e = log_q_e - full_precision(prior.log_prob(params, done.end_egz, cond))
         return nll_of(gen, params, ctx, batch, done.end_egz), kl_e
 
-    nll_me, kl_me = jax.lax.map(one, example_keys(key, batch.id_e, jnp.arange(draws)))
+    nll_me, kl_me = jax.lax.map(estimate, example_keys(key, batch.id_e, jnp.arange(draws)))
     log_w_me = -nll_me - kl_me
     total_e = logsumexp(log_w_me, axis=0)
     nll_e = jnp.log(jnp.asarray(draws, total_e.dtype)) - total_e

@@ -65,7 +65,7 @@ class Extract(Protocol):
     ) -> Float[Array, "e d"]: ...
 
 
-def extractor(model: TextVAE, which: str) -> Extract:
+def extractor(model: TextVAE, kind: str) -> Extract:
     """Features from the encoder's pooled state, or for "mean" the concatenated posterior means."""
 
     def mean(
@@ -83,7 +83,7 @@ def extractor(model: TextVAE, which: str) -> Extract:
         assert model.post.features is not None
         return model.post.features(params, batch, drop)
 
-    return mean if which == "mean" else pooled
+    return mean if kind == "mean" else pooled
 
 
 def frozen_features(
@@ -182,12 +182,12 @@ class Trainer:
             for ids_b in _batches(rng.permutation(ids), size):
                 rate = self._settings.lr * (1 - done / steps)
                 label_b = label_e[np.maximum(ids_b, 0)]
-                batch, own = train.batch(ids_b), jax.random.fold_in(key, done)
-                both, state = self._step(both, state, batch, label_b, own, jnp.float32(rate))
+                batch, step_key = train.batch(ids_b), jax.random.fold_in(key, done)
+                both, state = self._step(both, state, batch, label_b, step_key, jnp.float32(rate))
                 done += 1
-        every = _batches(np.arange(len(test.side.lengths)), size)
+        batches = _batches(np.arange(len(test.side.lengths)), size)
         out_ec = np.concatenate(
-            [np.asarray(self._output(both, test.batch(b), key))[b >= 0] for b in every]
+            [np.asarray(self._output(both, test.batch(b), key))[b >= 0] for b in batches]
         )
         return out_ec.argmax(axis=1) if self._classes else out_ec[:, 0]
 

@@ -77,10 +77,10 @@ def clustering(
         cluster_e = mixture.predict(test_ed)
         score = float(mixture.score(feature_ed))
         tries.append((score, matched_accuracy(cluster_e, test_label_e), cluster_e))
-    best = max(tries, key=lambda one: one[0])
+    best = max(tries, key=lambda trial: trial[0])
     return Clustering(
         accuracy=best[1],
         nmi=float(normalized_mutual_info_score(test_label_e, best[2])),
         log_likelihood=best[0],
-        restarts=[one[1] for one in tries],
+        restarts=[trial[1] for trial in tries],
     )

@@ -15,14 +15,14 @@ from jvae.errors import DataError
 def to_host(tree: Any) -> Any:
     """Converts a pytree of arrays to global NumPy arrays, the same on every process."""
 
-    def one(leaf: ArrayLike) -> np.ndarray:
+    def fetch(leaf: ArrayLike) -> np.ndarray:
         if isinstance(leaf, jax.Array) and not (
             leaf.is_fully_addressable or leaf.is_fully_replicated
         ):
             leaf = multihost_utils.process_allgather(leaf, tiled=True)
         return np.asarray(leaf)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(fetch, tree)
 
 
 def collect(parts: Iterable[tuple[Any, Any]]) -> tuple[Int[np.ndarray, "e"], Any]:
@@ -56,13 +56,13 @@ def collect(parts: Iterable[tuple[Any, Any]]) -> tuple[Int[np.ndarray, "e"], Any
     return id_e[order], jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *tree_parts)
 
 
-def rows_of(id_e: Int[np.ndarray, "e"], wanted: Int[np.ndarray, "w"], what: str) -> np.ndarray:
-    """Indices of the ids `wanted` in the sorted ids `id_e`.
+def rows_of(id_e: Int[np.ndarray, "e"], ids_w: Int[np.ndarray, "w"], what: str) -> np.ndarray:
+    """Indices of the ids `ids_w` in the sorted ids `id_e`.
 
     Raises: DataError naming `what` if one is missing.
     """
-    place = np.minimum(np.searchsorted(id_e, wanted), id_e.size - 1)
-    absent = np.asarray(wanted)[id_e[place] != wanted]
+    place = np.minimum(np.searchsorted(id_e, ids_w), id_e.size - 1)
+    absent = np.asarray(ids_w)[id_e[place] != ids_w]
     if absent.size:
         raise DataError(
             f"evaluation: {absent.size} sentences are not among {what} "

@@ -74,7 +74,7 @@ class _Latents(NamedTuple):
 
 
 def control(
-    this: build.Run,
+    run: build.Run,
     mesh: Mesh,
     params: Params,
     step: int,
@@ -92,15 +92,15 @@ def control(
     """
     labels = _labels_of(fitted)
     kind = fitted[0].about["label"]
-    valid, test = (_labelled(this, split, kind, labels) for split in ("valid", "test"))
+    valid, test = (_labelled(run, split, kind, labels) for split in ("valid", "test"))
     referenced = metrics.read_references(request.references, labels) if request.references else None
-    cfg = evaluation.settings(this.config)
+    cfg = evaluation.settings(run.config)
     judge = outside.judge(cfg.external) if cfg.external else None
-    sizes = cfg.sizes(len(this.data["test"]))
+    sizes = cfg.sizes(len(run.data["test"]))
     oracle = Oracle(*valid)
     real = oracle.accuracy(*test)
-    vae = evaluation.text_vae_of(this, params, cfg.seed)
-    train = _train_latents(this, mesh, params, fitted[0], kind, labels)
+    vae = evaluation.text_vae_of(run, params, cfg.seed)
+    train = _train_latents(run, mesh, params, fitted[0], kind, labels)
     shuffled = fit(
         "gaussian",
         FITTED["gaussian"].options(),
@@ -112,35 +112,36 @@ def control(
         mesh=mesh,
     )
     systems = (shuffled, *fitted)
-    each = max(1, sizes.generate // len(labels))
-    wanted = [label for label in labels for _ in range(each)]
-    drawn = _generated(this, vae, systems, wanted)
+    per_label = max(1, sizes.generate // len(labels))
+    goals = [label for label in labels for _ in range(per_label)]
+    drawn = _generated(run, vae, systems, goals)
     references = _Labelled(test.texts[:REFERENCE_CAP], test.label_n[:REFERENCE_CAP])
-    real_some = _some(references, each, cfg.seed)
+    real_some = _some(references, per_label, cfg.seed)
     generation = {TEST: metrics.generation(oracle, *real_some, references.texts, members=True)}
     for system, texts in drawn.items():
-        generation[system] = metrics.generation(oracle, texts, wanted, references.texts)
+        generation[system] = metrics.generation(oracle, texts, goals, references.texts)
     for system, texts in {TEST: real_some.texts, **drawn}.items():
         ppl = outside.perplexity(judge, texts) if judge else None
-        right = _grammatical(texts) if "test" in this.exact else None
+        right = _grammatical(texts) if "test" in run.exact else None
         generation[system] = generation[system]._replace(ppl=ppl, grammatical=right)
 
     chosen = _some(test, max(1, (sizes.sentences or len(test.texts)) // len(labels)), cfg.seed)
     if referenced is not None:
         chosen = _Labelled(referenced.texts, np.array(referenced.label_n))
-    goal_n = [labels[(labels.index(own) + 1) % len(labels)] for own in chosen.label_n]
+    goal_n = [labels[(labels.index(label) + 1) % len(labels)] for label in chosen.label_n]
     moved = _transferred(vae, chosen, goal_n, systems, train, request)
-    known = referenced and referenced.references
+    target_texts = referenced and referenced.references
     transferred = {
-        system: metrics.transfer(oracle, texts, goal_n, chosen.texts, known)
+        system: metrics.transfer(oracle, texts, goal_n, chosen.texts, target_texts)
         for system, texts in moved.items()
     }
-    title = f"{this.config.name}, step {step}: generation and transfer by label"
+    title = f"{run.config.name}, step {step}: generation and transfer by label"
     notes = [
         f"Labels: {', '.join(labels)}. Oracle: a classifier of words, fitted to {oracle.sentences} "
         f"validation sentences, right on {real.mean:.1f} ± {real.se:.1f} % of {len(test.texts)} "
         "test sentences.",
-        f"Generation: {each} texts of each label. G is the geometric mean of accuracy and BLEU.",
+        f"Generation: {per_label} texts of each label. G is the geometric mean of accuracy and "
+        "BLEU.",
         f"Transfer: {len(chosen.texts)} {'sentences with references' if referenced else TEST}, "
         "each to the next label; xN is N times the step in the latent space.",
     ]
@@ -152,16 +153,16 @@ def control(
         "oracle": {"sentences": oracle.sentences, **real._asdict()},
         "generation": generation,
         "transfer": transferred,
-        "each": each,
+        "each": per_label,
         "sentences": len(chosen.texts),
         "priors": {
-            one.name: {"kind": one.kind, "options": vars(one.options), **one.about}
-            for one in fitted
+            prior.name: {"kind": prior.kind, "options": vars(prior.options), **prior.about}
+            for prior in fitted
         },
-        "card": card_of(this, cfg, step, "test"),
+        "card": card_of(run, cfg, step, "test"),
     }
-    folder, stored = this.workdir, json.dumps(clean(content), indent=2, sort_keys=True)
-    write_text(folder / "samples" / f"{name}.txt", _lines(wanted, drawn))
+    folder, stored = run.workdir, json.dumps(clean(content), indent=2, sort_keys=True)
+    write_text(folder / "samples" / f"{name}.txt", _lines(goals, drawn))
     write_text(folder / "samples" / f"{name}-transfer.txt", _blocks(chosen, goal_n, moved))
     write_text(folder / "eval" / f"{name}.json", stored + "\n")
     write_text(folder / "eval" / f"{name}.txt", text + "\n")
@@ -170,32 +171,32 @@ def control(
 
 def _labels_of(fitted: Sequence[Fitted]) -> tuple[str, ...]:
     """The labels that all priors share. Raises: ConfigError."""
-    for one in fitted:
-        if not one.labels:
+    for prior in fitted:
+        if not prior.labels:
             raise ConfigError(
-                f"prior {one.name!r} was fitted without labels; fit one with --mode=prior "
-                f"--prior.kind={one.kind} --prior.label"
+                f"prior {prior.name!r} was fitted without labels; fit one with --mode=prior "
+                f"--prior.kind={prior.kind} --prior.label"
             )
-        if one.labels != fitted[0].labels:
+        if prior.labels != fitted[0].labels:
             raise ConfigError(
-                f"priors {fitted[0].name!r} and {one.name!r} know different labels; name those of "
-                "one kind with --prior=NAME,NAME"
+                f"priors {fitted[0].name!r} and {prior.name!r} know different labels; name those "
+                "of one kind with --prior=NAME,NAME"
             )
     return fitted[0].labels
 
 
-def _labelled(this: build.Run, split: str, kind: str, labels: Sequence[str]) -> _Labelled:
+def _labelled(run: build.Run, split: str, kind: str, labels: Sequence[str]) -> _Labelled:
     """The sentences of a split that have one of the labels. Raises: ConfigError."""
-    label_n = labels_by_name(this, split, kind)
+    label_n = labels_by_name(run, split, kind)
     for label in labels:
         if label not in label_n:
             raise ConfigError(f"the {split} split has no sentence of label {label!r} to measure by")
-    texts, keep_n = this.data[split].texts, np.isin(label_n, labels)
+    texts, keep_n = run.data[split].texts, np.isin(label_n, labels)
     return _Labelled([str(texts[i]) for i in np.flatnonzero(keep_n).tolist()], label_n[keep_n])
 
 
 def _train_latents(
-    this: build.Run,
+    run: build.Run,
     mesh: Mesh,
     params: Params,
     like: Fitted,
@@ -204,36 +205,34 @@ def _train_latents(
 ) -> _Latents:
     """The latents a prior was fitted to, with their labels."""
     about, weights = like.about, priors.weights_digest(params)
-    ids = draw_sentences(len(this.data["train"]), about["sentences"], about["seed"])
+    ids = draw_sentences(len(run.data["train"]), about["sentences"], about["seed"])
     samples, seed = about["samples"], about["seed"]
-    z_nkgz = split_latents(
-        this, mesh, params, "train", samples, weights=weights, seed=seed, ids=ids
-    )
-    number_n = np.searchsorted(np.array(labels), labels_by_name(this, "train", kind)[ids])
-    return _Latents(z_nkgz.reshape(-1, *this.model.latent_shape), np.repeat(number_n, samples))
+    z_nkgz = split_latents(run, mesh, params, "train", samples, weights=weights, seed=seed, ids=ids)
+    number_n = np.searchsorted(np.array(labels), labels_by_name(run, "train", kind)[ids])
+    return _Latents(z_nkgz.reshape(-1, *run.model.latent_shape), np.repeat(number_n, samples))
 
 
 def _generated(
-    this: build.Run, vae: LoadedVAE, systems: Sequence[Fitted], wanted: Sequence[str]
+    run: build.Run, vae: LoadedVAE, systems: Sequence[Fitted], labels: Sequence[str]
 ) -> dict[str, list[str]]:
     """Texts from every system for the wanted labels, which are grouped by label."""
-    decode = {k: v for k, v in this.config.decode.items() if k not in ("batch", "max_length")}
-    drawn = {OWN: vae.sample(len(wanted), **decode)}
+    decode = {k: v for k, v in run.config.decode.items() if k not in ("batch", "max_length")}
+    drawn = {OWN: vae.sample(len(labels), **decode)}
     for prior in systems:
         drawn[prior.name] = [
             text
             # A different seed for each label: the same noise would give pairs of similar texts.
-            for place, (label, same) in enumerate(itertools.groupby(wanted), vae.seed)
+            for place, (label, same) in enumerate(itertools.groupby(labels), vae.seed)
             for text in vae.sample(len(list(same)), place, prior=prior, label=label, **decode)
         ]
     return {system: [one_line(text) for text in texts] for system, texts in drawn.items()}
 
 
-def _some(data: _Labelled, each: int, seed: int) -> _Labelled:
-    """At most `each` sentences of every label, in their original order."""
+def _some(data: _Labelled, per_label: int, seed: int) -> _Labelled:
+    """At most `per_label` sentences of every label, in their original order."""
     rng = np.random.default_rng(seed)
-    own = [np.flatnonzero(data.label_n == label) for label in np.unique(data.label_n)]
-    at = np.sort(np.concatenate([rng.permutation(places)[:each] for places in own]))
+    by_label = [np.flatnonzero(data.label_n == label) for label in np.unique(data.label_n)]
+    at = np.sort(np.concatenate([rng.permutation(places)[:per_label] for places in by_label]))
     return _Labelled([data.texts[i] for i in at.tolist()], data.label_n[at])
 
 
@@ -257,14 +256,14 @@ def _transferred(
     def by_prior(prior: Fitted, strength: float) -> np.ndarray:
         out_egz = z_egz.copy()
         for goal in np.unique(goals):
-            at_e, own = goals == goal, chosen.label_n[goals == goal].tolist()
-            out_egz[at_e] = transfer(prior, z_egz[at_e], str(goal), own, strength)
+            at_e, current = goals == goal, chosen.label_n[goals == goal].tolist()
+            out_egz[at_e] = transfer(prior, z_egz[at_e], str(goal), current, strength)
         return out_egz
 
     ways: dict[str, Callable[[float], np.ndarray]] = {VECTOR: by_mean}
-    for one in fitted:
-        if transfers(one):
-            ways[one.name] = lambda strength, one=one: by_prior(one, strength)
+    for prior in fitted:
+        if transfers(prior):
+            ways[prior.name] = lambda strength, prior=prior: by_prior(prior, strength)
     latents = {RECONSTRUCTED: z_egz}
     for system, way in ways.items():
         latents |= {f"{system} x{s:g}": way(s).astype(np.float32) for s in request.strengths}
@@ -280,10 +279,10 @@ def _grammatical(lines: Sequence[str]) -> float:
 
 def _table(name: str, rows: Mapping[str, Generation | Transfer]) -> str:
     """Rows of scores, without columns that are empty in every row."""
-    some = next(iter(rows.values()))
+    first = next(iter(rows.values()))
     columns = [
         field
-        for field in some._fields
+        for field in first._fields
         if field != "accuracy_se" and any(getattr(row, field) is not None for row in rows.values())
     ]
     head = [name, *(_HEADS.get(column, column) for column in columns)]
@@ -300,19 +299,19 @@ def _cell(row: Generation | Transfer, column: str) -> str:
     return show(value)
 
 
-def _lines(wanted: Sequence[str], drawn: dict[str, list[str]]) -> str:
+def _lines(labels: Sequence[str], drawn: dict[str, list[str]]) -> str:
     """Every generated text, preceded by its system and label."""
     return "".join(
         f"{system}\t{label}\t{text}\n"
         for system, texts in drawn.items()
-        for label, text in zip(wanted, texts, strict=True)
+        for label, text in zip(labels, texts, strict=True)
     )
 
 
 def _blocks(chosen: _Labelled, goal_n: Sequence[str], moved: dict[str, list[str]]) -> str:
     """Every sentence with its transferred versions."""
     blocks = []
-    for i, (text, own, goal) in enumerate(zip(*chosen, goal_n, strict=True)):
+    for i, (text, label, goal) in enumerate(zip(*chosen, goal_n, strict=True)):
         rows = [f"{system}\t{texts[i]}" for system, texts in moved.items() if system != AS_THEY_ARE]
-        blocks.append("\n".join([f"{own} to {goal}\t{text}", *rows, ""]))
+        blocks.append("\n".join([f"{label} to {goal}\t{text}", *rows, ""]))
     return "".join(f"{block}\n" for block in blocks)

@@ -39,10 +39,10 @@ def _ready(
 def _decoder_passes(
     gen: Generator, chunk: int, params: Params, ctx: Context, batch: Batch, z_kegz: Array
 ) -> Array:
-    def one(z_egz: Array) -> Array:
+    def nll(z_egz: Array) -> Array:
         return nll_of(gen, params, ctx, batch, z_egz)
 
-    return jax.lax.map(one, z_kegz, batch_size=min(chunk, len(z_kegz)))
+    return jax.lax.map(nll, z_kegz, batch_size=min(chunk, len(z_kegz)))
 
 
 def bare_passes(

@@ -15,7 +15,7 @@ from jvae.runs.workdir import one_line
 
 
 def reconstructions(
-    this: build.Run,
+    run: build.Run,
     vae: LoadedVAE,
     report: Report,
     samples: dict[str, list[str]],
@@ -26,8 +26,8 @@ def reconstructions(
     z_egz = vae.encode(original, sources)
     decoded = [one_line(s) for s in vae.decode(z_egz, sources=sources)]
     shuffled = vae.decode(np.roll(z_egz, 1, axis=0), sources=sources)
-    train = this.data["train"].texts
-    ceiling = round_trip(original, this.decoder)
+    train = run.data["train"].texts
+    ceiling = round_trip(original, run.decoder)
     row = texts.reconstruction(decoded, original, train, ceiling)
     control = texts.reconstruction(shuffled, original, ceiling=ceiling)
     del control["exact_match_ceiling_pct"]  # not a property of the latent
@@ -41,7 +41,7 @@ def reconstructions(
 
 
 def interpolations(
-    this: build.Run,
+    run: build.Run,
     vae: LoadedVAE,
     report: Report,
     samples: dict[str, list[str]],
@@ -55,11 +55,11 @@ def interpolations(
     if not pairs:
         return
     ends = z_egz[:pairs], z_egz[pairs : 2 * pairs]
-    words = smoothness.word_vectors(this.data["train"].texts)
+    words = smoothness.word_vectors(run.data["train"].texts)
     ways = {"interpolation": line(*ends, steps)}
     if sizes.slerp:
         ways["arc"] = arc(*ends, steps)
-    conditions = sources and [one for one in sources[:pairs] for _ in range(steps)]
+    conditions = sources and [source for source in sources[:pairs] for _ in range(steps)]
     for name, z_etgz in ways.items():
         latents = vae.placed(z_etgz.reshape(-1, *z_egz.shape[1:]))
         points = [one_line(s) for s in vae.decode(latents, sources=conditions)]

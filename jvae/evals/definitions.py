@@ -187,7 +187,7 @@ _PATTERNS = {name: _compiled(name) for name in _ORDER}
 
 def pattern_of(name: str) -> str | None:
     """The entry of `DEFINITIONS` that matches a metric's name; None for a metric it lacks."""
-    return next((one for one, pattern in _PATTERNS.items() if pattern.fullmatch(name)), None)
+    return next((entry for entry, pattern in _PATTERNS.items() if pattern.fullmatch(name)), None)
 
 
 def place(name: str) -> tuple[int, str]:

@@ -59,11 +59,11 @@ def sentence_bleu() -> Callable[[Words, Words], float]:
     return score
 
 
-def bleu(responses: Texts, known: Texts) -> Scores:
+def bleu(responses: Texts, targets: Texts) -> Scores:
     """BLEU of the responses to each context."""
     score, recall, precision = sentence_bleu(), [], []
-    for own, refs in zip(responses, known, strict=True):
-        table = np.array([[score(r, k) for k in _words(refs)] for r in _words(own)])
+    for group, refs in zip(responses, targets, strict=True):
+        table = np.array([[score(r, k) for k in _words(refs)] for r in _words(group)])
         recall.append(table.max(axis=0).mean())
         precision.append(table.max(axis=1).mean())
     return Scores(np.array(recall), np.array(precision))
@@ -72,7 +72,7 @@ def bleu(responses: Texts, known: Texts) -> Scores:
 def intra_dist(responses: Texts, order: int) -> float | None:
     """Distinct n-grams of a response divided by all of its n-grams, averaged over responses."""
     shares = []
-    for text in (text for own in responses for text in own):
+    for text in (text for group in responses for text in group):
         words = text.split()
         grams = [tuple(words[i : i + order]) for i in range(len(words) - order + 1)]
         if grams:
@@ -80,7 +80,7 @@ def intra_dist(responses: Texts, order: int) -> float | None:
     return float(np.mean(shares)) if shares else None
 
 
-def read_vectors(path: str | Path, wanted: set[str]) -> dict[str, Float[np.ndarray, "d"]]:
+def read_vectors(path: str | Path, vocabulary: set[str]) -> dict[str, Float[np.ndarray, "d"]]:
     """Reads the vectors of some words from a GloVe file: lines `word number number ...`, plain or
     .gz. A first line of two numbers, as in word2vec files, is skipped.
 
@@ -99,7 +99,7 @@ def read_vectors(path: str | Path, wanted: set[str]) -> dict[str, Float[np.ndarr
                     raise DataError(
                         f"{path}:{number}: {len(numbers)} numbers, but the first line has {width}"
                     )
-                if word in wanted:
+                if word in vocabulary:
                     vectors[word] = np.array(numbers, np.float64)
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
@@ -137,14 +137,14 @@ def _cosine(a_d: np.ndarray, b_d: np.ndarray) -> float:
 
 
 def best_embeddings(
-    responses: Texts, known: Texts, vectors: Vectors
+    responses: Texts, targets: Texts, vectors: Vectors
 ) -> dict[str, Float[np.ndarray, "e"]]:
     """For each score, the best pair of a response and a reference of each context."""
     by_context = []
-    for own, refs in zip(responses, known, strict=True):
-        pairs = [embedding_scores(r, k, vectors) for r in _words(own) for k in _words(refs)]
-        by_context.append({name: max(one[name] for one in pairs) for name in pairs[0]})
-    return {name: np.array([one[name] for one in by_context]) for name in by_context[0]}
+    for group, refs in zip(responses, targets, strict=True):
+        pairs = [embedding_scores(r, k, vectors) for r in _words(group) for k in _words(refs)]
+        by_context.append({name: max(scores[name] for scores in pairs) for name in pairs[0]})
+    return {name: np.array([scores[name] for scores in by_context]) for name in by_context[0]}
 
 
 @METRICS.register("dialogue")
@@ -158,12 +158,12 @@ def dialogue(at: Evaluation) -> list[Row]:
         raise ConfigError("evals.metrics=dialogue: the model reads no source, such as a context")
     sources, count = at.samples["prior_sources"], at.config.outputs
     by_source = {group.source: group.references for group in groups_of(at.data)}
-    known = [by_source[source] for source in sources]
+    targets = [by_source[source] for source in sources]
     responses = references.by_source(
         at.samples["outputs"], len(at.samples["outputs"]) // len(sources)
     )
-    other = known[1:] + known[:1]
-    scores, control = bleu(responses, known), bleu(responses, other)
+    shifted = targets[1:] + targets[:1]
+    scores, control = bleu(responses, targets), bleu(responses, shifted)
     note = f"{len(sources)} contexts, {count} responses each"
     rows = []
     for name, i in _BLEU:
@@ -172,13 +172,13 @@ def dialogue(at: Evaluation) -> list[Row]:
         note = ""
     rows.append(Row("dialogue_bleu_f1", scores.f1, "", control=control.f1))
     rows += [Row(f"dialogue_intra_dist_{n}", intra_dist(responses, n), "0-1") for n in (1, 2)]
-    lengths = [len(text.split()) for own in responses for text in own]
+    lengths = [len(text.split()) for group in responses for text in group]
     rows.append(Row("dialogue_length", float(np.mean(lengths)), "words"))
     if not at.config.vectors:
         return rows
-    texts = [text for part in (responses, known) for own in part for text in own]
+    texts = [text for part in (responses, targets) for group in part for text in group]
     vectors = read_vectors(at.config.vectors, {word for words in _words(texts) for word in words})
-    best, chance = (best_embeddings(responses, refs, vectors) for refs in (known, other))
+    best, chance = (best_embeddings(responses, refs, vectors) for refs in (targets, shifted))
     for name, value_e in best.items():
         mean, se = mean_se(value_e)
         control = float(chance[name].mean())

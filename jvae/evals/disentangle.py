@@ -68,14 +68,14 @@ def mig(mi_df: Float[np.ndarray, "d f"], entropy_f: Float[np.ndarray, "f"]) -> f
 
 def _groups(factor_ef: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Indices of sentences that share the value of a random factor, and which factor it was."""
-    place, held = [], []
+    place, factors = [], []
     for _ in range(POINTS):
         f = int(rng.integers(factor_ef.shape[1]))
         value = factor_ef[rng.integers(len(factor_ef)), f]
         same = np.flatnonzero(factor_ef[:, f] == value)
         place.append(rng.choice(same, GROUP))
-        held.append(f)
-    return np.array(place), np.array(held)
+        factors.append(f)
+    return np.array(place), np.array(factors)
 
 
 def _halves(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

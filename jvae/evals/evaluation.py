@@ -68,11 +68,11 @@ NEEDS_LATENT = ("token_accuracy", "exact_match", "bleu", "interpolation_smoothne
 RATIO_DRAWS = 100  # most draws for the one batch that times the cost ratio
 
 
-def text_vae_of(this: build.Run, params: Params, seed: int = 0) -> LoadedVAE:
+def text_vae_of(run: build.Run, params: Params, seed: int = 0) -> LoadedVAE:
     """Wraps a run as a text tool; with several processes, each decodes everything on its own."""
     if jax.process_count() > 1:
         params = jax.device_put(to_host(params), jax.local_devices()[0])
-    return loading.text_vae(this.config, this.model, params, this.encoder, this.decoder, seed)
+    return loading.text_vae(run.config, run.model, params, run.encoder, run.decoder, seed)
 
 
 def settings(config: ConfigDict) -> EvalConfig:
@@ -81,7 +81,7 @@ def settings(config: ConfigDict) -> EvalConfig:
 
 
 def evaluate(
-    this: build.Run,
+    run: build.Run,
     mesh: Mesh,
     params: Params,
     step: int,
@@ -100,33 +100,33 @@ def evaluate(
       label: condition this prior on a label.
     Raises: ConfigError for a prior without a density.
     """
-    own = this.model
+    model = run.model
     if fitted is not None:
         if not has_density(fitted):
             raise ConfigError(
                 f"prior {fitted.name!r} has no density, which the metrics of the latent need: "
                 f"{no_density(fitted.kind)}"
             )
-        this = this._replace(model=attach(own, fitted, label))
+        run = run._replace(model=attach(model, fitted, label))
         params = join(params, fitted)
-    cfg, data = settings(this.config), this.data[split]
+    cfg, data = settings(run.config), run.data[split]
     metric_names = wanted(cfg)  # first, so that an unknown name fails before measuring
     check_bert_score(cfg.bertscore)
     sizes = cfg.sizes(len(data))
     key = jax.random.key(cfg.seed)
     chosen = draw_sentences(len(data), sizes.sentences or len(data), cfg.seed)
     under = "" if fitted is None else f", prior {fitted.name}"
-    report = Report(f"{this.config.name}, {split}{under}", card_of(this, cfg, step, split))
+    report = Report(f"{run.config.name}, {split}{under}", card_of(run, cfg, step, split))
 
     def rows(ids: np.ndarray | None = None) -> Iterator[Batch]:
-        part, parts = meshes.row_part(mesh, this.rows.batch_rows)
-        own = eval_batches(data, this.rows, ids, process_index=part, process_count=parts)
-        return (meshes.to_device(b, mesh) for b in own)
+        part, parts = meshes.row_part(mesh, run.rows.batch_rows)
+        batches = eval_batches(data, run.rows, ids, process_index=part, process_count=parts)
+        return (meshes.to_device(b, mesh) for b in batches)
 
-    sampler, proposal = this.model.post.sampler, this.model.proposal
+    sampler, proposal = run.model.post.sampler, run.model.proposal
     with timed(report, "likelihood_s"), meshes.inside(mesh):
         likelihood = evaluate_likelihood(
-            this.model,
+            run.model,
             params,
             rows(chosen),
             key,
@@ -135,30 +135,30 @@ def evaluate(
             proposal=proposal,
         )
     latent = gap = control = prior = posts = None
-    if has_latent(this.model):
+    if has_latent(run.model):
         with timed(report, "latent_s"), meshes.inside(mesh):
-            posts = collect_posteriors(this.model, params, rows(), key)
-            latent = latent_metrics(this.model, params, posts)
+            posts = collect_posteriors(run.model, params, rows(), key)
+            latent = latent_metrics(run.model, params, posts)
             if sampler:
-                prior_model = this.model._replace(post=sampler.baseline)
+                prior_model = run.model._replace(post=sampler.baseline)
                 prior_posts = collect_posteriors(prior_model, params, rows(), key)
                 control = prior = latent_metrics(prior_model, params, prior_posts)
                 report.notes.append(SAMPLER_NOTE)
             else:
-                fresh = untrained(this, mesh)
-                fresh_posts = collect_posteriors(own, fresh, rows(), key)
-                control = latent_metrics(own, fresh, fresh_posts)
-            known = chosen[np.isin(chosen, posts.id_e)]
-            gap = rec_gap(this.model, params, rows(known), posts, likelihood, key, k=GAP_DRAWS)
+                fresh = untrained(run, mesh)
+                fresh_posts = collect_posteriors(model, fresh, rows(), key)
+                control = latent_metrics(model, fresh, fresh_posts)
+            ids = chosen[np.isin(chosen, posts.id_e)]
+            gap = rec_gap(run.model, params, rows(ids), posts, likelihood, key, k=GAP_DRAWS)
     counts = TextCounts(data.words_e, data.chars_e)
-    tokenizers = {"dec": this.decoder, "enc": this.encoder}
+    tokenizers = {"dec": run.decoder, "enc": run.encoder}
     lost = {s: unknown(data, s, t, chosen) for s, t in tokenizers.items() if s in data.sides}
     report.add_likelihood(likelihood, counts, gap.rec_other_nats if gap else None, lost)
     name = "chain = prior" if sampler else "untrained model"
     report.add_latent(latent, control, gap, prior, name)
     if fitted is not None:
         with timed(report, "own_prior_s"), meshes.inside(mesh):
-            _beside_own_prior(own, params, report, rows(chosen), key, cfg, likelihood)
+            _beside_own_prior(model, params, report, rows(chosen), key, cfg, likelihood)
         report.details["prior"] = {
             "name": fitted.name,
             "kind": fitted.kind,
@@ -169,12 +169,12 @@ def evaluate(
     if posts is not None:
         with timed(report, "accuracy_s"):
             batches = rows(chosen[np.isin(chosen, posts.id_e)])
-            _accuracy(this, params, report, list(batches), posts)
+            _accuracy(run, params, report, list(batches), posts)
         if sizes.spot_samples:
             with timed(report, "spot_s"):
                 few = draw_sentences(len(data), sizes.spot_sentences, cfg.seed)
                 spot = evaluate_likelihood(
-                    this.model,
+                    run.model,
                     params,
                     rows(few),
                     key,
@@ -188,10 +188,10 @@ def evaluate(
                 volume_bound = None
                 if sampler and "sri" in cfg.compat:
                     few = draw_sentences(len(data), compat.sri.SENTENCES, cfg.seed)
-                    volume_bound = _by_volume(this, sampler.config, params, report, rows(few), key)
+                    volume_bound = _by_volume(run, sampler.config, params, report, rows(few), key)
                 blocks = compat.blocks(
                     cfg.compat,
-                    this.model,
+                    run.model,
                     params,
                     lambda: rows(chosen),
                     key,
@@ -204,7 +204,7 @@ def evaluate(
                 )
                 report.add_compat(blocks)
         cost = cost_ratio(
-            this.model,
+            run.model,
             params,
             next(rows(chosen)),
             key,
@@ -217,8 +217,8 @@ def evaluate(
         if sampler:
             report.time["chains_ratio"] = cost.encoder
 
-    vae = text_vae_of(this, params, cfg.seed)
-    decode = {k: v for k, v in this.config.decode.items() if k not in ("batch", "max_length")}
+    vae = text_vae_of(run, params, cfg.seed)
+    decode = {k: v for k, v in run.config.decode.items() if k not in ("batch", "max_length")}
     samples, exact_e = {}, None
     with timed(report, "text_s"):
         if vae.conditional:
@@ -227,7 +227,7 @@ def evaluate(
             samples["prior"] = [one_line(s) for s in vae.sample(sizes.generate, **decode)]
             greedy = vae.sample(sizes.generate, method="greedy")
             samples["prior_greedy"] = [one_line(s) for s in greedy]
-        train = this.data["train"].texts
+        train = run.data["train"].texts
         report.add_group(texts.generation(samples["prior"], data.texts, train))
         if sizes.greedy_columns:
             scores = texts.generation(samples["prior_greedy"], data.texts, train)
@@ -235,16 +235,16 @@ def evaluate(
         if latent is not None:
             original = [str(data.texts[i]) for i in chosen]
             sources = sources_of(data, chosen) if vae.conditional else None
-            z_egz, exact_e = reconstructions(this, vae, report, samples, original, sources)
-            interpolations(this, vae, report, samples, z_egz, sources, cfg, sizes)
+            z_egz, exact_e = reconstructions(run, vae, report, samples, original, sources)
+            interpolations(run, vae, report, samples, z_egz, sources, cfg, sizes)
         else:
             for name in NEEDS_LATENT:
                 report.add(name, None, "")
     report.details["by_length"] = by_length(
-        data.words_e, this.data["train"].words_e, likelihood, exact_e
+        data.words_e, run.data["train"].words_e, likelihood, exact_e
     )
     at = Evaluation(
-        this,
+        run,
         params,
         cfg,
         data,
@@ -260,30 +260,30 @@ def evaluate(
         with timed(report, f"{name}_s"):
             for row in METRICS[name](at):
                 report.add(**row._asdict())
-    if split in this.exact:
-        exactness(this, report, likelihood, samples, split)
-    curves = this.workdir / "metrics.jsonl"
+    if split in run.exact:
+        exactness(run, report, likelihood, samples, split)
+    curves = run.workdir / "metrics.jsonl"
     log_lines = read_lines(curves) if curves.is_file() else []
     if warning := overfitting.note(log_lines, step):
         report.notes.append(warning)
     report.notes += advice.find(
         {row.name: row.value for row in report.rows},
         log_lines,
-        texts=len(this.data["train"]),
-        dropped=sum(this.data["train"].lines.dropped.values()),
-        pretrained=any(this.config.init[part] for part in ("encoder", "decoder", "model")),
-        ended_early=bool(log_lines) and log_lines[-1]["step"] < this.config.train.steps,
+        texts=len(run.data["train"]),
+        dropped=sum(run.data["train"].lines.dropped.values()),
+        pretrained=any(run.config.init[part] for part in ("encoder", "decoder", "model")),
+        ended_early=bool(log_lines) and log_lines[-1]["step"] < run.config.train.steps,
     )
     if processes.first():
-        suffix = "" if cfg.preset == _own_preset(this) else f".{cfg.preset}"
+        suffix = "" if cfg.preset == _own_preset(run) else f".{cfg.preset}"
         if fitted is not None:
             suffix += f".prior-{fitted.name}" + ("" if label is None else f"-{_slug(label)}")
-        _write(this.workdir, report, samples, likelihood, f"{split}{suffix}", suffix)
+        _write(run.workdir, report, samples, likelihood, f"{split}{suffix}", suffix)
     return report
 
 
 def _beside_own_prior(
-    own: TextVAE,
+    model: TextVAE,
     params: Params,
     report: Report,
     batches: Iterator[Batch],
@@ -293,7 +293,7 @@ def _beside_own_prior(
 ) -> None:
     """Adds rows for the same sentences and draws under the prior the model was trained with."""
     result = evaluate_likelihood(
-        own, params, batches, key, likelihood.k, chunk=cfg.chunk, proposal=own.proposal
+        model, params, batches, key, likelihood.k, chunk=cfg.chunk, proposal=model.proposal
     )
     order, own_order = np.argsort(likelihood.id_e), np.argsort(result.id_e)
     own_e = result.scores.nll_e[own_order].astype(np.float64)
@@ -313,26 +313,26 @@ def _slug(label: str) -> str:
     return re.sub(r"[^\w-]", "_", label)
 
 
-def _own_preset(this: build.Run) -> str:
+def _own_preset(run: build.Run) -> str:
     """The preset the run was trained with."""
-    folder = this.workdir
-    stored = workdir.saved_config(folder) if (folder / workdir.CONFIG).is_file() else this.config
+    folder = run.workdir
+    stored = workdir.saved_config(folder) if (folder / workdir.CONFIG).is_file() else run.config
     return stored.evals.preset
 
 
 def _accuracy(
-    this: build.Run, params: Params, report: Report, batches: list[Batch], posts: PosteriorSet
+    run: build.Run, params: Params, report: Report, batches: list[Batch], posts: PosteriorSet
 ) -> None:
     """Adds the share of tokens ranked first under teacher forcing, from the posterior mean or from
     another sentence's.
     """
-    value = texts.token_accuracy(this.model, params, batches, posts)
-    other = texts.token_accuracy(this.model, params, batches, posts, other=True)
-    report.add("token_accuracy", value, "%", control=other, note="control: another sentence's z")
+    value = texts.token_accuracy(run.model, params, batches, posts)
+    control = texts.token_accuracy(run.model, params, batches, posts, baseline=True)
+    report.add("token_accuracy", value, "%", control=control, note="control: another sentence's z")
 
 
 def _by_volume(
-    this: build.Run,
+    run: build.Run,
     chain: ChainConfig,
     params: Params,
     report: Report,
@@ -340,7 +340,7 @@ def _by_volume(
     key: jax.Array,
 ) -> LikelihoodResult:
     """The bound from the density of the short run itself, at the training temperature."""
-    model = this.model
+    model = run.model
     result = change_of_variables.evaluate(
         model.gen, model.prior, chain, params, batches, key, temperature=chain.temperature
     )
@@ -349,10 +349,10 @@ def _by_volume(
     return result
 
 
-def untrained(this: build.Run, mesh: Mesh) -> Params:
+def untrained(run: build.Run, mesh: Mesh) -> Params:
     """The parameters at the start of training: the control of every latent metric."""
-    _, where = build.param_shardings(this.model, mesh)
-    return jax.jit(this.model.init, out_shardings=where)(build.seeds(this.config.seed)["init"])
+    _, where = build.param_shardings(run.model, mesh)
+    return jax.jit(run.model.init, out_shardings=where)(build.seeds(run.config.seed)["init"])
 
 
 def _write(
@@ -364,7 +364,7 @@ def _write(
     suffix: str,
 ) -> None:
     for what, lines in samples.items():
-        text = "".join(f"{one}\n" for one in lines)
+        text = "".join(f"{line}\n" for line in lines)
         write_text(folder / "samples" / f"{what}{suffix}.txt", text)
     rows = "".join(f"{json.dumps(row)}\n" for row in likelihood.by_sentence())
     write_text(folder / "eval" / f"{name}.sentences.jsonl", rows)

@@ -10,15 +10,15 @@ from jvae.runs import build
 
 
 def exactness(
-    this: build.Run,
+    run: build.Run,
     report: Report,
     likelihood: LikelihoodResult,
     samples: dict[str, list[str]],
     split: str,
 ) -> None:
     """Adds the exact -log p and the share of grammatical sentences of the embedded corpus."""
-    exact_e = this.exact[split]
-    words = this.data[split].words_e[likelihood.id_e].sum() + len(likelihood.id_e)
+    exact_e = run.exact[split]
+    words = run.data[split].words_e[likelihood.id_e].sum() + len(likelihood.id_e)
     exact = exact_e[likelihood.id_e]
     nats = "nats/sentence"
     report.add("exact", float(exact.mean()), nats, note="-log p of the same sentences")
@@ -28,7 +28,7 @@ def exactness(
     excess = at[likelihood.k]
     report.add("excess", excess.mean_nats, nats, se=excess.se_nats, note="NLL_K - exact, paired")
     report.details["excess_nats_at"] = at
-    below = [k for k, one in at.items() if one.suspicious]
+    below = [k for k, result in at.items() if result.suspicious]
     if below:
         report.notes.append(
             f"NLL_K lies below the exact value at K = {below}: the model sees its own target."

@@ -41,9 +41,9 @@ class Oracle:
 
     def accuracy(self, texts: Sequence[str], wanted_n: Labels) -> Accuracy:
         """Accuracy of texts against the requested labels."""
-        wanted = np.asarray(wanted_n)
-        right_n = self._predict(list(texts)) == wanted
-        shares = {str(one): right_n[wanted == one] for one in np.unique(wanted)}
+        goal_n = np.asarray(wanted_n)
+        right_n = self._predict(list(texts)) == goal_n
+        shares = {str(label): right_n[goal_n == label] for label in np.unique(goal_n)}
         mean = float(np.mean([share.mean() for share in shares.values()]))
         variance = np.mean([share.var() / len(share) for share in shares.values()]) / len(shares)
         by_label = {name: 100.0 * float(share.mean()) for name, share in shares.items()}

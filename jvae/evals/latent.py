@@ -120,7 +120,7 @@ def _log_q_sum(
     assert post.log_prob is not None
     log_q = post.log_prob
 
-    def one(z_gz: Array) -> Array:
+    def log_mixture(z_gz: Array) -> Array:
         # One posterior at a time: work that depends on z alone is then done once per draw.
         def of(q_one: Post) -> Array:
             alone = jax.tree.map(lambda leaf: leaf[None], q_one)
@@ -128,7 +128,7 @@ def _log_q_sum(
 
         return logsumexp(jnp.where(valid_e, full_precision(jax.vmap(of)(q)), -jnp.inf))
 
-    return jax.lax.map(jax.vmap(one), z_begz)
+    return jax.lax.map(jax.vmap(log_mixture), z_begz)
 
 
 def log_aggregate(

@@ -55,8 +55,9 @@ class LikelihoodResult:
         nats = {f"nll_{self.k}": s.nll_e, "rec": s.rec_e, "kl": s.kl_e}
         if not self.latent:
             nats = {"nll": s.nll_e}
-        columns = {name: np.asarray(one).tolist() for name, one in named.items()} | {
-            name: np.round(np.asarray(one, np.float64), 5).tolist() for name, one in nats.items()
+        columns = {name: np.asarray(values).tolist() for name, values in named.items()} | {
+            name: np.round(np.asarray(values, np.float64), 5).tolist()
+            for name, values in nats.items()
         }
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
@@ -117,10 +118,10 @@ def evaluate_likelihood(
     return LikelihoodResult(k=k, latent=has_latent(model), id_e=id_e, scores=scores)
 
 
-def draw_sentences(available: int, wanted: int, seed: int = 0) -> Int[np.ndarray, "n"]:
-    """Ids of at most `wanted` sentences of a split, ascending; they depend on the seed only."""
+def draw_sentences(available: int, count: int, seed: int = 0) -> Int[np.ndarray, "n"]:
+    """Ids of at most `count` sentences of a split, ascending; they depend on the seed only."""
     order = np.random.default_rng(seed).permutation(available)
-    return np.sort(order[: min(wanted, available)])
+    return np.sort(order[: min(count, available)])
 
 
 def spot_row(result: LikelihoodResult, fewer: int) -> dict[str, Any]:

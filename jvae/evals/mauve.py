@@ -31,8 +31,8 @@ def curve_area(p: Float[np.ndarray, "k"], q: Float[np.ndarray, "k"]) -> float:
     """Area under the divergence curve of two histograms: 1 if equal, near 0 if disjoint."""
     mixed = np.linspace(1e-6, 1 - 1e-6, POINTS)[:, None]
     r = mixed * p + (1 - mixed) * q
-    x = np.exp(-SCALING * np.array([_kl(q, one) for one in r]))
-    y = np.exp(-SCALING * np.array([_kl(p, one) for one in r]))
+    x = np.exp(-SCALING * np.array([_kl(q, mixture) for mixture in r]))
+    y = np.exp(-SCALING * np.array([_kl(p, mixture) for mixture in r]))
     x, y = np.append(x, [0.0, 1.0]), np.append(y, [1.0, 0.0])
     order, turned = np.lexsort((-y, x)), np.lexsort((-x, y))
     areas = np.trapezoid(y[order], x[order]), np.trapezoid(x[turned], y[turned])

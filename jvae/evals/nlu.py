@@ -53,7 +53,7 @@ class Request:
 
 
 def finetune(
-    this: build.Run,
+    run: build.Run,
     mesh: Mesh,
     params: Params,
     step: int,
@@ -69,18 +69,18 @@ def finetune(
     Raises: ConfigError for features the model does not have; DataError for invalid task files.
     """
     name, kind = nlu_tasks.named(task)
-    side = _check(this, request, len(kind.fields) == 2)
-    data = nlu_tasks.read(task, request.data, this.config.data.tfds_dir)
+    side = _check(run, request, len(kind.fields) == 2)
+    data = nlu_tasks.read(task, request.data, run.config.data.tfds_dir)
     way = f"{request.features}-{'frozen' if request.freeze else 'tuned'}"
-    report = Report(f"{this.config.name}, {name}, {way}", _card(this, step, data))
-    train, valid = _examples(this, side, request, data, report)
-    encoders: dict[str, Params] = {"nlu": params, "untrained": untrained(this, mesh)}
+    report = Report(f"{run.config.name}, {name}, {way}", _card(run, step, data))
+    train, valid = _examples(run, side, request, data, report)
+    encoders: dict[str, Params] = {"nlu": params, "untrained": untrained(run, mesh)}
     if start is not None:
         encoders["backbone"] = start
     classes, label_e = len(data.names), data.train.label_e
     kinds_e = label_e if classes else np.zeros(len(label_e), np.int32)
     budgets = _budgets(report, kinds_e, request.per_class)
-    extract = classify.extractor(this.model, request.features)
+    extract = classify.extractor(run.model, request.features)
     way_of = classify.Settings(request.epochs, request.lr, request.batch)
     trainer = classify.Trainer(extract, classes, way_of)
     scores: Scores = {}
@@ -97,19 +97,19 @@ def finetune(
             }
     _add(report, scores, data)
     if processes.first():
-        place = this.workdir / "eval" / f"finetune.{name}.{way}"
+        place = run.workdir / "eval" / f"finetune.{name}.{way}"
         write_text(place.with_name(f"{place.name}.json"), report.to_json())
         write_text(place.with_name(f"{place.name}.txt"), report.table() + "\n")
     return report
 
 
-def _check(this: build.Run, request: Request, pair: bool) -> tuple[str, int]:
+def _check(run: build.Run, request: Request, pair: bool) -> tuple[str, int]:
     """The side the posterior reads, and its number of tokens.
 
     Raises: ConfigError for features the model does not have.
     """
-    model, family = this.model, this.config.model.family
-    limits = models.family(family).limits(build.model_config(this.config))
+    model, family = run.model, run.config.model.family
+    limits = models.family(family).limits(build.model_config(run.config))
     if not has_latent(model):
         raise ConfigError(f"finetune: model.family={family} has no encoder")
     if "cond" in limits:
@@ -125,8 +125,8 @@ def _check(this: build.Run, request: Request, pair: bool) -> tuple[str, int]:
     return side, min(limits[side], request.max_tokens)
 
 
-def _card(this: build.Run, step: int, data: TaskData) -> Card:
-    card = card_of(this, settings(this.config), step, "test")
+def _card(run: build.Run, step: int, data: TaskData) -> Card:
+    card = card_of(run, settings(run.config), step, "test")
     card.data, card.sentences = data.files, len(data.valid.label_e)
     card.preset = card.seen_in_train_pct = None  # these describe the run's own test split
     card.controls = {"nlu": "untrained model, same draws"}
@@ -134,11 +134,11 @@ def _card(this: build.Run, step: int, data: TaskData) -> Card:
 
 
 def _examples(
-    this: build.Run, side: tuple[str, int], request: Request, data: TaskData, report: Report
+    run: build.Run, side: tuple[str, int], request: Request, data: TaskData, report: Report
 ) -> tuple[Examples, Examples]:
     """Both splits as tokens, in rows of the same width to limit recompilation."""
     name, limit = side
-    tokenizer = this.encoder if name == "enc" else this.decoder
+    tokenizer = run.encoder if name == "enc" else run.decoder
     sides = []
     for split, part in (("train", data.train), ("valid", data.valid)):
         encoded, cut = encode_pairs(tokenizer, part.first, part.second, limit)
@@ -198,7 +198,7 @@ def _add(report: Report, scores: Scores, data: TaskData) -> None:
     for size, draws in scores["nlu"].items():
         end = "" if size is None else f"_each_{size}"
         for name in draws[0]:
-            by_encoder = {who: [one[name] for one in scores[who][size]] for who in scores}
+            by_encoder = {who: [draw[name] for draw in scores[who][size]] for who in scores}
             value, control = (float(np.mean(by_encoder[who])) for who in ("nlu", "untrained"))
             count = len(draws)
             parts = [f"{count} draws, their sd"] if count > 1 else []

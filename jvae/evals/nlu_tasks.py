@@ -106,23 +106,23 @@ def _file(folder: Path, split: str) -> Path:
 
 def _examples(path: str, reader: Reader) -> list[Example]:
     examples = []
-    for line, one in scan(path, reader):
-        if isinstance(one, BadLine):
-            raise bad_line(f"{path}:{line}", one)
-        if isinstance(one, Example):
-            examples.append(one)
+    for line, entry in scan(path, reader):
+        if isinstance(entry, BadLine):
+            raise bad_line(f"{path}:{line}", entry)
+        if isinstance(entry, Example):
+            examples.append(entry)
     return examples
 
 
 def _numbered(splits: dict[str, list[Example]], task: Task, files: list[FileRecord]) -> TaskData:
     names = () if task.regression else _classes(splits, files)
     number = _value if task.regression else {name: i for i, name in enumerate(names)}.__getitem__
-    numbers = {split: [number(one.label) for one in rows] for split, rows in splits.items()}
+    numbers = {split: [number(example.label) for example in rows] for split, rows in splits.items()}
     pair = len(task.fields) == 2
     train, valid = (
         Labelled(
-            [one.source if pair else one.text for one in splits[s]],
-            [one.text for one in splits[s]] if pair else None,
+            [example.source if pair else example.text for example in splits[s]],
+            [example.text for example in splits[s]] if pair else None,
             np.array(numbers[s], np.float32 if task.regression else np.int32),
         )
         for s in SPLITS
@@ -132,10 +132,10 @@ def _numbered(splits: dict[str, list[Example]], task: Task, files: list[FileReco
 
 def _classes(splits: dict[str, list[Example]], files: list[FileRecord]) -> tuple[str, ...]:
     """The labels of the training split, in order. Raises: DataError."""
-    names = sorted({one.label for one in splits["train"]})
+    names = sorted({example.label for example in splits["train"]})
     if len(names) < 2:
         raise DataError(f"{files[0]['name']}: all labels are {names[0]!r}; expected two at least")
-    if unseen := sorted({one.label for one in splits["valid"]} - {*names}):
+    if unseen := sorted({example.label for example in splits["valid"]} - {*names}):
         raise DataError(
             f"{files[1]['name']}: has the labels {', '.join(unseen)}; those of train are "
             f"{', '.join(names)}"
@@ -168,12 +168,12 @@ def scores(said_e: np.ndarray, label_e: np.ndarray, classes: int) -> dict[str, f
         }
     from sklearn import metrics
 
-    one = {"accuracy": metrics.accuracy_score(label_e, said_e)}
-    known = np.unique(label_e)
-    one["macro_f1"] = metrics.f1_score(
-        label_e, said_e, labels=known, average="macro", zero_division=0
+    values = {"accuracy": metrics.accuracy_score(label_e, said_e)}
+    labels = np.unique(label_e)
+    values["macro_f1"] = metrics.f1_score(
+        label_e, said_e, labels=labels, average="macro", zero_division=0
     )
     if classes == 2:
-        one["f1"] = metrics.f1_score(label_e, said_e, pos_label=1, zero_division=0)
-    one["matthews"] = metrics.matthews_corrcoef(label_e, said_e)
-    return {name: 100.0 * float(value) for name, value in one.items()}
+        values["f1"] = metrics.f1_score(label_e, said_e, pos_label=1, zero_division=0)
+    values["matthews"] = metrics.matthews_corrcoef(label_e, said_e)
+    return {name: 100.0 * float(value) for name, value in values.items()}

@@ -56,9 +56,9 @@ def similarity(at: Evaluation) -> list[Row]:
     embed = published.sentence_encoder(at.config.similarity)
     lines = [pair.split("\n")[:2] for pair in at.samples["reconstructions"]]
     original_ed, decoded_ed = (embed([pair[i] for pair in lines]) for i in range(2))
-    own, se = mean_se(np.sum(original_ed * decoded_ed, axis=1))
-    other, _ = mean_se(np.sum(original_ed * np.roll(decoded_ed, 1, axis=0), axis=1))
-    return [Row("similarity", own, "-1 to 1", se=se, control=other)]
+    mean, se = mean_se(np.sum(original_ed * decoded_ed, axis=1))
+    control, _ = mean_se(np.sum(original_ed * np.roll(decoded_ed, 1, axis=0), axis=1))
+    return [Row("similarity", mean, "-1 to 1", se=se, control=control)]
 
 
 def judge(name: str) -> LoadedVAE:

@@ -86,8 +86,8 @@ def note(lines: Iterable[Mapping[str, Any]], step: int) -> str:
     ]
     if not raised:
         return ""
-    own = [alarm for at, alarm in raised if at == step]
-    if own:
-        return f"Overfitting: at step {step}, the one that is measured, {own[0]}. {REMEDY}."
+    alarms = [alarm for at, alarm in raised if at == step]
+    if alarms:
+        return f"Overfitting: at step {step}, the one that is measured, {alarms[0]}. {REMEDY}."
     first, alarm = raised[0]
     return f"Overfitting from step {first} on ({alarm}); measured is step {step}. {REMEDY}."

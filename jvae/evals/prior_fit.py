@@ -58,7 +58,7 @@ class _Labels(NamedTuple):
 
 
 def fit_prior(
-    this: build.Run,
+    run: build.Run,
     mesh: Mesh,
     params: Params,
     step: int,
@@ -74,23 +74,23 @@ def fit_prior(
     """
     name = request.name or request.kind
     priors.check_name(name)
-    if not has_latent(this.model):
-        raise ConfigError(f"{this.config.name} is a language model: it has no latent to fit to")
-    if this.model.post.support == SPHERE:
+    if not has_latent(run.model):
+        raise ConfigError(f"{run.config.name} is a language model: it has no latent to fit to")
+    if run.model.post.support == SPHERE:
         raise ConfigError(NO_SPHERE)
-    if "cond" in this.data["train"].sides:
+    if "cond" in run.data["train"].sides:
         raise ConfigError(
-            f"{this.config.name} reads a source text, and so does its prior; a fitted prior would "
+            f"{run.config.name} reads a source text, and so does its prior; a fitted prior would "
             "not"
         )
-    labels = _labels(this, request.label) if request.label else None
-    train = this.data["train"]
+    labels = _labels(run, request.label) if request.label else None
+    train = run.data["train"]
     ids = draw_sentences(len(train), request.sentences or len(train), seed)
     weights = priors.weights_digest(params)
     z_nkgz = split_latents(
-        this, mesh, params, "train", request.samples, weights=weights, seed=seed, ids=ids
+        run, mesh, params, "train", request.samples, weights=weights, seed=seed, ids=ids
     )
-    z_ngz = z_nkgz.reshape(-1, *this.model.latent_shape)
+    z_ngz = z_nkgz.reshape(-1, *run.model.latent_shape)
     label_n = None if labels is None else np.repeat(labels.number_n[ids], request.samples)
     fitted = fit(
         request.kind,
@@ -103,7 +103,7 @@ def fit_prior(
         mesh=mesh,
     )
     about = {
-        "run": this.config.name,
+        "run": run.config.name,
         "step": step,
         "sentences": len(ids),
         "samples": request.samples,
@@ -111,30 +111,31 @@ def fit_prior(
         "label": request.label,
     }
     fitted = dataclasses.replace(fitted, about=about)
-    priors.write(this.workdir, fitted, weights)
-    rows = list(_rows(this, mesh, params, fitted, z_ngz))
-    return _table(this, fitted, rows)
+    priors.write(run.workdir, fitted, weights)
+    rows = list(_rows(run, mesh, params, fitted, z_ngz))
+    return _table(run, fitted, rows)
 
 
-def labels_by_name(this: build.Run, split: str, wanted: str) -> np.ndarray:
+def labels_by_name(run: build.Run, split: str, label_kind: str) -> np.ndarray:
     """The label of every sentence of a split, by name.
 
     Args:
-      wanted: the kind of labels, or "true" if there is only one kind.
+      label_kind: the kind of labels, or "true" if there is only one kind.
     Raises: ConfigError if there are no labels of that kind.
     """
-    every = probing.labels_of(this, split)
-    kind = next(iter(every)) if wanted == "true" and len(every) == 1 else wanted
-    if kind not in every:
+    labels = probing.labels_of(run, split)
+    kind = next(iter(labels)) if label_kind == "true" and len(labels) == 1 else label_kind
+    if kind not in labels:
         raise ConfigError(
-            f"--prior.label={wanted}: expected the name of a kind of labels: {', '.join(every)}"
+            f"--prior.label={label_kind}: expected the name of a kind of labels: "
+            f"{', '.join(labels)}"
         )
-    return probing.names(kind, every[kind]).astype(str)
+    return probing.names(kind, labels[kind]).astype(str)
 
 
-def _labels(this: build.Run, wanted: str) -> _Labels:
+def _labels(run: build.Run, label_kind: str) -> _Labels:
     """Labels of the training split by name. Raises: ConfigError."""
-    names, number_n = np.unique(labels_by_name(this, "train", wanted), return_inverse=True)
+    names, number_n = np.unique(labels_by_name(run, "train", label_kind), return_inverse=True)
     return _Labels(tuple(names.tolist()), number_n.astype(np.int32))
 
 
@@ -159,21 +160,21 @@ class _Measured(NamedTuple):
 
 
 def _rows(
-    this: build.Run, mesh: Mesh, params: Params, fitted: Fitted, z_ngz: np.ndarray
+    run: build.Run, mesh: Mesh, params: Params, fitted: Fitted, z_ngz: np.ndarray
 ) -> Iterator[_Row]:
     """Rows for the likelihood of the test split, then for decoded samples."""
-    yield from _likelihood_rows(this, mesh, params, fitted)
-    yield from _sample_rows(this, params, fitted, z_ngz)
+    yield from _likelihood_rows(run, mesh, params, fitted)
+    yield from _sample_rows(run, params, fitted, z_ngz)
 
 
-def _likelihood_rows(this: build.Run, mesh: Mesh, params: Params, fitted: Fitted) -> Iterator[_Row]:
+def _likelihood_rows(run: build.Run, mesh: Mesh, params: Params, fitted: Fitted) -> Iterator[_Row]:
     """NLL_K, -ELBO, KL and the marginal gap of the test split under both priors."""
-    cfg, data = evaluation.settings(this.config), this.data["test"]
+    cfg, data = evaluation.settings(run.config), run.data["test"]
     sizes, key = cfg.sizes(len(data)), jax.random.key(cfg.seed)
     chosen = draw_sentences(len(data), sizes.sentences or len(data), cfg.seed)
 
     def rows() -> Iterator[Batch]:
-        return (meshes.to_device(b, mesh) for b in eval_batches(data, this.rows, chosen))
+        return (meshes.to_device(b, mesh) for b in eval_batches(data, run.rows, chosen))
 
     def measured(model: TextVAE, weights: Params) -> _Measured:
         result = evaluate_likelihood(
@@ -185,14 +186,14 @@ def _likelihood_rows(this: build.Run, mesh: Mesh, params: Params, fitted: Fitted
         return _Measured(nll_e, summary, posts, float(np.mean(posts.kl_e, dtype=np.float64)))
 
     with meshes.inside(mesh):
-        own, new = measured(this.model, params), None
-        latent = latent_metrics(this.model, params, own.posts)
+        old, new = measured(run.model, params), None
+        latent = latent_metrics(run.model, params, old.posts)
         if has_density(fitted):
-            new = measured(attach(this.model, fitted), join(params, fitted))
+            new = measured(attach(run.model, fitted), join(params, fitted))
     assert latent is not None  # the model has a latent
     note = f"no density: {no_density(fitted.kind)}"
     if new:
-        gain, se = mean_se(own.nll_e - new.nll_e)
+        gain, se = mean_se(old.nll_e - new.nll_e)
         note = f"lower by {gain:.3f}, paired se {show(se)}"
     for name, key_of, text in (
         (f"nll_{sizes.samples}", "nll_nats", note),
@@ -200,36 +201,38 @@ def _likelihood_rows(this: build.Run, mesh: Mesh, params: Params, fitted: Fitted
         ("rec", "rec_nats", ""),
     ):
         after = new.summary[key_of] if new else None
-        yield _Row(name, own.summary[key_of], after, None, NATS, text)
-    yield _Row("kl", own.kl_nats, new.kl_nats if new else None, None, NATS)
+        yield _Row(name, old.summary[key_of], after, None, NATS, text)
+    yield _Row("kl", old.kl_nats, new.kl_nats if new else None, None, NATS)
     note = "KL(q(z) || p(z)): what a perfect prior would save"
     gap = new.kl_nats - latent.mi_nats if new else None
     yield _Row("marginal_gap", latent.marginal_gap_nats, gap, None, NATS, note)
 
 
 def _sample_rows(
-    this: build.Run, params: Params, fitted: Fitted, z_ngz: np.ndarray
+    run: build.Run, params: Params, fitted: Fitted, z_ngz: np.ndarray
 ) -> Iterator[_Row]:
     """Rows for sentences decoded from draws, by sampling and greedily."""
-    cfg, data = evaluation.settings(this.config), this.data["test"]
-    vae, count = evaluation.text_vae_of(this, params, cfg.seed), cfg.sizes(len(data)).generate
+    cfg, data = evaluation.settings(run.config), run.data["test"]
+    vae, count = evaluation.text_vae_of(run, params, cfg.seed), cfg.sizes(len(data)).generate
     chosen = np.random.default_rng(cfg.seed).integers(0, len(z_ngz), count)
     drawn = {
         OWN: vae.sample_prior(count),
         fitted.name: vae.with_prior(fitted).sample_prior(count),
         CEILING: z_ngz[chosen],
     }
-    decode = {k: v for k, v in this.config.decode.items() if k not in ("batch", "max_length")}
+    decode = {k: v for k, v in run.config.decode.items() if k not in ("batch", "max_length")}
     for prefix, settings in (("", decode), ("greedy_", {"method": "greedy"})):
-        lines = {which: _decoded(vae, z_egz, settings) for which, z_egz in drawn.items()}
-        if "test" in this.exact:
+        lines = {system: _decoded(vae, z_egz, settings) for system, z_egz in drawn.items()}
+        if "test" in run.exact:
             yield _Row(f"{prefix}grammatical", *map(_grammatical, lines.values()), unit="%")
         if not prefix:
-            train = this.data["train"].texts
-            metrics = [texts.generation(one, data.texts, train) for one in lines.values()]
+            train = run.data["train"].texts
+            metrics = [
+                texts.generation(system_lines, data.texts, train) for system_lines in lines.values()
+            ]
             for metric in SHOWN:
                 unit = "%" if metric.endswith("_pct") else ""
-                values = [one[metric] for one in metrics]
+                values = [row[metric] for row in metrics]
                 yield _Row(metric.removesuffix("_pct"), *values, unit=unit)
 
 
@@ -241,13 +244,13 @@ def _grammatical(lines: Sequence[str]) -> float:
     return 100.0 * sum(grammar.parse(line) is not None for line in lines) / len(lines)
 
 
-def _table(this: build.Run, fitted: Fitted, rows: Sequence[_Row]) -> str:
+def _table(run: build.Run, fitted: Fitted, rows: Sequence[_Row]) -> str:
     """Writes the rows to files and returns them as text."""
     head = ("metric", OWN, fitted.name, CEILING, "unit", "note")
     body = [(r.metric, show(r.own), show(r.fitted), show(r.ceiling), r.unit, r.note) for r in rows]
     about = fitted.about
     title = (
-        f"{this.config.name}, test: prior {fitted.name} ({fitted.kind}), fitted to "
+        f"{run.config.name}, test: prior {fitted.name} ({fitted.kind}), fitted to "
         f"{about['samples']} draws of {about['sentences']} training sentences"
     )
     text = "\n".join([title, "", *aligned([head, *body])])
@@ -259,7 +262,7 @@ def _table(this: build.Run, fitted: Fitted, rows: Sequence[_Row]) -> str:
         "about": about,
         "metrics": {row.metric: row._asdict() for row in rows},
     }
-    path = this.workdir / "eval" / f"prior-{fitted.name}"
+    path = run.workdir / "eval" / f"prior-{fitted.name}"
     stored = json.dumps(clean(content), indent=2, sort_keys=True)
     write_text(path.with_suffix(".json"), stored + "\n")
     write_text(path.with_suffix(".txt"), text + "\n")

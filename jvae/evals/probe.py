@@ -143,30 +143,30 @@ def linear_probe(
     return Accuracy(accuracy, sd(by_fold), majority(label_e), folds, balanced, f1)
 
 
-def budget_fault(label_e: Int[np.ndarray, "e"], each: int) -> str:
-    """Why a budget of `each` sentences per label cannot be drawn; empty if it can.
+def budget_fault(label_e: Int[np.ndarray, "e"], per_label: int) -> str:
+    """Why a budget of `per_label` sentences per label cannot be drawn; empty if it can.
 
-    A label with fewer sentences contributes all of them; at least one label must have `each`.
+    A label with fewer sentences contributes all of them; at least one label must have `per_label`.
     """
     labels, counts = np.unique(label_e, return_counts=True)
     most = int(counts.argmax())
-    if each <= counts[most]:
+    if per_label <= counts[most]:
         return ""
     return f"the most frequent label, {labels[most]}, has {counts[most]} sentences"
 
 
 def draws_of(
-    label_e: Int[np.ndarray, "e"], each: int, count: int, seed: int = 0
+    label_e: Int[np.ndarray, "e"], per_label: int, count: int, seed: int = 0
 ) -> list[Int[np.ndarray, "n"]]:
-    """Draws of `each` sentences per label, or all sentences of a label with fewer; a single draw if
-    it includes every sentence.
+    """Draws of `per_label` sentences per label, or all sentences of a label with fewer; a single
+    draw if it includes every sentence.
     """
     labels, counts = np.unique(label_e, return_counts=True)
     draws = []
-    for i in range(count if counts.max() > each else 1):
-        order = np.random.default_rng([seed, each, i]).permutation(len(label_e))
-        own = [order[label_e[order] == label][:each] for label in labels]
-        draws.append(np.sort(np.concatenate(own)))
+    for i in range(count if counts.max() > per_label else 1):
+        order = np.random.default_rng([seed, per_label, i]).permutation(len(label_e))
+        by_label = [order[label_e[order] == label][:per_label] for label in labels]
+        draws.append(np.sort(np.concatenate(by_label)))
     return draws
 
 
@@ -196,7 +196,7 @@ def low_resource(
             predicted_e = predicted(feature_ed[drawn], label_e[drawn], test_ed)
             by_draw.append(scores(predicted_e, test_label_e))
         accuracy, balanced, f1 = (float(x) for x in np.mean(by_draw, axis=0))
-        spread = sd([one[0] for one in by_draw])
+        spread = sd([row[0] for row in by_draw])
         by_size[size] = Accuracy(
             accuracy, spread, majority(test_label_e), len(by_draw), balanced, f1
         )

@@ -32,13 +32,13 @@ SCALES = (1.0, 2.0, 3.0)  # multiples of the attribute's vector
 Labels = dict[str, np.ndarray]  # for each kind of label, one label per sentence
 
 
-def labels_of(this: build.Run, split: str) -> Labels:
+def labels_of(run: build.Run, split: str) -> Labels:
     """The labels of a split: all factors of the embedded corpus, or those read by `data.label`.
 
     Raises: ConfigError if there are none.
     """
-    data = this.data[split]
-    if split in this.exact:
+    data = run.data[split]
+    if split in run.exact:
         # Sentence i is line i of its corpus, from which some lines may have been dropped.
         sentences = grammar.corpus(split, int(data.lines.line_no.max()))
         factor_ef = np.array([s.factors for s in sentences])[data.lines.line_no - 1]
@@ -51,7 +51,7 @@ def labels_of(this: build.Run, split: str) -> Labels:
     return {LABEL: np.array(list(data.labels))}
 
 
-def probe(this: build.Run, mesh: Mesh, params: Params, step: int, split: str = "test") -> Report:
+def probe(run: build.Run, mesh: Mesh, params: Params, step: int, split: str = "test") -> Report:
     """Probes and clusters a split's posterior means, and does attribute arithmetic with them;
     writes `eval/probe.json`, `eval/probe.txt` and `samples/attribute.txt`. If a mean consists of
     several vectors, they are flattened; linear probes also use their average.
@@ -62,19 +62,19 @@ def probe(this: build.Run, mesh: Mesh, params: Params, step: int, split: str = "
 
     Raises: ConfigError for a model without a latent or data without labels.
     """
-    cfg = evaluation.settings(this.config)
-    if not has_latent(this.model):
-        raise ConfigError(f"probe: {this.config.name} has no latent to probe")
-    test, train = labels_of(this, split), labels_of(this, "train")
+    cfg = evaluation.settings(run.config)
+    if not has_latent(run.model):
+        raise ConfigError(f"probe: {run.config.name} has no latent to probe")
+    test, train = labels_of(run, split), labels_of(run, "train")
     # Training sentences to which probes and clusters are fitted.
     kinds = max(len(np.unique(label_e)) for label_e in train.values())
     most = max(kinds * max(cfg.per_label), FITTED)
     fitted = {kind: label_e[:most] for kind, label_e in train.items()}
-    chosen = np.arange(len(this.data[split]))
+    chosen = np.arange(len(run.data[split]))
     if cfg.sentences:
         chosen = draw_sentences(len(chosen), cfg.sentences, cfg.seed)
     test = {kind: label_e[chosen] for kind, label_e in test.items()}
-    report = Report(f"{this.config.name}, probes", card_of(this, cfg, step, split))
+    report = Report(f"{run.config.name}, probes", card_of(run, cfg, step, split))
     report.card.sentences = len(chosen)
     report.card.controls = {
         "probe": "untrained model",
@@ -82,25 +82,25 @@ def probe(this: build.Run, mesh: Mesh, params: Params, step: int, split: str = "
     }
 
     def features(weights: Params, name: str, ids: np.ndarray) -> np.ndarray:
-        data = this.data[name]
+        data = run.data[name]
         sharding = meshes.batch_sharding(mesh)
         rows: Iterator[Batch] = (
-            jax.device_put(b, sharding) for b in eval_batches(data, this.rows, ids)
+            jax.device_put(b, sharding) for b in eval_batches(data, run.rows, ids)
         )
         key = jax.random.key(cfg.seed)
-        posts = collect_posteriors(this.model, weights, rows, key, cap=len(ids))
+        posts = collect_posteriors(run.model, weights, rows, key, cap=len(ids))
         return posts.mean_egz
 
     few = next(iter(test)) if cfg.factor not in test else cfg.factor
     if few != cfg.factor and LABEL not in test:
         raise ConfigError(f"evals.factor is {cfg.factor!r}; expected one of {', '.join(test)}")
     with evaluation.timed(report, "encode_s"):
-        both = [params, evaluation.untrained(this, mesh)]
+        both = [params, evaluation.untrained(run, mesh)]
         test_egz = [features(weights, split, chosen) for weights in both]
-        first = np.arange(min(most, len(this.data["train"])))
+        first = np.arange(min(most, len(run.data["train"])))
         train_ed = [probes.flat(features(weights, "train", first)) for weights in both]
     test_ed = [probes.flat(mean_egz) for mean_egz in test_egz]
-    several = this.model.groups == "vector" and this.model.latent_shape[0] > 1
+    several = run.model.groups == "vector" and run.model.latent_shape[0] > 1
     averaged_ed = [probes.flat(mean_egz.mean(axis=1)) for mean_egz in test_egz] if several else []
     with evaluation.timed(report, "probe_s"):
         for kind, label_e in test.items():
@@ -122,10 +122,10 @@ def probe(this: build.Run, mesh: Mesh, params: Params, step: int, split: str = "
     with evaluation.timed(report, "attribute_s"):
         named = [names(few, labels[few]) for labels in (fitted, test)]
         vectors = train_ed[0], test_ed[0]
-        samples = _attribute(report, few, this, params, split, chosen, *vectors, *named)
-    write_text(this.workdir / "samples" / "attribute.txt", "".join(f"{s}\n" for s in samples))
-    write_text(this.workdir / "eval" / "probe.json", report.to_json())
-    write_text(this.workdir / "eval" / "probe.txt", report.table() + "\n")
+        samples = _attribute(report, few, run, params, split, chosen, *vectors, *named)
+    write_text(run.workdir / "samples" / "attribute.txt", "".join(f"{s}\n" for s in samples))
+    write_text(run.workdir / "eval" / "probe.json", report.to_json())
+    write_text(run.workdir / "eval" / "probe.txt", report.table() + "\n")
     return report
 
 
@@ -190,9 +190,9 @@ def _few(
     chance = probes.low_resource(train_ed[0], shuffled, test_ed[0], test_label_e, sizes, seed=seed)
     for size, accuracy in trained.items():
         fewest = min(np.unique(label_e, return_counts=True)[1])
-        each = f"{size}" if fewest >= size else f"{fewest} to {size}"
+        count = f"{size}" if fewest >= size else f"{fewest} to {size}"
         draws = f"{accuracy.runs} draws, their sd" if accuracy.runs > 1 else "one draw"
-        note = f"{each} of each label; {draws}"
+        note = f"{count} of each label; {draws}"
         _scores(report, f"probe_{kind}_each_{size}", accuracy, control[size], chance[size], note)
     for size in sizes:
         if fault := probes.budget_fault(label_e, size):
@@ -247,7 +247,7 @@ def names(kind: str, label_e: np.ndarray) -> np.ndarray:
 def _attribute(
     report: Report,
     kind: str,
-    this: build.Run,
+    run: build.Run,
     params: Params,
     split: str,
     chosen: np.ndarray,
@@ -257,7 +257,7 @@ def _attribute(
     test_label_e: np.ndarray,
 ) -> list[str]:
     """Moves test sentences by the vector of an attribute; returns the texts, line by line."""
-    seed, shape = evaluation.settings(this.config).seed, this.model.latent_shape
+    seed, shape = evaluation.settings(run.config).seed, run.model.latent_shape
     train_egz, test_egz = (x.reshape(-1, *shape).astype(np.float32) for x in (train_ed, test_ed))
     values = attribute.two_values(label_e[np.isin(label_e, test_label_e)])
     vector_gz = attribute.vector(train_egz, label_e, values)
@@ -269,7 +269,7 @@ def _attribute(
     note = f"test pairs that the vector {values[0]} to {values[1]} puts in order"
     report.add(f"{name}_order", order, "0-1", control=chance, note=note)
 
-    lines, vae = this.data[split].lines, evaluation.text_vae_of(this, params, seed)
+    lines, vae = run.data[split].lines, evaluation.text_vae_of(run, params, seed)
     place_e = np.sort(
         np.concatenate([np.flatnonzero(test_label_e == value)[:EDITED] for value in values])
     )
@@ -280,26 +280,36 @@ def _attribute(
         sources = [conditions[i] for i in index_e] if conditions else None
         return [one_line(text) for text in vae.decode(z_egz, sources=sources)]
 
-    train = this.data["train"].lines.text
+    train = run.data["train"].lines.text
     judge = attribute.word_classifier([str(train[i]) for i in range(len(label_e))], label_e)
     known_e = test_label_e[place_e]
     right = 100.0 * float(np.mean(judge(texts) == known_e))
     edits = {}
     for scale in (0.0, *SCALES):
         at = (texts, known_e, test_egz[place_e])
-        one = edits[scale] = attribute.edit(decode, judge, *at, vector_gz, values, scale)
-        other = attribute.edit(decode, judge, *at, other_gz, values, scale) if scale else one
-        note = f"to {values[0]} {one.toward[0]:.1f}, to {values[1]} {one.toward[1]:.1f}"
+        edit = edits[scale] = attribute.edit(decode, judge, *at, vector_gz, values, scale)
+        control_edit = (
+            attribute.edit(decode, judge, *at, other_gz, values, scale) if scale else edit
+        )
+        note = f"to {values[0]} {edit.toward[0]:.1f}, to {values[1]} {edit.toward[1]:.1f}"
         if not scale:
             note = (
                 f"reconstructions; the classifier of words is right on {right:.1f} of {len(texts)}"
             )
-        report.add(f"{name}_flip_{scale:g}", one.flipped, "%", control=other.flipped, note=note)
+        report.add(
+            f"{name}_flip_{scale:g}", edit.flipped, "%", control=control_edit.flipped, note=note
+        )
         note = "with the sentence itself"
-        report.add(f"{name}_bleu_{scale:g}", one.bleu, "0-100", control=other.bleu, note=note)
+        report.add(
+            f"{name}_bleu_{scale:g}", edit.bleu, "0-100", control=control_edit.bleu, note=note
+        )
     return [
         "\n".join(
-            [f"{known_e[i]}\t{text}", *(f"{s:+g}\t{one.texts[i]}" for s, one in edits.items()), ""]
+            [
+                f"{known_e[i]}\t{text}",
+                *(f"{s:+g}\t{edit.texts[i]}" for s, edit in edits.items()),
+                "",
+            ]
         )
         for i, text in enumerate(texts)
     ]

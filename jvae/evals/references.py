@@ -63,18 +63,20 @@ def fidelity(texts: Texts, references: Texts) -> dict[str, Score]:
 
     Raises: ValueError unless all sources have the same number of texts and at least one reference.
     """
-    counts = {len(own) for own in texts}
+    counts = {len(group) for group in texts}
     if len(counts) != 1 or min(counts) < 1 or not all(references):
         raise ValueError("fidelity: expected the same number of texts for every source, from 1 on")
     if len(texts) != len(references):
         raise ValueError(
             f"fidelity: {len(texts)} sources with texts, {len(references)} with references"
         )
-    sets = [corpus_bleu_of(references, [own[i] for own in texts])[0] for i in range(max(counts))]
+    sets = [
+        corpus_bleu_of(references, [group[i] for group in texts])[0] for i in range(max(counts))
+    ]
     best = []
-    for own, known in zip(texts, references, strict=True):
-        scorer = References(known)
-        best.append(max(own, key=scorer.score))
+    for group, refs in zip(texts, references, strict=True):
+        scorer = References(refs)
+        best.append(max(group, key=scorer.score))
     scores = {
         "bleu": Score(float(np.mean(sets))),
         "bleu_best": Score(corpus_bleu_of(references, best)[0]),
@@ -104,9 +106,11 @@ def _each(
 ) -> dict[str, Float[np.ndarray, "e n"]]:
     """Every score of every text."""
     rows = [
-        [score(text, known) for text in own] for own, known in zip(texts, references, strict=True)
+        [score(text, refs) for text in group] for group, refs in zip(texts, references, strict=True)
     ]
-    return {name: np.array([[one[name] for one in row] for row in rows]) for name in ROUGE.values()}
+    return {
+        name: np.array([[cell[name] for cell in row] for row in rows]) for name in ROUGE.values()
+    }
 
 
 def _mean_and_best(name: str, score_en: Float[np.ndarray, "e n"]) -> dict[str, Score]:
@@ -127,9 +131,11 @@ def bert_score(texts: Texts, references: Texts, model: str) -> dict[str, Score]:
     check_bert_score(model)
     from bert_score import score  # pyright: ignore[reportMissingImports] an extra, with PyTorch
 
-    flat = [text for own in texts for text in own]
-    known = [list(refs) for own, refs in zip(texts, references, strict=True) for _ in own]
-    _, _, f1_n = score(flat, known, model_type=model)
+    flat = [text for group in texts for text in group]
+    refs_by_text = [
+        list(refs) for group, refs in zip(texts, references, strict=True) for _ in group
+    ]
+    _, _, f1_n = score(flat, refs_by_text, model_type=model)
     score_en = 100.0 * np.asarray(f1_n, np.float64).reshape(len(texts), -1)
     return _mean_and_best("bertscore", score_en)
 
@@ -145,12 +151,12 @@ def diversity(texts: Texts) -> dict[str, Score]:
     Dist-1 to Dist-4, shared bigrams of pairs (`jaccard`), and the number of distinct texts.
     """
     values: dict[str, list[float]] = {}
-    for own in texts:
+    for group in texts:
         row = {
-            "self_bleu": self_bleu(own, len(own)),
-            **distinct(own),
-            "jaccard": jaccard(own, len(own)),
-            "distinct": float(len(set(own))),
+            "self_bleu": self_bleu(group, len(group)),
+            **distinct(group),
+            "jaccard": jaccard(group, len(group)),
+            "distinct": float(len(set(group))),
         }
         for name, value in row.items():
             if value is not None:

@@ -26,20 +26,20 @@ def _weights(step: int) -> str:
     return f"step {step}"
 
 
-def card_of(this: build.Run, evals: EvalConfig, step: int, split: str) -> Card:
+def card_of(run: build.Run, evals: EvalConfig, step: int, split: str) -> Card:
     """The card for measurements of one split."""
-    cfg, data = this.config, this.data[split]
+    cfg, data = run.config, run.data[split]
     return Card(
         commit=commit(),
         config=configs.flatten(cfg),
         weights=_weights(step),
         data=[{"name": f.path, "sha256": f.sha256, "lines": f.lines} for f in data.lines.files],
-        tokenizers={"encoder": this.encoder.fingerprint, "decoder": this.decoder.fingerprint},
+        tokenizers={"encoder": run.encoder.fingerprint, "decoder": run.decoder.fingerprint},
         preset=evals.label,
-        seen_in_train_pct=texts.seen_share(data.texts, this.data["train"].texts),
+        seen_in_train_pct=texts.seen_share(data.texts, run.data["train"].texts),
         seeds={"config": cfg.seed, "evals": evals.seed},
         dropped={"sentences": sum(data.lines.dropped.values()), "reasons": data.lines.dropped},
-        special_tokens={"start": this.decoder.start_id, "end": this.decoder.end_id},
+        special_tokens={"start": run.decoder.start_id, "end": run.decoder.end_id},
         decode=dict(cfg.decode),
         dtype=build.model_config(cfg).decoder.dtype,
     )

@@ -67,9 +67,9 @@ def word_vectors(lines: Sequence[str], width: int = WIDTH) -> WordVectors:
 def _cost(words: WordVectors, a: Sequence[str], b: Sequence[str]) -> Float[np.ndarray, "a b"]:
     """Euclidean distances; words without a vector are orthogonal to all others."""
 
-    def vectors(some: Sequence[str]) -> np.ndarray:
-        vector_nd = np.zeros((len(some), words.vector_vd.shape[1]))
-        for i, word in enumerate(some):
+    def vectors(part: Sequence[str]) -> np.ndarray:
+        vector_nd = np.zeros((len(part), words.vector_vd.shape[1]))
+        for i, word in enumerate(part):
             if word in words.place:
                 vector_nd[i] = words.vector_vd[words.place[word]]
         return vector_nd
@@ -90,8 +90,12 @@ def word_mover(words: WordVectors, a: str, b: str) -> float:
         split = text.split() or [""]
         bags.append({word: n / len(split) for word, n in sorted(Counter(split).items())})
     surplus = [
-        {w: m - other.get(w, 0.0) for w, m in own.items() if m - other.get(w, 0.0) > 1e-12}
-        for own, other in (bags, bags[::-1])
+        {
+            w: m - counterpart.get(w, 0.0)
+            for w, m in bag.items()
+            if m - counterpart.get(w, 0.0) > 1e-12
+        }
+        for bag, counterpart in (bags, bags[::-1])
     ]
     if not surplus[0]:
         return 0.0
@@ -121,13 +125,13 @@ class Smoothness(NamedTuple):
 
 def smoothness(words: WordVectors, paths: Sequence[Sequence[str]]) -> Smoothness:
     """Interpolation smoothness of decoded paths, each with both ends."""
-    known: dict[tuple[str, str], float] = {}
+    distances: dict[tuple[str, str], float] = {}
 
     def distance(a: str, b: str) -> float:
         pair = (a, b) if a <= b else (b, a)
-        if pair not in known:
-            known[pair] = word_mover(words, *pair)
-        return known[pair]
+        if pair not in distances:
+            distances[pair] = word_mover(words, *pair)
+        return distances[pair]
 
     values, same = [], 0
     for path in paths:

@@ -46,12 +46,12 @@ def write_and_score(
         `outputs` (all texts, source by source) and `outputs_by_source` (the same, formatted).
       decode: decoding settings of the texts that are scored.
     """
-    every = groups_of(data)
+    groups = groups_of(data)
     count = min(cfg.outputs, sizes.generate)
-    chosen = draw_sentences(len(every), max(1, sizes.generate // count), cfg.seed)
-    picked = [every[i] for i in chosen]
-    sources = [one.source for one in picked]
-    known = [one.references for one in picked]
+    chosen = draw_sentences(len(groups), max(1, sizes.generate // count), cfg.seed)
+    picked = [groups[i] for i in chosen]
+    sources = [group.source for group in picked]
+    refs = [group.references for group in picked]
     repeated = [source for source in sources for _ in range(count)]
 
     def written(z_egz: np.ndarray, **settings: Any) -> list[list[str]]:
@@ -62,10 +62,12 @@ def write_and_score(
     texts = written(z_egz, **({"method": "sample"} | dict(decode)))
     greedy = written(z_egz, method="greedy")
     samples["prior_sources"] = sources
-    samples["prior"], samples["prior_greedy"] = ([own[0] for own in one] for one in (texts, greedy))
-    samples["outputs"] = [text for own in texts for text in own]
+    samples["prior"], samples["prior_greedy"] = (
+        [group[0] for group in outputs] for outputs in (texts, greedy)
+    )
+    samples["outputs"] = [text for group in texts for text in group]
     samples["outputs_by_source"] = [_block(*pair) for pair in zip(picked, texts, strict=True)]
-    _add_scores(report, texts, known, cfg.bertscore)
+    _add_scores(report, texts, refs, cfg.bertscore)
     if count < 2:
         report.notes.append("One text per source (evals.outputs=1): their diversity is left out.")
         return
@@ -78,28 +80,28 @@ def write_and_score(
 def _block(group: Group, texts: list[str]) -> str:
     lines = [
         group.source,
-        *(f"= {one}" for one in group.references),
-        *(f"- {one}" for one in texts),
+        *(f"= {reference}" for reference in group.references),
+        *(f"- {text}" for text in texts),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _add_scores(
-    report: Report, texts: list[list[str]], known: list[list[str]], bertscore: str
+    report: Report, texts: list[list[str]], refs: list[list[str]], bertscore: str
 ) -> None:
-    other = known[1:] + known[:1]
-    scores, control = references.fidelity(texts, known), references.fidelity(texts, other)
+    shifted = refs[1:] + refs[:1]
+    scores, control = references.fidelity(texts, refs), references.fidelity(texts, shifted)
     if bertscore:
-        scores |= references.bert_score(texts, known, bertscore)
-        control |= references.bert_score(texts, other, bertscore)
+        scores |= references.bert_score(texts, refs, bertscore)
+        control |= references.bert_score(texts, shifted, bertscore)
     else:
         report.notes.append("BERTScore is left out: evals.bertscore names no model.")
-    if len(known) < 2:
+    if len(refs) < 2:
         control = {}
-    few, most = min(map(len, known)), max(map(len, known))
-    each = "one reference" if most == 1 else f"{few} to {most} references"
-    each = f"{most} references" if few == most > 1 else each
-    note = f"{len(known)} sources, {each}, {len(texts[0])} texts each"
+    few, most = min(map(len, refs)), max(map(len, refs))
+    number = "one reference" if most == 1 else f"{few} to {most} references"
+    number = f"{most} references" if few == most > 1 else number
+    note = f"{len(refs)} sources, {number}, {len(texts[0])} texts each"
     _add(report, "reference", scores, control, note)
 
 
@@ -129,8 +131,8 @@ def _add(
 ) -> None:
     """Adds the rows of one group; the first row carries the note."""
     for name, score in scores.items():
-        other = (control or {}).get(name)
+        control_score = (control or {}).get(name)
         unit = _UNITS[name.split("_")[0]]
-        mean = other and other.mean
+        mean = control_score and control_score.mean
         report.add(f"{group}_{name}", score.mean, unit, se=score.se, control=mean, note=note)
         note = ""

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def split_latents(
-    this: build.Run,
+    run: build.Run,
     mesh: Mesh,
     params: Params,
     split: str,
@@ -46,19 +46,19 @@ def split_latents(
       weights: digest of `params`.
       ids: restrict to these sentences, ascending.
     """
-    chosen = np.arange(len(this.data[split])) if ids is None else ids
-    key, path = _place(this, split, samples, weights, seed, chosen)
+    chosen = np.arange(len(run.data[split])) if ids is None else ids
+    key, path = _place(run, split, samples, weights, seed, chosen)
     z_nkgz = _stored(path, key)
     if z_nkgz is not None:
         return z_nkgz
-    model, draw_key = this.model, jax.random.key(seed)
+    model, draw_key = run.model, jax.random.key(seed)
 
     def parts() -> Iterator[tuple[jax.Array, jax.Array]]:
-        part, count = meshes.row_part(mesh, this.rows.batch_rows)
-        own = eval_batches(
-            this.data[split], this.rows, chosen, process_index=part, process_count=count
+        part, count = meshes.row_part(mesh, run.rows.batch_rows)
+        batches = eval_batches(
+            run.data[split], run.rows, chosen, process_index=part, process_count=count
         )
-        for batch in own:
+        for batch in batches:
             at = meshes.to_device(batch, mesh)
             yield at.id_e, scoring.draws(model.gen, model.post, samples, params, at, draw_key)
 
@@ -74,16 +74,16 @@ def split_latents(
 
 
 def _place(
-    this: build.Run, split: str, samples: int, weights: str, seed: int, ids: np.ndarray
+    run: build.Run, split: str, samples: int, weights: str, seed: int, ids: np.ndarray
 ) -> tuple[str, Path]:
     """The cache key as a hash, and the file."""
     digest = hashlib.sha256(f"{weights} {samples} {seed}\n".encode())
-    texts = this.data[split].texts
-    sources = this.data[split].lines.source
+    texts = run.data[split].texts
+    sources = run.data[split].lines.source
     for i in ids.tolist():
         digest.update(f"{texts[i]}\0{sources[i] if sources is not None else ''}\n".encode())
     key = digest.hexdigest()
-    return key, this.workdir / FOLDER / f"{split}-{key[:16]}.safetensors"
+    return key, run.workdir / FOLDER / f"{split}-{key[:16]}.safetensors"
 
 
 def _stored(path: Path, key: str) -> np.ndarray | None:

@@ -91,8 +91,8 @@ def _batches(words_e: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
     """Batches of sentences of equal length, in random order."""
     batches = []
     for words in np.unique(words_e):
-        own = rng.permutation(np.flatnonzero(words_e == words))
-        batches += [own[i : i + BATCH] for i in range(0, len(own), BATCH)]
+        order = rng.permutation(np.flatnonzero(words_e == words))
+        batches += [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
@@ -107,72 +107,73 @@ def _updated(layer: Layer, feature_ed: np.ndarray, label_e: np.ndarray, rate: fl
     return Layer(layer.kernel_dc - scale * kernel_dc, layer.bias_c - scale * bias_c)
 
 
-def probe(this: build.Run, mesh: Mesh, params: Params, step: int) -> Report:
+def probe(run: build.Run, mesh: Mesh, params: Params, step: int) -> Report:
     """Adds rows for every size the training split allows; writes `eval/probe.sri.json` and `.txt`.
 
     Raises: ConfigError for a model without a latent or data without labels.
     """
-    cfg = evaluation.settings(this.config)
-    if not has_latent(this.model):
-        raise ConfigError(f"probe: {this.config.name} has no latent to probe")
-    report = Report(f"{this.config.name}, probes as SRI", card_of(this, cfg, step, "test"))
+    cfg = evaluation.settings(run.config)
+    if not has_latent(run.model):
+        raise ConfigError(f"probe: {run.config.name} has no latent to probe")
+    report = Report(f"{run.config.name}, probes as SRI", card_of(run, cfg, step, "test"))
     report.card.controls = {"sri": "untrained model"}
-    weights = {"trained": params, "untrained": evaluation.untrained(this, mesh)}
+    weights = {"trained": params, "untrained": evaluation.untrained(run, mesh)}
     ids = {
-        "train": np.arange(min(max(SIZES), len(this.data["train"]))),
+        "train": np.arange(min(max(SIZES), len(run.data["train"]))),
         **{
-            name: draw_sentences(len(this.data[name]), cfg.sentences or len(this.data[name]))
+            name: draw_sentences(len(run.data[name]), cfg.sentences or len(run.data[name]))
             for name in ("valid", "test")
         },
     }
-    kind, labels = _labels(this, cfg.factor, ids)
+    kind, labels = _labels(run, cfg.factor, ids)
     with evaluation.timed(report, "encode_s"):
         splits = {
-            who: {name: _split(this, own, name, ids[name], labels[name]) for name in ids}
-            for who, own in weights.items()
+            who: {name: _split(run, weights_of, name, ids[name], labels[name]) for name in ids}
+            for who, weights_of in weights.items()
         }
     with evaluation.timed(report, "probe_s"):
         for size in SIZES:
             _add(report, kind, size, splits)
     report.card.sentences = len(ids["test"])
-    chains = f"means of {CHAINS} chains" if this.model.post.sampler else "posterior means"
+    chains = f"means of {CHAINS} chains" if run.model.post.sampler else "posterior means"
     report.notes.append(f"Features: {chains}; SGD: {RUNS} runs; control: untrained model.")
     if processes.first():
-        write_text(this.workdir / "eval" / "probe.sri.json", report.to_json())
-        write_text(this.workdir / "eval" / "probe.sri.txt", report.table() + "\n")
+        write_text(run.workdir / "eval" / "probe.sri.json", report.to_json())
+        write_text(run.workdir / "eval" / "probe.sri.txt", report.table() + "\n")
     return report
 
 
 def _labels(
-    this: build.Run, factor: str, ids: dict[str, np.ndarray]
+    run: build.Run, factor: str, ids: dict[str, np.ndarray]
 ) -> tuple[str, dict[str, np.ndarray]]:
     """The name of the labels and their numbers in every split.
 
     Raises: ConfigError for an unknown factor; DataError for labels missing from training.
     """
-    every = {name: labels_of(this, name) for name in ids}
-    kind = LABEL if LABEL in every["train"] else factor
-    if kind not in every["train"]:
-        known = ", ".join(every["train"])
-        raise ConfigError(f"evals.factor is {factor!r}; expected one of {known}")
-    own = {name: every[name][kind][ids[name]] for name in ids}
-    names = np.unique(own["train"])
+    by_split = {name: labels_of(run, name) for name in ids}
+    kind = LABEL if LABEL in by_split["train"] else factor
+    if kind not in by_split["train"]:
+        options = ", ".join(by_split["train"])
+        raise ConfigError(f"evals.factor is {factor!r}; expected one of {options}")
+    label_by_split = {name: by_split[name][kind][ids[name]] for name in ids}
+    names = np.unique(label_by_split["train"])
     if unseen := sorted(
-        set(map(str, np.concatenate([own["valid"], own["test"]]))) - {*map(str, names)}
+        set(map(str, np.concatenate([label_by_split["valid"], label_by_split["test"]])))
+        - {*map(str, names)}
     ):
         raise DataError(f"labels {', '.join(unseen)} are not among the training sentences")
-    return kind, {name: np.searchsorted(names, label_e) for name, label_e in own.items()}
+    return kind, {name: np.searchsorted(names, label_e) for name, label_e in label_by_split.items()}
 
 
 def _split(
-    this: build.Run, params: Params, name: str, ids: np.ndarray, label_e: np.ndarray
+    run: build.Run, params: Params, name: str, ids: np.ndarray, label_e: np.ndarray
 ) -> Split:
-    data = this.data[name]
+    data = run.data[name]
     texts = [str(data.texts[i]) for i in ids]
     sources = None if data.lines.source is None else [str(data.lines.source[i]) for i in ids]
-    vae = evaluation.text_vae_of(this, params, evaluation.settings(this.config).seed)
+    vae = evaluation.text_vae_of(run, params, evaluation.settings(run.config).seed)
     sources = sources if vae.conditional else None
-    chains = CHAINS if this.model.post.sampler else None
+    chains = CHAINS if run.model.post.sampler else None
     z_egz = vae.encode(texts, sources, chains=chains)
     return Split(probes.flat(z_egz), label_e, np.array([len(text.split()) for text in texts]))
 
@@ -184,8 +185,8 @@ def _add(report: Report, kind: str, size: int, splits: dict[str, dict[str, Split
         why = f"training has {len(available)}" if size > len(available) else "they have one label"
         report.notes.append(f"{name} is left out: {size} sentences are needed, {why}.")
         return
-    accuracy = {who: accuracies(own, size) for who, own in splits.items()}
-    logistic = {who: _logistic(own, size) for who, own in splits.items()}
+    accuracy = {who: accuracies(by_name, size) for who, by_name in splits.items()}
+    logistic = {who: _logistic(by_name, size) for who, by_name in splits.items()}
     trained = accuracy["trained"]
     report.add(
         name,

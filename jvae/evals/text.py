@@ -37,7 +37,7 @@ def exact_match(decoded: Sequence[str], original: Sequence[str]) -> float | None
 
 def corpus_bleu(decoded: Sequence[str], original: Sequence[str]) -> tuple[float, str]:
     """Corpus BLEU by sacreBLEU, 0 to 100, and its signature."""
-    return corpus_bleu_of([[one] for one in original], decoded)
+    return corpus_bleu_of([[line] for line in original], decoded)
 
 
 def corpus_bleu_of(
@@ -46,24 +46,24 @@ def corpus_bleu_of(
     """Corpus BLEU of lines that each have one or more references, and its signature."""
     _check_lengths(decoded, references)
     metric = sacre_bleu(sentence=False)
-    counts = {len(own) for own in references}
+    counts = {len(line_references) for line_references in references}
     # Transposed, as sacreBLEU expects: None where a line has fewer references than others.
     by_place = zip_longest(*references)
-    score = metric.corpus_score(list(decoded), [list(one) for one in by_place]).score
+    score = metric.corpus_score(list(decoded), [list(column) for column in by_place]).score
     nrefs = "var" if len(counts) > 1 else max(counts)
     return float(score), bleu_signature(nrefs, sentence=False)
 
 
 def seen_share(lines: Sequence[str], train: Iterable[str]) -> float | None:
     """Share of lines that are also in the training set, in %; None when there are none."""
-    known = _among(train, lines)
-    return _percent(sum(line in known for line in lines) / len(lines)) if lines else None
+    repeats = _among(train, lines)
+    return _percent(sum(line in repeats for line in lines) / len(lines)) if lines else None
 
 
 def _among(train: Iterable[str], lines: Iterable[str]) -> set[str]:
     """The lines that also occur in train, which is streamed because it may be large."""
-    wanted = set(lines)
-    return {line for line in train if line in wanted}
+    line_set = set(lines)
+    return {line for line in train if line in line_set}
 
 
 def reconstruction(
@@ -93,13 +93,15 @@ def reconstruction(
         "bleu_signature": signature,
     }
     if train is not None:
-        known = _among(train, original)
-        unseen = [pair for pair in zip(decoded, original, strict=True) if pair[1] not in known]
+        train_lines = _among(train, original)
+        unseen = [
+            pair for pair in zip(decoded, original, strict=True) if pair[1] not in train_lines
+        ]
         row["exact_match_unseen_pct"] = exact_match([d for d, _ in unseen], [o for _, o in unseen])
     if ceiling is not None:
         row["exact_match_ceiling_pct"] = exact_match(ceiling, original)
-        every = zip(decoded, original, ceiling, strict=True)
-        reachable = [(d, o) for d, o, best in every if best == o]
+        triples = zip(decoded, original, ceiling, strict=True)
+        reachable = [(d, o) for d, o, best in triples if best == o]
         row["exact_match_reachable_pct"] = exact_match(
             [d for d, _ in reachable], [o for _, o in reachable]
         )
@@ -176,16 +178,16 @@ def token_accuracy(
     batches: Iterable[Batch],
     posts: PosteriorSet,
     *,
-    other: bool = False,
+    baseline: bool = False,
 ) -> float:
     """Share of scored tokens ranked first under teacher forcing from the posterior mean, in %.
 
     Args:
       posts: must include the sentences of `batches`.
-      other: compute the control, in which each sentence gets the mean of another one.
+      baseline: compute the control, in which each sentence gets the mean of another one.
     Raises: DataError if a sentence is missing from `posts` or occurs twice.
     """
-    source_e = posts.other() if other else np.arange(posts.id_e.size)
+    source_e = posts.other() if baseline else np.arange(posts.id_e.size)
     batches = list(batches)
     # The model has positions up to its longest sentence, not up to the next power of two.
     most = max((_longest(batch) for batch in batches), default=None)
@@ -261,7 +263,7 @@ def jaccard(lines: Sequence[str], samples: int = PAIRED_SAMPLES, seed: int = 0) 
     if len(lines) < 2:
         return None
     words = [line.split() for line in _some(lines, samples, seed)]
-    grams = [set(ngrams(one, 2)) or {tuple(one)} for one in words]
+    grams = [set(ngrams(line_words, 2)) or {tuple(line_words)} for line_words in words]
     return float(np.mean([len(a & b) / len(a | b) for a, b in combinations(grams, 2)]))
 
 
@@ -270,9 +272,9 @@ def fourgrams(lines: Iterable[str]) -> set[tuple[str, ...]]:
     return {gram for line in lines for gram in ngrams(line.split(), 4)}
 
 
-def memorised(lines: Iterable[str], known: set[tuple[str, ...]]) -> float | None:
-    """Share of the 4-gram occurrences of the lines that are in `known`, in %."""
-    hits = [gram in known for line in lines for gram in ngrams(line.split(), 4)]
+def memorised(lines: Iterable[str], grams: set[tuple[str, ...]]) -> float | None:
+    """Share of the 4-gram occurrences of the lines that are in `grams`, in %."""
+    hits = [gram in grams for line in lines for gram in ngrams(line.split(), 4)]
     return _percent(sum(hits) / len(hits)) if hits else None
 
 
@@ -314,8 +316,10 @@ def generation(
         "memorised_test_pct": None,
     }
     if train is not None:
-        wanted = fourgrams(samples) | fourgrams(test)
-        known = {gram for line in train for gram in ngrams(line.split(), 4) if gram in wanted}
-        row["memorised_pct"] = memorised(samples, known)
-        row["memorised_test_pct"] = memorised(test, known)
+        sample_grams = fourgrams(samples) | fourgrams(test)
+        train_grams = {
+            gram for line in train for gram in ngrams(line.split(), 4) if gram in sample_grams
+        }
+        row["memorised_pct"] = memorised(samples, train_grams)
+        row["memorised_test_pct"] = memorised(test, train_grams)
     return row

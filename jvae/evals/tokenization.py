@@ -58,9 +58,11 @@ def unknown_in(texts: Sequence[str], tokenizer: TextTokenizer) -> Unknown:
     if tokenizer.unk_id is None or not texts:
         return Unknown(0.0, 0.0)
     ids = tokenizer.encode_batch(texts)
-    unknown_e = np.array([np.sum(one == tokenizer.unk_id) for one in ids])
+    unknown_e = np.array([np.sum(line_ids == tokenizer.unk_id) for line_ids in ids])
     unknown_e -= [_spelt(text, tokenizer) for text in texts]
-    return _shares(unknown_e, np.array([len(one) for one in ids]) - special_tokens(tokenizer))
+    return _shares(
+        unknown_e, np.array([len(line_ids) for line_ids in ids]) - special_tokens(tokenizer)
+    )
 
 
 def _spelt(text: str, tokenizer: TextTokenizer) -> int:

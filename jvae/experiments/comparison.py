@@ -30,7 +30,7 @@ from jvae.experiments import rows as fair_rows
 from jvae.experiments import tables
 from jvae.experiments.data import prepare
 from jvae.experiments.entries import BUDGETS, DEFAULT, ENTRIES, SWEEPS
-from jvae.experiments.plan import OUT, Job, job, points
+from jvae.experiments.plan import OUT, Job, make_job, points
 from jvae.experiments.results import read_rows
 from jvae.runs.data import ROLES
 from jvae.runs.workdir import write_text
@@ -90,7 +90,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
         for entry in names:
             for point in ("", *(points(entry) if args.sweep else ())):
                 jobs += [
-                    job(args.budget, data, entry, seed, args.out, point)
+                    make_job(args.budget, data, entry, seed, args.out, point)
                     for seed in (budget.seeds if not point else budget.seeds[:1])
                 ]
     return jobs
@@ -131,7 +131,7 @@ def _last_line(log: Path) -> str:
 def missing(jobs: Sequence[Job], rows: Path) -> list[Job]:
     """The runs without a row for the same command and files."""
     stored = {fair_rows.key(row): row["fingerprint"] for row in read_rows(rows)}
-    return [one for one in jobs if stored.get(one.key) != one.fingerprint]
+    return [job for job in jobs if stored.get(job.key) != job.fingerprint]
 
 
 def run_all(jobs: Sequence[Job], args: argparse.Namespace) -> int:
@@ -141,15 +141,15 @@ def run_all(jobs: Sequence[Job], args: argparse.Namespace) -> int:
     runner, failed = Runner(), 0
     if waiting:
         runner.listen()
-    for number, one in enumerate(waiting, 1):
-        head = f"{number} of {len(waiting)}: {one.data}, {one.entry} {one.point} seed {one.seed}"
-        log = one.folder.with_name(f"{one.folder.name}.log")
-        command = [sys.executable, "-m", "jvae.main", *one.words, f"--workdir={one.folder}"]
+    for number, job in enumerate(waiting, 1):
+        head = f"{number} of {len(waiting)}: {job.data}, {job.entry} {job.point} seed {job.seed}"
+        log = job.folder.with_name(f"{job.folder.name}.log")
+        command = [sys.executable, "-m", "jvae.main", *job.words, f"--workdir={job.folder}"]
         if compiled:
             command += ["--mode=compile", f"--topology={args.topology}"]
         begin = time.monotonic()
         print(f"{head}: {log}", flush=True)
-        done = not compiled and (one.folder / "eval" / "test.txt").is_file()
+        done = not compiled and (job.folder / "eval" / "test.txt").is_file()
         code = 0 if done or runner.stopped else runner.run(command, log)
         if runner.stopped or code == CODE:
             print("stopped; run the same command to resume", file=sys.stderr)
@@ -161,7 +161,7 @@ def run_all(jobs: Sequence[Job], args: argparse.Namespace) -> int:
         if compiled:
             print(log.read_text(encoding="utf-8").strip())
         else:
-            row = fair_rows.row_of(one, args.out)
+            row = fair_rows.row_of(job, args.out)
             fair_rows.store(row, args.rows)
             nll = row["metrics"][f"nll_{row['k']}"]
             print(f"  NLL_{row['k']} {nll:.2f} after {time.monotonic() - begin:.0f} s", flush=True)
@@ -181,16 +181,16 @@ def main(argv: Sequence[str]) -> int:
     try:
         jobs = plan(args)
         if args.dry_run:
-            print("\n".join(one.command() for one in jobs))
+            print("\n".join(job.command() for job in jobs))
             return 0
         extras.require("figures", "the comparison")
         code = run_all(jobs, args)
         rows = read_rows(args.rows)
-        wanted = {one.key for one in jobs}
-        shown = [row for row in rows if fair_rows.key(row) in wanted]
-        if shown:
-            tables.figures(shown, args.out)
-            print(f"\n{tables.tables(shown)}")
+        keys = {job.key for job in jobs}
+        selection = [row for row in rows if fair_rows.key(row) in keys]
+        if selection:
+            tables.figures(selection, args.out)
+            print(f"\n{tables.tables(selection)}")
         if args.write:
             if not DOCUMENT.is_file():
                 raise ConfigError(f"no {DOCUMENT} here; run --write where it is")

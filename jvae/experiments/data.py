@@ -85,9 +85,9 @@ def prepare(name: str, source: Path, budget: Budget, folder: Path) -> Prepared:
     how = [origin, budget.lines, budget.vocab, budget.row_tokens]
     stored = folder / PREPARED
     if stored.is_file():
-        known = json.loads(stored.read_text(encoding="utf-8"))
-        if known.pop("how") == how:
-            return Prepared(name=name, folder=folder, **known)
+        record = json.loads(stored.read_text(encoding="utf-8"))
+        if record.pop("how") == how:
+            return Prepared(name=name, folder=folder, **record)
         raise ConfigError(
             f"{folder}: prepared from other files or for other sizes; give another --out, or "
             "remove that folder"
@@ -116,9 +116,9 @@ def prepare(name: str, source: Path, budget: Budget, folder: Path) -> Prepared:
         files={split: sha256(folder / f"{split}.txt") for split in run_data.SPLITS}
         | {"tokenizer": tokenizer.fingerprint},
     )
-    known = prepared._asdict() | {"how": how}
-    del known["name"], known["folder"]
-    write_text(stored, json.dumps(known, indent=2, sort_keys=True) + "\n")
+    record = prepared._asdict() | {"how": how}
+    del record["name"], record["folder"]
+    write_text(stored, json.dumps(record, indent=2, sort_keys=True) + "\n")
     return prepared
 
 
@@ -130,7 +130,7 @@ def _per_row(
         split: np.array([len(ids) for ids in tokenizer.encode_batch(lines)])
         for split, lines in texts.items()
     }
-    longest = max(int(one.max()) for one in lengths.values())
+    longest = max(int(split_lengths.max()) for split_lengths in lengths.values())
     proposal = propose_rows({"dec": lengths["train"]}, row_tokens)
     row = max(proposal.row["dec"], longest)
     rows = plan_block({"dec": lengths["train"]}, {"dec": row}, proposal.slots).rows

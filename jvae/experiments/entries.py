@@ -28,7 +28,7 @@ class Budget(NamedTuple):
     checks: int = 8
     rows: int = 1
     row_tokens: int = 64
-    every: Overrides = {}  # overrides for all models
+    overrides: Overrides = {}  # overrides for all models
     compiled: bool = False
 
     @property
@@ -86,7 +86,7 @@ BUDGETS = {
         evals=dict(preset="headline"),
         rows=256,
         row_tokens=256,
-        every={"optim.lr": 3e-4},
+        overrides={"optim.lr": 3e-4},
         compiled=True,
     ),
 }
@@ -112,10 +112,10 @@ class Entry(NamedTuple):
 
 def _stack(budget: Budget, layers: int, *sides: str) -> Overrides:
     """The sizes of Transformer stacks; the width is divided among the attention heads."""
-    own = dict(layers=layers, width=budget.width, heads=budget.heads)
+    sizes = dict(layers=layers, width=budget.width, heads=budget.heads)
     if budget.compiled:
-        own |= dict(dtype="bfloat16", init_std=0.02, unroll=1)
-    return {f"model.{side}.{key}": value for side in sides for key, value in own.items()}
+        sizes |= dict(dtype="bfloat16", init_std=0.02, unroll=1)
+    return {f"model.{side}.{key}": value for side in sides for key, value in sizes.items()}
 
 
 def _lm(budget: Budget) -> Overrides:
@@ -129,10 +129,10 @@ def _optimus(budget: Budget) -> Overrides:
 
 
 def _t5(budget: Budget) -> Overrides:
-    own = _stack(budget, budget.layers // 2, "decoder")
-    own.pop("model.decoder.init_std", None)
+    sizes = _stack(budget, budget.layers // 2, "decoder")
+    sizes.pop("model.decoder.init_std", None)
     head = budget.width // budget.heads
-    return own | {"model.decoder.head": head, "model.latent": budget.latent}
+    return sizes | {"model.decoder.head": head, "model.latent": budget.latent}
 
 
 def _adavae(budget: Budget) -> Overrides:

@@ -87,9 +87,9 @@ def steps(
     run, judge = out / "optimus", out / "lm"
 
     def trained(spec: str, folder: Path, updates: int, more: Sequence[str]) -> Step:
-        every = (*splits, *VALUES, f"train.steps={updates}", *more)
-        configs.apply_overrides(configs.load(spec), every)
-        flags = [f"--config.{value}" for value in every]
+        overrides = (*splits, *VALUES, f"train.steps={updates}", *more)
+        configs.apply_overrides(configs.load(spec), overrides)
+        flags = [f"--config.{value}" for value in overrides]
         words = [f"--config={spec}", *flags, f"--workdir={folder}"]
         return Step(folder.name, words, folder / "eval" / "test.txt")
 
@@ -134,29 +134,29 @@ def main(argv: Sequence[str]) -> int:
         kinds = [kind for kind in args.kinds.split(",") if kind]
         if not kinds:
             raise ConfigError(f"--kinds is empty; expected some of {', '.join(FITTED)}")
-        wanted = steps(args.data, args.out, kinds, args.set, args.steps)
+        plan = steps(args.data, args.out, kinds, args.set, args.steps)
     except JvaeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.dry_run:
-        print("\n".join(shlex.join(["python", "-m", "jvae.main", *one.words]) for one in wanted))
+        print("\n".join(shlex.join(["python", "-m", "jvae.main", *step.words]) for step in plan))
         return 0
-    return _run(wanted, args.out)
+    return _run(plan, args.out)
 
 
-def _run(wanted: Sequence[Step], out: Path) -> int:
+def _run(plan: Sequence[Step], out: Path) -> int:
     runner = Runner()
     runner.listen()
-    for one in wanted:
-        log = out / f"{one.name.replace(' ', '-')}.log"
-        print(f"{one.name}: {log}", flush=True)
-        if one.result.is_file():
+    for step in plan:
+        log = out / f"{step.name.replace(' ', '-')}.log"
+        print(f"{step.name}: {log}", flush=True)
+        if step.result.is_file():
             continue
-        code = runner.run([sys.executable, "-m", "jvae.main", *one.words], log)
+        code = runner.run([sys.executable, "-m", "jvae.main", *step.words], log)
         if runner.stopped or code:
-            print(f"{one.name} ended with {code}; the same command continues", file=sys.stderr)
+            print(f"{step.name} ended with {code}; the same command continues", file=sys.stderr)
             return code or 1
-    print(f"\n{wanted[-1].result.read_text(encoding='utf-8')}\n{published()}")
+    print(f"\n{plan[-1].result.read_text(encoding='utf-8')}\n{published()}")
     return 0
 
 

@@ -51,14 +51,14 @@ def count(config: ConfigDict, entries: int) -> tuple[int, int]:
         if side in config.model:
             config.model[side].vocab = entries
     tree = jax.eval_shape(build.build_model(config).init, jax.random.key(0))
-    own = {name: leaf.size for name, leaf in named_leaves(tree).items()}
-    return sum(n for name, n in own.items() if computing(name)), sum(own.values())
+    sizes = {name: leaf.size for name, leaf in named_leaves(tree).items()}
+    return sum(n for name, n in sizes.items() if computing(name)), sum(sizes.values())
 
 
 def sized(entry: Entry, budget: Budget, size: int | None = None) -> ConfigDict:
     """The config of an entry, with its knob set to a size."""
     config = configs.load(entry.config)
-    values = entry.values(budget) | budget.every
+    values = entry.values(budget) | budget.overrides
     if size is not None:
         values |= {key: size // 2 if key.endswith("width") else size for key in entry.knob}
     return configs.apply_overrides(config, [f"{key}={value}" for key, value in values.items()])
@@ -114,7 +114,9 @@ class Job(NamedTuple):
         return text if out is None else text.replace(str(out), str(OUT))
 
 
-def job(budget_name: str, data: Prepared, name: str, seed: int, out: Path, point: str = "") -> Job:
+def make_job(
+    budget_name: str, data: Prepared, name: str, seed: int, out: Path, point: str = ""
+) -> Job:
     """The run of an entry, with everything its config does not already set as flags."""
     entry, budget = ENTRIES[name], BUDGETS[budget_name]
     base = configs.load(entry.config)
@@ -133,9 +135,9 @@ def job(budget_name: str, data: Prepared, name: str, seed: int, out: Path, point
         values["data.row_tokens"] = budget.row_tokens
 
     def words_of(evals: Overrides) -> tuple[str, ...]:
-        every = values | {f"evals.{key}": value for key, value in evals.items()}
+        settings = values | {f"evals.{key}": value for key, value in evals.items()}
         overrides = [
-            *(f"{key}={value}" for key, value in every.items()),
+            *(f"{key}={value}" for key, value in settings.items()),
             *([point] if point else ()),
         ]
         changed = configs.diff(base, configs.apply_overrides(config, overrides))
@@ -163,8 +165,8 @@ def _spelled_out(evals: Overrides) -> Overrides:
 
 
 def _flag(key: str, value: object) -> str:
-    shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-    return f"--config.{key}={shown}"
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    return f"--config.{key}={text}"
 
 
 def points(name: str) -> tuple[str, ...]:
@@ -172,5 +174,5 @@ def points(name: str) -> tuple[str, ...]:
     if name not in SWEEPS:
         return ()
     key, values = SWEEPS[name]
-    own = configs.flatten(configs.load(ENTRIES[name].config))[key]
-    return tuple(f"{key}={value:g}" for value in values if value != own)
+    preset_value = configs.flatten(configs.load(ENTRIES[name].config))[key]
+    return tuple(f"{key}={value:g}" for value in values if value != preset_value)

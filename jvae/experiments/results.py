@@ -82,10 +82,10 @@ def add_task(key: str, folder: Path, path: Path = TASKS) -> Row:
 
     Raises: ConfigError for an unknown experiment or a run without its report.
     """
-    known = {one.key: one for one in task_table.EXPERIMENTS}
-    if key not in known:
-        raise ConfigError(f"experiment {key!r}: unknown; known: {', '.join(known)}")
-    row = row_of(folder, known[key].report) | {"name": key}
+    experiments = {experiment.key: experiment for experiment in task_table.EXPERIMENTS}
+    if key not in experiments:
+        raise ConfigError(f"experiment {key!r}: unknown; known: {', '.join(experiments)}")
+    row = row_of(folder, experiments[key].report) | {"name": key}
     _store(path, [*(old for old in read_rows(path) if old["name"] != key), row])
     return row
 
@@ -100,9 +100,9 @@ def _measured_step(weights: str | None, steps: Sequence[int]) -> int:
 
 def _cores() -> str:
     """The CPU cores that this process, and so its children, may use."""
-    every = os.cpu_count() or 1
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
-    return f"{every} cores" if own == every else f"{own} of {every} cores"
+    total = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
+    return f"{total} cores" if usable == total else f"{usable} of {total} cores"
 
 
 def _layers(latent: Mapping[str, Any]) -> dict[str, list[float]] | None:
@@ -123,7 +123,7 @@ def add(folder: Path, path: Path = ROWS) -> Row:
     """Stores the row of a run, replacing an older one of the same name."""
     row = row_of(folder)
     rows = [old for old in read_rows(path) if old["name"] != row["name"]] + [row]
-    rows.sort(key=lambda one: one["name"])
+    rows.sort(key=lambda stored: stored["name"])
     _store(path, rows)
     return row
 
@@ -145,7 +145,7 @@ def take(records: Path, path: Path = MEASURED) -> int:
 
 
 def _store(path: Path, rows: Sequence[Row]) -> None:
-    write_text(path, "".join(json.dumps(one, sort_keys=True) + "\n" for one in rows))
+    write_text(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
 
 
 def _number(row: Row, name: str, digits: int) -> str:

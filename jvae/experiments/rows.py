@@ -45,11 +45,11 @@ def store(row: Row, path: Path) -> None:
     rows = {key(old): old for old in results.read_rows(path)} | {key(row): row}
     place = {name: i for i, name in enumerate(ENTRIES)}
 
-    def order(one: Row) -> tuple[str, str, int, str, int]:
-        at = place.get(one["entry"], len(place))
-        return one["budget"], one["data"], at, one["point"], one["seed"]
+    def order(entry: Row) -> tuple[str, str, int, str, int]:
+        at = place.get(entry["entry"], len(place))
+        return entry["budget"], entry["data"], at, entry["point"], entry["seed"]
 
-    lines = (json.dumps(one, sort_keys=True) + "\n" for one in sorted(rows.values(), key=order))
+    lines = (json.dumps(entry, sort_keys=True) + "\n" for entry in sorted(rows.values(), key=order))
     write_text(path, "".join(lines))
 
 
@@ -72,8 +72,8 @@ def row_of(job: Job, out: Path) -> Row:
     by_sentence = [json.loads(line) for line in lines]
     nll = "nll" if "nll" in by_sentence[0] else f"nll_{card['k']}"
     return result | {
-        "nll_e": [round(one[nll], 3) for one in by_sentence],
-        "sentence_e": [one["sentence"] for one in by_sentence],
+        "nll_e": [round(record[nll], 3) for record in by_sentence],
+        "sentence_e": [record["sentence"] for record in by_sentence],
         "budget": job.budget,
         "data": job.data,
         "entry": job.entry,
@@ -108,26 +108,26 @@ def cost(folder: Path, steps: int) -> dict[str, float]:
     encoder, chains and frozen parts.
     """
     config = workdir.saved_config(folder)
-    this = build.open_run(config, folder)
-    mesh = meshes.make_mesh(this.config.mesh)
-    plan = block_rows(this.data["train"], this.rows)
+    run = build.open_run(config, folder)
+    mesh = meshes.make_mesh(run.config.mesh)
+    plan = block_rows(run.data["train"], run.rows)
     shapes = Counter(tuple(sorted(row.items())) for row in plan.row)
-    first = next(iter(eval_batches(this.data["train"], this.rows)))
+    first = next(iter(eval_batches(run.data["train"], run.rows)))
     total = done = 0
-    begun = phases.resolve(this.config)
+    begun = phases.resolve(run.config)
     for phase in begun:
-        current = program.compile_phase(this, phase, mesh, begin=done)
+        current = program.compile_phase(run, phase, mesh, begin=done)
         state, drawn = current.abstract, jax.eval_shape(lambda: jax.random.key(0))
         mean = sum(
             times * matmul_flops(current.train_step.trace(state, _of(first, row), drawn).jaxpr)
             for row, times in shapes.items()
         ) / sum(shapes.values())
-        here = min(phase.steps, steps - done)
-        total, done = total + here * mean, done + here
-    params, _ = build.param_shardings(this.model, mesh)
+        steps_of_phase = min(phase.steps, steps - done)
+        total, done = total + steps_of_phase * mean, done + steps_of_phase
+    params, _ = build.param_shardings(run.model, mesh)
     leaves = {name: math.prod(leaf.shape) for name, leaf in named_leaves(params).items()}
-    own = sum(n for name, n in leaves.items() if computing(name))
-    return {"flops": total, "params": own, "params_all": sum(leaves.values())}
+    computing_params = sum(n for name, n in leaves.items() if computing(name))
+    return {"flops": total, "params": computing_params, "params_all": sum(leaves.values())}
 
 
 def _of(batch: Batch, row: Sequence[tuple[str, int]]) -> Batch:
@@ -199,11 +199,11 @@ def over_floor(row: Row, floor: Row) -> tuple[float, float]:
 def floor_of(row: Row, rows: Sequence[Row]) -> Row | None:
     """The language model's row that a row is checked against."""
     name = ENTRIES[row["entry"]].floor
-    wanted = (row["budget"], row["data"], name, row["seed"], "")
-    return next((one for one in rows if key(one) == wanted), None)
+    floor_key = (row["budget"], row["data"], name, row["seed"], "")
+    return next((candidate for candidate in rows if key(candidate) == floor_key), None)
 
 
 def faults_of(rows: Sequence[Row]) -> dict[Key, list[str]]:
     """`faults` of every row that has any."""
-    every = {key(row): faults(row, floor_of(row, rows)) for row in rows}
-    return {which: messages for which, messages in every.items() if messages}
+    faults_by_key = {key(row): faults(row, floor_of(row, rows)) for row in rows}
+    return {row_key: messages for row_key, messages in faults_by_key.items() if messages}

@@ -33,12 +33,12 @@ def metric(name: str, digits: int = 2) -> Cell:
     """A cell for a metric; `{k}` stands for K."""
 
     def cell(rows: Rows) -> str:
-        own = [name.format(k=row["k"]) for row in rows]
-        values = [row["metrics"].get(one) for row, one in zip(rows, own, strict=True)]
+        names = [name.format(k=row["k"]) for row in rows]
+        values = [row["metrics"].get(key) for row, key in zip(rows, names, strict=True)]
         if any(value is None for value in values):
-            known = all(one in row["metrics"] for row, one in zip(rows, own, strict=True))
-            return DASH if known else NOT_MEASURED
-        errors = [row["se"].get(one) for row, one in zip(rows, own, strict=True)]
+            measured = all(key in row["metrics"] for row, key in zip(rows, names, strict=True))
+            return DASH if measured else NOT_MEASURED
+        errors = [row["se"].get(key) for row, key in zip(rows, names, strict=True)]
         return _shown(values, errors, digits)
 
     return cell
@@ -50,30 +50,30 @@ def _mi(rows: Rows) -> str:
 
 def _active(rows: Rows) -> str:
     """Active units out of all dimensions, and those of the control."""
-    shown = metric("au_0.01", 0)(rows)
+    text = metric("au_0.01", 0)(rows)
     controls = [row["control"].get("au_0.01") for row in rows]
-    if shown == DASH or any(one is None for one in controls):
-        return shown
-    return f"{shown} ({max(controls):g})"
+    if text == DASH or any(control is None for control in controls):
+        return text
+    return f"{text} ({max(controls):g})"
 
 
 def _collapsed(rows: Rows) -> str:
     """The evaluator's verdict; with several seeds, the number of collapsed ones."""
     verdicts = [row["metrics"].get("collapsed") for row in rows]
-    if any(one is None for one in verdicts):
+    if any(verdict is None for verdict in verdicts):
         return DASH
     if len(verdicts) == 1:
         return "**yes**" if verdicts[0] else "no"
     return f"**{sum(verdicts)} of {len(verdicts)}**" if any(verdicts) else "no"
 
 
-def _over_floor(every: Rows) -> Cell:
+def _over_floor(all_rows: Rows) -> Cell:
     """Paired difference to the language model in nats: the cost or gain of the latent."""
 
     def cell(rows: Rows) -> str:
         if ENTRIES[rows[0]["entry"]].floor is None:
             return DASH
-        floors = [floor_of(row, every) for row in rows]
+        floors = [floor_of(row, all_rows) for row in rows]
         if any(floor is None for floor in floors):
             return NOT_MEASURED
         pairs = [over_floor(row, floor) for row, floor in zip(rows, floors, strict=True) if floor]
@@ -137,9 +137,12 @@ def grouped(rows: Rows) -> dict[tuple[str, str], list[Rows]]:
     groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in rows:
         if not row["point"] and row["entry"] in ENTRIES:
-            one = groups.setdefault((row["budget"], row["data"]), {})
-            one.setdefault(row["entry"], []).append(row)
-    return {which: [one[name] for name in ENTRIES if name in one] for which, one in groups.items()}
+            by_entry = groups.setdefault((row["budget"], row["data"]), {})
+            by_entry.setdefault(row["entry"], []).append(row)
+    return {
+        group: [by_entry[name] for name in ENTRIES if name in by_entry]
+        for group, by_entry in groups.items()
+    }
 
 
 def tables(rows: Rows) -> str:
@@ -163,21 +166,21 @@ def tables(rows: Rows) -> str:
             *_markdown(COSTS, groups),
             "",
         ]
-        here = [row for row in rows if (row["budget"], row["data"]) == (budget, data)]
-        parts += _warnings(here, wrong)
-        parts += _sweep(here)
+        group_rows = [row for row in rows if (row["budget"], row["data"]) == (budget, data)]
+        parts += _warnings(group_rows, wrong)
+        parts += _sweep(group_rows)
     return "\n".join(parts).rstrip() or f"{NOT_MEASURED}: no rows yet."
 
 
 def brief(rows: Rows) -> str:
     """A short SNLI table, for the largest budget with rows measured on two cores."""
-    every = grouped(rows)
-    measured = [which for which in (("cpu", "snli"), ("cpu-short", "snli")) if which in every]
+    by_group = grouped(rows)
+    measured = [group for group in (("cpu", "snli"), ("cpu-short", "snli")) if group in by_group]
     if not measured:
         return f"{NOT_MEASURED}: no rows yet."
-    groups = every[measured[0]]
-    shown = [column for column in COLUMNS if column[0] in BRIEF]
-    lines = _markdown((*shown[:2], (OVER, _over_floor(rows)), *shown[2:]), groups)
+    groups = by_group[measured[0]]
+    columns = [column for column in COLUMNS if column[0] in BRIEF]
+    lines = _markdown((*columns[:2], (OVER, _over_floor(rows)), *columns[2:]), groups)
     return "\n".join(lines)
 
 
@@ -220,10 +223,10 @@ def _sweep(rows: Rows) -> list[str]:
     k = rows[0]["k"]
     head = ["model", "knob", "rate: KL", "distortion: Rec", "-ELBO", f"NLL_{k}", "MI", "AU"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for name, own in swept(rows).items():
+    for name, points in swept(rows).items():
         label = "τ" if name.startswith("sri") else "β"
-        for row in own:
-            cells = [metric(one)([row]) for one in ("kl", "rec", "neg_elbo", "nll_{k}")]
+        for row in points:
+            cells = [metric(key)([row]) for key in ("kl", "rec", "neg_elbo", "nll_{k}")]
             cells += [_mi([row]), metric("au_0.01", 0)([row])]
             lines.append(
                 f"| {ENTRIES[name].title} | {label} = {row['knob']:g} | {' | '.join(cells)} |"
@@ -235,9 +238,9 @@ def swept(rows: Rows) -> dict[str, list[Row]]:
     """The points of each swept entry by their knob, including its row in the table."""
     points: dict[str, list[Row]] = {}
     for name in SWEEPS:
-        own = [r for r in rows if r["entry"] == name and r["metrics"].get("kl") is not None]
-        if any(row["point"] for row in own):
-            points[name] = sorted(own, key=lambda row: row["knob"])
+        group = [r for r in rows if r["entry"] == name and r["metrics"].get("kl") is not None]
+        if any(row["point"] for row in group):
+            points[name] = sorted(group, key=lambda row: row["knob"])
     return points
 
 
@@ -277,10 +280,10 @@ def figure(rows: Rows) -> Any:
                 color=palette.FAINT,
                 fontsize=8,
             )
-        for color, (name, own) in zip(palette.COLORS, series.items(), strict=False):
-            x, y = ([row["metrics"][which] for row in own] for which in ("kl", "rec"))
+        for color, (name, group) in zip(palette.COLORS, series.items(), strict=False):
+            x, y = ([row["metrics"][key] for row in group] for key in ("kl", "rec"))
             ax.plot(x, y, "o-", color=color, label=ENTRIES[name].title)
-            for row, rate, rec in zip(own, x, y, strict=True):
+            for row, rate, rec in zip(group, x, y, strict=True):
                 label = f"{'τ' if name.startswith('sri') else 'β'} = {row['knob']:g}"
                 ax.annotate(label, (rate, rec), (5, 5), textcoords="offset points", fontsize=8)
         ax.set_xlabel("rate: KL, nats per sentence")
@@ -288,8 +291,8 @@ def figure(rows: Rows) -> Any:
         ax.set_xlim(ends)
         ax.set_ylim(0, 1.1 * max(*floors.values(), *(rec for _, rec in points)))
         ax.legend()
-        shown = ", ".join(ENTRIES[name].title for name in series)
-        return look.picture(fig, f"Rate against distortion of {shown}")
+        titles = ", ".join(ENTRIES[name].title for name in series)
+        return look.picture(fig, f"Rate against distortion of {titles}")
 
 
 def commands(rows: Rows) -> str:
@@ -307,8 +310,8 @@ def figures(rows: Rows, folder: Path) -> list[str]:
     """Writes the figure of every swept budget and data set; returns Markdown to embed them."""
     lines = []
     for budget, data in grouped(rows):
-        here = [row for row in rows if (row["budget"], row["data"]) == (budget, data)]
-        if picture := figure(here):
+        group_rows = [row for row in rows if (row["budget"], row["data"]) == (budget, data)]
+        if picture := figure(group_rows):
             path = folder / f"rate-distortion-{budget}-{data}.svg"
             write_text(path, picture.svg.decode())
             title = f"{NAMES.get(data, data)}, budget `{budget}`"
@@ -333,8 +336,8 @@ def filled(text: str, parts: Mapping[str, str]) -> str:
     """
     head, *rest = text.split(BEGIN)
     out = head
-    for one in rest:
-        name, close, body = one.partition(" -->")
+    for part in rest:
+        name, close, body = part.partition(" -->")
         _, end, after = body.partition(END)
         if name not in parts or not close or not end:
             raise ConfigError(f"table {name.splitlines()[0]!r}: unknown, or without {END!r}")

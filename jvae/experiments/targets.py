@@ -26,11 +26,11 @@ class Target(NamedTuple):
 
     def verdict(self, rows: Sequence[Row]) -> tuple[str, str]:
         """The newest value, and whether it meets the target."""
-        wanted = (self.preset, self.case, self.config, self.program)
+        key = (self.preset, self.case, self.config, self.program)
         matches = [
             row
             for row in rows
-            if (row["preset"], row["case"], row["config"], row["program"]) == wanted
+            if (row["preset"], row["case"], row["config"], row["program"]) == key
         ]
         if not matches:
             return NOT_MEASURED, "–"

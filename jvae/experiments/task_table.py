@@ -22,7 +22,7 @@ class Experiment(NamedTuple):
 
     command: arguments of `python -m`, with a small budget if there is one.
     compares: how the results compare, or why they do not.
-    shown: metrics of the stored report: name, title, digits. report: `eval/<report>.json`.
+    metrics: metrics of the stored report: name, title, digits. report: `eval/<report>.json`.
     comparison: (entry, data) of the comparison of all models; its row for budget `cpu-short` is
       shown if no run of the experiment's own is stored.
     reason: why nothing is measured.
@@ -34,7 +34,7 @@ class Experiment(NamedTuple):
     data: str
     published: str
     compares: str
-    shown: tuple[tuple[str, str, int], ...] = ()
+    metrics: tuple[tuple[str, str, int], ...] = ()
     report: str = "test"
     comparison: tuple[str, str] | None = None
     reason: str = ""
@@ -343,11 +343,11 @@ EXPERIMENTS = (
 )
 
 
-def _figure(row: Row, shown: Sequence[tuple[str, str, int]]) -> str | None:
+def _figure(row: Row, metrics: Sequence[tuple[str, str, int]]) -> str | None:
     """The metrics that a row has; None if it has none."""
     parts = []
-    for name, title, digits in shown:
-        name, title = (one.format(k=row.get("k", "")) for one in (name, title))
+    for name, title, digits in metrics:
+        name, title = (text.format(k=row.get("k", "")) for text in (name, title))
         value, se = row["metrics"].get(name), row["se"].get(name)
         if value is not None:
             error = "" if se is None else f" ± {se:.{digits}f}"
@@ -377,12 +377,15 @@ def table(rows: Sequence[Row], comparison: Sequence[Row]) -> str:
     }
     head = ("", "experiment", "command", "data", "budget", "ours", "published", "compares")
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for one in EXPERIMENTS:
-        row = by_key.get(one.key) or (one.comparison and by_entry.get(one.comparison))
-        figure = _figure(row, one.shown) if row else None
-        ours = figure or f"not measured: {one.reason or 'the run was not made to its end'}"
+    for experiment in EXPERIMENTS:
+        row = by_key.get(experiment.key) or (
+            experiment.comparison and by_entry.get(experiment.comparison)
+        )
+        figure = _figure(row, experiment.metrics) if row else None
+        ours = figure or f"not measured: {experiment.reason or 'the run was not made to its end'}"
         budget = _budget(row) if row and figure else "–"
-        cells = (one.key, one.what, f"`{one.command}`", one.data, budget, ours)
-        cells = (*cells, one.published, one.compares)
+        command = f"`{experiment.command}`"
+        cells = (experiment.key, experiment.what, command, experiment.data, budget, ours)
+        cells = (*cells, experiment.published, experiment.compares)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

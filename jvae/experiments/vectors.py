@@ -95,9 +95,9 @@ def prepare(folder: Path, counts: dict[str, int]) -> None:
 def command(point: Point, data: Path, out: Path, values: Sequence[str]) -> list[str]:
     """The arguments of a point's run. Raises: ConfigError for a value that the config rejects."""
     files = tuple(f"data.{split}={data / f'{split}.txt'}" for split in TEXTS)
-    every = (*files, *VALUES, *point.values, *values)
-    configs.apply_overrides(configs.load(SPEC), every)
-    flags = [f"--config.{value}" for value in every]
+    overrides = (*files, *VALUES, *point.values, *values)
+    configs.apply_overrides(configs.load(SPEC), overrides)
+    flags = [f"--config.{value}" for value in overrides]
     return ["-m", "jvae.main", f"--config={SPEC}", *flags, f"--workdir={out / point.name}"]
 
 
@@ -111,7 +111,7 @@ def table(done: Sequence[tuple[Point, Path]]) -> str:
             ranges = zip(columns["words_from"], columns["words_to"], strict=True)
             rows.append(["latent", *(f"{a} to {b} words" for a, b in ranges), "all"])
         shares = [*columns["exact_match_by_length"], report["metrics"]["exact_match"]["value"]]
-        rows.append([point.name, *("-" if one is None else f"{one:.1f}" for one in shares)])
+        rows.append([point.name, *("-" if share is None else f"{share:.1f}" for share in shares)])
     return "\n".join([f"exact match %, {by_length.TITLE}", *aligned(rows)])
 
 
@@ -133,24 +133,24 @@ def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     args = _arguments(argv)
     try:
-        wanted = points([int(word) for word in args.vectors.split(",") if word])
+        plan = points([int(word) for word in args.vectors.split(",") if word])
         data = args.data or args.out / "texts"
-        commands = [command(point, data, args.out, args.set) for point in wanted]
+        commands = [command(point, data, args.out, args.set) for point in plan]
         if args.dry_run:
             print("\n".join(shlex.join(["python", *words]) for words in commands))
             return 0
         if args.data is None:
             prepare(data, TEXTS)
-        return _run(wanted, commands, args.out)
+        return _run(plan, commands, args.out)
     except (JvaeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def _run(wanted: Sequence[Point], commands: Sequence[Sequence[str]], out: Path) -> int:
+def _run(plan: Sequence[Point], commands: Sequence[Sequence[str]], out: Path) -> int:
     runner, done = Runner(), []
     runner.listen()
-    for point, words in zip(wanted, commands, strict=True):
+    for point, words in zip(plan, commands, strict=True):
         folder, log = out / point.name, out / f"{point.name}.log"
         print(f"{point.name}: {log}", flush=True)
         finished = (folder / "eval" / "test.json").is_file()

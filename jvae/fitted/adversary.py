@@ -30,7 +30,9 @@ class Net(NamedTuple):
         """Initial parameters."""
         sizes = (self.inputs, *[self.width] * self.layers, self.outputs)
         ends = zip(jax.random.split(key, len(sizes) - 1), sizes, sizes[1:], strict=False)
-        return {f"layer_{i}": nets.affine(one, a, b) for i, (one, a, b) in enumerate(ends)}
+        return {
+            f"layer_{i}": nets.affine(layer_key, a, b) for i, (layer_key, a, b) in enumerate(ends)
+        }
 
     def apply(self, p: Params, x_ed: Float[Array, "e d"]) -> Float[Array, "e k"]:
         """Applies the network."""

@@ -86,10 +86,10 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
 
     def clean(p: Params, x_egz: Array, level_e: Array, label_e: Array) -> Float[Array, "e g z"]:
         """E[u | x] at noise level sigma, for latents of variance 1; EDM eq. 7."""
-        own = level_e[:, None, None]
-        total = own**2 + 1.0
+        sigma = level_e[:, None, None]
+        total = sigma**2 + 1.0
         out_egz = net.apply(p, x_egz * jax.lax.rsqrt(total), jnp.log(level_e) / 4, label_e)
-        return x_egz / total + own * jax.lax.rsqrt(total) * out_egz
+        return x_egz / total + sigma * jax.lax.rsqrt(total) * out_egz
 
     def loss(p: Params, u_bgz: Array, label_b: Array, key: Key[Array, ""]) -> Array:
         level_key, noise_key, label_key = jax.random.split(key, 3)

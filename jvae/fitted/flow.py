@@ -33,11 +33,11 @@ class FlowOptions:
 def build(options: FlowOptions, shape: tuple[int, int], labels: int) -> Density:
     """Builds the density; see `FittedKind`."""
     width = shape[0] * shape[1]
-    known = labels if labels > 1 else 0
-    coupling = Coupling(options.layers, options.width, options.bins, width, known)
+    classes = labels if labels > 1 else 0
+    coupling = Coupling(options.layers, options.width, options.bins, width, classes)
 
     def one_hot(label_e: Array) -> Float[Array, "e c"]:
-        return jax.nn.one_hot(label_e, labels)[:, :known]
+        return jax.nn.one_hot(label_e, labels)[:, :classes]
 
     def nats(layers: Params, x_ed: Array, label_e: Array) -> Float[Array, "e"]:
         return coupling.log_prob(layers, x_ed, one_hot(label_e))
@@ -67,20 +67,20 @@ def build(options: FlowOptions, shape: tuple[int, int], labels: int) -> Density:
     def sample(p: Params, key_e: Key[Array, "e"], label_e: Array) -> Float[Array, "e g z"]:
         return coloured(p, noise(key_e, (width,)), label_e)
 
-    def every(u_egz: Array, label: Array) -> Array:
+    def label_of_each(u_egz: Array, label: Array) -> Array:
         return jnp.full(u_egz.shape[:1], label)
 
     def log_prob(p: Params, u_egz: Array, label: Array) -> Float[Array, "e"]:
         log_det = jnp.sum(jnp.log(jnp.diagonal(p["factor_dd"])))
-        return nats(p["layers"], white(p, u_egz), every(u_egz, label)) - log_det
+        return nats(p["layers"], white(p, u_egz), label_of_each(u_egz, label)) - log_det
 
     def to_noise(p: Params, u_egz: Array, label: Array) -> Float[Array, "e g z"]:
-        label_ec = one_hot(every(u_egz, label))
+        label_ec = one_hot(label_of_each(u_egz, label))
         noise_ed, _ = coupling.inward(p["layers"], white(p, u_egz), label_ec)
         return noise_ed.reshape(u_egz.shape)
 
     def from_noise(p: Params, noise_egz: Array, label: Array) -> Float[Array, "e g z"]:
-        return coloured(p, noise_egz.reshape(-1, width), every(noise_egz, label))
+        return coloured(p, noise_egz.reshape(-1, width), label_of_each(noise_egz, label))
 
     return Density(fit, sample, log_prob, to_noise, from_noise)
 

@@ -44,13 +44,13 @@ class GanOptions:
 def build(options: GanOptions, shape: tuple[int, int], labels: int) -> Density:
     """Builds the density; see `FittedKind`."""
     size = shape[0] * shape[1]
-    known = labels if labels > 1 else 0
+    classes = labels if labels > 1 else 0
     width = options.width or max(128, 2 * size)
-    generator = Net(size + known, size, width, options.layers)
-    discriminator = Net(size + known, 1, width, options.layers)
+    generator = Net(size + classes, size, width, options.layers)
+    discriminator = Net(size + classes, 1, width, options.layers)
 
     def beside(x_ed: Array, label_e: Int[Array, "e"]) -> Float[Array, "e k"]:
-        return jnp.concatenate([x_ed, jax.nn.one_hot(label_e, labels)[:, :known]], axis=1)
+        return jnp.concatenate([x_ed, jax.nn.one_hot(label_e, labels)[:, :classes]], axis=1)
 
     def loss(p: Params, u_bgz: Array, label_b: Array, key: Key[Array, ""]) -> Array:
         real_bd = u_bgz.reshape(len(u_bgz), -1)

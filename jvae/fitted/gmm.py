@@ -167,7 +167,9 @@ def _fit(
     def of(label: Array) -> _Mixture:
         weight_n = (label_n == label).astype(u_nd.dtype)
         key_s = jax.random.split(jax.random.fold_in(key, label), options.starts)
-        nats_s, mixture_s = jax.lax.map(lambda one: _climb(options, u_nd, weight_n, one), key_s)
+        nats_s, mixture_s = jax.lax.map(
+            lambda start_key: _climb(options, u_nd, weight_n, start_key), key_s
+        )
         best = jnp.argmax(jnp.nan_to_num(nats_s, nan=-jnp.inf))
         return jax.tree.map(lambda leaf: leaf[best], mixture_s)
 
@@ -183,14 +185,14 @@ def build(options: GmmOptions, shape: tuple[int, int], labels: int) -> Density:
         return dict(zip(("log_weight_ck", "mean_ckd", "factor_ck"), mixture_c, strict=True))
 
     def sample(p: Params, key_e: Key[Array, "e"], label_e: Array) -> Float[Array, "e g z"]:
-        def one(key: Array, label: Array) -> Array:
-            which, draw = jax.random.split(key)
-            k = jax.random.categorical(which, p["log_weight_ck"][label])
-            noise_d, factor = jax.random.normal(draw, (width,)), p["factor_ck"][label, k]
+        def draw(key: Array, label: Array) -> Array:
+            component_key, noise_key = jax.random.split(key)
+            k = jax.random.categorical(component_key, p["log_weight_ck"][label])
+            noise_d, factor = jax.random.normal(noise_key, (width,)), p["factor_ck"][label, k]
             spread_d = factor * noise_d if factor.ndim == 1 else factor @ noise_d
             return p["mean_ckd"][label, k] + spread_d
 
-        return jax.vmap(one)(key_e, label_e).reshape(-1, *shape)
+        return jax.vmap(draw)(key_e, label_e).reshape(-1, *shape)
 
     def log_prob(p: Params, u_egz: Array, label: Array) -> Float[Array, "e"]:
         mixture = _Mixture(p["log_weight_ck"][label], p["mean_ckd"][label], p["factor_ck"][label])

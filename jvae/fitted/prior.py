@@ -93,8 +93,8 @@ class Fitted:
 
         Raises: InputError for an unknown label, or if there are several and none is given.
         """
-        own = density(self.kind, self.options, self.shape, max(len(self.labels), 1))
-        if own.to_noise is None:
+        latent_density = density(self.kind, self.options, self.shape, max(len(self.labels), 1))
+        if latent_density.to_noise is None:
             return None
         number = self.label_of(label)
         if number is None and len(self.labels) > 1:
@@ -102,7 +102,7 @@ class Fitted:
                 f"prior {self.name!r} maps latents to noise by label; give one of "
                 f"{', '.join(self.labels[:20])}"
             )
-        return Maps(own, self.params, number or 0)
+        return Maps(latent_density, self.params, number or 0)
 
 
 @dataclass(frozen=True)
@@ -115,17 +115,17 @@ class Maps:
 
     def to_noise(self, z_egz: Float[np.ndarray, "e g z"]) -> Float[np.ndarray, "e g z"]:
         """Maps latents to noise."""
-        own = self.params
-        u_egz = standardised(own, z_egz)
+        params = self.params
+        u_egz = standardised(params, z_egz)
         assert self.density.to_noise is not None
-        return mapped(self.density.to_noise, own["density"], u_egz, self.label)
+        return mapped(self.density.to_noise, params["density"], u_egz, self.label)
 
     def from_noise(self, u_egz: Float[np.ndarray, "e g z"]) -> Float[np.ndarray, "e g z"]:
         """Maps noise to latents."""
-        own = self.params
+        params = self.params
         assert self.density.from_noise is not None
-        u_egz = mapped(self.density.from_noise, own["density"], u_egz, self.label)
-        return u_egz * own["scale_gz"][None] + own["shift_gz"][None]
+        u_egz = mapped(self.density.from_noise, params["density"], u_egz, self.label)
+        return u_egz * params["scale_gz"][None] + params["shift_gz"][None]
 
 
 def standardised(params: Params, z_egz: Float[np.ndarray, "e g z"]) -> Float[np.ndarray, "e g z"]:
@@ -158,32 +158,32 @@ def _prior(
     kind: str, options: Any, shape: tuple[int, int], labels: int, label: int | None
 ) -> Prior:
     """The functions of a prior; equal arguments return the same object, to avoid recompilation."""
-    own = density(kind, options, shape, max(labels, 1))
-    one = label if labels > 1 else 0  # None: a mixture over labels
+    latent_density = density(kind, options, shape, max(labels, 1))
+    fixed_label = label if labels > 1 else 0  # None: a mixture over labels
 
     def sample(params: Params, key_e: Key[Array, "e"], cond: Cond = None) -> Float[Array, "e g z"]:
         del cond
         p = params[KEY]
         key_e2 = jax.vmap(jax.random.split)(key_e)
-        if one is None:
+        if fixed_label is None:
             draw = lambda key: jax.random.categorical(key, p["log_share_c"])  # noqa: E731
             label_e = jax.vmap(draw)(key_e2[:, 0])
         else:
-            label_e = jnp.full(key_e.shape, one)
-        u_egz = own.sample(p["density"], key_e2[:, 1], label_e)
+            label_e = jnp.full(key_e.shape, fixed_label)
+        u_egz = latent_density.sample(p["density"], key_e2[:, 1], label_e)
         return u_egz * p["scale_gz"][None] + p["shift_gz"][None]
 
     def log_prob(params: Params, z_egz: Array, cond: Cond = None) -> Float[Array, "e"]:
         del cond
-        if own.log_prob is None:
+        if latent_density.log_prob is None:
             raise ConfigError(f"the density of this prior is not computed: {no_density(kind)}")
-        p, log_density = params[KEY], own.log_prob
+        p, log_density = params[KEY], latent_density.log_prob
         u_egz = (z_egz - p["shift_gz"][None]) / p["scale_gz"][None]
-        if one is None:
-            each = lambda c: log_density(p["density"], u_egz, c) + p["log_share_c"][c]  # noqa: E731
-            nats_e = logsumexp(jax.lax.map(each, jnp.arange(labels)), axis=0)
+        if fixed_label is None:
+            nats_of = lambda c: log_density(p["density"], u_egz, c) + p["log_share_c"][c]  # noqa: E731
+            nats_e = logsumexp(jax.lax.map(nats_of, jnp.arange(labels)), axis=0)
         else:
-            nats_e = log_density(p["density"], u_egz, jnp.asarray(one))
+            nats_e = log_density(p["density"], u_egz, jnp.asarray(fixed_label))
         return nats_e - jnp.sum(jnp.log(p["scale_gz"]))
 
     return Prior(sample, log_prob)
@@ -198,8 +198,8 @@ def no_density(kind: str) -> str:
 
 def has_density(fitted: Fitted) -> bool:
     """Whether log p'(z) is available, as needed for likelihoods under the prior."""
-    own = density(fitted.kind, fitted.options, fitted.shape, max(len(fitted.labels), 1))
-    return own.log_prob is not None
+    latent_density = density(fitted.kind, fitted.options, fitted.shape, max(len(fitted.labels), 1))
+    return latent_density.log_prob is not None
 
 
 def fit(
@@ -241,9 +241,9 @@ def fit(
     shift_gz = z_ngz.mean(axis=0, dtype=np.float64)
     scale_gz = np.maximum(z_ngz.std(axis=0, dtype=np.float64), LEAST_SCALE)
     u_ngz = ((z_ngz - shift_gz[None]) / scale_gz[None]).astype(np.float32)
-    own = density(kind, options, shape, max(len(labels), 1))
+    latent_density = density(kind, options, shape, max(len(labels), 1))
     with meshes.inside(mesh):
-        fitted = own.fit(jnp.asarray(u_ngz), jnp.asarray(label_n, jnp.int32), key)
+        fitted = latent_density.fit(jnp.asarray(u_ngz), jnp.asarray(label_n, jnp.int32), key)
     params = {
         "shift_gz": shift_gz.astype(np.float32),
         "scale_gz": scale_gz.astype(np.float32),
@@ -256,8 +256,8 @@ def fit(
 def join(params: Params, fitted: Fitted) -> Params:
     """The parameters of a model together with those of a fitted prior, on the same devices."""
     mesh = meshes.mesh_of(params)
-    own = jax.tree.map(jnp.asarray, fitted.params)
-    return params | {KEY: own if mesh is None else meshes.everywhere(own, mesh)}
+    prior_params = jax.tree.map(jnp.asarray, fitted.params)
+    return params | {KEY: prior_params if mesh is None else meshes.everywhere(prior_params, mesh)}
 
 
 def attach(model: TextVAE, fitted: Fitted, label: str | None = None) -> TextVAE:

@@ -18,8 +18,8 @@ from jvae.fitted.prior import Fitted, mapped, standardised
 
 def transfers(fitted: Fitted) -> bool:
     """Whether latents can be moved to another label with a prior."""
-    own = density(fitted.kind, fitted.options, fitted.shape, max(len(fitted.labels), 1))
-    return own.moved is not None or own.to_noise is not None
+    latent_density = density(fitted.kind, fitted.options, fitted.shape, max(len(fitted.labels), 1))
+    return latent_density.moved is not None or latent_density.to_noise is not None
 
 
 def transfer(
@@ -41,7 +41,7 @@ def transfer(
     target = fitted.label_of(label)
     if target is None:
         raise InputError(f"to which label? Expected one of {', '.join(fitted.labels[:20])}")
-    own = density(fitted.kind, fitted.options, fitted.shape, len(fitted.labels))
+    latent_density = density(fitted.kind, fitted.options, fitted.shape, len(fitted.labels))
     if not transfers(fitted):
         raise InputError(
             f"prior {fitted.name!r} is of kind {fitted.kind}, which brings no latent to another "
@@ -49,35 +49,37 @@ def transfer(
         )
     if labels is not None and len(labels) != len(z_ngz):
         raise InputError(f"{len(labels)} own labels for {len(z_ngz)} latents; expected one of each")
-    number_n = _numbers(fitted, own, z_ngz, labels)
+    number_n = _numbers(fitted, latent_density, z_ngz, labels)
     moved_ngz = z_ngz.astype(np.float32)
     for number in np.setdiff1d(number_n, [target]):
         at_n = number_n == number
-        moved_ngz[at_n] = _moved(fitted, own, z_ngz[at_n], number, target)
+        moved_ngz[at_n] = _moved(fitted, latent_density, z_ngz[at_n], number, target)
     return (z_ngz + strength * (moved_ngz - z_ngz)).astype(np.float32)
 
 
 def _moved(
-    fitted: Fitted, own: Density, z_ngz: np.ndarray, number: int, target: int
+    fitted: Fitted, latent_density: Density, z_ngz: np.ndarray, number: int, target: int
 ) -> Float[np.ndarray, "n g z"]:
     """Moves latents of one label to another."""
-    if own.moved is None:
-        source, goal = (fitted.maps(fitted.labels[one]) for one in (number, target))
+    if latent_density.moved is None:
+        source, goal = (fitted.maps(fitted.labels[label]) for label in (number, target))
         assert source is not None and goal is not None
         return goal.from_noise(source.to_noise(z_ngz))
-    u_ngz = mapped(own.moved, fitted.params["density"], standardised(fitted.params, z_ngz), target)
+    u_ngz = mapped(
+        latent_density.moved, fitted.params["density"], standardised(fitted.params, z_ngz), target
+    )
     return u_ngz * fitted.params["scale_gz"][None] + fitted.params["shift_gz"][None]
 
 
 def _numbers(
-    fitted: Fitted, own: Density, z_ngz: np.ndarray, labels: Sequence[str] | None
+    fitted: Fitted, latent_density: Density, z_ngz: np.ndarray, labels: Sequence[str] | None
 ) -> Int[np.ndarray, "n"]:
     """The number of each latent's current label; -1 if the kind does not need it."""
     if labels is not None:
-        return np.array([fitted.label_of(one) for one in labels], np.int64)
-    if not len(z_ngz) or (own.moved is not None and own.log_prob is None):
+        return np.array([fitted.label_of(label) for label in labels], np.int64)
+    if not len(z_ngz) or (latent_density.moved is not None and latent_density.log_prob is None):
         return np.full(len(z_ngz), -1)
-    if own.log_prob is None:
+    if latent_density.log_prob is None:
         raise InputError(
             f"prior {fitted.name!r} cannot infer the labels of texts, as its density is not "
             "computed: add --prior.trace=exact (with_prior(..., trace='exact') in Python), or name "
@@ -85,6 +87,9 @@ def _numbers(
         )
     u_ngz, params = standardised(fitted.params, z_ngz), fitted.params
     nats_cn = np.stack(
-        [mapped(own.log_prob, params["density"], u_ngz, c) for c in range(len(fitted.labels))]
+        [
+            mapped(latent_density.log_prob, params["density"], u_ngz, c)
+            for c in range(len(fitted.labels))
+        ]
     )
     return np.argmax(nats_cn + params["log_share_c"][:, None], axis=0)

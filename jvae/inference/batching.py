@@ -53,8 +53,8 @@ def tokenise(
         i = min(faults)
         raise DataError(f"sentence {i + 1}: {faults[i].detail}")
     for side, tokenizer in tokenizers.items():
-        held = texts_of(side, texts, sources or (), joined)
-        unknown = unknown_tokens(sides[side], tokenizer, held)
+        side_texts = texts_of(side, texts, sources or (), joined)
+        unknown = unknown_tokens(sides[side], tokenizer, side_texts)
         tokens = len(sides[side].flat)
         if note := unknown_note(unknown, tokens, len(texts), tokenizer, ["sentences"]):
             log.warning("%s", note)
@@ -77,9 +77,9 @@ def truncate(
     A text whose first word is too long is left unchanged, so that `tokenise` reports it.
     """
 
-    def too_long(some: Sequence[str], at: Sequence[int]) -> set[int]:
-        own = [sources[i] for i in at] if sources else ()
-        spelt = {side: own if side == "cond" else some for side in tokenizers}
+    def too_long(part: Sequence[str], at: Sequence[int]) -> set[int]:
+        part_sources = [sources[i] for i in at] if sources else ()
+        spelt = {side: part_sources if side == "cond" else part for side in tokenizers}
         return set(encode(spelt, tokenizers, limits, joined)[1])
 
     cut = list(texts)

@@ -31,10 +31,10 @@ def listed(texts: Any, what: str = "sentence") -> list[str]:
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputTypeError(f"{what} {i + 1} is of type {type(text).__name__}; expected text")
-        one = clean(text, "is empty; there is nothing to encode")
-        if isinstance(one, BadLine):
-            raise DataError(f"{what} {i + 1} {one.detail}")
-        cleaned.append(one)
+        sentence = clean(text, "is empty; there is nothing to encode")
+        if isinstance(sentence, BadLine):
+            raise DataError(f"{what} {i + 1} {sentence.detail}")
+        cleaned.append(sentence)
     return cleaned
 
 
@@ -45,23 +45,24 @@ def latents(z_egz: object, expected: tuple[int | str, ...]) -> Float[np.ndarray,
       expected: their shape; its first entry is a name if any number is allowed.
     Raises: InputError for another shape, or a value that is not a finite number.
     """
-    shown = f"({', '.join(map(str, expected))})"
+    expected_shape = f"({', '.join(map(str, expected))})"
     try:
         latent_egz = np.asarray(z_egz)
         if np.iscomplexobj(latent_egz):
-            raise InputError(f"latents are complex numbers; expected real ones, {shown}")
+            raise InputError(f"latents are complex numbers; expected real ones, {expected_shape}")
         with np.errstate(over="ignore"):  # overflow of float32 is caught as not finite below
             latent_egz = latent_egz.astype(np.float32)
     except InputError:
         raise
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"latents are not an array of numbers ({error}); expected {shown}"
+            f"latents are not an array of numbers ({error}); expected {expected_shape}"
         ) from None
     if latent_egz.ndim != 3 or any(
-        wanted not in (size, "n") for size, wanted in zip(latent_egz.shape, expected, strict=True)
+        expected_size not in (size, "n")
+        for size, expected_size in zip(latent_egz.shape, expected, strict=True)
     ):
-        raise InputError(f"latents have shape {latent_egz.shape}; expected {shown}")
+        raise InputError(f"latents have shape {latent_egz.shape}; expected {expected_shape}")
     if len(wrong := np.flatnonzero(~np.isfinite(latent_egz).all(axis=(1, 2)))):
         raise InputError(f"latent {wrong[0] + 1} holds a value that is not finite")
     return latent_egz
@@ -74,14 +75,14 @@ def seed(value: object) -> None:
 
 def settings(names: Iterable[str]) -> None:
     """Raises: ConfigError for an unknown decoding setting, suggesting the closest match."""
-    known = [one.name for one in dataclasses.fields(DecodeConfig)]
+    options = [field.name for field in dataclasses.fields(DecodeConfig)]
     for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            near = near or [one for one in known if one.startswith(name[:4])][:1]
+        if name not in options:
+            near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+            near = near or [option for option in options if option.startswith(name[:4])][:1]
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(
-                f"{name!r} is not a decoding setting{hint}; settings: {', '.join(known)}"
+                f"{name!r} is not a decoding setting{hint}; settings: {', '.join(options)}"
             )
 
 

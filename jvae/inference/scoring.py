@@ -58,7 +58,7 @@ def means(
     key_e = example_keys(key, batch.id_e)
     if chains is None:
         return mean(key_e)
-    key_re = jax.vmap(lambda r: jax.vmap(lambda one: jax.random.fold_in(one, r))(key_e))(
+    key_re = jax.vmap(lambda r: jax.vmap(lambda key: jax.random.fold_in(key, r))(key_e))(
         jnp.arange(chains)
     )
     return jnp.mean(jax.lax.map(mean, key_re, batch_size=min(CHUNK, chains)), axis=0)

@@ -139,8 +139,12 @@ class LoadedVAE:
     @property
     def _tokenizers(self) -> dict[str, TextTokenizer]:
         """The tokenizer of every side that the model reads."""
-        every = {"dec": self.decoder, "enc": self.encoder, "cond": self._source_tokenizer}
-        return {side: one for side, one in every.items() if side in ("dec", *self.limits)}
+        tokenizers = {"dec": self.decoder, "enc": self.encoder, "cond": self._source_tokenizer}
+        return {
+            side: tokenizer
+            for side, tokenizer in tokenizers.items()
+            if side in ("dec", *self.limits)
+        }
 
     @property
     def _source_tokenizer(self) -> TextTokenizer:
@@ -190,7 +194,7 @@ class LoadedVAE:
         encoder's tokenizer.
         """
         ids = self.decoder.encode_batch(checks.listed(texts))
-        return np.array([len(one) for one in ids], np.int64)
+        return np.array([len(tokens) for tokens in ids], np.int64)
 
     @overload
     def encode(
@@ -408,8 +412,10 @@ class LoadedVAE:
         out = np.zeros((total, *self.model.latent_shape), np.float32)
         for place_e, index_e in batching.spans(total, self.decode_batch):
             given_e = index_e // n
-            one = jax.tree.map(lambda leaf, at=given_e: leaf[at], cond)
-            z_egz = scoring.prior(self.model.prior, self.params, self._key(seed), index_e, one)
+            batch_cond = jax.tree.map(lambda leaf, at=given_e: leaf[at], cond)
+            z_egz = scoring.prior(
+                self.model.prior, self.params, self._key(seed), index_e, batch_cond
+            )
             out[place_e] = np.asarray(z_egz)[: len(place_e)]
         return out
 
@@ -449,11 +455,11 @@ class LoadedVAE:
                 longer = []
                 for place_e, index_e in batching.spans(len(left_e), self.decode_batch):
                     at_e, count = left_e[index_e], len(place_e)
-                    one = jax.tree.map(lambda leaf, at=at_e: leaf[at], inputs)
+                    batch = jax.tree.map(lambda leaf, at=at_e: leaf[at], inputs)
                     draws = config.method == "sample"
                     key_e = scoring.keys(self._key(seed), at_e) if draws else None
                     z, prompt, key_e, cond = meshes.spread(
-                        (z_egz[at_e], one.prompt, key_e, one.cond), mesh
+                        (z_egz[at_e], batch.prompt, key_e, batch.cond), mesh
                     )
                     with meshes.inside(mesh):
                         token_et, ended_e = scoring.written(
@@ -505,9 +511,9 @@ class LoadedVAE:
         `sample_prior`.
         """
         z_egz = self.sample_prior(n, seed, sources, prior=prior, label=label)
-        every = sources and [source for source in sources for _ in range(n)]
+        repeated = sources and [source for source in sources for _ in range(n)]
         sampled: DecodeSettings = {"method": "sample"}
-        return self.decode(z_egz, seed, every, **(sampled | settings))
+        return self.decode(z_egz, seed, repeated, **(sampled | settings))
 
     # ----------------------------------------------------------------------------------------------
     # Editing.
@@ -705,7 +711,7 @@ class LoadedVAE:
                 ids = np.asarray(batch.dec.token_bt[row])[scored_t].tolist()
                 tokens = [name_of(i) or str(i) for i in ids]
                 out[place] = TokenLogProbs(tokens, nats_bt[row, scored_t])
-        return [one for one in out if one is not None]
+        return [entry for entry in out if entry is not None]
 
     # ----------------------------------------------------------------------------------------------
 

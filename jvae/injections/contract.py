@@ -2,7 +2,7 @@
 
     z --reach--> slots, tokens, offset, features, states, per-layer vectors --points--> a stack
 
-The parameters of an injection are stored next to those of the decoder's stack, in one dict `own`.
+The parameters of an injection are stored next to those of the decoder's stack, in one dict.
 It runs once per latent (`reach`), and its result is kept while decoding, except for slots and
 tokens, which are then in the key-value caches.
 """
@@ -57,8 +57,8 @@ def by_vector(spec: str, z_egz: Float[Array, "e g z"], kernel: Array) -> Array:
     """
     _, rows, out = spec.replace("->", ",").split(",")
     parts = jnp.split(kernel, z_egz.shape[1], axis=rows.index("z"))
-    every = [jnp.einsum(spec, z_egz[:, g], part) for g, part in enumerate(parts)]
-    return jnp.stack(every, axis=out.index("e") + 1)
+    vectors = [jnp.einsum(spec, z_egz[:, g], part) for g, part in enumerate(parts)]
+    return jnp.stack(vectors, axis=out.index("e") + 1)
 
 
 def nothing(params: Params, reach: Reach, lay: Lay) -> Points:
@@ -77,7 +77,7 @@ class GiveReach(Protocol):
 
     def __call__(
         self,
-        own: Params,
+        params: Params,
         z_egz: Float[Array, "e g z"],
         rows: int,
         once: Once = None,
@@ -92,9 +92,9 @@ class Injection(NamedTuple):
 
     needs: required abilities of the decoder's stack; see `jvae.nn.backbone.ABILITIES`.
     init(key) -> its boxed parameters.
-    points(own, reach, lay) -> Points with `value` and `tap`.
-    once(own, drop) -> z-independent values; None if there are none.
-    table(own) -> (V, C), the output table for features; None without features.
+    points(params, reach, lay) -> Points with `value` and `tap`.
+    once(params, drop) -> z-independent values; None if there are none.
+    table(params) -> (V, C), the output table for features; None without features.
     owners(slots) -> the segment that each latent slot is visible to, for a row of `slots` examples.
     cross_owners(slots) -> the same for the states of cross-attention.
     slots: latent slots per example.
@@ -124,64 +124,69 @@ def together(injections: Sequence[Injection]) -> Injection:
     """
     if len(injections) == 1:
         return injections[0]
-    for what, count in (
-        ("the layers", sum(one.points is not nothing for one in injections)),
-        ("the scores", sum(one.table is not None for one in injections)),
-        ("cross-attention", sum("cross" in one.needs for one in injections)),
+    for place, count in (
+        ("the layers", sum(injection.points is not nothing for injection in injections)),
+        ("the scores", sum(injection.table is not None for injection in injections)),
+        ("cross-attention", sum("cross" in injection.needs for injection in injections)),
     ):
         if count > 1:
-            raise ValueError(f"{count} injections act on {what}; one can")
-    prepared = any(one.once is not None for one in injections)
-    slotted = [one for one in injections if one.slots]
-    acting = [one for one in injections if one.points is not nothing]
-    scored = [one for one in injections if one.table is not None]
-    crossing = [one for one in injections if "cross" in one.needs]
+            raise ValueError(f"{count} injections act on {place}; one can")
+    prepared = any(injection.once is not None for injection in injections)
+    slotted = [injection for injection in injections if injection.slots]
+    acting = [injection for injection in injections if injection.points is not nothing]
+    scored = [injection for injection in injections if injection.table is not None]
+    crossing = [injection for injection in injections if "cross" in injection.needs]
 
     def init(key: Key[Array, ""]) -> Params:
         params: dict[str, Params] = {}
-        for i, one in enumerate(injections):
-            params |= one.init(jax.random.fold_in(key, i))
+        for i, injection in enumerate(injections):
+            params |= injection.init(jax.random.fold_in(key, i))
         return params
 
-    def once(own: Params, drop: Key[Array, ""] | None) -> Once:
-        return [None if one.once is None else one.once(own, drop) for one in injections]
-
-    def reach(
-        own: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
-    ) -> Reach:
-        parts = [
-            one.reach(own, z_egz, rows, None if once is None else once[i], decoding=decoding)
-            for i, one in enumerate(injections)
+    def once(params: Params, drop: Key[Array, ""] | None) -> Once:
+        return [
+            None if injection.once is None else injection.once(params, drop)
+            for injection in injections
         ]
 
-        def every(field: str) -> list[Any]:
+    def reach(
+        params: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
+    ) -> Reach:
+        parts = [
+            injection.reach(
+                params, z_egz, rows, None if once is None else once[i], decoding=decoding
+            )
+            for i, injection in enumerate(injections)
+        ]
+
+        def values_of(field: str) -> list[Any]:
             return [value for part in parts if (value := getattr(part, field)) is not None]
 
-        def only(field: str) -> Any:
-            return next(iter(every(field)), None)
+        def value_of(field: str) -> Any:
+            return next(iter(values_of(field)), None)
 
-        tokens, offsets = every("token_emd"), every("offset_ed")
+        tokens, offsets = values_of("token_emd"), values_of("offset_ed")
         return Reach(
-            slots=side_by_side(every("slots")),
+            slots=side_by_side(values_of("slots")),
             token_emd=jnp.concatenate(tokens, axis=1) if tokens else None,
             offset_ed=functools.reduce(jnp.add, offsets) if offsets else None,
-            feature_ec=only("feature_ec"),
-            layer_le=only("layer_le"),
-            cross=only("cross"),
+            feature_ec=value_of("feature_ec"),
+            layer_le=value_of("layer_le"),
+            cross=value_of("cross"),
         )
 
     return Injection(
-        needs=frozenset().union(*(one.needs for one in injections)),
+        needs=frozenset().union(*(injection.needs for injection in injections)),
         init=init,
         reach=reach,
         points=acting[0].points if acting else nothing,
         once=once if prepared else None,
         table=scored[0].table if scored else None,
-        owners=lambda slots: np.concatenate([one.owners(slots) for one in slotted]),
+        owners=lambda slots: np.concatenate([injection.owners(slots) for injection in slotted]),
         cross_owners=crossing[0].cross_owners if crossing else owners,
-        slots=sum(one.slots for one in injections),
-        tokens=sum(one.tokens for one in injections),
-        lead=max(one.lead for one in injections),
+        slots=sum(injection.slots for injection in injections),
+        tokens=sum(injection.tokens for injection in injections),
+        lead=max(injection.lead for injection in injections),
     )
 
 

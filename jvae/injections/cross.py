@@ -22,12 +22,12 @@ def cross(stack: Stack, shape: tuple[int, int], start: Initializer, count: int) 
         return {NAME: project.init(key, jnp.zeros((1, shape[0] * shape[1])))["params"]}
 
     def reach(
-        own: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
+        params: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
     ) -> Reach:
         del once, decoding
-        kernel = own[NAME]["kernel"].astype(c.dtype)
+        kernel = params[NAME]["kernel"].astype(c.dtype)
         state_egsd = by_vector("ez,zsd->esd", z_egz.astype(c.dtype), kernel)
-        return Reach(cross=stack.cross(own, state_egsd.reshape(rows, -1, c.width)))
+        return Reach(cross=stack.cross(params, state_egsd.reshape(rows, -1, c.width)))
 
     return Injection(
         frozenset({"cross"}),

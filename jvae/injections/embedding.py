@@ -23,10 +23,10 @@ def embedding(stack: Stack, shape: tuple[int, int], start: Initializer) -> Injec
         return {NAME: project.init(key, jnp.zeros((1, shape[0] * shape[1])))["params"]}
 
     def reach(
-        own: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
+        params: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
     ) -> Reach:
         del rows, once, decoding
         flat_ez = z_egz.reshape(len(z_egz), -1).astype(c.dtype)
-        return Reach(offset_ed=apply(project, own[NAME], flat_ez))
+        return Reach(offset_ed=apply(project, params[NAME], flat_ez))
 
     return Injection(frozenset({"decode"}), init, reach)

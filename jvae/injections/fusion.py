@@ -160,15 +160,15 @@ def fusion(stack: Stack, first: int, groups: int, latent: int, rank: int, order:
     how = Fusion(stack.config, first, groups, order)
 
     def reach(
-        own: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
+        params: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
     ) -> Reach:
         del rows, once, decoding
-        return Reach(layer_le=latent_factor(how, own[NAME], z_egz))
+        return Reach(layer_le=latent_factor(how, params[NAME], z_egz))
 
-    def points(own: Params, reach: Reach, lay: Lay) -> Points:
+    def points(params: Params, reach: Reach, lay: Lay) -> Points:
         return Points(
             value=lambda value_btnh, layer: fuse(value_btnh, layer, lay),
-            value_l=inputs(how, own[NAME], reach.layer_le),
+            value_l=inputs(how, params[NAME], reach.layer_le),
         )
 
     return Injection(

@@ -30,16 +30,16 @@ def layer_offset(stack: Stack, first: int, groups: int, latent: int) -> Injectio
         return {NAME: init_stack(lambda k: project.init(k, z)["params"], key, groups)}
 
     def reach(
-        own: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
+        params: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
     ) -> Reach:
         del rows, once, decoding
-        kernel_gzd, bias_gd = (own[NAME][part].astype(c.dtype) for part in ("kernel", "bias"))
+        kernel_gzd, bias_gd = (params[NAME][part].astype(c.dtype) for part in ("kernel", "bias"))
         offset_ged = jnp.einsum("egz,gzd->ged", z_egz.astype(c.dtype), kernel_gzd)
         offset_ged = offset_ged + bias_gd[:, None]
         return Reach(layer_le=jnp.pad(offset_ged, ((first, c.layers - first - groups), *_NONE)))
 
-    def points(own: Params, reach: Reach, lay: Lay) -> Points:
-        del own
+    def points(params: Params, reach: Reach, lay: Lay) -> Points:
+        del params
 
         def tap(name: str, state: Array, offset_ed: Float[Array, "e d"]) -> Array | None:
             return lay(offset_ed) if name == "input" else None

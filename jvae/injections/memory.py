@@ -43,10 +43,10 @@ def memory(
         return {NAME: init_stack(lambda k: project.init(k, z)["params"], key, c.layers)}
 
     def reach(
-        own: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
+        params: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
     ) -> Reach:
         del once
-        kernel = own[NAME]["kernel"].astype(c.dtype)
+        kernel = params[NAME]["kernel"].astype(c.dtype)
         slot_levnh = by_vector("ez,lznh->lenh", z_egz.astype(c.dtype), kernel)
         if released and not decoding:
             slot_levnh = jnp.moveaxis(slot_levnh, 0, 1)

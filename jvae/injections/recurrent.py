@@ -16,7 +16,7 @@ from jvae.nn.layers import split_key
 class Gates(NamedTuple):
     """A latent's contribution to the gates: of every token, and, through h_0, of the first."""
 
-    every: Float[Array, "e 4 f"]
+    token: Float[Array, "e 4 f"]
     first: Float[Array, "e 4 f"]
 
 
@@ -37,14 +37,14 @@ def init(stack: Stack, latent: int, key: Key[Array, "3"]) -> Params:
     }
 
 
-def gates(stack: Stack, own: Params, z_egz: Float[Array, "e g z"]) -> Gates:
+def gates(stack: Stack, params: Params, z_egz: Float[Array, "e g z"]) -> Gates:
     """Computes the contributions of latents; their groups are concatenated."""
     dtype = stack.config.dtype
     z_ez = z_egz.reshape(z_egz.shape[0], -1).astype(dtype)
-    kernel_z4f, kernel_zf = (own[name]["kernel"].astype(dtype) for name in ("latent", "first"))
-    bias_1f = own["first"]["bias"].astype(dtype)[None]
-    every_e4f = jnp.tensordot(z_ez, kernel_z4f, axes=1)
-    return Gates(every_e4f, _recurrent(stack).state_gates(own, z_ez @ kernel_zf + bias_1f))
+    kernel_z4f, kernel_zf = (params[name]["kernel"].astype(dtype) for name in ("latent", "first"))
+    bias_1f = params["first"]["bias"].astype(dtype)[None]
+    token_e4f = jnp.tensordot(z_ez, kernel_z4f, axes=1)
+    return Gates(token_e4f, _recurrent(stack).state_gates(params, z_ez @ kernel_zf + bias_1f))
 
 
 def _recurrent(stack: Stack) -> Recurrent:

@@ -26,11 +26,11 @@ def softmax(stack: Stack, shape: tuple[int, int], start: Initializer) -> Injecti
         return {NAME: {"table": nn.LogicallyPartitioned(table_vz, ("vocab", "latent"))}}
 
     def reach(
-        own: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
+        params: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
     ) -> Reach:
-        del own, rows, once, decoding
+        del params, rows, once, decoding
         return Reach(feature_ec=z_egz.reshape(len(z_egz), -1).astype(c.dtype))
 
     return Injection(
-        frozenset({"decode", "features"}), init, reach, table=lambda own: own[NAME]["table"]
+        frozenset({"decode", "features"}), init, reach, table=lambda params: params[NAME]["table"]
     )

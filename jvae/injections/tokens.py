@@ -24,10 +24,10 @@ def tokens(stack: Stack, shape: tuple[int, int], start: Initializer, count: int)
         return {NAME: project.init(key, jnp.zeros((1, shape[0] * shape[1])))["params"]}
 
     def reach(
-        own: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
+        params: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
     ) -> Reach:
         del rows, once, decoding
-        kernel, bias_cd = (own[NAME][name].astype(c.dtype) for name in ("kernel", "bias"))
+        kernel, bias_cd = (params[NAME][name].astype(c.dtype) for name in ("kernel", "bias"))
         token_egcd = by_vector("ez,zcd->ecd", z_egz.astype(c.dtype), kernel) + bias_cd[None, None]
         return Reach(token_emd=token_egcd.reshape(len(z_egz), -1, c.width))
 

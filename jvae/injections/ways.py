@@ -113,7 +113,7 @@ def init(config: Any, ways: Ways, latent: int, key: Key[Array, ""]) -> Params:
 
 
 def _reach(
-    config: Any, ways: Ways, own: Params, z_egz: Array, rows: int
+    config: Any, ways: Ways, params: Params, z_egz: Array, rows: int
 ) -> tuple[LatentKv | None, LatentKv | None, Reach]:
     c, (examples, vectors, _) = config, z_egz.shape
     z_evz = z_egz.astype(c.dtype)
@@ -125,10 +125,10 @@ def _reach(
         return LatentKv(key_lmnh.reshape(shape), value_lmnh.reshape(shape))
 
     def kernel(name: str) -> Array:
-        return own[name]["kernel"].astype(c.dtype)
+        return params[name]["kernel"].astype(c.dtype)
 
     def bias(name: str) -> Array:
-        return own[name]["bias"].astype(c.dtype)[:, None]
+        return params[name]["bias"].astype(c.dtype)[:, None]
 
     if ways.projected:
         # Projections of all vectors of all examples, M of them, one after the other.
@@ -183,30 +183,30 @@ def all_ways(
     needs |= {"features"} if ways.output else set()
     needs |= {"taps"} if adapter is not None else set()
 
-    def once(own: Params, drop: Key[Array, ""] | None) -> Once:
-        return None if prefix is None else apply(prefix, own["prefix"], drop)
+    def once(params: Params, drop: Key[Array, ""] | None) -> Once:
+        return None if prefix is None else apply(prefix, params["prefix"], drop)
 
     def give(
-        own: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
+        params: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
     ) -> Reach:
         del decoding
-        psa, memory, rest = _reach(c, ways, own, z_egz, rows)
+        psa, memory, rest = _reach(c, ways, params, z_egz, rows)
         shared = None if once is None else for_rows(once[0], once[1], rows, c.layers)
         parts = [part for part in (psa, shared, memory) if part is not None]
         return rest._replace(slots=side_by_side(parts))
 
-    def points(own: Params, reach: Reach, lay: Lay) -> Points:
+    def points(params: Params, reach: Reach, lay: Lay) -> Points:
         if adapter is None:
             return Points()
-        inputs = AdapterInputs(own["adapter"], reach.layer_le)
+        inputs = AdapterInputs(params["adapter"], reach.layer_le)
         return Points(tap=adapter_tap(adapter, places, lay), tap_l=inputs)
 
-    def table(own: Params) -> Array:
-        return apply(_OutputBias(c, latent), own["output"])
+    def table(params: Params) -> Array:
+        return apply(_OutputBias(c, latent), params["output"])
 
-    def owned(slots: int) -> np.ndarray:
-        own_m, shared_m = np.repeat(owners(slots), vectors), for_everyone(count)
-        return np.concatenate([own_m] * ways.psa + [shared_m] + [own_m] * ways.memory)
+    def slot_owners(slots: int) -> np.ndarray:
+        latent_m, shared_m = np.repeat(owners(slots), vectors), for_everyone(count)
+        return np.concatenate([latent_m] * ways.psa + [shared_m] + [latent_m] * ways.memory)
 
     return Injection(
         needs=frozenset(needs),
@@ -215,6 +215,6 @@ def all_ways(
         points=points,
         once=once if prefix is not None else None,
         table=table if ways.output else None,
-        owners=owned,
+        owners=slot_owners,
         slots=vectors * (int(ways.psa) + int(ways.memory)) + count,
     )

@@ -48,14 +48,14 @@ class Choice:
         """
         declared = dataclasses.is_dataclass(cls)
         if declared:
-            known = [field.name for field in dataclasses.fields(cls)]
+            names = [field.name for field in dataclasses.fields(cls)]
         else:
-            known = list(getattr(cls, "_fields", ()))
+            names = list(getattr(cls, "_fields", ()))
         for name, _ in self.options:
-            if name not in known:
+            if name not in names:
                 raise ConfigError(
                     f"{where}.{name}: {self.kind} has no such option; "
-                    f"options: {', '.join(known) or 'none'}"
+                    f"options: {', '.join(names) or 'none'}"
                 )
         if declared and (problems := check_dataclass(cls, dict(self.options), where)):
             raise ConfigError(lines(problems))

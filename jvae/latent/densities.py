@@ -115,10 +115,10 @@ def amortized(density: Density, features: Features) -> Posterior:
         key_e: Key[Array, "e"] | None = None,
     ) -> Post:
         del cond, key_e  # amortised inference is deterministic
-        own, h_egd = params["posterior"], features(params, batch, drop)
+        density_params, h_egd = params["posterior"], features(params, batch, drop)
         if drop is not None and density.read_together is not None:
-            return density.read_together(own, h_egd, batch.valid_e)
-        return density.read(own, h_egd)
+            return density.read_together(density_params, h_egd, batch.valid_e)
+        return density.read(density_params, h_egd)
 
     def pooled(
         params: Params,

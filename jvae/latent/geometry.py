@@ -124,7 +124,7 @@ def agreement(
     It is 1/2 for a vector unrelated to the attribute. Use held-out sentences, not those that the
     vector was computed from.
     """
-    low_e, high_n = (np.tensordot(some, vector_gz, axes=2) for some in (from_egz, to_egz))
+    low_e, high_n = (np.tensordot(latents, vector_gz, axes=2) for latents in (from_egz, to_egz))
     order = np.concatenate([low_e, high_n])
     rank = np.searchsorted(np.sort(order), order) + np.searchsorted(np.sort(order), order, "right")
     wins = (rank[len(low_e) :].sum() + len(high_n)) / 2 - len(high_n) * (len(high_n) + 1) / 2

@@ -39,13 +39,13 @@ def build(options: GmmOptions, shape: tuple[int, int]) -> PriorParts:
         del cond
         p = params["prior"]
 
-        def one(key: Array) -> Array:
-            which, draw = jax.random.split(key)
-            k = jax.random.categorical(which, p["logit"])
-            noise_gz = jax.random.normal(draw, shape, p["mean"].dtype)
+        def draw(key: Array) -> Array:
+            component_key, noise_key = jax.random.split(key)
+            k = jax.random.categorical(component_key, p["logit"])
+            noise_gz = jax.random.normal(noise_key, shape, p["mean"].dtype)
             return p["mean"][k] + jnp.exp(0.5 * p["log_var"][k]) * noise_gz
 
-        return jax.vmap(one)(key_e)
+        return jax.vmap(draw)(key_e)
 
     def log_prob(params: Params, z_egz: Array, cond: Cond = None) -> Float[Array, "e"]:
         del cond

@@ -97,9 +97,9 @@ def walk(
         slice of `given_egz`: `reparameterized` (noise), `the_given` (z) or `the_mean`.
       text_egcz, source_egcz: addends to the outputs of the posterior's and the prior's heads.
     """
-    own = chain.params_of(params)
+    chain_params = chain.params_of(params)
     addends = (text_egcz, source_egcz)
-    dtype = jnp.result_type(given_egz, *jax.tree.leaves((own, addends)))
+    dtype = jnp.result_type(given_egz, *jax.tree.leaves((chain_params, addends)))
     given_gez, addends = jax.tree.map(
         lambda a: jnp.moveaxis(a.astype(dtype), 1, 0), (given_egz, addends)
     )
@@ -120,7 +120,7 @@ def walk(
         return (s_ez, z_ez), (z_ez, prior_ecz, posterior_ecz)
 
     nothing = jnp.zeros(given_gez.shape[1:], dtype)
-    per_group = (own, jnp.arange(chain.groups), given_gez, addends)
+    per_group = (chain_params, jnp.arange(chain.groups), given_gez, addends)
     _, stacked = jax.lax.scan(link, (nothing, nothing), per_group)
     z_egz, prior_egcz, posterior_egcz = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), stacked)
     return Walk(

@@ -45,15 +45,15 @@ def _bin(value: Array, raw: Float[Array, "*e r"], inverse: bool) -> _Bin:
     width, x_end = sizes(raw[..., :bins])
     height, y_end = sizes(raw[..., bins : 2 * bins])
     inner = LEAST + jax.nn.softplus(raw[..., 2 * bins :] + _SLOPE_ONE)
-    one = jnp.ones_like(width[..., :1])
-    slope = jnp.concatenate([one, inner], axis=-1)
-    next_slope = jnp.concatenate([inner, one], axis=-1)
+    ones = jnp.ones_like(width[..., :1])
+    slope = jnp.concatenate([ones, inner], axis=-1)
+    next_slope = jnp.concatenate([inner, ones], axis=-1)
     ends = y_end if inverse else x_end
     place = jnp.sum(value[..., None] >= ends[..., :-1], axis=-1)
     chosen = jax.nn.one_hot(place, bins, dtype=value.dtype)
 
-    def pick(each: Array) -> Array:
-        return jnp.sum(each * chosen, axis=-1)  # the gradient of a gather is slow on CPUs
+    def pick(values: Array) -> Array:
+        return jnp.sum(values * chosen, axis=-1)  # the gradient of a gather is slow on CPUs
 
     parts = (starts(x_end), starts(y_end), width, height, slope, next_slope)
     return _Bin(*(pick(part) for part in parts))
@@ -66,10 +66,10 @@ def forward(x: Float[Array, "*e"], raw: Float[Array, "*e r"]) -> tuple[Array, Ar
     at = _bin(clipped, raw, inverse=False)
     steep = at.height / at.width
     share = (clipped - at.x) / at.width
-    both = share * (1 - share)
-    below = steep + (at.slope + at.next_slope - 2 * steep) * both
-    y = at.y + at.height * (steep * share**2 + at.slope * both) / below
-    rise = at.next_slope * share**2 + 2 * steep * both + at.slope * (1 - share) ** 2
+    product = share * (1 - share)
+    below = steep + (at.slope + at.next_slope - 2 * steep) * product
+    y = at.y + at.height * (steep * share**2 + at.slope * product) / below
+    rise = at.next_slope * share**2 + 2 * steep * product + at.slope * (1 - share) ** 2
     log_slope = 2 * jnp.log(steep) + jnp.log(rise) - 2 * jnp.log(below)
     return jnp.where(inside, y, x), jnp.where(inside, log_slope, 0.0)
 

@@ -84,12 +84,16 @@ def pooled(
 
 
 def _pooled(
-    config: AdaVaeConfig, own: Params, x_btd: Float[Array, "b t d"], side: Side, valid_e: Array
+    config: AdaVaeConfig,
+    pool_params: Params,
+    x_btd: Float[Array, "b t d"],
+    side: Side,
+    valid_e: Array,
 ) -> Float[Array, "e d"]:
     pooler, slots = pooler_of(config), valid_e.shape[0] // x_btd.shape[0]
     x_btd = x_btd.astype(accum_dtype(x_btd.dtype))
     if config.pool in ("latent_attn", "averaged_attn"):
-        logit_bt = jax.nn.relu(apply(pooler, own, x_btd))
+        logit_bt = jax.nn.relu(apply(pooler, pool_params, x_btd))
         if config.pool == "latent_attn" and config.pool_scale == "sqrt_batch":
             sentences = jnp.maximum(jnp.sum(valid_e), 1).astype(logit_bt.dtype)
             logit_bt = logit_bt / jnp.sqrt(sentences)
@@ -97,7 +101,7 @@ def _pooled(
     h_ed = pool.mean(x_btd, side, slots)
     if config.pool == "mean_max_linear":
         h_ed = jnp.concatenate([h_ed, pool.maximum(x_btd, side, slots)], axis=-1)
-    return jnp.tanh(apply(pooler, own, h_ed))
+    return jnp.tanh(apply(pooler, pool_params, h_ed))
 
 
 def encoded(
@@ -124,20 +128,22 @@ def encoded(
         real_bt = (side.segment_bt > 0).astype(jnp.int32)
         side = side._replace(segment_bt=jnp.ones_like(side.segment_bt))
         mask_spec = MaskSpec(side.segment_bt, real_bt, False, side.position_bt)
-    own = params.get("encoder", {})
+    encoder_params = params.get("encoder", {})
     points = Points()
     if config.prefix:
-        key, value = apply(prefix_of(config, config.encoding), own["prefix"], drop_prefix)
+        key, value = apply(
+            prefix_of(config, config.encoding), encoder_params["prefix"], drop_prefix
+        )
         slots = for_rows(key, value, rows, config.encoder_layers)
         points = points._replace(slots=slots, owner_m=for_everyone(config.prefix))
     if config.adapt_encoder:
         tap = adapter_tap(adapter_of(config, config.encoding), config.places(decoder=False))
-        points = points._replace(tap=tap, tap_l=AdapterInputs(own["adapter"]))
-    whole = params["decoder"] if config.encoder is None else own
-    layers = layer_range(whole["layers"], 0, config.encoder_layers)
+        points = points._replace(tap=tap, tap_l=AdapterInputs(encoder_params["adapter"]))
+    stack_params = params["decoder"] if config.encoder is None else encoder_params
+    layers = layer_range(stack_params["layers"], 0, config.encoder_layers)
     hidden_btd, reads = states(
         stack,
-        whole | {"layers": layers},
+        stack_params | {"layers": layers},
         side,
         drop_layers,
         soft_btd=soft_btd,

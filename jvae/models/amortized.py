@@ -95,10 +95,10 @@ def _inputs(density: Density, encoder: Stack, features: Features) -> InputPoster
 
     def start(key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "k t d"]:
         embed_key, token_key = jax.random.split(key)
-        own = nn.unbox(encoder.init_embed(embed_key))
+        stack_params = nn.unbox(encoder.init_embed(embed_key))
         token_kt = jax.random.randint(token_key, shape, 0, encoder.config.vocab)
         position_kt = jnp.broadcast_to(jnp.arange(shape[1])[None], shape)
-        return encoder.embed(own, token_kt, position_kt).astype(jnp.float32)
+        return encoder.embed(stack_params, token_kt, position_kt).astype(jnp.float32)
 
     def encode(params: Params, x_ktd: Float[Array, "k t d"]) -> Post:
         count, length, _ = x_ktd.shape
@@ -142,6 +142,6 @@ def pooled(
     slots: int,
 ) -> Float[Array, "e g d"]:
     """Pools the encoder's last states with queries, in float32 or wider."""
-    own = params["posterior"][QUERIES]
-    h_egd = apply(_resampler(encoder, vectors), own, x_btd, side, slots)
+    query_params = params["posterior"][QUERIES]
+    h_egd = apply(_resampler(encoder, vectors), query_params, x_btd, side, slots)
     return h_egd.astype(accum_dtype(h_egd.dtype))

@@ -48,8 +48,8 @@ def with_prior(params: Params, parts: PriorParts, key: Key[Array, ""]) -> Params
     if parts.init is None:
         return params
     # A separate stream, so that other parameters do not depend on the choice of prior.
-    own = parts.init(jax.random.fold_in(key, PRIOR_STREAM))
-    return params | {"prior": jax.tree.map(_boxed, own, is_leaf=_is_box)}
+    prior_params = parts.init(jax.random.fold_in(key, PRIOR_STREAM))
+    return params | {"prior": jax.tree.map(_boxed, prior_params, is_leaf=_is_box)}
 
 
 def _boxed(leaf: Array | nn.LogicallyPartitioned) -> nn.LogicallyPartitioned:

@@ -163,8 +163,8 @@ def decoder_of(config: DellaConfig) -> tuple[Stack, Injection]:
         config.decoder, "model.decoder", "decode", *needs, own_head=not config.tie_lm_head
     )
     if config.source == "cross":  # this ability has been checked above
-        own = dataclasses.replace(config.decoder, cross=True)  # pyright: ignore[reportCallIssue]
-        stack = stack_of(own, "model.decoder", own_head=not config.tie_lm_head)
+        with_cross = dataclasses.replace(config.decoder, cross=True)  # pyright: ignore[reportCallIssue]
+        stack = stack_of(with_cross, "model.decoder", own_head=not config.tie_lm_head)
     place = (config.begin_layer, config.fused, config.latent)
     if config.fuse == "offset":
         injection = layer_offset(stack, *place)
@@ -177,10 +177,10 @@ def _shared(injection: Injection, layers: int) -> Injection:
     """An injection per layer that gives all layers the same latent."""
 
     def reach(
-        own: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
+        params: Params, z_egz: Array, rows: int, once: Once = None, *, decoding: bool = False
     ) -> Reach:
         z_elz = jnp.repeat(z_egz, layers, axis=1)
-        return injection.reach(own, z_elz, rows, once, decoding=decoding)
+        return injection.reach(params, z_elz, rows, once, decoding=decoding)
 
     return injection._replace(reach=reach)
 
@@ -265,14 +265,14 @@ def _init(config: DellaConfig, key: Key[Array, ""]) -> Params:
     return params
 
 
-def _encoder_own(config: DellaConfig, params: Params) -> Params:
+def _encoder_params(config: DellaConfig, params: Params) -> Params:
     """The parameters of the stack that encodes."""
     if config.encoder is None:
         return params["decoder"]
     if not config.share_embedding:
         return params["encoder"]
-    own, token = params["encoder"], params["decoder"]["embed"]["token"]
-    return own | {"embed": own.get("embed", {}) | {"token": token}}
+    encoder_params, token = params["encoder"], params["decoder"]["embed"]["token"]
+    return encoder_params | {"embed": encoder_params.get("embed", {}) | {"token": token}}
 
 
 def _bow(config: DellaConfig) -> Projection:
@@ -316,15 +316,15 @@ def _read(
     side: Side,
     slots: int,
     drop: Key[Array, ""] | None = None,
-    whole: bool = False,
+    all_layers: bool = False,
 ) -> tuple[Float[Array, "e g d"], Float[Array, "b t d"]]:
-    """`pooled`, and the states after the last layer run; `whole` runs all layers."""
+    """`pooled`, and the states after the last layer run; `all_layers` runs all layers."""
     query_gd = None
     if config.pool != "first_token":
         query_gd = params["posterior"]["pool"]["kernel"]
     x_ged, x_btd = layer_vectors(
         encoder_of(config),
-        _encoder_own(config, params),
+        _encoder_params(config, params),
         side,
         slots,
         query_gd,
@@ -332,7 +332,7 @@ def _read(
         first=config.last_layer - config.groups + 1,
         groups=config.groups,
         drop=drop,
-        whole=whole,
+        all_layers=all_layers,
     )
     return jnp.moveaxis(x_ged, 0, 1), x_btd
 
@@ -366,7 +366,7 @@ def build(config: DellaConfig) -> TextVAE:
             raise ValueError("a conditional model needs the `cond` side of the batch, the source")
         attended = config.source == "cross"
         drop = fold_key(drop, 2)
-        c_egd, x_bsd = _read(config, params, batch.cond, batch.slots, drop, whole=attended)
+        c_egd, x_bsd = _read(config, params, batch.cond, batch.slots, drop, all_layers=attended)
         states = RowStates(x_bsd, batch.cond.segment_bt) if attended else None
         prior_egcz = _addend(params["prior"]["head"]["source"], c_egd)
         if config.cvae_posterior != "xc":

@@ -60,13 +60,13 @@ def room(stack: Stack, injection: Injection | None) -> int:
 def generator(
     stack: Stack,
     injection: Injection | None,
-    own_of: Callable[[Params], Params] = _decoder,
+    stack_params_of: Callable[[Params], Params] = _decoder,
     states_of: Callable[[Cond], RowStates] | None = None,
 ) -> Generator:
     """Builds the generator of a decoder stack; without an injection it is a language model.
 
     Args:
-      own_of: selects the parameters of stack and injection, one dict, from the model's.
+      stack_params_of: selects the parameters of stack and injection, one dict, from the model's.
       states_of: selects the states for cross-attention from the condition; None without a source,
         or if the source is in front of the text.
     Raises: ValueError if a source and an injection both use cross-attention.
@@ -83,100 +83,109 @@ def generator(
                 f"{places + in_front} positions asked for; the decoder has {stack.longest}"
             )
 
-    def points_of(own: Params, reach: Reach, lay: Lay, source: Source | None = None) -> Points:
+    def points_of(
+        stack_params: Params, reach: Reach, lay: Lay, source: Source | None = None
+    ) -> Points:
         if injection is None:
             return UNTOUCHED
-        acting = injection.points(own, reach, lay)
+        acting = injection.points(stack_params, reach, lay)
         points = acting._replace(slots=reach.slots, cross=reach.cross, lead=lead, always=tokens)
         if source is None:
             return points
         return points._replace(cross=source.kv, cross_owner_bs=source.segment_bs)
 
-    def source_of(own: Params, cond: Cond) -> Source | None:
+    def source_of(stack_params: Params, cond: Cond) -> Source | None:
         if states_of is None:
             return None
         states = states_of(cond)
-        return Source(stack.cross(own, states.state_bsd), states.segment_bs)
+        return Source(stack.cross(stack_params, states.state_bsd), states.segment_bs)
 
     def prepare(params: Params, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
-        own = own_of(params)
+        stack_params = stack_params_of(params)
         position_bt = batch.dec.position_bt
-        x_btd = stack.embed(own, batch.read_bt, position_bt + in_front if in_front else position_bt)
+        x_btd = stack.embed(
+            stack_params, batch.read_bt, position_bt + in_front if in_front else position_bt
+        )
         if injection is None:
             mask_spec = segments(batch.dec, causal=True)
-            hidden_btd, _ = stack.rows(own, x_btd, mask_spec, UNTOUCHED, drop)
+            hidden_btd, _ = stack.rows(stack_params, x_btd, mask_spec, UNTOUCHED, drop)
             return Context(batch, x_btd, None, None, hidden_btd)
         drop, once = fold_key(drop, 1), None
         if injection.once is not None:
             drop_once, drop = split_key(drop, 2)
-            once = injection.once(own, drop_once)
-        return Context(batch, x_btd, once, drop, source=source_of(own, cond))
+            once = injection.once(stack_params, drop_once)
+        return Context(batch, x_btd, once, drop, source=source_of(stack_params, cond))
 
-    def hidden_states(own: Params, ctx: Context, z_egz: Array) -> tuple[Array, Reach]:
+    def hidden_states(stack_params: Params, ctx: Context, z_egz: Array) -> tuple[Array, Reach]:
         assert injection is not None
         side, (rows, _) = ctx.batch.dec, ctx.batch.dec.token_bt.shape
         slots = z_egz.shape[0] // rows
-        reach = injection.reach(own, z_egz, rows, ctx.once)
+        reach = injection.reach(stack_params, z_egz, rows, ctx.once)
         x_btd = ctx.x_btd
         if reach.offset_ed is not None:
             x_btd = x_btd + spread(reach.offset_ed, side)
         if reach.token_emd is not None:
-            side, x_btd = _behind_tokens(stack, own, side, x_btd, reach.token_emd, lead)
-        points = points_of(own, reach, laid_out(side), ctx.source)
+            side, x_btd = _behind_tokens(stack, stack_params, side, x_btd, reach.token_emd, lead)
+        points = points_of(stack_params, reach, laid_out(side), ctx.source)
         points = points._replace(owner_m=None if reach.slots is None else injection.owners(slots))
         if reach.cross is not None:
             points = points._replace(cross_owner_bs=injection.cross_owners(slots)[None])
-        hidden_btd, _ = stack.rows(own, x_btd, segments(side, causal=True), points, ctx.drop)
+        hidden_btd, _ = stack.rows(
+            stack_params, x_btd, segments(side, causal=True), points, ctx.drop
+        )
         return hidden_btd[:, tokens * slots :] if tokens else hidden_btd, reach
 
     def log_lik(params: Params, ctx: Context, z_egz: Array) -> Float[Array, "b t"]:
-        own, side = own_of(params), ctx.batch.dec
+        stack_params, side = stack_params_of(params), ctx.batch.dec
         if ctx.hidden_btd is not None:
             hidden_btd = ctx.hidden_btd
         else:
-            hidden_btd, reach = hidden_states(own, ctx, z_egz)
-            own, hidden_btd = scored(own, hidden_btd, reach, laid_out(side))
-        return stack.token_log_prob(own, hidden_btd, side, ctx.batch.scored_bt)
+            hidden_btd, reach = hidden_states(stack_params, ctx, z_egz)
+            stack_params, hidden_btd = scored(stack_params, hidden_btd, reach, laid_out(side))
+        return stack.token_log_prob(stack_params, hidden_btd, side, ctx.batch.scored_bt)
 
-    def scored(own: Params, hidden: Array, reach: Reach, lay: Lay) -> tuple[Params, Array]:
+    def scored(stack_params: Params, hidden: Array, reach: Reach, lay: Lay) -> tuple[Params, Array]:
         """Parameters and states for scoring, with the injection's features if it has any."""
         if injection is None or injection.table is None or reach.feature_ec is None:
-            return own, hidden
-        return stack.with_features(own, hidden, lay(reach.feature_ec), injection.table(own))
+            return stack_params, hidden
+        return stack.with_features(
+            stack_params, hidden, lay(reach.feature_ec), injection.table(stack_params)
+        )
 
     def start(params: Params, z_egz: Array, prompt: Prompt, max_len: int, cond=None):
         check_room(max_len)
-        own = own_of(params)
+        stack_params = stack_params_of(params)
         examples, length = prompt.token_et.shape
         position_et = jnp.broadcast_to(jnp.arange(length)[None] + in_front, (examples, length))
-        x_etd = stack.embed(own, prompt.token_et, position_et)
+        x_etd = stack.embed(stack_params, prompt.token_et, position_et)
         reach, length_e = Reach(), prompt.length_e
         if injection is not None:
-            once = None if injection.once is None else injection.once(own, None)
-            reach = injection.reach(own, z_egz, examples, once, decoding=True)
+            once = None if injection.once is None else injection.once(stack_params, None)
+            reach = injection.reach(stack_params, z_egz, examples, once, decoding=True)
         if reach.offset_ed is not None:
             x_etd = x_etd + reach.offset_ed[:, None]
         if reach.token_emd is not None:
             place_em = jnp.broadcast_to(jnp.arange(tokens)[None] + lead, (examples, tokens))
-            front_emd = stack.place(own, reach.token_emd, place_em)
+            front_emd = stack.place(stack_params, reach.token_emd, place_em)
             x_etd = jnp.concatenate([front_emd.astype(x_etd.dtype), x_etd], axis=1)
             length_e = length_e + tokens
-        source = source_of(own, cond)
-        points = points_of(own, reach, _one_per_row, source)
-        hidden_etd, kv = stack.prefill(own, x_etd, length_e, max_len + tokens, points)
+        source = source_of(stack_params, cond)
+        points = points_of(stack_params, reach, _one_per_row, source)
+        hidden_etd, kv = stack.prefill(stack_params, x_etd, length_e, max_len + tokens, points)
         last_ed = last_of_prompt(hidden_etd, length_e)
         state = DecodeState(_Cache(kv, reach.kept(), source), prompt.length_e)
-        return stack.logits(*scored(own, last_ed, reach, _itself)), state
+        return stack.logits(*scored(stack_params, last_ed, reach, _itself)), state
 
     def step(params: Params, state: DecodeState, token_e: Array):
-        own, (kv, reach, source), position_e = own_of(params), state.cache, state.position_e
-        x_ed = stack.embed(own, token_e, position_e + in_front if in_front else position_e)
+        stack_params, position_e = stack_params_of(params), state.position_e
+        kv, reach, source = state.cache
+        x_ed = stack.embed(stack_params, token_e, position_e + in_front if in_front else position_e)
         x_ed = x_ed if reach.offset_ed is None else x_ed + reach.offset_ed
-        points = points_of(own, reach, _one_per_row, source)
+        points = points_of(stack_params, reach, _one_per_row, source)
         place_e = position_e + tokens if tokens else position_e
-        hidden_ed, kv = stack.step(own, x_ed, kv, place_e, points)
+        hidden_ed, kv = stack.step(stack_params, x_ed, kv, place_e, points)
         next_state = DecodeState(_Cache(kv, reach, source), position_e + 1)
-        return stack.logits(*scored(own, hidden_ed, reach, _itself)), next_state
+        return stack.logits(*scored(stack_params, hidden_ed, reach, _itself)), next_state
 
     source_axes = None if states_of is None else Source._make((1, 0))
     example_axes = _Cache(KV_AXES, EXAMPLE_AXES, source_axes)
@@ -213,7 +222,7 @@ def _itself(value: Array) -> Array:
 
 
 def _behind_tokens(
-    stack: Stack, own: Params, side: Side, x_btd: Array, token_emd: Array, lead: int
+    stack: Stack, stack_params: Params, side: Side, x_btd: Array, token_emd: Array, lead: int
 ) -> tuple[Side, Array]:
     """Rows with the vectors of all examples in front of the texts, at positions from 0."""
     rows, (examples, count, width) = x_btd.shape[0], token_emd.shape
@@ -225,10 +234,10 @@ def _behind_tokens(
     segment_bm = for_rows(jnp.repeat(jnp.arange(1, slots + 1), count))
     position_bm = for_rows(jnp.tile(jnp.arange(count), slots))
     front_bmd = token_emd.reshape(rows, slots * count, width)
-    front_bmd = stack.place(own, front_bmd, position_bm + lead)
-    whole = Side(
+    front_bmd = stack.place(stack_params, front_bmd, position_bm + lead)
+    side_with_tokens = Side(
         jnp.concatenate([jnp.zeros_like(segment_bm), side.token_bt], axis=1),
         jnp.concatenate([segment_bm, side.segment_bt], axis=1),
         jnp.concatenate([position_bm, side.position_bt + count], axis=1),
     )
-    return whole, jnp.concatenate([front_bmd.astype(x_btd.dtype), x_btd], axis=1)
+    return side_with_tokens, jnp.concatenate([front_bmd.astype(x_btd.dtype), x_btd], axis=1)

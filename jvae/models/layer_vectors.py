@@ -13,7 +13,7 @@ from jvae.nn.stack import layer_range
 
 def layer_vectors(
     stack: Stack,
-    own: Params,
+    params: Params,
     side: Side,
     slots: int,
     query_gd: Float[Array, "g d"] | None,
@@ -22,14 +22,14 @@ def layer_vectors(
     first: int,
     groups: int,
     drop: Key[Array, ""] | None = None,
-    whole: bool = False,
+    all_layers: bool = False,
 ) -> tuple[Float[Array, "g e d"], Float[Array, "b t d"]]:
     """Pooled outputs of layers first..first+groups-1, before any norm, and the last states.
 
-    Layers above are not run unless `whole` is set; the states are those after the last layer run.
+    Layers above run only if `all_layers` is set; the states are those after the last layer run.
 
     Args:
-      own: parameters of the stack.
+      params: parameters of the stack.
       query_gd: query vectors for attention pooling; None takes the first token's state.
       masked: False pools whole rows, including padding, which is then encoded at its own position
         and attends to the text; needs one example per row.
@@ -58,11 +58,11 @@ def layer_vectors(
         return pool.attention_unmasked(y_btd, query_d)
 
     query_ld = None if query_gd is None else jnp.pad(query_gd, ((first, 0), (0, 0)))
-    if whole and query_ld is not None:
+    if all_layers and query_ld is not None:
         query_ld = jnp.pad(query_ld, ((0, stack.config.layers - first - groups), (0, 0)))
-    if not whole and first + groups < stack.config.layers:
-        own = own | {"layers": layer_range(own["layers"], 0, first + groups)}
+    if not all_layers and first + groups < stack.config.layers:
+        params = params | {"layers": layer_range(params["layers"], 0, first + groups)}
     x_btd, x_led = states(
-        stack, own, read_side, drop, mask_spec=mask_spec, read=read, read_l=query_ld
+        stack, params, read_side, drop, mask_spec=mask_spec, read=read, read_l=query_ld
     )
     return x_led[first : first + groups], x_btd

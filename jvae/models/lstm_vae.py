@@ -117,8 +117,8 @@ def build(config: LstmVaeConfig) -> TextVAE:
     ) -> Float[Array, "e g f"]:
         side, slots = batch.enc, batch.slots
         assert side is not None  # `limits` requires the encoder side
-        own = params["encoder"]
-        hidden_btf, _ = states(encoder, own, side, fold_key(drop, 0), soft_btd=soft_btd)
+        encoder_params = params["encoder"]
+        hidden_btf, _ = states(encoder, encoder_params, side, fold_key(drop, 0), soft_btd=soft_btd)
         if config.pool == QUERIES:
             return amortized.pooled(encoder, config.vectors, params, hidden_btf, side, slots)
         last_ef = pool.last_token(hidden_btf, side, slots)

@@ -180,10 +180,10 @@ def init_decoder(
     stack, _ = decoder_of(config)
     keys = {"memory": memory_key, "offset": offset_key}
     keys |= {name: jax.random.fold_in(memory_key, i) for i, name in ((1, "tokens"), (2, "softmax"))}
-    own = stack.init(decoder_key)
-    for name, one in ways(stack, config).items():
-        own |= one.init(keys[name])
-    return own
+    params = stack.init(decoder_key)
+    for name, injection in ways(stack, config).items():
+        params |= injection.init(keys[name])
+    return params
 
 
 def limits(config: OptimusConfig) -> dict[str, int]:
@@ -250,13 +250,13 @@ def build(config: OptimusConfig) -> TextVAE:
 
     def read(
         params: Params,
-        own: Params,
+        stack_params: Params,
         side: Side,
         slots: int,
         drop: Key[Array, ""] | None,
         soft_btd: Array | None = None,
     ) -> Float[Array, "e g d"]:
-        x_btd, _ = states(encoder, own, side, drop, soft_btd=soft_btd)
+        x_btd, _ = states(encoder, stack_params, side, drop, soft_btd=soft_btd)
         if config.pool == QUERIES:
             return amortized.pooled(encoder, config.vectors, params, x_btd, side, slots)
         h_ed = pooled(config, params, x_btd, side, slots)
@@ -266,8 +266,8 @@ def build(config: OptimusConfig) -> TextVAE:
         params: Params, batch: Batch, drop: Key[Array, ""] | None, soft_btd: Array | None = None
     ) -> Float[Array, "e g d"]:
         assert batch.enc is not None  # `limits` requires the encoder side
-        own, drop = params["encoder"], fold_key(drop, 0)
-        return read(params, own, batch.enc, batch.slots, drop, soft_btd)
+        encoder_params, drop = params["encoder"], fold_key(drop, 0)
+        return read(params, encoder_params, batch.enc, batch.slots, drop, soft_btd)
 
     def condition(params: Params, batch: Batch, drop: Key[Array, ""] | None = None) -> Cond:
         if batch.cond is None:
@@ -275,8 +275,8 @@ def build(config: OptimusConfig) -> TextVAE:
         layers = space_fusion.branch(
             params["encoder"]["layers"], params[space_fusion.NAME]["layers"]
         )
-        own, side = params["encoder"] | {"layers": layers}, space_fusion.turns(batch.cond)
-        h_egd = read(params, own, side, batch.slots, fold_key(drop, 2))
+        stack_params, side = params["encoder"] | {"layers": layers}, space_fusion.turns(batch.cond)
+        h_egd = read(params, stack_params, side, batch.slots, fold_key(drop, 2))
         return latent.density.read(params["posterior"], h_egd)
 
     latent = latent_of(config, _head(encoder), encoder, features)

@@ -12,7 +12,7 @@ from jvae.nn.points import UNTOUCHED, Points, Read
 
 def states(
     stack: Stack,
-    own: Params,
+    params: Params,
     side: Side,
     drop: Key[Array, ""] | None = None,
     *,
@@ -30,8 +30,8 @@ def states(
       points, read, read_l: see `jvae.nn.transformer.rows`.
     """
     if soft_btd is None:
-        x_btd = stack.embed(own, side.token_bt, side.position_bt, side.type_bt)
+        x_btd = stack.embed(params, side.token_bt, side.position_bt, side.type_bt)
     else:
         x_btd = soft_btd.astype(stack.config.dtype)
     mask_spec = segments(side, causal=False) if mask_spec is None else mask_spec
-    return stack.rows(own, x_btd, mask_spec, points, drop, read=read, read_l=read_l)
+    return stack.rows(params, x_btd, mask_spec, points, drop, read=read, read_l=read_l)

@@ -33,17 +33,19 @@ class _Cache(NamedTuple):
 def init(stack: Stack, latent: int, key: Key[Array, ""]) -> Params:
     """Boxed parameters of the generator; without those that read z if `latent` is 0."""
     keys = jax.random.split(key, 6)
-    own = stack.init_embed(keys[0]) | stack.init_body(keys[1]) | stack.init_head(keys[2])
-    return own | injection.init(stack, latent, keys[3:]) if latent else own
+    params = stack.init_embed(keys[0]) | stack.init_body(keys[1]) | stack.init_head(keys[2])
+    return params | injection.init(stack, latent, keys[3:]) if latent else params
 
 
 def generator(stack: Stack, latent: int) -> Generator:
     """Builds the generator over `params["decoder"]`; a language model if `latent` is 0."""
     config, cell = stack.config, _cell(stack)
 
-    def embed_gates(own: Params, token: Array, drop: Key[Array, ""] | None = None) -> Array:
-        x = dropout(drop, config.dropout, stack.embed(own, token, jnp.zeros_like(token)))
-        return cell.gates(own, x)
+    def embed_gates(
+        stack_params: Params, token: Array, drop: Key[Array, ""] | None = None
+    ) -> Array:
+        x = dropout(drop, config.dropout, stack.embed(stack_params, token, jnp.zeros_like(token)))
+        return cell.gates(stack_params, x)
 
     def prepare(params: Params, batch: Batch, drop: Key[Array, ""] | None = None, *, cond=None):
         del cond
@@ -54,36 +56,36 @@ def generator(stack: Stack, latent: int) -> Generator:
         return _Context(batch.dec, batch.scored_bt, gate_bt4f, place_bts, fold_key(drop, 2))
 
     def log_lik(params: Params, ctx: _Context, z_egz: Array) -> Array:
-        own, gate_bt4f = params["decoder"], ctx.gate_bt4f
+        stack_params, gate_bt4f = params["decoder"], ctx.gate_bt4f
         if latent:
-            both = [
+            gates = [
                 a.reshape(ctx.place_bts.shape[0], -1, *a.shape[1:])
-                for a in injection.gates(stack, own, z_egz)
+                for a in injection.gates(stack, stack_params, z_egz)
             ]
-            given_bs4f = jnp.concatenate(both, axis=1)
+            given_bs4f = jnp.concatenate(gates, axis=1)
             gate_bt4f = gate_bt4f + jnp.einsum("bts,bsgf->btgf", ctx.place_bts, given_bs4f)
-        hidden_btf = cell.run(own, gate_bt4f, ctx.side.position_bt == 0)
+        hidden_btf = cell.run(stack_params, gate_bt4f, ctx.side.position_bt == 0)
         hidden_btf = dropout(ctx.drop, config.dropout, hidden_btf)
-        return stack.token_log_prob(own, hidden_btf, ctx.side, ctx.scored_bt)
+        return stack.token_log_prob(stack_params, hidden_btf, ctx.side, ctx.scored_bt)
 
     def start(params: Params, z_egz: Array, prompt: Prompt, max_len: int, cond=None):
         del cond, max_len  # the size of the state does not depend on the length
-        own = params["decoder"]
-        gate_et4f = embed_gates(own, prompt.token_et)
-        every_e4f = jnp.zeros_like(gate_et4f[:, 0])
+        stack_params = params["decoder"]
+        gate_et4f = embed_gates(stack_params, prompt.token_et)
+        token_e4f = jnp.zeros_like(gate_et4f[:, 0])
         if latent:
-            every_e4f, first_e4f = injection.gates(stack, own, z_egz)
-            gate_et4f = (gate_et4f + every_e4f[:, None]).at[:, 0].add(first_e4f)
-        state = cell.prefill(own, gate_et4f, prompt.length_e)
-        scores_ev = stack.logits(own, cell.output(state))
-        return scores_ev, DecodeState(_Cache(state, every_e4f), prompt.length_e)
+            token_e4f, first_e4f = injection.gates(stack, stack_params, z_egz)
+            gate_et4f = (gate_et4f + token_e4f[:, None]).at[:, 0].add(first_e4f)
+        state = cell.prefill(stack_params, gate_et4f, prompt.length_e)
+        scores_ev = stack.logits(stack_params, cell.output(state))
+        return scores_ev, DecodeState(_Cache(state, token_e4f), prompt.length_e)
 
     def step(params: Params, state: DecodeState, token_e: Array):
-        own = params["decoder"]
-        gate_e4f = embed_gates(own, token_e) + state.cache.gate_e4f
-        new = cell.cell(own, gate_e4f, state.cache.state)
+        stack_params = params["decoder"]
+        gate_e4f = embed_gates(stack_params, token_e) + state.cache.gate_e4f
+        new = cell.cell(stack_params, gate_e4f, state.cache.state)
         next_state = DecodeState(_Cache(new, state.cache.gate_e4f), state.position_e + 1)
-        return stack.logits(own, cell.output(new)), next_state
+        return stack.logits(stack_params, cell.output(new)), next_state
 
     axis: Any = 0  # example axis of all leaves
     example_axes = _Cache(axis, axis)

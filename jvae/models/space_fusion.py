@@ -60,8 +60,8 @@ def prior() -> Prior:
 def branch(encoder_l: Params, context_l: Params) -> Params:
     """Stacked layers for the context: the encoder's, with the last ones replaced."""
 
-    def joined(shared: Array, own: Array) -> Array:
-        return jnp.concatenate([shared[: shared.shape[0] - own.shape[0]], own])
+    def joined(shared: Array, context: Array) -> Array:
+        return jnp.concatenate([shared[: shared.shape[0] - context.shape[0]], context])
 
     return jax.tree.map(joined, encoder_l, context_l)
 

@@ -114,15 +114,15 @@ def _stacks(config: T5VaeConfig) -> tuple[Stack, Stack]:
 
     Raises: ConfigError for stacks that cannot share an embedding or lack an ability.
     """
-    own = config.decoder
+    decoder_config = config.decoder
     if config.cross_slots:
-        own = dataclasses.replace(own, cross=True)  # pyright: ignore[reportCallIssue]
-    ways = _ways(config, stack_of(own, "model.decoder", "decode"))
-    decoder = stack_of(own, "model.decoder", *ways.needs)
+        decoder_config = dataclasses.replace(decoder_config, cross=True)  # pyright: ignore[reportCallIssue]
+    ways = _ways(config, stack_of(decoder_config, "model.decoder", "decode"))
+    decoder = stack_of(decoder_config, "model.decoder", *ways.needs)
     if config.encoder is None:
         return stack_of(config.decoder, "model.decoder", "encode"), decoder
     encoder = stack_of(config.encoder, "model.encoder", "encode")
-    theirs, ours = (_embedding(one) for one in (encoder, decoder))
+    theirs, ours = (_embedding(stack) for stack in (encoder, decoder))
     if theirs != ours:
         raise ConfigError(
             f"model.encoder embeds with {_listed(theirs)} and model.decoder with {_listed(ours)}, "
@@ -223,9 +223,9 @@ def pooled(
     encoder, mask_spec = _stacks(config)[0], None
     if config.pool_padding:
         side, mask_spec = _with_padding(side, slots)
-    own = params["encoder"] | {"embed": params["embed"]}
+    stack_params = params["encoder"] | {"embed": params["embed"]}
     x_btd, reads = states(
-        encoder, own, side, drop, soft_btd=soft_btd, mask_spec=mask_spec, read=read
+        encoder, stack_params, side, drop, soft_btd=soft_btd, mask_spec=mask_spec, read=read
     )
     if config.pool == QUERIES:
         h_egd = amortized.pooled(encoder, config.vectors, params, x_btd, side, slots)

@@ -48,11 +48,11 @@ class Recurrent(NamedTuple):
     Gates are pre-activations, (..., 4, F) for an LSTM; h is a hidden state (E, F).
 
     hidden: F.
-    gates(own, x): contribution of token embeddings to the gates.
-    state_gates(own, h_ef): contribution of a hidden state to the gates of the next token.
-    run(own, gate_bt4f, first_bt): hidden states of packed rows; `first_bt` marks segment starts.
-    prefill(own, gate_et4f, length_e): the state after right-padded prompts.
-    cell(own, gate_e4f, state): the state after one token.
+    gates(params, x): contribution of token embeddings to the gates.
+    state_gates(params, h_ef): contribution of a hidden state to the gates of the next token.
+    run(params, gate_bt4f, first_bt): hidden states of packed rows; `first_bt` marks segment starts.
+    prefill(params, gate_et4f, length_e): the state after right-padded prompts.
+    cell(params, gate_e4f, state): the state after one token.
     output(state): the hidden states that are scored.
     uniform(key, shape, names): one boxed parameter, initialised at the stack's own scale.
     """
@@ -87,7 +87,7 @@ class Embed(Protocol):
 
     def __call__(
         self,
-        own: Params,
+        params: Params,
         token: Int[Array, "*n"],
         position: Int[Array, "*n"],
         kind: Int[Array, "*n"] | None = None,
@@ -105,7 +105,7 @@ class Rows(Protocol):
 
     def __call__(
         self,
-        own: Params,
+        params: Params,
         x_btd: Float[Array, "b t d"],
         mask_spec: MaskSpec,
         points: Points = UNTOUCHED,
@@ -123,7 +123,7 @@ class Prefill(Protocol):
 
     def __call__(
         self,
-        own: Params,
+        params: Params,
         x_etd: Float[Array, "e t d"],
         length_e: Int[Array, "e"],
         max_len: int,
@@ -138,7 +138,7 @@ class StackStep(Protocol):
 
     def __call__(
         self,
-        own: Params,
+        params: Params,
         x_ed: Float[Array, "e d"],
         kv: Caches,
         position_e: Int[Array, "e"],
@@ -148,7 +148,7 @@ class StackStep(Protocol):
 
 
 class Stack(NamedTuple):
-    """A backbone for one config: pure functions that take its parameters as `own`.
+    """A backbone for one config: its functions are pure and take its parameters.
 
     For the axes see `jvae.api`; states are in the compute dtype.
 
@@ -158,12 +158,12 @@ class Stack(NamedTuple):
     longest: maximum tokens per text, including slots that take up a position.
     init: initialises a whole stack. For stacks that share parts, init_embed(key), init_body(key)
       and init_head(key) return dicts to merge.
-    place(own, x, position): prepares vectors that replace token embeddings at these positions.
-    logits(own, hidden): scores over the padded vocabulary, float32, -inf at padded columns.
-    token_log_prob(own, hidden_btd, side, scored_bt): log p of each scored token at its position,
+    place(params, x, position): prepares vectors that replace token embeddings at these positions.
+    logits(params, hidden): scores over the padded vocabulary, float32, -inf at padded columns.
+    token_log_prob(params, hidden_btd, side, scored_bt): log p of each scored token at its position,
       in nats.
-    cross(own, state_bsd): cross-attention keys and values of the states, with ability "cross".
-    with_features(own, hidden, feature, table_vc): parameters and states with scores
+    cross(params, state_bsd): cross-attention keys and values of the states, with ability "cross".
+    with_features(params, hidden, feature, table_vc): parameters and states with scores
       hidden . table + feature . table_vc, with ability "features".
     recurrent: replaces `prefill` and `step`, with ability "recurrent".
     """
@@ -245,8 +245,8 @@ class StackConfig:
         values, key = dict(section), f"{where}.{KEY}"
         name = values.pop(KEY, None)
         if not isinstance(name, str):
-            known = ", ".join(BACKBONES)
-            return [Problem((key,), f"{key}: missing; set it to one of {known}")]
+            names = ", ".join(BACKBONES)
+            return [Problem((key,), f"{key}: missing; set it to one of {names}")]
         try:
             kind = BACKBONES[name]
         except ConfigError as error:
@@ -293,10 +293,12 @@ def stack_of(config: StackConfig, where: str, *needs: str, own_head: bool = Fals
     name, able = name_of(config), abilities_of(config)
     for ability in (*needs, *(["low_rank"] if config.lora.rank else [])):
         if ability not in able:
-            others = [other for other, kind in BACKBONES.items() if ability in kind.abilities]
+            capable = [
+                other_name for other_name, kind in BACKBONES.items() if ability in kind.abilities
+            ]
             raise ConfigError(
                 f"{where}.{KEY} is {name}, which cannot {ABILITIES[ability]}; backbones that can: "
-                f"{', '.join(others) or 'none'}"
+                f"{', '.join(capable) or 'none'}"
             )
     stack = BACKBONES[name].stack(config, own_head)
     return with_lora(stack, config.lora, where) if config.lora.rank else stack

@@ -86,9 +86,12 @@ def splash(
     if mesh is not None:
         # A kernel is opaque to the partitioner, so rows and heads are sharded by hand.
         heads = TENSOR if q_btnh.shape[2] % mesh.shape[TENSOR] == 0 else None
-        whole, rows = PartitionSpec(ROWS, None, heads), PartitionSpec(ROWS)
+        by_head, rows = PartitionSpec(ROWS, None, heads), PartitionSpec(ROWS)
         run = jax.shard_map(
-            run, in_specs=(whole, whole, whole, rows, rows), out_specs=whole, check_vma=False
+            run,
+            in_specs=(by_head, by_head, by_head, rows, rows),
+            out_specs=by_head,
+            check_vma=False,
         )
     return run(*operands)[:, :t]
 
@@ -103,13 +106,13 @@ def _padded_splash(
     key_bs: Array,
 ) -> Array:
     shape, heads = (q.shape[1], k.shape[1]), q.shape[2]
-    one = (
+    mask = (
         splash_attention_mask.FullMask(shape)
         if causal_from is None
         else splash_attention_mask.CausalMask(shape, offset=causal_from)
     )
     kernel = splash_attention_kernel.make_splash_mha(
-        splash_attention_mask.MultiHeadMask([one] * heads),
+        splash_attention_mask.MultiHeadMask([mask] * heads),
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,

@@ -54,11 +54,11 @@ class Lora:
     )
 
 
-def addend(own: Params, x: Array, inputs: int, name: str | None) -> Array:
+def addend(pairs: Params, x: Array, inputs: int, name: str | None) -> Array:
     """The low-rank addition to a kernel's output; b already includes the scale.
 
     Args:
-      own: the pair, or one pair per adapted part of a fused kernel.
+      pairs: the pair, or one pair per adapted part of a fused kernel.
       inputs: number of axes of x that the kernel contracts.
       name: name of the kernel's module.
     """
@@ -67,12 +67,12 @@ def addend(own: Params, x: Array, inputs: int, name: str | None) -> Array:
         a, b = (pair[leaf].astype(x.dtype) for leaf in "ab")
         return jnp.tensordot(jnp.tensordot(x, a, axes=inputs), b, axes=1)
 
-    if "a" in own:
-        return product(own)
-    parts = {part: product(pair) for part, pair in own.items()}
+    if "a" in pairs:
+        return product(pairs)
+    parts = {part: product(pair) for part, pair in pairs.items()}
     nothing = jnp.zeros_like(next(iter(parts.values())))
-    every = [parts.get(part, nothing) for part in FUSED[name or ""]]
-    return jnp.stack(every, axis=x.ndim - inputs)
+    products = [parts.get(part, nothing) for part in FUSED[name or ""]]
+    return jnp.stack(products, axis=x.ndim - inputs)
 
 
 def with_lora(stack: Any, lora: Lora, where: str) -> Any:
@@ -84,19 +84,19 @@ def with_lora(stack: Any, lora: Lora, where: str) -> Any:
 
     def adding(init: Callable[..., Any]) -> Callable[..., Any]:
         def make(key: Key[Array, ""], *args: Any, **options: Any) -> Any:
-            own = init(key, *args, **options)
-            layers = _with_pairs(own["layers"], lora, jax.random.fold_in(key, _INIT), where)
-            return own | {"layers": layers}
+            params = init(key, *args, **options)
+            layers = _with_pairs(params["layers"], lora, jax.random.fold_in(key, _INIT), where)
+            return params | {"layers": layers}
 
         return make
 
     def acting(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda own, *args, **options: function(_ready(own, lora), *args, **options)
+        return lambda params, *args, **options: function(_ready(params, lora), *args, **options)
 
     def rows(
-        own: Params, x: Any, mask: Any, points: Points = UNTOUCHED, drop: Any = None, **read: Any
+        params: Params, x: Any, mask: Any, points: Points = UNTOUCHED, drop: Any = None, **read: Any
     ) -> Any:
-        return stack.rows(_ready(own, lora, drop), x, mask, points, drop, **read)
+        return stack.rows(_ready(params, lora, drop), x, mask, points, drop, **read)
 
     return stack._replace(
         init=adding(stack.init),
@@ -106,9 +106,9 @@ def with_lora(stack: Any, lora: Lora, where: str) -> Any:
     )
 
 
-def merged(own: Params, lora: Lora) -> Any:
+def merged(params: Params, lora: Lora) -> Any:
     """Parameters of a stack with the additions merged into the kernels, in float32 or wider."""
-    return own | {"layers": _merged(own["layers"], lora.alpha / max(lora.rank, 1), "")}
+    return params | {"layers": _merged(params["layers"], lora.alpha / max(lora.rank, 1), "")}
 
 
 def _merged(tree: Mapping[str, Any], scale: float, name: str) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _merged(tree: Mapping[str, Any], scale: float, name: str) -> dict[str, Any]:
     return rest | {"kernel": kernel}
 
 
-def _ready(own: Params, lora: Lora, drop: Key[Array, ""] | None = None) -> Any:
+def _ready(params: Params, lora: Lora, drop: Key[Array, ""] | None = None) -> Any:
     """Parameters with the scale, and dropout in training, applied to the pairs.
 
     Deviation: the dropout mask is drawn per layer and step, not per token, so that the layers need
@@ -147,10 +147,10 @@ def _ready(own: Params, lora: Lora, drop: Key[Array, ""] | None = None) -> Any:
         if drop is None or not lora.dropout or not _A.search(path):
             return value
         key = jax.random.fold_in(jax.random.fold_in(drop, _DROP), next(count))
-        kept = jax.random.bernoulli(key, 1.0 - lora.dropout, (*value.shape[:-1], 1))
-        return jnp.where(kept, value / (1.0 - lora.dropout), jnp.zeros_like(value))
+        keep = jax.random.bernoulli(key, 1.0 - lora.dropout, (*value.shape[:-1], 1))
+        return jnp.where(keep, value / (1.0 - lora.dropout), jnp.zeros_like(value))
 
-    return own | {"layers": map_named(leaf, own["layers"])}
+    return params | {"layers": map_named(leaf, params["layers"])}
 
 
 def _with_pairs(layers: Any, lora: Lora, key: Key[Array, ""], where: str) -> Any:
@@ -158,7 +158,7 @@ def _with_pairs(layers: Any, lora: Lora, key: Key[Array, ""], where: str) -> Any
 
     Raises: ConfigError if none matches.
     """
-    known: list[str] = []
+    projections: list[str] = []
     shapes: list[tuple[int, ...]] = []  # shape of `a` in each pair
     added: list[dict[str, Any]] = []
 
@@ -185,8 +185,8 @@ def _with_pairs(layers: Any, lora: Lora, key: Key[Array, ""], where: str) -> Any
         fused = FUSED.get(name, ())
         pairs = {}
         for part in fused or (name,):
-            known.append(f"{above}/{part}".lstrip("/"))
-            if re.search(lora.targets, known[-1]):
+            projections.append(f"{above}/{part}".lstrip("/"))
+            if re.search(lora.targets, projections[-1]):
                 pairs[part] = pair(tree["kernel"], inputs, bool(fused))
         if pairs:
             out[NAME] = pairs if fused else pairs[name]
@@ -196,15 +196,15 @@ def _with_pairs(layers: Any, lora: Lora, key: Key[Array, ""], where: str) -> Any
     if not added:
         raise ConfigError(
             f"{where}.{NAME}.targets: {lora.targets!r} matches no projection of its layers "
-            f"({', '.join(known) or 'it has none'})"
+            f"({', '.join(projections) or 'it has none'})"
         )
     # One draw for all pairs: separate draws take seconds each to compile on a CPU.
     ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
-    every = jax.random.uniform(key, (ends[-1],), jnp.float32, -1.0, 1.0)
-    for one, shape, end in zip(added, shapes, ends, strict=True):
+    uniform = jax.random.uniform(key, (ends[-1],), jnp.float32, -1.0, 1.0)
+    for entry, shape, end in zip(added, shapes, ends, strict=True):
         edge = math.prod(shape[1:-1]) ** -0.5  # from the input size, as in the released code
-        a = edge * every[end - math.prod(shape) : end].reshape(shape)
-        one["a"] = nn.LogicallyPartitioned(a, one["a"])
+        a = edge * uniform[end - math.prod(shape) : end].reshape(shape)
+        entry["a"] = nn.LogicallyPartitioned(a, entry["a"])
     return out
 
 

@@ -486,19 +486,19 @@ def attend(
     split = all(count % mesh.shape[TENSOR] == 0 for count in (heads, k_btgh.shape[2]))
     by_head = PartitionSpec(ROWS, None, TENSOR if split else None)
 
-    def own(q, k, v, slots, segment_bt, seed_2):
+    def attend_shard(q, k, v, slots, segment_bt, seed_2):
         head = jax.lax.axis_index(TENSOR) * q.shape[2] if split else 0
         row = jax.lax.axis_index(ROWS) * q.shape[0]
         origin_2 = jnp.stack([jnp.asarray(row), jnp.asarray(head)]).astype(jnp.int32)
         return _attend(plan, q, k, v, slots, segment_bt, seed_2, origin_2)
 
-    whole = PartitionSpec()
+    replicated = PartitionSpec()
     return jax.shard_map(
-        own,
+        attend_shard,
         in_specs=(
             *(by_head, by_head, by_head),
-            None if slots is None else (by_head, by_head, whole),
-            *(PartitionSpec(ROWS), whole),
+            None if slots is None else (by_head, by_head, replicated),
+            *(PartitionSpec(ROWS), replicated),
         ),
         out_specs=by_head,
         check_vma=False,

@@ -89,7 +89,7 @@ def step_stack(
     """
     new = []
     for index, cache in enumerate(caches):
-        own, own_xs = jax.tree.map(lambda a, index=index: a[index], (params, xs))
-        x, cache = layer(own, x, cache, own_xs)
+        layer_params, layer_xs = jax.tree.map(lambda a, index=index: a[index], (params, xs))
+        x, cache = layer(layer_params, x, cache, layer_xs)
         new.append(cache)
     return x, tuple(new)

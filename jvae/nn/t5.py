@@ -86,20 +86,22 @@ def init_body(c: T5Config, key: Key[Array, ""]) -> Params:
     }
 
 
-def embed(c: T5Config, own: Params, token: Array, position: Any = None, kind: Any = None) -> Array:
+def embed(
+    c: T5Config, params: Params, token: Array, position: Any = None, kind: Any = None
+) -> Array:
     """Token embeddings in the compute dtype; `position` and `kind` are ignored."""
     del position, kind
-    return apply(T5Embeddings(c), own["embed"], token)
+    return apply(T5Embeddings(c), params["embed"], token)
 
 
-def _finish(c: T5Config, own: Params, x: Array, drop: Key[Array, ""] | None = None) -> Array:
-    return dropout(drop, c.dropout, apply(RmsNorm(c.norm_eps), own["norm"], x))
+def _finish(c: T5Config, params: Params, x: Array, drop: Key[Array, ""] | None = None) -> Array:
+    return dropout(drop, c.dropout, apply(RmsNorm(c.norm_eps), params["norm"], x))
 
 
-def cross_kv(c: T5Config, own: Params, states_bsd: Float[Array, "b s d"]) -> CrossKv:
+def cross_kv(c: T5Config, params: Params, states_bsd: Float[Array, "b s d"]) -> CrossKv:
     """Cross-attention keys and values of every layer, which depend on the states alone."""
     del c
-    return cross.key_values(own["layers"]["cross"]["kv"], states_bsd)
+    return cross.key_values(params["layers"]["cross"]["kv"], states_bsd)
 
 
 def _cross_hook(
@@ -122,7 +124,7 @@ def _seen_by(query_bt: Array, owner_m: Any) -> Bool[Array, "b t m"]:
 
 def rows(
     c: T5Config,
-    own: Params,
+    params: Params,
     x_btd: Float[Array, "b t d"],
     mask_spec: MaskSpec,
     points: Points = UNTOUCHED,
@@ -146,7 +148,7 @@ def rows(
         mask_bts = jnp.concatenate([visible_btm, mask_bts], axis=2)
         slot_btm = jnp.broadcast_to(position_bt[:, :, None] + 1, visible_btm.shape)
         distance_bts = jnp.concatenate([slot_btm, distance_bts], axis=2)
-    bias_bnts = relative_bias(c, own, distance_bts, causal=mask_spec.causal)
+    bias_bnts = relative_bias(c, params, distance_bts, causal=mask_spec.causal)
     source_bts = cross.seen_by_rows(points, mask_spec.query_bt)
 
     def layer(layer_params, x_btd, xs, key):
@@ -166,14 +168,14 @@ def rows(
     x_btd = dropout(drop_embed, c.dropout, x_btd)
     x_btd, outputs = run_stack(
         layer,
-        own["layers"],
+        params["layers"],
         x_btd,
         (points.slots, points.cross, points.value_l, points.tap_l, read_l),
         drop=drop_layers,
         remat=c.remat,
         unroll=c.unroll,
     )
-    return _finish(c, own, x_btd, drop_last), outputs
+    return _finish(c, params, x_btd, drop_last), outputs
 
 
 def _behind(slots: LatentKv | None, k: Array, v: Array) -> tuple[Array, Array]:
@@ -188,7 +190,7 @@ def _behind(slots: LatentKv | None, k: Array, v: Array) -> tuple[Array, Array]:
 
 def prefill(
     c: T5Config,
-    own: Params,
+    params: Params,
     x_etd: Float[Array, "e t d"],
     length_e: Int[Array, "e"],
     max_len: int,
@@ -203,7 +205,7 @@ def prefill(
     place_t = jnp.arange(length)
     key_m = jnp.concatenate([jnp.full(slots, -1), place_t])
     distance_ets = place_t[None, :, None] - key_m[None, None]
-    bias_ents = relative_bias(c, own, distance_ets, causal=True)
+    bias_ents = relative_bias(c, params, distance_ets, causal=True)
 
     def layer(layer_params, x, xs, _):
         slot, source, value_inputs, tap_inputs = xs
@@ -219,17 +221,17 @@ def prefill(
 
     x_etd, (key, value) = run_stack(
         layer,
-        own["layers"],
+        params["layers"],
         x_etd,
         (points.slots, points.cross, points.value_l, points.tap_l),
         unroll=c.unroll,
     )
-    return _finish(c, own, x_etd), caches.filled(key, value, slots, length_e, max_len - length)
+    return _finish(c, params, x_etd), caches.filled(key, value, slots, length_e, max_len - length)
 
 
 def step(
     c: T5Config,
-    own: Params,
+    params: Params,
     x_ed: Float[Array, "e d"],
     kv: Caches,
     position_e: Int[Array, "e"],
@@ -241,7 +243,7 @@ def step(
     """
     position_em = caches.placed(kv, position_e)
     distance_em = position_e[:, None] - position_em
-    bias_enm = relative_bias(c, own, distance_em[:, None], causal=True)[:, :, 0]
+    bias_enm = relative_bias(c, params, distance_em[:, None], causal=True)[:, :, 0]
 
     def layer(layer_params, x, cache, inputs):
         source, value_inputs, tap_inputs = inputs
@@ -249,8 +251,8 @@ def step(
         def mix(q, k, v):
             v = v if points.value is None else points.value(v, value_inputs)
             token = (q[:, 0], k[:, 0], v[:, 0])
-            here = (cache, kv.place, *token, distance_em >= 0)
-            mixed, new = caches.step(*here, scale=1.0, bias_enm=bias_enm)
+            cache_inputs = (cache, kv.place, *token, distance_em >= 0)
+            mixed, new = caches.step(*cache_inputs, scale=1.0, bias_enm=bias_enm)
             return mixed[:, None], new
 
         hook = _cross_hook(source, cross.seen_by_examples(points))
@@ -259,48 +261,48 @@ def step(
 
     x, layers = step_stack(
         layer,
-        own["layers"],
+        params["layers"],
         x_ed[:, None],
         kv.layers,
         (points.cross, points.value_l, points.tap_l),
     )
-    return _finish(c, own, x)[:, 0], Caches(layers, position_em, kv.place + 1)
+    return _finish(c, params, x)[:, 0], Caches(layers, position_em, kv.place + 1)
 
 
-def _output(c: T5Config, own: Params, hidden: Array) -> tuple[Array, Array]:
+def _output(c: T5Config, params: Params, hidden: Array) -> tuple[Array, Array]:
     """Hidden states, scaled as needed for a tied output, and the output matrix (V, D)."""
-    if "head" in own:
-        return hidden, own["head"]["table"]
-    return hidden * c.width**-0.5, own["embed"]["token"]["table"]
+    if "head" in params:
+        return hidden, params["head"]["table"]
+    return hidden * c.width**-0.5, params["embed"]["token"]["table"]
 
 
 def with_features(
-    c: T5Config, own: Params, hidden: Float[Array, "... d"], feature: Array, table_vc: Array
+    c: T5Config, params: Params, hidden: Float[Array, "... d"], feature: Array, table_vc: Array
 ) -> tuple[Any, Float[Array, "... f"]]:
     """Parameters and states with the scores of `hidden` plus feature . table_vc.
 
     See `jvae.nn.transformer.with_features`.
     """
-    hidden, table_vd = _output(c, own, hidden)
+    hidden, table_vd = _output(c, params, hidden)
     table = jnp.concatenate([table_vd, table_vc], axis=1)
     joined = jnp.concatenate([hidden, feature.astype(hidden.dtype)], axis=-1)
     return {"head": {"table": table}}, joined
 
 
-def logits(c: T5Config, own: Params, hidden: Float[Array, "... d"]) -> Array:
+def logits(c: T5Config, params: Params, hidden: Float[Array, "... d"]) -> Array:
     """Scores over the padded vocabulary, float32 or wider, -inf at padded columns."""
-    return xent.logits(*_output(c, own, hidden), c.vocab)
+    return xent.logits(*_output(c, params, hidden), c.vocab)
 
 
 def token_log_prob(
     c: T5Config,
-    own: Params,
+    params: Params,
     hidden_btd: Float[Array, "b t d"],
     side: Side,
     scored_bt: Bool[Array, "b t"],
 ) -> Float[Array, "b t"]:
     """Log p of each scored token at its position, in nats; the state at t-1 predicts token t."""
-    hidden_btd, table_vd = _output(c, own, hidden_btd[:, :-1])
+    hidden_btd, table_vd = _output(c, params, hidden_btd[:, :-1])
     target_bt = side.token_bt[:, 1:]
     nats = xent.token_log_prob(hidden_btd, table_vd, target_bt, c.vocab, c.xent_chunk)
     return jnp.pad(jnp.where(scored_bt[:, 1:], nats, 0.0), ((0, 0), (1, 0)))

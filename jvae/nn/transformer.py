@@ -109,34 +109,34 @@ def init_head(spec: StackSpec, key: Key[Array, ""]) -> Params:
 
 
 def embed(
-    spec: StackSpec, own: Params, token: Array, position: Array, kind: Array | None = None
+    spec: StackSpec, params: Params, token: Array, position: Array, kind: Array | None = None
 ) -> Array:
     """Input of layer 0 for tokens at these positions, in the compute dtype."""
-    return apply(Embeddings(spec), own["embed"], token, position, kind)
+    return apply(Embeddings(spec), params["embed"], token, position, kind)
 
 
-def place(spec: StackSpec, own: Params, x: Float[Array, "... d"], position: Array) -> Array:
+def place(spec: StackSpec, params: Params, x: Float[Array, "... d"], position: Array) -> Array:
     """Adds position embeddings to vectors that replace token embeddings."""
     if not spec.positions:
         return x
-    table = own["embed"]["position"]["table"].astype(x.dtype)
+    table = params["embed"]["position"]["table"].astype(x.dtype)
     return x + jnp.take(table, position + spec.position_offset, axis=0, mode="clip")
 
 
-def output_table(own: Params) -> Float[Array, "v d"]:
+def output_table(params: Params) -> Float[Array, "v d"]:
     """The output table: {head} if there is one, else the token embedding."""
-    table = own["head"] if "head" in own else own["embed"]["token"]
+    table = params["head"] if "head" in params else params["embed"]["token"]
     return table["table"]
 
 
-def logits(spec: StackSpec, own: Params, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
+def logits(spec: StackSpec, params: Params, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
     """Scores over the padded vocabulary, float32 or wider, -inf at padded columns."""
-    return xent.logits(hidden, output_table(own), spec.vocab, cap=spec.score_cap)
+    return xent.logits(hidden, output_table(params), spec.vocab, cap=spec.score_cap)
 
 
 def token_log_prob(
     spec: StackSpec,
-    own: Params,
+    params: Params,
     hidden_btd: Float[Array, "b t d"],
     side: Side,
     scored_bt: Bool[Array, "b t"],
@@ -144,7 +144,7 @@ def token_log_prob(
     """Log p of each scored token at its position, in nats; the state at t-1 predicts token t."""
     nats = xent.token_log_prob(
         hidden_btd[:, :-1],
-        output_table(own),
+        output_table(params),
         side.token_bt[:, 1:],
         spec.vocab,
         spec.xent_chunk,
@@ -154,20 +154,20 @@ def token_log_prob(
 
 
 def with_features(
-    own: Params, hidden: Float[Array, "... d"], feature: Float[Array, "... c"], table_vc: Array
+    params: Params, hidden: Float[Array, "... d"], feature: Float[Array, "... c"], table_vc: Array
 ) -> tuple[Any, Float[Array, "... f"]]:
     """Parameters and states with scores hidden . table + feature . table_vc.
 
     The features are concatenated to the states. This avoids a (tokens, vocabulary) array of
     addends, and the scores can be computed in chunks of the vocabulary.
     """
-    table = jnp.concatenate([output_table(own), table_vc], axis=1)
+    table = jnp.concatenate([output_table(params), table_vc], axis=1)
     joined = jnp.concatenate([hidden, feature.astype(hidden.dtype)], axis=-1)
     return {"head": {"table": table}}, joined
 
 
-def _final(spec: StackSpec, own: Params, x: Array) -> Array:
-    return apply(norm(spec), own["norm"], x) if spec.final_norm else x
+def _final(spec: StackSpec, params: Params, x: Array) -> Array:
+    return apply(norm(spec), params["norm"], x) if spec.final_norm else x
 
 
 UNBOUNDED = 2**30  # a reach larger than any text
@@ -204,9 +204,9 @@ def _of_kind(spec: StackSpec, kinds: _Kinds, kind: Array | None) -> _Kinds:
     return kinds if len(spec.kinds) == 1 else jax.tree.map(lambda a: a[kind], kinds)
 
 
-def _static(spec: StackSpec, own: Params) -> tuple[Array | None, Array | None]:
+def _static(spec: StackSpec, params: Params) -> tuple[Array | None, Array | None]:
     """The kind of each layer, and whether it is layer 0; None if all layers are alike."""
-    layers = jax.tree.leaves(own["layers"])[0].shape[0]
+    layers = jax.tree.leaves(params["layers"])[0].shape[0]
     kind_l = jnp.asarray(spec.pattern[:layers], jnp.int32) if len(spec.kinds) > 1 else None
     return kind_l, None if spec.first_norm else jnp.arange(layers) == 0
 
@@ -217,9 +217,9 @@ def _turned(kinds: _Kinds, x: Array) -> Array:
     return rotate(x, kinds.cos, kinds.sin)
 
 
-def cross_states(own: Params, state_bsd: Float[Array, "b s d"]) -> CrossKv:
+def cross_states(params: Params, state_bsd: Float[Array, "b s d"]) -> CrossKv:
     """Cross-attention keys and values of external states, for every layer."""
-    return cross.key_values(own["layers"]["cross"]["kv"], state_bsd)
+    return cross.key_values(params["layers"]["cross"]["kv"], state_bsd)
 
 
 def _cross_hook(
@@ -235,7 +235,7 @@ def _cross_hook(
 
 def rows(
     spec: StackSpec,
-    own: Params,
+    params: Params,
     x_btd: Float[Array, "b t d"],
     mask_spec: MaskSpec,
     points: Points = UNTOUCHED,
@@ -271,13 +271,13 @@ def rows(
         if kv is not None:
             assert points.owner_m is not None  # set whenever there are slots
             slots = Slots(kv.key_lbmgh, kv.value_lbmgh, points.owner_m)
-        here = _of_kind(spec, kinds, kind)
+        layer_kind = _of_kind(spec, kinds, kind)
 
         def mix(q, k, v):
             v = v if points.value is None else points.value(v, value_inputs)
             y = attend(
-                *(_turned(here, q), _turned(here, k), v, mask_spec, slots),
-                seen_bts=here.seen,
+                *(_turned(layer_kind, q), _turned(layer_kind, k), v, mask_spec, slots),
+                seen_bts=layer_kind.seen,
                 scale=spec.scale,
                 cap=spec.logit_cap,
                 drop=drop_weights,
@@ -293,19 +293,19 @@ def rows(
 
     x_btd, outputs = run_stack(
         layer,
-        own["layers"],
+        params["layers"],
         x_btd,
-        (points.slots, points.cross, points.value_l, points.tap_l, read_l, *_static(spec, own)),
+        (points.slots, points.cross, points.value_l, points.tap_l, read_l, *_static(spec, params)),
         drop=drop_layers,
         remat=spec.remat,
         unroll=spec.unroll,
     )
-    return _final(spec, own, x_btd), outputs
+    return _final(spec, params, x_btd), outputs
 
 
 def prefill(
     spec: StackSpec,
-    own: Params,
+    params: Params,
     x_etd: Float[Array, "e t d"],
     length_e: Int[Array, "e"],
     max_len: int,
@@ -329,14 +329,14 @@ def prefill(
     def layer(layer_params, x, inputs, _):
         kv, source, value_inputs, tap_inputs, kind, is_first = inputs
         latent = None if kv is None else Slots(kv.key_lbmgh, kv.value_lbmgh, for_everyone(slots))
-        here = _of_kind(spec, kinds, kind)
+        layer_kind = _of_kind(spec, kinds, kind)
 
         def mix(q, k, v):
             v = v if points.value is None else points.value(v, value_inputs)
-            k = _turned(here, k)
+            k = _turned(layer_kind, k)
             y = attend(
-                *(_turned(here, q), k, v, mask_spec, latent),
-                seen_bts=here.seen,
+                *(_turned(layer_kind, q), k, v, mask_spec, latent),
+                seen_bts=layer_kind.seen,
                 scale=spec.scale,
                 cap=spec.logit_cap,
             )
@@ -348,21 +348,21 @@ def prefill(
 
     x_etd, (key, value) = run_stack(
         layer,
-        own["layers"],
+        params["layers"],
         x_etd,
-        (points.slots, points.cross, points.value_l, points.tap_l, *_static(spec, own)),
+        (points.slots, points.cross, points.value_l, points.tap_l, *_static(spec, params)),
         unroll=spec.unroll,
     )
     if points.slots is not None:
         key = jnp.concatenate([points.slots.key_lbmgh.astype(key.dtype), key], axis=2)
         value = jnp.concatenate([points.slots.value_lbmgh.astype(value.dtype), value], axis=2)
     kv = caches.filled(key, value, slots, length_e, max_len - length)
-    return _final(spec, own, x_etd), kv
+    return _final(spec, params, x_etd), kv
 
 
 def step(
     spec: StackSpec,
-    own: Params,
+    params: Params,
     x_ed: Float[Array, "e d"],
     kv: Caches,
     position_e: Int[Array, "e"],
@@ -385,15 +385,15 @@ def step(
 
     def layer(layer_params, x, cache, inputs):
         source, value_inputs, tap_inputs, kind, is_first = inputs
-        here = _of_kind(spec, kinds, kind)
+        layer_kind = _of_kind(spec, kinds, kind)
 
         def mix(q, k, v):
             v = v if points.value is None else points.value(v, value_inputs)
-            q, k = _turned(here, q), _turned(here, k)
-            assert here.seen is not None
+            q, k = _turned(layer_kind, q), _turned(layer_kind, k)
+            assert layer_kind.seen is not None
             token = (q[:, 0], k[:, 0], v[:, 0])
             mixed, new = caches.step(
-                *(cache, kv.place, *token, here.seen),
+                *(cache, kv.place, *token, layer_kind.seen),
                 scale=scale,
                 cap=spec.logit_cap,
                 kernel=spec.attention,
@@ -406,12 +406,12 @@ def step(
 
     x, layers = step_stack(
         layer,
-        own["layers"],
+        params["layers"],
         x_ed[:, None],
         kv.layers,
-        (points.cross, points.value_l, points.tap_l, *_static(spec, own)),
+        (points.cross, points.value_l, points.tap_l, *_static(spec, params)),
     )
-    return _final(spec, own, x)[:, 0], Caches(layers, position_em, kv.place + 1)
+    return _final(spec, params, x)[:, 0], Caches(layers, position_em, kv.place + 1)
 
 
 ENCODER = frozenset({"encode", "layers", "taps", "slots", "values", "low_rank"})

@@ -30,41 +30,41 @@ def collectives(hlo: str, devices: int, turns: int = 1) -> dict[str, Traffic]:
       devices: number of devices that run the program.
       turns: iterations assumed for loops whose trip count is not in the text.
     """
-    own: dict[str, Counter[tuple[str, int, float]]] = {}
+    ops: dict[str, Counter[tuple[str, int, float]]] = {}
     calls: dict[str, Counter[str]] = {}
     fused: set[str] = set()
     ends = loop_ends(hlo)
-    entry = here = ""
+    entry = computation = ""
     for line in hlo.splitlines():
         if header := HEADER.match(line):
-            here = header[2]
-            entry = here if header[1] else entry
-            own[here], calls[here] = Counter(), Counter()
+            computation = header[2]
+            entry = computation if header[1] else entry
+            ops[computation], calls[computation] = Counter(), Counter()
         match = re.search(r"= (.*?) ([a-z\-]+)\(", line)
-        if not match or not here:
+        if not match or not computation:
             continue
         kind = match[2].removesuffix("-start")
-        if kind in COLLECTIVES and not _again(line, here, fused):
+        if kind in COLLECTIVES and not _again(line, computation, fused):
             size, group = _size(match[1], kind != match[2]), _group(line, devices)
-            if "all-reduce-scatter" in here:  # the TPU compiler's form of a reduce-scatter
+            if "all-reduce-scatter" in computation:  # the TPU compiler's form of a reduce-scatter
                 kind, size = "reduce-scatter", size // group
-            own[here][kind, size, _sent(kind, size, group)] += 1
+            ops[computation][kind, size, _sent(kind, size, group)] += 1
         looped = 1
         if kind == "while":
-            known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+            trip_count = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
             condition = re.search(r"condition=%?([\w.\-]+)", line)
             end = ends.get(condition[1], turns) if condition else turns
-            looped = int(known[1]) if known else end
+            looped = int(trip_count[1]) if trip_count else end
         for called in re.findall(
             r"(?:body|condition|calls|to_apply|computation)=%?([\w.\-]+)", line
         ):
-            calls[here][called] += looped
+            calls[computation][called] += looped
         for branches in re.findall(r"branch_computations=\{([^}]*)\}", line):
-            calls[here].update(re.findall(r"[\w.\-]+", branches))
+            calls[computation].update(re.findall(r"[\w.\-]+", branches))
     total: dict[str, Traffic] = {}
 
     def add(name: str, times: int) -> None:
-        for (kind, size, sent), count in own.get(name, Counter()).items():
+        for (kind, size, sent), count in ops.get(name, Counter()).items():
             many, most, all_sent = total.get(kind, Traffic(0, 0, 0.0))
             count *= times
             total[kind] = Traffic(many + count, most + count * size, all_sent + count * sent)
@@ -85,16 +85,16 @@ def loop_ends(hlo: str) -> dict[str, int]:
     constants: dict[str, int] = {}
     compound: set[str] = set()
     fused: dict[str, str] = {}
-    here = ""
+    computation = ""
     for line in hlo.splitlines():
         if header := HEADER.match(line):
-            here = header[2]
+            computation = header[2]
         elif constant := re.search(r"= s32\[\](?:\{\S*\})? constant\((\d+)\)", line):
-            constants[here] = max(constants.get(here, 0), int(constant[1]))
+            constants[computation] = max(constants.get(computation, 0), int(constant[1]))
         elif re.search(r"= pred\[\](?:\{\S*\})? and\(", line):
-            compound.add(here)
+            compound.add(computation)
         elif calls := re.search(r"= pred\[\](?:\{\S*\})? fusion\(.*calls=%?([\w.\-]+)", line):
-            fused[here] = calls[1]
+            fused[computation] = calls[1]
     return {
         name: end
         for name, end in constants.items()
@@ -102,14 +102,16 @@ def loop_ends(hlo: str) -> dict[str, int]:
     }
 
 
-def _again(line: str, here: str, fused: set[str]) -> bool:
+def _again(line: str, computation: str, fused: set[str]) -> bool:
     """Whether a line is a later part of a collective that the TPU compiler split over fusions."""
     channel = re.search(r"channel_id=(\d+)", line)
-    if channel is None or not here.startswith(("fused_computation", "async_collective_fusion")):
+    if channel is None or not computation.startswith(
+        ("fused_computation", "async_collective_fusion")
+    ):
         return False
-    known = channel[1] in fused
+    repeated = channel[1] in fused
     fused.add(channel[1])
-    return known
+    return repeated
 
 
 def _sent(kind: str, result: int, group: int) -> float:
@@ -137,7 +139,7 @@ def _size(shapes: str, begun: bool) -> int:
     """Bytes of a result; a start op also returns its operand, so its largest part is used."""
     parts = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
     sizes = [
-        BYTES.get(kind, 4) * math.prod(int(one) for one in dims.split(",") if one)
+        BYTES.get(kind, 4) * math.prod(int(size) for size in dims.split(",") if size)
         for kind, dims in parts
     ]
     return max(sizes, default=0) if begun else sum(sizes)

@@ -38,7 +38,7 @@ def matmul_bytes(traced: ClosedJaxpr | Jaxpr) -> float:
     """
 
     def size(equation: Any) -> float:
-        return float(sum(_bytes(one.aval) for one in equation.invars))
+        return float(sum(_bytes(operand.aval) for operand in equation.invars))
 
     return _over_products(traced, size, 1)
 

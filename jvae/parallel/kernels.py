@@ -76,9 +76,9 @@ def kernels(hlo: str, turns: int = 1, declared: Mapping[str, int] | None = None)
         types = {op.name: op.result for op in computations[name]}
         for op in computations[name]:
             if op.kind == "while":
-                known = re.search(r'"known_trip_count":\{"n":"(\d+)"', op.line)
+                trip_count = re.search(r'"known_trip_count":\{"n":"(\d+)"', op.line)
                 condition, body = (_called(op, role) for role in ("condition", "body"))
-                count = int(known[1]) if known else ends.get(condition, turns)
+                count = int(trip_count[1]) if trip_count else ends.get(condition, turns)
                 yield from walk(body, times * count)
             elif op.kind == "conditional":  # the first branch stands for all
                 branches = re.search(
@@ -97,15 +97,15 @@ def kernels(hlo: str, turns: int = 1, declared: Mapping[str, int] | None = None)
 def _parse(hlo: str) -> tuple[dict[str, list[_Op]], str]:
     """The operations of each computation, and the name of the entry."""
     computations: dict[str, list[_Op]] = {}
-    entry = here = ""
+    entry = computation = ""
     for line in hlo.splitlines():
         if not line.startswith(" ") and (header := HEADER.match(line)):
-            here = header[2]
-            entry = here if header[1] else entry
-            computations[here] = []
-        elif here and (op := _OPERATION.match(line)):
+            computation = header[2]
+            entry = computation if header[1] else entry
+            computations[computation] = []
+        elif computation and (op := _OPERATION.match(line)):
             names = _operands(op[5])
-            computations[here].append(_Op(op[2], op[3], op[4], names, line, bool(op[1])))
+            computations[computation].append(_Op(op[2], op[3], op[4], names, line, bool(op[1])))
     return computations, entry
 
 
@@ -154,10 +154,10 @@ def _kernel(
     if op.kind == "fusion":
         fused = re.search(r'"kind":"(\w+)"', op.line) or re.search(r"kind=k(\w+)", op.line)
         kind = f"fusion:{fused[1]}" if fused else "fusion"
-    sizes = [_bytes(one) for one in operands]
+    sizes = [_bytes(operand) for operand in operands]
     written = _bytes(_WORKSPACE.sub(")", op.result) if kind.startswith("__cu") else op.result)
     if body:
-        sizes = [_read(body, i, one) for i, one in enumerate(operands)]
+        sizes = [_read(body, i, operand) for i, operand in enumerate(operands)]
         written = sum(_written(body, root) for root in _roots(body))
     elif op.kind in ("dynamic-slice", "slice", "gather"):
         sizes = [written, *[0] * (len(operands) - 1)]
@@ -167,7 +167,9 @@ def _kernel(
     elif op.kind.endswith("-start"):  # the result repeats the operand and adds counters
         parts = [_bytes(part[0]) for part in re.finditer(_ARRAY, op.result)]
         written = parts[1 if op.kind == "all-gather-start" and len(parts) > 1 else 0]
-    flops = sum(_flops(one, {x.name: x.result for x in body}) for one in body) or _flops(op, types)
+    flops = sum(_flops(inner, {x.name: x.result for x in body}) for inner in body) or _flops(
+        op, types
+    )
     source = re.search(r'op_name="([^"]*)"', op.line)
     return Kernel(
         *(op.name, kind, times, tuple(zip(operands, sizes, strict=True)), written, flops),
@@ -265,11 +267,11 @@ class Cost(NamedTuple):
 def cost(parts: list[Kernel]) -> Cost:
     """The sum over kernels."""
     number, moved = Counter[str](), Counter[str]()
-    flops: dict[str, float] = dict.fromkeys((one.kind for one in parts), 0.0)
-    for one in parts:
-        number[one.kind] += one.times
-        moved[one.kind] += one.times * (one.read_bytes + one.written_bytes)
-        flops[one.kind] += one.times * one.flops
+    flops: dict[str, float] = dict.fromkeys((kernel.kind for kernel in parts), 0.0)
+    for kernel in parts:
+        number[kernel.kind] += kernel.times
+        moved[kernel.kind] += kernel.times * (kernel.read_bytes + kernel.written_bytes)
+        flops[kernel.kind] += kernel.times * kernel.flops
     kinds = sorted(number, key=lambda kind: -moved[kind])
     table = {kind: [number[kind], moved[kind] / 1e9, flops[kind] / 1e12] for kind in kinds}
     return Cost(number.total(), moved.total(), sum(flops.values()), table)
@@ -285,9 +287,9 @@ def predicted_s(
     Args:
       flops: all FLOPs of the program; those of kernels whose own are unknown take extra time.
     """
-    shown = sum(one.times * one.flops for one in parts)
-    total = max(flops - shown, 0.0) / flops_s
-    for one in parts:
-        moved = one.read_bytes + one.written_bytes
-        total += one.times * (max(one.flops / flops_s, moved / bytes_s) + launch_s)
+    counted = sum(kernel.times * kernel.flops for kernel in parts)
+    total = max(flops - counted, 0.0) / flops_s
+    for kernel in parts:
+        moved = kernel.read_bytes + kernel.written_bytes
+        total += kernel.times * (max(kernel.flops / flops_s, moved / bytes_s) + launch_s)
     return total

@@ -238,24 +238,24 @@ def row_part(mesh: Mesh, rows: int) -> tuple[int, int]:
 
     Raises: ConfigError if processes share some rows, but not all.
     """
-    held: dict[int, set[tuple[int, int]]] = {}
+    rows_of: dict[int, set[tuple[int, int]]] = {}
     for device, index in batch_sharding(mesh).devices_indices_map((rows,)).items():
         begin, end, _ = (index or (slice(None),))[0].indices(rows)
-        held.setdefault(device.process_index, set()).add((begin, end))
-    return part_of(held, jax.process_index())
+        rows_of.setdefault(device.process_index, set()).add((begin, end))
+    return part_of(rows_of, jax.process_index())
 
 
-def part_of(held: Mapping[int, set[tuple[int, int]]], process: int) -> tuple[int, int]:
+def part_of(rows_of: Mapping[int, set[tuple[int, int]]], process: int) -> tuple[int, int]:
     """Returns (i, n): the rows of a process are part i of n equal, disjoint parts.
 
     Args:
-      held: row ranges by process; all have the same size, and any two are equal or disjoint.
+      rows_of: row ranges by process; all have the same size, and any two are equal or disjoint.
     """
-    parts = sorted({tuple(sorted(ranges)) for ranges in held.values()})
-    ranges = [one for part in parts for one in part]
+    parts = sorted({tuple(sorted(ranges)) for ranges in rows_of.values()})
+    ranges = [row_range for part in parts for row_range in part]
     if len(set(ranges)) < len(ranges) or len({len(part) for part in parts}) > 1:
         raise ConfigError(
-            f"config.mesh: the devices of process {process} hold rows {sorted(held[process])}, and "
-            "others some of these; make data times fsdp a multiple of the number of processes"
+            f"config.mesh: the devices of process {process} hold rows {sorted(rows_of[process])}, "
+            "and others some of these; make data times fsdp a multiple of the number of processes"
         )
-    return parts.index(tuple(sorted(held[process]))), len(parts)
+    return parts.index(tuple(sorted(rows_of[process]))), len(parts)

@@ -23,7 +23,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     Raises: ConfigError if only some arguments are given, or the other processes are unreachable.
     """
     arguments = (coordinator, processes, process)
-    explicit = [one is not None for one in arguments]
+    explicit = [argument is not None for argument in arguments]
     if any(explicit) != all(explicit):
         raise ConfigError("--coordinator, --processes and --process go together: give all or none")
     if processes is not None and process is not None and not 0 <= process < processes:
@@ -44,9 +44,9 @@ def _in_slurm() -> bool:
 
 
 def _on_tpu_vm() -> bool:
-    wanted = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
+    platforms = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
     chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
-    return "tpu" in wanted and bool(chips) and importlib.util.find_spec("libtpu") is not None
+    return "tpu" in platforms and bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
 def first() -> bool:
@@ -65,10 +65,10 @@ def agree(what: str, text: str) -> None:
     if jax.process_count() == 1:
         return
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
-    every = np.asarray(multihost_utils.process_allgather(digest))
-    others = np.flatnonzero(np.any(every != every[0], axis=1))
-    if others.size:
+    digests = np.asarray(multihost_utils.process_allgather(digest))
+    mismatches = np.flatnonzero(np.any(digests != digests[0], axis=1))
+    if mismatches.size:
         raise ConfigError(
-            f"{what} of process {others[0]} is not that of process 0; start all with one command "
-            "and the same files"
+            f"{what} of process {mismatches[0]} is not that of process 0; start all with one "
+            "command and the same files"
         )

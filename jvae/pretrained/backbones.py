@@ -35,7 +35,7 @@ class Backbone:
 
     name: `model_type` in its config.json.
     prefix: prefix of names in checkpoints saved with a head.
-    own: leading parts of unprefixed names that must be kept although they are in `WRAPPERS`.
+    native_prefix: leading parts of unprefixed names, kept although they are in `WRAPPERS`.
     renamed: (pattern, replacement) for older names.
     ignored: patterns of buffers and heads.
     tied: pairs of names; if the first is present, it must equal the second.
@@ -52,7 +52,7 @@ class Backbone:
     describe: Callable[[Mapping[str, Any]], dict[str, Any]]
     saved_prefix: str = ""  # prefix of names when exporting the architecture of `describe`
     unprefixed: tuple[str, ...] = ()  # names that are exported without that prefix
-    own: str = ""
+    native_prefix: str = ""
 
 
 def canonical(backbone: Backbone, checkpoint: Checkpoint) -> Tensors:
@@ -92,7 +92,7 @@ def prefixes(backbone: Backbone, checkpoint: Checkpoint) -> tuple[str, ...]:
 def _prefix(backbone: Backbone, name: str) -> str:
     """The prefix of a name."""
     rest = name
-    while not (backbone.own and rest.startswith(backbone.own)):
+    while not (backbone.native_prefix and rest.startswith(backbone.native_prefix)):
         word, dot, after = rest.partition(".")
         if rest.startswith(backbone.prefix) and backbone.prefix:
             rest = rest.removeprefix(backbone.prefix)

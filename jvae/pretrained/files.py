@@ -162,10 +162,10 @@ def _sharded(index: Path, find: Callable[[str], Path | None]) -> tuple[Tensors, 
     names = sorted({str(file) for file in where.values()})
     paths = {file: find(file) if re.fullmatch(r"[\w.-]+", file) else None for file in names}
     if missing := [file for file, path in paths.items() if path is None]:
-        shown = ", ".join(missing[:5]) + (" ..." if missing[5:] else "")
+        listing = ", ".join(missing[:5]) + (" ..." if missing[5:] else "")
         raise WeightsError(
-            f"{index}: {len(missing)} of {len(names)} shards not there ({shown}); copy or download "
-            "them again"
+            f"{index}: {len(missing)} of {len(names)} shards not there ({listing}); copy or "
+            "download them again"
         )
     shards = {file: path for file, path in paths.items() if path is not None}
     tensors: Tensors = {}

@@ -133,9 +133,9 @@ def interleaved_bias(parts: int) -> Transform:
 def norm_rules(norms: Mapping[str, str]) -> list["NameRule"]:
     """Rules for scale and bias of each norm; maps our path to the foreign name."""
     return [
-        NameRule(f"{ours}/{own}", (f"{theirs}.{name}",), flat(1))
+        NameRule(f"{ours}/{leaf}", (f"{theirs}.{name}",), flat(1))
         for ours, theirs in norms.items()
-        for own, name in (("scale", "weight"), ("bias", "bias"))
+        for leaf, name in (("scale", "weight"), ("bias", "bias"))
     ]
 
 
@@ -145,9 +145,9 @@ def linear_rules(path: str, projections: Mapping[str, tuple[str, int]]) -> list[
     Maps our name below the path to the foreign name and the number of input axes of our kernel.
     """
     rules = []
-    for own, (theirs, inputs) in projections.items():
-        rules.append(NameRule(f"{path}/{own}/kernel", (f"{theirs}.weight",), linear(inputs)))
-        rules.append(NameRule(f"{path}/{own}/bias", (f"{theirs}.bias",), flat(1)))
+    for projection, (theirs, inputs) in projections.items():
+        rules.append(NameRule(f"{path}/{projection}/kernel", (f"{theirs}.weight",), linear(inputs)))
+        rules.append(NameRule(f"{path}/{projection}/bias", (f"{theirs}.bias",), flat(1)))
     return rules
 
 
@@ -274,7 +274,7 @@ def _some(words: Sequence[str], most: int = 5) -> str:
 
 def _of_prefix(missing: Sequence[str], extra: Mapping[str, Any]) -> str:
     """A hint for an error if names differ only by a prefix."""
-    ends = [name for name in missing if any(one.endswith(f".{name}") for one in extra)]
+    ends = [name for name in missing if any(key.endswith(f".{name}") for key in extra)]
     if not ends:
         return ""
     whole = next(name for name in extra if name.endswith(f".{ends[0]}"))
@@ -292,8 +292,8 @@ def _is_floating(dtype: Any) -> bool:
 def _absent_groups(table: NameTable, foreign: Mapping[str, Any]) -> set[str]:
     """Optional groups without any tensor; rules in such groups are not per layer."""
     groups = {rule.optional for rule in table.rules if rule.optional}
-    here = {r.optional for r in table.rules if any(source in foreign for source in r.sources)}
-    return groups - here
+    present = {r.optional for r in table.rules if any(source in foreign for source in r.sources)}
+    return groups - present
 
 
 def fit(table: NameTable, foreign: Mapping[str, Any], target: Any) -> Fit:
@@ -321,8 +321,10 @@ def fit(table: NameTable, foreign: Mapping[str, Any], target: Any) -> Fit:
             continue
         rules.append(rule)
         expected = rule.foreign_shapes(layer_shape)
-        here = [layer for layer in names if layer]
-        for name, want in ((n, w) for layer in here for n, w in zip(layer, expected, strict=True)):
+        layers = [layer for layer in names if layer]
+        for name, want in (
+            (n, w) for layer in layers for n, w in zip(layer, expected, strict=True)
+        ):
             used.add(name)
             if name not in foreign:
                 missing.append(name)
@@ -382,9 +384,9 @@ def leaves(
     """
     like = named_leaves(target)
     rules = fit(table, foreign, target).rules
-    for name, other in table.tied:
-        if name in foreign and not np.array_equal(foreign[name], foreign[other]):
-            raise WeightsError(f"{name} must equal {other}, to which it is tied, and does not")
+    for name, twin in table.tied:
+        if name in foreign and not np.array_equal(foreign[name], foreign[twin]):
+            raise WeightsError(f"{name} must equal {twin}, to which it is tied, and does not")
     for rule in rules:
         yield rule.path, _leaf(rule, foreign, like[rule.path])
 
@@ -447,6 +449,6 @@ def write(table: NameTable, params: Any, tied: bool = True) -> dict[str, np.ndar
     for name, parts in cut.items():
         out[name] = np.concatenate([parts[first] for first in sorted(parts)], axis=1)
     if tied:
-        for name, other in table.tied:
-            out[name] = out[other]
+        for name, twin in table.tied:
+            out[name] = out[twin]
     return out

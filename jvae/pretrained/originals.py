@@ -45,11 +45,11 @@ def optimus(c: Any) -> NameTable:
     """
     transformer = "decoder.transformer."
     used, ignored = [], [rf"{transformer}h\.\d+\.attn\.bias"]
-    for wanted, path, name, transform in (
+    for enabled, path, name, transform in (
         (c.use_memory, "decoder/memory/kernel", f"{transformer}linear.weight", _memory_by_layer()),
         (c.use_embedding, "decoder/offset/kernel", f"{transformer}linear_emb.weight", linear()),
     ):
-        if wanted:
+        if enabled:
             used.append(NameRule(path, (name,), transform))
         else:
             ignored.append(name)
@@ -77,11 +77,11 @@ def t5_vae(c: Any) -> NameTable:
     dec = c.decoder
     base = t5.table(dec.vocab, gated=dec.gated, tied=dec.tied, cross=False, prefix="t5.")
     heads = ("t5.mu.weight", "t5.logvar.weight")
-    own = (
+    rules = (
         NameRule("posterior/head/kernel", heads, joined_linear(2)),
         NameRule("decoder/memory/kernel", ("t5.memory_projection.weight",), _memory_by_layer()),
     )
-    return NameTable((*base.rules, *own), base.ignored, base.tied)
+    return NameTable((*base.rules, *rules), base.ignored, base.tied)
 
 
 def adavae(c: Any) -> NameTable:

@@ -62,11 +62,11 @@ def _adapter(ours: str, theirs: str, learned: bool) -> list[NameRule]:
 
 
 def _prefix(ours: str, theirs: str) -> list[NameRule]:
-    own = f"{theirs}.prompt_model"
+    prompt = f"{theirs}.prompt_model"
     return [
-        NameRule(f"{ours}/prefix/slot/table", (f"{own}.wte.weight",), flat(2)),
-        *_dense(f"{ours}/prefix/down", f"{own}.control_trans.0", linear()),
-        *_dense(f"{ours}/prefix/up", f"{own}.control_trans.2", linear()),
+        NameRule(f"{ours}/prefix/slot/table", (f"{prompt}.wte.weight",), flat(2)),
+        *_dense(f"{ours}/prefix/down", f"{prompt}.control_trans.0", linear()),
+        *_dense(f"{ours}/prefix/up", f"{prompt}.control_trans.2", linear()),
     ]
 
 

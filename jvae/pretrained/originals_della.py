@@ -43,7 +43,7 @@ def _rank_constants() -> Transform:
     def read(arrays: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
         return np.stack([a.reshape(shape[1:]) for a in arrays])
 
-    return Transform(read, lambda leaf: [one.reshape(-1, 1) for one in leaf])
+    return Transform(read, lambda leaf: [matrix.reshape(-1, 1) for matrix in leaf])
 
 
 def _fusion(name: str, ours: str, width: int, rank: int, first: int) -> tuple[NameRule, ...]:

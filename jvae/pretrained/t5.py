@@ -117,14 +117,17 @@ def stack_table(
       role: its role in the files, "encoder" or "decoder".
       cross: as in `table`.
     """
-    other = STACKS[1 - STACKS.index(role)]
+    other_stack = STACKS[1 - STACKS.index(role)]
     decodes = role == "decoder"
-    own = [
+    stack_rules = [
         replace(rule, path=path + rule.path.removeprefix(role))
         for rule in _stack(role, "", gated, cross and decodes)
     ]
-    rules = [NameRule(f"{path}/embed/token/table", ("shared.weight",), vocab_rows(vocab)), *own]
-    ignored = [*BACKBONE.ignored, rf"{other}\..*"]
+    rules = [
+        NameRule(f"{path}/embed/token/table", ("shared.weight",), vocab_rows(vocab)),
+        *stack_rules,
+    ]
+    ignored = [*BACKBONE.ignored, rf"{other_stack}\..*"]
     same = [(f"{role}.embed_tokens.weight", "shared.weight")]
     if decodes and not tied:
         rules.append(NameRule(f"{path}/head/table", ("lm_head.weight",), vocab_rows(vocab)))

@@ -49,7 +49,7 @@ def draw(data: Content) -> dict[str, Picture]:
                 [t.texts for t in latents.traversals],
                 [f"{offset:+g} sd" if offset else "0" for offset in OFFSETS],
             )
-    return {name: one for name, one in pictures.items() if one is not None}
+    return {name: picture for name, picture in pictures.items() if picture is not None}
 
 
 def training(log: Sequence[Line], phases: Sequence[tuple[str, int]]) -> Picture | None:
@@ -61,7 +61,7 @@ def training(log: Sequence[Line], phases: Sequence[tuple[str, int]]) -> Picture 
     ]
     if not any(any(y) for title, curves in panels if title == KL for _, y in curves.values()):
         # Without a latent, or with one that has no KL in training, both would be flat lines.
-        panels = [one for one in panels if one[0] not in (KL, BETA)]
+        panels = [panel for panel in panels if panel[0] not in (KL, BETA)]
     if not panels:
         return None
     rows = -(-len(panels) // 2)
@@ -100,10 +100,10 @@ def training(log: Sequence[Line], phases: Sequence[tuple[str, int]]) -> Picture 
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     # The lowest panel of each column has the axis label, also above an empty panel.
     for column in (0, 1):
-        shown = [ax for ax in axes[column::2] if ax.get_visible()]
-        if shown:
-            shown[-1].set_xlabel("step")
-            shown[-1].tick_params(labelbottom=True)
+        visible = [ax for ax in axes[column::2] if ax.get_visible()]
+        if visible:
+            visible[-1].set_xlabel("step")
+            visible[-1].tick_params(labelbottom=True)
     return look.picture(fig, f"Training curves: {', '.join(title for title, _ in panels)}")
 
 
@@ -114,12 +114,12 @@ def _curve(log: Sequence[Line], name: str) -> tuple[list[int], list[float]] | No
 
 def _scale(ax: Axes, curves: Sequence[Sequence[float]]) -> None:
     """Uses a log scale if the steep first points would otherwise flatten all the others."""
-    every = np.concatenate([np.asarray(y, float) for y in curves])
+    values = np.concatenate([np.asarray(y, float) for y in curves])
     late = np.concatenate([np.asarray(y, float)[len(y) // 10 :] for y in curves])
     if not len(late):
         return
-    low, high = float(every.min()), float(late.max())
-    if low > 0 and every.max() - low > 3 * (high - low) > 0:
+    low, high = float(values.min()), float(late.max())
+    if low > 0 and values.max() - low > 3 * (high - low) > 0:
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
         ax.yaxis.set_minor_locator(NullLocator())

@@ -171,7 +171,7 @@ def _phases(config: ConfigDict) -> list[tuple[str, int]]:
 
 def _samples(folder: Path) -> dict[str, list[str]]:
     files = sorted(folder.glob("*.txt"))
-    texts = {one.stem: one.read_bytes().decode("utf-8", "replace") for one in files}
+    texts = {file.stem: file.read_bytes().decode("utf-8", "replace") for file in files}
     return {name: text.rstrip("\n").split("\n") for name, text in texts.items()}
 
 

@@ -89,7 +89,7 @@ def render(data: Content, pictures: dict[str, Picture]) -> str:
         ("card", "Reporting card", _card(data)),
         ("config", "Config", _config(data)),
     ]
-    sections = [one for one in sections if one[2]]
+    sections = [section for section in sections if section[2]]
     links = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title, _ in sections)
     body = "".join(
         f'<section id="{anchor}"><h2>{title}</h2>{html}</section>\n'
@@ -141,18 +141,18 @@ def _notes(data: Content) -> str:
 def _figure(pictures: dict[str, Picture], name: str) -> str:
     if name not in pictures:
         return ""
-    one = pictures[name]
-    kind, data = ("png", one.png) if name in RASTER else ("svg+xml", one.svg)
+    picture = pictures[name]
+    kind, data = ("png", picture.png) if name in RASTER else ("svg+xml", picture.svg)
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     # At its natural size, so that text is legible; a narrow window scrolls it.
-    size, text = f"{96 * one.width:.0f}", escape(one.text)
+    size, text = f"{96 * picture.width:.0f}", escape(picture.text)
     return f'<figure><img src="{source}" width="{size}" alt="{text}"></figure>'
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str]) -> str:
     """A table whose cells are already HTML."""
     tops = "".join(
-        f'<th class="{kind}">{one}</th>' for one, kind in zip(head, classes, strict=True)
+        f'<th class="{kind}">{title}</th>' for title, kind in zip(head, classes, strict=True)
     )
     body = "".join(
         "<tr>"
@@ -180,13 +180,13 @@ def _metrics(report: ReportRecord | None) -> str:
     )
 
 
-def _row(report: ReportRecord | None, name: str, one: RowRecord) -> list[str]:
+def _row(report: ReportRecord | None, name: str, record: RowRecord) -> list[str]:
     return [
         f'<span title="{escape(_definition(report, name))}">{escape(name)}</span>',
-        escape(_shown(one)),
-        *(escape(_number(one[key])) for key in ("se", "control")),
-        escape(str(one["unit"])),
-        escape(str(one["note"])),
+        escape(_shown(record)),
+        *(escape(_number(record[key])) for key in ("se", "control")),
+        escape(str(record["unit"])),
+        escape(str(record["note"])),
     ]
 
 
@@ -274,8 +274,8 @@ def _interpolations(latents: Latents | None) -> str:
     if latents is None or not latents.interpolations:
         return ""
     blocks = "".join(
-        _strip(f"Pair {i + 1}", [f"{j / (len(one) - 1):.2f}" for j in range(len(one))], one)
-        for i, one in enumerate(latents.interpolations)
+        _strip(f"Pair {i + 1}", [f"{j / (len(texts) - 1):.2f}" for j in range(len(texts))], texts)
+        for i, texts in enumerate(latents.interpolations)
     )
     intro = "<p>Even steps between the posterior means of two test sentences, greedily decoded.</p>"
     return intro + blocks
@@ -348,5 +348,5 @@ def _plain(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k}: {_plain(v)}" for k, v in value.items())
     if isinstance(value, list | tuple):
-        return "; ".join(_plain(one) for one in value)
+        return "; ".join(_plain(item) for item in value)
     return str(value)

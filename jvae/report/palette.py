@@ -12,5 +12,5 @@ NEW = "#b34700"  # colour of new words, dark enough to read
 def color_of(labels: Sequence[str]) -> dict[str, str]:
     """Colours of the most frequent labels, most frequent first; the others take `OTHER`."""
     order = [value for value, _ in Counter(labels).most_common()]
-    shown = order if len(order) <= len(COLORS) else order[: len(COLORS) - 1]
-    return dict(zip(shown, COLORS, strict=False))
+    colored = order if len(order) <= len(COLORS) else order[: len(COLORS) - 1]
+    return dict(zip(colored, COLORS, strict=False))

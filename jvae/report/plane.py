@@ -9,8 +9,8 @@ def pca(z_ed: Float[np.ndarray, "e d"]) -> tuple[Float[np.ndarray, "e 2"], float
     centred_ed = z_ed - z_ed.mean(axis=0)
     u_ed, s_d, _ = np.linalg.svd(centred_ed, full_matrices=False)
     plane_e2 = np.zeros((len(z_ed), 2))
-    some = min(2, len(s_d))
-    plane_e2[:, :some] = u_ed[:, :some] * s_d[:some]
+    axes = min(2, len(s_d))
+    plane_e2[:, :axes] = u_ed[:, :axes] * s_d[:axes]
     # The sign of an axis is arbitrary; it is fixed so that equal latents give equal maps.
     sign = np.sign(plane_e2[np.abs(plane_e2).argmax(axis=0), np.arange(2)])
     total = float(np.sum(s_d**2))

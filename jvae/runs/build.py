@@ -147,8 +147,8 @@ def open_run(config: ConfigDict, workdir: Path, saved: identity.Saved | None = N
             f"but {config.model.family} reads both sides with one embedding; set both alike"
         )
     by_turns = replace(encoder, turns=config.data.turns)
-    every = {"dec": decoder, "enc": encoder, "cond": by_turns}
-    by_side = {side: every[side] for side in ("dec", *limits) if side in every}
+    tokenizers = {"dec": decoder, "enc": encoder, "cond": by_turns}
+    by_side = {side: tokenizers[side] for side in ("dec", *limits) if side in tokenizers}
     data = {
         split: make_split(texts, by_side, limits, joined, corpus.cache_dir(config.data.cache))
         for split, texts in splits.items()

@@ -208,8 +208,8 @@ class Checkpoints:
 
         def read(kind: str, step: int) -> tuple[Any, Meta]:
             meta = self._checked_meta(kind, step)
-            wanted = abstract(meta) if callable(abstract) else abstract
-            return self._read_state(kind, step, wanted, meta, partial), meta
+            target = abstract(meta) if callable(abstract) else abstract
+            return self._read_state(kind, step, target, meta, partial), meta
 
         return self._newest(step, best, read)
 
@@ -278,10 +278,10 @@ class Checkpoints:
                 raise
             except Exception as error:
                 self._pass_over(kind, candidate, error)
-        present = ", ".join(str(one) for one in self._managers[kind].all_steps()) or "none"
-        wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+        present = ", ".join(str(number) for number in self._managers[kind].all_steps()) or "none"
+        problem = "no checkpoint" if step is None else f"no checkpoint of step {step}"
         raise CheckpointError(
-            f"{self.root / kind}: {wanted} that can be read (steps: {present}). Bring the folder "
+            f"{self.root / kind}: {problem} that can be read (steps: {present}). Bring the folder "
             "back from a copy, or start over in another --workdir"
         )
 
@@ -353,22 +353,22 @@ class Checkpoints:
             ) from error
 
     def _read_state(self, kind: str, step: int, abstract: Any, meta: Meta, partial: bool) -> Any:
-        wanted = named_leaves(state_dict.abstract_arrays_of(abstract))
+        expected = named_leaves(state_dict.abstract_arrays_of(abstract))
         have, once = self._stored(kind, step, meta), {}
         with self._frozen_of(meta) as frozen:
             if frozen:
                 once = self._stored(FROZEN, 0, frozen)
         # Frozen weights keep their stored number type, which may be narrower.
-        for path in wanted.keys() & once.keys():
-            like = wanted[path]
-            wanted[path] = jax.ShapeDtypeStruct(
+        for path in expected.keys() & once.keys():
+            like = expected[path]
+            expected[path] = jax.ShapeDtypeStruct(
                 like.shape, once[path].dtype, sharding=like.sharding
             )
-        state_dict.compare(self.root / kind / str(step), once | have, wanted, partial)
-        own = {path: leaf for path, leaf in wanted.items() if path not in once}
-        leaves = self._read(kind, step, own, meta, partial) if own else {}
+        state_dict.compare(self.root / kind / str(step), once | have, expected, partial)
+        unfrozen = {path: leaf for path, leaf in expected.items() if path not in once}
+        leaves = self._read(kind, step, unfrozen, meta, partial) if unfrozen else {}
         with self._frozen_of(meta) as frozen:
-            if frozen and (shared := {path: wanted[path] for path in wanted if path in once}):
+            if frozen and (shared := {path: expected[path] for path in expected if path in once}):
                 leaves |= self._read(FROZEN, 0, shared, frozen, partial=True)
         return state_dict.state_of(leaves, abstract, meta["keys"])
 
@@ -388,14 +388,14 @@ class Checkpoints:
     ) -> dict[str, Array]:
         """Arrays by path. Raises: ValueError if a checksum differs."""
         paths = Paths.of(meta.get("config"))
-        wanted = state_dict.nested(leaves, paths.old)
+        tree = state_dict.nested(leaves, paths.old)
         arguments = jax.tree.map(
             lambda leaf: ocp.ArrayRestoreArgs(
                 sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype
             ),
-            wanted,
+            tree,
         )
-        item = ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=partial)
+        item = ocp.args.PyTreeRestore(item=tree, restore_args=arguments, partial_restore=partial)
         items = ocp.args.Composite(state=item)
         arrays = self._managers[kind].restore(step, args=items)["state"]
         for name, checksum in state_dict.checksums(arrays).items():

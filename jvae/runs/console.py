@@ -140,8 +140,8 @@ class Console:
                 continue
             group, _, rest = name.rpartition("/")
             groups.setdefault(group, []).append(f"{rest} {_short(value)}")
-        shown = "  ".join(" ".join([name, *items]).strip() for name, items in groups.items())
-        self._print(f"step {step}{of}  {shown}")
+        text = "  ".join(" ".join([name, *items]).strip() for name, items in groups.items())
+        self._print(f"step {step}{of}  {text}")
 
     def progress(self, step: int) -> None:
         """Redraws the progress line at most ten times a second."""

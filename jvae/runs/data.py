@@ -91,8 +91,10 @@ def duplicate_files(splits: Mapping[str, sources.Lines | Corpus]) -> list[str]:
             continue  # held out of train, so the files are the same by design
         for file in lines.files:
             if file.sha256 in seen:
-                other, path = seen[file.sha256]
-                where = f"both {other} and {split}" if other != split else f"{split} twice"
+                other_split, path = seen[file.sha256]
+                where = (
+                    f"both {other_split} and {split}" if other_split != split else f"{split} twice"
+                )
                 names = file.path if file.path == path else f"{path} and {file.path} (same content)"
                 notes.append(f"{names}: in {where}; figures on it would not be of unseen text")
             seen[file.sha256] = (split, file.path)
@@ -190,13 +192,15 @@ def settle_rows(config: ConfigDict, data: dict[str, Dataset], log: list[str]) ->
                 "side; raise it, set it to 0, or drop long lines with data.max_words and "
                 "data.on_error=drop"
             )
-    shown = ", ".join(f"data.{side}_row={section[f'{side}_row']}" for side in sides)
-    log.append(f"rows: {shown}, data.slots={section.slots}, data.batch_rows={section.batch_rows}")
+    settings = ", ".join(f"data.{side}_row={section[f'{side}_row']}" for side in sides)
+    log.append(
+        f"rows: {settings}, data.slots={section.slots}, data.batch_rows={section.batch_rows}"
+    )
 
 
 def log_packing(data: Dataset, rows: RowSpec) -> str:
     """Packing efficiency as a log line, measured on a part of a large corpus to save time."""
-    some = shuffled(len(data), 0, 0, "fill")[:FILL_SAMPLE]
-    plan = block_rows(data, rows, ids=some)
+    sample = shuffled(len(data), 0, 0, "fill")[:FILL_SAMPLE]
+    plan = block_rows(data, rows, ids=sample)
     sides = ", ".join(f"{side} {share:.1%}" for side, share in plan.fill.items())
-    return f"fill of rows with {len(some):,} examples: {sides}, slots {plan.slot_fill:.1%}"
+    return f"fill of rows with {len(sample):,} examples: {sides}, slots {plan.slot_fill:.1%}"

@@ -65,8 +65,10 @@ def import_original(
     """
     member = models.family(family)
     if member.original is None:
-        known = ", ".join(name for name, one in models.FAMILIES.items() if one.original)
-        raise ConfigError(f"originals of {family!r} cannot be imported; known: {known}")
+        families = ", ".join(
+            name for name, candidate in models.FAMILIES.items() if candidate.original
+        )
+        raise ConfigError(f"originals of {family!r} cannot be imported; known: {families}")
     file = Path(path).expanduser()
     foreign = originals.open_original(file)
     target = _target(member.build(config), shardings)
@@ -127,8 +129,8 @@ def merged(export: Export) -> Export:
         section = export.config.model.get(role) or export.config.model.get("decoder")
         additions = (section or {}).get(lora.NAME)
         if additions and additions.rank and "layers" in params.get(role, {}):
-            own = dataclass_from(Lora, additions, f"model.{role}.{lora.NAME}")
-            params[role] = lora.merged(params[role], own)
+            low_rank = dataclass_from(Lora, additions, f"model.{role}.{lora.NAME}")
+            params[role] = lora.merged(params[role], low_rank)
         if lora.NAME in (config.model.get(role) or {}):
             config.model[role][lora.NAME].rank = 0
     return export._replace(config=config.lock(), params=params)
@@ -345,13 +347,13 @@ def _verify(folder: Path) -> None:
         if match is None:
             raise WeightsError(f"{sums}:{number}: expected a SHA-256, two blanks and a file name")
         digests[match[2]] = match[1]
-    here = _summed(folder)
+    contents = _summed(folder)
     complete = lines[-1] == "" and len(digests) == len(lines) - 1
-    weights = ADAPTERS if ADAPTERS in here else files.SAFETENSORS
+    weights = ADAPTERS if ADAPTERS in contents else files.SAFETENSORS
     digests.pop(CARD, None)  # older exports list it
-    if missing := sorted(({weights, *NEEDED} | set(digests)) - here):
+    if missing := sorted(({weights, *NEEDED} | set(digests)) - contents):
         raise WeightsError(f"{folder}: lacks {', '.join(missing)}; copy or export it again")
-    if not complete or (unlisted := sorted(here - set(digests))):
+    if not complete or (unlisted := sorted(contents - set(digests))):
         what = ", ".join(unlisted) if complete else "the end of the list"
         raise WeightsError(f"{sums}: does not list {what}; copy or export the folder again")
     for file, digest in digests.items():
@@ -367,8 +369,8 @@ def _summed(folder: Path) -> set[str]:
     files, which hubs and version control add.
     """
     names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    shown = {n.as_posix() for n in names if not any(part.startswith(".") for part in n.parts)}
-    return shown - {SUMS, CARD}
+    visible = {n.as_posix() for n in names if not any(part.startswith(".") for part in n.parts)}
+    return visible - {SUMS, CARD}
 
 
 def _sha256(path: Path) -> str:

@@ -106,7 +106,7 @@ def record(
     return {
         "data": _data(config, splits),
         "held_out": held_out(splits),
-        "tokenizers": {one.role: one.fingerprint for one in (encoder, decoder)},
+        "tokenizers": {tokenizer.role: tokenizer.fingerprint for tokenizer in (encoder, decoder)},
         "random": _random(),
         "versions": _versions(),
     }
@@ -135,18 +135,18 @@ def check_data(run: Saved, config: ConfigDict, splits: Splits) -> None:
     data, random = _data(config, splits), _random()
     faults: dict[str, None] = {}  # faults of both checkpoints, each listed once
     advice = []
-    for one in run.records:
-        moved = {name: was for name, was in one["data"].items() if data.get(name) != was}
+    for stored in run.records:
+        moved = {name: was for name, was in stored["data"].items() if data.get(name) != was}
         faults |= dict.fromkeys(
             f"{name} has {_shown(data.get(name))}, in training it had {_shown(was)}"
             for name, was in moved.items()
         )
-        if cut := [name for name in one["held_out"] if name in moved]:
+        if cut := [name for name in stored["held_out"] if name in moved]:
             cut_out = f"what is held out of train ({', '.join(cut)}) may now have been trained on"
             faults[cut_out] = None
         if moved:
             advice.append(f"bring back the text of its training{_where(config)}")
-        for name, was in one["random"].items():
+        for name, was in stored["random"].items():
             if random.get(name) != was:
                 faults[f"{name} is {random.get(name)!r}, in training it was {was!r}"] = None
                 advice.append(f"set {name.upper()}={was}")
@@ -162,9 +162,9 @@ def check_tokenizers(
     Raises: `error` naming those that differ.
     """
     faults: dict[str, None] = {}
-    for one in run.records:
+    for stored in run.records:
         for opened in (encoder, decoder):
-            was = one["tokenizers"][opened.role]
+            was = stored["tokenizers"][opened.role]
             if opened.fingerprint != was:
                 faults[
                     f"the {opened.role} tokenizer ({opened.name}, SHA-256 "
@@ -177,8 +177,8 @@ def _refuse(
     folder: Path, faults: Sequence[str], advice: Sequence[str], error: type = CheckpointError
 ) -> None:
     if faults:
-        *others, last = dict.fromkeys(advice)
-        steps = "; ".join([*others, last])
+        *earlier, last = dict.fromkeys(advice)
+        steps = "; ".join([*earlier, last])
         raise error(
             f"{folder}: {'; '.join(faults)}. To resume this run: {steps}. For a run of its "
             "own, give another --workdir"
@@ -213,8 +213,8 @@ def _check_versions(run: Saved) -> None:
     now = _versions()
     changed = {
         f"{name} {was} -> {now.get(name)}"
-        for one in run.records
-        for name, was in one["versions"].items()
+        for stored in run.records
+        for name, was in stored["versions"].items()
         if now.get(name) != was
     }
     if changed:

@@ -124,12 +124,12 @@ def export(
     """
     parts = _read_run(Path(folder))
     base = exports.base_of(parts.config, parts.params) if adapters else None
-    whole = parts if adapters else exports.merged(parts)
+    content = parts if adapters else exports.merged(parts)
     exports.export_model(
         out,
-        *whole,
+        *content,
         model_card.of_run(Path(folder), name, license),
-        priors.for_export(Path(folder), parts.params, whole.params),
+        priors.for_export(Path(folder), parts.params, content.params),
         base,
     )
 
@@ -150,12 +150,12 @@ def export_backbone(
     section = model.config.model
     parts = {part.key: part for part in models.family(section.family).parts(section)}
     if role not in parts:
-        known = ", ".join(parts) or "none"
+        roles = ", ".join(parts) or "none"
         raise WeightsError(
-            f"{name}: model.family={section.family} has no {role} to export; parts: {known}"
+            f"{name}: model.family={section.family} has no {role} to export; parts: {roles}"
         )
-    part, own = parts[role], build.model_config(model.config)
-    fields = dataclasses.asdict(getattr(own, part.sections[0]))
+    part, part_config = parts[role], build.model_config(model.config)
+    fields = dataclasses.asdict(getattr(part_config, part.sections[0]))
     table = part.table(Vocab(fields["vocab"], fields["vocab"]))
     if "cross" in fields:
         fields["cross"] = any("/cross/" in rule.path for rule in table.rules)
@@ -200,11 +200,11 @@ def load_params(model: TextVAE, mesh: Mesh, folder: Path) -> tuple[Params, int]:
     Raises: CheckpointError if there is no checkpoint that fits.
     """
     abstract, where = build.param_shardings(model, mesh)
-    wanted = jax.tree.map(
+    targets = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, where
     )
     state, meta = _best(
-        folder, lambda ckpts, best: ckpts.restore({"params": wanted}, best=best, partial=True)
+        folder, lambda ckpts, best: ckpts.restore({"params": targets}, best=best, partial=True)
     )
     return state["params"], meta["step"]
 

@@ -53,9 +53,9 @@ def of_run(folder: Path, name: str = "", license: str = "") -> About:
         for key, value in values.items()
         if re.fullmatch(INDEXED, key) and isinstance(value, int | float)
     }
-    every = [key for key in metrics if key.startswith("nll_")]
-    largest = max(every, key=lambda key: int(key[4:]), default="")
-    metrics = {key: metrics[key] for key in metrics if key == largest or key not in every}
+    bounds = [key for key in metrics if key.startswith("nll_")]
+    largest = max(bounds, key=lambda key: int(key[4:]), default="")
+    metrics = {key: metrics[key] for key in metrics if key == largest or key not in bounds}
     return About(name, license, results, metrics, ", ".join(files))
 
 
@@ -138,13 +138,17 @@ def renamed(text: str, about: About) -> str:
 
 def _front_matter(config: ConfigDict, about: About, name: str) -> str:
     """YAML header for hubs; JSON strings are valid YAML."""
-    bases = [one for one in (config.init.get("encoder"), config.init.get("decoder")) if one]
-    hub_names = [one for one in dict.fromkeys(bases) if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", one)]
+    bases = [
+        source for source in (config.init.get("encoder"), config.init.get("decoder")) if source
+    ]
+    hub_names = [
+        source for source in dict.fromkeys(bases) if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source)
+    ]
     lines = ["library_name: jvae", "pipeline_tag: text-generation"]
     if about.license:
         lines.append(f"license: {_quoted(about.license)}")
     if hub_names:
-        lines += ["base_model:", *(f"- {_quoted(one)}" for one in hub_names)]
+        lines += ["base_model:", *(f"- {_quoted(hub_name)}" for hub_name in hub_names)]
     lines += ["tags:", "- text-generation", "- variational-autoencoder"]
     lines.append(f"- {_quoted(config.model.family)}")
     if about.metrics:

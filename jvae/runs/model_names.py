@@ -31,10 +31,10 @@ def folder_of(name: str | os.PathLike[str]) -> Path:
         if "\0" in text:
             raise ValueError("it holds a NUL character")
         folder = Path(text).expanduser()
-        here = folder.exists()
+        exists = folder.exists()
     except (RuntimeError, OSError, ValueError) as error:  # an unknown ~user or too long a name
         raise WeightsError(f"{text[:80]!r}: cannot be a folder ({error})") from None
-    if here:
+    if exists:
         log.info("model %s: the folder %s", text, folder.absolute())
         return folder
     if text in shipped():

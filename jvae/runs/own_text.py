@@ -54,10 +54,10 @@ def read(data: ConfigDict) -> Facts:
     """
     if not data.train:
         raise ConfigError("--config=auto reads your text: add --config.data.train=FILE")
-    known = {field.name: data[field.name] for field in dataclasses.fields(Reader)}
+    reader = {field.name: data[field.name] for field in dataclasses.fields(Reader)}
     # Length limits off: the lengths are to be measured.
-    known |= dict(on_error="drop", max_words=None, sentences=False)
-    texts = corpus.survey(data.train, dataclass_from(Reader, known, "data"), corpus.cache_dir(""))
+    reader |= dict(on_error="drop", max_words=None, sentences=False)
+    texts = corpus.survey(data.train, dataclass_from(Reader, reader, "data"), corpus.cache_dir(""))
     lengths, counts, labels = [], Counter(), set()
     for _, located in zip(range(READ), texts.examples(), strict=False):
         words = located.example.text.split()
@@ -169,10 +169,10 @@ def choose(facts: Facts) -> Choice:
     return Choice(preset, values, reasons)
 
 
-def describe(choice: Choice, own: Mapping[str, str]) -> list[str]:
+def describe(choice: Choice, flags: Mapping[str, str]) -> list[str]:
     """The explanations, and the values that flags set instead."""
-    kept = [key for key in own if key in choice.values]
-    note = [f"as you set: {', '.join(f'{key}={own[key]}' for key in kept)}"] if kept else []
+    kept = [key for key in flags if key in choice.values]
+    note = [f"as you set: {', '.join(f'{key}={flags[key]}' for key in kept)}"] if kept else []
     return [*choice.reasons, *note]
 
 

@@ -100,11 +100,11 @@ def read(folder: Path, name: str, weights: str | None) -> Fitted:
     """
     path = folder / FOLDER / f"{name}.json"
     if not _NAME.fullmatch(name) or not path.is_file():
-        known = names(folder)
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        options = names(folder)
+        near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ConfigError(
-            f"{folder}: no fitted prior {name!r}{hint} Priors: {', '.join(known) or 'none'}. Fit "
+            f"{folder}: no fitted prior {name!r}{hint} Priors: {', '.join(options) or 'none'}. Fit "
             f"one to the run with --mode=prior --prior.kind={'|'.join(FITTED)}"
         )
     content = files.read_json(path)
@@ -179,18 +179,18 @@ def only_labelled(folder: Path) -> str:
 
     Raises: ConfigError unless exactly one was fitted with labels.
     """
-    known = labelled(folder)
-    if not known:
+    candidates = labelled(folder)
+    if not candidates:
         raise ConfigError(
             f"{folder}: a label needs a prior that was fitted with labels, and there is none; fit "
             "one with --mode=prior --prior.kind=gaussian --prior.label"
         )
-    if len(known) > 1:
+    if len(candidates) > 1:
         raise ConfigError(
-            f"{folder}: {len(known)} priors were fitted with labels: {', '.join(known)}; name one "
-            "with --prior=NAME, or prior=NAME in Python"
+            f"{folder}: {len(candidates)} priors were fitted with labels: {', '.join(candidates)}; "
+            "name one with --prior=NAME, or prior=NAME in Python"
         )
-    return known[0]
+    return candidates[0]
 
 
 def for_export(folder: Path, params: Params, exported: Params) -> dict[str, bytes]:

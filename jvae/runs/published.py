@@ -80,8 +80,8 @@ def sentence_encoder(name: str) -> Embed:
     stack = stack_of(build.model_config(config).encoder, "model.encoder", "encode")
 
     @jax.jit
-    def vectors(own: Params, side: Side) -> Float[Array, "e d"]:
-        x_btd, _ = states(stack, own, side)
+    def vectors(params: Params, side: Side) -> Float[Array, "e d"]:
+        x_btd, _ = states(stack, params, side)
         h_ed = pool.BY_NAME[how](x_btd, side, 1)
         h_ed = h_ed.astype(accum_dtype(h_ed.dtype))
         return h_ed / jnp.maximum(jnp.linalg.norm(h_ed, axis=1, keepdims=True), 1e-9)
@@ -91,7 +91,7 @@ def sentence_encoder(name: str) -> Embed:
 
 def _embed(
     vectors: Callable[[Params, Side], Array],
-    own: Params,
+    params: Params,
     tokenizer: TextTokenizer,
     longest: int,
     texts: Sequence[str],
@@ -101,7 +101,7 @@ def _embed(
     sentences = batching.tokenise(cut, None, {"dec": tokenizer}, limits)
     out: dict[int, np.ndarray] = {}
     for place_e, batch in batching.batches(sentences):
-        part_ed = np.asarray(vectors(own, jax.tree.map(jnp.asarray, batch.dec)))
+        part_ed = np.asarray(vectors(params, jax.tree.map(jnp.asarray, batch.dec)))
         for i, vector in zip(place_e, part_ed, strict=False):
             out[i] = vector
     return np.stack([out[i] for i in range(len(texts))])

@@ -97,8 +97,8 @@ def build(cfg: Mapping[str, object], total_steps: int) -> Schedule:
     kind = str(cfg.get("kind"))
     arguments = {name: list(inspect.signature(make).parameters) for name, make in KINDS.items()}
     for name in settings:
-        known = {argument for names in arguments.values() for argument in names}
-        _require(name in known, f"unknown key {name!r}, known: {', '.join(sorted(known))}")
+        keys = {argument for names in arguments.values() for argument in names}
+        _require(name in keys, f"unknown key {name!r}, known: {', '.join(sorted(keys))}")
     if settings.get("n_iter") is None:
         settings["n_iter"] = total_steps
     for name in arguments[kind]:

@@ -57,8 +57,8 @@ def configure(
     """
     if config.name == own_text.NAME:
         return _for_own_text(config, overrides, folder)
-    early = [one for one in overrides if _key(one).startswith("init.")]
-    late = [one for one in overrides if one not in early]
+    early = [flag for flag in overrides if _key(flag).startswith("init.")]
+    late = [flag for flag in overrides if flag not in early]
     config = configs.apply_overrides(config, early)
     init = config.get("init", {})
     named = {role: str(init[role]) for role in ROLES if init.get(role)}
@@ -80,10 +80,10 @@ def configure(
     wanted(draft)
     notes = [_described(source) for source in sources] + family.adjust(draft.model)
     if "encoder" in named:
-        own = [one for one in late if _key(one) == "model.pool"]
-        notes += _take_pool(draft, family, named["encoder"], own)
+        pool_flags = [flag for flag in late if _key(flag) == "model.pool"]
+        notes += _take_pool(draft, family, named["encoder"], pool_flags)
     config = configs.apply_overrides(draft, late)
-    flagged = {_key(one) for one in late}
+    flagged = {_key(flag) for flag in late}
     _check(config, sources, {k: v for k, v in set_here.items() if k not in flagged})
     for note in notes:
         log.info(note)
@@ -96,13 +96,13 @@ def _for_own_text(config: ConfigDict, overrides: Sequence[str], folder: Path | N
     """
     if folder is not None and workdir.checkpoints(folder):
         return configs.apply_overrides(workdir.saved_config(folder), overrides)
-    of_data = [one for one in overrides if _key(one).startswith("data.")]
+    of_data = [flag for flag in overrides if _key(flag).startswith("data.")]
     choice = own_text.choose(own_text.read(configs.apply_overrides(config, of_data).data))
     draft = configs.load(choice.preset).unlock()
     draft.name = config.name
     chosen = [f"{key}={_as_text(value)}" for key, value in choice.values.items()]
-    own = {_key(one): one.partition("=")[2] for one in overrides}
-    for line in own_text.describe(choice, own):
+    flags = {_key(flag): flag.partition("=")[2] for flag in overrides}
+    for line in own_text.describe(choice, flags):
         log.info("%s: %s", own_text.NAME, line)
     return configs.apply_overrides(configs.apply_overrides(draft, chosen), overrides)
 
@@ -117,18 +117,18 @@ def wanted(config: ConfigDict) -> list[tuple[PretrainedPart, str]]:
     Raises: ConfigError for a part that the family cannot use.
     """
     family = config.model.family
-    asked = {role: str(config.init[role]) for role in ROLES if config.init[role]}
+    names = {role: str(config.init[role]) for role in ROLES if config.init[role]}
     parts = {part.key: part for part in models.family(family).parts(config.model)}
-    for key in asked:
+    for key in names:
         if key not in parts:
-            known = ", ".join(f"init.{k}" for k in parts) or "none"
+            options = ", ".join(f"init.{k}" for k in parts) or "none"
             stacks = ", ".join(
                 f"{role} {config.model[role][KEY]}" for role in ROLES if role in config.model
             )
             raise ConfigError(
-                f"init.{key} is set, but {family} loads no such part; known: {known} ({stacks})"
+                f"init.{key} is set, but {family} loads no such part; known: {options} ({stacks})"
             )
-    return [(part, asked[key]) for key, part in parts.items() if key in asked]
+    return [(part, names[key]) for key, part in parts.items() if key in names]
 
 
 def _key(override: str) -> str:
@@ -150,10 +150,10 @@ def _take_from_run(draft: ConfigDict, saved: ConfigDict, named: Mapping[str, str
     for role in named:
         if role not in saved.model:
             continue
-        own = draft.model.get(role) or draft.model.decoder
-        kept = {key: value for key, value in own.items() if key in CHOICES}
+        current = draft.model.get(role) or draft.model.decoder
+        choices = {key: value for key, value in current.items() if key in CHOICES}
         section = saved.model[role].to_dict()
-        draft.model[role] = ConfigDict(section | {k: v for k, v in kept.items() if k in section})
+        draft.model[role] = ConfigDict(section | {k: v for k, v in choices.items() if k in section})
     for role in ROLES:
         draft.data[f"{role}_tokenizer"] = saved.data[f"{role}_tokenizer"]
     if "encoder" in named and "pool" in saved.model:
@@ -199,29 +199,31 @@ def _source(role: str, name: str, backbone: str | None) -> Source:
 
 def _section(old: ConfigDict, source: Source) -> Mapping[str, object]:
     """A section with the sizes of a folder; other values come from the config or the defaults."""
-    kept = old.to_dict()
-    if kept.get(KEY) != source.values[KEY]:
+    values = old.to_dict()
+    if values.get(KEY) != source.values[KEY]:
         kind = BACKBONES[source.values[KEY]].config
-        known = fields_of(kind)
+        fields = fields_of(kind)
         plain = {key: value for key, value in defaults_of(kind).items() if key != lora.NAME}
-        kept = plain | {key: value for key, value in kept.items() if key in known}
-    return kept | source.values | {"vocab": 0}
+        values = plain | {key: value for key, value in values.items() if key in fields}
+    return values | source.values | {"vocab": 0}
 
 
-def _check(config: ConfigDict, sources: Sequence[Source], own: Mapping[str, object]) -> None:
+def _check(
+    config: ConfigDict, sources: Sequence[Source], file_values: Mapping[str, object]
+) -> None:
     """Raises: ConfigError naming every user-set value that a folder contradicts.
 
     Args:
-      own: values of the config file that differ from a shipped config's, by key.
+      file_values: values of the config file that differ from a shipped config's, by key.
     """
     wrong = []
     for source in sources:
         section = f"model.{source.role}"
         for field, value in source.values.items():
             key = f"{section}.{field}"
-            have = own.get(key, config.model[source.role][field])
+            have = file_values.get(key, config.model[source.role][field])
             if not _same(have, value):
-                flag = f"{key} in the config file is " if key in own else f"--config.{key}="
+                flag = f"{key} in the config file is " if key in file_values else f"--config.{key}="
                 wrong.append(
                     f"{flag}{as_flag(have)}, init.{source.role}={source.name} has {as_flag(value)}"
                 )
@@ -253,15 +255,15 @@ def _own_values(old: ConfigDict | None, source: Source) -> dict[str, object]:
 def _described(source: Source) -> str:
     sizes = dict(source.values)
     backbone = sizes.pop(KEY)
-    shown = ", ".join(f"{key} {as_flag(value)}" for key, value in sizes.items())
-    return f"init.{source.role}: model.{source.role} is the {backbone} of {source.name}: {shown}"
+    text = ", ".join(f"{key} {as_flag(value)}" for key, value in sizes.items())
+    return f"init.{source.role}: model.{source.role} is the {backbone} of {source.name}: {text}"
 
 
-def _take_pool(draft: ConfigDict, family: Family, name: str, own: Sequence[str]) -> list[str]:
+def _take_pool(draft: ConfigDict, family: Family, name: str, flags: Sequence[str]) -> list[str]:
     """Sets the pooling that the sentence encoder in a folder was trained with.
 
     Args:
-      own: the flags that set `model.pool`.
+      flags: the flags that set `model.pool`.
     Returns: messages about the choice.
     """
     hint, field = _pooling(files.finder(name)), fields_of(family.config).get("pool")
@@ -270,8 +272,8 @@ def _take_pool(draft: ConfigDict, family: Family, name: str, own: Sequence[str])
     fitting = [pool for pool in POOLS.get(hint, ()) if pool in field.choices]
     pool = draft.model.get("pool")
     trained = f"{name} was trained with {hint} pooling"
-    if own:
-        pool = own[-1].partition("=")[2]
+    if flags:
+        pool = flags[-1].partition("=")[2]
         return [] if pool in fitting else [f"init.encoder: {trained}; model.pool={pool} is kept"]
     if not fitting:
         return [f"init.encoder: {trained}, which {draft.model.family} does not have: pool={pool}"]
@@ -303,7 +305,7 @@ def _pooling(find: Callable[[str], Path | None]) -> str | None:
 def _pooling_folder(modules: Path) -> str:
     """Raises: WeightsError."""
     listed = files.read_json(modules, list)
-    for module in (one for one in listed if isinstance(one, dict)):
+    for module in (entry for entry in listed if isinstance(entry, dict)):
         kind, path = (str(module.get(key, "")) for key in ("type", "path"))
         if kind.endswith("Pooling") and path and not path.startswith(("/", ".")):
             return path

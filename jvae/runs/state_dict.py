@@ -76,15 +76,15 @@ def nested(tree: Any, rename: Callable[[str], str] = lambda path: path) -> dict[
 def compare(
     where: Path,
     stored: Mapping[str, Any],
-    wanted: Mapping[str, jax.ShapeDtypeStruct],
+    expected: Mapping[str, jax.ShapeDtypeStruct],
     partial: bool,
 ) -> None:
     """Checks that two states match; `stored` may have more entries if `partial`.
 
     Raises: CheckpointError naming paths, shapes or dtypes that differ.
     """
-    missing = [name for name in wanted if name not in stored]
-    extra = [] if partial else [name for name in stored if name not in wanted]
+    missing = [name for name in expected if name not in stored]
+    extra = [] if partial else [name for name in stored if name not in expected]
     if missing or extra:
         raise CheckpointError(
             f"{where} holds another state: "
@@ -95,7 +95,7 @@ def compare(
             )
             + "; was it written with another config?"
         )
-    for name, leaf in wanted.items():
+    for name, leaf in expected.items():
         have = stored[name]
         if tuple(have.shape) != tuple(leaf.shape) or np.dtype(have.dtype) != leaf.dtype:
             raise CheckpointError(

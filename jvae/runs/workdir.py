@@ -91,8 +91,8 @@ def checkpoints(workdir: Path) -> list[str]:
     does not belong to a run.
     """
     folders = [workdir / "ckpt" / kind for kind in ("last", "best")]
-    steps = (step for one in folders if one.is_dir() for step in one.iterdir())
-    return sorted(f"{one.parent.name}/{one.name}" for one in steps if one.name.isdigit())
+    steps = (step for folder in folders if folder.is_dir() for step in folder.iterdir())
+    return sorted(f"{step.parent.name}/{step.name}" for step in steps if step.name.isdigit())
 
 
 def check(
@@ -109,8 +109,8 @@ def check(
     claims = [saved_config(workdir)] if (workdir / CONFIG).is_file() else []
     may_change = (*FREE, *LENGTH, *(TEXT if recorded else ()))
     changed = {}
-    for one in [*claims, *stored]:
-        for key, (old, new) in configs.diff(completed(one), completed(config)).items():
+    for stored_config in [*claims, *stored]:
+        for key, (old, new) in configs.diff(completed(stored_config), completed(config)).items():
             if not (key.startswith(may_change) or (key in SETTLED and not new)):
                 changed[key] = f"{key}: {old!r} -> {new!r}"
     if changed:
@@ -118,7 +118,7 @@ def check(
         raise CheckpointError(
             f"{workdir} holds a run of another config ({'; '.join(changed.values())}). Keep these "
             f"values to resume it, or give this run its own --workdir. "
-            f"A run may change {', '.join(LENGTH)}, {', '.join(one.strip('.') for one in FREE)} "
+            f"A run may change {', '.join(LENGTH)}, {', '.join(key.strip('.') for key in FREE)} "
             f"and the place of its text{moved}"
         )
 
@@ -133,8 +133,8 @@ def claim(workdir: Path, config: ConfigDict) -> None:
 
 def moved(workdir: Path, config: ConfigDict) -> dict[str, object]:
     """The text locations in a config that differ from those in the run's own config."""
-    own = saved_config(workdir) if (workdir / CONFIG).is_file() else config
-    changed = configs.diff(own, config)
+    saved = saved_config(workdir) if (workdir / CONFIG).is_file() else config
+    changed = configs.diff(saved, config)
     return {key: new for key, (_, new) in changed.items() if key in TEXT}
 
 
@@ -144,10 +144,10 @@ def move(workdir: Path, config: ConfigDict) -> None:
     Raises: CheckpointError if it cannot be written.
     """
     if changed := moved(workdir, config):
-        own = saved_config(workdir).unlock()
+        saved = saved_config(workdir).unlock()
         for key, new in changed.items():
-            own.data[key.removeprefix("data.")] = new
-        claim(workdir, own)
+            saved.data[key.removeprefix("data.")] = new
+        claim(workdir, saved)
 
 
 def saved_config(workdir: Path) -> ConfigDict:

@@ -40,10 +40,10 @@ def delete_tokens(key_e: Key[Array, "e"], side: Side, rate: float, pad_id: int) 
     )
     count_e = jax.vmap(lambda k, most: jax.random.randint(k, (), 0, most + 1))(count_key_e, most_e)
 
-    def own(value_e: Array) -> Array:
+    def by_token(value_e: Array) -> Array:
         return _by_token(value_e, side)
 
-    last_bt = side.position_bt == own(tokens_bs.reshape(-1)) - 1
+    last_bt = side.position_bt == by_token(tokens_bs.reshape(-1)) - 1
     open_bt = (side.segment_bt > 0) & ~last_bt
     order_bt = jnp.where(open_bt, _uniform(place_key_e, side), 2.0)
     same_bts = side.segment_bt[:, :, None] == side.segment_bt[:, None, :]
@@ -51,7 +51,7 @@ def delete_tokens(key_e: Key[Array, "e"], side: Side, rate: float, pad_id: int) 
     lower_bts = order_bt[:, :, None] > order_bt[:, None, :]
     equal_bts = order_bt[:, :, None] == order_bt[:, None, :]
     rank_bt = jnp.sum(same_bts & (lower_bts | (equal_bts & earlier_bts)), axis=2)
-    gone_bt = open_bt & (rank_bt < own(count_e))
+    gone_bt = open_bt & (rank_bt < by_token(count_e))
     behind_bt = jnp.sum(same_bts & earlier_bts & gone_bt[:, None], axis=2)
     keep_bt = (side.segment_bt > 0) & ~gone_bt
     return Side(

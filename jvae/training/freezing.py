@@ -99,8 +99,8 @@ def make_plan(
             )
         for path in matched:
             for layer in _layers(rule, path, len(steps[path]), stacked[path], where):
-                known = steps[path][layer]
-                steps[path][layer] = start if known is None else min(known, start)
+                earlier = steps[path][layer]
+                steps[path][layer] = start if earlier is None else min(earlier, start)
     parts = [part for path, by_layer in steps.items() for part in _parts(path, by_layer)]
     return TrainablePlan(tuple(parts))
 
@@ -133,8 +133,8 @@ def merge(plan: TrainablePlan | None, trained: Params, frozen: Params) -> Params
             tree = tree[word]
         pieces.setdefault(part.path, []).append(tree)
     return _tree(
-        (LeafPart(path, None, 0), one[0] if len(one) == 1 else jnp.concatenate(one))
-        for path, one in pieces.items()
+        (LeafPart(path, None, 0), arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays))
+        for path, arrays in pieces.items()
     )
 
 
@@ -164,13 +164,13 @@ def active(from_steps: Any, updates: Params, step: Int[Array, ""]) -> Params:
 
 def counts(plan: TrainablePlan | None, abstract: Params, step: int) -> tuple[int, int]:
     """Number of parameters that train after `step` steps, and of all parameters."""
-    every = sum(leaf.size for leaf in jax.tree.leaves(abstract))
+    total = sum(leaf.size for leaf in jax.tree.leaves(abstract))
     if plan is None:
-        return every, every
+        return total, total
     shapes = jax.eval_shape(lambda params: split(plan, params)[0], abstract)
     starts = named_leaves(from_steps(plan))
     trained = sum(leaf.size for path, leaf in named_leaves(shapes).items() if starts[path] <= step)
-    return trained, every
+    return trained, total
 
 
 def never_trained(plans: Sequence[TrainablePlan | None], abstract: Params) -> frozenset[str]:

@@ -40,6 +40,6 @@ class Goodput:
         """Seconds and shares so far, training first, then by size."""
         self.enter(self._now)
         total = max(sum(self.seconds.values()), 1e-9)
-        parts = sorted(self.seconds.items(), key=lambda one: (one[0] != TRAINING, -one[1]))
-        shown = ", ".join(f"{what} {s:.1f} s ({100 * s / total:.0f} %)" for what, s in parts)
-        return f"goodput of {total:.1f} s: {shown}"
+        parts = sorted(self.seconds.items(), key=lambda part: (part[0] != TRAINING, -part[1]))
+        text = ", ".join(f"{what} {s:.1f} s ({100 * s / total:.0f} %)" for what, s in parts)
+        return f"goodput of {total:.1f} s: {text}"

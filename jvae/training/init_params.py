@@ -96,8 +96,8 @@ def initial_optimizer(run: Run, opt_state: optax.OptState) -> optax.OptState:
             f"not {config.init.model!r}"
         )
     with Checkpoints(folder, read_only=True) as ckpts:
-        wanted = {"opt_state": opt_state}
-        state, _ = ckpts.restore(wanted, best=ckpts.best() is not None, partial=True)
+        target = {"opt_state": opt_state}
+        state, _ = ckpts.restore(target, best=ckpts.best() is not None, partial=True)
 
     def begin(fresh: object, stored: object) -> object:
         return fresh if isinstance(fresh, optax.ScaleByScheduleState) else stored
@@ -112,12 +112,12 @@ def initial_optimizer(run: Run, opt_state: optax.OptState) -> optax.OptState:
 
 def _from_model(run: Run, name: str, pattern: str, target: Targets) -> dict[str, jax.Array]:
     """Parameters of a run or export whose path matches; without a pattern it must have all."""
-    wanted = {path: leaf for path, leaf in target.items() if re.search(pattern, path)}
-    if not wanted:
+    selection = {path: leaf for path, leaf in target.items() if re.search(pattern, path)}
+    if not selection:
         paths = ", ".join(list(target)[:3])
         raise ConfigError(f"init.part: {pattern!r} matches no parameter (paths: {paths} ...)")
     source = loading.read_model(name)
-    read = {path.split("/")[0] for path in wanted}
+    read = {path.split("/")[0] for path in selection}
     for role, ours, theirs in (
         ("encoder", run.encoder, source.encoder),
         ("decoder", run.decoder, source.decoder),
@@ -129,20 +129,20 @@ def _from_model(run: Run, name: str, pattern: str, target: Targets) -> dict[str,
             )
     have = named_leaves(source.params)
     copied = tuple(copy.path for copy in _copies(run))
-    wanted = {p: leaf for p, leaf in wanted.items() if p in have or not p.startswith(copied)}
-    if missing := [path for path in wanted if path not in have]:
+    selection = {p: leaf for p, leaf in selection.items() if p in have or not p.startswith(copied)}
+    if missing := [path for path in selection if path not in have]:
         raise WeightsError(
             f"{name} ({source.config.model.family}) has no {', '.join(missing[:5])}"
             f"{' ...' if missing[5:] else ''}; name what to take from it with init.part"
         )
-    for path, leaf in wanted.items():
+    for path, leaf in selection.items():
         if have[path].shape != leaf.shape:
             raise WeightsError(
                 f"{name}: {path} is {list(have[path].shape)}, this model's {list(leaf.shape)}"
             )
     return {
         path: jax.device_put(have[path].astype(leaf.dtype), leaf.sharding)
-        for path, leaf in wanted.items()
+        for path, leaf in selection.items()
     }
 
 
@@ -217,28 +217,28 @@ def _load(run: Run, part: PretrainedPart, name: str, target: Targets) -> dict[st
         table, tensors, like, fit = fitted(part, checkpoint, Vocab(rows, ours), target)
         leaves = named_leaves(names.load_into(table, tensors, like))
     if prefixes := backbones.prefixes(part.backbone, checkpoint):
-        shown = " and ".join(repr(one) for one in prefixes[:3])
-        log.info("init.%s: names of %s without their prefix %s", part.key, name, shown)
+        text = " and ".join(repr(prefix) for prefix in prefixes[:3])
+        log.info("init.%s: names of %s without their prefix %s", part.key, name, text)
     if ours > rows:
         log.info("init.%s: %d new rows of the vocabulary, the mean of all", part.key, ours - rows)
     elif ours < rows:
         log.info("init.%s: %d rows of no token left out", part.key, rows - ours)
     if ignored := fit.ignored:
-        shown = ", ".join(ignored[:8]) + (", ..." if len(ignored) > 8 else "")
-        log.info("init.%s: %d tensors of %s not used: %s", part.key, len(ignored), name, shown)
+        text = ", ".join(ignored[:8]) + (", ..." if len(ignored) > 8 else "")
+        log.info("init.%s: %d tensors of %s not used: %s", part.key, len(ignored), name, text)
     return leaves
 
 
-def _fresh(run: Run, wanted: Targets, key: Key[Array, ""]) -> dict[str, jax.Array]:
+def _fresh(run: Run, targets: Targets, key: Key[Array, ""]) -> dict[str, jax.Array]:
     """The requested leaves of a fresh model; the compiler drops all others."""
-    if not wanted:
+    if not targets:
         return {}
 
     def init(key: Array) -> dict[str, Array]:
         leaves = named_leaves(run.model.init(key))
-        return {path: leaves[path].astype(like.dtype) for path, like in wanted.items()}
+        return {path: leaves[path].astype(like.dtype) for path, like in targets.items()}
 
-    where = {path: leaf.sharding for path, leaf in wanted.items()}
+    where = {path: leaf.sharding for path, leaf in targets.items()}
     if any(sharding is None for sharding in where.values()):
         return jax.jit(init)(key)
     return jax.jit(init, out_shardings=where)(key)
@@ -274,7 +274,7 @@ def check_tokenizer(checkpoint: Checkpoint, rows: int, tokenizer: TextTokenizer)
             "to the tokenizer of these weights"
         )
     special = {i for i, token in _added(tokenizer).items() if token.special}
-    own = {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.end_id}
+    tokenizer_ids = {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.end_id}
     for key in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
         stated = checkpoint.config.get(key)
         ids = [i for i in (stated if isinstance(stated, list) else [stated]) if i is not None]
@@ -283,8 +283,8 @@ def check_tokenizer(checkpoint: Checkpoint, rows: int, tokenizer: TextTokenizer)
         if not set(ids) <= special:
             raise WeightsError(f"{what}: {key} is {stated}, which is not a special token there")
         # Ids past the last row were added by jvae for the model.
-        if key in own and own[key] < rows and own[key] not in ids:
-            raise WeightsError(f"{what}: {key} is {stated}, there it is {own[key]}")
+        if key in tokenizer_ids and tokenizer_ids[key] < rows and tokenizer_ids[key] not in ids:
+            raise WeightsError(f"{what}: {key} is {stated}, there it is {tokenizer_ids[key]}")
     if beside is None:
         return
     if _entries(beside) != _entries(tokenizer):

@@ -80,18 +80,18 @@ def train(
         )
 
     # --- data and model ---------------------------------------------------------------------------
-    this = build.open_run(config, folder, saved)
-    readers = this.encoder.fingerprint + this.decoder.fingerprint
-    processes.agree("config or data", configs.to_json(this.config) + readers)
+    run = build.open_run(config, folder, saved)
+    readers = run.encoder.fingerprint + run.decoder.fingerprint
+    processes.agree("config or data", configs.to_json(run.config) + readers)
     for phase in plan:
         for note in phase.notes:
             log.info(note)
-    cfg, record = this.config, this.record()
+    cfg, record = run.config, run.record()
     key = build.seeds(cfg.seed)
 
     @functools.cache
     def program_at(at: PhaseProgress) -> program.Program:
-        return program.compile_phase(this, phases.at_place(plan, at), mesh, at.begin)
+        return program.compile_phase(run, phases.at_place(plan, at), mesh, at.begin)
 
     current = program_at(at)  # raises if anything does not fit the model
     if processes.first() and lock:
@@ -101,12 +101,12 @@ def train(
                 f"{folder}: another process trained here until now; run the same command again"
             )
     processes.wait("locked")
-    for line in this.log:
+    for line in run.log:
         log.info(line)
 
     def claim() -> None:
         if processes.first():
-            build.save_tokenizers(this)
+            build.save_tokenizers(run)
             workdir.claim(folder, config)
 
     # --- state: own checkpoint, weights or scratch ------------------------------------------------
@@ -116,9 +116,9 @@ def train(
     meter: metrics.Sums | None = None
     if saved is None:
         shapes, where = current.abstract.params, current.where.params
-        state = current.start(init_params.initial_params(this, where, key["init"], shapes))
+        state = current.start(init_params.initial_params(run, where, key["init"], shapes))
         if cfg.init.optimizer:
-            state = state._replace(opt_state=init_params.initial_optimizer(this, state.opt_state))
+            state = state._replace(opt_state=init_params.initial_optimizer(run, state.opt_state))
     else:
         claim()
         state, meta = ckpts.restore(lambda meta: program_at(phases.replan(cfg, meta)).abstract)
@@ -147,10 +147,10 @@ def train(
         active=processes.first(),
         config=cfg,
     )
-    part, parts = meshes.row_part(mesh, this.rows.batch_rows)
+    part, parts = meshes.row_part(mesh, run.rows.batch_rows)
     stream = batches(
-        this.data["train"],
-        this.rows,
+        run.data["train"],
+        run.rows,
         position,
         process_index=part,
         process_count=parts,
@@ -168,7 +168,7 @@ def train(
         with jax.transfer_guard("allow"):
             return float(optim.learning_rate(section, current.phase.steps)(step - 1))
 
-    check, per_token = _checker(this, mesh, key["valid"]), _per_token(this)
+    check, per_token = _checker(run, mesh, key["valid"]), _per_token(run)
     clock, together = _Clock(done), cfg.train.steps_per_call
     with ckpts, writer, stream, stop.at_steps(), jax.transfer_guard("disallow"):
         spent.enter(goodput.TRAINING)
@@ -190,9 +190,9 @@ def train(
                 read = [next(stream) for _ in range(together)]
                 batch, position = read[-1]
             doing = goodput.TRAINING if compiled else goodput.COMPILING
-            slow = waiting.announced("compiling the training step", wanted=not compiled)
+            slow = waiting.announced("compiling the training step", enabled=not compiled)
             with slow, jax.profiler.StepTraceAnnotation("train", step_num=done), spent.of(doing):
-                placed = _placed([one for one, _ in read], mesh)
+                placed = _placed([batch for batch, _ in read], mesh)
                 state, sums = current.train_step(state, placed, base)
             compiled = True
             meter = metrics.add(meter, sums)
@@ -207,7 +207,7 @@ def train(
             if due:
                 if current.tune_step:
                     state = current.tune_step(state, meshes.to_device(batch, mesh), base)
-                first = waiting.announced("compiling validation", wanted=checked is not current)
+                first = waiting.announced("compiling validation", enabled=checked is not current)
                 with first, spent.of(goodput.EVALUATING):
                     valid, kl_gz = check(current, state.params, done)
                 checked = current
@@ -271,7 +271,7 @@ def train(
     log.info(spent.line())
 
     # --- best parameters --------------------------------------------------------------------------
-    return Trained(this, mesh, *load_params(this.model, mesh, folder))
+    return Trained(run, mesh, *load_params(run.model, mesh, folder))
 
 
 class _Clock:
@@ -304,22 +304,22 @@ def _stop_if_not_finite(values: dict[str, float], after: int, now: int, ckpts: C
 
 
 def _per_token(
-    this: build.Run,
+    run: build.Run,
 ) -> Callable[[phases.Phase, dict[str, float], dict[str, float]], dict[str, tuple[float, float]]]:
     """Returns a function of a phase, the values of a lap and those of a check: Rec and -ELBO, each
     for training and validation, in nats per scored token.
     """
-    every, held_out = this.data["train"], this.data["valid"]
+    train_data, valid_data = run.data["train"], run.data["valid"]
     # A lap counts the tokens of all sides together; the share of scored ones is that of the split.
-    read = sum(float(side.lengths.mean()) for side in every.sides.values())
-    share = float(every.target_lengths.mean()) / read
-    length = float(held_out.target_lengths.mean())
+    read = sum(float(side.lengths.mean()) for side in train_data.sides.values())
+    share = float(train_data.target_lengths.mean()) / read
+    length = float(valid_data.target_lengths.mean())
 
     def per_token(
         phase: phases.Phase, lap: dict[str, float], valid: dict[str, float]
     ) -> dict[str, tuple[float, float]]:
         a, b = share * lap["tokens"] / lap["sentences"], length
-        bounds = (phase.bound(one["rec"], one["kl"]) for one in (lap, valid))
+        bounds = (phase.bound(values["rec"], values["kl"]) for values in (lap, valid))
         return {
             "rec": (lap["rec"] / a, valid["rec"] / b),
             "bound": (next(bounds) / a, next(bounds) / b),
@@ -337,16 +337,16 @@ def _placed(batches: list[Batch], mesh: Mesh) -> Batch:
 
 
 def _checker(
-    this: build.Run, mesh: Mesh, key: Key[Array, ""]
+    run: build.Run, mesh: Mesh, key: Key[Array, ""]
 ) -> Callable[[program.Program, Params, int], tuple[dict[str, float], np.ndarray | None]]:
     """Validation: the whole split, dropout off, the final KL weight, the same noise every time.
     Returns its values, and the mean KL of each dimension if that has a closed form.
     """
     key = meshes.everywhere(key, mesh)
-    data = this.data["valid"]
+    data = run.data["valid"]
     # With several programs at once, virtual devices may deadlock waiting for each other's sums.
     one_by_one = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
-    part, parts = meshes.row_part(mesh, this.rows.batch_rows)
+    part, parts = meshes.row_part(mesh, run.rows.batch_rows)
     # The first sentences form batches of their own, because their posteriors are kept.
     first, rest = np.split(np.arange(len(data)), [latent_monitor.SENTENCES])
 
@@ -357,9 +357,7 @@ def _checker(
         kl_gz = None
         kept = []
         for ids in (first, rest) if len(rest) else (first,):
-            for batch in eval_batches(
-                data, this.rows, ids, process_index=part, process_count=parts
-            ):
+            for batch in eval_batches(data, run.rows, ids, process_index=part, process_count=parts):
                 batch = meshes.to_device(batch, mesh)
                 batch_sums, post = current.valid_step(params, batch, key)
                 sums = metrics.add(sums, batch_sums)
@@ -373,7 +371,7 @@ def _checker(
         row["neg_elbo"] = values["rec"] + values["kl"]
         if current.watched and len(first) > 1:  # a variance over sentences needs two
             with jax.transfer_guard("allow"):  # once per check
-                use = latent_monitor.latent_use(this.model, params, kept, key, values["kl"])
+                use = latent_monitor.latent_use(run.model, params, kept, key, values["kl"])
             kl_gz = use.kl_gz
             row |= {
                 "collapsed": int(bool(use.collapse_reasons)),

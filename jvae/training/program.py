@@ -48,13 +48,13 @@ class Program(NamedTuple):
     frozen: frozenset[str]
 
 
-def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Program:
+def compile_phase(run: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Program:
     """The steps of a phase that begins after `begin` steps of the run; each is compiled on its
     first call.
 
     Raises: ConfigError for an optimizer, objective or trainability rules that do not fit the model.
     """
-    cfg, model = this.config, this.model
+    cfg, model = run.config, run.model
     objective = build_objective(phase.objective)
     beta = schedules.build(phase.objective.beta, phase.steps)
     abstract, where = build.param_shardings(model, mesh)
@@ -84,8 +84,8 @@ def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Prog
     trained = jax.eval_shape(lambda params: freezing.split(plan, params)[0], abstract)
     tx = optim.build(phase.optim.to_dict(), trained, phase.steps, freezing.from_steps(plan))
     opt_where = rules.optimizer_shardings(tx, trained, freezing.pick(plan, where), mesh)
-    one: Any = meshes.replicated(mesh)
-    state_where = TrainState(where, opt_where, one)
+    replicated: Any = meshes.replicated(mesh)
+    state_where = TrainState(where, opt_where, replicated)
 
     def start(params: Params) -> TrainState:
         return step.init_state(narrow(params), tx, plan, begin)
@@ -105,7 +105,7 @@ def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Prog
         tx,
         plan,
         measure_at=sampler.measure if sampler else None,
-        noise=build_noise(phase.noise, this.encoder, this.decoder),
+        noise=build_noise(phase.noise, run.encoder, run.decoder),
         begin=begin,
         accumulate=cfg.train.accumulate,
         dropout_rng=cfg.train.get("dropout_rng", step.DEFAULT_RNG),
@@ -130,7 +130,7 @@ def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Prog
         phase=phase,
         plan=plan,
         start=begun,
-        train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(state_where, one)),
+        train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(state_where, replicated)),
         tune_step=tune_step,
         valid_step=jax.jit(valid_step),
         abstract=_with_shardings(jax.eval_shape(begun, abstract), state_where),
@@ -143,11 +143,11 @@ def compile_phase(this: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Prog
 def log_phase(program: Program, params: Params) -> None:
     """Logs which parameters are about to train, in one line."""
     phase = program.phase
-    ever, every = freezing.counts(program.plan, params, phase.steps)
-    share = "" if ever == every else f"; {ever:,} train, {100 * ever / every:.2f} %"
+    trainable, total = freezing.counts(program.plan, params, phase.steps)
+    share = "" if trainable == total else f"; {trainable:,} train, {100 * trainable / total:.2f} %"
     parts = ", ".join(f"{name} {n:,}" for name, n in sizes(params, depth=1).items())
     name = f"{phase.name}, {phase.steps} steps: " if phase.name else ""
-    log.info("%s%s parameters (%s)%s", name, f"{every:,}", parts, share)
+    log.info("%s%s parameters (%s)%s", name, f"{total:,}", parts, share)
 
 
 def _with_shardings(abstract: Params, where: Any) -> Params:

@@ -83,16 +83,16 @@ def _loss_sums(loss: Loss, terms: Terms) -> Sums:
 
 def _row_sums(batch: Batch) -> Sums:
     """The size of a batch and its packing efficiency."""
-    one = jnp.ones(())
+    unit = jnp.ones(())
     sides = [side for side in (batch.enc, batch.dec, batch.cond) if side is not None]
-    places = sum(side.segment_bt.size for side in sides) * one
-    read = sum((jnp.sum(side.segment_bt > 0) for side in sides), start=0.0 * one)
+    places = sum(side.segment_bt.size for side in sides) * unit
+    read = sum((jnp.sum(side.segment_bt > 0) for side in sides), start=0.0 * unit)
     sentences = jnp.sum(batch.valid_e).astype(jnp.float32)
     return {
-        "sentences": Ratio(sentences, one),
-        "tokens": Ratio(read, one),
+        "sentences": Ratio(sentences, unit),
+        "tokens": Ratio(read, unit),
         "padding": Ratio(places - read, places),
-        "empty_slots": Ratio(batch.valid_e.size - sentences, batch.valid_e.size * one),
+        "empty_slots": Ratio(batch.valid_e.size - sentences, batch.valid_e.size * unit),
     }
 
 
@@ -164,11 +164,11 @@ def make_train_step(
         trained = jax.tree.map(keep, optax.apply_updates(trained, updates), trained)
         params = freezing.merge(plan, trained, frozen)
         opt_state = jax.tree.map(keep, opt_state, state.opt_state)
-        one = jnp.ones(())
+        unit = jnp.ones(())
         sums |= _row_sums(batch) | {
-            "finite": Ratio(finite.astype(jnp.float32), one),
-            "grad_norm": Ratio(norm, one),
-            "beta": Ratio(jnp.asarray(weight, jnp.float32), one),
+            "finite": Ratio(finite.astype(jnp.float32), unit),
+            "grad_norm": Ratio(norm, unit),
+            "beta": Ratio(jnp.asarray(weight, jnp.float32), unit),
         }
         return TrainState(params, opt_state, state.step + 1), sums
 

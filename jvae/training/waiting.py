@@ -13,15 +13,15 @@ WORTH_S = 5.0  # shorter work gets no line at its end
 
 
 @contextmanager
-def announced(what: str, wanted: bool = True) -> Generator[None, None, None]:
+def announced(what: str, enabled: bool = True) -> Generator[None, None, None]:
     """Logs the start of `what`, every 30 seconds that it is still running, and how long it took.
 
     A separate thread logs, since the compiler does not hold Python's lock.
 
     Args:
-      wanted: False logs nothing; used for all calls but the first.
+      enabled: False logs nothing; used for all calls but the first.
     """
-    if not wanted:
+    if not enabled:
         yield
         return
     begin, over = time.monotonic(), threading.Event()

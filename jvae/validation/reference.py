@@ -39,27 +39,27 @@ MEMBERS: dict[str, Registry[Any]] = {"prior": PRIORS, "posterior": POSTERIORS}
 
 def model_field(config: ConfigDict, key: str) -> Field | None:
     """The field of a key such as "model.decoder.width"; None if the model does not have it."""
-    here: Any = models.family(config.model.family).config
+    kind: Any = models.family(config.model.family).config
     section = config.model
     *sections, name = key.split(".")[1:]
     for word in sections:
-        here, section = fields_of(here).get(word), section.get(word, {})
-        if here is StackConfig and KEY in section:
+        kind, section = fields_of(kind).get(word), section.get(word, {})
+        if kind is StackConfig and KEY in section:
             if name == KEY:
                 return BACKBONE
-            here = BACKBONES[section[KEY]].config
-        if here is Choice and "kind" in section:
+            kind = BACKBONES[section[KEY]].config
+        if kind is Choice and "kind" in section:
             members = MEMBERS[word]
             if name == "kind":
                 return Field(
                     str, f"Kind of the {word}; its options follow.", choices=members.names()
                 )
-            here = members[section["kind"]].options
-            if not dataclasses.is_dataclass(here):
+            kind = members[section["kind"]].options
+            if not dataclasses.is_dataclass(kind):
                 return None
-        if not isinstance(here, type):
+        if not isinstance(kind, type):
             return None
-    field = fields_of(here).get(name)
+    field = fields_of(kind).get(name)
     return field if isinstance(field, Field) else None
 
 
@@ -69,8 +69,8 @@ def reference() -> str:
     parts = [_table("Top level", _rows("", schema.TOP, base))]
     for name, fields in schema.SECTIONS.items():
         parts.append(_table(f"`{name}`", _rows(f"{name}.", fields, base)))
-    own = {name: schema.PHASE[name] for name in ("share", "patience")}
-    parts.append(_table("`phases.NAME`", _rows("phases.NAME.", own, {})))
+    phase_fields = {name: schema.PHASE[name] for name in ("share", "patience")}
+    parts.append(_table("`phases.NAME`", _rows("phases.NAME.", phase_fields, {})))
     parts.append("A phase may also hold keys of `objective`, `optim` and `noise`.")
     shared: dict[str, type] = {}
     for name, family in models.FAMILIES.items():
@@ -99,19 +99,19 @@ def _of_class(cls: type, shared: dict[str, type]) -> Iterator[Row]:
     defaults = defaults_of(cls)
     for name, field in fields_of(cls).items():
         if field is StackConfig:
-            known = ", ".join(
-                f"{one} (`{kind.config.__name__}`)" for one, kind in BACKBONES.items()
+            options = ", ".join(
+                f"{backbone} (`{kind.config.__name__}`)" for backbone, kind in BACKBONES.items()
             )
-            yield name, "", "a section with a key `backbone`", f"Fields by backbone: {known}."
+            yield name, "", "a section with a key `backbone`", f"Fields by backbone: {options}."
         elif field is Choice:
             kinds = MEMBERS[name].items()
             shared |= {kind.options.__name__: kind.options for _, kind in kinds if _has_keys(kind)}
-            known = ", ".join(
-                f"{one} (`{kind.options.__name__}`)" if _has_keys(kind) else one
-                for one, kind in kinds
+            options = ", ".join(
+                f"{member} (`{kind.options.__name__}`)" if _has_keys(kind) else member
+                for member, kind in kinds
             )
             default = defaults[name].kind
-            yield name, default, "a section with a key `kind`", f"Options by kind: {known}."
+            yield name, default, "a section with a key `kind`", f"Options by kind: {options}."
         elif not isinstance(field, Field):
             shared[field.__name__] = field
             yield name, "", f"a section, `{field.__name__}`", ""
@@ -138,7 +138,7 @@ def _table(title: str, rows: Iterator[Row]) -> str:
 def _shown(value: object) -> str:
     if isinstance(value, dict) or dataclasses.is_dataclass(value):
         return ""
-    if isinstance(value, (tuple, list)) and any(isinstance(one, (tuple, list)) for one in value):
+    if isinstance(value, (tuple, list)) and any(isinstance(item, (tuple, list)) for item in value):
         return repr(value)
     return as_flag(value)
 

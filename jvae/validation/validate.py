@@ -57,7 +57,7 @@ def validate(
         same = all(key in kept and repr(kept[key]) == repr(flat.get(key)) for key in problem.keys)
         return saved is not None and same and (problem.idle or unread)
 
-    problems = [one for one in _problems(config, flat, platform) if not harmless(one)]
+    problems = [problem for problem in _problems(config, flat, platform) if not harmless(problem)]
     if problems:
         raise ConfigError(lines(problems))
 
@@ -69,14 +69,18 @@ def _problems(config: ConfigDict, flat: Values, platform: str | None) -> list[Pr
     problems = list(_fields(config, flat, base))
     facts, wrong = _model(config, flat, problems)
     problems += wrong
-    if any(not one.idle for one in problems):
+    if any(not problem.idle for problem in problems):
         return problems  # rules compare values, so their types must be right
     views, wrong = _views(config, flat, problems)
     problems += wrong
-    dirty = {key for one in problems for key in one.keys}
+    dirty = {key for problem in problems for key in problem.keys}
 
     def clean(*keys: str) -> bool:
-        return not any(one == key or one.startswith(f"{key}.") for key in keys for one in dirty)
+        return not any(
+            dirty_key == key or dirty_key.startswith(f"{key}.")
+            for key in keys
+            for dirty_key in dirty
+        )
 
     for rule in RULES:
         if clean(*rule.keys, "phases"):
@@ -149,7 +153,7 @@ def _model(
         return None, wrong
     # A vocabulary of 0 is determined later; its size hardly matters for these checks.
     vocab = flat.get("data.vocab")
-    clean = isinstance(vocab, int) and not any("data.vocab" in one.keys for one in problems)
+    clean = isinstance(vocab, int) and not any("data.vocab" in problem.keys for problem in problems)
     for part in values.values():
         if isinstance(part, dict) and part.get("vocab") == 0:
             part["vocab"] = max(vocab, 1) if clean and vocab else 1
@@ -193,7 +197,7 @@ def _views(
     parts = ("phases", "train", *phases.SECTIONS)
     values = {key: field.absent for key, field in _absent()} | dict(flat)
     plain = [View(values, "", flat.get("train.steps", 1))]
-    if any(key.split(".")[0] in parts for one in problems for key in one.keys):
+    if any(key.split(".")[0] in parts for problem in problems for key in problem.keys):
         return plain, []
     try:
         resolved = phases.resolve(config)
@@ -201,8 +205,8 @@ def _views(
         return plain, [Problem(("phases",), str(error))]
     views = []
     for phase in resolved:
-        own = ConfigDict({part: getattr(phase, part) for part in phases.SECTIONS})
-        views.append(View(values | configs.flatten(own), phase.name, phase.steps))
+        sections = ConfigDict({part: getattr(phase, part) for part in phases.SECTIONS})
+        views.append(View(values | configs.flatten(sections), phase.name, phase.steps))
     return views, []
 
 
@@ -268,9 +272,9 @@ def _idle(
             if any(rule.reads(v, facts) for v in setters):
                 continue
             first = setters[0]
-            own = f"phases.{first.phase}.{key}"
+            phase_key = f"phases.{first.phase}.{key}"
             why = rule.why if isinstance(rule.why, str) else rule.why(first, facts)
-            yield idle(own if own in flat else key, first[key], default, why)
+            yield idle(phase_key if phase_key in flat else key, first[key], default, why)
 
 
 def _parameters(config: ConfigDict, views: list[View], facts: Facts) -> Iterator[Problem]:

@@ -91,10 +91,10 @@ def test_states_logits_and_gradients(case):
 
     def loss(params):
         *states, hidden, _ = case.states(params, source, target)
-        _, own = case.own(params)
-        nats_bt = case.decoder.token_log_prob(own, hidden, target, scored)
+        _, stack_params = case.own(params)
+        nats_bt = case.decoder.token_log_prob(stack_params, hidden, target, scored)
         value = -jnp.sum(nats_bt) / jnp.sum(scored)
-        return value, (*states, hidden, case.decoder.logits(own, hidden))
+        return value, (*states, hidden, case.decoder.logits(stack_params, hidden))
 
     (value, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(case.params)
     read, last, written, hidden, logits = jax.device_get(out)
@@ -149,10 +149,17 @@ def test_steps_with_caches_and_greedy_text(case):
 
     @jax.jit
     def run(params):
-        points, own = case.states(params, source, case.side("target"))[4], case.own(params)[1]
+        points, stack_params = (
+            case.states(params, source, case.side("target"))[4],
+            case.own(params)[1],
+        )
         place = jnp.broadcast_to(jnp.arange(3)[None], (3, 3))
         hidden, kv = decoder.prefill(
-            own, decoder.embed(own, ids[:, :3], place), begun, 3 + width + more, points
+            stack_params,
+            decoder.embed(stack_params, ids[:, :3], place),
+            begun,
+            3 + width + more,
+            points,
         )
         last = jnp.take_along_axis(hidden, (begun - 1)[:, None, None], axis=1)[:, 0]
 
@@ -162,11 +169,11 @@ def test_steps_with_caches_and_greedy_text(case):
             forced_e = jnp.take_along_axis(ids, at, axis=1)[:, 0]
             greedy_e = jnp.argmax(scores, axis=-1).astype(ids.dtype)
             token_e = jnp.where(position_e < jnp.asarray(lengths), forced_e, greedy_e)
-            x_ed = decoder.embed(own, token_e, position_e)
-            hidden_ed, kv = decoder.step(own, x_ed, kv, position_e, points)
-            return (decoder.logits(own, hidden_ed), kv, position_e + 1), (scores, token_e)
+            x_ed = decoder.embed(stack_params, token_e, position_e)
+            hidden_ed, kv = decoder.step(stack_params, x_ed, kv, position_e, points)
+            return (decoder.logits(stack_params, hidden_ed), kv, position_e + 1), (scores, token_e)
 
-        start = (decoder.logits(own, last), kv, begun)
+        start = (decoder.logits(stack_params, last), kv, begun)
         return jax.lax.scan(step, start, None, length=width + more - 1)[1]
 
     scores, token = jax.device_get(run(case.params))
@@ -208,11 +215,13 @@ def test_one_stack_alone_is_read(case, role):
     stack = bart.stack(config)
     init, _ = unboxed(lambda key: {"own": stack.init(key, head=role == "decoder")})
     target = jax.eval_shape(init, jax.random.key(0))
-    own = names.read(table, backbones.canonical(bart.FILES, case.checkpoint), target)["own"]
-    layers, both = own["layers"], case.params[role]["layers"]
+    stack_params = names.read(table, backbones.canonical(bart.FILES, case.checkpoint), target)[
+        "own"
+    ]
+    layers, both = stack_params["layers"], case.params[role]["layers"]
     np.testing.assert_array_equal(layers["attn"]["qkv"]["kernel"], both["attn"]["qkv"]["kernel"])
     table_vd = case.params["decoder"]["embed"]["token"]["table"]
-    np.testing.assert_array_equal(own["embed"]["token"]["table"], table_vd)
+    np.testing.assert_array_equal(stack_params["embed"]["token"]["table"], table_vd)
     assert ("cross" in layers) == section["cross"]
 
 

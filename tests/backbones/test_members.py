@@ -28,8 +28,10 @@ def test_every_backbone_keeps_the_contract(name):
     init, axes = unboxed(stack.init)
     abstract = jax.eval_shape(init, jax.random.key(0))
     assert 0 < sum(sizes(abstract).values()) < 20_000
-    flat = jax.tree.leaves(axes, is_leaf=lambda one: isinstance(one, tuple))
-    assert [len(one) for one in flat] == [leaf.ndim for leaf in jax.tree.leaves(abstract)]
+    flat = jax.tree.leaves(axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    assert [len(axis_names) for axis_names in flat] == [
+        leaf.ndim for leaf in jax.tree.leaves(abstract)
+    ]
     parts = [part(jax.random.key(0)) for part in (stack.init_embed, stack.init_body)]
     headless = stack.init(jax.random.key(0), head=False)
     assert headless.keys() == parts[0].keys() | parts[1].keys()

@@ -83,12 +83,12 @@ def test_smollm2_scores_as_the_reference(smollm2):
         stack, params = load("smollm2-135m", "llama", "decoder", dtype="float64")
 
         @jax.jit
-        def whole(own):
-            x_btd = stack.embed(own, side.token_bt, side.position_bt)
-            hidden, _ = stack.rows(own, x_btd, segments(side, causal=True))
+        def whole(params):
+            x_btd = stack.embed(params, side.token_bt, side.position_bt)
+            hidden, _ = stack.rows(params, x_btd, segments(side, causal=True))
             scored = (side.segment_bt > 0) & (side.position_bt > 0)
-            nats = stack.token_log_prob(own, hidden, side, scored)
-            return hidden, nats, stack.logits(own, hidden)
+            nats = stack.token_log_prob(params, hidden, side, scored)
+            return hidden, nats, stack.logits(params, hidden)
 
         hidden, nats, logits = jax.device_get(whole(params["own"]))
     final = io["f64.final_as_f16"][real].astype(np.float32)  # rounded to float16
@@ -106,18 +106,20 @@ def test_smollm2_writes_as_the_reference(smollm2):
     stack, params = load("smollm2-135m", "llama", "decoder")
 
     @jax.jit
-    def greedy(own, length_e):
-        x_etd = stack.embed(own, side.token_bt, side.position_bt)
-        hidden, kv = stack.prefill(own, x_etd, length_e, x_etd.shape[1] + more)
+    def greedy(params, length_e):
+        x_etd = stack.embed(params, side.token_bt, side.position_bt)
+        hidden, kv = stack.prefill(params, x_etd, length_e, x_etd.shape[1] + more)
         last = jnp.take_along_axis(hidden, (length_e - 1)[:, None, None], axis=1)[:, 0]
 
         def step(carry, _):
             scores, kv, position_e = carry
             token_e = jnp.argmax(scores, axis=-1).astype(jnp.int32)
-            hidden, kv = stack.step(own, stack.embed(own, token_e, position_e), kv, position_e)
-            return (stack.logits(own, hidden), kv, position_e + 1), token_e
+            hidden, kv = stack.step(
+                params, stack.embed(params, token_e, position_e), kv, position_e
+            )
+            return (stack.logits(params, hidden), kv, position_e + 1), token_e
 
-        start = (stack.logits(own, last), kv, length_e)
+        start = (stack.logits(params, last), kv, length_e)
         return jax.lax.scan(step, start, None, length=more)[1].T
 
     ids = jax.device_get(greedy(params["own"], jnp.asarray(lengths, jnp.int32)))
@@ -132,10 +134,10 @@ def test_minilm_reads_what_it_should():
 
     @jax.jit
     def run(params):
-        own = params["own"]
-        x_btd = stack.embed(own, side.token_bt, side.position_bt)
+        stack_params = params["own"]
+        x_btd = stack.embed(stack_params, side.token_bt, side.position_bt)
         mask_spec = segments(side, causal=False)
-        last, outputs = stack.rows(own, x_btd, mask_spec, read=layer_output)
+        last, outputs = stack.rows(stack_params, x_btd, mask_spec, read=layer_output)
         pooled = last[:, 0] @ params["pooler"]["kernel"] + params["pooler"]["bias"][None]
         return x_btd, last, outputs, jnp.tanh(pooled)
 
@@ -165,27 +167,27 @@ def way_in(tmp_path, spec: str, *flags: str) -> tuple[build.Run, Any, Any]:
     config, _ = configs.from_argv(words, None, main._configured)
     validate(config)
     init_params.check_backbones(config)
-    this = build.open_run(config, tmp_path / "run")
+    run = build.open_run(config, tmp_path / "run")
     mesh = meshes.make_mesh(dict(data=1), jax.local_devices()[:1])
-    current = program.compile_phase(this, phases.resolve(config)[0], mesh, 0)
-    params = init_params.initial_params(this, current.where.params, jax.random.key(0))
-    batch = meshes.to_device(next(iter(eval_batches(this.data["valid"], this.rows))), mesh)
+    current = program.compile_phase(run, phases.resolve(config)[0], mesh, 0)
+    params = init_params.initial_params(run, current.where.params, jax.random.key(0))
+    batch = meshes.to_device(next(iter(eval_batches(run.data["valid"], run.rows))), mesh)
     sums, _ = current.valid_step(params, batch, meshes.everywhere(jax.random.key(1), mesh))
-    return this, params, metrics.ratios(sums)
+    return run, params, metrics.ratios(sums)
 
 
 def test_two_folders_are_all_that_an_optimus_needs(tmp_path, caplog):
     names = dict(encoder=WEIGHTS / "minilm", decoder=WEIGHTS / "smollm2-135m")
     flags = [f"--config.init.{role}={name}" for role, name in names.items()]
     with caplog.at_level(logging.INFO):
-        this, params, values = way_in(tmp_path, "optimus", *flags)
-    model = this.config.model
+        run, params, values = way_in(tmp_path, "optimus", *flags)
+    model = run.config.model
     assert (model.encoder.backbone, model.encoder.layers, model.pool) == ("bert", 6, "mean")
     assert (model.decoder.backbone, model.decoder.kv_heads) == ("llama", 3)
     assert (model.encoder.vocab, model.decoder.vocab) == (30_522, 49_152)
-    assert (this.decoder.start_id, this.decoder.end_id) == (1, 2)  # <|im_start|>, <|im_end|>
-    ids = this.data["valid"].sides["dec"].tokens(0)
-    assert this.decoder.decode(ids) == SENTENCES[0]
+    assert (run.decoder.start_id, run.decoder.end_id) == (1, 2)  # <|im_start|>, <|im_end|>
+    ids = run.data["valid"].sides["dec"].tokens(0)
+    assert run.decoder.decode(ids) == SENTENCES[0]
     table = params["decoder"]["embed"]["token"]["table"]
     stored = files.read_file(WEIGHTS / "smollm2-135m/model.safetensors")
     np.testing.assert_array_equal(table[:49_152], stored["model.embed_tokens.weight"])

@@ -79,20 +79,20 @@ class Case:
             np.asarray(got), np.asarray(want), rtol=0, atol=bound, err_msg=name
         )
 
-    def read(self, own: Any, x_btd: Any, side: Side) -> tuple[Any, Any]:
+    def read(self, params: Any, x_btd: Any, side: Side) -> tuple[Any, Any]:
         """States of packed rows and the input of every layer, in the order the model reads in."""
         mask_spec = segments(side, causal=self.writes)
-        return self.stack.rows(own, x_btd, mask_spec, read=layer_input)
+        return self.stack.rows(params, x_btd, mask_spec, read=layer_input)
 
     @cached_property
     def outputs(self) -> tuple[Any, Any, Any]:
         """States of every layer and last, and logits, of the padded batch."""
 
         @jax.jit
-        def run(own):
-            x_btd = self.stack.embed(own, self.side.token_bt, self.side.position_bt)
-            hidden, inputs = self.read(own, x_btd, self.side)
-            return inputs, hidden, self.stack.logits(own, hidden) if self.writes else None
+        def run(params):
+            x_btd = self.stack.embed(params, self.side.token_bt, self.side.position_bt)
+            hidden, inputs = self.read(params, x_btd, self.side)
+            return inputs, hidden, self.stack.logits(params, hidden) if self.writes else None
 
         return jax.device_get(run(self.params["decoder"]))
 
@@ -128,20 +128,20 @@ def _final(case: Case) -> np.ndarray:
 
 @pytest.mark.fast_on("llama", "roberta")
 def test_gradients_of_every_tensor(case):
-    own, side = case.params["decoder"], case.side
+    stack_params, side = case.params["decoder"], case.side
     scored = (side.segment_bt > 0) & (side.position_bt > 0)
 
-    def loss(own):
-        x_btd = case.stack.embed(own, side.token_bt, side.position_bt)
-        hidden, _ = case.read(own, x_btd, side)
+    def loss(stack_params):
+        x_btd = case.stack.embed(stack_params, side.token_bt, side.position_bt)
+        hidden, _ = case.read(stack_params, x_btd, side)
         if not case.writes:
             real = side.segment_bt > 0
             probed_bt = jnp.tanh(jnp.einsum("btd,d->bt", hidden, case.io["probe"]))
             return jnp.sum(jnp.where(real, probed_bt, 0.0)) / jnp.sum(real)
-        nats_bt = case.stack.token_log_prob(own, hidden, side, scored)
+        nats_bt = case.stack.token_log_prob(stack_params, hidden, side, scored)
         return -jnp.sum(nats_bt) / jnp.sum(scored)
 
-    value, grads = jax.jit(jax.value_and_grad(loss))(own)
+    value, grads = jax.jit(jax.value_and_grad(loss))(stack_params)
     case.close(value, case("loss"), "loss")
     actual = names.write(case.table, {"decoder": grads}, tied=False)
     prefix = f"{case.precision}.grad."
@@ -161,9 +161,9 @@ def test_a_packed_row_equals_single_sentences(case):
     side = Side(*(jnp.asarray(a)[None] for a in (np.concatenate(rows), segment, place)))
 
     @jax.jit
-    def run(own):
-        x_btd = case.stack.embed(own, side.token_bt, side.position_bt)
-        return case.read(own, x_btd, side)[0][0]
+    def run(params):
+        x_btd = case.stack.embed(params, side.token_bt, side.position_bt)
+        return case.read(params, x_btd, side)[0][0]
 
     got, want = run(case.params["decoder"]), case.outputs[1]
     for i in range(len(rows)):
@@ -180,10 +180,10 @@ def test_steps_with_caches_and_greedy_text(case):
     width = ids.shape[1]
 
     @jax.jit
-    def run(own):
+    def run(params):
         place = jnp.broadcast_to(jnp.arange(4)[None], (3, 4))
-        x_etd = case.stack.embed(own, jnp.asarray(ids[:, :4]), place)
-        hidden, kv = case.stack.prefill(own, x_etd, begun, 4 + width + more)
+        x_etd = case.stack.embed(params, jnp.asarray(ids[:, :4]), place)
+        hidden, kv = case.stack.prefill(params, x_etd, begun, 4 + width + more)
         last = jnp.take_along_axis(hidden, (begun - 1)[:, None, None], axis=1)[:, 0]
 
         def step(carry, _):
@@ -193,11 +193,11 @@ def test_steps_with_caches_and_greedy_text(case):
             )[:, 0]
             greedy_e = jnp.argmax(scores, axis=-1).astype(forced_e.dtype)
             token_e = jnp.where(position_e < lengths, forced_e, greedy_e)
-            x_ed = case.stack.embed(own, token_e, position_e)
-            hidden_ed, kv = case.stack.step(own, x_ed, kv, position_e)
-            return (case.stack.logits(own, hidden_ed), kv, position_e + 1), (scores, token_e)
+            x_ed = case.stack.embed(params, token_e, position_e)
+            hidden_ed, kv = case.stack.step(params, x_ed, kv, position_e)
+            return (case.stack.logits(params, hidden_ed), kv, position_e + 1), (scores, token_e)
 
-        start = (case.stack.logits(own, last), kv, begun)
+        start = (case.stack.logits(params, last), kv, begun)
         return jax.lax.scan(step, start, None, length=width + more - 1)[1]
 
     scores, token = jax.device_get(run(case.params["decoder"]))

@@ -28,9 +28,9 @@ def finite(tree):
 @pytest.mark.slow
 def test_updates_go_on_from_call_to_call(optimus):
     (work,) = CASES["train_step"].works(optimus)
-    held = optimus.train_batches(4)
-    assert work.tokens == sum(int(batch.scored_bt.sum()) for batch in held)
-    assert work.sentences == sum(int(batch.valid_e.sum()) for batch in held)
+    batches = optimus.train_batches(4)
+    assert work.tokens == sum(int(batch.scored_bt.sum()) for batch in batches)
+    assert work.sentences == sum(int(batch.valid_e.sum()) for batch in batches)
     assert set(work.fill) == {"enc", "dec", "slots"} and 0 < work.fill["dec"] <= 1
     first, second = work.call(), work.call()
     assert finite(first) and float(first["loss"].sum) != float(second["loss"].sum)
@@ -109,7 +109,9 @@ def test_fitted_priors_of_every_kind(optimus, lm, monkeypatch):
     )
     monkeypatch.setattr(prior_fit, "SHORT", small)
     monkeypatch.setattr(prior_latents, "BARELY", small)
-    fits, (*draws, decoding) = (CASES[f"prior_{one}"].works(optimus) for one in ("fit", "latents"))
+    fits, (*draws, decoding) = (
+        CASES[f"prior_{case}"].works(optimus) for case in ("fit", "latents")
+    )
     names = ["ctrl_gen", "diffusion", "flow", "gan", "gaussian", "gmm"]
     assert [work.name for work in fits] == [work.name for work in draws] == names
     assert finite([work.call() for work in fits])
@@ -140,8 +142,8 @@ def test_the_pipeline_is_measured_whole(optimus, monkeypatch):
     synthetic = optimus.run.config.copy_and_resolve_references()
     synthetic.unlock()
     synthetic.data.train = ()
-    this = optimus._replace(run=optimus.run._replace(config=synthetic))
-    works = CASES["data"].works(this)
+    setting = optimus._replace(run=optimus.run._replace(config=synthetic))
+    works = CASES["data"].works(setting)
     assert [work.name for work in works] == ["ptb", "yahoo", "snli"]
     for work in works:
         assert work.sentences == 300 and work.call().dec.token_bt.shape[0] == 4

@@ -59,7 +59,7 @@ def test_table(tmp_path):
         config="optimus-large", command="another", peak_bytes=None, needs="20G of 16G hbm"
     )
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps(one) + "\n" for one in (row, wide, large)))
+    rows.write_text("".join(json.dumps(record) + "\n" for record in (row, wide, large)))
     _, _, *lines = compiled.table(rows).splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:3]]
     assert cells[0] == [

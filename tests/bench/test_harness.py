@@ -91,9 +91,9 @@ def test_a_peer_is_set_beside_our_program(clock):
 
 
 def test_memory_of_an_earlier_case_is_forgotten():
-    held = bytearray(b"x") * (256 << 20)
+    buffer = bytearray(b"x") * (256 << 20)
     most = harness.peak_memory()
-    del held
+    del buffer
     harness.forget_peak_memory()
     if harness.peak_memory() >= most:
         pytest.skip("this system does not let a process forget its peak")
@@ -146,22 +146,24 @@ def test_every_model_is_a_subject_of_what_all_models_do():
     families = {subject.config.model.family for subject in subjects.TINY}
     assert families == set(FAMILIES)
     for name in ("train_step", "encode", "decode", "prior_sample", "startup"):
-        measured = {one.config.model.family for one in CASES[name].subjects["cpu"]}
+        measured = {subject.config.model.family for subject in CASES[name].subjects["cpu"]}
         assert measured == families, name
     for case in CASES.values():
-        for some in case.subjects.values():
-            names = [one.config.name for one in some]
+        for case_subjects in case.subjects.values():
+            names = [subject.config.name for subject in case_subjects]
             assert len(set(names)) == len(names)  # it distinguishes records
 
 
 def test_each_model_is_opened_once(capsys):
-    wanted = plan(_arguments(["decode", "encode"]))
-    assert [list(some) for _, some in wanted] == [["decode", "encode"]] * len(subjects.TINY)
-    ((subject, some),) = plan(_arguments(["data", "--config=lm", "--data=a.txt"]))
-    assert subject.config.data.train == ("a.txt",) and list(some) == ["data"]
+    selection = plan(_arguments(["decode", "encode"]))
+    assert [list(named_cases) for _, named_cases in selection] == [["decode", "encode"]] * len(
+        subjects.TINY
+    )
+    ((subject, named_cases),) = plan(_arguments(["data", "--config=lm", "--data=a.txt"]))
+    assert subject.config.data.train == ("a.txt",) and list(named_cases) == ["data"]
     assert subject.words == ("--config=lm", "--config.data.train=a.txt")
-    every = [name for _, some in plan(_arguments([])) for name in some]
-    assert every.count("startup") == 1 and every.count("decode") == len(subjects.TINY)
+    names = [name for _, named_cases in plan(_arguments([])) for name in named_cases]
+    assert names.count("startup") == 1 and names.count("decode") == len(subjects.TINY)
     assert len(plan(_arguments(["startup"]))) == len(subjects.TINY)
     assert CASES["startup"].subjects["tpu"] == ()
     with pytest.raises(ConfigError, match="not measured under --preset=tpu"):

@@ -17,15 +17,15 @@ def tensors(arrays):
     return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
 
 
-def our_nats(this, batch, z_egz):
+def our_nats(setting, batch, z_egz):
     """-log p(x | z) of every sentence, by the model of jvae."""
-    gen = this.run.model.gen
+    gen = setting.run.model.gen
 
     @jax.jit
     def nats(params, batch, z_egz):
         return -per_example(gen.log_lik(params, gen.prepare(params, batch), z_egz), batch)
 
-    return np.asarray(nats(this.params, batch, z_egz))[np.asarray(batch.valid_e)]
+    return np.asarray(nats(setting.params, batch, z_egz))[np.asarray(batch.valid_e)]
 
 
 @pytest.mark.parametrize("attention, multiple", [("eager", 1), ("sdpa", 8)])
@@ -103,14 +103,14 @@ def test_the_lstm_of_the_chain_is_ours(sri):
 
 def test_both_ways_train_on_the_sentences_of_our_batches(optimus, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)  # minutes, for nothing here
-    monkeypatch.setattr(flops, "training", lambda this, lengths: float(lengths["dec"].sum()))
-    held = train_step.call_batches(optimus)
-    ours = dict(sentences=cases.sentences(*held), tokens=cases.useful_tokens(*held))
+    monkeypatch.setattr(flops, "training", lambda setting, lengths: float(lengths["dec"].sum()))
+    batches = train_step.call_batches(optimus)
+    ours = dict(sentences=cases.sentences(*batches), tokens=cases.useful_tokens(*batches))
     original, best = train_step.beside(optimus)
     for work in (original, best):
         assert (work.sentences, work.tokens) == (ours["sentences"], ours["tokens"])
         assert work.extra["beside"] == "step"
-        assert work.flops == sum(int((batch.dec.segment_bt > 0).sum()) for batch in held)
+        assert work.flops == sum(int((batch.dec.segment_bt > 0).sum()) for batch in batches)
         work.call()
     assert 0.5 < original.fill["dec"] <= best.fill["dec"] <= 1
     assert best.shapes["dec_row"] == sorted(best.shapes["dec_row"])

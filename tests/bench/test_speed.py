@@ -55,16 +55,16 @@ def test_a_table_has_a_row_for_every_model():
 
 def test_every_case_has_columns_and_can_be_shown():
     assert set(speed.COLUMNS) == set(CASES)
-    every = [
+    rows = [
         record(case, subject.config.name, "p", batches=8, bytes_per_token=1e4, seconds=7.0)
         for case in CASES
         for subject in CASES[case].subjects["cpu"]
     ]
-    assert "not measured" not in speed.preset_tables(every, "cpu")
-    assert "not measured" in speed.preset_tables(every, "gpu")
-    shown = speed.text_table(every).splitlines()
-    assert len(shown) == len(every) + 1
-    assert shown[0].index("model") == shown[1].index("optimus-tiny")
+    assert "not measured" not in speed.preset_tables(rows, "cpu")
+    assert "not measured" in speed.preset_tables(rows, "gpu")
+    lines = speed.text_table(rows).splitlines()
+    assert len(lines) == len(rows) + 1
+    assert lines[0].index("model") == lines[1].index("optimus-tiny")
 
 
 def test_a_peer_has_a_table_of_its_own():
@@ -97,7 +97,7 @@ def test_targets_are_met_missed_or_not_measured():
 def test_targets_name_programs_that_there_are():
     for target in targets.TARGETS:
         if target.case != "suite":
-            names = [one.config.name for one in CASES[target.case].subjects[target.preset]]
+            names = [subject.config.name for subject in CASES[target.case].subjects[target.preset]]
             assert target.config in names, target.text
 
 

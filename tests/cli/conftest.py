@@ -37,8 +37,8 @@ SMALL = (
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory) -> Path:
     """A folder of all processes of this session, whose own temporary folders lie in it."""
-    own = tmp_path_factory.getbasetemp()
-    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    root = tmp_path_factory.getbasetemp()
+    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
 
 @pytest.fixture(scope="session")
@@ -57,8 +57,8 @@ def command(corpus) -> Callable[..., list[str]]:
     """command(folder, *more): words that train a small run there."""
 
     def words(folder: Path, *more: str) -> list[str]:
-        own = (f"--config.data.train={corpus}", f"--workdir={folder}")
-        return ["--config=optimus:tiny", *SMALL, *own, *more]
+        words = (f"--config.data.train={corpus}", f"--workdir={folder}")
+        return ["--config=optimus:tiny", *SMALL, *words, *more]
 
     return words
 

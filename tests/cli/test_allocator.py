@@ -59,8 +59,8 @@ def test_a_program_restarts_as_itself(start):
     words = ("--text=a b", "", "-x")
     assert ended(start(*words)) == (KEEPING, list(words), {})
     # Settings of the user are kept, and the processes it starts get those alone.
-    own = {allocator.TUNABLES: "glibc.rtld.nns=5"}
-    assert ended(start(*words, **own)) == (KEEPING, list(words), own)
+    environment = {allocator.TUNABLES: "glibc.rtld.nns=5"}
+    assert ended(start(*words, **environment)) == (KEEPING, list(words), environment)
 
 
 @needs_glibc

@@ -128,10 +128,10 @@ def test_the_command_on_virtual_devices(tmp_path, capsys, monkeypatch):
     folder, out = tmp_path / "run", tmp_path / "rows.jsonl"
     words = [*SMALL, *sizes, f"--workdir={folder}", f"--out={out}", "--topology=v5e-4,cpu-8"]
     assert main(words) == 0
-    shown = capsys.readouterr().out
-    assert "libtpu is not installed" in shown and "all-reduce" in shown
+    text = capsys.readouterr().out
+    assert "libtpu is not installed" in text and "all-reduce" in text
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [one["topology"] for one in rows] == ["v5e-4", "v5e-4", "cpu-8", "cpu-8"]
+    assert [row["topology"] for row in rows] == ["v5e-4", "v5e-4", "cpu-8", "cpu-8"]
     step, _, wide, sampler = rows
     assert wide["batch_rows"] == 2 * step["batch_rows"]
     assert wide["flops"] == step["flops"] > step["model_flops"] > 0  # per device, as many rows
@@ -161,8 +161,8 @@ def test_nothing_is_computed_again_in_the_plain_form():
     shipped = config.load("optimus:large").unlock()
     shipped.model.encoder.vocab = shipped.model.decoder.vocab = 99
     nothing: Any = None
-    this = build.Run(shipped, Path(), *[nothing] * 7)
-    plain = aot.without_recomputation(this).config.model
+    run = build.Run(shipped, Path(), *[nothing] * 7)
+    plain = aot.without_recomputation(run).config.model
     for part in (plain.encoder, plain.decoder):
         assert (part.remat, part.xent_chunk >= 2**31 - 1) == ("none", True)
     assert shipped.model.decoder.remat == "full"
@@ -196,8 +196,8 @@ def test_every_host_of_a_slice_has_a_part_of_the_rows(slice_of, name, monkeypatc
 def test_a_real_slice(slice_of, tmp_path, capsys):
     words = ["--config=optimus:tiny", "--mode=compile", "--topology=v5e-8,v5e-256"]
     assert main([*words, "--config.data.batch_rows=64", f"--workdir={tmp_path / 'run'}"]) == 0
-    shown = capsys.readouterr().out
-    assert shown.count("at least") == 6 and "v5e-256 keeps" in shown
+    text = capsys.readouterr().out
+    assert text.count("at least") == 6 and "v5e-256 keeps" in text
 
 
 @pytest.mark.slow

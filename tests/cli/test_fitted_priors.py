@@ -66,8 +66,8 @@ def test_a_fit_leaves_files_and_a_table(run):
 
 @pytest.mark.slow
 def test_sampling_and_interpolation_under_a_prior(run, call):
-    own = call("--mode=sample", "--n=5")
-    assert own.count("\n") == 5
+    unconditional = call("--mode=sample", "--n=5")
+    assert unconditional.count("\n") == 5
     under = call("--mode=sample", "--n=5", "--prior=gaussian")
     assert under.count("\n") == 5
     assert call("--mode=sample", "--n=5", "--prior.name=gaussian") == under
@@ -94,10 +94,10 @@ def test_evaluation_under_a_prior(run, call):
     values = {name: metric["value"] for name, metric in report["metrics"].items()}
     gain = values["nll_own_prior"] - values["nll_3"]
     assert values["nll_gain"] == pytest.approx(gain, abs=1e-4)
-    own = {n: m["value"] for n, m in json.loads(before)["metrics"].items()}
-    assert values["nll_own_prior"] == pytest.approx(own["nll_3"], abs=1e-3)
-    assert values["rec"] == pytest.approx(own["rec"], abs=1e-3)  # draws of the same posteriors
-    assert values["mi"] == pytest.approx(own["mi"], abs=1e-3)
+    metrics = {n: m["value"] for n, m in json.loads(before)["metrics"].items()}
+    assert values["nll_own_prior"] == pytest.approx(metrics["nll_3"], abs=1e-3)
+    assert values["rec"] == pytest.approx(metrics["rec"], abs=1e-3)  # draws of the same posteriors
+    assert values["mi"] == pytest.approx(metrics["mi"], abs=1e-3)
     assert report["details"]["prior"]["kind"] == "gaussian"
     assert {"nll_gain", "nll_own_prior", "kl_own_prior"} <= report["definitions"].keys()
 
@@ -115,9 +115,12 @@ def test_sentences_with_another_label(run, call):
     fitted = dataclasses.replace(fitted, about={"label": "label", "step": 1})
     path = priors.write(run, fitted, priors.weights_digest(vae.params))
     try:
-        own = jvae.load(run).transfer(texts, "two", strength=2.0)
-        assert call("--mode=transfer", "--label=two", "--strength=2", *ENDS).splitlines() == own
-        assert own[1] == vae.reconstruct(texts)[1]
+        transferred = jvae.load(run).transfer(texts, "two", strength=2.0)
+        assert (
+            call("--mode=transfer", "--label=two", "--strength=2", *ENDS).splitlines()
+            == transferred
+        )
+        assert transferred[1] == vae.reconstruct(texts)[1]
         assert call("--mode=sample", "--n=2", "--label=two") == call(
             "--mode=sample", "--n=2", "--prior=counted", "--label=two"
         )
@@ -136,9 +139,9 @@ def test_an_export_takes_its_priors_along(run, tmp_path, caplog):
     assert "left out of the export" in caplog.text
     names = {path.name for path in (tmp_path / "model/priors").iterdir()}
     assert {"gaussian.json", content["tensors"]} <= names and "stale.json" not in names
-    exported, own = jvae.load(tmp_path / "model"), jvae.load(run)
+    exported, original = jvae.load(tmp_path / "model"), jvae.load(run)
     np.testing.assert_array_equal(
-        exported.sample_prior(3, prior="gaussian"), own.sample_prior(3, prior="gaussian")
+        exported.sample_prior(3, prior="gaussian"), original.sample_prior(3, prior="gaussian")
     )
     (tmp_path / "model/priors" / content["tensors"]).write_bytes(b"")
     with pytest.raises(WeightsError, match="is not as it was exported"):

@@ -21,7 +21,7 @@ TPU = pytest.param("v5e", marks=pytest.mark.tpu)
 COUNT = {"h100": ("h100-1", "h100-8"), "v5e": ("v5e-4", "v5e-8")}
 TEXTS, TOKENS = 256, 16
 WORDS = (
-    *(f"model.{side}.{one}" for side in ("encoder", "decoder") for one in ("dtype=bfloat16",)),
+    *(f"model.{side}.{value}" for side in ("encoder", "decoder") for value in ("dtype=bfloat16",)),
     *(f"data.batch_rows=64 decode.batch={TEXTS} decode.max_length={TOKENS}".split()),
     *("model.encoder.unroll=1", "model.decoder.unroll=1"),
 )
@@ -50,7 +50,11 @@ def compiled(kind: str, name: str, folder: Path, *words: str, many: bool = False
     devices = aot.devices(part) if many else aot.devices(part)[:1]
     mesh = meshes.make_mesh(cfg.mesh, devices)
     run = build.open_run(cfg, folder)
-    case = next(one for one in aot._programs(run, mesh) if one.name.startswith(name))
+    case = next(
+        program_case
+        for program_case in aot._programs(run, mesh)
+        if program_case.name.startswith(name)
+    )
     program = case.function.trace(*case.arguments).lower().compile(dict(part.plugin.options))
     return Compiled(case, run, program.as_text(), program.memory_analysis(), len(devices))
 
@@ -58,26 +62,30 @@ def compiled(kind: str, name: str, folder: Path, *words: str, many: bool = False
 def arrays(types: str) -> list[tuple[str, tuple[int, ...]]]:
     """Number type and shape of every array of an HLO type."""
     matches = re.findall(r"\b([a-z]+\d+)\[([\d,]*)\]", types)
-    return [(kind, tuple(int(one) for one in dims.split(",") if one)) for kind, dims in matches]
+    return [(kind, tuple(int(size) for size in dims.split(",") if size)) for kind, dims in matches]
 
 
 @pytest.mark.parametrize("kind", [GPU, TPU])
 def test_decoding_casts_weights_once_and_copies_no_cache(kind, tmp_path):
     program = compiled(kind, "greedy", tmp_path)
     decoder = program.run.config.model.decoder
-    loop = [one for one in program.kernels if one.times >= program.case.turns]
+    loop = [kernel for kernel in program.kernels if kernel.times >= program.case.turns]
     assert loop
     params = jax.eval_shape(program.run.model.init, jax.random.key(0))["decoder"]
     weights = {leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim > 1}
     layered = jax.tree.leaves(params["layers"])
     weights |= {leaf.size // decoder.layers for leaf in layered if leaf.ndim > 2}
     cache = TEXTS * decoder.width * (TOKENS + 1)
-    for one in loop:
-        for types, size in one.reads:
+    for kernel in loop:
+        for types, size in kernel.reads:
             for number, shape in arrays(types):
                 if number == "f32" and math.prod(shape) in weights and TEXTS not in shape:
-                    assert size < 4 * math.prod(shape), f"{one.name} reads {types} for every token"
-        assert one.written_bytes < cache or "f32" in one.result, f"{one.name} copies a cache"
+                    assert size < 4 * math.prod(shape), (
+                        f"{kernel.name} reads {types} for every token"
+                    )
+        assert kernel.written_bytes < cache or "f32" in kernel.result, (
+            f"{kernel.name} copies a cache"
+        )
 
 
 @pytest.mark.parametrize("kind", [GPU, TPU])
@@ -85,16 +93,16 @@ def test_fused_attention_in_training_never_writes_its_weights(kind, tmp_path):
     kernel = {"h100": "cudnn", "v5e": "splash"}[kind]
     sides = ("encoder", "decoder")
     words = [
-        f"model.{side}.{one}" for side in sides for one in (f"attention={kernel}", "dropout=0")
+        f"model.{side}.{value}" for side in sides for value in (f"attention={kernel}", "dropout=0")
     ]
     program = compiled(kind, "train", tmp_path, *words)
     rows, decoder = program.run.rows, program.run.config.model.decoder
     for length in {rows.row["enc"], rows.row["dec"]}:
         square = rows.batch_rows * decoder.heads * length * length
-        for one in program.kernels:
-            for number, shape in arrays(one.result):
+        for part in program.kernels:
+            for number, shape in arrays(part.result):
                 wide = len(shape) >= 3 and min(shape[-2:]) >= length
-                assert not (number == "f32" and wide and math.prod(shape) >= square), one.result
+                assert not (number == "f32" and wide and math.prod(shape) >= square), part.result
 
 
 @pytest.mark.parametrize("kind", [GPU, TPU])
@@ -112,5 +120,5 @@ def test_devices_exchange_gradients_and_little_else(kind, tmp_path):
     params = program.case.arguments[0].params
     gradients = sum(4 * leaf.size for leaf in jax.tree.leaves(params))
     traffic = collectives(program.hlo, program.chips, program.case.turns)
-    moved = sum(one.result_bytes for one in traffic.values())
+    moved = sum(totals.result_bytes for totals in traffic.values())
     assert gradients / 2 <= moved <= 2 * gradients  # bfloat16 within layers

@@ -69,13 +69,13 @@ def test_the_headline_stands_beside_the_quick_numbers(finished, capsys, command)
     more = ("--config.evals.compat=optimus,della", "--config.evals.refine_steps=1")
     more += ("--config.evals.prior_samples=4",)
     assert main(command(finished, *headline, *more, "--mode=eval")) == 0
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     report = json.loads((finished / "eval/test.headline.json").read_text())
     assert report["card"]["preset"] == (
         "headline, samples=3, sentences=8, generate=8, interpolations=2"
     )
     assert list(report["compat"]) == ["della", "optimus"]
-    assert sum(line.startswith("warning: ") for line in shown.splitlines()) == 2
+    assert sum(line.startswith("warning: ") for line in output.splitlines()) == 2
     values = {name: m["value"] for name, m in report["metrics"].items()}
     assert {"greedy_dist_1", "interpolation_smoothness", "arc_smoothness"} <= set(values)
     assert report["metrics"]["token_accuracy"]["control"] is not None
@@ -139,7 +139,7 @@ def test_held_out_sentences_are_not_trained_on(tmp_path, command):
     config, _ = configs.from_argv(command(tmp_path / "run")[:-1])
     splits, exact = run_data.read_splits(config)
     places = {
-        split: {one.line for one in lines.examples() if lines.keep_d[one.document]}
+        split: {located.line for located in lines.examples() if lines.keep_d[located.document]}
         for split, lines in splits.items()
     }
     assert {split: len(lines) for split, lines in places.items()} == dict(

@@ -28,8 +28,8 @@ def test_every_member_has_a_case():
     chosen = {
         word.partition("=")[2] for case in CASES.values() for word in case if ".kind=" in word
     }
-    own = {name for registry in (PRIORS, POSTERIORS) for name in registry}
-    assert own >= chosen
+    names = {name for registry in (PRIORS, POSTERIORS) for name in registry}
+    assert names >= chosen
     package = {
         name
         for registry in (PRIORS, POSTERIORS)

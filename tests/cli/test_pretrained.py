@@ -31,7 +31,7 @@ def test_two_folders_and_a_text_are_enough(tmp_path, caplog, capsys):
     (place.bert / "modules.json").write_text('[{"type": "a.Pooling", "path": "1_Pooling"}]')
     words = ["--config=optimus:base", f"--workdir={tmp_path / 'run'}"]
     words += [f"--config.init.encoder={place.bert}", f"--config.init.decoder={place.gpt2}"]
-    words += [f"--config.data.train={corpus}", *(f"--config.{one}" for one in SHORT)]
+    words += [f"--config.data.train={corpus}", *(f"--config.{value}" for value in SHORT)]
 
     assert main([*words, "--config.train.steps=2", "--config.model.encoder.layers=9"]) == 2
     assert f"layers=9, init.encoder={place.bert} has 2" in capsys.readouterr().err

@@ -34,9 +34,12 @@ def test_pairs_of_one_label(tmp_path, ablate, caplog):
         ]
         (tmp_path / f"{split}.tsv").write_text("".join(rows))
     words = [f"--config=tasks:paraphrase,data={tmp_path}{ablate}", f"--workdir={tmp_path}/run"]
-    own = [*SMALL, *(one.replace("decoder", "encoder") for one in SMALL if "model.decoder" in one)]
-    own = own if "bart" in ablate else SMALL
-    assert main([*words, *(f"--config.{value}" for value in own)]) == 0
+    values = [
+        *SMALL,
+        *(value.replace("decoder", "encoder") for value in SMALL if "model.decoder" in value),
+    ]
+    values = values if "bart" in ablate else SMALL
+    assert main([*words, *(f"--config.{value}" for value in values)]) == 0
     assert "data.keep=0=1 keeps 200 of 400 lines" in caplog.text
     report = json.loads((tmp_path / "run/eval/test.json").read_text())
     rows = report["metrics"]
@@ -48,10 +51,10 @@ def test_pairs_of_one_label(tmp_path, ablate, caplog):
     outputs = (tmp_path / "run/samples/outputs.txt").read_text().split("\n")
     assert len(outputs) == 12 + 1
     blocks = (tmp_path / "run/samples/outputs_by_source.txt").read_text().split("\n\n")
-    known = {sentences[i].text: sentences[i + 1].text for i in range(501, 599, 2)}
+    targets = {sentences[i].text: sentences[i + 1].text for i in range(501, 599, 2)}
     for block in filter(str.strip, blocks):
         source, reference, *texts = block.strip("\n").split("\n")
-        assert reference == f"= {known[source]}" and len(texts) == 3
+        assert reference == f"= {targets[source]}" and len(texts) == 3
     if "bart" in ablate:
         jvae.export_backbone(tmp_path / "run", tmp_path / "bart")
         checkpoint = files.open_checkpoint(tmp_path / "bart")
@@ -65,7 +68,7 @@ def test_responses_to_a_dialogue(tmp_path):
     """SpaceFusion from JSON lines of turns and references to ten responses of each context; then an
     Optimus run as its start.
     """
-    sentences = [one.text for one in grammar.corpus("train", 600)]
+    sentences = [sentence.text for sentence in grammar.corpus("train", 600)]
     for split, first, last in (("train", 0, 400), ("valid", 400, 500), ("test", 500, 590)):
         rows = [
             dict(context=sentences[i : i + 3], responses=sentences[i + 3 : i + 5])
@@ -73,9 +76,9 @@ def test_responses_to_a_dialogue(tmp_path):
         ]
         (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     words = [f"--config=tasks:fusion,data={tmp_path}", f"--workdir={tmp_path}/run"]
-    own = [one for one in SMALL if "unroll" not in one and "metrics" not in one]
-    sizes = [f"model.encoder.{one}" for one in ("layers=2", "width=16", "mlp=16", "heads=2")]
-    flags = [f"--config.{value}" for value in (*own, *sizes)]
+    values = [value for value in SMALL if "unroll" not in value and "metrics" not in value]
+    sizes = [f"model.encoder.{value}" for value in ("layers=2", "width=16", "mlp=16", "heads=2")]
+    flags = [f"--config.{value}" for value in (*values, *sizes)]
     assert main([*words, *flags]) == 0
     rows = json.loads((tmp_path / "run/eval/test.json").read_text())["metrics"]
     assert {"dialogue_bleu_recall", "dialogue_bleu_f1", "kl", "reference_bleu"} <= set(rows)

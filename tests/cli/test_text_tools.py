@@ -100,8 +100,8 @@ def test_traverse_moves_the_most_active_dimensions(tool, monkeypatch, caplog):
     lines = tool("--mode=traverse", "--text=ab", vae=Varied()).splitlines()
     assert [line[0] for line in lines] == ["1"] * 7
     assert "the 1 most active of 2 dimensions: 1; --dims=all" in caplog.text
-    every = tool("--mode=traverse", "--text=ab", "--dims=all", vae=Varied()).splitlines()
-    assert [line[0] for line in every] == ["0"] * 7 + ["1"] * 7
+    all_dims = tool("--mode=traverse", "--text=ab", "--dims=all", vae=Varied()).splitlines()
+    assert [line[0] for line in all_dims] == ["0"] * 7 + ["1"] * 7
 
 
 def test_flags_of_decoding_reach_every_mode_that_writes(tool):
@@ -145,7 +145,7 @@ def test_neighbors_and_likelihoods(tool, tmp_path):
 
 def test_latents_through_pipes_and_files(tool, tmp_path):
     lines = tool("--mode=encode", stdin="ab\nbba\n")
-    assert [json.loads(one)["z"] for one in lines.splitlines()] == [[[1, 1]], [[1, 2]]]
+    assert [json.loads(line)["z"] for line in lines.splitlines()] == [[[1, 1]], [[1, 2]]]
     assert tool("--mode=decode", stdin=lines) == "ab\nabb\n"
     path = tmp_path / "deep" / "z.npz"
     assert tool("--mode=encode", f"--out={path}", stdin="ab\nbba\n") == ""
@@ -284,10 +284,10 @@ def test_torn_arrays_are_one_message(tool, tmp_path, data):
 
 def test_what_pipes_hold(tool):
     want = tool("--mode=encode", stdin="a b\nc\n", vae=small())
-    z = [json.loads(one)["z"] for one in want.splitlines()]
+    z = [json.loads(line)["z"] for line in want.splitlines()]
     for same in ("a b\r\nc\r\n", "\ufeffa b\nc", " a b \n\tc\n"):
         lines = tool("--mode=encode", stdin=same, vae=small()).splitlines()
-        assert [json.loads(one)["z"] for one in lines] == z
+        assert [json.loads(line)["z"] for line in lines] == z
     error = tool("--mode=encode", stdin="a\n\nb\n", vae=small(), code=2)
     assert error == "error: standard input:2: empty line; expected a sentence\n"
     error = tool("--mode=encode", stdin=b"a\n\xff\n", vae=small(), code=2)

@@ -150,7 +150,7 @@ def _sentences() -> dict[str, Encoded]:
     rng = np.random.default_rng(0)
     enc = [rng.integers(1, VOCAB["enc"], n) for n in (2, 6, 3, 5, 2, 4, 6)]
     dec = [[START, *rng.integers(0, START, n - 2), END] for n in (5, 2, 7, 3, 6, 7, 4)]
-    return dict(enc=Encoded.of(enc), dec=Encoded.of([np.array(one) for one in dec]))
+    return dict(enc=Encoded.of(enc), dec=Encoded.of([np.array(ids) for ids in dec]))
 
 
 def _pack(ids_bs: list[list[int]], **row: int) -> Batch:

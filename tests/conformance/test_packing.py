@@ -16,15 +16,15 @@ def by_id(values, batch) -> dict[int, dict[str, np.ndarray]]:
     for e in np.flatnonzero(batch.valid_e):
         row, segment = e // slots, e % slots + 1
         own_t = batch.dec.segment_bt[row] == segment
-        one = {f"aux/{name}": value[e] for name, value in values.aux.items()}
+        values_of = {f"aux/{name}": value[e] for name, value in values.aux.items()}
         for name, value in values._asdict().items():
             if name == "nats_bt":
-                one[name] = value[row, own_t]
+                values_of[name] = value[row, own_t]
             elif name.endswith("_kegz") and value is not None:
-                one[name] = value[:, e]
+                values_of[name] = value[:, e]
             elif name != "aux" and value is not None:
-                one[name] = value[e]
-        out[int(batch.id_e[e])] = one
+                values_of[name] = value[e]
+        out[int(batch.id_e[e])] = values_of
     return out
 
 
@@ -75,8 +75,8 @@ def check_values(system, sentences, packing):
     want = by_id(system("packed")[0], sentences.batch["packed"])
     got = by_id(system(packing)[0], sentences.batch[packing])
     assert sorted(want) == sorted(got) == list(range(sentences.count))
-    for i, one in want.items():
-        for name, value in one.items():
+    for i, row in want.items():
+        for name, value in row.items():
             np.testing.assert_allclose(
                 got[i][name], value, rtol=1e-5, atol=1e-5, err_msg=f"{name} of sentence {i}"
             )
@@ -93,10 +93,10 @@ def check_gradient(system, packing):
 
 def test_sentences_differ(system, sentences):
     """The comparisons above would hold for a model that ignores its input."""
-    every = by_id(system("packed")[0], sentences.batch["packed"])
-    assert len({round(float(one["nll_e"]), 3) for one in every.values()}) == sentences.count
+    rows = by_id(system("packed")[0], sentences.batch["packed"])
+    assert len({round(float(row["nll_e"]), 3) for row in rows.values()}) == sentences.count
     if system.has_latent:
-        means = np.stack([one["mean_egz"].ravel() for one in every.values()])
+        means = np.stack([row["mean_egz"].ravel() for row in rows.values()])
         apart = np.abs(means[:, None] - means[None]).max(axis=2)
         assert np.min(apart[~np.eye(sentences.count, dtype=bool)]) > 1e-2
 
@@ -123,8 +123,8 @@ def test_empty_rows_change_no_value(system, sentences):
         got = by_id(system(part)[0], sentences.batch[part])
         want = by_id(system("packed")[0], sentences.batch["packed"])
         assert got
-        for i, one in got.items():
-            for name, value in one.items():
+        for i, row in got.items():
+            for name, value in row.items():
                 np.testing.assert_allclose(value, want[i][name], rtol=1e-6, atol=1e-6)
 
 

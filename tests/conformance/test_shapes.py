@@ -128,10 +128,10 @@ def test_parameters_are_float32_and_named(built, got):
     for path, leaf in params.items():
         assert leaf.dtype == jnp.float32, path
         assert len(names[path]) == leaf.ndim, f"{path}: {names[path]} for {leaf.shape}"
-        known = [name for name in names[path] if name is not None]
-        assert set(known) <= AXES, f"{path}: {names[path]}"
-        assert len(set(known)) == len(known), f"{path} repeats an axis: {names[path]}"
-        assert "layers" not in known or names[path][0] == "layers", path
+        named_axes = [name for name in names[path] if name is not None]
+        assert set(named_axes) <= AXES, f"{path}: {names[path]}"
+        assert len(set(named_axes)) == len(named_axes), f"{path} repeats an axis: {names[path]}"
+        assert "layers" not in named_axes or names[path][0] == "layers", path
 
 
 def test_stacks_compute_in_their_dtype(built, got, dtype, sentences):

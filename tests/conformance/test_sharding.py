@@ -94,9 +94,9 @@ def loss_and_gradient(system, sizes, batch):
         terms = measure(system.model, params, batch, key, drop)
         return batch_loss(OBJECTIVE, terms, jnp.asarray(0.7))[0]
 
-    one = meshes.replicated(mesh)
+    replicated = meshes.replicated(mesh)
     step = meshes.under(mesh, jax.value_and_grad(loss))
-    step = system.jit(step, out_shardings=(one, where))
+    step = system.jit(step, out_shardings=(replicated, where))
     return jax.device_get(step(params, batch))
 
 
@@ -186,7 +186,9 @@ def test_sampled_text_is_the_same_on_every_mesh(system, sentences):
     def texts(params, keys, prompt):
         z_egz = system.model.prior.sample(params, keys)
         configs = [DecodeConfig(method=way, max_length=8) for way in ("greedy", "sample")]
-        return [decode(gen, params, z_egz, prompt, keys, one, **ends).token_et for one in configs]
+        return [
+            decode(gen, params, z_egz, prompt, keys, config, **ends).token_et for config in configs
+        ]
 
     actual = {}
     for name, sizes in {"one": ONE, **meshes_for(system)}.items():

@@ -23,18 +23,22 @@ def write(folder, data, name="text.txt"):
 
 def read(paths, cache, **options):
     corpus = survey(paths, Reader(**options), cache)
-    return corpus, [one.example for one in corpus.examples()]
+    return corpus, [located.example for located in corpus.examples()]
 
 
 def texts(paths, cache, **options):
-    return [one.text for one in read(paths, cache, **options)[1]]
+    return [example.text for example in read(paths, cache, **options)[1]]
 
 
 def test_text_is_kept_raw_but_for_ends_and_blanks(tmp_path):
     path = write(tmp_path, "\ufeffa  man\r\n\tdeux élèves \n\ufeffthree\n\ufeff\ufefflast")
     corpus, examples = read(path, tmp_path)
-    assert [one.text for one in examples] == ["a  man", "deux élèves", "three", "last"]
-    assert [(one.file, one.line, one.document) for one in corpus.examples()][3] == (0, 4, 3)
+    assert [example.text for example in examples] == ["a  man", "deux élèves", "three", "last"]
+    assert [(located.file, located.line, located.document) for located in corpus.examples()][3] == (
+        0,
+        4,
+        3,
+    )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert corpus.files == ((str(path), digest, 4),)
 
@@ -45,11 +49,11 @@ def test_many_files_globs_and_compression_in_the_order_given(tmp_path):
     write(tmp_path, gzip.compress(b"x\tc\n"), "in/deep/3.tsv.gz")
     write(tmp_path, gzip.compress(b'{"text": "d"}\n'), "in/4.jsonl.gz")
     write(tmp_path, "e [1]\n", "odd[1].txt")
-    names = [f"{tmp_path}/{one}" for one in ("odd[1].txt", "in/*.jsonl.gz", "in/?.txt")]
+    names = [f"{tmp_path}/{pattern}" for pattern in ("odd[1].txt", "in/*.jsonl.gz", "in/?.txt")]
     assert texts([*names, f"{tmp_path}/**/*.tsv.gz"], tmp_path) == ["e [1]", "d", "a", "b", "c"]
     corpus, _ = read(f"{tmp_path}/in/?.txt", tmp_path)
     assert str(corpus) == f"{tmp_path}/in/1.txt and 1 more"
-    assert [one.lines for one in corpus.files] == [1, 1]
+    assert [file.lines for file in corpus.files] == [1, 1]
 
 
 def test_columns_of_tsv(tmp_path):
@@ -60,7 +64,7 @@ def test_columns_of_tsv(tmp_path):
     named = write(tmp_path, "id\tsentence\tmood\n7\ta b\tpos\n8\tc\tneg\n", "named.tsv")
     corpus, examples = read(named, tmp_path, text="sentence", label="mood")
     assert examples == [Example("a b", "", "pos"), Example("c", "", "neg")]
-    assert [one.line for one in corpus.examples()] == [2, 3]
+    assert [located.line for located in corpus.examples()] == [2, 3]
     same_text = write(tmp_path, named.read_bytes(), "named.txt")
     assert texts(same_text, tmp_path, format="tsv", text="sentence") == ["a b", "c"]
 
@@ -77,14 +81,20 @@ def test_keys_of_json_lines(tmp_path):
         Example("c", "hi you", "4"),
         Example("d", "yes", "2"),
     ]
-    assert [one.document for one in corpus.examples()] == [0, 0, 1]
+    assert [located.document for located in corpus.examples()] == [0, 0, 1]
     assert len(corpus) == 2
 
 
 def test_documents_are_cut_and_held_out_whole(tmp_path):
     path = write(tmp_path, "One. Two two two.\nThree.\nFour! Five?\n")
     corpus, examples = read(path, tmp_path, sentences=True)
-    assert [one.text for one in examples] == ["One.", "Two two two.", "Three.", "Four!", "Five?"]
+    assert [example.text for example in examples] == [
+        "One.",
+        "Two two two.",
+        "Three.",
+        "Four!",
+        "Five?",
+    ]
     part = corpus.select(np.array([True, False, True]))
     assert list(part.texts()) == ["One.", "Two two two.", "Four!", "Five?"]
     assert len(part) == 2 and part.documents == 3
@@ -195,7 +205,7 @@ def test_dropped_lines_are_counted_by_reason(tmp_path):
 def test_line_numbers_go_on_after_a_huge_line(tmp_path):
     path = write(tmp_path, b"y" * 5_000 + b"\nnext\n")
     corpus, _ = read(path, tmp_path, on_error="drop", max_chars=40)
-    assert [(one.line, one.example.text) for one in corpus.examples()] == [(2, "next")]
+    assert [(located.line, located.example.text) for located in corpus.examples()] == [(2, "next")]
 
 
 # What a file as a whole can be, and the message after "file: ".
@@ -295,7 +305,9 @@ def test_a_checked_file_is_not_checked_again_until_it_changes(tmp_path, monkeypa
             survey(path, Reader(max_words=3), tmp_path / "cache")
     write(tmp_path, b"a\nb\nc\n")
     assert len(survey(path, Reader(), tmp_path / "cache")) == 3
-    by_age = sorted((tmp_path / "cache/surveys").iterdir(), key=lambda one: one.stat().st_mtime_ns)
+    by_age = sorted(
+        (tmp_path / "cache/surveys").iterdir(), key=lambda path: path.stat().st_mtime_ns
+    )
     other, last = by_age
     whole = last.read_bytes()
     torn = [b"", b"{", b"[]", b"7", b"{}", b'{"facts": {}, "check": "x"}', b"\xff", b"[" * 9_999]

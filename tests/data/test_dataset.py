@@ -90,10 +90,10 @@ def test_rows_do_not_depend_on_the_number_of_processes(data, spec, count):
     parts = [
         take(batches(data, spec, process_index=p, process_count=count), 30) for p in range(count)
     ]
-    for one, *shares in zip(whole, *parts, strict=True):
+    for batch, *shares in zip(whole, *parts, strict=True):
         joined = jax.tree.map(lambda *x: np.concatenate(x), *[batch for batch, _ in shares])
-        assert same(one[0], joined)
-        assert {position for _, position in shares} == {one[1]}
+        assert same(batch[0], joined)
+        assert {position for _, position in shares} == {batch[1]}
     shares = [
         list(eval_batches(data, spec, process_index=p, process_count=count)) for p in range(2)
     ]
@@ -115,7 +115,7 @@ def test_part_of_a_split(data):
         got = [i for batch in eval_batches(data, spec, ids) for i in batch.id_e if i >= 0]
         assert sorted(got) == sorted(ids)
     shapes = {b.dec.token_bt.shape for b in eval_batches(data, BUCKET, ids)}
-    lengths = {side: one.lengths for side, one in data.sides.items()}
+    lengths = {side: encoded.lengths for side, encoded in data.sides.items()}
     sizes = bucket_lengths(lengths, BUCKET.row, BUCKET.buckets)["dec"]
     assert shapes <= {(4, size) for size in sizes}
 
@@ -123,10 +123,10 @@ def test_part_of_a_split(data):
 def test_fill_is_of_tokens_over_places(data):
     for spec in (PACK, BUCKET):
         got = block_rows(data, spec)
-        each = [b for b in eval_batches(data, spec)]
+        all_batches = list(eval_batches(data, spec))
         ordered = block_rows(data, spec, shuffle=False)
-        rows = sum(b.dec.segment_bt[:, 0].astype(bool).sum() for b in each)
-        tokens = sum((b.dec.segment_bt > 0).sum() for b in each)
+        rows = sum(b.dec.segment_bt[:, 0].astype(bool).sum() for b in all_batches)
+        tokens = sum((b.dec.segment_bt > 0).sum() for b in all_batches)
         assert tokens == data.dec.lengths.sum()
         assert rows == (ordered.ids_rs[:, 0] >= 0).sum()
         assert 0 < got.fill["dec"] <= 1 and 0 < got.slot_fill <= 1
@@ -144,7 +144,7 @@ def test_fill_of_real_sentences(corpus, tmp_path):
     lines = survey(shared / "data" / corpus / "valid.txt", Reader(), tmp_path)
     some = list(itertools.islice(lines.texts(), 3000))
     dataset = make_dataset(lines_of(some, corpus), dec, enc)
-    row = propose_rows({side: one.lengths for side, one in dataset.sides.items()}, 256)
+    row = propose_rows({side: encoded.lengths for side, encoded in dataset.sides.items()}, 256)
     spec = RowSpec(dec_row=row.row["dec"], enc_row=row.row["enc"], slots=row.slots)
     got = block_rows(dataset, spec)
     assert min(*got.fill.values(), got.slot_fill) >= 0.95
@@ -191,7 +191,7 @@ def test_joined_sides_hold_source_and_text_of_which_the_text_is_scored():
     assert dataset.counts() == Counts(sentences=3, words=5, chars=7, tokens=5)
     spec = RowSpec(dec_row=16, enc_row=16, cond_row=8, slots=3, batch_rows=2, seed=2)
     actual = {}
-    for batch in (one for one, _ in take(batches(dataset, spec), 4)):
+    for batch in (batch for batch, _ in take(batches(dataset, spec), 4)):
         for e, i in enumerate(batch.id_e):
             row, segment = divmod(e, 3)
             inside = batch.dec.segment_bt[row] == segment + 1

@@ -26,8 +26,10 @@ def test_it_is_drawn_once(draws, tmp_path):
     draws.clear()
     for _ in range(2):
         actual = embedded.split("valid", 60, tmp_path)
-        assert actual.texts == [one.text for one in sentences]
-        np.testing.assert_array_equal(actual.log_prob_n, [one.log_prob for one in sentences])
+        assert actual.texts == [sentence.text for sentence in sentences]
+        np.testing.assert_array_equal(
+            actual.log_prob_n, [sentence.log_prob for sentence in sentences]
+        )
     assert draws == [("valid", 60)]
     # Another split, another length, another grammar.
     embedded.split("test", 60, tmp_path), embedded.split("valid", 50, tmp_path)

@@ -15,16 +15,16 @@ from jvae.errors import DataError
 
 def read(path, **options):
     corpus = survey(path, Reader(**options), Path(path).parent / "cache")
-    return [one.example for one in corpus.examples()]
+    return [located.example for located in corpus.examples()]
 
 
 def texts(path, **options):
-    return [one.text for one in read(path, **options)]
+    return [example.text for example in read(path, **options)]
 
 
 def socket_at(path):
-    with socket.socket(socket.AF_UNIX) as one:
-        one.bind(str(path))
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.bind(str(path))
 
 
 # How to make it, and the message after "file: ".

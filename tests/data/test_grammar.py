@@ -227,7 +227,7 @@ def ambiguous(table: list[list[tuple[str, ...]]]) -> bool:
         return not state[1] and all(() in phrases for phrases in table[state[0] + 1 :])
 
     start = ((-1, ()), (-1, ()), False)
-    todo, known = deque([start]), {start}
+    todo, visited = deque([start]), {start}
     while todo:
         left, right, differ = todo.popleft()
         if differ and final(left) and final(right):
@@ -236,10 +236,10 @@ def ambiguous(table: list[list[tuple[str, ...]]]) -> bool:
         for word, state, choice in steps(right):
             by_word.setdefault(word, []).append((state, choice))
         for word, state, choice in steps(left):
-            for other, other_choice in by_word.get(word, ()):
-                pair = (state, other, differ or choice != other_choice)
-                if pair not in known:
-                    known.add(pair)
+            for next_word, other_choice in by_word.get(word, ()):
+                pair = (state, next_word, differ or choice != other_choice)
+                if pair not in visited:
+                    visited.add(pair)
                     todo.append(pair)
     return False
 

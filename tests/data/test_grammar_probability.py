@@ -159,8 +159,8 @@ def test_splits_and_seeds_are_independent_and_shorter_corpora_are_prefixes() -> 
     assert train[:30] == grammar.corpus("train", 30)
     drawn = [train, grammar.corpus("valid", 100), grammar.corpus("test", 100)]
     drawn.append(grammar.corpus("train", 100, seed=1))
-    for one, other in itertools.combinations(drawn, 2):
-        assert len({s.text for s in one} & {s.text for s in other}) < 5
+    for first, second in itertools.combinations(drawn, 2):
+        assert len({s.text for s in first} & {s.text for s in second}) < 5
     assert grammar.corpus("train", 0) == []
 
 

@@ -39,7 +39,7 @@ def datasets(monkeypatch):
 
 def read(name, cache, **options):
     corpus = survey(name, Reader(**options), cache)
-    return corpus, [one.example for one in corpus.examples()]
+    return corpus, [located.example for located in corpus.examples()]
 
 
 def test_sets_are_read_by_name(datasets, tmp_path):
@@ -48,7 +48,7 @@ def test_sets_are_read_by_name(datasets, tmp_path):
     with pytest.raises(DataError, match="hf:me/toy:train:3: empty label"):
         read("hf:me/toy:train", tmp_path, label="label")
     whole, examples = read("hf:me/toy:train", tmp_path)
-    assert [one.text for one in examples] == ["a man", "two girls", "a dog"]
+    assert [example.text for example in examples] == ["a man", "two girls", "a dog"]
     assert whole.files[0].sha256 != part.files[0].sha256
 
 

@@ -41,7 +41,10 @@ def test_every_format_keeps_the_same_lines(tmp_path, kind):
     columns = dict(source="1", text="2", keep="0=1") if kind == "tsv" else {}
     reader = Reader(**(columns or dict(source="source", text="text", keep="label=1")))
     actual = survey([write(tmp_path, kind)], reader, tmp_path)
-    assert [one.example for one in actual.examples()] == [("c", "a b", ""), ("i", "g h", "")]
+    assert [located.example for located in actual.examples()] == [
+        ("c", "a b", ""),
+        ("i", "g h", ""),
+    ]
     assert len(actual) == 2 and not actual.dropped and list(actual.texts()) == KEPT
     assert f"data.keep={reader.keep} keeps 2 of 4 lines" in actual.notes[-1]
     assert actual.files[0].lines == 4 + (kind == "csv")
@@ -66,12 +69,12 @@ def test_what_is_left_out_is_never_at_fault(tmp_path):
 
 
 def test_only_what_is_kept_is_the_content(tmp_path):
-    few, every = tmp_path / "few.tsv", write(tmp_path, "tsv")
+    few, all_lines = tmp_path / "few.tsv", write(tmp_path, "tsv")
     few.write_text("".join("\t".join(row) + "\n" for row in PAIRS if row[0] == "1"))
     columns = dict(source="1", text="2")
-    kept = content(survey([every], Reader(**columns, keep="0=1"), tmp_path), tmp_path)
+    kept = content(survey([all_lines], Reader(**columns, keep="0=1"), tmp_path), tmp_path)
     assert kept == content(survey([few], Reader(**columns), tmp_path), tmp_path)
-    assert kept != content(survey([every], Reader(**columns), tmp_path), tmp_path)
+    assert kept != content(survey([all_lines], Reader(**columns), tmp_path), tmp_path)
     # What was prepared before there was the option is found again.
     assert "keep" not in reading_key(Reader(), "a.tsv")
     assert reading_key(Reader(keep="0=1"), "a.tsv")["keep"] == "0=1"
@@ -82,7 +85,7 @@ def test_lines_are_read_one_at_a_time(tmp_path):
     path.write_text("1\ta\n" + "0\tb\n" * 60 + "1\tc\n" + "\xff" * 10)
     rows = scan(str(path), Reader(text="1", keep="0=1"))
     assert next(rows) == (1, ("a", "", ""))
-    assert next(rows)[1].held == {"0": "0"}
+    assert next(rows)[1].values == {"0": "0"}
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,9 @@ def test_blocks_of_an_epoch_are_planned_apart(monkeypatch):
             block = 3 * epoch + k
             ids = plan_block(lengths, row, 4, 5, block).rows
             assert sorted(ids[ids >= 0]) == sorted(part)
-            ids = np.concatenate([one for _, one in bucket_block(lengths, buckets, 8, 5, block)])
+            ids = np.concatenate(
+                [batch for _, batch in bucket_block(lengths, buckets, 8, 5, block)]
+            )
             assert sorted(ids[ids >= 0]) == sorted(part)
     ids = plan_block(lengths, row, 4, block=2, shuffle=False).rows
     assert sorted(ids[ids >= 0]) == list(range(80, 100))

@@ -94,11 +94,11 @@ def test_a_prepared_corpus_is_the_one_in_memory(stored, memory, folder):
     assert stored.lines.where(39) == f"{folder}/1.txt:40"
     assert stored.lines.where(40) == f"{folder}/2.txt:1"
     assert stored.pad == memory.pad
-    for side, one in memory.sides.items():
-        assert np.array_equal(stored.sides[side].lengths, one.lengths)
+    for side, encoded in memory.sides.items():
+        assert np.array_equal(stored.sides[side].lengths, encoded.lengths)
         assert stored.sides[side].lengths.dtype == np.int32
-        assert all(np.array_equal(stored.sides[side].tokens(i), one.tokens(i)) for i in (0, 50))
-        assert np.array_equal(stored.sides[side].take([4, 70]).flat, one.take([4, 70]).flat)
+        assert all(np.array_equal(stored.sides[side].tokens(i), encoded.tokens(i)) for i in (0, 50))
+        assert np.array_equal(stored.sides[side].take([4, 70]).flat, encoded.take([4, 70]).flat)
     assert same(list(eval_batches(stored, SPEC)), list(eval_batches(memory, SPEC)))
     assert same(take(batches(stored, SPEC), 60), take(batches(memory, SPEC), 60))
 
@@ -264,7 +264,7 @@ def test_two_processes_prepare_one_folder(tmp_path):
     script = write(tmp_path / "both.py", [KILLED.format(tests=str(Path(__file__).parent))])
     env = os.environ | {"PYTHONPATH": str(Path(preparing.__file__).parents[2])}
     both = [subprocess.Popen([sys.executable, script, "", tmp_path], env=env) for _ in range(2)]
-    assert [one.wait() for one in both] == [0, 0]
+    assert [process.wait() for process in both] == [0, 0]
     corpus = survey(tmp_path / "in.txt", Reader(), tmp_path)
     dataset = prepare(corpus, tokenizers(), {}, tmp_path, shard=SHARD)
     assert list(dataset.texts) == sentences(2_000) and dataset.notes == ()
@@ -291,8 +291,8 @@ def test_pairs_and_labels(tmp_path):
 @pytest.mark.parametrize("joined", [("dec",), ("dec", "enc")])
 def test_joined_pairs_are_those_in_memory(tmp_path, joined):
     rng = np.random.RandomState(1)
-    some = [" ".join(rng.choice(WORDS, rng.randint(1, 6))) for _ in range(60)]
-    texts, sources = some[:30], some[30:]
+    sentences = [" ".join(rng.choice(WORDS, rng.randint(1, 6))) for _ in range(60)]
+    texts, sources = sentences[:30], sentences[30:]
     path = write(tmp_path / "t.tsv", map("\t".join, zip(sources, texts, strict=True)))
     tok = train_word_level(WORDS)
     sides = {"dec": tok, "enc": tok, "cond": tok}
@@ -325,9 +325,9 @@ def test_real_pairs(tmp_path, name, label):
     for batch in eval_batches(dataset, RowSpec(longest, cond_row=longest, slots=4, batch_rows=8)):
         for e, i in enumerate(batch.id_e):
             row, segment = divmod(e, 4)
-            here = batch.dec.segment_bt[row] == segment + 1
+            in_segment = batch.dec.segment_bt[row] == segment + 1
             if i >= 0:
-                text = batch.dec.token_bt[row][here & batch.scored_bt[row]]
+                text = batch.dec.token_bt[row][in_segment & batch.scored_bt[row]]
                 source = batch.cond.token_bt[row][batch.cond.segment_bt[row] == segment + 1]
                 assert tok.decode(text) == rows[i][2] and tok.decode(source) == rows[i][1]
 
@@ -362,7 +362,7 @@ def test_line_that_cannot_be_tokenised_is_named_or_dropped(tmp_path):
     )
     with pytest.raises(DataError, match="a.txt:3: spells the special token '</s>' of tokenizer"):
         prepare(survey(path, Reader(), cache), tok, {"dec": 9}, cache, shard=1)
-    assert [one.suffix for one in (cache / "prepared").iterdir()] == [".lock"] * 2
+    assert [path.suffix for path in (cache / "prepared").iterdir()] == [".lock"] * 2
     dropping = survey(path, Reader(on_error="drop"), cache)
     dataset = prepare(dropping, tok, {"dec": 5}, cache, shard=1)  # shards without an example
     assert list(dataset.texts) == ["a b", "b"] and dataset.lines.where(1) == f"{path}:4"
@@ -390,7 +390,7 @@ def test_file_changed_behind_the_check_is_not_kept(tmp_path):
     write(path, ["a b", "d"])
     with pytest.raises(DataError, match="changed while it was being read"):
         prepare(corpus, {"dec": train_word_level(["a b c"])}, {}, tmp_path)
-    assert [one.suffix for one in (tmp_path / "prepared").iterdir()] == [".lock"]
+    assert [path.suffix for path in (tmp_path / "prepared").iterdir()] == [".lock"]
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
@@ -403,18 +403,18 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(preparing, "ArrayRecordWriter", Full)
     with pytest.raises(DataError, match="cannot be written there .No space left .*set data.cache"):
         prepare(corpus, {"dec": train_word_level(["a b c"])}, {}, tmp_path)
-    assert [one.suffix for one in (tmp_path / "prepared").iterdir()] == [".lock"]
+    assert [path.suffix for path in (tmp_path / "prepared").iterdir()] == [".lock"]
 
 
 def test_leftovers_of_others_go_when_they_are_old(tmp_path):
     for name, age in (("old", 8 * 24 * 3600), ("new", 3600)):
         part = tmp_path / "prepared" / f"{name}.part"
         (part / "shards").mkdir(parents=True)
-        for one in (part, part / "shards"):
-            os.utime(one, (one.stat().st_mtime - age,) * 2)
+        for path in (part, part / "shards"):
+            os.utime(path, (path.stat().st_mtime - age,) * 2)
     corpus = survey(write(tmp_path / "a.txt", ["a b", "c"]), Reader(), tmp_path)
     prepare(corpus, {"dec": train_word_level(["a b c"])}, {}, tmp_path)
-    assert [one.stem for one in (tmp_path / "prepared").glob("*.part")] == ["new"]
+    assert [path.stem for path in (tmp_path / "prepared").glob("*.part")] == ["new"]
 
 
 KILLED = """

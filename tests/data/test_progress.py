@@ -20,8 +20,8 @@ def watch(stream, steps):
 
 
 def test_lines_where_there_is_no_terminal():
-    shown = watch(io.StringIO(), [(2, 2), (1, 1), (17, 2), (10, 5)])
-    assert shown.splitlines() == [
+    text = watch(io.StringIO(), [(2, 2), (1, 1), (17, 2), (10, 5)])
+    assert text.splitlines() == [
         "preparing x: 20%, 8 s left",
         "preparing x: 50%, 20 s left",
         "preparing x: done in 30 s",
@@ -29,12 +29,12 @@ def test_lines_where_there_is_no_terminal():
 
 
 def test_bar_on_a_terminal():
-    shown = watch(Terminal(), [(2, 5), (0.01, 1), (2, 4)])
-    bars = shown.split("\r")
+    text = watch(Terminal(), [(2, 5), (0.01, 1), (2, 4)])
+    bars = text.split("\r")
     assert bars[1] == "preparing x: [============            ] 50%, 2 s left"
     assert bars[2].startswith("preparing x: [========================] 100%, 0 s left")
     assert len(bars) == 4 and bars[3].rstrip() == "preparing x: done in 4 s"
-    assert shown.endswith("\n")
+    assert text.endswith("\n")
 
 
 def test_nothing_for_what_ends_at_once():

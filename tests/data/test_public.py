@@ -49,7 +49,7 @@ def data_dir(tmp_path_factory):
 
 def read(name, cache, **options):
     corpus = survey(name, Reader(**options), cache)
-    return corpus, [one.example for one in corpus.examples()]
+    return corpus, [located.example for located in corpus.examples()]
 
 
 def test_a_set_is_prepared_and_read_by_name(data_dir, tmp_path):
@@ -70,7 +70,7 @@ def test_part_of_a_split_by_folder(data_dir, tmp_path):
     JvaeToyPairs(data_dir=data_dir, file_format="array_record").download_and_prepare()
     name = f"tfds:{data_dir}/jvae_toy_pairs/1.0.0:train[1:]"
     corpus, examples = read(name, tmp_path, text="premise", label="votes")
-    assert [tuple(one) for one in examples] == [("a dog", "", "1"), ("the é", "", "2")]
+    assert [tuple(example) for example in examples] == [("a dog", "", "1"), ("the é", "", "2")]
     whole, _ = read(name.removesuffix("[1:]"), tmp_path, text="premise", label="votes")
     assert whole.files[0].sha256 != corpus.files[0].sha256
 

@@ -42,7 +42,7 @@ def test_nothing_is_lost():
 LONG = ["." * 60_000 + "x", "a. " * 20_000, "etc. " * 20_000, ". - " * 20_000, "? " + "(" * 60_000]
 
 
-@pytest.mark.parametrize("text", LONG, ids=[one[:5] for one in LONG])
+@pytest.mark.parametrize("text", LONG, ids=[text[:5] for text in LONG])
 def test_time_is_linear_in_the_length(text):
     begin = time.process_time()
     sentences = split_sentences(text)

@@ -24,7 +24,7 @@ def of_bytes(folder, special=(), added=(), **files):
     backend = Tokenizer(models.BPE(vocab=LETTERS, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(one, special=True) for one in special])
+    backend.add_special_tokens([AddedToken(text, special=True) for text in special])
     backend.add_tokens(list(added))
     return written(folder, backend, files)
 
@@ -126,12 +126,15 @@ def test_conventions_are_part_of_what_makes_a_tokenizer(tmp_path):
     special = [END, "<|im_start|>", "<|im_end|>"]
     bare = tokenizers.load(of_bytes(tmp_path / "bare", special), "decoder")
     stated = dict(tokenizer_config={"bos_token": "<|im_start|>", "add_prefix_space": False})
-    own = tokenizers.load(of_bytes(tmp_path / "own", special, **stated), "decoder")
-    assert bare.vocabulary_sha256 == own.vocabulary_sha256 and bare.fingerprint != own.fingerprint
+    tokenizer = tokenizers.load(of_bytes(tmp_path / "own", special, **stated), "decoder")
+    assert (
+        bare.vocabulary_sha256 == tokenizer.vocabulary_sha256
+        and bare.fingerprint != tokenizer.fingerprint
+    )
     # What the tokens alone say needs no second file.
     bare.save(tmp_path / "saved")
     assert [path.name for path in (tmp_path / "saved").iterdir()] == ["tokenizer.json"]
-    assert own.described() == f"<|im_start|> begins a text, {END} ends it"
+    assert tokenizer.described() == f"<|im_start|> begins a text, {END} ends it"
 
 
 def llama2(folder):
@@ -149,18 +152,18 @@ def llama2(folder):
             decoders.Strip(" ", 1, 0),
         ]
     )
-    backend.add_special_tokens([AddedToken(one, special=True) for one in entries[:3]])
+    backend.add_special_tokens([AddedToken(entry, special=True) for entry in entries[:3]])
     config = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": None, "add_bos_token": True}
     return written(folder, backend, dict(tokenizer_config=config))
 
 
 def test_sentencepiece_with_byte_fallback(tmp_path):
-    own = tokenizers.load(llama2(tmp_path), "decoder")
-    assert tokens(own) == ("<s>", "</s>", "</s>") and own.prefix == ""
-    assert own.unk_id is None  # unknown letters are bytes
-    assert own.vocab_size == 259 + 11
+    tokenizer = tokenizers.load(llama2(tmp_path), "decoder")
+    assert tokens(tokenizer) == ("<s>", "</s>", "</s>") and tokenizer.prefix == ""
+    assert tokenizer.unk_id is None  # unknown letters are bytes
+    assert tokenizer.vocab_size == 259 + 11
     texts = ["a b", "café 漢字 🙂", "don't"]
-    assert [own.decode(ids) for ids in own.encode_batch(texts)] == texts
+    assert [tokenizer.decode(ids) for ids in tokenizer.encode_batch(texts)] == texts
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -11,11 +11,11 @@ def read(folder, data, name="t.csv", **options):
     path = folder / name
     path.write_bytes(data.encode())
     corpus = survey(path, Reader(**options), folder / "cache")
-    return [one.example for one in corpus.examples()], corpus.notes
+    return [located.example for located in corpus.examples()], corpus.notes
 
 
 def texts(*args, **options):
-    return [one.text for one in read(*args, **options)[0]]
+    return [example.text for example in read(*args, **options)[0]]
 
 
 def error_of(*args, **options):
@@ -28,7 +28,7 @@ def test_quotes_and_header(tmp_path):
     rows = 'label,text\n1,"a, b"\n0,"say ""c"""\n2,"two\r\nlines"\n'
     assert texts(tmp_path, rows) == ["a, b", 'say "c"', "two lines"]
     rows, notes = read(tmp_path, rows, label="label")
-    assert [one.label for one in rows] == ["1", "0", "2"]
+    assert [example.label for example in rows] == ["1", "0", "2"]
     assert notes == (
         f"{tmp_path}/t.csv: read as a table: the first line names the columns, text is column 1, "
         "label is column 0",
@@ -41,7 +41,7 @@ def test_lines_of_a_row_are_numbered_by_its_first(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text('text\n"a\nb"\n"c\n\nd"\ne\n')
     corpus = survey(path, Reader(), tmp_path)
-    assert [(one.line, one.example.text) for one in corpus.examples()] == [
+    assert [(located.line, located.example.text) for located in corpus.examples()] == [
         (2, "a b"),
         (4, "c d"),
         (7, "e"),
@@ -72,7 +72,7 @@ def test_header(tmp_path, data, options, want):
 def test_other_delimiters_of_csv(tmp_path, delimiter, spelt):
     data = 'label;text\n1;a, b\n0;"c;d"\n'.replace(";", delimiter)
     rows, notes = read(tmp_path, data)
-    assert [one.text for one in rows] == ["a, b", f"c{delimiter}d"]
+    assert [example.text for example in rows] == ["a, b", f"c{delimiter}d"]
     assert f"columns at {spelt}" in notes[0] or delimiter == "\t"
 
 

@@ -84,7 +84,7 @@ def test_plain_text_has_lines_of_three_ends_alone(tmp_path, end):
     path.write_bytes(end.join(kept).encode())
     corpus = survey(path, Reader(), tmp_path)
     assert list(corpus.texts()) == [TEXTS[text] for text in kept]
-    assert [one.line for one in corpus.examples()] == list(range(1, len(kept) + 1))
+    assert [located.line for located in corpus.examples()] == list(range(1, len(kept) + 1))
 
 
 def test_ends_between_two_reads(tmp_path):
@@ -94,5 +94,5 @@ def test_ends_between_two_reads(tmp_path):
         for end in ("\r\n", "\r", "\n"):
             path.write_bytes(f"{'x' * size}{end}b{end}c".encode())
             corpus = survey(path, small, tmp_path)
-            lines = [(one.line, one.example.text) for one in corpus.examples()]
+            lines = [(located.line, located.example.text) for located in corpus.examples()]
             assert lines == [(2, "b"), (3, "c")]

@@ -45,12 +45,12 @@ def test_word_level_ids_and_round_trip():
     assert (tok.pad_id, tok.start_id, tok.end_id, tok.unk_id) == (0, 1, 2, 3)
     assert tok.vocab_size == 4 + 9
     ids = tok.encode_batch(["a man", "zebra  a"])
-    assert [one.tolist() for one in ids] == [
+    assert [token_ids.tolist() for token_ids in ids] == [
         [1, 4, tok.backend.token_to_id("man"), 2],
         [1, 3, 4, 2],
     ]
     assert ids[0].dtype == np.int32
-    assert [tok.decode(one) for one in tok.encode_batch(TEXTS)] == TEXTS
+    assert [tok.decode(ids) for ids in tok.encode_batch(TEXTS)] == TEXTS
     assert tok.decode([1, 4, 2, 4, 0, 0]) == "a"
     assert tok.decode([1, 2]) == "" == tok.decode([])
 
@@ -79,7 +79,7 @@ def test_word_that_spells_a_special_token_gets_no_second_id():
 def test_bpe_is_lossless_and_repeatable():
     tok = train_bpe(TEXTS * 5, vocab_size=300)
     assert tok.fingerprint == train_bpe(TEXTS * 5, vocab_size=300).fingerprint
-    assert [tok.decode(one) for one in tok.encode_batch(HARD)] == HARD
+    assert [tok.decode(ids) for ids in tok.encode_batch(HARD)] == HARD
     assert tok.unk_id is None and tok.start_id == 1
     with pytest.raises(ConfigError, match="a vocabulary of 100 is too small"):
         train_bpe(TEXTS, vocab_size=100)
@@ -104,7 +104,7 @@ def test_bpe_is_trained_on_pieces_of_bounded_length(monkeypatch):
         def train_from_iterator(self, iterator, trainer):
             texts = list(iterator)
             for text in texts:
-                pieces.extend(one for one, _ in self.real.pre_tokenizer.pre_tokenize_str(text))
+                pieces.extend(piece for piece, _ in self.real.pre_tokenizer.pre_tokenize_str(text))
             self.real.train_from_iterator(texts, trainer)
 
     monkeypatch.setattr(tokenizers, "Tokenizer", Counting)
@@ -179,7 +179,7 @@ def test_gpt2_ids():
     assert (tok.pad_id, tok.start_id, tok.end_id, tok.vocab_size) == (50257, 50258, 50259, 50260)
     assert tok.encode_batch(["a man"])[0].tolist() == [50258, 257, 582, 50259]
     assert len(tok.encode_batch(["<unk>"])[0]) == 2 + 3
-    assert [tok.decode(one) for one in tok.encode_batch(HARD)] == HARD
+    assert [tok.decode(ids) for ids in tok.encode_batch(HARD)] == HARD
 
 
 def test_bert_ids(tmp_path):
@@ -239,8 +239,8 @@ def test_a_hub_that_cannot_be_reached_is_known_at_once(tmp_path, monkeypatch):
     (repo / "refs").mkdir(parents=True)
     (repo / "refs/main").write_text(commit)
     train_bpe(TEXTS, vocab_size=300).save(repo / "snapshots" / commit)
-    own = open_tokenizer("own/tok", "decoder")
-    assert own.name == "own/tok" and own.vocab_size <= 300 and not asked
+    tokenizer = open_tokenizer("own/tok", "decoder")
+    assert tokenizer.name == "own/tok" and tokenizer.vocab_size <= 300 and not asked
     with pytest.raises(DataError, match="not a name!"):
         open_tokenizer("not a name!", "decoder")
 
@@ -248,4 +248,4 @@ def test_a_hub_that_cannot_be_reached_is_known_at_once(tmp_path, monkeypatch):
 def test_embedded_texts_round_trip():
     lines = lines_of(TEXTS, "embedded")
     tok = train_word_level(lines.text)
-    assert [tok.decode(one) for one in tok.encode_batch(lines.text)] == list(lines.text)
+    assert [tok.decode(ids) for ids in tok.encode_batch(lines.text)] == list(lines.text)

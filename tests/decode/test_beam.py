@@ -41,7 +41,7 @@ def slow_beam(toy, params, z, prompt, cfg):
     live, finished, done = [([], 0.0, 0.0)], [], False  # tokens, processed sum, own sum
     for emitted in range(1, cfg.max_length + 1):
         candidates = []
-        for tokens, total, own in live:
+        for tokens, total, state in live:
             log_p = toy.log_p(params, z, prompt + tokens)
             gain = log_p.copy()
             for token in set(prompt + tokens):
@@ -49,12 +49,12 @@ def slow_beam(toy, params, z, prompt, cfg):
             if len(tokens) < cfg.min_length:
                 gain[toy.end] = -np.inf
             for token in np.flatnonzero(np.isfinite(gain)).tolist():
-                candidates.append((tokens + [token], total + gain[token], own + log_p[token]))
+                candidates.append((tokens + [token], total + gain[token], state + log_p[token]))
         candidates = sorted(candidates, key=lambda c: -c[1])[: 2 * cfg.beam_width]
         live = [c for c in candidates if c[0][-1] != toy.end][: cfg.beam_width]
-        for rank, (tokens, total, own) in enumerate(candidates):
+        for rank, (tokens, total, state) in enumerate(candidates):
             if tokens[-1] == toy.end and rank < cfg.beam_width:
-                finished.append((tokens, total / norm(emitted, 1), own, True))
+                finished.append((tokens, total / norm(emitted, 1), state, True))
         finished = sorted(finished, key=lambda h: -h[1])[: cfg.beam_width]
         if len(finished) == cfg.beam_width:
             bound = candidates[0][1] / norm(emitted, 1)
@@ -63,7 +63,7 @@ def slow_beam(toy, params, z, prompt, cfg):
             done = cfg.early_stopping == "always" or finished[-1][1] >= bound
         if done or not live:
             return finished
-    finished += [(tokens, total / norm(emitted, 0), own, False) for tokens, total, own in live]
+    finished += [(tokens, total / norm(emitted, 0), state, False) for tokens, total, state in live]
     return sorted(finished, key=lambda h: -h[1])[: cfg.beam_width]
 
 

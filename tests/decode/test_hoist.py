@@ -34,11 +34,13 @@ def step(params, state, token_e):
 
 def loop(params, token_e, early: bool):
     state = DecodeState(jnp.zeros((*token_e.shape, WIDTH), jnp.bfloat16), token_e * 0)
-    one = hoisted(step, params, state, token_e) if early else None
+    hoisted_step = hoisted(step, params, state, token_e) if early else None
 
     def body(carry, _):
         state, token_e = carry
-        logits, state = one(state, token_e) if one else step(params, state, token_e)
+        logits, state = (
+            hoisted_step(state, token_e) if hoisted_step else step(params, state, token_e)
+        )
         token_e = jnp.argmax(logits, axis=1).astype(token_e.dtype)
         return (state, token_e), (token_e, logits)
 

@@ -97,9 +97,9 @@ def test_an_example_depends_on_no_neighbour_and_calls_share_a_trace(toy, cfg):
     place = jnp.array([4, 1])
     for seed in range(2):
         params, (z_egz, prompt) = toy.make_params(seed), toy.make_inputs(5, seed=seed)
-        some = Prompt(prompt.token_et[place], prompt.length_e[place])
+        prompts = Prompt(prompt.token_et[place], prompt.length_e[place])
         whole = decode.decode(gen, params, z_egz, prompt, key_e, cfg, **toy.ids)
-        part = decode.decode(gen, params, z_egz[place], some, key_e[place], cfg, **toy.ids)
+        part = decode.decode(gen, params, z_egz[place], prompts, key_e[place], cfg, **toy.ids)
         assert new_tokens(part) == [new_tokens(whole)[4], new_tokens(whole)[1]]
         np.testing.assert_allclose(part.log_prob_e, whole.log_prob_e[place], rtol=1e-6)
     assert counts["traces"] == 2  # one per batch size
@@ -202,10 +202,10 @@ def test_batches_equal_one_batch(toy):
     key_e = example_keys(jax.random.key(0), jnp.arange(7))
     cfg = DecodeConfig(method="sample", max_length=5)
     whole = decode.decode(gen, params, z_egz, prompt, key_e, cfg, cond=inputs[2], **toy.ids)
-    for z, some, cond in (inputs, jax.device_get(inputs)):
+    for z, prompts, cond in (inputs, jax.device_get(inputs)):
         with jax.transfer_guard("disallow"):
             parts = decode.decode_in_batches(
-                gen, params, z, some, key_e, cfg, batch_size=3, cond=cond, **toy.ids
+                gen, params, z, prompts, key_e, cfg, batch_size=3, cond=cond, **toy.ids
             )
         for got, expected in zip(parts, whole, strict=True):
             assert isinstance(got, np.ndarray)

@@ -167,6 +167,6 @@ def test_one_pass_equals_separate_passes():
     model_ev[2] += 1e4
     rank_ev = np.where(np.arange(300) == 17, -np.inf, model_ev + rng.gumbel(size=(6, 300)))
     for rank in (model_ev, rank_ev.astype(np.float32)):
-        one, want = (jax.jit(f)(rank, model_ev) for f in (sampling._one_pass, sampling._passes))
-        np.testing.assert_array_equal(one[0], want[0])
-        np.testing.assert_allclose(one[1], want[1], rtol=1e-6)
+        actual, want = (jax.jit(f)(rank, model_ev) for f in (sampling._one_pass, sampling._passes))
+        np.testing.assert_array_equal(actual[0], want[0])
+        np.testing.assert_allclose(actual[1], want[1], rtol=1e-6)

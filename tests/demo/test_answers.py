@@ -44,7 +44,7 @@ def test_a_dimension_moves_by_standard_deviations(demo):
 
 def test_neighbors_are_examples(demo):
     rows = neighbors(demo, "aabbb", 2, "euclidean")
-    assert [(one.text, one.place, one.distance) for one in rows] == [
+    assert [(row.text, row.place, row.distance) for row in rows] == [
         ("aabbb", 4, 0.0),
         ("abbb", 3, 1.0),
     ]
@@ -60,9 +60,9 @@ def test_points_are_coloured_by_label_and_decode(demo):
 
 
 def test_tokens_are_scored_with_their_own_latent_and_another(demo):
-    own, other = log_probs.token_log_probs(demo, "ab")
-    assert own.tokens == ["a", "b", "␣"] and own.nats == [-2.0] * 3
-    assert other.nats == [-4.0] * 3 and "prior" in other.condition
+    posterior, prior = log_probs.token_log_probs(demo, "ab")
+    assert posterior.tokens == ["a", "b", "␣"] and posterior.nats == [-2.0] * 3
+    assert prior.nats == [-4.0] * 3 and "prior" in prior.condition
 
 
 def test_text_is_escaped(demo):

@@ -46,7 +46,7 @@ def test_examples_of_the_embedded_corpus_have_its_factors(folder, monkeypatch):
     monkeypatch.setattr(examples, "MOST", 30)
     listed = examples.read(Writer(), folder(run=False))
     assert len(listed.texts) == 30 and listed.origin == "30 test sentences"
-    assert {len(own) for own in listed.labels.values()} == {30}
+    assert {len(values) for values in listed.labels.values()} == {30}
     assert "action" in listed.labels
 
 

@@ -144,9 +144,9 @@ def parts_of(demo):
     pytest.importorskip("gradio")
     from jvae.demo import page
 
-    parts = [one["props"] for one in page.build(demo).config["components"]]
-    labels = {one.get("label") for one in parts if one.get("visible", True)}
-    return labels, " ".join(str(one.get("value")) for one in parts)
+    parts = [component["props"] for component in page.build(demo).config["components"]]
+    labels = {part.get("label") for part in parts if part.get("visible", True)}
+    return labels, " ".join(str(part.get("value")) for part in parts)
 
 
 def test_controls_without_labels_are_left_out(demo):

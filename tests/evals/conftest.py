@@ -34,8 +34,8 @@ def gaussian_posterior(encode, closed_form=True):
     """One diagonal Gaussian; noise is drawn flat, so splitting the latent into groups keeps it."""
 
     def sample(params, post, key_ke):
-        one = lambda key: jax.random.normal(key, (post.mean_egz[0].size,))  # noqa: E731
-        noise = jax.vmap(jax.vmap(one))(key_ke).reshape(*key_ke.shape, *post.mean_egz.shape[1:])
+        draw = lambda key: jax.random.normal(key, (post.mean_egz[0].size,))  # noqa: E731
+        noise = jax.vmap(jax.vmap(draw))(key_ke).reshape(*key_ke.shape, *post.mean_egz.shape[1:])
         return post.mean_egz[None] + jnp.exp(0.5 * post.log_var_egz)[None] * noise
 
     return Posterior(

@@ -35,8 +35,8 @@ def test_an_exact_latent_flips_every_sentence():
 def test_both_ways_count_the_same_however_many_there_are():
     judge = lambda texts: np.array(["y"] * len(texts))  # noqa: E731
     zero = np.zeros((1, 2))
-    one = attribute.edit(decode, judge, TEXTS, LABELS, LATENT, zero, ("x", "y"), 1.0)
-    assert one.toward == (0, 100) and one.flipped == 50  # 16 were y, 24 were x
+    edit = attribute.edit(decode, judge, TEXTS, LABELS, LATENT, zero, ("x", "y"), 1.0)
+    assert edit.toward == (0, 100) and edit.flipped == 50  # 16 were y, 24 were x
 
 
 def test_the_two_most_frequent_values():

@@ -54,6 +54,6 @@ def test_the_table_has_the_buckets():
     assert head[0] == "words" and rows[0][0] == "0 to 4" and len(rows) == 3
     table = card.table()
     assert "by length in words" in table
-    (line,) = [one for one in table.splitlines() if one.startswith("9 to 50")]
+    (line,) = [line for line in table.splitlines() if line.startswith("9 to 50")]
     assert line.split() == ["9", "to", "50", "2", "0.00", "42.31", "14.75"]
     assert card.as_dict()["details"]["by_length"]["sentences"] == [4, 2, 2]

@@ -114,8 +114,8 @@ def test_draws_from_the_prior_bound_the_likelihood_without_a_posterior(case):
     key, proposal = jax.random.key(3), mixture.from_prior(model.prior)
     astray = model._replace(post=_with_chain(model, CHAIN).metric_post)
     actual = [
-        evaluate_likelihood(one, params, batches, key, 2_000, chunk=100, proposal=proposal)
-        for one in (model, astray)
+        evaluate_likelihood(chain_model, params, batches, key, 2_000, chunk=100, proposal=proposal)
+        for chain_model in (model, astray)
     ]
     row = actual[0].summary()
     assert -0.03 < row["nll_nats"] - exact.mean() < 0.1

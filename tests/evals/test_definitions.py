@@ -22,7 +22,7 @@ def _name(node: ast.expr) -> str | None:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
-        parts = (one.value if isinstance(one, ast.Constant) else "1" for one in node.values)
+        parts = (value.value if isinstance(value, ast.Constant) else "1" for value in node.values)
         return "".join(str(part) for part in parts)
     return None
 
@@ -46,8 +46,8 @@ def test_every_row_in_the_source_is_defined():
     assert {"rec", "nll_1", "au_1", "mauve", "1_smoothness", "1_nmi", "unknown_tokens"} <= names
     # Of probes, a name's first part is a variable.
     starts = ("1", "probe_1", "cluster_1", "attribute_1")
-    known = {one for one in names for start in starts if define(start + one.removeprefix("1"))}
-    assert names - known - {one for one in names if define(one)} == set()
+    defined = {name for name in names for start in starts if define(start + name.removeprefix("1"))}
+    assert names - defined - {name for name in names if define(name)} == set()
     modes = {n for path in EVALS.glob("compat/*.py") for n in names_in(path, {"CompatRow"})}
     assert "ppl" in modes and modes == COMPATIBLE.keys()
 
@@ -59,7 +59,7 @@ def test_every_row_of_a_group_is_defined():
     texts = [["a b", "c"]]
     names |= {f"reference_{name}" for name in references.fidelity(texts, texts)}
     names |= {
-        f"{one}_{name}" for one in ("source", "latent") for name in references.diversity(texts)
+        f"{group}_{name}" for group in ("source", "latent") for name in references.diversity(texts)
     }
     assert [name for name in sorted(names) if not define(name)] == []
     assert all(

@@ -13,11 +13,11 @@ from jvae.evals.definitions import define
 from jvae.evals.settings import EvalConfig
 
 
-def reference(response, known):
+def reference(response, target):
     """The score of Li et al. 2020, straight from NLTK."""
     smooth = bleu_score.SmoothingFunction().method7
     return bleu_score.sentence_bleu(
-        [known.split()], response.split(), weights=[1 / 3] * 3, smoothing_function=smooth
+        [target.split()], response.split(), weights=[1 / 3] * 3, smoothing_function=smooth
     )
 
 
@@ -26,10 +26,13 @@ def test_with_one_reference_recall_is_the_maximum_and_precision_the_mean():
         ["i like red tea a lot", "i like tea", "no"],
         ["see you at nine then", "hello there", "ok"],
     ]
-    known = ["i like green tea a lot", "see you at nine"]
-    actual = dialogue.bleu(responses, [[one] for one in known])
+    group_targets = ["i like green tea a lot", "see you at nine"]
+    actual = dialogue.bleu(responses, [[text] for text in group_targets])
     want = np.array(
-        [[reference(r, k) for r in own] for own, k in zip(responses, known, strict=True)]
+        [
+            [reference(r, k) for r in group]
+            for group, k in zip(responses, group_targets, strict=True)
+        ]
     )
     np.testing.assert_allclose(actual.recall_e, want.max(axis=1))
     np.testing.assert_allclose(actual.precision_e, want.mean(axis=1))
@@ -39,13 +42,13 @@ def test_with_one_reference_recall_is_the_maximum_and_precision_the_mean():
 
 
 def test_several_references_are_each_recalled():
-    known = [["i like tea a lot", "what is that ?"]]
-    one = dialogue.bleu([["I like tea a lot", "i like tea a lot"]], known)
-    both = dialogue.bleu([["i like tea a lot", "what is that ?"]], known)
-    itself = [reference(text, text) for text in known[0]]
-    assert one.precision_e == pytest.approx(itself[0])  # case does not count
+    targets = [["i like tea a lot", "what is that ?"]]
+    scores = dialogue.bleu([["I like tea a lot", "i like tea a lot"]], targets)
+    both = dialogue.bleu([["i like tea a lot", "what is that ?"]], targets)
+    itself = [reference(text, text) for text in targets[0]]
+    assert scores.precision_e == pytest.approx(itself[0])  # case does not count
     assert both.precision_e == both.recall_e == pytest.approx(np.mean(itself))
-    assert one.recall_e < both.recall_e
+    assert scores.recall_e < both.recall_e
     assert dialogue.bleu([[""]], [["a b"]]).f1 == 0
 
 

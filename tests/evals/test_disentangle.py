@@ -37,8 +37,8 @@ def test_a_code_of_one_dimension_per_factor_beats_a_rotated_and_a_random_one():
 
 def every_combination(copies=20):
     """Factors of 3, 4 and 5 values, in every combination equally often, in each half too."""
-    one = np.stack(np.meshgrid(*map(np.arange, (3, 4, 5)), indexing="ij"), axis=-1)
-    return np.tile(one.reshape(-1, 3), (copies, 1))
+    grid = np.stack(np.meshgrid(*map(np.arange, (3, 4, 5)), indexing="ij"), axis=-1)
+    return np.tile(grid.reshape(-1, 3), (copies, 1))
 
 
 def test_the_known_extremes_of_a_perfect_and_of_a_random_latent(monkeypatch):

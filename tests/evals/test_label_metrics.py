@@ -45,10 +45,10 @@ def test_scores_of_transfer(oracle):
     actual = metrics.transfer(oracle, texts, goals, sources)
     assert actual.accuracy == 50.0 and actual.exact == 50.0 and actual.reference_bleu is None
     assert 0 < actual.source_bleu < 100
-    known = [["the food was awful"], ["a friendly place", "an awful rude place"]]
-    assert metrics.transfer(oracle, texts, goals, sources, known).reference_bleu == pytest.approx(
-        100
-    )
+    references = [["the food was awful"], ["a friendly place", "an awful rude place"]]
+    assert metrics.transfer(
+        oracle, texts, goals, sources, references
+    ).reference_bleu == pytest.approx(100)
 
 
 def test_references_come_as_columns(tmp_path):

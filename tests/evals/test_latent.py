@@ -90,9 +90,9 @@ def test_blocks_and_batches_change_nothing(toys):
     for size, block, draws in ((30, 256, 64), (7, 4, 30), (30, 30, 1)):
         posts = collect_posteriors(model, params, toys.id_batches(np.arange(30), size), KEY)
         results.append(latent_metrics(model, params, posts, block, draws))
-    for other in results[1:]:
-        assert other.mi_nats == pytest.approx(results[0].mi_nats, rel=1e-5)
-        assert other.kl_nats == pytest.approx(results[0].kl_nats, rel=1e-5)
+    for result in results[1:]:
+        assert result.mi_nats == pytest.approx(results[0].mi_nats, rel=1e-5)
+        assert result.kl_nats == pytest.approx(results[0].kl_nats, rel=1e-5)
     assert results[0].kl_profile_gz is None and results[0].kl_profile_sorted is None
 
 

@@ -136,14 +136,14 @@ def examples(count, seed):
     return classify.Examples(encoded, 8, TOK.pad_id, "enc"), label_e
 
 
-@pytest.mark.parametrize("which", ["pooled", "mean"])
-def test_frozen_features_do_not_depend_on_batches(which):
+@pytest.mark.parametrize("features", ["pooled", "mean"])
+def test_frozen_features_do_not_depend_on_batches(features):
     model, params = bag()
-    extract = classify.extractor(model, which)
+    extract = classify.extractor(model, features)
     part, _ = examples(11, 0)
     actual = [classify.frozen_features(extract, params, part, size, 0) for size in (4, 16)]
     np.testing.assert_allclose(*actual, atol=1e-6)
-    assert actual[0].shape == (11, 12 if which == "pooled" else 2)
+    assert actual[0].shape == (11, 12 if features == "pooled" else 2)
 
 
 def test_heads_learn_what_the_features_say():
@@ -195,10 +195,10 @@ def test_rows_stand_beside_the_untrained_encoder():
     data = nlu_tasks.TaskData(
         None, nlu_tasks.Labelled([], None, np.array([0, 1, 1])), ("0", "1"), []
     )
-    one = lambda *values: {5: [{"accuracy": value} for value in values]}  # noqa: E731
+    draws = lambda *values: {5: [{"accuracy": value} for value in values]}  # noqa: E731
     nlu._add(
         report,
-        {"nlu": one(60.0, 70.0), "untrained": one(50.0, 52.0), "backbone": one(80.0, 80.0)},
+        {"nlu": draws(60.0, 70.0), "untrained": draws(50.0, 52.0), "backbone": draws(80.0, 80.0)},
         data,
     )
     (row,) = report.rows

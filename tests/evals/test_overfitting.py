@@ -48,11 +48,11 @@ def test_the_note_says_which_step_is_meant():
         {"step": 30, "valid/rec": 3.0} | Overfit(0.9, 0.2).row(),
     ]
     assert overfitting.note(lines[:1], 10) == ""
-    own = overfitting.note(lines, 30)
-    assert own.startswith(
+    note = overfitting.note(lines, 30)
+    assert note.startswith(
         "Overfitting: at step 30, the one that is measured, a token of validation"
     )
-    assert "0.90 nats" in own and "0.20 nats" in own and "train.patience" in own
+    assert "0.90 nats" in note and "0.20 nats" in note and "train.patience" in note
     before = overfitting.note(lines, 10)
     assert before.startswith("Overfitting from step 20 on (") and "measured is step 10" in before
 
@@ -60,7 +60,7 @@ def test_the_note_says_which_step_is_meant():
 @pytest.mark.slow
 def test_log_and_table_say_it(tmp_path, caplog):
     for split, count in (("train", 30), ("valid", 40), ("test", 20)):
-        lines = [f"{one.text}\n" for one in grammar.corpus(split, count)]
+        lines = [f"{sentence.text}\n" for sentence in grammar.corpus(split, count)]
         (tmp_path / f"{split}.txt").write_text("".join(lines))
     folder = tmp_path / "run"
     flags = dict(
@@ -71,12 +71,14 @@ def test_log_and_table_say_it(tmp_path, caplog):
         evals=dict(samples=1, sentences=4, generate=4, interpolations=1),
         mesh=dict(data=1),
     )
-    words = [f"--config.{a}.{b}={v}" for a, own in flags.items() for b, v in own.items()]
+    words = [f"--config.{a}.{b}={v}" for a, values in flags.items() for b, v in values.items()]
     small = [f"--config.model.decoder.{key}=32" for key in ("width", "hidden")]
     small.append("--config.model.decoder.dropout=0.0")
     with caplog.at_level(logging.WARNING):
         assert main(["--config=lm:lstm", *words, *small, f"--workdir={folder}"]) == 0
-    warnings = [one.getMessage() for one in caplog.records if "overfitting" in one.getMessage()]
+    warnings = [
+        record.getMessage() for record in caplog.records if "overfitting" in record.getMessage()
+    ]
     assert len(warnings) == 1 and "early (train.patience)" in warnings[0]
     lines = read_lines(folder / "metrics.jsonl")
     gaps = [line[overfitting.GAP_KEY] for line in lines if overfitting.GAP_KEY in line]

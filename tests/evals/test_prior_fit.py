@@ -38,11 +38,11 @@ def labelled(tmp_path_factory):
 
 
 def opened(spec, path, folder, *more):
-    own = (f"data.train={path}", "data.label=0", *(f"evals.{size}" for size in SIZES))
-    config = configs.apply_overrides(configs.load(spec), (*ROWS, *own, *more))
-    this = build.open_run(config, folder)
+    values = (f"data.train={path}", "data.label=0", *(f"evals.{size}" for size in SIZES))
+    config = configs.apply_overrides(configs.load(spec), (*ROWS, *values, *more))
+    run = build.open_run(config, folder)
     mesh = meshes.make_mesh(dict(data=1), jax.devices()[:1])
-    return this, mesh, evaluation.untrained(this, mesh)
+    return run, mesh, evaluation.untrained(run, mesh)
 
 
 @pytest.fixture(scope="module")
@@ -54,39 +54,39 @@ def optimus(labelled, tmp_path_factory):
 
 @pytest.mark.slow
 def test_latents_are_encoded_once_and_checked(optimus, monkeypatch, caplog):
-    this, mesh, params = optimus
+    run, mesh, params = optimus
     how = dict(weights="some", seed=1)
-    z_nkgz = split_latents.split_latents(this, mesh, params, "train", 2, **how)
-    assert z_nkgz.shape == (len(this.data["train"]), 2, 1, 3)
+    z_nkgz = split_latents.split_latents(run, mesh, params, "train", 2, **how)
+    assert z_nkgz.shape == (len(run.data["train"]), 2, 1, 3)
     assert np.std(z_nkgz[:, 0] - z_nkgz[:, 1]) > 0
-    (path,) = (this.workdir / "latents").iterdir()
+    (path,) = (run.workdir / "latents").iterdir()
     data = path.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(split_latents.scoring, "draws", None)  # not called
-        again = split_latents.split_latents(this, mesh, params, "train", 2, **how)
+        again = split_latents.split_latents(run, mesh, params, "train", 2, **how)
     np.testing.assert_array_equal(again, z_nkgz)
     path.write_bytes(data[:-4] + b"torn")
-    again = split_latents.split_latents(this, mesh, params, "train", 2, **how)
+    again = split_latents.split_latents(run, mesh, params, "train", 2, **how)
     assert "its checksum is wrong; the latents are made again" in caplog.text
     np.testing.assert_array_equal(again, z_nkgz)
     assert path.read_bytes() == data
     ids = np.array([3, 5])
-    some = split_latents.split_latents(this, mesh, params, "train", 2, ids=ids, **how)
-    np.testing.assert_allclose(some, z_nkgz[ids], atol=1e-5)
+    draws = split_latents.split_latents(run, mesh, params, "train", 2, ids=ids, **how)
+    np.testing.assert_allclose(draws, z_nkgz[ids], atol=1e-5)
 
 
 @pytest.mark.slow
 def test_a_prior_by_label(optimus):
-    this, mesh, params = optimus
-    tmp_path = this.workdir
+    run, mesh, params = optimus
+    tmp_path = run.workdir
     request = PriorRequest(kind="gaussian", name="by_label", samples=2, label="true")
     options = FITTED["gaussian"].options()
-    table = fit_prior(this, mesh, params, 7, request, options)
+    table = fit_prior(run, mesh, params, 7, request, options)
     assert table.startswith("optimus-tiny, test: prior by_label (gaussian), fitted to 2 draws of")
     read = priors.read(tmp_path, "by_label", priors.weights_digest(params))
     assert read.labels == ("many", "one") and read.about["step"] == 7
     vae = dataclasses.replace(
-        evaluation.text_vae_of(this, params), open_prior=priors.Opener(tmp_path, params)
+        evaluation.text_vae_of(run, params), open_prior=priors.Opener(tmp_path, params)
     )
     assert len(vae.sample(2, prior="by_label", label="one")) == 2
     with pytest.raises(InputError, match="'on' is unknown to prior 'by_label'; did you mean 'one'"):
@@ -101,25 +101,25 @@ def test_a_prior_by_label(optimus):
     with pytest.raises(InputError, match="strength is nan; expected a finite number"):
         vae.transfer(texts, "one", strength=float("nan"))
     with pytest.raises(ConfigError, match="--prior.label=tense: expected .* kind of labels: label"):
-        fit_prior(this, mesh, params, 7, dataclasses.replace(request, label="tense"), options)
+        fit_prior(run, mesh, params, 7, dataclasses.replace(request, label="tense"), options)
 
 
 @pytest.mark.slow
 def test_the_table_by_label(optimus, tmp_path):
-    this, mesh, params = optimus
+    run, mesh, params = optimus
     request = PriorRequest(kind="gaussian", name="by_label", samples=2, label="true")
-    if "by_label" not in priors.labelled(this.workdir):
-        fit_prior(this, mesh, params, 7, request, FITTED["gaussian"].options())
-    fitted = priors.read(this.workdir, "by_label", priors.weights_digest(params))
+    if "by_label" not in priors.labelled(run.workdir):
+        fit_prior(run, mesh, params, 7, request, FITTED["gaussian"].options())
+    fitted = priors.read(run.workdir, "by_label", priors.weights_digest(params))
     path = tmp_path / "references.tsv"
     path.write_text("many\tmany men are sleeping\ta man is sleeping\n")
     request = ControlRequest(references=str(path), strengths=(1.0,))
-    table = control.control(this, mesh, params, 7, [fitted], request)
+    table = control.control(run, mesh, params, 7, [fitted], request)
     assert table.startswith(
         "optimus-tiny, step 7: generation and transfer by label\n\ngeneration  "
     )
     assert "Transfer: 1 sentences with references, each to the next label" in table
-    content = json.loads((this.workdir / "eval/control.json").read_text())
+    content = json.loads((run.workdir / "eval/control.json").read_text())
     rows, moved = content["generation"], content["transfer"]
     assert set(rows) == {"by_label", "own prior", "shuffled labels", "test sentences"}
     assert content["labels"] == ["many", "one"] and content["each"] == 2
@@ -127,13 +127,13 @@ def test_the_table_by_label(optimus, tmp_path):
     assert {"as they are", "reconstructed", "mean difference x1", "by_label x1"} <= set(moved)
     assert moved["as they are"]["source_bleu"] == pytest.approx(100)
     assert 0 < moved["as they are"]["reference_bleu"] < 100
-    lines = (this.workdir / "samples/control.txt").read_text().splitlines()
+    lines = (run.workdir / "samples/control.txt").read_text().splitlines()
     assert [line.split("\t")[:2] for line in lines[-4:]] == [
         ["by_label", label] for label in ("many", "many", "one", "one")
     ]
     plain = dataclasses.replace(fitted, labels=())
     with pytest.raises(ConfigError, match="prior 'by_label' was fitted without labels; fit one"):
-        control.control(this, mesh, params, 7, [plain], ControlRequest())
+        control.control(run, mesh, params, 7, [plain], ControlRequest())
 
 
 @pytest.mark.slow
@@ -153,32 +153,32 @@ def test_the_table_by_label(optimus, tmp_path):
 )
 def test_chains_and_layers(spec, more, kind, options, labelled, tmp_path):
     """Layer-wise latents get a joint density; those of a sampler are ends of its chains."""
-    this, mesh, params = opened(spec, labelled, tmp_path, *more)
+    run, mesh, params = opened(spec, labelled, tmp_path, *more)
     request = PriorRequest(kind=kind, samples=2, sentences=40)
     built = FITTED[kind].options(**options)
-    fit_prior(this, mesh, params, 0, request, built)
+    fit_prior(run, mesh, params, 0, request, built)
     rows = json.loads((tmp_path / f"eval/prior-{kind}.json").read_text())["metrics"]
     assert all(np.isfinite(rows[n][c]) for n in ("nll_2", "kl") for c in ("own", "fitted"))
     read = priors.read(tmp_path, kind, priors.weights_digest(params))
-    assert read.shape == this.model.latent_shape and read.about["sentences"] == 40
-    report = evaluation.evaluate(this, mesh, params, 0, fitted=read)
+    assert read.shape == run.model.latent_shape and read.about["sentences"] == 40
+    report = evaluation.evaluate(run, mesh, params, 0, fitted=read)
     assert np.isfinite(report.value("nll_gain"))
 
 
 @pytest.mark.slow
 def test_without_a_density_likelihoods_are_not_measured(optimus):
-    this, mesh, params = optimus
-    tmp_path = this.workdir
+    run, mesh, params = optimus
+    tmp_path = run.workdir
     options = FITTED["diffusion"].options(width=8, heads=2, layers=1, updates=2, steps=2)
-    table = fit_prior(this, mesh, params, 0, PriorRequest(kind="diffusion", samples=1), options)
+    table = fit_prior(run, mesh, params, 0, PriorRequest(kind="diffusion", samples=1), options)
     assert "no density: name a trace estimator, such as --prior.trace=exact" in table
     read = priors.read(tmp_path, "diffusion", None)
     with pytest.raises(ConfigError, match="prior 'diffusion' has no density"):
-        evaluation.evaluate(this, mesh, params, 0, fitted=read)
+        evaluation.evaluate(run, mesh, params, 0, fitted=read)
 
 
 def test_models_that_no_prior_can_be_fitted_to(labelled, tmp_path):
-    this, mesh, params = opened("lm", labelled, tmp_path, *stack("decoder"))
+    run, mesh, params = opened("lm", labelled, tmp_path, *stack("decoder"))
     options = FITTED["gaussian"].options()
     with pytest.raises(ConfigError, match="lm-tiny is a language model"):
-        prior_fit.fit_prior(this, mesh, params, 0, PriorRequest(kind="gaussian"), options)
+        prior_fit.fit_prior(run, mesh, params, 0, PriorRequest(kind="gaussian"), options)

@@ -104,7 +104,11 @@ def test_budgets_are_of_each_label(monkeypatch):
     feature = np.arange(100.0)[:, None]
     actual = probe.low_resource(feature, label, feature, label, sizes=(1, 4, 90, 91), seeds=3)
     # A label with fewer gives all that it has.
-    assert list(actual) == [1, 4, 90] and [one.runs for one in actual.values()] == [3, 3, 1]
+    assert list(actual) == [1, 4, 90] and [accuracy.runs for accuracy in actual.values()] == [
+        3,
+        3,
+        1,
+    ]
     counts = [np.bincount(y).tolist() for _, y in drawn]
     assert counts == [[1, 1, 1]] * 3 + [[4, 4, 2]] * 3 + [[90, 8, 2]]
     assert len({tuple(x) for x, _ in drawn}) == 7

@@ -28,9 +28,9 @@ def _few_edits(monkeypatch):
 
 def opened(tmp_path, *more):
     config = configs.apply_overrides(configs.load("optimus"), (*SMALL, *more))
-    this = build.open_run(config, tmp_path / "run")
+    run = build.open_run(config, tmp_path / "run")
     mesh = meshes.make_mesh(dict(data=1), jax.devices()[:1])
-    return this, mesh, evaluation.untrained(this, mesh)
+    return run, mesh, evaluation.untrained(run, mesh)
 
 
 @pytest.mark.slow
@@ -39,12 +39,12 @@ def test_labels_of_a_file(tmp_path):
     sentences = grammar.corpus("train", 300)
     path.write_text("".join(f"{'many' if s.factors[0] else 'one'}\t{s.text}\n" for s in sentences))
     files = (f"data.train={path}", "data.label=0", f"data.cache={tmp_path / 'cache'}")
-    this, mesh, params = opened(tmp_path, *files)
-    labels = probing.labels_of(this, "test")["label"]
+    run, mesh, params = opened(tmp_path, *files)
+    labels = probing.labels_of(run, "test")["label"]
     counted = {s.text: "many" if s.factors[0] else "one" for s in sentences}
-    assert labels.tolist() == [counted[text] for text in this.data["test"].texts]
-    report = probing.probe(this, mesh, params, 0)
-    stored = json.loads((this.workdir / "eval/probe.json").read_text())
+    assert labels.tolist() == [counted[text] for text in run.data["test"].texts]
+    report = probing.probe(run, mesh, params, 0)
+    stored = json.loads((run.workdir / "eval/probe.json").read_text())
     rows = stored["metrics"]
     assert {"probe_label", "probe_label_each_100", "cluster_label_accuracy"} <= set(rows)
     assert "probe_label_each_500" not in rows and "mig" not in rows
@@ -63,17 +63,17 @@ def test_labels_of_a_file(tmp_path):
     assert "permuted" in rows["probe_label"]["note"]
     assert report.card.controls["probe"] == "untrained model"
     # Nothing is flipped by no vector; the sentences moved stand below themselves.
-    assert {f"attribute_label_{one}_{s}" for one in ("flip", "bleu") for s in "01"} <= set(rows)
+    assert {f"attribute_label_{score}_{s}" for score in ("flip", "bleu") for s in "01"} <= set(rows)
     assert "to many" in rows["attribute_label_flip_1"]["note"]
     assert "many to one" in rows["attribute_label_order"]["note"]
-    blocks = (this.workdir / "samples/attribute.txt").read_text().split("\n\n")
+    blocks = (run.workdir / "samples/attribute.txt").read_text().split("\n\n")
     heads = [block.split("\n")[0].split("\t") for block in blocks if block.strip()]
     assert [counted[text] for _, text in heads] == [label for label, _ in heads]
     assert sorted(label for label, _ in heads) == ["many"] * 5 + ["one"] * 5
     assert [row.split("\t")[0] for row in blocks[0].split("\n")[1:]] == ["+0", "+1"]
     sizes = dict(per_label=(1, 40), sentences=12)
-    this.config.evals.update(sizes)
-    small = probing.probe(this, mesh, params, 0)
+    run.config.evals.update(sizes)
+    small = probing.probe(run, mesh, params, 0)
     names = {row.name for row in small.rows}
     assert {"probe_label_each_1", "probe_label_each_40"} <= names
     assert "probe_label_each_100" not in names
@@ -88,12 +88,12 @@ def test_factors_of_the_embedded_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(disentangle, "POINTS", 40)
     monkeypatch.setattr(disentangle, "TREES", 2)
     several = ("model.vectors=2", "model.pool=queries")
-    this, mesh, params = opened(tmp_path, "evals.factor=tense", *several)
-    labels = probing.labels_of(this, "test")
+    run, mesh, params = opened(tmp_path, "evals.factor=tense", *several)
+    labels = probing.labels_of(run, "test")
     assert list(labels) == [factor.name for factor in grammar.FACTORS]
-    for i, text in enumerate(this.data["test"].texts):
+    for i, text in enumerate(run.data["test"].texts):
         assert tuple(int(column[i]) for column in labels.values()) == grammar.parse(text)
-    rows = {row.name: row for row in probing.probe(this, mesh, params, 0).rows}
+    rows = {row.name: row for row in probing.probe(run, mesh, params, 0).rows}
     assert {"probe_tense_each_10", "cluster_tense_nmi", "mig", "z_diff"} <= set(rows)
     accuracies = [n for n in rows if n.startswith("probe_") and not n.endswith(("balanced", "f1"))]
     averaged = [name for name in accuracies if name.endswith("_mean_vector")]
@@ -101,6 +101,6 @@ def test_factors_of_the_embedded_corpus(tmp_path, monkeypatch):
     assert averaged == [f"{n}_mean_vector" for n in accuracies if f"{n}_mean_vector" in averaged]
     assert rows["probe_tense"].value != rows["probe_tense_mean_vector"].value
     assert all(np.isfinite(row.value) and row.control is not None for row in rows.values())
-    wrong = this._replace(config=configs.apply_overrides(this.config, ["evals.factor=mood"]))
+    wrong = run._replace(config=configs.apply_overrides(run.config, ["evals.factor=mood"]))
     with pytest.raises(ConfigError, match="evals.factor is 'mood'; expected one of count, who"):
         probing.probe(wrong, mesh, params, 0)

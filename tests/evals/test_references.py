@@ -35,21 +35,21 @@ def test_corpus_bleu_of_several_references_is_that_of_sacrebleu():
     assert signature == str(metric.get_signature())
     # Without the second reference of half of the lines.
     fewer = [pair[: 1 + i % 2] for i, pair in enumerate(both)]
-    second = [one if i % 2 else None for i, one in enumerate(second)]
+    second = [line if i % 2 else None for i, line in enumerate(second)]
     score, signature = text.corpus_bleu_of(fewer, decoded)
     assert score == metric.corpus_score(decoded, [first, second]).score
     assert signature.startswith("nrefs:var|")
 
 
 def test_bleu_5_is_that_of_sacrebleu():
-    samples, known = lines(15, 4), lines(15, 5)
+    samples, refs = lines(15, 4), lines(15, 5)
     metric = sacrebleu.BLEU(max_ngram_order=5, effective_order=True)
-    row = text.generation(samples, known)
-    expected = [metric.sentence_score(one, known).score for one in samples]
+    row = text.generation(samples, refs)
+    expected = [metric.sentence_score(sample, refs).score for sample in samples]
     assert row["bleu_test_5"] == pytest.approx(np.mean(expected), abs=1e-6)
     others = [samples[:i] + samples[i + 1 :] for i in range(15)]
     pairs = zip(samples, others, strict=True)
-    expected = [metric.sentence_score(one, rest).score for one, rest in pairs]
+    expected = [metric.sentence_score(sample, rest).score for sample, rest in pairs]
     assert row["self_bleu_5"] == pytest.approx(np.mean(expected), abs=1e-6)
     assert row["bleu_test_5"] < row["bleu_test"]
 
@@ -69,23 +69,23 @@ def test_rouge_by_hand():
 
 def test_mean_and_best_of_the_texts_of_a_source():
     pytest.importorskip("rouge_score")
-    known = [["a man runs quickly home ."], ["two dogs run in the park .", "dogs run there ."]]
+    refs = [["a man runs quickly home ."], ["two dogs run in the park .", "dogs run there ."]]
     right, wrong = (
-        [own[0] for own in known],
+        [group[0] for group in refs],
         ["it is red and blue now", "nothing of the kind at all"],
     )
     texts = [list(pair) for pair in zip(right, wrong, strict=True)]
-    actual = references.fidelity(texts, known)
-    low = text.corpus_bleu_of(known, wrong)[0]
+    actual = references.fidelity(texts, refs)
+    low = text.corpus_bleu_of(refs, wrong)[0]
     assert actual["bleu"].mean == pytest.approx((100 + low) / 2)
     assert actual["bleu_best"].mean == pytest.approx(100)
     assert actual["rouge_1_best"] == pytest.approx((100, 0))
     assert actual["rouge_2"].mean == pytest.approx(50)
     assert actual["rouge_1"].se is not None and actual["bleu"].se is None
-    one = references.fidelity([own[:1] for own in texts], known)
-    assert one["bleu"] == one["bleu_best"] and one["rouge_l"] == one["rouge_l_best"]
+    scores = references.fidelity([group[:1] for group in texts], refs)
+    assert scores["bleu"] == scores["bleu_best"] and scores["rouge_l"] == scores["rouge_l_best"]
     with pytest.raises(ValueError, match="same number of texts"):
-        references.fidelity([["a"], ["a", "b"]], known)
+        references.fidelity([["a"], ["a", "b"]], refs)
 
 
 def test_diversity_by_hand():
@@ -126,7 +126,7 @@ class Spelt:
             f"r{r}" if method == "sample" else "" for r in self.rng.integers(0, 99, len(z_egz))
         ]
         parts = zip(sources, word, noise, strict=True)
-        return [" ".join(one for one in part if one) for part in parts]
+        return [" ".join(line for line in part if line) for part in parts]
 
 
 @pytest.mark.parametrize("reads", [True, False])
@@ -167,9 +167,13 @@ def test_bert_score_is_optional_and_named(monkeypatch):
         with pytest.raises(ConfigError, match="evals.bertscore needs bert_score.*pip install"):
             references.check_bert_score("roberta-large")
 
-    def score(candidates, known, model_type):
-        assert model_type == "small" and known == [["a", "b"]] * 2 + [["c"]] * 2
-        return None, None, [float(one in refs) for one, refs in zip(candidates, known, strict=True)]
+    def score(candidates, refs, model_type):
+        assert model_type == "small" and refs == [["a", "b"]] * 2 + [["c"]] * 2
+        return (
+            None,
+            None,
+            [float(candidate in refs) for candidate, refs in zip(candidates, refs, strict=True)],
+        )
 
     monkeypatch.setitem(sys.modules, "bert_score", types.SimpleNamespace(score=score))
     monkeypatch.setattr(references, "check_bert_score", lambda model: None)

@@ -30,7 +30,7 @@ def test_what_is_set_on_top_is_said():
 def test_the_preset_of_a_run_is_that_of_its_training(tmp_path):
     plain = configs.load("lm")
     named = configs.apply_overrides(plain, ["evals.preset=comparison"])
-    this = SimpleNamespace(config=plain, workdir=tmp_path)
-    assert evaluation._own_preset(this) == "quick"
+    run = SimpleNamespace(config=plain, workdir=tmp_path)
+    assert evaluation._own_preset(run) == "quick"
     workdir.claim(tmp_path, named)
-    assert evaluation._own_preset(this) == "comparison"
+    assert evaluation._own_preset(run) == "comparison"

@@ -93,9 +93,10 @@ class Vae:
 def opened(tmp_path, monkeypatch, sampler=True, size=150):
     def data(count, seed):
         rng = np.random.default_rng(seed)
-        labels = ["pos" if one else "neg" for one in rng.integers(0, 2, count)]
+        labels = ["pos" if number else "neg" for number in rng.integers(0, 2, count)]
         texts = [
-            {"pos": "good", "neg": "bad"}[one] + " one" * (i % 3) for i, one in enumerate(labels)
+            {"pos": "good", "neg": "bad"}[label] + " one" * (i % 3)
+            for i, label in enumerate(labels)
         ]
         lines = types.SimpleNamespace(source=None)
         split = types.SimpleNamespace(texts=texts, labels=labels, lines=lines)

@@ -87,7 +87,7 @@ def test_token_accuracy_is_that_of_the_full_decoder(toys):
     assert text.token_accuracy(model, params, batches, posts) == pytest.approx(expected)
     packed = toys.text_batches(words, 2, slots=3, pad=2, empty=(1, 5))
     assert text.token_accuracy(model, params, packed, posts) == pytest.approx(expected)
-    other = text.token_accuracy(model, params, batches, posts, other=True)
+    other = text.token_accuracy(model, params, batches, posts, baseline=True)
     shuffled = np.asarray(params["prev"])[prev] + (z_ed[posts.other()] @ params["out"])[:, None]
     assert other == pytest.approx(100 * np.mean(shuffled.argmax(-1) == words))
     assert other != pytest.approx(expected)

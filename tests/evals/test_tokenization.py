@@ -73,7 +73,7 @@ def test_a_perplexity_of_unknown_words_is_withheld():
     assert metrics["unknown_sentences"]["value"] == 50
     assert card.as_dict()["card"]["unknown_tokens"]["enc"]["sentences_pct"] == 50
     assert "41.67 % of the decoder's tokens are unknown" in card.notes[0]
-    line = next(one for one in card.table().splitlines() if one.startswith("ppl_w  "))
+    line = next(line for line in card.table().splitlines() if line.startswith("ppl_w  "))
     assert line.split()[1] == "-" and line.endswith("withheld: 41.67 % unknown tokens")
 
 

@@ -43,7 +43,7 @@ TINY = fair_entries.Budget(
     evals=dict(samples=2, sentences=4, generate=4, interpolations=1),
     checks=2,
     row_tokens=32,
-    every={"mesh.data": 1, "optim.warmup_steps": 0},
+    overrides={"mesh.data": 1, "optim.warmup_steps": 0},
 )
 
 
@@ -53,7 +53,7 @@ def folder(tmp_path):
     source = tmp_path / "corpus"
     source.mkdir()
     for split, count in (("train", 60), ("valid", 12), ("test", 12)):
-        text = "".join(f"{one.text}\n" for one in grammar.corpus(split, count))
+        text = "".join(f"{sentence.text}\n" for sentence in grammar.corpus(split, count))
         if split == "train":
             with gzip.open(source / "train.txt.gz", "wt", encoding="utf-8") as file:
                 file.write(text)
@@ -88,8 +88,8 @@ def test_models_have_as_many_parameters_that_compute(entries, names):
     for name in names:
         entry = ENTRIES[name]
         size = plan.sizes(name, "cpu", entries)
-        actual[name], every = plan.count(plan.sized(entry, BUDGETS["cpu"], size), entries)
-        assert actual[name] <= every
+        actual[name], total = plan.count(plan.sized(entry, BUDGETS["cpu"], size), entries)
+        assert actual[name] <= total
     assert {name: abs(n / actual["lm"] - 1) < 0.1 for name, n in actual.items()} == dict.fromkeys(
         actual, True
     )
@@ -106,8 +106,8 @@ def test_what_computes_is_told_by_its_path():
         return {name for name in named_leaves(tree) if not plan.computing(name)}
 
     tables = {f"{side}/embed/position/table" for side in ("encoder", "decoder")}
-    own = {"encoder/embed/token/table", "encoder/embed/type/table"}
-    assert leaves("optimus") == tables | own
+    embeddings = {"encoder/embed/token/table", "encoder/embed/type/table"}
+    assert leaves("optimus") == tables | embeddings
     assert leaves("lm") == leaves("della") == leaves("adavae") == {"decoder/embed/position/table"}
     assert leaves("t5_vae") == set()  # one table for both stacks and the output
     assert leaves("lstm_vae") == {"encoder/embed/table", "decoder/embed/table"}
@@ -127,8 +127,8 @@ def test_a_size_that_cannot_be_met_is_an_error(monkeypatch, tiny):
 def test_files_are_the_same_lines_for_all(tmp_path, folder, tiny):
     dataset = data.prepare("toy", folder, TINY, tmp_path / "out")
     test = (tmp_path / "out/test.txt").read_text().splitlines()
-    every = (folder / "test.txt").read_text().splitlines()
-    assert len(test) == 8 and [line for line in every if line in test] == test
+    lines = (folder / "test.txt").read_text().splitlines()
+    assert len(test) == 8 and [line for line in lines if line in test] == test
     assert (dataset.sentences, dataset.kind, dataset.entries) == (60, "bpe", 300)
     assert 1 <= dataset.per_row <= 16
     again = data.prepare("toy", folder, TINY, tmp_path / "out")
@@ -170,13 +170,15 @@ def test_published_weights_are_trimmed_and_named_without_their_place(tmp_path, f
     encoder.mkdir()
     flags = (models, f"--encoder={encoder}", f"--decoder={decoder}")
     jobs = comparison.plan(arguments(tmp_path, folder, *flags))
-    shown = {one.entry: one.command(tmp_path / "out") for one in jobs}
-    own = "--config.init.{0}=runs/fair/tiny/toy/{0}"
-    roles = {name: [r for r in ROLES if own.format(r) in text] for name, text in shown.items()}
+    commands = {job.entry: job.command(tmp_path / "out") for job in jobs}
+    folder_flag = "--config.init.{0}=runs/fair/tiny/toy/{0}"
+    roles = {
+        name: [r for r in ROLES if folder_flag.format(r) in text] for name, text in commands.items()
+    }
     assert roles == dict(
         smollm2_lm=["decoder"], optimus_smollm2=["encoder", "decoder"], adavae_smollm2=["decoder"]
     )
-    assert not any(str(tmp_path) in text for text in shown.values())
+    assert not any(str(tmp_path) in text for text in commands.values())
     rows = json.loads((jobs[0].folder.parent / "decoder/config.json").read_text())["vocab_size"]
     assert rows < tokenizers.load(decoder, "decoder").vocab_size
     assert comparison.plan(arguments(tmp_path, folder, *flags)) == jobs
@@ -188,43 +190,43 @@ def test_published_weights_are_trimmed_and_named_without_their_place(tmp_path, f
 @pytest.mark.slow
 def test_commands_are_what_the_command_line_reads(tmp_path, folder, tiny):
     jobs = comparison.plan(arguments(tmp_path, folder, "--sweep"))
-    assert [one.entry for one in jobs if not one.point] == list(DEFAULT)
-    assert len({one.folder for one in jobs}) == len(jobs)
-    swept = [(one.entry, one.point) for one in jobs if one.point]
+    assert [job.entry for job in jobs if not job.point] == list(DEFAULT)
+    assert len({job.folder for job in jobs}) == len(jobs)
+    swept = [(job.entry, job.point) for job in jobs if job.point]
     assert ("della", "objective.beta.stop=1") not in swept  # its preset: the table's own run
     assert ("optimus", "objective.beta.stop=1") in swept
     assert [point for name, point in swept if name == "sri"] == [
         f"model.chain.temperature={value}" for value in ("0.05", "0.5", "1")
     ]
     seen = {}
-    for one in jobs:
-        python, *words = shlex.split(one.command())
+    for job in jobs:
+        python, *words = shlex.split(job.command())
         assert [python, *words[:2]] == ["python", "-m", "jvae.main"]
         config, rest = configs.from_argv(words[2:])
-        assert rest == [f"--workdir={one.folder}"] and config is not None
+        assert rest == [f"--workdir={job.folder}"] and config is not None
         assert config.data.encoder_tokenizer == config.data.decoder_tokenizer
         assert config.evals.samples == 2 and config.seed == 0
         update = config.data.batch_rows
         if config.data.packing == "pack":
-            update *= data.prepare("toy", folder, TINY, one.folder.parent).per_row
-        seen[one.folder] = config.train.steps * update
-        if one.point:
-            key, _, value = one.point.partition("=")
+            update *= data.prepare("toy", folder, TINY, job.folder.parent).per_row
+        seen[job.folder] = config.train.steps * update
+        if job.point:
+            key, _, value = job.point.partition("=")
             assert configs.flatten(config)[key] == float(value)
     most, least = max(seen.values()), min(seen.values())
     assert most / least < 1.1  # whole updates; a real budget has hundreds of them
 
 
 def test_stored_commands_name_no_machine(tmp_path, folder, tiny):
-    here = comparison.plan(arguments(tmp_path, folder, "--models=lm"))[0]
+    job = comparison.plan(arguments(tmp_path, folder, "--models=lm"))[0]
     there = comparison.plan(
         comparison._arguments(
             [f"--data=toy={folder}", "--budget=tiny", f"--out={tmp_path / 'x'}", "--models=lm"]
         )
     )[0]
-    assert str(tmp_path) in here.command() and str(tmp_path) not in here.command(tmp_path / "out")
-    assert here.command(tmp_path / "out") == there.command(tmp_path / "x")
-    assert here.fingerprint == there.fingerprint
+    assert str(tmp_path) in job.command() and str(tmp_path) not in job.command(tmp_path / "out")
+    assert job.command(tmp_path / "out") == there.command(tmp_path / "x")
+    assert job.fingerprint == there.fingerprint
 
 
 def test_the_name_of_the_evaluation_changes_no_row(tmp_path, folder, monkeypatch, tiny):
@@ -274,7 +276,7 @@ def test_mistakes_are_one_message(words, message, capsys):
 def made_up(entry="optimus", nll=30.0, se=0.2, seed=0, point="", **metrics):
     """A row of a made-up run."""
     latent = entry not in ("lm", "lstm_lm")
-    shown = {
+    expected = {
         "nll_100": nll,
         "neg_elbo": nll + (1.0 if latent else 0.0),
         "rec": nll - 4.0 if latent else nll,
@@ -293,7 +295,7 @@ def made_up(entry="optimus", nll=30.0, se=0.2, seed=0, point="", **metrics):
         **dict(hardware="2 cores", jax="0.0", date="2026-01-01", k=100, evaluated=500),
         **dict(train_s=60.0, eval_s=20.0, sentences_per_s=100.0, flops=2e12, updates=100),
         **dict(params=10, params_all=12, sentences=3_200, weights="step 100", mi_n=1_000),
-        **dict(metrics=shown, se={"nll_100": se}, control={"au_0.01": 0}, mi_saturated=False),
+        **dict(metrics=expected, se={"nll_100": se}, control={"au_0.01": 0}, mi_saturated=False),
         **dict(knob=0.8 if entry == "optimus" else None, collapse=[], notes=[]),
         # Two sentences; what the model is above its language model differs by 0.28 on either side.
         **dict(sentence_e=[0, 3], nll_e=[nll - 5 - 0.28 * latent, nll + 5 + 0.28 * latent]),
@@ -356,20 +358,20 @@ def test_what_is_missing_is_run_once(tmp_path, folder, tiny, runs, capsys):
     words = [f"--data=toy={folder}", "--budget=tiny", "--models=lm,lstm_lm,della"]
     words += [f"--out={tmp_path / 'out'}", f"--rows={tmp_path / 'rows.jsonl'}"]
     planned = comparison.plan(comparison._arguments(words))
-    jobs |= {one.folder: one for one in planned}
+    jobs |= {job.folder: job for job in planned}
     assert comparison.main([*words, "--dry_run"]) == 0 and not seen
-    assert capsys.readouterr().out.splitlines() == [one.command() for one in planned]
+    assert capsys.readouterr().out.splitlines() == [job.command() for job in planned]
 
     codes[2] = 2  # the second fails, the third is stopped
     codes[3] = CODE
     assert comparison.main(words) == CODE
-    assert seen == [one.folder for one in planned]
+    assert seen == [job.folder for job in planned]
     said = capsys.readouterr()
     assert (
         "failed with 2: what it said" in said.err and "run the same command to resume" in said.err
     )
     assert comparison.main(words) == 0
-    assert seen[3:] == [one.folder for one in planned[1:]]
+    assert seen[3:] == [job.folder for job in planned[1:]]
     first = capsys.readouterr().out.partition("###")[2]
     assert comparison.main(words) == 0 and len(seen) == 5
     again = capsys.readouterr().out
@@ -433,7 +435,7 @@ def test_a_new_row_replaces_the_old_one_in_the_order_of_the_table(tmp_path):
 
 
 def cells(text, title):
-    line = next(one for one in text.splitlines() if one.startswith(f"| {title} |"))
+    line = next(line for line in text.splitlines() if line.startswith(f"| {title} |"))
     return [cell.strip() for cell in line.split("|")[1:-1]]
 
 
@@ -442,10 +444,10 @@ def test_cells_of_one_seed():
     rows[1]["mi_saturated"] = True
     text = fair_table.tables(rows)
     head = cells(text, "model")
-    own = dict(zip(head, cells(text, "Optimus"), strict=True))
-    assert own["NLL_100"] == "30.00 ± 0.20" and own["MI"] == "≥ 4.50"
-    assert own["AU (control)"] == "12 (0)" and own["collapsed"] == "no"
-    assert own["BLEU"] == "not measured" and own["probe"] == "–"
+    row = dict(zip(head, cells(text, "Optimus"), strict=True))
+    assert row["NLL_100"] == "30.00 ± 0.20" and row["MI"] == "≥ 4.50"
+    assert row["AU (control)"] == "12 (0)" and row["collapsed"] == "no"
+    assert row["BLEU"] == "not measured" and row["probe"] == "–"
     lm = dict(zip(head, cells(text, "Transformer LM"), strict=True))
     assert lm["KL"] == lm["AU (control)"] == lm["collapsed"] == lm["exact match %"] == "–"
     assert "500 test sentences, K = 100; ± standard error" in text
@@ -456,8 +458,8 @@ def test_cells_of_one_seed():
 def test_a_withheld_perplexity_is_a_dash_with_its_reason():
     note = "12 % of the tokens are unknown: perplexity per word is withheld."
     text = fair_table.tables([made_up("lm", ppl_w=None, bpc=None) | {"notes": [note, "a remark"]}])
-    own = dict(zip(cells(text, "model"), cells(text, "Transformer LM"), strict=True))
-    assert own["PPL_w"] == own["BPC"] == "–"
+    row = dict(zip(cells(text, "model"), cells(text, "Transformer LM"), strict=True))
+    assert row["PPL_w"] == row["BPC"] == "–"
     assert f"- Transformer LM: {note}" in text and "a remark" not in text
 
 
@@ -466,8 +468,8 @@ def test_cells_of_several_seeds():
     rows[2]["metrics"]["collapsed"] = True
     rows[2]["collapse"] = ["no active unit"]
     text = fair_table.tables(rows)
-    own = dict(zip(cells(text, "model"), cells(text, "DELLA"), strict=True))
-    assert own["NLL_100"] == "30.00 ± 1.00" and own["collapsed"] == "**1 of 3**"
+    row = dict(zip(cells(text, "model"), cells(text, "DELLA"), strict=True))
+    assert row["NLL_100"] == "30.00 ± 1.00" and row["collapsed"] == "**1 of 3**"
     assert "standard deviation over seeds" in text
     assert "flag, DELLA, seed 2: no active unit" in text
 
@@ -507,8 +509,8 @@ def test_rate_against_distortion(tmp_path):
     for value, kl in ((0.1, 9.0), (1.0, 3.0)):
         row = made_up("optimus", point=f"objective.beta.stop={value:g}", kl=kl)
         rows.append(row | {"knob": value})
-    own = fair_table.swept(rows)["optimus"]
-    assert [row["knob"] for row in own] == [0.1, 0.8, 1.0]
+    points = fair_table.swept(rows)["optimus"]
+    assert [row["knob"] for row in points] == [0.1, 0.8, 1.0]
     text = fair_table.tables(rows)
     assert "| Optimus | β = 0.1 | 9.00 | 26.00 |" in text
     (line,) = fair_table.figures(rows, tmp_path / "results")

@@ -50,8 +50,8 @@ def test_a_figure_comes_from_its_run_or_from_the_comparison():
 
 def test_configs_of_the_commands_exist():
     """Options that `...` leaves open aside."""
-    for one in task_table.EXPERIMENTS:
-        for word in shlex.split(one.command):
+    for experiment in task_table.EXPERIMENTS:
+        for word in shlex.split(experiment.command):
             if word.startswith("--config="):
                 assert configs.load(word.removeprefix("--config=")).model.family
 

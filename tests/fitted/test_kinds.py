@@ -171,8 +171,8 @@ def test_labels(kind, toys):
     np.testing.assert_allclose(means, [-2.0, 2.0], atol=0.2)
     # Without a label it is the mixture, which is the truth here.
     assert abs(toys.excess(prior.prior(), params, mixture)) < 0.02
-    each = [jax.jit(prior.prior(label).log_prob)(params, z_n1d[:50]) for label in ("0", "1")]
-    np.testing.assert_allclose(np.stack(each, 1), mixture.each(z_n1d[:50]), rtol=0.1, atol=0.5)
+    nats = [jax.jit(prior.prior(label).log_prob)(params, z_n1d[:50]) for label in ("0", "1")]
+    np.testing.assert_allclose(np.stack(nats, 1), mixture.each(z_n1d[:50]), rtol=0.1, atol=0.5)
     share = np.mean(draw(prior.prior(), params, 2_000)[:, 0, 0] > 0.3)
     assert share == pytest.approx(0.7, abs=0.05)
 
@@ -202,8 +202,8 @@ def test_the_trace_of_hutchinson_is_near_the_exact_one():
     prior = quick("diffusion", (2, 3))
     params, z_egz = join({}, prior), jnp.asarray(latents((2, 3))[:8])
     exact, rough = (
-        np.asarray(jax.jit(one.prior().log_prob)(params, z_egz))
-        for one in (prior.using(trace="exact"), prior.using(trace="hutchinson", probes=64))
+        np.asarray(jax.jit(fitted.prior().log_prob)(params, z_egz))
+        for fitted in (prior.using(trace="exact"), prior.using(trace="hutchinson", probes=64))
     )
     np.testing.assert_allclose(rough, exact, atol=1.0)
 

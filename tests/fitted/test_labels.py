@@ -30,8 +30,8 @@ def two_classes(n=2_000, gap=6.0, width=3, seed=0):
 
 
 def fitted(kind, z_n1d, number_n, **options) -> Fitted:
-    own = FITTED[kind].options(**options)
-    return fit(kind, own, z_n1d, jax.random.key(0), number_n, labels=LABELS)
+    latent_density = FITTED[kind].options(**options)
+    return fit(kind, latent_density, z_n1d, jax.random.key(0), number_n, labels=LABELS)
 
 
 def draw(prior, params, n):
@@ -42,13 +42,13 @@ def by_hand(kind) -> Fitted:
     """Without a fit, whose programs take seconds to compile: parameters of the first step."""
     size, hot = 3, np.eye(2, dtype=np.float32)
     if kind == "gan":
-        own = Net(size + 2, size, 8, 1).init(jax.random.key(0))
+        net_params = Net(size + 2, size, 8, 1).init(jax.random.key(0))
     else:
         flat = {"kernel": jnp.eye(size), "bias": jnp.zeros((size,))}
         vectors = jnp.array([[0.0] * size, [1.0] * size])
-        own = {"remover": jnp.eye(size), "label": vectors, "generator": flat}
+        net_params = {"remover": jnp.eye(size), "label": vectors, "generator": flat}
     standard = {"shift_gz": np.full((1, size), 3.0), "scale_gz": np.full((1, size), 2.0)}
-    params = {**standard, "log_share_c": np.log(hot.mean(axis=0)), "density": own}
+    params = {**standard, "log_share_c": np.log(hot.mean(axis=0)), "density": net_params}
     options = FITTED[kind].options(**QUICK[kind])
     return Fitted(kind, kind, options, (1, size), LABELS, params)
 
@@ -84,11 +84,14 @@ def test_a_label_is_learned(optimized, kind):
     prior = fitted(kind, z_n1d, number_n)
     params = join({}, prior)
     for number, label in enumerate(LABELS):
-        drawn, own = draw(prior.prior(label), params, 2_000)[:, 0], z_n1d[number_n == number][:, 0]
-        np.testing.assert_allclose(drawn.mean(axis=0), own.mean(axis=0), atol=0.5)
+        drawn, latents = (
+            draw(prior.prior(label), params, 2_000)[:, 0],
+            z_n1d[number_n == number][:, 0],
+        )
+        np.testing.assert_allclose(drawn.mean(axis=0), latents.mean(axis=0), atol=0.5)
         if kind == "gan":
-            np.testing.assert_allclose(drawn.std(axis=0), own.std(axis=0), rtol=0.25)
-            assert np.mean(drawn[:, 0] > 3) == pytest.approx(np.mean(own[:, 0] > 3), abs=0.1)
+            np.testing.assert_allclose(drawn.std(axis=0), latents.std(axis=0), rtol=0.25)
+            assert np.mean(drawn[:, 0] > 3) == pytest.approx(np.mean(latents[:, 0] > 3), abs=0.1)
         else:  # W takes out the whole direction in which labels differ: a label is one point of it
             assert np.mean((drawn[:, 0] > 3) == (label == "good")) > 0.99
 
@@ -104,18 +107,20 @@ def test_ctrl_gen_changes_the_label_and_leaves_the_rest(optimized):
 
 
 def test_ctrl_gen_adds_the_vector_of_a_label():
-    own = density("ctrl_gen", FITTED["ctrl_gen"].options(), (1, 2), 2)
+    latent_density = density("ctrl_gen", FITTED["ctrl_gen"].options(), (1, 2), 2)
     p = {
         "remover": jnp.diag(jnp.array([0.0, 1.0])),
         "label": jnp.array([[-2.0, 0.0], [2.0, 0.5]]),
         "generator": {"kernel": jnp.zeros((2, 2)), "bias": jnp.array([1.0, 1.0])},
     }
     u_egz = jnp.array([[[7.0, 3.0]]])
-    assert own.moved is not None
+    assert latent_density.moved is not None
     for label, expected in ((0, [-2.0, 3.0]), (1, [2.0, 3.5])):
-        np.testing.assert_allclose(own.moved(p, u_egz, jnp.asarray(label))[0, 0], expected)
+        np.testing.assert_allclose(
+            latent_density.moved(p, u_egz, jnp.asarray(label))[0, 0], expected
+        )
     key_e = example_keys(jax.random.key(0), jnp.arange(2))
-    drawn = own.sample(p, key_e, jnp.array([0, 1]))
+    drawn = latent_density.sample(p, key_e, jnp.array([0, 1]))
     np.testing.assert_allclose(drawn[:, 0], [[-1.0, 1.0], [3.0, 1.5]])
 
 
@@ -129,23 +134,23 @@ def test_ctrl_gen_needs_labels():
 def test_transfer_is_the_affine_map_between_gaussians():
     z_n1d, number_n = two_classes()
     prior = fitted("gaussian", z_n1d, number_n)
-    some, own = z_n1d[:50], [LABELS[number] for number in number_n[:50]]
-    moved = transfer(prior, some, "good", own)
+    latents, labels = z_n1d[:50], [LABELS[number] for number in number_n[:50]]
+    moved = transfer(prior, latents, "good", labels)
     is_good = number_n[:50] == 1
-    np.testing.assert_array_equal(moved[is_good], some[is_good])
+    np.testing.assert_array_equal(moved[is_good], latents[is_good])
     moments = [
         (z_nd.mean(axis=0), np.linalg.cholesky(np.cov(z_nd.T)))
         for z_nd in (z_n1d[number_n == c, 0].astype(np.float64) for c in (0, 1))
     ]
     (bad_d, bad_dd), (good_d, good_dd) = moments
-    left_nd = some[~is_good, 0] - bad_d
+    left_nd = latents[~is_good, 0] - bad_d
     expected = good_d + np.linalg.solve(bad_dd, left_nd.T).T @ good_dd.T
     np.testing.assert_allclose(moved[~is_good, 0], expected, atol=0.05)
     # Own labels are the likeliest ones, and these classes hardly overlap.
-    np.testing.assert_allclose(transfer(prior, some, "good"), moved, atol=1e-5)
-    twice = transfer(prior, some, "good", own, 2.0)
-    np.testing.assert_allclose(twice - some, 2 * (moved - some), atol=1e-4)
-    assert transfer(prior, some[:0], "bad").shape == (0, 1, 3)
+    np.testing.assert_allclose(transfer(prior, latents, "good"), moved, atol=1e-5)
+    twice = transfer(prior, latents, "good", labels, 2.0)
+    np.testing.assert_allclose(twice - latents, 2 * (moved - latents), atol=1e-4)
+    assert transfer(prior, latents[:0], "bad").shape == (0, 1, 3)
 
 
 def test_transfer_that_cannot_be():

@@ -69,8 +69,8 @@ def two_values(score_end=True) -> LoadedVAE:
         return jax.nn.log_softmax(jnp.stack([joint(0), joint(1)], axis=1))
 
     def sample(params, post, key_ke):
-        one = jax.vmap(jax.random.categorical)
-        z_ke = jax.vmap(lambda key_e: one(key_e, post))(key_ke)
+        draw = jax.vmap(jax.random.categorical)
+        z_ke = jax.vmap(lambda key_e: draw(key_e, post))(key_ke)
         return z_ke[:, :, None, None].astype(jnp.float32)
 
     def log_q(params, post, z_egz):
@@ -98,16 +98,18 @@ def two_values(score_end=True) -> LoadedVAE:
 @pytest.mark.parametrize("score_end", [True, False])
 def test_an_enumerable_model_gives_its_exact_likelihood(score_end):
     vae = two_values(score_end)
-    ids = [one[1 : None if score_end else -1] for one in TOK.encode_batch(TEXTS)]
+    ids = [ids[1 : None if score_end else -1] for ids in TOK.encode_batch(TEXTS)]
     joint = np.array([[ODDS[z] + TABLE[z][i].sum() for z in (0, 1)] for i in ids])
     exact = -np.logaddexp(*joint.T)
     # With the exact posterior every draw has the weight p(x), so any K gives it.
     np.testing.assert_allclose(vae.nll(TEXTS, k=3, seed=1), exact, atol=1e-4)
     share = np.exp(joint[:, 1] + exact)
     np.testing.assert_allclose(vae.encode(TEXTS)[:, 0, 0], share, atol=1e-5)
-    for one, i in zip(vae.token_log_probs(TEXTS, z_egz=np.ones((11, 1, 1))), ids, strict=True):
-        assert one.tokens == [TOK.backend.id_to_token(int(t)) for t in i]
-        np.testing.assert_allclose(one.nats, TABLE[1][i], atol=1e-6)
+    for token_scores, i in zip(
+        vae.token_log_probs(TEXTS, z_egz=np.ones((11, 1, 1))), ids, strict=True
+    ):
+        assert token_scores.tokens == [TOK.backend.id_to_token(int(t)) for t in i]
+        np.testing.assert_allclose(token_scores.nats, TABLE[1][i], atol=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -170,11 +172,15 @@ def test_a_list_gives_what_its_texts_give_alone(name):
         np.testing.assert_allclose(
             scored[i].nats, vae.token_log_probs(TEXTS[i : i + 1])[0].nats, atol=1e-4
         )
-    assert [len(one.tokens) for one in scored] == [len(text.split()) + 1 for text in TEXTS]
+    assert [len(token_scores.tokens) for token_scores in scored] == [
+        len(text.split()) + 1 for text in TEXTS
+    ]
     nll = vae.nll(TEXTS, k=2, chunk=2)
     np.testing.assert_allclose(nll[4:6], np.append(*(vae.nll([t], k=2) for t in TEXTS[4:6])), 1e-4)
     if name == "lm":  # nothing to integrate over: the bound is the sum
-        np.testing.assert_allclose([-one.nats.sum() for one in scored], nll, rtol=1e-5)
+        np.testing.assert_allclose(
+            [-token_scores.nats.sum() for token_scores in scored], nll, rtol=1e-5
+        )
 
 
 @pytest.mark.slow
@@ -475,7 +481,7 @@ def test_a_forked_child_is_told():
         answers = json.loads(file.read())
     os.waitpid(child, 0)
     assert len(answers) == 4
-    assert all(f"loaded in process {os.getpid()}" in one for one in answers)
+    assert all(f"loaded in process {os.getpid()}" in answer for answer in answers)
 
 
 def test_unknown_words_are_told(caplog):
@@ -507,5 +513,5 @@ def test_batches_are_not_much_larger_than_needed(most):
 
 
 def test_decode_settings_are_the_fields_of_the_config():
-    fields = {one.name: one.type for one in dataclasses.fields(DecodeConfig)}
+    fields = {field.name: field.type for field in dataclasses.fields(DecodeConfig)}
     assert DecodeSettings.__annotations__ == fields

@@ -82,8 +82,8 @@ def test_running_statistics_are_averages_over_batches(density, h_egd):
         params = density.track(params, h_egd, VALID)
         want = KEPT * want + (1 - KEPT) * np.asarray(mean_gz)
     np.testing.assert_allclose(params["running"]["mean"], want, rtol=1e-4)
-    one = np.arange(len(VALID)) == 0
-    same = density.track(params, h_egd, one)
+    first = np.arange(len(VALID)) == 0
+    same = density.track(params, h_egd, first)
     np.testing.assert_array_equal(same["running"]["var"], params["running"]["var"])
 
 

@@ -56,9 +56,9 @@ def test_densities_equal_the_formula(q, draws):
 
 def test_densities_integrate_to_one():
     """One dimension on a grid."""
-    one = Gaussian(jnp.full((4001, 1, 1), 0.7), jnp.full((4001, 1, 1), -1.3))
+    post = Gaussian(jnp.full((4001, 1, 1), 0.7), jnp.full((4001, 1, 1), -1.3))
     grid = jnp.linspace(-15.0, 15.0, 4001)[:, None, None]
-    for log_p in (log_density(one, grid), log_standard(grid)):
+    for log_p in (log_density(post, grid), log_standard(grid)):
         total = np.sum(np.exp(np.asarray(log_p, np.float64))) * (30 / 4000)
         np.testing.assert_allclose(total, 1.0, rtol=1e-5)
 

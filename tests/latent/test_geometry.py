@@ -60,11 +60,11 @@ def test_nearest_is_what_brute_force_finds(metric):
     for q, place, distance in zip(query_egz, places, distances, strict=True):
         if metric == "cosine":
             norms = np.linalg.norm(corpus_ngz, axis=(1, 2)) * np.linalg.norm(q)
-            every = 1 - np.sum(q * corpus_ngz, axis=(1, 2)) / norms
+            corpus_distances = 1 - np.sum(q * corpus_ngz, axis=(1, 2)) / norms
         else:
-            every = np.linalg.norm(q - corpus_ngz, axis=(1, 2))
-        want = np.argsort(every, kind="stable")[:5]
-        np.testing.assert_allclose(distance, every[want], atol=1e-9)
+            corpus_distances = np.linalg.norm(q - corpus_ngz, axis=(1, 2))
+        want = np.argsort(corpus_distances, kind="stable")[:5]
+        np.testing.assert_allclose(distance, corpus_distances[want], atol=1e-9)
         assert (
             set(place) == set(want) and list(place).index(2) < list(place).index(7)
             if ({2, 7} <= set(want))

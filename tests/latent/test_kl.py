@@ -131,14 +131,14 @@ def test_a_prior_of_its_own_parameters_is_trained(case, name):
 
         @jax.jit
         def loss(scale_z):
-            own = params | {"prior": {"log_scale": scale_z}}
-            return batch_loss(Objective(), measure(model, own, batch, KEY), 1.0)[0]
+            changed = params | {"prior": {"log_scale": scale_z}}
+            return batch_loss(Objective(), measure(model, changed, batch, KEY), 1.0)[0]
 
-        here = params["prior"]["log_scale"]
-        grad_z = jax.grad(loss)(here)
+        log_scale = params["prior"]["log_scale"]
+        grad_z = jax.grad(loss)(log_scale)
         for z in range(WIDTH):
             step = 1e-5 * jnp.eye(WIDTH)[z]
-            slope = (loss(here + step) - loss(here - step)) / 2e-5
+            slope = (loss(log_scale + step) - loss(log_scale - step)) / 2e-5
             assert abs(slope) > 1e-2
             np.testing.assert_allclose(grad_z[z], slope, rtol=1e-6)
 

@@ -27,8 +27,8 @@ def test_step_is_the_published_update_and_keeps_what_the_next_needs():
         return state, *kernel.step(key_e, state, 0)
 
     before, after, info = go(z)
-    wanted = z - 0.5 * 0.25 * z + 0.3 * 0.5 * info.noise_egz
-    np.testing.assert_allclose(after.z_egz, wanted, rtol=1e-6)
+    expected = z - 0.5 * 0.25 * z + 0.3 * 0.5 * info.noise_egz
+    np.testing.assert_allclose(after.z_egz, expected, rtol=1e-6)
     np.testing.assert_allclose(after.score_egz, -after.z_egz, rtol=1e-6)
     np.testing.assert_allclose(info.gain_e, after.log_joint_e - before.log_joint_e, rtol=1e-6)
     np.testing.assert_allclose(info.score_norm_e, np.linalg.norm(z[:, 0], axis=1), rtol=1e-6)

@@ -47,11 +47,11 @@ def make_post(groups=G, width=Z, seed=1):
     return layerwise.ChainPost(text), source
 
 
-def by_hand(params, addend_gcz, which, z_gz, clip=5.0):
+def by_hand(params, addend_gcz, kind, z_gz, clip=5.0):
     """Means and standard deviations along z, in NumPy, one example."""
     s, below, means, stds = np.zeros(z_gz.shape[1]), np.zeros(z_gz.shape[1]), [], []
     for g, z in enumerate(z_gz):
-        a, b, c, head = (np.asarray(params[k][g], np.float64) for k in ("a", "b", "c", which))
+        a, b, c, head = (np.asarray(params[k][g], np.float64) for k in ("a", "b", "c", kind))
         s = np.tanh(s @ a + below @ b + c)
         stats = np.clip(np.einsum("z,zcy->cy", s, head) + addend_gcz[g], -clip, clip)
         means.append(stats[0])
@@ -73,11 +73,11 @@ def test_densities_and_means_equal_those_written_out():
 
     log_q_e, log_p_e, mean_egz = map(np.asarray, everything(params, post, source, z_egz))
     for e in range(E):
-        for got, which, addend in (
+        for got, head, addend in (
             (log_q_e[e], "posterior", post.text_egcz),
             (log_p_e[e], "prior", source),
         ):
-            mean, std = by_hand(params, np.asarray(addend[e]), which, np.asarray(z_egz[e]))
+            mean, std = by_hand(params, np.asarray(addend[e]), head, np.asarray(z_egz[e]))
             np.testing.assert_allclose(got, norm.logpdf(z_egz[e], mean, std).sum(), rtol=1e-5)
         # The chain of means is the z that is its own mean.
         mean, _ = by_hand(params, np.asarray(post.text_egcz[e]), "posterior", mean_egz[e])

@@ -62,15 +62,15 @@ def test_the_kl_of_draws_is_the_exact_one_where_that_is_known(kind, toys):
     """A mixture of one Gaussian, a flow at its start; in training and evaluation."""
     toy = toys.linear(count=COUNT, same=True)
     if kind == "gmm":
-        prior, own = _learned("gmm", components=1)
-        p = Gaussian(own["mean"], own["log_var"])
-        assert np.all(np.abs(own["mean"]) > 0.05)
+        prior, prior_params = _learned("gmm", components=1)
+        p = Gaussian(prior_params["mean"], prior_params["log_var"])
+        assert np.all(np.abs(prior_params["mean"]) > 0.05)
     else:
-        prior, own = _learned("flow", layers=2, width=4, bins=3)
+        prior, prior_params = _learned("flow", layers=2, width=4, bins=3)
         p = Gaussian(jnp.zeros((1, *SHAPE)), jnp.zeros((1, *SHAPE)))
     exact = float(jnp.sum(kl(Gaussian(MEAN[None], LOG_VAR[None]), p)))
     model = TextVAE(None, None, prior, toy.gen, GAUSSIAN, SHAPE)
-    params, key = toy.params | {"prior": own}, jax.random.key(5)
+    params, key = toy.params | {"prior": prior_params}, jax.random.key(5)
     terms = jax.jit(lambda p: measure(model, p, toy.batch, key))(params)
     posts = collect_posteriors(model, params, [toy.batch], key)
     scores = score_batch(model, 1)(params, toy.batch, key)
@@ -85,11 +85,14 @@ def test_the_kl_of_draws_is_the_exact_one_where_that_is_known(kind, toys):
 
 
 def test_a_mixture_has_the_density_of_its_draws():
-    prior, own = _learned("gmm", components=3)
-    own = own | {"logit": jnp.array([0.5, -1.0, 0.2]), "log_var": 0.3 * own["log_var"]}
-    params = {"prior": own}
-    weight_k = jax.nn.softmax(own["logit"])[:, None]
-    mean_kz, var_kz = own["mean"][:, 0], jnp.exp(own["log_var"][:, 0])
+    prior, prior_params = _learned("gmm", components=3)
+    prior_params = prior_params | {
+        "logit": jnp.array([0.5, -1.0, 0.2]),
+        "log_var": 0.3 * prior_params["log_var"],
+    }
+    params = {"prior": prior_params}
+    weight_k = jax.nn.softmax(prior_params["logit"])[:, None]
+    mean_kz, var_kz = prior_params["mean"][:, 0], jnp.exp(prior_params["log_var"][:, 0])
     mean_z = jnp.sum(weight_k * mean_kz, axis=0)
     square_z = jnp.sum(weight_k * (var_kz + mean_kz**2), axis=0)
 
@@ -108,27 +111,27 @@ def test_a_mixture_has_the_density_of_its_draws():
 
 
 def test_a_flow_begins_as_the_standard_normal_and_keeps_an_exact_density():
-    prior, own = _learned("flow", layers=3, width=5, bins=4)
+    prior, prior_params = _learned("flow", layers=3, width=5, bins=4)
     key_e = example_keys(jax.random.key(2), jnp.arange(6))
     with jax.enable_x64(True):
-        own = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), own)
+        prior_params = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), prior_params)
         u_egz = noise(key_e, (2,)).reshape(-1, *SHAPE)
 
         @jax.jit
         def run(params):
             return prior.sample(params, key_e), prior.log_prob(params, u_egz)
 
-        z_egz, nats_e = run({"prior": own})
+        z_egz, nats_e = run({"prior": prior_params})
         # Some permutation of the noise.
         np.testing.assert_allclose(np.sort(z_egz, axis=2), np.sort(u_egz, axis=2), atol=1e-12)
         np.testing.assert_allclose(nats_e, log_standard(u_egz), rtol=1e-12)
 
         rng = np.random.default_rng(0)
-        own = jax.tree.map(lambda a: a + 0.5 * rng.normal(size=a.shape), own)
-        params = {"prior": own}
+        prior_params = jax.tree.map(lambda a: a + 0.5 * rng.normal(size=a.shape), prior_params)
+        params = {"prior": prior_params}
 
         def draw(u_z):
-            return Coupling(3, 5, 4, 2).outward(own, u_z[None])[0]
+            return Coupling(3, 5, 4, 2).outward(prior_params, u_z[None])[0]
 
         z_ez = jax.jit(jax.vmap(draw))(u_egz[:, 0])
         np.testing.assert_allclose(jax.jit(prior.sample)(params, key_e)[:, 0], z_ez, atol=1e-12)

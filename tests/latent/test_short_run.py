@@ -224,12 +224,12 @@ def test_mixture_draws_from_both_and_its_density_is_theirs(toys):
     np.testing.assert_allclose(np.cov(z[near, 0, 0].T), np.exp(-4.0) * np.eye(2), atol=0.004)
     np.testing.assert_allclose(np.cov(z[~near, 0, 0].T), np.eye(2), atol=0.15)
     # Each side of the mixture is blind to the other here, so the density is half of one.
-    wanted = jnp.where(
+    expected = jnp.where(
         near,
         jax.vmap(lambda z: fit.log_prob({}, post, z))(z)[:, 0],
         jax.vmap(log_standard)(z)[:, 0],
     )
-    np.testing.assert_allclose(nats[:, 0], wanted - np.log(2), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(nats[:, 0], expected - np.log(2), rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="no density"):
         mixture.with_prior(toy.prior, short_run.attach(toy.gen, toy.prior, CFG))
 

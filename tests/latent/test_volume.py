@@ -60,8 +60,8 @@ def test_log_determinant_of_a_linear_model_is_exact(toys):
     done, end = go(toy.params)
     precision = np.linalg.inv(toy.cov_zz)
     factors = [np.eye(2) - s**2 / 2 * precision for s in langevin.official_sizes(5)]
-    wanted = sum(np.linalg.slogdet(a)[1] for a in factors)
-    np.testing.assert_allclose(done.log_det_e, wanted, rtol=1e-4)
+    expected = sum(np.linalg.slogdet(a)[1] for a in factors)
+    np.testing.assert_allclose(done.log_det_e, expected, rtol=1e-4)
     np.testing.assert_allclose(done.end_egz, end, rtol=1e-5, atol=1e-6)
 
 

@@ -68,8 +68,8 @@ def pieces(toys):
             params
         )
         both = jax.grad(lambda p: loss_of(leak, p)[0])(params)
-        every = jax.grad(along)(params, path)
-        return at_end, every, final, both, ((value, terms), contract(params))
+        gradients = jax.grad(along)(params, path)
+        return at_end, gradients, final, both, ((value, terms), contract(params))
 
     return go(params)
 

@@ -16,6 +16,6 @@ def test_dry_run_prints_a_command_that_parses():
     ).stdout
     _, module_flag, module, *rest = shlex.split(printed)
     assert (module_flag, module) == ("-m", "jvae.main")
-    config, others = configs.from_argv(rest)
+    config, arguments = configs.from_argv(rest)
     assert config.name == "optimus-base" and config.optim.lr == 3e-4
-    assert others == ["--workdir=a folder"]
+    assert arguments == ["--workdir=a folder"]

@@ -43,9 +43,9 @@ def check(words: list[str]):
 def test_local_processes():
     commands = printed("local.sh", "--processes=3", "--devices=2", *RUN)
     flags = [check(words) for words in commands]
-    assert [one.process for one in flags] == [0, 1, 2]
-    assert {one.processes for one in flags} == {3}
-    assert len({one.coordinator for one in flags}) == 1
+    assert [flag.process for flag in flags] == [0, 1, 2]
+    assert {flag.processes for flag in flags} == {3}
+    assert len({flag.coordinator for flag in flags}) == 1
 
 
 def test_slurm():

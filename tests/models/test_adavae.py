@@ -89,8 +89,8 @@ def test_without_adapters_and_latent_the_decoder_is_gpt2():
     def both(params):
         zero = jnp.zeros((4, 1, 3))
         ours = model.gen.log_lik(params, model.gen.prepare(params, batch), zero)
-        own = {"decoder": {k: params["decoder"][k] for k in ("embed", "layers", "norm")}}
-        return ours, plain.gen.log_lik(own, plain.gen.prepare(own, batch), None)
+        subtree = {"decoder": {k: params["decoder"][k] for k in ("embed", "layers", "norm")}}
+        return ours, plain.gen.log_lik(subtree, plain.gen.prepare(subtree, batch), None)
 
     ours, want = both(params)
     np.testing.assert_allclose(ours, want, rtol=1e-5, atol=1e-6)
@@ -98,13 +98,13 @@ def test_without_adapters_and_latent_the_decoder_is_gpt2():
 
 
 def test_the_released_form_also_adapts_the_input():
-    shown = lambda placement, form, decoder: set(  # noqa: E731
+    names = lambda placement, form, decoder: set(  # noqa: E731
         small(placement=placement, placement_form=form).places(decoder)
     )
-    assert shown("parallel_ffn", "intended", True) == {"hidden"}
-    assert shown("parallel_ffn", "released", False) == {"hidden", "input"}
-    assert shown("sequential_attn", "released", False) == {"input"}
-    assert shown("sequential_attn", "released", True) == {"input", "mlp"}
+    assert names("parallel_ffn", "intended", True) == {"hidden"}
+    assert names("parallel_ffn", "released", False) == {"hidden", "input"}
+    assert names("sequential_attn", "released", False) == {"input"}
+    assert names("sequential_attn", "released", True) == {"input", "mlp"}
 
 
 def test_identity_start_leaves_the_frozen_function():

@@ -12,7 +12,7 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 NARROW = ("layers=1", "unroll=1", "width=8", "heads=2", "mlp=8", "positions=32")
 SMALL = {
     "optimus": [
-        *(f"model.{side}.{one}" for side in ("encoder", "decoder") for one in NARROW),
+        *(f"model.{side}.{value}" for side in ("encoder", "decoder") for value in NARROW),
         *("data.row_tokens=32", "data.tokenizer_kind=word"),
     ],
     # Rows of several lengths are as many programs, so one epoch has to show them all.
@@ -26,7 +26,7 @@ CHECK = {"optimus": 8, "sri": 20}  # steps between checks: more than an epoch
 def test_nothing_compiles_after_the_first_check(family, tmp_path, monkeypatch):
     """Epochs end, validation's last batch is not full, logs and checkpoints come at odd steps."""
     text = tmp_path / "mine.txt"
-    text.write_text("".join(f"{one.text}\n" for one in grammar.corpus("train", 200)))
+    text.write_text("".join(f"{sentence.text}\n" for sentence in grammar.corpus("train", 200)))
     check = CHECK[family]
     config = configs.apply_overrides(
         configs.load(family),

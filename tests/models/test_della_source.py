@@ -136,18 +136,20 @@ def test_the_files_of_a_bart_fill_both_stacks():
     assert c.model.encoder.to_dict() == c.model.decoder.to_dict()
     target = named_leaves(jax.eval_shape(build.build_model(c).init, jax.random.key(0)))
     table = part.table(Vocab(96, 96))
-    own = {path: target[path] for path in (rule.path for rule in table.rules)}
-    names.fit(table, backbones.canonical(part.backbone, checkpoint), own)
-    rest = {path.split("/")[1] for path in target.keys() - own.keys() if path[:7] == "decoder"}
-    assert rest == {"fusion"} and not any(p[:7] == "encoder" for p in target.keys() - own.keys())
+    targets = {path: target[path] for path in (rule.path for rule in table.rules)}
+    names.fit(table, backbones.canonical(part.backbone, checkpoint), targets)
+    rest = {path.split("/")[1] for path in target.keys() - targets.keys() if path[:7] == "decoder"}
+    assert rest == {"fusion"} and not any(
+        p[:7] == "encoder" for p in target.keys() - targets.keys()
+    )
 
 
 def test_decoding_reads_packed_sources_one_per_row():
     states = RowStates(np.arange(24.0).reshape(2, 4, 3), np.array([[1, 1, 2, 0], [2, 2, 2, 0]]))  # pyright: ignore
     rows, kept = one_per_row((states, np.ones(4)), 2)
     np.testing.assert_array_equal(rows.state_bsd, np.repeat(states.state_bsd, 2, axis=0))
-    own = [[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 0]]
-    np.testing.assert_array_equal(rows.segment_bs, own)
+    mask = [[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 0]]
+    np.testing.assert_array_equal(rows.segment_bs, mask)
     assert kept.shape == (4,)
 
 

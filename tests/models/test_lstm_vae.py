@@ -71,8 +71,8 @@ def test_log_likelihood_is_that_of_the_published_recurrence(case):
     model, params, batch, z = case
     nats = jax.jit(lambda p, z: model.gen.log_lik(p, model.gen.prepare(p, batch), z))(params, z)
     for e, (b, first, stop) in enumerate(SPANS):
-        wanted = _reference(params, batch.dec.token_bt[b, first:stop], z[e, 0])
-        np.testing.assert_allclose(nats[b, first + 1 : stop], wanted, rtol=1e-5, atol=1e-6)
+        expected = _reference(params, batch.dec.token_bt[b, first:stop], z[e, 0])
+        np.testing.assert_allclose(nats[b, first + 1 : stop], expected, rtol=1e-5, atol=1e-6)
     assert np.all(np.asarray(nats)[~batch.scored_bt] == 0.0)
 
 
@@ -95,10 +95,12 @@ def test_steps_after_ragged_prompts_give_the_same(case):
     np.testing.assert_array_equal(position, length + 1)
     assert np.all(np.isneginf(first[:, 7:]))
     for e, n in enumerate(length):
-        wanted = _reference(params, tokens[e], z[e, 0])
-        np.testing.assert_allclose(first[e, tokens[e][n]], wanted[n - 1], rtol=1e-5, atol=1e-6)
+        expected = _reference(params, tokens[e], z[e, 0])
+        np.testing.assert_allclose(first[e, tokens[e][n]], expected[n - 1], rtol=1e-5, atol=1e-6)
         if n + 1 < len(tokens[e]):
-            np.testing.assert_allclose(second[e, tokens[e][n + 1]], wanted[n], rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(
+                second[e, tokens[e][n + 1]], expected[n], rtol=1e-5, atol=1e-6
+            )
 
 
 @pytest.mark.slow
@@ -114,8 +116,8 @@ def test_dropout_acts_on_both_sides_and_only_with_a_key(case):
         return [gen.log_lik(params, part, z) for part in (*parts, ctx)]
 
     plain, dropped, outputs, inputs, again = nats(params, z, jax.random.key(4))
-    for other in (dropped, outputs, inputs):
-        assert np.abs(other - plain).max() > 0.01
+    for draw in (dropped, outputs, inputs):
+        assert np.abs(draw - plain).max() > 0.01
     np.testing.assert_array_equal(dropped, again)
 
 

@@ -92,7 +92,7 @@ def test_turns_become_texts_with_one_start():
     plain = train_word_level(["a b c __eou__"])
     words = dataclasses.replace(plain, turns="__eou__")
     texts = ["a b __eou__ c __eou__ a", "b", "__eou__"]
-    a, b, c = (int(plain.encode_batch([one])[0][1]) for one in "abc")
+    a, b, c = (int(plain.encode_batch([word])[0][1]) for word in "abc")
     ids = words.encode_batch(texts[:2])
     start, end = plain.start_id, plain.end_id
     assert ids[0].tolist() == [start, a, b, end, c, end, a, end]
@@ -147,8 +147,8 @@ def test_the_context_reads_copies_of_the_last_layers(model):
         params = model.init(key)
         return [params[part]["layers"]["mlp"]["up"]["kernel"] for part in ("context", "encoder")]
 
-    own, shared = drawn(jax.random.key(0))
-    np.testing.assert_array_equal(own, shared[-1:])
+    copies, shared = drawn(jax.random.key(0))
+    np.testing.assert_array_equal(copies, shared[-1:])
     paths = named_leaves(jax.eval_shape(model.init, jax.random.key(0)))
     layers = {path.partition("layers/")[2] for path in paths if path.startswith("encoder/layers/")}
     assert {path for path in paths if path.startswith("context/")} == {

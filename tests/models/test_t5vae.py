@@ -141,8 +141,8 @@ def test_padding_is_pooled_on_request():
         return [model.post.encode(params, batch).mean_egz for batch in (short, long)]
 
     # Nothing of the first sentence's row is padding in the short rows.
-    one, other = means(params)
-    assert np.all(np.max(np.abs(one - other)[0]) > 1e-3)
+    first, second = means(params)
+    assert np.all(np.max(np.abs(first - second)[0]) > 1e-3)
     with pytest.raises(ValueError, match="2 sentences per row: set data.packing to bucket"):
         model.post.encode(params, batch_of([[0, 1]], 8))
 
@@ -157,10 +157,10 @@ def test_an_empty_slot_of_memory_still_takes_attention():
     @jax.jit
     def both(params, z_egz):
         with_slot = model.gen.log_lik(params, model.gen.prepare(params, batch), z_egz)
-        own = t5_own(params, "decoder")
-        x_btd = t5.embed(TINY, own, batch.dec.token_bt)
-        hidden_btd, _ = t5.rows(TINY, own, x_btd, segments(batch.dec, causal=True))
-        plain = t5.token_log_prob(TINY, own, hidden_btd, batch.dec, batch.scored_bt)
+        stack_params = t5_own(params, "decoder")
+        x_btd = t5.embed(TINY, stack_params, batch.dec.token_bt)
+        hidden_btd, _ = t5.rows(TINY, stack_params, x_btd, segments(batch.dec, causal=True))
+        plain = t5.token_log_prob(TINY, stack_params, hidden_btd, batch.dec, batch.scored_bt)
         return with_slot, plain
 
     with_slot, plain = both(params, jnp.ones((4, 1, 3)))
@@ -190,7 +190,7 @@ def test_one_folder_fills_both_stacks(name, cross_slots, caplog):
     c.model.update(latent=3, cross_slots=cross_slots)
     c.model.decoder.update(actual | dict(vocab=rows - 4))
     c.init.decoder = str(folder)
-    this = build.Run(
+    run = build.Run(
         c,
         Path(),
         *_tokenizers(rows - 4),
@@ -202,7 +202,7 @@ def test_one_folder_fills_both_stacks(name, cross_slots, caplog):
     )
     with caplog.at_level(logging.INFO, "jvae.training.init_params"):
         key = jax.random.key(0, impl="unsafe_rbg")  # compiles in no time
-        params = jax.device_get(init_params.initial_params(this, None, key))
+        params = jax.device_get(init_params.initial_params(run, None, key))
     assert "4 rows of no token left out" in caplog.text
     fresh = sum(leaf.size for path, leaf in named_leaves(params).items() if path.endswith(NEW))
     assert f"initialised at random: {fresh:,} parameters" in caplog.text

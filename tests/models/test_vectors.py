@@ -110,20 +110,20 @@ def test_every_vector_of_an_example_reaches_its_own_tokens(name):
     _, injection = decoder_of(config)
     noise = np.random.default_rng(0).normal
     shapes = jax.eval_shape(lambda: nn.unbox(injection.init(jax.random.key(0))))
-    own = jax.tree.map(lambda a: noise(size=a.shape).astype(np.float32), shapes)
+    params = jax.tree.map(lambda a: noise(size=a.shape).astype(np.float32), shapes)
     z_egz = noise(size=(2, 3, 5)).astype(np.float32)
     if config.use_memory or getattr(config, "use_psa", False):
         owner_m = injection.owners(2)
-        packed = injection.reach(own, z_egz, 1).slots.key_lbmgh[:, 0]
+        packed = injection.reach(params, z_egz, 1).slots.key_lbmgh[:, 0]
         for e in range(2):
-            alone = injection.reach(own, z_egz[e : e + 1], 1).slots.key_lbmgh[:, 0]
+            alone = injection.reach(params, z_egz[e : e + 1], 1).slots.key_lbmgh[:, 0]
             assert alone.shape[1] == injection.slots
             np.testing.assert_allclose(packed[:, owner_m == e + 1], alone, rtol=1e-5, atol=1e-4)
-    before = injection.reach(own, z_egz, 2)
+    before = injection.reach(params, z_egz, 2)
     for vector in range(3):
         moved_egz = z_egz.copy()
         moved_egz[0, vector] += 1.0
-        after = jax.tree.leaves(injection.reach(own, moved_egz, 2))
+        after = jax.tree.leaves(injection.reach(params, moved_egz, 2))
         changed = [np.any(a != b) for a, b in zip(after, jax.tree.leaves(before), strict=True)]
         assert all(changed)
 

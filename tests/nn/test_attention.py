@@ -177,7 +177,7 @@ def test_cudnn_is_given_the_same_mask(qkv, slots, monkeypatch):
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
     mask_spec = segments(SIDE, causal=True)
-    got, want = (attend(*qkv, mask_spec, slots, kernel=one) for one in ("cudnn", "xla"))
+    got, want = (attend(*qkv, mask_spec, slots, kernel=kernel) for kernel in ("cudnn", "xla"))
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
@@ -201,18 +201,18 @@ def test_places_have_the_positions_of_their_tokens():
     for step in range(2):
         position_em = caches.placed(kv, position_e + step)
         new = jnp.full((2, 1, 1), 10.0 + step)
-        layers = tuple(caches.put(own, kv.place, new, -new) for own in kv.layers)
+        layers = tuple(caches.put(layer, kv.place, new, -new) for layer in kv.layers)
         kv = caches.grown(kv._replace(layers=layers, position_em=position_em), 1)
         kv = kv._replace(place=kv.place + 1)
     nothing = caches.NOTHING
     np.testing.assert_array_equal(
         kv.position_em, [[-1, -1, 0, nothing, 1, 2, nothing], [-1, -1, 0, 1, 2, 3, nothing]]
     )
-    (own,) = kv.layers
+    (layer,) = kv.layers
     np.testing.assert_array_equal(
-        own.key_enmh[..., 0], [[[0, 1, 2, 3, 10, 11, 0]], [[4, 5, 6, 7, 10, 11, 0]]]
+        layer.key_enmh[..., 0], [[[0, 1, 2, 3, 10, 11, 0]], [[4, 5, 6, 7, 10, 11, 0]]]
     )
-    np.testing.assert_array_equal(own.value_enmh[0, 0, 4:6, 0], [-10, -11])
+    np.testing.assert_array_equal(layer.value_enmh[0, 0, 4:6, 0], [-10, -11])
 
 
 def test_queries_that_see_nothing_stay_finite(qkv):

@@ -37,20 +37,20 @@ def _fused(order, params, z_egz, value_btnh, side):
     @jax.jit
     def run(params, z_egz, value_btnh):
         inputs = fusion.inputs(how, params, fusion.latent_factor(how, params, z_egz))
-        each = lambda layer: fusion.fuse(value_btnh, layer, lay)  # noqa: E731
-        return jax.lax.map(each, inputs)
+        fuse_layer = lambda layer: fusion.fuse(value_btnh, layer, lay)  # noqa: E731
+        return jax.lax.map(fuse_layer, inputs)
 
     return np.asarray(run(params, z_egz, value_btnh))
 
 
 def _by_hand(order, params, group, z_z, value_d):
     p = jax.tree.map(lambda a: np.asarray(a[group], np.float64), params)
-    one = lambda part, x, r: (  # noqa: E731
+    project = lambda part, x, r: (  # noqa: E731
         x @ p[part]["kernel"][:, r].reshape(len(x), -1)
         + (p[part]["constant"] + p[part]["bias"])[r].reshape(-1)
     )
-    text = [one("value", value_d, r) for r in range(RANK)]
-    latent = [one("latent", z_z, r) for r in range(RANK)]
+    text = [project("value", value_d, r) for r in range(RANK)]
+    latent = [project("latent", z_z, r) for r in range(RANK)]
     if order == "sum_then_product":
         return sum(text) * sum(latent)
     return sum(a * b for a, b in zip(text, latent, strict=True))

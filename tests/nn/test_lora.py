@@ -58,16 +58,16 @@ def reader(name: str, stack):
     return jax.jit(functools.partial(read, name, stack))
 
 
-def read(name: str, stack, own, drop=None):
+def read(name: str, stack, params, drop=None):
     """States of packed rows; where there is cross-attention, it reads three states a row."""
     token = jnp.asarray(np.arange(10).reshape(2, 5), jnp.int32)
     points = Points()
     if name == "t5":
         state = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 16)), jnp.float32)
-        points = Points(cross=stack.cross(own, state), cross_owner_bs=np.array([[1, 2, 1]]))
+        points = Points(cross=stack.cross(params, state), cross_owner_bs=np.array([[1, 2, 1]]))
     mask = MaskSpec(jnp.asarray(SEGMENT), jnp.asarray(SEGMENT), True, jnp.asarray(PLACE))
-    x = stack.embed(own, token, jnp.asarray(PLACE))
-    return stack.rows(own, x, mask, points, drop)[0]
+    x = stack.embed(params, token, jnp.asarray(PLACE))
+    return stack.rows(params, x, mask, points, drop)[0]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -78,11 +78,11 @@ def test_zero_additions_are_the_pretrained_stack_and_merged_ones_the_same_functi
     before = without(theirs)
     np.testing.assert_array_equal(with_pairs(parameters(adapted, trained=False)), before)
 
-    own = parameters(adapted)
-    merged = lora.merged(own, adapted.config.lora)
+    params = parameters(adapted)
+    merged = lora.merged(params, adapted.config.lora)
     assert named_leaves(merged).keys() == named_leaves(theirs).keys()
     after = without(merged)
-    np.testing.assert_allclose(with_pairs(own), after, rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(with_pairs(params), after, rtol=2e-4, atol=2e-5)
     assert np.max(np.abs(after - before)) > 0.1
 
 
@@ -90,7 +90,9 @@ def test_zero_additions_are_the_pretrained_stack_and_merged_ones_the_same_functi
 @pytest.mark.parametrize("name", ["llama", "t5"])
 def test_a_stack_begins_with_zero_additions_and_all_else_as_without(name):
     adapted, plain = stacks(name)
-    ours, theirs = (named_leaves(nn.unbox(one.init(jax.random.key(0)))) for one in (adapted, plain))
+    ours, theirs = (
+        named_leaves(nn.unbox(stack.init(jax.random.key(0)))) for stack in (adapted, plain)
+    )
     for path, leaf in theirs.items():
         np.testing.assert_array_equal(ours[path], leaf, err_msg=path)
     added = {path: leaf for path, leaf in ours.items() if path not in theirs}
@@ -133,8 +135,8 @@ def test_dropout_of_additions_is_that_of_the_key_and_off_without_one():
     # Of the layers themselves nothing is dropped here.
     config = config_of("llama", dropout=0.0, lora=Lora(rank=2, dropout=0.5))
     stack = stack_of(config, "model.decoder")
-    own = parameters(stack)
+    params = parameters(stack)
     states = reader("llama", stack)
-    one, again, other = (states(own, jax.random.key(seed)) for seed in (1, 1, 2))
+    one, again, other = (states(params, jax.random.key(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, again)
-    assert np.max(np.abs(one - other)) > 0.01 < np.max(np.abs(one - states(own)))
+    assert np.max(np.abs(one - other)) > 0.01 < np.max(np.abs(one - states(params)))

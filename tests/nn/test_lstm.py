@@ -53,9 +53,9 @@ def test_rows_of_segments_equal_a_loop_over_each():
 
     hidden, last = run(params, x)
     for b, first, stop, slot in ((0, 0, 3, 0), (0, 3, 6, 1), (1, 0, 2, 0), (1, 2, 3, 1)):
-        wanted = _loop(params, x[b, first:stop])
-        np.testing.assert_allclose(hidden[b, first:stop], wanted, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(last[3 * b + slot], wanted[-1], rtol=1e-5, atol=1e-6)
+        expected = _loop(params, x[b, first:stop])
+        np.testing.assert_allclose(hidden[b, first:stop], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(last[3 * b + slot], expected[-1], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(last[2], 0.0)
 
 
@@ -71,9 +71,9 @@ def test_first_state_enters_by_the_gates_of_the_first_token():
         return lstm.run(params, gate, jnp.array([[True, False, False]])), state
 
     hidden, state = run(params, x, h.astype(np.float32))
-    wanted = _loop(params, x[0], h[0])
-    np.testing.assert_allclose(hidden[0], wanted, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(state.hidden_ef[0], wanted[1], rtol=1e-5, atol=1e-6)
+    expected = _loop(params, x[0], h[0])
+    np.testing.assert_allclose(hidden[0], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(state.hidden_ef[0], expected[1], rtol=1e-5, atol=1e-6)
 
 
 def test_initial_values_fill_the_stated_interval():

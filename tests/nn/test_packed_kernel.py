@@ -38,8 +38,8 @@ def kernel(side, causal, rate, operands, owner_m):
 def masks(seeds, lines, shape, rate):
     """The masks of the first rows and heads."""
     places = [jnp.arange(size, dtype=jnp.uint32) for size in shape]
-    one = lambda line: keep_mask(seeds, line, *places, shape[1], rate)  # noqa: E731
-    return jax.vmap(one)(jnp.arange(lines, dtype=jnp.uint32))
+    line_mask = lambda line: keep_mask(seeds, line, *places, shape[1], rate)  # noqa: E731
+    return jax.vmap(line_mask)(jnp.arange(lines, dtype=jnp.uint32))
 
 
 def plain(side, causal, rate, operands, owner_m):
@@ -96,8 +96,8 @@ def test_weights_are_kept_at_the_rate_and_independently():
     """Over rows and heads, queries, keys and seeds, within five standard errors."""
     rate, shape = 0.1, (64, 72, 77)
     draws = [
-        np.asarray(masks((jnp.uint32(one), jnp.uint32(two)), shape[0], shape[1:], rate))
-        for one, two in ((0, 0), (0, 1), (1, 0), (123, 456))
+        np.asarray(masks((jnp.uint32(seed), jnp.uint32(two)), shape[0], shape[1:], rate))
+        for seed, two in ((0, 0), (0, 1), (1, 0), (123, 456))
     ]
     error = np.sqrt(rate * (1 - rate) / draws[0].size)
     for keep in draws:
@@ -109,8 +109,8 @@ def test_weights_are_kept_at_the_rate_and_independently():
             by_line = keep.mean(axis=tuple({0, 1, 2} - {axis}))
             spread = np.sqrt(rate * (1 - rate) * shape[axis] / keep.size)
             assert np.all(np.abs(by_line - (1 - rate)) < 5 * spread)
-    for other in draws[1:]:
-        assert abs((draws[0] & other).mean() - (1 - rate) ** 2) < 5 * error
+    for draw in draws[1:]:
+        assert abs((draws[0] & draw).mean() - (1 - rate) ** 2) < 5 * error
 
 
 @pytest.mark.slow

@@ -23,9 +23,9 @@ def slow(x_btd, vector_of):
     out = np.zeros((len(SEGMENT) * SLOTS, WIDTH))
     for e in range(len(out)):
         row, segment = divmod(e, SLOTS)
-        own = x_btd[row][SEGMENT[row] == segment + 1]
-        if len(own):
-            out[e] = vector_of(own)
+        states = x_btd[row][SEGMENT[row] == segment + 1]
+        if len(states):
+            out[e] = vector_of(states)
     return out
 
 
@@ -36,10 +36,13 @@ def _by_first_feature(x_btd, side, slots):
 @pytest.mark.parametrize(
     "pooling, vector_of",
     [
-        (pool.first_token, lambda own: own[0]),
-        (pool.mean, lambda own: own.mean(axis=0)),
-        (pool.maximum, lambda own: own.max(axis=0)),
-        (_by_first_feature, lambda own: np.exp(own[:, 0]) @ own / np.exp(own[:, 0]).sum()),
+        (pool.first_token, lambda states: states[0]),
+        (pool.mean, lambda states: states.mean(axis=0)),
+        (pool.maximum, lambda states: states.max(axis=0)),
+        (
+            _by_first_feature,
+            lambda states: np.exp(states[:, 0]) @ states / np.exp(states[:, 0]).sum(),
+        ),
     ],
     ids=["first_token", "mean", "maximum", "weighted"],
 )

@@ -105,7 +105,7 @@ def test_layers_are_drawn_apart_and_named():
     module = Projection((WIDTH,), ("embed",), ("mlp",))
     boxed = jax.jit(
         lambda key: init_stack(
-            lambda one: module.init(one, jnp.zeros((1, WIDTH)))["params"], key, LAYERS
+            lambda layer_key: module.init(layer_key, jnp.zeros((1, WIDTH)))["params"], key, LAYERS
         )
     )(jax.random.key(0))
     assert boxed["kernel"].names == ("layers", "embed", "mlp")

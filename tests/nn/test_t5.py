@@ -122,19 +122,19 @@ def test_packed_rows_equal_single_sentences():
 
     @jax.jit
     def run(target: Side, source: Side, key_lbmgh, value_lbmgh):
-        stack, own = backbone.stack(config), t5_own(params, "decoder")
+        stack, stack_params = backbone.stack(config), t5_own(params, "decoder")
         states, _ = encoded(stack, t5_own(params, "encoder"), source)
-        x = stack.embed(own, target.token_bt, target.position_bt)
+        x = stack.embed(stack_params, target.token_bt, target.position_bt)
         points = Points(
             slots=LatentKv(key_lbmgh, value_lbmgh),
             owner_m=owners(key_lbmgh.shape[2]),
-            cross=stack.cross(own, states),
+            cross=stack.cross(stack_params, states),
             cross_owner_bs=source.segment_bt,
         )
-        hidden, inputs = forced(stack, own, x, target, points)
+        hidden, inputs = forced(stack, stack_params, x, target, points)
         assert inputs.shape == (2, *x.shape)
         scored = (target.segment_bt > 0) & (target.position_bt > 0)
-        return stack.token_log_prob(own, hidden, target, scored)
+        return stack.token_log_prob(stack_params, hidden, target, scored)
 
     def row(parts, width):
         segment = np.concatenate([np.full(len(p), i + 1) for i, p in enumerate(parts)])
@@ -172,19 +172,23 @@ def test_stepwise_decoding_equals_teacher_forcing(everything):
 
     @jax.jit
     def both(params):
-        stack, own = backbone.stack(config), t5_own(params, "decoder")
+        stack, stack_params = backbone.stack(config), t5_own(params, "decoder")
         points = Points(slots=kv, owner_m=owners(1) if latent else None)
         if cross:
             seen_es = jnp.asarray(seen).astype(jnp.int32)
-            points = points._replace(cross=stack.cross(own, states), cross_owner_bs=seen_es)
-        x = stack.embed(own, jnp.asarray(token), None)
-        full, _ = forced(stack, own, x, _side(token, np.ones_like(token)), points)
+            points = points._replace(
+                cross=stack.cross(stack_params, states), cross_owner_bs=seen_es
+            )
+        x = stack.embed(stack_params, jnp.asarray(token), None)
+        full, _ = forced(stack, stack_params, x, _side(token, np.ones_like(token)), points)
         room = prompt + len(place_ie)
-        hidden, cache = stack.prefill(own, x[:, :prompt], jnp.asarray(length_e), room, points)
+        hidden, cache = stack.prefill(
+            stack_params, x[:, :prompt], jnp.asarray(length_e), room, points
+        )
 
         def step(cache, place_e):
             x_ed = x[jnp.arange(e), place_e]
-            return stack.step(own, x_ed, cache, place_e, points)[::-1]
+            return stack.step(stack_params, x_ed, cache, place_e, points)[::-1]
 
         return full, hidden, jax.lax.scan(step, cache, jnp.asarray(place_ie))[1]
 
@@ -204,10 +208,10 @@ def test_dropout_reaches_both_stacks():
 
     @jax.jit
     def run(key):
-        stack, own = backbone.stack(config), t5_own(params, "decoder")
+        stack, stack_params = backbone.stack(config), t5_own(params, "decoder")
         x, _ = encoded(stack, t5_own(params, "encoder"), side, key)
-        points = Points(cross=stack.cross(own, x), cross_owner_bs=side.segment_bt)
-        y, _ = forced(stack, own, x, side, points, key)
+        points = Points(cross=stack.cross(stack_params, x), cross_owner_bs=side.segment_bt)
+        y, _ = forced(stack, stack_params, x, side, points, key)
         return x, y
 
     noisy, other = run(jax.random.key(1)), run(jax.random.key(2))
@@ -248,11 +252,11 @@ def test_encoder_and_latent_slot_equal_the_original_t5_vae(dtype):
 
         @jax.jit
         def run(params):
-            stack, own = backbone.stack(config), t5_own(params, "decoder")
+            stack, stack_params = backbone.stack(config), t5_own(params, "decoder")
             x, inputs = encoded(stack, t5_own(params, "encoder"), source)
-            y = stack.embed(own, target.token_bt, target.position_bt)
-            hidden, _ = forced(stack, own, y, target, Points(slots=kv, owner_m=owners(1)))
-            return [*inputs, x], stack.logits(own, hidden)
+            y = stack.embed(stack_params, target.token_bt, target.position_bt)
+            hidden, _ = forced(stack, stack_params, y, target, Points(slots=kv, owner_m=owners(1)))
+            return [*inputs, x], stack.logits(stack_params, hidden)
 
         states, logits = run(params)
         close = dict(rtol=1e-4, atol=2e-5)

@@ -49,8 +49,8 @@ def _register(way: str, family: str, choices: dict[str, Any]) -> None:
     inside = FAMILIES[family]
 
     def tiny(vocab: Any, **stack: Any) -> Any:
-        own = BACKBONES[NAME].tiny(vocab["dec"], **stack)
-        return dataclasses.replace(inside.tiny(vocab, **stack), decoder=own, **choices)
+        decoder = BACKBONES[NAME].tiny(vocab["dec"], **stack)
+        return dataclasses.replace(inside.tiny(vocab, **stack), decoder=decoder, **choices)
 
     def build(config: Any) -> Any:
         return inside.build(config)

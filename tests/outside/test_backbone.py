@@ -46,10 +46,10 @@ OWN = {
 @pytest.fixture
 def registries() -> Iterator[None]:
     """They are left as they were."""
-    every: tuple[Any, ...] = (BACKBONES, FAMILIES, LAYOUTS)
-    before = [dict(one.items()) for one in every]
+    registries: tuple[Any, ...] = (BACKBONES, FAMILIES, LAYOUTS)
+    before = [dict(registry.items()) for registry in registries]
     yield
-    for registry, members in zip(every, before, strict=True):
+    for registry, members in zip(registries, before, strict=True):
         registry._members = members
 
 

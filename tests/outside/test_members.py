@@ -57,8 +57,12 @@ def _text(folder: Path) -> tuple[str, ...]:
 
 
 def _command(folder: Path, *values: str) -> list[str]:
-    every = (*SMALL, *_text(folder), *values)
-    return [f"--config={CONFIG}", *(f"--config.{v}" for v in every), f"--workdir={folder / 'run'}"]
+    overrides = (*SMALL, *_text(folder), *values)
+    return [
+        f"--config={CONFIG}",
+        *(f"--config.{v}" for v in overrides),
+        f"--workdir={folder / 'run'}",
+    ]
 
 
 REGISTRIES = (FAMILIES, METRICS, POSTERIORS, PRIORS, READERS)
@@ -67,7 +71,7 @@ REGISTRIES = (FAMILIES, METRICS, POSTERIORS, PRIORS, READERS)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Iterator[Path]:
     """A run that trained and was not evaluated; the registries are left as they were."""
-    before = [dict(one.items()) for one in REGISTRIES]
+    before = [dict(registry.items()) for registry in REGISTRIES]
     folder = tmp_path_factory.mktemp("outside")
     config, _ = configs.from_argv(_command(folder))
     loop.train(config, folder / "run")
@@ -79,7 +83,7 @@ def run(tmp_path_factory) -> Iterator[Path]:
 @pytest.fixture
 def registries() -> Iterator[None]:
     """Leaves the registries as they were."""
-    before = [dict(one.items()) for one in REGISTRIES]
+    before = [dict(registry.items()) for registry in REGISTRIES]
     yield
     for registry, members in zip(REGISTRIES, before, strict=True):
         registry._members = members

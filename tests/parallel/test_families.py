@@ -24,8 +24,8 @@ SMALL = (
     "train.tensorboard=false",
 )
 PACKED = ("data.row_tokens=32", "data.batch_rows=8", "data.vocab=300")
-DECODER = tuple(f"model.decoder.{one}" for one in STACK)
-ENCODER = tuple(f"model.encoder.{one}" for one in STACK)
+DECODER = tuple(f"model.decoder.{value}" for value in STACK)
+ENCODER = tuple(f"model.encoder.{value}" for value in STACK)
 LSTM = ("model.decoder.width=8", "model.decoder.hidden=16", "data.batch_rows=8")
 CASES = {
     "adavae:tiny": (*DECODER, *PACKED, POSITIONS, "model.adapter=4", "model.latent=4"),
@@ -43,7 +43,7 @@ CASES = {
 def small(case: str, *more: str):
     """The config of a case."""
     config, _ = configs.from_argv(
-        [f"--config={case}", *(f"--config.{one}" for one in (*SMALL, *CASES[case], *more))]
+        [f"--config={case}", *(f"--config.{value}" for value in (*SMALL, *CASES[case], *more))]
     )
     assert config is not None
     return config

@@ -51,9 +51,10 @@ backend_config={"gemm":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["
 
 def test_traffic_of_slices_loops_and_calls():
     layer = 4 * 8
-    by_name = {one.name: one for one in kernels(HLO)}
+    by_name = {kernel.name: kernel for kernel in kernels(HLO)}
     assert {
-        name: (one.times, one.read_bytes, one.written_bytes) for name, one in by_name.items()
+        name: (kernel.times, kernel.read_bytes, kernel.written_bytes)
+        for name, kernel in by_name.items()
     } == {
         "f": (12, 4 * layer + 4, 2 * layer),  # the slice, and its index
         "g": (12, 2 * layer + 4, 2 * layer),  # written in place
@@ -95,11 +96,11 @@ kind=kLoop, calls=%put
   ROOT %d = bf16[12,4,8]{2,1,0} fusion-done(%s)
 }
 """
-    assert [one.name for one in kernels(program)] == ["s"]
+    assert [kernel.name for kernel in kernels(program)] == ["s"]
 
 
 def test_time_is_of_the_slower_of_products_and_traffic():
-    (product,) = (one for one in kernels(HLO) if one.kind.startswith("__cublas"))
+    (product,) = (kernel for kernel in kernels(HLO) if kernel.kind.startswith("__cublas"))
     moved = product.read_bytes + product.written_bytes
     slow_memory = predicted_s([product], product.flops, 1e12, 1.0, 0.5)
     assert slow_memory == pytest.approx(moved + 0.5)

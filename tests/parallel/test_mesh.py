@@ -76,9 +76,9 @@ def test_part_of_the_rows_that_a_process_brings():
     assert [meshes.part_of(apart, i) for i in apart] == [(0, 2), (1, 2)]
     shared = {0: {(2, 4)}, 1: {(0, 2)}, 2: {(0, 2)}, 3: {(2, 4)}}
     assert [meshes.part_of(shared, i) for i in shared] == [(1, 2), (0, 2), (0, 2), (1, 2)]
-    for held in ({0: {(0, 2), (2, 4)}, 1: {(2, 4), (4, 6)}}, {0: {(0, 2), (2, 4)}, 1: {(4, 6)}}):
+    for rows_of in ({0: {(0, 2), (2, 4)}, 1: {(2, 4), (4, 6)}}, {0: {(0, 2), (2, 4)}, 1: {(4, 6)}}):
         with pytest.raises(ConfigError, match="make data times fsdp a multiple"):
-            meshes.part_of(held, 0)
+            meshes.part_of(rows_of, 0)
 
 
 def test_rows_that_do_not_divide_take_fewer_devices(caplog):

@@ -123,9 +123,9 @@ def test_two_processes_are_one_run(corpus, tmp_path):
     reports = []
     for count in (1, 2):
         run = start(corpus, tmp_path / str(count), count, 4 // count, *sizes)
-        shown, said = run.communicate()
+        output, said = run.communicate()
         assert run.returncode == 0, said
-        assert shown.count("Files: ") == 1  # one process prints the table
+        assert output.count("Files: ") == 1  # one process prints the table
         reports.append(json.loads((tmp_path / str(count) / "eval/test.json").read_text()))
     for want, got in zip(lines(tmp_path / "1"), lines(tmp_path / "2"), strict=True):
         assert want.keys() == got.keys()
@@ -207,4 +207,4 @@ def test_devices_of_a_process_need_not_be_neighbours(tmp_path):
     env |= {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", APART, port]
     both = [subprocess.Popen([*command, str(i)], env=env) for i in range(2)]
-    assert [one.wait(timeout=300) for one in both] == [0, 0]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]

@@ -256,11 +256,11 @@ def test_any_stack_of_prefixes_is_taken_off_and_reported(target, truth, prefix):
 
 def test_names_of_its_own_are_no_prefix():
     """DistilBERT has its layers under a word that elsewhere is a wrapper's."""
-    own = ("embeddings.word_embeddings.weight", "transformer.layer.0.ffn.lin1.weight")
+    tensors = ("embeddings.word_embeddings.weight", "transformer.layer.0.ffn.lin1.weight")
     for prefix in ("", "distilbert.", "_orig_mod.distilbert.", "module.", "0.auto_model."):
-        arrays = {f"{prefix}{name}": np.zeros(4, np.float32) for name in own}
+        arrays = {f"{prefix}{name}": np.zeros(4, np.float32) for name in tensors}
         checkpoint = files.Checkpoint("x", {}, files.of_arrays(arrays), False, ())
-        assert tuple(backbones.canonical(distilbert.FILES, checkpoint)) == own
+        assert tuple(backbones.canonical(distilbert.FILES, checkpoint)) == tensors
 
 
 def test_an_unknown_prefix_is_named_in_a_short_message(target):

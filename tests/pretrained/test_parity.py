@@ -93,24 +93,24 @@ class Case:
             pooled = x_btd[:, 0] @ params["pooler"]["kernel"] + params["pooler"]["bias"][None]
             return {"last_hidden_state": x_btd, "pooler_output": jnp.tanh(pooled)}
         if self.name == "gpt2":
-            stack, own = gpt2_stack.stack(c), params["decoder"]
-            x_btd = stack.embed(own, source.token_bt, source.position_bt)
-            hidden_btd, _ = forced(stack, own, x_btd, source)
-            return {"logits": stack.logits(own, hidden_btd)}
-        stack, own = t5_stack.stack(c), t5_own(params, "decoder")
+            stack, stack_params = gpt2_stack.stack(c), params["decoder"]
+            x_btd = stack.embed(stack_params, source.token_bt, source.position_bt)
+            hidden_btd, _ = forced(stack, stack_params, x_btd, source)
+            return {"logits": stack.logits(stack_params, hidden_btd)}
+        stack, stack_params = t5_stack.stack(c), t5_own(params, "decoder")
         states_bsd, _ = encoded(stack, t5_own(params, "encoder"), source)
         ids = ref["input_decoder_input_ids"]
         target = side(ids, np.ones_like(ids))
         points = Points(
-            cross=t5_nn.cross_kv(c, own, states_bsd),
+            cross=t5_nn.cross_kv(c, stack_params, states_bsd),
             # A target is segment 1; padding is the source of none.
             cross_owner_bs=jnp.where(source.segment_bt > 0, 1, -1),
         )
-        x_btd = stack.embed(own, target.token_bt, target.position_bt)
-        hidden_btd, _ = forced(stack, own, x_btd, target, points)
+        x_btd = stack.embed(stack_params, target.token_bt, target.position_bt)
+        hidden_btd, _ = forced(stack, stack_params, x_btd, target, points)
         return {
             "encoder_last_hidden_state": states_bsd,
-            "logits": stack.logits(own, hidden_btd),
+            "logits": stack.logits(stack_params, hidden_btd),
         }
 
 

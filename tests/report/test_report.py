@@ -78,8 +78,8 @@ def _quick(monkeypatch):
 
 
 def test_the_page_is_whole_and_escapes_what_it_shows():
-    one = content()
-    html = page.render(one, figures.draw(one))
+    data = content()
+    html = page.render(data, figures.draw(data))
     reader = Reader()
     reader.feed(html)
     assert reader.open == [] and "script" not in reader.seen
@@ -103,7 +103,7 @@ def test_numbers_stand_beside_what_limits_them():
         "self_bleu": dict(value=50.0, note=""),
         "made_up": dict(value=1.0, note=""),
     }
-    metrics = {name: dict(se=None, control=None, unit="") | one for name, one in metrics.items()}
+    metrics = {name: dict(se=None, control=None, unit="") | row for name, row in metrics.items()}
     columns = dict(words_from=[0, 6], words_to=[5, 9], sentences=[3, 1])
     columns |= {
         f"{name}_by_length": [75.5, None] for name in ("exact_match", "rec_per_token", "kl")
@@ -127,7 +127,7 @@ def test_metrics_stand_in_groups_in_the_order_of_their_definitions():
     html = page.render(content(evaluation=dict(metrics=metrics), latents=None), {})
     order = ["Likelihood", "rec", "nll_10", "nll_100", "Use of the latent", "kl"]
     order += ["Reconstruction", "exact_match", "Samples", "self_bleu", "Others", "made_up"]
-    at = [html.index(f">{one}<", html.index('id="metrics"')) for one in order]
+    at = [html.index(f">{metric}<", html.index('id="metrics"')) for metric in order]
     assert at == sorted(at)
     assert html.count(escape(define("self_bleu"))) == 2  # on hover, and to be unfolded
 
@@ -157,9 +157,9 @@ def test_steep_curves_are_drawn_whole(monkeypatch):
 def test_every_picture_is_an_image_in_both_formats():
     drawn = figures.draw(content())
     assert set(drawn) == {"training", "nll", "kl", "map", "interpolations", "traversals"}
-    for one in drawn.values():
-        assert one.png.startswith(b"\x89PNG") and one.text
-        assert ElementTree.parse(io.BytesIO(one.svg)).getroot().tag.endswith("svg")
+    for picture in drawn.values():
+        assert picture.png.startswith(b"\x89PNG") and picture.text
+        assert ElementTree.parse(io.BytesIO(picture.svg)).getroot().tag.endswith("svg")
     assert figures.draw(content(groups=3)).keys() == drawn.keys()
 
 
@@ -187,8 +187,8 @@ def test_what_a_run_lacks_is_left_out():
 def test_curves_have_the_points_of_the_log(monkeypatch):
     drawn = []
     monkeypatch.setattr(look, "picture", lambda fig, text: drawn.append(fig))
-    one = content()
-    figures.training(one.log, one.phases)
+    data = content()
+    figures.training(data.log, data.phases)
     loss, kl, beta, empty = drawn[0].axes
     (train, valid, _) = loss.get_lines()
     assert train.get_xydata().tolist() == [[1, 100], [2, 50], [3, 100 / 3]]

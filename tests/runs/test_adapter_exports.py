@@ -36,8 +36,8 @@ def trained(request, tmp_path_factory) -> exports.Export:
 
     def leaf(path: str, like: jax.ShapeDtypeStruct) -> np.ndarray:
         value = rng.normal(size=like.shape).astype(np.float32)
-        own = path.startswith("decoder/") and not any(way in path for way in WAYS[name])
-        return value.astype(jnp.bfloat16) if own else value
+        of_decoder = path.startswith("decoder/") and not any(way in path for way in WAYS[name])
+        return value.astype(jnp.bfloat16) if of_decoder else value
 
     params = map_named(leaf, jax.eval_shape(model.init, jax.random.key(0)))
     vocab = words.vocab_size

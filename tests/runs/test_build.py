@@ -35,18 +35,18 @@ def open_run(folder, name="optimus:tiny", **values):
 
 def test_held_out_splits_are_those_of_a_fixed_permutation(tmp_path):
     lines = sentences(100)
-    this = open_run(tmp_path, data__train=write(tmp_path / "t.txt", lines))
+    run = open_run(tmp_path, data__train=write(tmp_path / "t.txt", lines))
     valid = set(shuffled(100, 0, 0, "hold out valid")[:5])
     left = [i for i in range(100) if i not in valid]
     test = {left[i] for i in shuffled(95, 0, 0, "hold out test")[:4]}
-    assert list(this.data["valid"].texts) == [lines[i] for i in sorted(valid)]
-    assert list(this.data["test"].texts) == [lines[i] for i in sorted(test)]
+    assert list(run.data["valid"].texts) == [lines[i] for i in sorted(valid)]
+    assert list(run.data["test"].texts) == [lines[i] for i in sorted(test)]
     rest = [lines[i] for i in left if i not in test]
-    assert list(this.data["train"].texts) == rest
-    assert this.data["train"].lines.where(0) == f"{tmp_path}/t.txt:{left[0] + 1}"
-    assert not [line for line in this.log if "unseen" in line]
+    assert list(run.data["train"].texts) == rest
+    assert run.data["train"].lines.where(0) == f"{tmp_path}/t.txt:{left[0] + 1}"
+    assert not [line for line in run.log if "unseen" in line]
     # The tokenizer has not seen what is held out.
-    assert this.decoder.fingerprint == tokenizers.train_bpe(rest, 300, "encoder").fingerprint
+    assert run.decoder.fingerprint == tokenizers.train_bpe(rest, 300, "encoder").fingerprint
 
 
 def test_files_of_several_formats_are_one_split(tmp_path):
@@ -54,28 +54,28 @@ def test_files_of_several_formats_are_one_split(tmp_path):
     write(tmp_path / "b.txt.gz", first)
     write(tmp_path / "c.tsv", [f"pos\t{line}" for line in second])
     valid = write(tmp_path / "v.txt", sentences(20, 2))
-    this = open_run(
+    run = open_run(
         tmp_path,
         data__train=f"{tmp_path}/c.tsv,{tmp_path}/b*.gz",
         data__valid=valid,
         data__test=valid,
     )
-    assert list(this.data["train"].texts) == second + first
-    (said,) = [line for line in this.log if "unseen" in line]
+    assert list(run.data["train"].texts) == second + first
+    (said,) = [line for line in run.log if "unseen" in line]
     assert said.startswith(f"{tmp_path}/v.txt: in both valid and test; figures on it would not be")
 
 
 def test_the_same_text_under_two_names(tmp_path):
     names = [write(tmp_path / f"{split}.txt", sentences(40)) for split in ("train", "test")]
-    this = open_run(tmp_path, data__train=names[0], data__test=names[1])
+    run = open_run(tmp_path, data__train=names[0], data__test=names[1])
     said = f"{names[0]} and {names[1]} (same content): in both train and test; figures on it"
-    assert any(line.startswith(said) for line in this.log)
+    assert any(line.startswith(said) for line in run.log)
 
 
 def test_warnings_come_once(tmp_path):
     path = write(tmp_path / "t.txt", [*sentences(60), "", ""])
-    this = open_run(tmp_path, data__train=path, data__on_error="drop")
-    said = [line for line in this.log if "were dropped" in line]
+    run = open_run(tmp_path, data__train=path, data__on_error="drop")
+    said = [line for line in run.log if "were dropped" in line]
     assert said == [f"train: {path}: 2 of 62 lines (3.2%) were dropped (empty: 2)"]
 
 
@@ -99,14 +99,14 @@ def test_pairs_for_a_conditional_model(tmp_path):
     conditional = {"model__conditional": True}
     pairs = [(f"{i} the dog", line) for i, line in enumerate(sentences(60))]
     path = write(tmp_path / "t.tsv", map("\t".join, pairs))
-    this = open_run(tmp_path, name, **conditional, data__train=path, data__source=0)
-    assert [one.joined for one in this.data.values()] == [("dec", "enc")] * 3
-    assert this.config.decode.max_length == this.data["train"].target_lengths.max()
-    section = this.config.data
-    assert min(section.enc_row, section.dec_row) >= this.data["train"].dec.lengths.max()
-    assert (this.rows.cond_row, this.rows.enc_row) == (section.cond_row, section.enc_row)
-    assert any(line.startswith("fill of rows with 55 examples: ") for line in this.log)
-    lines = this.data["valid"].lines
+    run = open_run(tmp_path, name, **conditional, data__train=path, data__source=0)
+    assert [dataset.joined for dataset in run.data.values()] == [("dec", "enc")] * 3
+    assert run.config.decode.max_length == run.data["train"].target_lengths.max()
+    section = run.config.data
+    assert min(section.enc_row, section.dec_row) >= run.data["train"].dec.lengths.max()
+    assert (run.rows.cond_row, run.rows.enc_row) == (section.cond_row, section.enc_row)
+    assert any(line.startswith("fill of rows with 55 examples: ") for line in run.log)
+    lines = run.data["valid"].lines
     assert [(lines.source[i], lines.text[i]) for i in range(3)] == [
         pairs[number - 1] for number in lines.line_no
     ]

@@ -86,14 +86,14 @@ def test_no_stream_at_all():
 
 
 @pytest.mark.parametrize(
-    ("encoding", "shown"),
+    ("encoding", "expected"),
     [("ascii", ">= 3 +- 1 ... ?"), ("latin-1", ">= 3 +- 1 ... ?"), ("utf-8", "≥ 3 ± 1 … 日")],
 )
-def test_letters_that_a_terminal_lacks(encoding, shown):
+def test_letters_that_a_terminal_lacks(encoding, expected):
     raw = io.BytesIO()
     stream = SafeStream(io.TextIOWrapper(raw, encoding))
     print("≥ 3 ± 1 … 日", file=cast(TextIO, stream), flush=True)
-    assert raw.getvalue().decode(encoding) == f"{shown}\n"
+    assert raw.getvalue().decode(encoding) == f"{expected}\n"
 
 
 def test_streams_are_safe_for_a_while(monkeypatch):

@@ -26,12 +26,12 @@ FAST = ("gpt2", "llama", "roberta")
 
 
 def cases() -> list:
-    every = [("lm", SHARED / one, "decoder") for one in WRITE]
-    every += [("optimus", SHARED / one, "encoder") for one in READ]
-    every += [("lm", OWN / "gpt2", "decoder"), ("optimus", OWN / "bert", "encoder")]
-    every += [("t5_vae", OWN / one, "decoder") for one in ("t5", "t5_v1_1")]
+    cases = [("lm", SHARED / name, "decoder") for name in WRITE]
+    cases += [("optimus", SHARED / name, "encoder") for name in READ]
+    cases += [("lm", OWN / "gpt2", "decoder"), ("optimus", OWN / "bert", "encoder")]
+    cases += [("t5_vae", OWN / name, "decoder") for name in ("t5", "t5_v1_1")]
     out = []
-    for family, folder, role in every:
+    for family, folder, role in cases:
         marks = [] if folder.name in FAST else [pytest.mark.slow]
         marks += [pytest.mark.skipif(not folder.is_dir(), reason=f"{folder.name} is not here")]
         out.append(pytest.param(family, folder, role, id=folder.name, marks=marks))
@@ -41,9 +41,9 @@ def cases() -> list:
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     """Four special tokens and a few words."""
-    own = tokenizers.train_word_level(["a dog runs", "two dogs run"])
-    own.save(tmp_path_factory.mktemp("tokenizer"))
-    return own
+    tokenizer = tokenizers.train_word_level(["a dog runs", "two dogs run"])
+    tokenizer.save(tmp_path_factory.mktemp("tokenizer"))
+    return tokenizer
 
 
 def model_of(family, folder, role, tokenizer, out):
@@ -78,7 +78,11 @@ def test_a_part_goes_back_as_it_came(family, folder, role, tokenizer, tmp_path):
     went = files.open_checkpoint(tmp_path / "out")
     assert 10 < len(went.tensors) <= len(came.tensors)
     for name, tensor in went.tensors.items():
-        ends = [one for one in came.tensors if one == name or one.endswith(f".{name}")]
+        ends = [
+            tensor_name
+            for tensor_name in came.tensors
+            if tensor_name == name or tensor_name.endswith(f".{name}")
+        ]
         assert len(ends) == 1, name
         np.testing.assert_array_equal(tensor, came.tensors[ends[0]], err_msg=name)
     theirs = AutoConfig.from_pretrained(tmp_path / "out")

@@ -245,12 +245,12 @@ def test_what_files_say_of_a_tokenizer_goes_along(whole, tmp_path):
     config, encoder, _, params, _ = whole
     encoder.save(tmp_path / "own")
     (tmp_path / "own/tokenizer_config.json").write_text('{"pad_token": "</s>"}')
-    own = tokenizers.load(tmp_path / "own", "encoder")
-    assert own.pad_id == own.end_id and own.fingerprint != encoder.fingerprint
-    exports.export_model(tmp_path / "out", config, own, own.for_role("decoder"), params)
+    loaded = tokenizers.load(tmp_path / "own", "encoder")
+    assert loaded.pad_id == loaded.end_id and loaded.fingerprint != encoder.fingerprint
+    exports.export_model(tmp_path / "out", config, loaded, loaded.for_role("decoder"), params)
     got = exports.load_export(tmp_path / "out")
-    for one in (got.encoder, got.decoder):
-        assert (one.fingerprint, one.pad_id) == (own.fingerprint, own.pad_id)
+    for tokenizer in (got.encoder, got.decoder):
+        assert (tokenizer.fingerprint, tokenizer.pad_id) == (loaded.fingerprint, loaded.pad_id)
     (tmp_path / "out/tokenizers/decoder/tokenizer_config.json").unlink()
     with pytest.raises(WeightsError, match="lacks tokenizers/decoder/tokenizer_config.json"):
         exports.load_export(tmp_path / "out")

@@ -193,8 +193,8 @@ def test_other_versions_only_warn(root, caplog):
 
 
 def test_the_same_text_elsewhere_in_another_format_is_accepted(root, capsys, monkeypatch):
-    shown = type("Report", (), {"table": lambda self: "the table"})()
-    monkeypatch.setattr("jvae.evals.evaluation.evaluate", lambda *_, **__: shown)
+    report = type("Report", (), {"table": lambda self: "the table"})()
+    monkeypatch.setattr("jvae.evals.evaluation.evaluate", lambda *_, **__: report)
     rows = [json.dumps({"said": line}) for line in LINES]
     write(root / "moved.jsonl", rows)
     (root / "mine.txt").unlink()
@@ -221,10 +221,10 @@ def test_a_run_without_a_record_opens_with_one_warning(root, caplog, capsys):
     assert main([f"--workdir={root / 'run'}", "--mode=eval", moved]) == 2
     assert "it has no record of its text, which must stay in place" in capsys.readouterr().err
     caplog.clear()
-    this = reopened(root)
+    run = reopened(root)
     (warning,) = warnings_of(caplog)
     assert "was written before runs kept a record of their data" in warning
-    assert set(this.record()["data"]) == {"train", "valid", "test"}
+    assert set(run.record()["data"]) == {"train", "valid", "test"}
 
 
 def test_what_counts_as_the_same_content(tmp_path):

@@ -26,9 +26,9 @@ def test_links_are_followed(tmp_path):
     target.write_text("old")
     link.symlink_to("target")
     dangling.symlink_to("absent")
-    for one, want in ((link, target), (dangling, tmp_path / "absent")):
-        workdir.write_text(one, "new")
-        assert one.is_symlink() and want.read_text() == "new" and not want.is_symlink()
+    for path, want in ((link, target), (dangling, tmp_path / "absent")):
+        workdir.write_text(path, "new")
+        assert path.is_symlink() and want.read_text() == "new" and not want.is_symlink()
 
 
 def test_a_pipe_stays_one(tmp_path):

@@ -191,8 +191,8 @@ def command(tmp_path_factory):
     def run(name: str) -> Path:
         folder = root / name
         config = configs.load(str(root / "mine.py"))
-        own = [f"data.train={root / 'mine.txt'}", "data.tokenizer_kind=word"]
-        config = configs.apply_overrides(config, own)
+        values = [f"data.train={root / 'mine.txt'}", "data.tokenizer_kind=word"]
+        config = configs.apply_overrides(config, values)
         loop.train(config, folder)
         return folder
 

@@ -38,16 +38,16 @@ def test_packed_losses_equal_unpacked_ones(words, tmp_path):
         f"--config.model.{s}.{k}=16" for s in ("encoder", "decoder") for k in ("width", "mlp")
     ]
     config, _ = configs.from_argv(["--config=optimus:tiny", *words, *narrow])
-    this = build.open_run(config, tmp_path / "run")
-    params = this.model.init(jax.random.key(0))
-    score = jax.jit(lambda batch: measure(this.model, params, batch, jax.random.key(1)))
-    longest = {s: int(e.lengths.max()) for s, e in this.data["test"].sides.items()}
+    run = build.open_run(config, tmp_path / "run")
+    params = run.model.init(jax.random.key(0))
+    score = jax.jit(lambda batch: measure(run.model, params, batch, jax.random.key(1)))
+    longest = {s: int(e.lengths.max()) for s, e in run.data["test"].sides.items()}
     alone = RowSpec(dec_row=longest["dec"], enc_row=longest["enc"], slots=1, batch_rows=10)
-    assert this.rows.slots > 3
+    assert run.rows.slots > 3
 
     def by_id(rows: RowSpec) -> dict[int, tuple[float, float]]:
         actual = {}
-        for batch in eval_batches(this.data["test"], rows):
+        for batch in eval_batches(run.data["test"], rows):
             terms = score(jax.tree.map(jnp.asarray, batch))
             kl_e = np.asarray(terms.kl_egz).sum((1, 2))
             for i, rec, kl in zip(batch.id_e, np.asarray(terms.nll_e), kl_e, strict=True):
@@ -55,7 +55,7 @@ def test_packed_losses_equal_unpacked_ones(words, tmp_path):
                     actual[int(i)] = (rec, kl)
         return actual
 
-    packed, unpacked = by_id(this.rows), by_id(alone)
+    packed, unpacked = by_id(run.rows), by_id(alone)
     assert packed.keys() == unpacked.keys() == set(range(10))
     for i in packed:
         np.testing.assert_allclose(packed[i], unpacked[i], rtol=1e-5)

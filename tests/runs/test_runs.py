@@ -11,7 +11,7 @@ import pytest
 
 import jvae
 
-RUNS = [Path(one) for one in os.environ.get("JVAE_RUNS", "").split(":") if one]
+RUNS = [Path(folder) for folder in os.environ.get("JVAE_RUNS", "").split(":") if folder]
 TEXTS = ["a man is playing a guitar in a park", "two girls chased a frisbee on a beach"]
 
 pytestmark = [
@@ -34,8 +34,11 @@ def test_the_three_lines_of_the_readme(folder, capsys):
     np.testing.assert_allclose(z, np.concatenate([vae.encode([text]) for text in TEXTS]), atol=1e-5)
     nats = vae.nll(TEXTS, k=10)
     assert (nats > 5).all() and (nats < 60).all()
-    for text, one in zip(TEXTS, vae.token_log_probs(TEXTS), strict=True):
-        assert len(one.tokens) == len(one.nats) > len(text.split()) and (one.nats < 0).all()
+    for text, token_scores in zip(TEXTS, vae.token_log_probs(TEXTS), strict=True):
+        assert (
+            len(token_scores.tokens) == len(token_scores.nats) > len(text.split())
+            and (token_scores.nats < 0).all()
+        )
     if not z.size:
         return
     assert vae.interpolate(*TEXTS, 3)[0] == vae.reconstruct(TEXTS[:1])[0]

@@ -142,8 +142,8 @@ def test_flags_that_contradict_a_folder_are_one_error(bert, llama):
     assert "kv_heads" not in str(error.value)
     with pytest.raises(ConfigError, match=r"decoder.backbone=gpt2, init.decoder=\S+ has llama"):
         configure("optimus", "model.decoder.backbone=gpt2", decoder=llama)
-    own = configure("optimus", "model.decoder.dropout=0.3", "model.latent=5", decoder=llama)
-    assert own.model.decoder.dropout == 0.3 and own.model.latent == 5
+    config = configure("optimus", "model.decoder.dropout=0.3", "model.latent=5", decoder=llama)
+    assert config.model.decoder.dropout == 0.3 and config.model.latent == 5
 
 
 def test_a_config_file_that_contradicts_a_folder(tmp_path, bert):
@@ -168,9 +168,9 @@ def test_folders_that_no_backbone_reads(tmp_path):
         configure("optimus", encoder=name)
     bare = {key: value for key, value in BERT.items() if key != "model_type"}
     assert configure("optimus", encoder=folder(tmp_path / "bare", bare)).model.encoder.layers == 6
-    own = folder(tmp_path / "own", configs.load("lm").to_dict())
+    config = folder(tmp_path / "own", configs.load("lm").to_dict())
     with pytest.raises(ConfigError, match="is a model of jvae; start from it with init.model"):
-        configure("optimus", decoder=own)
+        configure("optimus", decoder=config)
     yarn = dict(LLAMA, rope_parameters=dict(rope_type="yarn", factor=2.0, rope_theta=1e4))
     with pytest.raises(WeightsError, match="rotary scaling is 'yarn'; implemented: none, "):
         configure("optimus", decoder=folder(tmp_path / "yarn", yarn))
@@ -225,8 +225,8 @@ def test_a_run_that_has_begun_needs_no_folder(tmp_path, llama):
         run.mkdir(exist_ok=True)
         workdir.claim(run, config)
         (run / "ckpt/last/1").mkdir(parents=True)
-        for one in (name, llama):
-            shutil.move(one, f"{one}.away")
+        for source in (name, llama):
+            shutil.move(source, f"{source}.away")
         again = configure(spec, *flags[spec != "optimus:base" :], folder=run, **named)
         assert configs.diff(config, again) == {}
         if spec == "optimus:base":
@@ -239,8 +239,8 @@ def test_a_run_that_has_begun_needs_no_folder(tmp_path, llama):
             assert configs.diff(config, changed) == {"model.encoder.layers": (6, 7)}
         with pytest.raises(WeightsError, match="no such folder"):
             configure(spec, *flags[1:], folder=run, **named | dict(decoder="./other"))
-        for one in (name, llama):
-            shutil.move(f"{one}.away", one)
+        for source in (name, llama):
+            shutil.move(f"{source}.away", source)
         shutil.rmtree(run)
 
 

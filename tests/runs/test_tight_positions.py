@@ -70,15 +70,15 @@ def lengths(monkeypatch):
 def test_the_longest_sentence_that_fits_is_decoded_and_no_longer_one(name, tmp_path, lengths):
     # An Optimus has its memory at a position.
     positions = TOKENS + (name in ("optimus", "sri_transformer"))
-    this = open_run(name, tmp_path, positions)
-    limit = models.family(name).limits(build.model_config(this.config))["dec"]
-    bounded = "positions" in this.config.model.decoder
+    run = open_run(name, tmp_path, positions)
+    limit = models.family(name).limits(build.model_config(run.config))["dec"]
+    bounded = "positions" in run.config.model.decoder
     assert limit == TOKENS if bounded else limit > 1_000_000
 
-    shapes = jax.eval_shape(this.model.init, jax.random.key(0))
+    shapes = jax.eval_shape(run.model.init, jax.random.key(0))
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    vae = loading.text_vae(this.config, this.model, params, this.encoder, this.decoder)
-    z_egz = np.zeros((2, *this.model.latent_shape), np.float32)
+    vae = loading.text_vae(run.config, run.model, params, run.encoder, run.decoder)
+    z_egz = np.zeros((2, *run.model.latent_shape), np.float32)
     vae.decode(z_egz)
     most = TOKENS - 1 if bounded else 70
     for method in ("sample", "beam"):
@@ -88,6 +88,6 @@ def test_the_longest_sentence_that_fits_is_decoded_and_no_longer_one(name, tmp_p
         vae.decode(z_egz, method=method, max_length=most)
     assert lengths == [TOKENS - 1, most, most]
 
-    this = open_run(name, tmp_path, positions, "decode.max_length=70")
-    assert this.config.decode.max_length == most
-    assert any("decode.max_length=70: lowered to 41" in line for line in this.log) == bounded
+    run = open_run(name, tmp_path, positions, "decode.max_length=70")
+    assert run.config.decode.max_length == most
+    assert any("decode.max_length=70: lowered to 41" in line for line in run.log) == bounded

@@ -12,7 +12,7 @@ from jvae.errors import DataError, WeightsError
 from jvae.pretrained import files
 from jvae.runs import trim
 
-TEXTS = tuple(one.text for one in grammar.corpus("train", 300))
+TEXTS = tuple(sentence.text for sentence in grammar.corpus("train", 300))
 OTHER = "Ünlike äny ¿sentence? of 12,345 wörds\tand tabs"
 CONFIG = dict(
     model_type="llama",
@@ -31,7 +31,7 @@ CONFIG = dict(
 def folder(tmp_path_factory):
     """A decoder whose tokenizer was trained on more than `TEXTS`."""
     path = tmp_path_factory.mktemp("decoder")
-    more = [one.text.title() for one in grammar.corpus("valid", 300)]
+    more = [sentence.text.title() for sentence in grammar.corpus("valid", 300)]
     tokenizers.train_bpe([*TEXTS, *more], 700).save(path, config=True)
     (path / files.CONFIG).write_text(json.dumps(CONFIG))
     rows = np.arange(700.0, dtype=np.float32)[:, None]

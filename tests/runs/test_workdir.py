@@ -97,20 +97,20 @@ def test_what_may_change_between_two_calls(tmp_path):
 
 
 def test_checkpoints_may_be_of_another_config_than_their_folder(tmp_path):
-    own = _changed("data.train=a.txt")
-    write_text(tmp_path / CONFIG, configs.to_json(own))
+    config = _changed("data.train=a.txt")
+    write_text(tmp_path / CONFIG, configs.to_json(config))
     (tmp_path / "ckpt/last/4").mkdir(parents=True)
     # Where the config is 0, checkpoints keep what the data say.
     settled = _changed("data.train=a.txt", "data.dec_row=32", "data.slots=3")
-    workdir.check(tmp_path, own, [settled])
+    workdir.check(tmp_path, config, [settled])
     with pytest.raises(CheckpointError, match="data.dec_row: 32 -> 16"):
         workdir.check(tmp_path, _changed("data.train=a.txt", "data.dec_row=16"), [settled])
     with pytest.raises(CheckpointError, match="seed: 1 -> 0"):
-        workdir.check(tmp_path, own, [settled, _changed("data.train=a.txt", "seed=1")])
+        workdir.check(tmp_path, config, [settled, _changed("data.train=a.txt", "seed=1")])
 
 
 def test_text_that_moved_is_all_that_the_run_takes_over(tmp_path):
     write_text(tmp_path / CONFIG, configs.to_json(_changed("data.train=a.txt")))
     workdir.move(tmp_path, _changed("data.train=b.txt", "evals.samples=3", "train.steps=9"))
-    own = workdir.saved_config(tmp_path)
-    assert configs.to_json(own) == configs.to_json(_changed("data.train=b.txt"))
+    config = workdir.saved_config(tmp_path)
+    assert configs.to_json(config) == configs.to_json(_changed("data.train=b.txt"))

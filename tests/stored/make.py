@@ -116,7 +116,9 @@ CONFIGS = {
 def make(name: str, folder: Path) -> dict[str, Any]:
     """Writes the three folders and returns what they hold."""
     spec, *values = CONFIGS[name]
-    interrupted, finished, export = (folder / one for one in ("interrupted", "finished", "export"))
+    interrupted, finished, export = (
+        folder / part for part in ("interrupted", "finished", "export")
+    )
     command = [f"--config={spec}", *(f"--config.{value}" for value in (*values, *STEPS))]
     plain = metrics.Writer.progress
 
@@ -141,22 +143,24 @@ def make(name: str, folder: Path) -> dict[str, Any]:
     texts = [s.text for s in grammar.corpus("test", 3)]
     expected = {
         "command": command,
-        "states": {one.name: stored_state(one) for one in (interrupted, finished)},
+        "states": {
+            run_folder.name: stored_state(run_folder) for run_folder in (interrupted, finished)
+        },
         "texts": texts,
         "k": 5,
     }
-    for one in (finished, export):
+    for run_folder in (finished, export):
         try:
-            vae = jvae.load(one)
+            vae = jvae.load(run_folder)
         except WeightsError as error:  # c66dd65 cannot read its own export of adavae
             print(f"{name}: {error}", flush=True)
             continue
-        expected[one.name] = {
+        expected[run_folder.name] = {
             "sample": vae.sample(4),
             "nll": [float(nats) for nats in vae.nll(texts, k=5)],
         }
         if vae.encode(texts).size:
-            expected[one.name]["reconstruct"] = vae.reconstruct(texts)
+            expected[run_folder.name]["reconstruct"] = vae.reconstruct(texts)
     return expected
 
 

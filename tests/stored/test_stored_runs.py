@@ -44,8 +44,8 @@ def unpack(name: str, folder: Path) -> Stored:
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     """What the metrics file says, times left out."""
-    every = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return [{k: v for k, v in line.items() if "/time/" not in k} for line in every]
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [{k: v for k, v in line.items() if "/time/" not in k} for line in lines]
 
 
 # What evaluation has reported in addition since the runs were stored.
@@ -104,12 +104,12 @@ def without_changes(content: dict[str, Any], was_analytic: bool) -> None:
         content["details"]["latent"].pop("saturated")
 
 
-def without_new_rule(every: list[dict[str, Any]], was_analytic: bool) -> list[dict[str, Any]]:
+def without_new_rule(lines: list[dict[str, Any]], was_analytic: bool) -> list[dict[str, Any]]:
     """Lines of metrics without what validation estimates or decides in another way by now, and
     without the learning rate, which they did not have.
     """
     changed = {"train/lr", "valid/collapsed", *(["valid/mi"] if was_analytic else [])}
-    return [{k: v for k, v in line.items() if k not in changed} for line in every]
+    return [{k: v for k, v in line.items() if k not in changed} for line in lines]
 
 
 def report(folder: Path) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def report(folder: Path) -> dict[str, Any]:
     for name in ("commit", "device"):
         content["card"].pop(name, None)
     content.pop("time", None)
-    content["notes"] = [one for one in content["notes"] if not one.startswith(advice.LABEL)]
+    content["notes"] = [note for note in content["notes"] if not note.startswith(advice.LABEL)]
     return content
 
 
@@ -139,8 +139,8 @@ def assert_close(value: Any, want: Any, where: str = "") -> None:
             assert_close(value[key], want[key], f"{where}/{key}")
     elif isinstance(want, list):
         assert len(value) == len(want), where
-        for at, (one, other) in enumerate(zip(value, want, strict=True)):
-            assert_close(one, other, f"{where}/{at}")
+        for at, (item, expected) in enumerate(zip(value, want, strict=True)):
+            assert_close(item, expected, f"{where}/{at}")
     elif isinstance(want, float):
         assert value == close(want, rel=1e-5, abs=1e-7), where
     elif where.endswith("/note"):  # prose, which may be worded differently, with the same numbers
@@ -153,24 +153,24 @@ def assert_same_evaluation(folder: Path, want: Path) -> None:
     new, stored = report(folder), report(want)
     was_analytic = analytic(stored)
     without_additions(new)
-    for one in (new, stored):
-        without_changes(one, was_analytic)
+    for content in (new, stored):
+        without_changes(content, was_analytic)
     # Keys that came later have the values that leave a run as it was.
-    own = new["card"]["config"]
-    shipped = ("optimus", "lm", FAMILIES[own["model.family"]].preset or "optimus")
+    config = new["card"]["config"]
+    shipped = ("optimus", "lm", FAMILIES[config["model.family"]].preset or "optimus")
     defaults = {k: v for name in shipped for k, v in configs.flatten(configs.load(name)).items()}
     defaults = json.loads(json.dumps(defaults))
     defaults |= {"model.tokens": 0} | dict(
-        zip(STACKS, BACKBONES_OF[own["model.family"]], strict=True)
+        zip(STACKS, BACKBONES_OF[config["model.family"]], strict=True)
     )
     lora = {key: value for key, value in defaults.items() if ".lora." in key}
     defaults |= {key.replace("decoder", "encoder"): value for key, value in lora.items()}
-    for key in own.keys() - stored["card"]["config"].keys():
-        assert own.pop(key) == defaults[key], key
+    for key in config.keys() - stored["card"]["config"].keys():
+        assert config.pop(key) == defaults[key], key
     for key in configs.RETIRED:
         stored["card"]["config"].pop(key, None)
     # The difference of two numbers of the size of Rec carries the rounding of these.
-    gaps = [one["metrics"].pop("rec_gap", {"value": 0.0})["value"] for one in (new, stored)]
+    gaps = [content["metrics"].pop("rec_gap", {"value": 0.0})["value"] for content in (new, stored)]
     assert gaps[0] == close(gaps[1], abs=1e-5 * stored["metrics"]["rec"]["value"])
     assert_close(new, stored)
     assert_close(sentences(folder), sentences(want))
@@ -189,7 +189,7 @@ def test_run_and_export_give_the_stored_text(name, tmp_path):
     for kind in ("finished", "export"):
         vae = jvae.load(folder / kind)
         assert vae.sample(4) == want["sample"]
-        nats = [float(one) for one in vae.nll(expected["texts"], k=expected["k"])]
+        nats = [float(value) for value in vae.nll(expected["texts"], k=expected["k"])]
         assert nats == close(want["nll"], rel=1e-5)
         if "reconstruct" in want:
             assert vae.reconstruct(expected["texts"]) == want["reconstruct"]
@@ -219,15 +219,15 @@ def test_an_interrupted_run_resumes(name, tmp_path, monkeypatch):
     monkeypatch.chdir(HERE)  # files of `text/` are named relative to here
     folder, expected = unpack(name, tmp_path)
     run = folder / "interrupted"
-    stored = {kind: states.today(one, run) for kind, one in expected["states"].items()}
+    stored = {kind: states.today(state, run) for kind, state in expected["states"].items()}
     with states.restored_states() as restored:
         assert main([*expected["command"], f"--workdir={run}"]) == 0
     assert restored == [stored["interrupted"]]
     end, want = states.stored_state(run), stored["finished"]
     assert end["checksums"].keys() == want["checksums"].keys()
-    assert [end[one] for one in states.PLACE[:2]] == [want[one] for one in states.PLACE[:2]]
+    assert [end[key] for key in states.PLACE[:2]] == [want[key] for key in states.PLACE[:2]]
     was_analytic = analytic(report(folder / "finished"))
-    curves = (without_new_rule(lines(one), was_analytic) for one in (run, folder / "finished"))
+    curves = (without_new_rule(lines(path), was_analytic) for path in (run, folder / "finished"))
     assert_close(*curves)
     assert_same_evaluation(run, folder / "finished")
 
@@ -236,7 +236,7 @@ def test_an_interrupted_run_resumes(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_finished_run_measures_the_same(name, tmp_path, monkeypatch):
     monkeypatch.chdir(HERE)
-    folder, want = (unpack(name, tmp_path / one).folder / "finished" for one in ("new", "old"))
+    folder, want = (unpack(name, tmp_path / place).folder / "finished" for place in ("new", "old"))
     (folder / "eval/test.json").unlink()
     assert main([f"--workdir={folder}", "--mode=eval"]) == 0
     assert_same_evaluation(folder, want)

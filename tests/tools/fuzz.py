@@ -43,7 +43,7 @@ _PIECES = (
     *("man plays", "the guitar", "  ", "...", "e.g.", "Mr. X", "日本", '""', "\\n", "null", "\r\n"),
 )
 _BYTES = (
-    *(bytes([one]) for one in b'\xff\xc3\0\n\r",\t[]{}'),
+    *(bytes([letter]) for letter in b'\xff\xc3\0\n\r",\t[]{}'),
     *(b"1" * 5_000, b"[" * 20_000, b'"' * 999, b"." * 20_000, b" " * 5_000, b"\\ud800", b"NaN"),
     *(b"\xef\xbb\xbf", b"\xff\xfe", b"\x1f\x8b", b"\\u0000", b"\xed\xa0\x80"),
 )
@@ -185,13 +185,13 @@ _WRITE: dict[str, Callable[[list[str]], bytes]] = {
 def _read(path: Path, reader: Reader) -> tuple[list[str], set[str]]:
     """Texts, and why lines were dropped."""
     texts, reasons = [], set()
-    for number, one in scan(str(path), reader):
-        if not isinstance(one, BadLine):
-            texts.append(one.text)
+    for number, entry in scan(str(path), reader):
+        if not isinstance(entry, BadLine):
+            texts.append(entry.text)
         elif reader.on_error == "raise":
-            raise JvaeError(f"{path}:{number}: {one.detail}")
+            raise JvaeError(f"{path}:{number}: {entry.detail}")
         else:
-            reasons.add(one.reason)
+            reasons.add(entry.reason)
     return texts, reasons
 
 
@@ -200,24 +200,24 @@ def _compare(kind: str, data: bytes, texts: list[str], name: str) -> None:
     be missing, but nothing is invented.
     """
     expected = [clean(text) for text in _reference(kind, data)]
-    wanted = iter([one for one in expected if isinstance(one, str)])
-    if not all(text in wanted for text in texts):
+    expected_texts = iter([text for text in expected if isinstance(text, str)])
+    if not all(text in expected_texts for text in texts):
         raise Failure(f"{name}: {texts!r} is not part of {expected!r}")
 
 
 def _reference(kind: str, data: bytes) -> list[str]:
     if kind == "parquet":
         column = parquet.read_table(io.BytesIO(data))["text"].cast(pyarrow.binary())
-        return [(one or b"\0").decode("utf-8", "replace") for one in column.to_pylist()]
+        return [(value or b"\0").decode("utf-8", "replace") for value in column.to_pylist()]
     text = data.decode("utf-8-sig", "replace").replace("\r\n", "\n").replace("\r", "\n")
     if kind == "txt":
         return text.split("\n")
     if kind == "json":
-        return [_text_of(one) for one in json.loads(data.decode("utf-8-sig"))]
+        return [_text_of(value) for value in json.loads(data.decode("utf-8-sig"))]
     if kind == "jsonl":
         return [_json(line) for line in text.split("\n")]
     rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if kind == "tsv" else ",")
-    header = [one.strip() for one in next(rows)]
+    header = [cell.strip() for cell in next(rows)]
     if "text" not in header:  # another delimiter
         return data.decode("utf-8", "replace").splitlines()
     place = header.index("text")

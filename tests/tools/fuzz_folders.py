@@ -113,11 +113,11 @@ def fuzz_tokenizers(seed: int, n: int) -> Tally:
         tokenizer = tokenizers.load(folder / kind, "decoder")
         if not 0 < tokenizer.vocab_size <= tokenizers.tokenizer_files.MOST_IDS:
             raise Fault(f"{tokenizer.vocab_size} entries")
-        ids = [one.tolist() for one in tokenizer.encode_batch(TEXTS)]
-        if any(not 0 <= i < tokenizer.vocab_size for one in ids for i in one):
+        ids = [ids.tolist() for ids in tokenizer.encode_batch(TEXTS)]
+        if any(not 0 <= i < tokenizer.vocab_size for token_ids in ids for i in token_ids):
             raise Fault("an id beyond the vocabulary")
-        for one in ids:
-            tokenizer.decode(one)
+        for token_ids in ids:
+            tokenizer.decode(token_ids)
         return "same" if kind == "bpe" and ids == want else "other"
 
     return _fuzz(seed, n, _tokenizers(), lambda folder: sorted(folder.rglob("*.json")), load)

@@ -129,8 +129,8 @@ def numbers(model):
         states = [caught[side, 0], *(caught[side, i, "out"] for i in (1, 2))]
         arrays[f"f64.{side}_hidden"] = torch.stack(states).detach().numpy()
     arrays["f64.logits"], arrays["f64.loss"] = logits.detach().numpy(), loss.detach().numpy()
-    own = dict(double.named_parameters())
-    arrays |= {f"f64.grad.{name}": own[name].grad.numpy() for name in GRADIENTS}
+    parameters = dict(double.named_parameters())
+    arrays |= {f"f64.grad.{name}": parameters[name].grad.numpy() for name in GRADIENTS}
     greedy, lead = [], np.inf
     for row, (n, m) in enumerate(zip(SOURCES, TARGETS, strict=True)):
         text = ids["decoder_input_ids"][row : row + 1, :m]

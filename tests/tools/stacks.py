@@ -30,20 +30,25 @@ def layer_output(x_btd: Array, y_btd: Array, _: Any) -> Array:
 
 
 def forced(
-    stack: Stack, own: Any, x_btd: Array, side: Side, points: Points = UNTOUCHED, drop: Any = None
+    stack: Stack,
+    params: Any,
+    x_btd: Array,
+    side: Side,
+    points: Points = UNTOUCHED,
+    drop: Any = None,
 ) -> tuple[Array, Array]:
     """Teacher-forced states of packed rows, and the input of every layer."""
     mask_spec = segments(side, causal=True)
-    return stack.rows(own, x_btd, mask_spec, points, drop, read=layer_input)
+    return stack.rows(params, x_btd, mask_spec, points, drop, read=layer_input)
 
 
 def encoded(
-    stack: Stack, own: Any, side: Side, drop: Any = None, mask_spec: MaskSpec | None = None
+    stack: Stack, params: Any, side: Side, drop: Any = None, mask_spec: MaskSpec | None = None
 ) -> tuple[Array, Array]:
     """States of a side read in both directions, and the input of every layer."""
-    x_btd = stack.embed(own, side.token_bt, side.position_bt, side.type_bt)
+    x_btd = stack.embed(params, side.token_bt, side.position_bt, side.type_bt)
     mask_spec = segments(side, causal=False) if mask_spec is None else mask_spec
-    return stack.rows(own, x_btd, mask_spec, UNTOUCHED, drop, read=layer_input)
+    return stack.rows(params, x_btd, mask_spec, UNTOUCHED, drop, read=layer_input)
 
 
 def t5_pair(encoder: T5Config, decoder: T5Config, key: Key[Array, ""]) -> Any:
@@ -63,7 +68,7 @@ def t5_own(params: Any, side: str) -> Any:
 class Pass(NamedTuple):
     """One call of `rows`: what it got, and what it gave."""
 
-    own: Any
+    params: Any
     points: Points
     hidden_btd: Array
     inputs_lbtd: Array
@@ -77,11 +82,13 @@ def recorded(module: ModuleType) -> Iterator[list[Pass]]:
     """
     whole, passes = module.rows, []
 
-    def rows(spec, own, x_btd, mask_spec, points=UNTOUCHED, drop=None, *, read=None, read_l=None):
+    def rows(
+        spec, params, x_btd, mask_spec, points=UNTOUCHED, drop=None, *, read=None, read_l=None
+    ):
         if not mask_spec.causal:
-            return whole(spec, own, x_btd, mask_spec, points, drop, read=read, read_l=read_l)
-        hidden, inputs = whole(spec, own, x_btd, mask_spec, points, drop, read=layer_input)
-        passes.append(Pass(own, points, hidden, inputs))
+            return whole(spec, params, x_btd, mask_spec, points, drop, read=read, read_l=read_l)
+        hidden, inputs = whole(spec, params, x_btd, mask_spec, points, drop, read=layer_input)
+        passes.append(Pass(params, points, hidden, inputs))
         return hidden, None
 
     with pytest.MonkeyPatch.context() as patch:

@@ -131,7 +131,7 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 def survive(kills: int, seed: int, root: Path) -> list[str]:
     """Runs it all under `root`, prints the tally; returns what went wrong."""
     text = root / "corpus.txt"
-    text.write_text("".join(f"{one.text}\n" for one in grammar.corpus("train", 200)))
+    text.write_text("".join(f"{sentence.text}\n" for sentence in grammar.corpus("train", 200)))
     words = [*CONFIG, f"--config.data.train={text}", f"--config.data.cache={root / 'cache'}"]
     begin = time.monotonic()
     whole = start([*words, f"--workdir={root / 'whole'}"])
@@ -148,13 +148,13 @@ def survive(kills: int, seed: int, root: Path) -> list[str]:
     while tally.total() < kills:
         rounds += 1
         folder = root / f"broken-{rounds}"
-        own = [*words, f"--workdir={folder}"]
+        run_words = [*words, f"--workdir={folder}"]
         code = None
         while code != 0:
             if tally.total() < kills:
-                code, name, moment, said = attempt(own, folder, chance, whole_s)
+                code, name, moment, said = attempt(run_words, folder, chance, whole_s)
             else:
-                process = start(own)
+                process = start(run_words)
                 _, said = process.communicate()
                 code, name, moment = process.returncode, "", ""
             torn += said.count("not whole, passed over")
@@ -165,7 +165,9 @@ def survive(kills: int, seed: int, root: Path) -> list[str]:
                 print(f"{tally.total()}: {name}, {moment}: {code}", flush=True)
             elif code != 0:
                 return [*wrong, f"{name or 'no signal'} ended the run with {code}: {said}"]
-        wrong += [f"{folder.name}: {one}" for one in differences(expected, content(folder))]
+        wrong += [
+            f"{folder.name}: {difference}" for difference in differences(expected, content(folder))
+        ]
     for (name, moment, code), count in sorted(tally.items()):
         print(f"{count:4d} x {name:8s} {moment:9s} -> exit code {code}")
     print(
@@ -189,8 +191,8 @@ def main(argv: Sequence[str]) -> int:
         root = args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         root.mkdir(parents=True, exist_ok=True)
         wrong = survive(args.kills, args.seed, root.absolute())
-    for one in wrong:
-        print(f"differs: {one}", file=sys.stderr)
+    for line in wrong:
+        print(f"differs: {line}", file=sys.stderr)
     return 1 if wrong else 0
 
 

@@ -40,14 +40,14 @@ def drawn():
             actual = {}
             for e, i in enumerate(batch.id_e):
                 row, segment = e // batch.slots, e % batch.slots + 1
-                own = side.segment_bt[draw, row] == segment
+                in_segment = side.segment_bt[draw, row] == segment
                 if i >= 0:
-                    actual[int(i)] = side.token_bt[draw, row, own]
+                    actual[int(i)] = side.token_bt[draw, row, in_segment]
                     np.testing.assert_array_equal(
-                        side.position_bt[draw, row, own], np.arange(own.sum())
+                        side.position_bt[draw, row, in_segment], np.arange(in_segment.sum())
                     )
                 else:
-                    assert not own.any()
+                    assert not in_segment.any()
             out.append(actual)
             padding = side.segment_bt[draw] == 0
             assert np.all(side.token_bt[draw][padding] == PAD)
@@ -90,9 +90,9 @@ def test_every_token_but_the_last_goes_equally_often(drawn):
 
 
 def test_draws_belong_to_the_example(drawn):
-    for one, other in zip(drawn["packed"], drawn["single"], strict=True):
-        for i in one:
-            np.testing.assert_array_equal(one[i], other[i])
+    for packed, single in zip(drawn["packed"], drawn["single"], strict=True):
+        for i in packed:
+            np.testing.assert_array_equal(packed[i], single[i])
 
 
 def test_nothing_goes_at_rate_zero_and_rates_are_shares():

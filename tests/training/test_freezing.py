@@ -190,7 +190,7 @@ def test_the_published_counts():
     plan = freezing.make_plan(cfg.optim.trainable, abstract, model.axes, steps, sizes)
     counts = [freezing.counts(plan, abstract, s)[0] for s in (0, 99, 100, steps // 6 - 1)]
     assert counts == [14_248_769, 14_248_769, 15_854_913, 15_854_913]
-    trained, every = freezing.counts(plan, abstract, steps // 6)
+    trained, total = freezing.counts(plan, abstract, steps // 6)
     assert trained == 18_237_249
     stack = sum(
         leaf.size
@@ -198,8 +198,8 @@ def test_the_published_counts():
         for leaf in jax.tree.leaves(abstract["decoder"][part])
     )
     assert stack == 124_439_808  # one copy of GPT-2
-    assert every - trained == 124_401_408
-    assert round(100 * trained / (every - trained), 2) == 14.66
+    assert total - trained == 124_401_408
+    assert round(100 * trained / (total - trained), 2) == 14.66
 
 
 def test_the_published_schedules():

@@ -39,7 +39,7 @@ SMALL = (
 def config_of(spec: str = "optimus", *more: str, trainable=AROUND):
     config = configs.load(spec)
     sides = [side for side in ("encoder", "decoder") if side in config.model]
-    stacks = [f"model.{side}.{one}" for side in sides for one in STACK]
+    stacks = [f"model.{side}.{value}" for side in sides for value in STACK]
     config = configs.apply_overrides(config, [*SMALL, *stacks, *more]).unlock()
     config.optim.trainable = trainable
     return config
@@ -52,9 +52,9 @@ def program_of(config, index: int = 0) -> program.Program:
             config.model[side].vocab = 40
     reader = types.SimpleNamespace(fingerprint="any", unk_id=0, pad_id=0)
     model = build.build_model(config)
-    this = build.Run(config, Path(), reader, reader, {}, None, model, {}, [])  # type: ignore[arg-type]
+    run = build.Run(config, Path(), reader, reader, {}, None, model, {}, [])  # type: ignore[arg-type]
     mesh = meshes.make_mesh(config.mesh, jax.local_devices()[:1])
-    return program.compile_phase(this, phases.resolve(config)[index], mesh, 0)
+    return program.compile_phase(run, phases.resolve(config)[index], mesh, 0)
 
 
 def nbytes(tree) -> int:
@@ -161,14 +161,14 @@ def state(folder: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_a_run_on_frozen_stacks_from_its_start_to_its_export(tmp_path):
     text = tmp_path / "mine.txt"
-    lines = [one.text for one in grammar.corpus("train", 200)]
+    lines = [sentence.text for sentence in grammar.corpus("train", 200)]
     text.write_text("".join(f"{line}\n" for line in lines))
     config = config_of("optimus", f"data.train={text}", f"data.cache={tmp_path / 'cache'}")
     loop.train(config, tmp_path / "whole")
     once = next((tmp_path / "whole/ckpt/frozen").iterdir())
     assert once.name == "0"
-    held = saved_config(tmp_path / "whole").init.frozen_dtype
-    assert held == "bfloat16"
+    frozen_dtype = saved_config(tmp_path / "whole").init.frozen_dtype
+    assert frozen_dtype == "bfloat16"
 
     # Stopped, moved and resumed; killed and resumed: bit for bit the unbroken run.
     with pytest.raises(Stopped):

@@ -73,11 +73,11 @@ def _best(folder: Path, part: str):
 
 
 def test_parameters_and_tokenizers_are_those_of_the_run(place):
-    this = place.open()
+    run = place.open()
     before = build.open_run(configs.load("optimus"), place.pretrained)  # its own tokenizers
-    assert this.decoder.fingerprint == before.decoder.fingerprint
-    assert this.encoder.fingerprint == before.encoder.fingerprint
-    params = named_leaves(init_params.initial_params(this, None, jax.random.key(5)))
+    assert run.decoder.fingerprint == before.decoder.fingerprint
+    assert run.encoder.fingerprint == before.encoder.fingerprint
+    params = named_leaves(init_params.initial_params(run, None, jax.random.key(5)))
     for path, leaf in _best(place.pretrained, "params").items():
         np.testing.assert_array_equal(params[path], leaf, err_msg=path)
 
@@ -85,9 +85,9 @@ def test_parameters_and_tokenizers_are_those_of_the_run(place):
 @pytest.mark.slow
 def test_an_export_does_as_well_and_a_part_alone(place):
     jvae.export(place.pretrained, place.root / "export")
-    this = place.open(init__model=place.root / "export", init__part="^decoder/layers")
-    params = named_leaves(init_params.initial_params(this, None, jax.random.key(5)))
-    fresh = named_leaves(jax.jit(this.model.init)(jax.random.key(5)))
+    run = place.open(init__model=place.root / "export", init__part="^decoder/layers")
+    params = named_leaves(init_params.initial_params(run, None, jax.random.key(5)))
+    fresh = named_leaves(jax.jit(run.model.init)(jax.random.key(5)))
     for path, leaf in _best(place.pretrained, "params").items():
         want = leaf if path.startswith("decoder/layers") else fresh[path]
         np.testing.assert_array_equal(params[path], want, err_msg=path)
@@ -98,16 +98,16 @@ def test_moments_come_along_and_schedules_start_again(place):
     config = place.config(
         data__train=place.root / "c.txt", init__model=place.pretrained, init__optimizer=True
     )
-    this = build.open_run(config, place.root / "moments")
+    run = build.open_run(config, place.root / "moments")
     from jvae.parallel import mesh as meshes
     from jvae.runs.phases import resolve
     from jvae.training import program
 
-    compiled = program.compile_phase(this, resolve(config)[0], meshes.make_mesh(config.mesh), 0)
+    compiled = program.compile_phase(run, resolve(config)[0], meshes.make_mesh(config.mesh), 0)
     state = compiled.start(
-        init_params.initial_params(this, compiled.where.params, jax.random.key(5))
+        init_params.initial_params(run, compiled.where.params, jax.random.key(5))
     )
-    actual = named_leaves(init_params.initial_optimizer(this, state.opt_state))
+    actual = named_leaves(init_params.initial_optimizer(run, state.opt_state))
     with Checkpoints(place.pretrained, read_only=True) as ckpts:
         like = {"opt_state": compiled.abstract.opt_state}
         theirs = named_leaves(ckpts.restore(like, best=True, partial=True)[0]["opt_state"])
@@ -120,17 +120,17 @@ def test_moments_come_along_and_schedules_start_again(place):
 
 def test_what_does_not_fit_is_told(place):
     with pytest.raises(WeightsError, match="this model's"):
-        this = place.open(model__latent=3)
-        init_params.initial_params(this, None, jax.random.key(0))
+        run = place.open(model__latent=3)
+        init_params.initial_params(run, None, jax.random.key(0))
     with pytest.raises(ConfigError, match="matches no parameter"):
-        this = place.open(init__part="^nowhere")
-        init_params.initial_params(this, None, jax.random.key(0))
+        run = place.open(init__part="^nowhere")
+        init_params.initial_params(run, None, jax.random.key(0))
     with pytest.raises(ConfigError, match="init.model must be the folder of one, not ''"):
-        this = place.open(init__model="", init__optimizer=True)
-        init_params.initial_optimizer(this, ())
+        run = place.open(init__model="", init__optimizer=True)
+        init_params.initial_optimizer(run, ())
     other = place.root / "other"
-    this = place.open(init__model="")
-    this.decoder.save(other)
-    this = place.open(data__decoder_tokenizer=other, data__encoder_tokenizer=other)
+    run = place.open(init__model="")
+    run.decoder.save(other)
+    run = place.open(data__decoder_tokenizer=other, data__encoder_tokenizer=other)
     with pytest.raises(WeightsError, match="leave data.encoder_tokenizer empty to take that of"):
-        init_params.initial_params(this, None, jax.random.key(0))
+        init_params.initial_params(run, None, jax.random.key(0))

@@ -118,15 +118,15 @@ FRESH = {"posterior/head/kernel", "decoder/memory/kernel", "decoder/offset/kerne
 
 @pytest.mark.slow
 def test_optimus_base_starts_from_both_backbones_on_its_mesh(place, caplog):
-    this, key = place.run(), jax.random.key(5)
+    run, key = place.run(), jax.random.key(5)
     mesh = meshes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    abstract = jax.eval_shape(this.model.init, key)
-    where = rules.shardings(this.model.axes, abstract, mesh)
+    abstract = jax.eval_shape(run.model.init, key)
+    where = rules.shardings(run.model.axes, abstract, mesh)
     with caplog.at_level(logging.INFO, "jvae.training.init_params"):
-        params = named_leaves(init_params.initial_params(this, where, key))
+        params = named_leaves(init_params.initial_params(run, where, key))
     want, where = named_leaves(place.params), named_leaves(where)
     assert params.keys() == want.keys() and list(params) == list(named_leaves(abstract))
-    init = lambda key: {p: named_leaves(this.model.init(key))[p] for p in FRESH}  # noqa: E731
+    init = lambda key: {p: named_leaves(run.model.init(key))[p] for p in FRESH}  # noqa: E731
     scratch = jax.jit(init)(key)
     split = 0
     for path, leaf in params.items():
@@ -160,9 +160,9 @@ def test_optimus_base_starts_from_both_backbones_on_its_mesh(place, caplog):
 def test_one_backbone_or_none(place, caplog):
     place.config.init.update(encoder="")
     try:
-        this = place.run(pool="mean")
+        run = place.run(pool="mean")
         key = jax.random.key(0, impl="unsafe_rbg")  # compiles in no time
-        params = named_leaves(init_params.initial_params(this, None, key))
+        params = named_leaves(init_params.initial_params(run, None, key))
         want = named_leaves(place.params)
         name = "decoder/layers/mlp/up/kernel"
         np.testing.assert_array_equal(params[name], want[name])
@@ -173,11 +173,11 @@ def test_one_backbone_or_none(place, caplog):
 
 
 def test_an_unused_pooler_is_told(place, caplog):
-    this = place.run(pool="mean")
-    part = family("optimus").parts(this.config.model)[0]
-    leaves = named_leaves(jax.eval_shape(this.model.init, jax.random.key(0)))
+    run = place.run(pool="mean")
+    part = family("optimus").parts(run.config.model)[0]
+    leaves = named_leaves(jax.eval_shape(run.model.init, jax.random.key(0)))
     with caplog.at_level(logging.INFO, "jvae.training.init_params"):
-        actual = init_params._load(this, part, str(place.bert), leaves)
+        actual = init_params._load(run, part, str(place.bert), leaves)
     assert not any(path.startswith("posterior") for path in actual)
     assert "2 tensors" in caplog.text and "pooler.dense.bias, pooler.dense.weight" in caplog.text
 
@@ -236,13 +236,13 @@ def test_published_padding_of_the_vocabulary_is_allowed_up_to_a_limit(place):
     """Weights without a tokenizer next to them; if there is one, it decides."""
     size = place.decoder.vocab_size
     bare = Checkpoint(str(place.gpt2.parent), {}, {}, False, ())
-    own = Checkpoint(str(place.gpt2), {"eos_token_id": 1}, {}, False, ())
+    padded = Checkpoint(str(place.gpt2), {"eos_token_id": 1}, {}, False, ())
     for rows in (size + 127, size - 3):
         init_params.check_tokenizer(bare, rows, place.decoder)
     for rows in (size + 128, size - 4):
         with pytest.raises(WeightsError, match=f"{rows} embedding rows, {size} entries"):
             init_params.check_tokenizer(bare, rows, place.decoder)
-        init_params.check_tokenizer(own, rows, place.decoder)
+        init_params.check_tokenizer(padded, rows, place.decoder)
 
 
 @pytest.mark.parametrize("pad", ["[PAD]", "<pad>", "<|pad|>"])
@@ -253,16 +253,16 @@ def test_a_gpt2_with_padding_of_its_own_starts_as_it_is(tmp_path, pad):
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<|endoftext|>", pad])
     backend.save(str(tmp_path / "tokenizer.json"))
-    own = tokenizers.load(tmp_path, "decoder")
-    assert (own.vocab_size, own.pad_id, own.end_id) == (258, 257, 256)
+    loaded = tokenizers.load(tmp_path, "decoder")
+    assert (loaded.vocab_size, loaded.pad_id, loaded.end_id) == (258, 257, 256)
     config = {"pad_token_id": 257, "eos_token_id": [256]}
-    init_params.check_tokenizer(Checkpoint(str(tmp_path), config, {}, False, ()), 258, own)
+    init_params.check_tokenizer(Checkpoint(str(tmp_path), config, {}, False, ()), 258, loaded)
     bare = Checkpoint(str(tmp_path / "bare"), config, {}, False, ())
     (tmp_path / "bare").mkdir()
-    init_params.check_tokenizer(bare, 258, own)
+    init_params.check_tokenizer(bare, 258, loaded)
     wrong = Checkpoint(str(tmp_path / "bare"), config | {"eos_token_id": [257]}, {}, False, ())
     with pytest.raises(WeightsError, match=r"eos_token_id is \[257\], there it is 256"):
-        init_params.check_tokenizer(wrong, 258, own)
+        init_params.check_tokenizer(wrong, 258, loaded)
 
 
 def test_weights_are_checked_before_data_is_read(changed):
@@ -285,8 +285,8 @@ def test_weights_are_checked_before_data_is_read(changed):
         ("lm", None, "gemma2"),
         ("optimus", "llama_rope3", "smollm"),
         *(
-            pytest.param(*one, marks=pytest.mark.slow)
-            for one in (
+            pytest.param(*values, marks=pytest.mark.slow)
+            for values in (
                 ("optimus", "modernbert", "mistral"),
                 ("optimus", "gemma3", "gemma3"),
                 ("adavae", "roberta", "llama"),
@@ -310,26 +310,26 @@ def test_any_family_takes_any_folder(spec, encoder, decoder):
 def test_every_leaf_goes_to_its_devices_once(place, monkeypatch):
     """Nothing else of the weights is ever on a device, and no other leaf on the host."""
     mesh = meshes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    this, key = place.run(), jax.random.key(5)
-    abstract = jax.eval_shape(this.model.init, key)
-    where = named_leaves(rules.shardings(this.model.axes, abstract, mesh))
+    run, key = place.run(), jax.random.key(5)
+    abstract = jax.eval_shape(run.model.init, key)
+    where = named_leaves(rules.shardings(run.model.axes, abstract, mesh))
     leaves = {
         path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where[path])
         for path, leaf in named_leaves(abstract).items()
     }
-    before = {id(one) for one in jax.live_arrays()}
+    before = {id(array) for array in jax.live_arrays()}
     whole, placed = names.place, []
 
     def watched(array, like):
         assert isinstance(array, np.ndarray)
-        mine = [one for one in jax.live_arrays() if id(one) not in before]
-        assert sum(one.nbytes for one in mine) == sum(one.nbytes for one in placed)
+        mine = [array for array in jax.live_arrays() if id(array) not in before]
+        assert sum(array.nbytes for array in mine) == sum(array.nbytes for array in placed)
         placed.append(whole(array, like))
         return placed[-1]
 
     monkeypatch.setattr(names, "place", watched)
-    part = family("optimus").parts(this.config.model)[1]
-    loaded = init_params._load(this, part, str(place.gpt2), leaves)
+    part = family("optimus").parts(run.config.model)[1]
+    loaded = init_params._load(run, part, str(place.gpt2), leaves)
     assert len(placed) == len(loaded) > 10
     for path, leaf in loaded.items():
         assert leaf.sharding == where[path]

@@ -72,8 +72,8 @@ def test_validation_gives_the_posteriors_its_sums_are_of():
         standard = isinstance(model.prior.form, StandardNormal)
         standard &= isinstance(model.post.form, DiagonalGaussian)
         assert (actual.kl_gz is not None) == standard
-        for one in (actual, again) if standard else ():
-            np.testing.assert_allclose(one.kl_gz, want.kl_profile_gz, atol=1e-5)
+        for latent_use in (actual, again) if standard else ():
+            np.testing.assert_allclose(latent_use.kl_gz, want.kl_profile_gz, atol=1e-5)
         # Validation decides as the evaluation does: a KL that carries nothing is a collapse.
         same = dataclasses.replace(want, kl_nats=3.0, kl_nats_se=0.0)
         assert actual.collapse_reasons == collapse_reasons(same)

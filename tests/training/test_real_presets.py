@@ -35,7 +35,7 @@ def test_a_preset_takes_two_steps_on_real_weights(preset, tmp_path):
     flags = [*SMALL, f"data.cache={tmp_path / 'cache'}", f"init.decoder={WEIGHTS / 'smollm2-135m'}"]
     for split, count in (("train", 40), ("valid", 8), ("test", 8)):
         text = tmp_path / f"{split}.txt"
-        text.write_text("".join(f"{one.text}\n" for one in grammar.corpus(split, count)))
+        text.write_text("".join(f"{sentence.text}\n" for sentence in grammar.corpus(split, count)))
         flags.append(f"data.{split}={text}")
     config = configs.load(preset)
     if "encoder" in config.model:

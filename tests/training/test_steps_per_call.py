@@ -16,8 +16,8 @@ NARROW = ("layers=1", "width=8", "heads=2", "mlp=8", "positions=32")
 @pytest.fixture
 def config(tmp_path):
     text = tmp_path / "mine.txt"
-    text.write_text("".join(f"{one.text}\n" for one in grammar.corpus("train", 200)))
-    words = [f"model.{side}.{one}" for side in ("encoder", "decoder") for one in NARROW]
+    text.write_text("".join(f"{sentence.text}\n" for sentence in grammar.corpus("train", 200)))
+    words = [f"model.{side}.{value}" for side in ("encoder", "decoder") for value in NARROW]
     words += ["model.latent=2", "data.row_tokens=32", "data.batch_rows=4", "optim.warmup_steps=1"]
     words += [f"data.train={text}", f"data.cache={tmp_path / 'cache'}", "mesh.data=2"]
     words += ["train.steps=12", "train.check_every=6", "train.log_every=3"]
@@ -30,8 +30,8 @@ def test_calls_of_three_are_the_run_of_single_steps(config, tmp_path):
     actual = {}
     for together in (1, 3):
         folder = tmp_path / f"run-{together}"
-        own = configs.apply_overrides(config, [f"train.steps_per_call={together}"])
-        loop.train(own, folder)
+        changed = configs.apply_overrides(config, [f"train.steps_per_call={together}"])
+        loop.train(changed, folder)
         with Checkpoints(folder, read_only=True) as ckpts:
             arrays, meta = ckpts.arrays()
         lines = [

@@ -63,13 +63,13 @@ def command(corpus: Path, folder: Path, *more: str) -> list[str]:
     return [*SMALL, f"--config.data.train={corpus}", f"--workdir={folder}", *mesh, *more]
 
 
-def at_step(monkeypatch, wanted: int, act):
+def at_step(monkeypatch, last_step: int, act):
     """A run that does something of its own when it has dispatched a step."""
     plain = metrics.Writer.progress
 
     def progress(self, step):
         plain(self, step)
-        if step == wanted:
+        if step == last_step:
             act()
 
     monkeypatch.setattr(metrics.Writer, "progress", progress)
@@ -197,7 +197,7 @@ def test_a_finished_run_trains_further_and_is_measured_again(
     assert "holds a run of another config (optim.lr" in capsys.readouterr().err
     measured = []
 
-    def evaluate(this, mesh, params, step):
+    def evaluate(run, mesh, params, step):
         measured.append(step)
         return type("Report", (), {"rows": (), "table": lambda self: "the table"})()
 
@@ -265,7 +265,7 @@ def test_a_run_moves_between_device_counts(corpus, tmp_path, monkeypatch):
     for step, mesh in ((5, ("data=8",)), (9, ("data=1", "fsdp=2"))):
         with monkeypatch.context() as patch:
             stop_at(patch, step)
-            words = [f"--config.mesh.{one}" for one in mesh]
+            words = [f"--config.mesh.{axis}" for axis in mesh]
             assert main(command(corpus, moved, *words)) == 75
     assert main(command(corpus, moved, "--config.mesh.data=2", "--config.mesh.tensor=2")) == 0
     for got, want in zip(lines(moved), lines(stayed), strict=True):

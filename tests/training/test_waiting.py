@@ -21,6 +21,6 @@ def test_a_short_wait_is_one_line_and_a_later_one_none(caplog):
     with caplog.at_level(logging.INFO):
         with waiting.announced("compiling the step"):
             pass
-        with waiting.announced("compiling the step", wanted=False):
+        with waiting.announced("compiling the step", enabled=False):
             pass
     assert caplog.messages == ["compiling the step ..."]

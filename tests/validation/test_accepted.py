@@ -65,10 +65,10 @@ def accepted(name: str, text: Path, rng: random.Random) -> tuple[str, float]:
 def changed(name: str, text: Path, key: str, value: float) -> ConfigDict:
     tree = small(name, text).to_dict()
     *sections, last = key.split(".")
-    here = tree
+    node = tree
     for section in sections:
-        here = here[section]
-    here[last] = value
+        node = node[section]
+    node[last] = value
     return ConfigDict(tree).lock()
 
 

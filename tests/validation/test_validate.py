@@ -67,10 +67,10 @@ def with_values(name: str, values: dict) -> ConfigDict:
     tree = configs.load(name).to_dict()
     for key, value in values.items():
         *sections, last = key.split(".")
-        here = tree
+        node = tree
         for section in sections:
-            here = here[section]
-        here[last] = value
+            node = node[section]
+        node[last] = value
     return ConfigDict(tree)
 
 
@@ -104,7 +104,9 @@ def test_the_list_of_presets_is_whole():
             configs.load(f"{stem}:no_such_preset")
 
 
-@pytest.mark.parametrize("name", [f"{stem}:{p}" for stem, every in PRESETS.items() for p in every])
+@pytest.mark.parametrize(
+    "name", [f"{stem}:{p}" for stem, presets in PRESETS.items() for p in presets]
+)
 def test_shipped_presets_pass_and_every_key_is_declared(name):
     config = configs.load(name)
     validate(config, platform="cpu")
@@ -326,7 +328,7 @@ class Outer:
 
 def test_a_family_from_outside_is_checked_by_its_dataclass_alone(monkeypatch):
     section = dict(inner=dict(width=0, plain=math.nan), kind="c", names=("(",), most=0, more=1)
-    texts = [one.text for one in check_dataclass(Outer, section, "model")]
+    texts = [problem.text for problem in check_dataclass(Outer, section, "model")]
     assert [text.partition("=")[0].partition(":")[0] for text in texts] == [
         "model.inner.width",
         "model.inner.plain",
@@ -336,7 +338,7 @@ def test_a_family_from_outside_is_checked_by_its_dataclass_alone(monkeypatch):
         "model.more",
     ]
     assert not check_dataclass(Outer, dict(inner=dict(width=64), most=None), "model")
-    assert [one.idle for one in check_effect(Outer(Inner(2), only_b=1), "model")] == [True]
+    assert [problem.idle for problem in check_effect(Outer(Inner(2), only_b=1), "model")] == [True]
     assert not check_effect(Outer(Inner(2), kind="b", only_b=1), "model")
     assert set(fields_of(Outer)) == {"inner", "kind", "only_b", "names", "most"}
     family = Family(Outer, lambda config: pytest.fail("built from a wrong config"), dict, dict)

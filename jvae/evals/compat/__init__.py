@@ -73,8 +73,10 @@ def blocks(
     draws, kl_eg = collect_draws(model, params, batches(), key, ordinary, chunk=chunk)
     released = None
     if gaussian and any(MODES[m].released for m in modes):
-        own = max(MODES[m].draws for m in modes if MODES[m].released)
-        released, _ = collect_draws(model, params, batches(), key, own, chunk=chunk, released=True)
+        draws_needed = max(MODES[m].draws for m in modes if MODES[m].released)
+        released, _ = collect_draws(
+            model, params, batches(), key, draws_needed, chunk=chunk, released=True
+        )
     scores = likelihood.scores
     facts = Facts(
         nll_at={k: np.asarray(v, np.float64) for k, v in scores.bound_e.items()},

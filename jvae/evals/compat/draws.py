@@ -50,7 +50,7 @@ def _draw(
     assert post.log_prob is not None  # the likelihood rejects other models
     log_q = post.log_prob
 
-    def one(draw: Array) -> tuple[tuple[Array, Array, Array], Array | None]:
+    def estimate(draw: Array) -> tuple[tuple[Array, Array, Array], Array | None]:
         z_egz = post.sample(params, q, example_keys(z_key, batch.id_e, draw[None]))[0]
         kl_egz = kl(params, post, q, z_egz, prior, cond).nats_egz
         if released:
@@ -63,7 +63,7 @@ def _draw(
         densities = (log_lik_e, log_prior_e, full_precision(log_q(params, q, z_egz)))
         return densities, None if kl_egz is None else jnp.sum(full_precision(kl_egz), axis=2)
 
-    found_ke, kl_keg = jax.lax.map(one, jnp.arange(k), batch_size=min(chunk, k))
+    found_ke, kl_keg = jax.lax.map(estimate, jnp.arange(k), batch_size=min(chunk, k))
     return found_ke, None if kl_keg is None else kl_keg[0]
 
 

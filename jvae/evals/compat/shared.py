@@ -66,9 +66,9 @@ class Facts(NamedTuple):
         """Posterior means, all groups in one vector."""
         return flat(self.mean_egz)
 
-    def samples(self, wanted: int) -> int:
-        """The largest recorded K, at most `wanted`."""
-        return max(k for k in self.nll_at if k <= wanted)
+    def samples(self, limit: int) -> int:
+        """The largest recorded K, at most `limit`."""
+        return max(k for k in self.nll_at if k <= limit)
 
 
 def log_mean_weight(

@@ -89,8 +89,8 @@ def test_lagging_and_textae_equal_slow_versions():
     for first, last in ((0, 32), (32, 64), (64, 70)):
         for i in range(first, last):
             entropy = 0.5 * np.sum(1 + np.log(2 * np.pi) + log_var[i])
-            every = [np.exp(log_q(i, j)) for j in range(first, last)]
-            total += -entropy - np.log(np.mean(every))
+            densities = [np.exp(log_q(i, j)) for j in range(first, last)]
+            total += -entropy - np.log(np.mean(densities))
     assert lagging.mutual_information(mean, log_var, z) == pytest.approx(total / 70, rel=1e-9)
     assert lagging.mutual_information(30 * mean, log_var - 9, 30 * mean) <= np.log(32)
     assert lagging.active_units(mean * [1, 0.05, 0.2]) == 2

@@ -151,10 +151,10 @@ class Case:
 
     def tree(self, trained: np.ndarray, frozen: np.ndarray | None):
         """A parameter tree from the vectors of its trained and frozen part."""
-        own = freezing.split(self.plan, self.params)
+        parts = freezing.split(self.plan, self.params)
         whole = [
             tree if vector is None else ravel_pytree(tree)[1](vector)
-            for tree, vector in zip(own, (trained, frozen), strict=True)
+            for tree, vector in zip(parts, (trained, frozen), strict=True)
         ]
         return jax.tree.map(np.asarray, freezing.merge(self.plan, *whole))
 
@@ -223,7 +223,7 @@ def everything(case: Case, params, data):
                     for objective, beta in map(case.setting, [*names_, "train"])
                 ]
             )
-            (_, own, hidden_btd, *_), ce_bt = seen["token_log_prob"]
+            (_, stack_params, hidden_btd, *_), ce_bt = seen["token_log_prob"]
             pooled_egd, last_btd, blocks_lbtd = seen["encoded"][1]
             aux = {"losses": totals, "ce_bt": -ce_bt, "dec": decoder[-1].inputs_lbtd}
             aux |= {
@@ -232,7 +232,10 @@ def everything(case: Case, params, data):
                 "last": last_btd,
                 "enc": blocks_lbtd,
             }
-            aux |= {"post": seen["post"], "logits": gpt2.stack(c.decoder).logits(own, hidden_btd)}
+            aux |= {
+                "post": seen["post"],
+                "logits": gpt2.stack(c.decoder).logits(stack_params, hidden_btd),
+            }
             return totals @ weight_of_s, aux
 
         shift_egz = jnp.zeros((len(batch.id_e), 1, c.latent), case.dtype)
@@ -288,7 +291,7 @@ def _forgetful(case: Case, params, z_egz, prompt: Prompt):
 
     def next_token(token_e, place):
         with pytest.MonkeyPatch.context() as patch:
-            moved = lambda spec, own, token, at: embed(spec, own, token, at + place)  # noqa: E731
+            moved = lambda spec, params, token, at: embed(spec, params, token, at + place)  # noqa: E731
             patch.setattr(transformer, "embed", moved)
             alone = prompt._replace(token_et=token_e[:, None])
             logits_ev, _ = adavae.build(case.config).gen.start(params, z_egz, alone, 1)

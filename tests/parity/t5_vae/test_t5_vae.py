@@ -144,7 +144,7 @@ def _decoded(case: Case, config: t5vae.T5VaeConfig, params, post):
     return {
         "hidden": [*only.inputs_lbtd, only.hidden_btd],
         "memory": jnp.moveaxis(only.points.slots.key_lbmgh, 2, 3),
-        "logits": t5.logits(config.decoder, only.own, only.hidden_btd),
+        "logits": t5.logits(config.decoder, only.params, only.hidden_btd),
         "ce_per_token": -nats_bt[:, 1:],
         "ce_per_example": -per_example(nats_bt, case.batch),
     }
