@@ -130,7 +130,7 @@ def together(injections: Sequence[Injection]) -> Injection:
         ("cross-attention", sum("cross" in one.needs for one in injections)),
     ):
         if count > 1:
-            raise ValueError(f"{count} injections act on {what}; one can")
+            raise ValueError(f"{count} injections act on {what}; at most one may")
     prepared = any(one.once is not None for one in injections)
     slotted = [one for one in injections if one.slots]
     acting = [one for one in injections if one.points is not nothing]
@@ -186,7 +186,7 @@ def together(injections: Sequence[Injection]) -> Injection:
 
 
 def side_by_side(parts: Sequence[LatentKv]) -> LatentKv | None:
-    """Concatenates the slots of a row."""
+    """Concatenates the slots that several injections give a row."""
     if not parts:
         return None
     if len(parts) == 1:
