@@ -69,6 +69,6 @@ def agree(what: str, text: str) -> None:
     others = np.flatnonzero(np.any(every != every[0], axis=1))
     if others.size:
         raise ConfigError(
-            f"{what} of process {others[0]} is not that of process 0; start all with one command "
-            "and the same files"
+            f"{what} of process {others[0]} differs from that of process 0; start all processes "
+            "with the same command and files"
         )

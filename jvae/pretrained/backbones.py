@@ -90,7 +90,7 @@ def prefixes(backbone: Backbone, checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def _prefix(backbone: Backbone, name: str) -> str:
-    """The prefix of a name."""
+    """The part of a tensor's name that `canonical` removes."""
     rest = name
     while not (backbone.own and rest.startswith(backbone.own)):
         word, dot, after = rest.partition(".")

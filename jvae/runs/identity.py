@@ -180,8 +180,8 @@ def _refuse(
         *others, last = dict.fromkeys(advice)
         steps = "; ".join([*others, last])
         raise error(
-            f"{folder}: {'; '.join(faults)}. To resume this run: {steps}. For a run of its "
-            "own, give another --workdir"
+            f"{folder}: {'; '.join(faults)}. To resume this run: {steps}. To start a new run, "
+            "give another --workdir"
         )
 
 

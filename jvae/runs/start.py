@@ -173,8 +173,10 @@ def _take(draft: ConfigDict, family: Family, source: Source) -> None:
 
 
 def _source(role: str, name: str, backbone: str | None) -> Source:
-    """Args:
-    backbone: from the config, for folders that do not name theirs.
+    """Reads the settings of a folder.
+
+    Args:
+      backbone: backbone in the config, for folders that do not name theirs.
     """
     try:
         stated = files.config_of(name)
@@ -227,7 +229,7 @@ def _check(config: ConfigDict, sources: Sequence[Source], own: Mapping[str, obje
                 )
     if wrong:
         raise ConfigError(
-            f"{'; '.join(wrong)}. Sizes are those of the folder's {files.CONFIG}; leave yours out"
+            f"{'; '.join(wrong)}. Sizes come from the folder's {files.CONFIG}; remove yours"
         )
 
 
