@@ -80,7 +80,9 @@ def compile_case(case: str, path: Path = ROWS) -> None:
     def keep(row: aot.Row) -> aot.Row:
         if row["virtual"]:
             package = aot.Slice.of(row["topology"]).plugin.package
-            raise ConfigError(f"{package} is not installed, so there is nothing to keep")
+            raise ConfigError(
+                f"{package} is not installed, so nothing can be compiled for its chips"
+            )
         new.append(row | {"command": "python -m jvae.main " + " ".join(words(case))})
         rows = sorted(kept + new, key=place)
         write_text(path, "".join(json.dumps(one, sort_keys=True) + "\n" for one in rows))

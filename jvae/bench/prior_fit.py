@@ -34,7 +34,7 @@ def kinds(this: Setting, **more: dict[str, Any]) -> dict[str, tuple[Density, Any
 
 
 def latents(this: Setting, count: int) -> jax.Array:
-    """Standardised latents: draws from the prior of fresh parameters."""
+    """Standardised draws from the prior of an untrained model."""
     key_e = example_keys(jax.random.key(0), jnp.arange(count))
     u_ngz = jax.jit(this.run.model.prior.sample)(this.params, key_e)
     left_ngz = u_ngz - jnp.mean(u_ngz, axis=0, keepdims=True)
@@ -42,7 +42,7 @@ def latents(this: Setting, count: int) -> jax.Array:
 
 
 def works(this: Setting) -> list[Work]:
-    """A program for every kind."""
+    """One program per kind of prior, which fits it."""
     if not has_latent(this.run.model) or "cond" in this.run.rows.row:
         return []
     count = LATENTS[this.preset.platform]

@@ -26,7 +26,7 @@ from jvae.errors import JvaeError
 
 
 def works(this: Setting) -> list[Work]:
-    """The run of a config."""
+    """A program that starts a run of the config."""
     starts = Starts(list(this.subject.words))
     work = Work(
         name="first_step",
