@@ -28,7 +28,7 @@ EVERY = ("data.encoder_tokenizer=", "data.decoder_tokenizer=")
 LENGTH = {TPU: "decode.max_length=64", GPU: "decode.max_length=32"}
 GPT2 = ("model.decoder.vocab=50260", "data.batch_rows=64")
 SRI = ("model.decoder.vocab=10000", "data.dec_row=64", "data.batch_rows=512")
-# A GPU trains on 64 k tokens an update, in four parts that fit, as `jvae.bench` trains on one part.
+# A GPU trains on 64 k tokens per update, in four parts, as `jvae.bench` trains on one part.
 ROWS_GPU = (
     *("data.row_tokens=64", "data.batch_rows=1024", "train.accumulate=4", "decode.batch=1024"),
     *subjects.ON_GPU,

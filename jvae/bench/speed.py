@@ -158,7 +158,7 @@ TEXT: Columns = (
     PROGRAM,
     TOKENS,
     SENTENCES,
-    ("ms a call", _of("call_ms", lambda value: f"{value:.1f}")),
+    ("ms per call", _of("call_ms", lambda value: f"{value:.1f}")),
     ("fill %", _fill("enc", "dec", "slots")),
     ("of peak", _of("flops_share", _percent)),
     ("all", _of("program_flops_share", _percent)),

@@ -132,7 +132,9 @@ def step_of(value: int | str, total_steps: int, where: str) -> int:
     try:
         step = int(Fraction(value) * total_steps) if isinstance(value, str) else int(value)
     except (ValueError, TypeError, ZeroDivisionError):
-        raise ConfigError(f"{where}: from_step {value!r}; expected a step or '1/6'") from None
+        raise ConfigError(
+            f"{where}: from_step {value!r}; expected a step, or a share such as '1/6'"
+        ) from None
     if not 0 <= step <= total_steps:
         raise ConfigError(f"{where}: from_step {value!r}; the run has {total_steps} steps")
     return step

@@ -303,7 +303,7 @@ def _pooling(find: Callable[[str], Path | None]) -> str | None:
 
 
 def _pooling_folder(modules: Path) -> str:
-    """Raises: WeightsError."""
+    """The folder of the pooling layer, by modules.json. Raises: WeightsError."""
     listed = files.read_json(modules, list)
     for module in (one for one in listed if isinstance(one, dict)):
         kind, path = (str(module.get(key, "")) for key in ("type", "path"))
