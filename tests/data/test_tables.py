@@ -93,7 +93,7 @@ def test_quotes_in_doubt_are_faults(tmp_path):
     assert texts(tmp_path, unclosed, "t.tsv", quotes=False) == ['" he said', "b", "c"]
     # Closed three rows later: csv alone would join the rows.
     joined = '0\ta\n1\t" he said\n2\tb\n3\tsays "\n4\tc\n'.replace('says "', '"')
-    assert ":2: a quote at the beginning of a field joins lines" in error_of(
+    assert ":2: a quote at the beginning of a field spans lines" in error_of(
         tmp_path, joined, "t.tsv"
     )
     assert texts(tmp_path, joined, "t.tsv", on_error="drop") == ["a", "c"]
