@@ -324,7 +324,7 @@ def test_parameters_of_the_published_size(changes, parameters):
     "changes, message",
     [
         (dict(begin_layer=2), "begin_layer is 2, end_layer -1"),
-        (dict(begin_layer=1, end_layer=0), "begin_layer 1 and end_layer 0"),
+        (dict(begin_layer=1, end_layer=0), "begin_layer is 1, end_layer 0"),
         (dict(conditional=True, learn_prior1=False), "would not know the source"),
     ],
 )
