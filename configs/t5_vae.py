@@ -14,7 +14,7 @@ Source: Park & Lee 2021, arXiv 2108.02446, and the released code. Presets:
 `init.decoder` fills both stacks; `model.decoder` has the sizes of both. With t5-small, 131,072
 parameters are new. Values of the paper's own tables: not measured here.
 
-Mistakes of the released code, by their numbers in the specification, in every preset:
+Mistakes of the released code, numbered B1 to B7, and whether the presets have them:
 
     B1   memory slots distributed over the sentences of a batch: absent
          --config.model.memory_layout=released

@@ -110,7 +110,7 @@ def upload(
         status = getattr(failure.response, "status_code", None)
         hint = _first_line(failure)
         if status in (401, 403):
-            hint = "it may not be written; run `hf auth login`, or pass a token that may"
+            hint = "no write access; run `hf auth login`, or pass a token that has it"
         raise error(f"{name}: cannot be uploaded ({hint})") from None
     except (errors.HFValidationError, OSError, ValueError) as failure:
         raise error(f"{name}: cannot be uploaded ({_first_line(failure)})") from None

@@ -10,7 +10,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command, by default that of this process, and returns its exit code."""
     if argv is None:
         allocator.restart()
-    from jvae.cli.main import main as run  # imports a second's worth, so not before the restart
+    from jvae.cli.main import main as run  # takes a second to import, so only after the restart
 
     return run(argv)
 

@@ -47,7 +47,7 @@ class BartConfig(TransformerConfig):
 
 
 def spec(config: BartConfig, own_head: bool = False) -> StackSpec:
-    """The stack of a config."""
+    """The layer specification of a config."""
     return StackSpec(
         **sizes.of_spec(config),
         residual="post",
@@ -62,7 +62,7 @@ def spec(config: BartConfig, own_head: bool = False) -> StackSpec:
 
 
 def stack(config: BartConfig, own_head: bool = False) -> Stack:
-    """The functions of a config; see `jvae.nn.backbone.Stack`."""
+    """Builds the functions of a stack; see `jvae.nn.backbone.Stack`."""
     return transformer.stack(config, spec(config, own_head), config.positions)
 
 
@@ -180,7 +180,7 @@ _TIED = (*((f"{stack}.embed_tokens.weight", "shared.weight") for stack in STACKS
 
 
 def table(config: ConfigDict, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
-    """Names of one stack with its own token embedding; the other stack is ignored."""
+    """Tensor names of one stack with its own token embedding; the other stack is ignored."""
     del pooler  # BART has none
     cross = role == "decoder" and config.get("cross", False)
     other_stack = STACKS[1 - STACKS.index(role)]

@@ -23,11 +23,11 @@ TOKEN_TYPES = 2
 
 @dataclass(frozen=True)
 class BertConfig(TransformerConfig):
-    """Sizes of a BERT."""
+    """Sizes of a BERT encoder."""
 
 
 def spec(config: TransformerConfig) -> StackSpec:
-    """The stack of a config."""
+    """The layer specification of a config."""
     return StackSpec(
         **sizes.of_spec(config),
         residual="post",
@@ -39,7 +39,7 @@ def spec(config: TransformerConfig) -> StackSpec:
 
 
 def stack(config: BertConfig, own_head: bool = False) -> Stack:
-    """The functions of a config; see `jvae.nn.backbone.Stack`."""
+    """Builds the functions of a stack; see `jvae.nn.backbone.Stack`."""
     del own_head  # an encoder has no output head
     return transformer.stack(config, spec(config), config.positions, decodes=False)
 

@@ -30,11 +30,11 @@ from jvae.pretrained.names import (
 
 @dataclass(frozen=True)
 class DistilBertConfig(TransformerConfig):
-    """Sizes of a DistilBERT."""
+    """Sizes of a DistilBERT encoder."""
 
 
 def stack(config: DistilBertConfig, own_head: bool = False) -> Stack:
-    """The functions of a config; see `jvae.nn.backbone.Stack`."""
+    """Builds the functions of a stack; see `jvae.nn.backbone.Stack`."""
     del own_head  # an encoder has no output head
     spec = replace(bert.spec(config), types=0)
     return transformer.stack(config, spec, config.positions, decodes=False)
@@ -91,7 +91,7 @@ FILES = Backbone(
 
 
 def table(config: ConfigDict, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
-    """Names of one stack."""
+    """Tensor names of one stack in Hugging Face files."""
     del config, role, pooler  # one layout for all, and no pooler
     layer, ours = "transformer.layer.{i}.", f"{path}/layers"
     norms = {

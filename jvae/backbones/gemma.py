@@ -45,21 +45,25 @@ class GemmaConfig(StackConfig):
     )
     global_every: int = setting(low=1, high=4_096, help="Every n-th layer is global.")
     query_scale: int = setting(
-        low=1, high=2**17, help="Attention logits are divided by its square root."
+        low=1, high=2**17, help="Attention logits are divided by the square root of this."
     )
-    theta: float = setting(10_000.0, above=1.0, high=1e9, help="Rotary base of global layers.")
-    local_theta: float = setting(10_000.0, above=1.0, high=1e9, help="Rotary base of local layers.")
+    theta: float = setting(
+        10_000.0, above=1.0, high=1e9, help="Base of the rotary frequencies in global layers."
+    )
+    local_theta: float = setting(
+        10_000.0, above=1.0, high=1e9, help="Base of the rotary frequencies in local layers."
+    )
     factor: float = setting(
-        1.0, above=0.0, high=1e6, help="Divisor of the global rotary frequencies."
+        1.0, above=0.0, high=1e6, help="Divisor of the rotary frequencies in global layers."
     )
     logit_cap: float = setting(
         0.0, low=0.0, high=1e6, help="Soft cap of attention logits; 0: none."
     )
-    score_cap: float = setting(0.0, low=0.0, high=1e6, help="Soft cap of scores; 0: none.")
+    score_cap: float = setting(0.0, low=0.0, high=1e6, help="Soft cap of output logits; 0: none.")
     dropout: float = setting(0.0, **sizes.DROPOUT)
     norm_eps: float = setting(1e-6, **sizes.NORM_EPS)
     init_std: float = setting(
-        0.02, low=0.0, high=10.0, help="Initial standard deviation of kernels and tables."
+        0.02, low=0.0, high=10.0, help="Standard deviation of initial kernels and embeddings."
     )
     dtype: str = setting("float32", **sizes.DTYPE)
     remat: str = setting("none", **sizes.REMATS)
@@ -89,7 +93,7 @@ class Gemma3Config(GemmaConfig):
 
 
 def spec(config: GemmaConfig, head_norm: bool, own_head: bool = False) -> StackSpec:
-    """The stack of a config."""
+    """The layer specification of a config."""
     c = config
     scaling = "none" if c.factor == 1.0 else "linear"
     local = LayerKind(Rotary(c.local_theta), c.window - 1)
@@ -117,7 +121,7 @@ def spec(config: GemmaConfig, head_norm: bool, own_head: bool = False) -> StackS
 
 
 def stack(head_norm: bool, config: GemmaConfig, own_head: bool = False) -> Stack:
-    """The functions of a config; see `jvae.nn.backbone.Stack`."""
+    """Builds the functions of a stack; see `jvae.nn.backbone.Stack`."""
     return transformer.stack(config, spec(config, head_norm, own_head), config.positions)
 
 

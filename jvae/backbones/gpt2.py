@@ -25,7 +25,7 @@ class Gpt2Config(TransformerConfig):
 
 
 def spec(config: TransformerConfig, own_head: bool = False) -> StackSpec:
-    """The stack of a config."""
+    """The layer specification of a config."""
     return StackSpec(
         **sizes.of_spec(config),
         activation="gelu_tanh",
@@ -35,7 +35,7 @@ def spec(config: TransformerConfig, own_head: bool = False) -> StackSpec:
 
 
 def stack(config: Gpt2Config, own_head: bool = False) -> Stack:
-    """The functions of a config; see `jvae.nn.backbone.Stack`."""
+    """Builds the functions of a stack; see `jvae.nn.backbone.Stack`."""
     return transformer.stack(config, spec(config, own_head), config.positions)
 
 

@@ -38,12 +38,12 @@ class GptNeoxConfig(TransformerConfig):
 
     theta: float = setting(10_000.0, above=1.0, high=1e9, help="Base of the rotary frequencies.")
     share: float = setting(0.25, above=0.0, high=1.0, help="Share of each head that is rotated.")
-    parallel: bool = setting(True, help="Attention and feed-forward read the same input.")
-    tied: bool = setting(False, help="The output head is the embedding.")
+    parallel: bool = setting(True, help="Whether attention and feed-forward read the same input.")
+    tied: bool = setting(False, help="Whether the output head is the token embedding.")
 
 
 def spec(config: GptNeoxConfig, own_head: bool = False) -> StackSpec:
-    """The stack of a config."""
+    """The layer specification of a config."""
     c = config
     return StackSpec(
         **sizes.of_spec(c),
@@ -55,7 +55,7 @@ def spec(config: GptNeoxConfig, own_head: bool = False) -> StackSpec:
 
 
 def stack(config: GptNeoxConfig, own_head: bool = False) -> Stack:
-    """The functions of a config; see `jvae.nn.backbone.Stack`."""
+    """Builds the functions of a stack; see `jvae.nn.backbone.Stack`."""
     return transformer.stack(config, spec(config, own_head), config.positions)
 
 
@@ -121,7 +121,7 @@ FILES = Backbone(
 
 
 def table(config: ConfigDict, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
-    """Names of one stack; an encoder ignores the output head."""
+    """Tensor names of one stack; an encoder ignores the output head."""
     del pooler  # the family has none
     layer, ours = "layers.{i}.", f"{path}/layers"
     norms = {

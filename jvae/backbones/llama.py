@@ -54,24 +54,28 @@ class LlamaConfig(StackConfig):
         1.0,
         above=0.0,
         high=1e6,
-        help="Wavelengths above original / this are scaled.",
+        help="Wavelengths above original / low_factor are scaled.",
         needs=_LLAMA3,
     )
     high_factor: float = setting(
         4.0,
         above=0.0,
         high=1e6,
-        help="Wavelengths below original / this are not scaled.",
+        help="Wavelengths below original / high_factor are not scaled.",
         needs=_LLAMA3,
     )
     original: int = setting(
-        8_192, low=1, high=2**24, help="Positions before the scaling.", needs=_LLAMA3
+        8_192,
+        low=1,
+        high=2**24,
+        help="Context length for which the frequencies were chosen, before scaling.",
+        needs=_LLAMA3,
     )
-    tied: bool = setting(False, help="The output head is the embedding.")
+    tied: bool = setting(False, help="Whether the output head is the token embedding.")
     dropout: float = setting(0.0, **sizes.DROPOUT)
     norm_eps: float = setting(1e-5, **sizes.NORM_EPS)
     init_std: float = setting(
-        0.02, low=0.0, high=10.0, help="Initial standard deviation of kernels and tables."
+        0.02, low=0.0, high=10.0, help="Standard deviation of initial kernels and embeddings."
     )
     dtype: str = setting("float32", **sizes.DTYPE)
     remat: str = setting("none", **sizes.REMATS)
@@ -91,7 +95,7 @@ class LlamaConfig(StackConfig):
 
 
 def spec(config: LlamaConfig, own_head: bool = False) -> StackSpec:
-    """The stack of a config."""
+    """The layer specification of a config."""
     c = config
     scaling = (c.scaling, c.factor, c.low_factor, c.high_factor, c.original)
     return StackSpec(
@@ -109,7 +113,7 @@ def spec(config: LlamaConfig, own_head: bool = False) -> StackSpec:
 
 
 def stack(config: LlamaConfig, own_head: bool = False) -> Stack:
-    """The functions of a config; see `jvae.nn.backbone.Stack`."""
+    """Builds the functions of a stack; see `jvae.nn.backbone.Stack`."""
     return transformer.stack(config, spec(config, own_head), config.positions)
 
 
@@ -125,7 +129,7 @@ def tiny(cls: Any, vocab: int, **changes: Any) -> Any:
 
 
 def rotary_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotary fields of a config.json, from transformers before or since version 5.
+    """The rotary fields of a config.json, written by transformers before or since version 5.
 
     Raises: ValueError for a scaling that is not implemented.
     """
@@ -226,7 +230,7 @@ def table(
     biases: bool = False,
     head_norm: bool = False,
 ) -> NameTable:
-    """Names of one stack of this family, or of a family that differs in the options below.
+    """Tensor names of one stack of this family, or of one that differs in the options below.
 
     An encoder ignores the output head.
 

@@ -41,7 +41,7 @@ def rows(
 
 
 def stack(config: LstmConfig, own_head: bool = False) -> Stack:
-    """The functions of a config; see `jvae.nn.backbone.Stack`."""
+    """Builds the functions of a stack; see `jvae.nn.backbone.Stack`."""
     del own_head  # the output head is always untied
 
     def init(key: Key[Array, ""], head: bool = True) -> Params:

@@ -21,12 +21,15 @@ class MistralConfig(llama.LlamaConfig):
     """Sizes of a Mistral."""
 
     window: int = setting(
-        0, low=0, high=2**24, help="Attention window in tokens, including the token itself; 0: all."
+        0,
+        low=0,
+        high=2**24,
+        help="Attention window in tokens, including the token itself; 0: no window.",
     )
 
 
 def stack(config: MistralConfig, own_head: bool = False) -> Stack:
-    """The functions of a config; see `jvae.nn.backbone.Stack`."""
+    """Builds the functions of a stack; see `jvae.nn.backbone.Stack`."""
     plain = llama.spec(config, own_head)
     kind = LayerKind(plain.kinds[0].rotary, config.window - 1 if config.window else None)
     return transformer.stack(config, replace(plain, kinds=(kind,)), config.positions)

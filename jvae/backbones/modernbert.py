@@ -37,12 +37,16 @@ class ModernBertConfig(TransformerConfig):
         128, low=2, high=2**24, help="Attention window of local layers in tokens, even."
     )
     global_every: int = setting(3, low=1, high=4_096, help="Layers 0, n, 2n, ... are global.")
-    theta: float = setting(160_000.0, above=1.0, high=1e9, help="Rotary base of global layers.")
-    local_theta: float = setting(10_000.0, above=1.0, high=1e9, help="Rotary base of local layers.")
+    theta: float = setting(
+        160_000.0, above=1.0, high=1e9, help="Base of the rotary frequencies in global layers."
+    )
+    local_theta: float = setting(
+        10_000.0, above=1.0, high=1e9, help="Base of the rotary frequencies in local layers."
+    )
 
 
 def spec(config: ModernBertConfig) -> StackSpec:
-    """The stack of a config."""
+    """The layer specification of a config."""
     c = config
     return StackSpec(
         **sizes.of_spec(c),
@@ -60,7 +64,7 @@ def spec(config: ModernBertConfig) -> StackSpec:
 
 
 def stack(config: ModernBertConfig, own_head: bool = False) -> Stack:
-    """The functions of a config; see `jvae.nn.backbone.Stack`."""
+    """Builds the functions of a stack; see `jvae.nn.backbone.Stack`."""
     del own_head  # an encoder has no output head
     return transformer.stack(config, spec(config), config.positions, decodes=False)
 
@@ -143,7 +147,7 @@ FILES = Backbone(
 
 
 def table(config: ConfigDict, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
-    """Names of one stack."""
+    """Tensor names of one stack in Hugging Face files."""
     del config, role, pooler  # one layout for all, and no pooler
     layer, ours = "layers.{i}.", f"{path}/layers"
     first = NameRule(f"{ours}/attn_norm/scale", (f"{layer}attn_norm.weight",), flat(1), absent=(0,))

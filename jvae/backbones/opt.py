@@ -39,7 +39,7 @@ class OptConfig(TransformerConfig):
 
 
 def spec(config: OptConfig, own_head: bool = False) -> StackSpec:
-    """The stack of a config."""
+    """The layer specification of a config."""
     return StackSpec(
         **sizes.of_spec(config),
         activation="relu",
@@ -50,7 +50,7 @@ def spec(config: OptConfig, own_head: bool = False) -> StackSpec:
 
 
 def stack(config: OptConfig, own_head: bool = False) -> Stack:
-    """The functions of a config; see `jvae.nn.backbone.Stack`."""
+    """Builds the functions of a stack; see `jvae.nn.backbone.Stack`."""
     return transformer.stack(config, spec(config, own_head), config.positions)
 
 
@@ -116,7 +116,7 @@ FILES = Backbone(
 
 
 def table(config: ConfigDict, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
-    """Names of one stack."""
+    """Tensor names of one stack in Hugging Face files."""
     del config, role, pooler  # one layout for all
     layer, ours = "layers.{i}.", f"{path}/layers"
     norms = {

@@ -22,7 +22,7 @@ class Qwen2Config(llama.LlamaConfig):
 
 
 def stack(config: Qwen2Config, own_head: bool = False) -> Stack:
-    """The functions of a config; see `jvae.nn.backbone.Stack`."""
+    """Builds the functions of a stack; see `jvae.nn.backbone.Stack`."""
     spec = replace(llama.spec(config, own_head), qkv_bias=True)
     return transformer.stack(config, spec, config.positions)
 

@@ -27,7 +27,7 @@ class RobertaConfig(TransformerConfig):
 
 
 def stack(config: RobertaConfig, own_head: bool = False) -> Stack:
-    """The functions of a config; see `jvae.nn.backbone.Stack`."""
+    """Builds the functions of a stack; see `jvae.nn.backbone.Stack`."""
     del own_head  # an encoder has no output head
     spec = replace(bert.spec(config), position_offset=OFFSET, types=1)
     return transformer.stack(config, spec, config.positions, decodes=False)
@@ -71,7 +71,7 @@ FILES = replace(
 
 
 def table(config: ConfigDict, vocab: Vocab, path: str, role: str, pooler: str | None) -> NameTable:
-    """Names of one stack."""
+    """Tensor names of one stack in Hugging Face files."""
     del config, role  # one layout for all
     names = bert_weights.table(vocab, path, pooler)
     ignored = FILES.ignored if pooler else (*FILES.ignored, bert_weights.POOLER)

@@ -22,7 +22,7 @@ ABILITIES = transformer.DECODER | {"cross"}
 
 
 def stack(config: T5Config, own_head: bool = False) -> Stack:
-    """The functions of a config; see `jvae.nn.backbone.Stack`."""
+    """Builds the functions of a stack; see `jvae.nn.backbone.Stack`."""
     c = dataclasses.replace(config, tied=False) if own_head else config
     return Stack(
         config=c,

@@ -36,12 +36,14 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("case", nargs="*", help=f"{', '.join(CASES)}; all of them by default")
     parser.add_argument("--preset", default="cpu", help=", ".join(harness.PRESETS))
-    parser.add_argument("--config", help="a config and preset in place of each case's own")
-    parser.add_argument("--data", help="files of sentences in place of the embedded corpus")
+    parser.add_argument("--config", help="a config and preset to use instead of each case's own")
+    parser.add_argument("--data", help="files of sentences to use instead of the embedded corpus")
     parser.add_argument("--peer", help=f"also time another library: {', '.join(peers.PEERS)}")
-    parser.add_argument("--windows", type=int, default=harness.WINDOWS, help="at least 3")
-    parser.add_argument("--seconds", type=float, help="least length of a window")
-    parser.add_argument("--out", type=Path, help="a file to append the lines to instead")
+    parser.add_argument(
+        "--windows", type=int, default=harness.WINDOWS, help="timed windows, at least 3"
+    )
+    parser.add_argument("--seconds", type=float, help="minimum length of a window, in seconds")
+    parser.add_argument("--out", type=Path, help="append the lines to this file instead")
     return parser.parse_args(argv)
 
 
@@ -70,7 +72,9 @@ def main(argv: Sequence[str]) -> int:
     begin, rows = time.monotonic(), []
     try:
         if args.windows < 3:
-            raise ConfigError(f"--windows={args.windows}: a median and its spread need 3")
+            raise ConfigError(
+                f"--windows={args.windows}: expected at least 3, for a median and its spread"
+            )
         preset = harness.check_platform(args.preset)
         preset = preset._replace(window_s=args.seconds or preset.window_s)
         if args.peer:
@@ -106,7 +110,7 @@ def _write(rows: Sequence[dict[str, Any]], path: Path | None) -> None:
 
 if __name__ == "__main__":
     allocator.restart()
-    # Compile times must be of real compilation, and two libraries may share a device.
+    # Compile times must not come from the cache, and JAX and PyTorch may share a device.
     jax.config.update("jax_enable_compilation_cache", False)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     sys.exit(main(sys.argv[1:]))

@@ -4,9 +4,10 @@ and decoding.
     python -m jvae.bench.bulk runs/optimus-tiny sentences.txt            a JSON line
     python -m jvae.bench.bulk runs/optimus-tiny sentences.txt --n=2000 --few=500 --alone=50
 
-Targets: a list of `--n` is at least five times as fast, and needs no more memory than one of
-`--few`. Speeds are those of a second pass, after compilation; the first is reported too. Every
-measurement runs in its own process, so that it has its own memory peak.
+Targets: one call for `--n` sentences is at least five times as fast as one call per sentence, and
+needs no more memory than one call for `--few`. Speeds are those of a second pass, after
+compilation; the first is reported too. Every measurement runs in its own process, so that it has
+its own memory peak.
 """
 
 import argparse
@@ -69,7 +70,7 @@ def compare(run: str, path: Path, n: int, few: int, alone: int) -> dict[str, Any
         command = [sys.executable, "-m", "jvae.bench.bulk", *words]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
-            raise DataError(f"{' '.join(words)} ended with {done.returncode}; see above")
+            raise DataError(f"{' '.join(words)} failed with exit code {done.returncode}; see above")
         rows[name] = json.loads(done.stdout)
     return {
         "case": "bulk",
@@ -86,14 +87,18 @@ def _sentences(path: Path, n: int) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line; returns the exit code: 1 if a bar is missed, 2 after an error."""
+    """The command line; returns the exit code: 1 if a target is missed, 2 after an error."""
     parser = argparse.ArgumentParser(prog="python -m jvae.bench.bulk", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("run", help="folder of a run, or an export")
     parser.add_argument("sentences", type=Path, help="a file, one sentence per line")
     parser.add_argument("--n", type=int, default=10_000)
-    parser.add_argument("--few", type=int, default=2_000, help="of the second peak of memory")
-    parser.add_argument("--alone", type=int, default=200, help="of the calls one by one")
+    parser.add_argument(
+        "--few", type=int, default=2_000, help="sentences of the second memory measurement"
+    )
+    parser.add_argument(
+        "--alone", type=int, default=200, help="sentences encoded and decoded one per call"
+    )
     parser.add_argument("--part", choices=("alone", "list"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     logging.getLogger("absl").setLevel(logging.ERROR)  # silences Orbax messages about checkpoints

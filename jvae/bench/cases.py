@@ -103,12 +103,12 @@ def setting(subject: Subject, preset: Preset) -> Setting:
 
 
 def useful_tokens(*inputs: Batch) -> int:
-    """Scored tokens of batches: excludes padding and the starts of sentences."""
+    """Number of scored tokens in batches, without padding and start tokens."""
     return sum(int(np.sum(np.asarray(batch.scored_bt))) for batch in inputs)
 
 
 def sentences(*inputs: Batch) -> int:
-    """Examples of batches."""
+    """Number of examples in batches."""
     return sum(int(np.sum(np.asarray(batch.valid_e))) for batch in inputs)
 
 
@@ -129,7 +129,7 @@ def fill(*inputs: Batch) -> dict[str, float]:
 
 
 def shapes(*inputs: Batch) -> dict[str, Any]:
-    """Rows and slots of batches, and row lengths: a list if they differ between batches."""
+    """Rows, slots and row lengths of batches; a list of lengths if batches differ."""
     rows = inputs[0].dec.token_bt.shape[0]
     sizes: dict[str, Any] = {"rows": rows, "slots": inputs[0].slots}
     for name in sides(inputs[0]):
@@ -139,7 +139,7 @@ def shapes(*inputs: Batch) -> dict[str, Any]:
 
 
 def lengths(inputs: Iterable[Batch]) -> dict[str, np.ndarray]:
-    """Tokens of every sentence of batches on each side."""
+    """The length in tokens of every sentence in the batches, per side."""
     counted: dict[str, list[np.ndarray]] = {}
     for batch in inputs:
         slot = np.arange(1, batch.slots + 1)[None, None]

@@ -28,7 +28,7 @@ TPU, GPU, GPUS = "v5e-8,v5e-256", "h100-1,h200-1", "h100-8"
 BYTES = ("data.encoder_tokenizer=", "data.decoder_tokenizer=")  # trained here; sizes are below
 LENGTH = {TPU: "decode.max_length=64", GPU: "decode.max_length=32", GPUS: "decode.max_length=64"}
 BERT, GPT2 = "model.encoder.vocab=28996", "model.decoder.vocab=50260"
-# 64 k tokens an update, in four parts that fit into memory.
+# 64 k tokens per update, in four parts that fit into memory.
 LARGE_BATCH = ("data.row_tokens=64", "data.batch_rows=1024", "train.accumulate=4")
 ROWS_64 = "data.batch_rows=64"
 SRI = (

@@ -1,4 +1,4 @@
-"""Posterior means of sentences; for a model without an encoder, the end of one Langevin chain each.
+"""Encodes sentences to posterior means; without an encoder, to the end of one Langevin chain each.
 
 A call encodes the first batches of the test split; useful tokens are those the posterior reads.
 """
@@ -18,7 +18,7 @@ from jvae.parallel.flops import matmul_flops
 
 
 def works(setting: Setting) -> list[Work]:
-    """One program; none for a language model."""
+    """The program of this case; none for a language model."""
     model = setting.run.model
     if not has_latent(model):
         return []

@@ -1,4 +1,4 @@
-"""Runs until the end of the first training step, and measures where the time went.
+"""Runs a command until its first training step ends, and measures where the time went.
 
     python jvae/bench/first_step.py SPAWNED --config=optimus --workdir=...
 
@@ -31,7 +31,9 @@ class Clock:
         self._last = now
 
     def around(self, function: Callable[..., Any], before: str, part: str) -> Callable[..., Any]:
-        """Wraps a function: its time is one part, the time before the call another."""
+        """Wraps a function so that its calls are timed as one part, and the time before them as
+        another.
+        """
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             self.lap(before)
@@ -67,7 +69,7 @@ def main(spawned: float, argv: list[str]) -> None:
             jax.block_until_ready(compiled(*args))
             clock.lap("step")
             print(json.dumps(clock.parts), flush=True)
-            os._exit(0)  # nothing of the run needs to be kept
+            os._exit(0)  # skips clean-up: none of the run's results are needed
 
         return first
 

@@ -85,13 +85,13 @@ def check_platform(preset: str) -> Preset:
 def windows(
     works: Sequence[Work], window_s: float, count: int = WINDOWS
 ) -> dict[str, dict[str, Any]]:
-    """Seconds of one call of each program: the first, with compilation, and of each window.
+    """Seconds per call of each program: for the first call, with compilation, and for each window.
 
     Raises: ValueError if names repeat.
     """
     names = [work.name for work in works]
     if len(set(names)) < len(names):
-        raise ValueError(f"windows: programs {names} need a name each")
+        raise ValueError(f"windows: programs {names} need distinct names")
     times: dict[str, dict[str, Any]] = {}
     for work in works:
         first = _seconds(work.call, 1)

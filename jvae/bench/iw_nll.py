@@ -20,7 +20,7 @@ PTB_TEST = 3_761  # sentences, to extrapolate to the whole test file
 
 
 def works(setting: Setting) -> list[Work]:
-    """Both programs at every K."""
+    """Both programs for every K."""
     model, batch, key = setting.run.model, setting.batch(), jax.random.key(0)
     sentences, tokens = cases.sentences(batch), cases.useful_tokens(batch)
     chunk = CHUNK[setting.preset.platform]
@@ -43,7 +43,9 @@ def works(setting: Setting) -> list[Work]:
 
 
 def compare(records: list[dict[str, Any]]) -> None:
-    """Adds the cost ratio at each K and the larger K's deviation from linear, by both clocks."""
+    """Adds the cost ratio for each K, and how far the cost of the larger K is from linear, in wall
+    and CPU time.
+    """
     few, many = sorted({record["k"] for record in records})
     for clock, suffix in (("call_ms", ""), ("host_ms", "_host")):
         ms = {record["program"]: record[clock] for record in records}

@@ -55,7 +55,7 @@ def of_kind(kind: str, dtype: str) -> Peak:
             chip = CHIPS[TPUS[name]]
             flops = chip.flops_s if dtype == "bfloat16" else None
             return Peak(flops, chip.memory_bytes_s, f"data sheet, {TPUS[name]}")
-    return Peak(None, None, f"no data sheet of {kind}")
+    return Peak(None, None, f"no data sheet for {kind}")
 
 
 @functools.cache

@@ -102,7 +102,7 @@ def _waited(call: Callable[[], Any], device: str) -> Callable[[], Any]:
 
 
 def _updates(loss: Callable[..., Any], parameters: Any, **optimizer: Any) -> Callable[..., None]:
-    """update(*arguments of the loss): clipping, then AdamW, as in our configs."""
+    """Returns update(*loss arguments): clips gradients, then AdamW, as in our configs."""
     from jvae.bench.torch_models import torch
 
     parameters = list(parameters)
@@ -118,7 +118,7 @@ def _updates(loss: Callable[..., Any], parameters: Any, **optimizer: Any) -> Cal
 
 
 def training(setting: Setting, batches: Sequence[Batch], beside: str) -> list[Work]:
-    """Optimus in both ways."""
+    """Programs that train Optimus in both ways."""
     sentences, cost = _sentences(batches), flops.training(setting, cases.lengths(batches))
     order = np.random.default_rng(0).permutation(len(sentences.dec))
     by_length = np.argsort([len(sentence) for sentence in sentences.dec], kind="stable")
@@ -173,7 +173,7 @@ def _training(setting: Setting, rows: Sequence[Any], best: bool) -> Callable[[],
 
 
 def generation(setting: Setting, examples: int, tokens: int, beside: str) -> Work:
-    """`generate` for the given number of latents, each sentence with `tokens` tokens."""
+    """A program that calls `generate` for `examples` latents, `tokens` tokens per sentence."""
     from jvae.bench import torch_models
     from jvae.bench.torch_models import torch, transformers
 
@@ -215,7 +215,7 @@ def chain(setting: Setting, config: Any, batch: Batch, steps: int, beside: str) 
     """A chain of `steps` steps, and an update of the generator at its end.
 
     Args:
-      config: of a model with a chain, `SriConfig` or `SriTransformerConfig`.
+      config: config of a model with a chain, `SriConfig` or `SriTransformerConfig`.
     """
     from jvae.bench import torch_models
     from jvae.bench.torch_models import torch

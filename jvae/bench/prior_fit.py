@@ -34,7 +34,7 @@ def kinds(setting: Setting, **more: dict[str, Any]) -> dict[str, tuple[Density, 
 
 
 def latents(setting: Setting, count: int) -> jax.Array:
-    """Standardised latents: draws from the prior of fresh parameters."""
+    """Standardised draws from the prior of an untrained model."""
     key_e = example_keys(jax.random.key(0), jnp.arange(count))
     u_ngz = jax.jit(setting.run.model.prior.sample)(setting.params, key_e)
     left_ngz = u_ngz - jnp.mean(u_ngz, axis=0, keepdims=True)
@@ -42,7 +42,7 @@ def latents(setting: Setting, count: int) -> jax.Array:
 
 
 def works(setting: Setting) -> list[Work]:
-    """A program for every kind."""
+    """One program per kind of prior, which fits it."""
     if not has_latent(setting.run.model) or "cond" in setting.run.rows.row:
         return []
     count = LATENTS[setting.preset.platform]

@@ -28,7 +28,7 @@ BARELY: dict[str, dict[str, Any]] = {
 
 
 def works(setting: Setting) -> list[Work]:
-    """A program for every kind, and random decoding to the longest training sentence."""
+    """One program per kind of prior, and random decoding to the longest training sentence."""
     if not has_latent(setting.run.model) or "cond" in setting.run.rows.row:
         return []
     u_ngz, key = prior_fit.latents(setting, FITTED_TO), jax.random.key(0)
@@ -72,7 +72,7 @@ def _decoding(setting: Setting, u_ngz: jax.Array) -> Work:
 
 
 def compare(records: list[dict[str, Any]]) -> None:
-    """Adds the time of a draw over the time of decoding it."""
+    """Adds the ratio of the time to draw a latent to the time to decode it."""
     decoding = next(row for row in records if row["program"] == DECODE)
     for row in records:
         if row is not decoding:

@@ -1,4 +1,4 @@
-"""Sentences from the prior: latents drawn, then decoded at random, in one program."""
+"""Generates sentences from the prior: one program draws latents and decodes them by sampling."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ SENTENCES = {"cpu": 256, "gpu": 1024, "tpu": 1024}
 
 
 def works(setting: Setting) -> list[Work]:
-    """One program."""
+    """The program of this case."""
     examples, model = SENTENCES[setting.preset.platform], setting.run.model
     gen, prior = model.gen, model.prior
     prompt, settings = starts(setting, examples), fixed_length("sample")

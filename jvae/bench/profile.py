@@ -1,7 +1,7 @@
 """Profiles a benchmark's programs: share of time by kind of operation, as a Markdown table.
 
     python -m jvae.bench.profile train_step                       every config of the case
-    python -m jvae.bench.profile decode --config=optimus:tiny     one
+    python -m jvae.bench.profile decode --config=optimus:tiny     one config
     python -m jvae.bench.profile train_step --preset=gpu
 
 Times come from JAX's profiler, summed over the threads or streams that run operations, so shares
@@ -78,7 +78,7 @@ def shares(times: Mapping[str, float]) -> list[tuple[str, float, str]]:
 
 
 def watched(call: Any) -> Counter[str]:
-    """`operations` of several calls, after one that compiles."""
+    """Profiles several calls, after one that compiles; returns their `operations`."""
     jax.block_until_ready(call())
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("case", nargs="+", help=", ".join(CASES))
     parser.add_argument("--preset", default="cpu", help=", ".join(harness.PRESETS))
-    parser.add_argument("--config", help="a config and preset in place of the case's own")
+    parser.add_argument("--config", help="a config and preset to use instead of the case's own")
     args = parser.parse_args(argv, argparse.Namespace(data=None))
     lines = ["| case | model | program | kind | share of time, % | longest |", "|" + " --- |" * 6]
     try:

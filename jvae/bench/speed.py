@@ -158,7 +158,7 @@ TEXT: Columns = (
     PROGRAM,
     TOKENS,
     SENTENCES,
-    ("ms a call", _of("call_ms", lambda value: f"{value:.1f}")),
+    ("ms per call", _of("call_ms", lambda value: f"{value:.1f}")),
     ("fill %", _fill("enc", "dec", "slots")),
     ("of peak", _of("flops_share", _percent)),
     ("all", _of("program_flops_share", _percent)),
@@ -175,7 +175,7 @@ TEXT: Columns = (
 
 
 def text_table(rows: Sequence[Row]) -> str:
-    """All records in columns of spaces."""
+    """All records as a plain-text table."""
     lines = [[name for name, _ in TEXT]] + [[cell(row) for _, cell in TEXT] for row in rows]
     width = [max(len(line[i]) for line in lines) for i in range(len(TEXT))]
     return "\n".join("  ".join(map(str.ljust, line, width)).rstrip() for line in lines)

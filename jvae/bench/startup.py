@@ -26,7 +26,7 @@ from jvae.errors import JvaeError
 
 
 def works(setting: Setting) -> list[Work]:
-    """The run of a config."""
+    """A program that starts a run of the config."""
     starts = Starts(list(setting.subject.words))
     work = Work(
         name="first_step",

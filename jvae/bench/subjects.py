@@ -35,7 +35,7 @@ MEDIUM = Subject(
 )
 # Published sizes on the embedded corpus: vocabularies of published size with tokenizers trained
 # here, as nothing is downloaded. Short rows, since attention costs the square of their length, and
-# 16 k tokens a side, which fit into 80 GB.
+# 16 k tokens per side, which fit into 80 GB.
 _ROWS = ("data.row_tokens=64", "data.batch_rows=256")
 _TOKENIZERS = ("data.encoder_tokenizer=", "data.decoder_tokenizer=")
 _BERT, _GPT2 = "model.encoder.vocab=28996", "model.decoder.vocab=50257"

@@ -134,7 +134,7 @@ class Optimus(torch.nn.Module):
         encoder, decoder = config.encoder, config.decoder
         if not (isinstance(encoder, BertConfig) and isinstance(decoder, Gpt2Config)):
             raise ConfigError(
-                f"--peer=torch has BERT and GPT-2 alone, not {name_of(encoder)} and "
+                f"--peer=torch supports only BERT and GPT-2, not {name_of(encoder)} and "
                 f"{name_of(decoder)}"
             )
         self.pool, self.log_var_shift = config.pool, config.log_var_shift

@@ -66,7 +66,7 @@ def _updates(
 
 
 def beside(setting: Setting) -> list[Work]:
-    """The same sentences in PyTorch, for the system that has a PyTorch version."""
+    """PyTorch programs on the same sentences, for the one system that has a PyTorch version."""
     if setting.run.config.model.family != "optimus":
         return []
     return peers.training(setting, call_batches(setting), "step")

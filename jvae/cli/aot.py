@@ -65,7 +65,7 @@ CHIPS = {
 
 
 class Rates(NamedTuple):
-    """What kernels are assumed to reach: shares of the peaks, and seconds per launch."""
+    """Assumed speed of kernels: shares of the peaks, and seconds per launch."""
 
     flops: float = 0.7
     memory: float = 0.9
@@ -87,7 +87,7 @@ TPU = Plugin("tpu", "libtpu", "libtpu", "jax[tpu]")
 GPU = Plugin(
     *("gpu", "jax-cuda13-plugin", "jax_cuda13_plugin", "jax[cuda13]"),
     rates=Rates(launch_s=2e-6),  # a TPU runs its whole program at once
-    # Without a device no tiles can be tried for Triton's products, and some have no default.
+    # Tiles of Triton's products are chosen by timing them on a device; some have no default.
     options={"xla_gpu_enable_triton_gemm": False},
 )
 # Usual shapes of slices that are named by their number of chips.
@@ -204,8 +204,8 @@ def _hosts(name: str, number: str | None) -> tuple[int, str]:
     count, host = int(number or 0), gpu_targets.GPUS_PER_HOST
     if not count or (count > host and count % host):
         raise ConfigError(
-            f"--topology={name}: expected a number of GPUs up to {host}, or a multiple of that, as "
-            "h100-8"
+            f"--topology={name}: expected a number of GPUs up to {host}, or a multiple of that, "
+            "such as h100-8"
         )
     return count, f"1x{max(count // host, 1)}x{min(count, host)}"
 
@@ -215,7 +215,7 @@ def _installed(plugin: Plugin) -> bool:
 
 
 def make_room(count: int) -> None:
-    """Requests `count` CPU devices; no effect after devices exist or if XLA_FLAGS sets a number."""
+    """Requests `count` CPU devices; no effect once devices exist or if XLA_FLAGS sets a number."""
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", count)
@@ -322,7 +322,7 @@ def estimate(
     Args:
       plain: the same program without recomputation, whose FLOPs are the useful ones.
       chip: for the predicted time, which is left out without one.
-      plugin: the compiler; None for that of the devices of this machine.
+      plugin: the compiler; None to compile for the devices of this machine.
     """
     traced = part.function.trace(*part.arguments)
     model = plain.function.trace(*plain.arguments)
@@ -339,7 +339,9 @@ def estimate(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         used = re.search(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) (\w+)", str(error))
-        needs = "more than there is" if used is None else f"{used[1]} of {used[2]} {used[3]}"
+        needs = (
+            "more memory than the chip has" if used is None else f"{used[1]} of {used[2]} {used[3]}"
+        )
         return row | {"peak_bytes": None, "needs": needs}
     memory = compiled.memory_analysis()
     arguments = int(memory.argument_size_in_bytes)
@@ -424,7 +426,7 @@ def _heading(row: Row) -> str:
     note = ""
     if row["virtual"] and row["chip"] != "cpu":
         plugin = GPU if row["chip"] in gpu_targets.KINDS else TPU
-        note = f" ({plugin.package} is not installed: as many virtual CPU devices)"
+        note = f" ({plugin.package} is not installed: compiled for as many virtual CPU devices)"
     return (
         f"{row['config']} on {row['topology']}{note}, mesh {mesh}, {row['batch_rows']} rows of "
         f"tokens {tokens}"

@@ -105,7 +105,7 @@ def control(
     if not names:
         priors.only_labelled(folder)  # raises an error that names what is missing
     if of_prior and len(names) > 1:
-        raise ConfigError("--prior.KEY acts on one prior: name it with --prior=NAME")
+        raise ConfigError("--prior.KEY applies to one prior: name it with --prior=NAME")
     with Stop():
         run, mesh, params, step = _trained(config, folder)
         weights = priors.weights_digest(to_host(params))
@@ -147,7 +147,9 @@ def probe(config: ConfigDict, folder: Path) -> None:
 def finetune(
     config: ConfigDict, folder: Path, task: str, options: Mapping[str, str], seed: int
 ) -> None:
-    """Scores a language understanding task on a run's encoder. Raises: ConfigError; Stopped."""
+    """Trains a run's encoder on a language-understanding task and scores it. Raises: ConfigError;
+    Stopped.
+    """
     extras.require("probes", "--mode=finetune")
     nlu_tasks.named(task)
     request = nlu.Request(**option_flags.parsed(nlu.Request, options, "finetune"))
@@ -165,7 +167,7 @@ def _pretrained(run: build.Run, mesh: Mesh) -> Params | None:
     try:
         return init_params.initial_params(run, where, build.seeds(run.config.seed)["init"])
     except JvaeError as error:
-        log.warning("the pretrained backbone alone is left out: %s", error)
+        log.warning("skipping the comparison with the pretrained backbone alone: %s", error)
         return None
 
 
@@ -213,13 +215,13 @@ def _trained(config: ConfigDict, folder: Path) -> tuple[build.Run, Mesh, Params,
     saved = identity.saved(folder)
     if saved is None:
         raise CheckpointError(
-            f"{folder}: its training has not saved anything yet; run --mode=train until it has"
+            f"{folder}: it has no checkpoint yet; run --mode=train until it saves one"
         )
     workdir.check(folder, config, saved.configs, bool(saved.records))
     validate(config, saved=workdir.saved_config(folder), training=False)
     run = build.open_run(config, folder, saved)
     if processes.first():
-        # The config is not claimed: measuring with other sizes does not change the run's config.
+        # Not written to the run: its config stays the same when it is measured with other sizes.
         workdir.move(folder, config)
     mesh = meshes.make_mesh_for(run.config.mesh, run.rows.batch_rows)
     return run, mesh, *loading.load_params(run.model, mesh, folder)

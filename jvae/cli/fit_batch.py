@@ -44,7 +44,7 @@ def fit(config: ConfigDict, folder: Path, topology: str | None) -> Iterator[str]
     def peak(rows: int) -> int | None:
         """Peak bytes of a device; None if the compiler runs out of memory."""
         needs = _peak(run, mesh, rows)
-        amount = "more than there is" if needs is None else f"{needs / 2**30:.2f} GiB"
+        amount = "more memory than there is, out" if needs is None else f"{needs / 2**30:.2f} GiB"
         lines.append(f"data.batch_rows={rows}: {amount} of {limit / 2**30:.2f} GiB")
         return needs
 

@@ -48,10 +48,10 @@ python -m jvae.main --config=CONFIG[:PRESET] [--config.KEY=VALUE ...] [--workdir
   --config.data.train=my.txt     any value of the config; --config=optimus --help lists them
   --mode=train                   train, evaluate, sample; the same command resumes
   --sweep=objective.beta.stop=0.1,0.5,1  a run for every value, one table; --dry_run prints them
-  --mode=compile --topology=v5e-8  memory, FLOPs and collectives on a slice that is not there
+  --mode=compile --topology=v5e-8  memory, FLOPs and collectives on a slice you need not have
   --mode=fit-batch               the largest data.batch_rows that fits this device
   --mode=trim --out=DIR          init.decoder with only the tokens of data.train: faster on a CPU
-  --mode=eval|probe|report --workdir=DIR     measure a trained run; probe its latent; show all of it
+  --mode=eval|probe|report --workdir=DIR     measure a trained run; probe its latent; draw a report
   --mode=finetune --task=rte --finetune.data=DIR  classify with its encoder; add .freeze=false
 
 On a trained run, with --workdir=DIR; sentences from --text, --input=FILE or standard input:
@@ -68,12 +68,12 @@ On a trained run, with --workdir=DIR; sentences from --text, --input=FILE or sta
   --mode=encode --samples=4 --split=train --out=z.npz  posterior draws and their statistics
   --mode=nll --k=100                       nats of each sentence
   --mode=prior --prior.kind=KIND           fits a prior to the run's latents: gaussian, gmm, flow,
-                                           diffusion, gan, ctrl_gen; of each label: --prior.label
-  --temperature=0.7 --top_p=0.9            of every mode that writes sentences; also --top_k,
+                                           diffusion, gan, ctrl_gen; --prior.label: one per label
+  --temperature=0.7 --top_p=0.9            for every mode that writes sentences; also --top_k,
                                            --method=greedy|sample|beam, --beam_width, --max_length
   --prior=NAME --label=LABEL               sample, interpolate, nll and eval under a fitted prior
-  --mode=transfer --label=LABEL            each sentence with another label; --strength=2 moves on
-  --mode=control                           accuracy, BLEU and diversity by label of all such priors
+  --mode=transfer --label=LABEL            each sentence with another label; --strength=2: further
+  --mode=control                           accuracy, BLEU, diversity by label, for all such priors
 
 On a CPU a command starts itself again with an allocator that keeps its memory (Linux, glibc); the
 environment variable JVAE_ALLOCATOR=system keeps the allocator as it is.
@@ -89,7 +89,7 @@ def _flags() -> flags.FlagValues:
     workdir = "Folder of the run; runs/<name of the config> by default."
     flags.DEFINE_string("workdir", None, workdir, flag_values=values)
     flags.DEFINE_enum(
-        "mode", "train", MODES, "What to do; train ends in an evaluation.", flag_values=values
+        "mode", "train", MODES, "What to do; train also evaluates at the end.", flag_values=values
     )
     sweep = "KEY=VALUE,VALUE,...: one run per value; repeat the flag for all combinations."
     dry = "With --sweep: only print the command of every run."
@@ -119,13 +119,13 @@ def _flags() -> flags.FlagValues:
         flag_values=values,
     )
     flags.DEFINE_integer(
-        "steps", 11, "Points of an interpolation.", lower_bound=2, flag_values=values
+        "steps", 11, "Number of points of an interpolation.", lower_bound=2, flag_values=values
     )
     flags.DEFINE_enum(
         "how",
         "linear",
         ("linear", "slerp"),
-        "Interpolate along a line or an arc.",
+        "Whether to interpolate along a line or an arc.",
         flag_values=values,
     )
     task = "Task of --mode=finetune: sst2, rte, mrpc, wnli or another GLUE task."
@@ -146,7 +146,7 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_string("prior", "", prior, flag_values=values)
     label = "Label to condition a fitted prior on, or to transfer sentences to."
     flags.DEFINE_string("label", "", label, flag_values=values)
-    strength = "Multiple of the transfer step."
+    strength = "Step of a transfer, as a multiple of the usual one."
     flags.DEFINE_float("strength", 1.0, strength, flag_values=values)
     _decoding_flags(values)
     samples = "Posterior draws per sentence for encode; 0: the mean."
@@ -222,7 +222,9 @@ def _saved(rest: list[str]) -> ConfigDict:
     parsed = _flags()
     parsed(["jvae", *_plain(rest)])
     if parsed.workdir is None:
-        raise ConfigError("values without a config: add --config=NAME, or the --workdir of a run")
+        raise ConfigError(
+            "config values without a config: add --config=NAME, or the --workdir of a run"
+        )
     from jvae.runs import workdir
 
     return workdir.saved_config(_folder(parsed))
@@ -238,7 +240,9 @@ def _folder(parsed: flags.FlagValues) -> Path:
 
 
 def _configured(config: ConfigDict, overrides: list[str], rest: list[str]) -> ConfigDict:
-    """A config with flags applied and, if it starts from pretrained folders, their settings."""
+    """A config with flags applied and, if it starts from pretrained weights, their sizes and
+    tokenizers.
+    """
     named = any(".init." in flag for flag in overrides)
     named = named or any(config.get("init", {}).get(role) for role in ("encoder", "decoder"))
     if not named and config.name != "auto":
@@ -295,11 +299,11 @@ def _run(config: ConfigDict | None, rest: Sequence[str], argv: Sequence[str]) ->
         raise ConfigError(f"no config: add --config=optimus, or the --workdir of a run\n\n{USAGE}")
 
     if parsed.mode == "finetune" and not parsed.task:
-        raise ConfigError("which task? Add --task=sst2, rte, mrpc, wnli or another set of GLUE")
+        raise ConfigError("which task? Add --task=sst2, rte, mrpc, wnli or another GLUE task")
     if parsed.mode != "finetune" and (parsed.task or of_task):
-        raise ConfigError("--task and --finetune.KEY act in --mode=finetune alone")
+        raise ConfigError("--task and --finetune.KEY apply only to --mode=finetune")
     if parsed.mode != "control" and of_control:
-        raise ConfigError("--control.KEY acts in --mode=control alone")
+        raise ConfigError("--control.KEY applies only to --mode=control")
     if parsed.mode == "control" and parsed.label:
         raise ConfigError("--mode=control measures all labels; leave --label out")
     if parsed.mode != "prior":
@@ -309,15 +313,15 @@ def _run(config: ConfigDict | None, rest: Sequence[str], argv: Sequence[str]) ->
         if (name or parsed.label) and parsed.mode not in UNDER_A_PRIOR:
             flag = f"--prior={name}" if name else f"--label={parsed.label}"
             raise ConfigError(
-                f"{flag} has no effect in --mode={parsed.mode}; it acts in "
+                f"{flag} has no effect in --mode={parsed.mode}; it applies to "
                 f"{', '.join(UNDER_A_PRIOR)}"
             )
         parsed.prior = name
     if (decoding := _decoding(parsed)) and parsed.mode not in TEXT_MODES:
         name = next(iter(decoding))
         raise ConfigError(
-            f"--{name} acts in --mode=sample and other text modes; what an evaluation samples with "
-            f"is --config.decode.{name}"
+            f"--{name} applies to --mode=sample and other text modes; for the samples of an "
+            f"evaluation, set --config.decode.{name}"
         )
     # After the flags, so that a wrong one is reported at once.
     from jvae.cli import commands, compile_cache

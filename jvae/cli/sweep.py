@@ -69,7 +69,7 @@ def points(config: ConfigDict, axes: Sequence[str]) -> list[Point]:
         if not equals or not words:
             raise ConfigError(f"--sweep={axis}: write --sweep=KEY=VALUE,VALUE,...")
         if key in keys:
-            raise ConfigError(f"--sweep={axis}: {key} has an axis already")
+            raise ConfigError(f"--sweep={axis}: {key} already has an axis")
         keys.append(key)
         values.append([f"{key}={word}" for word in words])
     combinations = [Point(combination) for combination in itertools.product(*values)]
@@ -82,7 +82,7 @@ def points(config: ConfigDict, axes: Sequence[str]) -> list[Point]:
 
 
 def _config_of(point: Point, config: ConfigDict, folder: Path | None = None) -> ConfigDict:
-    """Resolves sizes of other pretrained folders; those of the config itself are already set."""
+    """The config of a point. If it names other pretrained folders, their sizes are set here."""
     if any(value.startswith("init.") for value in point.values):
         return start.configure(config, point.values, folder)
     return configs.apply_overrides(config, point.values)

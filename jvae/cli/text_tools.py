@@ -121,11 +121,14 @@ def decoding(mode: str, flags: Mapping[str, object]) -> dict[str, Any]:
     """
     if flags and mode not in WRITING:
         raise ConfigError(
-            f"--{next(iter(flags))} has no effect in --mode={mode}; it acts in {', '.join(WRITING)}"
+            f"--{next(iter(flags))} has no effect in --mode={mode}; it applies to "
+            f"{', '.join(WRITING)}"
         )
     asked = {READ_BY[name]: name for name in flags if name in READ_BY}
     if len(asked) > 1:
-        raise ConfigError(f"--{asked['sample']} is for sampling and --{asked['beam']} for beams")
+        raise ConfigError(
+            f"--{asked['sample']} is for sampling and --{asked['beam']} for beam search"
+        )
     for method, name in asked.items():
         if flags.get("method", method) != method:
             raise ConfigError(
@@ -160,7 +163,7 @@ def _transfer(call: _Call) -> TextResult:
 
 
 def drawn(texts: Sequence[str], z_nkgz: np.ndarray) -> TextResult:
-    """Posterior draws of texts with the statistics of the draws."""
+    """Posterior draws of texts, with their log-densities and other statistics."""
     records = [{"text": t, "z": z.tolist()} for t, z in zip(texts, z_nkgz, strict=True)]
     more = statistics(z_nkgz.reshape(-1, *z_nkgz.shape[2:]))
     return TextResult(records, [json.dumps(r, ensure_ascii=False) for r in records], z_nkgz, more)
@@ -236,7 +239,7 @@ def _neighbors(call: _Call) -> TextResult:
     if call.vae.conditional:
         raise ConfigError("neighbors is for models without sources; see LoadedVAE.neighbors")
     if not call.options.corpus:
-        raise ConfigError("neighbors needs the sentences to look among: add --corpus=FILE")
+        raise ConfigError("neighbors needs sentences to search in: add --corpus=FILE")
     corpus = text_input.from_file(call.options.corpus, text_input.reader_of(call.data))
     query_egz = call.vae.encode(call.lines)
     places, distances = nearest(query_egz, call.vae.encode(corpus), call.options.n)
@@ -320,7 +323,7 @@ def _exactly(call: _Call, mode: str, n: int) -> list[str]:
 
 def _one_source(call: _Call) -> str | None:
     if call.sources and len(set(call.sources)) > 1:
-        raise ConfigError("edits stay with one source: give the same one with each text")
+        raise ConfigError("an edit uses a single source: give the same one with each text")
     return call.sources[0] if call.sources else None
 
 
@@ -332,7 +335,7 @@ def format_of(options: Options) -> str:
     """The format of the result. Raises: ConfigError for one that needs a file."""
     kind = options.format or FORMATS.get(Path(options.out).suffix, "text")
     if kind in ARRAYS and not options.out:
-        raise ConfigError(f"{kind} is for files: add --out=FILE.{kind}")
+        raise ConfigError(f"format {kind} needs a file: add --out=FILE.{kind}")
     return kind
 
 

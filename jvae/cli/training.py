@@ -122,5 +122,5 @@ def _finished(config: ConfigDict, folder: Path) -> str | None:
     workdir.check(folder, config, saved.configs, bool(saved.records))
     if not phases.finished(config, saved.last):
         return None
-    # Text that has moved is compared during training and evaluation.
+    # If text files have moved, training and evaluation compare their content.
     return None if workdir.moved(folder, config) else run_card.table(folder, saved.params_step)

@@ -162,7 +162,7 @@ def _survey_file(name: str, digest: str, reader: Reader, cache: Path, notes: lis
     if path.exists():
         if facts := _stored(path, key):
             return facts
-        notes.append(f"{path}: is damaged or of another file; {name} is checked again")
+        notes.append(f"{path}: is damaged or belongs to another file; checking {name} again")
     facts = _scan_all(name, reader)
     write_whole(path, json.dumps({"check": _check(key, facts), "facts": facts}))
     return facts

@@ -154,7 +154,7 @@ def make_dataset(
     """
     check_on_error(on_error)
     if (cond is None) != (sources is None) or (sources and len(sources) != len(lines)):
-        raise ValueError("a cond tokenizer needs one source text for each line, and the reverse")
+        raise ValueError("a cond tokenizer needs one source text for each line, and vice versa")
     by_side = {"dec": dec, "enc": enc, "cond": cond}
     tokenizers = {side: tokenizer for side, tokenizer in by_side.items() if tokenizer is not None}
     texts = {"dec": lines.text, "enc": lines.text, "cond": sources or ()}

@@ -112,7 +112,7 @@ def _length_faults(
 def texts_of(
     side: str, texts: Sequence[str], sources: Sequence[str], joined: Sequence[str]
 ) -> Sequence[str]:
-    """The texts of a side as tokenised, to compare with its tokens."""
+    """The texts that a side's tokens stand for; on a joined side, source and text."""
     if side == "cond":
         return sources
     if side in joined:

@@ -121,7 +121,8 @@ class Reader:
             column, equals, value = (word.strip() for word in part.partition("="))
             if not (column and equals and value):
                 raise ConfigError(
-                    f"data.keep={self.keep}: expected COLUMN=VALUE, several by comma, such as 0=1"
+                    f"data.keep={self.keep}: expected COLUMN=VALUE, such as 0=1, or several "
+                    "separated by commas"
                 )
             allowed.setdefault(column, []).append(value)
         return allowed
@@ -158,8 +159,8 @@ class Reader:
         if suffix not in by_suffix:
             endings = ", ".join(sorted(filter(None, by_suffix)))
             raise DataError(
-                f"{name}: files in {suffix} are not read; expected one of {endings}, plain or .gz. "
-                "Rename it, or set data.format to what it holds"
+                f"{name}: {suffix} files are not supported; expected one of {endings}, plain or "
+                ".gz. Rename the file, or set data.format to its format"
             )
         return by_suffix[suffix]
 
@@ -251,7 +252,7 @@ def _text_rows(name: str, reader: Reader, notes: list[str]) -> Iterator[tuple[in
         key = "source" if reader.source else "label"
         raise DataError(
             f"{name}: data.{key} is set, but plain text has no columns; "
-            "bring .csv, .tsv, .jsonl or .parquet files, or set data.format"
+            "use .csv, .tsv, .jsonl or .parquet files, or set data.format"
         )
     for number, raw in raw_lines(name, reader.max_chars):
         line = decode(raw) if isinstance(raw, bytes) else raw

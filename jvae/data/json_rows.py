@@ -63,7 +63,9 @@ def from_array(name: str, raw: bytes) -> Iterator[tuple[int, object]]:
         if after == "]" and place == len(text):
             return
         if after != ",":
-            raise fault(place, "not valid JSON (expected a comma, or ] and the end of the file)")
+            raise fault(
+                place, "not valid JSON (expected a comma, or the closing ] at the end of the file)"
+            )
 
 
 def _skip(text: str, place: int) -> int:

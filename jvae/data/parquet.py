@@ -44,7 +44,7 @@ def rows(name: str, columns: Sequence[str]) -> Iterator[tuple[int, object]]:
                 f"{name}: not a Parquet file that can be read ({reason}); write it again"
             ) from error
     if number == 0:
-        raise DataError(f"{name}: has no rows; expected one text each")
+        raise DataError(f"{name}: has no rows; expected one text per row")
 
 
 def _values(batch: Any) -> Iterator[object]:

@@ -285,5 +285,5 @@ def check_lengths(lengths: Mapping[str, np.ndarray], row: Mapping[str, int]) -> 
             raise DataError(
                 f"{len(over)} examples do not fit a row of data.{side}_row={full} tokens: {named}"
                 f"{', ...' if len(over) > 5 else ''}. "
-                f"Raise data.{side}_row, or leave them out by data.on_error=drop"
+                f"Raise data.{side}_row, or leave them out with data.on_error=drop"
             )

@@ -149,18 +149,18 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _fault(folder: Path) -> str | None:
-    """The fault of a preparation; None if it is complete and intact."""
+    """What is wrong with a prepared folder; None if it is complete and intact."""
     try:
         meta = json.loads((folder / "meta.json").read_bytes())
         check = meta.pop("check")
         if meta["key"] != folder.name:
-            return "is the preparation of another corpus"
+            return "was prepared from another corpus"
         if check != _checksum(meta):
             return "meta.json is damaged"
         damaged = (name for name, crc in meta["files"].items() if _crc(folder / name) != crc)
         return next((f"{name} is damaged" for name in damaged), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return "is not whole"
+        return "is incomplete"
 
 
 def _checksum(meta: Mapping[str, object]) -> int:

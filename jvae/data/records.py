@@ -50,7 +50,7 @@ class Records:
         except Exception as error:  # TFDS and array_record raise different exceptions
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise DataError(
-                f"{self.folder}: prepared data that was there can no longer be read ({reason}); "
+                f"{self.folder}: prepared data can no longer be read ({reason}); "
                 "run the same command to prepare it again and resume"
             ) from error
 

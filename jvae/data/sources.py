@@ -54,7 +54,7 @@ _OTHER = (
 )
 _HEAD = 512  # number of leading bytes used to detect the file type
 _KINDS = (
-    (stat.S_ISFIFO, "a pipe; write what comes out of it into a file first"),
+    (stat.S_ISFIFO, "a pipe; write its output to a file first"),
     (stat.S_ISCHR, "a device; expected a file"),
     (stat.S_ISBLK, "a device; expected a file"),
     (stat.S_ISSOCK, "a socket; expected a file"),
@@ -341,6 +341,6 @@ def _unreadable(path: str | Path, error: OSError) -> DataError:
         errno.EACCES: "check its permissions and those of its folders",
         errno.EPERM: "check its permissions",
         errno.ENAMETOOLONG: "shorten it",
-        errno.ELOOP: "its links lead in a circle",
+        errno.ELOOP: "its symbolic links form a loop",
     }.get(error.errno or 0, "check the disk")
     return DataError(f"{path}: cannot be read ({error.strerror or error}); {hint}")

@@ -112,7 +112,7 @@ class Table:
             # Tabs are rare in text: lines with a row's number of tabs are rows, not one field.
             joined = len(lines) > 1 and self._delimiter == "\t" and width > 1
             if joined and all(line.count("\t") == width - 1 for line in lines):
-                row = _unclosed("joins lines that are rows by themselves")
+                row = _unclosed("spans lines that are rows of their own")
             width = width or (len(row) if isinstance(row, list) else 0)
             yield number, row
 
@@ -211,7 +211,7 @@ def _limit(most: int) -> Iterator[None]:
 def _unclosed(what: str) -> BadLine:
     detail = (
         f'a quote at the beginning of a field {what}; write quotes inside quoted fields as "", or '
-        "set data.quotes=false where quotes are letters like any other"
+        "set data.quotes=false to treat quotes as ordinary characters"
     )
     return BadLine("unbalanced quotes", detail)
 

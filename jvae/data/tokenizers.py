@@ -62,7 +62,7 @@ class TextTokenizer:
     pad_id: int
     start_id: int | None  # None for a T5 encoder
     end_id: int
-    unk_id: int | None  # None if no text is unknown
+    unk_id: int | None  # None if it can encode any text
     prefix: str  # added before every text
     fingerprint: str  # SHA-256 of the canonical tokenizer.json and of the stated special tokens
     special: Special
@@ -258,7 +258,7 @@ def train_word_level(
 def train_bpe(
     texts: Iterable[str], vocab_size: int = 8_000, role: str = "decoder"
 ) -> TextTokenizer:
-    """Trains byte-level BPE, which has no unknown text.
+    """Trains byte-level BPE, which can encode any text.
 
     Args:
       vocab_size: maximum entries, including the 256 bytes and the four special tokens.
@@ -306,7 +306,7 @@ def _wrap(backend: Tokenizer, role: str, name: str, said: Special | None = None)
     if end is None or pad is None:
         raise DataError(
             f"{name}: the tokenizer has no {' or '.join(special_tokens.END[:3])}; "
-            "expected one in the manner of BERT, GPT-2, RoBERTa or T5, or an eos_token in "
+            "expected one like those of BERT, GPT-2, RoBERTa or T5, or an eos_token in "
             f"{special_tokens.CONFIG}"
         )
     byte_level = special_tokens.cuts_bytes(backend)

@@ -28,7 +28,7 @@ def trim(tokenizer: TextTokenizer, texts: Iterable[str]) -> tuple[TextTokenizer,
     if (kind := model["type"]) != "BPE":
         raise DataError(
             f"{tokenizer.name}: its vocabulary is {kind}; only that of a BPE tokenizer can be "
-            "trimmed, so use this one whole"
+            "trimmed, so use this one untrimmed"
         )
     token_of = {number: token for token, number in model["vocab"].items()}
     pairs = [

@@ -216,7 +216,7 @@ def _is_done(
 def _merge(
     finished: Beams, new: _Open, score_ec: Float[Array, "e c"], length: Array, ended: bool
 ) -> Beams:
-    """The best of both, best first; new ones need a finite score. Ties go to the older one."""
+    """Merges new hypotheses of finite score with the finished ones, best first; ties keep order."""
     new_ec = score_ec > -jnp.inf
     candidates = Beams(
         token_ewt=jnp.concatenate([finished.token_ewt, new.token_ewt], axis=1),

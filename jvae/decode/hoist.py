@@ -25,7 +25,7 @@ SMALL = 64  # elements; constants up to this size, such as indices, may be compu
 
 
 class _Value(NamedTuple):
-    """A constant operand; variables are numbers."""
+    """A constant operand; operands that are variables are ints, their numbers."""
 
     value: Any
 

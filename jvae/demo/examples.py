@@ -1,4 +1,6 @@
-"""The sentences of a demo: neighbors and map are of them, and its fields start with some."""
+"""Example sentences of a demo: its neighbors and map use them, and its input fields start with
+some.
+"""
 
 import logging
 from pathlib import Path
@@ -34,7 +36,7 @@ def read(vae: LoadedVAE, folder: Path, corpus: str = "") -> Examples:
     if corpus:
         texts = text_input.from_file(corpus, text_input.reader_of(config.data))[:most]
         return Examples(texts, {}, f"{len(texts)} sentences of {Path(corpus).name}")
-    if loading.is_run(folder) or not config.data.train:  # an export of other text has none
+    if loading.is_run(folder) or not config.data.train:  # an export lacks its test sentences
         try:
             texts, _, labels = sentences(config, folder, most)
             labels = {kind: values for kind, values in labels.items() if len(set(values)) > 1}

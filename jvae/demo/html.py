@@ -94,14 +94,14 @@ def scatter(points: Points, texts: Sequence[str]) -> str:
 
 
 def point(chosen: Point) -> str:
-    """A sentence of the map above what its latent decodes to."""
+    """A sentence of the map and, below it, what its latent decodes to."""
     labels = " · ".join(f"{kind}: {label}" for kind, label in chosen.labels.items())
     rows = strip(["sentence", "decoded"], [chosen.text, chosen.decoded])
     return rows + (note(labels) if labels else "")
 
 
 def _table(rows: Iterable[tuple[str, str]], at: int | None = None) -> str:
-    """Rows of a plain label and a cell that is already HTML."""
+    """A table whose rows have a plain label and a cell that is already HTML."""
     body = "".join(
         f"<tr{' class=jv-at' if i == at else ''}><th>{escape(side)}</th><td>{cell}</td></tr>"
         for i, (side, cell) in enumerate(rows)

@@ -1,4 +1,4 @@
-"""Log-probabilities of the tokens of a sentence, with its own latent and with one of the prior."""
+"""Token log-probabilities of a sentence, given its own latent and given one from the prior."""
 
 from typing import NamedTuple
 

@@ -28,7 +28,7 @@ def attribute(
     Raises: InputError for two equal labels, or one that no example sentence has.
     """
     if start == end:
-        raise InputError(f"both ends of the attribute vector are {end!r}; choose two labels")
+        raise InputError(f"the attribute vector starts and ends at {end!r}; choose two labels")
     label_e = np.array(demo.examples.labels[kind])
     end_e = label_e == end
     start_e = ~end_e if start == OTHERS else label_e == start

@@ -211,7 +211,7 @@ def _move_tab(demo: Demo, tab: gr.Tab) -> None:
 
 def _attributes(demo: Demo, text: gr.Textbox) -> None:
     if not demo.examples.labels:
-        gr.HTML(html.note("The examples have no labels, which attribute vectors are means of."))
+        gr.HTML(html.note("The examples have no labels to compute attribute vectors from."))
         return
     kinds = {kind: sorted(set(values)) for kind, values in demo.examples.labels.items()}
     first = next(iter(kinds))
@@ -239,7 +239,7 @@ def _attributes(demo: Demo, text: gr.Textbox) -> None:
 
 
 def _dimensions(demo: Demo, text: gr.Textbox, tab: gr.Tab) -> None:
-    dim = gr.Dropdown([], label="Dimension, those that vary most first")
+    dim = gr.Dropdown([], label="Dimension (those that vary most come first)")
     go, out = gr.Button("Move", variant="primary"), gr.HTML()
 
     def dims(chosen: int | None) -> Any:

@@ -13,8 +13,8 @@ from jvae.report.plane import pca
 class Points(NamedTuple):
     """Posterior means in the plane.
 
-    share: of the variance that the plane shows. colors: of each point. legend: colour of each
-    label, most frequent first; empty without labels.
+    share: fraction of the variance that the plane shows. colors: one per point. legend: colour of
+    each label, most frequent first; empty without labels.
     """
 
     plane_e2: Float[np.ndarray, "e 2"]

@@ -14,5 +14,5 @@ def slide(demo: Demo, a: str, b: str, steps: int, how: str = "linear") -> list[s
 
 
 def index(texts: list[str], share: float) -> int:
-    """The index of the sentence nearest to a share of the way, 0 to 1."""
+    """The index of the sentence at a position from 0 (first) to 1 (last)."""
     return round(share * (len(texts) - 1))

@@ -1,4 +1,4 @@
-"""Everything a demo answers from."""
+"""The model and the example sentences of a demo."""
 
 import logging
 from collections.abc import Mapping

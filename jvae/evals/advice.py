@@ -43,13 +43,13 @@ def find(
     exact = values.get("exact_match_reachable", values.get("exact_match"))
     if isinstance(exact, int | float) and exact < POOR and values.get("collapsed") is False:
         remedy = (
-            f"{texts:,} texts are few to learn a language from: start from pretrained weights "
+            f"{texts:,} texts are too few to learn a language from: start from pretrained weights "
             "(--config=optimus:smollm2)"
             if texts < FEW and not pretrained
             else "a lower weight of the KL (objective.beta.stop=0.5), a larger latent "
-            "(model.latent) or more steps bring it up, at a higher KL"
+            "(model.latent) or more steps raise it, at a higher KL"
         )
-        lines.append(f"{exact:.1f} % of the texts come back letter by letter; {remedy}.")
+        lines.append(f"{exact:.1f} % of the texts are reconstructed exactly; {remedy}.")
     if dropped > LOST * (texts + dropped):
         lines.append(
             f"{dropped:,} of {texts + dropped:,} lines were left out; the log of the training says "

@@ -39,7 +39,7 @@ def two_values(label_e: np.ndarray) -> tuple[str, str]:
     """
     common = Counter(str(label) for label in label_e).most_common(2)
     if len(common) < 2:
-        raise DataError("attribute: all labels are one; a vector leads from one value to another")
+        raise DataError("attribute: all labels are the same; a vector needs two values")
     a, b = sorted(value for value, _ in common)
     return a, b
 
@@ -47,7 +47,7 @@ def two_values(label_e: np.ndarray) -> tuple[str, str]:
 def word_classifier(
     texts: Sequence[str], label_e: np.ndarray
 ) -> Callable[[Sequence[str]], np.ndarray]:
-    """A logistic regression on the unigrams and bigrams of a sentence: texts -> labels."""
+    """Fits a logistic regression on unigrams and bigrams; returns texts -> labels."""
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

@@ -309,9 +309,9 @@ class Report:
         noise = prior is not None and any(prior.active.values())
         if prior is not None and noise:
             self.notes.append(
-                f"Active units are not reported: draws from the prior read {prior.active} where 0 "
-                f"is right, as {result.sentences} sentences and so few chains are mostly noise; "
-                "use 500 sentences or more."
+                f"Active units are not reported: draws from the prior give {prior.active} instead "
+                f"of 0, because {result.sentences} sentences and so few chains are mostly noise; "
+                "use at least 500 sentences."
             )
         self.card.controls = {**(self.card.controls or {}), "latent": control_name}
         by_group = result.kl_per_group or []

@@ -48,7 +48,7 @@ def collect(parts: Iterable[tuple[Any, Any]]) -> tuple[Int[np.ndarray, "e"], Any
     if unique.size != id_e.size:
         twice = unique[count > 1]
         raise DataError(
-            f"evaluation: {twice.size} sentences came more than once (ids {twice[:5].tolist()}). "
+            f"evaluation: {twice.size} sentences occur more than once (ids {twice[:5].tolist()}). "
             "Expected each example of the split once; feed one epoch, without repetition "
             "or overlapping shards."
         )

@@ -55,12 +55,16 @@ class ControlRequest:
         "", help="File of label<TAB>sentence<TAB>reference for transfer; empty: test sentences."
     )
     strengths: tuple[float, ...] = setting(
-        (1.0, 2.0), low=0.0, high=1e3, empty=False, help="Multiples of the step of transfer."
+        (1.0, 2.0),
+        low=0.0,
+        high=1e3,
+        empty=False,
+        help="Transfer steps to measure, as multiples of the usual one.",
     )
 
 
 class _Labelled(NamedTuple):
-    """Sentences of a split, with their labels among those of the priors."""
+    """Sentences of a split, with the priors' numbers of their labels."""
 
     texts: list[str]
     label_n: np.ndarray
@@ -179,8 +183,8 @@ def _labels_of(fitted: Sequence[Fitted]) -> tuple[str, ...]:
             )
         if prior.labels != fitted[0].labels:
             raise ConfigError(
-                f"priors {fitted[0].name!r} and {prior.name!r} know different labels; name those "
-                "of one kind with --prior=NAME,NAME"
+                f"priors {fitted[0].name!r} and {prior.name!r} have different labels; name those "
+                "with the same labels with --prior=NAME,NAME"
             )
     return fitted[0].labels
 
@@ -190,7 +194,7 @@ def _labelled(run: build.Run, split: str, kind: str, labels: Sequence[str]) -> _
     label_n = labels_by_name(run, split, kind)
     for label in labels:
         if label not in label_n:
-            raise ConfigError(f"the {split} split has no sentence of label {label!r} to measure by")
+            raise ConfigError(f"the {split} split has no sentence with label {label!r}")
     texts, keep_n = run.data[split].texts, np.isin(label_n, labels)
     return _Labelled([str(texts[i]) for i in np.flatnonzero(keep_n).tolist()], label_n[keep_n])
 

@@ -26,7 +26,7 @@ DEFINITIONS: dict[str, str] = {
     "q(z) the mean over N sentences; at most ln N (nats)",
     "marginal_gap": "KL(q(z) || p(z)) = kl - mi: how far posteriors together are from the prior "
     "(nats)",
-    "au_<T>": "active units: dimensions whose posterior mean varies over sentences by more than T",
+    "au_<T>": "active units: dimensions whose posterior mean has a variance over sentences above T",
     "rec_gap": "rec with another sentence's z minus rec; near 0 the decoder ignores z "
     "(nats/sentence)",
     "collapsed": "yes if no unit is active, or kl, mi or rec_gap is within 0.1 nat or two standard "
@@ -102,7 +102,7 @@ DEFINITIONS: dict[str, str] = {
     "ppl_w_floor": "perplexity per word of the grammar itself, the lowest possible",
     "excess": "nll_K minus exact, sentence by sentence (nats/sentence)",
     "<kind>_grammatical": "share of the texts that the grammar accepts (%)",
-    "<kind>_distinct": "share of different ones among the accepted texts (%)",
+    "<kind>_distinct": "share of distinct texts among the accepted ones (%)",
     # Labels and factors
     "probe_<label>_each_<n>_balanced": "mean over labels of its recall, trained on n of each (%)",
     "probe_<label>_each_<n>_f1": "mean over labels of its F1 score, trained on n of each (%)",
@@ -120,7 +120,7 @@ DEFINITIONS: dict[str, str] = {
     "probe_<label>": "accuracy of a linear probe on posterior means, cross-validated (%)",
     "cluster_<label>_accuracy": "accuracy of Gaussian mixture clusters after the best matching (%)",
     "cluster_<label>_nmi": "normalised mutual information of clusters and labels (0-1)",
-    "attribute_<label>_order": "share of test pairs that the attribute vector puts in order (0-1)",
+    "attribute_<label>_order": "share of test pairs that the attribute vector orders right (0-1)",
     "attribute_<label>_flip_<scale>": "share of sentences judged to have the other value after "
     "moving by scale times the attribute vector (%)",
     "attribute_<label>_bleu_<scale>": "corpus BLEU of the moved sentences with the original ones "
@@ -133,8 +133,8 @@ DEFINITIONS: dict[str, str] = {
     "nlu_matthews": "Matthews correlation (%)",
     "nlu_spearman": "rank correlation of predicted and true values (%)",
     "nlu_pearson": "correlation of predicted and true values (%)",
-    "z_diff": "accuracy of telling the fixed factor from mean differences of latent pairs (0-1)",
-    "z_min_var": "accuracy of telling the fixed factor from the dimension that varies least (0-1)",
+    "z_diff": "accuracy of the fixed factor predicted from mean differences of latent pairs (0-1)",
+    "z_min_var": "accuracy of the fixed factor predicted from the least variable dimension (0-1)",
     "mig": "mutual information gap between the two best dimensions of a factor (0-1)",
     "dci_disentanglement": "how far each dimension predicts one factor only (0-1)",
     "dci_completeness": "how far each factor is predicted by one dimension only (0-1)",

@@ -301,8 +301,13 @@ def _beside_own_prior(
     summary = result.summary()
     at = f"nll_{likelihood.k}"
     for name, value, se, definition in (
-        ("nll_own_prior", summary["nll_nats"], summary["nll_nats_se"], f"{at} under the own prior"),
-        ("kl_own_prior", summary["kl_nats"], summary["kl_nats_se"], "kl to the own prior"),
+        (
+            "nll_own_prior",
+            summary["nll_nats"],
+            summary["nll_nats_se"],
+            f"{at} under the model's own prior",
+        ),
+        ("kl_own_prior", summary["kl_nats"], summary["kl_nats_se"], "kl to the model's own prior"),
         ("nll_gain", gain, gain_se, f"nll_own_prior less {at}, paired; above 0 the fit helps"),
     ):
         report.add(name, value, nats, se=se, definition=f"{definition} ({nats})")
@@ -323,8 +328,8 @@ def _own_preset(run: build.Run) -> str:
 def _accuracy(
     run: build.Run, params: Params, report: Report, batches: list[Batch], posts: PosteriorSet
 ) -> None:
-    """Adds the share of tokens ranked first under teacher forcing, from the posterior mean or from
-    another sentence's.
+    """Adds the share of tokens ranked first under teacher forcing, given the posterior mean;
+    the control is given that of another sentence.
     """
     value = texts.token_accuracy(run.model, params, batches, posts)
     control = texts.token_accuracy(run.model, params, batches, posts, baseline=True)

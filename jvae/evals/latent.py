@@ -57,8 +57,8 @@ class PosteriorSet(NamedTuple):
         count = self.id_e.size
         if count < 2:
             raise DataError(
-                f"evaluation: {count} sentence. Another sentence's latent needs at least 2; "
-                "use a larger set."
+                f"evaluation: {count} sentence. Comparing with another sentence's latent needs at "
+                "least 2; use a larger set."
             )
         order = np.random.default_rng(seed).permutation(count)
         place = np.empty(count, np.int64)

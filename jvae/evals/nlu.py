@@ -48,7 +48,7 @@ class Request:
     lr: float = setting(
         2e-5, above=0.0, high=1.0, help="Peak learning rate, if the encoder trains."
     )
-    batch: int = setting(32, low=1, high=65_536, help="Sentences or pairs read together.")
+    batch: int = setting(32, low=1, high=65_536, help="Number of sentences or pairs per batch.")
     max_tokens: int = setting(128, low=8, high=MOST, help="Maximum tokens; longer texts are cut.")
 
 
@@ -152,7 +152,7 @@ def _examples(
 
 
 def _budgets(report: Report, kinds_e: np.ndarray, sizes: tuple[int, ...]) -> tuple[int | None, ...]:
-    """The sizes that can be drawn, None for all examples; adds a note on those that cannot."""
+    """The budgets with enough examples, None for all of them; adds a note on each other one."""
     for size in sizes:
         if fault := probes.budget_fault(kinds_e, size):
             report.notes.append(f"{size} of each class are left out: {fault} in training.")

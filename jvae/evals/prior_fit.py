@@ -42,13 +42,13 @@ class PriorRequest:
     """The options of `--mode=prior`, apart from those of the kind of prior."""
 
     kind: str = setting("", help="Kind of the prior.")
-    name: str = setting("", help="Name to store it under; empty: its kind.")
+    name: str = setting("", help="Name of the stored prior; empty: its kind.")
     samples: int = setting(4, low=1, high=10_000, help="Posterior draws of each sentence.")
     sentences: int = setting(
-        0, low=0, high=2**31 - 1, help="Most training sentences, a seeded draw; 0: all."
+        0, low=0, high=2**31 - 1, help="Maximum training sentences, drawn with the seed; 0: all."
     )
     label: str = setting(
-        "", help="Condition it on labels: their name, or true where there is one kind of them."
+        "", help="Condition on labels: name of their kind, or true if there is only one kind."
     )
 
 

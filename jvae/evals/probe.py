@@ -85,7 +85,7 @@ def _check(feature_ed: np.ndarray, label_e: np.ndarray) -> None:
     if len(feature_ed) != len(label_e):
         raise DataError(f"probe: {len(feature_ed)} sentences but {len(label_e)} labels")
     if len(np.unique(label_e)) < 2:
-        raise DataError("probe: all labels are one; a probe needs at least two kinds")
+        raise DataError("probe: all labels are the same; a probe needs at least two")
 
 
 def stratified_folds(

@@ -56,9 +56,9 @@ def probe(run: build.Run, mesh: Mesh, params: Params, step: int, split: str = "t
     writes `eval/probe.json`, `eval/probe.txt` and `samples/attribute.txt`. If a mean consists of
     several vectors, they are flattened; linear probes also use their average.
 
-    The control is the encoder at step 0 on the same labels; the note gives the scores of permuted
-    labels and of the most frequent label. The control of arithmetic is the vector of permuted
-    labels, scaled to the same length.
+    The control is the encoder at step 0 on the same labels; a row's note gives the scores for
+    permuted labels and for always predicting the most frequent label. The control of attribute
+    arithmetic is the vector of permuted labels, scaled to the same length.
 
     Raises: ConfigError for a model without a latent or data without labels.
     """
@@ -146,7 +146,7 @@ def _linear(
         counted = ", ".join(f"{name} ({n})" for name, n in named)
         report.notes.append(
             f"{name}: labels with fewer sentences than the {accuracy.runs} folds: {counted}. "
-            "They count as the others do; one with a single sentence is never predicted."
+            "They are scored like the others; one with a single sentence is never predicted."
         )
 
 
@@ -266,7 +266,7 @@ def _attribute(
     ends = [test_egz[test_label_e == value] for value in values]
     name = f"attribute_{kind}"
     order, chance = (agreement(v_gz, *ends) for v_gz in (vector_gz, other_gz))
-    note = f"test pairs that the vector {values[0]} to {values[1]} puts in order"
+    note = f"test pairs that the vector from {values[0]} to {values[1]} orders correctly"
     report.add(f"{name}_order", order, "0-1", control=chance, note=note)
 
     lines, vae = run.data[split].lines, evaluation.text_vae_of(run, params, seed)

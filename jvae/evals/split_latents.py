@@ -100,5 +100,5 @@ def _stored(path: Path, key: str) -> np.ndarray | None:
         return None
     except Exception as error:  # a truncated file can fail anywhere
         fault = str(error) or type(error).__name__
-    log.warning("%s: %s; the latents are made again", path, fault)
+    log.warning("%s: %s; the latents are drawn again", path, fault)
     return None

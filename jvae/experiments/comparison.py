@@ -47,19 +47,32 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--budget", default="cpu", help=", ".join(BUDGETS))
-    parser.add_argument("--models", default=",".join(DEFAULT), help=f"of {', '.join(ENTRIES)}")
-    parser.add_argument("--sweep", action="store_true", help=f"also those of {', '.join(SWEEPS)}")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of files and runs")
-    parser.add_argument("--rows", type=Path, default=fair_rows.ROWS, help="file of the rows")
+    parser.add_argument("--models", default=",".join(DEFAULT), help=f"some of {', '.join(ENTRIES)}")
     parser.add_argument(
-        "--dry_run", "--dry-run", action="store_true", help="print the commands, run none"
+        "--sweep", action="store_true", help=f"also sweep beta: {', '.join(SWEEPS)}"
+    )
+    parser.add_argument("--out", type=Path, default=OUT, help="folder for files and runs")
+    parser.add_argument(
+        "--rows", type=Path, default=fair_rows.ROWS, help="file that stores the rows"
+    )
+    parser.add_argument(
+        "--dry_run",
+        "--dry-run",
+        action="store_true",
+        help="print the commands without running them",
     )
     for role in ROLES:
         parser.add_argument(
-            f"--{role}", type=Path, help=f"published {role} of models that start from one"
+            f"--{role}",
+            type=Path,
+            help=f"folder of the published {role}, for models that start from one",
         )
-    parser.add_argument("--topology", default="v5e-256", help="slice of a budget that compiles")
-    parser.add_argument("--write", action="store_true", help=f"{DOCUMENT}, {SUMMARY} from the rows")
+    parser.add_argument(
+        "--topology", default="v5e-256", help="slice, for a budget that only compiles"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help=f"write {DOCUMENT} and {SUMMARY} from the rows"
+    )
     return parser.parse_args(argv)
 
 

@@ -24,7 +24,7 @@ PREPARED = "prepared.json"
 class Prepared(NamedTuple):
     """The files of a data set under a budget, and their properties.
 
-    kind: of the tokenizer, bpe or word. entries: size of its vocabulary. per_row: training
+    kind: kind of the tokenizer, bpe or word. entries: size of its vocabulary. per_row: training
     sentences per packed row. files: SHA-256 of each, and of the tokenizer.
     """
 

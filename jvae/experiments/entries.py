@@ -95,10 +95,10 @@ BUDGETS = {
 class Entry(NamedTuple):
     """A row of the table.
 
-    config: file and preset. knob: the keys that are set to the matched size, and its unit. floor:
-    the language model with the same kind of decoder. values: other differences from the preset.
-    published: it starts from published weights, with their tokenizers; the decoder is trimmed to
-    the training text.
+    config: file and preset. knob: the keys whose value is chosen to match the parameter count.
+    unit: the step of that value. floor: the language model with the same kind of decoder. values:
+    other differences from the preset. published: whether it starts from published weights, with
+    their tokenizers and a decoder trimmed to the training text.
     """
 
     title: str

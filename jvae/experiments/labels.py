@@ -45,10 +45,10 @@ PUBLISHED = {
     "NN-Outlines": (55.3, 19.8, 33.1, 34.7),
 }
 DIFFERENCES = """\
-Published figures are of other models and measures, so they compare among themselves alone. Optimus
+Published figures come from other models and measures, so they compare only with each other. Optimus
 there is BERT-base and GPT-2, pretrained on Wikipedia and fine-tuned on 444,000 sentences; the
-oracle is another classifier; BLEU and self-BLEU are of another implementation. Published results of
-AdaVAE on this task could not be read."""
+oracle is another classifier; BLEU and self-BLEU come from another implementation. Published results
+of AdaVAE on this task could not be read."""
 
 
 class Step(NamedTuple):
@@ -118,12 +118,16 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of labelled splits")
-    parser.add_argument("--kinds", default=",".join(KINDS), help=f"of {', '.join(FITTED)}")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of runs")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the labelled splits")
+    parser.add_argument(
+        "--kinds", default=",".join(KINDS), help=f"kinds of priors, some of {', '.join(FITTED)}"
+    )
+    parser.add_argument("--out", type=Path, default=OUT, help="folder for runs")
     parser.add_argument("--steps", type=int, default=STEPS, help="updates of the model")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands, run none")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the commands without running them"
+    )
     return parser.parse_args(argv)
 
 
@@ -154,7 +158,10 @@ def _run(plan: Sequence[Step], out: Path) -> int:
             continue
         code = runner.run([sys.executable, "-m", "jvae.main", *step.words], log)
         if runner.stopped or code:
-            print(f"{step.name} ended with {code}; the same command continues", file=sys.stderr)
+            print(
+                f"{step.name} failed with exit code {code}; run the same command to continue",
+                file=sys.stderr,
+            )
             return code or 1
     print(f"\n{plan[-1].result.read_text(encoding='utf-8')}\n{published()}")
     return 0

@@ -82,8 +82,8 @@ def sizes(name: str, budget_name: str, entries: int) -> int | None:
     parameters, _ = count(sized(entry, budget, best), entries)
     if abs(parameters / target - 1.0) > 0.1:
         raise ConfigError(
-            f"{name} has {parameters:,} parameters that compute, the language model {target:,}: no "
-            "size of it comes within 10 %"
+            f"{name} has {parameters:,} computing parameters, the language model {target:,}: no "
+            "size comes within 10 %"
         )
     return best
 

@@ -50,7 +50,7 @@ def row_of(folder: Path, name: str = "test") -> Row:
     """
     path = folder / "eval" / f"{name}.json"
     if not path.is_file():
-        raise ConfigError(f"{folder}: no eval/{name}.json, so no finished run to take a row from")
+        raise ConfigError(f"{folder}: no eval/{name}.json, so it is not a finished run")
     report = json.loads(path.read_text(encoding="utf-8"))
     laps = [line for line in read_lines(folder / "metrics.jsonl") if "train/loss" in line]
     steps = [line["step"] for line in laps]
@@ -136,7 +136,7 @@ def take(records: Path, path: Path = MEASURED) -> int:
     """
     if not records.is_file():
         raise ConfigError(
-            f"{records}: no such file; `python -m jvae.bench --out={records}` makes it"
+            f"{records}: no such file; `python -m jvae.bench --out={records}` creates it"
         )
     new = {speed.key(row): row for row in read_rows(records)}
     old = {speed.key(row): row for row in read_rows(path)}

@@ -191,13 +191,13 @@ def over_floor(row: Row, floor: Row) -> tuple[float, float]:
     Raises: ConfigError if they were measured on different sentences.
     """
     if row["sentence_e"] != floor["sentence_e"]:
-        raise ConfigError(f"{row['entry']} and {floor['entry']}: measured on other sentences")
+        raise ConfigError(f"{row['entry']} and {floor['entry']}: measured on different sentences")
     difference, error = mean_se(np.subtract(row["nll_e"], floor["nll_e"]))
     return difference, error or 0.0
 
 
 def floor_of(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The language model's row that a row is checked against."""
+    """The row of the language model that a row is compared with."""
     name = ENTRIES[row["entry"]].floor
     floor_key = (row["budget"], row["data"], name, row["seed"], "")
     return next((candidate for candidate in rows if key(candidate) == floor_key), None)

@@ -108,7 +108,7 @@ COLUMNS: Sequence[tuple[str, Cell]] = (
 BRIEF = ("model", "NLL_{k}", "Rec", "KL", "AU (control)", "collapsed", "BLEU")
 COSTS: Sequence[tuple[str, Cell]] = (
     ("model", lambda rows: ENTRIES[rows[0]["entry"]].title),
-    ("parameters that compute", lambda rows: f"{rows[0]['params']:,}"),
+    ("computing parameters", lambda rows: f"{rows[0]['params']:,}"),
     ("all", lambda rows: f"{rows[0]['params_all']:,}"),
     ("updates", lambda rows: f"{rows[0]['updates']:,}"),
     ("sentences seen", lambda rows: f"{rows[0]['sentences']:,}"),
@@ -191,7 +191,7 @@ def _warnings(rows: Rows, wrong: Mapping[Key, list[str]]) -> list[str]:
         if key(row) in wrong
     ]
     lines += [
-        f"- Collapsed by the evaluator's flag, {_name(row)}: {'; '.join(row['collapse'])}."
+        f"- Collapsed according to the evaluator, {_name(row)}: {'; '.join(row['collapse'])}."
         for row in rows
         if row["collapse"]
     ]
@@ -205,9 +205,13 @@ def _warnings(rows: Rows, wrong: Mapping[Key, list[str]]) -> list[str]:
         _name(row) for row in rows if ENTRIES[row["entry"]].floor and floor_of(row, rows) is None
     ]
     if alone:
-        lines.insert(0, f"- Without the row of its language model: {', '.join(alone)}.")
+        lines.insert(0, f"- No row of the matching language model for: {', '.join(alone)}.")
     elif not any(key(row) in wrong for row in rows):
-        lines.insert(0, "- No row beats its language model or another bound by more than 2 errors.")
+        lines.insert(
+            0,
+            "- No row lies below its language model or another bound by more than 2 standard "
+            "errors.",
+        )
     return [*lines, ""]
 
 

@@ -54,7 +54,7 @@ def _least_fill(row: Row) -> float:
 
 def _training(preset: str, config: str, original: float) -> tuple[Target, ...]:
     case = (preset, "train_step", config)
-    text = f"training of `{config}` over PyTorch"
+    text = f"training speed of `{config}` relative to PyTorch"
     return (
         Target(f"{text}, original style", *case, "torch_original", _field("ratio"), original),
         Target(f"{text} at its best", *case, "torch_best", _field("ratio"), 1),
@@ -65,7 +65,7 @@ def _chains(preset: str, bar: float) -> tuple[Target, ...]:
     program = f"chain_{PUBLISHED}"
     return tuple(
         Target(
-            f"{PUBLISHED}-step Langevin over its FLOP floor, `{config}`",
+            f"{PUBLISHED}-step Langevin, cost relative to its FLOP floor, `{config}`",
             *(preset, case, config, program, _field("over_floor"), bar, True),
         )
         for case, config in (
@@ -88,7 +88,7 @@ TARGETS = (
     *_training("cpu", "optimus-tiny", 2),
     *_training("cpu", "optimus-20m", 2),
     Target(
-        "decoding over Hugging Face `generate`, 256 latents",
+        "decoding speed relative to Hugging Face `generate`, 256 latents",
         *("cpu", "decode", "optimus-tiny", "torch_generate", _field("ratio"), 5),
     ),
     *_chains("cpu", 1.3),
@@ -101,7 +101,7 @@ TARGETS = (
         *("cpu", "suite", "all", "whole", _field("seconds"), 600, True),
     ),
     Target(
-        "training of `optimus-base`, useful tokens, share of peak %",
+        "training of `optimus-base`, share of peak (useful), %",
         *(*BASE, "step", lambda row: 100 * row["flops_share"], 40),
     ),
     *_training("gpu", "optimus-base", 10),
@@ -110,12 +110,12 @@ TARGETS = (
         *("gpu", "decode", "optimus-base", "latents_1024", _field("useful_tokens_per_s"), 1e6),
     ),
     Target(
-        "decoding over Hugging Face `generate`, 1,024 latents",
+        "decoding speed relative to Hugging Face `generate`, 1,024 latents",
         *("gpu", "decode", "optimus-base", "torch_generate", _field("ratio"), 10),
     ),
     *_chains("gpu", 1.2),
     Target(
-        "IW-NLL, K = 500, of the PTB test file, s",
+        "NLL_500 of the PTB test file, s",
         *("gpu", "iw_nll", "optimus-base", "nll_500", _field("ptb_test_s"), 180, True),
     ),
 )

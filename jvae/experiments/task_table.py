@@ -57,7 +57,7 @@ DIALOGUE = (
 )
 MAIN, COMPARE = "jvae.main --config=", "jvae.experiments.comparison --data=snli=D/snli"
 LANGUAGE = f"no: {SMALL}; PPL is per word here, per BPE token there"
-FREE = "–: pictures and sentences to read; no figure was published"
+FREE = "–: only plots and sentences were published, no figures"
 
 EXPERIMENTS = (
     Experiment(
@@ -72,12 +72,12 @@ EXPERIMENTS = (
     ),
     Experiment(
         "O2",
-        "Optimus, ways of z into the decoder",
+        "Optimus, ways to inject z",
         f"{MAIN}optimus:tiny,inject=memory (embedding, both, softmax)",
         "embedded corpus",
         "memory ahead of embedding, both best (curves)",
-        "in order alone",
-        reason="three trainings of ten minutes for one order",
+        "only the order",
+        reason="three trainings of ten minutes to compare one order",
     ),
     Experiment(
         "O3",
@@ -86,14 +86,14 @@ EXPERIMENTS = (
         "SNLI",
         FREE,
         "–",
-        reason=f"{WEIGHTS}; exact match and smoothness of small models stand in the tables above",
+        reason=f"{WEIGHTS}; the tables above have exact match and smoothness of small models",
     ),
     Experiment(
         "O4",
         "Optimus, samples of the prior",
         f"{COMPARE} --budget=cpu-short",
         "SNLI",
-        "no figure found: the paper was read in part",
+        "no figure found; the paper was only read in part",
         "–",
         (("bleu_test_5", "BLEU-5", 1), ("self_bleu_5", "self-BLEU-5", 1)),
         comparison=("optimus", "snli"),
@@ -124,7 +124,7 @@ EXPERIMENTS = (
         "short Yelp",
         "accuracy .998, BLEU .398, G .630, self-BLEU .243",
         f"no: {SMALL}; another oracle",
-        reason="half an hour by itself; the command prints its table next to the published one",
+        reason="takes half an hour; the command prints its table next to the published one",
     ),
     Experiment(
         "O8",
@@ -132,7 +132,7 @@ EXPERIMENTS = (
         "jvae.main --workdir=runs/encoder --mode=finetune --task=rte --finetune.data=D/glue_rte",
         "RTE (sst2, mrpc, wnli, ...), after `tasks:encoder` on the sentences of SST-2",
         "mean of 9 tasks, frozen: VAE .607, BERT .531",
-        f"no: one task of nine, at its most frequent answer (52.7 %); {TUNED}",
+        f"no: one task of nine, where it predicts the most frequent label (52.7 %); {TUNED}",
         (("nlu_accuracy", "accuracy %", 1),),
         report="finetune.rte.pooled-frozen",
     ),
@@ -143,7 +143,7 @@ EXPERIMENTS = (
         "SST-2",
         "figure only (Yelp)",
         "–: no number was published",
-        reason="thirty fits after O8; only a picture to compare with",
+        reason="thirty fits after O8, and only a plot to compare with",
     ),
     Experiment(
         "O10",
@@ -289,8 +289,8 @@ EXPERIMENTS = (
         f"{MAIN}della:tiny,ablate=no_product (independent, shared, lower, upper)",
         "embedded corpus",
         "all worse than DELLA in PPL on Yelp",
-        "in order alone",
-        reason="five trainings of ten minutes for one order",
+        "only the order",
+        reason="five trainings of ten minutes to compare one order",
     ),
     Experiment(
         "D7",
@@ -382,7 +382,7 @@ def table(rows: Sequence[Row], comparison: Sequence[Row]) -> str:
             experiment.comparison and by_entry.get(experiment.comparison)
         )
         figure = _figure(row, experiment.metrics) if row else None
-        ours = figure or f"not measured: {experiment.reason or 'the run was not made to its end'}"
+        ours = figure or f"not measured: {experiment.reason or 'the run was not finished'}"
         budget = _budget(row) if row and figure else "–"
         command = f"`{experiment.command}`"
         cells = (experiment.key, experiment.what, command, experiment.data, budget, ours)

@@ -40,7 +40,7 @@ VALUES = (
 
 
 class Point(NamedTuple):
-    """A row of the table; empty pooling means that of `optimus:tiny`."""
+    """A row of the table. pool: empty keeps the pooling of `optimus:tiny`."""
 
     vectors: int
     width: int
@@ -122,10 +122,12 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--vectors", default="1,2,4,8", help="numbers of vectors")
-    parser.add_argument("--data", type=Path, help="folder of train.txt, valid.txt and test.txt")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of files and runs")
+    parser.add_argument("--data", type=Path, help="folder with train.txt, valid.txt and test.txt")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder for files and runs")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands, run none")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the commands without running them"
+    )
     return parser.parse_args(argv)
 
 
@@ -156,7 +158,10 @@ def _run(plan: Sequence[Point], commands: Sequence[Sequence[str]], out: Path) ->
         finished = (folder / "eval" / "test.json").is_file()
         code = 0 if finished else runner.run([sys.executable, *words], log)
         if runner.stopped or code:
-            print(f"a run ended with {code}; the same command continues", file=sys.stderr)
+            print(
+                f"a run failed with exit code {code}; run the same command to continue",
+                file=sys.stderr,
+            )
             return code or 1
         done.append((point, folder))
     print(f"\n{table(done)}")

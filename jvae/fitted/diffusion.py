@@ -49,21 +49,28 @@ class DiffusionOptions:
     batch: int = setting(512, low=1, high=2**20, help="Latents per update.")
     lr: float = setting(1e-3, above=0.0, high=10.0, help="Peak learning rate.")
     average: float = setting(0.999, low=0.0, below=1.0, help="Decay of the parameter average.")
-    sampler: str = setting("deterministic", choices=SAMPLERS, help="How noise becomes latents.")
+    sampler: str = setting(
+        "deterministic", choices=SAMPLERS, help="Sampler that turns noise into latents."
+    )
     steps: int = setting(20, low=2, high=100_000, help="Steps of the sampler.")
     guidance: float = setting(
         1.0,
         low=0.0,
         high=1e3,
-        help="Weight of the label; above 1, samples no longer follow the density.",
+        help="Guidance weight of the label; above 1, samples no longer follow the density.",
     )
     trace: str = setting(
         "none", choices=TRACES, help="Estimator of the density; none: no likelihoods."
     )
     density_steps: int = setting(
-        24, low=1, high=100_000, help="Steps of the density's integral, four evaluations each."
+        24,
+        low=1,
+        high=100_000,
+        help="Integration steps of the density, four network evaluations each.",
     )
-    probes: int = setting(4, low=1, high=10_000, help="Random vectors of the Hutchinson estimator.")
+    probes: int = setting(
+        4, low=1, high=10_000, help="Number of random vectors of the Hutchinson estimator."
+    )
 
     def __post_init__(self) -> None:
         if self.width % self.heads:

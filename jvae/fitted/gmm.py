@@ -32,9 +32,14 @@ class GmmOptions:
     covariance: str = setting("full", choices=SHAPES, help="Form of each Gaussian's covariance.")
     iterations: int = setting(200, low=1, high=100_000, help="Maximum EM steps per start.")
     tolerance: float = setting(
-        1e-5, low=0.0, high=1.0, help="Gain of a step, nats per latent, below which EM ends."
+        1e-5,
+        low=0.0,
+        high=1.0,
+        help="EM ends when a step gains less than this, in nats per latent.",
     )
-    starts: int = setting(3, low=1, high=1_000, help="Random starts; the likeliest fit is kept.")
+    starts: int = setting(
+        3, low=1, high=1_000, help="Number of random starts; the most likely fit is kept."
+    )
     ridge: float = setting(1e-4, above=0.0, high=1.0, help="Added to variances.")
 
 

@@ -68,7 +68,8 @@ class Fitted:
         return self.labels.index(label)
 
     def using(self, **options: float | str) -> "Fitted":
-        """The same prior with different options of use, such as `steps`.
+        """The same prior with other values of the options that may change after fitting, such as
+        `steps`.
 
         Raises: ConfigError for an option that is fixed by the fit or does not exist.
         """
@@ -76,8 +77,8 @@ class Fitted:
         for name in options:
             if name not in allowed:
                 raise ConfigError(
-                    f"--prior.{name}: {self.kind} priors have no such option after the fit; "
-                    f"options: {', '.join(allowed) or 'none'}"
+                    f"--prior.{name}: {self.kind} priors have no option of that name that can "
+                    f"change after the fit; options: {', '.join(allowed) or 'none'}"
                 )
         return dataclasses.replace(self, options=dataclasses.replace(self.options, **options))
 
@@ -176,7 +177,7 @@ def _prior(
     def log_prob(params: Params, z_egz: Array, cond: Cond = None) -> Float[Array, "e"]:
         del cond
         if latent_density.log_prob is None:
-            raise ConfigError(f"the density of this prior is not computed: {no_density(kind)}")
+            raise ConfigError(f"this prior has no density: {no_density(kind)}")
         p, log_density = params[KEY], latent_density.log_prob
         u_egz = (z_egz - p["shift_gz"][None]) / p["scale_gz"][None]
         if fixed_label is None:
@@ -193,7 +194,7 @@ def no_density(kind: str) -> str:
     """The reason why a kind of prior may have no density, and the remedy."""
     if "trace" in FITTED[kind].use:
         return "name a trace estimator, such as --prior.trace=exact"
-    return f"one of kind {kind} only samples; fit another kind where likelihoods are wanted"
+    return f"priors of kind {kind} can only be sampled; fit another kind for likelihoods"
 
 
 def has_density(fitted: Fitted) -> bool:
@@ -224,12 +225,15 @@ def fit(
     z_ngz = np.asarray(z_ngz)
     shape = (int(z_ngz.shape[1]), int(z_ngz.shape[2]))
     if len(z_ngz) < 2 or not shape[0] * shape[1]:
-        raise InputError(f"latents of shape {z_ngz.shape} to fit a prior to; expected 2 or more")
+        raise InputError(
+            f"latents of shape {z_ngz.shape} cannot be fitted with a prior; expected at least 2 "
+            "latents"
+        )
     if not np.isfinite(z_ngz).all():
         raise InputError("a latent holds a value that is not finite; no prior can be fitted to it")
     if FITTED[kind].labelled and len(labels) < 2:
         raise ConfigError(
-            f"a {kind} prior is fitted with two labels or more: add --prior.label, and read labels "
+            f"a {kind} prior needs two labels or more: add --prior.label, and read labels "
             "with data.label"
         )
     if label_n is None:
@@ -237,7 +241,7 @@ def fit(
     count_c = np.bincount(label_n, minlength=max(len(labels), 1))
     if count_c.min() < LEAST_OF_A_LABEL:
         few = labels[int(count_c.argmin())]
-        raise InputError(f"label {few!r} has {count_c.min()} latents; expected 2 or more of each")
+        raise InputError(f"label {few!r} has {count_c.min()} latents; expected 2 or more per label")
     shift_gz = z_ngz.mean(axis=0, dtype=np.float64)
     scale_gz = np.maximum(z_ngz.std(axis=0, dtype=np.float64), LEAST_SCALE)
     u_ngz = ((z_ngz - shift_gz[None]) / scale_gz[None]).astype(np.float32)
@@ -275,8 +279,8 @@ def attach(model: TextVAE, fitted: Fitted, label: str | None = None) -> TextVAE:
         raise ConfigError(NO_SPHERE)
     if fitted.shape != model.latent_shape:
         raise InputError(
-            f"prior {fitted.name!r} is one of latents of shape {fitted.shape}; this model's have "
-            f"shape {model.latent_shape}"
+            f"prior {fitted.name!r} was fitted to latents of shape {fitted.shape}; those of this "
+            f"model have shape {model.latent_shape}"
         )
     prior, post = fitted.prior(label), model.post
     if post.sampler is not None and post.sampler.proposal is not None:

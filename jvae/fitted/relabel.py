@@ -44,11 +44,13 @@ def transfer(
     latent_density = density(fitted.kind, fitted.options, fitted.shape, len(fitted.labels))
     if not transfers(fitted):
         raise InputError(
-            f"prior {fitted.name!r} is of kind {fitted.kind}, which brings no latent to another "
-            "label; fit one of kind gaussian, flow, diffusion or ctrl_gen"
+            f"prior {fitted.name!r} is of kind {fitted.kind}, which cannot move latents to "
+            "another label; fit one of kind gaussian, flow, diffusion or ctrl_gen"
         )
     if labels is not None and len(labels) != len(z_ngz):
-        raise InputError(f"{len(labels)} own labels for {len(z_ngz)} latents; expected one of each")
+        raise InputError(
+            f"{len(labels)} current labels for {len(z_ngz)} latents; expected one per latent"
+        )
     number_n = _numbers(fitted, latent_density, z_ngz, labels)
     moved_ngz = z_ngz.astype(np.float32)
     for number in np.setdiff1d(number_n, [target]):
@@ -81,9 +83,9 @@ def _numbers(
         return np.full(len(z_ngz), -1)
     if latent_density.log_prob is None:
         raise InputError(
-            f"prior {fitted.name!r} cannot infer the labels of texts, as its density is not "
-            "computed: add --prior.trace=exact (with_prior(..., trace='exact') in Python), or name "
-            "them with labels=[...] in Python"
+            f"prior {fitted.name!r} cannot infer the labels of texts without a density: add "
+            "--prior.trace=exact (with_prior(..., trace='exact') in Python), or pass the labels "
+            "as labels=[...] in Python"
         )
     u_ngz, params = standardised(fitted.params, z_ngz), fitted.params
     nats_cn = np.stack(

@@ -36,7 +36,7 @@ __all__ = ["LoadedVAE", "Neighbor", "PosteriorStats", "TokenLogProbs"]
 log = logging.getLogger(__name__)
 
 RETURNS = ("mean", "sample", "stats")  # what `encode` can return
-ACTIVITY = 100  # sentences that the activity of dimensions is measured on
+ACTIVITY = 100  # number of sentences on which the activity of dimensions is measured
 QUIET_S = 10.0  # progress is shown only for longer work, including compilation
 
 
@@ -154,7 +154,9 @@ class LoadedVAE:
         sources = self._sources(sources, len(texts))
         cut = batching.truncate(texts, sources, self._tokenizers, self.limits, self.joined)
         if short := sum(a != b for a, b in zip(texts, cut, strict=True)):
-            log.warning("%d of %d texts were cut to what the model takes", short, len(texts))
+            log.warning(
+                "%d of %d texts were truncated to the model's maximum length", short, len(texts)
+            )
         return cut
 
     @property
@@ -257,7 +259,9 @@ class LoadedVAE:
         if chains is not None:
             errors.whole("chains", chains, 1)
             if self.model.post.sampler is None:
-                raise InputError(f"chains is {chains}: this model has an encoder and no chains")
+                raise InputError(
+                    f"chains is {chains}: this model has an encoder, so it runs no chains"
+                )
             if return_ != "mean":
                 raise InputError(f"chains is {chains}: return_={return_!r} reads one chain")
         gen, posterior, params = self.model.gen, self.model.post, self.params
@@ -355,7 +359,10 @@ class LoadedVAE:
         """
         if isinstance(prior, str):
             if self.open_prior is None:
-                raise InputError(f"prior {prior!r}: this model has no folder to read priors from")
+                raise InputError(
+                    f"prior {prior!r}: this model was not loaded from a folder, so it has no "
+                    "stored priors"
+                )
             prior = self.open_prior(prior)
         if self.conditional:
             raise InputError("the prior of this model reads a source text; a fitted one would not")
@@ -734,7 +741,9 @@ class LoadedVAE:
                 raise InputError("this model reads no source text; leave `sources` out")
             return None
         if sources is None or isinstance(sources, str):
-            raise InputError("this model reads a source text: `sources` is a list of them")
+            raise InputError(
+                "this model reads a source text: pass one per sentence as the list `sources`"
+            )
         sources = checks.listed(sources, "source")
         if n is not None and len(sources) != n:
             raise InputError(f"{len(sources)} sources for {n} sentences; expected one for each")

@@ -130,7 +130,7 @@ def together(injections: Sequence[Injection]) -> Injection:
         ("cross-attention", sum("cross" in injection.needs for injection in injections)),
     ):
         if count > 1:
-            raise ValueError(f"{count} injections act on {place}; one can")
+            raise ValueError(f"{count} injections act on {place}; at most one may")
     prepared = any(injection.once is not None for injection in injections)
     slotted = [injection for injection in injections if injection.slots]
     acting = [injection for injection in injections if injection.points is not nothing]
@@ -191,7 +191,7 @@ def together(injections: Sequence[Injection]) -> Injection:
 
 
 def side_by_side(parts: Sequence[LatentKv]) -> LatentKv | None:
-    """Concatenates the slots of a row."""
+    """Concatenates the slots that several injections give a row."""
     if not parts:
         return None
     if len(parts) == 1:

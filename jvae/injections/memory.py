@@ -31,9 +31,11 @@ def memory(
 
     Args:
       start: initialiser of the projections.
-      lead: 1 if the slots take up a position of the text, which they all share.
-      released: in packed rows, distributes the slots of all layers among the sentences of a batch,
-        as T5-VAE's code did, so that few sentences get their own; in decoding, every sentence does.
+      lead: 1 if the slots take up a position of the text (one for all of them), else 0.
+      released: reproduces a mistake of T5-VAE's code, which in packed rows deals out the slots of
+        all
+    layers among the sentences of a batch, so that most sentences read those of another. In
+    decoding, every sentence reads its own.
     """
     c, (vectors, width) = stack.config, shape
     project = Projection((c.kv_heads, c.head), ("latent",), ("heads", "head"), False, start)

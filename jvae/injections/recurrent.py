@@ -14,7 +14,7 @@ from jvae.nn.layers import split_key
 
 
 class Gates(NamedTuple):
-    """A latent's contribution to the gates: of every token, and, through h_0, of the first."""
+    """A latent's contribution to the gates of every token and, through h_0, of the first one."""
 
     token: Float[Array, "e 4 f"]
     first: Float[Array, "e 4 f"]

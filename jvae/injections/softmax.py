@@ -1,8 +1,8 @@
 """Projects z to the vocabulary and adds it to the scores of every token: the "Softmax" baseline.
 
 Source: Hu et al. 2022, 3.3, where z is combined with the last hidden state before the output
-projection. Like this module, that is a map from z to the scores with the rank of the latent; here
-its table is a free parameter.
+projection. There as here, the result is a linear map from z to the scores whose rank is the latent
+size; here its table is a free parameter.
 """
 
 import flax.linen as nn

@@ -83,8 +83,9 @@ def build_prior(
     options = choice.options_as(kind.options, "model.prior")
     if kind.build is None and inputs is None:
         raise ConfigError(
-            f"model.prior.kind is {choice.kind}, which is made of posteriors of single texts; this "
-            "model has no encoder, or a posterior that reads a batch together. Choose another prior"
+            f"model.prior.kind is {choice.kind}, which is a mixture of posteriors of single "
+            "texts; this model has no encoder, or its posterior depends on the whole batch. "
+            "Choose another prior"
         )
     with refusals("model.prior"):
         if kind.build is not None:
@@ -100,11 +101,11 @@ def check_support(kind: Choice, prior: Prior, posterior: Choice, support: str) -
     if support == SPHERE:
         raise ConfigError(
             f"model.posterior.kind is {posterior.kind}, whose latents have length 1; those of "
-            f"model.prior.kind={kind.kind} have any: set that to uniform_sphere or vamp"
+            f"model.prior.kind={kind.kind} have any length: set it to uniform_sphere or vamp"
         )
     raise ConfigError(
         f"model.prior.kind is {kind.kind}, whose latents have length 1; those of model.posterior."
-        f"kind={posterior.kind} have any: set that to vmf, or choose another prior"
+        f"kind={posterior.kind} have any length: set it to vmf, or choose another prior"
     )
 
 
@@ -123,7 +124,7 @@ def standard_normal(shape: tuple[int, int]) -> Prior:
 
 
 class NoOptions(NamedTuple):
-    """Options of a member without options."""
+    """The options class of members that have none."""
 
 
 PRIORS.register("standard_normal")(

@@ -50,21 +50,23 @@ class ChainConfig:
         0.4,
         above=0.0,
         high=1e6,
-        help="Size of every step.",
+        help="The step size.",
         needs=Needs(lambda c: c.schedule == "constant", "the schedule is not constant"),
     )
     temperature: float = setting(0.2, low=0.0, high=1e6, help="Scale of the noise.")
     fresh_dropout: bool = setting(
-        False, help="New dropout masks in every step (released code), not one per chain."
+        False, help="Draw dropout masks in every step, as released, instead of once per chain."
     )
     chains: int = setting(
         32, low=4, high=100_000, help="End points per fitted Gaussian, an even number."
     )
-    chunk: int = setting(8, low=1, high=100_000, help="Chains that run together.")
+    chunk: int = setting(8, low=1, high=100_000, help="Number of chains that run together.")
 
     def __post_init__(self) -> None:
         if self.chains < 4 or self.chains % 2:
-            raise ValueError(f"chains is {self.chains}; expected two sets of 2 or more each")
+            raise ValueError(
+                f"chains is {self.chains}; expected an even number from 4, for two sets"
+            )
 
 
 def initial_sizes(cfg: ChainConfig) -> Float[np.ndarray, "k"]:

@@ -35,7 +35,10 @@ class VmfOptions:
 
 
 class VonMisesFisher(NamedTuple):
-    """KL form of posteriors on the sphere. nats: KL of one vector to the uniform distribution."""
+    """KL form of von Mises-Fisher posteriors.
+
+    nats: KL from the density of one vector to the uniform distribution.
+    """
 
     nats: float
 

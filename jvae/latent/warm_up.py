@@ -46,10 +46,14 @@ class WarmUp:
         0.05, low=0.0, high=1e6, help="Temperature of the first epochs.", needs=_EPOCHS
     )
     temperature_hold: int = setting(
-        15, low=0, high=MOST, help="Epochs at that temperature.", needs=_EPOCHS
+        15, low=0, high=MOST, help="Number of epochs at temperature_start.", needs=_EPOCHS
     )
     temperature_rise: float = setting(
-        0.05, low=0.0, high=1e6, help="Per epoch after these.", needs=_EPOCHS
+        0.05,
+        low=0.0,
+        high=1e6,
+        help="Rise of the temperature per epoch after temperature_hold.",
+        needs=_EPOCHS,
     )
     prior_start: float = setting(
         1.0,
@@ -59,7 +63,11 @@ class WarmUp:
         needs=Needs(lambda c: c.epoch_steps > 0 and c.prior_epochs > 0, "prior_epochs is 0"),
     )
     prior_epochs: int = setting(
-        0, low=0, high=MOST, help="Epochs in which that weight rises to 1.", needs=_EPOCHS
+        0,
+        low=0,
+        high=MOST,
+        help="Number of epochs over which prior_start rises to 1.",
+        needs=_EPOCHS,
     )
     param_grad: str = setting(
         "final", choices=PARAM_GRADS, help="Points of the chain at which the decoder is trained."

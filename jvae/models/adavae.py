@@ -127,7 +127,7 @@ def _adjust(model: ConfigDict) -> list[str]:
     if model.encoder_layers <= stack.get("layers", 0):
         return []
     was, model.encoder_layers = model.encoder_layers, stack.layers
-    return [f"model.encoder_layers is {stack.layers}, all of its encoder, and not {was}"]
+    return [f"model.encoder_layers={was} is lowered to {stack.layers}, all layers of the encoder"]
 
 
 FAMILIES.register("adavae")(

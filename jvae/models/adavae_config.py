@@ -40,7 +40,9 @@ class AdaVaeConfig:
     encoder_layers: int = setting(8, low=1, high=4_096, help="Layers of the encoder.")
     latent: int = setting(32, **sizes.LATENT)
     vectors: int = setting(1, **sizes.VECTORS)
-    read_end: bool = setting(True, help="The encoder sees the end token; released: it does not.")
+    read_end: bool = setting(
+        True, help="Whether the encoder sees the end token; as released, it does not."
+    )
     pool: str = setting("latent_attn", choices=POOLS, help="Pooling of the encoder's states.")
     pool_scale: str = setting(
         "one",
@@ -55,10 +57,12 @@ class AdaVaeConfig:
     adapter_scale: float = setting(
         1.0, low=-1e3, high=1e3, help="Scale of the adapters' output.", needs=_ADAPTERS
     )
-    learn_scale: bool = setting(False, help="Learn that scale.", needs=_ADAPTERS)
-    identity_start: bool = setting(False, help="Adapters start as the identity.", needs=_ADAPTERS)
-    adapt_encoder: bool = setting(True, help="Adapters in the encoder.")
-    adapt_decoder: bool = setting(True, help="Adapters in the decoder.")
+    learn_scale: bool = setting(False, help="Whether adapter_scale is learned.", needs=_ADAPTERS)
+    identity_start: bool = setting(
+        False, help="Whether adapters start as the identity.", needs=_ADAPTERS
+    )
+    adapt_encoder: bool = setting(True, help="Whether the encoder has adapters.")
+    adapt_decoder: bool = setting(True, help="Whether the decoder has adapters.")
     placement: str = setting(
         "parallel_ffn",
         choices=tuple(PLACEMENTS),
@@ -68,21 +72,25 @@ class AdaVaeConfig:
     placement_form: str = setting(
         "intended",
         choices=FORMS,
-        help="released: add one at the input of each layer.",
+        help="released: one more adapter at the input of each layer.",
         needs=_ADAPTERS,
     )
-    use_psa: bool = setting(True, help="Each vector of z as a slot with separate key and value.")
-    use_memory: bool = setting(False, help="Each vector of z as a slot, key = value.")
-    use_embedding: bool = setting(False, help="z added to every input embedding.")
-    use_output: bool = setting(False, help="z added to the scores.")
-    use_adapters: bool = setting(False, help="z added inside every decoder adapter.")
-    vary: bool = setting(False, help="A projection of z per layer instead of one for all.")
-    prefix: int = setting(0, low=0, high=2**16, help="Learned slots per layer and side.")
+    use_psa: bool = setting(
+        True, help="Inject each vector of z as a slot with separate key and value."
+    )
+    use_memory: bool = setting(False, help="Inject each vector of z as a slot with key = value.")
+    use_embedding: bool = setting(False, help="Add z to every input embedding.")
+    use_output: bool = setting(False, help="Add z to the output scores.")
+    use_adapters: bool = setting(False, help="Add z inside every decoder adapter.")
+    vary: bool = setting(False, help="Project z separately for each layer instead of once for all.")
+    prefix: int = setting(
+        0, low=0, high=2**16, help="Learned prefix slots per layer, in encoder and decoder each."
+    )
     prefix_middle: int = setting(
         30,
         low=1,
         high=2**17,
-        help="Width of the MLP that computes them.",
+        help="Width of the MLP that computes the prefix.",
         needs=Needs(lambda c: c.prefix > 0, "prefix is 0"),
     )
     log_var_shift: float = setting(0.0, **sizes.LOG_VAR_SHIFT)
@@ -94,14 +102,17 @@ class AdaVaeConfig:
         layers = self.encoding.layers
         if not 1 <= self.encoder_layers <= layers:
             raise ValueError(
-                f"encoder_layers is {self.encoder_layers}; the stack has 1 to {layers}"
+                f"encoder_layers is {self.encoder_layers}; expected 1 to {layers}, the layers of "
+                "the stack"
             )
         if not self.ways.open:
             raise ValueError("every use_* is off: z would never reach the decoder")
         if self.use_adapters and not self.adapt_decoder:
             raise ValueError("use_adapters needs adapters in the decoder: set adapt_decoder")
         if self.vary and not self.ways.projected:
-            raise ValueError("vary is on, but no projection of z: set use_psa or use_memory")
+            raise ValueError(
+                "vary is on, but nothing uses a projection of z: set use_psa or use_memory"
+            )
         if self.pool_padding and self.pool not in ("linear", "mean_max_linear"):
             raise ValueError(f"pool_padding is on; the pool {self.pool} never reads padding")
 

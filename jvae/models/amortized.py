@@ -117,7 +117,7 @@ def check_vectors(vectors: int, pool: str) -> None:
     """Raises: ValueError for several vectors with a pooling that gives only one."""
     if vectors > 1 and pool != QUERIES:
         raise ValueError(
-            f"vectors is {vectors}, but pool {pool} gives one vector of a text; set "
+            f"vectors is {vectors}, but pool {pool} gives one vector per text; set "
             f"pool to {QUERIES}"
         )
 

@@ -66,7 +66,7 @@ class DellaConfig:
     encoder: StackConfig | None = None
     latent: int = setting(32, low=1, high=2**20, help="Width of each layer's z.")
     rank: int = setting(4, low=1, high=2**16, help="Rank of the tensor product.")
-    conditional: bool = setting(False, help="Source to target; needs data.source.")
+    conditional: bool = setting(False, help="Write a text given a source text; needs data.source.")
     begin_layer: int = setting(0, low=0, high=4_095, help="First layer that has a latent.")
     end_layer: int = setting(
         -1, low=0, high=4_095, also=(-1,), help="Last layer that has a latent; -1: the top layer."
@@ -79,18 +79,25 @@ class DellaConfig:
         needs=Needs(lambda c: c.fuse == "product", "fuse is not product"),
     )
     tie_lm_head: bool = setting(
-        False, help="The output head is the token embedding; released: one from scratch."
+        False, help="Whether the output head is the token embedding; as released, it is a new one."
     )
-    use_bow: bool = setting(False, help="Auxiliary loss: predict the words from the top latent.")
-    learn_prior1: bool = setting(True, help="False: the paper's standard normal first prior.")
+    use_bow: bool = setting(
+        False, help="Add a loss for predicting the text's words from the top latent."
+    )
+    learn_prior1: bool = setting(
+        True, help="Whether the first latent's prior is learned; false (paper): N(0, I)."
+    )
     cvae_posterior: str = setting(
         "concat_text",
         choices=CVAE_POSTERIORS,
-        help="Encode the source with the text (released) or separately (xc, paper).",
+        help="What the encoder reads: source and text as one (released), or text only (xc, paper).",
         needs=Needs(lambda c: c.conditional, "conditional is false"),
     )
     clip: float = setting(
-        5.0, above=0.0, high=100.0, help="Bound on means and log-variances, as released."
+        5.0,
+        above=0.0,
+        high=100.0,
+        help="Means and log-variances are clipped to +- this, as released.",
     )
     fuse: str = setting(
         "product",
@@ -100,7 +107,7 @@ class DellaConfig:
     links: str = setting(
         "chain",
         choices=LINKS,
-        help="Latents of layers: conditioned on those below, independent, or one shared by all.",
+        help="How latents of layers relate: conditioned on those below, independent, or shared.",
     )
     source: str = setting(
         "prefix",
@@ -110,16 +117,16 @@ class DellaConfig:
     )
     share_embedding: bool = setting(
         False,
-        help="The encoder embeds tokens with the decoder's table, as BART does.",
-        needs=Needs(lambda c: c.encoder is not None, "there is no encoder of its own"),
+        help="Whether the encoder uses the decoder's token embedding, as in BART.",
+        needs=Needs(lambda c: c.encoder is not None, "there is no separate encoder"),
     )
 
     def __post_init__(self) -> None:
         layers = min(self.encoding.layers, self.writing.layers)
         if not 0 <= self.begin_layer <= self.last_layer < layers:
             raise ValueError(
-                f"begin_layer {self.begin_layer} and end_layer {self.end_layer} do not name layers "
-                f"0 to {layers - 1}, the first before the last"
+                f"begin_layer is {self.begin_layer}, end_layer {self.end_layer}; expected layers "
+                f"from 0 to {layers - 1}, in this order"
             )
         if self.conditional and not self.learn_prior1:
             raise ValueError(
@@ -127,7 +134,7 @@ class DellaConfig:
                 "source; set it to true"
             )
         if getattr(self.decoder, "cross", False):
-            raise ValueError("decoder.cross is on; it follows from source=cross, which sets it")
+            raise ValueError("decoder.cross is on; leave it unset, as source=cross sets it")
 
     @property
     def writing(self) -> Any:

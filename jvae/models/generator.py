@@ -72,7 +72,7 @@ def generator(
     Raises: ValueError if a source and an injection both use cross-attention.
     """
     if states_of is not None and injection is not None and "cross" in injection.needs:
-        raise ValueError("a source text and an injection cannot both be what is cross-attended to")
+        raise ValueError("a source text and an injection cannot both use cross-attention")
     lead = 0 if injection is None else injection.lead
     tokens = 0 if injection is None else injection.tokens
     in_front, slots = lead + tokens, 0 if injection is None else injection.slots
@@ -80,7 +80,7 @@ def generator(
     def check_room(places: int) -> None:
         if places + in_front > stack.longest:
             raise ValueError(
-                f"{places + in_front} positions asked for; the decoder has {stack.longest}"
+                f"{places + in_front} positions requested; the decoder has {stack.longest}"
             )
 
     def points_of(

@@ -56,14 +56,14 @@ class OptimusConfig:
     decoder: StackConfig
     latent: int = setting(32, **sizes.LATENT)
     vectors: int = setting(1, **sizes.VECTORS)
-    use_memory: bool = setting(True, help="z as a key and value in every decoder layer.")
-    use_embedding: bool = setting(True, help="z added to every input embedding of the decoder.")
+    use_memory: bool = setting(True, help="Inject z as a key and value in every decoder layer.")
+    use_embedding: bool = setting(True, help="Add z to every input embedding of the decoder.")
     tokens: int = setting(0, low=0, high=2**16, help="Prefix tokens per latent vector; 0: none.")
     pool: str = setting(
         "cls",
         choices=POOLS,
         help="cls: a tanh layer on the first state, as published; mean, max or last of the states; "
-        "queries: learned ones that attend to the states.",
+        "queries: learned queries attend to the states.",
     )
     log_var: str = setting(
         "learned", choices=LOG_VARIANCES, help="unit: a posterior of variance 1."
@@ -75,13 +75,12 @@ class OptimusConfig:
     )
     prior: Choice = STANDARD_NORMAL
     posterior: Choice = GAUSSIAN
-    use_softmax: bool = setting(False, help="z added to the scores of every token.")
+    use_softmax: bool = setting(False, help="Add z to the output scores of every token.")
     context_layers: int = setting(
         0,
         low=0,
         high=4_096,
-        help="Last layers that the encoder has twice, once for the source of source -> text pairs "
-        "(SpaceFusion); 0: no source is read.",
+        help="Last encoder layers with a second copy for the source (SpaceFusion); 0: no source.",
     )
     between_noise: float = setting(
         0.1,
@@ -106,7 +105,7 @@ def _check_context(config: OptimusConfig) -> None:
         )
     if config.prior != STANDARD_NORMAL or config.posterior.kind != "gaussian":
         raise ValueError(
-            "context_layers is on, so the prior is what the source says and the posterior a "
+            "context_layers is on, so the source determines the prior, and the posterior is a "
             "Gaussian; set prior.kind to standard_normal and posterior.kind to gaussian"
         )
 

@@ -43,20 +43,20 @@ class SriConfig:
 
 @dataclass(frozen=True)
 class SriTransformerConfig:
-    """The same with a transformer decoder; for the injections see `jvae.models.optimus`."""
+    """Like `SriConfig`, with a transformer decoder; injections are as in `jvae.models.optimus`."""
 
     decoder: StackConfig
     latent: int = setting(32, **sizes.LATENT)
     vectors: int = setting(
         1, low=1, high=4_096, help="Latent vectors per text, each of width latent."
     )
-    use_memory: bool = setting(True, help="z as a key and value in every layer.")
-    use_embedding: bool = setting(True, help="z added to every input embedding.")
+    use_memory: bool = setting(True, help="Inject z as a key and value in every layer.")
+    use_embedding: bool = setting(True, help="Add z to every input embedding.")
     tokens: int = setting(0, low=0, high=2**16, help="Prefix tokens per latent vector; 0: none.")
     chain: ChainConfig = ChainConfig()
     warm_up: WarmUp = WarmUp()
     prior: Choice = STANDARD_NORMAL
-    use_softmax: bool = setting(False, help="z added to the scores of every token.")
+    use_softmax: bool = setting(False, help="Add z to the output scores of every token.")
 
     def __post_init__(self) -> None:
         optimus.check_reached(self)
@@ -64,7 +64,7 @@ class SriTransformerConfig:
         if self.chain.schedule == "learned" and kernel != "xla":
             raise ValueError(
                 "chain.schedule learned needs second derivatives, which decoder.attention "
-                f"{kernel} has not; set that to xla"
+                "{kernel} lacks; set it to xla"
             )
 
 
@@ -120,7 +120,8 @@ def _with_chain(
     if parts.init is not None:
         raise ConfigError(
             f"model.prior.kind is {config.prior.kind!r}, which has parameters; the loss of "
-            "short-run inference holds no prior and would never train them. Choose a prior without "
+            "short-run inference has no prior term and would never train them. Choose a prior "
+            "without "
             "parameters, such as standard_normal, or a family with an encoder"
         )
     sizes = {"posterior": raw} if (raw := short_run.init_sizes(config.chain)) else {}

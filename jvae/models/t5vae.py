@@ -56,9 +56,9 @@ class T5VaeConfig:
     """Sizes and choices of one T5-VAE.
 
     `decoder` configures both stacks if there is no `encoder`. They share the token embedding, so a
-    separate encoder must have the same width and vocabulary. With `memory_layout="released"` slots
-    are distributed among the sentences of a batch, so that few sentences get their own latent; in
-    decoding, every sentence does.
+    separate encoder must have the same width and vocabulary. `memory_layout="released"` reproduces
+    a mistake of the released code: in packed rows most sentences read the latent of another; in
+    decoding, each reads its own.
     """
 
     decoder: StackConfig
@@ -73,11 +73,11 @@ class T5VaeConfig:
     pool_padding: bool = setting(
         False, help="Pool padding too, as released; needs one sentence per row."
     )
-    use_memory: bool = setting(True, help="z as a slot of self-attention.")
+    use_memory: bool = setting(True, help="Inject z as a slot of self-attention.")
     memory_layout: str = setting(
         "own",
         choices=LAYOUTS,
-        help="Slots that a sentence attends to: its own, or as released.",
+        help="Which slots a sentence attends to: its own, or mixed up as released.",
         needs=Needs(lambda c: c.use_memory, "use_memory is false"),
     )
     cross_slots: int = setting(
@@ -93,7 +93,7 @@ class T5VaeConfig:
             raise ValueError(f"pool_padding is on; the pool {self.pool} never reads padding")
         if self.vectors > 1 and self.use_memory and self.memory_layout == "released":
             raise ValueError(
-                f"memory_layout is released, which deals out one slot a sentence; vectors is "
+                f"memory_layout is released, which has one slot per sentence; vectors is "
                 f"{self.vectors}: set memory_layout to own"
             )
         if not (self.use_memory or self.cross_slots):
@@ -101,7 +101,7 @@ class T5VaeConfig:
                 "use_memory is off and cross_slots is 0: z would never reach the decoder"
             )
         if getattr(self.decoder, "cross", False):
-            raise ValueError("decoder.cross is on; it follows from cross_slots, which sets it")
+            raise ValueError("decoder.cross is on; leave it unset, as cross_slots sets it")
         if self.cross_slots and "cross" not in abilities_of(self.decoder):
             raise ValueError(
                 f"cross_slots is {self.cross_slots}, but the decoder has no cross-attention; set "

@@ -1,7 +1,7 @@
 """Activation functions by name, each with its slope computed in one pass from its input.
 
 Differentiating the composition of `erfc`, `exp` and products as it stands would keep several arrays
-as large as the feed-forward layer for the backward pass; here it keeps the slope alone.
+as large as the feed-forward layer for the backward pass; here it keeps only the slope.
 """
 
 from collections.abc import Callable

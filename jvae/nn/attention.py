@@ -90,7 +90,7 @@ def owners(slots: int) -> Int[np.ndarray, "s"]:
 
 
 def for_everyone(slots: int) -> Int[np.ndarray, "m"]:
-    """Owners of slots that are visible to the tokens of all segments."""
+    """Owners that make slots visible to the tokens of all segments."""
     return np.full(slots, EVERYONE, np.int32)
 
 
@@ -136,8 +136,8 @@ def attend(
       drop, rate: dropout on the attention weights.
       kernel: "xla", or a fused one of `jvae.nn.fused.KERNELS`, which never materialises the
         attention weights.
-    Raises: ConfigError for a feature that a fused kernel lacks: a soft cap; except for "triton",
-      dropout of weights; except for "cudnn", windows; for "splash", slots visible to everyone.
+    Raises: ConfigError for what a fused kernel lacks: soft caps (all), dropout of weights (all but
+      "triton"), windows (all but "cudnn"), slots visible to all segments ("splash").
     """
     if kernel != "xla":
         _check_fused(kernel, 0.0 if drop is None else rate, cap, seen_bts, slots)
@@ -147,7 +147,8 @@ def attend(
     if kernel == "triton":
         if q_btnh.shape[-1] & (q_btnh.shape[-1] - 1):
             raise ConfigError(
-                f"attention=triton needs a power of 2 features per head, not {q_btnh.shape[-1]}; "
+                "attention=triton needs a head width that is a power of 2, not "
+                f"{q_btnh.shape[-1]}; "
                 "use xla or cudnn"
             )
         seed_2 = None if drop is None or rate == 0 else jax.random.bits(drop, (2,), jnp.uint32)
@@ -204,7 +205,8 @@ def _check_fused(
     """Raises: ConfigError for a feature that the kernel lacks."""
     if rate > 0 and kernel not in fused.DROPPING:
         raise ConfigError(
-            f"attention={kernel} cannot drop attention weights, as dropout={rate} asks; use "
+            f"attention={kernel} does not support dropout of attention weights, but dropout is "
+            f"{rate}; use "
             "attention=xla or triton, or dropout=0"
         )
     if cap is not None:
@@ -212,10 +214,10 @@ def _check_fused(
     if kernel == "cudnn":
         return
     if seen_bts is not None:
-        raise ConfigError(f"attention={kernel} knows segments only, no windows; use xla or cudnn")
+        raise ConfigError(f"attention={kernel} supports segments but no windows; use xla or cudnn")
     if kernel == "splash" and slots is not None and np.any(slots.owner_m == EVERYONE):
         raise ConfigError(
-            "attention=splash knows segments only, and a prefix is seen by all of them; use xla, "
+            "attention=splash cannot make a prefix visible to all segments; use xla, "
             "cudnn or triton"
         )
 

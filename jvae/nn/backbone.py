@@ -33,7 +33,7 @@ ABILITIES = {
     "values": "change the values of its attention",
     "taps": "take additions to its residual stream",
     "cross": "attend to external states",
-    "features": "score more features than its states",
+    "features": "score features in addition to its states",
     "low_rank": "take low-rank additions to its kernels",
     "recurrent": "start from a hidden state and read an extra input at every token",
 }
@@ -194,7 +194,7 @@ class Stack(NamedTuple):
 
 @runtime_checkable
 class MakeStack(Protocol):
-    """Makes the stack of a config.
+    """Builds the stack of a config.
 
     `own_head` unties the output head from the embedding, overriding the config.
     """

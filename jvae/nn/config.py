@@ -33,14 +33,14 @@ REMATS: dict[str, Any] = dict(
 )
 ATTENTION: dict[str, Any] = dict(
     choices=("xla", *KERNELS),
-    help="Fused kernels: cudnn, triton (GPU), splash (TPU). Only triton drops weights.",
+    help="Kernel; fused: cudnn, triton (GPU), splash (TPU). Only xla and triton drop weights.",
 )
 UNROLL: dict[str, Any] = dict(low=1, high=4_096, help="Layers unrolled per iteration of the scan.")
 VOCAB_MULTIPLE: dict[str, Any] = dict(
     low=1, high=2**16, help="Pad embedding rows to a multiple of this, to shard them over a mesh."
 )
 XENT_CHUNK: dict[str, Any] = dict(
-    low=1, high=MOST, help="Vocabulary columns whose logits are computed at a time."
+    low=1, high=MOST, help="Number of vocabulary columns whose logits are computed at a time."
 )
 LATENT: dict[str, Any] = dict(low=1, high=2**20, help="Width of z.")
 VECTORS: dict[str, Any] = dict(
@@ -61,11 +61,13 @@ def padded(vocab: int, multiple: int) -> int:
 
 
 def check_kernel(config: Any) -> None:
-    """Raises ValueError for an attention kernel that does not support the dtype or heads."""
+    """Raises ValueError for an attention kernel that does not support the dtype or head width."""
     if config.attention == "cudnn" and config.dtype == "float32":
         raise ValueError("attention cudnn needs dtype bfloat16 or float16; dtype is float32")
     if config.attention == "triton" and config.head & (config.head - 1):
-        raise ValueError(f"attention triton needs a power of 2 as head; head is {config.head}")
+        raise ValueError(
+            f"attention triton needs a head width that is a power of 2; head is {config.head}"
+        )
 
 
 def check_rotary(config: Any) -> None:
@@ -73,7 +75,7 @@ def check_rotary(config: Any) -> None:
     if config.heads % config.kv_heads:
         raise ValueError(f"{config.heads} heads do not divide into {config.kv_heads} kv_heads")
     if config.head % 2:
-        raise ValueError(f"head is {config.head}; rotary positions turn pairs of features")
+        raise ValueError(f"head is {config.head}; rotary positions need an even width")
 
 
 def of_spec(config: Any) -> dict[str, Any]:
@@ -103,7 +105,7 @@ class TransformerConfig(StackConfig):
         0.02,
         low=0.0,
         high=10.0,
-        help="Initial standard deviation of kernels and tables, as in BERT and GPT-2.",
+        help="Standard deviation of initial kernels and embeddings, as in BERT and GPT-2.",
     )
     dtype: str = setting("float32", **DTYPE)
     remat: str = setting("none", **REMATS)

@@ -40,7 +40,10 @@ class LstmConfig(StackConfig):
         0.5, low=0.0, below=1.0, help="Dropout rate of embeddings and outputs."
     )
     init_scale: float = setting(
-        0.1, low=0.0, high=10.0, help="Parameters start uniform in [-this, this]."
+        0.1,
+        low=0.0,
+        high=10.0,
+        help="Parameters are initialised uniformly in [-init_scale, init_scale].",
     )
     dtype: str = setting("float32", **stack.DTYPE)
     vocab_multiple: int = setting(1, **stack.VOCAB_MULTIPLE)

@@ -165,7 +165,7 @@ def _slot_keys(plan: _Plan, row: _Row) -> _Keys:
 
 
 def _product(a: Array, b: Array, along: tuple[int, int]) -> Array:
-    """The product along an axis of each, in float32 or wider."""
+    """The product of two blocks, contracted along one axis of each, in float32 or wider."""
     dims = (((along[0],), (along[1],)), ((), ()))
     return jax.lax.dot_general(a, b, dims, preferred_element_type=accum_dtype(a.dtype))
 
@@ -353,7 +353,7 @@ def _call(
     Args:
       by_key_head: heads are those of the keys; the kernel sees all query heads of one at a time.
       more: gradient of the output, then numbers of each (row, head, query).
-      out: shapes, each with what it is like: "queries", "numbers", "keys" or "slots".
+      out: shapes, each with the kind of its layout: "queries", "numbers", "keys" or "slots".
     """
     rows, tokens, heads, size = operands.q.shape
     groups = plan.groups

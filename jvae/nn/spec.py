@@ -32,7 +32,7 @@ class StackSpec:
       input and adds both outputs.
     kinds, pattern: the kinds of layer, and the kind of each layer; empty means kind 0 throughout.
     positions: rows of a learned position table, 0 for none.
-    position_offset: rows of that table before position 0.
+    position_offset: number of unused rows of that table before position 0.
     scale: factor of the attention logits; None for head ** -0.5.
     logit_cap, score_cap: bounds c of a soft cap c * tanh(x / c) on attention logits and on output
       scores; None for no cap.

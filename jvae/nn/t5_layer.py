@@ -38,14 +38,16 @@ class T5Config(StackConfig):
     mlp: int = setting(**stack.MLP)
     vocab: int = setting(**stack.VOCAB)
     buckets: int = setting(
-        32, low=4, high=2**16, help="Distances that the relative bias distinguishes."
+        32, low=4, high=2**16, help="Number of distances that the relative bias distinguishes."
     )
     max_distance: int = setting(
         128, low=2, high=2**20, help="Distance in tokens beyond which all share a bias."
     )
-    gated: bool = setting(False, help="Gated feed-forward, as in v1.1.")
-    tied: bool = setting(True, help="The output head is the embedding, as in v1.0.")
-    cross: bool = setting(False, help="Cross-attention in the decoder; the family sets it.")
+    gated: bool = setting(False, help="Whether the feed-forward is gated, as in v1.1.")
+    tied: bool = setting(True, help="Whether the output head is the token embedding, as in v1.0.")
+    cross: bool = setting(
+        False, help="Whether the decoder has cross-attention; the family sets it."
+    )
     bias_std: float = setting(
         0.0,
         low=0.0,

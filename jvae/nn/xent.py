@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from jvae.nn.layers import accum_dtype
 
 TOP = "xent_top"  # name of the running maximum among values that recomputation keeps
-MULTIPLE = 128  # columns of a chunk are a multiple; matrix units pad others by copying
+MULTIPLE = 128  # chunk widths are multiples of this; others are padded by a copy
 
 
 def soft_cap(x: Array, cap: float | None) -> Array:

@@ -43,7 +43,9 @@ def make_mesh(cfg: Mapping[str, int], devices: Sequence[Any] | None = None) -> M
         if axis not in AXES:
             raise ConfigError(f"config.mesh: unknown axis {axis!r}, expected {', '.join(AXES)}")
     if any(size == 0 or size < -1 for size in sizes.values()):
-        raise ConfigError(f"config.mesh: {asked}: sizes are positive, or -1 for what remains")
+        raise ConfigError(
+            f"config.mesh: {asked}: expected positive sizes, or -1 for the remaining devices"
+        )
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     if len(open_axes) > 1:
         raise ConfigError(f"config.mesh: {asked}: only one size can be -1")
@@ -87,14 +89,15 @@ def make_mesh_for(cfg: Mapping[str, int], rows: int) -> Mesh:
             if rows % (data * fsdp) == 0:
                 used = data * fsdp * tensor
                 log.warning(
-                    "%d rows of a batch do not divide over %d devices: %d are used",
+                    "%d rows of a batch cannot be split evenly over %d devices: using %d",
                     rows,
                     mesh.size,
                     used,
                 )
                 return make_mesh(dict(cfg, data=data), jax.devices()[:used])
     raise ConfigError(
-        f"config.mesh: cuts batches into {row_shards(mesh)} parts, but data.batch_rows is {rows}, "
+        f"config.mesh: splits batches into {row_shards(mesh)} parts, but data.batch_rows is "
+        f"{rows}, "
         "not a multiple of that; set --config.mesh.data and mesh.fsdp to sizes that divide it"
     )
 

@@ -69,6 +69,6 @@ def agree(what: str, text: str) -> None:
     mismatches = np.flatnonzero(np.any(digests != digests[0], axis=1))
     if mismatches.size:
         raise ConfigError(
-            f"{what} of process {mismatches[0]} is not that of process 0; start all with one "
-            "command and the same files"
+            f"{what} of process {mismatches[0]} differs from that of process 0; start all "
+            "processes with the same command and files"
         )

@@ -61,7 +61,7 @@ def partition_spec(
         target = None if axis is None else table[axis]
         if target is not None and size % mesh.shape[target]:
             log.info(
-                "%s: %s of size %d is not divisible by mesh axis %s=%d and stays whole",
+                "%s: %s of size %d is not divisible by mesh axis %s=%d, so it is not sharded",
                 *(name, axis, size, target, mesh.shape[target]),
             )
             target = None

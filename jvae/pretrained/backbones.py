@@ -90,7 +90,7 @@ def prefixes(backbone: Backbone, checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def _prefix(backbone: Backbone, name: str) -> str:
-    """The prefix of a name."""
+    """The part of a tensor's name that `canonical` removes."""
     rest = name
     while not (backbone.native_prefix and rest.startswith(backbone.native_prefix)):
         word, dot, after = rest.partition(".")

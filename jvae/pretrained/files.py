@@ -164,7 +164,7 @@ def _sharded(index: Path, find: Callable[[str], Path | None]) -> tuple[Tensors, 
     if missing := [file for file, path in paths.items() if path is None]:
         listing = ", ".join(missing[:5]) + (" ..." if missing[5:] else "")
         raise WeightsError(
-            f"{index}: {len(missing)} of {len(names)} shards not there ({listing}); copy or "
+            f"{index}: {len(missing)} of {len(names)} shards are missing ({listing}); copy or "
             "download them again"
         )
     shards = {file: path for file, path in paths.items() if path is not None}
@@ -216,7 +216,7 @@ def _explained(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # parsers of damaged files may raise any exception
         raise WeightsError(
-            f"{path}: is damaged or no file of its type ({_reason(error)}); copy it again"
+            f"{path}: is damaged or not a file of its type ({_reason(error)}); copy it again"
         ) from error
 
 
@@ -295,7 +295,9 @@ def _msgpack(path: Path) -> Tensors:
             for key, child in node.items():
                 walk(child, f"{name}/{key}" if name else str(key))
         elif not isinstance(node, np.ndarray):
-            raise WeightsError(f"{path}: {name or 'the file'} is {type(node).__name__}, no array")
+            raise WeightsError(
+                f"{path}: {name or 'the file'} is {type(node).__name__}, not an array"
+            )
         elif name in tensors:
             raise WeightsError(f"{path}: holds {name} twice")
         else:

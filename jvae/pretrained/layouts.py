@@ -14,10 +14,10 @@ class StackTable(Protocol):
     """Returns the names of one stack.
 
     Args:
-      section: its section of the config.
-      path: our path of the stack.
+      section: the config section of the stack.
+      path: path of the stack in our parameters.
       role: "encoder" or "decoder".
-      pooler: our path of a pooler; None for none.
+      pooler: path of a pooler in our parameters; None for none.
     """
 
     def __call__(

@@ -273,14 +273,14 @@ def _some(words: Sequence[str], most: int = 5) -> str:
 
 
 def _of_prefix(missing: Sequence[str], extra: Mapping[str, Any]) -> str:
-    """A hint for an error if names differ only by a prefix."""
+    """A hint for the error message if names differ only by a prefix."""
     ends = [name for name in missing if any(key.endswith(f".{name}") for key in extra)]
     if not ends:
         return ""
     whole = next(name for name in extra if name.endswith(f".{ends[0]}"))
     return (
-        f"the names of the file begin with {whole.removesuffix(ends[0])!r}, which is not a prefix "
-        "that is known: save the inner model by itself"
+        f"the names of the file begin with {whole.removesuffix(ends[0])!r}, which is not a known "
+        "prefix: save the inner model alone"
     )
 
 

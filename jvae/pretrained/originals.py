@@ -72,7 +72,8 @@ def t5_vae(c: Any) -> NameTable:
     """
     if c.cross_slots or not c.use_memory:
         raise WeightsError(
-            "an original T5-VAE gives z to self-attention alone: set use_memory and cross_slots=0"
+            "an original T5-VAE injects z into self-attention only: set use_memory and "
+            "cross_slots=0"
         )
     dec = c.decoder
     base = t5.table(dec.vocab, gated=dec.gated, tied=dec.tied, cross=False, prefix="t5.")
@@ -157,7 +158,7 @@ def _torch(path: Path) -> Tensors:
     if not isinstance(tree, Mapping):
         raise WeightsError(f"{path}: holds {type(tree).__name__}, expected tensors by name")
     if odd := [str(name) for name, value in tree.items() if not hasattr(value, "detach")]:
-        raise WeightsError(f"{path}: {', '.join(odd[:5])}: no tensors; expected a state dict")
+        raise WeightsError(f"{path}: {', '.join(odd[:5])} are not tensors; expected a state dict")
     return {str(name): _from_torch(value) for name, value in tree.items()}
 
 

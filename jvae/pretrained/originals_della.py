@@ -60,7 +60,10 @@ def _fusion(name: str, ours: str, width: int, rank: int, first: int) -> tuple[Na
 
 
 def _heads(width: int, latent: int, conditional: bool, first: int) -> tuple[NameRule, ...]:
-    """The released posterior reads [text; chain], the prior [chain; source]."""
+    """Rules for the heads of the chain.
+
+    The released posterior reads [text; chain], the prior [chain; source].
+    """
     posterior, prior = "encoder.recog_network.{i}", "encoder.prior_network.{i}"
     both = width + latent
     rules = [

@@ -102,7 +102,9 @@ def gather(config: ConfigDict, folder: Path) -> Content:
             texts, sources, labels = sentences(config, folder, most)
             latents = _latents(vae, texts, sources, labels)
         except JvaeError as error:
-            notes.append(f"Its test sentences cannot be read, so nothing is shown of them: {error}")
+            notes.append(
+                f"The test sentences cannot be read, so parts that need them are missing: {error}"
+            )
     files = (folder / "eval" / f"{name}.json" for name in ("test", "probe"))
     evaluation, probes = (read_report(path, notes) for path in files)
     if evaluation is None:
@@ -110,7 +112,7 @@ def gather(config: ConfigDict, folder: Path) -> Content:
     if sampler:
         notes.append(
             "Validation shows no KL, mutual information or active units: without an encoder they "
-            "take chains of their own, which the evaluation runs."
+            "need extra Langevin chains, which only the evaluation runs."
         )
     path = folder / "metrics.jsonl"
     if not path.is_file():
@@ -161,7 +163,7 @@ def read_report(path: Path, notes: list[str]) -> ReportRecord | None:
 
 
 def _phases(config: ConfigDict) -> list[tuple[str, int]]:
-    """Phases and the steps after which they begin, unless patience ended an earlier one before."""
+    """The phases and the step after which each begins, if patience ends none of them."""
     plan, begin, bounds = phases.resolve(config), 0, []
     for phase in plan:
         bounds.append((phase.name, begin))

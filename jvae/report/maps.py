@@ -65,7 +65,7 @@ def tsne(z_ed: Float[np.ndarray, "e d"], seed: int = 0) -> Float[np.ndarray, "e 
 
 
 def _kinds(latents: Latents) -> list[str]:
-    """Labels to colour by: those with few values and, if known, encoded best."""
+    """The kinds of labels to colour by: those with few values that the latent encodes best."""
     limit = len(COLORS) + 4
     few = [name for name, v in latents.labels.items() if 1 < len(set(v)) <= limit]
     few = few or [name for name, v in latents.labels.items() if len(set(v)) > 1]

@@ -243,7 +243,8 @@ def _factors(latents: Latents | None) -> str:
     )
     text = (
         f"<p>Over {len(latents.mean_egz):,} test sentences: {values}. Factors depend on each "
-        "other, so gaps end at the ceiling: that of the factors themselves as the latent.</p>"
+        "other, so gaps cannot exceed the ceiling: the gap if the factors themselves were the "
+        "latent.</p>"
     )
     rows = (
         [escape(f.name), str(f.values), f"{f.mig:.3f}", f"{f.ceiling:.3f}"]

@@ -144,7 +144,7 @@ def open_run(config: ConfigDict, workdir: Path, saved: identity.Saved | None = N
     if shared and encoder.fingerprint != decoder.fingerprint:
         raise ConfigError(
             f"data.encoder_tokenizer is {encoder.name} and data.decoder_tokenizer {decoder.name}, "
-            f"but {config.model.family} reads both sides with one embedding; set both alike"
+            f"but {config.model.family} reads both sides with one embedding; set both to the same"
         )
     by_turns = replace(encoder, turns=config.data.turns)
     tokenizers = {"dec": decoder, "enc": encoder, "cond": by_turns}

@@ -287,7 +287,7 @@ class Checkpoints:
 
     def _pass_over(self, kind: str, step: int, error: Exception) -> None:
         self._torn.add((kind, step))
-        log.warning("%s: not whole, passed over: %s", self.root / kind / str(step), _short(error))
+        log.warning("%s: incomplete, skipped: %s", self.root / kind / str(step), _short(error))
 
     def _move_torn(self, kind: str) -> None:
         """Moves damaged steps away, so that the resumed run can save these steps again."""
@@ -327,7 +327,7 @@ class Checkpoints:
     def _frozen_of(self, meta: Meta) -> Iterator[Meta | None]:
         """The meta of the frozen weights that a checkpoint refers to; None if it refers to none.
 
-        Raises: CheckpointError if they are missing, different, or fail to be read in the body.
+        Raises: CheckpointError if they are missing or different, or cannot be read in the body.
         """
         if FROZEN not in meta:
             yield None

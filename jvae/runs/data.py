@@ -73,7 +73,7 @@ def _hold_out(splits: dict[str, Corpus]) -> None:
         if count < 1:
             raise DataError(
                 f"{train}: {len(train)} lines are too few to hold some out "
-                f"for {split}; set data.{split} or bring at least 20"
+                f"for {split}; set data.{split} or provide at least 20"
             )
         left = np.arange(train.documents) if train.keep_d is None else np.flatnonzero(train.keep_d)
         held_d = np.zeros(train.documents, bool)
@@ -96,7 +96,7 @@ def duplicate_files(splits: Mapping[str, sources.Lines | Corpus]) -> list[str]:
                     f"both {other_split} and {split}" if other_split != split else f"{split} twice"
                 )
                 names = file.path if file.path == path else f"{path} and {file.path} (same content)"
-                notes.append(f"{names}: in {where}; figures on it would not be of unseen text")
+                notes.append(f"{names}: in {where}; metrics on it would not be of unseen text")
             seen[file.sha256] = (split, file.path)
     return notes
 

@@ -156,11 +156,11 @@ def export_model(
     """
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise WeightsError(f"{folder}: is there already; name a new folder")
+        raise WeightsError(f"{folder}: already exists; name a new folder")
     target = named_leaves(_target(build_model(config), None))
     leaves = {path: np.asarray(leaf) for path, leaf in named_leaves(params).items()}
     if odd := sorted(target.keys() ^ leaves.keys()):
-        raise WeightsError(f"parameters that are not those of the config: {', '.join(odd[:10])}")
+        raise WeightsError(f"parameters that do not match the config: {', '.join(odd[:10])}")
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -265,7 +265,7 @@ def _read_base(
         digest = about["base_sha256"]
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
-            f"{file}: does not name its pretrained weights as jvae does ({error}); export it again"
+            f"{file}: its record of pretrained weights is invalid ({error}); export it again"
         ) from None
     if odd := sorted(moved.keys() - where.keys()):
         raise WeightsError(f"{file}: has no base {odd[0]!r}; it has {', '.join(sorted(where))}")
@@ -345,7 +345,7 @@ def _verify(folder: Path) -> None:
     for number, line in enumerate(lines[:-1], 1):
         match = _SUM_LINE.fullmatch(line)
         if match is None:
-            raise WeightsError(f"{sums}:{number}: expected a SHA-256, two blanks and a file name")
+            raise WeightsError(f"{sums}:{number}: expected a SHA-256, two spaces and a file name")
         digests[match[2]] = match[1]
     contents = _summed(folder)
     complete = lines[-1] == "" and len(digests) == len(lines) - 1
@@ -360,7 +360,7 @@ def _verify(folder: Path) -> None:
         if _sha256(folder / file) != digest:
             raise WeightsError(
                 f"{folder / file}: is not as it was exported (its SHA-256 differs from {SUMS}). "
-                f"Copy it again; after a change on purpose, write its new sum into {SUMS}"
+                f"Copy it again; after an intentional change, write its new checksum into {SUMS}"
             )
 
 

@@ -180,8 +180,8 @@ def _refuse(
         *earlier, last = dict.fromkeys(advice)
         steps = "; ".join([*earlier, last])
         raise error(
-            f"{folder}: {'; '.join(faults)}. To resume this run: {steps}. For a run of its "
-            "own, give another --workdir"
+            f"{folder}: {'; '.join(faults)}. To resume this run: {steps}. To start a new run, "
+            "give another --workdir"
         )
 
 

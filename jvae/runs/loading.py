@@ -117,8 +117,8 @@ def export(
       adapters: leave out the pretrained weights that training did not change, and keep low-rank
         additions separate; `load` reads the pretrained weights from the folders or hub names in
         `config.init`.
-      name: of the model on its card; by default that of the run's config.
-      license: for the card, as abbreviated on hubs, such as "apache-2.0".
+      name: the model's name on its card; by default that of the run's config.
+      license: the license on the card, as abbreviated on hubs, such as "apache-2.0".
     Raises: CheckpointError if there is no run; WeightsError if `out` already exists, or the
       pretrained weights cannot be read or were all trained.
     """
@@ -190,7 +190,9 @@ def _read_run(folder: Path) -> exports.Export:
 def _config_of(ckpts: Checkpoints, best: bool) -> ConfigDict:
     text = ckpts.meta(best=best).get("config")
     if not isinstance(text, str):
-        raise CheckpointError(f"{ckpts.root}: a checkpoint without a config; not one of a run")
+        raise CheckpointError(
+            f"{ckpts.root}: a checkpoint without a config, so it does not belong to a run"
+        )
     return configs.stored(text)
 
 
@@ -224,7 +226,7 @@ def _best(folder: Path, read: Callable[[Checkpoints, bool], T]) -> T:
             if ckpts.best() is not None or ckpts.latest() is None:
                 raise
             log.warning(
-                "%s: the best checkpoint is damaged, so step %d, the last one, stands in for it",
+                "%s: the best checkpoint is damaged, so step %d, the last one, is used instead",
                 folder,
                 ckpts.latest(),
             )

@@ -191,9 +191,9 @@ class Writer:
 
         Args:
           total_steps: for the progress line.
-          stream: of the console, standard output by default.
+          stream: where the console writes, standard output by default.
           active: False on all processes but one; an inactive writer does nothing.
-          config: of the run, which names its trackers; without one, only TensorBoard.
+          config: the run's config, which names its trackers; without one, only TensorBoard.
         Raises: CheckpointError if the directory cannot be written.
         """
         self._console = Console(stream or sys.stdout, total_steps)

@@ -27,7 +27,7 @@ INDEXED = r"nll_\d+|ppl_w|bpc|kl|mi|au_0\.01|exact_match|bleu"
 
 
 class About(NamedTuple):
-    """Information on the card that the export itself does not hold."""
+    """Information for the model card that the export does not contain."""
 
     name: str = ""  # title, and the name passed to `load`; empty: the config's
     license: str = ""  # as abbreviated on hubs, such as apache-2.0
@@ -117,7 +117,7 @@ import jvae
 
 ## Results
 
-{about.results or "None were recorded with this export."}
+{about.results or "No results were recorded with this export."}
 """
 
 

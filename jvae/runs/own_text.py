@@ -89,14 +89,14 @@ def choose(facts: Facts) -> Choice:
 
     reasons.append(
         f"text: {n:,} lines of {facts.mean:.1f} words (99 % up to {facts.most}, longest "
-        f"{facts.longest}), {facts.different:,} different words, {100 * facts.once:.0f} % of them "
+        f"{facts.longest}), {facts.different:,} distinct words, {100 * facts.once:.0f} % of them "
         "once" + (f", {facts.labels} labels" if facts.labels else "")
     )
     preset = "della:tiny" if facts.source else "optimus:tiny"
     why = "reads a source" if facts.source else "keeps its latent in use from scratch"
     small = (
-        f"; {n:,} lines teach little of a language: --config=optimus:smollm2 starts from "
-        "pretrained weights and needs far fewer"
+        f"; {n:,} lines are too few to learn a language from: --config=optimus:smollm2 starts from "
+        "pretrained weights and needs fewer"
         if n < TOO_FEW
         else ""
     )
@@ -109,7 +109,7 @@ def choose(facts: Facts) -> Choice:
     if cut:
         n = max(n, round(facts.words / words))
         say(
-            f"data.sentences=true: documents of up to {facts.most} words are cut into sentences",
+            f"data.sentences=true: documents of up to {facts.most} words are split into sentences",
             data__sentences=True,
         )
     vocabulary = _rounded(min(max(facts.words / USES, VOCABULARY[0]), VOCABULARY[1]))
@@ -138,7 +138,7 @@ def choose(facts: Facts) -> Choice:
         sizes = dict(width=width, layers=layers, unroll=layers, mlp=4 * width, dropout=dropout)
         values |= {f"model.{role}.{key}": value for key, value in sizes.items()}
     reasons.append(f"model: {layers} layers of width {width}, larger with more text")
-    why = f"a model of this size learns {n:,} texts by heart without" if dropout else "enough text"
+    why = f"without it, a model of this size memorises {n:,} texts" if dropout else "enough text"
     reasons.append(f"dropout={dropout:g}: {why}")
 
     update = min(max(n / 60, 16), 64)  # texts per update
@@ -148,7 +148,7 @@ def choose(facts: Facts) -> Choice:
     epochs = min(max(40 * math.sqrt(5_000 / n), 8), 60)
     steps = _rounded(min(max(epochs * n / update, UPDATES[0]), UPDATES[1]))
     say(
-        f"data.batch_rows={rows} rows of {row} tokens, about {update:.0f} texts an update; "
+        f"data.batch_rows={rows} rows of {row} tokens, about {update:.0f} texts per update; "
         f"train.steps={steps:,}, {steps * update / n:.0f} times through the text",
         data__row_tokens=row,
         data__batch_rows=rows,

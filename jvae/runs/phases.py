@@ -114,12 +114,14 @@ def resolve(config: ConfigDict) -> tuple[Phase, ...]:
         section = sections[name]
         for key in section:
             if key not in KEYS:
-                raise ConfigError(f"phases.{name}.{key}: a phase has {', '.join(KEYS)}")
+                raise ConfigError(
+                    f"phases.{name}.{key}: unknown key; a phase may set {', '.join(KEYS)}"
+                )
         share += float(section.get("share", 0.0))
         steps = round(share * total) - before
         if steps < 1:
             raise ConfigError(
-                f"phases.{name}.share leaves it no step of train.steps = {total}; raise either"
+                f"phases.{name}.share leaves it no step of train.steps = {total}; raise one of them"
             )
         before += steps
         settled = (
@@ -185,7 +187,7 @@ def finished(config: ConfigDict, meta: Mapping[str, Any]) -> bool:
 
 
 def _end(plan: Sequence[Phase], index: int) -> int:
-    """Steps of a run up to the end of a phase, if patience does not end one earlier."""
+    """The step at which a phase ends if patience ends neither it nor an earlier one."""
     return sum(phase.steps for phase in plan[: index + 1])
 
 

@@ -113,7 +113,7 @@ def read(folder: Path, name: str, weights: str | None) -> Fitted:
             raise WeightsError(f"{path}: has format {content['format']!r}; update jvae")
         kind, tensors = str(content["kind"]), path.with_name(str(content["tensors"])).read_bytes()
         if hashlib.sha256(tensors).hexdigest() != content["sha256"]:
-            raise WeightsError(f"{path}: {content['tensors']} is not as it was written")
+            raise WeightsError(f"{path}: {content['tensors']} has changed since it was written")
         options = configs.dataclass_from(FITTED[kind].options, content["options"], "options")
         groups, width = content["shape"]
         fitted = Fitted(

@@ -23,7 +23,7 @@ Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
 
 
 def constant(stop: float) -> Schedule:
-    """Always `stop`."""
+    """The constant `stop`."""
     return lambda step: jnp.full(jnp.shape(step), stop, jnp.float32)
 
 
@@ -40,7 +40,7 @@ def linear(n_iter: int, start: float, stop: float) -> Schedule:
 def cyclic_zero_linear(
     n_iter: int, start: float, stop: float, n_cycle: int, ratio_increase: float, ratio_zero: float
 ) -> Schedule:
-    """`n_cycle` times: `start` for `ratio_zero` of it, a line for `ratio_increase`, then `stop`.
+    """Repeats a cycle: `start` for `ratio_zero` of it, a line for `ratio_increase`, then `stop`.
 
     The line's first value is `start` itself, so a cycle has one more step at `start` than the ratio
     implies. A cycle begins at its real-valued start rounded down. A line that does not fit in its
@@ -69,7 +69,7 @@ def cyclic_zero_linear(
 def cyclic_linear(
     n_iter: int, start: float, stop: float, n_cycle: int, ratio_increase: float
 ) -> Schedule:
-    """`n_cycle` times: a line from `start` to `stop` for `ratio_increase` of a cycle, then `stop`.
+    """Repeats a cycle: a line from `start` to `stop` for `ratio_increase` of it, then `stop`.
 
     Raises: ConfigError if `start` exceeds `stop`.
     Source: Fu et al. 2019 and the released Optimus `frange_cycle_linear`.
@@ -132,7 +132,9 @@ def step_of(value: int | str, total_steps: int, where: str) -> int:
     try:
         step = int(Fraction(value) * total_steps) if isinstance(value, str) else int(value)
     except (ValueError, TypeError, ZeroDivisionError):
-        raise ConfigError(f"{where}: from_step {value!r}; expected a step or '1/6'") from None
+        raise ConfigError(
+            f"{where}: from_step {value!r}; expected a step, or a share such as '1/6'"
+        ) from None
     if not 0 <= step <= total_steps:
         raise ConfigError(f"{where}: from_step {value!r}; the run has {total_steps} steps")
     return step

@@ -173,8 +173,10 @@ def _take(draft: ConfigDict, family: Family, source: Source) -> None:
 
 
 def _source(role: str, name: str, backbone: str | None) -> Source:
-    """Args:
-    backbone: from the config, for folders that do not name theirs.
+    """Reads the settings of a folder.
+
+    Args:
+      backbone: backbone in the config, for folders that do not name theirs.
     """
     try:
         stated = files.config_of(name)
@@ -229,7 +231,7 @@ def _check(
                 )
     if wrong:
         raise ConfigError(
-            f"{'; '.join(wrong)}. Sizes are those of the folder's {files.CONFIG}; leave yours out"
+            f"{'; '.join(wrong)}. Sizes come from the folder's {files.CONFIG}; remove yours"
         )
 
 
@@ -303,7 +305,7 @@ def _pooling(find: Callable[[str], Path | None]) -> str | None:
 
 
 def _pooling_folder(modules: Path) -> str:
-    """Raises: WeightsError."""
+    """The folder of the pooling layer, by modules.json. Raises: WeightsError."""
     listed = files.read_json(modules, list)
     for module in (entry for entry in listed if isinstance(entry, dict)):
         kind, path = (str(module.get(key, "")) for key in ("type", "path"))

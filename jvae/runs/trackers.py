@@ -41,8 +41,10 @@ class TensorBoard:
     """Writes event files through tensorboardX; non-finite numbers are left out."""
 
     def __init__(self, folder: Path, resume_step: int, suffix: str = ""):
-        """Args:
-        suffix: of the file name, which otherwise only depends on the second it was opened.
+        """Opens an event file.
+
+        Args:
+          suffix: end of the file name, which otherwise only depends on the second of opening.
         """
         from tensorboardX import SummaryWriter
 
@@ -100,7 +102,7 @@ class Wandb:
         self._run.log({name: table}, step=step)
 
     def flush(self) -> None:
-        """Does nothing: its own process sends what is logged."""
+        """Does nothing: a process of the package itself sends the data."""
 
     def close(self) -> None:
         self._run.finish()

@@ -114,12 +114,12 @@ def check(
             if not (key.startswith(may_change) or (key in SETTLED and not new)):
                 changed[key] = f"{key}: {old!r} -> {new!r}"
     if changed:
-        moved = "" if recorded else ", and it has no record of its text, which must stay in place"
+        moved = "" if recorded else ", and it has no record of its text, which must not move"
         raise CheckpointError(
             f"{workdir} holds a run of another config ({'; '.join(changed.values())}). Keep these "
             f"values to resume it, or give this run its own --workdir. "
             f"A run may change {', '.join(LENGTH)}, {', '.join(key.strip('.') for key in FREE)} "
-            f"and the place of its text{moved}"
+            f"and the location of its text{moved}"
         )
 
 
@@ -158,7 +158,7 @@ def saved_config(workdir: Path) -> ConfigDict:
     path = workdir / CONFIG
     if not path.is_file():
         raise CheckpointError(
-            f"{workdir}: no {CONFIG}, so no run of jvae; give the folder of a run"
+            f"{workdir}: no {CONFIG}, so it is not a run of jvae; give the folder of a run"
         )
     return _read_config(path)
 

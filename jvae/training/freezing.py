@@ -77,7 +77,7 @@ def make_plan(
     Args:
       rules: each with the fields of a `TrainableRule`.
       axes: logical axis names of every leaf; "layers" comes first in stacked ones.
-      sizes: of the model by name, for rules that refer to one.
+      sizes: sizes of the model by name, for rules that refer to one.
     Raises: ConfigError for a rule that cannot be read, matches nothing, or names layers of
       parameters that are not stacked.
     """
@@ -174,7 +174,7 @@ def counts(plan: TrainablePlan | None, abstract: Params, step: int) -> tuple[int
 
 
 def never_trained(plans: Sequence[TrainablePlan | None], abstract: Params) -> frozenset[str]:
-    """Paths of parameters with no layer that trains under any of a run's plans."""
+    """Paths of parameters that no plan of a run trains, in any layer."""
     paths = set(named_leaves(abstract))
     for plan in plans:
         paths -= paths if plan is None else {part.path for part in plan.trained}
@@ -213,7 +213,9 @@ def _layers(rule: TrainableRule, path: str, count: int, stacked: bool, where: st
     if rule.first is None and rule.stop is None:
         return range(count)
     if not stacked:
-        raise ConfigError(f"{where}: a layer range, but {path} has no layers; match it elsewhere")
+        raise ConfigError(
+            f"{where}: has a layer range, but {path} has no layers; match it with another rule"
+        )
     first = 0 if rule.first is None else int(rule.first)
     stop = count if rule.stop is None else int(rule.stop)
     if not 0 <= first < stop <= count:

@@ -92,8 +92,8 @@ def initial_optimizer(run: Run, opt_state: optax.OptState) -> optax.OptState:
     folder = model_names.folder_of(config.init.model) if config.init.model else None
     if folder is None or not loading.is_run(folder):
         raise ConfigError(
-            "init.optimizer is on, which only a run keeps: init.model must be the folder of one, "
-            f"not {config.init.model!r}"
+            "init.optimizer is on, but only runs store an optimizer state: init.model must be "
+            "the folder of a run, not {config.init.model!r}"
         )
     with Checkpoints(folder, read_only=True) as ckpts:
         target = {"opt_state": opt_state}
@@ -133,7 +133,7 @@ def _from_model(run: Run, name: str, pattern: str, target: Targets) -> dict[str,
     if missing := [path for path in selection if path not in have]:
         raise WeightsError(
             f"{name} ({source.config.model.family}) has no {', '.join(missing[:5])}"
-            f"{' ...' if missing[5:] else ''}; name what to take from it with init.part"
+            f"{' ...' if missing[5:] else ''}; choose the parameters to load from it with init.part"
         )
     for path, leaf in selection.items():
         if have[path].shape != leaf.shape:
@@ -220,9 +220,11 @@ def _load(run: Run, part: PretrainedPart, name: str, target: Targets) -> dict[st
         text = " and ".join(repr(prefix) for prefix in prefixes[:3])
         log.info("init.%s: names of %s without their prefix %s", part.key, name, text)
     if ours > rows:
-        log.info("init.%s: %d new rows of the vocabulary, the mean of all", part.key, ours - rows)
+        log.info(
+            "init.%s: %d new vocabulary rows, set to the mean of all rows", part.key, ours - rows
+        )
     elif ours < rows:
-        log.info("init.%s: %d rows of no token left out", part.key, rows - ours)
+        log.info("init.%s: dropped %d embedding rows that have no token", part.key, rows - ours)
     if ignored := fit.ignored:
         text = ", ".join(ignored[:8]) + (", ..." if len(ignored) > 8 else "")
         log.info("init.%s: %d tensors of %s not used: %s", part.key, len(ignored), name, text)

@@ -58,7 +58,7 @@ def train(
 
     Args:
       stop: signals when to save and stop early.
-      lock: of the folder; acquired here once it is known that the run can start.
+      lock: the folder's lock; acquired here once it is known that the run can start.
       callbacks: called by every process with each line of metrics.
     Raises: JvaeError for any error in the config, data, folder or run; Stopped.
     """
@@ -130,7 +130,7 @@ def train(
         if before != cfg.train.steps:
             log.info(
                 "train.steps was %d and is now %d: all schedules (learning rate, KL weight, what "
-                "trains) are planned anew for that, from step %d on",
+                "trains) are recomputed for the new length from step %d on",
                 before,
                 cfg.train.steps,
                 done + 1,
@@ -299,7 +299,7 @@ def _stop_if_not_finite(values: dict[str, float], after: int, now: int, ckpts: C
             kept = "no checkpoint was saved yet, so the same --workdir can be started over"
         raise TrainingError(
             f"loss or gradient was not finite between steps {after + 1} and {now} (those updates "
-            f"were skipped); {kept}. Lower optim.lr or optim.clip, or look at the data"
+            f"were skipped); {kept}. Lower optim.lr or optim.clip, or check the data"
         )
 
 

@@ -167,7 +167,7 @@ def per_sentence(
     """The loss of every sentence in nats: reconstruction + beta * KL with free bits + weighted
     auxiliary terms.
 
-    totals: of the global batch, if the terms cover only a part of it.
+    totals: totals of the global batch, if the terms cover only a part of it.
     Raises: KeyError if an auxiliary term has no weight; ValueError for free bits per dimension or
       group of a KL that is not available per dimension.
     """

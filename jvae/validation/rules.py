@@ -170,7 +170,7 @@ def _vocabulary(v: View) -> str | None:
     if size >= least or (size == 0 and kind == "word"):
         return None
     more = " (or 0, every word)" if kind == "word" else ""
-    return f"data.vocab={size}: a vocabulary of kind {kind} has {least} entries at least{more}"
+    return f"data.vocab={size}: a vocabulary of kind {kind} needs at least {least} entries{more}"
 
 
 def _decode_lengths(v: View) -> str | None:

@@ -45,7 +45,9 @@ DATA = {
     "turns": Field(str, "Separator between the turns of a source; empty: none."),
     "source_words": Field(int, "Words to keep from the end of a source; 0: all.", low=0, high=MOST),
     "keep": Field(
-        str, "Read only lines with COLUMN=VALUE, such as 0=1; several by comma; empty: all lines."
+        str,
+        "Read only lines with COLUMN=VALUE, such as 0=1; several separated by commas; empty: all "
+        "lines.",
     ),
     "sentences": Field(bool, "Lines are documents; split them into sentences."),
     "tfds_dir": Field(str, "Folder of TFDS data sets; empty: the default of TFDS."),
@@ -63,7 +65,9 @@ DATA = {
         high=2**21,
     ),
     "on_error": Field(
-        str, "An unusable line is an error (raise) or left out (drop).", choices=("raise", "drop")
+        str,
+        "Whether an unusable line is an error (raise) or is left out (drop).",
+        choices=("raise", "drop"),
     ),
     "max_words": Field(
         int,
@@ -162,12 +166,15 @@ OBJECTIVE = {
 NOISE = {
     "enc_delete": Field(
         float,
-        "The encoder reads a text without up to this share of its tokens, on average half of it.",
+        "Maximum share of the encoder's input tokens to delete; on average, half of it is deleted.",
         low=0.0,
         high=1.0,
     ),
     "word_dropout": Field(
-        float, "Share of the tokens that the decoder reads as unknown.", low=0.0, high=1.0
+        float,
+        "Share of the decoder's input tokens to replace by the unknown token.",
+        low=0.0,
+        high=1.0,
     ),
 }
 OPTIM = {
@@ -203,11 +210,15 @@ OPTIM = {
         absent=0,
     ),
     "trainable": Field(
-        None, "Rules of which parameters train, see jvae.training.freezing; empty: all.", many=True
+        None,
+        "Rules that select the parameters to train, see jvae.training.freezing; empty: all.",
+        many=True,
     ),
 }
 MESH = {
-    axis: Field(int, f"Devices {what}; -1: all remaining devices.", low=1, high=2**20, also=(-1,))
+    axis: Field(
+        int, f"Number of devices {what}; -1: all remaining devices.", low=1, high=2**20, also=(-1,)
+    )
     for axis, what in (
         ("data", "that share the rows"),
         ("fsdp", "that share rows and parameters"),
@@ -230,7 +241,7 @@ TRAIN = {
     "wandb": Field(str, "Weights & Biases project to log to; empty: none."),
     "steps_per_call": Field(
         int,
-        "Updates per compiled call; for steps shorter than a launch.",
+        "Updates per compiled call; above 1 for steps that are shorter than their launch.",
         low=1,
         high=10_000,
     ),
@@ -278,7 +289,9 @@ EVALS = {
     "sentences": Field(**SIZE, help="Maximum texts for metrics that decode; 0: the preset's."),
     "generate": Field(**SIZE, help="Texts drawn from the prior; 0: the preset's."),
     "outputs": Field(int, "Texts written per source, by models that read one.", low=1, high=1_000),
-    "bertscore": Field(str, "Model for their BERTScore, hub name or folder; empty: not measured."),
+    "bertscore": Field(
+        str, "Model for BERTScore of these texts, hub name or folder; empty: not measured."
+    ),
     "vectors": Field(str, "File of word vectors for the metric dialogue; empty: none."),
     "interpolations": Field(**SIZE, help="Pairs of test texts to interpolate; 0: the preset's."),
     "interpolation_steps": Field(int, "Points per interpolation.", low=2, high=10_000),
@@ -287,14 +300,16 @@ EVALS = {
         str, "Published estimators to print next to ours.", many=True, choices=tuple(MODES)
     ),
     "metrics": Field(str, "Registered metrics to add.", many=True, choices=METRICS.names()),
-    "prior_samples": Field(**SIZE, help="Draws K of a bound from the prior; 0: none."),
+    "prior_samples": Field(
+        **SIZE, help="Number of prior draws for a bound that uses only these; 0: no such bound."
+    ),
     "refine_steps": Field(
         int,
         "Langevin steps that refine the posterior for another bound; 0: none.",
         low=0,
         high=100_000,
     ),
-    "refine_size": Field(float, "Size of these Langevin steps.", above=0.0, high=1e6),
+    "refine_size": Field(float, "Step size of evals.refine_steps.", above=0.0, high=1e6),
     "features": Field(str, "File .npz with arrays samples and references, for MAUVE."),
     "external": Field(
         str, "Language model that scores the samples: a run, an export, or a published decoder."
@@ -332,7 +347,7 @@ DECODE = {
     ),
     "beam_width": Field(int, "Number of hypotheses in beam search.", low=1, high=WIDEST),
     "length_penalty": Field(
-        float, "Beams are ranked by log p / length ** this.", low=-100.0, high=100.0
+        float, "Hypotheses are ranked by log p / length ** length_penalty.", low=-100.0, high=100.0
     ),
     "batch": Field(int, "Latents decoded together.", low=1, high=MOST_ROWS),
 }

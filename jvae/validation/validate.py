@@ -46,7 +46,7 @@ def validate(
       saved: the config that the run of this folder was started with. A value that it shares is
         accepted if its only problem is that it has no effect; unless `training`, so is any value in
         a section that only training reads.
-      platform: of the devices, such as "cpu"; by default that of this process.
+      platform: platform of the devices, such as "cpu"; by default that of this process.
     Raises: ConfigError naming all keys, values, what is expected and the closest fix.
     """
     kept = {} if saved is None else configs.flatten(saved)
@@ -193,7 +193,7 @@ def _facts(family: Family, name: str, section: str) -> Facts:
 def _views(
     config: ConfigDict, flat: Values, problems: list[Problem]
 ) -> tuple[list[View], list[Problem]]:
-    """The config of every phase; no view if the phases cannot be resolved."""
+    """The config as each phase sees it; empty if the phases cannot be resolved."""
     parts = ("phases", "train", *phases.SECTIONS)
     values = {key: field.absent for key, field in _absent()} | dict(flat)
     plain = [View(values, "", flat.get("train.steps", 1))]
@@ -254,8 +254,8 @@ def _kernels(facts: Facts, flat: Values, platform: str | None) -> Iterator[Probl
             if flat.get(rate) and value not in DROPPING:
                 yield Problem(
                     (key, rate),
-                    f"{key}={value!r} cannot drop attention weights, as {rate}={flat[rate]} asks; "
-                    f"try --config.{key}=xla or --config.{rate}=0",
+                    f"{key}={value!r} does not support dropout of attention weights, but {rate} "
+                    f"is {flat[rate]}; try --config.{key}=xla or --config.{rate}=0",
                 )
 
 
@@ -302,7 +302,7 @@ def _parameters(config: ConfigDict, views: list[View], facts: Facts) -> Iterator
     if still:
         text = (
             f"optim.trainable: {', '.join(sorted(still))} would never train, so the prior would "
-            "stay as it begins; add the rule ('^prior/', None, None, 0)"
+            "keep its initial values; add the rule ('^prior/', None, None, 0)"
         )
         yield Problem(("optim.trainable",), text)
 

@@ -72,7 +72,7 @@ def test_cross_attention_needs_a_decoder_that_has_it():
         ({KEY: "lama"}, "'lama'.*did you mean 'llama'"),
         (dict(kv_head=2), "model.decoder.kv_head: LlamaConfig has no such field"),
         (dict(kv_heads=4), "6 heads do not divide into 4 kv_heads"),
-        (dict(head=5), "head is 5; rotary positions turn pairs"),
+        (dict(head=5), "head is 5; rotary positions need an even width"),
         (dict(theta="x"), "model.decoder.theta='x': expected a number"),
         (dict(dtype="float32", attention="cudnn"), "attention cudnn needs dtype bfloat16"),
     ],

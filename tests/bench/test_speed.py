@@ -81,7 +81,7 @@ def test_targets_are_met_missed_or_not_measured():
     best = record(program="torch_best", peer="torch", ratio=1.25)
     start = record("startup", program="first_step", seconds=9.5)
     text = targets.table([best, start])
-    assert cells_of(text, "| training of `optimus-tiny` over PyTorch at its best")[2:] == [
+    assert cells_of(text, "| training speed of `optimus-tiny` relative to PyTorch at its")[2:] == [
         *("≥ 1", "1.25", "yes"),
     ]
     assert cells_of(text, "| warm start")[2:] == ["≤ 8", "9.5", "**no**"]

@@ -61,9 +61,9 @@ def test_the_encoder_trains_with_its_head(finished, pairs):
     [
         (
             ("--mode=finetune",),
-            "which task? Add --task=sst2, rte, mrpc, wnli or another set of GLUE",
+            "which task? Add --task=sst2, rte, mrpc, wnli or another GLUE task",
         ),
-        (("--mode=eval", "--task=rte"), "--task and --finetune.KEY act in --mode=finetune alone"),
+        (("--mode=eval", "--task=rte"), "--task and --finetune.KEY apply only to --mode=finetune"),
         (("--mode=finetune", "--task=rt"), "--task=rt: expected one of cola, sst2"),
         (
             ("--mode=finetune", "--task=rte", "--finetune.freez=1"),

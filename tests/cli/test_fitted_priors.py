@@ -156,7 +156,9 @@ def test_priors_of_other_weights_and_damaged_ones(run, call):
         assert "was fitted to other weights (step" in error and "--prior.name=gaussian" in error
         assert "was fitted to other weights" in call("--mode=eval", "--prior=gaussian", code=2)
         path.write_text(json.dumps(json.loads(content) | {"sha256": "0" * 64}))
-        assert "is not as it was written" in call("--mode=sample", "--prior=gaussian", code=2)
+        assert "has changed since it was written" in call(
+            "--mode=sample", "--prior=gaussian", code=2
+        )
         path.write_text('{"format": 1}')
         assert "is damaged (KeyError" in call("--mode=sample", "--prior=gaussian", code=2)
     finally:
@@ -174,16 +176,16 @@ FIT = ("--mode=prior",)
         (UNDER, "--label=a", "was fitted without labels"),
         (["--mode=sample"], "--label=a", "a label needs a prior that was fitted with labels"),
         (["--mode=sample"], "--prior.steps=3", "--prior.KEY needs a fitted prior: add --prior=N"),
-        (["--mode=decode"], "--label=a", "--label=a has no effect in --mode=decode; it acts in"),
+        (["--mode=decode"], "--label=a", "--label=a has no effect in --mode=decode; it applies to"),
         (["--mode=transfer"], "--text=a", "transfer to which label? Add --label=LABEL"),
         (["--mode=transfer"], "--text=a --label=a", "and there is none; fit one with --mode=prior"),
         (["--mode=control"], "", "and there is none; fit one with --mode=prior"),
         (["--mode=control", "--prior=gaussian"], "", "'gaussian' was fitted without labels; fit"),
         (["--mode=control"], "--control.strength=2", "no such option; did you mean 'strengths'"),
         (["--mode=control"], "--label=a", "--mode=control measures all labels; leave --label out"),
-        (["--mode=eval"], "--control.strengths=2", "--control.KEY acts in --mode=control alone"),
+        (["--mode=eval"], "--control.strengths=2", "--control.KEY applies only to --mode=control"),
         (UNDER, "--prior.steps=3", "--prior.steps: no such option"),
-        (UNDER, "--prior.ridge=1", "no such option after the fit"),
+        (UNDER, "--prior.ridge=1", "no option of that name that can change after the fit"),
         (["--mode=reconstruct", "--prior=gaussian"], "--text=a", "has no effect in --mode=recon"),
         (FIT, "", "what to fit? Add --prior.kind=ctrl_gen|diffusion|flow|gan|gaussian|gmm"),
         (FIT, "--prior.kind=gm", "--prior.kind is 'gm'; did you mean 'gmm'"),

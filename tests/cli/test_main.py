@@ -131,7 +131,7 @@ def test_an_exported_run_loads_again(finished, tmp_path):
     np.testing.assert_array_equal(run_.encode(texts), exported.encode(texts))
     assert run_.sample(3, seed=2) == exported.sample(3, seed=2)
     assert "exact_match" in (tmp_path / "model" / "README.md").read_text()
-    with pytest.raises(jvae.errors.WeightsError, match="is there already"):
+    with pytest.raises(jvae.errors.WeightsError, match="already exists"):
         jvae.export(finished, tmp_path / "model")
 
 

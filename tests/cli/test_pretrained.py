@@ -42,7 +42,7 @@ def test_two_folders_and_a_text_are_enough(tmp_path, caplog, capsys):
     assert f"model.encoder is the bert of {place.bert}: layers 2" in said
     assert "model.pool is mean and not cls" in said
     assert "decoder tokenizer" in said and "<BOS> begins a text, <EOS> ends it" in said
-    assert "3 new rows of the vocabulary, the mean of all" in said
+    assert "3 new vocabulary rows, set to the mean of all rows" in said
     assert "prefix 'transformer.'" in said and "compiling the training step" in said
 
     for folder in (place.bert, place.gpt2):

@@ -51,7 +51,7 @@ def test_mistakes_are_told_before_anything_runs(axis, message):
     no_effect = "sweep point objective.beta.stop=0.1: .*has no effect: the posterior"
     with pytest.raises(ConfigError, match=no_effect):
         sweep.points(configs.load("sri"), ["objective.beta.stop=1,0.1"])
-    with pytest.raises(ConfigError, match="optim.lr has an axis already"):
+    with pytest.raises(ConfigError, match="optim.lr already has an axis"):
         sweep.points(configs.load("optimus"), ["optim.lr=1,2", "optim.lr=3"])
 
 

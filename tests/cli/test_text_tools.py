@@ -122,8 +122,8 @@ def test_flags_of_decoding_reach_every_mode_that_writes(tool):
         tool(*words, "--beam_width=2", vae=vae)
         assert vae.settings == {"method": "beam", "beam_width": 2}
     for words, message in (
-        (["--mode=nll", "--top_k=5"], "--top_k has no effect in --mode=nll; it acts in sample"),
-        (["--mode=eval", "--top_k=5"], "an evaluation samples with is --config.decode.top_k"),
+        (["--mode=nll", "--top_k=5"], "--top_k has no effect in --mode=nll; it applies to sample"),
+        (["--mode=eval", "--top_k=5"], "evaluation, set --config.decode.top_k"),
         (["--mode=sample", "--top_k=5", "--method=greedy"], "it is read by sample"),
         (["--mode=sample", "--top_k=5", "--beam_width=3"], "--top_k is for sampling and --beam"),
         (["--mode=sample", "--temperature=-1"], "temperature"),
@@ -164,7 +164,7 @@ def test_conditional_models_read_pairs(tool):
         "s:ab\ns:ab\nt:ab\nt:ab\n"
     )
     for words, stdin, message in (
-        (["--mode=interpolate", "--text=s\ta", "--text=t\tb"], "", "edits stay with one source"),
+        (["--mode=interpolate", "--text=s\ta", "--text=t\tb"], "", "an edit uses a single source"),
         (["--mode=reconstruct"], "s\ta\nb\n", "line 2 has 0 tabs"),
         (["--mode=reconstruct"], "a\tb\tc\n", "line 1 has 2 tabs"),
         (["--mode=sample"], "", "a source is needed: give --text="),
@@ -183,7 +183,7 @@ def test_conditional_models_read_pairs(tool):
         (["--mode=traverse", "--text=a", "--dims=2"], "", "--dims has 2; the latent has dim"),
         (["--mode=neighbors", "--text=a"], "", "add --corpus=FILE"),
         (["--mode=neighbors", "--text=a", "--corpus=/no.txt"], "", "/no.txt: no such file"),
-        (["--mode=encode", "--text=a", "--format=npz"], "", "npz is for files"),
+        (["--mode=encode", "--text=a", "--format=npz"], "", "format npz needs a file"),
         (["--mode=encode", "--text=a", "--input=b"], "", "both given"),
         (["--mode=encode", "--text=a", "--out=/proc/x/y.npz"], "", "cannot be written"),
         (["--mode=decode"], '{"y": 1}\n', "not a latent ('z'); expected a JSON object"),
@@ -268,9 +268,9 @@ def test_tables_and_json_are_read_as_corpora_are(tool, tmp_path):
     assert tool("--mode=reconstruct", f"--input={pairs}", conditional=True) == "s:a\n"
     error = tool("--mode=encode", f"--input={tmp_path}/in.npz", code=2)
     assert error == (
-        f"error: {tmp_path}/in.npz: files in .npz are not read; expected one of .csv, .json, "
-        ".jsonl, .ndjson, .parquet, .tsv, .txt, plain or .gz. Rename it, or set data.format to "
-        "what it holds\n"
+        f"error: {tmp_path}/in.npz: .npz files are not supported; expected one of .csv, .json, "
+        ".jsonl, .ndjson, .parquet, .tsv, .txt, plain or .gz. Rename the file, or "
+        "set data.format to its format\n"
     )
 
 

@@ -176,5 +176,5 @@ def test_a_cache_does_not_outgrow_the_positions(system, teacher, prompt):
     _, state = jax.eval_shape(lambda p: gen.start(p, z_egz, prompt, 9), system.params)
     spare = system.limit - 9  # what stands in front of a text takes positions too
     jax.eval_shape(lambda state: gen.grow(state, spare), state)
-    with pytest.raises(ValueError, match="17 positions asked for; the decoder has 16"):
+    with pytest.raises(ValueError, match="17 positions requested; the decoder has 16"):
         jax.eval_shape(lambda state: gen.grow(state, spare + 1), state)

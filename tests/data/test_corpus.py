@@ -315,7 +315,7 @@ def test_a_checked_file_is_not_checked_again_until_it_changes(tmp_path, monkeypa
         last.write_bytes(data)
         corpus = survey(path, Reader(), tmp_path / "cache")
         assert corpus.documents == 3 and len(corpus.notes) == 1
-        assert "is damaged or of another file; " in corpus.notes[0]
+        assert "is damaged or belongs to another file; " in corpus.notes[0]
         assert last.read_bytes() == whole
 
 

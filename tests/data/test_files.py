@@ -29,7 +29,7 @@ def socket_at(path):
 
 # How to make it, and the message after "file: ".
 NOT_FILES = {
-    "pipe": (os.mkfifo, "is a pipe; write what comes out of it into a file first"),
+    "pipe": (os.mkfifo, "is a pipe; write its output to a file first"),
     "socket": (socket_at, "is a socket; expected a file"),
     "folder": (os.mkdir, "is a folder; expected a text file"),
     "circle": (lambda path: path.symlink_to(path), "cannot be read (Too many levels of symbolic"),
@@ -76,7 +76,9 @@ def test_folders_that_may_not_be_entered(tmp_path, monkeypatch):
 def test_other_suffixes_are_refused_by_name(tmp_path, name):
     path = tmp_path / name
     path.write_text("a\n")
-    with pytest.raises(DataError, match="are not read; expected one of .csv, .json, .jsonl"):
+    with pytest.raises(
+        DataError, match="files are not supported; expected one of .csv, .json, .jsonl"
+    ):
         read(path)
     if not name.endswith(".gz"):
         assert texts(path, format="text") == ["a"]
@@ -98,10 +100,10 @@ BAD_JSON = {
     "number": ("7", ":1: holds one JSON value; expected an array"),
     "lines": ('{"text": "a"}\n{"text": "b"}', ":1: holds several JSON values; name it .jsonl"),
     "cut": ('[\n"a",\n"b', ":3: not valid JSON (Unterminated string"),
-    "open": ('["a"', ":1: not valid JSON (expected a comma, or ]"),
+    "open": ('["a"', ":1: not valid JSON (expected a comma, or the"),
     "trailing comma": ('["a",]', ":1: not valid JSON (Expecting value"),
     "no comma": ('["a"\n"b"]', ":2: not valid JSON (expected a comma"),
-    "rest": ('["a"] x', ":1: not valid JSON (expected a comma, or ] and the end"),
+    "rest": ('["a"] x', ":1: not valid JSON (expected a comma, or the closing ] at the end"),
     "deep": ("\n" + "[" * 100_000, ":2: JSON nested too deeply"),
     "digits": ('["a",\n' + "1" * 5_000 + "]", ":2: not usable JSON (a number with thousands"),
     "surrogate": ('["a",\n"\\ud800"]', ":2: holds half of a surrogate pair"),

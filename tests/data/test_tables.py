@@ -89,11 +89,11 @@ def test_quotes_in_doubt_are_faults(tmp_path):
     unclosed = '1\t" he said\n2\tb\n3\tc\n'
     said = error_of(tmp_path, unclosed, "t.tsv")
     assert ":1: a quote at the beginning of a field is not closed" in said
-    assert "set data.quotes=false where quotes are letters" in said
+    assert "set data.quotes=false to treat quotes as" in said
     assert texts(tmp_path, unclosed, "t.tsv", quotes=False) == ['" he said', "b", "c"]
     # Closed three rows later: csv alone would join the rows.
     joined = '0\ta\n1\t" he said\n2\tb\n3\tsays "\n4\tc\n'.replace('says "', '"')
-    assert ":2: a quote at the beginning of a field joins lines" in error_of(
+    assert ":2: a quote at the beginning of a field spans lines" in error_of(
         tmp_path, joined, "t.tsv"
     )
     assert texts(tmp_path, joined, "t.tsv", on_error="drop") == ["a", "c"]

@@ -168,7 +168,7 @@ def test_unusable_tokenizers(tmp_path):
     backend = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(DataError, match=r"has no \[SEP\] or </s> or <EOS>; expected one in the"):
+    with pytest.raises(DataError, match=r"has no \[SEP\] or </s> or <EOS>; expected one like"):
         open_tokenizer(tmp_path, "decoder")
     with pytest.raises(ValueError, match="role 'reader'"):
         train_word_level(TEXTS, role="reader")

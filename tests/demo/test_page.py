@@ -155,7 +155,7 @@ def test_controls_without_labels_are_left_out(demo):
     examples = demo.examples._replace(labels={})
     labels, text = parts_of(dataclasses.replace(demo, examples=examples))
     assert set(TABS) <= labels and "Colour" not in labels
-    assert "no labels, which attribute vectors" in text
+    assert "no labels to compute attribute vectors from" in text
 
 
 def test_a_language_model_has_the_tabs_that_need_no_latent(demo):

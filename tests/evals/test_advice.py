@@ -25,8 +25,11 @@ def test_a_sound_model_gets_none():
             dict(bounds=(30.0, 20.0, 19.0)),
             r"still fell by 5.0 % up to the last check: .*steps",
         ),
-        (dict(values={"exact_match": 3.0}), "3.0 % of the texts come .* weight of the KL"),
-        (dict(values={"exact_match": 3.0}, texts=900), "900 texts are few .*optimus:smollm2"),
+        (
+            dict(values={"exact_match": 3.0}),
+            "3.0 % of the texts are reconstructed .* weight of the KL",
+        ),
+        (dict(values={"exact_match": 3.0}, texts=900), "900 texts are too few .*optimus:smollm2"),
         (
             dict(values={"exact_match": 3.0}, texts=900, pretrained=True),
             "3.0 % of the texts .* larger latent",

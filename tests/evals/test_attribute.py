@@ -42,5 +42,5 @@ def test_both_ways_count_the_same_however_many_there_are():
 def test_the_two_most_frequent_values():
     labels = np.array(["c", "a", "b", "b", "c", "c"])
     assert attribute.two_values(labels) == ("b", "c")
-    with pytest.raises(DataError, match="all labels are one"):
+    with pytest.raises(DataError, match="all labels are the same"):
         attribute.two_values(np.array(["a", "a"]))

@@ -144,4 +144,4 @@ def test_active_units_need_two_sets_of_chains_to_agree(case):
     noisy = Report("toy", Card())
     noisy.add_latent(results["chain"], results["prior"], None, results["chain"])
     assert {row.name: row.value for row in noisy.rows}["au_0.01"] is None
-    assert "draws from the prior read" in noisy.notes[0]
+    assert "draws from the prior give" in noisy.notes[0]

@@ -198,7 +198,7 @@ def test_compiled_once_for_batches_and_parameters_of_one_shape(toys):
 def test_sentences_come_exactly_once(toys):
     model, params = toys.discrete(), toys.discrete_params()
     batches = toys.text_batches(toys.all_strings()[:4], 4)
-    with pytest.raises(DataError, match=r"4 sentences came more than once \(ids \[0, 1, 2, 3\]\)"):
+    with pytest.raises(DataError, match=r"4 sentences occur more than once \(ids \[0, 1, 2, 3\]\)"):
         evaluate_likelihood(model, params, batches * 2, KEY, 2)
     with pytest.raises(DataError, match="no sentence in any batch"):
         evaluate_likelihood(model, params, [], KEY, 2)

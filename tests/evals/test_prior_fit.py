@@ -67,7 +67,7 @@ def test_latents_are_encoded_once_and_checked(optimus, monkeypatch, caplog):
     np.testing.assert_array_equal(again, z_nkgz)
     path.write_bytes(data[:-4] + b"torn")
     again = split_latents.split_latents(run, mesh, params, "train", 2, **how)
-    assert "its checksum is wrong; the latents are made again" in caplog.text
+    assert "its checksum is wrong; the latents are drawn again" in caplog.text
     np.testing.assert_array_equal(again, z_nkgz)
     assert path.read_bytes() == data
     ids = np.array([3, 5])

@@ -121,7 +121,7 @@ def test_labels_are_checked():
     feature, label = blobs(20)
     with pytest.raises(DataError, match="20 sentences but 19 labels"):
         probe.linear_probe(feature, label[:-1])
-    with pytest.raises(DataError, match="all labels are one"):
+    with pytest.raises(DataError, match="all labels are the same"):
         probe.linear_probe(feature, np.zeros(20))
     with pytest.raises(DataError, match="3 labels are too few for 5 folds"):
         probe.linear_probe(feature[:3], np.array([0, 1, 0]))

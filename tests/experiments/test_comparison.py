@@ -120,7 +120,7 @@ def test_a_size_that_cannot_be_met_is_an_error(monkeypatch, tiny):
     real = fair_entries._optimus
     entry = ENTRIES["optimus"]._replace(values=lambda b: real(b) | {"model.latent": 200_000})
     monkeypatch.setitem(ENTRIES, "optimus", entry)
-    with pytest.raises(ConfigError, match="no size of it comes within 10 %"):
+    with pytest.raises(ConfigError, match="no size comes within 10 %"):
         plan.sizes("optimus", "tiny", 300)
 
 
@@ -451,8 +451,8 @@ def test_cells_of_one_seed():
     lm = dict(zip(head, cells(text, "Transformer LM"), strict=True))
     assert lm["KL"] == lm["AU (control)"] == lm["collapsed"] == lm["exact match %"] == "–"
     assert "500 test sentences, K = 100; ± standard error" in text
-    assert "No row beats its language model" in text
-    assert "Without the row of its language model: Optimus." in fair_table.tables(rows[1:])
+    assert "No row lies below its language model" in text
+    assert "No row of the matching language model for: Optimus." in fair_table.tables(rows[1:])
 
 
 def test_a_withheld_perplexity_is_a_dash_with_its_reason():

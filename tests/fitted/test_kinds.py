@@ -235,7 +235,7 @@ def test_mistakes():
     plain = fitted("gaussian", z_ngz)
     with pytest.raises(InputError, match="was fitted without labels"):
         plain.prior("positive")
-    with pytest.raises(ConfigError, match="--prior.ridge: gaussian priors have no such option"):
+    with pytest.raises(ConfigError, match="gaussian priors have no option of that name"):
         plain.using(ridge=1.0)
     labelled = fitted("gaussian", z_ngz, np.arange(64) % 2)
     with pytest.raises(InputError, match="label '2' is unknown to prior 'gaussian'"):

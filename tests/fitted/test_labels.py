@@ -66,7 +66,7 @@ def test_draws_belong_to_keys_and_labels(kind):
     if kind == "ctrl_gen":
         np.testing.assert_allclose(z_n1d - other_n1d, 2.0, atol=1e-5)  # a vector of one scale
     assert prior.maps("good") is None and not has_density(prior)
-    with pytest.raises(ConfigError, match=f"one of kind {kind} only samples; fit another kind"):
+    with pytest.raises(ConfigError, match=f"priors of kind {kind} can only be sampled"):
         prior.prior().log_prob(params, jnp.zeros((1, 1, 3)))
 
 
@@ -127,7 +127,7 @@ def test_ctrl_gen_adds_the_vector_of_a_label():
 def test_ctrl_gen_needs_labels():
     z_n1d, _ = two_classes(16)
     options = FITTED["ctrl_gen"].options(**QUICK["ctrl_gen"])
-    with pytest.raises(ConfigError, match="is fitted with two labels or more: add --prior.label"):
+    with pytest.raises(ConfigError, match="needs two labels or more: add --prior.label"):
         fit("ctrl_gen", options, z_n1d, jax.random.key(0))
 
 
@@ -160,11 +160,13 @@ def test_transfer_that_cannot_be():
         InputError, match="'goof' is unknown .*; did you mean 'good'.*Known: bad, g"
     ):
         transfer(prior, z_n1d[:2], "goof")
-    with pytest.raises(InputError, match="1 own labels for 2 latents"):
+    with pytest.raises(InputError, match="1 current labels for 2 latents"):
         transfer(prior, z_n1d[:2], "good", ["bad"])
     mixture = fitted("gmm", z_n1d, number_n, components=1, starts=1, iterations=2)
     assert not transfers(mixture) and transfers(prior)
-    with pytest.raises(InputError, match="is of kind gmm, which brings no latent to another label"):
+    with pytest.raises(
+        InputError, match="is of kind gmm, which cannot move latents to another label"
+    ):
         transfer(mixture, z_n1d[:2], "good")
     diffusion = dataclasses.replace(
         prior, kind="diffusion", options=FITTED["diffusion"].options(width=8, heads=2, layers=1)

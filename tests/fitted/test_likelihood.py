@@ -140,7 +140,9 @@ def test_a_sampler_draws_from_the_new_prior_in_its_bounds(toy, gaussian):
 
 
 def test_a_prior_of_another_shape_is_refused(toy, gaussian):
-    with pytest.raises(InputError, match=r"latents of shape \(1, 3\); this model's have shape"):
+    with pytest.raises(
+        InputError, match=r"latents of shape \(1, 3\); those of this model have shape"
+    ):
         attach(toy.model._replace(latent_shape=(2, 3)), gaussian)
     with pytest.raises(ConfigError, match="a language model has no latent"):
         attach(toy.model._replace(latent_shape=(0, 0)), gaussian)

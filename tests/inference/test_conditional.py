@@ -159,7 +159,9 @@ def test_sources_are_asked_for_and_refused():
     vae = setting()
     z_egz = np.zeros((2, 1, 2))
     for call in (lambda: vae.sample(3), lambda: vae.encode(["a"]), lambda: vae.decode(z_egz)):
-        with pytest.raises(ValueError, match="this model reads a source text: `sources` is a list"):
+        with pytest.raises(
+            ValueError, match="this model reads a source text: pass one per sentence"
+        ):
             call()
     with pytest.raises(ValueError, match="1 sources for 2 sentences; expected one for each"):
         vae.decode(z_egz, sources=["a"])

@@ -151,7 +151,7 @@ def test_long_texts_are_counted_and_cut(caplog):
     with pytest.raises(DataError, match="sentence 2"):
         vae.encode(texts)
     z_egz = vae.encode(texts, truncate=True)
-    assert "1 of 2 texts were cut" in caplog.text
+    assert "1 of 2 texts were truncated" in caplog.text
     longest = " ".join([word] * (min(vae.limits.values()) - 2))
     np.testing.assert_allclose(z_egz, vae.encode([word, longest]), atol=1e-5)
     assert len(vae.reconstruct(texts, truncate=True, max_length=2)) == 2

@@ -192,5 +192,5 @@ def test_wrong_options_are_named(options, message):
 
 def test_a_prior_of_posteriors_needs_posteriors_of_single_texts():
     stack, vamp = LstmConfig(3, 5, 7), Choice("vamp")
-    with pytest.raises(ConfigError, match="vamp, which is made of posteriors of single texts"):
+    with pytest.raises(ConfigError, match="vamp, which is a mixture of posteriors of single texts"):
         lstm_vae.build(lstm_vae.LstmVaeConfig(stack, stack, prior=vamp, posterior=Choice("bn")))

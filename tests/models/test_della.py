@@ -323,8 +323,8 @@ def test_parameters_of_the_published_size(changes, parameters):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(begin_layer=2), "begin_layer 2 and end_layer -1"),
-        (dict(begin_layer=1, end_layer=0), "begin_layer 1 and end_layer 0"),
+        (dict(begin_layer=2), "begin_layer is 2, end_layer -1"),
+        (dict(begin_layer=1, end_layer=0), "begin_layer is 1, end_layer 0"),
         (dict(conditional=True, learn_prior1=False), "would not know the source"),
     ],
 )

@@ -111,7 +111,7 @@ def test_new_layers_start_as_released():
     [
         (dict(pool="first", pool_padding=True), "first never reads padding"),
         (dict(use_memory=False), "never reach the decoder"),
-        (dict(decoder=dataclasses.replace(TINY, cross=True)), "follows from cross_slots"),
+        (dict(decoder=dataclasses.replace(TINY, cross=True)), "as cross_slots sets it"),
     ],
 )
 def test_impossible_choices_are_refused(choices, message):
@@ -203,7 +203,7 @@ def test_one_folder_fills_both_stacks(name, cross_slots, caplog):
     with caplog.at_level(logging.INFO, "jvae.training.init_params"):
         key = jax.random.key(0, impl="unsafe_rbg")  # compiles in no time
         params = jax.device_get(init_params.initial_params(run, None, key))
-    assert "4 rows of no token left out" in caplog.text
+    assert "dropped 4 embedding rows that have no token" in caplog.text
     fresh = sum(leaf.size for path, leaf in named_leaves(params).items() if path.endswith(NEW))
     assert f"initialised at random: {fresh:,} parameters" in caplog.text
     sizes_ = dict(gated=actual["gated"], tied=actual["tied"], cross=cross_slots > 0)

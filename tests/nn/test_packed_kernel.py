@@ -127,9 +127,9 @@ def test_dropped_weights_do_not_depend_on_the_mesh():
 def test_what_the_kernel_lacks_is_named():
     side, (q, k, v, _), _ = draw(16, 4, 0)
     spec = segments(side, causal=True)
-    with pytest.raises(ConfigError, match="power of 2 features per head, not 12"):
+    with pytest.raises(ConfigError, match="head width that is a power of 2, not 12"):
         attend(q[..., :12], k[..., :12], v[..., :12], spec, kernel="triton")
-    with pytest.raises(ConfigError, match="knows segments only, no windows"):
+    with pytest.raises(ConfigError, match="supports segments but no windows"):
         attend(q, k, v, spec, seen_bts=spec.mask(), kernel="triton")
     with pytest.raises(ConfigError, match="no soft cap"):
         attend(q, k, v, spec, cap=30.0, kernel="triton")

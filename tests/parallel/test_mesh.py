@@ -46,8 +46,8 @@ def test_idle_devices_are_mentioned(caplog):
         ({"data": 3}, "product 3 does not divide the 8 devices"),
         ({"data": -1, "tensor": 16}, "product 16 does not divide"),
         ({"data": -1, "fsdp": -1}, "only one size can be -1"),
-        ({"data": 0}, "sizes are positive"),
-        ({"data": -2}, "sizes are positive"),
+        ({"data": 0}, "expected positive sizes"),
+        ({"data": -2}, "expected positive sizes"),
         ({"dp": 2}, "unknown axis 'dp', expected data, fsdp, tensor"),
     ],
 )
@@ -87,7 +87,7 @@ def test_rows_that_do_not_divide_take_fewer_devices(caplog):
         assert meshes.make_mesh_for({"data": -1}, 12).size == 6
         assert meshes.make_mesh_for({"data": -1, "tensor": 2}, 6).shape["data"] == 3
         assert meshes.make_mesh_for({"data": -1}, 1).size == 1
-    assert "12 rows of a batch do not divide over 8 devices: 6 are used" in caplog.text
+    assert "12 rows of a batch cannot be split evenly over 8 devices: using 6" in caplog.text
     for sizes in ({"data": 8}, {"data": 2, "fsdp": -1}):
         with pytest.raises(ConfigError, match="into 8 parts, but data.batch_rows is 12"):
             meshes.make_mesh_for(sizes, 12)

@@ -88,12 +88,14 @@ def test_sharded_safetensors(folder, target, truth):
         files.open_checkpoint(folder)
     for bad in ("missing.safetensors", "../model.safetensors", "/etc/passwd"):
         index.write_text(json.dumps({"weight_map": where | {"x": bad}}))
-        with pytest.raises(WeightsError, match=rf"1 of 3 shards not there \({bad}\)"):
+        with pytest.raises(WeightsError, match=rf"1 of 3 shards are missing \({bad}\)"):
             files.open_checkpoint(folder)
     index.write_text(json.dumps({"weight_map": where}))
     for shard in set(where.values()):
         (folder / shard).rename(folder / f"{shard}.away")
-    with pytest.raises(WeightsError, match=r"2 of 2 shards not there \(model-00001-of-00002.*, m"):
+    with pytest.raises(
+        WeightsError, match=r"2 of 2 shards are missing \(model-00001-of-00002.*, m"
+    ):
         files.open_checkpoint(folder)
     index.write_text("{}")
     with pytest.raises(WeightsError, match="no weight_map"):

@@ -62,13 +62,13 @@ def test_files_of_several_formats_are_one_split(tmp_path):
     )
     assert list(run.data["train"].texts) == second + first
     (said,) = [line for line in run.log if "unseen" in line]
-    assert said.startswith(f"{tmp_path}/v.txt: in both valid and test; figures on it would not be")
+    assert said.startswith(f"{tmp_path}/v.txt: in both valid and test; metrics on it would not be")
 
 
 def test_the_same_text_under_two_names(tmp_path):
     names = [write(tmp_path / f"{split}.txt", sentences(40)) for split in ("train", "test")]
     run = open_run(tmp_path, data__train=names[0], data__test=names[1])
-    said = f"{names[0]} and {names[1]} (same content): in both train and test; figures on it"
+    said = f"{names[0]} and {names[1]} (same content): in both train and test; metrics on it"
     assert any(line.startswith(said) for line in run.log)
 
 

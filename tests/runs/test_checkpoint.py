@@ -206,7 +206,7 @@ def test_torn_newest_is_passed_over_and_moved_aside(tmp_path, caplog, damage):
         got, meta = checkpoints.restore(abstract(states[1]))
         assert meta["step"] == 1 and checkpoints.latest() == 1
         assert_same(got, states[1])
-        assert "last/2: not whole, passed over" in caplog.text
+        assert "last/2: incomplete, skipped" in caplog.text
         with pytest.raises(CheckpointError, match="no checkpoint of step 2 that can be read"):
             checkpoints.restore(abstract(states[1]), 2)
         checkpoints.save(2, states[2], {"again": True})

@@ -141,7 +141,7 @@ def test_torch_files_go_through_the_weights_only_loader(theirs, tmp_path, torch)
     for tree, message in (
         (RuntimeError("Unsupported global: os.system"), "refuses it .*os.system"),
         ({"state_dict": [1, 2]}, "holds list"),
-        ({"epoch": 3, "loss": 0.5}, "epoch, loss: no tensors"),
+        ({"epoch": 3, "loss": 0.5}, "epoch, loss are not tensors"),
     ):
         torch.tree = tree
         with pytest.raises(WeightsError, match=message):
@@ -293,7 +293,7 @@ def test_every_flipped_byte_is_caught(exported, monkeypatch):
 
 
 def test_folders_that_are_no_export(whole, exported, tmp_path):
-    with pytest.raises(WeightsError, match="is there already"):
+    with pytest.raises(WeightsError, match="already exists"):
         exports.export_model(exported, *whole[:4])
     with pytest.raises(WeightsError, match="has no SHA256SUMS"):
         exports.load_export(tmp_path)
@@ -326,7 +326,7 @@ def test_folders_that_are_no_export(whole, exported, tmp_path):
 def test_parameters_of_another_model_are_not_exported(whole, tmp_path):
     config, encoder, decoder, params, _ = whole
     less = {k: v for k, v in params.items() if k != "posterior"}
-    with pytest.raises(WeightsError, match="not those of the config: posterior/head"):
+    with pytest.raises(WeightsError, match="do not match the config: posterior/head"):
         exports.export_model(tmp_path / "x", config, encoder, decoder, less)
     assert not any(tmp_path.iterdir())
     bad = jax.tree.map(lambda a: jnp.full(a.shape, jnp.nan), params)

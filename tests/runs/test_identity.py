@@ -219,7 +219,7 @@ def test_a_run_without_a_record_opens_with_one_warning(root, caplog, capsys):
     shutil.copy(root / "mine.txt", root / "moved.txt")
     moved = f"--config.data.train={root / 'moved.txt'}"
     assert main([f"--workdir={root / 'run'}", "--mode=eval", moved]) == 2
-    assert "it has no record of its text, which must stay in place" in capsys.readouterr().err
+    assert "it has no record of its text, which must not move" in capsys.readouterr().err
     caplog.clear()
     run = reopened(root)
     (warning,) = warnings_of(caplog)

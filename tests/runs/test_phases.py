@@ -75,7 +75,10 @@ def test_a_warm_up_longer_than_its_phase_is_clipped_with_a_note():
     [
         (dict(a=dict(share=0.5)), "add up to 0.5; expected 1"),
         (dict(a=dict(share=0.01), b=dict(share=0.99)), "phases.a.share leaves it no step"),
-        (dict(a=dict(share=1.0, steps=3)), "phases.a.steps: a phase has share, patience"),
+        (
+            dict(a=dict(share=1.0, steps=3)),
+            "phases.a.steps: unknown key; a phase may set share, patience",
+        ),
         (dict(a=dict(share=1.0, optim=dict(rate=1))), "phases.a.optim.rate: no such key"),
         (dict(a=dict(share=1.0, objective=dict(beta=dict(end=1)))), "phases.a.objective.beta.end"),
     ],

@@ -157,7 +157,7 @@ def survive(kills: int, seed: int, root: Path) -> list[str]:
                 process = start(run_words)
                 _, said = process.communicate()
                 code, name, moment = process.returncode, "", ""
-            torn += said.count("not whole, passed over")
+            torn += said.count("incomplete, skipped")
             # SIGTERM kills as ever before anything listens to it, while Python starts.
             expected_codes = {"SIGKILL": (-9,), "SIGTERM": (CODE, -15), "": ()}[name]
             if code in expected_codes:

@@ -13,6 +13,10 @@ from tests.tools import prose
         ('help="Of the rate."', ["Of the"]),
         ("x = 1  # of the decoder\n", ["# of the"]),
         ('"""A table beside\n\nthe text behind it."""', ["behind", "beside"]),
+        (
+            '"""Writes.\n\n    Args:\n      name: of the model; `b` bits an element.\n    """',
+            ["name: of the", "bits an element"],
+        ),
         ('row["beside"], {"told": 1}', []),
         ('f"there is no {beside} file"', []),
         ("# The step\n# of the last phase.\n", []),

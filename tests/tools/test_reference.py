@@ -21,7 +21,7 @@ def test_one_case_for_every_original_and_every_family_of_backbones():
 
 @pytest.mark.parametrize("name", [n for n in FILES if n.endswith(".npz")])
 def test_arrays_hold_numbers(name):
-    """Beside numbers there is a description: names of parameters and settings, short values."""
+    """Next to numbers there is a description: names of parameters and settings, short values."""
     data = np.load(KEPT / name)
     words = {k for k in data.files if data[k].dtype.kind not in "fiub"}
     assert words <= {take_reference.META}

@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_told(place):
     with pytest.raises(ConfigError, match="matches no parameter"):
         run = place.open(init__part="^nowhere")
         init_params.initial_params(run, None, jax.random.key(0))
-    with pytest.raises(ConfigError, match="init.model must be the folder of one, not ''"):
+    with pytest.raises(ConfigError, match="init.model must be the folder of a run, not ''"):
         run = place.open(init__model="", init__optimizer=True)
         init_params.initial_optimizer(run, ())
     other = place.root / "other"

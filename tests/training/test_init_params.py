@@ -153,7 +153,7 @@ def test_optimus_base_starts_from_both_backbones_on_its_mesh(place, caplog):
     gpt2_size = count(lambda p: p.startswith("decoder/") and p not in FRESH)
     assert f"init.decoder: {gpt2_size:,} parameters" in caplog.text
     assert f"initialised at random: {count(FRESH.__contains__):,} parameters" in caplog.text
-    assert "3 new rows of the vocabulary" in caplog.text
+    assert "3 new vocabulary rows" in caplog.text
 
 
 @pytest.mark.slow

@@ -170,7 +170,7 @@ def test_every_fault_ends_with_its_code_and_none_with_a_loss(
     assert steps(broken) == [8, 10]
 
     assert main(command(corpus, broken)) == 0
-    assert any("last/10: not whole, passed over" in message for message in caplog.messages)
+    assert any("last/10: incomplete, skipped" in message for message in caplog.messages)
     assert "resumed at step 8 of 12" in caplog.messages
     summary = next(m for m in caplog.messages if m.startswith("goodput of "))
     for part in ("training", "compiling", "evaluating", "saving", "waiting for data", "starting"):

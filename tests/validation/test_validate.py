@@ -198,7 +198,7 @@ FAULTS = {
     "data.valid=v.txt": "data.valid or data.test is set but data.train is not",
     "data.batch_rows=1048576 data.row_tokens=10000": "more than 2,147,483,647 tokens; lower one",
     "data.slots=50 data.dec_row=40": "data.slots=50 texts cannot fit in a row of 40 tokens",
-    "data.train=t.txt data.vocab=100": "data.vocab=100: a vocabulary of kind bpe has 260",
+    "data.train=t.txt data.vocab=100": "a vocabulary of kind bpe needs at least 260",
     "data.train=t.txt data.sentences=1 data.source=0": "pairs cannot be cut into sentences",
     "decode.min_length=9 decode.max_length=5": "decode.min_length=9 is above decode.max_length=5",
     "objective.rec=token_mean objective.length_weighted=1": "would divide twice",
@@ -215,7 +215,10 @@ def test_values_that_cannot_be_used_are_named(words):
 def test_fused_kernels_need_their_devices():
     config = of("optimus:base", "model.decoder.attention=cudnn")
     assert "attention='cudnn' runs on gpu or cuda, not on cpu; try" in message(config)
-    assert "cannot drop attention weights, as model.decoder.dropout=0.1 asks" in message(config)
+    assert (
+        "does not support dropout of attention weights, but model.decoder.dropout is 0.1"
+        in message(config)
+    )
     config = of("optimus:base", "model.decoder.attention=cudnn", "model.decoder.dropout=0")
     validate(config, platform="gpu")
 
@@ -267,7 +270,7 @@ def test_a_value_has_an_effect_where_one_phase_reads_it():
 def test_phases_are_checked_before_the_first_begins():
     validate(of("t5_vae:tiny", "train.steps=50"))
     text = message(of("t5_vae:tiny", "train.steps=3"))
-    assert text == "phases.stage1.share leaves it no step of train.steps = 3; raise either"
+    assert text == "phases.stage1.share leaves it no step of train.steps = 3; raise one of them"
     text = message(with_values("t5_vae:tiny", {"phases.stage1.share": -1.0}))
     assert text == "phases.stage1.share=-1.0: expected a number above 0 and at most 1"
     wrong = ConfigDict(dict(lr=0.0, rate=1))

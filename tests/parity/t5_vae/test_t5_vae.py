@@ -383,7 +383,7 @@ def test_kl_weight():
 
 
 def test_layouts_of_the_memory(done):
-    """As released, few sentences get their own slots; alone in a batch, each does."""
+    """As released, most sentences read slots of another; alone in a batch, each reads its own."""
     case, out, _ = done
     z_ez = out["lat/z"]
     kernel = case.weights()["t5.memory_projection.weight"].astype(case.dtype)
