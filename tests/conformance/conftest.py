@@ -83,7 +83,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     ),
     "optimus-vamp": dict(prior=VAMP),
     "optimus-vmf": dict(prior=Choice("uniform_sphere"), posterior=VMF, **SEVERAL),
-    "optimus-bn": dict(posterior=Choice("bn", (("least", 2.0),))),
+    "optimus-bn": dict(posterior=Choice("bn", (("min_kl", 2.0),))),
     "adavae-vamp": dict(prior=VAMP),
     "lstm_vae-bn": dict(posterior=Choice("bn"), **SEVERAL),
     "lstm_vae-vamp": dict(prior=VAMP),

@@ -30,8 +30,8 @@ def test_the_mean_over_tokens_is_that_of_the_batch():
 
 def test_below_the_floor_on_the_batch_mean_the_kl_has_no_gradient():
     rec = 8.0
-    above = dict(kl_floor="mean_sum", floor=1.4)  # 2.8 nats under a mean of 3
-    below = dict(kl_floor="mean_sum", floor=1.6)
+    above = dict(free_bits="mean_sum", free_bits_nats=1.4)  # 2.8 nats under a mean of 3
+    below = dict(free_bits="mean_sum", free_bits_nats=1.6)
     assert float(loss(**above)) == pytest.approx(rec + 3.0)
     assert float(loss(beta=0.5, **below)) == pytest.approx(rec + 0.5 * 3.2)
     grad = jax.grad(lambda kl: loss(kl, **above))(KL)
@@ -40,8 +40,9 @@ def test_below_the_floor_on_the_batch_mean_the_kl_has_no_gradient():
 
 
 def test_a_shared_threshold_is_cut_by_the_dimensions():
-    want = loss(kl_floor="dim_masked", floor=1.2)
-    assert float(loss(kl_floor="dim_masked_share", floor=2.4)) == pytest.approx(float(want))
+    want = loss(free_bits="dim_masked", free_bits_nats=1.2)
+    shared = loss(free_bits="dim_masked_share", free_bits_nats=2.4)
+    assert float(shared) == pytest.approx(float(want))
     assert float(want) == pytest.approx(8.0 + (1.5 + 3.0) / 2)
 
 

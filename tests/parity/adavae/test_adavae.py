@@ -161,7 +161,7 @@ class Case:
     def setting(self, name: str) -> tuple[Objective, float]:
         """Objective and beta of a loss setting."""
         if name == "train":
-            return Objective(rec="token_mean_end", kl_floor="dim_masked", floor=0.1), 0.5
+            return Objective(rec="token_mean_end", free_bits="dim_masked", free_bits_nats=0.1), 0.5
         setting = next(s for s in self.meta["settings"] if s["name"] == name)
         rate, latent = self.meta["kl_rates"][name], self.config.latent
         floor, nats = {
@@ -170,7 +170,8 @@ class Case:
             3: ("dim_max", rate),
             4: ("dim_masked_share", rate * latent),  # stored as the threshold itself
         }[setting["fb"]]
-        return Objective(rec="token_mean_end", kl_floor=floor, floor=nats), setting["beta"]
+        objective = Objective(rec="token_mean_end", free_bits=floor, free_bits_nats=nats)
+        return objective, setting["beta"]
 
     def model_with_noise(self, noise_egz, shift_egz, seen):
         """The model whose posterior draws with this noise, moves the draw, and can be seen."""
