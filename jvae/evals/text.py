@@ -182,7 +182,7 @@ def token_accuracy(
 
     Args:
       posts: must include the sentences of `batches`.
-      other: compute the control, in which each sentence gets the mean of another one.
+      other: compute the baseline, in which each sentence gets the mean of another one.
     Raises: DataError if a sentence is missing from `posts` or occurs twice.
     """
     source_e = posts.other() if other else np.arange(posts.id_e.size)
