@@ -6,8 +6,8 @@ those of the encoder from step 0, those of the decoder from a sixth of the run. 
 needs pretrained weights. The mistakes of the released code are absent, but each is available as an
 option: the adapter on the input of every layer (`model.placement_form=released`), a pooling
 temperature that depends on the batch (`model.pool_scale=sqrt_batch`), ends that are never scored
-(`data.score_end=False` with `objective.rec=token_mean_end`). Sentences are not truncated; the
-released code cuts them at 32 tokens.
+(`data.score_end=False` with `objective.rec_reduce=token_mean_end`). Sentences are not truncated;
+the released code cuts them at 32 tokens.
 
 `tiny`: the embedded corpus. Since freezing a random stack would prove nothing, stage0 of the same
 run trains it: the whole model as an autoencoder whose decoder sees 30 % of its tokens as unknown.
@@ -63,7 +63,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
             use_embedding=False,
             use_output=False,
             use_adapters=False,
-            vary=False,
+            layerwise_projection=False,
             prefix=0,
             prefix_middle=30,
             log_var_shift=0.0,
@@ -135,7 +135,7 @@ def _published(c: ConfigDict) -> None:
     c.data.max_words = 100
     c.model.decoder.dtype = "bfloat16"
     c.train.steps = 22_000
-    c.objective.rec = "token_mean"
+    c.objective.rec_reduce = "token_mean"
     c.objective.free_bits = "mean_sum"
     c.objective.free_bits_nats = 0.5
     # One step longer than the run, as released.

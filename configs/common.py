@@ -78,7 +78,7 @@ def base() -> ConfigDict:
     c.objective = ConfigDict(
         dict(
             z="posterior",  # or zero: the decoder trains as a language model
-            rec="sum",
+            rec_reduce="sum",
             free_bits="none",
             free_bits_nats=0.0,
             length_weighted=False,
@@ -319,7 +319,7 @@ def llama(**changes) -> dict:
         factor=1.0,
         low_factor=1.0,
         high_factor=4.0,
-        original=8192,
+        original_positions=8192,
         tied=True,
         dropout=0.0,
         norm_eps=1e-5,

@@ -30,11 +30,24 @@ class Renamed(NamedTuple):
     only: tuple[str, ...] | None = None
 
 
+_ROTARY = ("llama", "mistral", "qwen2", "qwen3")
 KEYS = (
+    Renamed("objective.rec", "objective.rec_reduce"),
     Renamed("objective.kl_floor", "objective.free_bits"),
     Renamed("objective.floor", "objective.free_bits_nats"),
     Renamed("model.posterior.least", "model.posterior.min_kl", ("model.posterior.kind", "bn")),
     Renamed("model.warm_up", "model.annealing", ("model.family", "sri", "sri_transformer")),
+    Renamed("model.vary", "model.layerwise_projection", ("model.family", "adavae")),
+    Renamed("model.ltp", "model.product_order", ("model.family", "della")),
+    Renamed("model.links", "model.layer_latents", ("model.family", "della")),
+    *(
+        Renamed(
+            f"model.{role}.original",
+            f"model.{role}.original_positions",
+            (f"model.{role}.backbone", *_ROTARY),
+        )
+        for role in ("encoder", "decoder")
+    ),
 )
 VALUES = {"evals.preset": {"headline": "full"}}  # new value by key and old value
 

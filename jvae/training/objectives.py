@@ -75,10 +75,10 @@ class Objective:
 
     z: source of the latents in training: "posterior", or "zero", which trains the decoder as a
       language model (see `jvae.runs.phases`).
-    rec: "sum" over the tokens of a sentence, as in the bound; "token_mean", the mean over all
-      scored tokens of the batch, which raises the effective beta to about beta times the tokens of
-      a sentence; "token_mean_end" counts one more token per sentence, the end that is never scored
-      (released AdaVAE).
+    rec_reduce: "sum" over the tokens of a sentence, as in the bound; "token_mean", the mean over
+      all scored tokens of the batch, which raises the effective beta to about beta times the tokens
+      of a sentence; "token_mean_end" counts one more token per sentence, the end that is never
+      scored (released AdaVAE).
     free_bits: mode, a name of `FREE_BITS`. "mean_sum" is max(mean over the batch of the KL,
       free_bits_nats * dimensions): below it the KL has no gradient at all (AdaVAE).
     free_bits_nats: threshold in nats per dimension, for "group_max" per group.
@@ -92,7 +92,7 @@ class Objective:
     """
 
     z: str = "posterior"
-    rec: str = "sum"
+    rec_reduce: str = "sum"
     free_bits: str = "none"
     free_bits_nats: float = 0.0
     kl_reduce: str = "sum"
@@ -142,9 +142,9 @@ class Totals(NamedTuple):
 
 def _per_token(objective: Objective, totals: Totals) -> Array | float:
     """The factor that turns a mean over sentences of token sums into a mean over tokens."""
-    if objective.rec == "sum":
+    if objective.rec_reduce == "sum":
         return 1.0
-    ends = totals.sentences if objective.rec == "token_mean_end" else 0
+    ends = totals.sentences if objective.rec_reduce == "token_mean_end" else 0
     return totals.sentences / jnp.maximum(totals.tokens + ends, 1)
 
 

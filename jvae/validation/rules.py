@@ -74,17 +74,18 @@ class Idle(NamedTuple):
 
 
 def _divided_twice(v: View) -> str | None:
-    if v["objective.length_weighted"] and v["objective.rec"] != "sum":
+    if v["objective.length_weighted"] and v["objective.rec_reduce"] != "sum":
         return (
-            f"objective.length_weighted with objective.rec={v['objective.rec']} would divide twice "
-            "by the length; set one of them"
+            "objective.length_weighted with "
+            f"objective.rec_reduce={v['objective.rec_reduce']} would divide twice by the length; "
+            "set one of them"
         )
     if v["objective.rec_length"] and (
-        v["objective.length_weighted"] or v["objective.rec"] != "sum"
+        v["objective.length_weighted"] or v["objective.rec_reduce"] != "sum"
     ):
         return (
-            "objective.rec_length with objective.length_weighted or objective.rec would divide "
-            "twice; set one of them"
+            "objective.rec_length with objective.length_weighted or objective.rec_reduce would "
+            "divide twice; set one of them"
         )
     return None
 
@@ -187,7 +188,10 @@ def _mauve(v: View) -> str | None:
 
 
 RULES = (
-    Rule(("objective.length_weighted", "objective.rec", "objective.rec_length"), _divided_twice),
+    Rule(
+        ("objective.length_weighted", "objective.rec_reduce", "objective.rec_length"),
+        _divided_twice,
+    ),
     Rule(("train.accumulate", "objective.free_bits"), _batch_floor),
     Rule(("data.batch_rows", "train.accumulate"), _accumulated),
     Rule(

@@ -134,7 +134,7 @@ OBJECTIVE = {
         "posterior: z of the posterior; zero: the decoder trains as a language model.",
         choices=LATENTS,
     ),
-    "rec": Field(
+    "rec_reduce": Field(
         str,
         "sum: over the tokens of a text, as in the bound; token_mean: mean over the batch; "
         "token_mean_end: the same, counting ends.",

@@ -24,8 +24,8 @@ def loss(kl_egz=KL, beta=1.0, **choices):
 
 def test_the_mean_over_tokens_is_that_of_the_batch():
     assert float(loss(beta=0.0)) == pytest.approx(16 / 2)
-    assert float(loss(beta=0.0, rec="token_mean")) == pytest.approx(16 / 8)
-    assert float(loss(beta=0.0, rec="token_mean_end")) == pytest.approx(16 / 10)
+    assert float(loss(beta=0.0, rec_reduce="token_mean")) == pytest.approx(16 / 8)
+    assert float(loss(beta=0.0, rec_reduce="token_mean_end")) == pytest.approx(16 / 10)
 
 
 def test_below_the_floor_on_the_batch_mean_the_kl_has_no_gradient():
@@ -48,6 +48,6 @@ def test_a_shared_threshold_is_cut_by_the_dimensions():
 
 def test_two_divisions_by_the_length_are_refused():
     config = configs.load("lm:tiny").unlock()
-    config.objective.update(rec="token_mean", length_weighted=True)
+    config.objective.update(rec_reduce="token_mean", length_weighted=True)
     with pytest.raises(ConfigError, match="divide"):
         validate(config)

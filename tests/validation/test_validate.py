@@ -199,7 +199,7 @@ FAULTS = {
     "data.train=t.txt data.vocab=100": "data.vocab=100: a vocabulary of kind bpe has 260",
     "data.train=t.txt data.sentences=1 data.source=0": "pairs cannot be cut into sentences",
     "decode.min_length=9 decode.max_length=5": "decode.min_length=9 is above decode.max_length=5",
-    "objective.rec=token_mean objective.length_weighted=1": "would divide twice",
+    "objective.rec_reduce=token_mean objective.length_weighted=1": "would divide twice",
     "model.encoder.layers=4096 model.encoder.width=131072": "parameters, .* are more than 1e.12",
 }
 

@@ -81,7 +81,7 @@ def _released_start(config: della.DellaConfig):
     """
     dec = config.decoder
     stack = gpt2.stack(dec)
-    how = fusion.Fusion(dec, config.begin_layer, config.groups, config.ltp)
+    how = fusion.Fusion(dec, config.begin_layer, config.groups, config.product_order)
     plain = _without_bow(config)[0].gen.start
 
     def start(params, z_egz, prompt, max_len, cond=None):
