@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from jvae import config as configs
 from jvae.bench import subjects
@@ -23,57 +24,87 @@ from jvae.errors import ConfigError, JvaeError
 from jvae.runs.workdir import write_text
 
 ROWS = Path(__file__).with_name("compiled.jsonl")
-TPU, GPU = "v5e-8,v5e-256", "h100-1,h200-1"
-EVERY = ("data.encoder_tokenizer=", "data.decoder_tokenizer=")
-LENGTH = {TPU: "decode.max_length=64", GPU: "decode.max_length=32"}
-GPT2 = ("model.decoder.vocab=50260", "data.batch_rows=64")
-SRI = ("model.decoder.vocab=10000", "data.dec_row=64", "data.batch_rows=512")
-# A GPU trains on 64 k tokens an update, in four parts that fit, as `jvae.bench` trains on one part.
-ROWS_GPU = (
-    *("data.row_tokens=64", "data.batch_rows=1024", "train.accumulate=4", "decode.batch=1024"),
-    *subjects.ON_GPU,
+TPU, GPU, GPUS = "v5e-8,v5e-256", "h100-1,h200-1", "h100-8"
+BYTES = ("data.encoder_tokenizer=", "data.decoder_tokenizer=")  # trained here; sizes are below
+LENGTH = {TPU: "decode.max_length=64", GPU: "decode.max_length=32", GPUS: "decode.max_length=64"}
+BERT, GPT2 = "model.encoder.vocab=28996", "model.decoder.vocab=50260"
+# 64 k tokens an update, in four parts that fit into memory.
+LARGE_BATCH = ("data.row_tokens=64", "data.batch_rows=1024", "train.accumulate=4")
+ROWS_64 = "data.batch_rows=64"
+SRI = (
+    *("model.decoder.vocab=10000", "data.dec_row=64", "data.batch_rows=512"),
+    "model.decoder.dtype=bfloat16",
 )
-# Overrides per case: sizes of the published tokenizers, a batch that keeps the chips busy, and
-# bfloat16 unless the config already uses it.
-CASES: Mapping[str, Sequence[str]] = {
-    "optimus:base": ("model.encoder.vocab=28996", *GPT2),
-    "optimus:large": ("model.encoder.vocab=28996", *GPT2),
-    "t5_vae:base": ("model.decoder.vocab=32100", "data.batch_rows=64"),
-    "adavae:base": GPT2,
-    "della:base": GPT2,
-    "sri:ptb": (*SRI, "model.decoder.dtype=bfloat16"),
-    "sri:transformer": (*SRI, "model.decoder.dtype=bfloat16"),
-    "optimus:base/gpu": ("model.encoder.vocab=28996", "model.decoder.vocab=50260", *ROWS_GPU),
+SMOLLM2 = (
+    *("init.encoder=", "init.decoder=", "model.encoder.vocab=30522", "model.decoder.vocab=49152"),
+    *("model.encoder.dtype=bfloat16", "model.decoder.dtype=bfloat16"),
+)
+LLAMA = ("data.row_tokens=64", "data.batch_rows=512", "train.dropout_rng=rbg")
+SHARDED = ("mesh.data=-1", "mesh.fsdp=8")
+
+
+class CompileCase(NamedTuple):
+    """A config, the slices that it is compiled for, and overrides: sizes of published tokenizers, a
+    batch that keeps the chips busy, and bfloat16 unless the config already uses it.
+    """
+
+    config: str
+    slices: str
+    values: tuple[str, ...]
+
+    @property
+    def words(self) -> list[str]:
+        """The flags of its command."""
+        values = (*BYTES, LENGTH[self.slices], *self.values)
+        flags = [f"--config.{value}" for value in values]
+        return [f"--config={self.config}", "--mode=compile", f"--topology={self.slices}", *flags]
+
+
+def _llama(slices: str, suffix: str = "") -> dict[str, CompileCase]:
+    """SmolLM2 and decoders of the sizes of Llama: frozen with low-rank additions, and all trained.
+
+    The largest is sharded even if frozen, as its weights alone fill a chip.
+    """
+    frozen = {"smollm2": SMOLLM2, "llama1b": (), "llama8b": SHARDED}
+    cases = {f"optimus:{name}": (*values, *LLAMA) for name, values in frozen.items()}
+    cases |= {f"{name},train=all": values for name, values in cases.items()}
+    return {name + suffix: CompileCase(name, slices, values) for name, values in cases.items()}
+
+
+CASES: Mapping[str, CompileCase] = {
+    "optimus:base": CompileCase(
+        "optimus:base", TPU, (BERT, GPT2, *LARGE_BATCH, "train.dropout_rng=rbg")
+    ),
+    "optimus:large": CompileCase("optimus:large", TPU, (BERT, GPT2, ROWS_64)),
+    "t5_vae:base": CompileCase("t5_vae:base", TPU, ("model.decoder.vocab=32100", ROWS_64)),
+    "adavae:base": CompileCase("adavae:base", TPU, (GPT2, ROWS_64)),
+    "della:base": CompileCase("della:base", TPU, (GPT2, ROWS_64)),
+    "sri:ptb": CompileCase("sri:ptb", TPU, SRI),
+    "sri:transformer": CompileCase("sri:transformer", TPU, SRI),
+    **_llama(TPU),
+    # `jvae.bench` trains on one of the four parts.
+    "optimus:base/gpu": CompileCase(
+        "optimus:base", GPU, (BERT, GPT2, *LARGE_BATCH, "decode.batch=1024", *subjects.ON_GPU)
+    ),
+    **_llama(GPUS, "/gpu"),
 }
 
 
-def words(case: str) -> list[str]:
-    """The flags of a case."""
-    slices = topology(case)
-    values = [f"--config.{one}" for one in (*EVERY, LENGTH[slices], *CASES[case])]
-    config = case.removesuffix("/gpu")
-    return [f"--config={config}", "--mode=compile", f"--topology={slices}", *values]
-
-
-def topology(case: str) -> str:
-    """The slices that a case is compiled for."""
-    return GPU if case.endswith("/gpu") else TPU
-
-
-def compile_case(case: str, path: Path = ROWS) -> None:
+def compile_case(name: str, path: Path = ROWS) -> None:
     """Replaces the rows of a case, each as soon as it is available.
 
     Raises: ConfigError without the compiler for its slices.
     """
-    config, _ = configs.from_argv(words(case))
+    case = CASES[name]
+    config, _ = configs.from_argv(case.words)
     assert config is not None
-    slices = topology(case)
-    order = [(configs.load(name.removesuffix("/gpu")).name, topology(name)) for name in CASES]
+    order = [(configs.load(other.config).name, other.slices) for other in CASES.values()]
 
     def place(row: aot.Row) -> int:
-        return order.index((row["config"], TPU if row["topology"] in TPU.split(",") else GPU))
+        slices = next(every for every in LENGTH if row["topology"] in every.split(","))
+        return order.index((row["config"], slices))
 
-    mine = order.index((config.name, slices))
+    mine = order.index((config.name, case.slices))
     kept = [row for row in _rows(path) if place(row) != mine]
     new: list[aot.Row] = []
 
@@ -81,13 +112,13 @@ def compile_case(case: str, path: Path = ROWS) -> None:
         if row["virtual"]:
             package = aot.Slice.of(row["topology"]).plugin.package
             raise ConfigError(f"{package} is not installed, so there is nothing to keep")
-        new.append(row | {"command": "python -m jvae.main " + " ".join(words(case))})
+        new.append(row | {"command": "python -m jvae.main " + " ".join(case.words)})
         rows = sorted(kept + new, key=place)
         write_text(path, "".join(json.dumps(one, sort_keys=True) + "\n" for one in rows))
         return row
 
     with tempfile.TemporaryDirectory() as folder:  # must not contain a run
-        rows = map(keep, aot.compile_for(config, Path(folder), slices))
+        rows = map(keep, aot.compile_for(config, Path(folder), case.slices))
         aot.show(rows, lambda text: print(text, flush=True))
 
 

@@ -34,7 +34,7 @@ from jvae.errors import ConfigError
 from jvae.parallel import kernels
 from jvae.parallel import mesh as meshes
 from jvae.parallel.collectives import collectives
-from jvae.parallel.flops import matmul_flops
+from jvae.parallel.flops import declared_bytes, matmul_flops
 from jvae.runs import build, phases
 from jvae.runs.provenance import commit
 from jvae.training import program
@@ -349,7 +349,7 @@ def estimate(
         peak = 0
     hlo = compiled.as_text()
     traffic = collectives(hlo, chips, part.turns)
-    every_kernel = kernels.kernels(hlo, part.turns)
+    every_kernel = kernels.kernels(hlo, part.turns, declared_bytes(traced.jaxpr))
     counted = kernels.cost(every_kernel)
     row |= {"kernels": counted.kernels, "traffic_bytes": counted.bytes}
     if chip is not None:

@@ -5,6 +5,7 @@ row, one per slot of the row. A token attends only to the slot of its own segmen
 does not apply to slots.
 """
 
+import importlib
 from types import ModuleType
 from typing import NamedTuple
 
@@ -150,7 +151,7 @@ def attend(
                 "use xla or cudnn"
             )
         seed_2 = None if drop is None or rate == 0 else jax.random.bits(drop, (2,), jnp.uint32)
-        return _packed_kernel().attend(
+        return triton_module("packed_kernel").attend(
             *(q_btnh, k_bsgh, v_bsgh, mask_spec.query_bt),
             None if slots is None else (slots[0], slots[1], jnp.asarray(slots.owner_m)),
             seed_2,
@@ -184,18 +185,17 @@ def attend(
     return masked(q_btnh, k_bsgh, v_bsgh, mask_bts, scale=scale, cap=cap, drop=drop, rate=rate)
 
 
-def _packed_kernel() -> ModuleType:
-    """The module of "triton", imported when used, as later versions of JAX may not have Pallas'
-    Triton backend. Raises: ConfigError without it.
+def triton_module(name: str) -> ModuleType:
+    """A module of this folder with a kernel for "triton", imported when used, as later versions of
+    JAX may not have Pallas' Triton backend. Raises: ConfigError without it.
     """
     try:
-        from jvae.nn import packed_kernel
+        return importlib.import_module(f"jvae.nn.{name}")
     except ImportError as error:
         raise ConfigError(
             f"attention=triton needs Pallas' Triton backend, which jax {jax.__version__} lacks; "
             "use cudnn or xla"
         ) from error
-    return packed_kernel
 
 
 def _check_fused(

@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jvae.nn.attention import by_group
+from jvae.nn.attention import by_group, triton_module
 from jvae.nn.layers import accum_dtype
 from jvae.nn.xent import soft_cap
+from jvae.parallel.mesh import in_force
 
 SLOT = -1  # position of latent slots, which are visible to all tokens of their example
 NOTHING = 2**30  # position of empty places: larger than any real position
@@ -92,6 +93,37 @@ def put(
         jax.lax.dynamic_update_slice(cache.key_enmh, key_enh[:, :, None], at),
         jax.lax.dynamic_update_slice(cache.value_enmh, value_enh[:, :, None], at),
     )
+
+
+def step(
+    cache: KvCache,
+    place: Int[Array, ""],
+    q_enh: Float[Array, "e n h"],
+    key_egh: Float[Array, "e g h"],
+    value_egh: Float[Array, "e g h"],
+    visible_em: Bool[Array, "e m"],
+    *,
+    scale: float,
+    cap: float | None = None,
+    bias_enm: Float[Array, "#e n m"] | None = None,
+    kernel: str = "xla",
+) -> tuple[Float[Array, "e n h"], KvCache]:
+    """Adds one token per example to a layer's cache, and attends from it to the visible places.
+
+    Args:
+      visible_em: includes the new token, at `place`.
+      kernel: "triton" for `jvae.nn.cache_kernel`, where no bias is added and the partitioner does
+        not shard the caches.
+    Returns: see `look_up`, and the new cache.
+    """
+    if kernel == "triton" and bias_enm is None and in_force() is None:
+        run = triton_module("cache_kernel").step
+        mixed_enh, keys, values = run(
+            *(q_enh, key_egh, value_egh, *cache, place, visible_em), scale=scale, cap=cap
+        )
+        return mixed_enh, KvCache(keys, values)
+    cache = put(cache, place, key_egh, value_egh)
+    return look_up(q_enh, cache, visible_em, scale=scale, cap=cap, bias_enm=bias_enm), cache
 
 
 def look_up(

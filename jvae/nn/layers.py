@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jvae.api import Params
 from jvae.nn import lora
+from jvae.parallel.mesh import in_force
 
 Initializer = Callable[..., Array]
 CHEAP = ("rbg", "unsafe_rbg")  # random number generators chosen for speed
@@ -61,9 +62,17 @@ class Projection(nn.Module):
         if self.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, tuple(self.out_axes))
             bias: Any = self.param("bias", zeros, tuple(self.features))
-            bias = bias.astype(x.dtype)
-            y = y + jnp.reshape(bias, (1,) * (y.ndim - bias.ndim) + bias.shape)
+            y = _add(y, bias.astype(x.dtype))
         return y
+
+
+def _add(y: Float[Array, "..."], bias: Float[Array, "..."]) -> Float[Array, "..."]:
+    """y plus a bias over its last axes."""
+    shape, lead = y.shape, y.ndim - bias.ndim
+    if bias.ndim > 1 and in_force() is None:  # sharded axes cannot be flattened
+        # A vector is added inside a GPU's product; otherwise its broadcast is written and read.
+        y, bias = y.reshape(*shape[:lead], -1), bias.reshape(-1)
+    return (y + bias.reshape((1,) * lead + bias.shape)).reshape(shape)
 
 
 class Embedding(nn.Module):

@@ -10,7 +10,6 @@ positions within segments, never on row indices; a latent slot has the position 
 segment's first token.
 """
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -249,9 +248,10 @@ def step(
 
         def mix(q, k, v):
             v = v if points.value is None else points.value(v, value_inputs)
-            new = caches.put(cache, kv.place, k[:, 0], v[:, 0])
-            look = functools.partial(caches.look_up, scale=1.0, bias_enm=bias_enm)
-            return look(q[:, 0], new, distance_em >= 0)[:, None], new
+            token = (q[:, 0], k[:, 0], v[:, 0])
+            here = (cache, kv.place, *token, distance_em >= 0)
+            mixed, new = caches.step(*here, scale=1.0, bias_enm=bias_enm)
+            return mixed[:, None], new
 
         hook = _cross_hook(source, cross.seen_by_examples(points))
         tap = points.tap_of(tap_inputs)

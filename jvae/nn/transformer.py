@@ -390,9 +390,14 @@ def step(
         def mix(q, k, v):
             v = v if points.value is None else points.value(v, value_inputs)
             q, k = _turned(here, q), _turned(here, k)
-            new = caches.put(cache, kv.place, k[:, 0], v[:, 0])
             assert here.seen is not None
-            mixed = caches.look_up(q[:, 0], new, here.seen, scale=scale, cap=spec.logit_cap)
+            token = (q[:, 0], k[:, 0], v[:, 0])
+            mixed, new = caches.step(
+                *(cache, kv.place, *token, here.seen),
+                scale=scale,
+                cap=spec.logit_cap,
+                kernel=spec.attention,
+            )
             return mixed[:, None], new
 
         tap = points.tap_of(tap_inputs)

@@ -43,6 +43,19 @@ def matmul_bytes(traced: ClosedJaxpr | Jaxpr) -> float:
     return _over_products(traced, size, 1)
 
 
+def declared_bytes(traced: ClosedJaxpr | Jaxpr) -> dict[str, int]:
+    """Bytes that each Pallas kernel with a cost estimate moves per call, by the kernel's name."""
+    jaxpr = traced.jaxpr if isinstance(traced, ClosedJaxpr) else traced
+    estimates: dict[str, int] = {}
+    for equation in jaxpr.eqns:
+        estimate = equation.params.get("cost_estimate")
+        if equation.primitive.name == "pallas_call" and estimate is not None:
+            estimates[equation.params["name"]] = estimate.bytes_accessed
+        for part in _parts(equation):
+            estimates |= declared_bytes(part)
+    return estimates
+
+
 # Products of cuDNN's fused attention, by primitive.
 _ATTENTION = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
 

@@ -8,7 +8,7 @@ cache, except what the compiler itself placed in on-chip memory.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from jvae.parallel.collectives import BYTES, HEADER, loop_ends
@@ -57,7 +57,7 @@ class _Op(NamedTuple):
     root: bool
 
 
-def kernels(hlo: str, turns: int = 1) -> list[Kernel]:
+def kernels(hlo: str, turns: int = 1, declared: Mapping[str, int] | None = None) -> list[Kernel]:
     """The kernels of a compiled program, per device.
 
     FLOPs are those of matrix products, also inside fusions and in cuBLAS and cuDNN calls; those of
@@ -66,6 +66,8 @@ def kernels(hlo: str, turns: int = 1) -> list[Kernel]:
     Args:
       hlo: text of the compiled program.
       turns: iterations assumed for loops whose number of iterations is not in the text.
+      declared: bytes that Pallas kernels move per call, by name, where they do not read their
+        operands once; see `jvae.parallel.flops.declared_bytes`.
     """
     computations, entry = _parse(hlo)
     ends = loop_ends(hlo)
@@ -87,7 +89,7 @@ def kernels(hlo: str, turns: int = 1) -> list[Kernel]:
             elif op.kind == "call":
                 yield from walk(_called(op, "to_apply"), times)
             elif op.kind not in _FREE and not op.kind.endswith("-done"):
-                yield _kernel(op, types, computations, times)
+                yield _declared(_kernel(op, types, computations, times), declared or {})
 
     return list(walk(entry, 1))
 
@@ -171,6 +173,16 @@ def _kernel(
         *(op.name, kind, times, tuple(zip(operands, sizes, strict=True)), written, flops),
         *(op.result, source[1] if source else ""),
     )
+
+
+def _declared(kernel: Kernel, declared: Mapping[str, int]) -> Kernel:
+    """The kernel with the bytes that it declares, if it is a Pallas kernel that does."""
+    name = re.search(r"/([^/]+)/pallas_call", kernel.source)
+    if name is None or name[1] not in declared:
+        return kernel
+    share = declared[name[1]] / (kernel.read_bytes + kernel.written_bytes)
+    reads = tuple((operand, round(share * size)) for operand, size in kernel.reads)
+    return kernel._replace(reads=reads, written_bytes=round(share * kernel.written_bytes))
 
 
 def _roots(body: list[_Op]) -> list[_Op]:

@@ -7,12 +7,22 @@ import pytest
 from jvae.bench import compiled
 
 
-@pytest.mark.parametrize("case", compiled.CASES)
-def test_flags_of_a_case_are_those_of_its_config(case):
-    config, rest = compiled.configs.from_argv(compiled.words(case))
-    assert config is not None and config.name == case.removesuffix("/gpu").replace(":", "-")
+@pytest.mark.parametrize("name", compiled.CASES)
+def test_flags_of_a_case_are_those_of_its_config(name):
+    case = compiled.CASES[name]
+    config, rest = compiled.configs.from_argv(case.words)
+    assert config is not None and config.name == compiled.configs.load(case.config).name
     assert config.model.decoder.dtype == "bfloat16"
-    assert rest == ["--mode=compile", f"--topology={compiled.topology(case)}"]
+    assert rest == ["--mode=compile", f"--topology={case.slices}"]
+
+
+def test_every_stored_row_belongs_to_a_case():
+    cases = {
+        (case.config.replace(":", "-").replace(",train=", "-"), case.slices)
+        for case in compiled.CASES.values()
+    }
+    for row in compiled._rows(compiled.ROWS):
+        assert any(row["config"] == name and row["topology"] in slices for name, slices in cases)
 
 
 def test_a_case_that_there_is_not(capsys):

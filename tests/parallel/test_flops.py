@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jvae.nn import cache_kernel
 from jvae.parallel import flops
 
 
@@ -63,3 +64,20 @@ def test_a_program_of_every_device_counts_on_all_of_them():
     mapped = jax.shard_map(lambda x: x @ x.T @ x, mesh=mesh, in_specs=rows, out_specs=rows)
     traced = jax.make_jaxpr(mapped)(jnp.ones((8, 3)))
     assert flops.matmul_flops(traced) == 4 * 2 * (2 * 2 * 2 * 3)
+
+
+def test_declared_bytes_of_a_kernel_in_a_loop():
+    cache = jax.ShapeDtypeStruct((4, 2, 34, 8), jnp.bfloat16)
+    token = jax.ShapeDtypeStruct((4, 2, 8), jnp.bfloat16)
+    place, visible = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((4, 34), bool)
+
+    def steps(q, keys, values, place, visible):
+        return jax.lax.fori_loop(
+            *(0, 3),
+            lambda _, so_far: cache_kernel.step(q, q, q, *so_far[1:], place, visible, scale=1.0),
+            (q, keys, values),
+        )
+
+    traced = jax.make_jaxpr(steps)(token, cache, cache, place, visible)
+    moved = 2 * 4 * 2 * 34 * 8 + 2 * 3 * 2 * 4 * 2 * 8 + 4 * 4 * 34  # half caches, tokens, visible
+    assert flops.declared_bytes(traced) == {"cache_step": moved}

@@ -66,6 +66,23 @@ def test_traffic_of_slices_loops_and_calls():
     assert total.by_kind["__cublas$lt$matmul"][0] == 1
 
 
+def test_a_pallas_kernel_moves_what_it_declares():
+    """One that skips half of its operands; the others of the program keep their counts."""
+    metadata = ', metadata={op_name="jit(f)/cache_step/pallas_call"}'
+    target = 'custom_call_target="__gpu$xla.gpu.triton"'
+    text = f"""\
+ENTRY %main (x: bf16[16,4]) -> bf16[16,4] {{
+  %x = bf16[16,4]{{1,0}} parameter(0)
+  %y = bf16[16,4]{{1,0}} copy(%x)
+  ROOT %k = bf16[16,4]{{1,0}} custom-call(%y), {target}{metadata}
+}}
+"""
+    for declared, total in (({}, 256), ({"other": 8}, 256), ({"cache_step": 128}, 128)):
+        copy, kernel = kernels(text, declared=declared)
+        assert copy.read_bytes + copy.written_bytes == 256
+        assert kernel.read_bytes + kernel.written_bytes == total
+
+
 def test_the_end_of_an_asynchronous_pair_moves_nothing():
     program = """HloModule jit_step
 
