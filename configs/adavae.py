@@ -6,8 +6,8 @@ those of the encoder from step 0, those of the decoder from a sixth of the run. 
 needs pretrained weights. The mistakes of the released code are absent, but each is available as an
 option: the adapter on the input of every layer (`model.placement_form=released`), a pooling
 temperature that depends on the batch (`model.pool_scale=sqrt_batch`), ends that are never scored
-(`data.score_end=False` with `objective.rec=token_mean_end`). Sentences are not truncated; the
-released code cuts them at 32 tokens.
+(`data.score_end=False` with `objective.rec_reduce=token_mean_end`). Sentences are not truncated;
+the released code cuts them at 32 tokens.
 
 `tiny`: the embedded corpus. Since freezing a random stack would prove nothing, stage0 of the same
 run trains it: the whole model as an autoencoder whose decoder sees 30 % of its tokens as unknown.
@@ -63,7 +63,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
             use_embedding=False,
             use_output=False,
             use_adapters=False,
-            vary=False,
+            layerwise_projection=False,
             prefix=0,
             prefix_middle=30,
             log_var_shift=0.0,
@@ -83,7 +83,7 @@ def _learned_prior(c: ConfigDict, kind: str) -> None:
     c.model.prior.kind = kind
     where = c.phases.stage1 if "stage1" in c.phases else c
     where.optim.trainable = (*where.optim.trainable, ("^prior/", None, None, 0))
-    c.objective.update(kl_floor="none", floor=0.0)
+    c.objective.update(free_bits="none", free_bits_nats=0.0)
 
 
 def _tiny(c: ConfigDict) -> None:
@@ -101,7 +101,7 @@ def _tiny(c: ConfigDict) -> None:
     c.optim.update(dict(lr=5e-3, schedule="cosine", warmup_steps=100))
     c.train.steps = 2_000
     c.train.check_every = 400
-    denoiser = dict(beta=dict(kind="constant", stop=0.02), kl_floor="none")
+    denoiser = dict(beta=dict(kind="constant", stop=0.02), free_bits="none")
     ways = "(project|psa|memory|offset|adapter_latent)"
     c.phases = ConfigDict(
         dict(
@@ -109,7 +109,7 @@ def _tiny(c: ConfigDict) -> None:
             stage1=dict(share=0.7, optim=dict(trainable=_rules(ways))),
         )
     )
-    c.objective.update(dict(kl_floor="mean_sum", floor=0.4))
+    c.objective.update(dict(free_bits="mean_sum", free_bits_nats=0.4))
     c.objective.beta.update(start=0.02, ratio_zero=0.3, ratio_increase=0.4, stop=1.0)
 
 
@@ -135,9 +135,9 @@ def _published(c: ConfigDict) -> None:
     c.data.max_words = 100
     c.model.decoder.dtype = "bfloat16"
     c.train.steps = 22_000
-    c.objective.rec = "token_mean"
-    c.objective.kl_floor = "mean_sum"
-    c.objective.floor = 0.5
+    c.objective.rec_reduce = "token_mean"
+    c.objective.free_bits = "mean_sum"
+    c.objective.free_bits_nats = 0.5
     # One step longer than the run, as released.
     c.objective.beta.update(n_cycle=4, ratio_zero=0.25, ratio_increase=0.25)
     c.objective.beta.n_iter = c.train.steps + 1
@@ -152,4 +152,4 @@ def _smollm2(c: ConfigDict) -> None:
     # The family has adapters of its own; a rank would add low-rank additions to them.
     common.pretrained(c, (), rank=0, decoder=common.SMOLLM2)
     c.optim.trainable = _rules("(project|psa)")
-    c.objective.update(kl_floor="mean_sum", floor=0.5)
+    c.objective.update(free_bits="mean_sum", free_bits_nats=0.5)

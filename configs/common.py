@@ -78,9 +78,9 @@ def base() -> ConfigDict:
     c.objective = ConfigDict(
         dict(
             z="posterior",  # or zero: the decoder trains as a language model
-            rec="sum",
-            kl_floor="none",
-            floor=0.0,
+            rec_reduce="sum",
+            free_bits="none",
+            free_bits_nats=0.0,
             length_weighted=False,
             beta=dict(
                 kind="cyclic_zero_linear",
@@ -138,7 +138,7 @@ def base() -> ConfigDict:
     c.phases = ConfigDict()  # see jvae.runs.phases
     c.evals = ConfigDict(
         dict(
-            preset="quick",  # or comparison, headline: sizes of jvae/evals/settings.py
+            preset="quick",  # or comparison, full: sizes of jvae/evals/settings.py
             seed=0,
             # Values that override the preset; 0: keep the preset's value.
             samples=0,  # K of NLL_K
@@ -319,7 +319,7 @@ def llama(**changes) -> dict:
         factor=1.0,
         low_factor=1.0,
         high_factor=4.0,
-        original=8192,
+        original_positions=8192,
         tied=True,
         dropout=0.0,
         norm_eps=1e-5,

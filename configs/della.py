@@ -37,7 +37,7 @@ Where code and paper differ (our value first, then the others):
     model.learn_prior1     true: the code. false: the paper's N(0, I) for the first latent.
     model.tie_lm_head      false: the code; the paper's parameter count, 193,353,984 with its
                            vocabulary of 50,259, needs it. GPT-2 itself ties.
-    model.ltp              sum_then_product: both; its rank only changes the scale.
+    model.product_order    sum_then_product: both; its rank only changes the scale.
                            product_then_sum: a product of that rank.
     model.cvae_posterior   concat_text: the code, `enc` holds source and target. xc: the paper's eq.
                            12, `enc` holds the target.
@@ -85,7 +85,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
             begin_layer=0,
             end_layer=-1,
             pool="attn_masked",
-            ltp="sum_then_product",
+            product_order="sum_then_product",
             tie_lm_head=False,
             use_bow=False,
             learn_prior1=True,
@@ -146,7 +146,7 @@ def _ablate(c: ConfigDict, ablation: str) -> None:
     if ablation == "no_product":
         c.model.fuse = "offset"
     elif ablation in ("independent", "shared"):
-        c.model.links = ablation
+        c.model.layer_latents = ablation
     elif ablation == "lower":
         c.model.end_layer = half - 1
     else:

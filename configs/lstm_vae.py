@@ -50,6 +50,6 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     elif name == "annealed":
         beta.update(ratio_zero=0.0, ratio_increase=0.5)
     else:
-        c.objective.update(kl_floor="dim_max", floor=0.25)
+        c.objective.update(free_bits="dim_max", free_bits_nats=0.25)
         beta.update(ratio_zero=0.3, ratio_increase=0.3)
     return c

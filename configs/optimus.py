@@ -58,7 +58,7 @@ table, on 500 of them).
         --config.model.log_var_shift=0.0
     no free bits; beta 0 for 20 %, ramp 40 %, end 0.8; published: masked, 0.5;     99.8, but PPL_w
     beta 0 for 50 %, ramp 25 %, end 1                                              5.19, floor 3.92
-        --config.objective.kl_floor=dim_masked --config.objective.floor=0.5
+        --config.objective.free_bits=dim_masked --config.objective.free_bits_nats=0.5
         --config.objective.beta.ratio_zero=0.5 --config.objective.beta.ratio_increase=0.25
         --config.objective.beta.stop=1.0
 
@@ -139,7 +139,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
         _published(c)
         if name == "latent768":
             c.model.latent = 768
-            c.objective.floor = 5.0
+            c.objective.free_bits_nats = 5.0
             c.objective.length_weighted = True
         if name == "large":
             _large(c)
@@ -164,7 +164,7 @@ def fusion(c: ConfigDict, layers: int) -> None:
       layers: number of encoder layers that the source does not share.
     """
     c.model.update(context_layers=layers, between_noise=0.1)
-    c.objective.update(kl_floor="none", floor=0.0)
+    c.objective.update(free_bits="none", free_bits_nats=0.0)
     c.objective.beta.update(kind="constant", start=0.0, stop=0.0)  # no KL
     c.objective.aux_weight = ConfigDict(dict(context=1.0, between=1.0, fuse=6.0))
     c.decode.update(method="sample", top_p=0.9)
@@ -182,16 +182,16 @@ def _tiny(c: ConfigDict) -> None:
     c.optim.warmup_steps = 100
     c.train.steps = 2_000
     c.train.check_every = 500
-    c.objective.kl_floor = "dim_masked"
-    c.objective.floor = 0.5
+    c.objective.free_bits = "dim_masked"
+    c.objective.free_bits_nats = 0.5
 
 
 def _from_scratch(c: ConfigDict) -> None:
     c.model.encoder.init_std = c.model.decoder.init_std = 0.06
     c.model.pool = "mean"
     c.model.log_var_shift = -3.0
-    c.objective.kl_floor = "none"
-    c.objective.floor = 0.0
+    c.objective.free_bits = "none"
+    c.objective.free_bits_nats = 0.0
     c.objective.beta.update(ratio_zero=0.2, ratio_increase=0.4, stop=0.8)
 
 
@@ -201,8 +201,8 @@ def _published(c: ConfigDict) -> None:
     c.data.max_words = 100
     c.model.encoder.dtype = "bfloat16"
     c.model.decoder.dtype = "bfloat16"
-    c.objective.kl_floor = "dim_masked"
-    c.objective.floor = 0.5
+    c.objective.free_bits = "dim_masked"
+    c.objective.free_bits_nats = 0.5
 
 
 def _large(c: ConfigDict) -> None:
@@ -222,9 +222,9 @@ def _smollm2(c: ConfigDict) -> None:
     common.pretrained(c, around, encoder=common.MINILM, decoder=common.SMOLLM2)
     for role in ("encoder", "decoder"):
         c.model[role].lora.alpha = 8.0
-    c.model.posterior.update(kind="bn", least=8.0)
+    c.model.posterior.update(kind="bn", min_kl=8.0)
     c.model.log_var_shift = -4.0
-    c.objective.update(kl_floor="mean_sum", floor=0.36)  # 11.5 nats in 32 dimensions
+    c.objective.update(free_bits="mean_sum", free_bits_nats=0.36)  # 11.5 nats in 32 dimensions
     c.objective.beta.update(ratio_zero=0.25, ratio_increase=0.35)
     c.optim.update(lr=1.5e-3, warmup_steps=50)
     c.data.update(row_tokens=64, batch_rows=4)

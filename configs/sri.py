@@ -15,9 +15,9 @@ from the released `train_sri.py`, those of `yelp_short` from `semi_sup_classific
 
 Deviations of `ptb` and `yelp_short`: one dropout mask per chain (released:
 chain.fresh_dropout=True); the decoder is trained at the end points only (released:
-warm_up.param_grad=trajectory with objective.aux_weight.trajectory=1); sentences of similar but not
-equal length share a batch. Measured values of `tiny`: the table in RESULTS.md, with hardware and
-time; of the others: not measured.
+annealing.param_grad=trajectory with objective.aux_weight.trajectory=1); sentences of similar but
+not equal length share a batch. Measured values of `tiny`: the table in RESULTS.md, with hardware
+and time; of the others: not measured.
 """
 
 from ml_collections import ConfigDict
@@ -50,7 +50,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
                 chains=32,
                 chunk=8,
             ),
-            warm_up=dict(
+            annealing=dict(
                 epoch_steps=0,
                 temperature_start=0.05,
                 temperature_hold=15,
@@ -82,14 +82,14 @@ def _tiny(c: ConfigDict) -> None:
 
 
 def _ptb(c: ConfigDict) -> None:
-    c.model.warm_up.epoch_steps = 1_315
+    c.model.annealing.epoch_steps = 1_315
     c.train.update(steps=60 * 1_315, check_every=1_315)
 
 
 def _yelp_short(c: ConfigDict) -> None:
     c.model.decoder.update(width=128, hidden=512)
     c.model.chain.update(steps=40, schedule="constant", step_size=0.4, temperature=0.0)
-    c.model.warm_up.update(epoch_steps=3_125, prior_start=0.1, prior_epochs=6)
+    c.model.annealing.update(epoch_steps=3_125, prior_start=0.1, prior_epochs=6)
     c.train.update(steps=12 * 3_125, check_every=3_125)
 
 
@@ -100,7 +100,7 @@ def _transformer(c: ConfigDict) -> None:
     c.model.vectors = 1
     small = dict(layers=4, width=256, heads=4, mlp=1024, positions=256, dropout=0.1)
     c.model.decoder = ConfigDict(common.transformer(**small))
-    c.model.warm_up.epoch_steps = 1_315
+    c.model.annealing.epoch_steps = 1_315
     c.optim.update(schedule="cosine", warmup_steps=1_000)
     c.train.update(steps=60 * 1_315, check_every=1_315)
 

@@ -48,7 +48,7 @@ from . import common
 PRESETS = ("tiny", "base")
 ENCODER = (("^encoder/", None, None, 0), ("^posterior/", None, None, 0))
 MEMORY = ("^decoder/memory/", None, None, 0)
-AUTOENCODER = dict(kl_floor="none", beta=dict(kind="constant", stop=0.0))
+AUTOENCODER = dict(free_bits="none", beta=dict(kind="constant", stop=0.0))
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
@@ -86,7 +86,7 @@ def _tiny(c: ConfigDict) -> None:
     c.model.log_var_shift = -3.0
     c.data.row_tokens = 64
     c.data.batch_rows = 14
-    c.objective.update(dict(kl_floor="dim_max", floor=0.5))
+    c.objective.update(dict(free_bits="dim_max", free_bits_nats=0.5))
     c.objective.beta.update(ratio_zero=0.0, ratio_increase=0.6, stop=0.8)
     # Freezing a decoder that was never trained would prove nothing: it first learns to denoise.
     c.phases = ConfigDict(
@@ -108,7 +108,7 @@ def _published(c: ConfigDict) -> None:
     # 15 epochs of 100,000 sentences, 128 per step, then ten more.
     c.train.steps = 19_550
     c.noise.enc_delete = 0.15
-    c.objective.update(dict(kl_floor="dim_max", floor=0.5, rec_length=256))
+    c.objective.update(dict(free_bits="dim_max", free_bits_nats=0.5, rec_length=256))
     c.objective.beta.update(dict(kind="linear", stop=0.1))
     c.optim.update(dict(lr=1e-4, schedule="constant", weight_decay=0.01, no_decay=(), clip=None))
     c.phases = ConfigDict(

@@ -26,6 +26,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import jvae
+from jvae import renamed
 from jvae.errors import ConfigError
 from jvae.fields import Field, check_dataclass, fields_of, lines
 
@@ -52,8 +53,10 @@ def load(spec: str) -> ConfigDict:
     A path to a shipped config (`configs/optimus.py`) works even if the file does not exist, so the
     same command also runs outside a checkout.
 
-    Raises: ConfigError if the config is not found, or its file does not define `get_config` or
-      return a ConfigDict.
+    Renamed keys that the file sets are accepted, with a warning.
+
+    Raises: ConfigError if the config is not found, or its file does not define `get_config`, return
+      a ConfigDict, or set a renamed key of a locked config.
     """
     where, _, arg = spec.partition(":")
     path = _find(where)
@@ -62,11 +65,17 @@ def load(spec: str) -> ConfigDict:
         raise ConfigError(
             f"{path}: a config file must define get_config(arg) returning a ConfigDict"
         )
-    cfg = module.get_config(arg or DEFAULT_PRESET)
+    try:
+        cfg = module.get_config(arg or DEFAULT_PRESET)
+    except (AttributeError, KeyError) as error:
+        if text := renamed.hint(error):
+            raise ConfigError(f"{path}: {text}") from error
+        raise
     if not isinstance(cfg, ConfigDict):
         raise ConfigError(
             f"{path}: get_config returned {type(cfg).__name__}, expected a ConfigDict"
         )
+    renamed.update(cfg, renamed.warn)
     return cfg.lock()
 
 
@@ -170,16 +179,23 @@ def apply_overrides(cfg: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
     integer is accepted for a float; `none` means None unless the default is a string. If the
     default is None, the type is guessed from the text. The same holds for options of a registered
     member of the model, such as `model.prior.components` with `model.prior.kind=gmm`, whose types
-    only the member knows.
+    only the member knows. Renamed keys and values are accepted, with a warning.
 
     Raises: ConfigError for an unknown key, with the closest match and the keys of that section, or
       for a value of the wrong type.
     """
     cfg = copy.deepcopy(cfg)
+    renamed.update(cfg, renamed.warn)
     for override in overrides:
         key, equals, text = override.removeprefix("--").removeprefix("config.").partition("=")
         if not equals:
             raise ConfigError(f"{override!r} has no value: write --config.{key}=<value>")
+        if (new := renamed.key(key, cfg)) != key:
+            renamed.warn(key, new)
+            key = new
+        if (new := renamed.value(key, text)) != text:
+            renamed.warn(f"{key}={text}", f"{key}={new}")
+            text = new
         section, name, member = _section_of(cfg, key)
         old: Any = None if member else section[name]
         if isinstance(old, ConfigDict):
@@ -193,6 +209,7 @@ def apply_overrides(cfg: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
                 section[name] = value
         except (ValueError, TypeError) as error:
             raise ConfigError(f"--config.{key}={text}: {error} (the default is {old!r})") from None
+    renamed.update(cfg, renamed.warn)  # options of members that were set before `kind`
     return cfg.lock()
 
 
@@ -228,7 +245,8 @@ def to_json(cfg: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """Reads a config written by `to_json`, and locks it. Lists come back as tuples.
+    """Reads a config written by `to_json`, and locks it. Lists come back as tuples, renamed keys
+    and values under their current names.
 
     Raises: ConfigError if the text is not a JSON object, a key is not a valid name, or a newer jvae
       wrote it.
@@ -240,7 +258,9 @@ def from_json(text: str) -> ConfigDict:
             f"stored config has schema {schema!r}; this jvae reads 1 to {SCHEMA}: update jvae"
         )
     try:
-        return ConfigDict(_tuples(tree), convert_dict=True).lock()
+        cfg = ConfigDict(_tuples(tree), convert_dict=True)
+        renamed.update(cfg)
+        return cfg.lock()
     except (ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"stored config is not JSON: {error}") from None
 

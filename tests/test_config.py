@@ -86,7 +86,7 @@ def test_same_stem_in_two_folders_and_edits(folder, tmp_path_factory):
 def test_shipped_configs_are_found_in_both_layouts(tmp_path, layout):
     package = tmp_path / "jvae"
     package.mkdir()
-    for file in ("__init__.py", "config.py", "errors.py", "fields.py"):
+    for file in ("__init__.py", "config.py", "errors.py", "fields.py", "renamed.py"):
         (package / file).write_text((Path(jvae.__file__).parent / file).read_text())
     configs = package / "configs" if layout == "installed" else tmp_path / "configs"
     configs.mkdir()
@@ -268,9 +268,10 @@ def test_members_of_the_model_are_chosen_by_flag_with_options_of_their_own():
         tiny, ["model.prior.kind=gmm", "model.prior.components=7", "model.posterior.kind=bn"]
     )
     assert changed.model.prior.to_dict() == {"kind": "gmm", "components": 7}
-    finer = config.apply_overrides(changed, ["model.posterior.least=2", "model.prior.spread=none"])
-    assert finer.model.posterior.least == 2 and finer.model.prior.spread is None
-    assert config.apply_overrides(finer, ["model.posterior.least=2.5"]).model.posterior.least == 2.5
+    finer = config.apply_overrides(changed, ["model.posterior.min_kl=2", "model.prior.spread=none"])
+    assert finer.model.posterior.min_kl == 2 and finer.model.prior.spread is None
+    finer = config.apply_overrides(finer, ["model.posterior.min_kl=2.5"])
+    assert finer.model.posterior.min_kl == 2.5
     for key in ("model.priors.kind=gmm", "model.layers=3", "objective.beta.components=7"):
         with pytest.raises(ConfigError, match="unknown config key"):
             config.apply_overrides(tiny, [key])

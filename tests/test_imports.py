@@ -11,7 +11,7 @@ import jvae
 PACKAGE = Path(jvae.__file__).parent
 # From the bottom up. Packages on one level do not import each other.
 LEVELS = (
-    ("errors", "fields"),
+    ("errors", "fields", "renamed"),
     ("api", "config", "extras", "hub", "registry", "tree"),
     ("parallel",),
     ("data", "decode", "latent", "nn", "pretrained"),

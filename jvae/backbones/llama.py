@@ -54,17 +54,17 @@ class LlamaConfig(StackConfig):
         1.0,
         above=0.0,
         high=1e6,
-        help="Wavelengths above original / low_factor are scaled.",
+        help="Wavelengths above original_positions / low_factor are scaled.",
         needs=_LLAMA3,
     )
     high_factor: float = setting(
         4.0,
         above=0.0,
         high=1e6,
-        help="Wavelengths below original / high_factor are not scaled.",
+        help="Wavelengths below original_positions / high_factor are not scaled.",
         needs=_LLAMA3,
     )
-    original: int = setting(
+    original_positions: int = setting(
         8_192,
         low=1,
         high=2**24,
@@ -97,7 +97,7 @@ class LlamaConfig(StackConfig):
 def spec(config: LlamaConfig, own_head: bool = False) -> StackSpec:
     """The layer specification of a config."""
     c = config
-    scaling = (c.scaling, c.factor, c.low_factor, c.high_factor, c.original)
+    scaling = (c.scaling, c.factor, c.low_factor, c.high_factor, c.original_positions)
     return StackSpec(
         **sizes.of_spec(c),
         norm="rms",
@@ -146,7 +146,7 @@ def rotary_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
         rotary |= dict(
             low_factor=float(rope["low_freq_factor"]),
             high_factor=float(rope["high_freq_factor"]),
-            original=rope["original_max_position_embeddings"],
+            original_positions=rope["original_max_position_embeddings"],
         )
     return rotary
 
@@ -181,7 +181,7 @@ def describe(ours: Mapping[str, Any]) -> dict[str, Any]:
             factor=ours["factor"],
             low_freq_factor=ours["low_factor"],
             high_freq_factor=ours["high_factor"],
-            original_max_position_embeddings=ours["original"],
+            original_max_position_embeddings=ours["original_positions"],
         )
     return dict(
         architectures=["LlamaForCausalLM"],

@@ -47,7 +47,7 @@ def works(setting: Setting) -> list[Work]:
     programs = []
     for k in (0, *STEPS[setting.preset.platform]):
         config.model.chain.steps = k
-        config.model.warm_up.epoch_steps = 0
+        config.model.annealing.epoch_steps = 0
         train_step, state = _step(config, k)
         arguments = (state, batch, jax.random.key(0))
         work = Work(

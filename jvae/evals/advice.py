@@ -32,8 +32,8 @@ def find(
     if values.get("collapsed") is True:
         lines.append(
             "The latent is not used. Try a longer time without KL (objective.beta.ratio_zero=0.4), "
-            "a lower weight (objective.beta.stop=0.5), free bits (objective.kl_floor=dim_masked, "
-            "objective.floor=0.5) or noise.word_dropout=0.3."
+            "a lower weight (objective.beta.stop=0.5), free bits (objective.free_bits=dim_masked, "
+            "objective.free_bits_nats=0.5) or noise.word_dropout=0.3."
         )
     if not ended_early and (share := still_falling(log)) is not None:
         lines.append(

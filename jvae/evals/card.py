@@ -97,7 +97,7 @@ class Card:
     weights: str | None = None  # where the parameters come from
     data: Sequence[FileRecord] | None = None
     tokenizers: Mapping[str, str] | None = None  # by side
-    preset: str | None = None  # quick or headline
+    preset: str | None = None  # quick, comparison or full, and sizes that differ
     k: int | None = None
     sentences: int | None = None
     sentences_hash: str | None = None
@@ -110,7 +110,7 @@ class Card:
     dropped: Mapping[str, object] | None = None  # sentences over the limit, and the limit
     special_tokens: Mapping[str, object] | None = None
     decode: Mapping[str, object] | None = None
-    controls: Mapping[str, str] | None = None  # what the control column shows, by group of metrics
+    baselines: Mapping[str, str] | None = None  # what they are, by group of metrics
     signatures: Mapping[str, str] | None = None  # sacreBLEU, MAUVE
     word_vectors: str | None = None  # vectors used for interpolation smoothness
     device: Mapping[str, object] = dataclasses.field(default_factory=device_record)
@@ -123,7 +123,7 @@ class RowRecord(TypedDict):
     value: Value
     unit: str
     se: float | None
-    control: Value
+    baseline: Value
     note: str
     shown: NotRequired[str]
 
@@ -144,6 +144,17 @@ class ReportRecord(TypedDict):
     time: dict[str, float | None]
 
 
+def with_current_names(report: ReportRecord) -> ReportRecord:
+    """A report read from a file; versions before the first release called a baseline a control."""
+    for record, old, new in (
+        (report["card"], "controls", "baselines"),
+        *((row, "control", "baseline") for row in report["metrics"].values()),
+    ):
+        if old in record:
+            record[new] = record.pop(old)
+    return report
+
+
 class Row(NamedTuple):
     """One metric. `shown` replaces the value in the table if the bare number would be misleading.
 
@@ -155,7 +166,7 @@ class Row(NamedTuple):
     value: Value
     unit: str
     se: float | None = None
-    control: Value = None
+    baseline: Value = None
     note: str = ""
     shown: str | None = None
     definition: str = ""
@@ -195,7 +206,7 @@ class Report:
         unit: str,
         *,
         se: float | None = None,
-        control: Value = None,
+        baseline: Value = None,
         note: str = "",
         shown: str | None = None,
         definition: str = "",
@@ -203,7 +214,7 @@ class Report:
         """Appends a `Row`. Raises: ValueError if the name is taken."""
         if any(row.name == name for row in self.rows):
             raise ValueError(f"Report: two rows are named {name!r}. Expected one row per metric.")
-        self.rows.append(Row(name, value, unit, se, control, note, shown, definition))
+        self.rows.append(Row(name, value, unit, se, baseline, note, shown, definition))
 
     def add_likelihood(
         self,
@@ -215,7 +226,7 @@ class Report:
         """Adds the rows of section likelihood; fills in the card's K, sentences and counts.
 
         Args:
-          rec_other_nats: the control of Rec, from `rec_gap`.
+          rec_other_nats: the baseline of Rec, from `rec_gap`.
           unknown: unknown tokens of the same sentences, by side. If `dec` has too many, the
             perplexity per word and the bits per character are withheld.
         """
@@ -228,7 +239,7 @@ class Report:
         lost = None if unknown is None else unknown.get("dec")
         mark = f"{lost.tokens_pct:.2f} % unknown tokens" if lost and lost.tokens_pct else ""
         nats = "nats/sentence"
-        self.add("rec", s["rec_nats"], nats, se=s["rec_nats_se"], control=rec_other_nats)
+        self.add("rec", s["rec_nats"], nats, se=s["rec_nats_se"], baseline=rec_other_nats)
         self.add("neg_elbo", s["neg_elbo_nats"], nats, se=s["neg_elbo_nats_se"], note=mark)
         for k, value in s["nll_nats_at"].items():
             if k != result.k:
@@ -282,28 +293,28 @@ class Report:
     def add_latent(
         self,
         result: LatentResult | None,
-        control: LatentResult | None,
+        baseline: LatentResult | None,
         gap: RecGap | None = None,
         prior: LatentResult | None = None,
-        control_name: str = "untrained model",
+        baseline_name: str = "untrained model",
     ) -> None:
         """Adds the rows of section latent use; all dashes for a model without a latent.
 
         Args:
           result: None for a model without a latent.
-          control: the same metrics of the untrained model, or of chains replaced by prior draws.
+          baseline: the same metrics of the untrained model, or of chains replaced by prior draws.
           prior: scores of a posterior equal to the prior, where these are not 0. If they include
             active units, those of the model are noise as well and are not reported.
-        Raises: ValueError if there is a result but no control.
+        Raises: ValueError if there is a result but no baseline.
         """
         nats, gap = "nats/sentence", gap or RecGap(None, None, None)
         if result is None:
             for name in ("kl", "mi", "marginal_gap", "au_0.01", "au_0.2", "rec_gap", "collapsed"):
                 self.add(name, None, "")
             return
-        if control is None:
+        if baseline is None:
             raise ValueError(
-                "Report: latent metrics without their control. "
+                "Report: latent metrics without their baseline. "
                 "Run latent_metrics on the untrained parameters too."
             )
         noise = prior is not None and any(prior.active.values())
@@ -313,11 +324,11 @@ class Report:
                 f"of 0, because {result.sentences} sentences and so few chains are mostly noise; "
                 "use at least 500 sentences."
             )
-        self.card.controls = {**(self.card.controls or {}), "latent": control_name}
+        self.card.baselines = {**(self.card.baselines or {}), "latent": baseline_name}
         by_group = result.kl_per_group or []
         kl_texts = ", ".join(f"{kl:.2f}" for kl in by_group)
         note = f"per {result.groups} [{kl_texts}]" if by_group[1:] else ""
-        self.add("kl", result.kl_nats, nats, control=control.kl_nats, note=note)
+        self.add("kl", result.kl_nats, nats, baseline=baseline.kl_nats, note=note)
         sizes = f"N = {result.sentences}, ln N = {result.ceiling_nats:.2f}, same draws"
         saturated = f"≥ {result.mi_nats:.2f} (saturated)" if result.saturated else None
         self.add(
@@ -325,18 +336,22 @@ class Report:
             result.mi_nats,
             nats,
             se=result.mi_nats_se,
-            control=control.mi_nats,
+            baseline=baseline.mi_nats,
             note=sizes,
             shown=saturated,
         )
-        self.add("marginal_gap", result.marginal_gap_nats, nats, control=control.marginal_gap_nats)
+        self.add(
+            "marginal_gap", result.marginal_gap_nats, nats, baseline=baseline.marginal_gap_nats
+        )
         for limit, active in result.active.items():
             groups = result.active_per_group[limit]
             note = f"per {result.groups} {groups}" if len(groups) > 1 else ""
-            control_count = control.active[limit]
+            control_count = baseline.active[limit]
             value = None if noise else active
-            self.add(f"au_{limit:g}", value, f"of {result.units}", control=control_count, note=note)
-        # The gap is already relative to its control, the shuffled latent, shown in row `rec`.
+            self.add(
+                f"au_{limit:g}", value, f"of {result.units}", baseline=control_count, note=note
+            )
+        # The gap is already relative to its baseline, the shuffled latent, shown in row `rec`.
         self.add(
             "rec_gap", gap.gap_nats, nats, se=gap.gap_nats_se, note="latent of another sentence"
         )
@@ -354,7 +369,7 @@ class Report:
     def add_group(
         self,
         group: Mapping[str, Value],
-        control: Mapping[str, Value] | None = None,
+        baseline: Mapping[str, Value] | None = None,
         prefix: str = "",
         notes: Mapping[str, str] | None = None,
     ) -> None:
@@ -362,7 +377,7 @@ class Report:
         the card.
 
         Args:
-          control, notes: mappings with the same names; a missing name means no control or no note.
+          baseline, notes: mappings with the same names; a missing name means neither of them.
         """
         for name, value in group.items():
             if name.endswith("_signature"):
@@ -374,7 +389,7 @@ class Report:
                 prefix + name.removesuffix("_pct"),
                 value,
                 unit,
-                control=(control or {}).get(name),
+                baseline=(baseline or {}).get(name),
                 note=(notes or {}).get(name, ""),
             )
 
@@ -389,7 +404,7 @@ class Report:
                 "value": row.value,
                 "unit": row.unit,
                 "se": row.se,
-                "control": row.control,
+                "baseline": row.baseline,
                 "note": row.note,
                 **({} if row.shown is None else {"shown": row.shown}),
             }
@@ -430,13 +445,13 @@ class Report:
 
     def table(self) -> str:
         """The rows as aligned text, followed by notes, wall times and the card."""
-        head = ("metric", "value", "se", "control", "unit", "note")
+        head = ("metric", "value", "se", "baseline", "unit", "note")
         body = [
             (
                 row.name,
                 show(row.value) if row.shown is None else row.shown,
                 show(row.se),
-                show(row.control),
+                show(row.baseline),
                 row.unit,
                 row.note,
             )

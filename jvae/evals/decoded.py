@@ -29,13 +29,13 @@ def reconstructions(
     train = run.data["train"].texts
     ceiling = round_trip(original, run.decoder)
     row = texts.reconstruction(decoded, original, train, ceiling)
-    control = texts.reconstruction(shuffled, original, ceiling=ceiling)
-    del control["exact_match_ceiling_pct"]  # not a property of the latent
+    baseline = texts.reconstruction(shuffled, original, ceiling=ceiling)
+    del baseline["exact_match_ceiling_pct"]  # not a property of the latent
     notes = {}
     most = row["exact_match_ceiling_pct"]
     if isinstance(most, float) and most < 100:
         notes["exact_match_pct"] = f"at most {most:.1f}, the tokenizer's ceiling"
-    report.add_group(row, control, notes=notes)
+    report.add_group(row, baseline, notes=notes)
     samples["reconstructions"] = [f"{a}\n{b}\n" for a, b in zip(original, decoded, strict=True)]
     return z_egz, np.array([a == b for a, b in zip(original, decoded, strict=True)])
 

@@ -8,7 +8,7 @@ import re
 
 DEFINITIONS: dict[str, str] = {
     # Likelihood
-    "rec": "reconstruction loss E_q[-log p(x|z)], summed over tokens, end included; control: z of "
+    "rec": "reconstruction loss E_q[-log p(x|z)], summed over tokens, end included; baseline: z of "
     "another sentence (nats/sentence)",
     "neg_elbo": "rec + kl, an upper bound on -log p(x) (nats/sentence)",
     "nll_<K>": "importance-weighted upper bound on -log p(x) from K posterior draws; the largest K "
@@ -58,7 +58,7 @@ DEFINITIONS: dict[str, str] = {
     "mauve": "closeness of samples and references in a large model's features; higher is closer "
     "(0-1)",
     "similarity": "mean cosine of sentences and their reconstructions, as vectors of the encoder "
-    "evals.similarity; control: another sentence's reconstruction (-1 to 1)",
+    "evals.similarity; baseline: another sentence's reconstruction (-1 to 1)",
     "external_ppl": "perplexity per token of the samples under the language model evals.external",
     # Source -> text: several texts per source
     "reference_bleu": "corpus BLEU against each source's references, mean over sets of one text "

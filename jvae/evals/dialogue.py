@@ -149,7 +149,7 @@ def best_embeddings(
 
 @METRICS.register("dialogue")
 def dialogue(at: Evaluation) -> list[Row]:
-    """Scores responses against the references of their context; the control uses the references of
+    """Scores responses against the references of their context; the baseline uses the references of
     another context.
 
     Raises: ConfigError for a model without a source side; DataError for unreadable word vectors.
@@ -163,14 +163,14 @@ def dialogue(at: Evaluation) -> list[Row]:
         at.samples["outputs"], len(at.samples["outputs"]) // len(sources)
     )
     shifted = targets[1:] + targets[:1]
-    scores, control = bleu(responses, targets), bleu(responses, shifted)
+    scores, baseline = bleu(responses, targets), bleu(responses, shifted)
     note = f"{len(sources)} contexts, {count} responses each"
     rows = []
     for name, i in _BLEU:
         mean, se = mean_se(scores[i])
-        rows.append(Row(f"dialogue_{name}", mean, "", se, float(control[i].mean()), note))
+        rows.append(Row(f"dialogue_{name}", mean, "", se, float(baseline[i].mean()), note))
         note = ""
-    rows.append(Row("dialogue_bleu_f1", scores.f1, "", control=control.f1))
+    rows.append(Row("dialogue_bleu_f1", scores.f1, "", baseline=baseline.f1))
     rows += [Row(f"dialogue_intra_dist_{n}", intra_dist(responses, n), "0-1") for n in (1, 2)]
     lengths = [len(text.split()) for group in responses for text in group]
     rows.append(Row("dialogue_length", float(np.mean(lengths)), "words"))
@@ -181,8 +181,8 @@ def dialogue(at: Evaluation) -> list[Row]:
     best, chance = (best_embeddings(responses, refs, vectors) for refs in (targets, shifted))
     for name, value_e in best.items():
         mean, se = mean_se(value_e)
-        control = float(chance[name].mean())
+        baseline = float(chance[name].mean())
         rows.append(
-            Row(f"dialogue_{name}", mean, "cosine", se, control, Path(at.config.vectors).name)
+            Row(f"dialogue_{name}", mean, "cosine", se, baseline, Path(at.config.vectors).name)
         )
     return rows

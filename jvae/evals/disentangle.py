@@ -2,7 +2,7 @@
 
 All metrics use sentences as sampled from the corpus, with known factors. The factors of the
 embedded corpus depend on each other, so even a perfect code does not score 1; compare with the
-control, the score of an uninformative code.
+baseline, the score of an uninformative code.
 """
 
 import math

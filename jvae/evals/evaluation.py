@@ -60,10 +60,10 @@ log = logging.getLogger(__name__)
 
 SAMPLER_NOTE = (
     "Fitted posterior: Rec, KL, MI are those of a Gaussian fitted to the end points of the chains; "
-    "NLL_K draws from its equal mixture with the prior; active units count what two independent "
-    "sets of chains agree on. Control: chain = prior."
+    "NLL_K draws from a defensive mixture, half of it the prior; active units count what two "
+    "independent sets of chains agree on. Baseline: chain = prior."
 )
-GAP_DRAWS = 10  # draws for the control of Rec; variation between sentences dominates its error
+GAP_DRAWS = 10  # draws for the baseline of Rec; variation between sentences dominates its error
 NEEDS_LATENT = ("token_accuracy", "exact_match", "bleu", "interpolation_smoothness")
 RATIO_DRAWS = 100  # most draws for the one batch that times the cost ratio
 
@@ -134,7 +134,7 @@ def evaluate(
             chunk=cfg.chunk,
             proposal=proposal,
         )
-    latent = gap = control = prior = posts = None
+    latent = gap = baseline = prior = posts = None
     if has_latent(run.model):
         with timed(report, "latent_s"), meshes.inside(mesh):
             posts = collect_posteriors(run.model, params, rows(), key)
@@ -142,12 +142,12 @@ def evaluate(
             if sampler:
                 prior_model = run.model._replace(post=sampler.baseline)
                 prior_posts = collect_posteriors(prior_model, params, rows(), key)
-                control = prior = latent_metrics(prior_model, params, prior_posts)
+                baseline = prior = latent_metrics(prior_model, params, prior_posts)
                 report.notes.append(SAMPLER_NOTE)
             else:
                 fresh = untrained(run, mesh)
                 fresh_posts = collect_posteriors(model, fresh, rows(), key)
-                control = latent_metrics(model, fresh, fresh_posts)
+                baseline = latent_metrics(model, fresh, fresh_posts)
             ids = chosen[np.isin(chosen, posts.id_e)]
             gap = rec_gap(run.model, params, rows(ids), posts, likelihood, key, k=GAP_DRAWS)
     counts = TextCounts(data.words_e, data.chars_e)
@@ -155,7 +155,7 @@ def evaluate(
     lost = {s: unknown(data, s, t, chosen) for s, t in tokenizers.items() if s in data.sides}
     report.add_likelihood(likelihood, counts, gap.rec_other_nats if gap else None, lost)
     name = "chain = prior" if sampler else "untrained model"
-    report.add_latent(latent, control, gap, prior, name)
+    report.add_latent(latent, baseline, gap, prior, name)
     if fitted is not None:
         with timed(report, "own_prior_s"), meshes.inside(mesh):
             _beside_own_prior(model, params, report, rows(chosen), key, cfg, likelihood)
@@ -333,7 +333,9 @@ def _accuracy(
     """
     value = texts.token_accuracy(run.model, params, batches, posts)
     control = texts.token_accuracy(run.model, params, batches, posts, baseline=True)
-    report.add("token_accuracy", value, "%", control=control, note="control: another sentence's z")
+    report.add(
+        "token_accuracy", value, "%", baseline=control, note="baseline: another sentence's z"
+    )
 
 
 def _by_volume(
@@ -355,7 +357,7 @@ def _by_volume(
 
 
 def untrained(run: build.Run, mesh: Mesh) -> Params:
-    """The parameters at the start of training: the control of every latent metric."""
+    """The parameters at the start of training: the baseline of every latent metric."""
     _, where = build.param_shardings(run.model, mesh)
     return jax.jit(run.model.init, out_shardings=where)(build.seeds(run.config.seed)["init"])
 

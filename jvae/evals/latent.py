@@ -238,8 +238,8 @@ def latent_metrics(
     Mutual information is the mean of log q(z_i|x_i) - log q(z_i) at one draw per sentence. Both
     terms use the same draw, so if all posteriors are equal it is 0 for every draw.
 
-    The control is the same function applied to the posteriors of untrained parameters, or to chains
-    with zero steps. A sampler's active units are those on which its two sets of chains agree.
+    The baseline is the same function applied to the posteriors of untrained parameters, or to
+    chains with zero steps. A sampler's active units are those on which both sets of chains agree.
 
     Args:
       block, draws: posteriors and draws compared at a time; these affect memory, not the result.

@@ -1,7 +1,8 @@
 """Natural language understanding tasks on a trained run: `--mode=finetune --task=NAME`.
 
 The same heads, label budgets and training draws are used with three encoders: the trained one, the
-untrained one as its control, and, if training started from pretrained weights, these weights alone.
+untrained one as its baseline, and, if training started from pretrained weights, these weights
+alone.
 """
 
 import dataclasses
@@ -129,7 +130,7 @@ def _card(run: build.Run, step: int, data: TaskData) -> Card:
     card = card_of(run, settings(run.config), step, "test")
     card.data, card.sentences = data.files, len(data.valid.label_e)
     card.preset = card.seen_in_train_pct = None  # these describe the run's own test split
-    card.controls = {"nlu": "untrained model, same draws"}
+    card.baselines = {"nlu": "untrained model, same draws"}
     return card
 
 
@@ -193,13 +194,13 @@ def _predictor(
 
 
 def _add(report: Report, scores: Scores, data: TaskData) -> None:
-    """Adds rows for every budget and score, with the untrained encoder as the control."""
+    """Adds rows for every budget and score, with the untrained encoder as the baseline."""
     majority = f"most frequent {probes.majority(data.valid.label_e):.1f}" if data.names else ""
     for size, draws in scores["nlu"].items():
         end = "" if size is None else f"_each_{size}"
         for name in draws[0]:
             by_encoder = {who: [draw[name] for draw in scores[who][size]] for who in scores}
-            value, control = (float(np.mean(by_encoder[who])) for who in ("nlu", "untrained"))
+            value, baseline = (float(np.mean(by_encoder[who])) for who in ("nlu", "untrained"))
             count = len(draws)
             parts = [f"{count} draws, their sd"] if count > 1 else []
             parts += [majority] if name == "accuracy" else []
@@ -207,4 +208,4 @@ def _add(report: Report, scores: Scores, data: TaskData) -> None:
                 parts.append(f"backbone alone {np.mean(by_encoder['backbone']):.1f}")
             note, se = "; ".join(parts), probes.sd(by_encoder["nlu"])
             row = f"nlu_{name}{end}"
-            report.add(row, value, "%", se=se, control=control, note=note)
+            report.add(row, value, "%", se=se, baseline=baseline, note=note)

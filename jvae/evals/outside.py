@@ -29,28 +29,28 @@ def mauve_of_features(at: Evaluation) -> list[Row]:
 
 @METRICS.register("external_perplexity")
 def external_perplexity(at: Evaluation) -> list[Row]:
-    """Perplexity of samples under the language model `evals.external`; control: test sentences.
+    """Perplexity of samples under the language model `evals.external`; baseline: test sentences.
 
     Raises: ConfigError for a model with a latent.
     """
     model = judge(at.config.external)
     texts = [text for text in at.samples["prior"] if text.strip()]
     lost = unknown_in(texts, model.decoder)
-    control = perplexity(model, list(at.data.texts))
+    baseline = perplexity(model, list(at.data.texts))
     return [
         Row(
             "external_ppl",
             perplexity(model, texts),
             "per token",
-            control=control,
-            note=f"control: test sentences; {lost.tokens_pct:.1f} % of the samples' tokens unknown",
+            baseline=baseline,
+            note=f"baseline: test sentences; {lost.tokens_pct:.1f} % of samples' tokens unknown",
         )
     ]
 
 
 @METRICS.register("similarity")
 def similarity(at: Evaluation) -> list[Row]:
-    """Cosine of sentences and their reconstructions under the encoder `evals.similarity`; control:
+    """Cosine of sentences and their reconstructions under the encoder `evals.similarity`; baseline:
     reconstructions of other sentences.
     """
     embed = published.sentence_encoder(at.config.similarity)
@@ -58,7 +58,7 @@ def similarity(at: Evaluation) -> list[Row]:
     original_ed, decoded_ed = (embed([pair[i] for pair in lines]) for i in range(2))
     mean, se = mean_se(np.sum(original_ed * decoded_ed, axis=1))
     control, _ = mean_se(np.sum(original_ed * np.roll(decoded_ed, 1, axis=0), axis=1))
-    return [Row("similarity", mean, "-1 to 1", se=se, control=control)]
+    return [Row("similarity", mean, "-1 to 1", se=se, baseline=control)]
 
 
 def judge(name: str) -> LoadedVAE:

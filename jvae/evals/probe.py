@@ -204,5 +204,5 @@ def low_resource(
 
 
 def permuted(label_e: Int[np.ndarray, "e"], seed: int = 0) -> Int[np.ndarray, "e"]:
-    """Permutes the labels over the sentences, as a control."""
+    """Permutes the labels over the sentences, as a baseline."""
     return np.random.default_rng(seed).permutation(np.asarray(label_e))

@@ -1,5 +1,5 @@
 """What a trained run's latent encodes about labels or factors: probes, clusters and attribute
-arithmetic, each with its control.
+arithmetic, each with its baseline.
 """
 
 from collections.abc import Iterator
@@ -56,8 +56,8 @@ def probe(run: build.Run, mesh: Mesh, params: Params, step: int, split: str = "t
     writes `eval/probe.json`, `eval/probe.txt` and `samples/attribute.txt`. If a mean consists of
     several vectors, they are flattened; linear probes also use their average.
 
-    The control is the encoder at step 0 on the same labels; a row's note gives the scores for
-    permuted labels and for always predicting the most frequent label. The control of attribute
+    The baseline is the encoder at step 0 on the same labels; a row's note gives the scores for
+    permuted labels and for always predicting the most frequent label. The baseline of attribute
     arithmetic is the vector of permuted labels, scaled to the same length.
 
     Raises: ConfigError for a model without a latent or data without labels.
@@ -76,7 +76,7 @@ def probe(run: build.Run, mesh: Mesh, params: Params, step: int, split: str = "t
     test = {kind: label_e[chosen] for kind, label_e in test.items()}
     report = Report(f"{run.config.name}, probes", card_of(run, cfg, step, split))
     report.card.sentences = len(chosen)
-    report.card.controls = {
+    report.card.baselines = {
         "probe": "untrained model",
         "attribute": "vector of permuted labels",
     }
@@ -137,10 +137,10 @@ def _linear(
     seed: int,
     suffix: str = "",
 ) -> None:
-    accuracy, control = (probes.linear_probe(x_ed, label_e, seed=seed) for x_ed in test_ed)
+    accuracy, baseline = (probes.linear_probe(x_ed, label_e, seed=seed) for x_ed in test_ed)
     chance = probes.linear_probe(test_ed[0], probes.permuted(label_e, seed), seed=seed)
     name = f"probe_{kind}{suffix}"
-    _scores(report, name, accuracy, control, chance, f"sd of {accuracy.runs} folds")
+    _scores(report, name, accuracy, baseline, chance, f"sd of {accuracy.runs} folds")
     if few := probes.rare(label_e):
         named = zip(names(kind, np.array(list(few))), few.values(), strict=True)
         counted = ", ".join(f"{name} ({n})" for name, n in named)
@@ -154,20 +154,20 @@ def _scores(
     report: Report,
     name: str,
     accuracy: probes.Accuracy,
-    control: probes.Accuracy,
+    baseline: probes.Accuracy,
     chance: probes.Accuracy,
     note: str,
 ) -> None:
     """Adds rows of accuracy, balanced accuracy and macro F1."""
     note += f"; permuted {chance.mean:.1f}, most frequent {accuracy.majority:.1f}"
-    report.add(name, accuracy.mean, "%", se=accuracy.sd, control=control.mean, note=note)
+    report.add(name, accuracy.mean, "%", se=accuracy.sd, baseline=baseline.mean, note=note)
     for part in ("balanced", "f1"):
         note = f"permuted {getattr(chance, part):.1f}"
         report.add(
             f"{name}_{part}",
             getattr(accuracy, part),
             "%",
-            control=getattr(control, part),
+            baseline=getattr(baseline, part),
             note=note,
         )
 
@@ -182,7 +182,7 @@ def _few(
     cfg: EvalConfig,
 ) -> None:
     seed, sizes = cfg.seed, cfg.per_label
-    trained, control = (
+    trained, baseline = (
         probes.low_resource(x_ed, label_e, y_ed, test_label_e, sizes, seed=seed)
         for x_ed, y_ed in zip(train_ed, test_ed, strict=True)
     )
@@ -193,7 +193,7 @@ def _few(
         count = f"{size}" if fewest >= size else f"{fewest} to {size}"
         draws = f"{accuracy.runs} draws, their sd" if accuracy.runs > 1 else "one draw"
         note = f"{count} of each label; {draws}"
-        _scores(report, f"probe_{kind}_each_{size}", accuracy, control[size], chance[size], note)
+        _scores(report, f"probe_{kind}_each_{size}", accuracy, baseline[size], chance[size], note)
     for size in sizes:
         if fault := probes.budget_fault(label_e, size):
             report.notes.append(f"probe_{kind}_each_{size} is left out: {fault} in training.")
@@ -212,7 +212,7 @@ def _clusters(
     label_e: np.ndarray,
     seed: int,
 ) -> None:
-    trained, control = (
+    trained, baseline = (
         cluster.clustering(x_ed, y_ed, label_e, seed=seed)
         for x_ed, y_ed in zip(train_ed, test_ed, strict=True)
     )
@@ -223,18 +223,18 @@ def _clusters(
     note = f"likeliest of {len(trained.restarts)} restarts, {low:.1f} to {high:.1f}"
     note += f"; permuted {chance.accuracy:.1f}, most frequent {probes.majority(label_e):.1f}"
     name = f"cluster_{kind}"
-    report.add(f"{name}_accuracy", trained.accuracy, "%", control=control.accuracy, note=note)
-    report.add(f"{name}_nmi", trained.nmi, "0-1", control=control.nmi)
+    report.add(f"{name}_accuracy", trained.accuracy, "%", baseline=baseline.accuracy, note=note)
+    report.add(f"{name}_nmi", trained.nmi, "0-1", baseline=baseline.nmi)
 
 
 def _factors(report: Report, train_ed: list[np.ndarray], labels: Labels, seed: int) -> None:
     factor_ef = np.stack(list(labels.values()), axis=1)
-    trained, control = (disentangle.disentanglement(x_ed, factor_ef, seed) for x_ed in train_ed)
+    trained, baseline = (disentangle.disentanglement(x_ed, factor_ef, seed) for x_ed in train_ed)
     shuffled = np.random.default_rng(seed).permutation(factor_ef)
     chance = disentangle.disentanglement(train_ed[0], shuffled, seed)
     for name, value in trained._asdict().items():
         note = f"permuted {getattr(chance, name):.2f}"
-        report.add(name, value, "0-1", control=getattr(control, name), note=note)
+        report.add(name, value, "0-1", baseline=getattr(baseline, name), note=note)
     report.details["factors"] = list(labels)
 
 
@@ -267,7 +267,7 @@ def _attribute(
     name = f"attribute_{kind}"
     order, chance = (agreement(v_gz, *ends) for v_gz in (vector_gz, other_gz))
     note = f"test pairs that the vector from {values[0]} to {values[1]} orders correctly"
-    report.add(f"{name}_order", order, "0-1", control=chance, note=note)
+    report.add(f"{name}_order", order, "0-1", baseline=chance, note=note)
 
     lines, vae = run.data[split].lines, evaluation.text_vae_of(run, params, seed)
     place_e = np.sort(
@@ -297,11 +297,11 @@ def _attribute(
                 f"reconstructions; the classifier of words is right on {right:.1f} of {len(texts)}"
             )
         report.add(
-            f"{name}_flip_{scale:g}", edit.flipped, "%", control=control_edit.flipped, note=note
+            f"{name}_flip_{scale:g}", edit.flipped, "%", baseline=control_edit.flipped, note=note
         )
         note = "with the sentence itself"
         report.add(
-            f"{name}_bleu_{scale:g}", edit.bleu, "0-100", control=control_edit.bleu, note=note
+            f"{name}_bleu_{scale:g}", edit.bleu, "0-100", baseline=control_edit.bleu, note=note
         )
     return [
         "\n".join(

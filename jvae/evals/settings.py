@@ -22,10 +22,10 @@ PRESETS = {
     "quick": Preset(100, 500, 1_000, 100, 0, 0, slerp=False, greedy_columns=False),
     # For the tables of RESULTS.md: many models on the same few sentences.
     "comparison": Preset(100, 250, 500, 10, 0, 0, slerp=False, greedy_columns=False),
-    "headline": Preset(500, None, 10_000, 200, 5_000, 200, slerp=True, greedy_columns=True),
+    "full": Preset(500, None, 10_000, 200, 5_000, 200, slerp=True, greedy_columns=True),
 }
 SIZES = ("samples", "sentences", "generate", "interpolations")  # sizes a config can override
-FEW = 10_000  # test sentences below which `headline` generates half as many
+FEW = 10_000  # test sentences below which `full` generates half as many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class EvalConfig:
     def sizes(self, available: int) -> Preset:
         """The sizes for a split of `available` sentences."""
         preset = PRESETS[self.preset]
-        if self.preset == "headline" and available < FEW:
+        if self.preset == "full" and available < FEW:
             preset = preset._replace(generate=preset.generate // 2)
         if self.changed and preset.spot_samples:
             preset = preset._replace(spot_samples=0)  # sizes below the preset: skip the spot check

@@ -148,20 +148,20 @@ def smoothness(words: WordVectors, paths: Sequence[Sequence[str]]) -> Smoothness
 
 
 def other_inside(paths: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The control: each path keeps its ends but takes the inner points of another path."""
+    """The baseline: each path keeps its ends but takes the inner points of another path."""
     return [[path[0], *paths[i - 1][1:-1], path[-1]] for i, path in enumerate(paths)]
 
 
 def smoothness_rows(
     words: WordVectors, paths: Sequence[Sequence[str]], name: str = "interpolation"
 ) -> list[dict[str, Any]]:
-    """Arguments of `Report.add` for the mean with its control, and the extreme values."""
+    """Arguments of `Report.add` for the mean with its baseline, and the extreme values."""
     scores = smoothness(words, paths)
-    control = smoothness(words, other_inside(paths)) if len(paths) > 1 else None
+    baseline = smoothness(words, other_inside(paths)) if len(paths) > 1 else None
     note = f"{scores.pairs} pairs, word mover's distance; {scores.same_ends} of equal ends left out"
     mean = dict(name=f"{name}_smoothness", value=scores.mean, unit="higher is smoother")
     return [
-        mean | dict(se=scores.se, control=control.mean if control else None, note=note),
+        mean | dict(se=scores.se, baseline=baseline.mean if baseline else None, note=note),
         dict(name=f"{name}_smoothness_max", value=scores.highest, unit=""),
         dict(name=f"{name}_smoothness_min", value=scores.lowest, unit=""),
     ]

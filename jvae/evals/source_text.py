@@ -38,8 +38,8 @@ def write_and_score(
     """Writes `evals.outputs` texts for each of some sources and adds their rows. The total number
     of texts is the preset's `generate`.
 
-    The control of scores against references compares the same texts with those of another source;
-    the control of the latent's diversity is the same number of random decodings of one latent.
+    The baseline of scores against references compares the same texts with those of another source;
+    the baseline of the latent's diversity is the same number of random decodings of one latent.
 
     Args:
       samples: receives `prior_sources`, `prior` and `prior_greedy` (the first text of each source),
@@ -90,26 +90,26 @@ def _add_scores(
     report: Report, texts: list[list[str]], refs: list[list[str]], bertscore: str
 ) -> None:
     shifted = refs[1:] + refs[:1]
-    scores, control = references.fidelity(texts, refs), references.fidelity(texts, shifted)
+    scores, baseline = references.fidelity(texts, refs), references.fidelity(texts, shifted)
     if bertscore:
         scores |= references.bert_score(texts, refs, bertscore)
-        control |= references.bert_score(texts, shifted, bertscore)
+        baseline |= references.bert_score(texts, shifted, bertscore)
     else:
         report.notes.append("BERTScore is left out: evals.bertscore names no model.")
     if len(refs) < 2:
-        control = {}
+        baseline = {}
     few, most = min(map(len, refs)), max(map(len, refs))
     number = "one reference" if most == 1 else f"{few} to {most} references"
     number = f"{most} references" if few == most > 1 else number
     note = f"{len(refs)} sources, {number}, {len(texts[0])} texts each"
-    _add(report, "reference", scores, control, note)
+    _add(report, "reference", scores, baseline, note)
 
 
 def _add_latent(report: Report, latents: list[list[str]], draws: list[list[str]]) -> None:
-    """Adds the diversity of greedy texts over latents, with random decodings of one as control."""
+    """Adds the diversity of greedy texts over latents, with random decodings of one as baseline."""
     by_latent, by_draw = references.diversity(latents), references.diversity(draws)
     count = len(latents[0])
-    note = f"greedy, {count} latents of each source; control: {count} random texts of one latent"
+    note = f"greedy, {count} latents of each source; baseline: {count} random texts of one latent"
     _add(report, "latent", by_latent, by_draw, note)
     share = references.latent_share(by_latent, by_draw)
     ignored = share is not None and share < IGNORED_SHARE
@@ -126,13 +126,13 @@ def _add(
     report: Report,
     group: str,
     scores: Mapping[str, Score],
-    control: Mapping[str, Score] | None = None,
+    baseline: Mapping[str, Score] | None = None,
     note: str = "",
 ) -> None:
     """Adds the rows of one group; the first row carries the note."""
     for name, score in scores.items():
-        control_score = (control or {}).get(name)
+        control_score = (baseline or {}).get(name)
         unit = _UNITS[name.split("_")[0]]
         mean = control_score and control_score.mean
-        report.add(f"{group}_{name}", score.mean, unit, se=score.se, control=mean, note=note)
+        report.add(f"{group}_{name}", score.mean, unit, se=score.se, baseline=mean, note=note)
         note = ""

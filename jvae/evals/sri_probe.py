@@ -116,7 +116,7 @@ def probe(run: build.Run, mesh: Mesh, params: Params, step: int) -> Report:
     if not has_latent(run.model):
         raise ConfigError(f"probe: {run.config.name} has no latent to probe")
     report = Report(f"{run.config.name}, probes as SRI", card_of(run, cfg, step, "test"))
-    report.card.controls = {"sri": "untrained model"}
+    report.card.baselines = {"sri": "untrained model"}
     weights = {"trained": params, "untrained": evaluation.untrained(run, mesh)}
     ids = {
         "train": np.arange(min(max(SIZES), len(run.data["train"]))),
@@ -136,7 +136,7 @@ def probe(run: build.Run, mesh: Mesh, params: Params, step: int) -> Report:
             _add(report, kind, size, splits)
     report.card.sentences = len(ids["test"])
     chains = f"means of {CHAINS} chains" if run.model.post.sampler else "posterior means"
-    report.notes.append(f"Features: {chains}; SGD: {RUNS} runs; control: untrained model.")
+    report.notes.append(f"Features: {chains}; SGD: {RUNS} runs; baseline: untrained model.")
     if processes.first():
         write_text(run.workdir / "eval" / "probe.sri.json", report.to_json())
         write_text(run.workdir / "eval" / "probe.sri.txt", report.table() + "\n")
@@ -193,10 +193,10 @@ def _add(report: Report, kind: str, size: int, splits: dict[str, dict[str, Split
         float(np.mean(trained)),
         "%",
         se=probes.sd(trained),
-        control=float(np.mean(accuracy["untrained"])),
+        baseline=float(np.mean(accuracy["untrained"])),
         note=f"SGD, sd of {len(trained)} runs",
     )
-    report.add(f"{name}_logistic", logistic["trained"], "%", control=logistic["untrained"])
+    report.add(f"{name}_logistic", logistic["trained"], "%", baseline=logistic["untrained"])
 
 
 def accuracies(splits: dict[str, Split], size: int) -> list[float]:

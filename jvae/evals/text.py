@@ -184,7 +184,7 @@ def token_accuracy(
 
     Args:
       posts: must include the sentences of `batches`.
-      baseline: compute the control, in which each sentence gets the mean of another one.
+      baseline: compute the baseline, in which each sentence gets the mean of another one.
     Raises: DataError if a sentence is missing from `posts` or occurs twice.
     """
     source_e = posts.other() if baseline else np.arange(posts.id_e.size)

@@ -26,7 +26,7 @@ import jax
 
 from jvae import extras
 from jvae.errors import ConfigError, JvaeError
-from jvae.experiments import rows as fair_rows
+from jvae.experiments import rows as comparison_rows
 from jvae.experiments import tables
 from jvae.experiments.data import prepare
 from jvae.experiments.entries import BUDGETS, DEFAULT, ENTRIES, SWEEPS
@@ -53,7 +53,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=OUT, help="folder for files and runs")
     parser.add_argument(
-        "--rows", type=Path, default=fair_rows.ROWS, help="file that stores the rows"
+        "--rows", type=Path, default=comparison_rows.ROWS, help="file that stores the rows"
     )
     parser.add_argument(
         "--dry_run",
@@ -143,7 +143,7 @@ def _last_line(log: Path) -> str:
 
 def missing(jobs: Sequence[Job], rows: Path) -> list[Job]:
     """The runs without a row for the same command and files."""
-    stored = {fair_rows.key(row): row["fingerprint"] for row in read_rows(rows)}
+    stored = {comparison_rows.key(row): row["fingerprint"] for row in read_rows(rows)}
     return [job for job in jobs if stored.get(job.key) != job.fingerprint]
 
 
@@ -174,8 +174,8 @@ def run_all(jobs: Sequence[Job], args: argparse.Namespace) -> int:
         if compiled:
             print(log.read_text(encoding="utf-8").strip())
         else:
-            row = fair_rows.row_of(job, args.out)
-            fair_rows.store(row, args.rows)
+            row = comparison_rows.row_of(job, args.out)
+            comparison_rows.store(row, args.rows)
             nll = row["metrics"][f"nll_{row['k']}"]
             print(f"  NLL_{row['k']} {nll:.2f} after {time.monotonic() - begin:.0f} s", flush=True)
         jax.clear_caches()
@@ -200,7 +200,7 @@ def main(argv: Sequence[str]) -> int:
         code = run_all(jobs, args)
         rows = read_rows(args.rows)
         keys = {job.key for job in jobs}
-        selection = [row for row in rows if fair_rows.key(row) in keys]
+        selection = [row for row in rows if comparison_rows.key(row) in keys]
         if selection:
             tables.figures(selection, args.out)
             print(f"\n{tables.tables(selection)}")

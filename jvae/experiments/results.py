@@ -19,6 +19,7 @@ from typing import Any
 
 from jvae.bench import compiled, speed
 from jvae.errors import ConfigError, JvaeError
+from jvae.evals.card import with_current_names
 from jvae.experiments import targets, task_table
 from jvae.runs.metrics import read_lines
 from jvae.runs.workdir import write_text
@@ -38,7 +39,11 @@ def read_rows(path: Path = ROWS) -> list[Row]:
     """All rows, in the order of the file."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    for row in rows:
+        if "control" in row:  # its old name
+            row["baseline"] = row.pop("control")
+    return rows
 
 
 def row_of(folder: Path, name: str = "test") -> Row:
@@ -51,7 +56,7 @@ def row_of(folder: Path, name: str = "test") -> Row:
     path = folder / "eval" / f"{name}.json"
     if not path.is_file():
         raise ConfigError(f"{folder}: no eval/{name}.json, so it is not a finished run")
-    report = json.loads(path.read_text(encoding="utf-8"))
+    report = with_current_names(json.loads(path.read_text(encoding="utf-8")))
     laps = [line for line in read_lines(folder / "metrics.jsonl") if "train/loss" in line]
     steps = [line["step"] for line in laps]
     lap_steps = [b - a for a, b in zip([0, *steps], steps, strict=False)]
@@ -72,7 +77,7 @@ def row_of(folder: Path, name: str = "test") -> Row:
         "layers": _layers(report["details"].get("latent", {})),
         "mi_saturated": report["details"].get("latent", {}).get("saturated", False),
         "metrics": {name: m["value"] for name, m in report["metrics"].items()},
-        "control": {n: m["control"] for n, m in report["metrics"].items() if "control" in m},
+        "baseline": {n: m["baseline"] for n, m in report["metrics"].items() if "baseline" in m},
         "se": {name: m["se"] for name, m in report["metrics"].items() if m["se"] is not None},
     }
 
@@ -156,11 +161,11 @@ def _number(row: Row, name: str, digits: int) -> str:
     return f"{value:.{digits}f}" + (f" ± {se:.{digits}f}" if se is not None else "")
 
 
-def _control(row: Row, name: str, digits: int) -> str:
-    """The metric's control: the untrained model, or chains left at their prior draws."""
+def _baseline(row: Row, name: str, digits: int) -> str:
+    """The metric's baseline: the untrained model, or chains left at their prior draws."""
     if row["metrics"].get(name) is None:
         return "–"
-    value = row.get("control", {}).get(name)
+    value = row.get("baseline", {}).get(name)
     return NOT_MEASURED if value is None else f"{value:.{digits}f}"
 
 
@@ -179,7 +184,7 @@ RUN_COLUMNS: Sequence[tuple[str, Callable[[Row], str]]] = (
     ("KL", lambda r: _number(r, "kl", 2) + _by_layer(r, "kl")),
     ("MI", lambda r: "≥ " * r["mi_saturated"] + _number(r, "mi", 2)),
     ("AU", lambda r: _number(r, "au_0.01", 0) + _by_layer(r, "au")),
-    ("AU, control", lambda r: _control(r, "au_0.01", 0)),
+    ("AU, baseline", lambda r: _baseline(r, "au_0.01", 0)),
     ("grammatical %, T = 1", lambda r: _number(r, "prior_grammatical", 1)),
     ("greedy", lambda r: _number(r, "prior_greedy_grammatical", 1)),
     ("distinct %", lambda r: _number(r, "prior_distinct", 1)),

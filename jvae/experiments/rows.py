@@ -169,9 +169,9 @@ def faults(row: Row, floor: Row | None) -> list[str]:
         # Rows made with the analytic entropy (before November 2026) may exceed ln N by chance.
         if mi > most + max(ERRORS * se.get("mi", 0.0), 1e-3):
             messages.append(f"MI {mi:.2f} exceeds ln N = {most:.2f}")
-        control = row["control"].get("au_0.01")
-        if ENTRIES[row["entry"]].config.startswith("sri") and control:
-            messages.append(f"the control of AU is {control}, expected 0")
+        baseline = row["baseline"].get("au_0.01")
+        if ENTRIES[row["entry"]].config.startswith("sri") and baseline:
+            messages.append(f"the baseline of AU is {baseline}, expected 0")
     if floor is not None:
         over, error = over_floor(row, floor)
         if over < -ERRORS * error:

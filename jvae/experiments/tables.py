@@ -11,7 +11,7 @@ from jvae.experiments.results import END, NOT_MEASURED
 from jvae.experiments.rows import Key, Row, faults_of, floor_of, key, over_floor
 from jvae.runs.workdir import write_text
 
-BEGIN = "<!-- fair: "
+BEGIN = "<!-- comparison: "
 OVER = "above its LM, paired"
 IMAGES = Path("jvae/experiments/figures")  # figures of RESULTS.md
 DASH = "–"  # not applicable, or withheld, as a note then explains
@@ -49,12 +49,12 @@ def _mi(rows: Rows) -> str:
 
 
 def _active(rows: Rows) -> str:
-    """Active units out of all dimensions, and those of the control."""
+    """Active units out of all dimensions, and those of the baseline."""
     text = metric("au_0.01", 0)(rows)
-    controls = [row["control"].get("au_0.01") for row in rows]
-    if text == DASH or any(control is None for control in controls):
+    baselines = [row["baseline"].get("au_0.01") for row in rows]
+    if text == DASH or any(control is None for control in baselines):
         return text
-    return f"{text} ({max(controls):g})"
+    return f"{text} ({max(baselines):g})"
 
 
 def _collapsed(rows: Rows) -> str:
@@ -96,7 +96,7 @@ COLUMNS: Sequence[tuple[str, Cell]] = (
     ("Rec", metric("rec")),
     ("KL", metric("kl")),
     ("MI", _mi),
-    ("AU (control)", _active),
+    ("AU (baseline)", _active),
     ("collapsed", _collapsed),
     ("exact match %", metric("exact_match", 1)),
     ("BLEU", metric("bleu", 1)),
@@ -105,7 +105,7 @@ COLUMNS: Sequence[tuple[str, Cell]] = (
     # SNLI and PTB have no labels; use `--mode=probe` for corpora that do.
     ("probe", lambda rows: DASH),
 )
-BRIEF = ("model", "NLL_{k}", "Rec", "KL", "AU (control)", "collapsed", "BLEU")
+BRIEF = ("model", "NLL_{k}", "Rec", "KL", "AU (baseline)", "collapsed", "BLEU")
 COSTS: Sequence[tuple[str, Cell]] = (
     ("model", lambda rows: ENTRIES[rows[0]["entry"]].title),
     ("computing parameters", lambda rows: f"{rows[0]['params']:,}"),

@@ -167,7 +167,8 @@ EXPERIMENTS = (
     Experiment(
         "T2",
         "T5-VAE, pooling, freezing, denoising, free bits",
-        f"{MAIN}t5_vae:tiny --sweep=model.pool=max,mean (objective.floor, noise.enc_delete)",
+        f"{MAIN}t5_vae:tiny --sweep=model.pool=max,mean "
+        "(objective.free_bits_nats, noise.enc_delete)",
         "embedded corpus",
         "not found",
         "–",

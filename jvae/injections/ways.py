@@ -33,7 +33,8 @@ class Ways:
     embedding: z is added to every input embedding.
     output: z is added to the scores.
     adapters: z is added inside every decoder adapter.
-    vary: psa, memory and adapters use a separate projection of z per layer instead of a shared one.
+    layerwise_projection: psa, memory and adapters use a projection of z per layer instead of a
+      shared one.
     """
 
     psa: bool = False
@@ -41,7 +42,7 @@ class Ways:
     embedding: bool = False
     output: bool = False
     adapters: bool = False
-    vary: bool = False
+    layerwise_projection: bool = False
 
     @property
     def projected(self) -> bool:
@@ -97,7 +98,9 @@ def init(config: Any, ways: Ways, latent: int, key: Key[Array, ""]) -> Params:
     if ways.projected:
         project = _linear(config, "latent")
         params["project"] = (
-            stack(project, keys[0], z) if ways.vary else project.init(keys[0], z)["params"]
+            stack(project, keys[0], z)
+            if ways.layerwise_projection
+            else project.init(keys[0], z)["params"]
         )
     if ways.psa:
         params["psa"] = stack(_linear(config, "embed", 2, bias=True), keys[1], e)
@@ -132,7 +135,7 @@ def _reach(
 
     if ways.projected:
         # Projections of all vectors of all examples, M of them, one after the other.
-        if ways.vary:
+        if ways.layerwise_projection:
             e_levd = by_vector("ez,lzd->led", z_evz, kernel("project"))
         else:
             e_evd = by_vector("ez,zd->ed", z_evz, kernel("project"))

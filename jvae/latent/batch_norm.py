@@ -40,7 +40,7 @@ KEPT = 0.99  # decay of the running statistics per update
 class BnOptions:
     """Options of the posterior `bn`."""
 
-    least: float = setting(
+    min_kl: float = setting(
         5.0, above=0.0, high=1e6, help="Minimum average KL to N(0, I), nats per text."
     )
     log_var_shift: float = setting(0.0, low=-50.0, high=50.0, help="Added to log-variances.")
@@ -49,7 +49,7 @@ class BnOptions:
 def bn(options: BnOptions, head: Head, shape: tuple[int, int]) -> Density:
     """The density `gaussian` with batch-normalised means."""
     plain = gaussian(GaussianOptions(options.log_var_shift), head, shape)
-    gamma = math.sqrt(2 * options.least / (shape[0] * shape[1]))
+    gamma = math.sqrt(2 * options.min_kl / (shape[0] * shape[1]))
 
     def init(key: Key[Array, "..."]) -> dict[str, Any]:
         def boxed(value: float) -> Any:

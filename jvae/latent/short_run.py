@@ -4,7 +4,7 @@ Use the posterior from `attach` for training and the one from `fitted` for metri
 chains at the prior; `refine` starts them at an amortised posterior. Source: Pang et al. 2021, arXiv
 2106.02513, and its released code. There are two deviations: parameters get no gradient from the
 chain, and each chain uses a single dropout mask. For the released behaviour, set `fresh_dropout`
-here and `param_grad` of `jvae.latent.warm_up.WarmUp`.
+here and `param_grad` of `jvae.latent.annealing.Annealing`.
 """
 
 from collections.abc import Callable

@@ -82,7 +82,9 @@ class AdaVaeConfig:
     use_embedding: bool = setting(False, help="Add z to every input embedding.")
     use_output: bool = setting(False, help="Add z to the output scores.")
     use_adapters: bool = setting(False, help="Add z inside every decoder adapter.")
-    vary: bool = setting(False, help="Project z separately for each layer instead of once for all.")
+    layerwise_projection: bool = setting(
+        False, help="Project z separately for each layer instead of once for all."
+    )
     prefix: int = setting(
         0, low=0, high=2**16, help="Learned prefix slots per layer, in encoder and decoder each."
     )
@@ -109,9 +111,10 @@ class AdaVaeConfig:
             raise ValueError("every use_* is off: z would never reach the decoder")
         if self.use_adapters and not self.adapt_decoder:
             raise ValueError("use_adapters needs adapters in the decoder: set adapt_decoder")
-        if self.vary and not self.ways.projected:
+        if self.layerwise_projection and not self.ways.projected:
             raise ValueError(
-                "vary is on, but nothing uses a projection of z: set use_psa or use_memory"
+                "layerwise_projection is on, but nothing uses a projection of z: set use_psa or "
+                "use_memory"
             )
         if self.pool_padding and self.pool not in ("linear", "mean_max_linear"):
             raise ValueError(f"pool_padding is on; the pool {self.pool} never reads padding")
@@ -130,7 +133,7 @@ class AdaVaeConfig:
             embedding=self.use_embedding,
             output=self.use_output,
             adapters=self.use_adapters,
-            vary=self.vary,
+            layerwise_projection=self.layerwise_projection,
         )
 
     def places(self, decoder: bool) -> frozenset[str]:

@@ -45,7 +45,7 @@ from jvae.pretrained.parts import PretrainedPart, both_part, stack_part
 POOLS = ("attn_masked", "attn_unmasked", "first_token")
 CVAE_POSTERIORS = ("concat_text", "xc")
 FUSIONS = ("product", "offset")
-LINKS = ("chain", "independent", "shared")
+LAYER_LATENTS = ("chain", "independent", "shared")
 SOURCES = ("prefix", "cross")
 
 
@@ -57,9 +57,10 @@ class DellaConfig:
 
     pool: "attn_masked" weights a sentence's own tokens, "attn_unmasked" those of the whole row,
       including padding (released code; one sentence per row); "first_token" is the paper's.
-    ltp: "sum_then_product" as published, or "product_then_sum", in which the rank has an effect.
-    fuse, links: `fuse="offset"` and `links` other than "chain" are ablations of the paper, which
-      does not specify what replaces the product.
+    product_order: "sum_then_product" as published, or "product_then_sum", in which the rank has an
+      effect.
+    fuse, layer_latents: `fuse="offset"` and `layer_latents` other than "chain" are ablations of the
+      paper, which does not specify what replaces the product.
     """
 
     decoder: StackConfig
@@ -72,7 +73,7 @@ class DellaConfig:
         -1, low=0, high=4_095, also=(-1,), help="Last layer that has a latent; -1: the top layer."
     )
     pool: str = setting("attn_masked", choices=POOLS, help="Pooling of the encoder's states.")
-    ltp: str = setting(
+    product_order: str = setting(
         "sum_then_product",
         choices=fusion.ORDERS,
         help="Order of the product.",
@@ -104,9 +105,9 @@ class DellaConfig:
         choices=FUSIONS,
         help="How z reaches a layer: the tensor product, or a linear map added to its input.",
     )
-    links: str = setting(
+    layer_latents: str = setting(
         "chain",
-        choices=LINKS,
+        choices=LAYER_LATENTS,
         help="How latents of layers relate: conditioned on those below, independent, or shared.",
     )
     source: str = setting(
@@ -159,7 +160,7 @@ class DellaConfig:
     @property
     def groups(self) -> int:
         """Number of latents: one for each such layer, or one shared by all."""
-        return 1 if self.links == "shared" else self.fused
+        return 1 if self.layer_latents == "shared" else self.fused
 
 
 def decoder_of(config: DellaConfig) -> tuple[Stack, Injection]:
@@ -176,8 +177,10 @@ def decoder_of(config: DellaConfig) -> tuple[Stack, Injection]:
     if config.fuse == "offset":
         injection = layer_offset(stack, *place)
     else:
-        injection = fusion.fusion(stack, *place, config.rank, config.ltp)
-    return stack, injection if config.links != "shared" else _shared(injection, config.fused)
+        injection = fusion.fusion(stack, *place, config.rank, config.product_order)
+    return stack, injection if config.layer_latents != "shared" else _shared(
+        injection, config.fused
+    )
 
 
 def _shared(injection: Injection, layers: int) -> Injection:
@@ -247,7 +250,7 @@ def _init(config: DellaConfig, key: Key[Array, ""]) -> Params:
         "posterior": {"head": {"chain": chain((2, z)), "text": text()}},
     }
     params["decoder"] |= injection.init(next(keys))
-    if config.links != "chain":
+    if config.layer_latents != "chain":
         del params["latent"]
     if config.pool != "first_token":
         query = Projection((), ("embed",), (), use_bias=False)
@@ -295,7 +298,7 @@ def chain(config: DellaConfig) -> Chain:
         return y + p["bias"].astype(x_ez.dtype)[None]
 
     def summary(p: Params, s_ez: Array, z_ez: Array) -> Array:
-        if config.links != "chain":
+        if config.layer_latents != "chain":
             return jnp.zeros_like(s_ez)
         below_ez = linear(p["chain"]["state"], s_ez, "y") + linear(p["chain"]["latent"], z_ez, "y")
         return jnp.tanh(below_ez)
@@ -304,7 +307,7 @@ def chain(config: DellaConfig) -> Chain:
         groups=config.groups,
         width=config.latent,
         params_of=lambda params: {
-            **({"chain": params["latent"]["chain"]} if config.links == "chain" else {}),
+            **({"chain": params["latent"]["chain"]} if config.layer_latents == "chain" else {}),
             "prior": params["prior"]["head"]["chain"],
             "posterior": params["posterior"]["head"]["chain"],
         },

@@ -16,11 +16,11 @@ from jvae.api import SPHERE, Batch, Generator, Params, Prior, Sampler, TextVAE
 from jvae.backbones import small
 from jvae.errors import ConfigError
 from jvae.fields import setting
-from jvae.latent import mixture, short_run, volume, warm_up
+from jvae.latent import annealing, mixture, short_run, volume
+from jvae.latent.annealing import Annealing
 from jvae.latent.choice import Choice
 from jvae.latent.priors import STANDARD_NORMAL, build_prior
 from jvae.latent.short_run import ChainConfig
-from jvae.latent.warm_up import WarmUp
 from jvae.models import optimus, recurrent
 from jvae.models.common import unboxed
 from jvae.models.family import FAMILIES, Family, Vocab
@@ -37,7 +37,7 @@ class SriConfig:
     decoder: StackConfig
     latent: int = setting(32, **sizes.LATENT)
     chain: ChainConfig = ChainConfig()
-    warm_up: WarmUp = WarmUp()
+    annealing: Annealing = Annealing()
     prior: Choice = STANDARD_NORMAL
 
 
@@ -54,7 +54,7 @@ class SriTransformerConfig:
     use_embedding: bool = setting(True, help="Add z to every input embedding.")
     tokens: int = setting(0, low=0, high=2**16, help="Prefix tokens per latent vector; 0: none.")
     chain: ChainConfig = ChainConfig()
-    warm_up: WarmUp = WarmUp()
+    annealing: Annealing = Annealing()
     prior: Choice = STANDARD_NORMAL
     use_softmax: bool = setting(False, help="Add z to the output scores of every token.")
 
@@ -149,7 +149,7 @@ def _sampler(gen: Generator, prior: Prior, config: SriConfig | SriTransformerCon
         return params | {"posterior": {"size": raw_k}}
 
     return Sampler(
-        measure=warm_up.measure(gen, prior, chain, config.warm_up),
+        measure=annealing.measure(gen, prior, chain, config.annealing),
         metric=metric,
         baseline=short_run.fitted(gen, prior, from_prior),
         proposal=mixture.with_prior(prior, metric),

@@ -99,7 +99,7 @@ def adavae(c: Any) -> NameTable:
         embedding=c.use_embedding,
         output=c.use_output,
         adapters=c.use_adapters,
-        vary=c.vary,
+        vary=c.layerwise_projection,
         prefix=c.prefix > 0,
     )
 

@@ -17,7 +17,7 @@ from jvae.api import has_latent
 from jvae.data import grammar
 from jvae.errors import CheckpointError, DataError, JvaeError
 from jvae.evals import disentangle
-from jvae.evals.card import ReportRecord
+from jvae.evals.card import ReportRecord, with_current_names
 from jvae.evals.latent import collect_posteriors
 from jvae.inference.text_vae import LoadedVAE
 from jvae.latent import geometry
@@ -146,11 +146,11 @@ def read_report(path: Path, notes: list[str]) -> ReportRecord | None:
     if not path.is_file():
         return None
     try:
-        report = json.loads(workdir.read_text(path))
+        report = with_current_names(json.loads(workdir.read_text(path)))
         whole = isinstance(report["card"], dict) and isinstance(report["notes"], list)
         whole &= isinstance(report["details"], dict)
         for row in report["metrics"].values():
-            numbers = (row["value"], row["se"], row["control"])
+            numbers = (row["value"], row["se"], row["baseline"])
             whole &= all(isinstance(number, float | int | None) for number in numbers)
             whole &= isinstance(row["unit"], str) and isinstance(row["note"], str)
         if whole:

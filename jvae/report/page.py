@@ -170,7 +170,7 @@ def _metrics(report: ReportRecord | None) -> str:
     groups: dict[str, list[str]] = {}
     for name in sorted(values, key=lambda name: (place(name)[0], _natural(name))):
         groups.setdefault(place(name)[1], []).append(name)
-    head = ("metric", "value", "standard error", "control", "unit", "note")
+    head = ("metric", "value", "standard error", "baseline", "unit", "note")
     kinds = ("", "number", "number", "number", "faint", "faint note")
     return "".join(
         f"<h3>{escape(title)}</h3>"
@@ -184,7 +184,7 @@ def _row(report: ReportRecord | None, name: str, record: RowRecord) -> list[str]
     return [
         f'<span title="{escape(_definition(report, name))}">{escape(name)}</span>',
         escape(_shown(record)),
-        *(escape(_number(record[key])) for key in ("se", "control")),
+        *(escape(_number(record[key])) for key in ("se", "baseline")),
         escape(str(record["unit"])),
         escape(str(record["note"])),
     ]

@@ -382,7 +382,7 @@ def _checker(
                 log.warning(
                     "step %d: the latent is not used (%s): the posterior has collapsed to the "
                     "prior, or has not left it yet. Slower or cyclic objective.beta, or a "
-                    "objective.kl_floor, keep it in use",
+                    "objective.free_bits, keep it in use",
                     done,
                     "; ".join(use.collapse_reasons),
                 )

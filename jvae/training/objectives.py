@@ -60,7 +60,7 @@ FLOORS: dict[str, Floor] = {
     "group_max": _group_max,
 }
 MEAN_SUM = "mean_sum"
-KL_FLOORS = (*FLOORS, MEAN_SUM)
+FREE_BITS = (*FLOORS, MEAN_SUM)
 REDUCTIONS: dict[str, Reduce] = {
     "sum": lambda kl_eg: jnp.sum(kl_eg, axis=1),
     "group_mean": lambda kl_eg: jnp.mean(kl_eg, axis=1),
@@ -75,13 +75,13 @@ class Objective:
 
     z: source of the latents in training: "posterior", or "zero", which trains the decoder as a
       language model (see `jvae.runs.phases`).
-    rec: "sum" over the tokens of a sentence, as in the bound; "token_mean", the mean over all
-      scored tokens of the batch, which raises the effective beta to about beta times the tokens of
-      a sentence; "token_mean_end" counts one more token per sentence, the end that is never scored
-      (released AdaVAE).
-    kl_floor: a name of `KL_FLOORS`. "mean_sum" is max(mean over the batch of the KL, floor *
-      dimensions): below it the KL has no gradient at all (AdaVAE).
-    floor: threshold in nats per dimension, for "group_max" per group.
+    rec_reduce: "sum" over the tokens of a sentence, as in the bound; "token_mean", the mean over
+      all scored tokens of the batch, which raises the effective beta to about beta times the tokens
+      of a sentence; "token_mean_end" counts one more token per sentence, the end that is never
+      scored (released AdaVAE).
+    free_bits: mode, a name of `FREE_BITS`. "mean_sum" is max(mean over the batch of the KL,
+      free_bits_nats * dimensions): below it the KL has no gradient at all (AdaVAE).
+    free_bits_nats: threshold in nats per dimension, for "group_max" per group.
     kl_reduce: over latent groups: "sum", as in the bound, or "group_mean" (released DELLA code),
       which divides the effective beta by the number of groups.
     length_weighted: divide the reconstruction by the number of tokens of the sentence, start and
@@ -92,9 +92,9 @@ class Objective:
     """
 
     z: str = "posterior"
-    rec: str = "sum"
-    kl_floor: str = "none"
-    floor: float = 0.0
+    rec_reduce: str = "sum"
+    free_bits: str = "none"
+    free_bits_nats: float = 0.0
     kl_reduce: str = "sum"
     length_weighted: bool = False
     rec_length: int = 0
@@ -103,22 +103,22 @@ class Objective:
     @property
     def per_dimension(self) -> bool:
         """Whether the loss reads the KL of each latent dimension."""
-        return self.kl_floor != "none" or self.kl_reduce != "sum"
+        return self.free_bits != "none" or self.kl_reduce != "sum"
 
 
-def without_dimensions(kl_floor: str, kl_reduce: str) -> str:
+def without_dimensions(free_bits: str, kl_reduce: str) -> str:
     """The error message for free bits of a KL that is not available per dimension."""
     return (
-        f"objective.kl_floor={kl_floor}, objective.kl_reduce={kl_reduce}: the KL between this "
+        f"objective.free_bits={free_bits}, objective.kl_reduce={kl_reduce}: the KL between this "
         "posterior and this prior has no closed form that comes per latent dimension; set "
-        "kl_floor=none, floor=0 and kl_reduce=sum, or choose another pair"
+        "free_bits=none, free_bits_nats=0 and kl_reduce=sum, or choose another pair"
     )
 
 
 def check_kl(objective: Objective, model: TextVAE) -> None:
     """Raises: ConfigError for free bits that this model's KL does not support."""
     if objective.per_dimension and not per_dimension(model.post, model.prior):
-        raise ConfigError(without_dimensions(objective.kl_floor, objective.kl_reduce))
+        raise ConfigError(without_dimensions(objective.free_bits, objective.kl_reduce))
 
 
 class Loss(NamedTuple):
@@ -142,19 +142,19 @@ class Totals(NamedTuple):
 
 def _per_token(objective: Objective, totals: Totals) -> Array | float:
     """The factor that turns a mean over sentences of token sums into a mean over tokens."""
-    if objective.rec == "sum":
+    if objective.rec_reduce == "sum":
         return 1.0
-    ends = totals.sentences if objective.rec == "token_mean_end" else 0
+    ends = totals.sentences if objective.rec_reduce == "token_mean_end" else 0
     return totals.sentences / jnp.maximum(totals.tokens + ends, 1)
 
 
 def _floored(objective: Objective, kl_egz: Array, valid_e: Array) -> Array:
     """The KL of every sentence with free bits; under a floor on the batch mean all share it."""
     reduce = REDUCTIONS[objective.kl_reduce]
-    if objective.kl_floor != MEAN_SUM:
-        return reduce(FLOORS[objective.kl_floor](kl_egz, objective.floor))
+    if objective.free_bits != MEAN_SUM:
+        return reduce(FLOORS[objective.free_bits](kl_egz, objective.free_bits_nats))
     mean = mean_valid(reduce(_plain(kl_egz, 0.0)), valid_e)
-    least = objective.floor * kl_egz.shape[1] * kl_egz.shape[2]
+    least = objective.free_bits_nats * kl_egz.shape[1] * kl_egz.shape[2]
     return jnp.broadcast_to(jnp.maximum(mean, least), valid_e.shape)
 
 

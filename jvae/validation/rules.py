@@ -74,26 +74,27 @@ class Idle(NamedTuple):
 
 
 def _divided_twice(v: View) -> str | None:
-    if v["objective.length_weighted"] and v["objective.rec"] != "sum":
+    if v["objective.length_weighted"] and v["objective.rec_reduce"] != "sum":
         return (
-            f"objective.length_weighted with objective.rec={v['objective.rec']} would divide twice "
-            "by the length; set one of them"
+            "objective.length_weighted with "
+            f"objective.rec_reduce={v['objective.rec_reduce']} would divide twice by the length; "
+            "set one of them"
         )
     if v["objective.rec_length"] and (
-        v["objective.length_weighted"] or v["objective.rec"] != "sum"
+        v["objective.length_weighted"] or v["objective.rec_reduce"] != "sum"
     ):
         return (
-            "objective.rec_length with objective.length_weighted or objective.rec would divide "
-            "twice; set one of them"
+            "objective.rec_length with objective.length_weighted or objective.rec_reduce would "
+            "divide twice; set one of them"
         )
     return None
 
 
 def _batch_floor(v: View) -> str | None:
-    if v["train.accumulate"] == 1 or v["objective.kl_floor"] != MEAN_SUM:
+    if v["train.accumulate"] == 1 or v["objective.free_bits"] != MEAN_SUM:
         return None
     return (
-        f"objective.kl_floor={MEAN_SUM} is of the mean over a batch, which train.accumulate="
+        f"objective.free_bits={MEAN_SUM} is of the mean over a batch, which train.accumulate="
         f"{v['train.accumulate']} never sees whole; use another floor, or accumulate=1"
     )
 
@@ -187,8 +188,11 @@ def _mauve(v: View) -> str | None:
 
 
 RULES = (
-    Rule(("objective.length_weighted", "objective.rec", "objective.rec_length"), _divided_twice),
-    Rule(("train.accumulate", "objective.kl_floor"), _batch_floor),
+    Rule(
+        ("objective.length_weighted", "objective.rec_reduce", "objective.rec_length"),
+        _divided_twice,
+    ),
+    Rule(("train.accumulate", "objective.free_bits"), _batch_floor),
     Rule(("data.batch_rows", "train.accumulate"), _accumulated),
     Rule(
         (
@@ -234,8 +238,8 @@ _BETA = ("start", "stop", "n_cycle", "ratio_zero", "ratio_increase", "n_iter")
 IDLES = (
     Idle(
         (
-            "objective.kl_floor",
-            "objective.floor",
+            "objective.free_bits",
+            "objective.free_bits_nats",
             "objective.kl_reduce",
             *(f"objective.beta.{name}" for name in _BETA),
         ),
@@ -244,12 +248,14 @@ IDLES = (
     ),
     Idle(("objective.beta.kind",), _has_kl, _no_kl, free=("constant",)),
     Idle(
-        ("objective.floor",),
-        lambda v, facts: v["objective.kl_floor"] != "none",
-        "objective.kl_floor is none",
+        ("objective.free_bits_nats",),
+        lambda v, facts: v["objective.free_bits"] != "none",
+        "objective.free_bits is none",
     ),
     Idle(
-        ("objective.kl_floor",), lambda v, facts: v["objective.floor"] > 0, "objective.floor is 0"
+        ("objective.free_bits",),
+        lambda v, facts: v["objective.free_bits_nats"] > 0,
+        "objective.free_bits_nats is 0",
     ),
     Idle(
         ("objective.kl_reduce",),

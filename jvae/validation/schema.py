@@ -15,7 +15,7 @@ from jvae.evals.settings import PRESETS
 from jvae.fields import MOST, Field
 from jvae.nn.config import DTYPES
 from jvae.runs.schedules import KINDS
-from jvae.training.objectives import KL_FLOORS, LATENTS, RECONSTRUCTIONS, REDUCTIONS
+from jvae.training.objectives import FREE_BITS, LATENTS, RECONSTRUCTIONS, REDUCTIONS
 from jvae.training.optim import SCHEDULES
 
 TEXTS: dict[str, Any] = dict(kind=str, many=True)
@@ -138,7 +138,7 @@ OBJECTIVE = {
         "posterior: z of the posterior; zero: the decoder trains as a language model.",
         choices=LATENTS,
     ),
-    "rec": Field(
+    "rec_reduce": Field(
         str,
         "sum: over the tokens of a text, as in the bound; token_mean: mean over the batch; "
         "token_mean_end: the same, counting ends.",
@@ -152,8 +152,8 @@ OBJECTIVE = {
         absent=0,
     ),
     "length_weighted": Field(bool, "Divide the reconstruction loss by the tokens of the text."),
-    "kl_floor": Field(str, "Mode of free bits, see jvae.training.objectives.", choices=KL_FLOORS),
-    "floor": Field(float, "Threshold of free bits, in nats.", low=0.0, high=1e6),
+    "free_bits": Field(str, "Mode of free bits, see jvae.training.objectives.", choices=FREE_BITS),
+    "free_bits_nats": Field(float, "Threshold of free bits, in nats.", low=0.0, high=1e6),
     "kl_reduce": Field(
         str,
         "How the KL of several groups is combined; sum: the bound.",

@@ -233,9 +233,9 @@ def _schedules(views: list[View]) -> Iterator[Problem]:
 
 def _free_bits(views: list[View]) -> Iterator[Problem]:
     for v in views:
-        floor, reduce = v["objective.kl_floor"], v["objective.kl_reduce"]
+        floor, reduce = v["objective.free_bits"], v["objective.kl_reduce"]
         if v["objective.z"] == "posterior" and (floor, reduce) != ("none", "sum"):
-            keys = ("objective.kl_floor", "objective.kl_reduce")
+            keys = ("objective.free_bits", "objective.kl_reduce")
             yield Problem(keys, f"{_where(v)}{without_dimensions(floor, reduce)}")
 
 

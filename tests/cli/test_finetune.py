@@ -40,7 +40,7 @@ def test_a_frozen_encoder_under_few_labels(finished, pairs, features, capsys):
         f"nlu_{name}_each_2" for name in ("accuracy", "macro_f1", "f1", "matthews")
     }
     row = rows["nlu_accuracy_each_2"]
-    assert 0 <= row["value"] <= 100 and row["se"] is not None and row["control"] is not None
+    assert 0 <= row["value"] <= 100 and row["se"] is not None and row["baseline"] is not None
     assert row["note"].startswith("3 draws, their sd; most frequent ")
     assert report["notes"][0].startswith("500 of each class are left out: the most frequent label")
     assert [file["lines"] for file in report["card"]["data"]] == [120, 40]

@@ -62,23 +62,23 @@ def test_evaluation_repeats_itself(finished):
 
 
 @pytest.mark.slow
-def test_the_headline_stands_beside_the_quick_numbers(finished, capsys, command):
+def test_the_full_preset_leaves_the_quick_numbers_in_place(finished, capsys, command):
     before = {p.name: p.read_text() for p in (finished / "eval").iterdir()}
     config = (finished / "config.json").read_text()
-    headline = ("--config.evals.preset=headline", "--config.evals.interpolation_steps=3")
+    full = ("--config.evals.preset=full", "--config.evals.interpolation_steps=3")
     more = ("--config.evals.compat=optimus,della", "--config.evals.refine_steps=1")
     more += ("--config.evals.prior_samples=4",)
-    assert main(command(finished, *headline, *more, "--mode=eval")) == 0
+    assert main(command(finished, *full, *more, "--mode=eval")) == 0
     output = capsys.readouterr().out
-    report = json.loads((finished / "eval/test.headline.json").read_text())
+    report = json.loads((finished / "eval/test.full.json").read_text())
     assert report["card"]["preset"] == (
-        "headline, samples=3, sentences=8, generate=8, interpolations=2"
+        "full, samples=3, sentences=8, generate=8, interpolations=2"
     )
     assert list(report["compat"]) == ["della", "optimus"]
     assert sum(line.startswith("warning: ") for line in output.splitlines()) == 2
     values = {name: m["value"] for name, m in report["metrics"].items()}
     assert {"greedy_dist_1", "interpolation_smoothness", "arc_smoothness"} <= set(values)
-    assert report["metrics"]["token_accuracy"]["control"] is not None
+    assert report["metrics"]["token_accuracy"]["baseline"] is not None
     assert report["time"]["cost_ratio"] > 0
     above = values["nll_prior"] - values["nll_3"]
     np.testing.assert_allclose(values["nll_prior_above"], above, atol=1e-4)
@@ -165,7 +165,7 @@ def test_held_out_sentences_are_not_trained_on(tmp_path, command):
             ["--config=optimus", "--config.model.pool=lost"],
             "model.pool='lost': expected one of cls, mean",
         ),
-        (["--config=optimus", "--config.objective.kl_floor=x"], "kl_floor"),
+        (["--config=optimus", "--config.objective.free_bits=x"], "free_bits"),
         (["--config=optimus", "--config.data.dec_row=8"], "data.dec_row is 8"),
         (["--config=optimus", "--config.model.decoder.heads=3"], "heads"),
         (["--config=optimus", "--config.data.batch_rows=3", "--config.mesh.data=2"], "batch_rows"),

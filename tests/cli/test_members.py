@@ -20,7 +20,7 @@ CASES = {
     "flow": ("prior.kind=flow", "prior.width=8", "tokens=1", "vectors=3", "pool=queries"),
     "vamp": ("prior.kind=vamp", "prior.components=3", "prior.length=5"),
     "vmf": ("posterior.kind=vmf", "posterior.kappa=20", "prior.kind=uniform_sphere"),
-    "bn": ("posterior.kind=bn", "posterior.least=2"),
+    "bn": ("posterior.kind=bn", "posterior.min_kl=2"),
 }
 
 

@@ -22,15 +22,15 @@ def results(toys, params):
 
 
 def report(toys):
-    """Everything measured anew; returns the report, the latent metrics and their control."""
+    """Everything measured anew; returns the report, the latent metrics and their baseline."""
     likelihood, latent = results(toys, toys.discrete_params())
-    _, control = results(toys, toys.discrete_params(seed=1))
+    _, baseline = results(toys, toys.discrete_params(seed=1))
     card = Report("test", Card(commit="abc", preset="quick", seeds={"draws": 1}))
     counts = text_counts(["a b c d"] * 20)
     card.add_likelihood(likelihood, counts, rec_other_nats=9.5)
-    card.add_latent(latent, control, RecGap(9.5, 0.25, 0.01))
+    card.add_latent(latent, baseline, RecGap(9.5, 0.25, 0.01))
     card.add_group({"exact_match_pct": 75.0, "bleu": 50.0, "bleu_signature": "sig"}, prefix="rec_")
-    return card, latent, control
+    return card, latent, baseline
 
 
 def test_json_is_deterministic_sorted_and_separates_time(toys):
@@ -48,23 +48,23 @@ def test_json_is_deterministic_sorted_and_separates_time(toys):
         "value": 75.0,
         "unit": "%",
         "se": None,
-        "control": None,
+        "baseline": None,
         "note": "",
     }
     assert a["title"] == "test (quick, K = 12, 20 sentences)"
 
 
-def test_latent_metrics_stand_beside_their_control(toys):
-    card, latent, control = report(toys)
+def test_latent_metrics_stand_beside_their_baseline(toys):
+    card, latent, baseline = report(toys)
     rows = {row.name: row for row in card.rows}
-    assert rows["mi"].control == control.mi_nats != latent.mi_nats == rows["mi"].value
-    assert rows["kl"].control == control.kl_nats and rows["rec"].control == 9.5
-    assert rows["au_0.01"].control == control.active[0.01]
-    assert card.card.controls == {"latent": "untrained model"}
-    with pytest.raises(ValueError, match="without their control"):
+    assert rows["mi"].baseline == baseline.mi_nats != latent.mi_nats == rows["mi"].value
+    assert rows["kl"].baseline == baseline.kl_nats and rows["rec"].baseline == 9.5
+    assert rows["au_0.01"].baseline == baseline.active[0.01]
+    assert card.card.baselines == {"latent": "untrained model"}
+    with pytest.raises(ValueError, match="without their baseline"):
         Report("test", Card()).add_latent(latent, None)
     noisy = Report("test", Card())
-    noisy.add_latent(latent, control, prior=latent)
+    noisy.add_latent(latent, baseline, prior=latent)
     assert {row.name: row.value for row in noisy.rows}["au_0.01"] is None and noisy.notes
 
 
@@ -76,7 +76,7 @@ def test_the_table_is_aligned_and_says_what_it_rests_on(toys):
     head = lines[2]
     for row, line in zip(card.rows, lines[3:], strict=False):
         assert line.startswith(row.name) and line[head.index("value") - 1] == " "
-        assert line[head.index("control") :].startswith(show(row.control))
+        assert line[head.index("baseline") :].startswith(show(row.baseline))
     assert "cost_ratio  1.25" in lines
     assert any(line.startswith("preset") and line.endswith("quick") for line in lines)
     assert not any(line != line.rstrip() for line in lines)

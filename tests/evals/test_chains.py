@@ -140,7 +140,7 @@ def test_active_units_need_two_sets_of_chains_to_agree(case):
 
     report = Report("toy", Card())
     report.add_latent(results["chain"], results["prior"], None, results["prior"], "chain = prior")
-    assert {row.name: row.control for row in report.rows}["au_0.01"] == 0
+    assert {row.name: row.baseline for row in report.rows}["au_0.01"] == 0
     noisy = Report("toy", Card())
     noisy.add_latent(results["chain"], results["prior"], None, results["chain"])
     assert {row.name: row.value for row in noisy.rows}["au_0.01"] is None

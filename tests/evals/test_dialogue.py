@@ -105,8 +105,8 @@ def test_rows_of_the_metric(tmp_path):
     )
     rows = {row.name: row for row in dialogue.dialogue(at)}
     assert all(map(define, rows))
-    assert rows["dialogue_bleu_f1"].value > 0.3 > rows["dialogue_bleu_f1"].control
-    assert rows["dialogue_greedy"].value == 1 and rows["dialogue_greedy"].control == 0
+    assert rows["dialogue_bleu_f1"].value > 0.3 > rows["dialogue_bleu_f1"].baseline
+    assert rows["dialogue_greedy"].value == 1 and rows["dialogue_greedy"].baseline == 0
     assert rows["dialogue_length"].value == 9 / 4
     assert rows["dialogue_bleu_recall"].note == "2 contexts, 2 responses each"
     del at.samples["outputs"]

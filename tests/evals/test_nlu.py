@@ -202,6 +202,6 @@ def test_rows_stand_beside_the_untrained_encoder():
         data,
     )
     (row,) = report.rows
-    assert (row.name, row.value, row.control) == ("nlu_accuracy_each_5", 65, 51)
+    assert (row.name, row.value, row.baseline) == ("nlu_accuracy_each_5", 65, 51)
     assert row.se == pytest.approx(np.std([60, 70], ddof=1))
     assert row.note == "2 draws, their sd; most frequent 66.7; backbone alone 80.0"

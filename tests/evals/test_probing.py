@@ -56,12 +56,12 @@ def test_labels_of_a_file(tmp_path):
     assert rows["probe_label_each_10"]["note"].startswith("10 of each label; 10 draws")
     parts = [f"{size}{part}" for size in ("", "_each_10") for part in ("_balanced", "_f1")]
     assert {f"probe_label{part}" for part in parts} <= set(rows)
-    # These parameters are the untrained ones: the control says the same.
+    # These parameters are the untrained ones: the baseline says the same.
     for name, row in rows.items():
         if not name.startswith("attribute_"):
-            assert row["control"] == pytest.approx(row["value"]), name
+            assert row["baseline"] == pytest.approx(row["value"]), name
     assert "permuted" in rows["probe_label"]["note"]
-    assert report.card.controls["probe"] == "untrained model"
+    assert report.card.baselines["probe"] == "untrained model"
     # Nothing is flipped by no vector; the sentences moved stand below themselves.
     assert {f"attribute_label_{score}_{s}" for score in ("flip", "bleu") for s in "01"} <= set(rows)
     assert "to many" in rows["attribute_label_flip_1"]["note"]
@@ -100,7 +100,7 @@ def test_factors_of_the_embedded_corpus(tmp_path, monkeypatch):
     assert len(averaged) <= len(labels) and len(accuracies) - len(averaged) <= len(labels) + 5
     assert averaged == [f"{n}_mean_vector" for n in accuracies if f"{n}_mean_vector" in averaged]
     assert rows["probe_tense"].value != rows["probe_tense_mean_vector"].value
-    assert all(np.isfinite(row.value) and row.control is not None for row in rows.values())
+    assert all(np.isfinite(row.value) and row.baseline is not None for row in rows.values())
     wrong = run._replace(config=configs.apply_overrides(run.config, ["evals.factor=mood"]))
     with pytest.raises(ConfigError, match="evals.factor is 'mood'; expected one of count, who"):
         probing.probe(wrong, mesh, params, 0)

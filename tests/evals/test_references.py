@@ -148,8 +148,8 @@ def test_a_model_that_ignores_its_latent_is_flagged(reads):
     assert bool([note for note in report.notes if "ignores its latent" in note]) is not reads
     assert report.value("latent_distinct") == (4 if reads else 1)
     rows = {row.name: row for row in report.rows}
-    assert rows["latent_self_bleu"].control < 100 and rows["latent_share"].value >= 0
-    assert rows["reference_bleu"].value > 30 > rows["reference_bleu"].control
+    assert rows["latent_self_bleu"].baseline < 100 and rows["latent_share"].value >= 0
+    assert rows["reference_bleu"].value > 30 > rows["reference_bleu"].baseline
     assert rows["reference_bleu"].note == "2 sources, 1 to 2 references, 4 texts each"
     assert rows["source_dist_1"].se is not None
     assert "BERTScore is left out: evals.bertscore names no model." in report.notes

@@ -7,24 +7,24 @@ from jvae.runs import workdir
 
 
 def test_presets_are_those_of_the_protocol():
-    quick, headline = EvalConfig().sizes(1_000), EvalConfig("headline").sizes(10_000)
+    quick, full = EvalConfig().sizes(1_000), EvalConfig("full").sizes(10_000)
     assert (quick.samples, quick.sentences) == (100, 500)
-    assert (headline.samples, headline.sentences, headline.generate) == (500, None, 10_000)
-    assert (headline.spot_samples, headline.spot_sentences) == (5_000, 200)
-    assert headline.interpolations == 200 and EvalConfig().interpolation_steps == 11
-    assert EvalConfig("headline").sizes(9_999).generate == 5_000
+    assert (full.samples, full.sentences, full.generate) == (500, None, 10_000)
+    assert (full.spot_samples, full.spot_sentences) == (5_000, 200)
+    assert full.interpolations == 200 and EvalConfig().interpolation_steps == 11
+    assert EvalConfig("full").sizes(9_999).generate == 5_000
     comparison = EvalConfig("comparison")
     assert comparison.label == "comparison"
     assert comparison.sizes(500)[:4] == (100, 250, 500, 10) and not comparison.sizes(500).slerp
 
 
 def test_what_is_set_on_top_is_said():
-    cfg = EvalConfig("headline", samples=50, sentences=7)
-    assert cfg.label == "headline, samples=50, sentences=7"
+    cfg = EvalConfig("full", samples=50, sentences=7)
+    assert cfg.label == "full, samples=50, sentences=7"
     sizes = cfg.sizes(1_000)
     assert (sizes.samples, sizes.sentences, sizes.generate) == (50, 7, 5_000)
     assert sizes.spot_samples == 0
-    assert EvalConfig("headline", seed=3, chunk=4).label == "headline"
+    assert EvalConfig("full", seed=3, chunk=4).label == "full"
 
 
 def test_the_preset_of_a_run_is_that_of_its_training(tmp_path):

@@ -64,7 +64,7 @@ def test_smoothness_of_paths():
     assert actual.lowest == pytest.approx(whole / detour)
     assert actual.mean == pytest.approx((1 + whole / detour) / 2)
     assert smoothness.smoothness(words, [still]).mean is None
-    # There and back is longer than straight on, and so is the control.
+    # There and back is longer than straight on, and so is the baseline.
     rows = smoothness.smoothness_rows(words, [straight, [b, b, a], [m, a, a]])
-    assert rows[0]["value"] > rows[0]["control"] and rows[0]["se"] is not None
+    assert rows[0]["value"] > rows[0]["baseline"] and rows[0]["se"] is not None
     assert smoothness.other_inside([[1, 2, 3], [4, 5, 6]]) == [[1, 5, 3], [4, 2, 6]]

@@ -123,7 +123,7 @@ def test_the_first_lines_are_the_labelled_ones(tmp_path, monkeypatch, sampler):
     report = sri_probe.probe(run, None, 1.0, 3)
     rows = {row.name: row for row in report.rows}
     assert list(rows) == ["sri_label_100", "sri_label_100_logistic"]
-    assert rows["sri_label_100"].value > 85 > 70 > rows["sri_label_100"].control
+    assert rows["sri_label_100"].value > 85 > 70 > rows["sri_label_100"].baseline
     assert rows["sri_label_100"].note == "SGD, sd of 20 runs"
     assert (
         report.notes[0] == "sri_label_500 is left out: 500 sentences are needed, training has 150."

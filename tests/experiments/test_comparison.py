@@ -1,4 +1,4 @@
-"""The fair table: equal terms, commands, resuming, and the tables made of rows."""
+"""The comparison: equal terms, commands, resuming, and the tables made of rows."""
 
 import gzip
 import json
@@ -17,10 +17,8 @@ from jvae import config as configs
 from jvae.data import grammar, tokenizers
 from jvae.errors import ConfigError
 from jvae.evals.settings import EvalConfig
-from jvae.experiments import comparison, data, plan
-from jvae.experiments import entries as fair_entries
-from jvae.experiments import rows as fair_rows
-from jvae.experiments import tables as fair_table
+from jvae.experiments import comparison, data, entries, plan, tables
+from jvae.experiments import rows as comparison_rows
 from jvae.experiments.entries import BUDGETS, DEFAULT, ENTRIES
 from jvae.experiments.results import read_rows
 from jvae.pretrained import files
@@ -31,7 +29,7 @@ from jvae.tree import named_leaves
 
 RESULTS = Path(__file__).parents[2] / "RESULTS.md"
 # A budget so small that a run is a matter of compiling.
-TINY = fair_entries.Budget(
+TINY = entries.Budget(
     words=300,
     update=4,
     seeds=(0,),
@@ -105,9 +103,9 @@ def test_what_computes_is_told_by_its_path():
         tree = jax.eval_shape(build.build_model(config).init, jax.random.key(0))
         return {name for name in named_leaves(tree) if not plan.computing(name)}
 
-    tables = {f"{side}/embed/position/table" for side in ("encoder", "decoder")}
+    positions = {f"{side}/embed/position/table" for side in ("encoder", "decoder")}
     embeddings = {"encoder/embed/token/table", "encoder/embed/type/table"}
-    assert leaves("optimus") == tables | embeddings
+    assert leaves("optimus") == positions | embeddings
     assert leaves("lm") == leaves("della") == leaves("adavae") == {"decoder/embed/position/table"}
     assert leaves("t5_vae") == set()  # one table for both stacks and the output
     assert leaves("lstm_vae") == {"encoder/embed/table", "decoder/embed/table"}
@@ -117,7 +115,7 @@ def test_what_computes_is_told_by_its_path():
 def test_a_size_that_cannot_be_met_is_an_error(monkeypatch, tiny):
     wide = TINY._replace(width=512, layers=8)
     monkeypatch.setitem(BUDGETS, "tiny", wide)
-    real = fair_entries._optimus
+    real = entries._optimus
     entry = ENTRIES["optimus"]._replace(values=lambda b: real(b) | {"model.latent": 200_000})
     monkeypatch.setitem(ENTRIES, "optimus", entry)
     with pytest.raises(ConfigError, match="no size comes within 10 %"):
@@ -245,7 +243,7 @@ def test_the_name_of_the_evaluation_changes_no_row(tmp_path, folder, monkeypatch
 
 
 def test_stored_rows_were_measured_by_the_preset_of_their_budget():
-    rows = read_rows(fair_rows.ROWS)
+    rows = read_rows(comparison_rows.ROWS)
     assert {row["budget"] for row in rows} == {"cpu-short"}
     preset = EvalConfig(**BUDGETS["cpu-short"].evals)
     assert preset.label == "comparison"
@@ -295,7 +293,7 @@ def made_up(entry="optimus", nll=30.0, se=0.2, seed=0, point="", **metrics):
         **dict(hardware="2 cores", jax="0.0", date="2026-01-01", k=100, evaluated=500),
         **dict(train_s=60.0, eval_s=20.0, sentences_per_s=100.0, flops=2e12, updates=100),
         **dict(params=10, params_all=12, sentences=3_200, weights="step 100", mi_n=1_000),
-        **dict(metrics=expected, se={"nll_100": se}, control={"au_0.01": 0}, mi_saturated=False),
+        **dict(metrics=expected, se={"nll_100": se}, baseline={"au_0.01": 0}, mi_saturated=False),
         **dict(knob=0.8 if entry == "optimus" else None, collapse=[], notes=[]),
         # Two sentences; what the model is above its language model differs by 0.28 on either side.
         **dict(sentence_e=[0, 3], nll_e=[nll - 5 - 0.28 * latent, nll + 5 + 0.28 * latent]),
@@ -347,7 +345,7 @@ def runs(monkeypatch):
     monkeypatch.setattr(comparison.Runner, "run", start)
     monkeypatch.setattr(comparison.Runner, "listen", lambda self: None)
     monkeypatch.setattr(
-        fair_rows, "cost", lambda folder, steps: dict(flops=1e12, params=5, params_all=6)
+        comparison_rows, "cost", lambda folder, steps: dict(flops=1e12, params=5, params_all=6)
     )
     return seen, codes, jobs
 
@@ -428,7 +426,7 @@ def test_signals_reach_the_run(tmp_path):
 def test_a_new_row_replaces_the_old_one_in_the_order_of_the_table(tmp_path):
     path = tmp_path / "rows.jsonl"
     for row in (made_up("sri"), made_up("lm"), made_up("optimus", 31.0), made_up("optimus", 30.0)):
-        fair_rows.store(row, path)
+        comparison_rows.store(row, path)
     rows = read_rows(path)
     assert [row["entry"] for row in rows] == ["lm", "optimus", "sri"]
     assert rows[1]["metrics"]["nll_100"] == 30.0
@@ -442,22 +440,22 @@ def cells(text, title):
 def test_cells_of_one_seed():
     rows = [made_up("lm", 29.0), made_up("optimus")]
     rows[1]["mi_saturated"] = True
-    text = fair_table.tables(rows)
+    text = tables.tables(rows)
     head = cells(text, "model")
     row = dict(zip(head, cells(text, "Optimus"), strict=True))
     assert row["NLL_100"] == "30.00 ± 0.20" and row["MI"] == "≥ 4.50"
-    assert row["AU (control)"] == "12 (0)" and row["collapsed"] == "no"
+    assert row["AU (baseline)"] == "12 (0)" and row["collapsed"] == "no"
     assert row["BLEU"] == "not measured" and row["probe"] == "–"
     lm = dict(zip(head, cells(text, "Transformer LM"), strict=True))
-    assert lm["KL"] == lm["AU (control)"] == lm["collapsed"] == lm["exact match %"] == "–"
+    assert lm["KL"] == lm["AU (baseline)"] == lm["collapsed"] == lm["exact match %"] == "–"
     assert "500 test sentences, K = 100; ± standard error" in text
     assert "No row lies below its language model" in text
-    assert "No row of the matching language model for: Optimus." in fair_table.tables(rows[1:])
+    assert "No row of the matching language model for: Optimus." in tables.tables(rows[1:])
 
 
 def test_a_withheld_perplexity_is_a_dash_with_its_reason():
     note = "12 % of the tokens are unknown: perplexity per word is withheld."
-    text = fair_table.tables([made_up("lm", ppl_w=None, bpc=None) | {"notes": [note, "a remark"]}])
+    text = tables.tables([made_up("lm", ppl_w=None, bpc=None) | {"notes": [note, "a remark"]}])
     row = dict(zip(cells(text, "model"), cells(text, "Transformer LM"), strict=True))
     assert row["PPL_w"] == row["BPC"] == "–"
     assert f"- Transformer LM: {note}" in text and "a remark" not in text
@@ -467,7 +465,7 @@ def test_cells_of_several_seeds():
     rows = [made_up("della", nll, seed=seed) for seed, nll in enumerate((29.0, 30.0, 31.0))]
     rows[2]["metrics"]["collapsed"] = True
     rows[2]["collapse"] = ["no active unit"]
-    text = fair_table.tables(rows)
+    text = tables.tables(rows)
     row = dict(zip(cells(text, "model"), cells(text, "DELLA"), strict=True))
     assert row["NLL_100"] == "30.00 ± 1.00" and row["collapsed"] == "**1 of 3**"
     assert "standard deviation over seeds" in text
@@ -491,51 +489,51 @@ def test_cells_of_several_seeds():
 def test_what_cannot_be_is_told(entry, changes, message):
     rows = [made_up("lm"), made_up("lstm_lm", 28.0)]
     rows = [row for row in rows if row["entry"] != entry] + [made_up(entry, **changes)]
-    actual = fair_rows.faults_of(rows).get(fair_rows.key(rows[-1]), [])
+    actual = comparison_rows.faults_of(rows).get(comparison_rows.key(rows[-1]), [])
     assert (actual == []) if message is None else (len(actual) == 1 and message in actual[0])
-    text = fair_table.tables(rows)
+    text = tables.tables(rows)
     assert ("**Check**" in text) == (message is not None)
 
 
-def test_a_control_of_chains_that_is_not_dead_is_told():
+def test_a_baseline_of_chains_that_is_not_dead_is_told():
     row = made_up("sri")
-    row["control"]["au_0.01"] = 2
-    assert fair_rows.faults(row, None) == ["the control of AU is 2, expected 0"]
+    row["baseline"]["au_0.01"] = 2
+    assert comparison_rows.faults(row, None) == ["the baseline of AU is 2, expected 0"]
 
 
 def test_rate_against_distortion(tmp_path):
     rows = [made_up("lm", 29.0), made_up("optimus")]
-    assert fair_table.figure(rows) is None and "knob" not in fair_table.tables(rows)
+    assert tables.figure(rows) is None and "knob" not in tables.tables(rows)
     for value, kl in ((0.1, 9.0), (1.0, 3.0)):
         row = made_up("optimus", point=f"objective.beta.stop={value:g}", kl=kl)
         rows.append(row | {"knob": value})
-    points = fair_table.swept(rows)["optimus"]
+    points = tables.swept(rows)["optimus"]
     assert [row["knob"] for row in points] == [0.1, 0.8, 1.0]
-    text = fair_table.tables(rows)
+    text = tables.tables(rows)
     assert "| Optimus | β = 0.1 | 9.00 | 26.00 |" in text
-    (line,) = fair_table.figures(rows, tmp_path / "results")
+    (line,) = tables.figures(rows, tmp_path / "results")
     assert line.endswith("(jvae/experiments/figures/rate-distortion-cpu-snli.svg)")
     svg = (tmp_path / "results/rate-distortion-cpu-snli.svg").read_text()
-    assert "Optimus" in svg and fair_table.figures(rows, tmp_path / "results") == [line]
+    assert "Optimus" in svg and tables.figures(rows, tmp_path / "results") == [line]
     assert svg == (tmp_path / "results/rate-distortion-cpu-snli.svg").read_text()
 
 
 def test_a_document_is_filled_between_its_marks():
-    text = f"a\n<!-- fair: tables -->\nold\n{fair_table.END}\nb\n"
-    filled = fair_table.filled(text, {"tables": "new"})
-    assert filled == f"a\n<!-- fair: tables -->\nnew\n{fair_table.END}\nb\n"
+    text = f"a\n<!-- comparison: tables -->\nold\n{tables.END}\nb\n"
+    filled = tables.filled(text, {"tables": "new"})
+    assert filled == f"a\n<!-- comparison: tables -->\nnew\n{tables.END}\nb\n"
     with pytest.raises(ConfigError, match="chairs"):
-        fair_table.filled(f"<!-- fair: chairs -->\n{fair_table.END}", {})
+        tables.filled(f"<!-- comparison: chairs -->\n{tables.END}", {})
     with pytest.raises(ConfigError, match="without"):
-        fair_table.filled("<!-- fair: tables -->\nno end", {"tables": ""})
+        tables.filled("<!-- comparison: tables -->\nno end", {"tables": ""})
 
 
 def test_the_results_show_the_rows(tmp_path):
-    rows = read_rows(fair_rows.ROWS)
-    parts = fair_table.generated(rows, fair_table.figures(rows, tmp_path / "results"))
+    rows = read_rows(comparison_rows.ROWS)
+    parts = tables.generated(rows, tables.figures(rows, tmp_path / "results"))
     for document in (RESULTS, RESULTS.with_name("README.md")):
         text = document.read_text(encoding="utf-8")
-        assert fair_table.BEGIN in text and fair_table.filled(text, parts) == text
+        assert tables.BEGIN in text and tables.filled(text, parts) == text
 
 
 # --- all of it ------------------------------------------------------------------------------------

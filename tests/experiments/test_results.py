@@ -70,7 +70,7 @@ def test_latents_of_layers_are_told_apart(tmp_path):
     report["details"] = {"latent": per_layer}
     report["metrics"] |= {
         "kl": {"value": 5.625, "se": None},
-        "au_0.01": {"value": 18, "se": None, "control": 2},
+        "au_0.01": {"value": 18, "se": None, "baseline": 2},
     }
     path.write_text(json.dumps(report))
     cells = results.runs_table([results.row_of(folder)]).splitlines()[2].split(" | ")

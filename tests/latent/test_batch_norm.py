@@ -29,7 +29,7 @@ def density():
         assert outputs == (2, WIDTH)
         return Affine(lambda key: {}, lambda params, h_ed: h_ed.reshape(-1, *outputs))
 
-    return build_density(Choice("bn", (("least", LEAST),)), head, (GROUPS, WIDTH))
+    return build_density(Choice("bn", (("min_kl", LEAST),)), head, (GROUPS, WIDTH))
 
 
 @pytest.fixture(scope="module")

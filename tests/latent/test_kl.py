@@ -168,8 +168,8 @@ def test_a_posterior_without_a_density_declares_its_kl_or_has_none(case):
 @pytest.mark.parametrize(
     "choices, named",
     [
-        (dict(kl_floor="dim_max", floor=0.1), "kl_floor=dim_max"),
-        (dict(kl_floor="mean_sum", floor=0.1), "kl_floor=mean_sum"),
+        (dict(free_bits="dim_max", free_bits_nats=0.1), "free_bits=dim_max"),
+        (dict(free_bits="mean_sum", free_bits_nats=0.1), "free_bits=mean_sum"),
         (dict(kl_reduce="group_mean"), "kl_reduce=group_mean"),
     ],
 )

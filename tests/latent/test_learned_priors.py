@@ -80,8 +80,8 @@ def test_the_kl_of_draws_is_the_exact_one_where_that_is_known(kind, toys):
     for other_e in (posts.kl_e, scores.kl_e):
         np.testing.assert_allclose(other_e, terms.kl_e, rtol=1e-4, atol=1e-5)  # the same draws
     assert not per_dimension(model.post, prior)
-    with pytest.raises(ConfigError, match="kl_floor=dim_max.*per latent dimension"):
-        check_kl(Objective(kl_floor="dim_max", floor=0.1), model)
+    with pytest.raises(ConfigError, match="free_bits=dim_max.*per latent dimension"):
+        check_kl(Objective(free_bits="dim_max", free_bits_nats=0.1), model)
 
 
 def test_a_mixture_has_the_density_of_its_draws():

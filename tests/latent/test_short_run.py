@@ -170,7 +170,7 @@ def test_refined_chains_start_at_the_amortised_posterior(toys, transformer, name
     assert np.all(after > before)
 
 
-def test_fit_is_the_moments_of_its_chains_and_its_control_is_the_prior(toys):
+def test_fit_is_the_moments_of_its_chains_and_its_baseline_is_the_prior(toys):
     toy = toys.linear(count=40)
     cfg = ChainConfig(steps=120, schedule="constant", step_size=0.2, temperature=1.0, chunk=16)
     key_e = _keys(toy.batch)
@@ -183,7 +183,7 @@ def test_fit_is_the_moments_of_its_chains_and_its_control_is_the_prior(toys):
         ]
         return built
 
-    post, chunked, control = fit(toy.params)
+    post, chunked, baseline = fit(toy.params)
     for a, b in zip(post, chunked, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(
@@ -192,7 +192,7 @@ def test_fit_is_the_moments_of_its_chains_and_its_control_is_the_prior(toys):
     variance = np.exp(post.log_var_egz).mean(axis=(0, 1)) / 1.2**2
     np.testing.assert_allclose(variance, np.diag(toy.cov_zz), rtol=0.15)
     assert np.abs(post.mean_egz[:, 0] - toy.mean_ez).max() < 5 * np.sqrt(0.5 / 32)
-    assert np.abs(control.mean_egz).max() < 5 / np.sqrt(32)
+    assert np.abs(baseline.mean_egz).max() < 5 / np.sqrt(32)
 
 
 def test_floor_of_the_fitted_variance(toys):

@@ -144,5 +144,5 @@ def test_free_bits_have_no_dimensions_to_act_on():
     model = _lstm_vae(prior=UNIFORM, posterior=VMF)
     assert not per_dimension(model.post, model.prior)
     with pytest.raises(ConfigError, match="per latent dimension"):
-        check_kl(Objective(kl_floor="dim_masked", floor=0.1), model)
+        check_kl(Objective(free_bits="dim_masked", free_bits_nats=0.1), model)
     check_kl(Objective(), model)

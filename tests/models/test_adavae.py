@@ -121,7 +121,10 @@ def test_identity_start_leaves_the_frozen_function():
         (dict(encoder_layers=3), "encoder_layers is 3; expected 1 to 2"),
         (dict(use_psa=False), "z would never reach the decoder"),
         (dict(use_adapters=True, adapt_decoder=False), "set adapt_decoder"),
-        (dict(use_psa=False, use_output=True, vary=True), "nothing uses a projection of z"),
+        (
+            dict(use_psa=False, use_output=True, layerwise_projection=True),
+            "nothing uses a projection of z",
+        ),
         (dict(pool_padding=True), "latent_attn never reads padding"),
     ],
 )

@@ -243,7 +243,7 @@ def test_first_prior_is_standard_normal_at_initialisation():
 def test_fusion_by_the_identity_leaves_gpt2(begin, ltp):
     """Values times one under a tied head: the language model of the same weights."""
     config = dataclasses.replace(
-        CONFIG, rank=1, begin_layer=begin, ltp=ltp, tie_lm_head=True, pool="first_token"
+        CONFIG, rank=1, begin_layer=begin, product_order=ltp, tie_lm_head=True, pool="first_token"
     )
     built = Built(config)
     fusion = jax.tree.map(jnp.zeros_like, built.params["decoder"]["fusion"])
@@ -264,9 +264,9 @@ def test_fusion_by_the_identity_leaves_gpt2(begin, ltp):
     assert np.all(np.abs(changed - plain)[np.asarray(PACKED.valid_e)] > 1e-3)
 
 
-@pytest.mark.parametrize("links", della.LINKS)
+@pytest.mark.parametrize("links", della.LAYER_LATENTS)
 def test_upper_latents_know_lower_ones_in_a_chain_alone(links):
-    config = dataclasses.replace(CONFIG, links=links)
+    config = dataclasses.replace(CONFIG, layer_latents=links)
     built, chain = Built(config), della.chain(config)
     assert built.model.latent_shape == ((1, 3) if links == "shared" else (2, 3))
     assert ("latent" in built.params) == (links == "chain")
@@ -288,7 +288,7 @@ def test_upper_latents_know_lower_ones_in_a_chain_alone(links):
 @pytest.mark.parametrize("begin, links", [(0, "shared"), (1, "independent")])
 def test_an_offset_of_zero_leaves_gpt2(begin, links):
     config = dataclasses.replace(
-        CONFIG, fuse="offset", links=links, begin_layer=begin, tie_lm_head=True
+        CONFIG, fuse="offset", layer_latents=links, begin_layer=begin, tie_lm_head=True
     )
     built, baseline = Built(config), lm.build(lm.LmConfig(DECODER))
     z_egz = jax.random.normal(jax.random.key(0), (6, *built.model.latent_shape))

@@ -97,7 +97,13 @@ INJECTIONS = {
     "all ways": (
         adavae.decoder_of,
         "adavae",
-        dict(use_memory=True, use_embedding=True, use_output=True, use_adapters=True, vary=True),
+        dict(
+            use_memory=True,
+            use_embedding=True,
+            use_output=True,
+            use_adapters=True,
+            layerwise_projection=True,
+        ),
     ),
 }
 

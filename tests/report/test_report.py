@@ -1,6 +1,7 @@
 """Pictures and page of a run, from made-up values: what is drawn, and that text stays text."""
 
 import io
+import json
 import re
 from html import escape
 from html.parser import HTMLParser
@@ -12,7 +13,7 @@ import pytest
 
 from jvae.evals.definitions import define
 from jvae.report import figures, look, maps, page
-from jvae.report.gather import OFFSETS, Content, Factor, Latents, Traversal
+from jvae.report.gather import OFFSETS, Content, Factor, Latents, Traversal, read_report
 
 EVIL = '<script>alert("x")</script> & $\\a_b$ 🙂'
 rng = np.random.default_rng(0)
@@ -33,7 +34,7 @@ def content(groups=1, **changes) -> Content:
         traversals=[Traversal(1, 0.5, ["a b"] * len(OFFSETS))],
     )
     metrics = {
-        name: dict(value=value, se=None, control=None, unit="nats", note=EVIL)
+        name: dict(value=value, se=None, baseline=None, unit="nats", note=EVIL)
         for name, value in dict(nll_1=9.0, nll_10=8.5, neg_elbo=9.2, exact=8.0, mi=None).items()
     }
     log = [{"step": s, "train/loss": 100 / s, "train/kl": 1.0, "train/beta": s} for s in (1, 2, 3)]
@@ -43,7 +44,7 @@ def content(groups=1, **changes) -> Content:
         log=[*log, {"step": 3, "valid/loss": 40.0, "valid/kl": None}],
         phases=[("first", 0), ("second", 2)],
         evaluation=dict(title="t", metrics=metrics, card={"data": [{"name": EVIL}]}, notes=[EVIL]),
-        probes=dict(metrics={"mig": dict(value=0.5, se=None, control=0.1, unit="", note=EVIL)}),
+        probes=dict(metrics={"mig": dict(value=0.5, se=None, baseline=0.1, unit="", note=EVIL)}),
         samples={"prior": [EVIL], "reconstructions": [EVIL, "a", "", "b", "b"]},
         latents=latents,
         notes=[EVIL],
@@ -103,7 +104,7 @@ def test_numbers_stand_beside_what_limits_them():
         "self_bleu": dict(value=50.0, note=""),
         "made_up": dict(value=1.0, note=""),
     }
-    metrics = {name: dict(se=None, control=None, unit="") | row for name, row in metrics.items()}
+    metrics = {name: dict(se=None, baseline=None, unit="") | row for name, row in metrics.items()}
     columns = dict(words_from=[0, 6], words_to=[5, 9], sentences=[3, 1])
     columns |= {
         f"{name}_by_length": [75.5, None] for name in ("exact_match", "rec_per_token", "kl")
@@ -123,13 +124,25 @@ def test_numbers_stand_beside_what_limits_them():
 
 def test_metrics_stand_in_groups_in_the_order_of_their_definitions():
     names = ("self_bleu", "nll_100", "nll_10", "made_up", "kl", "exact_match", "rec")
-    metrics = {name: dict(value=1.0, se=None, control=None, unit="", note="") for name in names}
+    metrics = {name: dict(value=1.0, se=None, baseline=None, unit="", note="") for name in names}
     html = page.render(content(evaluation=dict(metrics=metrics), latents=None), {})
     order = ["Likelihood", "rec", "nll_10", "nll_100", "Use of the latent", "kl"]
     order += ["Reconstruction", "exact_match", "Samples", "self_bleu", "Others", "made_up"]
     at = [html.index(f">{metric}<", html.index('id="metrics"')) for metric in order]
     assert at == sorted(at)
     assert html.count(escape(define("self_bleu"))) == 2  # on hover, and to be unfolded
+
+
+def test_a_report_is_read_with_the_older_name_of_its_baselines(tmp_path):
+    row = dict(value=2.0, se=None, unit="nats", note="")
+    report = dict(card=dict(controls={"latent": "untrained model"}), notes=[], details={})
+    path = tmp_path / "test.json"
+    path.write_text(json.dumps(report | dict(metrics={"kl": row | {"control": 0.5}})))
+    notes: list[str] = []
+    actual = read_report(path, notes)
+    assert actual is not None and not notes
+    assert actual["metrics"] == {"kl": row | {"baseline": 0.5}}
+    assert actual["card"] == {"baselines": {"latent": "untrained model"}}
 
 
 def test_the_page_names_the_run_its_step_and_fits_dark_and_narrow_screens():

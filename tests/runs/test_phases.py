@@ -130,7 +130,7 @@ def test_checks_compare_the_bound_under_the_final_weight():
     c = _config()
     with c.unlocked():
         c.objective.beta.update(stop=0.5)
-        c.objective.update(kl_floor="dim_max", floor=4.0)  # in the loss alone
+        c.objective.update(free_bits="dim_max", free_bits_nats=4.0)  # in the loss alone
     (phase,) = phases.resolve(c)
     assert phase.bound(30.0, 8.0) == 34.0
     at = PhaseProgress().checked(phase, 10, float("nan"))

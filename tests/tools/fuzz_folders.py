@@ -323,7 +323,7 @@ def _run() -> Path:
     lines = "".join(f'{{"step": {i}, "train/loss": 1.0}}\n' for i in range(4))
     (folder / "metrics.jsonl").write_text(lines)
     report = {"title": "t", "card": {}, "notes": [], "details": {}}
-    row = {"value": 1.0, "se": None, "control": None, "unit": "", "note": ""}
+    row = {"value": 1.0, "se": None, "baseline": None, "unit": "", "note": ""}
     (folder / "eval").mkdir()
     (folder / "eval" / "test.json").write_text(json.dumps(report | {"metrics": {"kl": row}}))
     return folder

@@ -41,8 +41,8 @@ def make(**choices) -> Objective:
 
 CHOICES = [
     dict(),
-    dict(kl_floor="dim_masked", floor=FLOOR),
-    dict(kl_floor="dim_max", floor=FLOOR),
+    dict(free_bits="dim_masked", free_bits_nats=FLOOR),
+    dict(free_bits="dim_max", free_bits_nats=FLOOR),
     dict(length_weighted=True),
 ]
 
@@ -75,15 +75,15 @@ def test_loss_is_the_weighted_sum(terms):
 
 
 @pytest.mark.parametrize(
-    "kl_floor, of_dimension",
+    "free_bits, of_dimension",
     [
         ("none", lambda kl: kl),
         ("dim_masked", lambda kl: kl if kl > FLOOR else 0.0),
         ("dim_max", lambda kl: max(kl, FLOOR)),
     ],
 )
-def test_floors_equal_their_definition(terms, kl_floor, of_dimension):
-    loss = per_sentence(make(kl_floor=kl_floor, floor=FLOOR), terms, 1.0)
+def test_floors_equal_their_definition(terms, free_bits, of_dimension):
+    loss = per_sentence(make(free_bits=free_bits, free_bits_nats=FLOOR), terms, 1.0)
     for e in range(E):
         kl = sum(of_dimension(float(x)) for x in np.ravel(terms.kl_egz[e]))
         want = float(terms.nll_e[e]) + kl + 0.3 * float(terms.aux["bow"][e])
@@ -92,8 +92,8 @@ def test_floors_equal_their_definition(terms, kl_floor, of_dimension):
         np.testing.assert_allclose(loss.kl_e[e], np.sum(terms.kl_egz[e]), rtol=1e-6)
 
 
-def floor_gradient(kl_floor: str, kl_egz):
-    return jax.jit(jax.grad(lambda kl: jnp.sum(FLOORS[kl_floor](kl, FLOOR))))(kl_egz)
+def floor_gradient(free_bits: str, kl_egz):
+    return jax.jit(jax.grad(lambda kl: jnp.sum(FLOORS[free_bits](kl, FLOOR))))(kl_egz)
 
 
 def test_masked_and_maximum_floor_have_one_gradient(terms):
@@ -143,7 +143,9 @@ def test_without_closed_form_the_kl_of_the_draw_is_weighed(terms):
 
 
 @pytest.mark.parametrize(
-    "choices", [dict(kl_floor="dim_max", floor=FLOOR), dict(kl_reduce="group_mean")], ids=str
+    "choices",
+    [dict(free_bits="dim_max", free_bits_nats=FLOOR), dict(kl_reduce="group_mean")],
+    ids=str,
 )
 def test_free_bits_per_dimension_need_a_kl_per_dimension(terms, choices):
     assert make(**choices).per_dimension and not make().per_dimension

@@ -30,7 +30,9 @@ TERMS = Terms(
     ],
 )
 def test_floors_and_reductions(floor, reduce, expected):
-    objective = Objective(kl_floor=floor, floor=0.5, kl_reduce=reduce, aux_weight={"bow": 0.2})
+    objective = Objective(
+        free_bits=floor, free_bits_nats=0.5, kl_reduce=reduce, aux_weight={"bow": 0.2}
+    )
     loss = per_sentence(objective, TERMS, 2.0)
     np.testing.assert_allclose(loss.total_e, [10.2, 20.4] + 2 * np.array(expected), rtol=1e-6)
     np.testing.assert_allclose(loss.kl_e, [2.75, 5.25])  # the plain one, whatever is optimised

@@ -69,7 +69,7 @@ def test_accumulating_parts_is_one_large_batch():
     state = jax.jit(lambda params: init_state(params, tx))(params)
     actual = []
     for parts in (1, 4):
-        objective = Objective(rec="token_mean")
+        objective = Objective(rec_reduce="token_mean")
         beta = lambda step: jnp.float32(0.5)  # noqa: E731
         step = jax.jit(make_train_step(model, objective, beta, tx, accumulate=parts))
         actual.append(step(state, batch, jax.random.key(1)))

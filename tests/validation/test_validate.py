@@ -201,7 +201,7 @@ FAULTS = {
     "data.train=t.txt data.vocab=100": "a vocabulary of kind bpe needs at least 260",
     "data.train=t.txt data.sentences=1 data.source=0": "pairs cannot be cut into sentences",
     "decode.min_length=9 decode.max_length=5": "decode.min_length=9 is above decode.max_length=5",
-    "objective.rec=token_mean objective.length_weighted=1": "would divide twice",
+    "objective.rec_reduce=token_mean objective.length_weighted=1": "would divide twice",
     "model.encoder.layers=4096 model.encoder.width=131072": "parameters, .* are more than 1e.12",
 }
 
@@ -230,15 +230,15 @@ def test_all_that_is_wrong_comes_at_once():
 
 
 IDLE = {
-    "sri objective.kl_floor=dim_max objective.floor=3": "objective.floor=3.0 has no effect: the "
+    "sri objective.free_bits=dim_max objective.free_bits_nats=3": "nats=3.0 has no effect: the "
     "posterior of model.family=sri is a sampler, whose loss has no KL; set it to 0",
     "sri objective.beta.stop=0.01": "objective.beta.stop=0.01 has no effect: .*; set it to 1",
     "sri evals.refine_steps=3": "has a sampler as its posterior",
     "lm objective.beta.stop=0.5": "model.family=lm has no latent",
     "lm evals.compat=della": "evals.compat=.* has no effect",
     "lm noise.enc_delete=0.1": "model.family=lm has no encoder; set it to 0",
-    "optimus objective.floor=1": "objective.floor=1.0 has no effect: objective.kl_floor is none",
-    "optimus objective.kl_floor=dim_max": "has no effect: objective.floor is 0; set it to none",
+    "optimus objective.free_bits_nats=1": "nats=1.0 has no effect: objective.free_bits is none",
+    "optimus objective.free_bits=dim_max": "effect: objective.free_bits_nats is 0; set it to none",
     "optimus data.source=0 data.train=t.tsv": "model.family=optimus reads no source text",
     "optimus data.label=0": "data.label='0' has no effect: data.train is empty",
     "optimus data.vocab=500": "data.vocab=500 has no effect: data.train is empty",
@@ -262,9 +262,11 @@ def test_values_without_effect_are_errors(words):
 
 def test_a_value_has_an_effect_where_one_phase_reads_it():
     validate(configs.load("t5_vae:tiny"))  # its first phases switch the floor off
-    sections = {"phases.stage2.objective": ConfigDict(dict(kl_floor="none"))}
-    text = message(with_values("t5_vae:tiny", sections))
-    assert text == "objective.floor=0.5 has no effect: objective.kl_floor is none; set it to 0"
+    sections = {"phases.stage2.objective": ConfigDict(dict(free_bits="none"))}
+    expected = (
+        "objective.free_bits_nats=0.5 has no effect: objective.free_bits is none; set it to 0"
+    )
+    assert message(with_values("t5_vae:tiny", sections)) == expected
 
 
 def test_phases_are_checked_before_the_first_begins():
@@ -301,11 +303,13 @@ def test_unknown_and_missing_keys():
 
 
 def test_what_a_run_was_trained_with_is_taken_where_it_does_no_harm():
-    saved = of("sri:tiny", "objective.floor=3")
+    saved = of("sri:tiny", "objective.free_bits_nats=3")
     message(saved)
     validate(saved, saved=saved)
     validate(saved, saved=saved, training=False)
-    assert "objective.floor=4.0" in message(of("sri:tiny", "objective.floor=4"), saved=saved)
+    assert "objective.free_bits_nats=4.0" in message(
+        of("sri:tiny", "objective.free_bits_nats=4"), saved=saved
+    )
     # Training alone reads the rate: evaluation continues, training does not.
     saved = of("optimus:tiny", "optim.lr=-1")
     validate(saved, saved=saved, training=False)
@@ -367,7 +371,7 @@ def test_help_and_reference_hold_every_key():
     for key in configs.flatten(configs.base()):
         assert f"| `{key}` |" in page
     stacks = tuple(kind.config.__name__ for _, kind in BACKBONES.items())
-    for cls in (*stacks, "ChainConfig", "WarmUp"):
+    for cls in (*stacks, "ChainConfig", "Annealing"):
         assert page.count(f"## `{cls}`") == 1
     assert "| `latent` | `32` | an integer from 1 to 1,048,576 | Width of z. |" in page
 
@@ -381,8 +385,10 @@ def test_decoding_is_refused_before_training_where_it_would_be_after(value):
 def test_free_bits_of_a_kl_without_dimensions_are_refused_before_data_is_read():
     learned = ("model.prior.kind=gmm", "model.prior.components=2")
     validate(of("optimus:tiny", *learned))
-    text = message(of("optimus:tiny", *learned, "objective.kl_floor=dim_max", "objective.floor=1"))
-    assert "kl_floor=dim_max" in text and "per latent dimension" in text
+    text = message(
+        of("optimus:tiny", *learned, "objective.free_bits=dim_max", "objective.free_bits_nats=1")
+    )
+    assert "free_bits=dim_max" in text and "per latent dimension" in text
     assert "model.prior.components=0: expected an integer from 1" in message(
         of("optimus:tiny", "model.prior.kind=gmm", "model.prior.components=0")
     )

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from jvae.evals.compat.shared import CompatRow, Facts, perplexity
 
 SAMPLES = 100
-WARNING = f"textae: K = {SAMPLES}, where jvae's headline has 500; a looser bound by a little"
+WARNING = f"textae: K = {SAMPLES}, where jvae's preset `full` has 500; a looser bound by a little"
 
 
 def ppl(log_p_e: Float[np.ndarray, "e"], words: int) -> float:

@@ -85,7 +85,7 @@ def config_of(meta: dict, dtype: str) -> adavae.AdaVaeConfig:
         use_embedding=o["add_input"],
         use_output=o["add_softmax"],
         use_adapters=o["add_z2adapters"],
-        vary=o["attn_proj_vary"],
+        layerwise_projection=o["attn_proj_vary"],
         prefix=5 if o["attn_mode"] == "prefix" else 0,
         prefix_middle=6,
     )
@@ -161,7 +161,9 @@ class Case:
     def setting(self, name: str) -> tuple[Objective, float]:
         """Objective and beta of a loss setting."""
         if name == "train":
-            return Objective(rec="token_mean_end", kl_floor="dim_masked", floor=0.1), 0.5
+            return Objective(
+                rec_reduce="token_mean_end", free_bits="dim_masked", free_bits_nats=0.1
+            ), 0.5
         setting = next(s for s in self.meta["settings"] if s["name"] == name)
         rate, latent = self.meta["kl_rates"][name], self.config.latent
         floor, nats = {
@@ -170,7 +172,8 @@ class Case:
             3: ("dim_max", rate),
             4: ("dim_masked_share", rate * latent),  # stored as the threshold itself
         }[setting["fb"]]
-        return Objective(rec="token_mean_end", kl_floor=floor, floor=nats), setting["beta"]
+        objective = Objective(rec_reduce="token_mean_end", free_bits=floor, free_bits_nats=nats)
+        return objective, setting["beta"]
 
     def model_with_noise(self, noise_egz, shift_egz, seen):
         """The model whose posterior draws with this noise, moves the draw, and can be seen."""

@@ -53,8 +53,8 @@ class Case:
             use_bow=options.get("use_bow", False),
         )
         self.objective = Objective(
-            kl_floor="group_max",
-            floor=options.get("kl_threshold", 0.0),
+            free_bits="group_max",
+            free_bits_nats=options.get("kl_threshold", 0.0),
             kl_reduce="group_mean",
             aux_weight={"bow": BOW_WEIGHT},
         )

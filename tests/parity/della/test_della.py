@@ -56,7 +56,7 @@ def _encoder(case, params):
 def _decoder(case, params, z_egz):
     """States, values before and after fusion, and scores of the decoder."""
     c, dec, p, side = case.config, case.config.decoder, params["decoder"], case.batch.dec
-    how = fusion.Fusion(dec, c.begin_layer, c.groups, c.ltp)
+    how = fusion.Fusion(dec, c.begin_layer, c.groups, c.product_order)
     factor_lernh = fusion.latent_factor(how, p["fusion"], z_egz)
     fuse_l = fusion.inputs(how, p["fusion"], factor_lernh)
     fuse = partial(fusion.fuse, lay=laid_out(side))

@@ -81,7 +81,7 @@ def _released_start(config: della.DellaConfig):
     """
     dec = config.decoder
     stack = gpt2.stack(dec)
-    how = fusion.Fusion(dec, config.begin_layer, config.groups, config.ltp)
+    how = fusion.Fusion(dec, config.begin_layer, config.groups, config.product_order)
     plain = _without_bow(config)[0].gen.start
 
     def start(params, z_egz, prompt, max_len, cond=None):
@@ -191,7 +191,7 @@ def test_likelihood_with_the_stored_noise(scored, weigh):
     actual = compat.corpus(
         compat.log_likelihood(*draws_ke, groups=groups),
         -draws_ke[0].mean(axis=0),
-        compat.divergence(np.asarray(first[3]).sum(axis=2), case.objective.floor),
+        compat.divergence(np.asarray(first[3]).sum(axis=2), case.objective.free_bits_nats),
         int(case.real.sum()),
     )
     case.close(actual.ppl, "iw/eval_ppl", rtol=1e-3)

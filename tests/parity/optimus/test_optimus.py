@@ -147,8 +147,8 @@ def case(request):
 
 def _objective(setting: dict) -> Objective:
     return Objective(
-        kl_floor="dim_masked" if setting["fb_mode"] == 1 else "none",
-        floor=setting.get("dim_target_kl", 0.0),
+        free_bits="dim_masked" if setting["fb_mode"] == 1 else "none",
+        free_bits_nats=setting.get("dim_target_kl", 0.0),
         length_weighted=setting.get("length_weighted_loss", False),
     )
 
@@ -190,7 +190,9 @@ def _everything(case: Case, params):
         if setting["fb_mode"] == 0:
             for floor in (0.2, 0.5, 1.0):
                 for form, stored in (("dim_masked", "masked"), ("dim_max", "max")):
-                    floored = per_sentence(Objective(kl_floor=form, floor=floor), only_kl, 1.0)
+                    floored = per_sentence(
+                        Objective(free_bits=form, free_bits_nats=floor), only_kl, 1.0
+                    )
                     out[f"lat/kl_fb_{stored}_{floor}"] = floored.total_e
     return out
 
@@ -286,7 +288,7 @@ def test_gradients(case, name):
 
 
 def test_four_optimizer_updates(case):
-    objective = Objective(kl_floor="dim_masked", floor=0.3, length_weighted=True)
+    objective = Objective(free_bits="dim_masked", free_bits_nats=0.3, length_weighted=True)
     # As released: GPT-2's norm weights do decay, as their names do not contain LayerNorm.weight.
     kept = (r".*bias", r"encoder/.*norm/scale")
     paths = named_leaves(case.params)

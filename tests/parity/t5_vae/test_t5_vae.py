@@ -109,7 +109,7 @@ class Case:
         return Batch(enc, dec, None, dec.position_bt > 0, np.arange(len(ids), dtype=np.int32))
 
     def objective(self, floor: float | None) -> Objective:
-        form = dict(kl_floor="dim_max", floor=floor) if floor else {}
+        form = dict(free_bits="dim_max", free_bits_nats=floor) if floor else {}
         return Objective(**form, rec_length=self.batch.enc.token_bt.shape[1])
 
     def close(self, got, name: str, rtol: float, atol: float = 0.0, where: Any = ...):

@@ -10,9 +10,9 @@ import pytest
 from jvae.api import example_keys, mean_valid, per_example
 from jvae.config import dataclass_from
 from jvae.errors import ConfigError
-from jvae.latent import elbo, short_run, warm_up
+from jvae.latent import annealing, elbo, short_run
+from jvae.latent.annealing import Annealing
 from jvae.latent.short_run import ChainConfig
-from jvae.latent.warm_up import WarmUp
 from jvae.training.objectives import Objective, batch_loss
 
 CFG = ChainConfig(steps=2)
@@ -20,18 +20,20 @@ CFG = ChainConfig(steps=2)
 
 def test_published_temperatures_by_epoch():
     actual = [
-        float(warm_up.temperature_at(WarmUp(), ChainConfig(), n)) for n in (1, 15, 16, 17, 18)
+        float(annealing.temperature_at(Annealing(), ChainConfig(), n)) for n in (1, 15, 16, 17, 18)
     ]
     np.testing.assert_allclose(actual, [0.05, 0.05, 0.10, 0.15, 0.20], rtol=1e-6)
-    np.testing.assert_allclose(warm_up.temperature_at(WarmUp(), ChainConfig(), 60), 0.2, rtol=1e-6)
+    np.testing.assert_allclose(
+        annealing.temperature_at(Annealing(), ChainConfig(), 60), 0.2, rtol=1e-6
+    )
 
 
 def test_prior_weight_rises_to_one_and_stays():
-    plan = WarmUp(epoch_steps=10, prior_start=0.1, prior_epochs=6)
-    actual = np.array([float(warm_up.prior_weight_at(plan, s)) for s in range(100)])
+    plan = Annealing(epoch_steps=10, prior_start=0.1, prior_epochs=6)
+    actual = np.array([float(annealing.prior_weight_at(plan, s)) for s in range(100)])
     assert actual[0] == pytest.approx(0.1) and np.all(np.diff(actual) >= 0)
     assert actual[59] < 1.0 and np.all(actual[60:] == 1.0)
-    assert float(warm_up.prior_weight_at(WarmUp(epoch_steps=10), 0)) == 1.0
+    assert float(annealing.prior_weight_at(Annealing(epoch_steps=10), 0)) == 1.0
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +41,10 @@ def pieces(toys):
     """Losses and gradients of both modes, and what they are made of."""
     model, params = toys.lstm()
     packed, key, drop = toys.sentences().packed, jax.random.key(3), jax.random.key(4)
-    leak = dataclasses.replace(WarmUp(), param_grad="trajectory")
+    leak = dataclasses.replace(Annealing(), param_grad="trajectory")
 
     def loss_of(plan, params):
-        terms = warm_up.measure(model.gen, model.prior, CFG, plan)(
+        terms = annealing.measure(model.gen, model.prior, CFG, plan)(
             jnp.int32(0), params, packed, key, drop
         )
         return batch_loss(Objective(aux_weight={"trajectory": 1.0}), terms, 1.0)[0], terms
@@ -64,7 +66,7 @@ def pieces(toys):
         chain = short_run.prepare(model.gen, model.prior, CFG, params, packed, drop)
         end, path = chain.end(example_keys(jax.random.split(key)[0], packed.id_e), path=True)
         at_end = jax.grad(lambda p: mean_valid(nll_e(p, end), packed.valid_e))(params)
-        (value, terms), final = jax.value_and_grad(lambda p: loss_of(WarmUp(), p), has_aux=True)(
+        (value, terms), final = jax.value_and_grad(lambda p: loss_of(Annealing(), p), has_aux=True)(
             params
         )
         both = jax.grad(lambda p: loss_of(leak, p)[0])(params)
@@ -103,4 +105,4 @@ def test_trajectory_mode_adds_the_batch_sum_at_every_earlier_point(pieces):
 
 def test_unknown_mode_is_refused():
     with pytest.raises(ConfigError, match="param_grad='both'"):
-        dataclass_from(WarmUp, dict(param_grad="both"), "model.warm_up")
+        dataclass_from(Annealing, dict(param_grad="both"), "model.annealing")

@@ -28,7 +28,7 @@ _EPOCHS = Needs(lambda c: c.epoch_steps > 0, "epoch_steps is 0")
 
 
 @dataclass(frozen=True)
-class WarmUp:
+class Annealing:
     """Settings of the training chain that differ from the evaluation chain.
 
     epoch_steps: optimizer steps per epoch; 0 turns both schedules off. Epochs count from 1.
@@ -75,20 +75,20 @@ class WarmUp:
 
 
 def temperature_at(
-    warm_up: WarmUp, cfg: ChainConfig, epoch: Int[Array, ""] | int
+    annealing: Annealing, cfg: ChainConfig, epoch: Int[Array, ""] | int
 ) -> Float[Array, ""]:
     """The chain's temperature in an epoch. Source: `train_sri.py` of the released code."""
-    over = jnp.maximum(jnp.asarray(epoch) - warm_up.temperature_hold, 0)
-    heat = warm_up.temperature_start + warm_up.temperature_rise * over
+    over = jnp.maximum(jnp.asarray(epoch) - annealing.temperature_hold, 0)
+    heat = annealing.temperature_start + annealing.temperature_rise * over
     return jnp.minimum(heat, cfg.temperature).astype(jnp.float32)
 
 
-def prior_weight_at(warm_up: WarmUp, step: Int[Array, ""] | int) -> Float[Array, ""]:
+def prior_weight_at(annealing: Annealing, step: Int[Array, ""] | int) -> Float[Array, ""]:
     """The weight of log p(z) in the target at a step. Source: `semi_sup_classification.py`."""
-    span = max(1, warm_up.prior_epochs * warm_up.epoch_steps)
+    span = max(1, annealing.prior_epochs * annealing.epoch_steps)
     done = jnp.minimum(jnp.asarray(step) / span, 1.0)
-    weight = warm_up.prior_start + (1.0 - warm_up.prior_start) * done
-    return jnp.asarray(weight if warm_up.prior_epochs else 1.0, jnp.float32)
+    weight = annealing.prior_start + (1.0 - annealing.prior_start) * done
+    return jnp.asarray(weight if annealing.prior_epochs else 1.0, jnp.float32)
 
 
 class _Setting(NamedTuple):
@@ -96,14 +96,14 @@ class _Setting(NamedTuple):
     prior_weight: Array | float
 
 
-def measure(gen: Generator, prior: Prior, cfg: ChainConfig, warm_up: WarmUp) -> Measure:
+def measure(gen: Generator, prior: Prior, cfg: ChainConfig, annealing: Annealing) -> Measure:
     """Training terms of a chain; replaces `jvae.latent.elbo.measure`."""
 
     def setting(step: Int[Array, ""]) -> _Setting:
-        if not warm_up.epoch_steps:
+        if not annealing.epoch_steps:
             return _Setting(cfg.temperature, 1.0)
-        epoch = 1 + step // warm_up.epoch_steps
-        return _Setting(temperature_at(warm_up, cfg, epoch), prior_weight_at(warm_up, step))
+        epoch = 1 + step // annealing.epoch_steps
+        return _Setting(temperature_at(annealing, cfg, epoch), prior_weight_at(annealing, step))
 
     def run(
         step: Int[Array, ""],
@@ -126,7 +126,7 @@ def measure(gen: Generator, prior: Prior, cfg: ChainConfig, warm_up: WarmUp) -> 
             temperature=now.temperature,
             prior_weight=now.prior_weight,
         )
-        leak = warm_up.param_grad == "trajectory"
+        leak = annealing.param_grad == "trajectory"
         z_egz, path_kegz = chain.end(example_keys(chain_key, batch.id_e), path=leak)
         ctx = gen.prepare(params, batch, drop, cond=cond)
         draws = Draws(z_egz[None], z_egz, cond, batch.valid_e, aux_keys(z_key, batch))
