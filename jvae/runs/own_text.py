@@ -79,8 +79,12 @@ def read(data: ConfigDict) -> Facts:
     )
 
 
-def choose(facts: Facts) -> Choice:
-    """Chooses a config for a corpus. Pure: the same statistics give the same config."""
+def choose(facts: Facts, steps: int | None = None) -> Choice:
+    """Chooses a config for a corpus. Pure: the same statistics give the same config.
+
+    Args:
+      steps: updates, if you set their number; warm-up and checks are shares of it.
+    """
     n, values, reasons = facts.lines, {}, []
 
     def say(text: str, **chosen: bool | float | str) -> None:
@@ -146,10 +150,10 @@ def choose(facts: Facts) -> Choice:
     row = ROW if tokens < 40 else _power(2 * tokens)
     rows = max(round(update * tokens / row), 2)
     epochs = min(max(40 * math.sqrt(5_000 / n), 8), 60)
-    steps = _rounded(min(max(epochs * n / update, UPDATES[0]), UPDATES[1]))
+    steps = steps or _rounded(min(max(epochs * n / update, UPDATES[0]), UPDATES[1]))
     say(
         f"data.batch_rows={rows} rows of {row} tokens, about {update:.0f} texts an update; "
-        f"train.steps={steps:,}, {steps * update / n:.0f} times through the text",
+        f"train.steps={steps:,}, {steps * update / n:.1f} times through the text",
         data__row_tokens=row,
         data__batch_rows=rows,
         train__steps=steps,
