@@ -6,7 +6,8 @@ from typing import Any
 from jvae.bench.speed import NOT_MEASURED
 
 Row = Mapping[str, Any]
-LINES = (1_000, 5_000)  # training lines of the table
+CORPORA = ("snli", "captions", "yahoo")  # of the table: SNLI, Flickr8k, sentences of Yahoo
+LINES = (1_000, 5_000)  # training lines of each
 CHOICES = ("auto", "optimus")  # configs to compare
 COLUMNS = ("collapsed", "MI", "BLEU", "validation -ELBO", "minutes")
 
@@ -17,9 +18,9 @@ def key(row: Row) -> tuple[str, int, str]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: every corpus that has a row, at all sizes and with all choices; then commands."""
+    """Markdown: every corpus at all sizes and with all choices; then the commands of the rows."""
     stored = {key(row): row for row in rows}
-    corpora = list(dict.fromkeys(row["corpus"] for row in rows))
+    corpora = list(dict.fromkeys([*CORPORA, *(row["corpus"] for row in rows)]))
     lines = sorted({*LINES, *(row["lines"] for row in rows)})
     head = ("corpus", "lines", "`--config`", *COLUMNS)
     out = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
@@ -29,15 +30,12 @@ def table(rows: Sequence[Row]) -> str:
                 row = stored.get((corpus, count, choice))
                 cells = [NOT_MEASURED] * len(COLUMNS) if row is None else _cells(row)
                 out.append(f"| {corpus} | {count:,} | `{choice}` | {' | '.join(cells)} |")
-    out += [
-        "",
-        *(
-            f"- {row['corpus']}, {row['lines']:,}, `{row['choice']}`: `{row['command']}`; "
-            f"{row['hardware']}, jax {row['jax']}, commit {row['commit']}."
-            for row in sorted(rows, key=lambda row: (corpora.index(row["corpus"]), key(row)))
-        ),
+    commands = [
+        f"- {row['corpus']}, {row['lines']:,}, `{row['choice']}`: `{row['command']}`; "
+        f"{row['hardware']}, jax {row['jax']}, commit {row['commit']}."
+        for row in sorted(rows, key=lambda row: (corpora.index(row["corpus"]), key(row)))
     ]
-    return "\n".join(out)
+    return "\n".join([*out, *([""] if commands else []), *commands])
 
 
 def _cells(row: Row) -> list[str]:

@@ -84,13 +84,17 @@ def test_the_row_is_of_the_measured_step(run, tmp_path):
 
 def test_cells_not_run_say_so(run):
     text = own_text_table.table([own_text.row_of(run)])
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:6]]
+    lines = [line for line in text.splitlines() if line.startswith("| mine")]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert cells[0] == ["mine", "1,000", "`auto`", "**yes**", "≥ 4.00", "4.0", "50.00", "0.2"]
     for line, (count, choice) in zip(
         cells[1:], (("1,000", "optimus"), ("5,000", "auto"), ("5,000", "optimus")), strict=True
     ):
         assert line == ["mine", count, f"`{choice}`", *["not measured"] * 5]
     assert "`python -m jvae.main --config=auto`" in text
+    empty = own_text_table.table([])
+    assert all(f"| {corpus} | 1,000 |" in empty for corpus in own_text_table.CORPORA)
+    assert empty.endswith(" not measured |")
 
 
 def test_a_run_that_was_not_evaluated(run):
