@@ -21,6 +21,7 @@ LONG = 100  # words per text above which documents are split into sentences
 USES = 25  # how often an entry of a trained tokenizer should be used, on average
 VOCABULARY = (400, 8_000)  # smallest and largest vocabulary
 UPDATES = (1_500, 8_000)  # fewest and most updates
+CHECKS, EVERY = 20, 25  # checks of a run, but with this many updates between them
 WORD_TOKENS = 1.4  # tokens per word, with a vocabulary of a few thousand entries
 ROW = 64  # tokens per row, unless texts are long
 
@@ -163,12 +164,13 @@ def choose(facts: Facts, steps: int | None = None) -> Choice:
         optim__lr=rate,
         optim__warmup_steps=steps // 20,
     )
+    check = max(steps // CHECKS, EVERY)
     say(
         "train.patience=4: training ends after four checks without a better validation -ELBO, of "
-        "20, once the KL weight is final",
+        f"{max(steps // check, 1)}, once the KL weight is final",
         train__patience=4,
-        train__check_every=max(steps // 20, 1),
-        train__log_every=max(steps // 40, 1),
+        train__check_every=check,
+        train__log_every=check // 2,
     )
     return Choice(preset, values, reasons)
 

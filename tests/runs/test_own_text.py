@@ -55,7 +55,7 @@ def test_a_file_gets_its_config_and_the_log_says_why(tmp_path, caplog):
     config = start.configure(configs.load("auto"), flags, tmp_path / "run")
     assert (config.model.latent, config.data.vocab, config.name) == (16, 300, "auto")
     assert config.data.train == (str(path),) and config.model.decoder.dropout == 0.3
-    assert (config.train.steps, config.train.check_every) == (200, 10)
+    assert (config.train.steps, config.train.check_every) == (200, 25)
     assert config.optim.warmup_steps == 10
     validate(config, platform="cpu")
     assert "auto: text: 400 lines of 1" in caplog.text
