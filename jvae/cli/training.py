@@ -16,6 +16,7 @@ from jvae.fields import as_flag
 from jvae.inference.text_vae import LoadedVAE
 from jvae.parallel import processes
 from jvae.runs import identity, loading, phases, start, trackers, workdir
+from jvae.runs.console import shown_log
 from jvae.training import init_params, loop
 from jvae.training.loop import Callback
 from jvae.training.preemption import Stop, Stopped
@@ -76,8 +77,9 @@ def train(
 
         vae = jvae.train("optimus:tiny", overrides={"data.train": "my.txt", "train.steps": 500})
 
-    This is the run of `python -m jvae.main --config=...`, with the same files: the same call
-    resumes an interrupted training and returns the model of a finished one.
+    This is the run of `python -m jvae.main --config=...`, with the same files and messages: the
+    same call resumes an interrupted training and returns the model of a finished one. A level set
+    by `logging.getLogger("jvae").setLevel` replaces the messages' own.
 
     Args:
       config: name or file as for `--config=`, or a config.
@@ -93,16 +95,17 @@ def train(
     """
     base = configs.load(config) if isinstance(config, str) else config
     folder = Path("runs") / base.name if workdir is None else Path(workdir).expanduser()
-    settled = start.configure(base, _flags(overrides or {}), folder)
     stop = Stop(own_process=False)
-    try:
-        outcome = run(settled, folder, stop, callbacks)
-        log.info("%s", outcome.table)
-    except Stopped as stopped:
-        if not stop.from_within:
-            raise
-        log.info("%s", stopped)
-    return loading.load(folder, seed=seed)
+    with shown_log():
+        settled = start.configure(base, _flags(overrides or {}), folder)
+        try:
+            outcome = run(settled, folder, stop, callbacks)
+            log.info("%s", outcome.table)
+        except Stopped as stopped:
+            if not stop.from_within:
+                raise
+            log.info("%s", stopped)
+        return loading.load(folder, seed=seed)
 
 
 def _flags(overrides: Mapping[str, object]) -> list[str]:

@@ -19,7 +19,9 @@ CSS = """
 .dark .jv-rows b { color: #ffab70; }
 .jv-rows tr.jv-at { background: rgba(213, 94, 0, .13) !important; }
 .jv-tokens { line-height: 2.1; margin: .2rem 0; }
-.jv-token { padding: .12rem .32rem; border-radius: 4px; margin: 0 .1rem; white-space: pre-wrap; }
+.jv-token { display: inline-block; max-width: 100%; box-sizing: border-box; line-height: 1.4;
+  padding: .12rem .32rem; border-radius: 4px; margin: 0 .1rem; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
 .jv-map { width: 100%; height: auto; display: block; border-radius: 6px;
   border: 1px solid var(--border-color-primary); }
 .jv-map circle { cursor: pointer; fill-opacity: .8; }

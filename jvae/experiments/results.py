@@ -20,7 +20,7 @@ from typing import Any
 from jvae.bench import compiled, speed
 from jvae.errors import ConfigError, JvaeError
 from jvae.evals.card import with_current_names
-from jvae.experiments import targets, task_table
+from jvae.experiments import own_text_table, targets, task_table
 from jvae.runs.metrics import read_lines
 from jvae.runs.workdir import write_text
 
@@ -28,6 +28,7 @@ ROWS = Path(__file__).with_name("results.jsonl")  # rows of runs
 MEASURED = Path(__file__).with_name("measured.jsonl")  # rows of benchmarks
 TASKS = Path(__file__).with_name("tasks.jsonl")  # rows of the papers' experiments
 COMPARISON = Path(__file__).with_name("comparison.jsonl")  # rows of the comparison of all models
+OWN_TEXT = Path(__file__).with_name("own_text.jsonl")  # rows of --config=auto and a preset
 DOCUMENTS = ("RESULTS.md", "BENCHMARKS.md")
 END = "<!-- end of table -->"
 NOT_MEASURED = speed.NOT_MEASURED
@@ -76,6 +77,8 @@ def row_of(folder: Path, name: str = "test") -> Row:
         "tokens_per_s": round(speeds[len(speeds) // 2]),
         "layers": _layers(report["details"].get("latent", {})),
         "mi_saturated": report["details"].get("latent", {}).get("saturated", False),
+        # By the rule of `jvae.evals.latent.collapse_reasons`, which the training log also uses.
+        "collapse": report["details"].get("latent", {}).get("collapse_reasons", []),
         "metrics": {name: m["value"] for name, m in report["metrics"].items()},
         "baseline": {n: m["baseline"] for n, m in report["metrics"].items() if "baseline" in m},
         "se": {name: m["se"] for name, m in report["metrics"].items() if m["se"] is not None},
@@ -91,7 +94,7 @@ def add_task(key: str, folder: Path, path: Path = TASKS) -> Row:
     if key not in experiments:
         raise ConfigError(f"experiment {key!r}: unknown; known: {', '.join(experiments)}")
     row = row_of(folder, experiments[key].report) | {"name": key}
-    _store(path, [*(old for old in read_rows(path) if old["name"] != key), row])
+    store(path, [*(old for old in read_rows(path) if old["name"] != key), row])
     return row
 
 
@@ -129,7 +132,7 @@ def add(folder: Path, path: Path = ROWS) -> Row:
     row = row_of(folder)
     rows = [old for old in read_rows(path) if old["name"] != row["name"]] + [row]
     rows.sort(key=lambda stored: stored["name"])
-    _store(path, rows)
+    store(path, rows)
     return row
 
 
@@ -145,11 +148,12 @@ def take(records: Path, path: Path = MEASURED) -> int:
         )
     new = {speed.key(row): row for row in read_rows(records)}
     old = {speed.key(row): row for row in read_rows(path)}
-    _store(path, list((old | new).values()))
+    store(path, list((old | new).values()))
     return len(new)
 
 
-def _store(path: Path, rows: Sequence[Row]) -> None:
+def store(path: Path, rows: Sequence[Row]) -> None:
+    """Writes all rows, one per line."""
     write_text(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
 
 
@@ -214,6 +218,7 @@ def generated() -> dict[str, str]:
         "runs": runs_table(runs),
         "targets": targets.table(measured),
         "tasks": task_table.table(read_rows(TASKS), read_rows(COMPARISON)),
+        "own_text": own_text_table.table(read_rows(OWN_TEXT)),
         "peers": speed.peer_table(measured),
         "cpu": speed.preset_tables(measured, "cpu"),
         "gpu": speed.preset_tables(measured, "gpu"),

@@ -89,8 +89,6 @@ def row_of(job: Job, out: Path) -> Row:
         "sentences": round(seen),
         "updates": ends[-1],
         "sentences_per_s": round(speeds[len(speeds) // 2], 1),
-        # By the rule of `jvae.evals.latent.collapse_reasons`, which the training log also uses.
-        "collapse": report["details"].get("latent", {}).get("collapse_reasons", []),
         "notes": report["notes"],
         "mi_n": _sentences_of_mi(report["metrics"]),
         **cost(job.folder, ends[-1]),

@@ -26,6 +26,8 @@ PANELS = (
     (BETA, ("train/beta",)),
 )
 LABELS = {"train": "train", "valid": "validation", "valid/neg_elbo": "validation −ELBO"}
+SHADES = dict(zip(LABELS, COLORS, strict=False))  # the same in every panel
+COUNTS = ("train/au", "valid/au")  # whole numbers
 LINE = 96  # characters per line of a strip; longer sentences are wrapped
 
 
@@ -73,12 +75,14 @@ def training(log: Sequence[Line], phases: Sequence[tuple[str, int]]) -> Picture 
             continue
         title, curves = panel
         ax.set_title(title)
-        for place, (name, (x, y)) in enumerate(curves.items()):
-            label = LABELS.get(name, LABELS[name.split("/")[0]])
+        for name, (x, y) in curves.items():
+            kind = name if name in LABELS else name.split("/")[0]
             dot = "o" if len(x) < 40 and name.startswith("valid") else ""
-            ax.plot(x, y, color=COLORS[place], label=label, marker=dot, markersize=3)
+            ax.plot(x, y, color=SHADES[kind], label=LABELS[kind], marker=dot, markersize=3)
         _scale(ax, [y for _, y in curves.values()])
-        if len(curves) > 1:
+        if curves.keys() & set(COUNTS):
+            ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+        if any(name.startswith("valid") for name in curves):
             ax.legend(loc="best")
         for number, (name, begin) in enumerate(phases):
             if begin:

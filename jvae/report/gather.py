@@ -135,6 +135,7 @@ def gather(config: ConfigDict, folder: Path) -> Content:
 
 def _warmth(vae: LoadedVAE) -> dict[str, list[str]]:
     """The same draws from the prior, decoded greedily and at several temperatures."""
+    log.info("report: writing samples at several temperatures")
     z_egz = vae.sample_prior(LISTED)
     return {"greedy": vae.decode(z_egz)} | {
         f"T = {t:g}": vae.decode(z_egz, method="sample", temperature=t) for t in TEMPERATURES

@@ -55,6 +55,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; wh
 td.text { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .86rem; }
 td.text b { color: var(--new); font-weight: 600; }
 td.note { min-width: 16rem; }
+td.name { white-space: nowrap; }
 td.break { overflow-wrap: anywhere; font-size: .86rem; }
 summary { cursor: pointer; }
 dt { font-weight: 600; }
@@ -64,6 +65,7 @@ span[title] { cursor: help; border-bottom: 1px dotted var(--faint); }
   body { padding: .8rem .7rem 3rem; font-size: 14px; }
   h1 { font-size: 1.3rem; overflow-wrap: anywhere; }
   td.note { min-width: 10rem; }
+  td.text { min-width: 8.5rem; }
   td, th { padding-right: .6rem; }
   ul.numbers { gap: .35rem; }
   ul.numbers li { padding: .2rem .5rem; }
@@ -227,7 +229,7 @@ def _by_length(report: ReportRecord | None) -> str:
     head, rows = by_length.cells(columns)
     body = ([escape(show(value)) for value in row] for row in rows)
     intro = f"<p>{escape(by_length.TITLE[:1].upper() + by_length.TITLE[1:])}.</p>"
-    return intro + _table(head, body, ("", *["number"] * (len(head) - 1)))
+    return intro + _table(head, body, ("name", *["number"] * (len(head) - 1)))
 
 
 def _number(value: Value) -> str:

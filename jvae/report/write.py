@@ -1,5 +1,6 @@
 """Writes the report of a run into its folder."""
 
+import logging
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -7,6 +8,8 @@ from ml_collections import ConfigDict
 from jvae.report import figures, page
 from jvae.report.gather import gather
 from jvae.runs.workdir import write_text
+
+log = logging.getLogger(__name__)
 
 
 def write(config: ConfigDict, folder: Path) -> Path:
@@ -19,6 +22,7 @@ def write(config: ConfigDict, folder: Path) -> Path:
     content = gather(config, folder)
     out = folder / "report"
     out.mkdir(parents=True, exist_ok=True)
+    log.info("report: drawing figures")
     drawn = figures.draw(content)
     for name, picture in drawn.items():
         (out / f"{name}.png").write_bytes(picture.png)

@@ -1,6 +1,7 @@
 """Console output of a run, robust to streams that are lost while it is running."""
 
 import contextlib
+import logging
 import math
 import os
 import sys
@@ -17,6 +18,28 @@ _UNSHOWN = {
     f"train/{name}"
     for name in ("empty_slots", "finite", "padding", "sentences", "tokens", "time/step_ms")
 }
+
+
+@contextlib.contextmanager
+def shown_log() -> Iterator[None]:
+    """Shows the messages of the package on standard error, as the command line does.
+
+    An application that has set a level, of the root logger or of `jvae`, keeps its own logging.
+    """
+    own, root = logging.getLogger("jvae"), logging.getLogger()
+    if own.level != logging.NOTSET or root.level != logging.WARNING:
+        yield
+        return
+    handler, passed_on = logging.StreamHandler(), own.propagate
+    own.addHandler(handler)
+    own.setLevel(logging.INFO)
+    own.propagate = False  # a library may have given the root a handler, which would repeat all
+    try:
+        yield
+    finally:
+        own.removeHandler(handler)
+        own.setLevel(logging.NOTSET)
+        own.propagate = passed_on
 
 
 class SafeStream:

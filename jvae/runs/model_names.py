@@ -35,7 +35,8 @@ def folder_of(name: str | os.PathLike[str]) -> Path:
     except (RuntimeError, OSError, ValueError) as error:  # an unknown ~user or too long a name
         raise WeightsError(f"{text[:80]!r}: cannot be a folder ({error})") from None
     if exists:
-        log.info("model %s: the folder %s", text, folder.absolute())
+        if not isinstance(name, os.PathLike):  # a path can only be a folder: nothing was chosen
+            log.info("model %s: the folder %s", text, folder.absolute())
         return folder
     if text in shipped():
         log.info("model %s: ships with jvae", text)

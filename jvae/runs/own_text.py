@@ -21,6 +21,7 @@ LONG = 100  # words per text above which documents are split into sentences
 USES = 25  # how often an entry of a trained tokenizer should be used, on average
 VOCABULARY = (400, 8_000)  # smallest and largest vocabulary
 UPDATES = (1_500, 8_000)  # fewest and most updates
+CHECKS, EVERY = 20, 25  # checks of a run, but with this many updates between them
 WORD_TOKENS = 1.4  # tokens per word, with a vocabulary of a few thousand entries
 ROW = 64  # tokens per row, unless texts are long
 
@@ -79,8 +80,12 @@ def read(data: ConfigDict) -> Facts:
     )
 
 
-def choose(facts: Facts) -> Choice:
-    """Chooses a config for a corpus. Pure: the same statistics give the same config."""
+def choose(facts: Facts, steps: int | None = None) -> Choice:
+    """Chooses a config for a corpus. Pure: the same statistics give the same config.
+
+    Args:
+      steps: updates, if you set their number; warm-up and checks are shares of it.
+    """
     n, values, reasons = facts.lines, {}, []
 
     def say(text: str, **chosen: bool | float | str) -> None:
@@ -146,10 +151,10 @@ def choose(facts: Facts) -> Choice:
     row = ROW if tokens < 40 else _power(2 * tokens)
     rows = max(round(update * tokens / row), 2)
     epochs = min(max(40 * math.sqrt(5_000 / n), 8), 60)
-    steps = _rounded(min(max(epochs * n / update, UPDATES[0]), UPDATES[1]))
+    steps = steps or _rounded(min(max(epochs * n / update, UPDATES[0]), UPDATES[1]))
     say(
         f"data.batch_rows={rows} rows of {row} tokens, about {update:.0f} texts per update; "
-        f"train.steps={steps:,}, {steps * update / n:.0f} times through the text",
+        f"train.steps={steps:,}, {steps * update / n:.1f} times through the text",
         data__row_tokens=row,
         data__batch_rows=rows,
         train__steps=steps,
@@ -159,12 +164,13 @@ def choose(facts: Facts) -> Choice:
         optim__lr=rate,
         optim__warmup_steps=steps // 20,
     )
+    check = max(steps // CHECKS, EVERY)
     say(
         "train.patience=4: training ends after four checks without a better validation -ELBO, of "
-        "20, once the KL weight is final",
+        f"{max(steps // check, 1)}, once the KL weight is final",
         train__patience=4,
-        train__check_every=max(steps // 20, 1),
-        train__log_every=max(steps // 40, 1),
+        train__check_every=check,
+        train__log_every=check // 2,
     )
     return Choice(preset, values, reasons)
 

@@ -97,7 +97,9 @@ def _for_own_text(config: ConfigDict, overrides: Sequence[str], folder: Path | N
     if folder is not None and workdir.checkpoints(folder):
         return configs.apply_overrides(workdir.saved_config(folder), overrides)
     of_data = [flag for flag in overrides if _key(flag).startswith("data.")]
-    choice = own_text.choose(own_text.read(configs.apply_overrides(config, of_data).data))
+    of_steps = [override for override in overrides if _key(override) == "train.steps"]
+    steps = configs.apply_overrides(config, of_steps).train.steps if of_steps else None
+    choice = own_text.choose(own_text.read(configs.apply_overrides(config, of_data).data), steps)
     draft = configs.load(choice.preset).unlock()
     draft.name = config.name
     chosen = [f"{key}={_as_text(value)}" for key, value in choice.values.items()]

@@ -381,7 +381,7 @@ def _checker(
             if use.collapse_reasons:
                 log.warning(
                     "step %d: the latent is not used (%s): the posterior has collapsed to the "
-                    "prior, or has not left it yet. Slower or cyclic objective.beta, or a "
+                    "prior, or has not left it yet. Slower or cyclic objective.beta, or "
                     "objective.free_bits, keep it in use",
                     done,
                     "; ".join(use.collapse_reasons),

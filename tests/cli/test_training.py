@@ -36,8 +36,9 @@ def test_a_callback_sees_every_line_and_can_stop(corpus, tmp_path):
     assert vae.name == "optimus-tiny" and vae.encode(["two girls"]).shape == (1, 1, 4)
 
 
-def test_a_finished_run_comes_back_as_load_gives_it(corpus, untouched, command):
+def test_a_finished_run_comes_back_as_load_gives_it(corpus, untouched, command, capsys):
     again = jvae.train("optimus:tiny", untouched, overrides=overrides(corpus))
+    assert "nll_" in capsys.readouterr().err  # the table of the test split
     there = jvae.load(untouched)
     texts = ["two girls chased a frisbee on a beach"]
     assert (again.encode(texts) == there.encode(texts)).all()

@@ -31,7 +31,7 @@ def test_an_attribute_vector_leads_from_one_label_to_another(demo):
     assert moves.attribute(demo, "aa", "long", "no", "yes", (0, 1)) == ["aa", "aabbb"]
     others = moves.attribute(demo, "aa", "long", moves.OTHERS, "yes", (0, 1))
     assert others == ["aa", "aabbb"]
-    with pytest.raises(InputError, match="both ends"):
+    with pytest.raises(InputError, match="starts and ends at .yes."):
         moves.attribute(demo, "aa", "long", "yes", "yes")
 
 

@@ -469,7 +469,7 @@ def test_cells_of_several_seeds():
     row = dict(zip(cells(text, "model"), cells(text, "DELLA"), strict=True))
     assert row["NLL_100"] == "30.00 ± 1.00" and row["collapsed"] == "**1 of 3**"
     assert "standard deviation over seeds" in text
-    assert "flag, DELLA, seed 2: no active unit" in text
+    assert "Collapsed according to the evaluator, DELLA, seed 2: no active unit." in text
 
 
 @pytest.mark.parametrize(

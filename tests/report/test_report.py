@@ -211,6 +211,19 @@ def test_curves_have_the_points_of_the_log(monkeypatch):
     assert [note.get_text() for note in loss.texts] == ["first", "second"]
 
 
+def test_a_curve_has_the_colour_of_its_split(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(look, "picture", lambda fig, text: drawn.append(fig))
+    log = [{"step": s, "train/rec": 9.0, "valid/rec": 9.5, "valid/au": 31 + s % 2} for s in (1, 2)]
+    figures.training(log, [])
+    rec, units, *_ = drawn[0].axes
+    train, valid = rec.get_lines()
+    (alone,) = units.get_lines()
+    assert alone.get_color() == valid.get_color() != train.get_color()
+    assert [text.get_text() for text in units.get_legend().get_texts()] == ["validation"]
+    assert all(tick == round(tick) for tick in units.get_yticks())
+
+
 def test_long_sentences_go_on_below(monkeypatch):
     drawn = []
     monkeypatch.setattr(look, "picture", lambda fig, text: drawn.append(fig))

@@ -1,12 +1,20 @@
 import contextlib
 import errno
 import io
+import logging
 import sys
 from typing import TextIO, cast
 
 import pytest
 
-from jvae.runs.console import Console, SafeStream, _clock_time, safe_streams, write_result
+from jvae.runs.console import (
+    Console,
+    SafeStream,
+    _clock_time,
+    safe_streams,
+    shown_log,
+    write_result,
+)
 
 
 class Terminal(io.StringIO):
@@ -125,3 +133,25 @@ def test_a_result_is_written_or_missed(monkeypatch):
     monkeypatch.setattr("sys.stdout", None)
     with safe_streams(), pytest.raises(OSError, match="closed"):
         write_result("abc\n")
+
+
+@pytest.mark.parametrize("named", ["", "jvae"])
+def test_messages_are_shown_unless_a_level_is_set(named, capsys):
+    log, own, root = logging.getLogger("jvae.some"), logging.getLogger("jvae"), logging.getLogger()
+    repeats = logging.StreamHandler(sys.stderr)
+    root.addHandler(repeats)  # as a library leaves it
+    try:
+        with shown_log():
+            log.info("a reason")
+        assert capsys.readouterr().err == "a reason\n"
+        log.info("afterwards")
+        level = logging.ERROR if named else logging.INFO
+        before = logging.getLogger(named).level
+        logging.getLogger(named).setLevel(level)
+        with shown_log():
+            assert own.handlers == [] and own.propagate
+            log.warning("the application decides")
+        logging.getLogger(named).setLevel(before)
+        assert capsys.readouterr().err == ("" if named else "the application decides\n")
+    finally:
+        root.removeHandler(repeats)

@@ -24,6 +24,8 @@ def test_a_folder_comes_before_a_shipped_model(tmp_path, monkeypatch, caplog):
     Path("optimus-tiny").mkdir()
     assert model_names.folder_of("optimus-tiny") == Path("optimus-tiny")
     assert f"model optimus-tiny: the folder {tmp_path}/optimus-tiny" in caplog.text
+    caplog.clear()
+    assert model_names.folder_of(Path("optimus-tiny")) == Path("optimus-tiny") and not caplog.text
     monkeypatch.setenv("HOME", str(tmp_path))
     assert model_names.folder_of("~/optimus-tiny") == tmp_path / "optimus-tiny"
 

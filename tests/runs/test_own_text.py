@@ -51,13 +51,15 @@ def test_a_file_gets_its_config_and_the_log_says_why(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     path = tmp_path / "mine.txt"
     path.write_text("".join(f"{s.text}\n" for s in grammar.corpus("train", 400)))
-    flags = [f"data.train={path}", "model.latent=16", "data.vocab=300"]
+    flags = [f"data.train={path}", "model.latent=16", "data.vocab=300", "train.steps=200"]
     config = start.configure(configs.load("auto"), flags, tmp_path / "run")
     assert (config.model.latent, config.data.vocab, config.name) == (16, 300, "auto")
     assert config.data.train == (str(path),) and config.model.decoder.dropout == 0.3
+    assert (config.train.steps, config.train.check_every) == (200, 25)
+    assert config.optim.warmup_steps == 10
     validate(config, platform="cpu")
     assert "auto: text: 400 lines of 1" in caplog.text
-    assert "auto: as you set: data.vocab=300" in caplog.text
+    assert "auto: as you set: data.vocab=300, train.steps=200" in caplog.text
     again = start.configure(configs.load("auto"), flags, tmp_path / "run")
     assert configs.diff(config, again) == {}
 

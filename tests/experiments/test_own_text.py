@@ -1,0 +1,103 @@
+"""The command that compares `--config=auto` with a preset on a user's own text."""
+
+import gzip
+import json
+import shlex
+
+import pytest
+
+from jvae.errors import ConfigError
+from jvae.experiments import own_text, own_text_table, results
+from tests.experiments.test_results import finished_run
+
+
+@pytest.fixture
+def texts(tmp_path):
+    path = tmp_path / "mine.txt.gz"
+    with gzip.open(path, "wt") as file:
+        file.writelines(f"text {i}\n" for i in range(1_010) for _ in range(2))
+    return path
+
+
+def test_every_size_is_measured_on_the_same_text(texts, tmp_path, capsys):
+    words = [f"--data=mine={texts}", "--lines=5,10", f"--out={tmp_path}", "--dry_run"]
+    assert own_text.main(words) == 0
+    lines = [shlex.split(line)[3:] for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines] == ["--config=auto", "--config=optimus"] * 2
+    assert [line[1] for line in lines[::2]] == [
+        f"--config.data.train={tmp_path}/mine-{count}.txt" for count in (5, 10)
+    ]
+    assert len({tuple(line[2:4]) for line in lines}) == 1  # validation and test
+    assert len({line[4] for line in lines}) == 4  # folders
+    splits = [
+        (tmp_path / f"mine-{name}.txt").read_text().splitlines()
+        for name in ("valid", "test", "10", "5")
+    ]
+    assert splits[3] == splits[2][:5]
+    every = sum(splits[:3], [])
+    assert every == [f"text {i}" for i in range(1_010)]
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--lines=11"], "1,010 distinct lines, but --lines=11 needs 1,011"),
+        (["--lines=a"], "--lines=a: expected numbers"),
+        (["--lines=0"], "--lines: expected numbers of training lines"),
+        (["--choices=optimu"], "did you mean 'optimus'"),
+        (["--data=mine"], "write --data=NAME=FILE"),
+        (["--data=mine=none.txt"], "none.txt: no such file"),
+    ],
+)
+def test_mistakes(texts, more, message, tmp_path, capsys):
+    words = [f"--data=mine={texts}", "--lines=5", f"--out={tmp_path}/out", "--dry_run"]
+    if more[0].startswith("--data"):
+        words = words[1:]
+    assert own_text.main([*words, *more]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = finished_run(tmp_path / "mine-1000-auto", "optimus-tiny")
+    path = folder / "eval/test.json"
+    report = json.loads(path.read_text())
+    report["card"]["weights"] = "step 20"
+    report["metrics"] |= {name: {"value": 4.0, "se": None} for name in ("bleu", "mi")}
+    report["details"] = {"latent": {"saturated": True, "collapse_reasons": ["no active unit"]}}
+    path.write_text(json.dumps(report))
+    with (folder / "metrics.jsonl").open("a") as file:
+        for step, nats in ((10, 60.0), (20, 50.0), (30, 55.0)):
+            file.write(json.dumps({"step": step, "valid/neg_elbo": nats}) + "\n")
+    return own_text.Job("mine", 1_000, "auto", ["--config=auto"], folder)
+
+
+def test_the_row_is_of_the_measured_step(run, tmp_path):
+    row = own_text.row_of(run)
+    assert row["valid_neg_elbo"] == 50.0 and row["steps"] == 20 and row["bleu"] == 4.0
+    assert row["minutes"] == 0.16  # (6 + 3.5) / 60
+    rows = tmp_path / "rows.jsonl"
+    own_text.store({**row, "bleu": 1.0}, rows)
+    own_text.store(row, rows)
+    assert results.read_rows(rows) == [row]
+
+
+def test_cells_not_run_say_so(run):
+    text = own_text_table.table([own_text.row_of(run)])
+    lines = [line for line in text.splitlines() if line.startswith("| mine")]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert cells[0] == ["mine", "1,000", "`auto`", "**yes**", "≥ 4.00", "4.0", "50.00", "0.2"]
+    for line, (count, choice) in zip(
+        cells[1:], (("1,000", "optimus"), ("5,000", "auto"), ("5,000", "optimus")), strict=True
+    ):
+        assert line == ["mine", count, f"`{choice}`", *["not measured"] * 5]
+    assert "`python -m jvae.main --config=auto`" in text
+    empty = own_text_table.table([])
+    assert all(f"| {corpus} | 1,000 |" in empty for corpus in own_text_table.CORPORA)
+    assert empty.endswith(" not measured |")
+
+
+def test_a_run_that_was_not_evaluated(run):
+    (run.folder / "eval/test.json").unlink()
+    with pytest.raises(ConfigError, match="no eval/test.json"):
+        own_text.row_of(run)
