@@ -269,7 +269,7 @@ def step(
     return _finish(c, params, x)[:, 0], Caches(layers, position_em, kv.place + 1)
 
 
-def _output(c: T5Config, params: Params, hidden: Array) -> tuple[Array, Array]:
+def _output(c: T5Config, params: Params, hidden: Array) -> tuple[Array, xent.Table]:
     """Hidden states, scaled as needed for a tied output, and the output matrix (V, D)."""
     if "head" in params:
         return hidden, params["head"]["table"]
@@ -284,9 +284,8 @@ def with_features(
     See `jvae.nn.transformer.with_features`.
     """
     hidden, table_vd = _output(c, params, hidden)
-    table = jnp.concatenate([table_vd, table_vc], axis=1)
     joined = jnp.concatenate([hidden, feature.astype(hidden.dtype)], axis=-1)
-    return {"head": {"table": table}}, joined
+    return {"head": {"table": (table_vd, table_vc)}}, joined
 
 
 def logits(c: T5Config, params: Params, hidden: Float[Array, "... d"]) -> Array:

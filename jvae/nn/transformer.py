@@ -123,7 +123,7 @@ def place(spec: StackSpec, params: Params, x: Float[Array, "... d"], position: A
     return x + jnp.take(table, position + spec.position_offset, axis=0, mode="clip")
 
 
-def output_table(params: Params) -> Float[Array, "v d"]:
+def output_table(params: Params) -> xent.Table:
     """The output table: {head} if there is one, else the token embedding."""
     table = params["head"] if "head" in params else params["embed"]["token"]
     return table["table"]
@@ -158,12 +158,14 @@ def with_features(
 ) -> tuple[Any, Float[Array, "... f"]]:
     """Parameters and states with scores hidden . table + feature . table_vc.
 
-    The features are concatenated to the states. This avoids a (tokens, vocabulary) array of
-    addends, and the scores can be computed in chunks of the vocabulary.
+    The features are concatenated to the states, so that scores can be computed in chunks of the
+    vocabulary. The tables stay apart: the gradient of one array would be that of both, although one
+    may be frozen.
     """
-    table = jnp.concatenate([output_table(params), table_vc], axis=1)
+    table = output_table(params)
+    assert not isinstance(table, tuple)
     joined = jnp.concatenate([hidden, feature.astype(hidden.dtype)], axis=-1)
-    return {"head": {"table": table}}, joined
+    return {"head": {"table": (table, table_vc)}}, joined
 
 
 def _final(spec: StackSpec, params: Params, x: Array) -> Array:

@@ -7,6 +7,7 @@ mode work.
 """
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from jvae.nn.layers import accum_dtype
 
+Table = Float[Array, "v d"] | tuple[Float[Array, "v _"], ...]  # columns in blocks
 TOP = "xent_top"  # name of the running maximum among values that recomputation keeps
 MULTIPLE = 128  # chunk widths are multiples of this; others are padded by a copy
 
@@ -56,21 +58,34 @@ def _scores_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tupl
     return score_btv, change_btv.astype(score_btv.dtype)
 
 
+def _blocks(hidden: Array, table: Table) -> list[tuple[Array, Float[Array, "v _"]]]:
+    """Each block of the table's columns, with the states that it multiplies."""
+    if not isinstance(table, tuple):
+        return [(hidden, table)]
+    ends = [0, *itertools.accumulate(block_vd.shape[1] for block_vd in table)]
+    return [
+        (hidden[..., begin:end], block_vd)
+        for begin, end, block_vd in zip(ends, ends[1:], table, strict=False)
+    ]
+
+
 def logits(
     hidden: Float[Array, "... d"],
-    table_vd: Float[Array, "v d"],
+    table: Table,
     vocab: int,
     bias_v: Float[Array, "v"] | None = None,
     cap: float | None = None,
 ) -> Float[Array, "... v"]:
     """Scores over the padded vocabulary in float32 or wider, with an optional soft cap.
 
-    Padded columns are -inf.
+    Padded columns are -inf. For `table` see `token_log_prob`.
     """
-    table_vd = table_vd.astype(hidden.dtype)
-    out = jnp.einsum(
-        "...d,vd->...v", hidden, table_vd, preferred_element_type=accum_dtype(hidden.dtype)
+    acc = accum_dtype(hidden.dtype)
+    out = sum(
+        jnp.einsum("...d,vd->...v", part, block_vd.astype(part.dtype), preferred_element_type=acc)
+        for part, block_vd in _blocks(hidden, table)
     )
+    assert not isinstance(out, int)
     if bias_v is not None:
         out = out + bias_v.astype(out.dtype).reshape((1,) * (out.ndim - 1) + (-1,))
     return mask_padded_vocab(soft_cap(out, cap), vocab)
@@ -78,7 +93,7 @@ def logits(
 
 def token_log_prob(
     hidden_btd: Float[Array, "b t d"],
-    table_vd: Float[Array, "v d"],
+    table: Table,
     target_bt: Int[Array, "b t"],
     vocab: int,
     chunk: int,
@@ -88,26 +103,34 @@ def token_log_prob(
     """log softmax(cap(hidden . table + bias))[target] in nats, float32 or wider.
 
     Args:
-      table_vd: output embedding; rows at and past `vocab` are ignored.
+      table: output embedding (V, D), or blocks of its columns, of which each has a gradient only if
+        it is trained; rows at and past `vocab` are ignored.
       chunk: vocabulary columns computed at a time; a value of at least the table's rows disables
         chunking.
       cap: see `soft_cap`; None for no cap.
     """
-    if chunk >= table_vd.shape[0]:
-        log_prob = jax.nn.log_softmax(logits(hidden_btd, table_vd, vocab, bias_v, cap), axis=-1)
+    blocks = _blocks(hidden_btd, table)
+    count = blocks[0][1].shape[0]
+    if chunk >= count:
+        log_prob = jax.nn.log_softmax(logits(hidden_btd, table, vocab, bias_v, cap), axis=-1)
         return jnp.take_along_axis(log_prob, target_bt[..., None], axis=-1)[..., 0]
 
     acc = accum_dtype(hidden_btd.dtype)
     # Rows are taken before the cast, because GPUs add up gradients in 16 bits very slowly.
-    chosen = jnp.take(table_vd, target_bt, axis=0, mode="clip").astype(hidden_btd.dtype)
-    table_vd = table_vd.astype(hidden_btd.dtype)
-    chunks = -(-table_vd.shape[0] // chunk)
-    rows = -(-table_vd.shape[0] // chunks)
+    rows_of_targets = [
+        jnp.take(block_vd, target_bt, axis=0, mode="clip").astype(hidden_btd.dtype)
+        for _, block_vd in blocks
+    ]
+    chunks = -(-count // chunk)
+    rows = -(-count // chunks)
     if rows > MULTIPLE:
         rows = -(-rows // MULTIPLE) * MULTIPLE
-    table_cvd = jnp.pad(table_vd, ((0, chunks * rows - table_vd.shape[0]), (0, 0)))
-    table_cvd = table_cvd.reshape(chunks, rows, -1)
-    bias_v = jnp.zeros(table_vd.shape[0], acc) if bias_v is None else bias_v.astype(acc)
+
+    def in_chunks(block_vd: Array) -> Float[Array, "c v d"]:
+        block_vd = jnp.pad(block_vd.astype(hidden_btd.dtype), ((0, chunks * rows - count), (0, 0)))
+        return block_vd.reshape(chunks, rows, -1)
+
+    bias_v = jnp.zeros(count, acc) if bias_v is None else bias_v.astype(acc)
     bias_cv = jnp.pad(bias_v, (0, chunks * rows - bias_v.shape[0])).reshape(chunks, rows)
     # Padded columns are hidden by an addend; a selected constant would be an array of all scores.
     floor = jnp.finfo(acc).min / 2
@@ -118,8 +141,11 @@ def token_log_prob(
     @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(TOP))
     def body(carry, inputs):
         peak_bt, total_bt = carry
-        part_vd, part_v, hide_v = inputs
-        score = soft_cap(_scores(hidden_btd, part_vd) + part_v[None, None], cap)
+        parts, part_v, hide_v = inputs
+        score = part_v[None, None]
+        for (part_btd, _), part_vd in zip(blocks, parts, strict=True):
+            score = score + _scores(part_btd, part_vd)
+        score = soft_cap(score, cap)
         score = score + hide_v[None, None]
         # The maximum only stabilises the exponentials; neither the result nor the gradient depends
         # on it.
@@ -130,7 +156,10 @@ def token_log_prob(
         return (top_bt, total_bt), None
 
     start = (jnp.full(target_bt.shape, floor, acc), jnp.zeros(target_bt.shape, acc))
-    (peak_bt, total_bt), _ = jax.lax.scan(body, start, (table_cvd, bias_cv, hide_cv))
-    chosen_bt = jnp.einsum("btd,btd->bt", hidden_btd, chosen, preferred_element_type=acc)
-    chosen_bt = chosen_bt + jnp.take(bias_v, target_bt, axis=0, mode="clip")
+    parts = [in_chunks(block_vd) for _, block_vd in blocks]
+    (peak_bt, total_bt), _ = jax.lax.scan(body, start, (parts, bias_cv, hide_cv))
+    chosen_bt = jnp.take(bias_v, target_bt, axis=0, mode="clip")
+    for (part_btd, _), row_btd in zip(blocks, rows_of_targets, strict=True):
+        product_bt = jnp.einsum("btd,btd->bt", part_btd, row_btd, preferred_element_type=acc)
+        chosen_bt = chosen_bt + product_bt
     return soft_cap(chosen_bt, cap) - peak_bt - jnp.log(total_bt)

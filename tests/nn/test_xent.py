@@ -129,6 +129,41 @@ def test_gradient_of_hidden_alone_forms_none_of_the_table():
     assert table_products(0) == 0
 
 
+@pytest.mark.parametrize("chunk", [5, ROWS])
+def test_blocks_of_columns_equal_the_table(chunk):
+    hidden, table, target, _ = draw()
+    split = (table[:, :3], table[:, 3:])
+
+    def total(hidden, table):
+        return jnp.sum(token_log_prob(hidden, table, target, VOCAB, chunk))
+
+    ours, theirs = (
+        jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(hidden, whole)
+        for whole in (split, table)
+    )
+    (value, (by_hidden, by_blocks)), (expected, (by_state, by_table)) = ours, theirs
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(by_hidden, by_state, atol=1e-5)
+    np.testing.assert_allclose(jnp.concatenate(by_blocks, axis=1), by_table, atol=1e-5)
+
+
+def test_a_block_that_is_not_trained_has_no_products_of_its_gradient():
+    """The features of a latent train around a frozen output table."""
+    hidden, frozen, features = jnp.zeros((3, 5, 6)), jnp.zeros((64, 4)), jnp.zeros((64, 2))
+    target = jnp.zeros((3, 5), jnp.int32)
+
+    def total(frozen, features):
+        return jnp.sum(token_log_prob(hidden, (frozen, features), target, 64, 8))
+
+    def products(argnums, width) -> int:
+        program = equations(jax.make_jaxpr(jax.grad(total, argnums=argnums))(frozen, features))
+        shapes = [e.outvars[0].aval.shape for e in program if e.primitive.name == "dot_general"]
+        return sum(shape in ((8, width), (width, 8)) for shape in shapes)
+
+    assert products((0, 1), 4) > 0 and products(1, 2) > 0
+    assert products(1, 4) == 0
+
+
 def test_gradients_in_16_bits_multiply_in_16_bits_and_add_up_in_32():
     """Products with float32 operands take GPUs twice as long, 16-bit scatters much longer."""
     hidden, table = jnp.zeros((3, 5, 4), jnp.bfloat16), jnp.zeros((64, 4))
