@@ -235,9 +235,7 @@ def _flops(op: _Op, types: dict[str, str]) -> float:
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.line)
         return 2.0 * result * _product(operands[0], contracted)
     if op.kind == "convolution":  # the TPU compiler's form of every product
-        labels = re.search(r"dim_labels=\w+_(\w+)->", op.line)
-        out = operands[1][labels[1].index("o")] if labels else 1
-        return 2.0 * result * math.prod(operands[1]) / max(out, 1)
+        return _convolution(op.line, operands[0], operands[1], _shape(op.result))
     if op.kind != "custom-call":
         return 0.0
     if "__cublas" in op.line:
@@ -249,6 +247,42 @@ def _flops(op: _Op, types: dict[str, str]) -> float:
         query, keys = operands[0], operands[1][1]
         return 2.0 * math.prod(query) * keys * (5 if "Backward" in op.line else 2)
     return 0.0
+
+
+def _convolution(line: str, left: list[int], right: list[int], result: list[int]) -> float:
+    """FLOPs of a convolution, without those of padding and of the zeros between dilated elements.
+
+    The TPU compiler turns batch axes into spatial ones, dilated so that each of them meets only
+    itself; all positions of the window would count a product once per pair of batch elements.
+    """
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line)
+    if labels is None:
+        return 2.0 * math.prod(result) * math.prod(right)
+    window = re.search(r"window=\{([^}]*)\}", line)
+    fields = dict(field.split("=") for field in window[1].split()) if window else {}
+
+    def numbers(name: str, spatial: int) -> list[int]:
+        text = fields.get(name)
+        return [int(number) for number in text.split("x")] if text else [1] * spatial
+
+    spatial = sum(label.isdigit() for label in labels[1])
+    sizes, strides = numbers("size", spatial), numbers("stride", spatial)
+    spread_left, spread_right = numbers("lhs_dilate", spatial), numbers("rhs_dilate", spatial)
+    pads = [int(pad.split("_")[0]) for pad in fields["pad"].split("x")] if "pad" in fields else []
+    pads = pads or [0] * spatial
+    flops = 2.0
+    for label in "bf":  # rows and columns of the result
+        flops *= result[labels[3].index(label)]
+    flops *= right[labels[2].index("i")]
+    for axis in range(spatial):
+        length, steps = left[labels[1].index(str(axis))], result[labels[3].index(str(axis))]
+        starts = (step * strides[axis] - pads[axis] for step in range(steps))
+        places = (
+            start + offset * spread_right[axis] for start in starts for offset in range(sizes[axis])
+        )
+        last = (length - 1) * spread_left[axis]
+        flops *= sum(0 <= place <= last and place % spread_left[axis] == 0 for place in places)
+    return flops
 
 
 def _product(shape: list[int], dims: re.Match[str] | None) -> int:

@@ -108,6 +108,36 @@ def test_time_is_of_the_slower_of_products_and_traffic():
     assert slow_units == pytest.approx(product.flops + 7.0 + 0.5)  # 7 of an unknown call
 
 
+@pytest.mark.parametrize(
+    "left, right, result, how, flops",
+    [
+        # As a TPU multiplies queries and keys: 8 examples and 12 heads are axes of a window.
+        (
+            *("8,72,12,64", "8,80,12,64", "8,12,72,80"),
+            "window={size=8x12 stride=7x11 lhs_dilate=8x12}, dim_labels=0b1f_0o1i->01bf",
+            2 * 8 * 12 * 72 * 80 * 64,
+        ),
+        ("16,4", "4,8", "16,8", "dim_labels=bf_io->bf", 2 * 16 * 4 * 8),
+        # A real one: the first and last of five steps miss one of three places.
+        (
+            *("2,5,4", "3,4,6", "2,5,6"),
+            "window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f",
+            2 * 2 * 6 * 4 * (5 * 3 - 2),
+        ),
+    ],
+)
+def test_convolutions_count_what_meets(left, right, result, how, flops):
+    text = f"""\
+ENTRY %main (x: bf16[{left}], y: bf16[{right}]) -> bf16[{result}] {{
+  %x = bf16[{left}]{{0}} parameter(0)
+  %y = bf16[{right}]{{0}} parameter(1)
+  ROOT %c = bf16[{result}]{{0}} convolution(%x, %y), {how}
+}}
+"""
+    (kernel,) = kernels(text)
+    assert kernel.flops == flops
+
+
 def test_a_condition_with_two_terms_does_not_count():
     condition = """
 %plain (p: s32[]) -> pred[] {
