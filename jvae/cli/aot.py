@@ -114,9 +114,9 @@ def compile_for(config: ConfigDict, folder: Path, names: str) -> Iterator[Row]:
     Raises: ConfigError for an unknown slice; DataError.
     """
     slices = [Slice.of(name) for name in names.split(",")]
-    for part in slices:
-        validate(config, platform="cpu" if part.virtual else part.plugin.platform)
     make_room(max((part.count for part in slices if part.virtual), default=1))
+    for part in slices:  # this may create devices
+        validate(config, platform="cpu" if part.virtual else part.plugin.platform)
     first = 0
     for part in slices:
         mesh = meshes.make_mesh(config.mesh, devices(part))
