@@ -152,7 +152,9 @@ OBJECTIVE = {
         absent=0,
     ),
     "length_weighted": Field(bool, "Divide the reconstruction loss by the tokens of the text."),
-    "free_bits": Field(str, "Mode of free bits, see jvae.training.objectives.", choices=FREE_BITS),
+    "free_bits": Field(
+        str, "Free bits, a minimum of the KL: see docs/training.md.", choices=FREE_BITS
+    ),
     "free_bits_nats": Field(float, "Threshold of free bits, in nats.", low=0.0, high=1e6),
     "kl_reduce": Field(
         str,
