@@ -6,6 +6,7 @@ Trainings and evaluations get smaller sizes than the page's, by flags appended t
 """
 
 import gzip
+import json
 import os
 import re
 import shutil
@@ -100,32 +101,81 @@ def base(tmp_path_factory) -> Path:
     return folder
 
 
-def _shell(text: str, folder: Path) -> None:
+def _environment(folder: Path) -> dict[str, str]:
+    """One device, as a user has; a number of devices, even 1, would hold for virtual ones too."""
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    # One device, as a user has; a number of devices, even 1, would hold for virtual ones too.
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
-    env = os.environ | {"PATH": path, "XLA_FLAGS": flags, "PYTHONPATH": str(TOP)}
+    return os.environ | {"PATH": path, "XLA_FLAGS": flags, "PYTHONPATH": str(TOP)}
+
+
+def _shell(text: str, folder: Path) -> None:
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", text],
         cwd=folder,
-        env=env,
+        env=_environment(folder),
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
 
+# Reads a line of JSON per block; answers with its traceback, or an empty text.
+SESSION = """
+import json, sys, traceback
+names = {}
+for line in sys.stdin:
+    try:
+        exec(compile(json.loads(line), "block", "exec"), names)
+        answer = ""
+    except BaseException:
+        answer = traceback.format_exc()
+    print(json.dumps({"answer": answer}), flush=True)
+"""
+
+
+class Session:
+    """A Python process whose blocks share their variables."""
+
+    def __init__(self, folder: Path):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SESSION],
+            cwd=folder,
+            env=_environment(folder),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, text: str) -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(text) + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith('{"answer": '):
+                answer = json.loads(line)["answer"]
+                break
+        else:
+            answer = "the process ended"
+        assert not answer, f"{text}\n{answer}"
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if any(b.runs for b in blocks(page))])
-def test_commands_of_a_page_run(page, base, tmp_path, monkeypatch):
+def test_commands_of_a_page_run(page, base, tmp_path):
     folder = tmp_path / "here"
     shutil.copytree(base, folder)
-    monkeypatch.chdir(folder)
-    names: dict = {}
-    for block in blocks(page):
-        if not block.runs:
-            continue
-        if block.language == "bash":
-            _shell(block.text, folder)
-        else:
-            exec(compile(block.text, page, "exec"), names)
+    session = Session(folder)
+    try:
+        for block in blocks(page):
+            if not block.runs:
+                continue
+            if block.language == "bash":
+                _shell(block.text, folder)
+            else:
+                session.run(block.text)
+    finally:
+        session.end()
