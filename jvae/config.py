@@ -75,6 +75,7 @@ def load(spec: str) -> ConfigDict:
         raise ConfigError(
             f"{path}: get_config returned {type(cfg).__name__}, expected a ConfigDict"
         )
+    _separate(cfg)
     renamed.update(cfg, renamed.warn)
     return cfg.lock()
 
@@ -185,6 +186,7 @@ def apply_overrides(cfg: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
       for a value of the wrong type.
     """
     cfg = copy.deepcopy(cfg)
+    _separate(cfg)
     renamed.update(cfg, renamed.warn)
     for override in overrides:
         key, equals, text = override.removeprefix("--").removeprefix("config.").partition("=")
@@ -209,7 +211,7 @@ def apply_overrides(cfg: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
                 section[name] = value
         except (ValueError, TypeError) as error:
             raise ConfigError(f"--config.{key}={text}: {error} (the default is {old!r})") from None
-    renamed.update(cfg, renamed.warn)  # options of members that were set before `kind`
+        renamed.update(cfg, renamed.warn)  # `kind` may tell whose options the earlier ones are
     return cfg.lock()
 
 
@@ -406,6 +408,25 @@ def _import(path: Path) -> types.ModuleType:
     return importlib.import_module(f"{package}.{path.stem}")
 
 
+def _separate(cfg: ConfigDict) -> None:
+    """Copies sections that are in several places, so that setting one leaves the others alone."""
+    seen = set()
+
+    def walk(section: ConfigDict) -> None:
+        seen.add(id(section))
+        for name in section:
+            child = section[name]
+            if not isinstance(child, ConfigDict):
+                continue
+            if id(child) in seen:
+                child = copy.deepcopy(child)
+                with section.unlocked():
+                    section[name] = child
+            walk(child)
+
+    walk(cfg)
+
+
 def _section_of(cfg: ConfigDict, key: str) -> tuple[ConfigDict, str, bool]:
     """The section and last word of a key, and whether it is an option of a registered member."""
     parent, node, prefix = cfg, cfg, "config"
@@ -419,12 +440,19 @@ def _section_of(cfg: ConfigDict, key: str) -> tuple[ConfigDict, str, bool]:
             paths = list(flatten(cfg))
             # A correct name in the wrong section is as likely as a misspelling.
             moved = [path for path in paths if path.rpartition(".")[2] == key.rpartition(".")[2]]
-            near = f"; did you mean {moved[0]!r}?" if moved else nearest(key, paths)
+            near = f"; did you mean {moved[0]!r}?" if moved else _nearest_key(key, paths, cfg)
             raise ConfigError(
                 f"unknown config key {key!r}{near}; keys of {prefix}: {', '.join(sorted(node))}"
             )
         parent, node, prefix = node, node[word], f"{prefix}.{word}"
     return parent, last, False
+
+
+def _nearest_key(key: str, paths: Sequence[str], cfg: ConfigDict) -> str:
+    """`nearest` among keys and their old names, which it replaces by the current ones."""
+    current = {path: path for path in paths} | renamed.old_keys(paths, cfg)
+    match = difflib.get_close_matches(key, current, n=1, cutoff=0.5)
+    return nearest(current[match[0]], paths) if match else ""
 
 
 def _names_member(sections: Sequence[str], section: Any) -> bool:

@@ -1,13 +1,13 @@
 """Old names of config keys and values, which stored runs and users' own files may still have.
 
-`jvae.config` applies them to stored configs, to overrides and to config files; no other code knows
-an old name.
+`jvae.config` applies them to stored configs, to overrides and to config files. Other code that
+looks for a key among overrides asks for its current name, see `key`.
 """
 
 import functools
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -59,6 +59,18 @@ def key(old: str, config: ConfigDict) -> str:
     for entry in _of(config):
         if f"{rest}.".startswith(f"{entry.old}."):
             return start + entry.new + rest[len(entry.old) :]
+    return old
+
+
+def old_keys(paths: Iterable[str], config: ConfigDict) -> dict[str, str]:
+    """The dotted keys among `paths`, which the config has, by their old names."""
+    old = {}
+    for path in paths:
+        start = match.group() if (match := _PHASE.match(path)) else ""
+        rest = path[len(start) :]
+        for entry in _of(config):
+            if f"{rest}.".startswith(f"{entry.new}."):
+                old[start + entry.old + rest[len(entry.new) :]] = path
     return old
 
 

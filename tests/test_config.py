@@ -275,3 +275,19 @@ def test_members_of_the_model_are_chosen_by_flag_with_options_of_their_own():
     for key in ("model.priors.kind=gmm", "model.layers=3", "objective.beta.components=7"):
         with pytest.raises(ConfigError, match="unknown config key"):
             config.apply_overrides(tiny, [key])
+
+
+def test_phases_that_share_a_section_are_set_apart(tmp_path):
+    """A file may write one section in several phases."""
+    (tmp_path / "mine.py").write_text(
+        "from ml_collections import ConfigDict\nfrom jvae import config as configs\n"
+        "def get_config(arg):\n    c = configs.load('optimus').unlock()\n"
+        "    both = ConfigDict(dict(beta=dict(stop=1.0)))\n"
+        "    c.phases = ConfigDict(dict(a=dict(objective=both), b=dict(objective=both)))\n"
+        "    return c\n"
+    )
+    key = "phases.a.objective.beta.stop"
+    loaded = config.load(str(tmp_path / "mine.py"))
+    assert set(config.diff(loaded, config.apply_overrides(loaded, [f"{key}=0.5"]))) == {key}
+    unread = config._import(tmp_path / "mine.py").get_config("")
+    assert set(config.diff(unread, config.apply_overrides(unread, [f"{key}=0.5"]))) == {key}

@@ -57,6 +57,26 @@ def test_an_override_may_use_an_old_name(warnings):
         config.apply_overrides(cfg, ["objective.floor=x"])
 
 
+@pytest.mark.parametrize(
+    ("spec", "key", "meant"),
+    [
+        ("optimus:tiny", "objective.kl_flor", "objective.free_bits"),
+        ("optimus:tiny", "objective.flor", "objective.free_bits_nats"),
+        ("sri:tiny", "model.warmup.prior_start", "model.annealing.prior_start"),
+        ("t5_vae:tiny", "phases.stage0.objective.kl_flor", "phases.stage0.objective.free_bits"),
+    ],
+)
+def test_a_misspelt_old_name_suggests_the_current_one(spec, key, meant):
+    with pytest.raises(ConfigError, match=f"did you mean '{meant}'"):
+        config.apply_overrides(config.load(spec), [f"{key}=1"])
+
+
+def test_the_last_override_wins_under_whichever_name():
+    words = [f"model.posterior.{word}" for word in ("least=0.1", "kind=bn", "min_kl=0.2")]
+    cfg = config.apply_overrides(config.load("optimus:tiny"), words)
+    assert cfg.model.posterior.min_kl == 0.2 and "least" not in cfg.model.posterior
+
+
 def test_an_override_of_a_phase_may_use_an_old_name(warnings):
     cfg = config.load("t5_vae:tiny")
     (phase, *_) = (

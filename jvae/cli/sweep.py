@@ -18,6 +18,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jvae import config as configs
+from jvae import renamed
 from jvae.errors import ConfigError, JvaeError
 from jvae.runs import start
 from jvae.runs.workdir import write_text
@@ -68,9 +69,10 @@ def points(config: ConfigDict, axes: Sequence[str]) -> list[Point]:
         words = [word.strip() for word in text.split(",") if word.strip()]
         if not equals or not words:
             raise ConfigError(f"--sweep={axis}: write --sweep=KEY=VALUE,VALUE,...")
-        if key in keys:
-            raise ConfigError(f"--sweep={axis}: {key} already has an axis")
-        keys.append(key)
+        current = renamed.key(key, config)
+        if current in keys:
+            raise ConfigError(f"--sweep={axis}: {current} already has an axis")
+        keys.append(current)
         values.append([f"{key}={word}" for word in words])
     combinations = [Point(combination) for combination in itertools.product(*values)]
     for point in combinations:

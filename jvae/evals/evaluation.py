@@ -167,11 +167,11 @@ def evaluate(
             **fitted.about,
         }
     if posts is not None:
-        with timed(report, "accuracy_s"):
+        with timed(report, "accuracy_s"), meshes.inside(mesh):
             batches = rows(chosen[np.isin(chosen, posts.id_e)])
             _accuracy(run, params, report, list(batches), posts)
         if sizes.spot_samples:
-            with timed(report, "spot_s"):
+            with timed(report, "spot_s"), meshes.inside(mesh):
                 few = draw_sentences(len(data), sizes.spot_sentences, cfg.seed)
                 spot = evaluate_likelihood(
                     run.model,
@@ -184,7 +184,7 @@ def evaluate(
                 )
                 report.add(**spot_row(spot, sizes.samples))
         if cfg.compat:
-            with timed(report, "compat_s"):
+            with timed(report, "compat_s"), meshes.inside(mesh):
                 volume_bound = None
                 if sampler and "sri" in cfg.compat:
                     few = draw_sentences(len(data), compat.sri.SENTENCES, cfg.seed)
@@ -203,15 +203,16 @@ def evaluate(
                     volume_bound,
                 )
                 report.add_compat(blocks)
-        cost = cost_ratio(
-            run.model,
-            params,
-            next(rows(chosen)),
-            key,
-            min(sizes.samples, RATIO_DRAWS),
-            chunk=cfg.chunk,
-            proposal=proposal,
-        )
+        with meshes.inside(mesh):
+            cost = cost_ratio(
+                run.model,
+                params,
+                next(rows(chosen)),
+                key,
+                min(sizes.samples, RATIO_DRAWS),
+                chunk=cfg.chunk,
+                proposal=proposal,
+            )
         # A sampler's chains are timed separately.
         report.time["cost_ratio"] = cost.whole - cost.encoder if sampler else cost.whole
         if sampler:

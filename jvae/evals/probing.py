@@ -94,7 +94,7 @@ def probe(run: build.Run, mesh: Mesh, params: Params, step: int, split: str = "t
     few = next(iter(test)) if cfg.factor not in test else cfg.factor
     if few != cfg.factor and LABEL not in test:
         raise ConfigError(f"evals.factor is {cfg.factor!r}; expected one of {', '.join(test)}")
-    with evaluation.timed(report, "encode_s"):
+    with evaluation.timed(report, "encode_s"), meshes.inside(mesh):
         both = [params, evaluation.untrained(run, mesh)]
         test_egz = [features(weights, split, chosen) for weights in both]
         first = np.arange(min(most, len(run.data["train"])))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from jvae import config as configs
-from jvae import models
+from jvae import models, renamed
 from jvae.data import tokenizers
 from jvae.errors import ConfigError, WeightsError
 from jvae.fields import Field, as_flag, defaults_of, fields_of
@@ -83,7 +83,7 @@ def configure(
         pool_flags = [flag for flag in late if _key(flag) == "model.pool"]
         notes += _take_pool(draft, family, named["encoder"], pool_flags)
     config = configs.apply_overrides(draft, late)
-    flagged = {_key(flag) for flag in late}
+    flagged = {renamed.key(_key(flag), config) for flag in late}
     _check(config, sources, {k: v for k, v in set_here.items() if k not in flagged})
     for note in notes:
         log.info(note)

@@ -53,6 +53,8 @@ def test_mistakes_are_told_before_anything_runs(axis, message):
         sweep.points(configs.load("sri"), ["objective.beta.stop=1,0.1"])
     with pytest.raises(ConfigError, match="optim.lr already has an axis"):
         sweep.points(configs.load("optimus"), ["optim.lr=1,2", "optim.lr=3"])
+    with pytest.raises(ConfigError, match="objective.free_bits_nats already has an axis"):
+        sweep.points(configs.load("optimus"), ["objective.floor=0", "objective.free_bits_nats=0"])
 
 
 def test_dry_run_prints_commands_that_name_the_same_configs(capsys, tmp_path):

@@ -1,5 +1,6 @@
 """Priors fitted to small untrained models of every kind of latent, with labels."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -175,6 +176,34 @@ def test_without_a_density_likelihoods_are_not_measured(optimus):
     read = priors.read(tmp_path, "diffusion", None)
     with pytest.raises(ConfigError, match="prior 'diffusion' has no density"):
         evaluation.evaluate(run, mesh, params, 0, fitted=read)
+
+
+@pytest.mark.slow
+def test_programs_of_an_evaluation_are_compiled_for_its_mesh(optimus, monkeypatch):
+    """Kernels ask the mesh in force whether the partitioner shards their operands."""
+    run, mesh, params = optimus
+    inside, outside, seen = [], [], set()
+
+    @contextlib.contextmanager
+    def recorded(_):
+        inside.append(None)
+        yield
+        inside.pop()
+
+    def watched(name, function):
+        def call(*args, **named):
+            seen.add(name)
+            outside.extend([] if inside else [name])
+            return function(*args, **named)
+
+        return call
+
+    monkeypatch.setattr(meshes, "inside", recorded)
+    programs = {"evaluate_likelihood", "collect_posteriors", "rec_gap", "_accuracy", "cost_ratio"}
+    for name in programs:
+        monkeypatch.setattr(evaluation, name, watched(name, getattr(evaluation, name)))
+    evaluation.evaluate(run, mesh, params, 0)
+    assert seen == programs and not outside
 
 
 def test_models_that_no_prior_can_be_fitted_to(labelled, tmp_path):
