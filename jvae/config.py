@@ -211,7 +211,7 @@ def apply_overrides(cfg: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
                 section[name] = value
         except (ValueError, TypeError) as error:
             raise ConfigError(f"--config.{key}={text}: {error} (the default is {old!r})") from None
-        renamed.update(cfg, renamed.warn)  # `kind` may tell whose options the earlier ones are
+        renamed.update(cfg, renamed.warn)  # `kind` may decide whose options the earlier ones are
     return cfg.lock()
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from jvae.bench import compiled
+from jvae.validation.validate import validate
 
 
 @pytest.mark.parametrize("name", compiled.CASES)
@@ -14,6 +15,7 @@ def test_flags_of_a_case_are_those_of_its_config(name):
     assert config is not None and config.name == compiled.configs.load(case.config).name
     assert config.model.decoder.dtype == "bfloat16"
     assert rest == ["--mode=compile", f"--topology={case.slices}"]
+    validate(config, platform="gpu" if "h100" in case.slices else "tpu")
 
 
 def test_every_stored_row_belongs_to_a_case():
