@@ -60,6 +60,7 @@ def _scores_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tupl
 
 def _blocks(hidden: Array, table: Table) -> list[tuple[Array, Float[Array, "v _"]]]:
     """Each block of the table's columns, with the states that it multiplies."""
+    hidden, table = jax.tree.map(jnp.asarray, (hidden, table))  # of NumPy, too
     if not isinstance(table, tuple):
         return [(hidden, table)]
     ends = [0, *itertools.accumulate(block_vd.shape[1] for block_vd in table)]
