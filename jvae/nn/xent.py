@@ -82,11 +82,15 @@ def logits(
     Padded columns are -inf. For `table` see `token_log_prob`.
     """
     acc = accum_dtype(hidden.dtype)
-    out = sum(
-        jnp.einsum("...d,vd->...v", part, block_vd.astype(part.dtype), preferred_element_type=acc)
-        for part, block_vd in _blocks(hidden, table)
+    out = functools.reduce(
+        jnp.add,
+        [
+            jnp.einsum(
+                "...d,vd->...v", part, block_vd.astype(part.dtype), preferred_element_type=acc
+            )
+            for part, block_vd in _blocks(hidden, table)
+        ],
     )
-    assert not isinstance(out, int)
     if bias_v is not None:
         out = out + bias_v.astype(out.dtype).reshape((1,) * (out.ndim - 1) + (-1,))
     return mask_padded_vocab(soft_cap(out, cap), vocab)
