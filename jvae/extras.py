@@ -5,9 +5,11 @@ does any work.
 """
 
 import importlib.util
+from pathlib import Path
 
 from jvae.errors import ConfigError
 
+SETUP = Path(__file__).parents[1] / "setup.py"  # exists in a checkout, not beside a wheel's package
 # Extra: import names of its packages.
 EXTRAS = {
     "figures": ("matplotlib", "sklearn"),
@@ -26,9 +28,9 @@ def missing(extra: str, purpose: str) -> str | None:
     if not absent:
         return None
     verb = "is" if len(absent) == 1 else "are"
+    package = f"-e '.[{extra}]'" if SETUP.is_file() else f"'jvae[{extra}]'"
     return (
-        f"{purpose} needs {' and '.join(absent)}, which {verb} not installed: pip install -e "
-        f"'.[{extra}]'"
+        f"{purpose} needs {' and '.join(absent)}, which {verb} not installed: pip install {package}"
     )
 
 

@@ -71,12 +71,18 @@ def test_shipped_models_are_in_the_package(declared):
     assert files and files <= {path for pattern in patterns for path in folder.glob(pattern)}
 
 
-def test_extras_are_declared_and_a_missing_one_is_named(declared, monkeypatch):
+def test_extras_are_declared_and_a_missing_one_is_named(declared, monkeypatch, tmp_path):
     own_check = {"bertscore", "docs", "test"}
     assert extras.EXTRAS.keys() | own_check == declared["extras_require"].keys()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"--mode=report needs matplotlib and sklearn.*figures"):
+    needs = "--mode=report needs matplotlib and sklearn, which are not installed: pip install "
+    with pytest.raises(ConfigError) as from_checkout:
         extras.require("figures", "--mode=report")
+    assert str(from_checkout.value) == f"{needs}-e '.[figures]'"
+    monkeypatch.setattr(extras, "SETUP", tmp_path / "setup.py")
+    with pytest.raises(ConfigError) as from_wheel:
+        extras.require("figures", "--mode=report")
+    assert str(from_wheel.value) == f"{needs}'jvae[figures]'"
 
 
 LOADED = """

@@ -258,7 +258,7 @@ def evaluate(
         samples,
     )
     for name in metric_names:
-        with timed(report, f"{name}_s"):
+        with timed(report, f"{name}_s"), meshes.inside(mesh):
             for row in METRICS[name](at):
                 report.add(**row._asdict())
     if split in run.exact:

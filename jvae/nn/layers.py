@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jvae.api import Params
 from jvae.nn import lora
-from jvae.parallel.mesh import in_force
+from jvae.parallel.mesh import drawn_by_rows, in_force
 
 Initializer = Callable[..., Array]
 CHEAP = ("rbg", "unsafe_rbg")  # random number generators chosen for speed
@@ -115,10 +115,14 @@ def _keep_16(
     The share is rounded to a multiple of 2 ** -16.
     """
     below = round(share * 2**16)
-    words = jax.random.bits(key, (*shape[:-1], -(-shape[-1] // 2)), jnp.uint32)
+    words = drawn_by_rows(_words, key, (*shape[:-1], -(-shape[-1] // 2)))
     halves = jax.lax.bitcast_convert_type(words, jnp.uint16)
     halves = halves.reshape(*shape[:-1], -1)[..., : shape[-1]]
     return halves < below, below / 2**16
+
+
+def _words(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
+    return jax.random.bits(key, shape, jnp.uint32)
 
 
 @overload

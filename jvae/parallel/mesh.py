@@ -192,6 +192,27 @@ def by_rows(function: Callable[[Any, Any], Any], whole: Any, cut: Any) -> Any:
     return mapped(whole, cut)
 
 
+def drawn_by_rows(draw: Callable[[Any, Any], Any], key: Any, shape: tuple[int, ...]) -> Any:
+    """`draw(key, shape)`, an array whose first axis is rows, drawn in parts on the current mesh.
+
+    Each row shard draws its own part from a key of its own, so the values depend on the mesh. Left
+    to the partitioner, every TPU would draw the array of all rows with the generator "rbg" and keep
+    its part. A single device draws it whole, and so does a mesh whose row shards do not divide the
+    rows.
+    """
+    mesh = in_force()
+    if mesh is None or shape[0] % row_shards(mesh):
+        return draw(key, shape)
+    part = (shape[0] // row_shards(mesh), *shape[1:])
+    mapped = jax.shard_map(
+        lambda key: draw(jax.random.fold_in(key, jax.lax.axis_index(ROWS)), part),
+        in_specs=PartitionSpec(),
+        out_specs=PartitionSpec(ROWS),
+        check_vma=False,
+    )
+    return mapped(key)
+
+
 def _divides(mesh: Any, tree: Any) -> bool:
     """Whether the row shards of a mesh divide the first axis of every array."""
     return all(leaf.shape[0] % row_shards(mesh) == 0 for leaf in jax.tree.leaves(tree))

@@ -95,6 +95,8 @@ def test_fused_attention_in_training_never_writes_its_weights(kind, tmp_path):
     words = [
         f"model.{side}.{value}" for side in sides for value in (f"attention={kernel}", "dropout=0")
     ]
+    # Splash keeps 128 equal float32 values per query: longer rows tell them from weights.
+    words += ["data.enc_row=256", "data.dec_row=256", "data.batch_rows=16"]
     program = compiled(kind, "train", tmp_path, *words)
     rows, decoder = program.run.rows, program.run.config.model.decoder
     for length in {rows.row["enc"], rows.row["dec"]}:
@@ -122,3 +124,13 @@ def test_devices_exchange_gradients_and_little_else(kind, tmp_path):
     traffic = collectives(program.hlo, program.chips, program.case.turns)
     moved = sum(totals.result_bytes for totals in traffic.values())
     assert gradients / 2 <= moved <= 2 * gradients  # bfloat16 within layers
+
+
+@pytest.mark.parametrize("kind", [TPU])  # GPUs draw an element where it is used
+def test_every_chip_draws_dropout_masks_of_its_own_rows_only(kind, tmp_path):
+    words = ["train.dropout_rng=rbg", "model.encoder.dropout=0.1", "model.decoder.dropout=0.1"]
+    program = compiled(kind, "train", tmp_path, *words, many=True)
+    drawn = re.findall(r"^.+ = (.+) rng-bit-generator\(", program.hlo, re.M)
+    masks = [shape for types in drawn for number, shape in arrays(types) if len(shape) > 1]
+    assert masks
+    assert {shape[0] for shape in masks} == {program.run.rows.batch_rows // program.chips}

@@ -202,8 +202,11 @@ def test_programs_of_an_evaluation_are_compiled_for_its_mesh(optimus, monkeypatc
     programs = {"evaluate_likelihood", "collect_posteriors", "rec_gap", "_accuracy", "cost_ratio"}
     for name in programs:
         monkeypatch.setattr(evaluation, name, watched(name, getattr(evaluation, name)))
+    metric = watched("metric", lambda _: [])
+    monkeypatch.setattr(evaluation, "wanted", lambda _: ["a metric of the user"])
+    monkeypatch.setattr(evaluation, "METRICS", {"a metric of the user": metric})
     evaluation.evaluate(run, mesh, params, 0)
-    assert seen == programs and not outside
+    assert seen == programs | {"metric"} and not outside
 
 
 def test_models_that_no_prior_can_be_fitted_to(labelled, tmp_path):

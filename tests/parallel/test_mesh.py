@@ -91,3 +91,27 @@ def test_rows_that_do_not_divide_take_fewer_devices(caplog):
     for sizes in ({"data": 8}, {"data": 2, "fsdp": -1}):
         with pytest.raises(ConfigError, match="into 8 parts, but data.batch_rows is 12"):
             meshes.make_mesh_for(sizes, 12)
+
+
+def _bits(key, shape):
+    return jax.random.bits(key, shape, jnp.uint32)
+
+
+@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_every_row_shard_draws_its_own_part(sizes):
+    mesh = meshes.make_mesh(sizes)
+    shards = meshes.row_shards(mesh)
+    key = meshes.everywhere(jax.random.key(3, impl="rbg"), mesh)
+    draw = jax.jit(meshes.under(mesh, lambda key: meshes.drawn_by_rows(_bits, key, (16, 5))))
+    keys = [jax.random.fold_in(key, shard) for shard in range(shards)]
+    parts = [_bits(key, (16 // shards, 5)) for key in keys]
+    np.testing.assert_array_equal(draw(key), np.concatenate(parts))
+    assert len(np.unique(draw(key))) == 80
+
+
+@pytest.mark.parametrize("sizes, rows", [({"data": 8}, 12), ({"data": 1}, 16)])
+def test_rows_that_no_shards_divide_are_drawn_whole(sizes, rows):
+    mesh = meshes.make_mesh(sizes, jax.devices()[: sizes["data"]])
+    key = jax.random.key(3, impl="rbg")
+    draw = jax.jit(meshes.under(mesh, lambda key: meshes.drawn_by_rows(_bits, key, (rows, 5))))
+    np.testing.assert_array_equal(draw(key), _bits(key, (rows, 5)))
