@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jvae.errors import ConfigError
 
-SETUP = Path(__file__).parents[1] / "setup.py"  # exists in a checkout, not beside a wheel's package
+SETUP = Path(__file__).parents[1] / "setup.py"  # only a checkout has it
 # Extra: import names of its packages.
 EXTRAS = {
     "figures": ("matplotlib", "sklearn"),

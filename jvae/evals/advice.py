@@ -20,20 +20,23 @@ def find(
     dropped: int,
     pretrained: bool,
     ended_early: bool,
+    free_bits: bool = True,
 ) -> list[str]:
     """Returns one line per problem; an empty list if there is none.
 
     Args:
       values: metrics by name. log: lines of metrics.jsonl. texts: size of the train split. dropped:
         number of training lines that were skipped. pretrained: whether training started from
-        pretrained weights. ended_early: whether patience ended the training.
+        pretrained weights. ended_early: whether patience ended the training. free_bits: whether
+        the KL has values per latent dimension, which free bits need.
     """
     lines = []
     if values.get("collapsed") is True:
+        floor = "free bits (objective.free_bits=dim_masked, objective.free_bits_nats=0.5) "
         lines.append(
             "The latent is not used. Try a longer time without KL (objective.beta.ratio_zero=0.4), "
-            "a lower weight (objective.beta.stop=0.5), free bits (objective.free_bits=dim_masked, "
-            "objective.free_bits_nats=0.5) or noise.word_dropout=0.3."
+            f"a lower weight (objective.beta.stop=0.5), {floor if free_bits else ''}"
+            "or noise.word_dropout=0.3."
         )
     if not ended_early and (share := still_falling(log)) is not None:
         lines.append(

@@ -49,6 +49,7 @@ from jvae.evals.source_text import write_and_score
 from jvae.evals.tokenization import unknown
 from jvae.fitted import Fitted, attach, has_density, join, no_density
 from jvae.inference.text_vae import LoadedVAE
+from jvae.latent.kl import per_dimension
 from jvae.latent.short_run import ChainConfig
 from jvae.parallel import mesh as meshes
 from jvae.parallel import processes
@@ -274,6 +275,7 @@ def evaluate(
         dropped=sum(run.data["train"].lines.dropped.values()),
         pretrained=any(run.config.init[part] for part in ("encoder", "decoder", "model")),
         ended_early=bool(log_lines) and log_lines[-1]["step"] < run.config.train.steps,
+        free_bits=has_latent(model) and per_dimension(model.post, model.prior),
     )
     if processes.first():
         suffix = "" if cfg.preset == _own_preset(run) else f".{cfg.preset}"

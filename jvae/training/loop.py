@@ -18,6 +18,7 @@ from jvae.api import Batch, Params
 from jvae.data.dataset import batches, eval_batches
 from jvae.errors import CheckpointError, ConfigError, TrainingError
 from jvae.evals import overfitting
+from jvae.latent.kl import per_dimension
 from jvae.parallel import mesh as meshes
 from jvae.parallel import processes
 from jvae.runs import build, identity, metrics, phases, workdir
@@ -379,12 +380,14 @@ def _checker(
                 "au": use.active,
             }
             if use.collapse_reasons:
+                dimensions = per_dimension(run.model.post, run.model.prior)
                 log.warning(
                     "step %d: the latent is not used (%s): the posterior has collapsed to the "
-                    "prior, or has not left it yet. Slower or cyclic objective.beta, or "
-                    "objective.free_bits, keep it in use",
+                    "prior, or has not left it yet. Slower or cyclic objective.beta%s keeps it "
+                    "in use",
                     done,
                     "; ".join(use.collapse_reasons),
+                    ", or objective.free_bits," if dimensions else "",
                 )
         return row, kl_gz
 

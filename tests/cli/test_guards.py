@@ -95,7 +95,7 @@ def test_fused_attention_in_training_never_writes_its_weights(kind, tmp_path):
     words = [
         f"model.{side}.{value}" for side in sides for value in (f"attention={kernel}", "dropout=0")
     ]
-    # Splash keeps 128 equal float32 values per query: longer rows tell them from weights.
+    # Splash keeps 128 equal float32 values per query: weights of longer rows have another shape.
     words += ["data.enc_row=256", "data.dec_row=256", "data.batch_rows=16"]
     program = compiled(kind, "train", tmp_path, *words)
     rows, decoder = program.run.rows, program.run.config.model.decoder

@@ -42,6 +42,13 @@ def test_each_fault_has_one_line(what, message):
     assert re.search(message, line), line
 
 
+def test_free_bits_are_recommended_only_where_the_kl_has_dimensions():
+    (line,) = advice_of({"collapsed": True}, free_bits=False)
+    assert "free bits" not in line and "objective.beta.stop=0.5), or noise.word_dropout" in line
+    (line,) = advice_of({"collapsed": True})
+    assert "free bits (objective.free_bits=dim_masked" in line
+
+
 def test_what_is_no_fault():
     assert advice_of(bounds=(30.0, 20.0, 19.0), ended_early=True) == []
     assert advice_of(bounds=(30.0, 20.0, 19.9)) == []
