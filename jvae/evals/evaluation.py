@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 
 from jvae import config as configs
 from jvae.api import Batch, Params, TextVAE, has_latent
-from jvae.data.dataset import eval_batches
+from jvae.data.dataset import Dataset, eval_batches
 from jvae.errors import ConfigError
 from jvae.evals import (  # noqa: F401 they register metrics
     advice,
@@ -44,7 +45,7 @@ from jvae.evals.likelihood import (
 from jvae.evals.metric import METRICS, Evaluation, wanted
 from jvae.evals.references import check_bert_score
 from jvae.evals.run_card import card_of
-from jvae.evals.settings import EvalConfig
+from jvae.evals.settings import EvalConfig, Preset
 from jvae.evals.source_text import write_and_score
 from jvae.evals.tokenization import unknown
 from jvae.fitted import Fitted, attach, has_density, join, no_density
@@ -81,6 +82,45 @@ def settings(config: ConfigDict) -> EvalConfig:
     return configs.dataclass_from(EvalConfig, config.evals, "evals")
 
 
+class _Subject(NamedTuple):
+    """What is measured: parameters on sentences of a split."""
+
+    run: build.Run  # its model has the fitted prior, if there is one
+    own_model: TextVAE  # the model under the prior it was trained with
+    mesh: Mesh
+    params: Params
+    config: EvalConfig
+    data: Dataset  # the split
+    sizes: Preset
+    chosen: np.ndarray  # the sentences of `data` that are decoded and scored
+    key: jax.Array
+
+    def batches(self, ids: np.ndarray | None = None) -> Iterator[Batch]:
+        """Batches of these sentences, by default of the whole split, on the devices."""
+        part, parts = meshes.row_part(self.mesh, self.run.rows.batch_rows)
+        batches = eval_batches(
+            self.data, self.run.rows, ids, process_index=part, process_count=parts
+        )
+        return (meshes.to_device(batch, self.mesh) for batch in batches)
+
+    def few(self, n: int) -> Iterator[Batch]:
+        """Batches of n sentences of the split."""
+        return self.batches(draw_sentences(len(self.data), n, self.config.seed))
+
+    def likelihood(self, batches: Iterator[Batch], draws: int) -> LikelihoodResult:
+        """The importance-weighted bounds of these batches."""
+        model = self.run.model
+        return evaluate_likelihood(
+            model,
+            self.params,
+            batches,
+            self.key,
+            draws,
+            chunk=self.config.chunk,
+            proposal=model.proposal,
+        )
+
+
 def evaluate(
     run: build.Run,
     mesh: Mesh,
@@ -101,65 +141,31 @@ def evaluate(
       label: condition this prior on a label.
     Raises: ConfigError for a prior without a density.
     """
-    model = run.model
+    own_model = run.model
     if fitted is not None:
         if not has_density(fitted):
             raise ConfigError(
                 f"prior {fitted.name!r} has no density, which the metrics of the latent need: "
                 f"{no_density(fitted.kind)}"
             )
-        run = run._replace(model=attach(model, fitted, label))
+        run = run._replace(model=attach(own_model, fitted, label))
         params = join(params, fitted)
     cfg, data = settings(run.config), run.data[split]
     metric_names = wanted(cfg)  # first, so that an unknown name fails before measuring
     check_bert_score(cfg.bertscore)
     sizes = cfg.sizes(len(data))
-    key = jax.random.key(cfg.seed)
     chosen = draw_sentences(len(data), sizes.sentences or len(data), cfg.seed)
+    key = jax.random.key(cfg.seed)
+    subject = _Subject(run, own_model, mesh, params, cfg, data, sizes, chosen, key)
     under = "" if fitted is None else f", prior {fitted.name}"
     report = Report(f"{run.config.name}, {split}{under}", card_of(run, cfg, step, split))
 
-    def rows(ids: np.ndarray | None = None) -> Iterator[Batch]:
-        part, parts = meshes.row_part(mesh, run.rows.batch_rows)
-        batches = eval_batches(data, run.rows, ids, process_index=part, process_count=parts)
-        return (meshes.to_device(b, mesh) for b in batches)
-
-    sampler, proposal = run.model.post.sampler, run.model.proposal
     with timed(report, "likelihood_s"), meshes.inside(mesh):
-        likelihood = evaluate_likelihood(
-            run.model,
-            params,
-            rows(chosen),
-            key,
-            sizes.samples,
-            chunk=cfg.chunk,
-            proposal=proposal,
-        )
-    latent = gap = baseline = prior = posts = None
-    if has_latent(run.model):
-        with timed(report, "latent_s"), meshes.inside(mesh):
-            posts = collect_posteriors(run.model, params, rows(), key)
-            latent = latent_metrics(run.model, params, posts)
-            if sampler:
-                prior_model = run.model._replace(post=sampler.baseline)
-                prior_posts = collect_posteriors(prior_model, params, rows(), key)
-                baseline = prior = latent_metrics(prior_model, params, prior_posts)
-                report.notes.append(SAMPLER_NOTE)
-            else:
-                fresh = untrained(run, mesh)
-                fresh_posts = collect_posteriors(model, fresh, rows(), key)
-                baseline = latent_metrics(model, fresh, fresh_posts)
-            ids = chosen[np.isin(chosen, posts.id_e)]
-            gap = rec_gap(run.model, params, rows(ids), posts, likelihood, key, k=GAP_DRAWS)
-    counts = TextCounts(data.words_e, data.chars_e)
-    tokenizers = {"dec": run.decoder, "enc": run.encoder}
-    lost = {s: unknown(data, s, t, chosen) for s, t in tokenizers.items() if s in data.sides}
-    report.add_likelihood(likelihood, counts, gap.rec_other_nats if gap else None, lost)
-    name = "chain = prior" if sampler else "untrained model"
-    report.add_latent(latent, baseline, gap, prior, name)
+        likelihood = subject.likelihood(subject.batches(chosen), sizes.samples)
+    posts = _posteriors_and_bounds(subject, report, likelihood)
     if fitted is not None:
         with timed(report, "own_prior_s"), meshes.inside(mesh):
-            _beside_own_prior(model, params, report, rows(chosen), key, cfg, likelihood)
+            _beside_own_prior(subject, report, likelihood)
         report.details["prior"] = {
             "name": fitted.name,
             "kind": fitted.kind,
@@ -168,80 +174,10 @@ def evaluate(
             **fitted.about,
         }
     if posts is not None:
-        with timed(report, "accuracy_s"), meshes.inside(mesh):
-            batches = rows(chosen[np.isin(chosen, posts.id_e)])
-            _accuracy(run, params, report, list(batches), posts)
-        if sizes.spot_samples:
-            with timed(report, "spot_s"), meshes.inside(mesh):
-                few = draw_sentences(len(data), sizes.spot_sentences, cfg.seed)
-                spot = evaluate_likelihood(
-                    run.model,
-                    params,
-                    rows(few),
-                    key,
-                    sizes.spot_samples,
-                    chunk=cfg.chunk,
-                    proposal=proposal,
-                )
-                report.add(**spot_row(spot, sizes.samples))
-        if cfg.compat:
-            with timed(report, "compat_s"), meshes.inside(mesh):
-                volume_bound = None
-                if sampler and "sri" in cfg.compat:
-                    few = draw_sentences(len(data), compat.sri.SENTENCES, cfg.seed)
-                    volume_bound = _by_volume(run, sampler.config, params, report, rows(few), key)
-                blocks = compat.blocks(
-                    cfg.compat,
-                    run.model,
-                    params,
-                    lambda: rows(chosen),
-                    key,
-                    likelihood,
-                    posts,
-                    counts,
-                    {row.name: row.value for row in report.rows},
-                    cfg.chunk,
-                    volume_bound,
-                )
-                report.add_compat(blocks)
-        with meshes.inside(mesh):
-            cost = cost_ratio(
-                run.model,
-                params,
-                next(rows(chosen)),
-                key,
-                min(sizes.samples, RATIO_DRAWS),
-                chunk=cfg.chunk,
-                proposal=proposal,
-            )
-        # A sampler's chains are timed separately.
-        report.time["cost_ratio"] = cost.whole - cost.encoder if sampler else cost.whole
-        if sampler:
-            report.time["chains_ratio"] = cost.encoder
-
+        _checks_and_cost(subject, report, likelihood, posts)
     vae = text_vae_of(run, params, cfg.seed)
-    decode = {k: v for k, v in run.config.decode.items() if k not in ("batch", "max_length")}
-    samples, exact_e = {}, None
     with timed(report, "text_s"):
-        if vae.conditional:
-            write_and_score(vae, data, report, samples, cfg, sizes, decode)
-        else:
-            samples["prior"] = [one_line(s) for s in vae.sample(sizes.generate, **decode)]
-            greedy = vae.sample(sizes.generate, method="greedy")
-            samples["prior_greedy"] = [one_line(s) for s in greedy]
-        train = run.data["train"].texts
-        report.add_group(texts.generation(samples["prior"], data.texts, train))
-        if sizes.greedy_columns:
-            scores = texts.generation(samples["prior_greedy"], data.texts, train)
-            report.add_group(scores, prefix="greedy_")
-        if latent is not None:
-            original = [str(data.texts[i]) for i in chosen]
-            sources = sources_of(data, chosen) if vae.conditional else None
-            z_egz, exact_e = reconstructions(run, vae, report, samples, original, sources)
-            interpolations(run, vae, report, samples, z_egz, sources, cfg, sizes)
-        else:
-            for name in NEEDS_LATENT:
-                report.add(name, None, "")
+        samples, exact_e = _decoded(subject, report, vae)
     report.details["by_length"] = by_length(
         data.words_e, run.data["train"].words_e, likelihood, exact_e
     )
@@ -251,7 +187,7 @@ def evaluate(
         cfg,
         data,
         chosen,
-        lambda: rows(chosen),
+        lambda: subject.batches(chosen),
         key,
         likelihood,
         posts,
@@ -264,19 +200,7 @@ def evaluate(
                 report.add(**row._asdict())
     if split in run.exact:
         exactness(run, report, likelihood, samples, split)
-    curves = run.workdir / "metrics.jsonl"
-    log_lines = read_lines(curves) if curves.is_file() else []
-    if warning := overfitting.note(log_lines, step):
-        report.notes.append(warning)
-    report.notes += advice.find(
-        {row.name: row.value for row in report.rows},
-        log_lines,
-        texts=len(run.data["train"]),
-        dropped=sum(run.data["train"].lines.dropped.values()),
-        pretrained=any(run.config.init[part] for part in ("encoder", "decoder", "model")),
-        ended_early=bool(log_lines) and log_lines[-1]["step"] < run.config.train.steps,
-        free_bits=has_latent(model) and per_dimension(model.post, model.prior),
-    )
+    report.notes += _hints(run, report, step)
     if processes.first():
         suffix = "" if cfg.preset == _own_preset(run) else f".{cfg.preset}"
         if fitted is not None:
@@ -285,19 +209,159 @@ def evaluate(
     return report
 
 
-def _beside_own_prior(
-    model: TextVAE,
-    params: Params,
-    report: Report,
-    batches: Iterator[Batch],
-    key: jax.Array,
-    cfg: EvalConfig,
-    likelihood: LikelihoodResult,
+def _posteriors_and_bounds(
+    subject: _Subject, report: Report, likelihood: LikelihoodResult
+) -> PosteriorSet | None:
+    """Adds the rows of the likelihood and those of the latent; returns the posteriors of the split,
+    None without a latent.
+    """
+    run, params, key = subject.run, subject.params, subject.key
+    sampler = run.model.post.sampler
+    posts = latent = baseline = prior = gap = None
+    if has_latent(run.model):
+        with timed(report, "latent_s"), meshes.inside(subject.mesh):
+            posts = collect_posteriors(run.model, params, subject.batches(), key)
+            latent = latent_metrics(run.model, params, posts)
+            if sampler:
+                prior_model = run.model._replace(post=sampler.baseline)
+                prior_posts = collect_posteriors(prior_model, params, subject.batches(), key)
+                baseline = prior = latent_metrics(prior_model, params, prior_posts)
+                report.notes.append(SAMPLER_NOTE)
+            else:
+                own_model, fresh = subject.own_model, untrained(run, subject.mesh)
+                fresh_posts = collect_posteriors(own_model, fresh, subject.batches(), key)
+                baseline = latent_metrics(own_model, fresh, fresh_posts)
+            batches = subject.batches(_encoded(subject, posts))
+            gap = rec_gap(run.model, params, batches, posts, likelihood, key, k=GAP_DRAWS)
+    data = subject.data
+    counts = TextCounts(data.words_e, data.chars_e)
+    tokenizers = {"dec": run.decoder, "enc": run.encoder}
+    lost = {
+        side: unknown(data, side, tokenizer, subject.chosen)
+        for side, tokenizer in tokenizers.items()
+        if side in data.sides
+    }
+    report.add_likelihood(likelihood, counts, gap.rec_other_nats if gap else None, lost)
+    name = "chain = prior" if sampler else "untrained model"
+    report.add_latent(latent, baseline, gap, prior, name)
+    return posts
+
+
+def _encoded(subject: _Subject, posts: PosteriorSet) -> np.ndarray:
+    """Those of the chosen sentences that have a posterior."""
+    return subject.chosen[np.isin(subject.chosen, posts.id_e)]
+
+
+def _checks_and_cost(
+    subject: _Subject, report: Report, likelihood: LikelihoodResult, posts: PosteriorSet
 ) -> None:
-    """Adds rows for the same sentences and draws under the prior the model was trained with."""
-    result = evaluate_likelihood(
-        model, params, batches, key, likelihood.k, chunk=cfg.chunk, proposal=model.proposal
+    """Adds the token accuracy, the likelihood of a few sentences from many draws, the metrics of
+    the original systems, and what a training step costs.
+    """
+    cfg, sizes, sampler = subject.config, subject.sizes, subject.run.model.post.sampler
+    with timed(report, "accuracy_s"), meshes.inside(subject.mesh):
+        batches = subject.batches(_encoded(subject, posts))
+        _accuracy(subject.run, subject.params, report, list(batches), posts)
+    if sizes.spot_samples:
+        with timed(report, "spot_s"), meshes.inside(subject.mesh):
+            spot = subject.likelihood(subject.few(sizes.spot_sentences), sizes.spot_samples)
+            report.add(**spot_row(spot, sizes.samples))
+    if cfg.compat:
+        with timed(report, "compat_s"), meshes.inside(subject.mesh):
+            _compat(subject, report, likelihood, posts)
+    with meshes.inside(subject.mesh):
+        cost = cost_ratio(
+            subject.run.model,
+            subject.params,
+            next(subject.batches(subject.chosen)),
+            subject.key,
+            min(sizes.samples, RATIO_DRAWS),
+            chunk=cfg.chunk,
+            proposal=subject.run.model.proposal,
+        )
+    # A sampler's chains are timed separately.
+    report.time["cost_ratio"] = cost.whole - cost.encoder if sampler else cost.whole
+    if sampler:
+        report.time["chains_ratio"] = cost.encoder
+
+
+def _compat(
+    subject: _Subject, report: Report, likelihood: LikelihoodResult, posts: PosteriorSet
+) -> None:
+    """Adds the metrics of the original systems by their own definitions."""
+    cfg, sampler = subject.config, subject.run.model.post.sampler
+    volume_bound = None
+    if sampler and "sri" in cfg.compat:
+        volume_bound = _by_volume(subject, report, sampler.config)
+    blocks = compat.blocks(
+        cfg.compat,
+        subject.run.model,
+        subject.params,
+        lambda: subject.batches(subject.chosen),
+        subject.key,
+        likelihood,
+        posts,
+        TextCounts(subject.data.words_e, subject.data.chars_e),
+        {row.name: row.value for row in report.rows},
+        cfg.chunk,
+        volume_bound,
     )
+    report.add_compat(blocks)
+
+
+def _decoded(
+    subject: _Subject, report: Report, vae: LoadedVAE
+) -> tuple[dict[str, list[str]], np.ndarray | None]:
+    """Samples, reconstructions and interpolations, whose metrics it adds.
+
+    Returns: the texts by kind, and which sentences were reconstructed exactly.
+    """
+    run, cfg, data, sizes = subject.run, subject.config, subject.data, subject.sizes
+    decode = {k: v for k, v in run.config.decode.items() if k not in ("batch", "max_length")}
+    samples: dict[str, list[str]] = {}
+    if vae.conditional:
+        write_and_score(vae, data, report, samples, cfg, sizes, decode)
+    else:
+        samples["prior"] = [one_line(s) for s in vae.sample(sizes.generate, **decode)]
+        greedy = vae.sample(sizes.generate, method="greedy")
+        samples["prior_greedy"] = [one_line(s) for s in greedy]
+    train = run.data["train"].texts
+    report.add_group(texts.generation(samples["prior"], data.texts, train))
+    if sizes.greedy_columns:
+        scores = texts.generation(samples["prior_greedy"], data.texts, train)
+        report.add_group(scores, prefix="greedy_")
+    if not has_latent(run.model):
+        for name in NEEDS_LATENT:
+            report.add(name, None, "")
+        return samples, None
+    original = [str(data.texts[i]) for i in subject.chosen]
+    sources = sources_of(data, subject.chosen) if vae.conditional else None
+    z_egz, exact_e = reconstructions(run, vae, report, samples, original, sources)
+    interpolations(run, vae, report, samples, z_egz, sources, cfg, sizes)
+    return samples, exact_e
+
+
+def _hints(run: build.Run, report: Report, step: int) -> list[str]:
+    """Warnings and advice about this training."""
+    curves, model = run.workdir / "metrics.jsonl", run.model
+    log_lines = read_lines(curves) if curves.is_file() else []
+    warning = overfitting.note(log_lines, step)
+    advice_lines = advice.find(
+        {row.name: row.value for row in report.rows},
+        log_lines,
+        texts=len(run.data["train"]),
+        dropped=sum(run.data["train"].lines.dropped.values()),
+        pretrained=any(run.config.init[part] for part in ("encoder", "decoder", "model")),
+        ended_early=bool(log_lines) and log_lines[-1]["step"] < run.config.train.steps,
+        free_bits=has_latent(model) and per_dimension(model.post, model.prior),
+    )
+    return [warning, *advice_lines] if warning else advice_lines
+
+
+def _beside_own_prior(subject: _Subject, report: Report, likelihood: LikelihoodResult) -> None:
+    """Adds rows for the same sentences and draws under the prior the model was trained with."""
+    own = subject._replace(run=subject.run._replace(model=subject.own_model))
+    result = own.likelihood(own.batches(own.chosen), likelihood.k)
     order, own_order = np.argsort(likelihood.id_e), np.argsort(result.id_e)
     own_e = result.scores.nll_e[own_order].astype(np.float64)
     nats, (gain, gain_se) = "nats/sentence", mean_se(own_e - likelihood.scores.nll_e[order])
@@ -341,18 +405,12 @@ def _accuracy(
     )
 
 
-def _by_volume(
-    run: build.Run,
-    chain: ChainConfig,
-    params: Params,
-    report: Report,
-    batches: Iterator[Batch],
-    key: jax.Array,
-) -> LikelihoodResult:
+def _by_volume(subject: _Subject, report: Report, chain: ChainConfig) -> LikelihoodResult:
     """The bound from the density of the short run itself, at the training temperature."""
-    model = run.model
+    model, batches = subject.run.model, subject.few(compat.sri.SENTENCES)
     result = change_of_variables.evaluate(
-        model.gen, model.prior, chain, params, batches, key, temperature=chain.temperature
+        *(model.gen, model.prior, chain, subject.params, batches, subject.key),
+        temperature=chain.temperature,
     )
     if warning := change_of_variables.alarm(result):
         report.notes.append(warning)
