@@ -3,22 +3,21 @@
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from jvae import config as configs
 from jvae.api import Batch, Params
-from jvae.data.dataset import batches, eval_batches
+from jvae.data.dataset import batches
 from jvae.errors import CheckpointError, ConfigError, TrainingError
 from jvae.evals import overfitting
-from jvae.latent.kl import per_dimension
 from jvae.parallel import mesh as meshes
 from jvae.parallel import processes
 from jvae.runs import build, identity, metrics, phases, workdir
@@ -26,9 +25,10 @@ from jvae.runs.checkpoint import Checkpoints
 from jvae.runs.console import Value
 from jvae.runs.loading import load_params
 from jvae.runs.phases import PhaseProgress
-from jvae.training import goodput, init_params, latent_monitor, optim, program, waiting
+from jvae.training import checks, goodput, init_params, optim, program, waiting
 from jvae.training.goodput import Goodput
 from jvae.training.preemption import Stop, Stopped
+from jvae.training.step import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -63,15 +63,13 @@ def train(
       callbacks: called by every process with each line of metrics.
     Raises: JvaeError for any error in the config, data, folder or run; Stopped.
     """
-    stop = stop or Stop()
-    spent = Goodput()
-    # --- checks of the config alone, so that errors show at once ----------------------------------
-    begin = time.monotonic()
-    plan, at, done = phases.resolve(config), PhaseProgress(), 0
+    stop, spent = stop or Stop(), Goodput()
+    # Checks of the config alone come first, so that errors show at once.
+    begin, plan, at = time.monotonic(), phases.resolve(config), PhaseProgress()
     steps, saved = workdir.checkpoints(folder), identity.saved(folder)
     if saved:
         workdir.check(folder, config, saved.configs, bool(saved.records))
-        at, done = phases.replan(config, saved.last), saved.last["step"]
+        at = phases.replan(config, saved.last)
     mesh = meshes.make_mesh(config.mesh)
     shards = meshes.row_shards(mesh) * config.train.accumulate
     if config.data.batch_rows % shards:
@@ -80,21 +78,13 @@ def train(
             f"{shards} parts, so use a multiple of that"
         )
 
-    # --- data and model ---------------------------------------------------------------------------
     run = build.open_run(config, folder, saved)
     readers = run.encoder.fingerprint + run.decoder.fingerprint
     processes.agree("config or data", configs.to_json(run.config) + readers)
     for phase in plan:
         for note in phase.notes:
             log.info(note)
-    cfg, record = run.config, run.record()
-    key = build.seeds(cfg.seed)
-
-    @functools.cache
-    def program_at(at: PhaseProgress) -> program.Program:
-        return program.compile_phase(run, phases.at_place(plan, at), mesh, at.begin)
-
-    current = program_at(at)  # raises if anything does not fit the model
+    job = _Training(run, mesh, plan, at, stop, spent, callbacks)  # raises if anything does not fit
     if processes.first() and lock:
         lock.take()
         if workdir.checkpoints(folder) != steps:
@@ -105,28 +95,100 @@ def train(
     for line in run.log:
         log.info(line)
 
-    def claim() -> None:
-        if processes.first():
-            build.save_tokenizers(run)
-            workdir.claim(folder, config)
+    if saved:
+        job.restore()
+    else:
+        job.start()
+    program.log_phase(job.current, job.state.params)
+    log.info("mesh %s, ready in %.1f s", dict(mesh.shape), time.monotonic() - begin)
+
+    with job.running():
+        while job.enter_phase():
+            job.update()
+            lap = job.log_lap() if job.due or job.done % run.config.train.log_every == 0 else None
+            best = job.check(lap) if job.due and lap else None
+            signal = stop.asked(job.done)
+            if job.due or signal:
+                job.save(best)
+            if signal:
+                job.finish()
+                raise Stopped(
+                    f"{signal}: saved step {job.done} of {run.config.train.steps} and stopped; run "
+                    "the same command to resume"
+                )
+        job.finish()
+    return Trained(run, mesh, *load_params(run.model, mesh, folder))
+
+
+class _Lap(NamedTuple):
+    """What training measured since the last log line."""
+
+    values: dict[str, float]
+    sentences: float
+
+
+class _Training:
+    """A run in training: its state, its place in the data and the phases, and what it writes."""
+
+    def __init__(
+        self,
+        run: build.Run,
+        mesh: Mesh,
+        plan: Sequence[phases.Phase],
+        at: PhaseProgress,
+        stop: Stop,
+        spent: Goodput,
+        callbacks: Sequence[Callback],
+    ):
+        self.run, self.mesh, self.plan, self.at, self.cfg = run, mesh, plan, at, run.config
+        self.stop, self.spent, self.callbacks = stop, spent, callbacks
+        self.program_at = functools.cache(self._program_at)
+        self.current = self.program_at(at)
+        self.record, self.key = run.record(), build.seeds(self.cfg.seed)
+        self.done = 0
+        self.position = (0, 0)  # in the data: pass, batch
+        self.meter: metrics.Sums | None = None  # sums over updates since the last log line
+        self.compiled = False  # whether the phase's training step is
+        self.checked: program.Program | None = None  # whose validation step is compiled
+        self.warned = False  # of overfitting, at the last check
+        self.state: TrainState
+        self.batch: Batch  # the latest one, on the host
+
+    def _program_at(self, at: PhaseProgress) -> program.Program:
+        return program.compile_phase(self.run, phases.at_place(self.plan, at), self.mesh, at.begin)
+
+    @functools.cached_property
+    def ckpts(self) -> Checkpoints:
+        """The folder's checkpoints; first used once the folder is locked."""
+        frozen = {f"params/{path}" for path in self.current.frozen}
+        return Checkpoints(self.run.workdir, keep_last=self.cfg.train.keep, frozen=frozen)
 
     # --- state: own checkpoint, weights or scratch ------------------------------------------------
-    frozen = {f"params/{path}" for path in current.frozen}
-    ckpts = Checkpoints(folder, keep_last=cfg.train.keep, frozen=frozen)
-    position = (0, 0)
-    meter: metrics.Sums | None = None
-    if saved is None:
+
+    def start(self) -> None:
+        """Begins from initial parameters, or from the weights that the config names."""
+        run, current = self.run, self.current
         shapes, where = current.abstract.params, current.where.params
-        state = current.start(init_params.initial_params(run, where, key["init"], shapes))
-        if cfg.init.optimizer:
-            state = state._replace(opt_state=init_params.initial_optimizer(run, state.opt_state))
-    else:
-        claim()
-        state, meta = ckpts.restore(lambda meta: program_at(phases.replan(cfg, meta)).abstract)
-        position, done, at = tuple(meta["position"]), meta["step"], phases.replan(cfg, meta)
-        meter = metrics.from_json(meta.get("meter"), meshes.replicated(mesh))
-        current = program_at(at)
-        log.info("resumed at step %d of %d", done, cfg.train.steps)
+        params = init_params.initial_params(run, where, self.key["init"], shapes)
+        self.state = current.start(params)
+        if self.cfg.init.optimizer:
+            moments = init_params.initial_optimizer(run, self.state.opt_state)
+            self.state = self.state._replace(opt_state=moments)
+
+    def restore(self) -> None:
+        """Continues from the newest checkpoint."""
+        self._claim()
+        cfg = self.cfg
+
+        def shapes(meta: dict[str, Any]) -> TrainState:
+            return self.program_at(phases.replan(cfg, meta)).abstract
+
+        self.state, meta = self.ckpts.restore(shapes)
+        self.position, self.done = tuple(meta["position"]), meta["step"]
+        self.at = phases.replan(cfg, meta)
+        self.meter = metrics.from_json(meta.get("meter"), meshes.replicated(self.mesh))
+        self.current = self.program_at(self.at)
+        log.info("resumed at step %d of %d", self.done, cfg.train.steps)
         before = configs.stored(meta["config"]).train.steps
         if before != cfg.train.steps:
             log.info(
@@ -134,145 +196,172 @@ def train(
                 "trains) are recomputed for the new length from step %d on",
                 before,
                 cfg.train.steps,
-                done + 1,
+                self.done + 1,
             )
-    program.log_phase(current, state.params)
-    log.info("mesh %s, ready in %.1f s", dict(mesh.shape), time.monotonic() - begin)
 
-    # --- loop -------------------------------------------------------------------------------------
-    base = meshes.everywhere(key["train"], mesh)
-    writer = metrics.Writer(
-        folder,
-        resume_step=done,
-        total_steps=cfg.train.steps,
-        active=processes.first(),
-        config=cfg,
-    )
-    part, parts = meshes.row_part(mesh, run.rows.batch_rows)
-    stream = batches(
-        run.data["train"],
-        run.rows,
-        position,
-        process_index=part,
-        process_count=parts,
-        workers=cfg.data.workers,
-    )
+    def _claim(self) -> None:
+        """Binds the folder to this run."""
+        if processes.first():
+            build.save_tokenizers(self.run)
+            workdir.claim(self.run.workdir, self.cfg)
 
-    def report(values: Mapping[str, Value]) -> None:
-        writer.write(done, values)
+    # --- the parts of the loop, in their order ----------------------------------------------------
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Holds the log files and the stream of batches open."""
+        cfg, run = self.cfg, self.run
+        self.base = meshes.everywhere(self.key["train"], self.mesh)
+        self.writer = metrics.Writer(
+            run.workdir,
+            resume_step=self.done,
+            total_steps=cfg.train.steps,
+            active=processes.first(),
+            config=cfg,
+        )
+        part, parts = meshes.row_part(self.mesh, run.rows.batch_rows)
+        self.stream = batches(
+            run.data["train"],
+            run.rows,
+            self.position,
+            process_index=part,
+            process_count=parts,
+            workers=cfg.data.workers,
+        )
+        self.validate = checks.validation(run, self.mesh, self.key["valid"])
+        self.per_token = checks.per_token_of(run)
+        self.clock = _Clock(self.done)
+        files = self.ckpts, self.writer, self.stream
+        with files[0], files[1], files[2], self.stop.at_steps(), jax.transfer_guard("disallow"):
+            self.spent.enter(goodput.TRAINING)
+            yield
+
+    def enter_phase(self) -> bool:
+        """Begins the next phase if this one is over; returns False after the last one."""
+        if not self.at.over:
+            return True
+        if self.at.index + 1 == len(self.plan):
+            return False
+        self.at = self.at.following(self.done)
+        with jax.transfer_guard("allow"):  # once per phase, not once per step
+            self.current = self.program_at(self.at)
+            self.state = self.current.start(self.state.params)
+        program.log_phase(self.current, self.state.params)
+        self.clock, self.compiled = _Clock(self.done), False
+        return True
+
+    def update(self) -> None:
+        """Reads batches and trains on them, `train.steps_per_call` updates at once."""
+        together = self.cfg.train.steps_per_call
+        self.done += together
+        with self.spent.of(goodput.WAITING):
+            read = [next(self.stream) for _ in range(together)]
+            self.batch, self.position = read[-1]
+        doing = goodput.TRAINING if self.compiled else goodput.COMPILING
+        slow = waiting.announced("compiling the training step", enabled=not self.compiled)
+        step = jax.profiler.StepTraceAnnotation("train", step_num=self.done)
+        with slow, step, self.spent.of(doing):
+            placed = _placed([batch for batch, _ in read], self.mesh)
+            self.state, sums = self.current.train_step(self.state, placed, self.base)
+        self.compiled = True
+        self.meter = metrics.add(self.meter, sums)
+        self.writer.progress(self.done)
+
+    @property
+    def due(self) -> bool:
+        """Whether this step ends with a check."""
+        end = self.at.begin + self.current.phase.steps
+        return self.done % self.cfg.train.check_every == 0 or self.done == end
+
+    def log_lap(self) -> _Lap:
+        """Logs the mean values of training since the last log line.
+
+        Raises: TrainingError if a loss or gradient was not finite.
+        """
+        assert self.meter is not None  # there was an update
+        values = metrics.ratios(self.meter)
+        sentences = float(jax.device_get(self.meter["sentences"].sum))
+        _stop_if_not_finite(values, self.clock.step, self.done, self.ckpts)
+        section = self.current.phase.optim.to_dict()
         with jax.transfer_guard("allow"):
-            if True in [callback(done, dict(values)) for callback in callbacks]:
-                stop.ask("a callback")
+            schedule = optim.learning_rate(section, self.current.phase.steps)
+            rate = float(schedule(self.done - self.at.begin - 1))
+        lap = values | {"lr": rate} | self.clock.lap(self.done, values)
+        self._report({f"train/{name}": value for name, value in lap.items()})
+        self.meter = None
+        return _Lap(values, sentences)
 
-    def rate(current: program.Program, step: int) -> float:
-        section = current.phase.optim.to_dict()
+    def check(self, lap: _Lap) -> float | None:
+        """Validates, logs, and decides whether the phase is over.
+
+        Returns: the bound to select the best checkpoint by; None while bounds are not comparable.
+        """
+        current, done = self.current, self.done
+        if current.tune_step:
+            placed = meshes.to_device(self.batch, self.mesh)
+            self.state = current.tune_step(self.state, placed, self.base)
+        first = waiting.announced("compiling validation", enabled=self.checked is not current)
+        with first, self.spent.of(goodput.EVALUATING):
+            valid, kl_gz = self.validate(current, self.state.params, done)
+        self.checked = current
+        compared = self.per_token(current.phase, lap.values, valid)
+        bound = current.phase.bound(valid["rec"], valid["kl"])
+        final = self.at.counts(current.phase, done)
+        self.at = self.at.checked(current.phase, done, bound, compared["bound"])
+        overfit = overfitting.find(
+            **compared,
+            best=self.at.per_token,
+            stalled=self.at.stalled,
+            sentences=lap.sentences,
+            limit=self.cfg.train.overfit_gap,
+        )
+        row = {f"valid/{name}": value for name, value in valid.items()}
+        self._report(row | (overfit.row() if overfit else {}))
+        if kl_gz is not None:
+            self.writer.spread(done, "valid/kl_of_dimensions", kl_gz)
+        if overfit and not self.warned:
+            log.warning("step %d: overfitting: %s. %s", done, overfit, overfitting.REMEDY)
+        self.warned = overfit is not None
+        if self.at.over and done < self.at.begin + current.phase.steps:
+            log.info(
+                "step %d: no better validation -ELBO in %d checks, so this phase ends",
+                done,
+                self.at.stalled,
+            )
+        # Bounds under different objectives are not comparable: the best checkpoint is that of the
+        # last phase with its final objective. Until then the latest one is used.
+        return bound if final and self.at.index + 1 == len(self.plan) else None
+
+    def save(self, best: float | None) -> None:
+        """Saves a checkpoint, and as the best one if its bound is the lowest."""
+        # With several processes Orbax makes its own transfers.
+        with self.spent.of(goodput.SAVING), jax.transfer_guard("allow"):
+            if self.ckpts.latest() is None:
+                self._claim()  # first, so that every checkpoint has its tokenizers
+            self.writer.flush()
+            meta = {
+                "position": list(self.position),
+                "config": configs.to_json(self.cfg),
+                "phase": self.at._asdict(),
+                identity.KEY: self.record,
+                "meter": metrics.to_json(self.meter),
+            }
+            if best is not None:
+                self.ckpts.save_best(self.done, self.state, meta, best)
+            self.ckpts.save(self.done, self.state, meta)
+        self.clock = _Clock(self.done)
+
+    def finish(self) -> None:
+        """Waits until the last checkpoint is written."""
+        with self.spent.of(goodput.SAVING), jax.transfer_guard("allow"):
+            self.ckpts.wait()
+        log.info(self.spent.line())
+
+    def _report(self, values: Mapping[str, Value]) -> None:
+        self.writer.write(self.done, values)
         with jax.transfer_guard("allow"):
-            return float(optim.learning_rate(section, current.phase.steps)(step - 1))
-
-    check, per_token = _checker(run, mesh, key["valid"]), _per_token(run)
-    clock, together = _Clock(done), cfg.train.steps_per_call
-    with ckpts, writer, stream, stop.at_steps(), jax.transfer_guard("disallow"):
-        spent.enter(goodput.TRAINING)
-        compiled = warned = False
-        checked: program.Program | None = None  # the program whose validation step is compiled
-        while True:
-            if at.over:
-                if at.index + 1 == len(plan):
-                    break
-                at = at.following(done)
-                with jax.transfer_guard("allow"):  # once per phase, not once per step
-                    current = program_at(at)
-                    state = current.start(state.params)
-                program.log_phase(current, state.params)
-                clock, compiled = _Clock(done), False
-            done, best = done + together, None
-            end = at.begin + current.phase.steps
-            with spent.of(goodput.WAITING):
-                read = [next(stream) for _ in range(together)]
-                batch, position = read[-1]
-            doing = goodput.TRAINING if compiled else goodput.COMPILING
-            slow = waiting.announced("compiling the training step", enabled=not compiled)
-            with slow, jax.profiler.StepTraceAnnotation("train", step_num=done), spent.of(doing):
-                placed = _placed([batch for batch, _ in read], mesh)
-                state, sums = current.train_step(state, placed, base)
-            compiled = True
-            meter = metrics.add(meter, sums)
-            writer.progress(done)
-            due = done % cfg.train.check_every == 0 or done == end
-            if due or done % cfg.train.log_every == 0:
-                values, seen = metrics.ratios(meter), float(jax.device_get(meter["sentences"].sum))
-                _stop_if_not_finite(values, clock.step, done, ckpts)
-                lap = values | {"lr": rate(current, done - at.begin)} | clock.lap(done, values)
-                report({f"train/{k}": v for k, v in lap.items()})
-                meter = None
-            if due:
-                if current.tune_step:
-                    state = current.tune_step(state, meshes.to_device(batch, mesh), base)
-                first = waiting.announced("compiling validation", enabled=checked is not current)
-                with first, spent.of(goodput.EVALUATING):
-                    valid, kl_gz = check(current, state.params, done)
-                checked = current
-                # A check also writes a log line, which includes these values.
-                compared = per_token(current.phase, values, valid)  # pyright: ignore
-                bound = current.phase.bound(valid["rec"], valid["kl"])
-                final = at.counts(current.phase, done)
-                at = at.checked(current.phase, done, bound, compared["bound"])
-                overfit = overfitting.find(
-                    **compared,
-                    best=at.per_token,
-                    stalled=at.stalled,
-                    sentences=seen,  # pyright: ignore
-                    limit=cfg.train.overfit_gap,
-                )
-                row = {f"valid/{k}": v for k, v in valid.items()}
-                report(row | (overfit.row() if overfit else {}))
-                if kl_gz is not None:
-                    writer.spread(done, "valid/kl_of_dimensions", kl_gz)
-                if overfit and not warned:
-                    log.warning("step %d: overfitting: %s. %s", done, overfit, overfitting.REMEDY)
-                warned = overfit is not None
-                if at.over and done < end:
-                    log.info(
-                        "step %d: no better validation -ELBO in %d checks, so this phase ends",
-                        done,
-                        at.stalled,
-                    )
-                # Bounds under different objectives are not comparable: the best checkpoint is that
-                # of the last phase with its final objective. Until then the latest one is used.
-                if final and at.index + 1 == len(plan):
-                    best = bound
-            signal = stop.asked(done)
-            if due or signal:
-                # With several processes Orbax makes its own transfers.
-                with spent.of(goodput.SAVING), jax.transfer_guard("allow"):
-                    if ckpts.latest() is None:
-                        claim()  # first, so that every checkpoint has its tokenizers
-                    writer.flush()
-                    meta = {
-                        "position": list(position),
-                        "config": configs.to_json(cfg),
-                        "phase": at._asdict(),
-                        identity.KEY: record,
-                        "meter": metrics.to_json(meter),
-                    }
-                    if best is not None:
-                        ckpts.save_best(done, state, meta, best)
-                    ckpts.save(done, state, meta)
-                clock = _Clock(done)
-            if signal:
-                with spent.of(goodput.SAVING), jax.transfer_guard("allow"):
-                    ckpts.wait()
-                log.info(spent.line())
-                raise Stopped(
-                    f"{signal}: saved step {done} of {cfg.train.steps} and stopped; run "
-                    "the same command to resume"
-                )
-        with spent.of(goodput.SAVING), jax.transfer_guard("allow"):
-            ckpts.wait()
-    log.info(spent.line())
-
-    # --- best parameters --------------------------------------------------------------------------
-    return Trained(run, mesh, *load_params(run.model, mesh, folder))
+            if True in [callback(self.done, dict(values)) for callback in self.callbacks]:
+                self.stop.ask("a callback")
 
 
 class _Clock:
@@ -304,91 +393,9 @@ def _stop_if_not_finite(values: dict[str, float], after: int, now: int, ckpts: C
         )
 
 
-def _per_token(
-    run: build.Run,
-) -> Callable[[phases.Phase, dict[str, float], dict[str, float]], dict[str, tuple[float, float]]]:
-    """Returns a function of a phase, the values of a lap and those of a check: Rec and -ELBO, each
-    for training and validation, in nats per scored token.
-    """
-    train_data, valid_data = run.data["train"], run.data["valid"]
-    # A lap counts the tokens of all sides together; the share of scored ones is that of the split.
-    read = sum(float(side.lengths.mean()) for side in train_data.sides.values())
-    share = float(train_data.target_lengths.mean()) / read
-    length = float(valid_data.target_lengths.mean())
-
-    def per_token(
-        phase: phases.Phase, lap: dict[str, float], valid: dict[str, float]
-    ) -> dict[str, tuple[float, float]]:
-        a, b = share * lap["tokens"] / lap["sentences"], length
-        bounds = (phase.bound(values["rec"], values["kl"]) for values in (lap, valid))
-        return {
-            "rec": (lap["rec"] / a, valid["rec"] / b),
-            "bound": (next(bounds) / a, next(bounds) / b),
-        }
-
-    return per_token
-
-
 def _placed(batches: list[Batch], mesh: Mesh) -> Batch:
     """Puts the batches of one call on the devices, stacked along a new first axis if several."""
     if len(batches) == 1:
         return meshes.to_device(batches[0], mesh)
     stacked = jax.tree.map(lambda *parts: np.stack(parts), *batches)
     return meshes.to_device(stacked, mesh, stacked=True)
-
-
-def _checker(
-    run: build.Run, mesh: Mesh, key: Key[Array, ""]
-) -> Callable[[program.Program, Params, int], tuple[dict[str, float], np.ndarray | None]]:
-    """Validation: the whole split, dropout off, the final KL weight, the same noise every time.
-    Returns its values, and the mean KL of each dimension if that has a closed form.
-    """
-    key = meshes.everywhere(key, mesh)
-    data = run.data["valid"]
-    # With several programs at once, virtual devices may deadlock waiting for each other's sums.
-    one_by_one = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
-    part, parts = meshes.row_part(mesh, run.rows.batch_rows)
-    # The first sentences form batches of their own, because their posteriors are kept.
-    first, rest = np.split(np.arange(len(data)), [latent_monitor.SENTENCES])
-
-    def check(
-        current: program.Program, params: Params, done: int
-    ) -> tuple[dict[str, float], np.ndarray | None]:
-        sums: metrics.Sums | None = None
-        kl_gz = None
-        kept = []
-        for ids in (first, rest) if len(rest) else (first,):
-            for batch in eval_batches(data, run.rows, ids, process_index=part, process_count=parts):
-                batch = meshes.to_device(batch, mesh)
-                batch_sums, post = current.valid_step(params, batch, key)
-                sums = metrics.add(sums, batch_sums)
-                if ids is first and post is not None:
-                    kept.append((batch.id_e, post))
-                if one_by_one:
-                    jax.block_until_ready(sums)
-        assert sums is not None  # a split has at least one sentence
-        values = metrics.ratios(sums)
-        row = {name: values[name] for name in ("loss", "rec", "kl")}
-        row["neg_elbo"] = values["rec"] + values["kl"]
-        if current.watched and len(first) > 1:  # a variance over sentences needs two
-            with jax.transfer_guard("allow"):  # once per check
-                use = latent_monitor.latent_use(run.model, params, kept, key, values["kl"])
-            kl_gz = use.kl_gz
-            row |= {
-                "collapsed": int(bool(use.collapse_reasons)),
-                "mi": use.mi_nats,
-                "au": use.active,
-            }
-            if use.collapse_reasons:
-                dimensions = per_dimension(run.model.post, run.model.prior)
-                log.warning(
-                    "step %d: the latent is not used (%s): the posterior has collapsed to the "
-                    "prior, or has not left it yet. Slower or cyclic objective.beta%s keeps it "
-                    "in use",
-                    done,
-                    "; ".join(use.collapse_reasons),
-                    ", or objective.free_bits," if dimensions else "",
-                )
-        return row, kl_gz
-
-    return check
