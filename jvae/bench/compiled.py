@@ -112,7 +112,10 @@ def compile_case(name: str, path: Path = ROWS) -> None:
         if row["virtual"]:
             package = aot.Slice.of(row["topology"]).plugin.package
             raise ConfigError(f"{package} is not installed, so there is nothing to keep")
-        new.append(row | {"command": "python -m jvae.main " + " ".join(case.words)})
+        # Writing the first row changes a file of the checkout; the code is still its commit's.
+        commit = new[0]["commit"] if new else row["commit"]
+        command = "python -m jvae.main " + " ".join(case.words)
+        new.append(row | {"command": command, "commit": commit})
         rows = sorted(kept + new, key=place)
         write_text(path, "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in rows))
         return row
