@@ -138,7 +138,7 @@ def row_of(job: Job) -> Row:
         **{name: result[name] for name in ("commit", "hardware", "jax", "steps", "mi_saturated")},
         "collapse": result["collapse"],
         "mi": metrics.get("mi"),
-        "bleu": metrics["bleu"],
+        **{name: metrics[name] for name in ("bleu", "memorised", "memorised_test")},
         "valid_neg_elbo": checks[result["steps"]],
         "minutes": round((result["train_s"] + result["eval_s"]) / 60, 2),
     }

@@ -9,7 +9,7 @@ Row = Mapping[str, Any]
 CORPORA = ("snli", "captions", "yahoo")  # corpora in the table: SNLI, Flickr8k, sentences of Yahoo
 LINES = (1_000, 5_000)  # training lines of each
 CHOICES = ("auto", "optimus")  # configs to compare
-COLUMNS = ("collapsed", "MI", "BLEU", "validation -ELBO", "minutes")
+COLUMNS = ("collapsed", "MI", "BLEU", "memorised", "validation -ELBO", "minutes")
 
 
 def key(row: Row) -> tuple[str, int, str]:
@@ -45,6 +45,7 @@ def _cells(row: Row) -> list[str]:
         "**yes**" if reasons else "no",
         mi,
         f"{row['bleu']:.1f}",
+        f"{row['memorised']:.1f} % ({row['memorised_test']:.1f} %)",
         f"{row['valid_neg_elbo']:.2f}",
         f"{row['minutes']:.1f}",
     ]

@@ -63,7 +63,8 @@ def run(tmp_path):
     path = folder / "eval/test.json"
     report = json.loads(path.read_text())
     report["card"]["weights"] = "step 20"
-    report["metrics"] |= {name: {"value": 4.0, "se": None} for name in ("bleu", "mi")}
+    names = ("bleu", "mi", "memorised", "memorised_test")
+    report["metrics"] |= {name: {"value": 4.0, "se": None} for name in names}
     report["details"] = {"latent": {"saturated": True, "collapse_reasons": ["no active unit"]}}
     path.write_text(json.dumps(report))
     with (folder / "metrics.jsonl").open("a") as file:
@@ -86,11 +87,12 @@ def test_cells_not_run_say_so(run):
     text = own_text_table.table([own_text.row_of(run)])
     lines = [line for line in text.splitlines() if line.startswith("| mine")]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    assert cells[0] == ["mine", "1,000", "`auto`", "**yes**", "≥ 4.00", "4.0", "50.00", "0.2"]
+    first = ["mine", "1,000", "`auto`", "**yes**", "≥ 4.00", "4.0", "4.0 % (4.0 %)", "50.00", "0.2"]
+    assert cells[0] == first
     for line, (count, choice) in zip(
         cells[1:], (("1,000", "optimus"), ("5,000", "auto"), ("5,000", "optimus")), strict=True
     ):
-        assert line == ["mine", count, f"`{choice}`", *["not measured"] * 5]
+        assert line == ["mine", count, f"`{choice}`", *["not measured"] * 6]
     assert "`python -m jvae.main --config=auto`" in text
     empty = own_text_table.table([])
     assert all(f"| {corpus} | 1,000 |" in empty for corpus in own_text_table.CORPORA)
