@@ -17,6 +17,9 @@ BINS = 20
 GROUP = 32  # sentences per group that share a factor value, for z-diff and z-min-var
 POINTS = 1_000  # such groups, half to fit and half to score
 TREES = 20
+# Sentences for the forests, half to fit and half to score. With the 40,000 that the probes of the
+# embedded corpus encode, the forests would take most of the time of all probes.
+FOREST = 10_000
 
 
 class Disentanglement(NamedTuple):
@@ -115,12 +118,13 @@ def dci(
     """Disentanglement, completeness and informativeness by the importances of random forests.
 
     Source: Eastwood & Williams 2018, section 2; informativeness is the accuracy on the other half.
+    Of more than FOREST sentences the first ones are used.
     """
     from sklearn.ensemble import RandomForestClassifier
 
     importance_df, accuracy = [], []
     for f in range(factor_ef.shape[1]):
-        x, y, test_x, test_y = _halves(feature_ed, factor_ef[:, f])
+        x, y, test_x, test_y = _halves(feature_ed[:FOREST], factor_ef[:FOREST, f])
         forest = RandomForestClassifier(
             # Every split considers every dimension. Otherwise uninformative dimensions gain
             # importance where the informative one was not drawn, and no latent could score 1.

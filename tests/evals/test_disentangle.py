@@ -81,3 +81,10 @@ def test_what_never_varies_is_left_out():
     assert actual == disentangle.disentanglement(clean, factor)
     with pytest.raises(DataError, match="1 dimensions and 3 factors vary"):
         disentangle.disentanglement(clean[:, :1], factor)
+
+
+def test_forests_read_a_limited_number_of_sentences(monkeypatch):
+    factor, clean, _ = factors_and_codes(600)
+    first = disentangle.dci(clean[:200], factor[:200])
+    monkeypatch.setattr(disentangle, "FOREST", 200)
+    assert disentangle.dci(clean, factor) == first
