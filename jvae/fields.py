@@ -112,6 +112,9 @@ class Field:
         if self.choices and isinstance(value, str):
             near = difflib.get_close_matches(value, self.choices, n=1, cutoff=0.5)
             return near[0] if near else None
+        if self.choices and self.many and isinstance(value, (tuple, list)) and value:
+            items = tuple(item if self._of_one(item) is None else self.fix(item) for item in value)
+            return None if None in items else items
         if self._is_number(value) and not math.isnan(value) and not self.many:
             for bound, outside in (
                 (self.low, self.low is not None and value < self.low),
@@ -200,6 +203,8 @@ def check(key: str, field: Field, value: Any, default: Any = None) -> list[Probl
         return []
     fix = field.fix(value, default)
     hint = "" if fix is None else f"; try --config.{key}={as_flag(fix)}"
+    if fix is None and (own := getattr(field.choices, "of_your_own", "")):  # names of a registry
+        hint = f". {own}"
     return [Problem((key,), f"{key}={_shown(value)}: expected {why}{hint}")]
 
 

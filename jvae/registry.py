@@ -56,11 +56,17 @@ class Registry(Generic[Member]):
             near = difflib.get_close_matches(str(name), self._members, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else "."
             raise ConfigError(
-                f"{self.key} is {name!r}{hint} Known: {', '.join(self)}. A {self.kind} of your own "
-                "must be imported first: name the file that registers it with --config, or import "
-                "it in Python"
+                f"{self.key} is {name!r}{hint} Known: {', '.join(self)}. {self.of_your_own}"
             )
         return self._members[name]
+
+    @property
+    def of_your_own(self) -> str:
+        """What a message adds about members from outside the package."""
+        return (
+            f"A {self.kind} of your own must be imported first: name the file that registers it "
+            "with --config, or import it in Python"
+        )
 
     def __contains__(self, name: object) -> bool:
         return name in self._members
@@ -82,6 +88,11 @@ class Names(Sequence[str]):
 
     def __init__(self, registry: Registry[Any], extra: tuple[str, ...]):
         self._registry, self._extra = registry, extra
+
+    @property
+    def of_your_own(self) -> str:
+        """See `Registry.of_your_own`."""
+        return self._registry.of_your_own
 
     def __getitem__(self, index: Any) -> Any:
         return (*self._extra, *self._registry)[index]

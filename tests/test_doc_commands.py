@@ -36,6 +36,7 @@ SIZES = ["samples=3", "sentences=16", "generate=16", "interpolations=2"]
 # Flags are appended where the command trains or evaluates.
 PYTHON = f"""#!/usr/bin/env bash
 case "$*" in
+  *jvae.bench.bulk*) set -- "$@" --n=40 ;;
   *jvae.main*--mode=compile*) ;;
   *jvae.main*--mode=eval* | *jvae.main*--mode=probe* | *jvae.main*--mode=control*)
     set -- "$@" {" ".join(f"--config.evals.{size}" for size in SIZES)} ;;
