@@ -112,9 +112,8 @@ class Field:
         if self.choices and isinstance(value, str):
             near = difflib.get_close_matches(value, self.choices, n=1, cutoff=0.5)
             return near[0] if near else None
-        if self.choices and self.many and isinstance(value, (tuple, list)) and value:
-            items = tuple(item if self._of_one(item) is None else self.fix(item) for item in value)
-            return None if None in items else items
+        if self.choices and self.many and value:
+            return self._fixed_items(value)
         if self._is_number(value) and not math.isnan(value) and not self.many:
             for bound, outside in (
                 (self.low, self.low is not None and value < self.low),
@@ -123,6 +122,13 @@ class Field:
                 if outside and bound is not None and self.kind is not None:
                     return self.kind(bound)
         return default if default is not None and self.problem(default) is None else None
+
+    def _fixed_items(self, items: Any) -> Any:
+        """A tuple whose wrong items are replaced by close choices; None if one has none."""
+        if not isinstance(items, (tuple, list)):
+            return None
+        fixed = tuple(item if self._of_one(item) is None else self.fix(item) for item in items)
+        return None if None in fixed else fixed
 
     def _of_one(self, value: Any) -> str | None:
         if self.kind is None or any(
