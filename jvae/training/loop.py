@@ -3,7 +3,7 @@
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -208,7 +208,7 @@ class _Training:
     # --- the parts of the loop, in their order ----------------------------------------------------
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> Generator[None, None, None]:
         """Holds the log files and the stream of batches open."""
         cfg, run = self.cfg, self.run
         self.base = meshes.everywhere(self.key["train"], self.mesh)
