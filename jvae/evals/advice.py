@@ -20,7 +20,7 @@ def find(
     dropped: int,
     pretrained: bool,
     ended_early: bool,
-    free_bits: bool = True,
+    free_bits: bool,
 ) -> list[str]:
     """Returns one line per problem; an empty list if there is none.
 

@@ -256,7 +256,7 @@ def _checks_and_cost(
     subject: _Subject, report: Report, likelihood: LikelihoodResult, posts: PosteriorSet
 ) -> None:
     """Adds the token accuracy, the likelihood of a few sentences from many draws, the metrics of
-    the original systems, and what a training step costs.
+    the original systems, and the cost of the likelihood in decoder passes.
     """
     cfg, sizes, sampler = subject.config, subject.sizes, subject.run.model.post.sampler
     with timed(report, "accuracy_s"), meshes.inside(subject.mesh):

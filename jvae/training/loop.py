@@ -231,8 +231,13 @@ class _Training:
         self.validate = checks.validation(run, self.mesh, self.key["valid"])
         self.per_token = checks.per_token_of(run)
         self.clock = _Clock(self.done)
-        files = self.ckpts, self.writer, self.stream
-        with files[0], files[1], files[2], self.stop.at_steps(), jax.transfer_guard("disallow"):
+        with (
+            self.ckpts,
+            self.writer,
+            self.stream,
+            self.stop.at_steps(),
+            jax.transfer_guard("disallow"),
+        ):
             self.spent.enter(goodput.TRAINING)
             yield
 

@@ -213,14 +213,6 @@ def text_batches(words, rows, slots=1, pad=0, empty=()):
     return out
 
 
-@pytest.fixture(autouse=True)
-def _quick_compilation():
-    """Toys compile far longer than they run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="session")
 def toys():
     names = (Gaussian, gaussian_posterior, text_vae, id_batches, table_model, linear_gaussian)

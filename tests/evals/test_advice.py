@@ -7,14 +7,15 @@ from jvae.evals import advice
 
 def advice_of(values=None, bounds=(30.0, 20.0, 20.0), **facts):
     log = [{"step": i, "valid/neg_elbo": bound} for i, bound in enumerate(bounds)]
-    plain = dict(texts=10_000, dropped=0, pretrained=False, ended_early=False)
+    plain = dict(texts=10_000, dropped=0, pretrained=False, ended_early=False, free_bits=True)
     sound = {"collapsed": False, "exact_match": 60.0}
     return advice.find(sound | (values or {}), log, **(plain | facts))
 
 
 def test_a_sound_model_gets_none():
     assert advice_of() == []
-    assert advice.find({}, [], texts=10, dropped=0, pretrained=False, ended_early=False) == []
+    facts = dict(texts=10, dropped=0, pretrained=False, ended_early=False, free_bits=False)
+    assert advice.find({}, [], **facts) == []
 
 
 @pytest.mark.parametrize(

@@ -109,14 +109,6 @@ def _lstm(latent: int = 2, hidden: int = 5, dtype: str = "float32"):
     return model, jax.jit(model.init)(jax.random.key(0))
 
 
-@pytest.fixture(autouse=True)
-def _quick_compilation():
-    """Toys compile far longer than they run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="session")
 def toys():
     return types.SimpleNamespace(linear=_linear, lstm=_lstm, sentences=_sentences)
