@@ -57,7 +57,10 @@ def row_of(folder: Path, name: str = "test") -> Row:
     path = folder / "eval" / f"{name}.json"
     if not path.is_file():
         raise ConfigError(f"{folder}: no eval/{name}.json, so it is not a finished run")
-    report = with_current_names(json.loads(path.read_text(encoding="utf-8")))
+    report = json.loads(path.read_text(encoding="utf-8"))
+    if "generation" in report:
+        report |= _metrics_by_label(report)
+    report = with_current_names(report)
     laps = [line for line in read_lines(folder / "metrics.jsonl") if "train/loss" in line]
     steps = [line["step"] for line in laps]
     lap_steps = [b - a for a, b in zip([0, *steps], steps, strict=False)]
@@ -85,15 +88,24 @@ def row_of(folder: Path, name: str = "test") -> Row:
     }
 
 
+def _metrics_by_label(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of other reports, from a report of --mode=control: its metrics are named
+    `<prior>.<metric>`.
+    """
+    metrics = {
+        f"{prior}.{name}": {"value": value, "se": scores.get(f"{name}_se")}
+        for prior, scores in report["generation"].items()
+        for name, value in scores.items()
+    }
+    return {"metrics": metrics, "time": {}, "details": {}}
+
+
 def add_task(key: str, folder: Path, path: Path = TASKS) -> Row:
-    """Stores the row of an experiment's run, replacing an older one.
+    """Stores the row of an experiment's run, or of one of its parts, replacing an older one.
 
     Raises: ConfigError for an unknown experiment or a run without its report.
     """
-    experiments = {experiment.key: experiment for experiment in task_table.EXPERIMENTS}
-    if key not in experiments:
-        raise ConfigError(f"experiment {key!r}: unknown; known: {', '.join(experiments)}")
-    row = row_of(folder, experiments[key].report) | {"name": key}
+    row = row_of(folder, task_table.report_of(key)) | {"name": key}
     store(path, [*(old for old in read_rows(path) if old["name"] != key), row])
     return row
 

@@ -1,7 +1,8 @@
 """The table of the five papers' experiments: the command of each, our result next to the published
 one, and whether the two are comparable.
 
-    python -m jvae.experiments.results task O5 runs/fusion     stores the result of a finished run
+    python -m jvae.experiments.results task O5 runs/fusion           adds the result of a run
+    python -m jvae.experiments.results task O2/memory runs/memory    ... of one of several parts
     python -m jvae.experiments.results write
 
 An experiment without a stored result states the reason.
@@ -10,11 +11,16 @@ An experiment without a stored result states the reason.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jvae.errors import ConfigError
+
 Row = Mapping[str, Any]
 OURS = "D"  # a folder of data sets, in commands
 SMALL = "a small model from scratch and another share of the data"
 WEIGHTS = "its pretrained weights and this data are not part of the project"
 TUNED = "published models are pretrained and ten to a hundred times as large"
+
+
+BASELINE = "baseline of "  # before a metric's name: its value for the untrained model
 
 
 class Experiment(NamedTuple):
@@ -23,6 +29,7 @@ class Experiment(NamedTuple):
     command: arguments of `python -m`, with a small budget if there is one.
     compares: how the results compare, or why they do not.
     metrics: metrics of the stored report: name, title, digits. report: `eval/<report>.json`.
+    parts: name and report of every part of an experiment of several runs or tasks.
     comparison: (entry, data) of the comparison of all models; its row for budget `cpu-short` is
       shown if no run of the experiment's own is stored.
     reason: why nothing is measured.
@@ -36,6 +43,7 @@ class Experiment(NamedTuple):
     compares: str
     metrics: tuple[tuple[str, str, int], ...] = ()
     report: str = "test"
+    parts: tuple[tuple[str, str], ...] = ()
     comparison: tuple[str, str] | None = None
     reason: str = ""
 
@@ -55,6 +63,25 @@ DIALOGUE = (
     ("dialogue_intra_dist_1", "intra-dist-1", 3),
     ("dialogue_length", "words", 1),
 )
+ACCURACY = (
+    ("nlu_accuracy", "accuracy %", 1),
+    (f"{BASELINE}nlu_accuracy", "untrained encoder", 1),
+)
+ABLATIONS = ("full", "no_product", "independent", "shared", "lower", "upper")  # of DELLA
+CONTROL = "control-gaussian-flow-diffusion-gan-ctrl_gen"  # of `jvae.experiments.labels`
+
+
+def _by_label(prior: str) -> tuple[tuple[str, str, int], ...]:
+    """Metrics of texts that a prior generates by label."""
+    return (
+        (f"{prior}.accuracy", "accuracy %", 1),
+        (f"{prior}.bleu", "BLEU", 1),
+        (f"{prior}.g", "G", 1),
+        (f"{prior}.self_bleu", "self-BLEU", 1),
+        ("shuffled labels.accuracy", "accuracy % with permuted labels", 1),
+    )
+
+
 MAIN, COMPARE = "jvae.main --config=", "jvae.experiments.comparison --data=snli=D/snli"
 LANGUAGE = f"no: {SMALL}; PPL is per word here, per BPE token there"
 FREE = "–: only plots and sentences were published, no figures"
@@ -77,7 +104,8 @@ EXPERIMENTS = (
         "embedded corpus",
         "memory ahead of embedding, both best (curves)",
         "only the order",
-        reason="three trainings of ten minutes to compare one order",
+        (("rec", "Rec", 2), ("kl", "KL", 2), ("exact_match", "exact match %", 1)),
+        parts=tuple((way, "test") for way in ("both", "memory", "embedding", "softmax")),
     ),
     Experiment(
         "O3",
@@ -124,17 +152,18 @@ EXPERIMENTS = (
         "short Yelp",
         "accuracy .998, BLEU .398, G .630, self-BLEU .243",
         f"no: {SMALL}; another oracle",
-        reason="takes half an hour; the command prints its table next to the published one",
+        _by_label("gan"),
+        report=CONTROL,
     ),
     Experiment(
         "O8",
         "Optimus, GLUE with a frozen or a trained encoder",
         "jvae.main --workdir=runs/encoder --mode=finetune --task=rte --finetune.data=D/glue_rte",
-        "RTE (sst2, mrpc, wnli, ...), after `tasks:encoder` on the sentences of SST-2",
+        "SST-2, RTE, MRPC, after `tasks:encoder` on the sentences of SST-2; WNLI is A3",
         "mean of 9 tasks, frozen: VAE .607, BERT .531",
-        f"no: one task of nine, where it predicts the most frequent label (52.7 %); {TUNED}",
-        (("nlu_accuracy", "accuracy %", 1),),
-        report="finetune.rte.pooled-frozen",
+        f"no: three tasks of nine; {TUNED}",
+        ACCURACY,
+        parts=tuple((task, f"finetune.{task}.pooled-frozen") for task in ("sst2", "rte", "mrpc")),
     ),
     Experiment(
         "O9",
@@ -143,7 +172,12 @@ EXPERIMENTS = (
         "SST-2",
         "figure only (Yelp)",
         "–: no number was published",
-        reason="thirty fits after O8, and only a plot to compare with",
+        tuple(
+            (f"{baseline}nlu_accuracy_each_{size}", f"{title} {size}", 1)
+            for baseline, title in (("", "accuracy % with"), (BASELINE, "untrained encoder with"))
+            for size in (10, 100, 1_000)
+        ),
+        report="finetune.sst2.pooled-frozen",
     ),
     Experiment(
         "O10",
@@ -196,14 +230,17 @@ EXPERIMENTS = (
     Experiment(
         "A3",
         "AdaVAE, classification with few labels",
-        "... --mode=finetune --task=wnli --finetune.data=D/glue_wnli (--finetune.freeze=false)",
+        "... --mode=finetune --task=wnli --finetune.data=D/glue_wnli (--finetune.freeze=false "
+        "--finetune.lr=1e-3)",
         "WNLI, after `tasks:encoder` on the sentences of SST-2",
         "WNLI .563, SST-2 .853, Yelp .966",
-        f"no: a frozen encoder after a short training; {TUNED}; below chance, as the validation "
-        "sentences of WNLI repeat those of training with the other label",
-        (("nlu_accuracy", "accuracy %", 1),),
-        report="finetune.wnli.pooled-frozen",
-        reason="no run was made",
+        f"no: {TUNED}; below chance, as the validation sentences of WNLI repeat those of training "
+        "with the other label",
+        ACCURACY,
+        parts=(
+            ("frozen", "finetune.wnli.pooled-frozen"),
+            ("fine-tuned", "finetune.wnli.pooled-tuned"),
+        ),
     ),
     Experiment(
         "A4",
@@ -212,7 +249,8 @@ EXPERIMENTS = (
         "short Yelp",
         "not found",
         "–",
-        reason="as O7",
+        _by_label("ctrl_gen"),
+        report=CONTROL,
     ),
     Experiment(
         "A5",
@@ -291,7 +329,8 @@ EXPERIMENTS = (
         "embedded corpus",
         "all worse than DELLA in PPL on Yelp",
         "only the order",
-        reason="five trainings of ten minutes to compare one order",
+        (("nll_100", "NLL_100", 2), ("ppl_w", "PPL_w", 2), ("kl", "KL", 2)),
+        parts=tuple((name, "test") for name in ABLATIONS),
     ),
     Experiment(
         "D7",
@@ -319,9 +358,11 @@ EXPERIMENTS = (
         "short Yelp after `tasks:few_labels`",
         "87.1 ± .25 % with 100 labels (from its released features)",
         f"no: {SMALL}",
-        (("accuracy_100", "accuracy with 100", 1),),
+        (
+            *((f"sri_label_{size}", f"accuracy % with {size}", 1) for size in (100, 2_000)),
+            (f"{BASELINE}sri_label_100", "untrained model with 100", 1),
+        ),
         report="probe.sri",
-        reason="200 chains of 40 steps for every sentence are hours on two cores",
     ),
     Experiment(
         "S3",
@@ -330,7 +371,11 @@ EXPERIMENTS = (
         "short Yelp",
         "79.8 to 80.0 % or 64.5 to 66.7 %, by seed",
         f"no: {SMALL}",
-        reason="after S2, with the same chains",
+        (
+            ("cluster_label_accuracy", "accuracy %", 1),
+            (f"{BASELINE}cluster_label_accuracy", "untrained model", 1),
+        ),
+        report="probe",
     ),
     Experiment(
         "S4",
@@ -344,12 +389,31 @@ EXPERIMENTS = (
 )
 
 
+def report_of(key: str) -> str:
+    """The name of the report whose metrics an experiment stores under a key.
+
+    Args:
+      key: of an experiment, such as O5, or of one of its parts, such as O2/memory.
+    Raises: ConfigError for an unknown key.
+    """
+    reports: dict[str, str] = {}
+    for experiment in EXPERIMENTS:
+        parts = {f"{experiment.key}/{name}": report for name, report in experiment.parts}
+        reports |= parts or {experiment.key: experiment.report}
+    if key not in reports:
+        raise ConfigError(f"experiment {key!r}: unknown; known: {', '.join(reports)}")
+    return reports[key]
+
+
 def _figure(row: Row, metrics: Sequence[tuple[str, str, int]]) -> str | None:
     """The metrics that a row has; None if it has none."""
     parts = []
-    for name, title, digits in metrics:
-        name, title = (text.format(k=row.get("k", "")) for text in (name, title))
-        value, se = row["metrics"].get(name), row["se"].get(name)
+    for metric, title, digits in metrics:
+        name, title = (text.format(k=row.get("k", "")) for text in (metric, title))
+        if name.startswith(BASELINE):
+            value, se = row.get("baseline", {}).get(name.removeprefix(BASELINE)), None
+        else:
+            value, se = row["metrics"].get(name), row["se"].get(name)
         if value is not None:
             error = "" if se is None else f" ± {se:.{digits}f}"
             least = "≥ " if name == "mi" and row.get("mi_saturated") else ""
@@ -357,11 +421,29 @@ def _figure(row: Row, metrics: Sequence[tuple[str, str, int]]) -> str | None:
     return ", ".join(parts) or None
 
 
-def _budget(row: Row) -> str:
-    hardware = row["hardware"].split(",")[0]
-    steps = row.get("updates") or row.get("steps")
-    updates = f"{steps:,} updates, " if steps else ""
-    return f"{updates}{row['train_s'] + row['eval_s']:,.0f} s on {hardware}"
+def _budget(rows: Sequence[Row]) -> str:
+    """Updates, seconds and hardware. Parts measured on one trained model share its training."""
+    trainings = {(row["command"], row["train_s"]): row for row in rows}
+    steps = [row.get("updates") or row.get("steps") for row in trainings.values()]
+    most = max((count for count in steps if count), default=0)
+    times = f"{len(trainings)} x " if len(trainings) > 1 else ""
+    updates = f"{times}{most:,} updates, " if most else ""
+    seconds = sum(row["train_s"] for row in trainings.values()) + sum(r["eval_s"] for r in rows)
+    return f"{updates}{seconds:,.0f} s on {rows[0]['hardware'].split(',')[0]}"
+
+
+def _measured(
+    experiment: Experiment, by_key: Mapping[str, Row], by_entry: Mapping[tuple[str, str], Row]
+) -> dict[str, tuple[Row, str]]:
+    """Row and metrics of each part that is measured, by its name; of the only part by ""."""
+    found: dict[str, tuple[Row, str]] = {}
+    for name in [name for name, _ in experiment.parts] or [""]:
+        row = by_key.get(f"{experiment.key}/{name}" if name else experiment.key)
+        if row is None and experiment.comparison:
+            row = by_entry.get(experiment.comparison)
+        if row and (figure := _figure(row, experiment.metrics)):
+            found[name] = row, figure
+    return found
 
 
 def table(rows: Sequence[Row], comparison: Sequence[Row]) -> str:
@@ -379,12 +461,13 @@ def table(rows: Sequence[Row], comparison: Sequence[Row]) -> str:
     head = ("", "experiment", "command", "data", "budget", "ours", "published", "compares")
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for experiment in EXPERIMENTS:
-        row = by_key.get(experiment.key) or (
-            experiment.comparison and by_entry.get(experiment.comparison)
-        )
-        figure = _figure(row, experiment.metrics) if row else None
-        ours = figure or f"not measured: {experiment.reason or 'the run was not finished'}"
-        budget = _budget(row) if row and figure else "–"
+        measured = _measured(experiment, by_key, by_entry)
+        figures = [
+            f"{name}: {figure}" if name else figure for name, (_, figure) in measured.items()
+        ]
+        reason = experiment.reason or "the run was not finished"
+        ours = "; ".join(figures) or f"not measured: {reason}"
+        budget = _budget([row for row, _ in measured.values()]) if measured else "–"
         command = f"`{experiment.command}`"
         cells = (experiment.key, experiment.what, command, experiment.data, budget, ours)
         cells = (*cells, experiment.published, experiment.compares)

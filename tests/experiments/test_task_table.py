@@ -8,11 +8,12 @@ import pytest
 
 from jvae import config as configs
 from jvae.errors import ConfigError
-from jvae.experiments import results, task_table
+from jvae.experiments import labels, results, task_table
 
 ROOT = Path(__file__).parents[2]
 ROW = dict(
     name="O5",
+    command="fusion",
     metrics=dict(dialogue_bleu_recall=0.25, dialogue_bleu_f1=0.125, mi=2.0),
     se=dict(dialogue_bleu_recall=0.5),
     train_s=10.0,
@@ -73,7 +74,43 @@ def test_a_run_becomes_the_row_of_an_experiment(tmp_path):
     with pytest.raises(ConfigError, match="experiment 'O99': unknown; known: O1, "):
         results.add_task("O99", tmp_path / "run", rows)
     with pytest.raises(ConfigError, match="no eval/finetune.rte.pooled-frozen.json"):
-        results.add_task("O8", tmp_path / "run", rows)
+        results.add_task("O8/rte", tmp_path / "run", rows)
+
+
+def test_parts_of_an_experiment_share_a_cell_and_the_training_they_have_in_common():
+    parts = [
+        ROW | dict(name=f"O8/{task}", command="encoder", metrics=dict(nlu_accuracy=value), se={})
+        for task, value in (("rte", 50.0), ("sst2", 75.0))
+    ]
+    parts[1] |= dict(baseline=dict(nlu_accuracy=60.0))
+    assert cells(parts)["O8"][4:6] == [
+        "1,500 updates, 14 s on 2 cores",
+        "sst2: accuracy % 75.0, untrained encoder 60.0; rte: accuracy % 50.0",
+    ]
+    runs = [
+        ROW | dict(name=f"O2/{way}", command=way, metrics=dict(rec=1.0), se={})
+        for way in ("memory", "both")
+    ]
+    assert cells(runs)["O2"][4:6] == [
+        "2 x 1,500 updates, 24 s on 2 cores",
+        "both: Rec 1.00; memory: Rec 1.00",
+    ]
+
+
+def test_scores_by_label_become_the_row_of_an_experiment(tmp_path):
+    assert "control-" + "-".join(labels.KINDS) == task_table.CONTROL
+    (tmp_path / "eval").mkdir()
+    card = dict(commit="a", config=dict(name="optimus-tiny"), device=dict(kind="cpu", jax="0"))
+    scores = dict(accuracy=90.0, accuracy_se=1.0, bleu=30.0, by_label=dict(a=90.0))
+    report = dict(card=card, generation={"gan": scores, "shuffled labels": dict(accuracy=50.0)})
+    (tmp_path / f"eval/{task_table.CONTROL}.json").write_text(json.dumps(report))
+    lap = {"step": 4, "train/loss": 1.0, "train/time/step_ms": 500.0}
+    line = json.dumps(lap | {"train/time/tokens_per_s": 1.0})
+    (tmp_path / "metrics.jsonl").write_text(line + "\n")
+    row = results.add_task("O7", tmp_path, tmp_path / "tasks.jsonl")
+    assert cells([row])["O7"][5] == (
+        "accuracy % 90.0 ± 1.0, BLEU 30.0, accuracy % with permuted labels 50.0"
+    )
 
 
 def test_the_documents_are_those_of_the_stored_rows():
