@@ -148,6 +148,7 @@ class _Row(NamedTuple):
     ceiling: Value
     unit: str
     note: str = ""
+    se: float | None = None  # of own minus fitted, paired
 
 
 class _Measured(NamedTuple):
@@ -191,17 +192,17 @@ def _likelihood_rows(run: build.Run, mesh: Mesh, params: Params, fitted: Fitted)
         if has_density(fitted):
             new = measured(attach(run.model, fitted), join(params, fitted))
     assert latent is not None  # the model has a latent
-    note = f"no density: {no_density(fitted.kind)}"
+    note, se = f"no density: {no_density(fitted.kind)}", None
     if new:
         gain, se = mean_se(old.nll_e - new.nll_e)
         note = f"lower by {gain:.3f}, paired se {show(se)}"
-    for name, key_of, text in (
-        (f"nll_{sizes.samples}", "nll_nats", note),
-        ("neg_elbo", "neg_elbo_nats", ""),
-        ("rec", "rec_nats", ""),
+    for name, key_of, text, error in (
+        (f"nll_{sizes.samples}", "nll_nats", note, se),
+        ("neg_elbo", "neg_elbo_nats", "", None),
+        ("rec", "rec_nats", "", None),
     ):
         after = new.summary[key_of] if new else None
-        yield _Row(name, old.summary[key_of], after, None, NATS, text)
+        yield _Row(name, old.summary[key_of], after, None, NATS, text, error)
     yield _Row("kl", old.kl_nats, new.kl_nats if new else None, None, NATS)
     note = "KL(q(z) || p(z)): what a perfect prior would save"
     gap = new.kl_nats - latent.mi_nats if new else None

@@ -15,8 +15,6 @@ name and prints these commands.
 """
 
 import argparse
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -32,6 +30,7 @@ from jvae.experiments.data import prepare
 from jvae.experiments.entries import BUDGETS, DEFAULT, ENTRIES, SWEEPS
 from jvae.experiments.plan import OUT, Job, make_job, points
 from jvae.experiments.results import read_rows
+from jvae.experiments.steps import Runner
 from jvae.runs.data import ROLES
 from jvae.runs.workdir import write_text
 from jvae.training.preemption import CODE
@@ -107,33 +106,6 @@ def plan(args: argparse.Namespace) -> list[Job]:
                     for seed in (budget.seeds if not point else budget.seeds[:1])
                 ]
     return jobs
-
-
-class Runner:
-    """Runs commands one after another. SIGTERM is forwarded to the running command; control-C
-    reaches it directly. The command saves and exits with `jvae.training.preemption.CODE`.
-    """
-
-    def __init__(self) -> None:
-        self._child: subprocess.Popen[bytes] | None = None
-        self.stopped = False
-
-    def listen(self) -> None:
-        """From now on, signals stop the work once the running command has saved."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._heard)
-
-    def _heard(self, number: int, _: object) -> None:
-        self.stopped = True
-        if number == signal.SIGTERM and self._child is not None and self._child.poll() is None:
-            self._child.send_signal(number)
-
-    def run(self, command: Sequence[str], log: Path) -> int:
-        """Runs a command with its output appended to a file; returns its exit code."""
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
-            self._child = subprocess.Popen(command, stdout=file, stderr=file)
-            return self._child.wait()
 
 
 def _last_line(log: Path) -> str:

@@ -13,16 +13,14 @@ own processes; repeat the same command to complete what is missing and print the
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from jvae import config as configs
 from jvae.errors import ConfigError, JvaeError
 from jvae.evals.card import aligned
-from jvae.experiments.comparison import Runner
+from jvae.experiments.steps import Step, complete
 from jvae.fitted import FITTED
 from jvae.runs.data import SPLITS
 
@@ -49,14 +47,6 @@ Published figures come from other models and measures, so they compare only with
 there is BERT-base and GPT-2, pretrained on Wikipedia and fine-tuned on 444,000 sentences; the
 oracle is another classifier; BLEU and self-BLEU come from another implementation. Published results
 of AdaVAE on this task could not be read."""
-
-
-class Step(NamedTuple):
-    """A command, and the file that exists once it is done."""
-
-    name: str
-    words: list[str]
-    result: Path
 
 
 def files(folder: Path) -> dict[str, Path]:
@@ -143,26 +133,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.dry_run:
-        print("\n".join(shlex.join(["python", "-m", "jvae.main", *step.words]) for step in plan))
+        print("\n".join(step.command for step in plan))
         return 0
-    return _run(plan, args.out)
-
-
-def _run(plan: Sequence[Step], out: Path) -> int:
-    runner = Runner()
-    runner.listen()
-    for step in plan:
-        log = out / f"{step.name.replace(' ', '-')}.log"
-        print(f"{step.name}: {log}", flush=True)
-        if step.result.is_file():
-            continue
-        code = runner.run([sys.executable, "-m", "jvae.main", *step.words], log)
-        if runner.stopped or code:
-            print(
-                f"{step.name} failed with exit code {code}; run the same command to continue",
-                file=sys.stderr,
-            )
-            return code or 1
+    if code := complete(plan, args.out):
+        return code
     print(f"\n{plan[-1].result.read_text(encoding='utf-8')}\n{published()}")
     return 0
 

@@ -13,7 +13,6 @@ stored, and `python -m jvae.experiments.results write` puts them into RESULTS.md
 
 import argparse
 import gzip
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -23,9 +22,9 @@ from typing import NamedTuple
 from jvae import config as configs
 from jvae.errors import ConfigError, JvaeError
 from jvae.experiments import results
-from jvae.experiments.comparison import Runner
 from jvae.experiments.own_text_table import CHOICES, LINES, key, table
 from jvae.experiments.results import Row
+from jvae.experiments.steps import Step, complete
 from jvae.runs.data import SPLITS
 from jvae.runs.metrics import read_lines
 from jvae.runs.own_text import NAME as AUTO
@@ -45,9 +44,9 @@ class Job(NamedTuple):
     folder: Path
 
     @property
-    def command(self) -> str:
-        """The command line that makes it."""
-        return shlex.join(["python", "-m", "jvae.main", *self.words])
+    def step(self) -> Step:
+        """The command that makes it."""
+        return Step(self.folder.name, self.words, self.folder / "eval" / "test.txt")
 
 
 def distinct(path: Path) -> Iterator[str]:
@@ -134,7 +133,7 @@ def row_of(job: Job) -> Row:
         "corpus": job.corpus,
         "lines": job.lines,
         "choice": job.choice,
-        "command": job.command,
+        "command": job.step.command,
         **{name: result[name] for name in ("commit", "hardware", "jax", "steps", "mi_saturated")},
         "collapse": result["collapse"],
         "mi": metrics.get("mi"),
@@ -177,27 +176,23 @@ def main(argv: Sequence[str]) -> int:
         choices = [word for word in args.choices.split(",") if word]
         wanted = jobs(args.data, [int(word) for word in words], choices, args.out)
         if args.dry_run:
-            print("\n".join(one.command for one in wanted))
+            print("\n".join(job.step.command for job in wanted))
             return 0
-        return _run(wanted, args.rows)
+        return _run(wanted, args.out, args.rows)
     except JvaeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def _run(wanted: Sequence[Job], rows: Path) -> int:
-    runner = Runner()
-    runner.listen()
-    for one in wanted:
-        log = one.folder.with_name(f"{one.folder.name}.log")
-        print(f"{one.corpus}, {one.lines:,} lines, {one.choice}: {log}", flush=True)
-        if not (one.folder / "eval" / "test.txt").is_file():
-            code = runner.run([sys.executable, "-m", "jvae.main", *one.words], log)
-            if runner.stopped or code:
-                print(f"ended with {code}; the same command continues", file=sys.stderr)
-                return code or 1
-        store(row_of(one), rows)
-    keys = {(one.corpus, one.lines, one.choice) for one in wanted}
+def _run(wanted: Sequence[Job], out: Path, rows: Path) -> int:
+    jobs_by_name = {job.folder.name: job for job in wanted}
+
+    def stored(step: Step) -> None:
+        store(row_of(jobs_by_name[step.name]), rows)
+
+    if code := complete([job.step for job in wanted], out, stored):
+        return code
+    keys = {(job.corpus, job.lines, job.choice) for job in wanted}
     print(f"\n{table([row for row in results.read_rows(rows) if key(row) in keys])}")
     return 0
 

@@ -14,7 +14,6 @@ processes; repeat the same command to complete what is missing and print the tab
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from jvae.data import grammar
 from jvae.errors import ConfigError, JvaeError
 from jvae.evals import by_length
 from jvae.evals.card import aligned
-from jvae.experiments.comparison import Runner
+from jvae.experiments.steps import Step, complete
 from jvae.runs.workdir import write_text
 
 SPEC, OUT, WIDTH = "optimus:tiny", Path("runs/vectors"), 32
@@ -92,13 +91,15 @@ def prepare(folder: Path, counts: dict[str, int]) -> None:
             write_text(path, "".join(f"{text}\n" for text in texts(split, count)))
 
 
-def command(point: Point, data: Path, out: Path, values: Sequence[str]) -> list[str]:
-    """The arguments of a point's run. Raises: ConfigError for a value that the config rejects."""
+def step(point: Point, data: Path, out: Path, values: Sequence[str]) -> Step:
+    """The run of a point. Raises: ConfigError for a value that the config rejects."""
     files = tuple(f"data.{split}={data / f'{split}.txt'}" for split in TEXTS)
     overrides = (*files, *VALUES, *point.values, *values)
     configs.apply_overrides(configs.load(SPEC), overrides)
     flags = [f"--config.{value}" for value in overrides]
-    return ["-m", "jvae.main", f"--config={SPEC}", *flags, f"--workdir={out / point.name}"]
+    folder = out / point.name
+    words = [f"--config={SPEC}", *flags, f"--workdir={folder}"]
+    return Step(point.name, words, folder / "eval" / "test.json")
 
 
 def table(done: Sequence[tuple[Point, Path]]) -> str:
@@ -137,34 +138,18 @@ def main(argv: Sequence[str]) -> int:
     try:
         plan = points([int(word) for word in args.vectors.split(",") if word])
         data = args.data or args.out / "texts"
-        commands = [command(point, data, args.out, args.set) for point in plan]
+        steps = [step(point, data, args.out, args.set) for point in plan]
         if args.dry_run:
-            print("\n".join(shlex.join(["python", *words]) for words in commands))
+            print("\n".join(step.command for step in steps))
             return 0
         if args.data is None:
             prepare(data, TEXTS)
-        return _run(plan, commands, args.out)
     except (JvaeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-def _run(plan: Sequence[Point], commands: Sequence[Sequence[str]], out: Path) -> int:
-    runner, done = Runner(), []
-    runner.listen()
-    for point, words in zip(plan, commands, strict=True):
-        folder, log = out / point.name, out / f"{point.name}.log"
-        print(f"{point.name}: {log}", flush=True)
-        finished = (folder / "eval" / "test.json").is_file()
-        code = 0 if finished else runner.run([sys.executable, *words], log)
-        if runner.stopped or code:
-            print(
-                f"a run failed with exit code {code}; run the same command to continue",
-                file=sys.stderr,
-            )
-            return code or 1
-        done.append((point, folder))
-    print(f"\n{table(done)}")
+    if code := complete(steps, args.out):
+        return code
+    print(f"\n{table([(point, args.out / point.name) for point in plan])}")
     return 0
 
 
