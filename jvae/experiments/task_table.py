@@ -393,7 +393,7 @@ def report_of(key: str) -> str:
     """The name of the report whose metrics an experiment stores under a key.
 
     Args:
-      key: of an experiment, such as O5, or of one of its parts, such as O2/memory.
+      key: the key of an experiment, such as O5, or of one of its parts, such as O2/memory.
     Raises: ConfigError for an unknown key.
     """
     reports: dict[str, str] = {}
@@ -436,14 +436,14 @@ def _measured(
     experiment: Experiment, by_key: Mapping[str, Row], by_entry: Mapping[tuple[str, str], Row]
 ) -> dict[str, tuple[Row, str]]:
     """Row and metrics of each part that is measured, by its name; of the only part by ""."""
-    found: dict[str, tuple[Row, str]] = {}
+    measured: dict[str, tuple[Row, str]] = {}
     for name in [name for name, _ in experiment.parts] or [""]:
         row = by_key.get(f"{experiment.key}/{name}" if name else experiment.key)
         if row is None and experiment.comparison:
             row = by_entry.get(experiment.comparison)
         if row and (figure := _figure(row, experiment.metrics)):
-            found[name] = row, figure
-    return found
+            measured[name] = row, figure
+    return measured
 
 
 def table(rows: Sequence[Row], comparison: Sequence[Row]) -> str:
