@@ -163,7 +163,7 @@ def fusion(c: ConfigDict, layers: int) -> None:
     Args:
       layers: number of encoder layers that the source does not share.
     """
-    c.model.update(context_layers=layers, between_noise=0.1)
+    c.model.update(context_layers=layers, between_noise=0.1, push_margin=1.0)
     c.objective.update(free_bits="none", free_bits_nats=0.0)
     c.objective.beta.update(kind="constant", start=0.0, stop=0.0)  # no KL
     c.objective.aux_weight = ConfigDict(dict(context=1.0, between=1.0, fuse=6.0))

@@ -89,6 +89,13 @@ class OptimusConfig:
         help="Standard deviation of noise on points between the latents of source and text.",
         needs=Needs(lambda c: c.context_layers > 0, "context_layers is 0"),
     )
+    push_margin: float = setting(
+        1.0,
+        low=0.0,
+        high=1e3,
+        help="Latents this far from all others, times the root of latent, are not pushed apart.",
+        needs=Needs(lambda c: c.context_layers > 0, "context_layers is 0"),
+    )
 
     def __post_init__(self) -> None:
         check_reached(self)
@@ -282,7 +289,7 @@ def build(config: OptimusConfig) -> TextVAE:
     init, axes = unboxed(lambda key: with_prior(_init(config, encoder, key), latent.prior, key))
     gen, prior = generator(*decoder_of(config)), latent.prior.prior
     if config.context_layers:
-        aux = partial(space_fusion.aux, gen, config.between_noise)
+        aux = partial(space_fusion.aux, gen, config.between_noise, config.push_margin)
         gen = gen._replace(condition=condition, aux=aux, coupled=True)
         prior = space_fusion.prior()
     return TextVAE(

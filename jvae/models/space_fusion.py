@@ -5,14 +5,17 @@
     loss = -log p(x | z) of all three + weight * fuse
     fuse = (mean |z_response - z_context| - 2 min(D(z_response), D(z_context))) / sqrt(Z)
 
-D is the mean distance of a latent to its nearest neighbour of the same kind in the batch. The model
-of a response is the one used for decoding, p(z | c) p(x | z), with the encoded context as prior.
-The loss has no KL term if `objective.beta` is 0.
+D is the mean distance of a latent to its nearest neighbour of the same kind in the batch, where
+distances above margin * sqrt(Z) count as that. The model of a response is the one used for
+decoding, p(z | c) p(x | z), with the encoded context as prior. The loss has no KL term if
+`objective.beta` is 0.
 
 Source: Gao et al. 2019, arXiv 1902.11205, as used by Li et al. 2020 (Optimus), and their code.
 Deviations: in that code the nearest latent may be the latent itself, which makes D 0 and pushes
-nothing apart; here it is always another one. There, the speaker assigned to a turn depends on the
-batch; here, only on the context.
+nothing apart; here it is always another one. With that, the loss falls without bound as latents
+move away from the origin, since pull and push grow alike; the margin, which the sources do not
+have, bounds it by -2 * margin. There, the speaker assigned to a turn depends on the batch; here,
+only on the context.
 """
 
 from typing import NamedTuple
@@ -88,7 +91,12 @@ def turns(side: Side) -> Side:
 
 
 def aux(
-    gen: TextGenerator, between_noise: float, params: Params, ctx: Context, draws: Draws
+    gen: TextGenerator,
+    between_noise: float,
+    push_margin: float,
+    params: Params,
+    ctx: Context,
+    draws: Draws,
 ) -> dict[str, Float[Array, "e"]]:
     """The auxiliary terms `context`, `between` and `fuse`.
 
@@ -97,6 +105,7 @@ def aux(
 
     Args:
       between_noise: standard deviation of the noise added to that point.
+      push_margin: see `spread`.
     """
     z_egz, of_context = draws.z_kegz[0], draws.cond
     assert of_context is not None  # `condition` gives one
@@ -113,7 +122,7 @@ def aux(
     return {
         "context": rec(context_egz),
         "between": rec(between_egz),
-        "fuse": fuse(_flat(z_egz), _flat(context_egz), draws.valid_e),
+        "fuse": fuse(_flat(z_egz), _flat(context_egz), draws.valid_e, push_margin),
     }
 
 
@@ -122,22 +131,31 @@ def _flat(z_egz: Float[Array, "e g z"]) -> Float[Array, "e d"]:
 
 
 def fuse(
-    response_ed: Float[Array, "e d"], context_ed: Float[Array, "e d"], valid_e: Bool[Array, "e"]
+    response_ed: Float[Array, "e d"],
+    context_ed: Float[Array, "e d"],
+    valid_e: Bool[Array, "e"],
+    margin: float,
 ) -> Float[Array, "e"]:
     """Per-example values of the loss that pulls pairs together and pushes other latents apart.
 
     Their mean over the valid examples is the loss; they are 0 at empty slots.
     """
     pull_e = _length(response_ed - context_ed)
-    push = jnp.minimum(spread(response_ed, valid_e), spread(context_ed, valid_e))
+    push = jnp.minimum(*(spread(z_ed, valid_e, margin) for z_ed in (response_ed, context_ed)))
     value_e = (pull_e - 2 * push) / response_ed.shape[1] ** 0.5
     return jnp.where(valid_e, value_e, 0.0)
 
 
-def spread(z_ed: Float[Array, "e d"], valid_e: Bool[Array, "e"]) -> Float[Array, ""]:
-    """Mean distance of a latent to the nearest other valid one; 0 if there is only one."""
+def spread(z_ed: Float[Array, "e d"], valid_e: Bool[Array, "e"], margin: float) -> Float[Array, ""]:
+    """Mean distance of a latent to the nearest other valid one; 0 if there is only one.
+
+    Args:
+      margin: the largest distance that counts, in units of sqrt(D): latents that far from all
+        others are not pushed any further.
+    """
     nearest_e = _nearest(z_ed, valid_e)
-    distance_e = _length(z_ed - z_ed[nearest_e])
+    most = margin * z_ed.shape[1] ** 0.5
+    distance_e = jnp.minimum(_length(z_ed - z_ed[nearest_e]), most)
     return jnp.where(jnp.sum(valid_e) > 1, mean_valid(distance_e, valid_e), 0.0)
 
 

@@ -22,13 +22,18 @@ VOCAB = dict(enc=23, dec=29)
 rng = np.random.default_rng(0)
 
 
+MARGIN = 0.9
+
+
 def by_hand(response_ed, context_ed, valid_e, self_too=False):
     """The loss by loops over the valid examples."""
+    most = MARGIN * np.sqrt(response_ed.shape[1])
     rows = np.flatnonzero(valid_e)
 
     def spread(z_ed):
         others = lambda i: [j for j in rows if self_too or j != i]  # noqa: E731
-        return np.mean([min(np.linalg.norm(z_ed[i] - z_ed[j]) for j in others(i)) for i in rows])
+        nearest = [min(np.linalg.norm(z_ed[i] - z_ed[j]) for j in others(i)) for i in rows]
+        return np.mean(np.minimum(nearest, most))
 
     pull = np.mean([np.linalg.norm(response_ed[i] - context_ed[i]) for i in rows])
     push = min(spread(response_ed), spread(context_ed))
@@ -40,11 +45,11 @@ def measured(response_ed, context_ed, valid_e):
     """The loss of each example, the spread of the responses, and gradients of the mean loss."""
 
     def mean(response_ed, context_ed):
-        value_e = space_fusion.fuse(response_ed, context_ed, valid_e)
+        value_e = space_fusion.fuse(response_ed, context_ed, valid_e, MARGIN)
         return jnp.sum(value_e) / jnp.maximum(jnp.sum(valid_e), 1), value_e
 
     grads, value_e = jax.grad(mean, (0, 1), has_aux=True)(response_ed, context_ed)
-    return value_e, space_fusion.spread(response_ed, valid_e), grads
+    return value_e, space_fusion.spread(response_ed, valid_e, MARGIN), grads
 
 
 VALID = np.array([1, 1, 0, 1, 1, 0, 1], bool)
@@ -69,6 +74,15 @@ def test_a_step_against_the_push_spreads_latents():
     assert np.abs(grad_ed[VALID]).max() > 0.01 and not grad_ed[~VALID].any()
     moved = z_ed - 0.1 * grad_ed
     assert measured(moved, moved, VALID)[1] > 1.05 * before
+
+
+def test_latents_apart_are_not_pushed_further():
+    """Without a margin, the loss falls without bound in the scale of the latents."""
+    z_ed = 100 * np.eye(7, 5).astype(np.float32) + 1_000 * np.eye(7, 5, -5).astype(np.float32)
+    value_e, spread, grads = measured(z_ed, z_ed, VALID)
+    np.testing.assert_allclose(spread, MARGIN * 5**0.5, rtol=1e-6)
+    np.testing.assert_allclose(value_e[VALID], -2 * MARGIN, rtol=1e-5)
+    np.testing.assert_allclose(np.add(*grads), 0.0, atol=1e-6)
 
 
 @pytest.mark.parametrize("valid", [0, 1])
