@@ -8,11 +8,13 @@
 Files are .tsv or .tsv.gz with lines `label<TAB>sentence`. The command trains `optimus:tiny` on the
 sentences without labels, and a language model of the same size, whose perplexity measures the
 fluency of samples; fits a prior of each kind to the labelled latents; and measures all of them with
---mode=control. Sized for half an hour on two idle cores; not timed. Runs are ordinary ones in their
-own processes; repeat the same command to complete what is missing and print the table again.
+--mode=control. Sized for half an hour on two cores. Runs are ordinary ones in their own processes;
+repeat the same command to complete what is missing and print the table again. With all kinds, the
+scores are stored, and `python -m jvae.experiments.results write` puts them into RESULTS.md.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +22,9 @@ from pathlib import Path
 from jvae import config as configs
 from jvae.errors import ConfigError, JvaeError
 from jvae.evals.card import aligned
+from jvae.experiments import results
+from jvae.experiments.labels_table import DIFFERENCES, PUBLISHED
+from jvae.experiments.results import Row
 from jvae.experiments.steps import Step, complete
 from jvae.fitted import FITTED
 from jvae.runs.data import SPLITS
@@ -33,20 +38,6 @@ VALUES = (
 )
 STEPS = 2_500  # updates of the model, about one pass over 100,000 sentences
 JUDGE_SHARE = 0.4  # share of these updates for the language model
-
-# Accuracy, BLEU, G and self-BLEU in %, short Yelp. Source: Li et al. 2020, arXiv 2004.04092, the
-# table of label-conditional generation.
-PUBLISHED = {
-    "Optimus": (99.8, 39.8, 63.0, 24.3),
-    "Control-Gen": (87.8, 38.9, 58.4, 41.2),
-    "ARAE": (96.7, 20.1, 44.2, 25.8),
-    "NN-Outlines": (55.3, 19.8, 33.1, 34.7),
-}
-DIFFERENCES = """\
-Published figures come from other models and measures, so they compare only with each other. Optimus
-there is BERT-base and GPT-2, pretrained on Wikipedia and fine-tuned on 444,000 sentences; the
-oracle is another classifier; BLEU and self-BLEU come from another implementation. Published results
-of AdaVAE on this task could not be read."""
 
 
 def files(folder: Path) -> dict[str, Path]:
@@ -95,6 +86,16 @@ def steps(
     return [*plan, Step("control", words, result)]
 
 
+def row_of(run: Path, result: Path) -> Row:
+    """The row of a measured run. Raises: ConfigError if the run has not been evaluated."""
+    about, scores = results.row_of(run), json.loads(result.read_text(encoding="utf-8"))
+    return {
+        **{name: about[name] for name in ("commit", "hardware", "jax", "steps")},
+        **{name: scores[name] for name in ("generation", "transfer", "oracle")},
+        **{name: scores[name] for name in ("each", "sentences")},
+    }
+
+
 def published() -> str:
     """The table of published results."""
     head = ["published", "accuracy", "BLEU test", "G", "self-BLEU"]
@@ -113,6 +114,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--kinds", default=",".join(KINDS), help=f"kinds of priors, some of {', '.join(FITTED)}"
     )
     parser.add_argument("--out", type=Path, default=OUT, help="folder for runs")
+    parser.add_argument("--rows", type=Path, default=results.LABELS, help="file of the scores")
     parser.add_argument("--steps", type=int, default=STEPS, help="updates of the model")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument(
@@ -137,6 +139,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if code := complete(plan, args.out):
         return code
+    if kinds == list(KINDS):
+        row = row_of(args.out / "optimus", plan[-1].result.with_suffix(".json"))
+        results.store(args.rows, [row])
     print(f"\n{plan[-1].result.read_text(encoding='utf-8')}\n{published()}")
     return 0
 

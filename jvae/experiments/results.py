@@ -20,7 +20,7 @@ from typing import Any
 from jvae.bench import compiled, speed
 from jvae.errors import ConfigError, JvaeError
 from jvae.evals.card import with_current_names
-from jvae.experiments import own_text_table, priors_table, targets, task_table
+from jvae.experiments import labels_table, own_text_table, priors_table, targets, task_table
 from jvae.runs.metrics import read_lines
 from jvae.runs.workdir import write_text
 
@@ -29,6 +29,7 @@ MEASURED = Path(__file__).with_name("measured.jsonl")  # rows of benchmarks
 TASKS = Path(__file__).with_name("tasks.jsonl")  # rows of the papers' experiments
 COMPARISON = Path(__file__).with_name("comparison.jsonl")  # rows of the comparison of all models
 OWN_TEXT = Path(__file__).with_name("own_text.jsonl")  # rows of --config=auto and a preset
+LABELS = Path(__file__).with_name("labels.jsonl")  # scores of generation and transfer by label
 PRIORS = Path(__file__).with_name("priors.jsonl")  # rows of fitted priors
 DOCUMENTS = ("RESULTS.md", "BENCHMARKS.md")
 END = "<!-- end of table -->"
@@ -232,6 +233,7 @@ def generated() -> dict[str, str]:
         "targets": targets.table(measured),
         "tasks": task_table.table(read_rows(TASKS), read_rows(COMPARISON)),
         "own_text": own_text_table.table(read_rows(OWN_TEXT)),
+        "labels": labels_table.table(read_rows(LABELS)),
         "priors": priors_table.table(read_rows(PRIORS)),
         "peers": speed.peer_table(measured),
         "cpu": speed.preset_tables(measured, "cpu"),
