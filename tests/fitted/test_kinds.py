@@ -71,9 +71,10 @@ def test_diagonal_components(toys):
 
 
 @pytest.mark.slow
-def test_a_flow_finds_a_mixture(optimized, toys):
-    actual, params = reaches_the_entropy(toys, "flow", 2, 0.05, 100_000)
-    z_n1d, mixture = draw(actual.prior(), params, 2_000), toys.mixture(2)
+@pytest.mark.parametrize("width, bound", [(2, 0.05), (32, 0.15)])
+def test_a_flow_finds_a_mixture(optimized, toys, width, bound):
+    actual, params = reaches_the_entropy(toys, "flow", width, bound, 100_000)
+    z_n1d, mixture = draw(actual.prior(), params, 2_000), toys.mixture(width)
     assert toys.energy_p(z_n1d[:, 0], mixture.sample(2_000, 7)[0][:, 0]) > 0.01
 
 
