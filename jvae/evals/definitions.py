@@ -24,8 +24,8 @@ DEFINITIONS: dict[str, str] = {
     "kl": "mean KL(q(z|x) || p(z)) (nats/sentence)",
     "mi": "mutual information of sentence and latent, E[log q(z|x) - log q(z)] at the same draws, "
     "q(z) the mean over N sentences; at most ln N (nats)",
-    "marginal_gap": "KL(q(z) || p(z)) = kl - mi: how far posteriors together are from the prior "
-    "(nats)",
+    "marginal_gap": "KL(q(z) || p(z)) = kl - mi: how far posteriors together are from the prior; "
+    "none if every source has its own prior (nats)",
     "au_<T>": "active units: dimensions whose posterior mean has a variance over sentences above T",
     "rec_gap": "rec with another sentence's z minus rec; near 0 the decoder ignores z "
     "(nats/sentence)",

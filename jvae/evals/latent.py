@@ -48,6 +48,7 @@ class PosteriorSet(NamedTuple):
     log_q_e: Float[np.ndarray, "e"]  # log-density of the draw under its own posterior
     kl_e: Float[np.ndarray, "e"]
     kl_egz: Float[np.ndarray, "e g z"] | None  # None if the KL has no closed form
+    conditional: bool = False  # whether prior and posterior also depend on a source text
 
     def other(self, seed: int = 0) -> Int[np.ndarray, "e"]:
         """For each sentence the index of another: one random cycle, so none is paired with itself.
@@ -101,11 +102,18 @@ def collect_posteriors(
             "collect_posteriors: the model's metric posterior has no density. "
             "Mutual information needs a posterior density."
         )
-    id_e, leaves = collect(
-        (batch.id_e, _infer(model.gen, model.prior, model.metric_post, params, batch, key))
-        for batch in batches
-    )
-    return PosteriorSet(id_e=id_e[:cap], **jax.tree.map(lambda leaf: leaf[:cap], leaves))
+    conditional = False
+
+    def inferred() -> Iterable[tuple[Array, dict[str, Any]]]:
+        nonlocal conditional
+        for batch in batches:
+            conditional = batch.cond is not None
+            q = _infer(model.gen, model.prior, model.metric_post, params, batch, key)
+            yield batch.id_e, q
+
+    id_e, leaves = collect(inferred())
+    kept = jax.tree.map(lambda leaf: leaf[:cap], leaves)
+    return PosteriorSet(id_e=id_e[:cap], **kept, conditional=conditional)
 
 
 def _take(tree: Any, place: np.ndarray) -> Any:
@@ -204,6 +212,7 @@ class LatentResult:
     variance_gz: np.ndarray
     kl_profile_gz: np.ndarray | None  # mean KL of each dimension; None if the KL has no closed form
     groups: str = "layer"  # what the latent's groups are, see `jvae.api.TextVAE`
+    conditional: bool = False  # the mutual information is then with sentence and source
 
     @property
     def saturated(self) -> bool:
@@ -211,9 +220,11 @@ class LatentResult:
         return self.mi_nats > self.ceiling_nats - SATURATION_NATS
 
     @property
-    def marginal_gap_nats(self) -> float:
-        """KL(q(z) || p(z)): the mean KL less the mutual information."""
-        return self.kl_nats - self.mi_nats
+    def marginal_gap_nats(self) -> float | None:
+        """KL(q(z) || p(z)): the mean KL less the mutual information; None if sources have priors
+        of their own, so that there is no p(z).
+        """
+        return None if self.conditional else self.kl_nats - self.mi_nats
 
     @property
     def kl_profile_sorted(self) -> list[float] | None:
@@ -266,6 +277,7 @@ def latent_metrics(
         variance_gz=variance_gz,
         kl_profile_gz=profile_gz,
         groups=model.groups,
+        conditional=posts.conditional,
     )
 
 

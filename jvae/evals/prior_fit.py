@@ -191,7 +191,7 @@ def _likelihood_rows(run: build.Run, mesh: Mesh, params: Params, fitted: Fitted)
         latent = latent_metrics(run.model, params, old.posts)
         if has_density(fitted):
             new = measured(attach(run.model, fitted), join(params, fitted))
-    assert latent is not None  # the model has a latent
+    assert latent is not None and latent.marginal_gap_nats is not None  # a latent without a source
     note, se = f"no density: {no_density(fitted.kind)}", None
     if new:
         gain, se = mean_se(old.nll_e - new.nll_e)

@@ -48,6 +48,8 @@ def test_pairs_of_one_label(tmp_path, ablate, caplog):
     assert {"reference_rouge_l", "kl", "au_0.01", "self_bleu_5", "bleu_test_5"} <= set(rows)
     assert all(report["definitions"][name] for name in rows)
     assert rows["reference_bleu"]["note"] == "4 sources, one reference, 3 texts each"
+    # Every source has its own prior, so KL less MI means nothing; it was shown, and negative.
+    assert rows["marginal_gap"]["value"] is None and "the source" in rows["mi"]["note"]
     outputs = (tmp_path / "run/samples/outputs.txt").read_text().split("\n")
     assert len(outputs) == 12 + 1
     blocks = (tmp_path / "run/samples/outputs_by_source.txt").read_text().split("\n\n")
