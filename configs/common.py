@@ -172,6 +172,7 @@ def base() -> ConfigDict:
             per_label=(10, 50, 100, 500, 1_000),
             # Protocol of --mode=probe: own, or sri (few labels, as in the SRI paper).
             protocol="own",
+            chains=200,  # with protocol sri: chains per sentence, whose mean is a feature
             # --mode=probe: factor of the embedded corpus used for few labels and clusters.
             factor="action",
         )

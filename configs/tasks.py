@@ -25,7 +25,8 @@ Few labels as in the SRI paper, lines `label TAB sentence`:
 
     few_labels   --config=tasks:few_labels,data=D --workdir=runs/few
                  --workdir=runs/few --mode=probe --config.evals.protocol=sri
-                 ... --config.evals.sentences=500    of validation and test: 200 chains are slow
+                 ... --config.evals.chains=10 --config.evals.sentences=500    of 200 chains and all
+                     sentences of validation and test, which take hours
 
 Ways to inject the latent into the decoder, and DELLA's ablations, on the embedded corpus:
 
@@ -118,7 +119,7 @@ def _few_labels(data: str) -> ConfigDict:
     c = sri.get_config("tiny")
     c.model.chain.update(steps=20, schedule="constant", step_size=0.4, temperature=0.0)
     c.data.update(on_error="drop")
-    c.train.update(steps=1_000, check_every=250)
+    c.train.update(steps=1_000, check_every=1_000)  # validation takes minutes
     c.evals.update(samples=20, sentences=200, generate=200, interpolations=10)
     if data:
         common.read(c, data, "tsv")

@@ -53,6 +53,7 @@ class EvalConfig:
     similarity: str = ""  # published sentence encoder that compares reconstructions
     per_label: tuple[int, ...] = (10, 50, 100, 500, 1_000)  # sentences per label, for --mode=probe
     protocol: str = "own"  # protocol of --mode=probe
+    chains: int = 200  # chains per sentence whose mean is a feature, for protocol sri
     factor: str = "action"  # embedded corpus: factor for few labels and clusters of --mode=probe
 
     @property

@@ -1,9 +1,9 @@
 """Classification from few labels as measured by Pang et al. 2021: `--config.evals.protocol=sri`.
 
 The labelled sentences are the first 100, 500, 1,000 and 2,000 of the training split, not random
-draws. Features are means over 200 chains, or posterior means of a model with an encoder. A linear
-layer is trained by SGD with early stopping on the validation split; the logistic regression of
-`--mode=probe` on the same sentences is reported for comparison. Source: the released
+draws. Features are means over 200 chains (`evals.chains`), or posterior means of a model with an
+encoder. A linear layer is trained by SGD with early stopping on the validation split; the logistic
+regression of `--mode=probe` on the same sentences is reported for comparison. Source: the released
 `semi_sup_classification.py`. Deviation: no dropout in the chains that compute the features.
 """
 
@@ -26,7 +26,6 @@ from jvae.runs import build
 from jvae.runs.workdir import write_text
 
 SIZES = (100, 500, 1_000, 2_000)
-CHAINS = 200
 RUNS = 20  # runs of SGD from different initial weights
 RATE, CLIP, BATCH, EPOCHS = 1.0, 5.0, 32, 100
 PATIENCE, HALVINGS = 2, 5  # bad epochs before a halving; number of halvings
@@ -135,7 +134,7 @@ def probe(run: build.Run, mesh: Mesh, params: Params, step: int) -> Report:
         for size in SIZES:
             _add(report, kind, size, splits)
     report.card.sentences = len(ids["test"])
-    chains = f"means of {CHAINS} chains" if run.model.post.sampler else "posterior means"
+    chains = f"means of {cfg.chains} chains" if run.model.post.sampler else "posterior means"
     report.notes.append(f"Features: {chains}; SGD: {RUNS} runs; baseline: untrained model.")
     if processes.first():
         write_text(run.workdir / "eval" / "probe.sri.json", report.to_json())
@@ -171,9 +170,10 @@ def _split(
     data = run.data[name]
     texts = [str(data.texts[i]) for i in ids]
     sources = None if data.lines.source is None else [str(data.lines.source[i]) for i in ids]
-    vae = evaluation.text_vae_of(run, params, evaluation.settings(run.config).seed)
+    cfg = evaluation.settings(run.config)
+    vae = evaluation.text_vae_of(run, params, cfg.seed)
     sources = sources if vae.conditional else None
-    chains = CHAINS if run.model.post.sampler else None
+    chains = cfg.chains if run.model.post.sampler else None
     z_egz = vae.encode(texts, sources, chains=chains)
     return Split(probes.flat(z_egz), label_e, np.array([len(text.split()) for text in texts]))
 

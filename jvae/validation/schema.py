@@ -328,6 +328,9 @@ EVALS = {
     "protocol": Field(
         str, "Protocol of --mode=probe; sri: few labels as in its paper.", choices=("own", "sri")
     ),
+    "chains": Field(
+        int, "Chains per sentence for evals.protocol=sri; published: 200.", low=1, high=MOST
+    ),
     "factor": Field(str, "Factor of the embedded corpus for probes with few labels."),
 }
 DECODE = {
