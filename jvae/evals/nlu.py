@@ -65,6 +65,9 @@ def finetune(
 ) -> Report:
     """Scores a task for every label budget; writes `eval/finetune.TASK.WAY.json` and `.txt`.
 
+    WAY is features and frozen or tuned, such as `pooled-frozen`; `-few` follows if the request has
+    label budgets.
+
     Args:
       start: the pretrained parameters that training of the run started from, if any.
     Raises: ConfigError for features the model does not have; DataError for invalid task files.
@@ -73,6 +76,7 @@ def finetune(
     side = _check(run, request, len(kind.fields) == 2)
     data = nlu_tasks.read(task, request.data, run.config.data.tfds_dir)
     way = f"{request.features}-{'frozen' if request.freeze else 'tuned'}"
+    way += "-few" if request.per_class else ""
     report = Report(f"{run.config.name}, {name}, {way}", _card(run, step, data))
     train, valid = _examples(run, side, request, data, report)
     encoders: dict[str, Params] = {"nlu": params, "untrained": untrained(run, mesh)}

@@ -177,7 +177,7 @@ EXPERIMENTS = (
             for baseline, title in (("", "accuracy % with"), (BASELINE, "untrained encoder with"))
             for size in (10, 100, 1_000)
         ),
-        report="finetune.sst2.pooled-frozen",
+        report="finetune.sst2.pooled-frozen-few",
     ),
     Experiment(
         "O10",

@@ -34,7 +34,7 @@ def test_a_frozen_encoder_under_few_labels(finished, pairs, features, capsys):
     words = ("--task=glue/rte", f"--finetune.data={pairs}", f"--finetune.features={features}")
     assert call(finished, *words, "--finetune.per_class=2,500", "--finetune.draws=3") == 0
     assert "nlu_accuracy_each_2" in capsys.readouterr().out
-    report = json.loads((finished / f"eval/finetune.rte.{features}-frozen.json").read_text())
+    report = json.loads((finished / f"eval/finetune.rte.{features}-frozen-few.json").read_text())
     rows = report["metrics"]
     assert set(rows) == {
         f"nlu_{name}_each_2" for name in ("accuracy", "macro_f1", "f1", "matthews")
