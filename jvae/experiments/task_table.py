@@ -60,6 +60,7 @@ DIALOGUE = (
     ("dialogue_bleu_recall", "R", 3),
     ("dialogue_bleu_precision", "P", 3),
     ("dialogue_bleu_f1", "F1", 3),
+    (f"{BASELINE}dialogue_bleu_f1", "F1 with the references of another context", 3),
     ("dialogue_intra_dist_1", "intra-dist-1", 3),
     ("dialogue_length", "words", 1),
 )
@@ -319,7 +320,7 @@ EXPERIMENTS = (
         f"{MAIN}tasks:paraphrase,data=D/quora,stack=bart",
         "Quora, 4,500 duplicates of 134,000",
         "BLEU 64.40, ROUGE-L 61.03, KL 3.88 (BART)",
-        f"no: {SMALL}; fewer beams",
+        f"no: {SMALL}; fewer beams; after this budget it writes memorised questions",
         TEXTS,
     ),
     Experiment(
