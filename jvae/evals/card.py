@@ -330,7 +330,7 @@ class Report:
         note = f"per {result.groups} [{kl_texts}]" if by_group[1:] else ""
         self.add("kl", result.kl_nats, nats, baseline=baseline.kl_nats, note=note)
         sizes = f"N = {result.sentences}, ln N = {result.ceiling_nats:.2f}, same draws"
-        sizes += "; includes what the source tells" if result.conditional else ""
+        sizes += "; includes information from the source" if result.conditional else ""
         saturated = f"≥ {result.mi_nats:.2f} (saturated)" if result.saturated else None
         self.add(
             "mi",

@@ -221,8 +221,8 @@ class LatentResult:
 
     @property
     def marginal_gap_nats(self) -> float | None:
-        """KL(q(z) || p(z)): the mean KL less the mutual information; None if sources have priors
-        of their own, so that there is no p(z).
+        """KL(q(z) || p(z)): the mean KL less the mutual information; None if every source has its
+        own prior instead of p(z).
         """
         return None if self.conditional else self.kl_nats - self.mi_nats
 

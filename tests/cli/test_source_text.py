@@ -49,7 +49,7 @@ def test_pairs_of_one_label(tmp_path, ablate, caplog):
     assert all(report["definitions"][name] for name in rows)
     assert rows["reference_bleu"]["note"] == "4 sources, one reference, 3 texts each"
     # Every source has its own prior, so KL less MI means nothing; it was shown, and negative.
-    assert rows["marginal_gap"]["value"] is None and "the source" in rows["mi"]["note"]
+    assert rows["marginal_gap"]["value"] is None and "from the source" in rows["mi"]["note"]
     outputs = (tmp_path / "run/samples/outputs.txt").read_text().split("\n")
     assert len(outputs) == 12 + 1
     blocks = (tmp_path / "run/samples/outputs_by_source.txt").read_text().split("\n\n")
