@@ -143,12 +143,6 @@ def row_of(job: Job) -> Row:
     }
 
 
-def store(row: Row, path: Path = results.OWN_TEXT) -> None:
-    """Stores a row, replacing an older one with the same key."""
-    rows = {key(old): old for old in results.read_rows(path)} | {key(row): row}
-    results.store(path, list(rows.values()))
-
-
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m jvae.experiments.own_text",
@@ -188,7 +182,7 @@ def _run(wanted: Sequence[Job], out: Path, rows: Path) -> int:
     jobs_by_name = {job.folder.name: job for job in wanted}
 
     def stored(step: Step) -> None:
-        store(row_of(jobs_by_name[step.name]), rows)
+        results.replace(rows, [row_of(jobs_by_name[step.name])], key)
 
     if code := complete([job.step for job in wanted], out, stored):
         return code

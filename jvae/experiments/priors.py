@@ -62,12 +62,6 @@ def row_of(spec: str, kind: str, run: Path) -> Row:
     }
 
 
-def store(row: Row, path: Path = results.PRIORS) -> None:
-    """Stores a row, replacing an older one with the same key."""
-    rows = {key(old): old for old in results.read_rows(path)} | {key(row): row}
-    results.store(path, list(rows.values()))
-
-
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m jvae.experiments.priors",
@@ -100,9 +94,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if code := complete(steps, args.out):
         return code
-    for spec in specs:
-        for kind in kinds:
-            store(row_of(spec, kind, args.out / configs.load(spec).name), args.rows)
+    runs = {spec: args.out / configs.load(spec).name for spec in specs}
+    rows = [row_of(spec, kind, run) for spec, run in runs.items() for kind in kinds]
+    results.replace(args.rows, rows, key)
     print(f"\n{table(results.read_rows(args.rows))}")
     return 0
 

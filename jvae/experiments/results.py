@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def add_task(key: str, folder: Path, path: Path = TASKS) -> Row:
     Raises: ConfigError for an unknown experiment or a run without its report.
     """
     row = row_of(folder, task_table.report_of(key)) | {"name": key}
-    store(path, [*(old for old in read_rows(path) if old["name"] != key), row])
+    replace(path, [row], lambda stored: stored["name"])
     return row
 
 
@@ -144,9 +144,8 @@ def _spec(name: str) -> str:
 def add(folder: Path, path: Path = ROWS) -> Row:
     """Stores the row of a run, replacing an older one of the same name."""
     row = row_of(folder)
-    rows = [old for old in read_rows(path) if old["name"] != row["name"]] + [row]
-    rows.sort(key=lambda stored: stored["name"])
-    store(path, rows)
+    replace(path, [row], lambda stored: stored["name"])
+    store(path, sorted(read_rows(path), key=lambda stored: stored["name"]))
     return row
 
 
@@ -161,14 +160,19 @@ def take(records: Path, path: Path = MEASURED) -> int:
             f"{records}: no such file; `python -m jvae.bench --out={records}` creates it"
         )
     new = {speed.key(row): row for row in read_rows(records)}
-    old = {speed.key(row): row for row in read_rows(path)}
-    store(path, list((old | new).values()))
+    replace(path, list(new.values()), speed.key)
     return len(new)
 
 
 def store(path: Path, rows: Sequence[Row]) -> None:
     """Writes all rows, one per line."""
     write_text(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+
+
+def replace(path: Path, rows: Sequence[Row], key: Callable[[Row], Hashable]) -> None:
+    """Stores rows, each replacing an older one with the same key."""
+    by_key = {key(row): row for row in [*read_rows(path), *rows]}
+    store(path, list(by_key.values()))
 
 
 def _number(row: Row, name: str, digits: int) -> str:

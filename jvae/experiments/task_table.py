@@ -370,7 +370,7 @@ EXPERIMENTS = (
     Experiment(
         "S3",
         "SRI, clusters",
-        "jvae.main --workdir=runs/few --mode=probe",
+        "jvae.main --workdir=runs/few --mode=probe --config.evals.sentences=300",
         "short Yelp",
         "79.8 to 80.0 % or 64.5 to 66.7 %, by seed",
         f"no: {SMALL}",

@@ -78,8 +78,8 @@ def test_the_row_is_of_the_measured_step(run, tmp_path):
     assert row["valid_neg_elbo"] == 50.0 and row["steps"] == 20 and row["bleu"] == 4.0
     assert row["minutes"] == 0.16  # (6 + 3.5) / 60
     rows = tmp_path / "rows.jsonl"
-    own_text.store({**row, "bleu": 1.0}, rows)
-    own_text.store(row, rows)
+    results.replace(rows, [{**row, "bleu": 1.0}], own_text_table.key)
+    results.replace(rows, [row], own_text_table.key)
     assert results.read_rows(rows) == [row]
 
 

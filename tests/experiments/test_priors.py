@@ -56,8 +56,8 @@ def test_mistakes(words, message, capsys):
 
 def test_a_row_fills_three_lines_and_the_rest_says_not_measured(run, tmp_path):
     row, rows = priors.row_of("adavae:tiny", "flow", run), tmp_path / "rows.jsonl"
-    priors.store(row | {"nll": "nll_2"}, rows)
-    priors.store(row, rows)
+    results.replace(rows, [row | {"nll": "nll_2"}], priors_table.key)
+    results.replace(rows, [row], priors_table.key)
     text = priors_table.table(results.read_rows(rows))
     cells = {tuple(c.strip() for c in line.split("|")[1:3]): line for line in text.splitlines()}
     start = "| `adavae:tiny` |"
