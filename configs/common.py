@@ -144,6 +144,7 @@ def base() -> ConfigDict:
             samples=0,  # K of NLL_K
             sentences=0,  # limit, drawn with the seed, for metrics that decode
             generate=0,  # sentences drawn from the prior
+            posteriors=0,  # limit for KL, MI and active units
             # Models with a source side: texts per source, scored against the source's references;
             # `generate` texts in total. bertscore: model for BERTScore, such as roberta-large;
             # empty: not measured.

@@ -122,8 +122,8 @@ def _few_labels(data: str) -> ConfigDict:
     c.model.chain.update(steps=20, schedule="constant", step_size=0.4, temperature=0.0)
     c.data.update(on_error="drop")
     c.train.update(steps=1_000, check_every=1_000)  # validation takes minutes
-    c.evals.update(samples=20, sentences=200, generate=200, interpolations=10)
+    c.evals.update(samples=20, sentences=200, generate=200, interpolations=10, posteriors=500)
     if data:
         common.read(c, data, "tsv")
-        c.data.update(text="1", label="0")
+        c.data.update(vocab=4_000, text="1", label="0")
     return c

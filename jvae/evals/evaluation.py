@@ -103,6 +103,11 @@ class _Subject(NamedTuple):
         )
         return (meshes.to_device(batch, self.mesh) for batch in batches)
 
+    def encoded(self) -> Iterator[Batch]:
+        """Batches of the sentences whose posteriors are measured."""
+        limit = self.sizes.posteriors
+        return self.batches() if limit is None else self.few(limit)
+
     def few(self, n: int) -> Iterator[Batch]:
         """Batches of n sentences of the split."""
         return self.batches(draw_sentences(len(self.data), n, self.config.seed))
@@ -220,16 +225,16 @@ def _posteriors_and_bounds(
     posts = latent = baseline = prior = gap = None
     if has_latent(run.model):
         with timed(report, "latent_s"), meshes.inside(subject.mesh):
-            posts = collect_posteriors(run.model, params, subject.batches(), key)
+            posts = collect_posteriors(run.model, params, subject.encoded(), key)
             latent = latent_metrics(run.model, params, posts)
             if sampler:
                 prior_model = run.model._replace(post=sampler.baseline)
-                prior_posts = collect_posteriors(prior_model, params, subject.batches(), key)
+                prior_posts = collect_posteriors(prior_model, params, subject.encoded(), key)
                 baseline = prior = latent_metrics(prior_model, params, prior_posts)
                 report.notes.append(SAMPLER_NOTE)
             else:
                 own_model, fresh = subject.own_model, untrained(run, subject.mesh)
-                fresh_posts = collect_posteriors(own_model, fresh, subject.batches(), key)
+                fresh_posts = collect_posteriors(own_model, fresh, subject.encoded(), key)
                 baseline = latent_metrics(own_model, fresh, fresh_posts)
             batches = subject.batches(_encoded(subject, posts))
             gap = rec_gap(run.model, params, batches, posts, likelihood, key, k=GAP_DRAWS)

@@ -15,6 +15,7 @@ class Preset(NamedTuple):
     spot_sentences: int
     slerp: bool  # spherical interpolation in addition to straight lines
     greedy_columns: bool  # all text metrics for greedy samples too
+    posteriors: int | None = None  # limit for KL, MI and active units, drawn with the seed
 
 
 PRESETS = {
@@ -24,7 +25,8 @@ PRESETS = {
     "comparison": Preset(100, 250, 500, 10, 0, 0, slerp=False, greedy_columns=False),
     "full": Preset(500, None, 10_000, 200, 5_000, 200, slerp=True, greedy_columns=True),
 }
-SIZES = ("samples", "sentences", "generate", "interpolations")  # sizes a config can override
+# Sizes a config can override.
+SIZES = ("samples", "sentences", "generate", "interpolations", "posteriors")
 FEW = 10_000  # test sentences below which `full` generates half as many
 
 
@@ -38,6 +40,7 @@ class EvalConfig:
     sentences: int = 0
     chunk: int = 1  # posterior samples decoded together
     generate: int = 0
+    posteriors: int = 0
     outputs: int = 10  # texts per source, for models with a source side
     bertscore: str = ""  # model for BERTScore
     vectors: str = ""  # file of word vectors for the dialogue metric

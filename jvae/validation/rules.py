@@ -339,6 +339,7 @@ IDLES = (
             "evals.refine_steps",
             "evals.interpolations",
             "evals.interpolation_steps",
+            "evals.posteriors",
         ),
         lambda v, facts: facts.latent,
         _family("has no latent"),

@@ -290,6 +290,9 @@ EVALS = {
     "samples": Field(**SIZE, help="K of NLL_K; 0: the preset's."),
     "sentences": Field(**SIZE, help="Maximum texts for metrics that decode; 0: the preset's."),
     "generate": Field(**SIZE, help="Texts drawn from the prior; 0: the preset's."),
+    "posteriors": Field(
+        **SIZE, help="Maximum texts for KL, MI and active units; 0: the preset's, all of the split."
+    ),
     "outputs": Field(int, "Texts written per source, by models that read one.", low=1, high=1_000),
     "bertscore": Field(
         str, "Model for BERTScore of these texts, hub name or folder; empty: not measured."

@@ -90,6 +90,16 @@ def test_the_full_preset_leaves_the_quick_numbers_in_place(finished, capsys, com
     assert (finished / "config.json").read_text() == config
 
 
+def test_posteriors_of_few_sentences(finished, command):
+    few = ("--config.evals.preset=comparison", "--config.evals.posteriors=5")
+    assert main(command(finished, *few, "--mode=eval")) == 0
+    report = json.loads((finished / "eval/test.comparison.json").read_text())
+    assert report["card"]["preset"].endswith("interpolations=2, posteriors=5")
+    assert report["metrics"]["mi"]["note"].startswith("N = 5, ")
+    assert report["metrics"]["nll_3"]["value"] > 0
+    assert report["card"]["sentences"] == 8
+
+
 def test_probes_need_labels(finished, capsys):
     assert main([f"--workdir={finished}", "--mode=probe"]) == 2
     assert "the test split has no labels; train with data.label set" in capsys.readouterr().err
