@@ -364,6 +364,11 @@ def t5(**changes) -> dict:
     return stack | changes
 
 
+def t5_base(**changes) -> dict:
+    """The same with the sizes of t5-base."""
+    return t5(layers=12, width=768, heads=12, mlp=3072) | changes
+
+
 def bart(**changes) -> dict:
     """A BART stack with the sizes of bart-base; `vocab` is set from the tokenizer if it is 0."""
     sizes = dict(backbone="bart", layers=6, positions=1024, scaled=False)

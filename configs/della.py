@@ -10,6 +10,7 @@ and, where that gives none, from the released code.
     quora        `paraphrase` on `label TAB question TAB question`, duplicates (label 1) only
     bart         conditional, as in the paper for paraphrases and summaries: BART-base encodes the
                  source, its decoder attends to it; data as for `quora`
+    t5           the same with T5-base, for stories too
     smollm2      a frozen SmolLM2-135M encodes and decodes; its low-rank additions and the
                  components specific to DELLA train
 
@@ -52,6 +53,8 @@ multiplies the values of its self-attention in the decoder, and cross-attention 
 begin with <s>; in BART's own training </s> comes before it.
 
     python -m jvae.main --config=della:bart,data=quora --config.init.decoder=facebook/bart-base
+    python -m jvae.main --config=della:t5 --config.init.decoder=t5-base \\
+      --config.data.train=articles.jsonl --config.data.source=article --config.data.text=summary
 
 Deviations of `tiny`: sizes, and dropout off. `smollm2` multiplies a latent only into the values of
 the last ten layers: a product that starts near zero destroys what a frozen layer has learned. The
@@ -66,7 +69,9 @@ from jvae.config import choice, preset
 
 from . import common
 
-PRESETS = ("tiny", "tiny_plain", "base", "story", "paraphrase", "quora", "bart", "smollm2")
+PRESETS = ("tiny", "tiny_plain", "base", "story", "paraphrase", "quora", "bart", "t5", "smollm2")
+# Stacks and tokenizers of the presets whose decoder attends to an encoder.
+SEQ2SEQ = dict(bart=(common.bart, "facebook/bart-base"), t5=(common.t5_base, "t5-base"))
 ABLATIONS = ("no_product", "independent", "shared", "lower", "upper")
 
 
@@ -108,30 +113,32 @@ def get_config(arg: str = "tiny") -> ConfigDict:
         c.train.steps = 2_000
     if name in ("story", "paraphrase", "quora"):
         c.model.conditional = True
-    if name == "bart":
-        bart(c)
+    if name in SEQ2SEQ:
+        stack, tokenizer = SEQ2SEQ[name]
+        attend(c, stack())
         for role in ("encoder", "decoder"):
             c.model[role].dtype = "bfloat16"
-            c.data[f"{role}_tokenizer"] = "facebook/bart-base"
+            c.data[f"{role}_tokenizer"] = tokenizer
     if name == "story":
         c.data.max_words = 700  # source plus target, as released
         c.data.row_tokens = 700
         c.data.batch_rows = 32
-    if name in ("paraphrase", "quora", "bart"):
+    if name in ("paraphrase", "quora", *SEQ2SEQ):
         c.data.row_tokens = 128
     if options["ablate"]:
         _ablate(c, choice(options, "ablate", ABLATIONS))
     if options["data"]:
         common.read(c, options["data"], "tsv")
-        if name in ("quora", "bart"):
+        if name in ("quora", *SEQ2SEQ):
             c.data.update(source="1", text="2", keep="0=1")
     return c
 
 
-def bart(c: ConfigDict, **sizes: Any) -> None:
-    """Turns a conditional config into one with an encoder, and a decoder that attends to it."""
-    stack = common.bart(**sizes)
-    c.model.update(encoder=ConfigDict(stack), decoder=ConfigDict(stack))
+def attend(c: ConfigDict, stack: dict[str, Any]) -> None:
+    """Turns a config into a conditional one whose decoder attends to an encoder; both are such
+    stacks.
+    """
+    c.model.encoder, c.model.decoder = ConfigDict(stack), ConfigDict(stack)
     c.model.update(
         conditional=True,
         source="cross",

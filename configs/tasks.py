@@ -7,7 +7,7 @@ Source -> text (DELLA's tasks): ten texts per source, scored against its own ref
 
     paraphrase   --config=tasks:paraphrase,data=D    `label TAB text TAB text`, the duplicates (1)
                  --config=tasks:paraphrase,data=D,stack=bart    an encoder, and a decoder that
-                 attends to it, as in the paper for paraphrases and summaries
+                 attends to it, as in the paper for paraphrases and summaries; or stack=t5
     hypothesis   --config=tasks:hypothesis,data=D    `label TAB premise TAB hypothesis`, entailments
     response     --config=tasks:response,data=D      JSON lines with lists `context` and `responses`
     fusion       --config=tasks:fusion,data=D        the same files, by SpaceFusion (Optimus)
@@ -23,9 +23,9 @@ task with labels from files `label TAB sentence (TAB sentence)`; without --finet
 
 Few labels as in the SRI paper, lines `label TAB sentence`:
 
-    few_labels   --config=tasks:few_labels,data=D --workdir=runs/few
-                 --workdir=runs/few --mode=probe --config.evals.protocol=sri
-                 ... --config.evals.chains=10 --config.evals.sentences=500    of 200 chains and all
+    few_labels   --config=tasks:few_labels,data=D --workdir=runs/few --sweep=seed=0,1,2
+                 --workdir=runs/few/seed=0 --mode=probe --config.evals.protocol=sri
+                 ... --config.evals.chains=10 --config.evals.sentences=300    of 200 chains and all
                      sentences of validation and test, which take hours
 
 Ways to inject the latent into the decoder, and DELLA's ablations, on the embedded corpus:
@@ -46,8 +46,8 @@ from jvae.config import choice, preset
 from . import common, della, optimus, sri
 
 PRESETS = ("paraphrase", "hypothesis", "response", "fusion", "encoder", "few_labels")
-STACKS = ("gpt2", "bart")
-SIZES = ("layers", "width", "heads", "mlp", "positions", "dropout", "unroll")
+STACKS = ("gpt2", "bart", "t5")
+SIZES = ("layers", "width", "heads", "mlp", "dropout", "unroll")
 
 
 def get_config(arg: str) -> ConfigDict:
@@ -62,17 +62,21 @@ def get_config(arg: str) -> ConfigDict:
         c = _fusion(options["data"])
     else:
         c = _source_to_text(name, options["data"], options["ablate"])
-        if stack == "bart":
-            _on_bart(c)
+        if stack != "gpt2":
+            _with_encoder(c, stack)
     words = ("tasks", name, options["ablate"], "" if stack == "gpt2" else stack)
     c.name = "-".join(filter(None, words))
     return c
 
 
-def _on_bart(c: ConfigDict) -> None:
-    """Adds an encoder with the sizes of the decoder stack."""
-    small = {key: c.model.decoder[key] for key in SIZES}
-    della.bart(c, **small)
+def _with_encoder(c: ConfigDict, stack: str) -> None:
+    """Replaces the decoder by one of the same size that attends to an encoder."""
+    old = c.model.decoder
+    small = {key: old[key] for key in SIZES}
+    if stack == "bart":
+        della.attend(c, common.bart(positions=old.positions, **small))
+    else:
+        della.attend(c, common.t5(head=old.width // old.heads, **small))
 
 
 def _source_to_text(name: str, data: str, ablate: str) -> ConfigDict:

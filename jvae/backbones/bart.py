@@ -189,8 +189,9 @@ def table(config: ConfigDict, vocab: Vocab, path: str, role: str, pooler: str | 
     return NameTable((_tokens(path, vocab), *_stack(role, path, cross)), ignored, tied)
 
 
-def both(vocab: Vocab, cross: bool) -> NameTable:
+def both(config: ConfigDict, vocab: Vocab, cross: bool) -> NameTable:
     """Names of both stacks, {encoder, decoder}; their shared token embedding is the decoder's."""
+    del config  # all names are known without it
     rules = _stack("encoder", "encoder", False) + _stack("decoder", "decoder", cross)
     ignored = (*FILES.ignored, *([] if cross else [_CROSS]))
     tied = (*_TIED, ("lm_head.weight", "shared.weight"))

@@ -60,5 +60,13 @@ def _pair(config: ConfigDict, vocab: Vocab, cross: bool) -> NameTable:
     return weights.table(vocab, gated=config.gated, tied=config.tied, cross=cross)
 
 
+def _both(config: ConfigDict, vocab: Vocab, cross: bool) -> NameTable:
+    """The names of a pair whose token embedding is in the decoder."""
+    pair = _pair(config, vocab, cross)
+    embedding, *rules = pair.rules
+    moved = dataclasses.replace(embedding, path=f"decoder/{embedding.path}")
+    return dataclasses.replace(pair, rules=(moved, *rules))
+
+
 BACKBONES.register("t5")(BackboneKind(T5Config, ABILITIES, stack, _tiny))
-LAYOUTS.register("t5")(Layout(weights.BACKBONE, _table, _pair))
+LAYOUTS.register("t5")(Layout(weights.BACKBONE, _table, _pair, _both))

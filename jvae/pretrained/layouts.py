@@ -44,10 +44,11 @@ class BothTable(Protocol):
     Our tree is {encoder, decoder}, with the embedding in the decoder.
 
     Args:
+      section: their section of the config.
       cross: whether ours has cross-attention.
     """
 
-    def __call__(self, vocab: Vocab, cross: bool, /) -> NameTable: ...
+    def __call__(self, section: Any, vocab: Vocab, cross: bool, /) -> NameTable: ...
 
 
 class Layout(NamedTuple):

@@ -69,5 +69,9 @@ def both_part(section: Any, cross: bool) -> tuple[PretrainedPart, ...]:
     layout = LAYOUTS[section.backbone]
     if (both := layout.both) is None:
         return ()
+
+    def table(vocab: Vocab) -> NameTable:
+        return both(section, vocab, cross)
+
     sections = ("decoder", "encoder")
-    return (PretrainedPart("decoder", "decoder", sections, layout.files, lambda v: both(v, cross)),)
+    return (PretrainedPart("decoder", "decoder", sections, layout.files, table),)

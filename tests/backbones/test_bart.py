@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from jvae.api import Side
 from jvae.backbones import bart
@@ -38,7 +39,7 @@ class Case:
         reads = bart.BartConfig(**self.sizes, dropout=0.0, dtype="float64")
         self.config = dataclasses.replace(reads, cross=True)
         self.encoder, self.decoder = bart.stack(reads), bart.stack(self.config)
-        self.table = bart.both(Vocab(reads.vocab, reads.vocab), True)
+        self.table = bart.both(ConfigDict(), Vocab(reads.vocab, reads.vocab), True)
         foreign = backbones.canonical(bart.FILES, self.checkpoint)
         self.params = names.read(self.table, foreign, self.target("float64"))
 

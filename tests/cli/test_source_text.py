@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jvae
-from jvae.backbones import bart
+from jvae.backbones import LAYOUTS
 from jvae.cli.main import main
 from jvae.data import grammar
 from jvae.pretrained import backbones, files
@@ -24,7 +24,9 @@ SMALL = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ablate", ["", ",ablate=no_product", ",ablate=shared", ",stack=bart"])
+@pytest.mark.parametrize(
+    "ablate", ["", ",ablate=no_product", ",ablate=shared", ",stack=bart", ",stack=t5"]
+)
 def test_pairs_of_one_label(tmp_path, ablate, caplog):
     caplog.set_level(logging.INFO)
     sentences = grammar.corpus("train", 600)
@@ -38,7 +40,9 @@ def test_pairs_of_one_label(tmp_path, ablate, caplog):
         *SMALL,
         *(value.replace("decoder", "encoder") for value in SMALL if "model.decoder" in value),
     ]
-    values = values if "bart" in ablate else SMALL
+    if "t5" in ablate:
+        values += ["model.decoder.head=8", "model.encoder.head=8"]
+    values = values if "stack" in ablate else SMALL
     assert main([*words, *(f"--config.{value}" for value in values)]) == 0
     assert "data.keep=0=1 keeps 200 of 400 lines" in caplog.text
     report = json.loads((tmp_path / "run/eval/test.json").read_text())
@@ -57,12 +61,13 @@ def test_pairs_of_one_label(tmp_path, ablate, caplog):
     for block in filter(str.strip, blocks):
         source, reference, *texts = block.strip("\n").split("\n")
         assert reference == f"= {targets[source]}" and len(texts) == 3
-    if "bart" in ablate:
-        jvae.export_backbone(tmp_path / "run", tmp_path / "bart")
-        checkpoint = files.open_checkpoint(tmp_path / "bart")
-        assert backbones.sizes(bart.FILES, checkpoint)["width"] == 16
-        kinds = {name.split(".")[1] for name in checkpoint.tensors}
-        assert kinds == {"shared", "encoder", "decoder"}
+    if "stack" in ablate:
+        jvae.export_backbone(tmp_path / "run", tmp_path / "out")
+        checkpoint = files.open_checkpoint(tmp_path / "out")
+        layout = LAYOUTS[ablate.removeprefix(",stack=")].files
+        assert backbones.sizes(layout, checkpoint)["width"] == 16
+        names = (name.removeprefix("model.") for name in checkpoint.tensors)
+        assert {name.split(".")[0] for name in names} == {"shared", "encoder", "decoder"}
 
 
 @pytest.mark.slow

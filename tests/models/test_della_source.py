@@ -1,5 +1,5 @@
 """DELLA on an encoder and a decoder: the decoder attends to its own source and to no other, packed,
-alone and step by step; the files of a BART fill both stacks.
+alone and step by step; the files of a BART or a T5 fill both stacks.
 """
 
 import dataclasses
@@ -126,16 +126,19 @@ def test_steps_read_the_source_as_teacher_forcing_does(built):
     np.testing.assert_allclose(stepwise, forced, rtol=0, atol=1e-6)  # logits are float32
 
 
-def test_the_files_of_a_bart_fill_both_stacks():
-    checkpoint = files.open_checkpoint(reference.path("hf_backbones/bart"))
-    c = configs.load("della:bart").unlock()
+@pytest.mark.parametrize(
+    "name, vocab", [("hf_backbones/bart", 96), ("hf_flax/t5", 97), ("hf_flax/t5_v1_1", 97)]
+)
+def test_the_files_of_a_bart_or_a_t5_fill_both_stacks(name, vocab):
+    checkpoint = files.open_checkpoint(reference.path(name))
+    c = configs.load("della:bart" if "bart" in name else "della:t5").unlock()
     (part,) = FAMILIES["della"].parts(c.model)
     sizes = backbones.sizes(part.backbone, checkpoint)
     c.model.decoder.update(sizes)
     assert FAMILIES["della"].adjust(c.model) and part.sections == ("decoder", "encoder")
     assert c.model.encoder.to_dict() == c.model.decoder.to_dict()
     target = named_leaves(jax.eval_shape(build.build_model(c).init, jax.random.key(0)))
-    table = part.table(Vocab(96, 96))
+    table = part.table(Vocab(vocab, vocab))
     targets = {path: target[path] for path in (rule.path for rule in table.rules)}
     names.fit(table, backbones.canonical(part.backbone, checkpoint), targets)
     rest = {path.split("/")[1] for path in target.keys() - targets.keys() if path[:7] == "decoder"}

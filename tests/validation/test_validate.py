@@ -24,7 +24,17 @@ from jvae.validation.validate import validate
 PRESETS = {
     "adavae": ("tiny", "base", "smollm2"),
     "auto": ("tiny",),
-    "della": ("tiny", "tiny_plain", "base", "story", "paraphrase", "quora", "bart", "smollm2"),
+    "della": (
+        "tiny",
+        "tiny_plain",
+        "base",
+        "story",
+        "paraphrase",
+        "quora",
+        "bart",
+        "t5",
+        "smollm2",
+    ),
     "lm": ("tiny", "lstm", "pretrained", "gpt2"),
     "lstm_vae": ("tiny", "annealed", "ae_free_bits"),
     "optimus": (
