@@ -136,7 +136,7 @@ def _of(batch: Batch, row: Sequence[tuple[str, int]]) -> Batch:
         return jax.ShapeDtypeStruct((array.shape[0], length[side]), array.dtype)
 
     def side(name: str, tokens: Any) -> Any:
-        return None if tokens is None else type(tokens)(*(cut(array, name) for array in tokens))
+        return jax.tree.map(lambda array: cut(array, name), tokens)  # parts may be None
 
     return batch._replace(
         enc=side("enc", batch.enc),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from jvae import config as configs
+from jvae.api import Batch, Side
 from jvae.data import grammar, tokenizers
 from jvae.errors import ConfigError
 from jvae.evals.settings import EvalConfig
@@ -348,6 +349,16 @@ def runs(monkeypatch):
         comparison_rows, "cost", lambda folder, steps: dict(flops=1e12, params=5, params_all=6)
     )
     return seen, codes, jobs
+
+
+@pytest.mark.parametrize("types", [None, np.zeros((2, 8), np.int32)])
+def test_the_cost_of_rows_of_other_lengths(types):
+    tokens = Side(*(np.zeros((2, 8), np.int32) for _ in range(3)), types)
+    batch = Batch(tokens, tokens, None, np.zeros((2, 8), bool), np.zeros(4, np.int32))
+    actual = comparison_rows._of(batch, [("enc", 3), ("dec", 5)])
+    assert jax.tree.map(np.shape, actual.enc.type_bt) == (None if types is None else (2, 3))
+    assert actual.enc.token_bt.shape == (2, 3) and actual.dec.token_bt.shape == (2, 5)
+    assert actual.scored_bt.shape == (2, 5) and actual.id_e.shape == (4,) and actual.cond is None
 
 
 @pytest.mark.slow
