@@ -8,7 +8,8 @@ one, and whether the two are comparable.
 An experiment without a stored result states the reason.
 """
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jvae.errors import ConfigError
@@ -30,6 +31,7 @@ class Experiment(NamedTuple):
     compares: how the results compare, or why they do not.
     metrics: metrics of the stored report: name, title, digits. report: `eval/<report>.json`.
     parts: name and report of every part of an experiment of several runs or tasks.
+    averaged: the parts are the same run with several seeds: show their mean.
     comparison: (entry, data) of the comparison of all models; its row for budget `cpu-short` is
       shown if no run of the experiment's own is stored.
     reason: why nothing is measured.
@@ -44,6 +46,7 @@ class Experiment(NamedTuple):
     metrics: tuple[tuple[str, str, int], ...] = ()
     report: str = "test"
     parts: tuple[tuple[str, str], ...] = ()
+    averaged: bool = False
     comparison: tuple[str, str] | None = None
     reason: str = ""
 
@@ -69,6 +72,8 @@ ACCURACY = (
     (f"{BASELINE}nlu_accuracy", "untrained encoder", 1),
 )
 ABLATIONS = ("full", "no_product", "independent", "shared", "lower", "upper")  # of DELLA
+SEEDS = ("seed 0", "seed 1", "seed 2")
+FEW_LABELS = "short Yelp after `tasks:few_labels` with `--sweep=seed=0,1,2`"
 CONTROL = "control-gaussian-flow-diffusion-gan-ctrl_gen"  # of `jvae.experiments.labels`
 
 
@@ -120,14 +125,12 @@ EXPERIMENTS = (
     Experiment(
         "O4",
         "Optimus, samples of the prior",
-        f"{COMPARE} --budget=cpu-short",
+        f"{COMPARE} --budget=cpu-short --models=optimus",
         "SNLI",
         "no figure found; the paper was only read in part",
         "–",
         (("bleu_test_5", "BLEU-5", 1), ("self_bleu_5", "self-BLEU-5", 1)),
         comparison=("optimus", "snli"),
-        reason="the stored comparison is older than BLEU-5 and self-BLEU-5; there is nothing to "
-        "compare with",
     ),
     Experiment(
         "O5",
@@ -137,6 +140,15 @@ EXPERIMENTS = (
         "R .362, P .313, F1 .336; Seq2Seq .232 each",
         f"no: {SMALL}; five references per context, one there",
         DIALOGUE,
+    ),
+    Experiment(
+        "O5b",
+        "DELLA's conditional form on the same data",
+        f"{MAIN}tasks:response,data=D/dailydialog_pp",
+        "DailyDialog++, 7,608 contexts, five references",
+        "– (DELLA's paper has no dialogue)",
+        "with O5, at the same number of updates",
+        (*DIALOGUE, ("latent_share", "latent share", 2)),
     ),
     Experiment(
         "O6",
@@ -325,6 +337,15 @@ EXPERIMENTS = (
         TEXTS,
     ),
     Experiment(
+        "D5c",
+        "DELLA, entailed hypotheses",
+        f"{MAIN}tasks:hypothesis,data=D/snli_pairs",
+        "SNLI, 6,667 entailments of 20,000 pairs",
+        "– (not in the paper)",
+        "with D5, at the same number of updates",
+        TEXTS,
+    ),
+    Experiment(
         "D6",
         "DELLA, ablations",
         f"{MAIN}della:tiny,ablate=no_product (independent, shared, lower, upper)",
@@ -356,29 +377,32 @@ EXPERIMENTS = (
     Experiment(
         "S2",
         "SRI, few labels",
-        "jvae.main --workdir=runs/few --mode=probe --config.evals.protocol=sri "
-        "--config.evals.chains=5 --config.evals.sentences=300",
-        "short Yelp after `tasks:few_labels`",
+        "jvae.main --workdir=runs/few/seed=0 --mode=probe --config.evals.protocol=sri "
+        "--config.evals.chains=10 --config.evals.sentences=300",
+        FEW_LABELS,
         "87.1 ± .25 % with 100 labels (from its released features)",
-        f"no: {SMALL}; means of 5 chains instead of 200, one training seed instead of three",
+        f"no: {SMALL}; means of 10 chains instead of 200",
         (
             *((f"sri_label_{size}", f"accuracy % with {size}", 1) for size in (100, 2_000)),
             (f"{BASELINE}sri_label_100", "untrained model with 100", 1),
         ),
-        report="probe.sri",
+        parts=tuple((seed, "probe.sri") for seed in SEEDS),
+        averaged=True,
     ),
     Experiment(
         "S3",
         "SRI, clusters",
-        "jvae.main --workdir=runs/few --mode=probe --config.evals.sentences=300",
-        "short Yelp",
+        "jvae.main --workdir=runs/few/seed=0 --mode=probe --config.evals.sentences=300 "
+        "--config.evals.per_label=10,100",
+        FEW_LABELS,
         "79.8 to 80.0 % or 64.5 to 66.7 %, by seed",
         f"no: {SMALL}",
         (
             ("cluster_label_accuracy", "accuracy %", 1),
             (f"{BASELINE}cluster_label_accuracy", "untrained model", 1),
         ),
-        report="probe",
+        parts=tuple((seed, "probe") for seed in SEEDS),
+        averaged=True,
     ),
     Experiment(
         "S4",
@@ -422,6 +446,24 @@ def _figure(row: Row, metrics: Sequence[tuple[str, str, int]]) -> str | None:
             least = "≥ " if name == "mi" and row.get("mi_saturated") else ""
             parts.append(f"{title} {least}{value:.{digits}f}{error}")
     return ", ".join(parts) or None
+
+
+def _mean(rows: Sequence[Row]) -> Row:
+    """Metrics and baselines averaged over rows that all have them; `se` is the standard deviation
+    between the rows.
+    """
+
+    def common(key: str) -> Iterable[tuple[str, list[float]]]:
+        by_name = [row.get(key, {}) for row in rows]
+        shared = set(by_name[0]).intersection(*by_name[1:])
+        return ((name, [values[name] for values in by_name]) for name in sorted(shared))
+
+    metrics = dict(common("metrics"))
+    return dict(rows[0]) | {
+        "metrics": {name: statistics.fmean(values) for name, values in metrics.items()},
+        "se": {name: statistics.stdev(values) for name, values in metrics.items()},
+        "baseline": {name: statistics.fmean(values) for name, values in common("baseline")},
+    }
 
 
 def _budget(rows: Sequence[Row]) -> str:
@@ -468,6 +510,9 @@ def table(rows: Sequence[Row], comparison: Sequence[Row]) -> str:
         figures = [
             f"{name}: {figure}" if name else figure for name, (_, figure) in measured.items()
         ]
+        if experiment.averaged and len(measured) > 1:
+            mean = _figure(_mean([row for row, _ in measured.values()]), experiment.metrics)
+            figures = [f"mean ± sd of {len(measured)} training seeds: {mean}"]
         reason = experiment.reason or "the run was not finished"
         ours = "; ".join(figures) or f"not measured: {reason}"
         budget = _budget([row for row, _ in measured.values()]) if measured else "–"

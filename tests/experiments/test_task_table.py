@@ -97,6 +97,24 @@ def test_parts_of_an_experiment_share_a_cell_and_the_training_they_have_in_commo
     ]
 
 
+def test_runs_with_several_seeds_are_averaged():
+    accuracy, clusters = "sri_label_100", "cluster_label_accuracy"
+    rows = [
+        ROW
+        | dict(name=f"S2/seed {seed}", command=f"seed={seed}", se={accuracy: 9.0})
+        | dict(metrics={accuracy: value}, baseline={accuracy: value - 20})
+        for seed, value in enumerate((70.0, 71.0, 75.0))
+    ]
+    one = ROW | dict(name="S3/seed 1", metrics={clusters: 55.0}, baseline={clusters: 50.0})
+    actual = cells([*rows, one])
+    assert actual["S2"][4:6] == [
+        "3 x 1,500 updates, 36 s on 2 cores",
+        "mean ± sd of 3 training seeds: accuracy % with 100 72.0 ± 2.6, "
+        "untrained model with 100 52.0",
+    ]
+    assert actual["S3"][5] == "seed 1: accuracy % 55.0, untrained model 50.0"
+
+
 def test_scores_by_label_become_the_row_of_an_experiment(tmp_path):
     assert "control-" + "-".join(labels.KINDS) == task_table.CONTROL
     (tmp_path / "eval").mkdir()

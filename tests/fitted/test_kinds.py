@@ -79,8 +79,9 @@ def test_a_flow_finds_a_mixture(optimized, toys, width, bound):
 
 
 @pytest.mark.slow
-def test_samples_of_a_diffusion_are_those_of_a_mixture(optimized, toys):
-    mixture = toys.mixture(2)
+@pytest.mark.parametrize("width", [2, 32])
+def test_samples_of_a_diffusion_are_those_of_a_mixture(optimized, toys, width):
+    mixture = toys.mixture(width)
     z_n1d, _ = mixture.sample(100_000, seed=0)
     other_nd = mixture.sample(2_000, seed=7)[0][:, 0]
     plain = fitted("gaussian", z_n1d)
@@ -90,8 +91,9 @@ def test_samples_of_a_diffusion_are_those_of_a_mixture(optimized, toys):
     for sampler, steps in (("deterministic", 20), ("stochastic", 50)):
         prior = diffusion.using(sampler=sampler, steps=steps).prior()
         assert toys.energy_p(draw(prior, params, 2_000)[:, 0], other_nd) > 0.01, sampler
-    exact = diffusion.using(trace="exact").prior()
-    assert -0.02 < toys.excess(exact, params, mixture, 2_000) < 0.25
+    if width == 2:  # the exact trace in 32 dimensions takes 32 derivatives per step
+        exact = diffusion.using(trace="exact").prior()
+        assert -0.02 < toys.excess(exact, params, mixture, 2_000) < 0.25
 
 
 # --------------------------------------------------------------------------------------------------
