@@ -10,7 +10,7 @@ and, where that gives none, from the released code.
     quora        `paraphrase` on `label TAB question TAB question`, duplicates (label 1) only
     bart         conditional, as in the paper for paraphrases and summaries: BART-base encodes the
                  source, its decoder attends to it; data as for `quora`
-    t5           the same with T5-base, for stories too
+    t5           the same with T5-base
     smollm2      a frozen SmolLM2-135M encodes and decodes; its low-rank additions and the
                  components specific to DELLA train
 
@@ -54,7 +54,8 @@ begin with <s>; in BART's own training </s> comes before it.
 
     python -m jvae.main --config=della:bart,data=quora --config.init.decoder=facebook/bart-base
     python -m jvae.main --config=della:t5 --config.init.decoder=t5-base \\
-      --config.data.train=articles.jsonl --config.data.source=article --config.data.text=summary
+      --config.data.train=articles.jsonl --config.data.source=article --config.data.text=summary \\
+      --config.data.max_words=1000 --config.data.row_tokens=1024
 
 Deviations of `tiny`: sizes, and dropout off. `smollm2` multiplies a latent only into the values of
 the last ten layers: a product that starts near zero destroys what a frozen layer has learned. The

@@ -41,10 +41,12 @@ the table Tasks in RESULTS.md.
 from ml_collections import ConfigDict
 
 from jvae.config import choice, preset
+from jvae.errors import ConfigError
 
 from . import common, della, optimus, sri
 
-PRESETS = ("paraphrase", "hypothesis", "response", "fusion", "encoder", "few_labels")
+SOURCE_TO_TEXT = ("paraphrase", "hypothesis", "response")
+PRESETS = (*SOURCE_TO_TEXT, "fusion", "encoder", "few_labels")
 STACKS = ("gpt2", "bart", "t5")
 SIZES = ("layers", "width", "heads", "mlp", "dropout", "unroll")
 
@@ -53,6 +55,10 @@ def get_config(arg: str) -> ConfigDict:
     """The config of a preset."""
     name, options = preset(arg, PRESETS, data="", ablate="", stack="gpt2")
     stack = choice(options, "stack", STACKS)
+    if name not in SOURCE_TO_TEXT and (options["ablate"] or stack != "gpt2"):
+        raise ConfigError(
+            f"tasks:{name}: ablate and stack apply only to {', '.join(SOURCE_TO_TEXT)}"
+        )
     if name == "encoder":
         c = _encoder(options["data"])
     elif name == "few_labels":

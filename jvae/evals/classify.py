@@ -2,8 +2,8 @@
 
 Frozen: an L2-regularised logistic or ridge regression on standardised features, which has a single
 optimum and needs no learning rate. Deviation from Li et al. 2020, who train the layer for three
-epochs. Trained: Adam updates a linear layer on the features and all parameters below it, with a
-learning rate that decays to 0.
+epochs. Trained: Adam updates a linear layer on the features and all or some parameters below it,
+with a learning rate that decays to 0.
 """
 
 import warnings
@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jvae.api import Batch, Params, TextVAE, example_keys
 from jvae.data.rows import Encoded, pack_rows
+from jvae.tree import map_named
 
 FEATURES = ("pooled", "mean")
 CLIP = 1.0  # global norm at which the gradient is clipped
@@ -120,20 +121,36 @@ def fit_frozen(
 
 
 class Trainer:
-    """Trains an encoder with a linear head. One object compiles once for all training draws."""
+    """Trains an encoder with a linear head. One object compiles once for all training draws.
 
-    def __init__(self, extract: Extract, classes: int, settings: Settings) -> None:
-        self._classes, self._settings = classes, settings
+    Args:
+      trains: whether the parameter of a name trains; by default all do. Others have neither
+        gradients nor moments.
+    """
+
+    def __init__(
+        self,
+        extract: Extract,
+        classes: int,
+        settings: Settings,
+        trains: Callable[[str], bool] = lambda name: True,
+    ) -> None:
+        self._classes, self._settings, self._trains = classes, settings, trains
         adam = optax.chain(optax.clip_by_global_norm(CLIP), optax.scale_by_adam())
 
         def output(
-            both: Params, batch: Batch, key: Array, drop: Key[Array, ""] | None = None
+            both: Params,
+            fixed: Params,
+            batch: Batch,
+            key: Array,
+            drop: Key[Array, ""] | None = None,
         ) -> Array:
-            h_ed = extract(both["params"], batch, key, drop).astype(jnp.float32)
+            params = _joined(both["params"], fixed)
+            h_ed = extract(params, batch, key, drop).astype(jnp.float32)
             return h_ed @ both["head"]["kernel"] + both["head"]["bias"][None]
 
-        def loss(both: Params, batch: Batch, label_e: Array, key: Array) -> Array:
-            out_ec = output(both, batch, key, jax.random.fold_in(key, 1))
+        def loss(both: Params, fixed: Params, batch: Batch, label_e: Array, key: Array) -> Array:
+            out_ec = output(both, fixed, batch, key, jax.random.fold_in(key, 1))
             if classes:
                 loss_e = optax.softmax_cross_entropy_with_integer_labels(out_ec, label_e)
             else:
@@ -145,12 +162,13 @@ class Trainer:
         def step(
             both: Params,
             state: optax.OptState,
+            fixed: Params,
             batch: Batch,
             label_e: Array,
             key: Array,
             rate: Array,
         ) -> tuple[Params, optax.OptState]:
-            grads = jax.grad(loss)(both, batch, label_e, key)
+            grads = jax.grad(loss)(both, fixed, batch, label_e, key)
             updates, state = adam.update(grads, state)
             both = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), both, updates)
             return both, state
@@ -175,7 +193,9 @@ class Trainer:
         """
         size, epochs = self._settings.batch, self._settings.epochs
         key, rng = jax.random.key(seed), np.random.default_rng(seed)
-        both = jax.tree.map(jnp.array, {"params": params, "head": self._head(params, train)})
+        moving = map_named(lambda name, leaf: leaf if self._trains(name) else None, params)
+        fixed = map_named(lambda name, leaf: None if self._trains(name) else leaf, params)
+        both = jax.tree.map(jnp.array, {"params": moving, "head": self._head(params, train)})
         state, steps = self._adam.init(both), epochs * -(-len(ids) // size)
         done = 0
         for _ in range(epochs):
@@ -183,11 +203,12 @@ class Trainer:
                 rate = self._settings.lr * (1 - done / steps)
                 label_b = label_e[np.maximum(ids_b, 0)]
                 batch, step_key = train.batch(ids_b), jax.random.fold_in(key, done)
-                both, state = self._step(both, state, batch, label_b, step_key, jnp.float32(rate))
+                how = (fixed, batch, label_b, step_key, jnp.float32(rate))
+                both, state = self._step(both, state, *how)
                 done += 1
         batches = _batches(np.arange(len(test.side.lengths)), size)
         out_ec = np.concatenate(
-            [np.asarray(self._output(both, test.batch(b), key))[b >= 0] for b in batches]
+            [np.asarray(self._output(both, fixed, test.batch(b), key))[b >= 0] for b in batches]
         )
         return out_ec.argmax(axis=1) if self._classes else out_ec[:, 0]
 
@@ -196,6 +217,13 @@ class Trainer:
         width = jax.eval_shape(self._extract, params, batch, key).shape[1]
         outputs = self._classes or 1
         return {"kernel": jnp.zeros((width, outputs)), "bias": jnp.zeros((outputs,))}
+
+
+def _joined(moving: Params, fixed: Params) -> Params:
+    """The tree of both, each of which has None where the other has a leaf."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, moving, fixed, is_leaf=lambda leaf: leaf is None
+    )
 
 
 def _batches(ids: np.ndarray, size: int) -> list[np.ndarray]:

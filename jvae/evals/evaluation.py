@@ -104,9 +104,9 @@ class _Subject(NamedTuple):
         return (meshes.to_device(batch, self.mesh) for batch in batches)
 
     def encoded(self) -> Iterator[Batch]:
-        """Batches of the sentences whose posteriors are measured."""
+        """Batches of the sentences whose posteriors are measured, those of `chosen` included."""
         limit = self.sizes.posteriors
-        return self.batches() if limit is None else self.few(limit)
+        return self.batches() if limit is None else self.few(max(limit, len(self.chosen)))
 
     def few(self, n: int) -> Iterator[Batch]:
         """Batches of n sentences of the split."""

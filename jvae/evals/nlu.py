@@ -6,6 +6,8 @@ alone.
 """
 
 import dataclasses
+import math
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -27,6 +29,7 @@ from jvae.parallel import mesh as meshes
 from jvae.parallel import processes
 from jvae.runs import build
 from jvae.runs.workdir import write_text
+from jvae.tree import named_leaves
 
 # Scores of every draw by encoder and label budget; None is the budget of all examples.
 Scores = dict[str, dict[int | None, list[dict[str, float]]]]
@@ -41,6 +44,12 @@ class Request:
         "pooled", choices=FEATURES, help="The encoder's pooled state, or the posterior mean."
     )
     freeze: bool = setting(True, help="False: the encoder trains with the head.")
+    trainable: str = setting(
+        "",
+        pattern=True,
+        help="Pattern of the parameters that train with the head, such as lora or adapter, if "
+        "freeze is false; empty: all.",
+    )
     per_class: tuple[int, ...] = setting(
         (), low=1, high=MOST, help="Training examples per class, one fit per value; empty: all."
     )
@@ -65,8 +74,8 @@ def finetune(
 ) -> Report:
     """Scores a task for every label budget; writes `eval/finetune.TASK.WAY.json` and `.txt`.
 
-    WAY is features and frozen or tuned, such as `pooled-frozen`; `-few` follows if the request has
-    label budgets.
+    WAY is the features and frozen, tuned or part (some parameters train), such as `pooled-frozen`;
+    `-few` follows if the request has label budgets.
 
     Args:
       start: the pretrained parameters that training of the run started from, if any.
@@ -75,7 +84,9 @@ def finetune(
     name, kind = nlu_tasks.named(task)
     side = _check(run, request, len(kind.fields) == 2)
     data = nlu_tasks.read(task, request.data, run.config.data.tfds_dir)
-    way = f"{request.features}-{'frozen' if request.freeze else 'tuned'}"
+    trains = _trainable(request, params)
+    tuned = "part" if request.trainable else "tuned"
+    way = f"{request.features}-{'frozen' if request.freeze else tuned}"
     way += "-few" if request.per_class else ""
     report = Report(f"{run.config.name}, {name}, {way}", _card(run, step, data))
     train, valid = _examples(run, side, request, data, report)
@@ -87,7 +98,7 @@ def finetune(
     budgets = _budgets(report, kinds_e, request.per_class)
     extract = classify.extractor(run.model, request.features)
     way_of = classify.Settings(request.epochs, request.lr, request.batch)
-    trainer = classify.Trainer(extract, classes, way_of)
+    trainer = classify.Trainer(extract, classes, way_of, trains)
     scores: Scores = {}
     for who, weights in encoders.items():
         with timed(report, f"{who}_s"), meshes.inside(mesh):
@@ -128,6 +139,26 @@ def _check(run: build.Run, request: Request, pair: bool) -> tuple[str, int]:
         )
     side = "enc" if "enc" in limits else "dec"
     return side, min(limits[side], request.max_tokens)
+
+
+def _trainable(request: Request, params: Params) -> Callable[[str], bool]:
+    """Whether the parameter of a name trains with the head.
+
+    Raises: ConfigError for a pattern that no name matches, or with a frozen encoder.
+    """
+    if not request.trainable:
+        return lambda name: True
+    if request.freeze:
+        raise ConfigError("--finetune.trainable needs --finetune.freeze=false")
+    pattern = re.compile(request.trainable)
+    names = named_leaves(params)
+    if not any(map(pattern.search, names)):
+        parts = sorted({part for name in names for part in name.split("/")})
+        raise ConfigError(
+            f"--finetune.trainable={request.trainable!r} matches no parameter; their names consist "
+            f"of {', '.join(parts)}"
+        )
+    return lambda name: pattern.search(name) is not None
 
 
 def _card(run: build.Run, step: int, data: TaskData) -> Card:
@@ -211,5 +242,8 @@ def _add(report: Report, scores: Scores, data: TaskData) -> None:
             if "backbone" in by_encoder:
                 parts.append(f"backbone alone {np.mean(by_encoder['backbone']):.1f}")
             note, se = "; ".join(parts), probes.sd(by_encoder["nlu"])
+            if name == "accuracy" and count == 1:
+                share = value / 100
+                se = 100 * math.sqrt(share * (1 - share) / len(data.valid.label_e))
             row = f"nlu_{name}{end}"
             report.add(row, value, "%", se=se, baseline=baseline, note=note)

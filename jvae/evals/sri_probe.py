@@ -120,7 +120,9 @@ def probe(run: build.Run, mesh: Mesh, params: Params, step: int) -> Report:
     ids = {
         "train": np.arange(min(max(SIZES), len(run.data["train"]))),
         **{
-            name: draw_sentences(len(run.data[name]), cfg.sentences or len(run.data[name]))
+            name: draw_sentences(
+                len(run.data[name]), cfg.sentences or len(run.data[name]), cfg.seed
+            )
             for name in ("valid", "test")
         },
     }

@@ -161,7 +161,7 @@ def _spelled_out(evals: Overrides) -> Overrides:
         return evals
     preset = PRESETS["comparison"]._asdict()
     rest = {key: value for key, value in evals.items() if key != "preset"}
-    return {name: preset[name] for name in SIZES} | rest
+    return {name: preset[name] for name in SIZES if preset[name] is not None} | rest
 
 
 def _flag(key: str, value: object) -> str:

@@ -75,6 +75,7 @@ def row_of(folder: Path, name: str = "test") -> Row:
         "hardware": f"{_cores()}, {platform.machine()}, {report['card']['device']['kind']}",
         "jax": report["card"]["device"]["jax"],
         "steps": _measured_step(report["card"].get("weights"), steps),
+        "updates": steps[-1] if steps else 0,
         "train_s": round(sum(n * ms for n, ms in zip(lap_steps, lap_ms, strict=True)) / 1e3, 1),
         "eval_s": round(
             sum(v for name, v in report["time"].items() if name.endswith("_s") and v), 1

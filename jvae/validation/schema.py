@@ -291,7 +291,9 @@ EVALS = {
     "sentences": Field(**SIZE, help="Maximum texts for metrics that decode; 0: the preset's."),
     "generate": Field(**SIZE, help="Texts drawn from the prior; 0: the preset's."),
     "posteriors": Field(
-        **SIZE, help="Maximum texts for KL, MI and active units; 0: the preset's, all of the split."
+        **SIZE,
+        help="Maximum texts for KL, MI and active units, at least evals.sentences; 0: the "
+        "preset's, all of the split.",
     ),
     "outputs": Field(int, "Texts written per source, by models that read one.", low=1, high=1_000),
     "bertscore": Field(

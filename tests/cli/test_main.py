@@ -90,12 +90,13 @@ def test_the_full_preset_leaves_the_quick_numbers_in_place(finished, capsys, com
     assert (finished / "config.json").read_text() == config
 
 
-def test_posteriors_of_few_sentences(finished, command):
-    few = ("--config.evals.preset=comparison", "--config.evals.posteriors=5")
+@pytest.mark.parametrize("limit, measured", [(12, 12), (5, 8)])
+def test_posteriors_of_few_sentences(finished, command, limit, measured):
+    few = ("--config.evals.preset=comparison", f"--config.evals.posteriors={limit}")
     assert main(command(finished, *few, "--mode=eval")) == 0
     report = json.loads((finished / "eval/test.comparison.json").read_text())
-    assert report["card"]["preset"].endswith("interpolations=2, posteriors=5")
-    assert report["metrics"]["mi"]["note"].startswith("N = 5, ")
+    assert report["card"]["preset"].endswith(f"interpolations=2, posteriors={limit}")
+    assert report["metrics"]["mi"]["note"].startswith(f"N = {measured}, ")
     assert report["metrics"]["nll_3"]["value"] > 0
     assert report["card"]["sentences"] == 8
 

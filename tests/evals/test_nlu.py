@@ -176,6 +176,44 @@ def test_training_with_the_encoder_beats_what_is_frozen():
     assert set(few_e) == {1}
 
 
+def test_parameters_that_do_not_train_keep_their_values():
+    model, params = bag()
+    params = {"word": params["word"] * 1e-3, "other": params["word"]}
+    extract = classify.extractor(model, "pooled")
+    (train, label_e), (test, known_e) = examples(60, 1), examples(30, 2)
+
+    def said(trains):
+        settings = classify.Settings(20, 0.05, 16)
+        trainer = classify.Trainer(extract, 2, settings, trains)
+        return trainer.predict(params, train, label_e, np.arange(60), test, 0)
+
+    everything = said(lambda name: True)
+    np.testing.assert_array_equal(said(lambda name: name == "word"), everything)
+    # The head alone learns little from features this small.
+    assert np.mean(said(lambda name: False) == known_e) < np.mean(everything == known_e) - 0.1
+
+
+def test_the_pattern_of_what_trains():
+    params = {"encoder": {"lora": jnp.ones(1), "kernel": jnp.ones(1)}}
+    request = nlu.Request(freeze=False, trainable="lora")
+    assert list(map(nlu._trainable(request, params), ("encoder/lora", "encoder/kernel"))) == [1, 0]
+    assert nlu._trainable(nlu.Request(), params)("encoder/kernel")
+    with pytest.raises(ConfigError, match="needs --finetune.freeze=false"):
+        nlu._trainable(nlu.Request(trainable="lora"), params)
+    with pytest.raises(ConfigError, match="'loar' matches no .* encoder, kernel, lora"):
+        nlu._trainable(nlu.Request(freeze=False, trainable="loar"), params)
+
+
+def test_the_error_of_a_single_fit():
+    report = Report("t", Card())
+    valid = nlu_tasks.Labelled([], None, np.array([0, 1, 1, 1]))
+    data = nlu_tasks.TaskData(None, valid, ("0", "1"), [])
+    single = {None: [{"accuracy": 75.0, "f1": 50.0}]}
+    nlu._add(report, {"nlu": single, "untrained": single}, data)
+    accuracy, f1 = report.rows
+    assert accuracy.se == pytest.approx(100 * np.sqrt(0.75 * 0.25 / 4)) and f1.se is None
+
+
 def test_draws_are_of_each_class():
     label_e = np.repeat([0, 1], [30, 5])
     draws = probe.draws_of(label_e, 8, 3)

@@ -40,7 +40,10 @@ class Stored(NamedTuple):
 
 def unpack(name: str, folder: Path) -> Stored:
     with tarfile.open(HERE / f"{name}.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
+        # Python before 3.11.4 has no filters.
+        archive.extractall(
+            folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {})
+        )
     return Stored(folder, json.loads((HERE / f"{name}.json").read_text(encoding="utf-8")))
 
 
