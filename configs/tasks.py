@@ -34,8 +34,8 @@ Ways to inject the latent into the decoder, and DELLA's ablations, on the embedd
     --config=della:tiny,ablate=no_product|independent|shared|lower|upper
 
 Training and evaluation on one core, while the other was busy: hypothesis 14 minutes, paraphrase 18,
-with BART's layers 19, fusion 19, encoder 21, response 28, few_labels 28 per seed. For results, see
-the table Tasks in RESULTS.md.
+with BART's layers 19, fusion 19, encoder 21, response 28, few_labels 24 to 28 per seed and 20 for
+its probe. For results, see the table Tasks in RESULTS.md.
 """
 
 from ml_collections import ConfigDict

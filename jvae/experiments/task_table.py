@@ -253,7 +253,7 @@ EXPERIMENTS = (
         "WNLI, after `tasks:encoder` on the sentences of SST-2",
         "WNLI .563, SST-2 .853, Yelp .966",
         f"no: {TUNED}; always predicting the most frequent label gives 56.3 %; the frozen encoder "
-        "is below it, as validation sentences of WNLI repeat those of training with the other label",
+        "is below it, as validation sentences repeat those of training with the other label",
         ACCURACY,
         parts=(
             ("frozen", "finetune.wnli.pooled-frozen"),

@@ -54,6 +54,9 @@ def test_the_encoder_trains_with_its_head(finished, pairs):
     report = json.loads((finished / "eval/finetune.rte.pooled-tuned.json").read_text())
     assert np.isfinite(report["metrics"]["nlu_accuracy"]["value"])
     assert report["metrics"]["nlu_accuracy"]["value"] > 70
+    words += ("--finetune.trainable=^encoder/", "--finetune.epochs=1")
+    assert call(finished, *words) == 0
+    assert (finished / "eval/finetune.rte.pooled-part.json").is_file()
 
 
 @pytest.mark.parametrize(

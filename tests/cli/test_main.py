@@ -163,6 +163,8 @@ def test_held_out_sentences_are_not_trained_on(tmp_path, command):
     "words, message",
     [
         (["--config=optimus:tinny"], "unknown preset 'tinny'"),
+        (["--config=tasks:fusion,stack=t5"], "ablate and stack apply only to paraphrase, "),
+        (["--config=tasks:encoder,ablate=shared"], "ablate and stack apply only to paraphrase, "),
         (["--config=optimus", "--config.optim.lrr=1"], "lr"),
         (["--config=optimus", "--config.optim.lr=fast"], "config.optim.lr=fast"),
         (["--config=optimus", "--mode=dance"], "mode"),
