@@ -523,6 +523,9 @@ def table(rows: Sequence[Row], comparison: Sequence[Row]) -> str:
         if experiment.averaged and len(measured) > 1:
             mean = _figure(_mean([row for row, _ in measured.values()]), experiment.metrics)
             figures = [f"mean ± sd of {len(measured)} training seeds: {mean}"]
+        missing = [name for name, _ in experiment.parts if name not in measured]
+        if figures and missing:
+            figures.append(f"{', '.join(missing)}: not run")
         reason = experiment.reason or "the run was not finished"
         ours = "; ".join(figures) or f"not measured: {reason}"
         budget = _budget([row for row, _ in measured.values()]) if measured else "–"

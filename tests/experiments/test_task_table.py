@@ -85,7 +85,7 @@ def test_parts_of_an_experiment_share_a_cell_and_the_training_they_have_in_commo
     parts[1] |= dict(baseline=dict(nlu_accuracy=60.0))
     assert cells(parts)["O8"][4:6] == [
         "1,500 updates, 14 s on 2 cores",
-        "sst2: accuracy % 75.0, untrained encoder 60.0; rte: accuracy % 50.0",
+        "sst2: accuracy % 75.0, untrained encoder 60.0; rte: accuracy % 50.0; mrpc: not run",
     ]
     runs = [
         ROW | dict(name=f"O2/{way}", command=way, metrics=dict(rec=1.0), se={})
@@ -93,7 +93,7 @@ def test_parts_of_an_experiment_share_a_cell_and_the_training_they_have_in_commo
     ]
     assert cells(runs)["O2"][4:6] == [
         "2 x 1,500 updates, 24 s on 2 cores",
-        "both: Rec 1.00; memory: Rec 1.00",
+        "both: Rec 1.00; memory: Rec 1.00; embedding, softmax: not run",
     ]
 
 
@@ -112,7 +112,9 @@ def test_runs_with_several_seeds_are_averaged():
         "mean ± sd of 3 training seeds: accuracy % with 100 72.0 ± 2.6, "
         "untrained model with 100 52.0",
     ]
-    assert actual["S3"][5] == "seed 1: accuracy % 55.0, untrained model 50.0"
+    assert actual["S3"][5] == (
+        "seed 1: accuracy % 55.0, untrained model 50.0; seed 0, seed 2: not run"
+    )
 
 
 def test_scores_by_label_become_the_row_of_an_experiment(tmp_path):
