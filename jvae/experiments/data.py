@@ -25,7 +25,8 @@ class Prepared(NamedTuple):
     """The files of a data set under a budget, and their properties.
 
     kind: kind of the tokenizer, bpe or word. entries: size of its vocabulary. per_row: training
-    sentences per packed row. files: SHA-256 of each, and of the tokenizer.
+    sentences per packed row. files: SHA-256 of each, and of the tokenizer. labelled: whether the
+    lines of the files are `label TAB sentence`.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Prepared(NamedTuple):
     mean_words: float
     per_row: float
     files: Mapping[str, str]
+    labelled: bool = False
 
     def flags(self) -> Overrides:
         """The config values that refer to the files."""
@@ -47,7 +49,11 @@ class Prepared(NamedTuple):
         return self._splits() | {f"init.{role}": str(self.folder / role) for role in roles}
 
     def _splits(self) -> Overrides:
-        return {f"data.{split}": str(self.folder / f"{split}.txt") for split in run_data.SPLITS}
+        kind = "tsv" if self.labelled else "txt"
+        files: Overrides = {}
+        for split in run_data.SPLITS:
+            files[f"data.{split}"] = str(self.folder / f"{split}.{kind}")
+        return files | ({"data.text": "1", "data.label": "0"} if self.labelled else {})
 
     def publish(self, encoder: Path, decoder: Path) -> None:
         """Adds a link to a published encoder and a decoder trimmed to the training text, unless
@@ -59,29 +65,53 @@ class Prepared(NamedTuple):
         link.unlink(missing_ok=True)
         link.symlink_to(encoder.resolve(), target_is_directory=True)
         if not (self.folder / "decoder").is_dir():
-            _, train = read_lines(self.folder, "train")
+            train = read_lines(self.folder, "train").sentences
             trim.trim(decoder, self.folder / "decoder", train)
 
 
-def read_lines(folder: Path, split: str) -> tuple[Path, list[str]]:
-    """The sentences of a split, from `split.txt` or `split.txt.gz`.
+class Lines(NamedTuple):
+    """The lines of a file; labelled: whether they are `label TAB sentence`."""
 
-    Raises: ConfigError if there is neither.
+    path: Path
+    lines: list[str]
+    labelled: bool
+
+    @property
+    def sentences(self) -> list[str]:
+        """The sentences without labels."""
+        if not self.labelled:
+            return self.lines
+        return [line.partition("\t")[2] for line in self.lines]
+
+
+def read_lines(folder: Path, split: str) -> Lines:
+    """The lines of a split, from `split.tsv` if they have labels, or from `split.txt`; both may be
+    compressed.
+
+    Raises: ConfigError if there is no such file.
     """
-    for path in (folder / f"{split}.txt", folder / f"{split}.txt.gz"):
+    for name in ("tsv", "tsv.gz", "txt", "txt.gz"):
+        path = folder / f"{split}.{name}"
         if path.is_file():
             with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as f:
-                return path, [text for line in f if (text := line.rstrip("\r\n"))]
-    raise ConfigError(f"{folder}: no {split}.txt or {split}.txt.gz, one sentence per line")
+                lines = [text for line in f if (text := line.rstrip("\r\n"))]
+            return Lines(path, lines, name.startswith("tsv"))
+    raise ConfigError(
+        f"{folder}: no {split}.txt or {split}.txt.gz, one sentence per line, and no {split}.tsv or "
+        f"{split}.tsv.gz with labels"
+    )
 
 
 def prepare(name: str, source: Path, budget: Budget, folder: Path) -> Prepared:
     """Writes files and tokenizer of a data set to a folder, unless it already has them.
 
-    Raises: ConfigError if a split is missing.
+    Raises: ConfigError if a split is missing, or only some of them have labels.
     """
     files = {split: read_lines(source, split) for split in run_data.SPLITS}
-    origin = {split: sha256(path) for split, (path, _) in files.items()}
+    labelled = files["train"].labelled
+    if any(one.labelled != labelled for one in files.values()):
+        raise ConfigError(f"{source}: some splits are .tsv and others .txt; give all in one form")
+    origin = {split: sha256(one.path) for split, one in files.items()}
     how = [origin, budget.lines, budget.vocab, budget.row_tokens]
     stored = folder / PREPARED
     if stored.is_file():
@@ -92,13 +122,15 @@ def prepare(name: str, source: Path, budget: Budget, folder: Path) -> Prepared:
             f"{folder}: prepared from other files or for other sizes; give another --out, or "
             "remove that folder"
         )
-    texts = {split: lines for split, (_, lines) in files.items()}
     for split in ("valid", "test"):
-        if budget.lines and len(texts[split]) > budget.lines:
-            chosen = np.sort(shuffled(len(texts[split]), 0, 0, f"fair {split}")[: budget.lines])
-            texts[split] = [texts[split][i] for i in chosen]
-    for split, lines in texts.items():
-        write_text(folder / f"{split}.txt", "".join(f"{line}\n" for line in lines))
+        lines = files[split].lines
+        if budget.lines and len(lines) > budget.lines:
+            chosen = np.sort(shuffled(len(lines), 0, 0, f"fair {split}")[: budget.lines])
+            files[split] = files[split]._replace(lines=[lines[i] for i in chosen])
+    written = {split: folder / f"{split}.{'tsv' if labelled else 'txt'}" for split in files}
+    for split, path in written.items():
+        write_text(path, "".join(f"{line}\n" for line in files[split].lines))
+    texts = {split: one.sentences for split, one in files.items()}
     train = texts["train"]
     closed = any(word in UNKNOWN for line in train for word in line.split())
     tokenizer = (
@@ -113,8 +145,9 @@ def prepare(name: str, source: Path, budget: Budget, folder: Path) -> Prepared:
         sentences=len(train),
         mean_words=sum(len(line.split()) for line in train) / len(train),
         per_row=_per_row(tokenizer, texts, budget.row_tokens),
-        files={split: sha256(folder / f"{split}.txt") for split in run_data.SPLITS}
+        files={split: sha256(path) for split, path in written.items()}
         | {"tokenizer": tokenizer.fingerprint},
+        labelled=labelled,
     )
     record = prepared._asdict() | {"how": how}
     del record["name"], record["folder"]

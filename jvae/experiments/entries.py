@@ -6,6 +6,9 @@ from typing import NamedTuple
 Overrides = dict[str, object]  # config values by dotted key
 
 
+VECTORS = 4  # latent vectors of the model with several
+
+
 class Budget(NamedTuple):
     """The size of a run and of its model.
 
@@ -128,6 +131,14 @@ def _optimus(budget: Budget) -> Overrides:
     }
 
 
+def _optimus_vectors(budget: Budget) -> Overrides:
+    return _optimus(budget) | {
+        "model.vectors": VECTORS,
+        "model.latent": budget.latent // VECTORS,
+        "model.pool": "queries",
+    }
+
+
 def _t5(budget: Budget) -> Overrides:
     sizes = _stack(budget, budget.layers // 2, "decoder")
     sizes.pop("model.decoder.init_std", None)
@@ -198,6 +209,9 @@ ENTRIES = {
     "della": Entry("DELLA", "della", _MLP, 16, "lm", _della),
     "sri": Entry("SRI", "sri", _LSTM, 4, "lstm_lm", _latent),
     # Not in the table by default.
+    "optimus_vectors": Entry(
+        "Optimus, 4 vectors", "optimus", (*_MLP, "model.encoder.mlp"), 16, "lm", _optimus_vectors
+    ),
     "sri_transformer": Entry(
         "SRI, Transformer", "sri:transformer", _MLP, 16, "lm", _sri_transformer
     ),

@@ -10,7 +10,6 @@ is the `tiny` preset.
 import functools
 import hashlib
 import json
-import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from jvae.errors import ConfigError
 from jvae.evals.settings import PRESETS, SIZES
 from jvae.experiments.data import Prepared
 from jvae.experiments.entries import BUDGETS, ENTRIES, SWEEPS, Budget, Entry, Overrides
+from jvae.experiments.steps import Step
 from jvae.runs import build
 from jvae.runs.data import ROLES
 from jvae.tree import named_leaves
@@ -90,7 +90,7 @@ def sizes(name: str, budget_name: str, entries: int) -> int | None:
 
 class Job(NamedTuple):
     """One run. point: the override of a sweep, "" for the table itself. words: the flags without
-    the folder.
+    the folder. probed: whether a linear probe of labels is measured.
     """
 
     budget: str
@@ -101,6 +101,17 @@ class Job(NamedTuple):
     words: tuple[str, ...]
     folder: Path
     fingerprint: str
+    probed: bool = False
+
+    @property
+    def steps(self) -> list[Step]:
+        """Its commands: training with evaluation, and the probe."""
+        workdir = f"--workdir={self.folder}"
+        run = Step(self.folder.name, [*self.words, workdir], self.folder / "eval" / "test.txt")
+        if not self.probed:
+            return [run]
+        result = self.folder / "eval" / "probe.txt"
+        return [run, Step(f"{self.folder.name}-probe", [workdir, "--mode=probe"], result)]
 
     @property
     def key(self) -> tuple[str, str, str, int, str]:
@@ -109,8 +120,7 @@ class Job(NamedTuple):
 
     def command(self, out: Path | None = None) -> str:
         """The command line; `out` replaces `OUT`, to keep local paths out of stored commands."""
-        words = ["python", "-m", "jvae.main", *self.words, f"--workdir={self.folder}"]
-        text = shlex.join(words)
+        text = self.steps[0].command
         return text if out is None else text.replace(str(out), str(OUT))
 
 
@@ -150,7 +160,8 @@ def make_job(
     fingerprint = digest.hexdigest()[:12]
     suffix = f"-{point}" if point else ""
     folder = data.folder / f"{name}{suffix}-{seed}-{fingerprint[:6]}"
-    return Job(budget_name, data.name, name, seed, point, words, folder, fingerprint)
+    probed = data.labelled and entry.floor is not None
+    return Job(budget_name, data.name, name, seed, point, words, folder, fingerprint, probed)
 
 
 def _spelled_out(evals: Overrides) -> Overrides:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -34,6 +34,24 @@ ERRORS = 2.0  # tolerance of bounds, in standard errors
 KEYS = ("budget", "data", "entry", "seed", "point")
 
 
+class Cost(NamedTuple):
+    """Parameters of a run, and the last step and FLOPs per update of each of its phases: those of
+    the matrix products of its programs, with padding, the encoder, chains and frozen parts.
+    """
+
+    params: int
+    params_all: int
+    phases: list[tuple[int, float]]
+
+    def until(self, step: int) -> float:
+        """FLOPs of all updates until a step."""
+        total, begin = 0.0, 0
+        for end, flops in self.phases:
+            total += max(0, min(end, step) - begin) * flops
+            begin = end
+        return total
+
+
 def key(row: Row) -> Key:
     """The key of a row; a newer row replaces an older one with the same key."""
     budget, data, entry, seed, point = (row[name] for name in KEYS)
@@ -59,10 +77,15 @@ def row_of(job: Job, out: Path) -> Row:
     Raises: ConfigError if it has not been evaluated.
     """
     result = results.row_of(job.folder)
+    if job.probed:
+        probe = results.row_of(job.folder, "probe")
+        for part in ("metrics", "baseline", "se"):
+            result[part] |= {n: v for n, v in probe[part].items() if n == "probe_label"}
     path = job.folder / "eval" / "test.json"
     report = json.loads(path.read_text(encoding="utf-8"))
     card = report["card"]
-    laps = [line for line in read_lines(job.folder / "metrics.jsonl") if "train/loss" in line]
+    log = read_lines(job.folder / "metrics.jsonl")
+    laps = [line for line in log if "train/loss" in line]
     ends = [line["step"] for line in laps]
     lap_steps = [b - a for a, b in zip([0, *ends], ends, strict=False)]
     seen = sum(n * lap["train/sentences"] for n, lap in zip(lap_steps, laps, strict=True))
@@ -71,6 +94,7 @@ def row_of(job: Job, out: Path) -> Row:
     lines = path.with_name("test.sentences.jsonl").read_text(encoding="utf-8").splitlines()
     by_sentence = [json.loads(line) for line in lines]
     nll = "nll" if "nll" in by_sentence[0] else f"nll_{card['k']}"
+    costs = cost(job.folder, ends[-1])
     return result | {
         "nll_e": [round(record[nll], 3) for record in by_sentence],
         "sentence_e": [record["sentence"] for record in by_sentence],
@@ -91,8 +115,26 @@ def row_of(job: Job, out: Path) -> Row:
         "sentences_per_s": round(speeds[len(speeds) // 2], 1),
         "notes": report["notes"],
         "mi_n": _sentences_of_mi(report["metrics"]),
-        **cost(job.folder, ends[-1]),
+        "flops": costs.until(ends[-1]),
+        "params": costs.params,
+        "params_all": costs.params_all,
+        "curve": _curve(log, costs),
     }
+
+
+def _curve(log: Sequence[Mapping[str, Any]], costs: Cost) -> list[tuple[float, float]]:
+    """Training TFLOP until every check of the last phase, and its validation -ELBO in nats per
+    sentence. The bound of language models is Rec, as they have no KL.
+    """
+    begin = costs.phases[-2][0] if len(costs.phases) > 1 else 0
+    return [
+        (
+            round(costs.until(line["step"]) / 1e12, 3),
+            round(line["valid/rec"] + line.get("valid/kl", 0.0), 3),
+        )
+        for line in log
+        if "valid/rec" in line and line["step"] > begin
+    ]
 
 
 def _sentences_of_mi(metrics: Mapping[str, Any]) -> int | None:
@@ -101,31 +143,28 @@ def _sentences_of_mi(metrics: Mapping[str, Any]) -> int | None:
     return int(note.split(",")[0].removeprefix("N = ")) if note.startswith("N = ") else None
 
 
-def cost(folder: Path, steps: int) -> dict[str, float]:
-    """Parameters of a run, and the matrix products of its training programs, including padding, the
-    encoder, chains and frozen parts.
-    """
+def cost(folder: Path, steps: int) -> Cost:
+    """The cost of the first `steps` updates of a run."""
     config = workdir.saved_config(folder)
     run = build.open_run(config, folder)
     mesh = meshes.make_mesh(run.config.mesh)
     plan = block_rows(run.data["train"], run.rows)
     shapes = Counter(tuple(sorted(row.items())) for row in plan.row)
     first = next(iter(eval_batches(run.data["train"], run.rows)))
-    total = done = 0
-    begun = phases.resolve(run.config)
-    for phase in begun:
+    done, ends = 0, []
+    for phase in phases.resolve(run.config):
         current = program.compile_phase(run, phase, mesh, begin=done)
         state, drawn = current.abstract, jax.eval_shape(lambda: jax.random.key(0))
         mean = sum(
             times * matmul_flops(current.train_step.trace(state, _of(first, row), drawn).jaxpr)
             for row, times in shapes.items()
         ) / sum(shapes.values())
-        steps_of_phase = min(phase.steps, steps - done)
-        total, done = total + steps_of_phase * mean, done + steps_of_phase
+        done = min(done + phase.steps, steps)
+        ends.append((done, mean))
     params, _ = build.param_shardings(run.model, mesh)
     leaves = {name: math.prod(leaf.shape) for name, leaf in named_leaves(params).items()}
     computing_params = sum(n for name, n in leaves.items() if computing(name))
-    return {"flops": total, "params": computing_params, "params_all": sum(leaves.values())}
+    return Cost(computing_params, sum(leaves.values()), ends)
 
 
 def _of(batch: Batch, row: Sequence[tuple[str, int]]) -> Batch:

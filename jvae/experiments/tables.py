@@ -1,32 +1,41 @@
-"""The comparison as Markdown, its figure, and the generated parts of RESULTS.md."""
+"""The comparison as Markdown, and the generated parts of RESULTS.md."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 from jvae.errors import ConfigError
 from jvae.experiments.entries import ENTRIES, SWEEPS
 from jvae.experiments.results import END, NOT_MEASURED
 from jvae.experiments.rows import Key, Row, faults_of, floor_of, key, over_floor
-from jvae.runs.workdir import write_text
 
 BEGIN = "<!-- comparison: "
 OVER = "above its LM, paired"
-IMAGES = Path("jvae/experiments/figures")  # figures of RESULTS.md
 DASH = "–"  # not applicable, or withheld, as a note then explains
 SHOWN_NOTES = ("loose", "withheld")  # keywords of the evaluator's notes that a table repeats
-NAMES = {"snli": "SNLI", "ptb": "PTB"}
+NAMES = {"snli": "SNLI", "ptb": "PTB", "yelp": "short Yelp"}
 Rows = Sequence[Row]  # the seeds of one entry
 Cell = Callable[[Rows], str]
 
 
 def _shown(values: Sequence[float], errors: Sequence[float | None], digits: int) -> str:
-    """One value with its standard error, or mean and standard deviation over seeds."""
-    if len(values) > 1:
+    """The mean over seeds with the standard error over sentences. All seeds are measured on the
+    same sentences, so the mean of their errors is an upper limit of the error of the mean.
+    """
+    known = [error for error in errors if error is not None]
+    se = f" ± {statistics.fmean(known):.{digits}f}" if len(known) == len(errors) else ""
+    return f"{statistics.fmean(values):.{digits}f}{se}"
+
+
+def _spread(value: Callable[[Row], float | None], digits: int = 2) -> Cell:
+    """A cell for the mean and the standard deviation over seeds."""
+
+    def cell(rows: Rows) -> str:
+        values = [one for row in rows if (one := value(row)) is not None]
+        if len(values) < len(rows):
+            return DASH
         return f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
-    se = f" ± {errors[0]:.{digits}f}" if errors[0] is not None else ""
-    return f"{values[0]:.{digits}f}{se}"
+
+    return cell
 
 
 def metric(name: str, digits: int = 2) -> Cell:
@@ -57,6 +66,15 @@ def _active(rows: Rows) -> str:
     return f"{text} ({max(baselines):g})"
 
 
+def _probe(rows: Rows) -> str:
+    """Accuracy of a linear probe in %, and that of the untrained model; corpora with labels."""
+    if not all("probe_label" in row["metrics"] for row in rows):
+        return DASH
+    text = metric("probe_label", 1)(rows)
+    baselines = [row["baseline"]["probe_label"] for row in rows]
+    return f"{text} ({statistics.fmean(baselines):.1f})"
+
+
 def _collapsed(rows: Rows) -> str:
     """The evaluator's verdict; with several seeds, the number of collapsed ones."""
     verdicts = [row["metrics"].get("collapsed") for row in rows]
@@ -73,14 +91,19 @@ def _over_floor(all_rows: Rows) -> Cell:
     def cell(rows: Rows) -> str:
         if ENTRIES[rows[0]["entry"]].floor is None:
             return DASH
-        floors = [floor_of(row, all_rows) for row in rows]
-        if any(floor is None for floor in floors):
+        pairs = [pair for row in rows if (pair := _difference(row, all_rows))]
+        if len(pairs) < len(rows):
             return NOT_MEASURED
-        pairs = [over_floor(row, floor) for row, floor in zip(rows, floors, strict=True) if floor]
         values, errors = zip(*pairs, strict=True)
         return _shown(values, errors, 2)
 
     return cell
+
+
+def _difference(row: Row, rows: Rows) -> tuple[float, float] | None:
+    """NLL above that of its language model with the same seed, and its standard error."""
+    floor = floor_of(row, rows)
+    return None if floor is None else over_floor(row, floor)
 
 
 def _mean(name: str, scale: float, digits: int) -> Cell:
@@ -102,9 +125,9 @@ COLUMNS: Sequence[tuple[str, Cell]] = (
     ("BLEU", metric("bleu", 1)),
     ("prior BLEU-4", metric("bleu_test", 1)),
     ("self-BLEU", metric("self_bleu", 1)),
-    # SNLI and PTB have no labels; use `--mode=probe` for corpora that do.
-    ("probe", lambda rows: DASH),
+    ("probe", _probe),
 )
+SPREAD = (("-ELBO", "neg_elbo"), ("Rec", "rec"), ("KL", "kl"), ("MI", "mi"), ("BLEU", "bleu"))
 BRIEF = ("model", "NLL_{k}", "Rec", "KL", "AU (baseline)", "collapsed", "BLEU")
 COSTS: Sequence[tuple[str, Cell]] = (
     ("model", lambda rows: ENTRIES[rows[0]["entry"]].title),
@@ -151,25 +174,46 @@ def tables(rows: Rows) -> str:
     wrong = faults_of(rows)
     for (budget, data), groups in grouped(rows).items():
         first = groups[0][0]
-        sentences = f"{first['evaluated']:,} test sentences"
-        parts += [f"### {NAMES.get(data, data)}, budget `{budget}`", ""]
-        spread = (
-            "mean ± standard deviation over seeds"
-            if len(groups[0]) > 1
-            else ("± standard error over sentences")
-        )
+        several = any(len(group) > 1 for group in groups)
         parts += [
-            f"Nats per sentence; {sentences}, K = {first['k']}; {spread}.",
+            f"### {NAMES.get(data, data)}, budget `{budget}`",
+            "",
+            f"Nats per sentence; {first['evaluated']:,} test sentences, K = {first['k']}; "
+            f"± standard error over sentences{'; means over seeds' if several else ''}.",
             "",
             *_markdown((*COLUMNS[:2], (OVER, _over_floor(rows)), *COLUMNS[2:]), groups),
             "",
             *_markdown(COSTS, groups),
             "",
         ]
+        parts += _seeds(groups, rows)
         group_rows = [row for row in rows if (row["budget"], row["data"]) == (budget, data)]
         parts += _warnings(group_rows, wrong)
         parts += _sweep(group_rows)
     return "\n".join(parts).rstrip() or f"{NOT_MEASURED}: no rows yet."
+
+
+def _seeds(groups: Sequence[Rows], rows: Rows) -> list[str]:
+    """The spread between seeds, for the models with more than one; empty without any."""
+    several = [group for group in groups if len(group) > 1]
+    if not several:
+        return []
+
+    def over(row: Row) -> float | None:
+        pair = _difference(row, rows)
+        return pair and pair[0]
+
+    def value(name: str) -> Callable[[Row], float | None]:
+        return lambda row: row["metrics"].get(name.format(k=row["k"]))
+
+    columns: Sequence[tuple[str, Cell]] = (
+        COLUMNS[0],
+        ("seeds", lambda rows: ", ".join(str(row["seed"]) for row in rows)),
+        ("NLL_{k}", _spread(value("nll_{k}"))),
+        (OVER, _spread(over)),
+        *((title, _spread(value(name))) for title, name in SPREAD),
+    )
+    return ["Mean ± standard deviation over seeds:", "", *_markdown(columns, several), ""]
 
 
 def brief(rows: Rows) -> str:
@@ -243,60 +287,11 @@ def swept(rows: Rows) -> dict[str, list[Row]]:
     points: dict[str, list[Row]] = {}
     for name in SWEEPS:
         group = [r for r in rows if r["entry"] == name and r["metrics"].get("kl") is not None]
-        if any(row["point"] for row in group):
+        seeds = {row["seed"] for row in group if row["point"]}
+        if seeds:
+            group = [row for row in group if row["seed"] in seeds]
             points[name] = sorted(group, key=lambda row: row["knob"])
     return points
-
-
-def figure(rows: Rows) -> Any:
-    """Rate (KL) against distortion (Rec) of the swept models, lines of equal -ELBO, as a
-    `jvae.report.look.Picture`; None where none was swept.
-
-    Source: Alemi et al. 2018, "Fixing a Broken ELBO".
-    """
-    from jvae.report import look, palette
-
-    series = swept(rows)
-    if not series:
-        return None
-    with look.look():
-        fig = look.figure(4.2, 6.5)
-        ax = fig.subplots()
-        points = [
-            (row["metrics"]["kl"], row["metrics"]["rec"]) for s in series.values() for row in s
-        ]
-        ends = (0.0, 1.1 * max(rate for rate, _ in points))
-        beside = [floor for name in series if (floor := ENTRIES[name].floor)]
-        floors = {
-            row["entry"]: row["metrics"]["neg_elbo"]
-            for row in rows
-            if row["entry"] in beside and not row["point"]
-        }
-        for name, nats in floors.items():
-            below = nats < max(floors.values())
-            ax.plot(ends, [nats, nats - ends[1]], color=palette.OTHER, linewidth=1, zorder=1)
-            ax.annotate(
-                ENTRIES[name].title,
-                (ends[1], nats - ends[1]),
-                (-4, -34) if below else (-4, 26),
-                ha="right",
-                textcoords="offset points",
-                color=palette.FAINT,
-                fontsize=8,
-            )
-        for color, (name, group) in zip(palette.COLORS, series.items(), strict=False):
-            x, y = ([row["metrics"][key] for row in group] for key in ("kl", "rec"))
-            ax.plot(x, y, "o-", color=color, label=ENTRIES[name].title)
-            for row, rate, rec in zip(group, x, y, strict=True):
-                label = f"{'τ' if name.startswith('sri') else 'β'} = {row['knob']:g}"
-                ax.annotate(label, (rate, rec), (5, 5), textcoords="offset points", fontsize=8)
-        ax.set_xlabel("rate: KL, nats per sentence")
-        ax.set_ylabel("distortion: Rec, nats per sentence")
-        ax.set_xlim(ends)
-        ax.set_ylim(0, 1.1 * max(*floors.values(), *(rec for _, rec in points)))
-        ax.legend()
-        titles = ", ".join(ENTRIES[name].title for name in series)
-        return look.picture(fig, f"Rate against distortion of {titles}")
 
 
 def commands(rows: Rows) -> str:
@@ -308,29 +303,6 @@ def commands(rows: Rows) -> str:
         for row in rows
     ]
     return "\n".join(lines) or f"{NOT_MEASURED}: no rows yet."
-
-
-def figures(rows: Rows, folder: Path) -> list[str]:
-    """Writes the figure of every swept budget and data set; returns Markdown to embed them."""
-    lines = []
-    for budget, data in grouped(rows):
-        group_rows = [row for row in rows if (row["budget"], row["data"]) == (budget, data)]
-        if picture := figure(group_rows):
-            path = folder / f"rate-distortion-{budget}-{data}.svg"
-            write_text(path, picture.svg.decode())
-            title = f"{NAMES.get(data, data)}, budget `{budget}`"
-            lines.append(f"![{picture.text}, {title}]({IMAGES.as_posix()}/{path.name})")
-    return lines
-
-
-def generated(rows: Rows, images: Sequence[str]) -> dict[str, str]:
-    """The generated parts of RESULTS.md and README.md, by name."""
-    return {
-        "brief": brief(rows),
-        "tables": tables(rows),
-        "figures": "\n\n".join(images) or f"{NOT_MEASURED}: no sweep yet.",
-        "commands": commands(rows),
-    }
 
 
 def filled(text: str, parts: Mapping[str, str]) -> str:

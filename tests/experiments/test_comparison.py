@@ -18,7 +18,7 @@ from jvae.api import Batch, Side
 from jvae.data import grammar, tokenizers
 from jvae.errors import ConfigError
 from jvae.evals.settings import EvalConfig
-from jvae.experiments import comparison, data, entries, plan, tables
+from jvae.experiments import comparison, data, entries, learned_priors, pictures, plan, tables
 from jvae.experiments import rows as comparison_rows
 from jvae.experiments.entries import BUDGETS, DEFAULT, ENTRIES
 from jvae.experiments.results import read_rows
@@ -150,6 +150,29 @@ def test_a_closed_text_is_read_by_words(tmp_path, folder):
     assert len(ids) == 5 and tokenizer.decode(ids) == "the <unk> sat"
 
 
+def test_labels_are_kept_apart_from_the_text(tmp_path, folder, tiny):
+    labelled = tmp_path / "labelled"
+    labelled.mkdir()
+    for split in ("train", "valid", "test"):
+        lines = data.read_lines(folder, split).lines
+        text = "".join(f"{i % 2}\t{line}\n" for i, line in enumerate(lines))
+        (labelled / f"{split}.tsv").write_text(text)
+    dataset = data.prepare("toy", labelled, TINY, tmp_path / "with")
+    plain = data.prepare("toy", folder, TINY, tmp_path / "without")
+    assert dataset.labelled and not plain.labelled
+    assert dataset.mean_words == plain.mean_words and dataset.per_row == plain.per_row
+    assert dataset.files["tokenizer"] == plain.files["tokenizer"]
+    flags = dataset.flags()
+    assert (flags["data.text"], flags["data.label"]) == ("1", "0")
+    assert str(flags["data.test"]).endswith("test.tsv") and "data.label" not in plain.flags()
+    jobs = comparison.plan(arguments(tmp_path, labelled, "--models=lm,optimus"))
+    assert [len(job.steps) for job in jobs] == [1, 2]  # a language model has nothing to probe
+    assert jobs[1].steps[1].words == [f"--workdir={jobs[1].folder}", "--mode=probe"]
+    (labelled / "test.tsv").rename(labelled / "test.txt")
+    with pytest.raises(ConfigError, match="some splits are .tsv and others .txt"):
+        data.prepare("toy", labelled, TINY, tmp_path / "mixed")
+
+
 def published_decoder(path):
     """A folder with a tokenizer and weights; only what `trim` reads."""
     tokenizers.train_bpe(["the dog sat on the mat", "unused words of other texts"], 290).save(path)
@@ -261,6 +284,8 @@ def test_stored_rows_were_measured_by_the_preset_of_their_budget():
         (["--budget=cheap", "--data=a=b"], "expected one of cpu-short, cpu"),
         (["--models=gpt", "--data=a=b"], "--models=gpt: expected some of lm"),
         (["--data=snli"], "write --data=NAME=FOLDER"),
+        (["--priors=flo", "--data=a=b"], "did you mean 'flow'"),
+        (["--seeds=0,x", "--data=a=b"], "--seeds=0,x: expected numbers"),
         ([], "give --data=NAME=FOLDER"),
     ],
 )
@@ -302,9 +327,9 @@ def made_up(entry="optimus", nll=30.0, se=0.2, seed=0, point="", **metrics):
 
 
 def finish(job):
-    """The files of a finished run, without training it."""
+    """The files of a finished run, without training it; with a probe of its labels."""
     eval_dir = job.folder / "eval"
-    eval_dir.mkdir(parents=True)
+    eval_dir.mkdir(parents=True, exist_ok=True)
     report = {
         "card": {
             "commit": "abc",
@@ -320,6 +345,8 @@ def finish(job):
         "notes": [],
     }
     (eval_dir / "test.json").write_text(json.dumps(report))
+    probe = {"value": 80.0, "se": 2.0, "note": "", "baseline": 60.0}
+    (eval_dir / "probe.json").write_text(json.dumps(report | {"metrics": {"probe_label": probe}}))
     (eval_dir / "test.txt").write_text("table\n")
     rows = [json.dumps({"sentence": i, "nll_2": 19.0 + 2 * i}) for i in range(2)]
     (eval_dir / "test.sentences.jsonl").write_text("\n".join(rows) + "\n")
@@ -335,18 +362,27 @@ def runs(monkeypatch):
     seen, codes, jobs = [], {}, {}
 
     def start(self, command, log):
-        folder = Path(command[-1].removeprefix("--workdir="))
+        (workdir,) = (word for word in command if word.startswith("--workdir="))
+        folder = Path(workdir.removeprefix("--workdir="))
         seen.append(folder)
+        log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("what it said\n")
         if code := codes.get(len(seen)):
             return code
-        finish(jobs[folder])
+        if "--mode=prior" in command:
+            kind = command[-1].removeprefix("--prior.kind=")
+            nll = {"own": 20.0, "fitted": 19.5, "ceiling": None, "se": 0.1}
+            metrics = {"metrics": {"nll_2": nll}}
+            (folder / f"eval/prior-{kind}.json").write_text(json.dumps(metrics))
+            (folder / f"eval/prior-{kind}.txt").write_text("table\n")
+        else:
+            finish(jobs[folder])
         return 0
 
     monkeypatch.setattr(comparison.Runner, "run", start)
     monkeypatch.setattr(comparison.Runner, "listen", lambda self: None)
     monkeypatch.setattr(
-        comparison_rows, "cost", lambda folder, steps: dict(flops=1e12, params=5, params_all=6)
+        comparison_rows, "cost", lambda folder, steps: comparison_rows.Cost(5, 6, [(10, 1e11)])
     )
     return seen, codes, jobs
 
@@ -394,6 +430,30 @@ def test_what_is_missing_is_run_once(tmp_path, folder, tiny, runs, capsys):
     assert comparison.missing(planned, tmp_path / "rows.jsonl") == []
     other = planned[0]._replace(fingerprint="another")
     assert comparison.missing([other], tmp_path / "rows.jsonl") == [other]
+
+
+@pytest.mark.slow
+def test_priors_are_fitted_once_to_every_model_with_a_latent(tmp_path, folder, tiny, runs, capsys):
+    seen, _, jobs = runs
+    words = [f"--data=toy={folder}", "--budget=tiny", "--models=lm,della", "--seeds=3,4"]
+    words += [f"--out={tmp_path / 'out'}", f"--rows={tmp_path / 'rows.jsonl'}"]
+    planned = comparison.plan(comparison._arguments(words))
+    jobs |= {job.folder: job for job in planned}
+    assert [(job.entry, job.seed) for job in planned] == [
+        (name, seed) for name in ("lm", "della") for seed in (3, 4)
+    ]
+    assert comparison.main(words) == 0 and len(seen) == 4
+    words.append("--priors=gmm,flow")
+    assert comparison.main(words) == 0
+    assert seen[4:] == [planned[2].folder] * 2
+    text = capsys.readouterr().out
+    assert "| DELLA | gmm | 19.50 | 0.50 ± 0.10 |" in text and "| DELLA | own | 20.00 | – |" in text
+    assert comparison.main(words) == 0 and len(seen) == 6
+    # A row from another machine has no run that a prior could be fitted to.
+    (tmp_path / "rows_priors.jsonl").unlink()
+    planned[2].steps[0].result.unlink()
+    assert comparison.main(words) == 0
+    assert len(seen) == 9 - 2  # the run; the tables of the priors are still there
 
 
 def test_a_budget_that_compiles_trains_nothing(tmp_path, folder, monkeypatch, runs, capsys):
@@ -476,10 +536,21 @@ def test_cells_of_several_seeds():
     rows = [made_up("della", nll, seed=seed) for seed, nll in enumerate((29.0, 30.0, 31.0))]
     rows[2]["metrics"]["collapsed"] = True
     rows[2]["collapse"] = ["no active unit"]
+    rows.append(made_up("lm", 29.0))
     text = tables.tables(rows)
-    row = dict(zip(cells(text, "model"), cells(text, "DELLA"), strict=True))
-    assert row["NLL_100"] == "30.00 ± 1.00" and row["collapsed"] == "**1 of 3**"
-    assert "standard deviation over seeds" in text
+    table, seeds = text.split("Mean ± standard deviation over seeds:")
+    row = dict(zip(cells(table, "model"), cells(table, "DELLA"), strict=True))
+    # Over sentences in one table, over seeds in the other.
+    assert row["NLL_100"] == "30.00 ± 0.20" and row["collapsed"] == "**1 of 3**"
+    assert "± standard error over sentences; means over seeds." in table
+    row = dict(zip(cells(seeds, "model"), cells(seeds, "DELLA"), strict=True))
+    assert row["seeds"] == "0, 1, 2" and row["NLL_100"] == "30.00 ± 1.00"
+    assert row[tables.OVER] == "–"  # the language model has one seed
+    rows += [made_up("lm", nll, seed=seed) for seed, nll in ((1, 29.5), (2, 30.0))]
+    text = tables.tables(rows)
+    seeds = text.split("Mean ± standard deviation over seeds:")[1]
+    row = dict(zip(cells(seeds, "model"), cells(seeds, "DELLA"), strict=True))
+    assert row[tables.OVER] == "0.50 ± 0.50"
     assert "Collapsed according to the evaluator, DELLA, seed 2: no active unit." in text
 
 
@@ -514,7 +585,7 @@ def test_a_baseline_of_chains_that_is_not_dead_is_told():
 
 def test_rate_against_distortion(tmp_path):
     rows = [made_up("lm", 29.0), made_up("optimus")]
-    assert tables.figure(rows) is None and "knob" not in tables.tables(rows)
+    assert pictures.rate_distortion(rows) is None and "knob" not in tables.tables(rows)
     for value, kl in ((0.1, 9.0), (1.0, 3.0)):
         row = made_up("optimus", point=f"objective.beta.stop={value:g}", kl=kl)
         rows.append(row | {"knob": value})
@@ -522,11 +593,31 @@ def test_rate_against_distortion(tmp_path):
     assert [row["knob"] for row in points] == [0.1, 0.8, 1.0]
     text = tables.tables(rows)
     assert "| Optimus | β = 0.1 | 9.00 | 26.00 |" in text
-    (line,) = tables.figures(rows, tmp_path / "results")
+    # The sweep does not include other seeds.
+    assert tables.swept([*rows, made_up("optimus", seed=1)])["optimus"] == points
+    drawn = pictures.write(rows, tmp_path / "results")
+    (line,) = drawn["rate-distortion"]
     assert line.endswith("(jvae/experiments/figures/rate-distortion-cpu-snli.svg)")
     svg = (tmp_path / "results/rate-distortion-cpu-snli.svg").read_text()
-    assert "Optimus" in svg and tables.figures(rows, tmp_path / "results") == [line]
+    assert "Optimus" in svg and pictures.write(rows, tmp_path / "results") == drawn
     assert svg == (tmp_path / "results/rate-distortion-cpu-snli.svg").read_text()
+
+
+def test_the_bound_over_training_compute(tmp_path):
+    rows = [made_up("lm", 29.0), made_up("optimus")]
+    assert pictures.compute(rows) is None
+    rows[1]["curve"] = [[0.5, 60.0], [1.0, 31.0]]
+    (line,) = pictures.write(rows, tmp_path)["compute"]
+    assert line.startswith("![Validation -ELBO over training compute of Optimus, SNLI")
+    assert "Transformer LM" not in (tmp_path / "compute-cpu-snli.svg").read_text()
+
+
+def test_flops_until_a_step_follow_the_phases():
+    cost = comparison_rows.Cost(1, 2, [(10, 2.0), (30, 5.0)])
+    assert [cost.until(step) for step in (0, 4, 10, 12, 30, 99)] == [0, 8, 20, 30, 120, 120]
+    log = [{"step": step, "valid/rec": 3.0, "valid/kl": 1.0} for step in (10, 20, 30)]
+    log.append({"step": 30, "train/loss": 1.0})
+    assert comparison_rows._curve(log, cost) == [(0.0, 4.0)] * 2  # only the last phase
 
 
 def test_a_document_is_filled_between_its_marks():
@@ -541,7 +632,8 @@ def test_a_document_is_filled_between_its_marks():
 
 def test_the_results_show_the_rows(tmp_path):
     rows = read_rows(comparison_rows.ROWS)
-    parts = tables.generated(rows, tables.figures(rows, tmp_path / "results"))
+    priors = read_rows(learned_priors.rows_file(comparison_rows.ROWS))
+    parts = comparison.generated(rows, priors, tmp_path / "results")
     for document in (RESULTS, RESULTS.with_name("README.md")):
         text = document.read_text(encoding="utf-8")
         assert tables.BEGIN in text and tables.filled(text, parts) == text
