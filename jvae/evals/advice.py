@@ -5,8 +5,9 @@ Overfitting and unknown tokens have warnings of their own.
 
 from collections.abc import Mapping, Sequence
 
+from jvae.runs.own_text import TOO_FEW
+
 LABEL = "Hint: "  # prefix of each line
-FEW = 5_000  # training texts below which most words are seen too rarely to be learned
 POOR = 20.0  # % of exact reconstructions below which the latent does not encode the texts
 FALLING = 0.01  # share of the validation -ELBO by which the last check still improved
 LOST = 0.01  # share of skipped lines worth a hint
@@ -48,7 +49,7 @@ def find(
         remedy = (
             f"{texts:,} texts are too few to learn a language from: start from pretrained weights "
             "(--config=optimus:smollm2)"
-            if texts < FEW and not pretrained
+            if texts < TOO_FEW and not pretrained
             else "a lower weight of the KL (objective.beta.stop=0.5), a larger latent "
             "(model.latent) or more steps raise it, at a higher KL"
         )

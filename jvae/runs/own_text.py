@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from jvae.config import dataclass_from
 from jvae.data import corpus
 from jvae.data.formats import Reader
+from jvae.data.tokenizers import train_bpe
 from jvae.errors import ConfigError
 
 NAME = "auto"  # name of the config that requests it
@@ -22,12 +23,19 @@ USES = 25  # how often an entry of a trained tokenizer should be used, on averag
 VOCABULARY = (400, 8_000)  # smallest and largest vocabulary
 UPDATES = (1_500, 8_000)  # fewest and most updates
 CHECKS, EVERY = 20, 25  # checks of a run, but with this many updates between them
-WORD_TOKENS = 1.4  # tokens per word, with a vocabulary of a few thousand entries
+WORD_BYTES = 6  # a text without spaces counts as words of this many bytes
+WORD_TOKENS = 1.4  # tokens per word that rows are sized for, whatever the vocabulary
+SPECIAL = 2  # tokens added to every text
+LONGER = 1.5  # other texts may have this many times the tokens of the longest one read
 ROW = 64  # tokens per row, unless texts are long
 
 
 class Facts(NamedTuple):
-    """Statistics of a corpus; words are separated by whitespace."""
+    """Statistics of a corpus. Words are separated by whitespace; a text with few spaces, such as
+    Chinese, has as many as its bytes are worth (`WORD_BYTES`).
+
+    tokens, most_tokens: mean and maximum per text, with the vocabulary of `vocabulary`.
+    """
 
     lines: int
     mean: float  # words per text
@@ -36,6 +44,8 @@ class Facts(NamedTuple):
     words: int  # total number of words
     different: int
     once: float  # share of distinct words that occur once
+    tokens: float
+    most_tokens: int
     labels: int = 0
     source: bool = False
 
@@ -48,9 +58,11 @@ class Choice(NamedTuple):
     reasons: list[str]
 
 
-def read(data: ConfigDict) -> Facts:
+def read(data: ConfigDict, vocab: int | None = None) -> Facts:
     """Computes the statistics of `data.train`.
 
+    Args:
+      vocab: entries of the tokenizer, if you set them.
     Raises: ConfigError if it names no text; DataError for text that cannot be read.
     """
     if not data.train:
@@ -58,26 +70,40 @@ def read(data: ConfigDict) -> Facts:
     reader = {field.name: data[field.name] for field in dataclasses.fields(Reader)}
     # Length limits off: the lengths are to be measured.
     reader |= dict(on_error="drop", max_words=None, sentences=False)
-    texts = corpus.survey(data.train, dataclass_from(Reader, reader, "data"), corpus.cache_dir(""))
-    lengths, counts, labels = [], Counter(), set()
-    for _, located in zip(range(READ), texts.examples(), strict=False):
-        words = located.example.text.split()
-        lengths.append(len(words) + len(located.example.source.split()))
+    corpus_read = corpus.survey(
+        data.train, dataclass_from(Reader, reader, "data"), corpus.cache_dir("")
+    )
+    texts, lengths, counts, labels = [], [], Counter(), set()
+    for _, located in zip(range(READ), corpus_read.examples(), strict=False):
+        text = " ".join(filter(None, (located.example.text, located.example.source)))
+        words = text.split()
+        texts.append(text)
+        lengths.append(max(len(words), len(text.encode()) // WORD_BYTES))
         counts.update(words)
         labels.add(located.example.label)
     length_n = np.array(lengths)
-    share = len(texts) / len(lengths)
+    share = len(corpus_read) / len(lengths)
+    words = round(share * length_n.sum())
+    tokenizer = train_bpe(texts, vocab or vocabulary(words))
+    token_n = np.array([len(ids) for ids in tokenizer.encode_batch(texts)])
     return Facts(
-        lines=len(texts),
+        lines=len(corpus_read),
         mean=float(length_n.mean()),
         longest=int(length_n.max()),
         most=math.ceil(np.quantile(length_n, 0.99)),
-        words=round(share * counts.total()),
+        words=words,
         different=len(counts),
         once=sum(count == 1 for count in counts.values()) / len(counts),
+        tokens=float(token_n.mean()),
+        most_tokens=int(token_n.max()),
         labels=len(labels) if data.label else 0,
         source=bool(data.source),
     )
+
+
+def vocabulary(words: int) -> int:
+    """Entries of the tokenizer for a text of this many words."""
+    return _rounded(min(max(words / USES, VOCABULARY[0]), VOCABULARY[1]))
 
 
 def choose(facts: Facts, steps: int | None = None) -> Choice:
@@ -117,21 +143,22 @@ def choose(facts: Facts, steps: int | None = None) -> Choice:
             f"data.sentences=true: documents of up to {facts.most} words are split into sentences",
             data__sentences=True,
         )
-    vocabulary = _rounded(min(max(facts.words / USES, VOCABULARY[0]), VOCABULARY[1]))
+    vocab = vocabulary(facts.words)
     say(
-        f"data.vocab={vocabulary}, byte-level BPE: no word is unknown, and an entry is seen about "
-        f"{facts.words * WORD_TOKENS / vocabulary:.0f} times",
+        f"data.vocab={vocab}, byte-level BPE: no word is unknown, and an entry is seen about "
+        f"{facts.lines * facts.tokens / vocab:.0f} times",
         data__tokenizer_kind="bpe",
-        data__vocab=vocabulary,
+        data__vocab=vocab,
     )
-    longest = min(facts.longest, LONG)
+    longest = facts.most_tokens * LONGER
     if facts.longest > LONG:
+        longest = 3 * LONG  # a rare word takes several tokens
         say(
-            f"data.max_words={longest}, data.on_error=drop: longer texts are left out and counted",
-            data__max_words=longest,
+            f"data.max_words={LONG}, data.on_error=drop: longer texts are left out and counted",
+            data__max_words=LONG,
             data__on_error="drop",
         )
-    positions = _power(max(longest * 3, 64))  # a rare word takes several tokens
+    positions = _power(max(longest + SPECIAL, 64))
     for role in ("decoder",) if facts.source else ("encoder", "decoder"):
         values[f"model.{role}.positions"] = positions
 
@@ -146,15 +173,17 @@ def choose(facts: Facts, steps: int | None = None) -> Choice:
     why = f"without it, a model of this size memorises {n:,} texts" if dropout else "enough text"
     reasons.append(f"dropout={dropout:g}: {why}")
 
-    update = min(max(n / 60, 16), 64)  # texts per update
-    tokens = words * WORD_TOKENS + 2
-    row = ROW if tokens < 40 else _power(2 * tokens)
-    rows = max(round(update * tokens / row), 2)
+    update = min(max(n / 60, 16), 64)  # texts per update that rows are sized for
+    by_words = words * WORD_TOKENS + SPECIAL
+    row = ROW if by_words < 40 else _power(2 * by_words)
+    rows = max(round(update * by_words / row), 2)
+    tokens = facts.tokens * words / facts.mean + SPECIAL
+    read = rows * row / tokens  # texts per update, if rows were full
     epochs = min(max(40 * math.sqrt(5_000 / n), 8), 60)
     steps = steps or _rounded(min(max(epochs * n / update, UPDATES[0]), UPDATES[1]))
     say(
-        f"data.batch_rows={rows} rows of {row} tokens, about {update:.0f} texts per update; "
-        f"train.steps={steps:,}, {steps * update / n:.1f} times through the text",
+        f"data.batch_rows={rows} rows of {row} tokens, about {read:.0f} texts per update; "
+        f"train.steps={steps:,}, {steps * read / n:.1f} times through the text",
         data__row_tokens=row,
         data__batch_rows=rows,
         train__steps=steps,
@@ -200,7 +229,7 @@ def reference() -> str:
         "| --- " * 7 + "|",
     ]
     for n in (1_000, 2_000, 5_000, 20_000, 50_000, 100_000, 500_000):
-        facts = Facts(lines=n, mean=10, longest=40, most=25, words=10 * n, different=n, once=0.5)
+        facts = Facts(n, 10, 40, 25, 10 * n, n, once=0.5, tokens=14, most_tokens=56)
         chosen = choose(facts).values
         model = {key: chosen[f"model.decoder.{key}"] for key in ("layers", "width", "dropout")}
         vocab, rows = chosen["data.vocab"], chosen["data.batch_rows"]

@@ -99,7 +99,9 @@ def _for_own_text(config: ConfigDict, overrides: Sequence[str], folder: Path | N
     of_data = [flag for flag in overrides if _key(flag).startswith("data.")]
     of_steps = [override for override in overrides if _key(override) == "train.steps"]
     steps = configs.apply_overrides(config, of_steps).train.steps if of_steps else None
-    choice = own_text.choose(own_text.read(configs.apply_overrides(config, of_data).data), steps)
+    data = configs.apply_overrides(config, of_data).data
+    own_vocab = any(_key(flag) == "data.vocab" for flag in of_data)
+    choice = own_text.choose(own_text.read(data, data.vocab if own_vocab else None), steps)
     draft = configs.load(choice.preset).unlock()
     draft.name = config.name
     chosen = [f"{key}={_as_text(value)}" for key, value in choice.values.items()]

@@ -2,6 +2,7 @@
 
 import logging
 
+import numpy as np
 import pytest
 
 from jvae import config as configs
@@ -11,7 +12,17 @@ from jvae.runs import own_text, start
 from jvae.runs.own_text import Facts
 from jvae.validation.validate import validate
 
-CAPTIONS = Facts(lines=5_000, mean=11, longest=40, most=23, words=55_000, different=3_000, once=0.5)
+CAPTIONS = Facts(
+    lines=5_000,
+    mean=11,
+    longest=40,
+    most=23,
+    words=55_000,
+    different=3_000,
+    once=0.5,
+    tokens=15,
+    most_tokens=60,
+)
 
 
 def config_of(choice: own_text.Choice):
@@ -27,7 +38,8 @@ def test_every_choice_is_a_config_that_passes(lines, words, source):
     mean, most, longest = words
     if source and longest > own_text.LONG:
         pytest.skip("pairs cannot be cut into sentences")
-    facts = Facts(lines, mean, longest, most, lines * mean, lines, 0.5, source=source)
+    tokens = dict(tokens=1.4 * mean, most_tokens=2 * longest)
+    facts = Facts(lines, mean, longest, most, lines * mean, lines, 0.5, **tokens, source=source)
     choice = own_text.choose(facts)
     validate(config_of(choice), platform="cpu")
     assert 5 <= len(choice.reasons) <= 10
@@ -62,6 +74,26 @@ def test_a_file_gets_its_config_and_the_log_says_why(tmp_path, caplog):
     assert "auto: as you set: data.vocab=300, train.steps=200" in caplog.text
     again = start.configure(configs.load("auto"), flags, tmp_path / "run")
     assert configs.diff(config, again) == {}
+
+
+def test_text_without_spaces_gets_positions_for_its_tokens(tmp_path):
+    path = tmp_path / "zh.txt"
+    # Many different characters of 3 bytes, 15 to 40 per line: BPE finds little to merge.
+    rng = np.random.default_rng(0)
+    lines = ["".join(chr(0x4E00 + 7 * i) for i in rng.integers(0, 2_000, n)) for n in range(15, 41)]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    config = configs.apply_overrides(configs.load("auto"), [f"data.train={path}"])
+    facts = own_text.read(config.data)
+    assert (facts.longest, facts.lines) == (20, 26)  # 120 bytes
+    assert 64 < facts.most_tokens <= 120
+    assert own_text.choose(facts).values["model.decoder.positions"] in (128, 256)
+
+
+def test_the_stated_number_of_texts_per_update_counts_tokens():
+    choice = own_text.choose(CAPTIONS._replace(lines=1_000, words=11_000, tokens=26.0))
+    rows, row = choice.values["data.batch_rows"], choice.values["data.row_tokens"]
+    (line,) = (reason for reason in choice.reasons if "texts per update" in reason)
+    assert f"about {rows * row / 28:.0f} texts per update" in line
 
 
 def test_without_text_there_is_nothing_to_choose_by():
