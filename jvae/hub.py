@@ -5,9 +5,10 @@ One request without retries detects an unreachable hub quickly; cached files sti
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from jvae.errors import JvaeError
 
@@ -15,8 +16,8 @@ PATIENCE = 5.0  # seconds to wait for the hub before treating it as unreachable
 NO_FOLDER = "no folder here"
 
 
-def file(name: str, path: str, error: type[JvaeError]) -> Path | None:
-    """Fetches one file of a repository, or takes it from the cache.
+def file(name: str, path: str, error: type[JvaeError], tried: str = NO_FOLDER) -> Path | None:
+    """Fetches one file of a repository, or takes it from the cache. `tried` is as in `absent`.
 
     Returns None if the repository has no such file, or if the hub is unreachable and the file is
     not in the cache; see `absent`.
@@ -27,7 +28,7 @@ def file(name: str, path: str, error: type[JvaeError]) -> Path | None:
     from huggingface_hub import errors
 
     try:
-        with _explained(name, error):
+        with _explained(name, error, tried):
             offline = not _reachable()
             copy = huggingface_hub.hf_hub_download(
                 name, path, local_files_only=offline, endpoint=_endpoint()
@@ -52,15 +53,21 @@ def absent(name: str, lacks: str, error: type[JvaeError], tried: str = NO_FOLDER
     )
 
 
-def folder(name: str, error: type[JvaeError], tried: str = NO_FOLDER) -> Path:
+def folder(
+    name: str, error: type[JvaeError], tried: str = NO_FOLDER, *, manifest: str = ""
+) -> Path:
     """Fetches a whole repository, or takes it from the cache. `tried` is as in `absent`.
 
+    Args:
+      manifest: a file that the repository must have; without it nothing else is fetched.
     Raises: `error`.
     """
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
+        if manifest and _reachable() and file(name, manifest, error, tried) is None:
+            raise error(f"{name}: has no {manifest} on the hub, so it is not a model of jvae")
         with _explained(name, error, tried):
             offline = not _reachable()
             snapshot = huggingface_hub.snapshot_download(
@@ -76,19 +83,24 @@ def upload(
     name: str,
     error: type[JvaeError],
     *,
+    manifest: str,
+    kept: Sequence[str] = (),
     private: bool = False,
     token: str | None = None,
     message: str = "",
 ) -> str:
     """Uploads a folder to a repository in one commit and returns the repository's URL.
 
-    The repository is created if needed. Its files are replaced by those of the folder: visible
-    files that the folder lacks are deleted.
+    The repository is created if needed. Files of an earlier upload that the folder lacks are
+    deleted.
 
     Args:
-      private: make a new repository private.
+      manifest: the file of the folder that lists its files, one per line, after their checksum.
+      kept: files that stay as they are where the repository has them.
+      private: create a private repository.
       token: a token with write access; by default that of `hf auth login` or HF_TOKEN.
-    Raises: `error`.
+    Raises: `error`, also if the repository is public and `private` is asked for, or holds visible
+      files that no upload wrote; then nothing is changed.
     """
     import huggingface_hub
     from huggingface_hub import errors
@@ -100,10 +112,22 @@ def upload(
         api.create_repo(name, private=private, exist_ok=True)
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         ours = {path.relative_to(folder).as_posix(): path for path in paths}
-        stale = [file for file in api.list_repo_files(name) if file not in ours and _visible(file)]
+        if private and not api.repo_info(name).private:
+            raise error(
+                f"{name}: exists and is public, so it is not uploaded; make it private on the hub, "
+                "or choose another name"
+            )
+        there = api.list_repo_files(name)
+        stale = [path for path in there if path not in ours and _visible(path)]
+        if foreign := sorted(set(stale) - _listed(api, name, manifest, there)):
+            raise error(
+                f"{name}: holds files that no upload of jvae wrote ({_some(foreign)}), so nothing "
+                "is uploaded; choose another name, or delete them on the hub"
+            )
+        new = {path: source for path, source in ours.items() if path not in {*kept} & {*there}}
         operations = [
-            *(huggingface_hub.CommitOperationAdd(file, path) for file, path in ours.items()),
-            *(huggingface_hub.CommitOperationDelete(file) for file in stale),
+            *(huggingface_hub.CommitOperationAdd(path, source) for path, source in new.items()),
+            *(huggingface_hub.CommitOperationDelete(path) for path in stale),
         ]
         api.create_commit(name, operations, commit_message=message)
     except errors.HfHubHTTPError as failure:
@@ -115,6 +139,19 @@ def upload(
     except (errors.HFValidationError, OSError, ValueError) as failure:
         raise error(f"{name}: cannot be uploaded ({_first_line(failure)})") from None
     return f"{_endpoint()}/{name}"
+
+
+def _listed(api: Any, name: str, manifest: str, there: Sequence[str]) -> set[str]:
+    """The files that an earlier upload listed; empty if there was none."""
+    if manifest not in there:
+        return set()
+    text = Path(api.hf_hub_download(name, manifest)).read_text(encoding="utf-8")
+    return {manifest, *(line.split("  ", 1)[-1] for line in text.splitlines())}
+
+
+def _some(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return f"{', '.join(paths[:3])}{more}"
 
 
 def _visible(path: str) -> bool:

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from jvae.cli import prior_flags, text_input
 from jvae.errors import ConfigError, DataError
-from jvae.inference.checks import listed
+from jvae.inference.checks import READ_BY, listed
 from jvae.inference.neighbors import nearest
 from jvae.inference.text_vae import LoadedVAE
 from jvae.latent.geometry import OFFSETS
@@ -25,10 +25,6 @@ from jvae.validation.validate import validate
 log = logging.getLogger(__name__)
 
 WRITING = ("sample", "reconstruct", "transfer", "interpolate", "analogy", "traverse", "decode")
-# Settings that only one decoding method uses.
-READ_BY = dict.fromkeys(("temperature", "top_k", "top_p"), "sample") | dict.fromkeys(
-    ("beam_width", "length_penalty"), "beam"
-)
 EDITS = ("transfer", "interpolate", "analogy", "traverse", "neighbors")
 FORMATS = {
     ".txt": "text",
@@ -110,7 +106,10 @@ def run(mode: str, config: ConfigDict, folder: Path, options: Options) -> None:
     pairs = vae.conditional and mode != "sample"
     sources, lines = pairs_of(lines) if pairs else (None, lines)
     settings = {k: v for k, v in config.decode.items() if k not in ("batch", "max_length")}
-    call = _Call(vae, options, config.data, settings | flag_settings, flag_settings, lines, sources)
+    settings |= flag_settings
+    method = settings["method"]
+    settings = {k: v for k, v in settings.items() if READ_BY.get(k, method) == method}
+    call = _Call(vae, options, config.data, settings, flag_settings, lines, sources)
     write(MODES[mode](call), kind, options.out)
 
 

@@ -13,6 +13,7 @@ from jvae import errors
 from jvae.data.text_rules import BadLine, clean
 from jvae.decode import DecodeConfig
 from jvae.errors import ConfigError, DataError, InputError, InputTypeError, JvaeError
+from jvae.inference.settings import DecodeSettings
 
 
 def listed(texts: Any, what: str = "sentence") -> list[str]:
@@ -73,10 +74,22 @@ def seed(value: object) -> None:
     errors.whole("seed", value, 0, 2**32 - 1)
 
 
-def settings(names: Iterable[str]) -> None:
-    """Raises: ConfigError for an unknown decoding setting, suggesting the closest match."""
+# Decoding settings that only one method uses.
+READ_BY: Mapping[str, str] = {
+    **dict.fromkeys(("temperature", "top_k", "top_p"), "sample"),
+    **dict.fromkeys(("beam_width", "length_penalty", "norm_length", "early_stopping"), "beam"),
+}
+
+
+def settings(values: DecodeSettings, method: str = "greedy") -> DecodeSettings:
+    """The settings with a method: their own, or that of a setting which only one method uses
+    (`temperature` selects "sample"), or `method`.
+
+    Raises: ConfigError for an unknown setting, suggesting the closest match, and for one that has
+      no effect with the method.
+    """
     options = [field.name for field in dataclasses.fields(DecodeConfig)]
-    for name in names:
+    for name in values:
         if name not in options:
             near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
             near = near or [option for option in options if option.startswith(name[:4])][:1]
@@ -84,6 +97,15 @@ def settings(names: Iterable[str]) -> None:
             raise ConfigError(
                 f"{name!r} is not a decoding setting{hint}; settings: {', '.join(options)}"
             )
+    standard = DecodeConfig()
+    changed = [n for n, v in values.items() if n in READ_BY and v != getattr(standard, n)]
+    chosen = values.get("method") or (READ_BY[changed[0]] if changed else method)
+    for name in changed:
+        if READ_BY[name] != chosen:
+            raise ConfigError(
+                f"{name} has no effect with method={chosen!r}; it is read by {READ_BY[name]!r}"
+            )
+    return values | {"method": chosen}
 
 
 def same_process(pid: int) -> None:

@@ -116,6 +116,7 @@ class LoadedVAE:
         name: str,
         *,
         private: bool = False,
+        keep_card: bool = False,
         license: str = "",
         token: str | None = None,
         message: str = "",
@@ -123,18 +124,27 @@ class LoadedVAE:
         """Uploads the model to the Hugging Face hub and returns the repository's URL.
 
         The run or export that the model was loaded from is uploaded as an export in one commit,
-        with the priors fitted to it. Load it with `jvae.load(name)`.
+        with the priors fitted to it. Load it with `jvae.load(name)`. Another upload to the same
+        repository replaces the files of the earlier one; the hub keeps them in its history.
 
         Args:
           name: the hub repository, "user/model"; created if needed.
-          private: make a new repository private.
+          private: create a private repository; an error if there is a public one.
+          keep_card: leave the card of an earlier upload as it was edited there.
           license: license for the model card, as abbreviated on the hub, such as "apache-2.0".
           token: a token with write access; by default that of `hf auth login` or HF_TOKEN.
-        Raises: WeightsError if the upload fails.
+        Raises: WeightsError if the upload fails, or the repository holds other files.
         """
         if self.publish is None:
             raise InputError("this model was not loaded from a folder; export it and load that")
-        return self.publish(name, private=private, license=license, token=token, message=message)
+        return self.publish(
+            name,
+            private=private,
+            keep_card=keep_card,
+            license=license,
+            token=token,
+            message=message,
+        )
 
     @property
     def _tokenizers(self) -> dict[str, TextTokenizer]:
@@ -433,15 +443,18 @@ class LoadedVAE:
         sources: Sequence[str] | None = None,
         **settings: Unpack[DecodeSettings],
     ) -> list[str]:
-        """Decodes latents to sentences; greedy unless `settings` names another method.
+        """Decodes latents to sentences; greedy unless `settings` select another method.
+
+        A setting that only one method uses selects it: `temperature` sampling, `beam_width` beam
+        search.
 
         Regardless of `max_length`, sentences are limited to the model's positions. A source in
         front of the text takes up some of these.
         """
         checks.same_process(self.pid)
-        checks.settings(settings)
+        settings = checks.settings(settings)
         z_egz = checks.latents(z_egz, ("n", *self.model.latent_shape))
-        defaults: DecodeSettings = {"method": "greedy", "max_length": self.max_length}
+        defaults: DecodeSettings = {"max_length": self.max_length}
         settings = defaults | settings
         config = DecodeConfig(**settings)
         if len(z_egz) == 0:
@@ -514,13 +527,13 @@ class LoadedVAE:
     ) -> list[str]:
         """Generates n sentences from the prior, or n adjacent ones per source if there are sources.
 
-        Uses ancestral sampling unless `settings` names another method. For `prior` and `label` see
-        `sample_prior`.
+        Uses ancestral sampling unless `settings` select another method, as in `decode`. For `prior`
+        and `label` see `sample_prior`.
         """
+        settings = checks.settings(settings, "sample")
         z_egz = self.sample_prior(n, seed, sources, prior=prior, label=label)
         repeated = sources and [source for source in sources for _ in range(n)]
-        sampled: DecodeSettings = {"method": "sample"}
-        return self.decode(z_egz, seed, repeated, **(sampled | settings))
+        return self.decode(z_egz, seed, repeated, **settings)
 
     # ----------------------------------------------------------------------------------------------
     # Editing.

@@ -24,6 +24,7 @@ from jvae.errors import WeightsError
 
 SAFETENSORS = "model.safetensors"
 MSGPACK = "flax_model.msgpack"
+SUMS = "SHA256SUMS"  # the files of an export of jvae, with their hashes
 CONFIG = "config.json"
 INDEX = ".index.json"
 CANDIDATES = (SAFETENSORS, SAFETENSORS + INDEX, MSGPACK, MSGPACK + INDEX)

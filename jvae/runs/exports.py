@@ -40,7 +40,6 @@ from jvae.runs.model_card import About
 from jvae.tree import named_leaves
 
 ADAPTERS = "adapters.safetensors"  # instead of a file with all weights
-SUMS = "SHA256SUMS"
 CARD = model_card.FILE
 ROLES = ("encoder", "decoder")
 NEEDED = (
@@ -177,7 +176,7 @@ def export_model(
         files.write_safetensors(part / weights, leaves, {"format": "jvae"} | metadata)
         elsewhere = () if base is None else tuple(base.where.values())
         card = model_card.write(
-            config, (encoder, decoder), params, about or About(), SUMS, elsewhere
+            config, (encoder, decoder), params, about or About(), files.SUMS, elsewhere
         )
         (part / CARD).write_text(card, encoding="utf-8")
         further = dict(more or {})
@@ -185,7 +184,7 @@ def export_model(
             (part / name).parent.mkdir(parents=True, exist_ok=True)
             (part / name).write_bytes(data)
         lines = [f"{_sha256(part / n)}  {n}\n" for n in sorted(_summed(part))]
-        (part / SUMS).write_text("".join(lines), encoding="utf-8")
+        (part / files.SUMS).write_text("".join(lines), encoding="utf-8")
         os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -336,9 +335,9 @@ def _same_names(tensors: files.Tensors, target: Params, paths: Paths) -> NameTab
 
 def _verify(folder: Path) -> None:
     """Raises WeightsError unless the folder matches its list of hashes."""
-    sums = folder / SUMS
+    sums = folder / files.SUMS
     if not sums.is_file():
-        reason = f"has no {SUMS}; expected a folder that jvae exported"
+        reason = f"has no {files.SUMS}; expected a folder that jvae exported"
         raise WeightsError(f"{folder}: {reason if folder.is_dir() else 'no such folder'}")
     digests: dict[str, str] = {}
     lines = sums.read_bytes().decode("utf-8", "replace").split("\n")
@@ -359,8 +358,9 @@ def _verify(folder: Path) -> None:
     for file, digest in digests.items():
         if _sha256(folder / file) != digest:
             raise WeightsError(
-                f"{folder / file}: is not as it was exported (its SHA-256 differs from {SUMS}). "
-                f"Copy it again; after an intentional change, write its new checksum into {SUMS}"
+                f"{folder / file}: is not as it was exported (its SHA-256 differs from "
+                f"{sums.name}). Copy it again; after an intentional change, write its new checksum "
+                f"into {sums.name}"
             )
 
 
@@ -370,7 +370,7 @@ def _summed(folder: Path) -> set[str]:
     """
     names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     visible = {n.as_posix() for n in names if not any(part.startswith(".") for part in n.parts)}
-    return visible - {SUMS, CARD}
+    return visible - {files.SUMS, CARD}
 
 
 def _sha256(path: Path) -> str:

@@ -2,12 +2,14 @@
 which the extra `probes` installs.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 from sklearn.base import BaseEstimator, TransformerMixin
 
+from jvae.errors import InputError
 from jvae.inference.text_vae import LoadedVAE
 from jvae.runs import loading
 
@@ -43,18 +45,26 @@ class LatentTransformer(TransformerMixin, BaseEstimator):
     def transform(self, X: Sequence[str]) -> Float[np.ndarray, "n d"]:
         """Posterior means, with the groups of a latent concatenated."""
         z_egz = self._loaded().encode(X, truncate=self.truncate, batch_size=self.batch_size)
-        return z_egz.reshape(len(z_egz), -1)
+        return z_egz.reshape(len(z_egz), self._size())
 
     def inverse_transform(self, X: Float[np.ndarray, "n d"]) -> list[str]:
-        """Decodes each latent greedily."""
+        """Decodes each latent greedily.
+
+        Raises: InputError for latents of another size.
+        """
+        z_nd, size = np.asarray(X), self._size()
+        if z_nd.ndim != 2 or z_nd.shape[1] != size:
+            raise InputError(f"expected latents of shape (n, {size}), got {z_nd.shape}")
         vae = self._loaded()
-        return vae.decode(np.asarray(X).reshape(-1, *vae.model.latent_shape))
+        return vae.decode(z_nd.reshape(-1, *vae.model.latent_shape))
 
     def get_feature_names_out(self, input_features: object = None) -> np.ndarray:
         """z0, z1, ..."""
         del input_features
-        size = int(np.prod(self._loaded().model.latent_shape))
-        return np.array([f"z{i}" for i in range(size)], object)
+        return np.array([f"z{i}" for i in range(self._size())], object)
+
+    def _size(self) -> int:
+        return math.prod(self._loaded().model.latent_shape)
 
     def _loaded(self) -> LoadedVAE:
         if isinstance(self.model, LoadedVAE):

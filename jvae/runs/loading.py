@@ -23,6 +23,7 @@ from jvae.errors import CheckpointError, WeightsError
 from jvae.inference.text_vae import LoadedVAE
 from jvae.parallel import mesh as meshes
 from jvae.pretrained import export as pretrained
+from jvae.pretrained.files import SUMS
 from jvae.pretrained.names import Vocab
 from jvae.runs import build, exports, identity, model_card, model_names, priors, publish, workdir
 from jvae.runs import data as run_data
@@ -169,7 +170,7 @@ def export_backbone(
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run rather than an export."""
     # An export has a list of hashes; any other problem is reported as a fault of the run.
-    return not (folder / exports.SUMS).is_file()
+    return not (folder / SUMS).is_file()
 
 
 def _read_run(folder: Path) -> exports.Export:

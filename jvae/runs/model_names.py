@@ -46,6 +46,6 @@ def folder_of(name: str | os.PathLike[str]) -> Path:
     tried = f"no folder here, no model that ships with jvae ({', '.join(shipped())})"
     if near := difflib.get_close_matches(text, shipped(), n=1):
         raise WeightsError(f"{text}: {tried}; did you mean {near[0]!r}?")
-    folder = hub.folder(text, WeightsError, tried)
+    folder = hub.folder(text, WeightsError, tried, manifest=files.SUMS)
     log.info("model %s: from the Hugging Face hub, in %s", text, folder)
     return folder

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jvae import hub
 from jvae.errors import WeightsError
+from jvae.pretrained import files
 from jvae.runs import model_card
 from jvae.runs.model_card import About
 from jvae.runs.workdir import read_text
@@ -18,6 +19,7 @@ def push(
     name: str,
     *,
     private: bool = False,
+    keep_card: bool = False,
     license: str = "",
     token: str | None = None,
     message: str = "",
@@ -34,7 +36,16 @@ def push(
     with tempfile.TemporaryDirectory(prefix="jvae-") as scratch:
         out = Path(scratch) / "model"
         write(out, name=name, license=license)
-        return hub.upload(out, name, WeightsError, private=private, token=token, message=message)
+        return hub.upload(
+            out,
+            name,
+            WeightsError,
+            manifest=files.SUMS,
+            kept=[model_card.FILE] if keep_card else [],
+            private=private,
+            token=token,
+            message=message,
+        )
 
 
 def copy(folder: Path, out: str | os.PathLike[str], *, name: str, license: str) -> None:

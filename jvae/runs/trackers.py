@@ -5,7 +5,7 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,6 +16,7 @@ from jvae.runs.console import Value
 log = logging.getLogger(__name__)
 
 ID = "wandb_id"  # file with the id under which a resumed run continues there
+STEP = "step"  # value by which W&B draws all others
 SHOWN = 20  # lines shown of each file of samples
 
 
@@ -90,16 +91,23 @@ class Wandb:
             dir=str(folder),
             config=configs.flatten(config),
         )
+        self._run.define_metric(STEP)
+        self._run.define_metric("*", step_metric=STEP)
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
-        self._run.log(_finite(values), step=step)
+        self._log(step, _finite(values))
 
     def spread(self, step: int, name: str, values: np.ndarray) -> None:
-        self._run.log({name: self._wandb.Histogram(values.ravel())}, step=step)
+        self._log(step, {name: self._wandb.Histogram(values.ravel())})
 
     def texts(self, step: int, name: str, lines: Sequence[str]) -> None:
         table = self._wandb.Table(columns=["text"], data=[[line] for line in lines])
-        self._run.log({name: table}, step=step)
+        self._log(step, {name: table})
+
+    def _log(self, step: int, values: Mapping[str, Any]) -> None:
+        # Its own counter only moves forward, and drops values of an earlier step such as those of
+        # the best checkpoint. `STEP` is a value like any other that serves as the axis.
+        self._run.log({STEP: step, **values})
 
     def flush(self) -> None:
         """Does nothing: a process of the package itself sends the data."""

@@ -11,6 +11,7 @@ from jvae import config as configs
 from jvae import hub as hub_files
 from jvae.data import tokenizers
 from jvae.errors import WeightsError
+from jvae.pretrained.files import SUMS
 from jvae.runs import build, exports, loading, model_card
 from jvae.runs.model_card import About
 from jvae.tree import named_leaves
@@ -67,10 +68,24 @@ def test_a_model_goes_to_the_hub_and_comes_back(hub, exported):
     files["README.md"] += b"\nEdited.\n"
     files[".eval_results"] = b""
     assert jvae.load("me/words").name == again.name
-    # Uploaded again, a file of before goes.
+    # Uploaded again, a file of the earlier upload goes; the edited card stays if asked for.
     files["priors/flow.json"] = b"{}"
-    again.push_to_hub("me/words")
+    files["SHA256SUMS"] += b"0" * 64 + b"  priors/flow.json\n"
+    again.push_to_hub("me/words", keep_card=True)
     assert "priors/flow.json" not in files and ".gitattributes" in files
+    assert files["README.md"].endswith(b"Edited.\n")
+    again.push_to_hub("me/words")
+    assert not files["README.md"].endswith(b"Edited.\n")
+
+
+def test_files_of_others_and_public_repositories_are_left_alone(hub, exported):
+    vae = jvae.load(exported)
+    hub.files["me/other"] = {"weights.bin": b"1", "README.md": b"theirs"}
+    with pytest.raises(WeightsError, match=r"no upload of jvae wrote \(weights.bin\)"):
+        vae.push_to_hub("me/other")
+    with pytest.raises(WeightsError, match="me/other: exists and is public"):
+        vae.push_to_hub("me/other", private=True)
+    assert hub.files["me/other"] == {"weights.bin": b"1", "README.md": b"theirs"}
 
 
 def test_private_repositories_need_the_token(hub, exported, monkeypatch):
@@ -101,9 +116,11 @@ def test_what_is_there_once_needs_no_hub_again(hub, exported, monkeypatch):
 def test_what_the_hub_does_not_have(hub):
     with pytest.raises(WeightsError, match="no model that ships .* no repository on the Hugging F"):
         jvae.load("me/nothing")
-    hub.files["me/other"] = {"README.md": b"a model of something else"}
-    with pytest.raises(WeightsError, match="has no SHA256SUMS"):
-        exports.load_export(jvae.runs.model_names.folder_of("me/other"))
+    hub.files["me/other"] = {"README.md": b"a model of something else", "weights.bin": b"1"}
+    hub.asked.clear()
+    with pytest.raises(WeightsError, match="me/other: has no SHA256SUMS on the hub, so it is not"):
+        jvae.load("me/other")
+    assert not any("weights.bin" in path for path in hub.asked)  # nothing else was fetched
 
 
 def test_a_card_names_pretrained_bases_and_hides_folders(exported, tmp_path):
@@ -111,7 +128,7 @@ def test_a_card_names_pretrained_bases_and_hides_folders(exported, tmp_path):
     config, encoder, decoder, params = loading.read_model(tmp_path / "model")
     config = config.unlock()
     config.init.encoder, config.init.decoder = "/home/me/bert", "openai-community/gpt2"
-    text = model_card.write(config, (encoder, decoder), params, About(), exports.SUMS)
+    text = model_card.write(config, (encoder, decoder), params, About(), SUMS)
     assert 'base_model:\n- "openai-community/gpt2"\n' in text and "/home/me" not in text
 
 

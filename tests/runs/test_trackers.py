@@ -15,12 +15,13 @@ from jvae.runs import metrics, trackers
 @pytest.fixture
 def wandb(monkeypatch):
     """A module that notes what is asked of it: `logged` and `begun`."""
-    module = SimpleNamespace(logged=[], begun=[], finished=0)
+    module = SimpleNamespace(logged=[], begun=[], axes=[], finished=0)
 
     def init(**words):
         module.begun.append(words)
         return SimpleNamespace(
-            log=lambda values, step: module.logged.append((step, values)),
+            log=lambda values: module.logged.append(values),
+            define_metric=lambda name, step_metric=None: module.axes.append((name, step_metric)),
             finish=lambda: setattr(module, "finished", module.finished + 1),
         )
 
@@ -39,14 +40,15 @@ def test_weights_and_biases_gets_the_run(wandb, tmp_path):
             writer.write(1, {"train/loss": 2.5, "train/bad": float("nan"), "train/lr": 0.1})
             writer.spread(1, "valid/kl_of_dimensions", np.array([[1.0, 0.5]]))
     assert wandb.logged[:2] == [
-        (1, {"train/loss": 2.5, "train/lr": 0.1}),
-        (1, {"valid/kl_of_dimensions": ("histogram", [1.0, 0.5])}),
+        {"step": 1, "train/loss": 2.5, "train/lr": 0.1},
+        {"step": 1, "valid/kl_of_dimensions": ("histogram", [1.0, 0.5])},
     ]
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples/prior.txt").write_text("".join(f"line {i}\n" for i in range(30)))
-    trackers.finish(tmp_path, 7, config, {"test/nll_100": 9.0})
-    (_, numbers), (step, texts) = wandb.logged[-2:]
-    assert numbers == {"test/nll_100": 9.0} and step == 7
+    trackers.finish(tmp_path, 0, config, {"test/nll_100": 9.0})
+    # The step of the best checkpoint is below the last one logged; W&B must not drop it.
+    numbers, texts = wandb.logged[-2:]
+    assert numbers == {"step": 0, "test/nll_100": 9.0} and wandb.axes[-1] == ("*", "step")
     assert texts["samples/prior"] == ("table", [f"line {i}" for i in range(trackers.SHOWN)])
     assert wandb.finished == 3 and len({words["id"] for words in wandb.begun}) == 1
     first = wandb.begun[0]

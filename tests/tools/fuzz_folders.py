@@ -349,7 +349,7 @@ def _sum_again(folder: Path) -> None:
     lines = [
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n"
         for path in files
-        if path.name != exports.SUMS
+        if path.name != SUMS
     ]
     with contextlib.suppress(OSError):
-        (folder / exports.SUMS).write_text("".join(lines))
+        (folder / SUMS).write_text("".join(lines))

@@ -25,6 +25,7 @@ class Hub(ThreadingHTTPServer):
         self.files: dict[str, dict[str, bytes]] = {}
         self.private: set[str] = set()
         self.messages: list[str] = []
+        self.asked: list[str] = []  # paths that were read
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
 
     def revision(self, repo: str) -> str:
@@ -92,6 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._get()
 
     def _get(self) -> None:
+        self.server.asked.append(self.path)
         parts = self.path.split("?")[0].split("/")[1:]
         api = parts[:2] == ["api", "models"]
         user, name, *rest = parts[2:] if api else parts
