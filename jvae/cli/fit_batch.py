@@ -48,6 +48,9 @@ def fit(config: ConfigDict, folder: Path, topology: str | None) -> Iterator[str]
         lines.append(f"data.batch_rows={rows}: {amount} of {limit / 2**30:.2f} GiB")
         return needs
 
+    # One update should not read a text twice; no row has more texts than slots.
+    texts = len(run.data["train"])
+    most = max(texts // run.rows.slots // multiple, 1) * multiple
     search = largest(peak, limit, config.data.batch_rows, multiple)
     rows = 0
     for best in search:
@@ -58,6 +61,9 @@ def fit(config: ConfigDict, folder: Path, topology: str | None) -> Iterator[str]
             f"not even data.batch_rows={multiple} fits into {limit / 2**30:.2f} GiB; use a smaller "
             "preset, data.row_tokens, model.*.remat=full, or mesh.fsdp on several devices"
         )
+    if rows > most:
+        yield f"data.batch_rows={rows} fits, but {most} already read all {texts:,} training texts"
+        rows = most
     yield (
         f"the largest that fits: --config.data.batch_rows={rows} (the config has "
         f"{config.data.batch_rows}). An epoch then takes "

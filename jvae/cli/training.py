@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from jvae import config as configs
 from jvae import extras
+from jvae.errors import InputTypeError
 from jvae.evals import evaluation, run_card
 from jvae.evals.card import Report
 from jvae.fields import as_flag
@@ -90,9 +91,12 @@ def train(
         If one returns True, training ends, and the best checkpoint so far is returned without
         evaluation.
       seed: for the model's samples, as in `jvae.load`; the training seed is `seed` of the config.
-    Raises: JvaeError; any exception of a callback; Stopped (not an Exception) if an interrupt ended
-      the training, after the state was saved.
+    Raises: JvaeError, also for callbacks that are not a list of functions; any exception of a
+      callback; Stopped (not an Exception) if an interrupt ended the training, after the state was
+      saved.
     """
+    if not (isinstance(callbacks, Sequence) and all(map(callable, callbacks))):
+        raise InputTypeError(f"callbacks={callbacks!r}: expected a list of functions")
     base = configs.load(config) if isinstance(config, str) else config
     folder = Path("runs") / base.name if workdir is None else Path(workdir).expanduser()
     stop = Stop(own_process=False)

@@ -13,6 +13,7 @@ from jvae.demo.neighbors import neighbors
 from jvae.demo.points import point, points
 from jvae.demo.samples import sample
 from jvae.demo.state import Demo
+from jvae.demo.unknown import unknown
 from jvae.errors import ConfigError, JvaeError
 from jvae.inference.neighbors import METRICS
 from jvae.latent.geometry import OFFSETS
@@ -96,6 +97,12 @@ def _answer(function: Callable[..., Any]) -> Callable[..., Any]:
     return answered
 
 
+def _warn_of_unknown(demo: Demo, *texts: str) -> None:
+    """Names the words that the model reads as unknown, which it cannot give back."""
+    if words := unknown(demo, *texts):
+        gr.Warning(escape(f"Words that the model does not know: {', '.join(words)}"), title="")
+
+
 def _run(function: Callable[..., Any], inputs: Any, outputs: Any, *triggers: Any) -> None:
     """Answers each of these events with the model."""
     for trigger in triggers:
@@ -143,6 +150,7 @@ def _slide_tab(demo: Demo, page: gr.Blocks) -> None:
 
     def interpolate(a: str, b: str, steps: int, how: str, at: float) -> Any:
         sentences = slide.slide(demo, a, b, int(steps), HOW[how])
+        _warn_of_unknown(demo, a, b)
         return sentences, *show(sentences, at)
 
     inputs, outputs = [a, b, steps, how, share], [texts, sentence_html, strip_html]
@@ -232,6 +240,7 @@ def _attributes(demo: Demo, text: gr.Textbox) -> None:
 
     def move(text: str, kind: str, start: str, end: str) -> str:
         sentences = moves.attribute(demo, text, kind, start, end)
+        _warn_of_unknown(demo, text)
         return html.strip([f"{s:+g} ×" if s else "0" for s in moves.STRENGTHS], sentences)
 
     kind.change(choices, kind, [start, end], api_visibility="private")
@@ -249,6 +258,7 @@ def _dimensions(demo: Demo, text: gr.Textbox, tab: gr.Tab) -> None:
     def move(text: str, dim: int | None) -> str:
         dim = moves.active_dims(demo)[0] if dim is None else dim
         sentences = moves.dimension(demo, text, dim)
+        _warn_of_unknown(demo, text)
         return html.strip([f"{o:+g} sd" if o else "0" for o in OFFSETS], sentences)
 
     _run(dims, dim, dim, tab.select)
@@ -266,7 +276,9 @@ def _neighbors_tab(demo: Demo) -> None:
     out = gr.HTML()
 
     def find(text: str, count: int, metric: str) -> str:
-        return html.neighbors(neighbors(demo, text, int(count), metric))
+        rows = neighbors(demo, text, int(count), metric)
+        _warn_of_unknown(demo, text)
+        return html.neighbors(rows)
 
     _run(find, [text, count, metric], out, go.click, text.submit)
 
@@ -294,4 +306,10 @@ def _log_probs_tab(demo: Demo) -> None:
         go = gr.Button("Score", variant="primary", min_width=120)
         _shuffle(demo, text)
     out = gr.HTML()
-    _run(lambda text: html.tokens(token_log_probs(demo, text)), text, out, go.click, text.submit)
+
+    def score(text: str) -> str:
+        scored = token_log_probs(demo, text)
+        _warn_of_unknown(demo, text)
+        return html.tokens(scored)
+
+    _run(score, text, out, go.click, text.submit)

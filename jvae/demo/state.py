@@ -65,7 +65,8 @@ def load(name: str, corpus: str = "", seed: int = 0) -> Demo:
             f"{name}: the demo is for models without a source text; use --mode=sample and "
             "--mode=reconstruct of python -m jvae.main"
         )
-    return Demo(folder.name, vae, examples.read(vae, folder, corpus), _priors(vae, folder))
+    title = folder.name if Path(name).expanduser().exists() else name
+    return Demo(title, vae, examples.read(vae, folder, corpus), _priors(vae, folder))
 
 
 def _priors(vae: LoadedVAE, folder: Path) -> dict[str, tuple[str, ...]]:

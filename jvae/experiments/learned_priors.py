@@ -98,5 +98,5 @@ def _line(row: Row, prior: str, column: str) -> str:
 
 
 def rows_file(rows: Path) -> Path:
-    """The file of these rows beside that of the comparison."""
+    """The file of these rows, next to that of the comparison."""
     return rows.with_name(f"{rows.stem}_priors.jsonl")

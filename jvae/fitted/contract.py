@@ -46,12 +46,14 @@ class FittedKind(NamedTuple):
     build(options, shape, labels) -> Density.
     use: names of the options that may be changed after fitting, such as the steps of a sampler.
     labelled: whether fitting requires labels.
+    of_labels: options that have an effect only on priors with labels.
     """
 
     options: type
     build: Callable[[Any, tuple[int, int], int], Density]
     use: tuple[str, ...] = ()
     labelled: bool = False
+    of_labels: tuple[str, ...] = ()
 
 
 FITTED: Registry[FittedKind] = Registry("fitted prior", "--prior.kind")

@@ -88,7 +88,8 @@ def build(options: DiffusionOptions, shape: tuple[int, int], labels: int) -> Den
     """Builds the density; see `FittedKind`."""
     hidden = labels  # the label for latents without one
     table = labels + 1 if labels > 1 else 1
-    width = options.width or max(128, 2 * options.heads * -(-shape[1] // options.heads))
+    heads = options.heads
+    width = options.width or max(heads * -(-128 // heads), 2 * heads * -(-shape[1] // heads))
     net = denoiser.build(shape, table, width, options.layers, options.heads)
 
     def clean(p: Params, x_egz: Array, level_e: Array, label_e: Array) -> Float[Array, "e g z"]:
@@ -256,5 +257,6 @@ FITTED.register("diffusion")(
         DiffusionOptions,
         build,
         use=("sampler", "steps", "guidance", "trace", "density_steps", "probes"),
+        of_labels=("guidance",),
     )
 )

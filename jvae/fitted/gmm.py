@@ -68,7 +68,10 @@ def _log_each(mixture: _Mixture, u_nd: Float[Array, "n d"]) -> Float[Array, "n k
 
 
 class _Sums(NamedTuple):
-    """Expected counts, first and second moments of every component, and the log-likelihood."""
+    """Expected counts, first and second moments of every component around a centre, and the
+    log-likelihood. The centre is close to the mean, so that variances lose no digits where the mean
+    is large.
+    """
 
     count_k: Array
     first_kd: Array
@@ -76,25 +79,38 @@ class _Sums(NamedTuple):
     nats: Array
 
 
-def _sums(options: GmmOptions, u_nd: Array, share_nk: Array, nats: Array | float) -> _Sums:
+def _sums(
+    options: GmmOptions, centre_kd: Array, u_nd: Array, share_nk: Array, nats: Array | float
+) -> _Sums:
+    away_nkd = u_nd[:, None] - centre_kd[None]
     if options.covariance == "diagonal":
-        second = share_nk.T @ u_nd**2
+        second = jnp.einsum("nk,nkd->kd", share_nk, away_nkd**2)
     else:
-        second = jnp.einsum("nk,nd,ne->kde", share_nk, u_nd, u_nd)
-    return _Sums(jnp.sum(share_nk, axis=0), share_nk.T @ u_nd, second, jnp.asarray(nats))
+        second = jnp.einsum("nkd,nke->kde", share_nk[:, :, None] * away_nkd, away_nkd)
+    first_kd = jnp.einsum("nk,nkd->kd", share_nk, away_nkd)
+    return _Sums(jnp.sum(share_nk, axis=0), first_kd, second, jnp.asarray(nats))
 
 
-def _maximise(options: GmmOptions, sums: _Sums) -> _Mixture:
+def _maximise(options: GmmOptions, centre_kd: Array, sums: _Sums) -> _Mixture:
     count_k = jnp.maximum(sums.count_k, 1e-6)
-    mean_kd = sums.first_kd / count_k[:, None]
+    shift_kd = sums.first_kd / count_k[:, None]
+    mean_kd = centre_kd + shift_kd
     log_weight_k = jnp.log(count_k / jnp.sum(count_k))
     if options.covariance == "diagonal":
-        var_kd = sums.second / count_k[:, None] - mean_kd**2
+        var_kd = sums.second / count_k[:, None] - shift_kd**2
         return _Mixture(log_weight_k, mean_kd, jnp.sqrt(jnp.maximum(var_kd, 0.0) + options.ridge))
     covariance_kdd = sums.second / count_k[:, None, None]
-    covariance_kdd = covariance_kdd - mean_kd[:, :, None] * mean_kd[:, None]
-    ridge_kdd = options.ridge * jnp.eye(mean_kd.shape[1])[None]
-    return _Mixture(log_weight_k, mean_kd, jnp.linalg.cholesky(covariance_kdd + ridge_kdd))
+    covariance_kdd = covariance_kdd - shift_kd[:, :, None] * shift_kd[:, None]
+    eye_dd = jnp.eye(mean_kd.shape[1])
+    factor_kdd = jnp.linalg.cholesky(covariance_kdd + options.ridge * eye_dd[None])
+    # A component of a few latents that lie far apart is singular beyond what float32 resolves; it
+    # keeps its variances alone.
+    var_kd = jnp.diagonal(covariance_kdd, axis1=1, axis2=2)
+    spread_kd = jnp.sqrt(jnp.maximum(var_kd, 0.0) + options.ridge)
+    valid_k = jnp.all(jnp.isfinite(factor_kdd), axis=(1, 2))
+    diagonal_kdd = spread_kd[:, :, None] * eye_dd[None]
+    factor_kdd = jnp.where(valid_k[:, None, None], factor_kdd, diagonal_kdd)
+    return _Mixture(log_weight_k, mean_kd, factor_kdd)
 
 
 def _start(options: GmmOptions, u_nd: Array, weight_n: Array, key: Key[Array, ""]) -> _Mixture:
@@ -120,8 +136,9 @@ def _start(options: GmmOptions, u_nd: Array, weight_n: Array, key: Key[Array, ""
     away_mk = jax.vmap(lambda c_d: jnp.sum((u_md - c_d[None]) ** 2, axis=1), out_axes=1)(centre_kd)
     share_mk = jax.nn.one_hot(jnp.argmin(away_mk, axis=1), k) * weight_m[:, None]
     left_md = (u_md - (share_mk @ centre_kd)) * weight_m[:, None]
-    common = _sums(options, left_md, weight_m[:, None], 0.0)
-    around = _maximise(options, common._replace(first_kd=jnp.zeros_like(common.first_kd)))
+    zero_1d = jnp.zeros_like(centre_kd[:1])
+    common = _sums(options, zero_1d, left_md, weight_m[:, None], 0.0)
+    around = _maximise(options, zero_1d, common._replace(first_kd=zero_1d))
     factor = jnp.broadcast_to(around.factor, (k, *around.factor.shape[1:]))
     return _Mixture(jnp.full((k,), -jnp.log(float(k))), centre_kd, factor)
 
@@ -143,12 +160,13 @@ def _climb(
             log_bk = _log_each(mixture, u_bd)
             log_b = logsumexp(log_bk, axis=1)
             share_bk = jnp.exp(log_bk - log_b[:, None]) * weight_b[:, None]
-            more = _sums(options, u_bd, share_bk, jnp.sum(log_b * weight_b))
+            more = _sums(options, mixture.mean_kd, u_bd, share_bk, jnp.sum(log_b * weight_b))
             return jax.tree.map(jnp.add, sums, more), None
 
-        nothing = _sums(options, u_cbd[0], jnp.zeros((size, options.components)), 0.0)
+        none_bk = jnp.zeros((size, options.components))
+        nothing = _sums(options, mixture.mean_kd, u_cbd[0], none_bk, 0.0)
         sums, _ = jax.lax.scan(add, nothing, (u_cbd, weight_cb))
-        return sums.nats / total, _maximise(options, sums)
+        return sums.nats / total, _maximise(options, mixture.mean_kd, sums)
 
     def unfinished(state: tuple[Array, Array, Array, _Mixture]) -> Array:
         turn, before, now, _ = state

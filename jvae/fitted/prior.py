@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jvae.api import SPHERE, Cond, Params, Prior, TextVAE, has_latent
 from jvae.errors import ConfigError, InputError
+from jvae.fields import Field, fields_of
 from jvae.fitted.contract import FITTED, Density, density
 from jvae.latent import mixture
 from jvae.parallel import mesh as meshes
@@ -49,10 +50,13 @@ class Fitted:
     params: Params = field(repr=False)
     about: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def label_of(self, label: str | None) -> int | None:
-        """The number of a label. Raises: InputError for an unknown label."""
+    def label_of(self, label: str | int | None) -> int | None:
+        """The index of a label, given as its text or as a whole number that reads the same. Raises:
+        InputError for an unknown label.
+        """
         if label is None:
             return None
+        label = str(label)
         if not self.labels:
             raise InputError(
                 f"label is {label!r}, but prior {self.name!r} was fitted without labels; fit one "
@@ -71,25 +75,35 @@ class Fitted:
         """The same prior with other values of the options that may change after fitting, such as
         `steps`.
 
-        Raises: ConfigError for an option that is fixed by the fit or does not exist.
+        Raises: ConfigError for an option that is fixed by the fit or does not exist, or for a value
+          outside its range.
         """
-        allowed = FITTED[self.kind].use
+        allowed, of_labels = FITTED[self.kind].use, FITTED[self.kind].of_labels
         for name in options:
             if name not in allowed:
                 raise ConfigError(
                     f"--prior.{name}: {self.kind} priors have no option of that name that can "
                     f"change after the fit; options: {', '.join(allowed) or 'none'}"
                 )
+            if name in of_labels and not self.labels:
+                raise ConfigError(
+                    f"--prior.{name} has no effect: prior {self.name!r} was fitted without labels"
+                )
+        fields = fields_of(type(self.options))
+        for name, value in options.items():
+            field = fields[name]
+            if isinstance(field, Field) and (why := field.problem(value)):
+                raise ConfigError(f"prior.{name}={value!r}: expected {why}")
         return dataclasses.replace(self, options=dataclasses.replace(self.options, **options))
 
-    def prior(self, label: str | None = None) -> Prior:
+    def prior(self, label: str | int | None = None) -> Prior:
         """Returns p'(z) or p'(z | label); its parameters are under `params[KEY]`, see `join`.
 
         Raises: InputError for an unknown label.
         """
         return _prior(self.kind, self.options, self.shape, len(self.labels), self.label_of(label))
 
-    def maps(self, label: str | None = None) -> "Maps | None":
+    def maps(self, label: str | int | None = None) -> "Maps | None":
         """Maps to standard normal noise and back; None for a kind without them.
 
         Raises: InputError for an unknown label, or if there are several and none is given.
@@ -100,8 +114,8 @@ class Fitted:
         number = self.label_of(label)
         if number is None and len(self.labels) > 1:
             raise InputError(
-                f"prior {self.name!r} maps latents to noise by label; give one of "
-                f"{', '.join(self.labels[:20])}"
+                f"prior {self.name!r} maps latents to noise by label; add --label=... (label=... "
+                f"in Python), one of {', '.join(self.labels[:20])}"
             )
         return Maps(latent_density, self.params, number or 0)
 
@@ -219,7 +233,8 @@ def fit(
     Args:
       label_n: index of each latent's label in `labels`.
       mesh: the devices over which batches of latents are sharded.
-    Raises: InputError for latents that cannot be used for fitting; ConfigError for an unknown kind,
+    Raises: InputError for latents that cannot be used for fitting, and if the fit does not
+      converge; ConfigError for an unknown kind,
       or one that needs labels.
     """
     z_ngz = np.asarray(z_ngz)
@@ -241,13 +256,21 @@ def fit(
     count_c = np.bincount(label_n, minlength=max(len(labels), 1))
     if count_c.min() < LEAST_OF_A_LABEL:
         few = labels[int(count_c.argmin())]
-        raise InputError(f"label {few!r} has {count_c.min()} latents; expected 2 or more per label")
+        raise InputError(
+            f"label {few!r} has {count_c.min()} latents; expected 2 or more per label. Read more "
+            "sentences (--prior.sentences), or leave out the label"
+        )
     shift_gz = z_ngz.mean(axis=0, dtype=np.float64)
     scale_gz = np.maximum(z_ngz.std(axis=0, dtype=np.float64), LEAST_SCALE)
     u_ngz = ((z_ngz - shift_gz[None]) / scale_gz[None]).astype(np.float32)
     latent_density = density(kind, options, shape, max(len(labels), 1))
     with meshes.inside(mesh):
         fitted = latent_density.fit(jnp.asarray(u_ngz), jnp.asarray(label_n, jnp.int32), key)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fitted)):
+        raise InputError(
+            f"the {kind} prior did not converge: its parameters are not finite. The standardised "
+            f"latents reach {np.abs(u_ngz).max():.3g}; look for outliers, or fit another kind"
+        )
     params = {
         "shift_gz": shift_gz.astype(np.float32),
         "scale_gz": scale_gz.astype(np.float32),
@@ -264,7 +287,7 @@ def join(params: Params, fitted: Fitted) -> Params:
     return params | {KEY: prior_params if mesh is None else meshes.everywhere(prior_params, mesh)}
 
 
-def attach(model: TextVAE, fitted: Fitted, label: str | None = None) -> TextVAE:
+def attach(model: TextVAE, fitted: Fitted, label: str | int | None = None) -> TextVAE:
     """Returns the model p'(z) p(x | z); use it with the parameters that `join` returns.
 
     A sampler keeps its chains, whose target still contains the model's own prior; its likelihood

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from jvae.errors import InputError
+from jvae.errors import InputError, InputTypeError
 from jvae.fitted.contract import Density, density
 from jvae.fitted.prior import Fitted, mapped, standardised
 
@@ -25,8 +25,8 @@ def transfers(fitted: Fitted) -> bool:
 def transfer(
     fitted: Fitted,
     z_ngz: Float[np.ndarray, "n g z"],
-    label: str,
-    labels: Sequence[str] | None = None,
+    label: str | int,
+    labels: Sequence[str | int] | None = None,
     strength: float = 1.0,
 ) -> Float[np.ndarray, "n g z"]:
     """Moves latents to another label; latents known to have it already are unchanged.
@@ -47,6 +47,8 @@ def transfer(
             f"prior {fitted.name!r} is of kind {fitted.kind}, which cannot move latents to "
             "another label; fit one of kind gaussian, flow, diffusion or ctrl_gen"
         )
+    if isinstance(labels, str):
+        raise InputTypeError(f"labels={labels!r}: expected a list with one label per latent")
     if labels is not None and len(labels) != len(z_ngz):
         raise InputError(
             f"{len(labels)} current labels for {len(z_ngz)} latents; expected one per latent"
@@ -74,7 +76,7 @@ def _moved(
 
 
 def _numbers(
-    fitted: Fitted, latent_density: Density, z_ngz: np.ndarray, labels: Sequence[str] | None
+    fitted: Fitted, latent_density: Density, z_ngz: np.ndarray, labels: Sequence[str | int] | None
 ) -> Int[np.ndarray, "n"]:
     """The number of each latent's current label; -1 if the kind does not need it."""
     if labels is not None:

@@ -356,7 +356,7 @@ class LoadedVAE:
         )
 
     def with_prior(
-        self, prior: str | Fitted, label: str | None = None, **use: float | str
+        self, prior: str | Fitted, label: str | int | None = None, **use: float | str
     ) -> "LoadedVAE":
         """Returns the model p'(z) p(x | z), in which a fitted prior p' replaces the model's own.
 
@@ -382,10 +382,10 @@ class LoadedVAE:
             model=attach(self.model, fitted, label),
             params=join(self.params, fitted),
             fitted=fitted,
-            label=label,
+            label=None if label is None else str(label),
         )
 
-    def _under(self, prior: str | Fitted | None, label: str | None) -> "LoadedVAE":
+    def _under(self, prior: str | Fitted | None, label: str | int | None) -> "LoadedVAE":
         """This model with another prior or label, if one is given."""
         if prior is None and label is None:
             return self
@@ -412,7 +412,7 @@ class LoadedVAE:
         sources: Sequence[str] | None = None,
         *,
         prior: str | Fitted | None = None,
-        label: str | None = None,
+        label: str | int | None = None,
     ) -> Float[np.ndarray, "n g z"]:
         """Draws n latents from the prior, or n adjacent ones per source if there are sources.
 
@@ -522,7 +522,7 @@ class LoadedVAE:
         sources: Sequence[str] | None = None,
         *,
         prior: str | Fitted | None = None,
-        label: str | None = None,
+        label: str | int | None = None,
         **settings: Unpack[DecodeSettings],
     ) -> list[str]:
         """Generates n sentences from the prior, or n adjacent ones per source if there are sources.
@@ -582,10 +582,10 @@ class LoadedVAE:
     def transfer(
         self,
         texts: Sequence[str],
-        label: str,
+        label: str | int,
         *,
         prior: str | Fitted | None = None,
-        labels: Sequence[str] | None = None,
+        labels: Sequence[str | int] | None = None,
         strength: float = 1.0,
         truncate: bool = False,
         **settings: Unpack[DecodeSettings],
@@ -594,7 +594,7 @@ class LoadedVAE:
 
         A sentence is encoded to its posterior mean, moved to the label with a fitted prior
         (`jvae.fitted.relabel`) and decoded. Sentences that already have the label are
-        reconstructed.
+        reconstructed. Guidance and the steps of a sampler are not used.
 
         Args:
           prior: as in `with_prior`; by default this model's fitted prior, or the only one with

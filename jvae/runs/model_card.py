@@ -1,6 +1,7 @@
 """The card of an export: the README of a model in its folder and on a hub."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ EXAMPLE = """\
 vae = jvae.load("{name}")
 z = vae.encode(["a man is playing a guitar in a park", "two girls chased a frisbee on a beach"])
 vae.decode(z[:1] + 0.5 * (z[1:] - z[:1]))"""
+# Repositories on the hub: user/model, or one of the first ones, which have no user.
+ON_HUB = r"[\w.-]+/[\w.-]+|(distil)?(bert|gpt2|roberta|t5)(-[\w-]+)?"
 # Metrics for the hub's own tables; digits stand for K.
 INDEXED = r"nll_\d+|ppl_w|bpc|kl|mi|au_0\.01|exact_match|bleu"
 
@@ -131,6 +134,7 @@ def renamed(text: str, about: About) -> str:
         raise WeightsError(f"{FILE}: does not begin with lines between two ---; write it again")
     if about.license:
         head = re.sub(r"(?m)^license:.*\n", "", head) + f"license: {_quoted(about.license)}\n"
+    head = re.sub(r"(?m)^- name: .*$", lambda _: f"- name: {_quoted(about.name)}", head, count=1)
     body = re.sub(r'jvae\.load\("[^"]*"\)', f'jvae.load("{about.name}")', body)
     body = re.sub(r"(?m)^# .*$", f"# {about.name}", body, count=1)
     return f"---\n{head}---\n{body}"
@@ -142,7 +146,9 @@ def _front_matter(config: ConfigDict, about: About, name: str) -> str:
         source for source in (config.init.get("encoder"), config.init.get("decoder")) if source
     ]
     hub_names = [
-        source for source in dict.fromkeys(bases) if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source)
+        source
+        for source in dict.fromkeys(bases)
+        if re.fullmatch(ON_HUB, source) and not Path(source).exists()  # else a local folder
     ]
     lines = ["library_name: jvae", "pipeline_tag: text-generation"]
     if about.license:
@@ -158,6 +164,8 @@ def _front_matter(config: ConfigDict, about: About, name: str) -> str:
             *(f"      name: {_quoted(about.data or 'test')}", "      type: text", "    metrics:"),
         ]
         for metric, value in about.metrics.items():
+            if not math.isfinite(value):
+                continue
             lines += [f"    - type: {_quoted(metric)}", f"      value: {value:.6g}"]
     return "".join(f"{line}\n" for line in lines)
 

@@ -365,7 +365,8 @@ class _Training:
     def _report(self, values: Mapping[str, Value]) -> None:
         self.writer.write(self.done, values)
         with jax.transfer_guard("allow"):
-            if True in [callback(self.done, dict(values)) for callback in self.callbacks]:
+            answers = [callback(self.done, dict(values)) for callback in self.callbacks]
+            if any(answer is True for answer in answers):
                 self.stop.ask("a callback")
 
 

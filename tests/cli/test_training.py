@@ -4,8 +4,16 @@ import pytest
 
 import jvae
 from jvae import config as configs
+from jvae.errors import InputTypeError
 from jvae.runs import workdir
 from tests.cli.conftest import SMALL
+
+
+def test_callbacks_are_checked_before_anything_is_read(tmp_path):
+    for wrong in (print, [print, 3]):
+        with pytest.raises(InputTypeError, match="expected a list of functions"):
+            jvae.train("optimus:tiny", tmp_path / "run", callbacks=wrong)
+    assert not (tmp_path / "run").exists()
 
 
 def overrides(corpus):

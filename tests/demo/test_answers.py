@@ -1,17 +1,31 @@
 """What the demo answers, without its page."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from jvae.data import tokenizers
 from jvae.demo import html, log_probs, moves, slide
 from jvae.demo.neighbors import neighbors
 from jvae.demo.points import Point, point, points
 from jvae.demo.samples import sample
+from jvae.demo.unknown import unknown
 from jvae.errors import InputError
 from jvae.report.palette import COLORS, OTHER
 from tests.tools.letters import TEXTS
 
 EVIL = '<script>alert("x")</script>'
+
+
+def test_unknown_words_are_named(demo):
+    words = tokenizers.train_word_level(["a man sits", "two girls sit"])
+    known = dataclasses.replace(demo, vae=SimpleNamespace(decoder=words))
+    assert unknown(known, "two zebra sit", "a quantum zebra") == ["zebra", "quantum"]
+    assert unknown(known, "a man", "") == []
+    bpe = tokenizers.train_bpe(["a man sits"], 270)
+    assert unknown(dataclasses.replace(demo, vae=SimpleNamespace(decoder=bpe)), "zebra") == []
 
 
 def test_a_slide_has_its_ends_and_a_sentence_at_every_share(demo):

@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 
 from jvae.api import example_keys
-from jvae.errors import ConfigError, InputError
+from jvae.errors import ConfigError, InputError, InputTypeError
 from jvae.fitted import FITTED, KEY, Fitted, fit, join
+from jvae.fitted import prior as prior_module
+from jvae.fitted.contract import Density
+from jvae.fitted.relabel import transfer
+from jvae.parallel.mesh import make_mesh
 
 QUICK = {
     "gaussian": {},
@@ -37,6 +41,81 @@ def optimized():
 def draw(prior, params, n, seed=0):
     return np.asarray(
         jax.jit(prior.sample)(params, example_keys(jax.random.key(seed), jnp.arange(n)))
+    )
+
+
+OUTLIERS = {
+    "a few far away": lambda z_nd: np.concatenate([z_nd[:3] * 1e3, z_nd[3:]]),
+    "a tight cluster": lambda z_nd: np.concatenate([50 + 1e-3 * z_nd[:20], z_nd[20:]]),
+    "all the same": lambda z_nd: np.ones_like(z_nd),
+}
+
+
+@pytest.mark.parametrize("case", OUTLIERS)
+@pytest.mark.parametrize("covariance", ["full", "diagonal"])
+def test_a_mixture_of_latents_with_outliers_is_finite(case, covariance):
+    z_nd = np.random.default_rng(0).standard_normal((4_000, 8)).astype(np.float32)
+    prior = fitted(
+        "gmm", OUTLIERS[case](z_nd)[:, None], components=5, starts=2, covariance=covariance
+    )
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(prior.params))
+    z_n1d = draw(prior.prior(), join({}, prior), 200)
+    assert np.isfinite(z_n1d).all()
+    if case == "a few far away":  # the others have a component of their own scale
+        assert np.median(np.abs(z_n1d)) < 2
+
+
+def test_a_fit_that_diverges_is_an_error(monkeypatch):
+    z_n1d = np.random.default_rng(0).standard_normal((64, 1, 2)).astype(np.float32)
+    diverged = Density(lambda *_: {"mean": jnp.array([1.0, jnp.nan])}, None, None)
+    monkeypatch.setattr(prior_module, "density", lambda *_: diverged)
+    with pytest.raises(InputError, match="flow prior did not converge: its parameters are not fin"):
+        fitted("flow", z_n1d)
+
+
+def test_a_label_may_be_a_number():
+    z_n1d = np.random.default_rng(0).standard_normal((64, 1, 2)).astype(np.float32)
+    prior = fitted("gaussian", z_n1d, np.arange(64) % 2)
+    assert prior.label_of(1) == prior.label_of("1") == prior.label_of(np.int64(1)) == 1
+    with pytest.raises(InputError, match="label '3' is unknown"):
+        prior.label_of(3)
+    moved = transfer(prior, z_n1d, 0, [1] * 64)
+    assert (moved == transfer(prior, z_n1d, "0", ["1"] * 64)).all()
+    with pytest.raises(InputTypeError, match="expected a list with one label per latent"):
+        transfer(prior, z_n1d[:2], "0", "00")
+
+
+def test_values_of_options_are_checked_when_a_prior_is_used():
+    z_n1d = np.random.default_rng(0).standard_normal((64, 1, 2)).astype(np.float32)
+    prior = fitted("diffusion", z_n1d, **QUICK["diffusion"])
+    for options, message in (
+        (dict(sampler="ddim"), "prior.sampler='ddim': expected one of deterministic, stochastic"),
+        (dict(steps=1), "prior.steps=1: expected an integer from 2"),
+        (dict(steps=2.5), "prior.steps=2.5: expected an integer"),
+        (dict(guidance=2.0), "--prior.guidance has no effect: prior 'diffusion' was fitted withou"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            prior.using(**options)
+
+
+def test_heads_need_not_divide_the_automatic_width():
+    z_n3d = np.random.default_rng(0).standard_normal((64, 3, 4)).astype(np.float32)
+    prior = fitted("diffusion", z_n3d, heads=3, layers=1, updates=2, batch=16, steps=3)
+    assert draw(prior.prior(), join({}, prior), 2).shape == (2, 3, 4)
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("kind", sorted(QUICK))
+def test_several_devices_fit_the_same_prior(kind):
+    """30 latents do not divide among 4 devices."""
+    z_n1d = np.random.default_rng(0).standard_normal((30, 1, 2)).astype(np.float32)
+    built = FITTED[kind].options(**QUICK[kind])
+    one, four = (
+        fit(kind, built, z_n1d, jax.random.key(0), mesh=make_mesh({"data": count}))
+        for count in (1, 4)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), one.params, four.params
     )
 
 

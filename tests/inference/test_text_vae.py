@@ -19,7 +19,7 @@ from jvae.data.dataset import RowSpec
 from jvae.data.tokenizers import train_word_level
 from jvae.decode import DecodeConfig
 from jvae.errors import ConfigError, DataError, InputError, JvaeError
-from jvae.inference import batching
+from jvae.inference import batching, checks
 from jvae.inference.settings import DecodeSettings
 from jvae.inference.text_vae import LoadedVAE
 from jvae.latent.short_run import ChainConfig
@@ -424,6 +424,28 @@ def test_latents_and_numbers_that_cannot_be():
             vae.sample(1, **{name: 2})
     with pytest.raises(ConfigError, match="decode.method is 'best'; it must be one of greedy"):
         vae.decode(np.zeros((1, 1, 5)), method="best")
+
+
+def test_a_decoding_setting_selects_its_method():
+    for values, default, method in (
+        ({}, "greedy", "greedy"),
+        ({}, "sample", "sample"),
+        (dict(temperature=0.7), "greedy", "sample"),
+        (dict(temperature=1.0), "greedy", "greedy"),  # the value that changes nothing
+        (dict(beam_width=8), "sample", "beam"),
+        (dict(method="sample", top_p=0.9), "greedy", "sample"),
+    ):
+        assert checks.settings(values, default) == values | {"method": method}
+    for values, message in (
+        (dict(method="greedy", temperature=0.7), "temperature has no effect with method='greedy'"),
+        (dict(temperature=0.7, beam_width=8), "beam_width has no effect with method='sample'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            checks.settings(values)
+    vae = system("optimus")
+    z_egz = vae.sample_prior(8, 3)
+    drawn = vae.decode(z_egz, 1, temperature=1.9)
+    assert drawn == vae.decode(z_egz, 1, method="sample", temperature=1.9) != vae.decode(z_egz)
 
 
 def test_bounds():

@@ -25,7 +25,7 @@ from jvae.latent.gaussian import (
 )
 from jvae.latent.iw_bound import score_batch
 from jvae.latent.kl import per_dimension
-from jvae.latent.priors import build_prior
+from jvae.latent.priors import InputPosterior, build_prior
 from jvae.models import lstm_vae
 from jvae.nn.lstm import LstmConfig
 from jvae.training.objectives import Objective, check_kl
@@ -50,21 +50,36 @@ GAUSSIAN = Posterior(
 )
 
 
+# The posterior of a pseudo-text: its first vector holds mean and log-variance.
+INPUTS = InputPosterior(
+    start=lambda key, shape: jax.random.normal(key, (*shape, 4)),
+    encode=lambda params, x_ktd: Gaussian(x_ktd[:, :1, :2], x_ktd[:, :1, 2:]),
+    longest=8,
+    sample=GAUSSIAN.sample,
+    log_prob=lambda params, post, z_egz: log_density(post, z_egz),
+)
+
+
 def _learned(kind: str, **options: Any):
-    parts = build_prior(Choice(kind, tuple(sorted(options.items()))), SHAPE)
+    parts = build_prior(Choice(kind, tuple(sorted(options.items()))), SHAPE, INPUTS)
     assert parts.init is not None
     return parts.prior, parts.init(jax.random.key(1))
 
 
 @pytest.mark.fast_on("flow")
-@pytest.mark.parametrize("kind", ["gmm", "flow"])
+@pytest.mark.parametrize("kind", ["gmm", "flow", "vamp"])
 def test_the_kl_of_draws_is_the_exact_one_where_that_is_known(kind, toys):
-    """A mixture of one Gaussian, a flow at its start; in training and evaluation."""
+    """A mixture of one Gaussian or of one posterior, a flow at its start; in training and
+    evaluation.
+    """
     toy = toys.linear(count=COUNT, same=True)
     if kind == "gmm":
         prior, prior_params = _learned("gmm", components=1)
         p = Gaussian(prior_params["mean"], prior_params["log_var"])
         assert np.all(np.abs(prior_params["mean"]) > 0.05)
+    elif kind == "vamp":
+        prior, prior_params = _learned("vamp", components=1, length=2)
+        p = INPUTS.encode({}, prior_params["input"])
     else:
         prior, prior_params = _learned("flow", layers=2, width=4, bins=3)
         p = Gaussian(jnp.zeros((1, *SHAPE)), jnp.zeros((1, *SHAPE)))

@@ -123,13 +123,24 @@ def test_what_the_hub_does_not_have(hub):
     assert not any("weights.bin" in path for path in hub.asked)  # nothing else was fetched
 
 
-def test_a_card_names_pretrained_bases_and_hides_folders(exported, tmp_path):
+def test_a_card_names_pretrained_bases_and_hides_folders(exported, tmp_path, monkeypatch):
     shutil.copytree(exported, tmp_path / "model")
     config, encoder, decoder, params = loading.read_model(tmp_path / "model")
     config = config.unlock()
     config.init.encoder, config.init.decoder = "/home/me/bert", "openai-community/gpt2"
     text = model_card.write(config, (encoder, decoder), params, About(), SUMS)
     assert 'base_model:\n- "openai-community/gpt2"\n' in text and "/home/me" not in text
+    # A folder here may have the form of a name on the hub; a metric may not be a number.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights/minilm").mkdir(parents=True)
+    config.init.encoder, config.init.decoder = "weights/minilm", "small"
+    about = About("me/words", metrics={"kl": float("nan"), "bleu": 5.0})
+    text = model_card.write(config, (encoder, decoder), params, about, SUMS)
+    assert "base_model" not in text and "nan" not in text.split("---")[1]
+    assert "- name: me/again" in model_card.renamed(text, About("me/again")).replace('"', "")
+    config.init.decoder = "distilbert-base-uncased"
+    text = model_card.write(config, (encoder, decoder), params, About(), SUMS)
+    assert "base_model:\n- distilbert-base-uncased\n" in text
 
 
 def test_a_card_without_a_head_is_not_renamed():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jvae
-from jvae.errors import JvaeError
+from jvae.errors import InputError, JvaeError
 
 pytest.importorskip("sklearn")
 
@@ -60,6 +60,10 @@ def test_pipelines_are_fitted_cross_validated_and_copied(loads):
     step = pipe[0]
     assert step.get_feature_names_out().tolist() == ["z0", "z1"]
     assert step.inverse_transform(step.transform(["ab b"])) == ["abb"]
+    assert step.transform([]).shape == (0, 2)
+    for wrong in (np.ones((2, 1)), np.ones((1, 4)), np.ones(2)):
+        with pytest.raises(InputError, match=r"expected latents of shape \(n, 2\), got"):
+            step.inverse_transform(wrong)
     assert step.set_params(truncate=False).get_params()["truncate"] is False
 
 
