@@ -20,7 +20,14 @@ from typing import Any
 from jvae.bench import compiled, speed
 from jvae.errors import ConfigError, JvaeError
 from jvae.evals.card import with_current_names
-from jvae.experiments import labels_table, own_text_table, priors_table, targets, task_table
+from jvae.experiments import (
+    labels_table,
+    own_text_table,
+    priors_table,
+    targets,
+    task_table,
+    vectors_table,
+)
 from jvae.runs.metrics import read_lines
 from jvae.runs.workdir import write_text
 
@@ -30,6 +37,7 @@ TASKS = Path(__file__).with_name("tasks.jsonl")  # rows of the papers' experimen
 COMPARISON = Path(__file__).with_name("comparison.jsonl")  # rows of the comparison of all models
 OWN_TEXT = Path(__file__).with_name("own_text.jsonl")  # rows of --config=auto and a preset
 LABELS = Path(__file__).with_name("labels.jsonl")  # scores of generation and transfer by label
+VECTORS = Path(__file__).with_name("vectors.jsonl")  # rows of latents of several vectors
 PRIORS = Path(__file__).with_name("priors.jsonl")  # rows of fitted priors
 DOCUMENTS = ("RESULTS.md", "BENCHMARKS.md")
 END = "<!-- end of table -->"
@@ -240,6 +248,7 @@ def generated() -> dict[str, str]:
         "own_text": own_text_table.table(read_rows(OWN_TEXT)),
         "labels": labels_table.table(read_rows(LABELS)),
         "priors": priors_table.table(read_rows(PRIORS)),
+        "vectors": vectors_table.table(read_rows(VECTORS)),
         "peers": speed.peer_table(measured),
         "cpu": speed.preset_tables(measured, "cpu"),
         "gpu": speed.preset_tables(measured, "gpu"),

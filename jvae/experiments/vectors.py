@@ -6,10 +6,11 @@
     ... --dry_run                                            prints the commands
 
 Every number k of vectors has two rows: k vectors of 32 / k numbers each, the same total as one
-vector of 32, and k vectors of 32. All rows pool by queries, except the first, which is the
-unmodified `optimus:tiny`. Without --data the texts are concatenated sentences of the embedded
+vector of 32, and k vectors of 32. All rows pool by queries, except the first for k = 1, which is
+the unmodified `optimus:tiny`. Without --data the texts are concatenated sentences of the embedded
 corpus, so that long texts are as regular as short ones. Runs are ordinary ones in their own
-processes; repeat the same command to complete what is missing and print the table again.
+processes; repeat the same command to complete what is missing and print the table again. Rows are
+stored, and `python -m jvae.experiments.results write` puts them into RESULTS.md.
 """
 
 import argparse
@@ -24,12 +25,13 @@ import numpy as np
 from jvae import config as configs
 from jvae.data import grammar
 from jvae.errors import ConfigError, JvaeError
-from jvae.evals import by_length
-from jvae.evals.card import aligned
+from jvae.experiments import results, vectors_table
+from jvae.experiments.results import Row
 from jvae.experiments.steps import Step, complete
+from jvae.experiments.vectors_table import WIDTH
 from jvae.runs.workdir import write_text
 
-SPEC, OUT, WIDTH = "optimus:tiny", Path("runs/vectors"), 32
+SPEC, OUT = "optimus:tiny", Path("runs/vectors")
 SHORTEST, LONGEST = 10, 60  # words per text
 TEXTS = {"train": 20_000, "valid": 1_000, "test": 1_000}
 VALUES = (
@@ -48,7 +50,7 @@ class Point(NamedTuple):
     @property
     def name(self) -> str:
         """The name of its run."""
-        return f"{self.vectors}x{self.width}" + ("" if self.pool else "-plain")
+        return f"{self.vectors}x{self.width}" + ("" if self.pool else vectors_table.PLAIN)
 
     @property
     def values(self) -> tuple[str, ...]:
@@ -62,9 +64,11 @@ def points(vectors: Sequence[int]) -> list[Point]:
     for k in vectors:
         if k < 1 or WIDTH % k:
             raise ConfigError(f"--vectors={k}: expected a divisor of {WIDTH}")
-    plan = [Point(1, WIDTH, "")]
-    for k in vectors:
-        plan += dict.fromkeys((Point(k, WIDTH // k), Point(k, WIDTH)))
+    plan: list[Point] = []
+    for name in vectors_table.names(vectors):
+        size, plain, _ = name.partition(vectors_table.PLAIN)
+        count, _, width = size.partition("x")
+        plan.append(Point(int(count), int(width), "" if plain else "queries"))
     return plan
 
 
@@ -102,18 +106,19 @@ def step(point: Point, data: Path, out: Path, values: Sequence[str]) -> Step:
     return Step(point.name, words, folder / "eval" / "test.json")
 
 
-def table(done: Sequence[tuple[Point, Path]]) -> str:
-    """Exact match in % for every length bucket, one row per run."""
-    rows: list[list[str]] = []
-    for point, folder in done:
-        report = json.loads((folder / "eval" / "test.json").read_text(encoding="utf-8"))
-        columns = report["details"]["by_length"]
-        if not rows:
-            ranges = zip(columns["words_from"], columns["words_to"], strict=True)
-            rows.append(["latent", *(f"{a} to {b} words" for a, b in ranges), "all"])
-        shares = [*columns["exact_match_by_length"], report["metrics"]["exact_match"]["value"]]
-        rows.append([point.name, *("-" if share is None else f"{share:.1f}" for share in shares)])
-    return "\n".join([f"exact match %, {by_length.TITLE}", *aligned(rows)])
+def row_of(point: Point, done: Step, folder: Path) -> Row:
+    """The row of a finished run. Raises: ConfigError if it has not been evaluated."""
+    result = results.row_of(folder)
+    report = json.loads((folder / "eval" / "test.json").read_text(encoding="utf-8"))
+    lengths = report["details"]["by_length"]
+    return {
+        "name": point.name,
+        "command": done.command,
+        **{name: result[name] for name in ("commit", "hardware", "jax", "steps", "updates")},
+        **{name: result["metrics"][name] for name in ("exact_match", "rec", "kl")},
+        "exact_match_by_length": lengths["exact_match_by_length"],
+        "words": list(zip(lengths["words_from"], lengths["words_to"], strict=True)),
+    }
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -122,9 +127,12 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--vectors", default="1,2,4,8", help="numbers of vectors")
+    parser.add_argument(
+        "--vectors", default=",".join(map(str, vectors_table.VECTORS)), help="numbers of vectors"
+    )
     parser.add_argument("--data", type=Path, help="folder with train.txt, valid.txt and test.txt")
     parser.add_argument("--out", type=Path, default=OUT, help="folder for files and runs")
+    parser.add_argument("--rows", type=Path, default=results.VECTORS, help="file of the rows")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument(
         "--dry_run", action="store_true", help="print the commands without running them"
@@ -147,9 +155,15 @@ def main(argv: Sequence[str]) -> int:
     except (JvaeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if code := complete(steps, args.out):
+    by_name = {point.name: point for point in plan}
+
+    def stored(done: Step) -> None:
+        row = row_of(by_name[done.name], done, args.out / done.name)
+        results.replace(args.rows, [row], vectors_table.key)
+
+    if code := complete(steps, args.out, stored):
         return code
-    print(f"\n{table([(point, args.out / point.name) for point in plan])}")
+    print(f"\n{vectors_table.table(results.read_rows(args.rows), list(by_name))}")
     return 0
 
 

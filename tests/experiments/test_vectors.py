@@ -7,8 +7,9 @@ import pytest
 
 from jvae import config as configs
 from jvae.errors import ConfigError
-from jvae.experiments import vectors
+from jvae.experiments import results, vectors, vectors_table
 from jvae.validation.validate import validate
+from tests.experiments.test_results import finished_run
 
 
 def test_rows_have_equal_numbers_in_all_or_equal_width():
@@ -29,8 +30,8 @@ def test_texts_are_as_long_as_asked_and_the_same_every_time():
 def test_commands_are_configs_that_pass(capsys):
     assert vectors.main(["--vectors=8", "--set=train.steps=50", "--dry_run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3
-    config, rest = configs.from_argv(shlex.split(lines[1])[3:])
+    assert len(lines) == 2
+    config, rest = configs.from_argv(shlex.split(lines[0])[3:])
     assert config is not None and rest == ["--workdir=runs/vectors/8x4"]
     assert (config.model.vectors, config.model.latent, config.train.steps) == (8, 4, 50)
     config = configs.apply_overrides(config, ["train.check_every=50", "optim.warmup_steps=5"])
@@ -39,32 +40,25 @@ def test_commands_are_configs_that_pass(capsys):
     assert "did you mean 'model.vectors'" in capsys.readouterr().err
 
 
-def test_the_table_has_a_column_for_each_bucket(tmp_path):
-    done = vectors.points([8])
-    for i, point in enumerate(done):
-        report = {
-            "metrics": {"exact_match": {"value": 50.0 + i}},
-            "details": {
-                "by_length": {
-                    "words_from": [0, 21],
-                    "words_to": [20, 60],
-                    "exact_match_by_length": [90.0 + i, None],
-                }
-            },
+def test_rows_of_finished_runs_fill_the_table(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    for i, point in enumerate(vectors.points([8])):
+        folder = finished_run(tmp_path / point.name, "optimus-tiny")
+        path = folder / "eval/test.json"
+        report = json.loads(path.read_text())
+        report["details"]["by_length"] = {
+            "words_from": [0, 21],
+            "words_to": [20, 60],
+            "exact_match_by_length": [90.0 + i, None],
         }
-        (tmp_path / point.name / "eval").mkdir(parents=True)
-        (tmp_path / point.name / "eval/test.json").write_text(json.dumps(report))
-    lines = vectors.table([(point, tmp_path / point.name) for point in done]).splitlines()
-    assert lines[1].split() == [
-        "latent",
-        "0",
-        "to",
-        "20",
-        "words",
-        "21",
-        "to",
-        "60",
-        "words",
-        "all",
-    ]
-    assert lines[3].split() == ["8x4", "91.0", "-", "51.0"]
+        for name, value in (("exact_match", 50.0 + i), ("rec", 20.25), ("kl", 11.5)):
+            report["metrics"][name] = {"value": value, "se": None, "note": ""}
+        path.write_text(json.dumps(report))
+        step = vectors.step(point, tmp_path, tmp_path, ())
+        results.replace(rows, [vectors.row_of(point, step, folder)], vectors_table.key)
+    lines = vectors_table.table(results.read_rows(rows)).splitlines()
+    assert "| exact match %, 0 to 20 words | exact match %, 21 to 60 words | all |" in lines[0]
+    assert "| 8x4 | 90.0 | – | 50.0 | 20.25 | 11.50 |" in lines
+    assert "| 8x32 | 91.0 | – | 51.0 | 20.25 | 11.50 |" in lines
+    assert f"| 1x32, mean pooling |{' not measured |' * 5}" in lines
+    assert lines[-1].startswith("- 8x32: `python -m jvae.main --config=optimus:tiny ")
