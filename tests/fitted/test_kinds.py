@@ -165,16 +165,16 @@ def test_samples_of_a_diffusion_are_those_of_a_mixture(optimized, toys, width):
     others = [mixture.sample(2_000, seed=seed)[0][:, 0] for seed in range(7, 13)]
 
     def p_values(prior, params):
+        """p of six tests: of any single one, too small a p is not rare."""
         z_nd = draw(prior, params, 2_000)[:, 0]
         return [toys.energy_p(z_nd, other_nd) for other_nd in others]
 
     plain = fitted("gaussian", z_n1d)
-    assert max(p_values(plain.prior(), join({}, plain))) < 0.01
+    assert np.median(p_values(plain.prior(), join({}, plain))) < 0.01
     diffusion = fitted("diffusion", z_n1d)
     params = join({}, diffusion)
     for sampler, steps in (("deterministic", 20), ("stochastic", 50)):
         prior = diffusion.using(sampler=sampler, steps=steps).prior()
-        # A single reference sample gives less than 0.01 now and then.
         assert np.median(p_values(prior, params)) > 0.05, sampler
     if width == 2:  # the exact trace in 32 dimensions takes 32 derivatives per step
         exact = diffusion.using(trace="exact").prior()
