@@ -7,7 +7,7 @@ from jvae.bench.speed import NOT_MEASURED
 
 Row = Mapping[str, Any]
 CORPORA = ("snli", "captions", "yahoo")  # corpora in the table: SNLI, Flickr8k, sentences of Yahoo
-LINES = (1_000, 5_000)  # training lines of each
+LINES = (1_000, 5_000)  # training lines of each; a corpus may have rows of other sizes
 CHOICES = ("auto", "optimus")  # configs to compare
 COLUMNS = ("collapsed", "MI", "BLEU", "memorised", "validation -ELBO", "minutes")
 
@@ -21,11 +21,10 @@ def table(rows: Sequence[Row]) -> str:
     """Markdown: every corpus at all sizes and with all choices; then the commands of the rows."""
     stored = {key(row): row for row in rows}
     corpora = list(dict.fromkeys([*CORPORA, *(row["corpus"] for row in rows)]))
-    lines = sorted({*LINES, *(row["lines"] for row in rows)})
     head = ("corpus", "lines", "`--config`", *COLUMNS)
     out = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for corpus in corpora:
-        for count in lines:
+        for count in sorted({*LINES, *(row["lines"] for row in rows if row["corpus"] == corpus)}):
             for choice in CHOICES:
                 row = stored.get((corpus, count, choice))
                 cells = [NOT_MEASURED] * len(COLUMNS) if row is None else _cells(row)
