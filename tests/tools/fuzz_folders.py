@@ -25,6 +25,7 @@ import numpy as np
 from jvae import config as configs
 from jvae.data import tokenizers
 from jvae.errors import JvaeError
+from jvae.pretrained.files import SUMS
 from jvae.report.gather import read_report
 from jvae.runs import build, exports, loading, metrics, workdir
 from jvae.runs.checkpoint import Checkpoints
