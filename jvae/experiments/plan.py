@@ -154,7 +154,9 @@ def make_job(
         flags = (_flag(key, new) for key, (_, new) in changed.items())
         return (f"--config={entry.config}", *flags)
 
-    words = words_of(budget.evals)
+    # A language model has nothing to interpolate.
+    left_out = () if entry.floor else ("interpolations",)
+    words = words_of({key: v for key, v in budget.evals.items() if key not in left_out})
     same = [word.replace(str(out), str(OUT)) for word in words_of(_spelled_out(budget.evals))]
     digest = hashlib.sha256(json.dumps([same, dict(data.files)], sort_keys=True).encode())
     fingerprint = digest.hexdigest()[:12]

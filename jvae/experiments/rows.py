@@ -129,7 +129,7 @@ def _curve(log: Sequence[Mapping[str, Any]], costs: Cost) -> list[tuple[float, f
     begin = costs.phases[-2][0] if len(costs.phases) > 1 else 0
     return [
         (
-            round(costs.until(line["step"]) / 1e12, 3),
+            float(f"{costs.until(line['step']) / 1e12:.4g}"),
             round(line["valid/rec"] + line.get("valid/kl", 0.0), 3),
         )
         for line in log

@@ -239,6 +239,12 @@ def test_commands_are_what_the_command_line_reads(tmp_path, folder, tiny):
     assert most / least < 1.1  # whole updates; a real budget has hundreds of them
 
 
+def test_a_language_model_is_not_asked_to_interpolate(tmp_path, folder, tiny):
+    jobs = comparison.plan(arguments(tmp_path, folder, "--models=lm,lstm_lm,optimus"))
+    asked = [any("evals.interpolations" in word for word in job.words) for job in jobs]
+    assert asked == [False, False, True]
+
+
 def test_stored_commands_name_no_machine(tmp_path, folder, tiny):
     job = comparison.plan(arguments(tmp_path, folder, "--models=lm"))[0]
     there = comparison.plan(
@@ -614,10 +620,13 @@ def test_the_bound_over_training_compute(tmp_path):
 
 def test_flops_until_a_step_follow_the_phases():
     cost = comparison_rows.Cost(1, 2, [(10, 2.0), (30, 5.0)])
+    small = comparison_rows.Cost(1, 2, [(30, 1.0)])
     assert [cost.until(step) for step in (0, 4, 10, 12, 30, 99)] == [0, 8, 20, 30, 120, 120]
     log = [{"step": step, "valid/rec": 3.0, "valid/kl": 1.0} for step in (10, 20, 30)]
     log.append({"step": 30, "train/loss": 1.0})
-    assert comparison_rows._curve(log, cost) == [(0.0, 4.0)] * 2  # only the last phase
+    flops = [round(x * 1e12) for x, _ in comparison_rows._curve(log, cost)]
+    assert flops == [70, 120]  # only the last phase
+    assert [nats for _, nats in comparison_rows._curve(log, small)] == [4.0] * 3
 
 
 def test_a_document_is_filled_between_its_marks():
