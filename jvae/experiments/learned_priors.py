@@ -6,12 +6,11 @@ from pathlib import Path
 from jvae.experiments import priors
 from jvae.experiments.entries import ENTRIES
 from jvae.experiments.plan import Job
-from jvae.experiments.priors_table import gain
+from jvae.experiments.priors_table import CEILING, OWN, gain
 from jvae.experiments.results import Row
 from jvae.experiments.steps import Step
 from jvae.experiments.tables import NAMES
 
-OWN, CEILING = "own", "training posteriors"
 # Metrics of `--mode=prior` with title and decimals; {k} stands for K.
 COLUMNS = (
     ("nll_{k}", "NLL_{k}", 2),
