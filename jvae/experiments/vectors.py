@@ -36,7 +36,7 @@ SHORTEST, LONGEST = 10, 60  # words per text
 TEXTS = {"train": 20_000, "valid": 1_000, "test": 1_000}
 VALUES = (
     *("data.tokenizer_kind=word", "data.vocab=0", "data.row_tokens=128"),
-    *("evals.sentences=1000", "train.steps=10000", "train.check_every=1000"),
+    *("evals.sentences=1000", "train.steps=5000", "train.check_every=1000"),
 )
 
 
