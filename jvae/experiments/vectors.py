@@ -1,6 +1,6 @@
 """Exact match by text length, for latents of one vector and of several.
 
-    python -m jvae.experiments.vectors                       on texts of 10 to 60 words
+    python -m jvae.experiments.vectors                       on texts of 5 to 30 words
     ... --vectors=1,8 --set=train.steps=20000                some rows, with values of a config
     ... --data=FOLDER                                        train.txt, valid.txt, test.txt instead
     ... --dry_run                                            prints the commands
@@ -32,11 +32,11 @@ from jvae.experiments.vectors_table import WIDTH
 from jvae.runs.workdir import write_text
 
 SPEC, OUT = "optimus:tiny", Path("runs/vectors")
-SHORTEST, LONGEST = 10, 60  # words per text
-TEXTS = {"train": 20_000, "valid": 1_000, "test": 1_000}
+SHORTEST, LONGEST = 5, 30  # words per text
+TEXTS = {"train": 40_000, "valid": 1_000, "test": 1_000}
 VALUES = (
     *("data.tokenizer_kind=word", "data.vocab=0", "data.row_tokens=128"),
-    *("evals.sentences=1000", "train.steps=5000", "train.check_every=1000"),
+    *("evals.sentences=1000", "train.steps=3000", "train.check_every=1000"),
 )
 
 
