@@ -165,7 +165,7 @@ def choose(facts: Facts, steps: int | None = None) -> Choice:
     width, layers, rate = (128, 2, 3e-3) if n < 20_000 else (192, 3, 2e-3)
     if n >= 100_000:
         width, layers, rate = 256, 4, 1e-3
-    dropout = 0.3 if n < 5_000 else 0.2 if n < 20_000 else 0.1 if n < 100_000 else 0.0
+    dropout = 0.3 if n < 5_000 else 0.2 if n < 100_000 else 0.1 if n < 200_000 else 0.0
     for role in ("decoder",) if facts.source else ("encoder", "decoder"):
         sizes = dict(width=width, layers=layers, unroll=layers, mlp=4 * width, dropout=dropout)
         values |= {f"model.{role}.{key}": value for key, value in sizes.items()}
