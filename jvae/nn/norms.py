@@ -55,5 +55,7 @@ class RmsNorm(nn.Module):
         scale: Any = self.param("scale", names, (x.shape[-1],))
         h = x.astype(accum_dtype(x.dtype))
         h = h * inverse_rms(h, self.eps)
+        # In the accurate number type: 1 + scale is rounded if both are bfloat16.
+        scale = scale.astype(h.dtype)
         factor = 1.0 + scale if self.plus_one else scale
         return (h * factor.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
