@@ -30,7 +30,7 @@ class Program(NamedTuple):
     """The compiled functions of a phase for the training loop.
 
     start(params) -> TrainState with a fresh optimizer, from fresh parameters or those of the
-    previous phase. abstract: shapes and shardings of that state. frozen: paths of the parameters
+    previous phase. It takes over their buffers without a copy. abstract: shapes and shardings of that state. frozen: paths of the parameters
     that no phase of the run trains; their number type is `init.frozen_dtype`. tune_step: None for
     models without tuning. valid_step returns sums, and also posteriors if `watched`: validation
     then measures a latent that can collapse.
@@ -87,8 +87,17 @@ def compile_phase(run: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Progr
     replicated: Any = meshes.replicated(mesh)
     state_where = TrainState(where, opt_where, replicated)
 
-    def start(params: Params) -> TrainState:
+    def initial(params: Params) -> TrainState:
         return step.init_state(narrow(params), tx, plan, begin)
+
+    def beside(params: Params) -> TrainState:
+        return initial(params)._replace(params=())
+
+    beside_params = jax.jit(beside, out_shardings=state_where._replace(params=()))
+
+    def start(params: Params) -> TrainState:
+        params = _distinct(jax.device_put(narrow(params), where))
+        return beside_params(params)._replace(params=params)
 
     check_kl(objective, model)
     if (model.gen.coupled or model.post.coupled) and cfg.train.accumulate > 1:
@@ -125,19 +134,31 @@ def compile_phase(run: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Progr
         train_step = step.several(train_step)
     train_step = meshes.under(mesh, train_step)
     valid_step = meshes.under(mesh, valid_step)
-    begun = jax.jit(start, out_shardings=state_where)
     return Program(
         phase=phase,
         plan=plan,
-        start=begun,
+        start=start,
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(state_where, replicated)),
         tune_step=tune_step,
         valid_step=jax.jit(valid_step),
-        abstract=_with_shardings(jax.eval_shape(begun, abstract), state_where),
+        abstract=_with_shardings(jax.eval_shape(initial, abstract), state_where),
         where=state_where,
         watched=watched,
         frozen=frozen,
     )
+
+
+def _distinct(params: Params) -> Params:
+    """The parameters without shared buffers: an update donates every leaf."""
+    seen: set[int] = set()
+
+    def own(leaf: Array) -> Array:
+        if id(leaf) in seen:
+            return leaf.copy()
+        seen.add(id(leaf))
+        return leaf
+
+    return jax.tree.map(own, params)
 
 
 def log_phase(program: Program, params: Params) -> None:
