@@ -9,7 +9,9 @@
    end token is also used for padding, as padding is never attended to and never predicted.
 
 A byte-level tokenizer whose only special token is <|endoftext|>, such as GPT-2's, gets the three
-tokens that Optimus adds, in the same order: <PAD>, <BOS>, <EOS>.
+tokens that Optimus adds, in the same order: <PAD>, <BOS>, <EOS>. It does not if its files name both
+an end and a padding token, or if the model's token embedding is frozen: the new rows would remain
+equal to each other, so the end of a text could never be likelier than 1/3.
 """
 
 import json
@@ -98,11 +100,12 @@ def stated(folder: Path, backend: Tokenizer) -> Special | None:
     return Special(token("start"), token("end"), token("pad"), space, bool(by_token))
 
 
-def complete(backend: Tokenizer, said: Special | None) -> Special:
+def complete(backend: Tokenizer, said: Special | None, add: bool = True) -> Special:
     """The special tokens of a tokenizer by the rule above; adds GPT-2's three if applicable.
 
     Args:
       said: see `stated`.
+      add: whether tokens may be added.
     """
     byte_level = cuts_bytes(backend)
 
@@ -110,20 +113,22 @@ def complete(backend: Tokenizer, said: Special | None) -> Special:
         return next((name for name in names if backend.token_to_id(name) is not None), None)
 
     only = byte_level and first((GPT2,)) is not None and first(END) == GPT2
-    if only and not _others(backend):
+    alone = only and not _others(backend)
+    settled = said is not None and said.stated and bool(said.end and said.pad)
+    if alone and add and not settled:
         backend.add_special_tokens(
             [AddedToken(name, special=True, normalized=False) for name in OF_GPT2]
         )
-        said = None
+        said, alone = None, False
     named = _padded(Special(first(START), first(END), first(PAD), byte_level))
     if said is None:
-        return named
+        return named._replace(stated=alone)
     adds_space = '"add_prefix_space": true' in _pre_tokenizer(backend)
     space = byte_level and (said.space or adds_space or not said.stated)
     start, end = said.start or named.start, said.end or named.end
     result = _padded(Special(start, end, said.pad or first(PAD), space, True))
-    # No file is needed if the token names alone give the same result.
-    return named if result == named._replace(stated=True) else result
+    # No file is needed if the token names alone give the same result when it is loaded again.
+    return named if result == named._replace(stated=True) and not alone else result
 
 
 def cuts_bytes(backend: Tokenizer) -> bool:

@@ -164,21 +164,23 @@ def _write(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def open_tokenizer(name_or_folder: str | Path, role: str) -> TextTokenizer:
+def open_tokenizer(name_or_folder: str | Path, role: str, add: bool = True) -> TextTokenizer:
     """Opens a tokenizer from a local folder or, if there is no such folder, by hub name.
 
+    Args:
+      add: see `load`.
     Raises: DataError if it does not exist, its files cannot be read, the hub is needed but
       unreachable, or it has no usable special tokens.
     """
     name = os.fspath(name_or_folder)
     if Path(name).expanduser().exists():
-        return load(Path(name).expanduser(), role)
+        return load(Path(name).expanduser(), role, add=add)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise DataError(
             f"{name}: no such folder; "
             f"expected one with {FILE}, vocab.json + merges.txt or vocab.txt"
         )
-    return load(_from_hub(name), role, name)
+    return load(_from_hub(name), role, name, add)
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -186,11 +188,12 @@ def has_tokenizer(folder: Path) -> bool:
     return any(all((folder / file).is_file() for file in files) for files in _LAYOUTS)
 
 
-def load(folder: str | Path, role: str, name: str = "") -> TextTokenizer:
+def load(folder: str | Path, role: str, name: str = "", add: bool = True) -> TextTokenizer:
     """Loads a tokenizer from a folder written by `TextTokenizer.save` or in Hugging Face layout.
 
     Args:
       name: its name in messages; by default the folder.
+      add: whether GPT-2's tokenizer gets three special tokens, see `special_tokens`.
     """
     folder = Path(folder)
     name = name or str(folder)
@@ -218,7 +221,7 @@ def load(folder: str | Path, role: str, name: str = "") -> TextTokenizer:
             f"{folder}: tokenizer files cannot be read ({error}); copy them again"
         ) from error
     with tokenizer_files.backend_errors(name):
-        return _wrap(backend, role, name, special_tokens.stated(folder, backend))
+        return _wrap(backend, role, name, special_tokens.stated(folder, backend), add)
 
 
 def train_word_level(
@@ -285,11 +288,14 @@ def train_bpe(
     return _wrap(backend, role, f"byte-level BPE, {backend.get_vocab_size()} entries")
 
 
-def _wrap(backend: Tokenizer, role: str, name: str, said: Special | None = None) -> TextTokenizer:
+def _wrap(
+    backend: Tokenizer, role: str, name: str, said: Special | None = None, add: bool = True
+) -> TextTokenizer:
     """Sets up a copy of a backend for jvae's conventions.
 
     Args:
       said: special tokens named by the files next to it.
+      add: whether special tokens may be added, see `special_tokens`.
     """
     if role not in _ROLES:
         raise ValueError(f"role {role!r}: expected one of {_ROLES}")
@@ -299,7 +305,7 @@ def _wrap(backend: Tokenizer, role: str, name: str, said: Special | None = None)
     if isinstance(backend.model, models.WordPiece):
         # The default clean-up rewrites words: "do not" would be decoded as "don't".
         backend.decoder = decoders.WordPiece(cleanup=False)
-    special = special_tokens.complete(backend, said)
+    special = special_tokens.complete(backend, said, add)
     start, end, pad = (
         None if token is None else backend.token_to_id(token) for token in special[:3]
     )

@@ -5,6 +5,7 @@ written to the config that the working directory and every checkpoint keep.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from jvae.data.plan import propose_rows, shuffled
 from jvae.data.prepare import prepare
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, DataError
-from jvae.runs import model_names
+from jvae.runs import model_names, phases
 from jvae.runs import workdir as workdirs
 
 SPLITS = ("train", "valid", "test")
@@ -125,7 +126,7 @@ def open_tokenizers(
             opened[role] = tokenizers.load(folder, role)
         elif name:
             try:
-                opened[role] = tokenizers.open_tokenizer(name, role)
+                opened[role] = tokenizers.open_tokenizer(name, role, _trains_tokens(config, role))
             except DataError as error:
                 raise DataError(f"data.{role}_tokenizer: {error}") from None
         elif source and (source / TOKENIZER_FOLDER / role).is_dir():
@@ -144,6 +145,14 @@ def open_tokenizers(
         else:
             opened[role] = tokenizers.train_bpe(train(), config.data.vocab, role)
     return opened["encoder"], opened["decoder"]
+
+
+def _trains_tokens(config: ConfigDict, role: str) -> bool:
+    """Whether the token embedding that reads a role's text trains in any phase."""
+    stack = role if role in config.model else "decoder"
+    path = f"{stack}/embed/token/table"
+    rules = [phase.optim.trainable for phase in phases.resolve(config)]
+    return any(not of or any(re.search(rule[0], path) for rule in of) for of in rules)
 
 
 def make_split(

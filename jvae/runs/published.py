@@ -110,7 +110,7 @@ def _embed(
 def _opened(family: str, role: str, name: str) -> tuple[ConfigDict, TextTokenizer, Params]:
     """A config with a published part, its tokenizer, and the parameters of that part alone."""
     config = start.configure(configs.load(family), [f"init.{role}={name}"])
-    tokenizer = tokenizers.open_tokenizer(name, role)
+    tokenizer = tokenizers.open_tokenizer(name, role, add=False)  # no row is new
     (part, _), *_ = start.wanted(config)
     checkpoint = files.open_checkpoint(name)
     rows = backbones.sizes(part.backbone, checkpoint)["vocab"]

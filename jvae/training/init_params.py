@@ -18,7 +18,7 @@ from tokenizers import AddedToken
 
 from jvae import models
 from jvae.api import Params
-from jvae.data import tokenizers
+from jvae.data import special_tokens, tokenizers
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, DataError, WeightsError
 from jvae.models.family import Copy
@@ -264,7 +264,7 @@ def check_tokenizer(checkpoint: Checkpoint, rows: int, tokenizer: TextTokenizer)
 
     Raises: WeightsError.
     """
-    beside = _tokenizer_beside(checkpoint, tokenizer.role)
+    beside = _tokenizer_beside(checkpoint, tokenizer)
     if beside is not None and beside.fingerprint == tokenizer.fingerprint:
         return
     what = f"{checkpoint.name}: does not belong to the {tokenizer.role} tokenizer {tokenizer.name}"
@@ -311,17 +311,20 @@ def _entries(tokenizer: TextTokenizer) -> dict[str, int]:
     return tokenizer.backend.get_vocab(with_added_tokens=True)
 
 
-def _tokenizer_beside(checkpoint: Checkpoint, role: str) -> TextTokenizer | None:
-    """The tokenizer in the folder or repository of a checkpoint; None if there is none."""
+def _tokenizer_beside(checkpoint: Checkpoint, like: TextTokenizer) -> TextTokenizer | None:
+    """The tokenizer in the folder or repository of a checkpoint; None if there is none. It gets
+    additional tokens only if `like` has them.
+    """
+    role, add = like.role, special_tokens.OF_GPT2[0] in _entries(like)
     if files.is_local(checkpoint.name):
         folder = Path(checkpoint.name).expanduser()
         if not tokenizers.has_tokenizer(folder):
             return None
         try:
-            return tokenizers.load(folder, role)
+            return tokenizers.load(folder, role, add=add)
         except DataError as error:
             raise WeightsError(f"{checkpoint.name}: {error}") from None
     try:
-        return tokenizers.open_tokenizer(checkpoint.name, role)
+        return tokenizers.open_tokenizer(checkpoint.name, role, add)
     except DataError:
         return None

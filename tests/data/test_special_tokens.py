@@ -122,6 +122,26 @@ def test_of_a_byte_level_tokenizer(tmp_path, special, files, expected, prefix):
         assert again.prefix == there.prefix
 
 
+@pytest.mark.parametrize(
+    "files, add, start",
+    [
+        ({}, False, None),
+        (dict(config={"bos_token_id": 256, "eos_token_id": 256}), False, END),
+        (dict(tokenizer_config={"eos_token": END, "pad_token": END}), True, None),
+    ],
+)
+def test_nothing_is_added_to_gpt2_around_frozen_rows_or_if_its_files_settle_it(
+    tmp_path, files, add, start
+):
+    folder = of_bytes(tmp_path / "own", [END], **files)
+    tokenizer = tokenizers.load(folder, "encoder", add=add)
+    assert tokens(tokenizer) == (start, END, END) and tokenizer.vocab_size == 257
+    assert tokens(tokenizer.for_role("decoder")) == (END, END, END)
+    tokenizer.save(tmp_path / "run")
+    again = tokenizers.load(tmp_path / "run", "encoder")
+    assert tokens(again) == tokens(tokenizer) and again.fingerprint == tokenizer.fingerprint
+
+
 def test_conventions_are_part_of_what_makes_a_tokenizer(tmp_path):
     special = [END, "<|im_start|>", "<|im_end|>"]
     bare = tokenizers.load(of_bytes(tmp_path / "bare", special), "decoder")

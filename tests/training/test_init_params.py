@@ -20,8 +20,8 @@ from jvae.pretrained import bert, files, gpt2, names
 from jvae.pretrained.export import export_backbone
 from jvae.pretrained.files import SAFETENSORS as ST
 from jvae.pretrained.files import Checkpoint
-from jvae.runs import build, start
-from jvae.training import init_params
+from jvae.runs import build, phases, start
+from jvae.training import init_params, program
 from jvae.tree import named_leaves
 from jvae.validation.validate import validate
 
@@ -336,6 +336,38 @@ def test_every_leaf_goes_to_its_devices_once(place, monkeypatch):
         assert {s.data.shape for s in leaf.addressable_shards} == {
             leaf.sharding.shard_shape(leaf.shape)
         }
+
+
+def test_a_state_takes_over_the_parameters(place):
+    """A second copy of the weights would double the memory at the start."""
+    run, config = place.run(), place.config
+    mesh = meshes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    compiled = program.compile_phase(run, phases.resolve(config)[0], mesh, 0)
+    shapes, where = compiled.abstract.params, compiled.where.params
+    params = init_params.initial_params(run, where, jax.random.key(5), shapes)
+    state = named_leaves(compiled.start(params).params)
+    for path, leaf in named_leaves(params).items():
+        assert state[path] is leaf, path
+
+    # Unless two of them share one, as an update donates every leaf.
+    mlp = params["encoder"]["layers"] | {"mlp_norm": params["encoder"]["layers"]["attn_norm"]}
+    shared = params | {"encoder": params["encoder"] | {"layers": mlp}}
+    layers = compiled.start(shared).params["encoder"]["layers"]
+    assert layers["mlp_norm"]["scale"] is not layers["attn_norm"]["scale"]
+
+
+@pytest.mark.parametrize("trainable, rows", [((), 3), ((("/lora/", None, None, 0),), 0)])
+def test_gpt2_gets_tokens_only_if_their_rows_train(place, tmp_path, trainable, rows):
+    """Untrained rows are equal, and so is their share of every probability."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"{line}\n" for line in TEXT))
+    flags = [f"data.{split}={text}" for split in ("train", "valid", "test")]
+    flags += [f"init.decoder={place.gpt2}", f"data.cache={tmp_path / 'cache'}"]
+    config = start.configure(configs.load("lm:gpt2"), flags)
+    config.optim.trainable = trainable
+    decoder = build.open_run(config, tmp_path / "run").decoder
+    assert decoder.vocab_size == place.rows + rows
+    assert (decoder.end_id == decoder.pad_id) == (rows == 0)
 
 
 def test_a_part_that_the_family_does_not_load(place):
