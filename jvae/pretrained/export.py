@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jvae.errors import WeightsError
 from jvae.pretrained import files, names
 from jvae.pretrained.backbones import Backbone
@@ -21,6 +23,9 @@ def export_backbone(
 ) -> None:
     """Writes `config.json` and `model.safetensors` for `transformers`; tied tensors appear once.
 
+    All tensors have one number type, the widest of the parameters, and config.json states it:
+    `transformers` would otherwise load everything in that of the first tensor.
+
     Args:
       table: names without prefix, with `Vocab` (ours, ours).
       params: a tree with the leaves that the table names; other leaves are ignored.
@@ -36,6 +41,9 @@ def export_backbone(
     except ValueError as error:
         raise WeightsError(str(error)) from None
     arrays = names.write(table, params, tied=False)
+    dtype = np.result_type(*(array.dtype for array in arrays.values()))
+    arrays = {name: array.astype(dtype, copy=False) for name, array in arrays.items()}
+    config["dtype"] = dtype.name
     folder.mkdir(parents=True, exist_ok=True)
     named = {
         name if name in backbone.unprefixed else backbone.saved_prefix + name: array

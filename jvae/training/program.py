@@ -30,10 +30,10 @@ class Program(NamedTuple):
     """The compiled functions of a phase for the training loop.
 
     start(params) -> TrainState with a fresh optimizer, from fresh parameters or those of the
-    previous phase. It takes over their buffers without a copy. abstract: shapes and shardings of that state. frozen: paths of the parameters
-    that no phase of the run trains; their number type is `init.frozen_dtype`. tune_step: None for
-    models without tuning. valid_step returns sums, and also posteriors if `watched`: validation
-    then measures a latent that can collapse.
+    previous phase, whose buffers it takes over without a copy. abstract: shapes and shardings of
+    that state. frozen: paths of the parameters that no phase of the run trains; their number type
+    is `init.frozen_dtype`. tune_step: None for models without tuning. valid_step returns sums, and
+    also posteriors if `watched`: validation then measures a latent that can collapse.
     """
 
     phase: Phase
