@@ -107,6 +107,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
             use_embedding=True,
             tokens=0,
             pool="cls",
+            causal_encoder=False,
             log_var="learned",
             log_var_shift=0.0,
             encoder=common.transformer(backbone="bert", norm_eps=1e-12),

@@ -39,6 +39,7 @@ from jvae.models.generator import generator, room
 from jvae.models.reading import states
 from jvae.nn import config as sizes
 from jvae.nn import pool
+from jvae.nn.attention import segments
 from jvae.nn.backbone import Stack, StackConfig, stack_of
 from jvae.nn.layers import Initializer, Projection, accum_dtype, apply, fold_key
 from jvae.pretrained import originals
@@ -64,6 +65,10 @@ class OptimusConfig:
         choices=POOLS,
         help="cls: a tanh layer on the first state, as published; mean, max or last of the states; "
         "queries: learned queries attend to the states.",
+    )
+    causal_encoder: bool = setting(
+        False,
+        help="Let the encoder's tokens attend only to earlier ones, as in a decoder.",
     )
     log_var: str = setting(
         "learned", choices=LOG_VARIANCES, help="unit: a posterior of variance 1."
@@ -262,7 +267,8 @@ def build(config: OptimusConfig) -> TextVAE:
         drop: Key[Array, ""] | None,
         soft_btd: Array | None = None,
     ) -> Float[Array, "e g d"]:
-        x_btd, _ = states(encoder, stack_params, side, drop, soft_btd=soft_btd)
+        mask_spec = segments(side, causal=config.causal_encoder)
+        x_btd, _ = states(encoder, stack_params, side, drop, soft_btd=soft_btd, mask_spec=mask_spec)
         if config.pool == QUERIES:
             return amortized.pooled(encoder, config.vectors, params, x_btd, side, slots)
         h_ed = pooled(config, params, x_btd, side, slots)

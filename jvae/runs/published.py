@@ -18,6 +18,7 @@ from jvae.inference import batching
 from jvae.inference.text_vae import LoadedVAE
 from jvae.models.reading import states
 from jvae.nn import pool
+from jvae.nn.attention import segments
 from jvae.nn.backbone import stack_of
 from jvae.nn.layers import accum_dtype
 from jvae.pretrained import backbones, files, names
@@ -81,7 +82,8 @@ def sentence_encoder(name: str) -> Embed:
 
     @jax.jit
     def vectors(params: Params, side: Side) -> Float[Array, "e d"]:
-        x_btd, _ = states(stack, params, side)
+        mask_spec = segments(side, causal=config.model.causal_encoder)
+        x_btd, _ = states(stack, params, side, mask_spec=mask_spec)
         h_ed = pool.BY_NAME[how](x_btd, side, 1)
         h_ed = h_ed.astype(accum_dtype(h_ed.dtype))
         return h_ed / jnp.maximum(jnp.linalg.norm(h_ed, axis=1, keepdims=True), 1e-9)

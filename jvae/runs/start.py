@@ -33,8 +33,9 @@ log = logging.getLogger(__name__)
 
 ROLES = ("encoder", "decoder")
 MODULES, POOLING = "modules.json", "1_Pooling"
+LAST = "lasttoken"
 # Poolings of sentence-transformers and the corresponding names in a model, best first.
-POOLS = {"mean": ("mean",), "cls": ("first", "cls"), "max": ("max",), "lasttoken": ("last",)}
+POOLS = {"mean": ("mean",), "cls": ("first", "cls"), "max": ("max",), LAST: ("last",)}
 
 
 class Source(NamedTuple):
@@ -80,8 +81,11 @@ def configure(
     wanted(draft)
     notes = [_described(source) for source in sources] + family.adjust(draft.model)
     if "encoder" in named:
+        hint = _pooling(files.finder(named["encoder"]))
         pool_flags = [flag for flag in late if _key(flag) == "model.pool"]
-        notes += _take_pool(draft, family, named["encoder"], pool_flags)
+        notes += _take_pool(draft, family, named["encoder"], hint, pool_flags)
+        if hint == LAST and not any(_key(flag) == "model.causal_encoder" for flag in late):
+            notes += _take_direction(draft)
     config = configs.apply_overrides(draft, late)
     flagged = {renamed.key(_key(flag), config) for flag in late}
     _check(config, sources, {k: v for k, v in set_here.items() if k not in flagged})
@@ -160,8 +164,10 @@ def _take_from_run(draft: ConfigDict, saved: ConfigDict, named: Mapping[str, str
         draft.model[role] = ConfigDict(section | {k: v for k, v in choices.items() if k in section})
     for role in ROLES:
         draft.data[f"{role}_tokenizer"] = saved.data[f"{role}_tokenizer"]
-    if "encoder" in named and "pool" in saved.model:
-        draft.model.pool = saved.model.pool
+    if "encoder" in named:
+        for key in ("pool", "causal_encoder"):
+            if key in saved.model:
+                draft.model[key] = saved.model[key]
 
 
 def _take(draft: ConfigDict, family: Family, source: Source) -> None:
@@ -265,14 +271,17 @@ def _described(source: Source) -> str:
     return f"init.{source.role}: model.{source.role} is the {backbone} of {source.name}: {text}"
 
 
-def _take_pool(draft: ConfigDict, family: Family, name: str, flags: Sequence[str]) -> list[str]:
+def _take_pool(
+    draft: ConfigDict, family: Family, name: str, hint: str | None, flags: Sequence[str]
+) -> list[str]:
     """Sets the pooling that the sentence encoder in a folder was trained with.
 
     Args:
+      hint: see `_pooling`.
       flags: the flags that set `model.pool`.
     Returns: messages about the choice.
     """
-    hint, field = _pooling(files.finder(name)), fields_of(family.config).get("pool")
+    field = fields_of(family.config).get("pool")
     if hint is None or not isinstance(field, Field):
         return []
     fitting = [pool for pool in POOLS.get(hint, ()) if pool in field.choices]
@@ -287,6 +296,18 @@ def _take_pool(draft: ConfigDict, family: Family, name: str, flags: Sequence[str
         return []
     draft.model.pool = fitting[0]
     return [f"init.encoder: {trained}, so model.pool is {fitting[0]} and not {pool}"]
+
+
+def _take_direction(draft: ConfigDict) -> list[str]:
+    """Lets a decoder that became a sentence encoder read as it was trained, forwards.
+
+    Returns: messages about the choice.
+    """
+    decodes = "decode" in BACKBONES[draft.model.encoder[KEY]].abilities
+    if not decodes or draft.model.get("causal_encoder") is not False:
+        return []
+    draft.model.causal_encoder = True
+    return ["init.encoder: its tokens attend to earlier ones only, as in its training"]
 
 
 def _pooling(find: Callable[[str], Path | None]) -> str | None:

@@ -25,6 +25,8 @@ from jvae.tree import map_named, sizes
 
 log = logging.getLogger(__name__)
 
+MANY = 100_000_000  # trained parameters above which the log names the alternative
+
 
 class Program(NamedTuple):
     """The compiled functions of a phase for the training loop.
@@ -167,6 +169,12 @@ def log_phase(program: Program, params: Params) -> None:
     trainable, total = freezing.counts(program.plan, params, phase.steps)
     share = "" if trainable == total else f"; {trainable:,} train, {100 * trainable / total:.2f} %"
     parts = ", ".join(f"{name} {n:,}" for name, n in sizes(params, depth=1).items())
+    if trainable > MANY:
+        log.info(
+            "%s parameters train, at least 12 bytes each; presets such as optimus:smollm2 train "
+            "small additions around frozen weights instead (docs/pretrained.md)",
+            f"{trainable:,}",
+        )
     name = f"{phase.name}, {phase.steps} steps: " if phase.name else ""
     log.info("%s%s parameters (%s)%s", name, f"{total:,}", parts, share)
 

@@ -61,6 +61,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "optimus-embedding": dict(use_memory=False),
     "optimus-softmax": dict(use_memory=False, use_embedding=False, use_softmax=True),
     "optimus-mean": dict(pool="mean", log_var_shift=-1.0),
+    "optimus-causal": dict(encoder="llama", pool="last", causal_encoder=True),
     "t5_vae-llama": dict(decoder="llama", cross_slots=0),
     # Latents of several vectors.
     "adavae-vectors": dict(

@@ -215,6 +215,22 @@ def test_pooling_is_that_of_a_sentence_encoder(tmp_path, caplog, spec, pooling, 
     assert len(said) == (note is not None) and all(note in line for line in said)
 
 
+@pytest.mark.parametrize(
+    "config, pooling, flags, causal",
+    [
+        (LLAMA, dict(pooling_mode="lasttoken"), (), True),
+        (LLAMA, dict(pooling_mode="lasttoken"), ("model.causal_encoder=false",), False),
+        (LLAMA, MEAN, (), False),
+        (BERT, dict(pooling_mode="lasttoken"), (), False),
+    ],
+)
+def test_a_decoder_whose_last_token_is_pooled_reads_forwards(
+    tmp_path, config, pooling, flags, causal
+):
+    name = folder(tmp_path / "encoder", config, pooling=pooling)
+    assert configure("optimus:base", *flags, encoder=name).model.causal_encoder is causal
+
+
 def test_a_run_that_has_begun_needs_no_folder(tmp_path, llama):
     name = folder(tmp_path / "minilm", BERT, pooling=MEAN)
     run = tmp_path / "run"
