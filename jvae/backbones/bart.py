@@ -19,7 +19,7 @@ from jvae.nn import transformer
 from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
 from jvae.nn.config import TransformerConfig
 from jvae.nn.spec import StackSpec
-from jvae.pretrained.backbones import Backbone, expect
+from jvae.pretrained.backbones import HEADS, Backbone, expect
 from jvae.pretrained.layouts import LAYOUTS, Layout
 from jvae.pretrained.names import (
     NameRule,
@@ -133,7 +133,7 @@ FILES = Backbone(
     name="bart",
     prefix="model.",
     renamed=(),
-    ignored=(r"final_logits_bias", r"classification_head\..*"),
+    ignored=(*HEADS, r"final_logits_bias"),
     sizes=_sizes,
     describe=_describe,
     saved_prefix="model.",

@@ -13,7 +13,7 @@ from jvae.backbones import bert, tiny
 from jvae.nn import transformer
 from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
 from jvae.nn.config import TransformerConfig
-from jvae.pretrained.backbones import Backbone, expect
+from jvae.pretrained.backbones import HEADS, Backbone, expect
 from jvae.pretrained.layouts import LAYOUTS, Layout
 from jvae.pretrained.names import (
     NameRule,
@@ -81,9 +81,10 @@ FILES = Backbone(
     native_prefix="transformer.layer.",
     renamed=(),
     ignored=(
+        *HEADS,
         r"embeddings\.position_ids",
         r"(vocab_transform|vocab_layer_norm|vocab_projector)\..*",
-        r"(pre_classifier|classifier|qa_outputs)\..*",
+        r"pre_classifier\..*",
     ),
     sizes=_sizes,
     describe=_describe,

@@ -18,7 +18,7 @@ from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
 from jvae.nn.config import TransformerConfig
 from jvae.nn.rotary import Rotary
 from jvae.nn.spec import LayerKind, StackSpec
-from jvae.pretrained.backbones import Backbone, expect
+from jvae.pretrained.backbones import HEADS, Backbone, expect
 from jvae.pretrained.layouts import LAYOUTS, Layout
 from jvae.pretrained.names import (
     NameRule,
@@ -112,7 +112,8 @@ FILES = Backbone(
     name="gpt_neox",
     prefix="gpt_neox.",
     renamed=(),
-    ignored=(r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),  # buffers
+    # The second pattern: buffers.
+    ignored=(*HEADS, r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)"),
     sizes=_sizes,
     describe=_describe,
     saved_prefix="gpt_neox.",

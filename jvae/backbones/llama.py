@@ -16,7 +16,7 @@ from jvae.nn import transformer
 from jvae.nn.backbone import BACKBONES, BackboneKind, Stack, StackConfig
 from jvae.nn.rotary import SCALINGS, Rotary
 from jvae.nn.spec import LayerKind, StackSpec
-from jvae.pretrained.backbones import Backbone, expect
+from jvae.pretrained.backbones import HEADS, Backbone, expect
 from jvae.pretrained.layouts import LAYOUTS, Layout
 from jvae.pretrained.names import (
     NameRule,
@@ -208,7 +208,8 @@ FILES = Backbone(
     name="llama",
     prefix="model.",
     renamed=(),
-    ignored=(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),  # buffers of older files
+    # The second pattern: buffers of older files.
+    ignored=(*HEADS, r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
     sizes=sizes_of,
     describe=describe,
     saved_prefix="model.",

@@ -18,7 +18,7 @@ from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
 from jvae.nn.config import TransformerConfig
 from jvae.nn.rotary import Rotary
 from jvae.nn.spec import LayerKind, StackSpec
-from jvae.pretrained.backbones import Backbone, expect
+from jvae.pretrained.backbones import HEADS, Backbone, expect
 from jvae.pretrained.layouts import LAYOUTS, Layout
 from jvae.pretrained.names import NameRule, NameTable, Vocab, flat, linear, vocab_rows
 
@@ -140,7 +140,7 @@ FILES = Backbone(
     name="modernbert",
     prefix="model.",
     renamed=(),
-    ignored=(r"head\..*", r"decoder\..*", r"classifier\..*"),
+    ignored=(*HEADS, r"head\..*", r"decoder\..*"),
     sizes=_sizes,
     describe=_describe,
 )

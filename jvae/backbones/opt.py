@@ -16,7 +16,7 @@ from jvae.nn import transformer
 from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
 from jvae.nn.config import TransformerConfig
 from jvae.nn.spec import StackSpec
-from jvae.pretrained.backbones import Backbone, expect
+from jvae.pretrained.backbones import HEADS, Backbone, expect
 from jvae.pretrained.layouts import LAYOUTS, Layout
 from jvae.pretrained.names import (
     NameRule,
@@ -107,7 +107,7 @@ FILES = Backbone(
     name="opt",
     prefix="model.decoder.",
     renamed=((r"^decoder\.", ""),),  # files saved without a head
-    ignored=(),
+    ignored=HEADS,
     sizes=_sizes,
     describe=_describe,
     saved_prefix="model.decoder.",
@@ -138,7 +138,7 @@ def table(config: ConfigDict, vocab: Vocab, path: str, role: str, pooler: str | 
         NameRule(f"{ours}/attn/qkv/bias", biases, joined_bias(3)),
     ]
     rules += norm_rules(norms) + linear_rules(ours, projections)
-    return NameTable(tuple(rules), (), (("lm_head.weight", "embed_tokens.weight"),))
+    return NameTable(tuple(rules), FILES.ignored, (("lm_head.weight", "embed_tokens.weight"),))
 
 
 BACKBONES.register("opt")(BackboneKind(OptConfig, transformer.DECODER, stack, _tiny))

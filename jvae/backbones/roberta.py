@@ -14,7 +14,7 @@ from jvae.nn import transformer
 from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
 from jvae.nn.config import TransformerConfig
 from jvae.pretrained import bert as bert_weights
-from jvae.pretrained.backbones import expect
+from jvae.pretrained.backbones import HEADS, expect
 from jvae.pretrained.layouts import LAYOUTS, Layout
 from jvae.pretrained.names import NameTable, Vocab
 
@@ -64,7 +64,7 @@ FILES = replace(
     name="roberta",
     prefix="roberta.",
     renamed=(),
-    ignored=(r"embeddings\.position_ids", r"lm_head\..*", r"classifier\..*", r"qa_outputs\..*"),
+    ignored=(*HEADS, r"embeddings\.position_ids", r"lm_head\..*"),
     sizes=_sizes,
     describe=_describe,
 )

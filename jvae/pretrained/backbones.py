@@ -27,6 +27,12 @@ WRAPPERS = (
     *("bert", "roberta", "distilbert", "gpt_neox"),
 )
 _FLAX = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+# Names of classification heads, and of the modules that follow the encoder in a file of
+# sentence-transformers. A model of ours has none of them.
+HEADS = (
+    r"(score|qa_outputs|classifier|classification_head)\..*",
+    r"[1-9]\d*\.(linear|norm)\.(weight|bias)",
+)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jvae.pretrained.backbones import Backbone, expect
+from jvae.pretrained.backbones import HEADS, Backbone, expect
 from jvae.pretrained.names import (
     NameRule,
     NameTable,
@@ -55,7 +55,7 @@ BACKBONE = Backbone(
     prefix="bert.",
     # The published files still have the original TensorFlow names.
     renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
-    ignored=(r"embeddings\.position_ids", r"cls\..*", r"classifier\..*", r"qa_outputs\..*"),
+    ignored=(*HEADS, r"embeddings\.position_ids", r"cls\..*"),
     sizes=_sizes,
     describe=_describe,
 )

@@ -6,7 +6,7 @@ Kernels are stored as (in, out).
 from collections.abc import Mapping
 from typing import Any
 
-from jvae.pretrained.backbones import Backbone, expect
+from jvae.pretrained.backbones import HEADS, Backbone, expect
 from jvae.pretrained.names import NameRule, NameTable, Vocab, flat, kernel_rows, vocab_rows
 
 
@@ -51,9 +51,8 @@ BACKBONE = Backbone(
     prefix="transformer.",
     renamed=(),
     ignored=(
+        *HEADS,
         r"h\.\d+\.attn\.(masked_)?bias",  # causal mask buffers
-        r"score\.weight",
-        r"classifier\..*",
         r"multiple_choice_head\..*",
     ),
     sizes=_sizes,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from jvae.pretrained.backbones import Backbone, expect
+from jvae.pretrained.backbones import HEADS, Backbone, expect
 from jvae.pretrained.names import (
     NameRule,
     NameTable,
@@ -73,7 +73,10 @@ BACKBONE = Backbone(
     prefix="",
     renamed=(),
     # Old files have a bias table for cross-attention that was never used.
-    ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+    ignored=(
+        *HEADS,
+        r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
+    ),
     sizes=_sizes,
     describe=_describe,
 )
