@@ -19,7 +19,7 @@ from jvae.nn import transformer
 from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
 from jvae.nn.config import TransformerConfig
 from jvae.nn.spec import StackSpec
-from jvae.pretrained.backbones import HEADS, Backbone, expect
+from jvae.pretrained.backbones import HEADS, Backbone, count, expect, flag
 from jvae.pretrained.layouts import LAYOUTS, Layout
 from jvae.pretrained.names import (
     NameRule,
@@ -74,12 +74,18 @@ def _tiny(vocab: int, **changes: Any) -> BartConfig:
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    layers, heads, mlp = (
+        count(config, f"encoder_{name}") for name in ("layers", "attention_heads", "ffn_dim")
+    )
+    for key, value in dict(layers=layers, attention_heads=heads, ffn_dim=mlp).items():
+        if count(config, f"decoder_{key}") != value:
+            raise ValueError(
+                f"decoder_{key} is {config[f'decoder_{key}']}, encoder_{key} is {value}; "
+                "only equal sizes are implemented"
+            )
     expect(
         config,
         activation_function="gelu",
-        decoder_layers=config["encoder_layers"],
-        decoder_attention_heads=config["encoder_attention_heads"],
-        decoder_ffn_dim=config["encoder_ffn_dim"],
         add_bias_logits=False,
         add_final_layer_norm=False,
         normalize_before=False,
@@ -89,13 +95,13 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
         tie_word_embeddings=True,
     )
     return dict(
-        layers=config["encoder_layers"],
-        width=config["d_model"],
-        heads=config["encoder_attention_heads"],
-        mlp=config["encoder_ffn_dim"],
-        vocab=config["vocab_size"],
-        positions=config["max_position_embeddings"],
-        scaled=config.get("scale_embedding", False),
+        layers=layers,
+        width=count(config, "d_model"),
+        heads=heads,
+        mlp=mlp,
+        vocab=count(config, "vocab_size"),
+        positions=count(config, "max_position_embeddings"),
+        scaled=flag(config, "scale_embedding", False),
         norm_eps=1e-5,
     )
 

@@ -13,7 +13,7 @@ from jvae.backbones import bert, tiny
 from jvae.nn import transformer
 from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
 from jvae.nn.config import TransformerConfig
-from jvae.pretrained.backbones import HEADS, Backbone, expect
+from jvae.pretrained.backbones import HEADS, Backbone, count, expect
 from jvae.pretrained.layouts import LAYOUTS, Layout
 from jvae.pretrained.names import (
     NameRule,
@@ -47,12 +47,12 @@ def _tiny(vocab: int, **changes: Any) -> DistilBertConfig:
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     expect(config, activation="gelu", sinusoidal_pos_embds=False)
     return dict(
-        layers=config["n_layers"],
-        width=config["dim"],
-        heads=config["n_heads"],
-        mlp=config["hidden_dim"],
-        vocab=config["vocab_size"],
-        positions=config["max_position_embeddings"],
+        layers=count(config, "n_layers"),
+        width=count(config, "dim"),
+        heads=count(config, "n_heads"),
+        mlp=count(config, "hidden_dim"),
+        vocab=count(config, "vocab_size"),
+        positions=count(config, "max_position_embeddings"),
         norm_eps=1e-12,
     )
 

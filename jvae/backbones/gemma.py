@@ -17,7 +17,18 @@ from jvae.nn import transformer
 from jvae.nn.backbone import BACKBONES, BackboneKind, Stack, StackConfig
 from jvae.nn.rotary import Rotary
 from jvae.nn.spec import LayerKind, StackSpec
-from jvae.pretrained.backbones import expect
+from jvae.pretrained.backbones import (
+    FULL,
+    SLIDING,
+    count,
+    expect,
+    expect_off,
+    expect_unscaled,
+    global_every,
+    number,
+    rope_of,
+    section,
+)
 from jvae.pretrained.layouts import LAYOUTS, Layout
 
 LOCAL, GLOBAL = 0, 1
@@ -142,65 +153,63 @@ NORMS = {
 }
 
 
-def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+def _sizes(config: Mapping[str, Any], period: int) -> dict[str, Any]:
+    """The fields that both versions have. period: that of the global layers by default."""
     expect(
         config,
         hidden_activation="gelu_pytorch_tanh",
         attention_bias=False,
         tie_word_embeddings=True,
     )
-    rope = _rotary(config)
+    expect_off(config, "use_bidirectional_attention")
     return dict(
-        layers=config["num_hidden_layers"],
-        width=config["hidden_size"],
-        heads=config["num_attention_heads"],
-        kv_heads=config["num_key_value_heads"],
-        head=config["head_dim"],
-        mlp=config["intermediate_size"],
-        vocab=config["vocab_size"],
-        positions=config["max_position_embeddings"],
-        window=config["sliding_window"],
-        global_every=_global_every(config),
-        query_scale=int(config["query_pre_attn_scalar"]),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        **rope,
+        layers=count(config, "num_hidden_layers"),
+        width=count(config, "hidden_size"),
+        heads=count(config, "num_attention_heads"),
+        kv_heads=count(config, "num_key_value_heads"),
+        head=count(config, "head_dim"),
+        mlp=count(config, "intermediate_size"),
+        vocab=count(config, "vocab_size"),
+        positions=count(config, "max_position_embeddings"),
+        window=count(config, "sliding_window"),
+        global_every=global_every(config, first=1, absent=period),
+        query_scale=count(config, "query_pre_attn_scalar"),
+        norm_eps=number(config, "rms_norm_eps", 1e-6),
     )
-
-
-def _global_every(config: Mapping[str, Any]) -> int:
-    """Period of the global layers. Raises: ValueError for any other pattern of layers."""
-    types = config.get("layer_types")
-    stated = config.get("sliding_window_pattern", config.get("_sliding_window_pattern"))
-    if types is None:
-        return stated or (2 if config["model_type"] == "gemma2" else 6)
-    period = types.index("full_attention") + 1 if "full_attention" in types else len(types) + 1
-    plain = ["sliding_attention"] * len(types)
-    plain[period - 1 :: period] = ["full_attention"] * len(plain[period - 1 :: period])
-    if list(types) != plain:
-        raise ValueError(f"layer_types is {types}; expected a global layer at a fixed interval")
-    return period
-
-
-def _rotary(config: Mapping[str, Any]) -> dict[str, float]:
-    rope = config.get("rope_parameters") or {}
-    if "full_attention" in rope:
-        full, local = rope["full_attention"], rope["sliding_attention"]
-        rotary = llama.rotary_sizes({"rope_parameters": full})
-        local_theta = float(local["rope_theta"])
-    else:
-        rotary = llama.rotary_sizes(config)
-        local_theta = float(config.get("rope_local_base_freq", rotary["theta"]))
-    if rotary["scaling"] not in ("none", "linear"):
-        raise ValueError(f"the rotary scaling is {rotary['scaling']!r}; only linear is implemented")
-    return dict(theta=rotary["theta"], local_theta=local_theta, factor=rotary.get("factor", 1.0))
 
 
 def _sizes2(config: Mapping[str, Any]) -> dict[str, Any]:
-    caps = dict(
-        logit_cap=float(config.get("attn_logit_softcapping") or 0.0),
-        score_cap=float(config.get("final_logit_softcapping") or 0.0),
+    rope = rope_of(config)
+    expect_unscaled(rope)
+    theta = number({**config, **rope}, "rope_theta", 10_000.0)
+    return _sizes(config, period=2) | dict(
+        theta=theta,
+        local_theta=theta,
+        factor=1.0,
+        logit_cap=number(config, "attn_logit_softcapping", absent=50.0, null=0.0),
+        score_cap=number(config, "final_logit_softcapping", absent=30.0, null=0.0),
     )
-    return _sizes(config) | {name: cap for name, cap in caps.items() if cap}
+
+
+def _sizes3(config: Mapping[str, Any]) -> dict[str, Any]:
+    # The classes of transformers read this cap and do not apply it.
+    expect(config, attn_logit_softcapping=None)
+    rope = section(config, "rope_parameters")
+    local = section(rope, SLIDING)
+    expect_unscaled(local)
+    full = {**section(rope, FULL), **section(config, "rope_scaling")}
+    full.setdefault("rope_theta", config.get("rope_theta", 1e6))
+    rotary = llama.rotary_sizes(dict(rope_parameters=full))
+    if rotary["scaling"] not in ("none", "linear"):
+        raise ValueError(f"the rotary scaling is {rotary['scaling']!r}; only linear is implemented")
+    older = number(config, "rope_local_base_freq", 10_000.0)
+    return _sizes(config, period=count(config, "sliding_window_pattern", 6)) | dict(
+        theta=rotary["theta"],
+        local_theta=number(local, "rope_theta", older),
+        factor=rotary.get("factor", 1.0),
+        logit_cap=0.0,
+        score_cap=number(config, "final_logit_softcapping", absent=0.0, null=0.0),
+    )
 
 
 def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,8 +227,7 @@ def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:
         rms_norm_eps=ours["norm_eps"],
         rope_theta=ours["theta"],
         layer_types=[
-            "full_attention" if (i + 1) % ours["global_every"] == 0 else "sliding_attention"
-            for i in range(ours["layers"])
+            SLIDING if (i + 1) % ours["global_every"] else FULL for i in range(ours["layers"])
         ],
         hidden_activation="gelu_pytorch_tanh",
         attention_bias=False,
@@ -230,10 +238,14 @@ def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe2(ours: Mapping[str, Any]) -> dict[str, Any]:
+    if ours["local_theta"] != ours["theta"] or ours["factor"] != 1.0:
+        raise ValueError("all layers of a Gemma 2 have the same rotary frequencies, unscaled")
     return _describe(ours) | dict(architectures=["Gemma2ForCausalLM"], model_type="gemma2")
 
 
 def _describe3(ours: Mapping[str, Any]) -> dict[str, Any]:
+    if ours["logit_cap"]:
+        raise ValueError(f"logit_cap is {ours['logit_cap']}; a Gemma 3 has no cap of attention")
     scaling = None
     if ours["factor"] != 1.0:
         scaling = dict(rope_type="linear", factor=ours["factor"])
@@ -247,7 +259,7 @@ def _describe3(ours: Mapping[str, Any]) -> dict[str, Any]:
 
 for _name, _cls, _norms_heads, _model, _own, _back in (
     ("gemma2", Gemma2Config, False, "gemma2", _sizes2, _describe2),
-    ("gemma3", Gemma3Config, True, "gemma3_text", _sizes, _describe3),
+    ("gemma3", Gemma3Config, True, "gemma3_text", _sizes3, _describe3),
 ):
     BACKBONES.register(_name)(
         BackboneKind(_cls, transformer.DECODER, partial(stack, _norms_heads), partial(_tiny, _cls))

@@ -18,7 +18,16 @@ from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
 from jvae.nn.config import TransformerConfig
 from jvae.nn.rotary import Rotary
 from jvae.nn.spec import LayerKind, StackSpec
-from jvae.pretrained.backbones import HEADS, Backbone, expect
+from jvae.pretrained.backbones import (
+    HEADS,
+    Backbone,
+    count,
+    expect,
+    expect_unscaled,
+    flag,
+    number,
+    rope_of,
+)
 from jvae.pretrained.layouts import LAYOUTS, Layout
 from jvae.pretrained.names import (
     NameRule,
@@ -68,21 +77,22 @@ def _tiny(vocab: int, **changes: Any) -> GptNeoxConfig:
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     expect(config, hidden_act="gelu", attention_bias=True)
-    rope = dict(config.get("rope_parameters") or {})
-    expect(rope, rope_type="default")
-    expect(config, rope_scaling=None)
+    rope = rope_of(config)
+    expect_unscaled(rope)
+    theta = number(config, "rotary_emb_base", 10_000.0)
+    share = number(config, "rotary_pct", 0.25)
     return dict(
-        layers=config["num_hidden_layers"],
-        width=config["hidden_size"],
-        heads=config["num_attention_heads"],
-        mlp=config["intermediate_size"],
-        vocab=config["vocab_size"],
-        positions=config["max_position_embeddings"],
-        theta=float(rope.get("rope_theta", config.get("rotary_emb_base", 10_000))),
-        share=float(rope.get("partial_rotary_factor", config.get("rotary_pct", 0.25))),
-        parallel=config.get("use_parallel_residual", True),
-        tied=config.get("tie_word_embeddings", False),
-        norm_eps=float(config.get("layer_norm_eps", 1e-5)),
+        layers=count(config, "num_hidden_layers"),
+        width=count(config, "hidden_size"),
+        heads=count(config, "num_attention_heads"),
+        mlp=count(config, "intermediate_size"),
+        vocab=count(config, "vocab_size"),
+        positions=count(config, "max_position_embeddings"),
+        theta=number(rope, "rope_theta", theta),
+        share=number(rope, "partial_rotary_factor", share),
+        parallel=flag(config, "use_parallel_residual", True),
+        tied=flag(config, "tie_word_embeddings", False),
+        norm_eps=number(config, "layer_norm_eps", 1e-5),
     )
 
 

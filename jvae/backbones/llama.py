@@ -16,7 +16,16 @@ from jvae.nn import transformer
 from jvae.nn.backbone import BACKBONES, BackboneKind, Stack, StackConfig
 from jvae.nn.rotary import SCALINGS, Rotary
 from jvae.nn.spec import LayerKind, StackSpec
-from jvae.pretrained.backbones import HEADS, Backbone, expect
+from jvae.pretrained.backbones import (
+    HEADS,
+    Backbone,
+    count,
+    expect,
+    flag,
+    number,
+    rope_of,
+    rope_type,
+)
 from jvae.pretrained.layouts import LAYOUTS, Layout
 from jvae.pretrained.names import (
     NameRule,
@@ -133,20 +142,22 @@ def rotary_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises: ValueError for a scaling that is not implemented.
     """
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    theta = rope.get("rope_theta", config.get("rope_theta", 10_000.0))
-    rotary: dict[str, Any] = dict(theta=float(theta))
+    rope = rope_of(config)
+    for stated in (rope, config):
+        expect(stated, partial_rotary_factor=1.0)
+    kind = rope_type(rope)
+    rotary: dict[str, Any] = dict(theta=number({**config, **rope}, "rope_theta", 10_000.0))
     if kind == "default":
         return rotary | dict(scaling="none")
-    if kind not in SCALINGS:
-        raise ValueError(f"the rotary scaling is {kind!r}; implemented: {', '.join(SCALINGS)}")
-    rotary |= dict(scaling=kind, factor=float(rope["factor"]))
+    implemented = ("default", *SCALINGS[1:])
+    if kind not in implemented:
+        raise ValueError(f"the rotary scaling is {kind!r}; implemented: {', '.join(implemented)}")
+    rotary |= dict(scaling=kind, factor=number(rope, "factor"))
     if kind == "llama3":
         rotary |= dict(
-            low_factor=float(rope["low_freq_factor"]),
-            high_factor=float(rope["high_freq_factor"]),
-            original_positions=rope["original_max_position_embeddings"],
+            low_factor=number(rope, "low_freq_factor"),
+            high_factor=number(rope, "high_freq_factor"),
+            original_positions=count(rope, "original_max_position_embeddings"),
         )
     return rotary
 
@@ -154,18 +165,18 @@ def rotary_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
 def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of our config that a config.json determines."""
     expect(config, hidden_act="silu", attention_bias=False, mlp_bias=False)
-    heads = config["num_attention_heads"]
+    width, heads = count(config, "hidden_size"), count(config, "num_attention_heads")
     return dict(
-        layers=config["num_hidden_layers"],
-        width=config["hidden_size"],
+        layers=count(config, "num_hidden_layers"),
+        width=width,
         heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head=config.get("head_dim") or config["hidden_size"] // heads,
-        mlp=config["intermediate_size"],
-        vocab=config["vocab_size"],
-        positions=config["max_position_embeddings"],
-        tied=config.get("tie_word_embeddings", False),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        kv_heads=count(config, "num_key_value_heads", absent=heads, null=heads),
+        head=count(config, "head_dim", absent=width // heads, null=width // heads),
+        mlp=count(config, "intermediate_size"),
+        vocab=count(config, "vocab_size"),
+        positions=count(config, "max_position_embeddings"),
+        tied=flag(config, "tie_word_embeddings", False),
+        norm_eps=number(config, "rms_norm_eps", 1e-6),
         **rotary_sizes(config),
     )
 

@@ -13,6 +13,7 @@ from jvae.fields import setting
 from jvae.nn import transformer
 from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
 from jvae.nn.spec import LayerKind
+from jvae.pretrained.backbones import FULL, SLIDING, count, expect_layers
 from jvae.pretrained.layouts import LAYOUTS, Layout
 
 
@@ -40,7 +41,9 @@ def _tiny(vocab: int, **changes: Any) -> MistralConfig:
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    return llama.sizes_of(config) | dict(window=config.get("sliding_window") or 0)
+    window = count(config, "sliding_window", absent=4096, null=0)
+    expect_layers(config, SLIDING if window else FULL)
+    return llama.sizes_of({"num_key_value_heads": 8, **config}) | dict(window=window)
 
 
 def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:

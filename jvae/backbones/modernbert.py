@@ -18,7 +18,18 @@ from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
 from jvae.nn.config import TransformerConfig
 from jvae.nn.rotary import Rotary
 from jvae.nn.spec import LayerKind, StackSpec
-from jvae.pretrained.backbones import HEADS, Backbone, expect
+from jvae.pretrained.backbones import (
+    FULL,
+    HEADS,
+    SLIDING,
+    Backbone,
+    count,
+    expect,
+    expect_unscaled,
+    global_every,
+    number,
+    section,
+)
 from jvae.pretrained.layouts import LAYOUTS, Layout
 from jvae.pretrained.names import NameRule, NameTable, Vocab, flat, linear, vocab_rows
 
@@ -85,32 +96,24 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
         mlp_bias=False,
         norm_bias=False,
     )
-    rope, types = config.get("rope_parameters") or {}, config.get("layer_types")
-    period = config.get("global_attn_every_n_layers", 3)
-    if types is not None:
-        period = types.index("full_attention", 1) if "full_attention" in types[1:] else len(types)
-        plain = ["sliding_attention" if i % period else "full_attention" for i in range(len(types))]
-        if list(types) != plain:
-            raise ValueError(f"layer_types is {types}; expected a global layer at a fixed interval")
-    thetas = [
-        rope.get(kind, {}).get("rope_theta", config.get(older, default))
-        for kind, older, default in (
-            ("full_attention", "global_rope_theta", 160_000.0),
-            ("sliding_attention", "local_rope_theta", 10_000.0),
-        )
-    ]
+    rope = section(config, "rope_parameters")
+    full, local = section(rope, FULL), section(rope, SLIDING)
+    expect_unscaled(full, local, section(config, "rope_scaling"))
+    period = count(config, "global_attn_every_n_layers", 3)
+    theta = number(config, "global_rope_theta", 160_000.0)
+    local_theta = number(config, "local_rope_theta", 10_000.0)
     return dict(
-        layers=config["num_hidden_layers"],
-        width=config["hidden_size"],
-        heads=config["num_attention_heads"],
-        mlp=config["intermediate_size"],
-        vocab=config["vocab_size"],
-        positions=config["max_position_embeddings"],
-        window=config["local_attention"],
-        global_every=period,
-        theta=float(thetas[0]),
-        local_theta=float(thetas[1]),
-        norm_eps=float(config.get("norm_eps", 1e-5)),
+        layers=count(config, "num_hidden_layers"),
+        width=count(config, "hidden_size"),
+        heads=count(config, "num_attention_heads"),
+        mlp=count(config, "intermediate_size"),
+        vocab=count(config, "vocab_size"),
+        positions=count(config, "max_position_embeddings"),
+        window=count(config, "local_attention"),
+        global_every=global_every(config, first=0, absent=period),
+        theta=number(full, "rope_theta", theta),
+        local_theta=number(local, "rope_theta", local_theta),
+        norm_eps=number(config, "norm_eps", 1e-5),
     )
 
 

@@ -16,7 +16,7 @@ from jvae.nn import transformer
 from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
 from jvae.nn.config import TransformerConfig
 from jvae.nn.spec import StackSpec
-from jvae.pretrained.backbones import HEADS, Backbone, expect
+from jvae.pretrained.backbones import HEADS, Backbone, count, expect
 from jvae.pretrained.layouts import LAYOUTS, Layout
 from jvae.pretrained.names import (
     NameRule,
@@ -62,6 +62,7 @@ def _tiny(vocab: int, **changes: Any) -> OptConfig:
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    width = count(config, "hidden_size")
     expect(
         config,
         activation_function="relu",
@@ -69,16 +70,16 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
         enable_bias=True,
         layer_norm_elementwise_affine=True,
         tie_word_embeddings=True,
-        word_embed_proj_dim=config["hidden_size"],
+        word_embed_proj_dim=width,
         _remove_final_layer_norm=False,
     )
     return dict(
-        layers=config["num_hidden_layers"],
-        width=config["hidden_size"],
-        heads=config["num_attention_heads"],
-        mlp=config["ffn_dim"],
-        vocab=config["vocab_size"],
-        positions=config["max_position_embeddings"],
+        layers=count(config, "num_hidden_layers"),
+        width=width,
+        heads=count(config, "num_attention_heads"),
+        mlp=count(config, "ffn_dim"),
+        vocab=count(config, "vocab_size"),
+        positions=count(config, "max_position_embeddings"),
         norm_eps=1e-5,
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 from jvae.backbones import llama
 from jvae.nn import transformer
 from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
-from jvae.pretrained.backbones import expect
+from jvae.pretrained.backbones import FULL, expect_layers, expect_off
 from jvae.pretrained.layouts import LAYOUTS, Layout
 
 
@@ -27,9 +27,11 @@ def stack(config: Qwen2Config, own_head: bool = False) -> Stack:
     return transformer.stack(config, spec, config.positions)
 
 
-def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    expect(config, use_sliding_window=False)
-    return llama.sizes_of(config)
+def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of our config that a config.json of Qwen2 or Qwen3 determines."""
+    expect_off(config, "use_sliding_window")
+    expect_layers(config, FULL)
+    return llama.sizes_of({"num_key_value_heads": 32, **config})
 
 
 def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,7 +40,7 @@ def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-FILES = replace(llama.FILES, name="qwen2", sizes=_sizes, describe=_describe)
+FILES = replace(llama.FILES, name="qwen2", sizes=sizes_of, describe=_describe)
 BACKBONES.register("qwen2")(
     BackboneKind(Qwen2Config, transformer.DECODER, stack, partial(llama.tiny, Qwen2Config))
 )

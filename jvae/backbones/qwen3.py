@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from jvae.backbones import llama
+from jvae.backbones import llama, qwen2
 from jvae.nn import transformer
 from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
-from jvae.pretrained.backbones import expect
 from jvae.pretrained.layouts import LAYOUTS, Layout
 
 
@@ -28,9 +27,8 @@ def stack(config: Qwen3Config, own_head: bool = False) -> Stack:
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    expect(config, use_sliding_window=False)
     # The default head width is 128, independent of the model's width and number of heads.
-    return llama.sizes_of({"head_dim": 128, **config})
+    return qwen2.sizes_of({"head_dim": 128, **config})
 
 
 def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:

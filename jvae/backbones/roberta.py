@@ -14,7 +14,7 @@ from jvae.nn import transformer
 from jvae.nn.backbone import BACKBONES, BackboneKind, Stack
 from jvae.nn.config import TransformerConfig
 from jvae.pretrained import bert as bert_weights
-from jvae.pretrained.backbones import HEADS, expect
+from jvae.pretrained.backbones import HEADS
 from jvae.pretrained.layouts import LAYOUTS, Layout
 from jvae.pretrained.names import NameTable, Vocab
 
@@ -38,16 +38,12 @@ def _tiny(vocab: int, **changes: Any) -> RobertaConfig:
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    expect(config, hidden_act="gelu", position_embedding_type="absolute", type_vocab_size=1)
-    return dict(
-        layers=config["num_hidden_layers"],
-        width=config["hidden_size"],
-        heads=config["num_attention_heads"],
-        mlp=config["intermediate_size"],
-        vocab=config["vocab_size"],
-        positions=config["max_position_embeddings"] - OFFSET,
-        norm_eps=float(config.get("layer_norm_eps", 1e-5)),
-    )
+    sizes = bert_weights.sizes_of(config, types=1)
+    if sizes["positions"] <= OFFSET:
+        raise ValueError(
+            f"max_position_embeddings is {sizes['positions']}; expected more than {OFFSET}"
+        )
+    return sizes | dict(positions=sizes["positions"] - OFFSET)
 
 
 def _describe(ours: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jvae.pretrained.backbones import HEADS, Backbone, expect
+from jvae.pretrained.backbones import HEADS, Backbone, count, expect, expect_off, number
 from jvae.pretrained.names import (
     NameRule,
     NameTable,
@@ -19,16 +19,19 @@ from jvae.pretrained.names import (
 POOLER = r"pooler\.dense\.(weight|bias)"
 
 
-def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    expect(config, hidden_act="gelu", position_embedding_type="absolute", type_vocab_size=2)
+def sizes_of(config: Mapping[str, Any], types: int = 2) -> dict[str, Any]:
+    """The fields of our config that a config.json determines. types: number of token types."""
+    expect({"type_vocab_size": 2, **config}, type_vocab_size=types)
+    expect(config, hidden_act="gelu", position_embedding_type="absolute")
+    expect_off(config, "is_decoder")
     return dict(
-        layers=config["num_hidden_layers"],
-        width=config["hidden_size"],
-        heads=config["num_attention_heads"],
-        mlp=config["intermediate_size"],
-        vocab=config["vocab_size"],
-        positions=config["max_position_embeddings"],
-        norm_eps=float(config.get("layer_norm_eps", 1e-12)),
+        layers=count(config, "num_hidden_layers"),
+        width=count(config, "hidden_size"),
+        heads=count(config, "num_attention_heads"),
+        mlp=count(config, "intermediate_size"),
+        vocab=count(config, "vocab_size"),
+        positions=count(config, "max_position_embeddings"),
+        norm_eps=number(config, "layer_norm_eps", 1e-12),
     )
 
 
@@ -56,7 +59,7 @@ BACKBONE = Backbone(
     # The published files still have the original TensorFlow names.
     renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
     ignored=(*HEADS, r"embeddings\.position_ids", r"cls\..*"),
-    sizes=_sizes,
+    sizes=sizes_of,
     describe=_describe,
 )
 

@@ -13,6 +13,16 @@ from jvae.pretrained.backbones import Backbone
 from jvae.pretrained.names import NameTable
 
 
+def config_of(
+    backbone: Backbone, ours: Mapping[str, Any], special: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """The config.json of a stack; arguments as for `export_backbone`.
+
+    Raises: ValueError for a stack that does not belong to the family.
+    """
+    return {**backbone.describe(ours), **(special or {})}
+
+
 def export_backbone(
     folder: Path,
     backbone: Backbone,
@@ -37,7 +47,7 @@ def export_backbone(
     if (folder / files.SAFETENSORS).exists():
         raise WeightsError(f"{folder}: holds {files.SAFETENSORS} already; name a new folder")
     try:
-        config = {**backbone.describe(ours), **(special or {})}
+        config = config_of(backbone, ours, special)
     except ValueError as error:
         raise WeightsError(str(error)) from None
     arrays = names.write(table, params, tied=False)

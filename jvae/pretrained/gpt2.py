@@ -6,7 +6,7 @@ Kernels are stored as (in, out).
 from collections.abc import Mapping
 from typing import Any
 
-from jvae.pretrained.backbones import HEADS, Backbone, expect
+from jvae.pretrained.backbones import HEADS, Backbone, count, expect, number
 from jvae.pretrained.names import NameRule, NameTable, Vocab, flat, kernel_rows, vocab_rows
 
 
@@ -17,14 +17,15 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
         scale_attn_weights=True,
         scale_attn_by_inverse_layer_idx=False,
     )
+    width = count(config, "n_embd")
     return dict(
-        layers=config["n_layer"],
-        width=config["n_embd"],
-        heads=config["n_head"],
-        mlp=config.get("n_inner") or 4 * config["n_embd"],
-        vocab=config["vocab_size"],
-        positions=config["n_positions"],
-        norm_eps=float(config.get("layer_norm_epsilon", 1e-5)),
+        layers=count(config, "n_layer"),
+        width=width,
+        heads=count(config, "n_head"),
+        mlp=count(config, "n_inner", absent=4 * width, null=4 * width),
+        vocab=count(config, "vocab_size"),
+        positions=count(config, "n_positions"),
+        norm_eps=number(config, "layer_norm_epsilon", 1e-5),
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from jvae.pretrained.backbones import HEADS, Backbone, expect
+from jvae.pretrained.backbones import HEADS, Backbone, count, expect, flag, number
 from jvae.pretrained.names import (
     NameRule,
     NameTable,
@@ -23,19 +23,27 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = config.get("feed_forward_proj", "relu")
     if kind not in _FEED_FORWARD:
         raise ValueError(f"feed_forward_proj is {kind!r}; expected relu or gated-gelu")
-    expect(config, num_decoder_layers=config["num_layers"])
+    gated = _FEED_FORWARD[kind]
+    layers = count(config, "num_layers")
+    expect(config, num_decoder_layers=layers, dense_act_fn="gelu_new" if gated else "relu")
+    # Only an output that is tied to the embedding is scaled. transformers 5 writes
+    # tie_word_embeddings=true for all, and says with the other key whether the output is scaled.
+    tied = flag(config, "tie_word_embeddings", True)
+    scaled = flag(config, "scale_decoder_outputs", tied)
+    if scaled and not tied:
+        raise ValueError("scale_decoder_outputs is true, but tie_word_embeddings is false")
     return dict(
-        layers=config["num_layers"],
-        width=config["d_model"],
-        heads=config["num_heads"],
-        head=config["d_kv"],
-        mlp=config["d_ff"],
-        vocab=config["vocab_size"],
-        buckets=config.get("relative_attention_num_buckets", 32),
-        max_distance=config.get("relative_attention_max_distance", 128),
-        gated=_FEED_FORWARD[kind],
-        tied=config.get("tie_word_embeddings", True),
-        norm_eps=float(config.get("layer_norm_epsilon", 1e-6)),
+        layers=layers,
+        width=count(config, "d_model"),
+        heads=count(config, "num_heads"),
+        head=count(config, "d_kv"),
+        mlp=count(config, "d_ff"),
+        vocab=count(config, "vocab_size"),
+        buckets=count(config, "relative_attention_num_buckets", 32),
+        max_distance=count(config, "relative_attention_max_distance", 128),
+        gated=gated,
+        tied=scaled,
+        norm_eps=number(config, "layer_norm_epsilon", 1e-6),
     )
 
 

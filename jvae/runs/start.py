@@ -198,7 +198,7 @@ def _source(role: str, name: str, backbone: str | None) -> Source:
     kind = stated.get("model_type")
     if kind is None and backbone is not None and backbone in LAYOUTS:
         kind = LAYOUTS[backbone].files.name
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise ConfigError(
             f"init.{role}={name}: its {files.CONFIG} says model_type {kind!r}, which no backbone "
             f"reads; supported: {', '.join(sorted(kinds))}"

@@ -282,7 +282,7 @@ def check_tokenizer(checkpoint: Checkpoint, rows: int, tokenizer: TextTokenizer)
         ids = [i for i in (stated if isinstance(stated, list) else [stated]) if i is not None]
         if not ids or ids == [-1]:
             continue
-        if not set(ids) <= special:
+        if not all(isinstance(i, int) and i in special for i in ids):
             raise WeightsError(f"{what}: {key} is {stated}, which is not a special token there")
         # Ids past the last row were added by jvae for the model.
         if key in tokenizer_ids and tokenizer_ids[key] < rows and tokenizer_ids[key] not in ids:

@@ -341,8 +341,8 @@ def test_leaves_go_straight_to_their_shards_and_dtype(target, truth):
     [
         ({"hidden_act": "relu"}, "hidden_act is 'relu'; only 'gelu'"),
         ({"model_type": "roberta"}, "model_type is 'roberta'; expected 'bert'"),
-        ({"hidden_size": None}, "width is None"),
-        ({"num_hidden_layers": -2}, "layers is -2"),
+        ({"hidden_size": None}, "hidden_size is None; expected a positive integer"),
+        ({"num_hidden_layers": -2}, "num_hidden_layers is -2"),
     ],
 )
 def test_configs_that_are_not_ours(change, message):
@@ -351,7 +351,7 @@ def test_configs_that_are_not_ours(change, message):
     with pytest.raises(WeightsError, match=f"here/config.json: {message}"):
         backbones.sizes(bert.BACKBONE, checkpoint)
     del config["hidden_size"]
-    with pytest.raises(WeightsError, match="hidden_size|model_type|hidden_act"):
+    with pytest.raises(WeightsError, match="hidden_size|model_type|hidden_act|num_hidden_layers"):
         backbones.sizes(bert.BACKBONE, checkpoint)
 
 

@@ -166,13 +166,16 @@ def test_folders_that_no_backbone_reads(tmp_path):
     name = folder(tmp_path / "xlnet", dict(BERT, model_type="xlnet"))
     with pytest.raises(ConfigError, match=r"model_type 'xlnet', .*: bart, bert, .*gpt2, .*t5"):
         configure("optimus", encoder=name)
+    name = folder(tmp_path / "listed", dict(BERT, model_type=["bert"]))
+    with pytest.raises(ConfigError, match=r"says model_type \['bert'\], which no backbone reads"):
+        configure("optimus", encoder=name)
     bare = {key: value for key, value in BERT.items() if key != "model_type"}
     assert configure("optimus", encoder=folder(tmp_path / "bare", bare)).model.encoder.layers == 6
     config = folder(tmp_path / "own", configs.load("lm").to_dict())
     with pytest.raises(ConfigError, match="is a model of jvae; start from it with init.model"):
         configure("optimus", decoder=config)
     yarn = dict(LLAMA, rope_parameters=dict(rope_type="yarn", factor=2.0, rope_theta=1e4))
-    with pytest.raises(WeightsError, match="rotary scaling is 'yarn'; implemented: none, "):
+    with pytest.raises(WeightsError, match="rotary scaling is 'yarn'; implemented: default, "):
         configure("optimus", decoder=folder(tmp_path / "yarn", yarn))
     opt = dict(model_type="opt", hidden_size=24, word_embed_proj_dim=12)
     with pytest.raises(WeightsError, match="word_embed_proj_dim is 12; only 24 is implemented"):

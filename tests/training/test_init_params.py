@@ -200,6 +200,7 @@ def test_sizes_that_differ_say_what_to_set(changed):
     [
         ("eos_token_id", 7, "eos_token_id is 7, which is not a special token"),
         ("pad_token_id", 400, "pad_token_id is 400, which is not a special token"),
+        ("pad_token_id", {"id": 0}, "pad_token_id is {'id': 0}, which is not a special token"),
     ],
 )
 def test_special_ids_must_be_those_of_the_tokenizer(changed, key, value, message):
