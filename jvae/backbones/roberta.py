@@ -18,7 +18,10 @@ from jvae.pretrained.backbones import HEADS
 from jvae.pretrained.layouts import LAYOUTS, Layout
 from jvae.pretrained.names import NameTable, Vocab
 
-OFFSET = 2  # unused rows of the position table; config.json counts them
+# Positions begin after the id of the padding token, which leaves two rows of their table unused;
+# config.json counts these rows.
+PAD = 1
+OFFSET = PAD + 1
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ FILES = replace(
     ignored=(*HEADS, r"embeddings\.position_ids", r"lm_head\..*"),
     sizes=_sizes,
     describe=_describe,
+    fixed={"pad_token_id": PAD},
 )
 
 

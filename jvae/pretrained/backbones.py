@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jvae.errors import WeightsError
@@ -50,6 +50,7 @@ class Backbone:
     sizes: converts config.json to the fields of our stack's config.
     describe: converts those fields to config.json; raises ValueError for a stack that does not
       belong to the family.
+    fixed: values of config.json that never vary in the family, not even with the tokenizer.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Backbone:
     saved_prefix: str = ""  # prefix of names when exporting the architecture of `describe`
     unprefixed: tuple[str, ...] = ()  # names that are exported without that prefix
     native_prefix: str = ""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
 def canonical(backbone: Backbone, checkpoint: Checkpoint) -> Tensors:
@@ -147,6 +149,7 @@ def sizes(backbone: Backbone, checkpoint: Checkpoint) -> dict[str, Any]:
     if kind != backbone.name:
         raise WeightsError(f"{where}: model_type is {kind!r}; expected {backbone.name!r}")
     try:
+        expect(config, **backbone.fixed)
         values = backbone.sizes(config)
     except KeyError as error:
         raise WeightsError(f"{where}: has no {error.args[0]}") from None

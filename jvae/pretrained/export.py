@@ -20,7 +20,7 @@ def config_of(
 
     Raises: ValueError for a stack that does not belong to the family.
     """
-    return {**backbone.describe(ours), **(special or {})}
+    return {**backbone.describe(ours), **(special or {}), **backbone.fixed}
 
 
 def export_backbone(
@@ -40,7 +40,7 @@ def export_backbone(
       table: names without prefix, with `Vocab` (ours, ours).
       params: a tree with the leaves that the table names; other leaves are ignored.
       ours: the fields of the stack's config.
-      special: ids for config.json, such as pad_token_id.
+      special: ids for config.json, such as pad_token_id; the family's fixed ids override them.
     Raises: WeightsError if the folder already has weights, or the model lacks a part that the
       family always has.
     """

@@ -163,6 +163,13 @@ def export_backbone(
     tokenizer = model.encoder if part.role == "encoder" else model.decoder
     ids = dict(bos=tokenizer.start_id, eos=tokenizer.end_id, pad=tokenizer.pad_id)
     special = {f"{key}_token_id": i for key, i in ids.items() if i is not None}
+    for key, value in part.backbone.fixed.items():
+        if special.get(key, value) != value:
+            log.warning(
+                "%s: config.json has %s=%d, as %s needs, and the tokenizer %d; texts that "
+                "contain id %d get other states in transformers",
+                *(out, key, value, part.backbone.name, special[key], value),
+            )
     pretrained.export_backbone(Path(out), part.backbone, table, model.params, fields, special)
     tokenizer.save(Path(out), config=True)
 

@@ -137,6 +137,8 @@ PLAIN = dict(rope_type="default", rope_theta=1e4)
         ("mistral", dict(layer_types=["full_attention"] * 32), "contains 'full_attention'"),
         ("gemma3", dict(layer_types=["full_attention"]), "expected one value per layer"),
         ("bert", dict(is_decoder=True), "is_decoder is True"),
+        ("roberta", dict(pad_token_id=0), "pad_token_id is 0; only 1"),
+        ("roberta", dict(pad_token_id=None), "pad_token_id is None; only 1"),
         ("roberta", dict(type_vocab_size=2), "type_vocab_size is 2; only 1"),
         ("roberta", dict(max_position_embeddings=2), "expected more than 2"),
         ("bart", dict(decoder_attention_heads=8), "decoder_attention_heads is 8, enc.* is 16"),
@@ -196,6 +198,16 @@ def test_the_reader_of_an_outside_backbone_may_raise_anything():
     ):
         with pytest.raises(WeightsError, match="here/config.json: a value has the wrong type"):
             backbones.sizes(outside, Checkpoint("here", config, {}, False, ()))
+
+
+def test_the_padding_id_of_a_roberta_stays_whatever_the_tokenizer():
+    fields = vars(BACKBONES["roberta"].tiny(32))
+    written = export.config_of(LAYOUTS["roberta"].files, fields, dict(pad_token_id=0))
+    assert written["pad_token_id"] == 1
+    fields = vars(BACKBONES["bert"].tiny(32))
+    assert (
+        export.config_of(LAYOUTS["bert"].files, fields, dict(pad_token_id=3))["pad_token_id"] == 3
+    )
 
 
 @pytest.mark.parametrize(

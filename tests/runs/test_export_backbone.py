@@ -11,6 +11,7 @@ from jvae import config as configs
 from jvae.data import tokenizers
 from jvae.errors import WeightsError
 from jvae.pretrained import files
+from jvae.pretrained.layouts import LAYOUTS
 from jvae.runs import build, exports, loading, published, start
 from jvae.training import init_params
 from jvae.tree import map_named, named_leaves
@@ -70,7 +71,7 @@ def model_of(family, folder, role, tokenizer, out):
 
 @pytest.mark.filterwarnings("default")  # the reference library's own warnings are not ours
 @pytest.mark.parametrize("family, folder, role", cases())
-def test_a_part_goes_back_as_it_came(family, folder, role, tokenizer, tmp_path):
+def test_a_part_goes_back_as_it_came(family, folder, role, tokenizer, tmp_path, caplog):
     from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
     came = model_of(family, folder, role, tokenizer, tmp_path / "model")
@@ -96,6 +97,10 @@ def test_a_part_goes_back_as_it_came(family, folder, role, tokenizer, tmp_path):
     stated = json.loads((tmp_path / "out/config.json").read_text())
     assert (words.eos_token_id, words.pad_token_id) == (tokenizer.end_id, tokenizer.pad_id)
     assert words.bos_token_id == stated["bos_token_id"] == tokenizer.start_id
+    fixed = {layout.files.name: layout.files.fixed for _, layout in LAYOUTS.items()}
+    pad = fixed[theirs.model_type].get("pad_token_id", tokenizer.pad_id)
+    assert theirs.pad_token_id == stated["pad_token_id"] == pad
+    assert ("config.json has pad_token_id=" in caplog.text) == (pad != tokenizer.pad_id)
     # What was written is read again, as sizes and as a tokenizer.
     again = start.configure(configs.load(family), [f"init.{role}={tmp_path / 'out'}"])
     first = start.configure(configs.load(family), [f"init.{role}={folder}"])
