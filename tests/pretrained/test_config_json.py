@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from jvae.backbones import BACKBONES, LAYOUTS
 from jvae.errors import WeightsError
 from jvae.pretrained import backbones, export
 from jvae.pretrained.files import Checkpoint
+from tests.tools import reference
 
 # Differences between the classes' defaults and what a family of ours can represent.
 CHANGES: dict[str, dict[str, Any]] = {"roberta": dict(type_vocab_size=1)}
@@ -198,6 +200,45 @@ def test_the_reader_of_an_outside_backbone_may_raise_anything():
     ):
         with pytest.raises(WeightsError, match="here/config.json: a value has the wrong type"):
             backbones.sizes(outside, Checkpoint("here", config, {}, False, ()))
+
+
+# Folders of Hugging Face's classes, each with the config.json that transformers wrote.
+OWN = Path(__file__).parent / "hf"
+FOLDERS = (
+    *("bart", "distilbert", "gemma2", "gemma3", "gpt_neox", "llama", "llama_rope3", "minilm"),
+    *("mistral", "mistral_window", "modernbert", "opt", "qwen2", "qwen3", "roberta", "smollm"),
+)
+# What an export does not take from the folder: names, and ids that only a tokenizer needs.
+ELSEWHERE = {"architectures", "dtype", "_name_or_path", "cls_token_id", "sep_token_id"}
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@pytest.mark.parametrize(
+    "folder", [*FOLDERS, *(OWN / n for n in ("bert", "gpt2", "t5", "t5_v1_1"))]
+)
+def test_an_exported_config_is_the_imported_one_to_transformers(folder, tmp_path):
+    """Field by field, after the classes have filled in what either file leaves out."""
+    from transformers import AutoConfig
+
+    source = folder if isinstance(folder, Path) else reference.path(f"hf_backbones/{folder}")
+    config = json.loads((source / "config.json").read_text())
+    kinds = {layout.files.name: name for name, layout in LAYOUTS.items()}
+    name = kinds[config["model_type"]]
+    fields = BACKBONES[name].config(**sizes(name, config), dropout=_dropout(config))
+    special = {key: config[key] for key in IDS if config.get(key) is not None}
+    written = export.config_of(LAYOUTS[name].files, vars(fields) | dict(cross=True), special)
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    got, want = (AutoConfig.from_pretrained(place).to_dict() for place in (tmp_path, source))
+    keys = whole(name).keys() - ELSEWHERE
+    if want.get("n_inner", 0) is None:  # GPT-2's default, four times the width
+        want["n_inner"] = 4 * want["n_embd"]
+    assert len(keys) > 15
+    assert {key: got[key] for key in keys} == {key: want.get(key, got[key]) for key in keys}
+
+
+def _dropout(config: dict[str, Any]) -> float:
+    keys = ("hidden_dropout_prob", "hidden_dropout", "dropout", "resid_pdrop", "dropout_rate")
+    return next((config[key] for key in keys if key in config), 0.0)
 
 
 def test_the_padding_id_of_a_roberta_stays_whatever_the_tokenizer():
