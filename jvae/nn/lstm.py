@@ -8,6 +8,7 @@ alone do not compute those of the weights, and second derivatives work.
 Array suffix 4 is the gate axis.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -53,6 +54,11 @@ class LstmConfig(StackConfig):
     def layers(self) -> int:
         """Number of layers, always 1."""
         return 1
+
+    @property
+    def init_std(self) -> float:
+        """Standard deviation of initial parameters, for what others put on top of this stack."""
+        return self.init_scale / math.sqrt(3)
 
     @property
     def vocab_padded(self) -> int:

@@ -23,6 +23,8 @@ def test_every_backbone_keeps_the_contract(name):
     kind = BACKBONES[name]
     config = kind.tiny(VOCAB["dec"])
     assert type(config) is kind.config and name_of(config) == name
+    promised = ("layers", "width", "vocab", "vocab_padded", "dtype", "dropout", "init_std")
+    assert [field for field in promised if not hasattr(config, field)] == []
     assert kind.abilities and kind.abilities <= ABILITIES.keys()
     stack = stack_of(config, "model.decoder")
     init, axes = unboxed(stack.init)
