@@ -6,9 +6,10 @@ of it. Families of a file outside the package join where JVAE_TEST_MEMBERS names
 
 import dataclasses
 import functools
+import itertools
 import os
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -116,14 +117,65 @@ VARIANTS |= {
 VARIANTS |= {f"optimus-reads_{name}": dict(encoder=name, pool="mean") for name in BACKBONES}
 
 
+class Pair(NamedTuple):
+    """One of the few systems that together have every way of `WAYS` and every backbone."""
+
+    way: str
+    reads: str | None  # backbone that encodes; None without an encoder
+    writes: str  # backbone that decodes
+
+
+def _covering_pairs() -> dict[str, Pair]:
+    """Pairs in which every way occurs, every backbone that writes and every one that reads.
+
+    A way without an encoder occurs once; one whose stack both reads and writes, twice. The ways
+    with two stacks cover the remaining backbones.
+    """
+    reading, writing = (
+        [name for name, kind in BACKBONES.items() if ability in kind.abilities]
+        for ability in ("encode", "decode")
+    )
+    next_writer = itertools.cycle(writing)
+    pairs, two_stacks = [], []
+    for way in WAYS:
+        config = models.family(way).tiny(VOCAB)
+        if not hasattr(config, "encoder"):
+            pairs.append(Pair(way, None, next(next_writer)))
+        elif config.encoder is None:
+            pairs += [Pair(way, name, name) for name in itertools.islice(next_writer, 2)]
+        else:
+            two_stacks.append(way)
+    for way in itertools.cycle(two_stacks):
+        unread = [name for name in reading if name not in {pair.reads for pair in pairs}]
+        unwritten = [name for name in writing if name not in {pair.writes for pair in pairs}]
+        if not unread and not unwritten:
+            break
+        pairs.append(Pair(way, [*unread, *reading][0], next(next_writer)))
+    return {f"{pair.way}-{pair.reads or 'none'}-{pair.writes}": pair for pair in pairs}
+
+
+PAIRS = _covering_pairs()
+
+
+def _choices_of(pair: Pair) -> dict[str, Any]:
+    """The injections of its way, with the plainest latent and pooling, which compile fastest."""
+    choices = {k: v for k, v in WAYS[pair.way].items() if k not in ("prior", *SEVERAL)}
+    if getattr(models.family(pair.way).tiny(VOCAB), "encoder", None) is not None:
+        choices |= dict(encoder=pair.reads, pool="mean")
+    return choices | dict(decoder=pair.writes)
+
+
+CHOICES = VARIANTS | {name: _choices_of(pair) for name, pair in PAIRS.items()}
+
+
 def _builder(name: str) -> tuple[Callable[..., TextVAE], Callable[[], int]]:
-    """(changes to the stacks: dtype, remat, unroll) -> the model of a family or of a variant; and
+    """(changes to the stacks: dtype, remat, unroll) -> the model of a family, variant or pair; and
     the most tokens that its decoder writes.
     """
     family = models.family(name.partition("-")[0])
 
     def config_of(**stack: Any) -> Any:
-        changes = dict(VARIANTS.get(name, {}))
+        changes = dict(CHOICES.get(name, {}))
         stack |= {"lora": changes.pop("lora")} if "lora" in changes else {}
         config = family.tiny(VOCAB, **stack)
         # Where one stack reads both sides, so does its vocabulary.
@@ -142,7 +194,7 @@ def _builder(name: str) -> tuple[Callable[..., TextVAE], Callable[[], int]]:
 
 if outside := os.environ.get("JVAE_TEST_MEMBERS"):
     configs.load(outside)
-SYSTEMS = {name: _builder(name) for name in (*models.FAMILIES, *VARIANTS)}
+SYSTEMS = {name: _builder(name) for name in (*models.FAMILIES, *CHOICES)}
 
 
 @functools.cache
@@ -309,7 +361,8 @@ class System:
 PACKINGS = _make_packings()
 
 
-# Forms of a system of which a richer one is in the fast suite.
+# Forms of a system of which a richer one is in the fast suite, and the full product of ways and
+# backbones, which the fast suite only samples by `PAIRS`.
 SLOW = {*VARIANTS, "adavae", "sri_transformer", "lm"} - {"adavae-all"}
 
 # Of these only tests that name them.
@@ -321,11 +374,33 @@ ASKED_FOR = ("della-source", "optimus-context")
     params=[
         pytest.param(s, marks=[pytest.mark.slow] * (s in SLOW))
         for s in SYSTEMS
-        if s not in ASKED_FOR
+        if s not in ASKED_FOR and s not in PAIRS
     ],
 )
 def system(request) -> System:
     return System(request.param)
+
+
+# The first pair of every backbone that writes; each of the others adds one that reads.
+WRITING = {pair.writes: name for name, pair in reversed(PAIRS.items())}.values()
+
+
+@pytest.fixture(scope="session", params=sorted(WRITING))
+def writing_pair(request) -> System:
+    """A pair for each backbone that writes, in the fast suite."""
+    return System(request.param)
+
+
+@pytest.fixture(scope="session", params=sorted(PAIRS.keys() - WRITING))
+def reading_pair(request) -> System:
+    """The other pairs, each with another backbone that reads."""
+    return System(request.param)
+
+
+@pytest.fixture(scope="session")
+def pairs() -> Mapping[str, Pair]:
+    """Every `writing_pair` and `reading_pair` by name."""
+    return PAIRS
 
 
 @pytest.fixture(scope="session")
@@ -335,6 +410,7 @@ def sentences():
     return types.SimpleNamespace(
         batch=PACKINGS,
         systems=tuple(SYSTEMS),
+        ways=tuple(WAYS),
         with_junk=_with_junk,
         lengths=dec.lengths,
         count=len(dec.lengths),
