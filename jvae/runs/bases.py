@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,6 +20,22 @@ def named(config: ConfigDict) -> dict[str, str]:
     """Folder or hub name of each pretrained part that a config names, by key of `init`."""
     parts = models.family(config.model.family).parts(config.model)
     return {part.key: str(config.init[part.key]) for part in parts if config.init[part.key]}
+
+
+def located(where: Mapping[str, str]) -> dict[str, str]:
+    """The same with local folders as absolute paths, so that they need no working directory.
+
+    Raises: WeightsError for the path of a folder that does not exist.
+    """
+    return {
+        key: str(Path(name).expanduser().resolve()) if files.is_local(name) else name
+        for key, name in where.items()
+    }
+
+
+def is_folder(name: str) -> bool:
+    """Whether a name returned by `located` is a local folder, which may no longer exist."""
+    return Path(name).is_absolute()
 
 
 def read(

@@ -87,7 +87,7 @@ def _target(model: TextVAE, shardings: Any) -> Params:
 
 
 class Base(NamedTuple):
-    """Pretrained weights that an export leaves out. where: as returned by `bases.named`."""
+    """Pretrained weights that an export leaves out. where: as returned by `bases.located`."""
 
     where: Mapping[str, str]
     leaves: Mapping[str, Array]  # pretrained parameters by path
@@ -107,7 +107,7 @@ def base_of(config: ConfigDict, params: Params) -> Base:
 
     Raises: WeightsError if there are none, or they cannot be read.
     """
-    where, leaves = bases.named(config), named_leaves(params)
+    where, leaves = bases.located(bases.named(config)), named_leaves(params)
     kept = bases.same(leaves, bases.read(config, where, leaves))
     if not kept:
         names = ", ".join(where.values()) or "init.encoder and init.decoder are empty"
@@ -172,9 +172,9 @@ def export_model(
         if base is not None:
             weights = ADAPTERS
             leaves = {path: leaf for path, leaf in leaves.items() if path not in base.leaves}
-            metadata |= _about_base(base)
+            metadata |= _about_base(base, folder)
         files.write_safetensors(part / weights, leaves, {"format": "jvae"} | metadata)
-        elsewhere = () if base is None else tuple(base.where.values())
+        elsewhere = None if base is None else base.where
         card = model_card.write(
             config, (encoder, decoder), params, about or About(), files.SUMS, elsewhere
         )
@@ -200,9 +200,11 @@ def load_export(
     Args:
       shardings: a tree like the parameters, or None for the default device.
       base: where to find the pretrained weights that the export leaves out, by key of `init`; only
-        needed for weights that have moved since training.
-    Raises: WeightsError for a file that is missing, changed or not listed; ConfigError or DataError
-      for a config or tokenizer that this version cannot read.
+        needed if they are neither where they were at the export nor in the same place relative to
+        this folder.
+    Raises: WeightsError for a file that is missing, changed or not listed, and for pretrained
+      weights that are not found; ConfigError or DataError for a config or tokenizer that this
+      version cannot read.
     """
     folder = Path(folder)
     file = folder / (ADAPTERS if (folder / ADAPTERS).is_file() else files.SAFETENSORS)
@@ -237,9 +239,16 @@ def _as_stored(leaf: jax.ShapeDtypeStruct, tensor: files.Tensor | None) -> jax.S
     return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(tensor.dtype), sharding=sharding)
 
 
-def _about_base(base: Base) -> dict[str, str]:
+def _about_base(base: Base, folder: Path) -> dict[str, str]:
+    """The record of a base in the metadata of the weights of an export in `folder`."""
+    relative = {
+        key: os.path.relpath(name, folder.resolve())
+        for key, name in base.where.items()
+        if bases.is_folder(name)
+    }
     return {
         "base": json.dumps(dict(base.where)),
+        "base_relative": json.dumps(relative),
         "base_types": json.dumps({path: str(leaf.dtype) for path, leaf in base.leaves.items()}),
         "base_sha256": bases.digest(base.leaves),
     }
@@ -254,7 +263,8 @@ def _read_base(
 ) -> dict[str, Array]:
     """The pretrained weights that an export names, in the number types used in training."""
     try:
-        where, types = json.loads(about["base"]), json.loads(about["base_types"])
+        where, types = dict(json.loads(about["base"])), json.loads(about["base_types"])
+        relative = dict(json.loads(about.get("base_relative", "{}")))  # older exports have none
         like = {
             path: jax.ShapeDtypeStruct(
                 target[path].shape, types[path], sharding=getattr(target[path], "sharding", None)
@@ -268,14 +278,44 @@ def _read_base(
         ) from None
     if odd := sorted(moved.keys() - where.keys()):
         raise WeightsError(f"{file}: has no base {odd[0]!r}; it has {', '.join(sorted(where))}")
-    where |= moved
-    base = bases.read(config, where, like)
+    base: dict[str, Array] = {}
+    for key, name in where.items():
+        try:
+            where[key] = (
+                os.fspath(moved[key])
+                if key in moved
+                else _base_folder(name, file.parent.resolve() / relative.get(key, name))
+            )
+            base |= bases.read(config, {key: where[key]}, like)
+        except WeightsError as error:
+            raise WeightsError(
+                f"{file}: its pretrained weights cannot be read: {error}. {_base_hint(key)}"
+            ) from None
     if base.keys() != like.keys() or bases.digest(base) != digest:
-        raise WeightsError(
-            f"{file}: {', '.join(where.values())} is not what it was trained on; name the folders "
-            "of its pretrained weights with jvae.load(..., base={'decoder': FOLDER})"
-        )
+        names = ", ".join(where.values())
+        raise WeightsError(f"{file}: {names} is not what it was trained on. {_base_hint(*where)}")
     return base
+
+
+def _base_folder(name: str, relative: Path) -> str:
+    """A hub name as it is; for a folder, where it is now: in its old place or at `relative`.
+
+    Raises: WeightsError for a folder that is in neither place; it is never looked up on the hub.
+    """
+    # os.path, as Path.is_dir raises for a folder below one that this user must not read.
+    if not bases.is_folder(name) or os.path.isdir(name):
+        return name
+    if os.path.isdir(relative):
+        return str(relative)
+    raise WeightsError(f"{name}: the folder was moved or deleted, or is on another machine")
+
+
+def _base_hint(*keys: str) -> str:
+    folders = ", ".join(f"{key!r}: FOLDER" for key in keys)
+    return (
+        f"To read them from another folder, call jvae.load(..., base={{{folders}}}) with the "
+        "folder that holds config.json and the weights"
+    )
 
 
 def _config(path: Path, text: str) -> ConfigDict:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 from jvae.api import Params
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import CheckpointError, WeightsError
-from jvae.runs import workdir
+from jvae.runs import bases, workdir
 from jvae.runs.build import build_model
 from jvae.tree import sizes
 
@@ -68,13 +69,14 @@ def write(
     params: Params,
     about: About,
     sums: str,
-    elsewhere: tuple[str, ...] = (),
+    elsewhere: Mapping[str, str] | None = None,
 ) -> str:
     """The card as Markdown.
 
     Args:
       sums: name of the file of hashes.
-      elsewhere: locations of pretrained weights that the export leaves out.
+      elsewhere: pretrained weights that the export leaves out, as returned by `bases.located`. The
+        card names those on a hub only, as paths of this machine help nobody else.
     """
     name = about.name or config.get("name", config.model.family)
     counts = sizes(params, depth=1)
@@ -83,12 +85,7 @@ def write(
         f"- {t.role}: {_plain(t.name)}, {t.vocab_size:,} entries, SHA-256 {t.fingerprint[:16]}"
         for t in tokenizers
     )
-    left_out = (
-        f"\nThe pretrained weights are not in this folder; they are read from "
-        f"{', '.join(elsewhere)}.\n"
-        if elsewhere
-        else ""
-    )
+    left_out = _left_out(elsewhere) if elsewhere else ""
     return f"""---
 {_front_matter(config, about, name)}---
 
@@ -122,6 +119,22 @@ import jvae
 
 {about.results or "No results were recorded with this export."}
 """
+
+
+def _left_out(elsewhere: Mapping[str, str]) -> str:
+    """The paragraph on pretrained weights that an export leaves out."""
+    on_hub = [name for name in elsewhere.values() if not bases.is_folder(name)]
+    local = [key for key, name in elsewhere.items() if bases.is_folder(name)]
+    text = "The pretrained weights are not in this folder."
+    if on_hub:
+        text += f" `load` reads them from {', '.join(dict.fromkeys(on_hub))}."
+    if local:
+        folders = ", ".join(f'"{key}": FOLDER' for key in local)
+        text += (
+            f" Those of the {' and the '.join(local)} were in a local folder when this model was "
+            f"exported; if `load` does not find them, pass `base={{{folders}}}`."
+        )
+    return f"\n{text}\n"
 
 
 def renamed(text: str, about: About) -> str:
@@ -176,7 +189,8 @@ def _quoted(text: str) -> str:
 
 def _plain(name: str) -> str:
     """The name of a tokenizer; for a folder, only its last part."""
-    return Path(name).name if name.startswith(("/", ".", "~")) else name
+    local = name.startswith(("/", ".", "~")) or os.path.exists(name)
+    return Path(name).name if local else name
 
 
 def _example(config: ConfigDict, name: str) -> str:
