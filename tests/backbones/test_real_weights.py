@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from jvae import config as configs
 from jvae.api import Side
 from jvae.cli import main
+from jvae.data import tokenizers
 from jvae.data.dataset import eval_batches
 from jvae.models.common import unboxed
 from jvae.nn.attention import segments
@@ -98,6 +99,26 @@ def test_smollm2_scores_as_the_reference(smollm2):
     np.testing.assert_allclose(nats.sum(1), io["f64.sentence_logp"], rtol=0, atol=1e-8)
     later = real[:, 1:]
     np.testing.assert_allclose(nats[:, 1:][later], io["f64.token_logp"][later], rtol=0, atol=1e-8)
+
+
+def test_smollm2_scores_prose():
+    """The order of rotary pairs hardly changes short sentences: on 256 tokens of this licence a
+    wrong one gives 5.7 nats per token, the right one 3.0.
+    """
+    text = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
+    backend = tokenizers.load(WEIGHTS / "smollm2-135m", "decoder").backend
+    encoded = backend.encode(" ".join(text.split()), add_special_tokens=False).ids[:256]
+    ids = np.array([[backend.token_to_id("<|endoftext|>"), *encoded]], np.int32)
+    side = side_of(dict(input_ids=ids, attention_mask=np.ones_like(ids)))
+    stack, params = load("smollm2-135m", "llama", "decoder")
+
+    @jax.jit
+    def nats(params):
+        x_btd = stack.embed(params, side.token_bt, side.position_bt)
+        hidden, _ = stack.rows(params, x_btd, segments(side, causal=True))
+        return stack.token_log_prob(params, hidden, side, side.position_bt > 0)
+
+    assert -np.mean(nats(params["own"])[0, 1:]) < 3.3
 
 
 def test_smollm2_writes_as_the_reference(smollm2):
