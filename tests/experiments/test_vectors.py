@@ -22,7 +22,7 @@ def test_rows_have_equal_numbers_in_all_or_equal_width():
 def test_texts_are_as_long_as_asked_and_the_same_every_time():
     texts = vectors.texts("valid", 60)
     words = [len(text.split()) for text in texts]
-    assert vectors.SHORTEST <= min(words) < 20 and 50 < max(words) <= vectors.LONGEST
+    assert vectors.SHORTEST <= min(words) < 10 and 25 < max(words) <= vectors.LONGEST
     assert len(set(texts)) == 60 and texts == vectors.texts("valid", 60)
     assert not set(texts) & set(vectors.texts("test", 60))
 
