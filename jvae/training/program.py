@@ -90,7 +90,7 @@ def compile_phase(run: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Progr
     state_where = TrainState(where, opt_where, replicated)
 
     def initial(params: Params) -> TrainState:
-        return step.init_state(narrow(params), tx, plan, begin)
+        return step.init_state(params, tx, plan, begin)
 
     def beside(params: Params) -> TrainState:
         return initial(params)._replace(params=())
