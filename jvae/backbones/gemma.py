@@ -28,6 +28,7 @@ from jvae.pretrained.backbones import (
     number,
     rope_of,
     section,
+    usual_sizes,
 )
 from jvae.pretrained.layouts import LAYOUTS, Layout
 
@@ -163,14 +164,9 @@ def _sizes(config: Mapping[str, Any], period: int) -> dict[str, Any]:
     )
     expect_off(config, "use_bidirectional_attention")
     return dict(
-        layers=count(config, "num_hidden_layers"),
-        width=count(config, "hidden_size"),
-        heads=count(config, "num_attention_heads"),
+        **usual_sizes(config),
         kv_heads=count(config, "num_key_value_heads"),
         head=count(config, "head_dim"),
-        mlp=count(config, "intermediate_size"),
-        vocab=count(config, "vocab_size"),
-        positions=count(config, "max_position_embeddings"),
         window=count(config, "sliding_window"),
         global_every=global_every(config, first=1, absent=period),
         query_scale=count(config, "query_pre_attn_scalar"),

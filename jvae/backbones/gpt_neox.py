@@ -21,12 +21,12 @@ from jvae.nn.spec import LayerKind, StackSpec
 from jvae.pretrained.backbones import (
     HEADS,
     Backbone,
-    count,
     expect,
     expect_unscaled,
     flag,
     number,
     rope_of,
+    usual_sizes,
 )
 from jvae.pretrained.layouts import LAYOUTS, Layout
 from jvae.pretrained.names import (
@@ -82,12 +82,7 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     theta = number(config, "rotary_emb_base", 10_000.0)
     share = number(config, "rotary_pct", 0.25)
     return dict(
-        layers=count(config, "num_hidden_layers"),
-        width=count(config, "hidden_size"),
-        heads=count(config, "num_attention_heads"),
-        mlp=count(config, "intermediate_size"),
-        vocab=count(config, "vocab_size"),
-        positions=count(config, "max_position_embeddings"),
+        **usual_sizes(config),
         theta=number(rope, "rope_theta", theta),
         share=number(rope, "partial_rotary_factor", share),
         parallel=flag(config, "use_parallel_residual", True),

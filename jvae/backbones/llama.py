@@ -25,6 +25,7 @@ from jvae.pretrained.backbones import (
     number,
     rope_of,
     rope_type,
+    usual_sizes,
 )
 from jvae.pretrained.layouts import LAYOUTS, Layout
 from jvae.pretrained.names import (
@@ -165,16 +166,12 @@ def rotary_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
 def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of our config that a config.json determines."""
     expect(config, hidden_act="silu", attention_bias=False, mlp_bias=False)
-    width, heads = count(config, "hidden_size"), count(config, "num_attention_heads")
+    usual = usual_sizes(config)
+    heads, head = usual["heads"], usual["width"] // usual["heads"]
     return dict(
-        layers=count(config, "num_hidden_layers"),
-        width=width,
-        heads=heads,
+        **usual,
         kv_heads=count(config, "num_key_value_heads", absent=heads, null=heads),
-        head=count(config, "head_dim", absent=width // heads, null=width // heads),
-        mlp=count(config, "intermediate_size"),
-        vocab=count(config, "vocab_size"),
-        positions=count(config, "max_position_embeddings"),
+        head=count(config, "head_dim", absent=head, null=head),
         tied=flag(config, "tie_word_embeddings", False),
         norm_eps=number(config, "rms_norm_eps", 1e-6),
         **rotary_sizes(config),

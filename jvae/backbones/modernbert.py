@@ -29,6 +29,7 @@ from jvae.pretrained.backbones import (
     global_every,
     number,
     section,
+    usual_sizes,
 )
 from jvae.pretrained.layouts import LAYOUTS, Layout
 from jvae.pretrained.names import NameRule, NameTable, Vocab, flat, linear, vocab_rows
@@ -103,12 +104,7 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     theta = number(config, "global_rope_theta", 160_000.0)
     local_theta = number(config, "local_rope_theta", 10_000.0)
     return dict(
-        layers=count(config, "num_hidden_layers"),
-        width=count(config, "hidden_size"),
-        heads=count(config, "num_attention_heads"),
-        mlp=count(config, "intermediate_size"),
-        vocab=count(config, "vocab_size"),
-        positions=count(config, "max_position_embeddings"),
+        **usual_sizes(config),
         window=count(config, "local_attention"),
         global_every=global_every(config, first=0, absent=period),
         theta=number(full, "rope_theta", theta),

@@ -244,6 +244,18 @@ def _is_count(value: Any) -> bool:
     return _is_number(value) and isinstance(value, int)
 
 
+def usual_sizes(config: Mapping[str, Any]) -> dict[str, int]:
+    """The sizes that most families have under the same keys."""
+    return dict(
+        layers=count(config, "num_hidden_layers"),
+        width=count(config, "hidden_size"),
+        heads=count(config, "num_attention_heads"),
+        mlp=count(config, "intermediate_size"),
+        vocab=count(config, "vocab_size"),
+        positions=count(config, "max_position_embeddings"),
+    )
+
+
 def layer_types(config: Mapping[str, Any]) -> list[str] | None:
     """The attention of each layer, `FULL` or `SLIDING`; None if config.json does not list it."""
     types = config.get("layer_types")

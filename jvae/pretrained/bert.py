@@ -4,7 +4,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jvae.pretrained.backbones import HEADS, Backbone, count, expect, expect_off, number
+from jvae.pretrained.backbones import (
+    HEADS,
+    Backbone,
+    expect,
+    expect_off,
+    number,
+    usual_sizes,
+)
 from jvae.pretrained.names import (
     NameRule,
     NameTable,
@@ -25,12 +32,7 @@ def sizes_of(config: Mapping[str, Any], types: int = 2) -> dict[str, Any]:
     expect(config, hidden_act="gelu", position_embedding_type="absolute")
     expect_off(config, "is_decoder")
     return dict(
-        layers=count(config, "num_hidden_layers"),
-        width=count(config, "hidden_size"),
-        heads=count(config, "num_attention_heads"),
-        mlp=count(config, "intermediate_size"),
-        vocab=count(config, "vocab_size"),
-        positions=count(config, "max_position_embeddings"),
+        **usual_sizes(config),
         norm_eps=number(config, "layer_norm_eps", 1e-12),
     )
 
