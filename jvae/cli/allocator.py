@@ -5,6 +5,10 @@ size from the kernel and unmaps them when they are freed, so that page faults ta
 small training step. glibc reads its settings only when a process starts. A command therefore
 restarts itself once with other settings, through `os.execve`, which preserves process id,
 arguments, streams, signals and exit code.
+
+Even then, glibc maps and unmaps a block of more than 64 MiB at every call if a thread other than
+the main one allocates it. The restarted process therefore makes JAX run CPU programs in the thread
+that calls them, which also allocates their temporary buffers.
 """
 
 import contextlib
@@ -43,6 +47,9 @@ def restart() -> None:
         os.environ.pop(TUNABLES, None)
         if before:
             os.environ[TUNABLES] = before
+        import jax  # takes half a second, so only after the restart
+
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     elif _helps() and _is_program():
         before = os.environ.get(TUNABLES, "")
         chosen = {TUNABLES: f"{before}:{KEEP}".lstrip(":"), _BEFORE: before}

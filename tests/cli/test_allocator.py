@@ -21,8 +21,10 @@ if __name__ == "__main__":
         print(allocator.name(), flush=True)
         signal.pause()
     settings = {k: v for k, v in os.environ.items() if k.startswith(("JVAE_ALLOC", "GLIBC"))}
+    import jax
+    inline = not jax.config.values["jax_cpu_enable_async_dispatch"]
     process = (os.getpid(), allocator.name(), sys.argv, sys.stdin.read())
-    print(json.dumps([*process, settings, [sys.flags.optimize, sys.warnoptions]]))
+    print(json.dumps([*process, settings, [sys.flags.optimize, sys.warnoptions], inline]))
     sys.exit(7)
 """
 KEEPING = "glibc, keeping memory"
@@ -49,8 +51,9 @@ def ended(process: subprocess.Popen) -> tuple[str, list[str], dict[str, str]]:
     """Allocator, arguments and settings of a program, all else of which is as it was started."""
     out, error = process.communicate("two\nlines", timeout=60)
     assert process.returncode == 7 and not error
-    pid, name, argv, text, settings, options = json.loads(out)
+    pid, name, argv, text, settings, options, inline = json.loads(out)
     assert pid == process.pid and text == "two\nlines" and options == [1, ["error"]]
+    assert inline == (name == KEEPING)  # else a large block is mapped anew at every call
     return name, argv[1:], settings
 
 
