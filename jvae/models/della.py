@@ -251,6 +251,7 @@ def _init(config: DellaConfig, key: Key[Array, ""]) -> Params:
     }
     params["decoder"] |= injection.init(next(keys))
     if config.layer_latents != "chain":
+        # The heads then read zeros, and their kernels have no effect; stored runs contain them.
         del params["latent"]
     if config.pool != "first_token":
         query = Projection((), ("embed",), (), use_bias=False)
