@@ -98,7 +98,8 @@ def test_noisy_tokens_are_read_and_true_ones_scored(system, sentences):
     noisy_bt = system.in_training(drop, z_egz, changed_bt)[1]
     behind_bt = (dec.position_bt > 2) & (dec.segment_bt > 0)
     np.testing.assert_allclose(noisy_bt[~behind_bt], clean_bt[~behind_bt], rtol=1e-5, atol=1e-6)
-    assert np.all(np.abs(noisy_bt - clean_bt)[behind_bt & (dec.position_bt == 3)] > 1e-4)
+    # No lower bound is right for every model and token; rounding is below 1e-5.
+    assert np.all(np.abs(noisy_bt - clean_bt)[behind_bt & (dec.position_bt == 3)] > 1e-5)
 
 
 # Without a chain the heads of priors and posteriors read zeros: only their biases have an effect.
