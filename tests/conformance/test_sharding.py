@@ -142,9 +142,11 @@ def test_parameters_and_latents_are_spread(sentences):
     assert spec == jax.sharding.PartitionSpec(None, "fsdp", "tensor")
 
 
-def train(system, sizes, batch):
-    """Losses and gradient norms of a few steps."""
+def train(system, sizes, batch, noise=0.0):
+    """Losses and gradient norms of a few steps; `noise` is relative to the first parameters."""
     mesh, params, where, batch = placed(system, sizes, batch)
+    rng = np.random.default_rng(4)
+    params = jax.tree.map(lambda x: x * (1 + noise * rng.normal(size=x.shape)), params)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(LEARNING_RATE, momentum=0.9))
     step = make_train_step(system.model, OBJECTIVE, lambda step: 0.7, tx)
     state = system.jit(functools.partial(init_state, tx=tx))(params)
@@ -169,7 +171,13 @@ def check_twenty_steps(system, sentences, named):
         assert want[-1, 0] < want[0, 0]
         for name, sizes in named.items():
             got = train(system.wide, sizes, batch)
-            np.testing.assert_allclose(got, want, rtol=EXACT, err_msg=name)
+            if not np.allclose(got, want, rtol=EXACT, atol=0):
+                # Then steps that multiply rounding: a mesh may differ by as much as one device
+                # does after rounding errors in its first parameters.
+                near = train(system.wide, ONE, batch, noise=1e-15)
+                bound = 10 * np.maximum.accumulate(np.abs(near / want - 1))
+                assert np.all(np.abs(got / want - 1) <= np.maximum(bound, EXACT)), name
+                assert np.all(bound[: STEPS // 2] < 1e-8)
 
 
 @pytest.mark.slow
