@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,16 @@ def test_old_names_lead_to_the_modules_that_moved():
     assert all((PACKAGE / shim).is_file() for shim in SHIMS)
     assert jvae.space.lines.direction is importlib.import_module("jvae.latent.geometry").direction
     assert jvae.weights is importlib.import_module("jvae.runs.exports")
+
+
+def test_a_start_imports_no_large_library_that_it_may_not_need():
+    program = "import sys, jvae.cli.commands; print(*sys.modules)"
+    out = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PACKAGE.parent,
+    )
+    late = {"jax.experimental.pallas.tpu", "scipy", "tensorflow_datasets", "torch", "transformers"}
+    assert not late & set(out.stdout.split())

@@ -17,7 +17,6 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-from jvae.data import public
 from jvae.data.formats import LONG, Example, LeftOut, Reader, scan
 from jvae.data.progress import Progress
 from jvae.data.sources import (
@@ -113,6 +112,14 @@ def cache_dir(configured: str) -> Path:
         ) from None
 
 
+def _digest(name: str, reader: Reader) -> str:
+    if not name.startswith(PUBLIC):
+        return sha256(name)
+    from jvae.data import public  # imports TFDS
+
+    return public.fingerprint(name, reader.tfds_dir)
+
+
 def survey(names: str | Path | Sequence[str | Path], reader: Reader, cache: Path) -> Corpus:
     """Reads and checks every file once.
 
@@ -122,8 +129,7 @@ def survey(names: str | Path | Sequence[str | Path], reader: Reader, cache: Path
     files, documents, notes, dropped = [], [], [], Counter()
     for name in expand(names):
         reader.format_of(name)  # rejects an unknown suffix before the file is read
-        public_set = name.startswith(PUBLIC)
-        digest = public.fingerprint(name, reader.tfds_dir) if public_set else sha256(name)
+        digest = _digest(name, reader)
         facts = _survey_file(name, digest, reader, cache, notes)
         files.append(FileInfo(name, digest, facts["lines"]))
         documents.append(facts["documents"])

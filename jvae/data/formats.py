@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jvae.data import json_rows, parquet, public
+from jvae.data import json_rows, parquet
 from jvae.data.sentences import split_sentences
 from jvae.data.sources import PUBLIC, raw_lines, reading
 from jvae.data.tables import KEEP, Table, is_number, setting
@@ -188,6 +188,8 @@ def scan(
 def _rows(name: str, reader: Reader, notes: list[str]) -> Iterator[tuple[int, Row]]:
     kind = reader.format_of(name)
     if name.startswith(PUBLIC):
+        from jvae.data import public  # imports TFDS
+
         return _values(public.rows(name, reader.tfds_dir), reader)
     if reader.keep and not READERS[kind].keeps:
         raise DataError(

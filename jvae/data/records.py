@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from jvae.data.rows import Encoded
 from jvae.errors import DataError
@@ -21,6 +20,8 @@ _BLOCK = 1024  # records per read when reading all of them
 
 
 def _open(folder: Path) -> Any:
+    import tensorflow_datasets as tfds  # takes long; the embedded corpus does not need it
+
     builder = tfds.builder_from_directory(folder)
     return builder.as_data_source(split=SPLIT)  # pyright: ignore[reportCallIssue]
 

@@ -12,9 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.optimize import linprog
-from scipy.sparse import coo_matrix, identity, kron, vstack
-from scipy.sparse.linalg import eigsh
 
 from jvae.evals.collect import mean_se
 
@@ -36,6 +33,9 @@ def word_vectors(lines: Sequence[str], width: int = WIDTH) -> WordVectors:
 
     Source: Levy & Goldberg 2014, section 3; equal input gives equal vectors.
     """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.linalg import eigsh
+
     split = [line.split() for line in lines]
     common = Counter(word for words in split for word in words).most_common(WORDS)
     place = {word: i for i, (word, _) in enumerate(sorted(common))}
@@ -99,6 +99,9 @@ def word_mover(words: WordVectors, a: str, b: str) -> float:
     ]
     if not surplus[0]:
         return 0.0
+    from scipy.optimize import linprog
+    from scipy.sparse import identity, kron, vstack
+
     cost = _cost(words, list(surplus[0]), list(surplus[1]))
     rows, columns = cost.shape
     out = kron(identity(rows), np.ones((1, columns)))

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
-from scipy.special import gammaln, logsumexp
 
 from jvae.api import SPHERE, Cond, Params, Post, Posterior, Prior
 from jvae.fields import setting
@@ -60,13 +59,14 @@ def log_bessel(order: float, x: float) -> float:
     overflow or underflow. The largest terms are near index x / 2.
     """
     k = np.arange(int(x) + 10 * math.isqrt(int(x) + 1) + 200, dtype=np.float64)
-    terms = 2 * k * math.log(x / 2) - gammaln(k + 1) - gammaln(order + k + 1)
-    return order * math.log(x / 2) + float(logsumexp(terms))
+    factorials = np.array([math.lgamma(i + 1) + math.lgamma(order + i + 1) for i in k])
+    terms = 2 * k * math.log(x / 2) - factorials
+    return order * math.log(x / 2) + float(np.logaddexp.reduce(terms))
 
 
 def log_area(size: int) -> float:
     """Log surface area of the unit sphere in `size` dimensions."""
-    return math.log(2) + 0.5 * size * math.log(math.pi) - float(gammaln(0.5 * size))
+    return math.log(2) + 0.5 * size * math.log(math.pi) - math.lgamma(0.5 * size)
 
 
 def log_scale(size: int, kappa: float) -> float:

@@ -10,10 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel,
-    splash_attention_mask,
-)
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
@@ -105,6 +101,12 @@ def _padded_splash(
     query_bt: Array,
     key_bs: Array,
 ) -> Array:
+    # Imported here, since it slows every start down and only TPUs need it.
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel,
+        splash_attention_mask,
+    )
+
     shape, heads = (q.shape[1], k.shape[1]), q.shape[2]
     mask = (
         splash_attention_mask.FullMask(shape)

@@ -18,7 +18,6 @@ from jvae.data.corpus import Corpus
 from jvae.data.dataset import Dataset, RowSpec, block_rows, make_dataset
 from jvae.data.formats import Reader
 from jvae.data.plan import propose_rows, shuffled
-from jvae.data.prepare import prepare
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, DataError
 from jvae.runs import model_names, phases
@@ -163,6 +162,8 @@ def make_split(
     cache: Path,
 ) -> Dataset:
     if isinstance(lines, Corpus):
+        from jvae.data.prepare import prepare  # imports TFDS
+
         return prepare(lines, by_side, limits, cache, joined=joined)
     if "cond" in by_side:
         raise ConfigError("data.train is empty: the embedded corpus has no source texts; set it")

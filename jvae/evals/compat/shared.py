@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import logsumexp
 
 from jvae.evals.likelihood import LikelihoodResult
 from jvae.runs.console import Value
@@ -78,7 +77,7 @@ def log_mean_weight(
 ) -> Float[np.ndarray, "e"]:
     """The textbook bound on log p(x): log (1/K) sum_k p(x | z_k) p(z_k) / q(z_k | x)."""
     log_w_ke = np.asarray(log_lik_ke, np.float64) + log_prior_ke - log_q_ke
-    return logsumexp(log_w_ke, axis=0) - np.log(len(log_w_ke))
+    return np.logaddexp.reduce(log_w_ke, axis=0) - np.log(len(log_w_ke))
 
 
 def gaussian_mi(
@@ -99,7 +98,7 @@ def gaussian_mi(
     for first in range(0, count, block):
         apart = z_ez[first : first + block, None] - mean_ez[None]
         log_q = log_norm_e - 0.5 * np.sum(apart**2 * np.exp(-log_var_ez), axis=2)
-        total += np.sum(logsumexp(log_q, axis=1) - np.log(count))
+        total += np.sum(np.logaddexp.reduce(log_q, axis=1) - np.log(count))
     return float(negative_entropy - total / count)
 
 
