@@ -168,7 +168,9 @@ def check_twenty_steps(system, sentences, named):
     batch = eight_rows(sentences)
     with jax.enable_x64(True):
         want = train(system.wide, ONE, batch)
-        assert min(want[1:, 0]) < want[0, 0]  # losses of chains fluctuate
+        # Losses of chains fluctuate.
+        last = want[-1, 0] if system.model.post.sampler is None else min(want[1:, 0])
+        assert last < want[0, 0]
         for name, sizes in named.items():
             got = train(system.wide, sizes, batch)
             if not np.allclose(got, want, rtol=EXACT, atol=0):

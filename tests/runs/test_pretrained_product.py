@@ -4,9 +4,7 @@ with an interruption, the exported model, and the decoder back in the layout tha
 
 import importlib.util
 import itertools
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +16,9 @@ from jvae.cli.main import main
 from jvae.data import tokenizers
 from jvae.errors import WeightsError
 from jvae.pretrained import files
-from jvae.runs import metrics, published
-from jvae.runs.checkpoint import Checkpoints
+from jvae.runs import published
 from jvae.training.preemption import CODE
+from tests.tools.interrupted import state, stop_at
 
 SHARED = Path(__file__).parents[3] / "shared/fixtures/hf_backbones"
 OWN = Path(__file__).parents[1] / "pretrained/hf"
@@ -107,26 +105,6 @@ def folder_of(tmp_path_factory):
     return folder
 
 
-def state(folder: Path) -> dict[str, bytes]:
-    """Every array of the newest checkpoint."""
-    with Checkpoints(folder, read_only=True) as checkpoints:
-        arrays, _ = checkpoints.arrays()
-    return {name: array.tobytes() for name, array in arrays.items()}
-
-
-def stop_once(monkeypatch) -> None:
-    """Asks the next run to stop after a few steps, as a scheduler does."""
-    plain, asked = metrics.Writer.progress, []
-
-    def progress(self, step):
-        plain(self, step)
-        if step == STOPPED and not asked:
-            asked.append(step)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(metrics.Writer, "progress", progress)
-
-
 @pytest.mark.filterwarnings("default")  # the reference library's own warnings are not ours
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.id)
 def test_trains_resumes_and_exports(case, corpus, folder_of, tmp_path, monkeypatch):
@@ -139,7 +117,7 @@ def test_trains_resumes_and_exports(case, corpus, folder_of, tmp_path, monkeypat
     words += [f"--config.{flag}" for flag in SMALLER.get(case.preset, ())]
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert main([*words, f"--workdir={whole}"]) == 0
-    stop_once(monkeypatch)
+    stop_at(monkeypatch, STOPPED)
     assert main([*words, f"--workdir={run}"]) == CODE
     assert main([*words, f"--workdir={run}"]) == 0
     assert state(run) == state(whole)

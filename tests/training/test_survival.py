@@ -21,6 +21,7 @@ from jvae.errors import CheckpointError
 from jvae.runs import metrics
 from jvae.runs.checkpoint import Checkpoints
 from jvae.runs.workdir import Lock, saved_config
+from tests.tools.interrupted import at_step, state, stop_at
 
 SMALL = (
     "--config=lm:tiny",
@@ -63,22 +64,6 @@ def command(corpus: Path, folder: Path, *more: str) -> list[str]:
     return [*SMALL, f"--config.data.train={corpus}", f"--workdir={folder}", *mesh, *more]
 
 
-def at_step(monkeypatch, last_step: int, act):
-    """A run that does something of its own when it has dispatched a step."""
-    plain = metrics.Writer.progress
-
-    def progress(self, step):
-        plain(self, step)
-        if step == last_step:
-            act()
-
-    monkeypatch.setattr(metrics.Writer, "progress", progress)
-
-
-def stop_at(monkeypatch, step: int, number: int = signal.SIGTERM):
-    at_step(monkeypatch, step, lambda: os.kill(os.getpid(), number))
-
-
 def steps(folder: Path) -> list[int]:
     return sorted(
         int(path.name) for path in (folder / "ckpt/last").iterdir() if path.name.isdigit()
@@ -91,14 +76,6 @@ def lines(folder: Path) -> list[dict]:
         {name: value for name, value in line.items() if "/time/" not in name}
         for line in metrics.read_lines(folder / "metrics.jsonl")
     ]
-
-
-def state(folder: Path) -> dict[str, bytes]:
-    """Every array of the newest checkpoint and the place in the data."""
-    with Checkpoints(folder, read_only=True) as ckpts:
-        arrays, meta = ckpts.arrays()
-    stored = {name: array.tobytes() for name, array in arrays.items()}
-    return stored | {"position": json.dumps(meta["position"]).encode()}
 
 
 def flip(folder: Path):
