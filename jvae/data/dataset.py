@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, SupportsInt
 
 import grain
@@ -140,6 +141,7 @@ def make_dataset(
     limits: dict[str, int] | None = None,
     joined: Sequence[str] = (),
     on_error: str = "raise",
+    cache: Path | None = None,
 ) -> Dataset:
     """Tokenises sentences in memory for every side.
 
@@ -150,6 +152,7 @@ def make_dataset(
       joined: sides that have the source in front of the text, see `encode`.
       on_error: 'raise' stops at the first line that cannot be tokenised or exceeds a limit; 'drop'
         leaves such lines out and counts them by reason.
+      cache: folder that keeps the tokens for later calls.
     Raises: DataError naming file:line with 'raise', or if no line is left.
     """
     check_on_error(on_error)
@@ -158,7 +161,7 @@ def make_dataset(
     by_side = {"dec": dec, "enc": enc, "cond": cond}
     tokenizers = {side: tokenizer for side, tokenizer in by_side.items() if tokenizer is not None}
     texts = {"dec": lines.text, "enc": lines.text, "cond": sources or ()}
-    sides, faults = encode(texts, tokenizers, limits or {}, joined)
+    sides, faults = encode(texts, tokenizers, limits or {}, joined, cache)
     if faults and on_error == "raise":
         i = min(faults)
         raise bad_line(lines.where(i), faults[i])

@@ -1,9 +1,12 @@
 """Tokenisation and its checks, shared by texts in memory and files prepared in shards."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from jvae.data.kept import Arrays, digest, kept
 from jvae.data.rows import Encoded
 from jvae.data.text_rules import BadLine
 from jvae.data.tokenizers import TextTokenizer
@@ -23,8 +26,9 @@ def encode(
     tokenizers: Mapping[str, TextTokenizer],
     limits: Mapping[str, int],
     joined: Sequence[str] = (),
+    cache: Path | None = None,
 ) -> tuple[dict[str, Encoded], dict[int, BadLine]]:
-    """Tokenises the texts of every side.
+    """Tokenises the texts of every side; sides with the same texts and tokenizer only once.
 
     A joined side is `source end text end`, and `cond` is then `source end`, the prefix of such a
     side. Neither has a start id, as the first token of a source is not predicted.
@@ -33,13 +37,18 @@ def encode(
       texts: texts per side; those of `cond` are the sources.
       limits: maximum tokens per example and side, including special tokens.
       joined: sides that have the source in front of the text.
+      cache: folder that keeps the tokens for later calls.
     Returns: the encoded sides, and the faults of unusable examples by index.
     Raises: ConfigError if a joined side and `cond` have different tokenizers.
     """
     sides: dict[str, Encoded] = {}
     faults: dict[int, BadLine] = {}
+    known: dict[tuple[int, str], Encoded] = {}
     for side, tokenizer in tokenizers.items():
-        sides[side] = Encoded.of(tokenizer.encode_batch(texts[side]))
+        key = (id(texts[side]), tokenizer.coding)
+        if key not in known:
+            known[key] = _tokens(texts[side], tokenizer, cache)
+        sides[side] = known[key]
         for i, fault in _content_faults(sides[side], tokenizer, texts[side]):
             faults.setdefault(i, fault)
     if joined:
@@ -54,6 +63,17 @@ def encode(
             for i, fault in _length_faults(side, sides[side], tokenizers[side], limit):
                 faults.setdefault(i, fault)
     return sides, faults
+
+
+def _tokens(texts: Sequence[str], tokenizer: TextTokenizer, cache: Path | None) -> Encoded:
+    def tokens() -> Arrays:
+        encoded = Encoded.of(tokenizer.encode_batch(texts))
+        return {"flat": encoded.flat, "offset": encoded.offset}
+
+    if cache is None:
+        return Encoded(**tokens())
+    name = digest(tokenizer.coding, json.dumps(list(texts)))
+    return Encoded(**kept(cache / "tokens" / f"{name}.npz", tokens))
 
 
 def _without_start(encoded: Encoded, tokenizer: TextTokenizer) -> Encoded:

@@ -75,6 +75,11 @@ class TextTokenizer:
         start = () if self.start_id is None else (self.start_id,)
         return tuple(dict.fromkeys((self.pad_id, *start, self.end_id)))
 
+    @property
+    def coding(self) -> str:
+        """Everything that determines the tokens of a text."""
+        return repr((self.fingerprint, self.start_id, self.end_id, self.prefix, self.turns))
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids (int32) of each text, including start and end id."""
         if self.turns:

@@ -23,6 +23,7 @@ def _is_box(x: object) -> bool:
 
 def unboxed(init: Callable[[Key[Array, ""]], Params]) -> tuple[Callable[[Array], Params], Any]:
     """Splits an init of boxed parameters into an init of plain arrays and a tree of axis names."""
+    init = jax.jit(init, inline=True)  # traced once, for the axes and for every later use
     boxed = jax.eval_shape(init, jax.random.key(0))
     axes = jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=_is_box)
     return (lambda key: nn.unbox(init(key))), axes

@@ -5,6 +5,7 @@ written to the config that the working directory and every checkpoint keep.
 """
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,9 +15,11 @@ from ml_collections import ConfigDict
 
 from jvae.config import dataclass_from
 from jvae.data import corpus, embedded, grammar, sources, tokenizers
+from jvae.data import plan as packing
 from jvae.data.corpus import Corpus
 from jvae.data.dataset import Dataset, RowSpec, block_rows, make_dataset
 from jvae.data.formats import Reader
+from jvae.data.kept import Arrays, digest, kept
 from jvae.data.plan import propose_rows, shuffled
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, DataError
@@ -167,7 +170,7 @@ def make_split(
         return prepare(lines, by_side, limits, cache, joined=joined)
     if "cond" in by_side:
         raise ConfigError("data.train is empty: the embedded corpus has no source texts; set it")
-    return make_dataset(lines, by_side["dec"], by_side.get("enc"), limits=limits)
+    return make_dataset(lines, by_side["dec"], by_side.get("enc"), limits=limits, cache=cache)
 
 
 def settle_vocab(section: ConfigDict, tokenizer: TextTokenizer, key: str) -> None:
@@ -190,9 +193,9 @@ def settle_rows(config: ConfigDict, data: dict[str, Dataset], log: list[str]) ->
         section.slots = 1
         proposal = longest
     else:
-        chosen = propose_rows(lengths, section.row_tokens)
-        proposal = chosen.row
-        section.slots = section.slots or chosen.slots
+        proposal = _proposal(lengths, section.row_tokens, corpus.cache_dir(section.cache))
+        slots = proposal.pop("slots")
+        section.slots = section.slots or slots
     for side in sides:
         key = f"{side}_row"
         section[key] = section[key] or max(proposal[side], longest[side])
@@ -206,6 +209,18 @@ def settle_rows(config: ConfigDict, data: dict[str, Dataset], log: list[str]) ->
     log.append(
         f"rows: {settings}, data.slots={section.slots}, data.batch_rows={section.batch_rows}"
     )
+
+
+def _proposal(lengths: Mapping[str, np.ndarray], tokens: int, cache: Path) -> dict[str, int]:
+    """Row length of each side and `slots`, see `propose_rows`."""
+
+    def propose() -> Arrays:
+        chosen = propose_rows(lengths, tokens)
+        return {name: np.array(n) for name, n in (chosen.row | dict(slots=chosen.slots)).items()}
+
+    counts = [np.ascontiguousarray(lengths[side]).tobytes() for side in lengths]
+    name = digest(inspect.getsource(packing), repr((tokens, tuple(lengths))), *counts)
+    return {name: int(n) for name, n in kept(cache / "rows" / f"{name}.npz", propose).items()}
 
 
 def log_packing(data: Dataset, rows: RowSpec) -> str:

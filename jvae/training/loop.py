@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 
 from jvae import config as configs
 from jvae.api import Batch, Params
-from jvae.data.dataset import batches
+from jvae.data.dataset import Position, batches
+from jvae.data.prefetch import Prefetch
 from jvae.errors import CheckpointError, ConfigError, TrainingError
 from jvae.evals import overfitting
 from jvae.parallel import mesh as meshes
@@ -152,6 +153,7 @@ class _Training:
         self.checked: program.Program | None = None  # whose validation step is compiled
         self.warned = False  # of overfitting, at the last check
         self.state: TrainState
+        self.stream: Prefetch[tuple[Batch, Position]]
         self.batch: Batch  # the latest one, on the host
 
     def _program_at(self, at: PhaseProgress) -> program.Program:
@@ -168,6 +170,7 @@ class _Training:
     def start(self) -> None:
         """Begins from initial parameters, or from the weights that the config names."""
         run, current = self.run, self.current
+        self.stream = self._stream()
         shapes, where = current.abstract.params, current.where.params
         params = init_params.initial_params(run, where, self.key["init"], shapes)
         self.state = current.start(params)
@@ -185,6 +188,7 @@ class _Training:
 
         self.state, meta = self.ckpts.restore(shapes)
         self.position, self.done = tuple(meta["position"]), meta["step"]
+        self.stream = self._stream()
         self.at = phases.replan(cfg, meta)
         self.meter = metrics.from_json(meta.get("meter"), meshes.replicated(self.mesh))
         self.current = self.program_at(self.at)
@@ -198,6 +202,19 @@ class _Training:
                 cfg.train.steps,
                 self.done + 1,
             )
+
+    def _stream(self) -> Prefetch[tuple[Batch, Position]]:
+        """Starts to read batches, in a thread, while parameters are prepared."""
+        run = self.run
+        part, parts = meshes.row_part(self.mesh, run.rows.batch_rows)
+        return batches(
+            run.data["train"],
+            run.rows,
+            self.position,
+            process_index=part,
+            process_count=parts,
+            workers=self.cfg.data.workers,
+        )
 
     def _claim(self) -> None:
         """Binds the folder to this run."""
@@ -218,15 +235,6 @@ class _Training:
             total_steps=cfg.train.steps,
             active=processes.first(),
             config=cfg,
-        )
-        part, parts = meshes.row_part(self.mesh, run.rows.batch_rows)
-        self.stream = batches(
-            run.data["train"],
-            run.rows,
-            self.position,
-            process_index=part,
-            process_count=parts,
-            workers=cfg.data.workers,
         )
         self.validate = checks.validation(run, self.mesh, self.key["valid"])
         self.per_token = checks.per_token_of(run)

@@ -1,5 +1,6 @@
 """Datasets and their batches: what is refused, what is counted, resuming, processes, threads."""
 
+import dataclasses
 import gc
 import itertools
 import threading
@@ -15,7 +16,7 @@ from jvae.data.formats import Reader
 from jvae.data.plan import bucket_lengths, propose_rows
 from jvae.data.prefetch import Prefetch
 from jvae.data.sources import lines_of
-from jvae.data.tokenizers import load, train_bpe, train_word_level
+from jvae.data.tokenizers import TextTokenizer, load, train_bpe, train_word_level
 from jvae.errors import ConfigError, DataError
 
 PACK = RowSpec(dec_row=24, enc_row=64, slots=4, batch_rows=4, seed=7)
@@ -329,3 +330,36 @@ def test_prefetch_stays_within_its_depth_and_ends_when_closed_or_forgotten():
 
 def test_prefetch_of_a_finite_iterator_ends():
     assert list(Prefetch(lambda: iter([1, 2, 3]), 2)) == [1, 2, 3]
+
+
+def test_sides_with_one_tokenizer_are_tokenised_once(monkeypatch):
+    """Unless they differ in their special tokens, as the encoder of T5 has no start token."""
+    read, plain = [], TextTokenizer.encode_batch
+
+    def encode_batch(self, texts):
+        read.append(self)
+        return plain(self, texts)
+
+    monkeypatch.setattr(TextTokenizer, "encode_batch", encode_batch)
+    texts = ["a b c", "b a"]
+    tok = train_word_level(texts)
+    dataset = make_dataset(lines_of(texts, "made"), tok, tok.for_role("encoder"))
+    assert len(read) == 1 and dataset.enc is dataset.dec
+    without_start = dataclasses.replace(tok, start_id=None)
+    dataset = make_dataset(lines_of(texts, "made"), tok, without_start)
+    assert len(read) == 3
+    assert dataset.enc.lengths.tolist() == [4, 3] and dataset.dec.lengths.tolist() == [5, 4]
+
+
+def test_tokens_are_kept_by_text_and_tokenizer(tmp_path):
+    texts = ["a b c", "b a"]
+    tok = train_word_level(texts)
+    keep = dict(cache=tmp_path)
+    for lines in (texts, texts[::-1], ["a b", "c b a"], [" ".join(texts)]):
+        for tokenizer in (tok, dataclasses.replace(tok, prefix="a "), train_word_level(["c b a"])):
+            expected = make_dataset(lines_of(lines, "made"), tokenizer).dec
+            for _ in range(2):
+                kept = make_dataset(lines_of(lines, "made"), tokenizer, **keep).dec
+                assert [kept.tokens(i).tolist() for i in range(len(lines))] == [
+                    expected.tokens(i).tolist() for i in range(len(lines))
+                ]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from jvae import config
-from jvae.data import tokenizers
+from jvae.data import grammar, tokenizers
 from jvae.data.plan import shuffled
 from jvae.errors import ConfigError, DataError
-from jvae.runs import build
+from jvae.runs import build, data
 
 WORDS = ["a", "man", "dog", "runs", "plays", "the", "guitar", "red", "boat"]
 
@@ -114,3 +114,32 @@ def test_pairs_for_a_conditional_model(tmp_path):
         open_run(tmp_path, name, **conditional, data__train=path)
     with pytest.raises(ConfigError, match="data.train is empty: the embedded corpus has no source"):
         open_run(tmp_path, name, **conditional)
+
+
+def test_a_second_run_on_the_embedded_corpus_reads_what_the_first_prepared(tmp_path, monkeypatch):
+    monkeypatch.setattr(grammar, "TRAIN", 300)
+    first = open_run(tmp_path)
+    other_rows = open_run(tmp_path, data__row_tokens=128)
+
+    def fail(*args):
+        raise AssertionError(f"computed again: {args}")
+
+    monkeypatch.setattr(tokenizers.TextTokenizer, "encode_batch", fail)
+    monkeypatch.setattr(data, "propose_rows", fail)
+    for expected, values in ((first, {}), (other_rows, dict(data__row_tokens=128))):
+        run = open_run(tmp_path, **values)
+        assert run.rows == expected.rows
+        for split, dataset in run.data.items():
+            for side, encoded in dataset.sides.items():
+                np.testing.assert_array_equal(encoded.flat, expected.data[split].sides[side].flat)
+    assert first.rows != other_rows.rows
+
+
+def test_proposed_rows_follow_the_lengths(tmp_path):
+    """Rows of one corpus are not those of another with as many lines."""
+    short, long = sentences(200), [f"{line} {line}" for line in sentences(200)]
+    rows = [
+        open_run(tmp_path, data__train=write(tmp_path / f"{len(lines[0])}.txt", lines)).rows
+        for lines in (short, long)
+    ]
+    assert rows[0] != rows[1]
