@@ -30,7 +30,7 @@ def kept(path: Path, make: Callable[[], Arrays]) -> Arrays:
         pass
     arrays = make()
     content = io.BytesIO()
-    np.savez(content, **arrays)
+    np.savez(content, allow_pickle=False, **arrays)
     with contextlib.suppress(DataError):
         write_whole(path, content.getvalue())
     return arrays

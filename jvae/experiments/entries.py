@@ -170,8 +170,9 @@ def _lstm(budget: Budget) -> Overrides:
 
 def _published(*roles: str) -> Callable[[Budget], Overrides]:
     """Computes in float32, which CPUs without 16-bit arithmetic do faster."""
-    dtypes = {f"model.{role}.dtype": "float32" for role in roles}
-    return lambda budget: dtypes | {"init.frozen_dtype": "float32"}
+    dtypes: Overrides = {f"model.{role}.dtype": "float32" for role in roles}
+    dtypes["init.frozen_dtype"] = "float32"
+    return lambda budget: dtypes
 
 
 def _latent(budget: Budget) -> Overrides:
