@@ -3,7 +3,8 @@
 Optimus trains in two ways. `torch_original`: like the released code, with eager attention, float32,
 sentences in random order, padded to the longest of their batch. `torch_best`: an expert PyTorch
 setup, with SDPA, torch.compile, fused AdamW, sentences sorted by length before batching, bfloat16
-on a GPU. Both use the sentences of our batches and make as many updates.
+on a GPU. Both use the sentences of our batches and make as many updates. With low-rank additions,
+both train the same parameters as ours.
 
 Decoding is Hugging Face's `generate` with its own cache, greedy, on a GPT-2 of the decoder's size;
 the latent is its first key and value. The Langevin loop runs on `torch.nn.LSTM`, or on that GPT-2.
@@ -105,7 +106,7 @@ def _updates(loss: Callable[..., Any], parameters: Any, **optimizer: Any) -> Cal
     """Returns update(*loss arguments): clips gradients, then AdamW, as in our configs."""
     from jvae.bench.torch_models import torch
 
-    parameters = list(parameters)
+    parameters = [one for one in parameters if one.requires_grad]
     adam = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, **optimizer)
 
     def update(*arguments: Any) -> None:
@@ -193,7 +194,7 @@ def generation(setting: Setting, examples: int, tokens: int, beside: str) -> Wor
         model.generate(
             prompt_et,
             attention_mask=torch.ones_like(prompt_et),
-            past_key_values=memory(z_ez),
+            **{torch_models.cache_name(model): memory(z_ez)},
             do_sample=False,
             min_new_tokens=tokens,
             max_new_tokens=tokens,
@@ -227,7 +228,7 @@ def chain(setting: Setting, config: Any, batch: Batch, steps: int, beside: str) 
         decoder = torch_models.LstmDecoder(config.decoder, config.latent)
     else:
         ways = dict(memory=config.use_memory, offset=config.use_embedding)
-        decoder = torch_models.Gpt2Decoder(config.decoder, config.latent, "sdpa", **ways)
+        decoder = torch_models.Decoder(config.decoder, config.latent, "sdpa", **ways)
     decoder = decoder.to(device).train()
     sizes = initial_sizes(dataclasses.replace(config.chain, steps=steps)).tolist()
     update = _updates(lambda z_ez: decoder(z_ez, rows).mean(), decoder.parameters(), fused=True)

@@ -33,6 +33,16 @@ MEDIUM = Subject(
         *_both(layers=6, width=320, heads=5, mlp=1280, vocab=10_000),
     ),
 )
+# The sizes of MiniLM and of SmolLM2-135M, trimmed to the tokens of SNLI, frozen, with low-rank
+# additions. Weights do not affect speed, so they are random.
+SMOLLM2 = Subject(
+    "optimus:smollm2",
+    (
+        *("init.encoder=", "init.decoder=", "init.frozen_dtype=float32"),
+        *("data.encoder_tokenizer=", "data.decoder_tokenizer="),
+        *("model.encoder.vocab=30522", "model.decoder.vocab=12037"),
+    ),
+)
 # Published sizes on the embedded corpus: vocabularies of published size with tokenizers trained
 # here, as nothing is downloaded. Short rows, since attention costs the square of their length, and
 # 16 k tokens per side, which fit into 80 GB.

@@ -1,20 +1,25 @@
 """Our models rebuilt on PyTorch and Hugging Face modules, as peers for comparison.
 
-Import only if PyTorch is installed (`peers.require`). Optimus is BERT and GPT-2 with the latent as
-one key and value before the tokens of every layer and as an offset of the embeddings; the generator
-of SRI is an LSTM that reads z with every token, or that GPT-2. Sizes come from our configs.
+Import only if PyTorch is installed (`peers.require`). Optimus is BERT and GPT-2 or Llama, with the
+latent as one key and value before the tokens of every layer, as an offset of the embeddings and in
+the output scores, as the config says; with low-rank additions, everything else in the two stacks is
+frozen. The generator of SRI is an LSTM that reads z with every token, or that GPT-2. Sizes come
+from our configs.
 """
 
 import importlib
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jvae.backbones.bert import BertConfig
 from jvae.backbones.gpt2 import Gpt2Config
+from jvae.backbones.llama import LlamaConfig
 from jvae.errors import ConfigError
 from jvae.models.optimus import OptimusConfig
 from jvae.nn.backbone import name_of
 from jvae.nn.config import TransformerConfig
+from jvae.nn.lora import Lora
 from jvae.nn.lstm import LstmConfig
 
 # Optional packages; untyped, as they may be missing.
@@ -70,13 +75,66 @@ def gpt2_sizes(config: TransformerConfig, attention: str) -> Any:
     )
 
 
+def llama(config: LlamaConfig, attention: str) -> Any:
+    """Hugging Face's Llama with our sizes."""
+    sizes = transformers.LlamaConfig(
+        vocab_size=config.vocab,
+        hidden_size=config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.head,
+        intermediate_size=config.mlp,
+        max_position_embeddings=config.positions,
+        rope_parameters=dict(rope_type="default", rope_theta=config.theta),
+        rms_norm_eps=config.norm_eps,
+        bos_token_id=0,
+        eos_token_id=0,
+        attn_implementation=attention,
+    )
+    return transformers.LlamaModel(sizes)
+
+
+class Adapted(torch.nn.Module):
+    """A frozen linear layer with a low-rank addition that trains."""
+
+    def __init__(self, linear: Any, lora: Lora):
+        super().__init__()
+        self.linear, self.scale = linear, lora.alpha / lora.rank
+        self.a = torch.nn.Linear(linear.in_features, lora.rank, bias=False)
+        self.b = torch.nn.Linear(lora.rank, linear.out_features, bias=False)
+        torch.nn.init.zeros_(self.b.weight)
+
+    def forward(self, x: Any) -> Any:
+        """The output of both."""
+        return self.linear(x) + self.scale * self.b(self.a(x))
+
+
+def adapt(stack: Any, lora: Lora) -> None:
+    """Freezes a stack and adapts its linear layers, if additions are on."""
+    if not lora.rank:
+        return
+    stack.requires_grad_(False)
+    for module in list(stack.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.Linear) and not isinstance(module, Adapted):
+                setattr(module, name, Adapted(child, lora))
+
+
+def cache_name(model: Any) -> str:
+    """The argument of a model's cache: its name changed within transformers 5."""
+    names = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
+
+
 class Memory(torch.nn.Module):
     """The latent as a key and value of every layer."""
 
-    def __init__(self, config: TransformerConfig, latent: int):
+    def __init__(self, config: TransformerConfig | LlamaConfig, latent: int):
         super().__init__()
-        self.layers, self.heads, self.head = config.layers, config.heads, config.head
-        self.project = torch.nn.Linear(latent, config.layers * config.width, bias=False)
+        self.layers, self.heads, self.head = config.layers, config.kv_heads, config.head
+        width = self.heads * self.head
+        self.project = torch.nn.Linear(latent, config.layers * width, bias=False)
 
     def forward(self, z_ez: Any) -> Any:
         """A cache with one position."""
@@ -87,28 +145,51 @@ class Memory(torch.nn.Module):
         return cache
 
 
-class Gpt2Decoder(torch.nn.Module):
-    """-log p(x | z) of a GPT-2 that reads z like Optimus."""
+class Decoder(torch.nn.Module):
+    """-log p(x | z) of a GPT-2 or Llama that reads z like Optimus.
+
+    Raises: ConfigError for another stack.
+    """
 
     def __init__(
-        self, config: TransformerConfig, latent: int, attention: str, memory: bool, offset: bool
+        self,
+        config: Any,
+        latent: int,
+        attention: str,
+        memory: bool,
+        offset: bool,
+        scores: bool = False,
     ):
         super().__init__()
-        self.gpt2 = transformers.GPT2Model(gpt2_sizes(config, attention))
+        if isinstance(config, LlamaConfig):
+            self.body = llama(config, attention)
+        elif isinstance(config, Gpt2Config) and not config.lora.rank:
+            self.body = transformers.GPT2Model(gpt2_sizes(config, attention))
+        else:
+            raise ConfigError(
+                "--peer=torch decodes with Llama, or with GPT-2 without low-rank additions, not "
+                f"with {name_of(config)}"
+            )
+        adapt(self.body, config.lora)
         self.memory = Memory(config, latent) if memory else None
         self.offset = torch.nn.Linear(latent, config.width, bias=False) if offset else None
+        self.scores = torch.nn.Linear(latent, config.vocab, bias=False) if scores else None
 
     def forward(self, z_ez: Any, rows: Rows) -> Any:
         """Nats of each sentence."""
-        x_etd = self.gpt2.wte(rows.dec_et)
+        table = self.body.get_input_embeddings()
+        x_etd = table(rows.dec_et)
         if self.offset is not None:
             x_etd = x_etd + self.offset(z_ez)[:, None]
         cache, mask_et = None, rows.dec_mask_et
         if self.memory is not None:
             cache = self.memory(z_ez)
             mask_et = torch.nn.functional.pad(mask_et, (1, 0), value=1)
-        out = self.gpt2(inputs_embeds=x_etd, attention_mask=mask_et, past_key_values=cache)
-        scores_etv = out.last_hidden_state @ self.gpt2.wte.weight.T
+        cached = {cache_name(self.body): cache}
+        out = self.body(inputs_embeds=x_etd, attention_mask=mask_et, **cached)
+        scores_etv = out.last_hidden_state @ table.weight.T
+        if self.scores is not None:
+            scores_etv = scores_etv + self.scores(z_ez)[:, None]
         return nats(scores_etv, rows.target_et)
 
 
@@ -126,23 +207,27 @@ def nats(scores_etv: Any, target_et: Any) -> Any:
 class Optimus(torch.nn.Module):
     """The loss of Optimus: reconstruction and unmodified KL, averaged over sentences, in nats.
 
-    Raises: ConfigError for stacks other than BERT and GPT-2.
+    The posterior is a Gaussian, also where ours normalises its means, which costs next to nothing.
+
+    Raises: ConfigError for an encoder other than BERT, a decoder that `Decoder` refuses, or z in
+      another way.
     """
 
     def __init__(self, config: OptimusConfig, attention: str):
         super().__init__()
         encoder, decoder = config.encoder, config.decoder
-        if not (isinstance(encoder, BertConfig) and isinstance(decoder, Gpt2Config)):
-            raise ConfigError(
-                f"--peer=torch supports only BERT and GPT-2, not {name_of(encoder)} and "
-                f"{name_of(decoder)}"
-            )
+        if not isinstance(encoder, BertConfig):
+            raise ConfigError(f"--peer=torch encodes with BERT, not with {name_of(encoder)}")
+        if config.tokens or config.vectors > 1:
+            raise ConfigError("--peer=torch supports one vector and no prefix tokens")
+        if config.pool not in ("cls", "mean"):
+            raise ConfigError(f"--peer=torch pools by cls or mean, not by {config.pool}")
         self.pool, self.log_var_shift = config.pool, config.log_var_shift
         self.bert = bert(encoder, attention, pooler=config.pool == "cls")
+        adapt(self.bert, encoder.lora)
         self.head = torch.nn.Linear(encoder.width, 2 * config.latent, bias=False)
-        self.decoder = Gpt2Decoder(
-            decoder, config.latent, attention, config.use_memory, config.use_embedding
-        )
+        ways = config.use_memory, config.use_embedding, config.use_softmax
+        self.decoder = Decoder(decoder, config.latent, attention, *ways)
 
     def posterior(self, rows: Rows) -> tuple[Any, Any]:
         """Mean and log-variance."""

@@ -72,4 +72,9 @@ def beside(setting: Setting) -> list[Work]:
     return peers.training(setting, call_batches(setting), "step")
 
 
-CASE = Case(subjects.by_preset((*subjects.TINY, subjects.MEDIUM)), works, peers=beside)
+CASE = Case(
+    subjects.by_preset((*subjects.TINY, subjects.MEDIUM, subjects.SMOLLM2)),
+    works,
+    peers=beside,
+    brief=len(subjects.TINY) + 1,  # updates of the last take seconds
+)

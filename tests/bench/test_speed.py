@@ -48,7 +48,7 @@ def test_a_table_has_a_row_for_every_model():
     assert cells[1:5] == ["12,346 ± 10 %", "123", "96 / 97 / 50", "25.0 %"]
     assert cells[5:] == ["–", "50.0", "3.21", "500"]
     assert cells_of(section, "| `t5_vae-tiny`")[1:] == ["not measured"] * 8
-    assert section.count("| `") == len(TINY) + 1  # and the larger size
+    assert section.count("| `") == len(TINY) + 2  # and the larger sizes
     origin = "- `python -m jvae.bench`; cpu, 2 cores x86_64; jax 1.2; allocator: glibc; commit abc."
     assert origin in text
 
