@@ -56,17 +56,22 @@ class Prepared(NamedTuple):
         return files | ({"data.text": "1", "data.label": "0"} if self.labelled else {})
 
     def publish(self, encoder: Path, decoder: Path) -> None:
-        """Adds a link to a published encoder and a decoder trimmed to the training text, unless
-        they are there.
+        """Adds published weights to the files, see `publish`."""
+        publish(self.folder, encoder, decoder, read_lines(self.folder, "train").sentences)
 
-        Raises: DataError or WeightsError for a folder that cannot be read.
-        """
-        link = self.folder / "encoder"
-        link.unlink(missing_ok=True)
-        link.symlink_to(encoder.resolve(), target_is_directory=True)
-        if not (self.folder / "decoder").is_dir():
-            train = read_lines(self.folder, "train").sentences
-            trim.trim(decoder, self.folder / "decoder", train)
+
+def publish(folder: Path, encoder: Path, decoder: Path, train: Sequence[str]) -> None:
+    """Adds a link to a published encoder and a decoder trimmed to the training text to a folder,
+    unless they are there.
+
+    Raises: DataError or WeightsError for a folder that cannot be read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / "encoder"
+    link.unlink(missing_ok=True)
+    link.symlink_to(encoder.resolve(), target_is_directory=True)
+    if not (folder / "decoder").is_dir():
+        trim.trim(decoder, folder / "decoder", train)
 
 
 class Lines(NamedTuple):

@@ -168,11 +168,19 @@ def _lstm(budget: Budget) -> Overrides:
     return {}
 
 
-def _published(*roles: str) -> Callable[[Budget], Overrides]:
-    """Computes in float32, which CPUs without 16-bit arithmetic do faster."""
+def in_float32(*roles: str) -> Overrides:
+    """Computes in float32 from published weights, which CPUs without 16-bit arithmetic do faster.
+
+    Args:
+      roles: encoder, decoder or both, those that the model has.
+    """
     dtypes: Overrides = {f"model.{role}.dtype": "float32" for role in roles}
     dtypes["init.frozen_dtype"] = "float32"
-    return lambda budget: dtypes
+    return dtypes
+
+
+def _published(*roles: str) -> Callable[[Budget], Overrides]:
+    return lambda budget: in_float32(*roles)
 
 
 def _latent(budget: Budget) -> Overrides:

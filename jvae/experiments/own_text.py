@@ -2,19 +2,21 @@
 
     python -m jvae.experiments.own_text --data=snli=snli/train.txt --data=captions=captions.txt
     ... --lines=1000,5000 --choices=auto,optimus     sizes, and configs to compare
+    ... --choices=optimus:smollm2 --encoder=FOLDER --decoder=FOLDER     from published weights
     ... --dry_run                                    prints the commands
 
 A file has one text per line, plain or .gz. Of its distinct lines, the first 500 are for validation,
 the next 500 for the test, and those after them for training, so that all sizes of a corpus are
 measured on the same text. Runs are ordinary ones in their own processes, and only the files
-are set; repeat the same command to complete what is missing and print the table again. Rows are
-stored, and `python -m jvae.experiments.results write` puts them into RESULTS.md.
+are set; a published decoder is trimmed to the training lines, and both stacks compute in float32.
+Repeat the same command to complete what is missing and print the table again. Rows are stored, and
+`python -m jvae.experiments.results write` puts them into RESULTS.md.
 """
 
 import argparse
 import gzip
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -22,10 +24,12 @@ from typing import NamedTuple
 from jvae import config as configs
 from jvae.errors import ConfigError, JvaeError
 from jvae.experiments import results
+from jvae.experiments.data import publish
+from jvae.experiments.entries import in_float32
 from jvae.experiments.own_text_table import CHOICES, LINES, key, table
 from jvae.experiments.results import Row
 from jvae.experiments.steps import Step, complete
-from jvae.runs.data import SPLITS
+from jvae.runs.data import ROLES, SPLITS
 from jvae.runs.metrics import read_lines
 from jvae.runs.own_text import NAME as AUTO
 from jvae.runs.workdir import write_text
@@ -84,19 +88,30 @@ def prepare(name: str, path: Path, lines: Sequence[int], out: Path) -> None:
         _write(target, texts[len(needed) * HELD_OUT :][:count])
 
 
+def _read(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
 def _write(path: Path, texts: Sequence[str]) -> None:
     write_text(path, "".join(f"{text}\n" for text in texts))
 
 
 def jobs(
-    corpora: Sequence[str], lines: Sequence[int], choices: Sequence[str], out: Path
+    corpora: Sequence[str],
+    lines: Sequence[int],
+    choices: Sequence[str],
+    out: Path,
+    published: Mapping[str, Path],
 ) -> list[Job]:
-    """Every run, corpus by corpus. Raises: ConfigError for an unknown config or a wrong size."""
+    """Every run, corpus by corpus.
+
+    Args:
+      published: folders of published weights by role, for configs that start from them.
+    Raises: ConfigError for an unknown config, a wrong size or a missing folder.
+    """
     if not lines or min(lines) < 1:
         raise ConfigError("--lines: expected numbers of training lines, such as 1000,5000")
-    for choice in choices:
-        if choice != AUTO:
-            configs.load(choice)
+    starts = {choice: _roles(choice, published) for choice in choices}
     plan: list[Job] = []
     for word in corpora:
         name, equals, path = word.partition("=")
@@ -109,9 +124,29 @@ def jobs(
             for choice in choices:
                 folder = out / f"{name}-{count}-{choice.replace(':', '_')}"
                 words = [f"--config={choice}", *(f"--config.data.{one}" for one in files)]
+                if roles := starts[choice]:
+                    weights = out / f"{name}-{count}-weights"
+                    train = _read(out / f"{name}-{count}.txt")
+                    publish(weights, published["encoder"], published["decoder"], train)
+                    values = in_float32(*roles)
+                    values |= {f"init.{role}": str(weights / role) for role in roles}
+                    words += [f"--config.{key}={value}" for key, value in values.items()]
                 words.append(f"--workdir={folder}")
                 plan.append(Job(name, count, choice, words, folder))
     return plan
+
+
+def _roles(choice: str, published: Mapping[str, Path]) -> list[str]:
+    """The stacks of a config that start from published weights."""
+    if choice == AUTO:
+        return []
+    config = configs.load(choice)
+    roles = [role for role in ROLES if config.init[role]]
+    if roles and (missing := [role for role in ROLES if role not in published]):
+        raise ConfigError(
+            f"--choices={choice} starts from published weights; give --{missing[0]}=FOLDER"
+        )
+    return roles
 
 
 def row_of(job: Job) -> Row:
@@ -154,6 +189,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--lines", default=",".join(map(str, LINES)), help="training lines")
     parser.add_argument("--choices", default=",".join(CHOICES), help="configs to compare")
+    for role in ROLES:
+        parser.add_argument(f"--{role}", type=Path, help=f"folder of the published {role}")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of files and runs")
     parser.add_argument("--rows", type=Path, default=results.OWN_TEXT, help="file of the rows")
     parser.add_argument("--dry_run", action="store_true", help="print the commands, run none")
@@ -168,7 +205,8 @@ def main(argv: Sequence[str]) -> int:
         if not all(word.isdecimal() for word in words):
             raise ConfigError(f"--lines={args.lines}: expected numbers, such as 1000,5000")
         choices = [word for word in args.choices.split(",") if word]
-        wanted = jobs(args.data, [int(word) for word in words], choices, args.out)
+        published = {role: folder for role in ROLES if (folder := getattr(args, role))}
+        wanted = jobs(args.data, [int(word) for word in words], choices, args.out, published)
         if args.dry_run:
             print("\n".join(job.step.command for job in wanted))
             return 0

@@ -8,7 +8,7 @@ from jvae.bench.speed import NOT_MEASURED
 Row = Mapping[str, Any]
 CORPORA = ("snli", "captions", "yahoo")  # corpora in the table: SNLI, Flickr8k, sentences of Yahoo
 LINES = (1_000, 5_000)  # training lines of each; a corpus may have rows of other sizes
-CHOICES = ("auto", "optimus")  # configs to compare
+CHOICES = ("auto", "optimus")  # configs to compare; a corpus may have rows of others
 COLUMNS = ("collapsed", "MI", "BLEU", "memorised", "validation -ELBO", "minutes")
 
 
@@ -25,7 +25,8 @@ def table(rows: Sequence[Row]) -> str:
     out = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for corpus in corpora:
         for count in sorted({*LINES, *(row["lines"] for row in rows if row["corpus"] == corpus)}):
-            for choice in CHOICES:
+            others = {row["choice"] for row in rows if key(row)[:2] == (corpus, count)}
+            for choice in (*CHOICES, *sorted(others - set(CHOICES))):
                 row = stored.get((corpus, count, choice))
                 cells = [NOT_MEASURED] * len(COLUMNS) if row is None else _cells(row)
                 out.append(f"| {corpus} | {count:,} | `{choice}` | {' | '.join(cells)} |")

@@ -7,6 +7,7 @@ import shlex
 import pytest
 
 from jvae.errors import ConfigError
+from jvae.experiments import data as experiment_data
 from jvae.experiments import own_text, own_text_table, results
 from tests.experiments.test_results import finished_run
 
@@ -47,6 +48,7 @@ def test_every_size_is_measured_on_the_same_text(texts, tmp_path, capsys):
         (["--choices=optimu"], "did you mean 'optimus'"),
         (["--data=mine"], "write --data=NAME=FILE"),
         (["--data=mine=none.txt"], "none.txt: no such file"),
+        (["--choices=optimus:smollm2", "--decoder=somewhere"], "give --encoder=FOLDER"),
     ],
 )
 def test_mistakes(texts, more, message, tmp_path, capsys):
@@ -55,6 +57,31 @@ def test_mistakes(texts, more, message, tmp_path, capsys):
         words = words[1:]
     assert own_text.main([*words, *more]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_published_weights_are_trimmed_to_the_training_lines(texts, tmp_path, capsys, monkeypatch):
+    trims = []
+    monkeypatch.setattr(experiment_data.trim, "trim", lambda *args: trims.append(args))
+    (tmp_path / "minilm").mkdir()
+    folders = [f"--encoder={tmp_path}/minilm", f"--decoder={tmp_path}/smollm2"]
+    choices = "--choices=optimus,lm:pretrained,optimus:smollm2"
+    words = [f"--data=mine={texts}", "--lines=5", choices, f"--out={tmp_path}", *folders]
+    assert own_text.main([*words, "--dry_run"]) == 0
+    scratch, lm, vae = (
+        dict(word.removeprefix("--config.").split("=", 1) for word in shlex.split(line)[3:])
+        for line in capsys.readouterr().out.splitlines()
+    )
+    weights = tmp_path / "mine-5-weights"
+    assert trims[0] == (
+        tmp_path / "smollm2",
+        weights / "decoder",
+        [f"text {i}" for i in range(1000, 1005)],
+    )
+    assert (weights / "encoder").resolve() == tmp_path / "minilm"
+    assert not any(key.startswith("init.") for key in scratch)
+    assert lm["init.decoder"] == vae["init.decoder"] == str(weights / "decoder")
+    assert vae["init.encoder"] == str(weights / "encoder") and "init.encoder" not in lm
+    assert vae["model.encoder.dtype"] == "float32" and "model.encoder.dtype" not in lm
 
 
 @pytest.fixture
