@@ -11,7 +11,7 @@
     python -m jvae.main --config=lm:pretrained --config.data.train=...
 
 The first two use the embedded corpus. Measured values of `tiny`: the table in RESULTS.md, with
-hardware and time; of the others: not measured.
+hardware and time; of the others no full run was measured.
 
 `tiny` has the settings of `optimus:tiny` that do not concern the latent: learning rate 3e-3 with
 100 steps of warm-up and cosine decay, no dropout, initial standard deviation 0.06 (0.02 is meant
@@ -19,7 +19,7 @@ for width 768), 2,000 updates of 14 rows.
 
 `pretrained` has the rate, warm-up and rows of `optimus:smollm2`, for one pass over a corpus like
 SNLI's 37,741 lines. Loss of training, same batches of 24 sentences, mean of updates 41 to 60 of
-1,623:
+1,623 planned ones:
 
     rate 1.5e-3 after 50 updates of warm-up, lora.alpha 16, as here     39.8
     the same with lora.alpha 8                                          40.4

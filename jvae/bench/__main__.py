@@ -1,7 +1,8 @@
 """Benchmarks: one JSON line per program on standard output, a table on standard error.
 
 python -m jvae.bench                                    every case, on the CPU
-python -m jvae.bench startup                            cases too long for a run of all cases
+python -m jvae.bench startup                            for every model; above, for Optimus alone
+python -m jvae.bench train_step --config=optimus:smollm2    too long for a run of all cases
 python -m jvae.bench train_step decode --preset=gpu --out=rows.jsonl
 python -m jvae.bench --peer=torch                       also PyTorch, in the same run
 python -m jvae.bench iw_nll --config=optimus:tiny_cls   a config other than the case's own

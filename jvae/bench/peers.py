@@ -20,11 +20,13 @@ import numpy as np
 
 from jvae import extras
 from jvae.api import Batch
+from jvae.backbones.gpt2 import Gpt2Config
 from jvae.bench import cases, flops
 from jvae.bench.cases import Setting
 from jvae.bench.harness import Work
 from jvae.errors import ConfigError
 from jvae.latent.short_run import initial_sizes
+from jvae.nn.backbone import name_of
 from jvae.nn.lstm import LstmConfig
 from jvae.runs import build
 
@@ -173,12 +175,22 @@ def _training(setting: Setting, rows: Sequence[Any], best: bool) -> Callable[[],
     return _waited(call, device)
 
 
+def _require_gpt2(decoder: Any) -> None:
+    """Raises: ConfigError for a decoder on which only training has a PyTorch program."""
+    if not isinstance(decoder, Gpt2Config) or decoder.lora.rank:
+        raise ConfigError(
+            "--peer=torch decodes and runs chains with GPT-2 without low-rank additions, not with "
+            f"{name_of(decoder)}{' and additions' * (decoder.lora.rank > 0)}"
+        )
+
+
 def generation(setting: Setting, examples: int, tokens: int, beside: str) -> Work:
     """A program that calls `generate` for `examples` latents, `tokens` tokens per sentence."""
     from jvae.bench import torch_models
     from jvae.bench.torch_models import torch, transformers
 
     device, config = _device(setting), build.model_config(setting.run.config)
+    _require_gpt2(config.decoder)
     torch.manual_seed(0)
     sizes = torch_models.gpt2_sizes(config.decoder, "sdpa")
     model = transformers.GPT2LMHeadModel(sizes).to(device).eval()
@@ -217,6 +229,7 @@ def chain(setting: Setting, config: Any, batch: Batch, steps: int, beside: str) 
 
     Args:
       config: config of a model with a chain, `SriConfig` or `SriTransformerConfig`.
+    Raises: ConfigError for a decoder or an injection that has no PyTorch program.
     """
     from jvae.bench import torch_models
     from jvae.bench.torch_models import torch
@@ -227,6 +240,9 @@ def chain(setting: Setting, config: Any, batch: Batch, steps: int, beside: str) 
     if isinstance(config.decoder, LstmConfig):
         decoder = torch_models.LstmDecoder(config.decoder, config.latent)
     else:
+        _require_gpt2(config.decoder)
+        if config.use_softmax or config.tokens or config.vectors > 1:
+            raise ConfigError("--peer=torch injects one vector, as memory and offset, in chains")
         ways = dict(memory=config.use_memory, offset=config.use_embedding)
         decoder = torch_models.Decoder(config.decoder, config.latent, "sdpa", **ways)
     decoder = decoder.to(device).train()

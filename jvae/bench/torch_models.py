@@ -76,7 +76,9 @@ def gpt2_sizes(config: TransformerConfig, attention: str) -> Any:
 
 
 def llama(config: LlamaConfig, attention: str) -> Any:
-    """Hugging Face's Llama with our sizes."""
+    """Hugging Face's Llama with our sizes. Raises: ConfigError for one with scaled rotations."""
+    if config.scaling != "none" or not config.tied:
+        raise ConfigError("--peer=torch supports Llama with a tied table and no scaled rotations")
     sizes = transformers.LlamaConfig(
         vocab_size=config.vocab,
         hidden_size=config.width,
@@ -111,9 +113,14 @@ class Adapted(torch.nn.Module):
 
 
 def adapt(stack: Any, lora: Lora) -> None:
-    """Freezes a stack and adapts its linear layers, if additions are on."""
+    """Freezes a stack and adapts its linear layers, if additions are on.
+
+    Raises: ConfigError for additions to some layers only, or with dropout.
+    """
     if not lora.rank:
         return
+    if lora.targets != "." or lora.dropout:
+        raise ConfigError("--peer=torch adapts every layer, without dropout")
     stack.requires_grad_(False)
     for module in list(stack.modules()):
         for name, child in module.named_children():
@@ -224,7 +231,8 @@ class Optimus(torch.nn.Module):
             raise ConfigError(f"--peer=torch pools by cls or mean, not by {config.pool}")
         self.pool, self.log_var_shift = config.pool, config.log_var_shift
         self.bert = bert(encoder, attention, pooler=config.pool == "cls")
-        adapt(self.bert, encoder.lora)
+        for part in (self.bert.embeddings, self.bert.encoder):  # our pooler is part of the head
+            adapt(part, encoder.lora)
         self.head = torch.nn.Linear(encoder.width, 2 * config.latent, bias=False)
         ways = config.use_memory, config.use_embedding, config.use_softmax
         self.decoder = Decoder(decoder, config.latent, attention, *ways)

@@ -5,6 +5,7 @@ documents, and to allow sentences to be held out. Its result is cached by conten
 a damaged record is replaced.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -254,6 +255,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(part, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         raise cache_fault(path, error) from error
 
 

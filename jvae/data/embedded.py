@@ -24,7 +24,7 @@ class Split(NamedTuple):
 
 def split(name: str, n: int, cache: Path) -> Split:
     """The texts of `grammar.corpus(name, n)`, read from the cache, or drawn and cached."""
-    arrays = kept(cache / "embedded" / f"{name}-{n}-{_grammar()}.npz", lambda: _drawn(name, n))
+    arrays = kept(cache / "embedded" / f"{name}-{n}-{_grammar()}", lambda: _drawn(name, n))
     return Split(arrays["text"].tobytes().decode().split("\n"), arrays["log_prob_n"])
 
 

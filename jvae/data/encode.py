@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from tokenizers import __version__ as tokenizers_version
 
 from jvae.data.kept import Arrays, digest, kept
 from jvae.data.rows import Encoded
@@ -12,6 +13,7 @@ from jvae.data.text_rules import BadLine
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError
 
+_FORMAT = 1  # increase when the tokens of a text change, or how they are kept
 TOO_LONG = "too many tokens"  # the reason for a text with more tokens than a side's limit
 UNKNOWN_WARNING = 0.01  # share of unknown tokens above which a run warns
 
@@ -72,8 +74,9 @@ def _tokens(texts: Sequence[str], tokenizer: TextTokenizer, cache: Path | None) 
 
     if cache is None:
         return Encoded(**tokens())
-    name = digest(tokenizer.coding, json.dumps(list(texts)))
-    return Encoded(**kept(cache / "tokens" / f"{name}.npz", tokens))
+    how = f"{_FORMAT} {tokenizers_version} {tokenizer.coding}"
+    name = digest(how, json.dumps(list(texts)))
+    return Encoded(**kept(cache / "tokens" / name, tokens))
 
 
 def _without_start(encoded: Encoded, tokenizer: TextTokenizer) -> Encoded:

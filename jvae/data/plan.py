@@ -18,6 +18,7 @@ import numpy as np
 
 from jvae.errors import DataError
 
+FORMAT = 1  # increase when a change of the code changes rows or proposals
 _UNIT = 1 << 20  # one full row in the packer's integer arithmetic
 _NEVER = np.int64(1 << 60)
 BLOCK = 1 << 19  # examples planned at once, in about 5 s

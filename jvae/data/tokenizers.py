@@ -77,7 +77,7 @@ class TextTokenizer:
 
     @property
     def coding(self) -> str:
-        """Everything that determines the tokens of a text."""
+        """What determines the tokens of a text, apart from code."""
         return repr((self.fingerprint, self.start_id, self.end_id, self.prefix, self.turns))
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:

@@ -5,7 +5,6 @@ written to the config that the working directory and every checkpoint keep.
 """
 
 import dataclasses
-import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -15,12 +14,11 @@ from ml_collections import ConfigDict
 
 from jvae.config import dataclass_from
 from jvae.data import corpus, embedded, grammar, sources, tokenizers
-from jvae.data import plan as packing
 from jvae.data.corpus import Corpus
 from jvae.data.dataset import Dataset, RowSpec, block_rows, make_dataset
 from jvae.data.formats import Reader
 from jvae.data.kept import Arrays, digest, kept
-from jvae.data.plan import propose_rows, shuffled
+from jvae.data.plan import FORMAT, propose_rows, shuffled
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, DataError
 from jvae.runs import model_names, phases
@@ -218,9 +216,8 @@ def _proposal(lengths: Mapping[str, np.ndarray], tokens: int, cache: Path) -> di
         chosen = propose_rows(lengths, tokens)
         return {name: np.array(n) for name, n in (chosen.row | dict(slots=chosen.slots)).items()}
 
-    counts = [np.ascontiguousarray(lengths[side]).tobytes() for side in lengths]
-    name = digest(inspect.getsource(packing), repr((tokens, tuple(lengths))), *counts)
-    return {name: int(n) for name, n in kept(cache / "rows" / f"{name}.npz", propose).items()}
+    name = digest(repr((FORMAT, tokens, tuple(lengths))), *lengths.values())
+    return {name: int(n) for name, n in kept(cache / "rows" / name, propose).items()}
 
 
 def log_packing(data: Dataset, rows: RowSpec) -> str:

@@ -4,7 +4,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,14 +96,9 @@ def train(
     for line in run.log:
         log.info(line)
 
-    if saved:
-        job.restore()
-    else:
-        job.start()
-    program.log_phase(job.current, job.state.params)
-    log.info("mesh %s, ready in %.1f s", dict(mesh.shape), time.monotonic() - begin)
-
-    with job.running():
+    with job.running(resumed=bool(saved)):
+        program.log_phase(job.current, job.state.params)
+        log.info("mesh %s, ready in %.1f s", dict(mesh.shape), time.monotonic() - begin)
         while job.enter_phase():
             job.update()
             lap = job.log_lap() if job.due or job.done % run.config.train.log_every == 0 else None
@@ -153,6 +148,7 @@ class _Training:
         self.checked: program.Program | None = None  # whose validation step is compiled
         self.warned = False  # of overfitting, at the last check
         self.state: TrainState
+        self.opened: ExitStack  # what is closed at the end of the run
         self.stream: Prefetch[tuple[Batch, Position]]
         self.batch: Batch  # the latest one, on the host
 
@@ -207,7 +203,7 @@ class _Training:
         """Starts to read batches, in a thread, while parameters are prepared."""
         run = self.run
         part, parts = meshes.row_part(self.mesh, run.rows.batch_rows)
-        return batches(
+        stream = batches(
             run.data["train"],
             run.rows,
             self.position,
@@ -215,6 +211,7 @@ class _Training:
             process_count=parts,
             workers=self.cfg.data.workers,
         )
+        return self.opened.enter_context(stream)
 
     def _claim(self) -> None:
         """Binds the folder to this run."""
@@ -225,8 +222,18 @@ class _Training:
     # --- the parts of the loop, in their order ----------------------------------------------------
 
     @contextmanager
-    def running(self) -> Generator[None, None, None]:
-        """Holds the log files and the stream of batches open."""
+    def running(self, *, resumed: bool) -> Generator[None, None, None]:
+        """Prepares or restores the state, and holds the stream of batches and log files open."""
+        with ExitStack() as self.opened:
+            if resumed:
+                self.restore()
+            else:
+                self.start()
+            self._open_logs()
+            self.spent.enter(goodput.TRAINING)
+            yield
+
+    def _open_logs(self) -> None:
         cfg, run = self.cfg, self.run
         self.base = meshes.everywhere(self.key["train"], self.mesh)
         self.writer = metrics.Writer(
@@ -239,15 +246,9 @@ class _Training:
         self.validate = checks.validation(run, self.mesh, self.key["valid"])
         self.per_token = checks.per_token_of(run)
         self.clock = _Clock(self.done)
-        with (
-            self.ckpts,
-            self.writer,
-            self.stream,
-            self.stop.at_steps(),
-            jax.transfer_guard("disallow"),
-        ):
-            self.spent.enter(goodput.TRAINING)
-            yield
+        guard = jax.transfer_guard("disallow")
+        for resource in (self.ckpts, self.writer, self.stop.at_steps(), guard):
+            self.opened.enter_context(resource)
 
     def enter_phase(self) -> bool:
         """Begins the next phase if this one is over; returns False after the last one."""

@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import jax
@@ -17,10 +18,11 @@ import pytest
 from jvae import config as configs
 from jvae.cli.main import main
 from jvae.data import grammar
-from jvae.errors import CheckpointError
+from jvae.errors import CheckpointError, WeightsError
 from jvae.runs import metrics
 from jvae.runs.checkpoint import Checkpoints
 from jvae.runs.workdir import Lock, saved_config
+from jvae.training import init_params
 from tests.tools.interrupted import at_step, state, stop_at
 
 SMALL = (
@@ -274,3 +276,22 @@ def test_a_folder_on_nothing_writable(corpus, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(command(corpus, tmp_path / "file/run")) == 2
     assert "cannot write to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("when", ["initial_params", "Writer"])
+def test_a_start_that_fails_reads_no_further(corpus, tmp_path, monkeypatch, when):
+    """The stream is open by then: its thread ends with the run, not when memory is collected."""
+
+    def fail(*args, **kwargs):
+        streams.extend(thread for thread in threading.enumerate() if thread.name == "jvae-batches")
+        raise WeightsError("no such weights")
+
+    streams = []
+    module = init_params if when == "initial_params" else metrics
+    monkeypatch.setattr(module, when, fail)
+    gc.disable()
+    try:
+        assert main(command(corpus, tmp_path / "run")) == 2
+        assert streams and not any(thread.is_alive() for thread in streams)
+    finally:
+        gc.enable()
