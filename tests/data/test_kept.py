@@ -9,7 +9,7 @@ ARRAYS = dict(flat=np.arange(7, dtype=np.int32), offset=np.array([0, 3, 7]))
 
 
 @pytest.fixture
-def made():
+def counted():
     """The calls of `make`, and a function that counts them."""
     calls = []
 
@@ -27,16 +27,16 @@ def assert_right(arrays):
         assert arrays[name].dtype == expected.dtype
 
 
-def test_they_are_made_once(made, tmp_path):
-    calls, make = made
+def test_they_are_made_once(counted, tmp_path):
+    calls, make = counted
     for _ in range(3):
         assert_right(kept(tmp_path / "new" / "file", make))
     assert len(calls) == 1
 
 
-def test_any_damage_is_found(made, tmp_path):
+def test_any_damage_is_found(counted, tmp_path):
     """Some bits of an archive change its content or how it is read, and no checksum of its own."""
-    calls, make = made
+    calls, make = counted
     path = tmp_path / "file"
     kept(path, make)
     whole = path.read_bytes()
@@ -47,22 +47,22 @@ def test_any_damage_is_found(made, tmp_path):
         assert len(calls) == count and path.read_bytes() == whole
 
 
-def test_a_place_that_cannot_be_written_costs_only_time(made, tmp_path):
-    calls, make = made
+def test_a_place_that_cannot_be_written_costs_only_time(counted, tmp_path):
+    calls, make = counted
     (tmp_path / "file").write_text("")
     for count in (1, 2):
         assert_right(kept(tmp_path / "file" / "below", make))
         assert len(calls) == count
 
 
-def test_a_full_disk_leaves_nothing_behind(made, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing_behind(counted, tmp_path, monkeypatch):
     def full(self, content):
         with self.open("wb") as file:
             file.write(content[:5])
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
-    _, make = made
+    _, make = counted
     assert_right(kept(tmp_path / "file", make))
     assert not list(tmp_path.iterdir())
 
