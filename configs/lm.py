@@ -18,8 +18,8 @@ hardware and time; of `pretrained`: budget `laptop` there; of the others: not me
 for width 768), 2,000 updates of 14 rows.
 
 `pretrained` has the rate, warm-up and rows of `optimus:smollm2`, for one pass over a corpus like
-SNLI's 37,741 lines. Loss of training, same batches of 24 sentences, mean of updates 41 to 60 of
-1,623 planned ones:
+SNLI's 37,741 lines. Loss of training, same batches of 27 sentences, mean of updates 41 to 60, by
+the command of the row "SmolLM2 LM" in RESULTS.md with --config.train.log_every=20 and these values:
 
     rate 1.5e-3 after 50 updates of warm-up, lora.alpha 16, as here     39.8
     the same with lora.alpha 8                                          40.4

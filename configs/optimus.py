@@ -35,9 +35,9 @@ loss is the mean of three reconstructions plus twice the fusion; here it is thre
 makes no difference to Adam. `large` is compiled for TPU slices (BENCHMARKS.md) and has not been
 trained.
 
-`smollm2` is tuned for one pass over SNLI's 37,741 lines by short pilots; docs/pretrained.md
-has the numbers of a whole pass. Pilots with beta 0 and rate 2e-3,
-Rec of training, same batches, after some updates of 24 sentences:
+`smollm2` is tuned for one pass over SNLI's 37,741 lines by short pilots; docs/pretrained.md has the
+numbers of a whole run. Pilots with beta 0 and rate 2e-3, Rec of training, same batches, after some
+updates of 24 sentences:
 
     posterior bn, latent 32, init_std 0.1 and 0.005, as here            38.6 after 55, 37.9 after 60
     posterior gaussian, latent 64, init_std 0.02 and 0.02               39.6 after 55, 39.1 after 60

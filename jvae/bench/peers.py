@@ -179,8 +179,8 @@ def _require_gpt2(decoder: Any) -> None:
     """Raises: ConfigError for a decoder on which only training has a PyTorch program."""
     if not isinstance(decoder, Gpt2Config) or decoder.lora.rank:
         raise ConfigError(
-            "--peer=torch decodes and runs chains with GPT-2 without low-rank additions, not with "
-            f"{name_of(decoder)}{' and additions' * (decoder.lora.rank > 0)}"
+            "--peer=torch decodes and runs chains only with GPT-2 without low-rank additions; the "
+            f"decoder is {name_of(decoder)}"
         )
 
 

@@ -7,11 +7,13 @@ frozen. The generator of SRI is an LSTM that reads z with every token, or that G
 from our configs.
 """
 
+import dataclasses
 import importlib
 import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from jvae.backbones import llama
 from jvae.backbones.bert import BertConfig
 from jvae.backbones.gpt2 import Gpt2Config
 from jvae.backbones.llama import LlamaConfig
@@ -75,25 +77,13 @@ def gpt2_sizes(config: TransformerConfig, attention: str) -> Any:
     )
 
 
-def llama(config: LlamaConfig, attention: str) -> Any:
-    """Hugging Face's Llama with our sizes. Raises: ConfigError for one with scaled rotations."""
-    if config.scaling != "none" or not config.tied:
-        raise ConfigError("--peer=torch supports Llama with a tied table and no scaled rotations")
-    sizes = transformers.LlamaConfig(
-        vocab_size=config.vocab,
-        hidden_size=config.width,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.kv_heads,
-        head_dim=config.head,
-        intermediate_size=config.mlp,
-        max_position_embeddings=config.positions,
-        rope_parameters=dict(rope_type="default", rope_theta=config.theta),
-        rms_norm_eps=config.norm_eps,
-        bos_token_id=0,
-        eos_token_id=0,
-        attn_implementation=attention,
-    )
+def llama_model(config: LlamaConfig, attention: str) -> Any:
+    """Hugging Face's Llama with our sizes. Raises: ConfigError for one with a table of its own."""
+    if not config.tied:
+        raise ConfigError("--peer=torch supports only a Llama that scores with its embedding")
+    fields = llama.describe(dataclasses.asdict(config))
+    special = dict(bos_token_id=0, eos_token_id=0)
+    sizes = transformers.LlamaConfig(**fields, **special, attn_implementation=attention)
     return transformers.LlamaModel(sizes)
 
 
@@ -169,7 +159,7 @@ class Decoder(torch.nn.Module):
     ):
         super().__init__()
         if isinstance(config, LlamaConfig):
-            self.body = llama(config, attention)
+            self.body = llama_model(config, attention)
         elif isinstance(config, Gpt2Config) and not config.lora.rank:
             self.body = transformers.GPT2Model(gpt2_sizes(config, attention))
         else:
@@ -178,6 +168,7 @@ class Decoder(torch.nn.Module):
                 f"with {name_of(config)}"
             )
         adapt(self.body, config.lora)
+        self.cache_name = cache_name(self.body)  # not while `forward` is compiled
         self.memory = Memory(config, latent) if memory else None
         self.offset = torch.nn.Linear(latent, config.width, bias=False) if offset else None
         self.scores = torch.nn.Linear(latent, config.vocab, bias=False) if scores else None
@@ -192,7 +183,7 @@ class Decoder(torch.nn.Module):
         if self.memory is not None:
             cache = self.memory(z_ez)
             mask_et = torch.nn.functional.pad(mask_et, (1, 0), value=1)
-        cached = {cache_name(self.body): cache}
+        cached = {self.cache_name: cache}
         out = self.body(inputs_embeds=x_etd, attention_mask=mask_et, **cached)
         scores_etv = out.last_hidden_state @ table.weight.T
         if self.scores is not None:
@@ -214,7 +205,8 @@ def nats(scores_etv: Any, target_et: Any) -> Any:
 class Optimus(torch.nn.Module):
     """The loss of Optimus: reconstruction and unmodified KL, averaged over sentences, in nats.
 
-    The posterior is a Gaussian, also where ours normalises its means, which costs next to nothing.
+    The posterior is a Gaussian, also where ours is `bn`, which encodes the texts a second time in
+    each update for its running statistics.
 
     Raises: ConfigError for an encoder other than BERT, a decoder that `Decoder` refuses, or z in
       another way.

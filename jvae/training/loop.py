@@ -229,11 +229,12 @@ class _Training:
                 self.restore()
             else:
                 self.start()
-            self._open_logs()
+            self._begin()
             self.spent.enter(goodput.TRAINING)
             yield
 
-    def _open_logs(self) -> None:
+    def _begin(self) -> None:
+        """Opens checkpoints and logs, prepares validation, and starts the clock."""
         cfg, run = self.cfg, self.run
         self.base = meshes.everywhere(self.key["train"], self.mesh)
         self.writer = metrics.Writer(

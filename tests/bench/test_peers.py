@@ -10,6 +10,7 @@ from jvae.api import per_example
 from jvae.backbones import llama
 from jvae.bench import cases, decode, flops, langevin, peers, train_step
 from jvae.bench.subjects import SMOLLM2
+from jvae.errors import ConfigError
 from jvae.latent import batch_norm
 from jvae.latent.gaussian import kl_standard
 from jvae.nn import lora
@@ -174,6 +175,11 @@ def test_adapters_of_the_peer_train_what_ours_train(adapted):
         before[name].numel() for name in before if name.endswith((".a.weight", ".b.weight"))
     )
     assert trained == theirs
+
+
+def test_decoders_without_a_program_are_refused(adapted):
+    with pytest.raises(ConfigError, match="only with GPT-2 without low-rank .* is llama"):
+        peers.generation(adapted, 3, 5, "latents_3")
 
 
 def test_a_low_rank_addition_is_added():
