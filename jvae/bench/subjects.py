@@ -25,12 +25,13 @@ def _both(**values: str | int) -> tuple[str, ...]:
     )
 
 
-# 21 M parameters, a vocabulary like Penn Treebank's: matrix products dominate.
+# 21 M parameters, a vocabulary like Penn Treebank's: matrix products dominate. All layers are
+# unrolled and the vocabulary is one chunk, as in the tiny presets.
 MEDIUM = Subject(
     "optimus",
     (
         "name=optimus-20m",
-        *_both(layers=6, width=320, heads=5, mlp=1280, vocab=10_000),
+        *_both(layers=6, width=320, heads=5, mlp=1280, vocab=10_000, unroll=6, xent_chunk=10_240),
     ),
 )
 # The sizes of MiniLM and of SmolLM2-135M, trimmed to the tokens of SNLI, frozen, with low-rank
