@@ -32,8 +32,8 @@ class Experiment(NamedTuple):
     metrics: metrics of the stored report: name, title, digits. report: `eval/<report>.json`.
     parts: name and report of every part of an experiment of several runs or tasks.
     averaged: the parts are the same run with several seeds: show their mean.
-    comparison: (entry, data) of the comparison of all models; its row for budget `cpu-short` is
-      shown if no run of the experiment's own is stored.
+    comparison: (entry, data) of the comparison of all models; its row for budget `cpu-short`
+      and the first seed is shown if no run of the experiment's own is stored.
     reason: why nothing is measured.
     """
 
@@ -510,7 +510,7 @@ def table(rows: Sequence[Row], comparison: Sequence[Row]) -> str:
     by_key = {row["name"]: row for row in rows}
     by_entry = {
         (row["entry"], row["data"]): row
-        for row in comparison
+        for row in sorted(comparison, key=lambda row: row["seed"], reverse=True)
         if row["budget"] == "cpu-short" and not row["point"]
     }
     head = ("", "experiment", "command", "data", "budget", "ours", "published", "compares")

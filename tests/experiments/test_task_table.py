@@ -21,7 +21,9 @@ ROW = dict(
     steps=1_500,
     hardware="2 cores, x86_64, cpu",
 )
-SNLI = ROW | dict(entry="optimus", data="snli", budget="cpu-short", point="", k=7, updates=3)
+SNLI = ROW | dict(
+    entry="optimus", data="snli", budget="cpu-short", point="", seed=0, k=7, updates=3
+)
 
 
 def cells(rows, comparison=()):
@@ -47,6 +49,8 @@ def test_a_figure_comes_from_its_run_or_from_the_comparison():
     assert actual["O1"][4:6] == ["3 updates, 12 s on 2 cores", "MI 2.00"]
     saturated = cells([], [SNLI | dict(mi_saturated=True)])
     assert saturated["O1"][5] == "MI ≥ 2.00" and saturated["O5"][4] == "–"
+    seeds = cells([], [SNLI | dict(seed=1, k=9, updates=9), SNLI, SNLI | dict(seed=2, updates=8)])
+    assert seeds["O1"][4] == "3 updates, 12 s on 2 cores"
 
 
 def test_configs_of_the_commands_exist():
