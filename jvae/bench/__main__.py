@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def measure(
     subject: Subject, named_cases: dict[str, Case], preset: harness.Preset, peer: bool, **how: Any
-) -> list[dict[str, Any]]:
-    """Records of all cases of one model. `how`: command and count of `harness.records`."""
-    rows = []
+) -> Iterator[list[dict[str, Any]]]:
+    """Records of each case of one model. `how`: command and count of `harness.records`."""
     setting = cases.setting(subject, preset)
     for name, case in named_cases.items():
         works = case.works(setting)
@@ -61,8 +60,7 @@ def measure(
         works += case.peers(setting) if peer and case.peers else []
         records = harness.records(name, works, preset, setting.run.config, **how)
         case.compare(records)
-        rows += records
-    return rows
+        yield records
 
 
 def main(argv: Sequence[str]) -> int:
@@ -83,11 +81,11 @@ def main(argv: Sequence[str]) -> int:
         selection = plan(args)
         for number, (subject, named_cases) in enumerate(selection, 1):
             print(f"{number} of {len(selection)}: {subject.spec}", file=sys.stderr, flush=True)
-            records = measure(
+            for records in measure(
                 subject, named_cases, preset, bool(args.peer), command=command, count=args.windows
-            )
-            _write(records, args.out)
-            rows += records
+            ):
+                _write(records, args.out)
+                rows += records
             jax.clear_caches()  # programs of finished models occupy memory
         if not (args.case or args.config or args.data or args.peer):
             whole = speed.whole_run(time.monotonic() - begin, rows[0])

@@ -12,6 +12,7 @@ import platform
 import re
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -87,27 +88,46 @@ def windows(
 ) -> dict[str, dict[str, Any]]:
     """Seconds per call of each program: for the first call, with compilation, and for each window.
 
-    Raises: ValueError if names repeat.
+    A peer that does not fit into memory with the others is left out, with a note.
+
+    Raises: ValueError if names repeat; ConfigError if a program of ours does not fit into memory.
     """
     names = [work.name for work in works]
     if len(set(names)) < len(names):
         raise ValueError(f"windows: programs {names} need distinct names")
     times: dict[str, dict[str, Any]] = {}
     for work in works:
-        first = _seconds(work.call, 1)
-        once = _seconds(work.call, 1)
+        try:
+            first = _seconds(work.call, 1)
+            once = _seconds(work.call, 1)
+        except Exception as error:
+            if not _out_of_memory(error):
+                raise
+            if "peer" not in work.extra:
+                raise ConfigError(
+                    f"{work.name} does not fit into the memory of the device; --config=PRESET with "
+                    "fewer rows per step (data.batch_rows) may"
+                ) from error
+            print(f"{work.name}: does not fit into memory, not measured", file=sys.stderr)
+            continue
         if once < window_s:  # the first call after compilation may still be slow
             once = min(once, _seconds(work.call, 1))
         calls = max(1, round(window_s / max(once, 1e-9)))
         times[work.name] = {"first_s": first, "once_s": once, "calls": calls}
         times[work.name] |= {"call_s": [], "host_s": []}
+    measured = [work for work in works if work.name in times]
     for _ in range(count):
-        for work in works:
+        for work in measured:
             row = times[work.name]
             host = time.process_time()
             row["call_s"].append(_seconds(work.call, row["calls"]))
             row["host_s"].append((time.process_time() - host) / row["calls"])
     return times
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether JAX or PyTorch reported it; the latter is not imported here."""
+    return type(error).__name__ == "OutOfMemoryError" or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _seconds(call: Callable[[], Any], times: int) -> float:
@@ -126,11 +146,11 @@ def records(
     command: str,
     count: int = WINDOWS,
 ) -> list[dict[str, Any]]:
-    """One JSON-able record for each program of a case."""
+    """One JSON-able record for each program of a case; see `windows`."""
     forget_peak_memory()
     timed = windows(works, preset.window_s, count)
     rows = []
-    for work in works:
+    for work in (work for work in works if work.name in timed):
         times = timed[work.name]
         call_s = sorted(times["call_s"])
         middle = statistics.median(call_s)

@@ -54,6 +54,30 @@ def test_windows_are_taken_in_turn_behind_a_warm_up(clock):
         harness.windows([a, a], window_s=1.0)
 
 
+class OutOfMemoryError(RuntimeError):
+    """Named as PyTorch's."""
+
+
+def test_only_a_peer_may_be_too_large_for_memory(clock, capsys):
+    def fails(error):
+        def call():
+            raise error
+
+        return call
+
+    ours = fake_work("step", [1.0, 2.0, 2.0, 2.0], clock)
+    peer = fake_work("torch_best", [1.0] * 4, clock, extra=dict(peer="torch", beside="step"))
+    large = peer._replace(name="torch_original", call=fails(OutOfMemoryError("CUDA")))
+    assert [row["program"] for row in records([ours, large, peer])] == ["step", "torch_best"]
+    assert capsys.readouterr().err == "torch_original: does not fit into memory, not measured\n"
+
+    full = ours._replace(call=fails(RuntimeError("RESOURCE_EXHAUSTED: 80 GiB")))
+    with pytest.raises(ConfigError, match="step does not fit into the memory"):
+        records([full])
+    with pytest.raises(RuntimeError, match="device lost"):
+        records([large._replace(call=fails(RuntimeError("device lost")))])
+
+
 def test_a_record_says_what_it_rests_on(clock):
     work = fake_work("a", [1.0, 2.0, 4.0, 3.0], clock, fill={"dec": 0.5})
     (record,) = records([work])
