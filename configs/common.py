@@ -288,7 +288,9 @@ def transformer(**changes) -> dict:
         norm_eps=1e-5,
         init_std=0.02,
         dtype="float32",
-        attention="xla",  # or cudnn (GPU), splash (TPU): fused kernels, without attention dropout
+        # Or triton (GPU), cudnn (GPU), splash (TPU): fused kernels; of these only triton supports
+        # dropout of attention weights.
+        attention="xla",
         remat="none",
         unroll=1,
         vocab_multiple=128,

@@ -11,7 +11,8 @@
     python -m jvae.main --config=lm:pretrained --config.data.train=...
 
 The first two use the embedded corpus. Measured values of `tiny`: the table in RESULTS.md, with
-hardware and time; of `pretrained`: budget `laptop` there; of the others: not measured.
+hardware and time; of `lstm`: SNLI and PTB there; of `pretrained`: budget `laptop` there; of `gpt2`:
+not measured.
 
 `tiny` has the settings of `optimus:tiny` that do not concern the latent: learning rate 3e-3 with
 100 steps of warm-up and cosine decay, no dropout, initial standard deviation 0.06 (0.02 is meant
