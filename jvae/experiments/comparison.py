@@ -111,7 +111,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
                     "a model of --models starts from published weights: give --encoder=FOLDER and "
                     "--decoder=FOLDER"
                 )
-            data.publish(args.encoder, args.decoder)
+            data = data.publish(args.encoder, args.decoder)
         for entry in names:
             for point in ("", *(points(entry) if args.sweep else ())):
                 jobs += [

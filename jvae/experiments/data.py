@@ -1,8 +1,13 @@
 """The files of the comparison: the same splits and the same tokenizer for every model."""
 
 import gzip
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +23,7 @@ from jvae.runs import trim
 from jvae.runs.workdir import write_text
 
 UNKNOWN = ("<unk>", "_UNK")  # a text with one of these has a closed vocabulary
-PREPARED = "prepared.json"
+PREPARED, PUBLISHED = "prepared.json", "published.json"
 
 
 class Prepared(NamedTuple):
@@ -26,7 +31,7 @@ class Prepared(NamedTuple):
 
     kind: kind of the tokenizer, bpe or word. entries: size of its vocabulary. per_row: training
     sentences per packed row. files: SHA-256 of each, and of the tokenizer. labelled: whether the
-    lines of the files are `label TAB sentence`.
+    lines of the files are `label TAB sentence`. published: digests of published weights, by role.
     """
 
     name: str
@@ -38,6 +43,7 @@ class Prepared(NamedTuple):
     per_row: float
     files: Mapping[str, str]
     labelled: bool = False
+    published: Mapping[str, str] = {}
 
     def flags(self) -> Overrides:
         """The config values that refer to the files."""
@@ -55,23 +61,61 @@ class Prepared(NamedTuple):
             files[f"data.{split}"] = str(self.folder / f"{split}.{kind}")
         return files | ({"data.text": "1", "data.label": "0"} if self.labelled else {})
 
-    def publish(self, encoder: Path, decoder: Path) -> None:
+    def publish(self, encoder: Path, decoder: Path) -> "Prepared":
         """Adds published weights to the files, see `publish`."""
-        publish(self.folder, encoder, decoder, read_lines(self.folder, "train").sentences)
+        train = read_lines(self.folder, "train").sentences
+        return self._replace(published=publish(self.folder, encoder, decoder, train))
 
 
-def publish(folder: Path, encoder: Path, decoder: Path, train: Sequence[str]) -> None:
+def publish(folder: Path, encoder: Path, decoder: Path, train: Sequence[str]) -> dict[str, str]:
     """Adds a link to a published encoder and a decoder trimmed to the training text to a folder,
-    unless they are there.
+    unless they are there. Returns the digest of each published folder, by role.
 
-    Raises: DataError or WeightsError for a folder that cannot be read.
+    Raises: ConfigError if the folder has other weights; DataError or WeightsError for a folder that
+      cannot be read.
     """
+    digests = {"encoder": _digest(encoder), "decoder": _digest(decoder)}
     folder.mkdir(parents=True, exist_ok=True)
-    link = folder / "encoder"
-    link.unlink(missing_ok=True)
-    link.symlink_to(encoder.resolve(), target_is_directory=True)
-    if not (folder / "decoder").is_dir():
-        trim.trim(decoder, folder / "decoder", train)
+    stored, target = folder / PUBLISHED, folder / "decoder"
+    if stored.is_file() and json.loads(stored.read_text(encoding="utf-8")) != digests:
+        raise ConfigError(
+            f"{folder}: has other published weights than those of --encoder and --decoder; give "
+            "another --out, or remove that folder"
+        )
+    with tempfile.TemporaryDirectory(dir=folder) as part:
+        link = Path(part) / "encoder"
+        link.symlink_to(encoder.resolve(), target_is_directory=True)
+        os.replace(link, folder / "encoder")
+        if not stored.is_file():  # an interrupted command may have left a part of it
+            trim.trim(decoder, Path(part) / "decoder", train)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(Path(part) / "decoder", target)
+    write_text(stored, json.dumps(digests, indent=2, sort_keys=True) + "\n")
+    return digests
+
+
+def _digest(published: Path) -> str:
+    """SHA-256 of the names and contents of a folder's files.
+
+    Raises: ConfigError if there are none; DataError if one cannot be read.
+    """
+    files = sorted(path for path in published.glob("*") if path.is_file())
+    if not files:
+        raise ConfigError(f"{published}: expected a folder with published weights")
+    whole = json.dumps([(path.name, sha256(path)) for path in files])
+    return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """The lines of a file, plain or .gz, without their ends; empty ones are left out.
+
+    Raises: ConfigError if it cannot be read.
+    """
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            yield from (text for line in file if (text := line.rstrip("\r\n")))
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from error
 
 
 class Lines(NamedTuple):
@@ -93,13 +137,14 @@ def read_lines(folder: Path, split: str) -> Lines:
     """The lines of a split, from `split.tsv` if they have labels, or from `split.txt`; both may be
     compressed.
 
-    Raises: ConfigError if there is no such file.
+    Raises: ConfigError if there is no such file, or no line in it.
     """
     for name in ("tsv", "tsv.gz", "txt", "txt.gz"):
         path = folder / f"{split}.{name}"
         if path.is_file():
-            with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as f:
-                lines = [text for line in f if (text := line.rstrip("\r\n"))]
+            lines = list(text_lines(path))
+            if not lines:
+                raise ConfigError(f"{path}: has no text")
             return Lines(path, lines, name.startswith("tsv"))
     raise ConfigError(
         f"{folder}: no {split}.txt or {split}.txt.gz, one sentence per line, and no {split}.tsv or "
@@ -155,7 +200,7 @@ def prepare(name: str, source: Path, budget: Budget, folder: Path) -> Prepared:
         labelled=labelled,
     )
     record = prepared._asdict() | {"how": how}
-    del record["name"], record["folder"]
+    del record["name"], record["folder"], record["published"]
     write_text(stored, json.dumps(record, indent=2, sort_keys=True) + "\n")
     return prepared
 

@@ -14,7 +14,6 @@ Repeat the same command to complete what is missing and print the table again. R
 """
 
 import argparse
-import gzip
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -22,9 +21,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jvae import config as configs
+from jvae.data.sources import sha256
 from jvae.errors import ConfigError, JvaeError
 from jvae.experiments import results
-from jvae.experiments.data import publish
+from jvae.experiments.data import publish, text_lines
 from jvae.experiments.entries import in_float32
 from jvae.experiments.own_text_table import CHOICES, LINES, key, table
 from jvae.experiments.results import Row
@@ -56,19 +56,24 @@ class Job(NamedTuple):
 def distinct(path: Path) -> Iterator[str]:
     """The lines of a file without repetitions and empty lines."""
     seen = set()
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-        for line in file:
-            text = line.strip()
-            if text and text not in seen:
-                seen.add(text)
-                yield text
+    for line in text_lines(path):
+        text = line.strip()
+        if text and text not in seen:
+            seen.add(text)
+            yield text
 
 
 def prepare(name: str, path: Path, lines: Sequence[int], out: Path) -> None:
     """Writes the splits of a corpus, unless they exist.
 
-    Raises: ConfigError if the file is missing or has too few lines.
+    Raises: ConfigError if the file is missing, has too few lines, or is another one than before.
     """
+    origin = out / f"{name}-source.sha256"
+    if origin.is_file() and path.is_file() and origin.read_text("utf-8") != sha256(path):
+        raise ConfigError(
+            f"{out}: holds the lines of another file than {path} under the name {name}; give "
+            "another name or another --out"
+        )
     needed = {split: out / f"{name}-{split}.txt" for split in SPLITS[1:]}
     trains = {count: out / f"{name}-{count}.txt" for count in lines}
     if all(one.is_file() for one in (*needed.values(), *trains.values())):
@@ -82,6 +87,7 @@ def prepare(name: str, path: Path, lines: Sequence[int], out: Path) -> None:
             f"{path}: {len(texts):,} distinct lines, but --lines={max(lines)} needs {most:,}: "
             f"{HELD_OUT} each for validation and test are left out of training"
         )
+    write_text(origin, sha256(path))
     for place, target in enumerate(needed.values()):
         _write(target, texts[place * HELD_OUT : (place + 1) * HELD_OUT])
     for count, target in trains.items():

@@ -135,8 +135,11 @@ def make_job(
     per_row = data.per_row if packed else 1.0
     rows = max(1, round(budget.update / per_row / budget.rows)) * budget.rows
     steps = max(1, round(budget.words / data.mean_words / (rows * per_row)))
+    files = dict(data.files)
     if entry.published:
-        flags = data.published_flags([role for role in ROLES if base.init[role]])
+        roles = [role for role in ROLES if base.init[role]]
+        flags = data.published_flags(roles)
+        files |= {role: data.published[role] for role in roles}
     else:
         flags = data.flags()
     values: Overrides = {"seed": seed, **flags, "data.batch_rows": rows}
@@ -158,7 +161,7 @@ def make_job(
     left_out = () if entry.floor else ("interpolations",)
     words = words_of({key: v for key, v in budget.evals.items() if key not in left_out})
     same = [word.replace(str(out), str(OUT)) for word in words_of(_spelled_out(budget.evals))]
-    digest = hashlib.sha256(json.dumps([same, dict(data.files)], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([same, files], sort_keys=True).encode())
     fingerprint = digest.hexdigest()[:12]
     suffix = f"-{point}" if point else ""
     folder = data.folder / f"{name}{suffix}-{seed}-{fingerprint[:6]}"

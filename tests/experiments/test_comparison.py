@@ -190,6 +190,7 @@ def test_published_weights_are_trimmed_and_named_without_their_place(tmp_path, f
     decoder = published_decoder(tmp_path / "a decoder")
     encoder = tmp_path / "an encoder"
     encoder.mkdir()
+    (encoder / "config.json").write_text("{}")
     flags = (models, f"--encoder={encoder}", f"--decoder={decoder}")
     jobs = comparison.plan(arguments(tmp_path, folder, *flags))
     commands = {job.entry: job.command(tmp_path / "out") for job in jobs}
@@ -204,6 +205,35 @@ def test_published_weights_are_trimmed_and_named_without_their_place(tmp_path, f
     rows = json.loads((jobs[0].folder.parent / "decoder/config.json").read_text())["vocab_size"]
     assert rows < tokenizers.load(decoder, "decoder").vocab_size
     assert comparison.plan(arguments(tmp_path, folder, *flags)) == jobs
+
+    # Other weights are other runs.
+    (encoder / "config.json").write_text('{"other": 1}')
+    with pytest.raises(ConfigError, match="other published weights than those of --encoder"):
+        comparison.plan(arguments(tmp_path, folder, *flags))
+    (jobs[0].folder.parent / data.PUBLISHED).unlink()
+    others = comparison.plan(arguments(tmp_path, folder, *flags))
+    changed = {job.entry for job, other in zip(jobs, others, strict=True) if job != other}
+    assert changed == {"optimus_smollm2"}
+
+
+def test_an_interrupted_trim_is_repeated(tmp_path, folder, tiny, monkeypatch):
+    decoder = published_decoder(tmp_path / "decoder")
+    flags = ("--models=smollm2_lm", f"--encoder={decoder}", f"--decoder={decoder}")
+    trim = data.trim.trim
+
+    def stopped(source, target, train):
+        target.mkdir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(data.trim, "trim", stopped)
+        comparison.plan(arguments(tmp_path, folder, *flags))
+    assert data.trim.trim is trim
+    (job,) = comparison.plan(arguments(tmp_path, folder, *flags))
+    assert (job.folder.parent / "decoder" / files.SAFETENSORS).is_file()
+    assert {path.name for path in job.folder.parent.iterdir() if path.is_dir()} == {
+        *("decoder", "encoder", "tokenizer")
+    }
 
 
 # --- commands -------------------------------------------------------------------------------------

@@ -39,6 +39,19 @@ def test_every_size_is_measured_on_the_same_text(texts, tmp_path, capsys):
     assert every == [f"text {i}" for i in range(1_010)]
 
 
+def test_a_name_is_of_one_file(texts, tmp_path, capsys):
+    words = ["--lines=5", f"--out={tmp_path}/out", "--dry_run"]
+    other = tmp_path / "other.txt"
+    other.write_text("".join(f"other {i}\n" for i in range(1_010)))
+    assert own_text.main([f"--data=mine={texts}", *words]) == 0
+    assert own_text.main([f"--data=mine={texts}", *words]) == 0
+    assert own_text.main([f"--data=mine={other}", *words]) == 2
+    assert "holds the lines of another file" in capsys.readouterr().err
+    other.write_bytes(b"caf\xe9\n" * 2_000)
+    assert own_text.main([f"--data=new={other}", *words]) == 2
+    assert "other.txt: cannot be read as UTF-8 text" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "more, message",
     [
@@ -61,8 +74,15 @@ def test_mistakes(texts, more, message, tmp_path, capsys):
 
 def test_published_weights_are_trimmed_to_the_training_lines(texts, tmp_path, capsys, monkeypatch):
     trims = []
-    monkeypatch.setattr(experiment_data.trim, "trim", lambda *args: trims.append(args))
-    (tmp_path / "minilm").mkdir()
+
+    def trim(source, target, train):
+        trims.append((source, train))
+        target.mkdir()
+
+    monkeypatch.setattr(experiment_data.trim, "trim", trim)
+    for name in ("minilm", "smollm2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(name)
     folders = [f"--encoder={tmp_path}/minilm", f"--decoder={tmp_path}/smollm2"]
     choices = "--choices=optimus,lm:pretrained,optimus:smollm2"
     words = [f"--data=mine={texts}", "--lines=5", choices, f"--out={tmp_path}", *folders]
@@ -72,11 +92,8 @@ def test_published_weights_are_trimmed_to_the_training_lines(texts, tmp_path, ca
         for line in capsys.readouterr().out.splitlines()
     )
     weights = tmp_path / "mine-5-weights"
-    assert trims[0] == (
-        tmp_path / "smollm2",
-        weights / "decoder",
-        [f"text {i}" for i in range(1000, 1005)],
-    )
+    assert trims == [(tmp_path / "smollm2", [f"text {i}" for i in range(1000, 1005)])]
+    assert (weights / "decoder").is_dir()
     assert (weights / "encoder").resolve() == tmp_path / "minilm"
     assert not any(key.startswith("init.") for key in scratch)
     assert lm["init.decoder"] == vae["init.decoder"] == str(weights / "decoder")
