@@ -79,6 +79,7 @@ def main(argv: Sequence[str]) -> int:
         if args.peer:
             peers.require(args.peer)
         selection = plan(args)
+        _write([], args.out)  # a file that cannot be written fails before anything is measured
         for number, (subject, named_cases) in enumerate(selection, 1):
             print(f"{number} of {len(selection)}: {subject.spec}", file=sys.stderr, flush=True)
             for records in measure(
@@ -102,9 +103,13 @@ def _write(rows: Sequence[dict[str, Any]], path: Path | None) -> None:
     lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
     if path is None:
         print(lines, end="", flush=True)
-    else:
+        return
+    try:
         with path.open("a", encoding="utf-8") as file:
             file.write(lines)
+    except OSError as error:
+        print(lines, end="", flush=True)
+        raise ConfigError(f"--out={path}: cannot be written ({error})") from error
 
 
 if __name__ == "__main__":

@@ -66,16 +66,17 @@ def read_splits(
 
 def _hold_out(splits: dict[str, Corpus]) -> None:
     """Fills in missing splits by holding out train lines, chosen by a fixed permutation."""
+    lines = len(splits["train"])
     for split in SPLITS[1:]:
         if split in splits:
             continue
         train = splits["train"]
-        count = min(HELD_OUT, len(train) // 20)
-        if count < 1:
+        if lines < 20:
             raise DataError(
-                f"{train}: {len(train)} lines are too few to hold some out "
+                f"{train}: {lines} lines are too few to hold some out "
                 f"for {split}; set data.{split} or provide at least 20"
             )
+        count = min(HELD_OUT, max(len(train) // 20, 1))
         left = np.arange(train.documents) if train.keep_d is None else np.flatnonzero(train.keep_d)
         held_d = np.zeros(train.documents, bool)
         held_d[left[shuffled(len(train), 0, 0, f"hold out {split}")[:count]]] = True

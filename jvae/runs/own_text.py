@@ -71,7 +71,7 @@ def read(data: ConfigDict, vocab: int | None = None) -> Facts:
     # Length limits off: the lengths are to be measured.
     reader |= dict(on_error="drop", max_words=None, sentences=False)
     corpus_read = corpus.survey(
-        data.train, dataclass_from(Reader, reader, "data"), corpus.cache_dir("")
+        data.train, dataclass_from(Reader, reader, "data"), corpus.cache_dir(data.cache)
     )
     texts, lengths, counts, labels = [], [], Counter(), set()
     for _, located in zip(range(READ), corpus_read.examples(), strict=False):

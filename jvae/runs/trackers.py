@@ -41,10 +41,11 @@ class Tracker(Sink, Protocol):
 class TensorBoard:
     """Writes event files through tensorboardX; non-finite numbers are left out."""
 
-    def __init__(self, folder: Path, resume_step: int, suffix: str = ""):
+    def __init__(self, folder: Path, resume_step: int | None, suffix: str = ""):
         """Opens an event file.
 
         Args:
+          resume_step: step from which training continues; None if it does not.
           suffix: end of the file name, which otherwise only depends on the second of opening.
         """
         from tensorboardX import SummaryWriter
@@ -52,7 +53,7 @@ class TensorBoard:
         # TensorBoard hides events of an earlier process after the step resumed from.
         self._writer = SummaryWriter(
             str(folder),
-            purge_step=resume_step + 1 if folder.exists() else None,
+            purge_step=None if resume_step is None or not folder.exists() else resume_step + 1,
             filename_suffix=suffix,
         )
 
@@ -117,7 +118,7 @@ class Wandb:
 
 
 def opened(
-    folder: Path, resume_step: int, config: ConfigDict | None, suffix: str = ""
+    folder: Path, resume_step: int | None, config: ConfigDict | None, suffix: str = ""
 ) -> list[Tracker]:
     """Opens the trackers that a config requests."""
     trackers: list[Tracker] = []
@@ -133,7 +134,7 @@ def opened(
 
 def finish(folder: Path, step: int, config: ConfigDict, values: Mapping[str, Value]) -> None:
     """Adds evaluation results, and the texts written, to the trackers of the run."""
-    for tracker in opened(folder, step, config, ".evaluation"):
+    for tracker in opened(folder, None, config, ".evaluation"):
         tracker.write(step, values)
         for path in sorted((folder / "samples").glob("*.txt")):
             lines = path.read_text(encoding="utf-8").splitlines()[:SHOWN]

@@ -37,7 +37,7 @@ def trim(
       folder: a folder or hub name; see `jvae.pretrained.files`.
       texts: sentences of the training text.
     Raises: DataError for a tokenizer that cannot be trimmed; WeightsError for weights that cannot
-      be read, or if `out` already has some.
+      be read, or if `out` already has some or cannot be written.
     """
     target = Path(out)
     if (target / files.SAFETENSORS).exists():
@@ -56,10 +56,13 @@ def trim(
         for name, tensor in checkpoint.tensors.items()
     }
     config = _renumbered(checkpoint.config, {old: i for i, old in enumerate(ids)})
-    small.save(target, config=True)
     text = json.dumps(config | {"vocab_size": len(kept)}, indent=2, sort_keys=True) + "\n"
-    (target / files.CONFIG).write_text(text, encoding="utf-8")
-    files.write_safetensors(target / files.SAFETENSORS, arrays, {"format": "pt"})
+    try:
+        small.save(target, config=True)
+        (target / files.CONFIG).write_text(text, encoding="utf-8")
+        files.write_safetensors(target / files.SAFETENSORS, arrays, {"format": "pt"})
+    except OSError as error:
+        raise WeightsError(f"{target}: cannot be written ({error})") from error
     return Sizes(tokenizer.vocab_size, small.vocab_size)
 
 

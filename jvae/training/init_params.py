@@ -93,7 +93,7 @@ def initial_optimizer(run: Run, opt_state: optax.OptState) -> optax.OptState:
     if folder is None or not loading.is_run(folder):
         raise ConfigError(
             "init.optimizer is on, but only runs store an optimizer state: init.model must be "
-            "the folder of a run, not {config.init.model!r}"
+            f"the folder of a run, not {config.init.model!r}"
         )
     with Checkpoints(folder, read_only=True) as ckpts:
         target = {"opt_state": opt_state}

@@ -131,7 +131,7 @@ def make_train_step(
         drop = with_rng(keys.drop, dropout_rng)
         now = state.step - begin
         weight = beta(now)
-        totals = Totals.of(batch)
+        totals, rows = Totals.of(batch), _row_sums(batch)
         if noise is not None:
             batch = noise(example_keys(keys.noise, batch.id_e), batch)
         trained, frozen = freezing.split(plan, state.params)
@@ -165,7 +165,7 @@ def make_train_step(
         params = freezing.merge(plan, trained, frozen)
         opt_state = jax.tree.map(keep, opt_state, state.opt_state)
         unit = jnp.ones(())
-        sums |= _row_sums(batch) | {
+        sums |= rows | {
             "finite": Ratio(finite.astype(jnp.float32), unit),
             "grad_norm": Ratio(norm, unit),
             "beta": Ratio(jnp.asarray(weight, jnp.float32), unit),

@@ -291,6 +291,13 @@ def _parameters(config: ConfigDict, views: list[View], facts: Facts) -> Iterator
             still = set()
             continue
         still = still - (prior if plan is None else {part.path for part in plan.trained})
+        late = [part for part in (plan.trained if plan else ()) if part.from_step]
+        if late and v is views[0] and config.init.optimizer:
+            yield Problem(
+                ("init.optimizer",),
+                f"{late[0].path} trains from step {late[0].from_step} on (optim.trainable), but "
+                "loaded moments would move it before; set init.optimizer=false",
+            )
         if v["optim.weight_decay"]:
             trained = jax.eval_shape(
                 lambda params, plan=plan: freezing.split(plan, params)[0], facts.abstract

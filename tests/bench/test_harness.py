@@ -158,6 +158,8 @@ def test_devices_and_names_are_checked(capsys, monkeypatch):
     assert "no case 'iw_nl'; there are" in capsys.readouterr().err
     assert main(["--windows=2"]) == 2
     assert "at least 3" in capsys.readouterr().err
+    assert main(["encode", "--out=none/rows.jsonl"]) == 2
+    assert "--out=none/rows.jsonl: cannot be written" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="expected torch"):
         peers.require("tf")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -49,6 +49,11 @@ def test_held_out_splits_are_those_of_a_fixed_permutation(tmp_path):
     assert run.decoder.fingerprint == tokenizers.train_bpe(rest, 300, "encoder").fingerprint
 
 
+def test_twenty_lines_suffice_for_both_held_out_splits(tmp_path):
+    run = open_run(tmp_path, data__train=write(tmp_path / "t.txt", sentences(20)))
+    assert [len(run.data[split]) for split in ("train", "valid", "test")] == [18, 1, 1]
+
+
 def test_files_of_several_formats_are_one_split(tmp_path):
     first, second = sentences(30), sentences(30, 1)
     write(tmp_path / "b.txt.gz", first)

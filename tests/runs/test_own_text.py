@@ -76,6 +76,16 @@ def test_a_file_gets_its_config_and_the_log_says_why(tmp_path, caplog):
     assert configs.diff(config, again) == {}
 
 
+def test_the_text_is_prepared_in_the_configured_cache(tmp_path, monkeypatch):
+    path = tmp_path / "mine.txt"
+    path.write_text("".join(f"{s.text}\n" for s in grammar.corpus("train", 40)))
+    (tmp_path / "full").write_text("")  # not a folder: nothing can be written there
+    monkeypatch.setenv("JVAE_CACHE", str(tmp_path / "full"))
+    flags = [f"data.train={path}", f"data.cache={tmp_path}/cache"]
+    facts = own_text.read(configs.apply_overrides(configs.load("auto"), flags).data)
+    assert facts.lines == 40 and any((tmp_path / "cache").iterdir())
+
+
 def test_text_without_spaces_gets_positions_for_its_tokens(tmp_path):
     path = tmp_path / "zh.txt"
     # Many different characters of 3 bytes, 15 to 40 per line: BPE finds little to merge.

@@ -69,6 +69,24 @@ def test_tensorboard_gets_histograms_and_texts(tmp_path):
         assert name in data
 
 
+def test_only_training_hides_what_tensorboard_showed_after_a_step(tmp_path, monkeypatch):
+    tensorboard = pytest.importorskip("tensorboardX")
+    steps = []
+    writer = SimpleNamespace(add_scalar=lambda *words: None, close=lambda: None)
+
+    def opened(folder, purge_step, filename_suffix):
+        steps.append(purge_step)
+        return writer
+
+    monkeypatch.setattr(tensorboard, "SummaryWriter", opened)
+    config = ConfigDict({"train": {"tensorboard": True, "wandb": ""}})
+    trackers.opened(tmp_path, 0, config)
+    (tmp_path / "tensorboard").mkdir()
+    trackers.opened(tmp_path, 1_000, config)
+    trackers.finish(tmp_path, 1_000, config, {"test/nll_100": 9.0})  # step of the best checkpoint
+    assert steps == [None, 1_001, None]
+
+
 def test_a_missing_package_is_named_before_training(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     message = extras.missing("wandb", "train.wandb=texts")

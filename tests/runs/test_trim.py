@@ -90,6 +90,9 @@ def test_what_cannot_be_trimmed_is_an_error(folder, tmp_path):
     with pytest.raises(DataError, match="WordLevel"):
         jvae.trim(words, tmp_path / "out", TEXTS)
     assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WeightsError, match="file: cannot be written"):
+        jvae.trim(folder, tmp_path / "file", TEXTS)
     (words / files.CONFIG).write_text("{}")
     with pytest.raises(WeightsError, match="vocab_size"):
         jvae.trim(words, tmp_path / "out", TEXTS)

@@ -57,6 +57,8 @@ def test_deletion_reaches_the_encoder_in_training_alone():
 
     whole, noisy = step(None), step(delete)
     assert float(whole["loss"].sum) == side.lengths.sum() > float(noisy["loss"].sum)
+    # Tokens are those of the data, so that values per token compare with those of validation.
+    assert jax.tree.all(jax.tree.map(np.array_equal, whole["tokens"], noisy["tokens"]))
     keys = StepKeys.at(jax.random.key(2), jnp.int32(0))
     seen = delete(example_keys(keys.noise, batch.id_e), batch)
     assert float(noisy["loss"].sum) == (seen.enc.segment_bt > 0).sum()

@@ -299,6 +299,18 @@ def test_phases_are_checked_before_the_first_begins():
     assert "train.accumulate=2 never sees whole" in message(of("adavae:tiny", "train.accumulate=2"))
 
 
+def test_loaded_moments_would_move_parameters_that_start_late():
+    loads = ("init.model=runs/before", "init.optimizer=true")
+    rules = [("^decoder/", None, None, 0), ("^posterior/", None, None, "1/2")]
+    late = of("optimus:tiny", *loads)
+    late.optim.trainable = tuple(rules)
+    assert "posterior/" in message(late) and "set init.optimizer=false" in message(late)
+    late.init.optimizer = False
+    validate(late)
+    late.init.optimizer, late.optim.trainable = True, tuple(rules[:1])
+    validate(late)
+
+
 def test_unknown_and_missing_keys():
     tree = configs.load("optimus:tiny").to_dict()
     tree["optim"]["learning_rate"] = 1.0
