@@ -30,7 +30,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-AUX_STREAM = 0xA0_A11  # folded into the key for the noise of auxiliary terms
+# Folded into a key for a purpose of its own. JAX's split(key)[i] equals fold_in(key, i), so a small
+# number would give the key of an example, of a step, or of something that splits the same key.
+AUX_STREAM = 0xA0_A11  # noise of auxiliary terms
+TOKEN_STREAM = 0xF0_0000_01  # sampled tokens, apart from the draw of the latent
+TUNE_STREAM = 0xF0_0000_02  # tuning between updates
+DROPOUT_STREAM = 0xF0_0000_03  # dropout of a classifier
 SPACE, SPHERE = "space", "sphere"  # support of latent vectors: all of space, or unit length
 Params = Any  # a pytree of arrays; its paths, joined by "/", are public API
 Post = Any  # opaque pytree, every leaf with leading axis E

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from jvae.api import Batch, Params, TextVAE, example_keys
+from jvae.api import DROPOUT_STREAM, Batch, Params, TextVAE, example_keys
 from jvae.data.rows import Encoded, pack_rows
 from jvae.tree import map_named
 
@@ -150,7 +150,7 @@ class Trainer:
             return h_ed @ both["head"]["kernel"] + both["head"]["bias"][None]
 
         def loss(both: Params, fixed: Params, batch: Batch, label_e: Array, key: Array) -> Array:
-            out_ec = output(both, fixed, batch, key, jax.random.fold_in(key, 1))
+            out_ec = output(both, fixed, batch, key, jax.random.fold_in(key, DROPOUT_STREAM))
             if classes:
                 loss_e = optax.softmax_cross_entropy_with_integer_labels(out_ec, label_e)
             else:

@@ -100,7 +100,6 @@ def truncate(
 def batches(
     tokenised: Tokenised,
     *,
-    score_end: bool = True,
     source_first: bool = False,
     most: int = SIZES[-1],
 ) -> Iterator[tuple[np.ndarray, Batch]]:
@@ -121,7 +120,7 @@ def batches(
             place_e, left_e = left_e[:rows], left_e[rows:]
             ids_bs = np.full((rows, 1), -1, np.int32)
             ids_bs[: len(place_e), 0] = place_e
-            batch = pack_rows(ids_bs, tokenised.sides, row, tokenised.pad, score_end, source_first)
+            batch = pack_rows(ids_bs, tokenised.sides, row, tokenised.pad, True, source_first)
             noise_e = np.full(rows, -1, np.int32)
             noise_e[: len(place_e)] = tokenised.noise_e[place_e]
             yield place_e, batch._replace(id_e=noise_e)

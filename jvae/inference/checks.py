@@ -81,6 +81,15 @@ READ_BY: Mapping[str, str] = {
 }
 
 
+def configured(section: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """The settings of a config's `decode` section, with changes, that its method reads; a model
+    knows the size of its batches and its longest text itself.
+    """
+    values = {k: v for k, v in section.items() if k not in ("batch", "max_length")} | changes
+    method = values["method"]
+    return {name: value for name, value in values.items() if READ_BY.get(name, method) == method}
+
+
 def settings(values: DecodeSettings, method: str = "greedy") -> DecodeSettings:
     """The settings with a method: their own, or that of a setting which only one method uses
     (`temperature` selects "sample"), or `method`.

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from jvae import errors
-from jvae.api import SPHERE, Batch, Cond, Params, Prompt, TextVAE
+from jvae.api import SPHERE, TOKEN_STREAM, Batch, Cond, Params, Prompt, TextVAE
 from jvae.data.dataset import RowSpec
 from jvae.data.encode import encode
 from jvae.data.progress import Progress
@@ -195,9 +195,7 @@ class LoadedVAE:
         tokenised = batching.tokenise(texts, sources, self._tokenizers, self.limits, self.joined)
         most = batching.SIZES[-1] if most is None else most
         errors.whole("batch_size", most, 1)
-        return batching.batches(
-            tokenised, score_end=self.rows.score_end, source_first="dec" in self.joined, most=most
-        )
+        return batching.batches(tokenised, source_first="dec" in self.joined, most=most)
 
     def count(self, texts: Sequence[str]) -> Int[np.ndarray, "n"]:
         """Number of decoder tokens of each text, including start and end.
@@ -424,9 +422,11 @@ class LoadedVAE:
         checks.same_process(self.pid)
         errors.whole("n", n, 0)
         sources = self._sources(sources, None)
-        cond = None if sources is None else self._from_sources(sources).cond
         total = n if sources is None else n * len(sources)
         out = np.zeros((total, *self.model.latent_shape), np.float32)
+        if total == 0:
+            return out
+        cond = None if sources is None else self._from_sources(sources).cond
         for place_e, index_e in batching.spans(total, self.decode_batch):
             given_e = index_e // n
             batch_cond = jax.tree.map(lambda leaf, at=given_e: leaf[at], cond)
@@ -448,8 +448,8 @@ class LoadedVAE:
         A setting that only one method uses selects it: `temperature` sampling, `beam_width` beam
         search.
 
-        Regardless of `max_length`, sentences are limited to the model's positions. A source in
-        front of the text takes up some of these.
+        Regardless of `max_length` and `min_length`, sentences are limited to the model's positions.
+        A source in front of a text takes up some of these.
         """
         checks.same_process(self.pid)
         settings = checks.settings(settings)
@@ -461,47 +461,70 @@ class LoadedVAE:
             return []
         sources = self._sources(sources, len(z_egz))
         inputs = self._started(len(z_egz)) if sources is None else self._from_sources(sources)
-        room = self.limits["dec"] - inputs.prompt.token_et.shape[1]
-        if settings.get("max_length", 0) > room and "dec" not in self.joined:
-            raise ConfigError(
-                f"decode.max_length is {config.max_length}; this model has positions for {room} "
-                "new tokens"
-            )
-        config = replace(config, max_length=min(config.max_length, room))
-        texts, left_e = [""] * len(z_egz), np.arange(len(z_egz), dtype=np.int32)
-        mesh = meshes.mesh_of(self.params)
+        most_e = np.minimum(self.limits["dec"] - inputs.prompt.length_e, config.max_length)
+        room = int(most_e.min())
+        for name in ("max_length", "min_length"):
+            if "dec" not in self.joined and (value := settings.get(name, 0)) > room:
+                raise ConfigError(
+                    f"decode.{name} is {value}; this model has positions for {room} new tokens"
+                )
+        texts = [""] * len(z_egz)
         with Progress("decoding", len(z_egz), quiet_s=QUIET_S) as progress:
-            for length in batching.lengths(config, len(z_egz)):
-                longer = []
-                for place_e, index_e in batching.spans(len(left_e), self.decode_batch):
-                    at_e, count = left_e[index_e], len(place_e)
-                    batch = jax.tree.map(lambda leaf, at=at_e: leaf[at], inputs)
-                    draws = config.method == "sample"
-                    key_e = scoring.keys(self._key(seed), at_e) if draws else None
-                    z, prompt, key_e, cond = meshes.spread(
-                        (z_egz[at_e], batch.prompt, key_e, batch.cond), mesh
-                    )
-                    with meshes.inside(mesh):
-                        token_et, ended_e = scoring.written(
-                            self.model.gen,
-                            self.params,
-                            z,
-                            prompt,
-                            key_e,
-                            replace(config, max_length=length),
-                            end_id=self.decoder.end_id,
-                            pad_id=self.decoder.pad_id,
-                            cond=cond,
-                        )
-                    done_e = np.asarray(ended_e)[:count] | (length == config.max_length)
-                    told_et = np.asarray(token_et)[:count][done_e]
-                    for place, tokens in zip(at_e[:count][done_e], told_et, strict=True):
-                        texts[place] = self.decoder.decode(tokens)
-                    longer.append(at_e[:count][~done_e])
-                    progress.add(int(done_e.sum()))
-                if not len(left_e := np.concatenate(longer)):
-                    break
+            # A long source leaves less room for its own text only, not for the others.
+            for most in np.unique(most_e).tolist():
+                group_e = np.flatnonzero(most_e == most).astype(np.int32)
+                limited = replace(config, max_length=most, min_length=min(config.min_length, most))
+                self._write(texts, group_e, z_egz, inputs, limited, seed, progress)
         return texts
+
+    def _write(
+        self,
+        texts: list[str],
+        group_e: Int[np.ndarray, "n"],
+        z_egz: Float[np.ndarray, "e g z"],
+        inputs: _Inputs,
+        config: DecodeConfig,
+        seed: int | None,
+        progress: Progress,
+    ) -> None:
+        """Decodes the latents of a group, whose prompts leave positions for `max_length` tokens,
+        and puts the sentences at their places in `texts`.
+        """
+        left_e, mesh = group_e, meshes.mesh_of(self.params)
+        widest = int(inputs.prompt.length_e[group_e].max())
+        tokens_et = inputs.prompt.token_et[:, :widest]
+        inputs = inputs._replace(prompt=inputs.prompt._replace(token_et=tokens_et))
+        token_key = jax.random.fold_in(self._key(seed), TOKEN_STREAM)
+        for length in batching.lengths(config, len(group_e)):
+            longer = []
+            for place_e, index_e in batching.spans(len(left_e), self.decode_batch):
+                at_e, count = left_e[index_e], len(place_e)
+                batch = jax.tree.map(lambda leaf, at=at_e: leaf[at], inputs)
+                draws = config.method == "sample"
+                key_e = scoring.keys(token_key, at_e) if draws else None
+                z, prompt, key_e, cond = meshes.spread(
+                    (z_egz[at_e], batch.prompt, key_e, batch.cond), mesh
+                )
+                with meshes.inside(mesh):
+                    token_et, ended_e = scoring.written(
+                        self.model.gen,
+                        self.params,
+                        z,
+                        prompt,
+                        key_e,
+                        replace(config, max_length=length),
+                        end_id=self.decoder.end_id,
+                        pad_id=self.decoder.pad_id,
+                        cond=cond,
+                    )
+                done_e = np.asarray(ended_e)[:count] | (length == config.max_length)
+                told_et = np.asarray(token_et)[:count][done_e]
+                for place, tokens in zip(at_e[:count][done_e], told_et, strict=True):
+                    texts[place] = self.decoder.decode(tokens)
+                longer.append(at_e[:count][~done_e])
+                progress.add(int(done_e.sum()))
+            if not len(left_e := np.concatenate(longer)):
+                break
 
     def reconstruct(
         self,
@@ -627,6 +650,8 @@ class LoadedVAE:
           offsets: added to the dimension, in units of the latent.
         """
         (z_gz,) = self._ends([text], source)
+        if len(offsets) == 0:
+            raise InputError("offsets is empty; give at least one number")
         z_dtgz = geometry.axes(z_gz, range(z_gz.size) if dims is None else dims, offsets)
         texts = self._decode_all(z_dtgz.reshape(-1, *z_gz.shape), source, settings)
         return [texts[i : i + len(offsets)] for i in range(0, len(texts), len(offsets))]

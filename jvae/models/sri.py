@@ -64,7 +64,7 @@ class SriTransformerConfig:
         if self.chain.schedule == "learned" and kernel != "xla":
             raise ValueError(
                 "chain.schedule learned needs second derivatives, which decoder.attention "
-                "{kernel} lacks; set it to xla"
+                f"{kernel} lacks; set it to xla"
             )
 
 
@@ -139,7 +139,6 @@ def _with_chain(
 def _sampler(gen: Generator, prior: Prior, config: SriConfig | SriTransformerConfig) -> Sampler:
     """The short run's functions for training and metrics."""
     chain = config.chain
-    from_prior = ChainConfig(steps=0, chains=chain.chains, chunk=chain.chunk)
     learn = volume.learn_sizes(gen, prior, chain) if chain.schedule == "learned" else None
     metric = short_run.fitted(gen, prior, chain)
 
@@ -151,7 +150,7 @@ def _sampler(gen: Generator, prior: Prior, config: SriConfig | SriTransformerCon
     return Sampler(
         measure=annealing.measure(gen, prior, chain, config.annealing),
         metric=metric,
-        baseline=short_run.fitted(gen, prior, from_prior),
+        baseline=short_run.from_prior(gen, prior, chain),
         proposal=mixture.with_prior(prior, metric),
         tune=None if learn is None else tune,
         config=chain,

@@ -8,7 +8,17 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
-from jvae.api import Batch, Measure, Params, Post, Terms, TextVAE, Tune, example_keys
+from jvae.api import (
+    TUNE_STREAM,
+    Batch,
+    Measure,
+    Params,
+    Post,
+    Terms,
+    TextVAE,
+    Tune,
+    example_keys,
+)
 from jvae.latent import null
 from jvae.latent.elbo import measure
 from jvae.runs.metrics import Ratio, Sums
@@ -220,7 +230,7 @@ def make_tune_step(tune: Tune) -> TuneStep:
     """step(state, batch, base_key) -> state: tunes parameters between updates (step sizes)."""
 
     def tune_step(state: TrainState, batch: Batch, base: Key[Array, ""]) -> TrainState:
-        key = jax.random.fold_in(StepKeys.at(base, state.step).latent, 1)
+        key = jax.random.fold_in(StepKeys.at(base, state.step).latent, TUNE_STREAM)
         return state._replace(params=tune(state.params, batch, key))
 
     return tune_step

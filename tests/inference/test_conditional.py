@@ -155,6 +155,43 @@ def test_a_long_source_leaves_the_positions_there_are():
         vae.sample(1, sources=["a", f"{long} a b"])
 
 
+def test_a_long_source_limits_its_own_text_only():
+    vae = setting()
+    long = " ".join("abcdefgh"[i % 8] for i in range(LIMIT - 3))
+    z_egz = vae.sample_prior(1, 0, ["a", long])
+    alone = [vae.decode(z_egz[i][None], sources=[s])[0] for i, s in enumerate(("a", long))]
+    assert vae.decode(z_egz, sources=["a", long]) == alone
+    assert vae.decode(z_egz, sources=["a", long], min_length=4)[1].count(" ") == 1
+    for seed in range(3):  # the key of a text does not depend on the others either
+        sampled = vae.decode(z_egz, seed, sources=["a", long], method="sample")
+        assert sampled[:1] == vae.decode(z_egz[:1], seed, sources=["a"], method="sample")
+
+
+def test_sampled_tokens_share_no_random_bits_with_the_latent():
+    def component(params, key_e, cond=None):
+        """As a mixture draws it, with a split key."""
+        first_e = jax.vmap(jax.random.split)(key_e)[:, 0]
+        drawn_e = jax.vmap(lambda key: jax.random.categorical(key, jnp.zeros(size)))(first_e)
+        return jnp.stack([drawn_e] * 2, axis=-1)[:, None].astype(jnp.float32)
+
+    size, like = TOK.vocab_size, setting(())
+    model = like.model._replace(prior=Prior(sample=component, log_prob=_none))
+    uniform = jax.tree.map(jnp.zeros_like, PARAMS)
+    vae = LoadedVAE(model, uniform, TOK, TOK, like.rows, like.limits, 6, decode_batch=64)
+    sources = ["a"] * 256
+    z_egz = vae.sample_prior(1, 3, sources)
+    texts = vae.decode(z_egz, 3, sources, method="sample", max_length=1)
+    drawn = [TOK.decode([TOK.start_id, int(z)]) for z in z_egz[:, 0, 0]]
+    pairs = [(text, word) for text, word in zip(texts, drawn, strict=True) if word]
+    assert len(pairs) > 100
+    # By chance one in `size` is equal; with a shared key all are.
+    assert np.mean([text == word for text, word in pairs]) < 0.3
+
+
+def test_no_source_gives_no_text():
+    assert setting().sample(2, sources=[]) == []
+
+
 def test_sources_are_asked_for_and_refused():
     vae = setting()
     z_egz = np.zeros((2, 1, 2))

@@ -97,8 +97,9 @@ def two_values(score_end=True) -> LoadedVAE:
 @pytest.mark.fast_on("True")
 @pytest.mark.parametrize("score_end", [True, False])
 def test_an_enumerable_model_gives_its_exact_likelihood(score_end):
+    """The likelihood of whole sentences, also if ends were not scored in training."""
     vae = two_values(score_end)
-    ids = [ids[1 : None if score_end else -1] for ids in TOK.encode_batch(TEXTS)]
+    ids = [ids[1:] for ids in TOK.encode_batch(TEXTS)]
     joint = np.array([[ODDS[z] + TABLE[z][i].sum() for z in (0, 1)] for i in ids])
     exact = -np.logaddexp(*joint.T)
     # With the exact posterior every draw has the weight p(x), so any K gives it.
@@ -424,6 +425,16 @@ def test_latents_and_numbers_that_cannot_be():
             vae.sample(1, **{name: 2})
     with pytest.raises(ConfigError, match="decode.method is 'best'; it must be one of greedy"):
         vae.decode(np.zeros((1, 1, 5)), method="best")
+
+
+def test_settings_of_other_methods_in_a_config_are_left_out():
+    beam = dict(method="beam", beam_width=10, length_penalty=1.0, min_length=3, temperature=0.7)
+    section = beam | dict(max_length=50, batch=4)
+    read = dict(method="beam", beam_width=10, length_penalty=1.0, min_length=3)
+    assert checks.configured(section) == read
+    sampled = dict(method="sample", min_length=3, temperature=0.7)
+    assert checks.configured(section, method="sample") == sampled
+    assert checks.settings(sampled) == sampled
 
 
 def test_a_decoding_setting_selects_its_method():
