@@ -58,7 +58,7 @@ def base() -> ConfigDict:
             row_tokens=256,  # approximate length of derived rows
             batch_rows=16,
             packing="pack",  # or bucket: one sentence per row, batched by similar length
-            score_end=True,  # False: the end is not scored, so the model never learns where to stop
+            score_end=True,  # False: training does not score the end, so it is never learned
         )
     )
     c.init = ConfigDict(

@@ -141,7 +141,14 @@ def _flags() -> flags.FlagValues:
         lower_bound=1,
         flag_values=values,
     )
-    flags.DEFINE_integer("seed", 0, "Seed of the text modes and of a prior.", flag_values=values)
+    flags.DEFINE_integer(
+        "seed",
+        0,
+        "Seed of the text modes and of a prior.",
+        lower_bound=0,
+        upper_bound=2**32 - 1,
+        flag_values=values,
+    )
     prior = "Name of a fitted prior to use; empty: the model's own."
     flags.DEFINE_string("prior", "", prior, flag_values=values)
     label = "Label to condition a fitted prior on, or to transfer sentences to."

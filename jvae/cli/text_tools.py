@@ -14,6 +14,7 @@ from safetensors.numpy import save
 
 from jvae.cli import prior_flags, text_input
 from jvae.errors import ConfigError, DataError
+from jvae.inference import checks
 from jvae.inference.checks import READ_BY, listed
 from jvae.inference.neighbors import nearest
 from jvae.inference.text_vae import LoadedVAE
@@ -105,10 +106,7 @@ def run(mode: str, config: ConfigDict, folder: Path, options: Options) -> None:
         lines = text_input.from_standard_input("a source")
     pairs = vae.conditional and mode != "sample"
     sources, lines = pairs_of(lines) if pairs else (None, lines)
-    settings = {k: v for k, v in config.decode.items() if k not in ("batch", "max_length")}
-    settings |= flag_settings
-    method = settings["method"]
-    settings = {k: v for k, v in settings.items() if READ_BY.get(k, method) == method}
+    settings = checks.configured(config.decode, **flag_settings)
     call = _Call(vae, options, config.data, settings, flag_settings, lines, sources)
     write(MODES[mode](call), kind, options.out)
 

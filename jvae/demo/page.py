@@ -185,7 +185,7 @@ def _sample_tab(demo: Demo) -> None:
         texts = sample(
             demo,
             int(count),
-            int(seed),
+            int(seed or 0),
             temperature=temperature,
             top_p=top_p,
             prior=None if prior == OWN else prior,
@@ -200,7 +200,7 @@ def _sample_tab(demo: Demo) -> None:
     prior.change(labels_of, prior, label, api_visibility="private")
     inputs = [temperature, top_p, count, seed, prior, label]
     _run(draw, inputs, out, go.click)
-    following = again.click(lambda seed: int(seed) + 1, seed, seed, api_visibility="private")
+    following = again.click(lambda seed: int(seed or 0) + 1, seed, seed, api_visibility="private")
     _run(draw, inputs, out, following.then)
 
 

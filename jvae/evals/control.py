@@ -30,6 +30,7 @@ from jvae.evals.split_latents import split_latents
 from jvae.evals.text import REFERENCE_CAP
 from jvae.fields import setting
 from jvae.fitted import FITTED, Fitted, fit, transfer, transfers
+from jvae.inference import checks
 from jvae.inference.text_vae import LoadedVAE
 from jvae.runs import build, priors
 from jvae.runs.workdir import one_line, write_text
@@ -220,7 +221,7 @@ def _generated(
     run: build.Run, vae: LoadedVAE, systems: Sequence[Fitted], labels: Sequence[str]
 ) -> dict[str, list[str]]:
     """Texts from every system for the wanted labels, which are grouped by label."""
-    decode = {k: v for k, v in run.config.decode.items() if k not in ("batch", "max_length")}
+    decode = checks.configured(run.config.decode)
     drawn = {OWN: vae.sample(len(labels), **decode)}
     for prior in systems:
         drawn[prior.name] = [

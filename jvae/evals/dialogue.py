@@ -8,6 +8,7 @@ similarities: Liu et al. 2016.
 """
 
 import gzip
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -101,7 +102,7 @@ def read_vectors(path: str | Path, vocabulary: set[str]) -> dict[str, Float[np.n
                     )
                 if word in vocabulary:
                     vectors[word] = np.array(numbers, np.float64)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: cannot be read as word vectors ({error})") from None

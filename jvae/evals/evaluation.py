@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from jvae import config as configs
 from jvae.api import Batch, Params, TextVAE, has_latent
 from jvae.data.dataset import Dataset, eval_batches
-from jvae.errors import ConfigError
+from jvae.errors import ConfigError, JvaeError
 from jvae.evals import (  # noqa: F401 they register metrics
     advice,
     change_of_variables,
@@ -49,6 +49,7 @@ from jvae.evals.settings import EvalConfig, Preset
 from jvae.evals.source_text import write_and_score
 from jvae.evals.tokenization import unknown
 from jvae.fitted import Fitted, attach, has_density, join, no_density
+from jvae.inference import checks
 from jvae.inference.text_vae import LoadedVAE
 from jvae.latent.kl import per_dimension
 from jvae.latent.short_run import ChainConfig
@@ -99,7 +100,7 @@ class _Subject(NamedTuple):
         """Batches of these sentences, by default of the whole split, on the devices."""
         part, parts = meshes.row_part(self.mesh, self.run.rows.batch_rows)
         batches = eval_batches(
-            self.data, self.run.rows, ids, process_index=part, process_count=parts
+            self.data, self.run.eval_rows, ids, process_index=part, process_count=parts
         )
         return (meshes.to_device(batch, self.mesh) for batch in batches)
 
@@ -201,7 +202,12 @@ def evaluate(
     )
     for name in metric_names:
         with timed(report, f"{name}_s"), meshes.inside(mesh):
-            for row in METRICS[name](at):
+            try:
+                rows = METRICS[name](at)
+            except JvaeError as error:  # what has been measured is kept
+                report.notes.append(f"{name}: not measured: {error}")
+                continue
+            for row in rows:
                 report.add(**row._asdict())
     if split in run.exact:
         exactness(run, report, likelihood, samples, split)
@@ -322,7 +328,7 @@ def _decoded(
     Returns: the texts by kind, and which sentences were reconstructed exactly.
     """
     run, cfg, data, sizes = subject.run, subject.config, subject.data, subject.sizes
-    decode = {k: v for k, v in run.config.decode.items() if k not in ("batch", "max_length")}
+    decode = checks.configured(run.config.decode)
     samples: dict[str, list[str]] = {}
     if vae.conditional:
         write_and_score(vae, data, report, samples, cfg, sizes, decode)

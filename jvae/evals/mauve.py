@@ -5,6 +5,7 @@ area under the divergence curve of the two histograms, from 0 to 1. Values are c
 the same feature model, number of lines and settings.
 """
 
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,14 +48,14 @@ def _kl(p: np.ndarray, q: np.ndarray) -> float:
 def mauve(samples_nd: Float[np.ndarray, "n d"], references_md: Float[np.ndarray, "m d"]) -> Mauve:
     """MAUVE of two sets of features; the number of buckets is a tenth of the smaller set.
 
-    Raises: ValueError if the sets differ in width or have fewer than 20 lines.
+    Raises: DataError if the sets differ in width or have fewer than 20 lines.
     """
     from sklearn.cluster import KMeans  # slow to import
     from sklearn.decomposition import PCA
 
     n, m = len(samples_nd), len(references_md)
     if min(n, m) < 20 or samples_nd.shape[1:] != references_md.shape[1:]:
-        raise ValueError(
+        raise DataError(
             f"features of shapes {samples_nd.shape} and {references_md.shape}; expected the same "
             "width and at least 20 lines each"
         )
@@ -78,9 +79,9 @@ def read_features(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises: DataError if the file is missing or lacks these arrays.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return arrays["samples"], arrays["references"]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path}: {error}; expected an .npz file with arrays `samples` and `references`, a row "
             "of features for each line"

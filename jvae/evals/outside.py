@@ -54,11 +54,16 @@ def similarity(at: Evaluation) -> list[Row]:
     reconstructions of other sentences.
     """
     embed = published.sentence_encoder(at.config.similarity)
-    lines = [pair.split("\n")[:2] for pair in at.samples["reconstructions"]]
+    pairs = [pair.split("\n")[:2] for pair in at.samples["reconstructions"]]
+    lines = [pair for pair in pairs if all(line.strip() for line in pair)]
+    if not lines:
+        return [Row("similarity", None, "-1 to 1", note="no reconstruction has text")]
+    empty = len(pairs) - len(lines)
+    note = f"{empty} of {len(pairs)} reconstructions are empty and left out" if empty else ""
     original_ed, decoded_ed = (embed([pair[i] for pair in lines]) for i in range(2))
     mean, se = mean_se(np.sum(original_ed * decoded_ed, axis=1))
     control, _ = mean_se(np.sum(original_ed * np.roll(decoded_ed, 1, axis=0), axis=1))
-    return [Row("similarity", mean, "-1 to 1", se=se, baseline=control)]
+    return [Row("similarity", mean, "-1 to 1", se=se, baseline=control, note=note)]
 
 
 def judge(name: str) -> LoadedVAE:
@@ -72,9 +77,16 @@ def judge(name: str) -> LoadedVAE:
     return model
 
 
-def perplexity(model: LoadedVAE, lines: Sequence[str]) -> float:
-    """Perplexity per token of non-empty lines, with end-of-sentence tokens counted."""
+def perplexity(model: LoadedVAE, lines: Sequence[str]) -> float | None:
+    """Perplexity per token of the lines that are not empty and fit the model, with end-of-sentence
+    tokens counted; None if there is none.
+    """
     texts = [line for line in lines if line.strip()]
-    nats = float(np.sum(model.nll(texts, k=1)))
-    tokens = sum(len(ids) - 1 for ids in model.decoder.encode_batch(texts))
-    return float(np.exp(nats / tokens))
+    lengths = [len(ids) for ids in model.decoder.encode_batch(texts)]
+    longest = model.limits["dec"]
+    fitting = [(text, n) for text, n in zip(texts, lengths, strict=True) if n <= longest]
+    if not fitting:
+        return None
+    nats = float(np.sum(model.nll([text for text, _ in fitting], k=1)))
+    with np.errstate(over="ignore"):
+        return float(np.exp(nats / sum(n - 1 for _, n in fitting)))

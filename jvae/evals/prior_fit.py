@@ -26,6 +26,7 @@ from jvae.evals.likelihood import draw_sentences, evaluate_likelihood
 from jvae.evals.split_latents import split_latents
 from jvae.fields import setting
 from jvae.fitted import NO_SPHERE, Fitted, attach, fit, has_density, join, no_density
+from jvae.inference import checks
 from jvae.inference.text_vae import LoadedVAE
 from jvae.parallel import mesh as meshes
 from jvae.runs import build, priors
@@ -174,14 +175,21 @@ def _likelihood_rows(run: build.Run, mesh: Mesh, params: Params, fitted: Fitted)
     sizes, key = cfg.sizes(len(data)), jax.random.key(cfg.seed)
     chosen = draw_sentences(len(data), sizes.sentences or len(data), cfg.seed)
 
-    def rows() -> Iterator[Batch]:
-        return (meshes.to_device(b, mesh) for b in eval_batches(data, run.rows, chosen))
+    def rows(ids: np.ndarray | None) -> Iterator[Batch]:
+        return (meshes.to_device(b, mesh) for b in eval_batches(data, run.eval_rows, ids))
 
     def measured(model: TextVAE, weights: Params) -> _Measured:
         result = evaluate_likelihood(
-            model, weights, rows(), key, sizes.samples, chunk=cfg.chunk, proposal=model.proposal
+            model,
+            weights,
+            rows(chosen),
+            key,
+            sizes.samples,
+            chunk=cfg.chunk,
+            proposal=model.proposal,
         )
-        posts = collect_posteriors(model, weights, rows(), key)
+        # As many as possible: the mutual information cannot exceed the log of their number.
+        posts = collect_posteriors(model, weights, rows(None), key)
         summary = result.summary()
         nll_e = np.asarray(result.scores.nll_e, np.float64)
         return _Measured(nll_e, summary, posts, float(np.mean(posts.kl_e, dtype=np.float64)))
@@ -205,6 +213,9 @@ def _likelihood_rows(run: build.Run, mesh: Mesh, params: Params, fitted: Fitted)
         yield _Row(name, old.summary[key_of], after, None, NATS, text, error)
     yield _Row("kl", old.kl_nats, new.kl_nats if new else None, None, NATS)
     note = "KL(q(z) || p(z)): what a perfect prior would save"
+    if latent.saturated:
+        note += f"; at most, as MI is near its maximum ln {latent.sentences} = "
+        note += f"{latent.ceiling_nats:.2f}"
     gap = new.kl_nats - latent.mi_nats if new else None
     yield _Row("marginal_gap", latent.marginal_gap_nats, gap, None, NATS, note)
 
@@ -221,7 +232,7 @@ def _sample_rows(
         fitted.name: vae.with_prior(fitted).sample_prior(count),
         CEILING: z_ngz[chosen],
     }
-    decode = {k: v for k, v in run.config.decode.items() if k not in ("batch", "max_length")}
+    decode = checks.configured(run.config.decode)
     for prefix, settings in (("", decode), ("greedy_", {"method": "greedy"})):
         lines = {system: _decoded(vae, z_egz, settings) for system, z_egz in drawn.items()}
         if "test" in run.exact:

@@ -85,7 +85,7 @@ def probe(run: build.Run, mesh: Mesh, params: Params, step: int, split: str = "t
         data = run.data[name]
         sharding = meshes.batch_sharding(mesh)
         rows: Iterator[Batch] = (
-            jax.device_put(b, sharding) for b in eval_batches(data, run.rows, ids)
+            jax.device_put(b, sharding) for b in eval_batches(data, run.eval_rows, ids)
         )
         key = jax.random.key(cfg.seed)
         posts = collect_posteriors(run.model, weights, rows, key, cap=len(ids))
@@ -278,7 +278,7 @@ def _attribute(
 
     def decode(z_egz: np.ndarray, index_e: np.ndarray) -> list[str]:
         sources = [conditions[i] for i in index_e] if conditions else None
-        return [one_line(text) for text in vae.decode(z_egz, sources=sources)]
+        return [one_line(text) for text in vae.decode(vae.placed(z_egz), sources=sources)]
 
     train = run.data["train"].lines.text
     judge = attribute.word_classifier([str(train[i]) for i in range(len(label_e))], label_e)

@@ -56,7 +56,7 @@ def split_latents(
     def parts() -> Iterator[tuple[jax.Array, jax.Array]]:
         part, count = meshes.row_part(mesh, run.rows.batch_rows)
         batches = eval_batches(
-            run.data[split], run.rows, chosen, process_index=part, process_count=count
+            run.data[split], run.eval_rows, chosen, process_index=part, process_count=count
         )
         for batch in batches:
             at = meshes.to_device(batch, mesh)

@@ -17,7 +17,7 @@ from jvae.api import SPHERE, Cond, Params, Prior, TextVAE, has_latent
 from jvae.errors import ConfigError, InputError
 from jvae.fields import Field, fields_of
 from jvae.fitted.contract import FITTED, Density, density
-from jvae.latent import mixture
+from jvae.latent import mixture, short_run
 from jvae.parallel import mesh as meshes
 
 KEY = "fitted"  # key of the fitted parameters among those of a model
@@ -291,7 +291,8 @@ def attach(model: TextVAE, fitted: Fitted, label: str | int | None = None) -> Te
     """Returns the model p'(z) p(x | z); use it with the parameters that `join` returns.
 
     A sampler keeps its chains, whose target still contains the model's own prior; its likelihood
-    bounds use the new prior in their defensive mixture.
+    bounds use the new prior in their defensive mixture, and the baseline of its metrics draws from
+    the new prior.
 
     Raises: ConfigError for a language model or latents on a sphere; InputError for an unknown label
       or a prior for latents of another shape.
@@ -307,8 +308,10 @@ def attach(model: TextVAE, fitted: Fitted, label: str | int | None = None) -> Te
         )
     prior, post = fitted.prior(label), model.post
     if post.sampler is not None and post.sampler.proposal is not None:
-        proposal = _with_prior(prior, post.sampler.metric)
-        post = post._replace(sampler=post.sampler._replace(proposal=proposal))
+        sampler = post.sampler
+        proposal = _with_prior(prior, sampler.metric)
+        baseline = short_run.from_prior(model.gen, prior, sampler.config)
+        post = post._replace(sampler=sampler._replace(proposal=proposal, baseline=baseline))
     return model._replace(prior=prior, post=post)
 
 

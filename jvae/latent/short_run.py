@@ -7,6 +7,7 @@ chain, and each chain uses a single dropout mask. For the released behaviour, se
 here and `param_grad` of `jvae.latent.annealing.Annealing`.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -255,6 +256,15 @@ def _gaussian(post: Fitted) -> Gaussian:
     return Gaussian(post.mean_egz, post.log_var_egz)
 
 
+@functools.cache
+def from_prior(gen: Generator, prior: Prior, cfg: ChainConfig) -> Posterior:
+    """`fitted` to draws from the prior in place of end points: the baseline of latent metrics.
+
+    Equal arguments return the same object, to avoid recompilation.
+    """
+    return fitted(gen, prior, ChainConfig(steps=0, chains=cfg.chains, chunk=cfg.chunk))
+
+
 def fitted(
     gen: Generator,
     prior: Prior,
@@ -264,8 +274,6 @@ def fitted(
     widen: float = WIDEN,
 ) -> Posterior:
     """The posterior that metrics use: r(z) = N(m, widen^2 v), fitted to `cfg.chains` end points.
-
-    With `steps=0` every end point is a draw from the prior: the baseline of all latent metrics.
 
     Args:
       widen: 1 for the tightest single-draw bound, larger for a proposal with many draws.

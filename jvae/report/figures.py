@@ -36,8 +36,9 @@ def draw(data: Content) -> dict[str, Picture]:
     pictures: dict[str, Picture | None] = {}
     with look.look():
         pictures["training"] = training(data.log, data.phases)
-        values = (data.evaluation or {}).get("metrics", {})
-        pictures["nll"] = nll_curve({k: v["value"] for k, v in values.items()})
+        evaluation = data.evaluation or {}
+        values = {name: row["value"] for name, row in evaluation.get("metrics", {}).items()}
+        pictures["nll"] = nll_curve(values, evaluation.get("card", {}).get("k"))
         if data.latents is not None:
             latents = data.latents
             if latents.kl_gz is not None:
@@ -130,13 +131,15 @@ def _scale(ax: Axes, curves: Sequence[Sequence[float]]) -> None:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
 
 
-def nll_curve(values: dict[str, Any]) -> Picture | None:
-    """The bound by number of draws, with -ELBO above and, if known, the exact value below."""
+def nll_curve(values: dict[str, Any], k: int | None = None) -> Picture | None:
+    """The bound by number of draws up to k, with -ELBO above and, if known, the exact value."""
     bounds = {
         int(name.removeprefix("nll_")): value
         for name, value in values.items()
         if name.startswith("nll_") and name[4:].isdigit() and value is not None
     }
+    # A bound with more draws is a spot check on fewer sentences.
+    bounds = {draws: value for draws, value in bounds.items() if k is None or draws <= k}
     if len(bounds) < 2:
         return None
     fig = look.figure(2.9, 6.2)

@@ -122,8 +122,10 @@ def _subtitle(data: Content) -> str:
 
 def _headline(data: Content) -> str:
     values = (data.evaluation or {}).get("metrics", {})
-    best = [n for n in values if n.startswith("nll_") and n[4:].isdigit()]
-    names = [max(best, key=lambda n: int(n[4:]), default="") if n == "nll" else n for n in HEADLINE]
+    most = max((int(n[4:]) for n in values if n.startswith("nll_") and n[4:].isdigit()), default=1)
+    # A bound with more draws than the evaluation's K is a spot check on fewer sentences.
+    k = (data.evaluation or {}).get("card", {}).get("k", most)
+    names = [f"nll_{k}" if name == "nll" else name for name in HEADLINE]
     # A withheld value stays on the page as a dash, with the reason in its hover text.
     items = "".join(
         f'<li title="{escape(_reason(data.evaluation, name))}">{escape(name)}'

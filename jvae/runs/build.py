@@ -53,6 +53,11 @@ class Run(NamedTuple):
     log: list[str]  # messages from preparing the data
     splits: identity.Splits = {}  # the text of `data`, as read
 
+    @property
+    def eval_rows(self) -> RowSpec:
+        """The row layout of evaluation, where the end of a text is always scored."""
+        return replace(self.rows, score_end=True)
+
     def record(self) -> identity.Record:
         """The record that identifies this run, see `jvae.runs.identity`."""
         return identity.record(self.config, self.splits, self.encoder, self.decoder)

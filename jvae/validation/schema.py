@@ -97,7 +97,9 @@ DATA = {
         "pack: several texts per row; bucket: one text per row, batches of similar length.",
         choices=("pack", "bucket"),
     ),
-    "score_end": Field(bool, "Whether the end of a text is scored; if false, it is never learned."),
+    "score_end": Field(
+        bool, "Whether training scores the end of a text, without which it is never learned."
+    ),
 }
 INIT = {
     "encoder": Field(

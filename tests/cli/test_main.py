@@ -108,6 +108,8 @@ def test_probes_need_labels(finished, capsys):
 
 def test_text_modes(finished, capsys):
     workdir = f"--workdir={finished}"
+    assert main([workdir, "--mode=sample", "--seed=-1"]) == 2
+    assert "seed" in capsys.readouterr().err
     assert main([workdir, "--mode=sample", "--n=3", "--seed=5"]) == 0
     sampled = capsys.readouterr().out
     assert sampled.count("\n") == 3

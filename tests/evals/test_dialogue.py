@@ -87,6 +87,9 @@ def test_only_the_wanted_vectors_are_read(tmp_path):
     plain.write_text("a 1 2\nb 3\n")
     with pytest.raises(DataError, match="v.txt:2: 1 numbers, but the first line has 2"):
         dialogue.read_vectors(plain, {"a"})
+    packed.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(DataError, match="v.txt.gz: cannot be read as word vectors"):
+        dialogue.read_vectors(packed, {"a"})
     with pytest.raises(DataError, match="none.txt: cannot be read as word vectors"):
         dialogue.read_vectors(tmp_path / "none.txt", {"a"})
 

@@ -29,11 +29,15 @@ def test_farther_samples_score_lower():
 
 
 def test_input_that_cannot_be(tmp_path):
-    with pytest.raises(ValueError, match="expected the same width and at least 20 lines"):
+    with pytest.raises(DataError, match="expected the same width and at least 20 lines"):
         mauve(REFERENCES[:10], REFERENCES)
     np.savez(tmp_path / "a.npz", samples=REFERENCES)
     with pytest.raises(DataError, match="arrays `samples` and `references`"):
         read_features(tmp_path / "a.npz")
+    for damaged in (b"", b"PK\x03\x04 cut off"):
+        (tmp_path / "b.npz").write_bytes(damaged)
+        with pytest.raises(DataError, match="b.npz: .* expected an .npz file"):
+            read_features(tmp_path / "b.npz")
     with pytest.raises(DataError, match="nothing.npz"):
         read_features(tmp_path / "nothing.npz")
     np.savez(tmp_path / "a.npz", samples=REFERENCES, references=REFERENCES[:30])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvae.api import Batch, Generator, Posterior, Sampler, Side, TextVAE
+from jvae.api import Batch, Generator, Posterior, Sampler, Side, TextVAE, example_keys
 from jvae.errors import ConfigError, InputError
 from jvae.fitted import FITTED, attach, fit, join
 from jvae.inference import scoring
@@ -15,6 +15,7 @@ from jvae.latent import mixture
 from jvae.latent.gaussian import LOG_2PI, noise
 from jvae.latent.iw_bound import score_batch
 from jvae.latent.priors import standard_normal
+from jvae.latent.short_run import ChainConfig
 
 COUNT, WIDTH, VARIANCE = 4_000, 3, 0.5
 
@@ -127,7 +128,7 @@ def test_the_fitted_prior_reaches_the_exact_likelihood(toy, gaussian):
 def test_a_sampler_draws_from_the_new_prior_in_its_bounds(toy, gaussian):
     post, prior = toy.model.post, toy.model.prior
     proposal = mixture.with_prior(prior, post)
-    sampler = Sampler(unused, post, post, proposal, None, None)
+    sampler = Sampler(unused, post, post, proposal, None, ChainConfig(chains=64, chunk=64))
     model = toy.model._replace(post=post._replace(sampler=sampler))
     attached, params = attach(model, gaussian), join(toy.params, gaussian)
     assert attached.metric_post is post and attached.proposal is not proposal
@@ -137,6 +138,13 @@ def test_a_sampler_draws_from_the_new_prior_in_its_bounds(toy, gaussian):
     ) - np.log(2)
     np.testing.assert_allclose(attached.proposal.log_prob(params, q, z_egz, None), want, rtol=1e-5)
     assert attach(model, gaussian) == attached  # programs are kept by these functions
+    # The baseline, too: chains replaced by draws of the prior that the KL is measured against.
+    key_e = example_keys(jax.random.key(2), toy.batch.id_e)
+    baseline = attached.post.sampler.baseline.encode(params, toy.batch, key_e=key_e)
+    draws = np.asarray(gaussian.prior().sample(params, jax.random.split(jax.random.key(3), 4_000)))
+    np.testing.assert_allclose(
+        np.mean(baseline.mean_egz, axis=0), draws.mean(axis=0), atol=0.1 * draws.std()
+    )
 
 
 def test_a_prior_of_another_shape_is_refused(toy, gaussian):

@@ -125,6 +125,12 @@ def test_numbers_stand_beside_what_limits_them():
 def test_metrics_stand_in_groups_in_the_order_of_their_definitions():
     names = ("self_bleu", "nll_100", "nll_10", "made_up", "kl", "exact_match", "rec")
     metrics = {name: dict(value=1.0, se=None, baseline=None, unit="", note="") for name in names}
+    for evaluation, k in (
+        (dict(metrics=metrics), 100),
+        (dict(metrics=metrics, card=dict(k=10)), 10),
+    ):
+        html = page.render(content(evaluation=evaluation, latents=None), {})
+        assert f"nll_{k}<b>" in html[: html.index("<nav>")]
     html = page.render(content(evaluation=dict(metrics=metrics), latents=None), {})
     order = ["Likelihood", "rec", "nll_10", "nll_100", "Use of the latent", "kl"]
     order += ["Reconstruction", "exact_match", "Samples", "self_bleu", "Others", "made_up"]
@@ -190,6 +196,8 @@ def test_what_a_run_lacks_is_left_out():
     html = page.render(bare, {})
     assert 'id="config"' in html and 'id="metrics"' not in html and "<figure>" not in html
     assert figures.nll_curve({"nll_1": 2.0}) is None
+    # A spot check with more draws on fewer sentences is not a point of the curve.
+    assert figures.nll_curve({"nll_1": 2.0, "nll_5000": 1.0}, k=1) is None
     few = content().latents
     assert few is not None and maps.latent_map(few._replace(mean_egz=few.mean_egz[:5])) is None
     alone = few._replace(labels={}, factors=[])
