@@ -58,9 +58,9 @@ begin with <s>; in BART's own training </s> comes before it.
       --config.data.max_words=1000 --config.data.row_tokens=1024
 
 Deviations of `tiny`: sizes, dropout off, a tied output head, learning rate 3e-3 with 100 steps of
-warm-up and cosine decay, and clipping of the gradient. `smollm2` multiplies a latent only into the values of
-the last ten layers: a product that starts near zero destroys what a frozen layer has learned. The
-tests run training steps on real text; its scores: not measured.
+warm-up and cosine decay, and clipping of the gradient. `smollm2` multiplies a latent only into the
+values of the last ten layers: a product that starts near zero destroys what a frozen layer has
+learned. The tests run training steps on real text; its scores: not measured.
 """
 
 from typing import Any
