@@ -25,7 +25,7 @@ from jvae.pretrained import backbones, files, names
 from jvae.pretrained.files import Checkpoint
 from jvae.pretrained.names import NameTable, Vocab
 from jvae.pretrained.parts import PretrainedPart
-from jvae.runs import build, loading, start
+from jvae.runs import build, loading, model_names, start
 from jvae.tree import named_leaves
 
 Embed = Callable[[Sequence[str]], np.ndarray]
@@ -35,9 +35,9 @@ ROW, SLOTS = 256, 16  # tokens and texts of a row, which without training data n
 def is_published(name: str) -> bool:
     """Whether a folder or hub repository has the layout of Hugging Face and not that of jvae.
 
-    Raises: WeightsError for a damaged config.json.
+    Raises: WeightsError for a damaged config.json or a name that the hub does not know.
     """
-    if not (files.is_local(name) or "/" in name):  # a model that ships with jvae
+    if not files.is_local(name) and name in model_names.shipped():
         return False
     path = files.finder(name)(files.CONFIG)
     return path is not None and "model_type" in files.read_json(path)

@@ -24,6 +24,14 @@ def test_models_of_jvae_are_not_published_ones(tmp_path):
     assert published.is_published(str(tmp_path))
 
 
+def test_a_name_without_a_slash_can_be_on_the_hub(tmp_path, monkeypatch):
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "gpt2"}')
+    monkeypatch.setattr("jvae.hub.file", lambda *_: config)
+    assert published.is_published("gpt2")
+    assert not published.is_published("optimus-tiny")  # ships with jvae
+
+
 def test_a_decoder_in_hugging_faces_layout_judges_lines_independently(tmp_path):
     loading.export_backbone("optimus-tiny", tmp_path / "decoder")
     judge = outside.judge(str(tmp_path / "decoder"))
