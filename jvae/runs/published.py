@@ -29,6 +29,7 @@ from jvae.runs import build, loading, model_names, start
 from jvae.tree import named_leaves
 
 Embed = Callable[[Sequence[str]], np.ndarray]
+MODULES = ("Transformer", "Pooling", "Normalize")  # modules of sentence-transformers
 ROW, SLOTS = 256, 16  # tokens and texts of a row, which without training data nothing determines
 
 
@@ -74,8 +75,10 @@ def language_model(name: str) -> LoadedVAE:
 def sentence_encoder(name: str) -> Embed:
     """A function from texts to unit vectors (texts, width), pooled as the encoder was trained.
 
-    Raises: ConfigError for a folder without an encoder; DataError; WeightsError.
+    Raises: ConfigError for a folder without an encoder; DataError; WeightsError,
+      also for modules or a pooling that are not implemented.
     """
+    _check_modules(name)
     config, tokenizer, params = _opened("optimus", "encoder", name)
     how = "first" if config.model.pool == "cls" else config.model.pool
     stack = stack_of(build.model_config(config).encoder, "model.encoder", "encode")
@@ -89,6 +92,25 @@ def sentence_encoder(name: str) -> Embed:
         return h_ed / jnp.maximum(jnp.linalg.norm(h_ed, axis=1, keepdims=True), 1e-9)
 
     return partial(_embed, vectors, params["encoder"], tokenizer, stack.longest)
+
+
+def _check_modules(name: str) -> None:
+    """Raises: WeightsError if a sentence encoder computes more than a pooled vector."""
+    find = files.finder(name)
+    if (path := find(start.MODULES)) is None:
+        return
+    entries = files.read_json(path, list)
+    types = [str(entry.get("type")) if isinstance(entry, dict) else str(entry) for entry in entries]
+    if other := [kind for kind in types if kind.rpartition(".")[2] not in MODULES]:
+        raise WeightsError(
+            f"{name}: {start.MODULES} lists {', '.join(other)}; only {', '.join(MODULES)} are "
+            "implemented, so choose another sentence encoder"
+        )
+    if (pooling := start.pooling(find)) not in start.POOLS:
+        raise WeightsError(
+            f"{name}: its pooling is {pooling or 'not stated, or a combination'}; only "
+            f"{', '.join(start.POOLS)} are implemented, so choose another sentence encoder"
+        )
 
 
 def _embed(

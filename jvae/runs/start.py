@@ -81,7 +81,7 @@ def configure(
     wanted(draft)
     notes = [_described(source) for source in sources] + family.adjust(draft.model)
     if "encoder" in named:
-        hint = _pooling(files.finder(named["encoder"]))
+        hint = pooling(files.finder(named["encoder"]))
         pool_flags = [flag for flag in late if _key(flag) == "model.pool"]
         notes += _take_pool(draft, family, named["encoder"], hint, pool_flags)
         if hint == LAST and not any(_key(flag) == "model.causal_encoder" for flag in late):
@@ -277,7 +277,7 @@ def _take_pool(
     """Sets the pooling that the sentence encoder in a folder was trained with.
 
     Args:
-      hint: see `_pooling`.
+      hint: see `pooling`.
       flags: the flags that set `model.pool`.
     Returns: messages about the choice.
     """
@@ -310,8 +310,11 @@ def _take_direction(draft: ConfigDict) -> list[str]:
     return ["init.encoder: its tokens attend to earlier ones only, as in its training"]
 
 
-def _pooling(find: Callable[[str], Path | None]) -> str | None:
-    """The pooling of a sentence-transformers folder; None if it names none or several."""
+def pooling(find: Callable[[str], Path | None]) -> str | None:
+    """The pooling of a sentence-transformers folder; None if it names none or several.
+
+    Raises: WeightsError for a file that cannot be read.
+    """
     modules = find(MODULES)
     if modules is None:
         return None

@@ -1,11 +1,13 @@
 """Published models, opened as they are to measure texts."""
 
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from jvae.errors import WeightsError
 from jvae.evals import outside
 from jvae.runs import loading, published
 
@@ -41,6 +43,30 @@ def test_a_decoder_in_hugging_faces_layout_judges_lines_independently(tmp_path):
     together = np.log(outside.perplexity(judge, [*lines, " "]))
     np.testing.assert_allclose(together, np.average(alone, weights=tokens), rtol=1e-5)
     assert together > 0
+
+
+POOLING = {"pooling_mode_mean_tokens": True}
+
+
+@pytest.mark.parametrize(
+    "last, pooling, message",
+    [
+        ("Dense", POOLING, r"modules.json lists sentence_transformers.models.Dense; only Transf"),
+        ("Normalize", {"pooling_mode_weightedmean_tokens": True}, "its pooling is weightedmean;"),
+        ("Normalize", {**POOLING, "pooling_mode_max_tokens": True}, "is not stated, or a combin"),
+        ("Normalize", POOLING, "has no config.json"),
+    ],
+)
+def test_a_sentence_encoder_with_more_than_a_pooling_is_refused(tmp_path, last, pooling, message):
+    modules = [
+        {"type": f"sentence_transformers.models.{kind}", "path": path}
+        for kind, path in (("Transformer", ""), ("Pooling", "1_Pooling"), (last, f"2_{last}"))
+    ]
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "1_Pooling/config.json").write_text(json.dumps(pooling))
+    with pytest.raises(WeightsError, match=message):
+        published.sentence_encoder(str(tmp_path))
 
 
 @real
