@@ -35,8 +35,9 @@ def trim(tokenizer: TextTokenizer, texts: Iterable[str]) -> tuple[TextTokenizer,
         tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]
     ]
     always = {token["id"] for token in added}
-    needed = _with_parts({token_of[i] for i in _used(tokenizer, texts) - always}, pairs)
-    needed |= {token for token in model["vocab"] if _single(token)}
+    # An added token can also be the result of a merge.
+    used = {token_of[i] for i in _used(tokenizer, texts) | always if i in token_of}
+    needed = _with_parts(used | {token for token in model["vocab"] if _single(token)}, pairs)
     ids = sorted({model["vocab"][token] for token in needed} | always)
     new = {old: i for i, old in enumerate(ids)}
     vocab = {token_of[old]: new[old] for old in ids if old in token_of}

@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken
 
 import jvae
 from jvae.cli import main
 from jvae.data import grammar, tokenizers
+from jvae.data.trim import trim as trim_tokenizer
 from jvae.errors import DataError, WeightsError
 from jvae.pretrained import files
 from jvae.runs import trim
@@ -61,6 +63,17 @@ def test_any_other_text_can_still_be_written(folder, tmp_path):
     small = tokenizers.load(tmp_path / "out", "decoder")
     assert small.decode(small.encode_batch([OTHER])[0]) == OTHER
     assert files.config_of(tmp_path / "out")["vocab_size"] == small.vocab_size
+
+
+@pytest.mark.parametrize("single_word", [True, False])
+def test_an_added_token_that_is_also_the_result_of_merges(single_word):
+    whole = tokenizers.train_bpe([*TEXTS, *[",xyxy"] * 50], 700)
+    whole.backend.add_tokens([AddedToken("xyxy", single_word=single_word)])
+    assert whole.backend.get_vocab_size() == whole.vocab_size  # it was an entry before
+    texts = [*TEXTS, "a ,xyxyz"] if single_word else list(TEXTS)  # that word needs the merges
+    small, ids = trim_tokenizer(whole, texts)
+    for old, new in zip(whole.encode_batch(texts), small.encode_batch(texts), strict=True):
+        np.testing.assert_array_equal(old, np.array(ids)[new])
 
 
 def test_ids_in_the_config_follow(folder):
