@@ -31,7 +31,8 @@ def trim(
 ) -> Sizes:
     """Writes the decoder of `folder` to `out`, in the same layout, without unused tokens.
 
-    The text is encoded as before; other texts may need more tokens.
+    The text is encoded as before; other texts may need more tokens. GPT-2 keeps its only special
+    token, as in a run with a frozen embedding: the weights have no rows for others.
 
     Args:
       folder: a folder or hub name; see `jvae.pretrained.files`.
@@ -48,7 +49,7 @@ def trim(
         raise WeightsError(
             f"{os.fspath(folder)}: only safetensors with a vocab_size in config.json can be trimmed"
         )
-    tokenizer = tokenizers.open_tokenizer(os.fspath(folder), "decoder")
+    tokenizer = tokenizers.open_tokenizer(os.fspath(folder), "decoder", add=False)
     small, ids = trim_tokenizer(tokenizer, texts)
     kept = np.array([i for i in ids if i < rows])  # added tokens may have no row yet
     arrays = {

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, models
 
 import jvae
 from jvae.cli import main
@@ -74,6 +74,32 @@ def test_an_added_token_that_is_also_the_result_of_merges(single_word):
     small, ids = trim_tokenizer(whole, texts)
     for old, new in zip(whole.encode_batch(texts), small.encode_batch(texts), strict=True):
         np.testing.assert_array_equal(old, np.array(ids)[new])
+
+
+def test_gpt2_gets_no_rows_that_never_train(tmp_path):
+    trained, end = tokenizers.train_bpe(TEXTS, 500).backend, "<|endoftext|>"
+    vocab, merges = (json.loads(trained.to_str())["model"][key] for key in ("vocab", "merges"))
+    entries = [*[token for token in vocab if not token.startswith("<")], end]
+    backend = Tokenizer(
+        models.BPE({token: i for i, token in enumerate(entries)}, [tuple(pair) for pair in merges])
+    )
+    backend.pre_tokenizer = trained.pre_tokenizer
+    backend.add_special_tokens([AddedToken(end, special=True)])
+    gpt2, out, rows = tmp_path / "gpt2", tmp_path / "out", len(entries)
+    gpt2.mkdir()
+    backend.save(str(gpt2 / "tokenizer.json"))
+    config = CONFIG | dict(vocab_size=rows, bos_token_id=rows - 1, eos_token_id=rows - 1)
+    (gpt2 / files.CONFIG).write_text(json.dumps(config))
+    table = np.arange(float(rows), dtype=np.float32)[:, None]
+    files.write_safetensors(gpt2 / files.SAFETENSORS, {"wte.weight": table}, {})
+
+    jvae.trim(gpt2, out, TEXTS[:20])
+    whole, small = (tokenizers.load(path, "decoder", add=False) for path in (gpt2, out))
+    assert small.special == whole.special and small.special.end == end
+    kept = np.asarray(files.open_checkpoint(out).tensors["wte.weight"])[:, 0]
+    assert small.vocab_size == len(kept) == files.config_of(out)["vocab_size"] < rows
+    for old, new in zip(*(t.encode_batch(TEXTS[:20]) for t in (whole, small)), strict=True):
+        np.testing.assert_array_equal(old, kept[new])
 
 
 def test_ids_in_the_config_follow(folder):
