@@ -116,9 +116,7 @@ def complete(backend: Tokenizer, said: Special | None, add: bool = True) -> Spec
     alone = only and not _others(backend)
     settled = said is not None and said.stated and bool(said.end and said.pad)
     if alone and add and not settled:
-        backend.add_special_tokens(
-            [AddedToken(name, special=True, normalized=False) for name in OF_GPT2]
-        )
+        backend.add_special_tokens(added(OF_GPT2))
         said, alone = None, False
     named = _padded(Special(first(START), first(END), first(PAD), byte_level))
     if said is None:
@@ -129,6 +127,11 @@ def complete(backend: Tokenizer, said: Special | None, add: bool = True) -> Spec
     result = _padded(Special(start, end, said.pad or first(PAD), space, True))
     # No file is needed if the token names alone give the same result when it is loaded again.
     return named if result == named._replace(stated=True) and not alone else result
+
+
+def added(names: Sequence[str]) -> list[str | AddedToken]:
+    """Special tokens for `Tokenizer.add_special_tokens`."""
+    return [AddedToken(name, special=True, normalized=False) for name in names]
 
 
 def cuts_bytes(backend: Tokenizer) -> bool:

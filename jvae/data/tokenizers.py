@@ -23,17 +23,15 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import (
-    AddedToken,
     Tokenizer,
     decoders,
     models,
-    normalizers,
     pre_tokenizers,
     trainers,
 )
 
 from jvae import hub
-from jvae.data import special_tokens, tokenizer_files
+from jvae.data import special_tokens, tokenizer_files, vocabulary_files
 from jvae.data.special_tokens import Special
 from jvae.errors import ConfigError, DataError
 
@@ -209,9 +207,9 @@ def load(folder: str | Path, role: str, name: str = "", add: bool = True) -> Tex
         if (folder / FILE).is_file():
             backend = tokenizer_files.open_file(folder / FILE)
         elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            backend = _byte_bpe(folder)
+            backend = vocabulary_files.byte_bpe(folder)
         elif (folder / "vocab.txt").is_file():
-            backend = _word_pieces(folder)
+            backend = vocabulary_files.word_pieces(folder)
         elif has_tokenizer(folder):  # SentencePiece
             backend = _from_transformers(str(folder))
         else:
@@ -259,7 +257,7 @@ def train_word_level(
         models.WordLevel({word: i for i, word in enumerate(entries)}, unk_token="<unk>")
     )
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.add_special_tokens(_special(_OWN))
+    backend.add_special_tokens(special_tokens.added(_OWN))
     return _wrap(backend, role, f"word level, {len(entries)} entries")
 
 
@@ -284,7 +282,7 @@ def train_bpe(
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=_special(_OWN),
+        special_tokens=special_tokens.added(_OWN),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -347,45 +345,6 @@ def _canonical(backend: Tokenizer) -> str:
     return json.dumps(json.loads(backend.to_str()), sort_keys=True, separators=(",", ":"))
 
 
-def _special(names: Sequence[str]) -> list[str | AddedToken]:
-    return [AddedToken(name, special=True, normalized=False) for name in names]
-
-
-def _byte_bpe(folder: Path) -> Tokenizer:
-    tokenizer_files.checked_vocabulary(folder / "vocab.json")
-    model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    backend = Tokenizer(model)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    specials = ("<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>")
-    backend.add_special_tokens(
-        _special([s for s in specials if backend.token_to_id(s) is not None])
-    )
-    return backend
-
-
-def _word_pieces(folder: Path) -> Tokenizer:
-    """Makes a BERT tokenizer from `vocab.txt`.
-
-    Deviation: without a config, casing is inferred from the vocabulary; the reference lower-cases.
-    """
-    backend = Tokenizer(models.WordPiece.from_file(str(folder / "vocab.txt"), unk_token="[UNK]"))
-    specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-    cased = any(w != w.lower() for w in backend.get_vocab() if not w.startswith("["))
-    config = folder / "tokenizer_config.json"
-    options = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    backend.normalizer = normalizers.BertNormalizer(
-        lowercase=options.get("do_lower_case", not cased),
-        strip_accents=options.get("strip_accents"),
-        handle_chinese_chars=options.get("tokenize_chinese_chars", True),
-    )
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.add_special_tokens(
-        _special([s for s in specials if backend.token_to_id(s) is not None])
-    )
-    return backend
-
-
 def _from_hub(name: str) -> Path:
     """The folder in the hub's cache with the tokenizer of a repository.
 
@@ -395,7 +354,7 @@ def _from_hub(name: str) -> Path:
         paths = [hub.file(name, file, DataError) for file in files]
         if None in paths:
             continue
-        for file in special_tokens.FILES:
+        for file in (*special_tokens.FILES, vocabulary_files.ADDED):
             hub.file(name, file, DataError)
         return Path(str(paths[0])).parent
     raise hub.absent(name, f"no tokenizer files; expected {FILE}", DataError)

@@ -1,5 +1,6 @@
 """Ids, special tokens and round trips: small tokenizers and, where present, real vocabularies."""
 
+import json
 import os
 import shutil
 from functools import lru_cache
@@ -149,6 +150,57 @@ def test_gpt2_convention(tmp_path):
     assert tok.decode([259, 256, 256, 260, 256]) == "a a"
     tok.save(tmp_path / "again")
     assert load(tmp_path / "again", "encoder").end_id == 260
+
+
+def word_pieces_like(folder):
+    """A BERT vocabulary in small, without a tokenizer.json."""
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abmn", "##n"]
+    (folder / "vocab.txt").write_text("\n".join(entries) + "\n")
+
+
+ROLES = {"bos_token": "<BOS>", "eos_token": {"content": "<EOS>"}, "pad_token": "<PAD>"}
+
+
+def listed(folder, first, config):
+    """Writes files of `transformers` 4 that list added tokens, from an id on; returns these ids."""
+    tokens = {"<BOS>": first, "<EOS>": first + 1, "<PAD>": first + 2, "<name>": first + 3}
+    if config:  # newer files; their order is not that of the ids
+        entries = {str(i): {"content": t, "special": t in str(ROLES)} for t, i in tokens.items()}
+        tree = ROLES | {"added_tokens_decoder": dict(reversed(entries.items()))}
+        (folder / "tokenizer_config.json").write_text(json.dumps(tree))
+    else:
+        (folder / "added_tokens.json").write_text(json.dumps(dict(reversed(tokens.items()))))
+        (folder / "special_tokens_map.json").write_text(json.dumps(ROLES))
+    return tokens
+
+
+@pytest.mark.parametrize("config", [False, True])
+@pytest.mark.parametrize("write, first", [(gpt2_like, 258), (word_pieces_like, 10)])
+def test_added_tokens_have_the_ids_that_the_files_state(tmp_path, write, first, config):
+    write(tmp_path)
+    ids = listed(tmp_path, first, config)
+    tok = load(tmp_path, "decoder")
+    assert (tok.start_id, tok.end_id, tok.pad_id) == (first, first + 1, first + 2)
+    assert tok.vocab_size == first + 4
+    assert ids["<name>"] in tok.encode_batch(["a <name> a"])[0]
+    special = [t.content for t in tok.backend.get_added_tokens_decoder().values() if t.special]
+    assert {"<BOS>", "<EOS>", "<PAD>"} <= {*special} and "<name>" not in special
+    listed(tmp_path, first + 1, config)
+    with pytest.raises(DataError, match=f"'<BOS>' has id {first + 1}, but .* give it {first};"):
+        load(tmp_path, "decoder")
+
+
+def test_added_tokens_are_fetched_from_the_hub(tmp_path, monkeypatch):
+    gpt2_like(tmp_path)
+    fetched = []
+
+    def file(name, path, *_):
+        fetched.append(path)
+        return tmp_path / path if (tmp_path / path).is_file() else None
+
+    monkeypatch.setattr(hub, "file", file)
+    open_tokenizer("own/tok", "decoder")
+    assert "added_tokens.json" in fetched
 
 
 def test_unusable_tokenizers(tmp_path):
