@@ -1,7 +1,8 @@
 """Builds tokenizers from the vocabulary files of `transformers`, without a tokenizer.json.
 
 vocab.json with merges.txt is read as GPT-2's byte-level BPE, vocab.txt as BERT's WordPiece. Tokens
-that were added later are in added_tokens.json or tokenizer_config.json.
+that were added later are in added_tokens.json or tokenizer_config.json. Other tokenizers also use
+these file names, so a stated class must be one that splits text in the same way.
 """
 
 from collections.abc import Mapping
@@ -14,14 +15,21 @@ from jvae.data import special_tokens, tokenizer_files
 from jvae.errors import DataError
 
 ADDED = "added_tokens.json"
+# Tokenizer classes that split text like GPT-2's and like BERT's, without "Tokenizer" or "Fast".
+_LIKE_GPT2 = ("GPT2", "Roberta", "Bart", "OPT", "Longformer", "LED", "Mvp", "CodeGen")
+_LIKE_BERT = (
+    *("Bert", "DistilBert", "Electra", "MobileBert", "SqueezeBert", "ConvBert", "LayoutLM"),
+    *("DPRContextEncoder", "DPRQuestionEncoder"),
+)
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def byte_bpe(folder: Path) -> Tokenizer:
     """Makes a GPT-2 tokenizer from `vocab.json` and `merges.txt`.
 
-    Raises: DataError for invalid ids.
+    Raises: DataError for invalid ids or a tokenizer of another class.
     """
+    _check_class(folder, _LIKE_GPT2)
     tokenizer_files.checked_vocabulary(folder / "vocab.json")
     model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
     backend = Tokenizer(model)
@@ -36,8 +44,9 @@ def word_pieces(folder: Path) -> Tokenizer:
 
     Deviation: without a config, casing is inferred from the vocabulary; the reference lower-cases.
 
-    Raises: DataError for invalid ids.
+    Raises: DataError for invalid ids or a tokenizer of another class.
     """
+    _check_class(folder, _LIKE_BERT)
     backend = Tokenizer(models.WordPiece.from_file(str(folder / "vocab.txt"), unk_token="[UNK]"))
     cased = any(w != w.lower() for w in backend.get_vocab() if not w.startswith("["))
     options = _read(folder / special_tokens.CONFIG)
@@ -49,6 +58,18 @@ def word_pieces(folder: Path) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     _add_tokens(backend, folder, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))
     return backend
+
+
+def _check_class(folder: Path, supported: tuple[str, ...]) -> None:
+    """Raises: DataError if the files name a class that splits text in another way."""
+    options = _read(folder / special_tokens.CONFIG)
+    name = options.get("tokenizer_class") or _read(folder / "config.json").get("tokenizer_class")
+    same = not name or str(name).removesuffix("Fast").removesuffix("Tokenizer") in supported
+    if not same or options.get("word_tokenizer_type"):
+        raise DataError(
+            f"{folder}: its tokenizer ({name or options['word_tokenizer_type']}) splits text in a "
+            "way that the vocabulary alone does not determine; provide a tokenizer.json"
+        )
 
 
 def _add_tokens(backend: Tokenizer, folder: Path, usual: tuple[str, ...]) -> None:

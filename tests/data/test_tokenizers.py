@@ -190,6 +190,29 @@ def test_added_tokens_have_the_ids_that_the_files_state(tmp_path, write, first, 
         load(tmp_path, "decoder")
 
 
+@pytest.mark.parametrize(
+    "write, file, tree, loads",
+    [
+        (word_pieces_like, "tokenizer_config", {"tokenizer_class": "BertTokenizerFast"}, True),
+        (word_pieces_like, "tokenizer_config", {"tokenizer_class": "BertJapaneseTokenizer"}, False),
+        (word_pieces_like, "tokenizer_config", {"word_tokenizer_type": "mecab"}, False),
+        (word_pieces_like, "config", {"tokenizer_class": "BertJapaneseTokenizer"}, False),
+        (gpt2_like, "tokenizer_config", {"tokenizer_class": "RobertaTokenizer"}, True),
+        (gpt2_like, "tokenizer_config", {"tokenizer_class": None}, True),
+        (gpt2_like, "tokenizer_config", {"tokenizer_class": "Qwen2Tokenizer"}, False),
+        (gpt2_like, "config", {"tokenizer_class": "CLIPTokenizer"}, False),
+    ],
+)
+def test_a_vocabulary_of_another_class_of_tokenizer(tmp_path, write, file, tree, loads):
+    write(tmp_path)
+    (tmp_path / f"{file}.json").write_text(json.dumps(tree))
+    if loads:
+        assert load(tmp_path, "decoder").vocab_size
+    else:
+        with pytest.raises(DataError, match=r"\(.*\) splits text .*; provide a tokenizer.json"):
+            load(tmp_path, "decoder")
+
+
 def test_added_tokens_are_fetched_from_the_hub(tmp_path, monkeypatch):
     gpt2_like(tmp_path)
     fetched = []
