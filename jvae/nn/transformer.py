@@ -194,7 +194,8 @@ def _kinds(
     if len(spec.kinds) == 1:
         cos, sin = angles[0] or (None, None)
         return _Kinds(cos, sin, seen(spec.kinds[0].reach))
-    masks: list[Any] = [seen(kind.reach or UNBOUNDED) for kind in spec.kinds]
+    reaches = (UNBOUNDED if kind.reach is None else kind.reach for kind in spec.kinds)
+    masks: list[Any] = [seen(reach) for reach in reaches]
     if any(pair is None for pair in angles):
         return _Kinds(None, None, jnp.stack(masks))
     pairs: list[Any] = angles

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -11,6 +12,7 @@ from jvae.backbones import BACKBONES
 from jvae.errors import ConfigError
 from jvae.models import FAMILIES
 from jvae.models.common import unboxed
+from jvae.nn.attention import MaskSpec
 from jvae.nn.backbone import ABILITIES, KEY, StackConfig, name_of, stack_of
 from jvae.tree import sizes
 
@@ -59,6 +61,21 @@ def test_a_pair_that_does_not_fit_is_refused(family, section, message):
     changes |= dict(t5_vae=dict(cross_slots=0), della=dict(end_layer=0)).get(family, {})
     with pytest.raises(ConfigError, match=message):
         FAMILIES[family].build(dataclasses.replace(tiny, **changes))
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+def test_a_window_of_one_token_sees_the_token_alone(name):
+    config = BACKBONES[name].tiny(VOCAB["dec"], layers=1, window=1, dropout=0.0)
+    stack = stack_of(config, "model.decoder")
+    params = unboxed(stack.init)[0](jax.random.key(0))
+    segment_bt = np.ones((2, 4), np.int32)
+    position_bt = np.broadcast_to(np.arange(4, dtype=np.int32), (2, 4))
+    token_bt = np.array([[3, 4, 5, 6], [7, 4, 5, 6]], np.int32)
+    x_btd = stack.embed(params, token_bt, position_bt)
+    spec = MaskSpec(segment_bt, segment_bt, True, position_bt)
+    states, _ = stack.rows(params, x_btd, spec)
+    np.testing.assert_array_equal(states[0, 1:], states[1, 1:])
+    assert np.abs(states[0, 0] - states[1, 0]).max() > 1e-3
 
 
 def test_cross_attention_needs_a_decoder_that_has_it():
