@@ -153,7 +153,7 @@ def attend(
             )
         seed_2 = None if drop is None or rate == 0 else jax.random.bits(drop, (2,), jnp.uint32)
         return triton_module("packed_kernel").attend(
-            *(q_btnh, k_bsgh, v_bsgh, mask_spec.query_bt),
+            *(q_btnh, k_bsgh, v_bsgh, mask_spec.query_bt, mask_spec.key_bs),
             None if slots is None else (slots[0], slots[1], jnp.asarray(slots.owner_m)),
             seed_2,
             causal=mask_spec.causal,

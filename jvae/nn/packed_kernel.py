@@ -99,6 +99,7 @@ class _Row(NamedTuple):
     first: Any  # (blocks,) first and last block that shares a segment with a block
     last: Any
     segment: Any  # (T,)
+    key_segment: Any  # (T,)
     q: Any
     k: Any
     v: Any
@@ -152,7 +153,7 @@ def _token_keys(plan: _Plan, row: _Row, block: Any) -> _Keys:
     start, limit = block * BLOCK, plan.tokens
     k, v = (_rows(ref, start, BLOCK, limit) for ref in (row.k, row.v))
     token = _spots(start, BLOCK)
-    segment = _numbers(row.segment, start, BLOCK, limit, NOBODY)
+    segment = _numbers(row.key_segment, start, BLOCK, limit, NOBODY)
     return _Keys(k, v, segment, token + plan.slots, token)
 
 
@@ -309,12 +310,15 @@ def _key_kernel(
 
 
 def _blocks_in_reach(
-    plan: _Plan, segment_bt: Int[Array, "b t"]
+    plan: _Plan, segment_bt: Int[Array, "b t"], key_segment_bt: Int[Array, "b t"]
 ) -> tuple[Int[Array, "b i"], Int[Array, "b i"]]:
-    """First and last block of a row that has a segment in common with each block."""
+    """First and last block of a row that has a segment in common with each block, either as keys of
+    its queries or as queries of its keys.
+    """
     room = plan.blocks * BLOCK - plan.tokens
     place_t = jnp.arange(plan.tokens) // BLOCK
-    same_bts = segment_bt[:, :, None] == segment_bt[:, None, :]
+    same_bts = segment_bt[:, :, None] == key_segment_bt[:, None, :]
+    same_bts = same_bts | same_bts.swapaxes(1, 2)
     first_bt = jnp.min(jnp.where(same_bts, place_t, plan.blocks), axis=2)
     last_bt = jnp.max(jnp.where(same_bts, place_t, -1), axis=2)
 
@@ -333,6 +337,7 @@ class _Operands(NamedTuple):
     first: Any
     last: Any
     segment: Any
+    key_segment: Any
     q: Any
     k: Any
     v: Any
@@ -377,8 +382,8 @@ def _call(
         return pl.BlockSpec((count,), lambda b, n, i: (0,))
 
     specs = {"queries": queries, "numbers": numbers, "keys": of_keys(tokens)}
-    in_specs = [whole(2), whole(2), of_row(plan.blocks), of_row(plan.blocks), of_row(tokens)]
-    in_specs += [queries, specs["keys"], specs["keys"]]
+    in_specs = [whole(2), whole(2), of_row(plan.blocks), of_row(plan.blocks)]
+    in_specs += [of_row(tokens), of_row(tokens), queries, specs["keys"], specs["keys"]]
     arrays = list(operands[:-1])
     if operands.slots is not None:
         specs["slots"] = of_keys(plan.slots)
@@ -407,13 +412,13 @@ def _call(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: _Plan, q, k, v, slots, segment_bt, seed_2, origin_2) -> Array:
-    return _forward(plan, q, k, v, slots, segment_bt, seed_2, origin_2)[0]
+def _attend(plan: _Plan, q, k, v, slots, segments, seed_2, origin_2) -> Array:
+    return _forward(plan, q, k, v, slots, segments, seed_2, origin_2)[0]
 
 
-def _forward(plan: _Plan, q, k, v, slots, segment_bt, seed_2, origin_2):
-    reach = _blocks_in_reach(plan, segment_bt)
-    operands = _Operands(seed_2, origin_2, *reach, segment_bt, q, k, v, slots)
+def _forward(plan: _Plan, q, k, v, slots, segments, seed_2, origin_2):
+    reach = _blocks_in_reach(plan, *segments)
+    operands = _Operands(seed_2, origin_2, *reach, *segments, q, k, v, slots)
     rows, tokens, heads, _ = q.shape
     numbers = jax.ShapeDtypeStruct((rows, heads, tokens), accum_dtype(q.dtype))
     out = [(jax.ShapeDtypeStruct(q.shape, q.dtype), "queries"), (numbers, "numbers")]
@@ -451,7 +456,8 @@ def attend(
     q_btnh: Float[Array, "b t n h"],
     k_btgh: Float[Array, "b t g h"],
     v_btgh: Float[Array, "b t g h"],
-    segment_bt: Int[Array, "b t"],
+    query_bt: Int[Array, "b t"],
+    key_bt: Int[Array, "b t"],
     slots: Slots | None = None,
     seed_2: UInt32[Array, "2"] | None = None,
     *,
@@ -462,6 +468,7 @@ def attend(
     """Softmax attention within segments; see `jvae.nn.attention.attend`.
 
     Args:
+      query_bt, key_bt: segments of the queries and of the keys.
       slots: keys and values in front of the tokens, and the segment that sees each.
       seed_2: of dropout of the weights; None drops nothing.
       scale: factor of the logits; None for h ** -0.5.
@@ -477,20 +484,21 @@ def attend(
         rate=0.0 if seed_2 is None else rate,
     )
     seed_2 = jnp.zeros(2, jnp.uint32) if seed_2 is None else seed_2
+    segments = (query_bt, key_bt)
     mesh = in_force()
     if mesh is None:
         origin_2 = jnp.zeros(2, jnp.int32)
-        return _attend(plan, q_btnh, k_btgh, v_btgh, slots, segment_bt, seed_2, origin_2)
+        return _attend(plan, q_btnh, k_btgh, v_btgh, slots, segments, seed_2, origin_2)
 
     # A kernel is opaque to the partitioner, so rows and heads are sharded by hand.
     split = all(count % mesh.shape[TENSOR] == 0 for count in (heads, k_btgh.shape[2]))
     by_head = PartitionSpec(ROWS, None, TENSOR if split else None)
 
-    def attend_shard(q, k, v, slots, segment_bt, seed_2):
+    def attend_shard(q, k, v, slots, segments, seed_2):
         head = jax.lax.axis_index(TENSOR) * q.shape[2] if split else 0
         row = jax.lax.axis_index(ROWS) * q.shape[0]
         origin_2 = jnp.stack([jnp.asarray(row), jnp.asarray(head)]).astype(jnp.int32)
-        return _attend(plan, q, k, v, slots, segment_bt, seed_2, origin_2)
+        return _attend(plan, q, k, v, slots, segments, seed_2, origin_2)
 
     replicated = PartitionSpec()
     return jax.shard_map(
@@ -498,8 +506,8 @@ def attend(
         in_specs=(
             *(by_head, by_head, by_head),
             None if slots is None else (by_head, by_head, replicated),
-            *(PartitionSpec(ROWS), replicated),
+            *((PartitionSpec(ROWS), PartitionSpec(ROWS)), replicated),
         ),
         out_specs=by_head,
         check_vma=False,
-    )(q_btnh, k_btgh, v_btgh, slots, segment_bt, seed_2)
+    )(q_btnh, k_btgh, v_btgh, slots, segments, seed_2)

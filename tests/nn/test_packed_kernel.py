@@ -7,7 +7,7 @@ import pytest
 
 from jvae.api import Side
 from jvae.errors import ConfigError
-from jvae.nn.attention import Slots, attend, for_everyone, masked, owners, segments
+from jvae.nn.attention import MaskSpec, Slots, attend, for_everyone, masked, owners, segments
 from jvae.nn.packed_kernel import keep_mask
 from jvae.parallel import mesh as meshes
 
@@ -89,6 +89,27 @@ def test_kernel_equals_the_plain_form(name):
             return jax.tree.leaves((jnp.where(real_bt[:, :, None, None], out, 0.0), gradients))
 
         for got, want in zip(run(kernel), run(plain), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("slots", [0, 3])
+def test_padding_may_query_without_being_a_key(slots):
+    """Blocks of padding attend to the blocks of the text, and text attends to no padding."""
+    with jax.enable_x64(True):
+        _, operands, weight = draw(72, 2, slots)
+        real_bt = jnp.asarray(np.arange(72) < np.array([[20], [50]]), jnp.int32)
+        spec = MaskSpec(jnp.ones_like(real_bt), real_bt, False)
+
+        def run(form):
+            def total(operands):
+                q, k, v, in_front = operands
+                in_slots = None if in_front is None else Slots(*in_front, for_everyone(slots))
+                out = attend(q, k, v, spec, in_slots, kernel=form)
+                return jnp.sum(out * weight), out
+
+            return jax.tree.leaves(jax.jit(jax.value_and_grad(total, has_aux=True))(operands))
+
+        for got, want in zip(run("triton"), run("xla"), strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
 
 
