@@ -28,6 +28,7 @@ from jvae.config import dataclass_from
 from jvae.data import tokenizers
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, WeightsError
+from jvae.models import space_fusion
 from jvae.nn import lora
 from jvae.nn.lora import Lora
 from jvae.pretrained import files, names, originals
@@ -127,9 +128,12 @@ def merged(export: Export) -> Export:
         # Stacks without a section of their own share the decoder's.
         section = export.config.model.get(role) or export.config.model.get("decoder")
         additions = (section or {}).get(lora.NAME)
-        if additions and additions.rank and "layers" in params.get(role, {}):
+        if additions and additions.rank:
             low_rank = dataclass_from(Lora, additions, f"model.{role}.{lora.NAME}")
-            params[role] = lora.merged(params[role], low_rank)
+            # SpaceFusion's layers for the context are copies of the encoder's.
+            for part in (role, space_fusion.NAME) if role == "encoder" else (role,):
+                if "layers" in params.get(part, {}):
+                    params[part] = lora.merged(params[part], low_rank)
         if lora.NAME in (config.model.get(role) or {}):
             config.model[role][lora.NAME].rank = 0
     return export._replace(config=config.lock(), params=params)

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 
 from jvae import config as configs
+from jvae.api import Batch, Side
 from jvae.backbones.bert import BertConfig
 from jvae.backbones.gpt2 import Gpt2Config
 from jvae.data import tokenizers
@@ -239,6 +240,30 @@ def test_an_export_loads_again_bit_by_bit(whole, exported):
     for line in (exported / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split("  ")
         assert hashlib.sha256((exported / name).read_bytes()).hexdigest() == digest
+
+
+def test_low_rank_additions_of_a_context_are_merged(whole, tmp_path):
+    config, encoder, decoder, _, _ = whole
+    config = config.copy_and_resolve_references().unlock()
+    config.model.encoder.layers, config.model.context_layers = 2, 1
+    config.model.encoder.lora.rank = 2
+    model = build.build_model(config.lock())
+    params = _random(model)
+    assert "lora" in params["context"]["layers"]["attn"]["qkv"]
+    content = exports.Export(config, encoder, decoder, params)
+    exports.export_model(tmp_path / "out", *exports.merged(content))
+    got = exports.load_export(tmp_path / "out")
+    assert got.config.model.encoder.lora.rank == 0
+    ones = jnp.ones((2, 6), jnp.int32)
+    side = Side(3 + jnp.arange(12).reshape(2, 6), ones, jnp.tile(jnp.arange(6), (2, 1)))
+    batch = Batch(side, side, side, ones > 0, np.arange(2, dtype=np.int32))
+
+    def read(model, params):
+        return model.gen.condition(params, batch), model.post.encode(params, batch)
+
+    again = jax.tree.leaves(read(build.build_model(got.config), got.params))
+    for a, b in zip(again, jax.tree.leaves(read(model, params)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_what_files_say_of_a_tokenizer_goes_along(whole, tmp_path):
