@@ -14,7 +14,7 @@ from jvae.pretrained.names import NameTable
 
 
 def config_of(
-    backbone: Backbone, ours: Mapping[str, Any], special: Mapping[str, int] | None = None
+    backbone: Backbone, ours: Mapping[str, Any], special: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The config.json of a stack; arguments as for `export_backbone`.
 
@@ -29,7 +29,7 @@ def export_backbone(
     table: NameTable,
     params: Any,
     ours: Mapping[str, Any],
-    special: Mapping[str, int] | None = None,
+    special: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes `config.json` and `model.safetensors` for `transformers`; tied tensors appear once.
 
@@ -40,7 +40,8 @@ def export_backbone(
       table: names without prefix, with `Vocab` (ours, ours).
       params: a tree with the leaves that the table names; other leaves are ignored.
       ours: the fields of the stack's config.
-      special: ids for config.json, such as pad_token_id; the family's fixed ids override them.
+      special: values for config.json that override those of `ours`, such as pad_token_id; the
+        family's fixed values override them.
     Raises: WeightsError if the folder already has weights, or the model lacks a part that the
       family always has.
     """

@@ -59,6 +59,7 @@ BACKBONE = Backbone(
     sizes=_sizes,
     describe=_describe,
     saved_prefix="transformer.",
+    unprefixed=("lm_head.weight",),
 )
 
 

@@ -24,13 +24,14 @@ from jvae.inference.text_vae import LoadedVAE
 from jvae.parallel import mesh as meshes
 from jvae.pretrained import export as pretrained
 from jvae.pretrained.files import SUMS
-from jvae.pretrained.names import Vocab
+from jvae.pretrained.names import NameRule, Vocab, vocab_rows
 from jvae.runs import build, exports, identity, model_card, model_names, priors, publish, workdir
 from jvae.runs import data as run_data
 from jvae.runs.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
 
+HEAD = "lm_head.weight"  # the output head of a family whose own files tie it
 T = TypeVar("T")
 
 
@@ -148,21 +149,36 @@ def export_backbone(
       already contains weights.
     """
     model = exports.merged(read_model(name))
-    section = model.config.model
+    config = ConfigDict(model.config.to_dict())
+    section = config.model
+    own_head = "head" in model.params.get(role, {})
+    if own_head and "tied" in section[role]:
+        section[role].tied = False  # a model may untie the head of a stack whose config ties it
     parts = {part.key: part for part in models.family(section.family).parts(section)}
     if role not in parts:
         roles = ", ".join(parts) or "none"
         raise WeightsError(
             f"{name}: model.family={section.family} has no {role} to export; parts: {roles}"
         )
-    part, part_config = parts[role], build.model_config(model.config)
+    part, part_config = parts[role], build.model_config(config)
     fields = dataclasses.asdict(getattr(part_config, part.sections[0]))
-    table = part.table(Vocab(fields["vocab"], fields["vocab"]))
+    vocab = Vocab(fields["vocab"], fields["vocab"])
+    table = part.table(vocab)
     if "cross" in fields:
         fields["cross"] = any("/cross/" in rule.path for rule in table.rules)
     tokenizer = model.encoder if part.role == "encoder" else model.decoder
     ids = dict(bos=tokenizer.start_id, eos=tokenizer.end_id, pad=tokenizer.pad_id)
     special = {f"{key}_token_id": i for key, i in ids.items() if i is not None}
+    head = f"{role}/head/table"
+    if own_head and all(rule.path != head for rule in table.rules):
+        if "cross" in fields:
+            raise WeightsError(
+                f"{name}: its output head is not its token embedding, as {part.backbone.name} "
+                "needs; export the whole model instead"
+            )
+        rule = NameRule(head, (HEAD,), vocab_rows(vocab))
+        table = replace(table, rules=(*table.rules, rule))
+        special["tie_word_embeddings"] = False
     for key, value in part.backbone.fixed.items():
         if special.get(key, value) != value:
             log.warning(

@@ -1,13 +1,16 @@
 """Pretrained parts out of trained models, as folders that `transformers` opens."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from jvae import config as configs
+from jvae.backbones import BACKBONES
 from jvae.data import tokenizers
 from jvae.errors import WeightsError
 from jvae.pretrained import files
@@ -122,6 +125,39 @@ def test_the_reference_class_loads_every_tensor(family, folder, role, tokenizer,
     kind = AutoModelForCausalLM if family == "lm" else AutoModel
     _, about = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not about["missing_keys"] and not about["unexpected_keys"]
+
+
+def della_with_its_own_head(name, tokenizer, out, **changes):
+    """An export of a small DELLA on a backbone, with random parameters, which are returned."""
+    config = configs.load("della").unlock()
+    stack = BACKBONES[name].tiny(tokenizer.vocab_size, **changes)
+    config.model.decoder = ConfigDict(dict(backbone=name, **dataclasses.asdict(stack)))
+    config.model.tie_lm_head = False
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(build.build_model(config).init, jax.random.key(0))
+    params = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), shapes)
+    exports.export_model(out, config.lock(), tokenizer.for_role("encoder"), tokenizer, params)
+    return params
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [("gpt2", {}), ("llama", dict(tied=True)), ("opt", {}), ("gemma2", dict(local_theta=50.0))],
+)
+def test_an_output_head_of_its_own_is_written(name, changes, tokenizer, tmp_path):
+    params = della_with_its_own_head(name, tokenizer, tmp_path / "model", **changes)
+    loading.export_backbone(tmp_path / "model", tmp_path / "out")
+    tensors = files.open_checkpoint(tmp_path / "out").tensors
+    head = params["decoder"]["head"]["table"][: tokenizer.vocab_size]
+    np.testing.assert_array_equal(tensors["lm_head.weight"], head)
+    stated = json.loads((tmp_path / "out/config.json").read_text())
+    assert stated["tie_word_embeddings"] is False
+
+
+def test_an_output_head_that_the_family_cannot_have_is_refused(tokenizer, tmp_path):
+    della_with_its_own_head("bart", tokenizer, tmp_path / "model")
+    with pytest.raises(WeightsError, match="its output head is not its token embedding, as bart"):
+        loading.export_backbone(tmp_path / "model", tmp_path / "out")
 
 
 def test_a_part_that_there_is_not(tokenizer, tmp_path):
