@@ -169,6 +169,8 @@ def export_backbone(
     tokenizer = model.encoder if part.role == "encoder" else model.decoder
     ids = dict(bos=tokenizer.start_id, eos=tokenizer.end_id, pad=tokenizer.pad_id)
     special = {f"{key}_token_id": i for key, i in ids.items() if i is not None}
+    if "cross" in fields:  # an encoder and a decoder
+        special["decoder_start_token_id"] = tokenizer.start_id
     head = f"{role}/head/table"
     if own_head and all(rule.path != head for rule in table.rules):
         if "cross" in fields:

@@ -66,6 +66,8 @@ def test_pairs_of_one_label(tmp_path, ablate, caplog):
         checkpoint = files.open_checkpoint(tmp_path / "out")
         layout = LAYOUTS[ablate.removeprefix(",stack=")].files
         assert backbones.sizes(layout, checkpoint)["width"] == 16
+        start = jvae.load(tmp_path / "run").decoder.start_id
+        assert checkpoint.config["decoder_start_token_id"] == start
         names = (name.removeprefix("model.") for name in checkpoint.tensors)
         assert {name.split(".")[0] for name in names} == {"shared", "encoder", "decoder"}
 
