@@ -430,7 +430,9 @@ def _parts(model: ConfigDict) -> tuple[PretrainedPart, ...]:
     if model.get("share_embedding"):
         return both_part(model.decoder, model.get("source") == "cross")
     encoder = stack_part(model.encoder, "encoder") if model.get("encoder") else ()
-    return encoder + stack_part(model.decoder, "decoder")
+    decoder = ConfigDict(model.decoder.to_dict())
+    decoder.cross = model.get("source") == "cross"  # see `decoder_of`
+    return encoder + stack_part(decoder, "decoder")
 
 
 def _adjust(model: ConfigDict) -> list[str]:

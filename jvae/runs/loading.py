@@ -166,6 +166,11 @@ def export_backbone(
     table = part.table(vocab)
     if "cross" in fields:
         fields["cross"] = any("/cross/" in rule.path for rule in table.rules)
+        if fields["cross"] and not any(rule.path.startswith("encoder/") for rule in table.rules):
+            raise WeightsError(
+                f"{name}: its encoder and decoder do not share a token embedding, as those of "
+                f"{part.backbone.name} do; export the whole model instead"
+            )
     tokenizer = model.encoder if part.role == "encoder" else model.decoder
     ids = dict(bos=tokenizer.start_id, eos=tokenizer.end_id, pad=tokenizer.pad_id)
     special = {f"{key}_token_id": i for key, i in ids.items() if i is not None}

@@ -32,6 +32,7 @@ from jvae.runs import own_text, workdir
 log = logging.getLogger(__name__)
 
 ROLES = ("encoder", "decoder")
+SHARED = "model.share_embedding"
 MODULES, POOLING = "modules.json", "1_Pooling"
 LAST = "lasttoken"
 # Poolings of sentence-transformers and the corresponding names in a model, best first.
@@ -58,7 +59,8 @@ def configure(
     """
     if config.name == own_text.NAME:
         return _for_own_text(config, overrides, folder)
-    early = [flag for flag in overrides if _key(flag).startswith("init.")]
+    # Whether two stacks share an embedding determines which folders a model can read.
+    early = [flag for flag in overrides if _key(flag).startswith(("init.", SHARED))]
     late = [flag for flag in overrides if flag not in early]
     config = configs.apply_overrides(config, early)
     init = config.get("init", {})

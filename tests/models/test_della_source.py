@@ -126,21 +126,31 @@ def test_steps_read_the_source_as_teacher_forcing_does(built):
     np.testing.assert_allclose(stepwise, forced, rtol=0, atol=1e-6)  # logits are float32
 
 
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "apart"])
 @pytest.mark.parametrize(
     "name, vocab", [("hf_backbones/bart", 96), ("hf_flax/t5", 97), ("hf_flax/t5_v1_1", 97)]
 )
-def test_the_files_of_a_bart_or_a_t5_fill_both_stacks(name, vocab):
+def test_the_files_of_a_bart_or_a_t5_fill_both_stacks(name, vocab, shared):
     checkpoint = files.open_checkpoint(reference.path(name))
     c = configs.load("della:bart" if "bart" in name else "della:t5").unlock()
-    (part,) = FAMILIES["della"].parts(c.model)
-    sizes = backbones.sizes(part.backbone, checkpoint)
+    c.model.share_embedding = shared
+    layout = FAMILIES["della"].parts(c.model)[0].backbone
+    sizes = backbones.sizes(layout, checkpoint)
     c.model.decoder.update(sizes)
-    assert FAMILIES["della"].adjust(c.model) and part.sections == ("decoder", "encoder")
+    if not shared:
+        c.model.encoder.update(sizes)
+    assert bool(FAMILIES["della"].adjust(c.model)) == shared
+    parts = FAMILIES["della"].parts(c.model)
+    sections = [("decoder", "encoder")] if shared else [("encoder",), ("decoder",)]
+    assert [part.sections for part in parts] == sections
     assert c.model.encoder.to_dict() == c.model.decoder.to_dict()
     target = named_leaves(jax.eval_shape(build.build_model(c).init, jax.random.key(0)))
-    table = part.table(Vocab(vocab, vocab))
-    targets = {path: target[path] for path in (rule.path for rule in table.rules)}
-    names.fit(table, backbones.canonical(part.backbone, checkpoint), targets)
+    targets = {}
+    for part in parts:
+        table = part.table(Vocab(vocab, vocab))
+        like = {path: target[path] for path in (rule.path for rule in table.rules)}
+        names.fit(table, backbones.canonical(part.backbone, checkpoint), like)
+        targets |= like
     rest = {path.split("/")[1] for path in target.keys() - targets.keys() if path[:7] == "decoder"}
     assert rest == {"fusion"} and not any(
         p[:7] == "encoder" for p in target.keys() - targets.keys()

@@ -160,20 +160,34 @@ def test_an_output_head_that_the_family_cannot_have_is_refused(tokenizer, tmp_pa
         loading.export_backbone(tmp_path / "model", tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["bart", "t5"])
-def test_the_decoder_starts_with_the_start_of_the_tokenizer(name, tokenizer, tmp_path):
+def della_with_an_encoder(name, tokenizer, out, **changes):
+    """An export of a small DELLA whose decoder attends to an encoder, with zeros."""
     config = configs.load(f"della:{name}").unlock()
+    config.model.update(changes)
     stack = BACKBONES[name].tiny(tokenizer.vocab_size)
     for role in ("encoder", "decoder"):
         config.model[role] = ConfigDict(dict(backbone=name, **dataclasses.asdict(stack)))
     shapes = jax.eval_shape(build.build_model(config).init, jax.random.key(0))
     params = jax.tree.map(lambda a: np.zeros(a.shape, np.float32), shapes)
-    model = (config.lock(), tokenizer.for_role("encoder"), tokenizer, params)
-    exports.export_model(tmp_path / "model", *model)
+    exports.export_model(out, config.lock(), tokenizer.for_role("encoder"), tokenizer, params)
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_the_decoder_starts_with_the_start_of_the_tokenizer(name, tokenizer, tmp_path):
+    della_with_an_encoder(name, tokenizer, tmp_path / "model")
     loading.export_backbone(tmp_path / "model", tmp_path / "out")
     stated = json.loads((tmp_path / "out/config.json").read_text())
     assert tokenizer.start_id == 1  # not 0 and not 2, the usual ids of a T5 and a BART
     assert stated["decoder_start_token_id"] == tokenizer.start_id
+
+
+def test_a_decoder_is_not_written_without_the_encoder_that_it_reads(tokenizer, tmp_path):
+    della_with_an_encoder("bart", tokenizer, tmp_path / "model", share_embedding=False)
+    with pytest.raises(
+        WeightsError, match="its encoder and decoder do not share a token embedding"
+    ):
+        loading.export_backbone(tmp_path / "model", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_part_that_there_is_not(tokenizer, tmp_path):

@@ -122,6 +122,17 @@ def test_one_folder_is_both_stacks_of_a_t5(tmp_path, bert):
         configure("t5_vae", decoder=name, encoder=bert)
 
 
+def test_two_stacks_with_an_embedding_each_take_a_folder_each(tmp_path):
+    names = {role: folder(tmp_path / role, T5) for role in start.ROLES}
+    config = configure("della:t5", "--config.model.share_embedding=false", **names)
+    assert not config.model.share_embedding
+    assert [part.key for part, _ in start.wanted(config)] == ["encoder", "decoder"]
+    for role, name in names.items():
+        assert config.model[role].layers == 3 and config.data[f"{role}_tokenizer"] == name
+    with pytest.raises(ConfigError, match="init.encoder is set, but della loads no such part"):
+        configure("della:t5", **names)
+
+
 def test_a_backbone_that_the_family_cannot_use(bert, llama):
     with pytest.raises(ConfigError, match="decoder.backbone is bert, which cannot write text"):
         validate(configure("optimus", decoder=bert))
