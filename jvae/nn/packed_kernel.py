@@ -417,8 +417,9 @@ def _attend(plan: _Plan, q, k, v, slots, segments, seed_2, origin_2) -> Array:
 
 
 def _forward(plan: _Plan, q, k, v, slots, segments, seed_2, origin_2):
-    reach = _blocks_in_reach(plan, *segments)
-    operands = _Operands(seed_2, origin_2, *reach, *segments, q, k, v, slots)
+    query_bt, key_bt = segments
+    reach = _blocks_in_reach(plan, query_bt, key_bt)
+    operands = _Operands(seed_2, origin_2, *reach, query_bt, key_bt, q, k, v, slots)
     rows, tokens, heads, _ = q.shape
     numbers = jax.ShapeDtypeStruct((rows, heads, tokens), accum_dtype(q.dtype))
     out = [(jax.ShapeDtypeStruct(q.shape, q.dtype), "queries"), (numbers, "numbers")]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -173,7 +173,7 @@ def export_backbone(
             )
     tokenizer = model.encoder if part.role == "encoder" else model.decoder
     ids = dict(bos=tokenizer.start_id, eos=tokenizer.end_id, pad=tokenizer.pad_id)
-    special = {f"{key}_token_id": i for key, i in ids.items() if i is not None}
+    special: dict[str, Any] = {f"{key}_token_id": i for key, i in ids.items() if i is not None}
     if "cross" in fields:  # an encoder and a decoder
         special["decoder_start_token_id"] = tokenizer.start_id
     head = f"{role}/head/table"
