@@ -33,7 +33,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 # Folded into a key for a purpose of its own. JAX's split(key)[i] equals fold_in(key, i), so a small
 # number would give the key of an example, of a step, or of something that splits the same key.
 AUX_STREAM = 0xA0_A11  # noise of auxiliary terms
-TOKEN_STREAM = 0xF0_0000_01  # sampled tokens, apart from the draw of the latent
+DRAW_STREAM = 0xF0_0000_01  # draws of a prior that needs several keys
 TUNE_STREAM = 0xF0_0000_02  # tuning between updates
 DROPOUT_STREAM = 0xF0_0000_03  # dropout of a classifier
 SPACE, SPHERE = "space", "sphere"  # support of latent vectors: all of space, or unit length
@@ -127,7 +127,11 @@ class Prompt(NamedTuple):
 
 @runtime_checkable
 class SamplePrior(Protocol):
-    """Returns one draw per key; layer-wise priors use ancestral sampling over groups."""
+    """Returns one draw per key; layer-wise priors use ancestral sampling over groups.
+
+    Tokens and the steps of chains fold their numbers into the same keys, so a prior must either use
+    a key as it is or take those of `draw_keys`.
+    """
 
     def __call__(
         self, params: Params, key_e: Key[Array, "e"], cond: Cond | None = None, /
@@ -482,6 +486,11 @@ def example_keys(
     return jax.vmap(
         lambda k: jax.vmap(lambda example_key: jax.random.fold_in(example_key, k))(key_e)
     )(draws)
+
+
+def draw_keys(key_e: Key[Array, "e"]) -> Key[Array, "e 2"]:
+    """Two keys per draw, for a prior that needs more than one; see `SamplePrior`."""
+    return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, DRAW_STREAM)))(key_e)
 
 
 def aux_keys(z_key: Key[Array, ""], batch: Batch) -> Key[Array, "e"]:

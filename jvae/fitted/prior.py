@@ -13,7 +13,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int, Key
 
-from jvae.api import SPHERE, Cond, Params, Prior, TextVAE, has_latent
+from jvae.api import SPHERE, Cond, Params, Prior, TextVAE, draw_keys, has_latent
 from jvae.errors import ConfigError, InputError
 from jvae.fields import Field, fields_of
 from jvae.fitted.contract import FITTED, Density, density
@@ -179,7 +179,7 @@ def _prior(
     def sample(params: Params, key_e: Key[Array, "e"], cond: Cond = None) -> Float[Array, "e g z"]:
         del cond
         p = params[KEY]
-        key_e2 = jax.vmap(jax.random.split)(key_e)
+        key_e2 = draw_keys(key_e)
         if fixed_label is None:
             draw = lambda key: jax.random.categorical(key, p["log_share_c"])  # noqa: E731
             label_e = jax.vmap(draw)(key_e2[:, 0])

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from jvae import errors
-from jvae.api import SPHERE, TOKEN_STREAM, Batch, Cond, Params, Prompt, TextVAE
+from jvae.api import SPHERE, Batch, Cond, Params, Prompt, TextVAE
 from jvae.data.dataset import RowSpec
 from jvae.data.encode import encode
 from jvae.data.progress import Progress
@@ -494,14 +494,13 @@ class LoadedVAE:
         widest = int(inputs.prompt.length_e[group_e].max())
         tokens_et = inputs.prompt.token_et[:, :widest]
         inputs = inputs._replace(prompt=inputs.prompt._replace(token_et=tokens_et))
-        token_key = jax.random.fold_in(self._key(seed), TOKEN_STREAM)
         for length in batching.lengths(config, len(group_e)):
             longer = []
             for place_e, index_e in batching.spans(len(left_e), self.decode_batch):
                 at_e, count = left_e[index_e], len(place_e)
                 batch = jax.tree.map(lambda leaf, at=at_e: leaf[at], inputs)
                 draws = config.method == "sample"
-                key_e = scoring.keys(token_key, at_e) if draws else None
+                key_e = scoring.keys(self._key(seed), at_e) if draws else None
                 z, prompt, key_e, cond = meshes.spread(
                     (z_egz[at_e], batch.prompt, key_e, batch.cond), mesh
                 )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Cond, Params, Prior
+from jvae.api import Cond, Params, Prior, draw_keys
 from jvae.fields import setting
 from jvae.latent.gaussian import LOG_2PI
 from jvae.latent.priors import PRIORS, PriorKind, PriorParts
@@ -39,13 +39,13 @@ def build(options: GmmOptions, shape: tuple[int, int]) -> PriorParts:
         del cond
         p = params["prior"]
 
-        def draw(key: Array) -> Array:
-            component_key, noise_key = jax.random.split(key)
+        def draw(key_2: Array) -> Array:
+            component_key, noise_key = key_2
             k = jax.random.categorical(component_key, p["logit"])
             noise_gz = jax.random.normal(noise_key, shape, p["mean"].dtype)
             return p["mean"][k] + jnp.exp(0.5 * p["log_var"][k]) * noise_gz
 
-        return jax.vmap(draw)(key_e)
+        return jax.vmap(draw)(draw_keys(key_e))
 
     def log_prob(params: Params, z_egz: Array, cond: Cond = None) -> Float[Array, "e"]:
         del cond

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Cond, Params, Post, Prior
+from jvae.api import Cond, Params, Post, Prior, draw_keys
 from jvae.fields import setting
 from jvae.latent.priors import PRIORS, InputPosterior, PriorKind, PriorParts
 
@@ -41,7 +41,7 @@ def build(options: VampOptions, shape: tuple[int, int], inputs: InputPosterior) 
 
     def sample(params: Params, key_e: Key[Array, "e"], cond: Cond = None) -> Float[Array, "e g z"]:
         del cond
-        key_e2 = jax.vmap(jax.random.split)(key_e)
+        key_e2 = draw_keys(key_e)
         k_e = jax.vmap(lambda key: jax.random.randint(key, (), 0, count))(key_e2[:, 0])
         post_e = jax.tree.map(lambda leaf: leaf[k_e], posteriors(params))
         return inputs.sample(params, post_e, key_e2[None, :, 1])[0]
