@@ -67,7 +67,9 @@ def _head(config: AdaVaeConfig) -> Head:
 
 
 def _init(config: AdaVaeConfig, key: Key[Array, ""]) -> Params:
-    ways_key, head_key, pool_key, *side_keys, stack_key, encoder_key = jax.random.split(key, 9)
+    # The keys of 0 and 1 equal the first two of the split, which stored baselines depend on.
+    stack_key, encoder_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+    ways_key, head_key, pool_key, *side_keys = jax.random.split(key, 7)
     enc, (stack, injection) = config.encoding, decoder_of(config)
     if config.pool == QUERIES:
         pool = init_queries(encoder_of(config), config.vectors, pool_key)

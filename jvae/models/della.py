@@ -263,7 +263,7 @@ def _init(config: DellaConfig, key: Key[Array, ""]) -> Params:
     if config.use_bow:
         params["decoder"]["bow"] = _bow(config).init(next(keys), latent)["params"]
     if config.encoder is not None:
-        params["encoder"] = encoder_of(config).init(split_key(key, 12)[11], head=False)
+        params["encoder"] = encoder_of(config).init(jax.random.fold_in(key, 1), head=False)
     if config.share_embedding:
         embed = params["encoder"]["embed"]
         theirs, ours = embed.pop("token")["table"], params["decoder"]["embed"]["token"]["table"]
