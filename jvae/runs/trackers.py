@@ -3,6 +3,7 @@
 import logging
 import math
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +39,23 @@ class Tracker(Sink, Protocol):
     def texts(self, step: int, name: str, lines: Sequence[str]) -> None: ...
 
 
+def _summary_writer() -> Any:
+    """tensorboardX's writer, imported as if PyTorch were not installed: otherwise that is imported
+    too, which takes two seconds and is not needed.
+
+    Raises: ImportError if tensorboardX is not installed.
+    """
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType] makes `import` fail
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hide:
+            del sys.modules["torch"]
+    return SummaryWriter
+
+
 class TensorBoard:
     """Writes event files through tensorboardX; non-finite numbers are left out."""
 
@@ -48,10 +66,8 @@ class TensorBoard:
           resume_step: step from which training continues; None if it does not.
           suffix: end of the file name, which otherwise only depends on the second of opening.
         """
-        from tensorboardX import SummaryWriter
-
         # TensorBoard hides events of an earlier process after the step resumed from.
-        self._writer = SummaryWriter(
+        self._writer = _summary_writer()(
             str(folder),
             purge_step=None if resume_step is None or not folder.exists() else resume_step + 1,
             filename_suffix=suffix,

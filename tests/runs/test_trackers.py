@@ -1,6 +1,8 @@
 """What the trackers of a run get; Weights & Biases is a stand-in."""
 
 import io
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -91,3 +93,19 @@ def test_a_missing_package_is_named_before_training(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     message = extras.missing("wandb", "train.wandb=texts")
     assert message and message.endswith("pip install -e '.[wandb]'")
+
+
+def test_tensorboardx_does_not_bring_pytorch(tmp_path):
+    """Where that is installed, importing it takes seconds at the start of every run."""
+    pytest.importorskip("tensorboardX")
+    (tmp_path / "torch.py").write_text("Tensor = object\n")
+    program = (
+        "import sys; from pathlib import Path; from jvae.runs import trackers\n"
+        f"trackers.TensorBoard(Path({str(tmp_path / 'events')!r}), None).write(1, {{'a': 1.0}})\n"
+        "assert 'torch' not in sys.modules\n"
+        "import torch\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    subprocess.run(
+        [sys.executable, "-c", program], check=True, env=os.environ | {"PYTHONPATH": path}
+    )
