@@ -34,6 +34,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 # number would give the key of an example, of a step, or of something that splits the same key.
 AUX_STREAM = 0xA0_A11  # noise of auxiliary terms
 DRAW_STREAM = 0xF0_0000_01  # draws of a prior that needs several keys
+START_STREAM = 2**31 - 1  # start of a chain
 TUNE_STREAM = 0xF0_0000_02  # tuning between updates
 DROPOUT_STREAM = 0xF0_0000_03  # dropout of a classifier
 SPACE, SPHERE = "space", "sphere"  # support of latent vectors: all of space, or unit length

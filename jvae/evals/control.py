@@ -126,7 +126,7 @@ def control(
     for system, texts in drawn.items():
         generation[system] = metrics.generation(oracle, texts, goals, references.texts)
     for system, texts in {TEST: real_some.texts, **drawn}.items():
-        ppl = outside.perplexity(judge, texts) if judge else None
+        ppl = outside.judged(judge, texts).ppl if judge else None
         right = _grammatical(texts) if "test" in run.exact else None
         generation[system] = generation[system]._replace(ppl=ppl, grammatical=right)
 

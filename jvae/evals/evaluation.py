@@ -38,6 +38,7 @@ from jvae.evals.latent import PosteriorSet, collect_posteriors, latent_metrics, 
 from jvae.evals.likelihood import (
     LikelihoodResult,
     TextCounts,
+    draw_encoded,
     draw_sentences,
     evaluate_likelihood,
     spot_row,
@@ -106,8 +107,8 @@ class _Subject(NamedTuple):
 
     def encoded(self) -> Iterator[Batch]:
         """Batches of the sentences whose posteriors are measured, those of `chosen` included."""
-        limit = self.sizes.posteriors
-        return self.batches() if limit is None else self.few(max(limit, len(self.chosen)))
+        limit, seed = self.sizes.posteriors, self.config.seed
+        return self.batches(draw_encoded(len(self.data), limit, self.chosen, seed))
 
     def few(self, n: int) -> Iterator[Batch]:
         """Batches of n sentences of the split."""
@@ -159,6 +160,9 @@ def evaluate(
     cfg, data = settings(run.config), run.data[split]
     metric_names = wanted(cfg)  # first, so that an unknown name fails before measuring
     check_bert_score(cfg.bertscore)
+    for name, file in (("features", cfg.features), ("vectors", cfg.vectors)):
+        if file and not Path(file).is_file():
+            raise ConfigError(f"evals.{name}={file}: no such file")
     sizes = cfg.sizes(len(data))
     chosen = draw_sentences(len(data), sizes.sentences or len(data), cfg.seed)
     key = jax.random.key(cfg.seed)

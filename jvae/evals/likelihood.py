@@ -124,6 +124,15 @@ def draw_sentences(available: int, count: int, seed: int = 0) -> Int[np.ndarray,
     return np.sort(order[: min(count, available)])
 
 
+def draw_encoded(
+    available: int, limit: int | None, chosen: Int[np.ndarray, "n"], seed: int
+) -> Int[np.ndarray, "m"] | None:
+    """Ids of the sentences whose posteriors are measured, those of `chosen` included; None for the
+    whole split.
+    """
+    return None if limit is None else draw_sentences(available, max(limit, len(chosen)), seed)
+
+
 def spot_row(result: LikelihoodResult, fewer: int) -> dict[str, Any]:
     """Arguments of `Report.add` for a spot check with many draws on few sentences.
 

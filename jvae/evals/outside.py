@@ -4,6 +4,7 @@ similarity under a sentence encoder.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,16 +37,12 @@ def external_perplexity(at: Evaluation) -> list[Row]:
     model = judge(at.config.external)
     texts = [text for text in at.samples["prior"] if text.strip()]
     lost = unknown_in(texts, model.decoder)
-    baseline = perplexity(model, list(at.data.texts))
-    return [
-        Row(
-            "external_ppl",
-            perplexity(model, texts),
-            "per token",
-            baseline=baseline,
-            note=f"baseline: test sentences; {lost.tokens_pct:.1f} % of samples' tokens unknown",
-        )
-    ]
+    samples, tests = judged(model, texts), judged(model, list(at.data.texts))
+    note = f"baseline: test sentences; {lost.tokens_pct:.1f} % of samples' tokens unknown"
+    if samples.too_long or tests.too_long:
+        note += f"; too long for the model and left out: {samples.too_long} samples, "
+        note += f"{tests.too_long} test sentences"
+    return [Row("external_ppl", samples.ppl, "per token", baseline=tests.ppl, note=note)]
 
 
 @METRICS.register("similarity")
@@ -77,16 +74,24 @@ def judge(name: str) -> LoadedVAE:
     return model
 
 
-def perplexity(model: LoadedVAE, lines: Sequence[str]) -> float | None:
-    """Perplexity per token of the lines that are not empty and fit the model, with end-of-sentence
-    tokens counted; None if there is none.
+class Judged(NamedTuple):
+    """Perplexity per token, None without a line, and the number of lines that were too long."""
+
+    ppl: float | None
+    too_long: int
+
+
+def judged(model: LoadedVAE, lines: Sequence[str]) -> Judged:
+    """Perplexity of the lines that are not empty and fit the model, with end-of-sentence tokens
+    counted.
     """
     texts = [line for line in lines if line.strip()]
     lengths = [len(ids) for ids in model.decoder.encode_batch(texts)]
     longest = model.limits["dec"]
     fitting = [(text, n) for text, n in zip(texts, lengths, strict=True) if n <= longest]
+    too_long = len(texts) - len(fitting)
     if not fitting:
-        return None
+        return Judged(None, too_long)
     nats = float(np.sum(model.nll([text for text, _ in fitting], k=1)))
     with np.errstate(over="ignore"):
-        return float(np.exp(nats / sum(n - 1 for _, n in fitting)))
+        return Judged(float(np.exp(nats / sum(n - 1 for _, n in fitting))), too_long)

@@ -22,7 +22,7 @@ from jvae.evals import text as texts
 from jvae.evals.card import aligned, clean, show
 from jvae.evals.collect import mean_se
 from jvae.evals.latent import PosteriorSet, collect_posteriors, latent_metrics
-from jvae.evals.likelihood import draw_sentences, evaluate_likelihood
+from jvae.evals.likelihood import draw_encoded, draw_sentences, evaluate_likelihood
 from jvae.evals.split_latents import split_latents
 from jvae.fields import setting
 from jvae.fitted import NO_SPHERE, Fitted, attach, fit, has_density, join, no_density
@@ -174,6 +174,8 @@ def _likelihood_rows(run: build.Run, mesh: Mesh, params: Params, fitted: Fitted)
     cfg, data = evaluation.settings(run.config), run.data["test"]
     sizes, key = cfg.sizes(len(data)), jax.random.key(cfg.seed)
     chosen = draw_sentences(len(data), sizes.sentences or len(data), cfg.seed)
+    # More than are scored, as the mutual information cannot exceed the log of their number.
+    encoded = draw_encoded(len(data), sizes.posteriors, chosen, cfg.seed)
 
     def rows(ids: np.ndarray | None) -> Iterator[Batch]:
         return (meshes.to_device(b, mesh) for b in eval_batches(data, run.eval_rows, ids))
@@ -188,8 +190,7 @@ def _likelihood_rows(run: build.Run, mesh: Mesh, params: Params, fitted: Fitted)
             chunk=cfg.chunk,
             proposal=model.proposal,
         )
-        # As many as possible: the mutual information cannot exceed the log of their number.
-        posts = collect_posteriors(model, weights, rows(None), key)
+        posts = collect_posteriors(model, weights, rows(encoded), key)
         summary = result.summary()
         nll_e = np.asarray(result.scores.nll_e, np.float64)
         return _Measured(nll_e, summary, posts, float(np.mean(posts.kl_e, dtype=np.float64)))

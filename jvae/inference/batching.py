@@ -120,7 +120,9 @@ def batches(
             place_e, left_e = left_e[:rows], left_e[rows:]
             ids_bs = np.full((rows, 1), -1, np.int32)
             ids_bs[: len(place_e), 0] = place_e
-            batch = pack_rows(ids_bs, tokenised.sides, row, tokenised.pad, True, source_first)
+            batch = pack_rows(
+                ids_bs, tokenised.sides, row, tokenised.pad, source_first=source_first
+            )
             noise_e = np.full(rows, -1, np.int32)
             noise_e[: len(place_e)] = tokenised.noise_e[place_e]
             yield place_e, batch._replace(id_e=noise_e)

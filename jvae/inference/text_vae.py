@@ -463,8 +463,8 @@ class LoadedVAE:
         inputs = self._started(len(z_egz)) if sources is None else self._from_sources(sources)
         most_e = np.minimum(self.limits["dec"] - inputs.prompt.length_e, config.max_length)
         room = int(most_e.min())
-        for name in ("max_length", "min_length"):
-            if "dec" not in self.joined and (value := settings.get(name, 0)) > room:
+        for name in () if "dec" in self.joined else ("max_length", "min_length"):
+            if (value := settings.get(name, 0)) > room:
                 raise ConfigError(
                     f"decode.{name} is {value}; this model has positions for {room} new tokens"
                 )
@@ -474,10 +474,10 @@ class LoadedVAE:
             for most in np.unique(most_e).tolist():
                 group_e = np.flatnonzero(most_e == most).astype(np.int32)
                 limited = replace(config, max_length=most, min_length=min(config.min_length, most))
-                self._write(texts, group_e, z_egz, inputs, limited, seed, progress)
+                self._decode_group(texts, group_e, z_egz, inputs, limited, seed, progress)
         return texts
 
-    def _write(
+    def _decode_group(
         self,
         texts: list[str],
         group_e: Int[np.ndarray, "n"],

@@ -17,7 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from jvae.api import Batch, Cond, Context, Generator, Params, Posterior, Prior, per_example
+from jvae.api import (
+    START_STREAM,
+    Batch,
+    Cond,
+    Context,
+    Generator,
+    Params,
+    Posterior,
+    Prior,
+    per_example,
+)
 from jvae.fields import Needs, setting
 from jvae.latent import langevin
 from jvae.latent.gaussian import DiagonalGaussian, Gaussian, log_density, noise, reparameterize
@@ -27,7 +37,6 @@ from jvae.parallel.mesh import gathered
 SCHEDULES = ("fixed_official", "constant", "learned")
 FLOOR = 1e-4  # minimum variance of end points
 WIDEN = 1.2  # scales the fitted standard deviation: importance weights need a wide proposal
-_START = 2**31 - 1  # folded into the key of the starting point; steps fold in their number
 
 
 @dataclass(frozen=True)
@@ -184,7 +193,7 @@ def prepare(
     post = None if start is None else start.encode(params, batch, drop, cond=cond, key_e=key_e)
 
     def begin(key_e: Key[Array, "e"]) -> Float[Array, "e g z"]:
-        key_e = langevin.step_keys(key_e, _START)
+        key_e = langevin.step_keys(key_e, START_STREAM)
         if start is None:
             return prior.sample(params, key_e, cond)
         return start.sample(params, post, key_e[None])[0]

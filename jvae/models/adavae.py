@@ -67,7 +67,8 @@ def _head(config: AdaVaeConfig) -> Head:
 
 
 def _init(config: AdaVaeConfig, key: Key[Array, ""]) -> Params:
-    # The keys of 0 and 1 equal the first two of the split, which stored baselines depend on.
+    # These equal the first two keys of the split (see `DRAW_STREAM`). Other keys would change the
+    # untrained model, which is the baseline of stored runs.
     stack_key, encoder_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
     ways_key, head_key, pool_key, *side_keys = jax.random.split(key, 7)
     enc, (stack, injection) = config.encoding, decoder_of(config)

@@ -65,7 +65,8 @@ class Family(NamedTuple):
     adjust(section) -> messages on what it changed. Lowers, in place, values of a preset that the
       layers of pretrained stacks do not allow.
     preset: the shipped config for benchmarks of this family, such as "lm:lstm"; empty for none.
-    copies(config) -> parameters that are initialised as copies of loaded ones.
+    copies(config) -> parameters that are initialised as copies of loaded ones, and have low-rank
+      additions of the same shape.
     original(config) -> the names of its parameters in checkpoints of the original code; None if
       such checkpoints cannot be imported.
     """

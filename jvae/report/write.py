@@ -20,12 +20,12 @@ def write(config: ConfigDict, folder: Path) -> Path:
 
     Raises: CheckpointError if there is no checkpoint that fits, or the folder cannot be written.
     """
+    content = gather(config, folder)
     out = folder / "report"
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"cannot write to {out}: {error}") from error
-    content = gather(config, folder)
     log.info("report: drawing figures")
     drawn = figures.draw(content)
     for name, picture in drawn.items():

@@ -28,13 +28,12 @@ from jvae.config import dataclass_from
 from jvae.data import tokenizers
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError, WeightsError
-from jvae.models import space_fusion
 from jvae.nn import lora
 from jvae.nn.lora import Lora
 from jvae.pretrained import files, names, originals
 from jvae.pretrained.names import NameRule, NameTable
 from jvae.runs import bases, model_card
-from jvae.runs.build import build_model
+from jvae.runs.build import build_model, model_config
 from jvae.runs.data import TOKENIZER_FOLDER
 from jvae.runs.migrations import Paths
 from jvae.runs.model_card import About
@@ -124,14 +123,15 @@ def merged(export: Export) -> Export:
     config of a model without low-rank additions.
     """
     config, params = ConfigDict(export.config.to_dict()), dict(export.params)
+    copies = models.family(config.model.family).copies(model_config(export.config))
     for role in ROLES:
         # Stacks without a section of their own share the decoder's.
         section = export.config.model.get(role) or export.config.model.get("decoder")
         additions = (section or {}).get(lora.NAME)
         if additions and additions.rank:
             low_rank = dataclass_from(Lora, additions, f"model.{role}.{lora.NAME}")
-            # SpaceFusion's layers for the context are copies of the encoder's.
-            for part in (role, space_fusion.NAME) if role == "encoder" else (role,):
+            copied = [copy for copy in copies if copy.source.startswith(f"{role}/")]
+            for part in (role, *(copy.path.partition("/")[0] for copy in copied)):
                 if "layers" in params.get(part, {}):
                     params[part] = lora.merged(params[part], low_rank)
         if lora.NAME in (config.model.get(role) or {}):

@@ -176,15 +176,14 @@ def export_backbone(
     special: dict[str, Any] = {f"{key}_token_id": i for key, i in ids.items() if i is not None}
     if "cross" in fields:  # an encoder and a decoder
         special["decoder_start_token_id"] = tokenizer.start_id
-    head = f"{role}/head/table"
-    if own_head and all(rule.path != head for rule in table.rules):
+    head = NameRule(f"{role}/head/table", (HEAD,), vocab_rows(vocab))
+    if own_head and all(rule.path != head.path for rule in table.rules):
         if "cross" in fields:
             raise WeightsError(
                 f"{name}: its output head is not its token embedding, as {part.backbone.name} "
                 "needs; export the whole model instead"
             )
-        rule = NameRule(head, (HEAD,), vocab_rows(vocab))
-        table = replace(table, rules=(*table.rules, rule))
+        table = replace(table, rules=(*table.rules, head))
         special["tie_word_embeddings"] = False
     for key, value in part.backbone.fixed.items():
         if special.get(key, value) != value:

@@ -39,8 +39,8 @@ def test_a_decoder_in_hugging_faces_layout_judges_lines_independently(tmp_path):
     judge = outside.judge(str(tmp_path / "decoder"))
     lines = ["the boy sees a dog .", "a girl runs ."]
     tokens = [len(ids) - 1 for ids in judge.decoder.encode_batch(lines)]
-    alone = [np.log(outside.perplexity(judge, [line])) for line in lines]
-    together = np.log(outside.perplexity(judge, [*lines, " "]))
+    alone = [np.log(outside.judged(judge, [line]).ppl) for line in lines]
+    together = np.log(outside.judged(judge, [*lines, " "]).ppl)
     np.testing.assert_allclose(together, np.average(alone, weights=tokens), rtol=1e-5)
     assert together > 0
 
@@ -73,8 +73,8 @@ def test_a_sentence_encoder_with_more_than_a_pooling_is_refused(tmp_path, last, 
 @pytest.mark.slow
 def test_a_judge_prefers_english():
     judge = outside.judge(str(WEIGHTS / "smollm2-135m"))
-    good = outside.perplexity(judge, ["A man is playing a guitar on the street."])
-    bad = outside.perplexity(judge, ["Guitar a the street man on playing is a."])
+    good = outside.judged(judge, ["A man is playing a guitar on the street."]).ppl
+    bad = outside.judged(judge, ["Guitar a the street man on playing is a."]).ppl
     assert 5 < good < bad / 4
 
 
