@@ -147,7 +147,12 @@ def _t5(budget: Budget) -> Overrides:
 
 
 def _adavae(budget: Budget) -> Overrides:
-    return _stack(budget, budget.layers // 2, "decoder") | {
+    # The stack is frozen after stage 0. With 60 % of the 1,139 updates on SNLI before that, the
+    # validation -ELBO ended at 56.3 nats, with 75 % at 55.6; the preset has 30 %.
+    return {
+        **_stack(budget, budget.layers // 2, "decoder"),
+        "phases.stage0.share": 0.75,
+        "phases.stage1.share": 0.25,
         "model.encoder_layers": budget.layers // 2,
         "model.adapter": budget.width,
         "model.latent": budget.latent,
