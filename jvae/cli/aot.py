@@ -13,7 +13,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,7 +114,7 @@ def compile_for(config: ConfigDict, folder: Path, names: str) -> Iterator[Row]:
     Raises: ConfigError for an unknown slice; DataError.
     """
     slices = [Slice.of(name) for name in names.split(",")]
-    make_room(max((part.count for part in slices if part.virtual), default=1))
+    prepare(slices)
     for part in slices:  # this may create devices
         validate(config, platform="cpu" if part.virtual else part.plugin.platform)
     first = 0
@@ -214,11 +214,17 @@ def _installed(plugin: Plugin) -> bool:
     return importlib.util.find_spec(plugin.module) is not None
 
 
-def make_room(count: int) -> None:
-    """Requests `count` CPU devices; no effect once devices exist or if XLA_FLAGS sets a number."""
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+def prepare(parts: Sequence[Slice]) -> None:
+    """Settings for `devices` of these slices, which apply only before any device exists: enough CPU
+    devices, unless XLA_FLAGS sets a number, and no check of CUDA's libraries.
+    """
+    virtual = [part.count for part in parts if part.virtual]
+    if virtual and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", count)
+            jax.config.update("jax_num_cpu_devices", max(virtual))
+    if any(part.plugin is GPU and not part.virtual for part in parts):
+        # Without a driver, some of the libraries cannot tell their version.
+        os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 
 
 def devices(part: Slice) -> list[Any]:
@@ -309,6 +315,16 @@ def _batch(rows: RowSpec) -> Batch:
     return Batch(sides.get("enc"), sides["dec"], sides.get("cond"), scored_bt, id_e)
 
 
+def memory_needed(message: str) -> str:
+    """How much memory a program needs, from the error of a compiler for which it does not fit."""
+    size = r"([\d.]+[KMGT]?)"
+    if used := re.search(rf"Used {size} of {size} (\w+)", message):
+        return f"{used[1]} of {used[2]} {used[3]}"
+    if used := re.search(rf"temporaries \({size}\) exceeds available (\w+) \({size}\)", message):
+        return f"{used[1]} of {used[3]} {used[2]} for temporaries alone"
+    return "more memory than the chip has"
+
+
 def estimate(
     part: ProgramCase,
     plain: ProgramCase,
@@ -338,11 +354,7 @@ def estimate(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        used = re.search(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) (\w+)", str(error))
-        needs = (
-            "more memory than the chip has" if used is None else f"{used[1]} of {used[2]} {used[3]}"
-        )
-        return row | {"peak_bytes": None, "needs": needs}
+        return row | {"peak_bytes": None, "needs": memory_needed(str(error))}
     memory = compiled.memory_analysis()
     arguments = int(memory.argument_size_in_bytes)
     total = arguments + int(memory.output_size_in_bytes) + int(memory.temp_size_in_bytes)

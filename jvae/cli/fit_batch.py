@@ -32,9 +32,9 @@ def fit(config: ConfigDict, folder: Path, topology: str | None) -> Iterator[str]
     part = None if topology is None else aot.Slice.of(topology)
     if part and part.kind not in aot.CHIPS:
         raise ConfigError(f"--topology={topology}: its memory is not known; leave the flag out")
+    if part:
+        aot.prepare([part])
     validate(config, platform=part and ("cpu" if part.virtual else part.plugin.platform))
-    if part and part.virtual:
-        aot.make_room(part.count)
     mesh = meshes.make_mesh(config.mesh, None if part is None else aot.devices(part))
     limit = SHARE * (_memory() if part is None else aot.CHIPS[part.kind].memory_bytes)
     run = build.open_run(config, folder)

@@ -340,7 +340,8 @@ def _run(config: ConfigDict | None, rest: Sequence[str], argv: Sequence[str]) ->
         if not processes.first():
             logging.getLogger().setLevel(logging.WARNING)
         log.info("allocator: %s", allocator.name())
-    compile_cache.keep()
+    if parsed.mode not in ("compile", "fit-batch"):  # JAX cannot load programs for absent devices
+        compile_cache.keep()
     if parsed.workdir is not None:
         folder = _folder(parsed)
     else:

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from jvae import config
-from jvae.cli import aot, fit_batch, gpu_targets
+from jvae.cli import aot, compile_cache, fit_batch, gpu_targets
 from jvae.cli.main import main
 from jvae.errors import ConfigError
 from jvae.parallel import mesh as meshes
@@ -46,6 +46,22 @@ def test_gpus_are_described_to_the_compiler():
         bandwidth = int(re.search(r"memory_bandwidth: (\d+)", text)[1])
         assert 0.9 < memory / aot.CHIPS[kind].memory_bytes < 1.1
         assert 0.99 < bandwidth / aot.CHIPS[kind].memory_bytes_s < 1.01
+
+
+@pytest.mark.parametrize(
+    "message, needed",
+    [
+        ("XLA:TPU compile permanent error. Used 20.1G of 15.75G hbm.", "20.1G of 15.75G hbm"),
+        (
+            "Ran out of memory on HBM, the total memory required for HLO temporaries (19.72G) "
+            "exceeds available HBM (15.75G).",
+            "19.72G of 15.75G HBM for temporaries alone",
+        ),
+        ("Out of memory.", "more memory than the chip has"),
+    ],
+)
+def test_the_memory_of_what_does_not_fit_is_read_from_the_error(message, needed):
+    assert aot.memory_needed(f"RESOURCE_EXHAUSTED: {message}") == needed
 
 
 @pytest.mark.multidevice
@@ -118,6 +134,7 @@ def test_what_is_said_of_rows():
 def test_the_command_on_virtual_devices(tmp_path, capsys, monkeypatch):
     """Both slices, a file of the same as JSON, and no trace of a run."""
     monkeypatch.setattr(aot, "_installed", lambda plugin: False)
+    monkeypatch.setattr(compile_cache, "keep", lambda: pytest.fail("JAX cannot load what it kept"))
     sizes = [f"--config.model.decoder.{name}=16" for name in ("width", "mlp")]
     sizes += [
         "--config.model.decoder.layers=1",
