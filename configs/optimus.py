@@ -44,7 +44,8 @@ updates of 24 sentences:
     the same with encoder.init_std=0.15: the means shrank, as their     42.9 after 45 (others: 38.1,
     injection disturbed the decoder                                     39.1)
 
-`llama1b` and `llama8b` are compiled for eight H100s (BENCHMARKS.md) and have not been trained.
+`llama1b` and `llama8b` are compiled for TPU slices and eight H100s, with both values of `train`,
+and have not been trained; docs/performance.md has the meshes that fit.
 
 `tiny` deviates from the paper as follows. Each reason is a run with only that deviation reverted by
 the flags below it, seed 0: exact match in % of the 1,000 test sentences (for `tiny` itself: the

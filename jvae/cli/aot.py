@@ -223,7 +223,7 @@ def prepare(parts: Sequence[Slice]) -> None:
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", max(virtual))
     if any(part.plugin is GPU and not part.virtual for part in parts):
-        # Without a driver, some of the libraries cannot tell their version.
+        # Some of the libraries report no version without a driver.
         os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 
 
