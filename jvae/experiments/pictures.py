@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jvae.experiments.entries import ENTRIES
+from jvae.experiments.entries import ENTRIES, validates_bound
 from jvae.experiments.rows import Row
 from jvae.experiments.tables import NAMES, Rows, grouped, swept
 from jvae.runs.workdir import write_text
@@ -66,13 +66,13 @@ def rate_distortion(rows: Rows) -> Any:
 
 def compute(rows: Rows) -> Any:
     """Validation -ELBO of each check over the training compute until then, as a
-    `jvae.report.look.Picture`; None if no row has its checks. Of several seeds, the first.
+    `jvae.report.look.Picture`; None if no row has such checks. Of several seeds, the first.
     """
     from jvae.report import look, palette
 
     first: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: row["seed"]):
-        if row.get("curve") and not row["point"]:
+        if row.get("curve") and not row["point"] and validates_bound(row["entry"]):
             first.setdefault(row["entry"], row)
     if not first:
         return None

@@ -57,6 +57,15 @@ def _mi(rows: Rows) -> str:
     return "≥ " * any(row["mi_saturated"] for row in rows) + metric("mi")(rows)
 
 
+def _mi_and_baseline(rows: Rows) -> str:
+    """MI in nats, and that of the baseline."""
+    text = _mi(rows)
+    baselines = [row["baseline"].get("mi") for row in rows]
+    if text == DASH or any(control is None for control in baselines):
+        return text
+    return f"{text} ({max(statistics.fmean(baselines), 0.0):.1f})"  # estimates can be below 0
+
+
 def _active(rows: Rows) -> str:
     """Active units out of all dimensions, and those of the baseline."""
     text = metric("au_0.01", 0)(rows)
@@ -118,7 +127,7 @@ COLUMNS: Sequence[tuple[str, Cell]] = (
     ("BPC", metric("bpc", 3)),
     ("Rec", metric("rec")),
     ("KL", metric("kl")),
-    ("MI", _mi),
+    ("MI (baseline)", _mi_and_baseline),
     ("AU (baseline)", _active),
     ("collapsed", _collapsed),
     ("exact match %", metric("exact_match", 1)),

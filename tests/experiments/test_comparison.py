@@ -547,10 +547,11 @@ def cells(text, title):
 def test_cells_of_one_seed():
     rows = [made_up("lm", 29.0), made_up("optimus")]
     rows[1]["mi_saturated"] = True
+    rows[1]["baseline"]["mi"] = 3.25
     text = tables.tables(rows)
     head = cells(text, "model")
     row = dict(zip(head, cells(text, "Optimus"), strict=True))
-    assert row["NLL_100"] == "30.00 ± 0.20" and row["MI"] == "≥ 4.50"
+    assert row["NLL_100"] == "30.00 ± 0.20" and row["MI (baseline)"] == "≥ 4.50 (3.2)"
     assert row["AU (baseline)"] == "12 (0)" and row["collapsed"] == "no"
     assert row["BLEU"] == "not measured" and row["probe"] == "–"
     lm = dict(zip(head, cells(text, "Transformer LM"), strict=True))
@@ -640,7 +641,8 @@ def test_rate_against_distortion(tmp_path):
 
 
 def test_the_bound_over_training_compute(tmp_path):
-    rows = [made_up("lm", 29.0), made_up("optimus")]
+    rows = [made_up("lm", 29.0), made_up("optimus"), made_up("sri")]
+    rows[2]["curve"] = [[0.5, 20.0], [1.0, 19.0]]  # no bound
     assert pictures.compute(rows) is None
     rows[1]["curve"] = [[0.5, 60.0], [1.0, 31.0]]
     (line,) = pictures.write(rows, tmp_path)["compute"]
