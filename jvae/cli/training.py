@@ -87,7 +87,8 @@ def train(
       workdir: folder of the run; by default runs/<name of the config>.
       overrides: config values by key.
       callbacks: functions of a step and a dictionary of numbers by name. Every process calls them
-        for each line of metrics ("train/loss", "valid/neg_elbo") and at the end ("test/nll_100").
+        for each line of metrics ("train/loss", "valid/loss", and "valid/neg_elbo" if the posterior
+        has a density) and at the end ("test/nll_100").
         If one returns True, training ends, and the best checkpoint so far is returned without
         evaluation.
       seed: for the model's samples, as in `jvae.load`; the training seed is `seed` of the config.

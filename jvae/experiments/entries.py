@@ -264,10 +264,3 @@ SWEEPS: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "della": ("objective.beta.stop", (0.1, 0.3, 1.0)),
     "sri": ("model.chain.temperature", (0.05, 0.5, 1.0)),
 }
-
-
-def validates_bound(name: str) -> bool:
-    """Whether validation while training gives -ELBO. Short runs have no density there, so theirs is
-    the Rec of their last states, without a KL.
-    """
-    return ENTRIES[name].config.partition(":")[0] != "sri"

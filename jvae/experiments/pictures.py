@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jvae.experiments.entries import ENTRIES, validates_bound
+from jvae.experiments.entries import ENTRIES
 from jvae.experiments.rows import Row
 from jvae.experiments.tables import NAMES, Rows, grouped, swept
 from jvae.runs.workdir import write_text
@@ -72,7 +72,7 @@ def compute(rows: Rows) -> Any:
 
     first: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: row["seed"]):
-        if row.get("curve") and not row["point"] and validates_bound(row["entry"]):
+        if row.get("curve") and not row["point"]:
             first.setdefault(row["entry"], row)
     if not first:
         return None

@@ -124,16 +124,16 @@ def row_of(job: Job, out: Path) -> Row:
 
 def _curve(log: Sequence[Mapping[str, Any]], costs: Cost) -> list[tuple[float, float]]:
     """Training TFLOP until every check of the last phase, and its validation -ELBO in nats per
-    sentence. The bound of language models is Rec, as they have no KL.
+    sentence. Empty for short runs, whose validation has no bound.
     """
     begin = costs.phases[-2][0] if len(costs.phases) > 1 else 0
     return [
         (
             float(f"{costs.until(line['step']) / 1e12:.4g}"),
-            round(line["valid/rec"] + line.get("valid/kl", 0.0), 3),
+            round(line["valid/neg_elbo"], 3),
         )
         for line in log
-        if "valid/rec" in line and line["step"] > begin
+        if "valid/neg_elbo" in line and line["step"] > begin
     ]
 
 

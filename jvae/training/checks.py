@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from jvae.api import Params
+from jvae.api import Params, TextVAE
 from jvae.data.dataset import eval_batches
 from jvae.latent.kl import per_dimension
 from jvae.parallel import mesh as meshes
@@ -18,11 +18,17 @@ from jvae.training import latent_monitor, program
 log = logging.getLogger(__name__)
 
 
+def has_bound(model: TextVAE) -> bool:
+    """Whether Rec + KL of validation is -ELBO: a sampler's posterior has no density for a KL."""
+    return model.latent_shape[0] == 0 or model.post.log_prob is not None
+
+
 def validation(
     run: build.Run, mesh: Mesh, key: Key[Array, ""]
 ) -> Callable[[program.Program, Params, int], tuple[dict[str, float], np.ndarray | None]]:
     """Validation: the whole split, dropout off, the final KL weight, the same noise every time.
-    Returns its values, and the mean KL of each dimension if that has a closed form.
+    Returns its values, with -ELBO if the posterior has a density, and the mean KL of each dimension
+    if that has a closed form.
     """
     key = meshes.everywhere(key, mesh)
     data = run.data["valid"]
@@ -50,7 +56,8 @@ def validation(
         assert sums is not None  # a split has at least one sentence
         values = metrics.ratios(sums)
         row = {name: values[name] for name in ("loss", "rec", "kl")}
-        row["neg_elbo"] = values["rec"] + values["kl"]
+        if has_bound(run.model):
+            row["neg_elbo"] = values["rec"] + values["kl"]
         if current.watched and len(first) > 1:  # a variance over sentences needs two
             with jax.transfer_guard("allow"):  # once per check
                 use = latent_monitor.latent_use(run.model, params, kept, key, values["kl"])

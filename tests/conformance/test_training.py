@@ -14,6 +14,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jvae.api import example_keys
 from jvae.latent.elbo import measure
 from jvae.latent.iw_bound import score_batch
+from jvae.training.checks import has_bound
 from jvae.training.objectives import Objective
 from jvae.training.step import init_state, make_train_step
 from jvae.training.tracking import tracked
@@ -46,6 +47,11 @@ def test_z_moves_its_own_sentence_alone(system, sentences):
     own_ebt[np.arange(examples), row_e] = batch.dec.segment_bt[row_e] == slot_e[:, None]
     want_ebt = own_ebt & batch.scored_bt[None] & system.has_latent
     np.testing.assert_array_equal(moved_ebt != 0, want_ebt)
+
+
+@pytest.mark.fast_on("optimus", "della", "sri", "lm")
+def test_validation_has_a_bound_unless_chains_infer_z(system):
+    assert has_bound(system.model) == (not system.name.startswith("sri"))
 
 
 # Recurrent networks know no such choices; the others have the layers of a system that is tried.
