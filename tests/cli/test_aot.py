@@ -148,11 +148,12 @@ def test_the_command_on_virtual_devices(tmp_path, capsys, monkeypatch):
     text = capsys.readouterr().out
     assert "libtpu is not installed" in text and "all-reduce" in text
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["topology"] for row in rows] == ["v5e-4", "v5e-4", "cpu-8", "cpu-8"]
-    step, _, wide, sampler = rows
+    assert [row["topology"] for row in rows] == ["v5e-4"] * 3 + ["cpu-8"] * 3
+    step, _, _, wide, sampler, greedy = rows
     assert wide["batch_rows"] == 2 * step["batch_rows"]
     assert wide["flops"] == step["flops"] > step["model_flops"] > 0  # per device, as many rows
     assert sampler["program"].startswith("sampler, 16 texts of") and "bounds_ms" in step
+    assert greedy["program"].startswith("greedy decoder, 16 texts of")
     assert not folder.exists()
 
 
