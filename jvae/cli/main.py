@@ -340,8 +340,8 @@ def _run(config: ConfigDict | None, rest: Sequence[str], argv: Sequence[str]) ->
         if not processes.first():
             logging.getLogger().setLevel(logging.WARNING)
         log.info("allocator: %s", allocator.name())
-    if parsed.mode not in ("compile", "fit-batch"):  # JAX cannot load programs for absent devices
-        compile_cache.keep()
+    if parsed.mode != "compile" and not parsed["topology"].present:
+        compile_cache.keep()  # JAX could not load programs for devices that are not here
     if parsed.workdir is not None:
         folder = _folder(parsed)
     else:

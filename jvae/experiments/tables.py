@@ -59,20 +59,25 @@ def _mi(rows: Rows) -> str:
 
 def _mi_and_baseline(rows: Rows) -> str:
     """MI in nats, and that of the baseline."""
-    text = _mi(rows)
-    baselines = [row["baseline"].get("mi") for row in rows]
-    if text == DASH or any(control is None for control in baselines):
-        return text
-    return f"{text} ({max(statistics.fmean(baselines), 0.0):.1f})"  # estimates can be below 0
+
+    def shown(values: list[float]) -> str:
+        return f"{max(statistics.fmean(values), 0.0):.1f}"  # estimates can be below 0
+
+    return _beside(_mi(rows), rows, "mi", shown)
 
 
 def _active(rows: Rows) -> str:
     """Active units out of all dimensions, and those of the baseline."""
     text = metric("au_0.01", 0)(rows)
-    baselines = [row["baseline"].get("au_0.01") for row in rows]
-    if text == DASH or any(control is None for control in baselines):
+    return _beside(text, rows, "au_0.01", lambda values: f"{max(values):g}")
+
+
+def _beside(text: str, rows: Rows, name: str, shown: Callable[[list[float]], str]) -> str:
+    """A cell with the baseline in parentheses, if every row has one."""
+    baselines = [row["baseline"].get(name) for row in rows]
+    if text == DASH or any(value is None for value in baselines):
         return text
-    return f"{text} ({max(baselines):g})"
+    return f"{text} ({shown(baselines)})"
 
 
 def _probe(rows: Rows) -> str:
@@ -80,8 +85,7 @@ def _probe(rows: Rows) -> str:
     if not all("probe_label" in row["metrics"] for row in rows):
         return DASH
     text = metric("probe_label", 1)(rows)
-    baselines = [row["baseline"]["probe_label"] for row in rows]
-    return f"{text} ({statistics.fmean(baselines):.1f})"
+    return _beside(text, rows, "probe_label", lambda values: f"{statistics.fmean(values):.1f}")
 
 
 def _collapsed(rows: Rows) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from jvae.api import Params, TextVAE
+from jvae.api import Params
 from jvae.data.dataset import eval_batches
 from jvae.latent.kl import per_dimension
 from jvae.parallel import mesh as meshes
@@ -16,11 +16,6 @@ from jvae.runs import build, metrics, phases
 from jvae.training import latent_monitor, program
 
 log = logging.getLogger(__name__)
-
-
-def has_bound(model: TextVAE) -> bool:
-    """Whether Rec + KL of validation is -ELBO: a sampler's posterior has no density for a KL."""
-    return model.latent_shape[0] == 0 or model.post.log_prob is not None
 
 
 def validation(
@@ -56,7 +51,7 @@ def validation(
         assert sums is not None  # a split has at least one sentence
         values = metrics.ratios(sums)
         row = {name: values[name] for name in ("loss", "rec", "kl")}
-        if has_bound(run.model):
+        if program.has_bound(run.model):
             row["neg_elbo"] = values["rec"] + values["kl"]
         if current.watched and len(first) > 1:  # a variance over sentences needs two
             with jax.transfer_guard("allow"):  # once per check

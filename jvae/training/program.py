@@ -10,7 +10,7 @@ from jax.sharding import Mesh, Sharding
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from jvae.api import Batch, Params
+from jvae.api import Batch, Params, TextVAE
 from jvae.config import dataclass_from
 from jvae.data.tokenizers import TextTokenizer
 from jvae.errors import ConfigError
@@ -48,6 +48,13 @@ class Program(NamedTuple):
     where: TrainState
     watched: bool
     frozen: frozenset[str]
+
+
+def has_bound(model: TextVAE) -> bool:
+    """Whether Rec + KL of validation is -ELBO. The posterior of a sampler has no density, so its KL
+    is left to the evaluation.
+    """
+    return model.latent_shape[0] == 0 or model.post.log_prob is not None
 
 
 def compile_phase(run: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Program:
@@ -127,10 +134,7 @@ def compile_phase(run: build.Run, phase: Phase, mesh: Mesh, begin: int) -> Progr
     if sampler and sampler.tune:
         tune = meshes.under(mesh, step.make_tune_step(sampler.tune))
         tune_step = jax.jit(tune, donate_argnums=0, out_shardings=state_where)
-    # A sampler's posterior has no KL to monitor here; the evaluation measures it.
-    watched = (
-        objective.z == "posterior" and model.latent_shape[0] > 0 and model.post.log_prob is not None
-    )
+    watched = objective.z == "posterior" and model.latent_shape[0] > 0 and has_bound(model)
     valid_step = step.make_valid_step(model, objective, float(phase.objective.beta.stop), watched)
     if cfg.train.steps_per_call > 1:
         train_step = step.several(train_step)

@@ -14,8 +14,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jvae.api import example_keys
 from jvae.latent.elbo import measure
 from jvae.latent.iw_bound import score_batch
-from jvae.training.checks import has_bound
 from jvae.training.objectives import Objective
+from jvae.training.program import has_bound
 from jvae.training.step import init_state, make_train_step
 from jvae.training.tracking import tracked
 from jvae.tree import named_leaves
